@@ -1,0 +1,46 @@
+"""Is this plan for this job's data? Yes, in this order; or one line that says why not."""
+
+from collections.abc import Sequence
+
+from megatron_tokscale.data.plan import DatasetIdentity, Plan
+from megatron_tokscale.errors import TokscaleError
+
+
+def match_datasets(plan: Plan, found: Sequence[DatasetIdentity], seq_length: int) -> list[int]:
+    """Find each dataset of the plan among those of the job, whatever their order.
+
+    Args:
+        plan: the plan.
+        found: the job's training datasets.
+        seq_length: the job's sequence length in tokens.
+
+    Returns:
+        For each dataset of the plan its position in `found`. Twins (same name and sizes) are
+        taken in the order they come.
+
+    Raises:
+        TokscaleError: the job trains on other data, or cuts it to another length.
+    """
+    if seq_length != plan.seq_length:
+        raise TokscaleError(
+            f"the plan is for sequence length {plan.seq_length}, the job's is {seq_length}; "
+            "make a plan for this job"
+        )
+    left = dict(enumerate(found))
+    order = []
+    for dataset in plan.datasets:
+        position = next((i for i, other in left.items() if other == dataset), None)
+        if position is None:
+            raise TokscaleError(_missing(dataset, list(left.values())))
+        order.append(position)
+        del left[position]
+    if left:
+        extra = ", ".join(str(dataset) for dataset in left.values())
+        raise TokscaleError(f"the plan is for other data: it does not know {extra}")
+    return order
+
+
+def _missing(dataset: DatasetIdentity, candidates: list[DatasetIdentity]) -> str:
+    named = [other for other in candidates if other.name == dataset.name]
+    shown = ", ".join(str(other) for other in named or candidates) or "no other dataset"
+    return f"the plan is for other data: it has {dataset}, the job has {shown}"

@@ -1,0 +1,106 @@
+"""A keyed permutation of range(n) in closed form: the order of a stratum's samples in one epoch.
+
+A stored permutation costs 4 to 8 bytes per sample and epoch, and a shuffle of it depends on how
+many epochs are built at once. A closed form costs nothing, can be asked at any point, and is the
+same however long the job runs.
+
+It is a Feistel network on the smallest power of two that holds n (the two halves differ by at most
+one bit, and take turns to be changed by a keyed hash of the other), walked along its cycle until
+it comes back into range(n), which keeps it a bijection: Black and Rogaway, "Ciphers with arbitrary
+finite domains" (2002). The number of rounds and the hash (splitmix64's multipliers) are our
+choice: this must mix well, not keep secrets.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MASK64: Final = (1 << 64) - 1
+_GOLDEN: Final = 0x9E3779B97F4A7C15
+_MULTIPLIER1: Final = 0xBF58476D1CE4E5B9
+_MULTIPLIER2: Final = 0x94D049BB133111EB
+_DOUBLE_ROUNDS: Final = 3
+
+
+def _mix64(value: int) -> int:
+    """Finalizer of splitmix64 (Steele, Lea and Flood 2014)."""
+    value = ((value ^ (value >> 30)) * _MULTIPLIER1) & _MASK64
+    value = ((value ^ (value >> 27)) * _MULTIPLIER2) & _MASK64
+    return value ^ (value >> 31)
+
+
+def stratum_key(seed: int, name: str) -> int:
+    """64-bit key of a stratum, from the plan's seed and the stratum's name."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+@lru_cache(maxsize=4096)
+def epoch_permutation(size: int, key: int, epoch: int) -> "Permutation":
+    """Permutation of range(`size`) for epoch `epoch` of the stratum with key `key`."""
+    return Permutation(size, _mix64((key + epoch * _GOLDEN) & _MASK64))
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """A bijection of range(`size`) onto itself, one for each 64-bit `key`; `size` is at least 1."""
+
+    size: int
+    key: int
+
+    @cached_property
+    def _bits(self) -> tuple[int, int]:
+        """Bits of the left and the right half, at least one each."""
+        bits = max(2, (self.size - 1).bit_length())
+        return bits // 2, bits - bits // 2
+
+    @cached_property
+    def _round_keys(self) -> tuple[tuple[int, int], ...]:
+        keys = [
+            _mix64((self.key + i * _GOLDEN) & _MASK64) for i in range(1, 2 * _DOUBLE_ROUNDS + 1)
+        ]
+        return tuple(zip(keys[::2], keys[1::2], strict=True))
+
+    def __call__(self, position: int) -> int:
+        """Image of `position`. Written out flat: it runs once per training sample."""
+        left_bits, right_bits = self._bits
+        left_shift, right_shift = 64 - left_bits, 64 - right_bits
+        right_mask = (1 << right_bits) - 1
+        while True:
+            left, right = position >> right_bits, position & right_mask
+            for key_left, key_right in self._round_keys:
+                mixed = ((right ^ key_left) * _MULTIPLIER1) & _MASK64
+                left ^= (((mixed ^ (mixed >> 32)) * _MULTIPLIER2) & _MASK64) >> left_shift
+                mixed = ((left ^ key_right) * _MULTIPLIER1) & _MASK64
+                right ^= (((mixed ^ (mixed >> 32)) * _MULTIPLIER2) & _MASK64) >> right_shift
+            position = left << right_bits | right
+            if position < self.size:
+                return position
+
+    def many(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Images of an array of positions: `__call__` for each, vectorised."""
+        images = np.asarray(positions).astype(np.uint64)
+        outside = np.arange(images.size)
+        while outside.size:
+            walked = self._walk(images[outside])
+            images[outside] = walked
+            outside = outside[walked >= self.size]
+        return images.astype(np.int64)
+
+    def _walk(self, positions: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left_bits, right_bits = (np.uint64(bits) for bits in self._bits)
+        right_mask = np.uint64((1 << int(right_bits)) - 1)
+        left, right = positions >> right_bits, positions & right_mask
+        for key_left, key_right in self._round_keys:
+            left ^= _hash(right, key_left) >> (np.uint64(64) - left_bits)
+            right ^= _hash(left, key_right) >> (np.uint64(64) - right_bits)
+        return left << right_bits | right
+
+
+def _hash(half: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
+    mixed = (half ^ np.uint64(key)) * np.uint64(_MULTIPLIER1)
+    return (mixed ^ (mixed >> np.uint64(32))) * np.uint64(_MULTIPLIER2)

@@ -1,0 +1,80 @@
+"""Files that are whole or absent: written to a temporary name, synced, renamed."""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron_tokscale.errors import TokscaleError
+
+
+@contextmanager
+def whole_or_absent(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success sync it and rename it to `path`.
+
+    On an error the temporary file is removed and `path` stays as it was.
+
+    Raises:
+        OSError: the directory or the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, whole or not at all."""
+    with whole_or_absent(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` to `path` as JSON, whole or not at all; NaN and infinity are refused."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object in `path`.
+
+    Raises:
+        TokscaleError: the file is missing, unreadable or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TokscaleError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise TokscaleError(f"{path} is not JSON ({error}); restore or remove it") from error
+    if not isinstance(content, dict):
+        raise TokscaleError(f"{path} does not hold a JSON object; restore or remove it")
+    return content
+
+
+def check_schema(path: Path, found: int, supported: int) -> None:
+    """Refuse a file of a schema newer than this version reads.
+
+    Raises:
+        TokscaleError: naming both versions.
+    """
+    if found > supported:
+        raise TokscaleError(
+            f"{path} has schema version {found}, this megatron-tokscale reads up to {supported}; "
+            "upgrade megatron-tokscale"
+        )

@@ -1,0 +1,22 @@
+"""One sigmoid per token, many tokens at a time. Importing this room does not load torch."""
+
+# TMP from megatron_tokscale.fit.run import fit_run, fits_path
+from megatron_tokscale.fit.sigmoids import fit_sigmoids
+from megatron_tokscale.fit.table import (
+    FitStatus,
+    SigmoidFits,
+    TokenClass,
+    Transitions,
+    read_metadata,
+)
+
+__all__ = [
+    "FitStatus",
+    "SigmoidFits",
+    "TokenClass",
+    "Transitions",
+    "fit_run",
+    "fit_sigmoids",
+    "fits_path",
+    "read_metadata",
+]

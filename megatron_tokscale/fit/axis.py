@@ -1,0 +1,94 @@
+"""The time axis of a fit: the probes' x, and the box a midpoint and a width may lie in.
+
+Shapes: K probe steps.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from megatron_tokscale.errors import TokscaleError
+
+MIN_PROBES = 5
+_FAR = 1000.0
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where the probes are on the x axis. Make one with `Axis.of`.
+
+    Attributes:
+        x_K: x of each probe, ascending; -inf for step 0.
+        low: smallest finite x.
+        high: largest x.
+        spacing: median distance of neighbouring finite probes.
+    """
+
+    x_K: NDArray[np.float64]
+    low: float
+    high: float
+    spacing: float
+
+    @staticmethod
+    def of(x_K: ArrayLike) -> "Axis":
+        """Check `x_K` and measure it.
+
+        Raises:
+            TokscaleError: fewer than five probes, x not ascending, NaN, or +inf.
+        """
+        x_K = np.asarray(x_K, dtype=np.float64)
+        if x_K.ndim != 1:
+            raise TokscaleError(f"the probes' x must be one-dimensional, not {x_K.shape}")
+        if len(x_K) < MIN_PROBES:
+            raise TokscaleError(
+                f"a sigmoid needs at least {MIN_PROBES} probe steps, there are {len(x_K)}; "
+                "train on, or probe more often (--tokscale-schedule)"
+            )
+        if np.isnan(x_K).any() or np.isposinf(x_K).any():
+            raise TokscaleError("the probes' x has NaN or +inf; use another time axis")
+        if not (np.diff(x_K) > 0).all():
+            raise TokscaleError(
+                "the probes' x does not ascend (two probes at one time, or out of order); "
+                "sort the probes, or use the time 'step'"
+            )
+        finite = x_K[np.isfinite(x_K)]
+        return Axis(x_K, finite[0], finite[-1], float(np.median(np.diff(finite))))
+
+    @property
+    def n_probes(self) -> int:
+        """Number of probes K."""
+        return len(self.x_K)
+
+    @property
+    def span(self) -> float:
+        """Length of the probed range of x."""
+        return self.high - self.low
+
+    @property
+    def midpoint_bounds(self) -> tuple[float, float]:
+        """Where a midpoint may lie: the probed range and one spacing on either side."""
+        return self.low - self.spacing, self.high + self.spacing
+
+    @property
+    def width_bounds(self) -> tuple[float, float]:
+        """Which width may be fitted: from a step between two probes to the whole range.
+
+        At a twentieth of the spacing a sigmoid halfway between two probes is a step to 5e-5.
+        """
+        return self.spacing / 20, self.span
+
+    @property
+    def placed_K(self) -> NDArray[np.float64]:
+        """x_K with step 0 at a finite place so far left that s = 1 and s' = 0 to the last bit."""
+        return np.where(np.isfinite(self.x_K), self.x_K, self.low - _FAR * self.span)
+
+    @property
+    def clamped_K(self) -> NDArray[np.float64]:
+        """x_K with step 0 at the first finite probe, for models straight in x."""
+        return np.maximum(self.x_K, self.low)
+
+    def as_metadata(self) -> list[Any]:
+        """x_K as plain JSON values: null stands for -inf."""
+        return [float(x) if np.isfinite(x) else None for x in self.x_K]

@@ -1,0 +1,188 @@
+"""One block of tokens through grid, refinement, errors and classes.
+
+Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_tokscale.fit import classes, varpro
+from megatron_tokscale.fit.axis import Axis
+from megatron_tokscale.fit.grid import Grid
+from megatron_tokscale.fit.table import FitStatus, SigmoidFits, TokenClass
+from megatron_tokscale.fit.varpro import Search
+
+_SCOUT_STEPS, _STEPS, _TWO_STEPS = 4, 16, 16
+_INSIDE = 0.05
+_MIN_PLATEAU = 2
+
+
+def fit_block(axis: Axis, grid: Grid, loss_NK: Tensor, known_below: float) -> SigmoidFits:
+    """Fit every token of a block; see `fit_sigmoids`."""
+    loss_NK = loss_NK.double()
+    finite_N = loss_NK.isfinite().all(dim=1)
+    loss_NK = torch.where(finite_N[:, None], loss_NK, 0.0)
+    level_N = loss_NK.mean(dim=1)
+    y_NK = loss_NK - level_N[:, None]
+    scale_N = y_NK.square().mean(dim=1).sqrt()
+    moves_N = scale_N > 1e-6 * loss_NK.abs().amax(dim=1)
+    scale_N = torch.where(moves_N, scale_N, 1.0)
+    y_NK = torch.where(moves_N[:, None], y_NK / scale_N[:, None], 0.0)
+
+    one = fit_one(grid, y_NK)
+    two = fit_two(grid, y_NK, one)
+    onset_N, slope_N, ramp_sse_N = grid.ramp(y_NK)
+    class_N, evidence_N = classes.choose(
+        {
+            "flat": y_NK.square().sum(dim=1),
+            "sigmoid": one.sse_N,
+            "ramp": ramp_sse_N,
+            "two": torch.where(_is_two(axis, two), two.sse_N, torch.inf),
+        },
+        one.drop_NM[:, 0],
+        level_N,
+        axis.n_probes,
+        known_below,
+    )
+
+    sound_N = finite_N & moves_N
+    se_N4, inside_N = _errors(axis, one, grid.x_K)
+    status_N = _status(axis, grid, one, inside_N)
+    se_N4 = torch.where((status_N == FitStatus.AT_BOUND)[:, None], torch.nan, se_N4)
+    class_N = torch.where(finite_N, class_N, int(TokenClass.UNFITTED))
+    status_N = torch.where(moves_N, status_N, int(FitStatus.CONVERGED))
+    status_N = torch.where(finite_N, status_N, int(FitStatus.NON_FINITE))
+
+    def column(value_N: Tensor, where_N: Tensor = sound_N) -> np.ndarray:
+        return torch.where(where_N, value_N, torch.nan).float().cpu().numpy()
+
+    drop_N = one.drop_NM[:, 0] * scale_N
+    r2_N = 1 - one.sse_N / axis.n_probes
+    mean_s_N = varpro.curves(one.theta_NP, grid.x_K)[0].mean(dim=(1, 2))
+    floor_N = level_N - drop_N * mean_s_N
+    gradual_N = class_N == TokenClass.GRADUAL
+    return SigmoidFits(
+        axis.x_K,
+        floor_N=column(torch.where(moves_N, floor_N, level_N), finite_N),
+        drop_N=column(torch.where(moves_N, drop_N, 0.0), finite_N),
+        midpoint_N=column(one.theta_NP[:, 0]),
+        width_N=column(one.theta_NP[:, 1].exp()),
+        floor_se_N=column(se_N4[:, 0] * scale_N),
+        drop_se_N=column(se_N4[:, 1] * scale_N),
+        midpoint_se_N=column(se_N4[:, 2]),
+        width_se_N=column(se_N4[:, 3]),
+        sse_N=column(one.sse_N * scale_N.square(), finite_N),
+        r2_N=column(r2_N),
+        level_N=column(level_N, finite_N),
+        fall_N=column(loss_NK[:, 0] - loss_NK[:, -1], finite_N),
+        onset_N=column(onset_N, gradual_N),
+        slope_N=column(slope_N * scale_N, gradual_N),
+        **{
+            name: column(value_N, class_N == TokenClass.TWO_STEP)
+            for name, value_N in _two_columns(grid, two, level_N, scale_N).items()
+        },
+        evidence_N=column(evidence_N, finite_N),
+        class_N=class_N.to(torch.int8).cpu().numpy(),
+        status_N=status_N.to(torch.int8).cpu().numpy(),
+    )
+
+
+def fit_one(grid: Grid, y_NK: Tensor) -> Search:
+    """The best sigmoid: every band's best cell is refined a little, the best of them further."""
+    best: Search | None = None
+    for theta_NP in grid.starts(y_NK):
+        start = varpro.evaluate(theta_NP, y_NK, grid.x_K)
+        found = varpro.descend(start, y_NK, grid.x_K, grid.box, _SCOUT_STEPS)
+        best = found if best is None else best.where(best.sse_N <= found.sse_N, found)
+    assert best is not None
+    return varpro.descend(best, y_NK, grid.x_K, grid.box, _STEPS)
+
+
+def fit_two(grid: Grid, y_NK: Tensor, one: Search) -> Search:
+    """Two sigmoids: the one and the cell that best joins it, then all four parameters together.
+
+    Greedy, hence an optimum but not always the best one (issue 4 measures it).
+    """
+    second_NP = grid.second(one.theta_NP, y_NK)
+    theta_NP = torch.stack([one.theta_NP, second_NP], dim=2).flatten(1)
+    start = varpro.evaluate(theta_NP, y_NK, grid.x_K)
+    return varpro.descend(start, y_NK, grid.x_K, grid.box, _TWO_STEPS)
+
+
+def _is_two(axis: Axis, two: Search) -> Tensor:
+    """Whether both midpoints are inside the probed range, with two probes or more between them.
+
+    A single probe between two steps is an outlier, not a state of the token (our choice).
+    """
+    midpoint_NM = two.theta_NP[:, :2]
+    x_K = torch.tensor(axis.placed_K, device=midpoint_NM.device)
+    before_NM = (x_K < midpoint_NM[..., None]).sum(dim=-1)
+    inside_NM = (midpoint_NM >= axis.low) & (midpoint_NM <= axis.high)
+    apart_N = (before_NM[:, 0] - before_NM[:, 1]).abs() >= _MIN_PLATEAU
+    return apart_N & inside_NM.all(dim=1)
+
+
+def _two_columns(grid: Grid, two: Search, level_N: Tensor, scale_N: Tensor) -> dict[str, Tensor]:
+    """Floor, and drop, midpoint and width of the earlier and the later transition."""
+    drop_NM = two.drop_NM * scale_N[:, None]
+    mean_s_NM = varpro.curves(two.theta_NP, grid.x_K)[0].mean(dim=-1)
+    order_NM = two.theta_NP[:, :2].argsort(dim=1)
+    columns = {"steps_floor_N": level_N - (drop_NM * mean_s_NM).sum(dim=1)}
+    values = {"drop": drop_NM, "midpoint": two.theta_NP[:, :2], "width": two.theta_NP[:, 2:].exp()}
+    for name, value_NM in values.items():
+        for m, ordered_N in enumerate(value_NM.gather(1, order_NM).unbind(dim=1), start=1):
+            columns[f"step{m}_{name}_N"] = ordered_N
+    return columns
+
+
+def _errors(axis: Axis, one: Search, x_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Standard errors of f, A, c, w (scaled losses), and how many probes lie in the transition.
+
+    sqrt of the diagonal of (J^T J)^-1 SSE/(K - 4). With fewer than two probes where
+    0.05 < s < 0.95 neither c nor w is a smooth function of the losses there: c is then uniform
+    between the probes on either side (their distance over sqrt 12), w has no error, and f
+    and A have those of c and w held fixed.
+    """
+    s, by_midpoint, by_log_width = (
+        curve[:, 0] for curve in varpro.curves(one.theta_NP, x_K)
+    )
+    drop_N1, width_N1 = one.drop_NM, one.theta_NP[:, 1:].exp()
+    jacobian = torch.stack(
+        [torch.ones_like(s), s, drop_N1 * by_midpoint, drop_N1 * by_log_width / width_N1], dim=1
+    )
+    variance_N1 = (one.sse_N / (axis.n_probes - 4))[:, None]
+    gram = jacobian @ jacobian.mT
+    inside_N = ((s > _INSIDE) & (s < 1 - _INSIDE)).sum(dim=1)
+    smooth_N1 = (inside_N >= 2)[:, None]
+    full = _inverse_diagonal(gram)
+    fixed = torch.nn.functional.pad(_inverse_diagonal(gram[:, :2, :2]), (0, 2), value=torch.nan)
+    se_N4 = (torch.where(smooth_N1, full, fixed) * variance_N1).sqrt()
+    left_N = torch.where(s >= 1 - _INSIDE, x_K, -torch.inf).amax(dim=1)
+    right_N = torch.where(s <= _INSIDE, x_K, torch.inf).amin(dim=1)
+    gap_N = right_N - left_N.clamp_min(axis.low - axis.spacing)
+    se_N4[:, 2] = torch.where(smooth_N1[:, 0], se_N4[:, 2], gap_N / math.sqrt(12))
+    return se_N4, inside_N
+
+
+def _inverse_diagonal(gram_NPP: Tensor) -> Tensor:
+    """Diagonal of the inverse, the parameters scaled to unit curvature first."""
+    length_NP = gram_NPP.diagonal(dim1=1, dim2=2).clamp_min(1e-30).sqrt()
+    scaled = gram_NPP / (length_NP[:, :, None] * length_NP[:, None, :])
+    identity = torch.eye(gram_NPP.shape[-1], dtype=gram_NPP.dtype, device=gram_NPP.device)
+    inverse = varpro.solve(scaled, identity.expand_as(scaled))
+    return inverse.diagonal(dim1=1, dim2=2) / length_NP.square()
+
+
+def _status(axis: Axis, grid: Grid, one: Search, inside_N: Tensor) -> Tensor:
+    """The first of: at a bound, too few points in the transition, step limit, converged."""
+    midpoint_N, log_width_N = one.theta_NP.unbind(dim=1)
+    outside_N = (midpoint_N < axis.low) | (midpoint_N > axis.high)
+    status_N = torch.where(
+        varpro.converged(one, grid.box), int(FitStatus.CONVERGED), int(FitStatus.STEP_LIMIT)
+    )
+    status_N = torch.where(inside_N < 2, int(FitStatus.TOO_FEW_POINTS), status_N)
+    at_bound_N = outside_N | (log_width_N >= grid.box.log_width[1])
+    return torch.where(at_bound_N, int(FitStatus.AT_BOUND), status_N)

@@ -1,0 +1,289 @@
+"""What a fit says of every token: a frozen table of arrays, and its parquet file.
+
+Shapes: N tokens, K probe steps, G grid points, E transitions.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import check_schema, whole_or_absent
+
+SCHEMA_VERSION = 1
+Floats = NDArray[np.float32]
+
+
+class TokenClass(IntEnum):
+    """The model that describes a token's trajectory best (`fit.classes` says how it is chosen)."""
+
+    UNFITTED = -1
+    FLAT_KNOWN = 0
+    FLAT_UNLEARNED = 1
+    FALLING = 2
+    RISING = 3
+    TWO_STEP = 4
+    GRADUAL = 5
+
+    @property
+    def label(self) -> str:
+        """The name in JSON and in figures, e.g. "flat-known"."""
+        return self.name.lower().replace("_", "-")
+
+
+class FitStatus(IntEnum):
+    """How far the one-sigmoid fit of a token can be trusted.
+
+    CONVERGED: an optimum inside the box.
+    AT_BOUND: the midpoint lies outside the probed range, or the width is the whole range; the
+        parameters are not to be trusted and have no errors.
+    TOO_FEW_POINTS: fewer than two probes lie inside the transition; the midpoint is known to the
+        probes' spacing (its error says so), the width only as small.
+    NON_FINITE: a loss is NaN or infinite; nothing was fitted.
+    STEP_LIMIT: the next step still promised to lower the SSE by more than 1e-4 of it.
+    """
+
+    CONVERGED = 0
+    AT_BOUND = 1
+    TOO_FEW_POINTS = 2
+    NON_FINITE = 3
+    STEP_LIMIT = 4
+
+    @property
+    def label(self) -> str:
+        """The name in JSON, e.g. "at-bound"."""
+        return self.name.lower().replace("_", "-")
+
+
+def _column(unit: str, about: str) -> Any:
+    return field(metadata={"unit": unit, "about": about})
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """The sigmoids of the class models: one per falling or rising token, two per two-step token.
+
+    Attributes:
+        token_E: which token.
+        drop_E: fall in nats, negative for a rise.
+        midpoint_E: midpoint in units of x.
+        width_E: width w in units of x.
+        placed_E: whether the midpoint can be trusted (inside the probed range, not at a bound).
+    """
+
+    token_E: NDArray[np.int64]
+    drop_E: NDArray[np.float64]
+    midpoint_E: NDArray[np.float64]
+    width_E: NDArray[np.float64]
+    placed_E: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SigmoidFits:
+    """One sigmoid l(x) = f + A s((c - x)/w) per token, and the class of its trajectory.
+
+    The sigmoid is given for every token, whatever its class; a flat token's follows its noise. The
+    parameters of the other models are NaN except for tokens of that class. `predict` follows
+    the class. Errors are standard errors from J^T J and SSE/(K - 4); NaN where they mean nothing.
+    """
+
+    x_K: NDArray[np.float64]
+    floor_N: Floats = _column("nats", "f: the loss after the transition")
+    drop_N: Floats = _column("nats", "A: the fall through the transition; negative for a rise")
+    midpoint_N: Floats = _column("x", "c: midpoint of the transition; learning time = e^c")
+    width_N: Floats = _column("x", "w: width; the 10-90% width is 4.394 w")
+    floor_se_N: Floats = _column("nats", "standard error of f")
+    drop_se_N: Floats = _column("nats", "standard error of A")
+    midpoint_se_N: Floats = _column("x", "standard error of c")
+    width_se_N: Floats = _column("x", "standard error of w")
+    sse_N: Floats = _column("nats^2", "sum of squared residuals of the sigmoid")
+    r2_N: Floats = _column("1", "share of the variance that the sigmoid explains")
+    level_N: Floats = _column("nats", "mean loss over the probes; the model of a flat token")
+    fall_N: Floats = _column("nats", "measured loss at the first probe minus that at the last")
+    onset_N: Floats = _column("x", "gradual: constant until here, then straight in x")
+    slope_N: Floats = _column("nats/x", "gradual: slope after the onset; negative for a fall")
+    steps_floor_N: Floats = _column("nats", "two-step: the loss after both transitions")
+    step1_drop_N: Floats = _column("nats", "two-step: fall through the earlier transition")
+    step1_midpoint_N: Floats = _column("x", "two-step: midpoint of the earlier transition")
+    step1_width_N: Floats = _column("x", "two-step: width of the earlier transition")
+    step2_drop_N: Floats = _column("nats", "two-step: fall through the later transition")
+    step2_midpoint_N: Floats = _column("x", "two-step: midpoint of the later transition")
+    step2_width_N: Floats = _column("x", "two-step: width of the later transition")
+    evidence_N: Floats = _column("1", "by how much BIC favours the class over the runner-up")
+    class_N: NDArray[np.int8] = _column("code", "TokenClass")
+    status_N: NDArray[np.int8] = _column("code", "FitStatus of the one-sigmoid fit")
+
+    def __len__(self) -> int:
+        return len(self.floor_N)
+
+    @staticmethod
+    def columns() -> dict[str, Mapping[str, str]]:
+        """The per-token arrays: field name to its unit and what it is about."""
+        return {f.name: f.metadata for f in fields(SigmoidFits) if f.metadata}
+
+    def rows(self, index: slice | NDArray[Any]) -> "SigmoidFits":
+        """The tokens selected by a slice, an index array or a mask."""
+        return SigmoidFits(self.x_K, *(getattr(self, name)[index] for name in self.columns()))
+
+    @staticmethod
+    def concatenate(parts: Sequence["SigmoidFits"]) -> "SigmoidFits":
+        """Fits of the same probes, one after the other."""
+        columns = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in SigmoidFits.columns()
+        )
+        return SigmoidFits(parts[0].x_K, *columns)
+
+    def is_class(self, *classes: TokenClass) -> NDArray[np.bool_]:
+        """Which tokens belong to one of `classes`."""
+        return np.isin(self.class_N, classes)
+
+    def predict(self, x_G: ArrayLike) -> NDArray[np.float64]:
+        """Loss in nats of every token at `x_G` by the model of its class; NaN if unfitted."""
+        x_G = np.asarray(x_G, dtype=np.float64)
+        loss_NG = np.repeat(self.level_N[:, None].astype(np.float64), len(x_G), axis=1)
+        single = self.is_class(TokenClass.FALLING, TokenClass.RISING)
+        loss_NG[single] = self.floor_N[single, None]
+        double = self.is_class(TokenClass.TWO_STEP)
+        loss_NG[double] = self.steps_floor_N[double, None]
+        for prefix, rows in (("", single), ("step1_", double), ("step2_", double)):
+            drop, midpoint, width = (
+                getattr(self, f"{prefix}{name}_N")[rows, None].astype(np.float64)
+                for name in ("drop", "midpoint", "width")
+            )
+            loss_NG[rows] += drop * expit((midpoint - x_G) / width)
+        gradual = self.is_class(TokenClass.GRADUAL)
+        onset, slope = (a[gradual, None].astype(np.float64) for a in (self.onset_N, self.slope_N))
+        mean_rise = np.maximum(self.x_K - onset, 0).mean(axis=1, keepdims=True)
+        loss_NG[gradual] += slope * (np.maximum(x_G - onset, 0) - mean_rise)
+        return loss_NG
+
+    @cached_property
+    def transitions(self) -> Transitions:
+        """The sigmoids that `predict` is made of."""
+        single = np.flatnonzero(self.is_class(TokenClass.FALLING, TokenClass.RISING))
+        double = np.flatnonzero(self.is_class(TokenClass.TWO_STEP))
+        trusted = np.isin(self.status_N[single], (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS))
+        joined = {
+            name: np.concatenate(
+                [
+                    getattr(self, f"{name}_N")[single],
+                    getattr(self, f"step1_{name}_N")[double],
+                    getattr(self, f"step2_{name}_N")[double],
+                ]
+            ).astype(np.float64)
+            for name in ("drop", "midpoint", "width")
+        }
+        low = self.x_K[np.isfinite(self.x_K)].min()
+        inside = (joined["midpoint"] >= low) & (joined["midpoint"] <= self.x_K.max())
+        return Transitions(
+            token_E=np.concatenate([single, double, double]),
+            drop_E=joined["drop"],
+            midpoint_E=joined["midpoint"],
+            width_E=joined["width"],
+            placed_E=inside & np.concatenate([trusted, np.ones(2 * len(double), dtype=bool)]),
+        )
+
+    def to_arrow(self, extra: Mapping[str, tuple[NDArray[Any], str]] | None = None) -> Any:
+        """A pyarrow table with a unit per column; `extra` maps further columns to (array, unit)."""
+        import pyarrow as pa
+
+        columns = {
+            name.removesuffix("_N"): (getattr(self, name), about["unit"], about["about"])
+            for name, about in self.columns().items()
+        } | {name: (array, unit, "from the probe set") for name, (array, unit) in (extra or {}).items()}
+        schema = pa.schema(
+            [
+                pa.field(name, pa.from_numpy_dtype(array.dtype), metadata={"unit": unit, "about": about})
+                for name, (array, unit, about) in columns.items()
+            ]
+        )
+        return pa.table([pa.array(array) for array, _, _ in columns.values()], schema=schema)
+
+    def save(self, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
+        """Write the table to `path` (parquet), whole or not at all; `metadata` is plain JSON."""
+        with ParquetRows(path, self.x_K, metadata or {}) as rows:
+            rows.append(self)
+
+    @staticmethod
+    def load(path: Path) -> "SigmoidFits":
+        """Read a table of fits.
+
+        Raises:
+            TokscaleError: the file is missing, damaged, newer, or no table of fits.
+        """
+        import pyarrow.parquet as pq
+
+        metadata = read_metadata(path)
+        names = [name.removesuffix("_N") for name in SigmoidFits.columns()]
+        table = pq.read_table(path, columns=names)
+        x_K = np.array([-np.inf if x is None else x for x in metadata["x"]], dtype=np.float64)
+        return SigmoidFits(x_K, *(table[name].to_numpy() for name in names))
+
+
+class ParquetRows:
+    """A parquet file of fits written block by block, whole or absent.
+
+    Use as a context manager: the file appears at its end, and only without an error.
+    """
+
+    def __init__(self, path: Path, x_K: NDArray[np.float64], metadata: Mapping[str, Any]) -> None:
+        self._target = whole_or_absent(path)
+        self._metadata = {
+            **metadata,
+            "kind": "tokscale-fits",
+            "schema_version": SCHEMA_VERSION,
+            "x": [float(x) if np.isfinite(x) else None for x in x_K],
+        }
+        self._writer: Any = None
+
+    def __enter__(self) -> "ParquetRows":
+        self._temporary = self._target.__enter__()
+        return self
+
+    def append(
+        self, fits: SigmoidFits, extra: Mapping[str, tuple[NDArray[Any], str]] | None = None
+    ) -> None:
+        """Add the tokens of `fits` as one row group."""
+        import pyarrow.parquet as pq
+
+        table = fits.to_arrow(extra)
+        if self._writer is None:
+            schema = table.schema.with_metadata({"tokscale": json.dumps(self._metadata)})
+            self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd")
+        self._writer.write_table(table)
+
+    def __exit__(self, *error: Any) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._target.__exit__(*error)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a table of fits: what it was made of, and its probes' x.
+
+    Raises:
+        TokscaleError: the file is missing, damaged, newer, or no table of fits.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        found = pq.read_schema(path).metadata or {}
+    except OSError as error:
+        raise TokscaleError(f"cannot read fits {path}: {error.strerror or error}") from error
+    except pa.ArrowInvalid as error:
+        raise TokscaleError(f"fits {path} are damaged ({error}); fit the run again") from error
+    metadata = json.loads(found.get(b"tokscale", b"{}"))
+    if metadata.get("kind") != "tokscale-fits":
+        raise TokscaleError(f"{path} is not a table of fits; make one with `megatron-tokscale fit`")
+    check_schema(path, int(metadata["schema_version"]), SCHEMA_VERSION)
+    return dict(metadata)

@@ -1,0 +1,156 @@
+"""The probe set: fixed sequences, and which of their tokens are watched.
+
+Shapes: B sequences, S sequence length, N watched tokens (the true entries of `mask_BS`, row by row).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import check_schema, whole_or_absent
+
+SCHEMA_VERSION = 1
+
+_ARRAYS: dict[str, type[np.generic]] = {
+    "tokens": np.int32,
+    "labels": np.int32,
+    "mask": np.bool_,
+    "document": np.int32,
+    "position": np.int32,
+    "domain": np.int16,
+}
+
+
+@dataclass(frozen=True)
+class ProbeSet:
+    """Fixed sequences whose token losses are followed through training.
+
+    Attributes:
+        tokens_BS: int32 input ids.
+        labels_BS: int32 ids to predict; the loss of a watched token is that of its label.
+        mask_BS: bool, true where the label is watched.
+        document_BS: int32 index of the label's document in its dataset.
+        position_BS: int32 position of the label in its document, from 0.
+        domain_BS: int16 index into `domains`.
+        domains: names of the datasets.
+        vocab_size: size of the vocabulary the ids are drawn from.
+        details: how the set was made (split, seed, prefixes), plain JSON values.
+    """
+
+    tokens_BS: NDArray[np.int32]
+    labels_BS: NDArray[np.int32]
+    mask_BS: NDArray[np.bool_]
+    document_BS: NDArray[np.int32]
+    position_BS: NDArray[np.int32]
+    domain_BS: NDArray[np.int16]
+    domains: tuple[str, ...]
+    vocab_size: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_sequences(self) -> int:
+        """Number of sequences B."""
+        return int(self.tokens_BS.shape[0])
+
+    @property
+    def seq_length(self) -> int:
+        """Sequence length S in tokens."""
+        return int(self.tokens_BS.shape[1])
+
+    @cached_property
+    def n_tokens(self) -> int:
+        """Number of watched tokens N."""
+        return int(self.mask_BS.sum())
+
+    @cached_property
+    def label_N(self) -> NDArray[np.int32]:
+        """Ids of the watched tokens."""
+        return self.labels_BS[self.mask_BS]
+
+    @cached_property
+    def document_N(self) -> NDArray[np.int32]:
+        """Document of each watched token, within its dataset."""
+        return self.document_BS[self.mask_BS]
+
+    @cached_property
+    def position_N(self) -> NDArray[np.int32]:
+        """Position of each watched token in its document."""
+        return self.position_BS[self.mask_BS]
+
+    @cached_property
+    def domain_N(self) -> NDArray[np.int16]:
+        """Dataset of each watched token, an index into `domains`."""
+        return self.domain_BS[self.mask_BS]
+
+    @cached_property
+    def context_N(self) -> NDArray[np.int32]:
+        """Number of tokens that each watched token is predicted from."""
+        return (np.nonzero(self.mask_BS)[1] + 1).astype(np.int32)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (first 16 hex digits) of everything that decides what a loss file means."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([list(self.domains), self.vocab_size]).encode())
+        for name, dtype in _ARRAYS.items():
+            array = np.ascontiguousarray(getattr(self, f"{name}_BS"), dtype=dtype)
+            digest.update(f"{name}{array.shape}".encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write the set to `path` (safetensors), whole or not at all."""
+        from safetensors.numpy import save_file
+
+        metadata = {
+            "kind": "tokscale-probe-set",
+            "schema_version": str(SCHEMA_VERSION),
+            "fingerprint": self.fingerprint,
+            "domains": json.dumps(list(self.domains)),
+            "vocab_size": str(self.vocab_size),
+            "details": json.dumps(self.details),
+        }
+        arrays = {name: np.ascontiguousarray(getattr(self, f"{name}_BS")) for name in _ARRAYS}
+        with whole_or_absent(path) as temporary:
+            save_file(arrays, temporary, metadata=metadata)
+
+    @staticmethod
+    def load(path: Path) -> "ProbeSet":
+        """Read a probe set and check it against its own fingerprint.
+
+        Raises:
+            TokscaleError: the file is missing, truncated, altered, newer, or no probe set.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("kind") != "tokscale-probe-set":
+                    raise TokscaleError(
+                        f"{path} is not a probe set; make one with `megatron-tokscale probe build`"
+                    )
+                check_schema(path, int(metadata["schema_version"]), SCHEMA_VERSION)
+                arrays = {f"{name}_BS": file.get_tensor(name) for name in _ARRAYS}
+        except OSError as error:
+            raise TokscaleError(
+                f"cannot read probe set {path}: {error.strerror or error}"
+            ) from error
+        except SafetensorError as error:
+            raise TokscaleError(f"probe set {path} is damaged ({error}); build it again") from error
+        probe_set = ProbeSet(
+            **arrays,
+            domains=tuple(json.loads(metadata["domains"])),
+            vocab_size=int(metadata["vocab_size"]),
+            details=json.loads(metadata["details"]),
+        )
+        if probe_set.fingerprint != metadata["fingerprint"]:
+            raise TokscaleError(f"probe set {path} does not match its fingerprint; build it again")
+        return probe_set

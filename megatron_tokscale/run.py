@@ -1,0 +1,32 @@
+"""Run a Megatron training script with the plugin: no edit needed.
+
+torchrun --nproc_per_node 8 -m megatron_tokscale.run pretrain_gpt.py <its flags> <--tokscale-*>
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+from megatron_tokscale.errors import TokscaleError, exit_with_one_line
+from megatron_tokscale.launch import prepare
+
+
+def main() -> None:
+    """Run the script that the first argument names, as `python SCRIPT ...` would."""
+    with exit_with_one_line():
+        if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
+            given = sys.argv[1] if len(sys.argv) > 1 else "nothing"
+            raise TokscaleError(
+                "usage: torchrun ... -m megatron_tokscale.run SCRIPT <flags>, with a training "
+                f"script such as pretrain_gpt.py; {given} is no file"
+            )
+    script = sys.argv[1]
+    del sys.argv[0]
+    # A Megatron checkout is imported from the folder of its script, as Python itself does it.
+    sys.path[0] = str(Path(script).resolve().parent)
+    prepare()
+    runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""One losses file: the loss of every watched token at one probe step.
+
+Shapes: N watched tokens.
+"""
+
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import check_schema, whole_or_absent
+
+SCHEMA_VERSION = 1
+_NAME = re.compile(r"step_(\d{8,})\.safetensors")
+
+
+@dataclass(frozen=True)
+class LossRecord:
+    """What is known of a probe besides its losses.
+
+    Attributes:
+        step: optimizer steps completed.
+        consumed_samples: training samples consumed.
+        consumed_tokens: training tokens consumed.
+        learning_rate: learning rate of the next step; NaN if unknown.
+        lr_sum: sum of the learning rates of all steps taken; NaN if unknown.
+        training_loss: mean training loss of the last step in nats; NaN before the first.
+        wall_time: Unix time in seconds when the probe ended.
+        duration: seconds the probe took.
+        probe_fingerprint: fingerprint of the probe set.
+        versions: package versions, e.g. "megatron-core 0.19.2, torch 2.13.0".
+    """
+
+    step: int
+    consumed_samples: int
+    consumed_tokens: int
+    learning_rate: float
+    lr_sum: float
+    training_loss: float
+    wall_time: float
+    duration: float
+    probe_fingerprint: str
+    versions: str
+
+
+def losses_name(step: int) -> str:
+    """File name of the losses at `step`."""
+    return f"step_{step:08d}.safetensors"
+
+
+def list_losses(folder: Path) -> dict[int, Path]:
+    """Map step to losses file, ascending, for every whole file in `folder`."""
+    if not folder.is_dir():
+        return {}
+    matches = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+
+def write_losses(path: Path, loss_N: NDArray[np.floating[Any]], record: LossRecord) -> None:
+    """Write the losses in nats and their record to `path`, whole or not at all.
+
+    Raises:
+        OSError: the disk is full or the directory cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    array = np.ascontiguousarray(loss_N)
+    metadata = {name: repr(value) for name, value in asdict(record).items()} | {
+        "kind": "tokscale-losses",
+        "schema_version": str(SCHEMA_VERSION),
+        "probe_fingerprint": record.probe_fingerprint,
+        "versions": record.versions,
+        "crc32": f"{zlib.crc32(array.tobytes()):08x}",
+    }
+    with whole_or_absent(path) as temporary:
+        save_file({"loss": array}, temporary, metadata=metadata)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except OSError as error:
+        raise TokscaleError(f"cannot read losses {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise TokscaleError(
+            f"losses file {path} is truncated or damaged ({error}); remove it to go on without it"
+        ) from error
+
+
+def read_record(path: Path) -> tuple[LossRecord, int]:
+    """Read a losses file's record and its number of tokens N.
+
+    Raises:
+        TokscaleError: the file is missing, truncated, newer, or no losses file.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        if metadata.get("kind") != "tokscale-losses":
+            raise TokscaleError(f"{path} is not a losses file; remove it from the losses folder")
+        check_schema(path, int(metadata["schema_version"]), SCHEMA_VERSION)
+        n_tokens = int(file.get_slice("loss").get_shape()[0])
+    values: dict[str, Any] = {}
+    for field in fields(LossRecord):
+        text = metadata[field.name]
+        values[field.name] = field.type(text) if callable(field.type) else text
+    return LossRecord(**values), n_tokens
+
+
+def read_losses(path: Path, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+    """Read losses of tokens `start` to `stop` as float32; the whole file is checked by its CRC.
+
+    A part (`stop` given) is read without touching the rest, hence without the check.
+
+    Raises:
+        TokscaleError: the file is truncated, damaged, or its checksum is wrong.
+    """
+    with _opened(path) as file:
+        if stop is not None:
+            return np.asarray(file.get_slice("loss")[start:stop], dtype=np.float32)
+        array = file.get_tensor("loss")
+        expected = (file.metadata() or {}).get("crc32")
+    if f"{zlib.crc32(array.tobytes()):08x}" != expected:
+        raise TokscaleError(f"losses file {path} has a wrong checksum; remove it or restore it")
+    return np.asarray(array[start:], dtype=np.float32)

@@ -1,0 +1,126 @@
+"""Reading a run: its probe set, its probe steps, and loss_NK by blocks of tokens.
+
+Shapes: N watched tokens, K probe steps.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import check_schema, read_json
+from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store.losses import (
+    LossRecord,
+    list_losses,
+    read_losses,
+    read_record,
+)
+
+SCHEMA_VERSION = 1
+Time = Literal["step", "tokens", "lr-sum"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk, read-only. Make one with `Run.open`.
+
+    Attributes:
+        path: the run directory (which holds `tokscale/` and `analysis/`).
+        info: the content of run.json.
+        probe_set: the watched tokens.
+        records: one record per probe, by ascending step.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    probe_set: ProbeSet
+    records: tuple[LossRecord, ...]
+
+    @staticmethod
+    def open(path: str | Path) -> "Run":
+        """Open the run in directory `path` and check that its files belong together.
+
+        Raises:
+            TokscaleError: no run there, a damaged file, or a file of another probe set.
+        """
+        path = Path(path)
+        folder = path / "tokscale"
+        if not (folder / "run.json").is_file():
+            raise TokscaleError(f"no run in {path}: {folder / 'run.json'} is not there")
+        info = read_json(folder / "run.json")
+        check_schema(folder / "run.json", int(info["schema_version"]), SCHEMA_VERSION)
+        probe_set = ProbeSet.load(folder / "probe.safetensors")
+        records = []
+        for file in list_losses(folder / "losses").values():
+            record, n_tokens = read_record(file)
+            if n_tokens != probe_set.n_tokens:
+                raise TokscaleError(
+                    f"losses file {file} has {n_tokens} tokens, the probe set has "
+                    f"{probe_set.n_tokens}; remove the file"
+                )
+            if record.probe_fingerprint != probe_set.fingerprint:
+                raise TokscaleError(f"losses file {file} is of another probe set; remove the file")
+            records.append(record)
+        return Run(path, info, probe_set, tuple(records))
+
+    @property
+    def analysis(self) -> Path:
+        """The folder for everything computed from the run."""
+        return self.path / "analysis"
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of watched tokens N."""
+        return self.probe_set.n_tokens
+
+    @cached_property
+    def step_K(self) -> NDArray[np.int64]:
+        """Probe steps, ascending."""
+        return np.array([record.step for record in self.records], dtype=np.int64)
+
+    def x_K(self, time: Time = "step") -> NDArray[np.float64]:
+        """Natural logarithm of training time at each probe; -inf at step 0.
+
+        `time` is "step", "tokens" (consumed training tokens), or "lr-sum" (sum of the learning
+        rates of the steps taken, over the peak learning rate).
+
+        Raises:
+            TokscaleError: the run does not know that time.
+        """
+        if time == "step":
+            time_K = self.step_K.astype(np.float64)
+        elif time == "tokens":
+            time_K = np.array([record.consumed_tokens for record in self.records], np.float64)
+        else:
+            peak = float(self.info.get("learning_rate", {}).get("peak") or np.nan)
+            time_K = np.array([record.lr_sum for record in self.records], np.float64) / peak
+        if not np.isfinite(time_K).all():
+            raise TokscaleError(f"{self.path} does not know its {time}; use the time 'step'")
+        with np.errstate(divide="ignore"):
+            return np.log(time_K)
+
+    def read_losses(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Read loss_NK (nats, float32) of the tokens from `start` to `stop`, all probes.
+
+        With no `stop` the whole files are read and their checksums verified.
+        """
+        length = (self.n_tokens if stop is None else min(stop, self.n_tokens)) - start
+        loss_NK = np.empty((length, len(self.records)), dtype=np.float32)
+        files = list_losses(self.path / "tokscale" / "losses")
+        for k, record in enumerate(self.records):
+            loss_NK[:, k] = read_losses(files[record.step], start, stop)
+        return loss_NK
+
+    def verify(self) -> None:
+        """Check the checksum of every losses file.
+
+        Raises:
+            TokscaleError: naming the first damaged file.
+        """
+        for file in list_losses(self.path / "tokscale" / "losses").values():
+            read_losses(file)

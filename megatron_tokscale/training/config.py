@@ -1,0 +1,51 @@
+"""The --tokscale-* flags: one dataclass, whose field docstrings are the help."""
+
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass, fields
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokscaleConfig:
+    """Watch the loss of single tokens while the model trains, and train under a data plan."""
+
+    tokscale_probe_set: str | None = None
+    """Probe set to watch, made by `megatron-tokscale probe build`. Turns the probe on."""
+
+    tokscale_dir: str | None = None
+    """Run directory: what is watched goes to DIR/tokscale. Default: the directory of --save."""
+
+    tokscale_schedule: str = "log:per-octave=8"
+    """Steps to probe at, 0 being before training: log:per-octave=P, linear:EVERY,
+    list:STEP,STEP,..., last, or several joined by '+'."""
+
+    tokscale_loss_dtype: Literal["float32", "float16"] = "float32"
+    """Precision of the losses on disk; float16 halves the space and keeps 3 digits."""
+
+    tokscale_on_write_error: Literal["disable", "abort"] = "disable"
+    """What to do when losses cannot be written: stop probing and train on, or stop the job."""
+
+    tokscale_verify_isolation: bool = False
+    """Hash parameters, buffers, optimizer state and generators before and after every probe, and
+    stop the job on a difference. Slow: for trying a new setting, not for a long run."""
+
+    tokscale_plan: str | None = None
+    """Data plan to follow, made by `megatron-tokscale plan build`: which dataset each training
+    sample is drawn from. Needs --dataloader-type single."""
+
+    tokscale_cpu: bool = False
+    """Run Megatron on the CPU with gloo, on a machine without a GPU."""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the flags to Megatron's parser."""
+    from megatron.training.argument_utils import ArgumentGroupFactory
+
+    ArgumentGroupFactory(TokscaleConfig).build_group(parser, title="tokscale")
+
+
+def config_from_args(args: Namespace) -> TokscaleConfig:
+    """Read the flags back from Megatron's parsed arguments."""
+    return TokscaleConfig(
+        **{field.name: getattr(args, field.name) for field in fields(TokscaleConfig)}
+    )

@@ -1,0 +1,201 @@
+"""What a probe must leave as it was, so that training goes on to the bit as if there were none."""
+
+import hashlib
+import random
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.rerun_state_machine import RerunMode, get_rerun_state_machine
+from megatron.core.utils import get_model_config
+from megatron.training import training
+
+from megatron_tokscale.errors import TokscaleError
+
+
+@contextmanager
+def isolated(model: Sequence[Any], optimizer: Any, args: Namespace) -> Iterator[None]:
+    """Evaluate `model` inside the block, and give training back its state after it.
+
+    An error inside propagates (a rank that swallowed it would leave the others hanging), with the
+    state restored as far as one process can.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_generators())
+        stack.enter_context(_synced_parameters(model, optimizer, args))
+        stack.enter_context(_evaluation_mode(model))
+        stack.enter_context(_no_rerun_validation())
+        stack.enter_context(_no_schedule_timers(model))
+        stack.enter_context(_no_router_jitter(model))
+        stack.enter_context(_no_heartbeat_timeout())
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+@contextmanager
+def _generators() -> Iterator[None]:
+    """Save and restore the five generators that Megatron's checkpoints hold."""
+    tracker = tensor_parallel.get_cuda_rng_tracker()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    device_state = torch.cuda.get_rng_state()
+    tracker_states = _cloned(tracker.get_states())
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.cuda.set_rng_state(device_state)
+        tracker.set_states(tracker_states)
+
+
+def _cloned(states: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: state.clone() if isinstance(state, torch.Tensor) else state
+        for name, state in states.items()
+    }
+
+
+@contextmanager
+def _synced_parameters(model: Sequence[Any], optimizer: Any, args: Namespace) -> Iterator[None]:
+    """Make every rank's parameters current, and keep the overlapped gather out of the probe.
+
+    With --overlap-param-gather the optimizer leaves other ranks' shards stale until the hooks of
+    the next forward pass; those are off before the first step, when a sync must be forced.
+    """
+    if not training.should_disable_forward_pre_hook(args):
+        yield
+    elif all(chunk.remove_forward_pre_hook_handles for chunk in model):
+        training.disable_forward_pre_hook(model, optimizer)
+        try:
+            yield
+        finally:
+            training.enable_forward_pre_hook(model)
+    else:
+        training.force_param_sync(model, optimizer)
+        yield
+
+
+@contextmanager
+def _evaluation_mode(model: Sequence[Any]) -> Iterator[None]:
+    """Put all modules in eval mode, and each one back in the mode that it had.
+
+    `model.train()` would not do: it would wake modules that the user keeps in eval mode.
+    """
+    modes = [(module, module.training) for chunk in model for module in chunk.modules()]
+    for chunk in model:
+        chunk.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _no_rerun_validation() -> Iterator[None]:
+    machine = get_rerun_state_machine()
+    mode = machine.get_mode()
+    machine.set_mode(RerunMode.DISABLED)
+    try:
+        yield
+    finally:
+        machine.set_mode(mode)
+
+
+@contextmanager
+def _no_schedule_timers(model: Sequence[Any]) -> Iterator[None]:
+    config = get_model_config(model[0])
+    timers = config.timers
+    config.timers = None
+    try:
+        yield
+    finally:
+        config.timers = timers
+
+
+@contextmanager
+def _no_router_jitter(model: Sequence[Any]) -> Iterator[None]:
+    """Turn off MoE input jitter, which Megatron applies in eval mode too."""
+    config = get_model_config(model[0])
+    jitter = getattr(config, "moe_input_jitter_eps", None)
+    if jitter is None:
+        yield
+        return
+    config.moe_input_jitter_eps = None
+    try:
+        yield
+    finally:
+        config.moe_input_jitter_eps = jitter
+
+
+@contextmanager
+def _no_heartbeat_timeout() -> Iterator[None]:
+    """Tell Megatron's fault tolerance that this is evaluation, not a hang."""
+    from megatron.training import ft_integration
+
+    ft_integration.on_eval_step_start()
+    try:
+        yield
+    finally:
+        ft_integration.on_eval_step_end()
+
+
+@contextmanager
+def verified(model: Sequence[Any], optimizer: Any, step: int) -> Iterator[None]:
+    """Compare hashes of all training state before and after the block.
+
+    Raises:
+        TokscaleError: naming what the block has changed.
+    """
+    before = _digests(model, optimizer)
+    yield
+    after = _digests(model, optimizer)
+    changed = [name for name, digest in before.items() if after[name] != digest]
+    if changed:
+        raise TokscaleError(f"the probe at step {step} changed {', '.join(changed)}")
+
+
+def _digests(model: Sequence[Any], optimizer: Any) -> dict[str, str]:
+    tracker = tensor_parallel.get_cuda_rng_tracker()
+    return {
+        "parameters": _digest([p for chunk in model for p in chunk.parameters()]),
+        "buffers": _digest([b for chunk in model for b in chunk.buffers()]),
+        "module modes": _digest([m.training for chunk in model for m in chunk.modules()]),
+        "optimizer state": _digest(_optimizer_tensors(optimizer)),
+        "Python's generator": _digest([random.getstate()]),
+        "NumPy's generator": _digest(list(np.random.get_state())),
+        "torch's CPU generator": _digest([torch.get_rng_state()]),
+        "torch's CUDA generator": _digest([torch.cuda.get_rng_state()]),
+        "Megatron's generator tracker": _digest(list(tracker.get_states().values())),
+    }
+
+
+def _optimizer_tensors(optimizer: Any) -> list[Any]:
+    inner = [getattr(part, "optimizer", part) for part in _chained(optimizer)]
+    groups = [group for part in inner for group in part.param_groups]
+    states = [state for part in inner for state in part.state.values()]
+    return [p for group in groups for p in group["params"]] + [
+        value for state in states for value in state.values()
+    ]
+
+
+def _chained(optimizer: Any) -> list[Any]:
+    return list(getattr(optimizer, "chained_optimizers", [optimizer]))
+
+
+def _digest(values: Sequence[Any]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            raw = value.detach().contiguous().view(-1).cpu().view(torch.uint8)
+            digest.update(raw.numpy().data)
+        elif isinstance(value, np.ndarray):
+            digest.update(value.tobytes())
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()
