@@ -180,8 +180,9 @@ class Plan:
         content = read_json(path)
         if content.get("kind") != KIND:
             raise TokscaleError(f"{path} is not a plan; make one with `megatron-tokscale plan`")
+        version = content.get("schema_version")
+        check_schema(path, version if isinstance(version, int) else 0, SCHEMA_VERSION)
         try:
-            check_schema(path, int(content["schema_version"]), SCHEMA_VERSION)
             return _from_json(content)
         except (KeyError, TypeError, ValueError) as error:
             raise TokscaleError(f"plan {path} is malformed ({error!r}); make it again") from error

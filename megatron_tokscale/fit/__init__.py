@@ -1,6 +1,6 @@
 """One sigmoid per token, many tokens at a time. Importing this room does not load torch."""
 
-# TMP from megatron_tokscale.fit.run import fit_run, fits_path
+from megatron_tokscale.fit.run import fit_run, fits_path
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
 from megatron_tokscale.fit.table import (
     FitStatus,

@@ -24,12 +24,14 @@ class Axis:
         low: smallest finite x.
         high: largest x.
         spacing: median distance of neighbouring finite probes.
+        closest: smallest such distance, but no less than a tenth of the median.
     """
 
     x_K: NDArray[np.float64]
     low: float
     high: float
     spacing: float
+    closest: float
 
     @staticmethod
     def of(x_K: ArrayLike) -> "Axis":
@@ -54,7 +56,10 @@ class Axis:
                 "sort the probes, or use the time 'step'"
             )
         finite = x_K[np.isfinite(x_K)]
-        return Axis(x_K, finite[0], finite[-1], float(np.median(np.diff(finite))))
+        distances = np.diff(finite)
+        spacing = float(np.median(distances))
+        closest = max(float(distances.min()), spacing / 10)
+        return Axis(x_K, float(finite[0]), float(finite[-1]), spacing, closest)
 
     @property
     def n_probes(self) -> int:
@@ -75,9 +80,9 @@ class Axis:
     def width_bounds(self) -> tuple[float, float]:
         """Which width may be fitted: from a step between two probes to the whole range.
 
-        At a twentieth of the spacing a sigmoid halfway between two probes is a step to 5e-5.
+        At a twentieth of their distance a sigmoid halfway between two probes is a step to 5e-5.
         """
-        return self.spacing / 20, self.span
+        return self.closest / 20, self.span
 
     @property
     def placed_K(self) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from megatron_tokscale.fit.grid import Grid
 from megatron_tokscale.fit.table import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.fit.varpro import Search
 
-_SCOUT_STEPS, _STEPS, _TWO_STEPS = 4, 16, 16
+_SCOUT_STEPS, _STEPS, _SLOW_STEPS = 4, 12, 40
 _INSIDE = 0.05
 _MIN_PLATEAU = 2
 
@@ -33,19 +33,12 @@ def fit_block(axis: Axis, grid: Grid, loss_NK: Tensor, known_below: float) -> Si
     y_NK = torch.where(moves_N[:, None], y_NK / scale_N[:, None], 0.0)
 
     one = fit_one(grid, y_NK)
-    two = fit_two(grid, y_NK, one)
     onset_N, slope_N, ramp_sse_N = grid.ramp(y_NK)
+    sse_N = {"flat": y_NK.square().sum(dim=1), "sigmoid": one.sse_N, "ramp": ramp_sse_N}
+    two = fit_two(grid, y_NK, rivals=sse_N)
+    sse_N["two"] = torch.where(_is_two(axis, two), two.sse_N, torch.inf)
     class_N, evidence_N = classes.choose(
-        {
-            "flat": y_NK.square().sum(dim=1),
-            "sigmoid": one.sse_N,
-            "ramp": ramp_sse_N,
-            "two": torch.where(_is_two(axis, two), two.sse_N, torch.inf),
-        },
-        one.drop_NM[:, 0],
-        level_N,
-        axis.n_probes,
-        known_below,
+        sse_N, one.drop_NM[:, 0], level_N, axis.n_probes, known_below
     )
 
     sound_N = finite_N & moves_N
@@ -91,25 +84,34 @@ def fit_block(axis: Axis, grid: Grid, loss_NK: Tensor, known_below: float) -> Si
 
 
 def fit_one(grid: Grid, y_NK: Tensor) -> Search:
-    """The best sigmoid: every band's best cell is refined a little, the best of them further."""
+    """The best sigmoid: every band's best cell is refined a little, the best of them further.
+
+    The few tokens that have not converged by then get more steps, by themselves.
+    """
     best: Search | None = None
     for theta_NP in grid.starts(y_NK):
         start = varpro.evaluate(theta_NP, y_NK, grid.x_K)
         found = varpro.descend(start, y_NK, grid.x_K, grid.box, _SCOUT_STEPS)
         best = found if best is None else best.where(best.sse_N <= found.sse_N, found)
     assert best is not None
-    return varpro.descend(best, y_NK, grid.x_K, grid.box, _STEPS)
+    found = varpro.descend(best, y_NK, grid.x_K, grid.box, _STEPS)
+    slow = (~varpro.converged(found, grid.box)).nonzero()[:, 0]
+    more = varpro.descend(found.rows(slow), y_NK[slow], grid.x_K, grid.box, _SLOW_STEPS)
+    return found.put(slow, more)
 
 
-def fit_two(grid: Grid, y_NK: Tensor, one: Search) -> Search:
-    """Two sigmoids: the one and the cell that best joins it, then all four parameters together.
+def fit_two(grid: Grid, y_NK: Tensor, rivals: dict[str, Tensor]) -> Search:
+    """Two sigmoids: the best pair of coarse cells, then all four parameters together.
 
-    Greedy, hence an optimum but not always the best one (issue 4 measures it).
+    Tokens that after a few steps are far from beating the simpler models (`rivals`: the SSE of
+    each) are left there.
     """
-    second_NP = grid.second(one.theta_NP, y_NK)
-    theta_NP = torch.stack([one.theta_NP, second_NP], dim=2).flatten(1)
-    start = varpro.evaluate(theta_NP, y_NK, grid.x_K)
-    return varpro.descend(start, y_NK, grid.x_K, grid.box, _TWO_STEPS)
+    start = varpro.evaluate(grid.pair_start(y_NK), y_NK, grid.x_K)
+    scout = varpro.descend(start, y_NK, grid.x_K, grid.box, _SCOUT_STEPS)
+    hopeful = classes.in_reach("two", scout.sse_N, rivals, y_NK.shape[1]).nonzero()[:, 0]
+    y_hopeful = y_NK[hopeful]
+    found = varpro.descend(scout.rows(hopeful), y_hopeful, grid.x_K, grid.box, _STEPS)
+    return scout.put(hopeful, found)
 
 
 def _is_two(axis: Axis, two: Search) -> Tensor:
@@ -146,9 +148,7 @@ def _errors(axis: Axis, one: Search, x_K: Tensor) -> tuple[Tensor, Tensor]:
     between the probes on either side (their distance over sqrt 12), w has no error, and f
     and A have those of c and w held fixed.
     """
-    s, by_midpoint, by_log_width = (
-        curve[:, 0] for curve in varpro.curves(one.theta_NP, x_K)
-    )
+    s, by_midpoint, by_log_width = (curve[:, 0] for curve in varpro.curves(one.theta_NP, x_K))
     drop_N1, width_N1 = one.drop_NM, one.theta_NP[:, 1:].exp()
     jacobian = torch.stack(
         [torch.ones_like(s), s, drop_N1 * by_midpoint, drop_N1 * by_log_width / width_N1], dim=1

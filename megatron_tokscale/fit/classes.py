@@ -1,8 +1,8 @@
 """Which model describes a trajectory: flat, one sigmoid, two sigmoids, or a ramp.
 
-The Bayesian information criterion K ln(SSE/K) + p ln K, the noise estimated for every token, with p the
-number of parameters: flat 1, ramp 3 (level, onset, slope), sigmoid 4, two sigmoids 7. Midpoints and
-onsets are searched over the whole axis, which BIC does not know of: a model of one change must
+The Bayesian information criterion K ln(SSE/K) + p ln K, the noise estimated for every token, with p
+the number of parameters: flat 1, ramp 3 (level, onset, slope), sigmoid 4, two sigmoids 7. Midpoints
+and onsets are searched over the whole axis, which BIC does not know of: a model of one change must
 beat flat, and one of two changes that of one, by `MARGIN` more ("strong evidence" of Kass and
 Raftery 1995). The models, the margin and the level that tells flat tokens apart are our choice.
 
@@ -26,15 +26,22 @@ KNOWN_BELOW = math.log(2)
 PARAMETERS = {"flat": 1, "sigmoid": 4, "ramp": 3, "two": 7}
 _CHANGES = {"flat": 0, "sigmoid": 1, "ramp": 1, "two": 2}
 _RESOLUTION = 1e-12
+_REACH = 10.0
 
 
 def criterion(model: str, sse_N: Tensor, n_probes: int) -> Tensor:
-    """BIC with the margin; `sse_N` of losses scaled to unit variance. Infinite if K is too small."""
+    """BIC with the margin, for losses of unit variance; infinite if K is too small."""
     parameters = PARAMETERS[model]
     if n_probes <= parameters:
         return torch.full_like(sse_N, torch.inf)
     misfit_N = n_probes * (sse_N / n_probes).clamp_min(_RESOLUTION).log()
     return misfit_N + parameters * math.log(n_probes) + MARGIN * _CHANGES[model]
+
+
+def in_reach(model: str, sse_N: Tensor, rivals: dict[str, Tensor], n_probes: int) -> Tensor:
+    """Whether `model`, not yet at its optimum, is within `_REACH` of the best of `rivals`."""
+    best = torch.stack([criterion(name, sse, n_probes) for name, sse in rivals.items()]).amin(dim=0)
+    return criterion(model, sse_N, n_probes) < best + _REACH
 
 
 def choose(

@@ -1,12 +1,14 @@
 """The global search: the best cell of a grid of (midpoint, width) by one matrix product.
 
-For a centred loss y and a centred curve of unit length u the best amplitude lowers the SSE by (y u)^2:
-floor and drop need no search (papers.md 1.4 for the model; the grid is our choice).
+For a centred loss y and a centred curve u of unit length the best amplitude lowers the SSE by the
+square of their inner product: floor and drop need no search (model: papers.md 1.4; the grid is our
+choice).
 
 Shapes: N tokens, K probe steps, C cells.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,7 +19,8 @@ from megatron_tokscale.fit.varpro import Box, curves
 
 _FINEST = 1 / 128
 _BANDS = 3
-_NEARLY_SAME = 0.05
+_NEARLY_SAME = 0.99
+_PAIR_CELLS = ((32, 40), (8, 10))
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Grid:
         theta_CP: midpoint and log-width of each cell.
         unit_KC: the sigmoid of each cell at the probes, centred, of unit length, float32.
         bands: the cells of narrow, middle and wide sigmoids, each a start of its own.
+        pair_theta_CP: midpoints and log-widths of pairs of coarse cells.
+        pair_sum_KC, pair_difference_KC: an orthonormal basis of each pair, float32.
         ramp_onset_C: onsets of the ramps (constant until the onset, then straight).
         ramp_KC: those ramps, centred, of unit length, float32.
         ramp_length_C: the length each ramp had before.
@@ -38,6 +43,9 @@ class Grid:
     theta_CP: Tensor
     unit_KC: Tensor
     bands: tuple[slice, ...]
+    pair_theta_CP: Tensor
+    pair_sum_KC: Tensor
+    pair_difference_KC: Tensor
     ramp_onset_C: Tensor
     ramp_KC: Tensor
     ramp_length_C: Tensor
@@ -70,10 +78,14 @@ class Grid:
         onset_C = np.linspace(axis.low, axis.high - axis.span / 3, 32)
         ramps = np.maximum(axis.clamped_K - onset_C[:, None], 0)
         ramp_KC, ramp_length_C = _unit(torch.tensor(ramps, device=device))
+        pair_theta_CP, pair_sum_KC, pair_difference_KC = _pairs(axis, x_K)
         return Grid(
             theta_CP=theta_CP,
             unit_KC=unit_KC,
-            bands=tuple(slice(int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False)),
+            bands=tuple(slice(int(a), int(b)) for a, b in pairwise(edges)),
+            pair_theta_CP=pair_theta_CP,
+            pair_sum_KC=pair_sum_KC,
+            pair_difference_KC=pair_difference_KC,
             ramp_onset_C=torch.tensor(onset_C, device=device),
             ramp_KC=ramp_KC,
             ramp_length_C=ramp_length_C,
@@ -86,16 +98,12 @@ class Grid:
         gain_NC = (y_NK.float() @ self.unit_KC).square_()
         return [self.theta_CP[band][gain_NC[:, band].argmax(dim=1)] for band in self.bands]
 
-    def second(self, theta_NP: Tensor, y_NK: Tensor) -> Tensor:
-        """The cell that best joins a first sigmoid (orthogonal matching pursuit), as theta_NP."""
-        first_NK = curves(theta_NP, self.x_K)[0][:, 0]
-        first_NK = first_NK - first_NK.mean(dim=1, keepdim=True)
-        first_NK = first_NK / first_NK.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        rest_NK = y_NK - (y_NK * first_NK).sum(dim=1, keepdim=True) * first_NK
-        overlap_NC = (first_NK.float() @ self.unit_KC).square_()
-        gain_NC = (rest_NK.float() @ self.unit_KC).square_()
-        gain_NC /= (1 - overlap_NC).clamp_min(_NEARLY_SAME)
-        return self.theta_CP[gain_NC.argmax(dim=1)]
+    def pair_start(self, y_NK: Tensor) -> Tensor:
+        """The best pair of cells, as theta_NP of two sigmoids."""
+        y_NK = y_NK.float()
+        gain_NC = (y_NK @ self.pair_sum_KC).square_()
+        gain_NC += (y_NK @ self.pair_difference_KC).square_()
+        return self.pair_theta_CP[gain_NC.argmax(dim=1)]
 
     def ramp(self, y_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best ramp: its onset, its slope, and the SSE it leaves."""
@@ -106,10 +114,27 @@ class Grid:
         return self.ramp_onset_C[best_N], along_N / self.ramp_length_C[best_N], sse_N
 
 
+def _pairs(axis: Axis, x_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs of narrow and wide cells; sum and difference of two unit curves are orthogonal."""
+    cells = [
+        (midpoint, np.log(axis.span / narrowness))
+        for count, narrowness in _PAIR_CELLS
+        for midpoint in np.linspace(axis.low, axis.high, count + 2)[1:-1]
+    ]
+    theta_CP = torch.tensor(cells, device=x_K.device)
+    unit_CK = _unit(curves(theta_CP, x_K)[0][:, 0])[0].T.double()
+    i, j = torch.triu_indices(len(cells), len(cells), offset=1, device=x_K.device)
+    usable = unit_CK[i].ne(0).any(dim=1) & unit_CK[j].ne(0).any(dim=1)
+    usable &= (unit_CK[i] * unit_CK[j]).sum(dim=1).abs() < _NEARLY_SAME
+    i, j = i[usable], j[usable]
+    theta_CP = torch.stack([theta_CP[i], theta_CP[j]], dim=2).flatten(1)
+    return theta_CP, _unit(unit_CK[i] + unit_CK[j])[0], _unit(unit_CK[i] - unit_CK[j])[0]
+
+
 def _split(cells: list[np.ndarray]) -> list[list[np.ndarray]]:
     """Cut the widths into bands of about as many widths each."""
     cuts = np.linspace(0, len(cells), _BANDS + 1).round().astype(int)
-    return [cells[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+    return [cells[a:b] for a, b in pairwise(cuts) if b > a]
 
 
 def _unit(curve_CK: Tensor) -> tuple[Tensor, Tensor]:

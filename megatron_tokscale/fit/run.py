@@ -42,8 +42,8 @@ def fit_run(
 ) -> dict[str, Any]:
     """Fit every watched token of `run`; write RUN/analysis/fits.parquet and fit.json.
 
-    Memory does not grow with the number of tokens. The parquet has one row per token: the columns of
-    `SigmoidFits` and the token's label, domain, document, position and context length.
+    Memory does not grow with the number of tokens. The parquet has one row per token: the columns
+    of `SigmoidFits` and the token's label, domain, document, position and context length.
 
     Args:
         run: an opened run.
@@ -128,7 +128,7 @@ class _Tally:
     def __init__(self) -> None:
         self.tokens: Counter[int] = Counter()
         self.statuses: Counter[int] = Counter()
-        self.fall: Counter[int] = Counter()
+        self.fall = dict.fromkeys(TokenClass, 0.0)
         self.non_finite = 0
 
     def add(self, fits: SigmoidFits, loss_NK: NDArray[np.float32]) -> None:

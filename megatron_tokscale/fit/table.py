@@ -5,11 +5,11 @@ Shapes: N tokens, K probe steps, G grid points, E transitions.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,8 +63,11 @@ class FitStatus(IntEnum):
         return self.name.lower().replace("_", "-")
 
 
-def _column(unit: str, about: str) -> Any:
-    return field(metadata={"unit": unit, "about": about})
+class Column(NamedTuple):
+    """Unit of a per-token array, and what it holds."""
+
+    unit: str
+    about: str
 
 
 @dataclass(frozen=True)
@@ -96,38 +99,49 @@ class SigmoidFits:
     """
 
     x_K: NDArray[np.float64]
-    floor_N: Floats = _column("nats", "f: the loss after the transition")
-    drop_N: Floats = _column("nats", "A: the fall through the transition; negative for a rise")
-    midpoint_N: Floats = _column("x", "c: midpoint of the transition; learning time = e^c")
-    width_N: Floats = _column("x", "w: width; the 10-90% width is 4.394 w")
-    floor_se_N: Floats = _column("nats", "standard error of f")
-    drop_se_N: Floats = _column("nats", "standard error of A")
-    midpoint_se_N: Floats = _column("x", "standard error of c")
-    width_se_N: Floats = _column("x", "standard error of w")
-    sse_N: Floats = _column("nats^2", "sum of squared residuals of the sigmoid")
-    r2_N: Floats = _column("1", "share of the variance that the sigmoid explains")
-    level_N: Floats = _column("nats", "mean loss over the probes; the model of a flat token")
-    fall_N: Floats = _column("nats", "measured loss at the first probe minus that at the last")
-    onset_N: Floats = _column("x", "gradual: constant until here, then straight in x")
-    slope_N: Floats = _column("nats/x", "gradual: slope after the onset; negative for a fall")
-    steps_floor_N: Floats = _column("nats", "two-step: the loss after both transitions")
-    step1_drop_N: Floats = _column("nats", "two-step: fall through the earlier transition")
-    step1_midpoint_N: Floats = _column("x", "two-step: midpoint of the earlier transition")
-    step1_width_N: Floats = _column("x", "two-step: width of the earlier transition")
-    step2_drop_N: Floats = _column("nats", "two-step: fall through the later transition")
-    step2_midpoint_N: Floats = _column("x", "two-step: midpoint of the later transition")
-    step2_width_N: Floats = _column("x", "two-step: width of the later transition")
-    evidence_N: Floats = _column("1", "by how much BIC favours the class over the runner-up")
-    class_N: NDArray[np.int8] = _column("code", "TokenClass")
-    status_N: NDArray[np.int8] = _column("code", "FitStatus of the one-sigmoid fit")
+    floor_N: Annotated[Floats, Column("nats", "f: the loss after the transition")]
+    drop_N: Annotated[
+        Floats, Column("nats", "A: the fall through the transition; negative for a rise")
+    ]
+    midpoint_N: Annotated[Floats, Column("x", "c: midpoint of the transition; learning time = e^c")]
+    width_N: Annotated[Floats, Column("x", "w: width; the 10-90% width is 4.394 w")]
+    floor_se_N: Annotated[Floats, Column("nats", "standard error of f")]
+    drop_se_N: Annotated[Floats, Column("nats", "standard error of A")]
+    midpoint_se_N: Annotated[Floats, Column("x", "standard error of c")]
+    width_se_N: Annotated[Floats, Column("x", "standard error of w")]
+    sse_N: Annotated[Floats, Column("nats^2", "sum of squared residuals of the sigmoid")]
+    r2_N: Annotated[Floats, Column("1", "share of the variance that the sigmoid explains")]
+    level_N: Annotated[
+        Floats, Column("nats", "mean loss over the probes; the model of a flat token")
+    ]
+    fall_N: Annotated[
+        Floats, Column("nats", "measured loss at the first probe minus that at the last")
+    ]
+    onset_N: Annotated[Floats, Column("x", "gradual: constant until here, then straight in x")]
+    slope_N: Annotated[
+        Floats, Column("nats/x", "gradual: slope after the onset; negative for a fall")
+    ]
+    steps_floor_N: Annotated[Floats, Column("nats", "two-step: the loss after both transitions")]
+    step1_drop_N: Annotated[Floats, Column("nats", "two-step: fall through the earlier transition")]
+    step1_midpoint_N: Annotated[Floats, Column("x", "two-step: midpoint of the earlier transition")]
+    step1_width_N: Annotated[Floats, Column("x", "two-step: width of the earlier transition")]
+    step2_drop_N: Annotated[Floats, Column("nats", "two-step: fall through the later transition")]
+    step2_midpoint_N: Annotated[Floats, Column("x", "two-step: midpoint of the later transition")]
+    step2_width_N: Annotated[Floats, Column("x", "two-step: width of the later transition")]
+    evidence_N: Annotated[
+        Floats, Column("1", "by how much BIC favours the class over the runner-up")
+    ]
+    class_N: Annotated[NDArray[np.int8], Column("code", "TokenClass")]
+    status_N: Annotated[NDArray[np.int8], Column("code", "FitStatus of the one-sigmoid fit")]
 
     def __len__(self) -> int:
         return len(self.floor_N)
 
     @staticmethod
-    def columns() -> dict[str, Mapping[str, str]]:
-        """The per-token arrays: field name to its unit and what it is about."""
-        return {f.name: f.metadata for f in fields(SigmoidFits) if f.metadata}
+    def columns() -> dict[str, Column]:
+        """The per-token arrays: field name to its unit and what it holds."""
+        hints = get_type_hints(SigmoidFits, include_extras=True).items()
+        return {name: hint.__metadata__[0] for name, hint in hints if name.endswith("_N")}
 
     def rows(self, index: slice | NDArray[Any]) -> "SigmoidFits":
         """The tokens selected by a slice, an index array or a mask."""
@@ -197,12 +211,17 @@ class SigmoidFits:
         import pyarrow as pa
 
         columns = {
-            name.removesuffix("_N"): (getattr(self, name), about["unit"], about["about"])
+            name.removesuffix("_N"): (getattr(self, name), *about)
             for name, about in self.columns().items()
-        } | {name: (array, unit, "from the probe set") for name, (array, unit) in (extra or {}).items()}
+        } | {
+            name: (array, unit, "from the probe set")
+            for name, (array, unit) in (extra or {}).items()
+        }
         schema = pa.schema(
             [
-                pa.field(name, pa.from_numpy_dtype(array.dtype), metadata={"unit": unit, "about": about})
+                pa.field(
+                    name, pa.from_numpy_dtype(array.dtype), metadata={"unit": unit, "about": about}
+                )
                 for name, (array, unit, about) in columns.items()
             ]
         )

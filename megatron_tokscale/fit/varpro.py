@@ -1,7 +1,8 @@
 """Sums of sigmoids by variable projection: damped Gauss-Newton for all tokens at once.
 
-Only midpoints and log-widths are searched; floor and drops are linear, and eliminated in closed form
-(Golub and Pereyra 1973, with Kaufman's 1975 Jacobian). One token's step never depends on another's.
+Only midpoints and log-widths are searched; floor and drops are linear, and eliminated in closed
+form (Golub and Pereyra 1973, with Kaufman's 1975 Jacobian). One token's step never depends on
+another's.
 
 Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters (theta_NP: the M
 midpoints, then the M log-widths). Losses y_NK come centred, of unit variance.
@@ -45,6 +46,11 @@ class Search:
         """The tokens at `index_N`."""
         return Search(*(getattr(self, f.name)[index_N] for f in fields(self)))
 
+    def put(self, index_N: Tensor, other: "Search") -> "Search":
+        """This state with the tokens at `index_N` replaced by those of `other`."""
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        return Search(*(a.index_copy(0, index_N, b) for a, b in pairs))
+
 
 @dataclass(frozen=True)
 class Box:
@@ -83,19 +89,32 @@ def solve(matrix_NPP: Tensor, right_NPR: Tensor) -> Tensor:
 
 def curves(theta_NP: Tensor, x_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sigmoids s((c - x)/w) and their derivatives by c and by ln w, each of shape (N, M, K)."""
-    n_sigmoids = theta_NP.shape[1] // 2
-    midpoint = theta_NP[:, :n_sigmoids, None]
-    width = theta_NP[:, n_sigmoids:, None].exp()
-    u = (midpoint - x_K) / width
-    s = torch.sigmoid(u)
-    slope = s * (1 - s)
-    return s, slope / width, -u * slope
+    filled = theta_NP.new_empty(len(theta_NP), 3 * (theta_NP.shape[1] // 2), len(x_K))
+    _fill_curves(filled, theta_NP, x_K)
+    s, by_midpoint, by_log_width = filled.chunk(3, dim=1)
+    return s, by_midpoint, by_log_width
+
+
+def _fill_curves(out: Tensor, theta_NP: Tensor, x_K: Tensor) -> None:
+    """Write the 3M curves of `curves` into `out` of shape (N, 3M, K), with no copy between."""
+    s, by_midpoint, by_log_width = out.chunk(3, dim=1)
+    midpoint, log_width = theta_NP[..., None].chunk(2, dim=1)
+    narrowness = (-log_width).exp()
+    torch.sub(midpoint, x_K, out=by_log_width)
+    by_log_width *= narrowness
+    torch.sigmoid(by_log_width, out=s)
+    torch.sub(1, s, out=by_midpoint)
+    by_midpoint *= s
+    by_log_width *= -by_midpoint
+    by_midpoint *= narrowness
 
 
 def evaluate(theta_NP: Tensor, y_NK: Tensor, x_K: Tensor) -> Search:
     """Project out floor and drops at `theta_NP`; everything follows from one Gram matrix."""
     n_sigmoids = theta_NP.shape[1] // 2
-    basis = torch.cat([*curves(theta_NP, x_K), y_NK[:, None, :]], dim=1)
+    basis = y_NK.new_empty(len(y_NK), 3 * n_sigmoids + 1, y_NK.shape[1])
+    basis[:, -1] = y_NK
+    _fill_curves(basis[:, :-1], theta_NP, x_K)
     basis -= basis.mean(dim=-1, keepdim=True)
     gram = basis @ basis.mT
     linear, searched = slice(0, n_sigmoids), slice(n_sigmoids, 3 * n_sigmoids)

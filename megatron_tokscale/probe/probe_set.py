@@ -1,6 +1,6 @@
 """The probe set: fixed sequences, and which of their tokens are watched.
 
-Shapes: B sequences, S sequence length, N watched tokens (the true entries of `mask_BS`, row by row).
+Shapes: B sequences, S sequence length, N watched tokens: the true entries of `mask_BS`, by rows.
 """
 
 import hashlib

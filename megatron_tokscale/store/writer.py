@@ -43,7 +43,7 @@ class RunWriter:
         if known["probe_fingerprint"] != probe_set.fingerprint:
             raise TokscaleError(
                 f"{self.folder} holds losses of probe set {known['probe_fingerprint']}, this job "
-                f"has {probe_set.fingerprint}; give the job that probe set or another --tokscale-dir"
+                f"has {probe_set.fingerprint}; give it that probe set or another --tokscale-dir"
             )
         for name, value in model.items():
             if name in known["model"] and known["model"][name] != value:

@@ -164,7 +164,7 @@ def _digests(model: Sequence[Any], optimizer: Any) -> dict[str, str]:
     tracker = tensor_parallel.get_cuda_rng_tracker()
     return {
         "parameters": _digest([p for chunk in model for p in chunk.parameters()]),
-        "buffers": _digest([b for chunk in model for b in chunk.buffers()]),
+        "buffers": _digest([b for chunk in model for b in chunk.module.buffers()]),
         "module modes": _digest([m.training for chunk in model for m in chunk.modules()]),
         "optimizer state": _digest(_optimizer_tensors(optimizer)),
         "Python's generator": _digest([random.getstate()]),

@@ -1,0 +1,115 @@
+"""How much a dataset still has to give soon: its part of the learning-time spectrum just ahead.
+
+Shapes: D datasets, G grid points, K probe steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import read_json
+from megatron_tokscale.store import Run
+
+type Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """Learning-time spectra of the datasets of a reference run, and its clock in samples.
+
+    Attributes:
+        names: the datasets.
+        x_G: natural logarithm of the run's time, ascending.
+        density_DG: drop-weighted spectrum in nats per token of that dataset and unit of x.
+        x_K: natural logarithm of the run's time at its probes after step 0, ascending.
+        log_samples_K: natural logarithm of the samples consumed by then, ascending.
+    """
+
+    names: tuple[str, ...]
+    x_G: Floats
+    density_DG: Floats
+    x_K: Floats
+    log_samples_K: Floats
+
+    def x_at(self, n_samples: float) -> float:
+        """The run's x when it had consumed `n_samples`, at most its end.
+
+        Between probes the logarithms are interpolated linearly, which is exact while the batch
+        size is constant; before the first probe its batch size is carried back.
+        """
+        log_samples = float(np.log(n_samples))
+        if log_samples < self.log_samples_K[0]:
+            return float(self.x_K[0]) + log_samples - float(self.log_samples_K[0])
+        return float(np.interp(log_samples, self.log_samples_K, self.x_K))
+
+    @property
+    def n_samples(self) -> float:
+        """Samples that the run had consumed at its last probe: the spectra reach so far."""
+        return float(np.exp(self.log_samples_K[-1]))
+
+    def learnability_D(self, start: float, stop: float) -> Floats:
+        """Drop in nats per token that falls between two counts of consumed samples."""
+        edges = [self.x_at(start), self.x_at(stop)]
+        drop_D2 = np.array([np.interp(edges, self.x_G, row) for row in self._cumulative_DG])
+        return np.asarray(np.maximum(drop_D2[:, 1] - drop_D2[:, 0], 0.0))
+
+    @cached_property
+    def _cumulative_DG(self) -> Floats:
+        mean_DH = (self.density_DG[:, 1:] + self.density_DG[:, :-1]) / 2
+        return np.pad(np.cumsum(mean_DH * np.diff(self.x_G), axis=1), ((0, 0), (1, 0)))
+
+    def select(self, names: Sequence[str]) -> "Spectra":
+        """The spectra of `names`, in that order.
+
+        Raises:
+            TokscaleError: the run did not watch one of them.
+        """
+        missing = [name for name in names if name not in self.names]
+        if missing:
+            raise TokscaleError(
+                f"the reference run watched no tokens of {', '.join(missing)}, only of "
+                f"{', '.join(self.names)}; build the probe set from all the training datasets"
+            )
+        rows = [self.names.index(name) for name in names]
+        return Spectra(tuple(names), self.x_G, self.density_DG[rows], self.x_K, self.log_samples_K)
+
+
+def read_spectra(run: Run) -> Spectra:
+    """Read the spectra per dataset that `megatron-tokscale spectrum` left in a run.
+
+    Raises:
+        TokscaleError: the run has no spectrum, a damaged one, or no record of consumed samples.
+    """
+    path = run.analysis / "spectrum.npz"
+    if not path.is_file():
+        raise TokscaleError(f"{run.path} has no spectrum; run `megatron-tokscale spectrum` on it")
+    info = read_json(path.with_suffix(".json"))
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            x_G = arrays["x_G"].astype(np.float64)
+            density_DG = arrays["drop_weighted_DG"].astype(np.float64)
+        names = tuple(str(name) for name in info["domains"])
+        time = cast(Literal["step", "tokens", "lr-sum"], info.get("time", "step"))
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise TokscaleError(f"the spectrum {path} is damaged ({error!r}); make it again") from error
+    if density_DG.shape != (len(names), len(x_G)) or not np.isfinite(density_DG).all():
+        raise TokscaleError(
+            f"the spectrum {path} has shape {density_DG.shape} or values that are not finite, for "
+            f"{len(names)} datasets and {len(x_G)} grid points; make it again"
+        )
+    return Spectra(names, x_G, density_DG, *_clock(run, run.x_K(time)))
+
+
+def _clock(run: Run, x_K: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
+    samples_K = np.array([record.consumed_samples for record in run.records], dtype=np.float64)
+    taken = samples_K > 0
+    if taken.sum() < 2 or (np.diff(samples_K[taken]) <= 0).any():
+        raise TokscaleError(
+            f"the probes of {run.path} do not tell its consumed samples at two steps or more"
+        )
+    return x_K[taken].astype(np.float64), np.log(samples_K[taken])

@@ -1,0 +1,76 @@
+"""-dL/dx measured from a mean loss curve by local quadratic regression (our choice).
+
+At every grid point a parabola is fitted to the finite probes around it, weighted by the tricube
+kernel (Cleveland 1979); its slope there is the derivative. The kernel reaches as far as the seventh
+nearest probe, and at least a twentieth of the probed range. The estimate is linear in the losses,
+so the same smoothing can be given to a model's curve: `derivative_weights`.
+
+Shapes: K probe steps, G grid points.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from megatron_tokscale.errors import TokscaleError
+
+_NEIGHBOURS = 7
+_LEAST_REACH = 1 / 20
+
+Array = NDArray[np.float64]
+
+
+def measured_derivative(
+    x_K: ArrayLike, mean_loss_K: ArrayLike, x_G: ArrayLike
+) -> tuple[Array, Array]:
+    """-dL/dx in nats per unit of x at `x_G`, and its standard error.
+
+    Step 0 (x = -inf) is left out: it is nowhere on the axis. The error is that of the probes'
+    common noise, its variance estimated from the residuals of the local fit (homoscedastic); it
+    holds neither the sampling of tokens nor the bias of the smoothing.
+
+    Raises:
+        TokscaleError: fewer than seven finite probes.
+    """
+    x_K = np.asarray(x_K, dtype=np.float64)
+    loss_K = np.asarray(mean_loss_K, dtype=np.float64)
+    slope_GK = derivative_weights(x_K, x_G)
+    finite = np.isfinite(x_K)
+    value_KK = _local_weights(x_K[finite], x_K[finite], order=0)
+    residual_K = loss_K[finite] - value_KK @ loss_K[finite]
+    freedom = finite.sum() - 2 * np.trace(value_KK) + (value_KK**2).sum()
+    variance = (residual_K**2).sum() / max(freedom, 1.0)
+    error_G = np.sqrt(variance * (slope_GK**2).sum(axis=1))
+    return slope_GK @ np.where(finite, loss_K, 0.0), error_G
+
+
+def derivative_weights(x_K: ArrayLike, x_G: ArrayLike) -> Array:
+    """The matrix that turns losses at `x_K` into -dL/dx at `x_G`; step 0 has weight zero.
+
+    Raises:
+        TokscaleError: fewer than seven finite probes.
+    """
+    x_K = np.asarray(x_K, dtype=np.float64)
+    finite = np.isfinite(x_K)
+    if finite.sum() < _NEIGHBOURS:
+        raise TokscaleError(
+            f"a derivative needs at least {_NEIGHBOURS} probes after step 0, there are "
+            f"{finite.sum()}; train on, or probe more often (--tokscale-schedule)"
+        )
+    weights_GK = np.zeros((len(np.asarray(x_G)), len(x_K)))
+    weights_GK[:, finite] = -_local_weights(x_K[finite], np.asarray(x_G, np.float64), order=1)
+    return weights_GK
+
+
+def _local_weights(x_K: Array, x_G: Array, order: int) -> Array:
+    """Weights that give the `order`-th coefficient of the local parabola around each grid point."""
+    offset_GK = x_K - x_G[:, None]
+    distance_GK = np.abs(offset_GK)
+    nearest_G = np.partition(distance_GK, _NEIGHBOURS - 1, axis=1)[:, _NEIGHBOURS - 1]
+    reach_G = np.maximum(nearest_G * (1 + 1e-9), _LEAST_REACH * np.ptp(x_K))
+    kernel_GK = np.clip(1 - (distance_GK / reach_G[:, None]) ** 3, 0, None) ** 3
+    unit_GK = offset_GK / reach_G[:, None]
+    powers_GPK = np.stack([np.ones_like(unit_GK), unit_GK, unit_GK**2], axis=1)
+    weighted_GPK = powers_GPK * kernel_GK[:, None, :]
+    normal_GPP = weighted_GPK @ powers_GPK.transpose(0, 2, 1)
+    solution_GPK = np.linalg.solve(normal_GPP, weighted_GPK)
+    return np.asarray(solution_GPK[:, order] / reach_G[:, None] ** order)

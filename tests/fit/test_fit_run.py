@@ -1,0 +1,138 @@
+"""Fits on disk: the parquet file, and the streaming fit of a run.
+
+Shapes: N tokens, K probe steps.
+"""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids, read_metadata
+from megatron_tokscale.store.losses import losses_name
+
+STEPS = np.unique(np.round(np.geomspace(1, 4000, 40))).astype(int)
+STEPS = np.concatenate([[0], STEPS])
+
+
+@pytest.fixture
+def run(make_run):
+    from scipy.special import expit
+
+    rng = np.random.default_rng(0)
+    with np.errstate(divide="ignore"):
+        x_K = np.log(STEPS.astype(float))
+    midpoint = rng.uniform(3, 7, (240, 1))
+    loss_NK = 1 + 4 * expit((midpoint - x_K) / 0.3) + 0.1 * rng.standard_normal((240, len(x_K)))
+    loss_NK[5, 7] = np.nan
+    return make_run(STEPS, loss_NK.astype(np.float32))
+
+
+def equal(one, other):
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True)
+        for name in ("x_K", *SigmoidFits.columns())
+    ) or pytest.fail("the fits differ")
+
+
+def test_saved_fits_are_read_back_whole(planted, tmp_path):
+    data = planted(100, 30)
+    fits = fit_sigmoids(data.x_K, data.loss_NK)
+    fits.save(tmp_path / "fits.parquet", {"note": "x"})
+    equal(SigmoidFits.load(tmp_path / "fits.parquet"), fits)
+    assert read_metadata(tmp_path / "fits.parquet")["note"] == "x"
+    equal(SigmoidFits.concatenate([fits.rows(slice(0, 40)), fits.rows(slice(40, None))]), fits)
+
+
+def test_every_column_has_a_unit(planted, tmp_path):
+    data = planted(10, 30)
+    fit_sigmoids(data.x_K, data.loss_NK).save(tmp_path / "fits.parquet")
+    schema = pq.read_schema(tmp_path / "fits.parquet")
+    assert all(field.metadata[b"unit"] for field in schema)
+    assert schema.field("midpoint").metadata[b"unit"] == b"x"
+    assert schema.field("drop").metadata[b"unit"] == b"nats"
+
+
+def test_run_is_fitted_as_in_memory_with_any_block(run):
+    fit_run(run, block_tokens=64)
+    in_blocks = SigmoidFits.load(run.analysis / "fits.parquet")
+    in_memory = fit_sigmoids(run.x_K(), run.read_losses())
+    np.testing.assert_array_equal(in_blocks.class_N, in_memory.class_N)
+    np.testing.assert_allclose(in_blocks.midpoint_N, in_memory.midpoint_N, atol=1e-4)
+
+
+def test_parquet_names_each_token(run):
+    fit_run(run)
+    table = pq.read_table(run.analysis / "fits.parquet")
+    assert table.num_rows == run.n_tokens
+    for column, array in {
+        "label": run.probe_set.label_N,
+        "domain": run.probe_set.domain_N,
+        "document": run.probe_set.document_N,
+        "position": run.probe_set.position_N,
+        "context": run.probe_set.context_N,
+    }.items():
+        np.testing.assert_array_equal(table[column].to_numpy(), array)
+
+
+def test_summary_counts_every_token_and_the_whole_fall(run):
+    seen = []
+    summary = fit_run(
+        run, block_tokens=100, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(100, 240), (200, 240), (240, 240)]
+    assert summary == json.loads((run.analysis / "fit.json").read_text())
+    assert sum(each["tokens"] for each in summary["classes"].values()) == 240
+    assert sum(summary["status"].values()) == 240
+    assert summary["non_finite"] == {"tokens": 1, "losses": 1}
+    loss_NK = np.delete(run.read_losses(), 5, axis=0).astype(float)
+    fall = (loss_NK[:, 0] - loss_NK[:, -1]).sum()
+    np.testing.assert_allclose(summary["fall_nats"], fall, rtol=1e-6)
+    np.testing.assert_allclose(
+        sum(each["fall_share"] for each in summary["classes"].values()), 1, rtol=1e-9
+    )
+    assert summary["steps"] == STEPS.tolist()
+    assert summary["probe_fingerprint"] == run.probe_set.fingerprint
+
+
+def test_time_in_tokens_shifts_midpoints_by_the_tokens_per_step(run):
+    fit_run(run)
+    by_step = SigmoidFits.load(run.analysis / "fits.parquet")
+    fit_run(run, time="tokens")
+    by_token = SigmoidFits.load(run.analysis / "fits.parquet")
+    shift_N = (by_token.midpoint_N - by_step.midpoint_N)[by_step.status_N == 0]
+    np.testing.assert_allclose(shift_N, np.log(32), atol=1e-3)
+
+
+def test_four_probes_are_refused_and_nothing_is_written(make_run):
+    run = make_run([0, 1, 2, 4], np.ones((16, 4), np.float32))
+    with pytest.raises(TokscaleError, match="has 4 probe steps, a sigmoid needs at least 5"):
+        fit_run(run)
+    assert not run.analysis.exists()
+
+
+def test_a_damaged_losses_file_is_refused_and_old_fits_stay(run):
+    fit_run(run)
+    before = (run.analysis / "fits.parquet").read_bytes()
+    path = run.path / "tokscale" / "losses" / losses_name(int(STEPS[7]))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TokscaleError, match="wrong checksum"):
+        fit_run(run)
+    assert (run.analysis / "fits.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not parquet at all", "other"])
+def test_what_is_no_table_of_fits_is_refused(tmp_path, content):
+    import pyarrow as pa
+
+    path = tmp_path / "fits.parquet"
+    if content == "other":
+        pq.write_table(pa.table({"a": [1]}), path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(TokscaleError, match=r"fits\.parquet"):
+        SigmoidFits.load(path)

@@ -1,0 +1,242 @@
+"""The one-sigmoid fit against scipy, the truth and its own invariances.
+
+Shapes: N tokens, K probe steps.
+"""
+
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.optimize import curve_fit
+from scipy.special import expit
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass, fit_sigmoids
+
+FAR = -1e4
+
+
+def model(x, floor, drop, midpoint, log_width):
+    return floor + drop * expit((midpoint - x) / np.exp(log_width))
+
+
+def scipy_fit(x_K, loss_K):
+    """The best of curve_fit from three starting points: (SSE, parameters, covariance)."""
+    x_K = np.where(np.isfinite(x_K), x_K, FAR)
+    loss_K = loss_K.astype(float)
+    low, fall = loss_K[-3:].mean(), loss_K[:3].mean() - loss_K[-3:].mean()
+    steepest = x_K[1:][np.argmin(np.diff(loss_K))]
+    best = (np.inf, None, None)
+    for start in ([low, fall, 4.0, -0.5], [low, fall, 7.0, -1.5], [low, fall, steepest, -1.5]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                found, covariance = curve_fit(model, x_K, loss_K, start, maxfev=4000)
+            except RuntimeError:
+                continue
+        sse = ((model(x_K, *found) - loss_K) ** 2).sum()
+        best = min(best, (sse, found, covariance), key=lambda each: each[0])
+    return best
+
+
+def sse_of(fits, x_K, loss_NK):
+    """SSE of the reported parameters, computed from the definition in float64."""
+    x_K = np.where(np.isfinite(x_K), x_K, FAR)
+    columns = (fits.floor_N, fits.drop_N, fits.midpoint_N, np.log(fits.width_N))
+    predicted_NK = model(x_K, *(column[:, None].astype(float) for column in columns))
+    return ((predicted_NK - loss_NK.astype(float)) ** 2).sum(axis=1)
+
+
+@pytest.mark.parametrize(("n_probes", "n_tokens"), [(24, 300), (60, 300), (200, 100)])
+def test_sum_of_squares_is_scipys_or_lower(planted, n_probes, n_tokens):
+    data = planted(n_tokens, n_probes, seed=1)
+    fits = fit_sigmoids(data.x_K, data.loss_NK)
+    mine_N = sse_of(fits, data.x_K, data.loss_NK)
+    np.testing.assert_allclose(fits.sse_N, mine_N, rtol=1e-4)
+    worse = 0
+    for n in range(n_tokens):
+        sse, found, _ = scipy_fit(data.x_K, data.loss_NK[n])
+        in_box = data.x_K[1] <= found[2] <= data.x_K[-1] and np.exp(found[3]) < np.ptp(data.x_K[1:])
+        worse += in_box and mine_N[n] > sse * (1 + 1e-4)
+    assert worse <= 0.01 * n_tokens
+
+
+def test_errors_are_scipys(planted):
+    data = planted(200, 60, seed=2)
+    fits = fit_sigmoids(data.x_K, data.loss_NK)
+    compared = 0
+    for n in np.flatnonzero(fits.status_N == FitStatus.CONVERGED):
+        sse, found, covariance = scipy_fit(data.x_K, data.loss_NK[n])
+        if abs(found[2] - fits.midpoint_N[n]) > 1e-3 or fits.width_N[n] < 0.1:
+            continue
+        se = np.sqrt(np.diag(covariance)) * [1, 1, 1, np.exp(found[3])]
+        mine = [fits.floor_se_N[n], fits.drop_se_N[n], fits.midpoint_se_N[n], fits.width_se_N[n]]
+        np.testing.assert_allclose(mine, se, rtol=0.05)
+        compared += 1
+    assert compared > 100
+
+
+def test_intervals_cover_and_midpoints_are_unbiased(planted):
+    data = planted(8000, 60, seed=3)
+    fits = fit_sigmoids(data.x_K, data.loss_NK)
+    resolved_N = data.width_N > 0.2
+    error_N = (fits.midpoint_N - data.midpoint_N)[resolved_N] / fits.midpoint_se_N[resolved_N]
+    known_N = np.isfinite(error_N)
+    assert known_N.mean() > 0.99
+    covered = np.abs(error_N[known_N]) < stats.t.ppf(0.975, 60 - 4)
+    assert abs(covered.mean() - 0.95) < 0.015
+    assert abs(np.median(error_N[known_N])) < 0.05
+
+
+def test_wrong_basins_are_rare(planted):
+    data = planted(8000, 60, seed=4)
+    fits = fit_sigmoids(data.x_K, data.loss_NK)
+    x_K = np.where(np.isfinite(data.x_K), data.x_K, FAR)
+    u_NK = (data.midpoint_N[:, None] - x_K) / data.width_N[:, None]
+    s_NK = expit(u_NK)
+    bump_NK = s_NK * (1 - s_NK) * (data.drop_N / data.width_N)[:, None]
+    columns = [np.ones_like(s_NK), s_NK, bump_NK, -u_NK * bump_NK]
+    jacobian_NKP = np.stack(columns, axis=-1)
+    gram_NPP = jacobian_NKP.transpose(0, 2, 1) @ jacobian_NKP
+    sharp_N = np.linalg.cond(gram_NPP) < 1e10
+    se_N = data.noise_N[sharp_N] * np.sqrt(np.linalg.inv(gram_NPP[sharp_N])[:, 2, 2])
+    determined_N = se_N < 0.1
+    wrong_N = np.abs(fits.midpoint_N - data.midpoint_N)[sharp_N][determined_N] > 0.5
+    assert determined_N.sum() > 6000
+    assert wrong_N.mean() < 0.001
+
+
+def test_step_zero_counts_as_the_upper_plateau():
+    x_K = np.concatenate([[-np.inf], np.linspace(5, 9, 20)])
+    noise_NK = 0.05 * np.random.default_rng(0).standard_normal((200, 21))
+    loss_NK = 1 + 9 * expit((5.1 - x_K) / 0.5) + noise_NK
+    with_zero = fit_sigmoids(x_K, loss_NK)
+    without = fit_sigmoids(x_K[1:], loss_NK[:, 1:])
+    plateau_N = with_zero.floor_N + with_zero.drop_N
+    np.testing.assert_allclose(plateau_N, 10.0, atol=0.25)
+    assert np.nanmedian(without.drop_se_N) > 5 * np.median(with_zero.drop_se_N)
+
+
+def test_scale_and_shift_leave_midpoint_and_width(planted):
+    data = planted(500, 40, seed=5)
+    loss_NK = data.loss_NK.astype(np.float64)
+    one = fit_sigmoids(data.x_K, loss_NK)
+    other = fit_sigmoids(data.x_K, 50 + 1000 * loss_NK)
+    same_N = one.status_N == FitStatus.CONVERGED
+    np.testing.assert_allclose(other.midpoint_N[same_N], one.midpoint_N[same_N], atol=2e-4)
+    np.testing.assert_allclose(other.width_N[same_N], one.width_N[same_N], rtol=5e-3)
+    np.testing.assert_allclose(other.drop_N[same_N], 1000 * one.drop_N[same_N], rtol=1e-3)
+    flat = (TokenClass.FLAT_KNOWN, TokenClass.FLAT_UNLEARNED)
+    np.testing.assert_array_equal(other.is_class(*flat), one.is_class(*flat))
+
+
+def test_a_shift_along_x_shifts_midpoints_only(planted):
+    data = planted(300, 40, seed=6)
+    one, other = (fit_sigmoids(data.x_K + shift, data.loss_NK) for shift in (0.0, 7.0))
+    same_N = one.status_N == FitStatus.CONVERGED
+    np.testing.assert_allclose(other.midpoint_N[same_N], one.midpoint_N[same_N] + 7, atol=1e-3)
+    np.testing.assert_array_equal(other.class_N, one.class_N)
+
+
+@pytest.mark.parametrize("block_tokens", [7, 37, 10_000])
+def test_blocks_and_order_do_not_matter(planted, block_tokens):
+    data = planted(150, 30, seed=7)
+    whole = fit_sigmoids(data.x_K, data.loss_NK)
+    order = np.random.default_rng(0).permutation(150)
+    shuffled = fit_sigmoids(data.x_K, data.loss_NK[order], block_tokens=block_tokens)
+    np.testing.assert_array_equal(shuffled.class_N, whole.class_N[order])
+    np.testing.assert_allclose(shuffled.sse_N, whole.sse_N[order], rtol=1e-5)
+    np.testing.assert_allclose(shuffled.midpoint_N, whole.midpoint_N[order], atol=1e-4)
+
+
+def test_torch_in_is_numpy_out(planted):
+    data = planted(20, 30, seed=8)
+    fits = fit_sigmoids(torch.tensor(data.x_K), torch.tensor(data.loss_NK))
+    assert isinstance(fits.midpoint_N, np.ndarray)
+    np.testing.assert_array_equal(fits.midpoint_N, fit_sigmoids(data.x_K, data.loss_NK).midpoint_N)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_cuda_gives_what_the_cpu_gives(planted):
+    data = planted(2000, 60, seed=9)
+    cpu, cuda = (fit_sigmoids(data.x_K, data.loss_NK, device=d) for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(cuda.sse_N, cpu.sse_N, rtol=1e-3)
+
+
+def test_non_finite_losses_are_counted_not_fitted(planted):
+    data = planted(50, 30, seed=10)
+    whole = fit_sigmoids(data.x_K, data.loss_NK)
+    loss_NK = data.loss_NK.copy()
+    loss_NK[3, 5], loss_NK[7, 0], loss_NK[8] = np.nan, np.inf, -np.inf
+    fits = fit_sigmoids(data.x_K, loss_NK)
+    bad = [3, 7, 8]
+    assert set(np.flatnonzero(fits.status_N == FitStatus.NON_FINITE)) == set(bad)
+    assert (fits.class_N[bad] == TokenClass.UNFITTED).all()
+    for name in SigmoidFits.columns():
+        if name not in ("class_N", "status_N"):
+            assert np.isnan(getattr(fits, name)[bad]).all(), name
+    assert np.isnan(fits.predict(data.x_K)[bad]).all()
+    others = np.setdiff1d(np.arange(50), bad)
+    np.testing.assert_allclose(fits.sse_N[others], whole.sse_N[others], rtol=1e-6)
+
+
+def test_constant_losses_are_flat_with_no_midpoint():
+    x_K = np.arange(10.0)
+    fits = fit_sigmoids(x_K, np.array([[0.25] * 10, [9.0] * 10, [0.0] * 10], dtype=np.float32))
+    assert [TokenClass(c) for c in fits.class_N] == [
+        TokenClass.FLAT_KNOWN,
+        TokenClass.FLAT_UNLEARNED,
+        TokenClass.FLAT_KNOWN,
+    ]
+    np.testing.assert_array_equal(fits.floor_N, [0.25, 9.0, 0.0])
+    np.testing.assert_array_equal(fits.drop_N, 0.0)
+    assert np.isnan(fits.midpoint_N).all()
+    np.testing.assert_array_equal(fits.predict(x_K)[1], 9.0)
+
+
+def test_a_step_between_two_probes_is_placed_between_them():
+    x_K = np.linspace(0, 8, 30)
+    noise = 0.01 * np.random.default_rng(0).standard_normal((1, 30))
+    fits = fit_sigmoids(x_K, np.where(x_K < 4.05, 6.0, 1.0)[None] + noise)
+    before, after = x_K[x_K < 4.05].max(), x_K[x_K > 4.05].min()
+    assert fits.status_N[0] == FitStatus.TOO_FEW_POINTS
+    assert before < fits.midpoint_N[0] < after
+    np.testing.assert_allclose(fits.midpoint_se_N[0], (after - before) / np.sqrt(12), rtol=1e-5)
+    assert np.isnan(fits.width_se_N[0])
+
+
+def test_a_midpoint_beyond_the_last_probe_is_a_status():
+    x_K = np.linspace(0, 8, 40)
+    fits = fit_sigmoids(x_K, (5 * expit((10 - x_K) / 0.7))[None])
+    assert fits.status_N[0] == FitStatus.AT_BOUND
+    assert np.isnan(fits.midpoint_se_N[0])
+
+
+@pytest.mark.parametrize(
+    ("x_K", "loss_shape", "words"),
+    [
+        (np.arange(4.0), (3, 4), "at least 5 probe steps"),
+        (np.arange(6.0), (3, 5), "do not match 6 probes"),
+        (np.array([0.0, 1, 1, 2, 3]), (3, 5), "does not ascend"),
+        (np.array([0.0, 1, 2, 3, np.inf]), (3, 5), "NaN or \\+inf"),
+        (np.array([0.0, 1, 2, 3, np.nan]), (3, 5), "NaN or \\+inf"),
+    ],
+)
+def test_bad_input_is_one_sentence(x_K, loss_shape, words):
+    with pytest.raises(TokscaleError, match=words):
+        fit_sigmoids(x_K, np.ones(loss_shape))
+
+
+def test_five_probes_and_no_tokens_are_enough():
+    fits = fit_sigmoids(np.arange(5.0), np.array([[5.0, 4.9, 2.0, 0.1, 0.0]]))
+    np.testing.assert_allclose(fits.predict(np.arange(5.0)).mean(), 12 / 5, rtol=0.05)
+    assert len(fit_sigmoids(np.arange(5.0), np.empty((0, 5)))) == 0
+
+
+def test_importing_the_room_loads_no_torch():
+    code = "import sys, megatron_tokscale.fit; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
