@@ -4,8 +4,8 @@ Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameter
 """
 
 import math
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,68 +16,75 @@ from megatron_tokscale.fit.table import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.fit.varpro import Search
 
 _SCOUT_STEPS, _STEPS, _SLOW_STEPS = 4, 12, 40
+_ROUNDING = 1e-6
 _INSIDE = 0.05
 _MIN_PLATEAU = 2
 
 
+@dataclass(frozen=True)
+class Losses:
+    """A block's losses, scaled so that the search knows no units.
+
+    Attributes:
+        y_NK: losses less their mean, of unit variance; zero where there is nothing to fit.
+        level_N: mean loss in nats.
+        scale_N: standard deviation over the probes in nats.
+        fall_N: first loss minus last, in nats.
+        finite_N: whether all losses are finite.
+        moves_N: whether the losses differ by more than rounding.
+    """
+
+    y_NK: Tensor
+    level_N: Tensor
+    scale_N: Tensor
+    fall_N: Tensor
+    finite_N: Tensor
+    moves_N: Tensor
+
+    @staticmethod
+    def of(loss_NK: Tensor) -> "Losses":
+        """Scale losses in nats."""
+        loss_NK = loss_NK.double()
+        finite_N = loss_NK.isfinite().all(dim=1)
+        loss_NK = torch.where(finite_N[:, None], loss_NK, 0.0)
+        level_N = loss_NK.mean(dim=1)
+        y_NK = loss_NK - level_N[:, None]
+        scale_N = y_NK.square().mean(dim=1).sqrt()
+        moves_N = scale_N > _ROUNDING * loss_NK.abs().amax(dim=1)
+        scale_N = torch.where(moves_N, scale_N, 1.0)
+        y_NK = torch.where(moves_N[:, None], y_NK / scale_N[:, None], 0.0)
+        return Losses(y_NK, level_N, scale_N, loss_NK[:, 0] - loss_NK[:, -1], finite_N, moves_N)
+
+
 def fit_block(axis: Axis, grid: Grid, loss_NK: Tensor, known_below: float) -> SigmoidFits:
     """Fit every token of a block; see `fit_sigmoids`."""
-    loss_NK = loss_NK.double()
-    finite_N = loss_NK.isfinite().all(dim=1)
-    loss_NK = torch.where(finite_N[:, None], loss_NK, 0.0)
-    level_N = loss_NK.mean(dim=1)
-    y_NK = loss_NK - level_N[:, None]
-    scale_N = y_NK.square().mean(dim=1).sqrt()
-    moves_N = scale_N > 1e-6 * loss_NK.abs().amax(dim=1)
-    scale_N = torch.where(moves_N, scale_N, 1.0)
-    y_NK = torch.where(moves_N[:, None], y_NK / scale_N[:, None], 0.0)
-
-    one = fit_one(grid, y_NK)
-    onset_N, slope_N, ramp_sse_N = grid.ramp(y_NK)
-    sse_N = {"flat": y_NK.square().sum(dim=1), "sigmoid": one.sse_N, "ramp": ramp_sse_N}
-    two = fit_two(grid, y_NK, rivals=sse_N)
+    losses = Losses.of(loss_NK)
+    one = fit_one(grid, losses.y_NK)
+    onset_N, slope_N, ramp_sse_N = grid.ramp(losses.y_NK)
+    flat_sse_N = losses.y_NK.square().sum(dim=1)
+    sse_N = {"flat": flat_sse_N, "sigmoid": one.sse_N, "ramp": ramp_sse_N}
+    two = fit_two(grid, losses.y_NK, rivals=sse_N)
     sse_N["two"] = torch.where(_is_two(axis, two), two.sse_N, torch.inf)
     class_N, evidence_N = classes.choose(
-        sse_N, one.drop_NM[:, 0], level_N, axis.n_probes, known_below
+        sse_N, one.drop_NM[:, 0], losses.level_N, axis.n_probes, known_below
     )
-
-    sound_N = finite_N & moves_N
-    se_N4, inside_N = _errors(axis, one, grid.x_K)
-    status_N = _status(axis, grid, one, inside_N)
-    se_N4 = torch.where((status_N == FitStatus.AT_BOUND)[:, None], torch.nan, se_N4)
-    class_N = torch.where(finite_N, class_N, int(TokenClass.UNFITTED))
-    status_N = torch.where(moves_N, status_N, int(FitStatus.CONVERGED))
-    status_N = torch.where(finite_N, status_N, int(FitStatus.NON_FINITE))
-
-    def column(value_N: Tensor, where_N: Tensor = sound_N) -> np.ndarray:
-        return torch.where(where_N, value_N, torch.nan).float().cpu().numpy()
-
-    drop_N = one.drop_NM[:, 0] * scale_N
-    r2_N = 1 - one.sse_N / axis.n_probes
-    mean_s_N = varpro.curves(one.theta_NP, grid.x_K)[0].mean(dim=(1, 2))
-    floor_N = level_N - drop_N * mean_s_N
+    class_N = torch.where(losses.finite_N, class_N, int(TokenClass.UNFITTED))
     gradual_N = class_N == TokenClass.GRADUAL
+    two_step_N = class_N == TokenClass.TWO_STEP
+    status_N, columns = _one_columns(axis, grid, losses, one)
+    columns |= {
+        "level_N": (losses.level_N, losses.finite_N),
+        "fall_N": (losses.fall_N, losses.finite_N),
+        "evidence_N": (evidence_N, losses.finite_N),
+        "onset_N": (onset_N, gradual_N),
+        "slope_N": (slope_N * losses.scale_N, gradual_N),
+    } | {name: (each_N, two_step_N) for name, each_N in _two_columns(grid, losses, two).items()}
     return SigmoidFits(
         axis.x_K,
-        floor_N=column(torch.where(moves_N, floor_N, level_N), finite_N),
-        drop_N=column(torch.where(moves_N, drop_N, 0.0), finite_N),
-        midpoint_N=column(one.theta_NP[:, 0]),
-        width_N=column(one.theta_NP[:, 1].exp()),
-        floor_se_N=column(se_N4[:, 0] * scale_N),
-        drop_se_N=column(se_N4[:, 1] * scale_N),
-        midpoint_se_N=column(se_N4[:, 2]),
-        width_se_N=column(se_N4[:, 3]),
-        sse_N=column(one.sse_N * scale_N.square(), finite_N),
-        r2_N=column(r2_N),
-        level_N=column(level_N, finite_N),
-        fall_N=column(loss_NK[:, 0] - loss_NK[:, -1], finite_N),
-        onset_N=column(onset_N, gradual_N),
-        slope_N=column(slope_N * scale_N, gradual_N),
         **{
-            name: column(value_N, class_N == TokenClass.TWO_STEP)
-            for name, value_N in _two_columns(grid, two, level_N, scale_N).items()
+            name: torch.where(known_N, each_N, torch.nan).float().cpu().numpy()
+            for name, (each_N, known_N) in columns.items()
         },
-        evidence_N=column(evidence_N, finite_N),
         class_N=class_N.to(torch.int8).cpu().numpy(),
         status_N=status_N.to(torch.int8).cpu().numpy(),
     )
@@ -127,12 +134,42 @@ def _is_two(axis: Axis, two: Search) -> Tensor:
     return apart_N & inside_NM.all(dim=1)
 
 
-def _two_columns(grid: Grid, two: Search, level_N: Tensor, scale_N: Tensor) -> dict[str, Tensor]:
+def _one_columns(
+    axis: Axis, grid: Grid, losses: Losses, one: Search
+) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """Status, and the columns of the one-sigmoid fit: each with where it is known.
+
+    A constant token has a floor and no drop; where it would fall or how fast is not known.
+    """
+    finite_N, fitted_N = losses.finite_N, losses.finite_N & losses.moves_N
+    se_N4, inside_N = _errors(axis, one, grid.x_K)
+    status_N = _status(axis, grid, one, inside_N)
+    floor_se_N, drop_se_N, midpoint_se_N, width_se_N = se_N4.unbind(dim=1)
+    trusted_N = fitted_N & (status_N != FitStatus.AT_BOUND)
+    status_N = torch.where(losses.moves_N, status_N, int(FitStatus.CONVERGED))
+    status_N = torch.where(finite_N, status_N, int(FitStatus.NON_FINITE))
+    drop_N = torch.where(losses.moves_N, one.drop_NM[:, 0] * losses.scale_N, 0.0)
+    mean_s_N = varpro.curves(one.theta_NP, grid.x_K)[0].mean(dim=(1, 2))
+    return status_N, {
+        "floor_N": (losses.level_N - drop_N * mean_s_N, finite_N),
+        "drop_N": (drop_N, finite_N),
+        "midpoint_N": (one.theta_NP[:, 0], fitted_N),
+        "width_N": (one.theta_NP[:, 1].exp(), fitted_N),
+        "floor_se_N": (floor_se_N * losses.scale_N, trusted_N),
+        "drop_se_N": (drop_se_N * losses.scale_N, trusted_N),
+        "midpoint_se_N": (midpoint_se_N, trusted_N),
+        "width_se_N": (width_se_N, trusted_N),
+        "sse_N": (one.sse_N * losses.scale_N.square(), finite_N),
+        "r2_N": (1 - one.sse_N / axis.n_probes, fitted_N),
+    }
+
+
+def _two_columns(grid: Grid, losses: Losses, two: Search) -> dict[str, Tensor]:
     """Floor, and drop, midpoint and width of the earlier and the later transition."""
-    drop_NM = two.drop_NM * scale_N[:, None]
+    drop_NM = two.drop_NM * losses.scale_N[:, None]
     mean_s_NM = varpro.curves(two.theta_NP, grid.x_K)[0].mean(dim=-1)
     order_NM = two.theta_NP[:, :2].argsort(dim=1)
-    columns = {"steps_floor_N": level_N - (drop_NM * mean_s_NM).sum(dim=1)}
+    columns = {"steps_floor_N": losses.level_N - (drop_NM * mean_s_NM).sum(dim=1)}
     values = {"drop": drop_NM, "midpoint": two.theta_NP[:, :2], "width": two.theta_NP[:, 2:].exp()}
     for name, value_NM in values.items():
         for m, ordered_N in enumerate(value_NM.gather(1, order_NM).unbind(dim=1), start=1):

@@ -93,16 +93,18 @@ def read_spectra(run: Run) -> Spectra:
         with np.load(path, allow_pickle=False) as arrays:
             x_G = arrays["x_G"].astype(np.float64)
             density_DG = arrays["drop_weighted_DG"].astype(np.float64)
-        names = tuple(str(name) for name in info["domains"])
+        watched = [domain["n_tokens"] > 0 for domain in info["domains"]]
+        names = tuple(str(domain["name"]) for domain in info["domains"])
         time = cast(Literal["step", "tokens", "lr-sum"], info.get("time", "step"))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise TokscaleError(f"the spectrum {path} is damaged ({error!r}); make it again") from error
     if density_DG.shape != (len(names), len(x_G)) or not np.isfinite(density_DG).all():
         raise TokscaleError(
             f"the spectrum {path} has shape {density_DG.shape} or values that are not finite, for "
             f"{len(names)} datasets and {len(x_G)} grid points; make it again"
         )
-    return Spectra(names, x_G, density_DG, *_clock(run, run.x_K(time)))
+    spectra = Spectra(names, x_G, density_DG, *_clock(run, run.x_K(time)))
+    return spectra.select([name for name, any_token in zip(names, watched, strict=True) if any_token])
 
 
 def _clock(run: Run, x_K: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:

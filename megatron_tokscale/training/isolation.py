@@ -18,7 +18,7 @@ from megatron_tokscale.errors import TokscaleError
 
 
 @contextmanager
-def isolated(model: Sequence[Any], optimizer: Any, args: Namespace) -> Iterator[None]:
+def isolated(model: Sequence[Any]) -> Iterator[None]:
     """Evaluate `model` inside the block, and give training back its state after it.
 
     An error inside propagates (a rank that swallowed it would leave the others hanging), with the
@@ -26,7 +26,6 @@ def isolated(model: Sequence[Any], optimizer: Any, args: Namespace) -> Iterator[
     """
     with ExitStack() as stack:
         stack.enter_context(_generators())
-        stack.enter_context(_synced_parameters(model, optimizer, args))
         stack.enter_context(_evaluation_mode(model))
         stack.enter_context(_no_rerun_validation())
         stack.enter_context(_no_schedule_timers(model))
@@ -61,8 +60,8 @@ def _cloned(states: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _synced_parameters(model: Sequence[Any], optimizer: Any, args: Namespace) -> Iterator[None]:
-    """Make every rank's parameters current, and keep the overlapped gather out of the probe.
+def synced_parameters(model: Sequence[Any], optimizer: Any, args: Namespace) -> Iterator[None]:
+    """Make every rank's parameters current, and keep the overlapped gather out of the block.
 
     With --overlap-param-gather the optimizer leaves other ranks' shards stale until the hooks of
     the next forward pass; those are off before the first step, when a sync must be forced.

@@ -20,7 +20,7 @@ from megatron_tokscale.store import LossRecord, RunWriter
 from megatron_tokscale.training import probe_pass
 from megatron_tokscale.training.clock import LearningRateSum, learning_rate
 from megatron_tokscale.training.config import TokscaleConfig
-from megatron_tokscale.training.isolation import isolated, verified
+from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
 from megatron_tokscale.training.support import check_probe
 
 _TIMER = "tokscale-probe"
@@ -94,7 +94,7 @@ class Prober:
             if self._config.tokscale_verify_isolation
             else contextlib.nullcontext()
         )
-        with check, isolated(model, optimizer, self._args):
+        with synced_parameters(model, optimizer, self._args), check, isolated(model):
             loss_BS = probe_pass.run(self._probe_set, self._forward_step, model, self._args)
         loss_N, mean, error = None, 0.0, None
         if loss_BS is not None:

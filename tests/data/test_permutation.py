@@ -18,7 +18,7 @@ def test_every_sample_comes_once_per_epoch(size):
 @pytest.mark.parametrize("size", [1, 2, 3, 64, 65, 1000, 2**20 + 1, 2**33 + 5, 2**60])
 def test_the_vectorised_path_equals_the_scalar_one(size):
     permutation = Permutation(size, 0xFEDCBA9876543210)
-    positions = np.unique(np.linspace(0, size - 1, 200, dtype=np.int64))
+    positions = np.random.default_rng(0).integers(0, size, 200)
     assert permutation.many(positions).tolist() == [permutation(i) for i in positions.tolist()]
 
 

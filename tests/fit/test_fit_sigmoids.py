@@ -70,7 +70,7 @@ def test_errors_are_scipys(planted):
     fits = fit_sigmoids(data.x_K, data.loss_NK)
     compared = 0
     for n in np.flatnonzero(fits.status_N == FitStatus.CONVERGED):
-        sse, found, covariance = scipy_fit(data.x_K, data.loss_NK[n])
+        _, found, covariance = scipy_fit(data.x_K, data.loss_NK[n])
         if abs(found[2] - fits.midpoint_N[n]) > 1e-3 or fits.width_N[n] < 0.1:
             continue
         se = np.sqrt(np.diag(covariance)) * [1, 1, 1, np.exp(found[3])]

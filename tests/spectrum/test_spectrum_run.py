@@ -59,7 +59,7 @@ def test_local_learning_is_reconstructed_and_narrower_than_the_null(fitted):
 
 def test_spectrum_needs_a_fit_first(make_run, local_losses):
     run = make_run(*local_losses[:2])
-    with pytest.raises(TokscaleError, match="run `megatron-tokscale fit .*` first"):
+    with pytest.raises(TokscaleError, match=r"run `megatron-tokscale fit .*` first"):
         spectrum_run(run)
 
 
