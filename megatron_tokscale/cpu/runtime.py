@@ -218,10 +218,14 @@ def _place_tensors_on_cpu() -> None:
     initialize_loader = DataLoader.__init__
 
     @functools.wraps(initialize_loader)
-    def initialize_unpinned(self: Any, *args: Any, **kwargs: Any) -> None:
+    def initialize_on_cpu(self: Any, *args: Any, **kwargs: Any) -> None:
+        # Starting a loader draws its workers' seed from the CPU generator, which is the one that
+        # dropout uses here. With a generator of its own a resumed job repeats the undisturbed one,
+        # as it does on a GPU.
+        kwargs.setdefault("generator", torch.Generator())
         initialize_loader(self, *args, **{**kwargs, "pin_memory": False})
 
-    DataLoader.__init__ = initialize_unpinned  # type: ignore[method-assign]
+    DataLoader.__init__ = initialize_on_cpu  # type: ignore[method-assign]
     # Asks CUDA whether a graph is being captured before every optimizer step.
     torch.optim.Optimizer._accelerator_graph_capture_health_check = (  # type: ignore[method-assign]
         lambda self: None

@@ -1,14 +1,18 @@
 """The index: for every training sample its stratum, and which draw of that stratum it is.
 
-A function of the plan and the number of samples alone, and the first k entries do not depend on
-how many follow. Shapes: N samples, Z strata.
+A function of the plan and the number of samples alone; the first k entries depend neither on how
+many follow nor on stages that start later. Shapes: N samples, Z strata, M candidate draws.
 
-Inside a segment of constant weights the order is Megatron's own (`build_blending_indices` in
-core/datasets/helpers.cpp): the sample goes to the stratum that is furthest behind its share. The
-draws are counted through all segments, so a change of weights neither skips nor repeats any.
-Megatron's rule starts each segment with a clean slate; what rounding left undone is settled first:
-a stratum that is behind the plan by a whole sample or more is served at the start of the next
-segment (our choice), or a small stratum would starve in a plan of many short stages.
+Until the weights first change, the order is Megatron's own (`build_blending_indices` in
+core/datasets/helpers.cpp: each sample goes to the stratum furthest behind its share), so a plan
+that changes nothing is the plain blend, sample for sample.
+
+From then on the draws of each stratum are counted on, so none is skipped or repeated, and come in
+the order in which they fall due: draw j of a stratum is due when the plan's cumulative target for
+it passes j + 1/2 (stride scheduling: Waldspurger and Weihl, MIT/LCS/TM-528, 1995). That carries
+over what rounding has left owing. Megatron's rule can only start anew: over 200 stages of 10
+samples it draws a stratum of 1% ten times too often. It is also a sort, whose time does not grow
+with the number of strata.
 """
 
 from collections.abc import Callable, Iterator
@@ -81,57 +85,72 @@ def build_index(plan: Plan, n_samples: int, blend: Blend | None = None) -> Index
         blend: Megatron's compiled `helpers_cpp.build_blending_indices`, which gives the same
             index some hundred times faster; without it `blend_reference`.
     """
-    blend = blend or blend_reference
-    stratum_N = np.empty(n_samples, dtype=np.int16)
-    draw_N = np.empty(n_samples, dtype=np.int64)
+    index = Index(np.empty(n_samples, dtype=np.int16), np.empty(n_samples, dtype=np.int64))
     drawn_Z = np.zeros(plan.n_strata, dtype=np.int64)
     for start, stop, weights_Z in plan.intervals(n_samples):
-        # Megatron's rule breaks ties by position and would draw from a stratum of weight zero.
-        present = np.flatnonzero(weights_Z).astype(np.int16)
-        late = _whole_samples_behind(plan.target_Z(start) - drawn_Z, present)[: stop - start]
-        for k, stratum in enumerate(late, start):
-            stratum_N[k], draw_N[k] = stratum, drawn_Z[stratum]
-            drawn_Z[stratum] += 1
-        rest = slice(start + len(late), stop)
-        blend(
-            stratum_N[rest],
-            draw_N[rest],
-            weights_Z[present],
-            len(present),
-            rest.stop - rest.start,
-            False,
-        )
-        drawn_Z += _carry_on(stratum_N[rest], draw_N[rest], present, drawn_Z)
-    return Index(stratum_N, draw_N)
+        if start == 0:
+            _draw_as_megatron(index, stop, weights_Z, blend or blend_reference)
+            drawn_Z += count_strata(index.stratum_N[:stop], plan.n_strata)
+            continue
+        for block in _blocks(start, stop):
+            behind_Z = plan.target_Z(block.start) - drawn_Z
+            stratum_N, draw_N = _draw_when_due(behind_Z, weights_Z, block.stop - block.start)
+            index.stratum_N[block] = stratum_N
+            index.draw_N[block] = drawn_Z[stratum_N] + draw_N
+            drawn_Z += np.bincount(stratum_N, minlength=plan.n_strata)
+    return index
 
 
-def _whole_samples_behind(
-    behind_Z: NDArray[np.float64], present: NDArray[np.int16]
-) -> NDArray[np.int16]:
-    """Strata to serve first, the furthest behind first, each as often as it is behind."""
-    order = present[np.argsort(-behind_Z[present], kind="stable")]
-    return np.repeat(order, np.maximum(np.floor(behind_Z[order]), 0).astype(np.int64))
-
-
-def _carry_on(
-    stratum_N: NDArray[np.int16],
-    draw_N: NDArray[np.int64],
-    present: NDArray[np.int16],
-    drawn_Z: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """Turn a segment counted from zero into the plan's strata and draws, in place; count them."""
-    count_Z = np.zeros_like(drawn_Z)
-    for block in _blocks(len(stratum_N)):
+def _draw_as_megatron(
+    index: Index, stop: int, weights_Z: NDArray[np.float64], blend: Blend
+) -> None:
+    """Fill the index up to `stop`, before any change of weights."""
+    # Megatron's rule breaks ties by position and would draw from a stratum of weight zero.
+    present = np.flatnonzero(weights_Z).astype(np.int16)
+    stratum_N, draw_N = index.stratum_N[:stop], index.draw_N[:stop]
+    blend(stratum_N, draw_N, weights_Z[present], len(present), stop, False)
+    for block in _blocks(0, stop):
         stratum_N[block] = present[stratum_N[block]]
-        draw_N[block] += drawn_Z[stratum_N[block]]
-        count_Z += np.bincount(stratum_N[block], minlength=len(drawn_Z))
+
+
+def _draw_when_due(
+    behind_Z: NDArray[np.float64], weights_Z: NDArray[np.float64], n_samples: int
+) -> tuple[NDArray[np.int16], NDArray[np.int64]]:
+    """The next `n_samples` draws in the order they fall due, ties in the order of the strata.
+
+    Args:
+        behind_Z: samples that each stratum is behind the plan's target; negative if ahead.
+        weights_Z: weights that hold from here on, summing to one.
+        n_samples: number of samples N.
+
+    Returns:
+        Stratum and draw of each sample, the draws counted from here.
+    """
+    present = np.flatnonzero(weights_Z).astype(np.int16)
+    weight_Z, owed_Z = weights_Z[present], behind_Z[present] + 0.5
+    # By this time at least N draws are due: each stratum has at least its target less one half.
+    horizon = n_samples + 1 + len(present) - owed_Z.sum()
+    candidates_Z = np.maximum(np.floor(weight_Z * horizon + owed_Z), 0).astype(np.int64)
+    first_Z = np.cumsum(candidates_Z) - candidates_Z
+    draw_M = np.arange(candidates_Z.sum()) - np.repeat(first_Z, candidates_Z)
+    stratum_M = np.repeat(present, candidates_Z)
+    due_M = (draw_M + 1 - np.repeat(owed_Z, candidates_Z)) / np.repeat(weight_Z, candidates_Z)
+    order = np.argsort(due_M, kind="stable")[:n_samples]
+    return stratum_M[order], draw_M[order]
+
+
+def count_strata(stratum_N: NDArray[np.int16], n_strata: int) -> NDArray[np.int64]:
+    """Number of samples of each stratum."""
+    count_Z = np.zeros(n_strata, dtype=np.int64)
+    for block in _blocks(0, len(stratum_N)):
+        count_Z += np.bincount(stratum_N[block], minlength=n_strata)
     return count_Z
 
 
-def _blocks(length: int) -> Iterator[slice]:
+def _blocks(start: int, stop: int) -> Iterator[slice]:
     """Slices that keep the temporary arrays of a large index small."""
-    for start in range(0, length, _BLOCK):
-        yield slice(start, min(start + _BLOCK, length))
+    for begin in range(start, stop, _BLOCK):
+        yield slice(begin, min(begin + _BLOCK, stop))
 
 
 def load_or_build_index(

@@ -5,15 +5,12 @@ Shapes: Z strata.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.data.index import Index
+from megatron_tokscale.data.index import Index, count_strata
 from megatron_tokscale.data.plan import Plan
-
-_BLOCK: Final = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +39,6 @@ def realised_shares(
     plan: Plan, index: Index, n_samples: int, stratum_sizes: Sequence[int]
 ) -> RealisedShares:
     """Count the first `n_samples` of the index; `stratum_sizes` are samples per epoch."""
-    count_Z = np.zeros(plan.n_strata, dtype=np.int64)
-    for start in range(0, n_samples, _BLOCK):
-        block = index.stratum_N[start : min(start + _BLOCK, n_samples)]
-        count_Z += np.bincount(block, minlength=plan.n_strata)
+    count_Z = count_strata(index.stratum_N[:n_samples], plan.n_strata)
     epochs_Z = count_Z / np.maximum(np.array(stratum_sizes), 1)
     return RealisedShares(n_samples, count_Z, plan.target_Z(n_samples), epochs_Z)

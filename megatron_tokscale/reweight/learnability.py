@@ -104,7 +104,9 @@ def read_spectra(run: Run) -> Spectra:
             f"{len(names)} datasets and {len(x_G)} grid points; make it again"
         )
     spectra = Spectra(names, x_G, density_DG, *_clock(run, run.x_K(time)))
-    return spectra.select([name for name, any_token in zip(names, watched, strict=True) if any_token])
+    return spectra.select(
+        [name for name, any_token in zip(names, watched, strict=True) if any_token]
+    )
 
 
 def _clock(run: Run, x_K: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:

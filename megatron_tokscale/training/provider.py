@@ -13,10 +13,10 @@ from megatron.training import get_args
 from megatron_tokscale.data import (
     DatasetIdentity,
     Plan,
-    PlannedDataset,
     load_or_build_index,
     match_datasets,
 )
+from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.training.config import config_from_args
 from megatron_tokscale.training.prober import run_directory
