@@ -119,7 +119,12 @@ def job_flags(corpus: Corpus, *extra: str) -> list[str]:
 
 def job_environment() -> dict[str, str]:
     """One thread per process, and a machine that shows no GPU."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONWARNINGS": "ignore",
+    }
 
 
 def free_port() -> int:
@@ -169,7 +174,9 @@ def run_alone(corpus: Corpus, *extra: str) -> subprocess.CompletedProcess[str]:
 
 def kill_job_at(corpus: Corpus, n_processes: int, mark: str, log: Path, *extra: str) -> None:
     """Start a job and SIGKILL all of its processes as soon as `mark` is in its output."""
-    command = torchrun(n_processes, ["-m", "megatron_tokscale.pretrain", *job_flags(corpus, *extra)])
+    command = torchrun(
+        n_processes, ["-m", "megatron_tokscale.pretrain", *job_flags(corpus, *extra)]
+    )
     with log.open("w") as output:
         job = subprocess.Popen(
             command,

@@ -187,7 +187,7 @@ def _map_index(files: tuple[Path, Path], n_samples: int) -> Index:
     for file, dtype in zip(files, (np.int16, np.int64), strict=True):
         try:
             array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise TokscaleError(f"index file {file} is damaged ({error}); remove it") from error
         if array.shape != (n_samples,) or array.dtype != dtype:
             raise TokscaleError(f"index file {file} is not what its name says; remove it")

@@ -6,7 +6,8 @@ Shapes: D datasets, G grid points, K probe steps.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from megatron_tokscale.files import read_json
 from megatron_tokscale.store import Run
 
 type Floats = NDArray[np.float64]
+
+_DAMAGE: Final = (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,7 @@ def read_spectra(run: Run) -> Spectra:
         watched = [domain["n_tokens"] > 0 for domain in info["domains"]]
         names = tuple(str(domain["name"]) for domain in info["domains"])
         time = cast(Literal["step", "tokens", "lr-sum"], info.get("time", "step"))
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except _DAMAGE as error:
         raise TokscaleError(f"the spectrum {path} is damaged ({error!r}); make it again") from error
     if density_DG.shape != (len(names), len(x_G)) or not np.isfinite(density_DG).all():
         raise TokscaleError(
@@ -104,9 +107,7 @@ def read_spectra(run: Run) -> Spectra:
             f"{len(names)} datasets and {len(x_G)} grid points; make it again"
         )
     spectra = Spectra(names, x_G, density_DG, *_clock(run, run.x_K(time)))
-    return spectra.select(
-        [name for name, any_token in zip(names, watched, strict=True) if any_token]
-    )
+    return spectra.select([names[d] for d in np.flatnonzero(watched)])
 
 
 def _clock(run: Run, x_K: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:

@@ -45,7 +45,7 @@ def follow_plan(
     num_samples: Sequence[int],
     provider: Callable[..., Any],
 ) -> tuple[Any, Any, Any]:
-    """Replace the training dataset by one that follows `plan`; validation and test stay as they are.
+    """Replace the training dataset by one that follows `plan`, and leave validation and test.
 
     Every rank calls this, also those that hold no data. Rank 0 builds the files that the others
     then map.
@@ -76,6 +76,8 @@ def _planned(plan: Plan, train: Any, n_samples: int, *, build: bool) -> PlannedD
         raise TokscaleError(
             f"--tokscale-plan draws from GPTDataset, not from {', '.join(sorted(unsupported))}"
         )
+    if build:
+        _keep_plan(plan, args)
     order = match_datasets(plan, [_identity(part) for part in parts], args.seq_length)
     cache = args.data_cache_path or run_directory(config_from_args(args), args) / "tokscale/cache"
     index = load_or_build_index(
@@ -88,6 +90,25 @@ def _planned(plan: Plan, train: Any, n_samples: int, *, build: bool) -> PlannedD
         split=getattr(train, "split", None),
         index_split=parts[0].index_split,
     )
+
+
+def _keep_plan(plan: Plan, args: Namespace) -> None:
+    """Keep a copy of the plan with the run; refuse one that has another past.
+
+    Raises:
+        TokscaleError: the run has consumed samples in another order than this plan's.
+    """
+    copy = run_directory(config_from_args(args), args) / "tokscale/plan.json"
+    consumed = int(args.consumed_train_samples)
+    if consumed and copy.exists():
+        known = Plan.load(copy)
+        if known.fingerprint_until(consumed) != plan.fingerprint_until(consumed):
+            raise TokscaleError(
+                f"the job has consumed {consumed} samples under plan {known.fingerprint} ({copy}), "
+                f"and plan {plan.fingerprint} orders them otherwise; resume with a plan that "
+                "differs only in later stages"
+            )
+    plan.save(copy)
 
 
 def _identity(part: GPTDataset) -> DatasetIdentity:

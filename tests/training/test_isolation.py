@@ -32,7 +32,9 @@ def differences(left, right, where=""):
     """Paths at which two checkpoint contents differ, but for the arguments they were made with."""
     if isinstance(left, dict):
         keys = (set(left) | set(right)) - {"args"}
-        return [d for key in keys for d in differences(left.get(key), right.get(key), f"{where}/{key}")]
+        return [
+            d for key in keys for d in differences(left.get(key), right.get(key), f"{where}/{key}")
+        ]
     if isinstance(left, list | tuple):
         same_length = len(left) == len(right)
         pairs = enumerate(zip(left, right, strict=True)) if same_length else []
@@ -46,7 +48,9 @@ def differences(left, right, where=""):
 
 
 def checkpoint_differences(left, right):
-    names = [name.removeprefix(str(left)) for name in glob.glob(f"{left}/iter_*/**/*.pt", recursive=True)]
+    names = [
+        name.removeprefix(str(left)) for name in glob.glob(f"{left}/iter_*/**/*.pt", recursive=True)
+    ]
     assert names
     return [
         difference
@@ -63,7 +67,12 @@ def checkpoint_differences(left, right):
 def test_probes_leave_no_trace_in_the_training(corpus: Corpus, tmp_path, name):
     n_processes, layout = LAYOUTS[name]
     flags = (*layout, "--train-iters", "6", "--save-interval", "6")
-    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "linear:2+list:1")
+    probe = (
+        "--tokscale-probe-set",
+        str(corpus.probe_set),
+        "--tokscale-schedule",
+        "linear:2+list:1",
+    )
     run_job(corpus, n_processes, *flags, "--save", str(tmp_path / "without"))
     run_job(
         corpus,

@@ -1,0 +1,148 @@
+"""A training job of the demo: torchrun in a process of its own, followed by its log."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.progress import Progress
+
+_ITERATION = re.compile(r" iteration +(\d+)/ *(\d+) .*lm loss: (\S+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large the demo's model, data and training are."""
+
+    vocab_size: int
+    n_layers: int
+    hidden_size: int
+    seq_length: int
+    micro_batch_size: int
+    global_batch_size: int
+    train_iters: int
+    learning_rate: float
+    characters: int
+    probe_tokens: int
+
+    @property
+    def train_samples(self) -> int:
+        """Training samples that the job consumes."""
+        return self.train_iters * self.global_batch_size
+
+
+FULL = Size(
+    vocab_size=2048,
+    n_layers=4,
+    hidden_size=128,
+    seq_length=128,
+    micro_batch_size=8,
+    global_batch_size=32,
+    train_iters=1024,
+    learning_rate=3e-3,
+    characters=8_000_000,
+    probe_tokens=32_000,
+)
+QUICK = Size(
+    vocab_size=512,
+    n_layers=2,
+    hidden_size=64,
+    seq_length=64,
+    micro_batch_size=8,
+    global_batch_size=16,
+    train_iters=96,
+    learning_rate=5e-3,
+    characters=2_000_000,
+    probe_tokens=4_000,
+)
+
+
+def megatron_flags(size: Size, data_path: list[str], cache: Path) -> list[str]:
+    """The job's Megatron flags: a small Llama-like GPT in two pipeline stages."""
+    model = {
+        "--num-layers": size.n_layers,
+        "--hidden-size": size.hidden_size,
+        "--num-attention-heads": 4,
+        "--seq-length": size.seq_length,
+        "--max-position-embeddings": size.seq_length,
+        "--position-embedding-type": "rope",
+        "--normalization": "RMSNorm",
+        "--init-method-std": 0.02,
+        "--attention-dropout": 0.0,
+        "--hidden-dropout": 0.0,
+        "--pipeline-model-parallel-size": 2,
+    }
+    training = {
+        "--micro-batch-size": size.micro_batch_size,
+        "--global-batch-size": size.global_batch_size,
+        "--train-iters": size.train_iters,
+        "--lr": size.learning_rate,
+        "--min-lr": size.learning_rate / 10,
+        "--lr-decay-style": "cosine",
+        "--lr-warmup-iters": max(size.train_iters // 32, 1),
+        "--weight-decay": 0.1,
+        "--clip-grad": 1.0,
+        "--adam-beta2": 0.95,
+        "--seed": 1234,
+    }
+    data = {
+        "--tokenizer-type": "NullTokenizer",
+        "--vocab-size": size.vocab_size,
+        "--split": SPLIT,
+        "--data-cache-path": cache,
+        "--num-workers": 0,
+        "--eval-interval": size.train_iters,
+        "--eval-iters": 1,
+        "--log-interval": 1,
+        "--save-interval": max(size.train_iters // 4, 1),
+        "--ckpt-format": "torch",
+    }
+    words = [str(word) for pair in (model | training | data).items() for word in pair]
+    switches = ["--swiglu", "--disable-bias-linear", "--untie-embeddings-and-output-weights"]
+    return [*words, *switches, "--data-path", *data_path]
+
+
+SPLIT = "90,10,0"
+
+
+def train(what: str, run: Path, size: Size, flags: list[str]) -> None:
+    """Train in two processes, from the last checkpoint in `run` on, with the log in `run` too.
+
+    Raises:
+        TokscaleError: the job failed.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *("-m", "megatron_tokscale.pretrain", "--tokscale-cpu", *flags),
+        *("--save", str(run), "--load", str(run)),
+    ]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONWARNINGS": "ignore",
+    }
+    progress = Progress(what, size.train_iters, "steps")
+    log = run / "train.log"
+    with (
+        log.open("a", encoding="utf-8") as output,
+        subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        ) as job,
+    ):
+        assert job.stdout is not None
+        for line in job.stdout:
+            output.write(line)
+            if match := _ITERATION.search(line):
+                progress(int(match[1]), note=f"training loss {float(match[3]):.2f}")
+    if job.returncode != 0:
+        raise TokscaleError(f"the training job failed; see the end of {log}")

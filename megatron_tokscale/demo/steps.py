@@ -1,0 +1,169 @@
+"""The steps of the demo, each skipped where its result is there already."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron_tokscale.demo import corpus
+from megatron_tokscale.demo.job import FULL, QUICK, SPLIT, Size, megatron_flags, train
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import read_json, write_json
+from megatron_tokscale.store import Run
+
+_SEED = 1234
+_SCHEDULE = "log:per-octave=8+last"
+
+
+def run_demo(out: Path, *, quick: bool = False) -> Path:
+    """Run the whole loop in `out` and print where the report is. Run again, it goes on.
+
+    Raises:
+        TokscaleError: `out` holds a demo of another size, or a step failed.
+    """
+    size = QUICK if quick else FULL
+    _claim(out, size)
+    started = time.monotonic()
+    demo = _Demo(out, size)
+    steps: list[tuple[str, Callable[[], None]]] = [
+        ("tokenize speeches and Python's library", demo.make_data),
+        ("choose the tokens to watch", demo.choose_tokens),
+        ("train with probes (Megatron, two processes)", demo.train_baseline),
+        ("fit a sigmoid to every token; spectrum", lambda: demo.analyse(demo.baseline)),
+        ("plan the data by what is about to be learned", demo.make_plan),
+        ("train again under the plan", demo.train_planned),
+        ("fit and spectrum of the second run", lambda: demo.analyse(demo.planned)),
+        ("report", demo.write_report),
+    ]
+    for number, (what, step) in enumerate(steps, 1):
+        print(f"[{number}/{len(steps)}] {what}", flush=True)
+        step()
+    print(f"done in {time.monotonic() - started:.0f} s: open {demo.report}")
+    return demo.report
+
+
+def _claim(out: Path, size: Size) -> None:
+    known = out / "demo.json"
+    if not known.exists():
+        write_json(known, asdict(size))
+    elif read_json(known) != asdict(size):
+        raise TokscaleError(f"{out} holds a demo of another size; remove it or give another --out")
+
+
+class _Demo:
+    """Where the demo keeps its files, and what each step does with them."""
+
+    def __init__(self, out: Path, size: Size):
+        self.out, self.size = out, size
+        self.tokenizer = out / "tokenizer.json"
+        self.probe_set = out / "probe.safetensors"
+        self.plan = out / "plan.json"
+        self.baseline, self.planned = out / "baseline", out / "planned"
+        self.prefixes = [out / "data" / name for name in ("speeches", "python")]
+        self.report = out / "report.html"
+
+    @property
+    def data_path(self) -> list[str]:
+        """Megatron's --data-path: both kinds of text in equal parts."""
+        return [word for prefix in self.prefixes for word in ("0.5", str(prefix))]
+
+    def make_data(self) -> None:
+        """Text to tokens, with a tokenizer trained on both kinds of text."""
+        done = self.out / "data" / "done.json"
+        if done.exists():
+            return
+        done.parent.mkdir(parents=True, exist_ok=True)
+        size = self.size
+        texts = [
+            corpus.take(documents, size.characters, _SEED)
+            for documents in (corpus.speeches(), corpus.library_source())
+        ]
+        corpus.train_tokenizer(
+            [text for part in texts for text in part], size.vocab_size, self.tokenizer
+        )
+        counts = {}
+        for prefix, part in zip(self.prefixes, texts, strict=True):
+            n_tokens = corpus.write_dataset(part, self.tokenizer, prefix)
+            counts[prefix.name] = {"documents": len(part), "tokens": n_tokens}
+            print(f"  {prefix.name}: {len(part)} documents, {n_tokens:,} tokens", flush=True)
+        write_json(done, counts)
+
+    def choose_tokens(self) -> None:
+        """Windows of held-out documents, equally of both kinds."""
+        from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
+
+        if not self.probe_set.exists():
+            settings = ProbeSettings(
+                data_path=self.data_path,
+                split=SPLIT,
+                seq_length=self.size.seq_length,
+                vocab_size=self.size.vocab_size,
+                n_tokens=self.size.probe_tokens,
+                eod=0,
+                seed=_SEED,
+            )
+            probe_set = build_probe_set(settings)
+            probe_set.save(self.probe_set)
+            print("  " + describe(probe_set).replace("\n", "\n  "), flush=True)
+
+    def train_baseline(self) -> None:
+        """Both kinds of text in equal parts throughout."""
+        self._train("baseline", self.baseline, [])
+
+    def train_planned(self) -> None:
+        """The same training, with weights that follow the plan."""
+        self._train("planned", self.planned, ["--tokscale-plan", str(self.plan)])
+
+    def _train(self, what: str, run: Path, flags: list[str]) -> None:
+        if self._is_trained(run):
+            return
+        probe = ["--tokscale-probe-set", str(self.probe_set), "--tokscale-schedule", _SCHEDULE]
+        megatron = megatron_flags(self.size, self.data_path, self.out / "cache")
+        train(what, run, self.size, [*megatron, *probe, *flags])
+        if not self._is_trained(run):
+            raise TokscaleError(f"the job ended early; see the end of {run / 'train.log'}")
+
+    def _is_trained(self, run: Path) -> bool:
+        if not (run / "tokscale" / "run.json").exists():
+            return False
+        steps = Run.open(run).step_K
+        return bool(steps.size and steps[-1] == self.size.train_iters)
+
+    def analyse(self, path: Path) -> None:
+        """Fit and spectrum, printed."""
+        from megatron_tokscale.fit import fit_run
+        from megatron_tokscale.fit.describe import describe_fit
+        from megatron_tokscale.progress import Progress
+        from megatron_tokscale.spectrum import spectrum_run
+        from megatron_tokscale.spectrum.describe import describe_spectrum
+
+        run = Run.open(path)
+        fit, spectrum = path / "analysis/fit.json", path / "analysis/reconstruction.json"
+        if not spectrum.exists():
+            fit_run(run, progress=Progress("fit", run.n_tokens, "tokens"))
+            spectrum_run(run)
+        print("  " + describe_fit(read_json(fit)).replace("\n", "\n  "))
+        print(describe_spectrum(read_json(spectrum)), flush=True)
+
+    def make_plan(self) -> None:
+        """Weights per kind of text, from the first run's spectra."""
+        from megatron_tokscale.data import Plan
+        from megatron_tokscale.reweight import describe, plan_run
+        from megatron_tokscale.reweight.jobs import job_of
+
+        if not self.plan.exists():
+            size = self.size
+            job = job_of(self.data_path, SPLIT, size.train_samples, size.seq_length, _SEED)
+            plan_run(Run.open(self.baseline), "dataset", job, self.plan)
+        print("  " + describe(Plan.load(self.plan)).strip().replace("\n", "\n  "), flush=True)
+
+    def write_report(self) -> None:
+        """One page about both runs."""
+        from megatron_tokscale.report import report_run
+
+        report_run(
+            Run.open(self.baseline),
+            compare=Run.open(self.planned),
+            tokenizer=self.tokenizer,
+            out=self.report,
+        )

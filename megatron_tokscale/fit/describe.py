@@ -1,0 +1,23 @@
+"""A fit's summary as a table for a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def describe_fit(summary: Mapping[str, Any]) -> str:
+    """Shares of the classes, in tokens and in what the loss fell, from the content of fit.json."""
+    lines = [
+        f"{summary['n_tokens']:,} tokens at {summary['n_probes']} probe steps "
+        f"(time: {summary['time']}), {summary['tokens_per_second']:,.0f} tokens/s",
+        f"  {'class':<16}{'tokens':>8}{'fall of the loss':>18}",
+    ]
+    for name, row in summary["classes"].items():
+        fall = "-" if row["fall_share"] is None else f"{100 * row['fall_share']:.1f}%"
+        lines.append(f"  {name:<16}{100 * row['share']:>7.1f}%{fall:>18}")
+    non_finite = summary["non_finite"]
+    if non_finite["tokens"]:
+        lines.append(
+            f"  {non_finite['losses']:,} losses of {non_finite['tokens']:,} tokens are NaN or "
+            "infinite; these tokens are not fitted"
+        )
+    return "\n".join(lines)

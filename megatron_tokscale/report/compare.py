@@ -1,0 +1,119 @@
+"""Two runs on the same probe set: their mean losses, and how much sooner one is where the other is.
+
+Shapes: N tokens, K probe steps, F groups of tokens (all of them, then each dataset), Z strata.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.data import Plan, build_index, realised_shares
+from megatron_tokscale.store import Run
+
+MAX_COUNTED_SAMPLES = 1_000_000
+_VALUES_PER_READ = 2**24
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Mean losses of one run.
+
+    Attributes:
+        step_K: probe steps.
+        tokens_K: consumed training tokens.
+        loss_FK: mean loss in nats: of all tokens, then of each dataset.
+    """
+
+    step_K: NDArray[np.int64]
+    tokens_K: NDArray[np.int64]
+    loss_FK: Array
+
+
+def mean_curves(runs: tuple[Run, Run]) -> tuple[tuple[Curves, Curves], int]:
+    """The curves of both runs over the tokens that are finite in both, and how many are not."""
+    finite_N = np.ones(runs[0].n_tokens, dtype=bool)
+    for run in runs:
+        for rows, loss_NK in _blocks(run):
+            finite_N[rows] &= np.isfinite(loss_NK).all(axis=1)
+    first, second = (_curves(run, finite_N) for run in runs)
+    return (first, second), int((~finite_N).sum())
+
+
+def _blocks(run: Run) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    size = max(_VALUES_PER_READ // max(len(run.records), 1), 1)
+    for start in range(0, run.n_tokens, size):
+        rows = slice(start, min(start + size, run.n_tokens))
+        yield rows, run.read_losses(rows.start, rows.stop)
+
+
+def _curves(run: Run, used_N: NDArray[np.bool_]) -> Curves:
+    domain_N, n_domains = run.probe_set.domain_N, len(run.probe_set.domains)
+    sum_DK, count_D = np.zeros((n_domains, len(run.records))), np.zeros(n_domains)
+    for rows, loss_NK in _blocks(run):
+        for d in range(n_domains):
+            of_domain = used_N[rows] & (domain_N[rows] == d)
+            sum_DK[d] += loss_NK[of_domain].sum(axis=0, dtype=np.float64)
+            count_D[d] += of_domain.sum()
+    overall_K = sum_DK.sum(axis=0) / max(count_D.sum(), 1)
+    return Curves(
+        run.step_K,
+        np.array([record.consumed_tokens for record in run.records], dtype=np.int64),
+        np.vstack([overall_K, sum_DK / np.maximum(count_D, 1)[:, None]]),
+    )
+
+
+def time_to_reach(time_K: NDArray[np.int64], loss_K: Array, target: float) -> float | None:
+    """The first time at which the loss is at most `target`, interpolated in ln time; None if never.
+
+    Between time 0 and the next probe nothing can be interpolated: the next probe counts.
+    """
+    reached = np.flatnonzero(loss_K <= target)
+    if not len(reached):
+        return None
+    k = int(reached[0])
+    if k == 0 or time_K[k - 1] == 0:
+        return float(time_K[k])
+    share = (loss_K[k - 1] - target) / (loss_K[k - 1] - loss_K[k])
+    before, after = np.log(time_K[k - 1 : k + 1].astype(np.float64))
+    return float(np.exp(before + share * (after - before)))
+
+
+def faster(baseline: int, reached: float | None) -> float | None:
+    """1 - (time to reach the baseline's final loss)/(time of the baseline) (design.md 7)."""
+    return None if reached is None else 1 - reached / baseline
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a plan gave each of its datasets up to the last probe.
+
+    Attributes:
+        n_samples: consumed samples.
+        target_D: share by the plan's weights.
+        realised_D: share really drawn; None if it was not counted.
+    """
+
+    n_samples: int
+    target_D: Array
+    realised_D: Array | None
+
+
+def draws(plan: Plan, n_samples: int) -> Draws:
+    """Target and realised shares per dataset of the plan; only short runs are recounted."""
+    total = max(n_samples, 1)
+    target_D = by_dataset(plan, plan.target_Z(n_samples) / total)
+    realised_D = None
+    if n_samples <= MAX_COUNTED_SAMPLES:
+        index = build_index(plan, n_samples)
+        counted = realised_shares(plan, index, n_samples, [1] * plan.n_strata)
+        realised_D = by_dataset(plan, counted.share_Z)
+    return Draws(n_samples, target_D, realised_D)
+
+
+def by_dataset(plan: Plan, value_Z: Array) -> Array:
+    """Sum over the strata of each dataset."""
+    return np.bincount(plan.dataset_Z, weights=value_Z, minlength=len(plan.datasets))

@@ -1,0 +1,90 @@
+"""The figures of two runs side by side, and of a plan.
+
+Shapes: K probe steps, F groups of tokens, D datasets, T stages.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.data import Plan
+from megatron_tokscale.report.compare import Curves, by_dataset
+from megatron_tokscale.report.scale import LABELS, TimeScale, short
+from megatron_tokscale.report.style import MEASURED, NULL, dataset_colour
+from megatron_tokscale.report.svg import draw, time_axis
+
+_BASELINE = (0, (3, 1.5))
+
+
+def losses(names: tuple[str, ...], curves: tuple[Curves, Curves]) -> str:
+    """Mean loss of both runs against steps and against consumed tokens."""
+
+    def paint(figure: Any) -> None:
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, time in ((left, "step"), (right, "tokens")):
+            times = [_time(each, time) for each in curves]
+            scale = TimeScale.of(np.concatenate(times))
+            for f, colour in _groups(names):
+                for each, time_K, line in zip(curves, times, (_BASELINE, "-"), strict=True):
+                    axes.plot(scale.place(time_K), each.loss_FK[f], ls=line, color=colour, lw=1.2)
+            time_axis(axes, scale, LABELS[time])
+        left.set_ylabel("mean probe loss (nats per token)")
+        for line, name in ((_BASELINE, "baseline"), ("-", "under the plan")):
+            left.plot([], [], ls=line, color=NULL, label=name)
+        for f, colour in _groups(names):
+            left.plot([], [], color=colour, label="all probe tokens" if f == 0 else names[f - 1])
+        left.legend()
+
+    return draw("both", "Mean probe loss of both runs against steps and tokens", 3.6, paint)
+
+
+def differences(names: tuple[str, ...], curves: tuple[Curves, Curves]) -> str | None:
+    """Loss under the plan minus that of the baseline at the steps that both have."""
+    baseline, planned = curves
+    step_K, first, second = np.intersect1d(
+        baseline.step_K, planned.step_K, assume_unique=True, return_indices=True
+    )
+    if not (step_K > 0).any():
+        return None
+
+    def paint(figure: Any) -> None:
+        axes = figure.add_subplot()
+        scale = TimeScale.of(step_K.astype(np.float64))
+        for f, colour in _groups(names):
+            gap_K = planned.loss_FK[f, second] - baseline.loss_FK[f, first]
+            axes.plot(scale.place(step_K.astype(np.float64)), gap_K, color=colour, marker=".", ms=3)
+        axes.axhline(0, color="#999999", lw=0.8)
+        time_axis(axes, scale, LABELS["step"])
+        axes.set_ylabel("planned − baseline (nats)")
+
+    return draw("gap", "Loss under the plan minus loss of the baseline", 2.4, paint)
+
+
+def weights(plan: Plan, colours: list[str], first: int, last: int) -> str:
+    """Each dataset's weight over the consumed samples, from sample `first` to `last`, log scale."""
+    segments = [segment for segment in plan.segments if segment.start < last]
+    start_T = np.array([max(segment.start, first) for segment in segments] + [last])
+    share_TD = np.array([by_dataset(plan, np.array(segment.weights)) for segment in segments])
+
+    def paint(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for d, dataset in enumerate(plan.datasets):
+            share_T = np.append(share_TD[:, d], share_TD[-1, d])
+            axes.step(start_T, 100 * share_T, where="post", color=colours[d], label=dataset.name)
+        scale = TimeScale(float(first), float(last), has_zero=False)
+        time_axis(axes, scale, "consumed training samples")
+        axes.set_ylabel("weight (%)")
+        axes.set_ylim(0, max(5.0, 105 * float(share_TD.max())))
+        axes.legend()
+
+    return draw("plan", f"The plan's weights over {short(last)} samples", 2.4, paint)
+
+
+def _time(curves: Curves, time: str) -> NDArray[np.float64]:
+    return (curves.step_K if time == "step" else curves.tokens_K).astype(np.float64)
+
+
+def _groups(names: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Index and colour of every group of tokens: the datasets, and last all of them."""
+    return [*((d + 1, dataset_colour(d)) for d in range(len(names))), (0, MEASURED)]

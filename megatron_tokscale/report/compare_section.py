@@ -1,0 +1,185 @@
+"""The section on a second run that was trained under a plan.
+
+Shapes: K probe steps, F groups of tokens, D datasets.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from megatron_tokscale.data import Plan
+from megatron_tokscale.report import compare_figures
+from megatron_tokscale.report.compare import (
+    MAX_COUNTED_SAMPLES,
+    Curves,
+    draws,
+    faster,
+    mean_curves,
+    time_to_reach,
+)
+from megatron_tokscale.report.markup import (
+    dataset,
+    escape,
+    figure,
+    number,
+    paragraph,
+    section,
+    swatch,
+    table,
+)
+from megatron_tokscale.report.style import NULL, dataset_colour
+from megatron_tokscale.store import Run
+
+_SETTINGS = ("model", "batch", "learning_rate", "seed", "versions")
+
+
+def comparison(baseline: Run, planned: Run) -> str:
+    """Losses of both runs, the verdict, and the plan."""
+    curves, dropped = mean_curves((baseline, planned))
+    names = baseline.probe_set.domains
+    gap = compare_figures.differences(names, curves)
+    left_out = f" {number(dropped, ',')} tokens with NaN or infinite losses are left out."
+    return section(
+        "comparison",
+        "The same training under a plan",
+        paragraph(
+            f"Mean loss of the same watched tokens, in nats, in {escape(baseline.path.name)} (the "
+            f"baseline) and in {escape(planned.path.name)}." + (left_out if dropped else "")
+        ),
+        paragraph(verdict(*curves), "verdict"),
+        paragraph(
+            "This is one run of each, with one seed, and without a control: neither a plan of the "
+            "same weights without the information (shuffled), nor another seed. A difference of "
+            "this size can come from either.",
+            "soft",
+        ),
+        paragraph(_different_settings(baseline.info, planned.info), "soft"),
+        figure(
+            compare_figures.losses(names, curves),
+            "Dashed: baseline. Solid: under the plan. Colours are the datasets', black is all.",
+        ),
+        figure(gap, "Below zero: lower loss under the plan at the same step.") if gap else "",
+        _final_losses(names, *curves),
+        *_plan(planned, names),
+    )
+
+
+def verdict(baseline: Curves, planned: Curves) -> str:
+    """How much sooner the planned run has the baseline's final loss, as a sentence."""
+    steps, target = int(baseline.step_K[-1]), float(baseline.loss_FK[0, -1])
+    reached = time_to_reach(planned.step_K, planned.loss_FK[0], target)
+    share = faster(steps, reached)
+    goal = f"the baseline's final probe loss ({number(target)} nats, step {number(steps, ',')})"
+    if share is None:
+        lowest = float(planned.loss_FK[0].min())
+        return (
+            f"The run under the plan never reaches {goal} within its "
+            f"{number(int(planned.step_K[-1]), ',')} steps: not faster. Its lowest is "
+            f"{number(lowest)} nats."
+        )
+    word = "faster" if share >= 0 else "slower"
+    return (
+        f"The run under the plan reaches {goal} after {number(reached, ',.1f')} steps: "
+        f"{number(abs(share), '.1%')} {word}.{_early(baseline, target)}"
+    )
+
+
+def _early(baseline: Curves, target: float) -> str:
+    """What to say if the baseline itself was at its final loss before."""
+    first = time_to_reach(baseline.step_K, baseline.loss_FK[0], target)
+    if first is None or first > 0.99 * baseline.step_K[-1]:
+        return ""
+    return (
+        " But the baseline itself was as low before, at "
+        f"{number(first, ',.1f')} steps: its loss no longer fell, and this number means little."
+    )
+
+
+def _different_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    a, b = (dict(_flat({key: info.get(key) for key in _SETTINGS})) for info in (first, second))
+    unlike = [
+        f"{name} {a.get(name)} / {b.get(name)}"
+        for name in sorted(a.keys() | b.keys())
+        if a.get(name) != b.get(name)
+    ]
+    if not unlike:
+        return "Model, batch, learning rate, seed and versions are the same in both."
+    return escape("Settings that differ (baseline / plan): " + "; ".join(unlike) + ".")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _final_losses(names: tuple[str, ...], baseline: Curves, planned: Curves) -> str:
+    rows = []
+    labels = ["all probe tokens", *(dataset(d, name) for d, name in enumerate(names))]
+    for f, label in enumerate(labels):
+        target, final = float(baseline.loss_FK[f, -1]), float(planned.loss_FK[f, -1])
+        reached = time_to_reach(planned.step_K, planned.loss_FK[f], target)
+        of_tokens = time_to_reach(planned.tokens_K, planned.loss_FK[f], target)
+        rows.append(
+            [
+                label,
+                number(target, ".4f"),
+                number(final, ".4f"),
+                number(final - target, "+.4f"),
+                number(reached, ",.1f") if reached is not None else "never",
+                number(faster(int(baseline.step_K[-1]), reached), ".1%"),
+                number(faster(int(baseline.tokens_K[-1]), of_tokens), ".1%"),
+            ]
+        )
+    return table(
+        f"Loss at the last probe (baseline: step {number(int(baseline.step_K[-1]), ',')}, plan: "
+        f"step {number(int(planned.step_K[-1]), ',')}); steps until the baseline's is reached, "
+        "interpolated in ln step between probes; faster = 1 − that over the baseline's steps.",
+        [
+            "",
+            "baseline (nats)",
+            "plan (nats)",
+            "difference",
+            "reached after (steps)",
+            "faster, in steps",
+            "faster, in tokens",
+        ],
+        rows,
+    )
+
+
+def _plan(planned: Run, names: tuple[str, ...]) -> list[str]:
+    path = planned.path / "tokscale" / "plan.json"
+    if not path.is_file():
+        return [paragraph("No copy of a plan was found in the second run (tokscale/plan.json).")]
+    plan, last = Plan.load(path), planned.records[-1].consumed_samples
+    samples = [record.consumed_samples for record in planned.records if record.consumed_samples]
+    if not samples:
+        return [paragraph("The second run has consumed no samples yet.")]
+    known = {name: d for d, name in enumerate(names)}
+    colours = [
+        dataset_colour(known[each.name]) if each.name in known else NULL for each in plan.datasets
+    ]
+    policy = escape(str(plan.provenance.get("policy", "unknown")))
+    return [
+        f"<h3>The plan ({policy}, {plan.fingerprint})</h3>",
+        figure(
+            compare_figures.weights(plan, colours, min(samples), last),
+            "Share of the training samples that is drawn from each dataset.",
+        ),
+        _draws(plan, colours, last),
+    ]
+
+
+def _draws(plan: Plan, colours: list[str], n_samples: int) -> str:
+    drawn = draws(plan, n_samples)
+    rows = []
+    for d, each in enumerate(plan.datasets):
+        target = float(drawn.target_D[d])
+        realised = None if drawn.realised_D is None else float(drawn.realised_D[d])
+        rows.append([swatch(colours[d], each.name), number(target, ".2%"), number(realised, ".2%")])
+    caption = f"Over the {number(n_samples, ',')} samples consumed by the last probe."
+    if drawn.realised_D is None:
+        caption += f" Realised shares are counted up to {MAX_COUNTED_SAMPLES:,} samples."
+    return table(caption, ["dataset", "target share", "realised share"], rows)

@@ -1,0 +1,187 @@
+"""The figures of one run.
+
+Shapes: K probe steps, G grid points, D datasets, C bins.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.report.analysis import Analysis
+from megatron_tokscale.report.scale import LABELS, TimeScale, time_of
+from megatron_tokscale.report.style import (
+    MEASURED,
+    NULL,
+    RECONSTRUCTIONS,
+    SPECTRUM_FILL,
+    dataset_colour,
+    dataset_line,
+)
+from megatron_tokscale.report.svg import draw, time_axis
+
+MAX_PANELS = 6
+
+
+def loss_curve(analysis: Analysis) -> str:
+    """Mean probe loss against time, overall and per dataset, and the training loss."""
+    run, arrays = analysis.run, analysis.arrays
+    time_K = time_of(arrays["x_K"])
+    scale = TimeScale.of(time_K)
+    training_K = np.array([record.training_loss for record in run.records])
+
+    def paint(figure: Any) -> None:
+        axes = figure.add_subplot()
+        place_K = scale.place(time_K)
+        axes.plot(place_K, training_K, ".", ms=3, color=NULL, label="training loss of the step")
+        for d, name in enumerate(run.probe_set.domains):
+            _curve(axes, scale, time_K, arrays["mean_loss_DK"][d], dataset_colour(d), name, d)
+        _curve(axes, scale, time_K, arrays["mean_loss_K"], MEASURED, "all probe tokens")
+        time_axis(axes, scale, LABELS[analysis.time])
+        axes.set_ylabel("mean loss (nats per token)")
+        axes.legend(ncols=2 if len(run.probe_set.domains) > 3 else 1)
+
+    return draw("loss", "Mean probe loss against training time", 3.4, paint)
+
+
+def _curve(
+    axes: Any,
+    scale: TimeScale,
+    time_K: NDArray[np.float64],
+    loss_K: NDArray[np.float64],
+    colour: str,
+    name: str,
+    dataset: int = 0,
+) -> None:
+    """A line through the probes after step 0, and step 0 as a point at its own place."""
+    later = time_K > 0
+    line = dataset_line(dataset)
+    axes.plot(time_K[later], loss_K[later], ls=line, marker=".", ms=3, color=colour, label=name)
+    axes.plot(scale.place(time_K)[~later], loss_K[~later], "o", ms=4, color=colour)
+
+
+def derivative(analysis: Analysis) -> str:
+    """-dL/dx measured, its reconstructions and the drop-weighted spectrum."""
+    arrays = analysis.arrays
+    time_G = time_of(arrays["x_G"])
+    scale = TimeScale.of(time_G)
+
+    def paint(figure: Any) -> None:
+        axes = figure.add_subplot()
+        axes.fill_between(
+            time_G,
+            arrays["drop_weighted_G"],
+            color=SPECTRUM_FILL,
+            lw=0,
+            label="drop-weighted spectrum",
+        )
+        _band(axes, time_G, arrays["measured_G"], arrays["measured_se_G"], MEASURED, "measured")
+        for name, (colour, line) in RECONSTRUCTIONS.items():
+            axes.plot(time_G, arrays[f"{name}_G"], color=colour, ls=line, lw=1.6, label=name)
+        axes.axhline(0, color="#999999", lw=0.7)
+        time_axis(axes, scale, LABELS[analysis.time])
+        axes.set_ylabel("−dL/dx (nats per unit of x = ln time)")
+        axes.legend()
+
+    alt = "Measured derivative of the mean loss beside three reconstructions and the spectrum"
+    return draw("derivative", alt, 3.6, paint)
+
+
+def derivative_by_dataset(analysis: Analysis) -> str:
+    """The measured derivative and the drop-weighted spectrum, one panel per dataset."""
+    arrays, names = analysis.arrays, analysis.run.probe_set.domains
+    time_G = time_of(arrays["x_G"])
+    scale = TimeScale.of(time_G)
+    shown = largest_datasets(analysis)
+
+    def paint(figure: Any) -> None:
+        columns = min(len(shown), 3)
+        rows = math.ceil(len(shown) / columns)
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for panel, d in zip(panels, shown, strict=False):
+            colour = dataset_colour(d)
+            panel.fill_between(
+                time_G, arrays["drop_weighted_DG"][d], color=colour, alpha=0.22, lw=0
+            )
+            _band(
+                panel, time_G, arrays["measured_DG"][d], arrays["measured_se_DG"][d], colour, None
+            )
+            panel.set_title(names[d])
+            time_axis(panel, scale, LABELS[analysis.time])
+        for panel in panels[len(shown) :]:
+            panel.set_axis_off()
+        figure.supylabel("nats per unit of x", fontsize=8.5)
+
+    alt = "Measured derivative and drop-weighted spectrum of each dataset"
+    return draw("datasets", alt, 2.5 * math.ceil(len(shown) / 3), paint)
+
+
+def largest_datasets(analysis: Analysis) -> list[int]:
+    """At most six datasets, those with the most watched tokens, in the probe set's order."""
+    count_D = np.bincount(
+        analysis.run.probe_set.domain_N, minlength=len(analysis.run.probe_set.domains)
+    )
+    return sorted(np.argsort(-count_D, kind="stable")[:MAX_PANELS].tolist())
+
+
+def _band(
+    axes: Any,
+    time_G: NDArray[np.float64],
+    value_G: NDArray[np.float64],
+    error_G: NDArray[np.float64],
+    colour: str,
+    name: str | None,
+) -> None:
+    """A line with two standard errors on either side."""
+    axes.fill_between(
+        time_G, value_G - 2 * error_G, value_G + 2 * error_G, color=colour, alpha=0.25, lw=0
+    )
+    axes.plot(time_G, value_G, color=colour, lw=1.6, label=name)
+
+
+def widths(analysis: Analysis) -> str:
+    """Histograms of the 10-90% widths, observed and of mean-curve tokens, in decades of time."""
+    arrays = analysis.arrays
+    edges_C = arrays["width_edges_C"] / math.log(10)
+    x_K = arrays["x_K"][np.isfinite(arrays["x_K"])]
+    spacing, span = np.median(np.diff(x_K)) / math.log(10), np.ptp(x_K) / math.log(10)
+
+    def paint(figure: Any) -> None:
+        axes = figure.add_subplot()
+        axes.stairs(
+            100 * arrays["width_null_C"],
+            edges_C,
+            fill=True,
+            color=NULL,
+            alpha=0.45,
+            label="mean-curve tokens (null)",
+        )
+        axes.stairs(
+            100 * arrays["width_observed_C"], edges_C, color=MEASURED, lw=1.6, label="observed"
+        )
+        for place, name in ((spacing, "spacing of the probes"), (span, "probed range")):
+            axes.axvline(place, color="#999999", lw=0.8, ls=(0, (2, 2)))
+            axes.annotate(
+                name,
+                (place, 1),
+                (3, -3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                rotation=90,
+                va="top",
+                fontsize=7.5,
+                color="#555555",
+            )
+        axes.set_xscale("log")
+        scale = TimeScale(float(edges_C[0]), float(edges_C[-1]), has_zero=False)
+        ticks = scale.ticks()
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_xticks(scale.minor_ticks(), [], minor=True)
+        axes.set_xlim(edges_C[0], edges_C[-1])
+        axes.set_xlabel("10–90% width of the transition (decades of time)")
+        axes.set_ylabel("share of the drop per bin (%)")
+        axes.legend(loc="upper left")
+
+    alt = "Histogram of transition widths, observed and of tokens that follow the mean curve"
+    return draw("widths", alt, 3.0, paint)

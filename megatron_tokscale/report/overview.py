@@ -1,0 +1,126 @@
+"""The head of the page: what was run, and how its loss fell."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from megatron_tokscale.report import figures
+from megatron_tokscale.report.analysis import Analysis
+from megatron_tokscale.report.markup import (
+    dataset,
+    escape,
+    figure,
+    number,
+    paragraph,
+    plural,
+    section,
+    table,
+)
+from megatron_tokscale.report.scale import LABELS
+
+
+def what_was_run(analysis: Analysis) -> str:
+    """Model, layout, schedule, versions, probe set and time axis."""
+    run = analysis.run
+    info, tokens = run.info, run.probe_set
+    seconds = sum(record.duration for record in run.records)
+    rows = [
+        ["Run", escape(f"{run.path.name} (id {info.get('run_id', 'unknown')})")],
+        *([[title, _settings(info[key])] for key, title in _GROUPS.items() if key in info]),
+        ["Probes", _probes(analysis)],
+        ["Time of the probes", f"{number(seconds, ',.1f')} s in all"],
+        [
+            "Probe set",
+            f"{plural(tokens.n_tokens, 'token')} in {plural(tokens.n_sequences, 'sequence')} of "
+            f"{number(tokens.seq_length, ',')}, vocabulary {number(tokens.vocab_size, ',')}, "
+            f"fingerprint {tokens.fingerprint}",
+        ],
+        ["Time axis", f"x = ln time, time = {LABELS[analysis.time]}"],
+    ]
+    return section(
+        "run",
+        "What was run",
+        paragraph("The settings of the training job, and which tokens its probes watched."),
+        _non_finite(analysis.fit["non_finite"]),
+        table("", ["", ""], rows).replace("<table>", '<table class="about">'),
+        _datasets(analysis),
+    )
+
+
+_GROUPS = {
+    "model": "Model",
+    "layout": "Parallel layout",
+    "batch": "Batch",
+    "learning_rate": "Learning rate",
+    "seed": "Seed",
+    "schedule": "Probe schedule",
+    "versions": "Versions",
+}
+
+
+def _settings(value: Any) -> str:
+    """A group of settings in one line, those that are not set left out."""
+    if not isinstance(value, Mapping):
+        return escape(str(value))
+    known = {name: v for name, v in value.items() if v is not None}
+    return escape(", ".join(f"{name.replace('_', ' ')} {v}" for name, v in known.items()))
+
+
+def _probes(analysis: Analysis) -> str:
+    first, last = analysis.run.records[0], analysis.run.records[-1]
+    return (
+        f"{number(len(analysis.run.records), ',')}, from step {number(first.step, ',')} to "
+        f"{number(last.step, ',')} ({number(last.consumed_tokens, ',')} training tokens)"
+    )
+
+
+def _non_finite(counts: Mapping[str, int]) -> str:
+    if not counts["losses"]:
+        return ""
+    return paragraph(
+        f"{number(counts['losses'], ',')} losses of {plural(counts['tokens'], 'token')} are NaN or "
+        "infinite. These tokens are counted as unfitted and left out of every mean.",
+        "warning",
+    )
+
+
+def _datasets(analysis: Analysis) -> str:
+    tokens = analysis.run.probe_set
+    rows = []
+    for d, name in enumerate(tokens.domains):
+        inside = tokens.domain_N == d
+        documents = int(len(np.unique(tokens.document_N[inside])))
+        rows.append([dataset(d, name), number(int(inside.sum()), ","), number(documents, ",")])
+    return table(
+        "Watched tokens, and the documents they are from.",
+        ["dataset", "tokens", "documents"],
+        rows,
+    )
+
+
+def loss_curve(analysis: Analysis) -> str:
+    """The loss curve and its ends."""
+    mean_K, mean_DK = analysis.arrays["mean_loss_K"], analysis.arrays["mean_loss_DK"]
+    names = analysis.run.probe_set.domains
+    curves = [
+        ("all probe tokens", mean_K),
+        *((dataset(d, name), mean_DK[d]) for d, name in enumerate(names)),
+    ]
+    rows = [
+        [name, number(loss_K[0]), number(loss_K[-1]), number(loss_K[0] - loss_K[-1])]
+        for name, loss_K in curves
+    ]
+    return section(
+        "loss",
+        "Loss curve",
+        paragraph(
+            "Mean loss of the watched tokens in nats at every probe, and the training loss of the "
+            "step before it (one batch: noisy, and of other text)."
+        ),
+        figure(
+            figures.loss_curve(analysis),
+            "The probe at step 0, before training, is the single point left of the dotted line.",
+        ),
+        table("Nats per token.", ["", "first probe", "last probe", "fall"], rows),
+    )

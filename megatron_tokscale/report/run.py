@@ -1,0 +1,64 @@
+"""`report_run`: from a run and its analysis to one HTML page."""
+
+import importlib
+from pathlib import Path
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import write_text
+from megatron_tokscale.report.analysis import Analysis
+from megatron_tokscale.report.text import load_tokenizer
+from megatron_tokscale.store import Run
+
+
+def report_run(
+    run: Run,
+    *,
+    compare: Run | None = None,
+    tokenizer: Path | None = None,
+    n_tokens: int = 36,
+    seed: int = 0,
+    out: Path | None = None,
+) -> Path:
+    """Write the report of a run as one self-contained HTML page; the same inputs, the same bytes.
+
+    Args:
+        run: an opened run with its fits and spectra.
+        compare: a run on the same probe set, trained under a plan; `run` is its baseline.
+        tokenizer: a tokenizer.json to show the tokens' text; without it their ids are shown.
+        n_tokens: example tokens to show.
+        seed: of the choice of example tokens.
+        out: where to write; by default RUN/analysis/report.html.
+
+    Returns:
+        The path of the page, which is whole or absent.
+
+    Raises:
+        TokscaleError: the analysis is missing or of other probes, a package is missing, the
+            tokenizer does not fit, or the two runs do not share a probe set.
+        OSError: the page cannot be written.
+    """
+    _require("matplotlib")
+    if tokenizer is not None:
+        _require("tokenizers")
+    if compare is not None and compare.probe_set.fingerprint != run.probe_set.fingerprint:
+        raise TokscaleError(
+            f"{run.path} and {compare.path} do not share a probe set; "
+            "compare runs that watch the same tokens"
+        )
+    analysis = Analysis.load(run)
+    decoder = load_tokenizer(tokenizer, run.probe_set) if tokenizer is not None else None
+
+    from megatron_tokscale.report.page import render
+
+    path = out or run.analysis / "report.html"
+    write_text(path, render(analysis, compare, decoder, n_tokens, seed))
+    return path
+
+
+def _require(package: str) -> None:
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise TokscaleError(
+            f"the report needs {package}; run `pip install megatron-tokscale[report]`"
+        ) from error
