@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_probe(verbs.add_parser("probe", help="make and show probe sets"))
     _add_fit(verbs.add_parser("fit", help="fit a sigmoid to every watched token of a run"))
     _add_spectrum(verbs.add_parser("spectrum", help="learning-time spectrum of a fitted run"))
+    _add_laws(verbs.add_parser("laws", help="scaling laws of a run's loss, and its tail"))
     _add_plan(verbs.add_parser("plan", help="make and show data plans"))
     _add_report(verbs.add_parser("report", help="one self-contained HTML page about a run"))
     _add_demo(verbs.add_parser("demo", help="the whole loop on this machine, without a GPU"))
@@ -149,6 +150,18 @@ def _spectrum(arguments: Arguments) -> None:
     from megatron_tokscale.store import Run
 
     print(describe_spectrum(spectrum_run(Run.open(arguments.run), seed=arguments.seed)))
+
+
+def _add_laws(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    parser.set_defaults(verb=_laws)
+
+
+def _laws(arguments: Arguments) -> None:
+    from megatron_tokscale.laws import describe_laws, laws_run
+    from megatron_tokscale.store import Run
+
+    print(describe_laws(laws_run(Run.open(arguments.run))))
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:

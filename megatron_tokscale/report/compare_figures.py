@@ -24,10 +24,14 @@ def losses(names: tuple[str, ...], curves: tuple[Curves, Curves]) -> str:
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, time in ((left, "step"), (right, "tokens")):
             times = [_time(each, time) for each in curves]
-            scale = TimeScale.of(np.concatenate(times))
+            positive = np.concatenate([time_K[time_K > 0] for time_K in times])
+            scale = TimeScale.of(positive)
             for f, colour in _groups(names):
                 for each, time_K, line in zip(curves, times, (_BASELINE, "-"), strict=True):
-                    axes.plot(scale.place(time_K), each.loss_FK[f], ls=line, color=colour, lw=1.2)
+                    later = time_K > 0
+                    axes.plot(
+                        time_K[later], each.loss_FK[f, later], ls=line, color=colour, lw=1.2
+                    )
             time_axis(axes, scale, LABELS[time])
         left.set_ylabel("mean probe loss (nats per token)")
         for line, name in ((_BASELINE, "baseline"), ("-", "under the plan")):

@@ -22,6 +22,7 @@ from megatron_tokscale.report.markup import (
     figure,
     number,
     paragraph,
+    plural,
     section,
     swatch,
     table,
@@ -37,7 +38,7 @@ def comparison(baseline: Run, planned: Run) -> str:
     curves, dropped = mean_curves((baseline, planned))
     names = baseline.probe_set.domains
     gap = compare_figures.differences(names, curves)
-    left_out = f" {number(dropped, ',')} tokens with NaN or infinite losses are left out."
+    left_out = f" Left out: {plural(dropped, 'token')} with NaN or infinite losses."
     return section(
         "comparison",
         "The same training under a plan",

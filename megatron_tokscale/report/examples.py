@@ -40,13 +40,13 @@ def examples(analysis: Analysis, tokenizer: Any, n_tokens: int, seed: int) -> st
         "Example tokens",
         paragraph(
             "The marked token is predicted from the text before it "
-            f"(the last {BEFORE} tokens are shown). Points: its loss in nats at each probe, against "
-            f"{unit} (log scale). Line: the model of its class; dotted: its learning time."
+            f"(the last {BEFORE} tokens are shown). Points: its loss in nats at each probe, "
+            f"against {unit} (log scale). Line: the model of its class; dotted: its learning time."
         ),
         paragraph(
             "How they were chosen: among falling tokens whose fit is well determined "
-            f"(R² at least {MIN_R2:g}, learning time known to {MAX_MIDPOINT_SE:.0%} or better), one "
-            "at random from each of as many groups of equal size along the learning time; of "
+            f"(R² at least {MIN_R2:g}, learning time known to {MAX_MIDPOINT_SE:.0%} or better), "
+            "one at random from each of as many groups of equal size along the learning time; of "
             f"every other class a few at random. Seed {seed}.",
             "soft",
         ),
@@ -146,7 +146,7 @@ def _facts(fit: SigmoidFits, time: str) -> str:
     if token_class is TokenClass.GRADUAL:
         onset = float(np.exp(fit.onset_N[0]))
         return (
-            f"from <b>{_significant(onset)} {unit}</b> on {number(float(fit.slope_N[0]), '+.2f')} "
+            f"from <b>{_significant(onset)} {unit}</b> on, {number(float(fit.slope_N[0]), '+.2f')} "
             "nats per unit of x"
         )
     if token_class in (TokenClass.FLAT_KNOWN, TokenClass.FLAT_UNLEARNED):
@@ -157,13 +157,12 @@ def _facts(fit: SigmoidFits, time: str) -> str:
 def _one_sigmoid(fit: SigmoidFits, token_class: TokenClass, unit: str) -> str:
     tau = float(np.exp(fit.midpoint_N[0]))
     error = tau * float(fit.midpoint_se_N[0])
-    within = f" ± {_significant(error)}" if math.isfinite(error) else ""
     few = int(fit.status_N[0]) == FitStatus.TOO_FEW_POINTS
     word, moved = ("forgotten", "rise") if token_class is TokenClass.RISING else ("learned", "drop")
     return (
-        f"{word} at <b>{_significant(tau)}{within} {unit}</b>, width {_decades(fit.width_N[0])}"
+        f"{word} at <b>{_within(tau, error)} {unit}</b>, width {_decades(fit.width_N[0])}"
         f"{' (fewer than two probes inside)' if few else ''}, {moved} "
-        f"{number(abs(float(fit.drop_N[0])), '.2f')} nats, R² {number(float(fit.r2_N[0]), '.2f')}"
+        f"{number(abs(float(fit.drop_N[0])), '.2f')} nats, R² {number(float(fit.r2_N[0]))}"
     )
 
 
@@ -174,3 +173,11 @@ def _decades(width: float) -> str:
 def _significant(value: float) -> str:
     """A time with three digits, or all whole ones."""
     return number(float(value), ",.0f" if value >= 100 else ".3g")
+
+
+def _within(value: float, error: float) -> str:
+    """A time and its standard error, to the error's second digit."""
+    if not (math.isfinite(error) and error > 0):
+        return _significant(value)
+    digits = min(max(1 - math.floor(math.log10(error)), 0), 3)
+    return f"{number(value, f',.{digits}f')} ± {number(error, f',.{digits}f')}"

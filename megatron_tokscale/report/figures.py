@@ -78,11 +78,11 @@ def derivative(analysis: Analysis) -> str:
         )
         _band(axes, time_G, arrays["measured_G"], arrays["measured_se_G"], MEASURED, "measured")
         for name, (colour, line) in RECONSTRUCTIONS.items():
-            axes.plot(time_G, arrays[f"{name}_G"], color=colour, ls=line, lw=1.6, label=name)
+            axes.plot(time_G, arrays[f"{name}_G"], color=colour, ls=line, lw=1.5, label=name)
         axes.axhline(0, color="#999999", lw=0.7)
         time_axis(axes, scale, LABELS[analysis.time])
-        axes.set_ylabel("−dL/dx (nats per unit of x = ln time)")
-        axes.legend()
+        axes.set_ylabel("−dL/dx (nats per unit of x)")
+        figure.legend(loc="outside upper left", ncols=5)
 
     alt = "Measured derivative of the mean loss beside three reconstructions and the spectrum"
     return draw("derivative", alt, 3.6, paint)
@@ -137,7 +137,7 @@ def _band(
     axes.fill_between(
         time_G, value_G - 2 * error_G, value_G + 2 * error_G, color=colour, alpha=0.25, lw=0
     )
-    axes.plot(time_G, value_G, color=colour, lw=1.6, label=name)
+    axes.plot(time_G, value_G, color=colour, lw=2.4, label=name)
 
 
 def widths(analysis: Analysis) -> str:

@@ -70,8 +70,8 @@ def spectrum(analysis: Analysis) -> str:
         ),
         _agreement(analysis.reconstruction),
         paragraph(
-            "On the tokens that were fitted, agreement is nearly algebra: the sum of good fits is a "
-            "good fit of the sum. " + escape(analysis.reconstruction["other_documents"]["note"]),
+            "On the tokens that were fitted, agreement is nearly algebra: the sum of good fits is "
+            "a good fit of the sum. " + escape(analysis.reconstruction["other_documents"]["note"]),
             "soft",
         ),
         figure(

@@ -10,6 +10,7 @@ __all__ = [
     "bar",
     "dataset",
     "escape",
+    "facts",
     "figure",
     "number",
     "paragraph",
@@ -26,6 +27,8 @@ def number(value: float | None, pattern: str = ",.3f") -> str:
         return "–"
     exact = int(value) if isinstance(value, int) else float(value)
     text = f"{exact:{pattern}}".replace("-", "−")
+    if not text.strip("−0.%"):
+        text = text.replace("−", "")
     return f'<data value="{exact!r}">{text}</data>'
 
 
@@ -35,9 +38,9 @@ def bar(share: float | None) -> str:
     return f'<span class="bar" style="--share:{length:.1f}%">{number(share, ".1%")}</span>'
 
 
-def plural(count: int, noun: str) -> str:
+def plural(count: int, one: str, many: str = "") -> str:
     """A count and its noun."""
-    return f"{number(count, ',')} {noun}{'' if count == 1 else 's'}"
+    return f"{number(count, ',')} {one if count == 1 else many or one + 's'}"
 
 
 def swatch(colour: str, text: str) -> str:
@@ -72,6 +75,12 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
         f'<div class="wide"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
+
+
+def facts(rows: Sequence[Sequence[str]]) -> str:
+    """A table of names and what belongs to them."""
+    body = "\n".join(f'<tr><th scope="row">{name}</th><td>{what}</td></tr>' for name, what in rows)
+    return f'<div class="wide"><table class="facts-of"><tbody>\n{body}\n</tbody></table></div>'
 
 
 def figure(svg: str, caption: str) -> str:

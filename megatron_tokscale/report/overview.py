@@ -10,6 +10,7 @@ from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.markup import (
     dataset,
     escape,
+    facts,
     figure,
     number,
     paragraph,
@@ -43,7 +44,7 @@ def what_was_run(analysis: Analysis) -> str:
         "What was run",
         paragraph("The settings of the training job, and which tokens its probes watched."),
         _non_finite(analysis.fit["non_finite"]),
-        table("", ["", ""], rows).replace("<table>", '<table class="about">'),
+        facts(rows),
         _datasets(analysis),
     )
 
@@ -79,8 +80,9 @@ def _non_finite(counts: Mapping[str, int]) -> str:
     if not counts["losses"]:
         return ""
     return paragraph(
-        f"{number(counts['losses'], ',')} losses of {plural(counts['tokens'], 'token')} are NaN or "
-        "infinite. These tokens are counted as unfitted and left out of every mean.",
+        f"NaN or infinite: {plural(counts['losses'], 'loss', 'losses')} of "
+        f"{plural(counts['tokens'], 'token')}. These tokens are counted as unfitted and left out "
+        "of every mean.",
         "warning",
     )
 
@@ -90,7 +92,7 @@ def _datasets(analysis: Analysis) -> str:
     rows = []
     for d, name in enumerate(tokens.domains):
         inside = tokens.domain_N == d
-        documents = int(len(np.unique(tokens.document_N[inside])))
+        documents = len(np.unique(tokens.document_N[inside]))
         rows.append([dataset(d, name), number(int(inside.sum()), ","), number(documents, ",")])
     return table(
         "Watched tokens, and the documents they are from.",

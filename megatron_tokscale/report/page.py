@@ -29,7 +29,7 @@ def render(
 ) -> str:
     """The whole page as HTML; `tokenizer` None shows ids, `compare` None has no comparison."""
     run = analysis.run
-    title = f"When {run.path.name} learned its tokens"
+    title = f"When tokens were learned: {run.path.name}"
     sections = [
         what_was_run(analysis),
         loss_curve(analysis),

@@ -33,7 +33,8 @@ html { background: #fff; color: var(--ink); font: 16px/1.55 system-ui, -apple-sy
   Roboto, "Helvetica Neue", Arial, sans-serif; }
 body { max-width: 58rem; margin: 0 auto; padding: 2rem 1.25rem 5rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.25rem; margin: 3rem 0 .4rem; padding-top: .8rem; border-top: 1px solid var(--line); }
+h2 { font-size: 1.25rem; margin: 3rem 0 .4rem; padding-top: .8rem;
+  border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.8rem 0 .4rem; }
 p { margin: .5rem 0; max-width: 46rem; }
 .soft, figcaption, caption, .facts { color: var(--soft); }
@@ -50,15 +51,15 @@ svg * { stroke-linejoin: round; }
 figcaption, caption { font-size: .875rem; text-align: left; }
 caption { padding: 0 0 .35rem; }
 .wide { overflow-x: auto; margin: 1.2rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { min-width: 26rem; border-collapse: collapse; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: top; }
 th:first-child { text-align: left; padding-left: 0; }
 thead th { font-weight: 600; border-bottom: 1px solid #999; vertical-align: bottom; }
 tbody th { font-weight: 400; }
-td.words { text-align: left; }
-.about td { text-align: left; }
-.about tbody th { color: var(--soft); white-space: nowrap; }
+.facts-of td { text-align: left; }
+.facts-of tbody th { color: var(--soft); white-space: nowrap; }
 .key { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-right: .4rem;
   vertical-align: -.05rem; }
 .bar { display: inline-block; min-width: 6.5rem; padding: 0 .25rem;

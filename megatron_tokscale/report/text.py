@@ -3,7 +3,6 @@
 Shapes: B sequences, S sequence length, N watched tokens.
 """
 
-import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +92,18 @@ def _passage(tokenizer: Any, before: list[int], target: int, after: list[int]) -
         tokenizer.decode(ids, skip_special_tokens=False)
         for ids in (before, [*before, target], [*before, target, *after])
     )
-    start = len(os.path.commonprefix([left, until]))
-    stop = len(os.path.commonprefix([until, whole]))
+    start = _shared(left, until)
+    stop = _shared(until, whole)
     shown = until[start:] or tokenizer.id_to_token(target) or str(target)
     return Passage(
         left[:start].translate(_VISIBLE), marked(shown), whole[stop:].translate(_VISIBLE)
+    )
+
+
+def _shared(a: str, b: str) -> int:
+    """How many characters both begin with."""
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
 
 

@@ -29,11 +29,11 @@ def trajectory(
 ) -> str:
     """Draw losses (points), model (line) and transition midpoints; times in the scale's unit.
 
-    The y axis begins at 0 nats and ends above the token's highest loss.
+    The y axis begins at 0 and ends at one nat, or above the token's highest loss.
     """
     keep = np.unique(np.linspace(0, len(time_K) - 1, min(len(time_K), _MAX_POINTS)).astype(int))
     finite = loss_K[np.isfinite(loss_K)]
-    top = max(1.05 * float(finite.max()) if len(finite) else 1.0, 0.1)
+    top = max(1.05 * float(finite.max()) if len(finite) else 1.0, 1.0)
 
     def across(time: Array) -> Array:
         share = np.log(scale.place(time) / scale.left) / np.log(scale.high / scale.left)
@@ -69,10 +69,10 @@ def trajectory(
 
 
 def _y_labels(top: float, down: Callable[[Array], Array]) -> str:
-    """0 and the largest of 1, 2, 5 times a power of ten below the top."""
-    power = 10.0 ** np.floor(np.log10(top))
-    step = max(m * power for m in (1, 2, 5) if m * power <= top)
-    value = np.array([0.0, step])
+    """0 and at most three multiples of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** np.floor(np.log10(top / 3))
+    step = next(m * power for m in (1, 2, 5, 10) if top < 4 * m * power)
+    value = np.arange(0.0, top * (1 + 1e-9), step)
     return "".join(
         f'<text x="{_LEFT - 4}" y="{y + 3:.1f}" text-anchor="end">{v:g}</text>'
         for v, y in zip(value, down(value), strict=True)

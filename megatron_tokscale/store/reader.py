@@ -109,7 +109,8 @@ class Run:
 
         With no `stop` the whole files are read and their checksums verified.
         """
-        length = (self.n_tokens if stop is None else min(stop, self.n_tokens)) - start
+        stop = None if stop is None else min(stop, self.n_tokens)
+        length = (self.n_tokens if stop is None else stop) - start
         loss_NK = np.empty((length, len(self.records)), dtype=np.float32)
         files = list_losses(self.path / "tokscale" / "losses")
         for k, record in enumerate(self.records):

@@ -49,7 +49,7 @@ def test_without_a_flag_nothing_is_wrapped():
     code = (
         "import sys; sys.argv = ['pretrain.py', '--num-layers', '2']\n"
         "import megatron_tokscale.adaptor\n"
-        "import megatron.training, megatron.training.training as t, megatron.training.arguments as a\n"
+        "import megatron.training.training as t, megatron.training.arguments as a\n"
         "names = ['train', 'pretrain', 'training_log', 'initialize_megatron']\n"
         "names.append('post_training_step_callbacks')\n"
         "assert not any(hasattr(getattr(t, name), '__wrapped__') for name in names)\n"

@@ -1,7 +1,5 @@
 """A probed training is the unprobed training, to the bit."""
 
-import glob
-
 import numpy as np
 import pytest
 import torch
@@ -48,17 +46,15 @@ def differences(left, right, where=""):
 
 
 def checkpoint_differences(left, right):
-    names = [
-        name.removeprefix(str(left)) for name in glob.glob(f"{left}/iter_*/**/*.pt", recursive=True)
-    ]
+    names = [path.relative_to(left) for path in left.glob("iter_*/**/*.pt")]
     assert names
     return [
         difference
         for name in names
         for difference in differences(
-            torch.load(f"{left}{name}", weights_only=False),
-            torch.load(f"{right}{name}", weights_only=False),
-            name,
+            torch.load(left / name, weights_only=False),
+            torch.load(right / name, weights_only=False),
+            str(name),
         )
     ]
 

@@ -1,0 +1,176 @@
+"""Runs on disk with planted trajectories on real text, and a tokenizer for it.
+
+Shapes: B sequences, S sequence length, N tokens, K probe steps.
+"""
+
+import inspect
+import json
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from megatron_tokscale.files import write_json
+from megatron_tokscale.fit import fit_run
+from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.spectrum import spectrum_run
+from megatron_tokscale.store import Run
+from megatron_tokscale.store.losses import LossRecord, losses_name, write_losses
+
+HOSTILE = "<script>alert(1)</script>"
+SEQ_LENGTH = 32
+GLOBAL_BATCH = 4
+STEPS = np.unique(np.concatenate([[0], np.round(np.geomspace(1, 2000, 32))])).astype(int)
+
+
+def texts() -> dict[str, list[str]]:
+    """Documents of two datasets: docstrings, and the source beneath them."""
+    prose = [inspect.getdoc(module) or "" for module in (json, textwrap, inspect)]
+    code = [inspect.getsource(module) for module in (json, textwrap)]
+    return {"prose": [f"Naïve “quotes” {HOSTILE}, café.", *prose], "code": code}
+
+
+def train_tokenizer(path: Path, documents: list[str]) -> Path:
+    """A byte-level BPE in which the hostile text is one token."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(documents, trainer)
+    tokenizer.add_tokens([AddedToken(HOSTILE, normalized=False)])
+    tokenizer.save(str(path))
+    return path
+
+
+def make_probe_set(tokenizer_file: Path, n_sequences: int = 24) -> ProbeSet:
+    """The first sequences of every dataset, four to a document; the first has the hostile token."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    ids, document, position, domain = [], [], [], []
+    for d, documents in enumerate(texts().values()):
+        rows = []
+        for i, text in enumerate(documents):
+            words = tokenizer.encode(text).ids
+            for start in range(0, len(words) - SEQ_LENGTH, SEQ_LENGTH):
+                part = 100 * i + start // (4 * SEQ_LENGTH)
+                rows.append((words[start : start + SEQ_LENGTH + 1], part, start + 1, d))
+        if d == 0:
+            words = tokenizer.encode(documents[0] + documents[1]).ids
+            rows.insert(0, (words[: SEQ_LENGTH + 1], 0, 1, d))
+        for row in rows[: n_sequences // 2]:
+            for values, value in zip((ids, document, position, domain), row, strict=True):
+                values.append(value)
+    ids_BS = np.array(ids, dtype=np.int32)
+    across = np.arange(SEQ_LENGTH, dtype=np.int32)
+    return ProbeSet(
+        tokens_BS=np.ascontiguousarray(ids_BS[:, :-1]),
+        labels_BS=np.ascontiguousarray(ids_BS[:, 1:]),
+        mask_BS=np.ones((len(ids), SEQ_LENGTH), dtype=bool),
+        document_BS=np.repeat(np.array(document, np.int32)[:, None], SEQ_LENGTH, axis=1),
+        position_BS=np.array(position, np.int32)[:, None] + across,
+        domain_BS=np.repeat(np.array(domain, np.int16)[:, None], SEQ_LENGTH, axis=1),
+        domains=tuple(texts()),
+        vocab_size=tokenizer.get_vocab_size(),
+    )
+
+
+def planted_losses(n_tokens: int, steps, delay: float = 0.0, seed: int = 0):
+    """Mostly narrow falling sigmoids; every tenth token flat, rising, two-step or gradual."""
+    rng = np.random.default_rng(seed)
+    with np.errstate(divide="ignore"):
+        x_K = np.log(np.asarray(steps, dtype=float))
+    midpoint_N = rng.uniform(1.5, 6.5, n_tokens) + delay
+    drop_N = rng.uniform(1.5, 6, n_tokens)
+    loss_NK = 0.5 + drop_N[:, None] * expit((midpoint_N[:, None] - x_K) / 0.3)
+    for n in range(0, n_tokens, 10):
+        kind, late = n // 10 % 5, expit((6.5 - x_K) / 0.2)
+        early = expit((2.5 - x_K) / 0.2)
+        loss_NK[n] = {
+            0: np.full(len(x_K), 0.05),
+            1: np.full(len(x_K), 9.0),
+            2: 3 - 2 * expit((5 - x_K) / 0.3),
+            3: 1 + 3 * early + 3 * late,
+            4: 8 - 0.7 * np.maximum(x_K, 1),
+        }[kind]
+    noise_NK = 0.05 * np.random.default_rng(seed + 1).standard_normal(loss_NK.shape)
+    return np.abs(loss_NK + noise_NK).astype(np.float32)
+
+
+def write_run(path: Path, probe_set: ProbeSet, steps, loss_NK) -> Run:
+    """A run as the training job leaves it."""
+    folder = path / "tokscale"
+    probe_set.save(folder / "probe.safetensors")
+    info = {
+        "schema_version": 1,
+        "run_id": "0123456789abcdef",
+        "probe_fingerprint": probe_set.fingerprint,
+        "schedule": "log:per-octave=3",
+        "model": {"num_layers": 4, "hidden_size": 64, "num_experts": None},
+        "layout": {"world_size": 2, "tensor": 2, "pipeline": 1, "virtual_pipeline": None},
+        "batch": {"global_batch_size": GLOBAL_BATCH, "train_iters": int(steps[-1])},
+        "learning_rate": {"peak": 1e-3, "minimum": 1e-4},
+        "seed": 1234,
+        "versions": {"megatron-core": "0.19.2"},
+    }
+    write_json(folder / "run.json", info)
+    for k, step in enumerate(steps):
+        record = LossRecord(
+            step=int(step),
+            consumed_samples=int(step) * GLOBAL_BATCH,
+            consumed_tokens=int(step) * GLOBAL_BATCH * SEQ_LENGTH,
+            learning_rate=1e-3,
+            lr_sum=float(step) * 1e-3,
+            training_loss=float("nan") if step == 0 else float(loss_NK[:, k].mean()) + 0.1,
+            wall_time=0.0,
+            duration=0.5,
+            probe_fingerprint=probe_set.fingerprint,
+            versions="test",
+        )
+        loss_N = np.ascontiguousarray(loss_NK[:, k])
+        write_losses(folder / "losses" / losses_name(int(step)), loss_N, record)
+    return Run.open(path)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A run with its analysis, and the tokenizer of its text."""
+
+    run: Run
+    tokenizer: Path
+
+
+def make_planted(folder: Path, n_sequences: int = 24, steps=STEPS) -> Planted:
+    documents = [text for group in texts().values() for text in group]
+    tokenizer = train_tokenizer(folder / "tokenizer.json", documents)
+    probe_set = make_probe_set(tokenizer, n_sequences)
+    loss_NK = planted_losses(probe_set.n_tokens, steps)
+    loss_NK[17, 3] = np.nan
+    run = write_run(folder / "run", probe_set, steps, loss_NK)
+    fit_run(run)
+    spectrum_run(run)
+    return Planted(run, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    return make_planted(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture
+def second_run(planted, tmp_path):
+    """A function (delay, last step) -> a run on the same probe set, learning `delay` in x later."""
+
+    def make(delay: float, last: int = int(STEPS[-1])) -> Run:
+        probe_set = planted.run.probe_set
+        steps = STEPS[last >= STEPS]
+        loss_NK = planted_losses(probe_set.n_tokens, steps, delay)
+        return write_run(tmp_path / "second", probe_set, steps, loss_NK)
+
+    return make

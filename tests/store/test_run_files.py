@@ -1,0 +1,190 @@
+"""A run on disk: whole files or none, nothing twice, nothing mixed up."""
+
+import json
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from megatron_tokscale import files
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store import LossRecord, Run, RunWriter
+from megatron_tokscale.store.losses import list_losses, losses_name
+from megatron_tokscale.store.writer import read_journal
+
+STEPS = [0, 1, 2, 4, 8]
+
+
+def make_probe_set(n_sequences=3, seed=0):
+    generator = np.random.default_rng(seed)
+    shape = (n_sequences, 5)
+    return ProbeSet(
+        generator.integers(0, 9, shape, dtype=np.int32),
+        generator.integers(0, 9, shape, dtype=np.int32),
+        generator.random(shape) < 0.8,
+        np.zeros(shape, np.int32),
+        np.tile(np.arange(1, 6, dtype=np.int32), (n_sequences, 1)),
+        np.zeros(shape, np.int16),
+        ("only",),
+        9,
+    )
+
+
+def record(step, probe_set, **changes):
+    values = {
+        "step": step,
+        "consumed_samples": 8 * step,
+        "consumed_tokens": 40 * step,
+        "learning_rate": 1e-3,
+        "lr_sum": step * 5e-4,
+        "training_loss": float("nan"),
+        "wall_time": 1.5e9,
+        "duration": 0.25,
+        "probe_fingerprint": probe_set.fingerprint,
+        "versions": "torch 2",
+    }
+    return LossRecord(**values | changes)
+
+
+def loss_of(step, probe_set):
+    return np.random.default_rng(step).random(probe_set.n_tokens).astype(np.float32)
+
+
+@pytest.fixture
+def probe_set():
+    return make_probe_set()
+
+
+@pytest.fixture
+def info(probe_set):
+    model = {"num_layers": 2}
+    return {
+        "probe_fingerprint": probe_set.fingerprint,
+        "model": model,
+        "learning_rate": {"peak": 1e-3},
+        "layout": {"tensor": 2},
+    }
+
+
+@pytest.fixture
+def run(tmp_path, probe_set, info):
+    writer = RunWriter(tmp_path)
+    writer.open(probe_set, info, 0)
+    for step in STEPS:
+        writer.write(loss_of(step, probe_set), record(step, probe_set))
+    return tmp_path
+
+
+def test_losses_come_back_as_written(run, probe_set):
+    opened = Run.open(run)
+    expected_NK = np.stack([loss_of(step, probe_set) for step in STEPS], axis=1)
+    assert_array_equal(opened.read_losses(), expected_NK)
+    assert_array_equal(opened.read_losses(3, 7), expected_NK[3:7])
+    assert_array_equal(opened.read_losses(3, 10**6), expected_NK[3:])
+    assert repr(opened.records[3]) == repr(record(4, probe_set))
+
+
+def test_times_are_logarithms(run):
+    opened = Run.open(run)
+    assert_array_equal(opened.x_K(), [-np.inf, *np.log(STEPS[1:])])
+    assert_array_equal(opened.x_K("tokens"), [-np.inf, *np.log(40.0 * np.array(STEPS[1:]))])
+    assert opened.x_K("lr-sum")[1:] == pytest.approx(np.log(0.5 * np.array(STEPS[1:])))
+
+
+def test_a_time_the_run_does_not_know_is_refused(run, probe_set):
+    RunWriter(run).write(loss_of(16, probe_set), record(16, probe_set, lr_sum=float("nan")))
+    with pytest.raises(TokscaleError, match="does not know its lr-sum"):
+        Run.open(run).x_K("lr-sum")
+
+
+def test_half_precision_losses_are_read_as_single(run, probe_set):
+    losses = loss_of(16, probe_set)
+    RunWriter(run).write(losses.astype(np.float16), record(16, probe_set))
+    assert_array_equal(Run.open(run).read_losses()[:, -1], losses.astype(np.float16))
+
+
+def test_resuming_sets_aside_the_abandoned_branch(run, probe_set, info):
+    RunWriter(run).open(probe_set, info, resume_step=3)
+    assert Run.open(run).step_K.tolist() == [0, 1, 2]
+    abandoned = run / "tokscale/losses/abandoned"
+    assert sorted(path.name for path in abandoned.iterdir()) == [
+        losses_name(step) + ".0" for step in (4, 8)
+    ]
+    RunWriter(run).write(loss_of(4, probe_set), record(4, probe_set))
+    RunWriter(run).open(probe_set, info, resume_step=3)
+    assert (abandoned / (losses_name(4) + ".1")).exists()
+    assert read_journal(run)[-1]["abandoned"] == [4]
+
+
+def test_a_fresh_start_abandons_everything(run, probe_set, info):
+    run_id = Run.open(run).info["run_id"]
+    RunWriter(run).open(probe_set, info, resume_step=0)
+    assert Run.open(run).step_K.tolist() == []
+    assert Run.open(run).info["run_id"] == run_id
+
+
+def test_another_probe_set_or_model_is_refused(run, probe_set, info):
+    writer = RunWriter(run)
+    writer.check(probe_set, info["model"])
+    with pytest.raises(TokscaleError, match="of probe set"):
+        writer.check(make_probe_set(seed=1), info["model"])
+    with pytest.raises(TokscaleError, match="num_layers 2, this job has 3"):
+        writer.check(probe_set, {"num_layers": 3})
+
+
+def test_a_failed_write_leaves_what_was_there(run, probe_set, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    before = sorted(run.rglob("*"))
+    monkeypatch.setattr(files, "_sync", full)
+    with pytest.raises(OSError, match="No space"):
+        RunWriter(run).write(loss_of(16, probe_set), record(16, probe_set))
+    assert sorted(run.rglob("*")) == before
+    assert Run.open(run).step_K.tolist() == STEPS
+
+
+def test_damage_is_named(run, probe_set):
+    path = list_losses(run / "tokscale/losses")[4]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    with pytest.raises(TokscaleError, match=r"step_00000004.* truncated"):
+        Run.open(run)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(TokscaleError, match=r"step_00000004.* wrong checksum"):
+        Run.open(run).verify()
+    path.write_bytes(b"")
+    with pytest.raises(TokscaleError, match="step_00000004"):
+        Run.open(run)
+
+
+def test_losses_of_another_set_are_refused(run, probe_set):
+    other = make_probe_set(n_sequences=4, seed=2)
+    writer = RunWriter(run)
+    writer.write(loss_of(16, other), record(16, probe_set))
+    with pytest.raises(TokscaleError, match=f"has {other.n_tokens} tokens"):
+        Run.open(run)
+    writer.write(loss_of(16, probe_set), record(16, other))
+    with pytest.raises(TokscaleError, match="another probe set"):
+        Run.open(run)
+
+
+def test_a_newer_schema_is_refused(run):
+    path = run / "tokscale/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
+    with pytest.raises(TokscaleError, match=r"schema version 99.* up to 1"):
+        Run.open(run)
+
+
+def test_no_run_is_one_sentence(tmp_path):
+    with pytest.raises(TokscaleError, match="no run in"):
+        Run.open(tmp_path)
+
+
+def test_a_torn_journal_line_harms_no_other(run):
+    journal = run / "tokscale/journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    RunWriter(run).journal("later", step=9)
+    events = [event["event"] for event in read_journal(run)]
+    assert events == ["started", *["probe"] * (len(STEPS) - 1), "later"]

@@ -1,0 +1,168 @@
+"""Every verb on a small run made by hand, and what each says to bad input."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus
+
+from megatron_tokscale.cli import main
+from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store import LossRecord, RunWriter
+from megatron_tokscale.store.losses import losses_name
+
+
+@pytest.fixture
+def run(corpus: Corpus, tmp_path):
+    """A run whose tokens follow planted sigmoids."""
+    probe_set = ProbeSet.load(corpus.probe_set)
+    generator = np.random.default_rng(0)
+    n = probe_set.n_tokens
+    midpoint_N, drop_N = generator.uniform(1, 6, n), generator.uniform(1, 4, n)
+    info = {
+        "probe_fingerprint": probe_set.fingerprint,
+        "schedule": "log:per-octave=4",
+        "model": {"num_layers": 2},
+        "layout": {"tensor": 1, "pipeline": 1},
+        "batch": {"global_batch_size": 8, "micro_batch_size": 2, "train_iters": 1024},
+        "learning_rate": {"peak": 1e-3},
+        "versions": {"torch": "2"},
+    }
+    writer = RunWriter(tmp_path / "run")
+    writer.open(probe_set, info, 0)
+    for step in [0, *sorted({round(2 ** (i / 4)) for i in range(41)})]:
+        x = np.log(max(step, 1e-9))
+        loss_N = 0.5 + drop_N / (1 + np.exp((x - midpoint_N) / 0.2))
+        loss_N += generator.normal(0, 0.05, n)
+        record = LossRecord(
+            step,
+            8 * step,
+            256 * step,
+            1e-3,
+            step * 1e-3,
+            2.0,
+            1.5e9,
+            0.1,
+            probe_set.fingerprint,
+            "",
+        )
+        writer.write(loss_N.astype(np.float32), record)
+    return tmp_path / "run"
+
+
+def data_flags(corpus):
+    flags = ["--split", "900,100,0", "--seq-length", str(SEQ_LENGTH)]
+    return ["--data-path", *corpus.data_path, *flags]
+
+
+def test_the_whole_loop_by_verbs(run, corpus, tmp_path, capsys):
+    main(["fit", str(run)])
+    assert "falling" in capsys.readouterr().out
+    main(["spectrum", str(run)])
+    assert "full: every token's own transition" in capsys.readouterr().out
+    main(["laws", str(run)])
+    capsys.readouterr()
+    plan = tmp_path / "plan.json"
+    main(
+        [
+            *("plan", "build", *data_flags(corpus), "--train-samples", "2000"),
+            *("--run", str(run), "--out", str(plan), "--max-epochs", "1000"),
+        ]
+    )
+    built = capsys.readouterr().out
+    main(["plan", "show", str(plan)])
+    assert capsys.readouterr().out == built
+    main(["report", str(run)])
+    assert capsys.readouterr().out.strip() == str(run / "analysis/report.html")
+    classes = json.loads((run / "analysis/fit.json").read_text())["classes"]
+    assert classes["falling"]["share"] > 0.9
+    recovered = json.loads((run / "analysis/reconstruction.json").read_text())
+    assert recovered["same_tokens"]["full"]["r2"] > 0.99
+
+
+def test_probe_build_and_show_print_the_same(corpus, tmp_path, capsys):
+    out = tmp_path / "probe.safetensors"
+    flags = ["--vocab-size", str(VOCAB_SIZE), "--tokens", "300", "--eod", str(EOD)]
+    main(["probe", "build", *data_flags(corpus), *flags, "--out", str(out)])
+    built = capsys.readouterr().out
+    main(["probe", "show", str(out)])
+    assert capsys.readouterr().out == built
+    assert "left: " in built
+
+
+def test_a_plan_by_hand(corpus, tmp_path, capsys):
+    flags = ["--train-samples", "300", "--policy", "manual", "--out", str(tmp_path / "plan.json")]
+    main(["plan", "build", *data_flags(corpus), *flags, "--schedule", "0:1,1", "100:9,1"])
+    assert "90.00%" in capsys.readouterr().out
+
+
+def few_probes(run, corpus):
+    for step in range(4, 2000):
+        (run / "tokscale/losses" / losses_name(step)).unlink(missing_ok=True)
+    return ["fit", str(run)]
+
+
+def truncated_losses(run, corpus):
+    path = run / "tokscale/losses" / losses_name(16)
+    path.write_bytes(path.read_bytes()[:-1])
+    return ["fit", str(run)]
+
+
+def damaged_losses(run, corpus):
+    path = run / "tokscale/losses" / losses_name(16)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    return ["fit", str(run)]
+
+
+def no_run(run, corpus):
+    return ["fit", str(run / "elsewhere")]
+
+
+def no_fit(run, corpus):
+    return ["spectrum", str(run)]
+
+
+def no_analysis(run, corpus):
+    return ["report", str(run)]
+
+
+def out_exists(run, corpus):
+    flags = ["--vocab-size", str(VOCAB_SIZE), "--out", str(corpus.probe_set)]
+    return ["probe", "build", *data_flags(corpus), *flags]
+
+
+def plan_without_run(run, corpus):
+    flags = ["--train-samples", "300", "--out", str(run / "plan.json")]
+    return ["plan", "build", *data_flags(corpus), *flags]
+
+
+def unreadable_schedule(run, corpus):
+    flags = ["--policy", "manual", "--schedule", "0:a,b", "--out", str(run / "plan.json")]
+    return ["plan", "build", *data_flags(corpus), "--train-samples", "300", *flags]
+
+
+BAD_INPUT = {
+    few_probes: "at least 5",
+    truncated_losses: "truncated",
+    damaged_losses: "checksum",
+    no_run: "no run in",
+    no_fit: "megatron-tokscale fit",
+    no_analysis: "megatron-tokscale fit",
+    out_exists: "choose another name",
+    plan_without_run: "needs --run",
+    unreadable_schedule: "cannot read '0:a,b'",
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_INPUT, ids=lambda spoil: spoil.__name__)
+def test_bad_input_gets_one_line_and_writes_nothing(run, corpus, capsys, spoil):
+    command = spoil(run, corpus)
+    before = sorted(run.rglob("*"))
+    with pytest.raises(SystemExit) as exit_:
+        main(command)
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert error.startswith("megatron-tokscale: ")
+    assert error.count("\n") == 1
+    assert BAD_INPUT[spoil] in error
+    assert sorted(run.rglob("*")) == before
