@@ -17,7 +17,7 @@ from megatron_tokscale.report.svg import draw, time_axis
 _BASELINE = (0, (3, 1.5))
 
 
-def losses(names: tuple[str, ...], curves: tuple[Curves, Curves]) -> str:
+def losses(shown: dict[int, str], curves: tuple[Curves, Curves]) -> str:
     """Mean loss of both runs against steps and against consumed tokens."""
 
     def paint(figure: Any) -> None:
@@ -26,24 +26,22 @@ def losses(names: tuple[str, ...], curves: tuple[Curves, Curves]) -> str:
             times = [_time(each, time) for each in curves]
             positive = np.concatenate([time_K[time_K > 0] for time_K in times])
             scale = TimeScale.of(positive)
-            for f, colour in _groups(names):
+            for f, colour in _groups(shown):
                 for each, time_K, line in zip(curves, times, (_BASELINE, "-"), strict=True):
                     later = time_K > 0
-                    axes.plot(
-                        time_K[later], each.loss_FK[f, later], ls=line, color=colour, lw=1.2
-                    )
+                    axes.plot(time_K[later], each.loss_FK[f, later], ls=line, color=colour, lw=1.2)
             time_axis(axes, scale, LABELS[time])
         left.set_ylabel("mean probe loss (nats per token)")
         for line, name in ((_BASELINE, "baseline"), ("-", "under the plan")):
             left.plot([], [], ls=line, color=NULL, label=name)
-        for f, colour in _groups(names):
-            left.plot([], [], color=colour, label="all probe tokens" if f == 0 else names[f - 1])
+        for f, colour in _groups(shown):
+            left.plot([], [], color=colour, label=shown.get(f - 1, "all probe tokens"))
         left.legend()
 
     return draw("both", "Mean probe loss of both runs against steps and tokens", 3.6, paint)
 
 
-def differences(names: tuple[str, ...], curves: tuple[Curves, Curves]) -> str | None:
+def differences(shown: dict[int, str], curves: tuple[Curves, Curves]) -> str | None:
     """Loss under the plan minus that of the baseline at the steps that both have."""
     baseline, planned = curves
     step_K, first, second = np.intersect1d(
@@ -55,7 +53,7 @@ def differences(names: tuple[str, ...], curves: tuple[Curves, Curves]) -> str | 
     def paint(figure: Any) -> None:
         axes = figure.add_subplot()
         scale = TimeScale.of(step_K.astype(np.float64))
-        for f, colour in _groups(names):
+        for f, colour in _groups(shown):
             gap_K = planned.loss_FK[f, second] - baseline.loss_FK[f, first]
             axes.plot(scale.place(step_K.astype(np.float64)), gap_K, color=colour, marker=".", ms=3)
         axes.axhline(0, color="#999999", lw=0.8)
@@ -80,7 +78,7 @@ def weights(plan: Plan, colours: list[str], first: int, last: int) -> str:
         time_axis(axes, scale, "consumed training samples")
         axes.set_ylabel("weight (%)")
         axes.set_ylim(0, max(5.0, 105 * float(share_TD.max())))
-        axes.legend()
+        figure.legend(loc="outside upper left", ncols=4)
 
     return draw("plan", f"The plan's weights over {short(last)} samples", 2.4, paint)
 
@@ -89,6 +87,6 @@ def _time(curves: Curves, time: str) -> NDArray[np.float64]:
     return (curves.step_K if time == "step" else curves.tokens_K).astype(np.float64)
 
 
-def _groups(names: tuple[str, ...]) -> list[tuple[int, str]]:
+def _groups(shown: dict[int, str]) -> list[tuple[int, str]]:
     """Index and colour of every group of tokens: the datasets, and last all of them."""
-    return [*((d + 1, dataset_colour(d)) for d in range(len(names))), (0, MEASURED)]
+    return [*((d + 1, dataset_colour(d)) for d in shown), (0, MEASURED)]

@@ -16,6 +16,7 @@ from megatron_tokscale.report.compare import (
     mean_curves,
     time_to_reach,
 )
+from megatron_tokscale.report.largest import largest_datasets, left_out
 from megatron_tokscale.report.markup import (
     dataset,
     escape,
@@ -37,26 +38,29 @@ def comparison(baseline: Run, planned: Run) -> str:
     """Losses of both runs, the verdict, and the plan."""
     curves, dropped = mean_curves((baseline, planned))
     names = baseline.probe_set.domains
-    gap = compare_figures.differences(names, curves)
-    left_out = f" Left out: {plural(dropped, 'token')} with NaN or infinite losses."
+    shown = largest_datasets(baseline.probe_set)
+    gap = compare_figures.differences(shown, curves)
+    without = f" Left out: {plural(dropped, 'token')} with NaN or infinite losses."
     return section(
         "comparison",
         "The same training under a plan",
         paragraph(
-            f"Mean loss of the same watched tokens, in nats, in {escape(baseline.path.name)} (the "
-            f"baseline) and in {escape(planned.path.name)}." + (left_out if dropped else "")
+            "Mean loss of the same watched tokens, in nats, in "
+            f"<b>{escape(baseline.path.name)}</b> (the baseline) and in "
+            f"<b>{escape(planned.path.name)}</b>." + (without if dropped else "")
         ),
         paragraph(verdict(*curves), "verdict"),
         paragraph(
-            "This is one run of each, with one seed, and without a control: neither a plan of the "
-            "same weights without the information (shuffled), nor another seed. A difference of "
-            "this size can come from either.",
+            "This is one run of each: one seed, and no control. Without the spread over seeds, and "
+            "a plan with the same weights but no information (uniform, shuffled) beside it, this "
+            "number does not show that the plan is the cause.",
             "soft",
         ),
         paragraph(_different_settings(baseline.info, planned.info), "soft"),
         figure(
-            compare_figures.losses(names, curves),
-            "Dashed: baseline. Solid: under the plan. Colours are the datasets', black is all.",
+            compare_figures.losses(shown, curves),
+            "Dashed: baseline. Solid: under the plan. Black: all probe tokens."
+            + left_out(shown, baseline.probe_set),
         ),
         figure(gap, "Below zero: lower loss under the plan at the same step.") if gap else "",
         _final_losses(names, *curves),
@@ -155,9 +159,9 @@ def _plan(planned: Run, names: tuple[str, ...]) -> list[str]:
     if not path.is_file():
         return [paragraph("No copy of a plan was found in the second run (tokscale/plan.json).")]
     plan, last = Plan.load(path), planned.records[-1].consumed_samples
-    samples = [record.consumed_samples for record in planned.records if record.consumed_samples]
-    if not samples:
-        return [paragraph("The second run has consumed no samples yet.")]
+    first = next((r.consumed_samples for r in planned.records if r.consumed_samples), last)
+    if first == last:
+        return [paragraph("The second run has too few probes to show its plan.")]
     known = {name: d for d, name in enumerate(names)}
     colours = [
         dataset_colour(known[each.name]) if each.name in known else NULL for each in plan.datasets
@@ -166,7 +170,7 @@ def _plan(planned: Run, names: tuple[str, ...]) -> list[str]:
     return [
         f"<h3>The plan ({policy}, {plan.fingerprint})</h3>",
         figure(
-            compare_figures.weights(plan, colours, min(samples), last),
+            compare_figures.weights(plan, colours, first, last),
             "Share of the training samples that is drawn from each dataset.",
         ),
         _draws(plan, colours, last),

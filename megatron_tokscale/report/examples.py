@@ -79,6 +79,8 @@ def well_determined(fits: SigmoidFits) -> NDArray[np.bool_]:
 
 
 def _spread_over_learning_times(fits: SigmoidFits, count: int, seed: int) -> Tokens:
+    if count < 1:
+        return np.zeros(0, np.int64)
     candidates = np.flatnonzero(well_determined(fits))
     order = candidates[np.argsort(fits.midpoint_N[candidates], kind="stable")]
     generator = np.random.default_rng([seed, int(TokenClass.FALLING)])

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.report.analysis import Analysis
+from megatron_tokscale.report.largest import largest_datasets
 from megatron_tokscale.report.scale import LABELS, TimeScale, time_of
 from megatron_tokscale.report.style import (
     MEASURED,
@@ -20,8 +21,6 @@ from megatron_tokscale.report.style import (
     dataset_line,
 )
 from megatron_tokscale.report.svg import draw, time_axis
-
-MAX_PANELS = 6
 
 
 def loss_curve(analysis: Analysis) -> str:
@@ -35,12 +34,12 @@ def loss_curve(analysis: Analysis) -> str:
         axes = figure.add_subplot()
         place_K = scale.place(time_K)
         axes.plot(place_K, training_K, ".", ms=3, color=NULL, label="training loss of the step")
-        for d, name in enumerate(run.probe_set.domains):
+        for d, name in largest_datasets(run.probe_set).items():
             _curve(axes, scale, time_K, arrays["mean_loss_DK"][d], dataset_colour(d), name, d)
         _curve(axes, scale, time_K, arrays["mean_loss_K"], MEASURED, "all probe tokens")
         time_axis(axes, scale, LABELS[analysis.time])
         axes.set_ylabel("mean loss (nats per token)")
-        axes.legend(ncols=2 if len(run.probe_set.domains) > 3 else 1)
+        axes.legend()
 
     return draw("loss", "Mean probe loss against training time", 3.4, paint)
 
@@ -90,16 +89,16 @@ def derivative(analysis: Analysis) -> str:
 
 def derivative_by_dataset(analysis: Analysis) -> str:
     """The measured derivative and the drop-weighted spectrum, one panel per dataset."""
-    arrays, names = analysis.arrays, analysis.run.probe_set.domains
+    arrays = analysis.arrays
     time_G = time_of(arrays["x_G"])
     scale = TimeScale.of(time_G)
-    shown = largest_datasets(analysis)
+    shown = largest_datasets(analysis.run.probe_set)
 
     def paint(figure: Any) -> None:
         columns = min(len(shown), 3)
         rows = math.ceil(len(shown) / columns)
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-        for panel, d in zip(panels, shown, strict=False):
+        for panel, (d, name) in zip(panels, shown.items(), strict=False):
             colour = dataset_colour(d)
             panel.fill_between(
                 time_G, arrays["drop_weighted_DG"][d], color=colour, alpha=0.22, lw=0
@@ -107,7 +106,7 @@ def derivative_by_dataset(analysis: Analysis) -> str:
             _band(
                 panel, time_G, arrays["measured_DG"][d], arrays["measured_se_DG"][d], colour, None
             )
-            panel.set_title(names[d])
+            panel.set_title(name)
             time_axis(panel, scale, LABELS[analysis.time])
         for panel in panels[len(shown) :]:
             panel.set_axis_off()
@@ -115,14 +114,6 @@ def derivative_by_dataset(analysis: Analysis) -> str:
 
     alt = "Measured derivative and drop-weighted spectrum of each dataset"
     return draw("datasets", alt, 2.5 * math.ceil(len(shown) / 3), paint)
-
-
-def largest_datasets(analysis: Analysis) -> list[int]:
-    """At most six datasets, those with the most watched tokens, in the probe set's order."""
-    count_D = np.bincount(
-        analysis.run.probe_set.domain_N, minlength=len(analysis.run.probe_set.domains)
-    )
-    return sorted(np.argsort(-count_D, kind="stable")[:MAX_PANELS].tolist())
 
 
 def _band(

@@ -10,6 +10,7 @@ import numpy as np
 from megatron_tokscale.fit import TokenClass
 from megatron_tokscale.report import figures
 from megatron_tokscale.report.analysis import Analysis
+from megatron_tokscale.report.largest import largest_datasets, left_out
 from megatron_tokscale.report.markup import (
     bar,
     dataset,
@@ -42,7 +43,7 @@ _INGREDIENTS = {
 
 def spectrum(analysis: Analysis) -> str:
     """The measured derivative beside its reconstructions, and how well they agree."""
-    about = analysis.spectrum
+    about, tokens = analysis.spectrum, analysis.run.probe_set
     before = analysis.reconstruction["fall_before_first_finite_probe"]
     share = ""
     if before is not None:
@@ -77,14 +78,9 @@ def spectrum(analysis: Analysis) -> str:
         figure(
             figures.derivative_by_dataset(analysis),
             "Each dataset by itself: measured −dL/dx (line, two standard errors) and drop-weighted "
-            "spectrum (filled)." + _left_out(analysis),
+            "spectrum (filled)." + left_out(largest_datasets(tokens), tokens),
         ),
     )
-
-
-def _left_out(analysis: Analysis) -> str:
-    shown, count = figures.largest_datasets(analysis), len(analysis.run.probe_set.domains)
-    return f" The {len(shown)} largest of {count} datasets." if len(shown) < count else ""
 
 
 def _agreement(result: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 
 from megatron_tokscale.report import figures
 from megatron_tokscale.report.analysis import Analysis
+from megatron_tokscale.report.largest import largest_datasets, left_out
 from megatron_tokscale.report.markup import (
     dataset,
     escape,
@@ -122,7 +123,8 @@ def loss_curve(analysis: Analysis) -> str:
         ),
         figure(
             figures.loss_curve(analysis),
-            "The probe at step 0, before training, is the single point left of the dotted line.",
+            "The probe at step 0, before training, is the single point left of the dotted line."
+            + left_out(largest_datasets(analysis.run.probe_set), analysis.run.probe_set),
         ),
         table("Nats per token.", ["", "first probe", "last probe", "fall"], rows),
     )

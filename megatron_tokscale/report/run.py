@@ -45,6 +45,8 @@ def report_run(
             f"{run.path} and {compare.path} do not share a probe set; "
             "compare runs that watch the same tokens"
         )
+    if compare is not None and not compare.records:
+        raise TokscaleError(f"{compare.path} has no probes yet; train it, then compare")
     analysis = Analysis.load(run)
     decoder = load_tokenizer(tokenizer, run.probe_set) if tokenizer is not None else None
 

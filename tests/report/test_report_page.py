@@ -1,0 +1,294 @@
+"""The page as a browser gets it: whole, alone, escaped, and with the numbers of the analysis.
+
+Shapes: N tokens.
+"""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import write_json
+from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_run
+from megatron_tokscale.report import report_run
+from megatron_tokscale.spectrum import spectrum_run
+from megatron_tokscale.store import Run
+from megatron_tokscale.store.losses import losses_name
+
+HOSTILE = "<script>alert(1)</script>"
+_VOID = {"meta", "br", "path", "rect", "use", "line"}
+
+
+class Page(HTMLParser):
+    """Tags, attributes, texts and the exact numbers of every table row."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.texts, self.rows = [], [], [], {}
+        self._open, self._section, self._name = [], "", None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attributes]
+        self._open += [] if tag in _VOID else [tag]
+        if tag == "h2":
+            self._section = values["id"]
+        if tag == "tr":
+            self._name = ""
+        if tag == "data" and "td" in self._open:
+            self.rows.setdefault((self._section, self._name), []).append(float(values["value"]))
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attributes]
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, text):
+        self.texts.append((tuple(self._open), text))
+        if "th" in self._open and "tbody" in self._open:
+            self._name += text
+
+    def row(self, section, start):
+        """The numbers of the section's rows whose name begins with `start`, in order."""
+        return [
+            v
+            for (s, name), vs in self.rows.items()
+            if s == section and name.startswith(start)
+            for v in vs
+        ]
+
+
+@pytest.fixture(scope="module")
+def html(planted):
+    return report_run(planted.run, tokenizer=planted.tokenizer).read_text()
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+def analysis(run, name):
+    return json.loads((run.analysis / name).read_text())
+
+
+def test_page_refers_to_nothing_outside_itself(html, page):
+    assert "http:" not in html and "https:" not in html
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
+    for _, name, value in page.attributes:
+        assert name not in ("src", "srcset", "action", "data") and not name.startswith("on")
+        if name in ("href", "xlink:href"):
+            assert value.startswith("#")
+        if value and "url(" in value:
+            assert value.count("url(") == value.count("url(#")
+    assert "@import" not in html and "url(" not in html.split("</style>")[0]
+
+
+def test_every_link_has_its_target_and_every_id_is_unique(page):
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    targets = {value[1:] for _, name, value in page.attributes if name == "href"}
+    assert targets <= set(ids)
+
+
+def test_every_picture_says_what_it_shows(page):
+    pictures = [name for tag, name, _ in page.attributes if tag == "svg"]
+    assert pictures.count("aria-label") == page.tags.count("svg") > 36
+
+
+def test_text_of_the_corpus_is_escaped(planted, tmp_path):
+    out = report_run(
+        planted.run, tokenizer=planted.tokenizer, n_tokens=2000, out=tmp_path / "all.html"
+    )
+    html = out.read_text()
+    assert "<script" not in html
+    page = Page(html)
+    assert HOSTILE in [text for tags, text in page.texts if tags[-1:] == ("mark",)]
+
+
+def test_scores_are_those_of_the_analysis(planted, page):
+    result = analysis(planted.run, "reconstruction.json")
+    for name in ("full", "kernel", "spectrum"):
+        same, other = result["same_tokens"][name], result["other_documents"][name]
+        expected = [same["r2"], same["relative_l1"], other["r2"], other["relative_l1"]]
+        assert page.row("spectrum", name) == expected
+
+
+def test_widths_are_those_of_the_analysis(planted, page):
+    widths = analysis(planted.run, "reconstruction.json")["widths"]
+    both = [widths["observed"], widths["mean_curve_null"]]
+    expected = {
+        "fitted": [each["tokens"] for each in both],
+        "of these": [each["falling"] for each in both],
+        "a quarter": [each["width_decades"]["p25"] for each in both],
+        "half": [each["width_decades"]["p50"] for each in both],
+        "three quarters": [each["width_decades"]["p75"] for each in both],
+        "median": [each["width_of_range"]["p50"] for each in both],
+        "share of the fall": [each["fall_in_windows"] for each in both],
+    }
+    for name, values in expected.items():
+        assert page.row("locality", name) == [value for value in values if value is not None]
+
+
+def test_classes_are_those_of_the_analysis(planted, page):
+    for label, counts in analysis(planted.run, "fit.json")["classes"].items():
+        expected = [counts["tokens"], counts["share"], counts["fall_share"]]
+        assert page.row("classes", f"{label}:") == expected
+
+
+def test_classes_per_dataset_are_counted_over_its_tokens(planted, page):
+    fits = SigmoidFits.load(planted.run.analysis / "fits.parquet")
+    prose = fits.rows(planted.run.probe_set.domain_N == 0)
+    shares = page.row("classes", "prose")
+    n_classes = len(shares) // 2
+    np.testing.assert_allclose(shares[0], (prose.class_N == TokenClass.FALLING).mean())
+    np.testing.assert_allclose(sum(shares[:n_classes]), 1)
+    np.testing.assert_allclose(sum(shares[n_classes:]), 1)
+
+
+def test_loss_table_holds_the_means_of_finite_tokens(planted, page):
+    loss_NK = planted.run.read_losses().astype(float)
+    mean_K = loss_NK[np.isfinite(loss_NK).all(axis=1)].mean(axis=0)
+    expected = [mean_K[0], mean_K[-1], mean_K[0] - mean_K[-1]]
+    np.testing.assert_allclose(page.row("loss", "all probe tokens"), expected, rtol=1e-6)
+
+
+def test_non_finite_losses_are_told(html):
+    assert "NaN or infinite" in html
+
+
+def test_same_inputs_give_the_same_bytes(planted, html, tmp_path):
+    again = report_run(planted.run, tokenizer=planted.tokenizer, out=tmp_path / "again.html")
+    assert again.read_text() == html
+
+
+def test_without_a_tokenizer_ids_are_shown(planted, tmp_path):
+    html = report_run(planted.run, n_tokens=2000, out=tmp_path / "ids.html").read_text()
+    marked = [int(text) for tags, text in Page(html).texts if tags[-1:] == ("mark",)]
+    assert set(marked) <= set(planted.run.probe_set.label_N.tolist())
+
+
+def test_names_are_escaped_and_not_typeset(copied):
+    names = ("a<b>&", "$x_1$")
+    probe_set = dataclasses.replace(copied.probe_set, domains=names)
+    probe_set.save(copied.path / "tokscale" / "probe.safetensors")
+    renamed = dataclasses.replace(copied, probe_set=probe_set)
+    fit_run(renamed)
+    spectrum_run(renamed, null_tokens=100)
+    html = report_run(renamed).read_text()
+    assert "a<b>" not in html
+    texts = [text.strip() for tags, text in Page(html).texts if "svg" in tags]
+    assert all(name in texts for name in names)
+
+
+def test_page_stays_small(html):
+    assert len(html) < 1_000_000
+
+
+@pytest.fixture
+def copied(planted, tmp_path):
+    shutil.copytree(planted.run.path, tmp_path / "run")
+    return Run.open(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "name", ["fits.parquet", "fit.json", "spectrum.npz", "reconstruction.json"]
+)
+def test_a_missing_analysis_is_one_sentence(copied, name):
+    (copied.analysis / name).unlink()
+    (copied.analysis / "report.html").unlink(missing_ok=True)
+    with pytest.raises(
+        TokscaleError, match=r"run `megatron-tokscale fit .*spectrum .*` first"
+    ) as error:
+        report_run(copied)
+    assert name in str(error.value) and "\n" not in str(error.value)
+    assert not (copied.analysis / "report.html").exists()
+
+
+def test_an_analysis_of_other_probes_is_refused(copied):
+    (copied.path / "tokscale" / "losses" / losses_name(copied.records[-1].step)).unlink()
+    with pytest.raises(TokscaleError, match="other probes"):
+        report_run(Run.open(copied.path))
+
+
+def test_a_spectrum_of_another_time_than_the_fits_is_refused(copied):
+    fit_run(copied, time="tokens")
+    with pytest.raises(TokscaleError, match="another time"):
+        report_run(copied)
+
+
+def test_a_damaged_spectrum_is_refused(copied):
+    path = copied.analysis / "spectrum.npz"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(TokscaleError, match="damaged"):
+        report_run(copied)
+
+
+def test_a_newer_analysis_is_refused(copied):
+    content = analysis(copied, "reconstruction.json") | {"schema_version": 99}
+    write_json(copied.analysis / "reconstruction.json", content)
+    with pytest.raises(TokscaleError, match="schema version 99"):
+        report_run(copied)
+
+
+@pytest.mark.parametrize("content", [None, "{}", "not json"])
+def test_an_unreadable_tokenizer_is_refused(planted, tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(TokscaleError, match="cannot read tokenizer"):
+        report_run(planted.run, tokenizer=path)
+
+
+def test_a_tokenizer_of_a_smaller_vocabulary_is_refused(planted, tmp_path):
+    from tokenizers import Tokenizer, models
+
+    path = tmp_path / "tokenizer.json"
+    Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(path))
+    with pytest.raises(TokscaleError, match="has 2 tokens"):
+        report_run(planted.run, tokenizer=path)
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "tokenizers"])
+def test_a_missing_package_is_one_sentence(planted, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        TokscaleError, match=rf"{package}; run `pip install megatron-tokscale\[report\]`"
+    ):
+        report_run(planted.run, tokenizer=planted.tokenizer)
+
+
+def test_importing_the_room_loads_no_matplotlib():
+    heavy = "{'matplotlib', 'tokenizers'}"
+    code = f"import sys, megatron_tokscale.report; print({heavy} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
+
+
+def test_the_users_matplotlib_settings_are_left_alone(planted, tmp_path):
+    import matplotlib as mpl
+
+    with mpl.rc_context({"font.size": 31, "svg.fonttype": "path"}):
+        before = dict(mpl.rcParams)
+        out = report_run(planted.run, tokenizer=planted.tokenizer, out=tmp_path / "styled.html")
+        assert dict(mpl.rcParams) == before
+    again = report_run(planted.run, tokenizer=planted.tokenizer, out=tmp_path / "plain.html")
+    assert out.read_bytes() == again.read_bytes()
+
+
+def test_a_run_fitted_in_tokens_says_so(copied):
+    fit_run(copied, time="tokens")
+    spectrum_run(copied, null_tokens=100)
+    html = report_run(copied).read_text()
+    assert "time = training tokens" in html and " tokens</b>" in html
