@@ -73,7 +73,14 @@ def weights(plan: Plan, colours: list[str], first: int, last: int) -> str:
         axes = figure.add_subplot()
         for d, dataset in enumerate(plan.datasets):
             share_T = np.append(share_TD[:, d], share_TD[-1, d])
-            axes.step(start_T, 100 * share_T, where="post", color=colours[d], label=dataset.name)
+            axes.step(
+                start_T,
+                100 * share_T,
+                where="post",
+                color=colours[d],
+                label=dataset.name,
+                lw=1.5 + 1.2 * min(len(plan.datasets) - 1 - d, 2),
+            )
         scale = TimeScale(float(first), float(last), has_zero=False)
         time_axis(axes, scale, "consumed training samples")
         axes.set_ylabel("weight (%)")

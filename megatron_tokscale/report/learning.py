@@ -57,10 +57,10 @@ def spectrum(analysis: Analysis) -> str:
         paragraph(
             "How fast the mean loss falls, in nats per unit of x "
             f"(x = ln of {LABELS[analysis.time]}), beside what the tokens' learning times say it "
-            f"should be. {number(about['n_events'], ',')} falling transitions of "
-            f"{number(about['n_tokens'], ',')} fitted tokens account for "
-            f"{number(about['drop_of_events_nats_per_token'])} nats per token of drop; the mean "
-            f"loss fell by {number(about['fall_nats_per_token'])}.{share}"
+            f"should be. The {number(about['n_tokens'], ',')} fitted tokens have "
+            f"{number(about['n_events'], ',')} falling transitions, together a drop of "
+            f"{number(about['drop_of_events_nats_per_token'])} nats per token; rises are not in "
+            f"it. The mean loss fell by {number(about['fall_nats_per_token'])}.{share}"
         ),
         figure(
             figures.derivative(analysis),
@@ -129,14 +129,16 @@ def locality(analysis: Analysis) -> str:
             "and noise: what would be seen if no token had a learning time of its own."
         ),
         paragraph(
-            f"Half of the drop is in transitions narrower than {number(half[0], '.2f')} decades; "
-            f"for mean-curve tokens it is {number(half[1], '.2f')}.",
+            f"Half of the falling tokens' drop is in transitions narrower than "
+            f"{number(half[0], '.2f')} decades; for mean-curve tokens it is "
+            f"{number(half[1], '.2f')}.",
             "verdict",
         ),
         figure(
             figures.widths(analysis),
-            "Falling tokens with a trusted midpoint, weighted by their drop. Widths below the "
-            "spacing of the probes are known only as small.",
+            "Falling tokens with a trusted midpoint, weighted by their drop; two-step and gradual "
+            "tokens are in neither histogram. Widths below the spacing of the probes are known "
+            "only as small.",
         ),
         table(
             "A window is a token's own 10–90% window; a perfect sigmoid has 80% of its fall there.",

@@ -65,7 +65,9 @@ def _settings(value: Any) -> str:
     """A group of settings in one line, those that are not set left out."""
     if not isinstance(value, Mapping):
         return escape(str(value))
-    known = {name: v for name, v in value.items() if v is not None}
+    known = {
+        name: f"{v:g}" if isinstance(v, float) else v for name, v in value.items() if v is not None
+    }
     return escape(", ".join(f"{name.replace('_', ' ')} {v}" for name, v in known.items()))
 
 

@@ -57,7 +57,7 @@ th, td { padding: .28rem .8rem; border-bottom: 1px solid var(--line); text-align
   vertical-align: top; }
 th:first-child { text-align: left; padding-left: 0; }
 thead th { font-weight: 600; border-bottom: 1px solid #999; vertical-align: bottom; }
-tbody th { font-weight: 400; }
+tbody th { font-weight: 400; min-width: 9rem; }
 .facts-of td { text-align: left; }
 .facts-of tbody th { color: var(--soft); white-space: nowrap; }
 .key { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-right: .4rem;
