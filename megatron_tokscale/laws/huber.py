@@ -14,8 +14,7 @@ Array = NDArray[np.float64]
 
 DELTA = 1e-3
 EXPONENT_BOUNDS = (1e-3, 10.0)
-_FLOOR_SHARES = (1e-4, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-_LOWEST_FLOOR = 1e-6  # of the lowest loss: below it the logarithm stands for a floor of zero
+_FLOOR_SHARES = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,10 @@ class Solution:
 class Curve:
     """Logarithms of time and loss at the fitted probes.
 
-    The parameters within are (ln E, ln B - alpha mean(x), alpha): with x centred the last two are
-    nearly uncorrelated, and the exponent does not depend on the unit of time.
+    The parameters within are E and B t_0^-alpha, t_0 the geometric mean of the times, over the
+    lowest loss, the second as its logarithm, and alpha: numbers near one that depend neither on the
+    unit of time nor on that of the loss. E itself, not its logarithm as in Chinchilla's fits:
+    where a curve shows no floor the descent then stops at E = 0, and does not crawl to -inf.
     """
 
     x_K: Array
@@ -42,6 +43,10 @@ class Curve:
     @cached_property
     def _centred_K(self) -> Array:
         return self.x_K - self.x_K.mean()
+
+    @cached_property
+    def _log_lowest(self) -> float:
+        return float(self.log_loss_K.min())
 
     def solve(self) -> Solution:
         """The best of the minima reached from a grid of floors.
@@ -58,51 +63,41 @@ class Curve:
 
     def predict(self, solution: Solution) -> Array:
         """Log losses of the law at the curve's times."""
-        return _log_loss(self._parameters(solution), self._centred_K)
+        return np.asarray(
+            np.log(solution.floor + np.exp(solution.log_scale - solution.exponent * self.x_K))
+        )
 
-    def _start(self, floor_share: float) -> Array:
-        floor = floor_share * np.exp(self.log_loss_K.min())
-        reducible_K = np.log(np.exp(self.log_loss_K) - floor)
+    def _start(self, floor: float) -> Array:
+        reducible_K = np.log(np.exp(self.log_loss_K - self._log_lowest) - floor)
         slope, level = np.polyfit(self._centred_K, reducible_K, 1)
-        return np.array([np.log(floor), level, np.clip(-slope, *EXPONENT_BOUNDS)])
+        return np.array([floor, level, np.clip(-slope, *EXPONENT_BOUNDS)])
 
     def _descend(self, start: Array) -> tuple[Array, float, bool]:
         best = minimize(
             _objective,
             start,
-            args=(self._centred_K, self.log_loss_K),
+            args=(self._centred_K, self.log_loss_K - self._log_lowest),
             jac=True,
             method="L-BFGS-B",
-            bounds=[(self._lowest_log_floor, None), (None, None), EXPONENT_BOUNDS],
-            options={"maxiter": 1000, "ftol": 1e-13, "gtol": 1e-7},
+            bounds=[(0, None), (None, None), EXPONENT_BOUNDS],
+            options={"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-6},
         )
         return np.asarray(best.x), float(best.fun), bool(best.success)
 
-    @property
-    def _lowest_log_floor(self) -> float:
-        return float(self.log_loss_K.min() + np.log(_LOWEST_FLOOR))
-
     def _solution(self, parameters: Array, _: float, success: bool) -> Solution:
-        log_floor, level, exponent = parameters.tolist()
-        # Near zero the objective is flat in ln E and the descent stops short of its bound.
-        is_zero = log_floor < self._lowest_log_floor + np.log(10)
+        floor, level, exponent = parameters.tolist()
         low, high = EXPONENT_BOUNDS
         return Solution(
-            floor=0.0 if is_zero else float(np.exp(log_floor)),
-            log_scale=float(level + exponent * self.x_K.mean()),
+            floor=float(floor * np.exp(self._log_lowest)),
+            log_scale=float(level + self._log_lowest + exponent * self.x_K.mean()),
             exponent=exponent,
             converged=success and low < exponent < high,
         )
 
     def _parameters(self, solution: Solution) -> Array:
-        log_floor = np.log(solution.floor) if solution.floor > 0 else self._lowest_log_floor
-        level = solution.log_scale - solution.exponent * self.x_K.mean()
-        return np.array([log_floor, level, solution.exponent])
-
-
-def _log_loss(parameters: Array, centred_K: Array) -> Array:
-    log_floor, level, exponent = parameters
-    return np.asarray(np.logaddexp(log_floor, level - exponent * centred_K))
+        floor = solution.floor * np.exp(-self._log_lowest)
+        level = solution.log_scale - self._log_lowest - solution.exponent * self.x_K.mean()
+        return np.array([floor, level, solution.exponent])
 
 
 def _objective(parameters: Array, centred_K: Array, log_loss_K: Array) -> tuple[float, Array]:
@@ -111,15 +106,12 @@ def _objective(parameters: Array, centred_K: Array, log_loss_K: Array) -> tuple[
     The sum, not the mean: divided by K the steps fall under L-BFGS's tolerance before the minimum
     (papers.md 8.3).
     """
-    _, level, exponent = parameters
-    predicted_K = _log_loss(parameters, centred_K)
-    residual_K = predicted_K - log_loss_K
+    floor, level, exponent = parameters
+    reducible_K = np.exp(level - exponent * centred_K)
+    loss_K = floor + reducible_K
+    residual_K = np.log(loss_K) - log_loss_K
     clipped_K = np.clip(residual_K, -DELTA, DELTA)
     value = (clipped_K * (residual_K - clipped_K / 2)).sum() / DELTA
-    share_K = np.exp(level - exponent * centred_K - predicted_K)
-    gradient = [
-        clipped_K @ (1 - share_K),
-        clipped_K @ share_K,
-        -clipped_K @ (share_K * centred_K),
-    ]
-    return float(value), np.array(gradient) / DELTA
+    slope_K = clipped_K / (loss_K * DELTA)
+    pull_K = slope_K * reducible_K
+    return float(value), np.array([slope_K.sum(), pull_K.sum(), -pull_K @ centred_K])

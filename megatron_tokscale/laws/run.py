@@ -15,7 +15,8 @@ import numpy as np
 from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import check_schema, read_json, write_json
-from megatron_tokscale.laws.power_law import DISCARDED, Array, fit_power_law
+from megatron_tokscale.laws.huber import Array
+from megatron_tokscale.laws.power_law import DISCARDED, fit_power_law
 from megatron_tokscale.laws.tail import tail_exponent
 from megatron_tokscale.store import Run
 

@@ -3,6 +3,7 @@
 If rho(x) ~ exp(-a x) in x = ln t then L - E ~ t^-a (papers.md 1.4). Shapes: G grid points.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,7 +113,7 @@ def _regress(
     score_G = w_G * centred_G * residual_G
     near_GG = np.exp(-((x_G[:, None] - x_G) ** 2) / (4 * max(bandwidth, 1e-9) ** 2))
     n = _independent_points(x_G, bandwidth)
-    variance = score_G @ near_GG @ score_G / reach**2 * n / (n - _PARAMETERS)
+    variance = float(score_G @ near_GG @ score_G / reach**2) * n / (n - _PARAMETERS)
     spread = w_G @ (log_rho_G - w_G @ log_rho_G) ** 2
     r2 = 1 - w_G @ residual_G**2 / spread if spread > 0 else 0.0
-    return slope, float(np.sqrt(max(variance, 0.0))), float(r2)
+    return slope, math.sqrt(max(variance, 0.0)), float(r2)

@@ -1,0 +1,28 @@
+"""The flags are those of the README, and leave nothing but plain values in Megatron's arguments."""
+
+from argparse import ArgumentParser
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from megatron_tokscale.training.config import TokscaleConfig, add_arguments, config_from_args
+
+README = Path(__file__).parents[2] / "README.md"
+FLAGS = ["--" + field.name.replace("_", "-") for field in fields(TokscaleConfig)]
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_is_in_the_readme(flag):
+    assert f"| `{flag}" in README.read_text()
+
+
+def test_flags_are_parsed_into_plain_values():
+    parser = ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["--tokscale-probe-set", "p", "--tokscale-verify-isolation"])
+    assert {type(value) for value in vars(args).values()} <= {str, bool, type(None)}
+    assert config_from_args(args) == TokscaleConfig(
+        tokscale_probe_set="p", tokscale_verify_isolation=True
+    )
+    assert "watch" in parser.format_help()
