@@ -222,10 +222,8 @@ def _plan_build(arguments: Arguments) -> None:
             Manual(points, arguments.interpolation), job, arguments.out, guards=guards
         )
     else:
-        if arguments.run is None:
-            raise TokscaleError(f"--policy {arguments.policy} needs --run, the reference run")
         plan = plan_run(
-            Run.open(arguments.run),
+            Run.open(arguments.run) if arguments.run else None,
             arguments.policy,
             job,
             arguments.out,

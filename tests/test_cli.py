@@ -149,7 +149,7 @@ BAD_INPUT = {
     no_fit: "megatron-tokscale fit",
     no_analysis: "megatron-tokscale fit",
     out_exists: "choose another name",
-    plan_without_run: "needs --run",
+    plan_without_run: "needs a reference run (--run)",
     unreadable_schedule: "cannot read '0:a,b'",
 }
 

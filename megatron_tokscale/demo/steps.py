@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 from megatron_tokscale.demo import corpus
 from megatron_tokscale.demo.job import FULL, QUICK, SPLIT, Size, megatron_flags, train
@@ -57,7 +58,7 @@ class _Demo:
         self.out, self.size = out, size
         self.tokenizer = out / "tokenizer.json"
         self.probe_set = out / "probe.safetensors"
-        self.plan = out / "plan.json"
+        self.plan, self.uniform = out / "plan.json", out / "uniform.json"
         self.baseline, self.planned = out / "baseline", out / "planned"
         self.prefixes = [out / "data" / name for name in ("speeches", "python")]
         self.report = out / "report.html"
@@ -107,19 +108,20 @@ class _Demo:
             print("  " + describe(probe_set).replace("\n", "\n  "), flush=True)
 
     def train_baseline(self) -> None:
-        """Both kinds of text in equal parts throughout."""
-        self._train("baseline", self.baseline, [])
+        """Both kinds of text in equal parts throughout, in the keyed order of all plans."""
+        self._plan("uniform", None, self.uniform)
+        self._train("baseline", self.baseline, self.uniform)
 
     def train_planned(self) -> None:
         """The same training, with weights that follow the plan."""
-        self._train("planned", self.planned, ["--tokscale-plan", str(self.plan)])
+        self._train("planned", self.planned, self.plan)
 
-    def _train(self, what: str, run: Path, flags: list[str]) -> None:
+    def _train(self, what: str, run: Path, plan: Path) -> None:
         if self._is_trained(run):
             return
         probe = ["--tokscale-probe-set", str(self.probe_set), "--tokscale-schedule", _SCHEDULE]
         megatron = megatron_flags(self.size, self.data_path, self.out / "cache")
-        train(what, run, self.size, [*megatron, *probe, *flags])
+        train(what, run, self.size, [*megatron, *probe, "--tokscale-plan", str(plan)])
         if not self._is_trained(run):
             raise TokscaleError(f"the job ended early; see the end of {run / 'train.log'}")
 
@@ -148,14 +150,19 @@ class _Demo:
     def make_plan(self) -> None:
         """Weights per kind of text, from the first run's spectra."""
         from megatron_tokscale.data import Plan
-        from megatron_tokscale.reweight import describe, plan_run
+        from megatron_tokscale.reweight import describe
+
+        self._plan("dataset", Run.open(self.baseline), self.plan)
+        print("  " + describe(Plan.load(self.plan)).strip().replace("\n", "\n  "), flush=True)
+
+    def _plan(self, policy: Literal["dataset", "uniform"], run: Run | None, out: Path) -> None:
+        from megatron_tokscale.reweight import plan_run
         from megatron_tokscale.reweight.jobs import job_of
 
-        if not self.plan.exists():
+        if not out.exists():
             size = self.size
             job = job_of(self.data_path, SPLIT, size.train_samples, size.seq_length, _SEED)
-            plan_run(Run.open(self.baseline), "dataset", job, self.plan)
-        print("  " + describe(Plan.load(self.plan)).strip().replace("\n", "\n  "), flush=True)
+            plan_run(run, policy, job, out)
 
     def write_report(self) -> None:
         """One page about both runs."""

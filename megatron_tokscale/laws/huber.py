@@ -14,6 +14,7 @@ Array = NDArray[np.float64]
 
 DELTA = 1e-3
 EXPONENT_BOUNDS = (1e-3, 10.0)
+_LEVEL_BOUNDS = (-50.0, 50.0)  # keeps a wild step of the descent from a loss of zero
 _FLOOR_SHARES = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
@@ -79,7 +80,7 @@ class Curve:
             args=(self._centred_K, self.log_loss_K - self._log_lowest),
             jac=True,
             method="L-BFGS-B",
-            bounds=[(0, None), (None, None), EXPONENT_BOUNDS],
+            bounds=[(0, None), _LEVEL_BOUNDS, EXPONENT_BOUNDS],
             options={"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-6},
         )
         return np.asarray(best.x), float(best.fun), bool(best.success)

@@ -17,6 +17,7 @@ MIN_POINTS = 6
 DISCARDED = 0.1
 _PARAMETERS = 3
 _MAX_CORRELATION = 0.9
+_ROUNDING = 1e-8  # of log losses: a fit this close leaves nothing but rounding
 
 Interval = tuple[float, float]
 
@@ -162,11 +163,10 @@ def _autocorrelation(residual_K: Array) -> float:
     correlation by about 1/K; estimating it lowers it by (1 + 3 rho)/K more (Kendall 1954).
     """
     centred_K = residual_K - residual_K.mean()
-    squares = centred_K @ centred_K
-    if squares == 0:
+    if np.abs(centred_K).max() < _ROUNDING:
         return 0.0
     n = len(centred_K)
-    raw = centred_K[1:] @ centred_K[:-1] / squares
+    raw = centred_K[1:] @ centred_K[:-1] / (centred_K @ centred_K)
     return float(np.clip((n * raw + _PARAMETERS) / (n - _PARAMETERS - 1), 0, _MAX_CORRELATION))
 
 

@@ -4,6 +4,7 @@ Shapes: K probe steps, F groups of tokens, D datasets.
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_tokscale.data import Plan
@@ -51,9 +52,9 @@ def comparison(baseline: Run, planned: Run) -> str:
         ),
         paragraph(verdict(*curves), "verdict"),
         paragraph(
-            "This is one run of each: one seed, and no control. Without the spread over seeds, and "
-            "a plan with the same weights but no information (uniform, shuffled) beside it, this "
-            "number does not show that the plan is the cause.",
+            "This is one run of each: one seed. Without the spread over seeds, and a plan with as "
+            "much change but no information (shuffled) beside it, this number does not show that "
+            "the plan is the cause. " + _order_of_samples(baseline),
             "soft",
         ),
         paragraph(_different_settings(baseline.info, planned.info), "soft"),
@@ -96,6 +97,22 @@ def _early(baseline: Curves, target: float) -> str:
     return (
         " But the baseline itself was as low before, at "
         f"{number(first, ',.1f')} steps: its loss no longer fell, and this number means little."
+    )
+
+
+def plan_path(run: Run) -> Path:
+    """Where a job keeps a copy of the plan it follows."""
+    return run.path / "tokscale" / "plan.json"
+
+
+def _order_of_samples(baseline: Run) -> str:
+    if plan_path(baseline).exists():
+        return (
+            "Both draw their samples by a plan: in the same order until the weights first differ."
+        )
+    return (
+        "The baseline draws its samples in Megatron's own order: the runs also differ in the order "
+        "of the data, by which two seeds differ too."
     )
 
 
@@ -155,7 +172,7 @@ def _final_losses(names: tuple[str, ...], baseline: Curves, planned: Curves) -> 
 
 
 def _plan(planned: Run, names: tuple[str, ...]) -> list[str]:
-    path = planned.path / "tokscale" / "plan.json"
+    path = plan_path(planned)
     if not path.is_file():
         return [paragraph("No copy of a plan was found in the second run (tokscale/plan.json).")]
     plan, last = Plan.load(path), planned.records[-1].consumed_samples

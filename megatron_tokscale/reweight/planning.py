@@ -150,7 +150,7 @@ def _strata(datasets: Sequence[DatasetIdentity]) -> tuple[Stratum, ...]:
 
 
 def plan_run(
-    run: Run,
+    run: Run | None,
     policy: Literal["dataset", "shuffled", "uniform"],
     job: Job,
     out: Path,
@@ -166,7 +166,7 @@ def plan_run(
     """Make the plan of a policy from a reference run and write it to `out`.
 
     Args:
-        run: the reference run, with its spectrum.
+        run: the reference run, with its spectrum; `uniform` needs none.
         policy: `dataset` follows the spectra (`BySpectrum`); `shuffled` and `uniform` are its
             controls.
         job: the training to plan.
@@ -179,8 +179,10 @@ def plan_run(
         TokscaleError: the file exists, the run has no spectrum, or it does not fit the job.
     """
     chosen: Policy = Uniform()
-    provenance: dict[str, Any] = {"policy": policy, "run": str(run.path)}
+    provenance: dict[str, Any] = {"policy": policy}
     if policy != "uniform":
+        if run is None:
+            raise TokscaleError(f"the policy {policy} needs a reference run (--run)")
         names = list(domains or (dataset.name for dataset in job.datasets))
         chosen = BySpectrum(
             read_spectra(run).select(names),
@@ -191,6 +193,7 @@ def plan_run(
             shuffle_seed if policy == "shuffled" else None,
         )
         provenance |= {
+            "run": str(run.path),
             "domains": names,
             "window": window,
             "strength": strength,

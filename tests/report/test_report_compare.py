@@ -88,7 +88,8 @@ def test_page_says_which_way_it_came_out(planted, second_run, tmp_path, delay, w
     html = out.read_text()
     verdict_text = re.search(r'<h2 id="comparison".*?class="verdict">(.*?)</p>', html, re.DOTALL)
     assert word in text_of(verdict_text[1])
-    assert "one seed, and no control" in html
+    assert "one run of each: one seed." in html
+    assert "the runs also differ in the order of the data" in html
     assert "No copy of a plan was found" in html
 
 
