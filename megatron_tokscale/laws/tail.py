@@ -14,6 +14,7 @@ from megatron_tokscale.errors import TokscaleError
 
 MIN_INDEPENDENT = 4.0
 _PARAMETERS = 2
+_NO_KERNEL = 1e-9
 
 Array = NDArray[np.float64]
 
@@ -29,7 +30,7 @@ class TailExponent:
         r2: weighted, of ln rho.
         from_x: start of the tail.
         to_x: end of the tail.
-        n_independent: kernel widths in the tail, as equivalent independent points.
+        n_independent: equivalent number of independent points, by the weights and the kernel.
     """
 
     exponent: float
@@ -72,48 +73,56 @@ def tail_exponent(
         raise TokscaleError("a spectrum needs one finite density, not negative, per grid point")
     tail_G = (x >= from_x) & (x <= end) & (rho > 0)
     x, rho = x[tail_G], rho[tail_G]
-    n_independent = _independent_points(x, bandwidth)
+    near_GG = np.exp(-((x[:, None] - x) ** 2) / (4 * max(bandwidth, _NO_KERNEL) ** 2))
+    n_independent = _independent_points(rho, near_GG)
     if n_independent < MIN_INDEPENDENT:
         raise TokscaleError(
             f"the spectrum from x = {from_x:.3g} to {end:.3g} has {n_independent:.1f} independent "
             f"points, a tail needs {MIN_INDEPENDENT:g}; start it earlier"
         )
-    slope, se, r2 = _regress(x, np.log(rho), rho, bandwidth)
-    reach = se * float(student_t.ppf(0.975, n_independent - _PARAMETERS))
+    line = _Line.through(x, np.log(rho), rho)
+    freedom = n_independent - _PARAMETERS
+    se = math.sqrt(max(line.variance(near_GG), 0) * n_independent / freedom)
+    reach = se * float(student_t.ppf(0.975, freedom))
     return TailExponent(
-        exponent=-slope,
+        exponent=-line.slope,
         se=se,
-        interval=(-slope - reach, -slope + reach),
-        r2=r2,
+        interval=(-line.slope - reach, -line.slope + reach),
+        r2=line.r2,
         from_x=float(x[0]),
         to_x=float(x[-1]),
         n_independent=n_independent,
     )
 
 
-def _independent_points(x_G: Array, bandwidth: float) -> float:
-    """Grid points, or the range over the kernel's correlation length 2 sqrt(pi) h if that is less.
-
-    The integral of exp(-d^2 / 4 h^2) is 2 sqrt(pi) h.
-    """
-    if len(x_G) < 2 or bandwidth == 0:
-        return float(len(x_G))
-    return float(min(len(x_G), 1 + (x_G[-1] - x_G[0]) / (2 * np.sqrt(np.pi) * bandwidth)))
+def _independent_points(weight_G: Array, near_GG: Array) -> float:
+    """Kish's effective number (sum w)^2 / sum w^2, for correlated points w' C w."""
+    if not len(weight_G):
+        return 0.0
+    return float(weight_G.sum() ** 2 / (weight_G @ near_GG @ weight_G))
 
 
-def _regress(
-    x_G: Array, log_rho_G: Array, weight_G: Array, bandwidth: float
-) -> tuple[float, float, float]:
-    """Slope, its standard error, and R^2 of a weighted line."""
-    w_G = weight_G / weight_G.sum()
-    centred_G = x_G - w_G @ x_G
-    reach = w_G @ centred_G**2
-    slope = float(w_G @ (centred_G * log_rho_G) / reach)
-    residual_G = log_rho_G - w_G @ log_rho_G - slope * centred_G
-    score_G = w_G * centred_G * residual_G
-    near_GG = np.exp(-((x_G[:, None] - x_G) ** 2) / (4 * max(bandwidth, 1e-9) ** 2))
-    n = _independent_points(x_G, bandwidth)
-    variance = float(score_G @ near_GG @ score_G / reach**2) * n / (n - _PARAMETERS)
-    spread = w_G @ (log_rho_G - w_G @ log_rho_G) ** 2
-    r2 = 1 - w_G @ residual_G**2 / spread if spread > 0 else 0.0
-    return slope, math.sqrt(max(variance, 0.0)), float(r2)
+@dataclass(frozen=True)
+class _Line:
+    """A weighted regression line: weights that sum to one, x less its mean, residuals."""
+
+    slope: float
+    r2: float
+    weight_G: Array
+    centred_G: Array
+    residual_G: Array
+
+    @staticmethod
+    def through(x_G: Array, y_G: Array, weight_G: Array) -> "_Line":
+        w_G = weight_G / weight_G.sum()
+        centred_G, deviation_G = x_G - w_G @ x_G, y_G - w_G @ y_G
+        slope = float(w_G @ (centred_G * deviation_G) / (w_G @ centred_G**2))
+        residual_G = deviation_G - slope * centred_G
+        spread = float(w_G @ deviation_G**2)
+        r2 = 1 - float(w_G @ residual_G**2) / spread if spread > 0 else 0.0
+        return _Line(slope, r2, w_G, centred_G, residual_G)
+
+    def variance(self, near_GG: Array) -> float:
+        """Sandwich variance of the slope under correlations `near_GG` of the points."""
+        score_G = self.weight_G * self.centred_G * self.residual_G
+        return float(score_G @ near_GG @ score_G / (self.weight_G @ self.centred_G**2) ** 2)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import job_environment
+from jobs import job_environment
 
 from megatron_tokscale.cpu import is_requested, required_flags
 

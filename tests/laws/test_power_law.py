@@ -48,6 +48,7 @@ def test_intervals_cover_a_planted_law_under_white_and_correlated_noise(correlat
         truth = [2.0, 8.0, 0.3]
         covered += (intervals[:, 0] <= truth) & (truth <= intervals[:, 1])
     # Two standard deviations of 95% in 100 runs are 4%; quantiles of 80 resamples lose 2% more.
+    print(covered)
     assert (covered >= 0.88 * n_runs).all()
 
 
@@ -108,12 +109,14 @@ def test_the_exponent_does_not_depend_on_the_unit_of_time():
 
 
 def test_correlated_residuals_widen_the_intervals():
+    """By sqrt((1 + 0.7) / (1 - 0.7)) = 2.4 for as many probes as one likes; here by less."""
     rng = np.random.default_rng(4)
-    white, correlated = (0.003 * correlated_noise(rng, len(T_K), c) for c in (0.0, 0.7))
-    narrow = fit_power_law(T_K, law(T_K) * np.exp(white), from_=0)
-    wide = fit_power_law(T_K, law(T_K) * np.exp(correlated), from_=0)
-    assert narrow.autocorrelation < 0.3 < wide.autocorrelation
-    assert wide.exponent_se > 1.5 * narrow.exponent_se
+    error = {0.0: 0.0, 0.7: 0.0}
+    for correlation in [0.0, 0.7] * 8:
+        noise = 0.003 * correlated_noise(rng, len(T_K), correlation)
+        fit = fit_power_law(T_K, law(T_K) * np.exp(noise), from_=0, n_resamples=30)
+        error[correlation] += fit.exponent_se
+    assert error[0.7] > 1.4 * error[0.0]
 
 
 def test_step_zero_and_the_first_tenth_are_left_out():

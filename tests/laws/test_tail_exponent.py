@@ -30,14 +30,15 @@ def test_only_the_tail_counts():
 
 
 def test_without_a_kernel_the_error_is_whites_of_weighted_least_squares():
-    """Against the textbook sandwich (X'WX)^-1 X'W diag(r^2) W X (X'WX)^-1, n / (n - 2)."""
+    """Against the textbook sandwich (X'WX)^-1 X'W diag(r^2) W X (X'WX)^-1."""
     rng = np.random.default_rng(0)
     rho = np.exp(-0.5 * X_G + 0.2 * rng.standard_normal(len(X_G)))
     design = np.stack([np.ones_like(X_G), X_G], axis=1)
     bread = np.linalg.inv(design.T @ (rho[:, None] * design))
     line = bread @ design.T @ (rho * np.log(rho))
     scores = design * (rho * (np.log(rho) - design @ line))[:, None]
-    covariance = bread @ scores.T @ scores @ bread * len(X_G) / (len(X_G) - 2)
+    n = rho.sum() ** 2 / (rho**2).sum()
+    covariance = bread @ scores.T @ scores @ bread * n / (n - 2)
     tail = tail_exponent(X_G, rho, from_x=0)
     assert tail.exponent == pytest.approx(-line[1])
     assert tail.se == pytest.approx(np.sqrt(covariance[1, 1]))

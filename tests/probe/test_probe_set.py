@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, write_documents
+from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, write_documents
 from numpy.testing import assert_array_equal
 
 from megatron_tokscale.errors import TokscaleError

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, job_environment, run_alone, run_job
+from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, job_environment, run_alone, run_job
 
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.store import Run

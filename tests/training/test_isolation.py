@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import Corpus, run_job
+from jobs import Corpus, run_job
 
 from megatron_tokscale.store import Run
 

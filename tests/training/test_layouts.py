@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import MODEL, Corpus, run_job
+from jobs import MODEL, Corpus, run_job
 from numpy.testing import assert_allclose, assert_array_equal
 
 from megatron_tokscale.probe import ProbeSet

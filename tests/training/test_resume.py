@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from conftest import Corpus, kill_job_at, run_job
+from jobs import Corpus, kill_job_at, run_job
 from numpy.testing import assert_array_equal
 from test_isolation import checkpoint_differences
 

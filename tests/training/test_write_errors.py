@@ -1,7 +1,7 @@
 """Training outlives a disk that cannot be written, or stops with one line if told to."""
 
 import pytest
-from conftest import Corpus, run_alone
+from jobs import Corpus, run_alone
 
 from megatron_tokscale.store import Run
 

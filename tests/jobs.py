@@ -1,0 +1,196 @@
+"""Small data in Megatron's format, and real Megatron jobs on the CPU."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SEQ_LENGTH = 32
+VOCAB_SIZE = 255
+EOD = 250
+
+MODEL = {
+    "--num-layers": "4",
+    "--hidden-size": "32",
+    "--num-attention-heads": "4",
+    "--seq-length": str(SEQ_LENGTH),
+    "--max-position-embeddings": str(SEQ_LENGTH),
+    "--position-embedding-type": "rope",
+    "--normalization": "RMSNorm",
+    "--swiglu": "",
+    "--disable-bias-linear": "",
+    "--untie-embeddings-and-output-weights": "",
+}
+TRAINING = {
+    "--micro-batch-size": "2",
+    "--global-batch-size": "8",
+    "--lr": "3e-3",
+    "--min-lr": "3e-4",
+    "--lr-decay-style": "cosine",
+    "--lr-decay-iters": "16",
+    "--lr-warmup-iters": "2",
+    "--attention-dropout": "0.1",
+    "--hidden-dropout": "0.1",
+    "--eval-interval": "1000",
+    "--eval-iters": "1",
+    "--log-interval": "1",
+    "--num-workers": "0",
+    "--tokenizer-type": "NullTokenizer",
+    "--vocab-size": str(VOCAB_SIZE),
+    "--split": "900,100,0",
+    "--ckpt-format": "torch",
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Two .bin/.idx datasets of unlike Markov chains, and a probe set of their held-out part."""
+
+    prefixes: tuple[str, str]
+    probe_set: Path
+
+    @property
+    def data_path(self) -> list[str]:
+        return ["0.5", self.prefixes[0], "0.5", self.prefixes[1]]
+
+
+def write_documents(prefix: Path, documents: list[list[int]]) -> str:
+    """Write a dataset with Megatron's own builder."""
+    import torch
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
+    for document in documents:
+        builder.add_document(torch.tensor(document), [len(document)])
+    builder.finalize(f"{prefix}.idx")
+    return str(prefix)
+
+
+def markov_documents(seed: int, n_documents: int = 300) -> list[list[int]]:
+    generator = np.random.default_rng(seed)
+    successors = generator.integers(0, EOD, (EOD, 3))
+    documents = []
+    for _ in range(n_documents):
+        document = [int(generator.integers(EOD))]
+        for _ in range(int(generator.integers(20, 200))):
+            rank = min(2, int(generator.exponential(0.6)))
+            document.append(int(successors[document[-1], rank]))
+        documents.append([*document, EOD])
+    return documents
+
+
+def make_corpus(folder: Path) -> Corpus:
+    """Write the datasets and the probe set into `folder`."""
+    from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
+
+    prefixes = tuple(
+        write_documents(folder / name, markov_documents(seed))
+        for seed, name in enumerate(("left", "right"))
+    )
+    corpus = Corpus(prefixes, folder / "probe.safetensors")
+    settings = ProbeSettings(
+        data_path=corpus.data_path,
+        split=TRAINING["--split"],
+        seq_length=SEQ_LENGTH,
+        vocab_size=VOCAB_SIZE,
+        n_tokens=700,
+        eod=EOD,
+    )
+    build_probe_set(settings).save(corpus.probe_set)
+    return corpus
+
+
+def job_flags(corpus: Corpus, *extra: str) -> list[str]:
+    """Flags of the tests' job; `extra` ones replace those of the same name."""
+    flags = {**MODEL, **TRAINING}
+    words = [word for name, value in flags.items() if name not in extra for word in (name, value)]
+    data = ["--data-path", *corpus.data_path]
+    cache = ["--data-cache-path", str(corpus.probe_set.parent / "cache")]
+    return [word for word in words if word] + data + cache + ["--tokscale-cpu", *extra]
+
+
+def job_environment() -> dict[str, str]:
+    """One thread per process, and a machine that shows no GPU."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def torchrun(n_processes: int, target: list[str]) -> list[str]:
+    return [
+        sys.executable,
+        *("-m", "torch.distributed.run", "--nproc_per_node", str(n_processes)),
+        *("--master_addr", "127.0.0.1", "--master_port", str(free_port())),
+        *target,
+    ]
+
+
+def run_job(corpus: Corpus, n_processes: int, *extra: str, target: tuple[str, ...] = ()) -> str:
+    """Train to the end and return the job's output."""
+    script = list(target) or ["-m", "megatron_tokscale.pretrain"]
+    command = torchrun(n_processes, [*script, *job_flags(corpus, *extra)])
+    job = subprocess.run(
+        command,
+        env=job_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert job.returncode == 0, job.stdout[-6000:]
+    return job.stdout
+
+
+def run_alone(corpus: Corpus, *extra: str) -> subprocess.CompletedProcess[str]:
+    """Start the job's only rank without torchrun, whose exit code would hide the rank's."""
+    environment = job_environment() | {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+    command = [sys.executable, "-m", "megatron_tokscale.pretrain", *job_flags(corpus, *extra)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def kill_job_at(corpus: Corpus, n_processes: int, mark: str, log: Path, *extra: str) -> None:
+    """Start a job and SIGKILL all of its processes as soon as `mark` is in its output."""
+    command = torchrun(
+        n_processes, ["-m", "megatron_tokscale.pretrain", *job_flags(corpus, *extra)]
+    )
+    with log.open("w") as output:
+        job = subprocess.Popen(
+            command,
+            env=job_environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 300
+        while mark not in log.read_text():
+            assert job.poll() is None, log.read_text()[-6000:]
+            assert time.monotonic() < deadline, f"no {mark!r} in {log}"
+            time.sleep(0.01)
+        ranks = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(job.pid)], capture_output=True, text=True, check=True
+        )
+        for pid in [job.pid, *map(int, ranks.stdout.split())]:
+            os.kill(pid, signal.SIGKILL)
+        job.wait()
