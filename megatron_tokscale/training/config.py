@@ -2,7 +2,17 @@
 
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Literal
+
+from megatron_tokscale.errors import TokscaleError
+
+_FOR_THE_PROBE = {
+    "tokscale_schedule",
+    "tokscale_loss_dtype",
+    "tokscale_on_write_error",
+    "tokscale_verify_isolation",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +55,30 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def config_from_args(args: Namespace) -> TokscaleConfig:
-    """Read the flags back from Megatron's parsed arguments."""
-    return TokscaleConfig(
+    """Read the flags back from Megatron's parsed arguments.
+
+    Raises:
+        TokscaleError: a flag is given that does nothing without another one.
+    """
+    config = TokscaleConfig(
         **{field.name: getattr(args, field.name) for field in fields(TokscaleConfig)}
     )
+    if config.tokscale_probe_set is None:
+        for field in fields(TokscaleConfig):
+            is_set = getattr(config, field.name) != field.default
+            if is_set and field.name in _FOR_THE_PROBE:
+                flag = "--" + field.name.replace("_", "-")
+                raise TokscaleError(f"{flag} does nothing without --tokscale-probe-set; give both")
+    return config
+
+
+def run_directory(config: TokscaleConfig, args: Namespace) -> Path:
+    """The run directory: --tokscale-dir, or else --save.
+
+    Raises:
+        TokscaleError: neither is given.
+    """
+    folder = config.tokscale_dir or args.save
+    if folder is None:
+        raise TokscaleError("there is no place for the losses; give --tokscale-dir or --save")
+    return Path(folder)

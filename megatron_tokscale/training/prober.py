@@ -19,7 +19,7 @@ from megatron_tokscale.probe import ProbeSet, Schedule
 from megatron_tokscale.store import LossRecord, RunWriter
 from megatron_tokscale.training import probe_pass
 from megatron_tokscale.training.clock import LearningRateSum, learning_rate
-from megatron_tokscale.training.config import TokscaleConfig
+from megatron_tokscale.training.config import TokscaleConfig, run_directory
 from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
 from megatron_tokscale.training.support import check_probe
 
@@ -185,18 +185,6 @@ class Prober:
             "seed": args.seed,
             "versions": _versions(),
         }
-
-
-def run_directory(config: TokscaleConfig, args: Namespace) -> Path:
-    """The run directory: --tokscale-dir, or else --save.
-
-    Raises:
-        TokscaleError: neither is given.
-    """
-    folder = config.tokscale_dir or args.save
-    if folder is None:
-        raise TokscaleError("there is no place for the losses; give --tokscale-dir or --save")
-    return Path(folder)
 
 
 def _check_fit(probe_set: ProbeSet, path: str, args: Namespace) -> None:

@@ -18,8 +18,7 @@ from megatron_tokscale.data import (
 )
 from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.training.config import config_from_args
-from megatron_tokscale.training.prober import run_directory
+from megatron_tokscale.training.config import config_from_args, run_directory
 from megatron_tokscale.training.support import check_plan
 
 

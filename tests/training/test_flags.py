@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.training.config import TokscaleConfig, add_arguments, config_from_args
 
 README = Path(__file__).parents[2] / "README.md"
@@ -25,4 +26,6 @@ def test_flags_are_parsed_into_plain_values():
     assert config_from_args(args) == TokscaleConfig(
         tokscale_probe_set="p", tokscale_verify_isolation=True
     )
+    with pytest.raises(TokscaleError, match="--tokscale-schedule does nothing without"):
+        config_from_args(parser.parse_args(["--tokscale-schedule", "linear:5"]))
     assert "watch" in parser.format_help()
