@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus
+from runs import log_time, write_run
+from scipy.special import expit
 
 from megatron_tokscale.cli import main
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store import LossRecord, RunWriter
 from megatron_tokscale.store.losses import losses_name
 
 
@@ -19,35 +20,10 @@ def run(corpus: Corpus, tmp_path):
     generator = np.random.default_rng(0)
     n = probe_set.n_tokens
     midpoint_N, drop_N = generator.uniform(1, 6, n), generator.uniform(1, 4, n)
-    info = {
-        "probe_fingerprint": probe_set.fingerprint,
-        "schedule": "log:per-octave=4",
-        "model": {"num_layers": 2},
-        "layout": {"tensor": 1, "pipeline": 1},
-        "batch": {"global_batch_size": 8, "micro_batch_size": 2, "train_iters": 1024},
-        "learning_rate": {"peak": 1e-3},
-        "versions": {"torch": "2"},
-    }
-    writer = RunWriter(tmp_path / "run")
-    writer.open(probe_set, info, 0)
-    for step in [0, *sorted({round(2 ** (i / 4)) for i in range(41)})]:
-        x = np.log(max(step, 1e-9))
-        loss_N = 0.5 + drop_N / (1 + np.exp((x - midpoint_N) / 0.2))
-        loss_N += generator.normal(0, 0.05, n)
-        record = LossRecord(
-            step,
-            8 * step,
-            256 * step,
-            1e-3,
-            step * 1e-3,
-            2.0,
-            1.5e9,
-            0.1,
-            probe_set.fingerprint,
-            "",
-        )
-        writer.write(loss_N.astype(np.float32), record)
-    return tmp_path / "run"
+    steps = np.array([0, *sorted({round(2 ** (i / 4)) for i in range(41)})])
+    curve_NK = expit((midpoint_N[:, None] - log_time(steps)) / 0.2)
+    loss_NK = 0.5 + drop_N[:, None] * curve_NK + generator.normal(0, 0.05, (n, len(steps)))
+    return write_run(tmp_path / "run", steps, loss_NK, probe_set).path
 
 
 def data_flags(corpus):

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+_DRIFT = 0.7  # our choice: n of 40 probes is then 7, for three parameters
+
 
 def describe_laws(result: Mapping[str, Any]) -> str:
     """The fitted laws with their intervals and the spectrum's tail, from laws.json."""
@@ -37,6 +39,8 @@ def _law(name: str, result: Mapping[str, Any]) -> list[str]:
     floor = _with(law["floor"], law["floor_interval"])
     exponent = _with(law["exponent"], law["exponent_interval"])
     doubt = "" if law["converged"] else "  not converged"
+    if law["autocorrelation"] > _DRIFT:
+        doubt += f"  residuals drift (rho {law['autocorrelation']:.2f}): no power law here"
     return [f"  {name:<16}{floor:<24}{exponent:<24}{law['r2']:>6.3f}{law['n_points']:>8}{doubt}"]
 
 

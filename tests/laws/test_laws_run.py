@@ -122,6 +122,13 @@ def test_the_description_shows_every_law(run):
     assert all(word in text for word in ("all tokens", "prose", "code", "tail exponent", "0.300"))
 
 
+def test_a_curve_that_is_no_power_law_is_called_so(run):
+    bend = 3 + np.tanh(7.5 - np.log(np.maximum(STEPS, 1)))
+    write_spectrum(run, mean_loss_K=bend)
+    text = describe_laws(laws_run(run, from_=20, n_resamples=20))
+    assert "residuals drift" in text
+
+
 def test_a_run_without_a_spectrum_says_what_to_run(run):
     with pytest.raises(TokscaleError, match=r"run `megatron-tokscale spectrum .*` first"):
         laws_run(run)

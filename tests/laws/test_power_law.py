@@ -48,7 +48,6 @@ def test_intervals_cover_a_planted_law_under_white_and_correlated_noise(correlat
         truth = [2.0, 8.0, 0.3]
         covered += (intervals[:, 0] <= truth) & (truth <= intervals[:, 1])
     # Two standard deviations of 95% in 100 runs are 4%; quantiles of 80 resamples lose 2% more.
-    print(covered)
     assert (covered >= 0.88 * n_runs).all()
 
 

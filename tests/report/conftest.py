@@ -11,18 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import write_run
 from scipy.special import expit
 
-from megatron_tokscale.files import write_json
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.spectrum import spectrum_run
 from megatron_tokscale.store import Run
-from megatron_tokscale.store.losses import LossRecord, losses_name, write_losses
 
 HOSTILE = "<script>alert(1)</script>"
 SEQ_LENGTH = 32
-GLOBAL_BATCH = 4
 STEPS = np.unique(np.concatenate([[0], np.round(np.geomspace(1, 2000, 32))])).astype(int)
 
 
@@ -103,41 +101,6 @@ def planted_losses(n_tokens: int, steps, delay: float = 0.0, seed: int = 0):
     return np.abs(loss_NK + noise_NK).astype(np.float32)
 
 
-def write_run(path: Path, probe_set: ProbeSet, steps, loss_NK) -> Run:
-    """A run as the training job leaves it."""
-    folder = path / "tokscale"
-    probe_set.save(folder / "probe.safetensors")
-    info = {
-        "schema_version": 1,
-        "run_id": "0123456789abcdef",
-        "probe_fingerprint": probe_set.fingerprint,
-        "schedule": "log:per-octave=3",
-        "model": {"num_layers": 4, "hidden_size": 64, "num_experts": None},
-        "layout": {"world_size": 2, "tensor": 2, "pipeline": 1, "virtual_pipeline": None},
-        "batch": {"global_batch_size": GLOBAL_BATCH, "train_iters": int(steps[-1])},
-        "learning_rate": {"peak": 1e-3, "minimum": 1e-4},
-        "seed": 1234,
-        "versions": {"megatron-core": "0.19.2"},
-    }
-    write_json(folder / "run.json", info)
-    for k, step in enumerate(steps):
-        record = LossRecord(
-            step=int(step),
-            consumed_samples=int(step) * GLOBAL_BATCH,
-            consumed_tokens=int(step) * GLOBAL_BATCH * SEQ_LENGTH,
-            learning_rate=1e-3,
-            lr_sum=float(step) * 1e-3,
-            training_loss=float("nan") if step == 0 else float(loss_NK[:, k].mean()) + 0.1,
-            wall_time=0.0,
-            duration=0.5,
-            probe_fingerprint=probe_set.fingerprint,
-            versions="test",
-        )
-        loss_N = np.ascontiguousarray(loss_NK[:, k])
-        write_losses(folder / "losses" / losses_name(int(step)), loss_N, record)
-    return Run.open(path)
-
-
 @dataclass(frozen=True)
 class Planted:
     """A run with its analysis, and the tokenizer of its text."""
@@ -152,7 +115,7 @@ def make_planted(folder: Path, n_sequences: int = 24, steps=STEPS) -> Planted:
     probe_set = make_probe_set(tokenizer, n_sequences)
     loss_NK = planted_losses(probe_set.n_tokens, steps)
     loss_NK[17, 3] = np.nan
-    run = write_run(folder / "run", probe_set, steps, loss_NK)
+    run = write_run(folder / "run", steps, loss_NK, probe_set)
     fit_run(run)
     spectrum_run(run)
     return Planted(run, tokenizer)
@@ -171,6 +134,6 @@ def second_run(planted, tmp_path):
         probe_set = planted.run.probe_set
         steps = STEPS[last >= STEPS]
         loss_NK = planted_losses(probe_set.n_tokens, steps, delay)
-        return write_run(tmp_path / "second", probe_set, steps, loss_NK)
+        return write_run(tmp_path / "second", steps, loss_NK, probe_set)
 
     return make

@@ -1,0 +1,24 @@
+"""What every benchmark prints: where it ran, and a markdown table."""
+
+import os
+import platform
+
+import megatron_tokscale
+
+
+def heading(**versions: str) -> str:
+    """Machine and versions in one line."""
+    load = os.getloadavg()[0]
+    words = [
+        f"megatron-tokscale {megatron_tokscale.__version__}",
+        f"Python {platform.python_version()}",
+        *(f"{name} {version}" for name, version in versions.items()),
+        f"{platform.machine()}, {os.cpu_count()} cores, load {load:.1f}",
+    ]
+    return ", ".join(words)
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    """A markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,81 @@
+"""Runs on disk without a training job: what the job would leave, with losses made by hand.
+
+Shapes: N tokens, K probe steps.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from megatron_tokscale.files import write_json
+from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store import Run
+from megatron_tokscale.store.losses import LossRecord, losses_name, write_losses
+
+GLOBAL_BATCH = 4
+PEAK_LEARNING_RATE = 1e-3
+
+
+def probe_steps(n_probes, last=20_000):
+    """Step 0 and n_probes - 1 distinct steps, evenly spaced in ln step as far as whole steps go."""
+    steps = np.unique(np.round(np.geomspace(1, last, int(1.6 * n_probes))))
+    chosen = np.linspace(0, len(steps) - 1, n_probes - 1).round().astype(int)
+    return np.concatenate([[0], steps[chosen]]).astype(int)
+
+
+def log_time(steps):
+    with np.errstate(divide="ignore"):
+        return np.log(np.asarray(steps, dtype=float))
+
+
+def plain_probe_set(n_tokens):
+    """Two domains in turn, documents of eight tokens, every token another id."""
+    shape = (n_tokens // 8, 8)
+    assert n_tokens == shape[0] * shape[1]
+    rows = np.arange(shape[0], dtype=np.int32)[:, None] * np.ones(8, dtype=np.int32)
+    return ProbeSet(
+        tokens_BS=np.zeros(shape, np.int32),
+        labels_BS=np.arange(n_tokens, dtype=np.int32).reshape(shape),
+        mask_BS=np.ones(shape, bool),
+        document_BS=rows,
+        position_BS=np.tile(np.arange(8, dtype=np.int32), (shape[0], 1)),
+        domain_BS=(rows % 2).astype(np.int16),
+        domains=("prose", "code"),
+        vocab_size=n_tokens,
+    )
+
+
+def write_run(path: Path, steps, loss_NK, probe_set: ProbeSet | None = None) -> Run:
+    """A run as the training job leaves it, opened."""
+    probe_set = probe_set or plain_probe_set(len(loss_NK))
+    folder = path / "tokscale"
+    probe_set.save(folder / "probe.safetensors")
+    info = {
+        "schema_version": 1,
+        "run_id": "0123456789abcdef",
+        "probe_fingerprint": probe_set.fingerprint,
+        "schedule": "log:per-octave=3",
+        "model": {"num_layers": 4, "hidden_size": 64, "num_experts": None},
+        "layout": {"world_size": 2, "tensor": 2, "pipeline": 1, "virtual_pipeline": None},
+        "batch": {"global_batch_size": GLOBAL_BATCH, "train_iters": int(steps[-1])},
+        "learning_rate": {"peak": PEAK_LEARNING_RATE, "minimum": PEAK_LEARNING_RATE / 10},
+        "seed": 1234,
+        "versions": {"megatron-core": "0.19.2"},
+    }
+    write_json(folder / "run.json", info)
+    for k, step in enumerate(map(int, steps)):
+        record = LossRecord(
+            step=step,
+            consumed_samples=step * GLOBAL_BATCH,
+            consumed_tokens=step * GLOBAL_BATCH * probe_set.seq_length,
+            learning_rate=PEAK_LEARNING_RATE,
+            lr_sum=step * PEAK_LEARNING_RATE,
+            training_loss=float("nan") if step == 0 else float(loss_NK[:, k].mean()) + 0.1,
+            wall_time=0.0,
+            duration=0.5,
+            probe_fingerprint=probe_set.fingerprint,
+            versions="test",
+        )
+        losses_N = np.ascontiguousarray(loss_NK[:, k], dtype=np.float32)
+        write_losses(folder / "losses" / losses_name(step), losses_N, record)
+    return Run.open(path)
