@@ -3,7 +3,7 @@
     python examples/plot_token.py demo-run/baseline token.png --tokenizer demo-run/tokenizer.json
 
 With no --token it takes the falling token whose learning time is known best among those that
-dropped by more than 2 nats. Needs matplotlib and tokenizers (`pip install megatron-tokscale[report]`).
+dropped by more than 2 nats. Needs matplotlib and tokenizers: pip install megatron-tokscale[report].
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
 import contextlib
 import importlib.metadata
+import logging
 import time
-import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +23,7 @@ from megatron_tokscale.training.config import TokscaleConfig, run_directory
 from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
 from megatron_tokscale.training.support import check_probe
 
+logger = logging.getLogger(__name__)
 _TIMER = "tokscale-probe"
 
 
@@ -139,7 +140,7 @@ class Prober:
             raise TokscaleError(message)
         self._is_active = False
         if error:
-            warnings.warn(f"tokscale: {message}; NO MORE PROBES are taken", stacklevel=2)
+            logger.error("tokscale: %s; NO MORE PROBES are taken", message)
         print_rank_0(f"tokscale: {message}; training goes on WITHOUT probes")
 
     def _log(self, step: int, mean: float) -> None:

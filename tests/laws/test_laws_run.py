@@ -4,13 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from runs import write_run
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import write_json
 from megatron_tokscale.laws import describe_laws, fit_power_law, laws_run
-from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store import Run
-from megatron_tokscale.store.losses import LossRecord, losses_name, write_losses
 
 STEPS = np.concatenate([[0], np.unique(np.geomspace(1, 5000, 45).round())]).astype(int)
 
@@ -18,36 +16,7 @@ STEPS = np.concatenate([[0], np.unique(np.geomspace(1, 5000, 45).round())]).asty
 @pytest.fixture
 def run(tmp_path):
     """A run of two domains whose losses themselves do not matter here."""
-    column = np.arange(4, dtype=np.int32)[:, None] * np.ones(8, dtype=np.int32)
-    probe_set = ProbeSet(
-        tokens_BS=np.zeros((4, 8), np.int32),
-        labels_BS=np.arange(32, dtype=np.int32).reshape(4, 8),
-        mask_BS=np.ones((4, 8), bool),
-        document_BS=column,
-        position_BS=np.tile(np.arange(8, dtype=np.int32), (4, 1)),
-        domain_BS=(column % 2).astype(np.int16),
-        domains=("prose", "code"),
-        vocab_size=32,
-    )
-    folder = tmp_path / "run" / "tokscale"
-    probe_set.save(folder / "probe.safetensors")
-    fingerprint = probe_set.fingerprint
-    write_json(folder / "run.json", {"schema_version": 1, "probe_fingerprint": fingerprint})
-    for step in STEPS:
-        record = LossRecord(
-            step=int(step),
-            consumed_samples=int(step),
-            consumed_tokens=int(step) * 8,
-            learning_rate=1e-3,
-            lr_sum=float("nan"),
-            training_loss=1.0,
-            wall_time=0.0,
-            duration=0.0,
-            probe_fingerprint=fingerprint,
-            versions="test",
-        )
-        write_losses(folder / "losses" / losses_name(int(step)), np.ones(32, np.float32), record)
-    return Run.open(tmp_path / "run")
+    return write_run(tmp_path / "run", STEPS, np.ones((32, len(STEPS))))
 
 
 def write_spectrum(run, **replaced):

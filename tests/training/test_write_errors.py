@@ -22,6 +22,7 @@ def test_by_default_training_goes_on_without_probes(corpus, tmp_path):
     job = broken_job(corpus, tmp_path)
     assert job.returncode == 0, job.stderr[-3000:]
     assert "training goes on WITHOUT probes" in job.stdout
+    assert "File exists" in job.stderr
     assert (tmp_path / "checkpoints/latest_checkpointed_iteration.txt").read_text() == "3"
 
 
