@@ -24,7 +24,7 @@ env: .venv/ready
 
 .venv/ready: pyproject.toml constraints.txt
 	@python=$$(tools/find-python) && echo "making .venv with $$python (5 GB with torch, some minutes)" \
-		&& "$$python" -m venv --clear .venv
+		&& "$$python" -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

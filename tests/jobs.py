@@ -1,7 +1,6 @@
 """Small data in Megatron's format, and real Megatron jobs on the CPU."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 SEQ_LENGTH = 32
 VOCAB_SIZE = 255
@@ -188,9 +188,7 @@ def kill_job_at(corpus: Corpus, n_processes: int, mark: str, log: Path, *extra: 
             assert job.poll() is None, log.read_text()[-6000:]
             assert time.monotonic() < deadline, f"no {mark!r} in {log}"
             time.sleep(0.01)
-        ranks = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(job.pid)], capture_output=True, text=True, check=True
-        )
-        for pid in [job.pid, *map(int, ranks.stdout.split())]:
-            os.kill(pid, signal.SIGKILL)
+        launcher = psutil.Process(job.pid)
+        for process in [launcher, *launcher.children(recursive=True)]:
+            process.kill()
         job.wait()
