@@ -6,6 +6,7 @@ CPU, streams and events do nothing, the CUDA generator is the CPU generator. It 
 the whole process, so it happens only on request and never where there is a GPU.
 """
 
+import atexit
 import contextlib
 import functools
 import os
@@ -78,6 +79,19 @@ def enable() -> None:
     _answer_cuda_queries(torch.cuda)
     _place_tensors_on_cpu()
     _adapt_megatron()
+    atexit.register(_leave_process_groups)
+
+
+def _leave_process_groups() -> None:
+    """Join gloo's threads before the interpreter goes, as Megatron never does.
+
+    Torn down with threads running, a process that has done all its work can still end in an abort.
+    After an error they are left alone: a rank must not wait for others then.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized() and getattr(sys, "last_exc", None) is None:
+        dist.destroy_process_group()
 
 
 class _Stream:

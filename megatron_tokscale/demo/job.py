@@ -7,7 +7,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.progress import Progress
 
 _ITERATION = re.compile(r" iteration +(\d+)/ *(\d+) .*lm loss: (\S+)")
@@ -111,8 +110,7 @@ SPLIT = "90,10,0"
 def train(what: str, run: Path, size: Size, flags: list[str]) -> None:
     """Train in two processes, from the last checkpoint in `run` on, with the log in `run` too.
 
-    Raises:
-        TokscaleError: the job failed.
+    Whether the job got to its end is for the caller to see from what it left.
     """
     run.mkdir(parents=True, exist_ok=True)
     command = [
@@ -144,5 +142,3 @@ def train(what: str, run: Path, size: Size, flags: list[str]) -> None:
             output.write(line)
             if match := _ITERATION.search(line):
                 progress(int(match[1]), note=f"training loss {float(match[3]):.2f}")
-    if job.returncode != 0:
-        raise TokscaleError(f"the training job failed; see the end of {log}")

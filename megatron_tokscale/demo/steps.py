@@ -123,7 +123,7 @@ class _Demo:
         megatron = megatron_flags(self.size, self.data_path, self.out / "cache")
         train(what, run, self.size, [*megatron, *probe, "--tokscale-plan", str(plan)])
         if not self._is_trained(run):
-            raise TokscaleError(f"the job ended early; see the end of {run / 'train.log'}")
+            raise TokscaleError(f"the training job ended early; see the end of {run / 'train.log'}")
 
     def _is_trained(self, run: Path) -> bool:
         if not (run / "tokscale" / "run.json").exists():
