@@ -170,6 +170,7 @@ class Prober:
                 "context": args.context_parallel_size,
                 "expert": args.expert_model_parallel_size,
                 "data": args.data_parallel_size,
+                "padded_vocab_size": args.padded_vocab_size,
             },
             "batch": {
                 "global_batch_size": args.global_batch_size,
@@ -203,6 +204,7 @@ def _check_fit(probe_set: ProbeSet, path: str, args: Namespace) -> None:
 
 
 def _model_info(args: Namespace) -> dict[str, Any]:
+    """What stays the same when a run is resumed in another layout."""
     return {
         "num_layers": args.num_layers,
         "hidden_size": args.hidden_size,
@@ -210,7 +212,6 @@ def _model_info(args: Namespace) -> dict[str, Any]:
         "ffn_hidden_size": args.ffn_hidden_size,
         "num_experts": args.num_experts,
         "seq_length": args.seq_length,
-        "padded_vocab_size": args.padded_vocab_size,
     }
 
 
