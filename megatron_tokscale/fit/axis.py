@@ -20,7 +20,8 @@ class Axis:
     """Where the probes are on the x axis. Make one with `Axis.of`.
 
     Attributes:
-        x_K: x of each probe, ascending; -inf for step 0.
+        x_K: x of each probe, ascending; -inf for step 0, and for later probes at which no time has
+            passed (a first step at learning rate 0, in summed learning rates).
         low: smallest finite x.
         high: largest x.
         spacing: median distance of neighbouring finite probes.
@@ -50,12 +51,18 @@ class Axis:
             )
         if np.isnan(x_K).any() or np.isposinf(x_K).any():
             raise TokscaleError("the probes' x has NaN or +inf; use another time axis")
-        if not (np.diff(x_K) > 0).all():
+        finite = x_K[np.isfinite(x_K)]
+        before = x_K[: len(x_K) - len(finite)]
+        if not np.isneginf(before).all() or not (np.diff(finite) > 0).all():
             raise TokscaleError(
                 "the probes' x does not ascend (two probes at one time, or out of order); "
                 "sort the probes, or use the time 'step'"
             )
-        finite = x_K[np.isfinite(x_K)]
+        if len(finite) < MIN_PROBES - 1:
+            raise TokscaleError(
+                f"only {len(finite)} probes have a finite x, a sigmoid needs {MIN_PROBES - 1}; "
+                "train on, or probe more often (--tokscale-schedule)"
+            )
         distances = np.diff(finite)
         spacing = float(np.median(distances))
         closest = max(float(distances.min()), spacing / 10)

@@ -240,3 +240,18 @@ def test_five_probes_and_no_tokens_are_enough():
 def test_importing_the_room_loads_no_torch():
     code = "import sys, megatron_tokscale.fit; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_several_probes_may_come_before_time_starts(planted):
+    """As with a first step at learning rate 0, on the axis of summed learning rates."""
+    truth = planted(200, 40)
+    clean_NK = truth.floor_N[:, None] + truth.drop_N[:, None] * expit(
+        (truth.midpoint_N[:, None] - truth.x_K) / truth.width_N[:, None]
+    )
+    x_K = np.concatenate([[-np.inf], truth.x_K])
+    fits = fit_sigmoids(x_K, np.concatenate([clean_NK[:, :1], clean_NK], axis=1))
+    inside = (truth.midpoint_N > 3) & (truth.midpoint_N < 7) & (truth.width_N > 0.2)
+    assert inside.sum() > 50
+    np.testing.assert_allclose(fits.midpoint_N[inside], truth.midpoint_N[inside], atol=1e-3)
+    with pytest.raises(TokscaleError, match="does not ascend"):
+        fit_sigmoids(np.array([0.0, -np.inf, 1, 2, 3, 4]), np.ones((2, 6)))
