@@ -6,6 +6,7 @@ source of Python's own library, from the interpreter that runs this.
 
 import random
 import sysconfig
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,9 @@ def write_dataset(documents: list[str], tokenizer_path: Path, prefix: Path) -> i
         The number of tokens, each document's end-of-document token included.
     """
     import torch
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    with warnings.catch_warnings(record=True):  # Megatron's, on what is not installed
+        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     tokenizer = _import("tokenizers").Tokenizer.from_file(str(tokenizer_path))
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)

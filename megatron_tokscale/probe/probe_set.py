@@ -107,7 +107,7 @@ class ProbeSet:
 
     def save(self, path: Path) -> None:
         """Write the set to `path` (safetensors), whole or not at all."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         metadata = {
             "kind": "tokscale-probe-set",
@@ -119,7 +119,7 @@ class ProbeSet:
         }
         arrays = {name: np.ascontiguousarray(getattr(self, f"{name}_BS")) for name in _ARRAYS}
         with whole_or_absent(path) as temporary:
-            save_file(arrays, temporary, metadata=metadata)
+            temporary.write_bytes(save(arrays, metadata))
 
     @staticmethod
     def load(path: Path) -> "ProbeSet":

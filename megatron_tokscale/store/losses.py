@@ -69,7 +69,7 @@ def write_losses(path: Path, loss_N: NDArray[np.floating[Any]], record: LossReco
     Raises:
         OSError: the disk is full or the directory cannot be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     array = np.ascontiguousarray(loss_N)
     metadata = {name: repr(value) for name, value in asdict(record).items()} | {
@@ -80,7 +80,7 @@ def write_losses(path: Path, loss_N: NDArray[np.floating[Any]], record: LossReco
         "crc32": f"{zlib.crc32(array.tobytes()):08x}",
     }
     with whole_or_absent(path) as temporary:
-        save_file({"loss": array}, temporary, metadata=metadata)
+        temporary.write_bytes(save({"loss": array}, metadata))
 
 
 @contextmanager

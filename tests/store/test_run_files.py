@@ -1,6 +1,7 @@
 """A run on disk: whole files or none, nothing twice, nothing mixed up."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -83,6 +84,13 @@ def test_losses_come_back_as_written(run, probe_set):
     assert_array_equal(opened.read_losses(3, 7), expected_NK[3:7])
     assert_array_equal(opened.read_losses(3, 10**6), expected_NK[3:])
     assert repr(opened.records[3]) == repr(record(4, probe_set))
+
+
+def test_files_are_as_readable_as_the_umask_lets_them_be(run):
+    umask = os.umask(0)
+    os.umask(umask)
+    modes = {path.stat().st_mode & 0o777 for path in run.rglob("*.*") if path.is_file()}
+    assert modes == {0o666 & ~umask}
 
 
 def test_times_are_logarithms(run):
