@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_tokscale.progress import Progress
 
+SPLIT = "90,10,0"
 _ITERATION = re.compile(r" iteration +(\d+)/ *(\d+) .*lm loss: (\S+)")
 
 
@@ -102,9 +103,6 @@ def megatron_flags(size: Size, data_path: list[str], cache: Path) -> list[str]:
     words = [str(word) for pair in (model | training | data).items() for word in pair]
     switches = ["--swiglu", "--disable-bias-linear", "--untie-embeddings-and-output-weights"]
     return [*words, *switches, "--data-path", *data_path]
-
-
-SPLIT = "90,10,0"
 
 
 def train(what: str, run: Path, size: Size, flags: list[str]) -> None:

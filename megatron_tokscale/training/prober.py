@@ -46,7 +46,6 @@ class Prober:
         self._writer = RunWriter(run_directory(config, args))
         self._writer.check(self._probe_set, _model_info(args))
         self._lr_sum = LearningRateSum(args)
-        self._training_loss = float("nan")
         self._loss_dict: Mapping[str, torch.Tensor] = {}
         self._forward_step: Callable[..., Any] | None = None
         self._is_active = True
@@ -97,7 +96,7 @@ class Prober:
         )
         with synced_parameters(model, optimizer, self._args), check, isolated(model):
             loss_BS = probe_pass.run(self._probe_set, self._forward_step, model, self._args)
-        loss_N, mean, error = None, 0.0, None
+        mean, error = 0.0, None
         if loss_BS is not None:
             loss_N = loss_BS[self._probe_set.mask_BS]
             mean = float(np.mean(loss_N, dtype=np.float64))
@@ -119,14 +118,13 @@ class Prober:
 
     def _record(self, step: int, duration: float, optimizer: Any, scheduler: Any) -> LossRecord:
         samples = int(self._args.consumed_train_samples)
-        losses = [loss for name, loss in self._loss_dict.items() if name == "lm loss"]
         return LossRecord(
             step=step,
             consumed_samples=samples,
             consumed_tokens=samples * int(self._args.seq_length),
             learning_rate=learning_rate(optimizer),
             lr_sum=self._lr_sum(scheduler, optimizer),
-            training_loss=float(losses[0]) if losses else float("nan"),
+            training_loss=float(self._loss_dict.get("lm loss", float("nan"))),
             wall_time=time.time(),
             duration=duration,
             probe_fingerprint=self._probe_set.fingerprint,
