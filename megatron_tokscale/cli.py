@@ -2,11 +2,18 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.progress import Progress
+
+if TYPE_CHECKING:
+    from megatron_tokscale.indexed import DataPath
+    from megatron_tokscale.probe import Schedule as ProbeSchedule
+    from megatron_tokscale.probe.budget import Batch
 
 Arguments = argparse.Namespace
 Verb = Callable[[Arguments], None]
@@ -30,13 +37,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    _add_probe(verbs.add_parser("probe", help="make and show probe sets"))
+    _add_probe(verbs.add_parser("probe", help="make and show probe sets, and what they cost"))
     _add_fit(verbs.add_parser("fit", help="fit a sigmoid to every watched token of a run"))
     _add_spectrum(verbs.add_parser("spectrum", help="learning-time spectrum of a fitted run"))
     _add_laws(verbs.add_parser("laws", help="scaling laws of a run's loss, and its tail"))
     _add_plan(verbs.add_parser("plan", help="make and show data plans"))
     _add_report(verbs.add_parser("report", help="one self-contained HTML page about a run"))
     _add_demo(verbs.add_parser("demo", help="the whole loop on this machine, without a GPU"))
+    _add_doctor(verbs.add_parser("doctor", help="what is installed, and if a job would be refused"))
     return parser
 
 
@@ -45,26 +53,113 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     build = verbs.add_parser(
         "build",
         help="choose the tokens to watch",
-        description="Draw windows of held-out documents from Megatron's .bin/.idx files. Give "
-        "--data-path, --split and --seq-length as the training job has them.",
+        description="Draw windows of held-out documents from Megatron's .bin/.idx files. Give the "
+        "data flags, --split and --seq-length as the training job has them.",
     )
-    _add_data(build)
+    _add_probe_data(build)
+    build.add_argument("--seq-length", type=int, required=True)
     build.add_argument("--vocab-size", type=int, required=True, help="as the job's tokenizer has")
-    build.add_argument("--tokens", type=int, default=1_000_000, help="tokens to watch, about")
+    size = build.add_mutually_exclusive_group()
+    size.add_argument("--tokens", type=int, help="tokens to watch, about (default: 1000000)")
+    size.add_argument("--sequences", type=int, help="sequences to watch")
+    size.add_argument(
+        "--budget",
+        type=float,
+        metavar="SHARE",
+        help="as many as all probes together may cost, as a share of the training FLOPs, e.g. "
+        "0.001; needs --global-batch-size and --train-iters or --train-samples",
+    )
+    build.add_argument(
+        "--strata",
+        choices=["equal", "weight"],
+        default="equal",
+        help="what each dataset gets of these: the same, or its weight in the blend",
+    )
     build.add_argument(
         "--from",
         dest="part",
         choices=["train", "valid", "test"],
         default="valid",
-        help="part of the split to draw from; 'train' watches memorisation",
+        help="part of the data to draw from; 'train' watches memorisation",
     )
     build.add_argument("--eod", type=int, help="id of the end-of-document token, not watched")
     build.add_argument("--seed", type=int, default=1234)
+    duplicates = build.add_mutually_exclusive_group()
+    for action, what in (("report", "count"), ("drop", "pass over")):
+        duplicates.add_argument(
+            f"--{action}-duplicates",
+            dest="duplicates",
+            action="store_const",
+            const=action,
+            default="ignore",
+            help=f"{what} windows that the training part holds too: their whole document, or a "
+            "passage of 64 tokens; reads the training part once",
+        )
+    _add_batch(build.add_argument_group("for --budget"))
     build.add_argument("--out", type=Path, required=True, metavar="FILE")
     build.set_defaults(verb=_probe_build)
     show = verbs.add_parser("show", help="print what is in a probe set")
     show.add_argument("file", type=Path)
     show.set_defaults(verb=_probe_show)
+    plan = verbs.add_parser(
+        "plan",
+        help="what probing costs a job",
+        description="FLOPs as Megatron counts them, and bytes on disk. Flags of the model and of "
+        "the batch are Megatron's. --tokens counts full sequences; --probe-set counts the padding "
+        "of short documents too.",
+    )
+    size = plan.add_mutually_exclusive_group(required=True)
+    size.add_argument("--probe-set", type=Path, metavar="FILE")
+    size.add_argument("--tokens", type=int, help="tokens watched")
+    _add_model(plan.add_argument_group("model"))
+    _add_batch(plan.add_argument_group("training"))
+    plan.set_defaults(verb=_probe_plan)
+
+
+def _add_probe_data(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data, as Megatron takes them (one of these ways)")
+    words = "prefixes, or weights and prefixes in turn"
+    data.add_argument("--data-path", nargs="+", metavar="WORD", help=words)
+    data.add_argument("--data-args-path", type=Path, metavar="FILE", help="these words in a file")
+    for part in ("train", "valid", "test"):
+        data.add_argument(
+            f"--{part}-data-path", nargs="+", metavar="WORD", help=f"{words}, of this part alone"
+        )
+    data.add_argument(
+        "--per-split-data-args-path", type=Path, metavar="JSON", help="these of all parts in a file"
+    )
+    data.add_argument(
+        "--split",
+        help="train, validation and test parts of --data-path (default: 969,30,1)",
+    )
+
+
+def _add_batch(group: Any) -> None:
+    group.add_argument("--global-batch-size", type=int, help="sequences of a training step")
+    group.add_argument("--train-iters", type=int)
+    group.add_argument("--train-samples", type=int)
+    group.add_argument("--save-interval", type=int, help="for schedules with checkpoints")
+    group.add_argument("--micro-batch-size", type=int)
+    group.add_argument("--data-parallel-size", type=int)
+    group.add_argument(
+        "--schedule",
+        "--tokscale-schedule",
+        metavar="SPEC",
+        help="the job's --tokscale-schedule (default: log:per-octave=8)",
+    )
+
+
+def _add_model(group: Any) -> None:
+    for name in ("num-layers", "hidden-size", "num-attention-heads", "seq-length", "vocab-size"):
+        group.add_argument(f"--{name}", type=int, required=True)
+    for name in (
+        *("ffn-hidden-size", "kv-channels", "num-query-groups", "num-experts", "moe-router-topk"),
+        *("moe-ffn-hidden-size", "moe-shared-expert-intermediate-size"),
+        *("make-vocab-size-divisible-by", "tensor-model-parallel-size"),
+    ):
+        group.add_argument(f"--{name}", type=int)
+    group.add_argument("--moe-layer-freq")
+    group.add_argument("--swiglu", action="store_true")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -83,20 +178,88 @@ def _probe_build(arguments: Arguments) -> None:
     from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
 
     _refuse_to_overwrite(arguments.out)
+    data_path, split = _probe_data(arguments)
+    n_tokens, n_sequences = arguments.tokens, arguments.sequences
+    if arguments.budget is not None:
+        n_sequences = _sequences_of_budget(arguments)
+    elif arguments.global_batch_size or arguments.schedule:
+        raise TokscaleError("flags of the training and the schedule do nothing without --budget")
+    elif n_tokens is None and n_sequences is None:
+        n_tokens = 1_000_000
     probe_set = build_probe_set(
         ProbeSettings(
-            data_path=arguments.data_path,
-            split=arguments.split,
+            data_path=data_path,
+            split=split,
             part=arguments.part,
             seq_length=arguments.seq_length,
             vocab_size=arguments.vocab_size,
-            n_tokens=arguments.tokens,
+            n_tokens=n_tokens,
+            n_sequences=n_sequences,
+            strata=arguments.strata,
             eod=arguments.eod,
             seed=arguments.seed,
-        )
+            duplicates=arguments.duplicates,
+        ),
+        Progress,
     )
     probe_set.save(arguments.out)
     print(describe(probe_set))
+
+
+def _probe_data(arguments: Arguments) -> tuple["DataPath", str | None]:
+    """The job's data words, of all parts or by part, and the split that goes with them."""
+    from megatron_tokscale.indexed import PARTS, read_data_args, read_per_split_data_args
+
+    by_part = {part: getattr(arguments, f"{part}_data_path") for part in PARTS}
+    by_part = {part: words for part, words in by_part.items() if words}
+    ways = [
+        arguments.data_path,
+        arguments.data_args_path,
+        by_part,
+        arguments.per_split_data_args_path,
+    ]
+    if sum(bool(way) for way in ways) != 1:
+        raise TokscaleError(
+            "give the job's data in one way: --data-path, --data-args-path, --train-data-path with "
+            "--valid-data-path and --test-data-path, or --per-split-data-args-path"
+        )
+    if by_part:
+        return by_part, arguments.split
+    if arguments.per_split_data_args_path:
+        return read_per_split_data_args(arguments.per_split_data_args_path), arguments.split
+    words = arguments.data_path or read_data_args(arguments.data_args_path)
+    return words, arguments.split or "969,30,1"
+
+
+def _sequences_of_budget(arguments: Arguments) -> int:
+    from megatron_tokscale.probe.budget import sequences_within, share_of_training
+
+    schedule, batch = _schedule(arguments), _batch(arguments)
+    n_sequences = sequences_within(arguments.budget, schedule, batch)
+    n_probes = len(batch.probe_steps(schedule))
+    share = share_of_training(n_sequences, n_probes, batch)
+    print(f"budget: {n_probes:,} probes of {n_sequences:,} sequences, {share:.3%} of the training")
+    return n_sequences
+
+
+def _schedule(arguments: Arguments) -> "ProbeSchedule":
+    from megatron_tokscale.probe import Schedule
+
+    return Schedule.parse(arguments.schedule or "log:per-octave=8")
+
+
+def _batch(arguments: Arguments) -> "Batch":
+    from megatron_tokscale.probe.budget import Batch
+
+    if arguments.global_batch_size is None:
+        raise TokscaleError("the cost depends on the training: give its --global-batch-size")
+    return Batch(**_given(arguments, Batch))
+
+
+def _given(arguments: Arguments, kind: type) -> dict[str, Any]:
+    """The fields of a dataclass that the command line gives."""
+    values = {field.name: getattr(arguments, field.name, None) for field in fields(kind)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _refuse_to_overwrite(path: Path) -> None:
@@ -109,6 +272,29 @@ def _probe_show(arguments: Arguments) -> None:
     from megatron_tokscale.probe.build import describe
 
     print(describe(ProbeSet.load(arguments.file)))
+
+
+def _probe_plan(arguments: Arguments) -> None:
+    from megatron_tokscale.probe import ProbeSet
+    from megatron_tokscale.probe.budget import Model, describe_plan
+
+    model, batch, schedule = (
+        Model(**_given(arguments, Model)),
+        _batch(arguments),
+        _schedule(arguments),
+    )
+    if arguments.probe_set is None:
+        n_tokens = max(arguments.tokens, 1)
+        n_sequences = -(-n_tokens // model.seq_length)
+    else:
+        probe_set = ProbeSet.load(arguments.probe_set)
+        if probe_set.seq_length != model.seq_length:
+            raise TokscaleError(
+                f"{arguments.probe_set} has sequences of {probe_set.seq_length} tokens, not of "
+                f"--seq-length {model.seq_length}"
+            )
+        n_tokens, n_sequences = probe_set.n_tokens, probe_set.n_sequences
+    print(describe_plan(model, batch, schedule, n_sequences, n_tokens))
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -284,6 +470,18 @@ def _demo(arguments: Arguments) -> None:
     from megatron_tokscale.demo import run_demo
 
     run_demo(arguments.out, quick=arguments.quick)
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s [-- [SCRIPT] FLAG ...]"
+    parser.add_argument("job", nargs="*", metavar="WORD", help="a training job's script and flags")
+    parser.set_defaults(verb=_doctor)
+
+
+def _doctor(arguments: Arguments) -> None:
+    from megatron_tokscale.doctor import examine
+
+    examine(arguments.job)
 
 
 if __name__ == "__main__":

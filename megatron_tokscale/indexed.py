@@ -6,7 +6,7 @@ The format is that of megatron/core/datasets/indexed_dataset.py (header "MMIDIDX
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -16,8 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import read_json
 
 PARTS = ("train", "valid", "test")
+type DataPath = Sequence[str] | Mapping[str, Sequence[str]]
+"""Megatron's --data-path words, or, of per-split arguments, those of each part that has any."""
+
 _HEADER = b"MMIDIDX\x00\x00"
 _DTYPES: dict[int, type[np.generic]] = {
     1: np.uint8,
@@ -98,6 +102,112 @@ class IndexedTokens:
         """The token ids of one sequence."""
         start = int(self.offsets[index]) // np.dtype(self.dtype).itemsize
         return self._data[start : start + int(self.lengths[index])]
+
+    def stream(self, sequences: range) -> NDArray[np.generic]:
+        """The token ids of neighbouring sequences, which the format stores end to end."""
+        if not sequences:
+            return np.empty(0, self.dtype)
+        start = int(self.offsets[sequences[0]]) // np.dtype(self.dtype).itemsize
+        n_tokens = int(self.lengths[sequences.start : sequences.stop].sum(dtype=np.int64))
+        return self._data[start : start + n_tokens]
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What one dataset gives to one part (train, valid or test) of a job's data.
+
+    Attributes:
+        tokens: the dataset.
+        sequences: which of its sequences belong to the part.
+        weight: share of the part's samples that Megatron draws from here; these sum to 1.
+    """
+
+    tokens: IndexedTokens
+    sequences: range
+    weight: float
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens per sequence of the part."""
+        return self.tokens.lengths[self.sequences.start : self.sequences.stop]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the part."""
+        return int(self.lengths.sum(dtype=np.int64))
+
+
+def open_part(data_path: DataPath, split: str | None, part: str) -> list[Portion]:
+    """Open what a job takes for one part of its data, dataset by dataset.
+
+    Args:
+        data_path: --data-path words, or those of each part (per-split arguments).
+        split: Megatron's --split; None with per-split arguments, where a part is the whole of its
+            own datasets.
+        part: train, valid or test.
+
+    Raises:
+        TokscaleError: a file is missing or damaged, the part has no datasets, or the words and
+            the split cannot be read or do not go together.
+    """
+    per_split = isinstance(data_path, Mapping)
+    if per_split == (split is not None):
+        raise TokscaleError(
+            "--data-path needs the job's --split; per-split data have none, as each part is the "
+            "whole of its own datasets"
+        )
+    words = data_path.get(part) if isinstance(data_path, Mapping) else data_path
+    if not words:
+        flag = f"--{part}-data-path" if per_split else "--data-path"
+        raise TokscaleError(f"the job has no data for its {part} part; give {flag}")
+    prefixes, weights = parse_data_path(words)
+    files = [IndexedTokens.open(prefix) for prefix in prefixes]
+    ranges = [
+        range(file.n_sequences) if split is None else split_range(split, part, file.n_sequences)
+        for file in files
+    ]
+    if weights is None:
+        sizes = [Portion(*pair, 0.0).n_tokens for pair in zip(files, ranges, strict=True)]
+        weights = [size / max(sum(sizes), 1) for size in sizes]
+    return [Portion(*triple) for triple in zip(files, ranges, weights, strict=True)]
+
+
+def read_data_args(path: Path) -> list[str]:
+    """The --data-path words in the file of Megatron's --data-args-path.
+
+    Raises:
+        TokscaleError: the file cannot be read, or is empty.
+    """
+    try:
+        words = path.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokscaleError(f"--data-args-path: cannot read {path}: {error}") from error
+    if not words:
+        raise TokscaleError(f"--data-args-path: {path} is empty; it holds --data-path words")
+    return words
+
+
+def read_per_split_data_args(path: Path) -> dict[str, list[str]]:
+    """The --data-path words of each part in the file of Megatron's --per-split-data-args-path.
+
+    The file is a JSON object with "train", "valid" and "test", each a list of words or one string
+    of them, or null for a part without data.
+
+    Raises:
+        TokscaleError: the file cannot be read, or is not of this form.
+    """
+    content = read_json(path)
+    words: dict[str, list[str]] = {}
+    for part in PARTS:
+        value = content.get(part, 0)
+        if not isinstance(value, str | list | None):
+            raise TokscaleError(
+                f"--per-split-data-args-path: {path} must give a list of words, a string of them "
+                f'or null as "{part}"'
+            )
+        items = value.split() if isinstance(value, str) else value or []
+        words[part] = [str(item).strip() for item in items]
+    return words
 
 
 def parse_data_path(words: Sequence[str]) -> tuple[list[str], list[float] | None]:

@@ -66,6 +66,40 @@ def test_probe_build_and_show_print_the_same(corpus, tmp_path, capsys):
     assert "left: " in built
 
 
+def test_probe_build_takes_per_split_data(corpus, tmp_path, capsys):
+    left, right = corpus.prefixes
+    out = tmp_path / "probe.safetensors"
+    flags = ["--seq-length", str(SEQ_LENGTH), "--vocab-size", str(VOCAB_SIZE), "--eod", str(EOD)]
+    data = ["--train-data-path", "1", left, "1", right, "--valid-data-path", right]
+    main(
+        [
+            *("probe", "build", *data, *flags, "--sequences", "9", "--report-duplicates"),
+            *("--out", str(out)),
+        ]
+    )
+    captured = capsys.readouterr()
+    assert "from the valid part of per-split data" in captured.out
+    assert "9 of 9 windows" in captured.out  # what is held out here is trained on as well
+    assert "duplicate passages" in captured.err
+    assert ProbeSet.load(out).domains == ("right",)
+
+
+def test_a_budget_decides_the_size_of_a_probe_set(corpus, tmp_path, capsys):
+    out = tmp_path / "probe.safetensors"
+    flags = ["--vocab-size", str(VOCAB_SIZE), "--eod", str(EOD), "--out", str(out)]
+    job = ["--global-batch-size", "8", "--train-iters", "1000", "--schedule", "linear:100+last"]
+    main(["probe", "build", *data_flags(corpus), *flags, *job, "--budget", "0.01"])
+    # 11 probes of n sequences against 3 x 8000 samples: n = 240 / 11
+    assert ProbeSet.load(out).n_sequences == 21
+    assert "budget: 11 probes of 21 sequences, 0.963% of the training" in capsys.readouterr().out
+    model = ["--num-layers", "2", "--hidden-size", "64", "--num-attention-heads", "4"]
+    sizes = ["--vocab-size", str(VOCAB_SIZE), "--seq-length", str(SEQ_LENGTH)]
+    main(["probe", "plan", "--probe-set", str(out), *model, *sizes, *job])
+    printed = capsys.readouterr().out
+    assert "probes: 11, at steps 0, 100, 200, 300, ..., 900, 1,000" in printed
+    assert "0.963% of the training" in printed
+
+
 def test_a_plan_by_hand(corpus, tmp_path, capsys):
     flags = ["--train-samples", "300", "--policy", "manual", "--out", str(tmp_path / "plan.json")]
     main(["plan", "build", *data_flags(corpus), *flags, "--schedule", "0:1,1", "100:9,1"])
@@ -107,6 +141,30 @@ def out_exists(run, corpus):
     return ["probe", "build", *data_flags(corpus), *flags]
 
 
+def two_ways_to_the_data(run, corpus):
+    flags = ["--vocab-size", str(VOCAB_SIZE), "--out", str(run / "probe.safetensors")]
+    data = [*data_flags(corpus), "--valid-data-path", corpus.prefixes[0]]
+    return ["probe", "build", *data, *flags]
+
+
+def split_of_per_split_data(run, corpus):
+    flags = ["--vocab-size", str(VOCAB_SIZE), "--out", str(run / "probe.safetensors")]
+    data = ["--valid-data-path", corpus.prefixes[0], "--split", "9,1", "--seq-length", "8"]
+    return ["probe", "build", *data, *flags]
+
+
+def budget_of_no_job(run, corpus):
+    flags = ["--vocab-size", str(VOCAB_SIZE), "--out", str(run / "probe.safetensors")]
+    return ["probe", "build", *data_flags(corpus), *flags, "--budget", "0.01"]
+
+
+def plan_of_another_length(run, corpus):
+    model = ["--num-layers", "2", "--hidden-size", "64", "--num-attention-heads", "4"]
+    sizes = ["--vocab-size", str(VOCAB_SIZE), "--seq-length", "77"]
+    job = ["--global-batch-size", "8", "--train-iters", "1000"]
+    return ["probe", "plan", "--probe-set", str(corpus.probe_set), *model, *sizes, *job]
+
+
 def plan_without_run(run, corpus):
     flags = ["--train-samples", "300", "--out", str(run / "plan.json")]
     return ["plan", "build", *data_flags(corpus), *flags]
@@ -125,6 +183,10 @@ BAD_INPUT = {
     no_fit: "megatron-tokscale fit",
     no_analysis: "megatron-tokscale fit",
     out_exists: "choose another name",
+    two_ways_to_the_data: "in one way",
+    split_of_per_split_data: "--split",
+    budget_of_no_job: "--global-batch-size",
+    plan_of_another_length: "not of --seq-length 77",
     plan_without_run: "needs a reference run (--run)",
     unreadable_schedule: "cannot read '0:a,b'",
 }

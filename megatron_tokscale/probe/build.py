@@ -1,18 +1,27 @@
 """Make a probe set from Megatron .bin/.idx files: windows of held-out documents.
 
-Shapes: B sequences, S sequence length.
+Shapes: B sequences, S sequence length, W windows of one dataset, P passages, L their length.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.indexed import IndexedTokens, parse_data_path, split_range
+from megatron_tokscale.indexed import DataPath, IndexedTokens, Portion, open_part
+from megatron_tokscale.probe.describe import describe
+from megatron_tokscale.probe.draw import Unit, Windows, available, draw, quotas, until
+from megatron_tokscale.probe.duplicates import PASSAGE, Duplicates, MakeMeter, find_duplicates
 from megatron_tokscale.probe.probe_set import ProbeSet
+
+__all__ = ["ProbeSettings", "build_probe_set", "describe"]
+
+_FLAGS = {"tokens": "--tokens", "sequences": "--sequences, or a smaller --budget"}
+_RESERVE = 2  # windows looked at for each to keep, where duplicates are dropped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,143 +29,220 @@ class ProbeSettings:
     """How a probe set is drawn.
 
     Attributes:
-        data_path: Megatron's --data-path words.
-        split: Megatron's --split of the job, so that held-out means held out.
-        part: the part of the split to draw from.
+        data_path: Megatron's --data-path words; or, of per-split arguments, those of each part.
+        split: Megatron's --split of the job, so that held-out means held out; None with per-split
+            arguments, where each part is the whole of its own datasets.
+        part: the part of the data to draw from: train, valid or test.
         seq_length: sequence length of the job in tokens.
         vocab_size: vocabulary size of the job's tokenizer (its --vocab-size).
-        n_tokens: number of tokens to watch, about; divided equally over the datasets.
+        n_tokens: number of tokens to watch, about.
+        n_sequences: number of sequences, exactly. Give this or `n_tokens`.
+        strata: how the datasets share these: equally, or by their weights in the blend.
         eod: id of the end-of-document token, which is not watched; None if there is none.
         seed: decides which windows are drawn.
+        duplicates: what to do about windows whose text is in the training part as well: nothing,
+            count them, or pass over them and draw others. A window is a duplicate if its document
+            occurs there whole, or if one of its passages of 64 tokens, cut at multiples of 64, does
+            anywhere. So whatever it shares with training in 127 tokens on end is found.
     """
 
-    data_path: Sequence[str]
-    split: str
+    data_path: DataPath
+    split: str | None = None
     seq_length: int
     vocab_size: int
-    n_tokens: int
+    n_tokens: int | None = None
+    n_sequences: int | None = None
     part: str = "valid"
+    strata: Literal["equal", "weight"] = "equal"
     eod: int | None = None
     seed: int = 1234
+    duplicates: Literal["ignore", "report", "drop"] = "ignore"
+
+    def __post_init__(self) -> None:
+        if (self.n_tokens is None) == (self.n_sequences is None):
+            raise TokscaleError("give the size of a probe set in --tokens or in --sequences")
+        if self.seq_length < 1:
+            raise TokscaleError(f"--seq-length {self.seq_length}: sequences hold 1 token or more")
+
+    @property
+    def size(self) -> int:
+        """How large the set is to be, in `unit`."""
+        return self.n_sequences or self.n_tokens or 0
+
+    @property
+    def unit(self) -> Unit:
+        """What the size counts."""
+        return "tokens" if self.n_sequences is None else "sequences"
 
 
-@dataclass(frozen=True)
-class _Window:
-    """`seq_length` + 1 tokens of one document, from `start`."""
-
-    domain: int
-    document: int
-    start: int
-
-
-def build_probe_set(settings: ProbeSettings) -> ProbeSet:
-    """Draw windows from the held-out documents, equally from every dataset, with a fixed seed.
+def build_probe_set(settings: ProbeSettings, progress: MakeMeter | None = None) -> ProbeSet:
+    """Draw windows of documents, dataset by dataset, with a fixed seed.
 
     Windows begin at multiples of the sequence length in their document, so a drawn window is the
     same whatever else is drawn. A window shorter than a sequence is padded; padding and
     end-of-document tokens are not watched.
 
+    Args:
+        settings: what to draw.
+        progress: how to report the search for duplicates, e.g. `progress.Progress`.
+
     Raises:
         TokscaleError: a dataset is missing, has other ids than the vocabulary, or too few
             held-out tokens.
     """
-    prefixes, _ = parse_data_path(settings.data_path)
-    datasets = [IndexedTokens.open(prefix) for prefix in prefixes]
-    names = [dataset.name for dataset in datasets]
+    portions = _open(settings)
+    files = [portion.tokens for portion in portions]
+    quota_D = _quotas(portions, settings)
+    if settings.duplicates == "ignore":
+        windows = _draw(portions, quota_D, settings)
+        return _cut(files, windows[windows.file_order()], settings)
+    training = _open_training(settings)
+    windows = _draw(portions, quota_D, settings, _RESERVE if settings.duplicates == "drop" else 1)
+    meter = progress or (lambda *_: lambda _: None)
+    found = find_duplicates(windows, files, settings.seq_length, training, meter)
+    is_met_W = _until_enough(windows, found, portions, quota_D, settings)
+    is_chosen_W = is_met_W & ~found.either_W if settings.duplicates == "drop" else is_met_W
+    chosen = np.flatnonzero(is_chosen_W)
+    chosen = chosen[windows[chosen].file_order()]
+    probe_set = _cut(files, windows[chosen], settings)
+    probe_set.details["duplicates"] = {
+        "dropped": settings.duplicates == "drop",
+        "passage_tokens": PASSAGE,
+        "training": [portion.tokens.prefix for portion in training],
+        "datasets": [
+            _counts(windows[is_met_W & is_d], found[is_met_W & is_d])
+            for is_d in (windows.domain_W == domain for domain in range(len(files)))
+        ],
+    }
+    n_watched_B = probe_set.mask_BS.sum(axis=1) * found.either_W[chosen]
+    for domain, counts in enumerate(probe_set.details["duplicates"]["datasets"]):
+        counts["duplicate_tokens"] = int(n_watched_B[windows.domain_W[chosen] == domain].sum())
+    return probe_set
+
+
+def _open(settings: ProbeSettings) -> list[Portion]:
+    portions = open_part(settings.data_path, settings.split, settings.part)
+    if settings.strata == "weight":
+        portions = [portion for portion in portions if portion.weight > 0]
+    names = [portion.tokens.name for portion in portions]
     if len(set(names)) < len(names):
-        raise TokscaleError(f"--data-path has two datasets of one name: {', '.join(names)}")
-    if settings.n_tokens < len(datasets):
-        raise TokscaleError(f"--tokens {settings.n_tokens} is too few for {len(datasets)} datasets")
-    windows = [
-        window
-        for domain, dataset in enumerate(datasets)
-        for window in _draw(dataset, domain, settings, settings.n_tokens // len(datasets))
-    ]
-    return _cut(datasets, windows, settings)
+        raise TokscaleError(f"the data have two datasets of one name: {', '.join(names)}")
+    return portions
+
+
+def _open_training(settings: ProbeSettings) -> list[Portion]:
+    if settings.part == "train":
+        raise TokscaleError(
+            "the set is drawn from the training part (--from train): all of it is trained on; "
+            "leave out --report-duplicates and --drop-duplicates"
+        )
+    return open_part(settings.data_path, settings.split, "train")
+
+
+def _quotas(portions: Sequence[Portion], settings: ProbeSettings) -> list[int]:
+    """What each dataset is to give to the set."""
+    is_equal = settings.strata == "equal"
+    quota_D = quotas(settings.size, [1.0 if is_equal else portion.weight for portion in portions])
+    if min(quota_D, default=0) < 1:
+        raise TokscaleError(
+            f"{settings.size} {settings.unit} are too few for {len(portions)} datasets; "
+            "ask for more"
+        )
+    return quota_D
 
 
 def _draw(
-    dataset: IndexedTokens, domain: int, settings: ProbeSettings, n_tokens: int
-) -> list[_Window]:
-    """Choose windows at random until they hold `n_tokens` labels, then put them in file order."""
-    documents = split_range(settings.split, settings.part, dataset.n_sequences)
-    windows = [
-        (_Window(domain, document, start), min(settings.seq_length, length - 1 - start))
-        for document in documents
-        for length in [int(dataset.lengths[document])]
-        for start in range(0, length - 1, settings.seq_length)
-    ]
-    generator = np.random.default_rng([settings.seed, domain])
-    order = generator.permutation(len(windows))
-    held = np.cumsum([windows[i][1] for i in order])
-    if not windows or held[-1] < n_tokens:
-        raise TokscaleError(
-            f"{dataset.prefix} has {int(held[-1]) if windows else 0} tokens in the {settings.part} "
-            f"part of --split {settings.split}, {n_tokens} are asked of it; ask for fewer --tokens"
-        )
-    chosen = order[: int(np.searchsorted(held, n_tokens)) + 1]
-    return [windows[i][0] for i in sorted(chosen)]
+    portions: Sequence[Portion], quota_D: Sequence[int], settings: ProbeSettings, factor: int = 1
+) -> Windows:
+    """Draw `factor` times its quota from each dataset, or as much of that as there is."""
+    unit = settings.unit
+    parts = []
+    for domain, (portion, quota) in enumerate(zip(portions, quota_D, strict=True)):
+        n_available = available(portion, settings.seq_length, unit)
+        if n_available < quota:
+            of = f"of --split {settings.split}" if settings.split else "of the data"
+            raise TokscaleError(
+                f"{portion.tokens.prefix} has {n_available} {unit} in the {settings.part} part "
+                f"{of}, {quota} are asked of it; ask for fewer: {_FLAGS[unit]}"
+            )
+        at_most = min(factor * quota, n_available)
+        parts.append(draw(portion, domain, settings.seq_length, at_most, unit, settings.seed))
+    return Windows.concatenate(parts)
 
 
-def _cut(
-    datasets: Sequence[IndexedTokens], windows: Sequence[_Window], settings: ProbeSettings
-) -> ProbeSet:
+def _until_enough(
+    windows: Windows,
+    found: Duplicates,
+    portions: Sequence[Portion],
+    quota_D: Sequence[int],
+    settings: ProbeSettings,
+) -> NDArray[np.bool_]:
+    """Which windows are looked at: as they were drawn, until those kept hold the quotas."""
+    size_W = windows.size_W(settings.unit)
+    if settings.duplicates == "drop":
+        size_W = size_W * ~found.either_W
+    is_considered_W = np.zeros(len(windows), np.bool_)
+    for domain, (portion, quota) in enumerate(zip(portions, quota_D, strict=True)):
+        index = np.flatnonzero(windows.domain_W == domain)
+        n = until(size_W[index], quota)
+        if n > index.size:
+            raise TokscaleError(
+                f"{portion.tokens.prefix}: {int(found.either_W[index].sum())} of {index.size} "
+                f"windows are duplicates of training text, too many to find {quota} "
+                f"{settings.unit} of others; ask for fewer: {_FLAGS[settings.unit]}; or keep "
+                "them with --report-duplicates"
+            )
+        is_considered_W[index[:n]] = True
+    return is_considered_W
+
+
+def _counts(windows: Windows, found: Duplicates) -> dict[str, int]:
+    return {
+        "documents": np.unique(windows.document_W).size,
+        "duplicate_documents": np.unique(windows.document_W[found.is_whole_W]).size,
+        "windows": len(windows),
+        "duplicate_windows": int(found.either_W.sum()),
+    }
+
+
+def _cut(files: Sequence[IndexedTokens], windows: Windows, settings: ProbeSettings) -> ProbeSet:
     shape = len(windows), settings.seq_length
     tokens_BS = np.zeros(shape, np.int32)
     labels_BS = np.zeros(shape, np.int32)
     mask_BS = np.zeros(shape, np.bool_)
-    document_BS = np.zeros(shape, np.int32)
-    position_BS = np.zeros(shape, np.int32)
-    domain_BS = np.zeros(shape, np.int16)
-    for row, window in enumerate(windows):
-        dataset = datasets[window.domain]
-        stop = window.start + settings.seq_length + 1
-        ids = dataset.sequence(window.document)[window.start : stop].astype(np.int64)
-        _check_vocabulary(dataset, ids, settings.vocab_size)
+    rows = zip(windows.domain_W, windows.document_W, windows.start_W, strict=True)
+    for row, (domain, document, start) in enumerate(rows):
+        ids = files[domain].sequence(document)[start : start + settings.seq_length + 1]
+        _check_vocabulary(files[domain], ids, settings.vocab_size)
         n = len(ids) - 1
         tokens_BS[row, :n] = ids[:-1]
         labels_BS[row, :n] = ids[1:]
         mask_BS[row, :n] = True if settings.eod is None else ids[1:] != settings.eod
-        document_BS[row] = window.document
-        position_BS[row] = window.start + 1 + np.arange(settings.seq_length)
-        domain_BS[row] = window.domain
+    position_BS = windows.start_W[:, None] + 1 + np.arange(settings.seq_length)
     return ProbeSet(
         tokens_BS,
         labels_BS,
         mask_BS,
-        document_BS,
-        position_BS,
-        domain_BS,
-        tuple(dataset.name for dataset in datasets),
+        np.broadcast_to(windows.document_W[:, None], shape).astype(np.int32),
+        position_BS.astype(np.int32),
+        np.broadcast_to(windows.domain_W[:, None], shape).astype(np.int16),
+        tuple(file.name for file in files),
         settings.vocab_size,
         {
             "split": settings.split,
             "part": settings.part,
+            "strata": settings.strata,
             "seed": settings.seed,
             "eod": settings.eod,
-            "prefixes": [str(Path(dataset.prefix)) for dataset in datasets],
+            "prefixes": [str(Path(file.prefix)) for file in files],
         },
     )
 
 
-def _check_vocabulary(dataset: IndexedTokens, ids: NDArray[np.int64], vocab_size: int) -> None:
-    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:
+def _check_vocabulary(file: IndexedTokens, ids: NDArray[np.generic], vocab_size: int) -> None:
+    lowest, highest = int(ids.astype(np.int64).min()), int(ids.astype(np.int64).max())
+    if not 0 <= lowest <= highest < vocab_size:
         raise TokscaleError(
-            f"{dataset.prefix} has token id {int(ids.max())}, the vocabulary ends at "
-            f"{vocab_size - 1}; give the --vocab-size of the tokenizer that made it"
+            f"{file.prefix} has token id {lowest if lowest < 0 else highest}, the vocabulary ends "
+            f"at {vocab_size - 1}; give the --vocab-size of the tokenizer that made it"
         )
-
-
-def describe(probe_set: ProbeSet) -> str:
-    """A table of what is in the probe set, a line per dataset."""
-    lines = [
-        f"probe set {probe_set.fingerprint}: {probe_set.n_tokens} tokens in "
-        f"{probe_set.n_sequences} sequences of {probe_set.seq_length}, "
-        f"vocabulary {probe_set.vocab_size}, from the {probe_set.details.get('part', '?')} part "
-        f"of split {probe_set.details.get('split', '?')}"
-    ]
-    for domain, name in enumerate(probe_set.domains):
-        is_domain = probe_set.domain_N == domain
-        n_documents = len(np.unique(probe_set.document_N[is_domain]))
-        lines.append(f"  {name}: {int(is_domain.sum())} tokens of {n_documents} documents")
-    return "\n".join(lines)

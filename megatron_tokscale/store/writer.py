@@ -3,6 +3,7 @@
 Shapes: N watched tokens.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -15,9 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, read_json, write_json
+from megatron_tokscale.files import check_schema, read_json, remove_temporaries, write_json
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store.losses import LossRecord, list_losses, losses_name, write_losses
+from megatron_tokscale.store.lock import RunLock
+from megatron_tokscale.store.losses import (
+    LossRecord,
+    list_losses,
+    losses_name,
+    read_losses,
+    write_losses,
+)
 from megatron_tokscale.store.reader import SCHEMA_VERSION
 
 
@@ -28,6 +36,7 @@ class RunWriter:
         self.folder = path / "tokscale"
         self._losses = self.folder / "losses"
         self._journal = self.folder / "journal.jsonl"
+        self._lock = RunLock(self.folder / ".lock")
 
     def check(self, probe_set: ProbeSet, model: Mapping[str, Any]) -> None:
         """Refuse a directory that belongs to another run.
@@ -52,16 +61,21 @@ class RunWriter:
                     f"{value}; choose another --tokscale-dir"
                 )
 
-    def open(self, probe_set: ProbeSet, info: Mapping[str, Any], resume_step: int) -> None:
-        """Make the run's files if it is new; else set aside what a job at `resume_step` redoes.
+    def open(self, probe_set: ProbeSet, info: Mapping[str, Any], resume_step: int | None) -> None:
+        """Take the run's lock, make its files if it is new, and tidy up after a job before this.
 
-        Losses of later steps belong to a branch that is abandoned by resuming from an earlier
-        checkpoint; a job that starts at step 0 has fresh weights and abandons all there is.
+        Losses of later steps than `resume_step` belong to a branch that is abandoned by resuming
+        from an earlier checkpoint; a job that starts at step 0 has fresh weights and abandons all
+        there is. None (a replay of checkpoints) abandons nothing.
 
         Raises:
             OSError: the directory cannot be written.
+            TokscaleError: another job writes into it.
         """
         self._losses.mkdir(parents=True, exist_ok=True)
+        is_locked = self._lock.acquire()
+        for folder in (self.folder, self._losses):
+            remove_temporaries(folder)
         known = self.folder / "run.json"
         if not known.exists():
             probe_set.save(self.folder / "probe.safetensors")
@@ -69,10 +83,24 @@ class RunWriter:
                 known,
                 {"schema_version": SCHEMA_VERSION, "run_id": secrets.token_hex(8), **info},
             )
-        abandoned = [s for s in list_losses(self._losses) if s > resume_step or resume_step == 0]
+        abandoned = [
+            step
+            for step in list_losses(self._losses)
+            if resume_step is not None and (step > resume_step or resume_step == 0)
+        ]
         for step in abandoned:
             self._abandon(step)
-        self.journal("started", step=resume_step, abandoned=abandoned, layout=info.get("layout"))
+        self.journal(
+            "started",
+            step=resume_step,
+            abandoned=abandoned,
+            layout=info.get("layout"),
+            locked=is_locked,
+        )
+
+    def close(self) -> None:
+        """Give the run's lock back."""
+        self._lock.release()
 
     def _abandon(self, step: int) -> None:
         folder = self._losses / "abandoned"
@@ -85,12 +113,22 @@ class RunWriter:
         """Whether the losses of `step` are on disk."""
         return (self._losses / losses_name(step)).exists()
 
+    def latest(self, step: int) -> NDArray[np.float32] | None:
+        """The last losses on disk at or before `step`; None if there are none that can be read."""
+        files = [path for at, path in list_losses(self._losses).items() if at <= step]
+        try:
+            return read_losses(files[-1]) if files else None
+        except TokscaleError:
+            return None
+
     def write(self, loss_N: NDArray[np.floating[Any]], record: LossRecord) -> None:
         """Write the losses (nats) of one probe, whole or not at all.
 
         Raises:
-            OSError: the disk is full or the directory cannot be written.
+            OSError: the disk is full, or the directory is gone or cannot be written.
         """
+        if not (self.folder / "run.json").exists():
+            raise FileNotFoundError(errno.ENOENT, "the run directory is gone", str(self.folder))
         write_losses(self._losses / losses_name(record.step), loss_N, record)
         self.journal(
             "probe",

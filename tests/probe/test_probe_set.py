@@ -1,6 +1,7 @@
 """Probe sets hold the held-out tokens that Megatron would hold out, and know where each is from."""
 
 import dataclasses
+import time
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, write_documents
 from numpy.testing import assert_array_equal
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.indexed import IndexedTokens, parse_data_path, split_range
+from megatron_tokscale.indexed import IndexedTokens, Portion, parse_data_path, split_range
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
+from megatron_tokscale.probe.draw import draw, quotas
 
 SPLITS = ["969,30,1", "900,100,0", "90,5,5", "0.7,0.2,0.1", "1,1,1", "100", "99,1"]
 
@@ -113,6 +115,87 @@ def test_datasets_share_the_tokens_equally(settings):
     assert abs(int(counts[0]) - int(counts[1])) <= 2 * SEQ_LENGTH
 
 
+@pytest.mark.parametrize("n_sequences", [2, 5, 16])
+def test_a_set_has_the_sequences_asked_for(settings, n_sequences):
+    probe_set = build_probe_set(
+        dataclasses.replace(settings, n_tokens=None, n_sequences=n_sequences)
+    )
+    assert probe_set.n_sequences == n_sequences
+    counts = np.bincount(probe_set.domain_BS[:, 0], minlength=2)
+    assert abs(int(counts[0]) - int(counts[1])) <= 1
+
+
+def test_datasets_share_by_weight_on_request(settings, corpus):
+    words = ["3", corpus.prefixes[0], "1", corpus.prefixes[1]]
+    by_weight = dataclasses.replace(
+        settings, data_path=words, strata="weight", n_tokens=None, n_sequences=20
+    )
+    counts = np.bincount(build_probe_set(by_weight).domain_BS[:, 0])
+    assert counts.tolist() == [15, 5]
+
+
+def test_a_dataset_of_no_weight_gets_nothing(settings, corpus):
+    words = ["0", corpus.prefixes[0], "1", corpus.prefixes[1]]
+    probe_set = build_probe_set(dataclasses.replace(settings, data_path=words, strata="weight"))
+    assert probe_set.domains == ("right",)
+
+
+def test_a_drawn_window_is_the_same_whatever_else_is_drawn(settings):
+    fewer, more = (
+        build_probe_set(dataclasses.replace(settings, n_tokens=None, n_sequences=n))
+        for n in (6, 14)
+    )
+
+    def rows(probe_set):
+        arrays = (probe_set.domain_BS, probe_set.document_BS, probe_set.position_BS)
+        return {tuple(array[row, 0] for array in arrays) for row in range(probe_set.n_sequences)}
+
+    assert rows(fewer) < rows(more)
+
+
+@pytest.mark.parametrize("seq_length", [1, 7, 32, 500])
+@pytest.mark.parametrize("n_tokens", [1, 60, 900])
+def test_windows_are_those_of_a_plain_loop(corpus, seq_length, n_tokens):
+    """Every window listed, then taken in the generator's order until there are enough."""
+    tokens = IndexedTokens.open(corpus.prefixes[0])
+    held_out = range(270, 300)
+    listed = [
+        (document, start, min(seq_length, int(tokens.lengths[document]) - 1 - start))
+        for document in held_out
+        for start in range(0, int(tokens.lengths[document]) - 1, seq_length)
+    ]
+    expected, held = [], 0
+    for index in np.random.default_rng([1, 0]).permutation(len(listed)):
+        if held < n_tokens:
+            expected.append(listed[index])
+            held += listed[index][2]
+    windows = draw(Portion(tokens, held_out, 1.0), 0, seq_length, n_tokens, "tokens", 1)
+    found = zip(windows.document_W, windows.start_W, windows.n_labels_W, strict=True)
+    assert [tuple(int(value) for value in window) for window in found] == expected
+
+
+def test_quotas_add_up_and_follow_the_shares():
+    generator = np.random.default_rng(0)
+    for total in (1, 10, 1000, 10**9):
+        for n in (1, 3, 10):
+            shares = generator.uniform(0, 5, n)
+            found = quotas(total, list(shares))
+            assert sum(found) == total
+            assert np.all(np.abs(found - total * shares / shares.sum()) <= 1)
+
+
+def test_millions_of_documents_are_no_burden():
+    """A set is drawn from 5 million documents without an object per document."""
+
+    class Many:
+        lengths = np.random.default_rng(0).integers(0, 3000, 5_000_000).astype(np.int32)
+
+    started = time.perf_counter()
+    windows = draw(Portion(Many, range(5_000_000), 1.0), 0, 1024, 10**6, "tokens", 1)
+    assert time.perf_counter() - started < 20
+    assert windows.n_labels_W.sum() - 1024 < 10**6 <= windows.n_labels_W.sum()
+
+
 def test_same_settings_same_set_and_other_seed_another(settings):
     first, again = build_probe_set(settings), build_probe_set(settings)
     other = build_probe_set(dataclasses.replace(settings, seed=7))
@@ -127,6 +210,44 @@ def test_a_set_survives_the_disk(settings, tmp_path):
     assert loaded.details == probe_set.details
     assert_array_equal(loaded.labels_BS, probe_set.labels_BS)
     assert "left: " in describe(loaded)
+
+
+def test_a_set_tells_what_is_in_it(settings):
+    probe_set = build_probe_set(settings)
+    text = describe(probe_set)
+    assert f"{probe_set.n_tokens:,} tokens in {probe_set.n_sequences} sequences of 32" in text
+    assert "vocabulary 255" in text
+    assert "from the valid part of split 900,100,0, seed 1234\n" in text
+    for domain, name in enumerate(("left", "right")):
+        mask_BS = probe_set.mask_BS[probe_set.domain_BS[:, 0] == domain]
+        context = np.broadcast_to(np.arange(1, SEQ_LENGTH + 1), mask_BS.shape)[mask_BS].mean()
+        documents = len(set(probe_set.document_BS[probe_set.domain_BS[:, 0] == domain, 0].tolist()))
+        assert (
+            f"  {name}: {mask_BS.sum()} tokens in {len(mask_BS)} sequences of {documents} "
+            f"documents, mean context {context:.0f}, {1 - mask_BS.mean():.1%} of the positions"
+        ) in text
+    assert "not looked for" in text
+
+
+def test_a_set_of_training_text_says_so(settings):
+    probe_set = build_probe_set(dataclasses.replace(settings, part="train"))
+    assert probe_set.details["part"] == "train"
+    assert set(probe_set.document_N) <= set(split_range("900,100,0", "train", 300))
+    assert "TRAINED ON" in describe(probe_set)
+
+
+def test_names_from_a_file_are_shown_escaped(settings):
+    probe_set = build_probe_set(settings)
+    evil = dataclasses.replace(
+        probe_set,
+        domains=("\x1b[31mred\r", "übrig\n"),
+        details={**probe_set.details, "split": "\x1b]0;x\x07", "part": "\u202e"},
+    )
+    lines = describe(evil).split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == 5
+    assert "\\x1b[31mred\\r" in lines[2]
+    assert "übrig\\n" in lines[3]
 
 
 def test_an_altered_set_is_refused(settings, tmp_path):
@@ -148,6 +269,9 @@ def test_bad_settings_are_refused(settings, tmp_path, corpus):
         "of one name": {"data_path": [corpus.prefixes[0]] * 3},
         "give up to three numbers": {"split": "a,b"},
         "weights must be positive": {"data_path": ["0", corpus.prefixes[0]]},
+        "in --tokens or in --sequences": {"n_sequences": 7},
+        "too few for 2 datasets": {"n_tokens": 1},
+        "--seq-length 0": {"seq_length": 0},
     }
     for message, change in cases.items():
         with pytest.raises(TokscaleError, match=message):

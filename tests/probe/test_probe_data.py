@@ -1,0 +1,167 @@
+"""A probe set takes its documents from where Megatron takes those of the same part of the data."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+from jobs import EOD, VOCAB_SIZE, markov_documents, write_documents
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.indexed import open_part, read_data_args, read_per_split_data_args
+from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
+
+FLAGS = ["data_path", "data_args_path", "per_split_data_args_path"]
+FLAGS += [f"{part}_data_path" for part in ("train", "valid", "test")]
+SEQ_LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def prefixes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    sizes = {"a": 300, "b": 157, "c": 100}
+    return {
+        name: write_documents(folder / name, markov_documents(seed, size))
+        for seed, (name, size) in enumerate(sizes.items())
+    }
+
+
+def megatron_documents(cache, split, **flags):
+    """The documents of each dataset in each part, as Megatron's own builder divides them."""
+    from megatron.core.datasets.blended_dataset import BlendedDataset
+    from megatron.core.datasets.blended_megatron_dataset_builder import (
+        BlendedMegatronDatasetBuilder,
+    )
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.tokenizers import MegatronTokenizer
+    from megatron.training.utils import get_blend_and_blend_per_split
+
+    args = argparse.Namespace(**{name: flags.get(name) for name in FLAGS})
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    config = GPTDatasetConfig(
+        random_seed=1,
+        sequence_length=SEQ_LENGTH,
+        blend=blend,
+        blend_per_split=blend_per_split,
+        split=split,
+        path_to_cache=str(cache),
+        tokenizer=MegatronTokenizer.from_pretrained(
+            metadata_path={"library": "null-text"}, vocab_size=VOCAB_SIZE
+        ),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+    )
+    parts = BlendedMegatronDatasetBuilder(GPTDataset, [50, 5, 5], lambda: True, config).build()
+    found = {}
+    for part, dataset in zip(("train", "valid", "test"), parts, strict=True):
+        if dataset is not None:
+            each = dataset.datasets if isinstance(dataset, BlendedDataset) else [dataset]
+            found[part] = {one.dataset_path: one.indices.tolist() for one in each}
+    return found
+
+
+def probe_documents(data_path, split, part):
+    """The documents of each dataset in a probe set of all the windows there are."""
+    portions = open_part(data_path, split, part)
+    n_windows = [-(-(portion.lengths - 1) // SEQ_LENGTH) for portion in portions]
+    found = {}
+    for portion, windows in zip(portions, n_windows, strict=True):  # equal shares: one at a time
+        prefix = portion.tokens.prefix
+        probe_set = build_probe_set(
+            ProbeSettings(
+                data_path=[prefix] if split else {part: [prefix]},
+                split=split,
+                part=part,
+                seq_length=SEQ_LENGTH,
+                vocab_size=VOCAB_SIZE,
+                n_sequences=int(windows.sum()),
+                eod=EOD,
+            )
+        )
+        found[prefix] = np.unique(probe_set.document_BS).tolist()
+    return found
+
+
+@pytest.mark.parametrize("split", ["90,5,5", "960,30,10", "1,1,1", "70,30"])
+@pytest.mark.parametrize("weights", [None, ("0.2", "0.8"), ("3", "1")])
+def test_parts_of_a_split_are_megatrons(prefixes, tmp_path, split, weights):
+    words = [prefixes["a"], prefixes["b"], prefixes["c"]]
+    if weights:
+        words = [weights[0], prefixes["a"], weights[1], prefixes["b"]]
+    expected = megatron_documents(tmp_path, split, data_path=words)
+    assert {"train", "valid"} <= set(expected)
+    for part, documents in expected.items():
+        assert probe_documents(words, split, part) == documents
+
+
+def test_a_file_of_words_is_read_as_megatron_reads_it(prefixes, tmp_path):
+    path = tmp_path / "data.txt"
+    path.write_text(f"0.5 {prefixes['a']}\n0.5   {prefixes['b']}\n")
+    expected = megatron_documents(tmp_path, "80,10,10", data_args_path=str(path))
+    assert probe_documents(read_data_args(path), "80,10,10", "valid") == expected["valid"]
+
+
+@pytest.fixture
+def per_split(prefixes):
+    return {
+        "train": ["0.3", prefixes["a"], "0.7", prefixes["b"]],
+        "valid": [prefixes["c"], prefixes["b"]],
+        "test": [prefixes["c"]],
+    }
+
+
+def test_per_split_parts_are_the_whole_of_their_datasets_as_in_megatron(per_split, tmp_path):
+    flags = {f"{part}_data_path": words for part, words in per_split.items()}
+    for part, documents in megatron_documents(tmp_path, None, **flags).items():
+        assert probe_documents(per_split, None, part) == documents
+
+
+def test_a_file_of_parts_is_read_as_megatron_reads_it(per_split, tmp_path):
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({**per_split, "train": " ".join(per_split["train"]), "test": None}))
+    expected = megatron_documents(tmp_path, None, per_split_data_args_path=str(path))
+    words = read_per_split_data_args(path)
+    assert set(expected) == {"train", "valid"}
+    for part, documents in expected.items():
+        assert probe_documents(words, None, part) == documents
+    assert words["train"] == per_split["train"]
+    with pytest.raises(TokscaleError, match="no data for its test part; give --test-data-path"):
+        open_part(words, None, "test")
+
+
+def test_weights_are_those_of_the_blend(per_split, prefixes):
+    assert [portion.weight for portion in open_part(per_split, None, "train")] == [0.3, 0.7]
+    portions = open_part([prefixes["a"], prefixes["b"]], "1,1,1", "valid")
+    sizes = [portion.lengths.sum() for portion in portions]
+    assert [portion.weight for portion in portions] == pytest.approx(sizes / np.sum(sizes))
+
+
+BAD_FILES = {
+    '{"train": [], "valid": []}': '"test"',
+    '{"train": 5, "valid": [], "test": []}': '"train"',
+    "[1]": "JSON object",
+    "no json": "not JSON",
+}
+
+
+@pytest.mark.parametrize("content", BAD_FILES)
+def test_a_damaged_file_of_parts_is_refused(tmp_path, content):
+    path = tmp_path / "data.json"
+    path.write_text(content)
+    with pytest.raises(TokscaleError, match=BAD_FILES[content]):
+        read_per_split_data_args(path)
+
+
+def test_a_missing_or_empty_file_of_words_is_refused(tmp_path):
+    (tmp_path / "empty").write_text(" \n")
+    for name, message in (("empty", "is empty"), ("nowhere", "cannot read")):
+        with pytest.raises(TokscaleError, match=message):
+            read_data_args(tmp_path / name)
+
+
+def test_a_split_goes_with_data_path_alone(per_split, prefixes):
+    with pytest.raises(TokscaleError, match="--split"):
+        open_part(per_split, "969,30,1", "valid")
+    with pytest.raises(TokscaleError, match="--split"):
+        open_part([prefixes["a"]], None, "valid")
