@@ -9,10 +9,14 @@ from megatron_tokscale.errors import TokscaleError
 
 _FOR_THE_PROBE = {
     "tokscale_schedule",
+    "tokscale_probe_at_exit",
     "tokscale_loss_dtype",
+    "tokscale_fall_threshold",
     "tokscale_on_write_error",
     "tokscale_verify_isolation",
+    "tokscale_replay",
 }
+DEFAULT_SCHEDULE = "log:per-octave=8"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +27,23 @@ class TokscaleConfig:
     """Probe set to watch, made by `megatron-tokscale probe build`. Turns the probe on."""
 
     tokscale_dir: str | None = None
-    """Run directory: what is watched goes to DIR/tokscale. Default: the directory of --save."""
+    """Run directory: what is watched goes to DIR/tokscale. Default: the directory of --save, or of
+    --tokscale-replay."""
 
-    tokscale_schedule: str = "log:per-octave=8"
-    """Steps to probe at, 0 being before training: log:per-octave=P, linear:EVERY,
-    list:STEP,STEP,..., last, or several joined by '+'."""
+    tokscale_schedule: str | None = None
+    """When to probe, 0 being before training: log:per-octave=P, linear:EVERY, list:AT,AT,... in
+    steps, or, with the prefix tokens:, in consumed tokens; first, last, checkpoints; or several
+    joined by '+'. Default: log:per-octave=8; all checkpoints for --tokscale-replay."""
+
+    tokscale_probe_at_exit: bool = False
+    """Take one more probe when the job ends in order: at its last step, at an exit interval or
+    duration, or on a signal (with --exit-signal-handler), after the checkpoint is saved."""
 
     tokscale_loss_dtype: Literal["float32", "float16"] = "float32"
     """Precision of the losses on disk; float16 halves the space and keeps 3 digits."""
+
+    tokscale_fall_threshold: float = 0.2
+    """Log the share of tokens whose loss has fallen by more nats than this since the last probe."""
 
     tokscale_on_write_error: Literal["disable", "abort"] = "disable"
     """What to do when losses cannot be written: stop probing and train on, or stop the job."""
@@ -38,6 +51,10 @@ class TokscaleConfig:
     tokscale_verify_isolation: bool = False
     """Hash parameters, buffers, optimizer state and generators before and after every probe, and
     stop the job on a difference. Slow: for trying a new setting, not for a long run."""
+
+    tokscale_replay: str | None = None
+    """Train nothing: probe the checkpoints saved in this directory, in any parallel layout that can
+    load them. For a run that was trained without the plugin."""
 
     tokscale_plan: str | None = None
     """Data plan to follow, made by `megatron-tokscale plan build`: which dataset each training
@@ -69,16 +86,18 @@ def config_from_args(args: Namespace) -> TokscaleConfig:
             if is_set and field.name in _FOR_THE_PROBE:
                 flag = "--" + field.name.replace("_", "-")
                 raise TokscaleError(f"{flag} does nothing without --tokscale-probe-set; give both")
+    if config.tokscale_replay and config.tokscale_plan:
+        raise TokscaleError("--tokscale-replay trains nothing; drop --tokscale-plan")
     return config
 
 
 def run_directory(config: TokscaleConfig, args: Namespace) -> Path:
-    """The run directory: --tokscale-dir, or else --save.
+    """The run directory: --tokscale-dir, or else where the checkpoints are.
 
     Raises:
         TokscaleError: neither is given.
     """
-    folder = config.tokscale_dir or args.save
+    folder = config.tokscale_dir or config.tokscale_replay or args.save
     if folder is None:
         raise TokscaleError("there is no place for the losses; give --tokscale-dir or --save")
     return Path(folder)

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from megatron.core.utils import get_model_config
 from megatron.training import training
 
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.training.ranks import first_of_all_ranks
 
 
 @contextmanager
@@ -31,6 +33,8 @@ def isolated(model: Sequence[Any]) -> Iterator[None]:
         stack.enter_context(_no_schedule_timers(model))
         stack.enter_context(_no_router_jitter(model))
         stack.enter_context(_no_heartbeat_timeout())
+        stack.enter_context(_loss_scales())
+        stack.enter_context(_fp8_scaling(model))
         stack.enter_context(torch.no_grad())
         yield
 
@@ -144,19 +148,68 @@ def _no_heartbeat_timeout() -> Iterator[None]:
         ft_integration.on_eval_step_end()
 
 
+_LOSS_SCALERS = (
+    ("megatron.core.transformer.moe.moe_utils", "MoEAuxLossAutoScaler"),
+    ("megatron.core.transformer.multi_token_prediction", "MTPLossAutoScaler"),
+    ("megatron.core.transformer.experimental_attention_variant.dsa", "DSAIndexerLossAutoScaler"),
+)
+
+
+def _loaded_loss_scalers() -> list[Any]:
+    found = [getattr(sys.modules.get(module), name, None) for module, name in _LOSS_SCALERS]
+    return [scaler for scaler in found if hasattr(scaler, "main_loss_backward_scale")]
+
+
 @contextmanager
-def verified(model: Sequence[Any], optimizer: Any, step: int) -> Iterator[None]:
-    """Compare hashes of all training state before and after the block.
+def _loss_scales() -> Iterator[None]:
+    """Keep the scales of auxiliary losses, which the schedules set, in place, in evaluation too."""
+    scalers = _loaded_loss_scalers()
+    scales = [scaler.main_loss_backward_scale for scaler in scalers]
+    values = [None if scale is None else scale.clone() for scale in scales]
+    try:
+        yield
+    finally:
+        for scaler, scale, value in zip(scalers, scales, values, strict=True):
+            scaler.main_loss_backward_scale = scale if scale is None else scale.copy_(value)
+
+
+@contextmanager
+def _fp8_scaling(model: Sequence[Any]) -> Iterator[None]:
+    """Keep the amax histories of Transformer Engine's delayed scaling, the one stateful recipe.
+
+    Quantising in a forward pass writes them whatever the mode. Transformer Engine saves and
+    restores them in place around the capture of CUDA graphs; so does this.
+    """
+    config = get_model_config(model[0])
+    if not getattr(config, "fp8", None) or config.fp8_recipe != "delayed":
+        yield
+        return
+    from megatron.core.fp8_utils import get_fp8_recipe
+    from transformer_engine.pytorch.graph import restore_fp8_tensors, save_fp8_tensors
+
+    state = save_fp8_tensors(model, get_fp8_recipe(config))
+    try:
+        yield
+    finally:
+        restore_fp8_tensors(model, state)
+
+
+@contextmanager
+def verified(model: Sequence[Any], optimizer: Any, step: int, *, is_on: bool) -> Iterator[None]:
+    """If `is_on`, compare hashes of all training state before and after the block.
 
     Raises:
         TokscaleError: naming what the block has changed.
     """
+    if not is_on:
+        yield
+        return
     before = _digests(model, optimizer)
     yield
     after = _digests(model, optimizer)
     changed = [name for name, digest in before.items() if after[name] != digest]
-    if changed:
-        raise TokscaleError(f"the probe at step {step} changed {', '.join(changed)}")
+    if found := first_of_all_ranks(", ".join(changed) or None):
+        raise TokscaleError(f"the probe at step {step} changed {found}")
 
 
 def _digests(model: Sequence[Any], optimizer: Any) -> dict[str, str]:
@@ -171,7 +224,23 @@ def _digests(model: Sequence[Any], optimizer: Any) -> dict[str, str]:
         "torch's CPU generator": _digest([torch.get_rng_state()]),
         "torch's CUDA generator": _digest([torch.cuda.get_rng_state()]),
         "Megatron's generator tracker": _digest(list(tracker.get_states().values())),
+        "the scales of auxiliary losses": _digest(
+            [scaler.main_loss_backward_scale for scaler in _loaded_loss_scalers()]
+        ),
+        "fp8 scaling": _digest(_fp8_tensors(model)),
     }
+
+
+def _fp8_tensors(model: Sequence[Any]) -> list[torch.Tensor]:
+    """Amax histories and scales of all Transformer Engine modules that have them yet."""
+    metas = [getattr(module, "fp8_meta", {}) for chunk in model for module in chunk.modules()]
+    states = [meta[key] for meta in metas for key in ("scaling_fwd", "scaling_bwd") if key in meta]
+    return [
+        getattr(state, name)
+        for state in states
+        for name in ("amax_history", "scale")
+        if isinstance(getattr(state, name, None), torch.Tensor)
+    ]
 
 
 def _optimizer_tensors(optimizer: Any) -> list[Any]:

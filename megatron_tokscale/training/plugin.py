@@ -5,11 +5,12 @@ Hooks are module globals of Megatron that have had one name and one set of leadi
 """
 
 import functools
+import importlib
 import inspect
 from argparse import ArgumentParser
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from megatron_tokscale.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.training.config import add_arguments, config_from_args
@@ -18,12 +19,37 @@ Function = Callable[..., Any]
 Wrapper = Callable[[Function], Function]
 
 
+class Hook(NamedTuple):
+    """A function of Megatron that the plugin wraps."""
+
+    module: str
+    name: str
+    purpose: str
+    required: bool = True
+
+
+_TRAINING = "megatron.training.training"
+HOOKS = (
+    Hook("megatron.training.arguments", "add_megatron_arguments", "the --tokscale-* flags"),
+    Hook(_TRAINING, "initialize_megatron", "checks before the model is built"),
+    Hook(_TRAINING, "pretrain", "the training dataset that follows a plan"),
+    Hook(_TRAINING, "setup_model_and_optimizer", "--tokscale-replay"),
+    Hook(_TRAINING, "train", "the probe before the first step"),
+    Hook(_TRAINING, "post_training_step_callbacks", "probes between steps"),
+    Hook(_TRAINING, "save_checkpoint", "losses on disk before a checkpoint is"),
+    Hook(_TRAINING, "checkpoint_and_decide_exit", "--tokscale-probe-at-exit"),
+    Hook(_TRAINING, "training_log", "the training loss in each probe's record", required=False),
+)
+
+
 class Plugin:
     """Installs the hooks once, and holds the job's prober and plan from start-up on."""
 
     def __init__(self) -> None:
         self._prober: Any = None
         self._plan: Any = None
+        self._replay: str | None = None
+        self._forward_step: Any = None
 
     def install(self) -> None:
         """Wrap the hooks.
@@ -32,14 +58,21 @@ class Plugin:
             TokscaleError: this Megatron lacks one of them.
         """
         import megatron.training
-        from megatron.training import arguments, training
+        from megatron.training import training
 
-        _wrap(arguments, "add_megatron_arguments", _adding_arguments)
-        _wrap(training, "initialize_megatron", self._starting)
-        _wrap(training, "train", self._training)
-        _wrap(training, "training_log", self._logging)
-        _wrap(training, "post_training_step_callbacks", self._stepping)
-        _wrap(training, "pretrain", self._pretraining)
+        wrappers: dict[str, Wrapper] = {
+            "add_megatron_arguments": _adding_arguments,
+            "initialize_megatron": self._starting,
+            "pretrain": self._pretraining,
+            "setup_model_and_optimizer": self._setting_up,
+            "train": self._training,
+            "post_training_step_callbacks": self._stepping,
+            "save_checkpoint": self._saving,
+            "checkpoint_and_decide_exit": self._exiting,
+            "training_log": self._logging,
+        }
+        for hook in HOOKS:
+            _wrap(hook, wrappers[hook.name])
         megatron.training.pretrain = training.pretrain
 
     def _starting(self, initialize: Function) -> Function:
@@ -65,6 +98,11 @@ class Plugin:
             from megatron_tokscale.training.provider import load_plan
 
             self._plan = load_plan(config.tokscale_plan, args)
+        if config.tokscale_replay:
+            from megatron_tokscale.training.replay import prepare_replay
+
+            self._replay = config.tokscale_replay
+            prepare_replay(self._replay, args)
 
     def _pretraining(self, pretrain: Function) -> Function:
         signature = inspect.signature(pretrain)
@@ -73,6 +111,7 @@ class Plugin:
             call = signature.bind(*args, **kwargs)
             name = "train_valid_test_dataset_provider"
             call.arguments[name] = self._planned(call.arguments[name])
+            self._forward_step = call.arguments["forward_step_func"]
             return pretrain(*call.args, **call.kwargs)
 
         return start
@@ -92,16 +131,37 @@ class Plugin:
 
         return provide
 
+    def _setting_up(self, setup_model_and_optimizer: Function) -> Function:
+        def setup(*args: Any, **kwargs: Any) -> Any:
+            result = setup_model_and_optimizer(*args, **kwargs)
+            if self._replay:
+                from megatron_tokscale.training.replay import replay
+
+                with exit_with_one_line(), self._closing_prober():
+                    replay(self._replay, self._prober, self._forward_step, result[0])
+                raise SystemExit(0)
+            return result
+
+        return setup
+
     def _training(self, train: Function) -> Function:
         def start(
             forward_step: Any, model: Any, optimizer: Any, scheduler: Any, *rest: Any, **kwargs: Any
         ) -> Any:
-            if self._prober:
-                with exit_with_one_line():
+            with exit_with_one_line(), self._closing_prober():
+                if self._prober:
                     self._prober.on_train_start(forward_step, model, optimizer, scheduler)
-            return train(forward_step, model, optimizer, scheduler, *rest, **kwargs)
+                return train(forward_step, model, optimizer, scheduler, *rest, **kwargs)
 
         return start
+
+    @contextmanager
+    def _closing_prober(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self._prober:
+                self._prober.close()
 
     def _logging(self, training_log: Function) -> Function:
         def log(loss_dict: Any, *args: Any, **kwargs: Any) -> Any:
@@ -117,11 +177,31 @@ class Plugin:
         ) -> Any:
             result = callbacks(model, optimizer, scheduler, iteration, *rest, **kwargs)
             if self._prober:
-                with exit_with_one_line():
-                    self._prober.on_step(iteration, model, optimizer, scheduler)
+                self._prober.on_step(iteration, model, optimizer, scheduler)
             return result
 
         return step
+
+    def _saving(self, save_checkpoint: Function) -> Function:
+        def save(*args: Any, **kwargs: Any) -> Any:
+            if self._prober:
+                self._prober.before_checkpoint()
+            return save_checkpoint(*args, **kwargs)
+
+        return save
+
+    def _exiting(self, checkpoint_and_decide_exit: Function) -> Function:
+        def decide(
+            model: Any, optimizer: Any, scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
+        ) -> Any:
+            is_over = checkpoint_and_decide_exit(
+                model, optimizer, scheduler, iteration, *rest, **kwargs
+            )
+            if is_over and self._prober:
+                self._prober.on_exit(iteration, model, optimizer, scheduler)
+            return is_over
+
+        return decide
 
 
 def _adding_arguments(add_megatron_arguments: Function) -> Function:
@@ -133,11 +213,13 @@ def _adding_arguments(add_megatron_arguments: Function) -> Function:
     return add
 
 
-def _wrap(module: ModuleType, name: str, wrapper: Wrapper) -> None:
-    original = getattr(module, name, None)
-    if original is None:
+def _wrap(hook: Hook, wrapper: Wrapper) -> None:
+    module = importlib.import_module(hook.module)
+    original = getattr(module, hook.name, None)
+    if original is not None:
+        setattr(module, hook.name, functools.wraps(original)(wrapper(original)))
+    elif hook.required:
         raise TokscaleError(
-            f"this Megatron has no {module.__name__}.{name}, which the plugin hooks into; "
-            "megatron-core 0.17 to 0.19 are supported"
+            f"this Megatron has no {hook.module}.{hook.name}, which the plugin hooks into for "
+            f"{hook.purpose}; megatron-core 0.17 to 0.19 are supported"
         )
-    setattr(module, name, functools.wraps(original)(wrapper(original)))

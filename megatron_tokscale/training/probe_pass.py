@@ -1,24 +1,32 @@
 """The probe pass: the user's own forward step over the probe set, losses gathered token by token.
 
-Shapes: B sequences of the probe set, S sequence length, M microbatches of this rank,
-b sequences of a microbatch, s tokens of a sequence on this rank (S / context-parallel size).
+Shapes: B sequences of the probe set, S sequence length, N watched tokens, M microbatches of a rank,
+b sequences of a microbatch, s tokens of a sequence on a rank (S / context-parallel size),
+R ranks that hold losses (data-parallel x context-parallel).
 """
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from megatron.core import mpu
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.utils import get_model_config
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.probe import ProbeSet
 
 Microbatch = dict[str, torch.Tensor]
+
+_MISPLACED = (
+    "the forward step does not pass the batch's loss_mask through unchanged to its loss function, "
+    "so the probe cannot tell which loss is whose; return functools.partial(loss_func, loss_mask, "
+    "...) with the mask of the batch, as Megatron's pretrain_gpt.py does"
+)
 
 
 def is_writer() -> bool:
@@ -38,36 +46,36 @@ def _gather_group() -> torch.distributed.ProcessGroup:
 
 def run(
     probe_set: ProbeSet, forward_step: Callable[..., Any], model: Sequence[Any], args: Namespace
-) -> NDArray[np.float32] | None:
+) -> torch.Tensor | None:
     """Evaluate `model` on the probe set; every rank takes part.
 
     Returns:
-        loss_BS in nats on the writer, None on the other ranks.
+        loss_N in nats, float32 on the device, on the writer; None on the other ranks.
 
     Raises:
-        TokscaleError: the user's forward step does not give back the loss mask's coordinates.
+        TokscaleError: (on the writer) the user's forward step does not give back the coordinates.
     """
-    rows = rows_of_this_rank(
+    rows_Mb = rows_of_this_rank(
         probe_set.n_sequences,
         args.micro_batch_size,
         mpu.get_data_parallel_rank(),
         mpu.get_data_parallel_world_size(),
-        args.pipeline_model_parallel_size if len(model) > 1 else 1,
+        get_model_config(model[0]).microbatch_group_size_per_vp_stage if len(model) > 1 else 1,
     )
     with_mask = bool(args.create_attention_mask_in_dataloader)
-    iterators = [_microbatches(probe_set, rows, with_mask) for _ in model]
+    iterators = [_microbatches(probe_set, rows_Mb, with_mask) for _ in model]
     collected = get_forward_backward_func()(
-        forward_step_func=partial(_probe_forward_step, forward_step, args.context_parallel_size),
+        forward_step_func=partial(_probe_forward_step, forward_step),
         data_iterator=iterators if len(model) > 1 else iterators[0],
         model=model,
-        num_microbatches=len(rows),
+        num_microbatches=len(rows_Mb),
         seq_length=args.seq_length,
         micro_batch_size=args.micro_batch_size,
         decoder_seq_length=args.decoder_seq_length,
         forward_only=True,
         collect_non_loss_data=True,
     )
-    return _gather(collected, rows, probe_set) if _has_losses() else None
+    return _gather(collected, probe_set) if _has_losses() else None
 
 
 def rows_of_this_rank(
@@ -109,87 +117,95 @@ def _microbatches(
 
 
 def _probe_forward_step(
-    forward_step: Callable[..., Any], cp_size: int, iterator: Any, chunk: Any, *rest: Any
+    forward_step: Callable[..., Any], iterator: Any, chunk: Any, *rest: Any
 ) -> tuple[Any, Callable[..., Any]]:
     """Call the user's forward step, and put our collector in the place of its loss function."""
     output, loss_func = forward_step(iterator, chunk, *rest)
     mask = loss_func.args[0] if isinstance(loss_func, partial) and loss_func.args else None
-    return output, partial(_collect, mask, cp_size)
+    return output, partial(_collect, mask)
+
+
+class _Collected(NamedTuple):
+    """Token losses of one microbatch, and the coordinate (position + 1) of each."""
+
+    loss_bs: torch.Tensor
+    coordinate_bs: torch.Tensor
 
 
 def _collect(
-    mask: torch.Tensor | None, cp_size: int, output: torch.Tensor, non_loss_data: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep the token losses of one microbatch on the device, with their coordinates."""
+    mask: torch.Tensor | None, output: torch.Tensor, non_loss_data: bool = False
+) -> _Collected:
+    """Keep the token losses of one microbatch on the device, with their coordinates.
+
+    A forward step that binds no mask to its loss function is trusted only where there is nothing to
+    trust it with: without context parallelism a row of losses is a row of the batch.
+    """
     loss_bs = output.detach().float()
     if isinstance(mask, torch.Tensor) and mask.numel() == loss_bs.numel():
-        return loss_bs, mask.float().view_as(loss_bs)
-    if cp_size > 1:
-        raise TokscaleError(
-            "the forward step must return functools.partial(loss_func, loss_mask, ...) as "
-            "Megatron's pretrain_gpt.py does: with context parallelism the probe reads the places "
-            "of the tokens from it"
-        )
-    positions_s = torch.arange(1, loss_bs.shape[-1] + 1, device=loss_bs.device)
-    return loss_bs, positions_s.float().expand_as(loss_bs)
+        return _Collected(loss_bs, mask.detach().float().view_as(loss_bs))
+    columns_s = torch.arange(1, loss_bs.shape[-1] + 1, device=loss_bs.device)
+    is_whole = mpu.get_context_parallel_world_size() == 1
+    return _Collected(loss_bs, (columns_s * is_whole).float().expand_as(loss_bs))
 
 
-def _gather(
-    collected: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    rows_Mb: NDArray[np.int64],
-    probe_set: ProbeSet,
-) -> NDArray[np.float32] | None:
-    """Bring all losses to the writer and put each in its place."""
-    shape = (*rows_Mb.shape, -1)
-    loss_Mbs = torch.stack([loss for loss, _ in collected]).view(shape)
-    coordinate_Mbs = torch.stack([coordinate for _, coordinate in collected]).view(shape)
-    rows = torch.from_numpy(rows_Mb.astype(np.int32)).to(loss_Mbs.device)
-    losses = _to_writer(loss_Mbs)
-    coordinates = _to_writer(coordinate_Mbs)
-    all_rows = _to_writer(rows)
-    if losses is None or coordinates is None or all_rows is None:
-        return None
-    return scatter_losses(
-        losses, coordinates, all_rows, probe_set.n_sequences, probe_set.seq_length
-    )
-
-
-def _to_writer(tensor: torch.Tensor) -> NDArray[Any] | None:
-    """Gather equal-shaped tensors along a new first axis on the writer."""
+def _gather(collected: Sequence[_Collected], probe_set: ProbeSet) -> torch.Tensor | None:
+    """Bring all losses to the writer, in one message per rank, and put each in its place."""
     group = _gather_group()
-    parts = [torch.empty_like(tensor) for _ in range(group.size())] if group.rank() == 0 else None
+    loss_Mbs = torch.stack([part.loss_bs for part in collected])
+    coordinate_Mbs = torch.stack([part.coordinate_bs for part in collected])
+    message = _pack(loss_Mbs, coordinate_Mbs, mpu.get_data_parallel_rank())
+    is_writer_here = group.rank() == 0
+    messages = [torch.empty_like(message) for _ in range(group.size())] if is_writer_here else None
     torch.distributed.gather(
-        tensor.contiguous(), parts, dst=torch.distributed.get_global_rank(group, 0), group=group
+        message, messages, dst=torch.distributed.get_global_rank(group, 0), group=group
     )
-    return None if parts is None else torch.stack(parts).cpu().numpy()
+    if messages is None:
+        return None
+    dp_size = mpu.get_data_parallel_world_size()
+    return place_losses(torch.stack(messages), loss_Mbs.shape, dp_size, probe_set)
 
 
-def scatter_losses(
-    losses: NDArray[np.float32],
-    coordinates: NDArray[np.float32],
-    rows: NDArray[np.int32],
-    n_sequences: int,
-    seq_length: int,
-) -> NDArray[np.float32]:
-    """Put gathered losses [ranks, M, b, s] in place by row and coordinate, dropping padding rows.
+def _pack(loss_Mbs: torch.Tensor, coordinate_Mbs: torch.Tensor, dp_rank: int) -> torch.Tensor:
+    """A rank's message: its losses, the column of each of its s tokens, its data-parallel rank.
+
+    All rows of a rank have the same columns; if not, the columns are sent as -1.
+    """
+    columns_s = coordinate_Mbs[0, 0] - 1
+    is_regular = (coordinate_Mbs == coordinate_Mbs[0, 0]).all()
+    columns_s = torch.where(is_regular, columns_s, torch.full_like(columns_s, -1))
+    rank = torch.tensor([dp_rank], dtype=torch.float32, device=loss_Mbs.device)
+    return torch.cat([loss_Mbs.flatten(), columns_s, rank])
+
+
+def place_losses(
+    messages_R: torch.Tensor, shape: Sequence[int], dp_size: int, probe_set: ProbeSet
+) -> torch.Tensor:
+    """Put the ranks' losses in order by row and column, and keep those of watched tokens.
+
+    Args:
+        messages_R: [R, M * b * s + s + 1], the packed losses of each rank.
+        shape: (M, b, s).
+        dp_size: number of data-parallel ranks.
+        probe_set: says how many rows are real, and which tokens are watched.
 
     Returns:
-        loss_BS in nats.
+        loss_N in nats.
 
     Raises:
-        TokscaleError: a coordinate is missing, doubled or out of range.
+        TokscaleError: a column is missing, doubled or out of range.
     """
-    row = np.broadcast_to(rows[..., None], losses.shape)
-    is_real = row < n_sequences
-    column = coordinates[is_real].astype(np.int64) - 1
-    flat = row[is_real].astype(np.int64) * seq_length + column
-    in_range = bool(((column >= 0) & (column < seq_length)).all())
-    if not in_range or not (np.bincount(flat, minlength=n_sequences * seq_length) == 1).all():
-        raise TokscaleError(
-            "the forward step does not pass the batch's loss_mask through unchanged to its loss "
-            "function, so the probe cannot tell which loss is whose; return "
-            "functools.partial(loss_func, loss_mask, ...) with the mask of the batch"
-        )
-    loss_BS = np.empty(n_sequences * seq_length, dtype=np.float32)
-    loss_BS[flat] = losses[is_real]
-    return loss_BS.reshape(n_sequences, seq_length)
+    n_microbatches, micro_batch_size, width = shape
+    n_losses = n_microbatches * micro_batch_size * width
+    device = messages_R.device
+    loss_R, columns_Rs, dp_rank_R = messages_R.tensor_split((n_losses, n_losses + width), dim=1)
+    microbatch_M = torch.arange(n_microbatches, device=device)
+    place_b = torch.arange(micro_batch_size, device=device)
+    block_RM = microbatch_M * dp_size + dp_rank_R.long()
+    row_RMb = block_RM[..., None] * micro_batch_size + place_b
+    index = row_RMb[..., None] * probe_set.seq_length + columns_Rs.long()[:, None, None, :]
+    index, order = index.flatten().sort()
+    if not torch.equal(index, torch.arange(index.numel(), device=device)):
+        raise TokscaleError(_MISPLACED)
+    n_whole = probe_set.n_sequences * probe_set.seq_length
+    watched_N = torch.from_numpy(np.flatnonzero(probe_set.mask_BS)).to(device)
+    return loss_R.flatten()[order][:n_whole][watched_N]

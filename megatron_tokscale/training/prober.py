@@ -1,8 +1,8 @@
 """When a probe is due, take it, write it, log it: the state of the probe in a training job."""
 
-import contextlib
+import gc
 import importlib.metadata
-import logging
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -11,19 +11,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from megatron.core.num_microbatches_calculator import get_current_global_batch_size
 from megatron.training import get_timers, global_vars, print_rank_0, print_rank_last
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.probe import ProbeSet, Schedule
-from megatron_tokscale.store import LossRecord, RunWriter
+from megatron_tokscale.probe import Moment, ProbeSet, Schedule
+from megatron_tokscale.store import BackgroundWriter, LossRecord, RunWriter
 from megatron_tokscale.training import probe_pass
 from megatron_tokscale.training.clock import LearningRateSum, learning_rate
-from megatron_tokscale.training.config import TokscaleConfig, run_directory
+from megatron_tokscale.training.config import DEFAULT_SCHEDULE, TokscaleConfig, run_directory
 from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
+from megatron_tokscale.training.metrics import Metrics
+from megatron_tokscale.training.ranks import first_of_all_ranks, sum_over_ranks
 from megatron_tokscale.training.support import check_probe
 
-logger = logging.getLogger(__name__)
 _TIMER = "tokscale-probe"
 
 
@@ -40,81 +42,206 @@ class Prober:
         check_probe(args)
         self._config = config
         self._args = args
-        self._schedule = Schedule.parse(config.tokscale_schedule)
+        default = "checkpoints" if config.tokscale_replay else DEFAULT_SCHEDULE
+        self._schedule = Schedule.parse(config.tokscale_schedule or default)
+        self._verifies = config.tokscale_verify_isolation and not config.tokscale_replay
         self._probe_set = ProbeSet.load(Path(config.tokscale_probe_set))
         _check_fit(self._probe_set, config.tokscale_probe_set, args)
         self._writer = RunWriter(run_directory(config, args))
         self._writer.check(self._probe_set, _model_info(args))
+        self._background = BackgroundWriter(self._writer)
+        self._is_writer = probe_pass.is_writer()
+        self._metrics = Metrics(
+            self._probe_set,
+            config.tokscale_fall_threshold,
+            _tokenizer_of_text(args) if self._is_writer else None,
+        )
         self._lr_sum = LearningRateSum(args)
         self._loss_dict: Mapping[str, torch.Tensor] = {}
         self._forward_step: Callable[..., Any] | None = None
         self._is_active = True
+        self._last_step = -1
+        self._tokens = -1
+        self._previous_N: NDArray[np.float32] | None = None
 
     def note_training_loss(self, loss_dict: Mapping[str, torch.Tensor]) -> None:
         """Remember the losses of the step just taken; they are read only when a probe is due."""
         self._loss_dict = loss_dict
 
+    def open(
+        self, forward_step: Callable[..., Any], optimizer: Any, resume_step: int | None
+    ) -> None:
+        """Open the run's directory, on the rank that writes, and agree on how that went.
+
+        Args:
+            forward_step: the user's forward step.
+            optimizer: for the record of the learning rate's schedule; None in a replay.
+            resume_step: where training goes on; None in a replay, which abandons no losses.
+
+        Raises:
+            TokscaleError: another job has the directory, or it cannot be written and the job is to
+                stop for that.
+        """
+        self._forward_step = forward_step
+        refusal, failure = None, None
+        if self._is_writer:
+            try:
+                info = self._run_info(optimizer) | {"is_replay": resume_step is None}
+                self._writer.open(self._probe_set, info, resume_step)
+                if resume_step is not None:
+                    self._previous_N = self._writer.latest(resume_step)
+            except TokscaleError as error:
+                refusal = str(error)
+            except OSError as error:
+                failure = str(error)
+        if message := first_of_all_ranks(refusal):
+            raise TokscaleError(message)
+        if message := first_of_all_ranks(failure):
+            self._stop_probing(message)
+
     def on_train_start(
         self, forward_step: Callable[..., Any], model: Sequence[Any], optimizer: Any, scheduler: Any
     ) -> None:
         """Open the run, and take the probe of the first step if it is due and not on disk."""
-        self._forward_step = forward_step
         step = int(self._args.iteration)
-        is_due = self._schedule.is_due(step, self._args.train_iters)
-        is_taken = False
-        error: OSError | None = None
-        if probe_pass.is_writer():
-            try:
-                self._writer.open(self._probe_set, self._run_info(optimizer), step)
-                is_taken = self._writer.has(step)
-            except OSError as caught:
-                error = caught
-        failed, taken = _sum_over_ranks(float(error is not None), float(is_taken))
-        if failed:
-            self._stop_probing(error)
-        elif is_due and not taken:
-            self._probe(step, model, optimizer, scheduler)
+        self.open(forward_step, optimizer, step)
+        self._tokens = self._consumed_tokens()
+        batch = get_current_global_batch_size() * int(self._args.seq_length)
+        before = self._tokens - batch if step > 0 else -1
+        if self._is_active and self._is_due(step, before) and not self.is_on_disk(step):
+            self.take(step, model, optimizer, scheduler)
+
+    def is_on_disk(self, step: int) -> bool:
+        """Whether the losses of `step` are on disk already; all ranks agree."""
+        return sum_over_ranks(float(self._is_writer and self._writer.has(step)))[0] > 0
+
+    def is_on_schedule(self, step: int, *, is_last: bool) -> bool:
+        """Whether the schedule has the checkpoint of `step`, for a replay."""
+        moment = Moment(step=step, is_checkpoint=True, is_last=is_last, tokens_before=0)
+        return self._schedule.is_due(moment)
 
     def on_step(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
         """Take a probe if one is due after `step` optimizer steps."""
-        if not self._is_active or not self._schedule.is_due(step, self._args.train_iters):
-            return
-        interval = get_timers()("interval-time")
-        interval.stop()
-        self._probe(step, model, optimizer, scheduler)
-        get_timers()("interval-time", log_level=0).start(barrier=True)
+        before, self._tokens = self._tokens, self._consumed_tokens()
+        if self._is_active and self._is_due(step, before):
+            self._take_between_steps(step, model, optimizer, scheduler)
 
-    def _probe(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
+    def on_exit(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
+        """Take the probe of a job that ends in order after `step`, if it is asked for."""
+        if not self._is_active or step == self._last_step:
+            return
+        moment = Moment(
+            step=step,
+            tokens=self._tokens,
+            tokens_before=self._tokens,
+            is_checkpoint=bool(self._args.save),
+        )
+        if self._config.tokscale_probe_at_exit or self._schedule.is_due(moment):
+            self._take_between_steps(step, model, optimizer, scheduler)
+
+    def _is_due(self, step: int, tokens_before: int) -> bool:
+        args = self._args
+        is_last = step == args.train_iters
+        interval = args.save_interval if args.save else None
+        moment = Moment(
+            step=step,
+            tokens=self._tokens,
+            tokens_before=tokens_before,
+            is_last=is_last,
+            is_checkpoint=step > 0
+            and bool(args.save)
+            and (is_last or bool(interval and step % interval == 0)),
+        )
+        at_exit = is_last and self._config.tokscale_probe_at_exit
+        return at_exit or self._schedule.is_due(moment)
+
+    def _consumed_tokens(self) -> int:
+        return int(self._args.consumed_train_samples) * int(self._args.seq_length)
+
+    def _take_between_steps(
+        self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any
+    ) -> None:
+        """Take a probe that does not count in Megatron's time per step and energy per step."""
+        interval = get_timers()("interval-time", log_level=0)
+        interval.stop()
+        counts_energy = getattr(self._args, "log_energy", False)
+        energy = global_vars.get_energy_monitor() if counts_energy else None
+        if energy:
+            energy.pause()
+        self.take(step, model, optimizer, scheduler)
+        if self._args.manual_gc and getattr(self._args, "manual_gc_eval", False):
+            gc.collect(generation=0)
+        if energy:
+            energy.resume()
+        interval.start(barrier=True)
+
+    def take(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
+        """Take the probe of `step`, and hand its losses over to be written.
+
+        Raises:
+            TokscaleError: the forward step does not fit, the probe has changed the training's state
+                (with --tokscale-verify-isolation), or losses cannot be written and the job is to
+                stop for that.
+        """
         assert self._forward_step is not None
+        write_error = self._background.join()
         timers = get_timers()
         timers(_TIMER, log_level=0).start(barrier=True)
         started = time.perf_counter()
-        check = (
-            verified(model, optimizer, step)
-            if self._config.tokscale_verify_isolation
-            else contextlib.nullcontext()
-        )
-        with synced_parameters(model, optimizer, self._args), check, isolated(model):
-            loss_BS = probe_pass.run(self._probe_set, self._forward_step, model, self._args)
-        mean, error = 0.0, None
-        if loss_BS is not None:
-            loss_N = loss_BS[self._probe_set.mask_BS]
-            mean = float(np.mean(loss_N, dtype=np.float64))
-            duration = time.perf_counter() - started
-            error = self._write(loss_N, self._record(step, duration, optimizer, scheduler))
+        loss_N, refusal = None, None
+        with (
+            synced_parameters(model, optimizer, self._args),
+            verified(model, optimizer, step, is_on=self._verifies),
+            isolated(model),
+        ):
+            try:
+                loss_N = probe_pass.run(self._probe_set, self._forward_step, model, self._args)
+            except TokscaleError as error:
+                refusal = str(error)
+        values_V = np.zeros(self._metrics.n_values)
+        losses_N = None if loss_N is None else loss_N.cpu().numpy()
+        if losses_N is not None:
+            values_V = self._metrics.measure(losses_N, self._previous_N)
+            self._previous_N = losses_N
         timers(_TIMER).stop()
-        failed, mean = _sum_over_ranks(float(error is not None), mean)
-        self._log(step, mean)
+        failed, refused, *summed_V = sum_over_ranks(
+            float(write_error is not None), float(refusal is not None), *values_V
+        )
+        if refused and (message := first_of_all_ranks(refusal)):
+            raise TokscaleError(message)
+        self._last_step = step
+        self._log(step, self._metrics.named(np.array(summed_V)))
         timers.log([_TIMER])
         if failed:
-            self._stop_probing(error)
+            self._stop_probing(first_of_all_ranks(str(write_error) if write_error else None))
+        elif losses_N is not None:
+            duration = time.perf_counter() - started
+            record = self._record(step, duration, optimizer, scheduler)
+            self._background.submit(losses_N.astype(self._config.tokscale_loss_dtype), record)
 
-    def _write(self, loss_N: NDArray[np.float32], record: LossRecord) -> OSError | None:
-        try:
-            self._writer.write(loss_N.astype(self._config.tokscale_loss_dtype), record)
-        except OSError as error:
-            return error
-        return None
+    def before_checkpoint(self) -> None:
+        """Wait until the losses so far are on disk: a resumed job must not miss what came before.
+
+        An error is remembered for the next probe, where the ranks agree what to do about it.
+        """
+        self._background.wait()
+
+    def close(self) -> None:
+        """Wait for the last losses, say so if they are lost, and give the directory back.
+
+        This rank alone; no other need be alive.
+
+        Raises:
+            TokscaleError: losses could not be written and the job is to stop for that.
+        """
+        error = self._background.join()
+        self._writer.close()
+        if error:
+            self._is_active = False
+            message = self._unwritable(str(error))
+            if self._config.tokscale_on_write_error == "abort":
+                raise TokscaleError(message)
+            print(f"megatron-tokscale: {message}", file=sys.stderr, flush=True)
 
     def _record(self, step: int, duration: float, optimizer: Any, scheduler: Any) -> LossRecord:
         samples = int(self._args.consumed_train_samples)
@@ -131,34 +258,39 @@ class Prober:
             versions=", ".join(f"{name} {version}" for name, version in _versions().items()),
         )
 
-    def _stop_probing(self, error: OSError | None) -> None:
-        reason = f": {error}" if error else " (see the rank that writes)"
-        message = f"losses cannot be written to {self._writer.folder}{reason}"
+    def _unwritable(self, reason: str | None) -> str:
+        return f"losses cannot be written to {self._writer.folder}: {reason}"
+
+    def _stop_probing(self, reason: str | None) -> None:
+        """Follow --tokscale-on-write-error; all ranks come here together."""
+        message = self._unwritable(reason)
         if self._config.tokscale_on_write_error == "abort":
             raise TokscaleError(message)
         self._is_active = False
-        if error:
-            logger.error("tokscale: %s; NO MORE PROBES are taken", message)
         print_rank_0(f"tokscale: {message}; training goes on WITHOUT probes")
 
-    def _log(self, step: int, mean: float) -> None:
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        parts = [f"{name}: {value:.6E}" for name, value in metrics.items()]
         print_rank_last(
-            f" tokscale probe at step {step} | {self._probe_set.n_tokens} tokens"
-            f" | mean loss: {mean:.6E}"
+            f" tokscale probe at step {step} | {self._probe_set.n_tokens} tokens | "
+            + " | ".join(parts)
         )
         samples = self._args.consumed_train_samples
+        keyed = {f"tokscale/{name}": value for name, value in metrics.items()}
         if writer := global_vars.get_tensorboard_writer():
-            writer.add_scalar("tokscale/probe loss", mean, step)
-            writer.add_scalar("tokscale/probe loss vs samples", mean, samples)
+            for key, value in keyed.items():
+                writer.add_scalar(key, value, step)
+                writer.add_scalar(f"{key} vs samples", value, samples)
         if wandb := global_vars.get_wandb_writer():
-            wandb.log({"tokscale/probe loss": mean}, step)
+            wandb.log(keyed, step)
 
     def _run_info(self, optimizer: Any) -> dict[str, Any]:
         args = self._args
-        group: dict[str, Any] = next(iter(optimizer.param_groups), {})
+        groups: list[dict[str, Any]] = list(optimizer.param_groups) if optimizer else []
+        group = next(iter(groups), {})
         return {
             "probe_fingerprint": self._probe_set.fingerprint,
-            "schedule": self._config.tokscale_schedule,
+            "schedule": self._schedule.spec,
             "model": _model_info(args),
             "layout": {
                 "world_size": args.world_size,
@@ -176,7 +308,7 @@ class Prober:
                 "train_iters": args.train_iters,
             },
             "learning_rate": {
-                "peak": float(group.get("max_lr") or args.lr),
+                "peak": group.get("max_lr") or args.lr,
                 "minimum": args.min_lr,
                 "decay_style": args.lr_decay_style,
                 "decay_iters": args.lr_decay_iters,
@@ -213,6 +345,12 @@ def _model_info(args: Namespace) -> dict[str, Any]:
     }
 
 
+def _tokenizer_of_text(args: Namespace) -> Any:
+    """Megatron's tokenizer, if it stands for a text."""
+    is_null = str(args.tokenizer_type).startswith("Null")
+    return None if is_null else global_vars.get_tokenizer()
+
+
 def _versions() -> dict[str, str]:
     return {
         name: importlib.metadata.version(name)
@@ -227,10 +365,3 @@ def _is_installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _sum_over_ranks(*values: float) -> list[float]:
-    """Sum over all ranks, so that all decide alike."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=torch.cuda.current_device())
-    torch.distributed.all_reduce(tensor)
-    return tensor.tolist()

@@ -1,0 +1,88 @@
+"""What a probe says at once: mean losses per dataset, bits per byte, how many tokens fell.
+
+Shapes: N watched tokens, D datasets of the probe set, V values of one probe.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.probe import ProbeSet
+
+Values = NDArray[np.float64]
+
+
+class Metrics:
+    """Computes a probe's metrics on the rank that has its losses, and names them on every rank.
+
+    They are, as V values in one array: the mean loss (nats) over all tokens and per dataset, the
+    same in bits per byte of text, and the share of tokens that fell by more than a threshold since
+    the last probe. A value that is not known is NaN, and has no name.
+    """
+
+    def __init__(self, probe_set: ProbeSet, fall_threshold: float, tokenizer: Any = None):
+        """`tokenizer`, where given, turns ids into text (Megatron's `detokenize`)."""
+        self._probe_set = probe_set
+        self._threshold = fall_threshold
+        self._bytes_D = bytes_per_dataset(probe_set, tokenizer)
+        domains = [""] + [f"/{domain}" for domain in probe_set.domains]
+        self._names = [
+            *(f"probe loss{domain}" for domain in domains),
+            *(f"probe bits per byte{domain}" for domain in domains),
+            f"share of tokens fallen by {fall_threshold:g} nats",
+        ]
+
+    @property
+    def n_values(self) -> int:
+        """Number of values V."""
+        return len(self._names)
+
+    def measure(
+        self, loss_N: NDArray[np.float32], previous_N: NDArray[np.float32] | None
+    ) -> Values:
+        """Compute the V values from the losses (nats) and those of the probe before, if any."""
+        domain_N = self._probe_set.domain_N
+        n_domains = len(self._probe_set.domains)
+        nats_D = np.bincount(domain_N, loss_N.astype(np.float64), n_domains)
+        count_D = np.bincount(domain_N, minlength=n_domains)
+        nats = np.array([nats_D.sum(), *nats_D])
+        count = np.array([count_D.sum(), *count_D])
+        n_bytes = np.array([self._bytes_D.sum(), *self._bytes_D])
+        fallen = math.nan
+        if previous_N is not None:
+            fallen = float(np.mean(previous_N - loss_N > self._threshold))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.array([*(nats / count), *(nats / math.log(2) / n_bytes), fallen])
+
+    def named(self, values_V: Values) -> dict[str, float]:
+        """Map names to the values that are known."""
+        pairs = zip(self._names, values_V.tolist(), strict=True)
+        return {name: value for name, value in pairs if not math.isnan(value)}
+
+
+def bytes_per_dataset(probe_set: ProbeSet, tokenizer: Any) -> Values:
+    """UTF-8 bytes of the watched tokens' text, by dataset; NaN where the tokenizer gives no text.
+
+    Each sequence is taken with the token before it, less that token's own text, so that a space
+    stripped at the start of a text does not count. Characters cut by the ends of a sequence make
+    it exact to some bytes per sequence.
+    """
+    n_bytes_D = np.zeros(len(probe_set.domains))
+    for row in range(probe_set.n_sequences):
+        context = [int(probe_set.tokens_BS[row, 0])]
+        watched = probe_set.labels_BS[row][probe_set.mask_BS[row]].tolist()
+        n_bytes = _text_bytes(tokenizer, context + watched) - _text_bytes(tokenizer, context)
+        if math.isnan(n_bytes):
+            return np.full_like(n_bytes_D, np.nan)
+        n_bytes_D[probe_set.domain_BS[row, 0]] += n_bytes
+    return n_bytes_D
+
+
+def _text_bytes(tokenizer: Any, ids: list[int]) -> float:
+    try:
+        text = tokenizer.detokenize(ids)
+    except (AttributeError, NotImplementedError, TypeError):
+        return math.nan
+    return len(text.encode("utf-8", errors="replace")) if isinstance(text, str) else math.nan

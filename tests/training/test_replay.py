@@ -1,0 +1,69 @@
+"""A run that never had the plugin, analysed from its checkpoints."""
+
+import shutil
+
+import pytest
+from jobs import Corpus, run_alone, run_job
+from numpy.testing import assert_allclose, assert_array_equal
+
+from megatron_tokscale.store import Run
+
+pytestmark = pytest.mark.megatron
+
+CHECKPOINTS = ("--ckpt-format", "torch_dist", "--save-interval", "3", "--train-iters", "9")
+LAYOUT = ("--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2")
+
+
+@pytest.fixture(scope="module")
+def plain(corpus: Corpus, tmp_path_factory):
+    """Checkpoints of a job without the plugin, and the losses that a probed twin of it records."""
+    folder = tmp_path_factory.mktemp("plain")
+    run_job(corpus, 1, *CHECKPOINTS, "--save", str(folder / "plain"))
+    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "checkpoints")
+    run_job(corpus, 1, *CHECKPOINTS, *probe, "--save", str(folder / "twin"))
+    return folder / "plain", Run.open(folder / "twin")
+
+
+def replay(corpus, folder, n_processes, *extra):
+    flags = ("--ckpt-format", "torch_dist", "--train-iters", "9", "--lr", "1")
+    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-replay", str(folder))
+    return run_job(corpus, n_processes, *flags, *probe, *extra)
+
+
+def test_replayed_losses_are_those_of_the_probed_twin(corpus, plain, tmp_path):
+    folder, twin = plain
+    before = sorted(folder.rglob("*"))
+    replay(corpus, folder, 1, "--tokscale-dir", str(tmp_path))
+    assert sorted(folder.rglob("*")) == before
+    run = Run.open(tmp_path)
+    assert run.step_K.tolist() == twin.step_K.tolist() == [3, 6, 9]
+    assert_array_equal(run.read_losses(), twin.read_losses())
+    for time in ("tokens", "lr-sum"):
+        assert_allclose(run.x_K(time), twin.x_K(time), rtol=1e-12)
+    assert run.info["is_replay"] and not twin.info["is_replay"]
+    assert run.info["learning_rate"] == twin.info["learning_rate"]
+
+
+def test_a_replay_in_another_layout_goes_on_where_it_was_stopped(corpus, plain, tmp_path):
+    folder, twin = plain
+    shutil.copytree(folder, tmp_path / "saved")
+    replay(corpus, tmp_path / "saved", 1, "--tokscale-schedule", "list:6")
+    run = Run.open(tmp_path / "saved")
+    assert run.step_K.tolist() == [6]
+    times = run.path / "tokscale/losses/step_00000006.safetensors"
+    written = times.stat().st_mtime_ns
+    output = replay(corpus, tmp_path / "saved", 4, *LAYOUT)
+    assert "replay of 2 of the 3 checkpoints" in output
+    assert times.stat().st_mtime_ns == written
+    run = Run.open(tmp_path / "saved")
+    assert run.step_K.tolist() == [3, 6, 9]
+    assert_allclose(run.read_losses(), twin.read_losses(), rtol=0, atol=1e-5)
+
+
+def test_a_folder_without_checkpoints_gets_one_line(corpus, tmp_path):
+    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-replay", str(tmp_path))
+    job = run_alone(corpus, *probe, "--train-iters", "2")
+    assert job.returncode == 2
+    assert job.stderr.count("megatron-tokscale:") == 1
+    assert "no checkpoints there" in job.stderr
+    assert list(tmp_path.iterdir()) == []
