@@ -1,8 +1,9 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 # Python >= 3.12 is found by itself; to choose one: make PYTHON=/path/to/python3.12 ...
 
-.PHONY: demo quick test lint env clean
+.PHONY: demo quick test soak lint env clean
 BIN := .venv/bin
+OVERLAYS := $(addprefix .venv/overlays/megatron-core-,$(shell cat tests/old-megatron.txt))
 export PYTHON
 
 demo: env
@@ -14,13 +15,16 @@ quick: env
 test: env
 	$(BIN)/python -m pytest
 
+soak: env
+	$(BIN)/python tests/soak.py --kills 100 --folder soak-run
+
 lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-env: .venv/ready
+env: .venv/ready $(OVERLAYS)
 
 .venv/ready: pyproject.toml constraints.txt
 	@python=$$(tools/find-python) && echo "making .venv with $$python (5 GB with torch, some minutes)" \
@@ -28,5 +32,12 @@ env: .venv/ready
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# Older Megatrons over the same torch: the tests put one of these folders first on PYTHONPATH.
+.venv/overlays/megatron-core-%: | .venv/ready
+	@rm -rf $@.part
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@.part \
+		megatron-core==$*
+	@mv $@.part $@
+
 clean:
-	rm -rf .venv demo-run demo-run-quick
+	rm -rf .venv demo-run demo-run-quick soak-run

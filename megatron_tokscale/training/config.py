@@ -75,8 +75,11 @@ def config_from_args(args: Namespace) -> TokscaleConfig:
     """Read the flags back from Megatron's parsed arguments.
 
     Raises:
-        TokscaleError: a flag is given that does nothing without another one.
+        TokscaleError: a flag is given that does nothing without another one, or the flags are not
+            among the arguments: Megatron drops the command line for --yaml-cfg.
     """
+    if not hasattr(args, "tokscale_probe_set"):
+        raise TokscaleError("--yaml-cfg makes Megatron ignore the --tokscale flags; drop either")
     config = TokscaleConfig(
         **{field.name: getattr(args, field.name) for field in fields(TokscaleConfig)}
     )

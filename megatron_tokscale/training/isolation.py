@@ -1,10 +1,11 @@
 """What a probe must leave as it was, so that training goes on to the bit as if there were none."""
 
 import hashlib
+import inspect
 import random
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -73,14 +74,22 @@ def synced_parameters(model: Sequence[Any], optimizer: Any, args: Namespace) -> 
     if not training.should_disable_forward_pre_hook(args):
         yield
     elif all(chunk.remove_forward_pre_hook_handles for chunk in model):
-        training.disable_forward_pre_hook(model, optimizer)
+        _sync(training.disable_forward_pre_hook, model, optimizer)
         try:
             yield
         finally:
             training.enable_forward_pre_hook(model)
     else:
-        training.force_param_sync(model, optimizer)
+        _sync(training.force_param_sync, model, optimizer)
         yield
+
+
+def _sync(function: Callable[..., Any], model: Sequence[Any], optimizer: Any) -> None:
+    """Call one of Megatron's helpers, which take the optimizer from 0.19 on."""
+    if "optimizer" in inspect.signature(function).parameters:
+        function(model, optimizer=optimizer)
+    else:
+        function(model)
 
 
 @contextmanager

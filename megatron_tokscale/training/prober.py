@@ -1,7 +1,6 @@
 """When a probe is due, take it, write it, log it: the state of the probe in a training job."""
 
 import gc
-import importlib.metadata
 import sys
 import time
 from argparse import Namespace
@@ -15,6 +14,7 @@ from megatron.core.num_microbatches_calculator import get_current_global_batch_s
 from megatron.training import get_timers, global_vars, print_rank_0, print_rank_last
 from numpy.typing import NDArray
 
+from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.probe import Moment, ProbeSet, Schedule
 from megatron_tokscale.store import BackgroundWriter, LossRecord, RunWriter
@@ -24,7 +24,8 @@ from megatron_tokscale.training.config import DEFAULT_SCHEDULE, TokscaleConfig, 
 from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
 from megatron_tokscale.training.metrics import Metrics
 from megatron_tokscale.training.ranks import first_of_all_ranks, sum_over_ranks
-from megatron_tokscale.training.support import check_probe
+from megatron_tokscale.training.support import check_probe, probe_set_misfits, raise_first
+from megatron_tokscale.training.versions import find_megatron
 
 _TIMER = "tokscale-probe"
 
@@ -46,7 +47,12 @@ class Prober:
         self._schedule = Schedule.parse(config.tokscale_schedule or default)
         self._verifies = config.tokscale_verify_isolation and not config.tokscale_replay
         self._probe_set = ProbeSet.load(Path(config.tokscale_probe_set))
-        _check_fit(self._probe_set, config.tokscale_probe_set, args)
+        vocab_size = args.vocab_size or global_vars.get_tokenizer().vocab_size
+        raise_first(
+            probe_set_misfits(
+                self._probe_set, config.tokscale_probe_set, args.seq_length, vocab_size
+            )
+        )
         self._writer = RunWriter(run_directory(config, args))
         self._writer.check(self._probe_set, _model_info(args))
         self._background = BackgroundWriter(self._writer)
@@ -319,20 +325,6 @@ class Prober:
         }
 
 
-def _check_fit(probe_set: ProbeSet, path: str, args: Namespace) -> None:
-    if probe_set.seq_length != args.seq_length:
-        raise TokscaleError(
-            f"probe set {path} has sequences of {probe_set.seq_length} tokens, the job trains on "
-            f"--seq-length {args.seq_length}; build a probe set for that length"
-        )
-    vocab_size = args.vocab_size or global_vars.get_tokenizer().vocab_size
-    if probe_set.vocab_size != vocab_size:
-        raise TokscaleError(
-            f"probe set {path} is for a vocabulary of {probe_set.vocab_size}, the job has "
-            f"{vocab_size}; build a probe set with the job's tokenizer"
-        )
-
-
 def _model_info(args: Namespace) -> dict[str, Any]:
     """What stays the same when a run is resumed in another layout."""
     return {
@@ -352,16 +344,9 @@ def _tokenizer_of_text(args: Namespace) -> Any:
 
 
 def _versions() -> dict[str, str]:
+    megatron = find_megatron()
     return {
-        name: importlib.metadata.version(name)
-        for name in ("megatron-tokscale", "megatron-core", "torch")
-        if _is_installed(name)
+        "megatron-tokscale": __version__,
+        "megatron-core": megatron.version if megatron else "of unknown version",
+        "torch": str(torch.__version__),
     }
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -19,7 +19,7 @@ from megatron_tokscale.data import (
 from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.training.config import config_from_args, run_directory
-from megatron_tokscale.training.support import check_plan
+from megatron_tokscale.training.support import check_plan, plan_misfits, raise_first
 
 
 def load_plan(path: str, args: Namespace) -> Plan:
@@ -30,11 +30,7 @@ def load_plan(path: str, args: Namespace) -> Plan:
     """
     check_plan(args)
     plan = Plan.load(Path(path))
-    if plan.seq_length != args.seq_length:
-        raise TokscaleError(
-            f"plan {path} is for sequence length {plan.seq_length}, the job has --seq-length "
-            f"{args.seq_length}; make a plan for this job"
-        )
+    raise_first(plan_misfits(plan, path, args.seq_length))
     return plan
 
 

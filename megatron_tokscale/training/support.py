@@ -1,47 +1,150 @@
-"""What the plugin refuses, and why: better no number than a wrong one."""
+"""What the plugin refuses, and why: better no number than a wrong one.
 
+Read in the sources of megatron-core 0.17.1, 0.18.2, 0.19.2 and main (August 2026). Not refused,
+since it is safe: `--cuda-graph-impl transformer_engine` replays graphs in training only, a batch
+size that ramps up keeps the microbatch, `--reset-position-ids` has nothing to reset in windows of
+one document, `--logits-load-dir` changes the loss function and not the losses. Where experts drop
+tokens (`--moe-expert-capacity-factor`) a token's loss depends on the microbatch around it; that is
+always the same part of the probe set, so losses compare within a run of one micro-batch size.
+"""
+
+import inspect
 from argparse import Namespace
+from typing import NamedTuple
 
+from megatron_tokscale.data import Plan
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.probe import ProbeSet
 
-# Megatron argument -> (values it may have, its flag, why other values are refused)
-_PROBE_NEEDS: dict[str, tuple[tuple[object, ...], str, str]] = {
-    "sft": ((False,), "--sft", "packed fine-tuning batches are not sequences of the probe set"),
-    "dataloader_inter_document_masking": (
-        (False,),
-        "--dataloader-inter-document-masking",
-        "the probe set is not packed",
+
+class Refusal(NamedTuple):
+    """A flag of Megatron that is refused: however it is turned on, or only with `values`."""
+
+    flag: str
+    reason: str
+    values: tuple[str, ...] = ()
+
+    def applies(self, args: Namespace) -> bool:
+        """Whether `args` has the flag so."""
+        value = getattr(args, self.flag.removeprefix("--").replace("-", "_"), None)
+        if self.values:
+            return value in self.values
+        return value is not None and value is not False
+
+
+_GRAPHS = "a captured training step would be replayed, dropout and all"
+_PACKED = "its batches are packed, and the probe set's are not"
+_RANDOM_ROUTING = "it routes at random, so the losses would be noise"
+_UNVERIFIED = "its isolation is not verified"
+_YAML = "Megatron then ignores the command line, and the --tokscale flags with it"
+
+_REFUSED_FOR_PROBE = (
+    Refusal("--cuda-graph-impl", _GRAPHS, ("local", "full_iteration")),
+    Refusal("--enable-cuda-graph", _GRAPHS),
+    Refusal("--use-megatron-fsdp", _UNVERIFIED),
+    Refusal("--use-torch-fsdp2", _UNVERIFIED),
+    Refusal("--sft", _PACKED),
+    Refusal("--dataloader-inter-document-masking", _PACKED),
+    Refusal("--hybrid-context-parallel", "its batches have another layout"),
+    Refusal("--perform-rl-step", "the probe is for pre-training"),
+    Refusal("--vision-pretraining", "the probe is for language models"),
+    Refusal("--position-embedding-type", "the probe set is text alone", ("mrope",)),
+    Refusal("--logits-save-dir", "it puts zeros in the place of the losses"),
+    Refusal("--moe-router-force-load-balancing", _RANDOM_ROUTING),
+    Refusal("--moe-router-force-biased", _RANDOM_ROUTING),
+    Refusal("--moe-expert-rank-capacity-factor", "its overflow handling wraps the forward pass"),
+    Refusal("--moe-routing-trace-path", "the trace would record the probe's tokens too"),
+    Refusal("--qk-clip", "the probe's attention logits would enter the next step's clipping"),
+    Refusal(
+        "--fine-grained-activation-offloading",
+        "it plans what to offload from the passes that it sees, a probe among them",
     ),
-    "hybrid_context_parallel": (
-        (False,),
-        "--hybrid-context-parallel",
-        "its batches have another layout",
-    ),
-    "perform_rl_step": ((False,), "--perform-rl-step", "the probe is for pre-training"),
-    "use_megatron_fsdp": ((False,), "--use-megatron-fsdp", "its isolation is not verified"),
-    "use_torch_fsdp2": ((False,), "--use-torch-fsdp2", "its isolation is not verified"),
-    "moe_router_force_load_balancing": (
-        (False,),
-        "--moe-router-force-load-balancing",
-        "its random routing makes the losses noise",
-    ),
-    "moe_expert_rank_capacity_factor": (
-        (None,),
-        "--moe-expert-rank-capacity-factor",
-        "its overflow handling wraps the forward pass",
-    ),
-    "cuda_graph_impl": (
-        ("none", "transformer_engine", None),
-        "--cuda-graph-impl",
-        "a captured training graph would be replayed, dropout and all",
-    ),
-    "logits_load_dir": ((None,), "--logits-load-dir", "distillation replaces the loss"),
-    "fp8_recipe": (
-        ("tensorwise", "blockwise", "mxfp8", "custom", None),
-        "--fp8-recipe delayed",
-        "the probe would leave its amax in the scaling history",
-    ),
-}
+    Refusal("--fake-process-group", "no losses can be gathered through it"),
+    Refusal("--yaml-cfg", _YAML),
+)
+
+_REFUSED_FOR_PLAN = (
+    Refusal("--mock-data", "there are no documents to choose among"),
+    Refusal("--fim-data", "its samples are made while they are read"),
+    Refusal("--sft", "its samples are packed while they are read"),
+    Refusal("--perform-rl-step", "its samples are rollouts"),
+    Refusal("--hybrid-context-parallel", "its sampler orders the samples by length"),
+    Refusal("--dataloader-fast-cache-load", "the plan builds a cache of its own"),
+    Refusal("--yaml-cfg", _YAML),
+)
+
+
+def probe_refusals(args: Namespace) -> list[str]:
+    """All settings under which a probe would disturb training or give wrong losses.
+
+    Args:
+        args: Megatron's arguments, validated by it or not.
+    """
+    found = _refusals("the probe", _REFUSED_FOR_PROBE, args)
+    decoder_length = getattr(args, "decoder_seq_length", None)
+    if decoder_length not in (None, args.seq_length):
+        found.append(
+            f"the probe does not support --decoder-seq-length {decoder_length} beside --seq-length "
+            f"{args.seq_length}: it is for decoder-only models"
+        )
+    if _stages_parameters_among_gradients(args):
+        found.append(
+            "the probe does not support --reuse-grad-buf-for-mxfp8-param-ag with "
+            "--overlap-param-gather in this Megatron: its forced gather, before 0.19, takes "
+            "gradients for parameters"
+        )
+    return found
+
+
+def plan_refusals(args: Namespace) -> list[str]:
+    """All settings under which a data plan cannot be followed.
+
+    Args:
+        args: Megatron's arguments, validated by it or not.
+    """
+    found = _refusals("--tokscale-plan", _REFUSED_FOR_PLAN, args)
+    if args.dataloader_type not in (None, "single"):
+        found.append(
+            f"--tokscale-plan needs --dataloader-type single, not {args.dataloader_type}: only "
+            "then is sample k the k-th sample of the job"
+        )
+    if getattr(args, "phase_transition_iterations", None):
+        found.append(
+            "--tokscale-plan replaces --phase-transition-iterations: put the change into the plan"
+        )
+    return found
+
+
+def probe_set_misfits(
+    probe_set: ProbeSet, path: str, seq_length: int, vocab_size: int | None
+) -> list[str]:
+    """Why the probe set in `path` is not for a job of this sequence length and vocabulary.
+
+    Args:
+        vocab_size: of the job's tokenizer, without padding; None if it is not known.
+    """
+    found = []
+    if probe_set.seq_length != seq_length:
+        found.append(
+            f"probe set {path} has sequences of {probe_set.seq_length} tokens, the job trains on "
+            f"--seq-length {seq_length}; build a probe set for that length"
+        )
+    if vocab_size is not None and probe_set.vocab_size != vocab_size:
+        found.append(
+            f"probe set {path} is for a vocabulary of {probe_set.vocab_size}, the job has "
+            f"{vocab_size}; build a probe set with the job's tokenizer"
+        )
+    return found
+
+
+def plan_misfits(plan: Plan, path: str, seq_length: int) -> list[str]:
+    """Why the plan in `path` is not for a job of this sequence length."""
+    if plan.seq_length == seq_length:
+        return []
+    return [
+        f"plan {path} is for sequence length {plan.seq_length}, the job has --seq-length "
+        f"{seq_length}; make a plan for this job"
+    ]
 
 
 def check_probe(args: Namespace) -> None:
@@ -50,11 +153,7 @@ def check_probe(args: Namespace) -> None:
     Raises:
         TokscaleError: naming the flag and the reason.
     """
-    for name, (allowed, flag, reason) in _PROBE_NEEDS.items():
-        if name == "fp8_recipe" and not getattr(args, "fp8", None):
-            continue
-        if getattr(args, name, allowed[0]) not in allowed:
-            raise TokscaleError(f"the probe does not support {flag}: {reason}")
+    raise_first(probe_refusals(args))
 
 
 def check_plan(args: Namespace) -> None:
@@ -63,20 +162,42 @@ def check_plan(args: Namespace) -> None:
     Raises:
         TokscaleError: naming the flag and the reason.
     """
-    if args.dataloader_type not in (None, "single"):
-        raise TokscaleError(
-            f"--tokscale-plan needs --dataloader-type single, not {args.dataloader_type}: only "
-            "then is sample k the k-th sample of the job"
-        )
-    if getattr(args, "phase_transition_iterations", None):
-        raise TokscaleError(
-            "--tokscale-plan replaces --phase-transition-iterations: put the change into the plan"
-        )
-    for name, flag in (
-        ("mock_data", "--mock-data"),
-        ("fim_data", "--fim-data"),
-        ("sft", "--sft"),
-        ("dataloader_fast_cache_load", "--dataloader-fast-cache-load"),
-    ):
-        if getattr(args, name, False):
-            raise TokscaleError(f"--tokscale-plan does not support {flag}")
+    raise_first(plan_refusals(args))
+
+
+def raise_first(refusals: list[str]) -> None:
+    """Refuse, if there is anything to refuse.
+
+    Raises:
+        TokscaleError: with the first of the refusals.
+    """
+    if refusals:
+        raise TokscaleError(refusals[0])
+
+
+def _refusals(what: str, table: tuple[Refusal, ...], args: Namespace) -> list[str]:
+    return [
+        f"{what} does not support {' '.join([refusal.flag, *_value(refusal, args)])}: "
+        f"{refusal.reason}"
+        for refusal in table
+        if refusal.applies(args)
+    ]
+
+
+def _value(refusal: Refusal, args: Namespace) -> list[str]:
+    """The value to name beside the flag, where not every value is refused."""
+    name = refusal.flag.removeprefix("--").replace("-", "_")
+    return [str(getattr(args, name))] if refusal.values else []
+
+
+def _stages_parameters_among_gradients(args: Namespace) -> bool:
+    """Whether a forced parameter gather reads a buffer that holds gradients at that moment.
+
+    From 0.19 on Megatron puts the parameters there first, if it is given the optimizer.
+    """
+    names = ("reuse_grad_buf_for_mxfp8_param_ag", "overlap_param_gather")
+    if not all(getattr(args, name, False) for name in names):
+        return False
+    from megatron.training import training
+
+    return "optimizer" not in inspect.signature(training.force_param_sync).parameters

@@ -22,7 +22,7 @@ def test_flags_are_parsed_into_plain_values():
     parser = ArgumentParser()
     add_arguments(parser)
     args = parser.parse_args(["--tokscale-probe-set", "p", "--tokscale-verify-isolation"])
-    assert {type(value) for value in vars(args).values()} <= {str, bool, type(None)}
+    assert {type(value) for value in vars(args).values()} <= {str, bool, float, type(None)}
     assert config_from_args(args) == TokscaleConfig(
         tokscale_probe_set="p", tokscale_verify_isolation=True
     )

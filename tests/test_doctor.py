@@ -1,0 +1,195 @@
+"""The doctor says what is there, and every reason for which a job would be refused."""
+
+import importlib.metadata
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from jobs import SEQ_LENGTH, VOCAB_SIZE, Corpus, job_environment, job_flags
+from runs import plain_probe_set, write_run
+
+from megatron_tokscale import cli, doctor
+from megatron_tokscale.training.plugin import HOOKS
+
+
+@pytest.fixture(autouse=True)
+def _keep_path(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture
+def examine(capsys):
+    """Run the doctor; its exit code, and its findings by state."""
+
+    def run(*words):
+        code = 0
+        try:
+            doctor.main(["--", *words] if words else [])
+        except SystemExit as exit_:
+            code = exit_.code
+        found = {}
+        for line in capsys.readouterr().out.splitlines():
+            if line.startswith("  "):
+                state, _, text = line.strip().partition("  ")
+                found.setdefault(state, []).append(text.strip())
+        return code, found
+
+    return run
+
+
+@pytest.fixture
+def flags(corpus: Corpus, tmp_path):
+    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-dir", str(tmp_path / "run"))
+    return job_flags(corpus, *probe)
+
+
+def test_it_says_what_is_installed_and_finds_all_hooks(capsys):
+    cli.main(["doctor"])
+    output = capsys.readouterr().out
+    version = importlib.metadata.version
+    assert f"torch               {version('torch')}" in output
+    assert f"megatron-core       {version('megatron-core')}, wheel in " in output
+    assert "with megatron.training\n" in output
+    assert f"numpy {version('numpy')}, scipy {version('scipy')}" in output
+    assert output.count("\n  found ") == len(HOOKS)
+    assert "MISSING" not in output
+    assert "\njob\n" not in output
+    assert output.endswith("nothing is wrong\n")
+
+
+def test_a_good_job_passes(examine, flags, corpus, tmp_path):
+    code, found = examine(*flags)
+    assert code == 0
+    assert "REFUSED" not in found
+    assert len(found["ok"]) == 3
+    assert any(f"{corpus.probe_set} fits: 7" in text for text in found["ok"])
+    assert found["not checked"] == [
+        "Megatron's own validation of its flags, which needs the job's processes and devices"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+BAD = {
+    "--seq-length 64": f"sequences of {SEQ_LENGTH} tokens, the job trains on --seq-length 64",
+    "--vocab-size 300": f"a vocabulary of {VOCAB_SIZE}, the job has 300",
+    "--cuda-graph-impl local": "does not support --cuda-graph-impl local",
+    "--sft": "the probe does not support --sft",
+    "--tokscale-schedule log:8": "cannot read 'log:8'",
+    "--tokscale-plan nowhere.json": "cannot read nowhere.json",
+    "--dataloader-type cyclic": "needs --dataloader-type single, not cyclic",
+    "--tokscale-probeset x": "there is no flag --tokscale-probeset",
+}
+
+
+def test_a_bad_job_hears_every_reason(examine, flags, tmp_path):
+    code, found = examine(*flags, *shlex.split(" ".join(BAD)))
+    assert code == 2
+    for reason in BAD.values():
+        assert sum(reason in text for text in found["REFUSED"]) == 1, reason
+    sft_under_a_plan = 1
+    assert len(found["REFUSED"]) == len(BAD) + sft_under_a_plan
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--num-layers four", "argument --num-layers: invalid int value: 'four'"),
+        ("--attention-backend four", "KeyError('four')"),
+        ("--tokscale-loss-dtype int8", "argument --tokscale-loss-dtype: invalid choice: 'int8'"),
+    ],
+)
+def test_flags_that_cannot_be_read_get_one_line(examine, flags, words, reason):
+    code, found = examine(*flags, *words.split())
+    assert code == 2
+    assert len(found["REFUSED"]) == 1
+    assert reason in found["REFUSED"][0]
+
+
+def test_flags_without_effect_and_without_a_place(examine, corpus):
+    code, found = examine("--seq-length", "32", "--tokscale-verify-isolation")
+    assert code == 2
+    assert "does nothing without --tokscale-probe-set" in found["REFUSED"][0]
+    code, found = examine(
+        *("--seq-length", "32", "--vocab-size", "255"),
+        *("--tokscale-probe-set", str(corpus.probe_set)),
+    )
+    assert code == 2
+    assert found["REFUSED"] == ["there is no place for the losses; give --tokscale-dir or --save"]
+
+
+def test_what_only_the_job_can_tell_is_said(examine, flags, corpus):
+    at = flags.index("--vocab-size")
+    del flags[at : at + 2]
+    flags.remove("--tokscale-cpu")
+    code, found = examine("mine/pretrain_gpt.py", *flags, "--flag-of-mine", "3")
+    assert code == 0
+    unchecked = " | ".join(found["not checked"])
+    assert "the tokenizer cannot be built here" in unchecked
+    assert "this machine has none, and --tokscale-cpu is not given" in unchecked
+    assert "--flag-of-mine: not among this Megatron's flags" in unchecked
+
+
+def test_a_directory_of_another_run_is_refused(examine, flags, tmp_path):
+    other = plain_probe_set(16)
+    write_run(tmp_path / "run", [0, 1], np.ones((16, 2)), other)
+    code, found = examine(*flags)
+    assert code == 2
+    assert len(found["REFUSED"]) == 1
+    assert f"holds losses of probe set {other.fingerprint}" in found["REFUSED"][0]
+
+
+@pytest.mark.parametrize(("name", "code"), [("train", 2), ("training_log", 0)])
+def test_a_missing_hook_is_named(examine, flags, monkeypatch, name, code):
+    from megatron.training import training
+
+    monkeypatch.delattr(training, name)
+    found_code, found = examine(*flags)
+    assert found_code == code
+    assert len(found["MISSING"]) == 1
+    assert f"megatron.training.training.{name}: " in found["MISSING"][0]
+
+
+def without_megatron(*words):
+    code = (
+        "import sys\n"
+        "sys.modules['megatron'] = None\n"
+        "from megatron_tokscale.doctor import main\n"
+        f"main({list(words)!r})\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_a_machine_without_megatron_is_good_for_an_analysis():
+    result = without_megatron()
+    assert result.returncode == 0
+    assert "megatron-core       not installed: enough for an analysis" in result.stdout
+    result = without_megatron("--", "--num-layers", "2")
+    assert result.returncode == 2
+    assert "the flags, while a hook is missing" in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("folder", "says"),
+    [("auth", "another project of that name"), ("optimizers", "NVIDIA's, without CUDA extensions")],
+)
+def test_two_projects_are_called_apex(tmp_path, monkeypatch, folder, says):
+    (tmp_path / "apex" / folder).mkdir(parents=True)
+    (tmp_path / "apex/__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "apex", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert says in doctor._apex()
+
+
+def test_a_checkout_of_megatron_stands_before_the_wheel(tmp_path):
+    core = tmp_path / "megatron/core"
+    core.mkdir(parents=True)
+    (core / "__init__.py").write_text("raise ImportError('looked at, not imported')")
+    (core / "package_info.py").write_text("__version__ = '0.99.0+abcdef0'")
+    code = "from megatron_tokscale.training.versions import find_megatron; print(*find_megatron())"
+    environment = job_environment() | {"PYTHONPATH": str(tmp_path)}
+    found = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert found.split() == ["0.99.0+abcdef0", str(core), "False"]
