@@ -1,0 +1,134 @@
+#!/bin/bash
+# A 6B model on 300B tokens, TP4 x PP4, watched by a probe of a million held-out tokens. Run it on
+# every node, with NODE_RANK set (under Slurm: srun --ntasks-per-node 1 examples/train_6b.sh ...).
+#
+#   MEGATRON=Megatron-LM TOKENIZER=tokenizer NODE_RANK=0 MASTER_ADDR=node0 \
+#       examples/train_6b.sh RUN WEIGHT PREFIX [WEIGHT PREFIX ...]
+#
+# ACTION=build makes the probe set, ACTION=plan tells what the probes will cost, ACTION=doctor says
+# what would be refused: each once, on any machine that sees the files. ACTION=train (the default)
+# trains; started again it resumes. ACTION=replay probes the checkpoints of a run that is over.
+
+set -euo pipefail
+
+RUN=${1:?usage: $0 RUN WEIGHT PREFIX ...}
+shift
+DATA=("$@")
+ACTION=${ACTION:-train}
+PROBE=${PROBE:-$RUN/probe.safetensors}
+VOCAB_SIZE=${VOCAB_SIZE:-128256}
+EOD=${EOD:-128001}
+SPLIT=969,30,1
+
+GPUS_PER_NODE=${GPUS_PER_NODE:-8}
+NUM_NODES=${NUM_NODES:-16}
+GLOBAL_BATCH=1024
+SEQ_LENGTH=4096
+STEPS=71525
+
+export CUDA_DEVICE_MAX_CONNECTIONS=1
+
+DISTRIBUTED_ARGS=(
+    --nproc_per_node $GPUS_PER_NODE
+    --nnodes $NUM_NODES
+    --node_rank ${NODE_RANK:-${SLURM_NODEID:-0}}
+    --master_addr ${MASTER_ADDR:-localhost}
+    --master_port ${MASTER_PORT:-6000}
+)
+
+SHAPE_ARGS=(
+    --num-layers 32
+    --hidden-size 4096
+    --ffn-hidden-size 10240
+    --num-attention-heads 32
+    --num-query-groups 8
+    --swiglu
+    --seq-length $SEQ_LENGTH
+)
+
+MODEL_ARGS=(
+    "${SHAPE_ARGS[@]}"
+    --group-query-attention
+    --max-position-embeddings $SEQ_LENGTH
+    --position-embedding-type rope
+    --rotary-base 500000
+    --normalization RMSNorm
+    --disable-bias-linear
+    --untie-embeddings-and-output-weights
+    --attention-dropout 0.0
+    --hidden-dropout 0.0
+)
+
+TRAINING_ARGS=(
+    --micro-batch-size 2
+    --global-batch-size $GLOBAL_BATCH
+    --train-iters $STEPS
+    --lr 3e-4
+    --min-lr 3e-5
+    --lr-decay-style cosine
+    --lr-warmup-iters 2000
+    --weight-decay 0.1
+    --clip-grad 1.0
+    --adam-beta2 0.95
+    --bf16
+)
+
+MODEL_PARALLEL_ARGS=(
+    --tensor-model-parallel-size 4
+    --pipeline-model-parallel-size 4
+    --sequence-parallel
+    --use-distributed-optimizer
+    --overlap-grad-reduce
+    --overlap-param-gather
+)
+
+DATA_ARGS=(
+    --data-path "${DATA[@]}"
+    --split $SPLIT
+    --tokenizer-type HuggingFaceTokenizer
+    --tokenizer-model "${TOKENIZER:-tokenizer}"
+    --dataloader-type single
+)
+
+SAVING_AND_LOGGING_ARGS=(
+    --save "$RUN"
+    --load "$RUN"
+    --save-interval 500
+    --eval-interval 1000
+    --eval-iters 10
+    --log-interval 10
+    --tensorboard-dir "$RUN/tensorboard"
+    --exit-signal-handler
+)
+
+TOKSCALE_ARGS=(
+    --tokscale-probe-set "$PROBE"
+    --tokscale-schedule log:per-octave=12+last
+    --tokscale-probe-at-exit
+)
+
+SCRIPT=${MEGATRON:-Megatron-LM}/pretrain_gpt.py
+JOB=(
+    "$SCRIPT" "${MODEL_ARGS[@]}" "${TRAINING_ARGS[@]}" "${MODEL_PARALLEL_ARGS[@]}"
+    "${DATA_ARGS[@]}" "${SAVING_AND_LOGGING_ARGS[@]}" "${TOKSCALE_ARGS[@]}"
+)
+
+case $ACTION in
+build)
+    megatron-tokscale probe build --data-path "${DATA[@]}" --split $SPLIT --seq-length $SEQ_LENGTH \
+        --vocab-size "$VOCAB_SIZE" --eod "$EOD" --tokens 1000000 --report-duplicates --out "$PROBE"
+    ;;
+plan)
+    megatron-tokscale probe plan --probe-set "$PROBE" "${SHAPE_ARGS[@]}" --vocab-size "$VOCAB_SIZE" \
+        --global-batch-size $GLOBAL_BATCH --train-iters $STEPS --schedule log:per-octave=12+last
+    ;;
+doctor) megatron-tokscale doctor -- "${JOB[@]}" ;;
+train) torchrun "${DISTRIBUTED_ARGS[@]}" -m megatron_tokscale.run "${JOB[@]}" ;;
+replay)
+    torchrun "${DISTRIBUTED_ARGS[@]}" -m megatron_tokscale.run "${JOB[@]}" --tokscale-replay "$RUN"
+    ;;
+*)
+    echo "$0: ACTION is build, plan, doctor, train or replay, not $ACTION" >&2
+    exit 2
+    ;;
+esac
