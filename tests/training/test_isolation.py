@@ -1,80 +1,90 @@
-"""A probed training is the unprobed training, to the bit."""
+"""What a forward step does in a probe is undone, or stops the job; and the tests would see it."""
 
-import numpy as np
 import pytest
 import torch
-from jobs import Corpus, run_job
+from checkpoints import checkpoint_differences
+from jobs import Corpus, job_flags, run_forked
 
 from megatron_tokscale.store import Run
 
 pytestmark = pytest.mark.megatron
 
-LAYOUTS = {
-    "TP2 x PP2": (4, ("--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2")),
-    "DP2, sharded optimizer, overlapped gather": (
-        2,
-        ("--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"),
-    ),
-    "EP2 mixture of experts with input jitter": (
-        2,
-        (
-            *("--num-experts", "4", "--expert-model-parallel-size", "2", "--moe-router-topk", "2"),
-            *("--moe-input-jitter-eps", "0.01", "--moe-aux-loss-coeff", "0.01"),
-            *("--moe-router-load-balancing-type", "aux_loss"),
-        ),
-    ),
+# In evaluation, before the forward step of `pretrain` is called.
+SCRIPT = """
+import random
+import numpy as np
+import torch
+from megatron_tokscale import pretrain
+
+forward_step = pretrain.forward_step
+
+def meddling_forward_step(iterator, model):
+    if not model.training:
+        {meddle}
+    return forward_step(iterator, model)
+
+pretrain.forward_step = meddling_forward_step
+pretrain.main()
+"""
+
+
+def train(corpus: Corpus, run, *flags, meddle="pass"):
+    script = run.with_suffix(".py")
+    script.write_text(SCRIPT.format(meddle=meddle))
+    save = ("--save", str(run), "--save-interval", "4", "--train-iters", "4")
+    run_forked(1, str(script), *job_flags(corpus, *save, *flags))
+    return run
+
+
+def probe(corpus: Corpus):
+    probe_set = ("--tokscale-probe-set", str(corpus.probe_set))
+    return (*probe_set, "--tokscale-schedule", "list:0,1,3", "--tokscale-verify-isolation")
+
+
+@pytest.fixture(scope="module")
+def untouched(corpus, tmp_path_factory):
+    return train(corpus, tmp_path_factory.mktemp("runs") / "untouched")
+
+
+UNDONE = {
+    "draws": "random.random(), np.random.rand(), torch.rand(1)",
+    "seeds": "random.seed(1), np.random.seed(1), torch.manual_seed(1)",
+    "modes": "model.module.embedding.train(), model.module.decoder.layers[0].train()",
 }
 
 
-def differences(left, right, where=""):
-    """Paths at which two checkpoint contents differ, but for the arguments they were made with."""
-    if isinstance(left, dict):
-        keys = (set(left) | set(right)) - {"args"}
-        return [
-            d for key in keys for d in differences(left.get(key), right.get(key), f"{where}/{key}")
-        ]
-    if isinstance(left, list | tuple):
-        same_length = len(left) == len(right)
-        pairs = enumerate(zip(left, right, strict=True)) if same_length else []
-        inner = [d for i, (a, b) in pairs for d in differences(a, b, f"{where}[{i}]")]
-        return inner if same_length else [where]
-    if torch.is_tensor(left):
-        return [] if torch.is_tensor(right) and torch.equal(left, right) else [where]
-    if isinstance(left, np.ndarray):
-        return [] if np.array_equal(left, right) else [where]
-    return [] if type(left) is type(right) and repr(left) == repr(right) else [where]
+@pytest.mark.parametrize("meddle", UNDONE)
+def test_a_forward_step_that_meddles_is_undone(corpus, tmp_path, untouched, meddle):
+    run = train(corpus, tmp_path / "run", *probe(corpus), meddle=UNDONE[meddle])
+    assert Run.open(run).step_K.tolist() == [0, 1, 3]
+    assert checkpoint_differences(run, untouched) == []
 
 
-def checkpoint_differences(left, right):
-    names = [path.relative_to(left) for path in left.glob("iter_*/**/*.pt")]
-    assert names
-    return [
-        difference
-        for name in names
-        for difference in differences(
-            torch.load(left / name, weights_only=False),
-            torch.load(right / name, weights_only=False),
-            str(name),
-        )
-    ]
+def test_a_forward_step_that_changes_a_weight_stops_the_job(corpus, tmp_path):
+    meddle = "next(model.parameters()).data.flatten()[0] += 1e-3"
+    with pytest.raises(AssertionError, match="the probe at step 0 changed parameters"):
+        train(corpus, tmp_path / "run", *probe(corpus), meddle=meddle)
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_probes_leave_no_trace_in_the_training(corpus: Corpus, tmp_path, name):
-    n_processes, layout = LAYOUTS[name]
-    flags = (*layout, "--train-iters", "6", "--save-interval", "6")
-    probe = (
-        "--tokscale-probe-set",
-        str(corpus.probe_set),
-        "--tokscale-schedule",
-        "linear:2+list:1",
-    )
-    run_job(corpus, n_processes, *flags, "--save", str(tmp_path / "without"))
-    run_job(
-        corpus,
-        n_processes,
-        *(*flags, "--save", str(tmp_path / "with")),
-        *(*probe, "--tokscale-verify-isolation"),
-    )
-    assert Run.open(tmp_path / "with").step_K.tolist() == [0, 1, 2, 4, 6]
-    assert checkpoint_differences(tmp_path / "without", tmp_path / "with") == []
+def write_checkpoint(run, **changed):
+    """A model, an optimizer and a generator of ones, but for what is changed."""
+    state = dict.fromkeys(("model", "optimizer", "generator"), torch.ones(3)) | changed
+    folder = run / "iter_0000004"
+    folder.mkdir(parents=True)
+    contents = {
+        "model": state["model"],
+        "optimizer": [{"exp_avg": state["optimizer"]}],
+        "generator": ("MT19937", state["generator"].numpy()),
+    }
+    torch.save(contents, folder / "model_optim_rng.pt")
+    return run
+
+
+@pytest.mark.parametrize("name", ["model", "optimizer", "generator"])
+def test_the_comparison_of_checkpoints_sees_one_bit(tmp_path, name):
+    ones, more = torch.ones(3), torch.tensor([1.0, 1.0, 1 + 2**-23])
+    left = write_checkpoint(tmp_path / "left")
+    assert checkpoint_differences(left, write_checkpoint(tmp_path / "same", **{name: ones})) == []
+    found = checkpoint_differences(left, write_checkpoint(tmp_path / "other", **{name: more}))
+    assert len(found) == 1
+    assert name in found[0]

@@ -1,56 +1,81 @@
 """No token changes its place on the way from the ranks to the writer, in any layout."""
 
+import json
+
 import numpy as np
 import pytest
+import torch
+from integer_losses import SEQ_LENGTH, SIZES, numbered_probe_set
+from jobs import TESTS, run_forked
 from numpy.testing import assert_array_equal
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.training.probe_pass import rows_of_this_rank, scatter_losses
+from megatron_tokscale.training.probe_pass import place_losses, rows_of_this_rank
 
-LENGTH = 8
+# Ranks, and the sizes of the layout; what the sizes leave is data-parallel.
+LAYOUTS = [
+    (1, {}),
+    (2, {"tp": 2}),
+    (3, {}),
+    (3, {"pp": 3, "vpp": 2}),
+    (4, {"pp": 4}),
+    (4, {"tp": 2, "pp": 2, "sp": True}),
+    (4, {"pp": 2, "vpp": 2}),
+    (4, {"pp": 2, "vpp": 3, "vpp_group": 4}),
+    (4, {"cp": 2}),
+    (4, {"cp": 4}),
+    (4, {"tp": 2, "cp": 2, "sp": True}),
+    (4, {"cp": 2, "pp": 2, "vpp": 2}),
+    (4, {"ep": 4}),
+    (4, {"tp": 2, "ep": 4, "etp": 1}),
+    (6, {"pp": 2, "vpp": 2}),
+    (6, {"pp": 2, "cp": 3}),
+    (6, {"tp": 2, "cp": 3}),
+    (8, {"tp": 2, "pp": 2, "cp": 2}),
+    (8, {"tp": 2, "pp": 2, "vpp": 2, "cp": 2, "sp": True}),
+    (8, {"tp": 2, "pp": 2, "order": "tp-cp-ep-pp-dp"}),
+    (8, {"pp": 2, "vpp": 2, "cp": 2, "ep": 2}),
+    (8, {"tp": 2, "cp": 2, "ep": 2, "etp": 2, "sp": True}),
+]
 
 
-def zigzag(length, rank, ranks):
-    """Positions of a context-parallel rank: chunks r and 2 cp - 1 - r, as Megatron cuts them."""
-    chunks = np.arange(length).reshape(2 * ranks, -1)
-    return np.concatenate([chunks[rank], chunks[2 * ranks - 1 - rank]])
+def in_words(layout):
+    ranks, sizes = layout
+    return " ".join([f"{ranks} ranks", *(f"{name}={size}" for name, size in sizes.items())])
 
 
-def gathered(n_sequences, micro_batch, dp, cp, multiple):
-    """What arrives at the writer if the loss of each token is its own number."""
-    losses, coordinates, rows = [], [], []
-    for dp_rank in range(dp):
-        rows_Mb = rows_of_this_rank(n_sequences, micro_batch, dp_rank, dp, multiple)
-        for cp_rank in range(cp):
-            columns = zigzag(LENGTH, cp_rank, cp) if cp > 1 else np.arange(LENGTH)
-            number = (rows_Mb % n_sequences)[..., None] * LENGTH + columns
-            losses.append(number.astype(np.float32))
-            coordinates.append(np.broadcast_to(columns + 1, number.shape).astype(np.float32))
-            rows.append(rows_Mb.astype(np.int32))
-    return np.stack(losses), np.stack(coordinates), np.stack(rows)
-
-
-@pytest.mark.parametrize("n_sequences", [1, 5, 12, 31])
-@pytest.mark.parametrize("micro_batch", [1, 2, 4])
-@pytest.mark.parametrize("dp", [1, 2, 3])
-@pytest.mark.parametrize("cp", [1, 2])
-@pytest.mark.parametrize("multiple", [1, 2, 4])
-def test_integers_as_losses_come_back_in_order(n_sequences, micro_batch, dp, cp, multiple):
-    found = scatter_losses(
-        *gathered(n_sequences, micro_batch, dp, cp, multiple), n_sequences, LENGTH
+@pytest.mark.megatron
+@pytest.mark.parametrize("layout", LAYOUTS, ids=in_words)
+def test_integers_as_losses_come_back_in_order(layout, tmp_path):
+    ranks, sizes = layout
+    run_forked(
+        ranks, str(TESTS / "integer_losses.py"), str(tmp_path / "found.pt"), json.dumps(sizes)
     )
-    assert_array_equal(found, np.arange(n_sequences * LENGTH).reshape(n_sequences, LENGTH))
+    found = torch.load(tmp_path / "found.pt")
+    assert list(found) == list(SIZES)
+    n_chunks = sizes.get("pp", 1) * sizes.get("vpp", 1)
+    for (n_sequences, _), loss_N in found.items():
+        numbers = np.arange(n_sequences * SEQ_LENGTH)
+        assert_array_equal(loss_N, numbers[numbers % 3 > 0] + n_chunks)
 
 
-def test_all_ranks_agree_on_the_number_of_microbatches():
-    counts = {len(rows_of_this_rank(31, 2, rank, 3, 4)) for rank in range(3)}
-    assert counts == {8}
+@pytest.mark.parametrize(("n_sequences", "multiple"), [(1, 1), (31, 4), (32, 2)])
+def test_every_sequence_is_in_one_place_of_one_rank(n_sequences, multiple):
+    rows = [rows_of_this_rank(n_sequences, 2, rank, 3, multiple) for rank in range(3)]
+    assert len({len(rows_Mb) for rows_Mb in rows}) == 1
+    assert len(rows[0]) % multiple == 0
+    assert sorted(np.concatenate(rows).flatten()) == list(range(np.size(rows)))
 
 
-@pytest.mark.parametrize("spoil", [0, 1, 99, -3])
-def test_a_mask_that_was_not_passed_through_is_noticed(spoil):
-    losses, coordinates, rows = gathered(5, 2, 1, 1, 1)
-    coordinates = coordinates.copy()
-    coordinates[0, 0, 0, 3] = spoil
+@pytest.mark.parametrize("column", [-1, 1, SEQ_LENGTH, 99, SEQ_LENGTH - 1])
+def test_a_mask_that_was_not_passed_through_is_noticed(column):
+    probe_set = numbered_probe_set(2)
+    columns_S = torch.arange(float(SEQ_LENGTH))
+    losses = torch.arange(2.0 * SEQ_LENGTH)
+    message = torch.cat([losses, columns_S, torch.zeros(1)])
+    shape = (1, 2, SEQ_LENGTH)
+    watched = losses[losses % 3 > 0]
+    assert_array_equal(place_losses(message[None], shape, 1, probe_set), watched)
+    message[len(losses)] = column
     with pytest.raises(TokscaleError, match="loss_mask"):
-        scatter_losses(losses, coordinates, rows, 5, LENGTH)
+        place_losses(message[None], shape, 1, probe_set)

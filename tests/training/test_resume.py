@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+from checkpoints import checkpoint_differences
 from jobs import Corpus, kill_job_at, run_job
 from numpy.testing import assert_array_equal
-from test_isolation import checkpoint_differences
 
 from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum
 from megatron_tokscale.indexed import IndexedTokens
