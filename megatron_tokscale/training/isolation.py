@@ -132,17 +132,21 @@ def _no_schedule_timers(model: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def _no_router_jitter(model: Sequence[Any]) -> Iterator[None]:
-    """Turn off MoE input jitter, which Megatron applies in eval mode too."""
-    config = get_model_config(model[0])
-    jitter = getattr(config, "moe_input_jitter_eps", None)
-    if jitter is None:
-        yield
-        return
-    config.moe_input_jitter_eps = None
+    """Turn off MoE input jitter, which Megatron applies in eval mode too.
+
+    Under virtual pipelining each chunk may have a config of its own.
+    """
+    modules = [module for chunk in model for module in chunk.modules()]
+    found: list[Any] = [module.config for module in modules if hasattr(module, "config")]
+    configs = {id(config): config for config in found if hasattr(config, "moe_input_jitter_eps")}
+    jitters = [(config, config.moe_input_jitter_eps) for config in configs.values()]
+    for config, _ in jitters:
+        config.moe_input_jitter_eps = None
     try:
         yield
     finally:
-        config.moe_input_jitter_eps = jitter
+        for config, jitter in jitters:
+            config.moe_input_jitter_eps = jitter
 
 
 @contextmanager

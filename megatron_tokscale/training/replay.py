@@ -17,6 +17,7 @@ from megatron.training import checkpointing, get_args, print_rank_0, training
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.training.prober import Prober
+from megatron_tokscale.training.ranks import first_of_all_ranks
 
 _FOLDER = re.compile(r"iter_(\d{7,})")
 # What the learning rate's schedule was: taken from the checkpoint, not from this job's flags.
@@ -69,7 +70,8 @@ def replay(
     """Take the probe of every checkpoint in `folder` that the run directory does not have yet.
 
     Raises:
-        TokscaleError: no checkpoint is on the schedule, or see `Prober.take`.
+        TokscaleError: no checkpoint is on the schedule, one does not hold all weights, or see
+            `Prober.take`.
     """
     saved = saved_steps(Path(folder))
     wanted = [step for step in saved if prober.is_on_schedule(step, is_last=step == saved[-1])]
@@ -97,6 +99,7 @@ def _load(folder: str, step: int, model: Sequence[Any]) -> tuple[Any, Any]:
     args = get_args()
     args.load, args.ckpt_step = folder, step
     args.consumed_train_samples = args.consumed_valid_samples = 0
+    _spoil(model)
     checkpoint_args: list[Namespace] = []
     check = checkpointing.check_checkpoint_args
 
@@ -113,9 +116,28 @@ def _load(folder: str, step: int, model: Sequence[Any]) -> tuple[Any, Any]:
         raise TokscaleError(
             f"the checkpoint of step {step} in {folder} says it is of step {loaded}"
         )
+    if message := first_of_all_ranks(_unloaded(model)):
+        raise TokscaleError(f"checkpoint {step} in {folder} does not hold {message}")
     if not checkpoint_args:
         return SimpleNamespace(param_groups=[]), None
     return _learning_rate_of(checkpoint_args[0])
+
+
+def _spoil(model: Sequence[Any]) -> None:
+    """Fill the parameters with NaN: Megatron leaves out in silence what it does not find."""
+    for chunk in model:
+        for parameter in chunk.parameters():
+            if type(parameter.data) is torch.Tensor:
+                parameter.data.fill_(torch.nan)
+
+
+def _unloaded(model: Sequence[Any]) -> str | None:
+    """Name a parameter that is still spoilt."""
+    for chunk in model:
+        for name, parameter in chunk.named_parameters():
+            if type(parameter.data) is torch.Tensor and bool(parameter.isnan().any()):
+                return f"(whole) the parameter {name}; is --ckpt-format that of the checkpoint?"
+    return None
 
 
 def _learning_rate_of(saved: Namespace) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from jobs import Corpus, run_alone, run_job
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -58,6 +59,21 @@ def test_a_replay_in_another_layout_goes_on_where_it_was_stopped(corpus, plain, 
     run = Run.open(tmp_path / "saved")
     assert run.step_K.tolist() == [3, 6, 9]
     assert_allclose(run.read_losses(), twin.read_losses(), rtol=0, atol=1e-5)
+
+
+def test_weights_that_are_not_loaded_are_named():
+    """Megatron leaves out in silence what it does not find, e.g. a chunk of a virtual pipeline."""
+    from megatron_tokscale.training.replay import _spoil, _unloaded
+
+    saved = torch.nn.Linear(3, 2)
+    chunks = [torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.Linear(3, 2))]
+    _spoil(chunks)
+    chunks[0].load_state_dict(saved.state_dict())
+    assert "the parameter 0.weight" in _unloaded(chunks)
+    chunks[1][0].load_state_dict({"weight": saved.weight}, strict=False)
+    assert "the parameter 0.bias" in _unloaded(chunks)
+    chunks[1][0].load_state_dict(saved.state_dict())
+    assert _unloaded(chunks) is None
 
 
 def test_a_folder_without_checkpoints_gets_one_line(corpus, tmp_path):
