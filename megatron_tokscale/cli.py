@@ -243,9 +243,9 @@ def _sequences_of_budget(arguments: Arguments) -> int:
 
 
 def _schedule(arguments: Arguments) -> "ProbeSchedule":
-    from megatron_tokscale.probe import Schedule
+    from megatron_tokscale.probe import DEFAULT_SCHEDULE, Schedule
 
-    return Schedule.parse(arguments.schedule or "log:per-octave=8")
+    return Schedule.parse(arguments.schedule or DEFAULT_SCHEDULE)
 
 
 def _batch(arguments: Arguments) -> "Batch":

@@ -1,6 +1,6 @@
 """The probe set (which tokens are watched), the schedule (on which steps), and what they cost."""
 
 from megatron_tokscale.probe.probe_set import ProbeSet
-from megatron_tokscale.probe.schedule import Moment, Schedule
+from megatron_tokscale.probe.schedule import DEFAULT_SCHEDULE, Moment, Schedule
 
-__all__ = ["Moment", "ProbeSet", "Schedule"]
+__all__ = ["DEFAULT_SCHEDULE", "Moment", "ProbeSet", "Schedule"]

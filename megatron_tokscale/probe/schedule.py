@@ -13,6 +13,7 @@ from itertools import count, takewhile
 
 from megatron_tokscale.errors import TokscaleError
 
+DEFAULT_SCHEDULE = "log:per-octave=8"
 _FORMS = (
     "log:per-octave=8, linear:500, list:0,10,100, each also in consumed tokens as in "
     "tokens:linear:2e9, or first, last, checkpoints, or several joined by '+'"
@@ -87,7 +88,7 @@ class Schedule:
     - `tokens:` before one of these: the same in consumed training tokens; due after the first
       step that reaches the point. Numbers may be written like 2e9 or 2.5e9.
     - `first`: step 0 of a fresh run.
-    - `last`: the final step of the job, whatever it is.
+    - `last`: the job's planned last step, its train-iters.
     - `checkpoints`: every step after which the job saves a checkpoint.
     """
 

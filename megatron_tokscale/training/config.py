@@ -16,7 +16,6 @@ _FOR_THE_PROBE = {
     "tokscale_verify_isolation",
     "tokscale_replay",
 }
-DEFAULT_SCHEDULE = "log:per-octave=8"
 
 
 @dataclass(frozen=True, kw_only=True)

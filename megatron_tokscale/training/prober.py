@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.probe import Moment, ProbeSet, Schedule
+from megatron_tokscale.probe import DEFAULT_SCHEDULE, Moment, ProbeSet, Schedule
 from megatron_tokscale.store import BackgroundWriter, LossRecord, RunWriter
 from megatron_tokscale.training import probe_pass
 from megatron_tokscale.training.clock import LearningRateSum, learning_rate
-from megatron_tokscale.training.config import DEFAULT_SCHEDULE, TokscaleConfig, run_directory
+from megatron_tokscale.training.config import TokscaleConfig, run_directory
 from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
 from megatron_tokscale.training.metrics import Metrics
 from megatron_tokscale.training.ranks import first_of_all_ranks, sum_over_ranks
@@ -81,7 +81,7 @@ class Prober:
 
         Args:
             forward_step: the user's forward step.
-            optimizer: for the record of the learning rate's schedule; None in a replay.
+            optimizer: for the record of the learning rate's schedule.
             resume_step: where training goes on; None in a replay, which abandons no losses.
 
         Raises:
@@ -245,7 +245,7 @@ class Prober:
         if error:
             self._is_active = False
             message = self._unwritable(str(error))
-            if self._config.tokscale_on_write_error == "abort":
+            if self._stops_on_write_error:
                 raise TokscaleError(message)
             print(f"megatron-tokscale: {message}", file=sys.stderr, flush=True)
 
@@ -264,13 +264,19 @@ class Prober:
             versions=", ".join(f"{name} {version}" for name, version in _versions().items()),
         )
 
+    @property
+    def _stops_on_write_error(self) -> bool:
+        """A replay has nothing to go on with."""
+        is_replay = self._config.tokscale_replay is not None
+        return is_replay or self._config.tokscale_on_write_error == "abort"
+
     def _unwritable(self, reason: str | None) -> str:
         return f"losses cannot be written to {self._writer.folder}: {reason}"
 
     def _stop_probing(self, reason: str | None) -> None:
         """Follow --tokscale-on-write-error; all ranks come here together."""
         message = self._unwritable(reason)
-        if self._config.tokscale_on_write_error == "abort":
+        if self._stops_on_write_error:
             raise TokscaleError(message)
         self._is_active = False
         print_rank_0(f"tokscale: {message}; training goes on WITHOUT probes")
@@ -292,8 +298,7 @@ class Prober:
 
     def _run_info(self, optimizer: Any) -> dict[str, Any]:
         args = self._args
-        groups: list[dict[str, Any]] = list(optimizer.param_groups) if optimizer else []
-        group = next(iter(groups), {})
+        group: dict[str, Any] = next(iter(optimizer.param_groups), {})
         return {
             "probe_fingerprint": self._probe_set.fingerprint,
             "schedule": self._schedule.spec,

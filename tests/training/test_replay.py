@@ -83,3 +83,14 @@ def test_a_folder_without_checkpoints_gets_one_line(corpus, tmp_path):
     assert job.stderr.count("megatron-tokscale:") == 1
     assert "no checkpoints there" in job.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replay_that_cannot_write_stops_with_one_line(corpus, plain, tmp_path):
+    (tmp_path / "tokscale").mkdir()
+    (tmp_path / "tokscale" / "losses").write_text("in the way")
+    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-replay", str(plain[0]))
+    flags = (*probe, "--tokscale-dir", str(tmp_path), "--train-iters", "9")
+    job = run_alone(corpus, *flags, "--ckpt-format", "torch_dist")
+    assert job.returncode == 2
+    assert job.stderr.count("megatron-tokscale: losses cannot be written") == 1
+    assert "tokscale probe at step" not in job.stdout
