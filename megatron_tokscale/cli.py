@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -302,6 +303,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Fit every watched token, by blocks; a fit that was stopped goes on where it was. In "
+        "several processes: torchrun --nnodes M --nproc-per-node N -m megatron_tokscale.cli fit RUN"
+    )
     _add_run(parser)
     parser.add_argument(
         "--time",
@@ -309,19 +314,32 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         default="step",
         help="training time in optimizer steps, consumed tokens, or the sum of learning rates",
     )
-    parser.add_argument("--device", help="where to compute, e.g. cuda (default: cpu)")
+    parser.add_argument(
+        "--device",
+        help="where to compute; 'cuda' is every process's own GPU (default: cpu)",
+    )
     parser.set_defaults(verb=_fit)
 
 
 def _fit(arguments: Arguments) -> None:
     from megatron_tokscale.fit import fit_run
     from megatron_tokscale.fit.describe import describe_fit
+    from megatron_tokscale.fit.parts import Ranks
     from megatron_tokscale.store import Run
 
-    run = Run.open(arguments.run)
-    progress = Progress("fit", run.n_tokens, "tokens")
-    summary = fit_run(run, time=arguments.time, device=arguments.device, progress=progress)
-    print(describe_fit(summary))
+    # What is left to fit is known at the first call.
+    bar = cache(lambda total: Progress("fit", total, "tokens"))
+    with Ranks.joined() as ranks:
+        run = ranks.together(lambda: Run.open(arguments.run))
+        summary = fit_run(
+            run,
+            time=arguments.time,
+            device=arguments.device,
+            progress=lambda done, total: bar(total)(done),
+            ranks=ranks,
+        )
+    if ranks.leads:
+        print(describe_fit(summary))
 
 
 def _add_spectrum(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""The time axis of a fit: the probes' x, and the box a midpoint and a width may lie in.
+"""The axis of a fit: the probes' x, and the box a midpoint and a width may lie in.
 
 Shapes: K probe steps.
 """
@@ -13,6 +13,19 @@ from megatron_tokscale.errors import TokscaleError
 
 MIN_PROBES = 5
 _FAR = 1000.0
+
+
+@dataclass(frozen=True)
+class WidthPrior:
+    """What is known of the widths before the losses: ln w is normal.
+
+    Attributes:
+        median: median width w, in units of x.
+        spread: standard deviation of ln w; 0 holds every width at the median.
+    """
+
+    median: float
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,14 +105,17 @@ class Axis:
         return self.closest / 20, self.span
 
     @property
-    def placed_K(self) -> NDArray[np.float64]:
-        """x_K with step 0 at a finite place so far left that s = 1 and s' = 0 to the last bit."""
-        return np.where(np.isfinite(self.x_K), self.x_K, self.low - _FAR * self.span)
+    def timed_K(self) -> NDArray[np.bool_]:
+        """Which probes have a finite x."""
+        return np.isfinite(self.x_K)
 
     @property
-    def clamped_K(self) -> NDArray[np.float64]:
-        """x_K with step 0 at the first finite probe, for models straight in x."""
-        return np.maximum(self.x_K, self.low)
+    def unit_K(self) -> NDArray[np.float64]:
+        """x_K in units of the probed range: 0 at the first finite probe, 1 at the last.
+
+        Step 0 is at a finite place so far left that s = 1 and s' = 0 to the last bit.
+        """
+        return np.where(np.isfinite(self.x_K), (self.x_K - self.low) / self.span, -_FAR)
 
     def as_metadata(self) -> list[Any]:
         """x_K as plain JSON values: null stands for -inf."""

@@ -1,225 +1,403 @@
 """One block of tokens through grid, refinement, errors and classes.
 
-Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters.
+Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters, L = 1 + M linear
+ones, C cells.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from megatron_tokscale.fit import classes, varpro
-from megatron_tokscale.fit.axis import Axis
+from megatron_tokscale.fit import classes, noise, varpro
+from megatron_tokscale.fit.axis import MIN_PROBES, Axis
 from megatron_tokscale.fit.grid import Grid
+from megatron_tokscale.fit.noise import Residuals
 from megatron_tokscale.fit.table import FitStatus, SigmoidFits, TokenClass
-from megatron_tokscale.fit.varpro import Search
+from megatron_tokscale.fit.varpro import Box, Search, Trajectories
 
-_SCOUT_STEPS, _STEPS, _SLOW_STEPS = 4, 12, 40
+_SCOUT_STEPS, _PAIR_STEPS = 2, 4
+_ROUNDS = (2, 4, 8, 16, 24)
+_RIVAL = 1.1
 _ROUNDING = 1e-6
 _INSIDE = 0.05
 _MIN_PLATEAU = 2
+_NAN = torch.nan
+
+Columns = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to fit; see `fit_sigmoids`.
+
+    Attributes:
+        known_below: a flat token with a mean loss below this many nats is flat-known.
+        white: whether the noise of successive probes is known to be independent.
+        chunk_tokens: tokens worked on at once.
+    """
+
+    known_below: float
+    white: bool
+    chunk_tokens: int
+
+
+def fit_block(axis: Axis, grid: Grid, loss_NK: Tensor, settings: Settings) -> SigmoidFits:
+    """Fit every token of a block."""
+    present_NK = loss_NK.isfinite()
+    whole_N = present_NK.all(dim=1)
+    timed_K = torch.tensor(axis.timed_K, device=loss_NK.device)
+    enough_N = present_NK.sum(dim=1) >= MIN_PROBES
+    enough_N &= (present_NK & timed_K).sum(dim=1) >= MIN_PROBES - 1
+    columns = _unfitted(loss_NK, present_NK)
+    for group_N in (whole_N, enough_N & ~whole_N):
+        index_N = group_N.nonzero()[:, 0]
+        if len(index_N):
+            weight_NK = None if group_N is whole_N else present_NK[index_N].to(torch.float32)
+            part = _fit_group(axis, grid, loss_NK[index_N], weight_NK, settings)
+            for name, value_N in part.items():
+                columns[name][index_N] = value_N.to(columns[name].dtype)
+    return SigmoidFits(axis.x_K, **{name: value.cpu().numpy() for name, value in columns.items()})
+
+
+def _unfitted(loss_NK: Tensor, present_NK: Tensor) -> Columns:
+    """The columns of tokens of which nothing is known but how many losses they have."""
+    codes = {
+        "class_N": (TokenClass.UNFITTED, torch.int8),
+        "runner_up_N": (TokenClass.UNFITTED, torch.int8),
+        "status_N": (FitStatus.NON_FINITE, torch.int8),
+        "n_probes_N": (0, torch.int32),
+    }
+    columns = {
+        name: loss_NK.new_full((len(loss_NK),), _NAN, dtype=torch.float32)
+        for name in SigmoidFits.columns()
+    }
+    for name, (value, dtype) in codes.items():
+        columns[name] = loss_NK.new_full((len(loss_NK),), int(value), dtype=dtype)
+    columns["n_probes_N"] += present_NK.sum(dim=1, dtype=torch.int32)
+    return columns
 
 
 @dataclass(frozen=True)
 class Losses:
-    """A block's losses, scaled so that the search knows no units.
+    """The losses of a group of tokens, scaled for the search.
 
     Attributes:
-        y_NK: losses less their mean, of unit variance; zero where there is nothing to fit.
+        data: losses less their mean, of unit variance; zero where there is nothing to fit.
         level_N: mean loss in nats.
         scale_N: standard deviation over the probes in nats.
         fall_N: first loss minus last, in nats.
-        finite_N: whether all losses are finite.
         moves_N: whether the losses differ by more than rounding.
     """
 
-    y_NK: Tensor
+    data: Trajectories
     level_N: Tensor
     scale_N: Tensor
     fall_N: Tensor
-    finite_N: Tensor
     moves_N: Tensor
 
     @staticmethod
-    def of(loss_NK: Tensor) -> "Losses":
-        """Scale losses in nats."""
-        loss_NK = loss_NK.double()
-        finite_N = loss_NK.isfinite().all(dim=1)
-        loss_NK = torch.where(finite_N[:, None], loss_NK, 0.0)
-        level_N = loss_NK.mean(dim=1)
-        y_NK = loss_NK - level_N[:, None]
-        scale_N = y_NK.square().mean(dim=1).sqrt()
-        moves_N = scale_N > _ROUNDING * loss_NK.abs().amax(dim=1)
+    def of(loss_NK: Tensor, x_K: Tensor, weight_NK: Tensor | None) -> "Losses":
+        """Scale losses in nats; `weight_NK` is 1 where there is one, 0 where it is missing."""
+        dtype = torch.float64 if loss_NK.dtype == torch.float64 else torch.float32
+        loss_KN = loss_NK.T.to(dtype).contiguous()
+        weight_KN = None if weight_NK is None else weight_NK.T.contiguous()
+        if weight_KN is None:
+            level_N = loss_KN.mean(dim=0)
+            y_KN = loss_KN - level_N
+            first_N, last_N = loss_KN[0], loss_KN[-1]
+            count: Tensor | int = len(loss_KN)
+        else:
+            count = weight_KN.sum(dim=0)
+            loss_KN = torch.where(weight_KN > 0, loss_KN, 0)
+            level_N = loss_KN.sum(dim=0) / count
+            y_KN = (loss_KN - level_N) * weight_KN
+            first = weight_KN.argmax(dim=0, keepdim=True)
+            last = len(weight_KN) - 1 - weight_KN.flip(0).argmax(dim=0, keepdim=True)
+            first_N, last_N = (loss_KN.gather(0, which)[0] for which in (first, last))
+        scale_N = (y_KN.square().sum(dim=0) / count).sqrt()
+        moves_N = scale_N > _ROUNDING * loss_KN.abs().amax(dim=0)
+        y_KN *= torch.where(moves_N, 1 / scale_N, 0)
         scale_N = torch.where(moves_N, scale_N, 1.0)
-        y_NK = torch.where(moves_N[:, None], y_NK / scale_N[:, None], 0.0)
-        return Losses(y_NK, level_N, scale_N, loss_NK[:, 0] - loss_NK[:, -1], finite_N, moves_N)
+        data = Trajectories(y_KN.float(), x_K, weight_KN)
+        return Losses(data, level_N, scale_N, first_N - last_N, moves_N)
 
 
-def fit_block(axis: Axis, grid: Grid, loss_NK: Tensor, known_below: float) -> SigmoidFits:
-    """Fit every token of a block; see `fit_sigmoids`."""
-    losses = Losses.of(loss_NK)
-    one = fit_one(grid, losses.y_NK)
-    onset_N, slope_N, ramp_sse_N = grid.ramp(losses.y_NK)
-    flat_sse_N = losses.y_NK.square().sum(dim=1)
-    sse_N = {"flat": flat_sse_N, "sigmoid": one.sse_N, "ramp": ramp_sse_N}
-    two = fit_two(grid, losses.y_NK, rivals=sse_N)
-    sse_N["two"] = torch.where(_is_two(axis, two), two.sse_N, torch.inf)
-    class_N, evidence_N = classes.choose(
-        sse_N, one.drop_NM[:, 0], losses.level_N, axis.n_probes, known_below
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    """Slices that cover `count` tokens; one empty slice if there are none."""
+    return (slice(start, start + size) for start in range(0, max(count, 1), size))
+
+
+def _fit_group(
+    axis: Axis,
+    grid: Grid,
+    loss_NK: Tensor,
+    weight_NK: Tensor | None,
+    settings: Settings,
+) -> Columns:
+    """Fit tokens that all have every loss, or that all miss some."""
+    losses = Losses.of(loss_NK, grid.x_K, weight_NK)
+    data, chunk_tokens = losses.data, settings.chunk_tokens
+    fixed_width = grid.box.width_is_fixed
+    one = fit_one(grid, data, chunk_tokens)
+    parts = list(_chunks(len(data), chunk_tokens))
+    looked = [_look_at(grid, data.tokens(part), one.tokens(part), settings.white) for part in parts]
+    found = {name: torch.cat([each[name] for each in looked], -1) for name in looked[0]}
+    sse = {
+        "flat": torch.where(losses.moves_N, data.count_N, 0),
+        "sigmoid": one.sse_N,
+        "ramp": found["ramp_sse_N"],
+    }
+    hopeful = classes.in_reach(
+        "two", one.sse_N - found["second_gain_N"], sse, data.count_N, fixed_width
+    ).nonzero()[:, 0]
+    two = fit_two(
+        grid, data.tokens(hopeful), one.tokens(hopeful), found["second_N"][hopeful], chunk_tokens
     )
-    class_N = torch.where(losses.finite_N, class_N, int(TokenClass.UNFITTED))
-    gradual_N = class_N == TokenClass.GRADUAL
-    two_step_N = class_N == TokenClass.TWO_STEP
-    status_N, columns = _one_columns(axis, grid, losses, one)
-    columns |= {
-        "level_N": (losses.level_N, losses.finite_N),
-        "fall_N": (losses.fall_N, losses.finite_N),
-        "evidence_N": (evidence_N, losses.finite_N),
-        "onset_N": (onset_N, gradual_N),
-        "slope_N": (slope_N * losses.scale_N, gradual_N),
-    } | {name: (each_N, two_step_N) for name, each_N in _two_columns(grid, losses, two).items()}
-    return SigmoidFits(
-        axis.x_K,
-        **{
-            name: torch.where(known_N, each_N, torch.nan).float().cpu().numpy()
-            for name, (each_N, known_N) in columns.items()
-        },
-        class_N=class_N.to(torch.int8).cpu().numpy(),
-        status_N=status_N.to(torch.int8).cpu().numpy(),
+    two_sse_N = torch.full_like(one.sse_N, torch.inf)
+    two_sse_N[hopeful] = torch.where(_is_two(grid, data.tokens(hopeful), two), two.sse_N, torch.inf)
+    two_se_JN, phi_N = two.sse_N.new_empty(7, len(hopeful)), found["phi_N"].clone()
+    for part in _chunks(len(hopeful), chunk_tokens):
+        part_data = data.tokens(hopeful[part])
+        residuals = Residuals.of(two.tokens(part), part_data, grid.box, settings.white)
+        two_se_JN[:, part] = noise.standard_errors(two.tokens(part), part_data, residuals)
+        phi_N[hopeful[part]] = torch.minimum(residuals.phi_N, phi_N[hopeful[part]])
+    class_N, runner_up_N, evidence_N = classes.choose(
+        sse | {"two": two_sse_N},
+        one.drop_MN[0],
+        losses.level_N,
+        data.count_N,
+        phi_N,
+        settings.known_below,
+        fixed_width,
     )
+    columns = {
+        "level_N": losses.level_N,
+        "fall_N": losses.fall_N,
+        "class_N": class_N,
+        "runner_up_N": runner_up_N,
+        "evidence_N": evidence_N,
+        "autocorrelation_N": found["phi_N"],
+        "n_probes_N": data.count_N,
+    }
+    columns |= _one_columns(axis, grid, losses, one, found)
+    columns |= _ramp_columns(axis, losses, found, class_N == TokenClass.GRADUAL)
+    of_two = class_N[hopeful] == TokenClass.TWO_STEP
+    which = of_two.nonzero()[:, 0]
+    for name, value_N in _two_columns(
+        axis, losses, hopeful[which], two.tokens(which), two_se_JN[:, which]
+    ).items():
+        columns[name] = torch.full_like(losses.level_N, _NAN)
+        columns[name][hopeful[which]] = value_N.to(columns[name].dtype)
+    return columns
 
 
-def fit_one(grid: Grid, y_NK: Tensor) -> Search:
-    """The best sigmoid: every band's best cell is refined a little, the best of them further.
+def settle(
+    theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box, chunk_tokens: int
+) -> Search:
+    """Descend from `theta_PN` to the bottom, a chunk at a time."""
+    parts = []
+    for part in _chunks(len(data), chunk_tokens):
+        few = data.tokens(part)
+        start = varpro.evaluate(theta_PN[:, part], linear_LN[:, part], few, box)
+        parts.append(varpro.descend(start, few, box, _SCOUT_STEPS))
+    return finish(parts, data, box, chunk_tokens)
 
-    The few tokens that have not converged by then get more steps, by themselves.
+
+def finish(parts: list[Search], data: Trajectories, box: Box, chunk_tokens: int) -> Search:
+    """Go on, from the states of the chunks, until the bottom.
+
+    In each round the tokens that have not converged are packed together: the few that need many
+    steps do not make the others take them.
     """
-    best: Search | None = None
-    for theta_NP in grid.starts(y_NK):
-        start = varpro.evaluate(theta_NP, y_NK, grid.x_K)
-        found = varpro.descend(start, y_NK, grid.x_K, grid.box, _SCOUT_STEPS)
-        best = found if best is None else best.where(best.sse_N <= found.sse_N, found)
-    assert best is not None
-    found = varpro.descend(best, y_NK, grid.x_K, grid.box, _STEPS)
-    slow = (~varpro.converged(found, grid.box)).nonzero()[:, 0]
-    more = varpro.descend(found.rows(slow), y_NK[slow], grid.x_K, grid.box, _SLOW_STEPS)
-    return found.put(slow, more)
+    search = Search.join(parts)
+    for steps in _ROUNDS:
+        slow = (~varpro.converged(search, box)).nonzero()[:, 0]
+        for part in _chunks(len(slow), chunk_tokens):
+            index_N = slow[part]
+            few = data.tokens(index_N)
+            search.put(index_N, varpro.descend(search.tokens(index_N), few, box, steps))
+    return search
 
 
-def fit_two(grid: Grid, y_NK: Tensor, rivals: dict[str, Tensor]) -> Search:
-    """Two sigmoids: the best pair of coarse cells, then all four parameters together.
+def fit_one(grid: Grid, data: Trajectories, chunk_tokens: int) -> Search:
+    """The best sigmoid: the best cell of all, refined.
 
-    Tokens that after a few steps are far from beating the simpler models (`rivals`: the SSE of
-    each) are left there.
+    Where the best cell of another band of widths comes within a tenth of the SSE reached, it is
+    refined as well: it may lead to a lower bottom.
     """
-    start = varpro.evaluate(grid.pair_start(y_NK), y_NK, grid.x_K)
-    scout = varpro.descend(start, y_NK, grid.x_K, grid.box, _SCOUT_STEPS)
-    hopeful = classes.in_reach("two", scout.sse_N, rivals, y_NK.shape[1]).nonzero()[:, 0]
-    y_hopeful = y_NK[hopeful]
-    found = varpro.descend(scout.rows(hopeful), y_hopeful, grid.x_K, grid.box, _STEPS)
-    return scout.put(hopeful, found)
+    started = [grid.starts(data.tokens(part)) for part in _chunks(len(data), chunk_tokens)]
+    theta_SPN = torch.stack(
+        [torch.cat([starts[s][0] for starts in started], 1) for s in range(len(grid.bands))]
+    )
+    cost_SN = torch.stack(
+        [torch.cat([starts[s][1] for starts in started]) for s in range(len(grid.bands))]
+    )
+    best_N = cost_SN.argmin(dim=0)
+    theta_PN = theta_SPN.gather(0, best_N.expand(1, 2, -1))[0]
+    search = settle(theta_PN, torch.zeros_like(theta_PN), data, grid.box, chunk_tokens)
+    rival_SN = cost_SN < _RIVAL * search.cost_N
+    rival_SN.scatter_(0, best_N[None], False)
+    start, index_N = rival_SN.nonzero().T
+    theta_PN = theta_SPN[start, :, index_N].T
+    few = data.tokens(index_N)
+    other = settle(theta_PN, torch.zeros_like(theta_PN), few, grid.box, chunk_tokens)
+    for s in range(len(theta_SPN)):
+        of_start = (start == s).nonzero()[:, 0]
+        better = of_start[other.cost_N[of_start] < search.cost_N[index_N[of_start]]]
+        search.put(index_N[better], other.tokens(better))
+    return search
 
 
-def _is_two(axis: Axis, two: Search) -> Tensor:
+def _look_at(grid: Grid, data: Trajectories, one: Search, white: bool) -> Columns:
+    """What else the losses and the residuals of the best sigmoid say, for one chunk of tokens."""
+    residuals = Residuals.of(one, data, grid.box, white)
+    second_N, second_gain_N = grid.second(residuals, data)
+    onset_N, slope_N, ramp_level_N, ramp_sse_N = grid.ramp(data)
+    s_KN, x_K1 = residuals.s_KN, data.x_K[:, None]
+    before_KN, after_KN = s_KN >= 1 - _INSIDE, s_KN <= _INSIDE
+    if data.weight_KN is not None:
+        after_KN &= data.weight_KN > 0
+    left_N = torch.where(before_KN, x_K1, -torch.inf).amax(dim=0)
+    right_N = torch.where(after_KN, x_K1, torch.inf).amin(dim=0)
+    inside_N = data.count_N - before_KN.sum(dim=0) - after_KN.sum(dim=0)
+    return {
+        "phi_N": residuals.phi_N,
+        "variance_N": residuals.variance_N,
+        "inside_N": inside_N,
+        "left_N": left_N,
+        "right_N": right_N,
+        "s_length_N": s_KN.square().sum(dim=0),
+        "s_sum_N": s_KN.sum(dim=0),
+        "se_JN": noise.standard_errors(one, data, residuals),
+        "second_N": second_N,
+        "second_gain_N": second_gain_N,
+        "onset_N": onset_N,
+        "slope_N": slope_N,
+        "ramp_level_N": ramp_level_N,
+        "ramp_sse_N": ramp_sse_N,
+    }
+
+
+def fit_two(
+    grid: Grid, data: Trajectories, one: Search, second_N: Tensor, chunk_tokens: int
+) -> Search:
+    """Two sigmoids, from two starts; after a few steps the better of them goes on.
+
+    One start is the best sigmoid and the cell that adds most to it, the other the best pair of
+    coarse cells: two steps that the best sigmoid takes for a single slow one, or down and up.
+    """
+    second_PN = grid.coarse_PC[:, second_N]
+    theta_PN = torch.stack([one.theta_PN[0], second_PN[0], one.theta_PN[1], second_PN[1]])
+    linear_LN = torch.cat([one.linear_LN, torch.zeros_like(one.linear_LN[:1])])
+    parts = []
+    for part in _chunks(len(data), chunk_tokens):
+        few = data.tokens(part)
+        added = varpro.evaluate(theta_PN[:, part], linear_LN[:, part], few, grid.box)
+        added = varpro.descend(added, few, grid.box, _PAIR_STEPS)
+        pair = varpro.evaluate(grid.pair(few), torch.zeros_like(linear_LN[:, part]), few, grid.box)
+        pair = varpro.descend(pair, few, grid.box, _PAIR_STEPS)
+        parts.append(added.where(added.cost_N <= pair.cost_N, pair))
+    return finish(parts, data, grid.box, chunk_tokens)
+
+
+def _is_two(grid: Grid, data: Trajectories, two: Search) -> Tensor:
     """Whether both midpoints are inside the probed range, with two probes or more between them.
 
     A single probe between two steps is an outlier, not a state of the token (our choice).
     """
-    midpoint_NM = two.theta_NP[:, :2]
-    x_K = torch.tensor(axis.placed_K, device=midpoint_NM.device)
-    before_NM = (x_K < midpoint_NM[..., None]).sum(dim=-1)
-    inside_NM = (midpoint_NM >= axis.low) & (midpoint_NM <= axis.high)
-    apart_N = (before_NM[:, 0] - before_NM[:, 1]).abs() >= _MIN_PLATEAU
-    return apart_N & inside_NM.all(dim=1)
+    midpoint_MN = two.theta_PN[:2]
+    before_MKN = grid.x_K[:, None] < midpoint_MN[:, None]
+    if data.weight_KN is not None:
+        before_MKN = before_MKN & (data.weight_KN > 0)
+    before_MN = before_MKN.sum(dim=1)
+    inside_MN = (midpoint_MN >= 0) & (midpoint_MN <= 1)
+    return ((before_MN[0] - before_MN[1]).abs() >= _MIN_PLATEAU) & inside_MN.all(dim=0)
 
 
-def _one_columns(
-    axis: Axis, grid: Grid, losses: Losses, one: Search
-) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """Status, and the columns of the one-sigmoid fit: each with where it is known.
+def _one_columns(axis: Axis, grid: Grid, losses: Losses, one: Search, found: Columns) -> Columns:
+    """Status, and the columns of the one-sigmoid fit.
 
     A constant token has a floor and no drop; where it would fall or how fast is not known.
+    With fewer than two probes where 0.05 < s < 0.95 neither c nor w is a smooth function of the
+    losses there: c is then uniform between the probes on either side (their distance over sqrt 12),
+    w has no error, and f and A have those of c and w held fixed.
     """
-    finite_N, fitted_N = losses.finite_N, losses.finite_N & losses.moves_N
-    se_N4, inside_N = _errors(axis, one, grid.x_K)
-    status_N = _status(axis, grid, one, inside_N)
-    floor_se_N, drop_se_N, midpoint_se_N, width_se_N = se_N4.unbind(dim=1)
-    trusted_N = fitted_N & (status_N != FitStatus.AT_BOUND)
-    status_N = torch.where(losses.moves_N, status_N, int(FitStatus.CONVERGED))
-    status_N = torch.where(finite_N, status_N, int(FitStatus.NON_FINITE))
-    drop_N = torch.where(losses.moves_N, one.drop_NM[:, 0] * losses.scale_N, 0.0)
-    mean_s_N = varpro.curves(one.theta_NP, grid.x_K)[0].mean(dim=(1, 2))
-    return status_N, {
-        "floor_N": (losses.level_N - drop_N * mean_s_N, finite_N),
-        "drop_N": (drop_N, finite_N),
-        "midpoint_N": (one.theta_NP[:, 0], fitted_N),
-        "width_N": (one.theta_NP[:, 1].exp(), fitted_N),
-        "floor_se_N": (floor_se_N * losses.scale_N, trusted_N),
-        "drop_se_N": (drop_se_N * losses.scale_N, trusted_N),
-        "midpoint_se_N": (midpoint_se_N, trusted_N),
-        "width_se_N": (width_se_N, trusted_N),
-        "sse_N": (one.sse_N * losses.scale_N.square(), finite_N),
-        "r2_N": (1 - one.sse_N / axis.n_probes, fitted_N),
-    }
-
-
-def _two_columns(grid: Grid, losses: Losses, two: Search) -> dict[str, Tensor]:
-    """Floor, and drop, midpoint and width of the earlier and the later transition."""
-    drop_NM = two.drop_NM * losses.scale_N[:, None]
-    mean_s_NM = varpro.curves(two.theta_NP, grid.x_K)[0].mean(dim=-1)
-    order_NM = two.theta_NP[:, :2].argsort(dim=1)
-    columns = {"steps_floor_N": losses.level_N - (drop_NM * mean_s_NM).sum(dim=1)}
-    values = {"drop": drop_NM, "midpoint": two.theta_NP[:, :2], "width": two.theta_NP[:, 2:].exp()}
-    for name, value_NM in values.items():
-        for m, ordered_N in enumerate(value_NM.gather(1, order_NM).unbind(dim=1), start=1):
-            columns[f"step{m}_{name}_N"] = ordered_N
-    return columns
-
-
-def _errors(axis: Axis, one: Search, x_K: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard errors of f, A, c, w (scaled losses), and how many probes lie in the transition.
-
-    sqrt of the diagonal of (J^T J)^-1 SSE/(K - 4). With fewer than two probes where
-    0.05 < s < 0.95 neither c nor w is a smooth function of the losses there: c is then uniform
-    between the probes on either side (their distance over sqrt 12), w has no error, and f
-    and A have those of c and w held fixed.
-    """
-    s, by_midpoint, by_log_width = (curve[:, 0] for curve in varpro.curves(one.theta_NP, x_K))
-    drop_N1, width_N1 = one.drop_NM, one.theta_NP[:, 1:].exp()
-    jacobian = torch.stack(
-        [torch.ones_like(s), s, drop_N1 * by_midpoint, drop_N1 * by_log_width / width_N1], dim=1
-    )
-    variance_N1 = (one.sse_N / (axis.n_probes - 4))[:, None]
-    gram = jacobian @ jacobian.mT
-    inside_N = ((s > _INSIDE) & (s < 1 - _INSIDE)).sum(dim=1)
-    smooth_N1 = (inside_N >= 2)[:, None]
-    full = _inverse_diagonal(gram)
-    fixed = torch.nn.functional.pad(_inverse_diagonal(gram[:, :2, :2]), (0, 2), value=torch.nan)
-    se_N4 = (torch.where(smooth_N1, full, fixed) * variance_N1).sqrt()
-    left_N = torch.where(s >= 1 - _INSIDE, x_K, -torch.inf).amax(dim=1)
-    right_N = torch.where(s <= _INSIDE, x_K, torch.inf).amin(dim=1)
-    gap_N = right_N - left_N.clamp_min(axis.low - axis.spacing)
-    se_N4[:, 2] = torch.where(smooth_N1[:, 0], se_N4[:, 2], gap_N / math.sqrt(12))
-    return se_N4, inside_N
-
-
-def _inverse_diagonal(gram_NPP: Tensor) -> Tensor:
-    """Diagonal of the inverse, the parameters scaled to unit curvature first."""
-    length_NP = gram_NPP.diagonal(dim1=1, dim2=2).clamp_min(1e-30).sqrt()
-    scaled = gram_NPP / (length_NP[:, :, None] * length_NP[:, None, :])
-    identity = torch.eye(gram_NPP.shape[-1], dtype=gram_NPP.dtype, device=gram_NPP.device)
-    inverse = varpro.solve(scaled, identity.expand_as(scaled))
-    return inverse.diagonal(dim1=1, dim2=2) / length_NP.square()
-
-
-def _status(axis: Axis, grid: Grid, one: Search, inside_N: Tensor) -> Tensor:
-    """The first of: at a bound, too few points in the transition, step limit, converged."""
-    midpoint_N, log_width_N = one.theta_NP.unbind(dim=1)
-    outside_N = (midpoint_N < axis.low) | (midpoint_N > axis.high)
+    moves_N, count_N = losses.moves_N, losses.data.count_N
+    fixed_width = grid.box.width_is_fixed
+    floor_se_N, drop_se_N, midpoint_se_N, width_se_N = found["se_JN"]
+    smooth_N = found["inside_N"] >= 2
+    fixed_N = noise.inflation(found["phi_N"], torch.ones_like(found["phi_N"])) * found["variance_N"]
+    spread_N = (found["s_length_N"] - found["s_sum_N"].square() / count_N).clamp_min(1e-12)
+    floor_fixed_N = (fixed_N * found["s_length_N"] / (count_N * spread_N)).sqrt()
+    drop_fixed_N = (fixed_N / spread_N).sqrt()
+    gap_N = found["right_N"] - found["left_N"].clamp_min(grid.box.midpoint[0])
+    floor_se_N = torch.where(smooth_N, floor_se_N, floor_fixed_N)
+    drop_se_N = torch.where(smooth_N, drop_se_N, drop_fixed_N)
+    midpoint_se_N = torch.where(smooth_N, midpoint_se_N, gap_N / math.sqrt(12))
+    width_se_N = torch.where(smooth_N & (not fixed_width), width_se_N, _NAN)
+    midpoint_N, log_width_N = one.theta_PN
+    free_N = count_N - (3 if fixed_width else 4)
+    unknown_N = midpoint_se_N * classes.student(free_N) > 0.5
+    outside_N = (midpoint_N < 0) | (midpoint_N > 1)
+    at_bound_N = outside_N
+    if not fixed_width:
+        at_bound_N = at_bound_N | (log_width_N >= grid.box.log_width[1])
     status_N = torch.where(
         varpro.converged(one, grid.box), int(FitStatus.CONVERGED), int(FitStatus.STEP_LIMIT)
     )
-    status_N = torch.where(inside_N < 2, int(FitStatus.TOO_FEW_POINTS), status_N)
-    at_bound_N = outside_N | (log_width_N >= grid.box.log_width[1])
-    return torch.where(at_bound_N, int(FitStatus.AT_BOUND), status_N)
+    status_N = torch.where(smooth_N, status_N, int(FitStatus.TOO_FEW_POINTS))
+    status_N = torch.where(unknown_N, int(FitStatus.UNDETERMINED), status_N)
+    status_N = torch.where(at_bound_N, int(FitStatus.AT_BOUND), status_N)
+    has_errors_N = moves_N & ~at_bound_N
+    status_N = torch.where(moves_N, status_N, int(FitStatus.CONVERGED))
+    scale_N = losses.scale_N
+    drop_N = torch.where(moves_N, one.drop_MN[0], 0)
+    floor_N = torch.where(moves_N, one.linear_LN[0], 0)
+    known = {
+        "midpoint_N": (axis.low + axis.span * midpoint_N.double(), moves_N),
+        "width_N": (axis.span * log_width_N.exp(), moves_N),
+        "r2_N": (1 - one.sse_N / count_N, moves_N),
+        "floor_se_N": (floor_se_N * scale_N, has_errors_N),
+        "drop_se_N": (drop_se_N * scale_N, has_errors_N),
+        "midpoint_se_N": (midpoint_se_N * axis.span, has_errors_N),
+        "width_se_N": (width_se_N * axis.span, has_errors_N),
+    }
+    return {
+        "status_N": status_N,
+        "floor_N": losses.level_N + floor_N * scale_N,
+        "drop_N": drop_N * scale_N,
+        "sse_N": torch.where(moves_N, one.sse_N, 0) * scale_N.square(),
+    } | {name: torch.where(known_N, value_N, _NAN) for name, (value_N, known_N) in known.items()}
+
+
+def _ramp_columns(axis: Axis, losses: Losses, found: Columns, gradual_N: Tensor) -> Columns:
+    """Onset, slope and the loss before the onset, of gradual tokens."""
+    values = {
+        "onset_N": axis.low + axis.span * found["onset_N"],
+        "slope_N": found["slope_N"] * losses.scale_N / axis.span,
+        "onset_loss_N": losses.level_N + found["ramp_level_N"] * losses.scale_N,
+    }
+    return {name: torch.where(gradual_N, value_N, _NAN) for name, value_N in values.items()}
+
+
+def _two_columns(
+    axis: Axis, losses: Losses, index_N: Tensor, two: Search, se_JN: Tensor
+) -> Columns:
+    """Floor, and drop, midpoint and width of the earlier and the later transition."""
+    scale_N = losses.scale_N[index_N]
+    midpoint_MN, log_width_MN = two.theta_PN.chunk(2)
+    order_MN = midpoint_MN.argsort(dim=0)
+    values = {
+        "drop": two.drop_MN * scale_N,
+        "midpoint": axis.low + axis.span * midpoint_MN.double(),
+        "width": axis.span * log_width_MN.exp(),
+        "midpoint_se": se_JN[3:5] * axis.span,
+    }
+    columns = {"steps_floor_N": losses.level_N[index_N] + two.linear_LN[0] * scale_N}
+    for name, value_MN in values.items():
+        for m, ordered_N in enumerate(value_MN.gather(0, order_MN), start=1):
+            columns[f"step{m}_{name}_N"] = ordered_N
+    return columns

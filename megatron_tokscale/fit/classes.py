@@ -14,9 +14,12 @@ Shapes: N tokens.
 
 import math
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
+from megatron_tokscale.fit.noise import effective_count
 from megatron_tokscale.fit.table import TokenClass
 
 MARGIN = 6.0
@@ -24,44 +27,70 @@ KNOWN_BELOW = math.log(2)
 """A flat token is known if its mean loss is below this many nats: more likely right than wrong."""
 
 PARAMETERS = {"flat": 1, "sigmoid": 4, "ramp": 3, "two": 7}
+_WIDTHS = {"flat": 0, "sigmoid": 1, "ramp": 0, "two": 2}
 _CHANGES = {"flat": 0, "sigmoid": 1, "ramp": 1, "two": 2}
 _RESOLUTION = 1e-12
 _REACH = 10.0
 
 
-def criterion(model: str, sse_N: Tensor, n_probes: int) -> Tensor:
-    """BIC with the margin, for losses of unit variance; infinite if K is too small."""
-    parameters = PARAMETERS[model]
-    if n_probes <= parameters:
-        return torch.full_like(sse_N, torch.inf)
-    misfit_N = n_probes * (sse_N / n_probes).clamp_min(_RESOLUTION).log()
-    return misfit_N + parameters * math.log(n_probes) + MARGIN * _CHANGES[model]
+def criterion(
+    model: str, sse_N: Tensor, count_N: Tensor, phi_N: Tensor, fixed_width: bool
+) -> Tensor:
+    """BIC with the margin, for losses of unit variance; infinite if a token has too few."""
+    parameters = PARAMETERS[model] - (_WIDTHS[model] if fixed_width else 0)
+    misfit_N = (sse_N / count_N).clamp_min(_RESOLUTION).log() * effective_count(count_N, phi_N)
+    bic_N = misfit_N + parameters * count_N.log() + MARGIN * _CHANGES[model]
+    return torch.where(count_N > parameters, bic_N, torch.inf)
 
 
-def in_reach(model: str, sse_N: Tensor, rivals: dict[str, Tensor], n_probes: int) -> Tensor:
-    """Whether `model`, not yet at its optimum, is within `_REACH` of the best of `rivals`."""
-    best = torch.stack([criterion(name, sse, n_probes) for name, sse in rivals.items()]).amin(dim=0)
-    return criterion(model, sse_N, n_probes) < best + _REACH
+def in_reach(
+    model: str, sse_N: Tensor, rivals: dict[str, Tensor], count_N: Tensor, fixed_width: bool
+) -> Tensor:
+    """Whether `model`, not yet at its optimum, is within `_REACH` of the best of `rivals`.
+
+    For white noise: how much of the noise is shared is known only when all models are fitted.
+    """
+    white_N = torch.zeros_like(count_N)
+    best_N = torch.stack(
+        [criterion(name, sse, count_N, white_N, fixed_width) for name, sse in rivals.items()]
+    ).amin(dim=0)
+    return criterion(model, sse_N, count_N, white_N, fixed_width) < best_N + _REACH
+
+
+def student(free_N: Tensor) -> Tensor:
+    """The 97.5% quantile of Student's t, to 1%, for each number of degrees of freedom (> 0)."""
+    table = stats.t.ppf(0.975, np.arange(1, 201))
+    return free_N.new_tensor(table)[(free_N.long() - 1).clamp(0, 199)]
 
 
 def choose(
-    sse_N: dict[str, Tensor], drop_N: Tensor, level_N: Tensor, n_probes: int, known_below: float
-) -> tuple[Tensor, Tensor]:
-    """The class of every token, and the margin of its criterion over the runner-up's.
+    sse_N: dict[str, Tensor],
+    drop_N: Tensor,
+    level_N: Tensor,
+    count_N: Tensor,
+    phi_N: Tensor,
+    known_below: float,
+    fixed_width: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The class of every token, the runner-up, and by how much its criterion is the higher one.
 
     Args:
         sse_N: the SSE that each model of `PARAMETERS` leaves; infinite to rule it out.
         drop_N: the sigmoid's drop: its sign tells falling from rising.
         level_N: mean loss in nats.
-        n_probes: K.
+        count_N: losses of each token.
+        phi_N: lag-one autocorrelation of the noise.
         known_below: nats; see `KNOWN_BELOW`.
+        fixed_width: whether the widths were known before the losses.
     """
-    bic_NM = torch.stack([criterion(name, sse_N[name], n_probes) for name in PARAMETERS], dim=1)
+    bic_NM = torch.stack(
+        [criterion(m, sse_N[m], count_N, phi_N, fixed_width) for m in PARAMETERS], dim=1
+    )
     best = bic_NM.topk(2, dim=1, largest=False)
     flat = torch.where(level_N < known_below, TokenClass.FLAT_KNOWN, TokenClass.FLAT_UNLEARNED)
     single = torch.where(drop_N > 0, TokenClass.FALLING, TokenClass.RISING)
     ramp = torch.full_like(flat, TokenClass.GRADUAL)
     two = torch.full_like(flat, TokenClass.TWO_STEP)
     classes_NM = torch.stack([flat, single, ramp, two], dim=1)
-    class_N = classes_NM.gather(1, best.indices[:, :1])[:, 0]
-    return class_N, best.values[:, 1] - best.values[:, 0]
+    class_N, runner_up_N = classes_NM.gather(1, best.indices).unbind(dim=1)
+    return class_N, runner_up_N, best.values[:, 1] - best.values[:, 0]

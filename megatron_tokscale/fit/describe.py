@@ -14,10 +14,12 @@ def describe_fit(summary: Mapping[str, Any]) -> str:
     for name, row in summary["classes"].items():
         fall = "-" if row["fall_share"] is None else f"{100 * row['fall_share']:.1f}%"
         lines.append(f"  {name:<16}{100 * row['share']:>7.1f}%{fall:>18}")
+    if resumed := summary.get("resumed_tokens"):
+        lines[0] += f"; {resumed:,} tokens were fitted before"
     non_finite = summary["non_finite"]
     if non_finite["tokens"]:
         lines.append(
             f"  {non_finite['losses']:,} losses of {non_finite['tokens']:,} tokens are NaN or "
-            "infinite; these tokens are not fitted"
+            "infinite; they are left out"
         )
     return "\n".join(lines)

@@ -1,146 +1,265 @@
-"""The global search: the best cell of a grid of (midpoint, width) by one matrix product.
+"""The global search: the best cells of a grid of (midpoint, width) by one matrix product.
 
 For a centred loss y and a centred curve u of unit length the best amplitude lowers the SSE by the
 square of their inner product: floor and drop need no search (model: papers.md 1.4; the grid is our
 choice).
 
-Shapes: N tokens, K probe steps, C cells.
+Shapes: N tokens, K probe steps, B bins of probes, C cells.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import expit
 from torch import Tensor
 
-from megatron_tokscale.fit.axis import Axis
-from megatron_tokscale.fit.varpro import Box, curves
+from megatron_tokscale.fit.axis import Axis, WidthPrior
+from megatron_tokscale.fit.noise import Residuals
+from megatron_tokscale.fit.varpro import Box, Trajectories
 
-_FINEST = 1 / 128
+_BINS = 96
+_WIDTHS_PER_OCTAVE = 1.5
+_CELLS_PER_WIDTH = 1.5
+_REACH = 2.5
 _BANDS = 3
+_COARSE = ((32, 40), (8, 10))
 _NEARLY_SAME = 0.99
-_PAIR_CELLS = ((32, 40), (8, 10))
+_INDEX_BITS = 12
+_NEARLY_SPANNED = 1e-2
+_FLAT = 1e-6
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells of (midpoint, log-width) and their centred unit curves.
+    """Cells of (midpoint, log-width) and their centred unit curves, over bins of the probes.
 
     Attributes:
-        theta_CP: midpoint and log-width of each cell.
-        unit_KC: the sigmoid of each cell at the probes, centred, of unit length, float32.
+        bin_BK: 1 where a probe belongs to a bin; None if every probe is a bin.
+        theta_PC: midpoint and log-width of each cell, by ascending width.
+        curve_CB: the sigmoid of each cell, averaged over each bin.
+        unit_CB: `curve_CB` centred and of unit length over all probes.
         bands: the cells of narrow, middle and wide sigmoids, each a start of its own.
-        pair_theta_CP: midpoints and log-widths of pairs of coarse cells.
-        pair_sum_KC, pair_difference_KC: an orthonormal basis of each pair, float32.
+        x_K: the probes, in units of the probed range; step 0 at a finite place far left.
         ramp_onset_C: onsets of the ramps (constant until the onset, then straight).
-        ramp_KC: those ramps, centred, of unit length, float32.
-        ramp_length_C: the length each ramp had before.
-        x_K: the probes with step 0 at a finite place.
+        ramp_CK: those ramps.
+        coarse_PC: fewer cells, for two sigmoids at once.
+        coarse_CK: their curves.
+        pair_PC: midpoints, then log-widths of pairs of coarse cells.
+        pair_CK: an orthonormal basis of each pair: first all sums, then all differences.
         box: bounds of the search.
     """
 
-    theta_CP: Tensor
-    unit_KC: Tensor
+    bin_BK: Tensor | None
+    theta_PC: Tensor
+    curve_CB: Tensor
+    unit_CB: Tensor
     bands: tuple[slice, ...]
-    pair_theta_CP: Tensor
-    pair_sum_KC: Tensor
-    pair_difference_KC: Tensor
-    ramp_onset_C: Tensor
-    ramp_KC: Tensor
-    ramp_length_C: Tensor
     x_K: Tensor
+    ramp_onset_C: Tensor
+    ramp_CK: Tensor
+    coarse_PC: Tensor
+    coarse_CK: Tensor
+    pair_PC: Tensor
+    pair_CK: Tensor
     box: Box
 
     @staticmethod
-    def over(axis: Axis, device: torch.device) -> "Grid":
-        """Lay the grid over an axis: widths double, midpoints lie one width apart.
+    def over(axis: Axis, device: torch.device, prior: WidthPrior | None = None) -> "Grid":
+        """Lay the grid over an axis; `prior` is what is known of the widths.
 
-        Midpoints are never further apart than a sigmoid's own width nor closer than half the
-        probes' spacing (and a 1/128 of the range), so a start lies in every basin. Ramps begin at
-        one of 32 onsets and are at least a third of the range long (our choice): shorter ones
-        are the beginning of a step.
+        Two widths per octave, from half the bins' spacing to the whole range; midpoints half a
+        width apart, but only where a probe is within 2.5 widths: elsewhere the curve is a step
+        between two probes, and those steps, and those with one probe halfway down, are cells of
+        their own. Ramps begin at one of 32 onsets and are at least a third of the range long:
+        shorter ones are the beginning of a step.
         """
-        finest = max(axis.spacing / 2, axis.span * _FINEST)
-        low, high = axis.midpoint_bounds
-        n_widths = int(np.ceil(np.log2(axis.span / (finest / 2)))) + 1
-        widths = np.geomspace(finest / 2, axis.span, n_widths)
-        cells = []
-        for width in widths:
-            count = int(np.ceil((high - low) / max(width, finest))) + 1
-            cells.append(
-                np.stack([np.linspace(low, high, count), np.full(count, np.log(width))], 1)
-            )
-        edges = np.cumsum([0, *(sum(map(len, part)) for part in _split(cells))])
-        theta_CP = torch.tensor(np.concatenate(cells), device=device)
-        x_K = torch.tensor(axis.placed_K, device=device)
-        unit_KC, _ = _unit(curves(theta_CP, x_K)[0][:, 0])
-        onset_C = np.linspace(axis.low, axis.high - axis.span / 3, 32)
-        ramps = np.maximum(axis.clamped_K - onset_C[:, None], 0)
-        ramp_KC, ramp_length_C = _unit(torch.tensor(ramps, device=device))
-        pair_theta_CP, pair_sum_KC, pair_difference_KC = _pairs(axis, x_K)
+
+        def tensor(array: Array) -> Tensor:
+            return torch.tensor(np.ascontiguousarray(array), dtype=torch.float32, device=device)
+
+        x_K = axis.unit_K
+        bin_K = _bins(axis)
+        x_B = np.array([x_K[bin_K == b].mean() for b in range(bin_K[-1] + 1)])
+        timed_B = x_B[np.unique(bin_K[axis.timed_K])]
+        cells = _cells(timed_B, axis)
+        if prior is not None and prior.spread == 0:
+            cells = _cells_of_width(prior.median / axis.span, timed_B)
+        curve_KC = expit((cells[0] - x_K[:, None]) / np.exp(cells[1]))
+        bin_KB = np.eye(len(x_B))[bin_K]
+        curve_BC = (bin_KB / bin_KB.sum(axis=0)).T @ curve_KC
+        count_B = bin_KB.sum(axis=0)[:, None]
+        centred_BC = curve_BC - (curve_BC * count_B).sum(axis=0) / len(x_K)
+        length_C = np.sqrt((centred_BC**2 * count_B).sum(axis=0))
+        usable_C = length_C > 1e-3
+        cells, curve_BC = cells[:, usable_C], curve_BC[:, usable_C]
+        unit_BC = centred_BC[:, usable_C] / length_C[usable_C]
+        width_edges = np.geomspace(np.exp(cells[1, 0]), np.exp(cells[1, -1]), _BANDS + 1)[1:-1]
+        edges = [0, *np.searchsorted(cells[1], np.log(width_edges)), cells.shape[1]]
+        onset_C = np.linspace(0, 2 / 3, 32)
+        coarse = np.array(
+            [
+                (midpoint, -np.log(narrowness))
+                for count, narrowness in _COARSE
+                for midpoint in np.linspace(0, 1, count + 2)[1:-1]
+            ]
+        ).T
+        coarse_CK = expit((coarse[0][:, None] - x_K) / np.exp(coarse[1][:, None]))
+        pair_PC, pair_CK = _pairs(coarse, coarse_CK)
         return Grid(
-            theta_CP=theta_CP,
-            unit_KC=unit_KC,
-            bands=tuple(slice(int(a), int(b)) for a, b in pairwise(edges)),
-            pair_theta_CP=pair_theta_CP,
-            pair_sum_KC=pair_sum_KC,
-            pair_difference_KC=pair_difference_KC,
-            ramp_onset_C=torch.tensor(onset_C, device=device),
-            ramp_KC=ramp_KC,
-            ramp_length_C=ramp_length_C,
-            x_K=x_K,
-            box=Box((low, high), (float(np.log(axis.width_bounds[0])), float(np.log(axis.span)))),
+            bin_BK=None if len(x_B) == len(x_K) else tensor(bin_KB.T),
+            theta_PC=tensor(cells),
+            curve_CB=tensor(curve_BC.T),
+            unit_CB=tensor(unit_BC.T),
+            bands=tuple(slice(int(a), int(b)) for a, b in pairwise(edges) if b > a),
+            x_K=tensor(x_K),
+            ramp_onset_C=tensor(onset_C),
+            ramp_CK=tensor(np.maximum(np.maximum(x_K, 0) - onset_C[:, None], 0)),
+            coarse_PC=tensor(coarse),
+            coarse_CK=tensor(coarse_CK),
+            pair_PC=tensor(pair_PC),
+            pair_CK=tensor(pair_CK),
+            box=_box(axis, prior),
         )
 
-    def starts(self, y_NK: Tensor) -> list[Tensor]:
-        """The best cell of each band of widths, as theta_NP."""
-        gain_NC = (y_NK.float() @ self.unit_KC).square_()
-        return [self.theta_CP[band][gain_NC[:, band].argmax(dim=1)] for band in self.bands]
+    def starts(self, data: Trajectories) -> list[tuple[Tensor, Tensor]]:
+        """The best cell of each band of widths: theta_PN, and the cost there."""
+        y_BN = data.y_KN if self.bin_BK is None else self.bin_BK @ data.y_KN
+        if data.weight_KN is None:
+            gain_CN = self.unit_CB @ y_BN
+        else:
+            count_BN = data.weight_KN if self.bin_BK is None else self.bin_BK @ data.weight_KN
+            gain_CN = self.curve_CB @ y_BN
+            gain_CN *= _spread(self.curve_CB, count_BN, data.count_N).rsqrt()
+        if self.box.prior is None:
+            best = _argmax_size(gain_CN, self.bands)
+            return [(self.theta_PC[:, c], data.count_N - size_N**2) for c, size_N in best]
+        mean, deviation = self.box.prior
+        penalty_C1 = ((self.theta_PC[1, :, None] - mean) / deviation).square()
+        cost_CN = (data.count_N - gain_CN.square_()).clamp_min(1e-9)
+        cost_CN *= (penalty_C1 / data.count_N).exp()
+        best = _argmax_size(1 / cost_CN, self.bands)
+        return [(self.theta_PC[:, c], 1 / size_N) for c, size_N in best]
 
-    def pair_start(self, y_NK: Tensor) -> Tensor:
-        """The best pair of cells, as theta_NP of two sigmoids."""
-        y_NK = y_NK.float()
-        gain_NC = (y_NK @ self.pair_sum_KC).square_()
-        gain_NC += (y_NK @ self.pair_difference_KC).square_()
-        return self.pair_theta_CP[gain_NC.argmax(dim=1)]
+    def ramp(self, data: Trajectories) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best ramp: its onset, its slope, the loss before the onset, and the SSE it leaves."""
+        weight_KN = data.y_KN.new_ones(len(data.y_KN), 1)
+        if data.weight_KN is not None:
+            weight_KN = data.weight_KN
+        along_CN = self.ramp_CK @ data.y_KN
+        spread_CN = _spread(self.ramp_CK, weight_KN, weight_KN.sum(dim=0))
+        best_N = (along_CN.square() / spread_CN).argmax(dim=0)
+        slope_N = (along_CN / spread_CN).gather(0, best_N[None])[0]
+        ramp_KN = self.ramp_CK.T[:, best_N] * weight_KN
+        level_N = -slope_N * ramp_KN.sum(dim=0) / data.count_N
+        residual_KN = torch.addcmul(data.y_KN, ramp_KN, slope_N, value=-1)
+        residual_KN -= level_N * weight_KN
+        sse_N = residual_KN.square_().sum(dim=0)
+        return self.ramp_onset_C[best_N], slope_N, level_N, sse_N
 
-    def ramp(self, y_NK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best ramp: its onset, its slope, and the SSE it leaves."""
-        along_NC = y_NK.float() @ self.ramp_KC
-        best_N = along_NC.abs().argmax(dim=1)
-        along_N = (y_NK * self.ramp_KC.T.double()[best_N]).sum(dim=1)
-        sse_N = (y_NK.square().sum(dim=1) - along_N.square()).clamp_min(0)
-        return self.ramp_onset_C[best_N], along_N / self.ramp_length_C[best_N], sse_N
+    def second(self, found: Residuals, data: Trajectories) -> tuple[Tensor, Tensor]:
+        """The cell of a second sigmoid that lowers the SSE most, and by how much.
+
+        To first order: the first sigmoid, the floor and the drops follow along their tangents.
+        """
+        length_CN = self.coarse_CK.square().sum(dim=1, keepdim=True)
+        if data.weight_KN is not None:
+            length_CN = self.coarse_CK.square() @ data.weight_KN
+        for tangent_KN in found.tangent_JKN:
+            length_CN = length_CN - (self.coarse_CK @ tangent_KN).square_()
+        usable_CN = length_CN > _NEARLY_SPANNED
+        gain_CN = (self.coarse_CK @ found.residual_KN).square_()
+        gain_CN = torch.where(usable_CN, gain_CN / length_CN, 0)
+        gain_N, cell_N = gain_CN.max(dim=0)
+        return cell_N, gain_N
+
+    def pair(self, data: Trajectories) -> Tensor:
+        """The best pair of coarse cells, theta_PN; missing losses count as the mean."""
+        gain_CN = (self.pair_CK @ data.y_KN).square_()
+        sums_CN, differences_CN = gain_CN.chunk(2)
+        return self.pair_PC[:, sums_CN.add_(differences_CN).argmax(dim=0)]
 
 
-def _pairs(axis: Axis, x_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of narrow and wide cells; sum and difference of two unit curves are orthogonal."""
-    cells = [
-        (midpoint, np.log(axis.span / narrowness))
-        for count, narrowness in _PAIR_CELLS
-        for midpoint in np.linspace(axis.low, axis.high, count + 2)[1:-1]
-    ]
-    theta_CP = torch.tensor(cells, device=x_K.device)
-    unit_CK = _unit(curves(theta_CP, x_K)[0][:, 0])[0].T.double()
-    i, j = torch.triu_indices(len(cells), len(cells), offset=1, device=x_K.device)
-    usable = unit_CK[i].ne(0).any(dim=1) & unit_CK[j].ne(0).any(dim=1)
-    usable &= (unit_CK[i] * unit_CK[j]).sum(dim=1).abs() < _NEARLY_SAME
-    i, j = i[usable], j[usable]
-    theta_CP = torch.stack([theta_CP[i], theta_CP[j]], dim=2).flatten(1)
-    return theta_CP, _unit(unit_CK[i] + unit_CK[j])[0], _unit(unit_CK[i] - unit_CK[j])[0]
+def _spread(curve_CK: Tensor, weight_KN: Tensor, count_N: Tensor) -> Tensor:
+    """Sum of squares of each curve about its mean over the losses that a token has."""
+    length_CN = curve_CK.square() @ weight_KN
+    length_CN -= (curve_CK @ weight_KN).square_() / count_N
+    return torch.where(length_CN > _FLAT, length_CN, torch.inf)
 
 
-def _split(cells: list[np.ndarray]) -> list[list[np.ndarray]]:
-    """Cut the widths into bands of about as many widths each."""
-    cuts = np.linspace(0, len(cells), _BANDS + 1).round().astype(int)
-    return [cells[a:b] for a, b in pairwise(cuts) if b > a]
+def _argmax_size(value_CN: Tensor, parts: tuple[slice, ...]) -> list[tuple[Tensor, Tensor]]:
+    """Where |value| is largest within each part of the rows, and |value| there, to 1e-3.
+
+    One pass: the row's number takes the place of the last bits of the value, and as positive floats
+    are ordered as their bits are, one maximum gives both. Overwrites `value_CN`.
+    """
+    assert len(value_CN) < 1 << _INDEX_BITS
+    low_bits = (1 << _INDEX_BITS) - 1
+    bits_CN = value_CN.view(torch.int32)
+    bits_CN &= 0x7FFFFFFF & ~low_bits
+    bits_CN |= torch.arange(len(bits_CN), dtype=torch.int32, device=bits_CN.device)[:, None]
+    best = [bits_CN[part].amax(dim=0) for part in parts]
+    return [((bits_N & low_bits).long(), bits_N.view(torch.float32)) for bits_N in best]
 
 
-def _unit(curve_CK: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre the curves and scale them to unit length; a constant one becomes zero."""
-    centred = curve_CK - curve_CK.mean(dim=1, keepdim=True)
-    length_C = centred.norm(dim=1)
-    usable_C = length_C > 1e-6
-    unit_CK = torch.where(usable_C[:, None], centred / length_C.clamp_min(1e-6)[:, None], 0.0)
-    return unit_CK.T.float().contiguous(), length_C
+def _pairs(cell_PC: Array, curve_CK: Array) -> tuple[Array, Array]:
+    """All pairs of cells that differ; sum and difference of two unit curves are orthogonal."""
+    unit_CK = curve_CK - curve_CK.mean(axis=1, keepdims=True)
+    length_C1 = np.linalg.norm(unit_CK, axis=1, keepdims=True)
+    unit_CK = unit_CK / np.maximum(length_C1, 1e-9)
+    i, j = np.triu_indices(len(unit_CK), 1)
+    different = np.abs((unit_CK[i] * unit_CK[j]).sum(axis=1)) < _NEARLY_SAME
+    different &= (length_C1[i, 0] > 1e-3) & (length_C1[j, 0] > 1e-3)
+    i, j = i[different], j[different]
+    bases = [unit_CK[i] + unit_CK[j], unit_CK[i] - unit_CK[j]]
+    bases = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in bases]
+    return cell_PC[:, [i, j]].reshape(4, -1), np.concatenate(bases)
+
+
+def _bins(axis: Axis) -> NDArray[np.int64]:
+    """Which bin each probe belongs to: 96 at most, and those before time by themselves."""
+    finite_K = np.isfinite(axis.x_K)
+    per_bin = -(-int(finite_K.sum()) // _BINS)
+    first = int((~finite_K).sum())
+    later = first + np.arange(int(finite_K.sum())) // per_bin
+    return np.concatenate([np.arange(first), later])
+
+
+def _box(axis: Axis, prior: WidthPrior | None) -> Box:
+    low, high = axis.midpoint_bounds
+    midpoint = ((low - axis.low) / axis.span, (high - axis.low) / axis.span)
+    log_width = (math.log(axis.width_bounds[0] / axis.span), 0.0)
+    if prior is None:
+        return Box(midpoint, log_width)
+    mean = math.log(prior.median / axis.span)
+    if prior.spread == 0:
+        return Box(midpoint, (mean, mean))
+    return Box(midpoint, log_width, (mean, prior.spread))
+
+
+def _cells(x_B: Array, axis: Axis) -> Array:
+    """Midpoints and log-widths by ascending width, for bins at `x_B` (0 to 1)."""
+    gap = np.diff(x_B)
+    between = np.stack([x_B[:-1] + gap / 2, np.log(gap / 8)])
+    beside = np.minimum(np.append(gap, gap[-1]), np.append(gap[0], gap)) / 6
+    at = [np.stack([x_B + shift * beside, np.log(beside)]) for shift in (-1, 1)]
+    narrowest = np.median(gap) / 2
+    n_widths = int(np.ceil(np.log2(1 / narrowest) * _WIDTHS_PER_OCTAVE)) + 1
+    levels = [_cells_of_width(width, x_B) for width in np.geomspace(narrowest, 1, n_widths)]
+    cells = np.concatenate([between, *at, *levels], axis=1)
+    return cells[:, np.argsort(cells[1], kind="stable")]
+
+
+def _cells_of_width(width: float, x_B: Array) -> Array:
+    """Cells of one width, where a probe is near."""
+    beyond = np.median(np.diff(x_B)) / 2
+    count = int(np.ceil((1 + 2 * beyond) * _CELLS_PER_WIDTH / width)) + 1
+    midpoint = np.linspace(-beyond, 1 + beyond, max(count, 3))
+    nearest = np.abs(midpoint[:, None] - x_B).min(axis=1)
+    midpoint = midpoint[nearest <= _REACH * width]
+    return np.stack([midpoint, np.full(len(midpoint), np.log(width))])

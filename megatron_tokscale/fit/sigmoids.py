@@ -4,24 +4,34 @@ Shapes: N tokens, K probe steps.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.fit.axis import Axis
+from megatron_tokscale.fit.axis import Axis, WidthPrior
 from megatron_tokscale.fit.table import SigmoidFits
 
 if TYPE_CHECKING:
     import torch
 
-_VALUES_PER_BLOCK = 2**18
+_CHUNK_VALUES = 2**17
+_BLOCK_VALUES = 2**22
+_CUDA_VALUES = 2**26
+_WIDTH_SAMPLE = 10_000
+_WIDTH_STARTS = 9
 
 
 def fit_sigmoids(
     x_K: ArrayLike,
     loss_NK: "ArrayLike | torch.Tensor",
     *,
+    width: WidthPrior | float | Literal["shared"] | None = None,
+    white_noise: bool = False,
     block_tokens: int | None = None,
     device: Any = None,
     known_below: float = math.log(2),
@@ -33,21 +43,33 @@ def fit_sigmoids(
     spacing of the probed range, widths between a twentieth of the spacing and the range.
     Scaling or shifting the losses leaves c and w as they are; no token affects another.
 
+    NaN and infinite losses are left out of their token's fit. With fewer than five left the
+    token is not fitted: its status says so and its parameters are NaN.
+
+    Few points do not fix four parameters: with K runs of different size or data instead of K probes
+    of one run, fix the widths, share them or give them a prior, and say that the noise is white.
+    Where the losses still do not tell the midpoint, the status is UNDETERMINED.
+
     Args:
         x_K: natural logarithm of training time at each probe, ascending; -inf at step 0.
-        loss_NK: losses in nats, numpy or torch. A token with a NaN or an infinity is not fitted:
-            its status says so and its parameters are NaN.
-        block_tokens: tokens worked on at once; by default about 2^18 losses.
+        loss_NK: losses in nats, numpy or torch, of any float type.
+        width: None fits every width; a number (units of x) holds them all there; "shared" finds the
+            one width that makes all losses together most likely (`shared_width`); a `WidthPrior` is
+            weighed against the losses.
+        white_noise: whether the noise at successive points is known to be independent, as it is
+            between runs. Otherwise its autocorrelation is estimated for every token.
+        block_tokens: tokens per block; a CPU's threads take one block each. By default 2^22 losses.
         device: where to compute; by default where `loss_NK` is.
         known_below: a flat token with a mean loss below this many nats is flat-known. ln 2, where
             the token is more likely right than wrong, is our choice.
 
     Raises:
-        TokscaleError: fewer than five probes, x not ascending, or shapes that do not match.
+        TokscaleError: fewer than five probes, x not ascending, shapes that do not match, or a width
+            that is not positive.
     """
     import torch
 
-    from megatron_tokscale.fit.block import fit_block
+    from megatron_tokscale.fit.block import Settings, fit_block
     from megatron_tokscale.fit.grid import Grid
 
     axis = Axis.of(x_K)
@@ -57,12 +79,74 @@ def fit_sigmoids(
             f"losses of shape {tuple(loss.shape)} do not match {axis.n_probes} probes; "
             "give one row per token and one column per probe"
         )
+    if width == "shared":
+        width = shared_width(x_K, loss, white_noise=white_noise, device=device)
+    prior = width if isinstance(width, WidthPrior) or width is None else WidthPrior(float(width))
+    if prior is not None and not (prior.median > 0 and prior.spread >= 0):
+        raise TokscaleError(f"a width must be positive, and its spread not negative: {prior}")
     device = torch.device(device) if device is not None else loss.device
-    grid = Grid.over(axis, device)
-    block_tokens = block_tokens or max(_VALUES_PER_BLOCK // axis.n_probes, 1)
-    with torch.inference_mode():
-        blocks = [
-            fit_block(axis, grid, loss[start : start + block_tokens].to(device), known_below)
-            for start in range(0, max(len(loss), 1), block_tokens)
-        ]
-    return SigmoidFits.concatenate(blocks)
+    grid = Grid.over(axis, device, prior)
+    on_cpu = device.type == "cpu"
+    chunk_tokens = max((_CHUNK_VALUES if on_cpu else _CUDA_VALUES) // axis.n_probes, 1)
+    default_block = max((_BLOCK_VALUES if on_cpu else _CUDA_VALUES) // axis.n_probes, 1)
+    settings = Settings(known_below, white_noise, chunk_tokens)
+
+    def fit(block: "torch.Tensor") -> SigmoidFits:
+        with torch.inference_mode():
+            return fit_block(axis, grid, block.to(device), settings)
+
+    blocks = _blocks(loss, block_tokens or default_block)
+    if not on_cpu:
+        return SigmoidFits.concatenate([fit(block) for block in blocks])
+    with ThreadPoolExecutor(torch.get_num_threads(), initializer=_start_thread) as pool:
+        return SigmoidFits.concatenate(list(pool.map(fit, blocks)))
+
+
+def _blocks(loss: "torch.Tensor", tokens: int) -> "Iterator[torch.Tensor]":
+    return (loss[start : start + tokens] for start in range(0, max(len(loss), 1), tokens))
+
+
+def _start_thread() -> None:
+    """One core per thread; the far tails of sigmoids are rounded to zero, which is much faster."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+
+
+def shared_width(
+    x_K: ArrayLike,
+    loss_NK: "ArrayLike | torch.Tensor",
+    *,
+    white_noise: bool = False,
+    device: Any = None,
+) -> float:
+    """The one width, in units of x, that makes the losses of all tokens together most likely.
+
+    Minimises the sum of K ln SSE over at most 10,000 evenly chosen tokens, each with its own f, A,
+    c and noise: first over nine widths, then between the best one's neighbours.
+
+    Raises:
+        TokscaleError: as `fit_sigmoids`, or no token has losses that change.
+    """
+    import torch
+
+    axis = Axis.of(x_K)
+    loss = torch.as_tensor(loss_NK)
+    loss = loss[:: max(len(loss) // _WIDTH_SAMPLE, 1)]
+
+    def misfit(log_width: float) -> float:
+        fits = fit_sigmoids(
+            x_K, loss, width=math.exp(log_width), white_noise=white_noise, device=device
+        )
+        counted_N = np.isfinite(fits.r2_N)
+        if not counted_N.any():
+            raise TokscaleError("no token's loss changes: there is no width to find")
+        left_N = np.maximum(1 - fits.r2_N[counted_N].astype(np.float64), 1e-12)
+        return float(fits.n_probes_N[counted_N] @ np.log(left_N))
+
+    widths = np.linspace(math.log(axis.closest / 4), math.log(axis.span), _WIDTH_STARTS)
+    best = int(np.argmin([misfit(width) for width in widths]))
+    bounds = widths[max(best - 1, 0)], widths[min(best + 1, len(widths) - 1)]
+    found = minimize_scalar(misfit, bounds=bounds, method="bounded", options={"xatol": 0.01})
+    return math.exp(float(found.x))

@@ -5,6 +5,7 @@ Shapes: N tokens, K probe steps, G grid points, E transitions.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -47,8 +48,11 @@ class FitStatus(IntEnum):
         parameters are not to be trusted and have no errors.
     TOO_FEW_POINTS: fewer than two probes lie inside the transition; the midpoint is known to the
         probes' spacing (its error says so), the width only as small.
-    NON_FINITE: a loss is NaN or infinite; nothing was fitted.
-    STEP_LIMIT: the next step still promised to lower the SSE by more than 1e-4 of it.
+    NON_FINITE: fewer than five losses are finite; nothing was fitted. NaN and infinite losses of
+        other tokens are left out of their fit (`n_probes_N` says how many were used).
+    UNDETERMINED: the 95% interval of the midpoint is as wide as the probed range; the losses do
+        not tell where the transition is.
+    STEP_LIMIT: the next step still promised to lower the SSE by more than 1e-5 of it.
     """
 
     CONVERGED = 0
@@ -56,6 +60,7 @@ class FitStatus(IntEnum):
     TOO_FEW_POINTS = 2
     NON_FINITE = 3
     STEP_LIMIT = 4
+    UNDETERMINED = 5
 
     @property
     def label(self) -> str:
@@ -121,17 +126,30 @@ class SigmoidFits:
     slope_N: Annotated[
         Floats, Column("nats/x", "gradual: slope after the onset; negative for a fall")
     ]
+    onset_loss_N: Annotated[Floats, Column("nats", "gradual: the loss until the onset")]
     steps_floor_N: Annotated[Floats, Column("nats", "two-step: the loss after both transitions")]
     step1_drop_N: Annotated[Floats, Column("nats", "two-step: fall through the earlier transition")]
     step1_midpoint_N: Annotated[Floats, Column("x", "two-step: midpoint of the earlier transition")]
     step1_width_N: Annotated[Floats, Column("x", "two-step: width of the earlier transition")]
+    step1_midpoint_se_N: Annotated[
+        Floats, Column("x", "two-step: standard error of the earlier midpoint")
+    ]
     step2_drop_N: Annotated[Floats, Column("nats", "two-step: fall through the later transition")]
     step2_midpoint_N: Annotated[Floats, Column("x", "two-step: midpoint of the later transition")]
     step2_width_N: Annotated[Floats, Column("x", "two-step: width of the later transition")]
+    step2_midpoint_se_N: Annotated[
+        Floats, Column("x", "two-step: standard error of the later midpoint")
+    ]
     evidence_N: Annotated[
         Floats, Column("1", "by how much BIC favours the class over the runner-up")
     ]
+    autocorrelation_N: Annotated[
+        Floats,
+        Column("1", "lag-one autocorrelation of the sigmoid's residuals; its errors allow for it"),
+    ]
+    n_probes_N: Annotated[NDArray[np.int32], Column("1", "losses that were finite and used")]
     class_N: Annotated[NDArray[np.int8], Column("code", "TokenClass")]
+    runner_up_N: Annotated[NDArray[np.int8], Column("code", "TokenClass of the next best model")]
     status_N: Annotated[NDArray[np.int8], Column("code", "FitStatus of the one-sigmoid fit")]
 
     def __len__(self) -> int:
@@ -176,8 +194,7 @@ class SigmoidFits:
             loss_NG[rows] += drop * expit((midpoint - x_G) / width)
         gradual = self.is_class(TokenClass.GRADUAL)
         onset, slope = (a[gradual, None].astype(np.float64) for a in (self.onset_N, self.slope_N))
-        mean_rise = np.maximum(self.x_K - onset, 0).mean(axis=1, keepdims=True)
-        loss_NG[gradual] += slope * (np.maximum(x_G - onset, 0) - mean_rise)
+        loss_NG[gradual] = self.onset_loss_N[gradual, None] + slope * np.maximum(x_G - onset, 0)
         return loss_NG
 
     @cached_property
@@ -255,7 +272,8 @@ class ParquetRows:
     """
 
     def __init__(self, path: Path, x_K: NDArray[np.float64], metadata: Mapping[str, Any]) -> None:
-        self._target = whole_or_absent(path)
+        self._path = path
+        self._open = ExitStack()
         self._metadata = {
             **metadata,
             "kind": "tokscale-fits",
@@ -265,25 +283,28 @@ class ParquetRows:
         self._writer: Any = None
 
     def __enter__(self) -> "ParquetRows":
-        self._temporary = self._target.__enter__()
+        self._temporary = self._open.enter_context(whole_or_absent(self._path))
         return self
 
     def append(
         self, fits: SigmoidFits, extra: Mapping[str, tuple[NDArray[Any], str]] | None = None
     ) -> None:
         """Add the tokens of `fits` as one row group."""
+        self.append_table(fits.to_arrow(extra))
+
+    def append_table(self, table: Any) -> None:
+        """Add the rows of a pyarrow table of fits as one row group."""
         import pyarrow.parquet as pq
 
-        table = fits.to_arrow(extra)
         if self._writer is None:
             schema = table.schema.with_metadata({"tokscale": json.dumps(self._metadata)})
-            self._writer = pq.ParquetWriter(self._temporary, schema, compression="zstd")
+            self._writer = self._open.enter_context(
+                pq.ParquetWriter(self._temporary, schema, compression="zstd")
+            )
         self._writer.write_table(table)
 
     def __exit__(self, *error: Any) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        self._target.__exit__(*error)
+        self._open.__exit__(*error)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

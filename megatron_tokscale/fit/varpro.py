@@ -2,21 +2,90 @@
 
 Only midpoints and log-widths are searched; floor and drops are linear, and eliminated in closed
 form (Golub and Pereyra 1973, with Kaufman's 1975 Jacobian). One token's step never depends on
-another's.
+another's. Residuals are formed explicitly, so that float32 is enough: a sum of squares that is a
+millionth of the variance is still known to four digits.
 
-Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters (theta_NP: the M
-midpoints, then the M log-widths). Losses y_NK come centred, of unit variance.
+A step is taken in q = (c - x_a)/w and ln w, x_a being the probe next to the midpoint. With few
+probes in a transition c and w alone run along a bent ridge, on which s at x_a stays what it is; q
+and ln w are that value and what the data say beyond it.
+
+Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters (theta_PN: the M
+midpoints, then the M log-widths), L = 1 + M linear ones (floor, then drops), R = 3M + 1 rows. The
+tokens come last: every operation runs along them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import combinations_with_replacement
 
 import torch
 from torch import Tensor
 
 _TINY = 1e-30
-_MAX_LOG_WIDTH_STEP = 2.0
-_DAMPING_START, _DAMPING_LEAST = 1e-2, 1e-9
-CONVERGED_BELOW = 1e-4
+_SINGULAR = 1e-6
+_LONGEST_STEP = 2.0
+_FLAT = 1e-6
+_DAMPING_START = 1e-3
+CONVERGED_BELOW = 1e-5
+"""A search has converged if an undamped step promises to lower the SSE by less than this share."""
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Centred losses of unit variance, where they were measured, and which are missing.
+
+    Attributes:
+        y_KN: losses less their mean, over their standard deviation; 0 where missing.
+        x_K: where the probes are, in units of the probed range: 0 at its start, 1 at its end.
+        weight_KN: 1 where there is a loss, 0 where it is missing; None if none is missing.
+    """
+
+    y_KN: Tensor
+    x_K: Tensor
+    weight_KN: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.y_KN.shape[1]
+
+    def tokens(self, index: Tensor | slice) -> "Trajectories":
+        """Some of the tokens, side by side in memory."""
+        y_KN = self.y_KN[:, index].contiguous()
+        weight_KN = None if self.weight_KN is None else self.weight_KN[:, index].contiguous()
+        return Trajectories(y_KN, self.x_K, weight_KN)
+
+    @property
+    def count_N(self) -> Tensor:
+        """Losses that each token has."""
+        if self.weight_KN is None:
+            return self.y_KN.new_full((len(self),), len(self.y_KN))
+        return self.weight_KN.sum(dim=0)
+
+
+@dataclass(frozen=True)
+class Box:
+    """Bounds of a midpoint and of a log-width, and what is believed of the log-widths.
+
+    Attributes:
+        midpoint: bounds in units of the probed range.
+        log_width: bounds of ln w, w in units of the probed range.
+        prior: mean and standard deviation of ln w before the data; None if nothing is known.
+    """
+
+    midpoint: tuple[float, float]
+    log_width: tuple[float, float]
+    prior: tuple[float, float] | None = None
+
+    @property
+    def width_is_fixed(self) -> bool:
+        """Whether there is only one width."""
+        return self.log_width[0] == self.log_width[1]
+
+    def limits(self, theta_PN: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower and upper bound of every entry of theta, each of shape (P, 1)."""
+        n_sigmoids = len(theta_PN) // 2
+        bounds = [self.midpoint] * n_sigmoids + [self.log_width] * n_sigmoids
+        low_P1, high_P1 = theta_PN.new_tensor(bounds)[..., None].unbind(dim=1)
+        return low_P1, high_P1
 
 
 @dataclass(frozen=True)
@@ -24,154 +93,229 @@ class Search:
     """The state of the search.
 
     Attributes:
-        theta_NP: midpoints and log-widths.
-        drop_NM: the best drops for this theta.
+        theta_PN: midpoints and log-widths.
+        linear_LN: the best floor (of centred losses) and drops for this theta.
         sse_N: sum of squared residuals.
-        curvature_NPP: J^T J with floor and drops projected out.
-        descent_NP: J^T r; the Gauss-Newton step solves curvature step = descent.
+        cost_N: what is minimised: the SSE, or with a prior SSE exp(penalty/K).
+        curvature_PPN: J^T J by the q and log-widths, with floor and drops projected out.
+        descent_PN: J^T r; the Gauss-Newton step solves curvature step = descent.
     """
 
-    theta_NP: Tensor
-    drop_NM: Tensor
+    theta_PN: Tensor
+    linear_LN: Tensor
     sse_N: Tensor
-    curvature_NPP: Tensor
-    descent_NP: Tensor
+    cost_N: Tensor
+    curvature_PPN: Tensor
+    descent_PN: Tensor
+
+    @property
+    def drop_MN(self) -> Tensor:
+        """The drops."""
+        return self.linear_LN[1:]
 
     def where(self, mask_N: Tensor, other: "Search") -> "Search":
         """This state where `mask_N` is true, `other` elsewhere."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return Search(*(torch.where(_expand(mask_N, a), a, b) for a, b in pairs))
+        return Search(*(torch.where(mask_N, a, b) for a, b in pairs))
 
-    def rows(self, index_N: Tensor) -> "Search":
-        """The tokens at `index_N`."""
-        return Search(*(getattr(self, f.name)[index_N] for f in fields(self)))
+    def tokens(self, index: Tensor | slice) -> "Search":
+        """Some of the tokens."""
+        return Search(*(getattr(self, f.name)[..., index] for f in fields(self)))
 
-    def put(self, index_N: Tensor, other: "Search") -> "Search":
-        """This state with the tokens at `index_N` replaced by those of `other`."""
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return Search(*(a.index_copy(0, index_N, b) for a, b in pairs))
+    def put(self, index_N: Tensor, other: "Search") -> None:
+        """Replace the tokens at `index_N` by those of `other`, in place."""
+        for f in fields(self):
+            getattr(self, f.name)[..., index_N] = getattr(other, f.name)
 
-
-@dataclass(frozen=True)
-class Box:
-    """Bounds of a midpoint and of a log-width."""
-
-    midpoint: tuple[float, float]
-    log_width: tuple[float, float]
-
-    def limits(self, like_NP: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower and upper bound of every entry of theta, each of length P."""
-        n_sigmoids = like_NP.shape[1] // 2
-        low, high = (
-            like_NP.new_tensor([self.midpoint[i]] * n_sigmoids + [self.log_width[i]] * n_sigmoids)
-            for i in (0, 1)
-        )
-        return low, high
+    @staticmethod
+    def join(parts: Sequence["Search"]) -> "Search":
+        """The tokens of `parts`, one part after the other."""
+        return Search(*(torch.cat([getattr(p, f.name) for p in parts], -1) for f in fields(Search)))
 
 
-def _expand(mask_N: Tensor, like: Tensor) -> Tensor:
-    return mask_N.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def solve(matrix_NPP: Tensor, right_NPR: Tensor) -> Tensor:
+def solve(matrix_PPN: Tensor, right_PRN: Tensor) -> Tensor:
     """Solve N small symmetric positive systems by Gauss-Jordan elimination, unrolled over P.
 
     A singular direction gives a large but finite solution.
     """
-    size = matrix_NPP.shape[-1]
-    table = torch.cat([matrix_NPP, right_NPR], dim=-1)
+    size = len(matrix_PPN)
+    table = torch.cat([matrix_PPN, right_PRN], dim=1)
     for p in range(size):
-        row = table[:, p] / table[:, p, p].clamp_min(_TINY)[:, None]
-        table = table - table[:, :, p, None] * row[:, None, :]
-        table[:, p] = row
-    return table[:, :, size:]
+        row = table[p] / table[p, p].clamp_min(_TINY)
+        table = table - table[:, p, None] * row
+        table[p] = row
+    return table[:, size:]
 
 
-def curves(theta_NP: Tensor, x_K: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sigmoids s((c - x)/w) and their derivatives by c and by ln w, each of shape (N, M, K)."""
-    filled = theta_NP.new_empty(len(theta_NP), 3 * (theta_NP.shape[1] // 2), len(x_K))
-    _fill_curves(filled, theta_NP, x_K)
-    s, by_midpoint, by_log_width = filled.chunk(3, dim=1)
-    return s, by_midpoint, by_log_width
+def anchor(theta_PN: Tensor, x_K: Tensor) -> Tensor:
+    """The probe next to each midpoint, x_MN."""
+    midpoint_MN = theta_PN[: len(theta_PN) // 2].contiguous()
+    return x_K[torch.bucketize(midpoint_MN, (x_K[1:] + x_K[:-1]) / 2)]
 
 
-def _fill_curves(out: Tensor, theta_NP: Tensor, x_K: Tensor) -> None:
-    """Write the 3M curves of `curves` into `out` of shape (N, 3M, K), with no copy between."""
-    s, by_midpoint, by_log_width = out.chunk(3, dim=1)
-    midpoint, log_width = theta_NP[..., None].chunk(2, dim=1)
-    narrowness = (-log_width).exp()
-    torch.sub(midpoint, x_K, out=by_log_width)
-    by_log_width *= narrowness
-    torch.sigmoid(by_log_width, out=s)
-    torch.sub(1, s, out=by_midpoint)
-    by_midpoint *= s
-    by_log_width *= -by_midpoint
-    by_midpoint *= narrowness
+def basis(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Tensor:
+    """The rows that a step is made of, rows_RKN.
+
+    In this order: the sigmoids s(u), u = (c - x)/w; -s'(u), the negative of their derivatives by q;
+    their derivatives by ln w at that q; the residuals of `linear_LN`. Zero where a loss is missing.
+    """
+    n_sigmoids = len(theta_PN) // 2
+    midpoint_MN, log_width_MN = theta_PN.chunk(2)
+    anchor_MN = anchor(theta_PN, data.x_K)
+    narrowness_MN = (-log_width_MN).exp()
+    q_MN = (midpoint_MN - anchor_MN) * narrowness_MN
+    rows_RKN = data.y_KN.new_empty(3 * n_sigmoids + 1, *data.y_KN.shape)
+    residual_KN = rows_RKN[-1]
+    torch.sub(data.y_KN, linear_LN[0], out=residual_KN)
+    x_K1 = data.x_K[:, None]
+    for m in range(n_sigmoids):
+        s_KN, bump_KN, by_log_width_KN = rows_RKN[m:-1:n_sigmoids]
+        torch.sub(anchor_MN[m], x_K1, out=by_log_width_KN)
+        by_log_width_KN *= narrowness_MN[m]
+        torch.add(by_log_width_KN, q_MN[m], out=s_KN)
+        s_KN.sigmoid_()
+        torch.sub(s_KN, 1, out=bump_KN)
+        bump_KN *= s_KN
+        by_log_width_KN *= bump_KN
+        residual_KN.addcmul_(s_KN, linear_LN[1 + m], value=-1)
+    if data.weight_KN is not None:
+        rows_RKN *= data.weight_KN
+    return rows_RKN
 
 
-def evaluate(theta_NP: Tensor, y_NK: Tensor, x_K: Tensor) -> Search:
-    """Project out floor and drops at `theta_NP`; everything follows from one Gram matrix."""
-    n_sigmoids = theta_NP.shape[1] // 2
-    basis = y_NK.new_empty(len(y_NK), 3 * n_sigmoids + 1, y_NK.shape[1])
-    basis[:, -1] = y_NK
-    _fill_curves(basis[:, :-1], theta_NP, x_K)
-    basis -= basis.mean(dim=-1, keepdim=True)
-    gram = basis @ basis.mT
-    linear, searched = slice(0, n_sigmoids), slice(n_sigmoids, 3 * n_sigmoids)
-    inner = gram[:, linear, linear]
-    cross = gram[:, searched, linear]
-    against_y = gram[:, linear, -1:]
-    drop = solve(inner, against_y)
-    twice = torch.cat([drop, drop], dim=1)
-    cross_scaled = cross * twice
-    curvature = gram[:, searched, searched] * twice * twice.mT
-    curvature -= cross_scaled @ solve(inner, cross_scaled.mT)
-    descent = twice * (gram[:, searched, -1:] - cross @ drop)
-    sse = gram[:, -1, -1] - (drop * against_y).sum(dim=(1, 2))
-    return Search(theta_NP, drop[..., 0], sse.clamp_min(0), curvature, descent[..., 0])
+def products(rows_RKN: Tensor, data: Trajectories) -> Tensor:
+    """Sums over the probes of the products of all pairs of rows, a row of ones first."""
+    size = 1 + len(rows_RKN)
+    table = rows_RKN.new_empty(size, size, rows_RKN.shape[2])
+    table[0, 0] = data.count_N
+    torch.sum(rows_RKN, dim=1, out=table[0, 1:])
+    table[1:, 0] = table[0, 1:]
+    product_KN = torch.empty_like(rows_RKN[0])
+    for i, j in combinations_with_replacement(range(size - 1), 2):
+        torch.mul(rows_RKN[i], rows_RKN[j], out=product_KN)
+        torch.sum(product_KN, dim=0, out=table[1 + i, 1 + j])
+        if i != j:
+            table[1 + j, 1 + i] = table[1 + i, 1 + j]
+    return table
+
+
+def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box) -> Search:
+    """Project out floor and drops at `theta_PN`; everything follows from one table of products.
+
+    `linear_LN` is a guess of floor and drops: the closer, the smaller the rounding errors.
+    """
+    n_sigmoids = len(theta_PN) // 2
+    n_linear = 1 + n_sigmoids
+    table = products(basis(theta_PN, linear_LN, data), data)
+    pivots = []
+    for p in range(n_linear):
+        usable_N = table[p, p] > _SINGULAR * len(data.y_KN)
+        row = table[p, p:] * torch.where(usable_N, 1 / table[p, p], 0)
+        pivots.append(row)
+        table[p + 1 :, p:] -= table[p + 1 :, p, None] * row
+    linear = [row[-1] for row in pivots]
+    for p in reversed(range(n_linear)):
+        for q in range(p + 1, n_linear):
+            linear[p] = linear[p] - pivots[p][q - p] * linear[q]
+    linear_LN = linear_LN + torch.stack(linear)
+    slope_PN = torch.cat([-linear_LN[1:], linear_LN[1:]])
+    searched = slice(n_linear, -1)
+    curvature_PPN = table[searched, searched] * slope_PN * slope_PN[:, None]
+    descent_PN = table[searched, -1] * slope_PN
+    sse_N = table[-1, -1].clamp_min(0)
+    cost_N = sse_N
+    if box.prior is not None:
+        cost_N = _believe(box.prior, theta_PN, data.count_N, sse_N, curvature_PPN, descent_PN)
+    return Search(theta_PN, linear_LN, sse_N, cost_N, curvature_PPN, descent_PN)
+
+
+def _believe(
+    prior: tuple[float, float],
+    theta_PN: Tensor,
+    count_N: Tensor,
+    sse_N: Tensor,
+    curvature_PPN: Tensor,
+    descent_PN: Tensor,
+) -> Tensor:
+    """Add a normal prior of the log-widths to curvature and descent, in place; return the cost.
+
+    Minimises K ln SSE + sum ((ln w - mean)/deviation)^2: the posterior with the noise's variance
+    at its best.
+    """
+    mean, deviation = prior
+    noise_N = sse_N / count_N
+    widths = range(len(theta_PN) // 2, len(theta_PN))
+    z_MN = (theta_PN[widths.start :] - mean) / deviation
+    for p, z_N in zip(widths, z_MN, strict=True):
+        curvature_PPN[p, p] += noise_N / deviation**2
+        descent_PN[p] -= noise_N * z_N / deviation
+    return sse_N * (z_MN.square().sum(dim=0) / count_N).exp()
 
 
 def _free(search: Search, box: Box) -> Tensor:
     """Which parameters may move: not those at a bound that the descent pushes outward."""
-    low_P, high_P = box.limits(search.theta_NP)
-    outward = (search.theta_NP <= low_P) & (search.descent_NP < 0)
-    outward |= (search.theta_NP >= high_P) & (search.descent_NP > 0)
+    low_P1, high_P1 = box.limits(search.theta_PN)
+    outward = (search.theta_PN <= low_P1) & (search.descent_PN < 0)
+    outward |= (search.theta_PN >= high_P1) & (search.descent_PN > 0)
     return ~outward
 
 
-def _step(search: Search, damping_N: Tensor, free_NP: Tensor) -> Tensor:
-    """Marquardt's step within the free parameters."""
-    curvature = search.curvature_NPP * (free_NP[:, :, None] & free_NP[:, None, :])
-    diagonal = curvature.diagonal(dim1=1, dim2=2)
-    damped = curvature + torch.diag_embed(diagonal * damping_N[:, None] + ~free_NP)
-    return solve(damped, (search.descent_NP * free_NP)[..., None])[..., 0]
+def _step(search: Search, damping_N: Tensor | float, free_PN: Tensor) -> Tensor:
+    """Marquardt's step within the free parameters.
+
+    Along a direction in which a step of one could not lower the SSE by a millionth, none is taken.
+    """
+    free_PN = free_PN.to(search.sse_N.dtype)
+    curvature_PPN = search.curvature_PPN * (free_PN * free_PN[:, None])
+    diagonal_PN = curvature_PPN.diagonal().T  # a view, tokens last
+    diagonal_PN += diagonal_PN * damping_N + _FLAT * search.sse_N + (1 - free_PN)
+    return solve(curvature_PPN, (search.descent_PN * free_PN)[:, None])[:, 0]
 
 
-def descend(search: Search, y_NK: Tensor, x_K: Tensor, box: Box, steps: int) -> Search:
-    """Take `steps` damped Gauss-Newton steps; a step is taken by a token only if its SSE falls."""
-    low_P, high_P = box.limits(search.theta_NP)
-    longest_P = torch.minimum((high_P - low_P) / 4, high_P.new_tensor(_MAX_LOG_WIDTH_STEP))
+def _move(theta_PN: Tensor, step_PN: Tensor, x_K: Tensor, box: Box) -> Tensor:
+    """Where a step in q and log-width leads within the box, as midpoints and log-widths."""
+    midpoint_MN, log_width_MN = theta_PN.chunk(2)
+    by_q_MN, by_log_width_MN = step_PN.chunk(2)
+    anchor_MN = anchor(theta_PN, x_K)
+    q_MN = (midpoint_MN - anchor_MN) * (-log_width_MN).exp() + by_q_MN
+    log_width_MN = (log_width_MN + by_log_width_MN).clamp(*box.log_width)
+    midpoint_MN = (anchor_MN + q_MN * log_width_MN.exp()).clamp(*box.midpoint)
+    return torch.cat([midpoint_MN, log_width_MN])
+
+
+def descend(search: Search, data: Trajectories, box: Box, steps: int) -> Search:
+    """Take `steps` damped Gauss-Newton steps; a token takes a step only if its cost falls.
+
+    J^T J leaves out the second derivatives. How far it is from the true curvature along a step is
+    seen from what the step gained: the next one is damped, or lengthened, by as much.
+    """
     damping_N = torch.full_like(search.sse_N, _DAMPING_START)
+    stretch_N = torch.ones_like(search.sse_N)
     for _ in range(steps):
-        step = _step(search, damping_N, _free(search, box))
-        step = torch.maximum(torch.minimum(step, longest_P), -longest_P)
-        theta = torch.maximum(torch.minimum(search.theta_NP + step, high_P), low_P)
-        trial = evaluate(theta, y_NK, x_K)
-        better = trial.sse_N < search.sse_N
-        search = trial.where(better, search)
-        damping_N = torch.where(better, damping_N / 10, damping_N * 5).clamp_min(_DAMPING_LEAST)
+        step_PN = _step(search, damping_N, _free(search, box)) * stretch_N
+        step_PN = step_PN.clamp(-_LONGEST_STEP, _LONGEST_STEP)
+        theta_PN = _move(search.theta_PN, step_PN, data.x_K, box)
+        trial = evaluate(theta_PN, search.linear_LN, data, box)
+        gain_N = search.cost_N - trial.cost_N
+        better_N = gain_N > 0
+        along_N = (step_PN * search.descent_PN).sum(dim=0)
+        bend_N = ((search.curvature_PPN * step_PN).sum(dim=1) * step_PN).sum(dim=0)
+        curvature_N = (2 * along_N - gain_N) / bend_N.clamp_min(_TINY)
+        search = trial.where(better_N, search)
+        damped_N = torch.maximum(damping_N / 8, (curvature_N - 1).clamp(_DAMPING_START, 4))
+        damping_N = torch.where(better_N, damped_N, 4 * damping_N.clamp_min(0.1))
+        stretch_N = torch.where(better_N, (1 / curvature_N.clamp_min(_TINY)).clamp(1, 3), 1)
     return search
 
 
 def converged(search: Search, box: Box) -> Tensor:
-    """Whether the next undamped step promises to lower the SSE by less than 1e-4 of it."""
-    free = _free(search, box)
-    step = _step(search, torch.zeros_like(search.sse_N), free)
-    promised = (step * search.descent_NP * free).sum(dim=1)
-    return promised <= CONVERGED_BELOW * search.sse_N + _TINY
+    """Whether the next undamped step promises to lower the SSE by less than 1e-5 of it."""
+    free_PN = _free(search, box)
+    promised_N = (_step(search, 0.0, free_PN) * search.descent_PN * free_PN).sum(dim=0)
+    return promised_N <= CONVERGED_BELOW * search.sse_N + _TINY
 
 
 def at_bound(search: Search, box: Box) -> Tensor:
     """Which parameters lie at a bound."""
-    low_P, high_P = box.limits(search.theta_NP)
-    return (search.theta_NP <= low_P) | (search.theta_NP >= high_P)
+    low_P1, high_P1 = box.limits(search.theta_PN)
+    return (search.theta_PN <= low_P1) | (search.theta_PN >= high_P1)

@@ -18,6 +18,7 @@ from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import check_schema, whole_or_absent
 
 SCHEMA_VERSION = 1
+_CHECKED_AT_ONCE = 2**20
 _NAME = re.compile(r"step_(\d{8,})\.safetensors")
 
 
@@ -117,6 +118,32 @@ def read_record(path: Path) -> tuple[LossRecord, int]:
     return LossRecord(**values), n_tokens
 
 
+def read_checksum(path: Path) -> str:
+    """The CRC-32 that a losses file gives for its losses, in hexadecimal; nothing is checked.
+
+    Raises:
+        TokscaleError: the file is missing, truncated or damaged.
+    """
+    with _opened(path) as file:
+        return str((file.metadata() or {}).get("crc32"))
+
+
+def check_losses(path: Path) -> None:
+    """Check a losses file against its CRC-32, a few megabytes at a time.
+
+    Raises:
+        TokscaleError: the file is truncated, damaged, or its checksum is wrong.
+    """
+    with _opened(path) as file:
+        losses, found = file.get_slice("loss"), 0
+        n_tokens = losses.get_shape()[0]
+        for start in range(0, n_tokens, _CHECKED_AT_ONCE):
+            found = zlib.crc32(losses[start : min(start + _CHECKED_AT_ONCE, n_tokens)], found)
+        expected = (file.metadata() or {}).get("crc32")
+    if f"{found:08x}" != expected:
+        raise TokscaleError(f"losses file {path} has a wrong checksum; remove it or restore it")
+
+
 def read_losses(path: Path, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
     """Read losses of tokens `start` to `stop` as float32; the whole file is checked by its CRC.
 
@@ -125,11 +152,7 @@ def read_losses(path: Path, start: int = 0, stop: int | None = None) -> NDArray[
     Raises:
         TokscaleError: the file is truncated, damaged, or its checksum is wrong.
     """
+    if stop is None:
+        check_losses(path)
     with _opened(path) as file:
-        if stop is not None:
-            return np.asarray(file.get_slice("loss")[start:stop], dtype=np.float32)
-        array = file.get_tensor("loss")
-        expected = (file.metadata() or {}).get("crc32")
-    if f"{zlib.crc32(array.tobytes()):08x}" != expected:
-        raise TokscaleError(f"losses file {path} has a wrong checksum; remove it or restore it")
-    return np.asarray(array[start:], dtype=np.float32)
+        return np.asarray(file.get_slice("loss")[start:stop], dtype=np.float32)

@@ -3,6 +3,7 @@
 Shapes: N watched tokens, K probe steps.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,9 @@ from megatron_tokscale.files import check_schema, read_json
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.losses import (
     LossRecord,
+    check_losses,
     list_losses,
+    losses_name,
     read_losses,
     read_record,
 )
@@ -83,6 +86,10 @@ class Run:
         """Probe steps, ascending."""
         return np.array([record.step for record in self.records], dtype=np.int64)
 
+    def losses_path(self, step: int) -> Path:
+        """The file of the losses at a probe step."""
+        return self.path / "tokscale" / "losses" / losses_name(step)
+
     def x_K(self, time: Time = "step") -> NDArray[np.float64]:
         """Natural logarithm of training time at each probe; -inf at step 0.
 
@@ -112,16 +119,15 @@ class Run:
         stop = None if stop is None else min(stop, self.n_tokens)
         length = (self.n_tokens if stop is None else stop) - start
         loss_NK = np.empty((length, len(self.records)), dtype=np.float32)
-        files = list_losses(self.path / "tokscale" / "losses")
         for k, record in enumerate(self.records):
-            loss_NK[:, k] = read_losses(files[record.step], start, stop)
+            loss_NK[:, k] = read_losses(self.losses_path(record.step), start, stop)
         return loss_NK
 
-    def verify(self) -> None:
-        """Check the checksum of every losses file.
+    def verify(self, steps: Iterable[int] | None = None) -> None:
+        """Check the checksums of the losses at `steps`, by default at all probe steps.
 
         Raises:
             TokscaleError: naming the first damaged file.
         """
-        for file in list_losses(self.path / "tokscale" / "losses").values():
-            read_losses(file)
+        for step in self.step_K if steps is None else steps:
+            check_losses(self.losses_path(step))

@@ -71,13 +71,14 @@ def test_errors_are_scipys(planted):
     compared = 0
     for n in np.flatnonzero(fits.status_N == FitStatus.CONVERGED):
         _, found, covariance = scipy_fit(data.x_K, data.loss_NK[n])
-        if abs(found[2] - fits.midpoint_N[n]) > 1e-3 or fits.width_N[n] < 0.1:
+        white = fits.autocorrelation_N[n] == 0
+        if not white or abs(found[2] - fits.midpoint_N[n]) > 1e-3 or fits.width_N[n] < 0.1:
             continue
         se = np.sqrt(np.diag(covariance)) * [1, 1, 1, np.exp(found[3])]
         mine = [fits.floor_se_N[n], fits.drop_se_N[n], fits.midpoint_se_N[n], fits.width_se_N[n]]
         np.testing.assert_allclose(mine, se, rtol=0.05)
         compared += 1
-    assert compared > 100
+    assert compared > 50
 
 
 def test_intervals_cover_and_midpoints_are_unbiased(planted):
@@ -149,8 +150,9 @@ def test_blocks_and_order_do_not_matter(planted, block_tokens):
     order = np.random.default_rng(0).permutation(150)
     shuffled = fit_sigmoids(data.x_K, data.loss_NK[order], block_tokens=block_tokens)
     np.testing.assert_array_equal(shuffled.class_N, whole.class_N[order])
-    np.testing.assert_allclose(shuffled.sse_N, whole.sse_N[order], rtol=1e-5)
-    np.testing.assert_allclose(shuffled.midpoint_N, whole.midpoint_N[order], atol=1e-4)
+    np.testing.assert_allclose(shuffled.sse_N, whole.sse_N[order], rtol=1e-4)
+    off_N = np.abs(shuffled.midpoint_N - whole.midpoint_N[order]) / whole.midpoint_se_N[order]
+    assert np.nanmax(off_N) < 0.05
 
 
 def test_torch_in_is_numpy_out(planted):
@@ -167,21 +169,44 @@ def test_cuda_gives_what_the_cpu_gives(planted):
     np.testing.assert_allclose(cuda.sse_N, cpu.sse_N, rtol=1e-3)
 
 
-def test_non_finite_losses_are_counted_not_fitted(planted):
-    data = planted(50, 30, seed=10)
-    whole = fit_sigmoids(data.x_K, data.loss_NK)
+def test_missing_losses_are_left_out(planted):
+    """As if the probe steps were not there, which each token then shows by itself."""
+    data = planted(60, 40, seed=10)
+    kept_K = np.ones(40, dtype=bool)
+    kept_K[[3, 17, 18, 31]] = False
+    without = fit_sigmoids(data.x_K[kept_K], data.loss_NK[:, kept_K])
     loss_NK = data.loss_NK.copy()
-    loss_NK[3, 5], loss_NK[7, 0], loss_NK[8] = np.nan, np.inf, -np.inf
+    loss_NK[::2, ~kept_K] = np.nan
+    loss_NK[0, 17], loss_NK[2, 18] = np.inf, -np.inf
+    fits, whole = fit_sigmoids(data.x_K, loss_NK), fit_sigmoids(data.x_K, data.loss_NK)
+    np.testing.assert_array_equal(fits.n_probes_N, np.where(np.arange(60) % 2, 40, 36))
+    masked, others = np.arange(0, 60, 2), np.arange(1, 60, 2)
+    np.testing.assert_allclose(fits.sse_N[others], whole.sse_N[others], rtol=1e-4)
+    same = np.isclose(fits.sse_N[masked], without.sse_N[masked], rtol=1e-4)
+    assert same.mean() > 0.95  # the grid is laid over other probes: a basin may be missed
+    masked = masked[same]
+    np.testing.assert_array_equal(fits.class_N[masked], without.class_N[masked])
+    np.testing.assert_allclose(fits.level_N[masked], without.level_N[masked], rtol=1e-5)
+    np.testing.assert_allclose(fits.fall_N[masked], without.fall_N[masked], rtol=1e-5)
+    sure = masked[(without.status_N[masked] == 0) & (without.midpoint_se_N[masked] < 0.1)]
+    assert len(sure) > 15
+    np.testing.assert_allclose(fits.midpoint_N[sure], without.midpoint_N[sure], atol=2e-3)
+    np.testing.assert_allclose(fits.midpoint_se_N[sure], without.midpoint_se_N[sure], rtol=0.1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_token_with_four_losses_is_not_fitted(planted, bad):
+    data = planted(50, 30, seed=10)
+    loss_NK = data.loss_NK.copy()
+    loss_NK[3, 4:], loss_NK[7], loss_NK[9, 5:] = bad, bad, bad
     fits = fit_sigmoids(data.x_K, loss_NK)
-    bad = [3, 7, 8]
-    assert set(np.flatnonzero(fits.status_N == FitStatus.NON_FINITE)) == set(bad)
-    assert (fits.class_N[bad] == TokenClass.UNFITTED).all()
+    assert set(np.flatnonzero(fits.status_N == FitStatus.NON_FINITE)) == {3, 7}
+    assert (fits.class_N[[3, 7]] == TokenClass.UNFITTED).all()
+    assert list(fits.n_probes_N[[3, 7, 9]]) == [4, 0, 5]
     for name in SigmoidFits.columns():
-        if name not in ("class_N", "status_N"):
-            assert np.isnan(getattr(fits, name)[bad]).all(), name
-    assert np.isnan(fits.predict(data.x_K)[bad]).all()
-    others = np.setdiff1d(np.arange(50), bad)
-    np.testing.assert_allclose(fits.sse_N[others], whole.sse_N[others], rtol=1e-6)
+        if getattr(fits, name).dtype.kind == "f":
+            assert np.isnan(getattr(fits, name)[[3, 7]]).all(), name
+    assert np.isnan(fits.predict(data.x_K)[[3, 7]]).all()
 
 
 def test_constant_losses_are_flat_with_no_midpoint():

@@ -1,0 +1,177 @@
+"""What the residuals say of the noise, and what the noise makes of errors and evidence.
+
+Successive probes share part of their noise: a weight that wanders is seen by several of them. It is
+modelled as an autoregression of order one, r_k = phi r_{k-1} + white noise, with phi from the
+token's own residuals. Two consequences, both Bartlett's (1946): the variance of an estimate whose
+influence on the probes has the lag-one autocorrelation rho is (1 + phi rho)/(1 - phi rho) times
+that of white noise, and K probes say as much of a slow change as K (1 - phi)/(1 + phi)
+independent ones. The model and the estimate of phi are our choice.
+
+Shapes: N tokens, K probe steps, J parameters (floor, M drops, M midpoints, M widths).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_tokscale.fit.varpro import Box, Search, Trajectories, anchor, basis
+
+_MOST = 0.95
+_SINGULAR = 1e-4
+_ITERATIONS = 3
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """A fit's residuals, and what it could follow of the noise.
+
+    Attributes:
+        residual_KN: losses less the model, 0 where missing.
+        s_KN: the first sigmoid, 0 where a loss is missing.
+        tangent_JKN: orthonormal vectors along which the model can move; 0 if there are fewer.
+        weight_JJN: the tangents from ones, sigmoids and the further rows of `varpro.basis`.
+        lag_one_JJN: sums of products of the tangents at successive probes, symmetric.
+        phi_N: lag-one autocorrelation, between 0 and 0.95.
+        variance_N: the noise's variance.
+    """
+
+    residual_KN: Tensor
+    s_KN: Tensor
+    tangent_JKN: Tensor
+    weight_JJN: Tensor
+    lag_one_JJN: Tensor
+    phi_N: Tensor
+    variance_N: Tensor
+
+    @staticmethod
+    def of(search: Search, data: Trajectories, box: Box, white: bool) -> "Residuals":
+        """Take the residuals of a fit; phi is 0 if the noise is known to be white.
+
+        The fit follows part of the noise: along a tangent as much as the noise has there. What that
+        takes off the residuals' squares and lag-one products is added again; as it depends on phi,
+        a few times over.
+        """
+        *rows, residual_KN = basis(search.theta_PN, search.linear_LN, data)
+        ones_KN = torch.ones_like(residual_KN) if data.weight_KN is None else data.weight_KN
+        n_sigmoids = len(search.theta_PN) // 2
+        if box.width_is_fixed:
+            for row in rows[2 * n_sigmoids :]:
+                row.zero_()
+        if box.prior is not None:
+            rows = _with_prior(box.prior[1], rows, search, data)
+        tangent_JKN, weight_JJN = _orthonormal([_padded(ones_KN, rows[0]), *rows])
+        lag_one_JJN = _lag_one_products(tangent_JKN)
+        own_JN = lag_one_JJN.diagonal().T
+        count_N, present_JN = data.count_N, weight_JJN.diagonal().T.ne(0)
+        pairs_N = count_N - 1 if data.weight_KN is None else _lag_one(ones_KN, ones_KN)
+        ratio_N = _lag_one(residual_KN, residual_KN) / search.sse_N.clamp_min(1e-30)
+        phi_N = torch.zeros_like(ratio_N)
+        for _ in range(0 if white else _ITERATIONS):
+            followed_JN = inflation(phi_N, own_JN) * present_JN
+            left_N = (count_N - followed_JN.sum(dim=0)).clamp_min(1)
+            phi_N = (ratio_N * left_N + (followed_JN * own_JN).sum(dim=0)) / pairs_N
+            phi_N = phi_N.clamp(0, _MOST)
+        followed_JN = inflation(phi_N, own_JN) * present_JN
+        variance_N = search.sse_N / (count_N - followed_JN.sum(dim=0)).clamp_min(1)
+        return Residuals(
+            residual_KN,
+            rows[0][: len(data.y_KN)],
+            tangent_JKN[:, : len(data.y_KN)],
+            weight_JJN,
+            lag_one_JJN,
+            phi_N,
+            variance_N,
+        )
+
+
+def _with_prior(
+    deviation: float, rows: list[Tensor], search: Search, data: Trajectories
+) -> list[Tensor]:
+    """The rows with a further loss for each sigmoid, that of its prior, an empty one before it."""
+    n_sigmoids = len(search.theta_PN) // 2
+    noise_N = (search.sse_N / data.count_N).sqrt()
+    padded = torch.nn.functional.pad(torch.stack(rows), (0, 0, 0, 2 * n_sigmoids))
+    for m in range(n_sigmoids):
+        slope_N = search.drop_MN[m].abs().clamp_min(1e-9)
+        padded[2 * n_sigmoids + m, len(data.y_KN) + 2 * m + 1] = noise_N / (deviation * slope_N)
+    return list(padded)
+
+
+def _padded(row_KN: Tensor, like_KN: Tensor) -> Tensor:
+    return torch.nn.functional.pad(row_KN, (0, 0, 0, len(like_KN) - len(row_KN)))
+
+
+def inflation(phi: Tensor, rho: Tensor) -> Tensor:
+    """The variance of an estimate over what it would be with white noise."""
+    return (1 + phi * rho) / (1 - phi * rho)
+
+
+def effective_count(count_N: Tensor, phi_N: Tensor) -> Tensor:
+    """How many independent probes say as much of a slow change as the token's own do."""
+    return count_N * (1 - phi_N) / (1 + phi_N)
+
+
+def standard_errors(search: Search, data: Trajectories, found: Residuals) -> Tensor:
+    """Standard errors of floor, drops, midpoints and widths, se_JN; units of losses and x_K.
+
+    From (J^T J)^-1 and the residual variance, each inflated by what autocorrelation makes of it. A
+    direction that the losses do not tell from others counts as held fixed.
+    """
+    n_sigmoids = len(search.theta_PN) // 2
+    slope_JN = torch.cat([torch.ones_like(search.linear_LN), -search.drop_MN, search.drop_MN])
+    influence_JJN = found.weight_JJN.transpose(0, 1) / slope_JN[:, None]
+    midpoint_MN, log_width_MN = search.theta_PN.chunk(2)
+    width_MN = log_width_MN.exp()[:, None]
+    offset_MN = (midpoint_MN - anchor(search.theta_PN, data.x_K))[:, None]
+    by_q, by_log_width = influence_JJN[1 + n_sigmoids :].chunk(2)
+    by_midpoint = width_MN * by_q + offset_MN * by_log_width
+    variances = []
+    for row_JN in torch.cat(
+        [influence_JJN[: 1 + n_sigmoids], by_midpoint, width_MN * by_log_width]
+    ):
+        squared_N = row_JN.square().sum(dim=0)
+        lagged_N = ((found.lag_one_JJN * row_JN).sum(dim=1) * row_JN).sum(dim=0)
+        rho_N = lagged_N / squared_N.clamp_min(1e-30)
+        variances.append(squared_N * inflation(found.phi_N, rho_N) * found.variance_N)
+    return torch.stack(variances).sqrt_()
+
+
+def _lag_one(one_KN: Tensor, other_KN: Tensor) -> Tensor:
+    """Sum over the probes of one times the other one probe later."""
+    return (one_KN[:-1] * other_KN[1:]).sum(dim=0)
+
+
+def _lag_one_products(rows_JKN: Tensor) -> Tensor:
+    """The mean of `_lag_one` both ways round, for all pairs of rows."""
+    size = len(rows_JKN)
+    table = rows_JKN.new_empty(size, size, rows_JKN.shape[2])
+    for i, row_KN in enumerate(rows_JKN):
+        table[i, i] = _lag_one(row_KN, row_KN)
+        for j, other_KN in enumerate(rows_JKN[:i]):
+            both_KN = row_KN[:-1] * other_KN[1:]
+            both_KN.addcmul_(row_KN[1:], other_KN[:-1])
+            table[i, j] = table[j, i] = both_KN.sum(dim=0) / 2
+    return table
+
+
+def _orthonormal(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Modified Gram-Schmidt: orthonormal combinations of the rows, and what they are made of.
+
+    A row that earlier ones span to 1e-4 gives zero.
+    """
+    made_JKN = rows[0].new_empty(len(rows), *rows[0].shape)
+    weight_JJN = rows[0].new_zeros(len(rows), len(rows), rows[0].shape[1])
+    for i, row_KN in enumerate(rows):
+        weight_JJN[i, i] = 1
+        before_N = row_KN.square().sum(dim=0)
+        left_KN = row_KN
+        for j in range(i):
+            along_N = (left_KN * made_JKN[j]).sum(dim=0)
+            left_KN = torch.addcmul(left_KN, made_JKN[j], along_N, value=-1)
+            weight_JJN[i] -= along_N * weight_JJN[j]
+        left_N = left_KN.square().sum(dim=0) if i else before_N
+        length_N = torch.where(left_N > _SINGULAR**2 * before_N, left_N.rsqrt(), 0)
+        torch.mul(left_KN, length_N, out=made_JKN[i])
+        weight_JJN[i] *= length_N
+    return made_JKN, weight_JJN

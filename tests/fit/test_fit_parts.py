@@ -1,0 +1,411 @@
+"""A fit that is stopped, shared, crowded or short of disk ends with the same files, or one line.
+
+Shapes: N tokens, K probe steps.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from runs import log_time, plain_probe_set, probe_steps, write_run
+from scipy.special import expit
+
+import megatron_tokscale.fit.run as run_module
+from megatron_tokscale import files
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids
+from megatron_tokscale.fit.describe import describe_fit
+from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store import Run, reader
+from megatron_tokscale.store.losses import losses_name, read_losses, read_record, write_losses
+
+N_TOKENS, BLOCK = 288, 32
+STEPS = probe_steps(16, last=4000)
+
+# `megatron-tokscale fit RUN` with small blocks, and an accident on one rank if told so.
+COMMAND = f"""
+import os, sys, time
+import megatron_tokscale.fit.run as run
+from megatron_tokscale import cli
+from megatron_tokscale.errors import TokscaleError
+run._BLOCK_TOKENS = {BLOCK}, {BLOCK}
+write, rank = run.Parts.write, os.environ.get("RANK")
+def failing(self, block, table):
+    if rank == "1" and block > 2:
+        raise TokscaleError("rank 1 has met a bad block")
+    time.sleep(0.3)
+    write(self, block, table)
+if sys.argv[2:] == ["failing"]:
+    run.Parts.write = failing
+cli.main(["fit", sys.argv[1]])
+"""
+HOLD_LOCK = """
+import sys
+from pathlib import Path
+from megatron_tokscale.store.lock import RunLock
+lock = RunLock(Path(sys.argv[1]))
+lock.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def loss_NK():
+    rng = np.random.default_rng(0)
+    midpoint = rng.uniform(3, 7, (N_TOKENS, 1))
+    noise_NK = 0.1 * rng.standard_normal((N_TOKENS, len(STEPS)))
+    loss_NK = 1 + 4 * expit((midpoint - log_time(STEPS)) / 0.3) + noise_NK
+    loss_NK[[5, 70, 70], [7, 1, 2]] = np.nan
+    return loss_NK.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def one_fit(loss_NK):
+    return fit_sigmoids(log_time(STEPS), loss_NK[:1])
+
+
+@pytest.fixture
+def quick_fitter(one_fit):
+    """In the place of fit_sigmoids: numbers that depend on the losses and on the time, at once."""
+
+    def fit(x_K, loss_NK, device=None):
+        columns = {
+            name: np.resize(getattr(one_fit, name), len(loss_NK)) for name in SigmoidFits.columns()
+        }
+        for column_N in columns.values():
+            if column_N.dtype.kind == "f":
+                column_N[:] = loss_NK.sum(axis=1) + x_K[-1]
+        return SigmoidFits(x_K, **columns)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "fit_sigmoids", fit)
+        yield
+
+
+@pytest.fixture
+def run(tmp_path, loss_NK, quick_fitter):
+    return write_run(tmp_path / "run", STEPS, loss_NK)
+
+
+@pytest.fixture
+def whole(tmp_path, loss_NK, quick_fitter):
+    """The files of a fit that nothing stopped."""
+    return fit_at_once(tmp_path / "whole", loss_NK)
+
+
+@pytest.fixture
+def fitted_run(tmp_path, loss_NK):
+    """A run for other processes to fit, with the fitter they have."""
+    return write_run(tmp_path / "run", STEPS, loss_NK)
+
+
+@pytest.fixture(scope="module")
+def fitted_whole(tmp_path_factory, loss_NK):
+    return fit_at_once(tmp_path_factory.mktemp("whole"), loss_NK)
+
+
+@pytest.fixture(scope="module")
+def forkserver():
+    """Starts processes that have imported everything, and computed nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["megatron_tokscale.fit.block", "pyarrow.parquet"])
+    return context
+
+
+def fit_alone(path):
+    fit_run(Run.open(path), block_tokens=BLOCK)
+
+
+def fit_at_once(path, loss_NK):
+    run = write_run(path, STEPS, loss_NK)
+    fit_run(run, block_tokens=BLOCK)
+    return outcome(run)
+
+
+def outcome(run):
+    """fits.parquet to the bit, and what fit.json says but for the time it took."""
+    summary = json.loads((run.analysis / "fit.json").read_text())
+    for name in ("seconds", "tokens_per_second", "resumed_tokens"):
+        del summary[name]
+    assert sorted(path.name for path in run.analysis.iterdir()) == ["fit.json", "fits.parquet"]
+    return (run.analysis / "fits.parquet").read_bytes(), summary
+
+
+def command(tmp_path, run, *launcher, accident=()):
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(script), str(run.path), *accident],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def torchrun(n_ranks):
+    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks))
+
+
+def parts(run):
+    return list((run.analysis / "fit.parts").glob("part-*.arrow"))
+
+
+class Stopped(BaseException):
+    """A kill that the test's own process survives."""
+
+
+def stop_after(n_tokens):
+    def progress(done, total):
+        if done >= n_tokens:
+            raise Stopped
+
+    return progress
+
+
+def fit_and_stop(run, n_blocks=3, **settings):
+    with pytest.raises(Stopped):
+        fit_run(run, **{"block_tokens": BLOCK, **settings}, progress=stop_after(n_blocks * BLOCK))
+    assert len(parts(run)) == n_blocks
+
+
+def test_kills_at_any_moment_change_nothing(fitted_run, fitted_whole, forkserver):
+    rng = random.Random(0)
+    for enough in (1, 3, 6):
+        process = forkserver.Process(target=fit_alone, args=(fitted_run.path,))
+        process.start()
+        while len(parts(fitted_run)) < enough and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        assert process.exitcode == -9
+        assert not (fitted_run.analysis / "fits.parquet").exists()
+    n_parts = len(parts(fitted_run))
+    assert fit_run(fitted_run, block_tokens=BLOCK)["resumed_tokens"] == n_parts * BLOCK
+    assert n_parts >= 6
+    assert outcome(fitted_run) == fitted_whole
+
+
+@pytest.mark.parametrize("n_published", [0, 1])
+def test_fits_and_summary_never_disagree(run, whole, monkeypatch, n_published):
+    fit_run(run, time="tokens")
+    replace, published = os.replace, []
+
+    def replace_or_stop(source, target):
+        if target.parent == run.analysis:
+            if len(published) == n_published:
+                raise Stopped
+            published.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_or_stop)
+    with pytest.raises(Stopped):
+        fit_run(run, block_tokens=BLOCK)
+    assert not (run.analysis / "fit.json").exists()
+    monkeypatch.undo()
+    assert fit_run(run, block_tokens=BLOCK)["resumed_tokens"] == N_TOKENS
+    assert outcome(run) == whole
+
+
+def test_three_processes_write_the_same_bytes(fitted_run, fitted_whole, tmp_path):
+    fit_and_stop(fitted_run, 2)
+    process = command(tmp_path, fitted_run, *torchrun(3))
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert output.count("tokens at 16 probe steps") == 1
+    assert "64 tokens were fitted before" in output
+    assert "224 of 224 tokens" in errors
+    assert outcome(fitted_run) == fitted_whole
+
+
+def test_a_rank_that_fails_ends_all(fitted_run, tmp_path):
+    process = command(tmp_path, fitted_run, *torchrun(2), accident=["failing"])
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.count("megatron-tokscale: ") == 1
+    assert "megatron-tokscale: rank 1 has met a bad block\n" in errors
+    assert output == ""
+    assert 0 < len(parts(fitted_run)) < 5  # rank 0 alone would have made 5
+
+
+def other_time(run):
+    return {"time": "tokens"}
+
+
+def other_blocks(run):
+    return {"block_tokens": 2 * BLOCK}
+
+
+def other_losses(run):
+    path = run.losses_path(int(STEPS[3]))
+    losses_N, (record, _) = read_losses(path), read_record(path)
+    write_losses(path, losses_N + 1, record)
+    return {}
+
+
+def fewer_probes(run):
+    run.losses_path(int(STEPS[-1])).unlink()
+    return {}
+
+
+@pytest.mark.parametrize("change", [other_time, other_blocks, other_losses, fewer_probes])
+def test_parts_of_another_fit_are_thrown_away(run, tmp_path, change):
+    fit_and_stop(run)
+    settings = {"block_tokens": BLOCK, **change(run)}
+    shutil.copytree(run.path / "tokscale", tmp_path / "fresh" / "tokscale")
+    summary = fit_run(Run.open(run.path), **settings)
+    assert summary["resumed_tokens"] == 0
+    fresh = Run.open(tmp_path / "fresh")
+    fit_run(fresh, **settings)
+    assert outcome(run) == outcome(fresh)
+
+
+def test_parts_of_another_version_are_thrown_away(run, whole, monkeypatch):
+    monkeypatch.setattr(run_module, "__version__", "0.0.0")
+    fit_and_stop(run)
+    monkeypatch.undo()
+    assert fit_run(run, block_tokens=BLOCK)["resumed_tokens"] == 0
+    assert outcome(run) == whole
+
+
+def test_a_second_fit_is_refused(run, whole):
+    lock = run.analysis / "fit.parts" / ".lock"
+    lock.parent.mkdir(parents=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, str(lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(TokscaleError, match=rf"another fit .* process {other.pid}\)"):
+            fit_run(run, block_tokens=BLOCK)
+        assert lock.exists()
+        other.stdin.close()
+    fit_run(run, block_tokens=BLOCK)
+    assert outcome(run) == whole
+
+
+def test_a_resumed_fit_checks_only_what_has_changed(run, monkeypatch):
+    checked = []
+    monkeypatch.setattr(reader, "check_losses", checked.append)
+    fit_and_stop(run)
+    assert checked == [run.losses_path(int(step)) for step in STEPS]
+    checked.clear()
+    touched = run.losses_path(int(STEPS[4]))
+    os.utime(touched)
+    summary = fit_run(run, block_tokens=BLOCK)
+    assert checked == [touched]
+    assert summary["resumed_tokens"] == 3 * BLOCK
+
+
+def test_progress_and_rate_are_of_this_call_alone(run):
+    fit_and_stop(run)
+    seen = []
+    summary = fit_run(
+        run, block_tokens=BLOCK, progress=lambda done, total: seen.append((done, total))
+    )
+    left = N_TOKENS - 3 * BLOCK
+    assert seen == [(done, left) for done in range(0, left + 1, BLOCK)]
+    assert summary["tokens_per_second"] == pytest.approx(left / summary["seconds"], rel=0.01)
+    assert "; 96 tokens were fitted before\n" in describe_fit(summary)
+
+
+def test_losses_that_appear_during_the_fit_are_left_out(run, whole, loss_NK):
+    record, _ = read_record(run.losses_path(int(STEPS[-1])))
+
+    def write_more(done, total):
+        write_losses(run.losses_path(9999), loss_NK[:, 0], record)
+
+    summary = fit_run(run, block_tokens=BLOCK, progress=write_more)
+    assert summary["steps"] == STEPS.tolist()
+    assert outcome(run) == whole
+
+
+def test_losses_that_change_during_the_fit_are_refused(run):
+    with pytest.raises(TokscaleError, match="were replaced while they were fitted"):
+        fit_run(run, block_tokens=BLOCK, progress=lambda done, total: other_losses(run))
+    assert not (run.analysis / "fits.parquet").exists()
+
+
+def test_losses_that_vanish_during_the_fit_are_refused(run):
+    def abandon(done, total):
+        run.losses_path(int(STEPS[-1])).unlink(missing_ok=True)
+
+    with pytest.raises(TokscaleError, match="cannot read losses"):
+        fit_run(run, block_tokens=BLOCK, progress=abandon)
+
+
+def test_a_half_written_file_of_the_job_is_not_fitted(run, whole):
+    last = run.losses_path(int(STEPS[-1]))
+    (last.parent / f".{losses_name(9999)}.0123abcd.tmp").write_bytes(last.read_bytes()[:100])
+    fit_run(Run.open(run.path), block_tokens=BLOCK)
+    assert outcome(run) == whole
+    run.losses_path(9999).write_bytes(last.read_bytes()[:100])
+    with pytest.raises(TokscaleError, match=f"{losses_name(9999)} is truncated"):
+        Run.open(run.path)
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(run, whole, monkeypatch):
+    sync = files._sync
+
+    def full(path):
+        if len(parts(run)) == 4:
+            raise OSError(28, "No space left on device")
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", full)
+    with pytest.raises(TokscaleError, match=r"cannot write .*No space left.* blocks are kept"):
+        fit_run(run, block_tokens=BLOCK)
+    monkeypatch.undo()
+    assert fit_run(run, block_tokens=BLOCK)["resumed_tokens"] >= 3 * BLOCK
+    assert outcome(run) == whole
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(run):
+    run.analysis.write_text("in the way")
+    with pytest.raises(TokscaleError, match=r"cannot write .*analysis"):
+        fit_run(run)
+
+
+def test_a_device_that_is_not_there_is_refused(run):
+    with pytest.raises(TokscaleError, match="cannot compute on device 'nowhere'"):
+        fit_run(run, device="nowhere")
+    assert not run.analysis.exists()
+
+
+def test_every_block_is_a_row_group_and_names_its_tokens(tmp_path, loss_NK, quick_fitter):
+    rng = np.random.default_rng(1)
+    full = plain_probe_set(2 * N_TOKENS)
+    mask_BS = rng.random(full.mask_BS.shape) < 0.3
+    mask_BS[:9] = False
+    probe_set = ProbeSet(**{**vars(full), "mask_BS": mask_BS})
+    n_tokens = probe_set.n_tokens
+    run = write_run(tmp_path / "run", STEPS, loss_NK[:n_tokens], probe_set)
+    fit_run(run, block_tokens=50)
+    file = pq.ParquetFile(run.analysis / "fits.parquet")
+    assert file.metadata.num_row_groups == -(-n_tokens // 50)
+    table = file.read()
+    for name in ("label", "domain", "document", "position", "context"):
+        expected_N = getattr(probe_set, f"{name}_N")
+        np.testing.assert_array_equal(table[name].to_numpy(), expected_N)
+        assert table.schema.field(name).type.to_pandas_dtype() == expected_N.dtype
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "n_probes", "expected"),
+    [(1000, 60, 2**14), (2_000_000, 100, 31_250), (10**7, 500, 33_554), (10**9, 5, 2**18)],
+)
+def test_blocks_are_neither_small_nor_beyond_64_megabytes(n_tokens, n_probes, expected):
+    assert run_module._block_tokens(n_tokens, n_probes) == expected
