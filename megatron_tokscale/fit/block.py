@@ -18,7 +18,7 @@ from megatron_tokscale.fit.noise import Residuals
 from megatron_tokscale.fit.table import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.fit.varpro import Box, Search, Trajectories
 
-_SCOUT_STEPS, _PAIR_STEPS = 2, 4
+_SCOUT_STEPS, _PAIR_STEPS = 2, 3
 _ROUNDS = (2, 4, 8, 16, 24)
 _RIVAL = 1.1
 _ROUNDING = 1e-6
@@ -46,12 +46,17 @@ class Settings:
 
 def fit_block(axis: Axis, grid: Grid, loss_NK: Tensor, settings: Settings) -> SigmoidFits:
     """Fit every token of a block."""
+    whole_N = loss_NK.sum(dim=1).isfinite()
+    if whole_N.all():
+        columns = _fit_group(axis, grid, loss_NK, None, settings)
+        columns["n_probes_N"] = torch.full_like(whole_N, axis.n_probes, dtype=torch.int32)
+        return _as_fits(axis, columns)
     present_NK = loss_NK.isfinite()
     whole_N = present_NK.all(dim=1)
     timed_K = torch.tensor(axis.timed_K, device=loss_NK.device)
     enough_N = present_NK.sum(dim=1) >= MIN_PROBES
     enough_N &= (present_NK & timed_K).sum(dim=1) >= MIN_PROBES - 1
-    columns = _unfitted(loss_NK, present_NK)
+    columns = _unfitted(present_NK)
     for group_N in (whole_N, enough_N & ~whole_N):
         index_N = group_N.nonzero()[:, 0]
         if len(index_N):
@@ -59,25 +64,36 @@ def fit_block(axis: Axis, grid: Grid, loss_NK: Tensor, settings: Settings) -> Si
             part = _fit_group(axis, grid, loss_NK[index_N], weight_NK, settings)
             for name, value_N in part.items():
                 columns[name][index_N] = value_N.to(columns[name].dtype)
-    return SigmoidFits(axis.x_K, **{name: value.cpu().numpy() for name, value in columns.items()})
+    return _as_fits(axis, columns)
 
 
-def _unfitted(loss_NK: Tensor, present_NK: Tensor) -> Columns:
+_CODES = {
+    "class_N": (TokenClass.UNFITTED, torch.int8),
+    "runner_up_N": (TokenClass.UNFITTED, torch.int8),
+    "status_N": (FitStatus.NON_FINITE, torch.int8),
+    "n_probes_N": (0, torch.int32),
+}
+
+
+def _unfitted(present_NK: Tensor) -> Columns:
     """The columns of tokens of which nothing is known but how many losses they have."""
-    codes = {
-        "class_N": (TokenClass.UNFITTED, torch.int8),
-        "runner_up_N": (TokenClass.UNFITTED, torch.int8),
-        "status_N": (FitStatus.NON_FINITE, torch.int8),
-        "n_probes_N": (0, torch.int32),
-    }
-    columns = {
-        name: loss_NK.new_full((len(loss_NK),), _NAN, dtype=torch.float32)
-        for name in SigmoidFits.columns()
-    }
-    for name, (value, dtype) in codes.items():
-        columns[name] = loss_NK.new_full((len(loss_NK),), int(value), dtype=dtype)
+    shape, device = (len(present_NK),), present_NK.device
+    columns = {name: torch.full(shape, _NAN, device=device) for name in SigmoidFits.columns()}
+    for name, (value, dtype) in _CODES.items():
+        columns[name] = torch.full(shape, int(value), dtype=dtype, device=device)
     columns["n_probes_N"] += present_NK.sum(dim=1, dtype=torch.int32)
     return columns
+
+
+def _as_fits(axis: Axis, columns: Columns) -> SigmoidFits:
+    types = {name: dtype for name, (_, dtype) in _CODES.items()}
+    return SigmoidFits(
+        axis.x_K,
+        **{
+            name: columns[name].to(types.get(name, torch.float32)).cpu().numpy()
+            for name in SigmoidFits.columns()
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -102,8 +118,8 @@ class Losses:
     def of(loss_NK: Tensor, x_K: Tensor, weight_NK: Tensor | None) -> "Losses":
         """Scale losses in nats; `weight_NK` is 1 where there is one, 0 where it is missing."""
         dtype = torch.float64 if loss_NK.dtype == torch.float64 else torch.float32
-        loss_KN = loss_NK.T.to(dtype).contiguous()
-        weight_KN = None if weight_NK is None else weight_NK.T.contiguous()
+        loss_KN = loss_NK.to(dtype).T
+        weight_KN = None if weight_NK is None else weight_NK.T
         if weight_KN is None:
             level_N = loss_KN.mean(dim=0)
             y_KN = loss_KN - level_N
@@ -121,7 +137,7 @@ class Losses:
         moves_N = scale_N > _ROUNDING * loss_KN.abs().amax(dim=0)
         y_KN *= torch.where(moves_N, 1 / scale_N, 0)
         scale_N = torch.where(moves_N, scale_N, 1.0)
-        data = Trajectories(y_KN.float(), x_K, weight_KN)
+        data = Trajectories(y_KN.float(), x_K, weight_KN).tokens(slice(None))
         return Losses(data, level_N, scale_N, first_N - last_N, moves_N)
 
 
@@ -162,7 +178,7 @@ def _fit_group(
     for part in _chunks(len(hopeful), chunk_tokens):
         part_data = data.tokens(hopeful[part])
         residuals = Residuals.of(two.tokens(part), part_data, grid.box, settings.white)
-        two_se_JN[:, part] = noise.standard_errors(two.tokens(part), part_data, residuals)
+        two_se_JN[:, part] = noise.standard_errors(two.tokens(part), residuals)
         phi_N[hopeful[part]] = torch.minimum(residuals.phi_N, phi_N[hopeful[part]])
     class_N, runner_up_N, evidence_N = classes.choose(
         sse | {"two": two_sse_N},
@@ -173,14 +189,13 @@ def _fit_group(
         settings.known_below,
         fixed_width,
     )
-    columns = {
+    columns: Columns = {
         "level_N": losses.level_N,
         "fall_N": losses.fall_N,
         "class_N": class_N,
         "runner_up_N": runner_up_N,
         "evidence_N": evidence_N,
         "autocorrelation_N": found["phi_N"],
-        "n_probes_N": data.count_N,
     }
     columns |= _one_columns(axis, grid, losses, one, found)
     columns |= _ramp_columns(axis, losses, found, class_N == TokenClass.GRADUAL)
@@ -226,9 +241,10 @@ def fit_one(grid: Grid, data: Trajectories, chunk_tokens: int) -> Search:
     """The best sigmoid: the best cell of all, refined.
 
     Where the best cell of another band of widths comes within a tenth of the SSE reached, it is
-    refined as well: it may lead to a lower bottom.
+    refined as well: it may lead to a lower bottom. So may a slower transition at the place of one
+    that has become a jump between two probes.
     """
-    started = [grid.starts(data.tokens(part)) for part in _chunks(len(data), chunk_tokens)]
+    started = [grid.starts(data.tokens(part)) for part in _chunks(len(data), chunk_tokens // 8 + 1)]
     theta_SPN = torch.stack(
         [torch.cat([starts[s][0] for starts in started], 1) for s in range(len(grid.bands))]
     )
@@ -241,14 +257,27 @@ def fit_one(grid: Grid, data: Trajectories, chunk_tokens: int) -> Search:
     rival_SN = cost_SN < _RIVAL * search.cost_N
     rival_SN.scatter_(0, best_N[None], False)
     start, index_N = rival_SN.nonzero().T
-    theta_PN = theta_SPN[start, :, index_N].T
-    few = data.tokens(index_N)
-    other = settle(theta_PN, torch.zeros_like(theta_PN), few, grid.box, chunk_tokens)
-    for s in range(len(theta_SPN)):
-        of_start = (start == s).nonzero()[:, 0]
-        better = of_start[other.cost_N[of_start] < search.cost_N[index_N[of_start]]]
-        search.put(index_N[better], other.tokens(better))
+    _try(search, index_N, theta_SPN[start, :, index_N].T, data, grid.box, chunk_tokens)
+    if not grid.box.width_is_fixed:
+        sharp, theta_PN = grid.wider(search.theta_PN)
+        _try(search, sharp, theta_PN, data, grid.box, chunk_tokens)
     return search
+
+
+def _try(
+    search: Search,
+    index_N: Tensor,
+    theta_PN: Tensor,
+    data: Trajectories,
+    box: Box,
+    chunk_tokens: int,
+) -> None:
+    """Refine other starts of the tokens at `index_N` (in which one may be twice); keep the best."""
+    linear_LN = theta_PN.new_zeros(2, len(index_N))
+    other = settle(theta_PN, linear_LN, data.tokens(index_N), box, chunk_tokens)
+    best_N = search.cost_N.scatter_reduce(0, index_N, other.cost_N, "amin")[index_N]
+    better = (other.cost_N == best_N) & (other.cost_N < search.cost_N[index_N])
+    search.put(index_N[better], other.tokens(better))
 
 
 def _look_at(grid: Grid, data: Trajectories, one: Search, white: bool) -> Columns:
@@ -271,7 +300,7 @@ def _look_at(grid: Grid, data: Trajectories, one: Search, white: bool) -> Column
         "right_N": right_N,
         "s_length_N": s_KN.square().sum(dim=0),
         "s_sum_N": s_KN.sum(dim=0),
-        "se_JN": noise.standard_errors(one, data, residuals),
+        "se_JN": noise.standard_errors(one, residuals),
         "second_N": second_N,
         "second_gain_N": second_gain_N,
         "onset_N": onset_N,
@@ -297,7 +326,10 @@ def fit_two(
         few = data.tokens(part)
         added = varpro.evaluate(theta_PN[:, part], linear_LN[:, part], few, grid.box)
         added = varpro.descend(added, few, grid.box, _PAIR_STEPS)
-        pair = varpro.evaluate(grid.pair(few), torch.zeros_like(linear_LN[:, part]), few, grid.box)
+        cells = [grid.pair(few.tokens(small)) for small in _chunks(len(few), chunk_tokens // 8 + 1)]
+        pair = varpro.evaluate(
+            torch.cat(cells, 1), torch.zeros_like(linear_LN[:, part]), few, grid.box
+        )
         pair = varpro.descend(pair, few, grid.box, _PAIR_STEPS)
         parts.append(added.where(added.cost_N <= pair.cost_N, pair))
     return finish(parts, data, grid.box, chunk_tokens)

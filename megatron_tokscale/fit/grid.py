@@ -146,6 +146,17 @@ class Grid:
         best = _argmax_size(1 / cost_CN, self.bands)
         return [(self.theta_PC[:, c], 1 / size_N) for c, size_N in best]
 
+    def wider(self, theta_PN: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens that jump from one probe to the next; a start a third of that gap wide."""
+        after_N = torch.searchsorted(self.x_K, theta_PN[0].contiguous())
+        after_N = after_N.clamp(1, len(self.x_K) - 1)
+        right_N, left_N = self.x_K[after_N], self.x_K[after_N - 1]
+        gap_N = right_N - left_N
+        jumps_N = (theta_PN[1].exp() < gap_N / 5) & (gap_N < 1) & (theta_PN[0] <= right_N)
+        start_PN = torch.stack([(left_N + right_N) / 2, (gap_N / 3).log()])
+        index_N = jumps_N.nonzero()[:, 0]
+        return index_N, start_PN[:, index_N]
+
     def ramp(self, data: Trajectories) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The best ramp: its onset, its slope, the loss before the onset, and the SSE it leaves."""
         weight_KN = data.y_KN.new_ones(len(data.y_KN), 1)
@@ -153,36 +164,36 @@ class Grid:
             weight_KN = data.weight_KN
         along_CN = self.ramp_CK @ data.y_KN
         spread_CN = _spread(self.ramp_CK, weight_KN, weight_KN.sum(dim=0))
-        best_N = (along_CN.square() / spread_CN).argmax(dim=0)
+        gain_N, best_N = (along_CN.square() / spread_CN).max(dim=0)
         slope_N = (along_CN / spread_CN).gather(0, best_N[None])[0]
-        ramp_KN = self.ramp_CK.T[:, best_N] * weight_KN
-        level_N = -slope_N * ramp_KN.sum(dim=0) / data.count_N
-        residual_KN = torch.addcmul(data.y_KN, ramp_KN, slope_N, value=-1)
-        residual_KN -= level_N * weight_KN
-        sse_N = residual_KN.square_().sum(dim=0)
-        return self.ramp_onset_C[best_N], slope_N, level_N, sse_N
+        mean_N = (self.ramp_CK @ weight_KN / weight_KN.sum(dim=0)).expand(-1, len(data))
+        level_N = -slope_N * mean_N.gather(0, best_N[None])[0]
+        return self.ramp_onset_C[best_N], slope_N, level_N, (data.count_N - gain_N).clamp_min(0)
 
     def second(self, found: Residuals, data: Trajectories) -> tuple[Tensor, Tensor]:
         """The cell of a second sigmoid that lowers the SSE most, and by how much.
 
         To first order: the first sigmoid, the floor and the drops follow along their tangents.
         """
-        length_CN = self.coarse_CK.square().sum(dim=1, keepdim=True)
+        n_tangents, n_probes, n_tokens = found.tangent_JKN.shape
+        tangent_IK = found.tangent_JKN.permute(2, 0, 1).reshape(-1, n_probes)
+        along_NJC = (tangent_IK @ self.coarse_CK.T).view(n_tokens, n_tangents, len(self.coarse_CK))
+        length_NC = self.coarse_CK.square().sum(dim=1)
         if data.weight_KN is not None:
-            length_CN = self.coarse_CK.square() @ data.weight_KN
-        for tangent_KN in found.tangent_JKN:
-            length_CN = length_CN - (self.coarse_CK @ tangent_KN).square_()
-        usable_CN = length_CN > _NEARLY_SPANNED
-        gain_CN = (self.coarse_CK @ found.residual_KN).square_()
-        gain_CN = torch.where(usable_CN, gain_CN / length_CN, 0)
-        gain_N, cell_N = gain_CN.max(dim=0)
+            length_NC = data.weight_KN.T @ self.coarse_CK.T.square()
+        for j in range(n_tangents):
+            length_NC = torch.addcmul(length_NC, along_NJC[:, j], along_NJC[:, j], value=-1)
+        gain_NC = (found.residual_KN.T @ self.coarse_CK.T).square_()
+        gain_NC = torch.where(length_NC > _NEARLY_SPANNED, gain_NC / length_NC, 0)
+        gain_N, cell_N = gain_NC.max(dim=1)
         return cell_N, gain_N
 
     def pair(self, data: Trajectories) -> Tensor:
         """The best pair of coarse cells, theta_PN; missing losses count as the mean."""
         gain_CN = (self.pair_CK @ data.y_KN).square_()
         sums_CN, differences_CN = gain_CN.chunk(2)
-        return self.pair_PC[:, sums_CN.add_(differences_CN).argmax(dim=0)]
+        [(cell_N, _)] = _argmax_size(sums_CN.add_(differences_CN), (slice(None),))
+        return self.pair_PC[:, cell_N]
 
 
 def _spread(curve_CK: Tensor, weight_KN: Tensor, count_N: Tensor) -> Tensor:
@@ -245,13 +256,14 @@ def _box(axis: Axis, prior: WidthPrior | None) -> Box:
 def _cells(x_B: Array, axis: Axis) -> Array:
     """Midpoints and log-widths by ascending width, for bins at `x_B` (0 to 1)."""
     gap = np.diff(x_B)
-    between = np.stack([x_B[:-1] + gap / 2, np.log(gap / 8)])
-    beside = np.minimum(np.append(gap, gap[-1]), np.append(gap[0], gap)) / 6
+    middle_B = x_B[:-1] + gap / 2
+    between = [np.stack([middle_B, np.log(gap / narrower)]) for narrower in (4, 8)]
+    beside = np.minimum(np.append(gap, gap[-1]), np.append(gap[0], gap)) / 4
     at = [np.stack([x_B + shift * beside, np.log(beside)]) for shift in (-1, 1)]
     narrowest = np.median(gap) / 2
     n_widths = int(np.ceil(np.log2(1 / narrowest) * _WIDTHS_PER_OCTAVE)) + 1
     levels = [_cells_of_width(width, x_B) for width in np.geomspace(narrowest, 1, n_widths)]
-    cells = np.concatenate([between, *at, *levels], axis=1)
+    cells = np.concatenate([*between, *at, *levels], axis=1)
     return cells[:, np.argsort(cells[1], kind="stable")]
 
 

@@ -12,10 +12,12 @@ Shapes: N tokens, K probe steps, J parameters (floor, M drops, M midpoints, M wi
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_tokscale.fit.varpro import Box, Search, Trajectories, anchor, basis
+from megatron_tokscale.fit import kernels
+from megatron_tokscale.fit.varpro import Box, Search, Trajectories, basis
 
 _MOST = 0.95
 _SINGULAR = 1e-4
@@ -52,20 +54,16 @@ class Residuals:
         takes off the residuals' squares and lag-one products is added again; as it depends on phi,
         a few times over.
         """
-        *rows, residual_KN = basis(search.theta_PN, search.linear_LN, data)
-        ones_KN = torch.ones_like(residual_KN) if data.weight_KN is None else data.weight_KN
-        n_sigmoids = len(search.theta_PN) // 2
-        if box.width_is_fixed:
-            for row in rows[2 * n_sigmoids :]:
-                row.zero_()
-        if box.prior is not None:
-            rows = _with_prior(box.prior[1], rows, search, data)
-        tangent_JKN, weight_JJN = _orthonormal([_padded(ones_KN, rows[0]), *rows])
-        lag_one_JJN = _lag_one_products(tangent_JKN)
+        space = _tangents_on_cpu if data.on_cpu and box.prior is None else _tangents
+        residual_KN, s_KN, tangent_JKN, weight_JJN, lag_one_JJN, product_N = space(
+            search, data, box
+        )
         own_JN = lag_one_JJN.diagonal().T
         count_N, present_JN = data.count_N, weight_JJN.diagonal().T.ne(0)
-        pairs_N = count_N - 1 if data.weight_KN is None else _lag_one(ones_KN, ones_KN)
-        ratio_N = _lag_one(residual_KN, residual_KN) / search.sse_N.clamp_min(1e-30)
+        pairs_N = count_N - 1
+        if data.weight_KN is not None:
+            pairs_N = _lag_one(data.weight_KN, data.weight_KN)
+        ratio_N = product_N / search.sse_N.clamp_min(1e-30)
         phi_N = torch.zeros_like(ratio_N)
         for _ in range(0 if white else _ITERATIONS):
             followed_JN = inflation(phi_N, own_JN) * present_JN
@@ -74,15 +72,49 @@ class Residuals:
             phi_N = phi_N.clamp(0, _MOST)
         followed_JN = inflation(phi_N, own_JN) * present_JN
         variance_N = search.sse_N / (count_N - followed_JN.sum(dim=0)).clamp_min(1)
-        return Residuals(
-            residual_KN,
-            rows[0][: len(data.y_KN)],
-            tangent_JKN[:, : len(data.y_KN)],
-            weight_JJN,
-            lag_one_JJN,
-            phi_N,
-            variance_N,
-        )
+        return Residuals(residual_KN, s_KN, tangent_JKN, weight_JJN, lag_one_JJN, phi_N, variance_N)
+
+
+Tangents = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _tangents(search: Search, data: Trajectories, box: Box) -> Tangents:
+    """Residuals, the first sigmoid, the tangents, what they are made of and their lag-one products,
+    and the residuals' sum of lag-one products.
+    """
+    *rows, residual_KN = basis(search.theta_PN, search.anchor_MN, search.linear_LN, data)
+    s_KN, n_probes = rows[0], len(residual_KN)
+    ones_KN = torch.ones_like(residual_KN) if data.weight_KN is None else data.weight_KN
+    if box.width_is_fixed:
+        for row in rows[-(len(rows) // 3) :]:
+            row.zero_()
+    if box.prior is not None:
+        rows = _with_prior(box.prior[1], rows, search, data)
+    tangent_JKN, weight_JJN = _orthonormal([_padded(ones_KN, rows[0]), *rows])
+    lag_one_JJN = _lag_one_products(tangent_JKN)
+    product_N = _lag_one(residual_KN, residual_KN)
+    return residual_KN, s_KN, tangent_JKN[:, :n_probes], weight_JJN, lag_one_JJN, product_N
+
+
+def _tangents_on_cpu(search: Search, data: Trajectories, box: Box) -> Tangents:
+    n_sigmoids, n_tokens = len(search.theta_PN) // 2, len(data)
+    n_tangents = 3 * n_sigmoids + 1
+    inputs = (
+        each.contiguous().numpy() for each in (search.theta_PN, search.linear_LN, search.anchor_MN)
+    )
+    skip_J = (np.arange(n_tangents) > 2 * n_sigmoids) & box.width_is_fixed
+    shape = (n_tokens, len(data.y_KN))
+    residual_NK, s_NK = (search.sse_N.new_empty(shape) for _ in range(2))
+    tangent_NJK = search.sse_N.new_empty(n_tokens, n_tangents, shape[1])
+    weight_JJN, lag_one_JJN = (
+        search.sse_N.new_empty(n_tangents, n_tangents, n_tokens) for _ in range(2)
+    )
+    product_N = search.sse_N.new_empty(n_tokens)
+    filled = (residual_NK, s_NK, tangent_NJK, weight_JJN, lag_one_JJN, product_N)
+    kernels.tangents(
+        *inputs, *data.as_numpy(), skip_J, _SINGULAR, *(each.numpy() for each in filled)
+    )
+    return residual_NK.T, s_NK.T, tangent_NJK.permute(1, 2, 0), weight_JJN, lag_one_JJN, product_N
 
 
 def _with_prior(
@@ -112,7 +144,7 @@ def effective_count(count_N: Tensor, phi_N: Tensor) -> Tensor:
     return count_N * (1 - phi_N) / (1 + phi_N)
 
 
-def standard_errors(search: Search, data: Trajectories, found: Residuals) -> Tensor:
+def standard_errors(search: Search, found: Residuals) -> Tensor:
     """Standard errors of floor, drops, midpoints and widths, se_JN; units of losses and x_K.
 
     From (J^T J)^-1 and the residual variance, each inflated by what autocorrelation makes of it. A
@@ -123,7 +155,7 @@ def standard_errors(search: Search, data: Trajectories, found: Residuals) -> Ten
     influence_JJN = found.weight_JJN.transpose(0, 1) / slope_JN[:, None]
     midpoint_MN, log_width_MN = search.theta_PN.chunk(2)
     width_MN = log_width_MN.exp()[:, None]
-    offset_MN = (midpoint_MN - anchor(search.theta_PN, data.x_K))[:, None]
+    offset_MN = (midpoint_MN - search.anchor_MN)[:, None]
     by_q, by_log_width = influence_JJN[1 + n_sigmoids :].chunk(2)
     by_midpoint = width_MN * by_q + offset_MN * by_log_width
     variances = []

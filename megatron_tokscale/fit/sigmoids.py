@@ -19,7 +19,7 @@ from megatron_tokscale.fit.table import SigmoidFits
 if TYPE_CHECKING:
     import torch
 
-_CHUNK_VALUES = 2**17
+_CHUNK_VALUES = 2**19
 _BLOCK_VALUES = 2**22
 _CUDA_VALUES = 2**26
 _WIDTH_SAMPLE = 10_000

@@ -11,22 +11,28 @@ and ln w are that value and what the data say beyond it.
 
 Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters (theta_PN: the M
 midpoints, then the M log-widths), L = 1 + M linear ones (floor, then drops), R = 3M + 1 rows. The
-tokens come last: every operation runs along them.
+tokens come last: every operation runs along them. On a CPU the inner loops are `kernels`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations_with_replacement
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from megatron_tokscale.fit import kernels
+
+Array = NDArray[np.float32]
 
 _TINY = 1e-30
 _SINGULAR = 1e-6
 _LONGEST_STEP = 2.0
-_FLAT = 1e-6
+_FLAT = 3e-5
 _DAMPING_START = 1e-3
-CONVERGED_BELOW = 1e-5
+CONVERGED_BELOW = 1e-6
 """A search has converged if an undamped step promises to lower the SSE by less than this share."""
 
 
@@ -48,10 +54,19 @@ class Trajectories:
         return self.y_KN.shape[1]
 
     def tokens(self, index: Tensor | slice) -> "Trajectories":
-        """Some of the tokens, side by side in memory."""
-        y_KN = self.y_KN[:, index].contiguous()
-        weight_KN = None if self.weight_KN is None else self.weight_KN[:, index].contiguous()
-        return Trajectories(y_KN, self.x_K, weight_KN)
+        """Some of the tokens."""
+        weight_KN = None if self.weight_KN is None else _columns(self.weight_KN, index)
+        return Trajectories(_columns(self.y_KN, index), self.x_K, weight_KN)
+
+    def as_numpy(self) -> tuple[Array, Array, Array]:
+        """y_NK, x_K and weight_NK (of shape (0, 0) if no loss is missing), for the kernels."""
+        weight_KN = self.y_KN.new_empty(0, 0) if self.weight_KN is None else self.weight_KN
+        return self.y_KN.T.numpy(), self.x_K.numpy(), weight_KN.T.numpy()
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the kernels can work on them."""
+        return self.y_KN.device.type == "cpu"
 
     @property
     def count_N(self) -> Tensor:
@@ -59,6 +74,13 @@ class Trajectories:
         if self.weight_KN is None:
             return self.y_KN.new_full((len(self),), len(self.y_KN))
         return self.weight_KN.sum(dim=0)
+
+
+def _columns(value_KN: Tensor, index: Tensor | slice) -> Tensor:
+    """Some tokens' values; in memory a token's stay together on a CPU, a probe's on a GPU."""
+    if value_KN.device.type == "cpu":
+        return value_KN.T[index].contiguous().T
+    return value_KN[:, index].contiguous()
 
 
 @dataclass(frozen=True)
@@ -94,6 +116,7 @@ class Search:
 
     Attributes:
         theta_PN: midpoints and log-widths.
+        anchor_MN: the probe next to each midpoint.
         linear_LN: the best floor (of centred losses) and drops for this theta.
         sse_N: sum of squared residuals.
         cost_N: what is minimised: the SSE, or with a prior SSE exp(penalty/K).
@@ -102,6 +125,7 @@ class Search:
     """
 
     theta_PN: Tensor
+    anchor_MN: Tensor
     linear_LN: Tensor
     sse_N: Tensor
     cost_N: Tensor
@@ -153,7 +177,7 @@ def anchor(theta_PN: Tensor, x_K: Tensor) -> Tensor:
     return x_K[torch.bucketize(midpoint_MN, (x_K[1:] + x_K[:-1]) / 2)]
 
 
-def basis(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Tensor:
+def basis(theta_PN: Tensor, anchor_MN: Tensor, linear_LN: Tensor, data: Trajectories) -> Tensor:
     """The rows that a step is made of, rows_RKN.
 
     In this order: the sigmoids s(u), u = (c - x)/w; -s'(u), the negative of their derivatives by q;
@@ -161,7 +185,6 @@ def basis(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Tensor:
     """
     n_sigmoids = len(theta_PN) // 2
     midpoint_MN, log_width_MN = theta_PN.chunk(2)
-    anchor_MN = anchor(theta_PN, data.x_K)
     narrowness_MN = (-log_width_MN).exp()
     q_MN = (midpoint_MN - anchor_MN) * narrowness_MN
     rows_RKN = data.y_KN.new_empty(3 * n_sigmoids + 1, *data.y_KN.shape)
@@ -183,19 +206,22 @@ def basis(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Tensor:
     return rows_RKN
 
 
-def products(rows_RKN: Tensor, data: Trajectories) -> Tensor:
-    """Sums over the probes of the products of all pairs of rows, a row of ones first."""
-    size = 1 + len(rows_RKN)
-    table = rows_RKN.new_empty(size, size, rows_RKN.shape[2])
+def products(theta_PN: Tensor, anchor_MN: Tensor, linear_LN: Tensor, data: Trajectories) -> Tensor:
+    """Sums over the probes of the products of all pairs of rows of `basis`, ones before them.
+
+    Of shape (R + 1, R + 1, N).
+    """
+    size = 3 * (len(theta_PN) // 2) + 2
+    table = theta_PN.new_empty(size, size, len(data))
+    if data.on_cpu:
+        inputs = (each.contiguous().numpy() for each in (theta_PN, linear_LN, anchor_MN))
+        kernels.products(*inputs, *data.as_numpy(), table.numpy())
+        return table
+    rows_RKN = basis(theta_PN, anchor_MN, linear_LN, data)
     table[0, 0] = data.count_N
-    torch.sum(rows_RKN, dim=1, out=table[0, 1:])
-    table[1:, 0] = table[0, 1:]
-    product_KN = torch.empty_like(rows_RKN[0])
+    table[0, 1:] = table[1:, 0] = rows_RKN.sum(dim=1)
     for i, j in combinations_with_replacement(range(size - 1), 2):
-        torch.mul(rows_RKN[i], rows_RKN[j], out=product_KN)
-        torch.sum(product_KN, dim=0, out=table[1 + i, 1 + j])
-        if i != j:
-            table[1 + j, 1 + i] = table[1 + i, 1 + j]
+        table[1 + i, 1 + j] = table[1 + j, 1 + i] = (rows_RKN[i] * rows_RKN[j]).sum(dim=0)
     return table
 
 
@@ -206,7 +232,8 @@ def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box) 
     """
     n_sigmoids = len(theta_PN) // 2
     n_linear = 1 + n_sigmoids
-    table = products(basis(theta_PN, linear_LN, data), data)
+    anchor_MN = anchor(theta_PN, data.x_K)
+    table = products(theta_PN, anchor_MN, linear_LN, data)
     pivots = []
     for p in range(n_linear):
         usable_N = table[p, p] > _SINGULAR * len(data.y_KN)
@@ -226,7 +253,7 @@ def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box) 
     cost_N = sse_N
     if box.prior is not None:
         cost_N = _believe(box.prior, theta_PN, data.count_N, sse_N, curvature_PPN, descent_PN)
-    return Search(theta_PN, linear_LN, sse_N, cost_N, curvature_PPN, descent_PN)
+    return Search(theta_PN, anchor_MN, linear_LN, sse_N, cost_N, curvature_PPN, descent_PN)
 
 
 def _believe(
@@ -272,14 +299,13 @@ def _step(search: Search, damping_N: Tensor | float, free_PN: Tensor) -> Tensor:
     return solve(curvature_PPN, (search.descent_PN * free_PN)[:, None])[:, 0]
 
 
-def _move(theta_PN: Tensor, step_PN: Tensor, x_K: Tensor, box: Box) -> Tensor:
+def _move(search: Search, step_PN: Tensor, box: Box) -> Tensor:
     """Where a step in q and log-width leads within the box, as midpoints and log-widths."""
-    midpoint_MN, log_width_MN = theta_PN.chunk(2)
+    midpoint_MN, log_width_MN = search.theta_PN.chunk(2)
     by_q_MN, by_log_width_MN = step_PN.chunk(2)
-    anchor_MN = anchor(theta_PN, x_K)
-    q_MN = (midpoint_MN - anchor_MN) * (-log_width_MN).exp() + by_q_MN
+    q_MN = (midpoint_MN - search.anchor_MN) * (-log_width_MN).exp() + by_q_MN
     log_width_MN = (log_width_MN + by_log_width_MN).clamp(*box.log_width)
-    midpoint_MN = (anchor_MN + q_MN * log_width_MN.exp()).clamp(*box.midpoint)
+    midpoint_MN = (search.anchor_MN + q_MN * log_width_MN.exp()).clamp(*box.midpoint)
     return torch.cat([midpoint_MN, log_width_MN])
 
 
@@ -294,7 +320,7 @@ def descend(search: Search, data: Trajectories, box: Box, steps: int) -> Search:
     for _ in range(steps):
         step_PN = _step(search, damping_N, _free(search, box)) * stretch_N
         step_PN = step_PN.clamp(-_LONGEST_STEP, _LONGEST_STEP)
-        theta_PN = _move(search.theta_PN, step_PN, data.x_K, box)
+        theta_PN = _move(search, step_PN, box)
         trial = evaluate(theta_PN, search.linear_LN, data, box)
         gain_N = search.cost_N - trial.cost_N
         better_N = gain_N > 0

@@ -5,6 +5,8 @@ Shapes: N tokens, K probe steps.
 
 import numpy as np
 import pytest
+from fit_accuracy import CLASSES, confusion_of
+from planted import DEMO_AUTOCORRELATION, shared_noise
 from scipy.special import expit
 
 from megatron_tokscale.fit import TokenClass, fit_sigmoids
@@ -54,6 +56,37 @@ def test_pure_noise_is_flat_but_for_one_in_a_hundred(n_probes):
     x_K = np.concatenate([[-np.inf], np.linspace(0, 8, n_probes - 1)])
     fits = fit_sigmoids(x_K, 5 + noise_NK)
     assert (fits.class_N != TokenClass.FLAT_UNLEARNED).mean() < 0.01
+
+
+@pytest.mark.parametrize(("n_probes", "autocorrelation"), [(60, 0.3), (60, 0.6), (200, 0.8)])
+def test_shared_noise_is_seldom_taken_for_a_change(n_probes, autocorrelation):
+    """As white noise, 27% of that with an autocorrelation of 0.6 would be."""
+    rng = np.random.default_rng(1)
+    x_K = np.concatenate([[-np.inf], np.linspace(0, 8, n_probes - 1)])
+    noise_NK = shared_noise(rng, (10_000, n_probes), autocorrelation)
+    fits = fit_sigmoids(x_K, 5 + noise_NK)
+    assert fits.is_class(TokenClass.FALLING, TokenClass.RISING).mean() < 0.015
+    assert fits.is_class(TokenClass.TWO_STEP).mean() < 0.01
+    as_white = fit_sigmoids(x_K, 5 + noise_NK, white_noise=True)
+    changes = [(f.class_N != TokenClass.FLAT_UNLEARNED).mean() for f in (as_white, fits)]
+    assert changes[0] > 3 * changes[1]
+
+
+@pytest.mark.parametrize("token_class", [c for c in TokenClass if c != TokenClass.UNFITTED])
+@pytest.mark.parametrize(("autocorrelation", "least"), [(0.0, 0.9), (DEMO_AUTOCORRELATION, 0.6)])
+def test_classes_at_the_noise_of_the_demo(token_class, autocorrelation, least):
+    """The whole table: benchmarks/results/fit_accuracy.md."""
+    row = dict(zip(CLASSES, confusion_of(token_class, 1000, autocorrelation), strict=True))
+    assert max(row, key=row.get) == token_class
+    assert row[token_class] > 100 * least
+
+
+def test_the_runner_up_is_the_next_best_model():
+    fits = fit_sigmoids(X_K, noisy(planted_class(TokenClass.TWO_STEP)))
+    two = fits.rows(fits.class_N == TokenClass.TWO_STEP)
+    assert not two.is_class(TokenClass.UNFITTED).any()
+    assert (two.runner_up_N != two.class_N).all()
+    assert np.median(two.evidence_N) > 20
 
 
 def test_known_and_unlearned_are_told_apart_by_level():

@@ -5,64 +5,42 @@ Shapes: N tokens, K probe steps.
 
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
 import torch
+from fit_accuracy import compare_with_scipy, scipy_fit, sse_of
 from scipy import stats
 from scipy.optimize import curve_fit
 from scipy.special import expit
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass, fit_sigmoids
+from megatron_tokscale.fit import (
+    FitStatus,
+    SigmoidFits,
+    TokenClass,
+    WidthPrior,
+    fit_sigmoids,
+    shared_width,
+)
 
 FAR = -1e4
 
 
-def model(x, floor, drop, midpoint, log_width):
-    return floor + drop * expit((midpoint - x) / np.exp(log_width))
-
-
-def scipy_fit(x_K, loss_K):
-    """The best of curve_fit from three starting points: (SSE, parameters, covariance)."""
-    x_K = np.where(np.isfinite(x_K), x_K, FAR)
-    loss_K = loss_K.astype(float)
-    low, fall = loss_K[-3:].mean(), loss_K[:3].mean() - loss_K[-3:].mean()
-    steepest = x_K[1:][np.argmin(np.diff(loss_K))]
-    best = (np.inf, None, None)
-    for start in ([low, fall, 4.0, -0.5], [low, fall, 7.0, -1.5], [low, fall, steepest, -1.5]):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                found, covariance = curve_fit(model, x_K, loss_K, start, maxfev=4000)
-            except RuntimeError:
-                continue
-        sse = ((model(x_K, *found) - loss_K) ** 2).sum()
-        best = min(best, (sse, found, covariance), key=lambda each: each[0])
-    return best
-
-
-def sse_of(fits, x_K, loss_NK):
-    """SSE of the reported parameters, computed from the definition in float64."""
-    x_K = np.where(np.isfinite(x_K), x_K, FAR)
-    columns = (fits.floor_N, fits.drop_N, fits.midpoint_N, np.log(fits.width_N))
-    predicted_NK = model(x_K, *(column[:, None].astype(float) for column in columns))
-    return ((predicted_NK - loss_NK.astype(float)) ** 2).sum(axis=1)
-
-
-@pytest.mark.parametrize(("n_probes", "n_tokens"), [(24, 300), (60, 300), (200, 100)])
+@pytest.mark.parametrize(("n_probes", "n_tokens"), [(24, 3000), (60, 2000), (200, 1000)])
 def test_sum_of_squares_is_scipys_or_lower(planted, n_probes, n_tokens):
+    """At scale in benchmarks/results/fit_accuracy.md, by the same functions."""
     data = planted(n_tokens, n_probes, seed=1)
-    fits = fit_sigmoids(data.x_K, data.loss_NK)
-    mine_N = sse_of(fits, data.x_K, data.loss_NK)
-    np.testing.assert_allclose(fits.sse_N, mine_N, rtol=1e-4)
-    worse = 0
-    for n in range(n_tokens):
-        sse, found, _ = scipy_fit(data.x_K, data.loss_NK[n])
-        in_box = data.x_K[1] <= found[2] <= data.x_K[-1] and np.exp(found[3]) < np.ptp(data.x_K[1:])
-        worse += in_box and mine_N[n] > sse * (1 + 1e-4)
-    assert worse <= 0.01 * n_tokens
+    ratio_N, inside_N = compare_with_scipy(data.x_K, data.loss_NK)
+    assert inside_N.mean() > 0.99
+    assert (ratio_N[inside_N] > 1 + 1e-4).mean() <= 0.001
+
+
+def test_reported_sum_of_squares_is_that_of_the_reported_parameters(planted):
+    for n_probes in (24, 200):
+        data = planted(500, n_probes, seed=2)
+        fits = fit_sigmoids(data.x_K, data.loss_NK)
+        np.testing.assert_allclose(fits.sse_N, sse_of(fits, data.x_K, data.loss_NK), rtol=1e-4)
 
 
 def test_errors_are_scipys(planted):
@@ -84,30 +62,34 @@ def test_errors_are_scipys(planted):
 def test_intervals_cover_and_midpoints_are_unbiased(planted):
     data = planted(8000, 60, seed=3)
     fits = fit_sigmoids(data.x_K, data.loss_NK)
-    resolved_N = data.width_N > 0.2
-    error_N = (fits.midpoint_N - data.midpoint_N)[resolved_N] / fits.midpoint_se_N[resolved_N]
-    known_N = np.isfinite(error_N)
-    assert known_N.mean() > 0.99
-    covered = np.abs(error_N[known_N]) < stats.t.ppf(0.975, 60 - 4)
+    known_N = fits.status_N == FitStatus.CONVERGED
+    assert known_N.mean() > 0.9
+    z_N = ((fits.midpoint_N - data.midpoint_N) / fits.midpoint_se_N)[known_N]
+    covered = np.abs(z_N) < stats.t.ppf(0.975, 60 - 4)
     assert abs(covered.mean() - 0.95) < 0.015
-    assert abs(np.median(error_N[known_N])) < 0.05
+    assert abs(np.median(z_N)) < 0.05
 
 
-def test_wrong_basins_are_rare(planted):
-    data = planted(8000, 60, seed=4)
+@pytest.mark.parametrize(("n_probes", "autocorrelation"), [(60, 0.3), (60, 0.6), (200, 0.6)])
+def test_intervals_allow_for_shared_noise(planted, n_probes, autocorrelation):
+    data = planted(6000, n_probes, seed=5, autocorrelation=autocorrelation)
     fits = fit_sigmoids(data.x_K, data.loss_NK)
-    x_K = np.where(np.isfinite(data.x_K), data.x_K, FAR)
-    u_NK = (data.midpoint_N[:, None] - x_K) / data.width_N[:, None]
-    s_NK = expit(u_NK)
-    bump_NK = s_NK * (1 - s_NK) * (data.drop_N / data.width_N)[:, None]
-    columns = [np.ones_like(s_NK), s_NK, bump_NK, -u_NK * bump_NK]
-    jacobian_NKP = np.stack(columns, axis=-1)
-    gram_NPP = jacobian_NKP.transpose(0, 2, 1) @ jacobian_NKP
-    sharp_N = np.linalg.cond(gram_NPP) < 1e10
-    se_N = data.noise_N[sharp_N] * np.sqrt(np.linalg.inv(gram_NPP[sharp_N])[:, 2, 2])
-    determined_N = se_N < 0.1
-    wrong_N = np.abs(fits.midpoint_N - data.midpoint_N)[sharp_N][determined_N] > 0.5
-    assert determined_N.sum() > 6000
+    assert abs(np.median(fits.autocorrelation_N) - autocorrelation) < 0.07
+    resolved_N = (fits.status_N == FitStatus.CONVERGED) & (data.drop_N / data.noise_N > 5)
+    z_N = ((fits.midpoint_N - data.midpoint_N) / fits.midpoint_se_N)[resolved_N]
+    covered = (np.abs(z_N) < stats.t.ppf(0.975, n_probes - 4)).mean()
+    as_if_white = np.sqrt((1 - autocorrelation) / (1 + autocorrelation))
+    assert covered > 0.92
+    assert (np.abs(z_N) < as_if_white * 1.96).mean() < covered - 0.1
+
+
+@pytest.mark.parametrize("n_probes", [24, 60])
+def test_wrong_basins_are_rare(planted, n_probes):
+    data = planted(10_000, n_probes, seed=4)
+    fits = fit_sigmoids(data.x_K, data.loss_NK)
+    determined_N = data.cramer_rao_N() < 0.1
+    wrong_N = np.abs(fits.midpoint_N - data.midpoint_N)[determined_N] > 0.5
+    assert determined_N.sum() > 5000
     assert wrong_N.mean() < 0.001
 
 
@@ -171,7 +153,7 @@ def test_cuda_gives_what_the_cpu_gives(planted):
 
 def test_missing_losses_are_left_out(planted):
     """As if the probe steps were not there, which each token then shows by itself."""
-    data = planted(60, 40, seed=10)
+    data = planted(300, 40, seed=10)
     kept_K = np.ones(40, dtype=bool)
     kept_K[[3, 17, 18, 31]] = False
     without = fit_sigmoids(data.x_K[kept_K], data.loss_NK[:, kept_K])
@@ -179,19 +161,19 @@ def test_missing_losses_are_left_out(planted):
     loss_NK[::2, ~kept_K] = np.nan
     loss_NK[0, 17], loss_NK[2, 18] = np.inf, -np.inf
     fits, whole = fit_sigmoids(data.x_K, loss_NK), fit_sigmoids(data.x_K, data.loss_NK)
-    np.testing.assert_array_equal(fits.n_probes_N, np.where(np.arange(60) % 2, 40, 36))
-    masked, others = np.arange(0, 60, 2), np.arange(1, 60, 2)
+    np.testing.assert_array_equal(fits.n_probes_N, np.where(np.arange(300) % 2, 40, 36))
+    masked, others = np.arange(0, 300, 2), np.arange(1, 300, 2)
     np.testing.assert_allclose(fits.sse_N[others], whole.sse_N[others], rtol=1e-4)
     same = np.isclose(fits.sse_N[masked], without.sse_N[masked], rtol=1e-4)
     assert same.mean() > 0.95  # the grid is laid over other probes: a basin may be missed
     masked = masked[same]
-    np.testing.assert_array_equal(fits.class_N[masked], without.class_N[masked])
+    assert (fits.class_N[masked] == without.class_N[masked]).mean() > 0.98
     np.testing.assert_allclose(fits.level_N[masked], without.level_N[masked], rtol=1e-5)
     np.testing.assert_allclose(fits.fall_N[masked], without.fall_N[masked], rtol=1e-5)
     sure = masked[(without.status_N[masked] == 0) & (without.midpoint_se_N[masked] < 0.1)]
-    assert len(sure) > 15
+    assert len(sure) > 60
     np.testing.assert_allclose(fits.midpoint_N[sure], without.midpoint_N[sure], atol=2e-3)
-    np.testing.assert_allclose(fits.midpoint_se_N[sure], without.midpoint_se_N[sure], rtol=0.1)
+    np.testing.assert_allclose(fits.midpoint_se_N[sure], without.midpoint_se_N[sure], rtol=0.2)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -280,3 +262,105 @@ def test_several_probes_may_come_before_time_starts(planted):
     np.testing.assert_allclose(fits.midpoint_N[inside], truth.midpoint_N[inside], atol=1e-3)
     with pytest.raises(TokscaleError, match="does not ascend"):
         fit_sigmoids(np.array([0.0, -np.inf, 1, 2, 3, 4]), np.ones((2, 6)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_any_float_type_will_do(planted, dtype):
+    data = planted(400, 60, seed=12)
+    loss_NK = data.loss_NK.astype(np.float16)
+    exact = fit_sigmoids(data.x_K, loss_NK.astype(np.float64))
+    fits = fit_sigmoids(data.x_K, loss_NK.astype(dtype))
+    np.testing.assert_allclose(fits.sse_N, exact.sse_N, rtol=2e-3)
+    assert (fits.class_N == exact.class_N).mean() > 0.995
+
+
+def test_one_bad_token_does_not_touch_the_others(planted):
+    data = planted(300, 60, seed=13)
+    whole = fit_sigmoids(data.x_K, data.loss_NK)
+    loss_NK = data.loss_NK.copy()
+    loss_NK[5], loss_NK[6], loss_NK[7, ::2], loss_NK[8] = np.nan, 3e38, -np.inf, 0.0
+    fits = fit_sigmoids(data.x_K, loss_NK)
+    others = np.setdiff1d(np.arange(300), [5, 6, 7, 8])
+    np.testing.assert_array_equal(fits.class_N[others], whole.class_N[others])
+    np.testing.assert_allclose(fits.sse_N[others], whole.sse_N[others], rtol=1e-4)
+
+
+def test_many_threads_and_blocks_are_one_fit(planted):
+    data = planted(3000, 30, seed=14)
+    whole = fit_sigmoids(data.x_K, data.loss_NK)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        blocks = fit_sigmoids(data.x_K, data.loss_NK, block_tokens=400)
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(blocks.class_N, whole.class_N)
+    np.testing.assert_allclose(blocks.sse_N, whole.sse_N, rtol=1e-4)
+
+
+def runs_of_seven(n_tokens=600, width=0.7, seed=0):
+    """Final losses of seven runs of growing size: one width, noise between runs."""
+    rng = np.random.default_rng(seed)
+    x_K = np.linspace(0, 6, 7)
+    midpoint, drop = rng.uniform(1.5, 4.5, (n_tokens, 1)), rng.uniform(2, 6, (n_tokens, 1))
+    clean_NK = 1 + drop * expit((midpoint - x_K) / width)
+    return x_K, clean_NK + 0.1 * rng.standard_normal(clean_NK.shape), midpoint[:, 0]
+
+
+def test_seven_runs_share_a_width():
+    x_K, loss_NK, midpoint_N = runs_of_seven()
+    assert abs(shared_width(x_K, loss_NK, white_noise=True) / 0.7 - 1) < 0.05
+    fits = fit_sigmoids(x_K, loss_NK, width="shared", white_noise=True)
+    assert np.ptp(fits.width_N) == 0
+    assert np.isnan(fits.width_se_N).all()
+    z_N = (fits.midpoint_N - midpoint_N) / fits.midpoint_se_N
+    known_N = np.isfinite(z_N) & (fits.status_N == FitStatus.CONVERGED)
+    assert known_N.mean() > 0.8
+    assert abs((np.abs(z_N[known_N]) < stats.t.ppf(0.975, 7 - 3)).mean() - 0.95) < 0.03
+
+
+def test_a_fixed_width_is_scipys_three_parameter_fit():
+    x_K, loss_NK, _ = runs_of_seven(40)
+    fits = fit_sigmoids(x_K, loss_NK, width=0.7, white_noise=True)
+
+    def three(x, floor, drop, midpoint):
+        return floor + drop * expit((midpoint - x) / 0.7)
+
+    for n in np.flatnonzero(fits.status_N == FitStatus.CONVERGED):
+        start = [fits.floor_N[n], fits.drop_N[n], fits.midpoint_N[n]]
+        found, covariance = curve_fit(three, x_K, loss_NK[n], start)
+        np.testing.assert_allclose(start, found, rtol=2e-3)
+        mine = [fits.floor_se_N[n], fits.drop_se_N[n], fits.midpoint_se_N[n]]
+        np.testing.assert_allclose(mine, np.sqrt(np.diag(covariance)), rtol=0.03)
+
+
+def test_a_prior_lies_between_free_and_fixed_widths():
+    x_K, loss_NK, midpoint_N = runs_of_seven()
+    free, loose, tight, fixed = (
+        fit_sigmoids(x_K, loss_NK, width=width, white_noise=True)
+        for width in (None, WidthPrior(0.7, 10.0), WidthPrior(0.7, 0.01), 0.7)
+    )
+    np.testing.assert_allclose(tight.midpoint_N, fixed.midpoint_N, atol=0.02)
+    near = np.abs(np.log(loose.width_N / free.width_N)) < 0.05
+    assert near.mean() > 0.8
+    some = fit_sigmoids(x_K, loss_NK, width=WidthPrior(0.7, 0.3), white_noise=True)
+    spread = [np.nanstd(np.log(fits.width_N)) for fits in (tight, some, free)]
+    assert spread[0] < spread[1] < spread[2]
+    rms = [np.sqrt(np.nanmean((f.midpoint_N - midpoint_N) ** 2)) for f in (some, free)]
+    assert rms[0] < rms[1]
+
+
+def test_five_runs_do_not_fix_four_parameters_and_the_status_says_so():
+    x_K, loss_NK, _ = runs_of_seven()
+    five = slice(1, 6)
+    free = fit_sigmoids(x_K[five], loss_NK[:, five], white_noise=True)
+    fixed = fit_sigmoids(x_K[five], loss_NK[:, five], width=0.7, white_noise=True)
+    usable = [np.isin(fits.status_N, (0, 2)).mean() for fits in (free, fixed)]
+    assert (free.status_N == FitStatus.UNDETERMINED).mean() > 0.1
+    assert usable[0] < usable[1] - 0.1
+
+
+@pytest.mark.parametrize("width", [0.0, -1.0, WidthPrior(1.0, -0.1)])
+def test_a_width_that_is_none_is_refused(width):
+    with pytest.raises(TokscaleError, match="must be positive"):
+        fit_sigmoids(np.arange(6.0), np.ones((2, 6)), width=width)
