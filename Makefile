@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 # Python >= 3.12 is found by itself; to choose one: make PYTHON=/path/to/python3.12 ...
 
-.PHONY: demo quick test soak lint env clean
+.PHONY: demo quick test soak accuracy lint env clean
 BIN := .venv/bin
 OVERLAYS := $(addprefix .venv/overlays/megatron-core-,$(shell cat tests/old-megatron.txt))
 export PYTHON
@@ -17,6 +17,9 @@ test: env
 
 soak: env
 	$(BIN)/python tests/soak.py --kills 100 --folder soak-run
+
+accuracy: env
+	$(BIN)/python tests/fit_accuracy.py --out benchmarks/results/fit_accuracy.md
 
 lint: env
 	$(BIN)/ruff check .

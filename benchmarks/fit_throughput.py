@@ -271,37 +271,54 @@ class Sizes:
         return self.blocks * (BLOCK_LOSSES // n_probes)
 
 
-def measure(name: str, planted: Planted, sizes: Sizes, threads: int, device: str) -> list[Any]:
-    """The rows of one kind of data: a turn is ours on one and on all threads, and each peer."""
-    rates, found = defaultdict(list), defaultdict(list)
+@dataclass
+class Turns:
+    """What the turns gave, by threads of ours or by peer; ours' fits are of the last turn."""
+
+    rates: dict[Any, list[float]] = field(default_factory=lambda: defaultdict(list))
+    cores: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    found: dict[str, list[Found]] = field(default_factory=lambda: defaultdict(list))
+    fits: SigmoidFits | None = None
+
+
+def take_turns(planted: Planted, sizes: Sizes, threads: int) -> Turns:
+    """A turn is ours on one and on all threads, and every peer on some of its tokens."""
+    turns, step = Turns(), sizes.peers // sizes.turns
     on_threads(1, planted.tokens(slice(1000)))  # loads the kernels
-    step = sizes.peers // sizes.turns
     for turn in range(sizes.turns):
         for count in (1, threads):
-            seconds, fits = on_threads(count, planted)
-            rates[count].append(len(fits) / seconds)
+            busy = time.process_time()
+            seconds, turns.fits = on_threads(count, planted)
+            turns.rates[count].append(len(planted.loss_NK) / seconds)
+            turns.cores[count].append((time.process_time() - busy) / seconds)
         few = planted.tokens(slice(turn * step, (turn + 1) * step))
         for peer, fit in PEERS.items():
-            seconds, fitted = by_peer(fit, few)
-            rates[peer].append(step / seconds)
-            found[peer] += fitted
-    rate = {who: median(each) for who, each in rates.items()}
-    few = planted.tokens(slice(step * sizes.turns))
-    about = [name, str(len(planted.x_K))]
-    wrong = "{} of {:,}".format(*planted.missed(fits.midpoint_N))
-    few_wrong = "{} of {:,}".format(*few.missed(fits.midpoint_N[: len(few.loss_NK)]))
-    rows = [
-        [*about, f"ours, {count} thread(s)", f"{rate[count]:,.0f}", "", "", "", ""]
-        for count in (1, threads)
-    ]
-    rows[0][-1] = f"{wrong}; {few_wrong}"
+            seconds, found = by_peer(fit, few)
+            turns.rates[peer].append(step / seconds)
+            turns.found[peer] += found
+    return turns
+
+
+def measure(name: str, planted: Planted, sizes: Sizes, threads: int, device: str) -> list[Any]:
+    """The rows of one kind of data."""
+    turns = take_turns(planted, sizes, threads)
+    rate = {who: median(each) for who, each in turns.rates.items()}
+    few = planted.tokens(slice(len(turns.found[CHANG])))
+    about, empty = [name, str(len(planted.x_K))], [""] * 3
+    rows = []
+    for count in (1, threads):
+        who = f"ours, {count} thread(s), on {median(turns.cores[count]):.2f} cores"
+        rows.append([*about, who, f"{rate[count]:,.0f}", *empty, ""])
+    midpoint_N = turns.fits.midpoint_N
+    missed = planted.missed(midpoint_N), few.missed(midpoint_N[: len(few.loss_NK)])
+    rows[0][-1] = "; ".join("{} of {:,}".format(*each) for each in missed)
     if device != "cpu":
-        rows.append([*about, f"ours, {device}", f"{on_device(planted, sizes, device):,.0f}"])
-        rows[-1] += [""] * 4
-    for peer in PEERS:
+        on_it = on_device(planted, sizes, device)
+        rows.append([*about, f"ours, {device}", f"{on_it:,.0f}", *empty, ""])
+    for peer, found in turns.found.items():
         ratios = " / ".join(f"{rate[count] / rate[peer]:,.0f}" for count in (1, threads))
         row = [*about, peer, f"{rate[peer]:,.0f}", ratios]
-        rows.append(row + beside(few, found[peer], drop_first=peer == CHANG))
+        rows.append(row + beside(few, found, drop_first=peer == CHANG))
     return rows
 
 
@@ -571,6 +588,7 @@ def legend(arguments: argparse.Namespace, sizes: Sizes) -> str:
     ours = " and ".join(f"{sizes.tokens(k):,} tokens of {k} probes" for k in (60, 500))
     return (
         f"Medians of {sizes.turns} turns. Ours, with errors and classes: {ours}.\n"
+        "Cores: the processor time that ours was given; less than its threads on a busy machine.\n"
         f"Peers, without: the first {sizes.peers} of these tokens, on one core.\n"
         "Single: falling, white noise. Mixed: falling 38%, rising 1%, two-step 22%, gradual 23%,\n"
         "flat 16%, noise with an autocorrelation of 0.6.\n"

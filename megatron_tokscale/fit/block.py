@@ -25,6 +25,7 @@ _ROUNDING = 1e-6
 _INSIDE = 0.05
 _MIN_PLATEAU = 2
 _NAN = torch.nan
+_ROW_VALUES, _GRID_VALUES = 2**19, 2**16
 
 Columns = dict[str, Tensor]
 
@@ -146,6 +147,11 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, max(count, 1), size))
 
 
+def _fitting(data: Trajectories, chunk_tokens: int, values: int) -> int:
+    """Tokens whose losses are so many, on a CPU: what is made of them then stays in its caches."""
+    return min(chunk_tokens, values // len(data.y_KN) + 1) if data.on_cpu else chunk_tokens
+
+
 def _fit_group(
     axis: Axis,
     grid: Grid,
@@ -158,7 +164,7 @@ def _fit_group(
     data, chunk_tokens = losses.data, settings.chunk_tokens
     fixed_width = grid.box.width_is_fixed
     one = fit_one(grid, data, chunk_tokens)
-    parts = list(_chunks(len(data), chunk_tokens))
+    parts = list(_chunks(len(data), _fitting(data, chunk_tokens, _ROW_VALUES)))
     looked = [_look_at(grid, data.tokens(part), one.tokens(part), settings.white) for part in parts]
     found = {name: torch.cat([each[name] for each in looked], -1) for name in looked[0]}
     sse = {
@@ -244,7 +250,8 @@ def fit_one(grid: Grid, data: Trajectories, chunk_tokens: int) -> Search:
     refined as well: it may lead to a lower bottom. So may a slower transition at the place of one
     that has become a jump between two probes.
     """
-    started = [grid.starts(data.tokens(part)) for part in _chunks(len(data), chunk_tokens // 8 + 1)]
+    small = _fitting(data, chunk_tokens, _GRID_VALUES)
+    started = [grid.starts(data.tokens(part)) for part in _chunks(len(data), small)]
     theta_SPN = torch.stack(
         [torch.cat([starts[s][0] for starts in started], 1) for s in range(len(grid.bands))]
     )
@@ -326,7 +333,8 @@ def fit_two(
         few = data.tokens(part)
         added = varpro.evaluate(theta_PN[:, part], linear_LN[:, part], few, grid.box)
         added = varpro.descend(added, few, grid.box, _PAIR_STEPS)
-        cells = [grid.pair(few.tokens(small)) for small in _chunks(len(few), chunk_tokens // 8 + 1)]
+        small = _fitting(data, chunk_tokens, _GRID_VALUES)
+        cells = [grid.pair(few.tokens(each)) for each in _chunks(len(few), small)]
         pair = varpro.evaluate(
             torch.cat(cells, 1), torch.zeros_like(linear_LN[:, part]), few, grid.box
         )

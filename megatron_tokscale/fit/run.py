@@ -130,6 +130,7 @@ def _settings() -> dict[str, Any]:
 
     return {
         "criterion": "BIC",
+        "noise": "autoregressive of order one, estimated for every token",
         "margin": classes.MARGIN,
         "parameters": classes.PARAMETERS,
         "known_below_nats": classes.KNOWN_BELOW,

@@ -19,9 +19,10 @@ from megatron_tokscale.fit.table import SigmoidFits
 if TYPE_CHECKING:
     import torch
 
-_CHUNK_VALUES = 2**19
-_BLOCK_VALUES = 2**22
+_CHUNK_TOKENS = 2**13
+_BLOCK_VALUES = 2**23
 _CUDA_VALUES = 2**26
+_LEAST_TOKENS = 2**12
 _WIDTH_SAMPLE = 10_000
 _WIDTH_STARTS = 9
 
@@ -58,7 +59,8 @@ def fit_sigmoids(
             weighed against the losses.
         white_noise: whether the noise at successive points is known to be independent, as it is
             between runs. Otherwise its autocorrelation is estimated for every token.
-        block_tokens: tokens per block; a CPU's threads take one block each. By default 2^22 losses.
+        block_tokens: tokens per block; a CPU's threads take one block each. By default a quarter of
+            the tokens, but not more than 2^23 losses.
         device: where to compute; by default where `loss_NK` is.
         known_below: a flat token with a mean loss below this many nats is flat-known. ln 2, where
             the token is more likely right than wrong, is our choice.
@@ -87,15 +89,17 @@ def fit_sigmoids(
     device = torch.device(device) if device is not None else loss.device
     grid = Grid.over(axis, device, prior)
     on_cpu = device.type == "cpu"
-    chunk_tokens = max((_CHUNK_VALUES if on_cpu else _CUDA_VALUES) // axis.n_probes, 1)
-    default_block = max((_BLOCK_VALUES if on_cpu else _CUDA_VALUES) // axis.n_probes, 1)
+    chunk_tokens = _CHUNK_TOKENS if on_cpu else max(_CUDA_VALUES // axis.n_probes, 1)
+    if block_tokens is None:
+        most = (_BLOCK_VALUES if on_cpu else _CUDA_VALUES) // axis.n_probes
+        block_tokens = max(min(most, max(-(-len(loss) // 4), _LEAST_TOKENS)), 1)
     settings = Settings(known_below, white_noise, chunk_tokens)
 
     def fit(block: "torch.Tensor") -> SigmoidFits:
         with torch.inference_mode():
             return fit_block(axis, grid, block.to(device), settings)
 
-    blocks = _blocks(loss, block_tokens or default_block)
+    blocks = _blocks(loss, block_tokens)
     if not on_cpu:
         return SigmoidFits.concatenate([fit(block) for block in blocks])
     with ThreadPoolExecutor(torch.get_num_threads(), initializer=_start_thread) as pool:

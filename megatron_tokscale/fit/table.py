@@ -174,6 +174,11 @@ class SigmoidFits:
         )
         return SigmoidFits(parts[0].x_K, *columns)
 
+    @property
+    def complete_N(self) -> NDArray[np.bool_]:
+        """Which tokens are fitted and miss no loss: those that a mean curve can be taken over."""
+        return np.asarray(np.isfinite(self.level_N) & (self.n_probes_N == len(self.x_K)))
+
     def is_class(self, *classes: TokenClass) -> NDArray[np.bool_]:
         """Which tokens belong to one of `classes`."""
         return np.isin(self.class_N, classes)

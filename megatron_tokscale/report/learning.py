@@ -32,7 +32,7 @@ CLASS_MEANINGS = {
     TokenClass.RISING: "one rising sigmoid: forgotten",
     TokenClass.FLAT_KNOWN: "no change, low loss: known before the first probe",
     TokenClass.FLAT_UNLEARNED: "no change, high loss: never learned",
-    TokenClass.UNFITTED: "a loss is NaN or infinite",
+    TokenClass.UNFITTED: "fewer than five finite losses",
 }
 _INGREDIENTS = {
     "full": "every token's own model",

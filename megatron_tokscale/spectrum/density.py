@@ -41,7 +41,7 @@ class Events:
     @staticmethod
     def of(fits: SigmoidFits, tokens_N: NDArray[np.bool_] | None = None) -> "Events":
         """Collect the events of all fitted tokens, or of those in the mask `tokens_N`."""
-        fitted_N = np.isfinite(fits.level_N)
+        fitted_N = fits.complete_N
         if tokens_N is not None:
             fitted_N &= tokens_N
         moves = fits.transitions

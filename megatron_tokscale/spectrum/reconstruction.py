@@ -133,7 +133,7 @@ def _fitted_blocks(
     fits: SigmoidFits, tokens_N: NDArray[np.bool_] | None, n_points: int
 ) -> Iterator[SigmoidFits]:
     """The fitted tokens by blocks."""
-    fitted_N = np.isfinite(fits.level_N)
+    fitted_N = fits.complete_N
     index_N = np.flatnonzero(fitted_N if tokens_N is None else fitted_N & tokens_N)
     block = max(_VALUES_PER_BLOCK // n_points, 1)
     for start in range(0, len(index_N), block):

@@ -45,7 +45,7 @@ def transition_widths(fits: SigmoidFits, loss_NK: NDArray[Any]) -> dict[str, Any
     quartiles = weighted_quantile(
         width_N, fits.drop_N[counted_N].astype(np.float64), list(_QUARTILES.values())
     )
-    fitted_N = np.isfinite(fits.level_N)
+    fitted_N = fits.complete_N
     finite_K = np.isfinite(fits.x_K)
     finite_loss_NK = loss_NK[:, finite_K].astype(np.float64)
     fall = (finite_loss_NK[fitted_N, 0] - finite_loss_NK[fitted_N, -1]).sum()
@@ -92,7 +92,7 @@ def mean_curve_losses(
     m is the mean loss of the tokens, a_i and b_i come from least squares on the token's own
     losses, and the noise has the residual variance SSE/(K - 4) of the token's own sigmoid.
     """
-    fitted_N = np.isfinite(fits.sse_N)
+    fitted_N = fits.complete_N
     loss_NK = loss_NK[fitted_N].astype(np.float64)
     mean_K = loss_NK.mean(axis=0)
     shape_K = mean_K - mean_K.mean()
@@ -115,7 +115,7 @@ def mean_curve_fits(
 
 def _counted(fits: SigmoidFits) -> NDArray[np.bool_]:
     trusted = np.isin(fits.status_N, (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS))
-    return np.asarray(fits.is_class(TokenClass.FALLING) & trusted)
+    return np.asarray(fits.is_class(TokenClass.FALLING) & trusted & fits.complete_N)
 
 
 def _fall_in_window(fits: SigmoidFits, loss_NK: NDArray[np.float64]) -> NDArray[np.float64]:

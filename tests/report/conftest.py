@@ -114,7 +114,7 @@ def make_planted(folder: Path, n_sequences: int = 24, steps=STEPS) -> Planted:
     tokenizer = train_tokenizer(folder / "tokenizer.json", documents)
     probe_set = make_probe_set(tokenizer, n_sequences)
     loss_NK = planted_losses(probe_set.n_tokens, steps)
-    loss_NK[17, 3] = np.nan
+    loss_NK[17] = np.nan
     run = write_run(folder / "run", steps, loss_NK, probe_set)
     fit_run(run)
     spectrum_run(run)

@@ -95,7 +95,7 @@ def test_spectrum_is_the_brute_force_sum_of_kernels(fits_and_losses):
     fits, _ = fits_and_losses
     spectrum = LearningTimeSpectrum.of(fits, x_G=X_G)
     events = []
-    for n in range(len(fits)):
+    for n in np.flatnonzero(fits.n_probes_N == len(X_K)):
         if fits.class_N[n] == TokenClass.FALLING:
             if fits.status_N[n] in (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS):
                 events.append((fits.midpoint_N[n], fits.drop_N[n]))

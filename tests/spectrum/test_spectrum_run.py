@@ -83,6 +83,6 @@ def test_halves_keep_documents_whole_and_are_about_equal():
 
 def test_means_predicted_by_the_fits_are_the_measured_ones(fitted):
     fits = SigmoidFits.load(fitted.analysis / "fits.parquet")
-    finite_N = np.isfinite(fits.level_N)
+    finite_N = fits.complete_N
     measured_K = fitted.read_losses()[finite_N].mean(axis=0)
     np.testing.assert_allclose(fits.predict(fits.x_K)[finite_N].mean(axis=0), measured_K, atol=0.02)
