@@ -392,14 +392,15 @@ class Stage:
 
 
 def loop_flops(kernel: str, n_sigmoids: int) -> int:
-    """Per loss, as `fit/kernels.py` is written; a sigmoid is 23.
+    """Per loss and pass over a token, as `fit/kernels.py` is written; a sigmoid is 23.
 
-    The rows are a residual and three of each sigmoid. `products` sums them and the products of all
-    pairs; `tangents` makes them orthonormal and takes the lag-one products of all pairs.
+    The rows are a residual and three of each sigmoid. `descend` sums them and the products of all
+    pairs once per evaluation; `tangents` makes them orthonormal and takes the lag-one products of
+    all pairs.
     """
     n_rows = 3 * n_sigmoids + 1
     pairs = n_rows * (n_rows + 1) // 2
-    if kernel == "products":
+    if kernel == "descend":
         return 1 + 31 * n_sigmoids + n_rows + 2 * pairs
     return 1 + 31 * n_sigmoids + n_rows + 4 * pairs + 2 + 4 * pairs
 
@@ -445,12 +446,13 @@ class Watch:
     def loop(self, kernel: str, function: Any) -> Any:
         def wrapper(theta_PN: Any, *others: Any) -> None:
             start = time.perf_counter()
-            function(theta_PN, *others)
+            evaluations = function(theta_PN, *others)
             stage = self.stage
             stage.in_loops += time.perf_counter() - start
-            y_NK = others[2]
-            stage.loop_flops += y_NK.size * loop_flops(kernel, len(theta_PN) // 2)
-            stage.evaluations += len(y_NK) if kernel == "products" else 0
+            y_NK = others[1 if kernel == "descend" else 2]
+            passes = len(y_NK) if evaluations is None else evaluations
+            stage.loop_flops += passes * y_NK.shape[1] * loop_flops(kernel, len(theta_PN) // 2)
+            stage.evaluations += evaluations or 0
             stage.moved += sum(each.nbytes for each in others if isinstance(each, np.ndarray))
 
         return wrapper
@@ -489,7 +491,7 @@ def watch_fit(planted: Planted, *, counting: bool) -> dict[str, Stage]:
                 wrapped = watch.timed(name, getattr(owner, attribute))
                 wrapped = staticmethod(wrapped) if isinstance(kept, staticmethod) else wrapped
                 stack.enter_context(mock.patch.object(owner, attribute, wrapped))
-        for kernel in ("products", "tangents"):
+        for kernel in ("descend", "tangents"):
             wrapped = watch.loop(kernel, getattr(kernels, kernel))
             stack.enter_context(mock.patch.object(kernels, kernel, wrapped))
         watch.book()

@@ -18,7 +18,7 @@ from megatron_tokscale.fit.noise import Residuals
 from megatron_tokscale.fit.table import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.fit.varpro import Box, Search, Trajectories
 
-_SCOUT_STEPS, _PAIR_STEPS = 2, 3
+_PAIR_STEPS, _MOST_STEPS = 3, 56
 _ROUNDS = (2, 4, 8, 16, 24)
 _RIVAL = 1.1
 _ROUNDING = 1e-6
@@ -218,28 +218,24 @@ def _fit_group(
 def settle(
     theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box, chunk_tokens: int
 ) -> Search:
-    """Descend from `theta_PN` to the bottom, a chunk at a time."""
+    """Descend from `theta_PN` to the bottom, a chunk at a time.
+
+    In compiled loops every token takes the steps that it needs. Elsewhere all of a chunk take as
+    many; after each round those that have not converged are packed together: the few that need
+    many steps do not make the others take them.
+    """
+    first, *others = (_MOST_STEPS,) if varpro.is_compiled(data, box) else _ROUNDS
     parts = []
     for part in _chunks(len(data), chunk_tokens):
         few = data.tokens(part)
-        start = varpro.evaluate(theta_PN[:, part], linear_LN[:, part], few, box)
-        parts.append(varpro.descend(start, few, box, _SCOUT_STEPS))
-    return finish(parts, data, box, chunk_tokens)
-
-
-def finish(parts: list[Search], data: Trajectories, box: Box, chunk_tokens: int) -> Search:
-    """Go on, from the states of the chunks, until the bottom.
-
-    In each round the tokens that have not converged are packed together: the few that need many
-    steps do not make the others take them.
-    """
+        parts.append(varpro.descend(theta_PN[:, part], linear_LN[:, part], few, box, first))
     search = Search.join(parts)
-    for steps in _ROUNDS:
+    for steps in others:
         slow = (~varpro.converged(search, box)).nonzero()[:, 0]
         for part in _chunks(len(slow), chunk_tokens):
             index_N = slow[part]
-            few = data.tokens(index_N)
-            search.put(index_N, varpro.descend(search.tokens(index_N), few, box, steps))
+            start = search.theta_PN[:, index_N], search.linear_LN[:, index_N]
+            search.put(index_N, varpro.descend(*start, data.tokens(index_N), box, steps))
     return search
 
 
@@ -331,16 +327,14 @@ def fit_two(
     parts = []
     for part in _chunks(len(data), chunk_tokens):
         few = data.tokens(part)
-        added = varpro.evaluate(theta_PN[:, part], linear_LN[:, part], few, grid.box)
-        added = varpro.descend(added, few, grid.box, _PAIR_STEPS)
+        added = varpro.descend(theta_PN[:, part], linear_LN[:, part], few, grid.box, _PAIR_STEPS)
         small = _fitting(data, chunk_tokens, _GRID_VALUES)
         cells = [grid.pair(few.tokens(each)) for each in _chunks(len(few), small)]
-        pair = varpro.evaluate(
-            torch.cat(cells, 1), torch.zeros_like(linear_LN[:, part]), few, grid.box
-        )
-        pair = varpro.descend(pair, few, grid.box, _PAIR_STEPS)
+        nothing_LN = torch.zeros_like(linear_LN[:, part])
+        pair = varpro.descend(torch.cat(cells, 1), nothing_LN, few, grid.box, _PAIR_STEPS)
         parts.append(added.where(added.cost_N <= pair.cost_N, pair))
-    return finish(parts, data, grid.box, chunk_tokens)
+    chosen = Search.join(parts)
+    return settle(chosen.theta_PN, chosen.linear_LN, data, grid.box, chunk_tokens)
 
 
 def _is_two(grid: Grid, data: Trajectories, two: Search) -> Tensor:

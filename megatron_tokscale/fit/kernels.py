@@ -49,59 +49,82 @@ def _sigmoid(u: Any) -> Any:
     return _F(1) / (_F(1) + power * scale)
 
 
+# Rows are named by their number: a view of one would be counted up and down, which costs more than
+# its sum.
 @njit(inline="always", **_FAST)
-def _dot(a: Any, b: Any) -> Any:
+def _dot(rows: Any, i: Any, j: Any) -> Any:
     total = _F(0)
-    for k in range(a.shape[0]):
-        total += a[k] * b[k]
+    for k in range(rows.shape[1]):
+        total += rows[i, k] * rows[j, k]
     return total
 
 
 @njit(inline="always", **_FAST)
-def _sum(a: Any) -> Any:
+def _sum(rows: Any, i: Any) -> Any:
     total = _F(0)
-    for k in range(a.shape[0]):
-        total += a[k]
+    for k in range(rows.shape[1]):
+        total += rows[i, k]
     return total
 
 
 @njit(inline="always", **_FAST)
-def _lag_one(a: Any, b: Any) -> Any:
+def _lag_one(rows: Any, i: Any, j: Any) -> Any:
     total = _F(0)
-    for k in range(a.shape[0] - 1):
-        total += a[k] * b[k + 1]
+    for k in range(rows.shape[1] - 1):
+        total += rows[i, k] * rows[j, k + 1]
     return total
 
 
 @njit(inline="always", **_FAST)
 def _fill(
-    rows: Any, n: Any, theta: Any, linear: Any, anchor: Any, y: Any, x: Any, weight: Any
+    rows: Any, n: Any, y: Any, x: Any, weight: Any, theta: Any, linear: Any, anchor: Any
 ) -> None:
     """The rows of `varpro.basis` of token n."""
-    n_sigmoids = anchor.shape[0]
-    n_probes = x.shape[0]
-    residual = rows[3 * n_sigmoids]
-    floor = linear[0, n]
+    n_sigmoids, n_probes = anchor.shape[0], x.shape[0]
+    last = 3 * n_sigmoids
+    floor = linear[0]
     for k in range(n_probes):
-        residual[k] = y[n, k] - floor
+        rows[last, k] = y[n, k] - floor
     for m in range(n_sigmoids):
-        at = anchor[m, n]
-        narrowness = np.exp(-theta[n_sigmoids + m, n])
-        q = (theta[m, n] - at) * narrowness
-        drop = linear[1 + m, n]
-        s_row, bump_row, width_row = rows[m], rows[n_sigmoids + m], rows[2 * n_sigmoids + m]
+        at = anchor[m]
+        narrowness = np.exp(-theta[n_sigmoids + m])
+        q = (theta[m] - at) * narrowness
+        drop = linear[1 + m]
         for k in range(n_probes):
             offset = (at - x[k]) * narrowness
             s = _sigmoid(offset + q)
             bump = s * s - s
-            s_row[k] = s
-            bump_row[k] = bump
-            width_row[k] = offset * bump
-            residual[k] -= drop * s
+            rows[m, k] = s
+            rows[n_sigmoids + m, k] = bump
+            rows[2 * n_sigmoids + m, k] = offset * bump
+            rows[last, k] -= drop * s
     if weight.shape[0]:
-        for row in rows:
+        for i in range(last + 1):
             for k in range(n_probes):
-                row[k] *= weight[n, k]
+                rows[i, k] *= weight[n, k]
+
+
+@njit(inline="always", **_FAST)
+def _nearest(x: Any, midpoint: Any) -> Any:
+    """The probe next to a midpoint (`varpro.anchor`)."""
+    low, high = 0, x.shape[0] - 1
+    while low < high:
+        middle = (low + high) // 2
+        if (x[middle] + x[middle + 1]) * _F(0.5) < midpoint:
+            low = middle + 1
+        else:
+            high = middle
+    return x[low]
+
+
+@njit(inline="always", **_FAST)
+def _multiply(rows: Any, n: Any, weight: Any, table: Any) -> None:
+    """The products of `varpro.products` of token n."""
+    table[0, 0] = _sum(weight, n) if weight.shape[0] else rows.shape[1]
+    for i in range(rows.shape[0]):
+        table[0, 1 + i] = table[1 + i, 0] = _sum(rows, i)
+        for j in range(i + 1):
+            table[1 + i, 1 + j] = table[1 + j, 1 + i] = _dot(rows, i, j)
 
 
 @njit(**_FAST)
@@ -112,41 +135,202 @@ def products(
 
     Args:
         theta: theta_PN. linear: linear_LN. anchor: anchor_MN. y: y_NK. x: x_K.
-        weight: weight_NK, or of shape (0, 0) if no loss is missing.
+        weight: weight_NK, or of shape (0, 1) if no loss is missing.
         table: filled; of shape (R + 1, R + 1, N).
     """
-    n_rows, n_probes = 3 * anchor.shape[0] + 1, x.shape[0]
-    rows = np.empty((n_rows, n_probes), np.float32)
+    rows = np.empty((3 * anchor.shape[0] + 1, x.shape[0]), np.float32)
+    own = np.empty(table.shape[:2], np.float32)
     for n in range(y.shape[0]):
-        _fill(rows, n, theta, linear, anchor, y, x, weight)
-        table[0, 0, n] = _sum(weight[n]) if weight.shape[0] else n_probes
-        for i in range(n_rows):
-            table[0, 1 + i, n] = table[1 + i, 0, n] = _sum(rows[i])
-            for j in range(i + 1):
-                table[1 + i, 1 + j, n] = table[1 + j, 1 + i, n] = _dot(rows[i], rows[j])
+        _fill(rows, n, y, x, weight, theta[:, n], linear[:, n], anchor[:, n])
+        _multiply(rows, n, weight, own)
+        table[:, :, n] = own
+
+
+@njit(**_FAST)
+def _evaluate(
+    n: Any,
+    y: Any,
+    x: Any,
+    weight: Any,
+    theta: Any,
+    linear: Any,
+    anchor: Any,
+    singular: Any,
+    rows: Any,
+    table: Any,
+    curvature: Any,
+    descent: Any,
+) -> Any:
+    """`varpro.evaluate` of token n: linear, anchor, curvature and descent are filled; the SSE."""
+    n_sigmoids = anchor.shape[0]
+    n_linear, last = 1 + n_sigmoids, 3 * n_sigmoids + 1
+    for m in range(n_sigmoids):
+        anchor[m] = _nearest(x, theta[m])
+    _fill(rows, n, y, x, weight, theta, linear, anchor)
+    _multiply(rows, n, weight, table)
+    for p in range(n_linear):
+        usable = table[p, p] > singular * _F(x.shape[0])
+        scale = _F(1) / table[p, p] if usable else _F(0)
+        for q in range(p + 1, last + 1):
+            table[p, q] *= scale
+        for i in range(p + 1, last + 1):
+            for q in range(p + 1, last + 1):
+                table[i, q] -= table[i, p] * table[p, q]
+    for p in range(n_linear - 1, -1, -1):
+        for q in range(p + 1, n_linear):
+            table[p, last] -= table[p, q] * table[q, last]
+        linear[p] += table[p, last]
+    for i in range(2 * n_sigmoids):
+        slope = -linear[1 + i] if i < n_sigmoids else linear[1 + i - n_sigmoids]
+        descent[i] = slope * table[n_linear + i, last]
+        for j in range(2 * n_sigmoids):
+            other = -linear[1 + j] if j < n_sigmoids else linear[1 + j - n_sigmoids]
+            curvature[i, j] = slope * other * table[n_linear + i, n_linear + j]
+    return max(table[last, last], _F(0))
+
+
+@njit(**_FAST)
+def _step(
+    theta: Any,
+    curvature: Any,
+    descent: Any,
+    sse: Any,
+    damping: Any,
+    flat: Any,
+    box: Any,
+    system: Any,
+    step: Any,
+) -> Any:
+    """`varpro`'s Marquardt step of one token; returns what it promises to lower the SSE by."""
+    size = theta.shape[0]
+    for i in range(size):
+        low, high = (box[0], box[1]) if i < size // 2 else (box[2], box[3])
+        held = (theta[i] <= low and descent[i] < 0) or (theta[i] >= high and descent[i] > 0)
+        step[i] = _F(0) if held else _F(1)
+    for i in range(size):
+        for j in range(size):
+            system[i, j] = curvature[i, j] * step[i] * step[j]
+        system[i, i] += system[i, i] * damping + flat * sse + (_F(1) - step[i])
+        system[i, size] = descent[i] * step[i]
+    for p in range(size):
+        scale = _F(1) / max(system[p, p], _F(1e-30))
+        for q in range(p, size + 1):
+            system[p, q] *= scale
+        for i in range(size):
+            if i != p:
+                factor = system[i, p]
+                for q in range(p, size + 1):
+                    system[i, q] -= factor * system[p, q]
+    promised = _F(0)
+    for i in range(size):
+        promised += system[i, size] * descent[i] * step[i]
+        step[i] = system[i, size]
+    return promised
+
+
+@njit(**_FAST)
+def descend(
+    theta: Array,
+    linear: Array,
+    y: Array,
+    x: Array,
+    weight: Array,
+    box: Array,
+    settings: Array,
+    steps: int,
+    anchor: Array,
+    sse: Array,
+    curvature: Array,
+    descent: Array,
+) -> int:
+    """`varpro.descend`, until a token has converged or has taken `steps` steps.
+
+    Returns how many evaluations that took.
+
+    Args:
+        theta: theta_PN, where to start; filled with where it leads.
+        linear: linear_LN, a guess; filled with the best.
+        y: y_NK. x: x_K. weight: as in `products`.
+        box: bounds of a midpoint, then of a log-width.
+        settings: `varpro`'s share of a singular pivot, flat direction, longest step, first damping
+            and share of the SSE below which a search has converged.
+        anchor, sse, curvature, descent: filled; the fields of `varpro.Search`.
+    """
+    n_parameters, n_sigmoids, evaluations = theta.shape[0], theta.shape[0] // 2, y.shape[0]
+    singular, flat, longest, least_damping, enough = settings
+    size = 3 * n_sigmoids + 2
+    rows = np.empty((size - 1, x.shape[0]), np.float32)
+    table = np.empty((size, size), np.float32)
+    system = np.empty((n_parameters, n_parameters + 1), np.float32)
+    step, at, to, slope, new_slope = np.empty((5, n_parameters), np.float32)
+    best, guess = np.empty((2, 1 + n_sigmoids), np.float32)
+    by, near = np.empty((2, n_sigmoids), np.float32)
+    bend, new_bend = np.empty((2, n_parameters, n_parameters), np.float32)
+    for n in range(y.shape[0]):
+        for i in range(n_parameters):
+            at[i] = theta[i, n]
+        for i in range(1 + n_sigmoids):
+            best[i] = linear[i, n]
+        cost = _evaluate(n, y, x, weight, at, best, by, singular, rows, table, bend, slope)
+        damping, stretch, has_moved = least_damping, _F(1), True
+        for _ in range(steps):
+            if has_moved and (
+                _step(at, bend, slope, cost, _F(0), flat, box, system, step) <= enough * cost
+            ):
+                break
+            _step(at, bend, slope, cost, damping, flat, box, system, step)
+            along, curved = _F(0), _F(0)
+            for i in range(n_parameters):
+                step[i] = min(max(step[i] * stretch, -longest), longest)
+                along += step[i] * slope[i]
+            for i in range(n_parameters):
+                for j in range(n_parameters):
+                    curved += step[i] * bend[i, j] * step[j]
+            for m in range(n_sigmoids):
+                log_width = at[n_sigmoids + m]
+                q = (at[m] - by[m]) * np.exp(-log_width) + step[m]
+                log_width = min(max(log_width + step[n_sigmoids + m], box[2]), box[3])
+                to[n_sigmoids + m] = log_width
+                to[m] = min(max(by[m] + q * np.exp(log_width), box[0]), box[1])
+            guess[:] = best
+            new_cost = _evaluate(
+                n, y, x, weight, to, guess, near, singular, rows, table, new_bend, new_slope
+            )
+            evaluations += 1
+            gain = cost - new_cost
+            has_moved = gain > 0
+            if has_moved:
+                ratio = (_F(2) * along - gain) / max(curved, _F(1e-30))
+                damping = max(damping / _F(8), min(max(ratio - _F(1), least_damping), _F(4)))
+                stretch = min(max(_F(1) / max(ratio, _F(1e-30)), _F(1)), _F(3))
+                at[:], best[:], by[:], cost = to, guess, near, new_cost
+                bend[:], slope[:] = new_bend, new_slope
+            else:
+                damping, stretch = _F(4) * max(damping, _F(0.1)), _F(1)
+        theta[:, n], linear[:, n], anchor[:, n], sse[n] = at, best, by, cost
+        curvature[:, :, n], descent[:, n] = bend, slope
+    return int(evaluations)
 
 
 @njit(inline="always", **_FAST)
-def _add_tangent(
-    i: Any, n: Any, left: Any, skip: Any, singular: Any, tangent: Any, made_of: Any
-) -> None:
-    """Token n's i-th tangent, from the row `left`, which it overwrites, and the tangents before."""
+def _add_tangent(i: Any, n: Any, rows: Any, skip: Any, singular: Any, made_of: Any) -> None:
+    """Token n's i-th tangent in place of row i, from it and the tangents before."""
+    n_probes = rows.shape[1]
     for j in range(made_of.shape[0]):
         made_of[i, j, n] = _F(1) if i == j else _F(0)
-    before = _dot(left, left)
+    before = _dot(rows, i, i)
     for j in range(i):
-        other = tangent[j]
-        along = _dot(left, other)
-        for k in range(left.shape[0]):
-            left[k] -= along * other[k]
+        along = _dot(rows, i, j)
+        for k in range(n_probes):
+            rows[i, k] -= along * rows[j, k]
         for p in range(j + 1):
             made_of[i, p, n] -= along * made_of[j, p, n]
-    after = _dot(left, left)
+    after = _dot(rows, i, i)
     length = _F(0)
     if after > singular * singular * before and not skip:
         length = _F(1) / np.sqrt(after)
-    for k in range(left.shape[0]):
-        tangent[i, k] = left[k] * length
+    for k in range(n_probes):
+        rows[i, k] *= length
     for p in range(i + 1):
         made_of[i, p, n] *= length
 
@@ -181,18 +365,20 @@ def tangents(
     n_rows, n_probes = 3 * anchor.shape[0] + 1, x.shape[0]
     rows = np.empty((n_rows, n_probes), np.float32)
     for n in range(y.shape[0]):
-        _fill(rows, n, theta, linear, anchor, y, x, weight)
+        _fill(rows, n, y, x, weight, theta[:, n], linear[:, n], anchor[:, n])
         for k in range(n_probes):
             residual[n, k] = rows[n_rows - 1, k]
             s[n, k] = rows[0, k]
-        residual_lag_one[n] = _lag_one(residual[n], residual[n])
+        residual_lag_one[n] = _lag_one(residual, n, n)
         for j in range(n_rows - 1, 0, -1):
-            rows[j] = rows[j - 1]
+            for k in range(n_probes):
+                rows[j, k] = rows[j - 1, k]
         for k in range(n_probes):
             rows[0, k] = weight[n, k] if weight.shape[0] else _F(1)
         for i in range(n_rows):
-            _add_tangent(i, n, rows[i], skip[i], singular, tangent[n], made_of)
+            _add_tangent(i, n, rows, skip[i], singular, made_of)
+            for k in range(n_probes):
+                tangent[n, i, k] = rows[i, k]
             for j in range(i + 1):
-                both = _lag_one(tangent[n, i], tangent[n, j])
-                both += _lag_one(tangent[n, j], tangent[n, i])
+                both = _lag_one(rows, i, j) + _lag_one(rows, j, i)
                 lag_one[i, j, n] = lag_one[j, i, n] = both * _F(0.5)

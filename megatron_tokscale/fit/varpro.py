@@ -30,7 +30,7 @@ Array = NDArray[np.float32]
 _TINY = 1e-30
 _SINGULAR = 1e-6
 _LONGEST_STEP = 2.0
-_FLAT = 3e-5
+_FLAT = 1e-4
 _DAMPING_START = 1e-3
 CONVERGED_BELOW = 1e-6
 """A search has converged if an undamped step promises to lower the SSE by less than this share."""
@@ -59,8 +59,8 @@ class Trajectories:
         return Trajectories(_columns(self.y_KN, index), self.x_K, weight_KN)
 
     def as_numpy(self) -> tuple[Array, Array, Array]:
-        """y_NK, x_K and weight_NK (of shape (0, 0) if no loss is missing), for the kernels."""
-        weight_KN = self.y_KN.new_empty(0, 0) if self.weight_KN is None else self.weight_KN
+        """y_NK, x_K and weight_NK (of shape (0, 1) if no loss is missing), for the kernels."""
+        weight_KN = self.y_KN.new_empty(1, 0) if self.weight_KN is None else self.weight_KN
         return self.y_KN.T.numpy(), self.x_K.numpy(), weight_KN.T.numpy()
 
     @property
@@ -290,7 +290,7 @@ def _free(search: Search, box: Box) -> Tensor:
 def _step(search: Search, damping_N: Tensor | float, free_PN: Tensor) -> Tensor:
     """Marquardt's step within the free parameters.
 
-    Along a direction in which a step of one could not lower the SSE by a millionth, none is taken.
+    Little is taken along a direction in which a step of one could lower the SSE by 1e-4 of it.
     """
     free_PN = free_PN.to(search.sse_N.dtype)
     curvature_PPN = search.curvature_PPN * (free_PN * free_PN[:, None])
@@ -309,12 +309,24 @@ def _move(search: Search, step_PN: Tensor, box: Box) -> Tensor:
     return torch.cat([midpoint_MN, log_width_MN])
 
 
-def descend(search: Search, data: Trajectories, box: Box, steps: int) -> Search:
-    """Take `steps` damped Gauss-Newton steps; a token takes a step only if its cost falls.
+def is_compiled(data: Trajectories, box: Box) -> bool:
+    """Whether `descend` works in compiled loops: on a CPU, and without a prior of the widths."""
+    return data.on_cpu and box.prior is None
+
+
+def descend(
+    theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box, steps: int
+) -> Search:
+    """Take `steps` damped Gauss-Newton steps from `theta_PN`; one is taken only if the cost falls.
+
+    `linear_LN` is a guess of floor and drops (`evaluate`).
 
     J^T J leaves out the second derivatives. How far it is from the true curvature along a step is
     seen from what the step gained: the next one is damped, or lengthened, by as much.
     """
+    if is_compiled(data, box):
+        return _descend_on_cpu(theta_PN, linear_LN, data, box, steps)
+    search = evaluate(theta_PN, linear_LN, data, box)
     damping_N = torch.full_like(search.sse_N, _DAMPING_START)
     stretch_N = torch.ones_like(search.sse_N)
     for _ in range(steps):
@@ -332,6 +344,29 @@ def descend(search: Search, data: Trajectories, box: Box, steps: int) -> Search:
         damping_N = torch.where(better_N, damped_N, 4 * damping_N.clamp_min(0.1))
         stretch_N = torch.where(better_N, (1 / curvature_N.clamp_min(_TINY)).clamp(1, 3), 1)
     return search
+
+
+def _descend_on_cpu(
+    theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box, steps: int
+) -> Search:
+    """The same in compiled loops, in which a token that has converged takes no more steps."""
+    n_parameters, n_tokens = theta_PN.shape
+    theta_PN = theta_PN.clone(memory_format=torch.contiguous_format)
+    linear_LN = linear_LN.clone(memory_format=torch.contiguous_format)
+    anchor_MN = theta_PN.new_empty(n_parameters // 2, n_tokens)
+    sse_N = theta_PN.new_empty(n_tokens)
+    curvature_PPN = theta_PN.new_empty(n_parameters, n_parameters, n_tokens)
+    descent_PN = torch.empty_like(theta_PN)
+    kernels.descend(
+        theta_PN.numpy(),
+        linear_LN.numpy(),
+        *data.as_numpy(),
+        np.array([*box.midpoint, *box.log_width], np.float32),
+        np.array([_SINGULAR, _FLAT, _LONGEST_STEP, _DAMPING_START, CONVERGED_BELOW], np.float32),
+        steps,
+        *(each.numpy() for each in (anchor_MN, sse_N, curvature_PPN, descent_PN)),
+    )
+    return Search(theta_PN, anchor_MN, linear_LN, sse_N, sse_N, curvature_PPN, descent_PN)
 
 
 def converged(search: Search, box: Box) -> Tensor:

@@ -318,7 +318,7 @@ def test_progress_and_rate_are_of_this_call_alone(run):
     )
     left = N_TOKENS - 3 * BLOCK
     assert seen == [(done, left) for done in range(0, left + 1, BLOCK)]
-    assert summary["tokens_per_second"] == pytest.approx(left / summary["seconds"], rel=0.01)
+    assert summary["tokens_per_second"] == pytest.approx(left / summary["seconds"], rel=0.1)
     assert "; 96 tokens were fitted before\n" in describe_fit(summary)
 
 
