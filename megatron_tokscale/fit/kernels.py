@@ -19,7 +19,27 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 _F = np.float32
-_FAST: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
+
+
+def _nothing() -> None:
+    pass
+
+
+def _finds_a_cache() -> bool:
+    """Whether numba finds a folder for compiled code: not in a read-only install with no home."""
+    try:
+        njit(cache=True)(_nothing)
+    except RuntimeError:
+        return False
+    return True
+
+
+_FAST: dict[str, Any] = {
+    "nogil": True,
+    "fastmath": True,
+    "error_model": "numpy",
+    "cache": _finds_a_cache(),
+}
 
 
 @intrinsic
