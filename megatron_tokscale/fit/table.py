@@ -19,7 +19,7 @@ from scipy.special import expit
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import check_schema, whole_or_absent
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Floats = NDArray[np.float32]
 
 
@@ -316,7 +316,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of a table of fits: what it was made of, and its probes' x.
 
     Raises:
-        TokscaleError: the file is missing, damaged, newer, or no table of fits.
+        TokscaleError: the file is missing, damaged, of another version, or no table of fits.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -330,5 +330,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
     metadata = json.loads(found.get(b"tokscale", b"{}"))
     if metadata.get("kind") != "tokscale-fits":
         raise TokscaleError(f"{path} is not a table of fits; make one with `megatron-tokscale fit`")
-    check_schema(path, int(metadata["schema_version"]), SCHEMA_VERSION)
+    version = int(metadata["schema_version"])
+    check_schema(path, version, SCHEMA_VERSION)
+    if version < SCHEMA_VERSION:
+        raise TokscaleError(f"fits {path} are of an older version; fit the run again")
     return dict(metadata)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids, read_metadata
+from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids, read_metadata, table
 from megatron_tokscale.store.losses import losses_name
 
 STEPS = np.unique(np.round(np.geomspace(1, 4000, 40))).astype(int)
@@ -123,6 +123,15 @@ def test_a_damaged_losses_file_is_refused_and_old_fits_stay(run):
     with pytest.raises(TokscaleError, match="wrong checksum"):
         fit_run(run)
     assert (run.analysis / "fits.parquet").read_bytes() == before
+
+
+def test_fits_of_an_older_version_are_to_be_made_again(planted, tmp_path, monkeypatch):
+    data = planted(10, 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "SCHEMA_VERSION", 1)
+        fit_sigmoids(data.x_K, data.loss_NK).save(tmp_path / "fits.parquet")
+    with pytest.raises(TokscaleError, match="older version; fit the run again"):
+        SigmoidFits.load(tmp_path / "fits.parquet")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not parquet at all", "other"])
