@@ -33,15 +33,20 @@ STEPS = probe_steps(16, last=4000)
 # `megatron-tokscale fit RUN` with small blocks, and an accident on one rank if told so.
 COMMAND = f"""
 import os, sys, time
+from pathlib import Path
 import megatron_tokscale.fit.run as run
 from megatron_tokscale import cli
 from megatron_tokscale.errors import TokscaleError
 run._BLOCK_TOKENS = {BLOCK}, {BLOCK}
 write, rank = run.Parts.write, os.environ.get("RANK")
 def failing(self, block, table):
+    failed = Path(sys.argv[1]) / "failed"
     if rank == "1" and block > 2:
+        failed.touch()
         raise TokscaleError("rank 1 has met a bad block")
-    time.sleep(0.3)
+    while block > 2 and not failed.exists():
+        time.sleep(0.05)
+    time.sleep(0.5)
     write(self, block, table)
 if sys.argv[2:] == ["failing"]:
     run.Parts.write = failing
@@ -231,7 +236,7 @@ def test_three_processes_write_the_same_bytes(fitted_run, fitted_whole, tmp_path
 
 def test_a_rank_that_fails_ends_all(fitted_run, tmp_path):
     process = command(tmp_path, fitted_run, *torchrun(2), accident=["failing"])
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert errors.count("megatron-tokscale: ") == 1
     assert "megatron-tokscale: rank 1 has met a bad block\n" in errors
