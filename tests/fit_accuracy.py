@@ -158,16 +158,14 @@ def confusion(n_tokens, phi):
         yield [token_class.label, *(f"{share:.1f}" for share in shares)]
 
 
-def markdown(columns, rows):
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=10_000)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    from table import heading, markdown
+
     n_tokens = arguments.tokens
     labels = [each.label for each in CLASSES]
     sections = [
@@ -199,14 +197,13 @@ def main():
     ]
     text = ""
     for title, columns, rows in sections:
-        section = f"**{title}**\n\n{markdown(columns, rows)}\n\n"
+        table = markdown(columns, [list(map(str, row)) for row in rows])
+        section = f"**{title}**\n\n{table}\n\n"
         print(section, flush=True)
         text += section
     if arguments.out:
-        sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
         import scipy
         import torch
-        from table import heading
 
         about = heading(torch=torch.__version__, scipy=scipy.__version__, numpy=np.__version__)
         command = "python tests/fit_accuracy.py --out benchmarks/results/fit_accuracy.md"

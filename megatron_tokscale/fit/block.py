@@ -375,8 +375,7 @@ def _one_columns(axis: Axis, grid: Grid, losses: Losses, one: Search, found: Col
     midpoint_N, log_width_N = one.theta_PN
     free_N = count_N - (3 if fixed_width else 4)
     unknown_N = midpoint_se_N * classes.student(free_N) > 0.5
-    outside_N = (midpoint_N < 0) | (midpoint_N > 1)
-    at_bound_N = outside_N
+    at_bound_N = (midpoint_N < 0) | (midpoint_N > 1)
     if not fixed_width:
         at_bound_N = at_bound_N | (log_width_N >= grid.box.log_width[1])
     status_N = torch.where(

@@ -1,10 +1,11 @@
 """Which model describes a trajectory: flat, one sigmoid, two sigmoids, or a ramp.
 
-The Bayesian information criterion K ln(SSE/K) + p ln K, the noise estimated for every token, with p
-the number of parameters: flat 1, ramp 3 (level, onset, slope), sigmoid 4, two sigmoids 7. Midpoints
-and onsets are searched over the whole axis, which BIC does not know of: a model of one change must
-beat flat, and one of two changes that of one, by `MARGIN` more ("strong evidence" of Kass and
-Raftery 1995). The models, the margin and the level that tells flat tokens apart are our choice.
+The Bayesian information criterion K' ln(SSE/K) + p ln K, the noise estimated for every token: K' is
+how many of its K losses are independent (`noise.effective_count`), p the number of parameters: flat
+1, ramp 3 (level, onset, slope), sigmoid 4, two sigmoids 7. Midpoints and onsets are searched over
+the whole axis, which BIC does not know of: a model of one change must beat flat, and one of two
+changes that of one, by `MARGIN` more ("strong evidence" of Kass and Raftery 1995). The models, the
+margin and the level that tells flat tokens apart are our choice.
 
 A ramp is constant until its onset and straight in x from there to the last probe: a loss that falls
 as a power law where it is small against its level. Step 0 counts as the first finite probe.

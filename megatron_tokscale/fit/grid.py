@@ -73,11 +73,11 @@ class Grid:
     def over(axis: Axis, device: torch.device, prior: WidthPrior | None = None) -> "Grid":
         """Lay the grid over an axis; `prior` is what is known of the widths.
 
-        Two widths per octave, from half the bins' spacing to the whole range; midpoints half a
-        width apart, but only where a probe is within 2.5 widths: elsewhere the curve is a step
-        between two probes, and those steps, and those with one probe halfway down, are cells of
-        their own. Ramps begin at one of 32 onsets and are at least a third of the range long:
-        shorter ones are the beginning of a step.
+        Three widths in two octaves, from half the bins' spacing to the whole range; midpoints two
+        thirds of a width apart, but only where a probe is within 2.5 widths: elsewhere the curve is
+        a step between two probes, and those steps, and those with one probe on the way down, are
+        cells of their own. Ramps begin at one of 32 onsets and are at least a third of the range
+        long: shorter ones are the beginning of a step.
         """
 
         def tensor(array: Array) -> Tensor:

@@ -52,7 +52,7 @@ class FitStatus(IntEnum):
         other tokens are left out of their fit (`n_probes_N` says how many were used).
     UNDETERMINED: the 95% interval of the midpoint is as wide as the probed range; the losses do
         not tell where the transition is.
-    STEP_LIMIT: the next step still promised to lower the SSE by more than 1e-5 of it.
+    STEP_LIMIT: the next step still promised to lower the SSE by more than a millionth of it.
     """
 
     CONVERGED = 0
@@ -100,7 +100,8 @@ class SigmoidFits:
 
     The sigmoid is given for every token, whatever its class; a flat token's follows its noise. The
     parameters of the other models are NaN except for tokens of that class. `predict` follows
-    the class. Errors are standard errors from J^T J and SSE/(K - 4); NaN where they mean nothing.
+    the class. Errors are standard errors from J^T J and the residual variance, widened by the
+    residuals' autocorrelation (`fit.noise`); NaN where they mean nothing.
     """
 
     x_K: NDArray[np.float64]

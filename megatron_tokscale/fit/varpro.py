@@ -370,13 +370,7 @@ def _descend_on_cpu(
 
 
 def converged(search: Search, box: Box) -> Tensor:
-    """Whether the next undamped step promises to lower the SSE by less than 1e-5 of it."""
+    """Whether the next undamped step promises to lower the SSE by less than a millionth of it."""
     free_PN = _free(search, box)
     promised_N = (_step(search, 0.0, free_PN) * search.descent_PN * free_PN).sum(dim=0)
     return promised_N <= CONVERGED_BELOW * search.sse_N + _TINY
-
-
-def at_bound(search: Search, box: Box) -> Tensor:
-    """Which parameters lie at a bound."""
-    low_P1, high_P1 = box.limits(search.theta_PN)
-    return (search.theta_PN <= low_P1) | (search.theta_PN >= high_P1)
