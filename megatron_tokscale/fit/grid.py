@@ -25,6 +25,7 @@ _BINS = 96
 _WIDTHS_PER_OCTAVE = 1.5
 _CELLS_PER_WIDTH = 1.5
 _REACH = 2.5
+_FINEST = 1e-3
 _BANDS = 3
 _COARSE = ((32, 40), (8, 10))
 _NEARLY_SAME = 0.99
@@ -73,11 +74,12 @@ class Grid:
     def over(axis: Axis, device: torch.device, prior: WidthPrior | None = None) -> "Grid":
         """Lay the grid over an axis; `prior` is what is known of the widths.
 
-        Three widths in two octaves, from half the bins' spacing to the whole range; midpoints two
-        thirds of a width apart, but only where a probe is within 2.5 widths: elsewhere the curve is
-        a step between two probes, and those steps, and those with one probe on the way down, are
-        cells of their own. Ramps begin at one of 32 onsets and are at least a third of the range
-        long: shorter ones are the beginning of a step.
+        Three widths in two octaves, from half the bins' spacing (but a thousandth of the range at
+        least: probes may come in bursts) to the whole range; midpoints two thirds of a width apart,
+        but only where a probe is within 2.5 widths: elsewhere the curve is a step between two
+        probes, and those steps, and those with one probe on the way down, are cells of their own.
+        Ramps begin at one of 32 onsets and are at least a third of the range long: shorter ones are
+        the beginning of a step.
         """
 
         def tensor(array: Array) -> Tensor:
@@ -260,7 +262,7 @@ def _cells(x_B: Array, axis: Axis) -> Array:
     between = [np.stack([middle_B, np.log(gap / narrower)]) for narrower in (4, 8)]
     beside = np.minimum(np.append(gap, gap[-1]), np.append(gap[0], gap)) / 4
     at = [np.stack([x_B + shift * beside, np.log(beside)]) for shift in (-1, 1)]
-    narrowest = np.median(gap) / 2
+    narrowest = max(np.median(gap) / 2, _FINEST)
     n_widths = int(np.ceil(np.log2(1 / narrowest) * _WIDTHS_PER_OCTAVE)) + 1
     levels = [_cells_of_width(width, x_B) for width in np.geomspace(narrowest, 1, n_widths)]
     cells = np.concatenate([*between, *at, *levels], axis=1)

@@ -264,6 +264,16 @@ def test_several_probes_may_come_before_time_starts(planted):
         fit_sigmoids(np.array([0.0, -np.inf, 1, 2, 3, 4]), np.ones((2, 6)))
 
 
+def test_a_burst_of_late_probes_leaves_the_rest_to_be_found():
+    """60 probes at successive steps make their median distance 1e-6 of the range."""
+    early = np.geomspace(1, 1e5, 30).round()
+    x_K = np.log(np.unique(np.concatenate([early, 1e5 + np.arange(60)])))
+    midpoint_N = np.random.default_rng(0).uniform(2, 9, 200)
+    noise_NK = 0.1 * np.random.default_rng(1).standard_normal((200, len(x_K)))
+    fits = fit_sigmoids(x_K, 1 + 4 * expit((midpoint_N[:, None] - x_K) / 0.5) + noise_NK)
+    assert (np.abs(fits.midpoint_N - midpoint_N) < 0.3).mean() > 0.98
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_any_float_type_will_do(planted, dtype):
     data = planted(400, 60, seed=12)
