@@ -24,6 +24,7 @@ from megatron_tokscale.training.config import TokscaleConfig, run_directory
 from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
 from megatron_tokscale.training.metrics import Metrics
 from megatron_tokscale.training.ranks import first_of_all_ranks, sum_over_ranks
+from megatron_tokscale.training.size import model_size
 from megatron_tokscale.training.support import check_probe, probe_set_misfits, raise_first
 from megatron_tokscale.training.versions import find_megatron
 
@@ -75,12 +76,17 @@ class Prober:
         self._loss_dict = loss_dict
 
     def open(
-        self, forward_step: Callable[..., Any], optimizer: Any, resume_step: int | None
+        self,
+        forward_step: Callable[..., Any],
+        model: Sequence[Any],
+        optimizer: Any,
+        resume_step: int | None,
     ) -> None:
         """Open the run's directory, on the rank that writes, and agree on how that went.
 
         Args:
             forward_step: the user's forward step.
+            model: for the record of its size.
             optimizer: for the record of the learning rate's schedule.
             resume_step: where training goes on; None in a replay, which abandons no losses.
 
@@ -89,10 +95,12 @@ class Prober:
                 stop for that.
         """
         self._forward_step = forward_step
+        size = model_size(model, self._args)
         refusal, failure = None, None
         if self._is_writer:
             try:
-                info = self._run_info(optimizer) | {"is_replay": resume_step is None}
+                info = self._run_info(optimizer)
+                info |= {"size": size, "is_replay": resume_step is None}
                 self._writer.open(self._probe_set, info, resume_step)
                 if resume_step is not None:
                     self._previous_N = self._writer.latest(resume_step)
@@ -110,7 +118,7 @@ class Prober:
     ) -> None:
         """Open the run, and take the probe of the first step if it is due and not on disk."""
         step = int(self._args.iteration)
-        self.open(forward_step, optimizer, step)
+        self.open(forward_step, model, optimizer, step)
         self._tokens = self._consumed_tokens()
         batch = get_current_global_batch_size() * int(self._args.seq_length)
         before = self._tokens - batch if step > 0 else -1

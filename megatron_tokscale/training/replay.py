@@ -84,7 +84,7 @@ def replay(
     for step in todo:
         optimizer, scheduler = _load(folder, step, model)
         if step == todo[0]:
-            prober.open(forward_step, optimizer, None)
+            prober.open(forward_step, model, optimizer, None)
         prober.take(step, model, optimizer, scheduler)
     torch.distributed.barrier()
 

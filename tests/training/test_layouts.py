@@ -196,6 +196,31 @@ def test_losses_are_those_of_one_process(jobs, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_model_has_the_size_that_it_has_on_one_process(jobs, layout):
+    alone, cut = (
+        Run.open(run).info for run in (jobs.reference(layout.model), jobs.probed(layout))
+    )
+    assert cut["layout"]["padded_vocab_size"] == alone["layout"]["padded_vocab_size"]
+    assert cut["size"] == alone["size"]
+
+
+def test_size_counts_every_weight_once(jobs):
+    run = jobs.reference("dense")
+    weights = read_checkpoint(run / "iter_0000008")["sharded"]
+    count = {
+        name: weight.numel()
+        for name, weight in weights.items()
+        if name.startswith(("decoder.", "embedding.", "output_layer.")) and name.endswith("weight")
+    }
+    vocabulary = count["embedding.word_embeddings.weight"] + count["output_layer.weight"]
+    size = Run.open(run).info["size"]
+    assert size["parameters"] == sum(count.values())
+    assert size["non_embedding"] == sum(count.values()) - vocabulary
+    matrices = size["parameters"] - count["embedding.word_embeddings.weight"]
+    assert 6 * matrices < size["flops_per_token"] < 7 * matrices
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_probes_leave_no_trace_in_the_training(jobs, layout):
     run = jobs.probed(layout)
     assert Run.open(run).step_K.tolist() == [0, 1, 2, 4]
