@@ -34,7 +34,7 @@ def _finds_a_cache() -> bool:
     return True
 
 
-_FAST: dict[str, Any] = {
+FAST: dict[str, Any] = {
     "nogil": True,
     "fastmath": True,
     "error_model": "numpy",
@@ -52,8 +52,8 @@ def _as_float(_: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@njit(inline="always", **_FAST)
-def _sigmoid(u: Any) -> Any:
+@njit(inline="always", **FAST)
+def sigmoid(u: Any) -> Any:
     """1/(1 + exp(-u)) to 2e-7, without branches: 2^i 2^f, with a polynomial for 2^f."""
     t = min(max(u * _F(-1.4426950408889634), _F(-120)), _F(120))
     whole = np.floor(t)
@@ -71,7 +71,7 @@ def _sigmoid(u: Any) -> Any:
 
 # Rows are named by their number: a view of one would be counted up and down, which costs more than
 # its sum.
-@njit(inline="always", **_FAST)
+@njit(inline="always", **FAST)
 def _dot(rows: Any, i: Any, j: Any) -> Any:
     total = _F(0)
     for k in range(rows.shape[1]):
@@ -79,7 +79,7 @@ def _dot(rows: Any, i: Any, j: Any) -> Any:
     return total
 
 
-@njit(inline="always", **_FAST)
+@njit(inline="always", **FAST)
 def _sum(rows: Any, i: Any) -> Any:
     total = _F(0)
     for k in range(rows.shape[1]):
@@ -87,7 +87,7 @@ def _sum(rows: Any, i: Any) -> Any:
     return total
 
 
-@njit(inline="always", **_FAST)
+@njit(inline="always", **FAST)
 def _lag_one(rows: Any, i: Any, j: Any) -> Any:
     total = _F(0)
     for k in range(rows.shape[1] - 1):
@@ -95,7 +95,7 @@ def _lag_one(rows: Any, i: Any, j: Any) -> Any:
     return total
 
 
-@njit(inline="always", **_FAST)
+@njit(inline="always", **FAST)
 def _fill(
     rows: Any, n: Any, y: Any, x: Any, weight: Any, theta: Any, linear: Any, anchor: Any
 ) -> None:
@@ -112,7 +112,7 @@ def _fill(
         drop = linear[1 + m]
         for k in range(n_probes):
             offset = (at - x[k]) * narrowness
-            s = _sigmoid(offset + q)
+            s = sigmoid(offset + q)
             bump = s * s - s
             rows[m, k] = s
             rows[n_sigmoids + m, k] = bump
@@ -124,7 +124,7 @@ def _fill(
                 rows[i, k] *= weight[n, k]
 
 
-@njit(inline="always", **_FAST)
+@njit(inline="always", **FAST)
 def _nearest(x: Any, midpoint: Any) -> Any:
     """The probe next to a midpoint (`varpro.anchor`)."""
     low, high = 0, x.shape[0] - 1
@@ -137,7 +137,7 @@ def _nearest(x: Any, midpoint: Any) -> Any:
     return x[low]
 
 
-@njit(inline="always", **_FAST)
+@njit(inline="always", **FAST)
 def _multiply(rows: Any, n: Any, weight: Any, table: Any) -> None:
     """The products of `varpro.products` of token n."""
     table[0, 0] = _sum(weight, n) if weight.shape[0] else rows.shape[1]
@@ -147,7 +147,7 @@ def _multiply(rows: Any, n: Any, weight: Any, table: Any) -> None:
             table[1 + i, 1 + j] = table[1 + j, 1 + i] = _dot(rows, i, j)
 
 
-@njit(**_FAST)
+@njit(**FAST)
 def products(
     theta: Array, linear: Array, anchor: Array, y: Array, x: Array, weight: Array, table: Array
 ) -> None:
@@ -166,7 +166,7 @@ def products(
         table[:, :, n] = own
 
 
-@njit(**_FAST)
+@njit(**FAST)
 def _evaluate(
     n: Any,
     y: Any,
@@ -209,7 +209,7 @@ def _evaluate(
     return max(table[last, last], _F(0))
 
 
-@njit(**_FAST)
+@njit(**FAST)
 def _step(
     theta: Any,
     curvature: Any,
@@ -248,7 +248,7 @@ def _step(
     return promised
 
 
-@njit(**_FAST)
+@njit(**FAST)
 def descend(
     theta: Array,
     linear: Array,
@@ -332,7 +332,7 @@ def descend(
     return int(evaluations)
 
 
-@njit(inline="always", **_FAST)
+@njit(inline="always", **FAST)
 def _add_tangent(i: Any, n: Any, rows: Any, skip: Any, singular: Any, made_of: Any) -> None:
     """Token n's i-th tangent in place of row i, from it and the tangents before."""
     n_probes = rows.shape[1]
@@ -355,7 +355,7 @@ def _add_tangent(i: Any, n: Any, rows: Any, skip: Any, singular: Any, made_of: A
         made_of[i, p, n] *= length
 
 
-@njit(**_FAST)
+@njit(**FAST)
 def tangents(
     theta: Array,
     linear: Array,

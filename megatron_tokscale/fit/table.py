@@ -4,9 +4,9 @@ Shapes: N tokens, K probe steps, G grid points, E transitions.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +92,10 @@ class Transitions:
     midpoint_E: NDArray[np.float64]
     width_E: NDArray[np.float64]
     placed_E: NDArray[np.bool_]
+
+    def rows(self, index_E: NDArray[Any]) -> "Transitions":
+        """The transitions selected by an index array or a mask."""
+        return Transitions(*(getattr(self, field.name)[index_E] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -187,11 +191,9 @@ class SigmoidFits:
     def predict(self, x_G: ArrayLike) -> NDArray[np.float64]:
         """Loss in nats of every token at `x_G` by the model of its class; NaN if unfitted."""
         x_G = np.asarray(x_G, dtype=np.float64)
-        loss_NG = np.repeat(self.level_N[:, None].astype(np.float64), len(x_G), axis=1)
+        loss_NG = np.repeat(self.constant_N[:, None], len(x_G), axis=1)
         single = self.is_class(TokenClass.FALLING, TokenClass.RISING)
-        loss_NG[single] = self.floor_N[single, None]
         double = self.is_class(TokenClass.TWO_STEP)
-        loss_NG[double] = self.steps_floor_N[double, None]
         for prefix, rows in (("", single), ("step1_", double), ("step2_", double)):
             drop, midpoint, width = (
                 getattr(self, f"{prefix}{name}_N")[rows, None].astype(np.float64)
@@ -200,8 +202,21 @@ class SigmoidFits:
             loss_NG[rows] += drop * expit((midpoint - x_G) / width)
         gradual = self.is_class(TokenClass.GRADUAL)
         onset, slope = (a[gradual, None].astype(np.float64) for a in (self.onset_N, self.slope_N))
-        loss_NG[gradual] = self.onset_loss_N[gradual, None] + slope * np.maximum(x_G - onset, 0)
+        loss_NG[gradual] += slope * np.maximum(x_G - onset, 0)
         return loss_NG
+
+    @property
+    def constant_N(self) -> NDArray[np.float64]:
+        """The part of `predict` that does not depend on x: a level, a floor, the onset's loss."""
+        constant_N = self.level_N.astype(np.float64)
+        for array, classes in (
+            (self.floor_N, (TokenClass.FALLING, TokenClass.RISING)),
+            (self.steps_floor_N, (TokenClass.TWO_STEP,)),
+            (self.onset_loss_N, (TokenClass.GRADUAL,)),
+        ):
+            rows = self.is_class(*classes)
+            constant_N[rows] = array[rows]
+        return constant_N
 
     @cached_property
     def transitions(self) -> Transitions:
@@ -262,13 +277,24 @@ class SigmoidFits:
         Raises:
             TokscaleError: the file is missing, damaged, newer, or no table of fits.
         """
+        return SigmoidFits.concatenate(list(SigmoidFits.blocks(path)))
+
+    @staticmethod
+    def blocks(path: Path) -> Iterator["SigmoidFits"]:
+        """Read a table of fits block by block, as it was written.
+
+        Raises:
+            TokscaleError: as `load`.
+        """
         import pyarrow.parquet as pq
 
         metadata = read_metadata(path)
         names = [name.removesuffix("_N") for name in SigmoidFits.columns()]
-        table = pq.read_table(path, columns=names)
         x_K = np.array([-np.inf if x is None else x for x in metadata["x"]], dtype=np.float64)
-        return SigmoidFits(x_K, *(table[name].to_numpy() for name in names))
+        with pq.ParquetFile(path) as file:
+            for block in range(file.num_row_groups):
+                table = file.read_row_group(block, columns=names)
+                yield SigmoidFits(x_K, *(table[name].to_numpy() for name in names))
 
 
 class ParquetRows:

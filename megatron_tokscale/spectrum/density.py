@@ -1,6 +1,6 @@
 """The learning-time spectrum: the density of learning times over x, plain and weighted by drop.
 
-Shapes: N tokens, E transitions, G grid points, C bins.
+Shapes: N tokens, E transitions, K probe steps, G grid points, C bins.
 """
 
 from dataclasses import dataclass
@@ -8,57 +8,46 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_tokscale.fit import SigmoidFits
+from megatron_tokscale.fit import SigmoidFits, Transitions
 
 GRID_POINTS = 256
-_BINS = 4096
+_BINS = 2048
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Events:
-    """The learning events of a set of tokens, in bins of x.
+class Bins:
+    """2,048 bins over the probed range, far narrower than probes resolve a midpoint.
+
+    Attributes:
+        edges: their edges.
+        x_C: their centres.
+    """
+
+    edges: Array
+    x_C: Array
+
+    @staticmethod
+    def over(x_K: Array) -> "Bins":
+        """The bins between the first and the last finite probe."""
+        edges = np.linspace(*finite_range(x_K), _BINS + 1)
+        return Bins(edges, (edges[1:] + edges[:-1]) / 2)
+
+    def index(self, x_E: Array) -> NDArray[np.int64]:
+        """The bin of each x, which is inside the range."""
+        return np.searchsorted(self.edges[1:-1], x_E, side="right")
+
+
+def events_of(fits: SigmoidFits) -> Transitions:
+    """The learning events of the fitted tokens that miss no loss.
 
     An event is a falling transition whose midpoint can be trusted: that of a falling token, or
     either of a two-step token that falls. Forgetting, gradual and flat tokens are no events, nor is
     a midpoint at a bound; they stay in the number of tokens that a mean is over.
-
-    Attributes:
-        x_C: centres of the bins.
-        count_C: events per bin.
-        drop_C: sum of the events' drops per bin, in nats.
-        n_tokens: fitted tokens, with an event or without.
-        common_width: drop-weighted median of the events' widths w; NaN if there are none.
     """
-
-    x_C: Array
-    count_C: Array
-    drop_C: Array
-    n_tokens: int
-    common_width: float
-
-    @staticmethod
-    def of(fits: SigmoidFits, tokens_N: NDArray[np.bool_] | None = None) -> "Events":
-        """Collect the events of all fitted tokens, or of those in the mask `tokens_N`."""
-        fitted_N = fits.complete_N
-        if tokens_N is not None:
-            fitted_N &= tokens_N
-        moves = fits.transitions
-        counted_E = moves.placed_E & (moves.drop_E > 0) & fitted_N[moves.token_E]
-        midpoint_E, drop_E = moves.midpoint_E[counted_E], moves.drop_E[counted_E]
-        low, high = finite_range(fits.x_K)
-        edges = np.linspace(low, high, _BINS + 1)
-        count_C, _ = np.histogram(midpoint_E, edges)
-        drop_C, _ = np.histogram(midpoint_E, edges, weights=drop_E)
-        width = weighted_quantile(moves.width_E[counted_E], drop_E, 0.5)
-        return Events(
-            (edges[1:] + edges[:-1]) / 2,
-            count_C.astype(np.float64),
-            drop_C,
-            int(fitted_N.sum()),
-            float(width),
-        )
+    moves = fits.transitions
+    return moves.rows(moves.placed_E & (moves.drop_E > 0) & fits.complete_N[moves.token_E])
 
 
 @dataclass(frozen=True)
@@ -91,19 +80,35 @@ class LearningTimeSpectrum:
         x_G: ArrayLike | None = None,
     ) -> "LearningTimeSpectrum":
         """The spectrum of all fitted tokens, or of those in the mask `tokens_N`."""
-        events = Events.of(fits, tokens_N)
-        grid_G = default_grid(fits.x_K) if x_G is None else np.asarray(x_G, dtype=np.float64)
-        bandwidth = float(np.median(np.diff(fits.x_K[np.isfinite(fits.x_K)])))
-        z_GC = (grid_G[:, None] - events.x_C) / bandwidth
-        kernel_GC = np.exp(-0.5 * z_GC**2) / (bandwidth * np.sqrt(2 * np.pi))
-        n_events = int(events.count_C.sum())
+        counted_N = fits.complete_N if tokens_N is None else fits.complete_N & tokens_N
+        events = events_of(fits)
+        events = events.rows(counted_N[events.token_E])
+        bins = Bins.over(fits.x_K)
+        count_C, _ = np.histogram(events.midpoint_E, bins.edges)
+        drop_C, _ = np.histogram(events.midpoint_E, bins.edges, weights=events.drop_E)
+        n_tokens = int(counted_N.sum())
+        share = 1 / max(n_tokens, 1)
+        return LearningTimeSpectrum.of_bins(
+            fits.x_K, np.asarray(count_C * share), np.asarray(drop_C * share), n_tokens, x_G
+        )
+
+    @staticmethod
+    def of_bins(
+        x_K: Array, count_C: Array, drop_C: Array, n_tokens: int, x_G: ArrayLike | None = None
+    ) -> "LearningTimeSpectrum":
+        """The spectrum of events and drops per token in `Bins`; leading axes are kept."""
+        grid_G = default_grid(x_K) if x_G is None else np.asarray(x_G, dtype=np.float64)
+        bandwidth = float(np.median(np.diff(x_K[np.isfinite(x_K)])))
+        z_CG = (grid_G - Bins.over(x_K).x_C[:, None]) / bandwidth
+        kernel_CG = np.exp(-0.5 * z_CG**2) / (bandwidth * np.sqrt(2 * np.pi))
+        events = count_C.sum(axis=-1, keepdims=True)
         return LearningTimeSpectrum(
             x_G=grid_G,
-            density_G=kernel_GC @ events.count_C / max(n_events, 1),
-            drop_weighted_G=kernel_GC @ events.drop_C / max(events.n_tokens, 1),
+            density_G=count_C @ kernel_CG / np.maximum(events, 1e-300),
+            drop_weighted_G=drop_C @ kernel_CG,
             bandwidth=bandwidth,
-            n_events=n_events,
-            n_tokens=events.n_tokens,
+            n_events=round(float(events.flat[0]) * n_tokens),
+            n_tokens=n_tokens,
         )
 
 
@@ -116,14 +121,3 @@ def finite_range(x_K: Array) -> tuple[float, float]:
 def default_grid(x_K: Array) -> Array:
     """A uniform grid over the probed range."""
     return np.linspace(*finite_range(x_K), GRID_POINTS)
-
-
-def weighted_quantile(value_E: Array, weight_E: Array, share: ArrayLike) -> Array:
-    """The smallest values that at least `share` of the weight does not exceed; NaN if empty."""
-    shares = np.asarray(share, dtype=np.float64)
-    if not len(value_E) or weight_E.sum() <= 0:
-        return np.full(shares.shape, np.nan)
-    order = np.argsort(value_E)
-    below_E = np.cumsum(weight_E[order]) / weight_E.sum()
-    index = np.searchsorted(below_E, shares - 1e-12)
-    return np.asarray(value_E[order][np.minimum(index, len(value_E) - 1)], dtype=np.float64)

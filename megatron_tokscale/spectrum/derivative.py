@@ -2,8 +2,9 @@
 
 At every grid point a parabola is fitted to the finite probes around it, weighted by the tricube
 kernel (Cleveland 1979); its slope there is the derivative. The kernel reaches as far as the seventh
-nearest probe, and at least a twentieth of the probed range. The estimate is linear in the losses,
-so the same smoothing can be given to a model's curve: `derivative_weights`.
+nearest probe (the farthest, if there are fewer), and at least a twentieth of the probed range. The
+estimate is linear in the losses, so the same smoothing can be given to a model's curve:
+`derivative_weights`.
 
 Shapes: K probe steps, G grid points.
 """
@@ -14,7 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from megatron_tokscale.errors import TokscaleError
 
 _NEIGHBOURS = 7
+_LEAST_PROBES = 4
 _LEAST_REACH = 1 / 20
+_BEYOND = 1.01  # the farthest probe of a neighbourhood keeps some weight
 
 Array = NDArray[np.float64]
 
@@ -29,7 +32,7 @@ def measured_derivative(
     holds neither the sampling of tokens nor the bias of the smoothing.
 
     Raises:
-        TokscaleError: fewer than seven finite probes.
+        TokscaleError: fewer than four finite probes.
     """
     x_K = np.asarray(x_K, dtype=np.float64)
     loss_K = np.asarray(mean_loss_K, dtype=np.float64)
@@ -47,13 +50,13 @@ def derivative_weights(x_K: ArrayLike, x_G: ArrayLike) -> Array:
     """The matrix that turns losses at `x_K` into -dL/dx at `x_G`; step 0 has weight zero.
 
     Raises:
-        TokscaleError: fewer than seven finite probes.
+        TokscaleError: fewer than four finite probes.
     """
     x_K = np.asarray(x_K, dtype=np.float64)
     finite = np.isfinite(x_K)
-    if finite.sum() < _NEIGHBOURS:
+    if finite.sum() < _LEAST_PROBES:
         raise TokscaleError(
-            f"a derivative needs at least {_NEIGHBOURS} probes after step 0, there are "
+            f"a derivative needs at least {_LEAST_PROBES} probes after step 0, there are "
             f"{finite.sum()}; train on, or probe more often (--tokscale-schedule)"
         )
     weights_GK = np.zeros((len(np.asarray(x_G)), len(x_K)))
@@ -65,8 +68,9 @@ def _local_weights(x_K: Array, x_G: Array, order: int) -> Array:
     """Weights that give the `order`-th coefficient of the local parabola around each grid point."""
     offset_GK = x_K - x_G[:, None]
     distance_GK = np.abs(offset_GK)
-    nearest_G = np.partition(distance_GK, _NEIGHBOURS - 1, axis=1)[:, _NEIGHBOURS - 1]
-    reach_G = np.maximum(nearest_G * (1 + 1e-9), _LEAST_REACH * np.ptp(x_K))
+    neighbours = min(_NEIGHBOURS, len(x_K))
+    nearest_G = np.partition(distance_GK, neighbours - 1, axis=1)[:, neighbours - 1]
+    reach_G = np.maximum(nearest_G * _BEYOND, _LEAST_REACH * np.ptp(x_K))
     kernel_GK = np.clip(1 - (distance_GK / reach_G[:, None]) ** 3, 0, None) ** 3
     unit_GK = offset_GK / reach_G[:, None]
     powers_GPK = np.stack([np.ones_like(unit_GK), unit_GK, unit_GK**2], axis=1)

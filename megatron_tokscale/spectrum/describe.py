@@ -1,29 +1,111 @@
-"""How well a spectrum reconstructs the loss, as a table for a terminal."""
+"""How well spectra reconstruct and predict the loss, as tables for a terminal."""
 
 from collections.abc import Mapping
 from typing import Any
 
+_SOURCES = {
+    "full": "every token's own transition",
+    "kernel": "drop-weighted spectrum, one kernel",
+    "spectrum": "learning times alone",
+    "power-law": "no learning times: E + B t^-alpha",
+    "uniform": "learning times evenly over x",
+}
+
 
 def describe_spectrum(result: Mapping[str, Any]) -> str:
-    """R^2 of the reconstructions and the widths beside their null, from reconstruction.json."""
-    lines = [f"  {'-dL/dx rebuilt from':<40}{'R^2':>8}{'other documents':>18}"]
-    sources = {
-        "full": "every token's own transition",
-        "kernel": "drop-weighted spectrum, one kernel",
-        "spectrum": "learning times alone",
-    }
-    for name, meaning in sources.items():
-        same = _number(result["same_tokens"][name]["r2"])
-        other = _number(result["other_documents"][name]["r2"])
-        lines.append(f"  {name + ': ' + meaning:<40}{same:>8}{other:>18}")
-    observed, null = result["widths"]["observed"], result["widths"]["mean_curve_null"]
+    """Reconstructions, widths beside their null, and the forward prediction."""
+    lines = [f"  {'-dL/dx rebuilt from':<44}{'R^2 (95%)':<24}{'other documents'}"]
+    for name, meaning in _SOURCES.items():
+        same, other = (
+            with_interval(result[part][name], "r2") for part in ("same_tokens", "other_documents")
+        )
+        lines.append(f"  {name + ': ' + meaning:<44}{same:<24}{other}")
+    widths = result["widths"]
+    observed, null = (
+        with_interval(widths[name]["width_decades"], "p50")
+        for name in ("observed", "mean_curve_null")
+    )
+    lines += [
+        f"  10-90% width, median, in decades of time: {observed}",
+        f"  if every token followed the mean curve:   {null}",
+        "  learning is local: " + _verdict(widths["local"]),
+        *_forward(result["forward"]),
+    ]
+    return "\n".join(lines)
+
+
+def _forward(forward: Mapping[str, Any]) -> list[str]:
+    if "undefined" in forward:
+        return [f"  forward in time: {forward['undefined']}"]
+    errors = {name: with_interval(forward[name], "error") for name in ("tokens", *_RIVALS)}
+    return [
+        f"  the last factor of two, where the loss fell by {with_interval(forward, 'fall')} nats; "
+        "mean error predicted from before:",
+        *(f"    {meaning:<40}{errors[name]}" for name, meaning in _FORWARD.items()),
+        "  the tokens' fits predict it best: " + _verdict(forward["passes"]),
+        *(
+            f"    which {name} falls, skill gained over permuted times: "
+            f"{with_interval(each, 'gain_over_permuted')}: {_verdict(each['passes'])}"
+            for name, each in forward["groups"].items()
+        ),
+    ]
+
+
+_RIVALS = ("power-law", "uniform")
+_FORWARD = {
+    "tokens": "tokens fitted on the part before",
+    "power-law": "the power law of the part before",
+    "uniform": "a uniform spectrum: it goes on as before",
+}
+
+
+def describe_transfer(entry: Mapping[str, Any]) -> str:
+    """Skills by group of tokens and the learning order, from an entry of transfer.json."""
+    lines = [f"  learning times of {entry['source']}, {entry['documents']} documents"]
+    for alignment in ("absolute", "by loss"):
+        lines += _alignment(alignment, entry[alignment])
+    order = entry["order"]
+    if order["spearman"] is None:
+        return "\n".join([*lines, f"  learning order: only {order['tokens']} tokens in both runs"])
+    lines.append(f"  rank in the learning order of {order['tokens']:,} tokens, Spearman's rho with")
+    lines += [
+        f"    {name:<40}{with_interval(value, 'value')}"
+        for name, value in order["spearman"].items()
+    ]
     lines.append(
-        "  10-90% width, median: "
-        f"{_number(observed['width_decades']['p50'])} decades of time; if every token followed "
-        f"the mean curve: {_number(null['width_decades']['p50'])}"
+        f"  variance of the ranks explained by the plain predictors "
+        f"{with_interval(order, 'explained_by_plain')}, with the learning time "
+        f"{with_interval(order, 'explained_with_time')}"
     )
     return "\n".join(lines)
 
 
-def _number(value: float | None) -> str:
+def _alignment(name: str, result: Mapping[str, Any]) -> list[str]:
+    if "undefined" in result:
+        return [f"  aligned {name}: {result['undefined']}"]
+    columns = ("events", "permuted", "full", "source", "own")
+    head = "".join(f"{column:>10}" for column in columns)
+    lines = [f"  {'aligned ' + name:<24}{head}   gain of events over permuted"]
+    for grouping, each in result.items():
+        skills = "".join(
+            f"{number(each[column]['skill']) if column in each else '':>10}" for column in columns
+        )
+        gain = with_interval(each, "gain_over_permuted")
+        lines.append(f"    {grouping:<22}{skills}   {gain}: {_verdict(each['passes'])}")
+    return lines
+
+
+def with_interval(result: Mapping[str, Any], name: str) -> str:
+    """A number with its interval."""
+    interval = result.get(f"{name}_interval")
+    bounds = "" if interval is None else f" [{number(interval[0])}, {number(interval[1])}]"
+    return number(result[name]) + bounds
+
+
+def number(value: float | None) -> str:
+    """Three decimals."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def _verdict(passed: bool | None) -> str:
+    return {True: "yes", False: "not shown", None: "undefined"}[passed]

@@ -1,4 +1,4 @@
-"""-dL/dx put together from the fits, three ways, against the measured one.
+"""-dL/dx put together from the fits, three ways, against the measured one, beside two nulls.
 
 - full: the mean over tokens of the model of each token's class: its own bump, two bumps for
   two-step tokens, a negative one for rising tokens, a constant after the onset for gradual ones,
@@ -6,28 +6,36 @@
 - kernel: the drop-weighted spectrum with one common kernel: every learning event keeps its drop and
   midpoint, all have the same width.
 - spectrum: learning times alone: all events have the same (mean) drop and the same width.
+- power-law: no token has a learning time; the derivative of E + B t^-alpha that is nearest to the
+  measured one.
+- uniform: learning times spread evenly over x; the constant that is nearest.
 
-(papers.md 1.4; which tokens are events: `Events`.) A measured derivative is smoothed. For a fair
+(papers.md 1.4; which tokens are events: `events_of`.) A measured derivative is smoothed. For a fair
 comparison each model is turned into a mean loss at the probes, and the very same linear estimator
 is applied to it. On the tokens that were fitted, "full" is nearly algebra: it is no evidence
 (design.md 6).
 
-Shapes: N tokens, K probe steps, G grid points, C bins.
+Shapes: N tokens, K probe steps, G grid points, R resamples of the documents (the first is the data
+as they are), A exponents.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
 from megatron_tokscale.fit import SigmoidFits, TokenClass
-from megatron_tokscale.spectrum.density import Array, Events, default_grid
-from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
+from megatron_tokscale.spectrum.density import Array, default_grid
+from megatron_tokscale.spectrum.derivative import derivative_weights
+from megatron_tokscale.spectrum.kernel_sum import kernel_sum
+from megatron_tokscale.spectrum.resampling import Estimate
+from megatron_tokscale.spectrum.sums import DocumentSums
 
 NAMES = ("full", "kernel", "spectrum")
-_VALUES_PER_BLOCK = 2**21
+NULLS = ("power-law", "uniform")
+_PARTS = 8
+_EXPONENTS = (0.005, 5.0, 1000)
 
 
 @dataclass(frozen=True)
@@ -35,25 +43,71 @@ class Reconstruction:
     """One reconstruction beside the measured derivative.
 
     Attributes:
-        derivative_G: -dL/dx in nats per unit of x, smoothed as the measured one is.
-        r2: share of the measured derivative's variance over the grid that it explains; negative if
-            a constant does better.
-        relative_l1: integral of |measured - derivative| over that of |measured|.
+        derivative_RG: -dL/dx in nats per unit of x, smoothed as the measured one is.
+        r2_R: share of the measured derivative's variance over the grid that it explains; negative
+            if a constant does better.
+        relative_l1_R: integral of |measured - derivative| over that of |measured|.
     """
 
-    derivative_G: Array
-    r2: float
-    relative_l1: float
+    derivative_RG: Array
+    r2_R: Array
+    relative_l1_R: Array
+
+    @property
+    def derivative_G(self) -> Array:
+        """The derivative of the data as they are."""
+        return np.asarray(self.derivative_RG[0])
+
+    @property
+    def r2(self) -> float:
+        """R^2 of the data as they are."""
+        return float(self.r2_R[0])
+
+    @property
+    def relative_l1(self) -> float:
+        """Relative L1 error of the data as they are."""
+        return float(self.relative_l1_R[0])
+
+    def scores(self) -> dict[str, Any]:
+        """Both scores with their intervals, as JSON."""
+        r2, l1 = Estimate.of(self.r2_R), Estimate.of(self.relative_l1_R)
+        return r2.entry("r2") | l1.entry("relative_l1")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The measured derivative, its standard error, and every reconstruction of it by name."""
+    """The measured derivative of each resample, and every reconstruction of it by name."""
 
     x_G: Array
-    measured_G: Array
-    measured_se_G: Array
+    measured_RG: Array
     by_name: dict[str, Reconstruction]
+
+    @property
+    def measured_G(self) -> Array:
+        """The measured derivative of the data as they are."""
+        return np.asarray(self.measured_RG[0])
+
+    def scores(self) -> dict[str, Any]:
+        """The scores of every reconstruction, as JSON."""
+        return {name: each.scores() for name, each in self.by_name.items()}
+
+    def falls(self) -> dict[str, list[float]]:
+        """Where along x they miss: the fall in nats within each eighth of the range.
+
+        Returns:
+            edges (of x, one more than the others), measured, and every reconstruction by name.
+        """
+        edges = np.linspace(self.x_G[0], self.x_G[-1], _PARTS + 1)
+        curves = {"measured": self.measured_G} | {
+            name: each.derivative_G for name, each in self.by_name.items()
+        }
+        step_G = np.diff(self.x_G)
+        falls = {"edges": edges.tolist()}
+        for name, curve_G in curves.items():
+            fallen_G = np.cumsum((curve_G[1:] + curve_G[:-1]) / 2 * step_G)
+            at_edges = np.interp(edges, self.x_G, np.concatenate([[0.0], fallen_G]))
+            falls[name] = np.diff(at_edges).tolist()
+        return falls
 
 
 def reconstruct(
@@ -65,76 +119,78 @@ def reconstruct(
 ) -> Comparison:
     """Reconstruct the derivative of `mean_loss_K` from fits (all of them, or the mask `tokens_N`).
 
-    `mean_loss_K` (nats, at the fits' probes) may be of the same tokens or of others.
+    `mean_loss_K` (nats, at the fits' probes) may be of the same tokens or of others. There is one
+    row, R = 1: without documents there are no intervals.
 
     Raises:
-        TokscaleError: fewer than seven finite probes.
+        TokscaleError: fewer than four finite probes, or no token is fitted at all probes.
     """
-    grid_G = default_grid(fits.x_K) if x_G is None else np.asarray(x_G, dtype=np.float64)
-    measured_G, error_G = measured_derivative(fits.x_K, mean_loss_K, grid_G)
-    weights_GK = derivative_weights(fits.x_K, grid_G)
-    by_name = {}
-    for name, loss_K in model_curves(fits, tokens_N).items():
-        derivative_G = weights_GK @ loss_K
-        by_name[name] = Reconstruction(derivative_G, *agreement(measured_G, derivative_G))
-    return Comparison(grid_G, measured_G, error_G, by_name)
+    fits = fits if tokens_N is None else fits.rows(tokens_N)
+    no_losses_NK = np.zeros((len(fits), len(fits.x_K)), np.float32)
+    block = (fits, no_losses_NK, np.zeros(len(fits), np.int32))
+    model = DocumentSums.of(fits.x_K, [block], 1).resampled(fits.x_K, np.ones((1, 1)))
+    loss_RK = np.asarray(mean_loss_K, dtype=np.float64)[None]
+    return compare(fits.x_K, model.curves(), loss_RK, x_G)
 
 
-def model_curves(fits: SigmoidFits, tokens_N: NDArray[np.bool_] | None = None) -> dict[str, Array]:
-    """Mean loss at the probes by each reconstruction, up to a constant for all but "full"."""
-    events = Events.of(fits, tokens_N)
-    total = max(events.n_tokens, 1)
-    curves = {"full": _mean_prediction(fits, tokens_N)}
-    if not events.count_C.any():
-        return curves | dict.fromkeys(("kernel", "spectrum"), np.zeros(len(fits.x_K)))
-    s_KC = expit((events.x_C - fits.x_K[:, None]) / events.common_width)
-    mean_drop = events.drop_C.sum() / events.count_C.sum()
-    return curves | {
-        "kernel": s_KC @ events.drop_C / total,
-        "spectrum": s_KC @ events.count_C * mean_drop / total,
+def compare(
+    x_K: Array, curve_RK: dict[str, Array], loss_RK: Array, x_G: ArrayLike | None = None
+) -> Comparison:
+    """Hold the derivatives of model curves against that of `loss_RK`, beside the two nulls.
+
+    The nulls are fitted to the measured derivative itself; the model curves never saw it.
+    """
+    grid_G = default_grid(x_K) if x_G is None else np.asarray(x_G, dtype=np.float64)
+    weights_KG = derivative_weights(x_K, grid_G).T
+    measured_RG = loss_RK @ weights_KG
+    derivatives = {name: curve_RK @ weights_KG for name, curve_RK in curve_RK.items()} | {
+        "power-law": _power_law(x_K, measured_RG, weights_KG),
+        "uniform": np.broadcast_to(measured_RG.mean(axis=1, keepdims=True), measured_RG.shape),
     }
+    by_name = {
+        name: Reconstruction(derivative_RG, *agreement(measured_RG, derivative_RG))
+        for name, derivative_RG in derivatives.items()
+    }
+    return Comparison(grid_G, measured_RG, by_name)
+
+
+def agreement(measured_RG: Array, derivative_RG: Array) -> tuple[Array, Array]:
+    """R^2 and relative L1 error over a uniform grid, for each row; NaN where not defined."""
+    miss_RG = measured_RG - derivative_RG
+    around_RG = measured_RG - measured_RG.mean(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r2_R = 1 - (miss_RG**2).sum(axis=-1) / (around_RG**2).sum(axis=-1)
+        l1_R = np.abs(miss_RG).sum(axis=-1) / np.abs(measured_RG).sum(axis=-1)
+    return r2_R, l1_R
 
 
 def full_derivative(
     fits: SigmoidFits, x_G: ArrayLike, tokens_N: NDArray[np.bool_] | None = None
 ) -> Array:
-    """The exact, unsmoothed -dL/dx of the class models at `x_G`, in nats per unit of x."""
+    """The unsmoothed -dL/dx of the class models at `x_G`, in nats per unit of x.
+
+    `kernel_sum` on a fine grid, linear in between: to about a thousandth of the largest value.
+    """
     x_G = np.asarray(x_G, dtype=np.float64)
-    total_G = np.zeros(len(x_G))
-    n_tokens = 0
-    for part in _fitted_blocks(fits, tokens_N, len(x_G)):
-        moves = part.transitions
-        s_EG = expit((moves.midpoint_E[:, None] - x_G) / moves.width_E[:, None])
-        total_G += (moves.drop_E / moves.width_E) @ (s_EG * (1 - s_EG))
-        gradual = part.is_class(TokenClass.GRADUAL)
-        total_G -= part.slope_N[gradual].astype(np.float64) @ (x_G > part.onset_N[gradual, None])
-        n_tokens += len(part)
-    return total_G / max(n_tokens, 1)
+    whole_N = fits.complete_N if tokens_N is None else fits.complete_N & tokens_N
+    part = fits.rows(whole_N)
+    total_G = np.interp(x_G, *kernel_sum(part.transitions, float(x_G.min()), float(x_G.max())))
+    gradual = part.is_class(TokenClass.GRADUAL)
+    onset, order = np.sort(part.onset_N[gradual]), np.argsort(part.onset_N[gradual])
+    begun = np.concatenate([[0.0], np.cumsum(part.slope_N[gradual][order], dtype=np.float64)])
+    total_G -= begun[np.searchsorted(onset, x_G, side="left")]
+    return np.asarray(total_G / max(len(part), 1))
 
 
-def agreement(measured_G: Array, derivative_G: Array) -> tuple[float, float]:
-    """R^2 and relative L1 error over a uniform grid."""
-    miss_G = measured_G - derivative_G
-    around_mean = ((measured_G - measured_G.mean()) ** 2).sum()
-    r2 = 1 - (miss_G**2).sum() / around_mean if around_mean else np.nan
-    size = np.abs(measured_G).sum()
-    return float(r2), float(np.abs(miss_G).sum() / size if size else np.nan)
-
-
-def _mean_prediction(fits: SigmoidFits, tokens_N: NDArray[np.bool_] | None) -> Array:
-    total_K, n_tokens = np.zeros(len(fits.x_K)), 0
-    for part in _fitted_blocks(fits, tokens_N, len(fits.x_K)):
-        total_K += part.predict(fits.x_K).sum(axis=0)
-        n_tokens += len(part)
-    return total_K / max(n_tokens, 1)
-
-
-def _fitted_blocks(
-    fits: SigmoidFits, tokens_N: NDArray[np.bool_] | None, n_points: int
-) -> Iterator[SigmoidFits]:
-    """The fitted tokens by blocks."""
-    fitted_N = fits.complete_N
-    index_N = np.flatnonzero(fitted_N if tokens_N is None else fitted_N & tokens_N)
-    block = max(_VALUES_PER_BLOCK // n_points, 1)
-    for start in range(0, len(index_N), block):
-        yield fits.rows(index_N[start : start + block])
+def _power_law(x_K: Array, measured_RG: Array, weights_KG: Array) -> Array:
+    """The derivative of B t^-alpha, B >= 0, that is nearest to each row in least squares."""
+    finite = np.isfinite(x_K)
+    exponent_A = np.linspace(*_EXPONENTS)
+    shape_AK = np.zeros((len(exponent_A), len(x_K)))
+    shape_AK[:, finite] = np.exp(-exponent_A[:, None] * (x_K[finite] - x_K[finite][0]))
+    shape_AG = shape_AK @ weights_KG
+    size_A = np.sqrt((shape_AG**2).sum(axis=1))
+    along_RA = np.maximum(measured_RG @ (shape_AG / size_A[:, None]).T, 0)
+    best_R = along_RA.argmax(axis=1)
+    scale_R = along_RA[np.arange(len(best_R)), best_R] / size_A[best_R]
+    return np.asarray(scale_R[:, None] * shape_AG[best_R])

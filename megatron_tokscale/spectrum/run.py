@@ -1,10 +1,11 @@
 """`spectrum_run`: from a run's fits to spectrum.npz, spectrum.json and reconstruction.json.
 
-Shapes: N tokens, K probe steps, G grid points, D datasets, C bins.
+Shapes: N tokens, K probe steps, G grid points, D datasets, C bins, U resampling units, R resamples
+(the first is the data as they are; in the files the others alone), J classes.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,17 @@ from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import whole_or_absent, write_json
 from megatron_tokscale.fit import SigmoidFits, fits_path, read_metadata
-from megatron_tokscale.spectrum.density import Array, Events, LearningTimeSpectrum, default_grid
-from megatron_tokscale.spectrum.derivative import measured_derivative
-from megatron_tokscale.spectrum.reconstruction import Comparison, full_derivative, reconstruct
-from megatron_tokscale.spectrum.widths import (
-    mean_curve_fits,
-    transition_widths,
-    width_edges,
-    width_histogram,
-)
+from megatron_tokscale.spectrum.density import Array, LearningTimeSpectrum
+from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
+from megatron_tokscale.spectrum.forward import predict_forward
+from megatron_tokscale.spectrum.groups import groupings
+from megatron_tokscale.spectrum.reconstruction import Comparison, compare
+from megatron_tokscale.spectrum.resampling import Estimate, Units
+from megatron_tokscale.spectrum.sums import CLASSES, DocumentSums, Resampled
+from megatron_tokscale.spectrum.widths import Widths
 from megatron_tokscale.store import Run
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _VALUES_PER_READ = 2**24
 _HELD_OUT_NOTE = (
     "Fitted on one half of the documents, measured on the other half of the same run. The mean "
@@ -36,6 +36,7 @@ _HELD_OUT_NOTE = (
 def spectrum_run(
     run: Run,
     *,
+    n_resamples: int = 200,
     null_tokens: int = 20_000,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -43,59 +44,83 @@ def spectrum_run(
     """Spectra, measured derivative and reconstructions of a fitted run, into RUN/analysis.
 
     Writes spectrum.npz (arrays), spectrum.json (what they are) and reconstruction.json (how well
-    the fits reconstruct the measured derivative; the widths of the transitions beside their null).
+    the fits reconstruct the measured derivative; the widths of the transitions beside their null;
+    what a fit of the first part says of the last factor of two).
+    Every number has a 95% interval over documents. The tokens are read once, by blocks.
 
     Args:
         run: an opened run with RUN/analysis/fits.parquet.
-        null_tokens: tokens (drawn by `seed`) on which widths and their null are compared.
-        seed: of the draw, of the null's noise and of the split of documents into halves.
+        n_resamples: bootstrap resamples of the documents.
+        null_tokens: tokens (drawn by `seed`) that are fitted again, as mean-curve tokens and on the
+            first part of the run.
+        seed: of the draws, of the null's noise, of the split of documents and of the bootstrap.
         progress: called with a word on what is done next.
 
     Returns:
         The content of reconstruction.json.
 
     Raises:
-        TokscaleError: the run is not fitted, or was fitted on other probes.
+        TokscaleError: the run is not fitted, was fitted on other probes, has no token that is
+            fitted at all probes, or too few probes.
     """
     say = progress or (lambda _: None)
-    fits, time = _load_fits(run)
-    say("mean loss curves")
-    half_N = document_half(run.probe_set.domain_N, run.probe_set.document_N, seed)
-    sample = _draw(run.n_tokens, null_tokens, seed)
-    means, loss_NK = _read_once(run, half_N, sample)
+    source = FittedRun.open(run)
+    tokens = run.probe_set
+    units = Units.of(tokens.domain_N, tokens.document_N, seed)
+    weight_RU = units.weights(n_resamples, seed)
+    sample = drawn(run.n_tokens, null_tokens, seed)
+    say("sums over the documents")
+    kept: list[tuple[SigmoidFits, NDArray[np.float32]]] = []
+    blocks = _keeping(source.blocks(), sample, kept)
+    sums = DocumentSums.of(
+        source.x_K, ((fits, loss_NK, units.unit_N[at]) for at, fits, loss_NK in blocks), len(units)
+    )
     say("reconstructions")
-    overall = reconstruct(fits, means.overall())
-    held_out = reconstruct(fits, means.of_half(1), tokens_N=half_N == 0)
+    whole = sums.resampled(source.x_K, weight_RU)
+    overall = compare(source.x_K, whole.curves(), whole.loss_RK)
+    first_U = units.half(seed)
+    model, target = (
+        sums.resampled(source.x_K, weight_RU * half_U) for half_U in (first_U, ~first_U)
+    )
+    held_out = compare(source.x_K, model.curves(), target.loss_RK)
     say("widths and their null")
-    observed = fits.rows(sample)
-    null, null_NK = mean_curve_fits(observed, loss_NK, seed)
-    edges_C = width_edges(fits.x_K)
-
-    arrays, about = _spectra(run, fits, means, overall)
-    arrays |= {
+    sample_fits = SigmoidFits.concatenate([fits for fits, _ in kept])
+    sample_NK = np.concatenate([loss_NK for _, loss_NK in kept])
+    sample_units = replace(units, unit_N=units.unit_N[sample])
+    widths = Widths.of(sample_fits, sample_NK, sample_units.unit_N, seed)
+    say("forward in time")
+    finite_N = np.isfinite(sample_NK).all(axis=1)
+    forward = _forward(
+        source.x_K,
+        sample_NK[finite_N],
+        replace(sample_units, unit_N=sample_units.unit_N[finite_N]),
+        {name: each.rows(sample[finite_N]) for name, each in groupings(tokens).items()},
+        weight_RU,
+        seed,
+    )
+    arrays, about = _spectra(run, source.x_K, sums, units.domain_U, weight_RU, overall)
+    arrays |= widths.histograms() | {
         "step_K": run.step_K,
         "half_measured_G": held_out.measured_G,
         **{f"half_{name}_G": r.derivative_G for name, r in held_out.by_name.items()},
-        "width_edges_C": edges_C,
-        "width_observed_C": width_histogram(observed, edges_C),
-        "width_null_C": width_histogram(null, edges_C),
     }
     heading = {
         "schema_version": SCHEMA_VERSION,
         "version": __version__,
-        "time": time,
-        "probe_fingerprint": run.probe_set.fingerprint,
+        "time": source.time,
+        "probe_fingerprint": tokens.fingerprint,
     }
     result = {
         **heading,
-        "same_tokens": _scores(overall),
-        "other_documents": {**_scores(held_out), "note": _HELD_OUT_NOTE},
-        "fall_before_first_finite_probe": _fall_before(fits.x_K, means.overall()),
-        "widths": {
-            "observed": transition_widths(observed, loss_NK),
-            "mean_curve_null": transition_widths(null, null_NK),
-        },
-        "settings": {"null_tokens": len(sample), "seed": seed},
+        "documents": units.documents,
+        "same_tokens": overall.scores(),
+        "other_documents": {**held_out.scores(), "note": _HELD_OUT_NOTE},
+        "falls": overall.falls(),
+        "fall_before_first_finite_probe": _fall_before(source.x_K, whole.loss_RK),
+        "classes": _classes(sums, weight_RU),
+        "widths": widths.result(weight_RU),
+        "forward": forward,
+        "settings": {"n_resamples": n_resamples, "null_tokens": len(sample), "seed": seed},
     }
     with whole_or_absent(run.analysis / "spectrum.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -104,54 +129,66 @@ def spectrum_run(
     return result
 
 
-def document_half(
-    domain_N: NDArray[np.integer[Any]], document_N: NDArray[np.integer[Any]], seed: int
-) -> NDArray[np.int8]:
-    """0 or 1 per token by a keyed hash (splitmix64) of its (domain, document)."""
-    with np.errstate(over="ignore"):
-        z = document_N.astype(np.uint64) + (domain_N.astype(np.uint64) << np.uint64(40))
-        z += np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            z = (z ^ (z >> np.uint64(shift))) * np.uint64(factor)
-        z ^= z >> np.uint64(31)
-    return (z & np.uint64(1)).astype(np.int8)
+def _forward(*arguments: Any) -> dict[str, Any]:
+    try:
+        return predict_forward(*arguments)
+    except TokscaleError as error:
+        return {"undefined": str(error)}
+
+
+Block = tuple[slice, SigmoidFits, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class _Means:
-    """Sums of losses at the probes by dataset and half, over the tokens with finite losses."""
+class FittedRun:
+    """A run and its fits, which belong together.
 
-    sum_DHK: Array
-    tokens_DH: Array
+    Attributes:
+        run: the run.
+        x_K: natural logarithm of time at the probes.
+        time: what time is counted in.
+    """
 
-    def overall(self) -> Array:
-        return np.asarray(self.sum_DHK.sum(axis=(0, 1)) / max(self.tokens_DH.sum(), 1))
+    run: Run
+    x_K: Array
+    time: str
 
-    def of_half(self, half: int) -> Array:
-        total_K, tokens = self.sum_DHK[:, half].sum(axis=0), self.tokens_DH[:, half].sum()
-        return np.asarray(total_K / max(tokens, 1))
+    @staticmethod
+    def open(run: Run) -> "FittedRun":
+        """Check that the run is fitted, on the probes that it has now.
 
-    def by_dataset(self) -> Array:
-        tokens_D = self.tokens_DH.sum(axis=1)
-        return np.asarray(self.sum_DHK.sum(axis=1) / np.maximum(tokens_D, 1)[:, None])
+        Raises:
+            TokscaleError: it is not.
+        """
+        path = fits_path(run)
+        if not path.is_file():
+            raise TokscaleError(
+                f"{path} is not there; run `megatron-tokscale fit {run.path}` first"
+            )
+        made_of = read_metadata(path)
+        if made_of.get("probe_fingerprint") != run.probe_set.fingerprint or (
+            made_of.get("steps") != run.step_K.tolist()
+        ):
+            raise TokscaleError(
+                f"{path} was fitted on other probes than the run has now; "
+                f"run `megatron-tokscale fit {run.path}` again"
+            )
+        time = made_of["time"]
+        return FittedRun(run, run.x_K(time), time)
+
+    def blocks(self) -> Iterator[Block]:
+        """Tokens as (where they are, their fits, their losses), all of them once."""
+        at = 0
+        block = max(_VALUES_PER_READ // len(self.x_K), 1)
+        for group in SigmoidFits.blocks(fits_path(self.run)):
+            for start in range(0, len(group), block):
+                fits = group.rows(slice(start, start + block))
+                where = slice(at, at + len(fits))
+                yield where, fits, self.run.read_losses(where.start, where.stop)
+                at = where.stop
 
 
-def _load_fits(run: Run) -> tuple[SigmoidFits, str]:
-    path = fits_path(run)
-    if not path.is_file():
-        raise TokscaleError(f"{path} is not there; run `megatron-tokscale fit {run.path}` first")
-    made_of = read_metadata(path)
-    if made_of.get("probe_fingerprint") != run.probe_set.fingerprint or (
-        made_of.get("steps") != run.step_K.tolist()
-    ):
-        raise TokscaleError(
-            f"{path} was fitted on other probes than the run has now; "
-            f"run `megatron-tokscale fit {run.path}` again"
-        )
-    return SigmoidFits.load(path), str(made_of["time"])
-
-
-def _draw(n_tokens: int, count: int, seed: int) -> NDArray[np.int64]:
+def drawn(n_tokens: int, count: int, seed: int) -> NDArray[np.int64]:
     """At most `count` tokens, ascending."""
     if n_tokens <= count:
         return np.arange(n_tokens)
@@ -159,89 +196,102 @@ def _draw(n_tokens: int, count: int, seed: int) -> NDArray[np.int64]:
     return np.sort(chosen)
 
 
-def _read_once(
-    run: Run, half_N: NDArray[np.int8], sample: NDArray[np.int64]
-) -> tuple[_Means, NDArray[np.float32]]:
-    """One pass over the losses: the sums per dataset and half, and the sampled tokens' losses."""
-    n_domains, n_probes = len(run.probe_set.domains), len(run.records)
-    sum_FK, tokens_F = np.zeros((2 * n_domains, n_probes)), np.zeros(2 * n_domains)
-    group_N = run.probe_set.domain_N.astype(np.int64) * 2 + half_N
-    sampled = []
-    block = max(_VALUES_PER_READ // n_probes, 1)
-    for start in range(0, run.n_tokens, block):
-        loss_NK = run.read_losses(start, min(start + block, run.n_tokens))
-        sampled.append(loss_NK[sample[(sample >= start) & (sample < start + block)] - start])
-        finite_N = np.isfinite(loss_NK).all(axis=1)
-        group = group_N[start : start + block][finite_N]
-        for f in np.unique(group):
-            sum_FK[f] += loss_NK[finite_N][group == f].sum(axis=0, dtype=np.float64)
-        tokens_F += np.bincount(group, minlength=2 * n_domains)
-    means = _Means(sum_FK.reshape(n_domains, 2, n_probes), tokens_F.reshape(n_domains, 2))
-    return means, np.concatenate(sampled)
+def _keeping(
+    blocks: Iterator[Block], sample: NDArray[np.int64], kept: list[Any]
+) -> Iterator[Block]:
+    """Pass the blocks on, and keep the sampled tokens of each."""
+    for at, fits, loss_NK in blocks:
+        rows = sample[(sample >= at.start) & (sample < at.stop)] - at.start
+        kept.append((fits.rows(rows), loss_NK[rows]))
+        yield at, fits, loss_NK
 
 
 def _spectra(
-    run: Run, fits: SigmoidFits, means: _Means, overall: Comparison
+    run: Run,
+    x_K: Array,
+    sums: DocumentSums,
+    domain_U: NDArray[np.int16],
+    weight_RU: Array,
+    overall: Comparison,
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """The arrays of spectrum.npz and what spectrum.json says of them."""
-    x_G = default_grid(fits.x_K)
-    whole = LearningTimeSpectrum.of(fits)
-    domain_N = run.probe_set.domain_N
-    parts = [
-        LearningTimeSpectrum.of(fits, domain_N == d) for d in range(len(run.probe_set.domains))
-    ]
-    mean_loss_DK = means.by_dataset()
-    measured = [measured_derivative(fits.x_K, mean_K, x_G) for mean_K in mean_loss_DK]
+    domains = run.probe_set.domains
+    whole = sums.resampled(x_K, weight_RU)
+    parts = [sums.resampled(x_K, weight_RU * (domain_U == d)) for d in range(len(domains))]
+    spectra = [_spectrum(each) for each in (whole, *parts)]
+    weights_KG = derivative_weights(x_K, overall.x_G).T
+    density, drop_weighted = spectra[0].density_G, spectra[0].drop_weighted_G
+    measured_DRG = np.stack([np.nan_to_num(part.loss_RK) @ weights_KG for part in parts])
     arrays: dict[str, NDArray[Any]] = {
-        "x_K": fits.x_K,
-        "mean_loss_K": means.overall(),
-        "x_G": x_G,
-        "density_G": whole.density_G,
-        "drop_weighted_G": whole.drop_weighted_G,
+        "x_K": x_K,
+        "x_G": overall.x_G,
+        "mean_loss_K": whole.loss_RK[0],
+        "mean_loss_RK": whole.loss_RK[1:],
+        "density_G": density[0],
+        "density_interval_2G": _band(density),
+        "drop_weighted_G": drop_weighted[0],
+        "drop_weighted_interval_2G": _band(drop_weighted),
+        "drop_RC": whole.drop_RC.astype(np.float32),
         "measured_G": overall.measured_G,
-        "measured_se_G": overall.measured_se_G,
+        "measured_se_G": measured_derivative(x_K, whole.loss_RK[0], overall.x_G)[1],
+        "measured_interval_2G": _band(overall.measured_RG),
         **{f"{name}_G": r.derivative_G for name, r in overall.by_name.items()},
-        "full_exact_G": full_derivative(fits, x_G),
-        "mean_loss_DK": mean_loss_DK,
-        "density_DG": np.stack([part.density_G for part in parts]),
-        "drop_weighted_DG": np.stack([part.drop_weighted_G for part in parts]),
-        "measured_DG": np.stack([derivative_G for derivative_G, _ in measured]),
-        "measured_se_DG": np.stack([error_G for _, error_G in measured]),
+        "mean_loss_DK": np.stack([part.loss_RK[0] for part in parts]),
+        "mean_loss_RDK": np.stack([part.loss_RK[1:] for part in parts], axis=1),
+        "density_DG": np.stack([each.density_G[0] for each in spectra[1:]]),
+        "drop_weighted_DG": np.stack([each.drop_weighted_G[0] for each in spectra[1:]]),
+        "measured_DG": measured_DRG[:, 0],
+        "measured_interval_D2G": np.stack([_band(part_RG) for part_RG in measured_DRG]),
     }
-    events = Events.of(fits)
     about = {
         "units": {
             "x": "natural logarithm of time; -inf at step 0",
             "density": "events per unit of x, integrates to one",
             "drop_weighted": "nats per unit of x, mean over all fitted tokens",
             "measured": "-dL/dx, nats per unit of x",
+            "interval": "95%, over documents",
         },
-        "n_tokens": whole.n_tokens,
-        "n_events": whole.n_events,
-        "drop_of_events_nats_per_token": float(events.drop_C.sum() / max(whole.n_tokens, 1)),
-        "fall_nats_per_token": float(means.overall()[0] - means.overall()[-1]),
-        "bandwidth_x": whole.bandwidth,
-        "common_width_x": events.common_width if np.isfinite(events.common_width) else None,
+        "n_tokens": spectra[0].n_tokens,
+        "n_events": spectra[0].n_events,
+        **Estimate.of(whole.drop_RC.sum(axis=1)).entry("drop_of_events_nats_per_token"),
+        **Estimate.of(whole.loss_RK[:, 0] - whole.loss_RK[:, -1]).entry("fall_nats_per_token"),
+        "bandwidth_x": spectra[0].bandwidth,
+        **Estimate.of(whole.width_R).entry("common_width_x"),
         "domains": [
-            {"name": name, "n_tokens": part.n_tokens, "n_events": part.n_events}
-            for name, part in zip(run.probe_set.domains, parts, strict=True)
+            {"name": name, "n_tokens": each.n_tokens, "n_events": each.n_events}
+            for name, each in zip(domains, spectra[1:], strict=True)
         ],
     }
     return arrays, about
 
 
-def _scores(comparison: Comparison) -> dict[str, Any]:
+def _spectrum(part: Resampled) -> LearningTimeSpectrum:
+    """The spectrum of every resample; the arrays have a leading R."""
+    count_RC, drop_RC = np.nan_to_num(part.count_RC), np.nan_to_num(part.drop_RC)
+    return LearningTimeSpectrum.of_bins(part.x_K, count_RC, drop_RC, int(part.tokens_R[0]))
+
+
+def _band(value_RG: Array) -> Array:
+    """2.5% and 97.5% of the resamples."""
+    if len(value_RG) < 2:
+        return np.full((2, value_RG.shape[1]), np.nan)
+    return np.asarray(np.quantile(value_RG[1:], [0.025, 0.975], axis=0))
+
+
+def _classes(sums: DocumentSums, weight_RU: Array) -> dict[str, Any]:
+    """Share of the tokens, and of the whole fall, by class."""
+    class_RJ, fall_RJ = weight_RU @ sums.class_UJ, weight_RU @ sums.fall_UJ
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share_RJ = class_RJ / class_RJ.sum(axis=1, keepdims=True)
+        fall_share_RJ = fall_RJ / fall_RJ.sum(axis=1, keepdims=True)
     return {
-        name: {"r2": _plain(r.r2), "relative_l1": _plain(r.relative_l1)}
-        for name, r in comparison.by_name.items()
+        each.label: Estimate.of(share_RJ[:, j]).entry("share")
+        | Estimate.of(fall_share_RJ[:, j]).entry("fall_share")
+        for j, each in enumerate(CLASSES)
     }
 
 
-def _plain(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _fall_before(x_K: Array, mean_loss_K: Array) -> float | None:
+def _fall_before(x_K: Array, loss_RK: Array) -> dict[str, Any] | None:
     """Mean loss at step 0 minus that at the first finite probe: a fall that is on no axis."""
     first = int(np.isfinite(x_K).argmax())
-    return float(mean_loss_K[0] - mean_loss_K[first]) if first else None
+    return Estimate.of(loss_RK[:, 0] - loss_RK[:, first]).entry("nats") if first else None

@@ -57,7 +57,7 @@ def test_derivative_is_the_local_quadratic_of_numpy_polyfit():
     weights_GK = derivative_weights(x_K, X_G)
     for g in range(0, 200, 17):
         distance_K = np.abs(x_K - X_G[g])
-        reach = max(np.sort(distance_K)[6] * (1 + 1e-9), np.ptp(x_K) / 20)
+        reach = max(np.sort(distance_K)[6] * 1.01, np.ptp(x_K) / 20)
         tricube_K = np.clip(1 - (distance_K / reach) ** 3, 0, None) ** 3
         near = tricube_K > 0
         weight_K = np.sqrt(tricube_K[near])
@@ -77,8 +77,8 @@ def test_derivative_error_covers():
 
 
 def test_too_few_probes_for_a_derivative_are_refused():
-    with pytest.raises(TokscaleError, match="at least 7 probes"):
-        measured_derivative(np.arange(6.0), np.ones(6), X_G)
+    with pytest.raises(TokscaleError, match="at least 4 probes"):
+        measured_derivative(np.arange(3.0), np.ones(3), X_G)
 
 
 def test_full_derivative_is_the_difference_quotient_of_the_prediction(fits_and_losses):

@@ -1,0 +1,191 @@
+"""`transfer_run`: learning times of one run against the losses of another, to transfer.json.
+
+Shapes: N tokens, K probe steps, U resampling units, R resamples.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale import __version__
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import check_schema, read_json, write_json
+from megatron_tokscale.fit import SigmoidFits
+from megatron_tokscale.spectrum.density import Array
+from megatron_tokscale.spectrum.groups import (
+    Groups,
+    groupings,
+    learning_times,
+    plain_predictors,
+)
+from megatron_tokscale.spectrum.order import learning_order
+from megatron_tokscale.spectrum.resampling import MOST_UNITS, Units
+from megatron_tokscale.spectrum.run import FittedRun, drawn
+from megatron_tokscale.spectrum.sums import loss_sums
+from megatron_tokscale.spectrum.transfer import Alignment, TransferSums
+from megatron_tokscale.store import Run
+
+SCHEMA_VERSION = 1
+_RANKED_TOKENS = 500_000
+_VALUES_PER_GROUP, _LEAST_UNITS = 2**16, 128  # bounds the tables of units, groups and probes
+
+
+def transfer_run(
+    source: Run,
+    target: Run,
+    *,
+    n_resamples: int = 200,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Do `source`'s learning times say when `target` learns? Into `target`'s transfer.json.
+
+    An entry per source run; that of the same run is replaced.
+
+    Args:
+        source: a fitted run (A).
+        target: a fitted run (B) with the same probe set; its fits serve as the ceiling.
+        n_resamples: bootstrap resamples of the documents.
+        seed: of the draws, the permutations and the bootstrap.
+        progress: called with a word on what is done next.
+
+    Returns:
+        The entry: by alignment and grouping the skills of `TransferSums.result`, and the learning
+        order (`learning_order`).
+
+    Raises:
+        TokscaleError: the runs watch other tokens, or one is not fitted, or they count other times.
+    """
+    say = progress or (lambda _: None)
+    runs = FittedRun.open(source), FittedRun.open(target)
+    _check_pair(*runs)
+    tokens = target.probe_set
+    most_units = max(_VALUES_PER_GROUP // len(runs[1].x_K), _LEAST_UNITS)
+    units = Units.of(tokens.domain_N, tokens.document_N, seed, min(most_units, MOST_UNITS))
+    weight_RU = units.weights(n_resamples, seed)
+    say("mean curves and learning times")
+    mean_K, time_N = _means_and_times(runs)
+    groups = groupings(tokens, time_N[0])
+    result: dict[str, Any] = {}
+    for name in ("absolute", "by loss"):
+        say(f"groups of tokens, aligned {name}" if name == "by loss" else "groups of tokens")
+        try:
+            result[name] = _aligned(name, runs, mean_K, groups, units, weight_RU, seed)
+        except TokscaleError as error:
+            result[name] = {"undefined": str(error)}
+    say("learning order")
+    sample = drawn(target.n_tokens, _RANKED_TOKENS, seed)
+    plain = plain_predictors(tokens) | {"mean loss in the other run": time_N[2]}
+    result["order"] = learning_order(
+        time_N[0][sample],
+        time_N[1][sample],
+        {key: value[sample] for key, value in plain.items()},
+        units.unit_N[sample],
+        weight_RU,
+    )
+    entry = {
+        "source": source.path.name,
+        "source_run_id": source.info.get("run_id"),
+        "probe_fingerprint": tokens.fingerprint,
+        "time": runs[1].time,
+        "documents": units.documents,
+        **result,
+        "settings": {"n_resamples": n_resamples, "seed": seed},
+    }
+    _store(target, entry)
+    return entry
+
+
+def _check_pair(source: FittedRun, target: FittedRun) -> None:
+    a, b = source.run, target.run
+    if a.probe_set.fingerprint != b.probe_set.fingerprint:
+        raise TokscaleError(
+            f"{a.path} and {b.path} watch other tokens: their probe sets are "
+            f"{a.probe_set.fingerprint} and {b.probe_set.fingerprint}"
+        )
+    if source.time != target.time:
+        raise TokscaleError(
+            f"{a.path} is fitted in {source.time}, {b.path} in {target.time}; "
+            f"run `megatron-tokscale fit {a.path} --time {target.time}`"
+        )
+
+
+Blocks = Iterator[tuple[slice, SigmoidFits, NDArray[np.float32], SigmoidFits, NDArray[np.float32]]]
+
+
+def _both(runs: tuple[FittedRun, FittedRun]) -> Blocks:
+    """Blocks of tokens with the fits and losses of both runs, cut alike."""
+    source, target = runs
+    rest: list[SigmoidFits] = []
+    ahead = target.blocks()
+    for at, fits, loss_NK in source.blocks():
+        have = sum(map(len, rest))
+        while have < len(fits):
+            rest.append(next(ahead)[1])
+            have += len(rest[-1])
+        joined = SigmoidFits.concatenate(rest)
+        own, rest = joined.rows(slice(0, len(fits))), [joined.rows(slice(len(fits), None))]
+        yield at, fits, loss_NK, own, target.run.read_losses(at.start, at.stop)
+
+
+def _means_and_times(
+    runs: tuple[FittedRun, FittedRun],
+) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+    """Mean loss of both runs over the tokens with all losses; times of both, A's mean losses."""
+    total: list[Any] = [0.0, 0.0]
+    count = 0
+    times: list[list[Array]] = [[], [], []]
+    for _, fits, source_NK, own, loss_NK in _both(runs):
+        whole_N = fits.complete_N & own.complete_N
+        for i, losses in enumerate((source_NK, loss_NK)):
+            total[i] = total[i] + loss_sums(losses[whole_N], np.zeros(whole_N.sum(), int), 1)[0]
+        times[0].append(learning_times(fits))
+        times[1].append(learning_times(own))
+        times[2].append(fits.level_N.astype(np.float64))
+        count += int(whole_N.sum())
+    if not count:
+        raise TokscaleError("no token has a fit and finite losses at all probes of both runs")
+    joined = [np.concatenate(parts) for parts in times]
+    return (total[0] / count, total[1] / count), (joined[0], joined[1], joined[2])
+
+
+def _aligned(
+    name: str,
+    runs: tuple[FittedRun, FittedRun],
+    mean_K: tuple[Array, Array],
+    groups: dict[str, Groups],
+    units: Units,
+    weight_RU: Array,
+    seed: int,
+) -> dict[str, Any]:
+    source, target = runs
+    alignment = (
+        Alignment.absolute(target.x_K)
+        if name == "absolute"
+        else Alignment.by_loss(source.x_K, mean_K[0], target.x_K, mean_K[1])
+    )
+    sums = TransferSums(alignment, groups, units)
+    for at, fits, source_NK, own, loss_NK in _both(runs):
+        sums.add(at, fits, loss_NK, source_NK, own, target.x_K)
+    return sums.result(weight_RU, seed)
+
+
+def _store(target: Run, entry: dict[str, Any]) -> None:
+    """Put the entry among those of other sources, which stay."""
+    path = target.analysis / "transfer.json"
+    entries: list[dict[str, Any]] = []
+    if path.is_file():
+        known = read_json(path)
+        check_schema(path, int(known.get("schema_version", 0)), SCHEMA_VERSION)
+        entries = [
+            each
+            for each in known["from"]
+            if each["source_run_id"] != entry["source_run_id"]
+            and each["probe_fingerprint"] == entry["probe_fingerprint"]
+        ]
+    write_json(
+        path,
+        {"schema_version": SCHEMA_VERSION, "version": __version__, "from": [*entries, entry]},
+    )

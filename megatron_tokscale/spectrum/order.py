@@ -1,0 +1,84 @@
+"""The learning order: is a token's rank in one run its rank in another, beyond what is plain?
+
+Shapes: N tokens, P predictors, U units, R resamples (the first is the data as they are).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from megatron_tokscale.spectrum.density import Array
+from megatron_tokscale.spectrum.resampling import Estimate
+from megatron_tokscale.spectrum.sums import loss_sums
+
+_LEAST_TOKENS = 50
+_RIDGE = 1e-9
+
+
+def learning_order(
+    source_time_N: Array,
+    target_time_N: Array,
+    plain: Mapping[str, Array],
+    unit_N: NDArray[np.int32],
+    weight_RU: Array,
+) -> dict[str, Any]:
+    """Spearman's correlation of the times in run B with those in run A and with plain predictors.
+
+    Over the tokens that have a learning time in both runs. Ranks are those among all of these; only
+    the tokens' weights are resampled.
+
+    Args:
+        source_time_N: learning times in run A, NaN for none (`learning_times`).
+        target_time_N: in run B.
+        plain: what is known without learning times, by name.
+        unit_N: resampling unit of each token.
+        weight_RU: weights of the units (`Units.weights`).
+
+    Returns:
+        tokens; spearman by predictor; the share of the variance of B's ranks that the plain
+        predictors' ranks explain together, that they and A's explain, and the difference; null
+        below 50 tokens.
+    """
+    both_N = np.isfinite(source_time_N) & np.isfinite(target_time_N)
+    names = ["learning time in the other run", *plain]
+    if both_N.sum() < _LEAST_TOKENS:
+        return {"tokens": int(both_N.sum()), "spearman": None}
+    columns = [target_time_N, source_time_N, *plain.values()]
+    rank_NP = np.stack([rankdata(column[both_N]) for column in columns], axis=1)
+    rank_NP = rank_NP / len(rank_NP) - 0.5
+    cross_NPP = (rank_NP[:, :, None] * rank_NP[:, None, :]).reshape(len(rank_NP), -1)
+    cells = unit_N[both_N], weight_RU.shape[1]
+    count_R = weight_RU @ np.bincount(cells[0], minlength=cells[1])
+    mean_RP = weight_RU @ loss_sums(rank_NP, *cells) / count_R[:, None]
+    moment_RPP = (weight_RU @ loss_sums(cross_NPP, *cells) / count_R[:, None]).reshape(
+        *mean_RP.shape, -1
+    )
+    covariance_RPP = moment_RPP - mean_RP[:, :, None] * mean_RP[:, None, :]
+    deviation_RP = np.sqrt(np.diagonal(covariance_RPP, axis1=1, axis2=2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spearman_RP = covariance_RPP[:, 0] / (deviation_RP[:, :1] * deviation_RP)
+    plain_R = _explained(covariance_RPP, slice(2, None))
+    all_R = _explained(covariance_RPP, slice(1, None))
+    return {
+        "tokens": int(both_N.sum()),
+        "spearman": {
+            name: Estimate.of(spearman_RP[:, p]).entry("value")
+            for p, name in enumerate(names, start=1)
+        },
+        **Estimate.of(plain_R).entry("explained_by_plain"),
+        **Estimate.of(all_R).entry("explained_with_time"),
+        **Estimate.of(all_R - plain_R).entry("gain"),
+    }
+
+
+def _explained(covariance_RPP: Array, chosen: slice) -> Array:
+    """R^2 of the first variable's linear regression on the chosen ones."""
+    inner_RPP = covariance_RPP[:, chosen, chosen]
+    inner_RPP = inner_RPP + _RIDGE * np.eye(inner_RPP.shape[1])
+    with_first_RP = covariance_RPP[:, chosen, 0]
+    solution_RP = np.linalg.solve(inner_RPP, with_first_RP[..., None])[..., 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray((solution_RP * with_first_RP).sum(axis=1) / covariance_RPP[:, 0, 0])

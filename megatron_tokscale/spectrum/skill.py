@@ -1,0 +1,119 @@
+"""How much of what sets groups of tokens apart a prediction tells.
+
+The mean curve of all tokens is easy to predict; what a learning time claims is that *these* tokens
+fall now and those later. So both the measured and the predicted curves of the groups are taken less
+the curve of all tokens, and
+
+    skill = 1 - sum_g share_g |measured_g - predicted_g|^2 / sum_g share_g |measured_g|^2.
+
+1 is perfect, 0 is knowing no group from another, below 0 is worse than that.
+
+Shapes: N tokens, R resamples (the first is the data as they are), U units, G groups, C cells (pairs
+of a unit and a group), K probe steps, X values that are compared (grid points, or falls).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.spectrum.density import Array
+from megatron_tokscale.spectrum.groups import Groups
+from megatron_tokscale.spectrum.resampling import Units
+
+
+class GroupSums:
+    """Sums over tokens by unit and group, of curves by name."""
+
+    def __init__(self, groups: Groups, units: Units):
+        self.names, self.group_N = groups.names, groups.group_N
+        self._n_units = len(units)
+        self._cell_N = units.unit_N.astype(np.int64) * len(groups.names) + groups.group_N
+        self._sum_CK: dict[str, Array] = {}
+
+    @property
+    def n_cells(self) -> int:
+        """Number of pairs of a unit and a group."""
+        return self._n_units * len(self.names)
+
+    def cells(self, at: slice) -> NDArray[np.int64]:
+        """The cells of the tokens in the slice."""
+        return self._cell_N[at]
+
+    def add(self, name: str, total_CK: Array) -> None:
+        """Add a block's sums to those of `name`; the numbers of tokens are named "tokens"."""
+        self._sum_CK[name] = self._sum_CK[name] + total_CK if name in self._sum_CK else total_CK
+
+    def has(self, name: str) -> bool:
+        """Whether there are sums of `name`."""
+        return name in self._sum_CK
+
+    def cell_sum(self, name: str) -> Array:
+        """The sums of `name` by cell."""
+        return self._sum_CK[name]
+
+    def deviations(self, name: str, weight_RU: Array, operator_KX: Array) -> tuple[Array, Array]:
+        """Of each group's mean curve from that of all tokens, and the group's share of the tokens.
+
+        Returns:
+            deviation_RGX: the curves taken through `operator_KX`.
+            share_RG: zero for an empty group.
+        """
+        tokens_RG = weight_RU @ self._sum_CK["tokens"].reshape(self._n_units, -1)
+        flat_UX = self._sum_CK[name].reshape(self._n_units, -1)
+        sum_RGK = (weight_RU @ flat_UX).reshape(*tokens_RG.shape, -1)
+        total_R = tokens_RG.sum(axis=1)
+        mean_RGK = sum_RGK / np.maximum(tokens_RG, 1e-300)[..., None]
+        all_RK = sum_RGK.sum(axis=1) / total_R[:, None]
+        deviation_RGX = (mean_RGK - all_RK[:, None]) @ operator_KX
+        deviation_RGX[tokens_RG == 0] = 0
+        return deviation_RGX, tokens_RG / total_R[:, None]
+
+    def skill(self, name: str, measured: str, weight_RU: Array, operator_KX: Array) -> Array:
+        """skill_R of the curves `name` for those called `measured`."""
+        measured_RGX, share_RG = self.deviations(measured, weight_RU, operator_KX)
+        predicted_RGX, _ = self.deviations(name, weight_RU, operator_KX)
+        return skill(measured_RGX, predicted_RGX, share_RG)
+
+
+class DocumentGroups(GroupSums):
+    """Every document its own group (or every resampling unit, where there are more documents).
+
+    A group then lies in one unit, and its error is drawn with it; the curve of all tokens is that
+    of the data as they are.
+    """
+
+    def __init__(self, units: Units):
+        names = tuple(map(str, range(len(units))))
+        super().__init__(Groups(units.unit_N.astype(np.int64), names), units)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of units."""
+        return len(self.names)
+
+    def cells(self, at: slice) -> NDArray[np.int64]:
+        """The units of the tokens in the slice."""
+        return self.group_N[at]
+
+    def skill(self, name: str, measured: str, weight_RU: Array, operator_KX: Array) -> Array:
+        """skill_R of the curves `name` for those called `measured`."""
+        tokens_U = self.cell_sum("tokens")[:, 0]
+        measured_UX, predicted_UX = (
+            self._deviation(each, tokens_U) @ operator_KX for each in (measured, name)
+        )
+        miss_U = ((measured_UX - predicted_UX) ** 2).sum(axis=1) * tokens_U
+        spread_U = (measured_UX**2).sum(axis=1) * tokens_U
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(1 - weight_RU @ miss_U / (weight_RU @ spread_U))
+
+    def _deviation(self, name: str, tokens_U: Array) -> Array:
+        sum_UK = self.cell_sum(name)
+        mean_UK = sum_UK / np.maximum(tokens_U, 1)[:, None]
+        return np.asarray(mean_UK - sum_UK.sum(axis=0) / max(tokens_U.sum(), 1))
+
+
+def skill(measured_RGX: Array, predicted_RGX: Array, share_RG: Array) -> Array:
+    """The skill of each resample; NaN where no group differs from another."""
+    miss_R = ((measured_RGX - predicted_RGX) ** 2).sum(axis=-1) * share_RG
+    spread_R = (measured_RGX**2).sum(axis=-1) * share_RG
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(1 - miss_R.sum(axis=-1) / spread_R.sum(axis=-1))

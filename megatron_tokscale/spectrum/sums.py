@@ -1,0 +1,208 @@
+"""Sums over tokens by resampling unit, in one pass; every resample is then a small matrix product.
+
+Shapes: N tokens, E events, U units, K probe steps, C bins of x, V bins of ln w, J classes, R
+resamples.
+"""
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.special import expit
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.fit import SigmoidFits, TokenClass
+from megatron_tokscale.spectrum.density import Array, Bins, events_of
+from megatron_tokscale.spectrum.kernels import add_ramps, add_sigmoids
+
+CLASSES = tuple(each for each in TokenClass if each is not TokenClass.UNFITTED)
+_BEFORE_TRAINING = -1e6  # stands for x = -inf, where every sigmoid is one
+_WIDTH_BINS = 512
+_THREADS = 2
+
+
+@dataclass(frozen=True)
+class DocumentSums:
+    """What the spectrum needs of the fitted tokens that miss no loss, summed by unit.
+
+    Attributes:
+        tokens_U: number of tokens.
+        loss_UK: measured losses in nats.
+        full_UK: losses by the model of each token's class.
+        count_UC: learning events per bin of x.
+        drop_UC: their drops in nats.
+        width_UV: their drops per bin of ln w.
+        class_UJ: tokens by class, in the order of `CLASSES`.
+        fall_UJ: measured fall from the first probe to the last by class.
+    """
+
+    tokens_U: Array
+    loss_UK: Array
+    full_UK: Array
+    count_UC: Array
+    drop_UC: Array
+    width_UV: Array
+    class_UJ: Array
+    fall_UJ: Array
+
+    @staticmethod
+    def of(
+        x_K: Array, blocks: Iterable[tuple[SigmoidFits, NDArray[Any], NDArray[Any]]], n_units: int
+    ) -> "DocumentSums":
+        """Sum blocks of (fits, loss_NK, unit_N); two threads take one block each.
+
+        Raises:
+            TokscaleError: no token is fitted at all probes.
+        """
+        with ThreadPoolExecutor(_THREADS) as pool:
+            pending = (pool.submit(_sum_block, x_K, *block, n_units) for block in blocks)
+            total = reduce(_add, _in_turn(pending))
+        if not total.tokens_U.any():
+            raise TokscaleError("no token has a fit and finite losses at all probes")
+        return total
+
+    def resampled(self, x_K: Array, weight_RU: Array) -> "Resampled":
+        """Means over tokens under each row of weights, NaN where these leave no token."""
+        tokens_R = weight_RU @ self.tokens_U
+        with np.errstate(invalid="ignore"):
+            mean = {
+                name: weight_RU @ getattr(self, f"{name}_U{axis}") / tokens_R[:, None]
+                for name, axis in (("loss", "K"), ("full", "K"), ("count", "C"), ("drop", "C"))
+            }
+        width_R = _medians(weight_RU @ self.width_UV, _log_widths(x_K))
+        return Resampled(
+            x_K, tokens_R, mean["loss"], mean["full"], mean["count"], mean["drop"], width_R
+        )
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """The spectrum and the mean curves of each resample, per token.
+
+    Attributes:
+        x_K: probes.
+        tokens_R: tokens, each as often as its document was drawn.
+        loss_RK: measured mean loss in nats.
+        full_RK: mean loss by the model of each token's class.
+        count_RC: events per token and bin.
+        drop_RC: nats per token and bin.
+        width_R: common width of the events: drop-weighted median of w; NaN without events.
+    """
+
+    x_K: Array
+    tokens_R: Array
+    loss_RK: Array
+    full_RK: Array
+    count_RC: Array
+    drop_RC: Array
+    width_R: Array
+
+    def curves(self) -> dict[str, Array]:
+        """Mean loss at the probes by each reconstruction, up to a constant for all but "full"."""
+        x_C = Bins.over(self.x_K).x_C
+        kernel_RK, spectrum_RK = np.zeros((2, *self.full_RK.shape))
+        mean_drop_R = self.drop_RC.sum(axis=1) / np.maximum(self.count_RC.sum(axis=1), 1e-300)
+        for r in np.flatnonzero(np.isfinite(self.width_R)):
+            s_KC = expit((x_C - self.x_K[:, None]) / self.width_R[r])
+            kernel_RK[r] = s_KC @ self.drop_RC[r]
+            spectrum_RK[r] = s_KC @ self.count_RC[r] * mean_drop_R[r]
+        return {"full": self.full_RK, "kernel": kernel_RK, "spectrum": spectrum_RK}
+
+
+def loss_sums(loss_NK: NDArray[Any], cell_N: NDArray[Any], n_cells: int) -> Array:
+    """Losses added up by cell, (n_cells, K) in float64."""
+    ones_N = np.ones(len(cell_N))
+    member_CN = csr_array((ones_N, (cell_N, np.arange(len(cell_N)))), (n_cells, len(cell_N)))
+    return np.asarray(member_CN @ loss_NK, dtype=np.float64)
+
+
+def model_sums(fits: SigmoidFits, cell_N: NDArray[Any], n_cells: int, x_K: NDArray[Any]) -> Array:
+    """`fits.predict(x_K)` added up by cell, (n_cells, K), without a matrix over tokens."""
+    x = at_probes(x_K).astype(np.float32)
+    constant_C = np.bincount(cell_N, fits.constant_N, n_cells)
+    total_CK = np.repeat(constant_C[:, None], len(x), axis=1)
+    moves = fits.transitions
+    columns = (moves.drop_E, moves.midpoint_E, moves.width_E)
+    add_sigmoids(
+        total_CK, cell_N[moves.token_E], *(column.astype(np.float32) for column in columns), x
+    )
+    gradual = np.flatnonzero(fits.is_class(TokenClass.GRADUAL))
+    add_ramps(total_CK, cell_N[gradual], fits.slope_N[gradual], fits.onset_N[gradual], x)
+    return total_CK
+
+
+def at_probes(x_K: NDArray[Any]) -> Array:
+    """x with a finite stand-in for -inf, at which every sigmoid is one."""
+    return np.asarray(np.maximum(x_K, _BEFORE_TRAINING), dtype=np.float64)
+
+
+def _sum_block(
+    x_K: Array, fits: SigmoidFits, loss_NK: NDArray[Any], unit_N: NDArray[Any], n_units: int
+) -> DocumentSums:
+    whole_N = fits.complete_N
+    fits, loss_NK, unit_N = fits.rows(whole_N), loss_NK[whole_N], unit_N[whole_N]
+    bins = Bins.over(x_K)
+    events = events_of(fits)
+    unit_E, bin_E = unit_N[events.token_E], bins.index(events.midpoint_E)
+    log_w = _log_widths(x_K)
+    width_E = np.searchsorted(log_w[1:-1], np.log(events.width_E))
+    class_N = fits.class_N.astype(np.int64)
+    shape_UC, shape_UV, shape_UJ = (
+        (n_units, n) for n in (len(bins.x_C), _WIDTH_BINS, len(CLASSES))
+    )
+    return DocumentSums(
+        tokens_U=np.bincount(unit_N, minlength=n_units).astype(np.float64),
+        loss_UK=loss_sums(loss_NK, unit_N, n_units),
+        full_UK=model_sums(fits, unit_N, n_units, x_K),
+        count_UC=_table(shape_UC, unit_E, bin_E, 1.0),
+        drop_UC=_table(shape_UC, unit_E, bin_E, events.drop_E),
+        width_UV=_table(shape_UV, unit_E, width_E, events.drop_E),
+        class_UJ=_table(shape_UJ, unit_N, class_N, 1.0),
+        fall_UJ=_table(shape_UJ, unit_N, class_N, fits.fall_N),
+    )
+
+
+def _table(shape: tuple[int, int], row: Any, column: Any, value: Any) -> Array:
+    table = np.zeros(shape)
+    np.add.at(table, (row, column), value)
+    return table
+
+
+def _add(a: DocumentSums, b: DocumentSums) -> DocumentSums:
+    for field in fields(a):
+        total = getattr(a, field.name)
+        total += getattr(b, field.name)
+    return a
+
+
+def _in_turn(pending: Iterable[Any]) -> Iterable[DocumentSums]:
+    """Results in order, with no more blocks under way than there are threads."""
+    queue: list[Any] = []
+    for future in pending:
+        queue.append(future)
+        if len(queue) > _THREADS:
+            yield queue.pop(0).result()
+    for future in queue:
+        yield future.result()
+
+
+def _log_widths(x_K: Array) -> Array:
+    """Edges of the bins of ln w: from a hundredth of the closest spacing to the range."""
+    x_K = x_K[np.isfinite(x_K)]
+    low, high = np.diff(x_K).min() / 100, np.ptp(x_K) * 2
+    return np.linspace(np.log(low), np.log(high), _WIDTH_BINS + 1)
+
+
+def _medians(weight_RV: Array, edges_V: Array) -> Array:
+    """e to the weighted median of each row, linear within a bin; NaN for a row without weight."""
+    below_RV = np.cumsum(weight_RV, axis=1)
+    total_R = below_RV[:, -1]
+    median_R = np.full(len(weight_RV), np.nan)
+    for r in np.flatnonzero(total_R > 0):
+        median_R[r] = np.interp(0.5, np.concatenate([[0], below_RV[r]]) / total_R[r], edges_V)
+    return np.asarray(np.exp(median_R))

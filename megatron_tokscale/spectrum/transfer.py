@@ -1,0 +1,252 @@
+"""Do the learning times of one run say when another run learns the same tokens?
+
+Run A is fitted; run B is measured. A's learning events (midpoint, drop, width of each token) give
+a mean curve for every group of tokens, which is held against what B measured for that group. Its
+skill is that of knowing which groups fall when, beyond the mean curve (`skill`). The rivals:
+
+- permuted: A's learning times permuted over the tokens, drops kept. It destroys just what is
+  claimed, that a time belongs to its token. A's drops may still tell groups apart.
+- full: the class models of all tokens, gradual and forgetting ones too.
+- source: A's measured curves of the groups, without any fit.
+- own: B's own learning events: as far as learning times can go.
+
+Two alignments of the axes: "absolute", at the same time; "by loss", where A's mean loss is what B's
+is, which asks for the order alone and also suits runs of another size (Xia et al. 2023, papers.md
+6).
+
+Shapes: N tokens, E events, K probes of B, G groups, C cells, R resamples, X compared values, P
+permutations.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.special import expit
+
+from megatron_tokscale.fit import SigmoidFits, Transitions
+from megatron_tokscale.spectrum.density import Array, default_grid, events_of
+from megatron_tokscale.spectrum.derivative import derivative_weights
+from megatron_tokscale.spectrum.groups import Groups
+from megatron_tokscale.spectrum.kernels import add_sigmoids
+from megatron_tokscale.spectrum.resampling import Estimate, Units
+from megatron_tokscale.spectrum.skill import DocumentGroups, GroupSums, skill
+from megatron_tokscale.spectrum.sums import at_probes, loss_sums, model_sums
+
+RIVALS = ("permuted", "full", "source", "own")
+LEVEL = 0.05
+_LEAST_COMPARED = 4
+_PERMUTATIONS = 199
+_PERMUTED_TOKENS = 30_000
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Where B's probes are on A's axis, and how their losses are compared.
+
+    Attributes:
+        x_K: x of A at each probe of B.
+        operator_KX: what is compared: -dL/dx on B's grid, or falls.
+    """
+
+    x_K: Array
+    operator_KX: Array
+
+    @staticmethod
+    def absolute(x_K: Array) -> "Alignment":
+        """At the same time, by the derivative."""
+        return Alignment(x_K, derivative_weights(x_K, default_grid(x_K)).T)
+
+    @staticmethod
+    def by_loss(source_x_K: Array, source_loss_K: Array, x_K: Array, loss_K: Array) -> "Alignment":
+        """Where A's mean loss first was as low as B's is; only B's probes inside A's range count.
+
+        Raises:
+            TokscaleError: fewer than four probes of B are inside.
+        """
+        finite = np.isfinite(source_x_K)
+        fallen_K = np.minimum.accumulate(source_loss_K[finite])
+        inside = np.isfinite(x_K) & (loss_K <= fallen_K[0]) & (loss_K >= fallen_K[-1])
+        at_K = np.interp(-loss_K, -fallen_K, source_x_K[finite])
+        inside_x_K = np.where(inside, x_K, -np.inf)
+        grid_G = default_grid(inside_x_K) if inside.sum() >= _LEAST_COMPARED else x_K[:0]
+        return Alignment(at_K, derivative_weights(inside_x_K, grid_G).T)
+
+
+class TransferSums:
+    """The sums over tokens that a transfer needs, block by block, for one alignment."""
+
+    def __init__(self, alignment: Alignment, groupings: Mapping[str, Groups], units: Units):
+        self.alignment = alignment
+        self._sums = {name: GroupSums(groups, units) for name, groups in groupings.items()}
+        self._sums["document"] = DocumentGroups(units)
+        self._shape_K, self._events = np.zeros(len(alignment.x_K)), 0
+        self._kept: list[_Kept] = []
+        share = min(_PERMUTED_TOKENS / max(len(units.unit_N), 1), 1.0)
+        self._sampled_N = np.random.default_rng(0).random(len(units.unit_N)) < share
+
+    def add(
+        self,
+        at: slice,
+        fits: SigmoidFits,
+        loss_NK: NDArray[Any],
+        source_NK: NDArray[Any] | None = None,
+        own: SigmoidFits | None = None,
+        own_x_K: Array | None = None,
+    ) -> None:
+        """Add the tokens in the slice.
+
+        Args:
+            at: which tokens.
+            fits: of run A.
+            loss_NK: B's losses at B's probes.
+            source_NK: A's losses at A's probes.
+            own: of run B, with `own_x_K`, B's probes.
+        """
+        whole_N = fits.complete_N & np.isfinite(loss_NK).all(axis=1)
+        x_K = at_probes(self.alignment.x_K)
+        fits, loss_NK = fits.rows(whole_N), loss_NK[whole_N]
+        events = events_of(fits)
+        alike = replace(events, drop_E=np.ones(len(events.drop_E)))
+        self._shape_K += _event_sums(alike, np.zeros(len(fits), np.int64), 1, x_K)[0]
+        self._events += len(events.drop_E)
+        if source_NK is not None:
+            source_at_NK = _interpolated(source_NK[whole_N], fits.x_K, x_K)
+        own_events = None if own is None else events_of(own.rows(whole_N))
+        for sums in self._sums.values():
+            cell_N, n_cells = sums.cells(at)[whole_N], sums.n_cells
+            sums.add("tokens", np.bincount(cell_N, minlength=n_cells)[:, None].astype(np.float64))
+            sums.add("drop", np.bincount(cell_N[events.token_E], events.drop_E, n_cells)[:, None])
+            sums.add("measured", loss_sums(loss_NK, cell_N, n_cells))
+            sums.add("events", _event_sums(events, cell_N, n_cells, x_K))
+            sums.add("full", model_sums(fits, cell_N, n_cells, self.alignment.x_K))
+            if source_NK is not None:
+                sums.add("source", loss_sums(source_at_NK, cell_N, n_cells))
+            if own_events is not None and own_x_K is not None:
+                sums.add("own", _event_sums(own_events, cell_N, n_cells, at_probes(own_x_K)))
+        self._keep(np.flatnonzero(whole_N) + at.start, events, loss_NK)
+
+    def _keep(self, token_N: NDArray[np.int64], events: Transitions, loss_NK: NDArray[Any]) -> None:
+        """Keep the sampled tokens' events and losses for the permutations."""
+        kept_N = self._sampled_N[token_N]
+        events = events.rows(kept_N[events.token_E])
+        x_K = at_probes(self.alignment.x_K)
+        s_EK = expit((events.midpoint_E[:, None] - x_K) / events.width_E[:, None])
+        self._kept.append(
+            _Kept(
+                token_N[kept_N],
+                (np.cumsum(kept_N) - 1)[events.token_E],
+                events.drop_E,
+                s_EK.astype(np.float32),
+                loss_NK[kept_N],
+            )
+        )
+
+    def result(self, weight_RU: Array, seed: int = 0) -> dict[str, Any]:
+        """Skills by grouping, with intervals, p-values and verdicts, as JSON.
+
+        A grouping passes if the gain over permuted times is above zero with its whole interval, and
+        at most 5% of permutations of a sample's events over tokens do as well.
+        """
+        kept = _Kept.joined(self._kept)
+        return {
+            name: self._of_grouping(sums, weight_RU, kept.p_value(sums, self.alignment, seed))
+            for name, sums in self._sums.items()
+        }
+
+    def _of_grouping(
+        self, sums: GroupSums, weight_RU: Array, p_value: float | None
+    ) -> dict[str, Any]:
+        mean_shape_K = self._shape_K / max(self._events, 1)
+        sums.add("permuted", sums.cell_sum("drop") * mean_shape_K)
+        operator_KX = self.alignment.operator_KX
+        skills = {
+            name: sums.skill(name, "measured", weight_RU, operator_KX)
+            for name in ("events", *RIVALS)
+            if sums.has(name)
+        }
+        gain = Estimate.of(skills["events"] - skills["permuted"])
+        is_passed = None
+        if np.isfinite(gain.low) and p_value is not None:
+            is_passed = bool(gain.low > 0 and p_value <= LEVEL)
+        return {
+            "groups": len(sums.names),
+            **{name: Estimate.of(skill_R).entry("skill") for name, skill_R in skills.items()},
+            **gain.entry("gain_over_permuted"),
+            "p_value": p_value,
+            "passes": is_passed,
+        }
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Sampled tokens: their number, their events (by row), and B's losses."""
+
+    token_N: NDArray[np.int64]
+    row_E: NDArray[np.int64]
+    drop_E: Array
+    s_EK: NDArray[np.float32]
+    loss_NK: NDArray[Any]
+
+    @staticmethod
+    def joined(parts: "list[_Kept]") -> "_Kept":
+        first = np.cumsum([0, *(len(part.token_N) for part in parts)])
+        return _Kept(
+            np.concatenate([part.token_N for part in parts]),
+            np.concatenate([part.row_E + n for part, n in zip(parts, first, strict=False)]),
+            np.concatenate([part.drop_E for part in parts]),
+            np.concatenate([part.s_EK for part in parts]),
+            np.concatenate([part.loss_NK for part in parts]),
+        )
+
+    def p_value(self, sums: GroupSums, alignment: Alignment, seed: int) -> float | None:
+        """Share of permutations of the events over tokens with as much skill; None if undefined."""
+        group_N, n_groups = sums.group_N[self.token_N], len(sums.names)
+        tokens_G = np.bincount(group_N, minlength=n_groups)
+        if not len(self.drop_E) or (tokens_G > 0).sum() < 2:
+            return None
+        share_1G = (tokens_G / tokens_G.sum())[None]
+        count_G = np.maximum(tokens_G, 1)[:, None]
+
+        def deviation(sum_GK: Array) -> Array:
+            from_all_GK = sum_GK / count_G - sum_GK.sum(axis=0) / tokens_G.sum()
+            return np.asarray(from_all_GK @ alignment.operator_KX)[None]
+
+        measured = deviation(loss_sums(self.loss_NK, group_N, n_groups))
+        shape = (n_groups, len(self.drop_E))
+        drop_GE = csr_array(
+            (self.drop_E.astype(np.float32), (group_N[self.row_E], np.arange(shape[1]))), shape
+        )
+        rng = np.random.default_rng(seed)
+        orders = [np.arange(shape[1]), *(rng.permutation(shape[1]) for _ in range(_PERMUTATIONS))]
+        skill_P = np.array(
+            [
+                skill(measured, deviation(drop_GE @ self.s_EK[order]), share_1G)[0]
+                for order in orders
+            ]
+        )
+        return float((skill_P >= skill_P[0]).mean()) if np.isfinite(skill_P[0]) else None
+
+
+def _event_sums(events: Transitions, cell_N: NDArray[np.int64], n_cells: int, x_K: Array) -> Array:
+    """Sums by cell of drop * s((midpoint - x)/width) over events."""
+    total_CK = np.zeros((n_cells, len(x_K)))
+    columns = (events.drop_E, events.midpoint_E, events.width_E, x_K)
+    add_sigmoids(
+        total_CK, cell_N[events.token_E], *(column.astype(np.float32) for column in columns)
+    )
+    return total_CK
+
+
+def _interpolated(loss_NK: NDArray[Any], x_K: Array, at_K: Array) -> NDArray[Any]:
+    """Losses at other x, linear in x; before the first finite probe those at that probe."""
+    finite = np.flatnonzero(np.isfinite(x_K))
+    inner_K = x_K[finite]
+    right = np.clip(np.searchsorted(inner_K, at_K), 1, len(inner_K) - 1)
+    share = (at_K - inner_K[right - 1]) / (inner_K[right] - inner_K[right - 1])
+    share = np.clip(share, 0, 1).astype(loss_NK.dtype)
+    before, after = loss_NK[:, finite[right - 1]], loss_NK[:, finite[right]]
+    return np.asarray(before + share * (after - before))
