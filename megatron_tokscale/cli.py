@@ -1,6 +1,7 @@
 """`megatron-tokscale VERB`: everything that is done outside a training job."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cache
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from megatron_tokscale.indexed import DataPath
     from megatron_tokscale.probe import Schedule as ProbeSchedule
     from megatron_tokscale.probe.budget import Batch
+    from megatron_tokscale.store import Run
 
 Arguments = argparse.Namespace
 Verb = Callable[[Arguments], None]
@@ -343,21 +345,112 @@ def _fit(arguments: Arguments) -> None:
 
 
 def _add_spectrum(parser: argparse.ArgumentParser) -> None:
-    _add_run(parser)
-    parser.add_argument("--seed", type=int, default=0, help="for the null and the held-out half")
+    parser.description = (
+        "Along training time (--axis T): the spectrum of one fitted run, what it reconstructs of "
+        "-dL/dx, and the tests that could fail; --from tests another run's learning times on it. "
+        "Along D or M: of five or more runs with one probe set, from their last losses. Every "
+        "number has a 95% interval over documents."
+    )
+    _add_runs(parser)
+    parser.add_argument("--axis", choices=["T", "D", "M"], default="T")
+    parser.add_argument(
+        "--from",
+        dest="sources",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="OTHER",
+        help="fitted runs whose learning times are tested on RUN; with D or M one run",
+    )
+    parser.add_argument(
+        "--size",
+        choices=["parameters", "non-embedding", "flops"],
+        default="non-embedding",
+        help="what M is (flops: per token)",
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="for D and M: where to write")
+    _add_resampling(parser)
     parser.set_defaults(verb=_spectrum)
 
 
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run directory (holds tokscale/)"
+    )
+
+
+def _add_resampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resamples", type=int, default=200, help="of documents (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="for everything that is drawn")
+
+
 def _spectrum(arguments: Arguments) -> None:
-    from megatron_tokscale.spectrum import spectrum_run
-    from megatron_tokscale.spectrum.describe import describe_spectrum
     from megatron_tokscale.store import Run
 
-    print(describe_spectrum(spectrum_run(Run.open(arguments.run), seed=arguments.seed)))
+    drawn = {"n_resamples": _resamples(arguments), "seed": arguments.seed, "progress": _say}
+    runs = [Run.open(path) for path in arguments.runs]
+    sources = [Run.open(path) for path in arguments.sources]
+    if arguments.axis == "T":
+        _spectrum_of_run(arguments, runs, sources, drawn)
+    else:
+        _spectrum_over_runs(arguments, runs, sources, drawn)
+
+
+def _spectrum_of_run(
+    arguments: Arguments, runs: list["Run"], sources: list["Run"], drawn: dict[str, Any]
+) -> None:
+    from megatron_tokscale.spectrum import spectrum_run, transfer_run
+    from megatron_tokscale.spectrum.describe import describe_spectrum, describe_transfer
+
+    if len(runs) > 1 or arguments.out:
+        raise TokscaleError("--axis T is of one RUN and writes beside it; give --axis D or M")
+    print(describe_spectrum(spectrum_run(runs[0], **drawn)))
+    for source in sources:
+        print(describe_transfer(transfer_run(source, runs[0], **drawn)))
+
+
+def _spectrum_over_runs(
+    arguments: Arguments, runs: list["Run"], sources: list["Run"], drawn: dict[str, Any]
+) -> None:
+    from megatron_tokscale.spectrum import axis_run
+    from megatron_tokscale.spectrum.describe import describe_axis
+
+    if arguments.out is None:
+        raise TokscaleError(f"--axis {arguments.axis} is of several runs; say where to with --out")
+    if len(sources) > 1:
+        raise TokscaleError(f"--from takes one run with --axis {arguments.axis}")
+    source = sources[0] if sources else None
+    result = axis_run(
+        runs, arguments.axis, arguments.out, size=arguments.size, source=source, **drawn
+    )
+    print(describe_axis(result))
+
+
+def _resamples(arguments: Arguments) -> int:
+    if arguments.resamples < 2:
+        raise TokscaleError(f"--resamples {arguments.resamples} give no interval; give 2 or more")
+    return int(arguments.resamples)
+
+
+def _say(what: str) -> None:
+    print(f"megatron-tokscale: {what}", file=sys.stderr, flush=True)
 
 
 def _add_laws(parser: argparse.ArgumentParser) -> None:
-    _add_run(parser)
+    parser.description = (
+        "Laws of the first RUN's losses and of its spectrum, beside the rival theories, each as "
+        "its authors measured it. Further runs with the same probe set add the laws over runs."
+    )
+    _add_runs(parser)
+    parser.add_argument(
+        "--corpus",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="the training data, as --data-path has them: their tokens' correlations predict the "
+        "data exponent (Cagnetta et al.); takes minutes",
+    )
+    _add_resampling(parser)
     parser.set_defaults(verb=_laws)
 
 
@@ -365,7 +458,16 @@ def _laws(arguments: Arguments) -> None:
     from megatron_tokscale.laws import describe_laws, laws_run
     from megatron_tokscale.store import Run
 
-    print(describe_laws(laws_run(Run.open(arguments.run))))
+    run, *others = (Run.open(path) for path in arguments.runs)
+    result = laws_run(
+        run,
+        others,
+        corpus=arguments.corpus,
+        n_resamples=_resamples(arguments),
+        seed=arguments.seed,
+        progress=_say,
+    )
+    print(describe_laws(result))
 
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:

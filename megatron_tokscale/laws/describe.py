@@ -3,46 +3,65 @@
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_tokscale.laws.explain import spread
+
 _DRIFT = 0.7  # our choice: n of 40 probes is then 7, for three parameters
+_HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
 
 
 def describe_laws(result: Mapping[str, Any]) -> str:
-    """The fitted laws with their intervals and the spectrum's tail, from laws.json."""
+    """The fitted laws with their intervals, the spectrum's tail, and the table of explanations."""
     start, time = result["settings"]["from"], result["time"]
     lines = [
-        f"  L = E + B t^-alpha, t = {time} from {start:,.0f} on, 95% intervals",
-        f"  {'':<16}{'E (nats)':<24}{'alpha':<24}{'R^2':>6}{'points':>8}",
+        f"  L = E + B t^-alpha, t = {time} from {start:,.0f} on, 95% intervals of alpha over the",
+        "  scatter of the probes, and over documents",
+        f"  {'':<16}{'E (nats)':<24}{'alpha (probes)':<24}{'(documents)':<18}{'R^2':>6}  points",
         *_law("all tokens", result["overall"]),
     ]
     for dataset in result["datasets"]:
         lines += _law(dataset["name"], dataset)
     for other in result["other_starts"]:
         lines += _law(f"from {other['from']:,.0f}", other)
-    tail, difference = result["spectrum"]["tail"], result["tail_minus_law"]
-    if tail is None:
-        lines.append(f"  no tail of the spectrum: {result['spectrum']['undefined']}")
-    else:
-        lines.append(
-            f"  tail exponent of the spectrum: {_with(tail['exponent'], tail['interval'])}"
-        )
-    if difference is not None:
-        lines.append(
-            f"  tail less alpha: {difference['difference']:.3f} +- {1.96 * difference['se']:.3f}"
-        )
+    lines += [_tail(result), *_zero_sum(result["zero_sum"])]
+    lines.append(f"  {'explanation':<28}{'claim; predicted; measured'}")
+    for row in result["explanations"]:
+        lines += [
+            f"  {row['explanation']:<28}{row['claim']}: {_HOLDS[row['holds']]}",
+            f"  {'':<28}predicted {row['predicted']}; measured {row['measured']}",
+        ]
     return "\n".join(lines)
 
 
-def _law(name: str, result: Mapping[str, Any]) -> list[str]:
-    law = result["power_law"]
-    if law is None:
-        return [f"  {name:<16}{result['undefined']}"]
-    floor = _with(law["floor"], law["floor_interval"])
-    exponent = _with(law["exponent"], law["exponent_interval"])
+def _law(name: str, law: Mapping[str, Any]) -> list[str]:
+    if "undefined" in law:
+        return [f"  {name:<16}{law['undefined']}"]
+    low, high = law["exponent_documents_interval"]
+    documents = "-" if low is None else f"[{low:.3f}, {high:.3f}]"
     doubt = "" if law["converged"] else "  not converged"
     if law["autocorrelation"] > _DRIFT:
         doubt += f"  residuals drift (rho {law['autocorrelation']:.2f}): no power law here"
-    return [f"  {name:<16}{floor:<24}{exponent:<24}{law['r2']:>6.3f}{law['n_points']:>8}{doubt}"]
+    return [
+        f"  {name:<16}{spread(law, 'floor'):<24}{spread(law, 'exponent'):<24}{documents:<18}"
+        f"{law['r2']:>6.3f}{law['n_points']:>8}{doubt}"
+    ]
 
 
-def _with(value: float, interval: tuple[float, float]) -> str:
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+def _tail(result: Mapping[str, Any]) -> str:
+    tail, difference = result["tail"], result["tail_minus_law"]
+    if "undefined" in tail:
+        return f"  no tail of the spectrum: {tail['undefined']}"
+    words = f"  tail exponent of the spectrum: {spread(tail, 'exponent')}"
+    if "undefined" in difference:
+        return words
+    agree = "they agree" if difference["agree"] else "they do not agree"
+    return f"{words}; less alpha: {spread(difference, 'difference')}: {agree}"
+
+
+def _zero_sum(sums: Mapping[str, Any]) -> list[str]:
+    if "undefined" in sums:
+        return [f"  zero-sum learning: {sums['undefined']}"]
+    return [
+        f"  from step {sums['from_step'][-1]:,.0f} to {sums['to_step'][-1]:,.0f} a token's loss "
+        f"moved by {sums['movement'][-1]:.3f} nats, of which "
+        f"{100 * sums['interference'][-1]:.0f}% cancelled (zero-sum learning)"
+    ]

@@ -1,8 +1,13 @@
 """Learning-time spectra, and what they reconstruct of the loss curve."""
 
+from megatron_tokscale.spectrum.axes import axis_run
+from megatron_tokscale.spectrum.between import transfer_run
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum, events_of
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
+from megatron_tokscale.spectrum.forward import predict_forward
+from megatron_tokscale.spectrum.groups import groupings, learning_times
 from megatron_tokscale.spectrum.kernel_sum import kernel_sum
+from megatron_tokscale.spectrum.order import learning_order
 from megatron_tokscale.spectrum.reconstruction import (
     Comparison,
     Reconstruction,
@@ -13,9 +18,11 @@ from megatron_tokscale.spectrum.reconstruction import (
 from megatron_tokscale.spectrum.resampling import Estimate, Units
 from megatron_tokscale.spectrum.run import spectrum_run
 from megatron_tokscale.spectrum.sums import DocumentSums, Resampled
+from megatron_tokscale.spectrum.transfer import Alignment, TransferSums
 from megatron_tokscale.spectrum.widths import Widths, mean_curve_losses
 
 __all__ = [
+    "Alignment",
     "Bins",
     "Comparison",
     "DocumentSums",
@@ -23,15 +30,22 @@ __all__ = [
     "LearningTimeSpectrum",
     "Reconstruction",
     "Resampled",
+    "TransferSums",
     "Units",
     "Widths",
+    "axis_run",
     "compare",
     "derivative_weights",
     "events_of",
     "full_derivative",
+    "groupings",
     "kernel_sum",
+    "learning_order",
+    "learning_times",
     "mean_curve_losses",
     "measured_derivative",
+    "predict_forward",
     "reconstruct",
     "spectrum_run",
+    "transfer_run",
 ]

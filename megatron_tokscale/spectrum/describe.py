@@ -14,12 +14,7 @@ _SOURCES = {
 
 def describe_spectrum(result: Mapping[str, Any]) -> str:
     """Reconstructions, widths beside their null, and the forward prediction."""
-    lines = [f"  {'-dL/dx rebuilt from':<44}{'R^2 (95%)':<24}{'other documents'}"]
-    for name, meaning in _SOURCES.items():
-        same, other = (
-            with_interval(result[part][name], "r2") for part in ("same_tokens", "other_documents")
-        )
-        lines.append(f"  {name + ': ' + meaning:<44}{same:<24}{other}")
+    lines = _reconstructions(result)
     widths = result["widths"]
     observed, null = (
         with_interval(widths[name]["width_decades"], "p50")
@@ -34,6 +29,16 @@ def describe_spectrum(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _reconstructions(result: Mapping[str, Any]) -> list[str]:
+    lines = [f"  {'-dL/dx rebuilt from':<46}{'R^2 (95%)':<26}{'other documents'}"]
+    for name, meaning in _SOURCES.items():
+        same, other = (
+            with_interval(result[part][name], "r2") for part in ("same_tokens", "other_documents")
+        )
+        lines.append(f"  {name + ': ' + meaning:<46}{same:<26}{other}")
+    return lines
+
+
 def _forward(forward: Mapping[str, Any]) -> list[str]:
     if "undefined" in forward:
         return [f"  forward in time: {forward['undefined']}"]
@@ -41,7 +46,7 @@ def _forward(forward: Mapping[str, Any]) -> list[str]:
     return [
         f"  the last factor of two, where the loss fell by {with_interval(forward, 'fall')} nats; "
         "mean error predicted from before:",
-        *(f"    {meaning:<40}{errors[name]}" for name, meaning in _FORWARD.items()),
+        *(f"    {meaning:<42}{errors[name]}" for name, meaning in _FORWARD.items()),
         "  the tokens' fits predict it best: " + _verdict(forward["passes"]),
         *(
             f"    which {name} falls, skill gained over permuted times: "
@@ -78,6 +83,25 @@ def describe_transfer(entry: Mapping[str, Any]) -> str:
         f"{with_interval(order, 'explained_with_time')}"
     )
     return "\n".join(lines)
+
+
+def describe_axis(result: Mapping[str, Any]) -> str:
+    """The spectrum along D or M, from axis.json."""
+    lines = [
+        f"  axis {result['axis']} ({result['size']}), {len(result['runs'])} runs, one width for all "
+        f"tokens: {number(result['shared_width_x'])}",
+        *(
+            f"    {run['name']:<24}{run['size']:>16,.0f}{run['loss']:>9.3f} nats"
+            for run in result["runs"]
+        ),
+        *_reconstructions(result),
+    ]
+    across = result["across"]
+    if across is None:
+        return "\n".join(lines)
+    lines.append(f"  learning times along T of {across['source']} against this axis")
+    skills = across if "undefined" in across else across["groups"]
+    return "\n".join([*lines, *_alignment("by loss", skills)])
 
 
 def _alignment(name: str, result: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,8 @@ from megatron_tokscale.fit import Transitions
 from megatron_tokscale.spectrum.density import Array
 
 _PER_OCTAVE = 8
-_FINE = 4096
+_FINE = 16_384
+_NARROWEST = 8  # grid spacings; there splitting a drop between two midpoints blunts it by 0.1%
 _REACH = 40  # widths; the bump there is e^-40
 
 
@@ -26,7 +27,8 @@ def kernel_sum(moves: Transitions, low: float, high: float) -> tuple[Array, Arra
 
     The drops are split between the neighbouring midpoints and widths of the grid so that their
     sums and means stay (linear in c, and in ln w): the error is of second order in the spacings.
-    Where a width is below four grid spacings the bump is that of four, of the same area.
+    Where a width is below eight grid spacings, a 2,048th of the range, the bump is that of eight, of
+    the same area. Any wider bump is exact to 0.2% of its peak.
 
     Args:
         moves: transitions, which may lie outside the range.
@@ -34,23 +36,23 @@ def kernel_sum(moves: Transitions, low: float, high: float) -> tuple[Array, Arra
         high: last grid point.
 
     Returns:
-        The grid (4,097 points) and the sum, in nats per unit of x.
+        The grid (16,385 points) and the sum, in nats per unit of x.
     """
     x_C, step = np.linspace(low, high, _FINE + 1, retstep=True)
-    width_E = np.clip(moves.width_E, 4 * step, None)
+    width_E = np.clip(moves.width_E, _NARROWEST * step, None)
     position_E = (moves.midpoint_E - low) / step
     near_E = (position_E > -_REACH * width_E / step) & (
         position_E < _FINE + _REACH * width_E / step
     )
     margin = math.ceil(np.max(np.abs(position_E[near_E] - _FINE / 2), initial=_FINE / 2)) + 1
     offset = margin - _FINE // 2
-    level_E = (np.log2(width_E[near_E]) - math.log2(4 * step)) * _PER_OCTAVE
+    level_E = (np.log2(width_E[near_E]) - math.log2(_NARROWEST * step)) * _PER_OCTAVE
     n_levels = math.ceil(np.max(level_E, initial=0.0)) + 2
     drop_VC = np.zeros((n_levels, 2 * margin + 2))
     _spread(drop_VC, level_E, position_E[near_E] + offset, moves.drop_E[near_E])
     total_C = np.zeros(_FINE + 1)
     for v in np.flatnonzero(drop_VC.any(axis=1)):
-        width = 4 * step * 2 ** (v / _PER_OCTAVE)
+        width = _NARROWEST * step * 2 ** (v / _PER_OCTAVE)
         reach = math.ceil(min(_REACH * width / step, drop_VC.shape[1]))
         s = expit(np.arange(-reach, reach + 1) * step / width)
         summed = oaconvolve(drop_VC[v], s * (1 - s) / width)

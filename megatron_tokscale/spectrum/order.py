@@ -39,13 +39,14 @@ def learning_order(
 
     Returns:
         tokens; spearman by predictor; the share of the variance of B's ranks that the plain
-        predictors' ranks explain together, that they and A's explain, and the difference; null
-        below 50 tokens.
+        predictors' ranks explain together, that they and A's explain, and the difference, which
+        is never negative; `partial`, the correlation of B's ranks with A's beyond the plain
+        predictors', and whether its whole interval is above zero (`passes`). Null below 50 tokens.
     """
     both_N = np.isfinite(source_time_N) & np.isfinite(target_time_N)
     names = ["learning time in the other run", *plain]
     if both_N.sum() < _LEAST_TOKENS:
-        return {"tokens": int(both_N.sum()), "spearman": None}
+        return {"tokens": int(both_N.sum()), "spearman": None, "passes": None}
     columns = [target_time_N, source_time_N, *plain.values()]
     rank_NP = np.stack([rankdata(column[both_N]) for column in columns], axis=1)
     rank_NP = rank_NP / len(rank_NP) - 0.5
@@ -62,6 +63,7 @@ def learning_order(
         spearman_RP = covariance_RPP[:, 0] / (deviation_RP[:, :1] * deviation_RP)
     plain_R = _explained(covariance_RPP, slice(2, None))
     all_R = _explained(covariance_RPP, slice(1, None))
+    partial = Estimate.of(_partial(covariance_RPP))
     return {
         "tokens": int(both_N.sum()),
         "spearman": {
@@ -71,6 +73,8 @@ def learning_order(
         **Estimate.of(plain_R).entry("explained_by_plain"),
         **Estimate.of(all_R).entry("explained_with_time"),
         **Estimate.of(all_R - plain_R).entry("gain"),
+        **partial.entry("partial"),
+        "passes": bool(partial.low > 0) if np.isfinite(partial.low) else None,
     }
 
 
@@ -82,3 +86,16 @@ def _explained(covariance_RPP: Array, chosen: slice) -> Array:
     solution_RP = np.linalg.solve(inner_RPP, with_first_RP[..., None])[..., 0]
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray((solution_RP * with_first_RP).sum(axis=1) / covariance_RPP[:, 0, 0])
+
+
+def _partial(covariance_RPP: Array) -> Array:
+    """Correlation of the first two variables' residuals from regressions on all others."""
+    inner_RPP = covariance_RPP[:, 2:, 2:]
+    inner_RPP = inner_RPP + _RIDGE * np.eye(inner_RPP.shape[1])
+    with_both_RP2 = covariance_RPP[:, 2:, :2]
+    told_R22 = with_both_RP2.swapaxes(1, 2) @ np.linalg.solve(inner_RPP, with_both_RP2)
+    left_R22 = covariance_RPP[:, :2, :2] - told_R22
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(
+            left_R22[:, 0, 1] / np.sqrt(np.maximum(left_R22[:, 0, 0] * left_R22[:, 1, 1], 0))
+        )

@@ -1,7 +1,7 @@
 """`spectrum_run`: from a run's fits to spectrum.npz, spectrum.json and reconstruction.json.
 
 Shapes: N tokens, K probe steps, G grid points, D datasets, C bins, U resampling units, R resamples
-(the first is the data as they are; in the files the others alone), J classes.
+(the first is the data as they are), J classes, F groups of tokens by frequency.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,9 +15,10 @@ from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import whole_or_absent, write_json
 from megatron_tokscale.fit import SigmoidFits, fits_path, read_metadata
-from megatron_tokscale.spectrum.density import Array, LearningTimeSpectrum
+from megatron_tokscale.spectrum.density import Array, Bins, LearningTimeSpectrum
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
 from megatron_tokscale.spectrum.forward import predict_forward
+from megatron_tokscale.spectrum.frequency import FrequencySums
 from megatron_tokscale.spectrum.groups import groupings
 from megatron_tokscale.spectrum.reconstruction import Comparison, compare
 from megatron_tokscale.spectrum.resampling import Estimate, Units
@@ -71,7 +72,8 @@ def spectrum_run(
     sample = drawn(run.n_tokens, null_tokens, seed)
     say("sums over the documents")
     kept: list[tuple[SigmoidFits, NDArray[np.float32]]] = []
-    blocks = _keeping(source.blocks(), sample, kept)
+    frequency = FrequencySums(tokens, units)
+    blocks = _keeping(source.blocks(), sample, kept, frequency)
     sums = DocumentSums.of(
         source.x_K, ((fits, loss_NK, units.unit_N[at]) for at, fits, loss_NK in blocks), len(units)
     )
@@ -99,11 +101,15 @@ def spectrum_run(
         seed,
     )
     arrays, about = _spectra(run, source.x_K, sums, units.domain_U, weight_RU, overall)
-    arrays |= widths.histograms() | {
-        "step_K": run.step_K,
-        "half_measured_G": held_out.measured_G,
-        **{f"half_{name}_G": r.derivative_G for name, r in held_out.by_name.items()},
-    }
+    arrays |= (
+        widths.histograms()
+        | frequency.arrays(weight_RU)
+        | {
+            "step_K": run.step_K,
+            "half_measured_G": held_out.measured_G,
+            **{f"half_{name}_G": r.derivative_G for name, r in held_out.by_name.items()},
+        }
+    )
     heading = {
         "schema_version": SCHEMA_VERSION,
         "version": __version__,
@@ -117,7 +123,7 @@ def spectrum_run(
         "other_documents": {**held_out.scores(), "note": _HELD_OUT_NOTE},
         "falls": overall.falls(),
         "fall_before_first_finite_probe": _fall_before(source.x_K, whole.loss_RK),
-        "classes": _classes(sums, weight_RU),
+        "classes": class_shares(sums, weight_RU),
         "widths": widths.result(weight_RU),
         "forward": forward,
         "settings": {"n_resamples": n_resamples, "null_tokens": len(sample), "seed": seed},
@@ -197,10 +203,14 @@ def drawn(n_tokens: int, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def _keeping(
-    blocks: Iterator[Block], sample: NDArray[np.int64], kept: list[Any]
+    blocks: Iterator[Block],
+    sample: NDArray[np.int64],
+    kept: list[Any],
+    frequency: FrequencySums,
 ) -> Iterator[Block]:
-    """Pass the blocks on, and keep the sampled tokens of each."""
+    """Pass the blocks on, keep the sampled tokens of each, and sum by frequency."""
     for at, fits, loss_NK in blocks:
+        frequency.add(at, fits, loss_NK)
         rows = sample[(sample >= at.start) & (sample < at.stop)] - at.start
         kept.append((fits.rows(rows), loss_NK[rows]))
         yield at, fits, loss_NK
@@ -226,18 +236,19 @@ def _spectra(
         "x_K": x_K,
         "x_G": overall.x_G,
         "mean_loss_K": whole.loss_RK[0],
-        "mean_loss_RK": whole.loss_RK[1:],
+        "mean_loss_RK": whole.loss_RK,
         "density_G": density[0],
         "density_interval_2G": _band(density),
         "drop_weighted_G": drop_weighted[0],
         "drop_weighted_interval_2G": _band(drop_weighted),
+        "x_C": Bins.over(x_K).x_C,
         "drop_RC": whole.drop_RC.astype(np.float32),
         "measured_G": overall.measured_G,
         "measured_se_G": measured_derivative(x_K, whole.loss_RK[0], overall.x_G)[1],
         "measured_interval_2G": _band(overall.measured_RG),
         **{f"{name}_G": r.derivative_G for name, r in overall.by_name.items()},
         "mean_loss_DK": np.stack([part.loss_RK[0] for part in parts]),
-        "mean_loss_RDK": np.stack([part.loss_RK[1:] for part in parts], axis=1),
+        "mean_loss_RDK": np.stack([part.loss_RK for part in parts], axis=1),
         "density_DG": np.stack([each.density_G[0] for each in spectra[1:]]),
         "drop_weighted_DG": np.stack([each.drop_weighted_G[0] for each in spectra[1:]]),
         "measured_DG": measured_DRG[:, 0],
@@ -278,7 +289,7 @@ def _band(value_RG: Array) -> Array:
     return np.asarray(np.quantile(value_RG[1:], [0.025, 0.975], axis=0))
 
 
-def _classes(sums: DocumentSums, weight_RU: Array) -> dict[str, Any]:
+def class_shares(sums: DocumentSums, weight_RU: Array) -> dict[str, Any]:
     """Share of the tokens, and of the whole fall, by class."""
     class_RJ, fall_RJ = weight_RU @ sums.class_UJ, weight_RU @ sums.fall_UJ
     with np.errstate(divide="ignore", invalid="ignore"):

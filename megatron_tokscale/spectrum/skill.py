@@ -57,15 +57,19 @@ class GroupSums:
             deviation_RGX: the curves taken through `operator_KX`.
             share_RG: zero for an empty group.
         """
+        share_RG, mean_RGK = self.means(name, weight_RU)
+        all_RK = (share_RG[..., None] * mean_RGK).sum(axis=1)
+        deviation_RGX = (mean_RGK - all_RK[:, None]) @ operator_KX
+        deviation_RGX[share_RG == 0] = 0
+        return deviation_RGX, share_RG
+
+    def means(self, name: str, weight_RU: Array) -> tuple[Array, Array]:
+        """share_RG of the tokens in each group, and mean_RGK of its curves (zero if it is empty)."""
         tokens_RG = weight_RU @ self._sum_CK["tokens"].reshape(self._n_units, -1)
         flat_UX = self._sum_CK[name].reshape(self._n_units, -1)
         sum_RGK = (weight_RU @ flat_UX).reshape(*tokens_RG.shape, -1)
-        total_R = tokens_RG.sum(axis=1)
         mean_RGK = sum_RGK / np.maximum(tokens_RG, 1e-300)[..., None]
-        all_RK = sum_RGK.sum(axis=1) / total_R[:, None]
-        deviation_RGX = (mean_RGK - all_RK[:, None]) @ operator_KX
-        deviation_RGX[tokens_RG == 0] = 0
-        return deviation_RGX, tokens_RG / total_R[:, None]
+        return tokens_RG / tokens_RG.sum(axis=1, keepdims=True), mean_RGK
 
     def skill(self, name: str, measured: str, weight_RU: Array, operator_KX: Array) -> Array:
         """skill_R of the curves `name` for those called `measured`."""

@@ -152,17 +152,19 @@ class TransferSums:
         at most 5% of permutations of a sample's events over tokens do as well.
         """
         kept = _Kept.joined(self._kept)
+        operator_KX = _shortest(self.alignment.operator_KX)
         return {
-            name: self._of_grouping(sums, weight_RU, kept.p_value(sums, self.alignment, seed))
+            name: self._of_grouping(
+                sums, weight_RU, operator_KX, kept.p_value(sums, operator_KX, seed)
+            )
             for name, sums in self._sums.items()
         }
 
     def _of_grouping(
-        self, sums: GroupSums, weight_RU: Array, p_value: float | None
+        self, sums: GroupSums, weight_RU: Array, operator_KX: Array, p_value: float | None
     ) -> dict[str, Any]:
         mean_shape_K = self._shape_K / max(self._events, 1)
         sums.add("permuted", sums.cell_sum("drop") * mean_shape_K)
-        operator_KX = self.alignment.operator_KX
         skills = {
             name: sums.skill(name, "measured", weight_RU, operator_KX)
             for name in ("events", *RIVALS)
@@ -202,7 +204,7 @@ class _Kept:
             np.concatenate([part.loss_NK for part in parts]),
         )
 
-    def p_value(self, sums: GroupSums, alignment: Alignment, seed: int) -> float | None:
+    def p_value(self, sums: GroupSums, operator_KX: Array, seed: int) -> float | None:
         """Share of permutations of the events over tokens with as much skill; None if undefined."""
         group_N, n_groups = sums.group_N[self.token_N], len(sums.names)
         tokens_G = np.bincount(group_N, minlength=n_groups)
@@ -213,7 +215,7 @@ class _Kept:
 
         def deviation(sum_GK: Array) -> Array:
             from_all_GK = sum_GK / count_G - sum_GK.sum(axis=0) / tokens_G.sum()
-            return np.asarray(from_all_GK @ alignment.operator_KX)[None]
+            return np.asarray(from_all_GK @ operator_KX)[None]
 
         measured = deviation(loss_sums(self.loss_NK, group_N, n_groups))
         shape = (n_groups, len(self.drop_E))
@@ -229,6 +231,13 @@ class _Kept:
             ]
         )
         return float((skill_P >= skill_P[0]).mean()) if np.isfinite(skill_P[0]) else None
+
+
+def _shortest(operator_KX: Array) -> Array:
+    """An operator on as few values, at most K, with the same sums of squares and products."""
+    if operator_KX.shape[1] <= len(operator_KX):
+        return operator_KX
+    return np.asarray(np.linalg.qr(operator_KX.T, mode="r").T)
 
 
 def _event_sums(events: Transitions, cell_N: NDArray[np.int64], n_cells: int, x_K: Array) -> Array:

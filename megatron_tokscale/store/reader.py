@@ -123,6 +123,10 @@ class Run:
             loss_NK[:, k] = read_losses(self.losses_path(record.step), start, stop)
         return loss_NK
 
+    def read_losses_at(self, step: int) -> NDArray[np.float32]:
+        """Read loss_N (nats, float32) of all tokens at one probe step, checksum verified."""
+        return read_losses(self.losses_path(step)).astype(np.float32)
+
     def verify(self, steps: Iterable[int] | None = None) -> None:
         """Check the checksums of the losses at `steps`, by default at all probe steps.
 

@@ -1,0 +1,98 @@
+"""Mean losses by length of context: how many tokens a token is predicted from.
+
+Shapes: N tokens, M of them in a bin, S bins, C clusters, R bootstrap resamples.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+
+from megatron_tokscale.errors import TokscaleError
+
+EDGES = tuple(np.unique(np.geomspace(1, 65, 16).round()).tolist())
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ContextBins:
+    """Tokens by how many tokens they are predicted from.
+
+    Attributes:
+        context_S: geometric mean of the context lengths in each bin.
+        bin_N: bin of each token, -1 for those of no bin.
+    """
+
+    context_S: Array
+    bin_N: NDArray[np.int64]
+
+    @staticmethod
+    def of(context_N: ArrayLike, *, edges: ArrayLike | None = None) -> "ContextBins":
+        """Bins from ascending `edges`, each with its lower edge; by default 1 to 64, in logs.
+
+        Give tokens that are to be left out, as for missing losses, a context of 0.
+
+        Raises:
+            TokscaleError: no token has a context in the bins.
+        """
+        context = np.asarray(context_N, dtype=np.float64)
+        edge = np.asarray(EDGES if edges is None else edges, dtype=np.float64)
+        bin_N = np.searchsorted(edge, context, side="right") - 1
+        bin_N[(bin_N == len(edge) - 1) | (context < 1)] = -1
+        used, compact_M = np.unique(bin_N[bin_N >= 0], return_inverse=True)
+        if not len(used):
+            raise TokscaleError(
+                f"no token is predicted from {edge[0]:g} to {edge[-1]:g} tokens; give other edges"
+            )
+        log_context_M = np.log(context[bin_N >= 0])
+        bin_N[bin_N >= 0] = compact_M
+        return ContextBins(
+            np.exp(np.bincount(compact_M, log_context_M) / np.bincount(compact_M)), bin_N
+        )
+
+    @cached_property
+    def _kept_N(self) -> NDArray[np.bool_]:
+        return self.bin_N >= 0
+
+    def mean(self, loss_N: ArrayLike) -> Array:
+        """Mean loss of each bin, in nats."""
+        bin_M = self.bin_N[self._kept_N]
+        total_S = np.bincount(bin_M, np.asarray(loss_N, dtype=np.float64)[self._kept_N])
+        return np.asarray(total_S / np.bincount(bin_M))
+
+    def resample(
+        self,
+        loss_N: ArrayLike,
+        *,
+        cluster_N: ArrayLike | None = None,
+        n_resamples: int = 200,
+        seed: int = 0,
+    ) -> Array:
+        """Mean losses loss_RS of bootstrap resamples of clusters, by default of single tokens.
+
+        Poisson weights with mean one stand for drawing with replacement. A resample without any
+        token of a bin has a NaN there.
+
+        Args:
+            loss_N: losses in nats.
+            cluster_N: what errs together: the sample or document of each token.
+            n_resamples: number of resamples R.
+            seed: of the resampling.
+        """
+        bin_M = self.bin_N[self._kept_N]
+        loss_M = np.asarray(loss_N, dtype=np.float64)[self._kept_N]
+        cluster = np.arange(len(self.bin_N)) if cluster_N is None else np.asarray(cluster_N)
+        names, cluster_M = np.unique(cluster[self._kept_N], return_inverse=True)
+        shape = (len(names), len(self.context_S))
+        total_CS = csr_array((loss_M, (cluster_M, bin_M)), shape=shape)
+        count_CS = csr_array((np.ones(len(loss_M)), (cluster_M, bin_M)), shape=shape)
+        rng = np.random.default_rng(seed)
+        rows = []
+        for _ in range(n_resamples):
+            weight_C = rng.poisson(1.0, len(names)).astype(np.float64)
+            with np.errstate(invalid="ignore"):
+                rows.append((weight_C @ total_CS) / (weight_C @ count_CS))
+        return np.stack(rows)

@@ -1,0 +1,92 @@
+"""Sums over a learning-rate schedule: the loss drop of the multi-power law and its derivatives.
+
+Shapes: T steps, I steps with a loss, J changes of the learning rate (or groups of them).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+_BLOCK = 16  # losses at a time: what is then in the cache need not come from memory
+_LOWEST_RATE = 1e-12  # instead of a rate of zero, of which ln and a negative power are infinite
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the law needs of a schedule.
+
+    Attributes:
+        sum_I: learning-rate sum up to and with each step.
+        fall_J: eta_{k-1} - eta_k, where it is not zero; negative where the rate rises.
+        log_rate_J: ln eta_k there.
+        before_J: learning-rate sum before step k.
+    """
+
+    sum_I: Array
+    fall_J: Array
+    log_rate_J: Array
+    before_J: Array
+
+    @staticmethod
+    def of(rate_T: Array, step_I: NDArray[np.int64], group: int = 1) -> "Schedule":
+        """The schedule with all changes within `group` steps as one; exact with 1.
+
+        A group lies at the mean place of its changes weighted by their size: a jump keeps its
+        place, whatever small changes come with it.
+        """
+        sum_T = np.cumsum(rate_T)
+        change_J = np.flatnonzero(np.diff(rate_T)) + 1
+        first_G = np.flatnonzero(np.diff(change_J // group, prepend=-1))
+        fall_J = rate_T[change_J - 1] - rate_T[change_J]
+
+        def total(value_J: Array) -> Array:
+            return np.asarray(np.add.reduceat(value_J, first_G) if len(first_G) else value_J)
+
+        size_G = total(np.abs(fall_J))
+        log_rate_J = np.log(np.maximum(rate_T[change_J], _LOWEST_RATE))
+        return Schedule(
+            sum_I=sum_T[step_I],
+            fall_J=total(fall_J),
+            log_rate_J=total(np.abs(fall_J) * log_rate_J) / size_G,
+            before_J=total(np.abs(fall_J) * sum_T[change_J - 1]) / size_G,
+        )
+
+
+def loss_drop(schedule: Schedule, c: float, beta: float, gamma: float) -> Array:
+    """sum_k (eta_{k-1} - eta_k) G(eta_k^-gamma S_k(t)), and its derivatives.
+
+    Returns:
+        (I, 4): the sum in units of the learning rate, its derivatives by ln C, beta and gamma.
+    """
+    speed_J = c * np.exp(-gamma * schedule.log_rate_J)
+    fall_log_rate_J = schedule.fall_J * schedule.log_rate_J
+    drop_I4 = np.zeros((len(schedule.sum_I), 4))
+    for i in range(0, len(drop_I4), _BLOCK):
+        sum_B = schedule.sum_I[i : i + _BLOCK]
+        past = int(np.searchsorted(schedule.before_J, sum_B[-1]))
+        drop_I4[i : i + _BLOCK] = _drop_block(
+            np.maximum(sum_B[:, None] - schedule.before_J[:past], 0) * speed_J[:past],
+            schedule.fall_J[:past],
+            fall_log_rate_J[:past],
+            beta,
+        )
+    return drop_I4
+
+
+def _drop_block(x_BJ: Array, fall_J: Array, fall_log_rate_J: Array, beta: float) -> Array:
+    """The columns of `loss_drop` for a block of losses; x is C eta_k^-gamma S_k, 0 before k."""
+    log_BJ = np.log1p(x_BJ)
+    left_BJ = np.exp(-beta * log_BJ)
+    slope_BJ = beta * left_BJ * x_BJ / (1 + x_BJ)
+    return np.stack(
+        [
+            (1 - left_BJ) @ fall_J,
+            slope_BJ @ fall_J,
+            (log_BJ * left_BJ) @ fall_J,
+            -slope_BJ @ fall_log_rate_J,
+        ],
+        axis=1,
+    )

@@ -1,0 +1,101 @@
+"""Laws over several runs: Chinchilla's, and the multi-power law of a run that it has not seen.
+
+Shapes: I runs, K probe steps, T steps.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.laws.chinchilla import fit_chinchilla
+from megatron_tokscale.laws.inputs import Array
+from megatron_tokscale.laws.learning_rates import learning_rates
+from megatron_tokscale.laws.multi_power import LossCurve, fit_multi_power, score
+from megatron_tokscale.laws.plain import or_reason, plain
+from megatron_tokscale.store import Run
+
+_VALUES_PER_READ = 2**24
+
+
+def several_runs(runs: Sequence[Run], *, n_resamples: int = 200, seed: int = 0) -> dict[str, Any]:
+    """The table of the runs' last losses, and the laws fitted to it.
+
+    Raises:
+        TokscaleError: the runs watch different tokens.
+    """
+    fingerprint = runs[0].probe_set.fingerprint
+    for run in runs:
+        if run.probe_set.fingerprint != fingerprint:
+            raise TokscaleError(f"{run.path} watches other tokens than {runs[0].path}")
+    losses = {run.path: mean_losses(run) for run in runs}
+    rows = [_row(run, losses[run.path]) for run in runs]
+    return {
+        "runs": rows,
+        "chinchilla": or_reason(lambda: _chinchilla(rows, n_resamples, seed)),
+        "multi_power": or_reason(lambda: _multi_power(runs, losses)),
+    }
+
+
+def mean_losses(run: Run) -> Array:
+    """Mean loss at each probe over the tokens whose losses are finite at all, by blocks."""
+    total_K, count = np.zeros(len(run.records)), 0
+    block = max(_VALUES_PER_READ // len(run.records), 1)
+    for start in range(0, run.n_tokens, block):
+        loss_NK = run.read_losses(start, min(start + block, run.n_tokens))
+        finite_N = np.isfinite(loss_NK).all(axis=1)
+        total_K += loss_NK[finite_N].sum(axis=0, dtype=np.float64)
+        count += int(finite_N.sum())
+    if not count:
+        raise TokscaleError(f"no token of {run.path} has finite losses at all probes")
+    return total_K / count
+
+
+def _row(run: Run, loss_K: Array) -> dict[str, Any]:
+    size = run.info.get("size") or {}
+    return {
+        "name": run.path.name,
+        "parameters": size.get("parameters"),
+        "non_embedding": size.get("non_embedding"),
+        "flops_per_token": size.get("flops_per_token"),
+        "tokens": run.records[-1].consumed_tokens,
+        "loss": float(loss_K[-1]),
+    }
+
+
+def _chinchilla(rows: list[dict[str, Any]], n_resamples: int, seed: int) -> Any:
+    unknown = [row["name"] for row in rows if row["non_embedding"] is None]
+    if unknown:
+        raise TokscaleError(f"run.json of {unknown[0]} does not say how large its model is")
+    columns = [[row[name] for row in rows] for name in ("non_embedding", "tokens", "loss")]
+    return plain(fit_chinchilla(*columns, n_resamples=n_resamples, seed=seed))
+
+
+def _multi_power(runs: Sequence[Run], losses: dict[Any, Array]) -> Any:
+    """Fitted to all runs of the model that is there most often but the longest, scored on that."""
+    sizes = [(run.info.get("size") or {}).get("parameters") for run in runs]
+    common = max(sizes, key=sizes.count)
+    alike = [run for run, size in zip(runs, sizes, strict=True) if size == common]
+    if common is None or len(alike) < 2:
+        raise TokscaleError("fewer than two runs of one model: no schedule to predict another by")
+    alike.sort(key=lambda run: int(run.step_K[-1]))
+    curves = [_curve(run, losses[run.path]) for run in alike]
+    *known, held_out = curves
+    law = fit_multi_power(known)
+    predicted_I = law.predict(held_out.learning_rate_T, held_out.step_I)
+    return {
+        "fitted_on": [run.path.name for run in alike[:-1]],
+        "held_out": alike[-1].path.name,
+        "law": plain(law),
+        "score": plain(score(predicted_I, held_out.loss_I)),
+        "last_loss": float(held_out.loss_I[-1]),
+        "last_loss_predicted": float(predicted_I[-1]),
+    }
+
+
+def _curve(run: Run, loss_K: Array) -> LossCurve:
+    """The losses after the warm-up; the probe after n steps is at the n-th rate, from 0."""
+    rate_T = learning_rates(run)
+    later_K = run.step_K > max(int(rate_T.argmax()), len(rate_T) // 10)
+    return LossCurve(rate_T, run.step_K[later_K] - 1, loss_K[later_K])

@@ -1,0 +1,221 @@
+"""The theories of papers.md 2, 3, 4 and 8 on one run, each as its authors measured it.
+
+Every function returns plain values for laws.json and raises TokscaleError where its theory does not
+apply. Shapes: N tokens, K probe steps, R resamples, F groups by frequency.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.indexed import open_part
+from megatron_tokscale.laws.agreement import Agreement
+from megatron_tokscale.laws.cagnetta import data_exponent, fit_context_exponent
+from megatron_tokscale.laws.contexts import ContextBins
+from megatron_tokscale.laws.correlations import (
+    correlation_exponent,
+    draw_documents,
+    token_correlations,
+)
+from megatron_tokscale.laws.deceleration import fit_deceleration
+from megatron_tokscale.laws.huber import Curve
+from megatron_tokscale.laws.inputs import Array, Inputs
+from megatron_tokscale.laws.learning_times import frequency_exponent
+from megatron_tokscale.laws.monogenic import MonogenicShare, scaled_mean_curve
+from megatron_tokscale.laws.one_third import fit_one_third, group_test
+from megatron_tokscale.laws.plain import interval, or_reason, plain
+from megatron_tokscale.laws.power_law import fit_power_law
+from megatron_tokscale.laws.quanta import alpha_from, exponents_from
+from megatron_tokscale.laws.tail import tail_exponent
+from megatron_tokscale.laws.zero_sum import ZeroSum
+from megatron_tokscale.store import Run
+
+_VALUES_PER_READ = 2**24
+_SAMPLE = 20_000
+_LAGS = tuple(range(1, 33)) + tuple(round(32 * 2 ** (i / 4)) for i in range(1, 11))
+
+
+def power_law(t_K: Array, loss_RK: Array, start: float, n_resamples: int, seed: int) -> Any:
+    """E + B t^-alpha with two intervals: over documents, and over the scatter of the probes."""
+    law = fit_power_law(t_K, loss_RK[0], from_=start, n_resamples=n_resamples, seed=seed)
+    fitted_K = (t_K >= law.from_time) & (t_K <= law.to_time)
+    best = Curve(np.log(t_K[fitted_K]), np.log(loss_RK[0, fitted_K])).solve()
+    near = [
+        Curve(np.log(t_K[fitted_K]), np.log(loss_K[fitted_K])).solve_near(best)
+        for loss_K in loss_RK[1:]
+        if np.isfinite(loss_K).all()
+    ]
+    exponent_R = np.array([law.exponent, *(each.exponent for each in near)])
+    floor_R = np.array([law.floor, *(each.floor for each in near)])
+    return plain(law) | {
+        "exponent_documents_interval": plain(interval(exponent_R)),
+        "floor_documents_interval": plain(interval(floor_R)),
+        "exponent_R": plain(exponent_R),
+    }
+
+
+def tail(inputs: Inputs, start: float) -> Any:
+    """The exponent of the spectrum's tail, from `start` to where transitions are cut off."""
+    first = np.log(start) if start > 0 else inputs.x_C[0]
+    found = tail_exponent(
+        inputs.x_C, inputs.drop_RC, from_x=first, to_x=inputs.last_x - inputs.margin
+    )
+    return plain(found) | {
+        "exponent": found.exponent,
+        "exponent_interval": plain(interval(found.exponent_R)),
+    }
+
+
+def agreement(tail_of: dict[str, Any], law: dict[str, Any]) -> Any:
+    """The tail's exponent less that of the loss, resample by resample of the documents.
+
+    The scatter of the probes about the law, which resampling documents does not see, is added in
+    quadrature.
+    """
+    for each in (tail_of, law):
+        if "undefined" in each:
+            raise TokscaleError(each["undefined"])
+    a_R, alpha_R = (np.array(each["exponent_R"], float) for each in (tail_of, law))
+    both = min(len(a_R), len(alpha_R))
+    difference_R = a_R[:both] - alpha_R[:both]
+    drawn_R = difference_R[1:][np.isfinite(difference_R[1:])]
+    if len(drawn_R) < 2:
+        raise TokscaleError("without resamples of the documents nothing says how well they agree")
+    se = float(np.hypot(drawn_R.std(ddof=1), law["exponent_se"]))
+    difference = float(difference_R[0])
+    reach = 1.96 * se
+    return {
+        "difference": difference,
+        "se": se,
+        "difference_interval": [difference - reach, difference + reach],
+        "agree": abs(difference) <= reach,
+    }
+
+
+def one_third(run: Run, inputs: Inputs) -> Any:
+    """The one-third law in the summed learning rate, and the test by groups of tokens."""
+    lr_sum_K = np.exp(run.x_K("lr-sum"))
+    begun = lr_sum_K > 0  # the first step of a warm-up may have a learning rate of zero
+    lr_sum_K = lr_sum_K[begun]
+    law = fit_one_third(lr_sum_K, inputs.mean_loss_RK[0, begun])
+
+    def groups() -> Any:
+        loss_RFK = inputs.frequency_loss_RFK[:, :, begun]
+        test = group_test(
+            lr_sum_K,
+            loss_RFK[0],
+            weight_G=inputs.frequency_share_F,
+            loss_RGK=loss_RFK[1:] if len(loss_RFK) > 1 else None,
+        )
+        return plain(test) | {"verdict": test.verdict}
+
+    return plain(law) | {
+        "holds_one_third": law.holds_one_third,
+        "frequency_groups": or_reason(groups),
+    }
+
+
+def quanta(run: Run, inputs: Inputs, law: dict[str, Any], seed: int) -> Any:
+    """Learning time against frequency, tokens that fall in one step, exponents of other axes."""
+    by_frequency = or_reason(
+        lambda: frequency_exponent(inputs.frequency_I, inputs.frequency_time_I)
+    )
+    implied = None
+    if "undefined" not in law and 0 < law["exponent"] < 1:
+        implied = plain(exponents_from(alpha_from(law["exponent"])))
+    return {
+        "frequency": by_frequency,
+        "implied_by_loss_exponent": implied,
+        "monogenic": or_reason(lambda: _monogenic(run, inputs, seed)),
+    }
+
+
+def _monogenic(run: Run, inputs: Inputs, seed: int) -> MonogenicShare:
+    """On one probe per octave, as plateaus of dense probes never stand still."""
+    octave_K = np.floor(np.log2(np.maximum(inputs.t_K, 1e-300)))
+    thinned = np.flatnonzero(np.diff(octave_K, append=np.inf) > 0)
+    rows = np.sort(np.random.default_rng(seed).permutation(run.n_tokens)[:_SAMPLE])
+
+    def blocks() -> Iterator[tuple[Array, Array]]:
+        for at, loss_NK in _finite_blocks(run):
+            chosen = np.isin(at, rows)
+            losses = loss_NK[chosen][:, thinned]
+            if len(losses):
+                yield losses, scaled_mean_curve(inputs.mean_loss_RK[0, thinned], losses)
+
+    return MonogenicShare.of(blocks())
+
+
+def zero_sum(run: Run) -> Any:
+    """How much tokens' losses move while the mean falls, from each probe to twice its step."""
+    sums = ZeroSum(run.step_K)
+    for _, loss_NK in _finite_blocks(run):
+        sums.add(loss_NK)
+    return {
+        "from_step": plain(sums.from_step_P),
+        "to_step": plain(sums.to_step_P),
+        **plain(sums.metrics()),
+    }
+
+
+def deceleration(run: Run, inputs: Inputs, n_resamples: int, seed: int) -> Any:
+    """A break from one power law of the step to a slower one."""
+    found = fit_deceleration(run.step_K, inputs.mean_loss_RK[0], n_resamples=n_resamples, seed=seed)
+    return plain(found) | {"decelerates": found.decelerates}
+
+
+def contexts(run: Run, n_resamples: int, seed: int) -> Any:
+    """gamma, from the losses of the last probe by length of context."""
+    tokens = run.probe_set
+    loss_N = run.read_losses_at(int(run.step_K[-1])).astype(np.float64)
+    bins = ContextBins.of(np.where(np.isfinite(loss_N), tokens.context_N, 0))
+    loss_N = np.nan_to_num(loss_N)
+    document_N = tokens.domain_N.astype(np.int64) << 32 | tokens.document_N
+    return fit_context_exponent(
+        bins.context_S,
+        bins.mean(loss_N),
+        loss_RS=bins.resample(loss_N, cluster_N=document_N, n_resamples=n_resamples, seed=seed),
+        n_resamples=n_resamples,
+        seed=seed,
+    )
+
+
+def correlations(corpus: list[str], seed: int) -> Any:
+    """beta, from the corpus; where documents drown the signal, with their mean taken away."""
+    documents = draw_documents(open_part(corpus, "1", "train"), seed=seed)
+    for centred in (False, True):
+        measured = token_correlations(documents, lags=_LAGS, centred=centred, seed=seed)
+        try:
+            found = correlation_exponent(measured, seed=seed)
+        except TokscaleError:
+            if centred:
+                raise
+        else:
+            return plain(found) | {"centred": centred}
+    raise AssertionError("unreachable")
+
+
+def cagnetta(gamma: dict[str, Any], beta: dict[str, Any]) -> Any:
+    """alpha_D = gamma / (2 beta)."""
+    for each in (gamma, beta):
+        if "undefined" in each:
+            raise TokscaleError(each["undefined"])
+    return data_exponent(gamma["gamma"], gamma["se"], beta["beta"], beta["se"])
+
+
+def compared(predicted: dict[str, Any], exponent: float, se: float) -> Any:
+    """alpha_D as predicted from the language beside a measured one."""
+    if "undefined" in predicted:
+        raise TokscaleError(predicted["undefined"])
+    return Agreement.of(predicted["exponent"], predicted["se"], exponent, se)
+
+
+def _finite_blocks(run: Run) -> Iterator[tuple[Any, Any]]:
+    """Numbers and losses of the tokens whose losses are finite, by blocks."""
+    block = max(_VALUES_PER_READ // len(run.records), 1)
+    for start in range(0, run.n_tokens, block):
+        loss_NK = run.read_losses(start, min(start + block, run.n_tokens))
+        finite_N = np.isfinite(loss_NK).all(axis=1)
+        yield start + np.flatnonzero(finite_N), loss_NK[finite_N]

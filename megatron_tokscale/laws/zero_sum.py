@@ -1,0 +1,220 @@
+"""Zero-sum learning of Mircea et al. (papers.md 8.1): how far tokens' changes of loss cancel out.
+
+Between two probes with changes dl of the tokens' losses:
+    D = 1 - |sum dl| / sum |dl|    destructive interference, from 0 to 1
+    M = mean |dl|                  movement, nats per token
+    |dL| = (1 - D) M               what the mean loss shows of it
+over pairs of a probe and the one nearest to twice its step. Sums are all it takes, so a run of any
+size streams through `ZeroSum` in blocks of tokens.
+
+Noise moves tokens as well: with a standard deviation s of one measured loss (arithmetic, dropout, a
+mini-batch's jitter of the weights) a token that learns nothing has dl ~ N(0, 2 s^2) and a mean |dl|
+of 2 s / sqrt(pi). M has that floor, and D goes to 1 over it. A movement near its `noise_movement_P`
+is no learning that cancels out.
+
+Shapes: K probe steps, P pairs, N tokens of a block, U units of resampling, R resamples.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+
+from megatron_tokscale.errors import TokscaleError
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_FARTHEST = math.sqrt(2)
+
+
+@dataclass(frozen=True)
+class ZeroSumMetrics:
+    """Metrics of P pairs of probes; of resamples with a leading R.
+
+    Attributes:
+        interference: D, without a unit; nan where no token moved.
+        movement: M, nats per token.
+        change: mean dl, nats per token; negative where the mean loss falls. |dL| is its size.
+    """
+
+    interference: Array
+    movement: Array
+    change: Array
+
+    @staticmethod
+    def of(dl: Array, abs_dl: Array, tokens: Array | int) -> "ZeroSumMetrics":
+        """From sums over tokens of dl and |dl|, and the number of tokens."""
+        with np.errstate(invalid="ignore"):
+            interference = 1 - np.abs(dl) / abs_dl
+        return ZeroSumMetrics(interference, abs_dl / tokens, dl / tokens)
+
+
+@dataclass(frozen=True)
+class ZeroSumIntervals:
+    """95% percentiles of the metrics over resamples: (2, P), the lower end first."""
+
+    interference_2P: Array
+    movement_2P: Array
+    change_2P: Array
+
+
+def doubling_pairs(step_K: ArrayLike) -> Integers:
+    """(P, 2) indices of probes t and of the nearest, in ln t, to 2t.
+
+    Only pairs whose steps are apart by a factor from sqrt 2 to 2 sqrt 2; step 0 has no double.
+
+    Raises:
+        TokscaleError: steps that do not ascend, or no such pair.
+    """
+    step = np.asarray(step_K, dtype=np.float64)
+    if step.ndim != 1 or not len(step) or step[0] < 0 or not (np.diff(step) > 0).all():
+        raise TokscaleError("the steps of the probes must ascend from 0 or later; sort them")
+    from_P = np.flatnonzero(step > 0)
+    x_P = np.log(step[from_P])
+    miss_PP = np.abs(x_P - (x_P[:, None] + math.log(2)))
+    near_P = miss_PP.min(axis=1, initial=np.inf) <= math.log(_FARTHEST)
+    if not near_P.any():
+        raise TokscaleError(
+            "no probe lies near twice the step of another; probe at doubling steps or more often"
+        )
+    pairs_P2 = np.stack([from_P, from_P[0] + miss_PP.argmin(axis=1)], axis=1)
+    return np.asarray(pairs_P2[near_P], dtype=np.int64)
+
+
+class ZeroSum:
+    """Sums over blocks of tokens, in float64, of the changes of their losses between pairs.
+
+    Attributes:
+        from_step_P: first step of each pair.
+        to_step_P: second step of each pair.
+        sum_dl_UP: sum of dl over the tokens of a unit, nats.
+        sum_abs_UP: sum of |dl|, nats.
+        tokens_U: tokens of each unit.
+        sum_noise_P: sum of the |dl| expected from noise alone, nats.
+    """
+
+    def __init__(self, step_K: ArrayLike, n_units: int = 1) -> None:
+        """For probes at `step_K` and `n_units` units, such as documents, that resamples draw."""
+        self._pair_P2 = doubling_pairs(step_K)
+        self._n_probes = len(np.asarray(step_K))
+        self.from_step_P, self.to_step_P = np.asarray(step_K, dtype=np.float64)[self._pair_P2].T
+        self.sum_dl_UP = np.zeros((n_units, len(self._pair_P2)))
+        self.sum_abs_UP = np.zeros_like(self.sum_dl_UP)
+        self.tokens_U = np.zeros(n_units, dtype=np.int64)
+        self.sum_noise_P = np.zeros(len(self._pair_P2))
+        self._noise_known = True
+
+    def add(
+        self,
+        loss_NK: ArrayLike,
+        *,
+        unit_N: ArrayLike | None = None,
+        noise_N: ArrayLike | None = None,
+    ) -> None:
+        """Take in a block of tokens.
+
+        Args:
+            loss_NK: losses of the tokens at all probes, nats.
+            unit_N: unit of each token, from 0; by default all belong to unit 0.
+            noise_N: standard deviation of the noise of one loss of each token, nats.
+
+        Raises:
+            TokscaleError: losses that are not finite, other shapes, units out of range, or noise
+                that is negative.
+        """
+        loss = self._checked(np.asarray(loss_NK, dtype=np.float64))
+        n = len(loss)
+        unit = self._checked_units(
+            np.zeros(n, np.int64) if unit_N is None else np.asarray(unit_N), n
+        )
+        from_P, to_P = self._pair_P2.T
+        dl_NP = loss[:, to_P] - loss[:, from_P]
+        member_UN = csr_array((np.ones(n), (unit, np.arange(n))), shape=(len(self.tokens_U), n))
+        self._add_noise(noise_N, n)
+        self.sum_dl_UP += member_UN @ dl_NP
+        self.sum_abs_UP += member_UN @ np.abs(dl_NP)
+        self.tokens_U += np.bincount(unit, minlength=len(self.tokens_U))
+
+    @property
+    def noise_movement_P(self) -> Array | None:
+        """M of noise alone, mean of 2 s / sqrt(pi), nats; None if some block came without noise."""
+        return self.sum_noise_P / self._n_tokens() if self._noise_known else None
+
+    def metrics(self) -> ZeroSumMetrics:
+        """Over all tokens."""
+        return ZeroSumMetrics.of(
+            self.sum_dl_UP.sum(axis=0), self.sum_abs_UP.sum(axis=0), self._n_tokens()
+        )
+
+    def resampled(self, weight_RU: ArrayLike) -> ZeroSumMetrics:
+        """The metrics of resamples that take each unit so many times.
+
+        Raises:
+            TokscaleError: not one finite weight, not negative, per unit, or a resample of no token.
+        """
+        weight = np.asarray(weight_RU, dtype=np.float64)
+        good = weight.ndim == 2 and weight.shape[1] == len(self.tokens_U)
+        if not good or not (np.isfinite(weight) & (weight >= 0)).all():
+            raise TokscaleError(
+                f"weights of shape {weight.shape} do not resample {len(self.tokens_U)} units; give "
+                "one finite weight, not negative, per resample and unit"
+            )
+        tokens_R = weight @ self.tokens_U
+        if not (tokens_R > 0).all():
+            raise TokscaleError("a resample holds no token; draw more units")
+        return ZeroSumMetrics.of(
+            weight @ self.sum_dl_UP, weight @ self.sum_abs_UP, tokens_R[:, None]
+        )
+
+    def intervals(self, weight_RU: ArrayLike) -> ZeroSumIntervals:
+        """95% percentile intervals over resamples of units; they know of no noise of the run."""
+        resampled = self.resampled(weight_RU)
+        return ZeroSumIntervals(
+            *(
+                np.quantile(values_RP, [0.025, 0.975], axis=0)
+                for values_RP in (resampled.interference, resampled.movement, resampled.change)
+            )
+        )
+
+    def _n_tokens(self) -> int:
+        n_tokens = int(self.tokens_U.sum())
+        if not n_tokens:
+            raise TokscaleError("zero-sum metrics of no tokens; add a block of losses first")
+        return n_tokens
+
+    def _add_noise(self, noise_N: ArrayLike | None, n: int) -> None:
+        if noise_N is None:
+            self._noise_known = False
+            return
+        noise = np.asarray(noise_N, dtype=np.float64)
+        if noise.shape != (n,) or not (np.isfinite(noise) & (noise >= 0)).all():
+            raise TokscaleError(
+                f"noise of shape {noise.shape} does not go with {n} tokens; give one finite "
+                "standard deviation, not negative, per token"
+            )
+        self.sum_noise_P += 2 / math.sqrt(math.pi) * noise.sum()
+
+    def _checked(self, loss_NK: Array) -> Array:
+        if loss_NK.ndim != 2 or loss_NK.shape[1] != self._n_probes:
+            raise TokscaleError(
+                f"a block of shape {loss_NK.shape} does not go with {self._n_probes} probes; give "
+                "a row per token and a column per probe"
+            )
+        if not np.isfinite(loss_NK).all():
+            raise TokscaleError(
+                "a change of loss needs finite losses; leave out the tokens that miss some"
+            )
+        return loss_NK
+
+    def _checked_units(self, unit_N: NDArray[np.generic], n: int) -> Integers:
+        good = unit_N.shape == (n,) and np.issubdtype(unit_N.dtype, np.integer)
+        unit = unit_N.astype(np.int64) if good else np.array([-1])
+        if n and (unit.min() < 0 or unit.max() >= len(self.tokens_U)):
+            raise TokscaleError(
+                f"units must be {n} integers from 0 to {len(self.tokens_U) - 1}, one per token; "
+                "give `n_units` the number of units of the whole run"
+            )
+        return unit[:n]

@@ -1,0 +1,202 @@
+"""`axis_run`: the spectrum along D or M, from the last losses of several runs with one probe set.
+
+A token's losses over runs of growing size take the place of those over probes. Few runs fix few
+parameters, so the tokens share one width, and the runs' noise is independent. Then, across the
+axes: do the learning times along T of one run say which groups of tokens gain along this axis?
+
+Shapes: N tokens, K runs by ascending size, U resampling units, R resamples.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale import __version__
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import whole_or_absent, write_json
+from megatron_tokscale.fit import SigmoidFits, fit_sigmoids, shared_width
+from megatron_tokscale.spectrum.density import Array, LearningTimeSpectrum
+from megatron_tokscale.spectrum.groups import groupings, learning_times
+from megatron_tokscale.spectrum.reconstruction import compare
+from megatron_tokscale.spectrum.resampling import Estimate, Units
+from megatron_tokscale.spectrum.run import FittedRun, class_shares
+from megatron_tokscale.spectrum.sums import DocumentSums
+from megatron_tokscale.spectrum.transfer import Alignment, TransferSums
+from megatron_tokscale.store import Run
+
+SCHEMA_VERSION = 1
+LEAST_RUNS = 5
+_VALUES_PER_BLOCK = 2**23
+_SIZES = {
+    "parameters": "parameters",
+    "non-embedding": "non_embedding",
+    "flops": "flops_per_token",
+}
+
+Axis = Literal["D", "M"]
+Size = Literal["parameters", "non-embedding", "flops"]
+
+
+def axis_run(
+    runs: Sequence[Run],
+    axis: Axis,
+    out: Path,
+    *,
+    size: Size = "non-embedding",
+    source: Run | None = None,
+    n_resamples: int = 200,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Spectrum, reconstructions and the test across axes, to OUT/axis.json and axis.npz.
+
+    Args:
+        runs: five or more runs with one probe set, in any order, of different sizes.
+        axis: "D", tokens that a run was trained on; "M", the size of its model.
+        out: folder to write into.
+        size: what M is: parameters, non-embedding parameters, or FLOPs per token.
+        source: a fitted run whose learning times along T are tested; None for none.
+        n_resamples: bootstrap resamples of the documents.
+        seed: of the bootstrap and the permutations.
+        progress: called with a word on what is done next.
+
+    Returns:
+        The content of axis.json.
+
+    Raises:
+        TokscaleError: fewer than five runs, other probe sets, sizes that are unknown or the same,
+            or no token that has all losses.
+    """
+    say = progress or (lambda _: None)
+    runs, x_K = _ordered(runs, axis, size)
+    tokens = runs[0].probe_set
+    say("last losses of the runs")
+    loss_NK = np.stack([run.read_losses_at(int(run.step_K[-1])) for run in runs], axis=1)
+    if source is not None and source.probe_set.fingerprint != tokens.fingerprint:
+        raise TokscaleError(f"{source.path} watches other tokens than {runs[0].path}")
+    say("fit over runs")
+    width = shared_width(x_K, loss_NK, white_noise=True)
+    fits = fit_sigmoids(x_K, loss_NK, width=width, white_noise=True)
+    units = Units.of(tokens.domain_N, tokens.document_N, seed)
+    weight_RU = units.weights(n_resamples, seed)
+    sums = DocumentSums.of(x_K, [(fits, loss_NK, units.unit_N)], len(units))
+    whole = sums.resampled(x_K, weight_RU)
+    overall = compare(x_K, whole.curves(), whole.loss_RK)
+    first_U = units.half(seed)
+    model, target = (sums.resampled(x_K, weight_RU * half) for half in (first_U, ~first_U))
+    held_out = compare(x_K, model.curves(), target.loss_RK)
+    result: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "axis": axis,
+        "size": "tokens" if axis == "D" else size,
+        "probe_fingerprint": tokens.fingerprint,
+        "runs": [
+            {"name": run.path.name, "size": float(np.exp(x)), "loss": float(loss)}
+            for run, x, loss in zip(runs, x_K, whole.loss_RK[0], strict=True)
+        ],
+        "documents": units.documents,
+        "shared_width_x": width,
+        **Estimate.of(whole.loss_RK[:, 0] - whole.loss_RK[:, -1]).entry("fall"),
+        "same_tokens": overall.scores(),
+        "other_documents": held_out.scores(),
+        "falls": overall.falls(),
+        "classes": class_shares(sums, weight_RU),
+        "across": None,
+        "settings": {"n_resamples": n_resamples, "seed": seed},
+    }
+    if source is not None:
+        say(f"learning times along T of {source.path.name}")
+        result["across"] = _across(
+            FittedRun.open(source), fits, loss_NK, whole.loss_RK[0], units, weight_RU, seed
+        )
+    spectrum = LearningTimeSpectrum.of_bins(
+        x_K, whole.count_RC, whole.drop_RC, int(whole.tokens_R[0])
+    )
+    arrays = {
+        "x_K": x_K,
+        "mean_loss_RK": whole.loss_RK,
+        "x_G": overall.x_G,
+        "density_RG": spectrum.density_G,
+        "drop_weighted_RG": spectrum.drop_weighted_G,
+        "measured_RG": overall.measured_RG,
+        **{f"{name}_G": each.derivative_G for name, each in overall.by_name.items()},
+    }
+    with whole_or_absent(out / "axis.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_json(out / "axis.json", result)
+    return result
+
+
+def _ordered(runs: Sequence[Run], axis: Axis, size: Size) -> tuple[list[Run], Array]:
+    """The runs by ascending size, and the logarithms of the sizes."""
+    if len(runs) < LEAST_RUNS:
+        raise TokscaleError(
+            f"{len(runs)} runs are too few for a sigmoid over runs, {LEAST_RUNS} are needed"
+        )
+    fingerprint = runs[0].probe_set.fingerprint
+    for run in runs:
+        if run.probe_set.fingerprint != fingerprint:
+            raise TokscaleError(f"{run.path} watches other tokens than {runs[0].path}")
+    sizes = [_size(run, axis, size) for run in runs]
+    order = np.argsort(sizes, kind="stable")
+    x_K = np.log(np.array(sizes, dtype=np.float64)[order])
+    if (np.diff(x_K) <= 0).any():
+        k = int((np.diff(x_K) <= 0).argmax())
+        raise TokscaleError(
+            f"{runs[order[k]].path} and {runs[order[k + 1]].path} have one size on the axis "
+            f"{axis}; leave one out"
+        )
+    return [runs[i] for i in order], x_K
+
+
+def _size(run: Run, axis: Axis, size: Size) -> float:
+    if not run.records:
+        raise TokscaleError(f"{run.path} has no probes")
+    found = (
+        run.records[-1].consumed_tokens
+        if axis == "D"
+        else (run.info.get("size") or {}).get(_SIZES[size])
+    )
+    if not found:
+        raise TokscaleError(
+            f"run.json of {run.path} does not say how large its model is; it was written by an "
+            "older version"
+            if axis == "M"
+            else f"the last probe of {run.path} is before training"
+        )
+    return float(found)
+
+
+def _across(
+    source: FittedRun,
+    own: SigmoidFits,
+    loss_NK: NDArray[np.float32],
+    mean_loss_K: Array,
+    units: Units,
+    weight_RU: Array,
+    seed: int,
+) -> dict[str, Any]:
+    """Learning times along T against the losses along this axis, aligned by the mean loss."""
+    total_K, count, times = np.zeros(len(source.x_K)), 0, []
+    whole_N = own.complete_N
+    for at, fits, source_NK in source.blocks():
+        both_N = whole_N[at] & fits.complete_N
+        total_K += source_NK[both_N].sum(axis=0, dtype=np.float64)
+        count += int(both_N.sum())
+        times.append(learning_times(fits))
+    about = {"source": source.run.path.name, "time": source.time}
+    try:
+        alignment = Alignment.by_loss(
+            source.x_K, total_K / max(count, 1), own.x_K, mean_loss_K, falls=True
+        )
+    except TokscaleError as error:
+        return {**about, "undefined": str(error)}
+    groups = groupings(source.run.probe_set, np.concatenate(times))
+    sums = TransferSums(alignment, groups, units)
+    for at, fits, source_NK in source.blocks():
+        sums.add(at, fits, loss_NK[at], source_NK, own.rows(at), own.x_K)
+    return {**about, "groups": sums.result(weight_RU, seed)}

@@ -1,0 +1,59 @@
+"""Losses and learning times by how frequent a token is: what the theories in `laws` are held to.
+
+Shapes: N tokens, K probe steps, F groups by frequency (deciles, or I fine bins), R resamples (the
+first is the data as they are).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.fit import SigmoidFits
+from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.spectrum.density import Array, events_of
+from megatron_tokscale.spectrum.groups import deciles, plain_predictors
+from megatron_tokscale.spectrum.resampling import Units
+from megatron_tokscale.spectrum.skill import GroupSums
+from megatron_tokscale.spectrum.sums import loss_sums
+
+_BINS = 40
+
+
+class FrequencySums:
+    """Sums over the tokens that miss no loss, by the frequency of the token in the probe set."""
+
+    def __init__(self, tokens: ProbeSet, units: Units):
+        log_count_N = plain_predictors(tokens)["unigram"]
+        self._log_share_N = log_count_N - np.log(tokens.labels_BS.size)
+        self._losses = GroupSums(deciles(log_count_N), units)
+        edges = np.linspace(self._log_share_N.min(), self._log_share_N.max(), _BINS + 1)[1:-1]
+        self._bin_N = np.searchsorted(edges, self._log_share_N)
+        self._sum_3I = np.zeros((3, _BINS))
+
+    def add(self, at: slice, fits: SigmoidFits, loss_NK: NDArray[np.float32]) -> None:
+        """Add the tokens in the slice."""
+        whole_N = fits.complete_N
+        cell_N, n_cells = self._losses.cells(at)[whole_N], self._losses.n_cells
+        self._losses.add("tokens", np.bincount(cell_N, minlength=n_cells)[:, None].astype(float))
+        self._losses.add("loss", loss_sums(loss_NK[whole_N], cell_N, n_cells))
+        events = events_of(fits)
+        bin_E = self._bin_N[at][events.token_E]
+        log_share_E = self._log_share_N[at][events.token_E]
+        for row, value_E in enumerate((1.0, log_share_E, events.midpoint_E)):
+            self._sum_3I[row] += np.bincount(bin_E, value_E * events.drop_E, _BINS)
+
+    def arrays(self, weight_RU: Array) -> dict[str, Array]:
+        """By the names in spectrum.npz.
+
+        Returns:
+            frequency_loss_RFK: mean losses of the deciles; frequency_share_F: their shares of the
+            tokens; frequency_I, frequency_time_I: of fine bins with events, the frequency (share of
+            all tokens) and the learning time, drop-weighted geometric means.
+        """
+        share_RF, loss_RFK = self._losses.means("loss", weight_RU)
+        drop_I, log_share_I, midpoint_I = self._sum_3I[:, self._sum_3I[0] > 0]
+        return {
+            "frequency_loss_RFK": loss_RFK,
+            "frequency_share_F": share_RF[0],
+            "frequency_I": np.exp(log_share_I / drop_I),
+            "frequency_time_I": np.exp(midpoint_I / drop_I),
+        }

@@ -1,0 +1,223 @@
+"""Planted losses by context and published values against gamma, alpha_D and the collapse."""
+
+import numpy as np
+import pytest
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.laws.agreement import Agreement
+from megatron_tokscale.laws.cagnetta import data_exponent, fit_context_exponent
+from megatron_tokscale.laws.collapse import collapse
+from megatron_tokscale.laws.contexts import ContextBins
+
+CONTEXT_S = np.array([1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 26, 32, 41, 51, 64])
+
+
+def law(context, gamma=0.325, floor=1.2, scale=3.0):
+    return floor + scale * np.asarray(context, float) ** -gamma
+
+
+@pytest.mark.parametrize("gamma", [0.2, 0.325, 0.6])
+@pytest.mark.parametrize("floor", [0.6, 2.0])
+def test_a_law_without_noise_is_found_exactly(gamma, floor):
+    fit = fit_context_exponent(CONTEXT_S, law(CONTEXT_S, gamma, floor), n_resamples=5)
+    # The floor is on a grid of 0.005 nats.
+    assert fit.floor == pytest.approx(floor, abs=0.003)
+    assert fit.gamma == pytest.approx(gamma, abs=2e-3)
+    assert fit.scale == pytest.approx(3.0, abs=5e-3)
+    assert fit.r2 == pytest.approx(1, abs=1e-6)
+    assert (fit.n_points, fit.from_context, fit.to_context) == (16, 1, pytest.approx(64))
+
+
+def test_a_known_floor_is_a_straight_line_in_logs():
+    rng = np.random.default_rng(0)
+    loss = law(CONTEXT_S) + 0.03 * rng.standard_normal(16)
+    slope, level = np.polyfit(np.log(CONTEXT_S), np.log(loss - 1.2), 1)
+    fit = fit_context_exponent(CONTEXT_S, loss, floor=1.2)
+    assert fit.gamma == pytest.approx(-slope)
+    assert fit.scale == pytest.approx(np.exp(level))
+    assert fit.floor_interval == (1.2, 1.2)
+    assert fit.width == 0
+
+
+def test_the_best_floor_is_that_of_a_plain_loop_over_the_grid():
+    rng = np.random.default_rng(1)
+    loss = law(CONTEXT_S) * np.exp(0.002 * rng.standard_normal(16))
+    x = np.log(CONTEXT_S)
+    floors = np.arange(0, loss.min(), 0.005)
+    r2 = [np.corrcoef(x, np.log(loss - floor))[0, 1] ** 2 for floor in floors]
+    gammas = [-np.polyfit(x, np.log(loss - floor), 1)[0] for floor in floors]
+    fit = fit_context_exponent(CONTEXT_S, loss, n_resamples=5)
+    assert fit.floor == floors[np.argmax(r2)]
+    assert fit.r2 == pytest.approx(max(r2))
+    near = [gamma for gamma, value in zip(gammas, r2, strict=True) if value >= max(r2) - 0.001]
+    assert fit.width == pytest.approx(max(near) - min(near))
+
+
+@pytest.mark.parametrize("resampled", [True, False])
+def test_intervals_cover_a_planted_law(resampled):
+    rng = np.random.default_rng(2)
+    n_runs, covered = 60, np.zeros(2)
+    for _ in range(n_runs):
+        loss = law(CONTEXT_S) + 0.004 * rng.standard_normal(16)
+        loss_RS = loss + 0.004 * rng.standard_normal((100, 16)) if resampled else None
+        fit = fit_context_exponent(CONTEXT_S, loss, loss_RS=loss_RS, n_resamples=100)
+        intervals = np.array([fit.interval, fit.floor_interval])
+        covered += (intervals[:, 0] <= [0.325, 1.2]) & (intervals[:, 1] >= [0.325, 1.2])
+    assert (covered >= 0.85 * n_runs).all()
+
+
+def test_only_the_window_of_short_contexts_counts():
+    context = np.arange(1, 513)
+    loss = np.where(context <= 64, law(context), 5.0)
+    fit = fit_context_exponent(context, loss, to_context=64, n_resamples=5)
+    assert fit.gamma == pytest.approx(0.325, abs=5e-3)
+    assert fit.n_points == 64
+
+
+@pytest.mark.parametrize(
+    ("context", "loss", "settings", "message"),
+    [
+        (CONTEXT_S[:4], law(CONTEXT_S[:4]), {}, "4 context lengths up to inf are too few"),
+        (CONTEXT_S, law(CONTEXT_S)[:-1], {}, "do not go together"),
+        (CONTEXT_S, np.where(CONTEXT_S == 3, np.nan, 2.0), {}, "finite and positive"),
+        (CONTEXT_S - 1, law(CONTEXT_S), {}, "ascend from 1"),
+        (CONTEXT_S, law(CONTEXT_S), {"floor": 3.0}, "not under all losses"),
+        (CONTEXT_S, law(CONTEXT_S)[::-1], {}, "gamma is -"),
+        (CONTEXT_S, law(CONTEXT_S, floor=0), {}, "floor is at the end of its grid"),
+        (CONTEXT_S, 3 + np.arange(16) % 2 - 0.05 * np.arange(16), {}, r"R\^2 is 0"),
+        (CONTEXT_S[:8], law(CONTEXT_S[:8]), {}, "floors as good give gammas"),
+        (
+            CONTEXT_S,
+            law(CONTEXT_S),
+            {"loss_RS": np.full((3, 16), np.nan)},
+            "resamples lack losses",
+        ),
+    ],
+)
+def test_what_shows_no_gamma_is_refused(context, loss, settings, message):
+    with pytest.raises(TokscaleError, match=message):
+        fit_context_exponent(context, loss, **settings)
+
+
+def test_bins_by_length_of_context_and_their_means():
+    bins = ContextBins.of([0, 1, 1, 2, 7, 8, 16, 17, 400], edges=range(1, 18))
+    assert bins.context_S == pytest.approx([1, 2, 7, 8, 16])
+    assert bins.bin_N.tolist() == [-1, 0, 0, 1, 2, 3, 4, -1, -1]
+    assert bins.mean([9, 1, 3, 5, 6, 7, 8, 9, 9]).tolist() == [2, 5, 6, 7, 8]
+    wide = ContextBins.of([0, 1, 2, 4, 9, 100], edges=[1, 3, 10, 30])
+    assert wide.context_S == pytest.approx([2**0.5, 6])
+    assert wide.mean([0, 1, 2, 3, 4, 0]).tolist() == [1.5, 3.5]
+    assert ContextBins.of(np.arange(100)).context_S[[0, 1, -1]] == pytest.approx(
+        [1, 2, 56], abs=0.6
+    )
+    with pytest.raises(TokscaleError, match="no token is predicted from 5 to 9 tokens"):
+        ContextBins.of([1, 2, 30], edges=[5, 9])
+
+
+def test_resamples_spread_as_means_of_clusters_do():
+    """40 clusters of 25 equal tokens: the variance of the mean is that of 40 draws, not 1000."""
+    rng = np.random.default_rng(3)
+    cluster_N = np.repeat(np.arange(40), 25)
+    loss_N = rng.standard_normal(40)[cluster_N] + 3
+    bins = ContextBins.of(np.tile([1, 2, 3, 4, 5], 200))
+    clusters_RS = bins.resample(loss_N, cluster_N=cluster_N, n_resamples=600)
+    tokens_RS = bins.resample(loss_N, n_resamples=600)
+    assert clusters_RS.mean(axis=0) == pytest.approx(bins.mean(loss_N), abs=0.03)
+    assert clusters_RS.std(axis=0) == pytest.approx(loss_N.std() / 40**0.5, rel=0.15)
+    assert tokens_RS.std(axis=0) == pytest.approx(loss_N.std() / 200**0.5, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "gamma_se", "beta", "beta_se", "published", "published_se"),
+    [(0.325, 0.003, 0.88, 0.06, 0.185, 0.013), (0.265, 0.016, 0.94, 0.16, 0.141, 0.025)],
+)
+def test_the_published_predictions_follow_from_gamma_and_beta(
+    gamma, gamma_se, beta, beta_se, published, published_se
+):
+    """TinyStories and WikiText-103, papers.md 2.4; their inputs are rounded too."""
+    found = data_exponent(gamma, gamma_se, beta, beta_se)
+    assert found.exponent == pytest.approx(published, abs=5e-4)
+    assert found.se == pytest.approx(published_se, abs=6e-4)
+
+
+def test_the_error_is_that_of_a_monte_carlo():
+    rng = np.random.default_rng(4)
+    draws = rng.normal(0.3, 0.01, 200_000) / (2 * rng.normal(0.9, 0.03, 200_000))
+    found = data_exponent(0.3, 0.01, 0.9, 0.03)
+    assert found.se == pytest.approx(draws.std(), rel=0.02)
+    assert found.interval == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=2e-3)
+
+
+def test_agreement_is_a_difference_in_standard_errors():
+    found = Agreement.of(0.185, 0.012, 0.160, 0.005)
+    assert (found.difference, found.se) == (pytest.approx(0.025), pytest.approx(0.013))
+    assert found.z == pytest.approx(0.025 / 0.013)
+    with pytest.raises(TokscaleError, match="cannot be compared"):
+        Agreement.of(0.2, 0.0, 0.2, 0.0)
+
+
+@pytest.mark.parametrize("values", [(0, 0.1, 1, 0.1), (0.3, 0.1, -1, 0.1), (0.3, np.nan, 1, 0.1)])
+def test_what_predicts_nothing_is_refused(values):
+    with pytest.raises(TokscaleError, match="predict nothing"):
+        data_exponent(*values)
+
+
+GAMMA, BETA = 0.3, 0.9
+TOKENS_P = np.geomspace(1e5, 1e8, 25)
+
+
+def losses_that_collapse():
+    context = CONTEXT_S.astype(float)
+    x_PS = TOKENS_P[:, None] / (1e4 * context ** (2 * BETA))
+    return 1.2 + context**-GAMMA * (1 + x_PS**-0.7)
+
+
+def collapse_of(loss_PS, **changes):
+    settings = {"floor": 1.2, "gamma": GAMMA, "gamma_se": 0.03, "beta": BETA, "beta_se": 0.1}
+    return collapse(CONTEXT_S, TOKENS_P, loss_PS, **(settings | changes))
+
+
+def test_a_planted_collapse_is_seen_and_lost_when_an_exponent_moves():
+    found = collapse_of(losses_that_collapse())
+    assert found.error < 5e-3  # from straight lines between points of a curve
+    assert min(*found.gamma_errors, *found.beta_errors) > 5 * found.error
+    assert found.n_compared > 16 * 15 * 10
+    assert collapse_of(losses_that_collapse(), beta=BETA + 0.1).error == found.beta_errors[1]
+    assert collapse_of(losses_that_collapse(), gamma=GAMMA - 0.03).error == found.gamma_errors[0]
+
+
+def test_the_error_is_how_far_curves_lie_apart():
+    """Two contexts with curves e^0.1 apart at every point, at equal P / n^(2 beta)."""
+    context, tokens = np.array([1.0, 2.0]), np.array([1.0, 4.0, 16.0])
+    loss_PS = np.stack([np.ones(3), np.full(3, np.exp(0.1))], axis=1)
+    errors = {"gamma_se": 0.0, "beta_se": 0.0}
+    found = collapse(context, tokens, loss_PS, floor=0, gamma=0.0, beta=1.0, **errors)
+    assert found.error == pytest.approx(0.1)
+    assert found.n_compared == 4
+
+
+@pytest.mark.parametrize(
+    ("loss_PS", "changes", "message"),
+    [
+        (losses_that_collapse().T, {}, "one row per probe"),
+        (losses_that_collapse(), {"floor": 2.0}, "not above the floor"),
+        (losses_that_collapse(), {"beta": 200.0}, "no two contexts meet"),
+    ],
+)
+def test_what_cannot_collapse_is_refused(loss_PS, changes, message):
+    with pytest.raises(TokscaleError, match=message):
+        collapse_of(loss_PS, **changes)
+
+
+def test_tokens_of_training_must_ascend():
+    with pytest.raises(TokscaleError, match="ascend from above 0"):
+        collapse(
+            CONTEXT_S,
+            TOKENS_P[::-1],
+            losses_that_collapse(),
+            floor=0,
+            gamma=1,
+            gamma_se=0,
+            beta=1,
+            beta_se=0,
+        )

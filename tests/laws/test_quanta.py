@@ -1,0 +1,196 @@
+"""Sums by hand, planted learning times and slow loops against the quantization model."""
+
+import numpy as np
+import pytest
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.laws.learning_times import frequency_exponent
+from megatron_tokscale.laws.monogenic import MonogenicShare, monogenic_mask, scaled_mean_curve
+from megatron_tokscale.laws.quanta import (
+    alpha_from,
+    consistency,
+    expected_loss,
+    exponents_from,
+    frequencies,
+)
+
+
+@pytest.mark.parametrize("alpha", [0.4, 1.0, 2.0])
+def test_frequencies_are_normalised_over_all_quanta(alpha):
+    """The rest beyond K lies between the integrals from K and from K + 1."""
+    n = 200_000
+    p = frequencies(alpha, n)
+    assert p[1] / p[0] == pytest.approx(2 ** -(alpha + 1))
+    rest = p[0] * np.array([(n + 1) ** -alpha, n**-alpha]) / alpha
+    assert rest[0] <= 1 - p.sum() <= rest[1] * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.8, 1.5])
+def test_the_loss_is_the_sum_over_quanta_not_learned(alpha):
+    p = frequencies(alpha, 1000)
+    n = np.array([0, 1, 7, 1000])
+    expected = [0.5 + 2.5 * (1 - p[:count].sum()) for count in n]
+    loss = expected_loss(n, alpha, unlearned=3.0, learned=0.5)
+    assert loss == pytest.approx(expected, rel=1e-9)
+    assert loss[0] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("alpha", [0.083, 0.4])
+def test_for_many_quanta_the_loss_is_the_papers_power_law(alpha):
+    """a + (b - a) n^-alpha / (alpha zeta(alpha + 1)), papers.md 4.1; zeta by Euler-Maclaurin."""
+    k = np.arange(1, 10_001.0)
+    last = k[-1]
+    zeta = (k ** -(alpha + 1)).sum() + last**-alpha / alpha - last ** -(alpha + 1) / 2
+    law = 1 + 2 * 1e6**-alpha / (alpha * zeta)
+    assert expected_loss(1e6, alpha, unlearned=3, learned=1) == pytest.approx(law, rel=1e-5)
+
+
+def test_exponents_follow_from_alpha_and_back():
+    found = exponents_from(0.4)
+    assert (found.parameters, found.data, found.steps) == pytest.approx((0.4, 0.4 / 1.4, 0.4 / 1.4))
+    assert exponents_from(0.4, b=0.81).steps == pytest.approx(0.4 / 1.4 / 0.81)
+    for alpha in (0.083, 0.4, 3.0):
+        assert alpha_from(exponents_from(alpha).steps) == pytest.approx(alpha)
+        assert alpha_from(exponents_from(alpha, b=0.81).steps, b=0.81) == pytest.approx(alpha)
+
+
+@pytest.mark.parametrize("b", [1.0, 0.81])
+def test_quanta_learned_in_turn_make_the_exponent_in_steps(b):
+    """Quantum n needs p_n^-b steps: the slope of the loss in those steps, far out."""
+    n = np.array([1e6, 1e7])
+    alpha = 0.4
+    steps = n ** (b * (alpha + 1))
+    slope = -np.diff(np.log(expected_loss(n, alpha))) / np.diff(np.log(steps))
+    assert slope[0] == pytest.approx(exponents_from(alpha, b=b).steps, rel=1e-4)
+
+
+def test_consistency_is_a_z_with_the_errors_of_a_monte_carlo():
+    rng = np.random.default_rng(0)
+    alpha = rng.normal(0.4, 0.02, 200_000)
+    predicted_se = (alpha / (1 + alpha)).std()
+    found = consistency(0.25, 0.01, parameters=(0.4, 0.02))
+    assert found.difference == pytest.approx(0.4 / 1.4 - 0.25)
+    assert found.se == pytest.approx(np.hypot(predicted_se, 0.01), rel=0.01)
+    data = consistency(0.25, 0.01, data=(0.28, 0.02), b=0.81)
+    assert data.difference == pytest.approx(0.28 / 0.81 - 0.25)
+    assert data.se == pytest.approx(np.hypot(0.02 / 0.81, 0.01))
+
+
+def test_what_no_quanta_make_is_refused():
+    for alpha in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(TokscaleError, match="give a positive alpha"):
+            exponents_from(alpha)
+    with pytest.raises(TokscaleError, match="which give less than 1;"):
+        alpha_from(1.0)
+    for both in ({}, {"data": (0.3, 0.1), "parameters": (0.4, 0.1)}):
+        with pytest.raises(TokscaleError, match="give one of them"):
+            consistency(0.3, 0.1, **both)
+
+
+def test_an_exact_relation_of_frequency_and_time_gives_b():
+    p = frequencies(0.4, 50)
+    found = frequency_exponent(p, 300 * p**-0.81)
+    assert found.b == pytest.approx(0.81)
+    assert found.b_ols == pytest.approx(0.81)
+    assert found.interval == pytest.approx((0.81, 0.81))
+    assert found.r2 == pytest.approx(1)
+    assert found.rank_exponent(0.4) == pytest.approx(0.81 * 1.4)
+
+
+def test_intervals_of_b_cover():
+    rng = np.random.default_rng(1)
+    p = frequencies(0.4, 40)
+    n_runs, covered, covered_ols = 200, 0, 0
+    for _ in range(n_runs):
+        found = frequency_exponent(p, p**-0.81 * np.exp(0.5 * rng.standard_normal(40)))
+        covered += found.interval[0] <= 0.81 <= found.interval[1]
+        covered_ols += found.interval_ols[0] <= 0.81 <= found.interval_ols[1]
+    assert covered >= 0.91 * n_runs
+    assert covered_ols >= 0.91 * n_runs
+
+
+def test_a_wild_group_moves_least_squares_and_not_the_median_of_slopes():
+    p = frequencies(0.4, 40)
+    time = p**-0.81
+    time[-1] *= 1e6
+    found = frequency_exponent(p, time)
+    assert found.b == pytest.approx(0.81, abs=0.01)
+    assert abs(found.b_ols - 0.81) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("frequency", "time", "message"),
+    [
+        ([1, 2, 3, 4], [4, 3, 2, 1], "4 groups are not between 5 and 5000"),
+        (np.ones(9), np.ones(8), "one of each per group"),
+        ([1, 2, 3, 4, 0], np.ones(5), "not learned"),
+        ([1, 2, 3, 4, 5], [1, 2, 3, 4, np.inf], "not learned"),
+        (np.ones(9), np.arange(1, 10), "groups of one frequency"),
+    ],
+)
+def test_groups_without_a_slope_are_refused(frequency, time, message):
+    with pytest.raises(TokscaleError, match=message):
+        frequency_exponent(frequency, time)
+
+
+def is_monogenic(loss_K, max_before):
+    """The rule word by word, over every j, u and l (`low`) at which a band can begin to fit."""
+    corners = [*loss_K, *(loss_K - 0.7)]
+    for j in range(1, max_before + 1):
+        for u in [2.7, 11.0, *corners]:
+            for low in [0.0, u - 2.0, *corners]:
+                if not (2.7 <= u <= 11 and 0 <= low <= u - 2.0):
+                    continue
+                before = all(u <= loss <= u + 0.7 for loss in loss_K[:j])
+                if before and all(low <= loss <= low + 0.7 for loss in loss_K[j:]):
+                    return True
+    return False
+
+
+@pytest.mark.parametrize("max_before", [2, 5])
+def test_the_mask_is_the_rule_word_by_word(max_before):
+    """Falls between noisy plateaus, whose heights and noise sit at the rule's limits."""
+    rng = np.random.default_rng(2)
+    n_tokens, n_probes = 1000, 6
+    high = rng.uniform(2, 12, n_tokens)
+    low = np.maximum(high - rng.uniform(1.5, 5, n_tokens), 0)
+    after = np.arange(n_probes) >= rng.integers(0, 7, n_tokens)[:, None]
+    noise = rng.uniform(0, 0.8, (n_tokens, 1)) * rng.random((n_tokens, n_probes))
+    loss_NK = np.where(after, low[:, None], high[:, None]) + noise
+    loss_NK[:10, 3] = np.nan
+    expected = [is_monogenic(loss_K, max_before) for loss_K in loss_NK]
+    mask = monogenic_mask(loss_NK, max_before=max_before)
+    assert mask.tolist() == expected
+    assert 0.1 < mask.mean() < 0.9
+    assert not mask[:10].any()
+
+
+def test_blocks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(3)
+    loss_NK = np.cumsum(rng.uniform(-4, 0.5, (500, 4)), axis=1) + 12
+    whole = monogenic_mask(loss_NK)
+    monkeypatch.setattr("megatron_tokscale.laws.monogenic._BLOCK", 7)
+    assert (monogenic_mask(loss_NK) == whole).all()
+    assert monogenic_mask(np.empty((0, 4))).shape == (0,)
+
+
+def test_steps_pass_and_the_mean_curve_scaled_to_them_does_not():
+    """Tokens that step one after the other: their mean falls smoothly, as the paper says."""
+    at = np.linspace(0.5, 11.5, 24)
+    loss_NK = np.where(np.arange(13) > at[:, None], 0.5, 5.0)
+    null_NK = scaled_mean_curve(loss_NK.mean(axis=0), loss_NK)
+    assert null_NK[:, [0, -1]] == pytest.approx(loss_NK[:, [0, -1]])
+    blocks = [(loss_NK[:10], null_NK[:10]), (loss_NK[10:], null_NK[10:])]
+    found = MonogenicShare.of(blocks)
+    assert (found.share, found.null_share, found.n_tokens) == (1.0, 0.0, 24)
+
+
+def test_losses_that_show_no_steps_are_refused():
+    with pytest.raises(TokscaleError, match="2 probes or more"):
+        monogenic_mask(np.ones((5, 1)))
+    with pytest.raises(TokscaleError, match="one null curve per token"):
+        MonogenicShare.of([(np.ones((5, 3)), np.ones((4, 3)))])
+    with pytest.raises(TokscaleError, match="no tokens"):
+        MonogenicShare.of([])
+    with pytest.raises(TokscaleError, match="have no fall"):
+        scaled_mean_curve([2.0, 1.0, 2.0], np.ones((4, 3)))
