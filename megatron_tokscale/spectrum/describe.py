@@ -88,8 +88,8 @@ def describe_transfer(entry: Mapping[str, Any]) -> str:
 def describe_axis(result: Mapping[str, Any]) -> str:
     """The spectrum along D or M, from axis.json."""
     lines = [
-        f"  axis {result['axis']} ({result['size']}), {len(result['runs'])} runs, one width for all "
-        f"tokens: {number(result['shared_width_x'])}",
+        f"  axis {result['axis']} ({result['size']}), {len(result['runs'])} runs; the width of all "
+        f"tokens is {number(result['shared_width_x'])}",
         *(
             f"    {run['name']:<24}{run['size']:>16,.0f}{run['loss']:>9.3f} nats"
             for run in result["runs"]

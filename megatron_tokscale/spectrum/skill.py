@@ -64,7 +64,7 @@ class GroupSums:
         return deviation_RGX, share_RG
 
     def means(self, name: str, weight_RU: Array) -> tuple[Array, Array]:
-        """share_RG of the tokens in each group, and mean_RGK of its curves (zero if it is empty)."""
+        """share_RG of the tokens in each group, and mean_RGK of its curves, zero if it is empty."""
         tokens_RG = weight_RU @ self._sum_CK["tokens"].reshape(self._n_units, -1)
         flat_UX = self._sum_CK[name].reshape(self._n_units, -1)
         sum_RGK = (weight_RU @ flat_UX).reshape(*tokens_RG.shape, -1)

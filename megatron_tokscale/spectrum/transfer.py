@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import expit
 
+from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, Transitions
 from megatron_tokscale.spectrum.density import Array, default_grid, events_of
 from megatron_tokscale.spectrum.derivative import derivative_weights
@@ -39,6 +40,7 @@ from megatron_tokscale.spectrum.sums import at_probes, loss_sums, model_sums
 RIVALS = ("permuted", "full", "source", "own")
 LEVEL = 0.05
 _LEAST_COMPARED = 4
+_LEAST_FALLS = 3
 _PERMUTATIONS = 199
 _PERMUTED_TOKENS = 30_000
 
@@ -61,19 +63,40 @@ class Alignment:
         return Alignment(x_K, derivative_weights(x_K, default_grid(x_K)).T)
 
     @staticmethod
-    def by_loss(source_x_K: Array, source_loss_K: Array, x_K: Array, loss_K: Array) -> "Alignment":
+    def by_loss(
+        source_x_K: Array,
+        source_loss_K: Array,
+        x_K: Array,
+        loss_K: Array,
+        *,
+        falls: bool = False,
+    ) -> "Alignment":
         """Where A's mean loss first was as low as B's is; only B's probes inside A's range count.
 
+        Compared are derivatives, or for a few wide-spaced probes the `falls` between neighbours.
+
         Raises:
-            TokscaleError: fewer than four probes of B are inside.
+            TokscaleError: fewer than four probes of B (for falls, three) are inside.
         """
         finite = np.isfinite(source_x_K)
         fallen_K = np.minimum.accumulate(source_loss_K[finite])
         inside = np.isfinite(x_K) & (loss_K <= fallen_K[0]) & (loss_K >= fallen_K[-1])
         at_K = np.interp(-loss_K, -fallen_K, source_x_K[finite])
+        if falls:
+            return Alignment(at_K, _falls(np.flatnonzero(inside), len(x_K)))
         inside_x_K = np.where(inside, x_K, -np.inf)
         grid_G = default_grid(inside_x_K) if inside.sum() >= _LEAST_COMPARED else x_K[:0]
         return Alignment(at_K, derivative_weights(inside_x_K, grid_G).T)
+
+
+def _falls(chosen: NDArray[np.int64], n_probes: int) -> Array:
+    """The operator of the falls from each chosen probe to the next."""
+    if len(chosen) < _LEAST_FALLS:
+        raise TokscaleError(
+            f"only {len(chosen)} of {n_probes} losses are in the range of the other run's mean loss"
+        )
+    probes_KK = np.eye(n_probes)
+    return np.asarray((probes_KK[chosen[:-1]] - probes_KK[chosen[1:]]).T)
 
 
 class TransferSums:
