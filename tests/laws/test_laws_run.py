@@ -1,118 +1,197 @@
-"""laws.json of a run on disk, whose spectrum files are planted. K probe steps, D datasets."""
+"""laws.json of planted runs on disk, through the real fit and spectrum. N tokens, K probe steps."""
 
 import json
 
 import numpy as np
 import pytest
-from runs import write_run
+from runs import log_time, probe_steps, write_run
+from scipy.special import expit
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import write_json
+from megatron_tokscale.files import read_json, write_json
+from megatron_tokscale.fit import fit_run
 from megatron_tokscale.laws import describe_laws, fit_power_law, laws_run
+from megatron_tokscale.laws.several import several_runs
+from megatron_tokscale.spectrum import spectrum_run
 
-STEPS = np.concatenate([[0], np.unique(np.geomspace(1, 5000, 45).round())]).astype(int)
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run of two domains whose losses themselves do not matter here."""
-    return write_run(tmp_path / "run", STEPS, np.ones((32, len(STEPS))))
+STEPS = probe_steps(45, last=5000)
+EXPONENT, FLOOR, N_TOKENS = 0.5, 2.0, 2400
 
 
-def write_spectrum(run, **replaced):
-    """Exponent 0.3 in the mean, 0.3 and nothing in the datasets, 0.3 in the tail."""
-    t = np.maximum(STEPS, 0.5)
-    with np.errstate(divide="ignore"):
-        x_K = np.log(STEPS)
-    x_G = np.linspace(0, x_K[-1], 256)
-    falling = 2 + 8 * t**-0.3
-    arrays = {
-        "step_K": STEPS,
-        "x_K": x_K,
-        "mean_loss_K": falling,
-        "mean_loss_DK": np.stack([falling + 1, np.sqrt(t)]),
-        "x_G": x_G,
-        "drop_weighted_G": 2.4 * np.exp(-0.3 * x_G),
-    }
-    about = {
-        "schema_version": 1,
-        "time": "step",
-        "probe_fingerprint": run.probe_set.fingerprint,
-        "bandwidth_x": 0.05,
-        "common_width_x": 0.2,
-        "domains": [{"name": "prose"}, {"name": "code"}],
-    }
-    run.analysis.mkdir(exist_ok=True)
-    np.savez(run.analysis / "spectrum.npz", **(arrays | replaced))
-    write_json(run.analysis / "spectrum.json", about)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Learning times after a power law from step 10 on, far beyond the end of the run."""
+    rng = np.random.default_rng(0)
+    midpoint_N = np.log(10) + rng.exponential(1 / EXPONENT, N_TOKENS)
+    drop_N = rng.uniform(2, 6, N_TOKENS)
+    mean_NK = drop_N[:, None] * expit((midpoint_N[:, None] - log_time(STEPS)) / 0.15)
+    noise_NK = 0.05 * rng.standard_normal(mean_NK.shape)
+    run = write_run(tmp_path_factory.mktemp("laws") / "run", STEPS, FLOOR + mean_NK + noise_NK)
+    fit_run(run)
+    spectrum_run(run, n_resamples=40, null_tokens=200)
+    return run
 
 
-def test_laws_json_holds_the_planted_exponents(run):
-    write_spectrum(run)
-    result = laws_run(run, n_resamples=10)
-    assert json.loads((run.analysis / "laws.json").read_text()) == json.loads(json.dumps(result))
-    law = result["overall"]["power_law"]
-    assert (law["floor"], law["exponent"]) == pytest.approx((2, 0.3), abs=1e-3)
-    assert law["from_time"] >= 500
-    prose = result["datasets"][0]
-    assert prose["name"] == "prose"
-    assert prose["power_law"]["floor"] == pytest.approx(3, abs=1e-2)
-    tail = result["spectrum"]["tail"]
-    assert tail["exponent"] == pytest.approx(0.3)
-    assert tail["from_x"] >= np.log(500)
-    assert tail["to_x"] <= np.log(5000) - 0.4
-    assert result["tail_minus_law"]["difference"] == pytest.approx(0, abs=1e-3)
+@pytest.fixture(scope="module")
+def result(run):
+    return laws_run(run, n_resamples=40)
 
 
-def test_what_is_undefined_is_null_and_says_why(run):
-    write_spectrum(run, drop_weighted_G=np.zeros(256))
-    result = laws_run(run, n_resamples=2)
-    code = result["datasets"][1]
-    assert code["power_law"] is None
-    assert "does not fall" in code["undefined"]
-    assert result["spectrum"]["tail"] is None
-    assert result["tail_minus_law"] is None
+def altered(run, tmp_path, **arrays):
+    """A copy of the run in which arrays of the spectrum are others."""
+    copy = write_run(tmp_path / "copy", STEPS, run.read_losses())
+    copy.analysis.mkdir()
+    for name in ("spectrum.json", "reconstruction.json"):
+        (copy.analysis / name).write_text((run.analysis / name).read_text())
+    with np.load(run.analysis / "spectrum.npz") as file:
+        np.savez(copy.analysis / "spectrum.npz", **(dict(file) | arrays))
+    return copy
+
+
+def test_the_file_is_what_is_returned(run, result):
+    assert json.loads((run.analysis / "laws.json").read_text()) == result
+
+
+def test_the_planted_exponent_is_in_every_interval(result):
+    law, tail = result["overall"], result["tail"]
+    low, high = law["exponent_documents_interval"]
+    assert low < EXPONENT < high
+    low, high = tail["exponent_interval"]
+    assert low < EXPONENT < high
+    assert result["tail_minus_law"]["agree"]
+
+
+def test_the_tail_of_other_times_does_not_agree_with_the_loss(run, tmp_path):
+    """The drops of the spectrum mirrored in x: late learning, which the loss does not show."""
+    with np.load(run.analysis / "spectrum.npz") as file:
+        mirrored_RC = file["drop_RC"][:, ::-1]
+    result = laws_run(altered(run, tmp_path, drop_RC=mirrored_RC), n_resamples=10)
+    assert not result["tail_minus_law"]["agree"]
+    assert "they do not agree" in describe_laws(result)
+
+
+def test_undefined_laws_say_why(run, tmp_path):
+    rising_RK = np.tile(np.sqrt(np.maximum(STEPS, 0.5)), (41, 1))
+    copy = altered(run, tmp_path, mean_loss_RK=rising_RK, drop_RC=np.zeros((41, 2048)))
+    result = laws_run(copy, n_resamples=2)
+    assert "does not fall" in result["overall"]["undefined"]
+    assert "no tail" in result["tail"]["undefined"]
+    assert "undefined" in result["tail_minus_law"]
     assert "does not fall" in describe_laws(result)
 
 
 def test_the_start_of_the_fit_can_be_chosen(run):
-    write_spectrum(run)
     result = laws_run(run, from_=50, n_resamples=2)
-    law = result["overall"]["power_law"]
-    assert law["from_time"] == pytest.approx(STEPS[STEPS >= 50][0])
-    by_hand = fit_power_law(STEPS, 2 + 8 * np.maximum(STEPS, 0.5) ** -0.3, from_=50, n_resamples=2)
-    assert law["exponent"] == pytest.approx(by_hand.exponent, rel=1e-4)
+    with np.load(run.analysis / "spectrum.npz") as file:
+        mean_K = file["mean_loss_K"]
+    by_hand = fit_power_law(STEPS, mean_K, from_=50, n_resamples=2)
+    assert result["overall"]["from_time"] == pytest.approx(STEPS[STEPS >= 50][0])
+    assert result["overall"]["exponent"] == pytest.approx(by_hand.exponent, rel=1e-4)
     assert result["settings"]["from"] == 50
 
 
-def test_the_description_shows_every_law(run):
-    write_spectrum(run)
-    text = describe_laws(laws_run(run, n_resamples=2))
-    assert all(word in text for word in ("all tokens", "prose", "code", "tail exponent", "0.300"))
+def test_groups_that_learn_at_their_own_times_are_told(run, tmp_path, result):
+    """Frequency groups planted as drops one after the other, and as one power law."""
+    assert "undefined" in result["one_third"]["frequency_groups"]  # every token is there once
+    x_K = log_time(STEPS)
+    drops_FK = np.stack([2 + 3 * expit((c - x_K) / 0.3) for c in np.linspace(4.5, 8, 6)])
+    slopes_FK = np.stack([2 + s * np.maximum(STEPS, 1) ** (-1 / 3) for s in range(3, 9)])
+    share_F = np.full(6, 1 / 6)
+    rng = np.random.default_rng(1)
+    verdicts = []
+    for number, loss_FK in enumerate((drops_FK, slopes_FK)):
+        noisy_RFK = loss_FK * (1 + 0.002 * rng.standard_normal((5, *loss_FK.shape)))
+        copy = altered(
+            run, tmp_path / str(number), frequency_loss_RFK=noisy_RFK, frequency_share_F=share_F
+        )
+        found = laws_run(copy, n_resamples=2)["one_third"]["frequency_groups"]
+        verdicts.append(found["verdict"])
+    assert verdicts == ["each group drops at its own time", "all groups share one slope"]
 
 
-def test_a_curve_that_is_no_power_law_is_called_so(run):
-    bend = 3 + np.tanh(7.5 - np.log(np.maximum(STEPS, 1)))
-    write_spectrum(run, mean_loss_K=bend)
-    text = describe_laws(laws_run(run, from_=20, n_resamples=20))
-    assert "residuals drift" in text
+def test_the_table_has_every_explanation(result):
+    names = {row["explanation"] for row in result["explanations"]}
+    assert names == {
+        *("learning-time spectrum", "one-third law (softmax)", "quantization model"),
+        *("statistics of the language", "loss deceleration"),
+    }
+    text = describe_laws(result)
+    for row in result["explanations"]:
+        assert row["claim"] in text
+        assert row["measured"] in text
+        assert row["holds"] in (True, False, None)
 
 
-def test_a_run_without_a_spectrum_says_what_to_run(run):
-    with pytest.raises(TokscaleError, match=r"run `megatron-tokscale spectrum .*` first"):
-        laws_run(run)
-    assert not (run.analysis / "laws.json").exists()
+def test_zero_sum_figures_are_those_of_a_loop(run, result):
+    loss_NK = run.read_losses().astype(float)
+    sums = result["zero_sum"]
+    steps = run.step_K.tolist()
+    for k in (0, len(sums["from_step"]) - 1):
+        before, after = (steps.index(int(sums[name][k])) for name in ("from_step", "to_step"))
+        move_N = loss_NK[:, after] - loss_NK[:, before]
+        assert sums["movement"][k] == pytest.approx(np.abs(move_N).mean(), rel=1e-6)
+        assert sums["interference"][k] == pytest.approx(
+            1 - abs(move_N.sum()) / np.abs(move_N).sum(), rel=1e-6
+        )
 
 
-def test_a_spectrum_of_other_probes_is_refused(run):
-    write_spectrum(run, step_K=STEPS + 1)
+def size(run, parameters):
+    info = read_json(run.path / "tokscale/run.json")
+    about = {"parameters": parameters, "non_embedding": parameters, "flops_per_token": 6}
+    write_json(run.path / "tokscale/run.json", info | {"size": about})
+    return type(run).open(run.path)
+
+
+def test_chinchilla_is_fitted_over_runs(tmp_path):
+    """Twelve runs whose last losses are planted: N in the parameters, D in the last step."""
+    runs = []
+    for n in (1e6, 4e6, 16e6, 64e6):
+        for last in (100, 400, 1600):
+            steps = np.array([0, last // 4, last])
+            tokens = last * 4 * 8  # as tests/runs.py counts them
+            final = 1.5 + 400 * n**-0.35 + 60 * tokens**-0.4
+            loss_NK = np.tile([9.0, final + 1, final], (16, 1))
+            run = write_run(tmp_path / f"{n:.0f}-{last}", steps, loss_NK)
+            runs.append(size(run, int(n)))
+    found = several_runs(runs, n_resamples=5)
+    law = found["chinchilla"]
+    assert (law["alpha"], law["beta"]) == pytest.approx((0.35, 0.4), abs=0.01)
+    assert law["floor"] == pytest.approx(1.5, abs=0.05)
+    assert [row["tokens"] for row in found["runs"][:3]] == [3200, 12_800, 51_200]
+    assert "undefined" in found["multi_power"]
+
+
+def test_runs_that_watch_other_tokens_are_refused(run, tmp_path):
+    other = write_run(tmp_path / "other", [0, 5], np.ones((16, 2)))
+    with pytest.raises(TokscaleError, match="watches other tokens"):
+        several_runs([run, other])
+
+
+def test_runs_of_unknown_size_are_said(run):
+    found = several_runs([run, run])
+    assert "does not say how large" in found["chinchilla"]["undefined"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "run `megatron-tokscale spectrum .*` first"),
+        (lambda path: path.write_bytes(path.read_bytes()[:100]), "is damaged"),
+    ],
+)
+def test_a_spectrum_that_is_not_there_or_damaged_is_refused(run, tmp_path, spoil, message):
+    copy = altered(run, tmp_path)
+    spoil(copy.analysis / "spectrum.npz")
+    with pytest.raises(TokscaleError, match=message):
+        laws_run(copy)
+    assert not (copy.analysis / "laws.json").exists()
+
+
+def test_a_spectrum_of_other_probes_or_of_an_older_version_is_refused(run, tmp_path):
     with pytest.raises(TokscaleError, match="of other probes"):
-        laws_run(run)
-
-
-def test_a_damaged_spectrum_is_refused(run):
-    write_spectrum(run)
-    path = run.analysis / "spectrum.npz"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(TokscaleError, match="is damaged"):
-        laws_run(run)
+        laws_run(altered(run, tmp_path / "a", step_K=STEPS + 1))
+    copy = altered(run, tmp_path / "b")
+    about = read_json(copy.analysis / "spectrum.json")
+    write_json(copy.analysis / "spectrum.json", about | {"schema_version": 1})
+    with pytest.raises(TokscaleError, match="of an older version"):
+        laws_run(copy)

@@ -1,57 +1,63 @@
-"""Planted tails against `tail_exponent`. G grid points."""
+"""Planted tails against `tail_exponent`. C bins, R resamples."""
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize_scalar
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.laws import fit_power_law, tail_exponent
 
-X_G = np.linspace(0, 10, 256)
+EDGES = np.linspace(0, 10, 2049)
+X_C = (EDGES[1:] + EDGES[:-1]) / 2
 
 
-def smoothed_tail(rng, exponent, n_tokens, bandwidth):
-    """Learning times drawn from exp(-a x), one nat each, smoothed as the spectrum room does."""
-    midpoint = rng.exponential(1 / exponent, n_tokens)
-    z = (X_G[:, None] - midpoint) / bandwidth
-    return np.exp(-(z**2) / 2).sum(axis=1) / (n_tokens * bandwidth * np.sqrt(2 * np.pi))
+def histogram(midpoint_N, weight_N=None):
+    return np.histogram(midpoint_N, EDGES, weights=weight_N)[0].astype(float)
 
 
-def test_an_exact_tail_gives_its_exponent():
-    tail = tail_exponent(X_G, 0.7 * np.exp(-0.42 * X_G), from_x=3, to_x=8)
-    assert tail.exponent == pytest.approx(0.42)
-    assert tail.se == pytest.approx(0, abs=1e-9)
-    assert tail.r2 == pytest.approx(1)
-    assert 3 <= tail.from_x < tail.to_x <= 8
+@pytest.mark.parametrize("exponent", [0.42, 3.0, -0.3])
+def test_an_exact_tail_gives_its_exponent(exponent):
+    drop_C = -np.diff(np.exp(-exponent * EDGES)) / exponent
+    tail = tail_exponent(X_C, drop_C[None], from_x=3, to_x=8)
+    assert tail.exponent == pytest.approx(exponent, abs=1e-4)
+    assert (tail.from_x, tail.to_x) == pytest.approx((3, 8), abs=0.01)
+    inside = (X_C > 3) & (X_C < 8)
+    assert tail.share == pytest.approx(drop_C[inside].sum() / drop_C.sum(), rel=1e-6)
+
+
+def test_it_is_the_maximum_of_the_likelihood():
+    """Of a truncated exponential, found by scipy on the weighted events themselves."""
+    rng = np.random.default_rng(0)
+    midpoint_N, drop_N = rng.exponential(2, 3000), rng.uniform(0.1, 5, 3000)
+    inside = (midpoint_N >= 1) & (midpoint_N <= 7)
+    x_N, w_N = midpoint_N[inside] - 1, drop_N[inside]
+
+    def loss(a):
+        return -(w_N * (np.log(a / (1 - np.exp(-a * 6))) - a * x_N)).sum()
+
+    best = minimize_scalar(loss, bounds=(0.01, 5), method="bounded", options={"xatol": 1e-8}).x
+    tail = tail_exponent(X_C, histogram(midpoint_N, drop_N)[None], from_x=1, to_x=7)
+    assert tail.exponent == pytest.approx(best, abs=2e-3)
 
 
 def test_only_the_tail_counts():
-    rho = np.where(X_G < 4, 1.0, np.exp(-0.6 * X_G))
-    assert tail_exponent(X_G, rho, from_x=4).exponent == pytest.approx(0.6)
-
-
-def test_without_a_kernel_the_error_is_whites_of_weighted_least_squares():
-    """Against the textbook sandwich (X'WX)^-1 X'W diag(r^2) W X (X'WX)^-1."""
-    rng = np.random.default_rng(0)
-    rho = np.exp(-0.5 * X_G + 0.2 * rng.standard_normal(len(X_G)))
-    design = np.stack([np.ones_like(X_G), X_G], axis=1)
-    bread = np.linalg.inv(design.T @ (rho[:, None] * design))
-    line = bread @ design.T @ (rho * np.log(rho))
-    scores = design * (rho * (np.log(rho) - design @ line))[:, None]
-    n = rho.sum() ** 2 / (rho**2).sum()
-    covariance = bread @ scores.T @ scores @ bread * n / (n - 2)
-    tail = tail_exponent(X_G, rho, from_x=0)
-    assert tail.exponent == pytest.approx(-line[1])
-    assert tail.se == pytest.approx(np.sqrt(covariance[1, 1]))
-
-
-def test_intervals_cover_the_exponent_of_a_smoothed_sample():
     rng = np.random.default_rng(1)
-    covered = 0
-    for _ in range(200):
-        rho = smoothed_tail(rng, 0.4, 2000, 0.1)
-        low, high = tail_exponent(X_G, rho, from_x=0.5, to_x=8, bandwidth=0.1).interval
-        covered += low <= 0.4 <= high
-    assert covered >= 0.88 * 200
+    midpoint_N = 4 + rng.exponential(1 / 0.8, 20_000)
+    early_N = rng.uniform(0, 3.9, 50_000)
+    alone = tail_exponent(X_C, histogram(midpoint_N)[None], from_x=4, to_x=9)
+    both = tail_exponent(
+        X_C, histogram(np.concatenate([midpoint_N, early_N]))[None], from_x=4, to_x=9
+    )
+    assert both.exponent == alone.exponent == pytest.approx(0.8, abs=0.05)
+
+
+def test_each_resample_has_its_own_exponent():
+    rng = np.random.default_rng(2)
+    rows = [histogram(rng.exponential(1 / a, 5000)) for a in (0.5, 1.0)]
+    tail = tail_exponent(X_C, np.stack([*rows, np.zeros(2048)]), from_x=0, to_x=9)
+    alone = [tail_exponent(X_C, row[None], from_x=0, to_x=9).exponent for row in rows]
+    np.testing.assert_array_equal(tail.exponent_R[:2], alone)
+    assert np.isnan(tail.exponent_R[2])
 
 
 def test_a_tail_and_the_loss_it_makes_have_one_exponent():
@@ -61,26 +67,27 @@ def test_a_tail_and_the_loss_it_makes_have_one_exponent():
     left = np.cumsum(rho[::-1])[::-1] * (x[1] - x[0])
     late = slice(6000, 12_000, 100)
     law = fit_power_law(np.exp(x[late]), 1.7 + left[late], from_=0, n_resamples=2)
-    tail = tail_exponent(x[late], rho[late], from_x=6)
+    tail = tail_exponent(x[:15_000], rho[None, :15_000], from_x=6, to_x=12)
     assert tail.exponent == pytest.approx(0.35, abs=2e-3)
     assert law.exponent == pytest.approx(tail.exponent, abs=2e-3)
     assert law.floor == pytest.approx(1.7, abs=2e-3)
 
 
 @pytest.mark.parametrize(
-    ("rho", "message"),
+    ("drop_C", "message"),
     [
-        (np.where(X_G > 5, np.nan, 1.0), "finite density"),
-        (-np.ones_like(X_G), "not negative"),
-        (np.zeros_like(X_G), "0.0 independent points"),
-        (np.ones(3), "per grid point"),
+        (np.where(X_C > 5, np.nan, 1.0), "finite drops"),
+        (-np.ones_like(X_C), "not negative"),
+        (np.zeros_like(X_C), "no tail"),
+        (np.where(X_C < 1, 1.0, 0.0), "no learning times to speak of"),
+        (np.ones(3), "do not match"),
     ],
 )
-def test_what_is_no_spectrum_with_a_tail_is_refused(rho, message):
+def test_what_is_no_spectrum_with_a_tail_is_refused(drop_C, message):
     with pytest.raises(TokscaleError, match=message):
-        tail_exponent(X_G, rho, from_x=1)
+        tail_exponent(X_C, drop_C[None], from_x=1, to_x=9)
 
 
-def test_a_tail_shorter_than_the_kernel_is_refused():
+def test_a_tail_of_no_length_is_refused():
     with pytest.raises(TokscaleError, match="start it earlier"):
-        tail_exponent(X_G, np.exp(-X_G), from_x=8, bandwidth=0.5)
+        tail_exponent(X_C, np.ones((1, 2048)), from_x=9, to_x=8)
