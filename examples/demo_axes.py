@@ -2,11 +2,11 @@
 
     python examples/demo_axes.py [--demo demo-run]
 
-after `make demo`. It trains ten more runs of the demo (15 minutes or so on two cores), fits them and
-asks what the paper claims: do learning times carry over to another seed and another size, do those
-along T say what more data (D) and a larger model (M) learn, and which law explains the losses? The
-answers are printed, and are sections of DEMO/axes/report.html. What is there already is not done
-again.
+after `make demo`. It trains ten more runs of the demo (15 minutes or so on two cores), fits them,
+and asks what the paper claims: do learning times carry over to another seed and another size, do
+those along T say what more data (D) and a larger model (M) learn, and which law explains the
+losses? The answers are printed, and are sections of DEMO/axes/report.html. What is there already is
+not done again.
 """
 
 import argparse

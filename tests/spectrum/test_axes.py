@@ -1,0 +1,155 @@
+"""The spectrum along D and M, from planted last losses of runs. N tokens, K runs."""
+
+import json
+
+import numpy as np
+import pytest
+from runs import log_time, plain_probe_set, probe_steps, write_run
+from scipy.special import expit
+
+from megatron_tokscale.cli import main
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import read_json, write_json
+from megatron_tokscale.fit import fit_run
+from megatron_tokscale.spectrum import axis_run
+
+N_TOKENS = 1600
+STEPS = np.array([0, 50, 100, 200, 400, 800, 1600])
+SIZES = [int(n) for n in np.geomspace(1e6, 64e6, 7)]
+
+
+def token(seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.uniform(0, 1, N_TOKENS), rng.uniform(1, 5, N_TOKENS)
+
+
+def losses(progress_K, order_N, drop_N, seed=1):
+    """Tokens fall when the progress of training passes their place in the order."""
+    curve_NK = 1 + drop_N[:, None] * expit((order_N[:, None] - progress_K) / 0.06)
+    return curve_NK + 0.03 * np.random.default_rng(seed).standard_normal(curve_NK.shape)
+
+
+def run_of_size(path, size, loss_NK, steps=STEPS):
+    run = write_run(path, steps, loss_NK)
+    info = read_json(path / "tokscale/run.json")
+    about = {"parameters": 2 * size, "non_embedding": size, "flops_per_token": 6 * size}
+    write_json(path / "tokscale/run.json", info | {"size": about})
+    return type(run).open(run.path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("axes")
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    """Larger models learn more of one order; each was probed before and after training."""
+    order_N, drop_N = token()
+    runs = []
+    for k, size in enumerate(SIZES):
+        last_N = losses(np.array([k / 6]), order_N, drop_N, seed=k)[:, 0]
+        runs.append(run_of_size(folder / f"m{k}", size, np.stack([last_N + 4, last_N], 1), [0, 9]))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def along_t(folder):
+    """A run in which the same tokens are learned in the same order along T, at other times."""
+    order_N, drop_N = token()
+    steps = probe_steps(40, last=3000)
+    progress_K = np.where(steps > 0, (log_time(np.maximum(steps, 1)) / 8) ** 2, -5.0)
+    run = write_run(folder / "t", steps, losses(progress_K, order_N, drop_N))
+    fit_run(run)
+    return run
+
+
+def test_the_axis_is_ordered_and_measured(models, folder):
+    shuffled = [models[i] for i in (3, 0, 6, 1, 5, 2, 4)]
+    result = axis_run(shuffled, "M", folder / "M", n_resamples=20)
+    assert [run["size"] for run in result["runs"]] == pytest.approx(SIZES)
+    last = [run.read_losses()[:, -1].mean() for run in models]
+    assert [run["loss"] for run in result["runs"]] == pytest.approx(last, rel=1e-5)
+    assert result == json.loads((folder / "M/axis.json").read_text())
+    low, high = result["fall_interval"]
+    assert low < last[0] - last[-1] < high
+    assert result["same_tokens"]["full"]["r2"] > 0.8
+    with np.load(folder / "M/axis.npz") as arrays:
+        np.testing.assert_allclose(arrays["mean_loss_RK"][0], last, rtol=1e-5)
+        assert arrays["drop_weighted_RG"].shape == (21, len(arrays["x_G"]))
+
+
+@pytest.mark.parametrize(("size", "factor"), [("parameters", 2), ("flops", 6)])
+def test_the_size_can_be_chosen(models, folder, size, factor):
+    result = axis_run(models, "M", folder / size, size=size, n_resamples=2)
+    assert result["runs"][0]["size"] == pytest.approx(factor * SIZES[0])
+
+
+def test_learning_times_along_t_predict_the_axis(models, along_t, folder):
+    result = axis_run(models, "M", folder / "across", source=along_t, n_resamples=40)
+    decile = result["across"]["groups"]["learning-time decile"]
+    assert decile["passes"] is True
+    assert decile["events"]["skill"] > 0.5
+
+
+def test_learning_times_of_other_tokens_do_not(models, folder):
+    order_N, drop_N = token(seed=99)
+    steps = probe_steps(40, last=3000)
+    progress_K = np.where(steps > 0, log_time(np.maximum(steps, 1)) / 8, -5.0)
+    run = write_run(folder / "other", steps, losses(progress_K, order_N, drop_N))
+    fit_run(run)
+    groups = axis_run(models, "M", folder / "not", source=run, n_resamples=40)["across"]["groups"]
+    assert groups["learning-time decile"]["passes"] is False
+
+
+def test_data_are_counted_in_tokens(tmp_path):
+    order_N, drop_N = token()
+    runs = []
+    for k, last in enumerate(STEPS[1:]):
+        loss_N = losses(np.array([k / 5]), order_N, drop_N, seed=k)[:, 0]
+        loss_NK = np.stack([loss_N + 1, loss_N], 1)
+        runs.append(write_run(tmp_path / f"d{k}", [0, int(last)], loss_NK))
+    result = axis_run(runs, "D", tmp_path / "D", n_resamples=2)
+    tokens = [4 * int(last) * plain_probe_set(N_TOKENS).seq_length for last in STEPS[1:]]
+    assert [run["size"] for run in result["runs"]] == pytest.approx(tokens)
+    assert result["size"] == "tokens"
+
+
+def test_bad_axes_are_refused_with_one_line(models, folder, tmp_path):
+    with pytest.raises(TokscaleError, match="4 runs are too few"):
+        axis_run(models[:4], "M", folder / "x")
+    with pytest.raises(TokscaleError, match="have one size on the axis D"):
+        axis_run(models, "D", folder / "x")
+    plain = write_run(tmp_path / "plain", [0, 9], np.ones((N_TOKENS, 2)))
+    with pytest.raises(TokscaleError, match="does not say how large its model is"):
+        axis_run([*models, plain], "M", folder / "x")
+    other = write_run(tmp_path / "few", [0, 9], np.ones((16, 2)))
+    with pytest.raises(TokscaleError, match="watches other tokens"):
+        axis_run([*models, other], "M", folder / "x")
+    assert not (folder / "x").exists()
+
+
+def test_the_verb_prints_the_axis(models, along_t, folder, capsys):
+    words = ["spectrum", "--axis", "M", *(str(run.path) for run in models)]
+    main([*words, "--from", str(along_t.path), "--out", str(folder / "cli"), "--resamples", "5"])
+    printed = capsys.readouterr().out
+    assert "axis M (non-embedding), 7 runs" in printed
+    assert "learning-time decile" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--axis", "M"], "say where to with --out"),
+        (["--axis", "M", "--out", "x", "--from", "a", "a"], "takes one run"),
+        (["--resamples", "1"], "give no interval"),
+        (["--out", "x"], "of one RUN"),
+    ],
+)
+def test_the_verb_refuses_with_one_line(along_t, words, message, capsys, monkeypatch):
+    path = str(along_t.path)
+    words = [path if word == "a" else word for word in words]
+    with pytest.raises(SystemExit) as stop:
+        main(["spectrum", path, *words])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
