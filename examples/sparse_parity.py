@@ -39,8 +39,13 @@ from torch.nn import functional
 
 import megatron_tokscale
 from megatron_tokscale.files import whole_or_absent, write_text
-from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass, fit_sigmoids
-from megatron_tokscale.spectrum import Comparison, LearningTimeSpectrum, reconstruct
+from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_sigmoids
+from megatron_tokscale.spectrum import (
+    Comparison,
+    LearningTimeSpectrum,
+    learning_times,
+    reconstruct,
+)
 
 PROBES_PER_OCTAVE = 8
 CONVERGED = 0.1 * math.log(2)  # nats; the paper's 0.1 bits
@@ -214,11 +219,11 @@ def converged_x(x_K: Array, loss_K: Array) -> float:
 
 
 def learned_x(fits: SigmoidFits, task_N: NDArray[np.int64], tasks: int) -> Array:
-    """Drop-weighted median midpoint of every subtask's samples, from their one-sigmoid fits."""
-    trusted_N = np.isin(fits.status_N, (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS))
-    falls_N = trusted_N & (fits.drop_N > 0)
+    """Drop-weighted median of the learning times of every subtask's samples."""
+    time_N = learning_times(fits)
+    known_N = np.isfinite(time_N)
     return median_x(
-        fits.midpoint_N[falls_N], fits.drop_N[falls_N], task_N[falls_N], np.bincount(task_N), tasks
+        time_N[known_N], fits.drop_N[known_N], task_N[known_N], np.bincount(task_N), tasks
     )
 
 
