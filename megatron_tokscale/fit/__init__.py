@@ -1,6 +1,6 @@
 """One sigmoid per token, many tokens at a time. Importing this room does not load torch."""
 
-from megatron_tokscale.fit.axis import WidthPrior
+from megatron_tokscale.fit.axis import MIN_PROBES, WidthPrior
 from megatron_tokscale.fit.run import fit_run, fits_path
 from megatron_tokscale.fit.sigmoids import fit_sigmoids, shared_width
 from megatron_tokscale.fit.table import (
@@ -12,6 +12,7 @@ from megatron_tokscale.fit.table import (
 )
 
 __all__ = [
+    "MIN_PROBES",
     "FitStatus",
     "SigmoidFits",
     "TokenClass",

@@ -13,7 +13,9 @@ from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.laws.one_third import (
+from megatron_tokscale.laws.correlation import (
+    LEAST_FREEDOM,
+    NO_ERROR,
     Array,
     Interval,
     effective_points,
@@ -29,8 +31,6 @@ _LINE_PARAMETERS = 2
 _STARTS = 4
 _LEAST_WIDTH, _GREATEST_WIDTH = 0.02, 2.0
 _N_BREAKS, _N_WIDTHS = 24, 5
-_LEAST_FREEDOM = 2.0
-_NO_ERROR = 1e-24  # mean squared log residual of a law without noise
 
 
 @dataclass(frozen=True)
@@ -265,13 +265,13 @@ def _descend(x_K: Array, target_K: Array, start: tuple[float, float]) -> _Law:
 
 def _noise(residual_K: Array, effective: float) -> Array:
     """Residuals to draw one by one, as wide as correlated ones and the spent freedom make them."""
-    freedom = max(effective - _PARAMETERS, _LEAST_FREEDOM)
+    freedom = max(effective - _PARAMETERS, LEAST_FREEDOM)
     return np.asarray((residual_K - residual_K.mean()) * np.sqrt(len(residual_K) / freedom))
 
 
 def _delta_bic(x_K: Array, target_K: Array, residual_K: Array, effective: float) -> float:
     line_K = target_K - np.polyval(np.polyfit(x_K, target_K, 1), x_K)
-    fall = np.log(max((line_K**2).mean(), _NO_ERROR) / max((residual_K**2).mean(), _NO_ERROR))
+    fall = np.log(max((line_K**2).mean(), NO_ERROR) / max((residual_K**2).mean(), NO_ERROR))
     return float(effective * fall - (_PARAMETERS - _LINE_PARAMETERS) * np.log(effective))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from megatron_tokscale.laws.explain import spread
 
-_DRIFT = 0.7  # our choice: n of 40 probes is then 7, for three parameters
+DRIFT = 0.7  # our choice: n of 40 probes is then 7, for three parameters
 _HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
 
 
@@ -38,7 +38,7 @@ def _law(name: str, law: Mapping[str, Any]) -> list[str]:
     low, high = law["exponent_documents_interval"]
     documents = "-" if low is None else f"[{low:.3f}, {high:.3f}]"
     doubt = "" if law["converged"] else "  not converged"
-    if law["autocorrelation"] > _DRIFT:
+    if law["autocorrelation"] > DRIFT:
         doubt += f"  residuals drift (rho {law['autocorrelation']:.2f}): no power law here"
     return [
         f"  {name:<16}{spread(law, 'floor'):<24}{spread(law, 'exponent'):<24}{documents:<18}"

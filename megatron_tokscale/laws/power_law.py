@@ -11,16 +11,18 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.laws.correlation import (
+    LEAST_FREEDOM,
+    Interval,
+    effective_points,
+    serial_correlation,
+)
 from megatron_tokscale.laws.huber import Array, Curve, Solution
 
 MIN_POINTS = 6
 DISCARDED = 0.1
 _PARAMETERS = 3
-_MAX_CORRELATION = 0.9
-_LEAST_FREEDOM = 2.0
 _ROUNDING = 1e-8  # relative, of times and losses
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def fit_power_law(
     curve = Curve(np.log(time_K), np.log(loss))
     best = curve.solve()
     residual_K = curve.log_loss_K - curve.predict(best)
-    rho = _autocorrelation(residual_K)
+    rho = float(serial_correlation(residual_K, _PARAMETERS))
     noise = _Noise.of(residual_K, rho)
     resamples = _resample(curve, best, noise.residual_K, n_resamples, seed)
     exponent_R = [solution.exponent for solution in resamples]
@@ -161,20 +163,6 @@ def _check_points(time_K: Array, loss_K: Array, start: float) -> None:
         )
 
 
-def _autocorrelation(residual_K: Array) -> float:
-    """Lag-1 correlation in [0, 0.9], corrected for its expectation in a fit to white noise.
-
-    A smooth parameter takes one slow mode out of the residuals, which lowers their lag-1
-    correlation by about 1/K; estimating it lowers it by (1 + 3 rho)/K more (Kendall 1954).
-    """
-    centred_K = residual_K - residual_K.mean()
-    if np.abs(centred_K).max() < _ROUNDING:
-        return 0.0
-    n = len(centred_K)
-    raw = centred_K[1:] @ centred_K[:-1] / (centred_K @ centred_K)
-    return float(np.clip((n * raw + _PARAMETERS) / (n - _PARAMETERS - 1), 0, _MAX_CORRELATION))
-
-
 @dataclass(frozen=True)
 class _Noise:
     """Residuals to draw from: wide enough for intervals, by `student` too wide for errors."""
@@ -185,8 +173,8 @@ class _Noise:
     @staticmethod
     def of(residual_K: Array, rho: float) -> "_Noise":
         n = len(residual_K)
-        effective = n * (1 - rho) / (1 + rho)
-        freedom = max(effective - _PARAMETERS, _LEAST_FREEDOM)
+        effective = float(effective_points(n, rho))
+        freedom = max(effective - _PARAMETERS, LEAST_FREEDOM)
         student = float(student_t.ppf(0.975, freedom) / norm.ppf(0.975))
         scale = np.sqrt(n / effective * max(effective / freedom, 1.0)) * student
         return _Noise((residual_K - residual_K.mean()) * scale, student)

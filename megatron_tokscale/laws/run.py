@@ -73,6 +73,7 @@ def laws_run(
         "version": __version__,
         "time": inputs.time,
         "probe_fingerprint": run.probe_set.fingerprint,
+        "steps": run.step_K.tolist(),
         "overall": overall,
         "datasets": [
             {"name": name, **law(inputs.mean_loss_RDK[:, d])}

@@ -1,22 +1,23 @@
-"""What `fit_run` and `spectrum_run` left on disk, read and checked to belong together.
+"""What `fit_run`, `spectrum_run` and others left of a run, read and checked to belong together.
 
 Shapes: N tokens, K probe steps, G grid points, D datasets, C bins.
 """
 
-import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, read_json
 from megatron_tokscale.fit import SigmoidFits, fits_path, read_metadata
+from megatron_tokscale.report.optional import AxisSpectrum, read_axes, read_laws, read_transfer
+from megatron_tokscale.report.read import read_arrays, read_result
 from megatron_tokscale.store import Run
+from megatron_tokscale.store.reader import Time
 
-SCHEMA_VERSION = 1
-_JSON = ("fit.json", "spectrum.json", "reconstruction.json")
+_SCHEMAS = {"fit.json": 1, "spectrum.json": 2, "reconstruction.json": 2}
 
 
 @dataclass(frozen=True)
@@ -31,55 +32,63 @@ class Analysis:
         spectrum: the content of spectrum.json.
         reconstruction: the content of reconstruction.json.
         arrays: the arrays of spectrum.npz by name.
+        transfer: the entries of transfer.json, one per run whose learning times were tested here.
+        laws: the content of laws.json; None if there is none.
+        axes: spectra over runs of growing size.
     """
 
     run: Run
-    time: str
+    time: Time
     fits: SigmoidFits
     fit: dict[str, Any]
     spectrum: dict[str, Any]
     reconstruction: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
+    transfer: tuple[dict[str, Any], ...]
+    laws: dict[str, Any] | None
+    axes: tuple[AxisSpectrum, ...]
 
     @staticmethod
-    def load(run: Run) -> "Analysis":
-        """Read RUN/analysis.
+    def load(run: Run, axes: Sequence[Path] = ()) -> "Analysis":
+        """Read RUN/analysis, and the folders of spectra along D and M.
 
         Raises:
-            TokscaleError: a file is missing or damaged, or of other probes than the run has now.
+            TokscaleError: a file is missing or damaged, of another schema, or of other probes than
+                the run has now.
         """
-        needed = [fits_path(run), run.analysis / "spectrum.npz", *(run.analysis / n for n in _JSON)]
+        names = ("spectrum.npz", *_SCHEMAS)
+        needed = [fits_path(run), *(run.analysis / name for name in names)]
         missing = [path.name for path in needed if not path.is_file()]
+        verbs = [f"`megatron-tokscale {verb} {run.path}`" for verb in ("fit", "spectrum")]
         if missing:
             raise TokscaleError(
-                f"{run.analysis} has no {missing[0]}; run `megatron-tokscale fit {run.path}` and "
-                f"`megatron-tokscale spectrum {run.path}` first"
+                f"{run.analysis} has no {missing[0]}; run {verbs[0]} and {verbs[1]} first"
             )
         made_of = read_metadata(fits_path(run))
-        fit, spectrum, reconstruction = (read_json(run.analysis / name) for name in _JSON)
-        for name, content in zip(_JSON, (fit, spectrum, reconstruction), strict=True):
-            check_schema(run.analysis / name, int(content["schema_version"]), SCHEMA_VERSION)
-        arrays = _read_arrays(run)
-        here = (run.probe_set.fingerprint, run.step_K.tolist(), made_of["time"])
+        fit, spectrum, reconstruction = (
+            read_result(run.analysis / name, schema, f"run {verbs[int(name != 'fit.json')]} again")
+            for name, schema in _SCHEMAS.items()
+        )
+        arrays = read_arrays(run.analysis / "spectrum.npz", f"run {verbs[1]} again")
+        time: Time = made_of["time"]
+        here = (run.probe_set.fingerprint, run.step_K.tolist(), time)
         of_fits = (made_of["probe_fingerprint"], made_of["steps"], fit["time"])
         steps = arrays["step_K"].tolist()
         of_spectrum = (reconstruction["probe_fingerprint"], steps, reconstruction["time"])
         if not here == of_fits == of_spectrum:
             raise TokscaleError(
                 f"{run.analysis} is of other probes or another time than the run has now; run "
-                f"`megatron-tokscale fit {run.path}` and `megatron-tokscale spectrum {run.path}` "
-                "again"
+                f"{verbs[0]} and {verbs[1]} again"
             )
-        fits = SigmoidFits.load(fits_path(run))
-        return Analysis(run, str(made_of["time"]), fits, fit, spectrum, reconstruction, arrays)
-
-
-def _read_arrays(run: Run) -> dict[str, NDArray[Any]]:
-    path = run.analysis / "spectrum.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file.items())
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise TokscaleError(
-            f"{path} is damaged ({error}); run `megatron-tokscale spectrum {run.path}` again"
-        ) from error
+        return Analysis(
+            run,
+            time,
+            SigmoidFits.load(fits_path(run)),
+            fit,
+            spectrum,
+            reconstruction,
+            arrays,
+            read_transfer(run, time),
+            read_laws(run, time, reconstruction),
+            read_axes(run, axes),
+        )

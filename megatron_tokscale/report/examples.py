@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.learning import CLASS_MEANINGS
+from megatron_tokscale.report.classes import CLASS_MEANINGS
 from megatron_tokscale.report.markup import dataset, escape, number, paragraph, section
 from megatron_tokscale.report.scale import UNITS, TimeScale, time_of
 from megatron_tokscale.report.text import BEFORE, Passage, passages

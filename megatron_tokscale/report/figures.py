@@ -4,6 +4,7 @@ Shapes: K probe steps, G grid points, D datasets, C bins.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from megatron_tokscale.report.scale import LABELS, TimeScale, time_of
 from megatron_tokscale.report.style import (
     MEASURED,
     NULL,
+    NULLS,
     RECONSTRUCTIONS,
     SPECTRUM_FILL,
     dataset_colour,
@@ -61,30 +63,55 @@ def _curve(
 
 
 def derivative(analysis: Analysis) -> str:
-    """-dL/dx measured, its reconstructions and the drop-weighted spectrum."""
+    """-dL/dx measured, its reconstructions and nulls, and the drop-weighted spectrum."""
     arrays = analysis.arrays
     time_G = time_of(arrays["x_G"])
     scale = TimeScale.of(time_G)
 
     def paint(figure: Any) -> None:
         axes = figure.add_subplot()
+        weighted_G = arrays["drop_weighted_G"]
         axes.fill_between(
-            time_G,
-            arrays["drop_weighted_G"],
-            color=SPECTRUM_FILL,
-            lw=0,
-            label="drop-weighted spectrum",
+            time_G, weighted_G, color=SPECTRUM_FILL, lw=0, label="drop-weighted spectrum"
         )
-        _band(axes, time_G, arrays["measured_G"], arrays["measured_se_G"], MEASURED, "measured")
-        for name, (colour, line) in RECONSTRUCTIONS.items():
-            axes.plot(time_G, arrays[f"{name}_G"], color=colour, ls=line, lw=1.5, label=name)
-        axes.axhline(0, color="#999999", lw=0.7)
+        for bound_G in arrays["drop_weighted_interval_2G"]:
+            axes.plot(time_G, bound_G, color=NULL, lw=0.6)
+        band(axes, time_G, arrays["measured_interval_2G"], MEASURED)
+        axes.plot(time_G, arrays["measured_G"], color=MEASURED, lw=2.4, label="measured")
+        rebuilt(axes, time_G, arrays)
         time_axis(axes, scale, LABELS[analysis.time])
         axes.set_ylabel("−dL/dx (nats per unit of x)")
-        figure.legend(loc="outside upper left", ncols=5)
+        figure.legend(loc="outside upper left", ncols=7)
 
-    alt = "Measured derivative of the mean loss beside three reconstructions and the spectrum"
+    alt = "Measured derivative of the mean loss beside its reconstructions and the spectrum"
     return draw("derivative", alt, 3.6, paint)
+
+
+def rebuilt(axes: Any, time_G: NDArray[np.float64], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """The reconstructions of -dL/dx and the nulls, NAME_G each, and the line at zero."""
+    for name, (colour, line) in (RECONSTRUCTIONS | NULLS).items():
+        width = 1.1 if name in NULLS else 1.5
+        axes.plot(time_G, arrays[f"{name}_G"], color=colour, ls=line, lw=width, label=name)
+    axes.axhline(0, color="#999999", lw=0.7)
+
+
+def misses(analysis: Analysis) -> str:
+    """Fall of each reconstruction minus the measured one, by part of the probed range."""
+    falls = analysis.reconstruction["falls"]
+    edges = time_of(np.array(falls["edges"]))
+
+    def paint(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for name, (colour, line) in RECONSTRUCTIONS.items():
+            miss = np.subtract(falls[name], falls["measured"])
+            axes.stairs(miss, edges, baseline=None, color=colour, ls=line, lw=1.6, label=name)
+        axes.axhline(0, color="#999999", lw=0.8)
+        time_axis(axes, TimeScale.of(edges), LABELS[analysis.time])
+        axes.set_ylabel("rebuilt − measured (nats)")
+        figure.legend(loc="outside upper left", ncols=3)
+
+    alt = "Fall of each reconstruction minus the measured fall in eight parts of the probed range"
+    return draw("misses", alt, 2.3, paint)
 
 
 def derivative_by_dataset(analysis: Analysis) -> str:
@@ -103,9 +130,8 @@ def derivative_by_dataset(analysis: Analysis) -> str:
             panel.fill_between(
                 time_G, arrays["drop_weighted_DG"][d], color=colour, alpha=0.22, lw=0
             )
-            _band(
-                panel, time_G, arrays["measured_DG"][d], arrays["measured_se_DG"][d], colour, None
-            )
+            band(panel, time_G, arrays["measured_interval_D2G"][d], colour)
+            panel.plot(time_G, arrays["measured_DG"][d], color=colour, lw=2.4)
             panel.set_title(name)
             time_axis(panel, scale, LABELS[analysis.time])
         for panel in panels[len(shown) :]:
@@ -116,19 +142,11 @@ def derivative_by_dataset(analysis: Analysis) -> str:
     return draw("datasets", alt, 2.5 * math.ceil(len(shown) / 3), paint)
 
 
-def _band(
-    axes: Any,
-    time_G: NDArray[np.float64],
-    value_G: NDArray[np.float64],
-    error_G: NDArray[np.float64],
-    colour: str,
-    name: str | None,
+def band(
+    axes: Any, time_G: NDArray[np.float64], interval_2G: NDArray[np.float64], colour: str
 ) -> None:
-    """A line with two standard errors on either side."""
-    axes.fill_between(
-        time_G, value_G - 2 * error_G, value_G + 2 * error_G, color=colour, alpha=0.25, lw=0
-    )
-    axes.plot(time_G, value_G, color=colour, lw=2.4, label=name)
+    """The area between the ends of an interval."""
+    axes.fill_between(time_G, *interval_2G, color=colour, alpha=0.25, lw=0)
 
 
 def widths(analysis: Analysis) -> str:

@@ -1,8 +1,9 @@
 """Pieces of HTML. What comes from outside goes through `escape`; cells are HTML already."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from megatron_tokscale.report.style import dataset_colour
 
@@ -10,8 +11,10 @@ __all__ = [
     "bar",
     "dataset",
     "escape",
+    "estimate",
     "facts",
     "figure",
+    "interval",
     "number",
     "paragraph",
     "plural",
@@ -30,6 +33,20 @@ def number(value: float | None, pattern: str = ",.3f") -> str:
     if not text.strip("−0.%"):
         text = text.replace("−", "")
     return f'<data value="{exact!r}">{text}</data>'
+
+
+def estimate(result: Mapping[str, Any], name: str, pattern: str = ",.3f") -> str:
+    """NAME of a JSON result, and its 95% interval if it has one."""
+    return number(result[name], pattern) + interval(result, name, pattern)
+
+
+def interval(result: Mapping[str, Any], name: str, pattern: str = ",.3f") -> str:
+    """The 95% interval of NAME; nothing where it is not defined."""
+    bounds = result[f"{name}_interval"]
+    if bounds is None or None in bounds:
+        return ""
+    low, high = (number(bound, pattern) for bound in bounds)
+    return f' <span class="interval">[{low}, {high}]</span>'
 
 
 def bar(share: float | None) -> str:
@@ -64,15 +81,21 @@ def section(anchor: str, title: str, *parts: str) -> str:
     return "\n".join([f'<section aria-labelledby="{anchor}">', heading, *parts, "</section>"])
 
 
-def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first cell of each row names it, the others are aligned as numbers."""
+def table(
+    caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = ""
+) -> str:
+    """A table; the first cell of each row names it, the others are aligned as numbers.
+
+    `kind` is a CSS class: "words" aligns them as text.
+    """
     head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
     body = "\n".join(
         f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
         for row in rows
     )
+    start = f'<table class="{kind}">' if kind else "<table>"
     return (
-        f'<div class="wide"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>\n'
+        f'<div class="wide">{start}<caption>{caption}</caption><thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>"
     )
 

@@ -1,47 +1,64 @@
-"""The page: its sections in order, with no outside resources and no scripts."""
+"""The page: its sections in order, with no outside resources and no scripts.
 
+A section is a file with a function Analysis -> HTML, empty if there is nothing to show, and maybe
+one that gives its verdicts.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 from megatron_tokscale import __version__
 from megatron_tokscale.report.analysis import Analysis
+from megatron_tokscale.report.axes import axis_sections, axis_verdicts
+from megatron_tokscale.report.classes import classes
 from megatron_tokscale.report.compare_section import comparison
 from megatron_tokscale.report.examples import examples
-from megatron_tokscale.report.learning import classes, locality, spectrum
+from megatron_tokscale.report.forward import forward, forward_verdicts
+from megatron_tokscale.report.laws import laws, laws_verdicts
+from megatron_tokscale.report.locality import locality, locality_verdict
 from megatron_tokscale.report.markup import escape, paragraph
 from megatron_tokscale.report.overview import loss_curve, what_was_run
+from megatron_tokscale.report.spectrum import spectrum
 from megatron_tokscale.report.style import CSS
+from megatron_tokscale.report.transfer import transfer, transfer_verdicts
+from megatron_tokscale.report.verdicts import summary
 from megatron_tokscale.store import Run
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-_ENTRIES = {
-    "run": "What was run",
-    "loss": "Loss curve",
-    "spectrum": "Spectrum",
-    "locality": "Locality",
-    "classes": "Classes",
-    "tokens": "Example tokens",
-    "comparison": "Under a plan",
-}
 
 
 def render(
     analysis: Analysis, compare: Run | None, tokenizer: Any, n_tokens: int, seed: int
 ) -> str:
     """The whole page as HTML; `tokenizer` None shows ids, `compare` None has no comparison."""
-    run = analysis.run
-    title = f"When tokens were learned: {run.path.name}"
-    sections = [
-        what_was_run(analysis),
-        loss_curve(analysis),
-        spectrum(analysis),
-        locality(analysis),
-        classes(analysis),
-        examples(analysis, tokenizer, n_tokens, seed),
+    title = f"When tokens were learned: {analysis.run.path.name}"
+    verdicts = [
+        locality_verdict(analysis),
+        *forward_verdicts(analysis),
+        *transfer_verdicts(analysis),
+        *axis_verdicts(analysis),
+        *laws_verdicts(analysis),
     ]
-    if compare is not None:
-        sections.append(comparison(run, compare))
-    shown = [anchor for anchor in _ENTRIES if anchor != "comparison" or compare is not None]
-    entries = "".join(f'<li><a href="#{anchor}">{_ENTRIES[anchor]}</a></li>' for anchor in shown)
+    sections = [
+        ("verdicts", "Verdicts", summary(verdicts)),
+        ("run", "What was run", what_was_run(analysis)),
+        ("loss", "Loss curve", loss_curve(analysis)),
+        ("spectrum", "Spectrum", spectrum(analysis)),
+        ("locality", "Locality", locality(analysis)),
+        ("classes", "Classes", classes(analysis)),
+        ("forward", "Forward in time", forward(analysis)),
+        ("transfer", "Transfer", transfer(analysis)),
+        *axis_sections(analysis),
+        ("laws", "Laws", laws(analysis)),
+        ("tokens", "Example tokens", examples(analysis, tokenizer, n_tokens, seed)),
+        ("comparison", "Under a plan", comparison(analysis.run, compare) if compare else ""),
+    ]
+    return _page(title, [each for each in sections if each[-1]])
+
+
+def _page(title: str, sections: Sequence[tuple[str, str, str]]) -> str:
+    """Sections as (anchor, entry in the navigation, HTML)."""
+    entries = "".join(f'<li><a href="#{anchor}">{name}</a></li>' for anchor, name, _ in sections)
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -51,7 +68,7 @@ def render(
             f"<h1>{escape(title)}</h1>",
             paragraph(f"Written by megatron-tokscale {__version__}. Losses are in nats.", "soft"),
             f'<nav aria-label="Sections"><ol>{entries}</ol></nav>',
-            *sections,
+            *(html for _, _, html in sections),
             "</main>\n</body>\n</html>\n",
         ]
     )

@@ -1,6 +1,7 @@
 """`report_run`: from a run and its analysis to one HTML page."""
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_tokscale.errors import TokscaleError
@@ -14,6 +15,7 @@ def report_run(
     run: Run,
     *,
     compare: Run | None = None,
+    axes: Sequence[Path] = (),
     tokenizer: Path | None = None,
     n_tokens: int = 36,
     seed: int = 0,
@@ -24,6 +26,7 @@ def report_run(
     Args:
         run: an opened run with its fits and spectra.
         compare: a run on the same probe set, trained under a plan; `run` is its baseline.
+        axes: folders that `axis_run` wrote, of runs on the same probe set.
         tokenizer: a tokenizer.json to show the tokens' text; without it their ids are shown.
         n_tokens: example tokens to show.
         seed: of the choice of example tokens.
@@ -34,7 +37,7 @@ def report_run(
 
     Raises:
         TokscaleError: the analysis is missing or of other probes, a package is missing, the
-            tokenizer does not fit, or the two runs do not share a probe set.
+            tokenizer does not fit, or another run or an axis is of another probe set.
         OSError: the page cannot be written.
     """
     _require("matplotlib")
@@ -47,7 +50,7 @@ def report_run(
         )
     if compare is not None and not compare.records:
         raise TokscaleError(f"{compare.path} has no probes yet; train it, then compare")
-    analysis = Analysis.load(run)
+    analysis = Analysis.load(run, axes)
     decoder = load_tokenizer(tokenizer, run.probe_set) if tokenizer is not None else None
 
     from megatron_tokscale.report.page import render

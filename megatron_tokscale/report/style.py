@@ -11,6 +11,12 @@ RECONSTRUCTIONS = {
     "kernel": ("#b8730a", "--"),
     "spectrum": ("#2a8c8c", ":"),
 }
+NULLS = {
+    "mean-curve": ("#b0904a", (0, (6, 1.5, 1, 1.5))),
+    "power-law": (NULL, (0, (5, 1.5))),
+    "uniform": ("#b9b9b9", (0, (1, 1))),
+}
+ALIGNMENTS = {"absolute": (MEASURED, "o"), "by loss": ("#0072b2", "s")}
 _DATASETS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)))
 
@@ -58,7 +64,13 @@ th, td { padding: .28rem .8rem; border-bottom: 1px solid var(--line); text-align
 th:first-child { text-align: left; padding-left: 0; }
 thead th { font-weight: 600; border-bottom: 1px solid #999; vertical-align: bottom; }
 tbody th { font-weight: 400; min-width: 9rem; }
-.facts-of td { text-align: left; }
+.facts-of td, .words td, .words thead th { text-align: left; }
+.dense th, .dense td { padding-left: .45rem; padding-right: .45rem; }
+.dense tbody th { min-width: 7rem; }
+td .interval { display: block; color: var(--soft); font-size: .8rem; white-space: nowrap; }
+.outcome { font-weight: 600; white-space: nowrap; }
+.outcome.passed { color: #00634a; }
+.outcome.undefined, .outcome.undecided { color: var(--soft); }
 .facts-of tbody th { color: var(--soft); white-space: nowrap; }
 .key { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-right: .4rem;
   vertical-align: -.05rem; }

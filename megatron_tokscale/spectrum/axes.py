@@ -24,7 +24,7 @@ from megatron_tokscale.spectrum.reconstruction import compare
 from megatron_tokscale.spectrum.resampling import Estimate, Units
 from megatron_tokscale.spectrum.run import FittedRun, class_shares
 from megatron_tokscale.spectrum.sums import DocumentSums
-from megatron_tokscale.spectrum.transfer import Alignment, TransferSums
+from megatron_tokscale.spectrum.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.store import Run
 
 SCHEMA_VERSION = 1
@@ -106,7 +106,7 @@ def axis_run(
         "falls": overall.falls(),
         "classes": class_shares(sums, weight_RU),
         "across": None,
-        "settings": {"n_resamples": n_resamples, "seed": seed},
+        "settings": {"n_resamples": n_resamples, "permutations": PERMUTATIONS, "seed": seed},
     }
     if source is not None:
         say(f"learning times along T of {source.path.name}")

@@ -24,10 +24,10 @@ from megatron_tokscale.spectrum.order import learning_order
 from megatron_tokscale.spectrum.resampling import MOST_UNITS, Units
 from megatron_tokscale.spectrum.run import FittedRun, drawn
 from megatron_tokscale.spectrum.sums import loss_sums
-from megatron_tokscale.spectrum.transfer import Alignment, TransferSums
+from megatron_tokscale.spectrum.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.store import Run
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _RANKED_TOKENS = 500_000
 _VALUES_PER_GROUP, _LEAST_UNITS = 2**16, 128  # bounds the tables of units, groups and probes
 
@@ -88,11 +88,13 @@ def transfer_run(
     entry = {
         "source": source.path.name,
         "source_run_id": source.info.get("run_id"),
+        "source_steps": source.step_K.tolist(),
+        "steps": target.step_K.tolist(),
         "probe_fingerprint": tokens.fingerprint,
         "time": runs[1].time,
         "documents": units.documents,
         **result,
-        "settings": {"n_resamples": n_resamples, "seed": seed},
+        "settings": {"n_resamples": n_resamples, "permutations": PERMUTATIONS, "seed": seed},
     }
     _store(target, entry)
     return entry
@@ -178,12 +180,14 @@ def _store(target: Run, entry: dict[str, Any]) -> None:
     entries: list[dict[str, Any]] = []
     if path.is_file():
         known = read_json(path)
-        check_schema(path, int(known.get("schema_version", 0)), SCHEMA_VERSION)
+        version = int(known.get("schema_version", 0))
+        check_schema(path, version, SCHEMA_VERSION)
         entries = [
             each
-            for each in known["from"]
+            for each in (known["from"] if version == SCHEMA_VERSION else ())
             if each["source_run_id"] != entry["source_run_id"]
             and each["probe_fingerprint"] == entry["probe_fingerprint"]
+            and each["steps"] == entry["steps"]
         ]
     write_json(
         path,

@@ -7,6 +7,7 @@ _SOURCES = {
     "full": "every token's own transition",
     "kernel": "drop-weighted spectrum, one kernel",
     "spectrum": "learning times alone",
+    "mean-curve": "no learning times: one sigmoid",
     "power-law": "no learning times: E + B t^-alpha",
     "uniform": "learning times evenly over x",
 }

@@ -27,8 +27,8 @@ def kernel_sum(moves: Transitions, low: float, high: float) -> tuple[Array, Arra
 
     The drops are split between the neighbouring midpoints and widths of the grid so that their
     sums and means stay (linear in c, and in ln w): the error is of second order in the spacings.
-    Where a width is below eight grid spacings, a 2,048th of the range, the bump is that of eight, of
-    the same area. Any wider bump is exact to 0.2% of its peak.
+    Where a width is below eight grid spacings, a 2,048th of the range, the bump is that of eight,
+    of the same area. Any wider bump is exact to 0.2% of its peak.
 
     Args:
         moves: transitions, which may lie outside the range.
@@ -64,6 +64,7 @@ def _spread(drop_VC: Array, level_E: Array, position_E: Array, drop_E: Array) ->
     """Add each drop to the four cells around (level, position), by its closeness to each."""
     v_E, c_E = np.floor(level_E).astype(np.int64), np.floor(position_E).astype(np.int64)
     up_E, right_E = level_E - v_E, position_E - c_E
+    flat, n_columns = drop_VC.reshape(-1), drop_VC.shape[1]  # add.at is fast on one axis alone
     for dv, share_v in ((0, 1 - up_E), (1, up_E)):
         for dc, share_c in ((0, 1 - right_E), (1, right_E)):
-            np.add.at(drop_VC, (v_E + dv, c_E + dc), drop_E * share_v * share_c)
+            np.add.at(flat, (v_E + dv) * n_columns + c_E + dc, drop_E * share_v * share_c)

@@ -1,6 +1,6 @@
-"""Compiled loops over transitions: what a million sigmoids add up to.
+"""Compiled loops over tokens: what a million losses, or a million sigmoids, add up to.
 
-Shapes: E transitions, C cells (rows of the sums), K probe steps.
+Shapes: N tokens, E transitions, C cells (rows of the sums), K probe steps.
 """
 
 from typing import Any
@@ -9,6 +9,15 @@ import numpy as np
 from numba import njit
 
 from megatron_tokscale.fit.kernels import FAST, sigmoid
+
+
+@njit(**FAST)
+def add_losses(total_CK: Any, cell_N: Any, loss_NK: Any) -> None:
+    """Add the finite losses of every token to its cell's row; the sums are float64."""
+    for n in range(len(cell_N)):
+        cell = cell_N[n]
+        for k in range(loss_NK.shape[1]):
+            total_CK[cell, k] += loss_NK[n, k]
 
 
 @njit(**FAST)
@@ -31,5 +40,6 @@ def add_sigmoids(
 def add_ramps(total_CK: Any, cell_E: Any, slope_E: Any, onset_E: Any, x_K: Any) -> None:
     """Add slope * max(x - onset, 0) of every gradual token to its cell's row."""
     for e in range(len(cell_E)):
+        cell, slope, onset = cell_E[e], slope_E[e], onset_E[e]
         for k in range(len(x_K)):
-            total_CK[cell_E[e], k] += slope_E[e] * max(x_K[k] - onset_E[e], np.float32(0))
+            total_CK[cell, k] += slope * max(x_K[k] - onset, np.float32(0))

@@ -1,6 +1,6 @@
 """The learning order: is a token's rank in one run its rank in another, beyond what is plain?
 
-Shapes: N tokens, P predictors, U units, R resamples (the first is the data as they are).
+Shapes: N tokens, P variables, U units, R resamples (the first is the data as they are).
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,6 @@ from scipy.stats import rankdata
 
 from megatron_tokscale.spectrum.density import Array
 from megatron_tokscale.spectrum.resampling import Estimate
-from megatron_tokscale.spectrum.sums import loss_sums
 
 _LEAST_TOKENS = 50
 _RIDGE = 1e-9
@@ -38,10 +37,10 @@ def learning_order(
         weight_RU: weights of the units (`Units.weights`).
 
     Returns:
-        tokens; spearman by predictor; the share of the variance of B's ranks that the plain
-        predictors' ranks explain together, that they and A's explain, and the difference, which
-        is never negative; `partial`, the correlation of B's ranks with A's beyond the plain
-        predictors', and whether its whole interval is above zero (`passes`). Null below 50 tokens.
+        tokens; spearman by predictor; the share of the variance of B's ranks that cubics in the
+        plain predictors' ranks explain together, that these and A's ranks explain, and the
+        difference, which is never negative; `partial`, the correlation of B's ranks with A's beyond
+        those cubics, and whether its whole interval is above zero (`passes`). Null below 50 tokens.
     """
     both_N = np.isfinite(source_time_N) & np.isfinite(target_time_N)
     names = ["learning time in the other run", *plain]
@@ -50,14 +49,9 @@ def learning_order(
     columns = [target_time_N, source_time_N, *plain.values()]
     rank_NP = np.stack([rankdata(column[both_N]) for column in columns], axis=1)
     rank_NP = rank_NP / len(rank_NP) - 0.5
-    cross_NPP = (rank_NP[:, :, None] * rank_NP[:, None, :]).reshape(len(rank_NP), -1)
-    cells = unit_N[both_N], weight_RU.shape[1]
-    count_R = weight_RU @ np.bincount(cells[0], minlength=cells[1])
-    mean_RP = weight_RU @ loss_sums(rank_NP, *cells) / count_R[:, None]
-    moment_RPP = (weight_RU @ loss_sums(cross_NPP, *cells) / count_R[:, None]).reshape(
-        *mean_RP.shape, -1
-    )
-    covariance_RPP = moment_RPP - mean_RP[:, :, None] * mean_RP[:, None, :]
+    controls_NP = rank_NP[:, 2:]
+    value_NP = np.concatenate([rank_NP, controls_NP**2, controls_NP**3], axis=1)
+    covariance_RPP = _covariances(value_NP, unit_N[both_N], weight_RU)
     deviation_RP = np.sqrt(np.diagonal(covariance_RPP, axis1=1, axis2=2))
     with np.errstate(divide="ignore", invalid="ignore"):
         spearman_RP = covariance_RPP[:, 0] / (deviation_RP[:, :1] * deviation_RP)
@@ -76,6 +70,18 @@ def learning_order(
         **partial.entry("partial"),
         "passes": bool(partial.low > 0) if np.isfinite(partial.low) else None,
     }
+
+
+def _covariances(value_NP: Array, unit_N: NDArray[np.int32], weight_RU: Array) -> Array:
+    """Weighted covariances of each resample."""
+    order = np.argsort(unit_N, kind="stable")
+    ends = np.searchsorted(unit_N[order], np.arange(1, weight_RU.shape[1]))
+    parts = np.split(value_NP[order], ends)
+    count_R = weight_RU @ np.array([len(part) for part in parts], dtype=np.float64)
+    mean_RP = weight_RU @ np.stack([part.sum(axis=0) for part in parts]) / count_R[:, None]
+    moment_UPP = np.stack([part.T @ part for part in parts])
+    moment_RPP = np.tensordot(weight_RU, moment_UPP, axes=1) / count_R[:, None, None]
+    return np.asarray(moment_RPP - mean_RP[:, :, None] * mean_RP[:, None, :])
 
 
 def _explained(covariance_RPP: Array, chosen: slice) -> Array:

@@ -1,4 +1,4 @@
-"""-dL/dx put together from the fits, three ways, against the measured one, beside two nulls.
+"""-dL/dx put together from the fits, three ways, against the measured one, beside nulls.
 
 - full: the mean over tokens of the model of each token's class: its own bump, two bumps for
   two-step tokens, a negative one for rising tokens, a constant after the onset for gradual ones,
@@ -6,6 +6,7 @@
 - kernel: the drop-weighted spectrum with one common kernel: every learning event keeps its drop and
   midpoint, all have the same width.
 - spectrum: learning times alone: all events have the same (mean) drop and the same width.
+- mean-curve: no token has a learning time; the one sigmoid nearest to the mean loss.
 - power-law: no token has a learning time; the derivative of E + B t^-alpha that is nearest to the
   measured one.
 - uniform: learning times spread evenly over x; the constant that is nearest.
@@ -24,8 +25,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 
-from megatron_tokscale.fit import SigmoidFits, TokenClass
+from megatron_tokscale.fit import MIN_PROBES, SigmoidFits, TokenClass, fit_sigmoids
 from megatron_tokscale.spectrum.density import Array, default_grid
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.kernel_sum import kernel_sum
@@ -33,7 +35,7 @@ from megatron_tokscale.spectrum.resampling import Estimate
 from megatron_tokscale.spectrum.sums import DocumentSums
 
 NAMES = ("full", "kernel", "spectrum")
-NULLS = ("power-law", "uniform")
+NULLS = ("mean-curve", "power-law", "uniform")
 _PARTS = 8
 _EXPONENTS = (0.005, 5.0, 1000)
 
@@ -136,14 +138,15 @@ def reconstruct(
 def compare(
     x_K: Array, curve_RK: dict[str, Array], loss_RK: Array, x_G: ArrayLike | None = None
 ) -> Comparison:
-    """Hold the derivatives of model curves against that of `loss_RK`, beside the two nulls.
+    """Hold the derivatives of model curves against that of `loss_RK`, beside the nulls.
 
-    The nulls are fitted to the measured derivative itself; the model curves never saw it.
+    The nulls are fitted to the measured curve itself, which the model curves never saw.
     """
     grid_G = default_grid(x_K) if x_G is None else np.asarray(x_G, dtype=np.float64)
     weights_KG = derivative_weights(x_K, grid_G).T
     measured_RG = loss_RK @ weights_KG
     derivatives = {name: curve_RK @ weights_KG for name, curve_RK in curve_RK.items()} | {
+        "mean-curve": _one_sigmoid(x_K, loss_RK) @ weights_KG,
         "power-law": _power_law(x_K, measured_RG, weights_KG),
         "uniform": np.broadcast_to(measured_RG.mean(axis=1, keepdims=True), measured_RG.shape),
     }
@@ -180,6 +183,15 @@ def full_derivative(
     begun = np.concatenate([[0.0], np.cumsum(part.slope_N[gradual][order], dtype=np.float64)])
     total_G -= begun[np.searchsorted(onset, x_G, side="left")]
     return np.asarray(total_G / max(len(part), 1))
+
+
+def _one_sigmoid(x_K: Array, loss_RK: Array) -> Array:
+    """The best sigmoid of each row, or where there is none, its mean."""
+    if len(x_K) < MIN_PROBES:
+        return np.full_like(loss_RK, np.nan)
+    fits = fit_sigmoids(x_K, loss_RK)
+    s_RK = expit((fits.midpoint_N[:, None] - x_K) / fits.width_N[:, None])
+    return np.asarray(fits.floor_N[:, None] + fits.drop_N[:, None] * s_RK, dtype=np.float64)
 
 
 def _power_law(x_K: Array, measured_RG: Array, weights_KG: Array) -> Array:

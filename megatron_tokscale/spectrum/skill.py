@@ -42,6 +42,10 @@ class GroupSums:
         """Add a block's sums to those of `name`; the numbers of tokens are named "tokens"."""
         self._sum_CK[name] = self._sum_CK[name] + total_CK if name in self._sum_CK else total_CK
 
+    def put(self, name: str, total_CK: Array) -> None:
+        """Set the sums of `name`."""
+        self._sum_CK[name] = total_CK
+
     def has(self, name: str) -> bool:
         """Whether there are sums of `name`."""
         return name in self._sum_CK

@@ -4,6 +4,7 @@ Shapes: N tokens, E events, U units, K probe steps, C bins of x, V bins of ln w,
 resamples.
 """
 
+import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -12,13 +13,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 from scipy.special import expit
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.spectrum.density import Array, Bins, events_of
-from megatron_tokscale.spectrum.kernels import add_ramps, add_sigmoids
+from megatron_tokscale.spectrum.kernels import add_losses, add_ramps, add_sigmoids
 
 CLASSES = tuple(each for each in TokenClass if each is not TokenClass.UNFITTED)
 _BEFORE_TRAINING = -1e6  # stands for x = -inf, where every sigmoid is one
@@ -115,10 +115,10 @@ class Resampled:
 
 
 def loss_sums(loss_NK: NDArray[Any], cell_N: NDArray[Any], n_cells: int) -> Array:
-    """Losses added up by cell, (n_cells, K) in float64."""
-    ones_N = np.ones(len(cell_N))
-    member_CN = csr_array((ones_N, (cell_N, np.arange(len(cell_N)))), (n_cells, len(cell_N)))
-    return np.asarray(member_CN @ loss_NK, dtype=np.float64)
+    """Finite losses added up by cell, (n_cells, K) in float64."""
+    total_CK = np.zeros((n_cells, loss_NK.shape[1]))
+    add_losses(total_CK, cell_N, loss_NK)
+    return total_CK
 
 
 def model_sums(fits: SigmoidFits, cell_N: NDArray[Any], n_cells: int, x_K: NDArray[Any]) -> Array:
@@ -145,7 +145,8 @@ def _sum_block(
     x_K: Array, fits: SigmoidFits, loss_NK: NDArray[Any], unit_N: NDArray[Any], n_units: int
 ) -> DocumentSums:
     whole_N = fits.complete_N
-    fits, loss_NK, unit_N = fits.rows(whole_N), loss_NK[whole_N], unit_N[whole_N]
+    if not whole_N.all():
+        fits, loss_NK, unit_N = fits.rows(whole_N), loss_NK[whole_N], unit_N[whole_N]
     bins = Bins.over(x_K)
     events = events_of(fits)
     unit_E, bin_E = unit_N[events.token_E], bins.index(events.midpoint_E)
@@ -159,18 +160,23 @@ def _sum_block(
         tokens_U=np.bincount(unit_N, minlength=n_units).astype(np.float64),
         loss_UK=loss_sums(loss_NK, unit_N, n_units),
         full_UK=model_sums(fits, unit_N, n_units, x_K),
-        count_UC=_table(shape_UC, unit_E, bin_E, 1.0),
-        drop_UC=_table(shape_UC, unit_E, bin_E, events.drop_E),
-        width_UV=_table(shape_UV, unit_E, width_E, events.drop_E),
-        class_UJ=_table(shape_UJ, unit_N, class_N, 1.0),
-        fall_UJ=_table(shape_UJ, unit_N, class_N, fits.fall_N),
+        count_UC=table_of(shape_UC, unit_E, bin_E),
+        drop_UC=table_of(shape_UC, unit_E, bin_E, events.drop_E),
+        width_UV=table_of(shape_UV, unit_E, width_E, events.drop_E),
+        class_UJ=table_of(shape_UJ, unit_N, class_N),
+        fall_UJ=table_of(shape_UJ, unit_N, class_N, fits.fall_N),
     )
 
 
-def _table(shape: tuple[int, int], row: Any, column: Any, value: Any) -> Array:
-    table = np.zeros(shape)
-    np.add.at(table, (row, column), value)
-    return table
+def table_of(
+    shape: tuple[int, int],
+    row: NDArray[Any],
+    column: NDArray[Any],
+    value: NDArray[Any] | None = None,
+) -> Array:
+    """Values (ones if None) added up by cell."""
+    cell = row.astype(np.int64) * shape[1] + column
+    return np.bincount(cell, value, math.prod(shape)).reshape(shape).astype(np.float64, copy=False)
 
 
 def _add(a: DocumentSums, b: DocumentSums) -> DocumentSums:

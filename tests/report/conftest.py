@@ -5,6 +5,7 @@ Shapes: B sequences, S sequence length, N tokens, K probe steps.
 
 import inspect
 import json
+import shutil
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,11 @@ from scipy.special import expit
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.spectrum import spectrum_run
+from megatron_tokscale.spectrum.between import transfer_run
 from megatron_tokscale.store import Run
 
 HOSTILE = "<script>alert(1)</script>"
+OTHER = "other <b>&$x_1$"
 SEQ_LENGTH = 32
 STEPS = np.unique(np.concatenate([[0], np.round(np.geomspace(1, 2000, 32))])).astype(int)
 
@@ -103,7 +106,7 @@ def planted_losses(n_tokens: int, steps, delay: float = 0.0, seed: int = 0):
 
 @dataclass(frozen=True)
 class Planted:
-    """A run with its analysis, and the tokenizer of its text."""
+    """A run with its analysis, a transfer from another run, and the tokenizer of its text."""
 
     run: Run
     tokenizer: Path
@@ -118,12 +121,23 @@ def make_planted(folder: Path, n_sequences: int = 24, steps=STEPS) -> Planted:
     run = write_run(folder / "run", steps, loss_NK, probe_set)
     fit_run(run)
     spectrum_run(run)
+    other_NK = planted_losses(probe_set.n_tokens, steps, delay=0.2)
+    other = write_run(folder / OTHER, steps, other_NK, probe_set)
+    fit_run(other)
+    transfer_run(other, run)
     return Planted(run, tokenizer)
 
 
 @pytest.fixture(scope="session")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     return make_planted(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture
+def copied(planted, tmp_path):
+    """The planted run in a folder of the test's own."""
+    shutil.copytree(planted.run.path, tmp_path / "run")
+    return Run.open(tmp_path / "run")
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ Shapes: N tokens.
 
 import dataclasses
 import json
-import shutil
+import math
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_page import Page, with_interval
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import write_json
@@ -22,51 +22,6 @@ from megatron_tokscale.store import Run
 from megatron_tokscale.store.losses import losses_name
 
 HOSTILE = "<script>alert(1)</script>"
-_VOID = {"meta", "br", "path", "rect", "use", "line"}
-
-
-class Page(HTMLParser):
-    """Tags, attributes, texts and the exact numbers of every table row."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.texts, self.rows = [], [], [], {}
-        self._open, self._section, self._name = [], "", None
-        self.feed(html)
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attributes]
-        self._open += [] if tag in _VOID else [tag]
-        if tag == "h2":
-            self._section = values["id"]
-        if tag == "tr":
-            self._name = ""
-        if tag == "data" and "td" in self._open:
-            self.rows.setdefault((self._section, self._name), []).append(float(values["value"]))
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value) for name, value in attributes]
-
-    def handle_endtag(self, tag):
-        while self._open and self._open.pop() != tag:
-            pass
-
-    def handle_data(self, text):
-        self.texts.append((tuple(self._open), text))
-        if "th" in self._open and "tbody" in self._open:
-            self._name += text
-
-    def row(self, section, start):
-        """The numbers of the section's rows whose name begins with `start`, in order."""
-        return [
-            v
-            for (s, name), vs in self.rows.items()
-            if s == section and name.startswith(start)
-            for v in vs
-        ]
 
 
 @pytest.fixture(scope="module")
@@ -117,34 +72,53 @@ def test_text_of_the_corpus_is_escaped(planted, tmp_path):
     assert HOSTILE in [text for tags, text in page.texts if tags[-1:] == ("mark",)]
 
 
-def test_scores_are_those_of_the_analysis(planted, page):
+@pytest.mark.parametrize("name", ["full", "kernel", "spectrum", "power-law", "uniform"])
+def test_scores_are_those_of_the_analysis(planted, page, name):
     result = analysis(planted.run, "reconstruction.json")
-    for name in ("full", "kernel", "spectrum"):
-        same, other = result["same_tokens"][name], result["other_documents"][name]
-        expected = [same["r2"], same["relative_l1"], other["r2"], other["relative_l1"]]
-        assert page.row("spectrum", name) == expected
+    expected = [
+        number
+        for documents in ("same_tokens", "other_documents")
+        for number in with_interval(result[documents][name], "r2", "relative_l1")
+    ]
+    assert page.row("spectrum", f"{name}:") == expected
+    assert len(expected) == 12
+
+
+def test_falls_by_part_of_the_range_are_those_of_the_analysis(planted, page):
+    falls = dict(analysis(planted.run, "reconstruction.json")["falls"])
+    edges = falls.pop("edges")
+    for part in range(len(edges) - 1):
+        start = f"{math.exp(edges[part]):.3g} to "
+        assert page.row("spectrum", start) == [fall[part] for fall in falls.values()]
+    np.testing.assert_allclose(page.row("spectrum", "all of it"), list(map(sum, falls.values())))
 
 
 def test_widths_are_those_of_the_analysis(planted, page):
     widths = analysis(planted.run, "reconstruction.json")["widths"]
     both = [widths["observed"], widths["mean_curve_null"]]
+
+    def quartile(unit, name):
+        return [number for each in both for number in with_interval(each[unit], name)]
+
     expected = {
         "fitted": [each["tokens"] for each in both],
         "of these": [each["falling"] for each in both],
-        "a quarter": [each["width_decades"]["p25"] for each in both],
-        "half": [each["width_decades"]["p50"] for each in both],
-        "three quarters": [each["width_decades"]["p75"] for each in both],
-        "median": [each["width_of_range"]["p50"] for each in both],
-        "share of the fall": [each["fall_in_windows"] for each in both],
+        "a quarter": quartile("width_decades", "p25"),
+        "half": quartile("width_decades", "p50"),
+        "three quarters": quartile("width_decades", "p75"),
+        "median": quartile("width_of_range", "p50"),
+        "share of the fall": [n for each in both for n in with_interval(each, "fall_in_windows")],
     }
     for name, values in expected.items():
-        assert page.row("locality", name) == [value for value in values if value is not None]
+        assert page.row("locality", name) == values
 
 
 def test_classes_are_those_of_the_analysis(planted, page):
+    shares = analysis(planted.run, "reconstruction.json")["classes"]
     for label, counts in analysis(planted.run, "fit.json")["classes"].items():
-        expected = [counts["tokens"], counts["share"], counts["fall_share"]]
-        assert page.row("classes", f"{label}:") == expected
+        of_class = shares.get(label)
+        expected = [] if of_class is None else with_interval(of_class, "share", "fall_share")
+        assert page.row("classes", f"{label}:") == [counts["tokens"], *expected]
 
 
 def test_classes_per_dataset_are_counted_over_its_tokens(planted, page):
@@ -183,6 +157,7 @@ def test_names_are_escaped_and_not_typeset(copied):
     names = ("a<b>&", "$x_1$")
     probe_set = dataclasses.replace(copied.probe_set, domains=names)
     probe_set.save(copied.path / "tokscale" / "probe.safetensors")
+    (copied.analysis / "transfer.json").unlink()
     renamed = dataclasses.replace(copied, probe_set=probe_set)
     fit_run(renamed)
     spectrum_run(renamed, null_tokens=100)
@@ -194,12 +169,6 @@ def test_names_are_escaped_and_not_typeset(copied):
 
 def test_page_stays_small(html):
     assert len(html) < 1_000_000
-
-
-@pytest.fixture
-def copied(planted, tmp_path):
-    shutil.copytree(planted.run.path, tmp_path / "run")
-    return Run.open(tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -240,6 +209,20 @@ def test_a_newer_analysis_is_refused(copied):
     write_json(copied.analysis / "reconstruction.json", content)
     with pytest.raises(TokscaleError, match="schema version 99"):
         report_run(copied)
+
+
+@pytest.mark.parametrize(
+    ("name", "verb"),
+    [("fit.json", "fit"), ("spectrum.json", "spectrum"), ("reconstruction.json", "spectrum")],
+)
+def test_an_older_analysis_says_what_to_run_again(copied, name, verb):
+    content = analysis(copied, name)
+    write_json(copied.analysis / name, content | {"schema_version": content["schema_version"] - 1})
+    with pytest.raises(
+        TokscaleError, match=rf"{name} is of an older schema; run `.* {verb} .*` again"
+    ) as error:
+        report_run(copied)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("content", [None, "{}", "not json"])
@@ -290,5 +273,6 @@ def test_the_users_matplotlib_settings_are_left_alone(planted, tmp_path):
 def test_a_run_fitted_in_tokens_says_so(copied):
     fit_run(copied, time="tokens")
     spectrum_run(copied, null_tokens=100)
+    (copied.analysis / "transfer.json").unlink()
     html = report_run(copied).read_text()
     assert "time = training tokens" in html and " tokens</b>" in html

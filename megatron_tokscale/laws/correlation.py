@@ -1,0 +1,65 @@
+"""How alike neighbouring residuals err, and how many independent ones they are worth.
+
+Shapes: K probe steps, G groups.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Interval = tuple[float, float]
+
+LEAST_FREEDOM = 2.0
+NO_ERROR = 1e-24  # relative squared error of what has none but rounding
+_MAX_CORRELATION = 0.9
+_ROUNDING = 1e-8
+
+
+def serial_correlation(residual_GK: Array, n_parameters: float) -> Array:
+    """Lag-1 correlation in [0, 0.9] along the last axis, corrected for a fit's `n_parameters`.
+
+    A smooth parameter takes one slow mode out of the residuals, which lowers their lag-1
+    correlation by about 1/K; estimating it lowers it by (1 + 3 rho)/K more (Kendall 1954).
+    """
+    centred_GK = residual_GK - residual_GK.mean(axis=-1, keepdims=True)
+    n = centred_GK.shape[-1]
+    square_G = (centred_GK**2).sum(axis=-1)
+    product_G = (centred_GK[..., 1:] * centred_GK[..., :-1]).sum(axis=-1)
+    raw_G = np.where(square_G > n * _ROUNDING**2, product_G / np.maximum(square_G, 1e-300), -1)
+    corrected_G = (n * raw_G + n_parameters) / max(n - n_parameters - 1, 1)
+    return np.asarray(np.clip(corrected_G, 0, _MAX_CORRELATION))
+
+
+def effective_points(n_points: int, correlation: ArrayLike) -> Array:
+    """How many independent residuals so many correlated ones are worth: K (1 - rho) / (1 + rho)."""
+    rho = np.asarray(correlation, dtype=np.float64)
+    return np.asarray(n_points * (1 - rho) / (1 + rho))
+
+
+@dataclass(frozen=True)
+class GroupNoise:
+    """How alike neighbouring probes and different groups err, from the closest fit's residuals.
+
+    Attributes:
+        autocorrelation: lag-1 correlation over probes, corrected for the fit's bias.
+        group_correlation: mean correlation of two groups.
+        n_effective: independent points that all fitted losses are worth.
+    """
+
+    autocorrelation: float
+    group_correlation: float
+    n_effective: float
+
+    @staticmethod
+    def of(residual_GK: Array, n_parameters: float) -> "GroupNoise":
+        """From residuals of a fit with so many parameters per group: AR(1) over probes."""
+        n_groups, n_probes = residual_GK.shape
+        scaled_GK = residual_GK - residual_GK.mean(axis=1, keepdims=True)
+        scaled_GK /= np.maximum(scaled_GK.std(axis=1, keepdims=True), np.sqrt(NO_ERROR))
+        rho = float(serial_correlation(scaled_GK, n_parameters).mean())
+        alike = (scaled_GK.sum(axis=0).var() / n_groups - 1) / (n_groups - 1)
+        alike = float(np.clip(alike, 0, 1))
+        groups = n_groups / (1 + (n_groups - 1) * alike)
+        return GroupNoise(rho, alike, groups * float(effective_points(n_probes, rho)))

@@ -1,0 +1,139 @@
+"""The sections on spectra along D or M: what tokens gain from more data, or a larger model.
+
+Shapes: G grid points, R resamples (the first is the data as they are), K runs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_tokscale.report.analysis import Analysis
+from megatron_tokscale.report.axis_figure import SIZES, axis_derivative
+from megatron_tokscale.report.markup import (
+    escape,
+    estimate,
+    figure,
+    number,
+    paragraph,
+    section,
+    table,
+)
+from megatron_tokscale.report.optional import AxisSpectrum
+from megatron_tokscale.report.skills import (
+    LEAST,
+    PASSES,
+    PERMUTED,
+    SKILL,
+    groupings_table,
+    least_p,
+    passed,
+    weakest,
+)
+from megatron_tokscale.report.spectrum import agreement
+from megatron_tokscale.report.verdicts import Verdict, outcome
+
+
+def axis_sections(analysis: Analysis) -> list[tuple[str, str, str]]:
+    """For every axis its anchor, its entry in the navigation, and its HTML."""
+    return [
+        (_anchor(n), f"Axis {escape(axis.result['axis'])}", _section(_anchor(n), axis))
+        for n, axis in enumerate(analysis.axes)
+    ]
+
+
+def axis_verdicts(analysis: Analysis) -> list[Verdict]:
+    """For every axis whether learning times rebuild it, and whether those along T tell of it."""
+    return [
+        verdict
+        for n, axis in enumerate(analysis.axes)
+        for verdict in (_rebuilt(_anchor(n), axis.result), *_across(_anchor(n), axis.result))
+    ]
+
+
+def _anchor(n: int) -> str:
+    return f"axis-{n + 1}"
+
+
+def _section(anchor: str, axis: AxisSpectrum) -> str:
+    result = axis.result
+    name, size = escape(result["axis"]), SIZES[result["size"]]
+    return section(
+        anchor,
+        f"Axis {result['axis']}: {size}",
+        paragraph(
+            f"The last losses of {number(len(result['runs']), ',')} runs of growing size take the "
+            f"place of losses over time: x = ln of {size}. So few points fix no width: all "
+            f"tokens share one, {number(result['shared_width_x'])} in x. One run of each size: the "
+            "intervals are over documents and know nothing of other seeds."
+        ),
+        table(
+            f"The runs, by size. The mean loss falls by {estimate(result, 'fall')} nats.",
+            ["run", size, "mean loss (nats)"],
+            [
+                [escape(each["name"]), number(each["size"], ",.0f"), number(each["loss"])]
+                for each in result["runs"]
+            ],
+        ),
+        figure(
+            axis_derivative(anchor, axis),
+            "Black: measured, and its 95% band over documents. Grey area: the drop-weighted "
+            "spectrum. The reconstructions are smoothed as the measured curve is. Dotted lines: "
+            "the runs; between them nothing was measured.",
+        ),
+        agreement(result),
+        *_across_part(name, result),
+    )
+
+
+def _across_part(name: str, result: Mapping[str, Any]) -> list[str]:
+    across = result["across"]
+    if across is None:
+        return [
+            paragraph(
+                f"Learning times along time were not tested on this axis: {outcome(None)} (`--from "
+                "RUN` tests them)."
+            )
+        ]
+    source = escape(across["source"])
+    title = f"<h3>Learning times along T of {source} on the axis {name}</h3>"
+    if "undefined" in across:
+        return [title, paragraph(f"{outcome(None)}: {escape(across['undefined'])}.")]
+    return [
+        title,
+        paragraph(
+            "Both are compared where the mean losses are the same. "
+            f"{SKILL} {PERMUTED} {PASSES}{least_p(result['settings'])}"
+        ),
+        groupings_table(
+            f"Skill of {source}'s learning times for the falls from run to run; "
+            f"{number(result['documents'], ',')} documents.",
+            across["groups"],
+        ),
+    ]
+
+
+def _rebuilt(anchor: str, result: Mapping[str, Any]) -> Verdict:
+    scores = result["other_documents"]
+    own, rival = scores["spectrum"], scores["power-law"]["r2"]
+    interval = own["r2_interval"]
+    known = interval is not None and rival is not None
+    return Verdict(
+        anchor,
+        f"Learning times alone rebuild −dL/dx along {escape(result['axis'])}, in other documents",
+        bool(interval[0] > rival) if known else None,
+        estimate(own, "r2"),
+        f"their R²; its whole interval above the power law's R², {number(rival)}",
+    )
+
+
+def _across(anchor: str, result: Mapping[str, Any]) -> list[Verdict]:
+    across = result["across"]
+    if across is None:
+        return []
+    question = (
+        f"Learning times along T of {escape(across['source'])} tell which groups of tokens gain "
+        f"along {escape(result['axis'])}"
+    )
+    if "undefined" in across:
+        return [Verdict(anchor, question, None, "–", escape(across["undefined"]))]
+    groups = across["groups"]
+    return [Verdict(anchor, question, passed(groups), weakest(groups), LEAST)]

@@ -1,0 +1,89 @@
+"""The section on the classes of trajectories: what share of tokens and of the fall each has.
+
+Shapes: N tokens, D datasets.
+"""
+
+import numpy as np
+
+from megatron_tokscale.fit import TokenClass
+from megatron_tokscale.report.analysis import Analysis
+from megatron_tokscale.report.markup import (
+    bar,
+    dataset,
+    escape,
+    interval,
+    number,
+    paragraph,
+    section,
+    table,
+)
+
+CLASS_MEANINGS = {
+    TokenClass.FALLING: "one falling sigmoid: learned",
+    TokenClass.TWO_STEP: "two transitions, or down and up",
+    TokenClass.GRADUAL: "straight in x after an onset: no step",
+    TokenClass.RISING: "one rising sigmoid: forgotten",
+    TokenClass.FLAT_KNOWN: "no change, low loss: known before the first probe",
+    TokenClass.FLAT_UNLEARNED: "no change, high loss: never learned",
+    TokenClass.UNFITTED: "fewer than five finite losses",
+}
+
+
+def classes(analysis: Analysis) -> str:
+    """Tokens and share of the fall per class, overall and per dataset."""
+    return section(
+        "classes",
+        "Shares of the classes",
+        paragraph(
+            "Each token belongs to the model that describes its losses best "
+            f"({escape(str(analysis.fit['settings']['criterion']))}). The share of the fall is the "
+            "class's part of the measured loss at the first probe minus that at the last, summed "
+            "over tokens; a class that forgets has a negative one."
+        ),
+        table(
+            f"All {number(analysis.fit['n_tokens'], ',')} tokens; together they fell by "
+            f"{number(analysis.fit['fall_nats'], ',.0f')} nats. Shares are of the tokens with "
+            "finite losses at all probes, with 95% intervals over documents.",
+            ["class", "tokens", "share of tokens", "share of the fall"],
+            _rows(analysis),
+        ),
+        *_classes_by_dataset(analysis),
+    )
+
+
+def _rows(analysis: Analysis) -> list[list[str]]:
+    rows = []
+    for token_class, meaning in CLASS_MEANINGS.items():
+        tokens = analysis.fit["classes"][token_class.label]["tokens"]
+        if token_class is TokenClass.UNFITTED and not tokens:
+            continue
+        shares = analysis.reconstruction["classes"].get(token_class.label, {})
+        cells = [
+            bar(shares[name]) + interval(shares, name, ".1%") if shares else "–"
+            for name in ("share", "fall_share")
+        ]
+        name = f"{token_class.label}: <span class='soft'>{meaning}</span>"
+        rows.append([name, number(tokens, ","), *cells])
+    return rows
+
+
+def _classes_by_dataset(analysis: Analysis) -> list[str]:
+    fits, tokens = analysis.fits, analysis.run.probe_set
+    shown = [each for each in CLASS_MEANINGS if fits.is_class(each).any()]
+    fall_N = np.nan_to_num(fits.fall_N.astype(np.float64))
+    header = ["dataset", *(each.label for each in shown)]
+    token_rows, fall_rows = [], []
+    for d, name in enumerate(tokens.domains):
+        of_dataset = tokens.domain_N == d
+        total = float(fall_N[of_dataset].sum())
+        of_class = [fits.is_class(each)[of_dataset] for each in shown]
+        share = [float(mask.mean()) if mask.size else None for mask in of_class]
+        fall = [
+            float(fall_N[of_dataset][mask].sum()) / total if total else None for mask in of_class
+        ]
+        token_rows.append([dataset(d, name), *(number(value, ".1%") for value in share)])
+        fall_rows.append([dataset(d, name), *(number(value, ".1%") for value in fall)])
+    return [
+        table("Share of each dataset's tokens.", header, token_rows),
+        table("Share of each dataset's own fall.", header, fall_rows),
+    ]

@@ -1,0 +1,14 @@
+"""Correlations of residuals, against processes whose correlation is planted."""
+
+import numpy as np
+import pytest
+from power_laws import correlated_noise
+
+from megatron_tokscale.laws.correlation import effective_points, serial_correlation
+
+
+def test_serial_correlation_is_that_of_an_ar1_process():
+    noise = correlated_noise(np.random.default_rng(2), (400, 60), 0.5)
+    assert serial_correlation(noise, 1).mean() == pytest.approx(0.5, abs=0.04)
+    assert serial_correlation(np.zeros((1, 60)), 3) == 0
+    assert effective_points(60, 0.5) == pytest.approx(20)

@@ -1,0 +1,186 @@
+"""Sections on spectra along D: the numbers of axis.json, and what belongs to another run."""
+
+import copy
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import planted_losses
+from html_page import Page, with_interval
+from runs import write_run
+
+from megatron_tokscale.cli import main
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import write_json
+from megatron_tokscale.report import report_run
+from megatron_tokscale.report.analysis import Analysis
+from megatron_tokscale.report.axes import axis_sections, axis_verdicts
+from megatron_tokscale.report.verdicts import summary
+from megatron_tokscale.spectrum import axis_run
+
+HOSTILE = "<script>$x_1$</script>"
+
+
+@pytest.fixture(scope="module")
+def folder(planted, tmp_path_factory):
+    """Five runs of growing length, and the planted run's times against them."""
+    path = tmp_path_factory.mktemp("axis")
+    loss_NK = planted_losses(planted.run.n_tokens, [8, 32, 128, 512, 2000])
+    runs = [
+        write_run(
+            path / f"{steps}{HOSTILE.replace('/', '')}",
+            [0, steps],
+            np.stack([np.full(len(loss_NK), 9.0), loss_NK[:, k]], axis=1),
+            planted.run.probe_set,
+        )
+        for k, steps in enumerate([8, 32, 128, 512, 2000])
+    ]
+    axis_run(runs, "D", path / "D", source=planted.run, n_resamples=10)
+    return path / "D"
+
+
+@pytest.fixture(scope="module")
+def result(folder):
+    return json.loads((folder / "axis.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def html(planted, folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    return report_run(planted.run, axes=[folder, folder], n_tokens=0, out=out).read_text()
+
+
+@pytest.fixture(scope="module")
+def page(html):
+    return Page(html)
+
+
+@pytest.fixture
+def edited(planted, folder):
+    """A function: change -> the section and the verdicts after it was made to axis.json."""
+    analysis = Analysis.load(planted.run, [folder])
+
+    def make(change):
+        content = copy.deepcopy(analysis.axes[0].result)
+        change(content)
+        axes = (dataclasses.replace(analysis.axes[0], result=content),)
+        changed = dataclasses.replace(analysis, axes=axes)
+        sections = "".join(html for _, _, html in axis_sections(changed))
+        html = summary(axis_verdicts(changed)) + sections
+        assert "<script" not in html
+        return Page(html)
+
+    return make
+
+
+def test_runs_are_those_of_the_axis(result, page):
+    assert len(result["runs"]) == 5
+    for each in result["runs"]:
+        assert page.row("axis-1", each["name"]) == [each["size"], each["loss"]]
+
+
+@pytest.mark.parametrize("name", ["full", "kernel", "spectrum", "power-law", "uniform"])
+def test_scores_are_those_of_the_axis(result, page, name):
+    expected = [
+        number
+        for documents in ("same_tokens", "other_documents")
+        for number in with_interval(result[documents][name], "r2", "relative_l1")
+    ]
+    assert page.row("axis-1", f"{name}:") == expected
+
+
+def test_skills_across_the_axes_are_those_of_the_axis(result, page):
+    groups = result["across"]["groups"]
+    for grouping, each in groups.items():
+        skills = with_interval(each["events"], "skill") + with_interval(each["permuted"], "skill")
+        assert page.row("axis-1", f"{grouping} (")[: len(skills)] == skills
+    least = page.row("verdicts", "Learning times along T of run")  # the same axis twice
+    assert least[: len(least) // 2] in [
+        with_interval(each, "gain_over_permuted") for each in groups.values()
+    ]
+
+
+def test_axes_are_told_apart_and_can_be_reached(page):
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids)) and {"axis-1", "axis-2"} <= set(ids)
+    targets = [value for _, name, value in page.attributes if name == "href"]
+    assert "#axis-1" in targets and "#axis-2" in targets
+
+
+def test_the_axis_is_labelled_with_the_sizes_of_the_runs(result, page):
+    labels = [text.strip() for tags, text in page.texts if "svg" in tags]
+    assert "training tokens" in labels
+    assert result["runs"][0]["size"] == 8 * 4 * 32 and "1.02k" in labels
+
+
+def test_names_of_runs_are_escaped(html, page):
+    assert "<script" not in html
+    assert "<script>$x_1$<script>" in page.words("axis-1")
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"), [([0.3, 0.9], "passed"), ([0.1, 0.9], "not shown"), (None, "undefined")]
+)
+def test_learning_times_alone_are_held_against_the_power_law(edited, interval, word):
+    def change(content):
+        scores = content["other_documents"]
+        scores["spectrum"] |= {"r2": 0.6, "r2_interval": interval}
+        scores["power-law"]["r2"] = 0.2
+
+    page = edited(change)
+    assert word in page.cells("verdicts", "Learning times alone rebuild")
+    assert page.row("verdicts", "Learning times alone rebuild") == [0.6, *(interval or []), 0.2]
+
+
+def test_an_axis_that_was_not_tested_across_has_no_verdict_on_it(edited):
+    page = edited(lambda content: content.update(across=None))
+    assert "were not tested on this axis" in page.words("axis-1")
+    assert "Learning times along T" not in page.words("verdicts")
+
+
+def test_a_test_across_that_is_undefined_says_why(edited):
+    across = {"source": HOSTILE, "time": "step", "undefined": f"none inside {HOSTILE}"}
+    page = edited(lambda content: content.update(across=across))
+    assert f"undefined: none inside {HOSTILE}." in page.words("axis-1")
+    cells = page.cells("verdicts", f"Learning times along T of {HOSTILE}")
+    assert "undefined" in cells and f"none inside {HOSTILE}" in cells
+
+
+def test_folders_are_given_on_the_command_line(planted, folder, tmp_path, capsys):
+    out = tmp_path / "report.html"
+    axes = ["--axis", str(folder), str(folder)]
+    main(["report", str(planted.run.path), *axes, "--out", str(out)])
+    assert capsys.readouterr().out.strip() == str(out)
+    assert Page(out.read_text()).words("axis-2").startswith("Axis D: training tokens")
+
+
+def changed(folder, tmp_path, **change):
+    shutil.copytree(folder, tmp_path / "axis")
+    content = json.loads((folder / "axis.json").read_text())
+    write_json(tmp_path / "axis" / "axis.json", content | change)
+    return tmp_path / "axis"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"probe_fingerprint": "0" * 16}, "watch other tokens than"),
+        ({"schema_version": 0}, "older schema; run `megatron-tokscale spectrum --axis"),
+        ({"schema_version": 99}, "schema version 99"),
+    ],
+)
+def test_an_axis_of_something_else_is_refused(planted, folder, tmp_path, change, said):
+    with pytest.raises(TokscaleError, match=said) as error:
+        report_run(planted.run, axes=[changed(folder, tmp_path, **change)])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["axis.json", "axis.npz"])
+def test_a_folder_without_an_axis_is_refused(planted, folder, tmp_path, name):
+    other = changed(folder, tmp_path)
+    (other / name).unlink()
+    with pytest.raises(TokscaleError, match=name) as error:
+        report_run(planted.run, axes=[other])
+    assert "\n" not in str(error.value)
