@@ -1,6 +1,7 @@
 """`megatron-tokscale VERB`: everything that is done outside a training job."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -25,6 +26,8 @@ Verb = Callable[[Arguments], None]
 def main(argv: list[str] | None = None) -> None:
     """Run the verb that the command line names; bad input ends with one line and exit code 2."""
     arguments = _parser().parse_args(argv)
+    # scipy's L-BFGS-B calls BLAS on a handful of numbers, where its threads only wait for another.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with exit_with_one_line():
         try:
             arguments.verb(arguments)
@@ -564,6 +567,14 @@ def _plan_show(arguments: Arguments) -> None:
 def _add_report(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
     parser.add_argument("--compare", type=Path, metavar="RUN", help="another run, e.g. of a plan")
+    parser.add_argument(
+        "--axis",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="what `spectrum --axis D` or `M` wrote, of runs on the same probe set",
+    )
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, to show tokens as text")
     parser.add_argument("--out", type=Path, help="default: RUN/analysis/report.html")
     parser.set_defaults(verb=_report)
@@ -575,7 +586,11 @@ def _report(arguments: Arguments) -> None:
 
     other = Run.open(arguments.compare) if arguments.compare else None
     path = report_run(
-        Run.open(arguments.run), compare=other, tokenizer=arguments.tokenizer, out=arguments.out
+        Run.open(arguments.run),
+        compare=other,
+        axes=arguments.axis,
+        tokenizer=arguments.tokenizer,
+        out=arguments.out,
     )
     print(path)
 

@@ -1,6 +1,10 @@
 """Fixtures for the tests of every room."""
 
+import os
+
 import pytest
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is loaded, as the verbs do
 from jobs import Corpus, make_corpus
 
 

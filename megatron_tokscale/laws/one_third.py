@@ -19,10 +19,7 @@ from megatron_tokscale.laws.correlation import (
     effective_points,
     serial_correlation,
 )
-from megatron_tokscale.laws.group_test import group_test
 from megatron_tokscale.laws.lr_sum import ONE_THIRD, checked, from_tau
-
-__all__ = ["OneThirdLaw", "fit_one_third", "group_test"]
 
 MIN_POINTS = 6
 DISCARDED = 0.1

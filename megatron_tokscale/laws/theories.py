@@ -20,11 +20,12 @@ from megatron_tokscale.laws.correlations import (
     token_correlations,
 )
 from megatron_tokscale.laws.deceleration import fit_deceleration
+from megatron_tokscale.laws.group_test import group_test
 from megatron_tokscale.laws.huber import Curve
 from megatron_tokscale.laws.inputs import Array, Inputs
 from megatron_tokscale.laws.learning_times import frequency_exponent
 from megatron_tokscale.laws.monogenic import MonogenicShare, scaled_mean_curve
-from megatron_tokscale.laws.one_third import fit_one_third, group_test
+from megatron_tokscale.laws.one_third import fit_one_third
 from megatron_tokscale.laws.plain import interval, or_reason, plain
 from megatron_tokscale.laws.power_law import fit_power_law
 from megatron_tokscale.laws.quanta import alpha_from, exponents_from

@@ -6,6 +6,7 @@ Shapes: G grid points, R resamples (the first is the data as they are), K runs.
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_tokscale.laws.explain import best_null
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.axis_figure import SIZES, axis_derivative
 from megatron_tokscale.report.markup import (
@@ -113,15 +114,14 @@ def _across_part(name: str, result: Mapping[str, Any]) -> list[str]:
 
 def _rebuilt(anchor: str, result: Mapping[str, Any]) -> Verdict:
     scores = result["other_documents"]
-    own, rival = scores["spectrum"], scores["power-law"]["r2"]
+    own, rival = scores["spectrum"], best_null(scores)
     interval = own["r2_interval"]
-    known = interval is not None and rival is not None
     return Verdict(
         anchor,
         f"Learning times alone rebuild −dL/dx along {escape(result['axis'])}, in other documents",
-        bool(interval[0] > rival) if known else None,
+        None if interval is None else bool(interval[0] > rival),
         estimate(own, "r2"),
-        f"their R²; its whole interval above the power law's R², {number(rival)}",
+        f"their R²; its whole interval above that of the best null, {number(rival)}",
     )
 
 

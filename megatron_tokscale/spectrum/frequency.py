@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.spectrum.density import Array, events_of
-from megatron_tokscale.spectrum.groups import deciles, plain_predictors
+from megatron_tokscale.spectrum.groups import deciles, log_frequency
 from megatron_tokscale.spectrum.resampling import Units
 from megatron_tokscale.spectrum.skill import GroupSums
 from megatron_tokscale.spectrum.sums import loss_sums
@@ -22,7 +22,7 @@ class FrequencySums:
     """Sums over the tokens that miss no loss, by the frequency of the token in the probe set."""
 
     def __init__(self, tokens: ProbeSet, units: Units):
-        log_count_N = plain_predictors(tokens)["unigram"]
+        log_count_N = log_frequency(tokens)
         self._log_share_N = log_count_N - np.log(tokens.labels_BS.size)
         self._losses = GroupSums(deciles(log_count_N), units)
         edges = np.linspace(self._log_share_N.min(), self._log_share_N.max(), _BINS + 1)[1:-1]

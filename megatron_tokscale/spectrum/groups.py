@@ -27,26 +27,28 @@ class Groups:
         return Groups(self.group_N[index_N], self.names)
 
 
+def log_frequency(tokens: ProbeSet) -> Array:
+    """ln of how often each token's id is among all labels of the probe set.
+
+    That is held-out text of the same kind as the training data, but little of it: a rare token's
+    frequency is known badly.
+    """
+    count = np.bincount(tokens.labels_BS.ravel(), minlength=tokens.vocab_size)
+    return np.asarray(np.log(count[tokens.label_N]))
+
+
 def plain_predictors(tokens: ProbeSet) -> dict[str, Array]:
     """What might order tokens without any learning time: logarithms of frequencies, position.
-
-    Frequencies are counted in the probe set's own sequences: held-out text of the same kind as the
-    training data, but little of it, so a rare token's frequency is known badly.
 
     Returns:
         unigram and bigram: ln of how often the token, or it and the one before it, are there.
         position: ln of the number of tokens that it is predicted from.
     """
-    before_N = tokens.tokens_BS[tokens.mask_BS].astype(np.int64)
-    label_N = tokens.label_N.astype(np.int64)
-    all_before, all_labels = (
-        ids.ravel().astype(np.int64) for ids in (tokens.tokens_BS, tokens.labels_BS)
-    )
-    count = np.bincount(all_labels, minlength=tokens.vocab_size)
-    pairs, pair_count = np.unique(all_before * tokens.vocab_size + all_labels, return_counts=True)
-    pair_N = np.searchsorted(pairs, before_N * tokens.vocab_size + label_N)
+    pair_BS = tokens.tokens_BS.astype(np.int64) * tokens.vocab_size + tokens.labels_BS
+    pairs, pair_count = np.unique(pair_BS, return_counts=True)
+    pair_N = np.searchsorted(pairs, pair_BS[tokens.mask_BS])
     return {
-        "unigram": np.log(count[label_N]),
+        "unigram": log_frequency(tokens),
         "bigram": np.log(pair_count[pair_N]),
         "position": np.log(tokens.context_N),
     }
@@ -70,10 +72,9 @@ def groupings(tokens: ProbeSet, time_N: Array | None = None) -> dict[str, Groups
 
     `time_N` adds deciles of these learning times, and a group of the tokens that have none.
     """
-    plain = plain_predictors(tokens)
     found = {
-        "frequency decile": deciles(plain["unigram"]),
-        "position decile": deciles(plain["position"]),
+        "frequency decile": deciles(log_frequency(tokens)),
+        "position decile": deciles(np.log(tokens.context_N)),
     }
     if len(tokens.domains) > 1:
         domains = Groups(tokens.domain_N.astype(np.int64), tokens.domains)

@@ -1,0 +1,186 @@
+"""A run on disk of any number of tokens, with planted losses and the planted parameters as fits.
+
+Shapes: N tokens, K probe steps.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fit_memory import LAST_STEP, SEQ_LENGTH, probe_steps
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from megatron_tokscale.files import write_json
+from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
+from megatron_tokscale.fit.table import ParquetRows
+from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store.losses import LossRecord, losses_name, write_losses
+
+TOKENS_PER_DOCUMENT = 100
+VOCABULARY = 50_000
+BLOCK = 156_250  # tokens in a row group, as `fit_run` writes ten million
+SPAN = np.log(LAST_STEP)
+SHARES = {  # of the demo's run
+    TokenClass.FALLING: 0.38,
+    TokenClass.RISING: 0.01,
+    TokenClass.TWO_STEP: 0.22,
+    TokenClass.GRADUAL: 0.23,
+    TokenClass.FLAT_UNLEARNED: 0.08,
+    TokenClass.FLAT_KNOWN: 0.08,
+}
+
+Floats = NDArray[np.float32]
+Columns = dict[str, NDArray[Any]]
+
+
+def make_run(path: Path, n_tokens: int, n_probes: int, seed: int) -> None:
+    """Write the run; n_tokens is a multiple of `SEQ_LENGTH`, and no matrix of N x K is made."""
+    rng = np.random.default_rng(seed)
+    folder, probe_set = path / "tokscale", make_probe_set(rng, n_tokens)
+    probe_set.save(folder / "probe.safetensors")
+    info = {"schema_version": 1, "probe_fingerprint": probe_set.fingerprint}
+    write_json(folder / "run.json", info)
+    steps, columns = probe_steps(n_probes), plant(rng, n_tokens)
+    level_N = np.zeros(n_tokens, np.float32)
+    for step in steps:
+        loss_N = model(columns, np.log(step) if step else -np.inf)
+        loss_N += columns["noise"] * rng.standard_normal(n_tokens, dtype=np.float32)
+        level_N += loss_N / len(steps)
+        if step == 0:
+            first_N = loss_N
+        write_losses(folder / "losses" / losses_name(step), loss_N, record(step, probe_set))
+    columns |= {"level": level_N, "fall": first_N - loss_N}
+    columns["sse"] = columns.pop("noise") ** 2 * (n_probes - 4)
+    columns["n_probes"] = np.full(n_tokens, n_probes, np.int32)
+    write_fits(path / "analysis" / "fits.parquet", rng, columns, probe_set, steps)
+
+
+def make_probe_set(rng: np.random.Generator, n_tokens: int) -> ProbeSet:
+    """Two datasets of documents of any length, ids about as frequent as words, all watched."""
+    shape = (n_tokens // SEQ_LENGTH, SEQ_LENGTH)
+    is_first_N = rng.random(n_tokens) < 1 / TOKENS_PER_DOCUMENT
+    is_first_N[:: n_tokens // 2] = True
+    document_N = np.cumsum(is_first_N) - 1
+    position_N = np.arange(n_tokens) - np.flatnonzero(is_first_N)[document_N]
+    ids_N = VOCABULARY ** rng.random(n_tokens + 1)
+    return ProbeSet(
+        tokens_BS=ids_N[:-1].reshape(shape).astype(np.int32),
+        labels_BS=ids_N[1:].reshape(shape).astype(np.int32),
+        mask_BS=np.ones(shape, bool),
+        document_BS=document_N.reshape(shape).astype(np.int32),
+        position_BS=position_N.reshape(shape).astype(np.int32),
+        domain_BS=(np.arange(n_tokens) >= n_tokens // 2).reshape(shape).astype(np.int16),
+        domains=("prose", "code"),
+        vocab_size=VOCABULARY,
+    )
+
+
+def record(step: int, probe_set: ProbeSet) -> LossRecord:
+    return LossRecord(
+        step=step,
+        consumed_samples=step,
+        consumed_tokens=step * SEQ_LENGTH,
+        learning_rate=1e-3,
+        lr_sum=step * 1e-3,
+        training_loss=float("nan"),
+        wall_time=0.0,
+        duration=0.0,
+        probe_fingerprint=probe_set.fingerprint,
+        versions="benchmark",
+    )
+
+
+def plant(rng: np.random.Generator, n_tokens: int) -> Columns:
+    """Parameters by column of a fit, NaN where a token's class has none; "noise" is its size."""
+
+    def uniform(low: float, high: float) -> Floats:
+        return np.float32(low) + np.float32(high - low) * rng.random(n_tokens, dtype=np.float32)
+
+    def width() -> Floats:
+        return np.exp(uniform(np.log(0.05), np.log(1.1)))
+
+    def sign(share_of_rises: float) -> Floats:
+        return np.where(rng.random(n_tokens) < share_of_rises, np.float32(-1), np.float32(1))
+
+    class_N = rng.choice(list(SHARES), n_tokens, p=list(SHARES.values())).astype(np.int8)
+    rising = np.where(class_N == TokenClass.RISING, np.float32(-1), np.float32(1))
+    middle = uniform(0.3 * SPAN, 0.7 * SPAN)
+    columns = {
+        "class": class_N,
+        "noise": uniform(0.2, 0.8),
+        "floor": uniform(2, 4),
+        "drop": rising * uniform(1.5, 8.5),
+        "midpoint": uniform(0.05 * SPAN, 0.95 * SPAN),
+        "width": width(),
+    }
+    two_step = {
+        "steps_floor": columns["floor"],
+        "step1_drop": uniform(1, 8),
+        "step1_midpoint": middle - uniform(0.5, 2),
+        "step1_width": width(),
+        "step1_midpoint_se": uniform(0.01, 0.3),
+        "step2_drop": sign(0.5) * uniform(0.5, 4),
+        "step2_midpoint": middle + uniform(0.5, 2),
+        "step2_width": width(),
+        "step2_midpoint_se": uniform(0.01, 0.3),
+    }
+    gradual = {
+        "onset": uniform(0, 0.6 * SPAN),
+        "slope": -uniform(0.1, 1),
+        "onset_loss": uniform(6, 10),
+    }
+    for each, group in ((TokenClass.TWO_STEP, two_step), (TokenClass.GRADUAL, gradual)):
+        for name, value_N in group.items():
+            columns[name] = np.where(class_N == each, value_N, np.float32("nan"))
+    return columns
+
+
+def model(columns: Mapping[str, NDArray[Any]], x: float) -> Floats:
+    """The loss of every token at x without noise; a flat token's is its floor."""
+    class_N, loss_N = columns["class"], columns["floor"].copy()
+    for prefix, classes in (
+        ("", (TokenClass.FALLING, TokenClass.RISING)),
+        ("step1_", (TokenClass.TWO_STEP,)),
+        ("step2_", (TokenClass.TWO_STEP,)),
+    ):
+        rows = np.isin(class_N, classes)
+        drop, midpoint, width = (
+            columns[f"{prefix}{name}"][rows] for name in ("drop", "midpoint", "width")
+        )
+        loss_N[rows] += drop * expit((midpoint - np.float32(x)) / width)
+    rows = class_N == TokenClass.GRADUAL
+    onset, slope, onset_loss = (columns[name][rows] for name in ("onset", "slope", "onset_loss"))
+    loss_N[rows] = onset_loss + slope * np.maximum(np.float32(x) - onset, 0)
+    return loss_N
+
+
+def write_fits(
+    path: Path,
+    rng: np.random.Generator,
+    columns: Mapping[str, NDArray[Any]],
+    probe_set: ProbeSet,
+    steps: list[int],
+) -> None:
+    """Write the planted columns; the others, which do not change what is computed, are noise."""
+    with np.errstate(divide="ignore"):
+        x_K = np.log(np.array(steps, dtype=np.float64))
+    made_of = {"time": "step", "steps": steps, "probe_fingerprint": probe_set.fingerprint}
+    status_N = np.where(rng.random(len(columns["class"])) < 0.05, FitStatus.AT_BOUND, 0)
+    codes = {"status": status_N.astype(np.int8), "runner_up": np.zeros(len(status_N), np.int8)}
+    planted = {**columns, **codes}
+    names = [name.removesuffix("_N") for name in SigmoidFits.columns()]
+    with ParquetRows(path, x_K, made_of) as rows:
+        for start in range(0, len(status_N), BLOCK):
+            part = slice(start, start + BLOCK)
+            n_tokens = len(status_N[part])
+            values = (
+                planted[name][part] if name in planted else rng.random(n_tokens, dtype=np.float32)
+                for name in names
+            )
+            extra = {
+                name: (getattr(probe_set, f"{name}_N")[part], "from the probe set")
+                for name in ("label", "domain", "document", "position", "context")
+            }
+            rows.append(SigmoidFits(x_K, *values), extra)

@@ -1,0 +1,282 @@
+"""Seconds and memory of `spectrum_run` on ten million tokens, and what brute force would take.
+
+    python benchmarks/spectrum_scale.py [--tokens 10000000] [--folder DIR] [--out FILE]
+
+One child process makes a fitted run on disk; another opens and analyses it, and its seconds,
+processor time and peak memory (resource.getrusage) are its own. The files are then in the page
+cache, and the compiled code in numba's. A third times the peers, on few tokens:
+
+- bootstrap: documents drawn literally, and the means over their tokens taken anew each time;
+- kernel sum: every transition's own bump, by scipy's expit, at every point of the grid.
+
+Shapes: N tokens, K probe steps, E transitions, R resamples (the first is the data as they are), C
+bins, G grid points.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pyarrow
+import scipy
+from fitted_run import make_run
+from numpy.typing import NDArray
+from scipy.special import expit
+from table import heading, markdown
+
+from megatron_tokscale.fit import SigmoidFits, fits_path
+from megatron_tokscale.spectrum import Bins, DocumentSums, Units, events_of, kernel_sum
+from megatron_tokscale.spectrum.run import FittedRun, spectrum_run
+from megatron_tokscale.store import Run
+
+PROBES = 60
+RESAMPLES = 200
+PEER_TOKENS = 50_000
+PEER_TRANSITIONS = 5_000
+RESAMPLED = "sums over the documents", "reconstructions"
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds by the clock, processor seconds of all threads, and the peak memory by then."""
+
+    name: str
+    seconds: float
+    cpu: float
+    gigabytes: float
+
+
+class Meter:
+    """The costs of one phase after the other."""
+
+    def __init__(self) -> None:
+        self.costs: list[Cost] = []
+        self._name, self._started = "", self._now()
+
+    def begin(self, name: str) -> None:
+        """End the phase under way, and begin another."""
+        seconds, cpu = (b - a for a, b in zip(self._started, self._now(), strict=True))
+        if self._name:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+            self.costs.append(Cost(self._name, seconds, cpu, peak))
+        self._name, self._started = name, self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.perf_counter(), time.process_time()
+
+
+def analyse(path: Path, seed: int) -> list[Cost]:
+    """The costs of each phase of an analysis."""
+    meter = Meter()
+    meter.begin("opening the run")
+    run = Run.open(path)
+    meter.begin("documents, their weights")
+    spectrum_run(run, n_resamples=RESAMPLES, seed=seed, progress=meter.begin)
+    meter.begin("")
+    return meter.costs
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Brute force and ours on the same few items, and ours on all; processor seconds.
+
+    `difference` is the largest between the two on the few, over the largest value.
+    """
+
+    name: str
+    few: int
+    brute: float
+    ours_on_few: float
+    difference: float
+    all: int
+    ours: float
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Processor seconds, and the result."""
+    started = time.process_time()
+    result = work()
+    return time.process_time() - started, result
+
+
+def bootstrap(path: Path, seed: int) -> dict[str, Any]:
+    """The few of the bootstrap's `Peer`: a whole small run."""
+    source = FittedRun.open(Run.open(path))
+    tokens, x_K = source.run.probe_set, source.x_K
+    units = Units.of(tokens.domain_N, tokens.document_N, seed)
+    weight_RU = units.weights(RESAMPLES, seed)
+
+    def ours() -> list[Array]:
+        blocks = ((fits, loss_NK, units.unit_N[at]) for at, fits, loss_NK in source.blocks())
+        found = DocumentSums.of(x_K, blocks, len(units)).resampled(x_K, weight_RU)
+        return [found.loss_RK, found.full_RK, found.count_RC, found.drop_RC]
+
+    def brute() -> list[Array]:
+        fits = SigmoidFits.load(fits_path(source.run))
+        loss_NK = source.run.read_losses(0, source.run.n_tokens)
+        model_NK = fits.predict(x_K).astype(np.float32)
+        events, edges = events_of(fits), Bins.over(x_K).edges
+        rows = []
+        for weight_U in weight_RU.astype(int):
+            drawn_N = np.repeat(np.arange(len(fits)), weight_U[units.unit_N])
+            drawn_E = np.repeat(
+                np.arange(len(events.drop_E)), weight_U[units.unit_N[events.token_E]]
+            )
+            midpoint, drop = events.midpoint_E[drawn_E], events.drop_E[drawn_E]
+            rows.append(
+                [
+                    loss_NK[drawn_N].mean(axis=0, dtype=np.float64),
+                    model_NK[drawn_N].mean(axis=0, dtype=np.float64),
+                    np.histogram(midpoint, edges)[0] / len(drawn_N),
+                    np.histogram(midpoint, edges, weights=drop)[0] / len(drawn_N),
+                ]
+            )
+        return [np.stack(column) for column in zip(*rows, strict=True)]
+
+    ours()
+    seconds, found = timed(ours)
+    brute_seconds, expected = timed(brute)
+    differences = (relative(a, b) for a, b in zip(found, expected, strict=True))
+    return {
+        "name": f"{RESAMPLES} resamples, tokens",
+        "few": len(tokens.label_N),
+        "brute": brute_seconds,
+        "ours_on_few": seconds,
+        "difference": max(differences),
+    }
+
+
+def kernels(path: Path) -> Peer:
+    """The kernel sum of a run's transitions, by brute force for the first of them."""
+    fits = SigmoidFits.load(fits_path(Run.open(path)))
+    moves = fits.transitions
+    few = moves.rows(np.arange(len(moves.drop_E)) < PEER_TRANSITIONS)
+    low, high = float(fits.x_K[1]), float(fits.x_K[-1])
+    ours_on_all, _ = timed(lambda: kernel_sum(moves, low, high))
+    ours_on_few, (x_G, found_G) = timed(lambda: kernel_sum(few, low, high))
+
+    def brute() -> Array:
+        total_G = np.zeros(len(x_G))
+        for drop, midpoint, width in zip(few.drop_E, few.midpoint_E, few.width_E, strict=True):
+            s_G = expit((midpoint - x_G) / width)
+            total_G += drop / width * s_G * (1 - s_G)
+        return total_G
+
+    seconds, expected_G = timed(brute)
+    return Peer(
+        name="kernel sum, transitions",
+        few=PEER_TRANSITIONS,
+        brute=seconds,
+        ours_on_few=ours_on_few,
+        difference=relative(found_G, expected_G),
+        all=len(moves.drop_E),
+        ours=ours_on_all,
+    )
+
+
+def relative(found: Array, expected: Array) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it in a process of its own, so that no other work counts as its memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)
+
+
+def cost_table(costs: list[Cost], n_tokens: int) -> str:
+    seconds, cpu = (sum(getattr(each, name) for each in costs) for name in ("seconds", "cpu"))
+    whole = Cost("all", seconds, cpu, costs[-1].gigabytes)
+    rows = [
+        [
+            each.name,
+            f"{each.seconds:.1f}",
+            f"{each.cpu:.1f}",
+            f"{each.gigabytes:.2f}",
+            f"{n_tokens / each.seconds:,.0f}",
+        ]
+        for each in (*costs, whole)
+    ]
+    columns = ["phase", "seconds", "processor seconds", "peak GB by its end", "tokens/s"]
+    return markdown(columns, rows)
+
+
+def peer_table(peers: list[Peer]) -> str:
+    rows = [
+        [
+            each.name,
+            f"{each.few:,}",
+            f"{each.brute:.2f}",
+            f"{each.ours_on_few:.2f}",
+            f"{each.difference:.0e}",
+            f"{each.all:,}",
+            f"{each.ours:.1f}",
+            f"{each.brute / each.few * each.all:,.0f}",
+            f"{each.brute / each.few * each.all / each.ours:,.0f}",
+        ]
+        for each in peers
+    ]
+    few = ["few", "brute force on them, s", "ours, s", "difference"]
+    return markdown(["", *few, "all", "ours, s", "brute force at its rate, s", "ratio"], rows)
+
+
+def run_all(folder: Path, n_tokens: int, seed: int) -> str:
+    """Both tables, with the load when the analysis began."""
+    large, small = folder / "large", folder / "small"
+    for path, size in ((large, n_tokens), (small, PEER_TOKENS)):
+        in_child(make_run, path, size, PROBES, seed)
+    in_child(analyse, small, seed)
+    versions = {each.__name__: each.__version__ for each in (np, scipy, numba, pyarrow)}
+    at_start = heading(**versions)
+    costs = in_child(analyse, large, seed)
+    ours = sum(each.cpu for each in costs if each.name in RESAMPLED)
+    peers = [
+        Peer(**in_child(bootstrap, small, seed), all=n_tokens, ours=ours),
+        in_child(kernels, large),
+    ]
+    blas = os.environ.get("OPENBLAS_NUM_THREADS", "not set")
+    return f"""{at_start}, seed {seed}, OPENBLAS_NUM_THREADS {blas}
+
+{n_tokens:,} tokens at {PROBES} probes, {RESAMPLES} resamples; the load is that just before.
+
+{cost_table(costs, n_tokens)}
+
+Brute force on few of the tokens, or transitions, in processor seconds of one core. Ours on all
+of them is from the phases "{RESAMPLED[0]}" and "{RESAMPLED[1]}" above, which read
+the files too and do more than the means and the spectrum that brute force does.
+
+{peer_table(peers)}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=10_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where there are 4 GB for the run")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        text = run_all(Path(folder), arguments.tokens, arguments.seed)
+    print(text)
+    if arguments.out:
+        command = "python benchmarks/spectrum_scale.py --out benchmarks/results/spectrum_scale.md"
+        intro = f"# Ten million tokens\n\n`{command}`, {date.today():%d %B %Y}.\n\n"
+        arguments.out.write_text(intro + text)
+
+
+if __name__ == "__main__":
+    main()
