@@ -60,8 +60,15 @@ def _tail(result: Mapping[str, Any]) -> str:
 def _zero_sum(sums: Mapping[str, Any]) -> list[str]:
     if "undefined" in sums:
         return [f"  zero-sum learning: {sums['undefined']}"]
+    movement, interference = (
+        f"{sums[name][-1]:.3f} [{sums[bounds][0][-1]:.3f}, {sums[bounds][1][-1]:.3f}]"
+        for name, bounds in (
+            ("movement", "movement_interval_2P"),
+            ("interference", "interference_interval_2P"),
+        )
+    )
     return [
         f"  from step {sums['from_step'][-1]:,.0f} to {sums['to_step'][-1]:,.0f} a token's loss "
-        f"moved by {sums['movement'][-1]:.3f} nats, of which "
-        f"{100 * sums['interference'][-1]:.0f}% cancelled (zero-sum learning)"
+        f"moved by {movement} nats, a share of {interference} of which cancelled (zero-sum "
+        "learning)"
     ]

@@ -87,7 +87,7 @@ def laws_run(
         "tail_minus_law": or_reason(lambda: theories.agreement(tail, overall)),
         "one_third": or_reason(lambda: theories.one_third(run, inputs)),
         "quanta": theories.quanta(run, inputs, overall, seed),
-        "zero_sum": or_reason(lambda: theories.zero_sum(run)),
+        "zero_sum": or_reason(lambda: theories.zero_sum(run, n_resamples, seed)),
         "deceleration": or_reason(lambda: theories.deceleration(run, inputs, n_resamples, seed)),
         "settings": {"from": start, "n_resamples": n_resamples, "seed": seed},
     }

@@ -26,11 +26,12 @@ from megatron_tokscale.laws.inputs import Array, Inputs
 from megatron_tokscale.laws.learning_times import frequency_exponent
 from megatron_tokscale.laws.monogenic import MonogenicShare, scaled_mean_curve
 from megatron_tokscale.laws.one_third import fit_one_third
-from megatron_tokscale.laws.plain import interval, or_reason, plain
+from megatron_tokscale.laws.plain import or_reason, plain
 from megatron_tokscale.laws.power_law import fit_power_law
 from megatron_tokscale.laws.quanta import alpha_from, exponents_from
 from megatron_tokscale.laws.tail import tail_exponent
 from megatron_tokscale.laws.zero_sum import ZeroSum
+from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.store import Run
 
 _VALUES_PER_READ = 2**24
@@ -51,8 +52,8 @@ def power_law(t_K: Array, loss_RK: Array, start: float, n_resamples: int, seed: 
     exponent_R = np.array([law.exponent, *(each.exponent for each in near)])
     floor_R = np.array([law.floor, *(each.floor for each in near)])
     return plain(law) | {
-        "exponent_documents_interval": plain(interval(exponent_R)),
-        "floor_documents_interval": plain(interval(floor_R)),
+        **Estimate.of(exponent_R).entry("exponent_documents"),
+        **Estimate.of(floor_R).entry("floor_documents"),
         "exponent_R": plain(exponent_R),
     }
 
@@ -64,8 +65,7 @@ def tail(inputs: Inputs, start: float) -> Any:
         inputs.x_C, inputs.drop_RC, from_x=first, to_x=inputs.last_x - inputs.margin
     )
     return plain(found) | {
-        "exponent": found.exponent,
-        "exponent_interval": plain(interval(found.exponent_R)),
+        **Estimate.of(found.exponent_R).entry("exponent"),
     }
 
 
@@ -149,15 +149,18 @@ def _monogenic(run: Run, inputs: Inputs, seed: int) -> MonogenicShare:
     return MonogenicShare.of(blocks())
 
 
-def zero_sum(run: Run) -> Any:
+def zero_sum(run: Run, n_resamples: int, seed: int) -> Any:
     """How much tokens' losses move while the mean falls, from each probe to twice its step."""
-    sums = ZeroSum(run.step_K)
-    for _, loss_NK in _finite_blocks(run):
-        sums.add(loss_NK)
+    units = Units.of(run.probe_set.domain_N, run.probe_set.document_N, seed)
+    sums = ZeroSum(run.step_K, len(units))
+    for at_N, loss_NK in _finite_blocks(run):
+        sums.add(loss_NK, unit_N=units.unit_N[at_N])
+    intervals = plain(sums.intervals(units.weights(n_resamples, seed)[1:]))
     return {
         "from_step": plain(sums.from_step_P),
         "to_step": plain(sums.to_step_P),
         **plain(sums.metrics()),
+        **{f"{name.removesuffix('_2P')}_interval_2P": value for name, value in intervals.items()},
     }
 
 

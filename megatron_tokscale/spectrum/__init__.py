@@ -1,5 +1,6 @@
 """Learning-time spectra, and what they reconstruct of the loss curve."""
 
+from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.spectrum.axes import axis_run
 from megatron_tokscale.spectrum.between import transfer_run
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum, events_of
@@ -15,7 +16,6 @@ from megatron_tokscale.spectrum.reconstruction import (
     full_derivative,
     reconstruct,
 )
-from megatron_tokscale.spectrum.resampling import Estimate, Units
 from megatron_tokscale.spectrum.run import spectrum_run
 from megatron_tokscale.spectrum.sums import DocumentSums, Resampled
 from megatron_tokscale.spectrum.transfer import Alignment, TransferSums

@@ -18,10 +18,10 @@ from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import whole_or_absent, write_json
 from megatron_tokscale.fit import SigmoidFits, fit_sigmoids, shared_width
+from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.spectrum.density import Array, LearningTimeSpectrum
 from megatron_tokscale.spectrum.groups import groupings, learning_times
 from megatron_tokscale.spectrum.reconstruction import compare
-from megatron_tokscale.spectrum.resampling import Estimate, Units
 from megatron_tokscale.spectrum.run import FittedRun, class_shares
 from megatron_tokscale.spectrum.sums import DocumentSums
 from megatron_tokscale.spectrum.transfer import PERMUTATIONS, Alignment, TransferSums

@@ -13,6 +13,7 @@ from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import check_schema, read_json, write_json
 from megatron_tokscale.fit import SigmoidFits
+from megatron_tokscale.resampling import MOST_UNITS, Units
 from megatron_tokscale.spectrum.density import Array
 from megatron_tokscale.spectrum.groups import (
     Groups,
@@ -21,7 +22,6 @@ from megatron_tokscale.spectrum.groups import (
     plain_predictors,
 )
 from megatron_tokscale.spectrum.order import learning_order
-from megatron_tokscale.spectrum.resampling import MOST_UNITS, Units
 from megatron_tokscale.spectrum.run import FittedRun, drawn
 from megatron_tokscale.spectrum.sums import loss_sums
 from megatron_tokscale.spectrum.transfer import PERMUTATIONS, Alignment, TransferSums

@@ -19,9 +19,9 @@ from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.laws.huber import Curve
 from megatron_tokscale.laws.power_law import DISCARDED
+from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.spectrum.density import Array
 from megatron_tokscale.spectrum.groups import Groups
-from megatron_tokscale.spectrum.resampling import Estimate, Units
 from megatron_tokscale.spectrum.sums import loss_sums, model_sums
 from megatron_tokscale.spectrum.transfer import Alignment, TransferSums
 

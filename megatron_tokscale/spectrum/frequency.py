@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.resampling import Units
 from megatron_tokscale.spectrum.density import Array, events_of
 from megatron_tokscale.spectrum.groups import deciles, log_frequency
-from megatron_tokscale.spectrum.resampling import Units
 from megatron_tokscale.spectrum.skill import GroupSums
 from megatron_tokscale.spectrum.sums import loss_sums
 

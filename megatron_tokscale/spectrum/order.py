@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from megatron_tokscale.resampling import Estimate
 from megatron_tokscale.spectrum.density import Array
-from megatron_tokscale.spectrum.resampling import Estimate
 
 _LEAST_TOKENS = 50
 _RIDGE = 1e-9

@@ -28,10 +28,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from megatron_tokscale.fit import MIN_PROBES, SigmoidFits, TokenClass, fit_sigmoids
+from megatron_tokscale.resampling import Estimate
 from megatron_tokscale.spectrum.density import Array, default_grid
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.kernel_sum import kernel_sum
-from megatron_tokscale.spectrum.resampling import Estimate
 from megatron_tokscale.spectrum.sums import DocumentSums
 
 NAMES = ("full", "kernel", "spectrum")
@@ -72,7 +72,8 @@ class Reconstruction:
 
     def scores(self) -> dict[str, Any]:
         """Both scores with their intervals, as JSON."""
-        r2, l1 = Estimate.of(self.r2_R), Estimate.of(self.relative_l1_R)
+        r2 = Estimate.of(self.r2_R).within(most=1)
+        l1 = Estimate.of(self.relative_l1_R).within(least=0)
         return r2.entry("r2") | l1.entry("relative_l1")
 
 

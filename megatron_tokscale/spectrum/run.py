@@ -15,13 +15,13 @@ from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import whole_or_absent, write_json
 from megatron_tokscale.fit import SigmoidFits, fits_path, read_metadata
+from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.spectrum.density import Array, Bins, LearningTimeSpectrum
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
 from megatron_tokscale.spectrum.forward import predict_forward
 from megatron_tokscale.spectrum.frequency import FrequencySums
 from megatron_tokscale.spectrum.groups import groupings
 from megatron_tokscale.spectrum.reconstruction import Comparison, compare
-from megatron_tokscale.spectrum.resampling import Estimate, Units
 from megatron_tokscale.spectrum.sums import CLASSES, DocumentSums, Resampled
 from megatron_tokscale.spectrum.widths import Widths
 from megatron_tokscale.store import Run

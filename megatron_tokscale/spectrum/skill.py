@@ -15,9 +15,9 @@ of a unit and a group), K probe steps, X values that are compared (grid points, 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.resampling import Units
 from megatron_tokscale.spectrum.density import Array
 from megatron_tokscale.spectrum.groups import Groups
-from megatron_tokscale.spectrum.resampling import Units
 
 
 class GroupSums:

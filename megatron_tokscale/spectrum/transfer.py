@@ -31,11 +31,11 @@ from scipy.special import expit
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, Transitions
+from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.spectrum.density import Array, default_grid, events_of
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.kernels import add_sigmoids
-from megatron_tokscale.spectrum.resampling import Estimate, Units
 from megatron_tokscale.spectrum.skill import DocumentGroups, GroupSums, skill
 from megatron_tokscale.spectrum.sums import at_probes, loss_sums, model_sums, table_of
 
@@ -211,7 +211,10 @@ class TransferSums:
             is_passed = bool(min(lows) > 0 and p_value <= LEVEL)
         return {
             "groups": len(sums.names),
-            **{name: Estimate.of(skill_R).entry("skill") for name, skill_R in skills.items()},
+            **{
+                name: Estimate.of(skill_R).within(most=1).entry("skill")
+                for name, skill_R in skills.items()
+            },
             **gain.entry("gain_over_permuted"),
             "p_value": p_value,
             "passes": is_passed,

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass, fit_sigmoids
+from megatron_tokscale.resampling import Estimate
 from megatron_tokscale.spectrum.density import Array, finite_range
-from megatron_tokscale.spectrum.resampling import Estimate
 
 TEN_NINETY = 2 * math.log(9)
 """10-90% width of a sigmoid of width one."""

@@ -28,13 +28,13 @@ def run(tmp_path_factory):
     noise_NK = 0.05 * rng.standard_normal(mean_NK.shape)
     run = write_run(tmp_path_factory.mktemp("laws") / "run", STEPS, FLOOR + mean_NK + noise_NK)
     fit_run(run)
-    spectrum_run(run, n_resamples=40, null_tokens=200)
+    spectrum_run(run, null_tokens=200)
     return run
 
 
 @pytest.fixture(scope="module")
 def result(run):
-    return laws_run(run, n_resamples=40)
+    return laws_run(run)
 
 
 def altered(run, tmp_path, **arrays):
@@ -71,8 +71,8 @@ def test_the_tail_of_other_times_does_not_agree_with_the_loss(run, tmp_path):
 
 
 def test_undefined_laws_say_why(run, tmp_path):
-    rising_RK = np.tile(np.sqrt(np.maximum(STEPS, 0.5)), (41, 1))
-    copy = altered(run, tmp_path, mean_loss_RK=rising_RK, drop_RC=np.zeros((41, 2048)))
+    rising_RK = np.tile(np.sqrt(np.maximum(STEPS, 0.5)), (201, 1))
+    copy = altered(run, tmp_path, mean_loss_RK=rising_RK, drop_RC=np.zeros((201, 2048)))
     result = laws_run(copy, n_resamples=2)
     assert "does not fall" in result["overall"]["undefined"]
     assert "no tail" in result["tail"]["undefined"]
