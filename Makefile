@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 # Python >= 3.12 is found by itself; to choose one: make PYTHON=/path/to/python3.12 ...
 
-.PHONY: demo quick test soak accuracy lint env clean
+.PHONY: demo quick test soak accuracy evidence lint env clean
 BIN := .venv/bin
 OVERLAYS := $(addprefix .venv/overlays/megatron-core-,$(shell cat tests/old-megatron.txt))
 export PYTHON
@@ -20,6 +20,9 @@ soak: env
 
 accuracy: env
 	$(BIN)/python tests/fit_accuracy.py --out benchmarks/results/fit_accuracy.md
+
+evidence: env
+	$(BIN)/python tests/evidence.py --folder evidence-run --out benchmarks/results/evidence.md
 
 lint: env
 	$(BIN)/ruff check .
@@ -43,4 +46,4 @@ env: .venv/ready $(OVERLAYS)
 	@mv $@.part $@
 
 clean:
-	rm -rf .venv demo-run demo-run-quick soak-run
+	rm -rf .venv demo-run demo-run-quick soak-run evidence-run

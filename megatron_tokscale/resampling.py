@@ -114,9 +114,9 @@ class Estimate:
         low, high = np.quantile(drawn_R, [0.025, 0.975], method="weibull") + shift
         return Estimate(float(value), float(low), float(high))
 
-    def within(self, least: float = -np.inf, most: float = np.inf) -> "Estimate":
+    def at_most(self, most: float) -> "Estimate":
         """The same with an interval cut at what is possible."""
-        return Estimate(self.value, max(self.low, least), min(self.high, most))
+        return Estimate(self.value, self.low, min(self.high, most))
 
     def entry(self, name: str) -> dict[str, float | list[float] | None]:
         """As JSON: NAME and NAME_interval, null where not defined."""

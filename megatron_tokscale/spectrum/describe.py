@@ -79,6 +79,10 @@ def describe_transfer(entry: Mapping[str, Any]) -> str:
         for name, value in order["spearman"].items()
     ]
     lines.append(
+        f"  beyond the plain predictors: {with_interval(order, 'partial')}: "
+        f"{_verdict(order['passes'])}"
+    )
+    lines.append(
         f"  variance of the ranks explained by the plain predictors "
         f"{with_interval(order, 'explained_by_plain')}, with the learning time "
         f"{with_interval(order, 'explained_with_time')}"

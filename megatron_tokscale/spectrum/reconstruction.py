@@ -71,9 +71,13 @@ class Reconstruction:
         return float(self.relative_l1_R[0])
 
     def scores(self) -> dict[str, Any]:
-        """Both scores with their intervals, as JSON."""
-        r2 = Estimate.of(self.r2_R).within(most=1)
-        l1 = Estimate.of(self.relative_l1_R).within(least=0)
+        """R^2 with its interval, and the relative L1 error, as JSON.
+
+        The error has none: the bias of an absolute value is only half seen by resamples, and what
+        they gave held the truth in 58 to 82% (benchmarks/results/evidence.md).
+        """
+        r2 = Estimate.of(self.r2_R).at_most(1)
+        l1 = Estimate(self.relative_l1, np.nan, np.nan)
         return r2.entry("r2") | l1.entry("relative_l1")
 
 

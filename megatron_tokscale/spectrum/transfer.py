@@ -212,7 +212,7 @@ class TransferSums:
         return {
             "groups": len(sums.names),
             **{
-                name: Estimate.of(skill_R).within(most=1).entry("skill")
+                name: Estimate.of(skill_R).at_most(1).entry("skill")
                 for name, skill_R in skills.items()
             },
             **gain.entry("gain_over_permuted"),

@@ -143,6 +143,7 @@ def test_reconstruction_scores_are_those_of_their_definition(fits_and_losses):
             - miss_G.var() / comparison.measured_G.var()
             - miss_G.mean() ** 2 / comparison.measured_G.var(),
             each.r2,
+            atol=1e-12,
         )
         np.testing.assert_allclose(
             np.abs(miss_G).mean() / np.abs(comparison.measured_G).mean(), each.relative_l1

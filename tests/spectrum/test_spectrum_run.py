@@ -1,4 +1,4 @@
-"""`spectrum_run` on a run on disk.
+"""`spectrum_run` on a run on disk: the files, the words, and what is refused.
 
 Shapes: N tokens, K probe steps, G grid points, D datasets.
 """
@@ -7,11 +7,14 @@ import json
 
 import numpy as np
 import pytest
+from runs import log_time, plain_probe_set, probe_steps, write_run
+from scipy.special import expit
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fit_run
 from megatron_tokscale.spectrum import spectrum_run
-from megatron_tokscale.spectrum.run import document_half
+from megatron_tokscale.spectrum.describe import describe_spectrum
+from megatron_tokscale.store import Run
 from megatron_tokscale.store.losses import losses_name
 
 
@@ -26,7 +29,7 @@ def fitted(make_run, local_losses):
 
 
 def test_files_hold_spectra_overall_and_per_dataset(fitted):
-    result = spectrum_run(fitted, null_tokens=200)
+    result = spectrum_run(fitted, null_tokens=200, n_resamples=20)
     assert result == json.loads((fitted.analysis / "reconstruction.json").read_text())
     about = json.loads((fitted.analysis / "spectrum.json").read_text())
     assert [domain["name"] for domain in about["domains"]] == ["prose", "code"]
@@ -34,6 +37,8 @@ def test_files_hold_spectra_overall_and_per_dataset(fitted):
     finite_N = np.isfinite(fitted.read_losses()).all(axis=1)
     mean_K = fitted.read_losses()[finite_N].astype(float).mean(axis=0)
     np.testing.assert_allclose(arrays["mean_loss_K"], mean_K, rtol=1e-6)
+    assert arrays["mean_loss_RK"].shape == (21, len(mean_K))
+    np.testing.assert_allclose(arrays["mean_loss_RK"][0], mean_K, rtol=1e-6)
     for d in range(2):
         of_domain = finite_N & (fitted.probe_set.domain_N == d)
         mean_K = fitted.read_losses()[of_domain].astype(float).mean(axis=0)
@@ -43,18 +48,58 @@ def test_files_hold_spectra_overall_and_per_dataset(fitted):
         share_D @ arrays["drop_weighted_DG"], arrays["drop_weighted_G"], atol=1e-9
     )
     assert arrays["x_G"].shape == arrays["full_G"].shape == arrays["half_full_G"].shape
+    low_G, high_G = arrays["measured_interval_2G"]
+    assert (low_G <= high_G).all()
 
 
 def test_local_learning_is_reconstructed_and_narrower_than_the_null(fitted):
-    result = spectrum_run(fitted)
+    result = spectrum_run(fitted, n_resamples=50)
     assert result["same_tokens"]["kernel"]["r2"] > 0.98
     assert result["other_documents"]["full"]["r2"] > 0.8
     widths = result["widths"]
+    assert widths["local"] is True
     assert widths["observed"]["width_x"]["p50"] < widths["mean_curve_null"]["width_x"]["p50"] / 2
     about = json.loads((fitted.analysis / "spectrum.json").read_text())
     np.testing.assert_allclose(
         about["drop_of_events_nats_per_token"], about["fall_nats_per_token"], rtol=0.05
     )
+    assert "learning is local: yes" in describe_spectrum(result)
+
+
+def test_mean_curve_tokens_are_said_not_to_be_local(make_run):
+    steps, rng = probe_steps(50, last=5000), np.random.default_rng(0)
+    mean_K = 3 * expit((5.5 - log_time(steps)) / 0.9)
+    loss_NK = rng.uniform(0.5, 2, (800, 1)) * mean_K + 1 + 0.1 * rng.standard_normal((800, 50))
+    run = make_run(steps, loss_NK.astype(np.float32))
+    fit_run(run)
+    result = spectrum_run(run, n_resamples=50)
+    assert result["widths"]["local"] is False
+    assert "learning is local: not shown" in describe_spectrum(result)
+
+
+def test_one_document_has_numbers_and_no_intervals(tmp_path, local_losses):
+    steps, loss_NK, _, _ = local_losses
+    probe_set = plain_probe_set(400)
+    for name in ("document_BS", "domain_BS"):
+        getattr(probe_set, name)[:] = 0
+    run = write_run(tmp_path / "one", steps, loss_NK[:400], probe_set)
+    fit_run(run)
+    result = spectrum_run(run, n_resamples=1)
+    assert result["documents"] == 1
+    assert result["same_tokens"]["kernel"]["r2"] > 0.9
+    assert result["same_tokens"]["kernel"]["r2_interval"] is None
+    assert result["widths"]["median_over_null"] < 1
+    assert result["widths"]["local"] is None
+    assert "learning is local: undefined" in describe_spectrum(result)
+
+
+def test_too_few_probes_for_a_forward_prediction_are_said_so(make_run, local_losses):
+    steps, loss_NK, _, _ = local_losses
+    run = make_run(steps[::6], loss_NK[:400, ::6])
+    fit_run(run)
+    result = spectrum_run(run, n_resamples=5)
+    assert "probe more often" in result["forward"]["undefined"]
+    assert "probe more often" in describe_spectrum(result)
 
 
 def test_spectrum_needs_a_fit_first(make_run, local_losses):
@@ -67,18 +112,7 @@ def test_fits_of_other_probe_steps_are_refused(fitted):
     last = fitted.records[-1].step
     (fitted.path / "tokscale" / "losses" / losses_name(last)).unlink()
     with pytest.raises(TokscaleError, match="fitted on other probes"):
-        spectrum_run(type(fitted).open(fitted.path))
-
-
-def test_halves_keep_documents_whole_and_are_about_equal():
-    domain_N = np.repeat(np.arange(3, dtype=np.int16), 4000)
-    document_N = np.tile(np.repeat(np.arange(1000, dtype=np.int32), 4), 3)
-    half_N = document_half(domain_N, document_N, seed=0)
-    assert (half_N.reshape(-1, 4) == half_N.reshape(-1, 4)[:, :1]).all()
-    assert abs(half_N.mean() - 0.5) < 0.05
-    per_domain = half_N.reshape(3, -1)
-    assert (per_domain[0] != per_domain[1]).any()
-    assert (document_half(domain_N, document_N, seed=1) != half_N).any()
+        spectrum_run(Run.open(fitted.path))
 
 
 def test_means_predicted_by_the_fits_are_the_measured_ones(fitted):

@@ -1,15 +1,16 @@
 """The locality test: it passes on local transitions and fails on mean-curve tokens.
 
-Shapes: N tokens, K probe steps.
+Shapes: N tokens, K probe steps, U units.
 """
 
 import numpy as np
+import pytest
+from planted import shared_noise
 from scipy.special import expit
 
 from megatron_tokscale.fit import TokenClass, fit_sigmoids
-from megatron_tokscale.spectrum import mean_curve_losses, transition_widths
-from megatron_tokscale.spectrum.density import weighted_quantile
-from megatron_tokscale.spectrum.widths import mean_curve_fits
+from megatron_tokscale.spectrum import Units, Widths, mean_curve_losses
+from megatron_tokscale.spectrum.widths import width_edges
 
 X_K = np.concatenate([[-np.inf], np.linspace(0, 8, 60)])
 
@@ -20,29 +21,45 @@ def local(n_tokens=1500, seed=0):
     return drop * expit((c - X_K) / 0.15) + 0.1 * rng.standard_normal((n_tokens, len(X_K)))
 
 
+def mean_curve(n_tokens=1500):
+    """Tokens that follow the mean of those above, with a level and an amplitude of their own."""
+    rng = np.random.default_rng(1)
+    mean_K = local().mean(axis=0)
+    noise_NK = 0.1 * shared_noise(rng, (n_tokens, len(X_K)), 0.6)
+    return rng.uniform(0.5, 2, (n_tokens, 1)) * mean_K + noise_NK
+
+
+def widths_of(loss_NK):
+    """The widths of documents of ten tokens, and the weights of their resamples."""
+    units = Units.of(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 10)
+    return Widths.of(fit_sigmoids(X_K, loss_NK), loss_NK, units.unit_N), units.weights(100)
+
+
 def test_local_transitions_are_narrower_than_their_null():
-    loss_NK = local()
-    fits = fit_sigmoids(X_K, loss_NK)
-    null, null_NK = mean_curve_fits(fits, loss_NK)
-    observed, null_widths = transition_widths(fits, loss_NK), transition_widths(null, null_NK)
+    widths, weight_RU = widths_of(local())
+    result = widths.result(weight_RU)
+    observed, null = result["observed"], result["mean_curve_null"]
+    assert result["local"] is True
     np.testing.assert_allclose(observed["width_x"]["p50"], 4.394 * 0.15, rtol=0.05)
     np.testing.assert_allclose(
         observed["width_decades"]["p50"], observed["width_x"]["p50"] / np.log(10)
     )
-    assert null_widths["width_x"]["p25"] > 2 * observed["width_x"]["p75"]
+    np.testing.assert_allclose(observed["width_of_range"]["p50"], observed["width_x"]["p50"] / 8)
+    assert null["width_x"]["p25"] > 2 * observed["width_x"]["p75"]
     assert abs(observed["fall_in_windows"] - 0.8) < 0.04
+    low, high = result["median_over_null_interval"]
+    assert low < result["median_over_null"] < high < 0.5
 
 
 def test_mean_curve_tokens_look_like_their_null():
-    rng = np.random.default_rng(1)
-    mean_K = local().mean(axis=0)
-    loss_NK = rng.uniform(0.5, 2, (1500, 1)) * mean_K + 0.1 * rng.standard_normal((1500, 61))
-    fits = fit_sigmoids(X_K, loss_NK)
-    null, null_NK = mean_curve_fits(fits, loss_NK)
-    observed, null_widths = transition_widths(fits, loss_NK), transition_widths(null, null_NK)
+    widths, weight_RU = widths_of(mean_curve())
+    result = widths.result(weight_RU)
+    assert result["local"] is False
     for quartile in ("p25", "p50", "p75"):
         np.testing.assert_allclose(
-            observed["width_x"][quartile], null_widths["width_x"][quartile], rtol=0.05
+            result["observed"]["width_x"][quartile],
+            result["mean_curve_null"]["width_x"][quartile],
+            rtol=0.06,
         )
 
 
@@ -59,23 +76,51 @@ def test_null_tokens_have_their_own_level_amplitude_and_noise():
         assert 0.6 < residual_K.std() / sigma < 1.4
 
 
+def test_null_noise_is_as_autocorrelated_as_the_tokens_own():
+    loss_NK = mean_curve(2000)
+    fits = fit_sigmoids(X_K, loss_NK)
+    null_NK = mean_curve_losses(fits, loss_NK).astype(float)
+    mean_K = loss_NK.mean(axis=0) - loss_NK.mean()
+    along_N = loss_NK @ mean_K / (mean_K @ mean_K)
+    noise_NK = null_NK - loss_NK.mean(axis=1, keepdims=True) - along_N[:, None] * mean_K
+    correlation = (noise_NK[:, 1:] * noise_NK[:, :-1]).mean() / (noise_NK**2).mean()
+    assert abs(correlation - 0.6) < 0.06
+
+
 def test_fall_in_windows_is_the_interpolated_loop():
     loss_NK = local(200)
-    fits = fit_sigmoids(X_K, loss_NK)
-    x, inside = X_K[1:], 0.0
+    widths, weight_RU = widths_of(loss_NK)
+    fits, x, inside = widths.observed.fits, X_K[1:], 0.0
     for n in np.flatnonzero((fits.class_N == TokenClass.FALLING) & np.isin(fits.status_N, (0, 2))):
         half = np.log(9) * fits.width_N[n]
         ends = fits.midpoint_N[n] - half, fits.midpoint_N[n] + half
         inside -= np.diff(np.interp(ends, x, loss_NK[n, 1:]))[0]
     expected = inside / (loss_NK[:, 1] - loss_NK[:, -1]).sum()
-    np.testing.assert_allclose(transition_widths(fits, loss_NK)["fall_in_windows"], expected)
+    np.testing.assert_allclose(widths.observed.fall_in_windows(weight_RU)[0], expected)
 
 
-def test_weighted_quantile_is_that_of_repeated_values():
-    rng = np.random.default_rng(2)
-    value, count = rng.standard_normal(50), rng.integers(1, 9, 50)
-    repeated = np.repeat(value, count)
-    for share in (0.25, 0.5, 0.75):
+@pytest.mark.parametrize("r", [0, 1, 2])
+def test_quartiles_are_those_of_widths_repeated_by_their_drop_and_weight(r):
+    widths, weight_RU = widths_of(local(60))
+    observed = widths.observed
+    unit_N = observed.unit_N[observed.counted_N]
+    times_N = np.round(1000 * observed.drop_N).astype(int) * weight_RU[r, unit_N].astype(int)
+    repeated = np.repeat(observed.width_N, times_N)
+    for name, share in {"p25": 0.25, "p50": 0.5, "p75": 0.75}.items():
         expected = np.quantile(repeated, share, method="inverted_cdf")
-        assert weighted_quantile(value, count.astype(float), share) == expected
-    assert np.isnan(weighted_quantile(np.array([]), np.array([]), 0.5))
+        assert observed.quartiles(weight_RU)[name][r] == expected
+
+
+def test_histograms_share_out_the_drop_of_the_counted_tokens():
+    widths, _ = widths_of(local(200))
+    arrays = widths.histograms()
+    np.testing.assert_allclose(arrays["width_edges_C"], width_edges(X_K))
+    for name in ("width_observed_C", "width_null_C"):
+        np.testing.assert_allclose(arrays[name].sum(), 1.0)
+
+
+def test_a_run_in_which_nothing_falls_has_no_verdict():
+    widths, weight_RU = widths_of(5 + 0.1 * np.random.default_rng(3).standard_normal((40, 61)))
+    result = widths.result(weight_RU)
+    assert result["local"] in (None, False)
+    assert result["observed"]["tokens"] == 40

@@ -197,9 +197,7 @@ def test_losses_are_those_of_one_process(jobs, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_model_has_the_size_that_it_has_on_one_process(jobs, layout):
-    alone, cut = (
-        Run.open(run).info for run in (jobs.reference(layout.model), jobs.probed(layout))
-    )
+    alone, cut = (Run.open(run).info for run in (jobs.reference(layout.model), jobs.probed(layout)))
     assert cut["layout"]["padded_vocab_size"] == alone["layout"]["padded_vocab_size"]
     assert cut["size"] == alone["size"]
 

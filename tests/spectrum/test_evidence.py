@@ -1,0 +1,27 @@
+"""Every evidence test passes on what has what it claims and fails on what has not.
+
+A few pairs of each kind; the rates over 200: benchmarks/results/evidence.md.
+"""
+
+import evidence
+import pytest
+
+SEEDS = (1000, 1001, 1002)
+PAIRS = [name for name, (test, _) in evidence.SCENARIOS.items() if test is evidence.pair_verdicts]
+RUNS = [name for name in evidence.SCENARIOS if name not in PAIRS]
+POWERFUL = {"frequency decile", "learning-time decile", "document", "mean"}
+
+
+@pytest.mark.parametrize("scenario", PAIRS + RUNS)
+def test_planted_runs_get_the_verdict_that_they_deserve(scenario):
+    _, should_pass = evidence.SCENARIOS[scenario]
+    for_certain = {}
+    for seed in SEEDS:
+        for test, passed in evidence.verdicts(scenario, seed).items():
+            claim, _, grouping = test.partition(", ")
+            if claim not in should_pass or grouping in POWERFUL | {""}:
+                for_certain.setdefault((test, claim in should_pass), []).append(passed)
+    assert for_certain
+    for (test, expected), passed in for_certain.items():
+        right = sum(each is expected for each in passed)
+        assert right >= len(SEEDS) - 1, f"{test} on {scenario}: {passed}"

@@ -1,0 +1,106 @@
+"""The learning order against scipy's Spearman and numpy's least squares."""
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata, spearmanr
+
+from megatron_tokscale.spectrum import Units
+from megatron_tokscale.spectrum.order import learning_order
+
+N_TOKENS = 600
+
+
+@pytest.fixture
+def planted():
+    """Times of both runs (some missing), predictors of them, and documents of ten tokens."""
+    rng = np.random.default_rng(0)
+    plain = {name: rng.standard_normal(N_TOKENS) for name in ("unigram", "position")}
+    plain["unigram"] = plain["unigram"].round(1)
+    source = plain["unigram"] + 0.8 * rng.standard_normal(N_TOKENS)
+    target = source + 0.5 * plain["position"] + rng.standard_normal(N_TOKENS)
+    source[::17], target[5::23] = np.nan, np.nan
+    return source, target, plain, Units.of(np.zeros(N_TOKENS), np.arange(N_TOKENS) // 10)
+
+
+def order_of(source, target, plain, units, n_resamples=100):
+    return learning_order(source, target, plain, units.unit_N, units.weights(n_resamples))
+
+
+def explained(rank, predictors):
+    design = np.stack([np.ones(len(rank)), *predictors], axis=1)
+    residual = rank - design @ np.linalg.lstsq(design, rank, rcond=None)[0]
+    return residual, 1 - residual.var() / rank.var()
+
+
+def test_correlations_are_scipys(planted):
+    source, target, plain, _ = planted
+    both = np.isfinite(source) & np.isfinite(target)
+    found = order_of(*planted)
+    assert found["tokens"] == both.sum()
+    for name, predictor in ({"learning time in the other run": source} | plain).items():
+        expected = spearmanr(predictor[both], target[both])[0]
+        np.testing.assert_allclose(found["spearman"][name]["value"], expected, atol=1e-9)
+
+
+def test_explained_variance_is_that_of_least_squares_on_ranks(planted):
+    source, target, plain, _ = planted
+    both = np.isfinite(source) & np.isfinite(target)
+    rank = rankdata(target[both])
+    scaled = [rankdata(each[both]) / both.sum() - 0.5 for each in plain.values()]
+    ranks = [each**power for each in scaled for power in (1, 2, 3)]
+    found = order_of(*planted)
+    own, by_plain = explained(rank, ranks)
+    _, by_all = explained(rank, [*ranks, rankdata(source[both])])
+    np.testing.assert_allclose(found["explained_by_plain"], by_plain, atol=1e-4)
+    np.testing.assert_allclose(found["explained_with_time"], by_all, atol=1e-4)
+    np.testing.assert_allclose(found["gain"], by_all - by_plain, atol=1e-4)
+    other, _ = explained(rankdata(source[both]), ranks)
+    np.testing.assert_allclose(found["partial"], np.corrcoef(own, other)[0, 1], atol=1e-4)
+
+
+def test_an_order_that_agrees_passes_and_a_chance_one_does_not(planted):
+    source, target, plain, units = planted
+    assert order_of(*planted)["passes"] is True
+    rng = np.random.default_rng(1)
+    passed = [order_of(rng.permutation(source), target, plain, units)["passes"] for _ in range(40)]
+    assert sum(passed) <= 5
+
+
+def test_an_order_that_is_only_the_plain_predictors_does_not_pass(planted):
+    """Both runs learn by frequency and position alone: beyond these there is nothing to agree."""
+    _, _, plain, units = planted
+    rng = np.random.default_rng(2)
+    passed = []
+    for _ in range(40):
+        a, b = (
+            plain["unigram"] + 0.5 * plain["position"] + 0.7 * rng.standard_normal(N_TOKENS)
+            for _ in range(2)
+        )
+        found = order_of(a, b, plain, units)
+        assert found["spearman"]["learning time in the other run"]["value"] > 0.4
+        passed.append(found["passes"])
+    assert sum(passed) <= 5
+
+
+def test_weights_are_copies_of_documents(planted):
+    source, target, plain, units = planted
+    weight_U = units.weights(1, seed=3)[1].astype(int)
+    copies = np.repeat(np.arange(N_TOKENS), weight_U[units.unit_N])
+    copies = copies[np.isfinite(source[copies]) & np.isfinite(target[copies])]
+    both = np.isfinite(source) & np.isfinite(target)
+    rank_a, rank_b = np.zeros(N_TOKENS), np.zeros(N_TOKENS)
+    rank_a[both], rank_b[both] = rankdata(source[both]), rankdata(target[both])
+    expected = np.corrcoef(rank_a[copies], rank_b[copies])[0, 1]
+    weight_RU = np.stack([weight_U, np.ones(len(units))]).astype(float)
+    found = learning_order(source, target, plain, units.unit_N, weight_RU)
+    np.testing.assert_allclose(
+        found["spearman"]["learning time in the other run"]["value"], expected, atol=1e-9
+    )
+
+
+def test_few_tokens_have_no_order(planted):
+    source, target, plain, units = planted
+    source[40:] = np.nan
+    found = order_of(source, target, plain, units)
+    assert found["tokens"] < 50
+    assert found["spearman"] is found["passes"] is None

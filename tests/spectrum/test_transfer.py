@@ -1,0 +1,176 @@
+"""Transfer between runs: the null in closed form, the alignments, and planted pairs.
+
+Shapes: N tokens, K probe steps, U units.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import planted_pairs
+import pytest
+from scipy.special import expit
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.fit import fit_sigmoids
+from megatron_tokscale.spectrum import Units, derivative_weights, events_of
+from megatron_tokscale.spectrum.density import default_grid
+from megatron_tokscale.spectrum.groups import Groups, groupings
+from megatron_tokscale.spectrum.transfer import _STRATA, Alignment, TransferSums
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A genuine pair: (text, x_K, losses of A, of B, fits of A, units)."""
+    rng = np.random.default_rng(0)
+    x_K, text = planted_pairs.axis(), planted_pairs.text_of(30, rng)
+    loss_NK, again_NK = planted_pairs.genuine(text, x_K, rng)
+    tokens = text.probe_set
+    units = Units.of(tokens.domain_N, tokens.document_N)
+    return text, x_K, loss_NK, again_NK, fit_sigmoids(x_K, loss_NK), units
+
+
+def result_of(pair, alignment=None, cuts=(), n_resamples=50):
+    text, x_K, loss_NK, again_NK, fits, units = pair
+    sums = TransferSums(alignment or Alignment.absolute(x_K), groupings(text.probe_set), units)
+    own = fit_sigmoids(x_K, again_NK)
+    ends = [0, *cuts, len(text)]
+    for start, stop in pairwise(ends):
+        at = slice(start, stop)
+        sums.add(at, fits.rows(at), again_NK[at], loss_NK[at], own.rows(at), x_K)
+    return sums.result(units.weights(n_resamples))
+
+
+def skill_of(prediction_NK, measured_NK, group_N, operator_KX):
+    """The skill by its definition."""
+    measured_NX, predicted_NX = measured_NK @ operator_KX, prediction_NK @ operator_KX
+    miss = spread = 0.0
+    for g in np.unique(group_N):
+        own = group_N == g
+        measured = measured_NX[own].mean(axis=0) - measured_NX.mean(axis=0)
+        predicted = predicted_NX[own].mean(axis=0) - predicted_NX.mean(axis=0)
+        miss += own.sum() * ((measured - predicted) ** 2).sum()
+        spread += own.sum() * (measured**2).sum()
+    return 1 - miss / spread
+
+
+def curves_of(events, x_K, n_tokens, order=slice(None)):
+    """Every token's sum of drop * s, the times taken in another order."""
+    s_EK = expit((events.midpoint_E[order, None] - x_K) / events.width_E[order, None])
+    curve_NK = np.zeros((n_tokens, len(x_K)))
+    np.add.at(curve_NK, events.token_E, events.drop_E[:, None] * s_EK)
+    return curve_NK
+
+
+def shuffled(events, rng):
+    """A permutation of the events among those of about the same drop, with a loop."""
+    order = np.arange(len(events.drop_E))
+    stratum = np.searchsorted(_STRATA, events.drop_E)
+    for each in np.unique(stratum):
+        own = np.flatnonzero(stratum == each)
+        order[own] = rng.permutation(own)
+    return order
+
+
+@pytest.mark.parametrize("grouping", ["dataset", "frequency decile", "document"])
+def test_skills_are_those_of_their_definition(pair, grouping):
+    text, x_K, loss_NK, again_NK, fits, units = pair
+    weights_KX = derivative_weights(x_K, default_grid(x_K)).T
+    groups = groupings(text.probe_set)
+    group_N = units.unit_N if grouping == "document" else groups[grouping].group_N
+    found = result_of(pair)[grouping]
+    x_K = np.maximum(x_K, -1e6)
+    for name, prediction_NK in {
+        "events": curves_of(events_of(fits), x_K, len(text)),
+        "full": fits.predict(x_K),
+        "own": curves_of(events_of(fit_sigmoids(pair[1], again_NK)), x_K, len(text)),
+    }.items():
+        expected = skill_of(prediction_NK, again_NK.astype(float), group_N, weights_KX)
+        np.testing.assert_allclose(found[name]["skill"], expected, atol=1e-4)
+    source = skill_of(loss_NK.astype(float), again_NK.astype(float), group_N, weights_KX)
+    np.testing.assert_allclose(found["source"]["skill"], source, atol=1e-3)
+
+
+def test_the_permuted_null_is_the_mean_over_real_permutations(pair):
+    """Its curves are: the mean of every group's predicted curve over permutations in strata."""
+    text, x_K, _, again_NK, fits, _ = pair
+    weights_KX = derivative_weights(x_K, default_grid(x_K)).T
+    x_K = np.maximum(x_K, -1e6)
+    rng = np.random.default_rng(1)
+    events = events_of(fits)
+    drawn = [curves_of(events, x_K, len(text), shuffled(events, rng)) for _ in range(400)]
+    group_N = groupings(text.probe_set)["frequency decile"].group_N
+    expected = skill_of(np.mean(drawn, axis=0), again_NK.astype(float), group_N, weights_KX)
+    found = result_of(pair)["frequency decile"]["permuted"]["skill"]
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+
+
+def test_the_p_value_is_the_share_of_real_permutations():
+    """Of a pair so small and so alike in time that permutations often do as well."""
+    rng = np.random.default_rng(2)
+    x_K, text = planted_pairs.axis(), planted_pairs.text_of(6, rng)
+    loss_NK, again_NK = planted_pairs.permuted(text, x_K, rng)
+    fits, tokens = fit_sigmoids(x_K, loss_NK), text.probe_set
+    units = Units.of(tokens.domain_N, tokens.document_N)
+    small = text, x_K, loss_NK, again_NK, fits, units
+    found = result_of(small, n_resamples=2)["document"]["p_value"]
+    weights_KX = derivative_weights(x_K, default_grid(x_K)).T
+    x_K, events = np.maximum(x_K, -1e6), events_of(fits)
+    skills = [
+        skill_of(
+            curves_of(events, x_K, len(text), order),
+            again_NK.astype(float),
+            units.unit_N,
+            weights_KX,
+        )
+        for order in (slice(None), *(shuffled(events, rng) for _ in range(400)))
+    ]
+    np.testing.assert_allclose(found, np.mean(np.array(skills) >= skills[0]), atol=0.12)
+
+
+def test_no_cut_into_blocks_matters(pair):
+    whole, cut = result_of(pair), result_of(pair, cuts=(1, 200, 201))
+    for grouping, each in whole.items():
+        assert each["p_value"] == cut[grouping]["p_value"]
+        for name in ("events", "permuted", "full", "source", "own"):
+            np.testing.assert_allclose(
+                each[name]["skill"], cut[grouping][name]["skill"], rtol=1e-5, atol=1e-6
+            )
+
+
+def test_by_loss_finds_a_run_that_is_the_same_with_time_stretched():
+    """B's x is A's, stretched by a half and moved: the order is all that is asked for."""
+    rng = np.random.default_rng(3)
+    x_K, text = planted_pairs.axis(), planted_pairs.text_of(30, rng)
+    shape_NK = planted_pairs.local_shape(x_K, planted_pairs.times(text), rng)
+    loss_NK = planted_pairs.losses(text, shape_NK, rng, noise=0.02)
+    mean_K, tokens = loss_NK.mean(axis=0, dtype=float), text.probe_set
+    alignment = Alignment.by_loss(x_K, mean_K, 1.5 * x_K + 2, mean_K)
+    lowest = mean_K[1:] <= np.minimum.accumulate(mean_K[1:])
+    np.testing.assert_allclose(alignment.x_K[1:][lowest], x_K[1:][lowest], atol=1e-9)
+    units = Units.of(tokens.domain_N, tokens.document_N)
+    sums = TransferSums(alignment, groupings(tokens), units)
+    sums.add(slice(0, len(text)), fit_sigmoids(x_K, loss_NK), loss_NK)
+    for name, each in sums.result(units.weights(50)).items():
+        assert each["events"]["skill"] > 0.9, name
+
+
+def test_by_loss_leaves_out_what_the_other_run_never_saw():
+    x_K = np.array([-np.inf, *np.linspace(0, 8, 41)])
+    loss_K = np.concatenate([[8.0], 8 - np.linspace(0, 8, 41) / 2])
+    deeper_K = loss_K * 1.5 - 4
+    alignment = Alignment.by_loss(x_K, loss_K, x_K, deeper_K)
+    outside = deeper_K < loss_K[-1] - 1e-9
+    assert outside.any()
+    assert not alignment.operator_KX[outside].any()
+    with pytest.raises(TokscaleError):
+        Alignment.by_loss(x_K, loss_K, x_K, loss_K - 100)
+
+
+def test_one_group_has_nothing_to_tell_apart(pair):
+    text, x_K, _, again_NK, fits, units = pair
+    sums = TransferSums(
+        Alignment.absolute(x_K), {"all": Groups(np.zeros(len(text), int), ("all",))}, units
+    )
+    sums.add(slice(0, len(text)), fits, again_NK)
+    found = sums.result(units.weights(20))["all"]
+    assert found["p_value"] is found["passes"] is found["events"]["skill"] is None

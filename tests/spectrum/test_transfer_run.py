@@ -1,0 +1,101 @@
+"""`transfer_run` on two runs on disk: the file, the words, and what is refused."""
+
+import json
+
+import numpy as np
+import planted_pairs
+import pytest
+from runs import plain_probe_set, probe_steps, write_run
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.fit import fit_run
+from megatron_tokscale.spectrum.between import transfer_run
+from megatron_tokscale.spectrum.describe import describe_transfer
+
+STEPS = probe_steps(40)
+
+
+def runs_of(folder, scenario, documents=30):
+    """A planted pair of fitted runs."""
+    rng = np.random.default_rng(0)
+    text = planted_pairs.text_of(documents, rng)
+    made = []
+    for name, loss_NK in zip(
+        "ab", getattr(planted_pairs, scenario)(text, planted_pairs.axis(), rng), strict=True
+    ):
+        run = write_run(folder / name, STEPS, loss_NK, text.probe_set)
+        fit_run(run)
+        made.append(run)
+    return made
+
+
+@pytest.fixture(scope="module")
+def genuine(tmp_path_factory):
+    return runs_of(tmp_path_factory.mktemp("genuine"), "genuine")
+
+
+def test_times_that_agree_transfer_and_the_words_say_so(genuine):
+    source, target = genuine
+    entry = transfer_run(source, target, n_resamples=100)
+    stored = json.loads((target.analysis / "transfer.json").read_text())
+    assert stored["from"] == [entry]
+    for alignment in ("absolute", "by loss"):
+        assert set(entry[alignment]) >= {"dataset", "frequency decile", "document"}
+        assert entry[alignment]["document"]["passes"] is True
+    assert entry["order"]["passes"] is True
+    assert entry["documents"] == 30
+    lines = describe_transfer(entry).splitlines()
+    by_document = [line for line in lines if line.strip().startswith("document ")]
+    assert len(by_document) == 2
+    assert all(line.endswith(": yes") for line in by_document)
+
+
+def test_permuted_times_do_not_and_the_words_say_so(tmp_path):
+    entry = transfer_run(*runs_of(tmp_path, "permuted"), n_resamples=100)
+    for alignment in ("absolute", "by loss"):
+        assert all(each["passes"] is False for each in entry[alignment].values())
+    assert entry["order"]["passes"] is False
+    assert ": yes" not in describe_transfer(entry)
+
+
+def test_the_same_source_replaces_its_entry(genuine):
+    source, target = genuine
+    for seed in (1, 2):
+        transfer_run(source, target, n_resamples=5, seed=seed)
+    stored = json.loads((target.analysis / "transfer.json").read_text())
+    assert [each["settings"]["seed"] for each in stored["from"]] == [2]
+
+
+def test_runs_of_other_probe_sets_are_refused(genuine, tmp_path):
+    other = write_run(
+        tmp_path / "other", STEPS, np.ones((400, 40), np.float32), plain_probe_set(400)
+    )
+    fit_run(other)
+    with pytest.raises(TokscaleError, match="watch other tokens"):
+        transfer_run(other, genuine[1])
+
+
+def test_runs_without_a_fit_are_refused(genuine, tmp_path):
+    _, target = genuine
+    bare = write_run(tmp_path / "bare", STEPS, target.read_losses(), target.probe_set)
+    for pair in ((bare, target), (target, bare)):
+        with pytest.raises(TokscaleError, match=r"run `megatron-tokscale fit .*bare` first"):
+            transfer_run(*pair)
+
+
+def test_times_of_other_kinds_are_refused(genuine, tmp_path):
+    source, target = genuine
+    other = write_run(tmp_path / "tokens", STEPS, target.read_losses(), target.probe_set)
+    fit_run(other, time="tokens")
+    with pytest.raises(TokscaleError, match=r"fitted in .*; run `megatron-tokscale fit .*--time"):
+        transfer_run(source, other)
+
+
+def test_a_run_that_never_was_as_good_has_no_alignment_by_loss(genuine, tmp_path):
+    source, target = genuine
+    better = write_run(tmp_path / "b", STEPS, target.read_losses() - 100, target.probe_set)
+    fit_run(better)
+    entry = transfer_run(source, better, n_resamples=5)
+    assert entry["by loss"].keys() == {"undefined"}
+    assert "aligned by loss: " in describe_transfer(entry)
+    assert "dataset" in entry["absolute"]
