@@ -130,7 +130,11 @@ def _cagnetta(theory: Mapping[str, Any]) -> list[Row]:
     name, claim = "statistics of the language", "data exponent gamma / (2 beta)"
     predicted, measured = theory["predicted"], theory["measured"]
     if "undefined" in predicted:
-        return [row(name, claim, "-", predicted["undefined"], None)]
+        known = [
+            f"{each}: {theory[each].get('undefined') or spread(theory[each], each, 'interval')}"
+            for each in ("gamma", "beta")
+        ]
+        return [row(name, claim, "-", "; ".join(known), None)]
     words = f"alpha_D = {spread(predicted, 'exponent', 'interval')}"
     if "undefined" in measured:
         return [row(name, claim, words, measured["undefined"], None)]
