@@ -55,8 +55,16 @@ class Units:
         return Units(unit_N, domain_U, len(keys))
 
     def weights(self, n_resamples: int, seed: int = 0) -> Array:
-        """weight_RU: a row of ones, then `n_resamples` rows of Poisson(1) weights."""
-        drawn_RU = np.random.default_rng(seed).poisson(1.0, (n_resamples, len(self)))
+        """weight_RU: a row of ones, then `n_resamples` rows of Poisson(1) weights, none all zero.
+
+        Of a single unit nothing can be resampled: its rows are NaN, and so are all intervals.
+        """
+        if len(self) < 2:
+            return np.concatenate([np.ones((1, 1)), np.full((n_resamples, 1), np.nan)])
+        rng = np.random.default_rng(seed)
+        drawn_RU = rng.poisson(1.0, (n_resamples, len(self)))
+        while (empty_R := ~drawn_RU.any(axis=1)).any():
+            drawn_RU[empty_R] = rng.poisson(1.0, (int(empty_R.sum()), len(self)))
         return np.concatenate([np.ones((1, len(self))), drawn_RU])
 
     def half(self, seed: int = 0) -> NDArray[np.bool_]:

@@ -35,8 +35,8 @@ def describe_laws(result: Mapping[str, Any]) -> str:
 def _law(name: str, law: Mapping[str, Any]) -> list[str]:
     if "undefined" in law:
         return [f"  {name:<16}{law['undefined']}"]
-    low, high = law["exponent_documents_interval"]
-    documents = "-" if low is None else f"[{low:.3f}, {high:.3f}]"
+    bounds = law["exponent_documents_interval"]
+    documents = "-" if bounds is None else f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
     doubt = "" if law["converged"] else "  not converged"
     if law["autocorrelation"] > DRIFT:
         doubt += f"  residuals drift (rho {law['autocorrelation']:.2f}): no power law here"
@@ -61,7 +61,7 @@ def _zero_sum(sums: Mapping[str, Any]) -> list[str]:
     if "undefined" in sums:
         return [f"  zero-sum learning: {sums['undefined']}"]
     movement, interference = (
-        f"{sums[name][-1]:.3f} [{sums[bounds][0][-1]:.3f}, {sums[bounds][1][-1]:.3f}]"
+        spread({"it": sums[name][-1], "it_interval": [row[-1] for row in sums[bounds]]}, "it")
         for name, bounds in (
             ("movement", "movement_interval_2P"),
             ("interference", "interference_interval_2P"),

@@ -104,6 +104,7 @@ def one_third(run: Run, inputs: Inputs) -> Any:
 
     def groups() -> Any:
         loss_RFK = inputs.frequency_loss_RFK[:, :, begun]
+        loss_RFK = loss_RFK[np.isfinite(loss_RFK).all(axis=(1, 2))]
         test = group_test(
             lr_sum_K,
             loss_RFK[0],

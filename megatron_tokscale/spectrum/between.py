@@ -102,6 +102,8 @@ def transfer_run(
 
 def _check_pair(source: FittedRun, target: FittedRun) -> None:
     a, b = source.run, target.run
+    if a.path.resolve() == b.path.resolve():
+        raise TokscaleError(f"{a.path} is its own source; test the times of another run on it")
     if a.probe_set.fingerprint != b.probe_set.fingerprint:
         raise TokscaleError(
             f"{a.path} and {b.path} watch other tokens: their probe sets are "

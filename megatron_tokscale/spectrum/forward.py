@@ -60,6 +60,7 @@ def predict_forward(
     fits = fit_sigmoids(x_K[cut.first_K], loss_NK[:, cut.first_K])
     n_units = len(units)
     tokens_U = np.bincount(units.unit_N, minlength=n_units).astype(np.float64)
+    weight_RU = weight_RU[weight_RU @ tokens_U > 0]
     share_RU = weight_RU / (weight_RU @ tokens_U)[:, None]
     mean_RK = share_RU @ loss_sums(loss_NK, units.unit_N, n_units)
     held_K = ~cut.first_K

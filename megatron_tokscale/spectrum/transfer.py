@@ -16,8 +16,7 @@ is, which asks for the order alone and also suits runs of another size (Xia et a
 6).
 
 Shapes: N tokens, E events, K probes of B, G groups, C cells, R resamples, X compared values, P
-permutations, S strata of
-events by drop.
+permutations, S strata of events by drop.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,9 +40,9 @@ from megatron_tokscale.spectrum.sums import at_probes, loss_sums, model_sums, ta
 
 RIVALS = ("permuted", "full", "source", "own")
 LEVEL = 0.05
+PERMUTATIONS = 199
 _LEAST_COMPARED = 4
 _LEAST_FALLS = 3
-PERMUTATIONS = 199
 _PERMUTED_TOKENS = 30_000
 _STRATA = np.geomspace(0.25, 16, 13)
 """Drops in nats, half an octave apart, between which times are permuted (our choice)."""

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from runs import log_time, probe_steps, write_run
+from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
 from megatron_tokscale.errors import TokscaleError
@@ -195,3 +195,17 @@ def test_a_spectrum_of_other_probes_or_of_an_older_version_is_refused(run, tmp_p
     write_json(copy.analysis / "spectrum.json", about | {"schema_version": 1})
     with pytest.raises(TokscaleError, match="of an older version"):
         laws_run(copy)
+
+
+def test_laws_of_one_document_have_no_intervals_over_documents(run, tmp_path):
+    probe_set = plain_probe_set(N_TOKENS)
+    for name in ("document_BS", "domain_BS"):
+        getattr(probe_set, name)[:] = 0
+    one = write_run(tmp_path / "one", STEPS, run.read_losses(), probe_set)
+    fit_run(one)
+    spectrum_run(one, null_tokens=200, n_resamples=20)
+    result = laws_run(one, n_resamples=10)
+    assert result["overall"]["exponent_documents_interval"] is None
+    assert result["tail"]["exponent_interval"] is None
+    assert "without resamples" in result["tail_minus_law"]["undefined"]
+    assert "all tokens" in describe_laws(result)

@@ -90,3 +90,11 @@ def test_where_there_is_no_interval_there_is_none(value_R):
 
 def test_a_statistic_that_never_varies_has_an_interval_of_no_width():
     assert Estimate.of(np.ones(50)) == Estimate(1.0, 1.0, 1.0)
+
+
+def test_every_resample_has_a_document():
+    units = Units.of([0, 0, 0], [0, 1, 1])
+    weight_RU = units.weights(500)
+    assert (weight_RU[0] == 1).all()
+    assert weight_RU.any(axis=1).all()
+    assert (weight_RU == 0).any()

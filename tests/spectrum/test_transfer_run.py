@@ -99,3 +99,11 @@ def test_a_run_that_never_was_as_good_has_no_alignment_by_loss(genuine, tmp_path
     assert entry["by loss"].keys() == {"undefined"}
     assert "aligned by loss: " in describe_transfer(entry)
     assert "dataset" in entry["absolute"]
+
+
+def test_a_run_is_not_its_own_source(tmp_path, local_losses):
+    steps, loss_NK = local_losses[:2]
+    run = write_run(tmp_path / "run", steps, loss_NK[:160])
+    fit_run(run)
+    with pytest.raises(TokscaleError, match="its own source"):
+        transfer_run(run, run)
