@@ -36,8 +36,7 @@ def learning_rates(run: Run) -> Array:
         raise TokscaleError(
             f"{run.path} has the learning-rate schedule {style}, which run.json does not tell"
         )
-    floor = peak if style == "constant" else low
-    rate_T = floor + (peak - floor) * shapes[style] if style != "constant" else peak * shapes[style]
+    rate_T = low + (peak - low) * shapes[style]
     rate_T[:warmup] = peak * step_T[:warmup] / max(warmup, 1)
     sum_K = np.concatenate([[0.0], np.cumsum(rate_T)])[run.step_K]
     recorded_K = np.array([record.lr_sum for record in run.records])

@@ -73,20 +73,23 @@ def _chinchilla(rows: list[dict[str, Any]], n_resamples: int, seed: int) -> Any:
 
 
 def _multi_power(runs: Sequence[Run], losses: dict[Any, Array]) -> Any:
-    """Fitted to all runs of the model that is there most often but the longest, scored on that."""
+    """Of the model that is there most often: fitted to the shorter runs, scored on the longest.
+
+    Runs with the schedule of the longest are in neither part: it is to be one that was not seen.
+    """
     sizes = [(run.info.get("size") or {}).get("parameters") for run in runs]
     common = max(sizes, key=sizes.count)
     alike = [run for run, size in zip(runs, sizes, strict=True) if size == common]
-    if common is None or len(alike) < 2:
-        raise TokscaleError("fewer than two runs of one model: no schedule to predict another by")
-    alike.sort(key=lambda run: int(run.step_K[-1]))
-    curves = [_curve(run, losses[run.path]) for run in alike]
-    *known, held_out = curves
-    law = fit_multi_power(known)
+    longest = max(alike, key=lambda run: int(run.step_K[-1]))
+    shorter = [run for run in alike if run.step_K[-1] < longest.step_K[-1]]
+    if common is None or not shorter:
+        raise TokscaleError("no shorter run of the same model: no schedule to predict another by")
+    law = fit_multi_power([_curve(run, losses[run.path]) for run in shorter])
+    held_out = _curve(longest, losses[longest.path])
     predicted_I = law.predict(held_out.learning_rate_T, held_out.step_I)
     return {
-        "fitted_on": [run.path.name for run in alike[:-1]],
-        "held_out": alike[-1].path.name,
+        "fitted_on": [run.path.name for run in shorter],
+        "held_out": longest.path.name,
         "law": plain(law),
         "score": plain(score(predicted_I, held_out.loss_I)),
         "last_loss": float(held_out.loss_I[-1]),
