@@ -6,7 +6,6 @@ Shapes: G grid points, R resamples (the first is the data as they are), K runs.
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_tokscale.laws.explain import best_null
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.axis_figure import SIZES, axis_derivative
 from megatron_tokscale.report.markup import (
@@ -29,7 +28,7 @@ from megatron_tokscale.report.skills import (
     passed,
     weakest,
 )
-from megatron_tokscale.report.spectrum import agreement
+from megatron_tokscale.report.spectrum import agreement, rebuilt_verdict
 from megatron_tokscale.report.verdicts import Verdict, outcome
 
 
@@ -42,12 +41,16 @@ def axis_sections(analysis: Analysis) -> list[tuple[str, str, str]]:
 
 
 def axis_verdicts(analysis: Analysis) -> list[Verdict]:
-    """For every axis whether learning times rebuild it, and whether those along T tell of it."""
+    """Per axis: whether learning times rebuild it, and whether those along T tell of it."""
     return [
-        verdict
-        for n, axis in enumerate(analysis.axes)
-        for verdict in (_rebuilt(_anchor(n), axis.result), *_across(_anchor(n), axis.result))
+        verdict for n, axis in enumerate(analysis.axes) for verdict in _verdicts(n, axis.result)
     ]
+
+
+def _verdicts(n: int, result: Mapping[str, Any]) -> list[Verdict]:
+    anchor = _anchor(n)
+    rebuilt = rebuilt_verdict(anchor, result["axis"], result["other_documents"])
+    return [rebuilt, *_across(anchor, result)]
 
 
 def _anchor(n: int) -> str:
@@ -110,19 +113,6 @@ def _across_part(name: str, result: Mapping[str, Any]) -> list[str]:
             across["groups"],
         ),
     ]
-
-
-def _rebuilt(anchor: str, result: Mapping[str, Any]) -> Verdict:
-    scores = result["other_documents"]
-    own, rival = scores["spectrum"], best_null(scores)
-    interval = own["r2_interval"]
-    return Verdict(
-        anchor,
-        f"Learning times alone rebuild −dL/dx along {escape(result['axis'])}, in other documents",
-        None if interval is None else bool(interval[0] > rival),
-        estimate(own, "r2"),
-        f"their R²; its whole interval above that of the best null, {number(rival)}",
-    )
 
 
 def _across(anchor: str, result: Mapping[str, Any]) -> list[Verdict]:

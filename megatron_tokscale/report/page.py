@@ -18,7 +18,7 @@ from megatron_tokscale.report.laws import laws, laws_verdicts
 from megatron_tokscale.report.locality import locality, locality_verdict
 from megatron_tokscale.report.markup import escape, paragraph
 from megatron_tokscale.report.overview import loss_curve, what_was_run
-from megatron_tokscale.report.spectrum import spectrum
+from megatron_tokscale.report.spectrum import rebuilt_verdict, spectrum
 from megatron_tokscale.report.style import CSS
 from megatron_tokscale.report.transfer import transfer, transfer_verdicts
 from megatron_tokscale.report.verdicts import summary
@@ -34,6 +34,7 @@ def render(
     title = f"When tokens were learned: {analysis.run.path.name}"
     verdicts = [
         locality_verdict(analysis),
+        rebuilt_verdict("spectrum", "T", analysis.reconstruction["other_documents"]),
         *forward_verdicts(analysis),
         *transfer_verdicts(analysis),
         *axis_verdicts(analysis),

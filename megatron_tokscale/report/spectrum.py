@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_tokscale.laws.explain import best_null
 from megatron_tokscale.report import figures
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.largest import largest_datasets, left_out
@@ -21,6 +22,7 @@ from megatron_tokscale.report.markup import (
 )
 from megatron_tokscale.report.scale import LABELS, UNITS, short, time_of
 from megatron_tokscale.report.style import MEASURED, NULLS, RECONSTRUCTIONS
+from megatron_tokscale.report.verdicts import Verdict
 
 _INGREDIENTS = {
     "full": "every token's own model",
@@ -108,6 +110,19 @@ def agreement(result: Mapping[str, Any]) -> str:
         "documents.",
         header,
         rows,
+    )
+
+
+def rebuilt_verdict(anchor: str, axis: str, scores: Mapping[str, Any]) -> Verdict:
+    """Whether learning times alone do better than what needs none; `scores` of other documents."""
+    own, rival = scores["spectrum"], best_null(scores)
+    interval = own["r2_interval"]
+    return Verdict(
+        anchor,
+        f"Learning times alone rebuild −dL/dx along {escape(axis)}, in other documents",
+        None if interval is None else bool(interval[0] > rival),
+        estimate(own, "r2"),
+        f"their R²; its whole interval above that of the best null, {number(rival)}",
     )
 
 

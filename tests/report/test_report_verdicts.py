@@ -278,3 +278,16 @@ def test_a_run_of_one_dataset(copied):
     page = Page(report_run(run, n_tokens=0).read_text())
     assert not page.row("forward", "dataset (") and page.row("forward", "document (")
     assert page.row("loss", "prose") == page.row("loss", "all probe tokens")
+
+
+def test_learning_times_alone_along_t_are_held_against_the_best_null(copied):
+    def change(content):
+        scores = content["other_documents"]
+        scores["spectrum"] |= {"r2": 0.6, "r2_interval": [0.3, 0.9]}
+        for name in ("mean-curve", "power-law", "uniform"):
+            scores[name]["r2"] = 0.2
+
+    page = edited(copied, "reconstruction.json", change)
+    asked = "Learning times alone rebuild −dL/dx along T"
+    assert "passed" in page.cells("verdicts", asked)
+    assert page.row("verdicts", asked) == [0.6, 0.3, 0.9, 0.2]
