@@ -6,13 +6,14 @@ from typing import Any
 from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import read_json, write_json
+from megatron_tokscale.indexed import Portion, open_part
 from megatron_tokscale.laws import theories
 from megatron_tokscale.laws.explain import explanations
 from megatron_tokscale.laws.inputs import Inputs
 from megatron_tokscale.laws.plain import or_reason
 from megatron_tokscale.laws.power_law import DISCARDED
 from megatron_tokscale.laws.several import several_runs
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, check_same_tokens
 
 SCHEMA_VERSION = 2
 _OTHER_STARTS = (0.01, 0.03, 0.3)
@@ -51,10 +52,12 @@ def laws_run(
 
     Raises:
         TokscaleError: the run has no spectrum, or one of other probes; the others watch other
-            tokens.
+            tokens; the corpus cannot be read.
     """
     say = progress or (lambda _: None)
+    check_same_tokens([run, *others])
     inputs = Inputs.load(run)
+    portions = open_part(list(corpus), "1", "train") if corpus else []
     end = float(inputs.t_K[-1])
     start = DISCARDED * end if from_ is None else from_
 
@@ -66,7 +69,7 @@ def laws_run(
     tail = or_reason(lambda: theories.tail(inputs, start))
     say("rival theories")
     gamma = or_reason(lambda: theories.contexts(run, n_resamples, seed))
-    beta = or_reason(lambda: _correlations(corpus, seed))
+    beta = or_reason(lambda: _correlations(portions, seed))
     predicted = or_reason(lambda: theories.cagnetta(gamma, beta))
     result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -106,10 +109,10 @@ def laws_run(
     return result
 
 
-def _correlations(corpus: Sequence[str], seed: int) -> Any:
+def _correlations(corpus: Sequence[Portion], seed: int) -> Any:
     if not corpus:
         raise TokscaleError("the corpus was not given (--corpus)")
-    return theories.correlations(list(corpus), seed)
+    return theories.correlations(corpus, seed)
 
 
 def _against_data(predicted: dict[str, Any], result: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from megatron_tokscale.laws.inputs import Array
 from megatron_tokscale.laws.learning_rates import learning_rates
 from megatron_tokscale.laws.multi_power import LossCurve, fit_multi_power, score
 from megatron_tokscale.laws.plain import or_reason, plain
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, check_same_tokens
 
 _VALUES_PER_READ = 2**24
 
@@ -25,10 +25,7 @@ def several_runs(runs: Sequence[Run], *, n_resamples: int = 200, seed: int = 0) 
     Raises:
         TokscaleError: the runs watch different tokens.
     """
-    fingerprint = runs[0].probe_set.fingerprint
-    for run in runs:
-        if run.probe_set.fingerprint != fingerprint:
-            raise TokscaleError(f"{run.path} watches other tokens than {runs[0].path}")
+    check_same_tokens(runs)
     losses = {run.path: mean_losses(run) for run in runs}
     rows = [_row(run, losses[run.path]) for run in runs]
     return {

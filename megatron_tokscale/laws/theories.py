@@ -4,13 +4,13 @@ Every function returns plain values for laws.json and raises TokscaleError where
 apply. Shapes: N tokens, K probe steps, R resamples, F groups by frequency.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.indexed import open_part
+from megatron_tokscale.indexed import Portion
 from megatron_tokscale.laws.agreement import Agreement
 from megatron_tokscale.laws.cagnetta import data_exponent, fit_context_exponent
 from megatron_tokscale.laws.contexts import ContextBins
@@ -187,19 +187,18 @@ def contexts(run: Run, n_resamples: int, seed: int) -> Any:
     )
 
 
-def correlations(corpus: list[str], seed: int) -> Any:
+def correlations(corpus: Sequence[Portion], seed: int) -> Any:
     """beta, from the corpus; where documents drown the signal, with their mean taken away."""
-    documents = draw_documents(open_part(corpus, "1", "train"), seed=seed)
-    for centred in (False, True):
+    documents = draw_documents(corpus, seed=seed)
+
+    def beta(*, centred: bool) -> Any:
         measured = token_correlations(documents, lags=_LAGS, centred=centred, seed=seed)
-        try:
-            found = correlation_exponent(measured, seed=seed)
-        except TokscaleError:
-            if centred:
-                raise
-        else:
-            return plain(found) | {"centred": centred}
-    raise AssertionError("unreachable")
+        return plain(correlation_exponent(measured, seed=seed)) | {"centred": centred}
+
+    try:
+        return beta(centred=False)
+    except TokscaleError:
+        return beta(centred=True)
 
 
 def cagnetta(gamma: dict[str, Any], beta: dict[str, Any]) -> Any:

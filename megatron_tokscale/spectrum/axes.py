@@ -25,7 +25,7 @@ from megatron_tokscale.spectrum.reconstruction import compare
 from megatron_tokscale.spectrum.run import FittedRun, class_shares
 from megatron_tokscale.spectrum.sums import DocumentSums
 from megatron_tokscale.spectrum.transfer import PERMUTATIONS, Alignment, TransferSums
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, check_same_tokens
 
 SCHEMA_VERSION = 1
 LEAST_RUNS = 5
@@ -72,11 +72,13 @@ def axis_run(
     """
     say = progress or (lambda _: None)
     runs, x_K = _ordered(runs, axis, size)
+    fitted = None
+    if source is not None:
+        check_same_tokens([runs[0], source])
+        fitted = FittedRun.open(source)
     tokens = runs[0].probe_set
     say("last losses of the runs")
     loss_NK = np.stack([run.read_losses_at(int(run.step_K[-1])) for run in runs], axis=1)
-    if source is not None and source.probe_set.fingerprint != tokens.fingerprint:
-        raise TokscaleError(f"{source.path} watches other tokens than {runs[0].path}")
     say("fit over runs")
     width = shared_width(x_K, loss_NK, white_noise=True)
     fits = fit_sigmoids(x_K, loss_NK, width=width, white_noise=True)
@@ -108,11 +110,9 @@ def axis_run(
         "across": None,
         "settings": {"n_resamples": n_resamples, "permutations": PERMUTATIONS, "seed": seed},
     }
-    if source is not None:
-        say(f"learning times along T of {source.path.name}")
-        result["across"] = _across(
-            FittedRun.open(source), fits, loss_NK, whole.loss_RK[0], units, weight_RU, seed
-        )
+    if fitted is not None:
+        say(f"learning times along T of {fitted.run.path.name}")
+        result["across"] = _across(fitted, fits, loss_NK, whole.loss_RK[0], units, weight_RU, seed)
     spectrum = LearningTimeSpectrum.of_bins(
         x_K, whole.count_RC, whole.drop_RC, int(whole.tokens_R[0])
     )
@@ -137,10 +137,7 @@ def _ordered(runs: Sequence[Run], axis: Axis, size: Size) -> tuple[list[Run], Ar
         raise TokscaleError(
             f"{len(runs)} runs are too few for a sigmoid over runs, {LEAST_RUNS} are needed"
         )
-    fingerprint = runs[0].probe_set.fingerprint
-    for run in runs:
-        if run.probe_set.fingerprint != fingerprint:
-            raise TokscaleError(f"{run.path} watches other tokens than {runs[0].path}")
+    check_same_tokens(runs)
     sizes = [_size(run, axis, size) for run in runs]
     order = np.argsort(sizes, kind="stable")
     x_K = np.log(np.array(sizes, dtype=np.float64)[order])

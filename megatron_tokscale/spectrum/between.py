@@ -56,11 +56,11 @@ def transfer_run(
         order (`learning_order`).
 
     Raises:
-        TokscaleError: the runs watch other tokens, or one is not fitted, or they count other times.
+        TokscaleError: the runs are one, watch other tokens, count other times, or one is not
+            fitted.
     """
     say = progress or (lambda _: None)
-    runs = FittedRun.open(source), FittedRun.open(target)
-    _check_pair(*runs)
+    runs = fitted_pair(source, target)
     tokens = target.probe_set
     most_units = max(_VALUES_PER_GROUP // len(runs[1].x_K), _LEAST_UNITS)
     units = Units.of(tokens.domain_N, tokens.document_N, seed, min(most_units, MOST_UNITS))
@@ -100,8 +100,12 @@ def transfer_run(
     return entry
 
 
-def _check_pair(source: FittedRun, target: FittedRun) -> None:
-    a, b = source.run, target.run
+def fitted_pair(a: Run, b: Run) -> tuple[FittedRun, FittedRun]:
+    """Two fitted runs that a transfer can be tested between.
+
+    Raises:
+        TokscaleError: see `transfer_run`.
+    """
     if a.path.resolve() == b.path.resolve():
         raise TokscaleError(f"{a.path} is its own source; test the times of another run on it")
     if a.probe_set.fingerprint != b.probe_set.fingerprint:
@@ -109,11 +113,13 @@ def _check_pair(source: FittedRun, target: FittedRun) -> None:
             f"{a.path} and {b.path} watch other tokens: their probe sets are "
             f"{a.probe_set.fingerprint} and {b.probe_set.fingerprint}"
         )
+    source, target = FittedRun.open(a), FittedRun.open(b)
     if source.time != target.time:
         raise TokscaleError(
             f"{a.path} is fitted in {source.time}, {b.path} in {target.time}; "
             f"run `megatron-tokscale fit {a.path} --time {target.time}`"
         )
+    return source, target
 
 
 Blocks = Iterator[tuple[slice, SigmoidFits, NDArray[np.float32], SigmoidFits, NDArray[np.float32]]]

@@ -2,7 +2,7 @@
 
 from megatron_tokscale.store.background import BackgroundWriter
 from megatron_tokscale.store.losses import LossRecord
-from megatron_tokscale.store.reader import Run
+from megatron_tokscale.store.reader import Run, check_same_tokens
 from megatron_tokscale.store.writer import RunWriter
 
-__all__ = ["BackgroundWriter", "LossRecord", "Run", "RunWriter"]
+__all__ = ["BackgroundWriter", "LossRecord", "Run", "RunWriter", "check_same_tokens"]

@@ -3,7 +3,7 @@
 Shapes: N watched tokens, K probe steps.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,3 +135,14 @@ class Run:
         """
         for step in self.step_K if steps is None else steps:
             check_losses(self.losses_path(step))
+
+
+def check_same_tokens(runs: Sequence[Run]) -> None:
+    """Refuse runs with different probe sets.
+
+    Raises:
+        TokscaleError: naming the first that differs.
+    """
+    for run in runs:
+        if run.probe_set.fingerprint != runs[0].probe_set.fingerprint:
+            raise TokscaleError(f"{run.path} watches other tokens than {runs[0].path}")

@@ -209,3 +209,19 @@ def test_laws_of_one_document_have_no_intervals_over_documents(run, tmp_path):
     assert result["tail"]["exponent_interval"] is None
     assert "without resamples" in result["tail_minus_law"]["undefined"]
     assert "all tokens" in describe_laws(result)
+
+
+def test_the_corpus_gives_the_correlations_of_its_tokens(run, corpus):
+    """Text of a Markov chain: a beta, or why there is none; either is in the table."""
+    result = laws_run(run, corpus=corpus.data_path, n_resamples=2)
+    beta = result["cagnetta"]["beta"]
+    assert "was not given" not in beta.get("undefined", "")
+    (row,) = (
+        row for row in result["explanations"] if row["explanation"] == "statistics of the language"
+    )
+    assert beta.get("undefined", "beta") in row["measured"]
+
+
+def test_a_corpus_that_is_not_there_is_refused(run, tmp_path):
+    with pytest.raises(TokscaleError, match="nowhere"):
+        laws_run(run, corpus=[str(tmp_path / "nowhere")])
