@@ -27,6 +27,22 @@ SEQ_LENGTH = 1000
 LAST_STEP = 20_000
 
 
+def record(step: int, probe_set: ProbeSet) -> LossRecord:
+    """What a job of one sample per step would note at a probe."""
+    return LossRecord(
+        step=step,
+        consumed_samples=step,
+        consumed_tokens=step * probe_set.seq_length,
+        learning_rate=1e-3,
+        lr_sum=step * 1e-3,
+        training_loss=float("nan"),
+        wall_time=0.0,
+        duration=0.0,
+        probe_fingerprint=probe_set.fingerprint,
+        versions="benchmark",
+    )
+
+
 def make_run(path: Path, n_tokens: int, n_probes: int, seed: int) -> None:
     """Planted sigmoids with white noise, written probe by probe."""
     rng = np.random.default_rng(seed)
@@ -43,19 +59,8 @@ def make_run(path: Path, n_tokens: int, n_probes: int, seed: int) -> None:
             learned_N = np.exp((midpoint - np.log(step)) / width)
             learned_N = 1 / (1 + learned_N)
         loss_N = floor + drop * (1 - learned_N) + noise * rng.standard_normal(n_tokens)
-        record = LossRecord(
-            step=step,
-            consumed_samples=step,
-            consumed_tokens=step * SEQ_LENGTH,
-            learning_rate=1e-3,
-            lr_sum=step * 1e-3,
-            training_loss=float("nan"),
-            wall_time=0.0,
-            duration=0.0,
-            probe_fingerprint=probe_set.fingerprint,
-            versions="benchmark",
-        )
-        write_losses(folder / "losses" / losses_name(step), loss_N.astype(np.float32), record)
+        path = folder / "losses" / losses_name(step)
+        write_losses(path, loss_N.astype(np.float32), record(step, probe_set))
 
 
 def make_probe_set(n_tokens: int) -> ProbeSet:

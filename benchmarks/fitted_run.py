@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fit_memory import LAST_STEP, SEQ_LENGTH, probe_steps
+from fit_memory import LAST_STEP, SEQ_LENGTH, probe_steps, record
 from numpy.typing import NDArray
 from scipy.special import expit
 
@@ -16,7 +16,7 @@ from megatron_tokscale.files import write_json
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.fit.table import ParquetRows
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store.losses import LossRecord, losses_name, write_losses
+from megatron_tokscale.store.losses import losses_name, write_losses
 
 TOKENS_PER_DOCUMENT = 100
 VOCABULARY = 50_000
@@ -74,21 +74,6 @@ def make_probe_set(rng: np.random.Generator, n_tokens: int) -> ProbeSet:
         domain_BS=(np.arange(n_tokens) >= n_tokens // 2).reshape(shape).astype(np.int16),
         domains=("prose", "code"),
         vocab_size=VOCABULARY,
-    )
-
-
-def record(step: int, probe_set: ProbeSet) -> LossRecord:
-    return LossRecord(
-        step=step,
-        consumed_samples=step,
-        consumed_tokens=step * SEQ_LENGTH,
-        learning_rate=1e-3,
-        lr_sum=step * 1e-3,
-        training_loss=float("nan"),
-        wall_time=0.0,
-        duration=0.0,
-        probe_fingerprint=probe_set.fingerprint,
-        versions="benchmark",
     )
 
 

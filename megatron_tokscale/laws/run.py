@@ -10,7 +10,7 @@ from megatron_tokscale.indexed import Portion, open_part
 from megatron_tokscale.laws import theories
 from megatron_tokscale.laws.explain import explanations
 from megatron_tokscale.laws.inputs import Inputs
-from megatron_tokscale.laws.plain import or_reason
+from megatron_tokscale.laws.plain import or_reason, plain
 from megatron_tokscale.laws.power_law import DISCARDED
 from megatron_tokscale.laws.several import several_runs
 from megatron_tokscale.store import Run, check_same_tokens
@@ -125,9 +125,9 @@ def _against_data(predicted: dict[str, Any], result: dict[str, Any]) -> Any:
     if "beta" in law:
         low, high = law["beta_interval"]
         found = theories.compared(predicted, law["beta"], (high - low) / (2 * _Z))
-        return {"of": "Chinchilla's beta over the runs", **or_reason(lambda: found)}
+        return {"of": "Chinchilla's beta over the runs", **plain(found)}
     overall = result["overall"]
     if "undefined" in overall:
         raise TokscaleError(overall["undefined"])
     found = theories.compared(predicted, overall["exponent"], overall["exponent_se"])
-    return {"of": "the exponent along this one run", **or_reason(lambda: found)}
+    return {"of": "the exponent along this one run", **plain(found)}

@@ -16,8 +16,6 @@ from megatron_tokscale.laws.multi_power import LossCurve, fit_multi_power, score
 from megatron_tokscale.laws.plain import or_reason, plain
 from megatron_tokscale.store import Run, check_same_tokens
 
-_VALUES_PER_READ = 2**24
-
 
 def several_runs(runs: Sequence[Run], *, n_resamples: int = 200, seed: int = 0) -> dict[str, Any]:
     """The table of the runs' last losses, and the laws fitted to it.
@@ -38,12 +36,9 @@ def several_runs(runs: Sequence[Run], *, n_resamples: int = 200, seed: int = 0) 
 def mean_losses(run: Run) -> Array:
     """Mean loss at each probe over the tokens whose losses are finite at all, by blocks."""
     total_K, count = np.zeros(len(run.records)), 0
-    block = max(_VALUES_PER_READ // len(run.records), 1)
-    for start in range(0, run.n_tokens, block):
-        loss_NK = run.read_losses(start, min(start + block, run.n_tokens))
-        finite_N = np.isfinite(loss_NK).all(axis=1)
-        total_K += loss_NK[finite_N].sum(axis=0, dtype=np.float64)
-        count += int(finite_N.sum())
+    for _, loss_NK in run.finite_blocks():
+        total_K += loss_NK.sum(axis=0, dtype=np.float64)
+        count += len(loss_NK)
     if not count:
         raise TokscaleError(f"no token of {run.path} has finite losses at all probes")
     return total_K / count

@@ -4,6 +4,7 @@ Every function returns plain values for laws.json and raises TokscaleError where
 apply. Shapes: N tokens, K probe steps, R resamples, F groups by frequency.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from megatron_tokscale.laws.correlations import (
 )
 from megatron_tokscale.laws.deceleration import fit_deceleration
 from megatron_tokscale.laws.group_test import group_test
-from megatron_tokscale.laws.huber import Curve
+from megatron_tokscale.laws.huber import Curve, Solution
 from megatron_tokscale.laws.inputs import Array, Inputs
 from megatron_tokscale.laws.learning_times import frequency_exponent
 from megatron_tokscale.laws.monogenic import MonogenicShare, scaled_mean_curve
@@ -34,7 +35,6 @@ from megatron_tokscale.laws.zero_sum import ZeroSum
 from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.store import Run
 
-_VALUES_PER_READ = 2**24
 _SAMPLE = 20_000
 _LAGS = tuple(range(1, 33)) + tuple(round(32 * 2 ** (i / 4)) for i in range(1, 11))
 
@@ -43,14 +43,13 @@ def power_law(t_K: Array, loss_RK: Array, start: float, n_resamples: int, seed: 
     """E + B t^-alpha with two intervals: over documents, and over the scatter of the probes."""
     law = fit_power_law(t_K, loss_RK[0], from_=start, n_resamples=n_resamples, seed=seed)
     fitted_K = (t_K >= law.from_time) & (t_K <= law.to_time)
-    best = Curve(np.log(t_K[fitted_K]), np.log(loss_RK[0, fitted_K])).solve()
-    near = [
-        Curve(np.log(t_K[fitted_K]), np.log(loss_K[fitted_K])).solve_near(best)
-        for loss_K in loss_RK[1:]
-        if np.isfinite(loss_K).all()
-    ]
-    exponent_R = np.array([law.exponent, *(each.exponent for each in near)])
-    floor_R = np.array([law.floor, *(each.floor for each in near)])
+    best = Solution(law.floor, math.log(law.scale), law.exponent, law.converged)
+    exponent_R, floor_R = np.full((2, len(loss_RK)), np.nan)
+    exponent_R[0], floor_R[0] = law.exponent, law.floor
+    for r in np.flatnonzero(np.isfinite(loss_RK).all(axis=1))[1:]:
+        curve = Curve(np.log(t_K[fitted_K]), np.log(loss_RK[r, fitted_K]))
+        near = curve.solve_near(best)
+        exponent_R[r], floor_R[r] = near.exponent, near.floor
     return plain(law) | {
         **Estimate.of(exponent_R).entry("exponent_documents"),
         **Estimate.of(floor_R).entry("floor_documents"),
@@ -64,9 +63,7 @@ def tail(inputs: Inputs, start: float) -> Any:
     found = tail_exponent(
         inputs.x_C, inputs.drop_RC, from_x=first, to_x=inputs.last_x - inputs.margin
     )
-    return plain(found) | {
-        **Estimate.of(found.exponent_R).entry("exponent"),
-    }
+    return plain(found) | Estimate.of(found.exponent_R).entry("exponent")
 
 
 def agreement(tail_of: dict[str, Any], law: dict[str, Any]) -> Any:
@@ -79,8 +76,7 @@ def agreement(tail_of: dict[str, Any], law: dict[str, Any]) -> Any:
         if "undefined" in each:
             raise TokscaleError(each["undefined"])
     a_R, alpha_R = (np.array(each["exponent_R"], float) for each in (tail_of, law))
-    both = min(len(a_R), len(alpha_R))
-    difference_R = a_R[:both] - alpha_R[:both]
+    difference_R = a_R - alpha_R
     drawn_R = difference_R[1:][np.isfinite(difference_R[1:])]
     if len(drawn_R) < 2:
         raise TokscaleError("without resamples of the documents nothing says how well they agree")
@@ -140,8 +136,8 @@ def _monogenic(run: Run, inputs: Inputs, seed: int) -> MonogenicShare:
     thinned = np.flatnonzero(np.diff(octave_K, append=np.inf) > 0)
     rows = np.sort(np.random.default_rng(seed).permutation(run.n_tokens)[:_SAMPLE])
 
-    def blocks() -> Iterator[tuple[Array, Array]]:
-        for at, loss_NK in _finite_blocks(run):
+    def blocks() -> Iterator[tuple[Any, Array]]:
+        for at, loss_NK in run.finite_blocks():
             chosen = np.isin(at, rows)
             losses = loss_NK[chosen][:, thinned]
             if len(losses):
@@ -154,7 +150,7 @@ def zero_sum(run: Run, n_resamples: int, seed: int) -> Any:
     """How much tokens' losses move while the mean falls, from each probe to twice its step."""
     units = Units.of(run.probe_set.domain_N, run.probe_set.document_N, seed)
     sums = ZeroSum(run.step_K, len(units))
-    for at_N, loss_NK in _finite_blocks(run):
+    for at_N, loss_NK in run.finite_blocks():
         sums.add(loss_NK, unit_N=units.unit_N[at_N])
     intervals = plain(sums.intervals(units.weights(n_resamples, seed)[1:]))
     return {
@@ -214,12 +210,3 @@ def compared(predicted: dict[str, Any], exponent: float, se: float) -> Any:
     if "undefined" in predicted:
         raise TokscaleError(predicted["undefined"])
     return Agreement.of(predicted["exponent"], predicted["se"], exponent, se)
-
-
-def _finite_blocks(run: Run) -> Iterator[tuple[Any, Any]]:
-    """Numbers and losses of the tokens whose losses are finite, by blocks."""
-    block = max(_VALUES_PER_READ // len(run.records), 1)
-    for start in range(0, run.n_tokens, block):
-        loss_NK = run.read_losses(start, min(start + block, run.n_tokens))
-        finite_N = np.isfinite(loss_NK).all(axis=1)
-        yield start + np.flatnonzero(finite_N), loss_NK[finite_N]

@@ -70,7 +70,8 @@ def learning_times(fits: SigmoidFits) -> Array:
 def groupings(tokens: ProbeSet, time_N: Array | None = None) -> dict[str, Groups]:
     """The tokens by dataset (if there are several), by decile of frequency and of position.
 
-    `time_N` adds deciles of these learning times, and a group of the tokens that have none.
+    `time_N` adds deciles of these learning times, if there are any, and a group of the tokens that
+    have none.
     """
     found = {
         "frequency decile": deciles(log_frequency(tokens)),
@@ -79,7 +80,7 @@ def groupings(tokens: ProbeSet, time_N: Array | None = None) -> dict[str, Groups
     if len(tokens.domains) > 1:
         domains = Groups(tokens.domain_N.astype(np.int64), tokens.domains)
         found = {"dataset": domains} | found
-    if time_N is not None:
+    if time_N is not None and np.isfinite(time_N).any():
         found["learning-time decile"] = deciles(time_N)
     return found
 

@@ -3,7 +3,7 @@
 Shapes: N watched tokens, K probe steps.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from megatron_tokscale.store.losses import (
 )
 
 SCHEMA_VERSION = 1
+_VALUES_PER_READ = 2**24
 Time = Literal["step", "tokens", "lr-sum"]
 
 
@@ -126,6 +127,14 @@ class Run:
     def read_losses_at(self, step: int) -> NDArray[np.float32]:
         """Read loss_N (nats, float32) of all tokens at one probe step, checksum verified."""
         return read_losses(self.losses_path(step)).astype(np.float32)
+
+    def finite_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Numbers and loss_NK of the tokens whose losses are finite at all probes, by blocks."""
+        block = max(_VALUES_PER_READ // len(self.records), 1)
+        for start in range(0, self.n_tokens, block):
+            loss_NK = self.read_losses(start, start + block)
+            finite_N = np.isfinite(loss_NK).all(axis=1)
+            yield start + np.flatnonzero(finite_N), loss_NK[finite_N]
 
     def verify(self, steps: Iterable[int] | None = None) -> None:
         """Check the checksums of the losses at `steps`, by default at all probe steps.

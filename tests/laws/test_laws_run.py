@@ -10,7 +10,7 @@ from scipy.special import expit
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import read_json, write_json
 from megatron_tokscale.fit import fit_run
-from megatron_tokscale.laws import describe_laws, fit_power_law, laws_run
+from megatron_tokscale.laws import describe_laws, fit_power_law, laws_run, theories
 from megatron_tokscale.laws.several import several_runs
 from megatron_tokscale.spectrum import spectrum_run
 
@@ -225,3 +225,19 @@ def test_the_corpus_gives_the_correlations_of_its_tokens(run, corpus):
 def test_a_corpus_that_is_not_there_is_refused(run, tmp_path):
     with pytest.raises(TokscaleError, match="nowhere"):
         laws_run(run, corpus=[str(tmp_path / "nowhere")])
+
+
+def test_a_resample_without_a_loss_keeps_its_place():
+    """Exponents are paired by resample: a missing one must not move those after it."""
+    t_K = np.geomspace(1, 1000, 40)
+    exponents = (0.5, 0.45, np.nan, 0.55, 0.6)
+    loss_RK = np.stack([2 + 5 * t_K**-a for a in exponents])
+    law = theories.power_law(t_K, loss_RK, 10.0, 2, 0)
+    assert law["exponent_R"][2] is None
+    found = np.array(law["exponent_R"], float)
+    np.testing.assert_allclose(found, exponents, atol=2e-3)
+    tail_R = [0.4, 0.5, 0.9, 0.3, 0.7]
+    both = theories.agreement({"exponent_R": tail_R}, law | {"exponent_se": 0.0})
+    paired = np.subtract(tail_R, exponents)[[1, 3, 4]]
+    assert both["se"] == pytest.approx(paired.std(ddof=1), abs=5e-3)
+    assert both["difference"] == pytest.approx(-0.1, abs=2e-3)

@@ -11,7 +11,7 @@ from megatron_tokscale.cli import main
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import read_json, write_json
 from megatron_tokscale.fit import fit_run
-from megatron_tokscale.spectrum import axis_run
+from megatron_tokscale.spectrum import axis_run, groupings
 
 N_TOKENS = 1600
 STEPS = np.array([0, 50, 100, 200, 400, 800, 1600])
@@ -153,3 +153,19 @@ def test_the_verb_refuses_with_one_line(along_t, words, message, capsys, monkeyp
         main(["spectrum", path, *words])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_source_that_learned_nothing_has_no_learning_times_to_test(models, folder):
+    steps = probe_steps(40, last=3000)
+    flat_NK = 5 - 1e-3 * np.arange(40) * np.ones((N_TOKENS, 1))
+    flat_NK += 0.3 * np.random.default_rng(0).standard_normal(flat_NK.shape)
+    run = write_run(folder / "flat", steps, flat_NK)
+    fit_run(run)
+    across = axis_run(models, "M", folder / "nothing", source=run, n_resamples=5)["across"]
+    assert "undefined" in across or not any(g["passes"] for g in across["groups"].values())
+
+
+def test_without_learning_times_there_are_no_deciles_of_them():
+    tokens = plain_probe_set(80)
+    found = groupings(tokens, np.full(80, np.nan))
+    assert set(found) == {"dataset", "frequency decile", "position decile"}
