@@ -184,6 +184,11 @@ class SigmoidFits:
         """Which tokens are fitted and miss no loss: those that a mean curve can be taken over."""
         return np.asarray(np.isfinite(self.level_N) & (self.n_probes_N == len(self.x_K)))
 
+    @property
+    def trusted_N(self) -> NDArray[np.bool_]:
+        """Which midpoints of the one sigmoid are known, by an error or to the probes' spacing."""
+        return np.isin(self.status_N, (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS))
+
     def is_class(self, *classes: TokenClass) -> NDArray[np.bool_]:
         """Which tokens belong to one of `classes`."""
         return np.isin(self.class_N, classes)
@@ -223,7 +228,6 @@ class SigmoidFits:
         """The sigmoids that `predict` is made of."""
         single = np.flatnonzero(self.is_class(TokenClass.FALLING, TokenClass.RISING))
         double = np.flatnonzero(self.is_class(TokenClass.TWO_STEP))
-        trusted = np.isin(self.status_N[single], (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS))
         joined = {
             name: np.concatenate(
                 [
@@ -241,7 +245,8 @@ class SigmoidFits:
             drop_E=joined["drop"],
             midpoint_E=joined["midpoint"],
             width_E=joined["width"],
-            placed_E=inside & np.concatenate([trusted, np.ones(2 * len(double), dtype=bool)]),
+            placed_E=inside
+            & np.concatenate([self.trusted_N[single], np.ones(2 * len(double), bool)]),
         )
 
     def to_arrow(self, extra: Mapping[str, tuple[NDArray[Any], str]] | None = None) -> Any:

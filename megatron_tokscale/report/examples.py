@@ -72,7 +72,7 @@ def well_determined(fits: SigmoidFits) -> NDArray[np.bool_]:
     """Falling tokens with a good fit and a midpoint that is known well."""
     return np.asarray(
         fits.is_class(TokenClass.FALLING)
-        & np.isin(fits.status_N, (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS))
+        & fits.trusted_N
         & (fits.r2_N >= MIN_R2)
         & (fits.midpoint_se_N <= MAX_MIDPOINT_SE)
     )

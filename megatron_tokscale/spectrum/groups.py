@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
+from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.spectrum.density import Array
 
@@ -63,8 +63,8 @@ def learning_times(fits: SigmoidFits) -> Array:
     mean of the events with 0.87.
     """
     falls = fits.is_class(TokenClass.FALLING, TokenClass.TWO_STEP) & (fits.drop_N > 0)
-    trusted = np.isin(fits.status_N, (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS))
-    return np.where(falls & trusted & fits.complete_N, fits.midpoint_N.astype(np.float64), np.nan)
+    known_N = falls & fits.trusted_N & fits.complete_N
+    return np.where(known_N, fits.midpoint_N.astype(np.float64), np.nan)
 
 
 def groupings(tokens: ProbeSet, time_N: Array | None = None) -> dict[str, Groups]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass, fit_sigmoids
+from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_sigmoids
 from megatron_tokscale.resampling import Estimate
 from megatron_tokscale.spectrum.density import Array, finite_range
 
@@ -45,8 +45,7 @@ class Sample:
     @cached_property
     def counted_N(self) -> NDArray[np.bool_]:
         """The falling tokens with a trusted midpoint."""
-        trusted = np.isin(self.fits.status_N, (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS))
-        return np.asarray(self.fits.is_class(TokenClass.FALLING) & trusted)
+        return np.asarray(self.fits.is_class(TokenClass.FALLING) & self.fits.trusted_N)
 
     @cached_property
     def width_N(self) -> Array:
