@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -14,9 +14,11 @@ from megatron_tokscale.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.progress import Progress
 
 if TYPE_CHECKING:
+    from megatron_tokscale.data import Plan
     from megatron_tokscale.indexed import DataPath
     from megatron_tokscale.probe import Schedule as ProbeSchedule
     from megatron_tokscale.probe.budget import Batch
+    from megatron_tokscale.reweight import Guards, Job
     from megatron_tokscale.store import Run
 
 Arguments = argparse.Namespace
@@ -47,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_fit(verbs.add_parser("fit", help="fit a sigmoid to every watched token of a run"))
     _add_spectrum(verbs.add_parser("spectrum", help="learning-time spectrum of a fitted run"))
     _add_laws(verbs.add_parser("laws", help="scaling laws of a run's loss, and its tail"))
+    _add_score(verbs.add_parser("score", help="when a job's training documents are learned"))
     _add_plan(verbs.add_parser("plan", help="make and show data plans"))
+    _add_trace(verbs.add_parser("trace", help="which documents a training sample is made of"))
     _add_report(verbs.add_parser("report", help="one self-contained HTML page about a run"))
     _add_demo(verbs.add_parser("demo", help="the whole loop on this machine, without a GPU"))
     _add_doctor(verbs.add_parser("doctor", help="what is installed, and if a job would be refused"))
@@ -168,7 +172,7 @@ def _add_model(group: Any) -> None:
     group.add_argument("--swiglu", action="store_true")
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def _add_data_words(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-path",
         nargs="+",
@@ -177,7 +181,6 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="prefixes, or weights and prefixes in turn",
     )
     parser.add_argument("--split", default="969,30,1", help="train, validation and test parts")
-    parser.add_argument("--seq-length", type=int, required=True)
 
 
 def _probe_build(arguments: Arguments) -> None:
@@ -476,24 +479,104 @@ def _laws(arguments: Arguments) -> None:
     print(describe_laws(result))
 
 
+def _add_score(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Score the documents of a job's training data by a fitted reference run whose probe set "
+        "watches some of them (probe build --from train): when their tokens are learned, how much "
+        "there is to learn, what is never learned. Documents that were not watched are predicted "
+        "from their words, and the error of that on watched ones is stated. Writes "
+        "PREFIX.tokscale.safetensors beside each .bin/.idx."
+    )
+    _add_run(parser)
+    _add_data_words(parser)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="instead of beside the data")
+    parser.add_argument(
+        "--min-tokens", type=int, default=16, help="fewer watched tokens score no document"
+    )
+    parser.add_argument(
+        "--no-predict",
+        dest="predict",
+        action="store_false",
+        help="leave documents that were not watched without a score; no plan can use these",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite scores that are there")
+    parser.set_defaults(verb=_score)
+
+
+def _score(arguments: Arguments) -> None:
+    from megatron_tokscale.reweight.describe_scores import describe_scores
+    from megatron_tokscale.reweight.scoring import score_run
+    from megatron_tokscale.store import Run
+
+    summaries = score_run(
+        Run.open(arguments.run),
+        arguments.data_path,
+        arguments.split,
+        out=arguments.out,
+        predict=arguments.predict,
+        min_tokens=arguments.min_tokens,
+        force=arguments.force,
+        progress=lambda text: print(text, file=sys.stderr, flush=True),
+    )
+    print(describe_scores(summaries), end="")
+
+
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    build = verbs.add_parser(
-        "build",
-        help="make a plan for a training job",
-        description="Weights per dataset over consumed samples. Give --data-path, --split and "
-        "--seq-length as the training job has them.",
+    _add_plan_build(
+        verbs.add_parser(
+            "build",
+            help="make a plan for a training job",
+            description="Weights of datasets and of their strata over consumed samples. Give the "
+            "data flags, --split and --seq-length as the training job has them.",
+        )
     )
-    _add_data(build)
+    show = verbs.add_parser("show", help="draw a plan in the terminal")
+    show.add_argument("file", type=Path, help="a plan, or a run: what it has followed so far")
+    show.set_defaults(verb=_plan_show)
+
+
+def _add_plan_build(build: argparse.ArgumentParser) -> None:
+    _add_probe_data(build)
+    build.add_argument("--seq-length", type=int, required=True)
     build.add_argument("--train-samples", type=int, required=True, help="samples of the job")
     build.add_argument(
         "--policy",
-        choices=["dataset", "shuffled", "uniform", "manual"],
-        default="dataset",
-        help="'dataset' follows the spectra of --run; 'shuffled' (the same, but for other "
-        "datasets) and 'uniform' are its controls; 'manual' follows --schedule",
+        choices=["frontier", "dataset", "manual"],
+        default="frontier",
+        help="'frontier' favours the strata of each dataset that are about to be learned, by the "
+        "scores of its documents (default); 'dataset' the datasets, by the spectra of --run; "
+        "'manual' follows --schedule",
     )
-    build.add_argument("--run", type=Path, help="reference run, with its spectrum")
+    build.add_argument(
+        "--control",
+        choices=["uniform", "shuffled", "easy-first", "frequency"],
+        help="make a control of the policy instead: base weights; the same weights for samples "
+        "drawn at random; a curriculum; the same weights for strata by frequency",
+    )
+    build.add_argument("--scores", type=Path, metavar="FOLDER", help="default: beside the data")
+    build.add_argument(
+        "--clock",
+        type=Path,
+        metavar="RUN",
+        help="frontier: a run with its spectrum, of the size to train (its first part, or a "
+        "trial), whose learning order tells when the training is where (default: the reference "
+        "run's tokens tell)",
+    )
+    build.add_argument(
+        "--quantiles", type=int, default=8, help="strata per dataset by learning time (default: 8)"
+    )
+    build.add_argument(
+        "--unlearned",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="samples of which more than this is never learned are a stratum (default: 0.5)",
+    )
+    build.add_argument(
+        "--move-shares", action="store_true", help="frontier: tilt the datasets' shares too"
+    )
+    build.add_argument("--run", type=Path, help="dataset: reference run, with its spectrum")
     build.add_argument(
         "--schedule",
         nargs="+",
@@ -504,47 +587,105 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--window", type=float, default=4.0, help="how far ahead, as a factor")
     build.add_argument("--strength", type=float, default=1.0, help="0: none, 1: proportional")
     build.add_argument("--stages", type=int, default=24)
-    build.add_argument("--floor", type=float, default=0.25, help="of a dataset's own weight")
+    build.add_argument("--floor", type=float, default=0.25, help="of a stratum's own weight")
     build.add_argument("--max-change", type=float, default=1.5, help="factor per stage")
-    build.add_argument("--max-epochs", type=float, default=4.0, help="per dataset")
+    build.add_argument("--max-epochs", type=float, default=4.0, help="per stratum")
     build.add_argument("--seed", type=int, default=1234, help="keys the order of the samples")
     build.add_argument("--out", type=Path, required=True, metavar="FILE")
     build.set_defaults(verb=_plan_build)
-    show = verbs.add_parser("show", help="print a plan")
-    show.add_argument("file", type=Path)
-    show.set_defaults(verb=_plan_show)
 
 
 def _plan_build(arguments: Arguments) -> None:
-    from megatron_tokscale.reweight import Guards, Manual, describe, plan_by_hand, plan_run
-    from megatron_tokscale.reweight.jobs import job_of
-    from megatron_tokscale.store import Run
-
-    job = job_of(
-        arguments.data_path,
-        arguments.split,
-        arguments.train_samples,
-        arguments.seq_length,
-        arguments.seed,
+    from megatron_tokscale.reweight import (
+        Guards,
+        Manual,
+        describe,
+        job_of,
+        plan_by_hand,
+        plan_uniform,
     )
+
+    _check_plan_flags(arguments)
+    _refuse_to_overwrite(arguments.out)
+    data = _probe_data(arguments)
+    job = job_of(*data, arguments.train_samples, arguments.seq_length, arguments.seed)
     guards = Guards(arguments.floor, arguments.max_change, arguments.max_epochs)
     if arguments.policy == "manual":
-        points = _read_schedule(arguments.schedule or [])
-        plan = plan_by_hand(
-            Manual(points, arguments.interpolation), job, arguments.out, guards=guards
-        )
+        manual = Manual(_read_schedule(arguments.schedule), arguments.interpolation)
+        plan = plan_by_hand(manual, job, arguments.out, guards=guards)
+    elif arguments.control == "uniform":
+        plan = plan_uniform(job, arguments.out, guards=guards)
+    elif arguments.policy == "dataset":
+        plan = _plan_by_dataset(arguments, job, guards)
     else:
-        plan = plan_run(
-            Run.open(arguments.run) if arguments.run else None,
-            arguments.policy,
-            job,
-            arguments.out,
-            guards=guards,
-            window=arguments.window,
-            strength=arguments.strength,
-            n_stages=arguments.stages,
-        )
+        plan = _plan_by_stratum(arguments, data, job, guards)
     print(describe(plan), end="")
+
+
+def _check_plan_flags(arguments: Arguments) -> None:
+    policy, control = arguments.policy, arguments.control
+    if policy != "manual" and arguments.schedule:
+        raise TokscaleError("--schedule is for --policy manual")
+    if policy == "manual" and not arguments.schedule:
+        raise TokscaleError("--policy manual needs a --schedule")
+    if policy == "manual" and control:
+        raise TokscaleError("a plan by hand has no controls; give --policy frontier or dataset")
+    if policy != "dataset" and arguments.run:
+        raise TokscaleError(
+            "--run is for --policy dataset; frontier follows the scores that `megatron-tokscale "
+            "score RUN` left beside the data"
+        )
+    if policy == "dataset" and control in ("easy-first", "frequency"):
+        raise TokscaleError(
+            f"--policy dataset has no control {control}; its controls are uniform and shuffled"
+        )
+    if policy == "dataset" and not arguments.run and control != "uniform":
+        raise TokscaleError("--policy dataset needs a reference run with its spectrum (--run)")
+
+
+def _plan_by_dataset(arguments: Arguments, job: "Job", guards: "Guards") -> "Plan":
+    from megatron_tokscale.reweight import plan_run
+    from megatron_tokscale.store import Run
+
+    return plan_run(
+        Run.open(arguments.run),
+        job,
+        arguments.out,
+        guards=guards,
+        window=arguments.window,
+        strength=arguments.strength,
+        n_stages=arguments.stages,
+        shuffle_seed=arguments.seed if arguments.control == "shuffled" else None,
+    )
+
+
+def _plan_by_stratum(
+    arguments: Arguments, data: tuple["DataPath", str | None], job: "Job", guards: "Guards"
+) -> "Plan":
+    from megatron_tokscale.reweight import Cutting, cut_job, plan_frontier
+    from megatron_tokscale.store import Run
+
+    clock = Run.open(arguments.clock) if arguments.clock else None
+    datasets = cut_job(
+        *data,
+        job.seq_length,
+        job.seed,
+        scores=arguments.scores,
+        cutting=Cutting(arguments.quantiles, arguments.unlearned),
+    )
+    return plan_frontier(
+        datasets,
+        job,
+        arguments.out,
+        control=arguments.control,
+        clock=clock,
+        guards=guards,
+        window=arguments.window,
+        strength=arguments.strength,
+        n_stages=arguments.stages,
+        move_shares=arguments.move_shares,
+        shuffle_seed=arguments.seed,
+    )
 
 
 def _read_schedule(words: list[str]) -> dict[int, list[float]]:
@@ -562,9 +703,79 @@ def _read_schedule(words: list[str]) -> dict[int, list[float]]:
 
 def _plan_show(arguments: Arguments) -> None:
     from megatron_tokscale.data import Plan
+    from megatron_tokscale.data.history import followed
     from megatron_tokscale.reweight import describe
 
-    print(describe(Plan.load(arguments.file)), end="")
+    path: Path = arguments.file
+    print(describe(followed(path) if path.is_dir() else Plan.load(path)), end="")
+
+
+def _add_trace(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Which documents is sample K of a job made of, and which samples hold document ID? Samples "
+        "are counted from 0 as the job consumes them, documents as the .idx file has them. Of a "
+        "job that never ran with the plugin, Megatron's own data cache tells it."
+    )
+    parser.add_argument(
+        "run", type=Path, nargs="?", metavar="RUN", help="run directory (holds tokscale/)"
+    )
+    parser.add_argument(
+        "--data-cache-path", type=Path, metavar="DIR", help="the job's, in the place of RUN"
+    )
+    parser.add_argument(
+        "--match",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="of the jobs in this cache the one whose description or key holds all of these",
+    )
+    parser.add_argument("--sample", type=int, nargs="+", default=[], metavar="K")
+    parser.add_argument(
+        "--document", metavar="NAME:ID", help="name or prefix of a dataset, and a document of it"
+    )
+    parser.add_argument(
+        "--until-sample", type=int, metavar="N", help="of the document only samples before N"
+    )
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, to show samples as text")
+    parser.set_defaults(verb=_trace)
+
+
+def _trace(arguments: Arguments) -> None:
+    from megatron_tokscale.data.trace import Trace, describe_document, describe_sample
+
+    run, cache = arguments.run, arguments.data_cache_path
+    if (run is None) == (cache is None):
+        raise TokscaleError("give RUN, or the job's --data-cache-path, and not both")
+    if arguments.match and cache is None:
+        raise TokscaleError("--match chooses in --data-cache-path; a RUN has its own record")
+    if not arguments.sample and arguments.document is None:
+        raise TokscaleError("give --sample K or --document NAME:ID")
+    dataset, _, document = (arguments.document or ":0").rpartition(":")
+    if not document.isdecimal() or (arguments.document and not dataset):
+        raise TokscaleError(f"--document {arguments.document}: give NAME:ID, e.g. web_text:17")
+    text = _decoder(arguments.tokenizer) if arguments.tokenizer else None
+    trace = Trace.of_cache(cache, arguments.match) if run is None else Trace.open(run)
+    for k in arguments.sample:
+        print(describe_sample(trace, k, text), end="")
+    if arguments.document:
+        found = describe_document(trace, dataset, int(document), arguments.until_sample)
+        print(found, end="")
+
+
+def _decoder(path: Path) -> Callable[[Sequence[int]], str]:
+    """From token ids to text in which control characters are visible."""
+    from tokenizers import Tokenizer
+
+    from megatron_tokscale.report.text import marked
+
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise TokscaleError(
+            f"cannot read tokenizer {path} ({error}); give a tokenizer.json of the `tokenizers` "
+            "library, or none to show ids"
+        ) from error
+    return lambda ids: marked(tokenizer.decode(list(ids), skip_special_tokens=False))
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:

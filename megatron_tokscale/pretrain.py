@@ -9,9 +9,11 @@ are not in it; use pretrain_gpt.py with `-m megatron_tokscale.run` for those.
 """
 
 import inspect
+import json
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -230,6 +232,13 @@ def train_valid_test_datasets_provider(
         eod_mask_loss=args.eod_mask_loss,
         create_attention_mask=args.create_attention_mask_in_dataloader,
         mid_level_dataset_surplus=args.mid_level_dataset_surplus,
+        fast_cache_load=args.dataloader_fast_cache_load,
+        defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
+        sequences_per_dataset=(
+            json.loads(Path(args.per_dataset_sequences_path).read_text(encoding="utf-8"))
+            if args.per_dataset_sequences_path
+            else None
+        ),
     )
 
     def is_built_here() -> bool:

@@ -9,6 +9,15 @@ from runs import log_time, write_run
 from scipy.special import expit
 
 from megatron_tokscale.cli import main
+from megatron_tokscale.data import Plan
+from megatron_tokscale.data.history import Decision, save_run_plan
+from megatron_tokscale.data.scores import (
+    DocumentScores,
+    data_digest,
+    identity_of,
+    scores_path,
+)
+from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.losses import losses_name
 
@@ -42,7 +51,7 @@ def test_the_whole_loop_by_verbs(run, corpus, tmp_path, capsys):
     main(
         [
             *("plan", "build", *data_flags(corpus), "--train-samples", "2000"),
-            *("--run", str(run), "--out", str(plan), "--max-epochs", "1000"),
+            *("--policy", "dataset", "--run", str(run), "--out", str(plan), "--max-epochs", "1000"),
         ]
     )
     built = capsys.readouterr().out
@@ -106,6 +115,88 @@ def test_a_plan_by_hand(corpus, tmp_path, capsys):
     assert "90.00%" in capsys.readouterr().out
 
 
+@pytest.fixture
+def scores(corpus, tmp_path):
+    """A folder with scores of both datasets: the later in the file, the later learned."""
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    for prefix in corpus.prefixes:
+        tokens = IndexedTokens.open(prefix)
+        n = tokens.n_sequences
+        DocumentScores(
+            learning_time_Q=np.linspace(9, 13, n).astype(np.float32),
+            **{f"{key}_Q": np.ones(n, np.float32) for key in ("spread", "drop", "surprisal")},
+            unlearned_Q=np.zeros(n, np.float32),
+            watched_Q=np.zeros(n, np.int32),
+            dataset=identity_of(tokens),
+            digest=data_digest(tokens),
+            details={"run_id": "reference", "clock_range": [8.0, 14.0]},
+        ).save(folder / scores_path(prefix).name)
+    return folder
+
+
+CONTROLS = ("uniform", "shuffled", "easy-first", "frequency")
+
+
+def plan_flags(corpus, out, *flags):
+    job = ["--train-samples", "2000", "--max-epochs", "1000", "--out", str(out)]
+    return ["plan", "build", *data_flags(corpus), *job, *flags]
+
+
+def test_a_plan_by_scores_and_its_controls_by_one_flag(corpus, scores, tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    main(plan_flags(corpus, path, "--scores", str(scores), "--quantiles", "3"))
+    built = capsys.readouterr().out
+    assert "policy frontier; 2,000 samples of 32 tokens" in built
+    assert "left/q3" in built
+    main(["plan", "show", str(path)])
+    assert capsys.readouterr().out == built
+    plan = Plan.load(path)
+    others = {}
+    for control in CONTROLS:
+        out = tmp_path / f"{control}.json"
+        where = [] if control == "uniform" else ["--scores", str(scores), "--quantiles", "3"]
+        main(plan_flags(corpus, out, *where, "--control", control))
+        others[control] = Plan.load(out)
+        assert (f"control {control}" in capsys.readouterr().out) == (control != "uniform")
+    assert others["uniform"].n_strata == 2
+    assert others["shuffled"].stages == others["frequency"].stages == plan.stages
+    assert others["easy-first"].stages != plan.stages
+    assert len({each.fingerprint for each in (plan, *others.values())}) == 5
+
+
+def test_controls_of_weights_by_dataset(run, corpus, tmp_path, capsys):
+    main(["fit", str(run)])
+    main(["spectrum", str(run), "--resamples", "2"])
+    flags = ["--policy", "dataset", "--run", str(run), "--control", "shuffled"]
+    main(plan_flags(corpus, tmp_path / "shuffled.json", *flags))
+    assert "policy dataset, control shuffled" in capsys.readouterr().out
+    main(plan_flags(corpus, tmp_path / "u.json", "--policy", "dataset", "--control", "uniform"))
+    assert len(Plan.load(tmp_path / "u.json").segments) == 1
+
+
+def test_a_clock_run_changes_the_time_of_a_plan(run, corpus, scores, tmp_path):
+    main(["fit", str(run)])
+    main(["spectrum", str(run), "--resamples", "2"])
+    plans = []
+    for flags in ([], ["--clock", str(run)]):
+        out = tmp_path / f"{len(flags)}.json"
+        main(plan_flags(corpus, out, "--scores", str(scores), *flags))
+        plans.append(Plan.load(out))
+    assert plans[0].strata == plans[1].strata
+    assert plans[0].stages != plans[1].stages
+    assert plans[1].provenance["clock"] == str(run)
+
+
+def test_show_draws_what_a_run_follows(run, corpus, scores, tmp_path, capsys):
+    path = tmp_path / "plan.json"
+    main(plan_flags(corpus, path, "--scores", str(scores)))
+    save_run_plan(Plan.load(path), [Decision(10, 1000, (1.0, 3.0))], run)
+    capsys.readouterr()
+    main(["plan", "show", str(run)])
+    assert "1 decided while the job trained (*)" in capsys.readouterr().out
+
+
 def few_probes(run, corpus):
     for step in range(4, 2000):
         (run / "tokscale/losses" / losses_name(step)).unlink(missing_ok=True)
@@ -165,9 +256,44 @@ def plan_of_another_length(run, corpus):
     return ["probe", "plan", "--probe-set", str(corpus.probe_set), *model, *sizes, *job]
 
 
+def plan_without_scores(run, corpus):
+    return plan_flags(corpus, run / "plan.json")
+
+
 def plan_without_run(run, corpus):
-    flags = ["--train-samples", "300", "--out", str(run / "plan.json")]
-    return ["plan", "build", *data_flags(corpus), *flags]
+    return plan_flags(corpus, run / "plan.json", "--policy", "dataset")
+
+
+def run_of_no_policy(run, corpus):
+    return plan_flags(corpus, run / "plan.json", "--run", str(run))
+
+
+def control_that_the_policy_lacks(run, corpus):
+    flags = ["--policy", "dataset", "--run", str(run), "--control", "easy-first"]
+    return plan_flags(corpus, run / "plan.json", *flags)
+
+
+def control_of_a_plan_by_hand(run, corpus):
+    flags = ["--policy", "manual", "--schedule", "0:1,1", "--control", "uniform"]
+    return plan_flags(corpus, run / "plan.json", *flags)
+
+
+def plan_by_no_hand(run, corpus):
+    return plan_flags(corpus, run / "plan.json", "--policy", "manual")
+
+
+def schedule_of_no_policy(run, corpus):
+    return plan_flags(corpus, run / "plan.json", "--schedule", "0:1,1")
+
+
+def plan_of_nothing(run, corpus):
+    flags = ["--policy", "manual", "--schedule", "0:1,1", "100:0,0"]
+    return plan_flags(corpus, run / "plan.json", *flags)
+
+
+def plan_of_too_many_epochs(run, corpus):
+    flags = ["--control", "uniform", "--max-epochs", "0.5"]
+    return plan_flags(corpus, run / "plan.json", *flags)
 
 
 def unreadable_schedule(run, corpus):
@@ -187,7 +313,15 @@ BAD_INPUT = {
     split_of_per_split_data: "--split",
     budget_of_no_job: "--global-batch-size",
     plan_of_another_length: "not of --seq-length 77",
-    plan_without_run: "needs a reference run (--run)",
+    plan_without_scores: "score the data with `megatron-tokscale score`, or plan with --policy dat",
+    plan_without_run: "needs a reference run with its spectrum (--run)",
+    run_of_no_policy: "--run is for --policy dataset",
+    control_that_the_policy_lacks: "its controls are uniform and shuffled",
+    control_of_a_plan_by_hand: "has no controls",
+    plan_by_no_hand: "needs a --schedule",
+    schedule_of_no_policy: "--schedule is for --policy manual",
+    plan_of_nothing: "not all 0",
+    plan_of_too_many_epochs: "would be gone through",
     unreadable_schedule: "cannot read '0:a,b'",
 }
 

@@ -4,25 +4,32 @@ The dataset itself is `megatron_tokscale.data.dataset.PlannedDataset`: it needs 
 imported on its own; everything here loads without it.
 """
 
-from megatron_tokscale.data.index import Blend, Index, build_index, load_or_build_index
+from megatron_tokscale.data.history import Decision, followed, with_decisions
+from megatron_tokscale.data.index import Index, build_index, load_or_build_index
 from megatron_tokscale.data.match import match_datasets
 from megatron_tokscale.data.permutation import Permutation, epoch_permutation, stratum_key
-from megatron_tokscale.data.plan import DatasetIdentity, Plan, Stage, Stratum
+from megatron_tokscale.data.plan import Cut, DatasetIdentity, Plan, Segment, Stage, Stratum
+from megatron_tokscale.data.scores import DocumentScores
 from megatron_tokscale.data.shares import RealisedShares, realised_shares
 
 __all__ = [
-    "Blend",
+    "Cut",
     "DatasetIdentity",
+    "Decision",
+    "DocumentScores",
     "Index",
     "Permutation",
     "Plan",
     "RealisedShares",
+    "Segment",
     "Stage",
     "Stratum",
     "build_index",
     "epoch_permutation",
+    "followed",
     "load_or_build_index",
     "match_datasets",
     "realised_shares",
     "stratum_key",
+    "with_decisions",
 ]

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from megatron_tokscale.data.index import Index
-from megatron_tokscale.data.permutation import epoch_permutation, stratum_key
 from megatron_tokscale.data.plan import Plan
+from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.errors import TokscaleError
 
 
@@ -26,27 +26,30 @@ class MapDataset(Protocol):
 class PlannedDataset(Dataset[dict[str, Any]]):
     """Samples of several datasets in the order of a plan.
 
-    Draw j of a stratum of n samples is in epoch e = j // n: position j % n of the permutation of
-    range(n) keyed by (seed, stratum, e). Every sample of a stratum is seen once before any is seen
-    again, also across stages.
-
     Args:
         plan: the plan.
-        datasets: the plan's datasets, in the plan's order, each built at one epoch.
-        index: the plan's index; its length is the dataset's.
+        datasets: the plan's datasets, in the plan's order, each built at one epoch; None for one
+            that is not drawn from.
+        index: the plan's index.
+        strata: the samples of each stratum; without it every dataset is one stratum.
+        offset: sample k of the dataset is sample `offset` + k of the plan.
+        consumed: samples of the plan that are not drawn any more.
         split: Megatron's samplers read it to tell training from validation.
         index_split: the same, as Megatron's single datasets name it.
 
     Raises:
-        TokscaleError: a stratum that the index draws from has no samples.
+        TokscaleError: the index draws from a stratum that has no samples, or too often.
     """
 
     def __init__(
         self,
         plan: Plan,
-        datasets: Sequence[MapDataset],
+        datasets: Sequence[MapDataset | None],
         index: Index,
+        strata: Strata | None = None,
         *,
+        offset: int = 0,
+        consumed: int = 0,
         split: object = None,
         index_split: object = None,
     ) -> None:
@@ -54,22 +57,18 @@ class PlannedDataset(Dataset[dict[str, Any]]):
             raise TokscaleError(
                 f"the plan is for {len(plan.datasets)} datasets, the job has {len(datasets)}"
             )
+        sizes_D = [0 if dataset is None else len(dataset) for dataset in datasets]
         self.plan = plan
         self.datasets = list(datasets)
         self.index = index
+        self.strata = strata or Strata(plan, sizes_D, [None] * len(datasets))
+        self.offset = offset
         self.split = split
         self.index_split = index_split
-        self.stratum_sizes = [len(self.datasets[stratum.dataset]) for stratum in plan.strata]
-        self._keys = [stratum_key(plan.seed, stratum.name) for stratum in plan.strata]
-        for z in (plan.target_Z(len(index)) > 0).nonzero()[0]:
-            if not self.stratum_sizes[z]:
-                raise TokscaleError(
-                    f"stratum {plan.strata[z].name!r} of the plan has no training samples; "
-                    "give it weight 0 or check --split"
-                )
+        self.strata.check(plan, len(index), consumed)
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.index) - self.offset
 
     def locate(self, k: int) -> tuple[int, int, int]:
         """(stratum, epoch, number of the sample in its dataset) of sample k.
@@ -77,15 +76,20 @@ class PlannedDataset(Dataset[dict[str, Any]]):
         Raises:
             IndexError: k is not in range(len(self)).
         """
-        if not 0 <= k < len(self.index):
+        stratum, draw = self._draw(k)
+        return stratum, *self.strata.locate(stratum, draw)[1:]
+
+    def _draw(self, k: int) -> tuple[int, int]:
+        """Stratum and draw of sample k."""
+        k += self.offset
+        if not self.offset <= k < len(self.index):
             raise IndexError(f"sample {k} of a plan built for {len(self.index)} samples")
-        stratum = int(self.index.stratum_N[k])
-        size = self.stratum_sizes[stratum]
-        epoch, position = divmod(int(self.index.draw_N[k]), size)
-        return stratum, epoch, epoch_permutation(size, self._keys[stratum], epoch)(position)
+        return int(self.index.stratum_N[k]), int(self.index.draw_N[k])
 
     def __getitem__(self, k: int) -> dict[str, Any]:
         """Sample k with its dataset's number in the plan, as Megatron's BlendedDataset gives it."""
-        stratum, _, number = self.locate(k)
-        dataset_id = self.plan.dataset_Z[stratum]
-        return {"dataset_id": dataset_id, **self.datasets[dataset_id][number]}
+        stratum, draw = self._draw(k)
+        dataset_id, _, number = self.strata.locate(stratum, draw)
+        dataset = self.datasets[dataset_id]
+        assert dataset is not None, "Strata.check refuses to draw from what is not there"
+        return {"dataset_id": self.plan.dataset_Z[stratum], **dataset[number]}

@@ -6,17 +6,21 @@ from megatron_tokscale.data.plan import DatasetIdentity, Plan
 from megatron_tokscale.errors import TokscaleError
 
 
-def match_datasets(plan: Plan, found: Sequence[DatasetIdentity], seq_length: int) -> list[int]:
+def match_datasets(
+    plan: Plan, found: Sequence[DatasetIdentity], seq_length: int, consumed: int = 0
+) -> list[int | None]:
     """Find each dataset of the plan among those of the job, whatever their order.
 
     Args:
         plan: the plan.
         found: the job's training datasets.
         seq_length: the job's sequence length in tokens.
+        consumed: samples that the job has consumed.
 
     Returns:
-        For each dataset of the plan its position in `found`. Twins (same name and sizes) are
-        taken in the order they come.
+        For each dataset of the plan its position in `found`; None for one that the job no longer
+        has, and that is not drawn from after `consumed`. Twins (same name and sizes) are taken in
+        the order they come.
 
     Raises:
         TokscaleError: the job trains on other data, or cuts it to another length.
@@ -27,13 +31,16 @@ def match_datasets(plan: Plan, found: Sequence[DatasetIdentity], seq_length: int
             "make a plan for this job"
         )
     left = dict(enumerate(found))
-    order = []
-    for dataset in plan.datasets:
+    order: list[int | None] = []
+    last = plan.segments[-1].start
+    is_drawn_D = plan.target_D(max(last, consumed) + 1) > plan.target_D(consumed)
+    for dataset, is_drawn in zip(plan.datasets, is_drawn_D, strict=True):
         position = next((i for i, other in left.items() if other == dataset), None)
-        if position is None:
+        if position is None and is_drawn:
             raise TokscaleError(_missing(dataset, list(left.values())))
         order.append(position)
-        del left[position]
+        if position is not None:
+            del left[position]
     if left:
         extra = ", ".join(str(dataset) for dataset in left.values())
         raise TokscaleError(f"the plan is for other data: it does not know {extra}")

@@ -8,12 +8,13 @@ It is a Feistel network on the smallest power of two that holds n (the two halve
 one bit, and take turns to be changed by a keyed hash of the other), walked along its cycle until
 it comes back into range(n), which keeps it a bijection: Black and Rogaway, "Ciphers with arbitrary
 finite domains" (2002). The number of rounds and the hash (splitmix64's multipliers) are our
-choice: this must mix well, not keep secrets.
+choice: this must mix well, not keep secrets. `data.feistel` is the compiled part.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Final
 
 import numpy as np
@@ -23,7 +24,7 @@ _MASK64: Final = (1 << 64) - 1
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _MULTIPLIER1: Final = 0xBF58476D1CE4E5B9
 _MULTIPLIER2: Final = 0x94D049BB133111EB
-_DOUBLE_ROUNDS: Final = 3
+ROUNDS: Final = 6
 
 
 def _mix64(value: int) -> int:
@@ -59,48 +60,24 @@ class Permutation:
         return bits // 2, bits - bits // 2
 
     @cached_property
-    def _round_keys(self) -> tuple[tuple[int, int], ...]:
-        keys = [
-            _mix64((self.key + i * _GOLDEN) & _MASK64) for i in range(1, 2 * _DOUBLE_ROUNDS + 1)
-        ]
-        return tuple(zip(keys[::2], keys[1::2], strict=True))
+    def _round_keys(self) -> NDArray[np.uint64]:
+        keys = [_mix64((self.key + i * _GOLDEN) & _MASK64) for i in range(1, ROUNDS + 1)]
+        return np.array(keys, dtype=np.uint64)
 
     def __call__(self, position: int) -> int:
-        """Image of `position`. Written out flat: it runs once per training sample."""
-        left_bits, right_bits = self._bits
-        left_shift, right_shift = 64 - left_bits, 64 - right_bits
-        right_mask = (1 << right_bits) - 1
-        while True:
-            left, right = position >> right_bits, position & right_mask
-            for key_left, key_right in self._round_keys:
-                mixed = ((right ^ key_left) * _MULTIPLIER1) & _MASK64
-                left ^= (((mixed ^ (mixed >> 32)) * _MULTIPLIER2) & _MASK64) >> left_shift
-                mixed = ((left ^ key_right) * _MULTIPLIER1) & _MASK64
-                right ^= (((mixed ^ (mixed >> 32)) * _MULTIPLIER2) & _MASK64) >> right_shift
-            position = left << right_bits | right
-            if position < self.size:
-                return position
+        """Image of `position`. It runs once per training sample."""
+        return self._image(position)
 
     def many(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Images of an array of positions: `__call__` for each, vectorised."""
-        images = np.asarray(positions).astype(np.uint64)
-        outside = np.arange(images.size)
-        while outside.size:
-            walked = self._walk(images[outside])
-            images[outside] = walked
-            outside = outside[walked >= self.size]
-        return images.astype(np.int64)
+        """Images of an array of positions."""
+        from megatron_tokscale.data.feistel import walk_many
 
-    def _walk(self, positions: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left_bits, right_bits = (np.uint64(bits) for bits in self._bits)
-        right_mask = np.uint64((1 << int(right_bits)) - 1)
-        left, right = positions >> right_bits, positions & right_mask
-        for key_left, key_right in self._round_keys:
-            left ^= _hash(right, key_left) >> (np.uint64(64) - left_bits)
-            right ^= _hash(left, key_right) >> (np.uint64(64) - right_bits)
-        return left << right_bits | right
+        images = np.asarray(positions).astype(np.int64)
+        walk_many(self.size, self._round_keys, *self._bits, images)
+        return images
 
+    @cached_property
+    def _image(self) -> Callable[[int], int]:
+        from megatron_tokscale.data.feistel import walk
 
-def _hash(half: NDArray[np.uint64], key: int) -> NDArray[np.uint64]:
-    mixed = (half ^ np.uint64(key)) * np.uint64(_MULTIPLIER1)
-    return (mixed ^ (mixed >> np.uint64(32))) * np.uint64(_MULTIPLIER2)
+        return partial(walk, self.size, self._round_keys, *self._bits)

@@ -1,17 +1,17 @@
 """A plan: which strata of which data are drawn in which proportion, from which sample on.
 
-Shapes: Z strata.
+Shapes: D datasets, Z strata.
 """
 
 import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +20,16 @@ from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import check_schema, read_json, write_json
 
 KIND: Final = "tokscale-plan"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 # Part of the fingerprint: raised when the same plan would give another order of samples.
-ORDER_VERSION: Final = 1
+ORDER_VERSION: Final = 2
 
 # Megatron's blending index is int16.
 MAX_STRATA: Final = 32766
+
+# Shares may be off by this much from summing to one: what decimal digits lose.
+_SHARES: Final = 1e-6
 
 
 @dataclass(frozen=True)
@@ -49,24 +52,53 @@ class DatasetIdentity:
 
 @dataclass(frozen=True)
 class Stratum:
-    """A part of the data that is drawn from as one.
+    """A part of a dataset that is drawn from as one.
 
     Attributes:
         name: unique in the plan; it keys the order of the stratum's samples, so that strata added
             or reordered in a later plan leave the others' order as it was.
         dataset: index into the plan's datasets.
+        share: its part of the dataset's samples; those of one dataset sum to one.
     """
 
     name: str
     dataset: int
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How the samples of a dataset are ranked, to be cut into its strata one after the other.
+
+    Attributes:
+        scores: fingerprint of the document scores that rank them.
+        order: `learning-time`, or, as a control, `frequency`: the mean surprisal of a sample's
+            tokens by their frequency alone.
+        unlearned: whether the last stratum takes the samples most of whose tokens are never
+            learned (by frequency: the highest surprisal), before the others are ranked.
+        shuffle_seed: control: give each sample the rank of another, drawn with this seed.
+    """
+
+    scores: str
+    order: Literal["learning-time", "frequency"] = "learning-time"
+    unlearned: bool = False
+    shuffle_seed: int | None = None
 
 
 @dataclass(frozen=True)
 class Stage:
-    """The weights that hold from consumed sample `start` on; they need not sum to one."""
+    """The weights that hold from consumed sample `start` on.
+
+    Attributes:
+        start: consumed samples.
+        weights: of the datasets, as in --data-path; they need not sum to one.
+        within: of each stratum in its dataset; they need not sum to one either. None is the
+            strata's own shares: every sample is as likely as another.
+    """
 
     start: int
     weights: tuple[float, ...]
+    within: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,10 +107,13 @@ class Plan:
 
     Attributes:
         datasets: the data it was made for; a job with other data is refused.
-        strata: what is drawn from, one weight each.
+        strata: what is drawn from, dataset by dataset.
         stages: weights over consumed samples, by ascending start, the first at 0.
         seq_length: sequence length in tokens that the samples are cut to.
         seed: keys the epoch permutations.
+        cuts: how each dataset's samples fall into its strata; None where it has but one.
+        max_epochs: how often a stratum may be gone through; a job that would exceed it is refused.
+            None is no limit.
         provenance: how it was made (policy, run, parameters), plain JSON values.
 
     Raises:
@@ -90,13 +125,20 @@ class Plan:
     stages: tuple[Stage, ...]
     seq_length: int
     seed: int
+    cuts: tuple[Cut | None, ...] = ()
+    max_epochs: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.cuts:
+            object.__setattr__(self, "cuts", (None,) * len(self.datasets))
         _check_strata(self)
+        _check_cuts(self)
         _check_stages(self)
         if self.seq_length < 1:
             raise TokscaleError(f"sequence length {self.seq_length} of the plan is not positive")
+        if self.max_epochs is not None and not self.max_epochs > 0:
+            raise TokscaleError(f"the plan's limit on epochs, {self.max_epochs}, is not positive")
 
     @property
     def n_strata(self) -> int:
@@ -109,35 +151,76 @@ class Plan:
         return np.array([stratum.dataset for stratum in self.strata], dtype=np.int16)
 
     @cached_property
-    def segments(self) -> tuple[Stage, ...]:
-        """The stages with weights that sum to one; a stage that changes nothing is left out.
+    def share_Z(self) -> NDArray[np.float64]:
+        """Part of its dataset's samples that each stratum is."""
+        return np.array([stratum.share for stratum in self.strata])
 
-        Leaving it out makes a plan whose weights never change the plain blend, however many stages
-        it is written in.
-        """
-        segments: list[Stage] = []
+    def strata_of(self, dataset: int) -> range:
+        """The strata of a dataset, which follow each other."""
+        first, last = np.searchsorted(self.dataset_Z, [dataset, dataset + 1])
+        return range(int(first), int(last))
+
+    def sizes_Z(self, sizes_D: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Samples of each stratum in one epoch, given those of each dataset."""
+        sizes = [
+            np.diff(np.rint(self.bounds_of(dataset) * size).astype(np.int64))
+            for dataset, size in enumerate(sizes_D)
+        ]
+        return np.concatenate(sizes)
+
+    def bounds_of(self, dataset: int) -> NDArray[np.float64]:
+        """Where the strata of a dataset begin and end among its ranked samples, from 0 to 1."""
+        bounds = np.cumsum([0.0, *self.share_Z[self.strata_of(dataset)]])
+        return np.asarray(bounds / bounds[-1])
+
+    @cached_property
+    def segments(self) -> tuple["Segment", ...]:
+        """The stages with weights that sum to one; a stage that changes nothing is left out."""
+        segments: list[Segment] = []
         for stage in self.stages:
-            weights = _normalised(stage.weights)
-            if not segments or weights != segments[-1].weights:
-                segments.append(Stage(stage.start, weights))
+            segment = Segment(
+                stage.start,
+                _normalised(stage.weights),
+                tuple(
+                    weight
+                    for dataset in range(len(self.datasets))
+                    for weight in self._within(stage, dataset)
+                ),
+            )
+            if not segments or not segment.weighs_as(segments[-1]):
+                segments.append(segment)
         return tuple(segments)
+
+    def _within(self, stage: Stage, dataset: int) -> tuple[float, ...]:
+        strata = self.strata_of(dataset)
+        shares = tuple(self.strata[z].share for z in strata)
+        weights = shares if stage.within is None else tuple(stage.within[z] for z in strata)
+        return _normalised(weights if any(weights) else shares)
+
+    def weight_Z(self, segment: "Segment") -> NDArray[np.float64]:
+        """Weight of each stratum among all samples in a segment; these sum to one."""
+        return np.asarray(np.array(segment.weights)[self.dataset_Z] * np.array(segment.within))
+
+    def target_D(self, n_samples: int) -> NDArray[np.float64]:
+        """Number of samples due from each dataset among the first `n_samples`; not whole."""
+        target_D = np.zeros(len(self.datasets))
+        for start, stop, segment in self.intervals(n_samples):
+            target_D += np.array(segment.weights) * (stop - start)
+        return target_D
 
     def target_Z(self, n_samples: int) -> NDArray[np.float64]:
         """Number of samples due from each stratum among the first `n_samples`; not whole."""
         target_Z = np.zeros(self.n_strata)
-        for segment, stop in zip(self.segments, self._stops(n_samples), strict=True):
-            target_Z += np.array(segment.weights) * max(stop - segment.start, 0)
+        for start, stop, segment in self.intervals(n_samples):
+            target_Z += self.weight_Z(segment) * (stop - start)
         return target_Z
 
-    def _stops(self, n_samples: int) -> list[int]:
-        starts = [segment.start for segment in self.segments[1:]]
-        return [min(start, n_samples) for start in starts] + [n_samples]
-
-    def intervals(self, n_samples: int) -> list[tuple[int, int, NDArray[np.float64]]]:
-        """(start, stop, weights_Z) of every segment that begins before sample `n_samples`."""
+    def intervals(self, n_samples: int) -> list[tuple[int, int, "Segment"]]:
+        """(start, stop, segment) of every segment that begins before sample `n_samples`."""
+        stops = [min(segment.start, n_samples) for segment in self.segments[1:]] + [n_samples]
         return [
-            (segment.start, stop, np.array(segment.weights))
-            for segment, stop in zip(self.segments, self._stops(n_samples), strict=True)
+            (segment.start, stop, segment)
+            for segment, stop in zip(self.segments, stops, strict=True)
             if segment.start < stop
         ]
 
@@ -155,20 +238,35 @@ class Plan:
             tuple(segment for segment in self.segments if segment.start < n_samples)
         )
 
-    def _fingerprint(self, segments: tuple[Stage, ...]) -> str:
+    def _fingerprint(self, segments: tuple["Segment", ...]) -> str:
         content = [
             ORDER_VERSION,
             self.seq_length,
             self.seed,
             [asdict(dataset) for dataset in self.datasets],
             [asdict(stratum) for stratum in self.strata],
+            [cut and asdict(cut) for cut in self.cuts],
             [asdict(segment) for segment in segments],
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values."""
+        return {"kind": KIND, "schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "Plan":
+        """The plan that `to_json` gave.
+
+        Raises:
+            TokscaleError: its parts do not fit together.
+            KeyError, TypeError, ValueError: it is no plan.
+        """
+        return _from_json(content)
+
     def save(self, path: Path) -> None:
         """Write the plan to `path` (JSON), whole or not at all."""
-        write_json(path, {"kind": KIND, "schema_version": SCHEMA_VERSION, **asdict(self)})
+        write_json(path, self.to_json())
 
     @staticmethod
     def load(path: Path) -> "Plan":
@@ -182,6 +280,8 @@ class Plan:
             raise TokscaleError(f"{path} is not a plan; make one with `megatron-tokscale plan`")
         version = content.get("schema_version")
         check_schema(path, version if isinstance(version, int) else 0, SCHEMA_VERSION)
+        if version != SCHEMA_VERSION:
+            raise TokscaleError(f"plan {path} is of an older version; make it again")
         try:
             return _from_json(content)
         except (KeyError, TypeError, ValueError) as error:
@@ -190,23 +290,54 @@ class Plan:
             raise TokscaleError(f"plan {path}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A stage of a plan whose weights sum to one: those of the datasets, and within each dataset.
+
+    Attributes:
+        start: consumed samples.
+        weights: of the datasets.
+        within: of each stratum in its dataset.
+    """
+
+    start: int
+    weights: tuple[float, ...]
+    within: tuple[float, ...]
+
+    def weighs_as(self, other: "Segment") -> bool:
+        """Whether the weights are the same."""
+        return (self.weights, self.within) == (other.weights, other.within)
+
+
 def _from_json(content: Mapping[str, Any]) -> Plan:
+    max_epochs = content["max_epochs"]
     return Plan(
         datasets=tuple(
             DatasetIdentity(str(row["name"]), _whole(row["n_sequences"]), _whole(row["n_tokens"]))
             for row in content["datasets"]
         ),
         strata=tuple(
-            Stratum(str(row["name"]), _whole(row["dataset"])) for row in content["strata"]
+            Stratum(str(row["name"]), _whole(row["dataset"]), float(row["share"]))
+            for row in content["strata"]
         ),
         stages=tuple(
-            Stage(_whole(row["start"]), tuple(float(weight) for weight in row["weights"]))
+            Stage(_whole(row["start"]), _floats(row["weights"]), _optional_floats(row["within"]))
             for row in content["stages"]
         ),
         seq_length=_whole(content["seq_length"]),
         seed=_whole(content["seed"]),
+        cuts=tuple(row and Cut(**row) for row in content["cuts"]),
+        max_epochs=None if max_epochs is None else float(max_epochs),
         provenance=dict(content.get("provenance", {})),
     )
+
+
+def _floats(row: Sequence[Any]) -> tuple[float, ...]:
+    return tuple(float(value) for value in row)
+
+
+def _optional_floats(row: Sequence[Any] | None) -> tuple[float, ...] | None:
+    return None if row is None else _floats(row)
 
 
 def _whole(value: object) -> int:
@@ -216,9 +347,13 @@ def _whole(value: object) -> int:
 
 
 def _normalised(weights: tuple[float, ...]) -> tuple[float, ...]:
-    """Weights over their sum, computed as Megatron does, to the last bit."""
+    """Weights over their sum, computed as Megatron does, to the last bit.
+
+    Zeros, which Megatron does not allow, do not change how the others round: a dataset without
+    weight that joins a plan leaves its past as it was.
+    """
     weights_Z = np.array(weights, dtype=np.float64)
-    return tuple((weights_Z / np.sum(weights_Z)).tolist())
+    return tuple((weights_Z / np.sum(weights_Z[weights_Z > 0])).tolist())
 
 
 def _check_strata(plan: Plan) -> None:
@@ -235,6 +370,27 @@ def _check_strata(plan: Plan) -> None:
                 f"stratum {stratum.name!r} of the plan is of dataset {stratum.dataset}, "
                 f"but there are {len(plan.datasets)} (from 0)"
             )
+        if not 0 <= stratum.share <= 1:
+            raise TokscaleError(f"the share {stratum.share} of stratum {stratum.name!r} is none")
+    if (
+        sorted({*plan.dataset_Z.tolist()}) != list(range(len(plan.datasets)))
+        or (np.diff(plan.dataset_Z) < 0).any()
+    ):
+        raise TokscaleError("the strata of the plan must come dataset by dataset, one at least")
+    share_D = np.bincount(plan.dataset_Z, plan.share_Z)
+    if (np.abs(share_D - 1) > _SHARES).any():
+        raise TokscaleError(f"the shares of the plan's strata sum to {share_D.tolist()}, not to 1")
+
+
+def _check_cuts(plan: Plan) -> None:
+    if len(plan.cuts) != len(plan.datasets):
+        raise TokscaleError(f"the plan has {len(plan.cuts)} cuts, {len(plan.datasets)} datasets")
+    for dataset, cut in enumerate(plan.cuts):
+        name, n_strata = plan.datasets[dataset].name, len(plan.strata_of(dataset))
+        if cut is None and n_strata > 1:
+            raise TokscaleError(f"the plan does not say how {name} is cut into {n_strata} strata")
+        if cut is not None and cut.order not in ("learning-time", "frequency"):
+            raise TokscaleError(f"the plan ranks {name} by {cut.order!r}, which is unknown")
 
 
 def _check_stages(plan: Plan) -> None:
@@ -248,18 +404,32 @@ def _check_stages(plan: Plan) -> None:
                 "starts must ascend"
             )
         previous = stage.start
-        if len(stage.weights) != plan.n_strata:
+        _check_weights(plan, stage)
+
+
+def _check_weights(plan: Plan, stage: Stage) -> None:
+    stage_at = f"the plan's stage at sample {stage.start}"
+    for weights, count, of in (
+        (stage.weights, len(plan.datasets), "datasets"),
+        (stage.within, plan.n_strata, "strata"),
+    ):
+        if weights is None:
+            continue
+        if len(weights) != count:
+            raise TokscaleError(f"{stage_at} has {len(weights)} weights for {count} {of}")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
             raise TokscaleError(
-                f"the plan's stage at sample {stage.start} has {len(stage.weights)} weights "
-                f"for {plan.n_strata} strata"
+                f"{stage_at} has a weight that is negative or not finite: {list(weights)}"
             )
-        if not all(math.isfinite(weight) and weight >= 0 for weight in stage.weights):
+    if not 0 < math.fsum(stage.weights) < math.inf:
+        raise TokscaleError(
+            f"the weights of {stage_at} sum to nothing; at least one must be positive"
+        )
+    if stage.within is None:
+        return
+    for dataset, weight in enumerate(stage.weights):
+        if weight and not any(stage.within[z] for z in plan.strata_of(dataset)):
             raise TokscaleError(
-                f"the plan's stage at sample {stage.start} has a weight that is negative or not "
-                f"finite: {list(stage.weights)}"
-            )
-        if not 0 < math.fsum(stage.weights) < math.inf:
-            raise TokscaleError(
-                f"the weights of the plan's stage at sample {stage.start} sum to nothing; "
+                f"the weights of {stage_at} within {plan.datasets[dataset].name} sum to nothing; "
                 "at least one must be positive"
             )

@@ -1,10 +1,11 @@
 """What a plan has really drawn so far, beside what it meant to.
 
-Shapes: Z strata.
+Shapes: D datasets, Z strata.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,27 +19,46 @@ class RealisedShares:
     """State of a plan after `n_samples` consumed samples.
 
     Attributes:
+        plan: the plan.
         n_samples: consumed samples.
         count_Z: samples drawn from each stratum.
-        target_Z: samples due from each stratum by the plan's weights; not whole.
-        epochs_Z: times each stratum was gone through.
+        size_Z: samples of each stratum in one epoch.
     """
 
+    plan: Plan
     n_samples: int
     count_Z: NDArray[np.int64]
-    target_Z: NDArray[np.float64]
-    epochs_Z: NDArray[np.float64]
+    size_Z: NDArray[np.int64]
 
     @property
     def share_Z(self) -> NDArray[np.float64]:
         """Realised share of each stratum; zero before the first sample."""
         return self.count_Z / max(self.n_samples, 1)
 
+    @cached_property
+    def target_Z(self) -> NDArray[np.float64]:
+        """Samples due from each stratum by the plan's weights; not whole."""
+        return self.plan.target_Z(self.n_samples)
+
+    @property
+    def target_share_Z(self) -> NDArray[np.float64]:
+        """The plan's share of each stratum so far; zero before the first sample."""
+        return self.target_Z / max(self.n_samples, 1)
+
+    @property
+    def epochs_Z(self) -> NDArray[np.float64]:
+        """Times each stratum was gone through."""
+        return self.count_Z / np.maximum(self.size_Z, 1)
+
+    def by_dataset(self, value_Z: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums over the strata of each dataset."""
+        n_datasets = len(self.plan.datasets)
+        return np.bincount(self.plan.dataset_Z, value_Z, minlength=n_datasets)
+
 
 def realised_shares(
-    plan: Plan, index: Index, n_samples: int, stratum_sizes: Sequence[int]
+    plan: Plan, index: Index, n_samples: int, size_Z: Sequence[int] | NDArray[np.int64]
 ) -> RealisedShares:
-    """Count the first `n_samples` of the index; `stratum_sizes` are samples per epoch."""
+    """Count the first `n_samples` of the index; `size_Z` are samples per epoch."""
     count_Z = count_strata(index.stratum_N[:n_samples], plan.n_strata)
-    epochs_Z = count_Z / np.maximum(np.array(stratum_sizes), 1)
-    return RealisedShares(n_samples, count_Z, plan.target_Z(n_samples), epochs_Z)
+    return RealisedShares(plan, n_samples, count_Z, np.array(size_Z))

@@ -4,13 +4,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from megatron_tokscale.demo import corpus
 from megatron_tokscale.demo.job import FULL, QUICK, SPLIT, Size, megatron_flags, train
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import read_json, write_json
 from megatron_tokscale.store import Run
+
+if TYPE_CHECKING:
+    from megatron_tokscale.reweight import Job
 
 _SEED = 1234
 _SCHEDULE = "log:per-octave=8+last"
@@ -109,7 +112,10 @@ class _Demo:
 
     def train_baseline(self) -> None:
         """Both kinds of text in equal parts throughout, in the keyed order of all plans."""
-        self._plan("uniform", None, self.uniform)
+        from megatron_tokscale.reweight import plan_uniform
+
+        if not self.uniform.exists():
+            plan_uniform(self._job(), self.uniform)
         self._train("baseline", self.baseline, self.uniform)
 
     def train_planned(self) -> None:
@@ -150,19 +156,17 @@ class _Demo:
     def make_plan(self) -> None:
         """Weights per kind of text, from the first run's spectra."""
         from megatron_tokscale.data import Plan
-        from megatron_tokscale.reweight import describe
+        from megatron_tokscale.reweight import describe, plan_run
 
-        self._plan("dataset", Run.open(self.baseline), self.plan)
+        if not self.plan.exists():
+            plan_run(Run.open(self.baseline), self._job(), self.plan)
         print("  " + describe(Plan.load(self.plan)).strip().replace("\n", "\n  "), flush=True)
 
-    def _plan(self, policy: Literal["dataset", "uniform"], run: Run | None, out: Path) -> None:
-        from megatron_tokscale.reweight import plan_run
-        from megatron_tokscale.reweight.jobs import job_of
+    def _job(self) -> "Job":
+        from megatron_tokscale.reweight import job_of
 
-        if not out.exists():
-            size = self.size
-            job = job_of(self.data_path, SPLIT, size.train_samples, size.seq_length, _SEED)
-            plan_run(run, policy, job, out)
+        size = self.size
+        return job_of(self.data_path, SPLIT, size.train_samples, size.seq_length, _SEED)
 
     def write_report(self) -> None:
         """One page about both runs."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fits_path, read_metadata
 from megatron_tokscale.report.optional import AxisSpectrum, read_axes, read_laws, read_transfer
+from megatron_tokscale.report.planned import DrawnPlan, read_plan
 from megatron_tokscale.report.read import read_arrays, read_result
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.reader import Time
@@ -35,6 +36,7 @@ class Analysis:
         transfer: the entries of transfer.json, one per run whose learning times were tested here.
         laws: the content of laws.json; None if there is none.
         axes: spectra over runs of growing size.
+        plan: the data plan that the run followed, and what it drew; None if there is none.
     """
 
     run: Run
@@ -47,6 +49,7 @@ class Analysis:
     transfer: tuple[dict[str, Any], ...]
     laws: dict[str, Any] | None
     axes: tuple[AxisSpectrum, ...]
+    plan: DrawnPlan | None
 
     @staticmethod
     def load(run: Run, axes: Sequence[Path] = ()) -> "Analysis":
@@ -91,4 +94,5 @@ class Analysis:
             read_transfer(run, time),
             read_laws(run, time, reconstruction),
             read_axes(run, axes),
+            read_plan(run),
         )

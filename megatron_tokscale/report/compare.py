@@ -1,6 +1,6 @@
 """Two runs on the same probe set: their mean losses, and how much sooner one is where the other is.
 
-Shapes: N tokens, K probe steps, F groups of tokens (all of them, then each dataset), Z strata.
+Shapes: N tokens, K probe steps, F groups of tokens (all of them, then each dataset).
 """
 
 from collections.abc import Iterator
@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.data import Plan, build_index, realised_shares
 from megatron_tokscale.store import Run
 
-MAX_COUNTED_SAMPLES = 1_000_000
 _VALUES_PER_READ = 2**24
 
 Array = NDArray[np.float64]
@@ -85,35 +83,3 @@ def time_to_reach(time_K: NDArray[np.int64], loss_K: Array, target: float) -> fl
 def faster(baseline: int, reached: float | None) -> float | None:
     """1 - (time to reach the baseline's final loss)/(time of the baseline) (design.md 7)."""
     return None if reached is None else 1 - reached / baseline
-
-
-@dataclass(frozen=True)
-class Draws:
-    """What a plan gave each of its datasets up to the last probe.
-
-    Attributes:
-        n_samples: consumed samples.
-        target_D: share by the plan's weights.
-        realised_D: share really drawn; None if it was not counted.
-    """
-
-    n_samples: int
-    target_D: Array
-    realised_D: Array | None
-
-
-def draws(plan: Plan, n_samples: int) -> Draws:
-    """Target and realised shares per dataset of the plan; only short runs are recounted."""
-    total = max(n_samples, 1)
-    target_D = by_dataset(plan, plan.target_Z(n_samples) / total)
-    realised_D = None
-    if n_samples <= MAX_COUNTED_SAMPLES:
-        index = build_index(plan, n_samples)
-        counted = realised_shares(plan, index, n_samples, [1] * plan.n_strata)
-        realised_D = by_dataset(plan, counted.share_Z)
-    return Draws(n_samples, target_D, realised_D)
-
-
-def by_dataset(plan: Plan, value_Z: Array) -> Array:
-    """Sum over the strata of each dataset."""
-    return np.bincount(plan.dataset_Z, weights=value_Z, minlength=len(plan.datasets))

@@ -1,6 +1,6 @@
-"""The figures of two runs side by side, and of a plan.
+"""The figures of two runs side by side.
 
-Shapes: K probe steps, F groups of tokens, D datasets, T stages.
+Shapes: K probe steps, F groups of tokens.
 """
 
 from typing import Any
@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.data import Plan
-from megatron_tokscale.report.compare import Curves, by_dataset
-from megatron_tokscale.report.scale import LABELS, TimeScale, short
+from megatron_tokscale.report.compare import Curves
+from megatron_tokscale.report.scale import LABELS, TimeScale
 from megatron_tokscale.report.style import MEASURED, NULL, dataset_colour
 from megatron_tokscale.report.svg import draw, time_axis
 
@@ -61,33 +60,6 @@ def differences(shown: dict[int, str], curves: tuple[Curves, Curves]) -> str | N
         axes.set_ylabel("planned − baseline (nats)")
 
     return draw("gap", "Loss under the plan minus loss of the baseline", 2.4, paint)
-
-
-def weights(plan: Plan, colours: list[str], first: int, last: int) -> str:
-    """Each dataset's weight over the consumed samples, from sample `first` to `last`, log scale."""
-    segments = [segment for segment in plan.segments if segment.start < last]
-    start_T = np.array([max(segment.start, first) for segment in segments] + [last])
-    share_TD = np.array([by_dataset(plan, np.array(segment.weights)) for segment in segments])
-
-    def paint(figure: Any) -> None:
-        axes = figure.add_subplot()
-        for d, dataset in enumerate(plan.datasets):
-            share_T = np.append(share_TD[:, d], share_TD[-1, d])
-            axes.step(
-                start_T,
-                100 * share_T,
-                where="post",
-                color=colours[d],
-                label=dataset.name,
-                lw=1.5 + 1.2 * min(len(plan.datasets) - 1 - d, 2),
-            )
-        scale = TimeScale(float(first), float(last), has_zero=False)
-        time_axis(axes, scale, "consumed training samples")
-        axes.set_ylabel("weight (%)")
-        axes.set_ylim(0, max(5.0, 105 * float(share_TD.max())))
-        figure.legend(loc="outside upper left", ncols=4)
-
-    return draw("plan", f"The plan's weights over {short(last)} samples", 2.4, paint)
 
 
 def _time(curves: Curves, time: str) -> NDArray[np.float64]:

@@ -1,22 +1,14 @@
 """The section on a second run that was trained under a plan.
 
-Shapes: K probe steps, F groups of tokens, D datasets.
+Shapes: K probe steps, F groups of tokens.
 """
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_tokscale.data import Plan
 from megatron_tokscale.report import compare_figures
-from megatron_tokscale.report.compare import (
-    MAX_COUNTED_SAMPLES,
-    Curves,
-    draws,
-    faster,
-    mean_curves,
-    time_to_reach,
-)
+from megatron_tokscale.report.compare import Curves, faster, mean_curves, time_to_reach
 from megatron_tokscale.report.largest import largest_datasets, left_out
 from megatron_tokscale.report.markup import (
     dataset,
@@ -26,17 +18,15 @@ from megatron_tokscale.report.markup import (
     paragraph,
     plural,
     section,
-    swatch,
     table,
 )
-from megatron_tokscale.report.style import NULL, dataset_colour
 from megatron_tokscale.store import Run
 
 _SETTINGS = ("model", "batch", "learning_rate", "seed", "versions")
 
 
 def comparison(baseline: Run, planned: Run) -> str:
-    """Losses of both runs, the verdict, and the plan."""
+    """Losses of both runs, and the verdict."""
     curves, dropped = mean_curves((baseline, planned))
     names = baseline.probe_set.domains
     shown = largest_datasets(baseline.probe_set)
@@ -65,7 +55,7 @@ def comparison(baseline: Run, planned: Run) -> str:
         ),
         figure(gap, "Below zero: lower loss under the plan at the same step.") if gap else "",
         _final_losses(names, *curves),
-        *_plan(planned, names),
+        _plan(planned),
     )
 
 
@@ -171,37 +161,7 @@ def _final_losses(names: tuple[str, ...], baseline: Curves, planned: Curves) -> 
     )
 
 
-def _plan(planned: Run, names: tuple[str, ...]) -> list[str]:
-    path = plan_path(planned)
-    if not path.is_file():
-        return [paragraph("No copy of a plan was found in the second run (tokscale/plan.json).")]
-    plan, last = Plan.load(path), planned.records[-1].consumed_samples
-    first = next((r.consumed_samples for r in planned.records if r.consumed_samples), last)
-    if first == last:
-        return [paragraph("The second run has too few probes to show its plan.")]
-    known = {name: d for d, name in enumerate(names)}
-    colours = [
-        dataset_colour(known[each.name]) if each.name in known else NULL for each in plan.datasets
-    ]
-    policy = escape(str(plan.provenance.get("policy", "unknown")))
-    return [
-        f"<h3>The plan ({policy}, {plan.fingerprint})</h3>",
-        figure(
-            compare_figures.weights(plan, colours, first, last),
-            "Share of the training samples that is drawn from each dataset.",
-        ),
-        _draws(plan, colours, last),
-    ]
-
-
-def _draws(plan: Plan, colours: list[str], n_samples: int) -> str:
-    drawn = draws(plan, n_samples)
-    rows = []
-    for d, each in enumerate(plan.datasets):
-        target = float(drawn.target_D[d])
-        realised = None if drawn.realised_D is None else float(drawn.realised_D[d])
-        rows.append([swatch(colours[d], each.name), number(target, ".2%"), number(realised, ".2%")])
-    caption = f"Over the {number(n_samples, ',')} samples consumed by the last probe."
-    if drawn.realised_D is None:
-        caption += f" Realised shares are counted up to {MAX_COUNTED_SAMPLES:,} samples."
-    return table(caption, ["dataset", "target share", "realised share"], rows)
+def _plan(planned: Run) -> str:
+    if not plan_path(planned).is_file():
+        return paragraph("No copy of a plan was found in the second run (tokscale/plan.json).")
+    return paragraph('What it drew: <a href="#compared-plan">its data plan</a>.')

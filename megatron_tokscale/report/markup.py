@@ -10,6 +10,7 @@ from megatron_tokscale.report.style import dataset_colour
 __all__ = [
     "bar",
     "dataset",
+    "details",
     "escape",
     "estimate",
     "facts",
@@ -104,6 +105,11 @@ def facts(rows: Sequence[Sequence[str]]) -> str:
     """A table of names and what belongs to them."""
     body = "\n".join(f'<tr><th scope="row">{name}</th><td>{what}</td></tr>' for name, what in rows)
     return f'<div class="wide"><table class="facts-of"><tbody>\n{body}\n</tbody></table></div>'
+
+
+def details(summary: str, *parts: str) -> str:
+    """Parts that are folded away behind one line of HTML."""
+    return "\n".join(["<details>", f"<summary>{summary}</summary>", *parts, "</details>"])
 
 
 def figure(svg: str, caption: str) -> str:

@@ -18,6 +18,8 @@ from megatron_tokscale.report.laws import laws, laws_verdicts
 from megatron_tokscale.report.locality import locality, locality_verdict
 from megatron_tokscale.report.markup import escape, paragraph
 from megatron_tokscale.report.overview import loss_curve, what_was_run
+from megatron_tokscale.report.plan import data_plan
+from megatron_tokscale.report.planned import read_plan
 from megatron_tokscale.report.spectrum import rebuilt_verdict, spectrum
 from megatron_tokscale.report.style import CSS
 from megatron_tokscale.report.transfer import transfer, transfer_verdicts
@@ -43,6 +45,7 @@ def render(
     sections = [
         ("verdicts", "Verdicts", summary(verdicts)),
         ("run", "What was run", what_was_run(analysis)),
+        ("plan", "Data plan", data_plan(analysis.plan)),
         ("loss", "Loss curve", loss_curve(analysis)),
         ("spectrum", "Spectrum", spectrum(analysis)),
         ("locality", "Locality", locality(analysis)),
@@ -52,8 +55,13 @@ def render(
         *axis_sections(analysis),
         ("laws", "Laws", laws(analysis)),
         ("tokens", "Example tokens", examples(analysis, tokenizer, n_tokens, seed)),
-        ("comparison", "Under a plan", comparison(analysis.run, compare) if compare else ""),
     ]
+    if compare:
+        planned, of_run = read_plan(compare), f"Data plan of {compare.path.name}"
+        sections += [
+            ("comparison", "Under a plan", comparison(analysis.run, compare)),
+            ("compared-plan", "Its data plan", data_plan(planned, "compared-plan", of_run)),
+        ]
     return _page(title, [each for each in sections if each[-1]])
 
 

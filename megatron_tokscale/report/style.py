@@ -17,6 +17,16 @@ NULLS = {
     "uniform": ("#b9b9b9", (0, (1, 1))),
 }
 ALIGNMENTS = {"absolute": (MEASURED, "o"), "by loss": ("#0072b2", "s")}
+# Weight over base share: from which ratio on, its name, and its shade, blue over grey to orange.
+RATIOS = (
+    (0.0, "below ¼ of base", "#08519c"),
+    (0.25, "¼ to ½", "#4a90c8"),
+    (0.5, "½ to 0.8", "#a9cfe6"),
+    (0.8, "0.8 to 1.25", "#e4e4e4"),
+    (1.25, "1.25 to 2", "#fdd0a2"),
+    (2.0, "2 to 4", "#f28e3c"),
+    (4.0, "4 and more", "#a63603"),
+)
 _DATASETS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)))
 
@@ -71,6 +81,9 @@ td .interval { display: block; color: var(--soft); font-size: .8rem; white-space
 .outcome { font-weight: 600; white-space: nowrap; }
 .outcome.passed { color: #00634a; }
 .outcome.undefined, .outcome.undecided { color: var(--soft); }
+.part { padding-left: 1.3rem; }
+details { margin: .6rem 0; }
+summary { cursor: pointer; font-size: .9rem; color: var(--soft); }
 .facts-of tbody th { color: var(--soft); white-space: nowrap; }
 .key { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-right: .4rem;
   vertical-align: -.05rem; }

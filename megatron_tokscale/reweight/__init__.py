@@ -1,22 +1,50 @@
-"""From learning-time spectra to a plan for the data. Offline: nothing here runs in a job."""
+"""From learning times to a plan for the data. Offline: nothing here runs in a job."""
 
 from megatron_tokscale.reweight.describe import describe
 from megatron_tokscale.reweight.guards import Guards
+from megatron_tokscale.reweight.jobs import cut_job, job_of
 from megatron_tokscale.reweight.learnability import Spectra, read_spectra
-from megatron_tokscale.reweight.planning import Job, make_plan, plan_by_hand, plan_run
-from megatron_tokscale.reweight.policy import BySpectrum, Manual, Policy, Uniform
+from megatron_tokscale.reweight.planning import (
+    Control,
+    Job,
+    make_plan,
+    plan_by_hand,
+    plan_frontier,
+    plan_run,
+    plan_uniform,
+)
+from megatron_tokscale.reweight.policy import (
+    BySpectrum,
+    EasyFirst,
+    Frontier,
+    Manual,
+    Policy,
+    Uniform,
+)
+from megatron_tokscale.reweight.strata import CutDataset, Cutting, cut_dataset, read_scores
 
 __all__ = [
     "BySpectrum",
+    "Control",
+    "CutDataset",
+    "Cutting",
+    "EasyFirst",
+    "Frontier",
     "Guards",
     "Job",
     "Manual",
     "Policy",
     "Spectra",
     "Uniform",
+    "cut_dataset",
+    "cut_job",
     "describe",
+    "job_of",
     "make_plan",
     "plan_by_hand",
+    "plan_frontier",
     "plan_run",
+    "plan_uniform",
+    "read_scores",
     "read_spectra",
 ]

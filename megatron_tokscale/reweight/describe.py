@@ -1,4 +1,4 @@
-"""A plan as a table for a terminal.
+"""A plan for a terminal: its weights in a table, and drawn over training. At most 100 wide.
 
 Shapes: Z strata.
 """
@@ -8,67 +8,63 @@ from typing import Final
 import numpy as np
 
 from megatron_tokscale.data import Plan
+from megatron_tokscale.reweight.draw_plan import WIDTH, PlanRows, draw, live_starts, short
+from megatron_tokscale.reweight.table import aligned
 
 _COLUMNS: Final = 7
 
+_aligned = aligned  # describe_scores knows it by this name
+
 
 def describe(plan: Plan, train_samples: int | None = None) -> str:
-    """Weights in percent at up to seven stages, and what is drawn by the end of training.
+    """Weights in percent at up to seven stages, and a picture of all of them.
 
     Args:
         plan: the plan.
         train_samples: length of the training; by default what the plan was made for. Without
-            either there are no columns for draws and epochs.
+            either nothing is said of samples and epochs.
     """
     made_for = plan.provenance.get("train_samples")
     end = train_samples or (made_for if isinstance(made_for, int) else None)
-    stages = [plan.segments[i] for i in _spread(len(plan.segments))]
-    header = ["from sample", *(f"{stage.start:,}" for stage in stages)]
-    rows = [
-        [stratum.name, *(f"{100 * stage.weights[z]:.2f}%" for stage in stages)]
-        for z, stratum in enumerate(plan.strata)
-    ]
-    if end is not None:
-        header += ["samples", "epochs"]
-        rows = [row + totals for row, totals in zip(rows, _totals(plan, end), strict=True)]
-    lines = [_title(plan, end), *_aligned([header, *rows])]
-    if end is not None:
-        lines.append("epochs are estimated from the sizes of the datasets")
-    return "\n".join(lines) + "\n"
+    rows = PlanRows.of(plan)
+    lines = _title(plan, end)
+    if rows.is_by_dataset:
+        lines.append("more strata than fit: a line is a dataset")
+    return "\n".join([*lines, "", *_table(plan, rows), "", *draw(plan, rows, end)]) + "\n"
 
 
-def _title(plan: Plan, end: int | None) -> str:
-    policy = plan.provenance.get("policy", "unknown policy")
+def _title(plan: Plan, end: int | None) -> list[str]:
+    control = plan.provenance.get("control")
+    policy = f"policy {plan.provenance.get('policy', 'unknown')}"
+    policy += f", control {control}" if control else ""
+    length = f"samples of {plan.seq_length:,} tokens"
+    length = length if end is None else f"{end:,} {length}"
     count = len(plan.segments)
-    title = f"plan {plan.fingerprint} ({policy}): {plan.n_strata} strata of {len(plan.datasets)} "
-    title += f"datasets, {count} stage{'s' if count > 1 else ''}, {plan.seq_length} tokens a sample"
-    return title if end is None else f"{title}, {end:,} samples"
-
-
-def _spread(count: int) -> list[int]:
-    """At most seven of range(count), first and last included."""
-    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, _COLUMNS)).round()})
-
-
-def _totals(plan: Plan, end: int) -> list[list[str]]:
-    """Samples and epochs of each stratum; strata of one dataset are taken to share it evenly."""
-    fraction = float(plan.provenance.get("train_fraction", 1.0))
-    shared_Z = np.bincount(plan.dataset_Z, minlength=len(plan.datasets))[plan.dataset_Z]
-    tokens_Z = np.array([plan.datasets[d].n_tokens for d in plan.dataset_Z], dtype=np.float64)
-    epoch_Z = tokens_Z * fraction / plan.seq_length / shared_Z
-    draws_Z = plan.target_Z(end)
-    return [
-        [f"{draws:,.0f}", f"{draws / epoch:.2f}" if epoch > 0 else "?"]
-        for draws, epoch in zip(draws_Z, epoch_Z, strict=True)
+    stages = f"{count} stage{'s' if count > 1 else ''}"
+    lines = [
+        f"plan {plan.fingerprint}: {policy}; {length}",
+        f"{plan.n_strata} strata of {len(plan.datasets)} datasets, {stages}",
     ]
+    if live := live_starts(plan):
+        lines[-1] += f", {len(live)} decided while the job trained (*)"
+    if accepted := plan.provenance.get("accepted"):
+        at = ", ".join(f"{row['at']:,}" for row in accepted)
+        lines.append(f"accepted by a job in place of another plan at sample {at}")
+    return lines
 
 
-def _aligned(table: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
-    ]
+def _table(plan: Plan, rows: PlanRows) -> list[str]:
+    live = live_starts(plan)
+    names = [short(name) for name in rows.names]
+    for n_columns in range(min(len(plan.segments), _COLUMNS), 0, -1):
+        chosen = np.linspace(0, len(plan.segments) - 1, n_columns).round().astype(int)
+        stages = [plan.segments[i] for i in sorted({*chosen.tolist()})]
+        starts = [f"{stage.start:,}{'*' if stage.start in live else ''}" for stage in stages]
+        weights = [rows.sums(plan.weight_Z(stage)) for stage in stages]
+        table = [["from sample", *starts]]
+        for row, name in enumerate(names):
+            table.append([name, *(f"{100 * weight[row]:.2f}%" for weight in weights)])
+        lines = aligned(table)
+        if len(lines[0]) <= WIDTH:
+            return lines
+    return lines

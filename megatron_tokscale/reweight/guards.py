@@ -1,7 +1,8 @@
-"""What a plan may not do, whatever its policy: starve a dataset, lurch, or repeat too often.
+"""What a plan may not do, whatever its policy: starve a stratum, lurch, or repeat too often.
 
-Shapes: T stages, D datasets. The weights of a stage sum to one. Each guard moves them along a
-straight line towards weights that are allowed, so none undoes what another has ensured.
+Shapes: T stages, Z strata, or datasets where these are not cut. The weights of a stage sum to one,
+or to the share of a dataset. Each guard moves them along a straight line towards weights that are
+allowed, so none undoes what another has ensured.
 """
 
 from collections.abc import Sequence
@@ -21,9 +22,9 @@ class Guards:
     """Limits on a plan; the defaults of the first two are our choice.
 
     Attributes:
-        floor: smallest weight of a dataset, as a fraction of its base weight.
+        floor: smallest weight of a stratum, as a fraction of its base weight.
         max_change: largest factor by which a weight grows or shrinks from one stage to the next.
-        max_epochs: how often a dataset may be gone through in the whole plan; None is no limit.
+        max_epochs: how often a stratum may be gone through in the whole plan; None is no limit.
             Up to 4 times, repeated text is nearly as good as new (Muennighoff et al., "Scaling
             Data-Constrained Language Models", 2023).
 
@@ -44,52 +45,52 @@ class Guards:
             raise TokscaleError(f"the limit on epochs, {self.max_epochs}, must be positive")
 
 
-def apply_floor(weights_TD: Floats, base_D: Floats, floor: float) -> Floats:
+def apply_floor(weights_TZ: Floats, base_Z: Floats, floor: float) -> Floats:
     """Mix base weights in, so that none falls below `floor` times its base."""
-    return floor * base_D + (1 - floor) * weights_TD
+    return floor * base_Z + (1 - floor) * weights_TZ
 
 
-def limit_change(weights_TD: Floats, max_change: float) -> Floats:
+def limit_change(weights_TZ: Floats, max_change: float) -> Floats:
     """From each stage go towards the next only as far as every weight may change."""
-    limited_TD = weights_TD.copy()
-    for before_D, after_D in pairwise(limited_TD):
-        step_D = after_D - before_D
-        room_D = before_D * np.where(step_D > 0, max_change - 1, 1 - 1 / max_change)
-        moved = step_D != 0
-        after_D[:] = before_D + step_D * (room_D[moved] / np.abs(step_D[moved])).min(initial=1.0)
-    return limited_TD
+    limited_TZ = weights_TZ.copy()
+    for before_Z, after_Z in pairwise(limited_TZ):
+        step_Z = after_Z - before_Z
+        room_Z = before_Z * np.where(step_Z > 0, max_change - 1, 1 - 1 / max_change)
+        moved = step_Z != 0
+        after_Z[:] = before_Z + step_Z * (room_Z[moved] / np.abs(step_Z[moved])).min(initial=1.0)
+    return limited_TZ
 
 
 def limit_repetition(
-    weights_TD: Floats, base_D: Floats, length_T: NDArray[np.int64], limit_D: Floats
+    weights_TZ: Floats, base_Z: Floats, length_T: NDArray[np.int64], limit_Z: Floats
 ) -> Floats:
-    """Damp a whole plan towards its base weights until no dataset gives more than its limit.
+    """Damp a whole plan towards its base weights until no stratum gives more than its limit.
 
     Args:
-        weights_TD: the plan's weights.
-        base_D: weights that are themselves within the limit.
+        weights_TZ: the plan's weights.
+        base_Z: weights that are themselves within the limit.
         length_T: samples of each stage.
-        limit_D: most samples that each dataset may give.
+        limit_Z: most samples that each stratum may give.
     """
-    base_draws_D = base_D * length_T.sum()
-    extra_D = length_T @ weights_TD - base_draws_D
-    grows = extra_D > 0
-    fraction = ((limit_D - base_draws_D)[grows] / extra_D[grows]).min(initial=1.0)
-    return np.asarray(base_D + fraction * (weights_TD - base_D))
+    base_draws_Z = base_Z * length_T.sum()
+    extra_Z = length_T @ weights_TZ - base_draws_Z
+    grows = extra_Z > 0
+    fraction = ((limit_Z - base_draws_Z)[grows] / extra_Z[grows]).min(initial=1.0)
+    return np.asarray(base_Z + fraction * (weights_TZ - base_Z))
 
 
 def refuse_repetition(
-    names: Sequence[str], draws_D: Floats, epoch_samples_D: Floats, max_epochs: float
+    names: Sequence[str], draws_Z: Floats, epoch_samples_Z: Floats, max_epochs: float
 ) -> None:
-    """Refuse a number of draws that goes through a dataset more than `max_epochs` times.
+    """Refuse a number of draws that goes through a stratum more than `max_epochs` times.
 
     Raises:
-        TokscaleError: naming the dataset that would be repeated most.
+        TokscaleError: naming the stratum that would be repeated most.
     """
-    epochs_D = draws_D / epoch_samples_D
-    worst = int(np.argmax(epochs_D))
-    if epochs_D[worst] > max_epochs:
+    epochs_Z = draws_Z / epoch_samples_Z
+    worst = int(np.argmax(epochs_Z))
+    if epochs_Z[worst] > max_epochs:
         raise TokscaleError(
-            f"dataset {names[worst]!r} would be gone through {epochs_D[worst]:.3g} times, the "
+            f"stratum {names[worst]!r} would be gone through {epochs_Z[worst]:.3g} times, the "
             f"limit is {max_epochs:g}; lower its weight or raise the limit on epochs"
         )

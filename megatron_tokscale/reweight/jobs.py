@@ -1,23 +1,28 @@
 """The training that a plan is for, read from what the job is started with."""
 
-from collections.abc import Sequence
+from pathlib import Path
 
-from megatron_tokscale.data import DatasetIdentity
-from megatron_tokscale.indexed import IndexedTokens, parse_data_path, split_range
+from megatron_tokscale.data.scores import identity_of
+from megatron_tokscale.indexed import DataPath, open_part
 from megatron_tokscale.reweight.planning import Job
-
-_ENOUGH = 1_000_000
+from megatron_tokscale.reweight.strata import (
+    CutDataset,
+    Cutting,
+    cut_dataset,
+    dataset_names,
+    read_scores,
+)
 
 
 def job_of(
-    data_path: Sequence[str], split: str, train_samples: int, seq_length: int, seed: int
+    data_path: DataPath, split: str | None, train_samples: int, seq_length: int, seed: int
 ) -> Job:
     """Describe a job by its --data-path, --split, --train-samples and --seq-length.
 
     Args:
-        data_path: Megatron's words: prefixes, or weights and prefixes in turn. Without weights the
-            datasets have the weights of their sizes, as in Megatron.
-        split: Megatron's --split.
+        data_path: Megatron's words: prefixes, or weights and prefixes in turn; or those of each
+            part. Without weights the datasets have the weights of their sizes, as in Megatron.
+        split: Megatron's --split; None with per-split arguments.
         train_samples: samples that the job consumes.
         seq_length: sequence length in tokens.
         seed: keys the order of the samples.
@@ -25,13 +30,43 @@ def job_of(
     Raises:
         TokscaleError: a file is missing or damaged, or these do not fit together.
     """
-    prefixes, weights = parse_data_path(data_path)
-    files = [IndexedTokens.open(prefix) for prefix in prefixes]
+    portions = open_part(data_path, split, "train")
     return Job(
-        datasets=[DatasetIdentity(file.name, file.n_sequences, file.n_tokens) for file in files],
-        base_weights=weights or [float(file.n_tokens) for file in files],
+        datasets=[identity_of(portion.tokens) for portion in portions],
+        base_weights=[portion.weight for portion in portions],
         train_samples=train_samples,
         seq_length=seq_length,
         seed=seed,
-        train_fraction=len(split_range(split, "train", _ENOUGH)) / _ENOUGH,
+        epoch_samples=[max(portion.n_tokens - 1, 0) // seq_length for portion in portions],
     )
+
+
+def cut_job(
+    data_path: DataPath,
+    split: str | None,
+    seq_length: int,
+    seed: int,
+    *,
+    scores: Path | None = None,
+    cutting: Cutting | None = None,
+) -> list[CutDataset]:
+    """Cut the datasets of a job into strata by their scores.
+
+    Args:
+        data_path: as of `job_of`; so are split, seq_length and seed.
+        split: Megatron's --split.
+        seq_length: sequence length in tokens.
+        seed: of the order in which the documents are laid out.
+        scores: folder of the scores; by default they lie beside their .bin/.idx.
+        cutting: into what.
+
+    Raises:
+        TokscaleError: there are no scores, not of all training documents, or of other data.
+    """
+    portions = open_part(data_path, split, "train")
+    names = dataset_names([identity_of(portion.tokens) for portion in portions])
+    every = [read_scores(portion.tokens, scores) for portion in portions]
+    return [
+        cut_dataset(*of, cutting or Cutting(), seq_length, seed)
+        for of in zip(names, portions, every, strict=True)
+    ]

@@ -58,11 +58,12 @@ class Spectra:
     def learnability_D(self, start: float, stop: float) -> Floats:
         """Drop in nats per token that falls between two counts of consumed samples."""
         edges = [self.x_at(start), self.x_at(stop)]
-        drop_D2 = np.array([np.interp(edges, self.x_G, row) for row in self._cumulative_DG])
+        drop_D2 = np.array([np.interp(edges, self.x_G, row) for row in self.learned_DG])
         return np.asarray(np.maximum(drop_D2[:, 1] - drop_D2[:, 0], 0.0))
 
     @cached_property
-    def _cumulative_DG(self) -> Floats:
+    def learned_DG(self) -> Floats:
+        """Drop in nats per token whose learning time lies before each grid point."""
         mean_DH = (self.density_DG[:, 1:] + self.density_DG[:, :-1]) / 2
         return np.pad(np.cumsum(mean_DH * np.diff(self.x_G), axis=1), ((0, 0), (1, 0)))
 
@@ -75,7 +76,7 @@ class Spectra:
         missing = [name for name in names if name not in self.names]
         if missing:
             raise TokscaleError(
-                f"the reference run watched no tokens of {', '.join(missing)}, only of "
+                f"the run with the spectrum watched no tokens of {', '.join(missing)}, only of "
                 f"{', '.join(self.names)}; build the probe set from all the training datasets"
             )
         rows = [self.names.index(name) for name in names]

@@ -1,14 +1,13 @@
 """From a policy to a plan on disk.
 
-Shapes: T stages, D datasets.
+Shapes: T stages, D datasets, Z strata, G grid points.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 import megatron_tokscale
 from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.reweight.clock import ByRank, Clock, Progress, SameTokens
 from megatron_tokscale.reweight.guards import (
     Guards,
     apply_floor,
@@ -24,10 +24,23 @@ from megatron_tokscale.reweight.guards import (
     refuse_repetition,
 )
 from megatron_tokscale.reweight.learnability import read_spectra
-from megatron_tokscale.reweight.policy import BySpectrum, Manual, Policy, Uniform, schedule
+from megatron_tokscale.reweight.policy import (
+    BySpectrum,
+    EasyFirst,
+    Frontier,
+    Manual,
+    Policy,
+    Uniform,
+    schedule,
+    strata_slices,
+)
+from megatron_tokscale.reweight.strata import CutDataset, dataset_names
 from megatron_tokscale.store import Run
 
 type Floats = NDArray[np.float64]
+type Control = Literal["shuffled", "easy-first", "frequency"]
+
+_GRID: Final = 257
 
 
 @dataclass(frozen=True)
@@ -40,8 +53,7 @@ class Job:
         train_samples: samples it will consume.
         seq_length: sequence length in tokens.
         seed: keys the order of the samples.
-        train_fraction: part of the data that `--split` gives to training; only to estimate
-            epochs, before Megatron has built the datasets.
+        epoch_samples: training samples in one epoch of each dataset.
 
     Raises:
         TokscaleError: on construction, if these do not fit together.
@@ -52,7 +64,7 @@ class Job:
     train_samples: int
     seq_length: int
     seed: int
-    train_fraction: float = 1.0
+    epoch_samples: Sequence[int]
 
     def __post_init__(self) -> None:
         if not self.datasets or len(self.datasets) != len(self.base_weights):
@@ -61,12 +73,11 @@ class Job:
             )
         if not all(0 < weight < np.inf for weight in self.base_weights):
             raise TokscaleError(f"the base weights {list(self.base_weights)} must be positive")
-        if self.train_samples < 1 or self.seq_length < 1 or not 0 < self.train_fraction <= 1:
+        if self.train_samples < 1 or self.seq_length < 1:
             raise TokscaleError(
-                f"cannot plan {self.train_samples} samples of {self.seq_length} tokens from "
-                f"{self.train_fraction:g} of the data"
+                f"cannot plan {self.train_samples} samples of {self.seq_length} tokens"
             )
-        for dataset, samples in zip(self.datasets, self.epoch_samples_D, strict=True):
+        for dataset, samples in zip(self.datasets, self.epoch_samples, strict=True):
             if samples < 1:
                 raise TokscaleError(
                     f"dataset {dataset} has not enough training tokens for one sample of "
@@ -79,12 +90,6 @@ class Job:
         weights_D = np.array(self.base_weights, dtype=np.float64)
         return np.asarray(weights_D / weights_D.sum())
 
-    @cached_property
-    def epoch_samples_D(self) -> Floats:
-        """Estimated training samples in one epoch of each dataset."""
-        tokens_D = np.array([dataset.n_tokens for dataset in self.datasets], dtype=np.float64)
-        return tokens_D * self.train_fraction / self.seq_length
-
 
 def make_plan(
     job: Job,
@@ -92,41 +97,57 @@ def make_plan(
     guards: Guards | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Turn a policy into a plan, one stratum per dataset.
+    """Turn a policy into a plan.
 
-    What follows a spectrum is bent to the guards. The base weights and a schedule by hand are
-    what they are: only the limit on epochs is held against them, and refuses them.
+    What follows a spectrum, scores or a curriculum is bent to the guards. The base weights and a
+    schedule by hand are what they are: only the limit on epochs is held against them, and refuses
+    them.
 
     Raises:
-        TokscaleError: the policy does not fit the job, or repeats a dataset too often.
+        TokscaleError: the policy does not fit the job, or repeats a stratum too often.
     """
     guards = guards or Guards()
-    start_T, weights_TD = schedule(policy, job.base_D, job.train_samples)
+    draft = _draft(job, policy, guards, provenance or {})
+    base_Z = job.base_D[draft.dataset_Z] * draft.share_Z
+    start_T, weights_TZ = schedule(policy, base_Z, job.train_samples)
     planned = start_T < job.train_samples
-    start_T, weights_TD = start_T[planned], weights_TD[planned]
+    start_T, weights_TZ = start_T[planned], weights_TZ[planned]
     length_T = np.diff(start_T, append=job.train_samples)
-    if isinstance(policy, BySpectrum):
-        _refuse_repetition(job, guards, job.base_D * job.train_samples)
-        weights_TD = apply_floor(weights_TD, job.base_D, guards.floor)
-        weights_TD = limit_change(weights_TD, guards.max_change)
-        if guards.max_epochs is not None:
-            limit_D = guards.max_epochs * job.epoch_samples_D
-            weights_TD = limit_repetition(weights_TD, job.base_D, length_T, limit_D)
+    if isinstance(policy, Uniform | Manual):
+        _refuse_repetition(draft, job, length_T @ weights_TZ)
     else:
-        _refuse_repetition(job, guards, length_T @ weights_TD)
+        _refuse_repetition(draft, job, base_Z * job.train_samples)
+        size_Z = draft.sizes_Z(job.epoch_samples).astype(np.float64)
+        for part in _parts(policy):
+            limit = _Limit(base_Z[part], length_T, size_Z[part])
+            weights_TZ[:, part] = limit.bend(weights_TZ[:, part], guards)
+    return replace(draft, stages=_stages(draft, job, start_T, weights_TZ, policy))
+
+
+def _draft(job: Job, policy: Policy, guards: Guards, provenance: Mapping[str, Any]) -> Plan:
+    """The plan of a policy, but with base weights throughout."""
+    if isinstance(policy, Frontier | EasyFirst):
+        strata = tuple(
+            Stratum(name, d, share)
+            for d, dataset in enumerate(policy.datasets)
+            for name, share in zip(dataset.names, dataset.shares, strict=True)
+        )
+        cuts = tuple(dataset.cut for dataset in policy.datasets)
+    else:
+        strata = tuple(Stratum(name, d) for d, name in enumerate(dataset_names(job.datasets)))
+        cuts = ()
     return Plan(
         datasets=tuple(job.datasets),
-        strata=_strata(job.datasets),
-        stages=tuple(
-            Stage(int(start), tuple(weights_D.tolist()))
-            for start, weights_D in zip(start_T, weights_TD, strict=True)
-        ),
+        strata=strata,
+        stages=(Stage(0, tuple(job.base_weights)),),
         seq_length=job.seq_length,
         seed=job.seed,
+        cuts=cuts,
+        max_epochs=guards.max_epochs,
         provenance={
-            **(provenance or {}),
+            **provenance,
             "train_samples": job.train_samples,
-            "train_fraction": job.train_fraction,
+            "epoch_samples": [int(samples) for samples in job.epoch_samples],
             "base_weights": [float(weight) for weight in job.base_weights],
             "guards": asdict(guards),
             "version": megatron_tokscale.__version__,
@@ -134,24 +155,74 @@ def make_plan(
     )
 
 
-def _refuse_repetition(job: Job, guards: Guards, draws_D: Floats) -> None:
-    if guards.max_epochs is not None:
-        names = [dataset.name for dataset in job.datasets]
-        refuse_repetition(names, draws_D, job.epoch_samples_D, guards.max_epochs)
+def _refuse_repetition(plan: Plan, job: Job, draws_Z: Floats) -> None:
+    if plan.max_epochs is not None:
+        names = [stratum.name for stratum in plan.strata]
+        size_Z = plan.sizes_Z(job.epoch_samples).astype(np.float64)
+        refuse_repetition(names, draws_Z, size_Z, plan.max_epochs)
 
 
-def _strata(datasets: Sequence[DatasetIdentity]) -> tuple[Stratum, ...]:
-    """One stratum per dataset, named after it; namesakes are numbered."""
-    count = Counter(dataset.name for dataset in datasets)
-    return tuple(
-        Stratum(dataset.name if count[dataset.name] == 1 else f"{dataset.name}#{d}", d)
-        for d, dataset in enumerate(datasets)
+def _moves_shares(policy: Policy) -> bool:
+    return isinstance(policy, Manual | BySpectrum) or (
+        isinstance(policy, Frontier) and policy.move_shares
     )
 
 
+def _parts(policy: BySpectrum | Frontier | EasyFirst) -> list[slice]:
+    """Strata that the guards look at together: of each dataset, where these keep their shares."""
+    if isinstance(policy, BySpectrum) or _moves_shares(policy):
+        return [slice(None)]
+    return strata_slices(policy.datasets)
+
+
+@dataclass(frozen=True, eq=False)
+class _Limit:
+    """What the guards of some strata need to know: base weights, lengths of stages, sizes."""
+
+    base_Z: Floats
+    length_T: NDArray[np.int64]
+    size_Z: Floats
+
+    def bend(self, weights_TZ: Floats, guards: Guards) -> Floats:
+        """Weights within the guards, with the same sums."""
+        weights_TZ = apply_floor(weights_TZ, self.base_Z, guards.floor)
+        weights_TZ = limit_change(weights_TZ, guards.max_change)
+        if guards.max_epochs is None:
+            return weights_TZ
+        limit_Z = guards.max_epochs * self.size_Z
+        return limit_repetition(weights_TZ, self.base_Z, self.length_T, limit_Z)
+
+
+def _stages(
+    draft: Plan, job: Job, start_T: NDArray[np.int64], weights_TZ: Floats, policy: Policy
+) -> tuple[Stage, ...]:
+    """Weights of strata as those of datasets, and within these."""
+    weights_TD = np.stack(
+        [np.bincount(draft.dataset_Z, weights_Z, len(job.datasets)) for weights_Z in weights_TZ]
+    )
+    is_cut = any(cut is not None for cut in draft.cuts)
+    return tuple(
+        Stage(
+            int(start),
+            # Shares that are kept are kept to the last bit: then a job draws as without a plan.
+            tuple(weights_D.tolist()) if _moves_shares(policy) else tuple(job.base_weights),
+            tuple(weights_Z.tolist()) if is_cut else None,
+        )
+        for start, weights_D, weights_Z in zip(start_T, weights_TD, weights_TZ, strict=True)
+    )
+
+
+def plan_uniform(job: Job, out: Path, *, guards: Guards | None = None) -> Plan:
+    """Make the plan of the base weights, a control of every policy, and write it to `out`.
+
+    Raises:
+        TokscaleError: the file exists, or a dataset is repeated too often.
+    """
+    return _write(make_plan(job, Uniform(), guards, {"policy": "uniform"}), out)
+
+
 def plan_run(
-    run: Run | None,
-    policy: Literal["dataset", "shuffled", "uniform"],
+    run: Run,
     job: Job,
     out: Path,
     *,
@@ -161,47 +232,138 @@ def plan_run(
     strength: float = 1.0,
     n_stages: int = 24,
     first: int | None = None,
-    shuffle_seed: int = 0,
+    shuffle_seed: int | None = None,
 ) -> Plan:
-    """Make the plan of a policy from a reference run and write it to `out`.
+    """Make the plan of weights per dataset from a reference run and write it to `out`.
 
     Args:
-        run: the reference run, with its spectrum; `uniform` needs none.
-        policy: `dataset` follows the spectra (`BySpectrum`); `shuffled` and `uniform` are its
-            controls.
+        run: the reference run, with its spectrum.
         job: the training to plan.
         out: the plan's file; an existing one is not overwritten.
         guards: limits on the plan.
         domains: the run's domain for each dataset of the job; by default the dataset's name.
-        window: as in `BySpectrum`; so are strength, n_stages, first and shuffle_seed.
+        window: as in `BySpectrum`; so are strength, n_stages, first and shuffle_seed, which makes
+            it the shuffled control.
 
     Raises:
         TokscaleError: the file exists, the run has no spectrum, or it does not fit the job.
     """
-    chosen: Policy = Uniform()
-    provenance: dict[str, Any] = {"policy": policy}
-    if policy != "uniform":
-        if run is None:
-            raise TokscaleError(f"the policy {policy} needs a reference run (--run)")
-        names = list(domains or (dataset.name for dataset in job.datasets))
-        chosen = BySpectrum(
-            read_spectra(run).select(names),
-            window,
-            strength,
-            n_stages,
-            first,
-            shuffle_seed if policy == "shuffled" else None,
+    names = list(domains or (dataset.name for dataset in job.datasets))
+    spectra = read_spectra(run).select(names)
+    policy = BySpectrum(spectra, window, strength, n_stages, first, shuffle_seed)
+    provenance = {
+        "policy": "dataset",
+        "control": None if shuffle_seed is None else "shuffled",
+        "run": str(run.path),
+        "domains": names,
+        "window": window,
+        "strength": strength,
+        "n_stages": n_stages,
+        "first": first,
+        "shuffle_seed": shuffle_seed,
+    }
+    return _write(make_plan(job, policy, guards, provenance), out)
+
+
+def plan_frontier(
+    datasets: Sequence[CutDataset],
+    job: Job,
+    out: Path,
+    *,
+    control: Control | None = None,
+    clock: Run | None = None,
+    guards: Guards | None = None,
+    window: float = 4.0,
+    strength: float = 1.0,
+    n_stages: int = 24,
+    first: int | None = None,
+    move_shares: bool = False,
+    shuffle_seed: int = 0,
+) -> Plan:
+    """Make the plan of weights per stratum from document scores and write it to `out`.
+
+    Args:
+        datasets: the job's datasets, cut into strata (`cut_job`).
+        job: the training to plan.
+        out: the plan's file; an existing one is not overwritten.
+        control: make this control instead. Of the shuffled and the frequency-matched control the
+            weights are those of the policy, and the samples others.
+        clock: a run with a spectrum, of the size of the training: its learning order tells when
+            the training is where (`ByRank`). By default the reference run's own tokens tell.
+        guards: limits on the plan.
+        window: as in `Frontier`; so are strength, n_stages, first and move_shares.
+        shuffle_seed: of the shuffled control.
+
+    Raises:
+        TokscaleError: the file exists, the scores are of several reference runs, the clock has no
+            spectrum or another's data, or these do not fit the job.
+    """
+    _check_references(datasets)
+    provenance: dict[str, Any] = {
+        "policy": "frontier",
+        "control": control,
+        "scores": {
+            name: dataset.scores
+            for name, dataset in zip(dataset_names(job.datasets), datasets, strict=True)
+        },
+        "reference": datasets[0].reference,
+        "cutting": asdict(datasets[0].cutting),
+        "n_stages": n_stages,
+        "first": first,
+    }
+    if control == "easy-first":
+        curriculum = EasyFirst(datasets, n_stages=n_stages, first=first)
+        provenance |= {"competence": curriculum.competence}
+        return _write(make_plan(job, curriculum, guards, provenance), out)
+    frontier = Frontier(
+        [_controlled(dataset, control, shuffle_seed) for dataset in datasets],
+        _clock(datasets, job, clock),
+        job.seq_length,
+        window,
+        strength,
+        n_stages,
+        first,
+        move_shares,
+    )
+    provenance |= {
+        "clock": None if clock is None else str(clock.path),
+        "window": window,
+        "strength": strength,
+        "move_shares": move_shares,
+        "shuffle_seed": shuffle_seed if control == "shuffled" else None,
+    }
+    return _write(make_plan(job, frontier, guards, provenance), out)
+
+
+def _check_references(datasets: Sequence[CutDataset]) -> None:
+    references = sorted({dataset.reference for dataset in datasets})
+    if len(references) > 1:
+        raise TokscaleError(
+            f"the scores are of several reference runs ({', '.join(references)}), whose times do "
+            "not compare; score all the data from one"
         )
-        provenance |= {
-            "run": str(run.path),
-            "domains": names,
-            "window": window,
-            "strength": strength,
-            "n_stages": n_stages,
-            "first": first,
-            "shuffle_seed": chosen.shuffle_seed,
-        }
-    return _write(make_plan(job, chosen, guards, provenance), out)
+
+
+def _controlled(dataset: CutDataset, control: Control | None, shuffle_seed: int) -> CutDataset:
+    """The same strata, but filled as the control fills them."""
+    if dataset.cut is None:
+        return dataset
+    if control == "shuffled":
+        return replace(dataset, cut=replace(dataset.cut, shuffle_seed=shuffle_seed))
+    if control == "frequency":
+        return replace(dataset, cut=replace(dataset.cut, order="frequency"))
+    return dataset
+
+
+def _clock(datasets: Sequence[CutDataset], job: Job, run: Run | None) -> Clock:
+    start = min(dataset.x_range[0] for dataset in datasets)
+    end = min(dataset.x_range[1] for dataset in datasets)
+    if run is None:
+        return SameTokens(end)
+    progress = Progress.of(run, [dataset.name for dataset in job.datasets], job.base_D)
+    x_G = np.linspace(start, end, _GRID)
+    learned_GD = [dataset.learned_by(x_G) @ np.array(dataset.shares) for dataset in datasets]
+    return ByRank(progress, x_G, job.base_D @ np.array(learned_GD))
 
 
 def plan_by_hand(manual: Manual, job: Job, out: Path, *, guards: Guards | None = None) -> Plan:

@@ -113,6 +113,10 @@ class RunWriter:
         """Whether the losses of `step` are on disk."""
         return (self._losses / losses_name(step)).exists()
 
+    def steps(self) -> list[int]:
+        """The steps whose losses are on disk, ascending."""
+        return list(list_losses(self._losses))
+
     def latest(self, step: int) -> NDArray[np.float32] | None:
         """The last losses on disk at or before `step`; None if there are none that can be read."""
         files = [path for at, path in list_losses(self._losses).items() if at <= step]

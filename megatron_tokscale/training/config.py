@@ -15,7 +15,9 @@ _FOR_THE_PROBE = {
     "tokscale_on_write_error",
     "tokscale_verify_isolation",
     "tokscale_replay",
+    "tokscale_replan",
 }
+_FOR_THE_PLAN = {"tokscale_scores", "tokscale_accept_plan", "tokscale_replan"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,19 @@ class TokscaleConfig:
     load them. For a run that was trained without the plugin."""
 
     tokscale_plan: str | None = None
-    """Data plan to follow, made by `megatron-tokscale plan build`: which dataset each training
-    sample is drawn from. Needs --dataloader-type single."""
+    """Data plan to follow, made by `megatron-tokscale plan build`: what each training sample is
+    drawn from. Needs --dataloader-type single."""
+
+    tokscale_scores: str | None = None
+    """Folder of the document scores that the plan was made with. Default: beside the data."""
+
+    tokscale_accept_plan: bool = False
+    """Let --tokscale-plan take over from the plan that the run has followed so far: its weights
+    hold from the present sample on, and no sample is lost or repeated."""
+
+    tokscale_replan: str | None = None
+    """every=N: decide the datasets' weights anew at the first probe at or after every N steps, from
+    the losses so far; the plan's weights hold until then, and its weights within datasets stay."""
 
     tokscale_cpu: bool = False
     """Run Megatron on the CPU with gloo, on a machine without a GPU."""
@@ -82,12 +95,14 @@ def config_from_args(args: Namespace) -> TokscaleConfig:
     config = TokscaleConfig(
         **{field.name: getattr(args, field.name) for field in fields(TokscaleConfig)}
     )
-    if config.tokscale_probe_set is None:
-        for field in fields(TokscaleConfig):
-            is_set = getattr(config, field.name) != field.default
-            if is_set and field.name in _FOR_THE_PROBE:
-                flag = "--" + field.name.replace("_", "-")
-                raise TokscaleError(f"{flag} does nothing without --tokscale-probe-set; give both")
+    for needed, names in (("probe_set", _FOR_THE_PROBE), ("plan", _FOR_THE_PLAN)):
+        if getattr(config, f"tokscale_{needed}") is None:
+            for field in fields(TokscaleConfig):
+                if field.name in names and getattr(config, field.name) != field.default:
+                    flag, other = (f"--{word.replace('_', '-')}" for word in (field.name, needed))
+                    raise TokscaleError(
+                        f"{flag} does nothing without --tokscale-{other[2:]}; give both"
+                    )
     if config.tokscale_replay and config.tokscale_plan:
         raise TokscaleError("--tokscale-replay trains nothing; drop --tokscale-plan")
     return config

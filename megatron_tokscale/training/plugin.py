@@ -47,7 +47,9 @@ class Plugin:
 
     def __init__(self) -> None:
         self._prober: Any = None
-        self._plan: Any = None
+        self._follower: Any = None
+        self._replanner: Any = None
+        self._monitor: Any = None
         self._replay: str | None = None
         self._forward_step: Any = None
 
@@ -95,9 +97,19 @@ class Plugin:
 
             self._prober = Prober(config, args)
         if config.tokscale_plan:
-            from megatron_tokscale.training.provider import load_plan
+            from megatron_tokscale.training.plan_monitor import PlanMonitor
+            from megatron_tokscale.training.provider import Follower
 
-            self._plan = load_plan(config.tokscale_plan, args)
+            self._follower = Follower(config, args)
+            self._monitor = PlanMonitor(self._follower, args)
+        if config.tokscale_replan:
+            from megatron_tokscale.training.config import run_directory
+            from megatron_tokscale.training.replan import Replanner, parse_interval
+
+            interval = parse_interval(config.tokscale_replan)
+            self._replanner = Replanner(
+                interval, run_directory(config, args), self._follower, self._prober, args
+            )
         if config.tokscale_replay:
             from megatron_tokscale.training.replay import prepare_replay
 
@@ -122,14 +134,23 @@ class Plugin:
         @functools.wraps(provider)
         def provide(num_samples: Any, *args: Any, **kwargs: Any) -> Any:
             datasets = provider(num_samples, *args, **kwargs)
-            if self._plan is None:
+            if self._follower is None:
+                self._note_blend(datasets)
                 return datasets
-            from megatron_tokscale.training.provider import follow_plan
-
             with exit_with_one_line():
-                return follow_plan(self._plan, datasets, num_samples, provider)
+                return self._follower.follow(datasets, num_samples, provider)
 
         return provide
+
+    def _note_blend(self, datasets: Any) -> None:
+        from megatron.training import get_args
+        from torch.distributed import get_rank
+
+        if self._prober and not self._replay and get_rank() == 0 and datasets[0] is not None:
+            from megatron_tokscale.training.provider import record_blend
+
+            args = get_args()
+            record_blend(datasets[0], config_from_args(args), args)
 
     def _setting_up(self, setup_model_and_optimizer: Function) -> Function:
         def setup(*args: Any, **kwargs: Any) -> Any:
@@ -151,6 +172,8 @@ class Plugin:
             with exit_with_one_line(), self._closing_prober():
                 if self._prober:
                     self._prober.on_train_start(forward_step, model, optimizer, scheduler)
+                if self._replanner:
+                    self._replanner.on_train_start()
                 return train(forward_step, model, optimizer, scheduler, *rest, **kwargs)
 
         return start
@@ -160,6 +183,8 @@ class Plugin:
         try:
             yield
         finally:
+            if self._replanner:
+                self._replanner.close()
             if self._prober:
                 self._prober.close()
 
@@ -178,6 +203,10 @@ class Plugin:
             result = callbacks(model, optimizer, scheduler, iteration, *rest, **kwargs)
             if self._prober:
                 self._prober.on_step(iteration, model, optimizer, scheduler)
+            if self._replanner:
+                self._replanner.on_step(iteration)
+            if self._monitor:
+                self._monitor.on_step(iteration)
             return result
 
         return step

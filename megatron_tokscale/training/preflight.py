@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from megatron_tokscale import cpu
-from megatron_tokscale.data import Plan
+from megatron_tokscale.data import Plan, match_datasets
+from megatron_tokscale.data.scores import identity_of
+from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.indexed import (
+    PARTS,
+    DataPath,
+    open_part,
+    read_data_args,
+    read_per_split_data_args,
+)
 from megatron_tokscale.probe import ProbeSet, Schedule
 from megatron_tokscale.store import RunWriter
 from megatron_tokscale.training.config import (
@@ -21,12 +30,14 @@ from megatron_tokscale.training.config import (
     config_from_args,
     run_directory,
 )
+from megatron_tokscale.training.replan import parse_interval
 from megatron_tokscale.training.replay import saved_steps
 from megatron_tokscale.training.support import (
     plan_misfits,
     plan_refusals,
     probe_refusals,
     probe_set_misfits,
+    scores_of_plan,
 )
 
 Result = TypeVar("Result")
@@ -70,7 +81,7 @@ def check_flags(words: Sequence[str]) -> Findings:
     if config.tokscale_probe_set:
         _check_probe(config, config.tokscale_probe_set, args, findings)
     if config.tokscale_plan:
-        _check_plan(config.tokscale_plan, args, findings)
+        _check_plan(config, config.tokscale_plan, args, findings)
     if not config.tokscale_probe_set and not config.tokscale_plan:
         findings.passed.append("no --tokscale-probe-set and no --tokscale-plan: nothing is wrapped")
     findings.unchecked.append(
@@ -174,9 +185,13 @@ def _vocab_size(args: Namespace, findings: Findings) -> int | None:
         return None
 
 
-def _check_plan(path: str, args: Namespace, findings: Findings) -> None:
+def _check_plan(config: TokscaleConfig, path: str, args: Namespace, findings: Findings) -> None:
     refusals = plan_refusals(args)
     findings.refused += refusals
+    if config.tokscale_replan is not None:
+        findings.attempt(parse_interval, config.tokscale_replan)
+    if not config.tokscale_probe_set:  # else the probe has said so
+        findings.attempt(run_directory, config, args)
     plan = findings.attempt(Plan.load, Path(path))
     if plan is None:
         return
@@ -184,4 +199,48 @@ def _check_plan(path: str, args: Namespace, findings: Findings) -> None:
     findings.refused += misfits
     if not refusals and not misfits:
         findings.passed.append(f"plan {path} can be followed")
-    findings.unchecked.append("whether the job's datasets are those of the plan")
+        _check_planned_data(plan, config.tokscale_scores, args, findings)
+
+
+def _check_planned_data(
+    plan: Plan, scores: str | None, args: Namespace, findings: Findings
+) -> None:
+    """Hold the plan against the job's data, as far as it can be read on this machine."""
+    try:
+        portions = open_part(*_data_path(args), "train")
+    except TokscaleError as error:
+        findings.unchecked.append(f"whether the job's datasets are those of the plan: {error}")
+        return
+    identities = [identity_of(portion.tokens) for portion in portions]
+    order = findings.attempt(match_datasets, plan, identities, plan.seq_length)
+    if order is None:
+        return
+    n_refused = len(findings.refused)
+    # Of a plan that no job has followed yet every dataset that is drawn from is there.
+    chosen = [None if place is None else portions[place] for place in order]
+    for dataset, portion in enumerate(chosen):
+        if portion is not None and plan.cuts[dataset] is not None:
+            prefix, documents = portion.tokens.prefix, portion.sequences
+            findings.attempt(scores_of_plan, plan, dataset, prefix, documents, scores)
+    sizes_D = [0 if part is None else (part.n_tokens - 1) // plan.seq_length for part in chosen]
+    n_samples = args.train_samples or (args.train_iters or 0) * (args.global_batch_size or 0)
+    strata = Strata(plan, sizes_D, [None] * len(sizes_D))
+    findings.attempt(strata.check, plan, n_samples)
+    if len(findings.refused) == n_refused:
+        findings.passed.append(
+            f"the job's datasets are those of the plan, and {n_samples} samples repeat no stratum "
+            "more often than it allows"
+        )
+
+
+def _data_path(args: Namespace) -> tuple[DataPath, str | None]:
+    """The job's data as its flags give them, with its --split where they are for all parts."""
+    by_part = {part: getattr(args, f"{part}_data_path") for part in PARTS}
+    if args.per_split_data_args_path:
+        return read_per_split_data_args(Path(args.per_split_data_args_path)), None
+    if any(by_part.values()):
+        return {part: words for part, words in by_part.items() if words}, None
+    words = args.data_path or (args.data_args_path and read_data_args(Path(args.data_args_path)))
+    if not words:
+        raise TokscaleError("no --data-path is given")
+    return words, args.split or "969, 30, 1"  # as Megatron's validation sets it

@@ -1,10 +1,12 @@
 """When a probe is due, take it, write it, log it: the state of the probe in a training job."""
 
 import gc
+import json
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from megatron_tokscale.training.config import TokscaleConfig, run_directory
 from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
 from megatron_tokscale.training.metrics import Metrics
 from megatron_tokscale.training.ranks import first_of_all_ranks, sum_over_ranks
+from megatron_tokscale.training.scalars import log_scalars
 from megatron_tokscale.training.size import model_size
 from megatron_tokscale.training.support import check_probe, probe_set_misfits, raise_first
 from megatron_tokscale.training.versions import find_megatron
@@ -57,17 +60,17 @@ class Prober:
         self._writer = RunWriter(run_directory(config, args))
         self._writer.check(self._probe_set, _model_info(args))
         self._background = BackgroundWriter(self._writer)
-        self._is_writer = probe_pass.is_writer()
+        self.is_writer = probe_pass.is_writer()
         self._metrics = Metrics(
             self._probe_set,
             config.tokscale_fall_threshold,
-            _tokenizer_of_text(args) if self._is_writer else None,
+            _tokenizer_of_text(args) if self.is_writer else None,
         )
         self._lr_sum = LearningRateSum(args)
         self._loss_dict: Mapping[str, torch.Tensor] = {}
         self._forward_step: Callable[..., Any] | None = None
         self._is_active = True
-        self._last_step = -1
+        self.last_step = -1
         self._tokens = -1
         self._previous_N: NDArray[np.float32] | None = None
 
@@ -97,7 +100,7 @@ class Prober:
         self._forward_step = forward_step
         size = model_size(model, self._args)
         refusal, failure = None, None
-        if self._is_writer:
+        if self.is_writer:
             try:
                 info = self._run_info(optimizer)
                 info |= {"size": size, "is_replay": resume_step is None}
@@ -125,9 +128,21 @@ class Prober:
         if self._is_active and self._is_due(step, before) and not self.is_on_disk(step):
             self.take(step, model, optimizer, scheduler)
 
+    def steps_on_disk(self) -> list[int]:
+        """The steps whose losses are on disk, ascending; all ranks agree."""
+        own = json.dumps(self._writer.steps()) if self.is_writer else None
+        steps: list[int] = json.loads(first_of_all_ranks(own) or "[]")
+        return steps
+
+    def note(self, event: str, **values: Any) -> None:
+        """Write an event into the run's journal, as far as that can be written."""
+        if self.is_writer and self._is_active:
+            with suppress(OSError):  # the losses' own errors are met at the next probe
+                self._writer.journal(event, **values)
+
     def is_on_disk(self, step: int) -> bool:
         """Whether the losses of `step` are on disk already; all ranks agree."""
-        return sum_over_ranks(float(self._is_writer and self._writer.has(step)))[0] > 0
+        return sum_over_ranks(float(self.is_writer and self._writer.has(step)))[0] > 0
 
     def is_on_schedule(self, step: int, *, is_last: bool) -> bool:
         """Whether the schedule has the checkpoint of `step`, for a replay."""
@@ -142,7 +157,7 @@ class Prober:
 
     def on_exit(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
         """Take the probe of a job that ends in order after `step`, if it is asked for."""
-        if not self._is_active or step == self._last_step:
+        if not self._is_active or step == self.last_step:
             return
         moment = Moment(
             step=step,
@@ -223,7 +238,7 @@ class Prober:
         )
         if refused and (message := first_of_all_ranks(refusal)):
             raise TokscaleError(message)
-        self._last_step = step
+        self.last_step = step
         self._log(step, self._metrics.named(np.array(summed_V)))
         timers.log([_TIMER])
         if failed:
@@ -295,14 +310,7 @@ class Prober:
             f" tokscale probe at step {step} | {self._probe_set.n_tokens} tokens | "
             + " | ".join(parts)
         )
-        samples = self._args.consumed_train_samples
-        keyed = {f"tokscale/{name}": value for name, value in metrics.items()}
-        if writer := global_vars.get_tensorboard_writer():
-            for key, value in keyed.items():
-                writer.add_scalar(key, value, step)
-                writer.add_scalar(f"{key} vs samples", value, samples)
-        if wandb := global_vars.get_wandb_writer():
-            wandb.log(keyed, step)
+        log_scalars(metrics, step, self._args)
 
     def _run_info(self, optimizer: Any) -> dict[str, Any]:
         args = self._args

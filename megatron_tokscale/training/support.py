@@ -10,10 +10,16 @@ always the same part of the probe set, so losses compare within a run of one mic
 
 import inspect
 from argparse import Namespace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from megatron_tokscale.data import Plan
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.data import DocumentScores, Plan
+from megatron_tokscale.data.scores import scores_path
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.probe import ProbeSet
 
 
@@ -69,7 +75,6 @@ _REFUSED_FOR_PLAN = (
     Refusal("--sft", "its samples are packed while they are read"),
     Refusal("--perform-rl-step", "its samples are rollouts"),
     Refusal("--hybrid-context-parallel", "its sampler orders the samples by length"),
-    Refusal("--dataloader-fast-cache-load", "the plan builds a cache of its own"),
     Refusal("--yaml-cfg", _YAML),
 )
 
@@ -108,10 +113,6 @@ def plan_refusals(args: Namespace) -> list[str]:
             f"--tokscale-plan needs --dataloader-type single, not {args.dataloader_type}: only "
             "then is sample k the k-th sample of the job"
         )
-    if getattr(args, "phase_transition_iterations", None):
-        found.append(
-            "--tokscale-plan replaces --phase-transition-iterations: put the change into the plan"
-        )
     return found
 
 
@@ -145,6 +146,44 @@ def plan_misfits(plan: Plan, path: str, seq_length: int) -> list[str]:
         f"plan {path} is for sequence length {plan.seq_length}, the job has --seq-length "
         f"{seq_length}; make a plan for this job"
     ]
+
+
+def scores_of_plan(
+    plan: Plan,
+    dataset: int,
+    prefix: str,
+    documents: NDArray[np.integer[Any]] | range,
+    folder: str | None,
+) -> DocumentScores:
+    """Read the scores by which the plan cuts a dataset.
+
+    Args:
+        plan: the plan.
+        dataset: which of its datasets.
+        prefix: of the dataset's .bin/.idx.
+        documents: those that the job trains on.
+        folder: of the scores; None: beside the data.
+
+    Raises:
+        TokscaleError: they are missing, of other data, or not those that the plan was made with.
+    """
+    cut = plan.cuts[dataset]
+    assert cut is not None
+    path = scores_path(prefix) if folder is None else Path(folder) / scores_path(prefix).name
+    scores, tokens = DocumentScores.load(path), IndexedTokens.open(prefix)
+    scores.check(tokens)
+    if scores.fingerprint != cut.scores:
+        raise TokscaleError(
+            f"the plan was made with scores {cut.scores} of {scores.dataset.name}, {path} holds "
+            f"{scores.fingerprint}; make the plan again, or restore the scores"
+        )
+    score_Q = scores.drop_Q if cut.order == "learning-time" else scores.surprisal_Q
+    indices = np.asarray(documents)
+    if np.isnan(score_Q[indices[tokens.lengths[indices] > 0]]).any():
+        raise TokscaleError(
+            f"{path} has no score for some training documents; is --split that of the scores?"
+        )
+    return scores
 
 
 def check_probe(args: Namespace) -> None:

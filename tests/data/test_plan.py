@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum, match_datasets
+from megatron_tokscale.data import Cut, DatasetIdentity, Plan, Stage, Stratum, match_datasets
 from megatron_tokscale.errors import TokscaleError
 
 WEB = DatasetIdentity("web", 120, 5000)
@@ -45,6 +45,63 @@ def test_a_stage_that_changes_nothing_changes_nothing():
     assert thrice.fingerprint == once.fingerprint
 
 
+def with_strata(**changes) -> Plan:
+    """Web in three strata, the last of what is never learned; code in one."""
+    plan = Plan(
+        datasets=(WEB, CODE),
+        strata=(
+            Stratum("web/q1", 0, 0.45),
+            Stratum("web/q2", 0, 0.45),
+            Stratum("web/unlearned", 0, 0.1),
+            Stratum("code", 1),
+        ),
+        stages=(Stage(0, (3, 1)), Stage(100, (3, 1), (1, 2, 1, 1))),
+        seq_length=64,
+        seed=7,
+        cuts=(Cut("0123456789abcdef", unlearned=True), None),
+        max_epochs=4.0,
+    )
+    return replace(plan, **changes)
+
+
+def test_a_plan_with_strata_read_back_is_the_plan_written(tmp_path):
+    for plan in (
+        with_strata(),
+        with_strata(cuts=(Cut("f", "frequency", True, shuffle_seed=3), None), max_epochs=None),
+    ):
+        plan.save(tmp_path / "plan.json")
+        read = Plan.load(tmp_path / "plan.json")
+        assert read == plan
+        assert read.fingerprint == plan.fingerprint
+
+
+def test_a_stage_without_weights_within_draws_every_sample_alike():
+    plan = with_strata()
+    first, second = plan.segments
+    np.testing.assert_allclose(plan.weight_Z(first), [0.75 * 0.45, 0.75 * 0.45, 0.075, 0.25])
+    np.testing.assert_allclose(plan.weight_Z(second), [0.75 / 4, 0.75 / 2, 0.75 / 4, 0.25])
+    np.testing.assert_allclose(
+        plan.target_Z(140),
+        100 * np.array([0.3375, 0.3375, 0.075, 0.25])
+        + 40 * np.array([0.1875, 0.375, 0.1875, 0.25]),
+    )
+    np.testing.assert_allclose(plan.target_D(140), [105, 35])
+
+
+def test_weights_within_need_not_sum_to_one_nor_be_given_where_nothing_is_drawn():
+    doubled = with_strata(stages=(Stage(0, (3, 1), (2, 4, 2, 9)),))
+    assert doubled.segments[0].within == (0.25, 0.5, 0.25, 1.0)
+    unused = with_strata(stages=(Stage(0, (0, 1), (0, 0, 0, 1)),))
+    np.testing.assert_allclose(unused.segments[0].within, (0.45, 0.45, 0.1, 1))
+
+
+def test_strata_of_a_dataset_hold_what_rounding_gives_them():
+    assert with_strata().sizes_Z([101, 7]).tolist() == [45, 46, 10, 7]
+    assert with_strata().sizes_Z([3, 7]).tolist() == [1, 2, 0, 7]
+    assert with_strata().strata_of(0) == range(3)
+    assert with_strata().strata_of(1) == range(3, 4)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -58,6 +115,31 @@ def test_a_stage_that_changes_nothing_changes_nothing():
 )
 def test_whatever_decides_the_order_is_in_the_fingerprint(change):
     assert two_stages(**change).fingerprint != two_stages().fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cuts": (Cut("other", unlearned=True), None)},
+        {"cuts": (Cut("0123456789abcdef", "frequency", True), None)},
+        {"cuts": (Cut("0123456789abcdef", unlearned=False), None)},
+        {"cuts": (Cut("0123456789abcdef", unlearned=True, shuffle_seed=0), None)},
+        {"stages": (Stage(0, (3, 1)), Stage(100, (3, 1), (1, 3, 1, 1)))},
+        {
+            "strata": (
+                Stratum("web/q1", 0, 0.5),
+                Stratum("web/q2", 0, 0.4),
+                *with_strata().strata[2:],
+            )
+        },
+    ],
+)
+def test_whatever_decides_the_samples_of_a_stratum_is_in_the_fingerprint(change):
+    assert with_strata(**change).fingerprint != with_strata().fingerprint
+
+
+def test_a_limit_on_epochs_refuses_or_not_but_orders_nothing():
+    assert with_strata(max_epochs=9.0).fingerprint == with_strata().fingerprint
 
 
 def test_where_a_plan_came_from_is_not_in_the_fingerprint():
@@ -77,7 +159,7 @@ def test_plans_that_part_later_share_the_fingerprint_until_then():
         ({"stages": (Stage(1, (1, 1)),)}, "must start at sample 0"),
         ({"stages": (Stage(0, (1, 1)), Stage(0, (1, 2)))}, "starts must ascend"),
         ({"stages": (Stage(0, (1, 1)), Stage(9, (1, 2)), Stage(5, (1, 1)))}, "at 9; starts must"),
-        ({"stages": (Stage(0, (1,)),)}, "1 weights for 2 strata"),
+        ({"stages": (Stage(0, (1,)),)}, "1 weights for 2 datasets"),
         ({"stages": (Stage(0, (1, -1)),)}, "negative or not finite"),
         ({"stages": (Stage(0, (1, float("nan"))),)}, "negative or not finite"),
         ({"stages": (Stage(0, (1, float("inf"))),)}, "negative or not finite"),
@@ -86,6 +168,20 @@ def test_plans_that_part_later_share_the_fingerprint_until_then():
         ({"strata": (Stratum("a", 0), Stratum("a", 1))}, "2 strata of the plan are named 'a'"),
         ({"strata": (Stratum("a", 0), Stratum("b", 2))}, "is of dataset 2"),
         ({"seq_length": 0}, "not positive"),
+        ({"strata": (Stratum("a", 0, 0.5), Stratum("b", 1))}, "sum to .*, not to 1"),
+        ({"strata": (Stratum("a", 0, 1.5), Stratum("b", 1))}, "share 1.5 of stratum 'a'"),
+        ({"strata": (Stratum("a", 0), Stratum("b", 0))}, "dataset by dataset"),
+        ({"strata": (Stratum("a", 1), Stratum("b", 0))}, "dataset by dataset"),
+        (
+            {"strata": (Stratum("a", 0, 0.5), Stratum("b", 0, 0.5), Stratum("c", 1))},
+            "does not say how web is cut into 2",
+        ),
+        ({"cuts": (None,)}, "1 cuts, 2 datasets"),
+        ({"cuts": (Cut("f", "length"), None)}, "ranks web by 'length'"),
+        ({"stages": (Stage(0, (1, 1), (1,)),)}, "1 weights for 2 strata"),
+        ({"stages": (Stage(0, (1, 1), (0, 1)),)}, "within web sum to nothing"),
+        ({"stages": (Stage(0, (1, 1), (-1, 1)),)}, "negative or not finite"),
+        ({"max_epochs": 0.0}, "limit on epochs, 0.0, is not positive"),
     ],
 )
 def test_a_plan_that_does_not_fit_together_is_refused(change, sentence):
@@ -100,6 +196,13 @@ def test_a_plan_that_does_not_fit_together_is_refused(change, sentence):
         (lambda content: content.update(kind="other"), "is not a plan"),
         (lambda content: content.pop("kind"), "is not a plan"),
         (lambda content: content.update(schema_version=99), "schema version 99"),
+        (lambda content: content.update(schema_version=1), "of an older version; make it again"),
+        (lambda content: content.pop("schema_version"), "older version"),
+        (lambda content: content.pop("cuts"), "malformed"),
+        (lambda content: content.update(cuts=[{"order": "frequency"}, None]), "malformed"),
+        (lambda content: content.update(max_epochs="x"), "malformed"),
+        (lambda content: content["stages"][0].update(within=3), "malformed"),
+        (lambda content: content["strata"][0].pop("share"), "malformed"),
         (lambda content: content.pop("stages"), "malformed"),
         (lambda content: content.update(seed="x"), "malformed"),
         (lambda content: content.update(seq_length=64.5), "malformed"),

@@ -5,10 +5,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 from torch.utils.data import DataLoader
 
-from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum, build_index
+from megatron_tokscale.data import Cut, DatasetIdentity, Plan, Stage, Stratum, build_index
 from megatron_tokscale.data.dataset import PlannedDataset
+from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.errors import TokscaleError
 
 SIZES = [7, 16, 1, 30]
@@ -29,16 +31,54 @@ class Numbers:
         return {"value": 1000 * self.dataset + index}
 
 
-def planned(n: int = N, sizes=SIZES, stages=STAGES, **attributes) -> PlannedDataset:
-    plan = Plan(
+def plan_of(sizes=SIZES, stages=STAGES) -> Plan:
+    return Plan(
         datasets=tuple(DatasetIdentity(f"d{i}", 10, 100) for i in range(len(sizes))),
         strata=tuple(Stratum(f"d{i}", i) for i in range(len(sizes))),
         stages=tuple(Stage(start, weights) for start, weights in stages),
         seq_length=8,
         seed=5,
     )
+
+
+def planned(n: int = N, sizes=SIZES, stages=STAGES, **attributes) -> PlannedDataset:
+    plan = plan_of(sizes, stages)
     datasets = [Numbers(d, size) for d, size in enumerate(sizes)]
     return PlannedDataset(plan, datasets, build_index(plan, n), **attributes)
+
+
+def stratified(n: int = N) -> PlannedDataset:
+    """The same datasets, the second and the fourth in strata that are weighted differently."""
+    shares = [[1.0], [0.5, 0.3, 0.2], [1.0], [0.6, 0.4]]
+    plan = Plan(
+        datasets=plan_of().datasets,
+        strata=tuple(
+            Stratum(f"d{d}/{i}", d, share)
+            for d, row in enumerate(shares)
+            for i, share in enumerate(row)
+        ),
+        stages=tuple(
+            Stage(start, weights, within)
+            for (start, weights), within in zip(
+                STAGES,
+                (
+                    (1, 0.5, 0.3, 0.2, 1, 0.6, 0.4),
+                    (1, 0.1, 0.1, 0.8, 1, 1, 0),
+                    (1, 1, 2, 3, 1, 0.5, 0.5),
+                    (1, 3, 2, 1, 1, 0, 1),
+                ),
+                strict=True,
+            )
+        ),
+        seq_length=8,
+        seed=5,
+        cuts=(None, Cut("a"), None, Cut("b")),
+    )
+    datasets = [Numbers(d, size) for d, size in enumerate(SIZES)]
+    ranked = [np.random.default_rng(d).permutation(size) for d, size in enumerate(SIZES)]
+    ranked = [rank if cut else None for rank, cut in zip(ranked, plan.cuts, strict=True)]
+    strata = Strata(plan, SIZES, ranked)
+    return PlannedDataset(plan, datasets, build_index(plan, n), strata)
 
 
 def values(dataset, order=range(N)) -> list[int]:
@@ -84,45 +124,80 @@ def test_locate_tells_stratum_epoch_and_sample():
         drawn[stratum] += 1
 
 
-def test_the_same_sample_for_any_order_of_access():
-    expected = values(planned())
-    dataset = planned()
+@pytest.mark.parametrize("make", [planned, stratified])
+def test_the_same_sample_for_any_order_of_access(make):
+    expected = values(make())
+    dataset = make()
     order = np.random.default_rng(0).permutation(N).tolist()
     assert values(dataset, order) == [expected[k] for k in order]
     assert values(dataset, reversed(range(N))) == expected[::-1]
 
 
-def test_the_same_samples_from_a_pickled_copy():
-    assert values(pickle.loads(pickle.dumps(planned()))) == values(planned())
+@pytest.mark.parametrize("make", [planned, stratified])
+def test_the_same_samples_from_a_pickled_copy(make):
+    assert values(pickle.loads(pickle.dumps(make()))) == values(make())
 
 
+def batches(dataset, size, workers, consumed, micro=2, batch=8):
+    """What each global batch of Megatron's samplers and loaders holds, from `consumed` on."""
+    loaders = [
+        DataLoader(
+            dataset,
+            batch_sampler=MegatronPretrainingSampler(len(dataset), consumed, micro, rank, size),
+            num_workers=workers,
+        )
+        for rank in range(size)
+    ]
+    rounds = [
+        value
+        for parts in zip(*loaders, strict=True)
+        for part in parts
+        for value in part["value"].tolist()
+    ]
+    return [rounds[i : i + batch] for i in range(0, len(rounds) - batch + 1, batch)]
+
+
+@pytest.mark.parametrize("make", [planned, stratified])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_same_samples_from_any_number_of_workers(workers):
-    loader = DataLoader(planned(), batch_size=6, num_workers=workers)
-    assert [int(v) for batch in loader for v in batch["value"]] == values(planned())
-
-
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_data_parallel_ranks_share_one_stream(size):
-    """Megatron gives rank r of each global batch its r-th slice."""
-    micro = 2
-    stream = []
-    ranks = [planned() for _ in range(size)]
-    for start in range(0, N - N % (micro * size), micro * size):
-        for rank, dataset in enumerate(ranks):
-            first = start + rank * micro
-            stream += values(dataset, range(first, first + micro))
-    assert stream == values(planned(), range(len(stream)))
+def test_the_same_batches_for_any_number_of_ranks_and_workers(make, size, workers):
+    expected = values(make())
+    found = batches(make(), size, workers, consumed=0)
+    assert found == [expected[i : i + 8] for i in range(0, N, 8)]
 
 
-def test_resumed_anywhere_the_stream_goes_on():
-    expected = values(planned())
-    for k in range(N):
-        assert values(planned(), range(k, min(k + 3, N))) == expected[k : k + 3]
+@pytest.mark.parametrize("make", [planned, stratified])
+def test_cut_anywhere_and_resumed_on_another_number_of_ranks_the_stream_goes_on(make):
+    expected = values(make())
+    for k in range(0, N - 8):
+        size = (1, 2, 4)[k % 3]
+        found = batches(make(), size, 0, consumed=k)
+        assert found == [expected[i : i + 8] for i in range(k, N - 7, 8)]
 
 
-def test_the_order_does_not_depend_on_the_length_of_training():
-    assert values(planned(n=50), range(50)) == values(planned(), range(50))
+@pytest.mark.parametrize("cut", range(0, N + 1, 7))
+def test_no_sample_of_a_stratum_comes_again_before_its_epoch_is_over(cut):
+    dataset = stratified()
+    seen = Counter(dataset.locate(k)[::2] for k in range(cut))
+    for stratum, size in enumerate(dataset.strata.size_Z.tolist()):
+        counts = [count for (z, _), count in seen.items() if z == stratum]
+        drawn = sum(counts)
+        assert len(counts) == min(size, drawn)
+        assert set(counts) <= {drawn // size, -(-drawn // size)}
+
+
+def test_a_later_part_of_a_plan_as_a_dataset_of_its_own():
+    """As Megatron asks for with --phase-transition-iterations: each phase counts from 0."""
+    whole, part = planned(), planned(offset=60)
+    assert len(part) == N - 60
+    assert values(part, range(N - 60)) == values(whole)[60:]
+    with pytest.raises(IndexError):
+        part[N - 60]
+
+
+@pytest.mark.parametrize("make", [planned, stratified])
+def test_the_order_does_not_depend_on_the_length_of_training(make):
+    assert values(make(n=50), range(50)) == values(make(), range(50))
 
 
 def test_a_dataset_added_later_leaves_the_order_of_the_others():
@@ -134,8 +209,9 @@ def test_a_dataset_added_later_leaves_the_order_of_the_others():
         assert own == [value for value in alone if value // 1000 == dataset][: len(own)]
 
 
-def test_beyond_the_last_sample_is_an_index_error():
-    dataset = planned()
+@pytest.mark.parametrize("make", [planned, stratified])
+def test_beyond_the_last_sample_is_an_index_error(make):
+    dataset = make()
     assert len(dataset) == N
     for k in (N, N + 1, -1):
         with pytest.raises(IndexError):

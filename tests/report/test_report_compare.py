@@ -1,4 +1,4 @@
-"""Two runs on one probe set: sooner, later or never, and what the plan drew.
+"""Two runs on one probe set: sooner, later or never.
 
 Shapes: K probe steps, F groups of tokens.
 """
@@ -9,10 +9,9 @@ import re
 import numpy as np
 import pytest
 
-from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.compare import Curves, draws, faster, mean_curves, time_to_reach
+from megatron_tokscale.report.compare import Curves, faster, mean_curves, time_to_reach
 from megatron_tokscale.report.compare_section import verdict
 from megatron_tokscale.store import Run
 
@@ -91,35 +90,6 @@ def test_page_says_which_way_it_came_out(planted, second_run, tmp_path, delay, w
     assert "one run of each: one seed." in html
     assert "the runs also differ in the order of the data" in html
     assert "No copy of a plan was found" in html
-
-
-def plan(*stages):
-    datasets = (DatasetIdentity("prose", 100, 9000), DatasetIdentity("code", 100, 9000))
-    strata = (Stratum("early", 0), Stratum("late", 0), Stratum("code", 1))
-    return Plan(
-        datasets, strata, tuple(stages), seq_length=32, seed=1, provenance={"policy": "dataset"}
-    )
-
-
-def test_draws_are_summed_over_the_strata_of_a_dataset():
-    drawn = draws(plan(Stage(0, (1, 1, 2)), Stage(100, (1, 0, 3))), 200)
-    np.testing.assert_allclose(drawn.target_D, [(50 + 25) / 200, (50 + 75) / 200])
-    np.testing.assert_allclose(drawn.realised_D, drawn.target_D, atol=3 / 200)
-
-
-def test_long_runs_are_not_recounted():
-    assert draws(plan(Stage(0, (1, 1, 2))), 10**9).realised_D is None
-
-
-def test_page_shows_the_plan_with_target_and_realised_shares(planted, second_run, tmp_path):
-    other = second_run(-0.1)
-    plan(Stage(0, (1, 1, 2)), Stage(4000, (1, 1, 0.5))).save(other.path / "tokscale" / "plan.json")
-    html = report_run(planted.run, compare=other, out=tmp_path / "report.html").read_text()
-    assert "The plan (dataset, " in html
-    shares = re.findall(
-        r"prose</th><td><data value=\"([\d.]+)\">[\d.]+%</data></td><td><data", html
-    )
-    np.testing.assert_allclose(float(shares[-1]), (4000 * 0.5 + 4000 * 0.8) / 8000)
 
 
 def test_settings_that_differ_are_named(planted, second_run, tmp_path):

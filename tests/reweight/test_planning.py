@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scored import run_of
 
 from megatron_tokscale.data import DatasetIdentity, Plan, build_index, realised_shares
 from megatron_tokscale.errors import TokscaleError
@@ -12,42 +13,24 @@ from megatron_tokscale.reweight import (
     Job,
     Manual,
     Uniform,
-    describe,
     make_plan,
     plan_by_hand,
     plan_run,
+    plan_uniform,
     read_spectra,
 )
 
 WEB = DatasetIdentity("web", 1000, 640_000)
 CODE = DatasetIdentity("code", 500, 320_000)
-JOB = Job((WEB, CODE), (2, 1), train_samples=12_000, seq_length=64, seed=3)
+JOB = Job(
+    (WEB, CODE), (2, 1), train_samples=12_000, seq_length=64, seed=3, epoch_samples=(10_000, 5_000)
+)
 
 
 @pytest.fixture
 def run(tmp_path):
     """A reference run of 1000 steps of 8 samples: web learned around step 30, code around 300."""
-    step_K = np.array([0, 1, 3, 10, 30, 100, 300, 1000])
-    records = tuple(SimpleNamespace(step=s, consumed_samples=8 * s) for s in step_K.tolist())
-    x_G = np.linspace(0, np.log(1000), 500)
-    centres = np.log([30, 300])[:, None]
-    analysis = tmp_path / "run" / "analysis"
-    analysis.mkdir(parents=True)
-    np.savez(
-        analysis / "spectrum.npz",
-        x_G=x_G,
-        drop_weighted_DG=np.exp(-(((x_G - centres) / 0.3) ** 2) / 2),
-    )
-    info = {
-        "time": "step",
-        "domains": [{"name": "web", "n_tokens": 5}, {"name": "code", "n_tokens": 5}],
-    }
-    (analysis / "spectrum.json").write_text(json.dumps(info))
-    with np.errstate(divide="ignore"):
-        x_K = np.log(step_K)
-    return SimpleNamespace(
-        path=tmp_path / "run", analysis=analysis, records=records, x_K=lambda time: x_K
-    )
+    return run_of(tmp_path / "run", ["web", "code"], [30, 300])
 
 
 def edit_info(run, **changes):
@@ -56,7 +39,7 @@ def edit_info(run, **changes):
 
 
 def test_a_plan_from_a_run_leads_from_what_is_learned_first_to_what_is_learned_later(run, tmp_path):
-    plan = plan_run(run, "dataset", JOB, tmp_path / "plan.json")
+    plan = plan_run(run, JOB, tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     weights_TD = np.array([stage.weights for stage in plan.stages])
     web_T = weights_TD[:, 0]
@@ -66,41 +49,42 @@ def test_a_plan_from_a_run_leads_from_what_is_learned_first_to_what_is_learned_l
     assert [stratum.name for stratum in plan.strata] == ["web", "code"]
     assert plan.provenance["policy"] == "dataset"
     assert plan.provenance["run"] == str(run.path)
+    assert plan.provenance["control"] is None
+    assert plan.max_epochs == 4.0
 
 
 def test_a_plan_keeps_its_guards(run, tmp_path):
     guards = Guards(floor=0.4, max_change=1.2, max_epochs=1.0)
-    plan = plan_run(run, "dataset", JOB, tmp_path / "plan.json", guards=guards)
+    plan = plan_run(run, JOB, tmp_path / "plan.json", guards=guards)
     weights_TD = np.array([stage.weights for stage in plan.stages])
     base_D = np.array([2 / 3, 1 / 3])
     assert (weights_TD >= 0.4 * base_D - 1e-12).all()
     ratio = weights_TD[1:] / weights_TD[:-1]
     assert 1 / 1.2 - 1e-9 <= ratio.min() < ratio.max() <= 1.2 + 1e-9
-    epoch_samples = [10_000, 5_000]
     index = build_index(plan, JOB.train_samples)
-    shares = realised_shares(plan, index, JOB.train_samples, epoch_samples)
+    shares = realised_shares(plan, index, JOB.train_samples, JOB.epoch_samples)
     assert shares.epochs_Z.max() <= 1.001
 
 
-def test_the_uniform_control_is_one_stage_of_base_weights(run, tmp_path):
-    plan = plan_run(run, "uniform", JOB, tmp_path / "plan.json")
+def test_the_uniform_control_is_one_stage_of_base_weights(tmp_path):
+    plan = plan_uniform(JOB, tmp_path / "plan.json")
     assert [stage.weights for stage in plan.segments] == [(2 / 3, 1 / 3)]
 
 
 def test_the_shuffled_control_of_two_datasets_is_the_opposite(run, tmp_path):
-    plan = plan_run(run, "dataset", JOB, tmp_path / "plan.json")
-    shuffled = plan_run(run, "shuffled", JOB, tmp_path / "shuffled.json")
+    plan = plan_run(run, JOB, tmp_path / "plan.json")
+    shuffled = plan_run(run, JOB, tmp_path / "shuffled.json", shuffle_seed=0)
     rise_T = np.array([stage.weights[0] for stage in plan.stages]) - 2 / 3
     other_T = np.array([stage.weights[0] for stage in shuffled.stages]) - 2 / 3
     assert (rise_T * other_T <= 1e-12).mean() > 0.8
-    assert shuffled.provenance["shuffle_seed"] == 0
+    assert (shuffled.provenance["control"], shuffled.provenance["shuffle_seed"]) == ("shuffled", 0)
 
 
 def test_domains_may_be_named_otherwise_than_the_datasets(run, tmp_path):
     job = replace(JOB, datasets=(replace(WEB, name="web_text"), replace(CODE, name="code_text")))
     with pytest.raises(TokscaleError, match="watched no tokens of web_text, code_text"):
-        plan_run(run, "dataset", job, tmp_path / "plan.json")
-    plan_run(run, "dataset", job, tmp_path / "plan.json", domains=["web", "code"])
+        plan_run(run, job, tmp_path / "plan.json")
+    plan_run(run, job, tmp_path / "plan.json", domains=["web", "code"])
 
 
 def test_namesakes_get_strata_of_their_own():
@@ -127,16 +111,16 @@ def test_too_many_epochs_are_refused(policy):
     make_plan(replace(JOB, train_samples=100_000), policy, Guards(max_epochs=None))
 
 
-def test_the_train_split_counts_for_epochs():
-    with pytest.raises(TokscaleError, match="'web' would be gone through 8 times"):
-        make_plan(replace(JOB, train_fraction=0.1), Uniform())
+def test_the_training_part_counts_for_epochs():
+    with pytest.raises(TokscaleError, match="stratum 'web' would be gone through 8 times"):
+        make_plan(replace(JOB, epoch_samples=(1000, 5000)), Uniform())
 
 
 def test_an_existing_plan_is_not_overwritten(run, tmp_path):
-    plan_run(run, "dataset", JOB, tmp_path / "plan.json")
+    plan_run(run, JOB, tmp_path / "plan.json")
     before = (tmp_path / "plan.json").read_bytes()
     with pytest.raises(TokscaleError, match="choose another name"):
-        plan_run(run, "uniform", JOB, tmp_path / "plan.json")
+        plan_uniform(JOB, tmp_path / "plan.json")
     assert (tmp_path / "plan.json").read_bytes() == before
 
 
@@ -147,8 +131,7 @@ def test_an_existing_plan_is_not_overwritten(run, tmp_path):
         ({"base_weights": (1, 0)}, "must be positive"),
         ({"base_weights": (1, float("nan"))}, "must be positive"),
         ({"train_samples": 0}, "cannot plan"),
-        ({"train_fraction": 0.0}, "cannot plan"),
-        ({"datasets": (WEB, replace(CODE, n_tokens=60))}, "not enough training tokens"),
+        ({"epoch_samples": (9, 0)}, "code .* has not enough training tokens"),
     ],
 )
 def test_a_job_that_does_not_fit_together_is_refused(change, sentence):
@@ -184,20 +167,3 @@ def test_a_run_that_does_not_know_its_samples_is_refused(run):
     run.records = tuple(SimpleNamespace(step=r.step, consumed_samples=0) for r in run.records)
     with pytest.raises(TokscaleError, match="consumed samples"):
         read_spectra(run)
-
-
-def test_a_plan_is_shown_with_weights_samples_and_epochs():
-    text = describe(make_plan(JOB, Manual({0: [3, 1], 6000: [1, 3]})))
-    lines = text.splitlines()
-    assert "2 strata of 2 datasets, 2 stages" in lines[0]
-    assert lines[1].split() == ["from", "sample", "0", "6,000", "samples", "epochs"]
-    assert lines[2].split() == ["web", "75.00%", "25.00%", "6,000", "0.60"]
-    assert lines[3].split() == ["code", "25.00%", "75.00%", "6,000", "1.20"]
-
-
-def test_a_long_plan_is_shown_at_seven_stages():
-    manual = Manual({0: [1, 0], 10_000: [0, 1]}, "linear", n_stages=40)
-    header = describe(make_plan(JOB, manual)).splitlines()[1].split()
-    assert len(header) == 2 + 7 + 2
-    assert header[2] == "0"
-    assert header[8] == "10,000"

@@ -148,7 +148,7 @@ def test_a_plan_is_damped_until_no_dataset_repeats_too_often():
 
 
 def test_draws_beyond_the_limit_on_epochs_are_refused():
-    with pytest.raises(TokscaleError, match="'b' would be gone through 5 times, the limit is 4"):
+    with pytest.raises(TokscaleError, match="stratum 'b' would be gone through 5 times"):
         refuse_repetition(["a", "b"], np.array([10.0, 50.0]), np.array([10.0, 10.0]), 4)
 
 

@@ -1,0 +1,236 @@
+"""A plan's index, strata and samples against Megatron's blend of the same datasets.
+
+    OMP_NUM_THREADS=1 python benchmarks/plan_dataset.py [--samples N] [--out FILE]
+
+Index: `build_index` over 24 stages of D datasets x S strata against one call of Megatron's compiled
+`build_blending_indices`, which has no stages; once for the D datasets, and once for as many things
+to blend as there are strata. With the datasets' weights kept (only those of strata change), and
+with both changing. Its peak memory is that of a process that does nothing else. Strata: ranking all
+samples by their scores, from documents; no peer. Reading: `PlannedDataset[k]` against Megatron's
+own BlendedDataset, both over GPTDatasets that read tokens from disk, the same number of samples in
+an order of their own, as in training. Shapes: N samples, D datasets, Z strata.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from megatron.core.datasets.blended_dataset import BlendedDataset
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.helpers_cpp import build_blending_indices
+from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from megatron.core.datasets.utils import Split
+from table import heading, markdown
+
+from megatron_tokscale.data import Cut, DatasetIdentity, Plan, Stage, Stratum, build_index
+from megatron_tokscale.data.dataset import PlannedDataset
+from megatron_tokscale.data.samples import SampleIndex, SampleScores
+from megatron_tokscale.data.scores import DocumentScores
+from megatron_tokscale.data.strata import Strata, rank_samples
+
+Rows = list[list[str]]
+
+
+def make_plan(
+    n_datasets: int, n_strata: int, n_samples: int, *, keep: bool, n_stages: int = 24, seed: int = 0
+) -> Plan:
+    """Weights that drift over evenly spaced stages; those of the datasets too unless `keep`."""
+    rng = np.random.default_rng(seed)
+    start_D, end_D = rng.dirichlet(np.ones(n_datasets), 2) + 1e-4
+    start_Z, end_Z = rng.dirichlet(np.ones(n_strata), (2, n_datasets)).reshape(2, -1) + 1e-4
+    stages = []
+    for i, share in enumerate(np.linspace(0, 1, n_stages)):
+        weight_D = start_D if keep else start_D * (1 - share) + end_D * share
+        within_Z = start_Z * (1 - share) + end_Z * share
+        stages.append(
+            Stage(i * n_samples // n_stages, tuple(weight_D.tolist()), tuple(within_Z.tolist()))
+        )
+    return Plan(
+        datasets=tuple(DatasetIdentity(f"d{d}", 1, 1) for d in range(n_datasets)),
+        strata=tuple(
+            Stratum(f"d{d}/{i}", d, 1 / n_strata)
+            for d in range(n_datasets)
+            for i in range(n_strata)
+        ),
+        stages=tuple(stages),
+        seq_length=4096,
+        seed=seed,
+        cuts=(Cut("scores"),) * n_datasets,
+    )
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def build(arguments: argparse.Namespace) -> Rows:
+    """Index and strata."""
+    n, d, s = arguments.samples, arguments.datasets, arguments.strata
+    build_index(make_plan(2, 2, 100, keep=False), 100)  # compiles
+    peers = {}
+    for count in (d, d * s):
+        dataset_N, sample_N = np.zeros(n, np.int16), np.zeros(n, np.int64)
+        weights = np.random.default_rng(0).dirichlet(np.ones(count))
+        peers[count] = seconds(
+            lambda count=count, arrays=(dataset_N, sample_N, weights): build_blending_indices(
+                *arrays, count, n, False
+            )
+        )
+        del dataset_N, sample_N
+    rows = [[f"Megatron's blend of {count}", f"{t:.1f}", "", ""] for count, t in peers.items()]
+    for keep in (True, False):
+        plan = make_plan(d, s, n, keep=keep)
+        ours = seconds(lambda plan=plan: build_index(plan, n))
+        what = "index, datasets' weights kept" if keep else "index, all weights changing"
+        rows.append([what, f"{ours:.1f}", *(f"{ours / t:.2f}" for t in peers.values())])
+    rows.append(["strata: score and rank all samples", f"{rank(d, s, n):.1f}", "", ""])
+    return rows
+
+
+def rank(n_datasets: int, n_strata: int, n_samples: int, documents_per_sample: float = 4) -> float:
+    """Seconds to rank the samples of `n_datasets` datasets, `n_samples` in all."""
+    rng = np.random.default_rng(0)
+    size, seq_length = n_samples // n_datasets, 4096
+    n_documents = int(size * documents_per_sample)
+    length_Q = rng.integers(1, 2 * seq_length / documents_per_sample, n_documents).astype(np.int32)
+    order = rng.permutation(n_documents).astype(np.int32)
+    start_P = np.cumsum(length_Q[order], dtype=np.int64) - length_Q[order]
+    cut_N1 = np.arange(0, int(length_Q.sum()) - 1, seq_length)
+    position_N1 = np.searchsorted(start_P, cut_N1, side="right") - 1
+    index = SampleIndex(
+        length_Q,
+        order,
+        np.stack([position_N1, cut_N1 - start_P[position_N1]], axis=1),
+        rng.permutation(len(cut_N1) - 1),
+    )
+    values = {
+        name: rng.random(n_documents).astype(np.float32)
+        for name in ("learning_time", "spread", "drop", "unlearned", "surprisal")
+    }
+    scores = DocumentScores(
+        **{f"{name}_Q": array for name, array in values.items()},
+        watched_Q=np.zeros(n_documents, np.int32),
+        dataset=DatasetIdentity("d", n_documents, int(length_Q.sum())),
+        digest="",
+    )
+    plan = make_plan(1, n_strata, n_samples, keep=True)
+    work = lambda: rank_samples(plan, 0, len(index), SampleScores.of(scores, index))  # noqa: E731
+    return n_datasets * min(seconds(work) for _ in range(2))
+
+
+def peak_memory_gb(arguments: argparse.Namespace) -> float:
+    """Of a process that builds the index with all weights changing."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_build_alone, (arguments.datasets, arguments.strata, arguments.samples))
+
+
+def _build_alone(n_datasets: int, n_strata: int, n_samples: int) -> float:
+    build_index(make_plan(n_datasets, n_strata, n_samples, keep=False), n_samples)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def read(arguments: argparse.Namespace, folder: Path) -> Rows:
+    """The samples of a real blend, in pairs of passes; the ratio is the median over the pairs."""
+    n_datasets, n = 8, arguments.reads
+    rng = np.random.default_rng(0)
+    paths = []
+    for d in range(n_datasets):
+        path = folder / f"d{d}"
+        builder = IndexedDatasetBuilder(f"{path}.bin", dtype=np.uint16)
+        for _ in range(300):
+            length = int(rng.integers(10, 20_000))
+            builder.add_document(torch.from_numpy(rng.integers(0, 1000, length)), [length])
+        builder.finalize(f"{path}.idx")
+        paths.append(str(path))
+    config = GPTDatasetConfig(
+        random_seed=0,
+        sequence_length=arguments.seq_length,
+        blend=(paths, None),
+        split="1,0,0",
+        path_to_cache=str(folder / "cache"),
+        tokenizer=SimpleNamespace(eod=0, pad=-1, vocab_size=1000, unique_identifiers={}),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    files = [IndexedDataset(path) for path in paths]
+    documents = np.arange(300, dtype=np.int32)
+
+    def datasets(n_samples: int | None) -> list[GPTDataset]:
+        return [
+            GPTDataset(file, path, documents, n_samples, Split.train, config)
+            for file, path in zip(files, paths, strict=True)
+        ]
+
+    weights = [1 / n_datasets] * n_datasets
+    blended = BlendedDataset(datasets(n), weights, n, config)
+    plan = make_plan(n_datasets, arguments.strata, n, keep=False)
+    parts = datasets(None)
+    ranked = [np.random.default_rng(d).permutation(len(part)) for d, part in enumerate(parts)]
+    strata = Strata(plan, [len(part) for part in parts], [row.astype(np.int32) for row in ranked])
+    planned = PlannedDataset(plan, parts, build_index(plan, n), strata)
+    order = rng.permutation(n).tolist()
+    times: list[list[float]] = []
+    for _ in range(arguments.repeats):
+        pair = [[], []]
+        for k in range(0, n, 64):  # in turns, as the machine's speed drifts
+            for side, dataset in enumerate((planned, blended)):
+                pair[side].append(seconds(lambda d=dataset, k=k: [d[i] for i in order[k : k + 64]]))
+        times.append([sum(pair[0]), sum(pair[1])])
+    ours, peer = np.median(np.array(times), axis=0) / n * 1e6
+    ratio = np.median([a / b for a, b in times])
+    return [
+        [
+            f"a sample of {arguments.seq_length} tokens, us",
+            f"{ours:.1f}",
+            f"{peer:.1f}",
+            f"{ratio:.3f}",
+        ]
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--samples", type=int, default=73_000_000)
+    parser.add_argument("--datasets", type=int, default=64)
+    parser.add_argument("--strata", type=int, default=16, help="of each dataset")
+    parser.add_argument("--reads", type=int, default=4096)
+    parser.add_argument("--seq-length", type=int, default=4096)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    about = heading(numpy=np.__version__, **{"megatron-core": version("megatron-core")})
+    names = [arguments.datasets, arguments.datasets * arguments.strata]
+    built = markdown(
+        ["", "seconds", *(f"over Megatron's blend of {count}" for count in names)],
+        build(arguments),
+    )
+    memory = peak_memory_gb(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        samples = markdown(
+            ["read", "planned", "Megatron's BlendedDataset", "ratio"],
+            read(arguments, Path(folder)),
+        )
+    text = (
+        f"{about}, 1 thread, seed 0: {arguments.samples:,} samples, {arguments.datasets} datasets "
+        f"x {arguments.strata} strata, 24 stages\n\n{built}\n\n"
+        f"Peak memory of a process that builds the index: {memory:.2f} GB\n\n{samples}\n"
+    )
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The rounds of `data.permutation`, compiled: asked for at the first image, not at import."""
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+_compiled = numba.njit(error_model="numpy", cache=True, nogil=True)
+
+_MULTIPLIER1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER2 = np.uint64(0x94D049BB133111EB)
+_HALF = np.uint64(32)
+
+
+@_compiled
+def walk(
+    size: int, round_keys: NDArray[np.uint64], left_bits: int, right_bits: int, position: int
+) -> int:
+    """Image of a position in range(size), on halves of so many bits."""
+    shift = np.uint64(right_bits)
+    mask = (np.uint64(1) << shift) - np.uint64(1)
+    left_shift, right_shift = np.uint64(64 - left_bits), np.uint64(64 - right_bits)
+    image = np.uint64(position)
+    while True:
+        left, right = image >> shift, image & mask
+        for i in range(0, round_keys.size, 2):
+            mixed = (right ^ round_keys[i]) * _MULTIPLIER1
+            left ^= ((mixed ^ (mixed >> _HALF)) * _MULTIPLIER2) >> left_shift
+            mixed = (left ^ round_keys[i + 1]) * _MULTIPLIER1
+            right ^= ((mixed ^ (mixed >> _HALF)) * _MULTIPLIER2) >> right_shift
+        image = left << shift | right
+        if image < np.uint64(size):
+            return int(image)
+
+
+@_compiled
+def walk_many(
+    size: int,
+    round_keys: NDArray[np.uint64],
+    left_bits: int,
+    right_bits: int,
+    positions: NDArray[np.int64],
+) -> None:
+    """Put the images of positions in their place."""
+    for i in range(positions.size):
+        positions[i] = walk(size, round_keys, left_bits, right_bits, positions[i])

@@ -1,0 +1,273 @@
+"""How a plan changes under a run: weights decided while it trains, and another plan accepted.
+
+Neither touches the past. What a run follows is the plan in its directory, with the decisions made
+since; both are plain files, and the plan that follows from them is the same wherever it is asked
+for.
+
+    RUN/tokscale/plan.json      the plan that was given, or accepted
+    RUN/tokscale/replans.json   decisions made by --tokscale-replan
+
+Shapes: D datasets.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from megatron_tokscale.data.plan import DatasetIdentity, Plan, Stage
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import check_schema, read_json, write_json
+
+SCHEMA_VERSION: Final = 1
+_KIND: Final = "tokscale-replans"
+_GIVEN: Final = "given"
+
+# What a plan's provenance may tell of each of its datasets.
+_BY_DATASET: Final = ("base_weights", "epoch_samples")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Weights of the datasets, decided while a job trains.
+
+    Attributes:
+        step: the probe step up to which losses were looked at.
+        start: consumed sample from which the weights hold.
+        weights: of the plan's datasets.
+    """
+
+    step: int
+    start: int
+    weights: tuple[float, ...]
+
+    @staticmethod
+    def from_json(row: Mapping[str, Any]) -> "Decision":
+        """A decision as plain values; KeyError, TypeError or ValueError if it is none."""
+        weights = tuple(float(weight) for weight in row["weights"])
+        return Decision(int(row["step"]), int(row["start"]), weights)
+
+
+def with_decisions(plan: Plan, decisions: Sequence[Decision]) -> Plan:
+    """The plan under decisions, in the order in which they were made.
+
+    From its start on a decision's weights hold for the datasets, also in later stages of the plan;
+    the plan's weights within the datasets stay.
+
+    Raises:
+        TokscaleError: a decision does not fit the plan.
+    """
+    for decision in decisions:
+        before = [stage for stage in plan.stages if stage.start < decision.start]
+        at = Stage(decision.start, decision.weights, before[-1].within)
+        later = [
+            replace(stage, weights=decision.weights)
+            for stage in plan.stages
+            if stage.start >= decision.start
+        ]
+        first = [] if later and later[0].start == decision.start else [at]
+        plan = replace(plan, stages=(*before, *first, *later))
+    if decisions:
+        plan = replace(
+            plan, provenance={**plan.provenance, "live": [asdict(row) for row in decisions]}
+        )
+    return plan
+
+
+def save_run_plan(plan: Plan, decisions: Sequence[Decision], run: Path) -> None:
+    """Write what a run follows into its directory.
+
+    The plan is replaced last: until then the decisions that belong to the one before stay beside
+    those of the new one, so that a job killed in between leaves either whole.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    save_decisions(plan, decisions, run)
+    plan.save(run / "tokscale/plan.json")
+
+
+def save_decisions(plan: Plan, decisions: Sequence[Decision], run: Path) -> None:
+    """Write the decisions made under a plan beside it.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    path = run / "tokscale/replans.json"
+    rows = {plan.fingerprint: [asdict(decision) for decision in decisions]}
+    if path.exists() and (run / "tokscale/plan.json").exists():
+        with suppress(TokscaleError):  # what cannot be read is of no run that can go on
+            before, known = load_run_plan(run)
+            rows = {before.fingerprint: [asdict(decision) for decision in known], **rows}
+    write_json(path, {"kind": _KIND, "schema_version": SCHEMA_VERSION, "decisions": rows})
+
+
+def load_run_plan(run: Path) -> tuple[Plan, list[Decision]]:
+    """Read what a run follows: its plan, and the decisions made since.
+
+    Raises:
+        TokscaleError: there is none, or it is damaged.
+    """
+    plan = Plan.load(run / "tokscale/plan.json")
+    path = run / "tokscale/replans.json"
+    if not path.exists():
+        return plan, []
+    content = read_json(path)
+    try:
+        check_schema(path, int(content["schema_version"]), SCHEMA_VERSION)
+        if content["kind"] != _KIND or plan.fingerprint not in content["decisions"]:
+            raise TokscaleError(f"{path} is not of the plan beside it; restore either")
+        rows = content["decisions"][plan.fingerprint]
+        return plan, [Decision.from_json(row) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TokscaleError(f"{path} is damaged ({error!r}); restore or remove it") from error
+
+
+def followed(run: Path) -> Plan:
+    """The plan that a run follows, decisions and all.
+
+    Raises:
+        TokscaleError: there is none, or it is damaged.
+    """
+    return with_decisions(*load_run_plan(run))
+
+
+def resume(
+    given: Plan, run: Path, consumed: int, step: int, *, accept: bool
+) -> tuple[Plan, list[Decision]]:
+    """What a job follows that is given a plan and starts, or goes on, in a run directory.
+
+    Decisions that were made after the step from which it goes on are dropped: they will be made
+    again.
+
+    Args:
+        given: the plan that the job is given.
+        run: the run directory.
+        consumed: samples consumed by `step`.
+        step: optimizer steps completed.
+        accept: whether `given` may replace a plan with another past, from here on.
+
+    Raises:
+        TokscaleError: the run has another past, and that is not accepted or cannot go on so.
+    """
+    if not consumed:
+        return given, []
+    if not (run / "tokscale/plan.json").exists():
+        if not accept:
+            raise TokscaleError(
+                f"no plan is known for the {consumed} samples that the job has consumed (none in "
+                f"{run / 'tokscale'}), so samples could come twice; --tokscale-accept-plan lets "
+                "the plan hold from here on all the same"
+            )
+        return given, []
+    known, decisions = load_run_plan(run)
+    decisions = [decision for decision in decisions if decision.step <= step]
+    if known.provenance.get(_GIVEN, known.fingerprint) == given.fingerprint:
+        return replace(known, max_epochs=given.max_epochs), decisions
+    past = with_decisions(known, decisions)
+    if past.fingerprint_until(consumed) == given.fingerprint_until(consumed):
+        return given, []
+    if not accept:
+        raise TokscaleError(
+            f"the job has consumed {consumed} samples under plan {past.fingerprint} "
+            f"({run / 'tokscale/plan.json'}), and plan {given.fingerprint} orders them otherwise; "
+            "resume with that plan, or let this one hold from here on with --tokscale-accept-plan"
+        )
+    return accepted(past, given, consumed), []
+
+
+def accepted(past: Plan, given: Plan, consumed: int) -> Plan:
+    """The plan with the past of one plan and, from sample `consumed` on, the weights of another.
+
+    Datasets may be added, or left out; the strata of those that stay must be the same, so that the
+    counts carry over: no sample is lost or repeated.
+
+    Raises:
+        TokscaleError: the samples are of another length, or a dataset is cut otherwise.
+    """
+    if past.seq_length != given.seq_length:
+        raise TokscaleError(
+            f"the plan is for sequence length {given.seq_length}, the run's past for "
+            f"{past.seq_length}; start a new run"
+        )
+    if any(len({*plan.datasets}) < len(plan.datasets) for plan in (past, given)):
+        raise TokscaleError("a plan with twins among its datasets cannot be accepted by another")
+    kept = {dataset: d for d, dataset in enumerate(past.datasets)}
+    for d, dataset in enumerate(given.datasets):
+        if dataset in kept and _parts(given, d) != _parts(past, kept[dataset]):
+            raise TokscaleError(
+                f"the plan cuts {dataset.name} into other strata than the run's past did, so its "
+                "samples could come twice; make the plan with the same scores and quantiles, or "
+                "start a new run"
+            )
+    added = [d for d, dataset in enumerate(given.datasets) if dataset not in kept]
+    datasets = (*past.datasets, *(given.datasets[d] for d in added))
+    strata = (
+        *past.strata,
+        *(
+            replace(given.strata[z], dataset=datasets.index(given.datasets[d]))
+            for d in added
+            for z in given.strata_of(d)
+        ),
+    )
+
+    names = {stratum.name for stratum in past.strata}
+    if again := sorted(names & {stratum.name for stratum in strata[past.n_strata :]}):
+        raise TokscaleError(
+            f"the plan has other data under a name that the run's past knows, {again[0]}; give the "
+            "files another name"
+        )
+
+    def translated(plan: Plan, stage: Stage, start: int) -> Stage:
+        names = [stratum.name for stratum in plan.strata]
+        shares = [stratum.share for stratum in plan.strata]
+        within = dict(zip(names, stage.within or shares, strict=True))
+        return Stage(
+            start,
+            tuple(_in_order(datasets, plan, stage.weights)),
+            tuple(within.get(stratum.name, stratum.share) for stratum in strata),
+        )
+
+    before = [stage for stage in past.stages if stage.start < consumed]
+    present = [stage for stage in given.stages if stage.start <= consumed][-1]
+    later = [stage for stage in given.stages if stage.start > consumed]
+    of_datasets = {
+        name: _in_order(datasets, given, given.provenance[name])
+        for name in _BY_DATASET
+        if name in given.provenance
+    }
+    step = {"at": consumed, "after": past.fingerprint, "plan": given.fingerprint}
+    return Plan(
+        datasets=datasets,
+        strata=strata,
+        stages=(
+            *(translated(past, stage, stage.start) for stage in before),
+            translated(given, present, consumed),
+            *(translated(given, stage, stage.start) for stage in later),
+        ),
+        seq_length=past.seq_length,
+        seed=past.seed,
+        cuts=(*past.cuts, *(given.cuts[d] for d in added)),
+        max_epochs=given.max_epochs,
+        provenance={
+            **given.provenance,
+            **of_datasets,
+            _GIVEN: given.fingerprint,
+            "accepted": [*past.provenance.get("accepted", []), step],
+        },
+    )
+
+
+def _in_order(
+    datasets: Sequence[DatasetIdentity], plan: Plan, values: Sequence[float]
+) -> list[float]:
+    """Values of a plan's datasets, for `datasets`; 0 for one that the plan does not have."""
+    known = dict(zip(plan.datasets, values, strict=True))
+    return [known.get(dataset, 0.0) for dataset in datasets]
+
+
+def _parts(plan: Plan, dataset: int) -> list[Any]:
+    """What decides which samples of a dataset are in which stratum."""
+    strata = [plan.strata[z] for z in plan.strata_of(dataset)]
+    return [plan.cuts[dataset], [(stratum.name, stratum.share) for stratum in strata]]

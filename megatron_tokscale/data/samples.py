@@ -1,0 +1,207 @@
+"""What a sample of Megatron's GPT dataset is made of, from the dataset's own three indices.
+
+The dataset lays its documents end to end in the order of `document_index`, as often as it has
+epochs, and cuts the stream every S tokens; sample j is the stretch number `shuffle_index[j]`. It
+reads S + 1 tokens: the last is the label of the one before it, and the first token of the next
+stretch (core/datasets/gpt_dataset.py).
+
+Shapes: Q documents of the dataset's file, P documents in the order of the stream, N samples.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.data.permutation import Permutation, stratum_key
+from megatron_tokscale.data.plan import Cut
+from megatron_tokscale.data.scores import DocumentScores
+
+Floats = NDArray[np.float64]
+
+
+class Piece(NamedTuple):
+    """Tokens `start` to `stop` (exclusive) of a document, as part of a sample."""
+
+    document: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class SampleIndex:
+    """The indices of a GPT dataset.
+
+    Attributes:
+        lengths_Q: tokens per document of the file.
+        document_P: documents in the order of the stream.
+        bound_N12: position in the stream's documents and offset in the document at which each
+            stretch begins, and, in one row more, the last one ends.
+        shuffle_N: the stretch that each sample is.
+        extra: tokens that a sample reads behind its stretch: 1, or 0 where Megatron is told so.
+    """
+
+    lengths_Q: NDArray[np.integer]
+    document_P: NDArray[np.integer]
+    bound_N12: NDArray[np.integer]
+    shuffle_N: NDArray[np.integer]
+    extra: int = 1
+
+    def __len__(self) -> int:
+        return len(self.shuffle_N)
+
+    def pieces(self, sample: int) -> list[Piece]:
+        """The documents that a sample reads, in its order, and which of their tokens.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        if not 0 <= sample < len(self):
+            raise IndexError(f"sample {sample} of {len(self)}")
+        stretch = int(self.shuffle_N[sample])
+        (first, offset), (last, end) = (
+            self.bound_N12[stretch].tolist(),
+            self.bound_N12[stretch + 1].tolist(),
+        )
+        pieces = []
+        for position in range(first, last + 1):
+            document = int(self.document_P[position])
+            stop = end + self.extra if position == last else int(self.lengths_Q[document])
+            pieces.append(Piece(document, offset if position == first else 0, stop))
+        return [piece for piece in pieces if piece.stop > piece.start]
+
+    def holding(self, document: int) -> NDArray[np.int64]:
+        """The samples that read a token of a document, ascending."""
+        found = [np.empty(0, np.int64)]
+        if not self.lengths_Q[document]:
+            return found[0]
+        for position in np.flatnonzero(self.document_P == document):
+            start = self._start_P[position]
+            stop = start + self.lengths_Q[document]
+            first = np.searchsorted(self._bound_N1[1:] + self.extra, start, side="right")
+            last = np.searchsorted(self._bound_N1[:-1], stop, side="left")
+            found.append(self.sample_of_stretch_N[first:last])
+        return np.unique(np.concatenate(found))
+
+    @cached_property
+    def _start_P(self) -> NDArray[np.int64]:
+        """Where each document begins in the stream."""
+        length_P = self.lengths_Q[self.document_P].astype(np.int64)
+        return np.asarray(np.cumsum(length_P) - length_P)
+
+    @cached_property
+    def _bound_N1(self) -> NDArray[np.int64]:
+        """Where each stretch begins in the stream, and the last one ends."""
+        bound_N1 = self._start_P[self.bound_N12[:, 0]] + self.bound_N12[:, 1].astype(np.int64)
+        return np.asarray(bound_N1)
+
+    @cached_property
+    def sample_of_stretch_N(self) -> NDArray[np.int64]:
+        """The inverse of `shuffle_N`."""
+        sample_N = np.empty(len(self), np.int64)
+        sample_N[self.shuffle_N] = np.arange(len(self))
+        return sample_N
+
+    @cached_property
+    def _labels_N(self) -> tuple[NDArray[np.int64], ...]:
+        """Where each stretch's labels start and stop in the stream, and the documents there."""
+        # The first token of a stretch is no label; the one behind its end is.
+        start_N = self._bound_N1[:-1] + 1
+        stop_N = np.maximum(self._bound_N1[1:] + self.extra, start_N)
+        # Of documents that start together all but the last are empty.
+        first_N, last_N = (
+            np.searchsorted(self._start_P, token_N, side="right") - 1
+            for token_N in (start_N, np.maximum(stop_N - 1, start_N))
+        )
+        return start_N, stop_N, first_N, last_N
+
+    def sum_over_labels(self, value_Q: Floats) -> Floats:
+        """For each sample the sum, over the tokens that it predicts, of their document's value.
+
+        A value that is not finite spoils every sample that follows it in the stream.
+        """
+        value_P, length_P = value_Q[self.document_P], self.lengths_Q[self.document_P]
+        before_P1 = np.concatenate([[0.0], np.cumsum(value_P * length_P)])
+        start_N, stop_N, first_N, last_N = self._labels_N
+        # By piece, and the difference of the two large sums over whole documents only: so what
+        # comes before in the stream leaves no rounding in samples whose values are all zero.
+        head_N = (self._start_P[first_N] + length_P[first_N] - start_N) * value_P[first_N]
+        tail_N = (stop_N - self._start_P[last_N]) * value_P[last_N]
+        between_N = before_P1[last_N] - before_P1[first_N + 1]
+        within_N = (stop_N - start_N) * value_P[first_N]
+        sum_N = np.where(first_N == last_N, within_N, head_N + between_N + tail_N)
+        return np.asarray(sum_N[self.shuffle_N])
+
+
+@dataclass(frozen=True, eq=False)
+class SampleScores:
+    """Scores of samples: means over the tokens that they predict, each with its document's score.
+
+    Tokens of documents that have no score are left out of the mean.
+
+    Attributes:
+        learning_time_N: mean ln(consumed tokens of the reference run) at which a sample's drop
+            falls, weighted by drop; NaN where there is none.
+        spread_N: standard deviation of the same; NaN likewise.
+        drop_N: learnable drop in nats per token; NaN where no token has a score.
+        unlearned_N: share of tokens never learned; NaN likewise.
+        surprisal_N: mean -ln of the tokens' frequencies, in nats.
+    """
+
+    learning_time_N: Floats
+    spread_N: Floats
+    drop_N: Floats
+    unlearned_N: Floats
+    surprisal_N: Floats
+
+    @staticmethod
+    def of(scores: DocumentScores, index: SampleIndex) -> "SampleScores":
+        """Scores of the samples of a dataset."""
+        drop_Q = np.nan_to_num(scores.drop_Q.astype(np.float64))
+        time_Q = np.where(drop_Q > 0, scores.learning_time_Q, 0.0).astype(np.float64)
+        spread_Q = np.where(drop_Q > 0, scores.spread_Q, 0.0).astype(np.float64)
+        total = index.sum_over_labels
+        drop_N = total(drop_Q)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            time_N = np.where(drop_N > 0, total(drop_Q * time_Q) / drop_N, np.nan)
+            square_N = total(drop_Q * (spread_Q**2 + time_Q**2)) / drop_N
+        return SampleScores(
+            learning_time_N=time_N,
+            spread_N=np.sqrt(np.maximum(square_N - time_N**2, 0.0)),
+            drop_N=_mean_of_known(scores.drop_Q, index),
+            unlearned_N=_mean_of_known(scores.unlearned_Q, index),
+            surprisal_N=_mean_of_known(scores.surprisal_Q, index),
+        )
+
+    def ranked(self, cut: Cut, n_unlearned: int, seed: int) -> NDArray[np.int64]:
+        """The samples in the order in which a cut lays them into strata.
+
+        Args:
+            cut: how.
+            n_unlearned: how many the stratum of those never learned takes; they come last.
+            seed: of the plan; keys the shuffle, if the cut is shuffled.
+        """
+        n = len(self.drop_N)
+        if cut.order == "frequency":
+            ranked = np.argsort(self.surprisal_N, kind="stable")
+        else:
+            by_unlearned = np.argsort(np.nan_to_num(self.unlearned_N), kind="stable")
+            learned = np.sort(by_unlearned[: n - n_unlearned])
+            # What has nothing to be learned, and is not never learned, is known from the start.
+            time_N = np.nan_to_num(self.learning_time_N, nan=-np.inf)
+            order = np.argsort(time_N[learned], kind="stable")
+            ranked = np.concatenate([learned[order], by_unlearned[n - n_unlearned :]])
+        if cut.shuffle_seed is not None and n:
+            key = stratum_key(seed, f"shuffle {cut.shuffle_seed}")
+            ranked = Permutation(n, key).many(ranked)
+        return ranked
+
+
+def _mean_of_known(value_Q: NDArray[np.float32], index: SampleIndex) -> Floats:
+    """Means over the tokens whose document has a value; NaN where none has."""
+    is_known_Q = ~np.isnan(value_Q)
+    sum_N = index.sum_over_labels(np.where(is_known_Q, value_Q, 0.0).astype(np.float64))
+    count_N = index.sum_over_labels(is_known_Q.astype(np.float64))
+    return np.where(count_N > 0, sum_N / np.maximum(count_N, 1.0), np.nan)

@@ -1,0 +1,212 @@
+"""Scores of the documents of one dataset, in a file beside its .bin/.idx.
+
+Shapes: Q documents of a dataset (the sequences of its .idx file, all splits).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.data.plan import DatasetIdentity
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import check_schema, whole_or_absent
+from megatron_tokscale.indexed import IndexedTokens
+
+KIND: Final = "tokscale-scores"
+SCHEMA_VERSION: Final = 1
+SUFFIX: Final = ".tokscale.safetensors"
+
+_END_TOKENS: Final = 2**20
+_ARRAYS: Final[dict[str, type[np.generic]]] = {
+    "learning_time": np.float32,
+    "spread": np.float32,
+    "drop": np.float32,
+    "unlearned": np.float32,
+    "surprisal": np.float32,
+    "watched": np.int32,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentScores:
+    """When the documents of a dataset are learned, and how much there is to learn in them.
+
+    Attributes:
+        learning_time_Q: float32 drop-weighted mean of ln(consumed tokens of the reference run) at
+            the midpoints of the document's tokens; NaN where nothing is learned, or is known.
+        spread_Q: float32 drop-weighted standard deviation of the same; NaN likewise.
+        drop_Q: float32 learnable drop in nats per token: the sum of the drops over the tokens, at
+            least 0; NaN: no score.
+        unlearned_Q: float32 share of the tokens that are never learned, 0 to 1; NaN: no score.
+        surprisal_Q: float32 mean of -ln p(token) in nats under the counts of single tokens in the
+            training data; NaN only for empty documents.
+        watched_Q: int32 watched tokens behind the score; 0: predicted, or no score.
+        dataset: the dataset.
+        digest: `data_digest` of its files.
+        details: how the scores were made (reference run, predictor, its errors), plain JSON values.
+
+    Raises:
+        TokscaleError: on construction, if these do not fit together.
+    """
+
+    learning_time_Q: NDArray[np.float32]
+    spread_Q: NDArray[np.float32]
+    drop_Q: NDArray[np.float32]
+    unlearned_Q: NDArray[np.float32]
+    surprisal_Q: NDArray[np.float32]
+    watched_Q: NDArray[np.int32]
+    dataset: DatasetIdentity
+    digest: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, dtype in _ARRAYS.items():
+            array = getattr(self, f"{name}_Q")
+            if array.shape != (self.n_documents,) or array.dtype != dtype:
+                raise TokscaleError(
+                    f"the scores' {name} are {array.dtype} of shape {array.shape}, not "
+                    f"{np.dtype(dtype)} for the {self.n_documents} documents of {self.dataset}"
+                )
+            if np.isinf(array).any():
+                raise TokscaleError(f"the scores' {name} of {self.dataset} have infinite values")
+        for name, low, high in (
+            ("spread", 0.0, np.inf),
+            ("drop", 0.0, np.inf),
+            ("unlearned", 0.0, 1.0),
+            ("surprisal", 0.0, np.inf),
+            ("watched", 0.0, np.inf),
+        ):
+            array = getattr(self, f"{name}_Q")
+            if ((array < low) | (array > high)).any():
+                raise TokscaleError(
+                    f"the scores' {name} of {self.dataset} have values that are out of range"
+                )
+
+    @property
+    def n_documents(self) -> int:
+        """Number of documents Q."""
+        return self.dataset.n_sequences
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (first 16 hex digits) of the scores and of what they were made for."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([asdict(self.dataset), self.digest]).encode())
+        for name in _ARRAYS:
+            array = getattr(self, f"{name}_Q")
+            digest.update(f"{name}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """Write the scores to `path` (safetensors), whole or not at all."""
+        from safetensors.numpy import save_file
+
+        metadata = {
+            "kind": KIND,
+            "schema_version": str(SCHEMA_VERSION),
+            "fingerprint": self.fingerprint,
+            "dataset": json.dumps(asdict(self.dataset)),
+            "digest": self.digest,
+            "details": json.dumps(dict(self.details), allow_nan=False),
+        }
+        arrays = {name: np.ascontiguousarray(getattr(self, f"{name}_Q")) for name in _ARRAYS}
+        with whole_or_absent(path) as temporary:
+            save_file(arrays, temporary, metadata)
+
+    @staticmethod
+    def load(path: Path) -> "DocumentScores":
+        """Read scores and check them against their own fingerprint.
+
+        Raises:
+            TokscaleError: the file is missing, truncated, altered, newer, or holds no scores.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("kind") != KIND:
+                    raise TokscaleError(
+                        f"{path} does not hold document scores; make them with "
+                        "`megatron-tokscale score`"
+                    )
+                check_schema(path, int(metadata["schema_version"]), SCHEMA_VERSION)
+                arrays = {f"{name}_Q": file.get_tensor(name) for name in _ARRAYS}
+            scores = _from_file(path, arrays, metadata)
+        except OSError as error:
+            raise TokscaleError(f"cannot read scores {path}: {error.strerror or error}") from error
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise TokscaleError(f"scores {path} are damaged ({error}); make them again") from error
+        if scores.fingerprint != metadata.get("fingerprint"):
+            raise TokscaleError(f"scores {path} do not match their fingerprint; make them again")
+        return scores
+
+    def check(self, tokens: IndexedTokens) -> None:
+        """Refuse a dataset that these scores were not made for.
+
+        Raises:
+            TokscaleError: another dataset, or the same documents from another tokenizer.
+        """
+        found = identity_of(tokens)
+        if found != self.dataset:
+            why = f"they are for {self.dataset}, the files hold {found}"
+        elif data_digest(tokens) != self.digest:
+            why = f"the tokens of {self.dataset} are not those that were scored"
+        else:
+            return
+        raise TokscaleError(
+            f"the scores of {tokens.prefix} were made for other data or another tokenizer: {why}; "
+            "make them again"
+        )
+
+
+def _from_file(
+    path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
+) -> DocumentScores:
+    dataset = DatasetIdentity(**json.loads(metadata["dataset"]))
+    details = json.loads(metadata["details"])
+    try:
+        return DocumentScores(**arrays, dataset=dataset, digest=metadata["digest"], details=details)
+    except TokscaleError as error:
+        raise TokscaleError(f"scores {path} are damaged: {error}; make them again") from error
+
+
+def scores_path(prefix: str) -> Path:
+    """Where the scores of the dataset PREFIX.bin/.idx lie."""
+    return Path(prefix + SUFFIX)
+
+
+def holds_scores(path: Path) -> bool:
+    """Whether the file at `path` says that it holds document scores, whole or not."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("kind") == KIND
+    except (OSError, SafetensorError):
+        return False
+
+
+def identity_of(tokens: IndexedTokens) -> DatasetIdentity:
+    """By what a plan and a score file know the dataset."""
+    return DatasetIdentity(tokens.name, tokens.n_sequences, tokens.n_tokens)
+
+
+def data_digest(tokens: IndexedTokens) -> str:
+    """SHA-256 (first 16 hex digits) of a dataset's type, lengths, and first and last tokens.
+
+    Of the tokens 2^20 at either end are read, so that it costs nothing on a large corpus.
+    """
+    every_token = tokens.stream(range(tokens.n_sequences))
+    digest = hashlib.sha256(np.dtype(tokens.dtype).name.encode())
+    for array in (tokens.lengths, every_token[:_END_TOKENS], every_token[-_END_TOKENS:]):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]

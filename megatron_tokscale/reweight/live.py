@@ -1,0 +1,141 @@
+"""Weights of the datasets from the losses of a run that is still training.
+
+    python -m megatron_tokscale.reweight.live RUN --until STEP
+
+prints {"weights": [...]}, or {"reason": "..."} where the losses do not tell. A training job starts
+it (`--tokscale-replan`); the same command by hand says the same.
+
+What a dataset is about to give is taken to be what it gives now: -dL/dx of its watched tokens over
+the last factor of two of training, x = ln(step). That is the drop-weighted spectrum at the present,
+seen through the width of the transitions; a fit cannot place a transition that has not begun.
+
+Shapes: D datasets, Z strata, K probe steps.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.data import Decision, Plan, followed, with_decisions
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.reweight.guards import Guards, apply_floor, limit_change
+from megatron_tokscale.store import Run
+
+type Floats = NDArray[np.float64]
+
+WINDOW: Final = 2.0
+_FEWEST_PROBES: Final = 4
+
+
+def decide(run: Run, plan: Plan, step: int) -> Floats:
+    """Weights of the plan's datasets, summing to one, from the losses up to `step`.
+
+    Base weight times (slope / mean slope) ** strength, both as the plan was made with; then the
+    plan's guards: the floor, the limit on change against the weights that hold now or are decided
+    already, and as much of the move as keeps every stratum that grows within the plan's limit on
+    epochs to the end of training.
+
+    Raises:
+        TokscaleError: the run does not watch a dataset, or has too few probes.
+    """
+    records = [record for record in run.records if record.step <= step]
+    if not records or records[-1].step != step:
+        raise TokscaleError(f"{run.path} has no losses of step {step}")
+    made = plan.provenance
+    guards = Guards(**{**vars(Guards()), **made.get("guards", {})})
+    now = max([records[-1].consumed_samples, *(row["start"] for row in made.get("live", []))])
+    current_D = np.array(plan.intervals(now + 1)[-1][2].weights)
+    base_D = np.array(made.get("base_weights", plan.segments[0].weights), dtype=np.float64)
+    base_D = base_D / base_D.sum()
+    slope_D = falls(run, plan, step)
+    mean = float(base_D @ slope_D)
+    if mean <= 0:
+        raise TokscaleError("no dataset's loss falls")
+    wanted_D = base_D * (slope_D / mean) ** float(made.get("strength", 1.0))
+    wanted_D = apply_floor((wanted_D / wanted_D.sum())[None], base_D, guards.floor)
+    weight_D = limit_change(np.stack([current_D, wanted_D[0]]), guards.max_change)[1]
+    if plan.max_epochs is None:
+        return np.asarray(weight_D)
+    n_samples = _train_samples(run, plan)
+    kept_Z, moved_Z = (
+        with_decisions(plan, [Decision(step, now, tuple(row_D))]).target_Z(n_samples)
+        for row_D in (current_D, weight_D)
+    )
+    grows = moved_Z > kept_Z
+    room_Z = plan.max_epochs * _epoch_samples_Z(plan) - kept_Z
+    fraction = (room_Z[grows] / (moved_Z - kept_Z)[grows]).clip(0, 1).min(initial=1.0)
+    return np.asarray(current_D + fraction * (weight_D - current_D))
+
+
+def falls(run: Run, plan: Plan, step: int) -> Floats:
+    """-dL/dx of each dataset at `step`, in nats, by least squares; 0 for one that rises.
+
+    Raises:
+        TokscaleError: the run does not watch a dataset, or has too few probes.
+    """
+    names = list(run.probe_set.domains)
+    missing = sorted({row.name for row in plan.datasets} - set(names))
+    if missing:
+        raise TokscaleError(f"the probe set watches no tokens of {', '.join(missing)}")
+    step_K = np.array(run.step_K)
+    chosen = np.flatnonzero((step_K <= step) & (step_K * WINDOW >= step) & (step_K > 0))
+    if len(chosen) < _FEWEST_PROBES:
+        raise TokscaleError(
+            f"{len(chosen)} probes since step {step / WINDOW:.0f} tell no slope; probe more often"
+        )
+    loss_DK = np.stack([_mean_losses(run, int(at), names) for at in step_K[chosen]], axis=1)
+    x_K = np.log(step_K[chosen])
+    slope_D = -np.polynomial.polynomial.polyfit(x_K, loss_DK.T, 1)[1]
+    row_of = {name: d for d, name in enumerate(names)}
+    slope_D = slope_D[[row_of[dataset.name] for dataset in plan.datasets]]
+    if not np.isfinite(slope_D).all():
+        raise TokscaleError("a dataset has no finite losses")
+    return np.asarray(np.maximum(slope_D, 0.0))
+
+
+def _mean_losses(run: Run, step: int, names: Sequence[str]) -> Floats:
+    """Mean loss of each domain at a probe step, over the tokens whose loss is finite."""
+    loss_N = run.read_losses_at(step).astype(np.float64)
+    finite_N = np.isfinite(loss_N)
+    domain_N = run.probe_set.domain_N
+    total_D = np.bincount(domain_N, np.where(finite_N, loss_N, 0.0), len(names))
+    count_D = np.bincount(domain_N, finite_N, len(names))
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total_D / count_D)
+
+
+def _train_samples(run: Run, plan: Plan) -> int:
+    if "train_samples" in plan.provenance:
+        return int(plan.provenance["train_samples"])
+    batch: dict[str, Any] = run.info["batch"]
+    return int(batch["train_iters"]) * int(batch["global_batch_size"])
+
+
+def _epoch_samples_Z(plan: Plan) -> Floats:
+    """Samples of each stratum; of a plan that does not say, those of all splits of its datasets."""
+    every = [dataset.n_tokens // plan.seq_length for dataset in plan.datasets]
+    sizes_D = np.array(plan.provenance.get("epoch_samples", every), dtype=np.int64)
+    return plan.sizes_Z(sizes_D).astype(np.float64)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Print what `decide` says, as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m megatron_tokscale.reweight.live")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--until", type=int, required=True, metavar="STEP")
+    arguments = parser.parse_args(argv)
+    try:
+        weights = decide(Run.open(arguments.run), followed(arguments.run), arguments.until)
+        print(json.dumps({"weights": weights.tolist()}))
+    except TokscaleError as error:
+        print(json.dumps({"reason": str(error)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

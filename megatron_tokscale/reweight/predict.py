@@ -1,0 +1,336 @@
+"""Scores of the documents that nobody watched, by a ridge regression on their words.
+
+Shapes: Q documents of a dataset, W watched ones, L some of either, T tokens, C hashed columns,
+P columns in all, A ridge penalties, F folds.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.indexed import IndexedTokens
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+MIN_DOCUMENTS: Final = 50
+FIRST_TOKENS: Final = 4096
+
+_COLUMNS: Final = 2**16
+_PENALTIES: Final = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+_FOLDS: Final = 5
+_TOLERANCE: Final = 1e-3
+_TRAINING_TOKENS: Final = 2**24
+_BLOCK_TOKENS: Final = 2**21
+
+type Floats = NDArray[np.float64]
+type Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What is to be predicted, as it is known of the watched documents.
+
+    Attributes:
+        value_W: its values.
+        weight_W: how much each counts; 0 where the value is not known.
+    """
+
+    value_W: Floats
+    weight_W: Floats
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How well a target is predicted for documents that the prediction was not learned from.
+
+    Attributes:
+        documents: documents with a value.
+        r2: share of the weighted variance that is predicted; None if there is nothing to predict:
+            too few documents, or all of one value. Then the prediction is their mean.
+        spearman: rank correlation of prediction and value, unweighted; None likewise.
+        rmse: weighted root mean square error, in units of the target; None likewise.
+        rmse_of_mean: the same for the weighted mean of all; None likewise.
+    """
+
+    documents: int
+    r2: float | None = None
+    spearman: float | None = None
+    rmse: float | None = None
+    rmse_of_mean: float | None = None
+
+    @staticmethod
+    def of(value_W: Floats, predicted_W: Floats, weight_W: Floats) -> "HeldOut":
+        """The errors of predictions; the values are not all the same."""
+        from scipy.stats import rankdata
+
+        share_W = weight_W / weight_W.sum()
+        variance = float(share_W @ (value_W - share_W @ value_W) ** 2)
+        error = float(share_W @ (value_W - predicted_W) ** 2)
+        spearman = None
+        if np.ptp(predicted_W) > 0:
+            ranks = rankdata(value_W), rankdata(predicted_W)
+            spearman = float(np.corrcoef(*ranks)[0, 1])
+        r2 = 1 - error / variance
+        return HeldOut(len(value_W), r2, spearman, float(np.sqrt(error)), float(np.sqrt(variance)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Model:
+    """A linear model of one target; NaN for what has no value anywhere."""
+
+    coefficient_P: Floats
+    intercept: float
+    low: float
+    high: float
+    held_out: HeldOut
+
+    def predict(self, design_LP: "csr_matrix") -> Floats:
+        raw_L = design_LP @ self.coefficient_P + self.intercept
+        return np.asarray(np.clip(raw_L, self.low, self.high))
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What is known of every document of a dataset: its tokens and its mean surprisal.
+
+    The frequencies of its tokens and of their pairs among its first 4,096 tokens, hashed into 2^16
+    columns; its mean surprisal; the logarithm of its length.
+
+    Attributes:
+        tokens: the dataset.
+        surprisal_Q: mean surprisal of the documents in nats; NaN for empty ones.
+    """
+
+    tokens: IndexedTokens
+    surprisal_Q: NDArray[np.float32]
+
+    def hashed(self, document_L: Indices) -> "csr_matrix":
+        """Frequencies of the tokens and pairs of documents, float32, by hashed columns."""
+        from scipy.sparse import csr_matrix
+
+        length_L = self.used_L(document_L)
+        end_L = np.cumsum(length_L)
+        n_tokens = int(end_L[-1]) if end_L.size else 0
+        within_T = np.arange(n_tokens) - np.repeat(end_L - length_L, length_L)
+        itemsize = np.dtype(self.tokens.dtype).itemsize
+        offset_L = (self.tokens.offsets[document_L] - self.tokens.offsets[0]) // itemsize
+        every_token = self.tokens.stream(range(self.tokens.n_sequences))
+        id_T = every_token[np.repeat(offset_L, length_L) + within_T].astype(np.uint64)
+        previous_T = np.concatenate([id_T[:1], id_T[:-1]])
+        pair_T = (previous_T + np.uint64(1)) << np.uint64(32) | id_T
+        column_T2 = np.stack([_mixed(id_T), _mixed(pair_T)], axis=1)
+        share_T2 = np.repeat(1 / np.maximum(length_L, 1), length_L).astype(np.float32)
+        share_T2 = np.repeat(share_T2[:, None], 2, axis=1)
+        share_T2[within_T == 0, 1] = 0  # the first token follows none
+        ends = 2 * np.concatenate([[0], end_L])
+        shape = len(document_L), _COLUMNS
+        return csr_matrix((share_T2.ravel(), column_T2.ravel(), ends), shape=shape)
+
+    def plain(self, document_L: Indices) -> Floats:
+        """Mean surprisal and logarithm of the length, of shape (L, 2)."""
+        length_L = self.tokens.lengths[document_L].astype(np.float64)
+        return np.stack([self.surprisal_Q[document_L], np.log(length_L)], axis=1, dtype=np.float64)
+
+    def used_L(self, document_L: Indices) -> Indices:
+        """How many tokens of documents are looked at."""
+        return np.minimum(self.tokens.lengths[document_L], FIRST_TOKENS).astype(np.int64)
+
+
+def _mixed(key_T: NDArray[np.uint64]) -> NDArray[np.int32]:
+    """Columns of keys: the upper 16 bits of the mixer of splitmix64 (Steele et al. 2014)."""
+    key_T = key_T + np.uint64(0x9E3779B97F4A7C15)
+    for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        key_T = (key_T ^ (key_T >> np.uint64(shift))) * np.uint64(multiplier)
+    return ((key_T ^ (key_T >> np.uint64(31))) >> np.uint64(48)).astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """Ridge regressions of several targets on the same features. Make one with `fit_predictor`.
+
+    Attributes:
+        features: of the dataset it was made for.
+        documents: watched documents that it was learned from.
+    """
+
+    features: Features
+    documents: int
+    _scaling: "_Scaling"
+    _models: Mapping[str, _Model]
+
+    @property
+    def held_out(self) -> dict[str, HeldOut]:
+        """The errors of each target on documents that were held out, in five folds."""
+        return {name: model.held_out for name, model in self._models.items()}
+
+    def predict(self, document_L: Indices) -> dict[str, Floats]:
+        """Each target for documents that are not empty, block by block in bounded memory.
+
+        A prediction does not leave the range of the documents that it was learned from; it is NaN
+        where no document had a value.
+        """
+        parts: list[dict[str, Floats]] = []
+        for block in blocks(self.features.used_L(document_L), _BLOCK_TOKENS):
+            design_LP = self._scaling.design(self.features, document_L[block])
+            parts.append({name: m.predict(design_LP) for name, m in self._models.items()})
+        return {
+            name: np.concatenate([np.empty(0), *(part[name] for part in parts)])
+            for name in self._models
+        }
+
+
+def fit_predictor(
+    features: Features,
+    document_W: Indices,
+    targets: Mapping[str, Target],
+    *,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> Predictor:
+    """Learn to predict `targets` from the watched documents.
+
+    The penalty is that with the least error in five folds. The errors that are reported are those
+    of documents held out: their fold's penalty is chosen on the other folds.
+
+    Args:
+        features: of the dataset.
+        document_W: the watched documents, none empty; of very many, as many at random as have
+            2^24 tokens to look at.
+        targets: what to predict.
+        seed: of the folds, and of that draw.
+        progress: called with a word on what is done next.
+
+    Raises:
+        TokscaleError: fewer than 50 documents, or scikit-learn is not installed.
+    """
+    check_installed()
+    if len(document_W) < MIN_DOCUMENTS:
+        raise TokscaleError(
+            f"{features.tokens.prefix}: {len(document_W)} watched documents are too few to learn "
+            f"a prediction from, it needs {MIN_DOCUMENTS}; watch more of them"
+        )
+    random = np.random.default_rng(seed)
+    order_W = random.permutation(len(document_W))
+    used_W = np.cumsum(features.used_L(document_W[order_W]))
+    order_W = order_W[: max(int(np.searchsorted(used_W, _TRAINING_TOKENS)) + 1, MIN_DOCUMENTS)]
+    fold_W = np.arange(len(order_W)) % _FOLDS
+    scaling = _Scaling.of(features, document_W[order_W])
+    design_WP = scaling.design(features, document_W[order_W])
+    design_WP.sum_duplicates()
+    models = {}
+    for name, target in targets.items():
+        if progress:
+            progress(f"predicting {name.replace('_', ' ')} in {features.tokens.name}")
+        drawn = Target(target.value_W[order_W], target.weight_W[order_W])
+        models[name] = _fit(design_WP, drawn, fold_W)
+    return Predictor(features, len(order_W), scaling, models)
+
+
+def check_installed() -> None:
+    """Refuse to predict without scikit-learn.
+
+    Raises:
+        TokscaleError: it is not installed.
+    """
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise TokscaleError(
+            "predicting scores needs scikit-learn; run `pip install 'megatron-tokscale[scores]'`, "
+            "or score the watched documents alone (--no-predict)"
+        ) from error
+
+
+def blocks(size_L: Indices, most: int) -> Iterator[slice]:
+    """Cut documents into stretches of at most `most` in all, or of one that has more."""
+    end_L = np.cumsum(size_L)
+    start = 0
+    while start < len(size_L):
+        before = int(end_L[start] - size_L[start])
+        stop = max(int(np.searchsorted(end_L, before + most, side="right")), start + 1)
+        yield slice(start, stop)
+        start = stop
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """Brings the features to one scale: ridge penalties compare coefficients.
+
+    The hashed columns keep their scale among themselves and have a mean square of 1 per document
+    together; mean surprisal and log length have a mean of 0 and a variance of 1.
+    """
+
+    hashed: float
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    @staticmethod
+    def of(features: Features, document_W: Indices) -> "_Scaling":
+        square = 0.0
+        for block in blocks(features.used_L(document_W), _BLOCK_TOKENS):
+            hashed_LC = features.hashed(document_W[block])
+            hashed_LC.sum_duplicates()
+            square += float((hashed_LC.data.astype(np.float64) ** 2).sum())
+        plain_W2 = features.plain(document_W)
+        deviation = plain_W2.std(axis=0)
+        return _Scaling(
+            float(np.sqrt(len(document_W) / square)),
+            tuple(plain_W2.mean(axis=0).tolist()),
+            tuple(np.where(deviation > 0, deviation, 1.0).tolist()),
+        )
+
+    def design(self, features: Features, document_L: Indices) -> "csr_matrix":
+        """The scaled features of documents, float32, of shape (L, P)."""
+        from scipy.sparse import csr_matrix, hstack
+
+        hashed_LC = features.hashed(document_L)
+        hashed_LC.data *= np.float32(self.hashed)
+        plain_L2 = (features.plain(document_L) - self.mean) / self.deviation
+        plain = csr_matrix(plain_L2.astype(np.float32))
+        return csr_matrix(hstack([hashed_LC, plain], format="csr"))
+
+
+def _fit(design_WP: "csr_matrix", target: Target, fold_W: Indices) -> _Model:
+    known_W = target.weight_W > 0
+    value_W, fold_W = target.value_W[known_W], fold_W[known_W]
+    n_known = len(value_W)
+    if n_known < MIN_DOCUMENTS or np.ptp(value_W) == 0:
+        weight_W = target.weight_W[known_W]
+        mean = float(np.average(value_W, weights=weight_W)) if n_known else float("nan")
+        return _Model(np.zeros(design_WP.shape[1]), mean, mean, mean, HeldOut(n_known))
+    weight_W = target.weight_W[known_W] / target.weight_W[known_W].mean()
+    design_WP = design_WP[known_W]
+    predicted_AW = np.empty((len(_PENALTIES), n_known))
+    for fold in range(_FOLDS):
+        learn_W = fold_W != fold
+        learned = design_WP[learn_W], value_W[learn_W], weight_W[learn_W]
+        held_out_LP = design_WP[~learn_W]
+        for a, penalty in enumerate(_PENALTIES):
+            predicted_AW[a, ~learn_W] = _ridge(*learned, penalty).predict(held_out_LP)
+    square_AW = weight_W * (predicted_AW - value_W) ** 2
+    square_AF = np.stack([square_AW[:, fold_W == f].sum(axis=1) for f in range(_FOLDS)], axis=1)
+    chosen_F = np.argmin(square_AF.sum(axis=1, keepdims=True) - square_AF, axis=0)
+    predicted_W = predicted_AW[chosen_F[fold_W], np.arange(n_known)]
+    model = _ridge(design_WP, value_W, weight_W, _PENALTIES[square_AF.sum(axis=1).argmin()])
+    held_out = HeldOut.of(value_W, predicted_W, weight_W)
+    return _Model(model.coefficient_P, model.intercept, model.low, model.high, held_out)
+
+
+def _ridge(design_WP: "csr_matrix", value_W: Floats, weight_W: Floats, penalty: float) -> _Model:
+    from sklearn.linear_model import Ridge
+
+    mean = float(np.average(value_W, weights=weight_W))
+    ridge: Any = Ridge(alpha=penalty, solver="lsqr", tol=_TOLERANCE)
+    ridge.fit(design_WP, value_W - mean, sample_weight=weight_W)
+    return _Model(
+        np.asarray(ridge.coef_, dtype=np.float64),
+        float(ridge.intercept_) + mean,
+        float(value_W.min()),
+        float(value_W.max()),
+        HeldOut(len(value_W)),
+    )

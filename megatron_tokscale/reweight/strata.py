@@ -1,0 +1,265 @@
+"""The strata of a dataset before there is a job: names, shares, and what is in them.
+
+Megatron's order of a dataset's samples is known in the job alone. Here the training documents are
+laid end to end in a random order of our own and cut into samples as Megatron cuts them: other
+samples with the same statistics. The job ranks its own.
+
+Shapes: Q documents of a dataset, P documents in the order of the stream, N samples, Z strata of the
+dataset, E points in time.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from megatron_tokscale.data.plan import Cut, DatasetIdentity
+from megatron_tokscale.data.samples import SampleIndex, SampleScores
+from megatron_tokscale.data.scores import DocumentScores, scores_path
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.indexed import IndexedTokens, Portion
+
+type Floats = NDArray[np.float64]
+
+# Our choices. A stratum of fewer samples is noise; of more than so many a part is looked at.
+MIN_SAMPLES: Final = 50
+MIN_UNLEARNED: Final = 0.01
+MAX_SAMPLES: Final = 20_000
+
+# No sample is learned in less than about the spacing of probes at 8 an octave (0.087 in ln).
+MIN_SPREAD: Final = 0.1
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How a dataset falls into strata.
+
+    Attributes:
+        quantiles: strata of equal shares in the order of learning time; fewer where one would hold
+            less than 50 samples.
+        unlearned: samples of which more than this share of the tokens is never learned are a
+            stratum of their own, if they are 1% of the samples and 50 at least.
+
+    Raises:
+        TokscaleError: on construction, if these are out of range.
+    """
+
+    quantiles: int = 8
+    unlearned: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.quantiles < 1:
+            raise TokscaleError(f"{self.quantiles} quantiles are no strata; give 1 or more")
+        if not 0 < self.unlearned <= 1:
+            raise TokscaleError(
+                f"the share never learned, {self.unlearned:g}, is not above 0 and at most 1"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Some samples of a stratum, drawn at random, or all of them.
+
+    Attributes:
+        time_N: ln(consumed tokens of the reference run) at which each is learned; 0 where nothing
+            is.
+        spread_N: standard deviation of the same over the sample's drop, at least `MIN_SPREAD`.
+        drop_N: learnable drop in nats per token.
+    """
+
+    time_N: Floats
+    spread_N: Floats
+    drop_N: Floats
+
+    def learned_by(self, x_E: Floats) -> Floats:
+        """Mean drop in nats per token that the reference run had learned by x = ln(tokens).
+
+        Each sample's drop falls around its learning time as a normal distribution.
+        """
+        z_E = ((x - self.time_N) / self.spread_N for x in x_E)
+        return np.array([float(np.mean(self.drop_N * ndtr(z_N))) for z_N in z_E])
+
+
+@dataclass(frozen=True, eq=False)
+class CutDataset:
+    """A dataset and its strata, in the order of the cut.
+
+    Attributes:
+        names: of the strata.
+        shares: of the dataset's samples, summing to one.
+        samples: of each stratum.
+        cutting: how it was cut.
+        cut: how the job is to rank the dataset's samples; None for a single stratum.
+        n_samples: samples of the dataset in one epoch.
+        reference: the reference run of the scores.
+        x_range: ln(consumed tokens) of the reference run at its first and last probe.
+        scores: fingerprint of the scores.
+    """
+
+    names: tuple[str, ...]
+    shares: tuple[float, ...]
+    samples: tuple[Samples, ...]
+    cutting: Cutting
+    cut: Cut | None
+    n_samples: int
+    reference: str
+    x_range: tuple[float, float]
+    scores: str
+
+    @property
+    def bounds(self) -> Floats:
+        """Where the strata begin and end among the ranked samples, from 0 to 1."""
+        return np.cumsum([0.0, *self.shares])
+
+    def learned_by(self, x_E: Floats) -> Floats:
+        """Drop in nats per token learned by x, one column per stratum."""
+        return np.stack([samples.learned_by(x_E) for samples in self.samples], axis=1)
+
+
+def dataset_names(datasets: Sequence[DatasetIdentity]) -> list[str]:
+    """Names that tell the datasets of a plan apart: namesakes are numbered."""
+    count = Counter(dataset.name for dataset in datasets)
+    return [
+        dataset.name if count[dataset.name] == 1 else f"{dataset.name}#{d}"
+        for d, dataset in enumerate(datasets)
+    ]
+
+
+def read_scores(tokens: IndexedTokens, folder: Path | None = None) -> DocumentScores:
+    """The scores of a dataset: beside its .bin/.idx, or in a folder.
+
+    Raises:
+        TokscaleError: there are none, they are damaged, or made for other data.
+    """
+    path = scores_path(tokens.prefix)
+    path = path if folder is None else folder / path.name
+    if not path.is_file():
+        raise TokscaleError(
+            f"{path} is not there: score the data with `megatron-tokscale score`, or plan with "
+            "--policy dataset --run RUN, which needs no scores"
+        )
+    scores = DocumentScores.load(path)
+    scores.check(tokens)
+    return scores
+
+
+def lay_out(portion: Portion, seq_length: int, seed: int) -> SampleIndex:
+    """Lay the documents of a part end to end in random order, and cut them as Megatron does.
+
+    Raises:
+        TokscaleError: there are not tokens enough for one sample.
+    """
+    document_P = np.array(portion.sequences)[portion.lengths > 0]
+    document_P = np.random.default_rng(seed).permutation(document_P)
+    length_P = portion.tokens.lengths[document_P].astype(np.int64)
+    stop_P = np.cumsum(length_P)
+    n_samples = (portion.n_tokens - 1) // seq_length
+    if n_samples < 1:
+        raise TokscaleError(
+            f"{portion.tokens.prefix} has not enough training tokens for one sample of "
+            f"{seq_length} tokens; leave it out"
+        )
+    bound_N1 = seq_length * np.arange(n_samples + 1, dtype=np.int64)
+    position_N1 = np.searchsorted(stop_P, bound_N1, side="right")
+    offset_N1 = bound_N1 - (stop_P - length_P)[position_N1]
+    return SampleIndex(
+        portion.tokens.lengths,
+        document_P,
+        np.stack([position_N1, offset_N1], axis=1),
+        np.arange(n_samples),
+    )
+
+
+def cut_dataset(
+    name: str,
+    portion: Portion,
+    scores: DocumentScores,
+    cutting: Cutting,
+    seq_length: int,
+    seed: int,
+) -> CutDataset:
+    """Cut the training part of a dataset into strata.
+
+    Args:
+        name: of the dataset in the plan: its strata are NAME/q1, NAME/q2, ... and NAME/unlearned,
+            or NAME alone.
+        portion: the training part.
+        scores: of the dataset.
+        cutting: into what.
+        seq_length: sequence length in tokens.
+        seed: of the random order, and of the draw of a stratum's samples.
+
+    Raises:
+        TokscaleError: a training document has no score, there are too few tokens for a sample, or
+            the scores do not tell of their reference run.
+    """
+    x_range = _check_scores(portion, scores)
+    sample_scores = SampleScores.of(scores, lay_out(portion, seq_length, seed))
+    n_samples = len(sample_scores.drop_N)
+    n_quantiles, n_unlearned = _counts(sample_scores, cutting)
+    names = [f"{name}/q{q}" for q in range(1, n_quantiles + 1)]
+    shares = [(n_samples - n_unlearned) / n_samples / n_quantiles] * n_quantiles
+    if n_unlearned:
+        names, shares = [*names, f"{name}/unlearned"], [*shares, n_unlearned / n_samples]
+    cut = Cut(scores.fingerprint, unlearned=n_unlearned > 0)
+    bounds = np.rint(np.cumsum([0.0, *shares]) * n_samples).astype(np.int64)
+    ranked = sample_scores.ranked(cut, n_unlearned, seed)
+    generator = np.random.default_rng(seed)
+    is_whole = len(names) == 1
+    return CutDataset(
+        names=(name,) if is_whole else tuple(names),
+        shares=tuple(shares),
+        samples=tuple(
+            _some(sample_scores, ranked[start:stop], generator) for start, stop in pairwise(bounds)
+        ),
+        cutting=cutting,
+        cut=None if is_whole else cut,
+        n_samples=n_samples,
+        reference=str(scores.details.get("run_id") or scores.details.get("run")),
+        x_range=x_range,
+        scores=scores.fingerprint,
+    )
+
+
+def _check_scores(portion: Portion, scores: DocumentScores) -> tuple[float, float]:
+    part = slice(portion.sequences.start, portion.sequences.stop)
+    missing = np.isnan(scores.drop_Q[part]) & (portion.lengths > 0)
+    if missing.any():
+        raise TokscaleError(
+            f"{int(missing.sum())} of {missing.size} training documents of {portion.tokens.name} "
+            f"have no score, the first is {part.start + int(np.argmax(missing))}; score them too: "
+            "those that were not watched can be predicted"
+        )
+    try:
+        first, last = map(float, scores.details["clock_range"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TokscaleError(
+            f"the scores of {portion.tokens.name} do not tell how far their reference run went; "
+            "make them again"
+        ) from error
+    return first, last
+
+
+def _counts(scores: SampleScores, cutting: Cutting) -> tuple[int, int]:
+    """Number of quantiles, and of the samples in the stratum of those never learned."""
+    n_samples = len(scores.drop_N)
+    n_unlearned = int((scores.unlearned_N > cutting.unlearned).sum())
+    if n_unlearned < max(MIN_UNLEARNED * n_samples, MIN_SAMPLES):
+        n_unlearned = 0
+    n_quantiles = min(cutting.quantiles, (n_samples - n_unlearned) // MIN_SAMPLES)
+    return (n_quantiles, n_unlearned) if n_quantiles else (1, 0)
+
+
+def _some(
+    scores: SampleScores, members: NDArray[np.int64], generator: np.random.Generator
+) -> Samples:
+    if members.size > MAX_SAMPLES:
+        members = generator.choice(members, MAX_SAMPLES, replace=False)
+    spread_N = np.maximum(np.nan_to_num(scores.spread_N[members]), MIN_SPREAD)
+    return Samples(np.nan_to_num(scores.learning_time_N[members]), spread_N, scores.drop_N[members])

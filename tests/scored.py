@@ -1,0 +1,76 @@
+"""Datasets with planted scores, and reference runs with planted spectra, all without files."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from megatron_tokscale.data.plan import DatasetIdentity
+from megatron_tokscale.data.scores import DocumentScores
+from megatron_tokscale.indexed import IndexedTokens, Portion
+from megatron_tokscale.reweight import CutDataset, Cutting, cut_dataset
+
+SEQ_LENGTH = 64
+RANGE = (8.0, 16.0)  # ln(consumed tokens) at the reference run's first and last probe
+
+
+def portion_of(lengths, name: str = "web", sequences: range | None = None) -> Portion:
+    """A part of a dataset that has an index and no tokens."""
+    lengths = np.array(lengths, np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths[:-1], dtype=np.int64) * 2])
+    tokens = IndexedTokens(f"/nowhere/{name}", lengths, offsets, np.uint16)
+    return Portion(tokens, sequences or range(lengths.size), 1.0)
+
+
+def scores_of(portion: Portion, time, spread=0.5, drop=1.0, unlearned=0.0, **details):
+    """Scores of all documents; numbers stand for that number everywhere."""
+    tokens, rows = portion.tokens, {}
+    n = tokens.n_sequences
+    for key, value in {
+        "learning_time": time,
+        "spread": spread,
+        "drop": drop,
+        "unlearned": unlearned,
+        "surprisal": np.linspace(5, 7, n),
+    }.items():
+        rows[f"{key}_Q"] = np.broadcast_to(np.asarray(value, np.float32), n).copy()
+    return DocumentScores(
+        **rows,
+        watched_Q=np.zeros(n, np.int32),
+        dataset=DatasetIdentity(tokens.name, n, tokens.n_tokens),
+        digest="0123456789abcdef",
+        details={"run_id": "reference", "clock_range": list(RANGE)} | details,
+    )
+
+
+def cut(name: str, time, lengths=None, cutting: Cutting | None = None, **scores) -> CutDataset:
+    """A dataset of one document per learning time, cut into strata."""
+    portion = portion_of(np.full(len(time), 300) if lengths is None else lengths, name)
+    return cut_dataset(
+        name, portion, scores_of(portion, time, **scores), cutting or Cutting(4), SEQ_LENGTH, 1
+    )
+
+
+def identity(dataset: CutDataset) -> DatasetIdentity:
+    """What a job knows of such a dataset."""
+    return DatasetIdentity(
+        dataset.names[0].partition("/")[0], 1000, dataset.n_samples * SEQ_LENGTH + 1
+    )
+
+
+def run_of(folder: Path, names, centres, width=0.3, steps=None, end=1000, tokens_per_sample=64):
+    """A run of `end` steps of 8 samples; what `names` have to learn lies around step `centres`."""
+    default = [0, 1, 3, 10, 30, 100, 300, 1000]
+    step_K = np.array([step for step in steps or default if step <= end])
+    records = tuple(SimpleNamespace(step=s, consumed_samples=8 * s) for s in step_K.tolist())
+    x_G = np.linspace(0, np.log(end), 500)
+    z = (x_G - np.log(np.array(centres, float))[:, None]) / width
+    analysis = folder / "analysis"
+    analysis.mkdir(parents=True)
+    np.savez(analysis / "spectrum.npz", x_G=x_G, drop_weighted_DG=np.exp(-(z**2) / 2))
+    domains = [{"name": name, "n_tokens": 5} for name in names]
+    (analysis / "spectrum.json").write_text(json.dumps({"time": "step", "domains": domains}))
+    with np.errstate(divide="ignore"):
+        x_K = {"step": np.log(step_K), "tokens": np.log(8.0 * tokens_per_sample * step_K)}
+    return SimpleNamespace(path=folder, analysis=analysis, records=records, x_K=x_K.__getitem__)
