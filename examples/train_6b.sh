@@ -8,6 +8,10 @@
 # ACTION=build makes the probe set, ACTION=plan tells what the probes will cost, ACTION=doctor says
 # what would be refused: each once, on any machine that sees the files. ACTION=train (the default)
 # trains; started again it resumes. ACTION=replay probes the checkpoints of a run that is over.
+#
+# To train under a data plan: REFERENCE=OTHER ACTION=score scores the training documents by a fitted
+# run that watched some of them, PLAN=plan.json ACTION=data-plan makes the plan, and PLAN=plan.json
+# beside ACTION=doctor or train follows it. One plan a run; without PLAN the blend is Megatron's.
 
 set -euo pipefail
 
@@ -107,6 +111,10 @@ TOKSCALE_ARGS=(
     --tokscale-probe-at-exit
 )
 
+if [[ -n ${PLAN:-} ]]; then
+    TOKSCALE_ARGS+=(--tokscale-plan "$PLAN")
+fi
+
 SCRIPT=${MEGATRON:-Megatron-LM}/pretrain_gpt.py
 JOB=(
     "$SCRIPT" "${MODEL_ARGS[@]}" "${TRAINING_ARGS[@]}" "${MODEL_PARALLEL_ARGS[@]}"
@@ -122,13 +130,21 @@ plan)
     megatron-tokscale probe plan --probe-set "$PROBE" "${SHAPE_ARGS[@]}" --vocab-size "$VOCAB_SIZE" \
         --global-batch-size $GLOBAL_BATCH --train-iters $STEPS --schedule log:per-octave=12+last
     ;;
+score)
+    megatron-tokscale score "${REFERENCE:?the fitted reference run}" --data-path "${DATA[@]}" \
+        --split $SPLIT
+    ;;
+data-plan)
+    megatron-tokscale plan build --data-path "${DATA[@]}" --split $SPLIT --seq-length $SEQ_LENGTH \
+        --train-samples $((GLOBAL_BATCH * STEPS)) --out "${PLAN:?the file to write}"
+    ;;
 doctor) megatron-tokscale doctor -- "${JOB[@]}" ;;
 train) torchrun "${DISTRIBUTED_ARGS[@]}" -m megatron_tokscale.run "${JOB[@]}" ;;
 replay)
     torchrun "${DISTRIBUTED_ARGS[@]}" -m megatron_tokscale.run "${JOB[@]}" --tokscale-replay "$RUN"
     ;;
 *)
-    echo "$0: ACTION is build, plan, doctor, train or replay, not $ACTION" >&2
+    echo "$0: ACTION is build, plan, score, data-plan, doctor, train or replay, not $ACTION" >&2
     exit 2
     ;;
 esac

@@ -69,21 +69,30 @@ def draw(
         for z in range(first_D[d], first_D[d + 1]):
             margin_Z[z] = _margin(np.count_nonzero(strata))
             early_Z[z], late_Z[z] = _window(drawn_Z[z], target_Z[z], within_Z[z], margin_Z[z])
+    queue_D = np.argsort(late_D, kind="mergesort")
+    queue_Z = np.empty(within_Z.size, np.int64)
+    for d in range(n_datasets):
+        a, b = first_D[d], first_D[d + 1]
+        queue_Z[a:b] = a + np.argsort(late_Z[a:b], kind="mergesort")
     for n in range(stratum_N.size):
         if is_unchanged:
             d = _furthest_behind(weight_D, ahead_D, max(float(first + n), 1.0))
         else:
-            d = _due_first(early_D, late_D, n + 1.0)
-        first_z, stop_z = first_D[d], first_D[d + 1]
-        now = drawn_D[d] - before_D[d] + 1.0
-        z = first_z + _due_first(early_Z[first_z:stop_z], late_Z[first_z:stop_z], now)
+            i = _due_first(queue_D, early_D, n + 1.0)
+            d = queue_D[i]
+        queue = queue_Z[first_D[d] : first_D[d + 1]]
+        j = _due_first(queue, early_Z, drawn_D[d] - before_D[d] + 1.0)
+        z = queue[j]
         stratum_N[n] = z
         draw_N[n] = drawn_Z[z]
         drawn_D[d] += 1
         ahead_D[d] += 1.0
         drawn_Z[z] += 1
-        early_D[d], late_D[d] = _window(drawn_D[d], target_D[d], weight_D[d], margin)
         early_Z[z], late_Z[z] = _window(drawn_Z[z], target_Z[z], within_Z[z], margin_Z[z])
+        _move_back(queue, j, late_Z)
+        if not is_unchanged:
+            early_D[d], late_D[d] = _window(drawn_D[d], target_D[d], weight_D[d], margin)
+            _move_back(queue_D, i, late_D)
 
 
 @_compiled
@@ -115,11 +124,25 @@ def _furthest_behind(
 
 
 @_compiled
-def _due_first(early: NDArray[np.float64], late: NDArray[np.float64], now: float) -> int:
-    """The first due among those released; if none is, the first due of all. Ties: the first."""
-    best, soonest = -1, np.inf
-    for i in range(early.size):
-        due = late[i] if early[i] <= now else np.inf
-        best = i if due < soonest else best
-        soonest = min(due, soonest)
-    return best if best >= 0 else int(np.argmin(late))
+def _due_first(queue: NDArray[np.int64], early: NDArray[np.float64], now: float) -> int:
+    """The place in the queue of the first that is released; if none is, the first place."""
+    for i in range(queue.size):
+        if early[queue[i]] <= now:
+            return i
+    return 0
+
+
+@_compiled
+def _move_back(queue: NDArray[np.int64], i: int, late: NDArray[np.float64]) -> None:
+    """Put the one at place i of the queue where it belongs now that it is due later.
+
+    The queue is by when they are due, ties by their numbers.
+    """
+    moved = queue[i]
+    while i + 1 < queue.size:
+        other = queue[i + 1]
+        if late[other] > late[moved] or (late[other] == late[moved] and other > moved):
+            break
+        queue[i] = other
+        i += 1
+    queue[i] = moved

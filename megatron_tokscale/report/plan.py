@@ -302,9 +302,8 @@ def _figures(drawn: DrawnPlan, name: str) -> list[str]:
         figure(
             plan_figures.shares(name, drawn, shown),
             f"Above: weights of the datasets over the consumed samples{left}. Below: their shares "
-            "of the samples in windows; lines are due, points are drawn. "
-            "A window of few samples cannot be nearer to its target than a sample."
-            + _left_out(drawn, shown),
+            "of the samples in windows; lines are due, points are drawn. A window of few samples "
+            "cannot be nearer to its target than a sample." + _left_out(drawn, shown),
         )
     ]
     cut = [d for d in range(len(drawn.plan.datasets)) if len(drawn.plan.strata_of(d)) > 1]

@@ -4,23 +4,33 @@ Shapes: D datasets, Z strata, W windows of consumed samples.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, pairwise
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.data import Decision, Plan, build_index, with_decisions
+from megatron_tokscale.data import (
+    Decision,
+    Index,
+    Plan,
+    build_index,
+    load_or_build_index,
+    with_decisions,
+)
 from megatron_tokscale.data.history import load_run_plan
 from megatron_tokscale.data.index import count_strata
-from megatron_tokscale.data.record import DataRecord, load_records, record_path
+from megatron_tokscale.data.record import DataRecord, PlanRecord, load_records, record_path
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight.strata import dataset_names
 from megatron_tokscale.store import Run
 
 N_WINDOWS: Final = 50
+_MIN_SAMPLES: Final = 20
 
 type Floats = NDArray[np.float64]
 type Counts = NDArray[np.int64]
@@ -115,7 +125,8 @@ class DrawnPlan:
 def read_plan(run: Run) -> DrawnPlan | None:
     """The plan of a run, and what it drew up to the last probe; None without one.
 
-    Takes 10 bytes, and 0.05 µs or so, for every consumed sample.
+    Where the job's index is not kept it takes 10 bytes, and up to half a µs, for every consumed
+    sample.
 
     Raises:
         TokscaleError: a file of the plan, or that of the job's data, is damaged.
@@ -143,7 +154,7 @@ def read_plan(run: Run) -> DrawnPlan | None:
         tuple(decisions),
         _accepted(plan),
         edge_W1,
-        _count(plan, edge_W1),
+        _count(_index(plan, record, int(edge_W1[-1])), edge_W1, plan.n_strata),
         np.diff([plan.target_Z(edge) for edge in edge_W1.tolist()], axis=0),
         base_D,
         base_from,
@@ -154,22 +165,35 @@ def read_plan(run: Run) -> DrawnPlan | None:
 
 
 def window_edges(start: int, first: int, stop: int) -> Counts:
-    """Edges of at most 50 windows of [start, stop), evenly spaced in ln samples as whole ones go.
+    """Edges of at most 50 windows of [start, stop), evenly spaced in ln samples.
 
-    The first window from sample 0 ends at `first`, which has a place on a logarithmic axis.
+    The first window from sample 0 ends at `first`, which has a place on a logarithmic axis. Windows
+    of fewer than 20 samples are joined: their shares would say nothing.
     """
     if stop <= start:
         return np.array([start])
-    low = max(start, min(first, stop)) if start == 0 else start
+    low = max(min(first, stop), 1) if start == 0 else start
     n_edges = N_WINDOWS if low > start else N_WINDOWS + 1
-    return np.unique([start, *np.rint(np.geomspace(low, stop, n_edges)).astype(np.int64)])
+    edges = [start]
+    for edge in np.rint(np.geomspace(low, stop, n_edges)).astype(np.int64).tolist():
+        if edge - edges[-1] >= _MIN_SAMPLES and stop - edge >= _MIN_SAMPLES:
+            edges.append(edge)
+    return np.array([*edges, stop])
 
 
-def _count(plan: Plan, edge_W1: Counts) -> Counts:
-    index = build_index(plan, int(edge_W1[-1]))
-    count_WZ = np.zeros((len(edge_W1) - 1, plan.n_strata), np.int64)
+def _index(plan: Plan, record: DataRecord | None, n_samples: int) -> Index:
+    """The job's own index, where its cache is still there; the same, computed anew, otherwise."""
+    order = None if record is None else record.order
+    if isinstance(order, PlanRecord) and order.n_samples >= n_samples:
+        with suppress(TokscaleError):
+            return load_or_build_index(plan, order.n_samples, Path(order.cache_dir), build=False)
+    return build_index(plan, n_samples)
+
+
+def _count(index: Index, edge_W1: Counts, n_strata: int) -> Counts:
+    count_WZ = np.zeros((len(edge_W1) - 1, n_strata), np.int64)
     for row, (begin, end) in enumerate(pairwise(edge_W1)):
-        count_WZ[row] = count_strata(index.stratum_N[begin:end], plan.n_strata)
+        count_WZ[row] = count_strata(index.stratum_N[begin:end], n_strata)
     return count_WZ
 
 
@@ -193,11 +217,9 @@ def _accepted(plan: Plan) -> tuple[tuple[int, str], ...]:
 
 def _base(plan: Plan) -> tuple[Floats, Literal["plan", "stage"]]:
     """Weights of the datasets without the plan."""
-    # Of a plan that took over from another the datasets may be others than it was made for.
-    weights = None if "accepted" in plan.provenance else plan.provenance.get("base_weights")
-    if _are_numbers(weights, len(plan.datasets)) and sum(weights) > 0:
-        base_D = np.array(weights, dtype=np.float64)
-        return base_D / base_D.sum(), "plan"
+    weights = _numbers(plan, "base_weights")
+    if weights and sum(weights) > 0:
+        return np.array(weights) / sum(weights), "plan"
     return np.array(plan.segments[0].weights), "stage"
 
 
@@ -208,19 +230,22 @@ def _sizes(
     names = [dataset.name for dataset in plan.datasets]
     if record is not None and [dataset.name for dataset in record.datasets] == names:
         return [dataset.size for dataset in record.datasets], "job"
-    samples = None if "accepted" in plan.provenance else plan.provenance.get("epoch_samples")
-    if _are_numbers(samples, len(names)):
+    if samples := _numbers(plan, "epoch_samples"):
         return [int(size) for size in samples], "plan"
     return [dataset.n_tokens // plan.seq_length for dataset in plan.datasets], "tokens"
 
 
-def _are_numbers(values: Any, length: int) -> bool:
-    """Whether these are so many finite numbers, none below zero: a plan's provenance is free."""
-    return (
-        isinstance(values, list | tuple)
-        and len(values) == length
-        and all(isinstance(value, int | float) and 0 <= value < np.inf for value in values)
-    )
+def _numbers(plan: Plan, name: str) -> list[float] | None:
+    """What the plan was made with for each dataset; None if it does not tell.
+
+    Of a plan that took over from another the datasets may be others, so it does not.
+    """
+    values = plan.provenance.get(name)
+    if "accepted" in plan.provenance or not isinstance(values, list | tuple):
+        return None
+    if not all(isinstance(value, int | float) and 0 <= value < np.inf for value in values):
+        return None
+    return [float(value) for value in values] if len(values) == len(plan.datasets) else None
 
 
 def _colours(plan: Plan, domains: Sequence[str]) -> tuple[int, ...]:

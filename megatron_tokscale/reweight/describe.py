@@ -13,8 +13,6 @@ from megatron_tokscale.reweight.table import aligned
 
 _COLUMNS: Final = 7
 
-_aligned = aligned  # describe_scores knows it by this name
-
 
 def describe(plan: Plan, train_samples: int | None = None) -> str:
     """Weights in percent at up to seven stages, and a picture of all of them.

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from megatron_tokscale.reweight.describe import _aligned as aligned
 from megatron_tokscale.reweight.scoring import ScoreSummary
+from megatron_tokscale.reweight.table import aligned
 
 _NONE = "–"
 

@@ -87,7 +87,8 @@ def falls(run: Run, plan: Plan, step: int) -> Floats:
     chosen = np.flatnonzero((step_K <= step) & (step_K * WINDOW >= step) & (step_K > 0))
     if len(chosen) < _FEWEST_PROBES:
         raise TokscaleError(
-            f"{len(chosen)} probes since step {step / WINDOW:.0f} tell no slope; probe more often"
+            f"{len(chosen)} of the {_FEWEST_PROBES} probes that a slope needs are there since step "
+            f"{step / WINDOW:.0f}; probe more often"
         )
     loss_DK = np.stack([_mean_losses(run, int(at), names) for at in step_K[chosen]], axis=1)
     x_K = np.log(step_K[chosen])

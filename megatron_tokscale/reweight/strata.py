@@ -155,7 +155,7 @@ def lay_out(portion: Portion, seq_length: int, seed: int) -> SampleIndex:
     Raises:
         TokscaleError: there are not tokens enough for one sample.
     """
-    document_P = np.array(portion.sequences)[portion.lengths > 0]
+    document_P = portion.sequences.start + np.flatnonzero(portion.lengths)
     document_P = np.random.default_rng(seed).permutation(document_P)
     length_P = portion.tokens.lengths[document_P].astype(np.int64)
     stop_P = np.cumsum(length_P)

@@ -222,7 +222,9 @@ def _check_planned_data(
         if portion is not None and plan.cuts[dataset] is not None:
             prefix, documents = portion.tokens.prefix, portion.sequences
             findings.attempt(scores_of_plan, plan, dataset, prefix, documents, scores)
-    sizes_D = [0 if part is None else (part.n_tokens - 1) // plan.seq_length for part in chosen]
+    sizes_D = [
+        0 if part is None else max(part.n_tokens - 1, 0) // plan.seq_length for part in chosen
+    ]
     n_samples = args.train_samples or (args.train_iters or 0) * (args.global_batch_size or 0)
     strata = Strata(plan, sizes_D, [None] * len(sizes_D))
     findings.attempt(strata.check, plan, n_samples)

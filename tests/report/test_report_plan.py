@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 from html_page import Page
 
-from megatron_tokscale.data import Cut, DatasetIdentity, Decision, Plan, Stage, Stratum, build_index
+from megatron_tokscale.data import (
+    Cut,
+    DatasetIdentity,
+    Decision,
+    Plan,
+    Stage,
+    Stratum,
+    build_index,
+    load_or_build_index,
+)
 from megatron_tokscale.data.history import accepted, followed, save_run_plan
 from megatron_tokscale.data.record import BlendRecord, DataRecord, DatasetRecord, PlanRecord
 from megatron_tokscale.errors import TokscaleError
@@ -222,6 +231,21 @@ def test_only_what_was_drawn_by_the_plan_is_counted(following):
     assert "without it" in page.words("plan")
 
 
+def test_the_index_that_the_job_kept_is_the_one_that_is_counted(following, tmp_path):
+    plan, cache = make_plan(), tmp_path / "cache"
+    run = following(plan)
+    before = read_plan(run).count_WZ
+    record(1000, order=PlanRecord(str(cache), plan.fingerprint, 10_000, (None, None))).save(
+        data_file(run)
+    )
+    np.testing.assert_array_equal(read_plan(run).count_WZ, before)
+    load_or_build_index(plan, 10_000, cache, build=True)
+    np.testing.assert_array_equal(read_plan(run).count_WZ, before)
+    for file in cache.glob("*-stratum.npy"):
+        np.save(file, np.full(10_000, 3, np.int16))
+    assert read_plan(run).count_Z.tolist() == [0, 0, 0, CONSUMED]
+
+
 def test_a_run_that_has_drawn_nothing_by_its_plan_says_so(following):
     run = following(make_plan())
     record(1000, CONSUMED).save(data_file(run))
@@ -247,10 +271,12 @@ def test_names_and_provenance_are_escaped(following, name):
     odd = {"policy": name, "control": name, "run": name, "reference": name, "version": name}
     odd |= {"scores": {name: name}, "guards": {"floor": name}, "window": name}
     plan = make_plan(names=(name, "code"), **odd)
-    html, page = section_of(following(plan))
+    strata = tuple(dataclasses.replace(each, name=f"{each.name}{name}") for each in plan.strata)
+    html, page = section_of(following(dataclasses.replace(plan, strata=strata)))
     assert "<script" not in html and "a<b>" not in html
     assert name in page.cells("plan", "Policy") and name in page.cells("plan", "Made from")
-    assert name in [text.strip() for tags, text in page.texts if "svg" in tags]
+    texts = [text.strip() for tags, text in page.texts if "svg" in tags]
+    assert name in texts and any(text.startswith("q1") for text in texts)
 
 
 @pytest.mark.parametrize(
@@ -337,15 +363,19 @@ def test_windows_hold_every_sample_once(run):
 
 
 @pytest.mark.parametrize(
-    ("start", "first", "stop"), [(0, 4, 8000), (0, 1, 3), (0, 7, 7), (500, 512, 73_000_000)]
+    ("start", "first", "stop"), [(0, 4, 8000), (0, 512, 73_000_000), (500, 512, 73_000_000)]
 )
 def test_windows_are_even_in_the_logarithm(start, first, stop):
     edges = window_edges(start, first, stop)
     assert edges[0] == start and edges[-1] == stop and len(edges) <= 51
-    assert (np.diff(edges) > 0).all()
-    if len(edges) == 51:
-        steps = np.diff(np.log(edges[edges > 1000]))
-        np.testing.assert_allclose(steps, steps[0], rtol=0.05)
+    assert np.diff(edges).min() >= 20
+    steps = np.diff(np.log(edges[edges > 1000]))
+    np.testing.assert_allclose(steps, steps[0], rtol=0.05)
+
+
+@pytest.mark.parametrize(("start", "first", "stop"), [(0, 1, 3), (0, 7, 7), (500, 501, 510)])
+def test_a_short_run_has_one_window(start, first, stop):
+    assert window_edges(start, first, stop).tolist() == [start, stop]
 
 
 def test_shades_are_of_weight_over_base():

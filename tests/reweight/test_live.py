@@ -1,0 +1,189 @@
+"""Weights from the losses so far, against slopes and guards computed by hand."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from runs import GLOBAL_BATCH, plain_probe_set, write_run
+
+from megatron_tokscale.data import Cut, DatasetIdentity, Decision, Plan, Stage, Stratum
+from megatron_tokscale.data.history import save_run_plan
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.reweight.live import decide, falls, main
+from megatron_tokscale.store import Run
+
+STEPS = np.array([0, 1, 10, 40, 50, 64, 80, 100, 130])
+AT = 100
+WINDOW = (STEPS >= AT / 2) & (STEPS <= AT)
+TOKENS = 64
+
+
+def losses_of(prose: float, code: float) -> np.ndarray:
+    """Losses that fall by so many nats per unit of ln(step), around which each token wobbles."""
+    is_code_N = plain_probe_set(TOKENS).domain_N == 1
+    x_K = np.log(np.maximum(STEPS, 1))
+    slope_N = np.where(is_code_N, code, prose)
+    noise_NK = np.random.default_rng(0).normal(0, 0.05, (TOKENS, len(STEPS)))
+    return (8 - slope_N[:, None] * x_K + noise_NK).astype(np.float32)
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return write_run(tmp_path, STEPS, losses_of(prose=0.1, code=0.4))
+
+
+def plan_of(*stages: Stage, made=None, **changes) -> Plan:
+    """Of the run's datasets, in the other order."""
+    fields = {
+        "datasets": (DatasetIdentity("code", 50, 8000), DatasetIdentity("prose", 100, 80_000)),
+        "strata": (Stratum("code", 0), Stratum("prose", 1)),
+        "stages": stages or (Stage(0, (0.5, 0.5)),),
+        "seq_length": 8,
+        "seed": 0,
+        "provenance": {"train_samples": 1000, **(made or {})},
+    }
+    return Plan(**fields | changes)
+
+
+LOOSE = {"guards": {"floor": 1e-9, "max_change": 100.0}}
+
+
+def slopes(run: Run) -> np.ndarray:
+    """Of code and prose, by numpy's other fit on the mean losses."""
+    is_code_N = run.probe_set.domain_N == 1
+    loss_NK = run.read_losses().astype(np.float64)[:, WINDOW]
+    x_K = np.log(STEPS[WINDOW])
+    return np.array(
+        [-np.polyfit(x_K, loss_NK[own].mean(0), 1)[0] for own in (is_code_N, ~is_code_N)]
+    )
+
+
+def test_weights_follow_the_present_slopes(run):
+    assert_allclose(falls(run, plan_of(), AT), slopes(run), rtol=1e-10)
+    assert_allclose(slopes(run), (0.4, 0.1), atol=0.05)
+    expected_D = np.array([0.5, 0.5]) * slopes(run)
+    assert_allclose(decide(run, plan_of(made=LOOSE), AT), expected_D / expected_D.sum(), rtol=1e-6)
+
+
+def test_the_base_weights_and_the_strength_are_those_of_the_plan(run):
+    made = {**LOOSE, "base_weights": [1.0, 3.0], "strength": 0.5}
+    expected_D = np.array([0.25, 0.75]) * np.sqrt(slopes(run))
+    assert_allclose(decide(run, plan_of(made=made), AT), expected_D / expected_D.sum(), rtol=1e-6)
+
+
+def test_no_weight_falls_below_its_floor(run):
+    made = {"guards": {"floor": 0.8, "max_change": 100.0}}
+    free_D = decide(run, plan_of(made=LOOSE), AT)
+    assert_allclose(decide(run, plan_of(made=made), AT), 0.8 * 0.5 + 0.2 * free_D, rtol=1e-6)
+
+
+def test_a_weight_changes_only_so_much_at_a_time(run):
+    made = {"guards": {"floor": 1e-9, "max_change": 1.2}}
+    assert_allclose(decide(run, plan_of(made=made), AT), (0.5833333, 0.4166667), rtol=1e-6)
+
+
+def test_change_is_counted_from_the_weights_that_hold_or_are_decided_already(run):
+    made = {"base_weights": [1.0, 1.0], "guards": {"floor": 1e-9, "max_change": 1.2}}
+    consumed = AT * GLOBAL_BATCH
+    plan = plan_of(Stage(0, (0.1, 0.9)), Stage(consumed - 1, (0.3, 0.7)), made=made)
+    assert decide(run, plan, AT)[0] == pytest.approx(0.36)
+    later = plan_of(Stage(0, (0.3, 0.7)), Stage(consumed + 1, (0.9, 0.1)), made=made)
+    assert decide(run, later, AT)[0] == pytest.approx(0.36)
+    from megatron_tokscale.data import with_decisions
+
+    pending = with_decisions(later, [Decision(90, consumed + 24, (0.5, 0.5))])
+    assert decide(run, pending, AT)[0] == pytest.approx(0.5833333)
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_dataset_grows_no_further_than_its_limit_on_epochs(run, is_told):
+    """400 samples are drawn, 600 left; a half of each is code's, which has 1000 in an epoch."""
+    made = {**LOOSE, **({"epoch_samples": [1000, 10_000]} if is_told else {})}
+    free = decide(run, plan_of(made=LOOSE), AT)[0]
+    assert free > 0.7
+    for limit, expected in ((0.56, (560 - 200) / 600), (0.4, 0.5), (9.0, free)):
+        plan = plan_of(made=made, max_epochs=limit)
+        assert decide(run, plan, AT)[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_within_a_dataset_the_limit_is_each_stratums(run):
+    """Half of code's samples come from the tenth of it that has 100."""
+    plan = plan_of(
+        Stage(0, (0.5, 0.5), (0.5, 0.5, 1.0)),
+        made=LOOSE,
+        strata=(Stratum("code/0", 0, 0.1), Stratum("code/1", 0, 0.9), Stratum("prose", 1)),
+        cuts=(Cut("scores"), None),
+        max_epochs=2.7,
+    )
+    assert decide(run, plan, AT)[0] == pytest.approx((2 * 270 - 200) / 600, rel=1e-6)
+
+
+def test_without_a_word_on_its_length_training_is_as_long_as_the_run_says(run):
+    plan = replace(plan_of(max_epochs=0.28), provenance=LOOSE)  # 130 steps of 4: 520 samples
+    assert decide(run, plan, AT)[0] == pytest.approx((280 - 200) / 120, rel=1e-6)
+
+
+def test_a_dataset_that_rises_keeps_its_floor(tmp_path):
+    run = write_run(tmp_path, STEPS, losses_of(prose=-0.3, code=0.4))
+    made = {"guards": {"floor": 0.25, "max_change": 100.0}}
+    assert falls(run, plan_of(), AT)[1] == 0
+    assert_allclose(decide(run, plan_of(made=made), AT), (0.875, 0.125))
+
+
+def test_losses_that_are_not_finite_are_left_out(tmp_path):
+    loss_NK = losses_of(0.1, 0.4)
+    spoiled_NK = loss_NK.copy()
+    spoiled_NK[3, 5], spoiled_NK[9, 6] = np.nan, np.inf
+    run = write_run(tmp_path, STEPS, spoiled_NK)
+    is_code_N = run.probe_set.domain_N == 1
+    mean_K = np.nanmean(np.where(np.isfinite(spoiled_NK), spoiled_NK, np.nan)[is_code_N], axis=0)
+    expected = -np.polyfit(np.log(STEPS[WINDOW]), mean_K[WINDOW], 1)[0]
+    assert falls(run, plan_of(), AT)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_later_losses_do_not_matter(run, tmp_path):
+    other = losses_of(0.1, 0.4)
+    other[:, STEPS > AT] = 0.0
+    changed = write_run(tmp_path / "other", STEPS, other)
+    assert_allclose(decide(changed, plan_of(), AT), decide(run, plan_of(), AT), rtol=0)
+
+
+def test_what_the_losses_do_not_tell_has_a_reason(run, tmp_path):
+    with pytest.raises(TokscaleError, match="has no losses of step 99"):
+        decide(run, plan_of(), 99)
+    with pytest.raises(
+        TokscaleError, match="1 of the 4 probes that a slope needs are there since step 20"
+    ):
+        decide(run, plan_of(), 40)
+    unwatched = plan_of(datasets=(DatasetIdentity("code", 1, 1), DatasetIdentity("math", 1, 1)))
+    with pytest.raises(TokscaleError, match="watches no tokens of math"):
+        decide(run, unwatched, AT)
+    rising = write_run(tmp_path / "rising", STEPS, losses_of(-0.3, -0.3))
+    with pytest.raises(TokscaleError, match="no dataset's loss falls"):
+        decide(rising, plan_of(), AT)
+    lost = losses_of(0.1, 0.4)
+    lost[plain_probe_set(TOKENS).domain_N == 1, 6] = np.nan
+    with pytest.raises(TokscaleError, match="a dataset has no finite losses"):
+        decide(write_run(tmp_path / "lost", STEPS, lost), plan_of(), AT)
+
+
+def test_the_command_says_the_same(run, capsys):
+    save_run_plan(plan_of(), [], run.path)
+    main([str(run.path), "--until", str(AT)])
+    assert json.loads(capsys.readouterr().out) == {"weights": decide(run, plan_of(), AT).tolist()}
+    main([str(run.path), "--until", "7"])
+    assert "has no losses of step 7" in json.loads(capsys.readouterr().out)["reason"]
+    main([str(run.path / "nowhere"), "--until", "7"])
+    assert "no run in" in json.loads(capsys.readouterr().out)["reason"]
+
+
+def test_it_starts_without_what_takes_long_to_load():
+    code = (
+        "import sys, megatron_tokscale.reweight.live\n"
+        "assert not {'torch', 'megatron', 'numba', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,358 @@
+"""Real jobs under a plan train on the samples that the plan says, in its order."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import Corpus, job_flags, markov_documents, write_documents
+from planned_jobs import (
+    BATCH,
+    dataset_of,
+    make_scores,
+    plan_of,
+    stratified_plan,
+    stream_of,
+    tokens_of,
+    train_dataset,
+)
+from recorded_job import read_samples, run_recorded, start
+
+from megatron_tokscale.data import Cut, Plan, Stage, Stratum
+from megatron_tokscale.data.history import accepted
+
+pytestmark = pytest.mark.megatron
+
+STEPS = ("--train-iters", "14", "--save-interval", "4", "--ckpt-format", "torch_dist")
+WORKERS = ("--num-workers", "2")
+
+
+@pytest.fixture(scope="module")
+def scores(corpus: Corpus):
+    return [make_scores(prefix, seed) for seed, prefix in enumerate(corpus.prefixes)]
+
+
+@pytest.fixture(scope="module")
+def scores_dir(corpus: Corpus, scores, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scores")
+    for one in scores:
+        one.save(folder / f"{one.dataset.name}.tokscale.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(corpus: Corpus, scores):
+    return stratified_plan(corpus, scores)
+
+
+@pytest.fixture
+def planned(plan, scores_dir, tmp_path):
+    """Flags of a job under the plan with strata."""
+    plan.save(tmp_path / "plan.json")
+    return ("--tokscale-plan", str(tmp_path / "plan.json"), "--tokscale-scores", str(scores_dir))
+
+
+@pytest.fixture(scope="module")
+def stream(corpus: Corpus, plan, scores, tmp_path_factory):
+    """The first 112 samples of the plan, without a job."""
+    cache = tmp_path_factory.mktemp("offline")
+    dataset = dataset_of(plan, corpus.prefixes, 112, cache, scores)
+    epochs = [dataset.locate(k)[1] for k in range(112)]
+    assert max(epochs) == 1
+    return stream_of(dataset)
+
+
+def test_killed_and_resumed_on_more_ranks_with_workers(corpus, planned, stream, tmp_path):
+    flags = (*STEPS, *planned, "--save", str(tmp_path / "run"), "--load", str(tmp_path / "run"))
+    run_recorded(corpus, tmp_path / "killed", 1, *flags, stop=11)
+    killed = read_samples(tmp_path / "killed")
+    assert killed == {k: stream[k] for k in range(80)}
+    run_recorded(corpus, tmp_path / "resumed", 2, *flags, *WORKERS)
+    assert read_samples(tmp_path / "resumed") == {k: stream[k] for k in range(64, 112)}
+
+
+LAYOUTS = {
+    "TP2 x PP2": (4, "--tensor-model-parallel-size", "2", "--pipeline-model-parallel-size", "2"),
+    "PP2 with VPP": (
+        *(2, "--pipeline-model-parallel-size", "2"),
+        *("--num-layers-per-virtual-pipeline-stage", "1"),
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_samples_in_any_layout(corpus, planned, stream, tmp_path, layout):
+    n_processes, *flags = LAYOUTS[layout]
+    run = ("--tokscale-dir", str(tmp_path / "run"), "--train-iters", "14")
+    run_recorded(corpus, tmp_path / "seen", n_processes, *flags, *planned, *run)
+    assert read_samples(tmp_path / "seen") == stream
+
+
+# A plan of the user's own weights
+
+
+def test_the_users_own_weights_give_megatrons_counts_and_leave_validation_and_test(
+    corpus, tmp_path
+):
+    flags = ("--train-iters", "10", "--split", "900,60,40", "--eval-interval", "4")
+    flags = (*flags, "--eval-iters", "2", "--data-cache-path", str(tmp_path / "cache"))
+    blend = {"data": ["--data-path", "0.7", corpus.prefixes[0], "0.3", corpus.prefixes[1]]}
+    run_recorded(corpus, tmp_path / "plain", 1, *flags, **blend)
+    plan_of(corpus.prefixes, {0: (0.7, 0.3)}).save(tmp_path / "plan.json")
+    plan = ("--tokscale-plan", str(tmp_path / "plan.json"), "--tokscale-dir", str(tmp_path / "run"))
+    run_recorded(corpus, tmp_path / "planned", 1, *flags, *plan, **blend)
+
+    for kind in ("eval", "train"):
+        assert len(read_samples(tmp_path / "planned", kind)) >= 4 * BATCH
+    assert read_samples(tmp_path / "planned", "eval") == read_samples(tmp_path / "plain", "eval")
+    plain, planned = read_samples(tmp_path / "plain"), read_samples(tmp_path / "planned")
+    assert plain != planned
+    of_left = set(stream_of(train_dataset(corpus.prefixes[0], tmp_path / "cache")).values())
+    drawn = [[samples[k] in of_left for k in range(80)] for samples in (plain, planned)]
+    assert drawn[0] == drawn[1]
+    assert 0 < sum(drawn[0]) < 80
+
+
+# Another plan on the way
+
+
+def test_another_plan_is_accepted_and_goes_on_where_the_first_left_off(
+    corpus, plan, scores, scores_dir, tmp_path
+):
+    """First other weights, then a dataset in the place of another."""
+    extra = write_documents(tmp_path / "extra", markov_documents(7))
+    second = replace(plan, seed=99, stages=(Stage(0, (1, 4)),))
+    third = Plan(
+        datasets=(plan.datasets[1], plan_of((extra,), {0: (1,)}).datasets[0]),
+        strata=(
+            *(replace(plan.strata[z], dataset=0) for z in plan.strata_of(1)),
+            Stratum("extra", 1),
+        ),
+        stages=(Stage(0, (1, 1)), Stage(70, (1, 3), (1, 0, 0, 1))),
+        seq_length=plan.seq_length,
+        seed=99,
+        cuts=(plan.cuts[1], None),
+    )
+    flags = ("--tokscale-scores", str(scores_dir), "--save-interval", "4", "--exit-interval", "4")
+    flags = (*flags, "--save", str(tmp_path / "run"), "--load", str(tmp_path / "run"))
+    flags = (*flags, "--train-iters", "14", "--tokscale-plan", str(tmp_path / "plan.json"))
+    plan.save(tmp_path / "plan.json")
+    run_recorded(corpus, tmp_path / "first", 1, *flags)
+
+    second.save(tmp_path / "plan.json")
+    before = (tmp_path / "run/tokscale/plan.json").read_bytes()
+    refused = start(1, "-m", "megatron_tokscale.pretrain", *job_flags(corpus, *flags))
+    assert refused.code == 2
+    (line,) = refused.refusals
+    assert "has consumed 32 samples under plan" in line and "--tokscale-accept-plan" in line
+    assert (tmp_path / "run/tokscale/plan.json").read_bytes() == before
+
+    output = run_recorded(corpus, tmp_path / "second", 1, *flags, "--tokscale-accept-plan")
+    assert f"tokscale: plan {second.fingerprint} holds from here on" in output
+    third.save(tmp_path / "plan.json")
+    blend = ["--data-path", "0.5", extra, "0.5", corpus.prefixes[1]]
+    flags = (*flags, "--tokscale-accept-plan")
+    run_recorded(corpus, tmp_path / "third", 1, *flags, data=blend)
+    run_recorded(corpus, tmp_path / "fourth", 2, *flags, *WORKERS, data=blend)
+
+    seen = {}
+    for name, first, stop in (("first", 0, 32), ("second", 32, 64), ("third", 64, 96)):
+        samples = read_samples(tmp_path / name)
+        assert list(samples) == list(range(first, stop))
+        seen |= samples
+    seen |= read_samples(tmp_path / "fourth")
+    whole = accepted(accepted(plan, second, 32), third, 64)
+    prefixes = (*corpus.prefixes, extra)
+    dataset = dataset_of(whole, prefixes, 112, tmp_path / "cache", [*scores, None])
+    assert seen == stream_of(dataset)
+
+    # Without any of the plan's own bookkeeping: each sample of a stratum as often as the others.
+    drawn = Counter(seen.values())
+    for z in range(whole.n_strata):
+        part = dataset.datasets[whole.strata[z].dataset]
+        counts = [drawn[tokens_of(part, int(n))] for n in dataset.strata.numbers(z)]
+        assert max(counts) - min(counts) <= 1
+    assert Counter(drawn.values())[1] > 60
+
+
+# Megatron's other ways to name and to open data
+
+
+BY_SAMPLES = (
+    *("--train-samples", "96", "--lr-decay-samples", "96", "--lr-warmup-samples", "8"),
+    *("--rampup-batch-size", "4", "4", "24"),
+)
+IN_STEPS = ("--lr-decay-iters", "--lr-warmup-iters")
+
+
+def test_parts_of_their_own_opened_from_a_cache_while_the_batch_grows(corpus, scores, tmp_path):
+    """The caches are those of a job without a plan, which has no index of one epoch."""
+    left, right = corpus.prefixes
+    parts = ["--train-data-path", "0.6", left, "0.4", right, "--valid-data-path", left]
+    flags = (*BY_SAMPLES, "--data-cache-path", str(tmp_path / "cache"))
+    options = {"without": ("--split", *IN_STEPS), "data": parts}
+    run_recorded(corpus, tmp_path / "plain", 1, *flags, **options)
+    counts = dict.fromkeys(corpus.prefixes, (300, 301))
+    (tmp_path / "counts.json").write_text(json.dumps(counts))
+    fast = ("--dataloader-fast-cache-load", "--dataloader-defer-npy-index-mmap")
+    fast = (*fast, "--per-dataset-sequences-path", str(tmp_path / "counts.json"))
+    for one in scores:
+        one.save(tmp_path / f"{one.dataset.name}.tokscale.safetensors")
+    plan = stratified_plan(corpus, scores)
+    plan.save(tmp_path / "plan.json")
+    planned = ("--tokscale-plan", str(tmp_path / "plan.json"), "--tokscale-scores", str(tmp_path))
+    planned = (*planned, "--tokscale-dir", str(tmp_path / "run"))
+    run_recorded(corpus, tmp_path / "fast", 2, *flags, *fast, *planned, *WORKERS, **options)
+
+    dataset = dataset_of(plan, corpus.prefixes, 96, tmp_path / "offline", scores, split=None)
+    seen = read_samples(tmp_path / "fast")
+    assert len(seen) == len(read_samples(tmp_path / "plain")) >= 88
+    assert seen == stream_of(dataset, 0, len(seen))
+
+
+def test_phases_go_on_in_the_plan(corpus, tmp_path):
+    """On a blend without weights, whose datasets Megatron would go through once."""
+    plan = plan_of(corpus.prefixes, {0: (3, 1), 50: (1, 3)})
+    plan.save(tmp_path / "plan.json")
+    flags = ("--tokscale-plan", str(tmp_path / "plan.json"), "--phase-transition-iterations", "5")
+    flags = (*flags, *BY_SAMPLES[:6], "--ckpt-format", "torch_dist")
+    flags = (*flags, "--save", str(tmp_path / "run"), "--load", str(tmp_path / "run"))
+    options = {"without": IN_STEPS, "data": ["--data-path", *corpus.prefixes]}
+    for number, size in enumerate((1, 2)):
+        run_recorded(corpus, tmp_path / f"phase{number}", size, *flags, **options)
+    stream = stream_of(dataset_of(plan, corpus.prefixes, 96, tmp_path / "offline"))
+    assert read_samples(tmp_path / "phase0") == {k: stream[k] for k in range(40)}
+    assert read_samples(tmp_path / "phase1") == {k: stream[k] for k in range(40, 96)}
+
+
+# What users look at
+
+
+def test_shares_and_epochs_are_logged_of_a_single_dataset_with_scores_beside_it(
+    corpus, scores, tmp_path
+):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    prefix = tmp_path / "left"
+    for suffix in (".bin", ".idx"):
+        Path(f"{prefix}{suffix}").symlink_to(f"{corpus.prefixes[0]}{suffix}")
+    scores[0].save(Path(f"{prefix}.tokscale.safetensors"))
+    plan = plan_of(
+        (str(prefix),),
+        {0: (1,)},
+        strata=(Stratum("early", 0, 0.5), Stratum("late", 0, 0.49), Stratum("tiny", 0, 0.01)),
+        stages=(Stage(0, (1,), (0.6, 0.2, 0.2)), Stage(20, (1,), (0.2, 0.2, 0.6))),
+        cuts=(Cut(scores[0].fingerprint, order="frequency"),),
+    )
+    plan.save(tmp_path / "plan.json")
+    flags = ("--tokscale-plan", str(tmp_path / "plan.json"), "--tokscale-dir", str(tmp_path))
+    flags = (*flags, "--tensorboard-dir", str(tmp_path / "board"), "--train-iters", "6")
+    flags = (*flags, "--log-interval", "3", "--tensor-model-parallel-size", "2")
+    data = ["--data-path", str(prefix)]
+    output = run_recorded(corpus, tmp_path / "seen", 2, *flags, data=data)
+
+    dataset = dataset_of(plan, (str(prefix),), 48, tmp_path / "offline", scores)
+    seen = read_samples(tmp_path / "seen")
+    assert seen == stream_of(dataset)
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+
+    def logged(name):
+        return {event.step: event.value for event in events.Scalars(f"tokscale/{name}")}
+
+    target = {
+        "early": (20 * 0.6 + 4 * 0.2, 20 * 0.6 + 28 * 0.2),
+        "late": (24 * 0.2, 48 * 0.2),
+        "tiny": (20 * 0.2 + 4 * 0.6, 20 * 0.2 + 28 * 0.6),
+        "left": (24, 48),
+    }
+    own = {
+        stratum.name: {tokens_of(dataset.datasets[0], int(n)) for n in dataset.strata.numbers(z)}
+        for z, stratum in enumerate(plan.strata)
+    }
+    own["left"] = set().union(*own.values())
+    for name, members in own.items():
+        for step, due in zip((3, 6), target[name], strict=True):
+            n_samples = step * BATCH
+            drawn = sum(seen[k] in members for k in range(n_samples))
+            assert logged(f"plan share {name}")[step] == pytest.approx(due / n_samples)
+            assert logged(f"drawn share {name}")[step] == pytest.approx(drawn / n_samples)
+            assert logged(f"epochs {name}")[step] == pytest.approx(drawn / len(members))
+    assert list(logged("epochs tiny vs samples")) == [24, 48]
+    assert logged("epochs tiny")[6] > 2
+    assert "tokscale plan at step 6 | samples off the plan by dataset: 0.00 at most" in output
+
+
+# What is refused
+
+
+def of_other_data(plan, scores):
+    return replace(plan, datasets=(replace(plan.datasets[0], n_tokens=1), plan.datasets[1])), scores
+
+
+def of_another_length(plan, scores):
+    return replace(plan, seq_length=16), scores
+
+
+def without_scores(plan, scores):
+    return plan, scores[:1]
+
+
+def of_other_scores(plan, scores):
+    surprisal_Q = np.ones_like(scores[0].surprisal_Q)
+    return plan, [replace(scores[0], surprisal_Q=surprisal_Q), scores[1]]
+
+
+def of_another_tokenizer(plan, scores):
+    foreign = replace(scores[1], digest="0" * 16)
+    return replace(plan, cuts=(plan.cuts[0], Cut(foreign.fingerprint))), [scores[0], foreign]
+
+
+def of_another_split(plan, scores):
+    drop_Q = scores[0].drop_Q.copy()
+    drop_Q[100] = np.nan
+    partial = replace(scores[0], drop_Q=drop_Q)
+    return replace(plan, cuts=(Cut(partial.fingerprint), plan.cuts[1])), [partial, scores[1]]
+
+
+def repeated_too_often(plan, scores):
+    return replace(plan, max_epochs=1.2), scores
+
+
+BAD_PLANS = {
+    of_other_data: "the plan is for other data: it has left (300 sequences, 1 tokens)",
+    of_another_length: "is for sequence length 16, the job has --seq-length 32",
+    without_scores: "cannot read scores",
+    of_other_scores: "the plan was made with scores",
+    of_another_tokenizer: "made for other data or another tokenizer",
+    of_another_split: "has no score for some training documents",
+    repeated_too_often: "stratum 'left/2' of the plan would be gone through 1.",
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_PLANS, ids=lambda spoil: spoil.__name__)
+def test_a_bad_plan_gets_one_line_and_nothing_is_written(corpus, plan, scores, tmp_path, spoil):
+    plan, scores = spoil(plan, scores)
+    plan.save(tmp_path / "plan.json")
+    for one in scores:
+        one.save(tmp_path / f"scores/{one.dataset.name}.tokscale.safetensors")
+    before = sorted(tmp_path.rglob("*"))
+    cache = tmp_path / "cache"
+    flags = (
+        "--tokscale-plan",
+        str(tmp_path / "plan.json"),
+        "--tokscale-dir",
+        str(tmp_path / "run"),
+    )
+    flags = (*flags, "--tokscale-scores", str(tmp_path / "scores"), "--train-iters", "14")
+    words = job_flags(corpus, *flags, "--data-cache-path", str(cache))
+    job = start(1, "-m", "megatron_tokscale.pretrain", *words)
+    assert job.code == 2, job.output[-3000:]
+    (line,) = job.refusals
+    assert BAD_PLANS[spoil] in line
+    assert "Traceback" not in job.output
+    assert [
+        path for path in sorted(tmp_path.rglob("*")) if cache not in (path, path.parent)
+    ] == before
+    assert not list(cache.glob("tokscale-*-stratum.npy"))
