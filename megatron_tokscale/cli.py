@@ -764,17 +764,9 @@ def _trace(arguments: Arguments) -> None:
 
 def _decoder(path: Path) -> Callable[[Sequence[int]], str]:
     """From token ids to text in which control characters are visible."""
-    from tokenizers import Tokenizer
+    from megatron_tokscale.report.text import marked, read_tokenizer
 
-    from megatron_tokscale.report.text import marked
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise TokscaleError(
-            f"cannot read tokenizer {path} ({error}); give a tokenizer.json of the `tokenizers` "
-            "library, or none to show ids"
-        ) from error
+    tokenizer = read_tokenizer(path)
     return lambda ids: marked(tokenizer.decode(list(ids), skip_special_tokens=False))
 
 

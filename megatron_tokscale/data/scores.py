@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.data.plan import DatasetIdentity
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, whole_or_absent
+from megatron_tokscale.files import whole_or_absent
 from megatron_tokscale.indexed import IndexedTokens
+from megatron_tokscale.tensors import TensorFile
 
 KIND: Final = "tokscale-scores"
 SCHEMA_VERSION: Final = 1
+_FILE: Final = TensorFile(KIND, SCHEMA_VERSION, "score file", "megatron-tokscale score")
 SUFFIX: Final = ".tokscale.safetensors"
 
 _END_TOKENS: Final = 2**20
@@ -109,14 +111,12 @@ class DocumentScores:
         """Write the scores to `path` (safetensors), whole or not at all."""
         from safetensors.numpy import save_file
 
-        metadata = {
-            "kind": KIND,
-            "schema_version": str(SCHEMA_VERSION),
-            "fingerprint": self.fingerprint,
-            "dataset": json.dumps(asdict(self.dataset)),
-            "digest": self.digest,
-            "details": json.dumps(dict(self.details), allow_nan=False),
-        }
+        metadata = _FILE.metadata(
+            self.fingerprint,
+            dataset=json.dumps(asdict(self.dataset)),
+            digest=self.digest,
+            details=json.dumps(dict(self.details), allow_nan=False),
+        )
         arrays = {name: np.ascontiguousarray(getattr(self, f"{name}_Q")) for name in _ARRAYS}
         with whole_or_absent(path) as temporary:
             save_file(arrays, temporary, metadata)
@@ -128,25 +128,19 @@ class DocumentScores:
         Raises:
             TokscaleError: the file is missing, truncated, altered, newer, or holds no scores.
         """
-        from safetensors import SafetensorError, safe_open
-
+        read, metadata = _FILE.read(path, list(_ARRAYS))
+        arrays: dict[str, Any] = {f"{name}_Q": array for name, array in read.items()}
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("kind") != KIND:
-                    raise TokscaleError(
-                        f"{path} does not hold document scores; make them with "
-                        "`megatron-tokscale score`"
-                    )
-                check_schema(path, int(metadata["schema_version"]), SCHEMA_VERSION)
-                arrays = {f"{name}_Q": file.get_tensor(name) for name in _ARRAYS}
-            scores = _from_file(path, arrays, metadata)
-        except OSError as error:
-            raise TokscaleError(f"cannot read scores {path}: {error.strerror or error}") from error
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
-            raise TokscaleError(f"scores {path} are damaged ({error}); make them again") from error
+            scores = DocumentScores(
+                **arrays,
+                dataset=DatasetIdentity(**json.loads(metadata["dataset"])),
+                digest=metadata["digest"],
+                details=json.loads(metadata["details"]),
+            )
+        except (KeyError, ValueError, TypeError, TokscaleError) as error:
+            raise TokscaleError(f"score file {path} is damaged ({error}); make it again") from error
         if scores.fingerprint != metadata.get("fingerprint"):
-            raise TokscaleError(f"scores {path} do not match their fingerprint; make them again")
+            raise TokscaleError(f"score file {path} does not match its fingerprint; make it again")
         return scores
 
     def check(self, tokens: IndexedTokens) -> None:
@@ -166,17 +160,6 @@ class DocumentScores:
             f"the scores of {tokens.prefix} were made for other data or another tokenizer: {why}; "
             "make them again"
         )
-
-
-def _from_file(
-    path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]
-) -> DocumentScores:
-    dataset = DatasetIdentity(**json.loads(metadata["dataset"]))
-    details = json.loads(metadata["details"])
-    try:
-        return DocumentScores(**arrays, dataset=dataset, digest=metadata["digest"], details=details)
-    except TokscaleError as error:
-        raise TokscaleError(f"scores {path} are damaged: {error}; make them again") from error
 
 
 def scores_path(prefix: str) -> Path:

@@ -14,10 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, whole_or_absent
+from megatron_tokscale.files import whole_or_absent
+from megatron_tokscale.tensors import TensorFile
 
 SCHEMA_VERSION = 1
 
+_FILE = TensorFile(
+    "tokscale-probe-set", SCHEMA_VERSION, "probe set", "megatron-tokscale probe build"
+)
 _ARRAYS: dict[str, type[np.generic]] = {
     "tokens": np.int32,
     "labels": np.int32,
@@ -109,14 +113,12 @@ class ProbeSet:
         """Write the set to `path` (safetensors), whole or not at all."""
         from safetensors.numpy import save
 
-        metadata = {
-            "kind": "tokscale-probe-set",
-            "schema_version": str(SCHEMA_VERSION),
-            "fingerprint": self.fingerprint,
-            "domains": json.dumps(list(self.domains)),
-            "vocab_size": str(self.vocab_size),
-            "details": json.dumps(self.details),
-        }
+        metadata = _FILE.metadata(
+            self.fingerprint,
+            domains=json.dumps(list(self.domains)),
+            vocab_size=str(self.vocab_size),
+            details=json.dumps(self.details),
+        )
         arrays = {name: np.ascontiguousarray(getattr(self, f"{name}_BS")) for name in _ARRAYS}
         with whole_or_absent(path) as temporary:
             temporary.write_bytes(save(arrays, metadata))
@@ -128,23 +130,8 @@ class ProbeSet:
         Raises:
             TokscaleError: the file is missing, truncated, altered, newer, or no probe set.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("kind") != "tokscale-probe-set":
-                    raise TokscaleError(
-                        f"{path} is not a probe set; make one with `megatron-tokscale probe build`"
-                    )
-                check_schema(path, int(metadata["schema_version"]), SCHEMA_VERSION)
-                arrays = {f"{name}_BS": file.get_tensor(name) for name in _ARRAYS}
-        except OSError as error:
-            raise TokscaleError(
-                f"cannot read probe set {path}: {error.strerror or error}"
-            ) from error
-        except SafetensorError as error:
-            raise TokscaleError(f"probe set {path} is damaged ({error}); build it again") from error
+        read, metadata = _FILE.read(path, list(_ARRAYS))
+        arrays: dict[str, Any] = {f"{name}_BS": array for name, array in read.items()}
         probe_set = ProbeSet(
             **arrays,
             domains=tuple(json.loads(metadata["domains"])),
@@ -152,5 +139,5 @@ class ProbeSet:
             details=json.loads(metadata["details"]),
         )
         if probe_set.fingerprint != metadata["fingerprint"]:
-            raise TokscaleError(f"probe set {path} does not match its fingerprint; build it again")
+            raise TokscaleError(f"probe set {path} does not match its fingerprint; make it again")
         return probe_set

@@ -36,21 +36,30 @@ class Passage:
     after: str
 
 
+def read_tokenizer(path: Path) -> Any:
+    """Read a tokenizer.json.
+
+    Raises:
+        TokscaleError: the file cannot be read.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise TokscaleError(
+            f"cannot read tokenizer {path} ({error}); give a tokenizer.json of the `tokenizers` "
+            "library, or none to show ids"
+        ) from error
+
+
 def load_tokenizer(path: Path, probe_set: ProbeSet) -> Any:
     """Read a tokenizer.json that knows every id of the probe set.
 
     Raises:
         TokscaleError: the file cannot be read, or has too small a vocabulary.
     """
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise TokscaleError(
-            f"cannot read tokenizer {path} ({error}); give a tokenizer.json of the `tokenizers` "
-            "library, or none to show ids"
-        ) from error
+    tokenizer = read_tokenizer(path)
     highest = int(max(probe_set.tokens_BS.max(), probe_set.labels_BS.max()))
     if highest >= tokenizer.get_vocab_size():
         raise TokscaleError(

@@ -120,8 +120,11 @@ def other_dataset(metadata):
         (lambda path: path.write_bytes(b""), "damaged"),
         (lambda path: path.write_bytes(path.read_bytes()[:-8]), "damaged"),
         (lambda path: path.write_bytes(b"x" * 1000), "damaged"),
-        (lambda path: rewritten(path, metadata=lambda m: m | {"kind": "else"}), "hold document"),
-        (lambda path: rewritten(path, metadata=lambda _: None), "does not hold document"),
+        (
+            lambda path: rewritten(path, metadata=lambda m: m | {"kind": "else"}),
+            "is not a score file",
+        ),
+        (lambda path: rewritten(path, metadata=lambda _: None), "is not a score file"),
         (lambda path: rewritten(path, metadata=lambda m: m | {"schema_version": "9"}), "version 9"),
         (lambda path: rewritten(path, metadata=lambda m: m | {"dataset": "{"}), "damaged"),
         (lambda path: rewritten(path, metadata=lambda m: m | {"dataset": "{}"}), "damaged"),

@@ -217,7 +217,7 @@ def test_phases_go_on_in_the_plan(corpus, tmp_path):
     plan = plan_of(corpus.prefixes, {0: (3, 1), 50: (1, 3)})
     plan.save(tmp_path / "plan.json")
     flags = ("--tokscale-plan", str(tmp_path / "plan.json"), "--phase-transition-iterations", "5")
-    flags = (*flags, *BY_SAMPLES[:6], "--ckpt-format", "torch_dist")
+    flags = (*flags, *BY_SAMPLES[:6], "--ckpt-format", "torch_dist", "--save-interval", "100")
     flags = (*flags, "--save", str(tmp_path / "run"), "--load", str(tmp_path / "run"))
     options = {"without": IN_STEPS, "data": ["--data-path", *corpus.prefixes]}
     for number, size in enumerate((1, 2)):

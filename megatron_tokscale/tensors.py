@@ -1,0 +1,65 @@
+"""Named arrays in a safetensors file that says what it holds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import check_schema
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A kind of file: how it is told from others, and what to say of one that is not it.
+
+    Attributes:
+        kind: in the file's metadata.
+        schema_version: the newest that can be read.
+        what: its name in a message, e.g. "probe set".
+        verb: the command that makes one.
+    """
+
+    kind: str
+    schema_version: int
+    what: str
+    verb: str
+
+    def metadata(self, fingerprint: str, **values: str) -> dict[str, str]:
+        """What a file of this kind says of itself."""
+        version = str(self.schema_version)
+        return {
+            "kind": self.kind,
+            "schema_version": version,
+            "fingerprint": fingerprint,
+            **values,
+        }
+
+    def read(
+        self, path: Path, names: Sequence[str]
+    ) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
+        """The arrays of these names, and the metadata.
+
+        Raises:
+            TokscaleError: the file is missing, damaged, newer, or of another kind.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata: dict[str, Any] = file.metadata() or {}
+                if metadata.get("kind") != self.kind:
+                    raise TokscaleError(f"{path} is not a {self.what}; make one with `{self.verb}`")
+                check_schema(path, int(metadata["schema_version"]), self.schema_version)
+                return {name: file.get_tensor(name) for name in names}, metadata
+        except OSError as error:
+            raise TokscaleError(
+                f"cannot read {self.what} {path}: {error.strerror or error}"
+            ) from error
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise TokscaleError(
+                f"{self.what} {path} is damaged ({error}); make it again"
+            ) from error

@@ -1,0 +1,302 @@
+"""Weights decided while a job trains: from its losses alone, and the same when it is resumed."""
+
+import json
+import shutil
+import threading
+import time
+from argparse import Namespace
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from jobs import Corpus, job_flags
+from numpy.testing import assert_allclose, assert_array_equal
+from planned_jobs import BATCH, dataset_of, plan_of, stream_of
+from recorded_job import read_samples, run_recorded, start
+
+from megatron_tokscale.data import Decision, build_index, with_decisions
+from megatron_tokscale.data.history import load_run_plan, save_run_plan
+from megatron_tokscale.data.strata import Strata
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.store import Run
+from megatron_tokscale.store.writer import read_journal
+from megatron_tokscale.training import provider, replan
+from megatron_tokscale.training.provider import Follower
+from megatron_tokscale.training.replan import LAG, Replanner, parse_interval
+
+STEPS = 20
+ASKED = (6, 12)
+WEIGHTS = {0: (0.5, 0.5), 120: (0.9, 0.1)}
+RANKS, WORKERS, MICRO_BATCH = 2, 2, 2
+
+
+def flags_of(corpus, folder, *extra):
+    return (
+        *("--train-iters", str(STEPS), "--save-interval", "4", "--ckpt-format", "torch_dist"),
+        *("--num-workers", str(WORKERS), "--tokscale-replan", "every=6"),
+        *("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "linear:1"),
+        *("--tokscale-plan", str(folder / "plan.json")),
+        *("--save", str(folder / "run"), "--load", str(folder / "run"), *extra),
+    )
+
+
+@pytest.fixture(scope="module")
+def plan(corpus: Corpus):
+    guards = {"floor": 0.25, "max_change": 1.5, "max_epochs": None}
+    return plan_of(corpus.prefixes, WEIGHTS, provenance={"guards": guards, "strength": 3.0})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Corpus, plan, tmp_path_factory):
+    """A job of twenty steps on two ranks with two workers each, and its output."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    plan.save(folder / "plan.json")
+    output = run_recorded(corpus, folder / "seen", RANKS, *flags_of(corpus, folder))
+    return folder, output
+
+
+def first_unfetched(step):
+    """Behind the microbatches that torch's loader asks for: two for each worker, and one more."""
+    fetched = (2 * WORKERS + 1) * MICRO_BATCH * RANKS
+    return step * BATCH + -(-fetched // BATCH) * BATCH
+
+
+def expected_weights(run: Run, asked: int, current_D) -> np.ndarray:
+    """Slopes by numpy's polyfit; then strength, floor and change, as design.md has them."""
+    step_K = run.step_K
+    chosen = (step_K <= asked) & (step_K >= asked / 2)
+    loss_NK = run.read_losses().astype(np.float64)[:, chosen]
+    slope_D = np.array(
+        [
+            -np.polyfit(np.log(step_K[chosen]), loss_NK[run.probe_set.domain_N == d].mean(0), 1)[0]
+            for d in range(2)
+        ]
+    )
+    wanted_D = 0.5 * (slope_D / slope_D.mean()) ** 3
+    wanted_D = 0.25 * 0.5 + 0.75 * wanted_D / wanted_D.sum()
+    step_D = wanted_D - current_D
+    most_D = np.where(step_D > 0, 0.5, 1 - 1 / 1.5) * current_D
+    return current_D + step_D * min(1, *(most_D / np.abs(step_D)))
+
+
+def test_weights_follow_the_losses_of_the_run(undisturbed, plan):
+    folder, output = undisturbed
+    run = Run.open(folder / "run")
+    assert run.probe_set.domains == tuple(dataset.name for dataset in plan.datasets)
+    known, decisions = load_run_plan(folder / "run")
+    assert known == plan
+    assert [decision.step for decision in decisions] == list(ASKED)
+    assert [row.start for row in decisions] == [first_unfetched(asked + LAG) for asked in ASKED]
+    current_D = np.array([0.5, 0.5])
+    for asked, decision in zip(ASKED, decisions, strict=True):
+        current_D = expected_weights(run, asked, current_D)
+        assert_allclose(decision.weights, current_D, rtol=1e-6)
+        assert np.abs(current_D - 0.5).max() > 0.02
+
+    events = [row for row in read_journal(folder / "run") if row["event"] == "plan changed"]
+    assert [row["step"] for row in events] == [asked + LAG for asked in ASKED]
+    assert [row["losses_until"] for row in events] == list(ASKED)
+    assert [tuple(row["weights"]) for row in events] == [row.weights for row in decisions]
+    fingerprints = [with_decisions(plan, decisions[:n]).fingerprint for n in (1, 2)]
+    assert [row["plan"] for row in events] == fingerprints
+    for fingerprint in (plan.fingerprint, *fingerprints):
+        assert output.count(f"plan {fingerprint}") == 1
+
+
+def test_what_was_trained_on_is_what_was_decided(undisturbed, corpus, tmp_path):
+    """Workers had fetched ahead under the weights before, and none past the new ones' start."""
+    folder, _ = undisturbed
+    plan = with_decisions(*load_run_plan(folder / "run"))
+    stream = stream_of(dataset_of(plan, corpus.prefixes, STEPS * BATCH, tmp_path))
+    assert read_samples(folder / "seen") == stream
+    unchanged = build_index(load_run_plan(folder / "run")[0], STEPS * BATCH)
+    changed = build_index(plan, STEPS * BATCH)
+    first = int(np.argmax(unchanged.stratum_N != changed.stratum_N))
+    assert first >= plan.stages[1].start
+
+
+def assert_same_run(left, right):
+    assert load_run_plan(left / "run") == load_run_plan(right / "run")
+    left, right = Run.open(left / "run"), Run.open(right / "run")
+    assert_array_equal(left.step_K, right.step_K)
+    assert_array_equal(left.read_losses(), right.read_losses())
+
+
+def test_killed_between_question_and_answer_and_resumed_it_is_the_undisturbed_run(
+    undisturbed, corpus, plan, tmp_path
+):
+    plan.save(tmp_path / "plan.json")
+    run_recorded(corpus, tmp_path / "seen", RANKS, *flags_of(corpus, tmp_path), stop=10)
+    assert load_run_plan(tmp_path / "run") == (plan, [])
+    run_recorded(corpus, tmp_path / "seen", RANKS, *flags_of(corpus, tmp_path))
+    assert_same_run(tmp_path, undisturbed[0])
+    assert read_samples(tmp_path / "seen") == read_samples(undisturbed[0] / "seen")
+
+
+def test_from_an_earlier_checkpoint_later_decisions_are_made_again(undisturbed, corpus, tmp_path):
+    """From step 8: the first question was asked before it and answered after it."""
+    folder, _ = undisturbed
+    shutil.copytree(folder / "run", tmp_path / "run")
+    shutil.copy(folder / "plan.json", tmp_path)
+    extra = ("--ckpt-step", "8", "--exit-interval", "12")
+    run_recorded(corpus, tmp_path / "seen", RANKS, *flags_of(corpus, tmp_path, *extra))
+    plan, decisions = load_run_plan(folder / "run")
+    assert load_run_plan(tmp_path / "run") == (plan, decisions[:1])
+    run_recorded(corpus, tmp_path / "seen", RANKS, *flags_of(corpus, tmp_path))
+    assert_same_run(tmp_path, folder)
+    resumed = read_samples(tmp_path / "seen")
+    assert list(resumed)[0] == 8 * BATCH
+    assert resumed.items() <= read_samples(folder / "seen").items()
+
+
+def test_a_plan_edited_under_a_running_job_stops_it(corpus, plan, tmp_path):
+    plan.save(tmp_path / "plan.json")
+    file = tmp_path / "run/tokscale/plan.json"
+
+    def edit():
+        while not file.exists():
+            time.sleep(0.01)
+        replace(plan, seed=6).save(file)
+
+    editor = threading.Thread(target=edit, daemon=True)
+    editor.start()
+    words = job_flags(corpus, *flags_of(corpus, tmp_path))
+    job = start(1, "-m", "megatron_tokscale.pretrain", *words)
+    editor.join()
+    assert job.code == 2, job.output[-3000:]
+    (line,) = job.refusals
+    assert "was changed under this job" in line
+    assert "Traceback" not in job.output
+    assert Run.open(tmp_path / "run").step_K[-1] == ASKED[0] + LAG
+
+
+# Without a job
+
+
+@pytest.mark.parametrize("text", ["6", "every=", "every=4", "every=-8", "each=9", "every=1e3"])
+def test_an_interval_that_cannot_be_is_refused(text):
+    with pytest.raises(TokscaleError, match=f"--tokscale-replan {text}: give every=N"):
+        parse_interval(text)
+    assert parse_interval("every=5") == 5
+
+
+class Asked(Replanner):
+    """Notes what it is asked and when it decides."""
+
+    def __init__(self, interval, on_disk=(), step=0, decided=()):
+        prober = SimpleNamespace(
+            last_step=-1,
+            steps_on_disk=lambda: list(on_disk),
+            before_checkpoint=lambda: None,
+            is_writer=False,
+        )
+        decisions = [Decision(asked, 0, (1.0,)) for asked in decided]
+        follower = SimpleNamespace(decisions=decisions)
+        super().__init__(interval, None, follower, prober, Namespace(iteration=step))
+        self.log = []
+
+    def _decide(self, step):
+        self.log.append((self._asked, step))
+        self._asked = None
+
+    def run(self, probes, start, stop):
+        self.on_train_start()
+        for step in range(start + 1, stop + 1):
+            if step in probes:
+                self._prober.last_step = step
+            self.on_step(step)
+        return self.log
+
+
+PROBES = {
+    "at every step": range(100),
+    "at multiples": range(0, 100, 10),
+    "elsewhere": (0, 1, 2, 4, 7, 9, 13, 19, 22, 29, 30, 47, 51, 64, 90),
+    "two due in a row": (0, 9, 11, 24, 26, 39, 41),
+}
+
+
+@pytest.mark.parametrize("probes", PROBES)
+def test_resumed_at_any_step_the_same_questions_are_answered_at_the_same_steps(probes):
+    probes = PROBES[probes]
+    whole = Asked(10).run(probes, 0, 100)
+    asked = {step for step, _ in whole}
+    assert len(asked) >= 3
+    for first, second in zip(sorted(asked), sorted(asked)[1:], strict=False):
+        assert first // 10 < second // 10
+    for at in range(100):
+        decided = [question for question, step in whole if step <= at]
+        resumed = Asked(10, [step for step in probes if step <= at], at, decided)
+        assert resumed.run(probes, at, 100) == [row for row in whole if row[1] > at]
+
+
+@pytest.fixture
+def follower(plan, tmp_path, monkeypatch):
+    """A follower of the plan on the only rank, at sample 40 of 160."""
+    monkeypatch.setattr(provider, "first_of_all_ranks", lambda message: message)
+    monkeypatch.setattr(provider.torch.distributed, "get_rank", lambda: 0)
+
+    def refuse(message):
+        if message:
+            raise TokscaleError(message)
+
+    monkeypatch.setattr(provider, "refuse_together", refuse)
+    plan = replace(plan, max_epochs=1.0)
+    found = Follower.__new__(Follower)
+    found._run, found._base, found.plan, found.decisions = tmp_path, plan, plan, []
+    found._args = Namespace(consumed_train_samples=40)
+    found.index = build_index(plan, 160).shared()
+    found.strata = Strata(plan, [110, 1000], [None, None])
+    found._record = lambda: None
+    save_run_plan(plan, [], tmp_path)
+    return found
+
+
+def test_a_decision_that_repeats_a_stratum_too_often_is_not_followed(follower, plan, tmp_path):
+    before = follower.index.stratum_N.copy()
+    assert "'left' of the plan would be gone through" in follower.add(Decision(3, 60, (0.9, 0.1)))
+    assert follower.decisions == []
+    assert load_run_plan(tmp_path)[1] == []
+    assert_array_equal(follower.index.stratum_N, before)
+    assert follower.add(Decision(3, 60, (0.6, 0.4))) is None
+    assert load_run_plan(tmp_path)[1] == follower.decisions == [Decision(3, 60, (0.6, 0.4))]
+    assert_array_equal(follower.index.stratum_N, build_index(follower.plan, 160).stratum_N)
+
+
+def test_a_decision_that_cannot_be_written_is_not_followed(follower, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(provider, "save_decisions", full)
+    assert "No space left" in follower.add(Decision(3, 60, (0.6, 0.4)))
+    assert follower.plan == follower._base
+
+
+@pytest.mark.parametrize("file", ["plan.json", "replans.json"])
+def test_an_edited_file_stops_the_job(follower, plan, tmp_path, file):
+    if file == "plan.json":
+        replace(plan, max_epochs=9.0).save(tmp_path / "tokscale" / file)
+    else:
+        content = json.loads((tmp_path / "tokscale" / file).read_text())
+        row = {"step": 1, "start": 9, "weights": [1, 1]}
+        content["decisions"][plan.fingerprint].append(row)
+        (tmp_path / "tokscale" / file).write_text(json.dumps(content))
+    with pytest.raises(TokscaleError, match="was edited under this job"):
+        follower.add(Decision(3, 60, (0.6, 0.4)))
+
+
+def test_a_question_that_fails_keeps_the_plan(monkeypatch, tmp_path):
+    asking = Asked(10)
+    asking._prober.is_writer, asking._run = True, tmp_path
+    monkeypatch.setattr(replan.sys, "executable", "/bin/false")
+    asking._ask(10)
+    assert asking._answer() == {"reason": "exit code 1"}
+    monkeypatch.undo()
+    asking._ask(10)
+    assert "no run in" in asking._answer()["reason"]
+    asking._ask(10)
+    process = asking._process
+    asking.close()
+    assert process.returncode is not None
+    assert asking._process is None
