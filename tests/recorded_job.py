@@ -31,9 +31,9 @@ class Result(NamedTuple):
         return [line for line in lines if line.startswith("megatron-tokscale:")]
 
 
-def start(n_processes: int, *words: str) -> Result:
+def start(n_processes: int, *words: str, python_path: str = "") -> Result:
     """Run a script, or `-m MODULE`, on ranks forked from the warm launcher, to any end."""
-    launcher = warm_launcher()
+    launcher = warm_launcher(python_path)
     assert launcher.stdin and launcher.stdout
     launcher.stdin.write(json.dumps({"ranks": n_processes, "argv": words}) + "\n")
     launcher.stdin.flush()
@@ -49,6 +49,7 @@ def run_recorded(
     stop: int = 0,
     without: tuple[str, ...] = (),
     data: list[str] | None = None,
+    python_path: str = "",
 ) -> str:
     """Train, to the end or until SIGKILL at step `stop`, and return the job's output."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,7 @@ def run_recorded(
     if data is not None:
         at = words.index("--data-path")
         words[at : at + 1 + len(corpus.data_path)] = data
-    result = start(n_processes, __file__, str(folder), str(stop), *words)
+    result = start(n_processes, __file__, str(folder), str(stop), *words, python_path=python_path)
     assert result.code == (-signal.SIGKILL if stop else 0), result.output[-6000:]
     return result.output
 

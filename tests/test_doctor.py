@@ -4,13 +4,16 @@ import importlib.metadata
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from jobs import SEQ_LENGTH, VOCAB_SIZE, Corpus, job_environment, job_flags
+from planned_jobs import make_scores, stratified_plan, train_dataset
 from runs import plain_probe_set, write_run
 
 from megatron_tokscale import cli, doctor
+from megatron_tokscale.indexed import open_part
 from megatron_tokscale.training.plugin import HOOKS
 
 
@@ -193,3 +196,103 @@ def test_a_checkout_of_megatron_stands_before_the_wheel(tmp_path):
     environment = job_environment() | {"PYTHONPATH": str(tmp_path)}
     found = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
     assert found.split() == ["0.99.0+abcdef0", str(core), "False"]
+
+
+# A data plan
+
+
+@pytest.fixture
+def planned(corpus: Corpus, tmp_path):
+    """Flags of a job under a plan with strata, and what lies where they say."""
+    scores = [make_scores(prefix, seed) for seed, prefix in enumerate(corpus.prefixes)]
+    for one in scores:
+        one.save(tmp_path / f"scores/{one.dataset.name}.tokscale.safetensors")
+    plan = stratified_plan(corpus, scores, max_epochs=3.0)
+    plan.save(tmp_path / "plan.json")
+    flags = (
+        "--tokscale-plan",
+        str(tmp_path / "plan.json"),
+        "--tokscale-dir",
+        str(tmp_path / "run"),
+    )
+    flags = (*flags, "--tokscale-scores", str(tmp_path / "scores"), "--train-iters", "14")
+    return plan, scores, job_flags(corpus, *flags)
+
+
+def test_a_good_plan_passes(examine, planned, tmp_path):
+    code, found = examine(*planned[2])
+    assert code == 0
+    assert "REFUSED" not in found
+    assert f"plan {tmp_path / 'plan.json'} can be followed" in found["ok"]
+    assert any("112 samples repeat no stratum more often" in text for text in found["ok"])
+    assert not any("datasets are those" in text for text in found["not checked"])
+    assert not (tmp_path / "run").exists()
+
+
+def of_other_data(plan, scores):
+    return replace(plan, datasets=(replace(plan.datasets[0], n_tokens=1), plan.datasets[1])), scores
+
+
+def of_other_scores(plan, scores):
+    return plan, [replace(scores[0], surprisal_Q=np.ones_like(scores[0].surprisal_Q)), scores[1]]
+
+
+def of_another_tokenizer(plan, scores):
+    return plan, [scores[0], replace(scores[1], digest="0" * 16)]
+
+
+def repeated_too_often(plan, scores):
+    return replace(plan, max_epochs=1.2), scores
+
+
+BAD_PLANS = {
+    of_other_data: "the plan is for other data: it has left (300 sequences, 1 tokens)",
+    of_other_scores: "the plan was made with scores",
+    of_another_tokenizer: "made for other data or another tokenizer",
+    repeated_too_often: "stratum 'left/2' of the plan would be gone through 1.",
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_PLANS, ids=lambda spoil: spoil.__name__)
+def test_a_plan_is_held_against_the_jobs_data(examine, planned, tmp_path, spoil):
+    plan, scores = spoil(*planned[:2])
+    plan.save(tmp_path / "plan.json")
+    for one in scores:
+        one.save(tmp_path / f"scores/{one.dataset.name}.tokscale.safetensors")
+    code, found = examine(*planned[2])
+    assert code == 2
+    (reason,) = found["REFUSED"]
+    assert BAD_PLANS[spoil] in reason
+
+
+def test_the_doctor_and_the_job_count_the_same_samples(planned, corpus, tmp_path):
+    """The limit at which the doctor refuses is that at which the job does."""
+    parts = open_part(corpus.data_path, "900,100,0", "train")
+    sizes = [(part.n_tokens - 1) // SEQ_LENGTH for part in parts]
+    assert sizes == [len(train_dataset(prefix, tmp_path)) for prefix in corpus.prefixes]
+
+
+def test_data_of_parts_and_an_interval_for_new_weights(examine, planned, corpus):
+    _, _, flags = planned
+    left, right = corpus.prefixes
+    for name, n_words in (("--split", 2), ("--data-path", 5)):
+        at = flags.index(name)
+        del flags[at : at + n_words]
+    parts = ["--train-data-path", right, left, "--valid-data-path", left]
+    replan = ["--tokscale-probe-set", str(corpus.probe_set), "--tokscale-replan"]
+    code, found = examine(*flags, *parts, *replan, "every=9")
+    assert code == 0
+    assert any("112 samples repeat no stratum" in text for text in found["ok"])
+    code, found = examine(*flags, *parts, *replan, "often")
+    assert found["REFUSED"] == ["--tokscale-replan often: give every=N, a number of steps above 4"]
+
+
+def test_data_that_is_elsewhere_is_left_to_the_job(examine, planned):
+    flags = planned[2]
+    flags[flags.index("--data-path") + 2] = "/nowhere/left"
+    code, found = examine(*flags)
+    assert code == 0
+    assert any(
+        "whether the job's datasets are those of the plan: /nowhere/left.idx" in text
+        for text in found["not checked"]
+    )

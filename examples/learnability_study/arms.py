@@ -22,8 +22,15 @@ from megatron_tokscale.store import Run
 SPLIT = "90,10,0"
 METHOD = "frontier"
 CONTROLS = ("uniform", "shuffled", "easy-first", "frequency")
-ARMS = ("baseline", METHOD, *CONTROLS)
-PHASES = ("none", "data", "probes", "baselines", "fit", "scores", "plans", "arms")
+# Looked at after the arms above were there: not the method as it was set out, but what was tried.
+_STRONG = ("--strength", "4", "--floor", "0.1", "--max-change", "2")
+TRIED = {
+    "strong": _STRONG,
+    "strong-shuffled": (*_STRONG, "--control", "shuffled"),
+    "moved": ("--move-shares",),
+}
+ARMS = ("baseline", METHOD, *CONTROLS, *TRIED)
+PHASES = ("none", "data", "probes", "baselines", "fit", "scores", "plans", "arms", "tried")
 REFERENCE_SEED = 999
 _BEYOND = 1.25  # so much longer than T do all runs go, to see slower ones arrive too
 
@@ -130,6 +137,7 @@ class Study:
         """The steps up to a phase; those of a phase need only the phases before."""
         seeds = range(self.settings.seeds)
         planned = [(arm, seed) for seed in seeds for arm in (METHOD, *CONTROLS)]
+        tried = [(arm, seed) for seed in seeds for arm in TRIED]
         data = Step("data", (self.data / "data.json").exists, self._write_data)
         score = Step("scores", lambda: all(map(Path.exists, self.scores)), self._score)
         fit = Step("fit of the reference", self._is_fitted, self._fit)
@@ -141,8 +149,9 @@ class Study:
             "baselines": [self._reference_step(), *baselines],
             "fit": [fit],
             "scores": [score],
-            "plans": [self._plan_step(arm, seed) for arm, seed in planned],
+            "plans": [self._plan_step(arm, seed) for arm, seed in [*planned, *tried]],
             "arms": [self._run_step(arm, seed) for arm, seed in planned],
+            "tried": [self._run_step(arm, seed) for arm, seed in tried],
         }
         return [phases[name] for name in PHASES[: PHASES.index(until) + 1]]
 
@@ -196,8 +205,8 @@ class Study:
 
     def _plan_step(self, arm: str, seed: int) -> Step:
         out = self.plan(arm, seed)
-        control = [] if arm == METHOD else ["--control", arm]
-        words = ["plan", "build", "--policy", METHOD, *control, *self._data_flags()]
+        flags = TRIED.get(arm, () if arm == METHOD else ("--control", arm))
+        words = ["plan", "build", "--policy", METHOD, *flags, *self._data_flags()]
         words += ["--train-samples", self.settings.train_samples, "--seed", seed, "--out", out]
         return Step(f"plan of {arm}, seed {seed}", out.exists, lambda: self._tokscale(*words))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from importlib.metadata import version
 
 import numpy as np
-from arms import ARMS, CONTROLS, METHOD, REFERENCE_SEED, Settings, Study, is_trained
+from arms import ARMS, CONTROLS, METHOD, REFERENCE_SEED, TRIED, Settings, Study, is_trained
 from corpora import WEIGHTS
 from speed import (
     Curve,
@@ -164,6 +164,7 @@ def report(study: Study) -> str:
                 ["arm", "blend [95%]", "minus baseline, paired [95%]", *WEIGHTS], found.loss_rows()
             ),
             notes,
+            _tried(),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -197,6 +198,12 @@ def setting(study: Study) -> str:
         )
         words.insert(0, model)
     return "; ".join(words) + "."
+
+
+def _tried() -> str:
+    """What the arms are that were looked at after the method and its controls."""
+    rows = [f"`{arm}`: `{' '.join(flags)}`" for arm, flags in TRIED.items()]
+    return "Tried after the method and its controls had come out: " + "; ".join(rows) + "."
 
 
 def _difference_table(found: Found) -> str:

@@ -36,11 +36,18 @@ class Decision:
         step: the probe step up to which losses were looked at.
         start: consumed sample from which the weights hold.
         weights: of the plan's datasets.
+
+    Raises:
+        ValueError: on construction, if it is of the very beginning, where the plan itself decides.
     """
 
     step: int
     start: int
     weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or self.start < 1:
+            raise ValueError(f"a decision after {self.step} steps, from sample {self.start}")
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> "Decision":

@@ -211,7 +211,7 @@ def _remark(drawn: DrawnPlan) -> str:
     if not drawn.n_samples:
         return ""
     off_Z = np.abs(drawn.count_Z - drawn.target_Z)
-    epochs_Z = np.nan_to_num(_epochs(drawn.count_Z, drawn.size_Z))
+    epochs_Z = np.nan_to_num(_epochs(drawn.count_Z, drawn.size_Z), posinf=0.0)
     furthest, most = int(np.argmax(off_Z)), int(np.argmax(epochs_Z))
     names = [escape(drawn.plan.strata[z].name) for z in (furthest, most)]
     return paragraph(

@@ -236,12 +236,9 @@ def _sizes(
 
 
 def _numbers(plan: Plan, name: str) -> list[float] | None:
-    """What the plan was made with for each dataset; None if it does not tell.
-
-    Of a plan that took over from another the datasets may be others, so it does not.
-    """
+    """What the plan was made with for each dataset; None if it does not tell."""
     values = plan.provenance.get(name)
-    if "accepted" in plan.provenance or not isinstance(values, list | tuple):
+    if not isinstance(values, list | tuple):
         return None
     if not all(isinstance(value, int | float) and 0 <= value < np.inf for value in values):
         return None

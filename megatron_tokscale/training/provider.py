@@ -221,6 +221,14 @@ class Follower:
         scores = scores_of_plan(self.plan, number, prefix, dataset.indices, folder)
         return SampleScores.of(scores, _sample_index(dataset))
 
+    def refuse_edits(self) -> None:
+        """Stop if the run's plan on disk is not what this job follows; all ranks call it.
+
+        Raises:
+            TokscaleError: somebody has changed it.
+        """
+        refuse_together(self._edited() if torch.distributed.get_rank() == 0 else None)
+
     def add(self, decision: Decision) -> str | None:
         """Follow a decision from its start on; every rank adds the same.
 
@@ -228,18 +236,18 @@ class Follower:
             Why it is not followed, if it would go through a stratum too often or cannot be written.
 
         Raises:
-            TokscaleError: the ranks do not agree, or somebody has changed the run's plan.
+            TokscaleError: the ranks do not agree.
         """
         decisions = [*self.decisions, decision]
         plan = with_decisions(self._base, decisions)
         agreed = first_of_all_ranks(plan.fingerprint)
-        refusal, objection = None, None
-        if plan.fingerprint != agreed:
-            refusal = f"a rank follows plan {plan.fingerprint}, the first {agreed}"
-        elif torch.distributed.get_rank() == 0:
-            refusal = self._edited()
-            objection = None if refusal else self._write(plan, decisions)
-        refuse_together(refusal)
+        is_other = plan.fingerprint != agreed
+        refuse_together(
+            f"a rank follows plan {plan.fingerprint}, the first {agreed}" if is_other else None
+        )
+        objection = None
+        if torch.distributed.get_rank() == 0:
+            objection = self._write(plan, decisions)
         if objection := first_of_all_ranks(objection):
             return objection
         self.plan, self.decisions = plan, decisions
@@ -254,10 +262,15 @@ class Follower:
         """What to say if the plan in the run's directory is not what this job follows."""
         folder = self._run / "tokscale"
         try:
-            is_same = load_run_plan(self._run) == (self._base, self.decisions)
-            return None if is_same else f"the plan in {folder} was edited under this job"
+            if load_run_plan(self._run) == (self._base, self.decisions):
+                return None
+            reason = "it is another now"
         except TokscaleError as error:
-            return f"the plan in {folder} was changed under this job: {error}"
+            reason = str(error)
+        return (
+            f"the plan in {folder} was changed under this job ({reason}); restore it, and give a new "
+            "plan as --tokscale-plan, with --tokscale-accept-plan"
+        )
 
     def _write(self, plan: Plan, decisions: Sequence[Decision]) -> str | None:
         """Write decisions, on the first rank; what keeps them from being followed, if anything."""

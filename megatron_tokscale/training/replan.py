@@ -56,7 +56,7 @@ class Replanner:
         self._follower, self._prober, self._args = follower, prober, args
         self._process: subprocess.Popen[str] | None = None
         self._asked: int | None = None
-        self._last_probe = -1
+        self._last_probe = 0
 
     def on_train_start(self) -> None:
         """Ask again for what was asked before the step to go on from, and not yet decided."""
@@ -81,8 +81,7 @@ class Replanner:
             self._last_probe = step
 
     def _is_due(self, probe_step: int) -> bool:
-        multiple = probe_step // self._interval * self._interval
-        return probe_step > 0 and self._last_probe < multiple <= probe_step
+        return self._last_probe < probe_step // self._interval * self._interval
 
     def _ask(self, step: int) -> None:
         self.close()  # of what was asked before and is not decided yet
@@ -102,6 +101,7 @@ class Replanner:
         timers("tokscale-replan", log_level=0).start(barrier=True)
         asked, self._asked = self._asked, None
         assert asked is not None
+        self._follower.refuse_edits()
         answer = json.dumps(self._answer()) if self._prober.is_writer else None
         text = first_of_all_ranks(answer)
         assert text is not None, "the rank that writes the losses has an answer"

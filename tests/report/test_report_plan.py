@@ -262,8 +262,27 @@ def test_a_plan_that_took_over_is_named_with_its_first_sample(following):
     page = Page(data_plan(drawn))
     assert page.cells("plan", "3,000") == given.fingerprint
     assert "epochs without limit" in page.cells("plan", "Limits")
-    # Whose base weights these are is not known.
-    assert drawn.base_from == "stage" and drawn.base_D.tolist() == [0.5, 0.5]
+    np.testing.assert_allclose(drawn.base_D, [0.6, 0.4])  # of the plan that holds now
+
+
+def test_a_dataset_that_was_left_out_has_no_epochs(following):
+    """A job that goes on without it has not opened it: nobody knows how large it is."""
+    given = dataclasses.replace(
+        make_plan(base_weights=[1]),
+        stages=(Stage(0, (1.0,)),),
+        datasets=make_plan().datasets[1:],
+        strata=(Stratum("code", 0),),
+        cuts=(None,),
+    )
+    run = following(accepted(make_plan((Stage(0, (0.5, 0.5)),)), given, 3000))
+    prose, code = record(1000).datasets
+    unused = dataclasses.replace(DatasetRecord.unused(prose.prefix), name="prose")
+    DataRecord((unused, code), PlanRecord("/c", "0", 10_000, (None, None))).save(data_file(run))
+    _, page = section_of(run)
+    prose_cells = page.row("plan", "prose")
+    np.testing.assert_allclose(prose_cells[2], 1500 / CONSUMED, atol=2 / CONSUMED)
+    assert len(prose_cells) == 6 and "–" in page.cells("plan", "prose")
+    assert "Gone through most often: code, " in page.words("plan")
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "a<b>&", "$x_1$"])

@@ -26,6 +26,22 @@ def test_flags_are_parsed_into_plain_values():
     assert config_from_args(args) == TokscaleConfig(
         tokscale_probe_set="p", tokscale_verify_isolation=True
     )
-    with pytest.raises(TokscaleError, match="--tokscale-schedule does nothing without"):
-        config_from_args(parser.parse_args(["--tokscale-schedule", "linear:5"]))
     assert "watch" in parser.format_help()
+
+
+ALONE = {
+    "--tokscale-schedule linear:5": "--tokscale-probe-set",
+    "--tokscale-replan every=9": "--tokscale-probe-set",
+    "--tokscale-replan every=9 --tokscale-probe-set p": "--tokscale-plan",
+    "--tokscale-scores folder": "--tokscale-plan",
+    "--tokscale-accept-plan": "--tokscale-plan",
+}
+
+
+@pytest.mark.parametrize("words", ALONE)
+def test_a_flag_that_needs_another_says_which(words):
+    parser = ArgumentParser()
+    add_arguments(parser)
+    flag = words.split()[0]
+    with pytest.raises(TokscaleError, match=f"{flag} does nothing without {ALONE[words]}; give"):
+        config_from_args(parser.parse_args(words.split()))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jobs import Corpus, job_flags, markov_documents, write_documents
+from megatrons import OLD, python_path
 from planned_jobs import (
     BATCH,
     dataset_of,
@@ -20,7 +21,7 @@ from planned_jobs import (
 )
 from recorded_job import read_samples, run_recorded, start
 
-from megatron_tokscale.data import Cut, Plan, Stage, Stratum
+from megatron_tokscale.data import Cut, Plan, Stage, Stratum, followed
 from megatron_tokscale.data.history import accepted
 
 pytestmark = pytest.mark.megatron
@@ -88,6 +89,19 @@ def test_the_same_samples_in_any_layout(corpus, planned, stream, tmp_path, layou
     run = ("--tokscale-dir", str(tmp_path / "run"), "--train-iters", "14")
     run_recorded(corpus, tmp_path / "seen", n_processes, *flags, *planned, *run)
     assert read_samples(tmp_path / "seen") == stream
+
+
+@pytest.mark.parametrize("version", OLD)
+def test_a_plan_and_new_weights_in_older_megatrons(corpus, planned, scores, tmp_path, version):
+    flags = (*planned, "--tokscale-dir", str(tmp_path / "run"), "--train-iters", "14")
+    flags = (*flags, "--tokscale-replan", "every=8", "--tokscale-probe-set", str(corpus.probe_set))
+    path = python_path(version)
+    output = run_recorded(corpus, tmp_path / "seen", 1, *flags, python_path=path)
+    assert "tokscale: from sample 104 on the datasets weigh" in output
+    plan = followed(tmp_path / "run")
+    assert [row["step"] for row in plan.provenance["live"]] == [8]
+    dataset = dataset_of(plan, corpus.prefixes, 112, tmp_path / "offline", scores)
+    assert read_samples(tmp_path / "seen") == stream_of(dataset)
 
 
 # A plan of the user's own weights
@@ -323,7 +337,7 @@ def repeated_too_often(plan, scores):
 BAD_PLANS = {
     of_other_data: "the plan is for other data: it has left (300 sequences, 1 tokens)",
     of_another_length: "is for sequence length 16, the job has --seq-length 32",
-    without_scores: "cannot read scores",
+    without_scores: "cannot read score file",
     of_other_scores: "the plan was made with scores",
     of_another_tokenizer: "made for other data or another tokenizer",
     of_another_split: "has no score for some training documents",

@@ -146,7 +146,7 @@ def test_from_an_earlier_checkpoint_later_decisions_are_made_again(undisturbed, 
     run_recorded(corpus, tmp_path / "seen", RANKS, *flags_of(corpus, tmp_path))
     assert_same_run(tmp_path, folder)
     resumed = read_samples(tmp_path / "seen")
-    assert list(resumed)[0] == 8 * BATCH
+    assert next(iter(resumed)) == 8 * BATCH
     assert resumed.items() <= read_samples(folder / "seen").items()
 
 
@@ -191,7 +191,7 @@ class Asked(Replanner):
             before_checkpoint=lambda: None,
             is_writer=False,
         )
-        decisions = [Decision(asked, 0, (1.0,)) for asked in decided]
+        decisions = [Decision(asked, 1, (1.0,)) for asked in decided]
         follower = SimpleNamespace(decisions=decisions)
         super().__init__(interval, None, follower, prober, Namespace(iteration=step))
         self.log = []
@@ -250,6 +250,7 @@ def follower(plan, tmp_path, monkeypatch):
     found.strata = Strata(plan, [110, 1000], [None, None])
     found._record = lambda: None
     save_run_plan(plan, [], tmp_path)
+    found.refuse_edits()
     return found
 
 
@@ -282,8 +283,10 @@ def test_an_edited_file_stops_the_job(follower, plan, tmp_path, file):
         row = {"step": 1, "start": 9, "weights": [1, 1]}
         content["decisions"][plan.fingerprint].append(row)
         (tmp_path / "tokscale" / file).write_text(json.dumps(content))
-    with pytest.raises(TokscaleError, match="was edited under this job"):
-        follower.add(Decision(3, 60, (0.6, 0.4)))
+    with pytest.raises(
+        TokscaleError, match=r"changed under this job \(it is another now\); restore"
+    ):
+        follower.refuse_edits()
 
 
 def test_a_question_that_fails_keeps_the_plan(monkeypatch, tmp_path):

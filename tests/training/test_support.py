@@ -64,11 +64,18 @@ REFUSED_FOR_PLAN = [
     "--sft",
     "--perform-rl-step",
     "--hybrid-context-parallel",
-    "--dataloader-fast-cache-load",
     "--yaml-cfg",
     "--dataloader-type single, not cyclic",
     "--dataloader-type single, not external",
-    "--phase-transition-iterations",
+]
+ALLOWED_FOR_PLAN = [
+    "--dataloader-fast-cache-load",
+    "--dataloader-defer-npy-index-mmap",
+    "--phase-transition-iterations 100",
+    "--rampup-batch-size 2 2 8",
+    "--dataloader-type single",
+    "--full-validation",
+    "--reset-position-ids --reset-attention-mask --eod-mask-loss",
 ]
 VALUES = {
     "--moe-router-force-biased": "0.0",
@@ -76,7 +83,6 @@ VALUES = {
     "--logits-save-dir": "folder",
     "--moe-routing-trace-path": "folder",
     "--yaml-cfg": "file",
-    "--phase-transition-iterations": "100",
     "--dataloader-type single, not cyclic": "--dataloader-type cyclic",
     "--dataloader-type single, not external": "--dataloader-type external",
 }
@@ -137,6 +143,11 @@ def test_a_plan_is_refused_for_data_that_it_cannot_order(parser, words):
     assert words in refusal
     with pytest.raises(TokscaleError, match=re.escape(refusal)):
         check_plan(args)
+
+
+@pytest.mark.parametrize("words", ALLOWED_FOR_PLAN)
+def test_a_plan_is_not_refused_without_need(parser, words):
+    assert plan_refusals(parse(parser, words)) == []
 
 
 def test_all_reasons_are_given_and_the_first_is_raised(parser):
