@@ -349,11 +349,14 @@ def _whole(value: object) -> int:
 def _normalised(weights: tuple[float, ...]) -> tuple[float, ...]:
     """Weights over their sum, computed as Megatron does, to the last bit.
 
-    Zeros, which Megatron does not allow, do not change how the others round: a dataset without
-    weight that joins a plan leaves its past as it was.
+    Its builder divides by the sum, and then its blend does. Zeros, which Megatron does not
+    allow, do not change how the others round: a dataset without weight that joins a plan leaves its
+    past as it was.
     """
     weights_Z = np.array(weights, dtype=np.float64)
-    return tuple((weights_Z / np.sum(weights_Z[weights_Z > 0])).tolist())
+    for _ in range(2):
+        weights_Z = weights_Z / np.sum(weights_Z[weights_Z > 0])
+    return tuple(weights_Z.tolist())
 
 
 def _check_strata(plan: Plan) -> None:

@@ -31,6 +31,8 @@ class DatasetRecord:
         extra: tokens that a sample reads behind its stretch: 1, or 0 where Megatron is told so.
         size: number of samples.
         key: Megatron's `unique_description_hash`.
+        order: what, beside the documents themselves, decides which tokens a sample is; empty where
+            it is not known.
     """
 
     name: str
@@ -41,6 +43,7 @@ class DatasetRecord:
     extra: int
     size: int
     key: str
+    order: str = ""
 
     @staticmethod
     def of(dataset: Any) -> "DatasetRecord":
@@ -48,13 +51,15 @@ class DatasetRecord:
         kind = type(dataset).__name__
         # Without --data-cache-path a GPTDataset keeps its indices beside its data.
         beside = Path(dataset.dataset.path_prefix) / "cache" / f"{kind}_indices"
-        return DatasetRecord.in_cache(
+        record = DatasetRecord.in_cache(
             dataset.config.path_to_cache or beside,
             dataset.dataset_path,
             f"{dataset.unique_description_hash}-{kind}-{dataset.index_split.name}",
             int(dataset.config.add_extra_token_to_sequence),
             len(dataset),
         )
+        split = dataset.config.split or "parts of their own"
+        return replace(record, order=f"--seed {dataset.config.random_seed}, --split {split}")
 
     @staticmethod
     def in_cache(
@@ -165,6 +170,24 @@ class DataRecord:
         known = load_records(path) if path.exists() else ()
         records = [_to_json(record) for record in _continued(known, self)]
         write_json(path, {"kind": KIND, "schema_version": SCHEMA_VERSION, "records": records})
+
+
+def check_order(path: Path, datasets: Sequence[DatasetRecord]) -> None:
+    """Refuse to go on with datasets whose samples are others than those recorded in `path`.
+
+    Raises:
+        TokscaleError: naming what has changed.
+    """
+    known = (
+        {row.name: row.order for row in load_records(path)[-1].datasets} if path.exists() else {}
+    )
+    for row in datasets:
+        before = known.get(row.name)
+        if before and row.order and before != row.order:
+            raise TokscaleError(
+                f"the samples of {row.name} that the run has consumed are of {before}, this job's "
+                f"are of {row.order}: some would come twice; go on with the former"
+            )
 
 
 def record_path(run: Path | str) -> Path:

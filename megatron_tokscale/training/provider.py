@@ -35,6 +35,7 @@ from megatron_tokscale.data.record import (
     DataRecord,
     DatasetRecord,
     PlanRecord,
+    check_order,
     record_path,
 )
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
@@ -167,6 +168,12 @@ class Follower:
         sizes_D = [0 if dataset is None else len(dataset) for dataset in datasets]
         offset = _phase_start(args)
         if build:  # before anything is written
+            self._records = [
+                DatasetRecord.unused(row.name) if part is None else DatasetRecord.of(part)
+                for row, part in zip(self.plan.datasets, datasets, strict=True)
+            ]
+            if consumed:
+                check_order(record_path(self._run), self._records)
             Strata(self.plan, sizes_D, [None] * len(sizes_D)).check(
                 self.plan, offset + n_samples, consumed
             )
@@ -181,11 +188,6 @@ class Follower:
             )
             index = load_or_build_index(self.plan, offset + n_samples, self._cache, build=build)
             self.index = index.shared() if self._config.tokscale_replan else index
-            if build:
-                self._records = [
-                    DatasetRecord.unused(row.name) if part is None else DatasetRecord.of(part)
-                    for row, part in zip(self.plan.datasets, datasets, strict=True)
-                ]
         return PlannedDataset(
             self.plan,
             datasets,
@@ -268,8 +270,8 @@ class Follower:
         except TokscaleError as error:
             reason = str(error)
         return (
-            f"the plan in {folder} was changed under this job ({reason}); restore it, and give a new "
-            "plan as --tokscale-plan, with --tokscale-accept-plan"
+            f"the plan in {folder} was changed under this job ({reason}); restore it, and give a "
+            "new plan as --tokscale-plan, with --tokscale-accept-plan"
         )
 
     def _write(self, plan: Plan, decisions: Sequence[Decision]) -> str | None:

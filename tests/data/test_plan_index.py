@@ -81,6 +81,7 @@ def blended_dataset(weights, n_samples):
     from types import SimpleNamespace
 
     from megatron.core.datasets.blended_dataset import BlendedDataset
+    from megatron.core.datasets.utils import normalize
 
     class Constituent:
         index_split = SimpleNamespace(name="train")
@@ -90,6 +91,7 @@ def blended_dataset(weights, n_samples):
             return n_samples
 
     config = SimpleNamespace(defer_npy_index_mmap=False, path_to_cache=None, fast_cache_load=False)
+    weights = normalize(weights)  # as its builder does before it
     return BlendedDataset([Constituent() for _ in weights], weights, n_samples, config)
 
 

@@ -163,6 +163,15 @@ def test_another_plan_is_accepted_and_goes_on_where_the_first_left_off(
     assert "has consumed 32 samples under plan" in line and "--tokscale-accept-plan" in line
     assert (tmp_path / "run/tokscale/plan.json").read_bytes() == before
 
+    plan.save(tmp_path / "plan.json")
+    reseeded = start(
+        1, "-m", "megatron_tokscale.pretrain", *job_flags(corpus, *flags, "--seed", "5")
+    )
+    assert reseeded.code == 2
+    (line,) = reseeded.refusals
+    assert "consumed are of --seed 1234, --split 900,100,0, this job's are of --seed 5" in line
+    second.save(tmp_path / "plan.json")
+
     output = run_recorded(corpus, tmp_path / "second", 1, *flags, "--tokscale-accept-plan")
     assert f"tokscale: plan {second.fingerprint} holds from here on" in output
     third.save(tmp_path / "plan.json")
