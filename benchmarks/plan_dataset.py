@@ -107,12 +107,8 @@ def rank(n_datasets: int, n_strata: int, n_samples: int, documents_per_sample: f
     start_P = np.cumsum(length_Q[order], dtype=np.int64) - length_Q[order]
     cut_N1 = np.arange(0, int(length_Q.sum()) - 1, seq_length)
     position_N1 = np.searchsorted(start_P, cut_N1, side="right") - 1
-    index = SampleIndex(
-        length_Q,
-        order,
-        np.stack([position_N1, cut_N1 - start_P[position_N1]], axis=1),
-        rng.permutation(len(cut_N1) - 1),
-    )
+    bound_N12 = np.stack([position_N1, cut_N1 - start_P[position_N1]], axis=1)
+    shuffle_N = rng.permutation(len(cut_N1) - 1)
     values = {
         name: rng.random(n_documents).astype(np.float32)
         for name in ("learning_time", "spread", "drop", "unlearned", "surprisal")
@@ -124,7 +120,11 @@ def rank(n_datasets: int, n_strata: int, n_samples: int, documents_per_sample: f
         digest="",
     )
     plan = make_plan(1, n_strata, n_samples, keep=True)
-    work = lambda: rank_samples(plan, 0, len(index), SampleScores.of(scores, index))  # noqa: E731
+
+    def work() -> None:
+        index = SampleIndex(length_Q, order, bound_N12, shuffle_N)
+        rank_samples(plan, 0, len(index), SampleScores.of(scores, index, plan.cuts[0]))
+
     return n_datasets * min(seconds(work) for _ in range(2))
 
 

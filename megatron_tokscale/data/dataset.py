@@ -81,10 +81,11 @@ class PlannedDataset(Dataset[dict[str, Any]]):
 
     def _draw(self, k: int) -> tuple[int, int]:
         """Stratum and draw of sample k."""
-        k += self.offset
-        if not self.offset <= k < len(self.index):
-            raise IndexError(f"sample {k} of a plan built for {len(self.index)} samples")
-        return int(self.index.stratum_N[k]), int(self.index.draw_N[k])
+        index = self.index
+        at = k + self.offset
+        if not self.offset <= at < index.stratum_N.size:
+            raise IndexError(f"sample {at} of a plan built for {len(index)} samples")
+        return index.stratum_N.item(at), index.draw_N.item(at)
 
     def __getitem__(self, k: int) -> dict[str, Any]:
         """Sample k with its dataset's number in the plan, as Megatron's BlendedDataset gives it."""

@@ -65,8 +65,8 @@ class Permutation:
         return np.array(keys, dtype=np.uint64)
 
     def __call__(self, position: int) -> int:
-        """Image of `position`. It runs once per training sample."""
-        return self._image(position)
+        """Image of `position`."""
+        return self.image(position)
 
     def many(self, positions: NDArray[np.integer]) -> NDArray[np.int64]:
         """Images of an array of positions."""
@@ -77,7 +77,8 @@ class Permutation:
         return images
 
     @cached_property
-    def _image(self) -> Callable[[int], int]:
+    def image(self) -> Callable[[int], int]:
+        """The image of a position, as a compiled function: it runs once per training sample."""
         from megatron_tokscale.data.feistel import walk
 
         return partial(walk, self.size, self._round_keys, *self._bits)

@@ -88,8 +88,11 @@ class SampleIndex:
     @cached_property
     def _start_P(self) -> NDArray[np.int64]:
         """Where each document begins in the stream."""
-        length_P = self.lengths_Q[self.document_P].astype(np.int64)
-        return np.asarray(np.cumsum(length_P) - length_P)
+        return np.asarray(np.cumsum(self._length_P) - self._length_P)
+
+    @cached_property
+    def _length_P(self) -> NDArray[np.int64]:
+        return np.asarray(self.lengths_Q[self.document_P], dtype=np.int64)
 
     @cached_property
     def _bound_N1(self) -> NDArray[np.int64]:
@@ -117,12 +120,18 @@ class SampleIndex:
         )
         return start_N, stop_N, first_N, last_N
 
+    @property
+    def n_labels_N(self) -> NDArray[np.int64]:
+        """How many tokens each sample predicts."""
+        start_N, stop_N, *_ = self._labels_N
+        return np.asarray((stop_N - start_N)[self.shuffle_N])
+
     def sum_over_labels(self, value_Q: Floats) -> Floats:
         """For each sample the sum, over the tokens that it predicts, of their document's value.
 
         A value that is not finite spoils every sample that follows it in the stream.
         """
-        value_P, length_P = value_Q[self.document_P], self.lengths_Q[self.document_P]
+        value_P, length_P = value_Q[self.document_P], self._length_P
         before_P1 = np.concatenate([[0.0], np.cumsum(value_P * length_P)])
         start_N, stop_N, first_N, last_N = self._labels_N
         # By piece, and the difference of the two large sums over whole documents only: so what
@@ -157,23 +166,29 @@ class SampleScores:
     surprisal_N: Floats
 
     @staticmethod
-    def of(scores: DocumentScores, index: SampleIndex) -> "SampleScores":
-        """Scores of the samples of a dataset."""
-        drop_Q = np.nan_to_num(scores.drop_Q.astype(np.float64))
-        time_Q = np.where(drop_Q > 0, scores.learning_time_Q, 0.0).astype(np.float64)
-        spread_Q = np.where(drop_Q > 0, scores.spread_Q, 0.0).astype(np.float64)
-        total = index.sum_over_labels
-        drop_N = total(drop_Q)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            time_N = np.where(drop_N > 0, total(drop_Q * time_Q) / drop_N, np.nan)
-            square_N = total(drop_Q * (spread_Q**2 + time_Q**2)) / drop_N
-        return SampleScores(
-            learning_time_N=time_N,
-            spread_N=np.sqrt(np.maximum(square_N - time_N**2, 0.0)),
-            drop_N=_mean_of_known(scores.drop_Q, index),
-            unlearned_N=_mean_of_known(scores.unlearned_Q, index),
-            surprisal_N=_mean_of_known(scores.surprisal_Q, index),
-        )
+    def of(scores: DocumentScores, index: SampleIndex, cut: Cut | None = None) -> "SampleScores":
+        """Scores of the samples of a dataset.
+
+        With a `cut` only what it ranks samples by; the others are NaN throughout.
+        """
+        total, unknown_N = index.sum_over_labels, np.full(len(index), np.nan)
+        time_N = spread_N = drop_N = unlearned_N = surprisal_N = unknown_N
+        if cut is None or cut.order == "frequency":
+            surprisal_N = _mean_of_known(scores.surprisal_Q, index)
+        if cut is None or cut.order == "learning-time":
+            unlearned_N = _mean_of_known(scores.unlearned_Q, index)
+            drop_Q = np.nan_to_num(scores.drop_Q.astype(np.float64))
+            time_Q = np.where(drop_Q > 0, scores.learning_time_Q, 0.0).astype(np.float64)
+            falls_N = total(drop_Q)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                time_N = np.where(falls_N > 0, total(drop_Q * time_Q) / falls_N, np.nan)
+        if cut is None:
+            drop_N = _mean_of_known(scores.drop_Q, index)
+            spread_Q = np.where(drop_Q > 0, scores.spread_Q, 0.0).astype(np.float64)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                square_N = total(drop_Q * (spread_Q**2 + time_Q**2)) / falls_N
+            spread_N = np.sqrt(np.maximum(square_N - time_N**2, 0.0))
+        return SampleScores(time_N, spread_N, drop_N, unlearned_N, surprisal_N)
 
     def ranked(self, cut: Cut, n_unlearned: int, seed: int) -> NDArray[np.int64]:
         """The samples in the order in which a cut lays them into strata.
@@ -203,5 +218,5 @@ def _mean_of_known(value_Q: NDArray[np.float32], index: SampleIndex) -> Floats:
     """Means over the tokens whose document has a value; NaN where none has."""
     is_known_Q = ~np.isnan(value_Q)
     sum_N = index.sum_over_labels(np.where(is_known_Q, value_Q, 0.0).astype(np.float64))
-    count_N = index.sum_over_labels(is_known_Q.astype(np.float64))
+    count_N = index.n_labels_N if is_known_Q.all() else index.sum_over_labels(is_known_Q * 1.0)
     return np.where(count_N > 0, sum_N / np.maximum(count_N, 1.0), np.nan)

@@ -67,9 +67,9 @@ class Strata:
         """(dataset, epoch, number of the sample in its dataset) of a draw of a stratum."""
         dataset, first, size, key = self._rows[stratum]
         epoch, position = divmod(draw, size)
-        number = first + epoch_permutation(size, key, epoch)(position)
+        number = first + epoch_permutation(size, key, epoch).image(position)
         ranked = self.ranked_D[dataset]
-        return dataset, epoch, number if ranked is None else int(ranked[number])
+        return dataset, epoch, number if ranked is None else ranked.item(number)
 
     def locate_many(
         self, stratum: int, draw_N: NDArray[np.int64]

@@ -221,7 +221,7 @@ class Follower:
         """
         folder, prefix = self._config.tokscale_scores, dataset.dataset_path
         scores = scores_of_plan(self.plan, number, prefix, dataset.indices, folder)
-        return SampleScores.of(scores, _sample_index(dataset))
+        return SampleScores.of(scores, _sample_index(dataset), self.plan.cuts[number])
 
     def refuse_edits(self) -> None:
         """Stop if the run's plan on disk is not what this job follows; all ranks call it.
