@@ -221,12 +221,27 @@ def _file(cache_dir: Path | str, stem: str, what: str) -> str:
 
 def _continued(known: Sequence[DataRecord], record: DataRecord) -> list[DataRecord]:
     kept = [other for other in known if other.start < record.start]
-    # A plan that goes on from another has the same past: a job is refused that changes it.
-    if kept and (
-        kept[-1].kind == record.kind == "plan" or replace(kept[-1], start=record.start) == record
-    ):
-        record = replace(record, start=kept.pop().start)
+    if kept and isinstance(kept[-1].order, PlanRecord) and isinstance(record.order, PlanRecord):
+        # A plan that goes on from another has the same past: a job is refused that changes it.
+        return [*kept[:-1], _with_past(kept[-1], record)]
+    if kept and replace(kept[-1], start=record.start) == record:
+        return kept
     return [*kept, record]
+
+
+def _with_past(before: DataRecord, record: DataRecord) -> DataRecord:
+    """The record of a plan from the start of the one before, with datasets it has left out."""
+    assert isinstance(before.order, PlanRecord) and isinstance(record.order, PlanRecord)
+    past = {
+        row.name: (row, strata)
+        for row, strata in zip(before.datasets, before.order.strata, strict=True)
+    }
+    rows = [
+        (row, strata) if row.size else past.get(row.name, (row, strata))
+        for row, strata in zip(record.datasets, record.order.strata, strict=True)
+    ]
+    order = replace(record.order, strata=tuple(strata for _, strata in rows))
+    return replace(record, datasets=tuple(row for row, _ in rows), order=order, start=before.start)
 
 
 def _to_json(record: DataRecord) -> dict[str, Any]:

@@ -18,13 +18,17 @@ from megatron_tokscale.cli import main
 from megatron_tokscale.data import (
     Cut,
     DatasetIdentity,
+    Decision,
     Plan,
     Stage,
     Stratum,
     arrays,
     load_or_build_index,
+    with_decisions,
 )
 from megatron_tokscale.data.dataset import PlannedDataset
+from megatron_tokscale.data.history import save_run_plan
+from megatron_tokscale.data.index import extend_index
 from megatron_tokscale.data.record import (
     BlendRecord,
     DataRecord,
@@ -275,6 +279,31 @@ def test_a_plan_that_goes_on_from_another_takes_its_place(run, prefixes):
     assert [record.start for record in load_records(record_path(run))] == [0]
     assert_traces(Trace.open(run), truth(longer))
     assert truth(longer)[:90] == truth(dataset)
+
+
+def test_samples_of_a_dataset_that_the_plan_has_left_out_since_are_traced(run, prefixes):
+    dataset, record = planned(run, prefixes)
+    record.save(record_path(run))
+    web, *others = record.datasets
+    order = replace(record.order, strata=(None, *record.order.strata[1:]))
+    gone = (DatasetRecord.unused(web.prefix), *others)
+    replace(record, datasets=gone, order=order, start=50).save(record_path(run))
+    assert_traces(Trace.open(run), truth(dataset))
+
+
+def test_decisions_made_while_the_job_trained_are_traced(run, prefixes):
+    """The job extends its index in memory; in no file is one of the extended plan."""
+    dataset, record = planned(run, prefixes)
+    decisions = [Decision(3, 25, (1.0, 0.0, 4.0)), Decision(7, 60, (1.0, 1.0, 1.0))]
+    save_run_plan(dataset.plan, decisions, run)
+    plan = with_decisions(dataset.plan, decisions)
+    index = dataset.index.shared()
+    for decision in decisions:
+        extend_index(plan, index, decision.start)
+    order = replace(record.order, fingerprint=plan.fingerprint)
+    replace(record, order=order).save(record_path(run))
+    live = PlannedDataset(plan, dataset.datasets, index, dataset.strata)
+    assert_traces(Trace.open(run), truth(live))
 
 
 def test_records_read_back_are_those_written(run, prefixes):
