@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from megatron_tokscale.data.index import Index
+from megatron_tokscale.data.permutation import epoch_permutation
 from megatron_tokscale.data.plan import Plan
 from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.errors import TokscaleError
@@ -66,6 +67,7 @@ class PlannedDataset(Dataset[dict[str, Any]]):
         self.split = split
         self.index_split = index_split
         self.strata.check(plan, len(index), consumed)
+        epoch_permutation(1, 0, 0).image(0)  # compiled here, before loader workers are forked
 
     def __len__(self) -> int:
         return len(self.index) - self.offset

@@ -17,11 +17,13 @@ draw is lost or repeated; what rounding has left owing is repaid after it.
 Shapes: N samples of a segment, D datasets, Z strata.
 """
 
-import numba
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-_compiled = numba.njit(error_model="numpy", cache=True, nogil=True)
+from megatron_tokscale.compiled import EXACT
+
+_compiled = njit(**EXACT)
 
 # Released up to this early, in samples: what sums of weights lose to rounding.
 _EARLY = 1e-9

@@ -1,10 +1,12 @@
 """The rounds of `data.permutation`, compiled: asked for at the first image, not at import."""
 
-import numba
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
-_compiled = numba.njit(error_model="numpy", cache=True, nogil=True)
+from megatron_tokscale.compiled import EXACT
+
+_compiled = njit(**EXACT)
 
 _MULTIPLIER1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER2 = np.uint64(0x94D049BB133111EB)

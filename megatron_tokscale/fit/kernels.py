@@ -16,30 +16,11 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from megatron_tokscale.compiled import FAST
+
 Array = NDArray[np.float32]
 
 _F = np.float32
-
-
-def _nothing() -> None:
-    pass
-
-
-def _finds_a_cache() -> bool:
-    """Whether numba finds a folder for compiled code: not in a read-only install with no home."""
-    try:
-        njit(cache=True)(_nothing)
-    except RuntimeError:
-        return False
-    return True
-
-
-FAST: dict[str, Any] = {
-    "nogil": True,
-    "fastmath": True,
-    "error_model": "numpy",
-    "cache": _finds_a_cache(),
-}
 
 
 @intrinsic

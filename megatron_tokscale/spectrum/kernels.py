@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from megatron_tokscale.fit.kernels import FAST, sigmoid
+from megatron_tokscale.compiled import FAST
+from megatron_tokscale.fit.kernels import sigmoid
 
 
 @njit(**FAST)

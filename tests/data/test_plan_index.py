@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -283,3 +285,16 @@ def test_a_mapped_index_is_pickled_as_its_paths(tmp_path):
     assert_same(pickle.loads(pickled), mapped)
     in_memory = build_index(plan, 10)
     assert_same(pickle.loads(pickle.dumps(in_memory)), in_memory)
+
+
+def test_without_a_folder_for_compiled_code_it_is_compiled_each_time():
+    """As in a read-only install with no home: numba then refuses to cache."""
+    script = (
+        "from numba.core import caching; caching.CacheImpl._locator_classes = []; "
+        "from megatron_tokscale.data import *; "
+        "plan = Plan((DatasetIdentity('d', 1, 1),) * 2, (Stratum('a', 0), Stratum('b', 1)), "
+        "(Stage(0, (1.0, 3.0)),), 8, 0); "
+        "print(build_index(plan, 8).stratum_N.sum(), Permutation(10, 3)(4) in range(10))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert found.stdout.split() == ["6", "True"], found.stderr
