@@ -46,4 +46,4 @@ env: .venv/ready $(OVERLAYS)
 	@mv $@.part $@
 
 clean:
-	rm -rf .venv demo-run demo-run-quick soak-run evidence-run
+	rm -rf .venv demo-run demo-run-quick soak-run evidence-run study-run

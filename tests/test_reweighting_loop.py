@@ -14,7 +14,7 @@ from megatron_tokscale.indexed import IndexedTokens
 pytestmark = pytest.mark.megatron
 
 SPLIT = ["--split", "900,100,0"]
-STEPS = 40
+STEPS = 28
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,10 @@ def loop(corpus: Corpus, tmp_path_factory):
     data = ["--data-path", *corpus.data_path, *SPLIT]
     sizes = ["--seq-length", str(SEQ_LENGTH), "--vocab-size", str(VOCAB_SIZE), "--eod", str(EOD)]
     probe_set = str(folder / "train.safetensors")
-    build = ["probe", "build", *data, *sizes, "--from", "train", "--tokens", "16000"]
+    build = ["probe", "build", *data, *sizes, "--from", "train", "--tokens", "9000"]
     main([*build, "--out", probe_set])
-    train(corpus, folder / "reference", "--tokscale-probe-set", probe_set)
+    schedule = ["--tokscale-schedule", "log:per-octave=4+last"]
+    train(corpus, folder / "reference", "--tokscale-probe-set", probe_set, *schedule)
     main(["fit", str(folder / "reference")])
     main(["score", str(folder / "reference"), *data, "--out", str(folder)])
     plan = str(folder / "plan.json")

@@ -48,6 +48,7 @@ class Plugin:
     def __init__(self) -> None:
         self._prober: Any = None
         self._follower: Any = None
+        self._blend: Any = None
         self._replanner: Any = None
         self._monitor: Any = None
         self._replay: str | None = None
@@ -135,22 +136,12 @@ class Plugin:
         def provide(num_samples: Any, *args: Any, **kwargs: Any) -> Any:
             datasets = provider(num_samples, *args, **kwargs)
             if self._follower is None:
-                self._note_blend(datasets)
+                self._blend = datasets[0]
                 return datasets
             with exit_with_one_line():
                 return self._follower.follow(datasets, num_samples, provider)
 
         return provide
-
-    def _note_blend(self, datasets: Any) -> None:
-        from megatron.training import get_args
-        from torch.distributed import get_rank
-
-        if self._prober and not self._replay and get_rank() == 0 and datasets[0] is not None:
-            from megatron_tokscale.training.provider import record_blend
-
-            args = get_args()
-            record_blend(datasets[0], config_from_args(args), args)
 
     def _setting_up(self, setup_model_and_optimizer: Function) -> Function:
         def setup(*args: Any, **kwargs: Any) -> Any:
@@ -172,11 +163,24 @@ class Plugin:
             with exit_with_one_line(), self._closing_prober():
                 if self._prober:
                     self._prober.on_train_start(forward_step, model, optimizer, scheduler)
+                self._note_data()
                 if self._replanner:
                     self._replanner.on_train_start()
                 return train(forward_step, model, optimizer, scheduler, *rest, **kwargs)
 
         return start
+
+    def _note_data(self) -> None:
+        """Write down what the job trains on, now that the run's directory is its own."""
+        if self._follower:
+            self._follower.keep()
+        elif self._prober and self._blend is not None:
+            from megatron.training import get_args
+
+            from megatron_tokscale.training.provider import record_blend
+
+            args = get_args()
+            record_blend(self._blend, config_from_args(args), args)
 
     @contextmanager
     def _closing_prober(self) -> Iterator[None]:

@@ -76,7 +76,7 @@ class Follower:
         self.strata: Strata | None = None
         self._cache = Path(args.data_cache_path or self._run / "tokscale/cache")
         self._records: list[DatasetRecord] = []
-        self._is_settled = self._is_kept = False
+        self._is_settled = False
 
     def follow(
         self, datasets: tuple[Any, Any, Any], num_samples: Sequence[int], provider: Any
@@ -106,7 +106,6 @@ class Follower:
                 except TokscaleError as error:
                     refusal = str(error)
             refuse_together(refusal)
-        self._keep()
         return planned, valid, test
 
     def _settle(self) -> None:
@@ -136,10 +135,12 @@ class Follower:
         if taken_over and taken_over[-1]["at"] == args.consumed_train_samples:
             print_rank_0(f"tokscale: plan {self._given.fingerprint} holds from here on")
 
-    def _keep(self) -> None:
-        """Write what is followed into the run's directory: once, when nothing refuses it."""
-        if self._is_kept:
-            return
+    def keep(self) -> None:
+        """Write what is followed into the run's directory; all ranks call it, as training starts.
+
+        Raises:
+            TokscaleError: it cannot be written.
+        """
         refusal = None
         if torch.distributed.get_rank() == 0:
             try:
@@ -149,7 +150,6 @@ class Follower:
             except (OSError, TokscaleError) as error:
                 refusal = f"the plan cannot be kept in {self._run / 'tokscale'}: {error}"
         refuse_together(refusal)
-        self._is_kept = True
         print_rank_0(f"tokscale: this job follows plan {self.plan.fingerprint}")
 
     def _planned(self, train: Any, n_samples: int, *, build: bool) -> PlannedDataset:
@@ -298,9 +298,11 @@ class Follower:
 def record_blend(train: Any, config: TokscaleConfig, args: Namespace) -> None:
     """Note where the samples of a job without a plan come from, for `megatron-tokscale trace`.
 
-    Called on rank 0. What is not of Megatron's GPT datasets is not noted, and what cannot be
-    written neither: it must not stop a job.
+    On rank 0 alone. What is not of Megatron's GPT datasets is not noted, and what cannot be written
+    neither: it must not stop a job.
     """
+    if torch.distributed.get_rank() > 0:
+        return
     parts = list(getattr(train, "datasets", [train]))
     if any(type(part) is not GPTDataset for part in parts):
         return

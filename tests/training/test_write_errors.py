@@ -123,16 +123,18 @@ def test_a_second_job_on_the_same_directory_is_refused(corpus, tmp_path):
     folder.mkdir(parents=True)
     command = [sys.executable, "-c", HOLDER, str(folder / ".lock")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == "held\n"
-        flags = flags_for(corpus, tmp_path / "run", tmp_path / "checkpoints")
-        job = run_alone(corpus, *flags)
+        try:
+            assert holder.stdout.readline() == "held\n"
+            flags = flags_for(corpus, tmp_path / "run", tmp_path / "checkpoints")
+            job = run_alone(corpus, *flags)
+        finally:
+            holder.kill()
         assert job.returncode == 2
         ours = [line for line in job.stderr.splitlines() if line.startswith("megatron-tokscale:")]
         assert len(ours) == 1
         assert f"process {holder.pid}" in ours[0]
         assert sorted(path.name for path in folder.iterdir()) == [".lock", "losses"]
         assert not (tmp_path / "checkpoints").exists()
-        holder.kill()
     # The lock ended with its holder, though nobody gave it back.
     job = run_alone(corpus, *flags)
     assert job.returncode == 0, job.stderr[-3000:]
