@@ -136,7 +136,7 @@ class Plugin:
         def provide(num_samples: Any, *args: Any, **kwargs: Any) -> Any:
             datasets = provider(num_samples, *args, **kwargs)
             if self._follower is None:
-                self._blend = datasets[0]
+                self._blend = datasets[0] if datasets else None
                 return datasets
             with exit_with_one_line():
                 return self._follower.follow(datasets, num_samples, provider)
