@@ -201,6 +201,18 @@ class Plan:
         """Weight of each stratum among all samples in a segment; these sum to one."""
         return np.asarray(np.array(segment.weights)[self.dataset_Z] * np.array(segment.within))
 
+    def made_with(self, name: str) -> list[float] | None:
+        """What the provenance tells of each dataset under `name`, such as `base_weights`.
+
+        None if it does not tell: provenance decides nothing, and may be edited.
+        """
+        values = self.provenance.get(name)
+        if not isinstance(values, list | tuple) or len(values) != len(self.datasets):
+            return None
+        if not all(isinstance(value, int | float) and 0 <= value < math.inf for value in values):
+            return None
+        return [float(value) for value in values]
+
     def target_D(self, n_samples: int) -> NDArray[np.float64]:
         """Number of samples due from each dataset among the first `n_samples`; not whole."""
         target_D = np.zeros(len(self.datasets))

@@ -217,7 +217,7 @@ def _accepted(plan: Plan) -> tuple[tuple[int, str], ...]:
 
 def _base(plan: Plan) -> tuple[Floats, Literal["plan", "stage"]]:
     """Weights of the datasets without the plan."""
-    weights = _numbers(plan, "base_weights")
+    weights = plan.made_with("base_weights")
     if weights and sum(weights) > 0:
         return np.array(weights) / sum(weights), "plan"
     return np.array(plan.segments[0].weights), "stage"
@@ -230,19 +230,9 @@ def _sizes(
     names = [dataset.name for dataset in plan.datasets]
     if record is not None and [dataset.name for dataset in record.datasets] == names:
         return [dataset.size for dataset in record.datasets], "job"
-    if samples := _numbers(plan, "epoch_samples"):
+    if samples := plan.made_with("epoch_samples"):
         return [int(size) for size in samples], "plan"
     return [dataset.n_tokens // plan.seq_length for dataset in plan.datasets], "tokens"
-
-
-def _numbers(plan: Plan, name: str) -> list[float] | None:
-    """What the plan was made with for each dataset; None if it does not tell."""
-    values = plan.provenance.get(name)
-    if not isinstance(values, list | tuple):
-        return None
-    if not all(isinstance(value, int | float) and 0 <= value < np.inf for value in values):
-        return None
-    return [float(value) for value in values] if len(values) == len(plan.datasets) else None
 
 
 def _colours(plan: Plan, domains: Sequence[str]) -> tuple[int, ...]:

@@ -54,12 +54,10 @@ class PlanRows:
             row_Z: NDArray[np.integer] = plan.dataset_Z
         else:
             names, row_Z = [stratum.name for stratum in plan.strata], np.arange(plan.n_strata)
-        base_D = np.array(plan.provenance.get("base_weights") or plan.segments[0].weights)
-        if len(base_D) != len(plan.datasets):
-            base_D = np.array(plan.segments[0].weights)
+        base_D = np.array(plan.made_with("base_weights") or plan.segments[0].weights)
         base_Z = (base_D / base_D.sum())[plan.dataset_Z] * plan.share_Z
-        sizes_D = plan.provenance.get("epoch_samples") or []
-        size_Z = plan.sizes_Z(sizes_D) if len(sizes_D) == len(plan.datasets) else None
+        sizes_D = plan.made_with("epoch_samples")
+        size_Z = None if sizes_D is None else plan.sizes_Z(np.array(sizes_D, dtype=np.int64))
         return PlanRows(
             names,
             row_Z,

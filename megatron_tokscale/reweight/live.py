@@ -51,7 +51,7 @@ def decide(run: Run, plan: Plan, step: int) -> Floats:
     guards = Guards(**{**vars(Guards()), **made.get("guards", {})})
     now = max([records[-1].consumed_samples, *(row["start"] for row in made.get("live", []))])
     current_D = np.array(plan.intervals(now + 1)[-1][2].weights)
-    base_D = np.array(made.get("base_weights", plan.segments[0].weights), dtype=np.float64)
+    base_D = np.array(plan.made_with("base_weights") or plan.segments[0].weights)
     base_D = base_D / base_D.sum()
     slope_D = falls(run, plan, step)
     mean = float(base_D @ slope_D)
@@ -121,7 +121,7 @@ def _train_samples(run: Run, plan: Plan) -> int:
 def _epoch_samples_Z(plan: Plan) -> Floats:
     """Samples of each stratum; of a plan that does not say, those of all splits of its datasets."""
     every = [dataset.n_tokens // plan.seq_length for dataset in plan.datasets]
-    sizes_D = np.array(plan.provenance.get("epoch_samples", every), dtype=np.int64)
+    sizes_D = np.array(plan.made_with("epoch_samples") or every, dtype=np.int64)
     return plan.sizes_Z(sizes_D).astype(np.float64)
 
 
