@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -19,24 +19,37 @@ def write_array(file: Path, array: NDArray[np.generic]) -> None:
         np.save(stream, array)
 
 
-def map_array(
-    file: Path, shape: tuple[int, ...], *dtypes: DTypeLike, what: str = "index"
-) -> NDArray[np.generic]:
-    """Map an array that must have this shape and one of these types.
+def map_array(file: Path, shape: tuple[int, ...], *dtypes: DTypeLike) -> NDArray[np.generic]:
+    """Map an array of a plan that must have this shape and one of these types.
 
     Raises:
         TokscaleError: the file is missing, damaged, or holds something else.
     """
+    name = f"index file {file}"
+    array = open_array(file, name, "; is this directory shared by all nodes?", "remove it")
+    if array.shape != shape or array.dtype not in dtypes:
+        raise TokscaleError(f"{name} is not what its name says; remove it")
+    return array
+
+
+def open_array(file: Path | str, name: str, if_missing: str, if_damaged: str) -> NDArray[Any]:
+    """Map an array.
+
+    Args:
+        file: where it is.
+        name: what a message calls it.
+        if_missing: what a message adds if it is not there.
+        if_damaged: what to do if it cannot be read.
+
+    Raises:
+        TokscaleError: the file is missing or damaged.
+    """
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
-        raise TokscaleError(
-            f"{what} file {file} is not there; is this directory shared by all nodes?"
-        ) from error
+        raise TokscaleError(f"{name} is not there{if_missing}") from error
     except (OSError, ValueError, EOFError) as error:
-        raise TokscaleError(f"{what} file {file} is damaged ({error}); remove it") from error
-    if array.shape != shape or array.dtype not in dtypes:
-        raise TokscaleError(f"{what} file {file} is not what its name says; remove it")
+        raise TokscaleError(f"{name} is damaged ({error}); {if_damaged}") from error
     # A plain view: indexing a memmap runs Python code for every element.
     return np.asarray(array.view(np.ndarray))
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.data.arrays import open_array
 from megatron_tokscale.data.record import BlendRecord, DataRecord, DatasetRecord
 from megatron_tokscale.errors import TokscaleError
 
@@ -99,17 +99,13 @@ def map_cached(file: Path | str) -> NDArray[Any]:
     Raises:
         TokscaleError: the file is missing or damaged.
     """
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise TokscaleError(
-            f"{file} is not there: the job's data cache was moved or removed; restore it, or start "
-            "the job again, which makes the same"
-        ) from error
-    except (OSError, ValueError, EOFError) as error:
-        raise TokscaleError(f"{file} is damaged ({error}); remove it and start the job") from error
-    # A plain view: indexing a memmap runs Python code for every element.
-    return np.asarray(array.view(np.ndarray))
+    return open_array(
+        file,
+        str(file),
+        ": the job's data cache was moved or removed; restore it, or start the job again, which "
+        "makes the same",
+        "remove it and start the job",
+    )
 
 
 def _descriptions(cache_dir: Path) -> Iterator[Description]:
