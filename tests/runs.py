@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_tokscale.files import write_json
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Batch, Identity, Launch, LearningRates, Run
 from megatron_tokscale.store.losses import LossRecord, losses_name, write_losses
 
 GLOBAL_BATCH = 4
@@ -45,24 +44,52 @@ def plain_probe_set(n_tokens):
     )
 
 
+def launch(step=0, *, seq_length=8, train_iters=None, batch=None, **changes):
+    """A launch at a constant learning rate and batch size; `changes` replace its attributes."""
+    batch = batch or Batch(
+        global_batch_size=GLOBAL_BATCH, micro_batch_size=GLOBAL_BATCH, train_iters=train_iters
+    )
+    values = {
+        "step": step,
+        "consumed_samples": step * GLOBAL_BATCH,
+        "consumed_tokens": step * GLOBAL_BATCH * seq_length,
+        "lr_sum": step * PEAK_LEARNING_RATE,
+        "scheduler_samples": step * GLOBAL_BATCH,
+        "past": "the run's first job",
+        "seq_length": seq_length,
+        "batch": batch,
+        "learning_rate": constant_rate(PEAK_LEARNING_RATE),
+        "seed": 1234,
+        "layout": {"world_size": 2, "tensor": 2, "pipeline": 1, "virtual_pipeline": None},
+        "schedule": "log:per-octave=3",
+        "versions": {"megatron-core": "0.19.2"},
+    }
+    return Launch(**values | changes)
+
+
+def constant_rate(peak):
+    return LearningRates(
+        peak=peak,
+        minimum=peak / 10,
+        initial=0.0,
+        decay_style="constant",
+        warmup_samples=0.0,
+        decay_samples=1.0,
+    )
+
+
 def write_run(path: Path, steps, loss_NK, probe_set: ProbeSet | None = None) -> Run:
     """A run as the training job leaves it, opened."""
     probe_set = probe_set or plain_probe_set(len(loss_NK))
     folder = path / "tokscale"
     probe_set.save(folder / "probe.safetensors")
-    info = {
-        "schema_version": 1,
-        "run_id": "0123456789abcdef",
-        "probe_fingerprint": probe_set.fingerprint,
-        "schedule": "log:per-octave=3",
-        "model": {"num_layers": 4, "hidden_size": 64, "num_experts": None},
-        "layout": {"world_size": 2, "tensor": 2, "pipeline": 1, "virtual_pipeline": None},
-        "batch": {"global_batch_size": GLOBAL_BATCH, "train_iters": int(steps[-1])},
-        "learning_rate": {"peak": PEAK_LEARNING_RATE, "minimum": PEAK_LEARNING_RATE / 10},
-        "seed": 1234,
-        "versions": {"megatron-core": "0.19.2"},
-    }
-    write_json(folder / "run.json", info)
+    first = launch(seq_length=probe_set.seq_length, train_iters=int(steps[-1]))
+    Identity(
+        "0123456789abcdef",
+        probe_set.fingerprint,
+        model={"num_layers": 4, "hidden_size": 64, "num_experts": None},
+        launches=(first,),
+    ).save(folder / "run.json")
     for k, step in enumerate(map(int, steps)):
         record = LossRecord(
             step=step,

@@ -1,4 +1,4 @@
-"""The learning rate of every step of a run, from run.json, checked against what the job recorded.
+"""The learning rate of every step of a run, from its launches, checked against what it recorded.
 
 Shapes: T steps, K probe steps.
 """
@@ -15,33 +15,44 @@ Array = NDArray[np.float64]
 
 
 def learning_rates(run: Run) -> Array:
-    """learning_rate_T: Megatron's constant, linear or cosine schedule with its linear warm-up.
+    """learning_rate_T: the rate that Megatron's scheduler gave each step, launch by launch.
 
     Raises:
-        TokscaleError: another schedule, or one whose sums are not those recorded at the probes.
+        TokscaleError: the run does not know the settings of all its steps, or the sums of the rates
+            are not those recorded at the probes.
     """
-    about = run.info.get("learning_rate", {})
-    peak, low = float(about.get("peak") or 0), float(about.get("minimum") or 0)
-    warmup, decay = int(about.get("warmup_iters") or 0), about.get("decay_iters")
     n_steps = int(run.step_K[-1])
-    step_T = np.arange(n_steps, dtype=np.float64)
-    ratio_T = np.clip((step_T - warmup) / max(int(decay or n_steps) - warmup, 1), 0, 1)
-    shapes = {
-        "constant": np.ones(n_steps),
-        "linear": 1 - ratio_T,
-        "cosine": (np.cos(np.pi * ratio_T) + 1) / 2,
-    }
-    style = str(about.get("decay_style"))
-    if style not in shapes:
+    launches = [launch for launch in run.launches if launch.step < n_steps] or run.launches[:1]
+    if launches[0].step > 0:
         raise TokscaleError(
-            f"{run.path} has the learning-rate schedule {style}, which run.json does not tell"
+            f"the learning rates of {run.path} before step {launches[0].step} are not known: it "
+            "goes on from a checkpoint that does not tell them"
         )
-    rate_T = low + (peak - low) * shapes[style]
-    rate_T[:warmup] = peak * step_T[:warmup] / max(warmup, 1)
+    ends = [*(launch.step for launch in launches[1:]), n_steps]
+    try:
+        rate_T = np.concatenate(
+            [launch.rates(end - launch.step) for launch, end in zip(launches, ends, strict=True)]
+        )
+    except TokscaleError as error:
+        raise TokscaleError(f"the learning rates of {run.path} are not known: {error}") from error
+    _check(run, rate_T)
+    return rate_T
+
+
+def _check(run: Run, rate_T: Array) -> None:
     sum_K = np.concatenate([[0.0], np.cumsum(rate_T)])[run.step_K]
     recorded_K = np.array([record.lr_sum for record in run.records])
-    if not np.allclose(sum_K, recorded_K, rtol=_TOLERANCE, atol=_TOLERANCE * peak):
-        raise TokscaleError(
-            f"the learning rates that {run.path} recorded are not those of its run.json"
-        )
-    return np.asarray(rate_T)
+    tolerance = _TOLERANCE * run.peak_learning_rate
+    is_right_K = np.isclose(sum_K, recorded_K, rtol=_TOLERANCE, atol=tolerance)
+    if is_right_K.all():
+        return
+    k = int(np.argmin(is_right_K))
+    reason = (
+        "the run does not know it"
+        if np.isnan(recorded_K[k])
+        else "updates were skipped, or the rate was not set by Megatron's scheduler alone"
+    )
+    raise TokscaleError(
+        f"the learning rates of {run.path} are not those of its run.json: they sum up to "
+        f"{sum_K[k]:g} by step {run.step_K[k]}, recorded is {recorded_K[k]:g} ({reason})"
+    )

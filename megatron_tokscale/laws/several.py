@@ -45,7 +45,7 @@ def mean_losses(run: Run) -> Array:
 
 
 def _row(run: Run, loss_K: Array) -> dict[str, Any]:
-    size = run.info.get("size") or {}
+    size = run.info.size
     return {
         "name": run.path.name,
         "parameters": size.get("parameters"),
@@ -60,6 +60,8 @@ def _chinchilla(rows: list[dict[str, Any]], n_resamples: int, seed: int) -> Any:
     unknown = [row["name"] for row in rows if row["non_embedding"] is None]
     if unknown:
         raise TokscaleError(f"run.json of {unknown[0]} does not say how large its model is")
+    if unknown := [row["name"] for row in rows if row["tokens"] is None]:
+        raise TokscaleError(f"{unknown[0]} does not know how many tokens it has consumed")
     columns = [[row[name] for row in rows] for name in ("non_embedding", "tokens", "loss")]
     return plain(fit_chinchilla(*columns, n_resamples=n_resamples, seed=seed))
 
@@ -69,7 +71,7 @@ def _multi_power(runs: Sequence[Run], losses: dict[Any, Array]) -> Any:
 
     Runs with the schedule of the longest are in neither part: it is to be one that was not seen.
     """
-    sizes = [(run.info.get("size") or {}).get("parameters") for run in runs]
+    sizes = [run.info.size.get("parameters") for run in runs]
     common = max(sizes, key=sizes.count)
     alike = [run for run, size in zip(runs, sizes, strict=True) if size == common]
     longest = max(alike, key=lambda run: int(run.step_K[-1]))

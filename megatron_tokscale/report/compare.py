@@ -5,6 +5,7 @@ Shapes: N tokens, K probe steps, F groups of tokens (all of them, then each data
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,12 @@ class Curves:
 
     Attributes:
         step_K: probe steps.
-        tokens_K: consumed training tokens.
+        tokens_K: consumed training tokens; NaN if unknown.
         loss_FK: mean loss in nats: of all tokens, then of each dataset.
     """
 
     step_K: NDArray[np.int64]
-    tokens_K: NDArray[np.int64]
+    tokens_K: Array
     loss_FK: Array
 
 
@@ -59,12 +60,18 @@ def _curves(run: Run, used_N: NDArray[np.bool_]) -> Curves:
     overall_K = sum_DK.sum(axis=0) / max(count_D.sum(), 1)
     return Curves(
         run.step_K,
-        np.array([record.consumed_tokens for record in run.records], dtype=np.int64),
+        _tokens_K(run),
         np.vstack([overall_K, sum_DK / np.maximum(count_D, 1)[:, None]]),
     )
 
 
-def time_to_reach(time_K: NDArray[np.int64], loss_K: Array, target: float) -> float | None:
+def _tokens_K(run: Run) -> Array:
+    """Consumed tokens at each probe, NaN where unknown."""
+    tokens = [record.consumed_tokens for record in run.records]
+    return np.array([np.nan if n is None else n for n in tokens], dtype=np.float64)
+
+
+def time_to_reach(time_K: NDArray[Any], loss_K: Array, target: float) -> float | None:
     """The first time at which the loss is at most `target`, interpolated in ln time; None if never.
 
     Between time 0 and the next probe nothing can be interpolated: the next probe counts.
@@ -80,6 +87,6 @@ def time_to_reach(time_K: NDArray[np.int64], loss_K: Array, target: float) -> fl
     return float(np.exp(before + share * (after - before)))
 
 
-def faster(baseline: int, reached: float | None) -> float | None:
+def faster(baseline: float, reached: float | None) -> float | None:
     """1 - (time to reach the baseline's final loss)/(time of the baseline) (design.md 7)."""
     return None if reached is None else 1 - reached / baseline

@@ -24,6 +24,9 @@ def losses(shown: dict[int, str], curves: tuple[Curves, Curves]) -> str:
         for axes, time in ((left, "step"), (right, "tokens")):
             times = [_time(each, time) for each in curves]
             positive = np.concatenate([time_K[time_K > 0] for time_K in times])
+            if not len(positive):
+                axes.set_axis_off()  # neither run knows its consumed tokens
+                continue
             scale = TimeScale.of(positive)
             for f, colour in _groups(shown):
                 for each, time_K, line in zip(curves, times, (_BASELINE, "-"), strict=True):

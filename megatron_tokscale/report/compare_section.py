@@ -22,7 +22,7 @@ from megatron_tokscale.report.markup import (
 )
 from megatron_tokscale.store import Run
 
-_SETTINGS = ("model", "batch", "learning_rate", "seed", "versions")
+_SETTINGS = ("batch", "learning_rate", "seq_length", "seed", "versions")
 
 
 def comparison(baseline: Run, planned: Run) -> str:
@@ -47,7 +47,7 @@ def comparison(baseline: Run, planned: Run) -> str:
             "the plan is the cause. " + _order_of_samples(baseline),
             "soft",
         ),
-        paragraph(_different_settings(baseline.info, planned.info), "soft"),
+        paragraph(_different_settings(baseline, planned), "soft"),
         figure(
             compare_figures.losses(shown, curves),
             "Dashed: baseline. Solid: under the plan. Black: all probe tokens."
@@ -106,8 +106,8 @@ def _order_of_samples(baseline: Run) -> str:
     )
 
 
-def _different_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    a, b = (dict(_flat({key: info.get(key) for key in _SETTINGS})) for info in (first, second))
+def _different_settings(first: Run, second: Run) -> str:
+    a, b = (dict(_flat(_settings(run))) for run in (first, second))
     unlike = [
         f"{name} {a.get(name)} / {b.get(name)}"
         for name in sorted(a.keys() | b.keys())
@@ -116,6 +116,23 @@ def _different_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> 
     if not unlike:
         return "Model, batch, learning rate, seed and versions are the same in both."
     return escape("Settings that differ (baseline / plan): " + "; ".join(unlike) + ".")
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """The settings that could tell two runs apart; those of a later launch where they change."""
+    settings: dict[str, Any] = {"model": run.info.model}
+    known: dict[str, Any] = {}
+    for launch in run.launches:
+        content = launch.to_json()
+        groups = {name: content[name] for name in _SETTINGS}
+        if not known:
+            settings |= groups
+        elif groups != known:
+            settings[f"from step {launch.step}"] = {
+                name: value for name, value in groups.items() if value != known[name]
+            }
+        known = groups
+    return settings
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -141,7 +158,7 @@ def _final_losses(names: tuple[str, ...], baseline: Curves, planned: Curves) -> 
                 number(final - target, "+.4f"),
                 number(reached, ",.1f") if reached is not None else "never",
                 number(faster(int(baseline.step_K[-1]), reached), ".1%"),
-                number(faster(int(baseline.tokens_K[-1]), of_tokens), ".1%"),
+                number(faster(float(baseline.tokens_K[-1]), of_tokens), ".1%"),
             ]
         )
     return table(

@@ -1,6 +1,6 @@
 """The head of the page: what was run, and how its loss fell."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from megatron_tokscale.report.markup import (
     table,
 )
 from megatron_tokscale.report.scale import LABELS
+from megatron_tokscale.store import Launch
 
 
 def what_was_run(analysis: Analysis) -> str:
@@ -28,8 +29,9 @@ def what_was_run(analysis: Analysis) -> str:
     info, tokens = run.info, run.probe_set
     seconds = sum(record.duration for record in run.records)
     rows = [
-        ["Run", escape(f"{run.path.name} (id {info.get('run_id', 'unknown')})")],
-        *([[title, _settings(info[key])] for key, title in _GROUPS.items() if key in info]),
+        ["Run", escape(f"{run.path.name} (id {info.run_id})")],
+        ["Model", _settings(info.model)],
+        *_launches(run.launches),
         ["Probes", _probes(analysis)],
         ["Time of the probes", f"{number(seconds, ',.1f')} s in all"],
         [
@@ -51,14 +53,44 @@ def what_was_run(analysis: Analysis) -> str:
 
 
 _GROUPS = {
-    "model": "Model",
     "layout": "Parallel layout",
     "batch": "Batch",
     "learning_rate": "Learning rate",
+    "seq_length": "Sequence length",
     "seed": "Seed",
     "schedule": "Probe schedule",
     "versions": "Versions",
 }
+
+
+def _launches(launches: Sequence[Launch]) -> Iterator[list[str]]:
+    """Yield the settings of the first launch, and for each later one what it has changed."""
+    known: dict[str, Any] = {}
+    for launch in launches:
+        content = launch.to_json()
+        groups = {name: content[name] for name in _GROUPS if content[name] not in (None, {})}
+        if not known:
+            if launch.step:
+                yield ["First known launch", f"from step {number(launch.step, ',')}"]
+            yield from ([_GROUPS[name], _settings(value)] for name, value in groups.items())
+        else:
+            yield [
+                f"From step {number(launch.step, ',')}",
+                "; ".join(_changes(known, groups)) or "resumed with the same settings",
+            ]
+        known = groups
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the groups of settings that differ, each with its changed values alone."""
+    for name, title in _GROUPS.items():
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            names = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+            new = {key: "none" if new.get(key) is None else new[key] for key in names}
+        yield f"{title.lower()}: {_settings(new)}"
 
 
 def _settings(value: Any) -> str:
@@ -73,9 +105,12 @@ def _settings(value: Any) -> str:
 
 def _probes(analysis: Analysis) -> str:
     first, last = analysis.run.records[0], analysis.run.records[-1]
+    tokens = (
+        "unknown number of" if last.consumed_tokens is None else number(last.consumed_tokens, ",")
+    )
     return (
         f"{number(len(analysis.run.records), ',')}, from step {number(first.step, ',')} to "
-        f"{number(last.step, ',')} ({number(last.consumed_tokens, ',')} training tokens)"
+        f"{number(last.step, ',')} ({tokens} training tokens)"
     )
 
 

@@ -17,7 +17,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,7 @@ def decide(run: Run, plan: Plan, step: int) -> Floats:
     weight_D = limit_change(np.stack([current_D, wanted_D[0]]), guards.max_change)[1]
     if plan.max_epochs is None:
         return np.asarray(weight_D)
-    n_samples = _train_samples(run, plan)
+    n_samples = _train_samples(run, plan, step)
     kept_Z, moved_Z = (
         with_decisions(plan, [Decision(step, now, tuple(row_D))]).target_Z(n_samples)
         for row_D in (current_D, weight_D)
@@ -111,11 +111,18 @@ def _mean_losses(run: Run, step: int, names: Sequence[str]) -> Floats:
         return np.asarray(total_D / count_D)
 
 
-def _train_samples(run: Run, plan: Plan) -> int:
+def _train_samples(run: Run, plan: Plan, step: int) -> int:
+    """Samples that the job which goes on from `step` will have consumed at its end.
+
+    Raises:
+        TokscaleError: nothing says when it ends.
+    """
     if "train_samples" in plan.provenance:
         return int(plan.provenance["train_samples"])
-    batch: dict[str, Any] = run.info["batch"]
-    return int(batch["train_iters"]) * int(batch["global_batch_size"])
+    n_samples = run.launch_of(step + 1).planned_samples()
+    if n_samples is None:
+        raise TokscaleError(f"run.json of {run.path} does not say how long the job trains")
+    return n_samples
 
 
 def _epoch_samples_Z(plan: Plan) -> Floats:

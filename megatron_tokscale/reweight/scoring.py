@@ -128,7 +128,7 @@ def score_run(
     about = {
         "version": __version__,
         "run": str(run.path),
-        "run_id": run.info.get("run_id"),
+        "run_id": run.info.run_id,
         "probe_fingerprint": run.probe_set.fingerprint,
         "fitted_time": source.time,
         "clock": "ln(consumed tokens)",

@@ -153,11 +153,12 @@ def _ordered(runs: Sequence[Run], axis: Axis, size: Size) -> tuple[list[Run], Ar
 def _size(run: Run, axis: Axis, size: Size) -> float:
     if not run.records:
         raise TokscaleError(f"{run.path} has no probes")
-    found = (
-        run.records[-1].consumed_tokens
-        if axis == "D"
-        else (run.info.get("size") or {}).get(_SIZES[size])
-    )
+    if axis == "D" and run.records[-1].consumed_tokens is None:
+        raise TokscaleError(
+            f"{run.path} does not know how many tokens it has consumed, which the axis D needs; "
+            "leave the run out"
+        )
+    found = run.records[-1].consumed_tokens if axis == "D" else run.info.size.get(_SIZES[size])
     if not found:
         raise TokscaleError(
             f"run.json of {run.path} does not say how large its model is; it was written by an "

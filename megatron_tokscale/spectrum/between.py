@@ -87,7 +87,7 @@ def transfer_run(
     )
     entry = {
         "source": source.path.name,
-        "source_run_id": source.info.get("run_id"),
+        "source_run_id": source.info.run_id,
         "source_steps": source.step_K.tolist(),
         "steps": target.step_K.tolist(),
         "probe_fingerprint": tokens.fingerprint,

@@ -1,8 +1,20 @@
 """Per-token losses on disk: one writer during training, any number of readers after it."""
 
 from megatron_tokscale.store.background import BackgroundWriter
+from megatron_tokscale.store.identity import Identity
+from megatron_tokscale.store.launches import Batch, Launch, LearningRates
 from megatron_tokscale.store.losses import LossRecord
 from megatron_tokscale.store.reader import Run, check_same_tokens
 from megatron_tokscale.store.writer import RunWriter
 
-__all__ = ["BackgroundWriter", "LossRecord", "Run", "RunWriter", "check_same_tokens"]
+__all__ = [
+    "BackgroundWriter",
+    "Batch",
+    "Identity",
+    "Launch",
+    "LearningRates",
+    "LossRecord",
+    "Run",
+    "RunWriter",
+    "check_same_tokens",
+]

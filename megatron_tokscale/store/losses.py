@@ -29,7 +29,7 @@ class LossRecord:
     Attributes:
         step: optimizer steps completed.
         consumed_samples: training samples consumed.
-        consumed_tokens: training tokens consumed.
+        consumed_tokens: training tokens consumed; None if unknown.
         learning_rate: learning rate of the next step; NaN if unknown.
         lr_sum: sum of the learning rates of all steps taken; NaN if unknown.
         training_loss: mean training loss of the last step in nats; NaN before the first.
@@ -41,7 +41,7 @@ class LossRecord:
 
     step: int
     consumed_samples: int
-    consumed_tokens: int
+    consumed_tokens: int | None
     learning_rate: float
     lr_sum: float
     training_loss: float
@@ -113,9 +113,15 @@ def read_record(path: Path) -> tuple[LossRecord, int]:
         n_tokens = int(file.get_slice("loss").get_shape()[0])
     values: dict[str, Any] = {}
     for field in fields(LossRecord):
-        text = metadata[field.name]
-        values[field.name] = field.type(text) if callable(field.type) else text
+        values[field.name] = _value(field.type, metadata[field.name])
     return LossRecord(**values), n_tokens
+
+
+def _value(kind: Any, text: str) -> Any:
+    """Read a record's value; the one that may be unknown is a whole number."""
+    if kind == int | None:
+        return None if text == repr(None) else int(text)
+    return kind(text)
 
 
 def read_checksum(path: Path) -> str:

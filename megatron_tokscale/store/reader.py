@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, read_json
 from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store.identity import Identity
+from megatron_tokscale.store.launches import Launch, launch_of
 from megatron_tokscale.store.losses import (
     LossRecord,
     check_losses,
@@ -24,7 +25,6 @@ from megatron_tokscale.store.losses import (
     read_record,
 )
 
-SCHEMA_VERSION = 1
 _VALUES_PER_READ = 2**24
 Time = Literal["step", "tokens", "lr-sum"]
 
@@ -41,7 +41,7 @@ class Run:
     """
 
     path: Path
-    info: dict[str, Any]
+    info: Identity
     probe_set: ProbeSet
     records: tuple[LossRecord, ...]
 
@@ -56,8 +56,7 @@ class Run:
         folder = path / "tokscale"
         if not (folder / "run.json").is_file():
             raise TokscaleError(f"no run in {path}: {folder / 'run.json'} is not there")
-        info = read_json(folder / "run.json")
-        check_schema(folder / "run.json", int(info["schema_version"]), SCHEMA_VERSION)
+        info = Identity.load(folder / "run.json")
         probe_set = ProbeSet.load(folder / "probe.safetensors")
         records = []
         for file in list_losses(folder / "losses").values():
@@ -87,6 +86,26 @@ class Run:
         """Probe steps, ascending."""
         return np.array([record.step for record in self.records], dtype=np.int64)
 
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """Settings of each job that trained the run, ascending by the step it starts at."""
+        return self.info.launches
+
+    def launch_of(self, step: int) -> Launch:
+        """Return the launch that took step number `step`; the first launch for step 0."""
+        return launch_of(self.launches, step)
+
+    @cached_property
+    def peak_learning_rate(self) -> float:
+        """Highest peak of the schedules that took steps up to the last probe.
+
+        One number for the whole run, so that the sum over it ascends with the sum.
+        """
+        last = int(self.step_K[-1]) if self.records else 0
+        first = self.launches[0]
+        used = [launch for launch in self.launches if launch.step < last] or [first]
+        return max(launch.learning_rate.peak for launch in used)
+
     def losses_path(self, step: int) -> Path:
         """The file of the losses at a probe step."""
         return self.path / "tokscale" / "losses" / losses_name(step)
@@ -95,22 +114,38 @@ class Run:
         """Natural logarithm of training time at each probe; -inf at step 0.
 
         `time` is "step", "tokens" (consumed training tokens), or "lr-sum" (sum of the learning
-        rates of the steps taken, over the peak learning rate).
+        rates of the steps taken, over `peak_learning_rate`).
 
         Raises:
-            TokscaleError: the run does not know that time.
+            TokscaleError: the run does not know that time, or it stands still between two probes.
         """
-        if time == "step":
-            time_K = self.step_K.astype(np.float64)
-        elif time == "tokens":
-            time_K = np.array([record.consumed_tokens for record in self.records], np.float64)
-        else:
-            peak = float(self.info.get("learning_rate", {}).get("peak") or np.nan)
-            time_K = np.array([record.lr_sum for record in self.records], np.float64) / peak
-        if not np.isfinite(time_K).all():
-            raise TokscaleError(f"{self.path} does not know its {time}; use the time 'step'")
+        time_K = self._time_K(time)
+        if unknown := np.flatnonzero(~np.isfinite(time_K)).tolist():
+            step = self.records[unknown[0]].step
+            raise TokscaleError(
+                f"{self.path} does not know its {time} at step {step} and {len(unknown) - 1} later "
+                "probes; use the time 'step'"
+            )
+        stands = np.flatnonzero((np.diff(time_K) <= 0) & (time_K[1:] > 0))
+        if len(stands):
+            k = int(stands[0])
+            raise TokscaleError(
+                f"the {time} of {self.path} does not ascend from the probe at step "
+                f"{self.records[k].step} ({time_K[k]:g}) to that at step "
+                f"{self.records[k + 1].step} ({time_K[k + 1]:g}): "
+                "the learning rate was 0 there, or all updates were skipped; use the time 'step'"
+            )
         with np.errstate(divide="ignore"):
             return np.log(time_K)
+
+    def _time_K(self, time: Time) -> NDArray[np.float64]:
+        if time == "step":
+            return self.step_K.astype(np.float64)
+        if time == "tokens":
+            tokens = [record.consumed_tokens for record in self.records]
+            return np.array([np.nan if n is None else n for n in tokens], np.float64)
+        sum_K = np.array([record.lr_sum for record in self.records], np.float64)
+        return sum_K / (self.peak_learning_rate or np.nan)
 
     def read_losses(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Read loss_NK (nats, float32) of the tokens from `start` to `stop`, all probes.

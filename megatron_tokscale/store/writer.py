@@ -8,7 +8,8 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, read_json, remove_temporaries, write_json
+from megatron_tokscale.files import remove_temporaries
 from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store.identity import Identity, merged
+from megatron_tokscale.store.launches import Launch
 from megatron_tokscale.store.lock import RunLock
 from megatron_tokscale.store.losses import (
     LossRecord,
     list_losses,
     losses_name,
     read_losses,
+    read_record,
     write_losses,
 )
-from megatron_tokscale.store.reader import SCHEMA_VERSION
+
+# Besides the losses: what was trained on. The journal tells of all runs in its directory.
+_OF_ONE_RUN = ("data.json", "plan.json", "replans.json", "run.json")
 
 
 class RunWriter:
@@ -47,42 +53,53 @@ class RunWriter:
         path = self.folder / "run.json"
         if not path.exists():
             return
-        known = read_json(path)
-        check_schema(path, int(known["schema_version"]), SCHEMA_VERSION)
-        if known["probe_fingerprint"] != probe_set.fingerprint:
+        known = Identity.load(path)
+        if known.probe_fingerprint != probe_set.fingerprint:
             raise TokscaleError(
-                f"{self.folder} holds losses of probe set {known['probe_fingerprint']}, this job "
+                f"{self.folder} holds losses of probe set {known.probe_fingerprint}, this job "
                 f"has {probe_set.fingerprint}; give it that probe set or another --tokscale-dir"
             )
         for name, value in model.items():
-            if name in known["model"] and known["model"][name] != value:
+            if name in known.model and known.model[name] != value:
                 raise TokscaleError(
-                    f"{self.folder} is of a run with {name} {known['model'][name]}, this job has "
+                    f"{self.folder} is of a run with {name} {known.model[name]}, this job has "
                     f"{value}; choose another --tokscale-dir"
                 )
 
-    def open(self, probe_set: ProbeSet, info: Mapping[str, Any], resume_step: int | None) -> None:
+    def open(
+        self,
+        probe_set: ProbeSet,
+        model: Mapping[str, Any],
+        launches: Sequence[Launch],
+        resume_step: int | None,
+        *,
+        size: Mapping[str, Any] | None = None,
+    ) -> None:
         """Take the run's lock, make its files if it is new, and tidy up after a job before this.
 
         Losses of later steps than `resume_step` belong to a branch that is abandoned by resuming
-        from an earlier checkpoint; a job that starts at step 0 has fresh weights and abandons all
-        there is. None (a replay of checkpoints) abandons nothing.
+        from an earlier checkpoint, and launches that have taken no step by then too. A job that
+        starts at step 0 has fresh weights: it is a new run, and sets aside all there is of the one
+        before. None (a replay of checkpoints) abandons nothing.
+
+        Args:
+            probe_set: the watched tokens.
+            model: sizes that stay the same when a run is resumed.
+            launches: of the run, the job's own as the last; of a replay, those that the
+                checkpoints tell.
+            resume_step: where the job goes on.
+            size: of the model, for a new run.
 
         Raises:
             OSError: the directory cannot be written.
-            TokscaleError: another job writes into it.
+            TokscaleError: another job writes into it, or its run.json cannot be read.
         """
         self._losses.mkdir(parents=True, exist_ok=True)
         is_locked = self._lock.acquire()
         for folder in (self.folder, self._losses):
             remove_temporaries(folder)
-        known = self.folder / "run.json"
-        if not known.exists():
-            probe_set.save(self.folder / "probe.safetensors")
-            write_json(
-                known,
-                {"schema_version": SCHEMA_VERSION, "run_id": secrets.token_hex(8), **info},
-            )
+        path = self.folder / "run.json"
+        known = Identity.load(path) if path.exists() else None
         abandoned = [
             step
             for step in list_losses(self._losses)
@@ -90,13 +107,44 @@ class RunWriter:
         ]
         for step in abandoned:
             self._abandon(step)
+        replaced = known.run_id if known and resume_step == 0 else None
+        if replaced:
+            self._set_aside(replaced)
+            known = None
+        if known is None:
+            probe_set.save(self.folder / "probe.safetensors")
+            new = Identity(
+                secrets.token_hex(8),
+                probe_set.fingerprint,
+                model=model,
+                size=size or {},
+                is_replay=resume_step is None,
+                launches=tuple(launches),
+            )
+        else:
+            new = _resumed(known, launches, resume_step)
+        if new != known:
+            new.save(path)
+        kept = {launch.step for launch in new.launches}
+        dropped = [launch for launch in known.launches if launch.step not in kept] if known else []
         self.journal(
             "started",
             step=resume_step,
             abandoned=abandoned,
-            layout=info.get("layout"),
+            set_aside=replaced,
+            abandoned_launches=[launch.to_json() for launch in dropped],
+            layout=launches[-1].layout if launches else None,
             locked=is_locked,
         )
+
+    def _set_aside(self, run_id: str) -> None:
+        """Move what belongs to the run before out of the way of the one that starts."""
+        folder = self.folder / "abandoned" / run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        of_run = [self.folder / name for name in _OF_ONE_RUN]
+        for path in (self.folder.parent / "analysis", *of_run):
+            if path.exists():
+                os.replace(path, folder / path.name)
 
     def close(self) -> None:
         """Give the run's lock back."""
@@ -116,6 +164,22 @@ class RunWriter:
     def steps(self) -> list[int]:
         """The steps whose losses are on disk, ascending."""
         return list(list_losses(self._losses))
+
+    def record(self, step: int) -> LossRecord | None:
+        """The record of the losses at `step`; None if there are none that can be read."""
+        try:
+            return read_record(self._losses / losses_name(step))[0] if self.has(step) else None
+        except TokscaleError:
+            return None
+
+    def launches(self) -> tuple[Launch, ...]:
+        """The launches of the run in the directory; none if there is no run.
+
+        Raises:
+            TokscaleError: its run.json cannot be read.
+        """
+        path = self.folder / "run.json"
+        return Identity.load(path).launches if path.exists() else ()
 
     def latest(self, step: int) -> NDArray[np.float32] | None:
         """The last losses on disk at or before `step`; None if there are none that can be read."""
@@ -157,6 +221,14 @@ class RunWriter:
             file.write(line.encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _resumed(known: Identity, launches: Sequence[Launch], resume_step: int | None) -> Identity:
+    """Return a run's identity after a replay, or after a job has resumed from `resume_step`."""
+    if resume_step is None:
+        is_known = not known.is_replay
+        return known if is_known else replace(known, launches=merged(known.launches, launches))
+    return replace(known, launches=tuple(launches), is_replay=False)
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:

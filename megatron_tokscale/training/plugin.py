@@ -37,6 +37,12 @@ HOOKS = (
     Hook(_TRAINING, "train", "the probe before the first step"),
     Hook(_TRAINING, "post_training_step_callbacks", "probes between steps"),
     Hook(_TRAINING, "save_checkpoint", "losses on disk before a checkpoint is"),
+    Hook(
+        "megatron.training.checkpointing",
+        "_load_base_checkpoint",
+        "tokens and learning rates of a resumed run's past",
+        required=False,
+    ),
     Hook(_TRAINING, "checkpoint_and_decide_exit", "--tokscale-probe-at-exit"),
     Hook(_TRAINING, "training_log", "the training loss in each probe's record", required=False),
 )
@@ -71,6 +77,7 @@ class Plugin:
             "train": self._training,
             "post_training_step_callbacks": self._stepping,
             "save_checkpoint": self._saving,
+            "_load_base_checkpoint": self._loading,
             "checkpoint_and_decide_exit": self._exiting,
             "training_log": self._logging,
         }
@@ -216,12 +223,27 @@ class Plugin:
         return step
 
     def _saving(self, save_checkpoint: Function) -> Function:
+        signature = inspect.signature(save_checkpoint)
+
         def save(*args: Any, **kwargs: Any) -> Any:
             if self._prober:
                 self._prober.before_checkpoint()
+                given = signature.bind(*args, **kwargs).arguments
+                self._prober.note_history(
+                    given["iteration"], given["optimizer"], given["opt_param_scheduler"]
+                )
             return save_checkpoint(*args, **kwargs)
 
         return save
+
+    def _loading(self, load_base_checkpoint: Function) -> Function:
+        def load(*args: Any, **kwargs: Any) -> Any:
+            result = load_base_checkpoint(*args, **kwargs)
+            if self._prober:
+                self._prober.note_checkpoint(result[0])
+            return result
+
+        return load
 
     def _exiting(self, checkpoint_and_decide_exit: Function) -> Function:
         def decide(

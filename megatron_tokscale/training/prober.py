@@ -7,25 +7,27 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.num_microbatches_calculator import get_current_global_batch_size
 from megatron.training import get_timers, global_vars, print_rank_0, print_rank_last
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.probe import DEFAULT_SCHEDULE, Moment, ProbeSet, Schedule
-from megatron_tokscale.store import BackgroundWriter, LossRecord, RunWriter
+from megatron_tokscale.store import BackgroundWriter, Launch, LossRecord, RunWriter
 from megatron_tokscale.training import probe_pass
-from megatron_tokscale.training.clock import LearningRateSum, learning_rate
+from megatron_tokscale.training.clock import NOTE, Clock, Past, learning_rate
 from megatron_tokscale.training.config import TokscaleConfig, run_directory
 from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
 from megatron_tokscale.training.metrics import Metrics
 from megatron_tokscale.training.ranks import first_of_all_ranks, sum_over_ranks
+from megatron_tokscale.training.reckon import RECKONED, Saved, launch_of_job, past_of_job
 from megatron_tokscale.training.scalars import log_scalars
 from megatron_tokscale.training.size import model_size
 from megatron_tokscale.training.support import check_probe, probe_set_misfits, raise_first
@@ -66,23 +68,31 @@ class Prober:
             config.tokscale_fall_threshold,
             _tokenizer_of_text(args) if self.is_writer else None,
         )
-        self._lr_sum = LearningRateSum(args)
+        self._clock = Clock(Past(step=0, samples=0), args.seq_length)
+        self._launches: tuple[Launch, ...] = ()
+        self._saved: Saved | None = None
         self._loss_dict: Mapping[str, torch.Tensor] = {}
         self._forward_step: Callable[..., Any] | None = None
         self._is_active = True
         self.last_step = -1
-        self._tokens = -1
         self._previous_N: NDArray[np.float32] | None = None
 
     def note_training_loss(self, loss_dict: Mapping[str, torch.Tensor]) -> None:
         """Remember the losses of the step just taken; they are read only when a probe is due."""
         self._loss_dict = loss_dict
 
+    def note_checkpoint(self, state: Any) -> None:
+        """Remember what a checkpoint that is being loaded holds of the run's past."""
+        saved = Saved.of(state)
+        known = self._saved
+        if saved and not (known and known.step == saved.step and saved.scheduler is None):
+            self._saved = saved
+
     def open(
         self,
         forward_step: Callable[..., Any],
         model: Sequence[Any],
-        optimizer: Any,
+        launches: Sequence[Launch],
         resume_step: int | None,
     ) -> None:
         """Open the run's directory, on the rank that writes, and agree on how that went.
@@ -90,7 +100,7 @@ class Prober:
         Args:
             forward_step: the user's forward step.
             model: for the record of its size.
-            optimizer: for the record of the learning rate's schedule.
+            launches: of the run, the present one as the last.
             resume_step: where training goes on; None in a replay, which abandons no losses.
 
         Raises:
@@ -102,9 +112,8 @@ class Prober:
         refusal, failure = None, None
         if self.is_writer:
             try:
-                info = self._run_info(optimizer)
-                info |= {"size": size, "is_replay": resume_step is None}
-                self._writer.open(self._probe_set, info, resume_step)
+                info = _model_info(self._args)
+                self._writer.open(self._probe_set, info, launches, resume_step, size=size)
                 if resume_step is not None:
                     self._previous_N = self._writer.latest(resume_step)
             except TokscaleError as error:
@@ -119,14 +128,58 @@ class Prober:
     def on_train_start(
         self, forward_step: Callable[..., Any], model: Sequence[Any], optimizer: Any, scheduler: Any
     ) -> None:
-        """Open the run, and take the probe of the first step if it is due and not on disk."""
+        """Open the run, and take the probe of the first step if it is due and not on disk.
+
+        Raises:
+            TokscaleError: see `open`; or the schedule counts tokens, and it is not known how many
+                the run has consumed.
+        """
         step = int(self._args.iteration)
-        self.open(forward_step, model, optimizer, step)
-        self._tokens = self._consumed_tokens()
-        batch = get_current_global_batch_size() * int(self._args.seq_length)
-        before = self._tokens - batch if step > 0 else -1
+        past = self._agree_on_past(step, optimizer, scheduler)
+        self._clock = Clock(past, int(self._args.seq_length), scheduler, optimizer)
+        self.open(forward_step, model, self._launches, step)
+        before = self._tokens if past.tokens_before is None else past.tokens_before
         if self._is_active and self._is_due(step, before) and not self.is_on_disk(step):
             self.take(step, model, optimizer, scheduler)
+
+    def _agree_on_past(self, step: int, optimizer: Any, scheduler: Any) -> Past:
+        """Find out what the run has done before, on the rank that writes, and tell all ranks.
+
+        Raises:
+            TokscaleError: the schedule counts tokens, and the past ones are not known.
+        """
+        found = None
+        if self.is_writer:
+            samples = int(self._args.consumed_train_samples)
+            known = (self._writer.record(step), self._writer.launches())
+            past = past_of_job(step, samples, self._saved, *known)
+            launch = launch_of_job(
+                self._args,
+                scheduler,
+                optimizer,
+                past,
+                schedule=self._schedule.spec,
+                versions=_versions(),
+            )
+            past = replace(past, launches=(*past.launches, launch))
+            found = json.dumps(past.to_json())
+        past = Past.from_json(json.loads(first_of_all_ranks(found) or "null"))
+        self._launches = past.launches
+        if past.tokens is None and self._schedule.in_tokens:
+            raise TokscaleError(
+                f"--tokscale-schedule {self._schedule.spec} counts tokens, and how many were "
+                f"consumed by step {step} is unknown: the checkpoint's settings do not tell; give "
+                "a schedule in steps"
+            )
+        _say_what_is_reckoned(past)
+        return past
+
+    def note_history(self, step: int, optimizer: Any, scheduler: Any) -> None:
+        """Put on Megatron's args what the checkpoint of `step` is to hold of the run's past."""
+        if self._launches:
+            samples = int(self._args.consumed_train_samples)
+            self._clock.advance(samples, scheduler, optimizer)
+            setattr(self._args, NOTE, self._clock.note(step, samples, self._launches))
 
     def steps_on_disk(self) -> list[int]:
         """The steps whose losses are on disk, ascending; all ranks agree."""
@@ -151,7 +204,8 @@ class Prober:
 
     def on_step(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
         """Take a probe if one is due after `step` optimizer steps."""
-        before, self._tokens = self._tokens, self._consumed_tokens()
+        before = self._tokens
+        self._clock.advance(int(self._args.consumed_train_samples), scheduler, optimizer)
         if self._is_active and self._is_due(step, before):
             self._take_between_steps(step, model, optimizer, scheduler)
 
@@ -184,8 +238,10 @@ class Prober:
         at_exit = is_last and self._config.tokscale_probe_at_exit
         return at_exit or self._schedule.is_due(moment)
 
-    def _consumed_tokens(self) -> int:
-        return int(self._args.consumed_train_samples) * int(self._args.seq_length)
+    @property
+    def _tokens(self) -> int:
+        """Training tokens consumed; 0 where that is unknown, and no schedule counts them."""
+        return self._clock.tokens or 0
 
     def _take_between_steps(
         self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any
@@ -245,7 +301,7 @@ class Prober:
             self._stop_probing(first_of_all_ranks(str(write_error) if write_error else None))
         elif losses_N is not None:
             duration = time.perf_counter() - started
-            record = self._record(step, duration, optimizer, scheduler)
+            record = self._record(step, duration, optimizer)
             self._background.submit(losses_N.astype(self._config.tokscale_loss_dtype), record)
 
     def before_checkpoint(self) -> None:
@@ -272,14 +328,22 @@ class Prober:
                 raise TokscaleError(message)
             print(f"megatron-tokscale: {message}", file=sys.stderr, flush=True)
 
-    def _record(self, step: int, duration: float, optimizer: Any, scheduler: Any) -> LossRecord:
-        samples = int(self._args.consumed_train_samples)
+    def take_saved(self, past: Past, model: Sequence[Any]) -> None:
+        """Take the probe of a checkpoint that was loaded, of which `past` is known."""
+        rate = float("nan")
+        if past.launches and past.scheduler_samples is not None:
+            rate = past.launches[-1].learning_rate.at(past.scheduler_samples)
+        optimizer = SimpleNamespace(param_groups=[{"lr": rate}])
+        self._clock = Clock(past, int(self._args.seq_length))
+        self.take(past.step, model, optimizer, None)
+
+    def _record(self, step: int, duration: float, optimizer: Any) -> LossRecord:
         return LossRecord(
             step=step,
-            consumed_samples=samples,
-            consumed_tokens=samples * int(self._args.seq_length),
+            consumed_samples=int(self._args.consumed_train_samples),
+            consumed_tokens=self._clock.tokens,
             learning_rate=learning_rate(optimizer),
-            lr_sum=self._lr_sum(scheduler, optimizer),
+            lr_sum=self._clock.lr_sum,
             training_loss=float(self._loss_dict.get("lm loss", float("nan"))),
             wall_time=time.time(),
             duration=duration,
@@ -312,38 +376,18 @@ class Prober:
         )
         log_scalars(metrics, step, self._args)
 
-    def _run_info(self, optimizer: Any) -> dict[str, Any]:
-        args = self._args
-        group: dict[str, Any] = next(iter(optimizer.param_groups), {})
-        return {
-            "probe_fingerprint": self._probe_set.fingerprint,
-            "schedule": self._schedule.spec,
-            "model": _model_info(args),
-            "layout": {
-                "world_size": args.world_size,
-                "tensor": args.tensor_model_parallel_size,
-                "pipeline": args.pipeline_model_parallel_size,
-                "virtual_pipeline": args.virtual_pipeline_model_parallel_size,
-                "context": args.context_parallel_size,
-                "expert": args.expert_model_parallel_size,
-                "data": args.data_parallel_size,
-                "padded_vocab_size": args.padded_vocab_size,
-            },
-            "batch": {
-                "global_batch_size": args.global_batch_size,
-                "micro_batch_size": args.micro_batch_size,
-                "train_iters": args.train_iters,
-            },
-            "learning_rate": {
-                "peak": group.get("max_lr") or args.lr,
-                "minimum": args.min_lr,
-                "decay_style": args.lr_decay_style,
-                "decay_iters": args.lr_decay_iters,
-                "warmup_iters": args.lr_warmup_iters,
-            },
-            "seed": args.seed,
-            "versions": _versions(),
-        }
+
+def _say_what_is_reckoned(past: Past) -> None:
+    """Print where a run's past is from, unless the plugin has counted it."""
+    if past.step == 0 or (past.source != RECKONED and past.lr_sum is not None):
+        return
+    tokens = "unknown" if past.tokens is None else str(past.tokens)
+    lr_sum = "unknown" if past.lr_sum is None else f"{past.lr_sum:g}"
+    source = past.source if past.source == RECKONED else "the checkpoint's settings do not tell"
+    print_rank_0(
+        f"tokscale: before step {past.step}: consumed tokens {tokens}, summed learning rate "
+        f"{lr_sum} ({source})"
+    )
 
 
 def _model_info(args: Namespace) -> dict[str, Any]:

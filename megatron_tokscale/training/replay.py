@@ -9,23 +9,18 @@ import re
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from megatron.training import checkpointing, get_args, print_rank_0, training
+from megatron.training import checkpointing, get_args, print_rank_0
 
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.training.clock import Past
 from megatron_tokscale.training.prober import Prober
 from megatron_tokscale.training.ranks import first_of_all_ranks
+from megatron_tokscale.training.reckon import pasts_of
 
 _FOLDER = re.compile(r"iter_(\d{7,})")
-# What the learning rate's schedule was: taken from the checkpoint, not from this job's flags.
-_SCHEDULE_ARGUMENTS = (
-    *("lr", "min_lr", "train_iters", "train_samples", "global_batch_size", "rampup_batch_size"),
-    *("step_batch_size_schedule", "start_weight_decay", "end_weight_decay"),
-    *("weight_decay_incr_style", "override_opt_param_scheduler"),
-)
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -81,46 +76,31 @@ def replay(
         )
     todo = [step for step in wanted if not prober.is_on_disk(step)]
     print_rank_0(f"tokscale: replay of {len(todo)} of the {len(saved)} checkpoints in {folder}")
+    # Of all checkpoints: a change of the settings may lie before one that is on the schedule.
+    pasts = pasts_of(Path(folder), saved) if prober.is_writer else {}
     for step in todo:
-        optimizer, scheduler = _load(folder, step, model)
+        samples = _load(folder, step, model)
         if step == todo[0]:
-            prober.open(forward_step, model, optimizer, None)
-        prober.take(step, model, optimizer, scheduler)
+            launches = pasts[max(pasts)].launches if pasts else ()
+            prober.open(forward_step, model, launches, None)
+        prober.take_saved(pasts.get(step) or Past(step=step, samples=samples), model)
     torch.distributed.barrier()
 
 
-def _load(folder: str, step: int, model: Sequence[Any]) -> tuple[Any, Any]:
-    """Load one checkpoint's weights.
-
-    Returns:
-        What stands for the optimizer and the scheduler that the checkpoint was saved with, as far
-        as the learning rate goes.
-    """
+def _load(folder: str, step: int, model: Sequence[Any]) -> int:
+    """Load one checkpoint's weights, and return the training samples consumed by then."""
     args = get_args()
     args.load, args.ckpt_step = folder, step
     args.consumed_train_samples = args.consumed_valid_samples = 0
     _spoil(model)
-    checkpoint_args: list[Namespace] = []
-    check = checkpointing.check_checkpoint_args
-
-    def note_and_check(saved: Namespace, *rest: Any, **kwargs: Any) -> Any:
-        checkpoint_args.append(saved)
-        return check(saved, *rest, **kwargs)
-
-    checkpointing.check_checkpoint_args = note_and_check
-    try:
-        loaded, _ = checkpointing.load_checkpoint(model, None, None)
-    finally:
-        checkpointing.check_checkpoint_args = check
+    loaded, _ = checkpointing.load_checkpoint(model, None, None)
     if loaded != step:
         raise TokscaleError(
             f"the checkpoint of step {step} in {folder} says it is of step {loaded}"
         )
     if message := first_of_all_ranks(_unloaded(model)):
         raise TokscaleError(f"checkpoint {step} in {folder} does not hold {message}")
-    if not checkpoint_args:
-        return SimpleNamespace(param_groups=[]), None
-    return _learning_rate_of(checkpoint_args[0])
+    return int(args.consumed_train_samples)
 
 
 def _spoil(model: Sequence[Any]) -> None:
@@ -138,15 +118,3 @@ def _unloaded(model: Sequence[Any]) -> str | None:
             if type(parameter.data) is torch.Tensor and bool(parameter.isnan().any()):
                 return f"(whole) the parameter {name}; is --ckpt-format that of the checkpoint?"
     return None
-
-
-def _learning_rate_of(saved: Namespace) -> tuple[Any, Any]:
-    args = get_args()
-    for name, value in vars(saved).items():
-        if name in _SCHEDULE_ARGUMENTS or name.startswith("lr_"):
-            setattr(args, name, value)
-    group = {"max_lr": args.lr, "min_lr": args.min_lr, "default_config": True}
-    optimizer = SimpleNamespace(param_groups=[group])
-    scheduler = training.get_optimizer_param_scheduler(optimizer)
-    scheduler.step(int(args.consumed_train_samples))
-    return optimizer, scheduler

@@ -14,6 +14,7 @@ from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.laws.learning_rates import learning_rates
 from megatron_tokscale.laws.multi_power import MultiPowerLaw
 from megatron_tokscale.laws.several import several_runs
+from megatron_tokscale.store import LearningRates
 
 PEAK, MINIMUM, WARMUP = 3e-3, 3e-4, 20
 
@@ -48,12 +49,20 @@ def run_of(path, style, rate_T, loss_K=None, steps=None):
     steps = np.array([0, 5, WARMUP, 60, len(rate_T)]) if steps is None else steps
     loss_K = np.ones(len(steps)) if loss_K is None else loss_K
     run = write_run(path, steps, np.tile(loss_K, (16, 1)))
-    about = {"peak": PEAK, "minimum": MINIMUM, "decay_style": style}
-    about |= {"decay_iters": len(rate_T), "warmup_iters": WARMUP}
+    batch = run.launches[0].batch.global_batch_size
+    rates = LearningRates(
+        peak=PEAK,
+        minimum=MINIMUM,
+        initial=0.0,
+        decay_style=style,
+        warmup_samples=batch * WARMUP,
+        decay_samples=batch * len(rate_T),
+    )
     sums = np.concatenate([[0.0], np.cumsum(rate_T)])
     records = [replace(record, lr_sum=float(sums[record.step])) for record in run.records]
     size = {"parameters": 10, "non_embedding": 5, "flops_per_token": 60}
-    info = run.info | {"learning_rate": about, "size": size}
+    launches = (replace(run.launches[0], learning_rate=rates),)
+    info = replace(run.info, launches=launches, size=size)
     return replace(run, info=info, records=tuple(records))
 
 
@@ -67,8 +76,8 @@ def test_rates_are_megatrons(tmp_path, style):
 def test_rates_that_were_not_recorded_are_refused(tmp_path):
     with pytest.raises(TokscaleError, match="are not those of its run"):
         learning_rates(run_of(tmp_path / "a", "linear", megatron_rates("cosine", 100)))
-    with pytest.raises(TokscaleError, match="has the learning-rate schedule WSD"):
-        learning_rates(run_of(tmp_path / "b", "WSD", megatron_rates("cosine", 100)))
+    with pytest.raises(TokscaleError, match="the learning-rate schedule polynomial is not known"):
+        learning_rates(run_of(tmp_path / "b", "polynomial", megatron_rates("cosine", 100)))
 
 
 def test_a_schedule_is_predicted_by_shorter_ones_alone(tmp_path):

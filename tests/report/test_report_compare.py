@@ -94,7 +94,9 @@ def test_page_says_which_way_it_came_out(planted, second_run, tmp_path, delay, w
 
 def test_settings_that_differ_are_named(planted, second_run, tmp_path):
     other = second_run(0.0)
-    info = {**other.info, "seed": 7, "model": {**other.info["model"], "hidden_size": 65}}
+    launches = (dataclasses.replace(other.launches[0], seed=7),)
+    model = {**other.info.model, "hidden_size": 65}
+    info = dataclasses.replace(other.info, launches=launches, model=model)
     other = dataclasses.replace(other, info=info)
     html = report_run(planted.run, compare=other, out=tmp_path / "report.html").read_text()
     assert "model.hidden_size 64 / 65; seed 1234 / 7" in html

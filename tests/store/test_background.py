@@ -7,13 +7,12 @@ import threading
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from runs import launch
 from test_run_files import loss_of, make_probe_set, record
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.store import BackgroundWriter, Run, RunWriter
 from megatron_tokscale.store.lock import RunLock
-
-INFO = {"model": {}, "learning_rate": {}, "layout": {}}
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def probe_set():
 @pytest.fixture
 def writer(tmp_path, probe_set):
     writer = RunWriter(tmp_path)
-    writer.open(probe_set, INFO | {"probe_fingerprint": probe_set.fingerprint}, 0)
+    writer.open(probe_set, {}, [launch()], 0)
     return writer
 
 
@@ -66,7 +65,7 @@ def test_an_error_waits_for_whoever_joins(tmp_path, writer, probe_set):
 
 def test_an_interpreter_that_ends_has_written_what_was_handed_over(tmp_path, writer, probe_set):
     code = (
-        "import sys, time; sys.path.insert(0, 'tests/store')\n"
+        "import sys, time; sys.path[:0] = ['tests', 'tests/store']\n"
         "from pathlib import Path\n"
         "from test_run_files import loss_of, make_probe_set, record\n"
         "from megatron_tokscale.store import BackgroundWriter, RunWriter\n"
@@ -81,14 +80,14 @@ def test_an_interpreter_that_ends_has_written_what_was_handed_over(tmp_path, wri
 def test_opening_removes_what_a_killed_writer_left(tmp_path, writer, probe_set):
     left_over = tmp_path / "tokscale/losses/.step_00000001.safetensors.0a1b.tmp"
     left_over.write_bytes(b"half")
-    RunWriter(tmp_path).open(probe_set, INFO, 0)
+    RunWriter(tmp_path).open(probe_set, {}, [launch()], 0)
     assert not left_over.exists()
 
 
 def test_a_replay_abandons_nothing(tmp_path, writer, probe_set):
     for step in (0, 4, 8):
         writer.write(loss_of(step, probe_set), record(step, probe_set))
-    RunWriter(tmp_path).open(probe_set, INFO, None)
+    RunWriter(tmp_path).open(probe_set, {}, [launch()], None)
     assert Run.open(tmp_path).step_K.tolist() == [0, 4, 8]
 
 

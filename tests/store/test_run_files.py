@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from runs import launch
 
 from megatron_tokscale import files
 from megatron_tokscale.errors import TokscaleError
@@ -57,21 +58,18 @@ def probe_set():
     return make_probe_set()
 
 
-@pytest.fixture
-def info(probe_set):
-    model = {"num_layers": 2}
-    return {
-        "probe_fingerprint": probe_set.fingerprint,
-        "model": model,
-        "learning_rate": {"peak": 1e-3},
-        "layout": {"tensor": 2},
-    }
+MODEL = {"num_layers": 2}
 
 
 @pytest.fixture
-def run(tmp_path, probe_set, info):
+def launches():
+    return [launch(seq_length=5)]
+
+
+@pytest.fixture
+def run(tmp_path, probe_set, launches):
     writer = RunWriter(tmp_path)
-    writer.open(probe_set, info, 0)
+    writer.open(probe_set, MODEL, launches, 0)
     for step in STEPS:
         writer.write(loss_of(step, probe_set), record(step, probe_set))
     return tmp_path
@@ -112,31 +110,31 @@ def test_half_precision_losses_are_read_as_single(run, probe_set):
     assert_array_equal(Run.open(run).read_losses()[:, -1], losses.astype(np.float16))
 
 
-def test_resuming_sets_aside_the_abandoned_branch(run, probe_set, info):
-    RunWriter(run).open(probe_set, info, resume_step=3)
+def test_resuming_sets_aside_the_abandoned_branch(run, probe_set, launches):
+    RunWriter(run).open(probe_set, MODEL, launches, resume_step=3)
     assert Run.open(run).step_K.tolist() == [0, 1, 2]
     abandoned = run / "tokscale/losses/abandoned"
     assert sorted(path.name for path in abandoned.iterdir()) == [
         losses_name(step) + ".0" for step in (4, 8)
     ]
     RunWriter(run).write(loss_of(4, probe_set), record(4, probe_set))
-    RunWriter(run).open(probe_set, info, resume_step=3)
+    RunWriter(run).open(probe_set, MODEL, launches, resume_step=3)
     assert (abandoned / (losses_name(4) + ".1")).exists()
     assert read_journal(run)[-1]["abandoned"] == [4]
 
 
-def test_a_fresh_start_abandons_everything(run, probe_set, info):
-    run_id = Run.open(run).info["run_id"]
-    RunWriter(run).open(probe_set, info, resume_step=0)
+def test_a_fresh_start_abandons_everything(run, probe_set, launches):
+    run_id = Run.open(run).info.run_id
+    RunWriter(run).open(probe_set, MODEL, launches, resume_step=0)
     assert Run.open(run).step_K.tolist() == []
-    assert Run.open(run).info["run_id"] == run_id
+    assert Run.open(run).info.run_id != run_id
 
 
-def test_another_probe_set_or_model_is_refused(run, probe_set, info):
+def test_another_probe_set_or_model_is_refused(run, probe_set):
     writer = RunWriter(run)
-    writer.check(probe_set, info["model"])
+    writer.check(probe_set, MODEL)
     with pytest.raises(TokscaleError, match="of probe set"):
-        writer.check(make_probe_set(seed=1), info["model"])
+        writer.check(make_probe_set(seed=1), MODEL)
     with pytest.raises(TokscaleError, match="num_layers 2, this job has 3"):
         writer.check(probe_set, {"num_layers": 3})
 
@@ -181,7 +179,7 @@ def test_losses_of_another_set_are_refused(run, probe_set):
 def test_a_newer_schema_is_refused(run):
     path = run / "tokscale/run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(TokscaleError, match=r"schema version 99.* up to 1"):
+    with pytest.raises(TokscaleError, match=r"schema version 99.* up to 2"):
         Run.open(run)
 
 

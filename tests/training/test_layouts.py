@@ -198,8 +198,11 @@ def test_losses_are_those_of_one_process(jobs, layout):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_model_has_the_size_that_it_has_on_one_process(jobs, layout):
     alone, cut = (Run.open(run).info for run in (jobs.reference(layout.model), jobs.probed(layout)))
-    assert cut["layout"]["padded_vocab_size"] == alone["layout"]["padded_vocab_size"]
-    assert cut["size"] == alone["size"]
+    assert (
+        cut.launches[0].layout["padded_vocab_size"]
+        == (alone.launches[0].layout["padded_vocab_size"])
+    )
+    assert cut.size == alone.size
 
 
 def test_size_counts_every_weight_once(jobs):
@@ -211,7 +214,7 @@ def test_size_counts_every_weight_once(jobs):
         if name.startswith(("decoder.", "embedding.", "output_layer.")) and name.endswith("weight")
     }
     vocabulary = count["embedding.word_embeddings.weight"] + count["output_layer.weight"]
-    size = Run.open(run).info["size"]
+    size = Run.open(run).info.size
     assert size["parameters"] == sum(count.values())
     assert size["non_embedding"] == sum(count.values()) - vocabulary
     matrices = size["parameters"] - count["embedding.word_embeddings.weight"]

@@ -41,8 +41,8 @@ def test_replayed_losses_are_those_of_the_probed_twin(corpus, plain, tmp_path):
     assert_array_equal(run.read_losses(), twin.read_losses())
     for time in ("tokens", "lr-sum"):
         assert_allclose(run.x_K(time), twin.x_K(time), rtol=1e-12)
-    assert run.info["is_replay"] and not twin.info["is_replay"]
-    assert run.info["learning_rate"] == twin.info["learning_rate"]
+    assert run.info.is_replay and not twin.info.is_replay
+    assert run.launches[0].learning_rate == twin.launches[0].learning_rate
 
 
 def test_a_replay_in_another_layout_goes_on_where_it_was_stopped(corpus, plain, tmp_path):

@@ -90,7 +90,7 @@ def test_a_branch_leaves_the_run_it_comes_from_alone(corpus, finished, tmp_path)
     branch, trunk = Run.open(tmp_path), Run.open(finished)
     assert branch.step_K.tolist() == [4, 5, 6, 7, 8]
     assert_array_equal(branch.read_losses(), trunk.read_losses()[:, 4:])
-    assert branch.info["run_id"] != trunk.info["run_id"]
+    assert branch.info.run_id != trunk.info.run_id
 
 
 def test_a_rollback_on_more_ranks_takes_the_later_probes_anew(corpus, finished, tmp_path):

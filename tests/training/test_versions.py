@@ -37,7 +37,8 @@ def probed(corpus: Corpus, run: Path) -> tuple[str, ...]:
 
 
 def recorded_version(run: Path) -> str:
-    return json.loads((run / "tokscale/run.json").read_text())["versions"]["megatron-core"]
+    content = json.loads((run / "tokscale/run.json").read_text())
+    return content["launches"][-1]["versions"]["megatron-core"]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,307 @@
+"""The launches of a run: which settings held from which step on.
+
+A run is trained by one job or by several, each started with flags of its own. Step number k (the
+k-th optimizer step) belongs to the last launch that starts before it.
+
+Shapes: T steps.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Final, get_args, get_origin, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.errors import TokscaleError
+
+_MULTIPLES: Final = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples per step, and how long the job was to train.
+
+    Attributes:
+        global_batch_size: samples per step, at the end of a ramp-up.
+        micro_batch_size: samples of one forward pass.
+        data_parallel_size: ranks that share a step's samples.
+        rampup_batch_size: start, increment and samples of Megatron's --rampup-batch-size.
+        step_batch_size_schedule: Megatron's --step-batch-size-schedule, thresholds in tokens.
+        decrease_batch_size_if_needed: round down to a multiple of micro-batch times ranks.
+        train_iters: planned number of steps.
+        train_samples: planned number of samples; None where the job counts in steps.
+    """
+
+    global_batch_size: int
+    micro_batch_size: int
+    data_parallel_size: int = 1
+    rampup_batch_size: list[int] | None = None
+    step_batch_size_schedule: str | None = None
+    decrease_batch_size_if_needed: bool = False
+    train_iters: int | None = None
+    train_samples: int | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        """True if every step has as many samples."""
+        return not (self.rampup_batch_size or self.step_batch_size_schedule)
+
+    def size(self, consumed_samples: int, seq_length: int) -> int:
+        """Return the samples of the step that starts after `consumed_samples`.
+
+        Raises:
+            TokscaleError: the schedule of batch sizes cannot be read.
+        """
+        if self.step_batch_size_schedule:
+            return self._scheduled(consumed_samples, seq_length)
+        size = self.global_batch_size
+        if self.rampup_batch_size:
+            start, increment, samples = self.rampup_batch_size
+            if consumed_samples <= samples and size > start:
+                done = int(consumed_samples / (samples / ((size - start) // increment)))
+                size = start + done * increment
+        if self.decrease_batch_size_if_needed:
+            size -= size % (self.micro_batch_size * self.data_parallel_size)
+        return size
+
+    def _scheduled(self, consumed_samples: int, seq_length: int) -> int:
+        text = self.step_batch_size_schedule or ""
+        try:
+            pairs = [entry.split(":") for entry in text.replace(",", " ").split()]
+            points = sorted((_number(at) // seq_length, _number(size)) for at, size in pairs)
+            return [size for at, size in points if at <= consumed_samples][-1]
+        except (ValueError, IndexError) as error:
+            raise TokscaleError(
+                f"the --step-batch-size-schedule '{text}' of a launch cannot be read"
+            ) from error
+
+
+def _number(text: str) -> int:
+    """Read a number such as 250B."""
+    last = text[-1:].upper()
+    return int(float(text[:-1]) * _MULTIPLES[last]) if last in _MULTIPLES else int(float(text))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRates:
+    """A learning-rate schedule, in samples, as Megatron's scheduler holds it.
+
+    Attributes:
+        peak: highest rate.
+        minimum: lowest rate after the warm-up.
+        initial: rate at the first step of the warm-up.
+        decay_style: constant, linear, cosine, inverse-square-root or WSD.
+        warmup_samples: samples until the peak.
+        decay_samples: samples until the minimum.
+        wsd_decay_style: linear, cosine, exponential or minus_sqrt, for WSD.
+        wsd_decay_samples: samples of the decay at the end, for WSD.
+        warmup_iters: the flag of that name, None where another one is given; the next ones alike.
+        warmup_fraction: share of the decay that is warm-up.
+        decay_iters: steps until the minimum.
+        wsd_decay_iters: steps of the decay at the end.
+        overrides_checkpoint: --override-opt_param-scheduler.
+        uses_checkpoint: --use-checkpoint-opt_param-scheduler.
+    """
+
+    peak: float
+    minimum: float
+    initial: float
+    decay_style: str
+    warmup_samples: float
+    decay_samples: float
+    wsd_decay_style: str | None = None
+    wsd_decay_samples: float | None = None
+    warmup_iters: int | None = None
+    warmup_fraction: float | None = None
+    decay_iters: int | None = None
+    wsd_decay_iters: int | None = None
+    overrides_checkpoint: bool = False
+    uses_checkpoint: bool = False
+
+    def at(self, samples: float) -> float:
+        """Return the rate of the step that the scheduler takes at its count `samples`.
+
+        Raises:
+            TokscaleError: the decay style is none of Megatron's.
+        """
+        if self.warmup_samples > 0 and samples <= self.warmup_samples:
+            return self.initial + (self.peak - self.initial) * samples / self.warmup_samples
+        if self.decay_style == "constant":
+            return self.peak
+        if samples > self.decay_samples:
+            return self.minimum
+        if self.decay_style == "inverse-square-root":
+            rate = self.peak * math.sqrt(max(self.warmup_samples, 1) / max(samples, 1))
+            return max(self.minimum, rate)
+        return self.minimum + (self.peak - self.minimum) * self._height(samples)
+
+    def _height(self, samples: float) -> float:
+        """Return the height above the minimum, as a share of the peak's."""
+        if self.decay_style == "WSD":
+            length = self.wsd_decay_samples or 1.0
+            past = (samples - (self.decay_samples - length)) / length
+            return 1.0 if past <= 0 else _fall(self.wsd_decay_style, past)
+        length = max(self.decay_samples - self.warmup_samples, 1)
+        return _fall(self.decay_style, (samples - self.warmup_samples) / length)
+
+
+def _fall(style: str | None, past: float) -> float:
+    """Return the height at a share `past` of the decay: 1 at its start, 0 at its end."""
+    match style:
+        case "linear":
+            return 1.0 - past
+        case "cosine":
+            return 0.5 * (math.cos(math.pi * past) + 1.0)
+        case "exponential":
+            return 2.0 * math.pow(0.5, past) - 1.0
+        case "minus_sqrt":
+            return 1.0 - math.sqrt(past)
+    raise TokscaleError(f"the learning-rate schedule {style} is not known; it has no formula here")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """The settings of one job of a run, and where in the run it starts.
+
+    Attributes:
+        step: optimizer steps completed at its start.
+        consumed_samples: training samples consumed by then.
+        consumed_tokens: training tokens consumed by then; None if unknown.
+        lr_sum: sum of the learning rates of the steps taken by then; None if unknown.
+        scheduler_samples: the count of the learning rate's scheduler by then; None if unknown.
+        past: where the counts above are from.
+        seq_length: tokens per sample.
+        batch: samples per step.
+        learning_rate: the schedule of the learning rate.
+        seed: of the training.
+        layout: parallel layout, by name.
+        schedule: of the probes; None where the job had none.
+        versions: of the packages, by name.
+    """
+
+    step: int
+    consumed_samples: int
+    consumed_tokens: int | None
+    lr_sum: float | None
+    scheduler_samples: int | None
+    past: str
+    seq_length: int
+    batch: Batch
+    learning_rate: LearningRates
+    seed: int | None = None
+    layout: dict[str, int | None] = field(default_factory=dict)
+    schedule: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the launch as plain values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(content: Any) -> "Launch":
+        """Read a launch from plain values.
+
+        Raises:
+            ValueError: naming the value that is missing or of the wrong type.
+        """
+        launch = _read(Launch, content, "launch")
+        assert isinstance(launch, Launch)
+        return launch
+
+    def batches(self) -> Iterator[int]:
+        """Yield the samples of each of its steps, without end."""
+        consumed = self.consumed_samples
+        while True:
+            size = self.batch.size(consumed, self.seq_length)
+            consumed += size
+            yield size
+
+    def rates(self, n_steps: int) -> NDArray[np.float64]:
+        """Return learning_rate_T of its first `n_steps` steps, if none of them is skipped.
+
+        Raises:
+            TokscaleError: where its scheduler started, or its schedule, is not known.
+        """
+        if self.scheduler_samples is None:
+            raise TokscaleError(
+                f"the state of the learning rate's scheduler at step {self.step} is not known"
+            )
+        count, rate_T = self.scheduler_samples, np.empty(n_steps)
+        for t, size in zip(range(n_steps), self.batches(), strict=False):
+            rate_T[t] = self.learning_rate.at(count)
+            count += size
+        return rate_T
+
+    def planned_samples(self) -> int | None:
+        """Return the samples consumed when it ends as planned; None if it has no planned end."""
+        if self.batch.train_samples:
+            return self.batch.train_samples
+        if self.batch.train_iters is None:
+            return None
+        n_steps = max(self.batch.train_iters - self.step, 0)
+        if self.batch.is_constant:
+            size = self.batch.size(self.consumed_samples, self.seq_length)
+            return self.consumed_samples + n_steps * size
+        sizes = zip(range(n_steps), self.batches(), strict=False)
+        return self.consumed_samples + sum(size for _, size in sizes)
+
+    def trains_like(self, other: "Launch") -> bool:
+        """Return whether its settings train as another's would, whatever the layout."""
+        return self._settings() == other._settings()
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (self.seq_length, self.batch, self.learning_rate, self.seed)
+
+
+def launch_of(launches: Sequence[Launch], step: int) -> Launch:
+    """Return the launch that step number `step` belongs to; the first for all steps up to it."""
+    before = [launch for launch in launches if launch.step < step]
+    return before[-1] if before else launches[0]
+
+
+def read_launches(content: Any) -> tuple[Launch, ...]:
+    """Read a run's launches from plain values.
+
+    Raises:
+        ValueError: naming the value that is missing or wrong.
+    """
+    if not isinstance(content, list) or not content:
+        raise ValueError("launches is not a list with an entry")
+    launches = tuple(Launch.from_json(row) for row in content)
+    steps = [launch.step for launch in launches]
+    if steps != sorted(set(steps)) or steps[0] < 0:
+        raise ValueError(f"launches start at steps {steps}, which do not ascend")
+    return launches
+
+
+def _read(kind: Any, value: Any, name: str) -> Any:
+    """Read a value of a type made of dataclasses, dicts, lists, plain types and their unions."""
+    if is_dataclass(kind):
+        return _read_fields(kind, value, name)
+    if isinstance(kind, UnionType):
+        choices = [choice for choice in get_args(kind) if choice is not NoneType]
+        return None if value is None else _read(choices[0], value, name)
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {str(key): _read(get_args(kind)[1], v, f"{name}.{key}") for key, v in value.items()}
+    if get_origin(kind) is list and isinstance(value, list):
+        return [_read(get_args(kind)[0], v, name) for v in value]
+    if kind is float and type(value) is int:
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise ValueError(f"{name} is {value!r}")
+
+
+def _read_fields(kind: Any, value: Any, name: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} is {value!r}")
+    hints = get_type_hints(kind)
+    missing = [row.name for row in fields(kind) if row.name not in value]
+    if missing:
+        raise ValueError(f"{name} has no {missing[0]}")
+    return kind(
+        **{row.name: _read(hints[row.name], value[row.name], row.name) for row in fields(kind)}
+    )
