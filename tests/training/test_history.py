@@ -1,0 +1,287 @@
+"""A run's record is what happened: not what the flags of the job that goes on with it say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import EOD, SEQ_LENGTH, TRAINING, VOCAB_SIZE, Corpus, job_flags, run_alone, run_forked
+from recorded_job import start
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
+from megatron_tokscale.store import Run
+
+pytestmark = pytest.mark.megatron
+
+RATE = 3e-3
+CONSTANT = ("--lr-decay-style", "constant", "--lr-warmup-iters", "0", "--lr-decay-iters", "64")
+BY_SAMPLES = ("--lr-decay-style", "constant", "--lr-decay-samples", "512")
+USE_CHECKPOINT = "--use-checkpoint-opt_param-scheduler"
+EVERY_4 = ("--save-interval", "4")
+_IN_ITERS = ("--lr-decay-iters", "--lr-warmup-iters")
+
+
+def train(corpus: Corpus, *flags: str, without: tuple[str, ...] = ()) -> str:
+    words = job_flags(corpus, *flags, "--tokscale-cpu", without=without)
+    return run_forked(1, "-m", "megatron_tokscale.pretrain", *words)
+
+
+def by_samples(corpus: Corpus, *flags: str) -> str:
+    return train(corpus, *BY_SAMPLES, *flags, without=_IN_ITERS)
+
+
+def probe(corpus: Corpus, schedule: str = "linear:4") -> tuple[str, ...]:
+    return ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", schedule)
+
+
+def replay(corpus: Corpus, folder: Path, out: Path, *flags: str) -> Run:
+    words = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-replay", str(folder))
+    train(corpus, *words, "--tokscale-dir", str(out), "--lr", "1", "--train-iters", "2", *flags)
+    return Run.open(out)
+
+
+def sums(run: Run) -> dict[int, float]:
+    return {record.step: record.lr_sum for record in run.records}
+
+
+def tokens(run: Run) -> dict[int, int | None]:
+    return {record.step: record.consumed_tokens for record in run.records}
+
+
+def constant_sums(*steps: int) -> object:
+    return pytest.approx({step: RATE * step for step in steps}, rel=1e-12)
+
+
+def make_probe_set(corpus: Corpus, path: Path, seq_length: int) -> None:
+    settings = ProbeSettings(
+        data_path=corpus.data_path,
+        split=TRAINING["--split"],
+        seq_length=seq_length,
+        vocab_size=VOCAB_SIZE,
+        n_tokens=700,
+        eod=EOD,
+    )
+    build_probe_set(settings).save(path)
+
+
+def logged_rates(output: str) -> list[float]:
+    """The learning rate of each step, as Megatron logs it after the step: the next one's."""
+    lines = [line for line in output.splitlines() if " learning rate: " in line]
+    return [float(line.split(" learning rate: ")[1].split()[0]) for line in lines]
+
+
+@pytest.mark.parametrize(("first", "second"), [(16, 8), (8, 16)])
+def test_another_batch_size_on_resume_changes_no_past(corpus, tmp_path, first, second):
+    save = ("--save", str(tmp_path), "--load", str(tmp_path), *EVERY_4, *probe(corpus))
+    save = (*save, "--train-samples", "512")
+    by_samples(corpus, *save, "--global-batch-size", str(first), "--exit-interval", "8")
+    by_samples(corpus, *save, "--global-batch-size", str(second), "--exit-interval", "16")
+    run = Run.open(tmp_path)
+    assert sums(run) == constant_sums(0, 4, 8, 12, 16)
+    in_tokens = {0: 0, 4: 4 * first, 8: 8 * first}
+    in_tokens |= {12: 8 * first + 4 * second, 16: 8 * first + 8 * second}
+    assert tokens(run) == {step: n * SEQ_LENGTH for step, n in in_tokens.items()}
+    assert [launch.step for launch in run.launches] == [0, 8]
+    assert [launch.batch.global_batch_size for launch in run.launches] == [first, second]
+    assert np.all(np.diff(run.x_K("lr-sum")[1:]) > 0)
+
+
+def branch(trunk: Path, folder: Path) -> tuple[str, ...]:
+    return ("--load", str(trunk), "--save", str(folder), "--ckpt-step", "8")
+
+
+@pytest.fixture(scope="module")
+def trunk(corpus: Corpus, tmp_path_factory) -> Path:
+    """Eight probed steps at a constant rate, in a checkpoint of the torch_dist format."""
+    folder = tmp_path_factory.mktemp("trunk")
+    save = ("--save", str(folder), "--ckpt-format", "torch_dist", "--train-iters", "8")
+    train(corpus, *CONSTANT, *save, *EVERY_4, *probe(corpus))
+    return folder
+
+
+DIST = ("--ckpt-format", "torch_dist", "--train-iters", "16", *EVERY_4)
+
+
+def test_a_schedule_that_is_overridden_on_resume_counts_from_there(corpus, trunk, tmp_path):
+    new = ("--lr-decay-style", "linear", "--lr-decay-iters", "32", "--lr-warmup-iters", "0")
+    override = ("--override-opt_param-scheduler", *probe(corpus, "linear:1"))
+    output = train(corpus, *DIST, *branch(trunk, tmp_path), *new, *override)
+    run = Run.open(tmp_path)
+    # Linear from 3e-3 at step 0 to 3e-4 at step 32: the rate of the step after n steps.
+    expected = {8: 8 * RATE}
+    for n in range(8, 16):
+        expected[n + 1] = expected[n] + 3e-3 - 2.7e-3 * n / 32
+    assert sums(run) == pytest.approx(expected, rel=1e-9)
+    assert logged_rates(output)[:2] == pytest.approx([3e-3 - 2.7e-3 * n / 32 for n in (9, 10)])
+    before, after = run.launches
+    assert (before.step, after.step, after.learning_rate.decay_style) == (0, 8, "linear")
+    assert before == Run.open(trunk).launches[0]
+
+
+def test_an_optimizer_left_behind_keeps_the_sum(corpus, trunk, tmp_path):
+    new = ("--lr-decay-style", "linear", "--lr-decay-iters", "32", "--lr-warmup-iters", "4")
+    train(
+        corpus,
+        *DIST,
+        *branch(trunk, tmp_path),
+        *new,
+        "--no-load-optim",
+        "--no-load-rng",
+        *probe(corpus),
+    )
+    # The scheduler starts anew: 0, 1/4, 2/4, 3/4 and 4/4 of the peak, then down over 28 steps.
+    rates = [RATE * n / 4 for n in range(5)] + [RATE - 2.7e-3 * n / 28 for n in range(1, 4)]
+    expected = {8: 8 * RATE, 12: 8 * RATE + sum(rates[:4]), 16: 8 * RATE + sum(rates)}
+    assert sums(Run.open(tmp_path)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_two_branches_have_one_past_and_the_trunk_keeps_its_own(corpus, trunk, tmp_path):
+    before = (trunk / "tokscale/run.json").read_bytes()
+    for name, batch in (("left", 12), ("right", 16)):
+        flags = ("--global-batch-size", str(batch), USE_CHECKPOINT, *CONSTANT)
+        train(corpus, *DIST, *branch(trunk, tmp_path / name), *flags, *probe(corpus))
+        run = Run.open(tmp_path / name)
+        assert sums(run) == constant_sums(8, 12, 16)
+        samples = {step: 64 + (step - 8) * batch for step in (8, 12, 16)}
+        assert tokens(run) == {step: n * SEQ_LENGTH for step, n in samples.items()}
+    assert (trunk / "tokscale/run.json").read_bytes() == before
+
+
+def test_tokens_of_another_sequence_length_are_added(corpus, trunk, tmp_path):
+    long = tmp_path / "long.safetensors"
+    make_probe_set(corpus, long, 2 * SEQ_LENGTH)
+    length = ("--seq-length", str(2 * SEQ_LENGTH), "--max-position-embeddings", "64")
+    flags = ("--tokscale-probe-set", str(long), "--tokscale-schedule", "tokens:list:3072,4096+last")
+    train(corpus, *DIST, *branch(trunk, tmp_path / "b"), *length, *CONSTANT, USE_CHECKPOINT, *flags)
+    run = Run.open(tmp_path / "b")
+    # 8 x 8 x 32 = 2048 tokens by step 8, then 8 x 64 = 512 a step.
+    assert tokens(run) == {10: 3072, 12: 4096, 16: 6144}
+    assert [launch.seq_length for launch in run.launches] == [32, 64]
+
+
+def test_a_start_at_step_0_is_a_new_run(corpus, tmp_path):
+    save = ("--save", str(tmp_path), "--train-iters", "4", "--save-interval", "9", *probe(corpus))
+    old = ("--lr", "1e-2", "--seed", "1", "--global-batch-size", "4")
+    train(corpus, *save, *CONSTANT, *old)
+    shutil.rmtree(tmp_path / "iter_0000004")
+    before = Run.open(tmp_path)
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis/fits.parquet").write_text("of the old run")
+    train(corpus, *save, *CONSTANT)
+    run = Run.open(tmp_path)
+    (launch,) = run.launches
+    assert (launch.seed, launch.batch.global_batch_size, launch.learning_rate.peak) == (
+        1234,
+        8,
+        RATE,
+    )
+    assert run.info.run_id != before.info.run_id
+    assert sums(run) == constant_sums(0, 4)
+    assert run.x_K("lr-sum")[1] == pytest.approx(np.log(4))
+    assert not run.analysis.exists()
+    kept = tmp_path / "tokscale/abandoned" / before.info.run_id
+    assert (kept / "analysis/fits.parquet").read_text() == "of the old run"
+    assert json.loads((kept / "run.json").read_text())["launches"][0]["seed"] == 1
+
+
+@pytest.fixture(scope="module")
+def stepped(corpus: Corpus, tmp_path_factory) -> Path:
+    """Checkpoints of a job without the plugin, of 4 samples in its first step and 16 in others."""
+    folder = tmp_path_factory.mktemp("stepped")
+    save = ("--save", str(folder), "--save-interval", "2", "--exit-interval", "8")
+    steps = ("--step-batch-size-schedule", "0:4 64:16", "--train-samples", "512")
+    words = job_flags(
+        corpus, *BY_SAMPLES, *save, *steps, without=(*_IN_ITERS, "--global-batch-size")
+    )
+    run_forked(1, "-m", "megatron_tokscale.pretrain", *words)
+    return folder
+
+
+def test_a_replay_follows_the_batch_sizes_of_the_checkpoints(corpus, stepped, tmp_path):
+    run = replay(corpus, stepped, tmp_path, "--global-batch-size", "2", "--seed", "7")
+    assert sums(run) == constant_sums(*run.step_K.tolist())
+    assert run.step_K.tolist() == [1, 2, 4, 6, 8]  # 1: Megatron saves where the batch changes
+    samples = {step: 4 + 16 * (step - 1) for step in sums(run)}
+    assert tokens(run) == {step: n * SEQ_LENGTH for step, n in samples.items()}
+    (launch,) = run.launches
+    assert launch.batch.step_batch_size_schedule == "0:4 64:16"
+    assert (launch.seed, launch.learning_rate.peak) == (1234, RATE)
+
+
+def test_a_job_that_goes_on_without_a_note_reckons_from_the_checkpoint(corpus, stepped, tmp_path):
+    save = ("--save", str(tmp_path), "--load", str(stepped), "--save-interval", "9")
+    flags = ("--train-samples", "512", "--global-batch-size", "16", "--exit-interval", "10")
+    output = by_samples(corpus, *save, *flags, *probe(corpus, "linear:2"))
+    assert sums(Run.open(tmp_path)) == constant_sums(8, 10)
+    told = (
+        "consumed tokens 3712, summed learning rate 0.024 (reckoned from the checkpoint's settings)"
+    )
+    assert told in output
+
+
+@pytest.fixture(scope="module")
+def changed(corpus: Corpus, tmp_path_factory) -> Path:
+    """Checkpoints of a run without the plugin that goes on at step 8 with another batch size."""
+    folder = tmp_path_factory.mktemp("changed")
+    save = ("--save", str(folder), "--load", str(folder), *EVERY_4, "--train-samples", "512")
+    by_samples(corpus, *save, "--global-batch-size", "16", "--exit-interval", "8")
+    by_samples(corpus, *save, "--global-batch-size", "8", "--exit-interval", "16")
+    return folder
+
+
+def test_a_replay_places_a_change_of_the_batch_size(corpus, changed, tmp_path):
+    run = replay(corpus, changed, tmp_path, "--tokscale-schedule", "list:12")
+    assert sums(run) == constant_sums(12)
+    again = replay(corpus, changed, tmp_path, "--global-batch-size", "2")
+    assert sums(again) == constant_sums(4, 8, 12, 16)
+    assert tokens(again) == {step: n * 32 for step, n in ((4, 64), (8, 128), (12, 160), (16, 192))}
+    assert again.launches == run.launches
+    assert [(row.step, row.batch.global_batch_size) for row in run.launches] == [(0, 16), (8, 8)]
+
+
+def test_what_the_last_settings_do_not_explain_is_unknown(corpus, changed, tmp_path):
+    save = ("--save", str(tmp_path), "--load", str(changed), "--save-interval", "99")
+    save = (*save, "--train-samples", "512", "--exit-interval", "18")
+    output = by_samples(corpus, *save, "--global-batch-size", "8", *probe(corpus, "linear:2"))
+    run = Run.open(tmp_path)
+    assert tokens(run) == {16: None, 18: None}
+    assert np.isnan(list(sums(run).values())).all()
+    assert "consumed tokens unknown, summed learning rate unknown" in output
+    with pytest.raises(TokscaleError, match="does not know its tokens at step 16"):
+        run.x_K("tokens")
+    words = (*save, *probe(corpus, "tokens:linear:512"), "--tokscale-dir", str(tmp_path / "t"))
+    flags = job_flags(corpus, *BY_SAMPLES, *words, without=_IN_ITERS)
+    job = start(1, "-m", "megatron_tokscale.pretrain", *flags)
+    assert job.code == 2
+    (line,) = job.refusals
+    assert "counts tokens, and how many were consumed by step 16 is unknown" in line
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_replay_of_a_probed_run_repeats_its_record_and_keeps_its_launches(corpus, tmp_path):
+    save = ("--save", str(tmp_path / "a"), "--save-interval", "3", "--train-iters", "6")
+    train(corpus, *save, *probe(corpus, "linear:3"))  # warm-up and cosine
+    run = Run.open(tmp_path / "a")
+    found = replay(corpus, tmp_path / "a", tmp_path / "b", "--global-batch-size", "4")
+    for one, other in zip(found.records, run.records[1:], strict=True):
+        names = ("step", "consumed_samples", "consumed_tokens", "lr_sum", "learning_rate")
+        assert [getattr(one, name) for name in names] == [getattr(other, name) for name in names]
+    assert found.launches == run.launches
+    before = (tmp_path / "a/tokscale/run.json").read_bytes()
+    replay(corpus, tmp_path / "a", tmp_path / "a", "--global-batch-size", "4")
+    assert (tmp_path / "a/tokscale/run.json").read_bytes() == before
+
+
+def test_a_run_of_an_older_schema_is_refused_and_left_as_it_was(corpus, trunk, tmp_path):
+    shutil.copytree(trunk / "tokscale", tmp_path / "tokscale")
+    path = tmp_path / "tokscale/run.json"
+    path.write_text('{"schema_version": 1, "run_id": "0", "probe_fingerprint": "0", "model": {}}')
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    flags = ("--save", str(tmp_path), *EVERY_4, "--train-iters", "2", *probe(corpus))
+    job = run_alone(corpus, *CONSTANT, *flags)
+    assert job.returncode == 2
+    assert job.stderr.count("megatron-tokscale:") == 1
+    assert "run.json is of schema version 1, expected 2" in job.stderr
+    assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
