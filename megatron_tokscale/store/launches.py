@@ -134,7 +134,7 @@ class LearningRates:
         if samples > self.decay_samples:
             return self.minimum
         if self.decay_style == "inverse-square-root":
-            rate = self.peak * math.sqrt(max(self.warmup_samples, 1) / max(samples, 1))
+            rate = self.peak * math.sqrt(max(self.warmup_samples, 1)) / math.sqrt(max(samples, 1))
             return max(self.minimum, rate)
         return self.minimum + (self.peak - self.minimum) * self._height(samples)
 
