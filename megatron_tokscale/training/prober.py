@@ -2,7 +2,6 @@
 
 import gc
 import json
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +16,16 @@ from megatron.training import get_timers, global_vars, print_rank_0, print_rank_
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import AgreedError, TokscaleError, say
 from megatron_tokscale.probe import DEFAULT_SCHEDULE, Moment, ProbeSet, Schedule
 from megatron_tokscale.store import BackgroundWriter, LossRecord, RunWriter
+from megatron_tokscale.store.losses import losses_name, read_record
 from megatron_tokscale.training import probe_pass
 from megatron_tokscale.training.clock import LearningRateSum, learning_rate
 from megatron_tokscale.training.config import TokscaleConfig, run_directory
 from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
 from megatron_tokscale.training.metrics import Metrics
-from megatron_tokscale.training.ranks import first_of_all_ranks, sum_over_ranks
+from megatron_tokscale.training.ranks import first_of_all_ranks, refuse_together, sum_over_ranks
 from megatron_tokscale.training.scalars import log_scalars
 from megatron_tokscale.training.size import model_size
 from megatron_tokscale.training.support import check_probe, probe_set_misfits, raise_first
@@ -70,7 +70,9 @@ class Prober:
         self._loss_dict: Mapping[str, torch.Tensor] = {}
         self._forward_step: Callable[..., Any] | None = None
         self._is_active = True
+        self._is_open = False
         self.last_step = -1
+        self._step = -1
         self._tokens = -1
         self._previous_N: NDArray[np.float32] | None = None
 
@@ -97,7 +99,7 @@ class Prober:
             TokscaleError: another job has the directory, or it cannot be written and the job is to
                 stop for that.
         """
-        self._forward_step = forward_step
+        self._forward_step, self._is_open = forward_step, True
         size = model_size(model, self._args)
         refusal, failure = None, None
         if self.is_writer:
@@ -111,26 +113,58 @@ class Prober:
                 refusal = str(error)
             except OSError as error:
                 failure = str(error)
-        if message := first_of_all_ranks(refusal):
-            raise TokscaleError(message)
+        refuse_together(refusal)
         if message := first_of_all_ranks(failure):
             self._stop_probing(message)
 
     def on_train_start(
         self, forward_step: Callable[..., Any], model: Sequence[Any], optimizer: Any, scheduler: Any
     ) -> None:
-        """Open the run, and take the probe of the first step if it is due and not on disk."""
+        """Open the run, and take the probe of the first step if it is due and not on disk.
+
+        Due is also one that the run has missed since its last probe.
+        """
         step = int(self._args.iteration)
         self.open(forward_step, model, optimizer, step)
         self._tokens = self._consumed_tokens()
-        batch = get_current_global_batch_size() * int(self._args.seq_length)
-        before = self._tokens - batch if step > 0 else -1
-        if self._is_active and self._is_due(step, before) and not self.is_on_disk(step):
+        self._step, tokens_before = self._last_moment(step)
+        is_checkpoint = step > 0 and bool(self._args.save)
+        is_due = self._is_active and self._is_due(step, tokens_before, is_checkpoint=is_checkpoint)
+        if is_due and not self.is_on_disk(step):
             self.take(step, model, optimizer, scheduler)
+        self._step = step
+
+    def _last_moment(self, step: int) -> tuple[int, int]:
+        """Return the step and the tokens up to which the run at `step` has its probes."""
+        if step == 0 or not self._is_active:
+            return step - 1, -1
+        on_disk = [known for known in self.steps_on_disk() if known <= step]
+        batch = get_current_global_batch_size() * int(self._args.seq_length)
+        moment = step - 1, self._tokens - batch
+        if not on_disk:
+            missed = Moment(step=moment[0], step_before=-1, tokens=moment[1])
+            if self._schedule.is_due(missed):
+                print_rank_0(
+                    f"tokscale: no probe from before step {step} is in {self._writer.folder}, and "
+                    "those that were due cannot be taken any more; --tokscale-replay probes saved "
+                    "checkpoints"
+                )
+            return moment
+        tokens = first_of_all_ranks(self._tokens_on_disk(on_disk[-1]) if self.is_writer else None)
+        return min(on_disk[-1], moment[0]), min(int(tokens or moment[1]), moment[1])
+
+    def _tokens_on_disk(self, step: int) -> str | None:
+        """Return the tokens consumed by the probe of `step`, None if they cannot be read."""
+        with suppress(TokscaleError, OSError, ValueError):
+            record, _ = read_record(self._writer.folder / "losses" / losses_name(step))
+            return str(int(record.consumed_tokens))
+        return None
 
     def steps_on_disk(self) -> list[int]:
         """The steps whose losses are on disk, ascending; all ranks agree."""
-        own = json.dumps(self._writer.steps()) if self.is_writer else None
+        own = None
+        with suppress(OSError):  # of a directory that is gone: the next probe meets it too
+            own = json.dumps(self._writer.steps()) if self.is_writer else None
         steps: list[int] = json.loads(first_of_all_ranks(own) or "[]")
         return steps
 
@@ -151,38 +185,58 @@ class Prober:
 
     def on_step(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
         """Take a probe if one is due after `step` optimizer steps."""
-        before, self._tokens = self._tokens, self._consumed_tokens()
-        if self._is_active and self._is_due(step, before):
+        if self._is_now_due(step, is_checkpoint=self._saves_at(step)):
+            self._take_between_steps(step, model, optimizer, scheduler)
+
+    def on_train_end(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
+        """Take a probe that is due at the end, if the job has skipped its last steps."""
+        if step == self._step:
+            return
+        interval = self._args.save_interval
+        is_saved = bool(self._args.save and interval and step % interval)
+        if self._is_now_due(step, is_checkpoint=is_saved):
+            self.take(step, model, optimizer, scheduler)
+
+    def after_checkpoint(
+        self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any
+    ) -> None:
+        """Take the probe of a checkpoint that was not foreseen, such as one before an exit."""
+        if not self._schedule.checkpoints or not self._is_active or step in (0, self.last_step):
+            return
+        if self._is_open and not self.is_on_disk(step):
             self._take_between_steps(step, model, optimizer, scheduler)
 
     def on_exit(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
         """Take the probe of a job that ends in order after `step`, if it is asked for."""
-        if not self._is_active or step == self.last_step:
-            return
-        moment = Moment(
-            step=step,
-            tokens=self._tokens,
-            tokens_before=self._tokens,
-            is_checkpoint=bool(self._args.save),
-        )
-        if self._config.tokscale_probe_at_exit or self._schedule.is_due(moment):
+        if self._is_active and self._config.tokscale_probe_at_exit and step != self.last_step:
             self._take_between_steps(step, model, optimizer, scheduler)
 
-    def _is_due(self, step: int, tokens_before: int) -> bool:
-        args = self._args
-        is_last = step == args.train_iters
-        interval = args.save_interval if args.save else None
+    def _is_now_due(self, step: int, *, is_checkpoint: bool) -> bool:
+        """Return whether a probe is due after `step`, the last moment being the one before."""
+        tokens_before, self._tokens = self._tokens, self._consumed_tokens()
+        is_due = self._is_active and self._is_due(step, tokens_before, is_checkpoint=is_checkpoint)
+        self._step = step
+        return is_due
+
+    def _is_due(self, step: int, tokens_before: int, *, is_checkpoint: bool) -> bool:
+        is_last = step >= self._args.train_iters
         moment = Moment(
             step=step,
+            step_before=self._step,
             tokens=self._tokens,
             tokens_before=tokens_before,
             is_last=is_last,
-            is_checkpoint=step > 0
-            and bool(args.save)
-            and (is_last or bool(interval and step % interval == 0)),
+            is_checkpoint=is_checkpoint,
         )
         at_exit = is_last and self._config.tokscale_probe_at_exit
         return at_exit or self._schedule.is_due(moment)
+
+    def _saves_at(self, step: int) -> bool:
+        """Return whether Megatron saves a checkpoint after `step`, whatever else happens."""
+        args = self._args
+        intervals = args.save_interval, getattr(args, "non_persistent_save_interval", None)
+        is_regular = any(interval and step % interval == 0 for interval in intervals)
+        return bool(args.save) and (is_regular or step >= args.train_iters)
 
     def _consumed_tokens(self) -> int:
         return int(self._args.consumed_train_samples) * int(self._args.seq_length)
@@ -237,7 +291,7 @@ class Prober:
             float(write_error is not None), float(refusal is not None), *values_V
         )
         if refused and (message := first_of_all_ranks(refusal)):
-            raise TokscaleError(message)
+            raise AgreedError(message)
         self.last_step = step
         self._log(step, self._metrics.named(np.array(summed_V)))
         timers.log([_TIMER])
@@ -265,12 +319,13 @@ class Prober:
         """
         error = self._background.join()
         self._writer.close()
+        self._is_open = False
         if error:
             self._is_active = False
             message = self._unwritable(str(error))
             if self._stops_on_write_error:
                 raise TokscaleError(message)
-            print(f"megatron-tokscale: {message}", file=sys.stderr, flush=True)
+            say(message)
 
     def _record(self, step: int, duration: float, optimizer: Any, scheduler: Any) -> LossRecord:
         samples = int(self._args.consumed_train_samples)
@@ -300,7 +355,7 @@ class Prober:
         """Follow --tokscale-on-write-error; all ranks come here together."""
         message = self._unwritable(reason)
         if self._stops_on_write_error:
-            raise TokscaleError(message)
+            raise AgreedError(message)
         self._is_active = False
         print_rank_0(f"tokscale: {message}; training goes on WITHOUT probes")
 
