@@ -137,12 +137,22 @@ class Plugin:
             name = "train_valid_test_dataset_provider"
             call.arguments[name] = self._planned(call.arguments[name])
             self._forward_step = call.arguments["forward_step_func"]
-            result = pretrain(*call.args, **call.kwargs)
-            if self._prober and not self._has_trained:
-                _print_once("Megatron has trained nothing, so no probe was taken")
+            try:
+                result = pretrain(*call.args, **call.kwargs)
+            except Exception:
+                self._say_if_untrained()
+                raise
+            self._say_if_untrained()
             return result
 
         return start
+
+    def _say_if_untrained(self) -> None:
+        if self._prober and not self._has_trained:
+            _print_once(
+                "Megatron has trained nothing, so no probe was taken; --tokscale-replay probes "
+                "saved checkpoints"
+            )
 
     def _planned(self, provider: Function) -> Function:
         """The user's datasets provider; its training dataset follows the plan, if there is one."""

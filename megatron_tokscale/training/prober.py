@@ -176,7 +176,7 @@ class Prober:
 
     def is_on_disk(self, step: int) -> bool:
         """Whether the losses of `step` are on disk already; all ranks agree."""
-        return sum_over_ranks(float(self.is_writer and self._writer.has(step)))[0] > 0
+        return step in self.steps_on_disk()
 
     def is_on_schedule(self, step: int, *, is_last: bool) -> bool:
         """Whether the schedule has the checkpoint of `step`, for a replay."""

@@ -2,11 +2,12 @@
 
 import copy
 import json
+import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -56,6 +57,8 @@ from megatron_tokscale.training.support import (
     raise_first,
     scores_of_plan,
 )
+
+_SHOWN_WITHIN: Final = 10  # seconds, our choice
 
 
 class Follower:
@@ -110,7 +113,7 @@ class Follower:
         if from_rank_0(lambda: self._is_moved):
             self._move()
         mapped = together(
-            lambda: self._planned(train, num_samples[0], build=False),
+            lambda: _once_shown(lambda: self._planned(train, num_samples[0], build=False)),
             where=has_data and not is_first,
         )
         return mapped if built is None else built, valid, test
@@ -120,19 +123,17 @@ class Follower:
         try:
             return self._planned(train, n_samples, build=True)
         except OSError as error:
-            reason = str(error)
+            place = self._args.data_cache_path or "beside the data"
+            reason = f"the data cache {place} cannot be used ({error})"
         self._move()
         try:
             planned = self._planned(train, n_samples, build=True)
         except OSError as error:
             raise TokscaleError(
-                f"the plan's files can be written neither into the data cache ({reason}) nor into "
-                f"the run's own ({error}); make room or get permission for either"
+                f"{reason}, and nor can {self._cache} ({error}); expected a place for the plan's "
+                "files; make room or get permission in either"
             ) from error
-        print_rank_0(
-            f"tokscale: the data cache cannot be written ({reason}); the plan's files are in "
-            f"{self._cache}"
-        )
+        print_rank_0(f"tokscale: {reason}; the plan's files are in {self._cache}")
         return planned
 
     def _move(self) -> None:
@@ -327,6 +328,22 @@ class Follower:
         return Plan.from_json(plan), [Decision.from_json(row) for row in decisions]
 
 
+def _once_shown(action: Callable[[], PlannedDataset]) -> PlannedDataset:
+    """Do `action`, again while a file that rank 0 has written is not there.
+
+    A network file system may show it late, but hardly later than `_SHOWN_WITHIN`.
+    """
+    deadline = time.monotonic() + _SHOWN_WITHIN
+    while True:
+        try:
+            return action()
+        except (TokscaleError, OSError) as error:
+            is_missing = isinstance(error.__cause__ or error, FileNotFoundError)
+            if not is_missing or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
+
+
 def record_blend(train: Any, config: TokscaleConfig, args: Namespace) -> None:
     """Note where the samples of a job without a plan come from, for `megatron-tokscale trace`.
 
@@ -395,6 +412,9 @@ def _one_epoch(part: GPTDataset, cache: Path | None, *, build: bool) -> GPTDatas
         part: the job's dataset.
         cache: where its indices are, if not where those of `part` are.
         build: whether this rank makes the indices.
+
+    Raises:
+        OSError: the indices cannot be written, or are damaged.
     """
     indices, config = part.indices, part.config
     if indices is None:  # of a part of its own (--train-data-path), under fast cache load
@@ -405,7 +425,10 @@ def _one_epoch(part: GPTDataset, cache: Path | None, *, build: bool) -> GPTDatas
         config.path_to_cache = str(cache)
     if build:
         config.fast_cache_load = config.defer_npy_index_mmap = False
-    return GPTDataset(part.dataset, part.dataset_path, indices, None, part.index_split, config)
+    try:
+        return GPTDataset(part.dataset, part.dataset_path, indices, None, part.index_split, config)
+    except (ValueError, EOFError) as error:  # Megatron cuts files short where the disk is full
+        raise OSError(f"the index files of {part.dataset_path} are damaged: {error}") from error
 
 
 def _sample_index(dataset: GPTDataset) -> SampleIndex:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from megatron_tokscale.errors import EXIT_CODE, AgreedError, TokscaleError, say
+from megatron_tokscale.errors import EXIT_CODE, AgreedError, TokscaleError, leads_node, say
 
 # For how long a rank waits for the others to load a checkpoint, and for how long if it has failed:
 # ranks in a collective with it will never come (both our choice).
@@ -74,8 +74,10 @@ def from_rank_0(action: Callable[[], Any]) -> Any:
 def is_first_to_end() -> bool:
     """Return whether this rank is the first that ends with an error of its own; it says so.
 
-    True where the ranks cannot be asked: two lines are better than none.
+    True where the others cannot be asked: two lines are better than none.
     """
+    if not torch.distributed.is_initialized():
+        return leads_node()
     try:
         return bool(_store().add("tokscale/ended", 1) == 1)
     except Exception:  # whatever a store raises whose host is gone

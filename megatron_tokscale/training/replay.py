@@ -39,10 +39,16 @@ def saved_steps(folder: Path) -> list[int]:
     """
     tracker = folder / "latest_checkpointed_iteration.txt"
     try:
-        latest = int(tracker.read_text())
-    except (OSError, ValueError) as error:
+        text = tracker.read_text(errors="replace")
+        latest = int(text)
+    except OSError as error:
         raise TokscaleError(
-            f"--tokscale-replay {folder}: no checkpoints there ({tracker.name} names no iteration)"
+            f"--tokscale-replay {folder}: no checkpoints there ({tracker.name}: {error.strerror})"
+        ) from error
+    except ValueError as error:
+        raise TokscaleError(
+            f"--tokscale-replay {folder}: no checkpoints there that have a step ({tracker.name} "
+            f"names {text[:40].strip()!r}); expected the last whole iteration"
         ) from error
     matches = [_FOLDER.fullmatch(path.name) for path in folder.iterdir()]
     steps = sorted(int(match[1]) for match in matches if match and int(match[1]) <= latest)
@@ -136,7 +142,9 @@ def _load_weights(folder: str, step: int, model: Sequence[Any]) -> None:
     """
     try:
         loaded, _ = checkpointing.load_checkpoint(model, None, None)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # torch's CheckpointException and SystemExit are no Exception
         raise TokscaleError(
             f"the checkpoint {Path(folder) / f'iter_{step:07d}'} cannot be loaded "
             f"({_reason(error)}); restore it, or give the flags that it was saved with"
