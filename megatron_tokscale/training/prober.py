@@ -189,13 +189,23 @@ class Prober:
             self._take_between_steps(step, model, optimizer, scheduler)
 
     def on_train_end(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
-        """Take a probe that is due at the end, if the job has skipped its last steps."""
-        if step == self._step:
-            return
-        interval = self._args.save_interval
-        is_saved = bool(self._args.save and interval and step % interval)
-        if self._is_now_due(step, is_checkpoint=is_saved):
-            self.take(step, model, optimizer, scheduler)
+        """Take a probe that is due at the end, if the job has skipped its last steps.
+
+        Raises:
+            AgreedError: losses could not be written and the job is to stop for that: on all ranks,
+                before one of them has left the others waiting.
+        """
+        if step > self._step:
+            interval = self._args.save_interval
+            is_saved = bool(self._args.save and interval and step % interval)
+            if self._is_now_due(step, is_checkpoint=is_saved):
+                self.take(step, model, optimizer, scheduler)
+        error = self._background.join()
+        if error and not self._stops_on_write_error:
+            self._is_active = False
+            say(self._unwritable(str(error)))
+            error = None
+        refuse_together(self._unwritable(str(error)) if error else None)
 
     def after_checkpoint(
         self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any
