@@ -720,7 +720,11 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
         "run", type=Path, nargs="?", metavar="RUN", help="run directory (holds tokscale/)"
     )
     parser.add_argument(
-        "--data-cache-path", type=Path, metavar="DIR", help="the job's, in the place of RUN"
+        "--data-cache-path",
+        type=Path,
+        metavar="DIR",
+        help="the job's, in the place of RUN; it "
+        "does not tell the order of the samples, which is taken to be --dataloader-type single's",
     )
     parser.add_argument(
         "--match",

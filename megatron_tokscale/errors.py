@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 EXIT_CODE = 2
@@ -12,16 +12,33 @@ class TokscaleError(Exception):
     """Bad input or an unsupported setting: the message says what, where, and what to do."""
 
 
+class AgreedError(TokscaleError):
+    """An error that all ranks of a job raise together, so that one of them can speak for all."""
+
+
+def leads_node() -> bool:
+    """Return whether this is the first process of its node, or the only one."""
+    return os.environ.get("LOCAL_RANK", "0") in ("", "0")
+
+
 @contextmanager
-def exit_with_one_line() -> Iterator[None]:
+def exit_with_one_line(speaks: Callable[[], bool] = leads_node) -> Iterator[None]:
     """Turn a `TokscaleError` into one line on stderr and `SystemExit(2)`.
 
-    In a distributed job the ranks of a node meet the same error: its first rank speaks for it.
+    The first process of each node says what all ranks meet alike: an `AgreedError`, and whatever is
+    raised before the ranks know of each other.
+
+    Args:
+        speaks: tells whether this process says an error that it may have met alone.
     """
     try:
         yield
     except TokscaleError as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            message = " ".join(str(error).split())
-            print(f"megatron-tokscale: {message}", file=sys.stderr, flush=True)
+        if leads_node() if isinstance(error, AgreedError) else speaks():
+            say(str(error))
         raise SystemExit(EXIT_CODE) from error
+
+
+def say(message: str) -> None:
+    """Print a message as one line on stderr."""
+    print(f"megatron-tokscale: {' '.join(message.split())}", file=sys.stderr, flush=True)

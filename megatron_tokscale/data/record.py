@@ -2,7 +2,8 @@
 
 Nothing is copied: the record names the index files that Megatron and the plan keep in the job's
 data cache. A job that is resumed with other data, or to another length (which reorders Megatron's
-own samples), adds a record that holds from its first sample on.
+own samples), adds a record that holds from its first sample on. So does one whose samples come in
+an order that is not known here; its record names what makes the order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import check_schema, read_json, write_json
 
 KIND: Final = "tokscale-data"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,18 @@ class PlanRecord:
     strata: tuple[str | None, ...]
 
 
-type Order = PlanRecord | BlendRecord | None
+@dataclass(frozen=True)
+class UntracedRecord:
+    """An order of samples that the record does not know.
+
+    Attributes:
+        reason: the flag or the dataset that makes the order.
+    """
+
+    reason: str
+
+
+type Order = PlanRecord | BlendRecord | UntracedRecord | None
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,7 @@ class DataRecord:
     """The training data of a job from a sample on.
 
     Attributes:
-        datasets: in the order of the plan, or of the blend.
+        datasets: in the order of the plan, or of the blend; none of an unknown order.
         order: what draws from them; None for a job on one dataset, which reads it as it is.
         start: consumed samples from which on this holds.
         offset: the global number of the first sample of the blend or of the one dataset: 0, but
@@ -154,10 +166,12 @@ class DataRecord:
     offset: int = 0
 
     @property
-    def kind(self) -> Literal["plan", "blend", "single"]:
+    def kind(self) -> Literal["plan", "blend", "untraced", "single"]:
         """What orders the samples."""
         if isinstance(self.order, PlanRecord):
             return "plan"
+        if isinstance(self.order, UntracedRecord):
+            return "untraced"
         return "single" if self.order is None else "blend"
 
     def save(self, path: Path) -> None:
@@ -167,9 +181,11 @@ class DataRecord:
             TokscaleError: what is there cannot be read.
             OSError: it cannot be written.
         """
-        known = load_records(path) if path.exists() else ()
-        records = [_to_json(record) for record in _continued(known, self)]
-        write_json(path, {"kind": KIND, "schema_version": SCHEMA_VERSION, "records": records})
+        known = load_records(path) if self.start and path.exists() else ()
+        records = _continued(known, self)
+        if records != list(known):
+            rows = [_to_json(record) for record in records]
+            write_json(path, {"kind": KIND, "schema_version": SCHEMA_VERSION, "records": rows})
 
 
 def check_order(path: Path, datasets: Sequence[DatasetRecord]) -> None:
@@ -249,7 +265,11 @@ def _to_json(record: DataRecord) -> dict[str, Any]:
 
 
 def _from_json(row: Mapping[str, Any]) -> DataRecord:
-    orders: dict[str, type[PlanRecord | BlendRecord]] = {"plan": PlanRecord, "blend": BlendRecord}
+    orders: dict[str, type[PlanRecord | BlendRecord | UntracedRecord]] = {
+        "plan": PlanRecord,
+        "blend": BlendRecord,
+        "untraced": UntracedRecord,
+    }
     order: Order = None
     if row["kind"] != "single":
         order = orders[row["kind"]](**row["order"])

@@ -1,8 +1,11 @@
 """Which documents is sample k of a job made of, and which samples hold document d?
 
-k counts the job's training samples from 0, in the order in which they are consumed.
+k counts the job's training samples from 0, in the order in which they are consumed. That is the
+order of the job's dataset under Megatron's --dataloader-type single, its default; samples that a
+job has drawn otherwise are refused.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -22,6 +25,7 @@ from megatron_tokscale.data.record import (
     DataRecord,
     DatasetRecord,
     PlanRecord,
+    UntracedRecord,
     load_records,
     record_path,
 )
@@ -162,6 +166,32 @@ class _Planned:
         return np.sort(np.concatenate(found))
 
 
+class _Untraced:
+    """An order that the job's record does not know; it has no end."""
+
+    def __init__(self, reason: str, start: int) -> None:
+        self.reason, self.start = reason, start
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def place(self, k: int) -> Place:
+        raise self.refusal(f"sample {k} is not known")
+
+    def reading(self, dataset: int, numbers: Numbers, start: int, stop: int) -> Numbers:
+        raise self.refusal("the samples that read a document are not known")
+
+    def refusal(self, what: str) -> TokscaleError:
+        """Return the error that says why nothing is known."""
+        message = (
+            f"{what}: from sample {self.start} on {self.reason} orders the job's samples; expected "
+            "Megatron's GPT datasets and --dataloader-type single"
+        )
+        if self.start:
+            message += f"; only the samples before can be traced (--until-sample {self.start})"
+        return TokscaleError(message)
+
+
 @dataclass(frozen=True, eq=False)
 class Span:
     """Samples of a job that are drawn in one order from the same data.
@@ -222,7 +252,8 @@ class Trace:
         """The training data of a job without the plugin, from Megatron's data cache.
 
         Args:
-            cache_dir: the job's --data-cache-path.
+            cache_dir: the --data-cache-path of a job with --dataloader-type single, Megatron's
+                default; the cache does not tell, so that of another job gets wrong answers.
             match: words that only the job's description holds, if the cache holds several.
             extra: tokens that a sample reads behind its stretch.
 
@@ -249,8 +280,9 @@ class Trace:
         )
 
     def __len__(self) -> int:
-        """Samples of the job, consumed or not."""
-        return self.spans[-1].stop
+        """Samples of the job, consumed or not, up to those whose order is not known."""
+        last = self.spans[-1]
+        return last.start if isinstance(last.order, _Untraced) else last.stop
 
     @cached_property
     def datasets(self) -> list[DatasetRecord]:
@@ -285,13 +317,16 @@ class Trace:
         Raises:
             TokscaleError: there is no such dataset or document, or a file is missing or damaged.
         """
+        stop = self.spans[-1].stop if until is None else until
+        for span in self.spans:
+            if isinstance(span.order, _Untraced) and span.start < stop:
+                raise span.order.refusal(f"the samples that read {dataset} are not all known")
         prefix = self.prefix(dataset)
         n_documents = IndexedTokens.open(prefix).n_sequences
         if not 0 <= document < n_documents:
             raise TokscaleError(
                 f"{prefix} has no document {document}; it has {n_documents}, counted from 0"
             )
-        stop = len(self) if until is None else until
         found = [np.empty(0, np.int64)]
         for span in self.spans:
             for number, record in enumerate(span.record.datasets):
@@ -327,6 +362,8 @@ def _order(record: DataRecord, plan_file: Path | None) -> Order:
         return _Blend(record.order)
     if record.order is None:
         return _Single(record.datasets[0].size)
+    if isinstance(record.order, UntracedRecord):
+        return _Untraced(record.order.reason, record.start)
     if plan_file is None or not plan_file.is_file():
         raise TokscaleError(f"the plan that the job follows is not in {plan_file}; restore it")
     plan = followed(plan_file.parent.parent)

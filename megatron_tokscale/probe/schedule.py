@@ -27,14 +27,17 @@ class Moment:
 
     Attributes:
         step: optimizer steps completed; 0 is before training.
+        step_before: the step of the last moment before this one, -1 if this is the first; None for
+            `step` - 1. Between the two a job can skip steps (--iterations-to-skip).
         tokens: training tokens consumed.
-        tokens_before: tokens consumed before the last step; -1 before training, so that the
-            point of 0 tokens is due at step 0.
+        tokens_before: tokens consumed at the last moment before this one; -1 before training, so
+            that the point of 0 tokens is due at step 0.
         is_last: the job ends with this step.
         is_checkpoint: a checkpoint is saved at this step.
     """
 
     step: int
+    step_before: int | None = None
     tokens: int = 0
     tokens_before: int = -1
     is_last: bool = False
@@ -89,7 +92,10 @@ class Schedule:
       step that reaches the point. Numbers may be written like 2e9 or 2.5e9.
     - `first`: step 0 of a fresh run.
     - `last`: the job's planned last step, its train-iters.
-    - `checkpoints`: every step after which the job saves a checkpoint.
+    - `checkpoints`: every step after which the job saves a checkpoint, and the step of the
+      checkpoint that it starts from.
+
+    A point in a step that the job skips is due after the next step that it takes.
     """
 
     spec: str
@@ -118,8 +124,9 @@ class Schedule:
 
     def is_due(self, moment: Moment) -> bool:
         """Whether a probe belongs at this moment of a job."""
+        before = moment.step - 1 if moment.step_before is None else moment.step_before
         return (
-            self.in_steps.reached(moment.step - 1, moment.step)
+            self.in_steps.reached(before, moment.step)
             or self.in_tokens.reached(moment.tokens_before, moment.tokens)
             or (self.first and moment.step == 0)
             or (self.last and moment.is_last)

@@ -91,12 +91,13 @@ def falls(run: Run, plan: Plan, step: int) -> Floats:
             f"{step / WINDOW:.0f}; probe more often"
         )
     loss_DK = np.stack([_mean_losses(run, int(at), names) for at in step_K[chosen]], axis=1)
+    loss_DK = loss_DK[[names.index(dataset.name) for dataset in plan.datasets]]
+    for dataset, loss_K in zip(plan.datasets, loss_DK, strict=True):
+        if np.isnan(loss_K).any():
+            at = step_K[chosen][np.isnan(loss_K)][0]
+            raise TokscaleError(f"a dataset has no finite losses: {dataset.name} at step {at}")
     x_K = np.log(step_K[chosen])
     slope_D = -np.polynomial.polynomial.polyfit(x_K, loss_DK.T, 1)[1]
-    row_of = {name: d for d, name in enumerate(names)}
-    slope_D = slope_D[[row_of[dataset.name] for dataset in plan.datasets]]
-    if not np.isfinite(slope_D).all():
-        raise TokscaleError("a dataset has no finite losses")
     return np.asarray(np.maximum(slope_D, 0.0))
 
 

@@ -16,7 +16,7 @@ from megatron.core.rerun_state_machine import RerunMode, get_rerun_state_machine
 from megatron.core.utils import get_model_config
 from megatron.training import training
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import AgreedError
 from megatron_tokscale.training.ranks import first_of_all_ranks
 
 
@@ -212,7 +212,7 @@ def verified(model: Sequence[Any], optimizer: Any, step: int, *, is_on: bool) ->
     """If `is_on`, compare hashes of all training state before and after the block.
 
     Raises:
-        TokscaleError: naming what the block has changed.
+        AgreedError: naming what the block has changed.
     """
     if not is_on:
         yield
@@ -222,7 +222,7 @@ def verified(model: Sequence[Any], optimizer: Any, step: int, *, is_on: bool) ->
     after = _digests(model, optimizer)
     changed = [name for name, digest in before.items() if after[name] != digest]
     if found := first_of_all_ranks(", ".join(changed) or None):
-        raise TokscaleError(f"the probe at step {step} changed {found}")
+        raise AgreedError(f"the probe at step {step} changed {found}")
 
 
 def _digests(model: Sequence[Any], optimizer: Any) -> dict[str, str]:

@@ -18,8 +18,11 @@ class Metrics:
     """Computes a probe's metrics on the rank that has its losses, and names them on every rank.
 
     They are, as V values in one array: the mean loss (nats) over all tokens and per dataset, the
-    same in bits per byte of text, and the share of tokens that fell by more than a threshold since
-    the last probe. A value that is not known is NaN, and has no name.
+    same in bits per byte of text, the share of tokens that fell by more than a threshold since the
+    last probe, and the number of tokens without a finite loss, in all and per dataset. Means are
+    over the tokens whose loss is finite, the share over those that are finite at both probes. Bits
+    per byte are not known where a token's loss is not finite, since its bytes are not. A value that
+    is not known is NaN, and has no name; nor has a number of 0 tokens.
     """
 
     def __init__(self, probe_set: ProbeSet, fall_threshold: float, tokenizer: Any = None):
@@ -33,11 +36,12 @@ class Metrics:
             *(f"probe bits per byte{domain}" for domain in domains),
             f"share of tokens fallen by {fall_threshold:g} nats",
         ]
+        self._count_names = [f"tokens without finite loss{domain}" for domain in domains]
 
     @property
     def n_values(self) -> int:
         """Number of values V."""
-        return len(self._names)
+        return len(self._names) + len(self._count_names)
 
     def measure(
         self, loss_N: NDArray[np.float32], previous_N: NDArray[np.float32] | None
@@ -45,21 +49,30 @@ class Metrics:
         """Compute the V values from the losses (nats) and those of the probe before, if any."""
         domain_N = self._probe_set.domain_N
         n_domains = len(self._probe_set.domains)
-        nats_D = np.bincount(domain_N, loss_N.astype(np.float64), n_domains)
-        count_D = np.bincount(domain_N, minlength=n_domains)
+        finite_N = np.isfinite(loss_N)
+        nats_D = np.bincount(domain_N, np.where(finite_N, loss_N, 0).astype(np.float64), n_domains)
+        count_D = np.bincount(domain_N[finite_N], minlength=n_domains)
+        lost_D = np.bincount(domain_N[~finite_N], minlength=n_domains)
         nats = np.array([nats_D.sum(), *nats_D])
         count = np.array([count_D.sum(), *count_D])
+        lost = np.array([lost_D.sum(), *lost_D])
         n_bytes = np.array([self._bytes_D.sum(), *self._bytes_D])
+        n_bytes[lost > 0] = math.nan
         fallen = math.nan
         if previous_N is not None:
-            fallen = float(np.mean(previous_N - loss_N > self._threshold))
+            both_N = finite_N & np.isfinite(previous_N)
+            n_fallen = np.count_nonzero((previous_N[both_N] - loss_N[both_N]) > self._threshold)
+            fallen = n_fallen / both_N.sum() if both_N.any() else math.nan
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.array([*(nats / count), *(nats / math.log(2) / n_bytes), fallen])
+            return np.array([*(nats / count), *(nats / math.log(2) / n_bytes), fallen, *lost])
 
     def named(self, values_V: Values) -> dict[str, float]:
         """Map names to the values that are known."""
-        pairs = zip(self._names, values_V.tolist(), strict=True)
-        return {name: value for name, value in pairs if not math.isnan(value)}
+        known = zip(self._names, values_V.tolist(), strict=False)
+        counts = zip(self._count_names, values_V[len(self._names) :].tolist(), strict=True)
+        return {name: value for name, value in known if not math.isnan(value)} | {
+            name: value for name, value in counts if value > 0
+        }
 
 
 def bytes_per_dataset(probe_set: ProbeSet, tokenizer: Any) -> Values:

@@ -9,10 +9,10 @@ import importlib
 import inspect
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
-from megatron_tokscale.errors import TokscaleError, exit_with_one_line
+from megatron_tokscale.errors import TokscaleError, exit_with_one_line, say
 from megatron_tokscale.training.config import add_arguments, config_from_args
 
 Function = Callable[..., Any]
@@ -43,6 +43,7 @@ HOOKS = (
         "tokens and learning rates of a resumed run's past",
         required=False,
     ),
+    Hook(_TRAINING, "save_checkpoint_and_time", "probes at checkpoints between intervals"),
     Hook(_TRAINING, "checkpoint_and_decide_exit", "--tokscale-probe-at-exit"),
     Hook(_TRAINING, "training_log", "the training loss in each probe's record", required=False),
 )
@@ -59,6 +60,7 @@ class Plugin:
         self._monitor: Any = None
         self._replay: str | None = None
         self._forward_step: Any = None
+        self._has_trained = False
 
     def install(self) -> None:
         """Wrap the hooks.
@@ -78,6 +80,7 @@ class Plugin:
             "post_training_step_callbacks": self._stepping,
             "save_checkpoint": self._saving,
             "_load_base_checkpoint": self._loading,
+            "save_checkpoint_and_time": self._having_saved,
             "checkpoint_and_decide_exit": self._exiting,
             "training_log": self._logging,
         }
@@ -88,8 +91,10 @@ class Plugin:
     def _starting(self, initialize: Function) -> Function:
         def start(*args: Any, **kwargs: Any) -> Any:
             result = initialize(*args, **kwargs)
-            with exit_with_one_line():
-                self._read_flags()
+            with _exit_with_one_line():
+                from megatron_tokscale.training.ranks import together
+
+                together(self._read_flags)
             return result
 
         return start
@@ -100,6 +105,13 @@ class Plugin:
 
         args = get_args()
         config = config_from_args(args)
+        if args.skip_train and not config.tokscale_replay:
+            if config.tokscale_probe_set or config.tokscale_plan:
+                _print_once(
+                    "--skip-train trains nothing, so no probe is taken and no plan is followed; "
+                    "--tokscale-replay probes saved checkpoints"
+                )
+            return
         if config.tokscale_probe_set:
             from megatron_tokscale.training.prober import Prober
 
@@ -132,9 +144,22 @@ class Plugin:
             name = "train_valid_test_dataset_provider"
             call.arguments[name] = self._planned(call.arguments[name])
             self._forward_step = call.arguments["forward_step_func"]
-            return pretrain(*call.args, **call.kwargs)
+            try:
+                result = pretrain(*call.args, **call.kwargs)
+            except Exception:
+                self._say_if_untrained()
+                raise
+            self._say_if_untrained()
+            return result
 
         return start
+
+    def _say_if_untrained(self) -> None:
+        if self._prober and not self._has_trained:
+            _print_once(
+                "Megatron has trained nothing, so no probe was taken; --tokscale-replay probes "
+                "saved checkpoints"
+            )
 
     def _planned(self, provider: Function) -> Function:
         """The user's datasets provider; its training dataset follows the plan, if there is one."""
@@ -143,9 +168,10 @@ class Plugin:
         def provide(num_samples: Any, *args: Any, **kwargs: Any) -> Any:
             datasets = provider(num_samples, *args, **kwargs)
             if self._follower is None:
-                self._blend = datasets[0] if datasets else None
+                if datasets and datasets[0] is not None:  # on the model chunks that read data
+                    self._blend = datasets[0]
                 return datasets
-            with exit_with_one_line():
+            with _exit_with_one_line():
                 return self._follower.follow(datasets, num_samples, provider)
 
         return provide
@@ -156,7 +182,7 @@ class Plugin:
             if self._replay:
                 from megatron_tokscale.training.replay import replay
 
-                with exit_with_one_line(), self._closing_prober():
+                with _exit_with_one_line(), self._closing_prober():
                     replay(self._replay, self._prober, self._forward_step, result[0])
                 raise SystemExit(0)
             return result
@@ -167,13 +193,17 @@ class Plugin:
         def start(
             forward_step: Any, model: Any, optimizer: Any, scheduler: Any, *rest: Any, **kwargs: Any
         ) -> Any:
-            with exit_with_one_line(), self._closing_prober():
+            self._has_trained = True
+            with _exit_with_one_line(), self._closing_prober():
                 if self._prober:
                     self._prober.on_train_start(forward_step, model, optimizer, scheduler)
                 self._note_data()
                 if self._replanner:
                     self._replanner.on_train_start()
-                return train(forward_step, model, optimizer, scheduler, *rest, **kwargs)
+                result = train(forward_step, model, optimizer, scheduler, *rest, **kwargs)
+                if self._prober:
+                    self._prober.on_train_end(result[0], model, optimizer, scheduler)
+                return result
 
         return start
 
@@ -181,7 +211,7 @@ class Plugin:
         """Write down what the job trains on, now that the run's directory is its own."""
         if self._follower:
             self._follower.keep()
-        elif self._prober and self._blend is not None:
+        elif self._prober:
             from megatron.training import get_args
 
             from megatron_tokscale.training.provider import record_blend
@@ -191,13 +221,23 @@ class Plugin:
 
     @contextmanager
     def _closing_prober(self) -> Iterator[None]:
+        """Close what the job holds; an error that has ended the block is not hidden by another."""
+        ending: BaseException | None = None
         try:
             yield
+        except BaseException as error:
+            ending = error
+            raise
         finally:
             if self._replanner:
                 self._replanner.close()
             if self._prober:
-                self._prober.close()
+                try:
+                    self._prober.close()
+                except TokscaleError as error:
+                    if ending is None or (isinstance(ending, SystemExit) and not ending.code):
+                        raise
+                    say(str(error))
 
     def _logging(self, training_log: Function) -> Function:
         def log(loss_dict: Any, *args: Any, **kwargs: Any) -> Any:
@@ -245,6 +285,19 @@ class Plugin:
 
         return load
 
+    def _having_saved(self, save_checkpoint_and_time: Function) -> Function:
+        def save(
+            iteration: int, model: Any, optimizer: Any, scheduler: Any, *rest: Any, **kwargs: Any
+        ) -> Any:
+            result = save_checkpoint_and_time(
+                iteration, model, optimizer, scheduler, *rest, **kwargs
+            )
+            if self._prober:
+                self._prober.after_checkpoint(iteration, model, optimizer, scheduler)
+            return result
+
+        return save
+
     def _exiting(self, checkpoint_and_decide_exit: Function) -> Function:
         def decide(
             model: Any, optimizer: Any, scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
@@ -257,6 +310,19 @@ class Plugin:
             return is_over
 
         return decide
+
+
+def _exit_with_one_line() -> AbstractContextManager[None]:
+    """End this rank as `exit_with_one_line` does; one rank says what it may have met alone."""
+    from megatron_tokscale.training.ranks import is_first_to_end
+
+    return exit_with_one_line(is_first_to_end)
+
+
+def _print_once(message: str) -> None:
+    from megatron.training import print_rank_0
+
+    print_rank_0(f"tokscale: {message}")
 
 
 def _adding_arguments(add_megatron_arguments: Function) -> Function:

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from megatron.training import get_timers, global_vars, print_rank_0, print_rank_
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import AgreedError, TokscaleError, say
 from megatron_tokscale.probe import DEFAULT_SCHEDULE, Moment, ProbeSet, Schedule
 from megatron_tokscale.store import BackgroundWriter, Launch, LossRecord, RunWriter
 from megatron_tokscale.training import probe_pass
@@ -26,7 +25,12 @@ from megatron_tokscale.training.clock import NOTE, Clock, Past, learning_rate
 from megatron_tokscale.training.config import TokscaleConfig, run_directory
 from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
 from megatron_tokscale.training.metrics import Metrics
-from megatron_tokscale.training.ranks import first_of_all_ranks, sum_over_ranks
+from megatron_tokscale.training.ranks import (
+    first_of_all_ranks,
+    refuse_together,
+    sum_over_ranks,
+    together,
+)
 from megatron_tokscale.training.reckon import RECKONED, Saved, launch_of_job, past_of_job
 from megatron_tokscale.training.scalars import log_scalars
 from megatron_tokscale.training.size import model_size
@@ -74,7 +78,9 @@ class Prober:
         self._loss_dict: Mapping[str, torch.Tensor] = {}
         self._forward_step: Callable[..., Any] | None = None
         self._is_active = True
+        self._is_open = False
         self.last_step = -1
+        self._step = -1
         self._previous_N: NDArray[np.float32] | None = None
 
     def note_training_loss(self, loss_dict: Mapping[str, torch.Tensor]) -> None:
@@ -107,7 +113,7 @@ class Prober:
             TokscaleError: another job has the directory, or it cannot be written and the job is to
                 stop for that.
         """
-        self._forward_step = forward_step
+        self._forward_step, self._is_open = forward_step, True
         size = model_size(model, self._args)
         refusal, failure = None, None
         if self.is_writer:
@@ -120,8 +126,7 @@ class Prober:
                 refusal = str(error)
             except OSError as error:
                 failure = str(error)
-        if message := first_of_all_ranks(refusal):
-            raise TokscaleError(message)
+        refuse_together(refusal)
         if message := first_of_all_ranks(failure):
             self._stop_probing(message)
 
@@ -129,6 +134,8 @@ class Prober:
         self, forward_step: Callable[..., Any], model: Sequence[Any], optimizer: Any, scheduler: Any
     ) -> None:
         """Open the run, and take the probe of the first step if it is due and not on disk.
+
+        Due is also one that the run has missed since its last probe.
 
         Raises:
             TokscaleError: see `open`; or the schedule counts tokens, and it is not known how many
@@ -139,17 +146,51 @@ class Prober:
         self._clock = Clock(past, int(self._args.seq_length), scheduler, optimizer)
         self.open(forward_step, model, self._launches, step)
         before = self._tokens if past.tokens_before is None else past.tokens_before
-        if self._is_active and self._is_due(step, before) and not self.is_on_disk(step):
+        self._step, tokens_before = self._last_moment(step, before)
+        is_checkpoint = step > 0 and bool(self._args.save)
+        is_due = self._is_active and self._is_due(step, tokens_before, is_checkpoint=is_checkpoint)
+        if is_due and not self.is_on_disk(step):
             self.take(step, model, optimizer, scheduler)
+        self._step = step
+
+    def _last_moment(self, step: int, tokens_before: int) -> tuple[int, int]:
+        """Return the step and the tokens up to which the run at `step` has its probes.
+
+        Args:
+            step: where the job starts.
+            tokens_before: training tokens consumed before the last step.
+        """
+        if step == 0 or not self._is_active:
+            return step - 1, -1
+        on_disk = [known for known in self.steps_on_disk() if known <= step]
+        moment = step - 1, tokens_before
+        if not on_disk:
+            missed = Moment(step=moment[0], step_before=-1, tokens=moment[1])
+            if self._schedule.is_due(missed):
+                print_rank_0(
+                    f"tokscale: no probe from before step {step} is in {self._writer.folder}, and "
+                    "those that were due cannot be taken any more; --tokscale-replay probes saved "
+                    "checkpoints"
+                )
+            return moment
+        tokens = first_of_all_ranks(self._tokens_on_disk(on_disk[-1]) if self.is_writer else None)
+        return min(on_disk[-1], moment[0]), min(int(tokens or moment[1]), moment[1])
+
+    def _tokens_on_disk(self, step: int) -> str | None:
+        """Return the tokens consumed by the probe of `step`, None if they cannot be read."""
+        record = self._writer.record(step)
+        tokens = None if record is None else record.consumed_tokens
+        return None if tokens is None else str(tokens)
 
     def _agree_on_past(self, step: int, optimizer: Any, scheduler: Any) -> Past:
         """Find out what the run has done before, on the rank that writes, and tell all ranks.
 
         Raises:
-            TokscaleError: the schedule counts tokens, and the past ones are not known.
+            AgreedError: the run directory cannot be read; or the schedule counts tokens, and the
+                past ones are not known.
         """
-        found = None
-        if self.is_writer:
+
+        def found() -> str:
             samples = int(self._args.consumed_train_samples)
             known = (self._writer.record(step), self._writer.launches())
             past = past_of_job(step, samples, self._saved, *known)
@@ -161,12 +202,13 @@ class Prober:
                 schedule=self._schedule.spec,
                 versions=_versions(),
             )
-            past = replace(past, launches=(*past.launches, launch))
-            found = json.dumps(past.to_json())
-        past = Past.from_json(json.loads(first_of_all_ranks(found) or "null"))
+            return json.dumps(replace(past, launches=(*past.launches, launch)).to_json())
+
+        text = first_of_all_ranks(together(found, where=self.is_writer))
+        past = Past.from_json(json.loads(text or "null"))
         self._launches = past.launches
         if past.tokens is None and self._schedule.in_tokens:
-            raise TokscaleError(
+            raise AgreedError(
                 f"--tokscale-schedule {self._schedule.spec} counts tokens, and how many were "
                 f"consumed by step {step} is unknown: the checkpoint's settings do not tell; give "
                 "a schedule in steps"
@@ -183,7 +225,9 @@ class Prober:
 
     def steps_on_disk(self) -> list[int]:
         """The steps whose losses are on disk, ascending; all ranks agree."""
-        own = json.dumps(self._writer.steps()) if self.is_writer else None
+        own = None
+        with suppress(OSError):  # of a directory that is gone: the next probe meets it too
+            own = json.dumps(self._writer.steps()) if self.is_writer else None
         steps: list[int] = json.loads(first_of_all_ranks(own) or "[]")
         return steps
 
@@ -195,7 +239,7 @@ class Prober:
 
     def is_on_disk(self, step: int) -> bool:
         """Whether the losses of `step` are on disk already; all ranks agree."""
-        return sum_over_ranks(float(self.is_writer and self._writer.has(step)))[0] > 0
+        return step in self.steps_on_disk()
 
     def is_on_schedule(self, step: int, *, is_last: bool) -> bool:
         """Whether the schedule has the checkpoint of `step`, for a replay."""
@@ -204,36 +248,61 @@ class Prober:
 
     def on_step(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
         """Take a probe if one is due after `step` optimizer steps."""
-        before = self._tokens
-        self._clock.advance(int(self._args.consumed_train_samples), scheduler, optimizer)
-        if self._is_active and self._is_due(step, before):
+        if self._is_now_due(step, optimizer, scheduler, is_checkpoint=self._saves_at(step)):
+            self._take_between_steps(step, model, optimizer, scheduler)
+
+    def on_train_end(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
+        """Take a probe that is due at the end, if the job has skipped its last steps.
+
+        Raises:
+            AgreedError: losses could not be written and the job is to stop for that: on all ranks,
+                before one of them has left the others waiting.
+        """
+        if step > self._step:
+            interval = self._args.save_interval
+            is_saved = bool(self._args.save and interval and step % interval)
+            if self._is_now_due(step, optimizer, scheduler, is_checkpoint=is_saved):
+                self.take(step, model, optimizer, scheduler)
+        error = self._background.join()
+        if error and not self._stops_on_write_error:
+            self._is_active = False
+            say(self._unwritable(str(error)))
+            error = None
+        refuse_together(self._unwritable(str(error)) if error else None)
+
+    def after_checkpoint(
+        self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any
+    ) -> None:
+        """Take the probe of a checkpoint that was not foreseen, such as one before an exit."""
+        if not self._schedule.checkpoints or not self._is_active or step in (0, self.last_step):
+            return
+        if self._is_open and not self.is_on_disk(step):
             self._take_between_steps(step, model, optimizer, scheduler)
 
     def on_exit(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
         """Take the probe of a job that ends in order after `step`, if it is asked for."""
-        if not self._is_active or step == self.last_step:
-            return
-        moment = Moment(
-            step=step,
-            tokens=self._tokens,
-            tokens_before=self._tokens,
-            is_checkpoint=bool(self._args.save),
-        )
-        if self._config.tokscale_probe_at_exit or self._schedule.is_due(moment):
+        if self._is_active and self._config.tokscale_probe_at_exit and step != self.last_step:
             self._take_between_steps(step, model, optimizer, scheduler)
 
-    def _is_due(self, step: int, tokens_before: int) -> bool:
-        args = self._args
-        is_last = step == args.train_iters
-        interval = args.save_interval if args.save else None
+    def _is_now_due(
+        self, step: int, optimizer: Any, scheduler: Any, *, is_checkpoint: bool
+    ) -> bool:
+        """Count what was consumed by `step`; return whether a probe is due since the last count."""
+        tokens_before = self._tokens
+        self._clock.advance(int(self._args.consumed_train_samples), scheduler, optimizer)
+        is_due = self._is_active and self._is_due(step, tokens_before, is_checkpoint=is_checkpoint)
+        self._step = step
+        return is_due
+
+    def _is_due(self, step: int, tokens_before: int, *, is_checkpoint: bool) -> bool:
+        is_last = step >= self._args.train_iters
         moment = Moment(
             step=step,
+            step_before=self._step,
             tokens=self._tokens,
             tokens_before=tokens_before,
             is_last=is_last,
-            is_checkpoint=step > 0
-            and bool(args.save)
-            and (is_last or bool(interval and step % interval == 0)),
+            is_checkpoint=is_checkpoint,
         )
         at_exit = is_last and self._config.tokscale_probe_at_exit
         return at_exit or self._schedule.is_due(moment)
@@ -242,6 +311,13 @@ class Prober:
     def _tokens(self) -> int:
         """Training tokens consumed; 0 where that is unknown, and no schedule counts them."""
         return self._clock.tokens or 0
+
+    def _saves_at(self, step: int) -> bool:
+        """Return whether Megatron saves a checkpoint after `step`, whatever else happens."""
+        args = self._args
+        intervals = args.save_interval, getattr(args, "non_persistent_save_interval", None)
+        is_regular = any(interval and step % interval == 0 for interval in intervals)
+        return bool(args.save) and (is_regular or step >= args.train_iters)
 
     def _take_between_steps(
         self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any
@@ -293,7 +369,7 @@ class Prober:
             float(write_error is not None), float(refusal is not None), *values_V
         )
         if refused and (message := first_of_all_ranks(refusal)):
-            raise TokscaleError(message)
+            raise AgreedError(message)
         self.last_step = step
         self._log(step, self._metrics.named(np.array(summed_V)))
         timers.log([_TIMER])
@@ -321,12 +397,13 @@ class Prober:
         """
         error = self._background.join()
         self._writer.close()
+        self._is_open = False
         if error:
             self._is_active = False
             message = self._unwritable(str(error))
             if self._stops_on_write_error:
                 raise TokscaleError(message)
-            print(f"megatron-tokscale: {message}", file=sys.stderr, flush=True)
+            say(message)
 
     def take_saved(self, past: Past, model: Sequence[Any]) -> None:
         """Take the probe of a checkpoint that was loaded, of which `past` is known."""
@@ -364,7 +441,7 @@ class Prober:
         """Follow --tokscale-on-write-error; all ranks come here together."""
         message = self._unwritable(reason)
         if self._stops_on_write_error:
-            raise TokscaleError(message)
+            raise AgreedError(message)
         self._is_active = False
         print_rank_0(f"tokscale: {message}; training goes on WITHOUT probes")
 

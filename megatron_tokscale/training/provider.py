@@ -2,14 +2,16 @@
 
 import copy
 import json
+import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
+from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.gpt_dataset import GPTDataset
 from megatron.training import print_rank_0
 
@@ -35,6 +37,7 @@ from megatron_tokscale.data.record import (
     DataRecord,
     DatasetRecord,
     PlanRecord,
+    UntracedRecord,
     check_order,
     record_path,
 )
@@ -42,13 +45,20 @@ from megatron_tokscale.data.samples import SampleIndex, SampleScores
 from megatron_tokscale.data.strata import Strata, load_or_build_strata
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.training.config import TokscaleConfig, run_directory
-from megatron_tokscale.training.ranks import first_of_all_ranks, refuse_together
+from megatron_tokscale.training.ranks import (
+    first_of_all_ranks,
+    from_rank_0,
+    refuse_together,
+    together,
+)
 from megatron_tokscale.training.support import (
     check_plan,
     plan_misfits,
     raise_first,
     scores_of_plan,
 )
+
+_SHOWN_WITHIN: Final = 10  # seconds, our choice
 
 
 class Follower:
@@ -75,6 +85,7 @@ class Follower:
         self.index: Index | None = None
         self.strata: Strata | None = None
         self._cache = Path(args.data_cache_path or self._run / "tokscale/cache")
+        self._is_moved = False
         self._records: list[DatasetRecord] = []
         self._is_settled = False
 
@@ -84,7 +95,8 @@ class Follower:
         """Replace the training dataset by one that follows the plan; leave validation and test.
 
         Every rank calls this, also those that hold no data, once for each model chunk. Rank 0
-        builds the files that the others then map.
+        builds the files that the others then map: in the job's data cache, or in the run's own
+        where that cannot be written.
 
         Raises:
             TokscaleError: the datasets are not those of the plan, or not of a supported kind.
@@ -96,39 +108,56 @@ class Follower:
             )
         self._settle()
         train, valid, test = datasets
-        planned = None
-        is_first = torch.distributed.get_rank() == 0
-        for build in (True, False):
-            refusal = None
-            if train is not None and is_first == build:
-                try:
-                    planned = self._planned(train, num_samples[0], build=build)
-                except TokscaleError as error:
-                    refusal = str(error)
-            refuse_together(refusal)
-        return planned, valid, test
+        is_first, has_data = torch.distributed.get_rank() == 0, train is not None
+        built = together(lambda: self._built(train, num_samples[0]), where=has_data and is_first)
+        if from_rank_0(lambda: self._is_moved):
+            self._move()
+        mapped = together(
+            lambda: _once_shown(lambda: self._planned(train, num_samples[0], build=False)),
+            where=has_data and not is_first,
+        )
+        return mapped if built is None else built, valid, test
+
+    def _built(self, train: Any, n_samples: int) -> PlannedDataset:
+        """Make the planned dataset, and the files that it needs; on rank 0."""
+        try:
+            return self._planned(train, n_samples, build=True)
+        except OSError as error:
+            place = self._args.data_cache_path or "beside the data"
+            reason = f"the data cache {place} cannot be used ({error})"
+        self._move()
+        try:
+            planned = self._planned(train, n_samples, build=True)
+        except OSError as error:
+            raise TokscaleError(
+                f"{reason}, and nor can {self._cache} ({error}); expected a place for the plan's "
+                "files; make room or get permission in either"
+            ) from error
+        print_rank_0(f"tokscale: {reason}; the plan's files are in {self._cache}")
+        return planned
+
+    def _move(self) -> None:
+        """Keep the plan's files in the run's directory, not in the job's data cache."""
+        self._is_moved, self._cache = True, self._run / "tokscale/cache"
 
     def _settle(self) -> None:
         """Agree on what is followed: once, when it is known how many samples are consumed."""
         if self._is_settled:
             return
         args = self._args
-        settled, refusal = None, None
-        if torch.distributed.get_rank() == 0:
-            try:
-                plan, decisions = resume(
-                    self._given,
-                    self._run,
-                    int(args.consumed_train_samples),
-                    int(args.iteration),
-                    accept=self._config.tokscale_accept_plan,
-                )
-                settled = self._as_text(plan, decisions)
-            except TokscaleError as error:
-                refusal = str(error)
-        refuse_together(refusal)
+
+        def settled() -> str:
+            plan, decisions = resume(
+                self._given,
+                self._run,
+                int(args.consumed_train_samples),
+                int(args.iteration),
+                accept=self._config.tokscale_accept_plan,
+            )
+            return self._as_text(plan, decisions)
+
         # Also from rank 0 to ranks whose file system does not show its files yet.
-        self._base, self.decisions = self._from_text(first_of_all_ranks(settled))
+        self._base, self.decisions = self._from_text(from_rank_0(settled))
         self.plan = with_decisions(self._base, self.decisions)
         self._is_settled = True
         taken_over = self._base.provenance.get("accepted", [])
@@ -141,16 +170,17 @@ class Follower:
         Raises:
             TokscaleError: it cannot be written.
         """
-        refusal = None
-        if torch.distributed.get_rank() == 0:
-            try:
-                save_run_plan(self._base, self.decisions, self._run)
-                if self.index is not None:
-                    self._record()
-            except (OSError, TokscaleError) as error:
-                refusal = f"the plan cannot be kept in {self._run / 'tokscale'}: {error}"
-        refuse_together(refusal)
+        together(self._keep, where=torch.distributed.get_rank() == 0)
         print_rank_0(f"tokscale: this job follows plan {self.plan.fingerprint}")
+
+    def _keep(self) -> None:
+        try:
+            save_run_plan(self._base, self.decisions, self._run)
+            if self.index is not None:
+                self._record()
+        except (OSError, TokscaleError) as error:
+            place = self._run / "tokscale"
+            raise TokscaleError(f"the plan cannot be kept in {place}: {error}") from error
 
     def _planned(self, train: Any, n_samples: int, *, build: bool) -> PlannedDataset:
         args = self._args
@@ -164,7 +194,11 @@ class Follower:
         consumed = int(args.consumed_train_samples)
         order = match_datasets(self.plan, identities, args.seq_length, consumed)
         chosen = [None if place is None else parts[place] for place in order]
-        datasets = [None if part is None else _one_epoch(part, build=build) for part in chosen]
+        # Where the plan's files are, so are Megatron's of the one epoch that it draws from.
+        moved = self._cache if self._is_moved else None
+        datasets = [
+            None if part is None else _one_epoch(part, moved, build=build) for part in chosen
+        ]
         sizes_D = [0 if dataset is None else len(dataset) for dataset in datasets]
         offset = _phase_start(args)
         if build:  # before anything is written
@@ -261,13 +295,13 @@ class Follower:
         return None
 
     def _edited(self) -> str | None:
-        """What to say if the plan in the run's directory is not what this job follows."""
+        """Return what to say if the plan in the run's directory is not what this job follows."""
         folder = self._run / "tokscale"
         try:
             if load_run_plan(self._run) == (self._base, self.decisions):
                 return None
             reason = "it is another now"
-        except TokscaleError as error:
+        except (TokscaleError, OSError) as error:
             reason = str(error)
         return (
             f"the plan in {folder} was changed under this job ({reason}); restore it, and give a "
@@ -289,32 +323,67 @@ class Follower:
         return json.dumps([plan.to_json(), [vars(decision) for decision in decisions]])
 
     @staticmethod
-    def _from_text(text: str | None) -> tuple[Plan, list[Decision]]:
-        assert text is not None
+    def _from_text(text: str) -> tuple[Plan, list[Decision]]:
         plan, decisions = json.loads(text)
         return Plan.from_json(plan), [Decision.from_json(row) for row in decisions]
+
+
+def _once_shown(action: Callable[[], PlannedDataset]) -> PlannedDataset:
+    """Do `action`, again while a file that rank 0 has written is not there.
+
+    A network file system may show it late, but hardly later than `_SHOWN_WITHIN`.
+    """
+    deadline = time.monotonic() + _SHOWN_WITHIN
+    while True:
+        try:
+            return action()
+        except (TokscaleError, OSError) as error:
+            is_missing = isinstance(error.__cause__ or error, FileNotFoundError)
+            if not is_missing or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def record_blend(train: Any, config: TokscaleConfig, args: Namespace) -> None:
     """Note where the samples of a job without a plan come from, for `megatron-tokscale trace`.
 
-    On rank 0 alone. What is not of Megatron's GPT datasets is not noted, and what cannot be written
-    neither: it must not stop a job.
+    On rank 0 alone. Samples in an order that `trace` does not know are noted as such, lest a record
+    from before answer for them. A record that cannot be written must not stop a job; one from
+    before is removed then.
     """
     if torch.distributed.get_rank() > 0:
         return
-    parts = list(getattr(train, "datasets", [train]))
-    if any(type(part) is not GPTDataset for part in parts):
-        return
-    phase = _phase_start(args)
-    record = DataRecord(
-        tuple(DatasetRecord.of(part) for part in parts),
-        BlendRecord.of(train) if train is not parts[0] else None,
-        start=int(args.consumed_train_samples),
-        offset=phase,
-    )
-    with suppress(OSError, TokscaleError):
-        record.save(record_path(run_directory(config, args)))
+    path = record_path(run_directory(config, args))
+    start = int(args.consumed_train_samples)
+    if reason := _untraceable(train, args):
+        record = DataRecord((), UntracedRecord(reason), start)
+    else:
+        parts = list(getattr(train, "datasets", [train]))
+        record = DataRecord(
+            tuple(DatasetRecord.of(part) for part in parts),
+            BlendRecord.of(train) if train is not parts[0] else None,
+            start,
+            offset=_phase_start(args),
+        )
+    try:
+        record.save(path)
+    except OSError:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    except TokscaleError as error:  # trace refuses what it cannot read, too
+        print_rank_0(f"tokscale: the job's data is not recorded: {error}")
+
+
+def _untraceable(train: Any, args: Namespace) -> str | None:
+    """Return why the job's k-th sample is not sample k of its training dataset, if it is not."""
+    if args.dataloader_type != "single":
+        return f"--dataloader-type {args.dataloader_type}"
+    for name in ("hybrid_context_parallel", "perform_rl_step"):
+        if getattr(args, name, False):
+            return f"--{name.replace('_', '-')}"
+    parts = train.datasets if type(train) is BlendedDataset else [train]
+    others = {type(part).__name__ for part in parts if type(part) is not GPTDataset}
+    return f"a dataset of type {', '.join(sorted(others))}" if others else None
 
 
 def _phase_start(args: Namespace) -> int:
@@ -332,20 +401,34 @@ def _identity(part: GPTDataset) -> DatasetIdentity:
     return DatasetIdentity(Path(part.dataset_path).name, len(lengths), int(lengths.sum()))
 
 
-def _one_epoch(part: GPTDataset, *, build: bool) -> GPTDataset:
+def _one_epoch(part: GPTDataset, cache: Path | None, *, build: bool) -> GPTDataset:
     """The same documents as one epoch, however many samples the job asked for.
 
     So the order does not depend on --train-iters, and no draw can run past the end. Its indices
     are new to Megatron's cache: the rank that builds them may neither take them to be there
     (--dataloader-fast-cache-load) nor put off opening them (--dataloader-defer-npy-index-mmap).
+
+    Args:
+        part: the job's dataset.
+        cache: where its indices are, if not where those of `part` are.
+        build: whether this rank makes the indices.
+
+    Raises:
+        OSError: the indices cannot be written, or are damaged.
     """
     indices, config = part.indices, part.config
     if indices is None:  # of a part of its own (--train-data-path), under fast cache load
         indices = np.arange(len(part.dataset.sequence_lengths), dtype=np.int32)
-    if build:
+    if build or cache:
         config = copy.copy(config)
+    if cache:
+        config.path_to_cache = str(cache)
+    if build:
         config.fast_cache_load = config.defer_npy_index_mmap = False
-    return GPTDataset(part.dataset, part.dataset_path, indices, None, part.index_split, config)
+    try:
+        return GPTDataset(part.dataset, part.dataset_path, indices, None, part.index_split, config)
+    except (ValueError, EOFError) as error:  # Megatron cuts files short where the disk is full
+        raise OSError(f"the index files of {part.dataset_path} are damaged: {error}") from error
 
 
 def _sample_index(dataset: GPTDataset) -> SampleIndex:

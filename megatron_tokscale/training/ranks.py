@@ -1,8 +1,19 @@
-"""Decisions that all ranks take alike."""
+"""Decisions that all ranks take alike, and errors that end all ranks alike."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final
 
 import torch
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import EXIT_CODE, AgreedError, TokscaleError, leads_node, say
+
+# For how long a rank waits for the others to load a checkpoint, and for how long if it has failed:
+# ranks in a collective with it will never come (both our choice).
+_PATIENCE: Final = timedelta(days=1)
+_GRACE: Final = timedelta(seconds=10)
 
 
 def sum_over_ranks(*values: float) -> list[float]:
@@ -13,7 +24,9 @@ def sum_over_ranks(*values: float) -> list[float]:
 
 
 def first_of_all_ranks(message: str | None) -> str | None:
-    """The first message that any rank has: all can act on it, and the first rank can say it."""
+    """Return the first message that any rank has: all can act on it, one can say it."""
+    if not torch.distributed.is_initialized():  # with --lazy-mpu-init a caller joins the ranks
+        return message
     found: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, message)
     return next((text for text in found if text), None)
@@ -23,7 +36,94 @@ def refuse_together(refusal: str | None) -> None:
     """Go on when all ranks are here, if none has anything to refuse.
 
     Raises:
-        TokscaleError: the first refusal, on all ranks.
+        AgreedError: the first refusal, on all ranks.
     """
     if message := first_of_all_ranks(refusal):
-        raise TokscaleError(message)
+        raise AgreedError(message)
+
+
+def together[Value](action: Callable[[], Value], *, where: bool = True) -> Value | None:
+    """Do `action` on the ranks `where`; return its value there, None elsewhere, if none fails.
+
+    The action must not communicate: a rank that fails in it leaves the others waiting.
+
+    Raises:
+        AgreedError: the first rank's error, be it of input or of a file, on all ranks.
+    """
+    value, refusal = None, None
+    if where:
+        try:
+            value = action()
+        except (TokscaleError, OSError) as error:
+            refusal = str(error) or type(error).__name__
+    refuse_together(refusal)
+    return value
+
+
+def from_rank_0(action: Callable[[], Any]) -> Any:
+    """Do `action` on rank 0 and return its value, plain data, on every rank.
+
+    Raises:
+        AgreedError: rank 0's error, on all ranks.
+    """
+    is_first = torch.distributed.get_rank() == 0
+    text = together(lambda: json.dumps(action()), where=is_first)
+    return json.loads(first_of_all_ranks(text) or "null")
+
+
+def is_first_to_end() -> bool:
+    """Return whether this rank is the first that ends with an error of its own; it says so.
+
+    True where the others cannot be asked: two lines are better than none.
+    """
+    if not torch.distributed.is_initialized():
+        return leads_node()
+    try:
+        return bool(_store().add("tokscale/ended", 1) == 1)
+    except Exception:  # whatever a store raises whose host is gone
+        return True
+
+
+@contextmanager
+def ending_together(name: str) -> Iterator[None]:
+    """End all ranks with one line and exit code 2 if the block ends with a `TokscaleError` on one.
+
+    For a block that communicates: the ranks agree through torch.distributed's key-value store,
+    since those that do not fail may wait for ever in a collective with one that has. Such a rank
+    ends when its launcher ends the job.
+
+    Args:
+        name: of the block, alike on all ranks and not used before.
+    """
+    message: str | None = None
+    try:
+        yield
+    except TokscaleError as error:
+        message = str(error)
+    try:
+        failed = _outcome(name, message)
+    except Exception:  # the host of the store has ended, with an error of its own
+        failed = True
+    if failed:
+        raise SystemExit(EXIT_CODE)
+
+
+def _outcome(name: str, message: str | None) -> bool:
+    """Tell the other ranks how this one fared, and wait for them; return whether one failed."""
+    store = _store()
+    failed, arrived, over = (f"tokscale/{name}/{key}" for key in ("failed", "arrived", "over"))
+    if message is not None:
+        store.set(failed, message)
+        if is_first_to_end():
+            say(message)
+    if store.add(arrived, 1) == torch.distributed.get_world_size():
+        store.set(over, "")
+    try:
+        store.wait([over], _PATIENCE if message is None else _GRACE)
+    except RuntimeError:  # DistStoreError: a rank did not come in time
+        store.set(over, "")
+    return bool(store.check([failed]))
+
+
+def _store() -> Any:
+    return torch.distributed.distributed_c10d._get_default_store()

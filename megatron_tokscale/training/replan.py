@@ -55,6 +55,7 @@ class Replanner:
         self._interval, self._run = interval, run
         self._follower, self._prober, self._args = follower, prober, args
         self._process: subprocess.Popen[str] | None = None
+        self._failure = ""
         self._asked: int | None = None
         self._last_probe = 0
 
@@ -88,13 +89,16 @@ class Replanner:
         self._asked = step
         if self._prober.is_writer:
             module = "megatron_tokscale.reweight.live"
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(self._run), "--until", str(step)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", module, str(self._run), "--until", str(step)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            except OSError as error:  # no memory for one more process
+                self._failure = str(error)
 
     def _decide(self, step: int) -> None:
         timers = get_timers()
@@ -131,13 +135,17 @@ class Replanner:
         timers("tokscale-replan").stop()
 
     def _answer(self) -> dict[str, object]:
-        """What the process has found, waiting for it; a reason, if it has failed."""
-        assert self._process is not None
+        """Return what the process has found, waiting for it; a reason, if it has failed."""
+        if self._process is None:
+            return {"reason": f"the process that decides cannot be started: {self._failure}"}
         output, errors = self._process.communicate()
         code, self._process = self._process.returncode, None
         if code:
             return {"reason": " ".join(errors.split())[-500:] or f"exit code {code}"}
-        answer: dict[str, object] = json.loads(output.splitlines()[-1])
+        try:
+            answer: dict[str, object] = json.loads(output.splitlines()[-1])
+        except (IndexError, ValueError):
+            return {"reason": f"the process that decides has answered {output[-200:]!r}"}
         return answer
 
     def _first_unfetched(self) -> int:

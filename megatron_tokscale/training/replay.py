@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from megatron.training import checkpointing, get_args, print_rank_0
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import AgreedError, TokscaleError
 from megatron_tokscale.training.clock import Past
 from megatron_tokscale.training.prober import Prober
-from megatron_tokscale.training.ranks import first_of_all_ranks
+from megatron_tokscale.training.ranks import ending_together, first_of_all_ranks, from_rank_0
 from megatron_tokscale.training.reckon import pasts_of
 
 _FOLDER = re.compile(r"iter_(\d{7,})")
+_REASON = 300  # characters of a reason that are shown
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -29,17 +30,29 @@ def saved_steps(folder: Path) -> list[int]:
     Megatron names the last whole one in a file of its own; what is later is not whole.
 
     Raises:
-        TokscaleError: there is no checkpoint.
+        TokscaleError: there is no checkpoint, or not the last one.
     """
     tracker = folder / "latest_checkpointed_iteration.txt"
     try:
-        latest = int(tracker.read_text())
-    except (OSError, ValueError) as error:
+        text = tracker.read_text(errors="replace")
+        latest = int(text)
+    except OSError as error:
         raise TokscaleError(
-            f"--tokscale-replay {folder}: no checkpoints there ({tracker.name} names no iteration)"
+            f"--tokscale-replay {folder}: no checkpoints there ({tracker.name}: {error.strerror})"
+        ) from error
+    except ValueError as error:
+        raise TokscaleError(
+            f"--tokscale-replay {folder}: no checkpoints there that have a step ({tracker.name} "
+            f"names {text[:40].strip()!r}); expected the last whole iteration"
         ) from error
     matches = [_FOLDER.fullmatch(path.name) for path in folder.iterdir()]
-    return sorted(int(match[1]) for match in matches if match and int(match[1]) <= latest)
+    steps = sorted(int(match[1]) for match in matches if match and int(match[1]) <= latest)
+    if latest not in steps:
+        raise TokscaleError(
+            f"--tokscale-replay {folder}: {tracker.name} names iteration {latest}, whose folder is "
+            "not there; restore it, or write the last whole iteration into that file"
+        )
+    return steps
 
 
 def prepare_replay(folder: str, args: Namespace) -> None:
@@ -57,6 +70,7 @@ def prepare_replay(folder: str, args: Namespace) -> None:
     args.no_load_optim = True
     args.no_load_rng = True
     args.overlap_param_gather = False
+    args.non_persistent_ckpt_type = None  # a later one would be loaded in a checkpoint's place
 
 
 def replay(
@@ -68,10 +82,10 @@ def replay(
         TokscaleError: no checkpoint is on the schedule, one does not hold all weights, or see
             `Prober.take`.
     """
-    saved = saved_steps(Path(folder))
+    saved: list[int] = from_rank_0(lambda: saved_steps(Path(folder)))
     wanted = [step for step in saved if prober.is_on_schedule(step, is_last=step == saved[-1])]
     if not wanted:
-        raise TokscaleError(
+        raise AgreedError(
             f"no checkpoint in {folder} is on the schedule; drop --tokscale-schedule for all"
         )
     todo = [step for step in wanted if not prober.is_on_disk(step)]
@@ -93,14 +107,44 @@ def _load(folder: str, step: int, model: Sequence[Any]) -> int:
     args.load, args.ckpt_step = folder, step
     args.consumed_train_samples = args.consumed_valid_samples = 0
     _spoil(model)
-    loaded, _ = checkpointing.load_checkpoint(model, None, None)
+    with ending_together(f"checkpoint {step}"):
+        _load_weights(folder, step, model)
+    if message := first_of_all_ranks(_unloaded(model)):
+        raise AgreedError(f"checkpoint {step} in {folder} does not hold {message}")
+    return int(args.consumed_train_samples)
+
+
+def _load_weights(folder: str, step: int, model: Sequence[Any]) -> None:
+    """Call Megatron's loading, which ends in an error of any kind, or the process with code 0.
+
+    Raises:
+        TokscaleError: the checkpoint cannot be loaded on this rank, or is of another step.
+    """
+    try:
+        loaded, _ = checkpointing.load_checkpoint(model, None, None)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # torch's CheckpointException and SystemExit are no Exception
+        raise TokscaleError(
+            f"the checkpoint {Path(folder) / f'iter_{step:07d}'} cannot be loaded "
+            f"({_reason(error)}); restore it, or give the flags that it was saved with"
+        ) from error
     if loaded != step:
         raise TokscaleError(
             f"the checkpoint of step {step} in {folder} says it is of step {loaded}"
         )
-    if message := first_of_all_ranks(_unloaded(model)):
-        raise TokscaleError(f"checkpoint {step} in {folder} does not hold {message}")
-    return int(args.consumed_train_samples)
+
+
+def _reason(error: BaseException) -> str:
+    """Say in some words why a checkpoint was not loaded."""
+    if isinstance(error, SystemExit) and error.__context__ is not None:
+        error = error.__context__  # what Megatron has printed before it gave up
+    failures = getattr(error, "failures", None)  # of torch's distributed checkpoints, by rank
+    if isinstance(failures, dict) and failures:
+        found = next(iter(failures.values()))
+        error = found[0] if isinstance(found, tuple) else error
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:_REASON]}" if words else type(error).__name__
 
 
 def _spoil(model: Sequence[Any]) -> None:

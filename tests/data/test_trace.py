@@ -34,6 +34,7 @@ from megatron_tokscale.data.record import (
     DataRecord,
     DatasetRecord,
     PlanRecord,
+    UntracedRecord,
     load_records,
     record_path,
 )
@@ -553,3 +554,58 @@ def test_the_verb_refuses_in_one_line(run, prefixes, words, sentence, capsys):
     assert sentence in captured.err
     assert captured.err.count("\n") == 1
     assert not captured.out
+
+
+CYCLIC = DataRecord((), UntracedRecord("--dataloader-type cyclic"), start=24)
+
+
+def test_samples_of_another_loader_are_refused_and_those_before_are_traced(run, prefixes, capsys):
+    blended, path = blend(run, prefixes), record_path(run)
+    record_of(blended).save(path)
+    CYCLIC.save(path)
+    trace, read = Trace.open(run), truth(blended)
+    assert len(trace) == 24
+    assert [traced(trace.sample(k)) for k in range(24)] == read[:24]
+    for k in (24, 59, 10**6):
+        with pytest.raises(TokscaleError, match=r"sample \d+ is not known.*loader-type cyclic"):
+            trace.sample(k)
+    name, document = read[0][0][:2]
+    holding = [k for k in range(24) if (name, document) in {t[:2] for t in read[k]}]
+    assert trace.document(name, document, 24).tolist() == holding
+    for until in (None, 25):
+        with pytest.raises(TokscaleError, match="not all known: from sample 24 on --dataloader"):
+            trace.document(name, document, until)
+    with pytest.raises(SystemExit):
+        main(["trace", str(run), "--sample", "30"])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_samples_after_those_of_another_loader_are_traced_again(run, prefixes):
+    blended, path = blend(run, prefixes), record_path(run)
+    CYCLIC.save(path)
+    replace(CYCLIC, start=32).save(path)  # a second launch of the same
+    record_of(blended, start=40).save(path)
+    assert [record.start for record in load_records(path)] == [24, 40]
+    trace = Trace.open(run)
+    assert [traced(trace.sample(k)) for k in range(40, 60)] == truth(blended)[40:]
+    with pytest.raises(TokscaleError, match="from sample 24 on --dataloader-type cyclic"):
+        trace.sample(39)
+
+
+def test_a_job_that_starts_anew_leaves_no_record_of_the_one_before(run, prefixes):
+    path = record_path(run)
+    record_of(blend(run, prefixes)).save(path)
+    path.write_text("torn")  # nor does one that cannot be read stop it
+    replace(CYCLIC, start=0).save(path)
+    assert load_records(path) == (replace(CYCLIC, start=0),)
+    with pytest.raises(TokscaleError, match="sample 3 is not known"):
+        Trace.open(run).sample(3)
+    with pytest.raises(TokscaleError, match="that read web are not all known"):
+        Trace.open(run).document("web", 0)
+
+
+def test_a_record_of_an_older_version_is_read(run, prefixes):
+    path = record_path(run)
+    record_of(blend(run, prefixes)).save(path)
+    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    assert load_records(path) == (record_of(blend(run, prefixes)),)

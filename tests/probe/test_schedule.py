@@ -104,6 +104,18 @@ def test_every_token_point_is_probed_once_under_a_growing_batch(spec, points):
     assert due == sorted({now for now, point in zip(reached, points, strict=True) if now >= point})
 
 
+def test_points_in_steps_that_are_skipped_are_due_at_the_next_moment():
+    """As in a job that skips steps 4, 5 and 16 of 16."""
+    schedule = Schedule.parse("linear:4+last")
+    taken = [0, 1, 2, 3, *range(6, 16), 16]
+    due = [
+        step
+        for before, step in pairwise([-1, *taken])
+        if schedule.is_due(Moment(step=step, step_before=before, is_last=step == 16))
+    ]
+    assert due == [0, 6, 8, 12, 16]
+
+
 def test_a_million_steps_take_no_time():
     spec = "log:per-octave=8+linear:3+tokens:linear:5e6+tokens:log:per-octave=50+checkpoints"
     started = time.perf_counter()

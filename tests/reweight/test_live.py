@@ -167,8 +167,22 @@ def test_what_the_losses_do_not_tell_has_a_reason(run, tmp_path):
         decide(rising, plan_of(), AT)
     lost = losses_of(0.1, 0.4)
     lost[plain_probe_set(TOKENS).domain_N == 1, 6] = np.nan
-    with pytest.raises(TokscaleError, match="a dataset has no finite losses"):
+    with pytest.raises(
+        TokscaleError, match=f"a dataset has no finite losses: code at step {STEPS[6]}"
+    ):
         decide(write_run(tmp_path / "lost", STEPS, lost), plan_of(), AT)
+
+
+def test_a_watched_dataset_that_the_plan_does_not_have_may_lose_its_losses(run, tmp_path):
+    lost = losses_of(0.1, 0.4)
+    lost[plain_probe_set(TOKENS).domain_N == 0, 6] = np.nan
+    spoiled = write_run(tmp_path / "lost", STEPS, lost)
+    alone = plan_of(
+        datasets=(DatasetIdentity("code", 1, 1),),
+        strata=(Stratum("code", 0),),
+        stages=(Stage(0, (1.0,)),),
+    )
+    assert_allclose(falls(spoiled, alone, AT), falls(run, alone, AT), rtol=1e-12)
 
 
 def test_the_command_says_the_same(run, capsys):

@@ -62,3 +62,65 @@ def test_without_text_there_are_no_bits_per_byte(tokenizer):
     assert not any("byte" in name for name in named)
     assert named["share of tokens fallen by 0.1 nats"] == 1
     assert named["probe loss"] == pytest.approx(15.5)
+
+
+def spoiled():
+    """Losses of a probe set of two datasets of 16 tokens each; some are not finite."""
+    probe_set = plain_probe_set(32)
+    loss_N = np.arange(32, dtype=np.float32)
+    left_N = probe_set.domain_N == 0
+    bad = [*np.flatnonzero(left_N)[[1, 3]], np.flatnonzero(~left_N)[0]]
+    loss_N[bad] = [np.nan, np.inf, -np.inf]
+    return probe_set, loss_N, left_N, bad
+
+
+def test_means_are_over_finite_losses_and_the_others_are_counted():
+    probe_set, loss_N, left_N, bad = spoiled()
+    metrics = Metrics(probe_set, 0.1)
+    named = metrics.named(metrics.measure(loss_N, None))
+    left, right = probe_set.domains
+    good_N = np.ones(32, bool)
+    good_N[bad] = False
+    values = np.arange(32)
+    assert named["probe loss"] == pytest.approx(values[good_N].mean(), rel=1e-12)
+    assert named[f"probe loss/{left}"] == pytest.approx(values[good_N & left_N].mean(), rel=1e-12)
+    assert named[f"probe loss/{right}"] == pytest.approx(values[good_N & ~left_N].mean(), rel=1e-12)
+    assert named["tokens without finite loss"] == 3
+    assert named[f"tokens without finite loss/{left}"] == 2
+    assert named[f"tokens without finite loss/{right}"] == 1
+
+
+def test_the_share_fallen_is_of_the_tokens_that_are_finite_at_both_probes():
+    probe_set, loss_N, _, bad = spoiled()
+    before_N = np.arange(32, dtype=np.float32) + 1  # all have fallen by 1
+    before_N[:8] -= 1  # but for these
+    lost_before = next(n for n in range(8, 32) if n not in bad)
+    before_N[lost_before] = np.nan
+    metrics = Metrics(probe_set, 0.1)
+    named = metrics.named(metrics.measure(loss_N, before_N))
+    counted = [n for n in range(32) if n not in bad and n != lost_before]
+    expected = sum(n >= 8 for n in counted) / len(counted)
+    assert named["share of tokens fallen by 0.1 nats"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_where_no_loss_is_finite_only_their_number_is_known():
+    probe_set, loss_N, _, _ = spoiled()
+    metrics = Metrics(probe_set, 0.1)
+    named = metrics.named(metrics.measure(np.full_like(loss_N, np.nan), loss_N))
+    left, right = probe_set.domains
+    assert named == {
+        "tokens without finite loss": 32,
+        f"tokens without finite loss/{left}": 16,
+        f"tokens without finite loss/{right}": 16,
+    }
+
+
+def test_bits_per_byte_are_not_known_where_a_loss_is_not_finite():
+    """The bytes of single tokens are not known, so those of the finite ones are not."""
+    probe_set = probe_set_of_texts()
+    metrics = Metrics(probe_set, 0.1, ByteTokenizer())
+    loss_N = np.ones(probe_set.n_tokens, np.float32)
+    loss_N[0] = np.nan
+    named = metrics.named(metrics.measure(loss_N, None))
+    assert [name for name in named if "byte" in name] == ["probe bits per byte/mixed"]
+    assert named["probe bits per byte/mixed"] == pytest.approx(1 / math.log(2), rel=1e-12)

@@ -4,9 +4,9 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import pytest
+from disks import small_disk
 from jobs import Corpus, job_environment, job_flags, run_alone, torchrun
 
 from megatron_tokscale.store import Run
@@ -24,20 +24,6 @@ def flags_for(corpus: Corpus, run, checkpoints, *extra):
 def is_trained(checkpoints, steps=3):
     name = "latest_checkpointed_iteration.txt"
     return (checkpoints / name).read_text() == str(steps)
-
-
-@contextmanager
-def small_disk(path, size, *options):
-    """A file system of its own, which root can mount."""
-    path.mkdir()
-    options = ",".join([f"size={size}", *options])
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
-    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("cannot mount a small disk here")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def test_a_full_disk(corpus, tmp_path):

@@ -1,0 +1,242 @@
+"""An error of any rank ends the job with one line and exit code 2, in every layout."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from disks import read_only
+from jobs import Corpus, job_flags, run_job
+from numpy.testing import assert_array_equal
+from planned_jobs import make_scores, stratified_plan
+from recorded_job import Result, start
+
+from megatron_tokscale.data.trace import Trace
+from megatron_tokscale.store import Run
+
+pytestmark = pytest.mark.megatron
+
+TP2 = ("--tensor-model-parallel-size", "2")
+PP2 = ("--pipeline-model-parallel-size", "2")
+
+
+def run(corpus: Corpus, n_processes: int, *flags: str) -> Result:
+    """Run a job to any end."""
+    return start(n_processes, "-m", "megatron_tokscale.pretrain", *job_flags(corpus, *flags))
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    """The job has ended with one line that holds these words."""
+    assert result.code == 2, result.output[-4000:]
+    (line,) = result.refusals
+    assert all(word in line for word in words), line
+    assert "Traceback" not in result.output and "closed by peer" not in result.output
+
+
+def probe(corpus: Corpus, folder: Path) -> tuple[str, ...]:
+    return ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-dir", str(folder))
+
+
+FULL_AT_STEP_3 = """
+import errno
+from megatron_tokscale.store import writer
+write = writer.write_losses
+def write_or_fail(path, *rest):
+    if path.name == "step_00000003.safetensors":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    write(path, *rest)
+writer.write_losses = write_or_fail
+from megatron_tokscale.pretrain import main
+main()
+"""
+
+
+@pytest.mark.parametrize("layout", [(), PP2, TP2, (*PP2, *TP2)], ids=["dp", "pp", "tp", "tp-pp"])
+def test_a_disk_that_is_full_at_the_last_probe_is_said_once(corpus: Corpus, tmp_path, layout):
+    """The rank that writes is the first of the last pipeline stage, and meets the error alone."""
+    (tmp_path / "script.py").write_text(FULL_AT_STEP_3)
+    flags = (*probe(corpus, tmp_path), "--tokscale-on-write-error", "abort")
+    schedule = ("--tokscale-schedule", "list:0,1,3", "--train-iters", "3")
+    words = job_flags(corpus, *flags, *schedule, *layout)
+    result = start(4 if len(layout) == 4 else 2, str(tmp_path / "script.py"), *words)
+    assert_refused(result, "losses cannot be written", "No space left")
+    assert Run.open(tmp_path).step_K.tolist() == [0, 1]
+
+
+def test_a_file_that_one_rank_lacks_is_said_once(corpus: Corpus, tmp_path):
+    """As on a node to which the probe set was not copied."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    sys.argv[sys.argv.index('--tokscale-probe-set') + 1] = '/not/here'\n"
+        "from megatron_tokscale.pretrain import main\n"
+        "main()\n"
+    )
+    words = job_flags(corpus, *probe(corpus, tmp_path), "--train-iters", "2")
+    assert_refused(start(2, str(script), *words), "/not/here")
+
+
+@pytest.fixture(scope="module")
+def saved(corpus: Corpus, tmp_path_factory):
+    """Checkpoints of steps 3, 6 and 9 in both formats, and the losses that a replay finds."""
+    folder = tmp_path_factory.mktemp("saved")
+    for name in ("torch", "torch_dist"):
+        flags = ("--train-iters", "9", "--save-interval", "3", "--ckpt-format", name, *TP2)
+        run_job(corpus, 2, *flags, "--save", str(folder / name))
+    return folder
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def cut_data(step: Path) -> None:
+    for path in step.glob("*.distcp"):
+        cut(path)
+
+
+def empty(step: Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+def cut_both(step: Path) -> None:
+    for rank in range(2):
+        cut(step / f"mp_rank_{rank:02d}" / "model_optim_rng.pt")
+
+
+DAMAGES = {
+    "one rank's file cut": ("torch", lambda step: cut(step / "mp_rank_01/model_optim_rng.pt")),
+    "every rank's file cut": ("torch", cut_both),
+    "an empty folder": ("torch", empty),
+    "no metadata": ("torch_dist", lambda step: (step / ".metadata").unlink()),
+    "data cut": ("torch_dist", cut_data),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_replay_names_the_checkpoint_that_cannot_be_loaded(corpus, saved, tmp_path, damage):
+    name, spoil = DAMAGES[damage]
+    shutil.copytree(saved / name, tmp_path / "saved")
+    spoil(tmp_path / "saved/iter_0000006")
+    flags = (*probe(corpus, tmp_path), "--tokscale-replay", str(tmp_path / "saved"))
+    result = run(corpus, 2, *flags, "--train-iters", "9", "--ckpt-format", name, *TP2)
+    assert result.code == 2, result.output[-4000:]
+    (line,) = result.refusals
+    assert "saved/iter_0000006 cannot be loaded (" in line
+    # The probe before stays, whole.
+    found = Run.open(tmp_path)
+    assert found.step_K.tolist() == [3]
+    found.verify()
+
+
+@pytest.mark.parametrize(
+    ("tracker", "words"),
+    [
+        ("release", "names 'release'"),
+        ("", "names ''"),
+        ("12", "names iteration 12, whose folder is not there"),
+    ],
+)
+def test_a_replay_needs_the_last_checkpoint_that_is_named(corpus, saved, tmp_path, tracker, words):
+    from megatron_tokscale.errors import TokscaleError
+    from megatron_tokscale.training.replay import saved_steps
+
+    shutil.copytree(saved / "torch", tmp_path / "saved")
+    (tmp_path / "saved/latest_checkpointed_iteration.txt").write_text(tracker)
+    with pytest.raises(TokscaleError, match=words):
+        saved_steps(tmp_path / "saved")
+
+
+@pytest.fixture(scope="module")
+def plan(corpus: Corpus, tmp_path_factory):
+    """Flags of a job under a plan of strata."""
+    folder = tmp_path_factory.mktemp("plan")
+    scores = [make_scores(prefix, seed) for seed, prefix in enumerate(corpus.prefixes)]
+    for one in scores:
+        one.save(folder / f"{one.dataset.name}.tokscale.safetensors")
+    stratified_plan(corpus, scores).save(folder / "plan.json")
+    return ("--tokscale-plan", str(folder / "plan.json"), "--tokscale-scores", str(folder))
+
+
+def order(folder: Path) -> list[tuple[str, int]]:
+    trace = Trace.open(folder)
+    found = [trace.sample(k) for k in range(32)]
+    return [(sample.dataset.name, sample.number) for sample in found]
+
+
+def test_a_plan_whose_data_cache_cannot_be_written(corpus: Corpus, plan, tmp_path):
+    """The cache holds what Megatron needs of it, as one that was built before the job."""
+    built, steps = tmp_path / "built", ("--train-iters", "4")
+    assert run(corpus, 2, *steps, "--data-cache-path", str(built)).code == 0
+    writable = ("--data-cache-path", str(tmp_path / "other"))
+    assert run(corpus, 2, *plan, *steps, *writable, "--tokscale-dir", str(tmp_path / "a")).code == 0
+    with read_only(built, tmp_path / "cache") as cache:
+        flags = (*plan, *steps, "--data-cache-path", str(cache))
+        result = run(corpus, 2, *flags, "--tokscale-dir", str(tmp_path / "b"))
+        assert result.code == 0, result.output[-4000:]
+        own = tmp_path / "b/tokscale/cache"
+        assert f"{cache} cannot be used ([Errno 30]" in result.output
+        assert result.output.count(f"the plan's files are in {own}") == 1
+        result = run(corpus, 2, *flags, "--tokscale-dir", str(cache))
+        assert_refused(result, f"data cache {cache} cannot be used", "make room or get permission")
+    # The samples are the same, and traced from the files in the run's directory.
+    assert order(tmp_path / "b") == order(tmp_path / "a")
+    content = json.loads((tmp_path / "b/tokscale/data.json").read_text())
+    assert content["records"][0]["order"]["cache_dir"] == str(own)
+
+
+def test_an_index_that_a_full_disk_has_cut_short_is_made_elsewhere(corpus, plan, tmp_path):
+    cache, steps = tmp_path / "cache", ("--train-iters", "4")
+    flags = (*plan, *steps, "--data-cache-path", str(cache), "--tokscale-dir")
+    assert run(corpus, 1, *flags, str(tmp_path / "a")).code == 0
+    record = Trace.open(tmp_path / "a").datasets[0]
+    cut(Path(record.shuffle_index))
+    result = run(corpus, 2, *flags, str(tmp_path / "b"))
+    assert result.code == 0, result.output[-4000:]
+    assert "the index files of" in result.output and "are damaged" in result.output
+    expected = order_of_whole(corpus, plan, tmp_path)
+    assert order(tmp_path / "b") == expected
+
+
+def order_of_whole(corpus: Corpus, plan, tmp_path) -> list[tuple[str, int]]:
+    flags = (*plan, "--train-iters", "4", "--data-cache-path", str(tmp_path / "whole"))
+    assert run(corpus, 1, *flags, "--tokscale-dir", str(tmp_path / "c")).code == 0
+    return order(tmp_path / "c")
+
+
+def test_losses_that_cannot_be_written_do_not_hide_what_ended_the_job(corpus, tmp_path):
+    """Training fails first; that its last losses are lost is said beside it."""
+    from megatron_tokscale.errors import TokscaleError
+    from megatron_tokscale.training.plugin import Plugin
+
+    class Prober:
+        def close(self):
+            raise TokscaleError("losses cannot be written")
+
+    plugin = Plugin()
+    plugin._prober = Prober()
+    with pytest.raises(ZeroDivisionError), plugin._closing_prober():
+        raise ZeroDivisionError
+    with pytest.raises(TokscaleError), plugin._closing_prober():
+        raise SystemExit(0)
+    with pytest.raises(TokscaleError), plugin._closing_prober():
+        pass
+
+
+def test_nan_losses_are_counted_in_the_log_of_a_job(corpus: Corpus, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = ("--tensorboard-dir", str(tmp_path / "board"), "--lr-warmup-iters", "0")
+    huge = ("--lr", "1e9", "--no-check-for-nan-in-loss-and-grad", "--train-iters", "3")
+    flags = (*probe(corpus, tmp_path), "--tokscale-schedule", "linear:1", *board, *huge)
+    result = run(corpus, 2, *flags)
+    assert result.code == 0, result.output[-4000:]
+    loss_NK = Run.open(tmp_path).read_losses()
+    n_lost_K = (~(abs(loss_NK) < float("inf"))).sum(axis=0)
+    assert n_lost_K[0] == 0 and n_lost_K[-1] > 0
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    logged = {e.step: e.value for e in events.Scalars("tokscale/tokens without finite loss")}
+    assert_array_equal([logged.get(k, 0) for k in range(4)], n_lost_K)
+    assert f"tokens without finite loss: {n_lost_K[-1]:.6E}" in result.output
