@@ -72,7 +72,9 @@ def read_saved(folder: Path, step: int) -> Saved | None:
         else:
             file = min(path.glob("mp_rank_*/model_optim_rng.pt"))
             state = torch.load(file, map_location="cpu", mmap=True)
-    except Exception:  # whatever a damaged file makes the reader raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # of a damaged file: torch's CheckpointException is no Exception
         return None
     saved = Saved.of(state)
     return saved if saved and saved.step == step else None
