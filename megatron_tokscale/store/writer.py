@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, read_json, remove_temporaries, write_json
+from megatron_tokscale.files import (
+    check_schema,
+    read_json,
+    remove_temporaries,
+    sync,
+    write_json,
+)
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.lock import RunLock
 from megatron_tokscale.store.losses import (
@@ -156,7 +162,7 @@ class RunWriter:
                     line = "\n" + line
             file.write(line.encode() + b"\n")
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
