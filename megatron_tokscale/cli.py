@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError, exit_with_one_line
-from megatron_tokscale.progress import Progress, print_what_can_be, say
+from megatron_tokscale.progress import Progress, mute, print_what_can_be, say
 
 if TYPE_CHECKING:
     from megatron_tokscale.data import Plan
@@ -30,7 +30,10 @@ _SIGINT, _SIGPIPE = 130, 141  # as a shell sees a program that a signal has ende
 def main(argv: list[str] | None = None) -> None:
     """Run the verb that the command line names; bad input ends with one line and exit code 2."""
     with _ends_in_order():
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
+        is_one_of_several = "TORCHELASTIC_RUN_ID" in os.environ or "--distributed" in (
+            argv or sys.argv
+        )
+        if not (is_one_of_several and os.environ.get("LOCAL_RANK", "").isdecimal()):
             os.environ.pop("LOCAL_RANK", None)  # a pod's, whose verbs have their say none the less
         arguments = _parser().parse_args(argv)
         # scipy's L-BFGS-B calls BLAS on few numbers, where its threads only wait for another.
@@ -47,7 +50,7 @@ def _ends_in_order() -> Iterator[None]:
             yield
             _flush()
         except BrokenPipeError:
-            _mute()
+            mute(sys.stdout)
             raise SystemExit(_SIGPIPE) from None
         except KeyboardInterrupt:
             say("megatron-tokscale: interrupted")
@@ -71,14 +74,8 @@ def _flush() -> None:
         try:
             sys.stdout.flush()
         except OSError:
-            _mute()
+            mute(sys.stdout)
             raise
-
-
-def _mute() -> None:
-    """Send what is left to be printed nowhere, so that the interpreter's end does not try again."""
-    with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,6 +83,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise TokscaleError(f"{message}; `{self.prog} --help` says what it takes")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        _flush()
+        super().exit(status, message)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ class Progress:
         self._started = time.monotonic()
         self._shown = 0
         self._bar: Any = None
-        if sys.stderr and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        if _can_draw(sys.stderr):
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True)
@@ -45,8 +45,18 @@ class Progress:
 def say(line: str) -> None:
     """Print a line on stderr; work does not end because nobody listens there any more."""
     if sys.stderr:  # a closed one is None, which print would take for stdout
-        with suppress(OSError):
+        try:
             print(line, file=sys.stderr, flush=True)
+        except OSError:
+            mute(sys.stderr)
+
+
+def mute(stream: Any) -> None:
+    """Send what is left to be printed nowhere, so that the interpreter's end does not try again."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def print_what_can_be() -> None:
@@ -54,3 +64,13 @@ def print_what_can_be() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+
+
+def _can_draw(stream: Any) -> bool:
+    """Whether a bar can be drawn over: not in a log, and not on a terminal without a width."""
+    if stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):
+        return False

@@ -29,7 +29,7 @@ class Place:
 
     @classmethod
     def of_environment(cls) -> "Place":
-        """Read RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+        """Read RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and LOCAL_RANK if it is there.
 
         Raises:
             TokscaleError: one is missing or is not what it should be.
@@ -40,8 +40,8 @@ class Place:
         if size > 1 and not host:
             raise _odd("MASTER_ADDR", host, "the host of process 0")
         port = _number("MASTER_PORT", 1, 2**16 - 1) if size > 1 else 0
-        local_rank = _number("LOCAL_RANK", 0, size - 1) if "LOCAL_RANK" in os.environ else 0
-        return cls(rank, size, local_rank, host, port)
+        local_rank = os.environ.get("LOCAL_RANK", "")
+        return cls(rank, size, int(local_rank) if local_rank.isdecimal() else 0, host, port)
 
 
 def is_launched() -> bool:
