@@ -3,15 +3,16 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError, exit_with_one_line
-from megatron_tokscale.progress import Progress
+from megatron_tokscale.progress import Progress, mute, print_what_can_be, say
 
 if TYPE_CHECKING:
     from megatron_tokscale.data import Plan
@@ -23,22 +24,73 @@ if TYPE_CHECKING:
 
 Arguments = argparse.Namespace
 Verb = Callable[[Arguments], None]
+_SIGINT, _SIGPIPE = 130, 141  # as a shell sees a program that a signal has ended
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the verb that the command line names; bad input ends with one line and exit code 2."""
-    arguments = _parser().parse_args(argv)
-    # scipy's L-BFGS-B calls BLAS on a handful of numbers, where its threads only wait for another.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with _ends_in_order():
+        is_one_of_several = "TORCHELASTIC_RUN_ID" in os.environ or "--distributed" in (
+            argv or sys.argv
+        )
+        if not (is_one_of_several and os.environ.get("LOCAL_RANK", "").isdecimal()):
+            os.environ.pop("LOCAL_RANK", None)  # a pod's, whose verbs have their say none the less
+        arguments = _parser().parse_args(argv)
+        # scipy's L-BFGS-B calls BLAS on few numbers, where its threads only wait for another.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        arguments.verb(arguments)
+
+
+@contextmanager
+def _ends_in_order() -> Iterator[None]:
+    """Print what the terminal can show, and end with at most one line on stderr."""
+    print_what_can_be()
     with exit_with_one_line():
         try:
-            arguments.verb(arguments)
+            yield
+            _flush()
+        except BrokenPipeError:
+            mute(sys.stdout)
+            raise SystemExit(_SIGPIPE) from None
+        except KeyboardInterrupt:
+            say("megatron-tokscale: interrupted")
+            raise SystemExit(_SIGINT) from None
         except OSError as error:
-            raise TokscaleError(f"{error.filename or 'output'}: {error.strerror}") from error
+            reason = error.strerror or error
+            raise TokscaleError(f"{error.filename or 'output'}: {reason}") from error
+        except MemoryError as error:
+            raise TokscaleError(
+                f"out of memory ({error or 'no more of it'}); give the process more"
+            ) from error
+
+
+def _flush() -> None:
+    """Print what is still to be printed.
+
+    Raises:
+        OSError: nobody reads it, or it has no room.
+    """
+    if sys.stdout:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            mute(sys.stdout)
+            raise
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TokscaleError(f"{message}; `{self.prog} --help` says what it takes")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        _flush()
+        super().exit(status, message)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="megatron-tokscale",
         description="Learning-time spectra for Megatron-LM: what is the model learning now, when "
         "will it learn the rest, and what should it be fed next?",
@@ -326,6 +378,12 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         "--device",
         help="where to compute; 'cuda' is every process's own GPU (default: cpu)",
     )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="one of several processes that another launcher than torchrun has started with RANK, "
+        "WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
+    )
     parser.set_defaults(verb=_fit)
 
 
@@ -337,7 +395,7 @@ def _fit(arguments: Arguments) -> None:
 
     # What is left to fit is known at the first call.
     bar = cache(lambda total: Progress("fit", total, "tokens"))
-    with Ranks.joined() as ranks:
+    with Ranks.joined(arguments.distributed) as ranks:
         run = ranks.together(lambda: Run.open(arguments.run))
         summary = fit_run(
             run,
@@ -442,7 +500,7 @@ def _resamples(arguments: Arguments) -> int:
 
 
 def _say(what: str) -> None:
-    print(f"megatron-tokscale: {what}", file=sys.stderr, flush=True)
+    say(f"megatron-tokscale: {what}")
 
 
 def _add_laws(parser: argparse.ArgumentParser) -> None:
@@ -516,7 +574,7 @@ def _score(arguments: Arguments) -> None:
         predict=arguments.predict,
         min_tokens=arguments.min_tokens,
         force=arguments.force,
-        progress=lambda text: print(text, file=sys.stderr, flush=True),
+        progress=say,
     )
     print(describe_scores(summaries), end="")
 

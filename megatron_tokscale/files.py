@@ -1,14 +1,20 @@
 """Files that are whole or absent: written to a temporary name, synced, renamed."""
 
+import errno
 import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from megatron_tokscale.errors import TokscaleError
+
+_CANNOT_SYNC: Final = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
+"""What a file system says that has no fsync."""
+_LOST: Final = {errno.EIO, errno.ENOSPC, errno.EDQUOT}
+"""What fsync says if what was written is not on the disk."""
 
 
 @contextmanager
@@ -18,17 +24,23 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
     On an error the temporary file is removed and `path` stays as it was.
 
     Raises:
-        OSError: the directory or the file cannot be written.
+        OSError: the directory or the file cannot be written; it names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        _replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.filename is None or str(error.filename) == str(temporary):
+            error.filename = str(path)
+            del error.filename2
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def remove_temporaries(folder: Path) -> None:
@@ -37,18 +49,63 @@ def remove_temporaries(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def sync(descriptor: int) -> None:
+    """Wait until what was written to an open file is on the disk, where there is a way to.
+
+    Raises:
+        OSError: it is not.
+    """
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def _sync(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDWR)  # CIFS syncs nothing that is open for reading only
+    except PermissionError:
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    """Wait until a folder's names are on the disk, if it can be opened and synced at all.
+
+    CIFS, FUSE and others refuse it in many ways, and the file is whole and in its place by then.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in _LOST:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Rename; NFS may say that there is no such file when an answer was lost and it asked twice."""
+    file = temporary.stat().st_ino
+    try:
+        os.replace(temporary, path)
+    except FileNotFoundError:
+        if not path.exists() or path.stat().st_ino != file:
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with whole_or_absent(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A path that is not UTF-8 has characters that cannot be written.
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -66,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TokscaleError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TokscaleError(f"{path} is not JSON ({error}); restore or remove it") from error
     if not isinstance(content, dict):
         raise TokscaleError(f"{path} does not hold a JSON object; restore or remove it")

@@ -4,6 +4,7 @@ import sys
 
 from megatron_tokscale import cpu
 from megatron_tokscale.errors import exit_with_one_line
+from megatron_tokscale.progress import print_what_can_be
 
 
 def prepare() -> None:
@@ -11,6 +12,8 @@ def prepare() -> None:
 
     Bad flags end the process with one line and exit code 2.
     """
+    if any(word.startswith("--tokscale-") for word in sys.argv):
+        print_what_can_be()
     with exit_with_one_line():
         if cpu.is_requested(sys.argv):
             cpu.enable()

@@ -18,12 +18,11 @@ Shapes: N samples of a segment, D datasets, Z strata.
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from megatron_tokscale.compiled import EXACT
+from megatron_tokscale.compiled import EXACT, compiled
 
-_compiled = njit(**EXACT)
+_compiled = compiled(**EXACT)
 
 # Released up to this early, in samples: what sums of weights lose to rounding.
 _EARLY = 1e-9

@@ -1,12 +1,11 @@
 """The rounds of `data.permutation`, compiled: asked for at the first image, not at import."""
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from megatron_tokscale.compiled import EXACT
+from megatron_tokscale.compiled import EXACT, compiled
 
-_compiled = njit(**EXACT)
+_compiled = compiled(**EXACT)
 
 _MULTIPLIER1 = np.uint64(0xBF58476D1CE4E5B9)
 _MULTIPLIER2 = np.uint64(0x94D049BB133111EB)

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from megatron_tokscale.compiled import FAST
+from megatron_tokscale.compiled import FAST, compiled
 
 Array = NDArray[np.float32]
 
@@ -33,7 +33,7 @@ def _as_float(_: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@njit(inline="always", **FAST)
+@compiled(inline="always", **FAST)
 def sigmoid(u: Any) -> Any:
     """1/(1 + exp(-u)) to 2e-7, without branches: 2^i 2^f, with a polynomial for 2^f."""
     t = min(max(u * _F(-1.4426950408889634), _F(-120)), _F(120))
@@ -52,7 +52,7 @@ def sigmoid(u: Any) -> Any:
 
 # Rows are named by their number: a view of one would be counted up and down, which costs more than
 # its sum.
-@njit(inline="always", **FAST)
+@compiled(inline="always", **FAST)
 def _dot(rows: Any, i: Any, j: Any) -> Any:
     total = _F(0)
     for k in range(rows.shape[1]):
@@ -60,7 +60,7 @@ def _dot(rows: Any, i: Any, j: Any) -> Any:
     return total
 
 
-@njit(inline="always", **FAST)
+@compiled(inline="always", **FAST)
 def _sum(rows: Any, i: Any) -> Any:
     total = _F(0)
     for k in range(rows.shape[1]):
@@ -68,7 +68,7 @@ def _sum(rows: Any, i: Any) -> Any:
     return total
 
 
-@njit(inline="always", **FAST)
+@compiled(inline="always", **FAST)
 def _lag_one(rows: Any, i: Any, j: Any) -> Any:
     total = _F(0)
     for k in range(rows.shape[1] - 1):
@@ -76,7 +76,7 @@ def _lag_one(rows: Any, i: Any, j: Any) -> Any:
     return total
 
 
-@njit(inline="always", **FAST)
+@compiled(inline="always", **FAST)
 def _fill(
     rows: Any, n: Any, y: Any, x: Any, weight: Any, theta: Any, linear: Any, anchor: Any
 ) -> None:
@@ -105,7 +105,7 @@ def _fill(
                 rows[i, k] *= weight[n, k]
 
 
-@njit(inline="always", **FAST)
+@compiled(inline="always", **FAST)
 def _nearest(x: Any, midpoint: Any) -> Any:
     """The probe next to a midpoint (`varpro.anchor`)."""
     low, high = 0, x.shape[0] - 1
@@ -118,7 +118,7 @@ def _nearest(x: Any, midpoint: Any) -> Any:
     return x[low]
 
 
-@njit(inline="always", **FAST)
+@compiled(inline="always", **FAST)
 def _multiply(rows: Any, n: Any, weight: Any, table: Any) -> None:
     """The products of `varpro.products` of token n."""
     table[0, 0] = _sum(weight, n) if weight.shape[0] else rows.shape[1]
@@ -128,7 +128,7 @@ def _multiply(rows: Any, n: Any, weight: Any, table: Any) -> None:
             table[1 + i, 1 + j] = table[1 + j, 1 + i] = _dot(rows, i, j)
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def products(
     theta: Array, linear: Array, anchor: Array, y: Array, x: Array, weight: Array, table: Array
 ) -> None:
@@ -147,7 +147,7 @@ def products(
         table[:, :, n] = own
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def _evaluate(
     n: Any,
     y: Any,
@@ -190,7 +190,7 @@ def _evaluate(
     return max(table[last, last], _F(0))
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def _step(
     theta: Any,
     curvature: Any,
@@ -229,7 +229,7 @@ def _step(
     return promised
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def descend(
     theta: Array,
     linear: Array,
@@ -313,7 +313,7 @@ def descend(
     return int(evaluations)
 
 
-@njit(inline="always", **FAST)
+@compiled(inline="always", **FAST)
 def _add_tangent(i: Any, n: Any, rows: Any, skip: Any, singular: Any, made_of: Any) -> None:
     """Token n's i-th tangent in place of row i, from it and the tangents before."""
     n_probes = rows.shape[1]
@@ -336,7 +336,7 @@ def _add_tangent(i: Any, n: Any, rows: Any, skip: Any, singular: Any, made_of: A
         made_of[i, p, n] *= length
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def tangents(
     theta: Array,
     linear: Array,

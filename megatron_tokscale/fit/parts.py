@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import read_json, remove_temporaries, whole_or_absent, write_json
+from megatron_tokscale.fit.joining import Place, is_launched, join
 from megatron_tokscale.store.lock import RunLock
 
 Value = TypeVar("Value")
 _PATIENCE = timedelta(days=30)
-_FAILED = "tokscale-fit/failed"
+_FAILED = "failed"
 
 
 @dataclass(frozen=True)
@@ -46,22 +47,30 @@ class Ranks:
 
     @staticmethod
     @contextmanager
-    def joined() -> "Iterator[Ranks]":
-        """Join the other processes that torchrun has started, on gloo, until the block's end."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
+    def joined(distributed: bool = False) -> "Iterator[Ranks]":
+        """Join the other processes that torchrun has started, on gloo, until the block's end.
+
+        Args:
+            distributed: another launcher than torchrun has started them, and has set its variables.
+
+        Raises:
+            TokscaleError: the launcher's variables are not what they should be, or the others do
+                not come.
+        """
+        place = Place.of_environment() if distributed or is_launched() else None
+        if place is None or place.size == 1:
             yield Ranks()
             return
-        from torch import distributed
-        from torch.distributed.rendezvous import rendezvous
+        from torch import distributed as torch_distributed
 
-        store, rank, size = next(rendezvous("env://"))
-        distributed.init_process_group(
-            "gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE
+        store = join(place)
+        torch_distributed.init_process_group(
+            "gloo", store=store, rank=place.rank, world_size=place.size, timeout=_PATIENCE
         )
         try:
-            yield Ranks(rank, size, int(os.environ.get("LOCAL_RANK", "0")), store)
+            yield Ranks(place.rank, place.size, place.local_rank, store)
         finally:
-            distributed.destroy_process_group()
+            torch_distributed.destroy_process_group()
 
     @property
     def leads(self) -> bool:
@@ -179,7 +188,9 @@ class Parts:
             try:
                 self._lock.acquire()
             except TokscaleError as error:
-                holder = (self.folder / ".lock").read_text(errors="replace").strip()
+                holder = "unknown"
+                with suppress(OSError):
+                    holder = (self.folder / ".lock").read_text(errors="replace").strip()
                 raise TokscaleError(
                     f"another fit of {self.folder.parent.parent} is under way ({holder}); "
                     "wait for it to end"

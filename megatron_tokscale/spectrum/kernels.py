@@ -6,13 +6,12 @@ Shapes: N tokens, E transitions, C cells (rows of the sums), K probe steps.
 from typing import Any
 
 import numpy as np
-from numba import njit
 
-from megatron_tokscale.compiled import FAST
+from megatron_tokscale.compiled import FAST, compiled
 from megatron_tokscale.fit.kernels import sigmoid
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def add_losses(total_CK: Any, cell_N: Any, loss_NK: Any) -> None:
     """Add the finite losses of every token to its cell's row; the sums are float64."""
     for n in range(len(cell_N)):
@@ -21,7 +20,7 @@ def add_losses(total_CK: Any, cell_N: Any, loss_NK: Any) -> None:
             total_CK[cell, k] += loss_NK[n, k]
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def add_sigmoids(
     total_CK: Any, cell_E: Any, drop_E: Any, midpoint_E: Any, width_E: Any, x_K: Any
 ) -> None:
@@ -37,7 +36,7 @@ def add_sigmoids(
             total_CK[cell, k] += drop * sigmoid(offset - x_K[k] * narrowness)
 
 
-@njit(**FAST)
+@compiled(**FAST)
 def add_ramps(total_CK: Any, cell_E: Any, slope_E: Any, onset_E: Any, x_K: Any) -> None:
     """Add slope * max(x - onset, 0) of every gradual token to its cell's row."""
     for e in range(len(cell_E)):

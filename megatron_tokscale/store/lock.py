@@ -1,8 +1,10 @@
 """One job per run directory."""
 
+import errno
 import fcntl
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_tokscale.errors import TokscaleError
@@ -29,18 +31,18 @@ class RunLock:
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
+        except OSError as error:
+            holder = _read_holder(descriptor)
             os.close(descriptor)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return False
             raise TokscaleError(
                 f"{self._path.parent} is in use by another job ({holder}); wait for it to end, or "
                 "give this one another --tokscale-dir"
             ) from error
-        except OSError:
-            os.close(descriptor)
-            return False
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"host {socket.gethostname()}, process {os.getpid()}\n".encode())
+        with suppress(OSError):  # the holder's name is a courtesy
+            os.truncate(descriptor, 0)
+            os.write(descriptor, f"host {socket.gethostname()}, process {os.getpid()}\n".encode())
         self._descriptor = descriptor
         return True
 
@@ -49,3 +51,10 @@ class RunLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _read_holder(descriptor: int) -> str:
+    """Who wrote into the lock's file; CIFS lets nobody else read it."""
+    with suppress(OSError):
+        return os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
+    return "unknown"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import remove_temporaries
+from megatron_tokscale.files import remove_temporaries, sync
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.identity import Identity, merged
 from megatron_tokscale.store.launches import Launch
@@ -220,7 +220,7 @@ class RunWriter:
                     line = "\n" + line
             file.write(line.encode() + b"\n")
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
 
 
 def _resumed(known: Identity, launches: Sequence[Launch], resume_step: int | None) -> Identity:
