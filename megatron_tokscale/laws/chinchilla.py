@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, nnls
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.huber import DELTA, EXPONENT_BOUNDS
 
 MIN_RUNS = 6
@@ -111,7 +111,8 @@ def fit_chinchilla(
         seed: of the bootstrap.
 
     Raises:
-        TokscaleError: fewer than six runs, fewer than three different N or D, N and D that only
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: fewer than six runs, fewer than three different N or D, N and D that only
             vary together, losses that are all the same, or numbers not finite and positive.
     """
     runs = _checked(parameters_I, tokens_I, loss_I)
@@ -241,23 +242,25 @@ def _checked(parameters_I: ArrayLike, tokens_I: ArrayLike, loss_I: ArrayLike) ->
         bad_I = ~(np.isfinite(array) & (array > 0))
         if bad_I.any():
             i = int(bad_I.argmax())
-            raise TokscaleError(f"{name} of run {i} is {array[i]:g}; give finite, positive numbers")
+            raise UndefinedError(
+                f"{name} of run {i} is {array[i]:g}; give finite, positive numbers"
+            )
     if len(arrays["loss"]) < MIN_RUNS:
-        raise TokscaleError(
+        raise UndefinedError(
             f"{len(arrays['loss'])} runs are too few for five parameters; give {MIN_RUNS} or more"
         )
     for name in ("parameters", "tokens"):
         if len(np.unique(arrays[name])) < MIN_LEVELS:
-            raise TokscaleError(
+            raise UndefinedError(
                 f"the runs have fewer than {MIN_LEVELS} different numbers of {name}, which show no "
                 "exponent; vary them"
             )
     runs = Runs(np.log(arrays["parameters"]), np.log(arrays["tokens"]), arrays["loss"])
     if abs(np.corrcoef(runs.log_parameters, runs.log_tokens)[0, 1]) > 1 - _COLLINEAR:
-        raise TokscaleError(
+        raise UndefinedError(
             "parameters and tokens of the runs vary only together, so alpha and beta cannot be "
             "told apart; add runs with other tokens per parameter"
         )
     if np.ptp(runs.loss) == 0:
-        raise TokscaleError("all runs have the same loss, so there is no law; check the losses")
+        raise UndefinedError("all runs have the same loss, so there is no law; check the losses")
     return runs

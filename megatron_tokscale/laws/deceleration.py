@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.correlation import (
     LEAST_FREEDOM,
     NO_ERROR,
@@ -139,7 +139,8 @@ def fit_deceleration(
         seed: of the bootstrap.
 
     Raises:
-        TokscaleError: fewer than ten probes, steps that do not ascend, losses that are not finite
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: fewer than ten probes, steps that do not ascend, losses that are not finite
             and positive.
     """
     step, loss = _checked(step_K, loss_K, DISCARDED_STEPS if from_ is None else from_, window)
@@ -293,7 +294,7 @@ def _checked(
     if not np.isfinite(step).all() or step[0] < 0 or (np.diff(step) <= 0).any():
         raise TokscaleError("the steps of a loss curve must ascend from 0 or later; sort them")
     if not (np.isfinite(loss) & (loss > 0)).all():
-        raise TokscaleError(
+        raise UndefinedError(
             "a power law needs finite, positive losses; leave out the probes that have none"
         )
     if window < 1:
@@ -302,7 +303,7 @@ def _checked(
         )
     fitted_K = (step > 0) & (step >= start)
     if fitted_K.sum() < MIN_POINTS:
-        raise TokscaleError(
+        raise UndefinedError(
             f"{fitted_K.sum()} probes from step {start:g} on are too few for a break, which needs "
             f"{MIN_POINTS}; fit from an earlier step or probe more often"
         )

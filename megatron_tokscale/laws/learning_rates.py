@@ -6,7 +6,7 @@ Shapes: T steps, K probe steps.
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.store import Run
 
 _TOLERANCE = 1e-3
@@ -18,7 +18,7 @@ def learning_rates(run: Run) -> Array:
     """learning_rate_T: Megatron's constant, linear or cosine schedule with its linear warm-up.
 
     Raises:
-        TokscaleError: another schedule, or one whose sums are not those recorded at the probes.
+        UndefinedError: another schedule, or one whose sums are not those recorded at the probes.
     """
     about = run.info.get("learning_rate", {})
     peak, low = float(about.get("peak") or 0), float(about.get("minimum") or 0)
@@ -33,7 +33,7 @@ def learning_rates(run: Run) -> Array:
     }
     style = str(about.get("decay_style"))
     if style not in shapes:
-        raise TokscaleError(
+        raise UndefinedError(
             f"{run.path} has the learning-rate schedule {style}, which run.json does not tell"
         )
     rate_T = low + (peak - low) * shapes[style]
@@ -41,7 +41,7 @@ def learning_rates(run: Run) -> Array:
     sum_K = np.concatenate([[0.0], np.cumsum(rate_T)])[run.step_K]
     recorded_K = np.array([record.lr_sum for record in run.records])
     if not np.allclose(sum_K, recorded_K, rtol=_TOLERANCE, atol=_TOLERANCE * peak):
-        raise TokscaleError(
+        raise UndefinedError(
             f"the learning rates that {run.path} recorded are not those of its run.json"
         )
     return np.asarray(rate_T)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.correlation import (
     LEAST_FREEDOM,
     Interval,
@@ -98,7 +98,8 @@ def fit_power_law(
         seed: of the bootstrap.
 
     Raises:
-        TokscaleError: fewer than six points, times that do not ascend, losses that are not finite,
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: fewer than six points, times that do not ascend, losses that are not finite,
             not positive or do not fall.
     """
     time_K, loss = _checked(t_K, loss_K)
@@ -140,7 +141,7 @@ def _checked(t_K: ArrayLike, loss_K: ArrayLike) -> tuple[Array, Array]:
     bad_K: NDArray[np.bool_] = ~(np.isfinite(time) & np.isfinite(loss) & (loss > 0))
     if bad_K.any():
         k = int(bad_K.argmax())
-        raise TokscaleError(
+        raise UndefinedError(
             f"the loss at time {time[k]:g} is {loss[k]:g}; "
             "a power law needs finite times and finite, positive losses"
         )
@@ -151,13 +152,13 @@ def _checked(t_K: ArrayLike, loss_K: ArrayLike) -> tuple[Array, Array]:
 
 def _check_points(time_K: Array, loss_K: Array, start: float) -> None:
     if len(time_K) < MIN_POINTS:
-        raise TokscaleError(
+        raise UndefinedError(
             f"{len(time_K)} probes from time {start:g} on are too few for a power law, which needs "
             f"{MIN_POINTS}; fit from an earlier time or probe more often"
         )
     slope, _ = np.polyfit(np.log(time_K), np.log(loss_K), 1)
     if slope > -_ROUNDING:
-        raise TokscaleError(
+        raise UndefinedError(
             f"the loss does not fall from time {time_K[0]:g} ({loss_K[0]:.4g} nats) to "
             f"{time_K[-1]:g} ({loss_K[-1]:.4g} nats), so it has no power law; fit another range"
         )

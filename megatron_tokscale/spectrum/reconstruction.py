@@ -130,7 +130,7 @@ def reconstruct(
     row, R = 1: without documents there are no intervals.
 
     Raises:
-        TokscaleError: fewer than four finite probes, or no token is fitted at all probes.
+        UndefinedError: fewer than four finite probes, or no token is fitted at all probes.
     """
     fits = fits if tokens_N is None else fits.rows(tokens_N)
     no_losses_NK = np.zeros((len(fits), len(fits.x_K)), np.float32)

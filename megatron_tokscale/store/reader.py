@@ -4,7 +4,7 @@ Shapes: N watched tokens, K probe steps.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, read_json
+from megatron_tokscale.files import check_schema, read_json, schema_version
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.losses import (
     LossRecord,
     check_losses,
+    has_finite_losses,
+    is_checked,
     list_losses,
     losses_name,
+    read_checksum,
     read_losses,
     read_record,
 )
@@ -37,13 +40,16 @@ class Run:
         path: the run directory (which holds `tokscale/` and `analysis/`).
         info: the content of run.json.
         probe_set: the watched tokens.
-        records: one record per probe, by ascending step.
+        records: one record per probe that has a finite loss, by ascending step.
+        left_out: steps of the probes without any finite loss, as after a divergence: these carry
+            nothing and are left out. Of a run that has no finite loss at all none is left out.
     """
 
     path: Path
     info: dict[str, Any]
     probe_set: ProbeSet
     records: tuple[LossRecord, ...]
+    left_out: tuple[int, ...] = ()
 
     @staticmethod
     def open(path: str | Path) -> "Run":
@@ -57,8 +63,13 @@ class Run:
         if not (folder / "run.json").is_file():
             raise TokscaleError(f"no run in {path}: {folder / 'run.json'} is not there")
         info = read_json(folder / "run.json")
-        check_schema(folder / "run.json", int(info["schema_version"]), SCHEMA_VERSION)
+        check_schema(folder / "run.json", schema_version(folder / "run.json", info), SCHEMA_VERSION)
         probe_set = ProbeSet.load(folder / "probe.safetensors")
+        if info.get("probe_fingerprint", probe_set.fingerprint) != probe_set.fingerprint:
+            raise TokscaleError(
+                f"{folder / 'probe.safetensors'} is not the probe set of {folder / 'run.json'}; "
+                "restore it"
+            )
         records = []
         for file in list_losses(folder / "losses").values():
             record, n_tokens = read_record(file)
@@ -70,7 +81,15 @@ class Run:
             if record.probe_fingerprint != probe_set.fingerprint:
                 raise TokscaleError(f"losses file {file} is of another probe set; remove the file")
             records.append(record)
-        return Run(path, info, probe_set, tuple(records))
+        return Run(path, info, probe_set, tuple(records))._without_empty_probes()
+
+    def _without_empty_probes(self) -> "Run":
+        steps = [record.step for record in self.records]
+        empty = [step for step in steps if not has_finite_losses(self.losses_path(step))]
+        if not empty or len(empty) == len(steps):
+            return self
+        kept = tuple(record for record in self.records if record.step not in empty)
+        return replace(self, records=kept, left_out=tuple(empty))
 
     @property
     def analysis(self) -> Path:
@@ -100,6 +119,17 @@ class Run:
         Raises:
             TokscaleError: the run does not know that time.
         """
+        time_K = self._time_K(time)
+        if not np.isfinite(time_K).all():
+            raise TokscaleError(f"{self.path} does not know its {time}; use the time 'step'")
+        with np.errstate(divide="ignore"):
+            return np.log(time_K)
+
+    def knows(self, time: Time) -> bool:
+        """Return whether every probe has that time."""
+        return bool(np.isfinite(self._time_K(time)).all())
+
+    def _time_K(self, time: Time) -> NDArray[np.float64]:
         if time == "step":
             time_K = self.step_K.astype(np.float64)
         elif time == "tokens":
@@ -107,15 +137,12 @@ class Run:
         else:
             peak = float(self.info.get("learning_rate", {}).get("peak") or np.nan)
             time_K = np.array([record.lr_sum for record in self.records], np.float64) / peak
-        if not np.isfinite(time_K).all():
-            raise TokscaleError(f"{self.path} does not know its {time}; use the time 'step'")
-        with np.errstate(divide="ignore"):
-            return np.log(time_K)
+        return time_K
 
     def read_losses(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Read loss_NK (nats, float32) of the tokens from `start` to `stop`, all probes.
 
-        With no `stop` the whole files are read and their checksums verified.
+        The checksums of the files are verified, once in a process.
         """
         stop = None if stop is None else min(stop, self.n_tokens)
         length = (self.n_tokens if stop is None else stop) - start
@@ -139,11 +166,19 @@ class Run:
     def verify(self, steps: Iterable[int] | None = None) -> None:
         """Check the checksums of the losses at `steps`, by default at all probe steps.
 
+        A file that this process has checked is not read again.
+
         Raises:
             TokscaleError: naming the first damaged file.
         """
         for step in self.step_K if steps is None else steps:
-            check_losses(self.losses_path(step))
+            if not is_checked(self.losses_path(step)):
+                check_losses(self.losses_path(step))
+
+    def checksums(self) -> dict[str, str]:
+        """Return the CRC-32 that each losses file gives for its losses, by file name, unchecked."""
+        paths = map(self.losses_path, self.step_K)
+        return {path.name: read_checksum(path) for path in paths}
 
 
 def check_same_tokens(runs: Sequence[Run]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import curve_fit
 from scipy.special import expit
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.spectrum import Units
 from megatron_tokscale.spectrum.forward import predict_forward
@@ -107,5 +107,5 @@ def test_too_few_probes_are_refused(n_probes):
     x_K = np.array([-np.inf, *np.linspace(0, 8, n_probes - 1)])
     loss_NK = np.ones((16, n_probes), np.float32)
     units = Units.of(np.zeros(16), np.arange(16) // 4)
-    with pytest.raises(TokscaleError, match=r"too few to predict it.*probe more often"):
+    with pytest.raises(UndefinedError, match=r"too few to predict it.*probe more often"):
         forward_of(x_K, loss_NK, units)

@@ -10,7 +10,7 @@ import planted_pairs
 import pytest
 from scipy.special import expit
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.spectrum import Units, derivative_weights, events_of
 from megatron_tokscale.spectrum.density import default_grid
@@ -162,7 +162,7 @@ def test_by_loss_leaves_out_what_the_other_run_never_saw():
     outside = deeper_K < loss_K[-1] - 1e-9
     assert outside.any()
     assert not alignment.operator_KX[outside].any()
-    with pytest.raises(TokscaleError):
+    with pytest.raises(UndefinedError):
         Alignment.by_loss(x_K, loss_K, x_K, loss_K - 100)
 
 
