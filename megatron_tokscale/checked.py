@@ -58,7 +58,7 @@ def read_result(path: Path, schema: int, again: str) -> dict[str, Any]:
     found = schema_version(path, content)
     check_schema(path, found, schema)
     if found < schema:
-        raise TokscaleError(f"{path} is of an older schema ({found}, not {schema}); {again}")
+        raise TokscaleError(f"{path} is of an older schema; {again}")
     if content.get("checksum") != _checksum(content):
         raise TokscaleError(f"{path} is damaged: its checksum is wrong; {again}")
     return content

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.resampling import percentile_interval
 
 MIN_POINTS = 5
 FLOOR_STEP = 0.005  # nats; this and the gates below are of papers.md 2.5
@@ -114,9 +115,9 @@ def fit_context_exponent(
     return ContextExponent(
         gamma=float(lines.gamma_G[best]),
         se=float(gamma_R.std(ddof=1)),
-        interval=_interval(gamma_R),
+        interval=percentile_interval(float(lines.gamma_G[best]), gamma_R),
         floor=float(floor_G[best]),
-        floor_interval=_interval(floor_R),
+        floor_interval=percentile_interval(float(floor_G[best]), floor_R),
         scale=float(np.exp(lines.level_G[best])),
         r2=float(lines.r2_G[best]),
         width=width,
@@ -216,11 +217,6 @@ def _refit(x_S: Array, loss_RS: Array, floor: float | None) -> tuple[Array, Arra
         pairs.append((lines.gamma_G[best], floor_G[best]))
     gamma_R, floor_R = np.array(pairs).T
     return gamma_R, floor_R
-
-
-def _interval(value_R: Array) -> Interval:
-    low, high = np.quantile(value_R, [0.025, 0.975]).tolist()
-    return low, high
 
 
 @dataclass(frozen=True)

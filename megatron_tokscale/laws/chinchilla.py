@@ -14,6 +14,7 @@ from scipy.optimize import minimize, nnls
 
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.huber import DELTA, EXPONENT_BOUNDS
+from megatron_tokscale.resampling import percentile_interval
 
 MIN_RUNS = 6
 MIN_LEVELS = 3
@@ -123,8 +124,9 @@ def fit_chinchilla(
     )
     solution_RP = [runs.descend(best_P, drawn_I.astype(np.float64))[0] for drawn_I in drawn_RI]
     value_R = np.array([runs.constants(solution_P) for solution_P in solution_RP])
-    low, high = np.quantile(value_R, [0.025, 0.975], axis=0).tolist()
-    floor, scale_n, scale_d, alpha, beta, share = runs.constants(best_P).tolist()
+    constants = runs.constants(best_P).tolist()
+    floor, scale_n, scale_d, alpha, beta, share = constants
+    intervals = [percentile_interval(*each) for each in zip(constants, value_R.T, strict=True)]
     residual_I = np.log(runs.predict(best_P)[0] / runs.loss)
     return ChinchillaLaw(
         floor=floor,
@@ -133,12 +135,12 @@ def fit_chinchilla(
         alpha=alpha,
         beta=beta,
         a=share,
-        floor_interval=(low[0], high[0]),
-        A_interval=(low[1], high[1]),
-        B_interval=(low[2], high[2]),
-        alpha_interval=(low[3], high[3]),
-        beta_interval=(low[4], high[4]),
-        a_interval=(low[5], high[5]),
+        floor_interval=intervals[0],
+        A_interval=intervals[1],
+        B_interval=intervals[2],
+        alpha_interval=intervals[3],
+        beta_interval=intervals[4],
+        a_interval=intervals[5],
         r2=float(1 - (residual_I**2).mean() / np.log(runs.loss).var()),
         n_runs=len(runs.loss),
         converged=converged,

@@ -15,6 +15,7 @@ from scipy.stats import t as student_t
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.indexed import Portion
 from megatron_tokscale.laws.pairs import Array, Documents, Ids, Pairs
+from megatron_tokscale.resampling import percentile_interval
 
 MAX_TOKENS = 4_000_000
 LAGS = tuple(sorted({*range(1, 33), *np.geomspace(33, 8192, 20).round().astype(int).tolist()}))
@@ -206,7 +207,6 @@ def correlation_exponent(
     document_se *= math.sqrt(n_documents / (n_documents - 1))
     beta_R = _resample_lags(x_L, y_L, n_resamples, seed)
     lag_se = float(beta_R.std(ddof=1))
-    low, high = np.quantile(beta_R, [0.025, 0.975]).tolist()
     se = math.hypot(document_se, lag_se)
     reach = se * float(student_t.ppf(0.975, n_documents - 1))
     return CorrelationExponent(
@@ -215,7 +215,7 @@ def correlation_exponent(
         interval=(beta - reach, beta + reach),
         document_se=document_se,
         lag_se=lag_se,
-        lag_interval=(low, high),
+        lag_interval=percentile_interval(beta, beta_R),
         r2=r2,
         to_lag=to_lag,
         n_lags=n_lags,

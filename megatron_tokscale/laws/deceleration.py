@@ -21,6 +21,7 @@ from megatron_tokscale.laws.correlation import (
     effective_points,
     serial_correlation,
 )
+from megatron_tokscale.resampling import percentile_interval
 
 MIN_POINTS = 10
 DISCARDED_STEPS = 100
@@ -153,17 +154,26 @@ def fit_deceleration(
     noise_K = _noise(residual_K, effective)
     drawn_RK = np.random.default_rng(seed).choice(noise_K, (n_resamples, len(x_K)))
     resamples = [_fit(x_K, best.predict(x_K) + drawn_K, grid, n_starts=1) for drawn_K in drawn_RK]
+    final_loss = best.loss_at(step[-1])
     return Deceleration(
         break_loss=best.break_loss,
         break_step=best.break_step,
         late_rate=best.late_rate,
         early_rate=best.early_rate,
         break_width=best.width,
-        final_loss=best.loss_at(step[-1]),
-        break_loss_interval=_interval([law.break_loss for law in resamples]),
-        break_step_interval=_interval([law.break_step for law in resamples]),
-        late_rate_interval=_interval([law.late_rate for law in resamples]),
-        final_loss_interval=_interval([law.loss_at(step[-1]) for law in resamples]),
+        final_loss=final_loss,
+        break_loss_interval=percentile_interval(
+            best.break_loss, [law.break_loss for law in resamples]
+        ),
+        break_step_interval=percentile_interval(
+            best.break_step, [law.break_step for law in resamples]
+        ),
+        late_rate_interval=percentile_interval(
+            best.late_rate, [law.late_rate for law in resamples]
+        ),
+        final_loss_interval=percentile_interval(
+            final_loss, [law.loss_at(step[-1]) for law in resamples]
+        ),
         delta_bic=_delta_bic(x_K, target_K, residual_K, effective),
         autocorrelation=rho,
         r2=float(1 - (residual_K**2).sum() / (len(x_K) * target_K.var())),
@@ -274,11 +284,6 @@ def _delta_bic(x_K: Array, target_K: Array, residual_K: Array, effective: float)
     line_K = target_K - np.polyval(np.polyfit(x_K, target_K, 1), x_K)
     fall = np.log(max((line_K**2).mean(), NO_ERROR) / max((residual_K**2).mean(), NO_ERROR))
     return float(effective * fall - (_PARAMETERS - _LINE_PARAMETERS) * np.log(effective))
-
-
-def _interval(value_R: list[float]) -> Interval:
-    low, high = np.quantile(value_R, [0.025, 0.975]).tolist()
-    return low, high
 
 
 def _checked(

@@ -18,6 +18,7 @@ from megatron_tokscale.laws.correlation import (
     serial_correlation,
 )
 from megatron_tokscale.laws.huber import Array, Curve, Solution
+from megatron_tokscale.resampling import percentile_interval
 
 MIN_POINTS = 6
 DISCARDED = 0.1
@@ -118,9 +119,11 @@ def fit_power_law(
         floor=best.floor,
         scale=float(np.exp(best.log_scale)),
         exponent=best.exponent,
-        floor_interval=_interval([solution.floor for solution in resamples]),
-        scale_interval=_interval([float(np.exp(solution.log_scale)) for solution in resamples]),
-        exponent_interval=_interval(exponent_R),
+        floor_interval=percentile_interval(best.floor, [law.floor for law in resamples]),
+        scale_interval=percentile_interval(
+            float(np.exp(best.log_scale)), np.exp([law.log_scale for law in resamples])
+        ),
+        exponent_interval=percentile_interval(best.exponent, exponent_R),
         exponent_se=float(np.std(exponent_R, ddof=1)) / noise.student,
         r2=float(1 - (residual_K**2).sum() / (len(time_K) * curve.log_loss_K.var())),
         autocorrelation=rho,
@@ -188,8 +191,3 @@ def _resample(
     fitted_K = curve.predict(best)
     drawn_RK = np.random.default_rng(seed).choice(noise_K, (n_resamples, len(noise_K)))
     return [Curve(curve.x_K, fitted_K + drawn_K).solve_near(best) for drawn_K in drawn_RK]
-
-
-def _interval(value_R: list[float]) -> Interval:
-    low, high = np.quantile(value_R, [0.025, 0.975]).tolist()
-    return low, high

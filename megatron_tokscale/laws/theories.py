@@ -51,8 +51,8 @@ def power_law(t_K: Array, loss_RK: Array, start: float, n_resamples: int, seed: 
         near = curve.solve_near(best)
         exponent_R[r], floor_R[r] = near.exponent, near.floor
     return plain(law) | {
-        **Estimate.of(exponent_R).entry("exponent_documents"),
-        **Estimate.of(floor_R).entry("floor_documents"),
+        **Estimate.of(exponent_R, least=0).entry("exponent_documents"),
+        **Estimate.of(floor_R, least=0).entry("floor_documents"),
         "exponent_R": plain(exponent_R),
     }
 
@@ -67,7 +67,7 @@ def tail(inputs: Inputs, start: float) -> Any:
 
 
 def agreement(tail_of: dict[str, Any], law: dict[str, Any]) -> Any:
-    """The tail's exponent less that of the loss, resample by resample of the documents.
+    """The tail's exponent less that of the loss, resample by resample, corrected for its bias.
 
     The scatter of the probes about the law, which resampling documents does not see, is added in
     quadrature.
@@ -81,7 +81,7 @@ def agreement(tail_of: dict[str, Any], law: dict[str, Any]) -> Any:
     if len(drawn_R) < 2:
         raise UndefinedError("without resamples of the documents nothing says how well they agree")
     se = float(np.hypot(drawn_R.std(ddof=1), law["exponent_se"]))
-    difference = float(difference_R[0])
+    difference = Estimate.of(difference_R).value
     reach = 1.96 * se
     return {
         "difference": difference,
@@ -154,12 +154,18 @@ def zero_sum(run: Run, n_resamples: int, seed: int) -> Any:
     sums = ZeroSum(run.step_K, len(units))
     for at_N, loss_NK in run.finite_blocks():
         sums.add(loss_NK, unit_N=units.unit_N[at_N])
-    intervals = plain(sums.intervals(units.weights(n_resamples, seed)[1:]))
-    return {
+    result = {
         "from_step": plain(sums.from_step_P),
         "to_step": plain(sums.to_step_P),
         **plain(sums.metrics()),
-        **{f"{name.removesuffix('_2P')}_interval_2P": value for name, value in intervals.items()},
+    }
+    names = ("interference", "movement", "change")
+    if len(units) < 2:
+        none_2P = [[None] * len(sums.from_step_P)] * 2
+        return result | {f"{name}_interval_2P": none_2P for name in names}
+    intervals = sums.intervals(units.weights(n_resamples, seed)[1:])
+    return result | {
+        f"{name}_interval_2P": plain(getattr(intervals, f"{name}_2P")) for name in names
     }
 
 

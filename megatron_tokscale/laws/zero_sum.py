@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.resampling import percentile_interval
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -172,12 +173,21 @@ class ZeroSum:
         )
 
     def intervals(self, weight_RU: ArrayLike) -> ZeroSumIntervals:
-        """95% percentile intervals over resamples of units; they know of no noise of the run."""
-        resampled = self.resampled(weight_RU)
+        """95% percentile intervals over resamples of units; they know of no noise of the run.
+
+        NaN where the resamples do not surround the metric of the data as they are.
+        """
+        resampled, whole = self.resampled(weight_RU), self.metrics()
         return ZeroSumIntervals(
             *(
-                np.quantile(values_RP, [0.025, 0.975], axis=0)
-                for values_RP in (resampled.interference, resampled.movement, resampled.change)
+                np.transpose(
+                    [percentile_interval(*each) for each in zip(value_P, value_RP.T, strict=True)]
+                )
+                for value_P, value_RP in (
+                    (whole.interference, resampled.interference),
+                    (whole.movement, resampled.movement),
+                    (whole.change, resampled.change),
+                )
             )
         )
 

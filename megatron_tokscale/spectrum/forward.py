@@ -84,7 +84,7 @@ def predict_forward(
         "probes": int(held_K.sum()),
         **Estimate.of(fall_R).entry("fall"),
         **{
-            name: Estimate.of(value_R).entry("error")
+            name: Estimate.of(value_R, least=0).entry("error")
             | Estimate.of(mean_RK[:, cut.last] - predicted[name][:, -1]).entry("fall")
             for name, value_R in error_R.items()
         },

@@ -205,10 +205,10 @@ def _spectra(
         },
         "n_tokens": spectra[0].n_tokens,
         "n_events": spectra[0].n_events,
-        **Estimate.of(whole.drop_RC.sum(axis=1)).entry("drop_of_events_nats_per_token"),
+        **Estimate.of(whole.drop_RC.sum(axis=1), least=0).entry("drop_of_events_nats_per_token"),
         **Estimate.of(whole.loss_RK[:, 0] - whole.loss_RK[:, -1]).entry("fall_nats_per_token"),
         "bandwidth_x": spectra[0].bandwidth,
-        **Estimate.of(whole.width_R).entry("common_width_x"),
+        **Estimate.of(whole.width_R, least=0).entry("common_width_x"),
         "domains": [
             {"name": name, "n_tokens": each.n_tokens, "n_events": each.n_events}
             for name, each in zip(domains, spectra[1:], strict=True)
@@ -237,7 +237,7 @@ def class_shares(sums: DocumentSums, weight_RU: Array) -> dict[str, Any]:
         share_RJ = class_RJ / class_RJ.sum(axis=1, keepdims=True)
         fall_share_RJ = fall_RJ / fall_RJ.sum(axis=1, keepdims=True)
     return {
-        each.label: Estimate.of(share_RJ[:, j]).entry("share")
+        each.label: Estimate.of(share_RJ[:, j], 0, 1).entry("share")
         | Estimate.of(fall_share_RJ[:, j]).entry("fall_share")
         for j, each in enumerate(CLASSES)
     }

@@ -204,14 +204,14 @@ class TransferSums:
             if sums.has(name)
         }
         gain = Estimate.of(skills["events"] - skills["permuted"])
-        lows = Estimate.of(skills["events"]).low, gain.low
+        lows = Estimate.of(skills["events"], most=1).low, gain.low
         is_passed = None
         if np.isfinite(lows).all() and p_value is not None:
             is_passed = bool(min(lows) > 0 and p_value <= LEVEL)
         return {
             "groups": len(sums.names),
             **{
-                name: Estimate.of(skill_R).at_most(1).entry("skill")
+                name: Estimate.of(skill_R, most=1).entry("skill")
                 for name, skill_R in skills.items()
             },
             **gain.entry("gain_over_permuted"),

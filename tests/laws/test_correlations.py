@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.indexed import IndexedTokens, Portion
 from megatron_tokscale.laws.correlations import (
     Correlations,
@@ -181,7 +181,7 @@ def test_few_or_equal_tokens_are_refused():
     with pytest.raises(UndefinedError, match="29 pairs of tokens 1 apart"):
         token_correlations(Documents.of([np.arange(30)]))
     for settings in ({"lags": [0, 1]}, {"lags": [2, 1]}, {"lags": []}, {"n_permutations": 0}):
-        with pytest.raises(UndefinedError, match="give lags that ascend"):
+        with pytest.raises(TokscaleError, match="give lags that ascend"):
             token_correlations(Documents.of([np.arange(2000) % 7]), **settings)
     with pytest.raises(UndefinedError, match="1 distinct tokens"):
         Documents.of([np.zeros(30, int)])

@@ -78,12 +78,12 @@ def test_consistency_is_a_z_with_the_errors_of_a_monte_carlo():
 
 def test_what_no_quanta_make_is_refused():
     for alpha in (0.0, -1.0, np.nan, np.inf):
-        with pytest.raises(UndefinedError, match="give a positive alpha"):
+        with pytest.raises(TokscaleError, match="give a positive alpha"):
             exponents_from(alpha)
     with pytest.raises(UndefinedError, match="which give less than 1;"):
         alpha_from(1.0)
     for both in ({}, {"data": (0.3, 0.1), "parameters": (0.4, 0.1)}):
-        with pytest.raises(UndefinedError, match="give one of them"):
+        with pytest.raises(TokscaleError, match="give one of them"):
             consistency(0.3, 0.1, **both)
 
 
@@ -188,7 +188,7 @@ def test_steps_pass_and_the_mean_curve_scaled_to_them_does_not():
 def test_losses_that_show_no_steps_are_refused():
     with pytest.raises(UndefinedError, match="2 probes or more"):
         monogenic_mask(np.ones((5, 1)))
-    with pytest.raises(UndefinedError, match="one null curve per token"):
+    with pytest.raises(TokscaleError, match="one null curve per token"):
         MonogenicShare.of([(np.ones((5, 3)), np.ones((4, 3)))])
     with pytest.raises(UndefinedError, match="no tokens"):
         MonogenicShare.of([])
