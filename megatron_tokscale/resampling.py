@@ -7,7 +7,7 @@ tokens and a matrix product (Chamandy et al. 2012, the Poisson bootstrap).
 Shapes: N tokens, U units, R resamples (the first is the data as they are).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -98,11 +98,19 @@ def _deal(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95% interval over documents, which holds it; NaN where it is not defined."""
+    """A number and its 95% interval over documents, which holds it; NaN where it is not defined.
+
+    Attributes:
+        value: the number, corrected for its bias if it has an interval.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        uncorrected: the number of the data as they are.
+    """
 
     value: float
     low: float
     high: float
+    uncorrected: float = field(default=float("nan"), compare=False)
 
     def __post_init__(self) -> None:
         known = np.isfinite([self.low, self.high])
@@ -129,21 +137,23 @@ class Estimate:
         """
         value, *drawn = np.asarray(value_R, dtype=np.float64)
         drawn_R = np.array(drawn)[np.isfinite(drawn)]
-        undefined = Estimate(float(value), float("nan"), float("nan"))
+        undefined = Estimate(float(value), float("nan"), float("nan"), float(value))
         if not np.isfinite(value) or len(drawn_R) < max(len(drawn) // 2, 2):
             return undefined
         low, median, high = np.quantile(drawn_R, [0.025, 0.5, 0.975], method="weibull")
         corrected = np.array([median, low, high]) + 2 * (value - median)
         if corrected[2] < least or corrected[1] > most:
             return undefined
-        return Estimate(*np.clip(corrected, least, most).tolist())
+        kept, low, high = np.clip(corrected, least, most).tolist()
+        return Estimate(kept, low, high, float(value))
 
     def entry(self, name: str) -> dict[str, float | list[float] | None]:
-        """As JSON: NAME and NAME_interval, null where not defined."""
+        """As JSON: NAME, NAME_interval and NAME_uncorrected, null where not defined."""
         known = np.isfinite([self.value, self.low, self.high])
         return {
             name: self.value if known[0] else None,
             f"{name}_interval": [self.low, self.high] if known[1:].all() else None,
+            f"{name}_uncorrected": self.uncorrected if np.isfinite(self.uncorrected) else None,
         }
 
 

@@ -6,6 +6,7 @@ ln L = ln b - c0 x - c1 f1 ln(1 + exp((x - ln d1) / f1)). Given d1 and f1 it is 
 Shapes: K probe steps, J pairs of d1 and f1 on a grid, R bootstrap resamples.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,26 +155,21 @@ def fit_deceleration(
     noise_K = _noise(residual_K, effective)
     drawn_RK = np.random.default_rng(seed).choice(noise_K, (n_resamples, len(x_K)))
     resamples = [_fit(x_K, best.predict(x_K) + drawn_K, grid, n_starts=1) for drawn_K in drawn_RK]
-    final_loss = best.loss_at(step[-1])
+
+    def interval(number: Callable[[_Law], float]) -> Interval:
+        return percentile_interval(number(best), [number(law) for law in resamples])
+
     return Deceleration(
         break_loss=best.break_loss,
         break_step=best.break_step,
         late_rate=best.late_rate,
         early_rate=best.early_rate,
         break_width=best.width,
-        final_loss=final_loss,
-        break_loss_interval=percentile_interval(
-            best.break_loss, [law.break_loss for law in resamples]
-        ),
-        break_step_interval=percentile_interval(
-            best.break_step, [law.break_step for law in resamples]
-        ),
-        late_rate_interval=percentile_interval(
-            best.late_rate, [law.late_rate for law in resamples]
-        ),
-        final_loss_interval=percentile_interval(
-            final_loss, [law.loss_at(step[-1]) for law in resamples]
-        ),
+        final_loss=best.loss_at(step[-1]),
+        break_loss_interval=interval(lambda law: law.break_loss),
+        break_step_interval=interval(lambda law: law.break_step),
+        late_rate_interval=interval(lambda law: law.late_rate),
+        final_loss_interval=interval(lambda law: law.loss_at(step[-1])),
         delta_bic=_delta_bic(x_K, target_K, residual_K, effective),
         autocorrelation=rho,
         r2=float(1 - (residual_K**2).sum() / (len(x_K) * target_K.var())),

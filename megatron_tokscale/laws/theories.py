@@ -67,7 +67,7 @@ def tail(inputs: Inputs, start: float) -> Any:
 
 
 def agreement(tail_of: dict[str, Any], law: dict[str, Any]) -> Any:
-    """The tail's exponent less that of the loss, resample by resample, corrected for its bias.
+    """The tail's exponent less that of the loss, resample by resample of the documents.
 
     The scatter of the probes about the law, which resampling documents does not see, is added in
     quadrature.
@@ -81,7 +81,7 @@ def agreement(tail_of: dict[str, Any], law: dict[str, Any]) -> Any:
     if len(drawn_R) < 2:
         raise UndefinedError("without resamples of the documents nothing says how well they agree")
     se = float(np.hypot(drawn_R.std(ddof=1), law["exponent_se"]))
-    difference = Estimate.of(difference_R).value
+    difference = float(difference_R[0])
     reach = 1.96 * se
     return {
         "difference": difference,
@@ -163,10 +163,8 @@ def zero_sum(run: Run, n_resamples: int, seed: int) -> Any:
     if len(units) < 2:
         none_2P = [[None] * len(sums.from_step_P)] * 2
         return result | {f"{name}_interval_2P": none_2P for name in names}
-    intervals = sums.intervals(units.weights(n_resamples, seed)[1:])
-    return result | {
-        f"{name}_interval_2P": plain(getattr(intervals, f"{name}_2P")) for name in names
-    }
+    intervals = plain(sums.intervals(units.weights(n_resamples, seed)[1:]))
+    return result | {f"{name}_interval_2P": intervals[f"{name}_2P"] for name in names}
 
 
 def deceleration(run: Run, inputs: Inputs, n_resamples: int, seed: int) -> Any:

@@ -7,9 +7,9 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import analyses
 import numpy as np
 import pytest
-from analyses import plant_fits
 from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, markov_documents, write_documents
 from runs import probe_steps, write_run
 from scipy.special import expit
@@ -66,7 +66,7 @@ def plant_fits(run, time="step", seed=0, **changes):
         for name, array in columns.items()
     }
     fits = SigmoidFits(x_K, **arrays)
-    plant_fits(run, fits, time)
+    analyses.plant_fits(run, fits, time)
     return fits
 
 
