@@ -35,8 +35,9 @@ from scipy.special import expit
 from table import heading, markdown
 
 from megatron_tokscale.fit import SigmoidFits, fits_path
+from megatron_tokscale.results import FittedRun
 from megatron_tokscale.spectrum import Bins, DocumentSums, Units, events_of, kernel_sum
-from megatron_tokscale.spectrum.run import FittedRun, spectrum_run
+from megatron_tokscale.spectrum.run import spectrum_run
 from megatron_tokscale.store import Run
 
 PROBES = 60

@@ -16,6 +16,14 @@ class AgreedError(TokscaleError):
     """An error that all ranks of a job raise together, so that one of them can speak for all."""
 
 
+class UndefinedError(Exception):
+    """A number that the data do not define: too few probes, a loss that does not fall.
+
+    Estimators raise it where their input is good and holds no answer. It is no `TokscaleError`: bad
+    input ends a verb, an undefined number is written down with its reason.
+    """
+
+
 def leads_node() -> bool:
     """Return whether this is the first process of its node, or the only one."""
     return os.environ.get("LOCAL_RANK", "0") in ("", "0")
@@ -26,14 +34,15 @@ def exit_with_one_line(speaks: Callable[[], bool] = leads_node) -> Iterator[None
     """Turn a `TokscaleError` into one line on stderr and `SystemExit(2)`.
 
     The first process of each node says what all ranks meet alike: an `AgreedError`, and whatever is
-    raised before the ranks know of each other.
+    raised before the ranks know of each other. An `UndefinedError` ends a program in the same way:
+    the one number that it was to find is undefined.
 
     Args:
         speaks: tells whether this process says an error that it may have met alone.
     """
     try:
         yield
-    except TokscaleError as error:
+    except (TokscaleError, UndefinedError) as error:
         if leads_node() if isinstance(error, AgreedError) else speaks():
             say(str(error))
         raise SystemExit(EXIT_CODE) from error

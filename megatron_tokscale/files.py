@@ -130,6 +130,21 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def schema_version(path: Path, content: Mapping[str, Any]) -> int:
+    """Return the schema version that a file gives in `content`.
+
+    Raises:
+        TokscaleError: there is none, or it is not a whole number.
+    """
+    found = content.get("schema_version")
+    try:
+        return int(found)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise TokscaleError(
+            f"{path} has schema version {found!r}; expected a whole number; restore or remove it"
+        ) from error
+
+
 def check_schema(path: Path, found: int, supported: int) -> None:
     """Refuse a file of a schema newer than this version reads.
 

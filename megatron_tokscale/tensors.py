@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema
+from megatron_tokscale.files import check_schema, schema_version
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class TensorFile:
                 metadata: dict[str, Any] = file.metadata() or {}
                 if metadata.get("kind") != self.kind:
                     raise TokscaleError(f"{path} is not a {self.what}; make one with `{self.verb}`")
-                check_schema(path, int(metadata["schema_version"]), self.schema_version)
+                check_schema(path, schema_version(path, metadata), self.schema_version)
                 return {name: file.get_tensor(name) for name in names}, metadata
         except OSError as error:
             raise TokscaleError(
                 f"cannot read {self.what} {path}: {error.strerror or error}"
             ) from error
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TokscaleError(
                 f"{self.what} {path} is damaged ({error}); make it again"
             ) from error

@@ -1,10 +1,10 @@
 """Datasets with planted scores, and reference runs with planted spectra, all without files."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from analyses import plant_spectrum
 
 from megatron_tokscale.data.plan import DatasetIdentity
 from megatron_tokscale.data.scores import DocumentScores
@@ -68,9 +68,18 @@ def run_of(folder: Path, names, centres, width=0.3, steps=None, end=1000, tokens
     z = (x_G - np.log(np.array(centres, float))[:, None]) / width
     analysis = folder / "analysis"
     analysis.mkdir(parents=True)
-    np.savez(analysis / "spectrum.npz", x_G=x_G, drop_weighted_DG=np.exp(-(z**2) / 2))
     domains = [{"name": name, "n_tokens": 5} for name in names]
-    (analysis / "spectrum.json").write_text(json.dumps({"time": "step", "domains": domains}))
     with np.errstate(divide="ignore"):
         x_K = {"step": np.log(step_K), "tokens": np.log(8.0 * tokens_per_sample * step_K)}
-    return SimpleNamespace(path=folder, analysis=analysis, records=records, x_K=x_K.__getitem__)
+    run = SimpleNamespace(
+        path=folder,
+        analysis=analysis,
+        info={"run_id": "reference"},
+        probe_set=SimpleNamespace(fingerprint="fedcba9876543210"),
+        records=records,
+        step_K=step_K,
+        x_K=x_K.__getitem__,
+        checksums=dict,
+    )
+    plant_spectrum(run, domains, x_G=x_G, drop_weighted_DG=np.exp(-(z**2) / 2))
+    return run

@@ -163,17 +163,18 @@ class Parts:
         self._lock = RunLock(folder / ".lock")
 
     @cached_property
-    def _digest(self) -> str:
+    def digest(self) -> str:
+        """SHA-256 (first 16 hex digits) of everything that decides what the fits are."""
         text = json.dumps(self._made_of, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def path(self, block: int) -> Path:
         """The part of a block."""
-        return self.folder / f"part-{self._digest}-{block:06d}.arrow"
+        return self.folder / f"part-{self.digest}-{block:06d}.arrow"
 
     def finished(self) -> set[int]:
         """The blocks that need not be fitted again."""
-        names = self.folder.glob(f"part-{self._digest}-*.arrow")
+        names = self.folder.glob(f"part-{self.digest}-*.arrow")
         return {int(path.stem.rpartition("-")[2]) for path in names}
 
     @contextmanager
@@ -215,7 +216,7 @@ class Parts:
         with self.writing():
             remove_temporaries(self.folder)
             for path in self.folder.glob("part-*.arrow"):
-                if self._digest not in path.name:
+                if self.digest not in path.name:
                     path.unlink()
             write_json(self._note, {**self._made_of, "checked": dict(checked)})
 

@@ -20,24 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
+from megatron_tokscale.checked import file_checksum, write_result
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import write_json
 from megatron_tokscale.fit.axis import MIN_PROBES, Axis
 from megatron_tokscale.fit.parts import Parts, Ranks
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
 from megatron_tokscale.fit.table import FitStatus, ParquetRows, SigmoidFits, TokenClass
-from megatron_tokscale.store.losses import read_checksum
+from megatron_tokscale.store.losses import take_for_checked
 
 if TYPE_CHECKING:
     from megatron_tokscale.probe import ProbeSet
     from megatron_tokscale.store import Run
     from megatron_tokscale.store.reader import Time
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _BLOCK_VALUES = 2**24
 _BLOCK_TOKENS = 2**14, 2**18
 _BLOCKS = 64
-_HEADING = "version", "time", "steps", "probe_fingerprint"
+_HEADING = "version", "run_id", "time", "steps", "probe_fingerprint"
 _NON_FINITE = b"non_finite"
 
 
@@ -107,12 +107,14 @@ def _made_of(
     """Everything that decides what a part holds."""
     n_probes = len(run.records)
     if n_probes < MIN_PROBES:
+        empty = f" besides {len(run.left_out)} without a finite loss" if run.left_out else ""
         raise TokscaleError(
-            f"{run.path} has {n_probes} probe steps, a sigmoid needs at least {MIN_PROBES}; "
+            f"{run.path} has {n_probes} probe steps{empty}, a sigmoid needs at least {MIN_PROBES}; "
             "train on, or probe more often (--tokscale-schedule)"
         )
     return {
         "version": __version__,
+        "run_id": run.info.run_id,
         "time": time,
         "steps": run.step_K.tolist(),
         "probe_fingerprint": run.probe_set.fingerprint,
@@ -121,7 +123,7 @@ def _made_of(
         "device": device_type,
         "settings": _settings(),
         "columns": list(SigmoidFits.columns()),
-        "crc32": _checksums(run),
+        "crc32": run.checksums(),
     }
 
 
@@ -135,11 +137,6 @@ def _settings() -> dict[str, Any]:
         "parameters": classes.PARAMETERS,
         "known_below_nats": classes.KNOWN_BELOW,
     }
-
-
-def _checksums(run: "Run") -> dict[str, str]:
-    paths = map(run.losses_path, run.step_K)
-    return {path.name: read_checksum(path) for path in paths}
 
 
 def _block_tokens(n_tokens: int, n_probes: int) -> int:
@@ -183,6 +180,8 @@ def _check_losses(run: "Run", parts: Parts, ranks: Ranks) -> dict[str, list[int]
         if known.get(name) != stamp
     ]
     ranks.together(lambda: run.verify(new[ranks.rank :: ranks.size]))
+    for step in run.step_K:  # the other ranks, or the fit before this one, have checked the rest
+        take_for_checked(run.losses_path(step))
     return stamps
 
 
@@ -252,8 +251,11 @@ class _Work:
     def _fit(self, block: int, loss_NK: NDArray[np.float32]) -> None:
         fits = fit_sigmoids(self.x_K, loss_NK, device=self.device)
         table = fits.to_arrow(_probe_columns(self.run.probe_set, self.blocks[block]))
-        non_finite_N = loss_NK.shape[1] - np.isfinite(loss_NK).sum(axis=1)
-        counts = {"tokens": int((non_finite_N > 0).sum()), "losses": int(non_finite_N.sum())}
+        non_finite_NK = ~np.isfinite(loss_NK)
+        counts = {
+            "tokens": int(non_finite_NK.any(axis=1).sum()),
+            "losses_K": non_finite_NK.sum(axis=0).tolist(),
+        }
         self.parts.write(block, table.replace_schema_metadata({_NON_FINITE: json.dumps(counts)}))
 
 
@@ -281,10 +283,14 @@ def _assemble(work: _Work, made_of: dict[str, Any], seconds: float) -> dict[str,
     never disagree.
     """
     run, parts = work.run, work.parts
-    if _checksums(run) != made_of["crc32"]:
+    if run.checksums() != made_of["crc32"]:
         raise TokscaleError(f"losses in {run.path} were replaced while they were fitted; fit again")
-    heading = {name: made_of[name] for name in _HEADING}
-    tally = _Tally()
+    heading = {
+        **{name: made_of[name] for name in _HEADING},
+        "losses_crc32": list(made_of["crc32"].values()),
+        "fit_id": parts.digest,
+    }
+    tally = _Tally(len(run.records))
     fits = fits_path(run)
     summary_path = fits.with_name("fit.json")
     with parts.writing():
@@ -299,13 +305,15 @@ def _assemble(work: _Work, made_of: dict[str, Any], seconds: float) -> dict[str,
             **heading,
             "n_tokens": run.n_tokens,
             "n_probes": len(run.records),
+            "left_out": list(run.left_out),
             **tally.summary(),
             "settings": made_of["settings"],
             "seconds": round(seconds, 3),
             "tokens_per_second": round((run.n_tokens - resumed) / max(seconds, 1e-9), 1),
             "resumed_tokens": resumed,
+            "fits_crc32": file_checksum(parts.folder / fits.name),
         }
-        write_json(parts.folder / summary_path.name, summary)
+        summary = write_result(parts.folder / summary_path.name, summary)
         summary_path.unlink(missing_ok=True)
         for path in (fits, summary_path):
             os.replace(parts.folder / path.name, path)
@@ -316,16 +324,19 @@ def _assemble(work: _Work, made_of: dict[str, Any], seconds: float) -> dict[str,
 class _Tally:
     """Counts over the parts: tokens and fall per class, tokens per status, non-finite losses."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_probes: int) -> None:
         self.tokens: Counter[int] = Counter()
         self.statuses: Counter[int] = Counter()
         self.fall = dict.fromkeys(TokenClass, 0.0)
-        self.non_finite: Counter[str] = Counter(tokens=0, losses=0)
+        self.non_finite_tokens = 0
+        self.non_finite_K = np.zeros(n_probes, np.int64)
 
     def add(self, table: Any) -> None:
         """Count one part, a pyarrow table."""
         class_N, fall_N = (table[name].to_numpy() for name in ("class", "fall"))
-        self.non_finite.update(json.loads(table.schema.metadata[_NON_FINITE]))
+        non_finite = json.loads(table.schema.metadata[_NON_FINITE])
+        self.non_finite_tokens += non_finite["tokens"]
+        self.non_finite_K += non_finite["losses_K"]
         self.statuses.update(table["status"].to_pylist())
         for token_class in TokenClass:
             of_class = class_N == token_class
@@ -352,5 +363,9 @@ class _Tally:
             },
             "fall_nats": fall,
             "status": {status.label: self.statuses[status] for status in FitStatus},
-            "non_finite": dict(self.non_finite),
+            "non_finite": {
+                "tokens": self.non_finite_tokens,
+                "losses": int(self.non_finite_K.sum()),
+                "losses_K": self.non_finite_K.tolist(),
+            },
         }

@@ -5,7 +5,7 @@ Shapes: N tokens, K probe steps, G grid points, E transitions.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cached_property
@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, whole_or_absent
+from megatron_tokscale.files import check_schema, schema_version, whole_or_absent
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 Floats = NDArray[np.float32]
 
 
@@ -295,11 +295,15 @@ class SigmoidFits:
 
         metadata = read_metadata(path)
         names = [name.removesuffix("_N") for name in SigmoidFits.columns()]
-        x_K = np.array([-np.inf if x is None else x for x in metadata["x"]], dtype=np.float64)
-        with pq.ParquetFile(path) as file:
+        with _damage_named(path):
+            x_K = np.array([-np.inf if x is None else x for x in metadata["x"]], dtype=np.float64)
+            file = pq.ParquetFile(path)
+        with file:
             for block in range(file.num_row_groups):
-                table = file.read_row_group(block, columns=names)
-                yield SigmoidFits(x_K, *(table[name].to_numpy() for name in names))
+                with _damage_named(path):
+                    table = file.read_row_group(block, columns=names)
+                    columns = [table[name].to_numpy() for name in names]
+                yield SigmoidFits(x_K, *columns)
 
 
 class ParquetRows:
@@ -344,26 +348,33 @@ class ParquetRows:
         self._open.__exit__(*error)
 
 
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn what a damaged table of fits raises into a `TokscaleError`."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except OSError as error:
+        raise TokscaleError(f"cannot read fits {path}: {error.strerror or error}") from error
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise TokscaleError(f"fits {path} are damaged ({error}); fit the run again") from error
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of a table of fits: what it was made of, and its probes' x.
 
     Raises:
         TokscaleError: the file is missing, damaged, of another version, or no table of fits.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        found = pq.read_schema(path).metadata or {}
-    except OSError as error:
-        raise TokscaleError(f"cannot read fits {path}: {error.strerror or error}") from error
-    except pa.ArrowInvalid as error:
-        raise TokscaleError(f"fits {path} are damaged ({error}); fit the run again") from error
-    metadata = json.loads(found.get(b"tokscale", b"{}"))
+    with _damage_named(path):
+        metadata = dict(json.loads((pq.read_schema(path).metadata or {}).get(b"tokscale", b"{}")))
     if metadata.get("kind") != "tokscale-fits":
         raise TokscaleError(f"{path} is not a table of fits; make one with `megatron-tokscale fit`")
-    version = int(metadata["schema_version"])
+    version = schema_version(path, metadata)
     check_schema(path, version, SCHEMA_VERSION)
     if version < SCHEMA_VERSION:
         raise TokscaleError(f"fits {path} are of an older version; fit the run again")
-    return dict(metadata)
+    return metadata

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Agreement:
         """Compare two exponents with their standard errors.
 
         Raises:
-            TokscaleError: an error is negative or not finite, or both are zero.
+            UndefinedError: an error is negative or not finite, or both are zero.
         """
         se = math.hypot(predicted_se, measured_se)
         if not (min(predicted_se, measured_se) >= 0 and 0 < se < math.inf):
-            raise TokscaleError(
+            raise UndefinedError(
                 f"exponents with errors {predicted_se:g} and {measured_se:g} cannot be compared; "
                 "give finite standard errors, at least one above 0"
             )

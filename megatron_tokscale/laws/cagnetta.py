@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.resampling import percentile_interval
 
 MIN_POINTS = 5
 FLOOR_STEP = 0.005  # nats; this and the gates below are of papers.md 2.5
@@ -88,7 +89,8 @@ def fit_context_exponent(
         seed: of these.
 
     Raises:
-        TokscaleError: fewer than five points, losses that are not finite or under the floor, or
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: fewer than five points, losses that are not finite or under the floor, or
             one of the gates of papers.md 2.5: gamma over 0.05, R^2 over 0.9, the floor inside its
             grid, and `width` up to 0.15.
     """
@@ -96,7 +98,7 @@ def fit_context_exponent(
     window_S = context <= to_context
     x_S, loss = np.log(context[window_S]), loss[window_S]
     if len(x_S) < MIN_POINTS:
-        raise TokscaleError(
+        raise UndefinedError(
             f"{len(x_S)} context lengths up to {to_context:g} are too few for gamma, which needs "
             f"{MIN_POINTS}; take a longer window or more bins"
         )
@@ -113,9 +115,9 @@ def fit_context_exponent(
     return ContextExponent(
         gamma=float(lines.gamma_G[best]),
         se=float(gamma_R.std(ddof=1)),
-        interval=_interval(gamma_R),
+        interval=percentile_interval(float(lines.gamma_G[best]), gamma_R),
         floor=float(floor_G[best]),
-        floor_interval=_interval(floor_R),
+        floor_interval=percentile_interval(float(floor_G[best]), floor_R),
         scale=float(np.exp(lines.level_G[best])),
         r2=float(lines.r2_G[best]),
         width=width,
@@ -133,7 +135,7 @@ def _checked(context_S: ArrayLike, loss_S: ArrayLike) -> tuple[Array, Array]:
             "together; give one loss per length of context"
         )
     if not (np.isfinite(loss) & (loss > 0)).all():
-        raise TokscaleError("losses by context must be finite and positive; mend the others")
+        raise UndefinedError("losses by context must be finite and positive; mend the others")
     if not len(context) or context[0] < 1 or (np.diff(context) <= 0).any():
         raise TokscaleError("lengths of context must ascend from 1 or more; sort them")
     return context, loss
@@ -144,7 +146,7 @@ def _floors(loss_S: Array, floor: float | None) -> Array:
     if floor is None:
         return np.arange(0, lowest, FLOOR_STEP)
     if not 0 <= floor < lowest:
-        raise TokscaleError(
+        raise UndefinedError(
             f"the floor of {floor:g} nats is not under all losses (lowest {lowest:.4g}); "
             "give a lower one"
         )
@@ -184,7 +186,7 @@ def _gate(lines: _Lines, best: int, width: float, floor: float | None) -> None:
     }
     reasons = [reason for reason, applies in doubts.items() if applies]
     if reasons:
-        raise TokscaleError(
+        raise UndefinedError(
             f"the losses by context show no gamma: {'; '.join(reasons)}; "
             "take another window, more tokens or a known floor"
         )
@@ -204,7 +206,7 @@ def _resample(
 def _refit(x_S: Array, loss_RS: Array, floor: float | None) -> tuple[Array, Array]:
     """gamma and floor of each resample, whatever the gates say."""
     if not np.isfinite(loss_RS).all():
-        raise TokscaleError(
+        raise UndefinedError(
             "resamples lack losses at some context; merge bins or watch more tokens"
         )
     pairs = []
@@ -215,11 +217,6 @@ def _refit(x_S: Array, loss_RS: Array, floor: float | None) -> tuple[Array, Arra
         pairs.append((lines.gamma_G[best], floor_G[best]))
     gamma_R, floor_R = np.array(pairs).T
     return gamma_R, floor_R
-
-
-def _interval(value_R: Array) -> Interval:
-    low, high = np.quantile(value_R, [0.025, 0.975]).tolist()
-    return low, high
 
 
 @dataclass(frozen=True)
@@ -247,10 +244,10 @@ def data_exponent(gamma: float, gamma_se: float, beta: float, beta_se: float) ->
         beta_se: its standard error.
 
     Raises:
-        TokscaleError: an exponent that is not positive, or an error that is negative.
+        UndefinedError: an exponent that is not positive, or an error that is negative.
     """
     if not (min(gamma, beta) > 0 and min(gamma_se, beta_se) >= 0):
-        raise TokscaleError(
+        raise UndefinedError(
             f"gamma {gamma:g} +- {gamma_se:g} and beta {beta:g} +- {beta_se:g} predict nothing; "
             "give exponents above 0 with their standard errors"
         )

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, nnls
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.huber import DELTA, EXPONENT_BOUNDS
+from megatron_tokscale.resampling import percentile_interval
 
 MIN_RUNS = 6
 MIN_LEVELS = 3
@@ -111,7 +112,8 @@ def fit_chinchilla(
         seed: of the bootstrap.
 
     Raises:
-        TokscaleError: fewer than six runs, fewer than three different N or D, N and D that only
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: fewer than six runs, fewer than three different N or D, N and D that only
             vary together, losses that are all the same, or numbers not finite and positive.
     """
     runs = _checked(parameters_I, tokens_I, loss_I)
@@ -122,8 +124,9 @@ def fit_chinchilla(
     )
     solution_RP = [runs.descend(best_P, drawn_I.astype(np.float64))[0] for drawn_I in drawn_RI]
     value_R = np.array([runs.constants(solution_P) for solution_P in solution_RP])
-    low, high = np.quantile(value_R, [0.025, 0.975], axis=0).tolist()
-    floor, scale_n, scale_d, alpha, beta, share = runs.constants(best_P).tolist()
+    constants = runs.constants(best_P).tolist()
+    floor, scale_n, scale_d, alpha, beta, share = constants
+    intervals = [percentile_interval(*each) for each in zip(constants, value_R.T, strict=True)]
     residual_I = np.log(runs.predict(best_P)[0] / runs.loss)
     return ChinchillaLaw(
         floor=floor,
@@ -132,12 +135,12 @@ def fit_chinchilla(
         alpha=alpha,
         beta=beta,
         a=share,
-        floor_interval=(low[0], high[0]),
-        A_interval=(low[1], high[1]),
-        B_interval=(low[2], high[2]),
-        alpha_interval=(low[3], high[3]),
-        beta_interval=(low[4], high[4]),
-        a_interval=(low[5], high[5]),
+        floor_interval=intervals[0],
+        A_interval=intervals[1],
+        B_interval=intervals[2],
+        alpha_interval=intervals[3],
+        beta_interval=intervals[4],
+        a_interval=intervals[5],
         r2=float(1 - (residual_I**2).mean() / np.log(runs.loss).var()),
         n_runs=len(runs.loss),
         converged=converged,
@@ -241,23 +244,25 @@ def _checked(parameters_I: ArrayLike, tokens_I: ArrayLike, loss_I: ArrayLike) ->
         bad_I = ~(np.isfinite(array) & (array > 0))
         if bad_I.any():
             i = int(bad_I.argmax())
-            raise TokscaleError(f"{name} of run {i} is {array[i]:g}; give finite, positive numbers")
+            raise UndefinedError(
+                f"{name} of run {i} is {array[i]:g}; give finite, positive numbers"
+            )
     if len(arrays["loss"]) < MIN_RUNS:
-        raise TokscaleError(
+        raise UndefinedError(
             f"{len(arrays['loss'])} runs are too few for five parameters; give {MIN_RUNS} or more"
         )
     for name in ("parameters", "tokens"):
         if len(np.unique(arrays[name])) < MIN_LEVELS:
-            raise TokscaleError(
+            raise UndefinedError(
                 f"the runs have fewer than {MIN_LEVELS} different numbers of {name}, which show no "
                 "exponent; vary them"
             )
     runs = Runs(np.log(arrays["parameters"]), np.log(arrays["tokens"]), arrays["loss"])
     if abs(np.corrcoef(runs.log_parameters, runs.log_tokens)[0, 1]) > 1 - _COLLINEAR:
-        raise TokscaleError(
+        raise UndefinedError(
             "parameters and tokens of the runs vary only together, so alpha and beta cannot be "
             "told apart; add runs with other tokens per parameter"
         )
     if np.ptp(runs.loss) == 0:
-        raise TokscaleError("all runs have the same loss, so there is no law; check the losses")
+        raise UndefinedError("all runs have the same loss, so there is no law; check the losses")
     return runs

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 
 Array = NDArray[np.float64]
 
@@ -59,7 +59,8 @@ def collapse(
         beta_se: its standard error.
 
     Raises:
-        TokscaleError: shapes that do not go together, losses not above the floor, tokens that do
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: shapes that do not go together, losses not above the floor, tokens that do
             not ascend, or curves that nowhere lie above one another.
     """
     context, tokens = np.asarray(context_S, np.float64), np.asarray(tokens_P, np.float64)
@@ -86,7 +87,7 @@ def _check(context_S: Array, tokens_P: Array, loss_PS: Array, floor: float) -> N
             f"{len(context_S)} contexts; give one row per probe"
         )
     if not (loss_PS > floor).all():
-        raise TokscaleError(
+        raise UndefinedError(
             f"a loss of {np.min(loss_PS):.4g} nats is not above the floor of {floor:.4g}; "
             "take shorter contexts or earlier probes"
         )
@@ -114,7 +115,7 @@ class _Curves:
             parts.append(y_M[common_M] - np.interp(t_M[common_M], t_PS[:, s], y_PS[:, s]))
         apart_M = np.concatenate(parts)
         if not len(apart_M):
-            raise TokscaleError(
+            raise UndefinedError(
                 "no two contexts meet at any P / n^(2 beta); take more probes or nearer contexts"
             )
         return apart_M

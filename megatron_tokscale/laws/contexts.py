@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 
 EDGES = tuple(np.unique(np.geomspace(1, 65, 16).round()).tolist())
 
@@ -36,7 +36,7 @@ class ContextBins:
         Give tokens that are to be left out, as for missing losses, a context of 0.
 
         Raises:
-            TokscaleError: no token has a context in the bins.
+            UndefinedError: no token has a context in the bins.
         """
         context = np.asarray(context_N, dtype=np.float64)
         edge = np.asarray(EDGES if edges is None else edges, dtype=np.float64)
@@ -44,7 +44,7 @@ class ContextBins:
         bin_N[(bin_N == len(edge) - 1) | (context < 1)] = -1
         used, compact_M = np.unique(bin_N[bin_N >= 0], return_inverse=True)
         if not len(used):
-            raise TokscaleError(
+            raise UndefinedError(
                 f"no token is predicted from {edge[0]:g} to {edge[-1]:g} tokens; give other edges"
             )
         log_context_M = np.log(context[bin_N >= 0])

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.indexed import Portion
 from megatron_tokscale.laws.pairs import Array, Documents, Ids, Pairs
+from megatron_tokscale.resampling import percentile_interval
 
 MAX_TOKENS = 4_000_000
 LAGS = tuple(sorted({*range(1, 33), *np.geomspace(33, 8192, 20).round().astype(int).tolist()}))
@@ -107,7 +108,8 @@ def token_correlations(
         seed: of the permutations.
 
     Raises:
-        TokscaleError: the first lag has too few pairs, lags do not ascend from 1 or more, or there
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: the first lag has too few pairs, lags do not ascend from 1 or more, or there
             is no permutation.
     """
     if not lags or lags[0] < 1 or (np.diff(lags) <= 0).any() or n_permutations < 1:
@@ -128,7 +130,7 @@ def token_correlations(
         taken.append((lag, norm, floor, influence_D))
         n_without = 0 if norm >= SIGNAL * floor else n_without + 1
     if not taken:
-        raise TokscaleError(
+        raise UndefinedError(
             f"the documents have {pairs.n} pairs of tokens {lag} apart, correlations need "
             f"{MIN_PAIRS}; read more tokens"
         )
@@ -184,7 +186,7 @@ def correlation_exponent(
         seed: of the bootstrap.
 
     Raises:
-        TokscaleError: no signal, or one that ends before lag 10, is no power law (R^2 under 0.7),
+        UndefinedError: no signal, or one that ends before lag 10, is no power law (R^2 under 0.7),
             or comes from too few documents.
     """
     n_documents = float(1 / (correlations.share_D**2).sum())
@@ -196,7 +198,7 @@ def correlation_exponent(
     beta = float(pull_L @ y_L)
     r2 = float(beta**2 * x_L.var() / y_L.var())
     if r2 < MIN_R2 or beta <= 0:
-        raise TokscaleError(
+        raise UndefinedError(
             f"the correlations' norm is no falling power law of the lag up to {to_lag} "
             f"(beta {beta:.2f}, R^2 {r2:.2f} of {MIN_R2:g}); it has no beta"
         )
@@ -205,7 +207,6 @@ def correlation_exponent(
     document_se *= math.sqrt(n_documents / (n_documents - 1))
     beta_R = _resample_lags(x_L, y_L, n_resamples, seed)
     lag_se = float(beta_R.std(ddof=1))
-    low, high = np.quantile(beta_R, [0.025, 0.975]).tolist()
     se = math.hypot(document_se, lag_se)
     reach = se * float(student_t.ppf(0.975, n_documents - 1))
     return CorrelationExponent(
@@ -214,7 +215,7 @@ def correlation_exponent(
         interval=(beta - reach, beta + reach),
         document_se=document_se,
         lag_se=lag_se,
-        lag_interval=(low, high),
+        lag_interval=percentile_interval(beta, beta_R),
         r2=r2,
         to_lag=to_lag,
         n_lags=n_lags,
@@ -225,12 +226,12 @@ def correlation_exponent(
 
 def _check(n_tokens: int, to_lag: int, n_documents: float) -> None:
     if to_lag < MIN_REACH:
-        raise TokscaleError(
+        raise UndefinedError(
             f"the correlations of {n_tokens:,} tokens stand out from their floor up to lag "
             f"{to_lag}, beta needs lag {MIN_REACH}; read more tokens, or take them centred"
         )
     if n_documents < MIN_DOCUMENTS:
-        raise TokscaleError(
+        raise UndefinedError(
             f"the tokens are of {n_documents:.1f} documents (effective), an error of beta needs "
             f"{MIN_DOCUMENTS:g}; read more tokens"
         )

@@ -6,13 +6,14 @@ ln L = ln b - c0 x - c1 f1 ln(1 + exp((x - ln d1) / f1)). Given d1 and f1 it is 
 Shapes: K probe steps, J pairs of d1 and f1 on a grid, R bootstrap resamples.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.correlation import (
     LEAST_FREEDOM,
     NO_ERROR,
@@ -21,6 +22,7 @@ from megatron_tokscale.laws.correlation import (
     effective_points,
     serial_correlation,
 )
+from megatron_tokscale.resampling import percentile_interval
 
 MIN_POINTS = 10
 DISCARDED_STEPS = 100
@@ -139,7 +141,8 @@ def fit_deceleration(
         seed: of the bootstrap.
 
     Raises:
-        TokscaleError: fewer than ten probes, steps that do not ascend, losses that are not finite
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: fewer than ten probes, steps that do not ascend, losses that are not finite
             and positive.
     """
     step, loss = _checked(step_K, loss_K, DISCARDED_STEPS if from_ is None else from_, window)
@@ -152,6 +155,10 @@ def fit_deceleration(
     noise_K = _noise(residual_K, effective)
     drawn_RK = np.random.default_rng(seed).choice(noise_K, (n_resamples, len(x_K)))
     resamples = [_fit(x_K, best.predict(x_K) + drawn_K, grid, n_starts=1) for drawn_K in drawn_RK]
+
+    def interval(number: Callable[[_Law], float]) -> Interval:
+        return percentile_interval(number(best), [number(law) for law in resamples])
+
     return Deceleration(
         break_loss=best.break_loss,
         break_step=best.break_step,
@@ -159,10 +166,10 @@ def fit_deceleration(
         early_rate=best.early_rate,
         break_width=best.width,
         final_loss=best.loss_at(step[-1]),
-        break_loss_interval=_interval([law.break_loss for law in resamples]),
-        break_step_interval=_interval([law.break_step for law in resamples]),
-        late_rate_interval=_interval([law.late_rate for law in resamples]),
-        final_loss_interval=_interval([law.loss_at(step[-1]) for law in resamples]),
+        break_loss_interval=interval(lambda law: law.break_loss),
+        break_step_interval=interval(lambda law: law.break_step),
+        late_rate_interval=interval(lambda law: law.late_rate),
+        final_loss_interval=interval(lambda law: law.loss_at(step[-1])),
         delta_bic=_delta_bic(x_K, target_K, residual_K, effective),
         autocorrelation=rho,
         r2=float(1 - (residual_K**2).sum() / (len(x_K) * target_K.var())),
@@ -275,11 +282,6 @@ def _delta_bic(x_K: Array, target_K: Array, residual_K: Array, effective: float)
     return float(effective * fall - (_PARAMETERS - _LINE_PARAMETERS) * np.log(effective))
 
 
-def _interval(value_R: list[float]) -> Interval:
-    low, high = np.quantile(value_R, [0.025, 0.975]).tolist()
-    return low, high
-
-
 def _checked(
     step_K: ArrayLike, loss_K: ArrayLike, start: float, window: float
 ) -> tuple[Array, Array]:
@@ -293,7 +295,7 @@ def _checked(
     if not np.isfinite(step).all() or step[0] < 0 or (np.diff(step) <= 0).any():
         raise TokscaleError("the steps of a loss curve must ascend from 0 or later; sort them")
     if not (np.isfinite(loss) & (loss > 0)).all():
-        raise TokscaleError(
+        raise UndefinedError(
             "a power law needs finite, positive losses; leave out the probes that have none"
         )
     if window < 1:
@@ -302,7 +304,7 @@ def _checked(
         )
     fitted_K = (step > 0) & (step >= start)
     if fitted_K.sum() < MIN_POINTS:
-        raise TokscaleError(
+        raise UndefinedError(
             f"{fitted_K.sum()} probes from step {start:g} on are too few for a break, which needs "
             f"{MIN_POINTS}; fit from an earlier step or probe more often"
         )

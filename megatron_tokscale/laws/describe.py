@@ -15,7 +15,7 @@ def describe_laws(result: Mapping[str, Any]) -> str:
     lines = [
         f"  L = E + B t^-alpha, t = {time} from {start:,.0f} on, 95% intervals of alpha over the",
         "  scatter of the probes, and over documents",
-        f"  {'':<16}{'E (nats)':<24}{'alpha (probes)':<24}{'(documents)':<18}{'R^2':>6}  points",
+        f"  {'':<16}{'E (nats)':<24}{'alpha (probes)':<24}{'(documents)':<24}{'R^2':>6}  points",
         *_law("all tokens", result["overall"]),
     ]
     for dataset in result["datasets"]:
@@ -35,13 +35,12 @@ def describe_laws(result: Mapping[str, Any]) -> str:
 def _law(name: str, law: Mapping[str, Any]) -> list[str]:
     if "undefined" in law:
         return [f"  {name:<16}{law['undefined']}"]
-    bounds = law["exponent_documents_interval"]
-    documents = "-" if bounds is None else f"[{bounds[0]:.3f}, {bounds[1]:.3f}]"
+    documents = spread(law, "exponent_documents")
     doubt = "" if law["converged"] else "  not converged"
     if law["autocorrelation"] > DRIFT:
         doubt += f"  residuals drift (rho {law['autocorrelation']:.2f}): no power law here"
     return [
-        f"  {name:<16}{spread(law, 'floor'):<24}{spread(law, 'exponent'):<24}{documents:<18}"
+        f"  {name:<16}{spread(law, 'floor'):<24}{spread(law, 'exponent'):<24}{documents:<24}"
         f"{law['r2']:>6.3f}{law['n_points']:>8}{doubt}"
     ]
 

@@ -73,7 +73,7 @@ def _tail(laws: Mapping[str, Any]) -> Row:
         "learning-time spectrum",
         claim,
         f"alpha = {spread(laws['tail'], 'exponent')}",
-        f"alpha = {spread(laws['overall'], 'exponent', 'exponent_documents_interval')}",
+        f"alpha = {spread(laws['overall'], 'exponent_documents')}",
         both["agree"],
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.correlation import NO_ERROR, Array, GroupNoise, Interval
 from megatron_tokscale.laws.group_exponents import GroupExponents, group_exponents
 from megatron_tokscale.laws.group_fit import Fit, Losses, Model, models_over
@@ -160,8 +160,9 @@ def group_test(
         n_blocks: blocks of probes, at least four.
 
     Raises:
-        TokscaleError: shapes that do not fit together, fewer than two groups or than two probes per
-            block, losses that are not finite and positive, weights that are not positive.
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: fewer than two groups or than two probes per block, losses that are not
+            finite and positive, weights that are not positive.
     """
     tau_K, loss_SGK, weights_G = _checked_groups(lr_sum_K, loss_GK, weight_G, loss_RGK)
     if n_blocks < MIN_BLOCKS:
@@ -247,12 +248,12 @@ def _checked_groups(
     """tau, the losses with their resamples behind them, and weights that sum to one."""
     tau_K, loss = checked(lr_sum_K, loss_GK)
     if loss.ndim != 2 or len(loss) < 2:
-        raise TokscaleError(
+        raise UndefinedError(
             f"losses of shape {loss.shape} are none of groups; give two groups or more, a row each"
         )
     weights_G = np.ones(len(loss)) if weight_G is None else np.asarray(weight_G, dtype=np.float64)
     if weights_G.shape != loss.shape[:1] or not (np.isfinite(weights_G) & (weights_G > 0)).all():
-        raise TokscaleError(
+        raise UndefinedError(
             f"weights of shape {weights_G.shape} do not go with {len(loss)} groups; give one "
             "finite, positive weight per group"
         )

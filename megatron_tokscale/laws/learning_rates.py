@@ -6,7 +6,7 @@ Shapes: T steps, K probe steps.
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.store import Run
 
 _TOLERANCE = 1e-3
@@ -18,14 +18,15 @@ def learning_rates(run: Run) -> Array:
     """learning_rate_T: the rate that Megatron's scheduler gave each step, launch by launch.
 
     Raises:
-        TokscaleError: the run does not know the settings of all its steps, or the sums of the rates
-            are not those recorded at the probes.
+        UndefinedError: the run does not know the settings of all its steps, or the sums of the
+            rates are not those recorded at the probes.
     """
     n_steps = int(run.step_K[-1])
     launches = [launch for launch in run.launches if launch.step < n_steps] or run.launches[:1]
-    if launches[0].step > 0:
-        raise TokscaleError(
-            f"the learning rates of {run.path} before step {launches[0].step} are not known: it "
+    if not launches or launches[0].step > 0:
+        start = launches[0].step if launches else n_steps
+        raise UndefinedError(
+            f"the learning rates of {run.path} before step {start} are not known: it "
             "goes on from a checkpoint that does not tell them"
         )
     ends = [*(launch.step for launch in launches[1:]), n_steps]
@@ -34,7 +35,7 @@ def learning_rates(run: Run) -> Array:
             [launch.rates(end - launch.step) for launch, end in zip(launches, ends, strict=True)]
         )
     except TokscaleError as error:
-        raise TokscaleError(f"the learning rates of {run.path} are not known: {error}") from error
+        raise UndefinedError(f"the learning rates of {run.path} are not known: {error}") from error
     _check(run, rate_T)
     return rate_T
 
@@ -52,7 +53,7 @@ def _check(run: Run, rate_T: Array) -> None:
         if np.isnan(recorded_K[k])
         else "updates were skipped, or the rate was not set by Megatron's scheduler alone"
     )
-    raise TokscaleError(
+    raise UndefinedError(
         f"the learning rates of {run.path} are not those of its run.json: they sum up to "
         f"{sum_K[k]:g} by step {run.step_K[k]}, recorded is {recorded_K[k]:g} ({reason})"
     )

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import linregress, theilslopes
 from scipy.stats import t as student_t
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 
 MIN_GROUPS = 5
 MAX_GROUPS = 5000  # whose pairs of slopes take 200 MB
@@ -57,7 +57,8 @@ def frequency_exponent(frequency_I: ArrayLike, time_I: ArrayLike) -> FrequencyEx
         time_I: when the group was learned (steps or tokens), above 0.
 
     Raises:
-        TokscaleError: fewer than 5 or more than 5000 groups, values that are not positive, or
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: fewer than 5 or more than 5000 groups, values that are not positive, or
             frequencies that are all the same.
     """
     frequency, time = np.asarray(frequency_I, np.float64), np.asarray(time_I, np.float64)
@@ -84,15 +85,15 @@ def _check(frequency_I: NDArray[np.float64], time_I: NDArray[np.float64]) -> Non
             "go together; give one of each per group"
         )
     if not MIN_GROUPS <= len(frequency_I) <= MAX_GROUPS:
-        raise TokscaleError(
+        raise UndefinedError(
             f"{len(frequency_I)} groups are not between {MIN_GROUPS} and {MAX_GROUPS}; split or "
             "merge them"
         )
     both_I = np.stack([frequency_I, time_I])
     if not (np.isfinite(both_I) & (both_I > 0)).all():
-        raise TokscaleError(
+        raise UndefinedError(
             "frequencies and learning times must be positive and finite; leave out groups that "
             "were not learned"
         )
     if np.ptp(frequency_I) == 0:
-        raise TokscaleError("groups of one frequency have no slope; group by something else")
+        raise UndefinedError("groups of one frequency have no slope; group by something else")

@@ -6,7 +6,7 @@ Shapes: K probe steps.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.correlation import Array
 
 ONE_THIRD = 1 / 3
@@ -17,7 +17,8 @@ def checked(lr_sum_K: ArrayLike, loss_K: ArrayLike) -> tuple[Array, Array]:
     """tau and losses whose last axis is that of tau.
 
     Raises:
-        TokscaleError: shapes that do not fit together, tau that does not ascend, losses that are
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: shapes that do not fit together, tau that does not ascend, losses that are
             not finite and positive.
     """
     tau_K, loss = np.asarray(lr_sum_K, dtype=np.float64), np.asarray(loss_K, dtype=np.float64)
@@ -27,12 +28,12 @@ def checked(lr_sum_K: ArrayLike, loss_K: ArrayLike) -> tuple[Array, Array]:
             f"{loss.shape}; give one sum per probe"
         )
     if not np.isfinite(tau_K).all() or tau_K[0] < 0 or (np.diff(tau_K) <= 0).any():
-        raise TokscaleError(
+        raise UndefinedError(
             "sums of learning rates must be finite and ascend from 0 or later; sort the probes and "
             "leave out those at a learning rate of 0"
         )
     if not (np.isfinite(loss) & (loss > 0)).all():
-        raise TokscaleError(
+        raise UndefinedError(
             "a power law needs finite, positive losses; leave out the probes that have none"
         )
     return tau_K, loss
@@ -42,11 +43,11 @@ def from_tau(tau_K: Array, start: float, least: int) -> NDArray[np.bool_]:
     """Mask of the probes from `start` on; tau of 0 is none of them.
 
     Raises:
-        TokscaleError: fewer than `least`.
+        UndefinedError: fewer than `least`.
     """
     fitted_K = (tau_K > 0) & (tau_K >= start * (1 - _ROUNDING))
     if fitted_K.sum() < least:
-        raise TokscaleError(
+        raise UndefinedError(
             f"{fitted_K.sum()} probes from tau {start:g} on are too few, {least} are needed; fit "
             "from an earlier tau, take fewer blocks or probe more often"
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 
 HEIGHT = 0.7  # nats; this and the numbers below are those of the authors' search
 LOWEST_UPPER = 2.7
@@ -40,11 +40,11 @@ def monogenic_mask(loss_NK: ArrayLike, *, max_before: int | None = None) -> Mask
         mask_N; False for a token that misses losses (NaN).
 
     Raises:
-        TokscaleError: fewer than two probes.
+        UndefinedError: fewer than two probes.
     """
     loss = np.asanyarray(loss_NK)
     if loss.ndim != 2 or loss.shape[1] < 2:
-        raise TokscaleError(
+        raise UndefinedError(
             f"losses of shape {loss.shape} show no steps; give tokens x probes, 2 probes or more"
         )
     blocks = [
@@ -97,7 +97,8 @@ class MonogenicShare:
             max_before: as of `monogenic_mask`.
 
         Raises:
-            TokscaleError: no tokens, fewer than two probes, or a null of another shape.
+            TokscaleError: the arguments do not fit together.
+            UndefinedError: no tokens, fewer than two probes, or a null of another shape.
         """
         n_tokens, n_monogenic, n_null = 0, 0, 0
         for loss_NK, null_NK in blocks:
@@ -110,7 +111,7 @@ class MonogenicShare:
             n_monogenic += int(monogenic_mask(loss_NK, max_before=max_before).sum())
             n_null += int(monogenic_mask(null_NK, max_before=max_before).sum())
         if not n_tokens:
-            raise TokscaleError("no tokens, so none fall in one step; give blocks of losses")
+            raise UndefinedError("no tokens, so none fall in one step; give blocks of losses")
         return MonogenicShare(n_monogenic / n_tokens, n_null / n_tokens, n_tokens)
 
 
@@ -120,10 +121,10 @@ def scaled_mean_curve(mean_K: ArrayLike, loss_NK: ArrayLike) -> Array:
     It has no noise, which can only bring it nearer to plateaus.
 
     Raises:
-        TokscaleError: the mean losses begin and end alike.
+        UndefinedError: the mean losses begin and end alike.
     """
     mean, loss = np.asarray(mean_K, np.float64), np.asarray(loss_NK, np.float64)
     if mean[0] == mean[-1]:
-        raise TokscaleError(f"mean losses from {mean[0]:g} to {mean[-1]:g} nats have no fall")
+        raise UndefinedError(f"mean losses from {mean[0]:g} to {mean[-1]:g} nats have no fall")
     progress_K = (mean - mean[0]) / (mean[-1] - mean[0])
     return np.asarray(loss[:, :1] + (loss[:, -1:] - loss[:, :1]) * progress_K)

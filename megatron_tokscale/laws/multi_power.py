@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.schedule import Array, Schedule, loss_drop
 from megatron_tokscale.laws.schedule_fit import HELD, Held, Point, Problem
 
@@ -33,7 +33,8 @@ class LossCurve:
         loss_I: loss at these steps, in nats.
 
     Raises:
-        TokscaleError: shapes that do not fit, steps outside of the schedule or out of order, rates
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: shapes that do not fit, steps outside of the schedule or out of order, rates
             or losses that no training has.
     """
 
@@ -50,7 +51,7 @@ class LossCurve:
                 f"{loss_I.size} losses at {self.step_I.size} steps; give one loss per step"
             )
         if not (np.isfinite(loss_I) & (loss_I > 0)).all():
-            raise TokscaleError("a loss curve needs finite, positive losses; leave the others out")
+            raise UndefinedError("a loss curve needs finite, positive losses; leave the others out")
         object.__setattr__(self, "loss_I", loss_I)
 
 
@@ -91,7 +92,8 @@ class MultiPowerLaw:
             step_I: steps to predict, ascending.
 
         Raises:
-            TokscaleError: no schedule, or steps outside of it or out of order.
+            TokscaleError: the arguments do not fit together.
+            UndefinedError: no schedule, or steps outside of it or out of order.
         """
         rate_T = _checked_rates(learning_rate_T)
         schedule = Schedule.of(rate_T, _checked_steps(step_I, rate_T))
@@ -154,7 +156,8 @@ def fit_multi_power(
         held: what is held of the drop; None fits all seven parameters.
 
     Raises:
-        TokscaleError: fewer than ten losses after the warm-up, a learning rate that never falls
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: fewer than ten losses after the warm-up, a learning rate that never falls
             before the last of them, or losses that are all the same.
     """
     trained = [_after_warmup(c) for c in ([curves] if isinstance(curves, LossCurve) else curves)]
@@ -191,16 +194,16 @@ def _after_warmup(curve: LossCurve) -> LossCurve:
 def _check(curves: Sequence[LossCurve]) -> None:
     loss_I = np.concatenate([np.empty(0), *(c.loss_I for c in curves)])
     if len(loss_I) < MIN_POINTS:
-        raise TokscaleError(
+        raise UndefinedError(
             f"{len(loss_I)} losses after the warm-up are too few for a multi-power law; "
             f"give {MIN_POINTS} or more"
         )
     if np.ptp(loss_I) == 0:
-        raise TokscaleError("all losses are the same, so there is no law; check the losses")
+        raise UndefinedError("all losses are the same, so there is no law; check the losses")
     peak = max(c.learning_rate_T.max() for c in curves)
     lowest = min(c.learning_rate_T[c.step_I].min() for c in curves if len(c.step_I))
     if lowest > peak * (1 - _FLAT):
-        raise TokscaleError(
+        raise UndefinedError(
             "the learning rate never falls before the last loss, so nothing tells what a lower one "
             "gains; add a curve with a decay, or fit a power law of time"
         )
@@ -209,7 +212,7 @@ def _check(curves: Sequence[LossCurve]) -> None:
 def _checked_rates(learning_rate_T: ArrayLike) -> Array:
     rate_T = np.asarray(learning_rate_T, dtype=np.float64)
     if rate_T.ndim != 1 or not (np.isfinite(rate_T) & (rate_T >= 0)).all() or not rate_T.any():
-        raise TokscaleError(
+        raise UndefinedError(
             "a schedule needs one finite learning rate per step, not negative and not all zero"
         )
     return rate_T
@@ -223,7 +226,7 @@ def _checked_steps(step_I: ArrayLike, rate_T: Array) -> NDArray[np.int64]:
             "the steps of a loss curve must be whole numbers that ascend; sort them"
         )
     if len(step) and (step[0] < np.flatnonzero(rate_T)[0] or step[-1] >= len(rate_T)):
-        raise TokscaleError(
+        raise UndefinedError(
             f"steps {step[0]} to {step[-1]} are not within the schedule, whose rates above zero "
             f"go from step {np.flatnonzero(rate_T)[0]} to {len(rate_T) - 1}; give every step's rate"
         )

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import curve_fit
 from scipy.stats import t as student_t
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.correlation import (
     LEAST_FREEDOM,
     Array,
@@ -86,7 +86,8 @@ def fit_one_third(
             third tau above 0, as Liu et al. mostly drop the first two.
 
     Raises:
-        TokscaleError: fewer than six points, tau that does not ascend, losses that are not finite
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: fewer than six points, tau that does not ascend, losses that are not finite
             and positive, no minimum.
     """
     tau_K, loss = checked(lr_sum_K, loss_K)
@@ -137,7 +138,7 @@ def _curve_fit(
             law, tau_K, target_K, p0=start, bounds=([0] * len(start), highest), maxfev=100_000
         )
     except (RuntimeError, ValueError) as error:
-        raise TokscaleError(
+        raise UndefinedError(
             f"the loss from tau {tau_K[0]:g} on has no best power law ({error}); fit another range"
         ) from error
     return np.asarray(best), np.asarray(covariance)

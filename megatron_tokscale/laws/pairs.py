@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, svds
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 
 _TOLERANCE = 1e-2  # of the singular vectors; that of the norm is its square
 
@@ -39,13 +39,13 @@ class Documents:
         """Documents from their token ids, whatever the vocabulary.
 
         Raises:
-            TokscaleError: no tokens, or one and the same everywhere.
+            UndefinedError: no tokens, or one and the same everywhere.
         """
         arrays = [np.asarray(sequence) for sequence in sequences]
         ids_N = np.concatenate(arrays) if arrays else np.empty(0, np.int32)
         distinct, token_N = np.unique(ids_N, return_inverse=True)
         if len(distinct) < 2:
-            raise TokscaleError(
+            raise UndefinedError(
                 f"documents of {len(distinct)} distinct tokens have no correlations; give others"
             )
         document_N = np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 
 
 def plain(value: Any) -> Any:
@@ -21,8 +21,8 @@ def _default(value: Any) -> Any:
 
 
 def or_reason(compute: Callable[[], Any]) -> dict[str, Any]:
-    """The result as JSON, or {"undefined": why}."""
+    """Return the result as JSON, or {"undefined": why}; bad input (a `TokscaleError`) goes on."""
     try:
         return dict(plain(compute()))
-    except TokscaleError as error:
+    except UndefinedError as error:
         return {"undefined": str(error)}

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.correlation import (
     LEAST_FREEDOM,
     Interval,
@@ -18,6 +18,7 @@ from megatron_tokscale.laws.correlation import (
     serial_correlation,
 )
 from megatron_tokscale.laws.huber import Array, Curve, Solution
+from megatron_tokscale.resampling import percentile_interval
 
 MIN_POINTS = 6
 DISCARDED = 0.1
@@ -98,7 +99,8 @@ def fit_power_law(
         seed: of the bootstrap.
 
     Raises:
-        TokscaleError: fewer than six points, times that do not ascend, losses that are not finite,
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: fewer than six points, times that do not ascend, losses that are not finite,
             not positive or do not fall.
     """
     time_K, loss = _checked(t_K, loss_K)
@@ -117,9 +119,11 @@ def fit_power_law(
         floor=best.floor,
         scale=float(np.exp(best.log_scale)),
         exponent=best.exponent,
-        floor_interval=_interval([solution.floor for solution in resamples]),
-        scale_interval=_interval([float(np.exp(solution.log_scale)) for solution in resamples]),
-        exponent_interval=_interval(exponent_R),
+        floor_interval=percentile_interval(best.floor, [law.floor for law in resamples]),
+        scale_interval=percentile_interval(
+            float(np.exp(best.log_scale)), np.exp([law.log_scale for law in resamples])
+        ),
+        exponent_interval=percentile_interval(best.exponent, exponent_R),
         exponent_se=float(np.std(exponent_R, ddof=1)) / noise.student,
         r2=float(1 - (residual_K**2).sum() / (len(time_K) * curve.log_loss_K.var())),
         autocorrelation=rho,
@@ -140,7 +144,7 @@ def _checked(t_K: ArrayLike, loss_K: ArrayLike) -> tuple[Array, Array]:
     bad_K: NDArray[np.bool_] = ~(np.isfinite(time) & np.isfinite(loss) & (loss > 0))
     if bad_K.any():
         k = int(bad_K.argmax())
-        raise TokscaleError(
+        raise UndefinedError(
             f"the loss at time {time[k]:g} is {loss[k]:g}; "
             "a power law needs finite times and finite, positive losses"
         )
@@ -151,13 +155,13 @@ def _checked(t_K: ArrayLike, loss_K: ArrayLike) -> tuple[Array, Array]:
 
 def _check_points(time_K: Array, loss_K: Array, start: float) -> None:
     if len(time_K) < MIN_POINTS:
-        raise TokscaleError(
+        raise UndefinedError(
             f"{len(time_K)} probes from time {start:g} on are too few for a power law, which needs "
             f"{MIN_POINTS}; fit from an earlier time or probe more often"
         )
     slope, _ = np.polyfit(np.log(time_K), np.log(loss_K), 1)
     if slope > -_ROUNDING:
-        raise TokscaleError(
+        raise UndefinedError(
             f"the loss does not fall from time {time_K[0]:g} ({loss_K[0]:.4g} nats) to "
             f"{time_K[-1]:g} ({loss_K[-1]:.4g} nats), so it has no power law; fit another range"
         )
@@ -187,8 +191,3 @@ def _resample(
     fitted_K = curve.predict(best)
     drawn_RK = np.random.default_rng(seed).choice(noise_K, (n_resamples, len(noise_K)))
     return [Curve(curve.x_K, fitted_K + drawn_K).solve_near(best) for drawn_K in drawn_RK]
-
-
-def _interval(value_R: list[float]) -> Interval:
-    low, high = np.quantile(value_R, [0.025, 0.975]).tolist()
-    return low, high

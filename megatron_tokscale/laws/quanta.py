@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import zeta
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.agreement import Agreement
 
 Array = NDArray[np.float64]
@@ -53,11 +53,11 @@ def alpha_from(steps: float, *, b: float = 1.0) -> float:
     """The alpha of an exponent alpha_S in steps, or of one in data with b = 1.
 
     Raises:
-        TokscaleError: no alpha has it: the exponent is not between 0 and 1 / b.
+        UndefinedError: no alpha has it: the exponent is not between 0 and 1 / b.
     """
     _check_positive(exponent=steps, b=b)
     if steps * b >= 1:
-        raise TokscaleError(
+        raise UndefinedError(
             f"an exponent of {steps:g} in steps is of no quanta, which give less than {1 / b:g}; "
             "compare nothing with it"
         )

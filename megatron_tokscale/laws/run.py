@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from megatron_tokscale import __version__
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json, write_json
+from megatron_tokscale.checked import write_result
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.indexed import Portion, open_part
 from megatron_tokscale.laws import theories
 from megatron_tokscale.laws.explain import explanations
@@ -13,9 +13,9 @@ from megatron_tokscale.laws.inputs import Inputs
 from megatron_tokscale.laws.plain import or_reason, plain
 from megatron_tokscale.laws.power_law import DISCARDED
 from megatron_tokscale.laws.several import several_runs
+from megatron_tokscale.results import LAWS_SCHEMA, SpectrumResult, heading
 from megatron_tokscale.store import Run, check_same_tokens
 
-SCHEMA_VERSION = 2
 _OTHER_STARTS = (0.01, 0.03, 0.3)
 _Z = 1.96
 
@@ -56,7 +56,10 @@ def laws_run(
     """
     say = progress or (lambda _: None)
     check_same_tokens([run, *others])
-    inputs = Inputs.load(run)
+    spectrum = SpectrumResult.open(run)
+    inputs = Inputs.of(spectrum)
+    for each in (run, *others):
+        each.verify()
     portions = open_part(list(corpus), "1", "train") if corpus else []
     end = float(inputs.t_K[-1])
     start = DISCARDED * end if from_ is None else from_
@@ -72,11 +75,9 @@ def laws_run(
     beta = or_reason(lambda: _correlations(portions, seed))
     predicted = or_reason(lambda: theories.cagnetta(gamma, beta))
     result: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": LAWS_SCHEMA,
         "version": __version__,
-        "time": inputs.time,
-        "probe_fingerprint": run.probe_set.fingerprint,
-        "steps": run.step_K.tolist(),
+        **heading(spectrum.fit),
         "overall": overall,
         "datasets": [
             {"name": name, **law(inputs.mean_loss_RDK[:, d])}
@@ -103,15 +104,13 @@ def laws_run(
         "predicted": predicted,
         "measured": or_reason(lambda: _against_data(predicted, result)),
     }
-    spectrum = read_json(run.analysis / "reconstruction.json")
-    result["explanations"] = explanations(result, spectrum)
-    write_json(run.analysis / "laws.json", result)
-    return result
+    result["explanations"] = explanations(result, spectrum.reconstruction)
+    return write_result(run.analysis / "laws.json", result)
 
 
 def _correlations(corpus: Sequence[Portion], seed: int) -> Any:
     if not corpus:
-        raise TokscaleError("the corpus was not given (--corpus)")
+        raise UndefinedError("the corpus was not given (--corpus)")
     return theories.correlations(corpus, seed)
 
 
@@ -128,6 +127,6 @@ def _against_data(predicted: dict[str, Any], result: dict[str, Any]) -> Any:
         return {"of": "Chinchilla's beta over the runs", **plain(found)}
     overall = result["overall"]
     if "undefined" in overall:
-        raise TokscaleError(overall["undefined"])
+        raise UndefinedError(overall["undefined"])
     found = theories.compared(predicted, overall["exponent"], overall["exponent_se"])
     return {"of": "the exponent along this one run", **plain(found)}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize, nnls
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.laws.huber import DELTA
 from megatron_tokscale.laws.schedule import Array, Schedule, loss_drop
 
@@ -50,7 +50,7 @@ class Held:
         gamma: exponent of the learning rate; 0 makes the approach one in the learning-rate sum.
 
     Raises:
-        TokscaleError: a rest or beta that is not positive.
+        UndefinedError: a rest or beta that is not positive.
     """
 
     rest: float = 0.95
@@ -59,7 +59,7 @@ class Held:
 
     def __post_init__(self) -> None:
         if not (self.rest > 0 and self.beta > 0):
-            raise TokscaleError(f"{self} has no loss drop; give a positive rest and beta")
+            raise UndefinedError(f"{self} has no loss drop; give a positive rest and beta")
 
 
 HELD = Held()

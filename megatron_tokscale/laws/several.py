@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.chinchilla import fit_chinchilla
 from megatron_tokscale.laws.inputs import Array
 from megatron_tokscale.laws.learning_rates import learning_rates
@@ -59,9 +59,9 @@ def _row(run: Run, loss_K: Array) -> dict[str, Any]:
 def _chinchilla(rows: list[dict[str, Any]], n_resamples: int, seed: int) -> Any:
     unknown = [row["name"] for row in rows if row["non_embedding"] is None]
     if unknown:
-        raise TokscaleError(f"run.json of {unknown[0]} does not say how large its model is")
+        raise UndefinedError(f"run.json of {unknown[0]} does not say how large its model is")
     if unknown := [row["name"] for row in rows if row["tokens"] is None]:
-        raise TokscaleError(f"{unknown[0]} does not know how many tokens it has consumed")
+        raise UndefinedError(f"{unknown[0]} does not know how many tokens it has consumed")
     columns = [[row[name] for row in rows] for name in ("non_embedding", "tokens", "loss")]
     return plain(fit_chinchilla(*columns, n_resamples=n_resamples, seed=seed))
 
@@ -77,7 +77,7 @@ def _multi_power(runs: Sequence[Run], losses: dict[Any, Array]) -> Any:
     longest = max(alike, key=lambda run: int(run.step_K[-1]))
     shorter = [run for run in alike if run.step_K[-1] < longest.step_K[-1]]
     if common is None or not shorter:
-        raise TokscaleError("no shorter run of the same model: no schedule to predict another by")
+        raise UndefinedError("no shorter run of the same model: no schedule to predict another by")
     law = fit_multi_power([_curve(run, losses[run.path]) for run in shorter])
     held_out = _curve(longest, losses[longest.path])
     predicted_I = law.predict(held_out.learning_rate_T, held_out.step_I)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
 
 _STEEPEST = 200.0
 _STEPS = 40_001
@@ -57,17 +57,18 @@ def tail_exponent(
             see: stop before.
 
     Raises:
-        TokscaleError: drops that are not finite or negative, or a tail without events.
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: drops that are not finite or negative, or a tail without events.
     """
     x, drop_RC = np.asarray(x_C, dtype=np.float64), np.asarray(drop_RC, dtype=np.float64)
     if x.ndim != 1 or drop_RC.ndim != 2 or drop_RC.shape[1:] != x.shape:
         raise TokscaleError(f"drops of shape {drop_RC.shape} do not match {x.shape} bins")
     if not (np.isfinite(drop_RC[0]) & (drop_RC[0] >= 0)).all():
-        raise TokscaleError("a spectrum needs finite drops that are not negative")
+        raise UndefinedError("a spectrum needs finite drops that are not negative")
     inside_C = (x >= from_x) & (x <= to_x)
     inside_RC = drop_RC[:, inside_C]
     if inside_C.sum() < _LEAST_BINS or (inside_RC[0] > 0).sum() < 2:
-        raise TokscaleError(
+        raise UndefinedError(
             f"no learning times to speak of from x = {from_x:.3g} to {to_x:.3g}: no tail; start "
             "it earlier"
         )

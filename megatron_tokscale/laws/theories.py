@@ -1,7 +1,7 @@
 """The theories of papers.md 2, 3, 4 and 8 on one run, each as its authors measured it.
 
-Every function returns plain values for laws.json and raises TokscaleError where its theory does not
-apply. Shapes: N tokens, K probe steps, R resamples, F groups by frequency.
+Every function returns plain values for laws.json and raises UndefinedError where its theory does
+not apply. Shapes: N tokens, K probe steps, R resamples, F groups by frequency.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.indexed import Portion
 from megatron_tokscale.laws.agreement import Agreement
 from megatron_tokscale.laws.cagnetta import data_exponent, fit_context_exponent
@@ -51,8 +51,8 @@ def power_law(t_K: Array, loss_RK: Array, start: float, n_resamples: int, seed: 
         near = curve.solve_near(best)
         exponent_R[r], floor_R[r] = near.exponent, near.floor
     return plain(law) | {
-        **Estimate.of(exponent_R).entry("exponent_documents"),
-        **Estimate.of(floor_R).entry("floor_documents"),
+        **Estimate.of(exponent_R, least=0).entry("exponent_documents"),
+        **Estimate.of(floor_R, least=0).entry("floor_documents"),
         "exponent_R": plain(exponent_R),
     }
 
@@ -74,12 +74,12 @@ def agreement(tail_of: dict[str, Any], law: dict[str, Any]) -> Any:
     """
     for each in (tail_of, law):
         if "undefined" in each:
-            raise TokscaleError(each["undefined"])
+            raise UndefinedError(each["undefined"])
     a_R, alpha_R = (np.array(each["exponent_R"], float) for each in (tail_of, law))
     difference_R = a_R - alpha_R
     drawn_R = difference_R[1:][np.isfinite(difference_R[1:])]
     if len(drawn_R) < 2:
-        raise TokscaleError("without resamples of the documents nothing says how well they agree")
+        raise UndefinedError("without resamples of the documents nothing says how well they agree")
     se = float(np.hypot(drawn_R.std(ddof=1), law["exponent_se"]))
     difference = float(difference_R[0])
     reach = 1.96 * se
@@ -93,6 +93,8 @@ def agreement(tail_of: dict[str, Any], law: dict[str, Any]) -> Any:
 
 def one_third(run: Run, inputs: Inputs) -> Any:
     """The one-third law in the summed learning rate, and the test by groups of tokens."""
+    if not run.knows("lr-sum"):
+        raise UndefinedError(f"{run.path} does not know its sums of learning rates")
     lr_sum_K = np.exp(run.x_K("lr-sum"))
     begun = lr_sum_K > 0  # the first step of a warm-up may have a learning rate of zero
     lr_sum_K = lr_sum_K[begun]
@@ -152,13 +154,17 @@ def zero_sum(run: Run, n_resamples: int, seed: int) -> Any:
     sums = ZeroSum(run.step_K, len(units))
     for at_N, loss_NK in run.finite_blocks():
         sums.add(loss_NK, unit_N=units.unit_N[at_N])
-    intervals = plain(sums.intervals(units.weights(n_resamples, seed)[1:]))
-    return {
+    result = {
         "from_step": plain(sums.from_step_P),
         "to_step": plain(sums.to_step_P),
         **plain(sums.metrics()),
-        **{f"{name.removesuffix('_2P')}_interval_2P": value for name, value in intervals.items()},
     }
+    names = ("interference", "movement", "change")
+    if len(units) < 2:
+        none_2P = [[None] * len(sums.from_step_P)] * 2
+        return result | {f"{name}_interval_2P": none_2P for name in names}
+    intervals = plain(sums.intervals(units.weights(n_resamples, seed)[1:]))
+    return result | {f"{name}_interval_2P": intervals[f"{name}_2P"] for name in names}
 
 
 def deceleration(run: Run, inputs: Inputs, n_resamples: int, seed: int) -> Any:
@@ -193,7 +199,7 @@ def correlations(corpus: Sequence[Portion], seed: int) -> Any:
 
     try:
         return beta(centred=False)
-    except TokscaleError:
+    except UndefinedError:
         return beta(centred=True)
 
 
@@ -201,12 +207,12 @@ def cagnetta(gamma: dict[str, Any], beta: dict[str, Any]) -> Any:
     """alpha_D = gamma / (2 beta)."""
     for each in (gamma, beta):
         if "undefined" in each:
-            raise TokscaleError(each["undefined"])
+            raise UndefinedError(each["undefined"])
     return data_exponent(gamma["gamma"], gamma["se"], beta["beta"], beta["se"])
 
 
 def compared(predicted: dict[str, Any], exponent: float, se: float) -> Any:
     """alpha_D as predicted from the language beside a measured one."""
     if "undefined" in predicted:
-        raise TokscaleError(predicted["undefined"])
+        raise UndefinedError(predicted["undefined"])
     return Agreement.of(predicted["exponent"], predicted["se"], exponent, se)

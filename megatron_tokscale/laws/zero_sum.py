@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.resampling import percentile_interval
 
 Array = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -67,7 +68,8 @@ def doubling_pairs(step_K: ArrayLike) -> Integers:
     Only pairs whose steps are apart by a factor from sqrt 2 to 2 sqrt 2; step 0 has no double.
 
     Raises:
-        TokscaleError: steps that do not ascend, or no such pair.
+        TokscaleError: the arguments do not fit together.
+        UndefinedError: steps that do not ascend, or no such pair.
     """
     step = np.asarray(step_K, dtype=np.float64)
     if step.ndim != 1 or not len(step) or step[0] < 0 or not (np.diff(step) > 0).all():
@@ -77,7 +79,7 @@ def doubling_pairs(step_K: ArrayLike) -> Integers:
     miss_PP = np.abs(x_P - (x_P[:, None] + math.log(2)))
     near_P = miss_PP.min(axis=1, initial=np.inf) <= math.log(_FARTHEST)
     if not near_P.any():
-        raise TokscaleError(
+        raise UndefinedError(
             "no probe lies near twice the step of another; probe at doubling steps or more often"
         )
     pairs_P2 = np.stack([from_P, from_P[0] + miss_PP.argmin(axis=1)], axis=1)
@@ -153,7 +155,8 @@ class ZeroSum:
         """The metrics of resamples that take each unit so many times.
 
         Raises:
-            TokscaleError: not one finite weight, not negative, per unit, or a resample of no token.
+            TokscaleError: not one finite weight, not negative, per unit.
+            UndefinedError: a resample of no token.
         """
         weight = np.asarray(weight_RU, dtype=np.float64)
         good = weight.ndim == 2 and weight.shape[1] == len(self.tokens_U)
@@ -164,25 +167,34 @@ class ZeroSum:
             )
         tokens_R = weight @ self.tokens_U
         if not (tokens_R > 0).all():
-            raise TokscaleError("a resample holds no token; draw more units")
+            raise UndefinedError("a resample holds no token; draw more units")
         return ZeroSumMetrics.of(
             weight @ self.sum_dl_UP, weight @ self.sum_abs_UP, tokens_R[:, None]
         )
 
     def intervals(self, weight_RU: ArrayLike) -> ZeroSumIntervals:
-        """95% percentile intervals over resamples of units; they know of no noise of the run."""
-        resampled = self.resampled(weight_RU)
+        """95% percentile intervals over resamples of units; they know of no noise of the run.
+
+        NaN where the resamples do not surround the metric of the data as they are.
+        """
+        resampled, whole = self.resampled(weight_RU), self.metrics()
         return ZeroSumIntervals(
             *(
-                np.quantile(values_RP, [0.025, 0.975], axis=0)
-                for values_RP in (resampled.interference, resampled.movement, resampled.change)
+                np.transpose(
+                    [percentile_interval(*each) for each in zip(value_P, value_RP.T, strict=True)]
+                )
+                for value_P, value_RP in (
+                    (whole.interference, resampled.interference),
+                    (whole.movement, resampled.movement),
+                    (whole.change, resampled.change),
+                )
             )
         )
 
     def _n_tokens(self) -> int:
         n_tokens = int(self.tokens_U.sum())
         if not n_tokens:
-            raise TokscaleError("zero-sum metrics of no tokens; add a block of losses first")
+            raise UndefinedError("zero-sum metrics of no tokens; add a block of losses first")
         return n_tokens
 
     def _add_noise(self, noise_N: ArrayLike | None, n: int) -> None:

@@ -5,6 +5,8 @@ Shapes: B sequences, S sequence length, N watched tokens: the true entries of `m
 
 import hashlib
 import json
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -118,6 +120,7 @@ class ProbeSet:
             domains=json.dumps(list(self.domains)),
             vocab_size=str(self.vocab_size),
             details=json.dumps(self.details),
+            details_crc32=_crc32(json.dumps(self.details)),
         )
         arrays = {name: np.ascontiguousarray(getattr(self, f"{name}_BS")) for name in _ARRAYS}
         with whole_or_absent(path) as temporary:
@@ -131,13 +134,34 @@ class ProbeSet:
             TokscaleError: the file is missing, truncated, altered, newer, or no probe set.
         """
         read, metadata = _FILE.read(path, list(_ARRAYS))
+        try:
+            return ProbeSet._checked(read, metadata)
+        except (KeyError, TypeError, ValueError) as error:
+            raise TokscaleError(
+                f"probe set {path} does not match its fingerprint ({error}); make it again"
+            ) from error
+
+    @staticmethod
+    def _checked(read: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> "ProbeSet":
+        """Return the probe set of these arrays; a ValueError says what is wrong with them."""
+        for name, dtype in _ARRAYS.items():
+            if read[name].dtype != dtype or read[name].ndim != 2:
+                raise ValueError(f"{name} has type {read[name].dtype}, shape {read[name].shape}")
+        if len({array.shape for array in read.values()}) > 1:
+            raise ValueError("its arrays have different shapes")
+        if metadata.get("details_crc32", (found := _crc32(metadata["details"]))) != found:
+            raise ValueError("the checksum of its details is wrong")
         arrays: dict[str, Any] = {f"{name}_BS": array for name, array in read.items()}
         probe_set = ProbeSet(
             **arrays,
             domains=tuple(json.loads(metadata["domains"])),
             vocab_size=int(metadata["vocab_size"]),
-            details=json.loads(metadata["details"]),
+            details=dict(json.loads(metadata["details"])),
         )
         if probe_set.fingerprint != metadata["fingerprint"]:
-            raise TokscaleError(f"probe set {path} does not match its fingerprint; make it again")
+            raise ValueError(f"its contents have {probe_set.fingerprint}")
         return probe_set
+
+
+def _crc32(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"

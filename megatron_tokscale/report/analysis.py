@@ -10,15 +10,19 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.fit import SigmoidFits, fits_path, read_metadata
-from megatron_tokscale.report.optional import AxisSpectrum, read_axes, read_laws, read_transfer
+from megatron_tokscale.fit import SigmoidFits, fits_path
+from megatron_tokscale.laws.explain import explanations
 from megatron_tokscale.report.planned import DrawnPlan, read_plan
-from megatron_tokscale.report.read import read_arrays, read_result
+from megatron_tokscale.results import (
+    AxisSpectrum,
+    FittedRun,
+    SpectrumResult,
+    read_axis,
+    read_laws,
+    read_transfer,
+)
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.reader import Time
-
-_SCHEMAS = {"fit.json": 1, "spectrum.json": 2, "reconstruction.json": 2}
 
 
 @dataclass(frozen=True)
@@ -59,40 +63,22 @@ class Analysis:
             TokscaleError: a file is missing or damaged, of another schema, or of other probes than
                 the run has now.
         """
-        names = ("spectrum.npz", *_SCHEMAS)
-        needed = [fits_path(run), *(run.analysis / name for name in names)]
-        missing = [path.name for path in needed if not path.is_file()]
-        verbs = [f"`megatron-tokscale {verb} {run.path}`" for verb in ("fit", "spectrum")]
-        if missing:
-            raise TokscaleError(
-                f"{run.analysis} has no {missing[0]}; run {verbs[0]} and {verbs[1]} first"
-            )
-        made_of = read_metadata(fits_path(run))
-        fit, spectrum, reconstruction = (
-            read_result(run.analysis / name, schema, f"run {verbs[int(name != 'fit.json')]} again")
-            for name, schema in _SCHEMAS.items()
-        )
-        arrays = read_arrays(run.analysis / "spectrum.npz", f"run {verbs[1]} again")
-        time: Time = made_of["time"]
-        here = (run.probe_set.fingerprint, run.step_K.tolist(), time)
-        of_fits = (made_of["probe_fingerprint"], made_of["steps"], fit["time"])
-        steps = arrays["step_K"].tolist()
-        of_spectrum = (reconstruction["probe_fingerprint"], steps, reconstruction["time"])
-        if not here == of_fits == of_spectrum:
-            raise TokscaleError(
-                f"{run.analysis} is of other probes or another time than the run has now; run "
-                f"{verbs[0]} and {verbs[1]} again"
-            )
+        fitted = FittedRun.open(run)
+        spectrum = SpectrumResult.open(run)
+        reconstruction = spectrum.reconstruction
+        laws = read_laws(run, fitted.fit)
+        if laws is not None:
+            laws |= {"explanations": explanations(laws, reconstruction)}
         return Analysis(
             run,
-            time,
+            fitted.time,
             SigmoidFits.load(fits_path(run)),
-            fit,
-            spectrum,
+            fitted.fit,
+            spectrum.about,
             reconstruction,
-            arrays,
-            read_transfer(run, time),
-            read_laws(run, time, reconstruction),
-            read_axes(run, axes),
+            spectrum.arrays,
+            read_transfer(run, fitted.fit),
+            laws,
+            tuple(read_axis(run, folder) for folder in axes),
             read_plan(run),
         )

@@ -17,7 +17,6 @@ from megatron_tokscale.report.markup import (
     section,
     table,
 )
-from megatron_tokscale.report.optional import AxisSpectrum
 from megatron_tokscale.report.skills import (
     LEAST,
     PASSES,
@@ -30,6 +29,7 @@ from megatron_tokscale.report.skills import (
 )
 from megatron_tokscale.report.spectrum import agreement, rebuilt_verdict
 from megatron_tokscale.report.verdicts import Verdict, outcome
+from megatron_tokscale.results import AxisSpectrum
 
 
 def axis_sections(analysis: Analysis) -> list[tuple[str, str, str]]:

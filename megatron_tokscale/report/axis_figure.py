@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from megatron_tokscale.report.figures import band, rebuilt
-from megatron_tokscale.report.optional import AxisSpectrum
 from megatron_tokscale.report.scale import TimeScale, short
 from megatron_tokscale.report.style import MEASURED, SPECTRUM_FILL
 from megatron_tokscale.report.svg import draw, time_axis
+from megatron_tokscale.results import AxisSpectrum
 
 SIZES = {
     "tokens": "training tokens",

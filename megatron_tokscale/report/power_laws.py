@@ -9,7 +9,6 @@ from megatron_tokscale.report.markup import (
     dataset,
     escape,
     estimate,
-    interval,
     number,
     paragraph,
     table,
@@ -41,7 +40,8 @@ def law_table(laws: Mapping[str, Any]) -> str:
     return table(
         f"L = E + B t<sup>−α</sup> with t in {unit}, from {short(laws['settings']['from'])} on. "
         "95% intervals, below a number: over the scatter of the probes about the law, with its "
-        "serial correlation; in a column of their own: over documents.",
+        "serial correlation; in a column of their own, with the value corrected for its bias: over "
+        "documents.",
         _HEADER,
         [_row(name, law) for name, law in rows],
         "dense",
@@ -54,9 +54,9 @@ def _row(name: str, law: Mapping[str, Any]) -> list[str]:
     return [
         name,
         estimate(law, "floor"),
-        interval(law, "floor_documents") or "–",
+        estimate(law, "floor_documents"),
         estimate(law, "exponent"),
-        interval(law, "exponent_documents") or "–",
+        estimate(law, "exponent_documents"),
         number(law["r2"]),
         number(law["n_points"], ","),
         doubt(law),

@@ -6,19 +6,16 @@ Shapes: D datasets, G grid points, K probe steps.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final, Literal, cast
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json
+from megatron_tokscale.results import SpectrumResult
 from megatron_tokscale.store import Run
 
 type Floats = NDArray[np.float64]
-
-_DAMAGE: Final = (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,27 +84,22 @@ def read_spectra(run: Run) -> Spectra:
     """Read the spectra per dataset that `megatron-tokscale spectrum` left in a run.
 
     Raises:
-        TokscaleError: the run has no spectrum, a damaged one, or no record of consumed samples.
+        TokscaleError: the run has no spectrum, a damaged one or one of other fits than it has
+            now, or no record of consumed samples.
     """
+    spectrum = SpectrumResult.open(run)
     path = run.analysis / "spectrum.npz"
-    if not path.is_file():
-        raise TokscaleError(f"{run.path} has no spectrum; run `megatron-tokscale spectrum` on it")
-    info = read_json(path.with_suffix(".json"))
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            x_G = arrays["x_G"].astype(np.float64)
-            density_DG = arrays["drop_weighted_DG"].astype(np.float64)
-        watched = [domain["n_tokens"] > 0 for domain in info["domains"]]
-        names = tuple(str(domain["name"]) for domain in info["domains"])
-        time = cast(Literal["step", "tokens", "lr-sum"], info.get("time", "step"))
-    except _DAMAGE as error:
-        raise TokscaleError(f"the spectrum {path} is damaged ({error!r}); make it again") from error
+    domains = spectrum.about["domains"]
+    watched = [domain["n_tokens"] > 0 for domain in domains]
+    names = tuple(str(domain["name"]) for domain in domains)
+    x_G = spectrum.arrays["x_G"].astype(np.float64)
+    density_DG = spectrum.arrays["drop_weighted_DG"].astype(np.float64)
     if density_DG.shape != (len(names), len(x_G)) or not np.isfinite(density_DG).all():
         raise TokscaleError(
             f"the spectrum {path} has shape {density_DG.shape} or values that are not finite, for "
             f"{len(names)} datasets and {len(x_G)} grid points; make it again"
         )
-    spectra = Spectra(names, x_G, density_DG, *_clock(run, run.x_K(time)))
+    spectra = Spectra(names, x_G, density_DG, *_clock(run, run.x_K(spectrum.time)))
     return spectra.select([names[d] for d in np.flatnonzero(watched)])
 
 

@@ -25,6 +25,7 @@ from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fits_path
 from megatron_tokscale.indexed import DataPath, IndexedTokens, Portion, open_part
 from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.results import FittedRun
 from megatron_tokscale.reweight.predict import (
     MIN_DOCUMENTS,
     Features,
@@ -35,7 +36,6 @@ from megatron_tokscale.reweight.predict import (
     fit_predictor,
 )
 from megatron_tokscale.spectrum.density import events_of
-from megatron_tokscale.spectrum.run import FittedRun
 from megatron_tokscale.store import Run
 
 _BLOCK_TOKENS: Final = 2**22

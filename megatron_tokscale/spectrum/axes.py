@@ -15,19 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
+from megatron_tokscale.checked import write_arrays, write_result
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import whole_or_absent, write_json
 from megatron_tokscale.fit import SigmoidFits, fit_sigmoids, shared_width
+from megatron_tokscale.laws.plain import or_reason
 from megatron_tokscale.resampling import Estimate, Units
+from megatron_tokscale.results import AXIS_SCHEMA, FittedRun
 from megatron_tokscale.spectrum.density import Array, LearningTimeSpectrum
 from megatron_tokscale.spectrum.groups import groupings, learning_times
 from megatron_tokscale.spectrum.reconstruction import compare
-from megatron_tokscale.spectrum.run import FittedRun, class_shares
+from megatron_tokscale.spectrum.run import class_shares
 from megatron_tokscale.spectrum.sums import DocumentSums
 from megatron_tokscale.spectrum.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.store import Run, check_same_tokens
 
-SCHEMA_VERSION = 1
 LEAST_RUNS = 5
 _VALUES_PER_BLOCK = 2**23
 _SIZES = {
@@ -91,7 +92,7 @@ def axis_run(
     model, target = (sums.resampled(x_K, weight_RU * half) for half in (first_U, ~first_U))
     held_out = compare(x_K, model.curves(), target.loss_RK)
     result: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": AXIS_SCHEMA,
         "version": __version__,
         "axis": axis,
         "size": "tokens" if axis == "D" else size,
@@ -125,10 +126,8 @@ def axis_run(
         "measured_RG": overall.measured_RG,
         **{f"{name}_G": each.derivative_G for name, each in overall.by_name.items()},
     }
-    with whole_or_absent(out / "axis.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    write_json(out / "axis.json", result)
-    return result
+    result["arrays_crc32"] = write_arrays(out / "axis.npz", arrays)
+    return write_result(out / "axis.json", result)
 
 
 def _ordered(runs: Sequence[Run], axis: Axis, size: Size) -> tuple[list[Run], Array]:
@@ -187,14 +186,15 @@ def _across(
         count += int(both_N.sum())
         times.append(learning_times(fits))
     about = {"source": source.run.path.name, "time": source.time}
-    try:
+
+    def skills() -> dict[str, Any]:
         alignment = Alignment.by_loss(
             source.x_K, total_K / max(count, 1), own.x_K, mean_loss_K, falls=True
         )
-    except TokscaleError as error:
-        return {**about, "undefined": str(error)}
-    groups = groupings(source.run.probe_set, np.concatenate(times))
-    sums = TransferSums(alignment, groups, units)
-    for at, fits, source_NK in source.blocks():
-        sums.add(at, fits, loss_NK[at], source_NK, own.rows(at), own.x_K)
-    return {**about, "groups": sums.result(weight_RU, seed)}
+        groups = groupings(source.run.probe_set, np.concatenate(times))
+        sums = TransferSums(alignment, groups, units)
+        for at, fits, source_NK in source.blocks():
+            sums.add(at, fits, loss_NK[at], source_NK, own.rows(at), own.x_K)
+        return {"groups": sums.result(weight_RU, seed)}
+
+    return {**about, **or_reason(skills)}

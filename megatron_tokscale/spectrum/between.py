@@ -4,16 +4,19 @@ Shapes: N tokens, K probe steps, U resampling units, R resamples.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
+from megatron_tokscale.checked import write_result
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, read_json, write_json
 from megatron_tokscale.fit import SigmoidFits
+from megatron_tokscale.laws.plain import or_reason
 from megatron_tokscale.resampling import MOST_UNITS, Units
+from megatron_tokscale.results import TRANSFER_SCHEMA, FittedRun, heading, known_transfers
 from megatron_tokscale.spectrum.density import Array
 from megatron_tokscale.spectrum.groups import (
     Groups,
@@ -22,12 +25,11 @@ from megatron_tokscale.spectrum.groups import (
     plain_predictors,
 )
 from megatron_tokscale.spectrum.order import learning_order
-from megatron_tokscale.spectrum.run import FittedRun, drawn
+from megatron_tokscale.spectrum.run import drawn
 from megatron_tokscale.spectrum.sums import loss_sums
 from megatron_tokscale.spectrum.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.store import Run
 
-SCHEMA_VERSION = 2
 _RANKED_TOKENS = 500_000
 _VALUES_PER_GROUP, _LEAST_UNITS = 2**16, 128  # bounds the tables of units, groups and probes
 
@@ -57,7 +59,7 @@ def transfer_run(
 
     Raises:
         TokscaleError: the runs are one, watch other tokens, count other times, or one is not
-            fitted.
+            fitted; no token has all losses in both; the target's transfer.json is damaged.
     """
     say = progress or (lambda _: None)
     runs = fitted_pair(source, target)
@@ -71,10 +73,9 @@ def transfer_run(
     result: dict[str, Any] = {}
     for name in ("absolute", "by loss"):
         say(f"groups of tokens, aligned {name}" if name == "by loss" else "groups of tokens")
-        try:
-            result[name] = _aligned(name, runs, mean_K, groups, units, weight_RU, seed)
-        except TokscaleError as error:
-            result[name] = {"undefined": str(error)}
+        result[name] = or_reason(
+            partial(_aligned, name, runs, mean_K, groups, units, weight_RU, seed)
+        )
     say("learning order")
     sample = drawn(target.n_tokens, _RANKED_TOKENS, seed)
     plain = plain_predictors(tokens) | {"mean loss in the other run": time_N[2]}
@@ -89,14 +90,12 @@ def transfer_run(
         "source": source.path.name,
         "source_run_id": source.info.run_id,
         "source_steps": source.step_K.tolist(),
-        "steps": target.step_K.tolist(),
-        "probe_fingerprint": tokens.fingerprint,
-        "time": runs[1].time,
+        **heading(runs[1].fit),
         "documents": units.documents,
         **result,
         "settings": {"n_resamples": n_resamples, "permutations": PERMUTATIONS, "seed": seed},
     }
-    _store(target, entry)
+    _store(runs[1], entry)
     return entry
 
 
@@ -114,6 +113,7 @@ def fitted_pair(a: Run, b: Run) -> tuple[FittedRun, FittedRun]:
             f"{a.probe_set.fingerprint} and {b.probe_set.fingerprint}"
         )
     source, target = FittedRun.open(a), FittedRun.open(b)
+    known_transfers(b, target.fit)  # a damaged file is told before the work, not after it
     if source.time != target.time:
         raise TokscaleError(
             f"{a.path} is fitted in {source.time}, {b.path} in {target.time}; "
@@ -182,22 +182,18 @@ def _aligned(
     return sums.result(weight_RU, seed)
 
 
-def _store(target: Run, entry: dict[str, Any]) -> None:
+def _store(target: FittedRun, entry: dict[str, Any]) -> None:
     """Put the entry among those of other sources, which stay."""
-    path = target.analysis / "transfer.json"
-    entries: list[dict[str, Any]] = []
-    if path.is_file():
-        known = read_json(path)
-        version = int(known.get("schema_version", 0))
-        check_schema(path, version, SCHEMA_VERSION)
-        entries = [
-            each
-            for each in (known["from"] if version == SCHEMA_VERSION else ())
-            if each["source_run_id"] != entry["source_run_id"]
-            and each["probe_fingerprint"] == entry["probe_fingerprint"]
-            and each["steps"] == entry["steps"]
-        ]
-    write_json(
-        path,
-        {"schema_version": SCHEMA_VERSION, "version": __version__, "from": [*entries, entry]},
+    entries = [
+        each
+        for each in known_transfers(target.run, target.fit)
+        if each["source_run_id"] != entry["source_run_id"]
+    ]
+    write_result(
+        target.run.analysis / "transfer.json",
+        {
+            "schema_version": TRANSFER_SCHEMA,
+            "version": __version__,
+            "from": [*entries, entry],
+        },
     )

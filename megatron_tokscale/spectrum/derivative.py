@@ -12,7 +12,7 @@ Shapes: K probe steps, G grid points.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 
 _NEIGHBOURS = 7
 _LEAST_PROBES = 4
@@ -32,7 +32,7 @@ def measured_derivative(
     holds neither the sampling of tokens nor the bias of the smoothing.
 
     Raises:
-        TokscaleError: fewer than four finite probes.
+        UndefinedError: fewer than four finite probes.
     """
     x_K = np.asarray(x_K, dtype=np.float64)
     loss_K = np.asarray(mean_loss_K, dtype=np.float64)
@@ -50,12 +50,12 @@ def derivative_weights(x_K: ArrayLike, x_G: ArrayLike) -> Array:
     """The matrix that turns losses at `x_K` into -dL/dx at `x_G`; step 0 has weight zero.
 
     Raises:
-        TokscaleError: fewer than four finite probes.
+        UndefinedError: fewer than four finite probes.
     """
     x_K = np.asarray(x_K, dtype=np.float64)
     finite = np.isfinite(x_K)
     if finite.sum() < _LEAST_PROBES:
-        raise TokscaleError(
+        raise UndefinedError(
             f"a derivative needs at least {_LEAST_PROBES} probes after step 0, there are "
             f"{finite.sum()}; train on, or probe more often (--tokscale-schedule)"
         )

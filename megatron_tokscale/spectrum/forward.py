@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.laws.huber import Curve
 from megatron_tokscale.laws.power_law import DISCARDED
@@ -54,7 +54,7 @@ def predict_forward(
         seed: of the permutations.
 
     Raises:
-        TokscaleError: fewer than eight finite probes before the cut, or two after it.
+        UndefinedError: fewer than eight finite probes before the cut, or two after it.
     """
     cut = _Cut.of(x_K)
     fits = fit_sigmoids(x_K[cut.first_K], loss_NK[:, cut.first_K])
@@ -84,7 +84,7 @@ def predict_forward(
         "probes": int(held_K.sum()),
         **Estimate.of(fall_R).entry("fall"),
         **{
-            name: Estimate.of(value_R).entry("error")
+            name: Estimate.of(value_R, least=0).entry("error")
             | Estimate.of(mean_RK[:, cut.last] - predicted[name][:, -1]).entry("fall")
             for name, value_R in error_R.items()
         },
@@ -111,7 +111,7 @@ class _Cut:
         first_K = x_K <= x_K[-1] - math.log(2) + _ROUNDING
         fitted, held_out = (first_K & np.isfinite(x_K)).sum(), (~first_K).sum()
         if fitted < _LEAST_FITTED or held_out < _LEAST_HELD_OUT:
-            raise TokscaleError(
+            raise UndefinedError(
                 f"{fitted} probes before the last factor of two and {held_out} in it are too few "
                 f"to predict it, {_LEAST_FITTED} and {_LEAST_HELD_OUT} are needed; probe more often"
             )

@@ -76,7 +76,7 @@ class Reconstruction:
         The error has none: the bias of an absolute value is only half seen by resamples, and what
         they gave held the truth in 58 to 82% (benchmarks/results/evidence.md).
         """
-        r2 = Estimate.of(self.r2_R).at_most(1)
+        r2 = Estimate.of(self.r2_R, most=1)
         l1 = Estimate(self.relative_l1, np.nan, np.nan)
         return r2.entry("r2") | l1.entry("relative_l1")
 
@@ -130,7 +130,7 @@ def reconstruct(
     row, R = 1: without documents there are no intervals.
 
     Raises:
-        TokscaleError: fewer than four finite probes, or no token is fitted at all probes.
+        UndefinedError: fewer than four finite probes, or no token is fitted at all probes.
     """
     fits = fits if tokens_N is None else fits.rows(tokens_N)
     no_losses_NK = np.zeros((len(fits), len(fits.x_K)), np.float32)

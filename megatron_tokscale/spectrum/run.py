@@ -5,17 +5,19 @@ Shapes: N tokens, K probe steps, G grid points, D datasets, C bins, U resampling
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import whole_or_absent, write_json
-from megatron_tokscale.fit import SigmoidFits, fits_path, read_metadata
+from megatron_tokscale.checked import write_arrays, write_result
+from megatron_tokscale.fit import SigmoidFits
+from megatron_tokscale.laws.plain import or_reason
 from megatron_tokscale.resampling import Estimate, Units
+from megatron_tokscale.results import SPECTRUM_SCHEMA, FittedRun, heading
+from megatron_tokscale.results.fitted import Block
 from megatron_tokscale.spectrum.density import Array, Bins, LearningTimeSpectrum
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
 from megatron_tokscale.spectrum.forward import predict_forward
@@ -26,8 +28,6 @@ from megatron_tokscale.spectrum.sums import CLASSES, DocumentSums, Resampled
 from megatron_tokscale.spectrum.widths import Widths
 from megatron_tokscale.store import Run
 
-SCHEMA_VERSION = 2
-_VALUES_PER_READ = 2**24
 _HELD_OUT_NOTE = (
     "Fitted on one half of the documents, measured on the other half of the same run. The mean "
     "curves of the halves agree, so this is nearly algebra: low would be news, high is not."
@@ -66,6 +66,7 @@ def spectrum_run(
     """
     say = progress or (lambda _: None)
     source = FittedRun.open(run)
+    source.check_complete()
     tokens = run.probe_set
     units = Units.of(tokens.domain_N, tokens.document_N, seed)
     weight_RU = units.weights(n_resamples, seed)
@@ -92,13 +93,15 @@ def spectrum_run(
     widths = Widths.of(sample_fits, sample_NK, sample_units.unit_N, seed)
     say("forward in time")
     finite_N = np.isfinite(sample_NK).all(axis=1)
-    forward = _forward(
-        source.x_K,
-        sample_NK[finite_N],
-        replace(sample_units, unit_N=sample_units.unit_N[finite_N]),
-        {name: each.rows(sample[finite_N]) for name, each in groupings(tokens).items()},
-        weight_RU,
-        seed,
+    forward = or_reason(
+        lambda: predict_forward(
+            source.x_K,
+            sample_NK[finite_N],
+            replace(sample_units, unit_N=sample_units.unit_N[finite_N]),
+            {name: each.rows(sample[finite_N]) for name, each in groupings(tokens).items()},
+            weight_RU,
+            seed,
+        )
     )
     arrays, about = _spectra(run, source.x_K, sums, units.domain_U, weight_RU, overall)
     arrays |= (
@@ -110,14 +113,15 @@ def spectrum_run(
             **{f"half_{name}_G": r.derivative_G for name, r in held_out.by_name.items()},
         }
     )
-    heading = {
-        "schema_version": SCHEMA_VERSION,
+    made_of = {
+        "schema_version": SPECTRUM_SCHEMA,
         "version": __version__,
-        "time": source.time,
-        "probe_fingerprint": tokens.fingerprint,
+        **heading(source.fit),
+        "arrays_crc32": write_arrays(run.analysis / "spectrum.npz", arrays),
     }
+    write_result(run.analysis / "spectrum.json", {**made_of, **about})
     result = {
-        **heading,
+        **made_of,
         "documents": units.documents,
         "same_tokens": overall.scores(),
         "other_documents": {**held_out.scores(), "note": _HELD_OUT_NOTE},
@@ -128,70 +132,7 @@ def spectrum_run(
         "forward": forward,
         "settings": {"n_resamples": n_resamples, "null_tokens": len(sample), "seed": seed},
     }
-    with whole_or_absent(run.analysis / "spectrum.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    write_json(run.analysis / "spectrum.json", {**heading, **about})
-    write_json(run.analysis / "reconstruction.json", result)
-    return result
-
-
-def _forward(*arguments: Any) -> dict[str, Any]:
-    try:
-        return predict_forward(*arguments)
-    except TokscaleError as error:
-        return {"undefined": str(error)}
-
-
-Block = tuple[slice, SigmoidFits, NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class FittedRun:
-    """A run and its fits, which belong together.
-
-    Attributes:
-        run: the run.
-        x_K: natural logarithm of time at the probes.
-        time: what time is counted in.
-    """
-
-    run: Run
-    x_K: Array
-    time: str
-
-    @staticmethod
-    def open(run: Run) -> "FittedRun":
-        """Check that the run is fitted, on the probes that it has now.
-
-        Raises:
-            TokscaleError: it is not.
-        """
-        path = fits_path(run)
-        if not path.is_file():
-            raise TokscaleError(
-                f"{path} is not there; run `megatron-tokscale fit {run.path}` first"
-            )
-        made_of = read_metadata(path)
-        if made_of.get("probe_fingerprint") != run.probe_set.fingerprint or (
-            made_of.get("steps") != run.step_K.tolist()
-        ):
-            raise TokscaleError(
-                f"{path} was fitted on other probes than the run has now; "
-                f"run `megatron-tokscale fit {run.path}` again"
-            )
-        time = made_of["time"]
-        return FittedRun(run, run.x_K(time), time)
-
-    def blocks(self) -> Iterator[Block]:
-        """Tokens as (where they are, their fits, their losses), all of them once."""
-        at = 0
-        block = max(_VALUES_PER_READ // len(self.x_K), 1)
-        for group in SigmoidFits.blocks(fits_path(self.run)):
-            for start in range(0, len(group), block):
-                fits = group.rows(slice(start, start + block))
-                where = slice(at, at + len(fits))
-                yield where, fits, self.run.read_losses(where.start, where.stop)
-                at = where.stop
+    return write_result(run.analysis / "reconstruction.json", result)
 
 
 def drawn(n_tokens: int, count: int, seed: int) -> NDArray[np.int64]:
@@ -264,10 +205,10 @@ def _spectra(
         },
         "n_tokens": spectra[0].n_tokens,
         "n_events": spectra[0].n_events,
-        **Estimate.of(whole.drop_RC.sum(axis=1)).entry("drop_of_events_nats_per_token"),
+        **Estimate.of(whole.drop_RC.sum(axis=1), least=0).entry("drop_of_events_nats_per_token"),
         **Estimate.of(whole.loss_RK[:, 0] - whole.loss_RK[:, -1]).entry("fall_nats_per_token"),
         "bandwidth_x": spectra[0].bandwidth,
-        **Estimate.of(whole.width_R).entry("common_width_x"),
+        **Estimate.of(whole.width_R, least=0).entry("common_width_x"),
         "domains": [
             {"name": name, "n_tokens": each.n_tokens, "n_events": each.n_events}
             for name, each in zip(domains, spectra[1:], strict=True)
@@ -296,7 +237,7 @@ def class_shares(sums: DocumentSums, weight_RU: Array) -> dict[str, Any]:
         share_RJ = class_RJ / class_RJ.sum(axis=1, keepdims=True)
         fall_share_RJ = fall_RJ / fall_RJ.sum(axis=1, keepdims=True)
     return {
-        each.label: Estimate.of(share_RJ[:, j]).entry("share")
+        each.label: Estimate.of(share_RJ[:, j], 0, 1).entry("share")
         | Estimate.of(fall_share_RJ[:, j]).entry("fall_share")
         for j, each in enumerate(CLASSES)
     }

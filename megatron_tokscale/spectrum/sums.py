@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.spectrum.density import Array, Bins, events_of
 from megatron_tokscale.spectrum.kernels import add_losses, add_ramps, add_sigmoids
@@ -57,13 +57,13 @@ class DocumentSums:
         """Sum blocks of (fits, loss_NK, unit_N); two threads take one block each.
 
         Raises:
-            TokscaleError: no token is fitted at all probes.
+            UndefinedError: no token is fitted at all probes.
         """
         with ThreadPoolExecutor(_THREADS) as pool:
             pending = (pool.submit(_sum_block, x_K, *block, n_units) for block in blocks)
             total = reduce(_add, _in_turn(pending))
         if not total.tokens_U.any():
-            raise TokscaleError("no token has a fit and finite losses at all probes")
+            raise UndefinedError("no token has a fit and finite losses at all probes")
         return total
 
     def resampled(self, x_K: Array, weight_RU: Array) -> "Resampled":

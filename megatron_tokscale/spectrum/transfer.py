@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import expit
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.fit import SigmoidFits, Transitions
 from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.spectrum.density import Array, default_grid, events_of
@@ -79,7 +79,7 @@ class Alignment:
         Compared are derivatives, or for a few wide-spaced probes the `falls` between neighbours.
 
         Raises:
-            TokscaleError: fewer than four probes of B (for falls, three) are inside.
+            UndefinedError: fewer than four probes of B (for falls, three) are inside.
         """
         finite = np.isfinite(source_x_K)
         before_K = np.minimum.accumulate(source_loss_K[finite])[:-1]
@@ -97,7 +97,7 @@ class Alignment:
 def _falls(chosen: NDArray[np.int64], n_probes: int) -> Array:
     """The operator of the falls from each chosen probe to the next."""
     if len(chosen) < _LEAST_FALLS:
-        raise TokscaleError(
+        raise UndefinedError(
             f"only {len(chosen)} of {n_probes} losses are in the range of the other run's mean loss"
         )
     probes_KK = np.eye(n_probes)
@@ -204,14 +204,14 @@ class TransferSums:
             if sums.has(name)
         }
         gain = Estimate.of(skills["events"] - skills["permuted"])
-        lows = Estimate.of(skills["events"]).low, gain.low
+        lows = Estimate.of(skills["events"], most=1).low, gain.low
         is_passed = None
         if np.isfinite(lows).all() and p_value is not None:
             is_passed = bool(min(lows) > 0 and p_value <= LEVEL)
         return {
             "groups": len(sums.names),
             **{
-                name: Estimate.of(skill_R).at_most(1).entry("skill")
+                name: Estimate.of(skill_R, most=1).entry("skill")
                 for name, skill_R in skills.items()
             },
             **gain.entry("gain_over_permuted"),

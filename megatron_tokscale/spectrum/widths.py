@@ -100,7 +100,7 @@ class Sample:
                 name: {
                     key: value
                     for quartile, width_R in quartiles.items()
-                    for key, value in Estimate.of(width_R / unit).entry(quartile).items()
+                    for key, value in Estimate.of(width_R / unit, least=0).entry(quartile).items()
                 }
                 for name, unit in units.items()
             },
@@ -140,7 +140,7 @@ class Widths:
         models noise; with many tokens so little would be significant.
         """
         medians = [each.quartiles(weight_RU)["p50"] for each in (self.observed, self.null)]
-        ratio = Estimate.of(medians[0] / medians[1])
+        ratio = Estimate.of(medians[0] / medians[1], least=0)
         return {
             "observed": self.observed.result(weight_RU),
             "mean_curve_null": self.null.result(weight_RU),

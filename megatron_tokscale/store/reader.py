@@ -3,8 +3,9 @@
 Shapes: N watched tokens, K probe steps.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -19,8 +20,11 @@ from megatron_tokscale.store.launches import Launch, launch_of
 from megatron_tokscale.store.losses import (
     LossRecord,
     check_losses,
+    has_finite_losses,
+    is_checked,
     list_losses,
     losses_name,
+    read_checksum,
     read_losses,
     read_record,
 )
@@ -37,13 +41,16 @@ class Run:
         path: the run directory (which holds `tokscale/` and `analysis/`).
         info: the content of run.json.
         probe_set: the watched tokens.
-        records: one record per probe, by ascending step.
+        records: one record per probe that has a finite loss, by ascending step.
+        left_out: steps of the probes without any finite loss, as after a divergence: these carry
+            nothing and are left out. Of a run that has no finite loss at all none is left out.
     """
 
     path: Path
     info: Identity
     probe_set: ProbeSet
     records: tuple[LossRecord, ...]
+    left_out: tuple[int, ...] = ()
 
     @staticmethod
     def open(path: str | Path) -> "Run":
@@ -58,6 +65,11 @@ class Run:
             raise TokscaleError(f"no run in {path}: {folder / 'run.json'} is not there")
         info = Identity.load(folder / "run.json")
         probe_set = ProbeSet.load(folder / "probe.safetensors")
+        if info.probe_fingerprint != probe_set.fingerprint:
+            raise TokscaleError(
+                f"{folder / 'probe.safetensors'} is not the probe set of {folder / 'run.json'}; "
+                "restore it"
+            )
         records = []
         for file in list_losses(folder / "losses").values():
             record, n_tokens = read_record(file)
@@ -69,7 +81,15 @@ class Run:
             if record.probe_fingerprint != probe_set.fingerprint:
                 raise TokscaleError(f"losses file {file} is of another probe set; remove the file")
             records.append(record)
-        return Run(path, info, probe_set, tuple(records))
+        return Run(path, info, probe_set, tuple(records))._without_empty_probes()
+
+    def _without_empty_probes(self) -> "Run":
+        steps = [record.step for record in self.records]
+        empty = [step for step in steps if not has_finite_losses(self.losses_path(step))]
+        if not empty or len(empty) == len(steps):
+            return self
+        kept = tuple(record for record in self.records if record.step not in empty)
+        return replace(self, records=kept, left_out=tuple(empty))
 
     @property
     def analysis(self) -> Path:
@@ -99,12 +119,12 @@ class Run:
     def peak_learning_rate(self) -> float:
         """Highest peak of the schedules that took steps up to the last probe.
 
-        One number for the whole run, so that the sum over it ascends with the sum.
+        One number for the whole run, so that the sum over it ascends with the sum. NaN if no launch
+        is known.
         """
         last = int(self.step_K[-1]) if self.records else 0
-        first = self.launches[0]
-        used = [launch for launch in self.launches if launch.step < last] or [first]
-        return max(launch.learning_rate.peak for launch in used)
+        used = [row for row in self.launches if row.step < last] or self.launches[:1]
+        return max((launch.learning_rate.peak for launch in used), default=math.nan)
 
     def losses_path(self, step: int) -> Path:
         """The file of the losses at a probe step."""
@@ -138,6 +158,10 @@ class Run:
         with np.errstate(divide="ignore"):
             return np.log(time_K)
 
+    def knows(self, time: Time) -> bool:
+        """Return whether every probe has that time."""
+        return bool(np.isfinite(self._time_K(time)).all())
+
     def _time_K(self, time: Time) -> NDArray[np.float64]:
         if time == "step":
             return self.step_K.astype(np.float64)
@@ -150,7 +174,7 @@ class Run:
     def read_losses(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
         """Read loss_NK (nats, float32) of the tokens from `start` to `stop`, all probes.
 
-        With no `stop` the whole files are read and their checksums verified.
+        The checksums of the files are verified, once in a process.
         """
         stop = None if stop is None else min(stop, self.n_tokens)
         length = (self.n_tokens if stop is None else stop) - start
@@ -174,11 +198,19 @@ class Run:
     def verify(self, steps: Iterable[int] | None = None) -> None:
         """Check the checksums of the losses at `steps`, by default at all probe steps.
 
+        A file that this process has checked is not read again.
+
         Raises:
             TokscaleError: naming the first damaged file.
         """
         for step in self.step_K if steps is None else steps:
-            check_losses(self.losses_path(step))
+            if not is_checked(self.losses_path(step)):
+                check_losses(self.losses_path(step))
+
+    def checksums(self) -> dict[str, str]:
+        """Return the CRC-32 that each losses file gives for its losses, by file name, unchecked."""
+        paths = map(self.losses_path, self.step_K)
+        return {path.name: read_checksum(path) for path in paths}
 
 
 def check_same_tokens(runs: Sequence[Run]) -> None:

@@ -86,8 +86,10 @@ def test_summary_counts_every_token_and_the_whole_fall(run):
     assert summary == json.loads((run.analysis / "fit.json").read_text())
     assert sum(each["tokens"] for each in summary["classes"].values()) == 240
     assert sum(summary["status"].values()) == 240
-    assert summary["non_finite"] == {"tokens": 1, "losses": 1}
     loss_NK = run.read_losses().astype(float)
+    missing_K = (~np.isfinite(loss_NK)).sum(axis=0)
+    assert missing_K.sum() == 1
+    assert summary["non_finite"] == {"tokens": 1, "losses": 1, "losses_K": missing_K.tolist()}
     fall = (loss_NK[:, 0] - loss_NK[:, -1]).sum()
     np.testing.assert_allclose(summary["fall_nats"], fall, rtol=1e-6)
     np.testing.assert_allclose(

@@ -1,9 +1,11 @@
 """laws.json of planted runs on disk, through the real fit and spectrum. N tokens, K probe steps."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from analyses import edit, replace_arrays
 from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
@@ -13,6 +15,7 @@ from megatron_tokscale.fit import fit_run
 from megatron_tokscale.laws import describe_laws, fit_power_law, laws_run, theories
 from megatron_tokscale.laws.several import several_runs
 from megatron_tokscale.spectrum import spectrum_run
+from megatron_tokscale.store import Run
 
 STEPS = probe_steps(45, last=5000)
 EXPONENT, FLOOR, N_TOKENS = 0.5, 2.0, 2400
@@ -39,12 +42,9 @@ def result(run):
 
 def altered(run, tmp_path, **arrays):
     """A copy of the run in which arrays of the spectrum are others."""
-    copy = write_run(tmp_path / "copy", STEPS, run.read_losses())
-    copy.analysis.mkdir()
-    for name in ("spectrum.json", "reconstruction.json"):
-        (copy.analysis / name).write_text((run.analysis / name).read_text())
-    with np.load(run.analysis / "spectrum.npz") as file:
-        np.savez(copy.analysis / "spectrum.npz", **(dict(file) | arrays))
+    copy = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
+    (copy.analysis / "laws.json").unlink(missing_ok=True)
+    replace_arrays(copy, **arrays)
     return copy
 
 
@@ -188,12 +188,13 @@ def test_a_spectrum_that_is_not_there_or_damaged_is_refused(run, tmp_path, spoil
 
 
 def test_a_spectrum_of_other_probes_or_of_an_older_version_is_refused(run, tmp_path):
+    copy = altered(run, tmp_path / "a")
+    edit(copy.analysis / "spectrum.json", steps=(STEPS + 1).tolist())
     with pytest.raises(TokscaleError, match="of other probes"):
-        laws_run(altered(run, tmp_path / "a", step_K=STEPS + 1))
+        laws_run(copy)
     copy = altered(run, tmp_path / "b")
-    about = read_json(copy.analysis / "spectrum.json")
-    write_json(copy.analysis / "spectrum.json", about | {"schema_version": 1})
-    with pytest.raises(TokscaleError, match="of an older version"):
+    edit(copy.analysis / "spectrum.json", schema_version=1)
+    with pytest.raises(TokscaleError, match="of an older schema"):
         laws_run(copy)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from runs import write_run
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.laws.learning_rates import learning_rates
 from megatron_tokscale.laws.multi_power import MultiPowerLaw
 from megatron_tokscale.laws.several import several_runs
@@ -74,9 +74,9 @@ def test_rates_are_megatrons(tmp_path, style):
 
 
 def test_rates_that_were_not_recorded_are_refused(tmp_path):
-    with pytest.raises(TokscaleError, match="are not those of its run"):
+    with pytest.raises(UndefinedError, match="are not those of its run"):
         learning_rates(run_of(tmp_path / "a", "linear", megatron_rates("cosine", 100)))
-    with pytest.raises(TokscaleError, match="the learning-rate schedule polynomial is not known"):
+    with pytest.raises(UndefinedError, match="the learning-rate schedule polynomial is not known"):
         learning_rates(run_of(tmp_path / "b", "polynomial", megatron_rates("cosine", 100)))
 
 

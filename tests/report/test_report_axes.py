@@ -11,9 +11,9 @@ from conftest import planted_losses
 from html_page import Page, with_interval
 from runs import write_run
 
+from megatron_tokscale.checked import write_result
 from megatron_tokscale.cli import main
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import write_json
 from megatron_tokscale.report import report_run
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.axes import axis_sections, axis_verdicts
@@ -160,7 +160,7 @@ def test_folders_are_given_on_the_command_line(planted, folder, tmp_path, capsys
 def changed(folder, tmp_path, **change):
     shutil.copytree(folder, tmp_path / "axis")
     content = json.loads((folder / "axis.json").read_text())
-    write_json(tmp_path / "axis" / "axis.json", content | change)
+    write_result(tmp_path / "axis" / "axis.json", content | change)
     return tmp_path / "axis"
 
 

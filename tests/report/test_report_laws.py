@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from html_page import Page, with_interval
 
+from megatron_tokscale.checked import write_result
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import write_json
 from megatron_tokscale.laws import laws_run
 from megatron_tokscale.report import power_laws, report_run
 from megatron_tokscale.report.analysis import Analysis
@@ -211,7 +211,7 @@ def test_without_laws_there_is_no_section(analysis):
     ("change", "what"),
     [
         (lambda content: content.update(schema_version=1), "older schema"),
-        (lambda content: content.update(time="tokens"), "other probes or another time"),
+        (lambda content: content.update(time="tokens"), "another time"),
         (lambda content: content.update(probe_fingerprint="0" * 16), "other probes"),
         (lambda content: content["steps"].pop(), "other probes"),
     ],
@@ -221,7 +221,7 @@ def test_laws_of_something_else_are_refused(run, tmp_path, change, what):
     path = tmp_path / "run" / "analysis" / "laws.json"
     content = json.loads(path.read_text())
     change(content)
-    write_json(path, content)
+    write_result(path, content)
     again = rf"laws\.json is of .*{what}.* run `megatron-tokscale laws .*` again"
     with pytest.raises(TokscaleError) as error:
         Analysis.load(Run.open(tmp_path / "run"))
@@ -232,6 +232,6 @@ def test_laws_of_something_else_are_refused(run, tmp_path, change, what):
 def test_laws_of_a_newer_version_are_refused(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "run")
     path = tmp_path / "run" / "analysis" / "laws.json"
-    write_json(path, json.loads(path.read_text()) | {"schema_version": 99})
+    write_result(path, json.loads(path.read_text()) | {"schema_version": 99})
     with pytest.raises(TokscaleError, match="schema version 99"):
         Analysis.load(Run.open(tmp_path / "run"))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from html_page import Page, with_interval
 
+from megatron_tokscale.checked import write_result
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import write_json
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_run
 from megatron_tokscale.report import report_run
 from megatron_tokscale.spectrum import spectrum_run
@@ -179,7 +179,7 @@ def test_a_missing_analysis_is_one_sentence(copied, name):
     (copied.analysis / name).unlink()
     (copied.analysis / "report.html").unlink(missing_ok=True)
     with pytest.raises(
-        TokscaleError, match=r"run `megatron-tokscale fit .*spectrum .*` first"
+        TokscaleError, match=r"run `megatron-tokscale (fit|spectrum) .*` (first|again)"
     ) as error:
         report_run(copied)
     assert name in str(error.value) and "\n" not in str(error.value)
@@ -207,7 +207,7 @@ def test_a_damaged_spectrum_is_refused(copied):
 
 def test_a_newer_analysis_is_refused(copied):
     content = analysis(copied, "reconstruction.json") | {"schema_version": 99}
-    write_json(copied.analysis / "reconstruction.json", content)
+    write_result(copied.analysis / "reconstruction.json", content)
     with pytest.raises(TokscaleError, match="schema version 99"):
         report_run(copied)
 
@@ -218,7 +218,9 @@ def test_a_newer_analysis_is_refused(copied):
 )
 def test_an_older_analysis_says_what_to_run_again(copied, name, verb):
     content = analysis(copied, name)
-    write_json(copied.analysis / name, content | {"schema_version": content["schema_version"] - 1})
+    write_result(
+        copied.analysis / name, content | {"schema_version": content["schema_version"] - 1}
+    )
     with pytest.raises(
         TokscaleError, match=rf"{name} is of an older schema; run `.* {verb} .*` again"
     ) as error:

@@ -7,8 +7,8 @@ import re
 import pytest
 from html_page import Page, with_interval
 
+from megatron_tokscale.checked import write_result
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import write_json
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.report import report_run
 from megatron_tokscale.report.gains import gains
@@ -40,7 +40,7 @@ def edited(run, name, change):
     """The page of the run after `change` was made to a file of its analysis."""
     content = analysis(run, name)
     change(content)
-    write_json(run.analysis / name, content)
+    write_result(run.analysis / name, content)
     return Page(report_run(run, n_tokens=0).read_text())
 
 

@@ -293,7 +293,7 @@ def test_a_clock_without_a_spectrum_of_these_data_is_refused(tmp_path):
     with pytest.raises(TokscaleError, match="watched no tokens of code"):
         plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", clock=run)
     (run.analysis / "spectrum.npz").unlink()
-    with pytest.raises(TokscaleError, match="has no spectrum; run `megatron-tokscale spectrum`"):
+    with pytest.raises(TokscaleError, match="is not there; run `megatron-tokscale spectrum"):
         plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", clock=run)
     with pytest.raises(TokscaleError, match="nothing was learned"):
         ByRank(Progress(np.array([1.0, 2.0]), np.zeros(2)), np.arange(2.0), np.arange(2.0))

@@ -1,9 +1,9 @@
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from analyses import edit
 from scored import run_of
 
 from megatron_tokscale.data import DatasetIdentity, Plan, build_index, realised_shares
@@ -34,8 +34,7 @@ def run(tmp_path):
 
 
 def edit_info(run, **changes):
-    path = run.analysis / "spectrum.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    edit(run.analysis / "spectrum.json", **changes)
 
 
 def test_a_plan_from_a_run_leads_from_what_is_learned_first_to_what_is_learned_later(run, tmp_path):
@@ -141,7 +140,9 @@ def test_a_job_that_does_not_fit_together_is_refused(change, sentence):
 
 def test_a_run_without_a_spectrum_is_refused(run):
     (run.analysis / "spectrum.npz").unlink()
-    with pytest.raises(TokscaleError, match="has no spectrum"):
+    with pytest.raises(
+        TokscaleError, match=r"spectrum\.npz is not there; run `megatron-tokscale spectrum"
+    ):
         read_spectra(run)
 
 

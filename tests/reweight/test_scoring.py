@@ -7,6 +7,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
+import analyses
 import numpy as np
 import pytest
 from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, markov_documents, write_documents
@@ -65,8 +66,7 @@ def plant_fits(run, time="step", seed=0, **changes):
         for name, array in columns.items()
     }
     fits = SigmoidFits(x_K, **arrays)
-    metadata = {"probe_fingerprint": run.probe_set.fingerprint, "steps": run.step_K.tolist()}
-    fits.save(fits_path(run), {**metadata, "time": time})
+    analyses.plant_fits(run, fits, time)
     return fits
 
 
@@ -418,7 +418,7 @@ def test_two_datasets_of_one_name_are_refused(run, prefixes):
 
 
 def test_a_run_without_fits_or_with_older_ones_is_refused(run, data_path, tmp_path):
-    with pytest.raises(TokscaleError, match="fitted on other probes"):
+    with pytest.raises(TokscaleError, match="of other probes than the run has now"):
         score_run(replace(run, records=run.records[:-1]), data_path, SPLIT, out=tmp_path)
     fits_path(run).unlink()
     with pytest.raises(TokscaleError, match="megatron-tokscale fit"):

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import curve_fit
 from scipy.special import expit
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.spectrum import Units
 from megatron_tokscale.spectrum.forward import predict_forward
@@ -42,7 +42,7 @@ def test_only_the_part_before_the_last_factor_of_two_is_fitted(seen):
     predicted_K = fit_sigmoids(x_K[first], loss_NK[:, first]).predict(x_K[~first]).mean(axis=0)
     measured_K = loss_NK[:, ~first].mean(axis=0)
     np.testing.assert_allclose(
-        found["tokens"]["error"], np.abs(predicted_K - measured_K).mean(), atol=1e-4
+        found["tokens"]["error_uncorrected"], np.abs(predicted_K - measured_K).mean(), atol=1e-4
     )
     later_NK = loss_NK.copy()
     later_NK[:, ~first] += 1.0
@@ -59,7 +59,7 @@ def test_the_rivals_are_a_line_and_a_power_law(seen):
     recent = (x_K <= last) & (x_K >= last - DOUBLING - 1e-9)
     line_K = np.polyval(np.polyfit(x_K[recent], mean_K[recent], 1), x_K[held])
     np.testing.assert_allclose(
-        found["uniform"]["error"], np.abs(line_K - mean_K[held]).mean(), rtol=1e-5
+        found["uniform"]["error_uncorrected"], np.abs(line_K - mean_K[held]).mean(), rtol=1e-5
     )
     late = (x_K <= last) & (x_K >= last - np.log(10) - 1e-9)
 
@@ -77,7 +77,7 @@ def test_the_rivals_are_a_line_and_a_power_law(seen):
         method="trf",
     )
     error = np.abs(np.exp(law(x_K[held], *best)) - mean_K[held]).mean()
-    np.testing.assert_allclose(found["power-law"]["error"], error, rtol=0.1)
+    np.testing.assert_allclose(found["power-law"]["error_uncorrected"], error, rtol=0.1)
 
 
 def test_a_run_whose_loss_is_a_power_law_is_told_by_the_power_law():
@@ -107,5 +107,5 @@ def test_too_few_probes_are_refused(n_probes):
     x_K = np.array([-np.inf, *np.linspace(0, 8, n_probes - 1)])
     loss_NK = np.ones((16, n_probes), np.float32)
     units = Units.of(np.zeros(16), np.arange(16) // 4)
-    with pytest.raises(TokscaleError, match=r"too few to predict it.*probe more often"):
+    with pytest.raises(UndefinedError, match=r"too few to predict it.*probe more often"):
         forward_of(x_K, loss_NK, units)

@@ -8,7 +8,7 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.fit import FitStatus, TokenClass, fit_sigmoids
 from megatron_tokscale.spectrum import (
     LearningTimeSpectrum,
@@ -77,7 +77,7 @@ def test_derivative_error_covers():
 
 
 def test_too_few_probes_for_a_derivative_are_refused():
-    with pytest.raises(TokscaleError, match="at least 4 probes"):
+    with pytest.raises(UndefinedError, match="at least 4 probes"):
         measured_derivative(np.arange(3.0), np.ones(3), X_G)
 
 

@@ -111,7 +111,10 @@ def test_spectrum_needs_a_fit_first(make_run, local_losses):
 def test_fits_of_other_probe_steps_are_refused(fitted):
     last = fitted.records[-1].step
     (fitted.path / "tokscale" / "losses" / losses_name(last)).unlink()
-    with pytest.raises(TokscaleError, match="fitted on other probes"):
+    with pytest.raises(
+        TokscaleError,
+        match=r"fit\.json is of other probes than the run has now; run `megatron-tokscale fit",
+    ):
         spectrum_run(Run.open(fitted.path))
 
 

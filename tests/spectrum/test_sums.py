@@ -10,7 +10,7 @@ import pytest
 from planted import of_class, sigmoids
 from scipy.special import expit
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.fit import TokenClass, fit_sigmoids
 from megatron_tokscale.spectrum import Bins, DocumentSums, LearningTimeSpectrum, Units, events_of
 from megatron_tokscale.spectrum.sums import CLASSES, loss_sums, model_sums
@@ -131,7 +131,7 @@ def test_no_complete_token_is_refused():
     data = sigmoids(20, 30)
     data.loss_NK[:, 5] = np.nan
     fits = fit_sigmoids(data.x_K, data.loss_NK)
-    with pytest.raises(TokscaleError, match="no token has a fit and finite losses"):
+    with pytest.raises(UndefinedError, match="no token has a fit and finite losses"):
         DocumentSums.of(data.x_K, [(fits, data.loss_NK, np.zeros(20, int))], 1)
 
 

@@ -1,0 +1,107 @@
+"""Analysis files that carry a checksum, so that a damaged one is never taken for a good one."""
+
+import io
+import json
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import (
+    check_schema,
+    read_json,
+    schema_version,
+    whole_or_absent,
+    write_json,
+)
+
+_AT_ONCE = 2**24
+_DAMAGE: Final = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, MemoryError),
+)
+
+
+def write_result(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write `content` and its checksum to `path` as JSON, whole or not at all; return both.
+
+    NaN and infinity are refused.
+    """
+    result = {**content, "checksum": _checksum(content)}
+    write_json(path, result)
+    return result
+
+
+def read_result(path: Path, schema: int, again: str) -> dict[str, Any]:
+    """Read a JSON file that `write_result` wrote, of just this schema.
+
+    Args:
+        path: the file.
+        schema: the schema version to expect.
+        again: what to do about a file that cannot be used, e.g. "run `...` again".
+
+    Raises:
+        TokscaleError: the file is missing, damaged, or of another schema.
+    """
+    if not path.is_file():
+        raise TokscaleError(f"{path} is not there; {again}")
+    try:
+        content = read_json(path)
+    except TokscaleError as error:
+        raise TokscaleError(f"{path} is damaged ({error}); {again}") from error
+    found = schema_version(path, content)
+    check_schema(path, found, schema)
+    if found < schema:
+        raise TokscaleError(f"{path} is of an older schema; {again}")
+    if content.get("checksum") != _checksum(content):
+        raise TokscaleError(f"{path} is damaged: its checksum is wrong; {again}")
+    return content
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != "checksum"}
+    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Write arrays to an .npz file, whole or not at all; return the CRC-32 of the file."""
+    with whole_or_absent(path) as temporary:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        return file_checksum(temporary)
+
+
+def read_arrays(path: Path, checksum: Any, again: str) -> dict[str, NDArray[Any]]:
+    """Read the arrays of an .npz file by name, if its CRC-32 is `checksum`.
+
+    Raises:
+        TokscaleError: the file is missing, damaged, or not the one that `checksum` is of.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise TokscaleError(f"cannot read {path}: {error.strerror or error}; {again}") from error
+    if f"{zlib.crc32(data):08x}" != checksum:
+        raise TokscaleError(
+            f"{path} is damaged, or was not written together with the JSON beside it; {again}"
+        )
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            return dict(file.items())
+    except _DAMAGE as error:
+        raise TokscaleError(f"{path} is damaged ({error!r}); {again}") from error
+
+
+def file_checksum(path: Path) -> str:
+    """Return the CRC-32 of a file in hexadecimal, read a few megabytes at a time."""
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(_AT_ONCE):
+            found = zlib.crc32(block, found)
+    return f"{found:08x}"

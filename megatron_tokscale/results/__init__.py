@@ -1,0 +1,33 @@
+"""The only reader of RUN/analysis: its files are whole, and belong to the run as it is now."""
+
+from megatron_tokscale.results.extras import (
+    AxisSpectrum,
+    known_transfers,
+    read_axis,
+    read_laws,
+    read_transfer,
+)
+from megatron_tokscale.results.fitted import FittedRun, heading, read_fit
+from megatron_tokscale.results.schemas import (
+    AXIS_SCHEMA,
+    LAWS_SCHEMA,
+    SPECTRUM_SCHEMA,
+    TRANSFER_SCHEMA,
+)
+from megatron_tokscale.results.spectrum import SpectrumResult
+
+__all__ = [
+    "AXIS_SCHEMA",
+    "LAWS_SCHEMA",
+    "SPECTRUM_SCHEMA",
+    "TRANSFER_SCHEMA",
+    "AxisSpectrum",
+    "FittedRun",
+    "SpectrumResult",
+    "heading",
+    "known_transfers",
+    "read_axis",
+    "read_fit",
+    "read_laws",
+    "read_transfer",
+]
