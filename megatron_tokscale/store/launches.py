@@ -268,11 +268,11 @@ def read_launches(content: Any) -> tuple[Launch, ...]:
     Raises:
         ValueError: naming the value that is missing or wrong.
     """
-    if not isinstance(content, list) or not content:
-        raise ValueError("launches is not a list with an entry")
+    if not isinstance(content, list):
+        raise ValueError("launches is not a list")
     launches = tuple(Launch.from_json(row) for row in content)
     steps = [launch.step for launch in launches]
-    if steps != sorted(set(steps)) or steps[0] < 0:
+    if steps != sorted(set(steps)) or min(steps, default=0) < 0:
         raise ValueError(f"launches start at steps {steps}, which do not ascend")
     return launches
 
