@@ -257,7 +257,13 @@ class Launch:
 
 
 def launch_of(launches: Sequence[Launch], step: int) -> Launch:
-    """Return the launch that step number `step` belongs to; the first for all steps up to it."""
+    """Return the launch that step number `step` belongs to; the first for all steps up to it.
+
+    Raises:
+        ValueError: there is no launch.
+    """
+    if not launches:
+        raise ValueError("no launch is known")
     before = [launch for launch in launches if launch.step < step]
     return before[-1] if before else launches[0]
 
@@ -268,11 +274,11 @@ def read_launches(content: Any) -> tuple[Launch, ...]:
     Raises:
         ValueError: naming the value that is missing or wrong.
     """
-    if not isinstance(content, list) or not content:
-        raise ValueError("launches is not a list with an entry")
+    if not isinstance(content, list):
+        raise ValueError(f"launches is {content!r}")
     launches = tuple(Launch.from_json(row) for row in content)
     steps = [launch.step for launch in launches]
-    if steps != sorted(set(steps)) or steps[0] < 0:
+    if steps != sorted(set(steps)) or min(steps, default=0) < 0:
         raise ValueError(f"launches start at steps {steps}, which do not ascend")
     return launches
 
