@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from table import heading, markdown
 
-from megatron_tokscale.files import write_json
 from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store import Identity
 from megatron_tokscale.store.losses import LossRecord, losses_name, write_losses
 
 SEQ_LENGTH = 1000
@@ -48,8 +48,7 @@ def make_run(path: Path, n_tokens: int, n_probes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     folder, probe_set = path / "tokscale", make_probe_set(n_tokens)
     probe_set.save(folder / "probe.safetensors")
-    info = {"schema_version": 1, "probe_fingerprint": probe_set.fingerprint}
-    write_json(folder / "run.json", info)
+    Identity("benchmark", probe_set.fingerprint).save(folder / "run.json")
     floor, drop = rng.uniform(0, 3, n_tokens), rng.uniform(0.5, 8, n_tokens)
     midpoint, width = rng.uniform(2.5, 8, n_tokens), np.exp(rng.uniform(-3, 0, n_tokens))
     noise = rng.uniform(0.05, 0.4, n_tokens)

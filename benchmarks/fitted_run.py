@@ -12,10 +12,10 @@ from fit_memory import LAST_STEP, SEQ_LENGTH, probe_steps, record
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from megatron_tokscale.files import write_json
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.fit.table import ParquetRows
 from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store import Identity
 from megatron_tokscale.store.losses import losses_name, write_losses
 
 TOKENS_PER_DOCUMENT = 100
@@ -40,8 +40,7 @@ def make_run(path: Path, n_tokens: int, n_probes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     folder, probe_set = path / "tokscale", make_probe_set(rng, n_tokens)
     probe_set.save(folder / "probe.safetensors")
-    info = {"schema_version": 1, "probe_fingerprint": probe_set.fingerprint}
-    write_json(folder / "run.json", info)
+    Identity("benchmark", probe_set.fingerprint).save(folder / "run.json")
     steps, columns = probe_steps(n_probes), plant(rng, n_tokens)
     level_N = np.zeros(n_tokens, np.float32)
     for step in steps:

@@ -192,7 +192,7 @@ def setting(study: Study) -> str:
         "one more, the plan's the same)",
     ]
     if is_trained(study.reference, size.last_step):
-        count = Run.open(study.reference).info["size"]
+        count = Run.open(study.reference).info.size
         model = (
             f"{count['parameters']:,} parameters ({count['non_embedding']:,} without embeddings)"
         )

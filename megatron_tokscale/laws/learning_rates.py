@@ -23,11 +23,11 @@ def learning_rates(run: Run) -> Array:
     """
     n_steps = int(run.step_K[-1])
     launches = [launch for launch in run.launches if launch.step < n_steps] or run.launches[:1]
-    if not launches or launches[0].step > 0:
-        start = launches[0].step if launches else n_steps
+    start = launches[0].step if launches else n_steps
+    if start > 0 or not launches:
         raise UndefinedError(
-            f"the learning rates of {run.path} before step {start} are not known: it "
-            "goes on from a checkpoint that does not tell them"
+            f"the learning rates of {run.path} before step {start} are not known: it comes from a "
+            "checkpoint that does not tell them"
         )
     ends = [*(launch.step for launch in launches[1:]), n_steps]
     try:

@@ -109,13 +109,19 @@ def _order_of_samples(baseline: Run) -> str:
 def _different_settings(first: Run, second: Run) -> str:
     a, b = (dict(_flat(_settings(run))) for run in (first, second))
     unlike = [
-        f"{name} {a.get(name)} / {b.get(name)}"
+        f"{name} {_told(a.get(name))} / {_told(b.get(name))}"
         for name in sorted(a.keys() | b.keys())
         if a.get(name) != b.get(name)
     ]
     if not unlike:
         return "Model, batch, learning rate, seed and versions are the same in both."
     return escape("Settings that differ (baseline / plan): " + "; ".join(unlike) + ".")
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "not set" if value is None else str(value)
 
 
 def _settings(run: Run) -> dict[str, Any]:

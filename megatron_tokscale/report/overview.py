@@ -89,8 +89,12 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             names = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-            new = {key: "none" if new.get(key) is None else new[key] for key in names}
+            new = {key: new[key] if _is_set(new.get(key)) else "none" for key in names}
         yield f"{title.lower()}: {_settings(new)}"
+
+
+def _is_set(value: Any) -> bool:
+    return value is not None and value is not False
 
 
 def _settings(value: Any) -> str:
@@ -98,9 +102,11 @@ def _settings(value: Any) -> str:
     if not isinstance(value, Mapping):
         return escape(str(value))
     known = {
-        name: f"{v:g}" if isinstance(v, float) else v for name, v in value.items() if v is not None
+        name: f"{v:g}" if isinstance(v, float) else v for name, v in value.items() if _is_set(v)
     }
-    return escape(", ".join(f"{name.replace('_', ' ')} {v}" for name, v in known.items()))
+    titles = {name: name.replace("_", " ") for name in known}
+    told = (titles[name] if v is True else f"{titles[name]} {v}" for name, v in known.items())
+    return escape(", ".join(told))
 
 
 def _probes(analysis: Analysis) -> str:

@@ -22,8 +22,7 @@ class Identity:
         model: sizes of the model that stay the same when a run is resumed.
         size: number of parameters and operations per token; empty if unknown.
         is_replay: the losses are of saved checkpoints, probed afterwards.
-        launches: settings of each job, ascending by the step at which it starts; empty for a replay
-            of checkpoints that do not tell them.
+        launches: settings of each job, ascending by the step at which it starts.
     """
 
     run_id: str
@@ -63,16 +62,13 @@ class Identity:
                     "only; probe into another --tokscale-dir, or replay the run's checkpoints "
                     "there (its losses files stay readable with store.losses.read_losses)"
                 )
-            launches, is_replay = read_launches(content["launches"]), content["is_replay"]
-            if not launches and not is_replay:  # a replay may find checkpoints without settings
-                raise ValueError("launches is a list without an entry")
             return Identity(
                 run_id=_typed(content, "run_id", str),
                 probe_fingerprint=_typed(content, "probe_fingerprint", str),
                 model=_typed(content, "model", dict),
                 size=_typed(content, "size", dict),
                 is_replay=_typed(content, "is_replay", bool),
-                launches=launches,
+                launches=read_launches(content["launches"]),
             )
         except KeyError as error:
             raise TokscaleError(

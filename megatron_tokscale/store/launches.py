@@ -257,7 +257,13 @@ class Launch:
 
 
 def launch_of(launches: Sequence[Launch], step: int) -> Launch:
-    """Return the launch that step number `step` belongs to; the first for all steps up to it."""
+    """Return the launch that step number `step` belongs to; the first for all steps up to it.
+
+    Raises:
+        ValueError: there is no launch.
+    """
+    if not launches:
+        raise ValueError("no launch is known")
     before = [launch for launch in launches if launch.step < step]
     return before[-1] if before else launches[0]
 
@@ -269,7 +275,7 @@ def read_launches(content: Any) -> tuple[Launch, ...]:
         ValueError: naming the value that is missing or wrong.
     """
     if not isinstance(content, list):
-        raise ValueError("launches is not a list")
+        raise ValueError(f"launches is {content!r}")
     launches = tuple(Launch.from_json(row) for row in content)
     steps = [launch.step for launch in launches]
     if steps != sorted(set(steps)) or min(steps, default=0) < 0:

@@ -3,7 +3,6 @@
 Shapes: N watched tokens, K probe steps.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -108,23 +107,31 @@ class Run:
 
     @property
     def launches(self) -> tuple[Launch, ...]:
-        """Settings of each job that trained the run, ascending by the step it starts at."""
+        """Settings of each job that trained the run, ascending by the step it starts at.
+
+        Empty for a replay of checkpoints that do not tell them.
+        """
         return self.info.launches
 
     def launch_of(self, step: int) -> Launch:
-        """Return the launch that took step number `step`; the first launch for step 0."""
+        """Return the launch that took step number `step`; the first launch for step 0.
+
+        Raises:
+            TokscaleError: no launch is known.
+        """
+        if not self.launches:
+            raise TokscaleError(f"{self.path} does not know the settings it was trained with")
         return launch_of(self.launches, step)
 
     @cached_property
     def peak_learning_rate(self) -> float:
-        """Highest peak of the schedules that took steps up to the last probe.
+        """Highest peak of the schedules that took steps up to the last probe; NaN if unknown.
 
-        One number for the whole run, so that the sum over it ascends with the sum. NaN if no launch
-        is known.
+        One number for the whole run, so that the sum over it ascends with the sum.
         """
         last = int(self.step_K[-1]) if self.records else 0
-        used = [row for row in self.launches if row.step < last] or self.launches[:1]
-        return max((launch.learning_rate.peak for launch in used), default=math.nan)
+        used = [launch for launch in self.launches if launch.step < last] or self.launches[:1]
+        return max((launch.learning_rate.peak for launch in used), default=np.nan)
 
     def losses_path(self, step: int) -> Path:
         """The file of the losses at a probe step."""

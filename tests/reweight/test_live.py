@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from runs import GLOBAL_BATCH, plain_probe_set, write_run
+from runs import GLOBAL_BATCH, launch, plain_probe_set, write_run
 
 from megatron_tokscale.data import Cut, DatasetIdentity, Decision, Plan, Stage, Stratum
 from megatron_tokscale.data.history import save_run_plan
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight.live import decide, falls, main
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Batch, Run
 
 STEPS = np.array([0, 1, 10, 40, 50, 64, 80, 100, 130])
 AT = 100
@@ -125,6 +125,18 @@ def test_within_a_dataset_the_limit_is_each_stratums(run):
 def test_without_a_word_on_its_length_training_is_as_long_as_the_run_says(run):
     plan = replace(plan_of(max_epochs=0.28), provenance=LOOSE)  # 130 steps of 4: 520 samples
     assert decide(run, plan, AT)[0] == pytest.approx((280 - 200) / 120, rel=1e-6)
+
+
+def test_training_is_as_long_as_the_job_says_that_goes_on_from_there(run):
+    """130 steps of 4 as it began; from step 90 on 8 a step to step 130: 360 + 320 samples."""
+    batch = Batch(global_batch_size=8, micro_batch_size=4, train_iters=130)
+    launches = (*run.launches, launch(90, batch=batch), launch(120))
+    changed = replace(run, info=replace(run.info, launches=launches))
+    plan = replace(plan_of(max_epochs=0.4), provenance=LOOSE)
+    assert decide(changed, plan, AT)[0] == pytest.approx((400 - 200) / 280, rel=1e-6)
+    unknown = replace(run, info=replace(run.info, launches=(launch(),)))
+    with pytest.raises(TokscaleError, match="does not say how long the job trains"):
+        decide(unknown, plan, AT)
 
 
 def test_a_dataset_that_rises_keeps_its_floor(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from runs import constant_rate, launch, plain_probe_set, write_run
 
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.laws.learning_rates import learning_rates
 from megatron_tokscale.store import Batch, Identity, LearningRates, Run, RunWriter
 from megatron_tokscale.store.launches import launch_of, read_launches
 
@@ -169,6 +170,16 @@ def test_unknown_tokens_stay_unknown_on_disk(tmp_path):
         Run.open(tmp_path).x_K("tokens")
 
 
+def test_a_run_without_known_launches_refuses_what_needs_them(tmp_path):
+    run = write_run(tmp_path, [0, 4], np.ones((16, 2)))
+    dataclasses.replace(run.info, launches=()).save(tmp_path / "tokscale/run.json")
+    run = Run.open(tmp_path)
+    assert run.x_K()[1] == np.log(4)
+    for use in (lambda: run.x_K("lr-sum"), lambda: run.launch_of(1), lambda: learning_rates(run)):
+        with pytest.raises(TokscaleError, match="not know"):
+            use()
+
+
 def spoil(*path, value=None):
     def change(content):
         for name in path[:-1]:
@@ -191,8 +202,7 @@ def spoil(*path, value=None):
         (spoil("run_id"), "it has no run_id"),
         (spoil("model", value=[1]), r"model is \[1\]"),
         (spoil("launches"), "it has no launches"),
-        (spoil("launches", value=[]), "launches is a list without an entry"),
-        (spoil("launches", value={"a": 1}), "launches is a list without an entry"),
+        (spoil("launches", value={"a": 1}), "launches is {'a': 1}"),
         (spoil("launches", 0, value=7), "launch is 7"),
         (spoil("launches", 0, "step"), "launch has no step"),
         (spoil("launches", 0, "step", value=-1), "do not ascend"),

@@ -7,11 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jobs import EOD, SEQ_LENGTH, TRAINING, VOCAB_SIZE, Corpus, job_flags, run_alone, run_forked
+from megatrons import INSTALLED, OLD, python_path
 from recorded_job import start
 
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.laws.learning_rates import learning_rates
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.store import Run
+from megatron_tokscale.training.clock import NOTE
+from megatron_tokscale.training.reckon import read_saved
 
 pytestmark = pytest.mark.megatron
 
@@ -23,22 +27,28 @@ EVERY_4 = ("--save-interval", "4")
 _IN_ITERS = ("--lr-decay-iters", "--lr-warmup-iters")
 
 
-def train(corpus: Corpus, *flags: str, without: tuple[str, ...] = ()) -> str:
-    words = job_flags(corpus, *flags, "--tokscale-cpu", without=without)
-    return run_forked(1, "-m", "megatron_tokscale.pretrain", *words)
+def train(
+    corpus: Corpus, *flags: str, without: tuple[str, ...] = (), version: str = INSTALLED
+) -> str:
+    words = ("-m", "megatron_tokscale.pretrain", *job_flags(corpus, *flags, without=without))
+    return run_forked(1, *words, python_path=python_path(version))
 
 
-def by_samples(corpus: Corpus, *flags: str) -> str:
-    return train(corpus, *BY_SAMPLES, *flags, without=_IN_ITERS)
+def by_samples(
+    corpus: Corpus, *flags: str, without: tuple[str, ...] = (), version: str = INSTALLED
+) -> str:
+    without = (*_IN_ITERS, *without)
+    return train(corpus, *BY_SAMPLES, *flags, without=without, version=version)
 
 
 def probe(corpus: Corpus, schedule: str = "linear:4") -> tuple[str, ...]:
     return ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", schedule)
 
 
-def replay(corpus: Corpus, folder: Path, out: Path, *flags: str) -> Run:
+def replay(corpus: Corpus, folder: Path, out: Path, *flags: str, version: str = INSTALLED) -> Run:
     words = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-replay", str(folder))
-    train(corpus, *words, "--tokscale-dir", str(out), "--lr", "1", "--train-iters", "2", *flags)
+    flags = ("--tokscale-dir", str(out), "--lr", "1", "--train-iters", "2", *flags)
+    train(corpus, *words, *flags, version=version)
     return Run.open(out)
 
 
@@ -72,12 +82,15 @@ def logged_rates(output: str) -> list[float]:
     return [float(line.split(" learning rate: ")[1].split()[0]) for line in lines]
 
 
-@pytest.mark.parametrize(("first", "second"), [(16, 8), (8, 16)])
-def test_another_batch_size_on_resume_changes_no_past(corpus, tmp_path, first, second):
+@pytest.mark.parametrize(
+    ("first", "second", "version"), [(16, 8, INSTALLED), (8, 16, OLD[0]), (8, 16, OLD[-1])]
+)
+def test_another_batch_size_on_resume_changes_no_past(corpus, tmp_path, first, second, version):
     save = ("--save", str(tmp_path), "--load", str(tmp_path), *EVERY_4, *probe(corpus))
     save = (*save, "--train-samples", "512")
-    by_samples(corpus, *save, "--global-batch-size", str(first), "--exit-interval", "8")
-    by_samples(corpus, *save, "--global-batch-size", str(second), "--exit-interval", "16")
+    for batch, last in ((first, "8"), (second, "16")):
+        flags = ("--global-batch-size", str(batch), "--exit-interval", last)
+        by_samples(corpus, *save, *flags, version=version)
     run = Run.open(tmp_path)
     assert sums(run) == constant_sums(0, 4, 8, 12, 16)
     in_tokens = {0: 0, 4: 4 * first, 8: 8 * first}
@@ -115,6 +128,8 @@ def test_a_schedule_that_is_overridden_on_resume_counts_from_there(corpus, trunk
         expected[n + 1] = expected[n] + 3e-3 - 2.7e-3 * n / 32
     assert sums(run) == pytest.approx(expected, rel=1e-9)
     assert logged_rates(output)[:2] == pytest.approx([3e-3 - 2.7e-3 * n / 32 for n in (9, 10)])
+    rate_T = learning_rates(run)
+    np.testing.assert_allclose(rate_T, [RATE] * 8 + np.diff(list(expected.values())).tolist())
     before, after = run.launches
     assert (before.step, after.step, after.learning_rate.decay_style) == (0, 8, "linear")
     assert before == Run.open(trunk).launches[0]
@@ -285,3 +300,65 @@ def test_a_run_of_an_older_schema_is_refused_and_left_as_it_was(corpus, trunk, t
     assert job.stderr.count("megatron-tokscale:") == 1
     assert "run.json is of schema version 1, expected 2" in job.stderr
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+
+
+def test_a_ramp_up_of_an_older_megatron_is_counted_and_replayed(corpus, tmp_path):
+    ramp = ("--rampup-batch-size", "4", "4", "48", "--global-batch-size", "16")
+    flags = (*ramp, "--train-samples", "512", "--exit-interval", "8", *EVERY_4)
+    for name, words in (("a", probe(corpus)), ("b", ())):
+        save = ("--save", str(tmp_path / name))
+        by_samples(corpus, *flags, *save, *words, version=OLD[0])
+    # 4 samples a step up to 16, 8 up to 32, 12 up to 48 and 16 from there on.
+    samples = {0: 0, 4: 16, 6: 32, 8: 32 + 12 + 12}
+    run = Run.open(tmp_path / "a")
+    assert sums(run) == constant_sums(0, 4, 8)
+    assert tokens(run) == {step: samples[step] * SEQ_LENGTH for step in (0, 4, 8)}
+    found = replay(corpus, tmp_path / "b", tmp_path / "c", version=OLD[0])
+    assert sums(found) == constant_sums(*found.step_K.tolist())
+    assert tokens(found) == {step: samples[step] * SEQ_LENGTH for step in found.step_K.tolist()}
+    assert len(found.step_K) > 2
+
+
+def test_an_update_that_is_skipped_applies_no_rate(corpus, tmp_path):
+    skip = ("--iterations-to-skip", "3", "5", "--train-iters", "8", *EVERY_4)
+    train(corpus, *CONSTANT, *skip, "--save", str(tmp_path / "a"), *probe(corpus))
+    assert sums(Run.open(tmp_path / "a")) == pytest.approx({0: 0, 4: 3 * RATE, 8: 6 * RATE})
+    assert tokens(Run.open(tmp_path / "a")) == {0: 0, 4: 1024, 8: 2048}
+    overflow = ("--fp16", "--initial-loss-scale", str(2**20), "--hysteresis", "1")
+    flags = (*overflow, "--train-iters", "8", *EVERY_4)
+    for name, words in (("b", probe(corpus)), ("c", ())):
+        train(corpus, *CONSTANT, *flags, "--save", str(tmp_path / name), *words)
+    taken = read_saved(tmp_path / "c", 8).scheduler["num_steps"] / 8
+    assert 0 < taken < 8
+    counted = sums(Run.open(tmp_path / "b"))
+    assert counted[8] == pytest.approx(taken * RATE)
+    found = sums(replay(corpus, tmp_path / "c", tmp_path / "d", "--fp16"))
+    assert found == pytest.approx({step: counted[step] for step in (4, 8)})
+
+
+SCHEDULES = {
+    "samples": ("--lr-decay-samples", "64", "--lr-warmup-samples", "24", "--train-samples", "64"),
+    "fraction": ("--lr-warmup-fraction", "0.25", "--lr-warmup-init", "1e-3", "--train-iters", "8"),
+    "wsd": (
+        *("--lr-decay-style", "WSD", "--lr-wsd-decay-iters", "4", "--lr-wsd-decay-style", "cosine"),
+        *("--lr-decay-iters", "8", "--lr-warmup-iters", "2", "--train-iters", "8"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_record_tells_the_rate_of_every_step(corpus, tmp_path, name):
+    save = ("--tokscale-dir", str(tmp_path), *probe(corpus, "linear:1"))
+    output = train(corpus, *SCHEDULES[name], *save, without=_IN_ITERS)
+    rate_T = learning_rates(Run.open(tmp_path))
+    assert len(rate_T) == 8
+    # Megatron logs the rate of the next step, to seven digits.
+    np.testing.assert_allclose(rate_T[1:], logged_rates(output)[:-1], rtol=1e-6)
+
+
+def test_a_checkpoint_holds_a_note_only_where_probes_are_taken(trunk, stepped):
+    note = getattr(read_saved(trunk, 8).args, NOTE)
+    assert json.loads(json.dumps(note)) == note
+    assert (note["step"], note["samples"], note["tokens"]) == (8, 64, 2048)
+    assert note["lr_sum"] == pytest.approx(8 * RATE)
+    assert not hasattr(read_saved(stepped, 8).args, NOTE)
