@@ -197,7 +197,8 @@ class Plugin:
                     self._replanner.on_train_start()
                 result = train(forward_step, model, optimizer, scheduler, *rest, **kwargs)
                 if self._prober:
-                    self._prober.on_train_end(result[0], model, optimizer, scheduler)
+                    step, *_ = result
+                    self._prober.on_train_end(step, model, optimizer, scheduler)
                 return result
 
         return start
