@@ -183,13 +183,10 @@ class _Untraced:
 
     def refusal(self, what: str) -> TokscaleError:
         """Return the error that says why nothing is known."""
-        message = (
+        return TokscaleError(
             f"{what}: from sample {self.start} on {self.reason} orders the job's samples; expected "
             "Megatron's GPT datasets and --dataloader-type single"
         )
-        if self.start:
-            message += f"; only the samples before can be traced (--until-sample {self.start})"
-        return TokscaleError(message)
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,9 +294,11 @@ class Trace:
         """
         span = next((span for span in self.spans if span.start <= k < span.stop), None)
         if span is None:
+            known = "none"
+            if len(self) > self.spans[0].start:
+                known = f"from {self.spans[0].start} to {len(self) - 1}"
             raise TokscaleError(
-                f"sample {k} is not among those that are known of this job: from "
-                f"{self.spans[0].start} to {len(self) - 1}"
+                f"sample {k} is not among those that are known of this job: {known}"
             )
         place = span.place(k)
         dataset = span.record.datasets[place.dataset]
@@ -318,9 +317,12 @@ class Trace:
             TokscaleError: there is no such dataset or document, or a file is missing or damaged.
         """
         stop = self.spans[-1].stop if until is None else until
-        for span in self.spans:
+        for number, span in enumerate(self.spans):
             if isinstance(span.order, _Untraced) and span.start < stop:
-                raise span.order.refusal(f"the samples that read {dataset} are not all known")
+                what = f"the samples that read {dataset} are not all known"
+                if number:
+                    what += f" (those before are: --until-sample {span.start})"
+                raise span.order.refusal(what)
         prefix = self.prefix(dataset)
         n_documents = IndexedTokens.open(prefix).n_sequences
         if not 0 <= document < n_documents:

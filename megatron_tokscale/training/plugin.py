@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
-from megatron_tokscale.errors import TokscaleError, exit_with_one_line, say
+from megatron_tokscale.errors import EXIT_CODE, TokscaleError, exit_with_one_line, say
 from megatron_tokscale.training.config import add_arguments, config_from_args
 
 Function = Callable[..., Any]
@@ -144,18 +144,20 @@ class Plugin:
             name = "train_valid_test_dataset_provider"
             call.arguments[name] = self._planned(call.arguments[name])
             self._forward_step = call.arguments["forward_step_func"]
-            try:
-                result = pretrain(*call.args, **call.kwargs)
-            except Exception:
+            with _exit_with_one_line():
+                try:
+                    result = pretrain(*call.args, **call.kwargs)
+                except (Exception, SystemExit) as error:
+                    if getattr(error, "code", None) != EXIT_CODE:  # which has a line of its own
+                        self._say_if_untrained()
+                    raise
                 self._say_if_untrained()
-                raise
-            self._say_if_untrained()
-            return result
+                return result
 
         return start
 
     def _say_if_untrained(self) -> None:
-        if self._prober and not self._has_trained:
+        if self._prober and not (self._has_trained or self._replay):
             _print_once(
                 "Megatron has trained nothing, so no probe was taken; --tokscale-replay probes "
                 "saved checkpoints"
@@ -202,7 +204,8 @@ class Plugin:
                     self._replanner.on_train_start()
                 result = train(forward_step, model, optimizer, scheduler, *rest, **kwargs)
                 if self._prober:
-                    self._prober.on_train_end(result[0], model, optimizer, scheduler)
+                    step, *_ = result
+                    self._prober.on_train_end(step, model, optimizer, scheduler)
                 return result
 
         return start
@@ -292,8 +295,10 @@ class Plugin:
             result = save_checkpoint_and_time(
                 iteration, model, optimizer, scheduler, *rest, **kwargs
             )
-            if self._prober:
+            if self._prober and self._prober.is_open:  # not the save after the training
                 self._prober.after_checkpoint(iteration, model, optimizer, scheduler)
+                if self._replanner:
+                    self._replanner.after_probe(iteration)
             return result
 
         return save

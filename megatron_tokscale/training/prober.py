@@ -78,7 +78,7 @@ class Prober:
         self._loss_dict: Mapping[str, torch.Tensor] = {}
         self._forward_step: Callable[..., Any] | None = None
         self._is_active = True
-        self._is_open = False
+        self.is_open = False
         self.last_step = -1
         self._step = -1
         self._previous_N: NDArray[np.float32] | None = None
@@ -113,7 +113,7 @@ class Prober:
             TokscaleError: another job has the directory, or it cannot be written and the job is to
                 stop for that.
         """
-        self._forward_step, self._is_open = forward_step, True
+        self._forward_step, self.is_open = forward_step, True
         size = model_size(model, self._args)
         refusal, failure = None, None
         if self.is_writer:
@@ -276,7 +276,7 @@ class Prober:
         """Take the probe of a checkpoint that was not foreseen, such as one before an exit."""
         if not self._schedule.checkpoints or not self._is_active or step in (0, self.last_step):
             return
-        if self._is_open and not self.is_on_disk(step):
+        if not self.is_on_disk(step):
             self._take_between_steps(step, model, optimizer, scheduler)
 
     def on_exit(self, step: int, model: Sequence[Any], optimizer: Any, scheduler: Any) -> None:
@@ -397,7 +397,7 @@ class Prober:
         """
         error = self._background.join()
         self._writer.close()
-        self._is_open = False
+        self.is_open = False
         if error:
             self._is_active = False
             message = self._unwritable(str(error))

@@ -376,7 +376,7 @@ def record_blend(train: Any, config: TokscaleConfig, args: Namespace) -> None:
 
 def _untraceable(train: Any, args: Namespace) -> str | None:
     """Return why the job's k-th sample is not sample k of its training dataset, if it is not."""
-    if args.dataloader_type != "single":
+    if args.dataloader_type not in (None, "single"):
         return f"--dataloader-type {args.dataloader_type}"
     for name in ("hybrid_context_parallel", "perform_rl_step"):
         if getattr(args, name, False):

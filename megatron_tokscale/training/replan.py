@@ -72,10 +72,14 @@ class Replanner:
             self._ask(asked)
 
     def on_step(self, step: int) -> None:
-        """Decide, if it is time; ask, if a probe was taken that is the first since a multiple."""
+        """Decide, if it is time; then ask, if it is."""
         if self._asked is not None and step >= self._asked + LAG:
             self._decide(step)
-        if self._prober.last_step == step:
+        self.after_probe(step)
+
+    def after_probe(self, step: int) -> None:
+        """Ask, if a probe was taken at `step` that is the first since a multiple of N."""
+        if self._prober.last_step == step > self._last_probe:
             if self._is_due(step):
                 self._prober.before_checkpoint()
                 self._ask(step)

@@ -573,7 +573,9 @@ def test_samples_of_another_loader_are_refused_and_those_before_are_traced(run, 
     holding = [k for k in range(24) if (name, document) in {t[:2] for t in read[k]}]
     assert trace.document(name, document, 24).tolist() == holding
     for until in (None, 25):
-        with pytest.raises(TokscaleError, match="not all known: from sample 24 on --dataloader"):
+        with pytest.raises(
+            TokscaleError, match=r"until-sample 24\): from sample 24 on --dataloader"
+        ):
             trace.document(name, document, until)
     with pytest.raises(SystemExit):
         main(["trace", str(run), "--sample", "30"])
@@ -600,6 +602,8 @@ def test_a_job_that_starts_anew_leaves_no_record_of_the_one_before(run, prefixes
     assert load_records(path) == (replace(CYCLIC, start=0),)
     with pytest.raises(TokscaleError, match="sample 3 is not known"):
         Trace.open(run).sample(3)
+    with pytest.raises(TokscaleError, match=r"sample -1 is not among .* of this job: none"):
+        Trace.open(run).sample(-1)
     with pytest.raises(TokscaleError, match="that read web are not all known"):
         Trace.open(run).document("web", 0)
 

@@ -56,6 +56,15 @@ def test_a_cyclic_job_that_starts_anew(corpus: Corpus, tmp_path):
         Trace.open(tmp_path / "run").sample(0)
 
 
+def test_a_virtual_pipeline_has_a_record(corpus: Corpus, tmp_path):
+    """Its last model chunk on the first rank reads no data."""
+    layout = ("--pipeline-model-parallel-size", "2", "--num-layers-per-virtual-pipeline-stage", "1")
+    words = flags(corpus, tmp_path / "run", 1, *layout)
+    run_recorded(corpus, tmp_path / "a", 2, *words)
+    trace, read = Trace.open(tmp_path / "run"), read_samples(tmp_path / "a")
+    assert {k: tokens_of(trace, k) for k in read} == read
+
+
 def test_mock_data_is_said_to_be_unknown(corpus: Corpus, tmp_path):
     words = flags(corpus, tmp_path / "run", 1, "--mock-data")
     run_recorded(corpus, tmp_path / "a", 1, *words, data=[])

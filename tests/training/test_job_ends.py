@@ -51,14 +51,21 @@ main()
 """
 
 
-@pytest.mark.parametrize("layout", [(), PP2, TP2, (*PP2, *TP2)], ids=["dp", "pp", "tp", "tp-pp"])
+EXIT = ("--exit-interval", "3", "--train-iters", "6")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [(), PP2, TP2, (*PP2, *TP2), (*PP2, *EXIT)],
+    ids=["dp", "pp", "tp", "tp-pp", "pp-exit"],
+)
 def test_a_disk_that_is_full_at_the_last_probe_is_said_once(corpus: Corpus, tmp_path, layout):
     """The rank that writes is the first of the last pipeline stage, and meets the error alone."""
     (tmp_path / "script.py").write_text(FULL_AT_STEP_3)
     flags = (*probe(corpus, tmp_path), "--tokscale-on-write-error", "abort")
     schedule = ("--tokscale-schedule", "list:0,1,3", "--train-iters", "3")
     words = job_flags(corpus, *flags, *schedule, *layout)
-    result = start(4 if len(layout) == 4 else 2, str(tmp_path / "script.py"), *words)
+    result = start(4 if layout == (*PP2, *TP2) else 2, str(tmp_path / "script.py"), *words)
     assert_refused(result, "losses cannot be written", "No space left")
     assert Run.open(tmp_path).step_K.tolist() == [0, 1]
 

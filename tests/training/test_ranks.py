@@ -1,0 +1,69 @@
+"""Errors of some ranks end all of them with one line, without Megatron."""
+
+import pytest
+from recorded_job import start
+
+pytestmark = pytest.mark.megatron
+
+HEAD = """
+import torch
+from megatron_tokscale.errors import TokscaleError, exit_with_one_line
+from megatron_tokscale.training.ranks import ending_together, from_rank_0, is_first_to_end, together
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+"""
+
+FAILURES = {
+    "a rank that others wait for": """
+with ending_together("loading"):
+    if rank == 1:
+        raise TokscaleError("rank 1 alone")
+    try:
+        torch.distributed.barrier()
+    except RuntimeError as error:  # the connection is closed when rank 1 ends
+        raise TokscaleError(str(error)) from error
+""",
+    "all ranks, each with its own message": """
+with ending_together("loading"):
+    raise TokscaleError(f"rank {rank} alone")
+""",
+    "ranks with an error of their own": """
+with exit_with_one_line(is_first_to_end):
+    if rank > 0:
+        raise TokscaleError(f"rank {rank} alone")
+torch.distributed.TCPStore("127.0.0.1", 0, is_master=True).wait(["never"])
+""",
+    "a file that one rank lacks": """
+with exit_with_one_line(is_first_to_end):
+    together(lambda: open("/not/here") if rank == 2 else None)
+""",
+    "the first rank, for all": """
+with exit_with_one_line(is_first_to_end):
+    from_rank_0(lambda: open("/not/here").read())
+""",
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_one_line_is_said_and_all_ranks_end(tmp_path, failure):
+    (tmp_path / "script.py").write_text(HEAD + FAILURES[failure])
+    result = start(3, str(tmp_path / "script.py"))
+    assert result.code == 2, result.output
+    (line,) = result.refusals
+    assert ("alone" in line) != ("/not/here" in line)
+    assert "Traceback" not in result.output
+
+
+def test_what_does_not_fail_goes_on(tmp_path):
+    (tmp_path / "script.py").write_text(
+        HEAD
+        + """
+for name in ("one", "two"):
+    with ending_together(name):
+        torch.distributed.barrier()
+assert together(lambda: rank, where=rank == 1) == (1 if rank == 1 else None)
+assert from_rank_0(lambda: [rank, "a"]) == [0, "a"]
+"""
+    )
+    result = start(3, str(tmp_path / "script.py"))
+    assert result.code == 0, result.output
