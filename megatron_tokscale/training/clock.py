@@ -80,10 +80,13 @@ def noted(args: Namespace, step: int, samples: int) -> Past | None:
     """
     try:
         past = Past.from_json(getattr(args, NOTE, None))
-    except (TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None
-    is_this = (past.step, past.samples) == (step, samples)
-    return replace(past, source="the checkpoint") if is_this else None
+    if (past.step, past.samples) != (step, samples):
+        return None
+    # A launch that starts at this very step has taken none of those before.
+    launches = tuple(launch for launch in past.launches if launch.step < step)
+    return replace(past, launches=launches, source="the checkpoint")
 
 
 class Clock:
@@ -93,7 +96,7 @@ class Clock:
         """Start at `past`; without a scheduler, of a saved checkpoint, nothing goes on."""
         self._past = past
         self._seq_length = seq_length
-        self._tokens = self._tokens_before = past.tokens
+        self._tokens = past.tokens
         self._tokens_before = past.tokens_before
         self._sum = math.nan if past.lr_sum is None else past.lr_sum
         self._scheduled = int(scheduler.num_steps) if scheduler is not None else 0

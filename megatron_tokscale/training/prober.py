@@ -456,7 +456,8 @@ class Prober:
 
 def _say_what_is_reckoned(past: Past) -> None:
     """Print where a run's past is from, unless the plugin has counted it."""
-    if past.step == 0 or (past.source != RECKONED and past.lr_sum is not None):
+    is_known = past.tokens is not None and past.lr_sum is not None
+    if past.step == 0 or (is_known and past.source != RECKONED):
         return
     tokens = "unknown" if past.tokens is None else str(past.tokens)
     lr_sum = "unknown" if past.lr_sum is None else f"{past.lr_sum:g}"

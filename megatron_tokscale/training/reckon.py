@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.store import Batch, Launch, LearningRates, LossRecord
 from megatron_tokscale.training.clock import Past, beginning, canonical_group, noted
 
@@ -110,7 +111,8 @@ def past_of_job(
         of_losses = replace(past, tokens=record.consumed_tokens, lr_sum=lr_sum)
         past = _completed(past, of_losses, "the losses on disk")
     if saved is not None and (past.tokens is None or past.lr_sum is None):
-        past = _completed(past, reckon(beginning(0), None, saved), RECKONED)
+        reckoned = _reckoned(beginning(0), None, saved)
+        past = past if reckoned is None else _completed(past, reckoned, RECKONED)
     return past
 
 
@@ -140,9 +142,18 @@ def pasts_of(folder: Path, steps: Sequence[int]) -> dict[int, Past]:
         saved = read_saved(folder, step)
         if saved is None:
             continue
-        past = noted(saved.args, step, saved.samples) or reckon(past, previous, saved)
-        previous, found[step] = saved, past
+        new = noted(saved.args, step, saved.samples) or _reckoned(past, previous, saved)
+        if new is not None:
+            past, previous, found[step] = new, saved, new
     return found
+
+
+def _reckoned(before: Past, previous: Saved | None, saved: Saved) -> Past | None:
+    """Return what `reckon` does; None if the checkpoint lacks some of the settings."""
+    try:
+        return reckon(before, previous, saved)
+    except (AttributeError, TypeError, ValueError, TokscaleError):
+        return None
 
 
 def reckon(before: Past, previous: Saved | None, saved: Saved) -> Past:
@@ -315,8 +326,10 @@ def _batch(args: Namespace) -> Batch:
         step_batch_size_schedule=getattr(args, "step_batch_size_schedule", None),
         decrease_batch_size_if_needed=bool(getattr(args, "decrease_batch_size_if_needed", False)),
         # A job that counts in samples has a number of steps too, made from them.
-        train_iters=None if args.train_samples else _whole(args.train_iters),
-        train_samples=_whole(args.train_samples),
+        train_iters=None
+        if getattr(args, "train_samples", None)
+        else _whole(getattr(args, "train_iters", None)),
+        train_samples=_whole(getattr(args, "train_samples", None)),
     )
 
 
@@ -325,7 +338,7 @@ def _learning_rates(args: Namespace, scheduler: Mapping[str, Any]) -> LearningRa
 
     Flags in iterations count in steps of the global batch size.
     """
-    in_samples = bool(args.train_samples)
+    in_samples = bool(getattr(args, "train_samples", None))
     unit = "samples" if in_samples else "iters"
     scale = 1 if in_samples else int(args.global_batch_size)
     length = getattr(args, f"lr_decay_{unit}", None) or getattr(args, f"train_{unit}", None) or 0
