@@ -405,6 +405,7 @@ def _fit(arguments: Arguments) -> None:
             ranks=ranks,
         )
     if ranks.leads:
+        _tell_left_out(run)
         print(describe_fit(summary))
 
 
@@ -449,11 +450,10 @@ def _add_resampling(parser: argparse.ArgumentParser) -> None:
 
 
 def _spectrum(arguments: Arguments) -> None:
-    from megatron_tokscale.store import Run
 
     drawn = {"n_resamples": _resamples(arguments), "seed": arguments.seed, "progress": _say}
-    runs = [Run.open(path) for path in arguments.runs]
-    sources = [Run.open(path) for path in arguments.sources]
+    runs = [_opened(path) for path in arguments.runs]
+    sources = [_opened(path) for path in arguments.sources]
     if arguments.axis == "T":
         _spectrum_of_run(arguments, runs, sources, drawn)
     else:
@@ -499,6 +499,21 @@ def _resamples(arguments: Arguments) -> int:
     return int(arguments.resamples)
 
 
+def _opened(path: Path) -> "Run":
+    """Open a run, and say which of its probes are left out."""
+    from megatron_tokscale.store import Run
+
+    run = Run.open(path)
+    _tell_left_out(run)
+    return run
+
+
+def _tell_left_out(run: "Run") -> None:
+    if run.left_out:
+        steps = ", ".join(map(str, run.left_out))
+        _say(f"the probes of {run.path} at steps {steps} have no finite loss and are left out")
+
+
 def _say(what: str) -> None:
     say(f"megatron-tokscale: {what}")
 
@@ -523,9 +538,8 @@ def _add_laws(parser: argparse.ArgumentParser) -> None:
 
 def _laws(arguments: Arguments) -> None:
     from megatron_tokscale.laws import describe_laws, laws_run
-    from megatron_tokscale.store import Run
 
-    run, *others = (Run.open(path) for path in arguments.runs)
+    run, *others = (_opened(path) for path in arguments.runs)
     result = laws_run(
         run,
         others,
@@ -564,10 +578,9 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 def _score(arguments: Arguments) -> None:
     from megatron_tokscale.reweight.describe_scores import describe_scores
     from megatron_tokscale.reweight.scoring import score_run
-    from megatron_tokscale.store import Run
 
     summaries = score_run(
-        Run.open(arguments.run),
+        _opened(arguments.run),
         arguments.data_path,
         arguments.split,
         out=arguments.out,
@@ -703,10 +716,9 @@ def _check_plan_flags(arguments: Arguments) -> None:
 
 def _plan_by_dataset(arguments: Arguments, job: "Job", guards: "Guards") -> "Plan":
     from megatron_tokscale.reweight import plan_run
-    from megatron_tokscale.store import Run
 
     return plan_run(
-        Run.open(arguments.run),
+        _opened(arguments.run),
         job,
         arguments.out,
         guards=guards,
@@ -721,9 +733,8 @@ def _plan_by_stratum(
     arguments: Arguments, data: tuple["DataPath", str | None], job: "Job", guards: "Guards"
 ) -> "Plan":
     from megatron_tokscale.reweight import Cutting, cut_job, plan_frontier
-    from megatron_tokscale.store import Run
 
-    clock = Run.open(arguments.clock) if arguments.clock else None
+    clock = _opened(arguments.clock) if arguments.clock else None
     datasets = cut_job(
         *data,
         job.seq_length,
@@ -850,11 +861,10 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 
 def _report(arguments: Arguments) -> None:
     from megatron_tokscale.report import report_run
-    from megatron_tokscale.store import Run
 
-    other = Run.open(arguments.compare) if arguments.compare else None
+    other = _opened(arguments.compare) if arguments.compare else None
     path = report_run(
-        Run.open(arguments.run),
+        _opened(arguments.run),
         compare=other,
         axes=arguments.axis,
         tokenizer=arguments.tokenizer,

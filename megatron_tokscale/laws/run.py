@@ -13,7 +13,7 @@ from megatron_tokscale.laws.inputs import Inputs
 from megatron_tokscale.laws.plain import or_reason, plain
 from megatron_tokscale.laws.power_law import DISCARDED
 from megatron_tokscale.laws.several import several_runs
-from megatron_tokscale.results import LAWS_SCHEMA, SpectrumResult, heading
+from megatron_tokscale.results import LAWS_SCHEMA, SpectrumResult, heading, non_finite
 from megatron_tokscale.store import Run, check_same_tokens
 
 _OTHER_STARTS = (0.01, 0.03, 0.3)
@@ -78,6 +78,7 @@ def laws_run(
         "schema_version": LAWS_SCHEMA,
         "version": __version__,
         **heading(spectrum.fit),
+        "non_finite": non_finite(spectrum.fit),
         "overall": overall,
         "datasets": [
             {"name": name, **law(inputs.mean_loss_RDK[:, d])}

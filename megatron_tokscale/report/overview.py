@@ -47,6 +47,7 @@ def what_was_run(analysis: Analysis) -> str:
         "What was run",
         paragraph("The settings of the training job, and which tokens its probes watched."),
         _non_finite(analysis.fit["non_finite"]),
+        _left_out(analysis.fit["left_out"]),
         facts(rows),
         _datasets(analysis),
     )
@@ -129,6 +130,13 @@ def _non_finite(counts: Mapping[str, int]) -> str:
         "of every mean.",
         "warning",
     )
+
+
+def _left_out(steps: Sequence[int]) -> str:
+    if not steps:
+        return ""
+    named = ", ".join(number(step, ",") for step in steps)
+    return paragraph(f"Probes without any finite loss, left out: steps {named}.", "warning")
 
 
 def _datasets(analysis: Analysis) -> str:

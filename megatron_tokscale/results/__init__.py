@@ -7,7 +7,13 @@ from megatron_tokscale.results.extras import (
     read_laws,
     read_transfer,
 )
-from megatron_tokscale.results.fitted import FittedRun, heading, read_fit
+from megatron_tokscale.results.fitted import (
+    FittedRun,
+    heading,
+    non_finite,
+    non_finite_line,
+    read_fit,
+)
 from megatron_tokscale.results.schemas import (
     AXIS_SCHEMA,
     LAWS_SCHEMA,
@@ -26,6 +32,8 @@ __all__ = [
     "SpectrumResult",
     "heading",
     "known_transfers",
+    "non_finite",
+    "non_finite_line",
     "read_axis",
     "read_fit",
     "read_laws",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.checked import file_checksum, read_result
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.fit import SigmoidFits, fits_path, read_metadata
+from megatron_tokscale.fit import SigmoidFits, fits_path
 from megatron_tokscale.fit.run import SCHEMA_VERSION as FIT_SCHEMA
 from megatron_tokscale.store import Run
 
@@ -55,6 +55,22 @@ def read_fit(run: Run) -> dict[str, Any]:
 def heading(fit: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an analysis of the fits that fit.json (`fit`) tells of is made of."""
     return {name: fit[name] for name in _MADE_OF}
+
+
+def non_finite(fit: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many losses are not finite, of how many of all tokens, from fit.json (`fit`)."""
+    counts = fit["non_finite"]
+    return {"losses": counts["losses"], "tokens": counts["tokens"], "of_tokens": fit["n_tokens"]}
+
+
+def non_finite_line(counts: Mapping[str, int]) -> list[str]:
+    """Return what to say of `non_finite` in a terminal: a line, or none."""
+    if not counts["losses"]:
+        return []
+    return [
+        f"  {counts['losses']:,} losses of {counts['tokens']:,} of {counts['of_tokens']:,} tokens "
+        "are NaN or infinite; these tokens are left out of every mean"
+    ]
 
 
 def check_made_of(
@@ -106,11 +122,14 @@ class FittedRun:
         again = f"run `megatron-tokscale fit {run.path}` again"
         if not path.is_file():
             raise TokscaleError(f"{path} is not there; {again}")
-        about = read_metadata(path)
-        if about.get("fit_id") != fit["fit_id"]:
-            raise TokscaleError(f"{path} is of other fits than the fit.json beside it; {again}")
-        if file_checksum(path) != fit["fits_crc32"]:
-            raise TokscaleError(f"fits {path} are damaged: their checksum is wrong; {again}")
+        try:
+            found = file_checksum(path)
+        except OSError as error:
+            raise TokscaleError(f"cannot read {path}: {error.strerror or error}") from error
+        if found != fit["fits_crc32"]:
+            raise TokscaleError(
+                f"{path} is damaged, or was not written together with fit.json; {again}"
+            )
         return FittedRun(run, run.x_K(fit["time"]), fit["time"], fit)
 
     def check_complete(self) -> None:
@@ -122,6 +141,11 @@ class FittedRun:
         n_tokens, missing = self.fit["n_tokens"], self.fit["non_finite"]
         if missing["tokens"] < n_tokens:
             return
+        if self.fit["status"]["non-finite"] == n_tokens:
+            raise TokscaleError(
+                f"no token of {self.run.path} has five finite losses at its {len(self.x_K)} "
+                "probes, so there is nothing to analyse; train on, or restore the losses"
+            )
         missing_K = np.array(missing["losses_K"])
         worst = [k for k in np.argsort(-missing_K, kind="stable")[:3] if missing_K[k]]
         named = ", ".join(

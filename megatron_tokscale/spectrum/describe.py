@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_tokscale.results import non_finite_line
+
 _SOURCES = {
     "full": "every token's own transition",
     "kernel": "drop-weighted spectrum, one kernel",
@@ -15,7 +17,7 @@ _SOURCES = {
 
 def describe_spectrum(result: Mapping[str, Any]) -> str:
     """Reconstructions, widths beside their null, and the forward prediction."""
-    lines = _reconstructions(result)
+    lines = non_finite_line(result["non_finite"]) + _reconstructions(result)
     widths = result["widths"]
     observed, null = (
         with_interval(widths[name]["width_decades"], "p50")

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
 from megatron_tokscale.checked import write_arrays, write_result
+from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits
-from megatron_tokscale.laws.plain import or_reason
+from megatron_tokscale.laws.plain import or_reason, plain
 from megatron_tokscale.resampling import Estimate, Units
-from megatron_tokscale.results import SPECTRUM_SCHEMA, FittedRun, heading
+from megatron_tokscale.results import SPECTRUM_SCHEMA, FittedRun, heading, non_finite
 from megatron_tokscale.results.fitted import Block
 from megatron_tokscale.spectrum.density import Array, Bins, LearningTimeSpectrum
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
@@ -80,6 +81,11 @@ def spectrum_run(
     )
     say("reconstructions")
     whole = sums.resampled(source.x_K, weight_RU)
+    if not np.ptp(whole.loss_RK[0]) > 0:
+        raise TokscaleError(
+            f"the mean loss of {run.path} is the same at all probes; a spectrum needs one that "
+            "changes; train on"
+        )
     overall = compare(source.x_K, whole.curves(), whole.loss_RK)
     first_U = units.half(seed)
     model, target = (
@@ -119,10 +125,11 @@ def spectrum_run(
         **heading(source.fit),
         "arrays_crc32": write_arrays(run.analysis / "spectrum.npz", arrays),
     }
-    write_result(run.analysis / "spectrum.json", {**made_of, **about})
+    write_result(run.analysis / "spectrum.json", plain({**made_of, **about}))
     result = {
         **made_of,
         "documents": units.documents,
+        "non_finite": non_finite(source.fit),
         "same_tokens": overall.scores(),
         "other_documents": {**held_out.scores(), "note": _HELD_OUT_NOTE},
         "falls": overall.falls(),
@@ -132,7 +139,7 @@ def spectrum_run(
         "forward": forward,
         "settings": {"n_resamples": n_resamples, "null_tokens": len(sample), "seed": seed},
     }
-    return write_result(run.analysis / "reconstruction.json", result)
+    return write_result(run.analysis / "reconstruction.json", plain(result))
 
 
 def drawn(n_tokens: int, count: int, seed: int) -> NDArray[np.int64]:
