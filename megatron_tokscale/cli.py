@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from megatron_tokscale import __version__
 from megatron_tokscale.errors import TokscaleError, exit_with_one_line
+from megatron_tokscale.options import check_numbers
 from megatron_tokscale.progress import Progress, mute, print_what_can_be, say
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report(verbs.add_parser("report", help="one self-contained HTML page about a run"))
     _add_demo(verbs.add_parser("demo", help="the whole loop on this machine, without a GPU"))
     _add_doctor(verbs.add_parser("doctor", help="what is installed, and if a job would be refused"))
+    check_numbers(parser)
     return parser
 
 

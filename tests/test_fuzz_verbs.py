@@ -3,15 +3,19 @@
 A damaged file ends a verb with exit code 2 and one line that names it; nothing is written.
 """
 
+import argparse
 import os
+import re
 import shutil
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from verb_world import Command, make_world
+from verb_world import Command, commands, make_world
 
-from megatron_tokscale.cli import main
+from megatron_tokscale.cli import _parser, main
+from megatron_tokscale.data import trace as trace_module
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4
 
@@ -90,30 +94,172 @@ def cut(share: float):
     return damage
 
 
-DAMAGES = {
+PARTS = (b'{"a":' + b"[" * 100_000, b"{}", b"[1, 2]", b"null", b"not what is expected here\n")
+STRUCTURE = {
     "empty": lambda path: put(path, b""),
     "zeros": lambda path: put(path, bytes(path.stat().st_size)),
     "cut at half": cut(0.5),
     "cut at a tenth": cut(0.1),
-    "a byte short": cut(1.0),
     "picture": lambda path: put(path, PICTURE),
-    "words": lambda path: put(path, b"not what is expected here\n"),
-    "object": lambda path: put(path, b"{}"),
-    "list": lambda path: put(path, b"[1, 2]"),
-    "null": lambda path: put(path, b"null"),
-    "deep": lambda path: put(path, b'{"a":' + b"[" * 100_000),
+    "deep": lambda path: put(path, PARTS[0]),
+    "object": lambda path: put(path, PARTS[1]),
+    "list": lambda path: put(path, PARTS[2]),
+    "null": lambda path: put(path, PARTS[3]),
+    "words": lambda path: put(path, PARTS[4]),
     "directory": lambda path: in_place(path, Path.mkdir),
     "dangling": lambda path: in_place(path, lambda path: path.symlink_to("nowhere")),
     "read error": lambda path: in_place(path, lambda path: path.symlink_to("/proc/self/mem")),
-    **{f"flip at {position:.2f}": flip(position, 0x80) for position in (0, 0.02, 0.3, 0.6, 0.9, 1)},
-    **{f"bit at {position:.2f}": flip(position, 0x01) for position in (0.001, 0.1, 0.5, 0.97)},
 }
+FLIPS = {f"byte at {position:.2f}": flip(position, 0x80) for position in (0, 0.02, 0.3, 0.6, 1)}
+FLIPS |= {f"bit at {position:.2f}": flip(position, 0x01) for position in (0.1, 0.5, 0.97)}
+DAMAGES = STRUCTURE | FLIPS
+
+SLOW = ("spectrum", "laws", "report")
+"""Verbs of a second or more: of flips they get one, and what they read is read by others too."""
+
+# What a verb may take as it is: (file, damage). Megatron's files have no checksums, and a number in
+# a text may be any number; of plain words any may be meant. These may end well, but with no
+# traceback.
+MAY_PASS = (
+    (r"\.idx", r"bit.*|byte.*"),
+    (r"\.bin", r"bit.*|byte.*|zeros|deep"),
+    (r"(cache|plancache)/.*\.npy", r"bit.*|byte.*"),
+    (r".*\.json|.*\.txt", r"bit.*"),
+    (r"analysis/(laws|transfer)\.json", r"directory|dangling"),  # what is not there is not shown
+    (r"plancache/tokscale-.*(draw|stratum)\.npy", r"directory|dangling"),  # computed again
+    (r"planned/tokscale/replans\.json", r"dangling"),  # nothing was decided
+)
+
+# What may end with a line that names another file, since it is that file which then does not fit.
+MAY_NAME_ANOTHER = (
+    (r"words\.txt", r".*"),  # a prefix that is in it, and has no files
+    (r"\.idx", r"bit.*|byte.*"),  # the .bin that it does not fit
+    (r".*\.json|.*\.txt", r"bit.*"),
+    (r"planned/tokscale/(plan|replans)\.json", r"dangling"),  # each of the two needs the other
+    (r"description\.txt", r".*"),  # nothing in the cache is then of this name
+)
+
+# Not held yet: (verb, file, damage). Remove a line when the reader that it is about is mended.
+OPEN = ()
 
 
-def outcome(world, argv, capsys) -> tuple[int, str]:
+def listed(table, path: str, damage: str) -> bool:
+    return any(re.search(f"({file})$", path) and re.fullmatch(what, damage) for file, what in table)
+
+
+def fault(world: World, command: Command, path: str, damage: str, before, outcome) -> str | None:
+    """What is wrong with how a verb has ended on a damaged file."""
+    code, error = outcome
+    if code == 0:
+        return None if listed(MAY_PASS, path, damage) else "taken as it is"
+    lines = error.splitlines()
+    if code != 2 or not lines or not lines[-1].startswith("megatron-tokscale: "):
+        return f"{code}: {error[-300:]}"
+    if tree(world.folder) != before:
+        return "files have changed"
+    if Path(path).name not in lines[-1] and not listed(MAY_NAME_ANOTHER, path, damage):
+        return f"not named: {lines[-1][:200]}"
+    return None
+
+
+def end_of(command: Command, capsys) -> tuple[object, str]:
+    """The exit code of a verb, or what it raises, and what it says on stderr."""
+    trace_module._open_index.cache_clear()
     capsys.readouterr()
     try:
-        main(list(argv))
+        main(list(command.argv))
     except SystemExit as end:
         return end.code, capsys.readouterr().err
+    except Exception as error:
+        return repr(error)[:200], traceback.format_exc()
     return 0, capsys.readouterr().err
+
+
+NAMES = tuple(commands(("cache/a-dataset_index.npy",), ()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_verb_takes_no_damaged_file(world, capsys, name):
+    command = world.commands[name]
+    assert end_of(command, capsys)[0] == 0, "on whole files"
+    restore(world)
+    faults = []
+    slow = name.startswith(SLOW)
+    for path in dict.fromkeys(command.reads):
+        for damage, apply in DAMAGES.items():
+            if slow and damage in FLIPS and damage != "byte at 0.30":
+                continue
+            if any(re.fullmatch(row[0], name) and listed([row[1:]], path, damage) for row in OPEN):
+                continue
+            apply(world.folder / path)
+            before = tree(world.folder)
+            found = fault(world, command, path, damage, before, end_of(command, capsys))
+            if found:
+                faults.append((path, damage, found))
+            restore(world)
+    assert not faults, "\n".join(" | ".join(row) for row in faults)
+
+
+ODD_NUMBERS = ("-1", "0", "nan", "inf", "-inf", "1e308", "10" * 15, "1.5e", "")
+
+# The odd numbers that are good ones: (option, value).
+GOOD = {
+    ("--seed", "0"),
+    ("--sample", "0"),
+    ("--until-sample", "0"),
+    ("--eod", "0"),
+    ("--min-tokens", "0"),
+    ("--strength", "0"),
+    ("--max-epochs", "1e308"),
+}
+# Options of which the command may have only one, and those that another needs.
+INSTEAD = {"--sequences": "--tokens", "--budget": "--tokens"}
+
+
+def numeric_options(parser, path=()):
+    """Every option of every verb that takes a number, with the verb."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, verb in action.choices.items():
+                yield from numeric_options(verb, (*path, name))
+        elif action.option_strings and is_numeric(action):
+            yield " ".join(path), action.option_strings[0]
+
+
+def is_numeric(action) -> bool:
+    return callable(action.type) and action.type not in (Path, str)
+
+
+OPTIONS = sorted(set(numeric_options(_parser())))
+
+
+def test_the_options_that_take_numbers_are_found():
+    assert {("fit", "--time"), ("report", "--out")}.isdisjoint(OPTIONS)
+    assert {("plan build", "--floor"), ("probe plan", "--num-layers")} <= set(OPTIONS)
+    assert len(OPTIONS) > 45
+
+
+def with_option(argv: tuple[str, ...], option: str, value: str) -> list[str]:
+    """The command with this value of the option in the place of any other."""
+    words = list(argv)
+    for name in {option, INSTEAD.get(option, option)} & set(words):
+        del words[words.index(name) : words.index(name) + 2]
+    return [*words, f"{option}={value}"]
+
+
+@pytest.mark.parametrize(("verb", "option"), OPTIONS)
+def test_an_odd_number_gets_one_line(world, capsys, verb, option):
+    name = verb if verb in world.commands else next(n for n in NAMES if n.startswith(verb))
+    before = tree(world.folder)
+    for value in ODD_NUMBERS:
+        command = Command(tuple(with_option(world.commands[name].argv, option, value)), ())
+        code, error = end_of(command, capsys)
+        if (option, value) in GOOD:
+            assert code in (0, 2), (value, error)
+            restore(world)
+            continue
+        assert code == 2, (value, error)
+        assert error.startswith("megatron-tokscale: "), (value, error)
+        assert error.count("\n") == 1, (value, error)
+        assert option in error, (value, error)
+        assert tree(world.folder) == before

@@ -113,7 +113,7 @@ def _descriptions(cache_dir: Path) -> Iterator[Description]:
         try:
             text = file.read_text(encoding="utf-8")
             content = json.loads(text)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise TokscaleError(f"cannot read {file} ({error}); remove it") from error
         if not isinstance(content, dict):
             raise TokscaleError(f"{file} describes no dataset; remove it")

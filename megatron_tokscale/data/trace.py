@@ -6,7 +6,8 @@ job has drawn otherwise are refused.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -387,7 +388,38 @@ def _open_index(record: DatasetRecord) -> SampleIndex:
             "job read; restore it"
         )
     lengths_Q = IndexedTokens.open(record.prefix).lengths
-    return SampleIndex(lengths_Q, document_P, bound_N12, shuffle_N, record.extra)
+    return _CachedIndex(lengths_Q, document_P, bound_N12, shuffle_N, record.extra, files)
+
+
+@dataclass(frozen=True, eq=False)
+class _CachedIndex(SampleIndex):
+    """An index in Megatron's cache, which has no checksums: numbers that cannot be are refused."""
+
+    files: tuple[str | None, ...] = ()
+
+    def pieces(self, sample: int) -> list[Piece]:
+        with self._refused_if_damaged():
+            pieces = super().pieces(sample)
+            for document, start, stop in pieces:
+                if document < 0 or not 0 <= start < stop <= self.lengths_Q[document]:
+                    raise IndexError
+        return pieces
+
+    def holding(self, document: int) -> Numbers:
+        with self._refused_if_damaged():
+            if self.document_P.min(initial=0) < 0:
+                raise IndexError
+            return super().holding(document)
+
+    @contextmanager
+    def _refused_if_damaged(self) -> Iterator[None]:
+        try:
+            yield
+        except (IndexError, ValueError) as error:
+            raise TokscaleError(
+                f"one of {', '.join(map(str, self.files))} is damaged, or not of its data; remove "
+                "it and start the job, which makes the same"
+            ) from error
 
 
 def describe_sample(trace: Trace, k: int, text: ShowText | None = None) -> str:
