@@ -4,11 +4,11 @@ Neither torch.distributed nor a GPU is needed: the flags are read by Megatron's 
 validated by it.
 """
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from megatron_tokscale import cpu
 from megatron_tokscale.data import Plan, match_datasets
@@ -26,10 +26,10 @@ from megatron_tokscale.probe import ProbeSet, Schedule
 from megatron_tokscale.store import RunWriter
 from megatron_tokscale.training.config import (
     TokscaleConfig,
-    add_arguments,
     config_from_args,
     run_directory,
 )
+from megatron_tokscale.training.gpt_flags import megatron_parser
 from megatron_tokscale.training.replan import parse_interval
 from megatron_tokscale.training.replay import saved_steps
 from megatron_tokscale.training.support import (
@@ -90,19 +90,8 @@ def check_flags(words: Sequence[str]) -> Findings:
     return findings
 
 
-class _Parser(ArgumentParser):
-    """A parser whose error is one line and no exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise TokscaleError(f"Megatron cannot read the flags: {message}")
-
-
 def _parse(words: Sequence[str]) -> tuple[Namespace, list[str]]:
-    from megatron.training.arguments import add_megatron_arguments
-
-    parser = _Parser(allow_abbrev=False, add_help=False)
-    add_megatron_arguments(parser)
-    add_arguments(parser)
+    parser = megatron_parser()
     try:
         args, unknown = parser.parse_known_args(list(words))
     except (KeyError, AssertionError) as error:  # from Megatron's own readers of values

@@ -30,9 +30,14 @@ class Refusal(NamedTuple):
     reason: str
     values: tuple[str, ...] = ()
 
+    @property
+    def dest(self) -> str:
+        """Name of the flag's value among the parsed arguments."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
     def applies(self, args: Namespace) -> bool:
-        """Whether `args` has the flag so."""
-        value = getattr(args, self.flag.removeprefix("--").replace("-", "_"), None)
+        """Return True if `args` has the flag so."""
+        value = getattr(args, self.dest, None)
         if self.values:
             return value in self.values
         return value is not None and value is not False
@@ -225,8 +230,7 @@ def _refusals(what: str, table: tuple[Refusal, ...], args: Namespace) -> list[st
 
 def _value(refusal: Refusal, args: Namespace) -> list[str]:
     """The value to name beside the flag, where not every value is refused."""
-    name = refusal.flag.removeprefix("--").replace("-", "_")
-    return [str(getattr(args, name))] if refusal.values else []
+    return [str(getattr(args, refusal.dest))] if refusal.values else []
 
 
 def _stages_parameters_among_gradients(args: Namespace) -> bool:
