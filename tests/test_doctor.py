@@ -91,8 +91,8 @@ def test_a_bad_job_hears_every_reason(examine, flags, tmp_path):
     assert code == 2
     for reason in BAD.values():
         assert sum(reason in text for text in found["REFUSED"]) == 1, reason
-    sft_under_a_plan = 1
-    assert len(found["REFUSED"]) == len(BAD) + sft_under_a_plan
+    sft_under_a_plan = sft_in_our_script = 1
+    assert len(found["REFUSED"]) == len(BAD) + sft_under_a_plan + sft_in_our_script
     assert not (tmp_path / "run").exists()
 
 

@@ -98,6 +98,14 @@ class RunWriter:
             locked=is_locked,
         )
 
+    def check_free(self) -> bool:
+        """Look at the run's lock and do not take it; False where this machine cannot tell.
+
+        Raises:
+            TokscaleError: another job writes into the directory.
+        """
+        return self._lock.check()
+
     def close(self) -> None:
         """Give the run's lock back."""
         self._lock.release()
