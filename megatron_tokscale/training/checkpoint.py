@@ -1,15 +1,17 @@
 """Where a job goes on, read from the files of its checkpoint without loading it.
 
-A checkpoint of Megatron's has its arguments in a pickle inside a zip file, beside the tensors. Only
-the pickle is read, and no class in it is made but a `Namespace`: nothing of it is run.
+A checkpoint of Megatron's has its arguments in a pickle inside a zip file, which is a file of its
+own or, from 0.19 on, a shard of a distributed checkpoint. Only the pickle is read, and no class in
+it is made but a `Namespace`: nothing of it is run.
 """
 
+import io
 import pickle
 import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 _TRACKER = "latest_checkpointed_iteration.txt"
 _HOLDERS = ("common.pt", "mp_rank_*/model_optim_rng.pt")
@@ -36,30 +38,46 @@ def start_of(args: Namespace) -> Start | None:
         step = int(args.ckpt_step or (Path(args.load) / _TRACKER).read_text())
     except (OSError, ValueError):  # a "release" among them
         return None
-    folder = Path(args.load) / f"iter_{step:07d}"
-    for holder in _HOLDERS:
-        for path in sorted(folder.glob(holder)):
-            saved = read_arguments(path)
-            if saved is not None:
-                return Start(step, int(getattr(saved, "consumed_train_samples", 0)))
-    return None
+    saved = read_arguments(Path(args.load) / f"iter_{step:07d}")
+    if saved is None:
+        return None
+    return Start(step, int(getattr(saved, "consumed_train_samples", 0)))
 
 
-def read_arguments(path: Path) -> Namespace | None:
-    """Return the arguments that a file of a checkpoint holds; None if it holds none."""
+def read_arguments(folder: Path) -> Namespace | None:
+    """Return the arguments that a checkpoint holds; None if they cannot be read here."""
+    paths = [path for holder in _HOLDERS for path in sorted(folder.glob(holder))]
     try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            with archive.open(name) as file:
-                saved = _Unpickler(file).load()
+        content = _unzipped(paths[0].open("rb")) if paths else _of_shards(folder)
     except Exception:  # a damaged pickle may raise anything; Megatron will say what is wrong
         return None
-    found = saved.get("args") if isinstance(saved, dict) else None
+    found = content.get("args") if isinstance(content, dict) else None
     return found if isinstance(found, Namespace) else None
 
 
+def _of_shards(folder: Path) -> Any:
+    """Read what all ranks have in common out of torch's distributed checkpoint."""
+    with (folder / ".metadata").open("rb") as file:
+        places = _Unpickler(file).load().storage_data
+    place = next(
+        place for key, place in places.items() if key.fqn.partition("/")[0] == "common_state"
+    )
+    with (folder / place.relative_path).open("rb") as file:
+        file.seek(place.offset)
+        (common,) = _unzipped(io.BytesIO(file.read(place.length)))
+    return common
+
+
+def _unzipped(file: IO[bytes]) -> Any:
+    """Read what `torch.save` has written, without its tensors."""
+    with file, zipfile.ZipFile(file) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        with archive.open(name) as content:
+            return _Unpickler(content).load()
+
+
 class _Blank:
-    """What stands for everything that is not read."""
+    """What stands for an object of any class: its attributes, and nothing that it does."""
 
     def __new__(cls, *_: Any, **__: Any) -> "_Blank":
         return object.__new__(cls)
@@ -68,7 +86,9 @@ class _Blank:
         """Take what the real one would."""
 
     def __setstate__(self, state: Any) -> None:
-        """Forget it."""
+        """Keep the attributes."""
+        if isinstance(state, dict):
+            self.__dict__.update(state)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Forget it."""

@@ -5,6 +5,7 @@ validated by it. Each check is the function that the job calls; what needs the j
 checkpoint's arguments or files that are elsewhere is listed as not checked. Nothing is written.
 """
 
+import errno
 import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -247,7 +248,9 @@ def _check_run(
     findings.attempt(writer.check, probe_set, _known_model(args))
     if findings.attempt(writer.check_free) is False:
         findings.unchecked.append(f"whether another job has {writer.folder}")
-    if reason := _unwritable(writer.folder, ("losses", "journal.jsonl", "losses/abandoned")):
+    places = (("losses", "a"), (".", ".lock"), (".", "journal.jsonl"), (".", "a"))
+    reasons = [_unwritable(writer.folder / place, name) for place, name in places]
+    if reason := next(filter(None, reasons), None):
         message = f"losses cannot be written to {writer.folder}: {reason}"
         if config.tokscale_replay or config.tokscale_on_write_error == "abort":
             findings.refused.append(message)
@@ -268,15 +271,20 @@ def _known_model(args: Namespace) -> Mapping[str, Any]:
     return {name: value for name, value in model.items() if value is not None or name in is_told}
 
 
-def _unwritable(folder: Path, names: Sequence[str]) -> str | None:
-    """Return why this user cannot write into a folder, which need not be there yet."""
-    for wanted in (folder, *(folder / name for name in names)):
-        path = next(path for path in (wanted, *wanted.parents) if path.exists())
-        if not path.is_dir() and path not in [folder / name for name in names]:
-            return f"[Errno 20] Not a directory: '{path}'"
-        if not os.access(path, os.W_OK | (os.X_OK if path.is_dir() else 0)):
-            return f"[Errno 13] Permission denied: '{path}'"
-    return None
+def _unwritable(folder: Path, name: str) -> str | None:
+    """Return the error with which this user would fail to make or replace a file; None for none."""
+    if not folder.exists():
+        path = next(path for path in (folder, *folder.parents) if path.parent.exists())
+        if not path.parent.is_dir():
+            return f"[Errno {errno.ENOTDIR}] Not a directory: '{folder}'"
+    elif not folder.is_dir():
+        return f"[Errno {errno.EEXIST}] File exists: '{folder}'"
+    else:
+        path = folder / name
+    place = path if path.is_file() else path.parent
+    if os.access(place, os.W_OK | (os.X_OK if place.is_dir() else 0)):
+        return None
+    return f"[Errno {errno.EACCES}] Permission denied: '{path}'"
 
 
 def _vocab_size(args: Namespace, findings: Findings) -> int | None:
@@ -314,8 +322,8 @@ def _check_plan(
             f"the sequence length: no --seq-length is given, the plan's is {plan.seq_length}"
         )
     if folder is not None:
-        if reason := _unwritable(folder / "tokscale", ("plan.json", "replans.json", "data.json")):
-            place = folder / "tokscale"
+        place = folder / "tokscale"
+        if reason := _unwritable(place, "a"):
             findings.refused.append(f"the plan cannot be kept in {place}: {reason}")
         _check_followed(config, plan, folder, args, findings, is_good=not refusals + misfits)
 
@@ -341,9 +349,11 @@ def _check_followed(
     settled = findings.attempt(resume, given, folder, start.consumed, start.step, accept=accept)
     path = record_path(folder)
     if path.exists() and (error := _error_of(load_records, path)):
-        is_kept = start.consumed or not config.tokscale_probe_set
-        where = findings.refused if is_kept else findings.unchecked
-        where.append(f"the plan cannot be kept in {path.parent}: {error}")
+        if start.consumed:
+            findings.refused.append(error)
+        else:
+            where = findings.unchecked if config.tokscale_probe_set else findings.refused
+            where.append(f"the plan cannot be kept in {path.parent}: {error}")
     if settled is None or not is_good:
         return
     findings.passed.append(f"plan {config.tokscale_plan} can be followed")
