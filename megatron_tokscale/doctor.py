@@ -21,6 +21,8 @@ from typing import NamedTuple
 from megatron_tokscale import __version__
 from megatron_tokscale.errors import EXIT_CODE
 
+_PRETRAIN = "megatron_tokscale.pretrain"
+
 
 class Line(NamedTuple):
     """One thing that was looked at; `is_wrong` if it would stop a job."""
@@ -46,14 +48,14 @@ def examine(words: Sequence[str]) -> None:
     Raises:
         SystemExit: with code 2, if something is wrong.
     """
-    flags = _enter_folder_of_script(words)
+    flags, is_own_script = _enter_folder_of_script(words)
     with _quiet():
         hooks = _hooks(bool(flags))
         sections = {"installed": _installed(), "hooks": hooks}
         if flags:
             has_hooks = not any(line.is_wrong for line in hooks)
             unread = Line("not checked", "the flags, while a hook is missing")
-            sections["job"] = _job(flags) if has_hooks else [unread]
+            sections["job"] = _job(flags, is_own_script=is_own_script) if has_hooks else [unread]
     print(f"megatron-tokscale {__version__}")
     for title, lines in sections.items():
         print(title)
@@ -65,14 +67,22 @@ def examine(words: Sequence[str]) -> None:
         raise SystemExit(EXIT_CODE)
 
 
-def _enter_folder_of_script(words: Sequence[str]) -> list[str]:
-    """Drop `-m MODULE` and the script, whose checkout of Megatron is the one that counts."""
-    rest = list(words)
+def _enter_folder_of_script(words: Sequence[str]) -> tuple[list[str], bool]:
+    """Drop `-m MODULE` and the script, whose checkout of Megatron is the one that counts.
+
+    Returns:
+        The flags, and True if the job is `megatron_tokscale.pretrain`: that is meant where no
+        script is named.
+    """
+    rest, module = list(words), _PRETRAIN
     if rest[:1] == ["-m"]:
-        rest = rest[2:]
+        module, rest = " ".join(rest[1:2]), rest[2:]
     if rest and rest[0].endswith(".py"):
         sys.path.insert(0, str(Path(rest.pop(0)).resolve().parent))
-    return rest
+        return rest, False
+    if rest and not sys.flags.safe_path:
+        sys.path.insert(0, str(Path.cwd()))  # as Python does for -m
+    return rest, module == _PRETRAIN
 
 
 @contextlib.contextmanager
@@ -183,12 +193,13 @@ def _hooks(is_needed: bool) -> list[Line]:
     return lines
 
 
-def _job(flags: Sequence[str]) -> list[Line]:
+def _job(flags: Sequence[str], *, is_own_script: bool) -> list[Line]:
     from megatron_tokscale.training.preflight import check_flags
 
-    findings = check_flags(flags)
+    findings = check_flags(flags, is_own_script=is_own_script)
     return [
         *(Line("REFUSED", text, is_wrong=True) for text in findings.refused),
+        *(Line("WARNING", text) for text in findings.warned),
         *(Line("ok", text) for text in findings.passed),
         *(Line("not checked", text) for text in findings.unchecked),
     ]

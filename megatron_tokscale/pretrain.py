@@ -4,12 +4,14 @@
 
 It keeps the contract of Megatron's own pretrain_gpt.py (which is in no wheel): the same flags, a
 `forward_step` that returns the per-token losses and a loss function, and a datasets provider that
-is called on every rank. Knowledge distillation, fill-in-the-middle, packed fine-tuning and ModelOpt
-are not in it; use pretrain_gpt.py with `-m megatron_tokscale.run` for those.
+is called on every rank. Knowledge distillation, fill-in-the-middle, packed fine-tuning, layers of
+one's own and ModelOpt are not in it, and their flags are refused (`training.gpt_flags`); use
+pretrain_gpt.py with `-m megatron_tokscale.run` for those.
 """
 
 import inspect
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,7 +20,17 @@ from typing import Any
 
 import torch
 
+from megatron_tokscale.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.launch import prepare
+from megatron_tokscale.training.gpt_flags import (
+    DATASET_ARGUMENTS,
+    MODEL_ARGUMENTS,
+    flag_refusals,
+    from_args,
+    megatron_parser,
+    value_refusals,
+)
+from megatron_tokscale.training.support import raise_first
 
 # As Megatron's pretrain_gpt.py: a loss this many times the largest one seen is reported.
 _SPIKY_LOSS_FACTOR = 10
@@ -42,40 +54,36 @@ def model_provider(
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import (
         get_gpt_decoder_block_spec,
+        get_gpt_decoder_layer_specs,
         get_gpt_mtp_block_spec,
     )
     from megatron.training import get_args
     from megatron.training.arguments import core_transformer_config_from_args
 
     args = get_args()
+    with exit_with_one_line():
+        raise_first(value_refusals(args))  # --use-checkpoint-args may have brought some
     config = config or core_transformer_config_from_args(args)
     use_te = args.transformer_impl == "transformer_engine"
-    layers = get_gpt_decoder_block_spec(
-        config,
-        use_transformer_engine=use_te,
-        normalization=args.normalization,
-        qk_l2_norm=args.qk_l2_norm,
-        vp_stage=vp_stage,
-    )
+    kind = {
+        "use_transformer_engine": use_te,
+        "normalization": args.normalization,
+        "qk_l2_norm": args.qk_l2_norm,
+        "vp_stage": vp_stage,
+    }
     mtp = None
     if args.mtp_num_layers is not None:
-        mtp = get_gpt_mtp_block_spec(
-            config, layers, use_transformer_engine=use_te, vp_stage=vp_stage
-        )
+        # The model's last layer: a stage of the prediction layers alone has none of its own.
+        last = get_gpt_decoder_layer_specs(config, **kind)[-1]
+        mtp = get_gpt_mtp_block_spec(config, last, use_transformer_engine=use_te, vp_stage=vp_stage)
     return GPTModel(
         config=config,
-        transformer_layer_spec=layers,
-        vocab_size=args.padded_vocab_size,
-        max_sequence_length=args.max_position_embeddings,
+        transformer_layer_spec=get_gpt_decoder_block_spec(config, **kind),
         pre_process=pre_process,
         post_process=post_process,
-        fp16_lm_cross_entropy=args.fp16_lm_cross_entropy,
         parallel_output=True,
         share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
-        position_embedding_type=args.position_embedding_type,
-        rotary_percent=args.rotary_percent,
-        rotary_base=args.rotary_base,
-        rope_scaling=args.use_rope_scaling,
+        **from_args(MODEL_ARGUMENTS, args),
         mtp_block_spec=mtp,
         vp_stage=vp_stage,
         pg_collection=pg_collection,
@@ -185,20 +193,22 @@ def forward_step(
         On the last pipeline stage the loss of each token in nats, [micro batch, sequence / CP]
         (elsewhere the activations to send on), and `loss_func` bound to the loss mask.
     """
-    from megatron.core.utils import get_attr_wrapped_model
+    from megatron.core.utils import StragglerDetector, get_attr_wrapped_model
     from megatron.training import get_timers
 
-    timers = get_timers()
+    timers, stragglers = get_timers(), StragglerDetector()
     timers("batch-generator", log_level=2).start()
-    batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
+    with stragglers(bdata=True):
+        batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))
     timers("batch-generator").stop()
-    output = model(
-        batch["tokens"],
-        batch["position_ids"],
-        batch["attention_mask"],
-        labels=batch["labels"],
-        loss_mask=batch["loss_mask"],
-    )
+    with stragglers:
+        output = model(
+            batch["tokens"],
+            batch["position_ids"],
+            batch["attention_mask"],
+            labels=batch["labels"],
+            loss_mask=batch["loss_mask"],
+        )
     return output, partial(loss_func, batch["loss_mask"], model=model)
 
 
@@ -218,27 +228,16 @@ def train_valid_test_datasets_provider(
     args = get_args()
     blend, blend_per_split = get_blend_and_blend_per_split(args)
     config = GPTDatasetConfig(
-        random_seed=args.seed,
-        sequence_length=args.seq_length,
         blend=blend,
         blend_per_split=blend_per_split,
-        split=args.split,
-        num_dataset_builder_threads=args.num_dataset_builder_threads,
-        path_to_cache=args.data_cache_path,
-        mmap_bin_files=args.mmap_bin_files,
         tokenizer=build_tokenizer(args),
-        reset_position_ids=args.reset_position_ids,
-        reset_attention_mask=args.reset_attention_mask,
-        eod_mask_loss=args.eod_mask_loss,
-        create_attention_mask=args.create_attention_mask_in_dataloader,
-        mid_level_dataset_surplus=args.mid_level_dataset_surplus,
-        fast_cache_load=args.dataloader_fast_cache_load,
-        defer_npy_index_mmap=args.dataloader_defer_npy_index_mmap,
+        sequence_parallel_size=args.tensor_model_parallel_size * args.sequence_parallel,
         sequences_per_dataset=(
             json.loads(Path(args.per_dataset_sequences_path).read_text(encoding="utf-8"))
             if args.per_dataset_sequences_path
             else None
         ),
+        **from_args(DATASET_ARGUMENTS, args),
     )
 
     def is_built_here() -> bool:
@@ -254,9 +253,39 @@ def train_valid_test_datasets_provider(
 train_valid_test_datasets_provider.is_distributed = True  # type: ignore[attr-defined]
 
 
+def embedding_ranks(pipeline_ranks: Sequence[int]) -> list[int]:
+    """Return the ranks of a pipeline that hold the token embedding, ascending."""
+    from megatron.core.transformer.multi_token_prediction import get_mtp_ranks
+    from megatron.training import get_args
+    from megatron.training.arguments import core_transformer_config_from_args
+
+    args = get_args()
+    ranks = {pipeline_ranks[0]}
+    if not args.untie_embeddings_and_output_weights:
+        ranks.add(pipeline_ranks[-1])
+    ranks.update(get_mtp_ranks(list(pipeline_ranks), core_transformer_config_from_args(args)))
+    return sorted(ranks)
+
+
+def check_flags(words: Sequence[str]) -> None:
+    """Refuse a command line with a flag that this script does not read.
+
+    Raises:
+        TokscaleError: naming the first such flag.
+    """
+    parser = megatron_parser()
+    try:
+        refusals = flag_refusals(parser, words)
+    except (TokscaleError, KeyError, AssertionError):  # Megatron says it in its own words
+        return
+    raise_first(refusals)
+
+
 def main() -> None:
     """Train as the command line says."""
     prepare()
+    with exit_with_one_line():
+        check_flags(sys.argv[1:])
     from megatron.core.enums import ModelType
     from megatron.training import arguments, pretrain
 
@@ -265,13 +294,17 @@ def main() -> None:
         "model_provider": model_provider,
         "model_type": ModelType.encoder_or_decoder,
         "forward_step_func": forward_step,
+        "get_embedding_ranks": embedding_ranks,
     }
+    defaults = {"tokenizer_type": "GPT2BPETokenizer"}
     if "cfg_container" in inspect.signature(pretrain).parameters:
         from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
         flow["cfg_container"] = pretrain_cfg_container_from_args(
-            arguments.parse_and_validate_args()
+            arguments.parse_and_validate_args(args_defaults=defaults)
         )
+    else:
+        flow["args_defaults"] = defaults
     pretrain(**flow)
 
 

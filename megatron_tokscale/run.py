@@ -22,8 +22,9 @@ def main() -> None:
             )
     script = sys.argv[1]
     del sys.argv[0]
-    # A Megatron checkout is imported from the folder of its script, as Python itself does it.
-    sys.path[0] = str(Path(script).resolve().parent)
+    # A Megatron checkout is imported from the folder of its script, as Python itself does it. The
+    # first entry is that of `-m`, which Python leaves out under -P, -I or PYTHONSAFEPATH.
+    sys.path[: 0 if sys.flags.safe_path else 1] = [str(Path(script).resolve().parent)]
     prepare()
     runpy.run_path(script, run_name="__main__")
 

@@ -91,8 +91,8 @@ def test_a_bad_job_hears_every_reason(examine, flags, tmp_path):
     assert code == 2
     for reason in BAD.values():
         assert sum(reason in text for text in found["REFUSED"]) == 1, reason
-    sft_under_a_plan = 1
-    assert len(found["REFUSED"]) == len(BAD) + sft_under_a_plan
+    sft_under_a_plan = sft_in_our_script = 1
+    assert len(found["REFUSED"]) == len(BAD) + sft_under_a_plan + sft_in_our_script
     assert not (tmp_path / "run").exists()
 
 
@@ -133,6 +133,49 @@ def test_what_only_the_job_can_tell_is_said(examine, flags, corpus):
     assert "the tokenizer cannot be built here" in unchecked
     assert "this machine has none, and --tokscale-cpu is not given" in unchecked
     assert "--flag-of-mine: not among this Megatron's flags" in unchecked
+
+
+def test_flags_of_other_scripts_are_refused_for_our_own_alone(examine, flags):
+    words = ("--spec", "no_such_module", "x")
+    for script in ((), ("-m", "megatron_tokscale.pretrain")):
+        code, found = examine(*script, *flags, *words)
+        assert code == 2
+        (reason,) = found["REFUSED"]
+        assert reason.startswith("megatron_tokscale.pretrain does not support --spec: ")
+    for script in (
+        ("pretrain_gpt.py",),
+        ("-m", "megatron_tokscale.run", "pretrain_gpt.py"),
+        ("-m", "mine.pretrain"),
+    ):
+        code, found = examine(*script, *flags, *words)
+        assert code == 0
+        assert any("the script: its forward step" in text for text in found["not checked"])
+
+
+def test_a_directory_that_cannot_be_written_is_said(examine, flags, tmp_path):
+    (tmp_path / "run/tokscale").mkdir(parents=True)
+    (tmp_path / "run/tokscale/losses").touch()
+    code, found = examine(*flags)
+    assert code == 0
+    (warning,) = found["WARNING"]
+    assert warning.startswith(f"losses cannot be written to {tmp_path / 'run/tokscale'}: [Errno 17")
+    assert warning.endswith("training goes on WITHOUT probes")
+    code, found = examine(*flags, "--tokscale-on-write-error", "abort")
+    assert code == 2
+    assert found["REFUSED"] == [warning.partition("; training")[0]]
+
+
+def test_what_megatron_sets_later_is_not_checked(examine, planned):
+    flags = list(planned[2])
+    at = flags.index("--global-batch-size")
+    del flags[at : at + 2]
+    at = flags.index("--seq-length")
+    del flags[at : at + 2]
+    code, found = examine(*flags)
+    assert code == 0, found
+    unchecked = " | ".join(found["not checked"])
+    assert "the sequence length: no --seq-length is given, the plan's is 32" in unchecked
+    assert "how often each stratum is gone through" in unchecked
 
 
 def test_a_directory_of_another_run_is_refused(examine, flags, tmp_path):

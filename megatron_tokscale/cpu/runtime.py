@@ -55,6 +55,14 @@ def required_flags(argv: Sequence[str]) -> list[str]:
     return [word for flag, values in missing for word in (flag, *values)]
 
 
+def gpu_refusal(n_devices: int) -> str:
+    """Return why the CPU runtime is refused on a machine with GPUs."""
+    return (
+        f"{FLAG} is for machines without a GPU, and this one has {n_devices}; drop the flag, or "
+        "hide the GPUs with CUDA_VISIBLE_DEVICES=''"
+    )
+
+
 def enable() -> None:
     """Switch this process to the CPU runtime; call it before Megatron is imported.
 
@@ -71,10 +79,7 @@ def enable() -> None:
     import torch
 
     if torch.cuda.is_available():
-        raise TokscaleError(
-            f"{FLAG} is for machines without a GPU, and this one has {torch.cuda.device_count()}; "
-            "drop the flag, or hide the GPUs with CUDA_VISIBLE_DEVICES=''"
-        )
+        raise TokscaleError(gpu_refusal(torch.cuda.device_count()))
     _enabled = True
     _answer_cuda_queries(torch.cuda)
     _place_tensors_on_cpu()

@@ -202,7 +202,17 @@ def accepted(past: Plan, given: Plan, consumed: int) -> Plan:
         raise TokscaleError("a plan with twins among its datasets cannot be accepted by another")
     kept = {dataset: d for d, dataset in enumerate(past.datasets)}
     for d, dataset in enumerate(given.datasets):
-        if dataset in kept and _parts(given, d) != _parts(past, kept[dataset]):
+        if dataset not in kept:
+            continue
+        if past.documents and given.documents:
+            had, has = past.documents[kept[dataset]], given.documents[d]
+            if had != has:
+                raise TokscaleError(
+                    f"the plan's training part of {dataset.name} is documents {has[0]} to {has[1]},"
+                    f" the run's past had {had[0]} to {had[1]}, so samples could come twice; make "
+                    "the plan with the --split of the run, or start a new run"
+                )
+        if _parts(given, d) != _parts(past, kept[dataset]):
             raise TokscaleError(
                 f"the plan cuts {dataset.name} into other strata than the run's past did, so its "
                 "samples could come twice; make the plan with the same scores and quantiles, or "
@@ -256,6 +266,11 @@ def accepted(past: Plan, given: Plan, consumed: int) -> Plan:
         seq_length=past.seq_length,
         seed=past.seed,
         cuts=(*past.cuts, *(given.cuts[d] for d in added)),
+        documents=(
+            (*past.documents, *(given.documents[d] for d in added))
+            if past.documents and given.documents
+            else ()
+        ),
         max_epochs=given.max_epochs,
         provenance={
             **given.provenance,

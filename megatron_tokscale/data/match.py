@@ -47,6 +47,32 @@ def match_datasets(
     return order
 
 
+def check_documents(
+    plan: Plan, order: Sequence[int | None], found: Sequence[tuple[int, int]]
+) -> None:
+    """Refuse a job whose training part of a dataset is not that of the plan.
+
+    Args:
+        plan: the plan; one that does not know its training parts is let through.
+        order: as `match_datasets` has found it.
+        found: of each of the job's datasets the first document that it trains on, and the one
+            after the last.
+
+    Raises:
+        TokscaleError: naming the first such dataset.
+    """
+    for dataset, place, made_for in zip(plan.datasets, order, plan.documents, strict=False):
+        if place is None:
+            continue
+        start, stop = found[place]
+        if range(*made_for) != range(start, stop):  # two empty ranges are equal
+            raise TokscaleError(
+                f"the plan is for other data: its training part of {dataset.name} is documents "
+                f"{made_for[0]} to {made_for[1]}, the job's is {start} to {stop}; give the job the "
+                "plan's --split, or make a plan with the job's"
+            )
+
+
 def _missing(dataset: DatasetIdentity, candidates: list[DatasetIdentity]) -> str:
     named = [other for other in candidates if other.name == dataset.name]
     shown = ", ".join(str(other) for other in named or candidates) or "no other dataset"

@@ -115,6 +115,9 @@ class Plan:
         max_epochs: how often a stratum may be gone through; a job that would exceed it is refused.
             None is no limit.
         provenance: how it was made (policy, run, parameters), plain JSON values.
+        documents: of each dataset the first document of its training part, and the one after the
+            last; a job with another training part is refused. Empty: not known, as in plans made
+            before these were noted.
 
     Raises:
         TokscaleError: on construction, if these do not fit together.
@@ -128,12 +131,14 @@ class Plan:
     cuts: tuple[Cut | None, ...] = ()
     max_epochs: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    documents: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.cuts:
             object.__setattr__(self, "cuts", (None,) * len(self.datasets))
         _check_strata(self)
         _check_cuts(self)
+        _check_documents(self)
         _check_stages(self)
         if self.seq_length < 1:
             raise TokscaleError(f"sequence length {self.seq_length} of the plan is not positive")
@@ -259,6 +264,7 @@ class Plan:
             [asdict(stratum) for stratum in self.strata],
             [cut and asdict(cut) for cut in self.cuts],
             [asdict(segment) for segment in segments],
+            *([self.documents] if self.documents else []),
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
@@ -341,6 +347,9 @@ def _from_json(content: Mapping[str, Any]) -> Plan:
         cuts=tuple(row and Cut(**row) for row in content["cuts"]),
         max_epochs=None if max_epochs is None else float(max_epochs),
         provenance=dict(content.get("provenance", {})),
+        documents=tuple(
+            (_whole(start), _whole(stop)) for start, stop in content.get("documents", ())
+        ),
     )
 
 
@@ -406,6 +415,20 @@ def _check_cuts(plan: Plan) -> None:
             raise TokscaleError(f"the plan does not say how {name} is cut into {n_strata} strata")
         if cut is not None and cut.order not in ("learning-time", "frequency"):
             raise TokscaleError(f"the plan ranks {name} by {cut.order!r}, which is unknown")
+
+
+def _check_documents(plan: Plan) -> None:
+    if plan.documents and len(plan.documents) != len(plan.datasets):
+        raise TokscaleError(
+            f"the plan has {len(plan.documents)} training parts for {len(plan.datasets)} datasets; "
+            "expected one of each; make it again"
+        )
+    for dataset, (start, stop) in zip(plan.datasets, plan.documents, strict=False):
+        if not 0 <= start <= stop <= dataset.n_sequences:
+            raise TokscaleError(
+                f"the training part of {dataset.name} in the plan is documents {start} to {stop}; "
+                f"expected a part of its {dataset.n_sequences}; make the plan again"
+            )
 
 
 def _check_stages(plan: Plan) -> None:

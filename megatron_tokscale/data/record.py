@@ -59,8 +59,13 @@ class DatasetRecord:
             int(dataset.config.add_extra_token_to_sequence),
             len(dataset),
         )
-        split = dataset.config.split or "parts of their own"
-        return replace(record, order=f"--seed {dataset.config.random_seed}, --split {split}")
+        config = dataset.config
+        return replace(record, order=DatasetRecord.order_of(config.random_seed, config.split))
+
+    @staticmethod
+    def order_of(seed: int, split: str | None) -> str:
+        """Return the order of the samples of a job with this --seed and --split."""
+        return f"--seed {seed}, --split {split or 'parts of their own'}"
 
     @staticmethod
     def in_cache(

@@ -38,6 +38,7 @@ def job_of(
         seq_length=seq_length,
         seed=seed,
         epoch_samples=[max(portion.n_tokens - 1, 0) // seq_length for portion in portions],
+        documents=[(portion.sequences.start, portion.sequences.stop) for portion in portions],
     )
 
 

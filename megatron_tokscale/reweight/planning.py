@@ -54,6 +54,8 @@ class Job:
         seq_length: sequence length in tokens.
         seed: keys the order of the samples.
         epoch_samples: training samples in one epoch of each dataset.
+        documents: first document of each dataset's training part, and the one after its last;
+            empty where that is not known.
 
     Raises:
         TokscaleError: on construction, if these do not fit together.
@@ -65,6 +67,7 @@ class Job:
     seq_length: int
     seed: int
     epoch_samples: Sequence[int]
+    documents: Sequence[tuple[int, int]] = ()
 
     def __post_init__(self) -> None:
         if not self.datasets or len(self.datasets) != len(self.base_weights):
@@ -144,6 +147,7 @@ def _draft(job: Job, policy: Policy, guards: Guards, provenance: Mapping[str, An
         seed=job.seed,
         cuts=cuts,
         max_epochs=guards.max_epochs,
+        documents=tuple(job.documents),
         provenance={
             **provenance,
             "train_samples": job.train_samples,

@@ -4,6 +4,8 @@ import errno
 import fcntl
 import os
 import socket
+import struct
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,19 +34,49 @@ class RunLock:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = _read_holder(descriptor)
+            refusal = self._refusal(descriptor)
             os.close(descriptor)
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 return False
-            raise TokscaleError(
-                f"{self._path.parent} is in use by another job ({holder}); wait for it to end, or "
-                "give this one another --tokscale-dir"
-            ) from error
+            raise refusal from error
         with suppress(OSError):  # the holder's name is a courtesy
             os.truncate(descriptor, 0)
             os.write(descriptor, f"host {socket.gethostname()}, process {os.getpid()}\n".encode())
         self._descriptor = descriptor
         return True
+
+    def check(self) -> bool:
+        """Look at the lock and do not take it; False where this system cannot tell.
+
+        Raises:
+            TokscaleError: another job has it.
+        """
+        if not sys.platform.startswith("linux"):
+            return False
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        # struct flock: the exclusive lock that is asked for; Linux answers with one in its way.
+        wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        try:
+            kind = struct.unpack("hhqqi4x", fcntl.fcntl(descriptor, fcntl.F_GETLK, wanted))[0]
+            if kind != fcntl.F_UNLCK:
+                raise self._refusal(descriptor)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _refusal(self, descriptor: int) -> TokscaleError:
+        holder = _read_holder(descriptor)
+        return TokscaleError(
+            f"{self._path.parent} is in use by another job ({holder}); wait for it to end, or "
+            "give this one another --tokscale-dir"
+        )
 
     def release(self) -> None:
         """Give the lock back, if it is held."""

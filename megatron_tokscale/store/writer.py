@@ -146,6 +146,14 @@ class RunWriter:
             if path.exists():
                 os.replace(path, folder / path.name)
 
+    def check_free(self) -> bool:
+        """Look at the run's lock and do not take it; False where this machine cannot tell.
+
+        Raises:
+            TokscaleError: another job writes into the directory.
+        """
+        return self._lock.check()
+
     def close(self) -> None:
         """Give the run's lock back."""
         self._lock.release()

@@ -1,11 +1,13 @@
 """The --tokscale-* flags: one dataclass, whose field docstrings are the help."""
 
+import math
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.probe import DEFAULT_SCHEDULE, Schedule
 
 _FOR_THE_PROBE = {
     "tokscale_schedule",
@@ -18,6 +20,7 @@ _FOR_THE_PROBE = {
     "tokscale_replan",
 }
 _FOR_THE_PLAN = {"tokscale_scores", "tokscale_accept_plan", "tokscale_replan"}
+_NOT_IN_A_REPLAY = {"tokscale_plan", "tokscale_verify_isolation", "tokscale_probe_at_exit"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +90,16 @@ def config_from_args(args: Namespace) -> TokscaleConfig:
     """Read the flags back from Megatron's parsed arguments.
 
     Raises:
-        TokscaleError: a flag is given that does nothing without another one, or the flags are not
-            among the arguments: Megatron drops the command line for --yaml-cfg.
+        TokscaleError: a flag is given that does nothing without another one, or beside one; its
+            value is empty or out of range; or the flags are not among the arguments: Megatron drops
+            the command line for --yaml-cfg.
     """
     if not hasattr(args, "tokscale_probe_set"):
         raise TokscaleError("--yaml-cfg makes Megatron ignore the --tokscale flags; drop either")
     config = TokscaleConfig(
         **{field.name: getattr(args, field.name) for field in fields(TokscaleConfig)}
     )
+    _check_values(config)
     for needed, names in (("probe_set", _FOR_THE_PROBE), ("plan", _FOR_THE_PLAN)):
         if getattr(config, f"tokscale_{needed}") is None:
             for field in fields(TokscaleConfig):
@@ -103,9 +108,48 @@ def config_from_args(args: Namespace) -> TokscaleConfig:
                     raise TokscaleError(
                         f"{flag} does nothing without --tokscale-{other[2:]}; give both"
                     )
-    if config.tokscale_replay and config.tokscale_plan:
-        raise TokscaleError("--tokscale-replay trains nothing; drop --tokscale-plan")
+    if config.tokscale_dir and not (config.tokscale_probe_set or config.tokscale_plan):
+        raise TokscaleError(
+            "--tokscale-dir does nothing without --tokscale-probe-set or --tokscale-plan; give one"
+        )
+    if config.tokscale_replay:
+        for field in fields(TokscaleConfig):
+            if field.name in _NOT_IN_A_REPLAY and getattr(config, field.name) != field.default:
+                raise TokscaleError(f"--tokscale-replay trains nothing; drop {_flag(field.name)}")
     return config
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_values(config: TokscaleConfig) -> None:
+    for field in fields(TokscaleConfig):
+        if getattr(config, field.name) == "":
+            raise TokscaleError(
+                f"{_flag(field.name)} is empty; expected a value; give one, or drop the flag"
+            )
+    if not 0 <= config.tokscale_fall_threshold < math.inf:
+        raise TokscaleError(
+            f"--tokscale-fall-threshold is {config.tokscale_fall_threshold:g}; expected nats, 0 or "
+            "more; give a number such as 0.2"
+        )
+
+
+def schedule_of(config: TokscaleConfig, args: Namespace) -> Schedule:
+    """Return when the job probes.
+
+    Raises:
+        TokscaleError: the schedule cannot be read, or is of checkpoints that are not saved.
+    """
+    default = "checkpoints" if config.tokscale_replay else DEFAULT_SCHEDULE
+    schedule = Schedule.parse(config.tokscale_schedule or default)
+    if schedule.spec == "checkpoints" and not (config.tokscale_replay or args.save):
+        raise TokscaleError(
+            "--tokscale-schedule checkpoints gives no probe, as the job saves none; give --save or "
+            "another schedule"
+        )
+    return schedule
 
 
 def run_directory(config: TokscaleConfig, args: Namespace) -> Path:

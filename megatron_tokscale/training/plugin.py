@@ -56,6 +56,7 @@ class Plugin:
         self._prober: Any = None
         self._follower: Any = None
         self._blend: Any = None
+        self._trained: Any = None
         self._replanner: Any = None
         self._monitor: Any = None
         self._replay: str | None = None
@@ -169,6 +170,8 @@ class Plugin:
         @functools.wraps(provider)
         def provide(num_samples: Any, *args: Any, **kwargs: Any) -> Any:
             datasets = provider(num_samples, *args, **kwargs)
+            if self._trained is None and datasets:
+                self._trained = datasets[0]
             if self._follower is None:
                 if datasets and datasets[0] is not None:  # on the model chunks that read data
                     self._blend = datasets[0]
@@ -212,6 +215,8 @@ class Plugin:
 
     def _note_data(self) -> None:
         """Write down what the job trains on, now that the run's directory is its own."""
+        if self._prober:
+            self._say_what_is_held_out()
         if self._follower:
             self._follower.keep()
         elif self._prober:
@@ -221,6 +226,17 @@ class Plugin:
 
             args = get_args()
             record_blend(self._blend, config_from_args(args), args)
+
+    def _say_what_is_held_out(self) -> None:
+        import torch
+        from megatron.training import print_rank_0
+
+        from megatron_tokscale.training.held_out import held_out
+        from megatron_tokscale.training.provider import trained_parts
+
+        if torch.distributed.get_rank() == 0:
+            found = held_out(self._prober.probe_set, trained_parts(self._trained))
+            print_rank_0(f"tokscale: {found.line}")
 
     @contextmanager
     def _closing_prober(self) -> Iterator[None]:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
 from megatron_tokscale.errors import AgreedError, TokscaleError, say
-from megatron_tokscale.probe import DEFAULT_SCHEDULE, Moment, ProbeSet, Schedule
+from megatron_tokscale.probe import Moment, ProbeSet
 from megatron_tokscale.store import BackgroundWriter, Launch, LossRecord, RunWriter
 from megatron_tokscale.training import probe_pass
 from megatron_tokscale.training.clock import NOTE, Clock, Past, learning_rate
-from megatron_tokscale.training.config import TokscaleConfig, run_directory
+from megatron_tokscale.training.config import TokscaleConfig, run_directory, schedule_of
 from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
 from megatron_tokscale.training.metrics import Metrics
 from megatron_tokscale.training.ranks import (
@@ -53,8 +53,7 @@ class Prober:
         check_probe(args)
         self._config = config
         self._args = args
-        default = "checkpoints" if config.tokscale_replay else DEFAULT_SCHEDULE
-        self._schedule = Schedule.parse(config.tokscale_schedule or default)
+        self._schedule = schedule_of(config, args)
         self._verifies = config.tokscale_verify_isolation and not config.tokscale_replay
         self._probe_set = ProbeSet.load(Path(config.tokscale_probe_set))
         vocab_size = args.vocab_size or global_vars.get_tokenizer().vocab_size
@@ -82,6 +81,11 @@ class Prober:
         self.last_step = -1
         self._step = -1
         self._previous_N: NDArray[np.float32] | None = None
+
+    @property
+    def probe_set(self) -> ProbeSet:
+        """The watched tokens."""
+        return self._probe_set
 
     def note_training_loss(self, loss_dict: Mapping[str, torch.Tensor]) -> None:
         """Remember the losses of the step just taken; they are read only when a probe is due."""

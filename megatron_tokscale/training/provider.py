@@ -32,6 +32,7 @@ from megatron_tokscale.data.history import (
     save_run_plan,
 )
 from megatron_tokscale.data.index import extend_index
+from megatron_tokscale.data.match import check_documents
 from megatron_tokscale.data.record import (
     BlendRecord,
     DataRecord,
@@ -45,6 +46,7 @@ from megatron_tokscale.data.samples import SampleIndex, SampleScores
 from megatron_tokscale.data.strata import Strata, load_or_build_strata
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.training.config import TokscaleConfig, run_directory
+from megatron_tokscale.training.held_out import TrainedPart
 from megatron_tokscale.training.ranks import (
     first_of_all_ranks,
     from_rank_0,
@@ -59,6 +61,11 @@ from megatron_tokscale.training.support import (
 )
 
 _SHOWN_WITHIN: Final = 10  # seconds, our choice
+# Of a plan made before the training parts were noted.
+PARTS_UNKNOWN: Final = (
+    "whether the job's --split is the plan's is not known: the plan does not say which documents "
+    "it was made for; make it again to have that checked"
+)
 
 
 class Follower:
@@ -172,6 +179,8 @@ class Follower:
         """
         together(self._keep, where=torch.distributed.get_rank() == 0)
         print_rank_0(f"tokscale: this job follows plan {self.plan.fingerprint}")
+        if not self.plan.documents:
+            print_rank_0(f"tokscale: {PARTS_UNKNOWN}")
 
     def _keep(self) -> None:
         try:
@@ -193,6 +202,7 @@ class Follower:
         identities = [_identity(part) for part in parts]
         consumed = int(args.consumed_train_samples)
         order = match_datasets(self.plan, identities, args.seq_length, consumed)
+        check_documents(self.plan, order, [documents_of(part) for part in parts])
         chosen = [None if place is None else parts[place] for place in order]
         # Where the plan's files are, so are Megatron's of the one epoch that it draws from.
         moved = self._cache if self._is_moved else None
@@ -399,6 +409,22 @@ def _phase_start(args: Namespace) -> int:
 def _identity(part: GPTDataset) -> DatasetIdentity:
     lengths = part.dataset.sequence_lengths
     return DatasetIdentity(Path(part.dataset_path).name, len(lengths), int(lengths.sum()))
+
+
+def documents_of(part: GPTDataset) -> tuple[int, int]:
+    """Return the first document of a part of a dataset, and the one after its last."""
+    indices = part.indices
+    if indices is None:  # of a part of its own (--train-data-path), under fast cache load
+        return 0, len(part.dataset.sequence_lengths)
+    return (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 0)
+
+
+def trained_parts(train: Any) -> list[TrainedPart] | None:
+    """Return what a training dataset of Megatron's is made of; None for one of another kind."""
+    parts = list(getattr(train, "datasets", [train]))
+    if any(not isinstance(part, GPTDataset) or part.dataset_path is None for part in parts):
+        return None
+    return [TrainedPart(part.dataset_path, *documents_of(part)) for part in parts]
 
 
 def _one_epoch(part: GPTDataset, cache: Path | None, *, build: bool) -> GPTDataset:

@@ -55,6 +55,22 @@ def saved_steps(folder: Path) -> list[int]:
     return steps
 
 
+def check_schedule(
+    folder: str | Path, saved: Sequence[int], is_on_schedule: Callable[..., bool]
+) -> list[int]:
+    """Return the checkpoints that are on the schedule.
+
+    Raises:
+        AgreedError: there is none.
+    """
+    wanted = [step for step in saved if is_on_schedule(step, is_last=step == saved[-1])]
+    if not wanted:
+        raise AgreedError(
+            f"no checkpoint in {folder} is on the schedule; drop --tokscale-schedule for all"
+        )
+    return wanted
+
+
 def prepare_replay(folder: str, args: Namespace) -> None:
     """Set Megatron's arguments for a job that trains nothing and saves nothing.
 
@@ -83,11 +99,7 @@ def replay(
             `Prober.take`.
     """
     saved: list[int] = from_rank_0(lambda: saved_steps(Path(folder)))
-    wanted = [step for step in saved if prober.is_on_schedule(step, is_last=step == saved[-1])]
-    if not wanted:
-        raise AgreedError(
-            f"no checkpoint in {folder} is on the schedule; drop --tokscale-schedule for all"
-        )
+    wanted = check_schedule(folder, saved, prober.is_on_schedule)
     todo = [step for step in wanted if not prober.is_on_disk(step)]
     print_rank_0(f"tokscale: replay of {len(todo)} of the {len(saved)} checkpoints in {folder}")
     # Of all checkpoints: a change of the settings may lie before one that is on the schedule.

@@ -30,9 +30,14 @@ class Refusal(NamedTuple):
     reason: str
     values: tuple[str, ...] = ()
 
+    @property
+    def dest(self) -> str:
+        """Name of the flag's value among the parsed arguments."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
     def applies(self, args: Namespace) -> bool:
-        """Whether `args` has the flag so."""
-        value = getattr(args, self.flag.removeprefix("--").replace("-", "_"), None)
+        """Return True if `args` has the flag so."""
+        value = getattr(args, self.dest, None)
         if self.values:
             return value in self.values
         return value is not None and value is not False
@@ -75,6 +80,7 @@ _REFUSED_FOR_PLAN = (
     Refusal("--sft", "its samples are packed while they are read"),
     Refusal("--perform-rl-step", "its samples are rollouts"),
     Refusal("--hybrid-context-parallel", "its sampler orders the samples by length"),
+    Refusal("--skip-train", "no sample is drawn"),
     Refusal("--yaml-cfg", _YAML),
 )
 
@@ -86,8 +92,13 @@ def probe_refusals(args: Namespace) -> list[str]:
         args: Megatron's arguments, validated by it or not.
     """
     found = _refusals("the probe", _REFUSED_FOR_PROBE, args)
+    if getattr(args, "skip_train", False) and not getattr(args, "tokscale_replay", None):
+        found.append(
+            "the probe does not support --skip-train: no step is taken, so no probe is; use "
+            "--tokscale-replay for checkpoints"
+        )
     decoder_length = getattr(args, "decoder_seq_length", None)
-    if decoder_length not in (None, args.seq_length):
+    if args.seq_length is not None and decoder_length not in (None, args.seq_length):
         found.append(
             f"the probe does not support --decoder-seq-length {decoder_length} beside --seq-length "
             f"{args.seq_length}: it is for decoder-only models"
@@ -117,15 +128,18 @@ def plan_refusals(args: Namespace) -> list[str]:
 
 
 def probe_set_misfits(
-    probe_set: ProbeSet, path: str, seq_length: int, vocab_size: int | None
+    probe_set: ProbeSet, path: str, seq_length: int | None, vocab_size: int | None
 ) -> list[str]:
     """Why the probe set in `path` is not for a job of this sequence length and vocabulary.
 
     Args:
+        probe_set: the probe set.
+        path: its file.
+        seq_length: of the job in tokens; None if it is not known.
         vocab_size: of the job's tokenizer, without padding; None if it is not known.
     """
     found = []
-    if probe_set.seq_length != seq_length:
+    if seq_length is not None and probe_set.seq_length != seq_length:
         found.append(
             f"probe set {path} has sequences of {probe_set.seq_length} tokens, the job trains on "
             f"--seq-length {seq_length}; build a probe set for that length"
@@ -225,8 +239,7 @@ def _refusals(what: str, table: tuple[Refusal, ...], args: Namespace) -> list[st
 
 def _value(refusal: Refusal, args: Namespace) -> list[str]:
     """The value to name beside the flag, where not every value is refused."""
-    name = refusal.flag.removeprefix("--").replace("-", "_")
-    return [str(getattr(args, name))] if refusal.values else []
+    return [str(getattr(args, refusal.dest))] if refusal.values else []
 
 
 def _stages_parameters_among_gradients(args: Namespace) -> bool:

@@ -1,11 +1,14 @@
 """The three ways in, and what the job says to bad input."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, job_environment, run_alone, run_job
 
+import megatron_tokscale
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.store import Run
 
@@ -43,6 +46,25 @@ def test_a_script_of_ones_own_is_probed(corpus: Corpus, tmp_path, way_in):
     probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-dir", str(tmp_path / "run"))
     run_job(corpus, 1, "--train-iters", "2", *probe, target=(*launcher, str(script)))
     assert Run.open(tmp_path / "run").step_K.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("safe", [(), ("-P",)])
+def test_the_folder_of_the_script_stands_first_and_no_other_is_lost(tmp_path, safe):
+    """Python leaves out the folder of `-m` under -P, so there is no entry to replace then."""
+    (tmp_path / "checkout").mkdir()
+    (tmp_path / "checkout/train.py").write_text("import sys; print(sys.path[:3]); import extra")
+    (tmp_path / "extra.py").touch()
+    path = [str(tmp_path), str(Path(megatron_tokscale.__file__).parents[1])]
+    result = subprocess.run(
+        [sys.executable, *safe, "-m", "megatron_tokscale.run", "../checkout/train.py"],
+        cwd=tmp_path / "checkout",
+        env=job_environment() | {"PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.splitlines()[-1] == str([str(tmp_path / "checkout"), *path])
 
 
 def test_without_a_flag_nothing_is_wrapped():

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.training.config import TokscaleConfig, add_arguments, config_from_args
+from megatron_tokscale.training.config import (
+    TokscaleConfig,
+    add_arguments,
+    config_from_args,
+    schedule_of,
+)
 
 README = Path(__file__).parents[2] / "README.md"
 FLAGS = ["--" + field.name.replace("_", "-") for field in fields(TokscaleConfig)]
@@ -45,3 +50,51 @@ def test_a_flag_that_needs_another_says_which(words):
     flag = words.split()[0]
     with pytest.raises(TokscaleError, match=f"{flag} does nothing without {ALONE[words]}; give"):
         config_from_args(parser.parse_args(words.split()))
+
+
+IN_VAIN = {
+    "--tokscale-fall-threshold nan": "--tokscale-fall-threshold is nan; expected nats, 0 or more",
+    "--tokscale-fall-threshold -0.2": "--tokscale-fall-threshold is -0.2; expected nats",
+    "--tokscale-fall-threshold inf": "--tokscale-fall-threshold is inf; expected nats",
+    "--tokscale-replay r --tokscale-plan p": "trains nothing; drop --tokscale-plan",
+    "--tokscale-replay r --tokscale-verify-isolation": "drop --tokscale-verify-isolation",
+    "--tokscale-replay r --tokscale-probe-at-exit": "drop --tokscale-probe-at-exit",
+    "--tokscale-plan=": "--tokscale-plan is empty; expected a value",
+    "--tokscale-dir=": "--tokscale-dir is empty; expected a value",
+    "--tokscale-schedule=": "--tokscale-schedule is empty; expected a value",
+}
+
+
+def parse(words):
+    parser = ArgumentParser()
+    add_arguments(parser)
+    parser.add_argument("--save")
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize("words", IN_VAIN)
+def test_a_flag_that_does_nothing_is_refused(words):
+    words, reason = [*words.split(), "--tokscale-probe-set", "p"], IN_VAIN[words]
+    with pytest.raises(TokscaleError, match=reason):
+        config_from_args(parse(words))
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--tokscale-dir", "run"], "--tokscale-dir does nothing without --tokscale-probe-set or"),
+        (["--tokscale-probe-set", ""], "--tokscale-probe-set is empty"),
+    ],
+)
+def test_a_job_without_probe_and_plan_hears_of_it(words, reason):
+    with pytest.raises(TokscaleError, match=reason):
+        config_from_args(parse(words))
+
+
+def test_a_schedule_of_checkpoints_needs_checkpoints():
+    words = ["--tokscale-probe-set", "p", "--tokscale-schedule", "checkpoints"]
+    with pytest.raises(TokscaleError, match="gives no probe, as the job saves none"):
+        schedule_of(config_from_args(parse(words)), parse(words))
+    for more in (["--save", "s"], ["--tokscale-replay", "r"]):
+        args = parse([*words, *more])
+        assert schedule_of(config_from_args(args), args).checkpoints

@@ -1,0 +1,187 @@
+"""Which of Megatron's flags `megatron_tokscale.pretrain` reads, and which it refuses.
+
+Megatron's parser has the flags of all of its training scripts. Most of them megatron.core and
+megatron.training read themselves; the rest are for the script. Of the rest
+`megatron_tokscale.pretrain` reads the ones in the first two tables and in its own source, and
+refuses the others. Read in pretrain_gpt.py and the parsers of 0.17.1, 0.18.2, 0.19.0 and main
+(August 2026).
+"""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.training.config import add_arguments
+from megatron_tokscale.training.support import Refusal
+
+# Parameters of GPTModel, and the flags that they take.
+MODEL_ARGUMENTS: Final = {
+    "vocab_size": "padded_vocab_size",
+    "max_sequence_length": "max_position_embeddings",
+    "fp16_lm_cross_entropy": "fp16_lm_cross_entropy",
+    "position_embedding_type": "position_embedding_type",
+    "rotary_percent": "rotary_percent",
+    "rotary_base": "rotary_base",
+    "rope_scaling": "use_rope_scaling",
+    "rope_scaling_factor": "rope_scaling_factor",
+    "seq_len_interpolation_factor": "rotary_seq_len_interpolation_factor",
+}
+
+# Fields of GPTDatasetConfig, and the flags that they take.
+DATASET_ARGUMENTS: Final = {
+    "random_seed": "seed",
+    "sequence_length": "seq_length",
+    "split": "split",
+    "multiple_validation_sets": "multiple_validation_sets",
+    "full_validation": "full_validation",
+    "num_dataset_builder_threads": "num_dataset_builder_threads",
+    "path_to_cache": "data_cache_path",
+    "mmap_bin_files": "mmap_bin_files",
+    "reset_position_ids": "reset_position_ids",
+    "reset_attention_mask": "reset_attention_mask",
+    "eod_mask_loss": "eod_mask_loss",
+    "create_attention_mask": "create_attention_mask_in_dataloader",
+    "object_storage_cache_path": "object_storage_cache_path",
+    "mid_level_dataset_surplus": "mid_level_dataset_surplus",
+    "allow_ambiguous_pad_tokens": "allow_ambiguous_pad_tokens",
+    "fast_cache_load": "dataloader_fast_cache_load",
+    "defer_npy_index_mmap": "dataloader_defer_npy_index_mmap",
+    "context_parallel_size": "context_parallel_size",
+    "data_parallel_size": "data_parallel_size",
+}
+
+SCRIPT: Final = "use pretrain_gpt.py with -m megatron_tokscale.run"
+_LAYERS = f"its layers are the standard ones; {SCRIPT}"
+_PACKED = f"its batches are not packed; {SCRIPT}"
+_HYBRID = "it builds GPT models; use pretrain_hybrid.py with -m megatron_tokscale.run"
+_LOGITS = f"its loss is the cross entropy of the data; {SCRIPT}"
+
+# Refused however they are turned on, in a checkpoint's arguments too.
+REFUSED: Final = (
+    Refusal("--yaml-cfg", f"its model is built from flags; {SCRIPT}"),
+    Refusal("--use-legacy-models", "its models are those of megatron.core; drop it"),
+    Refusal("--spec", _LAYERS),
+    Refusal("--heterogeneous-layers-config-path", _LAYERS),
+    Refusal("--heterogeneous-layers-config-encoded-json", _LAYERS),
+    Refusal("--experimental-attention-variant", _LAYERS),
+    Refusal("--use-grouped-gemm-for-dense-mlp", _LAYERS),
+    Refusal("--transformer-impl", f"it is for inference; {SCRIPT}", ("inference_optimized",)),
+    Refusal("--overlap-moe-expert-parallel-comm", f"its forward step has no schedule; {SCRIPT}"),
+    Refusal("--is-hybrid-model", _HYBRID),
+    Refusal("--hybrid-layer-pattern", _HYBRID),
+    Refusal("--hybrid-override-pattern", _HYBRID),
+    Refusal("--mtp-hybrid-override-pattern", _HYBRID),
+    Refusal("--fim-data", f"it has no fill-in-the-middle; {SCRIPT}"),
+    Refusal("--sft", _PACKED),
+    Refusal("--dataloader-inter-document-masking", _PACKED),
+    Refusal("--hybrid-context-parallel", _PACKED),
+    Refusal("--logits-load-dir", _LOGITS),
+    Refusal("--perform-rl-step", "it is for pre-training; use train_rl.py"),
+    Refusal("--vision-pretraining", "it is for language models"),
+    Refusal("--inprocess-restart", f"it does not restart in its process; {SCRIPT}"),
+    Refusal("--record-memory-history", f"it records no history; {SCRIPT}"),
+)
+
+# Refused where they are given: each qualifies a flag above, or is for other scripts of Megatron.
+_QUALIFIERS = ("--fim-", "--logits-load-", "--inprocess-")
+_OF_OTHER_SCRIPTS = (
+    *("--bert-", "--no-bert-", "--output-bert-", "--biencoder-", "--ict-", "--retriever-"),
+    *(
+        "--indexer-",
+        "--dino-",
+        "--swin-",
+        "--vision-",
+        "--grpo-",
+        "--no-grpo-",
+        "--rl-",
+        "--no-rl-",
+    ),
+    *("--langrl-", "--inference-", "--no-inference-", "--mask-", "--retro-"),
+)
+_ALONE = (
+    *("--block-data-path", "--evidence-data-path", "--titles-data-path", "--embedding-path"),
+    *("--query-in-block-prob", "--use-one-sent-docs", "--short-seq-prob", "--vocab-extra-ids"),
+    *("--relative-attention-num-buckets", "--relative-attention-max-distance"),
+    *("--img-h", "--img-w", "--num-channels", "--num-classes", "--patch-dim", "--sample-rate"),
+    *("--classes-fraction", "--data-per-class-fraction", "--iter-per-epoch", "--head-lr-mult"),
+    *("--decode-only-cuda-graphs", "--max-tokens-to-oom", "--use-legacy-static-engine"),
+    *("--openai-gelu", "--enable-full-sharding-in-hsdp"),
+)
+
+# Read by nothing in these Megatrons, and without any effect on what is trained: scripts have them.
+HARMLESS: Final = (
+    *("--use-mcore-models", "--use-flash-attn", "--onnx-safe"),
+    "--no-scatter-gather-tensors-in-pipeline",
+)
+
+
+class _Parser(ArgumentParser):
+    """A parser whose error is one line and no exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TokscaleError(f"Megatron cannot read the flags: {message}")
+
+
+def megatron_parser() -> ArgumentParser:
+    """Return Megatron's parser with the --tokscale-* flags, whether the plugin is installed or not.
+
+    Its error is a `TokscaleError`; some of its readers of values raise KeyError or AssertionError.
+    """
+    from megatron.training import arguments
+
+    parser = _Parser(allow_abbrev=False, add_help=False)
+    arguments.add_megatron_arguments(parser)
+    if "--tokscale-cpu" not in parser._option_string_actions:
+        add_arguments(parser)
+    return parser
+
+
+def flag_refusals(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
+    """Return why `megatron_tokscale.pretrain` refuses a command line, a line for each flag.
+
+    Args:
+        parser: Megatron's parser.
+        words: the command line.
+    """
+    known = parser._option_string_actions
+    given = dict.fromkeys(name for word in words if (name := word.partition("=")[0]) in known)
+    refused = [refusal for flag in given for refusal in _of_flag(parser, flag)]
+    args, _ = parser.parse_known_args(list(words))
+    switched = [refusal for refusal in refused if not refusal.values or refusal.applies(args)]
+    return [_line(refusal, args) for refusal in dict.fromkeys(switched)]
+
+
+def value_refusals(args: Namespace) -> list[str]:
+    """Return why `megatron_tokscale.pretrain` refuses arguments, wherever they are from."""
+    return [_line(refusal, args) for refusal in REFUSED if refusal.applies(args)]
+
+
+def is_refused(flag: str) -> bool:
+    """Return True for a flag that `megatron_tokscale.pretrain` refuses where it is given."""
+    return (
+        any(flag == refusal.flag for refusal in REFUSED)
+        or flag in _ALONE
+        or flag.startswith((*_QUALIFIERS, *_OF_OTHER_SCRIPTS))
+    )
+
+
+def _of_flag(parser: ArgumentParser, flag: str) -> list[Refusal]:
+    """Return the refusals of a flag, which may have several spellings."""
+    spellings = parser._option_string_actions[flag].option_strings
+    named = [refusal for refusal in REFUSED if refusal.flag in spellings]
+    if named or not any(map(is_refused, spellings)):
+        return named
+    if flag.startswith(_QUALIFIERS):
+        return [Refusal(flag, f"it qualifies what it does not support; {SCRIPT}")]
+    return [Refusal(flag, "GPT pre-training does not read it; drop it")]
+
+
+def _line(refusal: Refusal, args: Namespace) -> str:
+    value = f" {getattr(args, refusal.dest)}" if refusal.values else ""
+    return f"megatron_tokscale.pretrain does not support {refusal.flag}{value}: {refusal.reason}"
+
+
+def from_args(table: dict[str, str], args: Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of a table above."""
+    return {name: getattr(args, flag) for name, flag in table.items()}

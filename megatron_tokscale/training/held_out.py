@@ -1,0 +1,127 @@
+"""Is what the probe watches held out of what the job trains on? A line for the log and the doctor.
+
+The prefixes and the numbers of documents decide, and no token is read: a text that is in the data
+twice is the business of `megatron-tokscale probe build --report-duplicates`.
+
+Shapes: N watched tokens.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from megatron_tokscale.probe import ProbeSet
+
+_MOST_NAMES = 3
+
+
+class TrainedPart(NamedTuple):
+    """Documents of one dataset that a job trains on: from `start` to before `stop`."""
+
+    prefix: str
+    start: int
+    stop: int
+
+
+class HeldOut(NamedTuple):
+    """The finding: its line, and what it says."""
+
+    state: Literal["held out", "trained on", "unknown"]
+    line: str
+
+
+def held_out(probe_set: ProbeSet, parts: Sequence[TrainedPart] | None) -> HeldOut:
+    """Return how many of the watched documents and tokens a job trains on.
+
+    Args:
+        probe_set: the watched tokens.
+        parts: what the job trains on; None if that is not known.
+    """
+    if parts is None:
+        return HeldOut(
+            "unknown",
+            "whether the watched tokens are held out is not known: the training data are not "
+            "Megatron's GPT datasets on .bin/.idx files",
+        )
+    prefixes = _prefixes(probe_set)
+    is_trained_N = np.zeros(probe_set.n_tokens, np.bool_)
+    is_unclear_N = is_trained_N.copy()
+    trained: dict[str, None] = {}
+    unclear: dict[str, None] = {}
+    for domain, prefix in enumerate(prefixes):
+        is_domain_N = probe_set.domain_N == domain
+        for part in parts:
+            is_same = _is_same(prefix, part.prefix)
+            document_N = probe_set.document_N
+            is_in_N = is_domain_N & (document_N >= part.start) & (document_N < part.stop)
+            if is_same is False or not is_in_N.any():
+                continue
+            (trained if is_same else unclear)[part.prefix] = None
+            target_N = is_trained_N if is_same else is_unclear_N
+            target_N |= is_in_N
+    if is_trained_N.any():
+        return HeldOut("trained on", _trained_line(probe_set, is_trained_N, list(trained)))
+    if is_unclear_N.any():
+        return HeldOut(
+            "unknown",
+            f"whether the watched tokens are held out is not known: the job trains on "
+            f"{_listed(list(unclear))}, and the probe set's data of that name are not on this "
+            "machine",
+        )
+    n_documents = _n_documents(probe_set, np.ones_like(is_trained_N))
+    return HeldOut(
+        "held out",
+        f"held out: none of the {n_documents} watched documents is in the training part of the "
+        "job's data",
+    )
+
+
+def _trained_line(probe_set: ProbeSet, is_trained_N: np.ndarray, prefixes: Sequence[str]) -> str:
+    every_N = np.ones_like(is_trained_N)
+    line = (
+        f"{int(is_trained_N.sum())} of the {probe_set.n_tokens} watched tokens "
+        f"({_n_documents(probe_set, is_trained_N)} of {_n_documents(probe_set, every_N)} "
+        f"documents) are in the training part of the job's data ({_listed(prefixes)}): "
+    )
+    if probe_set.details.get("part") == "train":
+        return line + "the probe set was built from a training part, and watches memorisation"
+    return line + (
+        "their losses are not of unseen text; give the job the probe set's --split, or build the "
+        "probe set with the job's"
+    )
+
+
+def _prefixes(probe_set: ProbeSet) -> list[str]:
+    """Return the prefix of each domain, or its name where the probe set knows no more."""
+    prefixes = probe_set.details.get("prefixes")
+    if isinstance(prefixes, list) and len(prefixes) == len(probe_set.domains):
+        return [str(prefix) for prefix in prefixes]
+    return list(probe_set.domains)
+
+
+def _is_same(known: str, found: str) -> bool | None:
+    """Return True if two prefixes are of the same data, None if that cannot be told here."""
+    if os.path.realpath(known) == os.path.realpath(found):
+        return True
+    files = [Path(f"{prefix}{suffix}") for prefix in (known, found) for suffix in (".idx", ".bin")]
+    if all(file.is_file() for file in files):
+        if files[0].samefile(files[2]):
+            return True
+        sizes = [file.stat().st_size for file in files]
+        is_copy = sizes[:2] == sizes[2:]
+        return Path(known).name == Path(found).name and is_copy
+    return None if Path(known).name == Path(found).name else False
+
+
+def _n_documents(probe_set: ProbeSet, is_chosen_N: np.ndarray) -> int:
+    pairs = np.stack([probe_set.domain_N[is_chosen_N], probe_set.document_N[is_chosen_N]])
+    return int(np.unique(pairs, axis=1).shape[1])
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_MOST_NAMES])
+    more = len(names) - _MOST_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,198 @@
+"""`megatron_tokscale.pretrain` reads or refuses each flag that Megatron itself does not read."""
+
+import ast
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jobs import Corpus, job_environment, run_alone
+from megatrons import INSTALLED, OLD, python_path
+
+from megatron_tokscale import pretrain
+from megatron_tokscale.training.gpt_flags import (
+    DATASET_ARGUMENTS,
+    HARMLESS,
+    MODEL_ARGUMENTS,
+    REFUSED,
+    flag_refusals,
+    is_refused,
+    megatron_parser,
+)
+
+# What pretrain_gpt.py, gpt_builders.py and model_provider.py of 0.18.2, 0.19.0 and main read.
+READ_BY_PRETRAIN_GPT = """
+    allow_ambiguous_pad_tokens check_for_nan_in_loss_and_grad check_for_spiky_loss
+    context_parallel_size create_attention_mask_in_dataloader data_cache_path
+    data_parallel_size dataloader_defer_npy_index_mmap dataloader_fast_cache_load
+    dataloader_inter_document_masking eod_mask_loss experimental_attention_variant fim_data
+    fim_eod_token fim_fragment_rate fim_middle_token fim_no_prefix fim_pad_token
+    fim_prefix_token fim_rate fim_split_sample fim_spm_rate fim_suffix_token
+    fp16_lm_cross_entropy full_validation heterogeneous_layers_config_path
+    hybrid_context_parallel logits_load_decode_threads logits_load_dir
+    logits_load_ignore_errors logits_load_kd_loss_alpha logits_load_msc_prefetch_depth
+    logits_load_prefetch_factor max_position_embeddings memory_snapshot_path micro_batch_size
+    mid_level_dataset_surplus mmap_bin_files mock_data mtp_num_layers multiple_validation_sets
+    normalization num_dataset_builder_threads num_experts object_storage_cache_path
+    overlap_moe_expert_parallel_comm padded_vocab_size per_dataset_sequences_path
+    pipeline_model_parallel_size position_embedding_type qk_l2_norm record_memory_history
+    reset_attention_mask reset_position_ids rotary_base rotary_percent
+    rotary_seq_len_interpolation_factor seed seq_length sequence_parallel sft spec split
+    tensor_model_parallel_size transformer_impl untie_embeddings_and_output_weights
+    use_rope_scaling yaml_cfg
+"""
+# Read of the arguments by what pretrain.py calls: the layer specs read the number of experts from
+# the model's configuration, and a snapshot's path is for --record-memory-history.
+READ_ELSEWHERE = {"num_experts", "pipeline_model_parallel_size", "memory_snapshot_path"}
+
+SCAN = """
+import ast, inspect, json
+from argparse import ArgumentParser
+from dataclasses import fields
+from pathlib import Path
+import megatron.core, megatron.training
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+from megatron.core.models.gpt import GPTModel
+from megatron.training import training
+from megatron.training.arguments import add_megatron_arguments
+
+def names(node):
+    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+        if ast.unparse(node.value).split(".")[-1] in ("args", "get_args()", "global_args"):
+            yield node.attr
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+        yield from (word.value for word in node.args[1:2] if isinstance(word, ast.Constant))
+    # Megatron's configurations take the arguments of the names of their fields.
+    if isinstance(node, ast.ClassDef) and "Config" in node.name:
+        for row in node.body:
+            if isinstance(row, ast.AnnAssign):
+                yield ast.unparse(row.target)
+
+parser = ArgumentParser(allow_abbrev=False)
+add_megatron_arguments(parser)
+read = set()
+for package in (megatron.core, megatron.training):
+    for path in Path(package.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            read.update(names(node))
+print(json.dumps({
+    "flags": {action.dest: action.option_strings for action in parser._actions},
+    "read": sorted(map(str, read)),
+    "dataset": [field.name for field in fields(GPTDatasetConfig) if field.init],
+    "model": list(inspect.signature(GPTModel).parameters),
+    "pretrain": list(inspect.signature(training.pretrain).parameters),
+}))
+"""
+
+
+VERSIONS = [*OLD, INSTALLED]
+
+
+@functools.cache
+def scan(version):
+    """The flags of a Megatron, and the arguments that its packages read."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SCAN],
+        env=job_environment() | {"PYTHONPATH": python_path(version)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(params=VERSIONS)
+def scanned(request):
+    return scan(request.param)
+
+
+def read_here():
+    """The arguments that pretrain.py reads: in its tables, and as `args.NAME`."""
+    tree = ast.parse(Path(pretrain.__file__).read_text())
+    direct = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "args"
+    }
+    return direct | {*DATASET_ARGUMENTS.values(), *MODEL_ARGUMENTS.values()}
+
+
+def test_every_flag_is_read_or_refused(scanned):
+    read = read_here() | set(scanned["read"])
+    dropped = {
+        dest: spellings
+        for dest, spellings in scanned["flags"].items()
+        if dest not in read and not any(is_refused(flag) for flag in spellings)
+    }
+    assert dropped.pop("help")
+    assert [flags for flags in dropped.values() if not {*flags} & {*HARMLESS}] == []
+    assert len(scanned["flags"]) > 700
+
+
+def test_the_tables_are_those_of_this_megatron(scanned):
+    assert {*DATASET_ARGUMENTS.values(), *MODEL_ARGUMENTS.values()} <= {
+        *scanned["flags"],
+        "padded_vocab_size",  # set by its validation
+        "data_parallel_size",
+    }
+    assert {*DATASET_ARGUMENTS} <= {*scanned["dataset"]}
+    assert {*MODEL_ARGUMENTS} <= {*scanned["model"]}
+    assert "get_embedding_ranks" in scanned["pretrain"]
+
+
+def test_what_pretrain_gpt_reads_is_read_or_refused():
+    flags = {name: "--" + name.replace("_", "-") for name in READ_BY_PRETRAIN_GPT.split()}
+    dropped = {name for name, flag in flags.items() if not is_refused(flag)} - read_here()
+    assert dropped == READ_ELSEWHERE
+
+
+def test_every_refused_flag_is_one_of_megatrons():
+    flags = {
+        flag for version in VERSIONS for row in scan(version)["flags"].values() for flag in row
+    }
+    assert {refusal.flag for refusal in REFUSED} - flags == set()
+
+
+@pytest.fixture(scope="module")
+def parser():
+    return megatron_parser()
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ("--spec no_such_module x", ["--spec"]),
+        ("--fim-data --fim-rate 1.0", ["--fim-data", "--fim-rate"]),
+        ("--fim-rate=1.0", ["--fim-rate"]),
+        ("--sft", ["--sft"]),
+        ("--heterogeneous-layers-config-path file", ["--heterogeneous-layers-config-path"]),
+        ("--logits-load-dir folder", ["--logits-load-dir"]),
+        ("--yaml-cfg file", ["--yaml-cfg"]),
+        ("--experimental-attention-variant dsa", ["--experimental-attention-variant"]),
+        ("--transformer-impl inference_optimized", ["--transformer-impl"]),
+        ("--openai-gelu --mask-prob 0.2", ["--openai-gelu", "--mask-prob"]),
+        ("--transformer-impl local --use-flash-attn --use-mcore-models", []),
+        ("--multiple-validation-sets --full-validation --allow-ambiguous-pad-tokens", []),
+        ("--object-storage-cache-path folder --use-rope-scaling --rope-scaling-factor 4", []),
+        ("--rotary-seq-len-interpolation-factor 2 --mtp-num-layers 1 --log-straggler", []),
+    ],
+)
+def test_flags_of_other_scripts_are_refused(parser, words, flags):
+    refusals = flag_refusals(parser, words.split())
+    assert [refusal.split()[4].strip(":") for refusal in refusals] == flags
+    assert all(refusal.startswith("megatron_tokscale.pretrain does not") for refusal in refusals)
+
+
+@pytest.mark.megatron
+def test_a_job_with_such_a_flag_ends_with_one_line(corpus: Corpus, tmp_path):
+    run = ("--tokscale-dir", str(tmp_path / "run"), "--save", str(tmp_path / "save"))
+    probe = ("--tokscale-probe-set", str(corpus.probe_set))
+    job = run_alone(corpus, *probe, *run, "--train-iters", "2", "--spec", "no_such_module", "x")
+    assert job.returncode == 2, job.stderr[-3000:]
+    ours = [line for line in job.stderr.splitlines() if line.startswith("megatron-tokscale:")]
+    assert len(ours) == 1
+    assert "megatron_tokscale.pretrain does not support --spec: " in ours[0]
+    assert "Traceback" not in job.stderr
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,154 @@
+"""A job and the doctor say whether the watched tokens are held out of what the job trains on."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, job_flags, run_forked
+
+from megatron_tokscale import doctor
+from megatron_tokscale.indexed import open_part
+from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
+from megatron_tokscale.training.held_out import TrainedPart, held_out
+
+
+@pytest.fixture(scope="module")
+def probe_set(corpus: Corpus):
+    """Of the valid part under 900,100,0: documents 270 to 299 of both datasets."""
+    return ProbeSet.load(corpus.probe_set)
+
+
+def trained(data_path, split) -> list[TrainedPart]:
+    return [
+        TrainedPart(part.tokens.prefix, part.sequences.start, part.sequences.stop)
+        for part in open_part(data_path, split, "train")
+    ]
+
+
+def test_tokens_of_the_valid_part_are_held_out(corpus, probe_set):
+    found = held_out(probe_set, trained(corpus.data_path, "900,100,0"))
+    pairs = {*zip(probe_set.domain_N.tolist(), probe_set.document_N.tolist(), strict=True)}
+    assert found.state == "held out"
+    assert f"none of the {len(pairs)} watched documents" in found.line
+
+
+@pytest.mark.parametrize("split", ["100,0,0", "940,60,0", "1,0,0"])
+def test_watched_tokens_that_are_trained_on_are_counted(corpus, probe_set, split):
+    stop = {"100,0,0": 300, "940,60,0": 282, "1,0,0": 300}[split]
+    found = held_out(probe_set, trained(corpus.data_path, split))
+    rows = zip(probe_set.domain_N.tolist(), probe_set.document_N.tolist(), strict=True)
+    inside = [(domain, document) for domain, document in rows if document < stop]
+    assert len(inside) > 0
+    assert found.state == "trained on"
+    assert found.line.startswith(f"{len(inside)} of the {probe_set.n_tokens} watched tokens (")
+    assert f"({len({*inside})} of " in found.line
+    assert "their losses are not of unseen text" in found.line
+    assert "\n" not in found.line
+
+
+def test_only_what_the_job_trains_on_counts(corpus, probe_set):
+    """Per-split data, and a dataset that the job leaves out."""
+    left, right = corpus.prefixes
+    parts = {"train": [left], "valid": [right]}
+    found = held_out(probe_set, trained(parts, None))
+    assert found.state == "trained on"
+    n_left = int((probe_set.domain_N == probe_set.domains.index("left")).sum())
+    assert found.line.startswith(f"{n_left} of the ")
+    assert left in found.line
+    assert right not in found.line
+    only_right = trained(["1", right], "900,100,0")
+    assert held_out(probe_set, only_right).state == "held out"
+
+
+def test_a_set_of_the_training_part_says_that_it_watches_memorisation(corpus):
+    settings = ProbeSettings(
+        data_path=corpus.data_path,
+        split="900,100,0",
+        part="train",
+        seq_length=SEQ_LENGTH,
+        vocab_size=VOCAB_SIZE,
+        n_tokens=200,
+        eod=EOD,
+    )
+    probe_set = build_probe_set(settings)
+    found = held_out(probe_set, trained(corpus.data_path, "900,100,0"))
+    assert found.state == "trained on"
+    n = probe_set.n_tokens
+    assert found.line.startswith(f"{n} of the {n} watched tokens")
+    assert "built from a training part, and watches memorisation" in found.line
+
+
+def elsewhere(corpus: Corpus, folder: Path, *, link: bool = False) -> list[str]:
+    folder.mkdir()
+    for prefix in corpus.prefixes:
+        for suffix in (".idx", ".bin"):
+            source = Path(prefix + suffix)
+            target = folder / source.name
+            target.symlink_to(source) if link else shutil.copy(source, target)
+    return [str(folder / Path(prefix).name) for prefix in corpus.prefixes]
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_the_same_files_in_another_place_are_the_same(corpus, probe_set, tmp_path, link):
+    data_path = elsewhere(corpus, tmp_path / "other", link=link)
+    there = held_out(probe_set, trained(data_path, "1,0,0"))
+    assert there.state == "trained on"
+    assert there.line.startswith(f"{probe_set.n_tokens} of the ")
+
+
+def test_other_data_of_the_same_name_are_other_data(corpus, probe_set, tmp_path):
+    data_path = elsewhere(corpus, tmp_path / "other")
+    for suffix in (".idx", ".bin"):  # swap the two
+        left, right = (Path(prefix + suffix) for prefix in data_path)
+        left.rename(tmp_path / "left")
+        right.rename(left)
+        (tmp_path / "left").rename(right)
+    assert held_out(probe_set, trained(data_path, "1,0,0")).state == "held out"
+
+
+def test_what_cannot_be_told_is_said(corpus, probe_set):
+    parts = trained(corpus.data_path, "1,0,0")
+    gone = replace(
+        probe_set, details=probe_set.details | {"prefixes": ["/nowhere/left", "/nowhere/right"]}
+    )
+    found = held_out(gone, parts)
+    assert found.state == "unknown"
+    assert "is not known" in found.line
+    # Whatever they are, the documents that the job trains on are not among the watched ones.
+    assert held_out(gone, trained(corpus.data_path, "900,100,0")).state == "held out"
+    assert held_out(probe_set, None).state == "unknown"
+
+
+@pytest.mark.megatron
+def test_the_job_and_the_doctor_say_the_same(corpus: Corpus, probe_set, tmp_path, capsys):
+    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-dir", str(tmp_path / "run"))
+    words = job_flags(corpus, *probe, "--train-iters", "1", "--split", "940,60,0")
+    output = run_forked(2, "-m", "megatron_tokscale.pretrain", *words)
+    expected = held_out(probe_set, trained(corpus.data_path, "940,60,0"))
+    assert expected.state == "trained on"
+    assert [line for line in output.splitlines() if "watched tokens" in line] == [
+        f"tokscale: {expected.line}"
+    ]
+    doctor.main(["--", *words])
+    assert f"WARNING             {expected.line}\n" in capsys.readouterr().out
+
+
+def test_documents_are_counted_by_dataset():
+    """Two datasets have documents of the same number."""
+    shape = (2, 4)
+    probe_set = ProbeSet(
+        tokens_BS=np.zeros(shape, np.int32),
+        labels_BS=np.zeros(shape, np.int32),
+        mask_BS=np.ones(shape, np.bool_),
+        document_BS=np.full(shape, 5, np.int32),
+        position_BS=np.zeros(shape, np.int32),
+        domain_BS=np.array([[0] * 4, [1] * 4], np.int16),
+        domains=("a", "b"),
+        vocab_size=10,
+        details={"prefixes": ["x/a", "x/b"]},
+    )
+    found = held_out(probe_set, [TrainedPart("x/a", 0, 6), TrainedPart("x/b", 6, 9)])
+    assert found.line.startswith("4 of the 8 watched tokens (1 of 2 documents)")
