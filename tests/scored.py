@@ -9,6 +9,7 @@ import numpy as np
 from megatron_tokscale.data.plan import DatasetIdentity
 from megatron_tokscale.data.scores import DocumentScores
 from megatron_tokscale.indexed import IndexedTokens, Portion
+from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.reweight import CutDataset, Cutting, cut_dataset
 
 SEQ_LENGTH = 64
@@ -73,4 +74,15 @@ def run_of(folder: Path, names, centres, width=0.3, steps=None, end=1000, tokens
     (analysis / "spectrum.json").write_text(json.dumps({"time": "step", "domains": domains}))
     with np.errstate(divide="ignore"):
         x_K = {"step": np.log(step_K), "tokens": np.log(8.0 * tokens_per_sample * step_K)}
-    return SimpleNamespace(path=folder, analysis=analysis, records=records, x_K=x_K.__getitem__)
+    no_ids, no_mask = np.zeros((0, 1), np.int32), np.zeros((0, 1), np.bool_)
+    no_domain = np.zeros((0, 1), np.int16)
+    probe_set = ProbeSet(
+        no_ids, no_ids, no_mask, no_ids, no_ids, no_domain, tuple(names), vocab_size=1
+    )
+    return SimpleNamespace(
+        path=folder,
+        analysis=analysis,
+        records=records,
+        x_K=x_K.__getitem__,
+        probe_set=probe_set,
+    )

@@ -29,6 +29,7 @@ from megatron_tokscale.data.samples import Piece, SampleIndex
 from megatron_tokscale.data.strata import map_strata
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens
+from megatron_tokscale.names import listed, numbered, whole_prefix
 
 type Numbers = NDArray[np.int64]
 type ShowText = Callable[[Sequence[int]], str]
@@ -60,6 +61,7 @@ class SampleTrace:
         dataset: the dataset.
         number: number of the sample in its dataset.
         pieces: the tokens that it reads, with the one behind its end that is only a label.
+        name: tells the dataset from the others of the job; namesakes are numbered.
     """
 
     k: int
@@ -68,6 +70,7 @@ class SampleTrace:
     dataset: DatasetRecord
     number: int
     pieces: tuple[Piece, ...]
+    name: str = ""
 
 
 class Order(Protocol):
@@ -257,6 +260,12 @@ class Trace:
         """All datasets that the job has drawn from."""
         return list(dict.fromkeys(row for span in self.spans for row in span.record.datasets))
 
+    @cached_property
+    def name_of(self) -> dict[str, str]:
+        """Names of the datasets by their prefixes, each unique: in the order of the job's data."""
+        rows = {row.prefix: row.name for row in self.datasets}
+        return dict(zip(rows, numbered(list(rows.values())), strict=True))
+
     def sample(self, k: int) -> SampleTrace:
         """The documents that sample k reads.
 
@@ -272,13 +281,14 @@ class Trace:
         place = span.place(k)
         dataset = span.record.datasets[place.dataset]
         pieces = tuple(_open_index(dataset).pieces(place.number))
-        return SampleTrace(k, place.stratum, place.epoch, dataset, place.number, pieces)
+        name = self.name_of[dataset.prefix]
+        return SampleTrace(k, place.stratum, place.epoch, dataset, place.number, pieces, name)
 
     def document(self, dataset: str, document: int, until: int | None = None) -> Numbers:
         """The samples that read a token of a document, ascending.
 
         Args:
-            dataset: name or prefix of the dataset.
+            dataset: name (of namesakes NAME#N) or prefix of the dataset.
             document: number of the document in the .idx file, from 0, all splits counted.
             until: only samples before this one, e.g. the consumed samples of a checkpoint.
 
@@ -309,15 +319,18 @@ class Trace:
         found = {
             row.prefix
             for row in self.datasets
-            if dataset in (row.name, row.prefix) or str(Path(dataset).absolute()) == row.prefix
+            if dataset in (self.name_of[row.prefix], row.name, row.prefix)
+            or whole_prefix(dataset) == whole_prefix(row.prefix)
         }
         if not found:
-            names = ", ".join(dict.fromkeys(row.name for row in self.datasets))
+            names = listed(list(self.name_of.values()))
             raise TokscaleError(f"the job reads no dataset {dataset}; it reads {names}")
         if len(found) > 1:
+            choices = [f"{self.name_of[prefix]} ({prefix})" for prefix in self.name_of]
             raise TokscaleError(
-                f"the job reads {len(found)} datasets that are named {dataset}; give the prefix: "
-                f"{', '.join(sorted(found))}"
+                f"the job reads {len(found)} datasets that are named {dataset}; give the prefix "
+                f"or the number: "
+                f"{listed([one for one in choices if one.partition(' (')[2][:-1] in found])}"
             )
         return found.pop()
 
@@ -364,7 +377,7 @@ def describe_sample(trace: Trace, k: int, text: ShowText | None = None) -> str:
     """
     found = trace.sample(k)
     tokens = IndexedTokens.open(found.dataset.prefix)
-    head = f"sample {k}: sample {found.number} of {found.dataset.name}"
+    head = f"sample {k}: sample {found.number} of {found.name}"
     if found.stratum is not None:
         head += f", stratum {found.stratum}, epoch {found.epoch}"
     lines = [head, f"  {'document':>10}  {'tokens':>15}  {'of':>8}"]

@@ -6,14 +6,17 @@ Shapes: D datasets, G grid points, K probe steps.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, Literal, cast
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.data.plan import DatasetIdentity
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import read_json
+from megatron_tokscale.names import listed
 from megatron_tokscale.store import Run
 
 type Floats = NDArray[np.float64]
@@ -73,14 +76,32 @@ class Spectra:
         Raises:
             TokscaleError: the run did not watch one of them.
         """
-        missing = [name for name in names if name not in self.names]
-        if missing:
-            raise TokscaleError(
-                f"the run with the spectrum watched no tokens of {', '.join(missing)}, only of "
-                f"{', '.join(self.names)}; build the probe set from all the training datasets"
-            )
+        _refuse_missing([name for name in names if name not in self.names], self.names)
         rows = [self.names.index(name) for name in names]
         return Spectra(tuple(names), self.x_G, self.density_DG[rows], self.x_K, self.log_samples_K)
+
+
+def watched_names(run: Run, datasets: Sequence[DatasetIdentity]) -> list[str]:
+    """Return the names by which a run's probe set knows the datasets of a job.
+
+    Raises:
+        TokscaleError: the run has no spectrum, did not watch one of them, or namesakes cannot be
+            told apart.
+    """
+    _spectrum_path(run)
+    names = run.probe_set.domains
+    domains = run.probe_set.domains_of([dataset.path for dataset in datasets])
+    rows = zip(datasets, domains, strict=True)
+    _refuse_missing([dataset.path for dataset, domain in rows if domain is None], names)
+    return [names[domain] for domain in domains if domain is not None]
+
+
+def _refuse_missing(missing: Sequence[str], watched: Sequence[str]) -> None:
+    if missing:
+        raise TokscaleError(
+            f"the run with the spectrum watched no tokens of {listed(missing)}, only of "
+            f"{listed(watched)}; build the probe set from all the training datasets"
+        )
 
 
 def read_spectra(run: Run) -> Spectra:
@@ -89,9 +110,7 @@ def read_spectra(run: Run) -> Spectra:
     Raises:
         TokscaleError: the run has no spectrum, a damaged one, or no record of consumed samples.
     """
-    path = run.analysis / "spectrum.npz"
-    if not path.is_file():
-        raise TokscaleError(f"{run.path} has no spectrum; run `megatron-tokscale spectrum` on it")
+    path = _spectrum_path(run)
     info = read_json(path.with_suffix(".json"))
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -109,6 +128,13 @@ def read_spectra(run: Run) -> Spectra:
         )
     spectra = Spectra(names, x_G, density_DG, *_clock(run, run.x_K(time)))
     return spectra.select([names[d] for d in np.flatnonzero(watched)])
+
+
+def _spectrum_path(run: Run) -> Path:
+    path = run.analysis / "spectrum.npz"
+    if not path.is_file():
+        raise TokscaleError(f"{run.path} has no spectrum; run `megatron-tokscale spectrum` on it")
+    return path
 
 
 def _clock(run: Run, x_K: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:

@@ -14,14 +14,8 @@ from megatron_tokscale import cpu
 from megatron_tokscale.data import Plan, match_datasets
 from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.data.strata import Strata
+from megatron_tokscale.data_source import DataSource
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.indexed import (
-    PARTS,
-    DataPath,
-    open_part,
-    read_data_args,
-    read_per_split_data_args,
-)
 from megatron_tokscale.probe import ProbeSet, Schedule
 from megatron_tokscale.store import RunWriter
 from megatron_tokscale.training.config import (
@@ -207,7 +201,7 @@ def _check_planned_data(
 ) -> None:
     """Hold the plan against the job's data, as far as it can be read on this machine."""
     try:
-        portions = open_part(*_data_path(args), "train")
+        portions = DataSource.of(args).portions("train")
     except TokscaleError as error:
         findings.unchecked.append(f"whether the job's datasets are those of the plan: {error}")
         return
@@ -233,16 +227,3 @@ def _check_planned_data(
             f"the job's datasets are those of the plan, and {n_samples} samples repeat no stratum "
             "more often than it allows"
         )
-
-
-def _data_path(args: Namespace) -> tuple[DataPath, str | None]:
-    """The job's data as its flags give them, with its --split where they are for all parts."""
-    by_part = {part: getattr(args, f"{part}_data_path") for part in PARTS}
-    if args.per_split_data_args_path:
-        return read_per_split_data_args(Path(args.per_split_data_args_path)), None
-    if any(by_part.values()):
-        return {part: words for part, words in by_part.items() if words}, None
-    words = args.data_path or (args.data_args_path and read_data_args(Path(args.data_args_path)))
-    if not words:
-        raise TokscaleError("no --data-path is given")
-    return words, args.split or "969, 30, 1"  # as Megatron's validation sets it

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jobs import EOD, VOCAB_SIZE, markov_documents, write_documents
 
+from megatron_tokscale.data_source import DataSource, read_data_args, read_per_split_data_args
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.indexed import open_part, read_data_args, read_per_split_data_args
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 
 FLAGS = ["data_path", "data_args_path", "per_split_data_args_path"]
@@ -63,7 +63,7 @@ def megatron_documents(cache, split, **flags):
 
 def probe_documents(data_path, split, part):
     """The documents of each dataset in a probe set of all the windows there are."""
-    portions = open_part(data_path, split, part)
+    portions = DataSource(data_path, split).portions(part)
     n_windows = [-(-(portion.lengths - 1) // SEQ_LENGTH) for portion in portions]
     found = {}
     for portion, windows in zip(portions, n_windows, strict=True):  # equal shares: one at a time
@@ -127,12 +127,15 @@ def test_a_file_of_parts_is_read_as_megatron_reads_it(per_split, tmp_path):
         assert probe_documents(words, None, part) == documents
     assert words["train"] == per_split["train"]
     with pytest.raises(TokscaleError, match="no data for its test part; give --test-data-path"):
-        open_part(words, None, "test")
+        DataSource(words, None).portions("test")
 
 
 def test_weights_are_those_of_the_blend(per_split, prefixes):
-    assert [portion.weight for portion in open_part(per_split, None, "train")] == [0.3, 0.7]
-    portions = open_part([prefixes["a"], prefixes["b"]], "1,1,1", "valid")
+    assert [portion.weight for portion in DataSource(per_split, None).portions("train")] == [
+        0.3,
+        0.7,
+    ]
+    portions = DataSource([prefixes["a"], prefixes["b"]], "1,1,1").portions("valid")
     sizes = [portion.lengths.sum() for portion in portions]
     assert [portion.weight for portion in portions] == pytest.approx(sizes / np.sum(sizes))
 
@@ -162,6 +165,6 @@ def test_a_missing_or_empty_file_of_words_is_refused(tmp_path):
 
 def test_a_split_goes_with_data_path_alone(per_split, prefixes):
     with pytest.raises(TokscaleError, match="--split"):
-        open_part(per_split, "969,30,1", "valid")
+        DataSource(per_split, "969,30,1").portions("valid")
     with pytest.raises(TokscaleError, match="--split"):
-        open_part([prefixes["a"]], None, "valid")
+        DataSource([prefixes["a"]], None).portions("valid")
