@@ -121,11 +121,13 @@ class IndexedTokens:
         """
         if not sequences:
             return np.empty(0, self.dtype)
-        length_Q = self.lengths[sequences.start : sequences.stop].astype(np.int64)
+        itemsize = np.dtype(self.dtype).itemsize
         if not self.is_end_to_end:
+            length_Q = self.lengths[sequences.start : sequences.stop].astype(np.int64)
             return self._gathered(sequences, length_Q)
-        start = int(self.offsets[sequences[0]]) // np.dtype(self.dtype).itemsize
-        return self._data[start : start + int(length_Q.sum())]
+        first, last = sequences[0], sequences[-1]
+        stop = int(self.offsets[last]) // itemsize + int(self.lengths[last])
+        return self._data[int(self.offsets[first]) // itemsize : stop]
 
     def _gathered(self, sequences: range, length_Q: NDArray[np.int64]) -> NDArray[np.generic]:
         end_Q = np.cumsum(length_Q)
@@ -172,30 +174,44 @@ def _check(tokens: IndexedTokens, n_bytes: int) -> bool:
     Raises:
         TokscaleError: one lies outside of the file, or between two token ids.
     """
-    length_Q, offset_Q, itemsize = tokens.lengths, tokens.offsets, np.dtype(tokens.dtype).itemsize
-    prefix, is_end_to_end, expected = tokens.prefix, True, None
-    for first in range(0, length_Q.size, _BLOCK):
-        length_B = length_Q[first : first + _BLOCK].astype(np.int64)
-        offset_B = offset_Q[first : first + _BLOCK]
-        end_B = offset_B + length_B * itemsize
-        faults = (
-            (length_B < 0, "has a negative length"),
-            (offset_B < 0, "begins before the file"),
-            (end_B > n_bytes, f"ends behind the {n_bytes} bytes of {prefix}.bin"),
-            (end_B < offset_B, "ends behind any file"),  # int64 has overflowed
-            (offset_B % itemsize != 0, f"begins between two ids of {itemsize} bytes"),
-        )
-        for is_wrong_B, what in faults:
-            if is_wrong_B.any():
-                raise TokscaleError(
-                    f"sequence {first + int(np.argmax(is_wrong_B))} of {prefix}.idx {what}: the "
-                    ".bin file is shorter than its index says, or another's; make the dataset again"
-                )
-        starts_B = offset_B if expected is None else np.concatenate([[expected], offset_B])
-        ends_B = end_B if expected is None else np.concatenate([[expected], end_B])
-        is_end_to_end = is_end_to_end and bool((starts_B[1:] == ends_B[:-1]).all())
-        expected = int(end_B[-1])
+    itemsize, is_end_to_end, end = np.dtype(tokens.dtype).itemsize, True, None
+    for first in range(0, tokens.n_sequences, _BLOCK):
+        length_B = tokens.lengths[first : first + _BLOCK]
+        offset_B = tokens.offsets[first : first + _BLOCK]
+        end_B = offset_B + length_B.astype(np.int64) * itemsize
+        is_joined = end is None or int(offset_B[0]) == end
+        is_joined = is_joined and bool((offset_B[1:] == end_B[:-1]).all())
+        # Of those that lie end to end the first begins, and the last ends, where it may.
+        if (
+            not is_joined
+            or offset_B[0] < 0
+            or offset_B[0] % itemsize
+            or end_B[-1] > n_bytes
+            or length_B.min() < 0
+        ):
+            _refuse_place(tokens, first, end_B, n_bytes)
+        is_end_to_end, end = is_end_to_end and is_joined, int(end_B[-1])
     return is_end_to_end
+
+
+def _refuse_place(
+    tokens: IndexedTokens, first: int, end_B: NDArray[np.int64], n_bytes: int
+) -> None:
+    """Refuse a block of sequences, from `first` on, if one lies where it cannot."""
+    itemsize = np.dtype(tokens.dtype).itemsize
+    length_B = tokens.lengths[first : first + end_B.size]
+    offset_B = tokens.offsets[first : first + end_B.size]
+    for is_wrong_B, what in (
+        (length_B < 0, "has a negative length"),
+        (offset_B < 0, "begins before the file"),
+        ((end_B > n_bytes) | (end_B < offset_B), f"ends behind its {n_bytes} bytes"),
+        (offset_B % itemsize != 0, f"begins between two ids of {itemsize} bytes"),
+    ):
+        if is_wrong_B.any():
+            raise TokscaleError(
+                f"sequence {first + int(np.argmax(is_wrong_B))} of {tokens.prefix}.bin {what}: the "
+                "file is shorter than its index says, or another's; make the dataset again"
+            )
 
 
 @dataclass(frozen=True)
