@@ -182,13 +182,8 @@ def _check(tokens: IndexedTokens, n_bytes: int) -> bool:
         is_joined = end is None or int(offset_B[0]) == end
         is_joined = is_joined and bool((offset_B[1:] == end_B[:-1]).all())
         # Of those that lie end to end the first begins, and the last ends, where it may.
-        if (
-            not is_joined
-            or offset_B[0] < 0
-            or offset_B[0] % itemsize
-            or end_B[-1] > n_bytes
-            or length_B.min() < 0
-        ):
+        may_begin = offset_B[0] >= 0 and offset_B[0] % itemsize == 0
+        if not (is_joined and may_begin and end_B[-1] <= n_bytes and length_B.min() >= 0):
             _refuse_place(tokens, first, end_B, n_bytes)
         is_end_to_end, end = is_end_to_end and is_joined, int(end_B[-1])
     return is_end_to_end

@@ -38,7 +38,7 @@ def megatron_sequences(prefix):
     from megatron.core.datasets.indexed_dataset import IndexedDataset
 
     dataset = IndexedDataset(prefix)
-    return [dataset[i] for i in range(len(dataset))]
+    return [dataset[i].copy() for i in range(len(dataset))]  # its map goes with it
 
 
 def layouts():

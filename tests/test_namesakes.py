@@ -271,17 +271,13 @@ def test_a_job_on_namesakes_learns_from_the_right_one(job, folder):
         )
     with pytest.raises(TokscaleError, match=r"2 datasets that are named text.*text#0 \(.*text#1"):
         trace.document("text", 0)
-    main(["report", str(out / "run")])
 
 
 def test_metrics_of_a_plan_tell_namesakes_apart(folder):
     from megatron_tokscale.training.plan_monitor import _named
 
-    strata = tuple(
-        Stratum(f"text#{d}/{q}", d, share)
-        for d in (0, 1)
-        for q, share in (("q1", 0.25), ("q2", 0.75))
-    )
+    rows = [(d, q, share) for d in (0, 1) for q, share in (("q1", 0.25), ("q2", 0.75))]
+    strata = tuple(Stratum(f"text#{d}/{q}", d, share) for d, q, share in rows)
     cuts = (Cut("scores"),) * 2
     plan = plan_of(*paths(folder, "a/text", "b/text"), strata=strata, cuts=cuts)
     named = _named(RealisedShares(plan, 100, np.array([10, 20, 30, 40]), np.full(4, 50)))

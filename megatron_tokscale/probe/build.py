@@ -232,11 +232,12 @@ def _until_enough(
         index = np.flatnonzero(windows.domain_W == domain)
         n = until(size_W[index], quota)
         if n > index.size:
+            fewer = f"ask for fewer: {_FLAGS[settings.unit]}, " if size_W[index].any() else ""
             raise TokscaleError(
                 f"{portion.tokens.prefix}: {int(found.either_W[index].sum())} of {index.size} "
                 f"windows are duplicates of training text, too many to find {quota} "
-                f"{settings.unit} of others; ask for fewer: {_FLAGS[settings.unit]}; or keep "
-                "them with --report-duplicates"
+                f"{settings.unit} of others; {fewer}leave it out, or keep them with "
+                "--report-duplicates"
             )
         is_considered_W[index[:n]] = True
     return is_considered_W

@@ -168,3 +168,80 @@ def test_a_split_goes_with_data_path_alone(per_split, prefixes):
         DataSource(per_split, "969,30,1").portions("valid")
     with pytest.raises(TokscaleError, match="--split"):
         DataSource([prefixes["a"]], None).portions("valid")
+
+
+def settings_of(data_path, split, **changes):
+    fields = {"data_path": data_path, "split": split, "seq_length": SEQ_LENGTH}
+    return ProbeSettings(**fields | {"vocab_size": VOCAB_SIZE, "eod": EOD} | changes)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Ten documents: 969,30,1 leaves none of them for validation; and ten of one token each."""
+    return {
+        "few": write_documents(tmp_path / "few", [[1, 2, 3, 4, EOD]] * 10),
+        "tiny": write_documents(tmp_path / "tiny", [[1]] * 10),
+    }
+
+
+@pytest.mark.parametrize("size", [{"n_tokens": 300}, {"n_tokens": 3}, {"n_sequences": 2}])
+def test_a_dataset_without_documents_in_the_part_is_named_with_what_helps(prefixes, small, size):
+    words = [prefixes["a"], small["few"], prefixes["b"]]
+    with pytest.raises(TokscaleError) as caught:
+        build_probe_set(settings_of(words, "969,30,1", **size))
+    assert str(caught.value) == (
+        "1 of 3 datasets have no document in the valid part of --split 969,30,1: "
+        f"{small['few']}; leave them out of --data-path, give a larger share in --split, or "
+        "per-split data"
+    )
+    del words[1]  # each of the ways out
+    assert build_probe_set(settings_of(words, "969,30,1", n_tokens=30)).domains == ("a", "b")
+    words.append(small["few"])
+    assert build_probe_set(settings_of(words, "80,20,0", n_tokens=15)).n_sequences
+    assert build_probe_set(settings_of({"valid": words}, None, n_tokens=30)).n_sequences
+
+
+def test_a_dataset_without_a_token_to_predict_is_named(prefixes, small):
+    for data_path, split, flag in (
+        ([prefixes["a"], small["tiny"]], "1,1,1", "--data-path"),
+        ({"valid": [prefixes["a"], small["tiny"]]}, None, "--valid-data-path"),
+    ):
+        with pytest.raises(TokscaleError, match="no document of 2 tokens or more") as caught:
+            build_probe_set(settings_of(data_path, split, n_tokens=30))
+        assert f"{small['tiny']}; leave them out of {flag}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("split", "part"), [("100,0,0", "valid"), ("1", "test"), ("0,1,1", "train")]
+)
+def test_a_split_without_the_part_says_so(prefixes, split, part):
+    with pytest.raises(
+        TokscaleError, match=f"--split {split} has no {part} part; expected a share"
+    ):
+        build_probe_set(settings_of([prefixes["a"]], split, part=part, n_tokens=3))
+
+
+@pytest.mark.parametrize("unit", ["n_tokens", "n_sequences"])
+@pytest.mark.parametrize("strata", ["equal", "weight"])
+def test_where_fewer_helps_the_message_says_how_many(prefixes, small, unit, strata):
+    words = ["0.7", prefixes["a"], "0.3", small["few"]]
+    with pytest.raises(TokscaleError, match="ask for fewer, ") as caught:
+        build_probe_set(settings_of(words, "1,1,1", strata=strata, **{unit: 10_000}))
+    most = int(str(caught.value).partition("ask for fewer, ")[2].partition(" ")[0])
+    build_probe_set(settings_of(words, "1,1,1", strata=strata, **{unit: most}))
+    with pytest.raises(TokscaleError):
+        build_probe_set(settings_of(words, "1,1,1", strata=strata, **{unit: most + 2}))
+
+
+def test_where_no_number_helps_the_message_does_not_ask_for_one(prefixes, small):
+    words = ["0.999", small["few"], "0.001", prefixes["a"]]
+    with pytest.raises(TokscaleError, match=r"no number of tokens helps: .* --strata equal"):
+        build_probe_set(settings_of(words, "1,1,1", strata="weight", n_tokens=2000))
+
+
+def test_a_prefix_given_twice_is_watched_once_with_both_weights(prefixes):
+    words = ["0.2", prefixes["a"], "0.5", prefixes["b"], "0.3", prefixes["a"]]
+    found = build_probe_set(settings_of(words, "1,1,1", strata="weight", n_sequences=100))
+    assert found.domains == ("a", "b")
+    assert np.bincount(found.domain_BS[:, 0]).tolist() == [50, 50]
+    assert found.prefixes == [prefixes["a"], prefixes["b"]]
