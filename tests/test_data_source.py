@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jobs import write_documents
 
+from megatron_tokscale.cli import _parser
 from megatron_tokscale.data_source import (
     DEFAULT_SPLIT,
     PARTS,
@@ -184,6 +185,40 @@ def test_the_default_split_is_that_of_megatrons_validation(prefixes):
 
     assert f"legacy_default_split_value = '{DEFAULT_SPLIT}'" in inspect.getsource(validate_args)
     assert DataSource.of(flags(data_path=prefixes)) == DataSource(prefixes, "969, 30, 1")
+
+
+VERBS = {
+    "score": ["score", "RUN"],
+    "laws": ["laws", "RUN"],
+    "plan": ["plan", "build", "--seq-length", "8", "--train-samples", "9", "--out", "x"],
+    "probe": ["probe", "build", "--seq-length", "8", "--vocab-size", "9", "--out", "x"],
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_takes_all_the_ways(verb, tmp_path):
+    (tmp_path / "words").write_text("0.3 a 0.7 b")
+    (tmp_path / "parts").write_text(json.dumps({"train": "a", "valid": ["b"], "test": None}))
+    for words, expected in (
+        (["--data-path", "a"], DataSource(["a"], DEFAULT_SPLIT)),
+        (["--data-path", "a", "b", "--split", "90:10:0"], DataSource(["a", "b"], "90:10:0")),
+        (
+            ["--data-args-path", str(tmp_path / "words"), "--split", "1"],
+            DataSource(["0.3", "a", "0.7", "b"], "1"),
+        ),
+        (
+            ["--train-data-path", "a", "--valid-data-path", "b", "c"],
+            DataSource({"train": ["a"], "valid": ["b", "c"]}, None),
+        ),
+        (
+            ["--per-split-data-args-path", str(tmp_path / "parts")],
+            DataSource({"train": ["a"], "valid": ["b"]}, None),
+        ),
+    ):
+        arguments = _parser().parse_args([*VERBS[verb], *words])
+        assert DataSource.is_given(arguments)
+        assert DataSource.of(arguments) == expected
+    assert not DataSource.is_given(_parser().parse_args(VERBS[verb]))
 
 
 def bad_ways(folder):
