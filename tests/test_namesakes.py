@@ -24,7 +24,7 @@ from megatron_tokscale.data import (
 from megatron_tokscale.data.history import load_run_plan
 from megatron_tokscale.data.record import DataRecord, DatasetRecord, check_order
 from megatron_tokscale.data.scores import DocumentScores, data_digest, identity_of, scores_file
-from megatron_tokscale.data.trace import Trace
+from megatron_tokscale.data.trace import Span, Trace
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.probe import ProbeSet
@@ -284,6 +284,20 @@ def test_metrics_of_a_plan_tell_namesakes_apart(folder):
     assert named["drawn share text#0"] == pytest.approx(0.3)
     assert named["drawn share text#1"] == pytest.approx(0.7)
     assert named["epochs text#1"] == pytest.approx(0.7)
+
+
+def test_a_number_that_means_two_datasets_in_one_run_is_refused():
+    """A run resumed with other data has numbered its namesakes anew."""
+
+    def span(start, *names):
+        rows = [DatasetRecord("text", f"/x/{n}/text", None, None, None, 1, 5, "") for n in names]
+        return Span(DataRecord(tuple(rows), start=start), None, start + 10)
+
+    trace = Trace((span(0, "a", "b"), span(10, "b", "a", "c")))
+    assert trace.prefix("text#2") == trace.prefix("/x/c/text") == "/x/c/text"
+    for name in ("text", "text#0", "text#1"):
+        with pytest.raises(TokscaleError, match=f"datasets that are named {name}; give the prefix"):
+            trace.prefix(name)
 
 
 def test_a_record_is_held_against_the_dataset_itself(tmp_path):

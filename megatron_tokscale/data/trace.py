@@ -29,7 +29,7 @@ from megatron_tokscale.data.samples import Piece, SampleIndex
 from megatron_tokscale.data.strata import map_strata
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens
-from megatron_tokscale.names import listed, numbered, whole_prefix
+from megatron_tokscale.names import base_name, listed, numbered, whole_prefix
 
 type Numbers = NDArray[np.int64]
 type ShowText = Callable[[Sequence[int]], str]
@@ -179,6 +179,12 @@ class Span:
     order: Order
     stop: int
 
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Names of the datasets by their prefixes, each unique: in the order of the job's data."""
+        rows = {row.prefix: row.name for row in self.record.datasets}
+        return dict(zip(rows, numbered(list(rows.values())), strict=True))
+
     @property
     def start(self) -> int:
         """The first sample of the job that is in this span."""
@@ -260,12 +266,6 @@ class Trace:
         """All datasets that the job has drawn from."""
         return list(dict.fromkeys(row for span in self.spans for row in span.record.datasets))
 
-    @cached_property
-    def name_of(self) -> dict[str, str]:
-        """Names of the datasets by their prefixes, each unique: in the order of the job's data."""
-        rows = {row.prefix: row.name for row in self.datasets}
-        return dict(zip(rows, numbered(list(rows.values())), strict=True))
-
     def sample(self, k: int) -> SampleTrace:
         """The documents that sample k reads.
 
@@ -281,7 +281,7 @@ class Trace:
         place = span.place(k)
         dataset = span.record.datasets[place.dataset]
         pieces = tuple(_open_index(dataset).pieces(place.number))
-        name = self.name_of[dataset.prefix]
+        name = span.names[dataset.prefix]
         return SampleTrace(k, place.stratum, place.epoch, dataset, place.number, pieces, name)
 
     def document(self, dataset: str, document: int, until: int | None = None) -> Numbers:
@@ -316,23 +316,23 @@ class Trace:
         Raises:
             TokscaleError: there is none, or several of this name.
         """
+        names = list(dict.fromkeys(pair for span in self.spans for pair in span.names.items()))
         found = {
-            row.prefix
-            for row in self.datasets
-            if dataset in (self.name_of[row.prefix], row.name, row.prefix)
-            or whole_prefix(dataset) == whole_prefix(row.prefix)
+            prefix: name
+            for prefix, name in names
+            if dataset in (name, base_name(prefix), prefix)
+            or whole_prefix(dataset) == whole_prefix(prefix)
         }
         if not found:
-            names = listed(list(self.name_of.values()))
-            raise TokscaleError(f"the job reads no dataset {dataset}; it reads {names}")
+            known = listed([name for _, name in names])
+            raise TokscaleError(f"the job reads no dataset {dataset}; it reads {known}")
         if len(found) > 1:
-            choices = [f"{self.name_of[prefix]} ({prefix})" for prefix in self.name_of]
+            choices = listed([f"{name} ({prefix})" for prefix, name in found.items()])
             raise TokscaleError(
                 f"the job reads {len(found)} datasets that are named {dataset}; give the prefix "
-                f"or the number: "
-                f"{listed([one for one in choices if one.partition(' (')[2][:-1] in found])}"
+                f"(or the number, where one is named so): {choices}"
             )
-        return found.pop()
+        return next(iter(found))
 
 
 def _order(record: DataRecord, plan_file: Path | None) -> Order:

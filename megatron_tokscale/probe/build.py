@@ -130,8 +130,7 @@ def _open(settings: ProbeSettings) -> list[Portion]:
     portions = settings.source.portions(settings.part)
     if settings.strata == "weight":
         portions = [portion for portion in portions if portion.weight > 0] or portions
-    sizes_D = [available(portion, settings.seq_length, settings.unit) for portion in portions]
-    lacking = [part for part, size in zip(portions, sizes_D, strict=True) if not size]
+    lacking = [portion for portion in portions if not (portion.lengths > 1).any()]
     if lacking:
         raise TokscaleError(_why_lacking(lacking, len(portions), settings))
     return portions
