@@ -21,7 +21,7 @@ from megatron_tokscale.data import (
     Stratum,
     match_datasets,
 )
-from megatron_tokscale.data.history import load_run_plan
+from megatron_tokscale.data.history import accepted, load_run_plan
 from megatron_tokscale.data.record import DataRecord, DatasetRecord, check_order
 from megatron_tokscale.data.scores import DocumentScores, data_digest, identity_of, scores_file
 from megatron_tokscale.data.trace import Span, Trace
@@ -271,6 +271,14 @@ def test_a_job_on_namesakes_learns_from_the_right_one(job, folder):
         )
     with pytest.raises(TokscaleError, match=r"2 datasets that are named text.*text#0 \(.*text#1"):
         trace.document("text", 0)
+
+
+def test_a_plan_that_numbers_the_namesakes_of_a_run_anew_is_refused(folder):
+    a, b, c = paths(folder, "a/text", "b/text", "alike/a")
+    past = plan_of(a, b)
+    assert accepted(past, plan_of(a, b, c), 5).datasets[:2] == past.datasets
+    with pytest.raises(TokscaleError, match=r"b/text text#0, the run's past text#1; .*last"):
+        accepted(past, plan_of(b, a), 5)
 
 
 def test_metrics_of_a_plan_tell_namesakes_apart(folder):
