@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_tokscale.demo.job import FULL, megatron_flags, train
+from megatron_tokscale.demo.job import FULL, SPLIT, megatron_flags, train
 from megatron_tokscale.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.fit import fits_path
 from megatron_tokscale.store import Run
@@ -79,7 +79,7 @@ def analyse(demo: Path) -> None:
     for axis, runs in (("M", models), ("D", data)):
         tokscale("spectrum", "--axis", axis, *runs, "--from", baseline, "--out", axes / axis)
     others = [axes / name for name in JOBS]
-    tokscale("laws", baseline, *others, "--corpus", *data_path(demo))
+    tokscale("laws", baseline, *others, "--data-path", *data_path(demo), "--split", SPLIT)
     tokscale(
         *("report", baseline, "--axis", axes / "M", axes / "D"),
         *("--tokenizer", demo / "tokenizer.json", "--out", axes / "report.html"),

@@ -17,7 +17,7 @@ from megatron_tokscale.progress import Progress, mute, print_what_can_be, say
 
 if TYPE_CHECKING:
     from megatron_tokscale.data import Plan
-    from megatron_tokscale.indexed import DataPath
+    from megatron_tokscale.data_source import DataSource
     from megatron_tokscale.probe import Schedule as ProbeSchedule
     from megatron_tokscale.probe.budget import Batch
     from megatron_tokscale.reweight import Guards, Job
@@ -120,7 +120,7 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
         description="Draw windows of held-out documents from Megatron's .bin/.idx files. Give the "
         "data flags, --split and --seq-length as the training job has them.",
     )
-    _add_probe_data(build)
+    _add_data(build)
     build.add_argument("--seq-length", type=int, required=True)
     build.add_argument("--vocab-size", type=int, required=True, help="as the job's tokenizer has")
     size = build.add_mutually_exclusive_group()
@@ -180,10 +180,10 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     plan.set_defaults(verb=_probe_plan)
 
 
-def _add_probe_data(parser: argparse.ArgumentParser) -> None:
+def _add_data(parser: argparse.ArgumentParser, *aliases: str) -> None:
     data = parser.add_argument_group("data, as Megatron takes them (one of these ways)")
     words = "prefixes, or weights and prefixes in turn"
-    data.add_argument("--data-path", nargs="+", metavar="WORD", help=words)
+    data.add_argument("--data-path", *aliases, nargs="+", metavar="WORD", help=words)
     data.add_argument("--data-args-path", type=Path, metavar="FILE", help="these words in a file")
     for part in ("train", "valid", "test"):
         data.add_argument(
@@ -194,7 +194,7 @@ def _add_probe_data(parser: argparse.ArgumentParser) -> None:
     )
     data.add_argument(
         "--split",
-        help="train, validation and test parts of --data-path (default: 969,30,1)",
+        help="train, validation and test parts of --data-path (default: Megatron's)",
     )
 
 
@@ -226,22 +226,12 @@ def _add_model(group: Any) -> None:
     group.add_argument("--swiglu", action="store_true")
 
 
-def _add_data_words(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data-path",
-        nargs="+",
-        required=True,
-        metavar="WORD",
-        help="prefixes, or weights and prefixes in turn",
-    )
-    parser.add_argument("--split", default="969,30,1", help="train, validation and test parts")
-
-
 def _probe_build(arguments: Arguments) -> None:
+    from megatron_tokscale.data_source import DataSource
     from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
 
     _refuse_to_overwrite(arguments.out)
-    data_path, split = _probe_data(arguments)
+    source = DataSource.of(arguments)
     n_tokens, n_sequences = arguments.tokens, arguments.sequences
     if arguments.budget is not None:
         n_sequences = _sequences_of_budget(arguments)
@@ -251,8 +241,8 @@ def _probe_build(arguments: Arguments) -> None:
         n_tokens = 1_000_000
     probe_set = build_probe_set(
         ProbeSettings(
-            data_path=data_path,
-            split=split,
+            data_path=source.words,
+            split=source.split,
             part=arguments.part,
             seq_length=arguments.seq_length,
             vocab_size=arguments.vocab_size,
@@ -267,31 +257,6 @@ def _probe_build(arguments: Arguments) -> None:
     )
     probe_set.save(arguments.out)
     print(describe(probe_set))
-
-
-def _probe_data(arguments: Arguments) -> tuple["DataPath", str | None]:
-    """The job's data words, of all parts or by part, and the split that goes with them."""
-    from megatron_tokscale.indexed import PARTS, read_data_args, read_per_split_data_args
-
-    by_part = {part: getattr(arguments, f"{part}_data_path") for part in PARTS}
-    by_part = {part: words for part, words in by_part.items() if words}
-    ways = [
-        arguments.data_path,
-        arguments.data_args_path,
-        by_part,
-        arguments.per_split_data_args_path,
-    ]
-    if sum(bool(way) for way in ways) != 1:
-        raise TokscaleError(
-            "give the job's data in one way: --data-path, --data-args-path, --train-data-path with "
-            "--valid-data-path and --test-data-path, or --per-split-data-args-path"
-        )
-    if by_part:
-        return by_part, arguments.split
-    if arguments.per_split_data_args_path:
-        return read_per_split_data_args(arguments.per_split_data_args_path), arguments.split
-    words = arguments.data_path or read_data_args(arguments.data_args_path)
-    return words, arguments.split or "969,30,1"
 
 
 def _sequences_of_budget(arguments: Arguments) -> int:
@@ -526,26 +491,24 @@ def _add_laws(parser: argparse.ArgumentParser) -> None:
         "its authors measured it. Further runs with the same probe set add the laws over runs."
     )
     _add_runs(parser)
-    parser.add_argument(
-        "--corpus",
-        nargs="+",
-        default=[],
-        metavar="WORD",
-        help="the training data, as --data-path has them: their tokens' correlations predict the "
-        "data exponent (Cagnetta et al.); takes minutes",
-    )
+    _add_data(parser, "--corpus")
     _add_resampling(parser)
     parser.set_defaults(verb=_laws)
 
 
 def _laws(arguments: Arguments) -> None:
+    from megatron_tokscale.data_source import DataSource
     from megatron_tokscale.laws import describe_laws, laws_run
 
     run, *others = (_opened(path) for path in arguments.runs)
+    data: dict[str, Any] = {}
+    if DataSource.is_given(arguments):
+        source = DataSource.of(arguments)
+        data = {"corpus": source.words, "split": source.split}
     result = laws_run(
         run,
         others,
-        corpus=arguments.corpus,
+        **data,
         n_resamples=_resamples(arguments),
         seed=arguments.seed,
         progress=_say,
@@ -562,7 +525,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
         "PREFIX.tokscale.safetensors beside each .bin/.idx."
     )
     _add_run(parser)
-    _add_data_words(parser)
+    _add_data(parser)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="instead of beside the data")
     parser.add_argument(
         "--min-tokens", type=int, default=16, help="fewer watched tokens score no document"
@@ -578,13 +541,15 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(arguments: Arguments) -> None:
+    from megatron_tokscale.data_source import DataSource
     from megatron_tokscale.reweight.describe_scores import describe_scores
     from megatron_tokscale.reweight.scoring import score_run
 
+    source = DataSource.of(arguments)
     summaries = score_run(
         _opened(arguments.run),
-        arguments.data_path,
-        arguments.split,
+        source.words,
+        source.split,
         out=arguments.out,
         predict=arguments.predict,
         min_tokens=arguments.min_tokens,
@@ -610,7 +575,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_plan_build(build: argparse.ArgumentParser) -> None:
-    _add_probe_data(build)
+    _add_data(build)
     build.add_argument("--seq-length", type=int, required=True)
     build.add_argument("--train-samples", type=int, required=True, help="samples of the job")
     build.add_argument(
@@ -669,6 +634,7 @@ def _add_plan_build(build: argparse.ArgumentParser) -> None:
 
 
 def _plan_build(arguments: Arguments) -> None:
+    from megatron_tokscale.data_source import DataSource
     from megatron_tokscale.reweight import (
         Guards,
         Manual,
@@ -680,8 +646,10 @@ def _plan_build(arguments: Arguments) -> None:
 
     _check_plan_flags(arguments)
     _refuse_to_overwrite(arguments.out)
-    data = _probe_data(arguments)
-    job = job_of(*data, arguments.train_samples, arguments.seq_length, arguments.seed)
+    source = DataSource.of(arguments)
+    job = job_of(
+        source.words, source.split, arguments.train_samples, arguments.seq_length, arguments.seed
+    )
     guards = Guards(arguments.floor, arguments.max_change, arguments.max_epochs)
     if arguments.policy == "manual":
         manual = Manual(_read_schedule(arguments.schedule), arguments.interpolation)
@@ -691,7 +659,7 @@ def _plan_build(arguments: Arguments) -> None:
     elif arguments.policy == "dataset":
         plan = _plan_by_dataset(arguments, job, guards)
     else:
-        plan = _plan_by_stratum(arguments, data, job, guards)
+        plan = _plan_by_stratum(arguments, source, job, guards)
     print(describe(plan), end="")
 
 
@@ -732,13 +700,14 @@ def _plan_by_dataset(arguments: Arguments, job: "Job", guards: "Guards") -> "Pla
 
 
 def _plan_by_stratum(
-    arguments: Arguments, data: tuple["DataPath", str | None], job: "Job", guards: "Guards"
+    arguments: Arguments, source: "DataSource", job: "Job", guards: "Guards"
 ) -> "Plan":
     from megatron_tokscale.reweight import Cutting, cut_job, plan_frontier
 
     clock = _opened(arguments.clock) if arguments.clock else None
     datasets = cut_job(
-        *data,
+        source.words,
+        source.split,
         job.seq_length,
         job.seed,
         scores=arguments.scores,
@@ -806,7 +775,9 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sample", type=int, nargs="+", default=[], metavar="K")
     parser.add_argument(
-        "--document", metavar="NAME:ID", help="name or prefix of a dataset, and a document of it"
+        "--document",
+        metavar="NAME:ID",
+        help="name of a dataset (of namesakes NAME#N) or its prefix, and a document of it",
     )
     parser.add_argument(
         "--until-sample", type=int, metavar="N", help="of the document only samples before N"

@@ -4,23 +4,17 @@ The format is that of megatron/core/datasets/indexed_dataset.py (header "MMIDIDX
 *sequence* of such a file is what Megatron's GPT dataset shuffles as a "document".
 """
 
-import math
 import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json
-
-PARTS = ("train", "valid", "test")
-type DataPath = Sequence[str] | Mapping[str, Sequence[str]]
-"""Megatron's --data-path words, or, of per-split arguments, those of each part that has any."""
+from megatron_tokscale.names import base_name
 
 _HEADER = b"MMIDIDX\x00\x00"
 _DTYPES: dict[int, type[np.generic]] = {
@@ -35,6 +29,13 @@ _DTYPES: dict[int, type[np.generic]] = {
 }
 
 
+_BLOCK = 1 << 22  # sequences looked at together, so that a large index takes little memory
+_GATHERED = 1 << 22  # tokens copied together
+
+_END_TO_END: Final[dict[tuple[str, object], bool]] = {}
+"""`IndexedTokens.is_end_to_end` of files in a state (size, time of change): looked at once."""
+
+
 @dataclass(frozen=True)
 class IndexedTokens:
     """The tokens of one PREFIX.bin/.idx pair, memory-mapped.
@@ -44,45 +45,53 @@ class IndexedTokens:
         lengths: int32 tokens per sequence.
         offsets: int64 byte offset of each sequence in the .bin file.
         dtype: type of a token id on disk.
+        is_end_to_end: whether each sequence begins where the one before ends, as Megatron's own
+            tools write them. Megatron reads others too.
     """
 
     prefix: str
     lengths: NDArray[np.int32]
     offsets: NDArray[np.int64]
     dtype: type[np.generic]
+    is_end_to_end: bool = True
 
     @staticmethod
     def open(prefix: str) -> "IndexedTokens":
         """Open `prefix`.bin and `prefix`.idx.
 
         Raises:
-            TokscaleError: a file is missing, truncated, or not of this format.
+            TokscaleError: a file is missing, unreadable, truncated, or not of this format.
         """
         index_path, data_path = Path(prefix + ".idx"), Path(prefix + ".bin")
-        for path in (index_path, data_path):
-            if not path.is_file():
-                raise TokscaleError(f"{path} is not there; --data-path takes prefixes of .bin/.idx")
-        raw = np.memmap(index_path, dtype=np.uint8, mode="r")
+        states = tuple(_state(path) for path in (index_path, data_path))
+        raw = _map(index_path)
         n_header = len(_HEADER) + struct.calcsize("<QBQQ")
         header = raw[:n_header].tobytes()
         if len(header) < n_header or not header.startswith(_HEADER):
             raise TokscaleError(f"{index_path} is not a Megatron index file")
-        version, code, n_sequences, _ = struct.unpack("<QBQQ", header[len(_HEADER) :])
+        version, code, n_sequences, n_documents = struct.unpack("<QBQQ", header[len(_HEADER) :])
         if version != 1 or code not in _DTYPES:
             raise TokscaleError(f"{index_path} has an unknown version {version} or type {code}")
-        if raw.size < n_header + 12 * n_sequences:
+        if raw.size < n_header + 12 * n_sequences + 8 * n_documents:
             raise TokscaleError(f"{index_path} is truncated; make the dataset again")
         lengths = np.frombuffer(raw, np.int32, n_sequences, n_header)
         offsets = np.frombuffer(raw, np.int64, n_sequences, n_header + lengths.nbytes)
+        last = np.frombuffer(raw, np.int64, n_documents, n_header + 12 * n_sequences)[-1:]
+        if last.tolist() != [n_sequences]:
+            raise TokscaleError(
+                f"{index_path} has {n_sequences} sequences, its document indices end at "
+                f"{last.tolist()}; Megatron refuses that; make the dataset again"
+            )
         tokens = IndexedTokens(prefix, lengths, offsets, _DTYPES[code])
-        if data_path.stat().st_size < tokens.n_tokens * np.dtype(tokens.dtype).itemsize:
-            raise TokscaleError(f"{data_path} is shorter than its index says; make it again")
-        return tokens
+        key = (str(index_path.absolute()), states)
+        if key not in _END_TO_END:
+            _END_TO_END[key] = _check(tokens, n_bytes=states[1][0])
+        return replace(tokens, is_end_to_end=_END_TO_END[key])
 
     @property
     def name(self) -> str:
-        """The last part of the prefix, by which plans and probe sets know the dataset."""
-        return Path(self.prefix).name
+        """The last part of the prefix, by which people know the dataset."""
+        return base_name(self.prefix)
 
     @property
     def n_sequences(self) -> int:
@@ -96,7 +105,9 @@ class IndexedTokens:
 
     @cached_property
     def _data(self) -> NDArray[np.generic]:
-        return np.memmap(self.prefix + ".bin", dtype=self.dtype, mode="r")
+        raw = _map(Path(self.prefix + ".bin"))
+        size = np.dtype(self.dtype).itemsize
+        return raw[: raw.size // size * size].view(self.dtype)
 
     def sequence(self, index: int) -> NDArray[np.generic]:
         """The token ids of one sequence."""
@@ -104,12 +115,98 @@ class IndexedTokens:
         return self._data[start : start + int(self.lengths[index])]
 
     def stream(self, sequences: range) -> NDArray[np.generic]:
-        """The token ids of neighbouring sequences, which the format stores end to end."""
+        """The token ids of neighbouring sequences, one after the other.
+
+        They are mapped where they lie end to end in the file, and copied where they do not.
+        """
         if not sequences:
             return np.empty(0, self.dtype)
-        start = int(self.offsets[sequences[0]]) // np.dtype(self.dtype).itemsize
-        n_tokens = int(self.lengths[sequences.start : sequences.stop].sum(dtype=np.int64))
-        return self._data[start : start + n_tokens]
+        itemsize = np.dtype(self.dtype).itemsize
+        if not self.is_end_to_end:
+            length_Q = self.lengths[sequences.start : sequences.stop].astype(np.int64)
+            return self._gathered(sequences, length_Q)
+        first, last = sequences[0], sequences[-1]
+        stop = int(self.offsets[last]) // itemsize + int(self.lengths[last])
+        return self._data[int(self.offsets[first]) // itemsize : stop]
+
+    def _gathered(self, sequences: range, length_Q: NDArray[np.int64]) -> NDArray[np.generic]:
+        end_Q = np.cumsum(length_Q)
+        start_Q = self.offsets[sequences.start : sequences.stop] // np.dtype(self.dtype).itemsize
+        shift_Q = start_Q - (end_Q - length_Q)  # from the place in the stream to that in the file
+        ids = np.empty(int(end_Q[-1]), self.dtype)
+        for first in range(0, ids.size, _GATHERED):
+            place = np.arange(first, min(first + _GATHERED, ids.size))
+            ids[place] = self._data[place + shift_Q[np.searchsorted(end_Q, place, side="right")]]
+        return ids
+
+
+def _state(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise TokscaleError(
+                f"{path} is not there; --data-path takes prefixes of .bin/.idx"
+            ) from error
+        raise _unreadable(path, error) from error
+    if not path.is_file():
+        raise TokscaleError(f"{path} is not a file; --data-path takes prefixes of .bin/.idx")
+    if not found.st_size:
+        raise TokscaleError(f"{path} is empty; make the dataset again, or leave it out")
+    return found.st_size, found.st_mtime_ns
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.memmap(path, dtype=np.uint8, mode="r")
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> TokscaleError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return TokscaleError(f"{path} cannot be read: {reason}; get permission, or restore it")
+
+
+def _check(tokens: IndexedTokens, n_bytes: int) -> bool:
+    """Look at where each sequence lies in the .bin file; return whether they lie end to end.
+
+    Raises:
+        TokscaleError: one lies outside of the file, or between two token ids.
+    """
+    itemsize, is_end_to_end, end = np.dtype(tokens.dtype).itemsize, True, None
+    for first in range(0, tokens.n_sequences, _BLOCK):
+        length_B = tokens.lengths[first : first + _BLOCK]
+        offset_B = tokens.offsets[first : first + _BLOCK]
+        end_B = offset_B + length_B.astype(np.int64) * itemsize
+        is_joined = end is None or int(offset_B[0]) == end
+        is_joined = is_joined and bool((offset_B[1:] == end_B[:-1]).all())
+        # Of those that lie end to end the first begins, and the last ends, where it may.
+        may_begin = offset_B[0] >= 0 and offset_B[0] % itemsize == 0
+        if not (is_joined and may_begin and end_B[-1] <= n_bytes and length_B.min() >= 0):
+            _refuse_place(tokens, first, end_B, n_bytes)
+        is_end_to_end, end = is_end_to_end and is_joined, int(end_B[-1])
+    return is_end_to_end
+
+
+def _refuse_place(
+    tokens: IndexedTokens, first: int, end_B: NDArray[np.int64], n_bytes: int
+) -> None:
+    """Refuse a block of sequences, from `first` on, if one lies where it cannot."""
+    itemsize = np.dtype(tokens.dtype).itemsize
+    length_B = tokens.lengths[first : first + end_B.size]
+    offset_B = tokens.offsets[first : first + end_B.size]
+    for is_wrong_B, what in (
+        (length_B < 0, "has a negative length"),
+        (offset_B < 0, "begins before the file"),
+        ((end_B > n_bytes) | (end_B < offset_B), f"ends behind its {n_bytes} bytes"),
+        (offset_B % itemsize != 0, f"begins between two ids of {itemsize} bytes"),
+    ):
+        if is_wrong_B.any():
+            raise TokscaleError(
+                f"sequence {first + int(np.argmax(is_wrong_B))} of {tokens.prefix}.bin {what}: the "
+                "file is shorter than its index says, or another's; make the dataset again"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,11 +217,18 @@ class Portion:
         tokens: the dataset.
         sequences: which of its sequences belong to the part.
         weight: share of the part's samples that Megatron draws from here; these sum to 1.
+        unique_name: name of the dataset, if it has namesakes in the job, with its number.
     """
 
     tokens: IndexedTokens
     sequences: range
     weight: float
+    unique_name: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name that tells the dataset from the others of the job."""
+        return self.unique_name or self.tokens.name
 
     @property
     def lengths(self) -> NDArray[np.int32]:
@@ -135,120 +239,3 @@ class Portion:
     def n_tokens(self) -> int:
         """Tokens of the part."""
         return int(self.lengths.sum(dtype=np.int64))
-
-
-def open_part(data_path: DataPath, split: str | None, part: str) -> list[Portion]:
-    """Open what a job takes for one part of its data, dataset by dataset.
-
-    Args:
-        data_path: --data-path words, or those of each part (per-split arguments).
-        split: Megatron's --split; None with per-split arguments, where a part is the whole of its
-            own datasets.
-        part: train, valid or test.
-
-    Raises:
-        TokscaleError: a file is missing or damaged, the part has no datasets, or the words and
-            the split cannot be read or do not go together.
-    """
-    per_split = isinstance(data_path, Mapping)
-    if per_split == (split is not None):
-        raise TokscaleError(
-            "--data-path needs the job's --split; per-split data have none, as each part is the "
-            "whole of its own datasets"
-        )
-    words = data_path.get(part) if isinstance(data_path, Mapping) else data_path
-    if not words:
-        flag = f"--{part}-data-path" if per_split else "--data-path"
-        raise TokscaleError(f"the job has no data for its {part} part; give {flag}")
-    prefixes, weights = parse_data_path(words)
-    files = [IndexedTokens.open(prefix) for prefix in prefixes]
-    ranges = [
-        range(file.n_sequences) if split is None else split_range(split, part, file.n_sequences)
-        for file in files
-    ]
-    if weights is None:
-        sizes = [Portion(*pair, 0.0).n_tokens for pair in zip(files, ranges, strict=True)]
-        weights = [size / max(sum(sizes), 1) for size in sizes]
-    return [Portion(*triple) for triple in zip(files, ranges, weights, strict=True)]
-
-
-def read_data_args(path: Path) -> list[str]:
-    """The --data-path words in the file of Megatron's --data-args-path.
-
-    Raises:
-        TokscaleError: the file cannot be read, or is empty.
-    """
-    try:
-        words = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokscaleError(f"--data-args-path: cannot read {path}: {error}") from error
-    if not words:
-        raise TokscaleError(f"--data-args-path: {path} is empty; it holds --data-path words")
-    return words
-
-
-def read_per_split_data_args(path: Path) -> dict[str, list[str]]:
-    """The --data-path words of each part in the file of Megatron's --per-split-data-args-path.
-
-    The file is a JSON object with "train", "valid" and "test", each a list of words or one string
-    of them, or null for a part without data.
-
-    Raises:
-        TokscaleError: the file cannot be read, or is not of this form.
-    """
-    content = read_json(path)
-    words: dict[str, list[str]] = {}
-    for part in PARTS:
-        value = content.get(part, 0)
-        if not isinstance(value, str | list | None):
-            raise TokscaleError(
-                f"--per-split-data-args-path: {path} must give a list of words, a string of them "
-                f'or null as "{part}"'
-            )
-        items = value.split() if isinstance(value, str) else value or []
-        words[part] = [str(item).strip() for item in items]
-    return words
-
-
-def parse_data_path(words: Sequence[str]) -> tuple[list[str], list[float] | None]:
-    """Read Megatron's --data-path: `PREFIX ...` or `WEIGHT PREFIX WEIGHT PREFIX ...`.
-
-    Returns:
-        Prefixes, and their weights, summing to 1. No weights (None) mean to Megatron that every
-        dataset is read once per epoch, that is, in proportion to its size.
-
-    Raises:
-        TokscaleError: a weight is negative, or they sum to nothing.
-    """
-    if len(words) % 2 == 1 or not all(_is_number(word) for word in words[::2]):
-        return list(words), None
-    weights = [float(word) for word in words[::2]]
-    if min(weights) < 0 or not 0 < sum(weights) < math.inf:
-        raise TokscaleError(f"--data-path {' '.join(words)}: weights must be positive numbers")
-    return list(words[1::2]), [weight / sum(weights) for weight in weights]
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def split_range(split: str, part: str, n_sequences: int) -> range:
-    """Sequences of the `part` (train, valid or test) under Megatron's --split, e.g. "969,30,1".
-
-    Raises:
-        TokscaleError: the split cannot be read.
-    """
-    try:
-        shares = [float(share) for share in split.replace("/", ",").split(",")]
-    except ValueError as error:
-        raise TokscaleError(f"--split {split}: give up to three numbers like 969,30,1") from error
-    shares += [0.0] * (3 - len(shares))
-    if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
-        raise TokscaleError(f"--split {split}: give up to three numbers like 969,30,1")
-    bounds = list(accumulate((share / sum(shares) for share in shares), initial=0.0))
-    index = PARTS.index(part)
-    return range(round(bounds[index] * n_sequences), round(bounds[index + 1] * n_sequences))

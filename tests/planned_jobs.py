@@ -22,7 +22,8 @@ from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.data.scores import data_digest, identity_of
 from megatron_tokscale.data.strata import Strata, rank_samples
-from megatron_tokscale.indexed import IndexedTokens, split_range
+from megatron_tokscale.data_source import split_range
+from megatron_tokscale.indexed import IndexedTokens
 
 BATCH = int(TRAINING["--global-batch-size"])
 JOB_SEED = 1234

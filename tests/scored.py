@@ -9,6 +9,7 @@ from analyses import plant_spectrum
 from megatron_tokscale.data.plan import DatasetIdentity
 from megatron_tokscale.data.scores import DocumentScores
 from megatron_tokscale.indexed import IndexedTokens, Portion
+from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.reweight import CutDataset, Cutting, cut_dataset
 
 SEQ_LENGTH = 64
@@ -71,11 +72,16 @@ def run_of(folder: Path, names, centres, width=0.3, steps=None, end=1000, tokens
     domains = [{"name": name, "n_tokens": 5} for name in names]
     with np.errstate(divide="ignore"):
         x_K = {"step": np.log(step_K), "tokens": np.log(8.0 * tokens_per_sample * step_K)}
+    no_ids, no_mask = np.zeros((0, 1), np.int32), np.zeros((0, 1), np.bool_)
+    no_domain = np.zeros((0, 1), np.int16)
+    probe_set = ProbeSet(
+        no_ids, no_ids, no_mask, no_ids, no_ids, no_domain, tuple(names), vocab_size=1
+    )
     run = SimpleNamespace(
         path=folder,
         analysis=analysis,
-        info={"run_id": "reference"},
-        probe_set=SimpleNamespace(fingerprint="fedcba9876543210"),
+        info=SimpleNamespace(run_id="reference"),
+        probe_set=probe_set,
         records=records,
         step_K=step_K,
         x_K=x_K.__getitem__,

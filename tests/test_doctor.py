@@ -13,7 +13,7 @@ from planned_jobs import make_scores, stratified_plan, train_dataset
 from runs import plain_probe_set, write_run
 
 from megatron_tokscale import cli, doctor
-from megatron_tokscale.indexed import open_part
+from megatron_tokscale.data_source import DataSource
 from megatron_tokscale.training.plugin import HOOKS
 
 
@@ -310,7 +310,7 @@ def test_a_plan_is_held_against_the_jobs_data(examine, planned, tmp_path, spoil)
 
 def test_the_doctor_and_the_job_count_the_same_samples(planned, corpus, tmp_path):
     """The limit at which the doctor refuses is that at which the job does."""
-    parts = open_part(corpus.data_path, "900,100,0", "train")
+    parts = DataSource(corpus.data_path, "900,100,0").portions("train")
     sizes = [(part.n_tokens - 1) // SEQ_LENGTH for part in parts]
     assert sizes == [len(train_dataset(prefix, tmp_path)) for prefix in corpus.prefixes]
 

@@ -8,7 +8,15 @@ from megatron_tokscale.data.history import Decision, followed, with_decisions
 from megatron_tokscale.data.index import Index, build_index, load_or_build_index
 from megatron_tokscale.data.match import match_datasets
 from megatron_tokscale.data.permutation import Permutation, epoch_permutation, stratum_key
-from megatron_tokscale.data.plan import Cut, DatasetIdentity, Plan, Segment, Stage, Stratum
+from megatron_tokscale.data.plan import (
+    Cut,
+    DatasetIdentity,
+    Plan,
+    Segment,
+    Stage,
+    Stratum,
+    dataset_names,
+)
 from megatron_tokscale.data.scores import DocumentScores
 from megatron_tokscale.data.shares import RealisedShares, realised_shares
 
@@ -25,6 +33,7 @@ __all__ = [
     "Stage",
     "Stratum",
     "build_index",
+    "dataset_names",
     "epoch_permutation",
     "followed",
     "load_or_build_index",

@@ -213,6 +213,15 @@ def accepted(past: Plan, given: Plan, consumed: int) -> Plan:
                     "the plan with the --split of the run, or start a new run"
                 )
         if _parts(given, d) != _parts(past, kept[dataset]):
+            now, earlier = (
+                plan.strata[plan.strata_of(number)[0]].name.partition("/")[0]
+                for plan, number in ((given, d), (past, kept[dataset]))
+            )
+            if now != earlier:
+                raise TokscaleError(
+                    f"the plan calls {dataset.path} {now}, the run's past {earlier}; make the plan "
+                    "with the datasets in the same order, added ones last, or start a new run"
+                )
             raise TokscaleError(
                 f"the plan cuts {dataset.name} into other strata than the run's past did, so its "
                 "samples could come twice; make the plan with the same scores and quantiles, or "

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from megatron_tokscale.data.plan import DatasetIdentity, Plan
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.names import listed, match_prefixes
 
 
 def match_datasets(
@@ -19,11 +20,13 @@ def match_datasets(
 
     Returns:
         For each dataset of the plan its position in `found`; None for one that the job no longer
-        has, and that is not drawn from after `consumed`. Twins (same name and sizes) are taken in
-        the order they come.
+        has, and that is not drawn from after `consumed`. Twins (same name and sizes) are told by
+        their prefixes, and taken in the order they come where the plan does not know these. A
+        dataset that the job has twice is one.
 
     Raises:
-        TokscaleError: the job trains on other data, or cuts it to another length.
+        TokscaleError: the job trains on other data, or cuts it to another length, or its twins
+            cannot be told apart.
     """
     if seq_length != plan.seq_length:
         raise TokscaleError(
@@ -31,19 +34,36 @@ def match_datasets(
             "make a plan for this job"
         )
     left = dict(enumerate(found))
-    order: list[int | None] = []
+    order = _same_content(plan.datasets, found)
     last = plan.segments[-1].start
     is_drawn_D = plan.target_D(max(last, consumed) + 1) > plan.target_D(consumed)
-    for dataset, is_drawn in zip(plan.datasets, is_drawn_D, strict=True):
-        position = next((i for i, other in left.items() if other == dataset), None)
-        if position is None and is_drawn:
-            raise TokscaleError(_missing(dataset, list(left.values())))
-        order.append(position)
+    for position in order:
         if position is not None:
             del left[position]
-    if left:
-        extra = ", ".join(str(dataset) for dataset in left.values())
-        raise TokscaleError(f"the plan is for other data: it does not know {extra}")
+    for dataset, is_drawn, position in zip(plan.datasets, is_drawn_D, order, strict=True):
+        if position is None and is_drawn:
+            raise TokscaleError(_missing(dataset, list(left.values())))
+    known = {found[position].prefix for position in order if position is not None}
+    extra = [str(dataset) for dataset in left.values() if dataset.prefix not in known - {""}]
+    if extra:
+        raise TokscaleError(f"the plan is for other data: it does not know {listed(extra)}")
+    return order
+
+
+def _same_content(
+    datasets: Sequence[DatasetIdentity], found: Sequence[DatasetIdentity]
+) -> list[int | None]:
+    """Find each dataset among those of its name and sizes, twins by their prefixes."""
+    order: list[int | None] = [None] * len(datasets)
+    for content in dict.fromkeys(datasets):
+        wanted = [d for d, dataset in enumerate(datasets) if dataset == content]
+        places = [i for i, dataset in enumerate(found) if dataset == content]
+        mine, theirs = [datasets[d].prefix for d in wanted], [found[i].prefix for i in places]
+        chosen: Sequence[int | None] = range(min(len(wanted), len(places)))
+        if all([*mine, *theirs]) and max(len({*mine}), len({*theirs})) > 1:
+            chosen = match_prefixes(mine, theirs, "the job")
+        for d, k in zip(wanted, chosen, strict=False):
+            order[d] = None if k is None else places[k]
     return order
 
 
@@ -75,5 +95,5 @@ def check_documents(
 
 def _missing(dataset: DatasetIdentity, candidates: list[DatasetIdentity]) -> str:
     named = [other for other in candidates if other.name == dataset.name]
-    shown = ", ".join(str(other) for other in named or candidates) or "no other dataset"
+    shown = listed([str(other) for other in named or candidates]) or "no other dataset"
     return f"the plan is for other data: it has {dataset}, the job has {shown}"

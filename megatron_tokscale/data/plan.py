@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import check_schema, read_json, write_json
+from megatron_tokscale.names import numbered
 
 KIND: Final = "tokscale-plan"
 SCHEMA_VERSION: Final = 2
@@ -40,11 +41,24 @@ class DatasetIdentity:
         name: base name of the prefix.
         n_sequences: number of sequences in the whole .idx file, all splits.
         n_tokens: number of tokens in the whole .idx file, all splits.
+        prefix: the whole prefix, which tells twins apart; empty where it is not known. Data may
+            move: it makes no other identity.
     """
 
     name: str
     n_sequences: int
     n_tokens: int
+    prefix: str = field(default="", compare=False)
+
+    @property
+    def path(self) -> str:
+        """The prefix, or the name where no more is known."""
+        return self.prefix or self.name
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What tells the dataset wherever it lies; part of fingerprints."""
+        return {"name": self.name, "n_sequences": self.n_sequences, "n_tokens": self.n_tokens}
 
     def __str__(self) -> str:
         return f"{self.name} ({self.n_sequences} sequences, {self.n_tokens} tokens)"
@@ -260,7 +274,7 @@ class Plan:
             ORDER_VERSION,
             self.seq_length,
             self.seed,
-            [asdict(dataset) for dataset in self.datasets],
+            [dataset.content for dataset in self.datasets],
             [asdict(stratum) for stratum in self.strata],
             [cut and asdict(cut) for cut in self.cuts],
             [asdict(segment) for segment in segments],
@@ -327,11 +341,21 @@ class Segment:
         return (self.weights, self.within) == (other.weights, other.within)
 
 
+def dataset_names(datasets: Sequence[DatasetIdentity]) -> list[str]:
+    """Names that tell the datasets of a plan apart: namesakes are numbered."""
+    return numbered([dataset.name for dataset in datasets])
+
+
 def _from_json(content: Mapping[str, Any]) -> Plan:
     max_epochs = content["max_epochs"]
     return Plan(
         datasets=tuple(
-            DatasetIdentity(str(row["name"]), _whole(row["n_sequences"]), _whole(row["n_tokens"]))
+            DatasetIdentity(
+                str(row["name"]),
+                _whole(row["n_sequences"]),
+                _whole(row["n_tokens"]),
+                str(row.get("prefix", "")),
+            )
             for row in content["datasets"]
         ),
         strata=tuple(

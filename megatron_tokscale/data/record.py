@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import check_schema, read_json, write_json
+from megatron_tokscale.names import match_prefixes
 
 KIND: Final = "tokscale-data"
 SCHEMA_VERSION: Final = 2
@@ -199,11 +200,9 @@ def check_order(path: Path, datasets: Sequence[DatasetRecord]) -> None:
     Raises:
         TokscaleError: naming what has changed.
     """
-    known = (
-        {row.name: row.order for row in load_records(path)[-1].datasets} if path.exists() else {}
-    )
-    for row in datasets:
-        before = known.get(row.name)
+    known = load_records(path)[-1].datasets if path.exists() else ()
+    for row, past in zip(datasets, _past_of(datasets, known), strict=True):
+        before = known[past].order if past is not None else ""
         if before and row.order and before != row.order:
             raise TokscaleError(
                 f"the samples of {row.name} that the run has consumed are of {before}, this job's "
@@ -253,16 +252,21 @@ def _continued(known: Sequence[DataRecord], record: DataRecord) -> list[DataReco
 def _with_past(before: DataRecord, record: DataRecord) -> DataRecord:
     """The record of a plan from the start of the one before, with datasets it has left out."""
     assert isinstance(before.order, PlanRecord) and isinstance(record.order, PlanRecord)
-    past = {
-        row.name: (row, strata)
-        for row, strata in zip(before.datasets, before.order.strata, strict=True)
-    }
+    past = list(zip(before.datasets, before.order.strata, strict=True))
+    present = zip(record.datasets, record.order.strata, strict=True)
     rows = [
-        (row, strata) if row.size else past.get(row.name, (row, strata))
-        for row, strata in zip(record.datasets, record.order.strata, strict=True)
+        now if now[0].size or place is None else past[place]
+        for now, place in zip(present, _past_of(record.datasets, before.datasets), strict=True)
     ]
     order = replace(record.order, strata=tuple(strata for _, strata in rows))
     return replace(record, datasets=tuple(row for row, _ in rows), order=order, start=before.start)
+
+
+def _past_of(datasets: Sequence[DatasetRecord], known: Sequence[DatasetRecord]) -> list[int | None]:
+    """Find datasets in an earlier record, by their prefixes."""
+    return match_prefixes(
+        [row.prefix for row in datasets], [row.prefix for row in known], "the run's record"
+    )
 
 
 def _to_json(record: DataRecord) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 Shapes: Q documents of a dataset (the sequences of its .idx file, all splits).
 """
 
+import glob
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,7 @@ from megatron_tokscale.data.plan import DatasetIdentity
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import whole_or_absent
 from megatron_tokscale.indexed import IndexedTokens
+from megatron_tokscale.names import listed, whole_prefix
 from megatron_tokscale.tensors import TensorFile
 
 KIND: Final = "tokscale-scores"
@@ -100,7 +102,7 @@ class DocumentScores:
     def fingerprint(self) -> str:
         """SHA-256 (first 16 hex digits) of the scores and of what they were made for."""
         digest = hashlib.sha256()
-        digest.update(json.dumps([asdict(self.dataset), self.digest]).encode())
+        digest.update(json.dumps([self.dataset.content, self.digest]).encode())
         for name in _ARRAYS:
             array = getattr(self, f"{name}_Q")
             digest.update(f"{name}{array.shape}".encode())
@@ -113,7 +115,7 @@ class DocumentScores:
 
         metadata = _FILE.metadata(
             self.fingerprint,
-            dataset=json.dumps(asdict(self.dataset)),
+            dataset=json.dumps(self.dataset.content),
             digest=self.digest,
             details=json.dumps(dict(self.details), allow_nan=False),
         )
@@ -167,20 +169,65 @@ def scores_path(prefix: str) -> Path:
     return Path(prefix + SUFFIX)
 
 
+def scores_file(tokens: IndexedTokens, folder: Path | None = None) -> Path:
+    """Return the file of a dataset's scores: beside its data, or in a folder.
+
+    In a folder the scores of namesakes have numbers, NAME#N, by the order in which they were
+    scored; which file is whose is told by what it says of its data.
+
+    Raises:
+        TokscaleError: several files there are scores of these data.
+    """
+    beside = scores_path(tokens.prefix)
+    if folder is None:
+        return beside
+    plain = folder / beside.name
+    others = sorted(folder.glob(f"{glob.escape(tokens.name)}#*{SUFFIX}"))
+    if not others:
+        return plain
+    digest = data_digest(tokens)
+    own = {path: prefix for path in (plain, *others) for prefix in _prefixes(path, tokens, digest)}
+    named = [path for path, prefix in own.items() if prefix == whole_prefix(tokens.prefix)]
+    found = named or list(own)
+    if len(found) > 1:
+        raise TokscaleError(
+            f"{folder} has several files of scores of {tokens.prefix}: "
+            f"{listed([path.name for path in found])}; keep one of them there"
+        )
+    return found[0] if found else plain
+
+
+def _prefixes(path: Path, tokens: IndexedTokens, digest: str) -> list[str]:
+    """Return the prefix that a score file names, if it is of these data."""
+    metadata = _metadata(path)
+    try:
+        dataset = DatasetIdentity(**json.loads(metadata["dataset"]))
+        details = json.loads(metadata["details"])
+    except (KeyError, ValueError, TypeError):
+        return []
+    is_own = dataset == identity_of(tokens) and metadata.get("digest") == digest
+    return [str(details.get("prefix", ""))] if is_own else []
+
+
 def holds_scores(path: Path) -> bool:
     """Whether the file at `path` says that it holds document scores, whole or not."""
+    return _metadata(path).get("kind") == KIND
+
+
+def _metadata(path: Path) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("kind") == KIND
+            return file.metadata() or {}
     except (OSError, SafetensorError):
-        return False
+        return {}
 
 
 def identity_of(tokens: IndexedTokens) -> DatasetIdentity:
     """By what a plan and a score file know the dataset."""
-    return DatasetIdentity(tokens.name, tokens.n_sequences, tokens.n_tokens)
+    prefix = whole_prefix(tokens.prefix)
+    return DatasetIdentity(tokens.name, tokens.n_sequences, tokens.n_tokens, prefix)
 
 
 def data_digest(tokens: IndexedTokens) -> str:

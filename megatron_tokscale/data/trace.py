@@ -34,6 +34,7 @@ from megatron_tokscale.data.samples import Piece, SampleIndex
 from megatron_tokscale.data.strata import map_strata
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens
+from megatron_tokscale.names import base_name, listed, numbered, whole_prefix
 
 type Numbers = NDArray[np.int64]
 type ShowText = Callable[[Sequence[int]], str]
@@ -65,6 +66,7 @@ class SampleTrace:
         dataset: the dataset.
         number: number of the sample in its dataset.
         pieces: the tokens that it reads, with the one behind its end that is only a label.
+        name: tells the dataset from the others of the job; namesakes are numbered.
     """
 
     k: int
@@ -73,6 +75,7 @@ class SampleTrace:
     dataset: DatasetRecord
     number: int
     pieces: tuple[Piece, ...]
+    name: str = ""
 
 
 class Order(Protocol):
@@ -204,6 +207,12 @@ class Span:
     order: Order
     stop: int
 
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Names of the datasets by their prefixes, each unique: in the order of the job's data."""
+        rows = {row.prefix: row.name for row in self.record.datasets}
+        return dict(zip(rows, numbered(list(rows.values())), strict=True))
+
     @property
     def start(self) -> int:
         """The first sample of the job that is in this span."""
@@ -304,13 +313,14 @@ class Trace:
         place = span.place(k)
         dataset = span.record.datasets[place.dataset]
         pieces = tuple(_open_index(dataset).pieces(place.number))
-        return SampleTrace(k, place.stratum, place.epoch, dataset, place.number, pieces)
+        name = span.names[dataset.prefix]
+        return SampleTrace(k, place.stratum, place.epoch, dataset, place.number, pieces, name)
 
     def document(self, dataset: str, document: int, until: int | None = None) -> Numbers:
         """The samples that read a token of a document, ascending.
 
         Args:
-            dataset: name or prefix of the dataset.
+            dataset: name (of namesakes NAME#N) or prefix of the dataset.
             document: number of the document in the .idx file, from 0, all splits counted.
             until: only samples before this one, e.g. the consumed samples of a checkpoint.
 
@@ -344,20 +354,23 @@ class Trace:
         Raises:
             TokscaleError: there is none, or several of this name.
         """
+        names = list(dict.fromkeys(pair for span in self.spans for pair in span.names.items()))
         found = {
-            row.prefix
-            for row in self.datasets
-            if dataset in (row.name, row.prefix) or str(Path(dataset).absolute()) == row.prefix
+            prefix: name
+            for prefix, name in names
+            if dataset in (name, base_name(prefix), prefix)
+            or whole_prefix(dataset) == whole_prefix(prefix)
         }
         if not found:
-            names = ", ".join(dict.fromkeys(row.name for row in self.datasets))
-            raise TokscaleError(f"the job reads no dataset {dataset}; it reads {names}")
+            known = listed([name for _, name in names])
+            raise TokscaleError(f"the job reads no dataset {dataset}; it reads {known}")
         if len(found) > 1:
+            choices = listed([f"{name} ({prefix})" for prefix, name in found.items()])
             raise TokscaleError(
-                f"the job reads {len(found)} datasets that are named {dataset}; give the prefix: "
-                f"{', '.join(sorted(found))}"
+                f"the job reads {len(found)} datasets that are named {dataset}; give the prefix "
+                f"(or the number, where one is named so): {choices}"
             )
-        return found.pop()
+        return next(iter(found))
 
 
 def _order(record: DataRecord, plan_file: Path | None) -> Order:
@@ -435,7 +448,7 @@ def describe_sample(trace: Trace, k: int, text: ShowText | None = None) -> str:
     """
     found = trace.sample(k)
     tokens = IndexedTokens.open(found.dataset.prefix)
-    head = f"sample {k}: sample {found.number} of {found.dataset.name}"
+    head = f"sample {k}: sample {found.number} of {found.name}"
     if found.stratum is not None:
         head += f", stratum {found.stratum}, epoch {found.epoch}"
     lines = [head, f"  {'document':>10}  {'tokens':>15}  {'of':>8}"]

@@ -35,7 +35,7 @@ def draw_documents(
     """Whole documents drawn without replacement, from each dataset by its weight in the mixture.
 
     Args:
-        portions: what the datasets give to a part of the job's data, as from `open_part`.
+        portions: what the datasets give to a part of the job's data, as from `DataSource.portions`.
         max_tokens: how many tokens to read; the last document of a dataset is cut there.
         seed: of the draw.
 

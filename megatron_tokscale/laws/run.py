@@ -5,8 +5,9 @@ from typing import Any
 
 from megatron_tokscale import __version__
 from megatron_tokscale.checked import write_result
+from megatron_tokscale.data_source import DEFAULT_SPLIT, DataPath, DataSource
 from megatron_tokscale.errors import UndefinedError
-from megatron_tokscale.indexed import Portion, open_part
+from megatron_tokscale.indexed import Portion
 from megatron_tokscale.laws import theories
 from megatron_tokscale.laws.explain import explanations
 from megatron_tokscale.laws.inputs import Inputs
@@ -25,7 +26,8 @@ def laws_run(
     others: Sequence[Run] = (),
     *,
     from_: float | None = None,
-    corpus: Sequence[str] = (),
+    corpus: DataPath = (),
+    split: str | None = DEFAULT_SPLIT,
     n_resamples: int = 200,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
@@ -41,8 +43,9 @@ def laws_run(
         run: an opened run with RUN/analysis/spectrum.npz, spectrum.json and reconstruction.json.
         others: further runs with the same probe set, for the laws over runs.
         from_: first time to fit, in the spectrum's time; by default a tenth of the last.
-        corpus: the training data, as --data-path has it, for the correlations of its tokens; they
-            take a minute or two.
+        corpus: the job's --data-path words, or those of each part; the correlations of the tokens
+            of the training part take a minute or two.
+        split: the job's --split; None with per-split arguments.
         n_resamples: bootstrap resamples of each fit.
         seed: of the bootstrap.
         progress: called with a word on what is done next.
@@ -60,7 +63,7 @@ def laws_run(
     inputs = Inputs.of(spectrum)
     for each in (run, *others):
         each.verify()
-    portions = open_part(list(corpus), "1", "train") if corpus else []
+    portions = DataSource(corpus, split).portions("train") if corpus else []
     end = float(inputs.t_K[-1])
     start = DISCARDED * end if from_ is None else from_
 
@@ -111,7 +114,7 @@ def laws_run(
 
 def _correlations(corpus: Sequence[Portion], seed: int) -> Any:
     if not corpus:
-        raise UndefinedError("the corpus was not given (--corpus)")
+        raise UndefinedError("the training data were not given (--data-path)")
     return theories.correlations(corpus, seed)
 
 

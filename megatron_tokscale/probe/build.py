@@ -5,14 +5,15 @@ Shapes: B sequences, S sequence length, W windows of one dataset, P passages, L 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.data_source import DataPath, DataSource, split_range
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.indexed import DataPath, IndexedTokens, Portion, open_part
+from megatron_tokscale.indexed import IndexedTokens, Portion
+from megatron_tokscale.names import listed, whole_prefix
 from megatron_tokscale.probe.describe import describe
 from megatron_tokscale.probe.draw import Unit, Windows, available, draw, quotas, until
 from megatron_tokscale.probe.duplicates import PASSAGE, Duplicates, MakeMeter, find_duplicates
@@ -65,6 +66,11 @@ class ProbeSettings:
             raise TokscaleError(f"--seq-length {self.seq_length}: sequences hold 1 token or more")
 
     @property
+    def source(self) -> DataSource:
+        """The job's data."""
+        return DataSource(self.data_path, self.split)
+
+    @property
     def size(self) -> int:
         """How large the set is to be, in `unit`."""
         return self.n_sequences or self.n_tokens or 0
@@ -95,7 +101,7 @@ def build_probe_set(settings: ProbeSettings, progress: MakeMeter | None = None) 
     quota_D = _quotas(portions, settings)
     if settings.duplicates == "ignore":
         windows = _draw(portions, quota_D, settings)
-        return _cut(files, windows[windows.file_order()], settings)
+        return _cut(portions, windows[windows.file_order()], settings)
     training = _open_training(settings)
     windows = _draw(portions, quota_D, settings, _RESERVE if settings.duplicates == "drop" else 1)
     meter = progress or (lambda *_: lambda _: None)
@@ -104,11 +110,11 @@ def build_probe_set(settings: ProbeSettings, progress: MakeMeter | None = None) 
     is_chosen_W = is_met_W & ~found.either_W if settings.duplicates == "drop" else is_met_W
     chosen = np.flatnonzero(is_chosen_W)
     chosen = chosen[windows[chosen].file_order()]
-    probe_set = _cut(files, windows[chosen], settings)
+    probe_set = _cut(portions, windows[chosen], settings)
     probe_set.details["duplicates"] = {
         "dropped": settings.duplicates == "drop",
         "passage_tokens": PASSAGE,
-        "training": [portion.tokens.prefix for portion in training],
+        "training": [whole_prefix(portion.tokens.prefix) for portion in training],
         "datasets": [
             _counts(windows[is_met_W & is_d], found[is_met_W & is_d])
             for is_d in (windows.domain_W == domain for domain in range(len(files)))
@@ -121,13 +127,31 @@ def build_probe_set(settings: ProbeSettings, progress: MakeMeter | None = None) 
 
 
 def _open(settings: ProbeSettings) -> list[Portion]:
-    portions = open_part(settings.data_path, settings.split, settings.part)
+    portions = settings.source.portions(settings.part)
     if settings.strata == "weight":
-        portions = [portion for portion in portions if portion.weight > 0]
-    names = [portion.tokens.name for portion in portions]
-    if len(set(names)) < len(names):
-        raise TokscaleError(f"the data have two datasets of one name: {', '.join(names)}")
+        portions = [portion for portion in portions if portion.weight > 0] or portions
+    lacking = [portion for portion in portions if not (portion.lengths > 1).any()]
+    if lacking:
+        raise TokscaleError(_why_lacking(lacking, len(portions), settings))
     return portions
+
+
+def _why_lacking(lacking: Sequence[Portion], n_datasets: int, settings: ProbeSettings) -> str:
+    """Say which datasets have nothing to watch in the part, and what helps."""
+    place, part = settings.source.place(settings.part), settings.part
+    if settings.split is not None and not any(split_range(settings.split, part, 2**40)):
+        return (
+            f"--split {settings.split} has no {part} part; expected a share above 0 for it; give "
+            "another --split, or draw from another part with --from"
+        )
+    has_documents = all(len(portion.sequences) for portion in lacking)
+    what = "document of 2 tokens or more" if has_documents else "document"
+    prefixes = listed([portion.tokens.prefix for portion in lacking])
+    others = "" if settings.split is None else ", give a larger share in --split, or per-split data"
+    return (
+        f"{len(lacking)} of {n_datasets} datasets have no {what} in {place}: {prefixes}; leave "
+        f"them out of {settings.source.flag(part)}{others}"
+    )
 
 
 def _open_training(settings: ProbeSettings) -> list[Portion]:
@@ -136,19 +160,22 @@ def _open_training(settings: ProbeSettings) -> list[Portion]:
             "the set is drawn from the training part (--from train): all of it is trained on; "
             "leave out --report-duplicates and --drop-duplicates"
         )
-    return open_part(settings.data_path, settings.split, "train")
+    return settings.source.portions("train")
 
 
 def _quotas(portions: Sequence[Portion], settings: ProbeSettings) -> list[int]:
     """What each dataset is to give to the set."""
-    is_equal = settings.strata == "equal"
-    quota_D = quotas(settings.size, [1.0 if is_equal else portion.weight for portion in portions])
+    quota_D = quotas(settings.size, _shares(portions, settings))
     if min(quota_D, default=0) < 1:
         raise TokscaleError(
             f"{settings.size} {settings.unit} are too few for {len(portions)} datasets; "
             "ask for more"
         )
     return quota_D
+
+
+def _shares(portions: Sequence[Portion], settings: ProbeSettings) -> list[float]:
+    return [1.0 if settings.strata == "equal" else portion.weight for portion in portions]
 
 
 def _draw(
@@ -160,14 +187,32 @@ def _draw(
     for domain, (portion, quota) in enumerate(zip(portions, quota_D, strict=True)):
         n_available = available(portion, settings.seq_length, unit)
         if n_available < quota:
-            of = f"of --split {settings.split}" if settings.split else "of the data"
             raise TokscaleError(
-                f"{portion.tokens.prefix} has {n_available} {unit} in the {settings.part} part "
-                f"{of}, {quota} are asked of it; ask for fewer: {_FLAGS[unit]}"
+                f"{portion.tokens.prefix} has {n_available} {unit} in "
+                f"{settings.source.place(settings.part)}, {quota} are asked of it; "
+                f"{_advice(portions, settings)}"
             )
         at_most = min(factor * quota, n_available)
         parts.append(draw(portion, domain, settings.seq_length, at_most, unit, settings.seed))
     return Windows.concatenate(parts)
+
+
+def _advice(portions: Sequence[Portion], settings: ProbeSettings) -> str:
+    """Say how many tokens or sequences the data have, shared as they are to be."""
+    sizes_D = [available(portion, settings.seq_length, settings.unit) for portion in portions]
+    share_D = _shares(portions, settings)
+    most = int(
+        min(size / share for size, share in zip(sizes_D, share_D, strict=True)) * sum(share_D)
+    )
+    for size in range(most, max(most - len(portions), 0), -1):
+        fits = zip(quotas(size, share_D), sizes_D, strict=True)
+        if all(1 <= quota <= n_available for quota, n_available in fits):
+            return f"ask for fewer, {size} at most: {_FLAGS[settings.unit]}"
+    of = "" if settings.strata == "equal" else ", or share the set equally with --strata equal"
+    return (
+        f"no number of {settings.unit} helps: leave it out of {settings.source.flag(settings.part)}"
+        + of
+    )
 
 
 def _until_enough(
@@ -186,11 +231,12 @@ def _until_enough(
         index = np.flatnonzero(windows.domain_W == domain)
         n = until(size_W[index], quota)
         if n > index.size:
+            fewer = f"ask for fewer: {_FLAGS[settings.unit]}, " if size_W[index].any() else ""
             raise TokscaleError(
                 f"{portion.tokens.prefix}: {int(found.either_W[index].sum())} of {index.size} "
                 f"windows are duplicates of training text, too many to find {quota} "
-                f"{settings.unit} of others; ask for fewer: {_FLAGS[settings.unit]}; or keep "
-                "them with --report-duplicates"
+                f"{settings.unit} of others; {fewer}leave it out, or keep them with "
+                "--report-duplicates"
             )
         is_considered_W[index[:n]] = True
     return is_considered_W
@@ -205,7 +251,8 @@ def _counts(windows: Windows, found: Duplicates) -> dict[str, int]:
     }
 
 
-def _cut(files: Sequence[IndexedTokens], windows: Windows, settings: ProbeSettings) -> ProbeSet:
+def _cut(portions: Sequence[Portion], windows: Windows, settings: ProbeSettings) -> ProbeSet:
+    files = [portion.tokens for portion in portions]
     shape = len(windows), settings.seq_length
     tokens_BS = np.zeros(shape, np.int32)
     labels_BS = np.zeros(shape, np.int32)
@@ -226,7 +273,7 @@ def _cut(files: Sequence[IndexedTokens], windows: Windows, settings: ProbeSettin
         np.broadcast_to(windows.document_W[:, None], shape).astype(np.int32),
         position_BS.astype(np.int32),
         np.broadcast_to(windows.domain_W[:, None], shape).astype(np.int16),
-        tuple(file.name for file in files),
+        tuple(portion.name for portion in portions),
         settings.vocab_size,
         {
             "split": settings.split,
@@ -234,7 +281,7 @@ def _cut(files: Sequence[IndexedTokens], windows: Windows, settings: ProbeSettin
             "strata": settings.strata,
             "seed": settings.seed,
             "eod": settings.eod,
-            "prefixes": [str(Path(file.prefix)) for file in files],
+            "prefixes": [whole_prefix(file.prefix) for file in files],
         },
     )
 

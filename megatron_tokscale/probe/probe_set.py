@@ -6,7 +6,7 @@ Shapes: B sequences, S sequence length, N watched tokens: the true entries of `m
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import whole_or_absent
+from megatron_tokscale.names import base_name, match_prefixes
 from megatron_tokscale.tensors import TensorFile
 
 SCHEMA_VERSION = 1
@@ -45,7 +46,7 @@ class ProbeSet:
         document_BS: int32 index of the label's document in its dataset.
         position_BS: int32 position of the label in its document, from 0.
         domain_BS: int16 index into `domains`.
-        domains: names of the datasets.
+        domains: names of the datasets, each unique.
         vocab_size: size of the vocabulary the ids are drawn from.
         details: how the set was made (split, seed, prefixes), plain JSON values.
     """
@@ -59,6 +60,30 @@ class ProbeSet:
     domains: tuple[str, ...]
     vocab_size: int
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prefixes(self) -> list[str]:
+        """Whole prefixes of the datasets; names in a set that does not know them."""
+        prefixes = self.details.get("prefixes")
+        if not isinstance(prefixes, list) or len(prefixes) != len(self.domains):
+            return list(self.domains)
+        names = [base_name(str(prefix)) for prefix in prefixes]
+        is_own = all(
+            domain == name or domain.startswith(f"{name}#")
+            for domain, name in zip(self.domains, names, strict=True)
+        )
+        return [str(prefix) for prefix in prefixes] if is_own else list(self.domains)
+
+    def domains_of(self, prefixes: Sequence[str]) -> list[int | None]:
+        """Find datasets of a job among those of the set, by their prefixes.
+
+        Returns:
+            For each its index into `domains`; None for one that the set does not watch.
+
+        Raises:
+            TokscaleError: namesakes cannot be told apart.
+        """
+        return match_prefixes(prefixes, self.prefixes, "the probe set")
 
     @property
     def n_sequences(self) -> int:

@@ -19,6 +19,7 @@ from megatron_tokscale.data import (
     Index,
     Plan,
     build_index,
+    dataset_names,
     load_or_build_index,
     with_decisions,
 )
@@ -26,7 +27,7 @@ from megatron_tokscale.data.history import load_run_plan
 from megatron_tokscale.data.index import count_strata
 from megatron_tokscale.data.record import DataRecord, PlanRecord, load_records, record_path
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.reweight.strata import dataset_names
+from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import Run
 
 N_WINDOWS: Final = 50
@@ -160,7 +161,7 @@ def read_plan(run: Run) -> DrawnPlan | None:
         base_from,
         plan.sizes_Z(sizes),
         size_from,
-        _colours(plan, run.probe_set.domains),
+        _colours(plan, run.probe_set),
     )
 
 
@@ -235,10 +236,11 @@ def _sizes(
     return [dataset.n_tokens // plan.seq_length for dataset in plan.datasets], "tokens"
 
 
-def _colours(plan: Plan, domains: Sequence[str]) -> tuple[int, ...]:
-    free, known = count(len(domains)), {name: d for d, name in enumerate(domains)}
-    colours = []
-    for dataset in plan.datasets:
-        colour = known.pop(dataset.name, None)  # a namesake has a colour of its own
-        colours.append(next(free) if colour is None else colour)
-    return tuple(colours)
+def _colours(plan: Plan, probe_set: ProbeSet) -> tuple[int, ...]:
+    """Colours of the datasets: those of the probe set's, and others for those it does not watch."""
+    free = count(len(probe_set.domains))
+    try:
+        domains = probe_set.domains_of([dataset.path for dataset in plan.datasets])
+    except TokscaleError:  # namesakes that cannot be told apart have colours of their own
+        domains = [None] * len(plan.datasets)
+    return tuple(next(free) if domain is None else domain for domain in domains)

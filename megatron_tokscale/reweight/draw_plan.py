@@ -9,8 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.data import Plan
-from megatron_tokscale.reweight.strata import dataset_names
+from megatron_tokscale.data import Plan, dataset_names
 from megatron_tokscale.reweight.table import aligned
 
 WIDTH: Final = 100

@@ -3,15 +3,9 @@
 from pathlib import Path
 
 from megatron_tokscale.data.scores import identity_of
-from megatron_tokscale.indexed import DataPath, open_part
+from megatron_tokscale.data_source import DataPath, DataSource
 from megatron_tokscale.reweight.planning import Job
-from megatron_tokscale.reweight.strata import (
-    CutDataset,
-    Cutting,
-    cut_dataset,
-    dataset_names,
-    read_scores,
-)
+from megatron_tokscale.reweight.strata import CutDataset, Cutting, cut_dataset, read_scores
 
 
 def job_of(
@@ -30,7 +24,7 @@ def job_of(
     Raises:
         TokscaleError: a file is missing or damaged, or these do not fit together.
     """
-    portions = open_part(data_path, split, "train")
+    portions = DataSource(data_path, split).portions("train")
     return Job(
         datasets=[identity_of(portion.tokens) for portion in portions],
         base_weights=[portion.weight for portion in portions],
@@ -64,10 +58,9 @@ def cut_job(
     Raises:
         TokscaleError: there are no scores, not of all training documents, or of other data.
     """
-    portions = open_part(data_path, split, "train")
-    names = dataset_names([identity_of(portion.tokens) for portion in portions])
+    portions = DataSource(data_path, split).portions("train")
     every = [read_scores(portion.tokens, scores) for portion in portions]
     return [
-        cut_dataset(*of, cutting or Cutting(), seq_length, seed)
-        for of in zip(names, portions, every, strict=True)
+        cut_dataset(portion.name, portion, one, cutting or Cutting(), seq_length, seed)
+        for portion, one in zip(portions, every, strict=True)
     ]

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.data.plan import DatasetIdentity
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.names import listed
 from megatron_tokscale.results import SpectrumResult
 from megatron_tokscale.store import Run
 
@@ -70,14 +72,30 @@ class Spectra:
         Raises:
             TokscaleError: the run did not watch one of them.
         """
-        missing = [name for name in names if name not in self.names]
-        if missing:
-            raise TokscaleError(
-                f"the run with the spectrum watched no tokens of {', '.join(missing)}, only of "
-                f"{', '.join(self.names)}; build the probe set from all the training datasets"
-            )
+        _refuse_missing([name for name in names if name not in self.names], self.names)
         rows = [self.names.index(name) for name in names]
         return Spectra(tuple(names), self.x_G, self.density_DG[rows], self.x_K, self.log_samples_K)
+
+
+def watched_names(run: Run, datasets: Sequence[DatasetIdentity]) -> list[str]:
+    """Return the names by which a run's probe set knows the datasets of a job.
+
+    Raises:
+        TokscaleError: the run did not watch one of them, or namesakes cannot be told apart.
+    """
+    names = run.probe_set.domains
+    domains = run.probe_set.domains_of([dataset.path for dataset in datasets])
+    rows = zip(datasets, domains, strict=True)
+    _refuse_missing([dataset.path for dataset, domain in rows if domain is None], names)
+    return [names[domain] for domain in domains if domain is not None]
+
+
+def _refuse_missing(missing: Sequence[str], watched: Sequence[str]) -> None:
+    if missing:
+        raise TokscaleError(
+            f"the run with the spectrum watched no tokens of {listed(missing)}, only of "
+            f"{listed(watched)}; build the probe set from all the training datasets"
+        )
 
 
 def read_spectra(run: Run) -> Spectra:

@@ -22,8 +22,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.data import Decision, Plan, followed, with_decisions
+from megatron_tokscale.data import Decision, Plan, dataset_names, followed, with_decisions
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.names import listed
 from megatron_tokscale.reweight.guards import Guards, apply_floor, limit_change
 from megatron_tokscale.store import Run
 
@@ -80,9 +81,10 @@ def falls(run: Run, plan: Plan, step: int) -> Floats:
         TokscaleError: the run does not watch a dataset, or has too few probes.
     """
     names = list(run.probe_set.domains)
-    missing = sorted({row.name for row in plan.datasets} - set(names))
-    if missing:
-        raise TokscaleError(f"the probe set watches no tokens of {', '.join(missing)}")
+    domains = run.probe_set.domains_of([row.path for row in plan.datasets])
+    rows = zip(dataset_names(plan.datasets), domains, strict=True)
+    if missing := [name for name, domain in rows if domain is None]:
+        raise TokscaleError(f"the probe set watches no tokens of {listed(missing)}")
     step_K = np.array(run.step_K)
     chosen = np.flatnonzero((step_K <= step) & (step_K * WINDOW >= step) & (step_K > 0))
     if len(chosen) < _FEWEST_PROBES:
@@ -91,11 +93,11 @@ def falls(run: Run, plan: Plan, step: int) -> Floats:
             f"{step / WINDOW:.0f}; probe more often"
         )
     loss_DK = np.stack([_mean_losses(run, int(at), names) for at in step_K[chosen]], axis=1)
-    loss_DK = loss_DK[[names.index(dataset.name) for dataset in plan.datasets]]
-    for dataset, loss_K in zip(plan.datasets, loss_DK, strict=True):
+    loss_DK = loss_DK[[domain for domain in domains if domain is not None]]
+    for name, loss_K in zip(dataset_names(plan.datasets), loss_DK, strict=True):
         if np.isnan(loss_K).any():
             at = step_K[chosen][np.isnan(loss_K)][0]
-            raise TokscaleError(f"a dataset has no finite losses: {dataset.name} at step {at}")
+            raise TokscaleError(f"a dataset has no finite losses: {name} at step {at}")
     x_K = np.log(step_K[chosen])
     slope_D = -np.polynomial.polynomial.polyfit(x_K, loss_DK.T, 1)[1]
     return np.asarray(np.maximum(slope_D, 0.0))

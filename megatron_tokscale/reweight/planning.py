@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import megatron_tokscale
-from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum
+from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum, dataset_names
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight.clock import ByRank, Clock, Progress, SameTokens
 from megatron_tokscale.reweight.guards import (
@@ -23,7 +23,7 @@ from megatron_tokscale.reweight.guards import (
     limit_repetition,
     refuse_repetition,
 )
-from megatron_tokscale.reweight.learnability import read_spectra
+from megatron_tokscale.reweight.learnability import read_spectra, watched_names
 from megatron_tokscale.reweight.policy import (
     BySpectrum,
     EasyFirst,
@@ -34,7 +34,7 @@ from megatron_tokscale.reweight.policy import (
     schedule,
     strata_slices,
 )
-from megatron_tokscale.reweight.strata import CutDataset, dataset_names
+from megatron_tokscale.reweight.strata import CutDataset
 from megatron_tokscale.store import Run
 
 type Floats = NDArray[np.float64]
@@ -74,8 +74,13 @@ class Job:
             raise TokscaleError(
                 f"{len(self.base_weights)} base weights for {len(self.datasets)} training datasets"
             )
-        if not all(0 < weight < np.inf for weight in self.base_weights):
-            raise TokscaleError(f"the base weights {list(self.base_weights)} must be positive")
+        names = dataset_names(self.datasets)
+        for name, weight in zip(names, self.base_weights, strict=True):
+            if not 0 < weight < np.inf:
+                raise TokscaleError(
+                    f"the base weight of {name} is {weight:g}; base weights must be positive, as "
+                    "Megatron demands; leave the dataset out of the job's data"
+                )
         if self.train_samples < 1 or self.seq_length < 1:
             raise TokscaleError(
                 f"cannot plan {self.train_samples} samples of {self.seq_length} tokens"
@@ -245,14 +250,14 @@ def plan_run(
         job: the training to plan.
         out: the plan's file; an existing one is not overwritten.
         guards: limits on the plan.
-        domains: the run's domain for each dataset of the job; by default the dataset's name.
+        domains: the run's domain for each dataset of the job; by default that of its prefix.
         window: as in `BySpectrum`; so are strength, n_stages, first and shuffle_seed, which makes
             it the shuffled control.
 
     Raises:
         TokscaleError: the file exists, the run has no spectrum, or it does not fit the job.
     """
-    names = list(domains or (dataset.name for dataset in job.datasets))
+    names = list(domains or watched_names(run, job.datasets))
     spectra = read_spectra(run).select(names)
     policy = BySpectrum(spectra, window, strength, n_stages, first, shuffle_seed)
     provenance = {
@@ -364,7 +369,7 @@ def _clock(datasets: Sequence[CutDataset], job: Job, run: Run | None) -> Clock:
     end = min(dataset.x_range[1] for dataset in datasets)
     if run is None:
         return SameTokens(end)
-    progress = Progress.of(run, [dataset.name for dataset in job.datasets], job.base_D)
+    progress = Progress.of(run, watched_names(run, job.datasets), job.base_D)
     x_G = np.linspace(start, end, _GRID)
     learned_GD = [dataset.learned_by(x_G) @ np.array(dataset.shares) for dataset in datasets]
     return ByRank(progress, x_G, job.base_D @ np.array(learned_GD))

@@ -4,7 +4,6 @@ Shapes: N watched tokens, K probe steps, E events, Q documents of a dataset, W i
 L some of its documents, T tokens of the data, V vocabulary.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,9 +20,11 @@ from megatron_tokscale.data.scores import (
     identity_of,
     scores_path,
 )
+from megatron_tokscale.data_source import DataPath, DataSource
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fits_path
-from megatron_tokscale.indexed import DataPath, IndexedTokens, Portion, open_part
+from megatron_tokscale.indexed import IndexedTokens, Portion
+from megatron_tokscale.names import listed, whole_prefix
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.reweight.predict import (
@@ -112,15 +113,15 @@ def score_run(
     say = progress or (lambda _: None)
     if min_tokens < 1:
         raise TokscaleError(f"a score needs at least 1 watched token, not {min_tokens}")
-    portions = open_part(data_path, split, "train")
+    portions = DataSource(data_path, split).portions("train")
     paths = _output_paths(portions, out, force)
     source = FittedRun.open(run)
     clock = TokenClock.of(source)
-    _check_probe_set(run.probe_set, portions)
+    domains = _check_probe_set(run.probe_set, portions)
     say("learning times of the watched documents")
     watched = [
         documents.within(portion.sequences).with_tokens(min_tokens)
-        for portion, documents in zip(portions, _read_watched(source, clock, portions), strict=True)
+        for portion, documents in zip(portions, _read_watched(source, clock, domains), strict=True)
     ]
     _check_enough(portions, watched, min_tokens, predict)
     say("counting the tokens of the data")
@@ -135,11 +136,11 @@ def score_run(
         "clock_range": [float(clock.log_tokens_K[0]), float(clock.log_tokens_K[-1])],
         "min_tokens": min_tokens,
         "vocab_size": run.probe_set.vocab_size,
-        "surprisal_of": [portion.tokens.name for portion in portions],
+        "surprisal_of": [portion.name for portion in portions],
     }
     summaries = []
     for portion, documents, path in zip(portions, watched, paths, strict=True):
-        say(f"surprisal of {portion.tokens.name}")
+        say(f"surprisal of {portion.name}")
         surprisal_Q = _document_surprisal(portion.tokens, surprisal_V)
         predictor = None
         if predict and _unwatched(portion, documents).size:
@@ -147,7 +148,7 @@ def score_run(
             predictor = fit_predictor(
                 features, documents.document_W, documents.targets(), progress=say
             )
-        say(f"scores of {portion.tokens.name}")
+        say(f"scores of {portion.name}")
         scores = _scores(portion, documents, predictor, surprisal_Q, about)
         try:
             scores.save(path)
@@ -236,14 +237,9 @@ class WatchedDocuments:
 
 
 def _output_paths(portions: Sequence[Portion], out: Path | None, force: bool) -> list[Path]:
-    names = Counter(portion.tokens.name for portion in portions)
-    name, count = names.most_common(1)[0]
-    if count > 1:
-        raise TokscaleError(f"the data have {count} datasets named {name}; rename one of them")
     paths = []
     for portion in portions:
-        path = scores_path(portion.tokens.prefix)
-        path = path if out is None else out / path.name
+        path = scores_path(portion.tokens.prefix if out is None else str(out / portion.name))
         if path.exists() and not force:
             raise TokscaleError(f"{path} exists; choose another folder, or replace it with --force")
         if path.exists() and not holds_scores(path):
@@ -252,24 +248,25 @@ def _output_paths(portions: Sequence[Portion], out: Path | None, force: bool) ->
     return paths
 
 
-def _check_probe_set(probe_set: ProbeSet, portions: Sequence[Portion]) -> None:
-    """Refuse a probe set of held-out documents, of other data or from another tokenizer."""
+def _check_probe_set(probe_set: ProbeSet, portions: Sequence[Portion]) -> list[int | None]:
+    """Find the datasets in a probe set, of these data's training documents and tokenizer."""
     part = probe_set.details.get("part", "train")
     if part != "train":
         raise TokscaleError(
             f"the run watched documents of the {part} part; scores need training documents: watch "
             "them with `megatron-tokscale probe build --from train`"
         )
-    names = [portion.tokens.name for portion in portions]
-    if not set(names) & set(probe_set.domains):
+    domains = probe_set.domains_of([whole_prefix(portion.tokens.prefix) for portion in portions])
+    if all(domain is None for domain in domains):
         raise TokscaleError(
-            f"the run watched {', '.join(probe_set.domains)}, the data are {', '.join(names)}; "
-            "give the data that the probe set was built from"
+            f"the run watched {listed(probe_set.domains)}, the data are "
+            f"{listed([portion.name for portion in portions])}; give the data that the probe set "
+            "was built from"
         )
-    for portion in portions:
-        if portion.tokens.name in probe_set.domains:
-            domain = probe_set.domains.index(portion.tokens.name)
+    for portion, domain in zip(portions, domains, strict=True):
+        if domain is not None:
             _check_tokens(probe_set, np.flatnonzero(probe_set.domain_N == domain), portion.tokens)
+    return domains
 
 
 def _check_tokens(probe_set: ProbeSet, index_N: Indices, tokens: IndexedTokens) -> None:
@@ -297,7 +294,7 @@ def _check_tokens(probe_set: ProbeSet, index_N: Indices, tokens: IndexedTokens) 
 
 
 def _read_watched(
-    source: FittedRun, clock: TokenClock, portions: Sequence[Portion]
+    source: FittedRun, clock: TokenClock, domains: Sequence[int | None]
 ) -> list[WatchedDocuments]:
     """The scores of all watched documents, dataset by dataset, in one pass over the fits."""
     probe_set = source.run.probe_set
@@ -325,9 +322,9 @@ def _read_watched(
     drop_U, unlearned_U = _ratio(drop_U, tokens_U), _ratio(unlearned_U, tokens_U)
     columns_U = key_U & (2**32 - 1), tokens_U, mean_U + centre, np.sqrt(variance_U), drop_U
     everything = WatchedDocuments(*columns_U, unlearned_U)
-    numbers = {name: domain for domain, name in enumerate(probe_set.domains)}
-    domains = [numbers.get(portion.tokens.name, -1) for portion in portions]
-    return [everything.rows(key_U >> 32 == domain) for domain in domains]
+    return [
+        everything.rows(key_U >> 32 == (-1 if domain is None else domain)) for domain in domains
+    ]
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
@@ -345,7 +342,7 @@ def _check_enough(
     if not any(documents.document_W.size for documents in watched):
         raise TokscaleError(
             f"the run watched no training document of these data by {min_tokens} tokens or more; "
-            "watch more of them, or ask for fewer tokens"
+            "watch more of them, or ask for fewer tokens with --min-tokens"
         )
     for portion, documents in zip(portions, watched, strict=True):
         n_watched, n_left = documents.document_W.size, _unwatched(portion, documents).size
@@ -353,7 +350,7 @@ def _check_enough(
             check_installed()
             if n_watched < MIN_DOCUMENTS:
                 raise TokscaleError(
-                    f"{n_watched} training documents of {portion.tokens.name} are watched by "
+                    f"{n_watched} training documents of {portion.name} are watched by "
                     f"{min_tokens} tokens or more, a prediction for the other {n_left} needs "
                     f"{MIN_DOCUMENTS}; watch more, or leave them without scores (--no-predict)"
                 )
@@ -427,6 +424,7 @@ def _scores(
         values[name][documents.document_W] = target.value_W
     details: dict[str, Any] = {
         **about,
+        "prefix": whole_prefix(portion.tokens.prefix),
         "train_documents": [portion.sequences.start, portion.sequences.stop],
         "predictor": None,
     }
@@ -461,7 +459,7 @@ def _summary(
     n_watched = int((scores.watched_Q > 0).sum())
     any_scored = bool(weight_Q.sum() > 0)
     return ScoreSummary(
-        dataset=portion.tokens.name,
+        dataset=portion.name,
         path=path,
         fingerprint=scores.fingerprint,
         documents=len(portion.sequences),

@@ -8,8 +8,6 @@ Shapes: Q documents of a dataset, P documents in the order of the stream, N samp
 dataset, E points in time.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from megatron_tokscale.data.plan import Cut, DatasetIdentity
+from megatron_tokscale.data.plan import Cut
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
-from megatron_tokscale.data.scores import DocumentScores, scores_path
+from megatron_tokscale.data.scores import DocumentScores, scores_file
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens, Portion
 
@@ -122,23 +120,13 @@ class CutDataset:
         return np.stack([samples.learned_by(x_E) for samples in self.samples], axis=1)
 
 
-def dataset_names(datasets: Sequence[DatasetIdentity]) -> list[str]:
-    """Names that tell the datasets of a plan apart: namesakes are numbered."""
-    count = Counter(dataset.name for dataset in datasets)
-    return [
-        dataset.name if count[dataset.name] == 1 else f"{dataset.name}#{d}"
-        for d, dataset in enumerate(datasets)
-    ]
-
-
 def read_scores(tokens: IndexedTokens, folder: Path | None = None) -> DocumentScores:
     """The scores of a dataset: beside its .bin/.idx, or in a folder.
 
     Raises:
         TokscaleError: there are none, they are damaged, or made for other data.
     """
-    path = scores_path(tokens.prefix)
-    path = path if folder is None else folder / path.name
+    path = scores_file(tokens, folder)
     if not path.is_file():
         raise TokscaleError(
             f"{path} is not there: score the data with `megatron-tokscale score`, or plan with "
@@ -232,7 +220,7 @@ def _check_scores(portion: Portion, scores: DocumentScores) -> tuple[float, floa
     missing = np.isnan(scores.drop_Q[part]) & (portion.lengths > 0)
     if missing.any():
         raise TokscaleError(
-            f"{int(missing.sum())} of {missing.size} training documents of {portion.tokens.name} "
+            f"{int(missing.sum())} of {missing.size} training documents of {portion.name} "
             f"have no score, the first is {part.start + int(np.argmax(missing))}; score them too: "
             "those that were not watched can be predicted"
         )
@@ -240,7 +228,7 @@ def _check_scores(portion: Portion, scores: DocumentScores) -> tuple[float, floa
         first, last = map(float, scores.details["clock_range"])
     except (KeyError, TypeError, ValueError) as error:
         raise TokscaleError(
-            f"the scores of {portion.tokens.name} do not tell how far their reference run went; "
+            f"the scores of {portion.name} do not tell how far their reference run went; "
             "make them again"
         ) from error
     return first, last

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from megatron.training import print_rank_last
 
-from megatron_tokscale.data import RealisedShares
+from megatron_tokscale.data import RealisedShares, dataset_names
 from megatron_tokscale.data.index import count_strata
 from megatron_tokscale.training.provider import Follower
 from megatron_tokscale.training.ranks import sum_over_ranks
@@ -67,7 +67,7 @@ class PlanMonitor:
 
 def _named(shares: RealisedShares) -> dict[str, float]:
     plan = shares.plan
-    rows = {dataset.name: d == plan.dataset_Z for d, dataset in enumerate(plan.datasets)}
+    rows = {name: d == plan.dataset_Z for d, name in enumerate(dataset_names(plan.datasets))}
     if plan.n_strata <= _MOST_STRATA:
         rows |= {
             stratum.name: np.arange(plan.n_strata) == z for z, stratum in enumerate(plan.strata)

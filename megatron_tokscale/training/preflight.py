@@ -20,15 +20,9 @@ from megatron_tokscale.data.match import check_documents
 from megatron_tokscale.data.record import DatasetRecord, check_order, load_records, record_path
 from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.data.strata import Strata
+from megatron_tokscale.data_source import DEFAULT_SPLIT, DataSource
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.indexed import (
-    PARTS,
-    DataPath,
-    Portion,
-    open_part,
-    read_data_args,
-    read_per_split_data_args,
-)
+from megatron_tokscale.indexed import Portion
 from megatron_tokscale.probe import Moment, ProbeSet, Schedule
 from megatron_tokscale.store import RunWriter
 from megatron_tokscale.training.checkpoint import start_of
@@ -222,7 +216,7 @@ def _held_out(probe_set: ProbeSet, args: Namespace, findings: Findings) -> str:
         parts = None
     else:
         try:
-            portions = open_part(*_data_path(args), "train")
+            portions = DataSource.of(args).portions("train")
         except TokscaleError as error:
             findings.unchecked.append(f"whether the watched tokens are held out: {error}")
             return ""
@@ -359,7 +353,7 @@ def _check_followed(
     findings.passed.append(f"plan {config.tokscale_plan} can be followed")
     plan = with_decisions(*settled)
     try:
-        portions = open_part(*_data_path(args), "train")
+        portions = DataSource.of(args).portions("train")
     except TokscaleError as error:
         findings.unchecked.append(f"whether the job's datasets are those of the plan: {error}")
         return
@@ -439,7 +433,7 @@ def _check_scores(
 def _records(portions: Sequence[Portion], args: Namespace) -> list[DatasetRecord]:
     """Return what the job will note of its datasets, as far as their order goes."""
     is_split = any((args.data_path, args.data_args_path))
-    split = (args.split or _DEFAULT_SPLIT) if is_split else None
+    split = (args.split or DEFAULT_SPLIT) if is_split else None
     order = DatasetRecord.order_of(args.seed, split)
     return [replace(DatasetRecord.unused(row.tokens.prefix), order=order) for row in portions]
 
@@ -453,19 +447,3 @@ def _train_samples(args: Namespace) -> int | None:
     if args.train_iters and args.global_batch_size:
         return int(args.train_iters) * int(args.global_batch_size)
     return None
-
-
-_DEFAULT_SPLIT: Final = "969, 30, 1"  # as Megatron's validation sets it
-
-
-def _data_path(args: Namespace) -> tuple[DataPath, str | None]:
-    """The job's data as its flags give them, with its --split where they are for all parts."""
-    by_part = {part: getattr(args, f"{part}_data_path") for part in PARTS}
-    if args.per_split_data_args_path:
-        return read_per_split_data_args(Path(args.per_split_data_args_path)), None
-    if any(by_part.values()):
-        return {part: words for part, words in by_part.items() if words}, None
-    words = args.data_path or (args.data_args_path and read_data_args(Path(args.data_args_path)))
-    if not words:
-        raise TokscaleError("no --data-path is given")
-    return words, args.split or _DEFAULT_SPLIT

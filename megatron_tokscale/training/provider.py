@@ -45,6 +45,7 @@ from megatron_tokscale.data.record import (
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
 from megatron_tokscale.data.strata import Strata, load_or_build_strata
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.names import whole_prefix
 from megatron_tokscale.training.config import TokscaleConfig, run_directory
 from megatron_tokscale.training.held_out import TrainedPart
 from megatron_tokscale.training.ranks import (
@@ -213,7 +214,7 @@ class Follower:
         offset = _phase_start(args)
         if build:  # before anything is written
             self._records = [
-                DatasetRecord.unused(row.name) if part is None else DatasetRecord.of(part)
+                DatasetRecord.unused(row.path) if part is None else DatasetRecord.of(part)
                 for row, part in zip(self.plan.datasets, datasets, strict=True)
             ]
             if consumed:
@@ -408,7 +409,10 @@ def _phase_start(args: Namespace) -> int:
 
 def _identity(part: GPTDataset) -> DatasetIdentity:
     lengths = part.dataset.sequence_lengths
-    return DatasetIdentity(Path(part.dataset_path).name, len(lengths), int(lengths.sum()))
+    prefix = part.dataset_path
+    return DatasetIdentity(
+        Path(prefix).name, len(lengths), int(lengths.sum()), whole_prefix(prefix)
+    )
 
 
 def documents_of(part: GPTDataset) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.data import DocumentScores, Plan
-from megatron_tokscale.data.scores import scores_path
+from megatron_tokscale.data.scores import scores_file
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.probe import ProbeSet
@@ -183,8 +183,9 @@ def scores_of_plan(
     """
     cut = plan.cuts[dataset]
     assert cut is not None
-    path = scores_path(prefix) if folder is None else Path(folder) / scores_path(prefix).name
-    scores, tokens = DocumentScores.load(path), IndexedTokens.open(prefix)
+    tokens = IndexedTokens.open(prefix)
+    path = scores_file(tokens, None if folder is None else Path(folder))
+    scores = DocumentScores.load(path)
     scores.check(tokens)
     if scores.fingerprint != cut.scores:
         raise TokscaleError(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jobs import EOD, VOCAB_SIZE, write_documents
 
+from megatron_tokscale.data_source import DataSource
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.indexed import open_part
 from megatron_tokscale.probe import duplicates
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
 from megatron_tokscale.probe.duplicates import PASSAGE, documents_in, passages_in
@@ -41,7 +41,7 @@ def test_documents_found_are_those_of_a_plain_search(tmp_path):
     cut = [ids[1:] for ids in known if len(ids) > 2]
     candidates = [*known, *changed, *cut, *short]
     expected = [ids in training[0] or ids in training[1] for ids in candidates]
-    portions = open_part({"train": prefixes}, None, "train")
+    portions = DataSource({"train": prefixes}, None).portions("train")
     found = documents_in(portions, [np.array(ids) for ids in candidates], silent)
     assert found.tolist() == expected
     assert 20 < sum(expected) < len(expected) - 20
@@ -69,7 +69,7 @@ def test_passages_found_are_those_of_a_plain_search(tmp_path):
     unseen = generator.integers(0, EOD, (50, PASSAGE)).tolist()
     passages = [*taken, *ends, *across, *spoilt, *unseen, [7] * PASSAGE, [8] * PASSAGE]
     expected = [tuple(ids) in grams for ids in passages]
-    portions = open_part({"train": prefixes}, None, "train")
+    portions = DataSource({"train": prefixes}, None).portions("train")
     found = passages_in(portions, np.array(passages, np.uint16), silent)
     assert found.tolist() == expected
     assert sum(expected) == len(taken) + len(ends) + 1
@@ -84,7 +84,7 @@ def test_token_types_do_not_matter(tmp_path):
     for ids in documents:
         builder.add_document(torch.tensor(ids), [len(ids)])
     builder.finalize(f"{tmp_path}/wide.idx")
-    portions = open_part({"train": [f"{tmp_path}/wide"]}, None, "train")
+    portions = DataSource({"train": [f"{tmp_path}/wide"]}, None).portions("train")
     arrays = [np.array(ids, np.uint16) for ids in documents]
     assert documents_in(portions, arrays, silent).all()
     long = [ids[:PASSAGE] for ids in arrays if ids.size >= PASSAGE]
@@ -92,7 +92,9 @@ def test_token_types_do_not_matter(tmp_path):
 
 
 def test_nothing_is_found_in_nothing(tmp_path):
-    portions = open_part({"train": [write_documents(tmp_path / "a", [[1, EOD]])]}, None, "train")
+    portions = DataSource({"train": [write_documents(tmp_path / "a", [[1, EOD]])]}, None).portions(
+        "train"
+    )
     assert not passages_in(portions, np.zeros((3, PASSAGE)), silent).any()
     assert passages_in(portions, np.zeros((0, PASSAGE)), silent).size == 0
     assert not documents_in(portions[:0], [np.array([1, 2])], silent).any()
@@ -120,7 +122,9 @@ def settings(tmp_path):
 
 
 def grams_of(prefixes):
-    streams = [portion.tokens for portion in open_part({"train": prefixes}, None, "train")]
+    streams = [
+        portion.tokens for portion in DataSource({"train": prefixes}, None).portions("train")
+    ]
     return {
         tuple(ids[i : i + PASSAGE].tolist())
         for tokens in streams
@@ -131,8 +135,8 @@ def grams_of(prefixes):
 
 def is_duplicate(probe_set, settings, row, grams):
     """By a plain search: the window's document is a copy, or a passage of it is in training."""
-    valid = open_part(settings.data_path, None, "valid")
-    train = open_part(settings.data_path, None, "train")
+    valid = DataSource(settings.data_path, None).portions("valid")
+    train = DataSource(settings.data_path, None).portions("train")
     tokens = valid[probe_set.domain_BS[row, 0]].tokens
     document = tokens.sequence(int(probe_set.document_BS[row, 0])).tolist()
     start = int(probe_set.position_BS[row, 0]) - 1

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jobs import EOD, VOCAB_SIZE, markov_documents, write_documents
 
+from megatron_tokscale.data_source import DataSource, read_data_args, read_per_split_data_args
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.indexed import open_part, read_data_args, read_per_split_data_args
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 
 FLAGS = ["data_path", "data_args_path", "per_split_data_args_path"]
@@ -63,7 +63,7 @@ def megatron_documents(cache, split, **flags):
 
 def probe_documents(data_path, split, part):
     """The documents of each dataset in a probe set of all the windows there are."""
-    portions = open_part(data_path, split, part)
+    portions = DataSource(data_path, split).portions(part)
     n_windows = [-(-(portion.lengths - 1) // SEQ_LENGTH) for portion in portions]
     found = {}
     for portion, windows in zip(portions, n_windows, strict=True):  # equal shares: one at a time
@@ -127,12 +127,15 @@ def test_a_file_of_parts_is_read_as_megatron_reads_it(per_split, tmp_path):
         assert probe_documents(words, None, part) == documents
     assert words["train"] == per_split["train"]
     with pytest.raises(TokscaleError, match="no data for its test part; give --test-data-path"):
-        open_part(words, None, "test")
+        DataSource(words, None).portions("test")
 
 
 def test_weights_are_those_of_the_blend(per_split, prefixes):
-    assert [portion.weight for portion in open_part(per_split, None, "train")] == [0.3, 0.7]
-    portions = open_part([prefixes["a"], prefixes["b"]], "1,1,1", "valid")
+    assert [portion.weight for portion in DataSource(per_split, None).portions("train")] == [
+        0.3,
+        0.7,
+    ]
+    portions = DataSource([prefixes["a"], prefixes["b"]], "1,1,1").portions("valid")
     sizes = [portion.lengths.sum() for portion in portions]
     assert [portion.weight for portion in portions] == pytest.approx(sizes / np.sum(sizes))
 
@@ -162,6 +165,83 @@ def test_a_missing_or_empty_file_of_words_is_refused(tmp_path):
 
 def test_a_split_goes_with_data_path_alone(per_split, prefixes):
     with pytest.raises(TokscaleError, match="--split"):
-        open_part(per_split, "969,30,1", "valid")
+        DataSource(per_split, "969,30,1").portions("valid")
     with pytest.raises(TokscaleError, match="--split"):
-        open_part([prefixes["a"]], None, "valid")
+        DataSource([prefixes["a"]], None).portions("valid")
+
+
+def settings_of(data_path, split, **changes):
+    fields = {"data_path": data_path, "split": split, "seq_length": SEQ_LENGTH}
+    return ProbeSettings(**fields | {"vocab_size": VOCAB_SIZE, "eod": EOD} | changes)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Ten documents: 969,30,1 leaves none of them for validation; and ten of one token each."""
+    return {
+        "few": write_documents(tmp_path / "few", [[1, 2, 3, 4, EOD]] * 10),
+        "tiny": write_documents(tmp_path / "tiny", [[1]] * 10),
+    }
+
+
+@pytest.mark.parametrize("size", [{"n_tokens": 300}, {"n_tokens": 3}, {"n_sequences": 2}])
+def test_a_dataset_without_documents_in_the_part_is_named_with_what_helps(prefixes, small, size):
+    words = [prefixes["a"], small["few"], prefixes["b"]]
+    with pytest.raises(TokscaleError) as caught:
+        build_probe_set(settings_of(words, "969,30,1", **size))
+    assert str(caught.value) == (
+        "1 of 3 datasets have no document in the valid part of --split 969,30,1: "
+        f"{small['few']}; leave them out of --data-path, give a larger share in --split, or "
+        "per-split data"
+    )
+    del words[1]  # each of the ways out
+    assert build_probe_set(settings_of(words, "969,30,1", n_tokens=30)).domains == ("a", "b")
+    words.append(small["few"])
+    assert build_probe_set(settings_of(words, "80,20,0", n_tokens=15)).n_sequences
+    assert build_probe_set(settings_of({"valid": words}, None, n_tokens=30)).n_sequences
+
+
+def test_a_dataset_without_a_token_to_predict_is_named(prefixes, small):
+    for data_path, split, flag in (
+        ([prefixes["a"], small["tiny"]], "1,1,1", "--data-path"),
+        ({"valid": [prefixes["a"], small["tiny"]]}, None, "--valid-data-path"),
+    ):
+        with pytest.raises(TokscaleError, match="no document of 2 tokens or more") as caught:
+            build_probe_set(settings_of(data_path, split, n_tokens=30))
+        assert f"{small['tiny']}; leave them out of {flag}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("split", "part"), [("100,0,0", "valid"), ("1", "test"), ("0,1,1", "train")]
+)
+def test_a_split_without_the_part_says_so(prefixes, split, part):
+    with pytest.raises(
+        TokscaleError, match=f"--split {split} has no {part} part; expected a share"
+    ):
+        build_probe_set(settings_of([prefixes["a"]], split, part=part, n_tokens=3))
+
+
+@pytest.mark.parametrize("unit", ["n_tokens", "n_sequences"])
+@pytest.mark.parametrize("strata", ["equal", "weight"])
+def test_where_fewer_helps_the_message_says_how_many(prefixes, small, unit, strata):
+    words = ["0.7", prefixes["a"], "0.3", small["few"]]
+    with pytest.raises(TokscaleError, match="ask for fewer, ") as caught:
+        build_probe_set(settings_of(words, "1,1,1", strata=strata, **{unit: 10_000}))
+    most = int(str(caught.value).partition("ask for fewer, ")[2].partition(" ")[0])
+    build_probe_set(settings_of(words, "1,1,1", strata=strata, **{unit: most}))
+    with pytest.raises(TokscaleError):
+        build_probe_set(settings_of(words, "1,1,1", strata=strata, **{unit: most + 2}))
+
+
+def test_where_no_number_helps_the_message_does_not_ask_for_one(prefixes, small):
+    words = ["0.999", small["few"], "0.001", prefixes["a"]]
+    with pytest.raises(TokscaleError, match=r"no number of tokens helps: .* --strata equal"):
+        build_probe_set(settings_of(words, "1,1,1", strata="weight", n_tokens=2000))
+
+
+def test_a_prefix_given_twice_is_watched_once_with_both_weights(prefixes):
+    words = ["0.2", prefixes["a"], "0.5", prefixes["b"], "0.3", prefixes["a"]]
+    found = build_probe_set(settings_of(words, "1,1,1", strata="weight", n_sequences=100))
+    assert found.domains == ("a", "b")
+    assert np.bincount(found.domain_BS[:, 0]).tolist() == [50, 50]
+    assert found.prefixes == [prefixes["a"], prefixes["b"]]

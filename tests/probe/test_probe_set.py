@@ -8,8 +8,9 @@ import pytest
 from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, write_documents
 from numpy.testing import assert_array_equal
 
+from megatron_tokscale.data_source import parse_data_path, split_range
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.indexed import IndexedTokens, Portion, parse_data_path, split_range
+from megatron_tokscale.indexed import IndexedTokens, Portion
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
 from megatron_tokscale.probe.draw import draw, quotas
@@ -266,7 +267,6 @@ def test_bad_settings_are_refused(settings, tmp_path, corpus):
         "is not there": {"data_path": [str(tmp_path / "nowhere")]},
         "token id": {"vocab_size": 100},
         "ask for fewer": {"data_path": [small]},
-        "of one name": {"data_path": [corpus.prefixes[0]] * 3},
         "give up to three numbers": {"split": "a,b"},
         "weights must be positive": {"data_path": ["0", corpus.prefixes[0]]},
         "in --tokens or in --sequences": {"n_sequences": 7},

@@ -15,9 +15,10 @@ from runs import probe_steps, write_run
 from scipy.special import expit
 
 from megatron_tokscale.data.scores import DocumentScores, scores_path
+from megatron_tokscale.data_source import DataSource
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass, fit_run, fits_path
-from megatron_tokscale.indexed import IndexedTokens, open_part
+from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.reweight import scoring
 from megatron_tokscale.reweight.describe_scores import describe_scores
@@ -221,7 +222,7 @@ def test_surprisal_is_that_of_the_counts_of_the_training_part(
 ):
     monkeypatch.setattr(scoring, "_BLOCK_TOKENS", block)
     scores = loaded(score_run(run, data_path, SPLIT, out=tmp_path, predict=False))
-    portions = open_part(data_path, SPLIT, "train")
+    portions = DataSource(data_path, SPLIT).portions("train")
     counts, total = [1] * VOCAB_SIZE, VOCAB_SIZE
     for portion in portions:
         for q in portion.sequences:
@@ -240,7 +241,9 @@ def test_surprisal_is_that_of_the_counts_of_the_training_part(
 def test_training_documents_are_predicted_and_no_others(run, data_path, tmp_path):
     alone = loaded(score_run(run, data_path, SPLIT, out=tmp_path / "a", predict=False))
     summaries = score_run(run, data_path, SPLIT, out=tmp_path / "b")
-    for summary, portion in zip(summaries, open_part(data_path, SPLIT, "train"), strict=True):
+    for summary, portion in zip(
+        summaries, DataSource(data_path, SPLIT).portions("train"), strict=True
+    ):
         before, after = alone[summary.dataset], DocumentScores.load(summary.path)
         np.testing.assert_array_equal(after.watched_Q, before.watched_Q)
         watched = before.watched_Q > 0
@@ -410,11 +413,6 @@ def test_settings_that_leave_nothing_to_score_are_refused(run, data_path, settin
         score_run(run, data_path, SPLIT, **settings)
     assert "\n" not in str(caught.value)
     assert not scores_path(data_path[1]).exists()
-
-
-def test_two_datasets_of_one_name_are_refused(run, prefixes):
-    with pytest.raises(TokscaleError, match="2 datasets named left"):
-        score_run(run, [prefixes[0], prefixes[0]], SPLIT)
 
 
 def test_a_run_without_fits_or_with_older_ones_is_refused(run, data_path, tmp_path):
