@@ -1,4 +1,4 @@
-"""What a job with given flags would be refused for, found without starting it.
+"""The reasons for which a job with given flags would be refused, found without starting it.
 
 Neither torch.distributed nor a GPU is needed: the flags are read by Megatron's own parser, and not
 validated by it. Each check is the function that the job calls; what needs the job's processes, its
@@ -222,7 +222,7 @@ def _held_out(probe_set: ProbeSet, args: Namespace, findings: Findings) -> str:
         parts = None
     else:
         try:
-            portions = open_part(*_data_path(args), "train")
+            portions = _portions(args)
         except TokscaleError as error:
             findings.unchecked.append(f"whether the watched tokens are held out: {error}")
             return ""
@@ -359,7 +359,7 @@ def _check_followed(
     findings.passed.append(f"plan {config.tokscale_plan} can be followed")
     plan = with_decisions(*settled)
     try:
-        portions = open_part(*_data_path(args), "train")
+        portions = _portions(args)
     except TokscaleError as error:
         findings.unchecked.append(f"whether the job's datasets are those of the plan: {error}")
         return
@@ -400,6 +400,12 @@ def _check_planned_data(
     sizes_D = [
         0 if part is None else max(part.n_tokens - 1, 0) // plan.seq_length for part in chosen
     ]
+    cache = Path(args.data_cache_path or folder / "tokscale/cache")
+    if reason := _unwritable(cache, "a"):
+        findings.unchecked.append(
+            f"whether the plan's index is in the data cache {cache}, which cannot be written: "
+            f"{reason}"
+        )
     n_samples = _train_samples(args)
     if n_samples is None:
         findings.unchecked.append(
@@ -456,6 +462,11 @@ def _train_samples(args: Namespace) -> int | None:
 
 
 _DEFAULT_SPLIT: Final = "969, 30, 1"  # as Megatron's validation sets it
+
+
+def _portions(args: Namespace) -> list[Portion]:
+    """Open what the job trains on, dataset by dataset."""
+    return open_part(*_data_path(args), "train")
 
 
 def _data_path(args: Namespace) -> tuple[DataPath, str | None]:
