@@ -165,6 +165,13 @@ def test_a_directory_that_cannot_be_written_is_said(examine, flags, tmp_path):
     assert found["REFUSED"] == [warning.partition("; training")[0]]
 
 
+def test_a_data_cache_that_cannot_be_written_is_not_checked(examine, planned, tmp_path):
+    (tmp_path / "file").touch()
+    code, found = examine(*planned[2], "--data-cache-path", str(tmp_path / "file/cache"))
+    assert code == 0
+    assert any("which cannot be written: [Errno 20]" in text for text in found["not checked"])
+
+
 def test_what_megatron_sets_later_is_not_checked(examine, planned):
     flags = list(planned[2])
     at = flags.index("--global-batch-size")

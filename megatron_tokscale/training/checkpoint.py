@@ -1,4 +1,4 @@
-"""Where a job goes on, read from the files of its checkpoint without loading it.
+"""The step and the samples from which a job goes on, read from its checkpoint without loading it.
 
 A checkpoint of Megatron's has its arguments in a pickle inside a zip file, which is a file of its
 own or, from 0.19 on, a shard of a distributed checkpoint. Only the pickle is read, and no class in

@@ -1,4 +1,4 @@
-"""Which of Megatron's flags `megatron_tokscale.pretrain` reads, and which it refuses.
+"""The flags of Megatron that `megatron_tokscale.pretrain` reads, and those that it refuses.
 
 Megatron's parser has the flags of all of its training scripts. Most of them megatron.core and
 megatron.training read themselves; the rest are for the script. Of the rest

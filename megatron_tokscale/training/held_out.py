@@ -1,4 +1,4 @@
-"""Is what the probe watches held out of what the job trains on? A line for the log and the doctor.
+"""Check that watched tokens are held out of the training data: a line for the log and the doctor.
 
 The prefixes and the numbers of documents decide, and no token is read: a text that is in the data
 twice is the business of `megatron-tokscale probe build --report-duplicates`.

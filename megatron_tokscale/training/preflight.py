@@ -1,4 +1,4 @@
-"""What a job with given flags would be refused for, found without starting it.
+"""The reasons for which a job with given flags would be refused, found without starting it.
 
 Neither torch.distributed nor a GPU is needed: the flags are read by Megatron's own parser, and not
 validated by it. Each check is the function that the job calls; what needs the job's processes, its
@@ -394,6 +394,12 @@ def _check_planned_data(
     sizes_D = [
         0 if part is None else max(part.n_tokens - 1, 0) // plan.seq_length for part in chosen
     ]
+    cache = Path(args.data_cache_path or folder / "tokscale/cache")
+    if reason := _unwritable(cache, "a"):
+        findings.unchecked.append(
+            f"whether the plan's index is in the data cache {cache}, which cannot be written: "
+            f"{reason}"
+        )
     n_samples = _train_samples(args)
     if n_samples is None:
         findings.unchecked.append(
