@@ -155,11 +155,6 @@ def of_checkpoints_off_the_schedule(launch, plan, path):
     return [*words, "--tokscale-schedule", "list:5", "--ckpt-format", "torch_dist"]
 
 
-def of_no_step(launch, plan, path):
-    words = launch("plain")[0]
-    return [*words[: words.index("--tokscale-plan")], "--skip-train"]
-
-
 BAD = {
     of_another_plan: "orders them otherwise; resume with that plan, or let this one hold",
     of_a_run_without_a_plan: "no plan is known for the 32 samples that the job has consumed",
@@ -170,7 +165,6 @@ BAD = {
     of_a_model_of_experts: "is of a run with num_experts 8, this job has None",
     of_a_place_that_is_a_file: "losses cannot be written to",
     of_checkpoints_off_the_schedule: "is on the schedule; drop --tokscale-schedule for all",
-    of_no_step: "the probe does not support --skip-train: no step is taken",
 }
 
 

@@ -108,10 +108,9 @@ class Plugin:
         config = config_from_args(args)
         if args.skip_train and not config.tokscale_replay:
             if config.tokscale_probe_set or config.tokscale_plan:
-                _print_once(
-                    "--skip-train trains nothing, so no probe is taken and no plan is followed; "
-                    "--tokscale-replay probes saved checkpoints"
-                )
+                from megatron_tokscale.training.support import SKIP_TRAIN
+
+                _print_once(SKIP_TRAIN)
             return
         if config.tokscale_probe_set:
             from megatron_tokscale.training.prober import Prober

@@ -39,6 +39,7 @@ from megatron_tokscale.training.provider import PARTS_UNKNOWN
 from megatron_tokscale.training.replan import parse_interval
 from megatron_tokscale.training.replay import check_schedule, saved_steps
 from megatron_tokscale.training.support import (
+    SKIP_TRAIN,
     plan_misfits,
     plan_refusals,
     probe_refusals,
@@ -96,7 +97,10 @@ def check_flags(words: Sequence[str], *, is_own_script: bool = True) -> Findings
     config = findings.attempt(config_from_args, args)
     if config is None:
         return findings
-    if config.tokscale_probe_set or config.tokscale_plan:
+    has_part = config.tokscale_probe_set or config.tokscale_plan
+    if has_part and args.skip_train and not config.tokscale_replay:
+        findings.warned.append(SKIP_TRAIN)
+    elif has_part:
         folder = findings.attempt(run_directory, config, args)
         if config.tokscale_probe_set:
             _check_probe(config, config.tokscale_probe_set, folder, args, findings)

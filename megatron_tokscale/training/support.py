@@ -80,9 +80,15 @@ _REFUSED_FOR_PLAN = (
     Refusal("--sft", "its samples are packed while they are read"),
     Refusal("--perform-rl-step", "its samples are rollouts"),
     Refusal("--hybrid-context-parallel", "its sampler orders the samples by length"),
-    Refusal("--skip-train", "no sample is drawn"),
     Refusal("--yaml-cfg", _YAML),
 )
+
+
+SKIP_TRAIN = (
+    "--skip-train trains nothing, so no probe is taken and no plan is followed; --tokscale-replay "
+    "probes saved checkpoints"
+)
+"""What a job that only evaluates says of a probe set or a plan."""
 
 
 def probe_refusals(args: Namespace) -> list[str]:
@@ -92,11 +98,6 @@ def probe_refusals(args: Namespace) -> list[str]:
         args: Megatron's arguments, validated by it or not.
     """
     found = _refusals("the probe", _REFUSED_FOR_PROBE, args)
-    if getattr(args, "skip_train", False) and not getattr(args, "tokscale_replay", None):
-        found.append(
-            "the probe does not support --skip-train: no step is taken, so no probe is; use "
-            "--tokscale-replay for checkpoints"
-        )
     decoder_length = getattr(args, "decoder_seq_length", None)
     if args.seq_length is not None and decoder_length not in (None, args.seq_length):
         found.append(

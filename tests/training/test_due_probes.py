@@ -6,6 +6,7 @@ from numpy.testing import assert_array_equal
 from recorded_job import start
 
 from megatron_tokscale.store import Run
+from megatron_tokscale.training.preflight import check_flags
 
 pytestmark = pytest.mark.megatron
 
@@ -111,3 +112,5 @@ def test_a_job_that_trains_nothing_says_so(corpus: Corpus, tmp_path, kind):
     (line,) = said(result.output)
     assert "--skip-train trains nothing" in line and "--tokscale-replay" in line
     assert list(tmp_path.iterdir()) == []
+    found = check_flags(words)
+    assert (found.refused, found.warned) == ([], [line.removeprefix("tokscale: ")])

@@ -41,7 +41,6 @@ REFUSED_FOR_PROBE = [
     "--fine-grained-activation-offloading",
     "--fake-process-group",
     "--yaml-cfg",
-    "--skip-train",
     "--decoder-seq-length 16",
 ]
 ALLOWED_FOR_PROBE = [
@@ -66,7 +65,6 @@ REFUSED_FOR_PLAN = [
     "--perform-rl-step",
     "--hybrid-context-parallel",
     "--yaml-cfg",
-    "--skip-train",
     "--dataloader-type single, not cyclic",
     "--dataloader-type single, not external",
 ]
