@@ -209,7 +209,8 @@ class Parts:
         """The losses files whose checksums a fit before this one found right, and their stamps."""
         if not self._note.exists():
             return {}
-        return dict(read_json(self._note).get("checked", {}))
+        checked = read_json(self._note).get("checked")
+        return checked if isinstance(checked, dict) else {}
 
     def prepare(self, checked: Mapping[str, list[int]]) -> None:
         """Throw away what is of another fit or half written, and write the note."""
@@ -242,7 +243,7 @@ class Parts:
         try:
             with pa.OSFile(str(self.path(block))) as file:
                 return pa.ipc.open_file(file).read_all()
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, pa.ArrowException) as error:
             raise TokscaleError(
                 f"cannot read {self.path(block)} ({error}); remove it and fit the run again"
             ) from error

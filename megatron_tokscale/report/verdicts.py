@@ -72,7 +72,8 @@ def summary(verdicts: Sequence[Verdict]) -> str:
         ),
         table(
             "Intervals are 95%, by a bootstrap over documents unless another is named: they hold "
-            "for other text, not for other seeds of the training.",
+            "for other text, not for other seeds of the training. A number with an interval over "
+            "documents is corrected, as its interval is, for the bias that the bootstrap shows.",
             ["tested", "verdict", "number", "which number, and when it passes"],
             rows,
             "words",

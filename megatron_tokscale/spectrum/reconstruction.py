@@ -77,7 +77,7 @@ class Reconstruction:
         they gave held the truth in 58 to 82% (benchmarks/results/evidence.md).
         """
         r2 = Estimate.of(self.r2_R, most=1)
-        l1 = Estimate(self.relative_l1, np.nan, np.nan)
+        l1 = Estimate(self.relative_l1, np.nan, np.nan, self.relative_l1)
         return r2.entry("r2") | l1.entry("relative_l1")
 
 

@@ -76,9 +76,9 @@ def law_numbers(law):
     """What the table shows of a law."""
     return [
         *with_interval(law, "floor"),
-        *law["floor_documents_interval"],
+        *with_interval(law, "floor_documents"),
         *with_interval(law, "exponent"),
-        *law["exponent_documents_interval"],
+        *with_interval(law, "exponent_documents"),
         law["r2"],
         law["n_points"],
     ]
