@@ -19,9 +19,9 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "budget": (_ABOVE_ZERO, 1),
     "unlearned": (_ABOVE_ZERO, 1),
     "floor": (_ABOVE_ZERO, 1),
-    "strength": (0, _BELOW_INFINITY),
-    "window": (1 + 1e-9, _BELOW_INFINITY),
-    "max_change": (1 + 1e-9, _BELOW_INFINITY),
+    "strength": (0, 1000),
+    "window": (1 + 1e-9, 10**9),
+    "max_change": (1 + 1e-9, 10**9),
 }
 """By the option's name. Others take whole numbers from 1 on, or any above 0."""
 

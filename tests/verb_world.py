@@ -105,7 +105,7 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
                 FITS,
             ),
         ),
-        "laws": ("laws run --resamples 2", (LOSSES[1], FITS, *SPECTRUM)),
+        "laws": ("laws run --resamples 2", (LOSSES[1], *SPECTRUM)),
         "laws of several": (
             "laws run other --resamples 2",
             tuple(path.replace("run/", "other/", 1) for path in (RUN[1], LOSSES[1])),
