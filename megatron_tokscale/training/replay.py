@@ -17,7 +17,12 @@ from megatron.training import checkpointing, get_args, print_rank_0
 from megatron_tokscale.errors import AgreedError, TokscaleError
 from megatron_tokscale.training.clock import Past
 from megatron_tokscale.training.prober import Prober
-from megatron_tokscale.training.ranks import ending_together, first_of_all_ranks, from_rank_0
+from megatron_tokscale.training.ranks import (
+    ending_together,
+    first_of_all_ranks,
+    from_rank_0,
+    together,
+)
 from megatron_tokscale.training.reckon import pasts_of
 
 _FOLDER = re.compile(r"iter_(\d{7,})")
@@ -103,7 +108,7 @@ def replay(
     todo = [step for step in wanted if not prober.is_on_disk(step)]
     print_rank_0(f"tokscale: replay of {len(todo)} of the {len(saved)} checkpoints in {folder}")
     # Of all checkpoints: a change of the settings may lie before one that is on the schedule.
-    pasts = pasts_of(Path(folder), saved) if prober.is_writer else {}
+    pasts = together(lambda: pasts_of(Path(folder), saved), where=prober.is_writer) or {}
     for step in todo:
         samples = _load(folder, step, model)
         if step == todo[0]:
