@@ -11,7 +11,7 @@ from jobs import Corpus, job_flags, warm_launcher
 from planned_jobs import plan_of
 
 from megatron_tokscale import doctor
-from megatron_tokscale.indexed import open_part
+from megatron_tokscale.data_source import DataSource
 from megatron_tokscale.store.lock import RunLock
 from megatron_tokscale.training.checkpoint import read_arguments, start_of
 
@@ -58,7 +58,7 @@ def examine(capsys):
 
 
 def documents(corpus: Corpus, split: str) -> tuple[tuple[int, int], ...]:
-    parts = open_part(corpus.data_path, split, "train")
+    parts = DataSource(corpus.data_path, split).portions("train")
     return tuple((part.sequences.start, part.sequences.stop) for part in parts)
 
 
