@@ -153,6 +153,7 @@ MAY_NAME_ANOTHER = (
     (r"words\.txt", r".*"),  # a prefix that is in it, and has no files
     (r"\.idx", r"bit.*|byte.*"),  # the .bin that it does not fit
     (r".*\.json|.*\.txt", r"bit.*"),
+    (r"scores/.*", r"bit.*"),  # the reference run, of another name than the other scores'
     (r"\.bin", r"bit.*|byte.*|zeros"),  # a token that the run has not watched, of this name
     (r"analysis/spectrum\.npz", r"directory|dangling"),  # the run, which has no spectrum
     (r"planned/tokscale/(plan|replans)\.json", r"dangling"),  # each of the two needs the other
@@ -169,10 +170,12 @@ OPEN = (
     (r".*", r"step_.*", r"bit.*|byte.*"),
     # laws/explain.py, report/read.py, fit/table.py: what lacks a key, is empty, or has a flip.
     (r"laws|report", r"analysis/reconstruction\.json", r"object"),
-    (r"report", r"analysis/spectrum\.npz", r"empty"),
+    (r"report", r"(analysis/spectrum|axis/axis)\.npz", r"empty"),
     (r".*", r"analysis/fits\.parquet", r"bit.*|byte.*"),
     # reweight/learnability.py: blames spectrum.npz.
     (r"plan build.*", r"analysis/spectrum\.json", r"object"),
+    # report/plan.py: shows no plan where plan.json is no file.
+    (r"report of a plan", r"tokscale/plan\.json", r"directory|dangling"),
     # spectrum/run.py: spectrum.npz is written, and then the rest cannot be: NaN is no JSON.
     (r"spectrum", r"losses", r"still|zero"),
 )
