@@ -29,7 +29,7 @@ def replace_arrays(run, **arrays):
 def _fit_of(run, time):
     return {
         "schema_version": FIT_SCHEMA,
-        "run_id": run.info.get("run_id"),
+        "run_id": run.info.run_id,
         "probe_fingerprint": run.probe_set.fingerprint,
         "time": time,
         "steps": run.step_K.tolist(),

@@ -292,6 +292,7 @@ def test_a_clock_without_a_spectrum_of_these_data_is_refused(tmp_path):
     run = run_of(tmp_path / "run", ["web", "other"], [100, 200])
     with pytest.raises(TokscaleError, match="watched no tokens of code"):
         plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", clock=run)
+    run = run_of(tmp_path / "bare", ["web", "code"], [100, 200])
     (run.analysis / "spectrum.npz").unlink()
     with pytest.raises(TokscaleError, match="is not there; run `megatron-tokscale spectrum"):
         plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", clock=run)
