@@ -19,7 +19,7 @@ import numpy as np
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import read_json
 from megatron_tokscale.indexed import IndexedTokens, Portion
-from megatron_tokscale.names import numbered, whole_prefix
+from megatron_tokscale.names import base_name, numbered, whole_prefix
 
 PARTS: Final = ("train", "valid", "test")
 DEFAULT_SPLIT: Final = "969, 30, 1"
@@ -131,6 +131,17 @@ class DataSource:
             raise TokscaleError(f"the job has no data for its {part} part; give {flag}")
         return parse_data_path(words, flag)
 
+    def names(self, part: str) -> dict[str, str]:
+        """Map the whole prefix of each dataset of a part to its name, namesakes numbered.
+
+        Raises:
+            TokscaleError: the part has no datasets, or its words cannot be read.
+        """
+        prefixes = list(dict.fromkeys(map(whole_prefix, self.blend(part)[0])))
+        return dict(
+            zip(prefixes, numbered([base_name(prefix) for prefix in prefixes]), strict=True)
+        )
+
     def portions(self, part: str) -> list[Portion]:
         """Open what the job takes for one part of its data, dataset by dataset.
 
@@ -149,11 +160,10 @@ class DataSource:
             portion = opened.get(whole_prefix(prefix)) or self._open(prefix, part)
             weight = portion.n_tokens if weights is None else weights[n]
             opened[whole_prefix(prefix)] = replace(portion, weight=portion.weight + weight)
-        names = numbered([portion.tokens.name for portion in opened.values()])
         total = 1.0 if weights else sum(portion.weight for portion in opened.values()) or 1.0
         return [
             replace(portion, unique_name=name, weight=portion.weight / total)
-            for name, portion in zip(names, opened.values(), strict=True)
+            for name, portion in zip(self.names(part).values(), opened.values(), strict=True)
         ]
 
     def _open(self, prefix: str, part: str) -> Portion:

@@ -6,7 +6,7 @@ corpora have `web/text_document`, `code/text_document`, ...
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 from megatron_tokscale.errors import TokscaleError
@@ -31,6 +31,29 @@ def numbered(names: Sequence[str]) -> list[str]:
     if len({*shown}) < len(shown):  # a name that looks like a number of another
         return [f"{name}#{n}" for n, name in enumerate(names)]
     return shown
+
+
+def renamed(prefixes: Sequence[str], names: Sequence[str], known: Mapping[str, str]) -> list[str]:
+    """Return the names of some datasets as another list of datasets has them.
+
+    Args:
+        prefixes: of the datasets.
+        names: of the datasets in their own list; kept where the other list does not have them.
+        known: names in the other list by prefix.
+
+    Returns:
+        Unique names: a dataset whose name the other list gives to another has its prefix for one.
+    """
+    try:
+        places = match_prefixes(prefixes, list(known), "the job's data")
+    except TokscaleError:  # namesakes that cannot be told apart: neither list's numbers will do
+        return list(prefixes)
+    taken = list(known.values())
+    found = [
+        taken[place] if place is not None else prefix if name in taken else name
+        for place, prefix, name in zip(places, prefixes, names, strict=True)
+    ]
+    return found if len({*found}) == len(found) else list(prefixes)
 
 
 def listed(names: Sequence[str]) -> str:

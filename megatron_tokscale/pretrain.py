@@ -286,6 +286,11 @@ def main() -> None:
     prepare()
     with exit_with_one_line():
         check_flags(sys.argv[1:])
+    train()
+
+
+def train() -> None:
+    """Hand this script's parts to Megatron, which reads its flags and trains."""
     from megatron.core.enums import ModelType
     from megatron.training import arguments, pretrain
 

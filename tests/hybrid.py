@@ -163,4 +163,5 @@ if __name__ == "__main__":
     use_gathering_attention()
     use_plain_torch()
     pretrain.model_provider = model_provider
-    pretrain.main()
+    pretrain.prepare()
+    pretrain.train()

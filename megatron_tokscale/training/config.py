@@ -144,6 +144,11 @@ def schedule_of(config: TokscaleConfig, args: Namespace) -> Schedule:
     """
     default = "checkpoints" if config.tokscale_replay else DEFAULT_SCHEDULE
     schedule = Schedule.parse(config.tokscale_schedule or default)
+    if schedule.in_tokens and config.tokscale_replay:
+        raise TokscaleError(
+            f"--tokscale-schedule {schedule.spec} counts tokens, and --tokscale-replay chooses "
+            "checkpoints by their steps; give a schedule in steps, or none for all checkpoints"
+        )
     if schedule.spec == "checkpoints" and not (config.tokscale_replay or args.save):
         raise TokscaleError(
             "--tokscale-schedule checkpoints gives no probe, as the job saves none; give --save or "

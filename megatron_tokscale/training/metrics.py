@@ -4,6 +4,7 @@ Shapes: N watched tokens, D datasets of the probe set, V values of one probe.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,25 @@ class Metrics:
     is not known is NaN, and has no name; nor has a number of 0 tokens.
     """
 
-    def __init__(self, probe_set: ProbeSet, fall_threshold: float, tokenizer: Any = None):
-        """`tokenizer`, where given, turns ids into text (Megatron's `detokenize`)."""
+    def __init__(
+        self,
+        probe_set: ProbeSet,
+        fall_threshold: float,
+        tokenizer: Any = None,
+        names: Sequence[str] | None = None,
+    ):
+        """Prepare for the tokens of `probe_set`.
+
+        Args:
+            probe_set: the watched tokens.
+            fall_threshold: in nats.
+            tokenizer: turns ids into text (Megatron's `detokenize`), if there is a text.
+            names: of the D datasets; by default those of the probe set.
+        """
         self._probe_set = probe_set
         self._threshold = fall_threshold
         self._bytes_D = bytes_per_dataset(probe_set, tokenizer)
-        domains = [""] + [f"/{domain}" for domain in probe_set.domains]
+        domains = [""] + [f"/{name}" for name in names or probe_set.domains]
         self._names = [
             *(f"probe loss{domain}" for domain in domains),
             *(f"probe bits per byte{domain}" for domain in domains),

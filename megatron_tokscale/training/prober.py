@@ -17,7 +17,9 @@ from megatron.training import get_timers, global_vars, print_rank_0, print_rank_
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
+from megatron_tokscale.data_source import DataSource
 from megatron_tokscale.errors import AgreedError, TokscaleError, say
+from megatron_tokscale.names import renamed
 from megatron_tokscale.probe import Moment, ProbeSet
 from megatron_tokscale.store import BackgroundWriter, Launch, LossRecord, RunWriter
 from megatron_tokscale.training import probe_pass
@@ -70,6 +72,7 @@ class Prober:
             self._probe_set,
             config.tokscale_fall_threshold,
             _tokenizer_of_text(args) if self.is_writer else None,
+            _names_in_log(self._probe_set, args),
         )
         self._clock = Clock(Past(step=0, samples=0), args.seq_length)
         self._launches: tuple[Launch, ...] = ()
@@ -482,6 +485,18 @@ def _model_info(args: Namespace) -> dict[str, Any]:
         "num_experts": args.num_experts,
         "seq_length": args.seq_length,
     }
+
+
+def _names_in_log(probe_set: ProbeSet, args: Namespace) -> list[str]:
+    """Return the datasets' names, numbered as the job's training data, whose plan is logged too.
+
+    The probe set may be of the validation part, whose datasets can come in another order.
+    """
+    try:
+        known = DataSource.of(args).names("train")
+    except TokscaleError:  # a replay has no data
+        return list(probe_set.domains)
+    return renamed(probe_set.prefixes, probe_set.domains, known)
 
 
 def _tokenizer_of_text(args: Namespace) -> Any:

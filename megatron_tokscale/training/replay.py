@@ -7,9 +7,9 @@ checkpoint.
 
 import re
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from megatron.training import checkpointing, get_args, print_rank_0
@@ -164,18 +164,33 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {words[:_REASON]}" if words else type(error).__name__
 
 
+# A NaN that no arithmetic makes, as bits: a checkpoint of a diverged run holds NaN of other bits.
+_MARKS: Final = {
+    torch.float32: (torch.int32, 0x7FC0DEAD),
+    torch.bfloat16: (torch.int16, 0x7FDE),
+    torch.float16: (torch.int16, 0x7EDE),
+    torch.float64: (torch.int64, 0x7FF8DEADDEADDEAD),
+}
+
+
 def _spoil(model: Sequence[Any]) -> None:
-    """Fill the parameters with NaN: Megatron leaves out in silence what it does not find."""
-    for chunk in model:
-        for parameter in chunk.parameters():
-            if type(parameter.data) is torch.Tensor:
-                parameter.data.fill_(torch.nan)
+    """Mark each element of the parameters: Megatron leaves out in silence what it does not find."""
+    for _, bits, mark in _bits(model):
+        bits.fill_(mark)
 
 
 def _unloaded(model: Sequence[Any]) -> str | None:
-    """Name a parameter that is still spoilt."""
+    """Name a parameter that still has a mark."""
+    for name, bits, mark in _bits(model):
+        if bool((bits == mark).any()):
+            return f"(whole) the parameter {name}; is --ckpt-format that of the checkpoint?"
+    return None
+
+
+def _bits(model: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor, int]]:
+    """Yield the name of each plain parameter, its elements as integers, and the mark for them."""
     for chunk in model:
         for name, parameter in chunk.named_parameters():
-            if type(parameter.data) is torch.Tensor and bool(parameter.isnan().any()):
-                return f"(whole) the parameter {name}; is --ckpt-format that of the checkpoint?"
-    return None
+            if type(parameter.data) is torch.Tensor and parameter.dtype in _MARKS:
+                kind, mark = _MARKS[parameter.dtype]
+                yield name, parameter.data.view(kind), mark
