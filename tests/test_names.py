@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.names import listed, match_prefixes, numbered, whole_prefix
+from megatron_tokscale.names import listed, match_prefixes, numbered, renamed, whole_prefix
 
 
 def test_namesakes_have_numbers_and_others_do_not():
@@ -22,6 +22,15 @@ def test_a_whole_prefix_is_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert whole_prefix("a/../b/text") == f"{tmp_path}/b/text"
     assert whole_prefix("") == ""
+
+
+def test_names_of_another_list_never_stand_for_two_datasets():
+    known = {"/x/a/t": "t#0", "/x/b/t": "t#1", "/x/c/u": "u"}
+    assert renamed(["/x/b/t", "/x/a/t"], ["t#0", "t#1"], known) == ["t#1", "t#0"]
+    assert renamed(["/y/a/t"], ["t"], known) == ["t#0"]
+    assert renamed(["/x/d/v", "/x/c/u"], ["v", "u"], known) == ["v", "u"]
+    assert renamed(["/x/a/t", "/x/d/v"], ["t", "u"], known) == ["t#0", "/x/d/v"]
+    assert renamed(["/z/t"], ["t"], known) == ["/z/t"]  # it may be either
 
 
 MATCHES = {

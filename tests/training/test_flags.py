@@ -91,6 +91,15 @@ def test_a_job_without_probe_and_plan_hears_of_it(words, reason):
         config_from_args(parse(words))
 
 
+def test_a_replay_takes_no_schedule_of_tokens():
+    words = ["--tokscale-probe-set", "p", "--tokscale-replay", "saved", "--tokscale-schedule"]
+    args = parse([*words, "tokens:linear:2e9+last"])
+    with pytest.raises(TokscaleError, match="counts tokens, and --tokscale-replay chooses"):
+        schedule_of(config_from_args(args), args)
+    args = parse([*words, "list:3+last"])
+    assert schedule_of(config_from_args(args), args).spec == "list:3+last"
+
+
 def test_a_schedule_of_checkpoints_needs_checkpoints():
     words = ["--tokscale-probe-set", "p", "--tokscale-schedule", "checkpoints"]
     with pytest.raises(TokscaleError, match="gives no probe, as the job saves none"):

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from jobs import Corpus, run_alone, run_job
@@ -94,3 +95,13 @@ def test_a_replay_that_cannot_write_stops_with_one_line(corpus, plain, tmp_path)
     assert job.returncode == 2
     assert job.stderr.count("megatron-tokscale: losses cannot be written") == 1
     assert "tokscale probe at step" not in job.stdout
+
+
+def test_checkpoints_of_a_run_that_diverged_are_replayed(corpus, tmp_path):
+    huge = ("--lr", "1e9", "--lr-warmup-iters", "0", "--no-check-for-nan-in-loss-and-grad")
+    run_job(corpus, 1, *CHECKPOINTS, *huge, "--save", str(tmp_path))
+    output = replay(corpus, tmp_path, 1)
+    run = Run.open(tmp_path)
+    assert sorted([*run.step_K.tolist(), *run.left_out]) == [3, 6, 9]
+    assert np.isnan(run.read_losses_at(9)).any()
+    assert "tokens without finite loss" in output
