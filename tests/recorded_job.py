@@ -8,6 +8,7 @@ step STOP (0: never) kills itself with SIGKILL instead.
 
 import json
 import os
+import re
 import signal
 import sys
 from collections import Counter
@@ -27,8 +28,8 @@ class Result(NamedTuple):
 
     @property
     def refusals(self) -> list[str]:
-        lines = self.output.splitlines()
-        return [line for line in lines if line.startswith("megatron-tokscale:")]
+        """The lines of errors; what another rank has begun may stand before one."""
+        return re.findall(r"megatron-tokscale: .*", self.output)
 
 
 def start(n_processes: int, *words: str, python_path: str = "") -> Result:
