@@ -1,7 +1,6 @@
 """Analysis files that carry a checksum, so that a damaged one is never taken for a good one."""
 
 import io
-import json
 import struct
 import zipfile
 import zlib
@@ -15,8 +14,11 @@ from numpy.typing import NDArray
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import (
     check_schema,
+    is_there,
+    json_checksum,
     read_json,
     schema_version,
+    sealed,
     whole_or_absent,
     write_json,
 )
@@ -33,7 +35,7 @@ def write_result(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
     NaN and infinity are refused.
     """
-    result = {**content, "checksum": _checksum(content)}
+    result = sealed(content)
     write_json(path, result)
     return result
 
@@ -49,7 +51,7 @@ def read_result(path: Path, schema: int, again: str) -> dict[str, Any]:
     Raises:
         TokscaleError: the file is missing, damaged, or of another schema.
     """
-    if not path.is_file():
+    if not is_there(path):
         raise TokscaleError(f"{path} is not there; {again}")
     try:
         content = read_json(path)
@@ -59,14 +61,9 @@ def read_result(path: Path, schema: int, again: str) -> dict[str, Any]:
     check_schema(path, found, schema)
     if found < schema:
         raise TokscaleError(f"{path} is of an older schema; {again}")
-    if content.get("checksum") != _checksum(content):
+    if content.get("checksum") != json_checksum(content):
         raise TokscaleError(f"{path} is damaged: its checksum is wrong; {again}")
     return content
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in content.items() if name != "checksum"}
-    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import secrets
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -111,6 +112,39 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` to `path` as JSON, whole or not at all; NaN and infinity are refused."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `content` and its checksum, to be written as JSON."""
+    return {**content, "checksum": json_checksum(content)}
+
+
+def check_seal(path: Path, content: Mapping[str, Any]) -> None:
+    """Refuse the content of a JSON file whose checksum is wrong; an older file has none.
+
+    Raises:
+        TokscaleError: naming the file.
+    """
+    if content.get("checksum", found := json_checksum(content)) != found:
+        raise TokscaleError(
+            f"{path} is damaged or was edited: its checksum is wrong; restore it, or, if the "
+            'change is meant, remove its "checksum"'
+        )
+
+
+def json_checksum(content: Mapping[str, Any]) -> str:
+    """Return the CRC-32 of plain values, their "checksum" left out, in hexadecimal."""
+    rest = {name: value for name, value in content.items() if name != "checksum"}
+    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is anything at `path`: also a folder, or a link that leads nowhere."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from planned_jobs import plan_of
 
 from megatron_tokscale import doctor
 from megatron_tokscale.data_source import DataSource
+from megatron_tokscale.files import sealed
 from megatron_tokscale.store.lock import RunLock
 from megatron_tokscale.training.checkpoint import read_arguments, start_of
 
@@ -137,7 +138,7 @@ def of_a_model_of_experts(launch, plan, path):
     words, folder = launch("planned")
     known = json.loads((folder / "tokscale/run.json").read_text())
     known["model"]["num_experts"] = 8
-    (folder / "tokscale/run.json").write_text(json.dumps(known))
+    (folder / "tokscale/run.json").write_text(json.dumps(sealed(known)))
     return words
 
 

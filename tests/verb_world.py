@@ -28,7 +28,7 @@ from megatron_tokscale.data.record import (
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.data.scores import DocumentScores, scores_path
 from megatron_tokscale.data.strata import load_or_build_strata
-from megatron_tokscale.files import read_json, write_json
+from megatron_tokscale.files import read_json, sealed, write_json
 from megatron_tokscale.probe import ProbeSet
 
 SEQ_LENGTH = 32
@@ -236,7 +236,7 @@ def _write_axis(folder: Path, probe_set: ProbeSet) -> None:
         path = folder / name / "tokscale/run.json"
         size = 10**6 * 4**k
         about = {"parameters": 2 * size, "non_embedding": size, "flops_per_token": 6 * size}
-        write_json(path, read_json(path) | {"size": about})
+        write_json(path, sealed(read_json(path) | {"size": about}))
     call(f"spectrum {' '.join(AXIS)} --axis M --resamples 2 --out axis --from run")
 
 

@@ -1,5 +1,6 @@
 """Arrays in files: written once by one rank, mapped by all the others."""
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -14,9 +15,52 @@ _BLOCK: Final = 1 << 22
 
 
 def write_array(file: Path, array: NDArray[np.generic]) -> None:
-    """Write an array in numpy's format, whole or not at all."""
-    with whole_or_absent(file) as temporary, temporary.open("wb") as stream:
-        np.save(stream, array)
+    """Write an array in numpy's format and a checksum behind it, whole or not at all."""
+    with whole_or_absent(file) as temporary:
+        with temporary.open("wb") as stream:
+            np.save(stream, array)
+        checksum = _checksum(temporary, temporary.stat().st_size)
+        with temporary.open("ab") as stream:
+            stream.write(checksum)
+
+
+def is_right(file: Path) -> bool:
+    """Return whether a file that `write_array` wrote is as it was written; it is read once.
+
+    A file of an older version has no checksum, and is taken for right if it has its length.
+    """
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        end, size = array.offset + array.nbytes, file.stat().st_size
+        if size == end:
+            return True
+        with file.open("rb") as stream:
+            stream.seek(end)
+            return stream.read() == _checksum(file, end)
+    except (OSError, ValueError, EOFError):
+        return False
+
+
+def check_array(file: Path) -> None:
+    """Refuse a file that is not as `write_array` wrote it.
+
+    Raises:
+        TokscaleError: naming the file.
+    """
+    if not is_right(file):
+        raise TokscaleError(
+            f"index file {file} is damaged: its checksum is wrong; remove it, and the next job of "
+            "the plan makes it again"
+        )
+
+
+def _checksum(file: Path, size: int) -> bytes:
+    """Return the CRC-32 of the first `size` bytes of a file."""
+    found = 0
+    with file.open("rb") as stream:
+        while size and (block := stream.read(min(_BLOCK, size))):
+            found, size = zlib.crc32(block, found), size - len(block)
+    return found.to_bytes(4)
 
 
 def map_array(file: Path, shape: tuple[int, ...], *dtypes: DTypeLike) -> NDArray[np.generic]:

@@ -18,7 +18,14 @@ from typing import Any, Final
 
 from megatron_tokscale.data.plan import DatasetIdentity, Plan, Stage
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, read_json, write_json
+from megatron_tokscale.files import (
+    check_schema,
+    check_seal,
+    is_there,
+    read_json,
+    sealed,
+    write_json,
+)
 
 SCHEMA_VERSION: Final = 1
 _KIND: Final = "tokscale-replans"
@@ -103,11 +110,12 @@ def save_decisions(plan: Plan, decisions: Sequence[Decision], run: Path) -> None
     """
     path = run / "tokscale/replans.json"
     rows = {plan.fingerprint: [asdict(decision) for decision in decisions]}
-    if path.exists() and (run / "tokscale/plan.json").exists():
+    if is_there(path) and (run / "tokscale/plan.json").exists():
         with suppress(TokscaleError):  # what cannot be read is of no run that can go on
             before, known = load_run_plan(run)
             rows = {before.fingerprint: [asdict(decision) for decision in known], **rows}
-    write_json(path, {"kind": _KIND, "schema_version": SCHEMA_VERSION, "decisions": rows})
+    content = {"kind": _KIND, "schema_version": SCHEMA_VERSION, "decisions": rows}
+    write_json(path, sealed(content))
 
 
 def load_run_plan(run: Path) -> tuple[Plan, list[Decision]]:
@@ -118,7 +126,7 @@ def load_run_plan(run: Path) -> tuple[Plan, list[Decision]]:
     """
     plan = Plan.load(run / "tokscale/plan.json")
     path = run / "tokscale/replans.json"
-    if not path.exists():
+    if not is_there(path):
         return plan, []
     content = read_json(path)
     try:
@@ -126,9 +134,11 @@ def load_run_plan(run: Path) -> tuple[Plan, list[Decision]]:
         if content["kind"] != _KIND or plan.fingerprint not in content["decisions"]:
             raise TokscaleError(f"{path} is not of the plan beside it; restore either")
         rows = content["decisions"][plan.fingerprint]
-        return plan, [Decision.from_json(row) for row in rows]
+        decisions = [Decision.from_json(row) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise TokscaleError(f"{path} is damaged ({error!r}); restore or remove it") from error
+    check_seal(path, content)
+    return plan, decisions
 
 
 def followed(run: Path) -> Plan:
@@ -160,7 +170,7 @@ def resume(
     """
     if not consumed:
         return given, []
-    if not (run / "tokscale/plan.json").exists():
+    if not is_there(run / "tokscale/plan.json"):
         if not accept:
             raise TokscaleError(
                 f"no plan is known for the {consumed} samples that the job has consumed (none in "

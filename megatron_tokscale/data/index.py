@@ -14,9 +14,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.data.arrays import blocks, map_array, write_array
+from megatron_tokscale.data.arrays import blocks, check_array, is_right, map_array, write_array
 from megatron_tokscale.data.plan import Plan, Segment
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import is_there
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ def count_strata(stratum_N: NDArray[np.int16], n_strata: int) -> NDArray[np.int6
 
 
 def load_or_build_index(plan: Plan, n_samples: int, cache_dir: Path, *, build: bool) -> Index:
-    """Map the index from `cache_dir`; if it is not there and `build` is set, make it first.
+    """Map the index from `cache_dir`; with `build`, make it first if it is not there or damaged.
 
     In a job one rank calls with `build`, then all synchronise, then the others call without.
 
@@ -150,7 +151,7 @@ def load_or_build_index(plan: Plan, n_samples: int, cache_dir: Path, *, build: b
         OSError: the directory cannot be written.
     """
     files = _files(plan, n_samples, cache_dir)
-    if build and not all(file.is_file() for file in files):
+    if build and not all(map(is_right, files)):
         index = build_index(plan, n_samples)
         write_array(files[0], index.stratum_N)
         write_array(files[1], index.draw_N)
@@ -158,10 +159,27 @@ def load_or_build_index(plan: Plan, n_samples: int, cache_dir: Path, *, build: b
 
 
 def load_or_compute_index(plan: Plan, n_samples: int, cache_dir: Path) -> Index:
-    """Map the index if it is in `cache_dir`, and else compute it in memory; nothing is written."""
+    """Map the index if it is in `cache_dir`, and else compute it in memory; nothing is written.
+
+    Raises:
+        TokscaleError: a file of it is damaged.
+    """
+    if not all(map(is_there, _files(plan, n_samples, cache_dir))):
+        return build_index(plan, n_samples)
+    return load_index(plan, n_samples, cache_dir)
+
+
+def load_index(plan: Plan, n_samples: int, cache_dir: Path) -> Index:
+    """Map the index from `cache_dir`, and check it.
+
+    Raises:
+        TokscaleError: a file of it is missing or damaged.
+    """
     files = _files(plan, n_samples, cache_dir)
-    is_there = all(file.is_file() for file in files)
-    return _map_index(files, n_samples) if is_there else build_index(plan, n_samples)
+    index = _map_index(files, n_samples)
+    for file in files:
+        check_array(file)
+    return index
 
 
 def _files(plan: Plan, n_samples: int, cache_dir: Path) -> tuple[Path, Path]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, read_json, write_json
+from megatron_tokscale.files import check_schema, check_seal, read_json, sealed, write_json
 from megatron_tokscale.names import numbered
 
 KIND: Final = "tokscale-plan"
@@ -298,7 +298,7 @@ class Plan:
 
     def save(self, path: Path) -> None:
         """Write the plan to `path` (JSON), whole or not at all."""
-        write_json(path, self.to_json())
+        write_json(path, sealed(self.to_json()))
 
     @staticmethod
     def load(path: Path) -> "Plan":
@@ -315,11 +315,13 @@ class Plan:
         if version != SCHEMA_VERSION:
             raise TokscaleError(f"plan {path} is of an older version; make it again")
         try:
-            return _from_json(content)
+            plan = _from_json(content)
         except (KeyError, TypeError, ValueError) as error:
             raise TokscaleError(f"plan {path} is malformed ({error!r}); make it again") from error
         except TokscaleError as error:
             raise TokscaleError(f"plan {path}: {error}") from error
+        check_seal(path, content)
+        return plan
 
 
 @dataclass(frozen=True)

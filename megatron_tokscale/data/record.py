@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, read_json, write_json
+from megatron_tokscale.files import (
+    check_schema,
+    check_seal,
+    is_there,
+    read_json,
+    sealed,
+    write_json,
+)
 from megatron_tokscale.names import match_prefixes
 
 KIND: Final = "tokscale-data"
@@ -187,11 +194,12 @@ class DataRecord:
             TokscaleError: what is there cannot be read.
             OSError: it cannot be written.
         """
-        known = load_records(path) if self.start and path.exists() else ()
+        known = load_records(path) if self.start and is_there(path) else ()
         records = _continued(known, self)
         if records != list(known):
             rows = [_to_json(record) for record in records]
-            write_json(path, {"kind": KIND, "schema_version": SCHEMA_VERSION, "records": rows})
+            content = {"kind": KIND, "schema_version": SCHEMA_VERSION, "records": rows}
+            write_json(path, sealed(content))
 
 
 def check_order(path: Path, datasets: Sequence[DatasetRecord]) -> None:
@@ -200,7 +208,7 @@ def check_order(path: Path, datasets: Sequence[DatasetRecord]) -> None:
     Raises:
         TokscaleError: naming what has changed.
     """
-    known = load_records(path)[-1].datasets if path.exists() else ()
+    known = load_records(path)[-1].datasets if is_there(path) else ()
     for row, past in zip(datasets, _past_of(datasets, known), strict=True):
         before = known[past].order if past is not None else ""
         if before and row.order and before != row.order:
@@ -232,6 +240,7 @@ def load_records(path: Path) -> tuple[DataRecord, ...]:
         raise TokscaleError(f"{path} is malformed ({error!r}); restore or remove it") from error
     if not records:
         raise TokscaleError(f"{path} has no record; restore or remove it")
+    check_seal(path, content)
     return records
 
 

@@ -6,6 +6,7 @@ Shapes: Q documents of a dataset (the sequences of its .idx file, all splits).
 import glob
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -113,11 +114,13 @@ class DocumentScores:
         """Write the scores to `path` (safetensors), whole or not at all."""
         from safetensors.numpy import save_file
 
+        details = json.dumps(dict(self.details), allow_nan=False)
         metadata = _FILE.metadata(
             self.fingerprint,
             dataset=json.dumps(self.dataset.content),
             digest=self.digest,
-            details=json.dumps(dict(self.details), allow_nan=False),
+            details=details,
+            details_crc32=_crc32(details),
         )
         arrays = {name: np.ascontiguousarray(getattr(self, f"{name}_Q")) for name in _ARRAYS}
         with whole_or_absent(path) as temporary:
@@ -141,6 +144,10 @@ class DocumentScores:
             )
         except (KeyError, ValueError, TypeError, TokscaleError) as error:
             raise TokscaleError(f"score file {path} is damaged ({error}); make it again") from error
+        if metadata.get("details_crc32", (found := _crc32(metadata["details"]))) != found:
+            raise TokscaleError(
+                f"score file {path} is damaged: the checksum of its details is wrong; make it again"
+            )
         if scores.fingerprint != metadata.get("fingerprint"):
             raise TokscaleError(f"score file {path} does not match its fingerprint; make it again")
         return scores
@@ -162,6 +169,10 @@ class DocumentScores:
             f"the scores of {tokens.prefix} were made for other data or another tokenizer: {why}; "
             "make them again"
         )
+
+
+def _crc32(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def scores_path(prefix: str) -> Path:

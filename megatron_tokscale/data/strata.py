@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.data.arrays import map_array, write_array
+from megatron_tokscale.data.arrays import is_right, map_array, write_array
 from megatron_tokscale.data.permutation import epoch_permutation, stratum_key
 from megatron_tokscale.data.plan import ORDER_VERSION, Plan
 from megatron_tokscale.data.samples import SampleScores
@@ -143,7 +143,7 @@ def load_or_build_strata(
     *,
     build: bool,
 ) -> Strata:
-    """Map the strata from `cache_dir`; if they are not there and `build` is set, make them first.
+    """Map the strata from `cache_dir`; with `build`, make first what is not there or damaged.
 
     Args:
         plan: the plan.
@@ -168,7 +168,7 @@ def load_or_build_strata(
         content = [ORDER_VERSION, asdict(cut), plan.seed, plan.bounds_of(dataset).tolist()]
         key = hashlib.sha256(json.dumps([*content, size, data_key]).encode()).hexdigest()[:16]
         file = cache_dir / f"tokscale-{key}-ranked.npy"
-        if build and not file.is_file():
+        if build and not is_right(file):
             write_array(file, rank_samples(plan, dataset, size, scores_of(dataset)))
         files.append(file)
     return map_strata(plan, sizes_D, files)

@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.data.arrays import blocks
+from megatron_tokscale.data.arrays import blocks, check_array
 from megatron_tokscale.data.history import followed
 from megatron_tokscale.data.index import load_or_compute_index
 from megatron_tokscale.data.megatron_cache import find_record, map_cached
@@ -146,6 +146,9 @@ class _Planned:
         self.index = load_or_compute_index(plan, record.n_samples, Path(record.cache_dir))
         files = [None if file is None else Path(file) for file in record.strata]
         self.strata = map_strata(plan, sizes_D, files)
+        for path in files:
+            if path is not None:
+                check_array(path)
 
     def __len__(self) -> int:
         return len(self.index)

@@ -289,7 +289,8 @@ def _cut(portions: Sequence[Portion], windows: Windows, settings: ProbeSettings)
 def _check_vocabulary(file: IndexedTokens, ids: NDArray[np.generic], vocab_size: int) -> None:
     lowest, highest = int(ids.astype(np.int64).min()), int(ids.astype(np.int64).max())
     if not 0 <= lowest <= highest < vocab_size:
+        found = lowest if lowest < 0 else highest
         raise TokscaleError(
-            f"{file.prefix} has token id {lowest if lowest < 0 else highest}, the vocabulary ends "
-            f"at {vocab_size - 1}; give the --vocab-size of the tokenizer that made it"
+            f"{file.prefix}.bin has token id {found}, the vocabulary ends at {vocab_size - 1}; "
+            "give the --vocab-size of the tokenizer that made it"
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_tokscale.files import is_there
 from megatron_tokscale.report import compare_figures
 from megatron_tokscale.report.compare import Curves, faster, mean_curves, time_to_reach
 from megatron_tokscale.report.largest import largest_datasets, left_out
@@ -96,7 +97,7 @@ def plan_path(run: Run) -> Path:
 
 
 def _order_of_samples(baseline: Run) -> str:
-    if plan_path(baseline).exists():
+    if is_there(plan_path(baseline)):
         return (
             "Both draw their samples by a plan: in the same order until the weights first differ."
         )
@@ -185,6 +186,6 @@ def _final_losses(names: tuple[str, ...], baseline: Curves, planned: Curves) -> 
 
 
 def _plan(planned: Run) -> str:
-    if not plan_path(planned).is_file():
+    if not is_there(plan_path(planned)):
         return paragraph("No copy of a plan was found in the second run (tokscale/plan.json).")
     return paragraph('What it drew: <a href="#compared-plan">its data plan</a>.')

@@ -20,13 +20,13 @@ from megatron_tokscale.data import (
     Plan,
     build_index,
     dataset_names,
-    load_or_build_index,
     with_decisions,
 )
 from megatron_tokscale.data.history import load_run_plan
-from megatron_tokscale.data.index import count_strata
+from megatron_tokscale.data.index import count_strata, load_index
 from megatron_tokscale.data.record import DataRecord, PlanRecord, load_records, record_path
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import is_there
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import Run
 
@@ -133,13 +133,13 @@ def read_plan(run: Run) -> DrawnPlan | None:
         TokscaleError: a file of the plan, or that of the job's data, is damaged.
     """
     path = run.path / "tokscale" / "plan.json"
-    if not path.is_file():
+    if not is_there(path):
         return None
     try:
         given, decisions = load_run_plan(run.path)
         plan = with_decisions(given, decisions)
         known = record_path(run.path)
-        records = load_records(known) if known.is_file() else ()
+        records = load_records(known) if is_there(known) else ()
     except TokscaleError as error:
         raise TokscaleError(
             f"{error}; or move {path} away for a report that leaves the plan out"
@@ -186,8 +186,8 @@ def _index(plan: Plan, record: DataRecord | None, n_samples: int) -> Index:
     """The job's own index, where its cache is still there; the same, computed anew, otherwise."""
     order = None if record is None else record.order
     if isinstance(order, PlanRecord) and order.n_samples >= n_samples:
-        with suppress(TokscaleError):
-            return load_or_build_index(plan, order.n_samples, Path(order.cache_dir), build=False)
+        with suppress(TokscaleError):  # a file that is missing or damaged
+            return load_index(plan, order.n_samples, Path(order.cache_dir))
     return build_index(plan, n_samples)
 
 

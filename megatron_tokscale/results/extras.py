@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.checked import read_arrays, read_result
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json, schema_version
+from megatron_tokscale.files import is_there, read_json, schema_version
 from megatron_tokscale.results.fitted import check_made_of, heading
 from megatron_tokscale.results.schemas import AXIS_SCHEMA, LAWS_SCHEMA, TRANSFER_SCHEMA
 from megatron_tokscale.store import Run
@@ -35,7 +35,7 @@ def read_transfer(run: Run, fit: Mapping[str, Any]) -> tuple[dict[str, Any], ...
         TokscaleError: it is damaged, of another schema, or an entry is of other fits.
     """
     path = run.analysis / "transfer.json"
-    if not path.is_file():
+    if not is_there(path):
         return ()
     again = f"remove it, and test again: `megatron-tokscale spectrum {run.path} --from OTHER-RUN`"
     entries = read_result(path, TRANSFER_SCHEMA, again)["from"]
@@ -52,7 +52,7 @@ def known_transfers(run: Run, fit: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     path = run.analysis / "transfer.json"
     again = "remove it, and test again"
-    if not path.is_file() or schema_version(path, read_json(path)) < TRANSFER_SCHEMA:
+    if not is_there(path) or schema_version(path, read_json(path)) < TRANSFER_SCHEMA:
         return []
     here = heading(fit)
     entries = read_result(path, TRANSFER_SCHEMA, again)["from"]
@@ -66,7 +66,7 @@ def read_laws(run: Run, fit: Mapping[str, Any]) -> dict[str, Any] | None:
         TokscaleError: it is damaged, of another schema, or of other fits.
     """
     path = run.analysis / "laws.json"
-    if not path.is_file():
+    if not is_there(path):
         return None
     again = f"run `megatron-tokscale laws {run.path}` again, with the other runs if there were any"
     laws = read_result(path, LAWS_SCHEMA, again)

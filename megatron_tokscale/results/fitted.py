@@ -34,8 +34,12 @@ Block = tuple[slice, SigmoidFits, NDArray[np.float32]]
 def read_fit(run: Run) -> dict[str, Any]:
     """Return the content of fit.json, if it is of the losses that the run has now.
 
+    The checksums of all losses are verified first, also for an analysis that reads none: damage is
+    told before any file is written, and by every verb alike.
+
     Raises:
-        TokscaleError: the run is not fitted, or fit.json is damaged, older or of other losses.
+        TokscaleError: the run is not fitted, a losses file is damaged, or fit.json is damaged,
+            older or of other losses.
     """
     path = run.analysis / "fit.json"
     verb = f"run `megatron-tokscale fit {run.path}`"
@@ -49,6 +53,7 @@ def read_fit(run: Run) -> dict[str, Any]:
         "losses_crc32": list(run.checksums().values()),
     }
     check_made_of(path, content, here, f"{verb} again")
+    run.verify()
     return content
 
 

@@ -288,8 +288,8 @@ def _check_tokens(probe_set: ProbeSet, index_N: Indices, tokens: IndexedTokens) 
         watched = int(probe_set.label_N[index_N[n]])
         if found != watched:
             raise TokscaleError(
-                f"token {position_N[n]} of document {document_N[n]} is {found} in {tokens.prefix}, "
-                f"the run watched {watched}; {advice}"
+                f"token {position_N[n]} of document {document_N[n]} is {found} in "
+                f"{tokens.prefix}.bin, the run watched {watched}; {advice}"
             )
 
 

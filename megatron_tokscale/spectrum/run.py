@@ -119,15 +119,8 @@ def spectrum_run(
             **{f"half_{name}_G": r.derivative_G for name, r in held_out.by_name.items()},
         }
     )
-    made_of = {
-        "schema_version": SPECTRUM_SCHEMA,
-        "version": __version__,
-        **heading(source.fit),
-        "arrays_crc32": write_arrays(run.analysis / "spectrum.npz", arrays),
-    }
-    write_result(run.analysis / "spectrum.json", plain({**made_of, **about}))
-    result = {
-        **made_of,
+    # All that can be refused comes before the first file is written.
+    evidence = {
         "documents": units.documents,
         "non_finite": non_finite(source.fit),
         "same_tokens": overall.scores(),
@@ -139,7 +132,15 @@ def spectrum_run(
         "forward": forward,
         "settings": {"n_resamples": n_resamples, "null_tokens": len(sample), "seed": seed},
     }
-    return write_result(run.analysis / "reconstruction.json", plain(result))
+    about, evidence = plain(about), plain(evidence)
+    made_of = {
+        "schema_version": SPECTRUM_SCHEMA,
+        "version": __version__,
+        **heading(source.fit),
+        "arrays_crc32": write_arrays(run.analysis / "spectrum.npz", arrays),
+    }
+    write_result(run.analysis / "spectrum.json", {**made_of, **about})
+    return write_result(run.analysis / "reconstruction.json", {**made_of, **evidence})
 
 
 def drawn(n_tokens: int, count: int, seed: int) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, read_json, write_json
+from megatron_tokscale.files import check_schema, check_seal, read_json, sealed, write_json
 from megatron_tokscale.store.launches import Launch, read_launches
 
 SCHEMA_VERSION = 2
@@ -40,7 +40,7 @@ class Identity:
         """
         launches = [launch.to_json() for launch in self.launches]
         content = {"schema_version": SCHEMA_VERSION, **vars(self), "launches": launches}
-        write_json(path, content)
+        write_json(path, sealed(content))
 
     @staticmethod
     def load(path: Path) -> "Identity":
@@ -62,7 +62,7 @@ class Identity:
                     "only; probe into another --tokscale-dir, or replay the run's checkpoints "
                     "there (its losses files stay readable with store.losses.read_losses)"
                 )
-            return Identity(
+            identity = Identity(
                 run_id=_typed(content, "run_id", str),
                 probe_fingerprint=_typed(content, "probe_fingerprint", str),
                 model=_typed(content, "model", dict),
@@ -76,6 +76,8 @@ class Identity:
             ) from error
         except ValueError as error:
             raise TokscaleError(f"{path} is damaged: {error}; restore it") from error
+        check_seal(path, content)
+        return identity
 
 
 def _typed(content: Mapping[str, Any], name: str, kind: type) -> Any:

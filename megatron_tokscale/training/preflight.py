@@ -22,6 +22,7 @@ from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.data_source import DEFAULT_SPLIT, DataSource
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import is_there
 from megatron_tokscale.indexed import Portion
 from megatron_tokscale.probe import Moment, ProbeSet, Schedule
 from megatron_tokscale.store import RunWriter
@@ -346,7 +347,7 @@ def _check_followed(
     accept = config.tokscale_accept_plan
     settled = findings.attempt(resume, given, folder, start.consumed, start.step, accept=accept)
     path = record_path(folder)
-    if path.exists() and (error := _error_of(load_records, path)):
+    if is_there(path) and (error := _error_of(load_records, path)):
         if start.consumed:
             findings.refused.append(error)
         else:

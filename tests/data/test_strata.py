@@ -240,7 +240,7 @@ def test_damaged_ranks_are_refused(tmp_path):
     build(tmp_path)
     for file in sorted(tmp_path.iterdir()):
         content = file.read_bytes()
-        for damaged in (b"", content[:90], content[:-4]):
+        for damaged in (b"", content[:90], content[:-8]):
             file.write_bytes(damaged)
             with pytest.raises(TokscaleError, match=f"{file.name} is") as caught:
                 build(tmp_path, build=False)

@@ -611,5 +611,7 @@ def test_a_job_that_starts_anew_leaves_no_record_of_the_one_before(run, prefixes
 def test_a_record_of_an_older_version_is_read(run, prefixes):
     path = record_path(run)
     record_of(blend(run, prefixes)).save(path)
-    path.write_text(path.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    content = json.loads(path.read_text()) | {"schema_version": 1}
+    del content["checksum"]
+    path.write_text(json.dumps(content))
     assert load_records(path) == (record_of(blend(run, prefixes)),)

@@ -10,7 +10,7 @@ from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json, write_json
+from megatron_tokscale.files import read_json, sealed, write_json
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.laws import describe_laws, fit_power_law, laws_run, theories
 from megatron_tokscale.laws.several import several_runs
@@ -138,7 +138,7 @@ def test_zero_sum_figures_are_those_of_a_loop(run, result):
 def size(run, parameters):
     info = read_json(run.path / "tokscale/run.json")
     about = {"parameters": parameters, "non_embedding": parameters, "flops_per_token": 6}
-    write_json(run.path / "tokscale/run.json", info | {"size": about})
+    write_json(run.path / "tokscale/run.json", sealed(info | {"size": about}))
     return type(run).open(run.path)
 
 

@@ -26,6 +26,7 @@ from megatron_tokscale.data import (
 from megatron_tokscale.data.history import accepted, followed, save_run_plan
 from megatron_tokscale.data.record import BlendRecord, DataRecord, DatasetRecord, PlanRecord
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import sealed
 from megatron_tokscale.report import report_run
 from megatron_tokscale.report.plan import data_plan
 from megatron_tokscale.report.plan_figures import levels, ratios, row_of
@@ -312,7 +313,7 @@ def test_provenance_of_another_shape_stops_no_report(following, odd):
     path = run.path / "tokscale/plan.json"
     content = json.loads(path.read_text())
     content["provenance"] |= odd
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(sealed(content)))
     drawn = read_plan(run)
     np.testing.assert_allclose(drawn.base_D, [0.6, 0.4])
     assert "frontier" in data_plan(drawn)

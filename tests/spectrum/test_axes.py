@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from megatron_tokscale.cli import main
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json, write_json
+from megatron_tokscale.files import read_json, sealed, write_json
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.spectrum import axis_run, groupings
 
@@ -33,7 +33,7 @@ def run_of_size(path, size, loss_NK, steps=STEPS):
     run = write_run(path, steps, loss_NK)
     info = read_json(path / "tokscale/run.json")
     about = {"parameters": 2 * size, "non_embedding": size, "flops_per_token": 6 * size}
-    write_json(path / "tokscale/run.json", info | {"size": about})
+    write_json(path / "tokscale/run.json", sealed(info | {"size": about}))
     return type(run).open(run.path)
 
 

@@ -19,6 +19,7 @@ from megatron_tokscale.data import Decision, build_index, with_decisions
 from megatron_tokscale.data.history import load_run_plan, save_run_plan
 from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.files import sealed
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.writer import read_journal
 from megatron_tokscale.training import provider, replan
@@ -282,7 +283,7 @@ def test_an_edited_file_stops_the_job(follower, plan, tmp_path, file):
         content = json.loads((tmp_path / "tokscale" / file).read_text())
         row = {"step": 1, "start": 9, "weights": [1, 1]}
         content["decisions"][plan.fingerprint].append(row)
-        (tmp_path / "tokscale" / file).write_text(json.dumps(content))
+        (tmp_path / "tokscale" / file).write_text(json.dumps(sealed(content)))
     with pytest.raises(
         TokscaleError, match=r"changed under this job \(it is another now\); restore"
     ):
