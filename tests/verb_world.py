@@ -108,8 +108,9 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
         "laws": ("laws run --resamples 2", (LOSSES[1], *SPECTRUM)),
         "laws of several": (
             "laws run other --resamples 2",
-            tuple(path.replace("run/", "other/", 1) for path in (RUN[1], LOSSES[1])),
+            tuple(path.replace("run/", "other/", 1) for path in (*RUN[:2], LOSSES[1])),
         ),
+        "laws --data-path": (f"laws run {_DATA} --resamples 2", DATA),
         "score": (
             f"score run {_DATA} --out new --no-predict --min-tokens 4",
             (LOSSES[1], FITS, *DATA),
