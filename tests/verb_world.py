@@ -134,7 +134,7 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             ("planned/tokscale/plan.json", "planned/tokscale/replans.json"),
         ),
         "trace": (
-            "trace run --sample 3 --document web:1 --tokenizer tokenizer.json",
+            "trace run --sample 0 1 2 3 --document web:1 --tokenizer tokenizer.json",
             ("run/tokscale/data.json", "tokenizer.json", "web.idx", "web.bin", *cache),
         ),
         "trace of a plan": (
