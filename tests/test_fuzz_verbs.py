@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from privileges import plain_permissions
 from runs import write_run
 from verb_world import STEPS, Command, commands, make_world, planted_losses
 
@@ -93,6 +94,11 @@ def in_place(path: Path, action) -> None:
     action(path)
 
 
+def unreadable(path: Path) -> None:
+    put(path, path.read_bytes())
+    path.chmod(0)
+
+
 def flip(position: float, mask: int):
     def damage(path: Path) -> None:
         content = bytearray(path.read_bytes())
@@ -124,6 +130,7 @@ STRUCTURE = {
     "words": lambda path: put(path, PARTS[4]),
     "directory": lambda path: in_place(path, Path.mkdir),
     "dangling": lambda path: in_place(path, lambda path: path.symlink_to("nowhere")),
+    "unreadable": lambda path: unreadable(path),
     "read error": lambda path: in_place(path, lambda path: path.symlink_to("/proc/self/mem")),
 }
 FLIPS = {f"byte at {position:.2f}": flip(position, 0x80) for position in (0, 0.02, 0.3, 0.6, 1)}
@@ -180,7 +187,8 @@ def end_of(command: Command, capsys) -> tuple[object, str]:
     trace_module._open_index.cache_clear()
     capsys.readouterr()
     try:
-        main(list(command.argv))
+        with plain_permissions():
+            main(list(command.argv))
     except SystemExit as end:
         return end.code, capsys.readouterr().err
     except Exception as error:
@@ -278,54 +286,100 @@ def test_an_odd_number_gets_one_line(world, capsys, verb, option):
         assert tree(world.folder) == before
 
 
-def spoiled(kind: str):
-    """Losses that are NaN, that do not move, or NaN at one probe or of one token."""
-    loss_NK = planted_losses(240)
-    if kind == "all NaN":
-        loss_NK[:] = np.nan
-    elif kind == "all infinite":
-        loss_NK[:] = np.inf
-    elif kind == "still":
-        loss_NK[:] = 3.0
-    elif kind == "zero":
-        loss_NK[:] = 0.0
-    elif kind == "one probe":
-        loss_NK[:, 7] = np.nan
-    elif kind == "last probe":
-        loss_NK[:, -1] = np.nan
-    elif kind == "one token":
-        loss_NK[5] = np.nan
-    return loss_NK
+@dataclass(frozen=True)
+class Spoiled:
+    """Losses that are no damage, and how verbs end on them.
+
+    Attributes:
+        name: class that holds most of the tokens.
+        least: least share of the tokens in it.
+        n_losses: how many losses of the probes that are fitted are not finite.
+        n_tokens: how many tokens have such a loss.
+        left_out: steps of the probes that have no finite loss.
+        refusal: what `spectrum` says if there is no spectrum of such losses.
+    """
+
+    name: str
+    least: float
+    n_losses: int = 0
+    n_tokens: int = 0
+    left_out: tuple[int, ...] = ()
+    refusal: str = ""
+
+    def losses(self, kind: str) -> np.ndarray:
+        loss_NK = planted_losses(240)
+        if kind in CONSTANT:
+            loss_NK[:] = CONSTANT[kind]
+        else:
+            loss_NK[HOLES[kind]] = np.nan
+        return loss_NK
 
 
-# Losses that are no damage: the class that holds most, the least share in it, and how many are NaN.
+CONSTANT = {"all NaN": np.nan, "all infinite": np.inf, "still": 3.0, "zero": 0.0}
+EVERY = slice(None)
+HOLES = {
+    "one probe": (EVERY, 7),
+    "last probe": (EVERY, -1),
+    "two probes": (EVERY, [0, 9]),
+    "one token": 5,
+    "a few tokens of a probe": (slice(12), 3),
+    "all tokens but one of a probe": (slice(1, None), 4),
+}
+NO_LOSSES = "has five finite losses at its 17 probes, so there is nothing to analyse"
+NO_CHANGE = "the mean loss of .* is the same at all probes; a spectrum needs one that changes"
+ALL = 240 * len(STEPS)
 SPOILED = {
-    "all NaN": ("unfitted", 1.0, 240 * len(STEPS)),
-    "all infinite": ("unfitted", 1.0, 240 * len(STEPS)),
-    "still": ("flat-unlearned", 1.0, 0),
-    "zero": ("flat-known", 1.0, 0),
-    "one probe": ("falling", 0.9, 240),
-    "last probe": ("falling", 0.9, 240),
-    "one token": ("falling", 0.9, len(STEPS)),
+    "all NaN": Spoiled("unfitted", 1.0, ALL, 240, refusal=NO_LOSSES),
+    "all infinite": Spoiled("unfitted", 1.0, ALL, 240, refusal=NO_LOSSES),
+    "still": Spoiled("flat-unlearned", 1.0, refusal=NO_CHANGE),
+    "zero": Spoiled("flat-known", 1.0, refusal=NO_CHANGE),
+    "one probe": Spoiled("falling", 0.9, left_out=(int(STEPS[7]),)),
+    "last probe": Spoiled("falling", 0.9, left_out=(int(STEPS[-1]),)),
+    "two probes": Spoiled("falling", 0.9, left_out=(int(STEPS[0]), int(STEPS[9]))),
+    "one token": Spoiled("falling", 0.9, len(STEPS), 1),
+    "a few tokens of a probe": Spoiled("falling", 0.9, 12, 12),
+    "all tokens but one of a probe": Spoiled("falling", 0.9, 239, 239),
 }
 
 
 @pytest.mark.parametrize("kind", SPOILED)
 def test_losses_that_are_no_damage_are_fitted_and_counted(tmp_path, capsys, kind):
-    run = write_run(tmp_path / "run", STEPS, spoiled(kind))
+    expected = SPOILED[kind]
+    loss_NK = expected.losses(kind)
+    run = write_run(tmp_path / "run", STEPS, loss_NK)
     main(["fit", str(run.path)])
-    printed = capsys.readouterr().out
-    name, least, n_lost = SPOILED[kind]
+    printed = capsys.readouterr()
     summary = json.loads((run.analysis / "fit.json").read_text())
-    assert summary["classes"][name]["share"] >= least
-    assert (f"{n_lost:,} losses of " in printed) == (n_lost > 0)
-    for words in (["spectrum", "--resamples", "2"], ["laws", "--resamples", "2"], ["report"]):
+    assert summary["classes"][expected.name]["share"] >= expected.least
+    assert summary["left_out"] == list(expected.left_out)
+    assert summary["n_probes"] == len(STEPS) - len(expected.left_out)
+    assert summary["non_finite"]["losses"] == expected.n_losses
+    assert summary["non_finite"]["tokens"] == expected.n_tokens
+    counted = f"{expected.n_losses:,} losses of {expected.n_tokens:,} tokens are NaN or infinite"
+    assert (counted in printed.out) == (expected.n_losses > 0)
+    steps = ", ".join(map(str, expected.left_out))
+    told = f"the probes of {run.path} at steps {steps} have no finite loss and are left out"
+    assert (told in printed.err) == bool(expected.left_out)
+    for verb in ("spectrum", "laws", "report"):
         before = tree(run.path)
-        argv = (words[0], str(run.path), *words[1:])
-        code, error = end_of(Command(argv, ()), capsys)
-        assert code in (0, 2), error
-        if code == 2:
+        options = () if verb == "report" else ("--resamples", "2")
+        code, error = end_of(Command((verb, str(run.path), *options), ()), capsys)
+        if expected.refusal:
+            assert code == 2, error
             assert tree(run.path) == before
-            assert error.splitlines()[-1].startswith("megatron-tokscale: ")
-        elif words[0] == "report":
-            assert (run.analysis / "report.html").stat().st_size > 10_000
+            missing = r"spectrum\.npz is not there; run `megatron-tokscale spectrum .*` first"
+            what = expected.refusal if verb == "spectrum" else missing
+            assert re.fullmatch(f"megatron-tokscale: .*{what}.*", error.splitlines()[-1])
+        else:
+            assert code == 0, error
+    if not expected.refusal:
+        kept_K = np.setdiff1d(np.arange(len(STEPS)), np.searchsorted(STEPS, expected.left_out))
+        kept_NK = loss_NK[:, kept_K]
+        whole_N = np.isfinite(kept_NK).all(axis=1)
+        assert whole_N.sum() == 240 - expected.n_tokens
+        arrays = np.load(run.analysis / "spectrum.npz")
+        np.testing.assert_array_equal(arrays["step_K"], STEPS[kept_K])
+        mean_K = kept_NK[whole_N].astype(np.float64).mean(axis=0)
+        np.testing.assert_allclose(arrays["mean_loss_K"], mean_K, rtol=1e-6)
+        assert json.loads((run.analysis / "laws.json").read_text())["steps"] == [*STEPS[kept_K]]
+        assert (run.analysis / "report.html").stat().st_size > 10_000

@@ -108,8 +108,9 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
         "laws": ("laws run --resamples 2", (LOSSES[1], *SPECTRUM)),
         "laws of several": (
             "laws run other --resamples 2",
-            tuple(path.replace("run/", "other/", 1) for path in (RUN[1], LOSSES[1])),
+            tuple(path.replace("run/", "other/", 1) for path in (*RUN[:2], LOSSES[1])),
         ),
+        "laws --data-path": (f"laws run {_DATA} --resamples 2", DATA),
         "score": (
             f"score run {_DATA} --out new --no-predict --min-tokens 4",
             (LOSSES[1], FITS, *DATA),
@@ -133,7 +134,7 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             ("planned/tokscale/plan.json", "planned/tokscale/replans.json"),
         ),
         "trace": (
-            "trace run --sample 3 --document web:1 --tokenizer tokenizer.json",
+            "trace run --sample 0 1 2 3 --document web:1 --tokenizer tokenizer.json",
             ("run/tokscale/data.json", "tokenizer.json", "web.idx", "web.bin", *cache),
         ),
         "trace of a plan": (

@@ -34,6 +34,7 @@ def render(
 ) -> str:
     """The whole page as HTML; `tokenizer` None shows ids, `compare` None has no comparison."""
     title = f"When tokens were learned: {analysis.run.path.name}"
+    planned = read_plan(compare) if compare else None  # a damaged file is told before the work
     verdicts = [
         locality_verdict(analysis),
         rebuilt_verdict("spectrum", "T", analysis.reconstruction["other_documents"]),
@@ -57,7 +58,7 @@ def render(
         ("tokens", "Example tokens", examples(analysis, tokenizer, n_tokens, seed)),
     ]
     if compare:
-        planned, of_run = read_plan(compare), f"Data plan of {compare.path.name}"
+        of_run = f"Data plan of {compare.path.name}"
         sections += [
             ("comparison", "Under a plan", comparison(analysis.run, compare)),
             ("compared-plan", "Its data plan", data_plan(planned, "compared-plan", of_run)),
