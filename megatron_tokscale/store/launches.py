@@ -180,6 +180,7 @@ class Launch:
         layout: parallel layout, by name.
         schedule: of the probes; None where the job had none.
         versions: of the packages, by name.
+        launch_id: drawn at random by the job; empty for a job without the plugin.
     """
 
     step: int
@@ -195,6 +196,7 @@ class Launch:
     layout: dict[str, int | None] = field(default_factory=dict)
     schedule: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    launch_id: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the launch as plain values."""
@@ -254,6 +256,29 @@ class Launch:
 
     def _settings(self) -> tuple[Any, ...]:
         return (self.seq_length, self.batch, self.learning_rate, self.seed)
+
+
+def parting(
+    on_disk: Sequence[Launch], past: Sequence[Launch], step: int, *, is_whole: bool = True
+) -> Launch | None:
+    """Return the first launch that only one of two histories up to `step` has; None without one.
+
+    From its step on the histories are of two branches, or of two runs. Launches of jobs without the
+    plugin tell nothing.
+
+    Args:
+        on_disk: launches in a run directory.
+        past: launches that have led to a checkpoint.
+        step: which step the checkpoint is of.
+        is_whole: the directory has all launches of its run.
+    """
+    known = [launch for launch in on_disk if launch.step < step and launch.launch_id]
+    taken = [launch for launch in past if launch.step < step and launch.launch_id]
+    known_ids, taken_ids = ({launch.launch_id for launch in rows} for rows in (known, taken))
+    alone = [launch for launch in known if launch.launch_id not in taken_ids]
+    if is_whole:
+        alone += [launch for launch in taken if launch.launch_id not in known_ids]
+    return min(alone, key=lambda launch: launch.step, default=None)
 
 
 def launch_of(launches: Sequence[Launch], step: int) -> Launch:

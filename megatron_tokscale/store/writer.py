@@ -20,7 +20,7 @@ from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import remove_temporaries, sync
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.identity import Identity, merged
-from megatron_tokscale.store.launches import Launch
+from megatron_tokscale.store.launches import Launch, parting
 from megatron_tokscale.store.lock import RunLock
 from megatron_tokscale.store.losses import (
     LossRecord,
@@ -74,12 +74,14 @@ class RunWriter:
         resume_step: int | None,
         *,
         size: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> Launch | None:
         """Take the run's lock, make its files if it is new, and tidy up after a job before this.
 
         Losses of later steps than `resume_step` belong to a branch that is abandoned by resuming
-        from an earlier checkpoint, and launches that have taken no step by then too. A job that
-        starts at step 0 has fresh weights: it is a new run, and sets aside all there is of the one
+        from an earlier checkpoint, and launches that have taken no step by then too. So do losses
+        from the step on where the directory's launches part from those that have led to the job's
+        checkpoint. A job that starts at step 0 has fresh weights, and one whose first launch is
+        another than the directory's is of another run: both set aside all there is of the run
         before. None (a replay of checkpoints) abandons nothing.
 
         Args:
@@ -89,6 +91,10 @@ class RunWriter:
                 checkpoints tell.
             resume_step: where the job goes on.
             size: of the model, for a new run.
+
+        Returns:
+            The first launch of a branch or a run whose losses were in the directory in place of
+            the job's own; None without one.
 
         Raises:
             OSError: the directory cannot be written.
@@ -100,14 +106,16 @@ class RunWriter:
             remove_temporaries(folder)
         path = self.folder / "run.json"
         known = Identity.load(path) if path.exists() else None
-        abandoned = [
-            step
-            for step in list_losses(self._losses)
-            if resume_step is not None and (step > resume_step or resume_step == 0)
-        ]
+        parted, last = None, resume_step
+        if known and resume_step:
+            is_whole = not known.is_replay
+            parted = parting(known.launches, launches, resume_step, is_whole=is_whole)
+            last = resume_step if parted is None else parted.step
+        steps = [] if last is None else list_losses(self._losses)
+        abandoned = [step for step in steps if step > (last or 0) or last == 0]
         for step in abandoned:
             self._abandon(step)
-        replaced = known.run_id if known and resume_step == 0 else None
+        replaced = known.run_id if known and last == 0 else None
         if replaced:
             self._set_aside(replaced)
             known = None
@@ -136,6 +144,7 @@ class RunWriter:
             layout=launches[-1].layout if launches else None,
             locked=is_locked,
         )
+        return parted
 
     def _set_aside(self, run_id: str) -> None:
         """Move what belongs to the run before out of the way of the one that starts."""
@@ -145,6 +154,23 @@ class RunWriter:
         for path in (self.folder.parent / "analysis", *of_run):
             if path.exists():
                 os.replace(path, folder / path.name)
+
+    def check_launches(self, launches: Sequence[Launch], step: int) -> None:
+        """Refuse a directory whose losses are of other steps than those up to a checkpoint.
+
+        Args:
+            launches: that have led to the checkpoint; without any of the plugin they tell nothing.
+            step: which step the checkpoint is of.
+
+        Raises:
+            TokscaleError: the directory is of another run, or of another branch.
+        """
+        parted = parting(self.launches(), launches, step, is_whole=False)
+        if parted is not None and any(launch.launch_id for launch in launches):
+            raise TokscaleError(
+                f"{self.folder} holds losses of a run that parts from the checkpoints' at step "
+                f"{parted.step}; choose another --tokscale-dir"
+            )
 
     def check_free(self) -> bool:
         """Look at the run's lock and do not take it; False where this machine cannot tell.

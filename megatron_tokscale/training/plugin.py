@@ -224,7 +224,8 @@ class Plugin:
             from megatron_tokscale.training.provider import record_blend
 
             args = get_args()
-            record_blend(self._blend, config_from_args(args), args)
+            untraced_from = self._prober.untraced_from
+            record_blend(self._blend, config_from_args(args), args, untraced_from)
 
     def _say_what_is_held_out(self) -> None:
         import torch

@@ -35,7 +35,7 @@ from megatron_tokscale.training.config import (
 )
 from megatron_tokscale.training.gpt_flags import flag_refusals, megatron_parser
 from megatron_tokscale.training.held_out import TrainedPart, held_out
-from megatron_tokscale.training.prober import _model_info
+from megatron_tokscale.training.prober import model_info
 from megatron_tokscale.training.provider import PARTS_UNKNOWN
 from megatron_tokscale.training.replan import parse_interval
 from megatron_tokscale.training.replay import check_schedule, saved_steps
@@ -263,7 +263,7 @@ def _check_run(
 
 def _known_model(args: Namespace) -> Mapping[str, Any]:
     """Return what the job's flags tell of its model; Megatron's validation fills in the rest."""
-    model = _model_info(args)
+    model = model_info(args)
     if _takes_arguments(args):
         model |= dict.fromkeys(_OF_THE_CHECKPOINT)
     is_told = {"num_experts"} - ({*_OF_THE_CHECKPOINT} if _takes_arguments(args) else set())

@@ -23,7 +23,7 @@ from megatron_tokscale.names import renamed
 from megatron_tokscale.probe import Moment, ProbeSet
 from megatron_tokscale.store import BackgroundWriter, Launch, LossRecord, RunWriter
 from megatron_tokscale.training import probe_pass
-from megatron_tokscale.training.clock import NOTE, Clock, Past, learning_rate
+from megatron_tokscale.training.clock import NOTE, Clock, Past, learning_rate, noted
 from megatron_tokscale.training.config import TokscaleConfig, run_directory, schedule_of
 from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
 from megatron_tokscale.training.metrics import Metrics
@@ -65,7 +65,7 @@ class Prober:
             )
         )
         self._writer = RunWriter(run_directory(config, args))
-        self._writer.check(self._probe_set, _model_info(args))
+        self._writer.check(self._probe_set, model_info(args))
         self._background = BackgroundWriter(self._writer)
         self.is_writer = probe_pass.is_writer()
         self._metrics = Metrics(
@@ -81,6 +81,7 @@ class Prober:
         self._forward_step: Callable[..., Any] | None = None
         self._is_active = True
         self.is_open = False
+        self.untraced_from: int | None = None
         self.last_step = -1
         self._step = -1
         self._previous_N: NDArray[np.float32] | None = None
@@ -122,11 +123,11 @@ class Prober:
         """
         self._forward_step, self.is_open = forward_step, True
         size = model_size(model, self._args)
-        refusal, failure = None, None
+        refusal, failure, parted = None, None, None
         if self.is_writer:
             try:
-                info = _model_info(self._args)
-                self._writer.open(self._probe_set, info, launches, resume_step, size=size)
+                info = model_info(self._args)
+                parted = self._writer.open(self._probe_set, info, launches, resume_step, size=size)
                 if resume_step is not None:
                     self._previous_N = self._writer.latest(resume_step)
             except TokscaleError as error:
@@ -136,6 +137,17 @@ class Prober:
         refuse_together(refusal)
         if message := first_of_all_ranks(failure):
             self._stop_probing(message)
+        if text := first_of_all_ranks(json.dumps(parted.to_json()) if parted else None):
+            self._note_parting(Launch.from_json(json.loads(text)))
+
+    def _note_parting(self, launch: Launch) -> None:
+        """Say that losses were set aside; from that launch's first sample on they tell no data."""
+        self.untraced_from = launch.consumed_samples
+        print_rank_0(
+            f"tokscale: the losses in {self._writer.folder} from after step {launch.step} are not "
+            "of the steps that have led to this job's checkpoint, and are set aside; give each "
+            "branch a --tokscale-dir of its own"
+        )
 
     def on_train_start(
         self, forward_step: Callable[..., Any], model: Sequence[Any], optimizer: Any, scheduler: Any
@@ -152,6 +164,12 @@ class Prober:
         past = self._agree_on_past(step, optimizer, scheduler)
         self._clock = Clock(past, int(self._args.seq_length), scheduler, optimizer)
         self.open(forward_step, model, self._launches, step)
+        if step and self._is_active and not self._is_noted(step) and self.steps_on_disk():
+            print_rank_0(
+                f"tokscale: a job without the plugin saved the checkpoint of step {step}, which "
+                f"does not tell its run; the losses in {self._writer.folder} are taken for this "
+                "run's; if they are not, give another --tokscale-dir"
+            )
         before = self._tokens if past.tokens_before is None else past.tokens_before
         self._step, tokens_before = self._last_moment(step, before)
         is_checkpoint = step > 0 and bool(self._args.save)
@@ -159,6 +177,20 @@ class Prober:
         if is_due and not self.is_on_disk(step):
             self.take(step, model, optimizer, scheduler)
         self._step = step
+
+    def check_launches(self, launches: Sequence[Launch], step: int) -> None:
+        """Refuse a run directory of another run than that of a checkpoint; on the writer alone.
+
+        Raises:
+            TokscaleError: see `RunWriter.check_launches`.
+        """
+        self._writer.check_launches(launches, step)
+
+    def _is_noted(self, step: int) -> bool:
+        """Return whether the checkpoint that the job has loaded tells the launches before it."""
+        samples = int(self._args.consumed_train_samples)
+        past = noted(self._saved.args, step, samples) if self._saved else None
+        return bool(past and past.launches)
 
     def _last_moment(self, step: int, tokens_before: int) -> tuple[int, int]:
         """Return the step and the tokens up to which the run at `step` has its probes.
@@ -475,7 +507,7 @@ def _say_what_is_reckoned(past: Past) -> None:
     )
 
 
-def _model_info(args: Namespace) -> dict[str, Any]:
+def model_info(args: Namespace) -> dict[str, Any]:
     """What stays the same when a run is resumed in another layout."""
     return {
         "num_layers": args.num_layers,

@@ -355,12 +355,20 @@ def _once_shown(action: Callable[[], PlannedDataset]) -> PlannedDataset:
         time.sleep(1)
 
 
-def record_blend(train: Any, config: TokscaleConfig, args: Namespace) -> None:
+def record_blend(
+    train: Any, config: TokscaleConfig, args: Namespace, untraced_from: int | None = None
+) -> None:
     """Note where the samples of a job without a plan come from, for `megatron-tokscale trace`.
 
     On rank 0 alone. Samples in an order that `trace` does not know are noted as such, lest a record
     from before answer for them. A record that cannot be written must not stop a job; one from
     before is removed then.
+
+    Args:
+        train: the job's training dataset.
+        config: the plugin's settings.
+        args: Megatron's.
+        untraced_from: the sample from which on the run directory tells of another branch, if so.
     """
     if torch.distributed.get_rank() > 0:
         return
@@ -377,6 +385,9 @@ def record_blend(train: Any, config: TokscaleConfig, args: Namespace) -> None:
             offset=_phase_start(args),
         )
     try:
+        if untraced_from is not None and untraced_from < start:
+            reason = "a launch of which this directory has no record"
+            DataRecord((), UntracedRecord(reason), untraced_from).save(path)
         record.save(path)
     except OSError:
         with suppress(OSError):

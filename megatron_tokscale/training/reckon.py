@@ -7,6 +7,7 @@ unknown from there on.
 """
 
 import math
+import secrets
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import torch
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.store import Batch, Launch, LearningRates, LossRecord
+from megatron_tokscale.store.launches import parting
 from megatron_tokscale.training.clock import Past, beginning, canonical_group, noted
 
 RECKONED = "reckoned from the checkpoint's settings"
@@ -106,7 +108,9 @@ def past_of_job(
         past = noted(saved.args, step, samples) or past
     if not past.launches:
         past = replace(past, launches=tuple(row for row in known if row.step < step))
-    if record is not None and (record.step, record.consumed_samples) == (step, samples):
+    is_own = parting(known, past.launches, step) is None
+    is_here = record is not None and (record.step, record.consumed_samples) == (step, samples)
+    if record is not None and is_here and is_own:
         lr_sum = None if math.isnan(record.lr_sum) else record.lr_sum
         of_losses = replace(past, tokens=record.consumed_tokens, lr_sum=lr_sum)
         past = _completed(past, of_losses, "the losses on disk")
@@ -295,7 +299,8 @@ def launch_of_job(
     state = {name: value for name, value in vars(scheduler).items() if name != "optimizer"}
     state |= {name: group[name] for name in ("max_lr", "min_lr") if group.get(name) is not None}
     launch = launch_of_args(args, state, replace(past, scheduler_samples=int(scheduler.num_steps)))
-    return replace(launch, schedule=schedule, versions=dict(versions))
+    own = secrets.token_hex(8)
+    return replace(launch, schedule=schedule, versions=dict(versions), launch_id=own)
 
 
 def launch_of_args(args: Namespace, scheduler: Mapping[str, Any], past: Past) -> Launch:

@@ -109,10 +109,11 @@ def replay(
     print_rank_0(f"tokscale: replay of {len(todo)} of the {len(saved)} checkpoints in {folder}")
     # Of all checkpoints: a change of the settings may lie before one that is on the schedule.
     pasts = together(lambda: pasts_of(Path(folder), saved), where=prober.is_writer) or {}
+    launches = pasts[max(pasts)].launches if pasts else ()
+    together(lambda: prober.check_launches(launches, max(pasts, default=0)), where=prober.is_writer)
     for step in todo:
         samples = _load(folder, step, model)
         if step == todo[0]:
-            launches = pasts[max(pasts)].launches if pasts else ()
             prober.open(forward_step, model, launches, None)
         prober.take_saved(pasts.get(step) or Past(step=step, samples=samples), model)
     torch.distributed.barrier()

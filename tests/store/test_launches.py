@@ -11,7 +11,7 @@ from runs import constant_rate, launch, plain_probe_set, write_run
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.learning_rates import learning_rates
 from megatron_tokscale.store import Batch, Identity, LearningRates, Run, RunWriter
-from megatron_tokscale.store.launches import launch_of, read_launches
+from megatron_tokscale.store.launches import launch_of, parting, read_launches
 
 SCHEDULES = {
     "constant": {"lr_decay_style": "constant", "lr_warmup_steps": 0},
@@ -233,3 +233,45 @@ def test_a_run_json_that_is_not_one_is_named_in_one_line(tmp_path, change, messa
 def test_launches_out_of_order_are_refused():
     with pytest.raises(ValueError, match="do not ascend"):
         read_launches([launch(4).to_json(), launch(0).to_json()])
+
+
+def test_histories_part_at_the_first_launch_that_only_one_has():
+    trunk, branch, later = launch(0, launch_id="t"), launch(8, launch_id="b"), launch(12)
+    assert parting([trunk], [trunk], 16) is None
+    assert parting([trunk, branch], [trunk], 16) == branch
+    assert parting([trunk, branch], [trunk], 8) is None  # it has taken no step by then
+    assert parting([trunk], [trunk, branch], 16) == branch
+    assert parting([trunk], [trunk, branch], 16, is_whole=False) is None
+    assert parting([trunk, later], [trunk], 16) is None  # without the plugin
+    assert parting([launch(0, launch_id="x")], [trunk], 16) == launch(0, launch_id="x")
+
+
+def test_losses_of_another_branch_are_set_aside_on_resume(tmp_path):
+    trunk, branch = launch(0, launch_id="t"), launch(4, launch_id="b", seed=2)
+    again = launch(8, launch_id="a", seed=3)
+    run = write_run(tmp_path, [0, 4, 8], np.ones((16, 3)))
+    before = dataclasses.replace(run.info, launches=(trunk, branch))
+    before.save(tmp_path / "tokscale/run.json")
+    writer = RunWriter(tmp_path)
+    assert writer.open(run.probe_set, {}, (trunk, again), 8) == branch
+    writer.close()
+    after = Run.open(tmp_path)
+    assert after.step_K.tolist() == [0, 4]
+    assert [row.launch_id for row in after.launches] == ["t", "a"]
+    assert after.info.run_id == run.info.run_id
+
+
+def test_a_directory_of_another_run_is_set_aside_on_resume(tmp_path):
+    own, later = launch(0, launch_id="own"), launch(8, launch_id="later")
+    run = write_run(tmp_path, [0, 4, 8], np.ones((16, 3)))
+    other = dataclasses.replace(run.info, launches=(launch(0, launch_id="other"),))
+    other.save(tmp_path / "tokscale/run.json")
+    writer = RunWriter(tmp_path)
+    with pytest.raises(TokscaleError, match="of a run that parts from the checkpoints' at step 0"):
+        writer.check_launches((own,), 8)
+    writer.open(run.probe_set, {}, (own, later), 8)
+    writer.close()
+    after = Run.open(tmp_path)
+    assert after.step_K.tolist() == []
+    assert after.info.run_id != other.run_id
+    assert [row.launch_id for row in after.launches] == ["own", "later"]

@@ -10,6 +10,7 @@ from jobs import EOD, SEQ_LENGTH, TRAINING, VOCAB_SIZE, Corpus, job_flags, run_a
 from megatrons import INSTALLED, OLD, python_path
 from recorded_job import start
 
+from megatron_tokscale.data.trace import Trace
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.laws.learning_rates import learning_rates
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
@@ -162,6 +163,38 @@ def test_two_branches_have_one_past_and_the_trunk_keeps_its_own(corpus, trunk, t
         samples = {step: 64 + (step - 8) * batch for step in (8, 12, 16)}
         assert tokens(run) == {step: n * SEQ_LENGTH for step, n in samples.items()}
     assert (trunk / "tokscale/run.json").read_bytes() == before
+
+
+def test_losses_of_a_branch_in_the_same_directory_are_not_the_trunks(corpus, trunk, tmp_path):
+    shutil.copytree(trunk / "tokscale", tmp_path / "tokscale")
+    flags = (*DIST, *CONSTANT, *probe(corpus), "--tokscale-dir", str(tmp_path))
+    flags = (*flags, "--train-iters", "64", USE_CHECKPOINT)
+    first = ("--load", str(trunk), "--exit-interval", "12")
+    train(corpus, *flags, *first, "--save", str(tmp_path / "t"))
+    at_12 = Run.open(tmp_path).read_losses_at(12)
+    train(corpus, *flags, *first, "--save", str(tmp_path / "b"), "--global-batch-size", "4")
+    assert not np.array_equal(Run.open(tmp_path).read_losses_at(12), at_12)
+    on = ("--load", str(tmp_path / "t"), "--save", str(tmp_path / "t"), "--exit-interval", "16")
+    output = train(corpus, *flags, *on)
+    assert "from after step 8 are not of the steps that have led to this job's checkpoint" in output
+    run = Run.open(tmp_path)
+    np.testing.assert_array_equal(run.read_losses_at(12), at_12)
+    assert sums(run) == constant_sums(0, 4, 8, 12, 16)
+    assert tokens(run) == {step: step * 8 * SEQ_LENGTH for step in (0, 4, 8, 12, 16)}
+    with pytest.raises(TokscaleError, match="from sample 64 on a launch of which this directory"):
+        Trace.open(tmp_path).sample(64)
+    output = train(corpus, *on[:2], *flags, "--exit-interval", "17")
+    assert "set aside" not in output
+
+
+def test_a_checkpoint_that_does_not_tell_its_run_is_said_to_be_taken_on_trust(corpus, tmp_path):
+    flags = (*DIST, *CONSTANT, "--train-iters", "64", "--save", str(tmp_path / "a"))
+    train(corpus, *flags, "--exit-interval", "4")
+    other = ("--save", str(tmp_path / "b"), *probe(corpus), "--seed", "7", "--exit-interval", "4")
+    train(corpus, *flags, *other)
+    on = ("--load", str(tmp_path / "a"), "--save", str(tmp_path / "b"), "--exit-interval", "8")
+    output = train(corpus, *flags, *on, *probe(corpus))
+    assert "does not tell its run" in output
 
 
 def test_tokens_of_another_sequence_length_are_added(corpus, trunk, tmp_path):
