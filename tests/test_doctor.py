@@ -346,3 +346,12 @@ def test_data_that_is_elsewhere_is_left_to_the_job(examine, planned):
         "whether the job's datasets are those of the plan: /nowhere/left.idx" in text
         for text in found["not checked"]
     )
+
+
+def test_a_run_directory_that_cannot_be_looked_up_is_a_finding(corpus, examine):
+    """A folder that this user may not enter; for root, one with too long a name."""
+    folder = f"/tmp/{'x' * 300}"
+    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-dir", folder)
+    code, found = examine("-m", "megatron_tokscale.pretrain", *job_flags(corpus, *probe))
+    assert code == 2
+    assert any("File name too long" in line and folder in line for line in found["REFUSED"])

@@ -106,14 +106,16 @@ def _is_same(known: str, found: str) -> bool | None:
     """Return True if two prefixes are of the same data, None if that cannot be told here."""
     if os.path.realpath(known) == os.path.realpath(found):
         return True
+    is_namesake = Path(known).name == Path(found).name
     files = [Path(f"{prefix}{suffix}") for prefix in (known, found) for suffix in (".idx", ".bin")]
-    if all(file.is_file() for file in files):
-        if files[0].samefile(files[2]):
-            return True
-        sizes = [file.stat().st_size for file in files]
-        is_copy = sizes[:2] == sizes[2:]
-        return Path(known).name == Path(found).name and is_copy
-    return None if Path(known).name == Path(found).name else False
+    try:
+        stats = [file.stat() for file in files]
+    except OSError:  # not here, or in a folder that this user may not enter
+        return None if is_namesake else False
+    if os.path.samestat(stats[0], stats[2]):
+        return True
+    sizes = [stat.st_size for stat in stats]
+    return is_namesake and sizes[:2] == sizes[2:]
 
 
 def _n_documents(probe_set: ProbeSet, is_chosen_N: np.ndarray) -> int:

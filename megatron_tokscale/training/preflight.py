@@ -74,7 +74,7 @@ class Findings:
         """Read something, or note why it is refused."""
         try:
             return read(*args, **kwargs)
-        except TokscaleError as error:
+        except (TokscaleError, OSError) as error:
             self.refused.append(" ".join(str(error).split()))
             return None
 
@@ -272,6 +272,13 @@ def _known_model(args: Namespace) -> Mapping[str, Any]:
 
 def _unwritable(folder: Path, name: str) -> str | None:
     """Return the error with which this user would fail to make or replace a file; None for none."""
+    try:
+        return _obstacle(folder, name)
+    except OSError as error:  # a folder that this user may not enter, a name that is too long
+        return str(error)
+
+
+def _obstacle(folder: Path, name: str) -> str | None:
     if not folder.exists():
         path = next(path for path in (folder, *folder.parents) if path.parent.exists())
         if not path.parent.is_dir():

@@ -49,6 +49,15 @@ def test_watched_tokens_that_are_trained_on_are_counted(corpus, probe_set, split
     assert "\n" not in found.line
 
 
+def test_a_prefix_that_cannot_be_looked_up_is_not_known_and_ends_no_job(corpus, probe_set):
+    """A folder that this user may not enter; for root, one with too long a name."""
+    elsewhere = [f"/{'x' * 300}/{name}" for name in probe_set.domains]
+    moved = replace(probe_set, details={**probe_set.details, "prefixes": elsewhere})
+    found = held_out(moved, trained(corpus.data_path, "100,0,0"))
+    assert found.state == "unknown"
+    assert found.line.startswith("whether the watched tokens are held out is not known")
+
+
 def test_only_what_the_job_trains_on_counts(corpus, probe_set):
     """Per-split data, and a dataset that the job leaves out."""
     left, right = corpus.prefixes
