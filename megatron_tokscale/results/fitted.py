@@ -137,18 +137,6 @@ class FittedRun:
             )
         return FittedRun(run, run.x_K(fit["time"]), fit["time"], fit)
 
-    def check_any(self) -> None:
-        """Refuse a run of which no token has a fit.
-
-        Raises:
-            TokscaleError: naming the run.
-        """
-        if self.fit["status"]["non-finite"] == self.fit["n_tokens"]:
-            raise TokscaleError(
-                f"no token of {self.run.path} has five finite losses at its {len(self.x_K)} "
-                "probes, so there is nothing to analyse; train on, or restore the losses"
-            )
-
     def check_complete(self) -> None:
         """Refuse a run of which no token has finite losses at all probes.
 
@@ -158,7 +146,11 @@ class FittedRun:
         n_tokens, missing = self.fit["n_tokens"], self.fit["non_finite"]
         if missing["tokens"] < n_tokens:
             return
-        self.check_any()
+        if self.fit["status"]["non-finite"] == n_tokens:
+            raise TokscaleError(
+                f"no token of {self.run.path} has five finite losses at its {len(self.x_K)} "
+                "probes, so there is nothing to analyse; train on, or restore the losses"
+            )
         missing_K = np.array(missing["losses_K"])
         worst = [k for k in np.argsort(-missing_K, kind="stable")[:3] if missing_K[k]]
         named = ", ".join(

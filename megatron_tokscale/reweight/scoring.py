@@ -116,7 +116,6 @@ def score_run(
     portions = DataSource(data_path, split).portions("train")
     paths = _output_paths(portions, out, force)
     source = FittedRun.open(run)
-    source.check_any()
     clock = TokenClock.of(source)
     domains = _check_probe_set(run.probe_set, portions)
     say("learning times of the watched documents")
