@@ -9,7 +9,7 @@ One case is one command of `verb_world` in one environment; the environments:
     read-only      the data and Megatron's cache of them cannot be written, by root neither
     all            these at once, in a process of its own, with numba's cache damaged
 
-27 commands in 5 environments are 135 cases; two more are a job with a probe set and a plan, in the
+25 commands in 5 environments are 125 cases; two more are a job with a probe set and a plan, in the
 plain environment and in all at once.
 """
 

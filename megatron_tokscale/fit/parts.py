@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from megatron_tokscale.store.lock import RunLock
 Value = TypeVar("Value")
 _PATIENCE = timedelta(days=30)
 _FAILED = "failed"
+_CRC_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -222,15 +224,16 @@ class Parts:
             write_json(self._note, {**self._made_of, "checked": dict(checked)})
 
     def write(self, block: int, table: Any) -> None:
-        """Write the part of a block, a pyarrow table, whole or not at all."""
+        """Write the part of a block, a pyarrow table and its CRC-32, whole or not at all."""
         import pyarrow as pa
 
-        with (
-            self.writing(),
-            whole_or_absent(self.path(block)) as temporary,
-            pa.ipc.new_file(temporary, table.schema) as file,
-        ):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as file:
             file.write_table(table)
+        content = sink.getvalue()
+        checksum = zlib.crc32(content).to_bytes(_CRC_BYTES)
+        with self.writing(), whole_or_absent(self.path(block)) as temporary:
+            temporary.write_bytes(content.to_pybytes() + checksum)
 
     def read(self, block: int) -> Any:
         """The pyarrow table of a finished block.
@@ -241,9 +244,12 @@ class Parts:
         import pyarrow as pa
 
         try:
-            with pa.OSFile(str(self.path(block))) as file:
-                return pa.ipc.open_file(file).read_all()
-        except (OSError, pa.ArrowException) as error:
+            data = self.path(block).read_bytes()
+            content = memoryview(data)[:-_CRC_BYTES]
+            if zlib.crc32(content).to_bytes(_CRC_BYTES) != data[-_CRC_BYTES:]:
+                raise ValueError("its checksum is wrong")
+            return pa.ipc.open_file(pa.py_buffer(content)).read_all()
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise TokscaleError(
                 f"cannot read {self.path(block)} ({error}); remove it and fit the run again"
             ) from error
