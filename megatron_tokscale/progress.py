@@ -36,13 +36,13 @@ class Progress:
             self._shown = tenth
             rate = done / max(time.monotonic() - self._started, 1e-9)
             left = (self._total - done) / max(rate, 1e-9)
-            say(
+            print_line(
                 f"{self._what}: {done:,} of {self._total:,} {self._unit}, "
                 f"{rate:,.1f} {self._unit}/s, {left:.0f} s left {note}".rstrip()
             )
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line on stderr; work does not end because nobody listens there any more."""
     if sys.stderr:  # a closed one is None, which print would take for stdout
         try:
