@@ -1,4 +1,4 @@
-"""What is told while work goes on: a bar on a terminal, plain lines in a log."""
+"""Messages while work goes on: a bar on a terminal, plain lines in a log."""
 
 import os
 import sys
@@ -67,7 +67,7 @@ def print_what_can_be() -> None:
 
 
 def _can_draw(stream: Any) -> bool:
-    """Whether a bar can be drawn over: not in a log, and not on a terminal without a width."""
+    """Return whether a bar can be drawn over: not in a log, nor without a width."""
     if stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
         return False
     try:

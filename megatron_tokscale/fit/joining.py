@@ -44,7 +44,7 @@ class Place:
 
 
 def is_launched() -> bool:
-    """Whether torchrun has started this process.
+    """Return whether torchrun has started this process.
 
     RANK and WORLD_SIZE alone do not tell: every shell in a pod of a training job has them.
     """
