@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from megatron_tokscale import __version__
-from megatron_tokscale.errors import TokscaleError, exit_with_one_line
+from megatron_tokscale.errors import TokscaleError, exit_with_one_line, say
 from megatron_tokscale.options import check_numbers
-from megatron_tokscale.progress import Progress, mute, print_what_can_be, say
+from megatron_tokscale.progress import Progress, mute, print_what_can_be
 
 if TYPE_CHECKING:
     from megatron_tokscale.data import Plan
@@ -54,7 +54,7 @@ def _ends_in_order() -> Iterator[None]:
             mute(sys.stdout)
             raise SystemExit(_SIGPIPE) from None
         except KeyboardInterrupt:
-            say("megatron-tokscale: interrupted")
+            say("interrupted")
             raise SystemExit(_SIGINT) from None
         except OSError as error:
             reason = error.strerror or error
@@ -418,7 +418,7 @@ def _add_resampling(parser: argparse.ArgumentParser) -> None:
 
 def _spectrum(arguments: Arguments) -> None:
 
-    drawn = {"n_resamples": _resamples(arguments), "seed": arguments.seed, "progress": _say}
+    drawn = {"n_resamples": _resamples(arguments), "seed": arguments.seed, "progress": say}
     runs = [_opened(path) for path in arguments.runs]
     sources = [_opened(path) for path in arguments.sources]
     if arguments.axis == "T":
@@ -478,11 +478,7 @@ def _opened(path: Path) -> "Run":
 def _tell_left_out(run: "Run") -> None:
     if run.left_out:
         steps = ", ".join(map(str, run.left_out))
-        _say(f"the probes of {run.path} at steps {steps} have no finite loss and are left out")
-
-
-def _say(what: str) -> None:
-    say(f"megatron-tokscale: {what}")
+        say(f"the probes of {run.path} at steps {steps} have no finite loss and are left out")
 
 
 def _add_laws(parser: argparse.ArgumentParser) -> None:
@@ -511,7 +507,7 @@ def _laws(arguments: Arguments) -> None:
         **data,
         n_resamples=_resamples(arguments),
         seed=arguments.seed,
-        progress=_say,
+        progress=say,
     )
     print(describe_laws(result))
 

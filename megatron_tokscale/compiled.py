@@ -1,4 +1,4 @@
-"""How inner loops are compiled by numba, and how the compiled code is kept."""
+"""Compilation of inner loops by numba, and the cache of the compiled code."""
 
 import hashlib
 import pickle
@@ -99,7 +99,7 @@ class _SealedFiles(IndexDataCacheFile):  # type: ignore[misc]
 
 
 def _unsealed(path: str) -> Any:
-    """The content of a file behind its checksum; None if it cannot be read, or is of no use."""
+    """Return the content of a file behind its checksum; None if it cannot be used."""
     with suppress(Exception):  # another numba's content need not be one that can be unpickled
         sealed = Path(path).read_bytes()
         if hashlib.sha256(sealed[_DIGEST:]).digest() == sealed[:_DIGEST]:

@@ -1,9 +1,10 @@
 """The error that a user can act on, and how it ends a program: one line, exit code 2."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from megatron_tokscale.progress import print_line
 
 EXIT_CODE = 2
 
@@ -50,4 +51,4 @@ def exit_with_one_line(speaks: Callable[[], bool] = leads_node) -> Iterator[None
 
 def say(message: str) -> None:
     """Print a message as one line on stderr."""
-    print(f"megatron-tokscale: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print_line(f"megatron-tokscale: {' '.join(message.split())}")

@@ -13,9 +13,9 @@ from typing import Any, Final
 from megatron_tokscale.errors import TokscaleError
 
 _CANNOT_SYNC: Final = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
-"""What a file system says that has no fsync."""
+"""Errors of a file system that has no fsync."""
 _LOST: Final = {errno.EIO, errno.ENOSPC, errno.EDQUOT}
-"""What fsync says if what was written is not on the disk."""
+"""Errors of fsync after which the bytes may not be on the disk."""
 
 
 @contextmanager

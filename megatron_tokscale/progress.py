@@ -1,4 +1,4 @@
-"""What is told while work goes on: a bar on a terminal, plain lines in a log."""
+"""Messages while work goes on: a bar on a terminal, plain lines in a log."""
 
 import os
 import sys
@@ -36,13 +36,13 @@ class Progress:
             self._shown = tenth
             rate = done / max(time.monotonic() - self._started, 1e-9)
             left = (self._total - done) / max(rate, 1e-9)
-            say(
+            print_line(
                 f"{self._what}: {done:,} of {self._total:,} {self._unit}, "
                 f"{rate:,.1f} {self._unit}/s, {left:.0f} s left {note}".rstrip()
             )
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line on stderr; work does not end because nobody listens there any more."""
     if sys.stderr:  # a closed one is None, which print would take for stdout
         try:
@@ -67,7 +67,7 @@ def print_what_can_be() -> None:
 
 
 def _can_draw(stream: Any) -> bool:
-    """Whether a bar can be drawn over: not in a log, and not on a terminal without a width."""
+    """Return whether a bar can be drawn over: not in a log, nor without a width."""
     if stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
         return False
     try:

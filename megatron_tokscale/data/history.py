@@ -153,7 +153,7 @@ def followed(run: Path) -> Plan:
 def resume(
     given: Plan, run: Path, consumed: int, step: int, *, accept: bool
 ) -> tuple[Plan, list[Decision]]:
-    """What a job follows that is given a plan and starts, or goes on, in a run directory.
+    """Return the plan and decisions that a job follows when it starts or resumes in `run`.
 
     Decisions that were made after the step from which it goes on are dropped: they will be made
     again.

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.progress import say
+from megatron_tokscale.errors import TokscaleError, say
 
 _JOINED: Final = "joined"
 _QUIET_SECONDS: Final = 5.0
@@ -45,7 +44,7 @@ class Place:
 
 
 def is_launched() -> bool:
-    """Whether torchrun has started this process.
+    """Return whether torchrun has started this process.
 
     RANK and WORLD_SIZE alone do not tell: every shell in a pod of a training job has them.
     """
@@ -94,16 +93,13 @@ def _wait_for_all(store: Any, size: int) -> None:
         if waited > _QUIET_SECONDS and missing != told:
             told = missing
             plural = "" if missing == 1 else "es"
-            say(
-                f"megatron-tokscale: waiting for {missing} more process{plural} of this fit "
-                f"(WORLD_SIZE is {size})"
-            )
+            say(f"waiting for {missing} more process{plural} of this fit (WORLD_SIZE is {size})")
         time.sleep(0.05)
 
 
 @contextmanager
 def _told_after_a_while(line: str) -> Iterator[None]:
-    timer = threading.Timer(_QUIET_SECONDS, say, [f"megatron-tokscale: {line}"])
+    timer = threading.Timer(_QUIET_SECONDS, say, [line])
     timer.daemon = True
     timer.start()
     try:

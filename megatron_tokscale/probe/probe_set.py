@@ -63,7 +63,7 @@ class ProbeSet:
 
     @property
     def prefixes(self) -> list[str]:
-        """Whole prefixes of the datasets; names in a set that does not know them."""
+        """Return the whole prefixes of the datasets; names in a set that does not know them."""
         prefixes = self.details.get("prefixes")
         if not isinstance(prefixes, list) or len(prefixes) != len(self.domains):
             return list(self.domains)

@@ -126,7 +126,7 @@ def _told(value: Any) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """The settings that could tell two runs apart; those of a later launch where they change."""
+    """Return the settings that could tell two runs apart, and changes of them by launch."""
     settings: dict[str, Any] = {"model": run.info.model}
     known: dict[str, Any] = {}
     for launch in run.launches:

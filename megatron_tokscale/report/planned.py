@@ -237,7 +237,7 @@ def _sizes(
 
 
 def _colours(plan: Plan, probe_set: ProbeSet) -> tuple[int, ...]:
-    """Colours of the datasets: those of the probe set's, and others for those it does not watch."""
+    """Return a colour for each dataset: the probe set's, or a free one if it is not watched."""
     free = count(len(probe_set.domains))
     try:
         domains = probe_set.domains_of([dataset.path for dataset in plan.datasets])

@@ -26,7 +26,7 @@ _MADE_OF: Final = {
     "time": "of another time",
     "fit_id": "of other fits",
 }
-"""What an analysis says it was made of, and what it is if the run is another now."""
+"""The sources that an analysis names, and their check against the run as it is now."""
 
 Block = tuple[slice, SigmoidFits, NDArray[np.float32]]
 

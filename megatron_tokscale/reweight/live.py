@@ -115,7 +115,7 @@ def _mean_losses(run: Run, step: int, names: Sequence[str]) -> Floats:
 
 
 def _train_samples(run: Run, plan: Plan, step: int) -> int:
-    """Samples that the job which goes on from `step` will have consumed at its end.
+    """Return the samples that the job which goes on from `step` will have consumed at its end.
 
     Raises:
         TokscaleError: nothing says when it ends.

@@ -86,7 +86,7 @@ class RunLock:
 
 
 def _read_holder(descriptor: int) -> str:
-    """Who wrote into the lock's file; CIFS lets nobody else read it."""
+    """Return who wrote into the lock's file; CIFS lets nobody else read it."""
     with suppress(OSError):
         return os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
     return "unknown"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core import num_microbatches_calculator
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.store import Batch, Launch, LearningRates, LossRecord
@@ -168,9 +169,13 @@ def reckon(before: Past, previous: Saved | None, saved: Saved) -> Past:
         previous: what that checkpoint holds; None at the beginning.
         saved: what the later checkpoint holds.
     """
-    launch = launch_of_saved(saved, before)
-    old = None if previous is None else launch_of_saved(previous, before)
     n_steps = saved.step - before.step
+    launch, *others = (
+        _with_its_ramp_up(launch_of_saved(row, before), n_steps, saved.samples)
+        for row in (saved, previous)
+        if row is not None
+    )
+    old = others[0] if others else None
     is_same = old is None or old.trains_like(launch)
     past = Past(
         step=saved.step,
@@ -199,6 +204,14 @@ def _sizes(launch: Launch, n_steps: int) -> list[int]:
 def _fits(launch: Launch, n_steps: int, samples: int) -> bool:
     """Return whether `n_steps` of a launch end at that many consumed samples."""
     return launch.consumed_samples + sum(_sizes(launch, n_steps)) == samples
+
+
+def _with_its_ramp_up(launch: Launch, n_steps: int, samples: int) -> Launch:
+    """Return the launch, without its ramp-up if its Megatron is one that ignores the flag."""
+    if launch.batch.rampup_batch_size is None or _fits(launch, n_steps, samples):
+        return launch
+    plain = replace(launch, batch=replace(launch.batch, rampup_batch_size=None))
+    return plain if _fits(plain, n_steps, samples) else launch
 
 
 def _count(saved: Saved) -> int | None:
@@ -299,6 +312,9 @@ def launch_of_job(
     state = {name: value for name, value in vars(scheduler).items() if name != "optimizer"}
     state |= {name: group[name] for name in ("max_lr", "min_lr") if group.get(name) is not None}
     launch = launch_of_args(args, state, replace(past, scheduler_samples=int(scheduler.num_steps)))
+    if not hasattr(num_microbatches_calculator, "RampupBatchsizeNumMicroBatchesCalculator"):
+        # Megatron-core from 0.18 on takes --rampup-batch-size and ignores it.
+        launch = replace(launch, batch=replace(launch.batch, rampup_batch_size=None))
     own = secrets.token_hex(8)
     return replace(launch, schedule=schedule, versions=dict(versions), launch_id=own)
 

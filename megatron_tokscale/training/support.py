@@ -88,7 +88,7 @@ SKIP_TRAIN = (
     "--skip-train trains nothing, so no probe is taken and no plan is followed; --tokscale-replay "
     "probes saved checkpoints"
 )
-"""What a job that only evaluates says of a probe set or a plan."""
+"""The line with which a job that only evaluates answers a probe set or a plan."""
 
 
 def probe_refusals(args: Namespace) -> list[str]:

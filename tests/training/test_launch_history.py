@@ -352,6 +352,23 @@ def test_a_ramp_up_of_an_older_megatron_is_counted_and_replayed(corpus, tmp_path
     assert len(found.step_K) > 2
 
 
+def test_a_ramp_up_that_megatron_ignores_is_none(corpus, tmp_path):
+    """Megatron-core from 0.18 on: every step has the whole batch."""
+    cosine = ("--lr-decay-style", "cosine", "--rampup-batch-size", "2", "2", "40")
+    for name, words in (("a", probe(corpus)), ("b", ())):
+        save = ("--save", str(tmp_path / name), "--train-iters", "8", *EVERY_4)
+        train(corpus, *CONSTANT, *cosine, *save, *words)
+    # Half a cosine over 64 steps, from 3e-3 down to 3e-4.
+    rate_T = 3e-4 + 2.7e-3 * (1 + np.cos(np.pi * np.arange(8) / 64)) / 2
+    run = Run.open(tmp_path / "a")
+    np.testing.assert_allclose(learning_rates(run), rate_T, rtol=1e-9)
+    found = replay(corpus, tmp_path / "b", tmp_path / "c", "--global-batch-size", "2")
+    for known in (run, found):
+        assert sums(known)[8] == pytest.approx(rate_T.sum(), rel=1e-9)
+        assert tokens(known)[8] == 8 * 8 * SEQ_LENGTH
+        assert known.launches[0].planned_samples() == 64
+
+
 def test_an_update_that_is_skipped_applies_no_rate(corpus, tmp_path):
     skip = ("--iterations-to-skip", "3", "5", "--train-iters", "8", *EVERY_4)
     train(corpus, *CONSTANT, *skip, "--save", str(tmp_path / "a"), *probe(corpus))
