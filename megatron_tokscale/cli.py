@@ -85,6 +85,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise TokscaleError(f"{message}; `{self.prog} --help` says what it takes")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse unknown flags here, where the verb that was given is known, not in the root."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
         _flush()
         super().exit(status, message)
@@ -844,7 +851,7 @@ def _report(arguments: Arguments) -> None:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo-run"), help="where everything goes")
-    parser.add_argument("--quick", action="store_true", help="a toy of 2 minutes")
+    parser.add_argument("--quick", action="store_true", help="a toy, in a minute or two")
     parser.set_defaults(verb=_demo)
 
 

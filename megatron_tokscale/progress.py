@@ -1,5 +1,6 @@
 """Messages while work goes on: a bar on a terminal, plain lines in a log."""
 
+import codecs
 import os
 import sys
 import time
@@ -7,6 +8,9 @@ from contextlib import suppress
 from typing import Any
 
 _LINES = 10
+_ASCII = {"░": ".", "▒": ":", "▓": "+", "█": "#"}
+"""Shades of a plan's picture, which stay apart on a terminal that cannot show them."""
+_ERRORS = "megatron-tokscale"
 
 
 class Progress:
@@ -60,10 +64,18 @@ def mute(stream: Any) -> None:
 
 
 def print_what_can_be() -> None:
-    """Let a character that the terminal's encoding lacks be a question mark, not an error."""
+    """Print an ASCII character, most often "?", for one that the terminal's encoding lacks."""
+    codecs.register_error(_ERRORS, _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=_ERRORS)
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lacking = error.object[error.start : error.end]
+    return "".join(_ASCII.get(character, "?") for character in lacking), error.end
 
 
 def _can_draw(stream: Any) -> bool:

@@ -48,6 +48,8 @@ class TensorFile:
         """
         from safetensors import SafetensorError, safe_open
 
+        if path.is_dir():  # for which safetensors says "No such device"
+            raise TokscaleError(f"cannot read {self.what} {path}: it is a directory; name a file")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata: dict[str, Any] = file.metadata() or {}

@@ -301,6 +301,22 @@ def unreadable_schedule(run, corpus):
     return ["plan", "build", *data_flags(corpus), "--train-samples", "300", *flags]
 
 
+def flag_that_the_verb_lacks(run, corpus):
+    return [*plan_flags(corpus, run / "plan.json"), "--bogus", "3"]
+
+
+def folder_for_a_probe_set(run, corpus):
+    return ["probe", "show", str(run)]
+
+
+def run_without_a_plan(run, corpus):
+    return ["plan", "show", str(run)]
+
+
+def trace_of_a_run_without_a_record(run, corpus):
+    return ["trace", str(run), "--sample", "0"]
+
+
 BAD_INPUT = {
     few_probes: "at least 5",
     truncated_losses: "truncated",
@@ -323,6 +339,10 @@ BAD_INPUT = {
     plan_of_nothing: "not all 0",
     plan_of_too_many_epochs: "would be gone through",
     unreadable_schedule: "cannot read '0:a,b'",
+    flag_that_the_verb_lacks: "--bogus 3; `megatron-tokscale plan build --help` says what it takes",
+    folder_for_a_probe_set: "it is a directory; name a file",
+    run_without_a_plan: "follows no plan",
+    trace_of_a_run_without_a_record: "a replay trains nothing",
 }
 
 

@@ -66,6 +66,19 @@ def test_a_name_that_the_terminal_cannot_show_is_shown_in_part(run, terminal):
     assert shown.stderr == b""
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii:strict"])
+def test_the_shades_of_a_plan_stay_apart_where_they_cannot_be_shown(encoding):
+    line = "from megatron_tokscale.progress import *; print_what_can_be(); print('░▒▓█→ö')"
+    shown = subprocess.run(
+        [sys.executable, "-c", line],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=True,
+    )
+    last = "ö".encode("latin-1") if encoding == "latin-1" else b"?"
+    assert shown.stdout.strip() == b".:+#?" + last
+
+
 def test_an_error_that_the_terminal_cannot_show_is_one_line(tmp_path):
     shown = shell("fit", tmp_path / WIDE, PYTHONIOENCODING="ascii")
     assert shown.returncode == 2

@@ -145,8 +145,14 @@ def followed(run: Path) -> Plan:
     """The plan that a run follows, decisions and all.
 
     Raises:
-        TokscaleError: there is none, or it is damaged.
+        TokscaleError: the run follows no plan, or its plan is damaged.
     """
+    path = run / "tokscale/plan.json"
+    if not is_there(path):
+        raise TokscaleError(
+            f"{run} follows no plan: {path} is not there; name a plan file, or a run that was "
+            "trained with --tokscale-plan"
+        )
     return with_decisions(*load_run_plan(run))
 
 

@@ -301,12 +301,13 @@ class Plan:
         write_json(path, sealed(self.to_json()))
 
     @staticmethod
-    def load(path: Path) -> "Plan":
+    def load(path: Path | str) -> "Plan":
         """Read the plan in `path`.
 
         Raises:
             TokscaleError: the file is missing, no plan, newer, or its parts do not fit together.
         """
+        path = Path(path)
         content = read_json(path)
         if content.get("kind") != KIND:
             raise TokscaleError(f"{path} is not a plan; make one with `megatron-tokscale plan`")

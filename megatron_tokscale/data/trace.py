@@ -252,8 +252,9 @@ class Trace:
         path = record_path(run)
         if not path.is_file():
             raise TokscaleError(
-                f"{path} is not there: the job has not run with this version of the plugin; give "
-                "--data-cache-path instead of the run"
+                f"{path} is not there: only a job that trains with the plugin writes it, and a "
+                "replay trains nothing; give the --data-cache-path of the training job instead of "
+                "the run"
             )
         return Trace.of(load_records(path), path.parent / "plan.json")
 

@@ -225,7 +225,7 @@ def fit_predictor(
     models = {}
     for name, target in targets.items():
         if progress:
-            progress(f"predicting {name.replace('_', ' ')} in {features.tokens.name}")
+            progress(f"predicting {name.replace('_', ' ')}")
         drawn = Target(target.value_W[order_W], target.weight_W[order_W])
         models[name] = _fit(design_WP, drawn, fold_W)
     return Predictor(features, len(order_W), scaling, models)

@@ -237,6 +237,8 @@ class WatchedDocuments:
 
 
 def _output_paths(portions: Sequence[Portion], out: Path | None, force: bool) -> list[Path]:
+    if out is not None and out.exists() and not out.is_dir():
+        raise TokscaleError(f"--out {out} is a file; expected a folder for the scores")
     paths = []
     for portion in portions:
         path = scores_path(portion.tokens.prefix if out is None else str(out / portion.name))

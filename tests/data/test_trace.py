@@ -343,7 +343,7 @@ def test_a_damaged_record_is_refused_in_one_line(run, prefixes, edit, sentence):
 
 
 def test_a_run_without_a_record_is_told_what_to_give_instead(run):
-    with pytest.raises(TokscaleError, match="give --data-cache-path"):
+    with pytest.raises(TokscaleError, match="give the --data-cache-path of the training job"):
         Trace.open(run)
 
 

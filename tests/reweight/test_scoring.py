@@ -327,6 +327,14 @@ def test_scores_lie_beside_the_data_and_are_replaced_only_by_force(run, tmp_path
     assert summary.path.read_text() == "something else"
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused_before_any_work(run, data_path, tmp_path):
+    (tmp_path / "file").touch()
+    told = []
+    with pytest.raises(TokscaleError, match="is a file; expected a folder"):
+        score_run(run, data_path, SPLIT, out=tmp_path / "file", progress=told.append)
+    assert told == []
+
+
 def test_a_dataset_that_nobody_watched_has_surprisal_alone(run, data_path, prefixes, tmp_path):
     run = plain_run(tmp_path / "other", [prefixes[0]])
     plant_fits(run)
