@@ -746,11 +746,14 @@ def _read_schedule(words: list[str]) -> dict[int, list[float]]:
 
 def _plan_show(arguments: Arguments) -> None:
     from megatron_tokscale.data import Plan
-    from megatron_tokscale.data.history import followed
+    from megatron_tokscale.data.history import followed, left_at
     from megatron_tokscale.reweight import describe
 
     path: Path = arguments.file
     print(describe(followed(path) if path.is_dir() else Plan.load(path)), end="")
+    start = left_at(path) if path.is_dir() else None
+    if start is not None:
+        print(f"  from sample {start:,} on the run has not followed it: its job had no plan")
 
 
 def _add_trace(parser: argparse.ArgumentParser) -> None:

@@ -158,9 +158,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise TokscaleError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise TokscaleError(f"{path} is not JSON ({error}); restore or remove it") from error
+        raise TokscaleError(
+            f"{path} is not JSON ({error}); restore it, or name another file"
+        ) from error
     if not isinstance(content, dict):
-        raise TokscaleError(f"{path} does not hold a JSON object; restore or remove it")
+        raise TokscaleError(f"{path} holds no JSON object; restore it, or name another file")
     return content
 
 

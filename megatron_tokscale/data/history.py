@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megatron_tokscale.data.plan import DatasetIdentity, Plan, Stage
+from megatron_tokscale.data.record import load_records, record_path
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import (
     check_schema,
@@ -154,6 +155,19 @@ def followed(run: Path) -> Plan:
             "trained with --tokscale-plan"
         )
     return with_decisions(*load_run_plan(run))
+
+
+def left_at(run: Path) -> int | None:
+    """Return the consumed samples from which on a run has no longer followed its plan, if any.
+
+    Raises:
+        TokscaleError: the run's record of its data is damaged.
+    """
+    path = record_path(run)
+    if not is_there(path):
+        return None
+    last = load_records(path)[-1]
+    return None if last.kind == "plan" else last.start
 
 
 def resume(

@@ -158,10 +158,7 @@ class Plugin:
 
     def _say_if_untrained(self) -> None:
         if self._prober and not (self._has_trained or self._replay):
-            _print_once(
-                "Megatron has trained nothing, so no probe was taken; --tokscale-replay probes "
-                "saved checkpoints"
-            )
+            _print_once("the job has ended before its first training step, so no probe was taken")
 
     def _planned(self, provider: Function) -> Function:
         """The user's datasets provider; its training dataset follows the plan, if there is one."""

@@ -384,6 +384,12 @@ def record_blend(
             start,
             offset=_phase_start(args),
         )
+    followed = path.with_name("plan.json")
+    if start > 0 and followed.exists():
+        print_rank_0(
+            f"tokscale: the run has followed the plan {followed}; this job has no --tokscale-plan, "
+            f"so from sample {start} on it draws as Megatron does"
+        )
     try:
         if untraced_from is not None and untraced_from < start:
             reason = "a launch of which this directory has no record"

@@ -21,6 +21,7 @@ from planned_jobs import (
 )
 from recorded_job import read_samples, run_recorded, start
 
+from megatron_tokscale.cli import main
 from megatron_tokscale.data import Cut, Plan, Stage, Stratum, followed
 from megatron_tokscale.data.history import accepted
 
@@ -89,6 +90,17 @@ def test_the_same_samples_in_any_layout(corpus, planned, stream, tmp_path, layou
     run = ("--tokscale-dir", str(tmp_path / "run"), "--train-iters", "14")
     run_recorded(corpus, tmp_path / "seen", n_processes, *flags, *planned, *run)
     assert read_samples(tmp_path / "seen") == stream
+
+
+def test_a_run_that_leaves_its_plan_says_so(corpus, planned, tmp_path, capsys):
+    run = ("--save", str(tmp_path / "run"), "--load", str(tmp_path / "run"), "--train-iters", "4")
+    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "list:0")
+    output = run_recorded(corpus, tmp_path / "a", 1, *run, *planned, *probe, "--exit-interval", "2")
+    assert "draws as Megatron does" not in output
+    output = run_recorded(corpus, tmp_path / "b", 1, *run, *probe)
+    assert "this job has no --tokscale-plan, so from sample 16 on it draws as Mega" in output
+    main(["plan", "show", str(tmp_path / "run")])
+    assert "from sample 16 on the run has not followed it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("version", OLD)
