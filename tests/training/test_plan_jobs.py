@@ -93,7 +93,8 @@ def test_the_same_samples_in_any_layout(corpus, planned, stream, tmp_path, layou
 
 
 def test_a_run_that_leaves_its_plan_says_so(corpus, planned, tmp_path, capsys):
-    run = ("--save", str(tmp_path / "run"), "--load", str(tmp_path / "run"), "--train-iters", "4")
+    run = ("--save", str(tmp_path / "run"), "--load", str(tmp_path / "run"), "--save-interval", "2")
+    run = (*run, "--train-iters", "4")
     probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "list:0")
     output = run_recorded(corpus, tmp_path / "a", 1, *run, *planned, *probe, "--exit-interval", "2")
     assert "draws as Megatron does" not in output
