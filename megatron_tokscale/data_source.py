@@ -23,7 +23,7 @@ from megatron_tokscale.names import base_name, numbered, whole_prefix
 
 PARTS: Final = ("train", "valid", "test")
 DEFAULT_SPLIT: Final = "969, 30, 1"
-"""What Megatron's validation sets where --data-path comes without --split."""
+"""The split that Megatron's validation sets where --data-path comes without --split."""
 
 type DataPath = Sequence[str] | Mapping[str, Sequence[str]]
 """Megatron's --data-path words, or, of per-split arguments, those of each part that has any."""

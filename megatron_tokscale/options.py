@@ -1,4 +1,4 @@
-"""Which numbers an option of the command line takes."""
+"""Bounds of the numbers that the options of the command line take."""
 
 import argparse
 import math

@@ -57,7 +57,7 @@ class DatasetIdentity:
 
     @property
     def content(self) -> dict[str, Any]:
-        """What tells the dataset wherever it lies; part of fingerprints."""
+        """The values that tell the dataset wherever its files lie; part of fingerprints."""
         return {"name": self.name, "n_sequences": self.n_sequences, "n_tokens": self.n_tokens}
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""How the processes that fit a run together find each other."""
+"""The meeting of the processes that fit a run together."""
 
 import os
 import threading
@@ -18,7 +18,7 @@ _WAIT: Final = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Place:
-    """What a launcher's variables say of this process; one of several, numbered from 0."""
+    """This process among several, numbered from 0, by its launcher's variables."""
 
     rank: int
     size: int

@@ -1,4 +1,4 @@
-"""What a run's analysis may hold besides: transfer from other runs, laws, spectra along D and M."""
+"""Optional results of a run: transfer from other runs, laws, spectra along D and M."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

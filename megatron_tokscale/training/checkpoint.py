@@ -77,7 +77,7 @@ def _unzipped(file: IO[bytes]) -> Any:
 
 
 class _Blank:
-    """What stands for an object of any class: its attributes, and nothing that it does."""
+    """Stand-in for an object of any class: its attributes, and none of its code."""
 
     def __new__(cls, *_: Any, **__: Any) -> "_Blank":
         return object.__new__(cls)

@@ -1,4 +1,4 @@
-"""How far a run has come at a step: tokens consumed, and the sum of the learning rates.
+"""Progress of a run by a step: tokens consumed, and the sum of the learning rates.
 
 Both are counted as the steps are taken. What was before the job's first step comes from a note
 that the plugin leaves in each checkpoint, or is reckoned from the settings that a checkpoint
@@ -19,7 +19,7 @@ NOTE = "tokscale_history"
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
-    """What a run has done by a step.
+    """Counts of a run up to a step.
 
     Attributes:
         step: optimizer steps completed.

@@ -28,7 +28,7 @@ RECKONED = "reckoned from the checkpoint's settings"
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds besides its weights.
+    """Content of a checkpoint besides its weights.
 
     Attributes:
         step: optimizer steps completed.

@@ -1,4 +1,4 @@
-"""Which processes a fit waits for, and which it does not."""
+"""Processes that a fit waits for, and those that it does not."""
 
 import os
 import subprocess
