@@ -1,6 +1,7 @@
 """Named arrays in a safetensors file that says what it holds."""
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,11 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import check_schema, schema_version
+
+
+def text_crc32(text: str) -> str:
+    """Return the CRC-32 of a text, in hexadecimal."""
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 @dataclass(frozen=True)
@@ -28,15 +34,34 @@ class TensorFile:
     what: str
     verb: str
 
-    def metadata(self, fingerprint: str, **values: str) -> dict[str, str]:
-        """What a file of this kind says of itself."""
+    def metadata(self, fingerprint: str, *, details: str, **values: str) -> dict[str, str]:
+        """Return what a file of this kind says of itself; `details` is outside the fingerprint."""
         version = str(self.schema_version)
         return {
             "kind": self.kind,
             "schema_version": version,
             "fingerprint": fingerprint,
+            "details": details,
+            "details_crc32": text_crc32(details),
             **values,
         }
+
+    def check_details(self, metadata: Mapping[str, str], *names: str) -> None:
+        """Check the details of a file against their checksum, which files of old do not have.
+
+        Args:
+            metadata: of the file.
+            names: of the values that it holds besides those of all kinds.
+
+        Raises:
+            ValueError: the checksum is wrong, or a value has a name that is never written.
+        """
+        known = {*self.metadata("", details=""), *names}
+        if unknown := metadata.keys() - known:  # it may be the checksum's, damaged
+            raise ValueError(f"it has a value named {min(unknown)!r}")
+        found = text_crc32(metadata["details"])
+        if metadata.get("details_crc32", found) != found:
+            raise ValueError("the checksum of its details is wrong")
 
     def read(
         self, path: Path, names: Sequence[str]

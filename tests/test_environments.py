@@ -110,7 +110,9 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 def shown(text: str, encoding: str) -> str:
-    """The text as a terminal of this encoding can show it."""
+    """The text as a terminal of this encoding can show it: shades of a plan keep apart."""
+    if encoding == "latin-1":
+        text = text.translate(str.maketrans("░▒▓█", ".:+#"))
     return text.encode(encoding, "replace").decode(encoding)
 
 

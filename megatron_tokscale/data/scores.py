@@ -6,7 +6,6 @@ Shapes: Q documents of a dataset (the sequences of its .idx file, all splits).
 import glob
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -120,7 +119,6 @@ class DocumentScores:
             dataset=json.dumps(self.dataset.content),
             digest=self.digest,
             details=details,
-            details_crc32=_crc32(details),
         )
         arrays = {name: np.ascontiguousarray(getattr(self, f"{name}_Q")) for name in _ARRAYS}
         with whole_or_absent(path) as temporary:
@@ -136,6 +134,7 @@ class DocumentScores:
         read, metadata = _FILE.read(path, list(_ARRAYS))
         arrays: dict[str, Any] = {f"{name}_Q": array for name, array in read.items()}
         try:
+            _FILE.check_details(metadata, "dataset", "digest")
             scores = DocumentScores(
                 **arrays,
                 dataset=DatasetIdentity(**json.loads(metadata["dataset"])),
@@ -144,10 +143,6 @@ class DocumentScores:
             )
         except (KeyError, ValueError, TypeError, TokscaleError) as error:
             raise TokscaleError(f"score file {path} is damaged ({error}); make it again") from error
-        if metadata.get("details_crc32", (found := _crc32(metadata["details"]))) != found:
-            raise TokscaleError(
-                f"score file {path} is damaged: the checksum of its details is wrong; make it again"
-            )
         if scores.fingerprint != metadata.get("fingerprint"):
             raise TokscaleError(f"score file {path} does not match its fingerprint; make it again")
         return scores
@@ -169,10 +164,6 @@ class DocumentScores:
             f"the scores of {tokens.prefix} were made for other data or another tokenizer: {why}; "
             "make them again"
         )
-
-
-def _crc32(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def scores_path(prefix: str) -> Path:

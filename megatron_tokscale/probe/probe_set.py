@@ -5,7 +5,6 @@ Shapes: B sequences, S sequence length, N watched tokens: the true entries of `m
 
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,7 +144,6 @@ class ProbeSet:
             domains=json.dumps(list(self.domains)),
             vocab_size=str(self.vocab_size),
             details=json.dumps(self.details),
-            details_crc32=_crc32(json.dumps(self.details)),
         )
         arrays = {name: np.ascontiguousarray(getattr(self, f"{name}_BS")) for name in _ARRAYS}
         with whole_or_absent(path) as temporary:
@@ -174,8 +172,7 @@ class ProbeSet:
                 raise ValueError(f"{name} has type {read[name].dtype}, shape {read[name].shape}")
         if len({array.shape for array in read.values()}) > 1:
             raise ValueError("its arrays have different shapes")
-        if metadata.get("details_crc32", (found := _crc32(metadata["details"]))) != found:
-            raise ValueError("the checksum of its details is wrong")
+        _FILE.check_details(metadata, "domains", "vocab_size")
         arrays: dict[str, Any] = {f"{name}_BS": array for name, array in read.items()}
         probe_set = ProbeSet(
             **arrays,
@@ -186,7 +183,3 @@ class ProbeSet:
         if probe_set.fingerprint != metadata["fingerprint"]:
             raise ValueError(f"its contents have {probe_set.fingerprint}")
         return probe_set
-
-
-def _crc32(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x}"

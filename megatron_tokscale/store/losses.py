@@ -54,6 +54,11 @@ class LossRecord:
     versions: str
 
 
+_NAMES = {"kind", "schema_version", "crc32", "record_crc32"} | {
+    field.name for field in fields(LossRecord)
+}
+
+
 def losses_name(step: int) -> str:
     """File name of the losses at `step`."""
     return f"step_{step:08d}.safetensors"
@@ -134,6 +139,8 @@ def read_record(path: Path) -> tuple[LossRecord, int]:
             raise TokscaleError(f"{path} is not a losses file; remove it from the losses folder")
         check_schema(path, schema_version(path, metadata), SCHEMA_VERSION)
         n_tokens = int(_losses(file, path).get_shape()[0])
+    if unknown := metadata.keys() - _NAMES:  # a checksum of another name would not be looked at
+        raise _damaged(path, f"its record has a value named {min(unknown)!r}")
     if metadata.get("record_crc32", _record_checksum(metadata)) != _record_checksum(metadata):
         raise _damaged(path, "the checksum of its record is wrong")
     try:
