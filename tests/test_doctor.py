@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from findings import run_doctor
 from jobs import SEQ_LENGTH, VOCAB_SIZE, Corpus, job_environment, job_flags
 from planned_jobs import make_scores, stratified_plan, train_dataset
 from runs import plain_probe_set, write_run
@@ -27,17 +28,7 @@ def examine(capsys):
     """Run the doctor; its exit code, and its findings by state."""
 
     def run(*words):
-        code = 0
-        try:
-            doctor.main(["--", *words] if words else [])
-        except SystemExit as exit_:
-            code = exit_.code
-        found = {}
-        for line in capsys.readouterr().out.splitlines():
-            if line.startswith("  "):
-                state, _, text = line.strip().partition("  ")
-                found.setdefault(state, []).append(text.strip())
-        return code, found
+        return run_doctor(capsys, *words)
 
     return run
 

@@ -7,10 +7,10 @@ import sys
 from dataclasses import replace
 
 import pytest
+from findings import run_doctor
 from jobs import Corpus, job_flags, warm_launcher
 from planned_jobs import plan_of
 
-from megatron_tokscale import doctor
 from megatron_tokscale.data_source import DataSource
 from megatron_tokscale.files import sealed
 from megatron_tokscale.store.lock import RunLock
@@ -43,17 +43,7 @@ def run(words) -> tuple[int, str]:
 @pytest.fixture
 def examine(capsys):
     def of(words):
-        code = 0
-        try:
-            doctor.main(["--", "-m", "megatron_tokscale.pretrain", *words])
-        except SystemExit as exit_:
-            code = exit_.code
-        found = {}
-        for line in capsys.readouterr().out.splitlines():
-            if line.startswith("  "):
-                state, _, text = line.strip().partition("  ")
-                found.setdefault(state, []).append(text.strip())
-        return code, found
+        return run_doctor(capsys, "-m", "megatron_tokscale.pretrain", *words)
 
     return of
 

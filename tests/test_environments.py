@@ -117,7 +117,7 @@ def shown(text: str, encoding: str) -> str:
 
 
 def told(path: str) -> str:
-    """What a written file says, but for times and for the checksums over them."""
+    """Content of a written file, but for times and for the checksums over them."""
     content = Path(path).read_bytes()
     if path.endswith((".json", ".html")):
         return VARYING.sub("", content.decode())

@@ -28,7 +28,7 @@ GARBAGE = ("empty", "picture", "deep", "list", "words", "directory", "unreadable
 
 
 class StoppedError(Exception):
-    """What ends a fit amid its blocks."""
+    """An end of a fit amid its blocks."""
 
 
 def stop_after_two_blocks(done, total):

@@ -168,7 +168,7 @@ def listed(table, path: str, damage: str) -> bool:
 
 
 def fault(world: World, command: Command, path: str, damage: str, before, outcome) -> str | None:
-    """What is wrong with how a verb has ended on a damaged file."""
+    """Return the fault in how a verb has ended on a damaged file."""
     code, error = outcome
     if code == 0:
         return None if listed(MAY_PASS, path, damage) else "taken as it is"

@@ -258,7 +258,7 @@ def _record_blend(folder: Path) -> tuple[str, ...]:
 
 
 def _record_plan(folder: Path) -> tuple[str, ...]:
-    """What a job leaves that follows plan.json, and has decided once."""
+    """The files of a job that follows plan.json and has decided once."""
     decisions, cache = [Decision(10, 100, (1.0, 3.0))], folder / "plancache"
     save_run_plan(Plan.load(folder / "plan.json"), decisions, folder / "planned")
     plan = followed(folder / "planned")

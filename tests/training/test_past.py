@@ -1,4 +1,4 @@
-"""What checkpoints tell of a run's past, and where they do not: unknown, never a guess."""
+"""The past of a run as its checkpoints tell it; elsewhere unknown, never a guess."""
 
 from argparse import Namespace
 from dataclasses import replace
