@@ -4,13 +4,11 @@
 
 One child process makes a fitted run on disk; another opens and analyses it, and its seconds,
 processor time and peak memory (resource.getrusage) are its own. The files are then in the page
-cache, and the compiled code in numba's. A third times the peers, on few tokens:
-
-- bootstrap: documents drawn literally, and the means over their tokens taken anew each time;
-- kernel sum: every transition's own bump, by scipy's expit, at every point of the grid.
+cache, and the compiled code in numba's. A third times the peer, on few tokens: a bootstrap that
+draws documents literally, and takes the means over their tokens anew each time.
 
 Shapes: N tokens, K probe steps, E transitions, R resamples (the first is the data as they are), C
-bins, G grid points.
+bins.
 """
 
 import argparse
@@ -31,19 +29,17 @@ import pyarrow
 import scipy
 from fitted_run import make_run
 from numpy.typing import NDArray
-from scipy.special import expit
 from table import heading, markdown
 
 from megatron_tokscale.fit import SigmoidFits, fits_path
 from megatron_tokscale.results import FittedRun
-from megatron_tokscale.spectrum import Bins, DocumentSums, Units, events_of, kernel_sum
+from megatron_tokscale.spectrum import Bins, DocumentSums, Units, events_of
 from megatron_tokscale.spectrum.run import spectrum_run
 from megatron_tokscale.store import Run
 
 PROBES = 60
 RESAMPLES = 200
 PEER_TOKENS = 50_000
-PEER_TRANSITIONS = 5_000
 RESAMPLED = "sums over the documents", "reconstructions"
 
 Array = NDArray[np.float64]
@@ -160,34 +156,6 @@ def bootstrap(path: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def kernels(path: Path) -> Peer:
-    """The kernel sum of a run's transitions, by brute force for the first of them."""
-    fits = SigmoidFits.load(fits_path(Run.open(path)))
-    moves = fits.transitions
-    few = moves.rows(np.arange(len(moves.drop_E)) < PEER_TRANSITIONS)
-    low, high = float(fits.x_K[1]), float(fits.x_K[-1])
-    ours_on_all, _ = timed(lambda: kernel_sum(moves, low, high))
-    ours_on_few, (x_G, found_G) = timed(lambda: kernel_sum(few, low, high))
-
-    def brute() -> Array:
-        total_G = np.zeros(len(x_G))
-        for drop, midpoint, width in zip(few.drop_E, few.midpoint_E, few.width_E, strict=True):
-            s_G = expit((midpoint - x_G) / width)
-            total_G += drop / width * s_G * (1 - s_G)
-        return total_G
-
-    seconds, expected_G = timed(brute)
-    return Peer(
-        name="kernel sum, transitions",
-        few=PEER_TRANSITIONS,
-        brute=seconds,
-        ours_on_few=ours_on_few,
-        difference=relative(found_G, expected_G),
-        all=len(moves.drop_E),
-        ours=ours_on_all,
-    )
-
-
 def relative(found: Array, expected: Array) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
@@ -215,23 +183,21 @@ def cost_table(costs: list[Cost], n_tokens: int) -> str:
     return markdown(columns, rows)
 
 
-def peer_table(peers: list[Peer]) -> str:
-    rows = [
-        [
-            each.name,
-            f"{each.few:,}",
-            f"{each.brute:.2f}",
-            f"{each.ours_on_few:.2f}",
-            f"{each.difference:.0e}",
-            f"{each.all:,}",
-            f"{each.ours:.1f}",
-            f"{each.brute / each.few * each.all:,.0f}",
-            f"{each.brute / each.few * each.all / each.ours:,.0f}",
-        ]
-        for each in peers
+def peer_table(peer: Peer) -> str:
+    at_its_rate = peer.brute / peer.few * peer.all
+    row = [
+        peer.name,
+        f"{peer.few:,}",
+        f"{peer.brute:.2f}",
+        f"{peer.ours_on_few:.2f}",
+        f"{peer.difference:.0e}",
+        f"{peer.all:,}",
+        f"{peer.ours:.1f}",
+        f"{at_its_rate:,.0f}",
+        f"{at_its_rate / peer.ours:,.0f}",
     ]
     few = ["few", "brute force on them, s", "ours, s", "difference"]
-    return markdown(["", *few, "all", "ours, s", "brute force at its rate, s", "ratio"], rows)
+    return markdown(["", *few, "all", "ours, s", "brute force at its rate, s", "ratio"], [row])
 
 
 def run_all(folder: Path, n_tokens: int, seed: int) -> str:
@@ -244,10 +210,7 @@ def run_all(folder: Path, n_tokens: int, seed: int) -> str:
     at_start = heading(**versions)
     costs = in_child(analyse, large, seed)
     ours = sum(each.cpu for each in costs if each.name in RESAMPLED)
-    peers = [
-        Peer(**in_child(bootstrap, small, seed), all=n_tokens, ours=ours),
-        in_child(kernels, large),
-    ]
+    peer = Peer(**in_child(bootstrap, small, seed), all=n_tokens, ours=ours)
     blas = os.environ.get("OPENBLAS_NUM_THREADS", "not set")
     return f"""{at_start}, seed {seed}, OPENBLAS_NUM_THREADS {blas}
 
@@ -255,11 +218,11 @@ def run_all(folder: Path, n_tokens: int, seed: int) -> str:
 
 {cost_table(costs, n_tokens)}
 
-Brute force on few of the tokens, or transitions, in processor seconds of one core. Ours on all
+Brute force on few of the tokens, in processor seconds of one core. Ours on all
 of them is from the phases "{RESAMPLED[0]}" and "{RESAMPLED[1]}" above, which read
 the files too and do more than the means and the spectrum that brute force does.
 
-{peer_table(peers)}
+{peer_table(peer)}
 """
 
 

@@ -32,12 +32,6 @@ class Line(NamedTuple):
     is_wrong: bool = False
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the findings; exit code 2 if something is wrong."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    examine(words[1:] if words[:1] == ["--"] else words)
-
-
 def examine(words: Sequence[str]) -> None:
     """Print what is found here and, if there are any, in a job's `words`.
 
@@ -203,7 +197,3 @@ def _job(flags: Sequence[str], *, is_own_script: bool) -> list[Line]:
         *(Line("ok", text) for text in findings.passed),
         *(Line("not checked", text) for text in findings.unchecked),
     ]
-
-
-if __name__ == "__main__":
-    main()

@@ -7,7 +7,7 @@ def run_doctor(capsys, *words: str) -> tuple[int, dict[str, list[str]]]:
     """Run the doctor on a job's words; return its exit code, and its findings by state."""
     code = 0
     try:
-        doctor.main(["--", *words] if words else [])
+        doctor.examine(words)
     except SystemExit as exit_:
         code = exit_.code
     found: dict[str, list[str]] = {}

@@ -3,6 +3,7 @@
 Shapes: N tokens, K probe steps.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,17 @@ def write_run(path: Path, steps, loss_NK, probe_set: ProbeSet | None = None) -> 
         losses_N = np.ascontiguousarray(loss_NK[:, k], dtype=np.float32)
         write_losses(folder / "losses" / losses_name(step), losses_N, record)
     return Run.open(path)
+
+
+def read_journal(path):
+    """Read the events of a run in `path`, skipping a torn line."""
+    file = path / "tokscale" / "journal.jsonl"
+    if not file.exists():
+        return []
+    events = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            continue
+    return events

@@ -22,10 +22,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 from jobs import Corpus, job_environment, job_flags, make_corpus, run_job, torchrun
+from runs import read_journal
 
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.losses import list_losses, read_losses
-from megatron_tokscale.store.writer import read_journal
 
 STEPS_PER_KILL = 20
 SAVE_INTERVAL = 5

@@ -200,8 +200,8 @@ def without_megatron(*words):
     code = (
         "import sys\n"
         "sys.modules['megatron'] = None\n"
-        "from megatron_tokscale.doctor import main\n"
-        f"main({list(words)!r})\n"
+        "from megatron_tokscale.cli import main\n"
+        f"main({['doctor', *words]!r})\n"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 

@@ -14,12 +14,17 @@ from megatrons import INSTALLED, OLD, python_path
 from megatron_tokscale import pretrain
 from megatron_tokscale.training.gpt_flags import (
     DATASET_ARGUMENTS,
-    HARMLESS,
     MODEL_ARGUMENTS,
     REFUSED,
     flag_refusals,
     is_refused,
     megatron_parser,
+)
+
+# Read by nothing in these Megatrons, and without any effect on what is trained: scripts have them.
+HARMLESS = (
+    *("--use-mcore-models", "--use-flash-attn", "--onnx-safe"),
+    "--no-scatter-gather-tensors-in-pipeline",
 )
 
 # What pretrain_gpt.py, gpt_builders.py and model_provider.py of 0.18.2, 0.19.0 and main read.

@@ -18,7 +18,7 @@ from megatron_tokscale.data.plan import (
     dataset_names,
 )
 from megatron_tokscale.data.scores import DocumentScores
-from megatron_tokscale.data.shares import RealisedShares, realised_shares
+from megatron_tokscale.data.shares import RealisedShares
 
 __all__ = [
     "Cut",
@@ -38,7 +38,6 @@ __all__ = [
     "followed",
     "load_or_build_index",
     "match_datasets",
-    "realised_shares",
     "stratum_key",
     "with_decisions",
 ]

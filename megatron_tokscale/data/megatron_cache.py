@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
-from megatron_tokscale.data.arrays import open_array
+from megatron_tokscale.data.array_files import open_array
 from megatron_tokscale.data.record import BlendRecord, DataRecord, DatasetRecord
 from megatron_tokscale.errors import TokscaleError
 

@@ -3,14 +3,12 @@
 Shapes: D datasets, Z strata.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.data.index import Index, count_strata
 from megatron_tokscale.data.plan import Plan
 
 
@@ -54,11 +52,3 @@ class RealisedShares:
         """Sums over the strata of each dataset."""
         n_datasets = len(self.plan.datasets)
         return np.bincount(self.plan.dataset_Z, value_Z, minlength=n_datasets)
-
-
-def realised_shares(
-    plan: Plan, index: Index, n_samples: int, size_Z: Sequence[int] | NDArray[np.int64]
-) -> RealisedShares:
-    """Count the first `n_samples` of the index; `size_Z` are samples per epoch."""
-    count_Z = count_strata(index.stratum_N[:n_samples], plan.n_strata)
-    return RealisedShares(plan, n_samples, count_Z, np.array(size_Z))

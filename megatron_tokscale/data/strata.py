@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.data.arrays import is_right, map_array, write_array
+from megatron_tokscale.data.array_files import is_right, map_array, write_array
 from megatron_tokscale.data.permutation import epoch_permutation, stratum_key
 from megatron_tokscale.data.plan import ORDER_VERSION, Plan
 from megatron_tokscale.data.samples import SampleScores

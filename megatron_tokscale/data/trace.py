@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.data.arrays import blocks, check_array
+from megatron_tokscale.data.array_files import blocks, check_array
 from megatron_tokscale.data.history import followed
 from megatron_tokscale.data.index import load_or_compute_index
 from megatron_tokscale.data.megatron_cache import find_record, map_cached

@@ -18,7 +18,6 @@ from megatron_tokscale.resampling import percentile_interval
 
 MIN_RUNS = 6
 MIN_LEVELS = 3
-_FLOPS = 6  # per parameter and token, forward and backward
 _EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 2.0)
 _DESCENTS = 12
 _LEVEL_BOUNDS = (-50.0, 50.0)  # keeps a wild step of the descent from a loss of zero
@@ -71,19 +70,6 @@ class ChinchillaLaw:
         """The law's loss of models of `parameters` trained on `tokens`, in nats."""
         n, d = np.asarray(parameters, np.float64), np.asarray(tokens, np.float64)
         return np.asarray(self.floor + self.A * n**-self.alpha + self.B * d**-self.beta)
-
-    def optimal(self, flops: float) -> tuple[float, float]:
-        """Parameters and tokens of the lowest loss for `flops` = 6 N D (Hoffmann et al., eq. 4).
-
-        Raises:
-            TokscaleError: flops that are not finite and positive.
-        """
-        if not (np.isfinite(flops) and flops > 0):
-            raise TokscaleError(f"flops = {flops:g} train no model; give a finite, positive number")
-        log_balance = np.log(self.alpha / self.beta) + np.log(self.A) - np.log(self.B)
-        log_product = np.log(flops / _FLOPS)
-        log_parameters = log_balance / (self.alpha + self.beta) + self.a * log_product
-        return float(np.exp(log_parameters)), float(np.exp(log_product - log_parameters))
 
 
 def fit_chinchilla(

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import chi2
 from scipy.stats import t as student_t
 
@@ -21,7 +20,6 @@ from megatron_tokscale.laws.correlation import (
     serial_correlation,
 )
 from megatron_tokscale.laws.group_fit import Fit, Losses, Model, grid_errors
-from megatron_tokscale.laws.lr_sum import ONE_THIRD
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,6 @@ class GroupExponents:
     interval_G2: Array
     heterogeneity: float
     heterogeneity_p: float
-
-    @property
-    def holds_one_third_G(self) -> NDArray[np.bool_]:
-        """Whether each group's interval holds 1/3."""
-        low_G, high_G = self.interval_G2.T
-        return np.asarray((low_G <= ONE_THIRD) & (high_G >= ONE_THIRD))
 
 
 def group_exponents(

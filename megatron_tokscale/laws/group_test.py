@@ -20,7 +20,7 @@ from megatron_tokscale.laws.group_exponents import GroupExponents, group_exponen
 from megatron_tokscale.laws.group_fit import Fit, Losses, Model, models_over
 from megatron_tokscale.laws.lr_sum import checked, from_tau
 
-DISCARDED = 0.01
+FIRST_GROUP_TAU_SHARE = 0.01  # of the last tau
 MIN_BLOCKS = 4
 _POINTS_PER_BLOCK = 2
 
@@ -167,7 +167,7 @@ def group_test(
     tau_K, loss_SGK, weights_G = _checked_groups(lr_sum_K, loss_GK, weight_G, loss_RGK)
     if n_blocks < MIN_BLOCKS:
         raise TokscaleError(f"{n_blocks} blocks are too few to compare; take at least four blocks")
-    start = DISCARDED * tau_K[-1] if from_ is None else from_
+    start = FIRST_GROUP_TAU_SHARE * tau_K[-1] if from_ is None else from_
     fitted_K = from_tau(tau_K, start, _POINTS_PER_BLOCK * n_blocks)
     tau_K, loss_SGK = tau_K[fitted_K], loss_SGK[:, :, fitted_K]
     x_K = np.log(tau_K / tau_K[0])

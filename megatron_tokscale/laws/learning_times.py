@@ -40,10 +40,6 @@ class FrequencyExponent:
     r2: float
     n_groups: int
 
-    def rank_exponent(self, alpha: float) -> float:
-        """The exponent b (alpha + 1) of learning times by rank, for frequencies k^-(alpha + 1)."""
-        return self.b * (alpha + 1)
-
 
 def frequency_exponent(frequency_I: ArrayLike, time_I: ArrayLike) -> FrequencyExponent:
     """The slope of ln(time) on ln(frequency), with its sign turned.

@@ -22,7 +22,7 @@ from megatron_tokscale.laws.correlation import (
 from megatron_tokscale.laws.lr_sum import ONE_THIRD, checked, from_tau
 
 MIN_POINTS = 6
-DISCARDED = 0.1
+FIRST_TAU_SHARE = 0.1  # of the last tau
 DISCARDED_POINTS = 2
 
 
@@ -160,4 +160,4 @@ def _start(tau_K: Array) -> float:
     """A tenth of the last tau, or the third above 0 if that is later."""
     positive_K = tau_K[tau_K > 0]
     third = positive_K[min(DISCARDED_POINTS, len(positive_K) - 1)] if len(positive_K) else 0.0
-    return float(max(DISCARDED * tau_K[-1], third))
+    return float(max(FIRST_TAU_SHARE * tau_K[-1], third))

@@ -21,7 +21,7 @@ from megatron_tokscale.laws.huber import Array, Curve, Solution
 from megatron_tokscale.resampling import percentile_interval
 
 MIN_POINTS = 6
-DISCARDED = 0.1
+FIRST_TIME_SHARE = 0.1  # of the last time
 _PARAMETERS = 3
 _ROUNDING = 1e-8  # relative, of times and losses
 
@@ -104,7 +104,7 @@ def fit_power_law(
             not positive or do not fall.
     """
     time_K, loss = _checked(t_K, loss_K)
-    start = DISCARDED * time_K[-1] if from_ is None else from_
+    start = FIRST_TIME_SHARE * time_K[-1] if from_ is None else from_
     fitted_K = (time_K > 0) & (time_K >= start * (1 - _ROUNDING))
     time_K, loss = time_K[fitted_K], loss[fitted_K]
     _check_points(time_K, loss, start)

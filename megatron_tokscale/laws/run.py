@@ -12,7 +12,7 @@ from megatron_tokscale.laws import theories
 from megatron_tokscale.laws.explain import explanations
 from megatron_tokscale.laws.inputs import Inputs
 from megatron_tokscale.laws.plain import or_reason, plain
-from megatron_tokscale.laws.power_law import DISCARDED
+from megatron_tokscale.laws.power_law import FIRST_TIME_SHARE
 from megatron_tokscale.laws.several import several_runs
 from megatron_tokscale.results import LAWS_SCHEMA, SpectrumResult, heading, non_finite
 from megatron_tokscale.store import Run, check_same_tokens
@@ -65,7 +65,7 @@ def laws_run(
         each.verify()
     portions = DataSource(corpus, split).portions("train") if corpus else []
     end = float(inputs.t_K[-1])
-    start = DISCARDED * end if from_ is None else from_
+    start = FIRST_TIME_SHARE * end if from_ is None else from_
 
     def law(loss_RK: Any, first: float = start) -> dict[str, Any]:
         return or_reason(lambda: theories.power_law(inputs.t_K, loss_RK, first, n_resamples, seed))

@@ -9,8 +9,8 @@ size streams through `ZeroSum` in blocks of tokens.
 
 Noise moves tokens as well: with a standard deviation s of one measured loss (arithmetic, dropout, a
 mini-batch's jitter of the weights) a token that learns nothing has dl ~ N(0, 2 s^2) and a mean |dl|
-of 2 s / sqrt(pi). M has that floor, and D goes to 1 over it. A movement near its `noise_movement_P`
-is no learning that cancels out.
+of 2 s / sqrt(pi). M has that floor, and D goes to 1 over it. A movement near that floor is noise,
+not learning that cancels out.
 
 Shapes: K probe steps, P pairs, N tokens of a block, U units of resampling, R resamples.
 """
@@ -95,7 +95,6 @@ class ZeroSum:
         sum_dl_UP: sum of dl over the tokens of a unit, nats.
         sum_abs_UP: sum of |dl|, nats.
         tokens_U: tokens of each unit.
-        sum_noise_P: sum of the |dl| expected from noise alone, nats.
     """
 
     def __init__(self, step_K: ArrayLike, n_units: int = 1) -> None:
@@ -106,26 +105,16 @@ class ZeroSum:
         self.sum_dl_UP = np.zeros((n_units, len(self._pair_P2)))
         self.sum_abs_UP = np.zeros_like(self.sum_dl_UP)
         self.tokens_U = np.zeros(n_units, dtype=np.int64)
-        self.sum_noise_P = np.zeros(len(self._pair_P2))
-        self._noise_known = True
 
-    def add(
-        self,
-        loss_NK: ArrayLike,
-        *,
-        unit_N: ArrayLike | None = None,
-        noise_N: ArrayLike | None = None,
-    ) -> None:
+    def add(self, loss_NK: ArrayLike, *, unit_N: ArrayLike | None = None) -> None:
         """Take in a block of tokens.
 
         Args:
             loss_NK: losses of the tokens at all probes, nats.
             unit_N: unit of each token, from 0; by default all belong to unit 0.
-            noise_N: standard deviation of the noise of one loss of each token, nats.
 
         Raises:
-            TokscaleError: losses that are not finite, other shapes, units out of range, or noise
-                that is negative.
+            TokscaleError: losses that are not finite, other shapes, or units out of range.
         """
         loss = self._checked(np.asarray(loss_NK, dtype=np.float64))
         n = len(loss)
@@ -135,15 +124,9 @@ class ZeroSum:
         from_P, to_P = self._pair_P2.T
         dl_NP = loss[:, to_P] - loss[:, from_P]
         member_UN = csr_array((np.ones(n), (unit, np.arange(n))), shape=(len(self.tokens_U), n))
-        self._add_noise(noise_N, n)
         self.sum_dl_UP += member_UN @ dl_NP
         self.sum_abs_UP += member_UN @ np.abs(dl_NP)
         self.tokens_U += np.bincount(unit, minlength=len(self.tokens_U))
-
-    @property
-    def noise_movement_P(self) -> Array | None:
-        """M of noise alone, mean of 2 s / sqrt(pi), nats; None if some block came without noise."""
-        return self.sum_noise_P / self._n_tokens() if self._noise_known else None
 
     def metrics(self) -> ZeroSumMetrics:
         """Over all tokens."""
@@ -196,18 +179,6 @@ class ZeroSum:
         if not n_tokens:
             raise UndefinedError("zero-sum metrics of no tokens; add a block of losses first")
         return n_tokens
-
-    def _add_noise(self, noise_N: ArrayLike | None, n: int) -> None:
-        if noise_N is None:
-            self._noise_known = False
-            return
-        noise = np.asarray(noise_N, dtype=np.float64)
-        if noise.shape != (n,) or not (np.isfinite(noise) & (noise >= 0)).all():
-            raise TokscaleError(
-                f"noise of shape {noise.shape} does not go with {n} tokens; give one finite "
-                "standard deviation, not negative, per token"
-            )
-        self.sum_noise_P += 2 / math.sqrt(math.pi) * noise.sum()
 
     def _checked(self, loss_NK: Array) -> Array:
         if loss_NK.ndim != 2 or loss_NK.shape[1] != self._n_probes:

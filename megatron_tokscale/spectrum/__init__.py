@@ -7,13 +7,11 @@ from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum, event
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
 from megatron_tokscale.spectrum.forward import predict_forward
 from megatron_tokscale.spectrum.groups import groupings, learning_times
-from megatron_tokscale.spectrum.kernel_sum import kernel_sum
 from megatron_tokscale.spectrum.order import learning_order
 from megatron_tokscale.spectrum.reconstruction import (
     Comparison,
     Reconstruction,
     compare,
-    full_derivative,
     reconstruct,
 )
 from megatron_tokscale.spectrum.run import spectrum_run
@@ -37,9 +35,7 @@ __all__ = [
     "compare",
     "derivative_weights",
     "events_of",
-    "full_derivative",
     "groupings",
-    "kernel_sum",
     "learning_order",
     "learning_times",
     "mean_curve_losses",

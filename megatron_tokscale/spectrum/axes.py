@@ -30,7 +30,6 @@ from megatron_tokscale.spectrum.transfer import PERMUTATIONS, Alignment, Transfe
 from megatron_tokscale.store import Run, check_same_tokens
 
 LEAST_RUNS = 5
-_VALUES_PER_BLOCK = 2**23
 _SIZES = {
     "parameters": "parameters",
     "non-embedding": "non_embedding",

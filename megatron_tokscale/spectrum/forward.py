@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.laws.huber import Curve
-from megatron_tokscale.laws.power_law import DISCARDED
+from megatron_tokscale.laws.power_law import FIRST_TIME_SHARE
 from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.spectrum.density import Array
 from megatron_tokscale.spectrum.groups import Groups
@@ -136,7 +136,7 @@ class _Cut:
         fitted = self.first_K & np.isfinite(x_K)
         recent = fitted & (x_K >= x_K[self.last] - math.log(2) - _ROUNDING)
         slope_R, level_R = np.polyfit(x_K[recent], mean_RK[:, recent].T, 1)
-        late = fitted & (x_K >= x_K[self.last] + math.log(DISCARDED) - _ROUNDING)
+        late = fitted & (x_K >= x_K[self.last] + math.log(FIRST_TIME_SHARE) - _ROUNDING)
         law_RK = np.empty((len(mean_RK), int(held_K.sum())))
         best = None
         for r, loss_K in enumerate(mean_RK[:, late]):

@@ -27,11 +27,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from megatron_tokscale.fit import MIN_PROBES, SigmoidFits, TokenClass, fit_sigmoids
+from megatron_tokscale.fit import MIN_PROBES, SigmoidFits, fit_sigmoids
 from megatron_tokscale.resampling import Estimate
 from megatron_tokscale.spectrum.density import Array, default_grid
 from megatron_tokscale.spectrum.derivative import derivative_weights
-from megatron_tokscale.spectrum.kernel_sum import kernel_sum
 from megatron_tokscale.spectrum.sums import DocumentSums
 
 NAMES = ("full", "kernel", "spectrum")
@@ -170,24 +169,6 @@ def agreement(measured_RG: Array, derivative_RG: Array) -> tuple[Array, Array]:
         r2_R = 1 - (miss_RG**2).sum(axis=-1) / (around_RG**2).sum(axis=-1)
         l1_R = np.abs(miss_RG).sum(axis=-1) / np.abs(measured_RG).sum(axis=-1)
     return r2_R, l1_R
-
-
-def full_derivative(
-    fits: SigmoidFits, x_G: ArrayLike, tokens_N: NDArray[np.bool_] | None = None
-) -> Array:
-    """The unsmoothed -dL/dx of the class models at `x_G`, in nats per unit of x.
-
-    `kernel_sum` on a fine grid, linear in between: to about a thousandth of the largest value.
-    """
-    x_G = np.asarray(x_G, dtype=np.float64)
-    whole_N = fits.complete_N if tokens_N is None else fits.complete_N & tokens_N
-    part = fits.rows(whole_N)
-    total_G = np.interp(x_G, *kernel_sum(part.transitions, float(x_G.min()), float(x_G.max())))
-    gradual = part.is_class(TokenClass.GRADUAL)
-    onset, order = np.sort(part.onset_N[gradual]), np.argsort(part.onset_N[gradual])
-    begun = np.concatenate([[0.0], np.cumsum(part.slope_N[gradual][order], dtype=np.float64)])
-    total_G -= begun[np.searchsorted(onset, x_G, side="left")]
-    return np.asarray(total_G / max(len(part), 1))
 
 
 def _one_sigmoid(x_K: Array, loss_RK: Array) -> Array:

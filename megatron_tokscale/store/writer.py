@@ -263,17 +263,3 @@ def _resumed(known: Identity, launches: Sequence[Launch], resume_step: int | Non
         is_known = not known.is_replay
         return known if is_known else replace(known, launches=merged(known.launches, launches))
     return replace(known, launches=tuple(launches), is_replay=False)
-
-
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Read the events of a run in `path`, skipping a torn line."""
-    file = path / "tokscale" / "journal.jsonl"
-    if not file.exists():
-        return []
-    events = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events

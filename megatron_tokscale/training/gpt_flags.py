@@ -109,12 +109,6 @@ _ALONE = (
     *("--openai-gelu", "--enable-full-sharding-in-hsdp"),
 )
 
-# Read by nothing in these Megatrons, and without any effect on what is trained: scripts have them.
-HARMLESS: Final = (
-    *("--use-mcore-models", "--use-flash-attn", "--onnx-safe"),
-    "--no-scatter-gather-tensors-in-pipeline",
-)
-
 
 class _Parser(ArgumentParser):
     """A parser whose error is one line and no exit."""

@@ -11,13 +11,13 @@ from megatron_tokscale.data import (
     DatasetIdentity,
     Index,
     Plan,
+    RealisedShares,
     Stage,
     Stratum,
     build_index,
     load_or_build_index,
-    realised_shares,
 )
-from megatron_tokscale.data.index import extend_index
+from megatron_tokscale.data.index import count_strata, extend_index
 from megatron_tokscale.errors import TokscaleError
 
 
@@ -239,7 +239,8 @@ def test_a_stratum_without_weight_is_not_drawn():
 
 def test_shares_count_samples_and_epochs():
     plan = plan_of((0, [3, 1]))
-    shares = realised_shares(plan, build_index(plan, 400), 400, [100, 50])
+    count_Z = count_strata(build_index(plan, 400).stratum_N, 2)
+    shares = RealisedShares(plan, 400, count_Z, np.array([100, 50]))
     assert shares.count_Z.tolist() == [300, 100]
     assert shares.epochs_Z.tolist() == [3.0, 2.0]
     assert shares.share_Z.tolist() == [0.75, 0.25]

@@ -1,4 +1,4 @@
-"""Planted losses by context and published values against gamma, alpha_D and the collapse."""
+"""Planted losses by context and published values against gamma and alpha_D."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import pytest
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.agreement import Agreement
 from megatron_tokscale.laws.cagnetta import data_exponent, fit_context_exponent
-from megatron_tokscale.laws.collapse import collapse
 from megatron_tokscale.laws.contexts import ContextBins
 
 CONTEXT_S = np.array([1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 26, 32, 41, 51, 64])
@@ -160,64 +159,3 @@ def test_agreement_is_a_difference_in_standard_errors():
 def test_what_predicts_nothing_is_refused(values):
     with pytest.raises(UndefinedError, match="predict nothing"):
         data_exponent(*values)
-
-
-GAMMA, BETA = 0.3, 0.9
-TOKENS_P = np.geomspace(1e5, 1e8, 25)
-
-
-def losses_that_collapse():
-    context = CONTEXT_S.astype(float)
-    x_PS = TOKENS_P[:, None] / (1e4 * context ** (2 * BETA))
-    return 1.2 + context**-GAMMA * (1 + x_PS**-0.7)
-
-
-def collapse_of(loss_PS, **changes):
-    settings = {"floor": 1.2, "gamma": GAMMA, "gamma_se": 0.03, "beta": BETA, "beta_se": 0.1}
-    return collapse(CONTEXT_S, TOKENS_P, loss_PS, **(settings | changes))
-
-
-def test_a_planted_collapse_is_seen_and_lost_when_an_exponent_moves():
-    found = collapse_of(losses_that_collapse())
-    assert found.error < 5e-3  # from straight lines between points of a curve
-    assert min(*found.gamma_errors, *found.beta_errors) > 5 * found.error
-    assert found.n_compared > 16 * 15 * 10
-    assert collapse_of(losses_that_collapse(), beta=BETA + 0.1).error == found.beta_errors[1]
-    assert collapse_of(losses_that_collapse(), gamma=GAMMA - 0.03).error == found.gamma_errors[0]
-
-
-def test_the_error_is_how_far_curves_lie_apart():
-    """Two contexts with curves e^0.1 apart at every point, at equal P / n^(2 beta)."""
-    context, tokens = np.array([1.0, 2.0]), np.array([1.0, 4.0, 16.0])
-    loss_PS = np.stack([np.ones(3), np.full(3, np.exp(0.1))], axis=1)
-    errors = {"gamma_se": 0.0, "beta_se": 0.0}
-    found = collapse(context, tokens, loss_PS, floor=0, gamma=0.0, beta=1.0, **errors)
-    assert found.error == pytest.approx(0.1)
-    assert found.n_compared == 4
-
-
-@pytest.mark.parametrize(
-    ("loss_PS", "changes", "message"),
-    [
-        (losses_that_collapse().T, {}, "one row per probe"),
-        (losses_that_collapse(), {"floor": 2.0}, "not above the floor"),
-        (losses_that_collapse(), {"beta": 200.0}, "no two contexts meet"),
-    ],
-)
-def test_what_cannot_collapse_is_refused(loss_PS, changes, message):
-    with pytest.raises((TokscaleError, UndefinedError), match=message):
-        collapse_of(loss_PS, **changes)
-
-
-def test_tokens_of_training_must_ascend():
-    with pytest.raises(TokscaleError, match="ascend from above 0"):
-        collapse(
-            CONTEXT_S,
-            TOKENS_P[::-1],
-            losses_that_collapse(),
-            floor=0,
-            gamma=1,
-            gamma_se=0,
-            beta=1,
-            beta_se=0,
-        )

@@ -49,16 +49,6 @@ def test_intervals_cover_a_planted_law():
     assert (covered >= 0.8 * n_repeats).all()
 
 
-@pytest.mark.parametrize("flops", [1e19, 6e21, 1e24])
-def test_the_optimum_is_that_of_a_search_over_parameters(flops):
-    fit = fit_chinchilla(N_I, D_I, noisy(0), n_resamples=2)
-    searched = np.geomspace(1e5, 1e14, 400_001)
-    best = searched[np.argmin(fit.predict(searched, flops / 6 / searched))]
-    parameters, tokens = fit.optimal(flops)
-    assert parameters == pytest.approx(best, rel=1e-3)
-    assert 6 * parameters * tokens == pytest.approx(flops)
-
-
 def test_the_gradient_is_that_of_the_objective():
     runs = Runs(np.log(N_I), np.log(D_I), noisy(1))
     weight_I = np.arange(len(N_I)) % 3.0
@@ -124,8 +114,3 @@ LOSS_I = law(N_I, D_I)
 def test_what_determines_no_law_is_refused(n, d, loss, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         fit_chinchilla(n, d, loss)
-
-
-def test_flops_that_train_nothing_are_refused():
-    with pytest.raises(TokscaleError, match="train no model"):
-        fit_chinchilla(N_I, D_I, noisy(5), n_resamples=2).optimal(0)

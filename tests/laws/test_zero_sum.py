@@ -50,14 +50,13 @@ def test_the_change_of_the_mean_is_what_interference_leaves_of_the_movement():
 
 def test_blocks_of_any_size_give_the_same_sums():
     loss, unit = random_losses(), np.arange(57) % 5
-    whole = added(loss, 5, unit_N=unit, noise_N=np.full(57, 0.1))
+    whole = added(loss, 5, unit_N=unit)
     blocks = ZeroSum(STEPS, 5)
     for rows in np.split(np.arange(57), [1, 20, 20, 50]):
-        blocks.add(loss[rows], unit_N=unit[rows], noise_N=np.full(len(rows), 0.1))
+        blocks.add(loss[rows], unit_N=unit[rows])
     assert blocks.sum_dl_UP == pytest.approx(whole.sum_dl_UP)
     assert blocks.sum_abs_UP == pytest.approx(whole.sum_abs_UP)
     assert blocks.tokens_U.tolist() == whole.tokens_U.tolist() == [12, 12, 11, 11, 11]
-    assert blocks.noise_movement_P == pytest.approx(whole.noise_movement_P)
 
 
 def test_single_precision_losses_are_summed_in_double():
@@ -89,18 +88,9 @@ def test_noise_alone_interferes_and_moves_by_what_it_is_said_to():
     rng = np.random.default_rng(0)
     sd = rng.uniform(0.1, 0.5, 40_000)
     loss = 5 + sd[:, None] * rng.standard_normal((len(sd), len(STEPS)))
-    zero_sum = added(loss, noise_N=sd)
-    metrics = zero_sum.metrics()
+    metrics = added(loss).metrics()
     assert (metrics.interference > 0.97).all()
-    assert zero_sum.noise_movement_P is not None
-    assert metrics.movement == pytest.approx(zero_sum.noise_movement_P, rel=0.02)
-    assert zero_sum.noise_movement_P == pytest.approx(2 * sd.mean() / np.sqrt(np.pi))
-
-
-def test_noise_that_some_block_does_not_know_is_not_claimed():
-    zero_sum = added(random_losses(), noise_N=np.full(57, 0.1))
-    zero_sum.add(random_losses())
-    assert zero_sum.noise_movement_P is None
+    assert metrics.movement == pytest.approx(2 * sd.mean() / np.sqrt(np.pi), rel=0.02)
 
 
 def test_a_resample_is_the_metrics_of_the_tokens_it_draws():
@@ -136,7 +126,6 @@ def test_intervals_cover_the_planted_movement():
         ({"loss_NK": np.ones((3, 7)), "unit_N": [0, 1, 2]}, "integers from 0 to 1"),
         ({"loss_NK": np.ones((3, 7)), "unit_N": [0, 1]}, "must be 3 integers"),
         ({"loss_NK": np.ones((3, 7)), "unit_N": [0.0, 1.0, 1.0]}, "must be 3 integers"),
-        ({"loss_NK": np.ones((3, 7)), "noise_N": [1, 1, -1]}, "standard deviation"),
     ],
 )
 def test_a_block_that_does_not_fit_is_refused_and_leaves_no_trace(given, message):

@@ -6,14 +6,13 @@ import os
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from runs import launch
+from runs import launch, read_journal
 
 from megatron_tokscale import files
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import LossRecord, Run, RunWriter
 from megatron_tokscale.store.losses import list_losses, losses_name
-from megatron_tokscale.store.writer import read_journal
 
 STEPS = [0, 1, 2, 4, 8]
 

@@ -141,7 +141,7 @@ def test_the_job_and_the_doctor_say_the_same(corpus: Corpus, probe_set, tmp_path
     assert [line for line in output.splitlines() if "watched tokens" in line] == [
         f"tokscale: {expected.line}"
     ]
-    doctor.main(["--", *words])
+    doctor.examine(words)
     assert f"WARNING             {expected.line}\n" in capsys.readouterr().out
 
 

@@ -8,11 +8,11 @@ import pytest
 from checkpoints import checkpoint_differences
 from jobs import Corpus, kill_job_at, run_job
 from numpy.testing import assert_array_equal
+from runs import read_journal
 
 from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum
 from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.store import Run
-from megatron_tokscale.store.writer import read_journal
 
 pytestmark = pytest.mark.megatron
 

@@ -78,7 +78,7 @@ def test_parameters_are_gathered_whether_or_not_a_step_was_taken(corpus, tmp_pat
 
 @pytest.mark.parametrize("version", [*OLD, INSTALLED])
 def test_the_doctor_finds_every_hook(version):
-    command = [sys.executable, "-m", "megatron_tokscale.doctor"]
+    command = [sys.executable, "-m", "megatron_tokscale.cli", "doctor"]
     environment = job_environment() | {"PYTHONPATH": python_path(version)}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     lines = result.stdout.splitlines()
