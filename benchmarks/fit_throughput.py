@@ -33,13 +33,13 @@ import numba
 import numpy as np
 import scipy
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import curve_fit
 from scipy.signal import lfilter
 from scipy.special import expit
 from table import heading, markdown
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from megatron_tokscale.arrays import Floats, Floats32
 from megatron_tokscale.fit import SigmoidFits, block, fit_sigmoids, grid, kernels, noise
 
 FAR = -1e4  # stands for x = -inf of step 0, which curve_fit refuses
@@ -47,8 +47,6 @@ LAST_STEP = 20_000
 BLOCK_LOSSES = 2**22  # fit_sigmoids gives each thread as many at once
 CLOSE = 1e-4
 CHANCE_BITS = np.log2(50_004)
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -59,16 +57,16 @@ class Planted:
     first tokens; infinite where there is no midpoint.
     """
 
-    x_K: Array
-    loss_NK: NDArray[np.float32]
-    midpoint_N: Array
-    midpoint_se_N: Array
+    x_K: Floats
+    loss_NK: Floats32
+    midpoint_N: Floats
+    midpoint_se_N: Floats
 
     def tokens(self, part: slice) -> "Planted":
         per_token = (self.loss_NK, self.midpoint_N, self.midpoint_se_N)
         return Planted(self.x_K, *(each[part] for each in per_token))
 
-    def missed(self, midpoint_N: Array) -> tuple[int, int]:
+    def missed(self, midpoint_N: Floats) -> tuple[int, int]:
         """How many of these are off by more than 0.5 where the losses tell to 0.1; of how many."""
         told_N = self.midpoint_se_N < 0.1
         near_N = np.abs(midpoint_N - self.midpoint_N)[told_N] <= 0.5
@@ -116,7 +114,7 @@ def plant(n_tokens: int, n_probes: int, n_checked: int, seed: int, *, mixed: boo
     )
 
 
-def noise_of(rng: np.random.Generator, shape: tuple[int, ...], phi: float) -> Array:
+def noise_of(rng: np.random.Generator, shape: tuple[int, ...], phi: float) -> Floats:
     """An autoregression of order one and of variance one, along the probes."""
     shock_NK = rng.standard_normal(shape)
     shock_NK[:, 1:] *= np.sqrt(1 - phi**2)
@@ -124,8 +122,13 @@ def noise_of(rng: np.random.Generator, shape: tuple[int, ...], phi: float) -> Ar
 
 
 def least_error(
-    x_K: Array, drop_N1: Array, midpoint_N1: Array, width_N1: Array, noise_N1: Array, phi: float
-) -> Array:
+    x_K: Floats,
+    drop_N1: Floats,
+    midpoint_N1: Floats,
+    width_N1: Floats,
+    noise_N1: Floats,
+    phi: float,
+) -> Floats:
     """The Cramer-Rao bound of the midpoint's standard error; infinite where it is singular."""
     u_NK = (midpoint_N1 - x_K) / width_N1
     s_NK = expit(u_NK)
@@ -142,7 +145,7 @@ def least_error(
     return bound_N
 
 
-def sigmoid(x: Array, floor: float, drop: float, midpoint: float, log_width: float) -> Array:
+def sigmoid(x: Floats, floor: float, drop: float, midpoint: float, log_width: float) -> Floats:
     return floor + drop * expit((midpoint - x) / np.exp(log_width))
 
 
@@ -155,7 +158,7 @@ class Found:
     width: float = np.nan
 
 
-def best_split(x_K: Array, loss_K: Array) -> tuple[float, float, float]:
+def best_split(x_K: Floats, loss_K: Floats) -> tuple[float, float, float]:
     """Floor, drop and place of the step that leaves the least squares."""
     before = np.arange(1, len(loss_K))
     after = len(loss_K) - before
@@ -165,7 +168,7 @@ def best_split(x_K: Array, loss_K: Array) -> tuple[float, float, float]:
     return low[cut], high[cut] - low[cut], x_K[cut + 1]
 
 
-def by_curve_fit(x_K: Array, loss_K: Array, log_widths: tuple[float, ...]) -> Found:
+def by_curve_fit(x_K: Floats, loss_K: Floats, log_widths: tuple[float, ...]) -> Found:
     """The best of scipy's curve_fit from the best split and each of the widths."""
     x_K = np.maximum(x_K, FAR)
     split = best_split(x_K, loss_K)
@@ -181,11 +184,11 @@ def by_curve_fit(x_K: Array, loss_K: Array, log_widths: tuple[float, ...]) -> Fo
     return best
 
 
-def chang_sigmoid(x: Array, start: float, end: float, xmid: float, scale: float) -> Array:
+def chang_sigmoid(x: Floats, start: float, end: float, xmid: float, scale: float) -> Floats:
     return start + (end - start) / (1 + np.exp((xmid - x) / scale))
 
 
-def by_chang(x_K: Array, loss_K: Array) -> Found:
+def by_chang(x_K: Floats, loss_K: Floats) -> Found:
     """The sigmoid fit of Chang et al. (TACL 2024) and its age of acquisition.
 
     Negative surprisal in bits over log10 step without step 0. The age is timed with the rest; the
@@ -208,7 +211,7 @@ def by_chang(x_K: Array, loss_K: Array) -> Found:
 
 
 def age_of_acquisition(
-    log10_K: Array, y_K: Array, start: float, end: float, xmid: float, scale: float
+    log10_K: Floats, y_K: Floats, start: float, end: float, xmid: float, scale: float
 ) -> float:
     """Where the fit crosses half between chance and the best surprisal, within the probes."""
     half = (y_K.max() - CHANCE_BITS) / 2
@@ -220,7 +223,7 @@ def age_of_acquisition(
     return float(xmid - scale * np.log((end - start) / (half - start) - 1))
 
 
-Peer = Callable[[Array, Array], Found]
+Peer = Callable[[Floats, Floats], Found]
 CHANG = "Chang et al.: sigmoid and age"
 PEERS: dict[str, Peer] = {
     "curve_fit, one start": functools.partial(by_curve_fit, log_widths=(-1.5,)),
@@ -229,7 +232,7 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def sse_of(fits: SigmoidFits, planted: Planted) -> Array:
+def sse_of(fits: SigmoidFits, planted: Planted) -> Floats:
     """SSE of the reported parameters in float64, as the peers' is taken."""
     columns = (fits.floor_N, fits.drop_N, fits.midpoint_N, np.log(fits.width_N))
     parameters = (each[:, None].astype(np.float64) for each in columns)

@@ -12,6 +12,7 @@ from fit_memory import LAST_STEP, SEQ_LENGTH, probe_steps, record
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from megatron_tokscale.arrays import Floats32
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.fit.table import ParquetRows
 from megatron_tokscale.probe import ProbeSet
@@ -31,7 +32,6 @@ SHARES = {  # of the demo's run
     TokenClass.FLAT_KNOWN: 0.08,
 }
 
-Floats = NDArray[np.float32]
 Columns = dict[str, NDArray[Any]]
 
 
@@ -79,13 +79,13 @@ def make_probe_set(rng: np.random.Generator, n_tokens: int) -> ProbeSet:
 def plant(rng: np.random.Generator, n_tokens: int) -> Columns:
     """Parameters by column of a fit, NaN where a token's class has none; "noise" is its size."""
 
-    def uniform(low: float, high: float) -> Floats:
+    def uniform(low: float, high: float) -> Floats32:
         return np.float32(low) + np.float32(high - low) * rng.random(n_tokens, dtype=np.float32)
 
-    def width() -> Floats:
+    def width() -> Floats32:
         return np.exp(uniform(np.log(0.05), np.log(1.1)))
 
-    def sign(share_of_rises: float) -> Floats:
+    def sign(share_of_rises: float) -> Floats32:
         return np.where(rng.random(n_tokens) < share_of_rises, np.float32(-1), np.float32(1))
 
     class_N = rng.choice(list(SHARES), n_tokens, p=list(SHARES.values())).astype(np.int8)
@@ -121,7 +121,7 @@ def plant(rng: np.random.Generator, n_tokens: int) -> Columns:
     return columns
 
 
-def model(columns: Mapping[str, NDArray[Any]], x: float) -> Floats:
+def model(columns: Mapping[str, NDArray[Any]], x: float) -> Floats32:
     """The loss of every token at x without noise; a flat token's is its floor."""
     class_N, loss_N = columns["class"], columns["floor"].copy()
     for prefix, classes in (

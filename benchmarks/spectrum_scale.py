@@ -28,9 +28,9 @@ import numpy as np
 import pyarrow
 import scipy
 from fitted_run import make_run
-from numpy.typing import NDArray
 from table import heading, markdown
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.fit import SigmoidFits, fits_path
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.spectrum import Bins, DocumentSums, Units, events_of
@@ -41,8 +41,6 @@ PROBES = 60
 RESAMPLES = 200
 PEER_TOKENS = 50_000
 RESAMPLED = "sums over the documents", "reconstructions"
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -116,12 +114,12 @@ def bootstrap(path: Path, seed: int) -> dict[str, Any]:
     units = Units.of(tokens.domain_N, tokens.document_N, seed)
     weight_RU = units.weights(RESAMPLES, seed)
 
-    def ours() -> list[Array]:
+    def ours() -> list[Floats]:
         blocks = ((fits, loss_NK, units.unit_N[at]) for at, fits, loss_NK in source.blocks())
         found = DocumentSums.of(x_K, blocks, len(units)).resampled(x_K, weight_RU)
         return [found.loss_RK, found.full_RK, found.count_RC, found.drop_RC]
 
-    def brute() -> list[Array]:
+    def brute() -> list[Floats]:
         fits = SigmoidFits.load(fits_path(source.run))
         loss_NK = source.run.read_losses(0, source.run.n_tokens)
         model_NK = fits.predict(x_K).astype(np.float32)
@@ -156,7 +154,7 @@ def bootstrap(path: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def relative(found: Array, expected: Array) -> float:
+def relative(found: Floats, expected: Floats) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 

@@ -32,12 +32,12 @@ from pathlib import Path
 import numpy as np
 import scipy.optimize
 import torch
-from numpy.typing import NDArray
 from scipy.stats import linregress, norm, spearmanr, t
 from torch import nn
 from torch.nn import functional
 
 import megatron_tokscale
+from megatron_tokscale.arrays import Floats, Floats32, Integers
 from megatron_tokscale.files import whole_or_absent, write_text
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_sigmoids
 from megatron_tokscale.spectrum import (
@@ -49,8 +49,6 @@ from megatron_tokscale.spectrum import (
 
 PROBES_PER_OCTAVE = 8
 CONVERGED = 0.1 * math.log(2)  # nats; the paper's 0.1 bits
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class SparseParity:
         self.bits = settings.bits
         self.subset_TM = torch.tensor(list(subsets))
         weight_T = np.arange(1, settings.tasks + 1) ** -(settings.alpha + 1)
-        self.frequency_T: Array = weight_T / weight_T.sum()
+        self.frequency_T: Floats = weight_T / weight_T.sum()
 
     def samples(
         self, task_B: torch.Tensor, rng: np.random.Generator
@@ -126,13 +124,13 @@ class Network(nn.Module):
         return self.out(torch.relu(self.control(task_B) + self.bits(bits)))
 
 
-def probe_steps(last: int) -> NDArray[np.int64]:
+def probe_steps(last: int) -> Integers:
     """Step 0, eight steps per doubling, and the last."""
     octaves = np.arange(0, math.log2(last), 1 / PROBES_PER_OCTAVE)
     return np.unique(np.concatenate([[0], np.round(2**octaves), [last]]).astype(np.int64))
 
 
-def train(settings: Settings, network: int) -> Iterator[NDArray[np.float32]]:
+def train(settings: Settings, network: int) -> Iterator[Floats32]:
     """Train one network on fresh samples; yields the N test losses in nats at every probe step."""
     problem = SparseParity(settings)
     *test_inputs, test_labels = problem.test_set(settings)
@@ -154,7 +152,7 @@ def train(settings: Settings, network: int) -> Iterator[NDArray[np.float32]]:
         optimizer.step()
 
 
-def trained(folder: Path, settings: Settings, network: int) -> NDArray[np.float32]:
+def trained(folder: Path, settings: Settings, network: int) -> Floats32:
     """The losses loss_NK of one network: from `folder` if it was trained with these settings."""
     described = json.dumps({**asdict(settings), "network": network})
     path = folder / f"losses-{hashlib.sha256(described.encode()).hexdigest()[:12]}.npz"
@@ -182,14 +180,14 @@ class Watched:
     """
 
     fits: SigmoidFits
-    fitted_loss_K: Array
-    held_loss_TK: Array
-    learned_x_T: Array
-    event_x_T: Array
-    converged_x_T: Array
+    fitted_loss_K: Floats
+    held_loss_TK: Floats
+    learned_x_T: Floats
+    event_x_T: Floats
+    converged_x_T: Floats
 
     @staticmethod
-    def of(settings: Settings, loss_NK: NDArray[np.float32]) -> "Watched":
+    def of(settings: Settings, loss_NK: Floats32) -> "Watched":
         """Fit the even documents, measure the odd ones."""
         with np.errstate(divide="ignore"):
             x_K = np.log(probe_steps(settings.steps))
@@ -209,7 +207,7 @@ class Watched:
         )
 
 
-def converged_x(x_K: Array, loss_K: Array) -> float:
+def converged_x(x_K: Floats, loss_K: Floats) -> float:
     """Where a mean loss first falls below 0.1 bits, between two probes; NaN if it does not."""
     below_K = loss_K < CONVERGED
     if not below_K.any():
@@ -218,7 +216,7 @@ def converged_x(x_K: Array, loss_K: Array) -> float:
     return float(np.interp(-CONVERGED, -loss_K[last - 1 : last + 1], x_K[last - 1 : last + 1]))
 
 
-def learned_x(fits: SigmoidFits, task_N: NDArray[np.int64], tasks: int) -> Array:
+def learned_x(fits: SigmoidFits, task_N: Integers, tasks: int) -> Floats:
     """Drop-weighted median of the learning times of every subtask's samples."""
     time_N = learning_times(fits)
     known_N = np.isfinite(time_N)
@@ -227,7 +225,7 @@ def learned_x(fits: SigmoidFits, task_N: NDArray[np.int64], tasks: int) -> Array
     )
 
 
-def event_x(fits: SigmoidFits, task_N: NDArray[np.int64], tasks: int) -> Array:
+def event_x(fits: SigmoidFits, task_N: Integers, tasks: int) -> Floats:
     """The same from the events that the spectrum counts: up to two for a two-step sample."""
     moves = fits.transitions
     falls_E = moves.placed_E & (moves.drop_E > 0)
@@ -238,8 +236,8 @@ def event_x(fits: SigmoidFits, task_N: NDArray[np.int64], tasks: int) -> Array:
 
 
 def median_x(
-    midpoint_E: Array, drop_E: Array, task_E: NDArray[np.int64], samples_T: Array, tasks: int
-) -> Array:
+    midpoint_E: Floats, drop_E: Floats, task_E: Integers, samples_T: Floats, tasks: int
+) -> Floats:
     """Drop-weighted median per subtask; NaN where the drops are under half of chance's ln 2."""
     x_T = np.full(tasks, np.nan)
     for task in range(tasks):
@@ -251,20 +249,20 @@ def median_x(
     return x_T
 
 
-def agreement(x_T: Array, converged_x_T: Array) -> float:
+def agreement(x_T: Floats, converged_x_T: Floats) -> float:
     """Spearman's correlation of learning and convergence times, where a subtask has both."""
     both_T = np.isfinite(x_T) & np.isfinite(converged_x_T)
     return float(spearmanr(x_T[both_T], converged_x_T[both_T]).statistic)
 
 
-def frequency_exponent(frequency_T: Array, x_T: Array) -> tuple[float, float]:
+def frequency_exponent(frequency_T: Floats, x_T: Floats) -> tuple[float, float]:
     """b of S ~ p^-b by least squares over the subtasks that have an S, and its 95% half-width."""
     known_T = np.isfinite(x_T)
     line = linregress(np.log(frequency_T[known_T]), x_T[known_T])
     return -float(line.slope), float(line.stderr * t.ppf(0.975, known_T.sum() - 2))
 
 
-def censored_exponent(frequency_T: Array, x_T: Array, last_x: float) -> float:
+def censored_exponent(frequency_T: Floats, x_T: Floats, last_x: float) -> float:
     """b of S ~ p^-b where subtasks without an S count as later than the run's end.
 
     Most likely line with normal scatter (Tobin). Least squares over the others is biased down: of
@@ -273,7 +271,7 @@ def censored_exponent(frequency_T: Array, x_T: Array, last_x: float) -> float:
     known_T, log_p_T = np.isfinite(x_T), np.log(frequency_T)
     least_T = np.where(known_T, x_T, last_x)
 
-    def misfit(parameters: Array) -> float:
+    def misfit(parameters: Floats) -> float:
         level, b, log_scatter = parameters
         z_T = (least_T - level + b * log_p_T) / math.exp(log_scatter)
         likelihood_T = np.where(known_T, norm.logpdf(z_T) - log_scatter, norm.logsf(z_T))
@@ -318,7 +316,7 @@ def overview(settings: Settings, networks: Sequence[Watched]) -> str:
     def lead(each: Watched) -> str:
         return f"{np.nanmedian(np.exp(each.learned_x_T - each.converged_x_T)):.2f}"
 
-    def slope(x_T: Array) -> str:
+    def slope(x_T: Floats) -> str:
         b, reach = frequency_exponent(frequency_T, x_T)
         every = censored_exponent(frequency_T, x_T, last_x)
         return f"{b:.2f} ± {reach:.2f} ({every:.2f})"

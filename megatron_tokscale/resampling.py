@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.float64]
+from megatron_tokscale.arrays import Floats, Integers, Integers32, Mask
+
 MOST_UNITS = 1024
 
 
@@ -29,7 +30,7 @@ class Units:
         documents: number of documents.
     """
 
-    unit_N: NDArray[np.int32]
+    unit_N: Integers32
     domain_U: NDArray[np.int16]
     documents: int
 
@@ -54,7 +55,7 @@ class Units:
         unit_N = np.repeat(unit[document_of_run].astype(np.int32), lengths)
         return Units(unit_N, domain_U, len(keys))
 
-    def weights(self, n_resamples: int, seed: int = 0) -> Array:
+    def weights(self, n_resamples: int, seed: int = 0) -> Floats:
         """weight_RU: a row of ones, then `n_resamples` rows of Poisson(1) weights, none all zero.
 
         Of a single unit nothing can be resampled: its rows are NaN, and so are all intervals.
@@ -67,7 +68,7 @@ class Units:
             drawn_RU[empty_R] = rng.poisson(1.0, (int(empty_R.sum()), len(self)))
         return np.concatenate([np.ones((1, len(self))), drawn_RU])
 
-    def half(self, seed: int = 0) -> NDArray[np.bool_]:
+    def half(self, seed: int = 0) -> Mask:
         """A random half of the units of each dataset, as a mask over units."""
         rank_U = np.random.default_rng([seed, 1]).permutation(len(self))
         half_U = np.zeros(len(self), bool)
@@ -78,9 +79,7 @@ class Units:
         return half_U
 
 
-def _deal(
-    domain_J: NDArray[np.int16], seed: int, most: int
-) -> tuple[NDArray[np.int64], NDArray[np.int16]]:
+def _deal(domain_J: NDArray[np.int16], seed: int, most: int) -> tuple[Integers, NDArray[np.int16]]:
     """Unit of every document (J), and the dataset of every unit."""
     if len(domain_J) <= most:
         return np.arange(len(domain_J)), domain_J

@@ -8,20 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import t
 
+from megatron_tokscale.arrays import Floats, Integers
 from megatron_tokscale.store import Run
-
-type Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
     """Validation losses of a run in nats: the mean of each dataset's watched tokens."""
 
-    step_K: NDArray[np.int64]
-    loss_DK: Array
+    step_K: Integers
+    loss_DK: Floats
 
     @staticmethod
     def of(run: Run) -> "Curve":
@@ -31,22 +29,22 @@ class Curve:
         loss_DK = np.stack([loss_NK[probe_set.domain_N == d].mean(axis=0) for d in datasets])
         return Curve(run.step_K, loss_DK)
 
-    def blend_K(self, weight_D: Sequence[float]) -> Array:
+    def blend_K(self, weight_D: Sequence[float]) -> Floats:
         """The datasets' losses by their weights, smoothed."""
         return smooth(np.average(self.loss_DK, axis=0, weights=weight_D))
 
-    def at(self, step: int) -> Array:
+    def at(self, step: int) -> Floats:
         """Smoothed losses of the datasets at a step."""
         return np.array([np.interp(step, self.step_K, smooth(loss_K)) for loss_K in self.loss_DK])
 
 
-def smooth(loss_K: Array) -> Array:
+def smooth(loss_K: Floats) -> Floats:
     """Running median of three; the ends stay as they are."""
     inner_K = np.median([loss_K[:-2], loss_K[1:-1], loss_K[2:]], axis=0)
     return np.concatenate([loss_K[:1], inner_K, loss_K[-1:]])
 
 
-def steps_to_reach(step_K: NDArray[np.int64], loss_K: Array, target: float) -> float:
+def steps_to_reach(step_K: Integers, loss_K: Floats, target: float) -> float:
     """Where the loss first is `target`, on straight lines between probes; NaN: never in the run."""
     there_K = loss_K <= target
     if not there_K.any():

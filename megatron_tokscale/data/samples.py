@@ -15,11 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats, Floats32, Integers
 from megatron_tokscale.data.permutation import Permutation, stratum_key
 from megatron_tokscale.data.plan import Cut
 from megatron_tokscale.data.scores import DocumentScores
-
-Floats = NDArray[np.float64]
 
 
 class Piece(NamedTuple):
@@ -72,7 +71,7 @@ class SampleIndex:
             pieces.append(Piece(document, offset if position == first else 0, stop))
         return [piece for piece in pieces if piece.stop > piece.start]
 
-    def holding(self, document: int) -> NDArray[np.int64]:
+    def holding(self, document: int) -> Integers:
         """The samples that read a token of a document, ascending."""
         found = [np.empty(0, np.int64)]
         if not self.lengths_Q[document]:
@@ -86,29 +85,29 @@ class SampleIndex:
         return np.unique(np.concatenate(found))
 
     @cached_property
-    def _start_P(self) -> NDArray[np.int64]:
+    def _start_P(self) -> Integers:
         """Where each document begins in the stream."""
         return np.asarray(np.cumsum(self._length_P) - self._length_P)
 
     @cached_property
-    def _length_P(self) -> NDArray[np.int64]:
+    def _length_P(self) -> Integers:
         return np.asarray(self.lengths_Q[self.document_P], dtype=np.int64)
 
     @cached_property
-    def _bound_N1(self) -> NDArray[np.int64]:
+    def _bound_N1(self) -> Integers:
         """Where each stretch begins in the stream, and the last one ends."""
         bound_N1 = self._start_P[self.bound_N12[:, 0]] + self.bound_N12[:, 1].astype(np.int64)
         return np.asarray(bound_N1)
 
     @cached_property
-    def sample_of_stretch_N(self) -> NDArray[np.int64]:
+    def sample_of_stretch_N(self) -> Integers:
         """The inverse of `shuffle_N`."""
         sample_N = np.empty(len(self), np.int64)
         sample_N[self.shuffle_N] = np.arange(len(self))
         return sample_N
 
     @cached_property
-    def _labels_N(self) -> tuple[NDArray[np.int64], ...]:
+    def _labels_N(self) -> tuple[Integers, ...]:
         """Where each stretch's labels start and stop in the stream, and the documents there."""
         # The first token of a stretch is no label; the one behind its end is.
         start_N = self._bound_N1[:-1] + 1
@@ -121,7 +120,7 @@ class SampleIndex:
         return start_N, stop_N, first_N, last_N
 
     @property
-    def n_labels_N(self) -> NDArray[np.int64]:
+    def n_labels_N(self) -> Integers:
         """How many tokens each sample predicts."""
         start_N, stop_N, *_ = self._labels_N
         return np.asarray((stop_N - start_N)[self.shuffle_N])
@@ -190,7 +189,7 @@ class SampleScores:
             spread_N = np.sqrt(np.maximum(square_N - time_N**2, 0.0))
         return SampleScores(time_N, spread_N, drop_N, unlearned_N, surprisal_N)
 
-    def ranked(self, cut: Cut, n_unlearned: int, seed: int) -> NDArray[np.int64]:
+    def ranked(self, cut: Cut, n_unlearned: int, seed: int) -> Integers:
         """The samples in the order in which a cut lays them into strata.
 
         Args:
@@ -214,7 +213,7 @@ class SampleScores:
         return ranked
 
 
-def _mean_of_known(value_Q: NDArray[np.float32], index: SampleIndex) -> Floats:
+def _mean_of_known(value_Q: Floats32, index: SampleIndex) -> Floats:
     """Means over the tokens whose document has a value; NaN where none has."""
     is_known_Q = ~np.isnan(value_Q)
     sum_N = index.sum_over_labels(np.where(is_known_Q, value_Q, 0.0).astype(np.float64))

@@ -13,13 +13,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Integers, Integers32
 from megatron_tokscale.data.array_files import is_right, map_array, write_array
 from megatron_tokscale.data.permutation import epoch_permutation, stratum_key
 from megatron_tokscale.data.plan import ORDER_VERSION, Plan
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.errors import TokscaleError
-
-type Ranked = NDArray[np.int32]
 
 # What a limit on epochs may be exceeded by: half a sample of rounding, twice.
 _ROUNDING = 1.0
@@ -45,7 +44,7 @@ class Strata:
         self,
         plan: Plan,
         sizes_D: Sequence[int],
-        ranked_D: Sequence[Ranked | None],
+        ranked_D: Sequence[Integers32 | None],
         files: Sequence[Path | None] | None = None,
     ) -> None:
         self.plan, self.sizes_D = plan, tuple(sizes_D)
@@ -71,9 +70,7 @@ class Strata:
         ranked = self.ranked_D[dataset]
         return dataset, epoch, number if ranked is None else ranked.item(number)
 
-    def locate_many(
-        self, stratum: int, draw_N: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def locate_many(self, stratum: int, draw_N: Integers) -> tuple[Integers, Integers]:
         """Epochs and numbers of the samples of draws of a stratum: `locate` of each, vectorised."""
         dataset, first, size, key = self._rows[stratum]
         epoch_N, position_N = np.divmod(draw_N, size)
@@ -124,7 +121,7 @@ class Strata:
             )
 
 
-def rank_samples(plan: Plan, dataset: int, size: int, scores: SampleScores) -> Ranked:
+def rank_samples(plan: Plan, dataset: int, size: int, scores: SampleScores) -> Integers32:
     """Lay the samples of a dataset into its strata, one after the other."""
     cut = plan.cuts[dataset]
     assert cut is not None
@@ -181,7 +178,7 @@ def map_strata(plan: Plan, sizes_D: Sequence[int], files: Sequence[Path | None])
         TokscaleError: a file is not there, or damaged.
     """
     ranked_D = [
-        None if file is None else cast(Ranked, map_array(file, (size,), np.int32))
+        None if file is None else cast(Integers32, map_array(file, (size,), np.int32))
         for file, size in zip(files, sizes_D, strict=True)
     ]
     return Strata(plan, sizes_D, ranked_D, files)

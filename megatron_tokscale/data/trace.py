@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Integers
 from megatron_tokscale.data.array_files import blocks, check_array
 from megatron_tokscale.data.history import followed
 from megatron_tokscale.data.index import load_or_compute_index
@@ -36,7 +36,6 @@ from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.names import base_name, listed, numbered, whole_prefix
 
-type Numbers = NDArray[np.int64]
 type ShowText = Callable[[Sequence[int]], str]
 """From token ids to text that is safe on a terminal."""
 
@@ -86,7 +85,7 @@ class Order(Protocol):
     def place(self, k: int) -> Place:
         """Where sample k is from."""
 
-    def reading(self, dataset: int, numbers: Numbers, start: int, stop: int) -> Numbers:
+    def reading(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
         """The samples from `start` to `stop` that are these of a dataset, ascending."""
 
 
@@ -102,7 +101,7 @@ class _Single:
     def place(self, k: int) -> Place:
         return Place(0, k)
 
-    def reading(self, dataset: int, numbers: Numbers, start: int, stop: int) -> Numbers:
+    def reading(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
         return np.sort(numbers[(numbers >= start) & (numbers < stop)])
 
 
@@ -129,7 +128,7 @@ class _Blend:
     def place(self, k: int) -> Place:
         return Place(int(self.dataset_N[k]), int(self.number_N[k]))
 
-    def reading(self, dataset: int, numbers: Numbers, start: int, stop: int) -> Numbers:
+    def reading(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
         found = [np.empty(0, np.int64)]
         for block in blocks(start, stop):
             own = block.start + np.flatnonzero(self.dataset_N[block] == dataset)
@@ -158,7 +157,7 @@ class _Planned:
         dataset, epoch, number = self.strata.locate(stratum, int(self.index.draw_N[k]))
         return Place(dataset, number, self.plan.strata[stratum].name, epoch)
 
-    def reading(self, dataset: int, numbers: Numbers, start: int, stop: int) -> Numbers:
+    def reading(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
         strata = [
             stratum
             for stratum in self.plan.strata_of(dataset)
@@ -185,7 +184,7 @@ class _Untraced:
     def place(self, k: int) -> Place:
         raise self.refusal(f"sample {k} is not known")
 
-    def reading(self, dataset: int, numbers: Numbers, start: int, stop: int) -> Numbers:
+    def reading(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
         raise self.refusal("the samples that read a document are not known")
 
     def refusal(self, what: str) -> TokscaleError:
@@ -225,7 +224,7 @@ class Span:
         """Where sample k of the job is from."""
         return self.order.place(k - self.record.offset)
 
-    def reading(self, dataset: int, numbers: Numbers, until: int) -> Numbers:
+    def reading(self, dataset: int, numbers: Integers, until: int) -> Integers:
         """The job's samples before `until` that are these of a dataset, ascending."""
         offset, stop = self.record.offset, max(min(until, self.stop), self.start)
         return offset + self.order.reading(dataset, numbers, self.start - offset, stop - offset)
@@ -320,7 +319,7 @@ class Trace:
         name = span.names[dataset.prefix]
         return SampleTrace(k, place.stratum, place.epoch, dataset, place.number, pieces, name)
 
-    def document(self, dataset: str, document: int, until: int | None = None) -> Numbers:
+    def document(self, dataset: str, document: int, until: int | None = None) -> Integers:
         """The samples that read a token of a document, ascending.
 
         Args:
@@ -422,7 +421,7 @@ class _CachedIndex(SampleIndex):
                     raise IndexError
         return pieces
 
-    def holding(self, document: int) -> Numbers:
+    def holding(self, document: int) -> Integers:
         with self._refused_if_damaged():
             if self.document_P.min(initial=0) < 0:
                 raise IndexError

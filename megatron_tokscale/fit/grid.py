@@ -13,10 +13,10 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor
 
+from megatron_tokscale.arrays import Floats, Integers
 from megatron_tokscale.fit.axis import Axis, WidthPrior
 from megatron_tokscale.fit.noise import Residuals
 from megatron_tokscale.fit.varpro import Box, Trajectories
@@ -32,8 +32,6 @@ _NEARLY_SAME = 0.99
 _INDEX_BITS = 12
 _NEARLY_SPANNED = 1e-2
 _FLAT = 1e-6
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Grid:
         the beginning of a step.
         """
 
-        def tensor(array: Array) -> Tensor:
+        def tensor(array: Floats) -> Tensor:
             return torch.tensor(np.ascontiguousarray(array), dtype=torch.float32, device=device)
 
         x_K = axis.unit_K
@@ -220,7 +218,7 @@ def _argmax_size(value_CN: Tensor, parts: tuple[slice, ...]) -> list[tuple[Tenso
     return [((bits_N & low_bits).long(), bits_N.view(torch.float32)) for bits_N in best]
 
 
-def _pairs(cell_PC: Array, curve_CK: Array) -> tuple[Array, Array]:
+def _pairs(cell_PC: Floats, curve_CK: Floats) -> tuple[Floats, Floats]:
     """All pairs of cells that differ; sum and difference of two unit curves are orthogonal."""
     unit_CK = curve_CK - curve_CK.mean(axis=1, keepdims=True)
     length_C1 = np.linalg.norm(unit_CK, axis=1, keepdims=True)
@@ -234,7 +232,7 @@ def _pairs(cell_PC: Array, curve_CK: Array) -> tuple[Array, Array]:
     return cell_PC[:, [i, j]].reshape(4, -1), np.concatenate(bases)
 
 
-def _bins(axis: Axis) -> NDArray[np.int64]:
+def _bins(axis: Axis) -> Integers:
     """Which bin each probe belongs to: 96 at most, and those before time by themselves."""
     finite_K = np.isfinite(axis.x_K)
     per_bin = -(-int(finite_K.sum()) // _BINS)
@@ -255,7 +253,7 @@ def _box(axis: Axis, prior: WidthPrior | None) -> Box:
     return Box(midpoint, log_width, (mean, prior.spread))
 
 
-def _cells(x_B: Array, axis: Axis) -> Array:
+def _cells(x_B: Floats, axis: Axis) -> Floats:
     """Midpoints and log-widths by ascending width, for bins at `x_B` (0 to 1)."""
     gap = np.diff(x_B)
     middle_B = x_B[:-1] + gap / 2
@@ -269,7 +267,7 @@ def _cells(x_B: Array, axis: Axis) -> Array:
     return cells[:, np.argsort(cells[1], kind="stable")]
 
 
-def _cells_of_width(width: float, x_B: Array) -> Array:
+def _cells_of_width(width: float, x_B: Floats) -> Floats:
     """Cells of one width, where a probe is near."""
     beyond = np.median(np.diff(x_B)) / 2
     count = int(np.ceil((1 + 2 * beyond) * _CELLS_PER_WIDTH / width)) + 1

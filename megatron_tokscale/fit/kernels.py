@@ -14,11 +14,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats32, Mask
 from megatron_tokscale.compiled import FAST, compiled
-
-Array = NDArray[np.float32]
 
 _F = np.float32
 
@@ -130,7 +128,13 @@ def _multiply(rows: Any, n: Any, weight: Any, table: Any) -> None:
 
 @compiled(**FAST)
 def products(
-    theta: Array, linear: Array, anchor: Array, y: Array, x: Array, weight: Array, table: Array
+    theta: Floats32,
+    linear: Floats32,
+    anchor: Floats32,
+    y: Floats32,
+    x: Floats32,
+    weight: Floats32,
+    table: Floats32,
 ) -> None:
     """`varpro.products` of `varpro.basis`.
 
@@ -231,18 +235,18 @@ def _step(
 
 @compiled(**FAST)
 def descend(
-    theta: Array,
-    linear: Array,
-    y: Array,
-    x: Array,
-    weight: Array,
-    box: Array,
-    settings: Array,
+    theta: Floats32,
+    linear: Floats32,
+    y: Floats32,
+    x: Floats32,
+    weight: Floats32,
+    box: Floats32,
+    settings: Floats32,
     steps: int,
-    anchor: Array,
-    sse: Array,
-    curvature: Array,
-    descent: Array,
+    anchor: Floats32,
+    sse: Floats32,
+    curvature: Floats32,
+    descent: Floats32,
 ) -> int:
     """`varpro.descend`, until a token has converged or has taken `steps` steps.
 
@@ -338,20 +342,20 @@ def _add_tangent(i: Any, n: Any, rows: Any, skip: Any, singular: Any, made_of: A
 
 @compiled(**FAST)
 def tangents(
-    theta: Array,
-    linear: Array,
-    anchor: Array,
-    y: Array,
-    x: Array,
-    weight: Array,
-    skip: NDArray[np.bool_],
+    theta: Floats32,
+    linear: Floats32,
+    anchor: Floats32,
+    y: Floats32,
+    x: Floats32,
+    weight: Floats32,
+    skip: Mask,
     singular: float,
-    residual: Array,
-    s: Array,
-    tangent: Array,
-    made_of: Array,
-    lag_one: Array,
-    residual_lag_one: Array,
+    residual: Floats32,
+    s: Floats32,
+    tangent: Floats32,
+    made_of: Floats32,
+    lag_one: Floats32,
+    residual_lag_one: Floats32,
 ) -> None:
     """`noise.Residuals`' residuals and tangents.
 

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
+from megatron_tokscale.arrays import Floats, Floats32, Integers, Integers32, Mask
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import check_schema, schema_version, whole_or_absent
 
 SCHEMA_VERSION = 3
-Floats = NDArray[np.float32]
 
 
 class TokenClass(IntEnum):
@@ -87,11 +87,11 @@ class Transitions:
         placed_E: whether the midpoint can be trusted (inside the probed range, not at a bound).
     """
 
-    token_E: NDArray[np.int64]
-    drop_E: NDArray[np.float64]
-    midpoint_E: NDArray[np.float64]
-    width_E: NDArray[np.float64]
-    placed_E: NDArray[np.bool_]
+    token_E: Integers
+    drop_E: Floats
+    midpoint_E: Floats
+    width_E: Floats
+    placed_E: Mask
 
     def rows(self, index_E: NDArray[Any]) -> "Transitions":
         """The transitions selected by an index array or a mask."""
@@ -108,51 +108,57 @@ class SigmoidFits:
     residuals' autocorrelation (`fit.noise`); NaN where they mean nothing.
     """
 
-    x_K: NDArray[np.float64]
-    floor_N: Annotated[Floats, Column("nats", "f: the loss after the transition")]
+    x_K: Floats
+    floor_N: Annotated[Floats32, Column("nats", "f: the loss after the transition")]
     drop_N: Annotated[
-        Floats, Column("nats", "A: the fall through the transition; negative for a rise")
+        Floats32, Column("nats", "A: the fall through the transition; negative for a rise")
     ]
-    midpoint_N: Annotated[Floats, Column("x", "c: midpoint of the transition; learning time = e^c")]
-    width_N: Annotated[Floats, Column("x", "w: width; the 10-90% width is 4.394 w")]
-    floor_se_N: Annotated[Floats, Column("nats", "standard error of f")]
-    drop_se_N: Annotated[Floats, Column("nats", "standard error of A")]
-    midpoint_se_N: Annotated[Floats, Column("x", "standard error of c")]
-    width_se_N: Annotated[Floats, Column("x", "standard error of w")]
-    sse_N: Annotated[Floats, Column("nats^2", "sum of squared residuals of the sigmoid")]
-    r2_N: Annotated[Floats, Column("1", "share of the variance that the sigmoid explains")]
+    midpoint_N: Annotated[
+        Floats32, Column("x", "c: midpoint of the transition; learning time = e^c")
+    ]
+    width_N: Annotated[Floats32, Column("x", "w: width; the 10-90% width is 4.394 w")]
+    floor_se_N: Annotated[Floats32, Column("nats", "standard error of f")]
+    drop_se_N: Annotated[Floats32, Column("nats", "standard error of A")]
+    midpoint_se_N: Annotated[Floats32, Column("x", "standard error of c")]
+    width_se_N: Annotated[Floats32, Column("x", "standard error of w")]
+    sse_N: Annotated[Floats32, Column("nats^2", "sum of squared residuals of the sigmoid")]
+    r2_N: Annotated[Floats32, Column("1", "share of the variance that the sigmoid explains")]
     level_N: Annotated[
-        Floats, Column("nats", "mean loss over the probes; the model of a flat token")
+        Floats32, Column("nats", "mean loss over the probes; the model of a flat token")
     ]
     fall_N: Annotated[
-        Floats, Column("nats", "measured loss at the first probe minus that at the last")
+        Floats32, Column("nats", "measured loss at the first probe minus that at the last")
     ]
-    onset_N: Annotated[Floats, Column("x", "gradual: constant until here, then straight in x")]
+    onset_N: Annotated[Floats32, Column("x", "gradual: constant until here, then straight in x")]
     slope_N: Annotated[
-        Floats, Column("nats/x", "gradual: slope after the onset; negative for a fall")
+        Floats32, Column("nats/x", "gradual: slope after the onset; negative for a fall")
     ]
-    onset_loss_N: Annotated[Floats, Column("nats", "gradual: the loss until the onset")]
-    steps_floor_N: Annotated[Floats, Column("nats", "two-step: the loss after both transitions")]
-    step1_drop_N: Annotated[Floats, Column("nats", "two-step: fall through the earlier transition")]
-    step1_midpoint_N: Annotated[Floats, Column("x", "two-step: midpoint of the earlier transition")]
-    step1_width_N: Annotated[Floats, Column("x", "two-step: width of the earlier transition")]
+    onset_loss_N: Annotated[Floats32, Column("nats", "gradual: the loss until the onset")]
+    steps_floor_N: Annotated[Floats32, Column("nats", "two-step: the loss after both transitions")]
+    step1_drop_N: Annotated[
+        Floats32, Column("nats", "two-step: fall through the earlier transition")
+    ]
+    step1_midpoint_N: Annotated[
+        Floats32, Column("x", "two-step: midpoint of the earlier transition")
+    ]
+    step1_width_N: Annotated[Floats32, Column("x", "two-step: width of the earlier transition")]
     step1_midpoint_se_N: Annotated[
-        Floats, Column("x", "two-step: standard error of the earlier midpoint")
+        Floats32, Column("x", "two-step: standard error of the earlier midpoint")
     ]
-    step2_drop_N: Annotated[Floats, Column("nats", "two-step: fall through the later transition")]
-    step2_midpoint_N: Annotated[Floats, Column("x", "two-step: midpoint of the later transition")]
-    step2_width_N: Annotated[Floats, Column("x", "two-step: width of the later transition")]
+    step2_drop_N: Annotated[Floats32, Column("nats", "two-step: fall through the later transition")]
+    step2_midpoint_N: Annotated[Floats32, Column("x", "two-step: midpoint of the later transition")]
+    step2_width_N: Annotated[Floats32, Column("x", "two-step: width of the later transition")]
     step2_midpoint_se_N: Annotated[
-        Floats, Column("x", "two-step: standard error of the later midpoint")
+        Floats32, Column("x", "two-step: standard error of the later midpoint")
     ]
     evidence_N: Annotated[
-        Floats, Column("1", "by how much BIC favours the class over the runner-up")
+        Floats32, Column("1", "by how much BIC favours the class over the runner-up")
     ]
     autocorrelation_N: Annotated[
-        Floats,
+        Floats32,
         Column("1", "lag-one autocorrelation of the sigmoid's residuals; its errors allow for it"),
     ]
-    n_probes_N: Annotated[NDArray[np.int32], Column("1", "losses that were finite and used")]
+    n_probes_N: Annotated[Integers32, Column("1", "losses that were finite and used")]
     class_N: Annotated[NDArray[np.int8], Column("code", "TokenClass")]
     runner_up_N: Annotated[NDArray[np.int8], Column("code", "TokenClass of the next best model")]
     status_N: Annotated[NDArray[np.int8], Column("code", "FitStatus of the one-sigmoid fit")]
@@ -180,20 +186,20 @@ class SigmoidFits:
         return SigmoidFits(parts[0].x_K, *columns)
 
     @property
-    def complete_N(self) -> NDArray[np.bool_]:
+    def complete_N(self) -> Mask:
         """Which tokens are fitted and miss no loss: those that a mean curve can be taken over."""
         return np.asarray(np.isfinite(self.level_N) & (self.n_probes_N == len(self.x_K)))
 
     @property
-    def trusted_N(self) -> NDArray[np.bool_]:
+    def trusted_N(self) -> Mask:
         """Which midpoints of the one sigmoid are known, by an error or to the probes' spacing."""
         return np.isin(self.status_N, (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS))
 
-    def is_class(self, *classes: TokenClass) -> NDArray[np.bool_]:
+    def is_class(self, *classes: TokenClass) -> Mask:
         """Which tokens belong to one of `classes`."""
         return np.isin(self.class_N, classes)
 
-    def predict(self, x_G: ArrayLike) -> NDArray[np.float64]:
+    def predict(self, x_G: ArrayLike) -> Floats:
         """Loss in nats of every token at `x_G` by the model of its class; NaN if unfitted."""
         x_G = np.asarray(x_G, dtype=np.float64)
         loss_NG = np.repeat(self.constant_N[:, None], len(x_G), axis=1)
@@ -211,7 +217,7 @@ class SigmoidFits:
         return loss_NG
 
     @property
-    def constant_N(self) -> NDArray[np.float64]:
+    def constant_N(self) -> Floats:
         """The part of `predict` that does not depend on x: a level, a floor, the onset's loss."""
         constant_N = self.level_N.astype(np.float64)
         for array, classes in (
@@ -312,7 +318,7 @@ class ParquetRows:
     Use as a context manager: the file appears at its end, and only without an error.
     """
 
-    def __init__(self, path: Path, x_K: NDArray[np.float64], metadata: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, x_K: Floats, metadata: Mapping[str, Any]) -> None:
         self._path = path
         self._open = ExitStack()
         self._metadata = {

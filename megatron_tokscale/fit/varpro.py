@@ -20,12 +20,10 @@ from itertools import combinations_with_replacement
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from megatron_tokscale.arrays import Floats32
 from megatron_tokscale.fit import kernels
-
-Array = NDArray[np.float32]
 
 _TINY = 1e-30
 _SINGULAR = 1e-6
@@ -58,7 +56,7 @@ class Trajectories:
         weight_KN = None if self.weight_KN is None else _columns(self.weight_KN, index)
         return Trajectories(_columns(self.y_KN, index), self.x_K, weight_KN)
 
-    def as_numpy(self) -> tuple[Array, Array, Array]:
+    def as_numpy(self) -> tuple[Floats32, Floats32, Floats32]:
         """y_NK, x_K and weight_NK (of shape (0, 1) if no loss is missing), for the kernels."""
         weight_KN = self.y_KN.new_empty(1, 0) if self.weight_KN is None else self.weight_KN
         return self.y_KN.T.numpy(), self.x_K.numpy(), weight_KN.T.numpy()

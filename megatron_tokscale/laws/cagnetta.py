@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from megatron_tokscale.arrays import Floats, Interval
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.resampling import percentile_interval
 
@@ -20,9 +21,6 @@ MIN_R2 = 0.9
 MAX_WIDTH = 0.15
 _WIDTH_R2 = 0.001
 _PARAMETERS = 3
-
-Array = NDArray[np.float64]
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def fit_context_exponent(
     )
 
 
-def _checked(context_S: ArrayLike, loss_S: ArrayLike) -> tuple[Array, Array]:
+def _checked(context_S: ArrayLike, loss_S: ArrayLike) -> tuple[Floats, Floats]:
     context, loss = np.asarray(context_S, np.float64), np.asarray(loss_S, np.float64)
     if context.ndim != 1 or context.shape != loss.shape:
         raise TokscaleError(
@@ -141,7 +139,7 @@ def _checked(context_S: ArrayLike, loss_S: ArrayLike) -> tuple[Array, Array]:
     return context, loss
 
 
-def _floors(loss_S: Array, floor: float | None) -> Array:
+def _floors(loss_S: Floats, floor: float | None) -> Floats:
     lowest = float(loss_S.min())
     if floor is None:
         return np.arange(0, lowest, FLOOR_STEP)
@@ -157,12 +155,12 @@ def _floors(loss_S: Array, floor: float | None) -> Array:
 class _Lines:
     """Lines ln(L - H) = level - gamma x, one per floor H."""
 
-    gamma_G: Array
-    level_G: Array
-    r2_G: Array
+    gamma_G: Floats
+    level_G: Floats
+    r2_G: Floats
 
     @staticmethod
-    def through(x_S: Array, loss_S: Array, floor_G: Array) -> "_Lines":
+    def through(x_S: Floats, loss_S: Floats, floor_G: Floats) -> "_Lines":
         y_GS = np.log(loss_S - floor_G[:, None])
         centred_S = x_S - x_S.mean()
         y_G = y_GS.mean(axis=1)
@@ -193,8 +191,8 @@ def _gate(lines: _Lines, best: int, width: float, floor: float | None) -> None:
 
 
 def _resample(
-    x_S: Array, loss_S: Array, lines: _Lines, best: int, floor: float, n_resamples: int, seed: int
-) -> Array:
+    x_S: Floats, loss_S: Floats, lines: _Lines, best: int, floor: float, n_resamples: int, seed: int
+) -> Floats:
     """The law with its log residuals drawn with replacement, scaled for three parameters."""
     fitted_S = lines.level_G[best] - lines.gamma_G[best] * x_S
     n = len(x_S)
@@ -203,7 +201,7 @@ def _resample(
     return np.asarray(floor + np.exp(fitted_S + drawn_RS))
 
 
-def _refit(x_S: Array, loss_RS: Array, floor: float | None) -> tuple[Array, Array]:
+def _refit(x_S: Floats, loss_RS: Floats, floor: float | None) -> tuple[Floats, Floats]:
     """gamma and floor of each resample, whatever the gates say."""
     if not np.isfinite(loss_RS).all():
         raise UndefinedError(

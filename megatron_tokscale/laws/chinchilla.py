@@ -9,9 +9,10 @@ from functools import cached_property
 from itertools import product
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize, nnls
 
+from megatron_tokscale.arrays import Floats, Interval
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.huber import DELTA, EXPONENT_BOUNDS
 from megatron_tokscale.resampling import percentile_interval
@@ -23,9 +24,6 @@ _DESCENTS = 12
 _LEVEL_BOUNDS = (-50.0, 50.0)  # keeps a wild step of the descent from a loss of zero
 _NO_LEVEL = 1e-6  # instead of ln 0, for a term that a start does without
 _COLLINEAR = 1e-6
-
-Array = NDArray[np.float64]
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class ChinchillaLaw:
     n_runs: int
     converged: bool
 
-    def predict(self, parameters: ArrayLike, tokens: ArrayLike) -> Array:
+    def predict(self, parameters: ArrayLike, tokens: ArrayLike) -> Floats:
         """The law's loss of models of `parameters` trained on `tokens`, in nats."""
         n, d = np.asarray(parameters, np.float64), np.asarray(tokens, np.float64)
         return np.asarray(self.floor + self.A * n**-self.alpha + self.B * d**-self.beta)
@@ -142,23 +140,23 @@ class Runs:
     logarithm, as in `huber.Curve`.
     """
 
-    log_parameters: Array
-    log_tokens: Array
-    loss: Array
+    log_parameters: Floats
+    log_tokens: Floats
+    loss: Floats
 
     @cached_property
-    def _n_I(self) -> Array:
+    def _n_I(self) -> Floats:
         return self.log_parameters - self.log_parameters.mean()
 
     @cached_property
-    def _d_I(self) -> Array:
+    def _d_I(self) -> Floats:
         return self.log_tokens - self.log_tokens.mean()
 
     @cached_property
-    def _log_loss_I(self) -> Array:
+    def _log_loss_I(self) -> Floats:
         return np.asarray(np.log(self.loss / self.loss.min()))
 
-    def solve(self) -> tuple[Array, bool]:
+    def solve(self) -> tuple[Floats, bool]:
         """The best of the minima reached from the best starts."""
         every_I = np.ones_like(self.loss)
         starts = [self._start(alpha, beta) for alpha, beta in product(_EXPONENTS, repeat=2)]
@@ -168,7 +166,7 @@ class Runs:
         low, high = EXPONENT_BOUNDS
         return best_P, success and bool(((best_P[3:] > low) & (best_P[3:] < high)).all())
 
-    def descend(self, start_P: Array, weight_I: Array) -> tuple[Array, float, bool]:
+    def descend(self, start_P: Floats, weight_I: Floats) -> tuple[Floats, float, bool]:
         """The minimum reached from `start_P`, its objective, and whether it is one."""
         best = minimize(
             self.objective,
@@ -181,7 +179,7 @@ class Runs:
         )
         return np.asarray(best.x), float(best.fun), bool(best.success)
 
-    def objective(self, point_P: Array, weight_I: Array) -> tuple[float, Array]:
+    def objective(self, point_P: Floats, weight_I: Floats) -> tuple[float, Floats]:
         """Weighted sum of the Huber losses over delta, and its gradient."""
         loss_I, slope_PI = self.predict(point_P, 1.0)
         residual_I = np.log(loss_I) - self._log_loss_I
@@ -189,7 +187,7 @@ class Runs:
         value = weight_I @ (clipped_I * (residual_I - clipped_I / 2)) / DELTA
         return float(value), slope_PI @ (weight_I * clipped_I / (loss_I * DELTA))
 
-    def predict(self, point_P: Array, lowest: float | None = None) -> tuple[Array, Array]:
+    def predict(self, point_P: Floats, lowest: float | None = None) -> tuple[Floats, Floats]:
         """Losses of the law at the runs, in units of the lowest, and their derivatives (P, I)."""
         floor, level_n, level_d, alpha, beta = point_P
         unit = float(self.loss.min()) if lowest is None else lowest
@@ -197,7 +195,7 @@ class Runs:
         slope_PI = np.stack([np.ones_like(n_I), n_I, d_I, -n_I * self._n_I, -d_I * self._d_I])
         return unit * (floor + n_I + d_I), unit * slope_PI
 
-    def constants(self, point_P: Array) -> Array:
+    def constants(self, point_P: Floats) -> Floats:
         """E, A, B, alpha, beta and a, of N, D and losses as they were given."""
         floor, level_n, level_d, alpha, beta = point_P.tolist()
         lowest = float(self.loss.min())
@@ -206,7 +204,7 @@ class Runs:
         share = beta / (alpha + beta)
         return np.array([lowest * floor, lowest * scale_n, lowest * scale_d, alpha, beta, share])
 
-    def _start(self, alpha: float, beta: float) -> Array:
+    def _start(self, alpha: float, beta: float) -> Floats:
         """For given exponents the law is linear: E, A and B by non-negative least squares."""
         terms_I3 = np.stack(
             [np.ones_like(self.loss), np.exp(-alpha * self._n_I), np.exp(-beta * self._d_I)], axis=1

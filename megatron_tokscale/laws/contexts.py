@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
+from megatron_tokscale.arrays import Floats, Integers, Mask
 from megatron_tokscale.errors import UndefinedError
 
 EDGES = tuple(np.unique(np.geomspace(1, 65, 16).round()).tolist())
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class ContextBins:
         bin_N: bin of each token, -1 for those of no bin.
     """
 
-    context_S: Array
-    bin_N: NDArray[np.int64]
+    context_S: Floats
+    bin_N: Integers
 
     @staticmethod
     def of(context_N: ArrayLike, *, edges: ArrayLike | None = None) -> "ContextBins":
@@ -54,10 +53,10 @@ class ContextBins:
         )
 
     @cached_property
-    def _kept_N(self) -> NDArray[np.bool_]:
+    def _kept_N(self) -> Mask:
         return self.bin_N >= 0
 
-    def mean(self, loss_N: ArrayLike) -> Array:
+    def mean(self, loss_N: ArrayLike) -> Floats:
         """Mean loss of each bin, in nats."""
         bin_M = self.bin_N[self._kept_N]
         total_S = np.bincount(bin_M, np.asarray(loss_N, dtype=np.float64)[self._kept_N])
@@ -70,7 +69,7 @@ class ContextBins:
         cluster_N: ArrayLike | None = None,
         n_resamples: int = 200,
         seed: int = 0,
-    ) -> Array:
+    ) -> Floats:
         """Mean losses loss_RS of bootstrap resamples of clusters, by default of single tokens.
 
         Poisson weights with mean one stand for drawing with replacement. A resample without any

@@ -6,10 +6,9 @@ Shapes: K probe steps, G groups.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Array = NDArray[np.float64]
-Interval = tuple[float, float]
+from megatron_tokscale.arrays import Floats
 
 LEAST_FREEDOM = 2.0
 NO_ERROR = 1e-24  # relative squared error of what has none but rounding
@@ -17,7 +16,7 @@ _MAX_CORRELATION = 0.9
 _ROUNDING = 1e-8
 
 
-def serial_correlation(residual_GK: Array, n_parameters: float) -> Array:
+def serial_correlation(residual_GK: Floats, n_parameters: float) -> Floats:
     """Lag-1 correlation in [0, 0.9] along the last axis, corrected for a fit's `n_parameters`.
 
     A smooth parameter takes one slow mode out of the residuals, which lowers their lag-1
@@ -32,7 +31,7 @@ def serial_correlation(residual_GK: Array, n_parameters: float) -> Array:
     return np.asarray(np.clip(corrected_G, 0, _MAX_CORRELATION))
 
 
-def effective_points(n_points: int, correlation: ArrayLike) -> Array:
+def effective_points(n_points: int, correlation: ArrayLike) -> Floats:
     """How many independent residuals so many correlated ones are worth: K (1 - rho) / (1 + rho)."""
     rho = np.asarray(correlation, dtype=np.float64)
     return np.asarray(n_points * (1 - rho) / (1 + rho))
@@ -53,7 +52,7 @@ class GroupNoise:
     n_effective: float
 
     @staticmethod
-    def of(residual_GK: Array, n_parameters: float) -> "GroupNoise":
+    def of(residual_GK: Floats, n_parameters: float) -> "GroupNoise":
         """From residuals of a fit with so many parameters per group: AR(1) over probes."""
         n_groups, n_probes = residual_GK.shape
         scaled_GK = residual_GK - residual_GK.mean(axis=1, keepdims=True)

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
+from megatron_tokscale.arrays import Floats, Integers32, Interval, Mask
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.indexed import Portion
-from megatron_tokscale.laws.pairs import Array, Documents, Ids, Pairs
+from megatron_tokscale.laws.pairs import Documents, Pairs
 from megatron_tokscale.resampling import percentile_interval
 
 MAX_TOKENS = 4_000_000
@@ -25,8 +26,6 @@ END_OF_SIGNAL = 3  # lags in a row without a signal
 MIN_REACH = 10
 MIN_R2 = 0.7
 MIN_DOCUMENTS = 10.0
-
-Interval = tuple[float, float]
 
 
 def draw_documents(
@@ -68,16 +67,16 @@ class Correlations:
         centred: about permutations within documents, not about the product of the marginals.
     """
 
-    lag_L: Ids
-    norm_L: Array
-    floor_L: Array
-    influence_LD: Array
-    share_D: Array
+    lag_L: Integers32
+    norm_L: Floats
+    floor_L: Floats
+    influence_LD: Floats
+    share_D: Floats
     n_tokens: int
     centred: bool
 
     @property
-    def valid_L(self) -> NDArray[np.bool_]:
+    def valid_L(self) -> Mask:
         """Whether the norm stands out from the floor."""
         return np.asarray(self.norm_L >= SIGNAL * self.floor_L)
 
@@ -119,7 +118,7 @@ def token_correlations(
         )
     rng = np.random.default_rng(seed)
     permuted = [documents.permuted(rng) for _ in range(n_permutations)]
-    taken: list[tuple[int, float, float, Array]] = []
+    taken: list[tuple[int, float, float, Floats]] = []
     n_without = 0
     for lag in lags:
         pairs = Pairs(documents, lag, centred)
@@ -237,7 +236,7 @@ def _check(n_tokens: int, to_lag: int, n_documents: float) -> None:
         )
 
 
-def _signal_end(valid_L: NDArray[np.bool_]) -> int:
+def _signal_end(valid_L: Mask) -> int:
     """Lags before the first run of invalid ones, less invalid ones at the end."""
     end = len(valid_L)
     for start in range(len(valid_L) - END_OF_SIGNAL + 1):
@@ -247,7 +246,7 @@ def _signal_end(valid_L: NDArray[np.bool_]) -> int:
     return int(np.flatnonzero(valid_L[:end]).max(initial=-1)) + 1
 
 
-def _resample_lags(x_L: Array, y_L: Array, n_resamples: int, seed: int) -> Array:
+def _resample_lags(x_L: Floats, y_L: Floats, n_resamples: int, seed: int) -> Floats:
     """Beta from lags drawn with replacement, at least two of them different."""
     drawn_RL = np.random.default_rng(seed).integers(len(x_L), size=(n_resamples, len(x_L)))
     drawn_RL = drawn_RL[np.ptp(drawn_RL, axis=1) > 0]

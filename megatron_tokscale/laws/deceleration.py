@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
 
+from megatron_tokscale.arrays import Floats, Interval
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.correlation import (
     LEAST_FREEDOM,
     NO_ERROR,
-    Array,
-    Interval,
     effective_points,
     serial_correlation,
 )
@@ -82,7 +81,7 @@ class Deceleration:
         inside = self.from_step < self.break_step < self.to_step
         return inside and self.delta_bic > CLEAR and self.late_rate < self.early_rate
 
-    def predict(self, step: ArrayLike) -> Array:
+    def predict(self, step: ArrayLike) -> Floats:
         """The law's loss at `step`, in nats."""
         x = np.log(np.asarray(step, dtype=np.float64))
         bend = self.break_width * np.logaddexp(0, (x - np.log(self.break_step)) / self.break_width)
@@ -95,7 +94,7 @@ def late_loss(break_loss: float, break_step: float, late_rate: float, step: floa
     return float(break_loss * (step / break_step) ** -late_rate)
 
 
-def log_window_mean(step_K: ArrayLike, loss_K: ArrayLike, window: float = WINDOW) -> Array:
+def log_window_mean(step_K: ArrayLike, loss_K: ArrayLike, window: float = WINDOW) -> Floats:
     """Mean loss of the probes from each step / window up to the step (papers.md 8.1).
 
     Theirs is over every step. Where probes are further apart than `window` it changes nothing.
@@ -208,13 +207,13 @@ class _Law:
     def loss_at(self, step: float) -> float:
         return late_loss(self.break_loss, self.break_step, self.late_rate, step)
 
-    def predict(self, x_K: Array) -> Array:
+    def predict(self, x_K: Floats) -> Floats:
         """Log losses."""
         linear = np.array([self.level, self.early_rate, self.bend])
         return np.asarray(_columns(x_K, self.x_break, self.width) @ linear)
 
 
-def _columns(x_K: Array, x_break: ArrayLike, width: ArrayLike) -> Array:
+def _columns(x_K: Floats, x_break: ArrayLike, width: ArrayLike) -> Floats:
     """(..., K, 3) what level, early rate and bend multiply, for any shape of break and width."""
     x_break, width = np.asarray(x_break)[..., None], np.asarray(width)[..., None]
     after = x_K - x_break
@@ -225,12 +224,12 @@ def _columns(x_K: Array, x_break: ArrayLike, width: ArrayLike) -> Array:
 class _Grid:
     """Breaks and widths with an orthonormal basis of what each pair can fit."""
 
-    x_break_J: Array
-    log_width_J: Array
-    basis_JK3: Array
+    x_break_J: Floats
+    log_width_J: Floats
+    basis_JK3: Floats
 
     @staticmethod
-    def over(x_K: Array) -> "_Grid":
+    def over(x_K: Floats) -> "_Grid":
         """Breaks strictly inside the fitted steps; widths that the probes can tell from a kink."""
         x_break_J, log_width_J = np.meshgrid(
             np.linspace(x_K[0], x_K[-1], _N_BREAKS + 2)[1:-1],
@@ -239,27 +238,27 @@ class _Grid:
         columns_JK3 = _columns(x_K, x_break_J.ravel(), np.exp(log_width_J.ravel()))
         return _Grid(x_break_J.ravel(), log_width_J.ravel(), np.linalg.qr(columns_JK3).Q)
 
-    def starts(self, target_K: Array, n_starts: int) -> list[tuple[float, float]]:
+    def starts(self, target_K: Floats, n_starts: int) -> list[tuple[float, float]]:
         """The pairs of break and log width that leave least of the target, best first."""
         explained_J = ((target_K @ self.basis_JK3) ** 2).sum(axis=-1)
         best_J = np.argsort(-explained_J)[:n_starts]
         return [(float(self.x_break_J[j]), float(self.log_width_J[j])) for j in best_J]
 
 
-def _fit(x_K: Array, target_K: Array, grid: _Grid, n_starts: int = _STARTS) -> _Law:
+def _fit(x_K: Floats, target_K: Floats, grid: _Grid, n_starts: int = _STARTS) -> _Law:
     """The best law reached from the best pairs of the grid."""
     descents = [_descend(x_K, target_K, start) for start in grid.starts(target_K, n_starts)]
     return min(descents, key=lambda law: float(((target_K - law.predict(x_K)) ** 2).sum()))
 
 
-def _descend(x_K: Array, target_K: Array, start: tuple[float, float]) -> _Law:
+def _descend(x_K: Floats, target_K: Floats, start: tuple[float, float]) -> _Law:
     """Variable projection: break and log width descend, the rest is solved for on the way."""
 
-    def basis(pair: Array) -> tuple[Array, Array]:
+    def basis(pair: Floats) -> tuple[Floats, Floats]:
         basis_K3, triangle_33 = np.linalg.qr(_columns(x_K, pair[0], np.exp(pair[1])))
         return np.asarray(basis_K3), np.asarray(triangle_33)
 
-    def residual(pair: Array) -> Array:
+    def residual(pair: Floats) -> Floats:
         basis_K3, _ = basis(pair)
         return np.asarray(basis_K3 @ (target_K @ basis_K3) - target_K)
 
@@ -270,13 +269,13 @@ def _descend(x_K: Array, target_K: Array, start: tuple[float, float]) -> _Law:
     return _Law(level, early_rate, bend, float(best.x[0]), float(best.x[1]))
 
 
-def _noise(residual_K: Array, effective: float) -> Array:
+def _noise(residual_K: Floats, effective: float) -> Floats:
     """Residuals to draw one by one, as wide as correlated ones and the spent freedom make them."""
     freedom = max(effective - _PARAMETERS, LEAST_FREEDOM)
     return np.asarray((residual_K - residual_K.mean()) * np.sqrt(len(residual_K) / freedom))
 
 
-def _delta_bic(x_K: Array, target_K: Array, residual_K: Array, effective: float) -> float:
+def _delta_bic(x_K: Floats, target_K: Floats, residual_K: Floats, effective: float) -> float:
     line_K = target_K - np.polyval(np.polyfit(x_K, target_K, 1), x_K)
     fall = np.log(max((line_K**2).mean(), NO_ERROR) / max((residual_K**2).mean(), NO_ERROR))
     return float(effective * fall - (_PARAMETERS - _LINE_PARAMETERS) * np.log(effective))
@@ -284,7 +283,7 @@ def _delta_bic(x_K: Array, target_K: Array, residual_K: Array, effective: float)
 
 def _checked(
     step_K: ArrayLike, loss_K: ArrayLike, start: float, window: float
-) -> tuple[Array, Array]:
+) -> tuple[Floats, Floats]:
     """Steps and losses to fit, averaged first, as steps before the start belong to a window."""
     step, loss = np.asarray(step_K, dtype=np.float64), np.asarray(loss_K, dtype=np.float64)
     if step.ndim != 1 or step.shape != loss.shape or not len(step):

@@ -10,12 +10,11 @@ import numpy as np
 from scipy.stats import chi2
 from scipy.stats import t as student_t
 
+from megatron_tokscale.arrays import Floats, Interval
 from megatron_tokscale.laws.correlation import (
     LEAST_FREEDOM,
     NO_ERROR,
-    Array,
     GroupNoise,
-    Interval,
     effective_points,
     serial_correlation,
 )
@@ -39,9 +38,9 @@ class GroupExponents:
 
     common: float
     common_interval: Interval
-    exponent_G: Array
-    se_G: Array
-    interval_G2: Array
+    exponent_G: Floats
+    se_G: Floats
+    interval_G2: Floats
     heterogeneity: float
     heterogeneity_p: float
 
@@ -88,12 +87,12 @@ class _Profile:
 
     log_best: float
     freedom: float
-    log_exponent_Q: Array
-    z_Q: Array
+    log_exponent_Q: Floats
+    z_Q: Floats
 
     @staticmethod
     def of(
-        log_exponent_Q: Array, error_Q: Array, log_best: float, best: float, freedom: float
+        log_exponent_Q: Floats, error_Q: Floats, log_best: float, best: float, freedom: float
     ) -> "_Profile":
         """Root of freedom (error / best - 1), made monotone; the best itself joins the grid."""
         freedom = max(freedom, LEAST_FREEDOM)
@@ -109,7 +108,7 @@ class _Profile:
             np.insert(above_Q + below_Q, place, 0),
         )
 
-    def at(self, log_exponent: Array) -> Array:
+    def at(self, log_exponent: Floats) -> Floats:
         """z there, linear between the exponents of the grid."""
         return np.interp(log_exponent, self.log_exponent_Q, self.z_Q)
 
@@ -130,7 +129,7 @@ class _Profile:
         return (high - low) / 2
 
 
-def _heterogeneity(profiles: list[_Profile], log_exponent_Q: Array) -> float:
+def _heterogeneity(profiles: list[_Profile], log_exponent_Q: Floats) -> float:
     """The least sum of the groups' z^2 over one exponent.
 
     An estimated error inflates z^2 by freedom / (freedom - 2), as it does Student's t squared.

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit
 
-from megatron_tokscale.laws.correlation import Array
+from megatron_tokscale.arrays import Floats, Mask
 from megatron_tokscale.laws.lr_sum import ONE_THIRD
 
 _FLAT = 1e-12
@@ -29,9 +28,9 @@ _SHRINK = 0.65  # of the step per round: slow enough to follow a narrow valley
 class Model:
     """floor_g + drop_g curve(x; own_g, common), with even grids of what is not linear in it."""
 
-    curve: Callable[[Array, Array, Array], Array]
-    own_P: Array
-    common_Q: Array
+    curve: Callable[[Floats, Floats, Floats], Floats]
+    own_P: Floats
+    common_Q: Floats
     shared: bool
 
     def n_parameters(self, n_groups: int) -> int:
@@ -58,12 +57,12 @@ def models_over(length: float) -> dict[str, Model]:
     }
 
 
-def _power(x: Array, shift: Array, log_exponent: Array) -> Array:
+def _power(x: Floats, shift: Floats, log_exponent: Floats) -> Floats:
     """tau^-exponent; its shift is never free, as scale_g takes it up."""
     return np.asarray(np.exp(np.exp(log_exponent) * (shift - x)))
 
 
-def _sigmoid(x: Array, midpoint: Array, log_width: Array) -> Array:
+def _sigmoid(x: Floats, midpoint: Floats, log_width: Floats) -> Floats:
     return np.asarray(expit((midpoint - x) / np.exp(log_width)))
 
 
@@ -71,22 +70,22 @@ def _sigmoid(x: Array, midpoint: Array, log_width: Array) -> Array:
 class Fit:
     """A model's parameters and relative residuals, for every data set and group."""
 
-    own_RG: Array
-    common_RG: Array
-    floor_RG: Array
-    drop_RG: Array
-    residual_RGK: Array
+    own_RG: Floats
+    common_RG: Floats
+    floor_RG: Floats
+    drop_RG: Floats
+    residual_RGK: Floats
 
 
 @dataclass(frozen=True)
 class Losses:
     """Losses of groups at x. Squared relative residuals weigh a squared residual by loss^-2."""
 
-    x_K: Array
-    loss_RGK: Array
-    weight_G: Array
+    x_K: Floats
+    loss_RGK: Floats
+    weight_G: Floats
 
-    def fit(self, model: Model, held_out_K: NDArray[np.bool_] | None = None) -> Fit:
+    def fit(self, model: Model, held_out_K: Mask | None = None) -> Fit:
         """The best parameters on the model's grids, then on ever finer ones around the best."""
         kept_K = np.ones(len(self.x_K), bool) if held_out_K is None else ~held_out_K
         x_K, loss_RGK = self.x_K[kept_K], self.loss_RGK[:, :, kept_K]
@@ -110,19 +109,19 @@ class Losses:
         """Mean squared relative residual of the first data set, over all probes."""
         return float(self.weight_G @ (fit.residual_RGK[0] ** 2).mean(axis=-1))
 
-    def held_out_errors(self, model: Model, n_blocks: int) -> Array:
+    def held_out_errors(self, model: Model, n_blocks: int) -> Floats:
         """(R, B) mean squared relative residuals at each inner block, fitted without it."""
         block_K = np.arange(len(self.x_K)) * n_blocks // len(self.x_K)
         blocks = [block_K == block for block in range(1, n_blocks - 1)]
         return np.stack([self._held_out_error(model, held_out_K) for held_out_K in blocks], axis=1)
 
-    def _held_out_error(self, model: Model, held_out_K: NDArray[np.bool_]) -> Array:
+    def _held_out_error(self, model: Model, held_out_K: Mask) -> Floats:
         residual_RGK = self.fit(model, held_out_K).residual_RGK[:, :, held_out_K]
         return np.asarray((residual_RGK**2).mean(axis=-1) @ self.weight_G)
 
     def _best(
-        self, shared: bool, own_RGP: Array, common_RGQ: Array, error_RGPQ: Array
-    ) -> tuple[Array, Array]:
+        self, shared: bool, own_RGP: Floats, common_RGQ: Floats, error_RGPQ: Floats
+    ) -> tuple[Floats, Floats]:
         """Own and common parameters of least error, the second over all groups if `shared`."""
         error_RGQ = error_RGPQ.min(axis=2)
         if shared:
@@ -134,7 +133,7 @@ class Losses:
         return own_RG, np.take_along_axis(common_RGQ, q_RG1, axis=2)[..., 0]
 
 
-def _around(value_RG: Array, grid_P: Array, shrink: float) -> Array:
+def _around(value_RG: Floats, grid_P: Floats, shrink: float) -> Floats:
     """The value and one to each side, a share of the grid's spacing away and within the grid."""
     if len(grid_P) == 1:
         return value_RG[..., None]
@@ -147,15 +146,15 @@ def _around(value_RG: Array, grid_P: Array, shrink: float) -> Array:
 class _Moments:
     """Sums over probes, with u = loss^-2: of u, u h, u h^2, u loss, u loss h, u loss^2."""
 
-    u: Array
-    uh: Array
-    uhh: Array
-    uy: Array
-    uyh: Array
+    u: Floats
+    uh: Floats
+    uhh: Floats
+    uy: Floats
+    uyh: Floats
     uyy: int
 
     @staticmethod
-    def of(h_K: Array, loss_K: Array) -> "_Moments":
+    def of(h_K: Floats, loss_K: Floats) -> "_Moments":
         """Of curves and losses whose leading shapes broadcast."""
         y_K = 1 / loss_K
         uh_K = y_K**2 * h_K
@@ -173,9 +172,9 @@ class _Moments:
 class _Linear:
     """The best floor and drop, neither negative, and the sum of squared relative residuals."""
 
-    floor: Array
-    drop: Array
-    error: Array
+    floor: Floats
+    drop: Floats
+    error: Floats
 
 
 def _solve(m: _Moments) -> _Linear:
@@ -192,7 +191,7 @@ def _solve(m: _Moments) -> _Linear:
     return _Linear(floor, drop, np.maximum(m.uyy - floor * m.uy - drop * m.uyh, 0))
 
 
-def grid_errors(model: Model, x_K: Array, loss_RGK: Array) -> Array:
+def grid_errors(model: Model, x_K: Floats, loss_RGK: Floats) -> Floats:
     """(R, G, P, Q) sums of squared relative residuals on the model's grids, by matrix products."""
     h_PQK = model.curve(x_K, model.own_P[:, None, None], model.common_Q[:, None])
     h_KJ = h_PQK.reshape(-1, len(x_K)).T

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
 
+from megatron_tokscale.arrays import Floats, Interval
 from megatron_tokscale.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.correlation import NO_ERROR, Array, GroupNoise, Interval
+from megatron_tokscale.laws.correlation import NO_ERROR, GroupNoise
 from megatron_tokscale.laws.group_exponents import GroupExponents, group_exponents
 from megatron_tokscale.laws.group_fit import Fit, Losses, Model, models_over
 from megatron_tokscale.laws.lr_sum import checked, from_tau
@@ -40,7 +41,7 @@ class ModelScore:
     n_parameters: int
     error: float
     held_out_error: float
-    held_out_error_B: Array
+    held_out_error_B: Floats
     bic: float
 
 
@@ -55,10 +56,10 @@ class GroupDrops:
         drop_G: A_g, nats.
     """
 
-    midpoint_G: Array
+    midpoint_G: Floats
     width: float
-    floor_G: Array
-    drop_G: Array
+    floor_G: Floats
+    drop_G: Floats
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _score(losses: Losses, model: Model, fit: Fit, n_effective: float, n_blocks:
     )
 
 
-def _block_interval(difference_B: Array) -> Interval:
+def _block_interval(difference_B: Floats) -> Interval:
     n = len(difference_B)
     mean = float(difference_B.mean())
     reach = float(difference_B.std(ddof=1) / np.sqrt(n) * student_t.ppf(0.975, n - 1))
@@ -244,7 +245,7 @@ def _checked_groups(
     loss_GK: ArrayLike,
     weight_G: ArrayLike | None,
     loss_RGK: ArrayLike | None,
-) -> tuple[Array, Array, Array]:
+) -> tuple[Floats, Floats, Floats]:
     """tau, the losses with their resamples behind them, and weights that sum to one."""
     tau_K, loss = checked(lr_sum_K, loss_GK)
     if loss.ndim != 2 or len(loss) < 2:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-Array = NDArray[np.float64]
+from megatron_tokscale.arrays import Floats
 
 DELTA = 1e-3
 EXPONENT_BOUNDS = (1e-3, 10.0)
@@ -38,11 +37,11 @@ class Curve:
     where a curve shows no floor the descent then stops at E = 0, and does not crawl to -inf.
     """
 
-    x_K: Array
-    log_loss_K: Array
+    x_K: Floats
+    log_loss_K: Floats
 
     @cached_property
-    def _centred_K(self) -> Array:
+    def _centred_K(self) -> Floats:
         return self.x_K - self.x_K.mean()
 
     @cached_property
@@ -62,18 +61,18 @@ class Curve:
         """The minimum reached from `start`."""
         return self._solution(*self._descend(self._parameters(start)))
 
-    def predict(self, solution: Solution) -> Array:
+    def predict(self, solution: Solution) -> Floats:
         """Log losses of the law at the curve's times."""
         return np.asarray(
             np.log(solution.floor + np.exp(solution.log_scale - solution.exponent * self.x_K))
         )
 
-    def _start(self, floor: float) -> Array:
+    def _start(self, floor: float) -> Floats:
         reducible_K = np.log(np.exp(self.log_loss_K - self._log_lowest) - floor)
         slope, level = np.polyfit(self._centred_K, reducible_K, 1)
         return np.array([floor, level, np.clip(-slope, *EXPONENT_BOUNDS)])
 
-    def _descend(self, start: Array) -> tuple[Array, float, bool]:
+    def _descend(self, start: Floats) -> tuple[Floats, float, bool]:
         best = minimize(
             _objective,
             start,
@@ -85,7 +84,7 @@ class Curve:
         )
         return np.asarray(best.x), float(best.fun), bool(best.success)
 
-    def _solution(self, parameters: Array, _: float, success: bool) -> Solution:
+    def _solution(self, parameters: Floats, _: float, success: bool) -> Solution:
         floor, level, exponent = parameters.tolist()
         low, high = EXPONENT_BOUNDS
         return Solution(
@@ -95,13 +94,13 @@ class Curve:
             converged=success and low < exponent < high,
         )
 
-    def _parameters(self, solution: Solution) -> Array:
+    def _parameters(self, solution: Solution) -> Floats:
         floor = solution.floor * np.exp(-self._log_lowest)
         level = solution.log_scale - self._log_lowest - solution.exponent * self.x_K.mean()
         return np.array([floor, level, solution.exponent])
 
 
-def _objective(parameters: Array, centred_K: Array, log_loss_K: Array) -> tuple[float, Array]:
+def _objective(parameters: Floats, centred_K: Floats, log_loss_K: Floats) -> tuple[float, Floats]:
     """Sum of the Huber losses over delta, and its gradient.
 
     The sum, not the mean: divided by K the steps fall under L-BFGS's tolerance before the minimum

@@ -8,11 +8,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.results import SpectrumResult
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -36,16 +34,16 @@ class Inputs:
     """
 
     time: str
-    t_K: Array
-    mean_loss_RK: Array
-    mean_loss_RDK: Array
-    x_C: Array
-    drop_RC: Array
+    t_K: Floats
+    mean_loss_RK: Floats
+    mean_loss_RDK: Floats
+    x_C: Floats
+    drop_RC: Floats
     margin: float
-    frequency_loss_RFK: Array
-    frequency_share_F: Array
-    frequency_I: Array
-    frequency_time_I: Array
+    frequency_loss_RFK: Floats
+    frequency_share_F: Floats
+    frequency_I: Floats
+    frequency_time_I: Floats
     domains: tuple[str, ...]
 
     @property

@@ -4,17 +4,15 @@ Shapes: T steps, K probe steps.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.store import Run
 
 _TOLERANCE = 1e-3
 
-Array = NDArray[np.float64]
 
-
-def learning_rates(run: Run) -> Array:
+def learning_rates(run: Run) -> Floats:
     """learning_rate_T: the rate that Megatron's scheduler gave each step, launch by launch.
 
     Raises:
@@ -40,7 +38,7 @@ def learning_rates(run: Run) -> Array:
     return rate_T
 
 
-def _check(run: Run, rate_T: Array) -> None:
+def _check(run: Run, rate_T: Floats) -> None:
     sum_K = np.concatenate([[0.0], np.cumsum(rate_T)])[run.step_K]
     recorded_K = np.array([record.lr_sum for record in run.records])
     tolerance = _TOLERANCE * run.peak_learning_rate

@@ -6,16 +6,15 @@ Shapes: I groups of tokens (subtasks, token types).
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import linregress, theilslopes
 from scipy.stats import t as student_t
 
+from megatron_tokscale.arrays import Floats, Interval
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 
 MIN_GROUPS = 5
 MAX_GROUPS = 5000  # whose pairs of slopes take 200 MB
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def frequency_exponent(frequency_I: ArrayLike, time_I: ArrayLike) -> FrequencyEx
     )
 
 
-def _check(frequency_I: NDArray[np.float64], time_I: NDArray[np.float64]) -> None:
+def _check(frequency_I: Floats, time_I: Floats) -> None:
     if frequency_I.ndim != 1 or frequency_I.shape != time_I.shape:
         raise TokscaleError(
             f"frequencies of shape {frequency_I.shape} and times of shape {time_I.shape} do not "

@@ -4,16 +4,16 @@ Shapes: K probe steps.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from megatron_tokscale.arrays import Floats, Mask
 from megatron_tokscale.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.correlation import Array
 
 ONE_THIRD = 1 / 3
 _ROUNDING = 1e-8
 
 
-def checked(lr_sum_K: ArrayLike, loss_K: ArrayLike) -> tuple[Array, Array]:
+def checked(lr_sum_K: ArrayLike, loss_K: ArrayLike) -> tuple[Floats, Floats]:
     """tau and losses whose last axis is that of tau.
 
     Raises:
@@ -39,7 +39,7 @@ def checked(lr_sum_K: ArrayLike, loss_K: ArrayLike) -> tuple[Array, Array]:
     return tau_K, loss
 
 
-def from_tau(tau_K: Array, start: float, least: int) -> NDArray[np.bool_]:
+def from_tau(tau_K: Floats, start: float, least: int) -> Mask:
     """Mask of the probes from `start` on; tau of 0 is none of them.
 
     Raises:

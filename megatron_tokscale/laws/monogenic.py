@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from megatron_tokscale.arrays import Floats, Mask
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 
 HEIGHT = 0.7  # nats; this and the numbers below are those of the authors' search
@@ -17,9 +18,6 @@ LOWEST_UPPER = 2.7
 HIGHEST_UPPER = 11.0
 MIN_FALL = 2.0
 _BLOCK = 65_536
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 def monogenic_mask(loss_NK: ArrayLike, *, max_before: int | None = None) -> Mask:
@@ -54,7 +52,7 @@ def monogenic_mask(loss_NK: ArrayLike, *, max_before: int | None = None) -> Mask
     return np.concatenate([*blocks, np.empty(0, np.bool_)])
 
 
-def _block_mask(loss_NK: Array, max_before: int | None) -> Mask:
+def _block_mask(loss_NK: Floats, max_before: int | None) -> Mask:
     """Column j - 1 of the bands' ends is for j losses before the fall."""
     before_NK, after_NK = loss_NK[:, :-1], loss_NK[:, :0:-1]
     lowest_before = np.minimum.accumulate(before_NK, axis=1)
@@ -115,7 +113,7 @@ class MonogenicShare:
         return MonogenicShare(n_monogenic / n_tokens, n_null / n_tokens, n_tokens)
 
 
-def scaled_mean_curve(mean_K: ArrayLike, loss_NK: ArrayLike) -> Array:
+def scaled_mean_curve(mean_K: ArrayLike, loss_NK: ArrayLike) -> Floats:
     """The null: a run's mean losses, scaled to each token's first and last losses.
 
     It has no noise, which can only bring it nearer to plateaus.

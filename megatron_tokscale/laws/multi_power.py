@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from megatron_tokscale.arrays import Floats, Integers
 from megatron_tokscale.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.schedule import Array, Schedule, loss_drop
+from megatron_tokscale.laws.schedule import Schedule, loss_drop
 from megatron_tokscale.laws.schedule_fit import HELD, Held, Point, Problem
 
 MIN_POINTS = 10
@@ -38,9 +39,9 @@ class LossCurve:
             or losses that no training has.
     """
 
-    learning_rate_T: Array
-    step_I: NDArray[np.int64]
-    loss_I: Array
+    learning_rate_T: Floats
+    step_I: Integers
+    loss_I: Floats
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "learning_rate_T", _checked_rates(self.learning_rate_T))
@@ -84,7 +85,7 @@ class MultiPowerLaw:
     n_points: int
     converged: bool
 
-    def predict(self, learning_rate_T: ArrayLike, step_I: ArrayLike) -> Array:
+    def predict(self, learning_rate_T: ArrayLike, step_I: ArrayLike) -> Floats:
         """The law's loss at `step_I` of a schedule, in nats; nothing during its warm-up.
 
         Args:
@@ -209,7 +210,7 @@ def _check(curves: Sequence[LossCurve]) -> None:
         )
 
 
-def _checked_rates(learning_rate_T: ArrayLike) -> Array:
+def _checked_rates(learning_rate_T: ArrayLike) -> Floats:
     rate_T = np.asarray(learning_rate_T, dtype=np.float64)
     if rate_T.ndim != 1 or not (np.isfinite(rate_T) & (rate_T >= 0)).all() or not rate_T.any():
         raise UndefinedError(
@@ -218,7 +219,7 @@ def _checked_rates(learning_rate_T: ArrayLike) -> Array:
     return rate_T
 
 
-def _checked_steps(step_I: ArrayLike, rate_T: Array) -> NDArray[np.int64]:
+def _checked_steps(step_I: ArrayLike, rate_T: Floats) -> Integers:
     given_I = np.asarray(step_I)
     step = given_I.astype(np.int64)
     if step.ndim != 1 or (step != given_I).any() or (np.diff(step) <= 0).any():

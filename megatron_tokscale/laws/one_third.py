@@ -11,14 +11,9 @@ from numpy.typing import ArrayLike
 from scipy.optimize import curve_fit
 from scipy.stats import t as student_t
 
+from megatron_tokscale.arrays import Floats, Interval
 from megatron_tokscale.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.correlation import (
-    LEAST_FREEDOM,
-    Array,
-    Interval,
-    effective_points,
-    serial_correlation,
-)
+from megatron_tokscale.laws.correlation import LEAST_FREEDOM, effective_points, serial_correlation
 from megatron_tokscale.laws.lr_sum import ONE_THIRD, checked, from_tau
 
 MIN_POINTS = 6
@@ -62,7 +57,7 @@ class OneThirdLaw:
         low, high = self.exponent_interval
         return low <= ONE_THIRD <= high
 
-    def predict(self, lr_sum: ArrayLike) -> Array:
+    def predict(self, lr_sum: ArrayLike) -> Floats:
         """The law's loss at `lr_sum`, in nats."""
         tau = np.asarray(lr_sum, dtype=np.float64)
         return np.asarray(self.floor + self.scale * tau**-self.exponent)
@@ -120,17 +115,17 @@ def fit_one_third(
     )
 
 
-def _log_law(tau_K: Array, scale: float, exponent: float, floor: float) -> Array:
+def _log_law(tau_K: Floats, scale: float, exponent: float, floor: float) -> Floats:
     return np.asarray(np.log(floor + scale * tau_K**-exponent))
 
 
-def _log_one_third(tau_K: Array, scale: float, floor: float) -> Array:
+def _log_one_third(tau_K: Floats, scale: float, floor: float) -> Floats:
     return _log_law(tau_K, scale, ONE_THIRD, floor)
 
 
 def _curve_fit(
-    law: Callable[..., Array], tau_K: Array, target_K: Array, start: list[float]
-) -> tuple[Array, Array]:
+    law: Callable[..., Floats], tau_K: Floats, target_K: Floats, start: list[float]
+) -> tuple[Floats, Floats]:
     """curve_fit with every parameter from 0 on and the last, the floor, up to the last loss."""
     highest = [np.inf] * (len(start) - 1) + [start[-1]]
     try:
@@ -144,7 +139,7 @@ def _curve_fit(
     return np.asarray(best), np.asarray(covariance)
 
 
-def _r2(target_K: Array, residual_K: Array) -> float:
+def _r2(target_K: Floats, residual_K: Floats) -> float:
     return float(1 - (residual_K**2).sum() / (len(target_K) * target_K.var()))
 
 
@@ -156,7 +151,7 @@ def _reach(se: float, n_points: int, rho: float) -> float:
     return float(widened * student_t.ppf(0.975, freedom))
 
 
-def _start(tau_K: Array) -> float:
+def _start(tau_K: Floats) -> float:
     """A tenth of the last tau, or the third above 0 if that is later."""
     positive_K = tau_K[tau_K > 0]
     third = positive_K[min(DISCARDED_POINTS, len(positive_K) - 1)] if len(positive_K) else 0.0

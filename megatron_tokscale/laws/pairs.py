@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, svds
 
+from megatron_tokscale.arrays import Floats, Integers32, Mask
 from megatron_tokscale.errors import UndefinedError
 
 _TOLERANCE = 1e-2  # of the singular vectors; that of the norm is its square
-
-Array = NDArray[np.float64]
-Ids = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,8 @@ class Documents:
         n_distinct: number of distinct tokens V.
     """
 
-    token_N: Ids
-    document_N: Ids
+    token_N: Integers32
+    document_N: Integers32
     n_distinct: int
 
     @staticmethod
@@ -57,7 +55,7 @@ class Documents:
         return len(self.token_N)
 
     @cached_property
-    def length_D(self) -> Array:
+    def length_D(self) -> Floats:
         """Tokens per document."""
         return np.bincount(self.document_N).astype(np.float64)
 
@@ -92,7 +90,7 @@ class Pairs:
         """The top singular value of C(n)."""
         return self._top()[1]
 
-    def norm_and_influence(self) -> tuple[float, Array]:
+    def norm_and_influence(self) -> tuple[float, Floats]:
         """The norm s, and its derivatives by the documents' weights (infinitesimal jackknife).
 
         To first order s changes by u'(dC)v, which is a sum over pairs: no document is left out in
@@ -110,23 +108,23 @@ class Pairs:
         return len(self._left_M)
 
     @cached_property
-    def _within_N(self) -> NDArray[np.bool_]:
+    def _within_N(self) -> Mask:
         document_N = self.documents.document_N
         return np.equal(document_N[: -self.lag], document_N[self.lag :])
 
     @cached_property
-    def _left_M(self) -> Ids:
+    def _left_M(self) -> Integers32:
         return self.documents.token_N[: -self.lag][self._within_N]
 
     @cached_property
-    def _right_M(self) -> Ids:
+    def _right_M(self) -> Integers32:
         return self.documents.token_N[self.lag :][self._within_N]
 
     @cached_property
-    def _document_M(self) -> Ids:
+    def _document_M(self) -> Integers32:
         return self.documents.document_N[: -self.lag][self._within_N]
 
-    def _expected(self, u_V: Array, v_V: Array, u_M: Array, v_M: Array) -> Array:
+    def _expected(self, u_V: Floats, v_V: Floats, u_M: Floats, v_M: Floats) -> Floats:
         """What C(n) is taken about, between u and v, as a mean over pairs."""
         if not self.centred:
             return np.asarray(u_M * v_M.mean() + v_M * u_M.mean() - u_M.mean() * v_M.mean())
@@ -134,7 +132,7 @@ class Pairs:
         both_D = (counts_DV @ u_V) * (counts_DV @ v_V) - counts_DV @ (u_V * v_V)
         return np.asarray((both_D / np.maximum(length_D * (length_D - 1), 1))[self._document_M])
 
-    def _top(self) -> tuple[Array, float, Array]:
+    def _top(self) -> tuple[Floats, float, Floats]:
         """Singular vectors and value; the start is fixed, and not ones, which C sends to zero."""
         start_V = np.random.default_rng(0).standard_normal(self.documents.n_distinct)
         u, s, vt = svds(self._covariance(), k=1, tol=_TOLERANCE, v0=start_V)
@@ -161,7 +159,7 @@ class Pairs:
             dtype=np.float64,
         )
 
-    def _shuffled(self, x_V: Array) -> Array:
+    def _shuffled(self, x_V: Floats) -> Floats:
         """The joint distribution's mean over permutations, times x.
 
         Any two places of a document of l tokens hold a and b with probability
@@ -172,11 +170,11 @@ class Pairs:
         return np.asarray(squares - self._repeat_V * x_V)
 
     @cached_property
-    def _weight_D(self) -> Array:
+    def _weight_D(self) -> Floats:
         length_D = self.documents.length_D
         n_pairs_D = np.maximum(length_D - self.lag, 0)
         return np.asarray(n_pairs_D / np.maximum(length_D * (length_D - 1), 1) / self.n)
 
     @cached_property
-    def _repeat_V(self) -> Array:
+    def _repeat_V(self) -> Floats:
         return np.asarray(self.documents.counts_DV.T @ self._weight_D)

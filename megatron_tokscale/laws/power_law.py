@@ -6,18 +6,14 @@ Shapes: K probe steps, R bootstrap resamples.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
+from megatron_tokscale.arrays import Floats, Interval, Mask
 from megatron_tokscale.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.correlation import (
-    LEAST_FREEDOM,
-    Interval,
-    effective_points,
-    serial_correlation,
-)
-from megatron_tokscale.laws.huber import Array, Curve, Solution
+from megatron_tokscale.laws.correlation import LEAST_FREEDOM, effective_points, serial_correlation
+from megatron_tokscale.laws.huber import Curve, Solution
 from megatron_tokscale.resampling import percentile_interval
 
 MIN_POINTS = 6
@@ -60,7 +56,7 @@ class PowerLaw:
     to_time: float
     converged: bool
 
-    def predict(self, time: ArrayLike) -> Array:
+    def predict(self, time: ArrayLike) -> Floats:
         """The law's loss at `time`, in nats."""
         return np.asarray(
             self.floor + self.scale * np.asarray(time, dtype=np.float64) ** -self.exponent
@@ -134,14 +130,14 @@ def fit_power_law(
     )
 
 
-def _checked(t_K: ArrayLike, loss_K: ArrayLike) -> tuple[Array, Array]:
+def _checked(t_K: ArrayLike, loss_K: ArrayLike) -> tuple[Floats, Floats]:
     time, loss = np.asarray(t_K, dtype=np.float64), np.asarray(loss_K, dtype=np.float64)
     if time.ndim != 1 or time.shape != loss.shape or not len(time):
         raise TokscaleError(
             f"times of shape {time.shape} and losses of shape {loss.shape} are no loss curve; "
             "give one loss per time"
         )
-    bad_K: NDArray[np.bool_] = ~(np.isfinite(time) & np.isfinite(loss) & (loss > 0))
+    bad_K: Mask = ~(np.isfinite(time) & np.isfinite(loss) & (loss > 0))
     if bad_K.any():
         k = int(bad_K.argmax())
         raise UndefinedError(
@@ -153,7 +149,7 @@ def _checked(t_K: ArrayLike, loss_K: ArrayLike) -> tuple[Array, Array]:
     return time, loss
 
 
-def _check_points(time_K: Array, loss_K: Array, start: float) -> None:
+def _check_points(time_K: Floats, loss_K: Floats, start: float) -> None:
     if len(time_K) < MIN_POINTS:
         raise UndefinedError(
             f"{len(time_K)} probes from time {start:g} on are too few for a power law, which needs "
@@ -171,11 +167,11 @@ def _check_points(time_K: Array, loss_K: Array, start: float) -> None:
 class _Noise:
     """Residuals to draw from: wide enough for intervals, by `student` too wide for errors."""
 
-    residual_K: Array
+    residual_K: Floats
     student: float
 
     @staticmethod
-    def of(residual_K: Array, rho: float) -> "_Noise":
+    def of(residual_K: Floats, rho: float) -> "_Noise":
         n = len(residual_K)
         effective = float(effective_points(n, rho))
         freedom = max(effective - _PARAMETERS, LEAST_FREEDOM)
@@ -185,7 +181,7 @@ class _Noise:
 
 
 def _resample(
-    curve: Curve, best: Solution, noise_K: Array, n_resamples: int, seed: int
+    curve: Curve, best: Solution, noise_K: Floats, n_resamples: int, seed: int
 ) -> list[Solution]:
     """The law fitted again to itself plus residuals drawn with replacement."""
     fitted_K = curve.predict(best)

@@ -6,9 +6,8 @@ Shapes: T steps, I steps with a loss, J changes of the learning rate (or groups 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from megatron_tokscale.arrays import Floats, Integers
 
 _BLOCK = 16  # losses at a time: what is then in the cache need not come from memory
 _LOWEST_RATE = 1e-12  # instead of a rate of zero, of which ln and a negative power are infinite
@@ -25,13 +24,13 @@ class Schedule:
         before_J: learning-rate sum before step k.
     """
 
-    sum_I: Array
-    fall_J: Array
-    log_rate_J: Array
-    before_J: Array
+    sum_I: Floats
+    fall_J: Floats
+    log_rate_J: Floats
+    before_J: Floats
 
     @staticmethod
-    def of(rate_T: Array, step_I: NDArray[np.int64], group: int = 1) -> "Schedule":
+    def of(rate_T: Floats, step_I: Integers, group: int = 1) -> "Schedule":
         """The schedule with all changes within `group` steps as one; exact with 1.
 
         A group lies at the mean place of its changes weighted by their size: a jump keeps its
@@ -42,7 +41,7 @@ class Schedule:
         first_G = np.flatnonzero(np.diff(change_J // group, prepend=-1))
         fall_J = rate_T[change_J - 1] - rate_T[change_J]
 
-        def total(value_J: Array) -> Array:
+        def total(value_J: Floats) -> Floats:
             return np.asarray(np.add.reduceat(value_J, first_G) if len(first_G) else value_J)
 
         size_G = total(np.abs(fall_J))
@@ -55,7 +54,7 @@ class Schedule:
         )
 
 
-def loss_drop(schedule: Schedule, c: float, beta: float, gamma: float) -> Array:
+def loss_drop(schedule: Schedule, c: float, beta: float, gamma: float) -> Floats:
     """sum_k (eta_{k-1} - eta_k) G(eta_k^-gamma S_k(t)), and its derivatives.
 
     Returns:
@@ -76,7 +75,7 @@ def loss_drop(schedule: Schedule, c: float, beta: float, gamma: float) -> Array:
     return drop_I4
 
 
-def _drop_block(x_BJ: Array, fall_J: Array, fall_log_rate_J: Array, beta: float) -> Array:
+def _drop_block(x_BJ: Floats, fall_J: Floats, fall_log_rate_J: Floats, beta: float) -> Floats:
     """The columns of `loss_drop` for a block of losses; x is C eta_k^-gamma S_k, 0 before k."""
     log_BJ = np.log1p(x_BJ)
     left_BJ = np.exp(-beta * log_BJ)

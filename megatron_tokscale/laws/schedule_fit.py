@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize, nnls
 
+from megatron_tokscale.arrays import Floats, Integers
 from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.laws.huber import DELTA
-from megatron_tokscale.laws.schedule import Array, Schedule, loss_drop
+from megatron_tokscale.laws.schedule import Schedule, loss_drop
 
 GROUP = (
     16  # steps whose changes are one: moves a loss of the authors' curves by less than 1e-4 nats
@@ -27,7 +27,7 @@ _BETAS, _GAMMAS = (0.2, 0.5, 1.0, 2.0), (0.0, 0.5, 1.0)
 _AT_ONCE = 1e30  # a speed at which G = 1
 _NO_LEVEL = 1e-6  # instead of ln 0, for a term that a start does without
 
-Point = Array
+Point = Floats
 Bounds = tuple[tuple[float, float], ...]
 _BOUNDS: Bounds = (
     (0.0, 1.0),
@@ -70,13 +70,13 @@ class Problem:
     """The fitted curves, and the units of the parameters."""
 
     schedules: tuple[Schedule, ...]
-    log_losses: tuple[Array, ...]
+    log_losses: tuple[Floats, ...]
     lowest: float
     peak: float
     middle: float
 
     @staticmethod
-    def of(curves: Sequence[tuple[Array, NDArray[np.int64], Array]]) -> "Problem":
+    def of(curves: Sequence[tuple[Floats, Integers, Floats]]) -> "Problem":
         """From the rates of every step, the steps with losses, and the losses of each curve."""
         schedules = [Schedule.of(rate_T, step_I, GROUP) for rate_T, step_I, _ in curves]
         lowest = min(float(loss_I.min()) for _, _, loss_I in curves if len(loss_I))
@@ -101,7 +101,7 @@ class Problem:
         best, converged = self._best(shape, (held.beta,), (held.gamma,), _SPEEDS)
         return best, found and converged
 
-    def objective(self, point: Point) -> tuple[float, Array]:
+    def objective(self, point: Point) -> tuple[float, Floats]:
         """Sum of the Huber losses over delta, and its gradient."""
         value, slope_P = 0.0, np.zeros(len(point))
         for schedule, log_loss_I in zip(self.schedules, self.log_losses, strict=True):
@@ -168,7 +168,7 @@ def _in_units(schedule: Schedule, peak: float, middle: float) -> Schedule:
     )
 
 
-def _law(schedule: Schedule, point: Point) -> tuple[Array, Array]:
+def _law(schedule: Schedule, point: Point) -> tuple[Floats, Floats]:
     """Losses of the law and their derivatives (I, P)."""
     floor, log_a, alpha, log_b, log_c, beta, gamma = point
     reducible_I = np.exp(log_a - alpha * np.log(schedule.sum_I))

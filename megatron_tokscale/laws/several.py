@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.chinchilla import fit_chinchilla
-from megatron_tokscale.laws.inputs import Array
 from megatron_tokscale.laws.learning_rates import learning_rates
 from megatron_tokscale.laws.multi_power import LossCurve, fit_multi_power, score
 from megatron_tokscale.laws.plain import or_reason, plain
@@ -33,7 +33,7 @@ def several_runs(runs: Sequence[Run], *, n_resamples: int = 200, seed: int = 0) 
     }
 
 
-def mean_losses(run: Run) -> Array:
+def mean_losses(run: Run) -> Floats:
     """Mean loss at each probe over the tokens whose losses are finite at all, by blocks."""
     total_K, count = np.zeros(len(run.records)), 0
     for _, loss_NK in run.finite_blocks():
@@ -44,7 +44,7 @@ def mean_losses(run: Run) -> Array:
     return total_K / count
 
 
-def _row(run: Run, loss_K: Array) -> dict[str, Any]:
+def _row(run: Run, loss_K: Floats) -> dict[str, Any]:
     size = run.info.size
     return {
         "name": run.path.name,
@@ -66,7 +66,7 @@ def _chinchilla(rows: list[dict[str, Any]], n_resamples: int, seed: int) -> Any:
     return plain(fit_chinchilla(*columns, n_resamples=n_resamples, seed=seed))
 
 
-def _multi_power(runs: Sequence[Run], losses: dict[Any, Array]) -> Any:
+def _multi_power(runs: Sequence[Run], losses: dict[Any, Floats]) -> Any:
     """Of the model that is there most often: fitted to the shorter runs, scored on the longest.
 
     Runs with the schedule of the longest are in neither part: it is to be one that was not seen.
@@ -91,7 +91,7 @@ def _multi_power(runs: Sequence[Run], losses: dict[Any, Array]) -> Any:
     }
 
 
-def _curve(run: Run, loss_K: Array) -> LossCurve:
+def _curve(run: Run, loss_K: Floats) -> LossCurve:
     """The losses after the warm-up; the probe after n steps is at the n-th rate, from 0."""
     rate_T = learning_rates(run)
     later_K = run.step_K > max(int(rate_T.argmax()), len(rate_T) // 10)

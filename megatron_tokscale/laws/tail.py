@@ -7,15 +7,14 @@ documents (the first is the data as they are), C bins of x, U values of a times 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 
 _STEEPEST = 200.0
 _STEPS = 40_001
 _LEAST_BINS = 8
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class TailExponent:
         share: of the drop of all events that is in the tail.
     """
 
-    exponent_R: Array
+    exponent_R: Floats
     from_x: float
     to_x: float
     share: float
@@ -84,7 +83,7 @@ def tail_exponent(
     )
 
 
-def _solve(mean_R: Array) -> Array:
+def _solve(mean_R: Floats) -> Floats:
     """u with mean = 1/u - 1/(e^u - 1), which falls from one to zero; linear in a fine table."""
     u_U = np.linspace(-_STEEPEST, _STEEPEST, _STEPS)
     near = np.abs(u_U) < 1e-3

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.indexed import Portion
 from megatron_tokscale.laws.agreement import Agreement
@@ -23,7 +24,7 @@ from megatron_tokscale.laws.correlations import (
 from megatron_tokscale.laws.deceleration import fit_deceleration
 from megatron_tokscale.laws.group_test import group_test
 from megatron_tokscale.laws.huber import Curve, Solution
-from megatron_tokscale.laws.inputs import Array, Inputs
+from megatron_tokscale.laws.inputs import Inputs
 from megatron_tokscale.laws.learning_times import frequency_exponent
 from megatron_tokscale.laws.monogenic import MonogenicShare, scaled_mean_curve
 from megatron_tokscale.laws.one_third import fit_one_third
@@ -39,7 +40,7 @@ _SAMPLE = 20_000
 _LAGS = tuple(range(1, 33)) + tuple(round(32 * 2 ** (i / 4)) for i in range(1, 11))
 
 
-def power_law(t_K: Array, loss_RK: Array, start: float, n_resamples: int, seed: int) -> Any:
+def power_law(t_K: Floats, loss_RK: Floats, start: float, n_resamples: int, seed: int) -> Any:
     """E + B t^-alpha with two intervals: over documents, and over the scatter of the probes."""
     law = fit_power_law(t_K, loss_RK[0], from_=start, n_resamples=n_resamples, seed=seed)
     fitted_K = (t_K >= law.from_time) & (t_K <= law.to_time)
@@ -138,7 +139,7 @@ def _monogenic(run: Run, inputs: Inputs, seed: int) -> MonogenicShare:
     thinned = np.flatnonzero(np.diff(octave_K, append=np.inf) > 0)
     rows = np.sort(np.random.default_rng(seed).permutation(run.n_tokens)[:_SAMPLE])
 
-    def blocks() -> Iterator[tuple[Any, Array]]:
+    def blocks() -> Iterator[tuple[Any, Floats]]:
         for at, loss_NK in run.finite_blocks():
             chosen = np.isin(at, rows)
             losses = loss_NK[chosen][:, thinned]

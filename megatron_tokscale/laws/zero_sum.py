@@ -22,11 +22,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
+from megatron_tokscale.arrays import Floats, Integers
 from megatron_tokscale.errors import TokscaleError, UndefinedError
 from megatron_tokscale.resampling import percentile_interval
-
-Array = NDArray[np.float64]
-Integers = NDArray[np.int64]
 
 _FARTHEST = math.sqrt(2)
 
@@ -41,12 +39,12 @@ class ZeroSumMetrics:
         change: mean dl, nats per token; negative where the mean loss falls. |dL| is its size.
     """
 
-    interference: Array
-    movement: Array
-    change: Array
+    interference: Floats
+    movement: Floats
+    change: Floats
 
     @staticmethod
-    def of(dl: Array, abs_dl: Array, tokens: Array | int) -> "ZeroSumMetrics":
+    def of(dl: Floats, abs_dl: Floats, tokens: Floats | int) -> "ZeroSumMetrics":
         """From sums over tokens of dl and |dl|, and the number of tokens."""
         with np.errstate(invalid="ignore"):
             interference = 1 - np.abs(dl) / abs_dl
@@ -57,9 +55,9 @@ class ZeroSumMetrics:
 class ZeroSumIntervals:
     """95% percentiles of the metrics over resamples: (2, P), the lower end first."""
 
-    interference_2P: Array
-    movement_2P: Array
-    change_2P: Array
+    interference_2P: Floats
+    movement_2P: Floats
+    change_2P: Floats
 
 
 def doubling_pairs(step_K: ArrayLike) -> Integers:
@@ -180,7 +178,7 @@ class ZeroSum:
             raise UndefinedError("zero-sum metrics of no tokens; add a block of losses first")
         return n_tokens
 
-    def _checked(self, loss_NK: Array) -> Array:
+    def _checked(self, loss_NK: Floats) -> Floats:
         if loss_NK.ndim != 2 or loss_NK.shape[1] != self._n_probes:
             raise TokscaleError(
                 f"a block of shape {loss_NK.shape} does not go with {self._n_probes} probes; give "

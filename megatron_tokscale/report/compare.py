@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats, Floats32, Integers, Mask
 from megatron_tokscale.store import Run
 
 _VALUES_PER_READ = 2**24
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,9 @@ class Curves:
         loss_FK: mean loss in nats: of all tokens, then of each dataset.
     """
 
-    step_K: NDArray[np.int64]
-    tokens_K: Array
-    loss_FK: Array
+    step_K: Integers
+    tokens_K: Floats
+    loss_FK: Floats
 
 
 def mean_curves(runs: tuple[Run, Run]) -> tuple[tuple[Curves, Curves], int]:
@@ -42,14 +41,14 @@ def mean_curves(runs: tuple[Run, Run]) -> tuple[tuple[Curves, Curves], int]:
     return (first, second), int((~finite_N).sum())
 
 
-def _blocks(run: Run) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+def _blocks(run: Run) -> Iterator[tuple[slice, Floats32]]:
     size = max(_VALUES_PER_READ // max(len(run.records), 1), 1)
     for start in range(0, run.n_tokens, size):
         rows = slice(start, min(start + size, run.n_tokens))
         yield rows, run.read_losses(rows.start, rows.stop)
 
 
-def _curves(run: Run, used_N: NDArray[np.bool_]) -> Curves:
+def _curves(run: Run, used_N: Mask) -> Curves:
     domain_N, n_domains = run.probe_set.domain_N, len(run.probe_set.domains)
     sum_DK, count_D = np.zeros((n_domains, len(run.records))), np.zeros(n_domains)
     for rows, loss_NK in _blocks(run):
@@ -65,13 +64,13 @@ def _curves(run: Run, used_N: NDArray[np.bool_]) -> Curves:
     )
 
 
-def _tokens_K(run: Run) -> Array:
+def _tokens_K(run: Run) -> Floats:
     """Consumed tokens at each probe, NaN where unknown."""
     tokens = [record.consumed_tokens for record in run.records]
     return np.array([np.nan if n is None else n for n in tokens], dtype=np.float64)
 
 
-def time_to_reach(time_K: NDArray[Any], loss_K: Array, target: float) -> float | None:
+def time_to_reach(time_K: NDArray[Any], loss_K: Floats, target: float) -> float | None:
     """The first time at which the loss is at most `target`, interpolated in ln time; None if never.
 
     Between time 0 and the next probe nothing can be interpolated: the next probe counts.

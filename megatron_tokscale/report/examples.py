@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Integers, Mask
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.classes import CLASS_MEANINGS
@@ -21,8 +21,6 @@ MIN_R2 = 0.8
 MAX_MIDPOINT_SE = 0.25
 _MODEL_POINTS = 80
 _TEN_NINETY_DECADES = 2 * math.log(9) / math.log(10)
-
-Tokens = NDArray[np.int64]
 
 
 def examples(analysis: Analysis, tokenizer: Any, n_tokens: int, seed: int) -> str:
@@ -54,9 +52,9 @@ def examples(analysis: Analysis, tokenizer: Any, n_tokens: int, seed: int) -> st
     )
 
 
-def choose(fits: SigmoidFits, n_tokens: int, seed: int) -> dict[TokenClass, Tokens]:
+def choose(fits: SigmoidFits, n_tokens: int, seed: int) -> dict[TokenClass, Integers]:
     """At most `n_tokens` tokens: a twelfth of them of each class but falling, the rest falling."""
-    chosen: dict[TokenClass, Tokens] = {TokenClass.FALLING: np.zeros(0, np.int64)}
+    chosen: dict[TokenClass, Integers] = {TokenClass.FALLING: np.zeros(0, np.int64)}
     for token_class in CLASS_MEANINGS:
         if token_class not in (TokenClass.FALLING, TokenClass.UNFITTED):
             of_class = np.flatnonzero(fits.is_class(token_class))
@@ -68,7 +66,7 @@ def choose(fits: SigmoidFits, n_tokens: int, seed: int) -> dict[TokenClass, Toke
     return chosen
 
 
-def well_determined(fits: SigmoidFits) -> NDArray[np.bool_]:
+def well_determined(fits: SigmoidFits) -> Mask:
     """Falling tokens with a good fit and a midpoint that is known well."""
     return np.asarray(
         fits.is_class(TokenClass.FALLING)
@@ -78,7 +76,7 @@ def well_determined(fits: SigmoidFits) -> NDArray[np.bool_]:
     )
 
 
-def _spread_over_learning_times(fits: SigmoidFits, count: int, seed: int) -> Tokens:
+def _spread_over_learning_times(fits: SigmoidFits, count: int, seed: int) -> Integers:
     if count < 1:
         return np.zeros(0, np.int64)
     candidates = np.flatnonzero(well_determined(fits))
@@ -88,7 +86,7 @@ def _spread_over_learning_times(fits: SigmoidFits, count: int, seed: int) -> Tok
     return np.array([generator.choice(group) for group in groups if len(group)], dtype=np.int64)
 
 
-def _cards(analysis: Analysis, tokens: Tokens, tokenizer: Any) -> list[str]:
+def _cards(analysis: Analysis, tokens: Integers, tokenizer: Any) -> list[str]:
     run, fits = analysis.run, analysis.fits.rows(tokens)
     time_K = time_of(fits.x_K)
     scale = TimeScale.of(time_K)

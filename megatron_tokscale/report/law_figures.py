@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.largest import largest_datasets
 from megatron_tokscale.report.scale import LABELS, TimeScale, time_of
 from megatron_tokscale.report.style import MEASURED, NULL, dataset_colour, dataset_line
 from megatron_tokscale.report.svg import draw, time_axis
-
-Array = NDArray[np.float64]
 
 
 def above_floor(analysis: Analysis, laws: Mapping[str, Any]) -> str:
@@ -60,7 +58,7 @@ def _two_or_five(value: float, _: int) -> str:
     return f"{value:g}" if digit in (2, 5) else ""
 
 
-def _law(axes: Any, law: Mapping[str, Any], time_K: Array, loss_K: Array, colour: str) -> None:
+def _law(axes: Any, law: Mapping[str, Any], time_K: Floats, loss_K: Floats, colour: str) -> None:
     """The probes, filled where they were fitted."""
     above_K = np.where(loss_K > law["floor"], loss_K - law["floor"], np.nan)
     fitted = (time_K >= law["from_time"] * 0.999) & (time_K <= law["to_time"] * 1.001)
@@ -69,7 +67,7 @@ def _law(axes: Any, law: Mapping[str, Any], time_K: Array, loss_K: Array, colour
     axes.plot(time_K[fitted], above_K[fitted], mfc=colour, **style)
 
 
-def cancelling(from_step_P: Array, values: Mapping[str, Array]) -> str:
+def cancelling(from_step_P: Floats, values: Mapping[str, Floats]) -> str:
     """Movement and fall of the mean, and the share that cancels, from each step to its double."""
     scale = TimeScale.of(from_step_P)
 

@@ -11,9 +11,9 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
-from numpy.typing import NDArray
 
-from megatron_tokscale.report.planned import DrawnPlan, Floats
+from megatron_tokscale.arrays import Floats, Integers
+from megatron_tokscale.report.planned import DrawnPlan
 from megatron_tokscale.report.scale import TimeScale, short
 from megatron_tokscale.report.style import RATIOS, dataset_colour, dataset_line
 from megatron_tokscale.report.svg import draw, time_axis
@@ -89,12 +89,12 @@ def heat(name: str, drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
     return draw(f"{name}-strata", alt, 0.5 + lines * (0.8 + _ROW_HEIGHT * most_rows), paint)
 
 
-def row_of(n_strata: int) -> NDArray[np.int64]:
+def row_of(n_strata: int) -> Integers:
     """The row of each stratum: its own, or, of more than 24, one with its neighbours."""
     return np.arange(n_strata) * min(n_strata, MAX_ROWS) // n_strata
 
 
-def ratios(weight_TZ: Floats, base_Z: Floats, row_Z: NDArray[np.int64]) -> Floats:
+def ratios(weight_TZ: Floats, base_Z: Floats, row_Z: Integers) -> Floats:
     """Weight over base share in each row; NaN where both are nothing."""
     first_R = np.searchsorted(row_Z, np.arange(row_Z[-1] + 1))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -103,7 +103,7 @@ def ratios(weight_TZ: Floats, base_Z: Floats, row_Z: NDArray[np.int64]) -> Float
         )
 
 
-def levels(ratio_TR: Floats) -> NDArray[np.int64]:
+def levels(ratio_TR: Floats) -> Integers:
     """The shade of each ratio, an index into `RATIOS`; -1 for NaN."""
     bounds = [above for above, _, _ in RATIOS[1:]]
     return np.where(np.isnan(ratio_TR), -1, np.digitize(ratio_TR, bounds))
@@ -136,7 +136,7 @@ def _changes(axes: Any, drawn: DrawnPlan) -> None:
             axes.axvline(start, label=label if at == 0 else None, **style)
 
 
-def _tiles(axes: Any, start_T: Floats, level_TR: NDArray[np.int64]) -> None:
+def _tiles(axes: Any, start_T: Floats, level_TR: Integers) -> None:
     """One shape for all tiles of a shade, neighbours in a row joined: the page stays small."""
     tiles: dict[int, list[Path]] = {}
     for row, level_T in enumerate(level_TR.T.tolist()):

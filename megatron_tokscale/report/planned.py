@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats, Integers
 from megatron_tokscale.data import (
     Decision,
     Index,
@@ -32,9 +33,6 @@ from megatron_tokscale.store import Run
 
 N_WINDOWS: Final = 50
 _MIN_SAMPLES: Final = 20
-
-type Floats = NDArray[np.float64]
-type Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +61,12 @@ class DrawnPlan:
     given: str
     decisions: tuple[Decision, ...]
     accepted: tuple[tuple[int, str], ...]
-    edge_W1: Counts
-    count_WZ: Counts
+    edge_W1: Integers
+    count_WZ: Integers
     target_WZ: Floats
     base_D: Floats
     base_from: Literal["plan", "stage"]
-    size_Z: Counts
+    size_Z: Integers
     size_from: Literal["job", "plan", "tokens"]
     colour_D: tuple[int, ...]
 
@@ -104,7 +102,7 @@ class DrawnPlan:
         return np.asarray(self.base_D[self.plan.dataset_Z] * self.plan.share_Z)
 
     @property
-    def count_Z(self) -> Counts:
+    def count_Z(self) -> Integers:
         """Samples drawn from each stratum."""
         return self.count_WZ.sum(axis=0)
 
@@ -165,7 +163,7 @@ def read_plan(run: Run) -> DrawnPlan | None:
     )
 
 
-def window_edges(start: int, first: int, stop: int) -> Counts:
+def window_edges(start: int, first: int, stop: int) -> Integers:
     """Edges of at most 50 windows of [start, stop), evenly spaced in ln samples.
 
     The first window from sample 0 ends at `first`, which has a place on a logarithmic axis. Windows
@@ -191,7 +189,7 @@ def _index(plan: Plan, record: DataRecord | None, n_samples: int) -> Index:
     return build_index(plan, n_samples)
 
 
-def _count(index: Index, edge_W1: Counts, n_strata: int) -> Counts:
+def _count(index: Index, edge_W1: Integers, n_strata: int) -> Integers:
     count_WZ = np.zeros((len(edge_W1) - 1, n_strata), np.int64)
     for row, (begin, end) in enumerate(pairwise(edge_W1)):
         count_WZ[row] = count_strata(index.stratum_N[begin:end], n_strata)

@@ -6,8 +6,8 @@ Shapes: K probe steps, G grid points.
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.report.markup import escape
 from megatron_tokscale.report.scale import TimeScale
 
@@ -15,15 +15,13 @@ _WIDTH, _HEIGHT = 300, 118
 _LEFT, _RIGHT, _TOP, _BOTTOM = 26, 6, 6, 18
 _MAX_POINTS = 120
 
-Array = NDArray[np.float64]
-
 
 def trajectory(
     scale: TimeScale,
-    time_K: Array,
-    loss_K: Array,
-    time_G: Array,
-    model_G: Array,
+    time_K: Floats,
+    loss_K: Floats,
+    time_G: Floats,
+    model_G: Floats,
     midpoints: list[float],
     alt: str,
 ) -> str:
@@ -35,11 +33,11 @@ def trajectory(
     finite = loss_K[np.isfinite(loss_K)]
     top = max(1.05 * float(finite.max()) if len(finite) else 1.0, 1.0)
 
-    def across(time: Array) -> Array:
+    def across(time: Floats) -> Floats:
         share = np.log(scale.place(time) / scale.left) / np.log(scale.high / scale.left)
         return np.asarray(_LEFT + share * (_WIDTH - _LEFT - _RIGHT))
 
-    def down(loss: Array) -> Array:
+    def down(loss: Floats) -> Floats:
         return np.asarray(_TOP + (1 - loss / top) * (_HEIGHT - _TOP - _BOTTOM))
 
     points = "".join(
@@ -68,7 +66,7 @@ def trajectory(
     )
 
 
-def _y_labels(top: float, down: Callable[[Array], Array]) -> str:
+def _y_labels(top: float, down: Callable[[Floats], Floats]) -> str:
     """0 and at most three multiples of 1, 2 or 5 times a power of ten."""
     power = 10.0 ** np.floor(np.log10(top / 3))
     step = next(m * power for m in (1, 2, 5, 10) if top < 4 * m * power)
@@ -79,7 +77,7 @@ def _y_labels(top: float, down: Callable[[Array], Array]) -> str:
     )
 
 
-def _x_labels(scale: TimeScale, across: Callable[[Array], Array]) -> str:
+def _x_labels(scale: TimeScale, across: Callable[[Floats], Floats]) -> str:
     ticks = scale.ticks()
     return "".join(
         f'<text x="{x:.1f}" y="{_HEIGHT - 5}" text-anchor="middle">{label}</text>'

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight.learnability import read_spectra
 from megatron_tokscale.store import Run
-
-type Floats = NDArray[np.float64]
 
 
 class Clock(Protocol):

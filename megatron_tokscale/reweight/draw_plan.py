@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.data import Plan, dataset_names
 from megatron_tokscale.reweight.table import aligned
 
@@ -22,8 +23,6 @@ _SHADES: Final = ((0.0, " "), (0.4, "░"), (0.8, "▒"), (1.25, "▓"), (2.5, "
 _LEGEND: Final = (
     "weight over base share: '░' from 0.4, '▒' from 0.8, '▓' from 1.25, '█' from 2.5; log. time"
 )
-
-type Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats, Integers
 from megatron_tokscale.errors import TokscaleError
-
-type Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def limit_change(weights_TZ: Floats, max_change: float) -> Floats:
 
 
 def limit_repetition(
-    weights_TZ: Floats, base_Z: Floats, length_T: NDArray[np.int64], limit_Z: Floats
+    weights_TZ: Floats, base_Z: Floats, length_T: Integers, limit_Z: Floats
 ) -> Floats:
     """Damp a whole plan towards its base weights until no stratum gives more than its limit.
 

@@ -20,15 +20,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.data import Decision, Plan, dataset_names, followed, with_decisions
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.names import listed
 from megatron_tokscale.reweight.guards import Guards, apply_floor, limit_change
 from megatron_tokscale.store import Run
-
-type Floats = NDArray[np.float64]
 
 WINDOW: Final = 2.0
 _FEWEST_PROBES: Final = 4

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 import megatron_tokscale
+from megatron_tokscale.arrays import Floats, Integers
 from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum, dataset_names
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight.clock import ByRank, Clock, Progress, SameTokens
@@ -37,7 +37,6 @@ from megatron_tokscale.reweight.policy import (
 from megatron_tokscale.reweight.strata import CutDataset
 from megatron_tokscale.store import Run
 
-type Floats = NDArray[np.float64]
 type Control = Literal["shuffled", "easy-first", "frequency"]
 
 _GRID: Final = 257
@@ -189,7 +188,7 @@ class _Limit:
     """What the guards of some strata need to know: base weights, lengths of stages, sizes."""
 
     base_Z: Floats
-    length_T: NDArray[np.int64]
+    length_T: Integers
     size_Z: Floats
 
     def bend(self, weights_TZ: Floats, guards: Guards) -> Floats:
@@ -203,7 +202,7 @@ class _Limit:
 
 
 def _stages(
-    draft: Plan, job: Job, start_T: NDArray[np.int64], weights_TZ: Floats, policy: Policy
+    draft: Plan, job: Job, start_T: Integers, weights_TZ: Floats, policy: Policy
 ) -> tuple[Stage, ...]:
     """Weights of strata as those of datasets, and within these."""
     weights_TD = np.stack(

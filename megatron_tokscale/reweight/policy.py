@@ -9,15 +9,14 @@ from itertools import pairwise
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats, Integers, Mask
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight.clock import Clock
 from megatron_tokscale.reweight.learnability import Spectra
 from megatron_tokscale.reweight.strata import CutDataset
 
-type Floats = NDArray[np.float64]
-type Schedule = tuple[NDArray[np.int64], Floats]  # start_T in consumed samples, weights_TD
+type Schedule = tuple[Integers, Floats]  # start_T in consumed samples, weights_TD
 
 # A window that the reference run has not seen at least half of says nothing (our choice).
 _SEEN: Final = 0.5
@@ -205,7 +204,7 @@ def _shares(weights: Sequence[float], start: int, n_datasets: int) -> Floats:
     return weights_D / weights_D.sum()
 
 
-def _stage_starts(n_stages: int, first: int | None, train_samples: int) -> NDArray[np.int64]:
+def _stage_starts(n_stages: int, first: int | None, train_samples: int) -> Integers:
     first = first if first is not None else max(train_samples // 50, 1)
     if not 0 < first < train_samples:
         raise TokscaleError(
@@ -256,9 +255,7 @@ def _frontier(policy: Frontier, base_Z: Floats, train_samples: int) -> Schedule:
     return start_T, np.stack(rows)
 
 
-def _learnability_of_strata(
-    policy: Frontier, start_T: NDArray[np.int64]
-) -> tuple[NDArray[np.bool_], Floats]:
+def _learnability_of_strata(policy: Frontier, start_T: Integers) -> tuple[Mask, Floats]:
     """Which stages the clock tells of, and the learnability of each stratum in nats per token."""
     now_T = np.log(start_T * float(policy.seq_length))
     ahead = float(np.log(policy.window))
@@ -305,7 +302,7 @@ def strata_slices(datasets: Sequence[CutDataset]) -> list[slice]:
     return [slice(a, b) for a, b in pairwise([0, *stops])]
 
 
-def _other(n_datasets: int, seed: int) -> NDArray[np.int64]:
+def _other(n_datasets: int, seed: int) -> Integers:
     """A random cycle through all datasets: nobody keeps its own."""
     cycle = np.random.default_rng(seed).permutation(n_datasets)
     other_D = np.empty_like(cycle)

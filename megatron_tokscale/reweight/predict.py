@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats, Floats32, Integers, Integers32
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens
 
@@ -26,9 +27,6 @@ _FOLDS: Final = 5
 _TOLERANCE: Final = 1e-3
 _TRAINING_TOKENS: Final = 2**24
 _BLOCK_TOKENS: Final = 2**21
-
-type Floats = NDArray[np.float64]
-type Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +105,9 @@ class Features:
     """
 
     tokens: IndexedTokens
-    surprisal_Q: NDArray[np.float32]
+    surprisal_Q: Floats32
 
-    def hashed(self, document_L: Indices) -> "csr_matrix":
+    def hashed(self, document_L: Integers) -> "csr_matrix":
         """Frequencies of the tokens and pairs of documents, float32, by hashed columns."""
         from scipy.sparse import csr_matrix
 
@@ -131,17 +129,17 @@ class Features:
         shape = len(document_L), _COLUMNS
         return csr_matrix((share_T2.ravel(), column_T2.ravel(), ends), shape=shape)
 
-    def plain(self, document_L: Indices) -> Floats:
+    def plain(self, document_L: Integers) -> Floats:
         """Mean surprisal and logarithm of the length, of shape (L, 2)."""
         length_L = self.tokens.lengths[document_L].astype(np.float64)
         return np.stack([self.surprisal_Q[document_L], np.log(length_L)], axis=1, dtype=np.float64)
 
-    def used_L(self, document_L: Indices) -> Indices:
+    def used_L(self, document_L: Integers) -> Integers:
         """How many tokens of documents are looked at."""
         return np.minimum(self.tokens.lengths[document_L], FIRST_TOKENS).astype(np.int64)
 
 
-def _mixed(key_T: NDArray[np.uint64]) -> NDArray[np.int32]:
+def _mixed(key_T: NDArray[np.uint64]) -> Integers32:
     """Columns of keys: the upper 16 bits of the mixer of splitmix64 (Steele et al. 2014)."""
     key_T = key_T + np.uint64(0x9E3779B97F4A7C15)
     for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -168,7 +166,7 @@ class Predictor:
         """The errors of each target on documents that were held out, in five folds."""
         return {name: model.held_out for name, model in self._models.items()}
 
-    def predict(self, document_L: Indices) -> dict[str, Floats]:
+    def predict(self, document_L: Integers) -> dict[str, Floats]:
         """Each target for documents that are not empty, block by block in bounded memory.
 
         A prediction does not leave the range of the documents that it was learned from; it is NaN
@@ -186,7 +184,7 @@ class Predictor:
 
 def fit_predictor(
     features: Features,
-    document_W: Indices,
+    document_W: Integers,
     targets: Mapping[str, Target],
     *,
     seed: int = 0,
@@ -246,7 +244,7 @@ def check_installed() -> None:
         ) from error
 
 
-def blocks(size_L: Indices, most: int) -> Iterator[slice]:
+def blocks(size_L: Integers, most: int) -> Iterator[slice]:
     """Cut documents into stretches of at most `most` in all, or of one that has more."""
     end_L = np.cumsum(size_L)
     start = 0
@@ -270,7 +268,7 @@ class _Scaling:
     deviation: tuple[float, ...]
 
     @staticmethod
-    def of(features: Features, document_W: Indices) -> "_Scaling":
+    def of(features: Features, document_W: Integers) -> "_Scaling":
         square = 0.0
         for block in blocks(features.used_L(document_W), _BLOCK_TOKENS):
             hashed_LC = features.hashed(document_W[block])
@@ -284,7 +282,7 @@ class _Scaling:
             tuple(np.where(deviation > 0, deviation, 1.0).tolist()),
         )
 
-    def design(self, features: Features, document_L: Indices) -> "csr_matrix":
+    def design(self, features: Features, document_L: Integers) -> "csr_matrix":
         """The scaled features of documents, float32, of shape (L, P)."""
         from scipy.sparse import csr_matrix, hstack
 
@@ -295,7 +293,7 @@ class _Scaling:
         return csr_matrix(hstack([hashed_LC, plain], format="csr"))
 
 
-def _fit(design_WP: "csr_matrix", target: Target, fold_W: Indices) -> _Model:
+def _fit(design_WP: "csr_matrix", target: Target, fold_W: Integers) -> _Model:
     known_W = target.weight_W > 0
     value_W, fold_W = target.value_W[known_W], fold_W[known_W]
     n_known = len(value_W)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
+from megatron_tokscale.arrays import Floats, Floats32, Integers, Mask
 from megatron_tokscale.data.scores import (
     DocumentScores,
     data_digest,
@@ -42,9 +43,6 @@ from megatron_tokscale.store import Run
 _BLOCK_TOKENS: Final = 2**22
 _COMPARED_TOKENS: Final = 2**14
 _QUARTILES: Final = (0.25, 0.5, 0.75)
-
-type Floats = NDArray[np.float64]
-type Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -206,14 +204,14 @@ class WatchedDocuments:
         unlearned_W: share; NaN likewise.
     """
 
-    document_W: Indices
+    document_W: Integers
     tokens_W: Floats
     learning_time_W: Floats
     spread_W: Floats
     drop_W: Floats
     unlearned_W: Floats
 
-    def rows(self, chosen_W: NDArray[np.bool_]) -> "WatchedDocuments":
+    def rows(self, chosen_W: Mask) -> "WatchedDocuments":
         """The documents in a mask."""
         return WatchedDocuments(*(array[chosen_W] for array in vars(self).values()))
 
@@ -271,7 +269,7 @@ def _check_probe_set(probe_set: ProbeSet, portions: Sequence[Portion]) -> list[i
     return domains
 
 
-def _check_tokens(probe_set: ProbeSet, index_N: Indices, tokens: IndexedTokens) -> None:
+def _check_tokens(probe_set: ProbeSet, index_N: Integers, tokens: IndexedTokens) -> None:
     """Look up up to 2^14 of a dataset's watched tokens in its files."""
     advice = "give the data, from the tokenizer, that the probe set was built from"
     document_N, position_N = probe_set.document_N[index_N], probe_set.position_N[index_N]
@@ -358,7 +356,7 @@ def _check_enough(
                 )
 
 
-def _unwatched(portion: Portion, documents: WatchedDocuments) -> Indices:
+def _unwatched(portion: Portion, documents: WatchedDocuments) -> Integers:
     """The training documents that need a prediction: not watched, not empty."""
     is_left_Q = portion.lengths > 0
     is_left_Q[documents.document_W - portion.sequences.start] = False
@@ -379,7 +377,7 @@ def _token_surprisal(portions: Sequence[Portion], vocab_size: int) -> Floats:
     return np.asarray(np.log(count_V.sum() + vocab_size) - np.log(count_V + 1.0))
 
 
-def _document_surprisal(tokens: IndexedTokens, surprisal_V: Floats) -> NDArray[np.float32]:
+def _document_surprisal(tokens: IndexedTokens, surprisal_V: Floats) -> Floats32:
     """Mean surprisal of each document's tokens in nats; NaN for empty ones."""
     sum_Q = np.zeros(tokens.n_sequences)
     end_Q = np.cumsum(tokens.lengths, dtype=np.int64)
@@ -415,7 +413,7 @@ def _scores(
     portion: Portion,
     documents: WatchedDocuments,
     predictor: Predictor | None,
-    surprisal_Q: NDArray[np.float32],
+    surprisal_Q: Floats32,
     about: Mapping[str, Any],
 ) -> DocumentScores:
     n_documents = portion.tokens.n_sequences

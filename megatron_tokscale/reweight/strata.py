@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from megatron_tokscale.arrays import Floats, Integers
 from megatron_tokscale.data.plan import Cut
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
 from megatron_tokscale.data.scores import DocumentScores, scores_file
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens, Portion
-
-type Floats = NDArray[np.float64]
 
 # Our choices. A stratum of fewer samples is noise; of more than so many a part is looked at.
 MIN_SAMPLES: Final = 50
@@ -244,9 +242,7 @@ def _counts(scores: SampleScores, cutting: Cutting) -> tuple[int, int]:
     return (n_quantiles, n_unlearned) if n_quantiles else (1, 0)
 
 
-def _some(
-    scores: SampleScores, members: NDArray[np.int64], generator: np.random.Generator
-) -> Samples:
+def _some(scores: SampleScores, members: Integers, generator: np.random.Generator) -> Samples:
     if members.size > MAX_SAMPLES:
         members = generator.choice(members, MAX_SAMPLES, replace=False)
     spread_N = np.maximum(np.nan_to_num(scores.spread_N[members]), MIN_SPREAD)

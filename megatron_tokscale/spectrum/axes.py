@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
+from megatron_tokscale.arrays import Floats, Floats32
 from megatron_tokscale.checked import write_arrays, write_result
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fit_sigmoids, shared_width
 from megatron_tokscale.laws.plain import or_reason
 from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.results import AXIS_SCHEMA, FittedRun
-from megatron_tokscale.spectrum.density import Array, LearningTimeSpectrum
+from megatron_tokscale.spectrum.density import LearningTimeSpectrum
 from megatron_tokscale.spectrum.groups import groupings, learning_times
 from megatron_tokscale.spectrum.reconstruction import compare
 from megatron_tokscale.spectrum.run import class_shares
@@ -129,7 +129,7 @@ def axis_run(
     return write_result(out / "axis.json", result)
 
 
-def _ordered(runs: Sequence[Run], axis: Axis, size: Size) -> tuple[list[Run], Array]:
+def _ordered(runs: Sequence[Run], axis: Axis, size: Size) -> tuple[list[Run], Floats]:
     """The runs by ascending size, and the logarithms of the sizes."""
     if len(runs) < LEAST_RUNS:
         raise TokscaleError(
@@ -170,10 +170,10 @@ def _size(run: Run, axis: Axis, size: Size) -> float:
 def _across(
     source: FittedRun,
     own: SigmoidFits,
-    loss_NK: NDArray[np.float32],
-    mean_loss_K: Array,
+    loss_NK: Floats32,
+    mean_loss_K: Floats,
     units: Units,
-    weight_RU: Array,
+    weight_RU: Floats,
     seed: int,
 ) -> dict[str, Any]:
     """Learning times along T against the losses along this axis, aligned by the mean loss."""

@@ -8,16 +8,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
+from megatron_tokscale.arrays import Floats, Floats32
 from megatron_tokscale.checked import write_result
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.laws.plain import or_reason
 from megatron_tokscale.resampling import MOST_UNITS, Units
 from megatron_tokscale.results import TRANSFER_SCHEMA, FittedRun, heading, known_transfers
-from megatron_tokscale.spectrum.density import Array
 from megatron_tokscale.spectrum.groups import (
     Groups,
     groupings,
@@ -122,7 +121,7 @@ def fitted_pair(a: Run, b: Run) -> tuple[FittedRun, FittedRun]:
     return source, target
 
 
-Blocks = Iterator[tuple[slice, SigmoidFits, NDArray[np.float32], SigmoidFits, NDArray[np.float32]]]
+Blocks = Iterator[tuple[slice, SigmoidFits, Floats32, SigmoidFits, Floats32]]
 
 
 def _both(runs: tuple[FittedRun, FittedRun]) -> Blocks:
@@ -142,11 +141,11 @@ def _both(runs: tuple[FittedRun, FittedRun]) -> Blocks:
 
 def _means_and_times(
     runs: tuple[FittedRun, FittedRun],
-) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
+) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats, Floats]]:
     """Mean loss of both runs over the tokens with all losses; times of both, A's mean losses."""
     total: list[Any] = [0.0, 0.0]
     count = 0
-    times: list[list[Array]] = [[], [], []]
+    times: list[list[Floats]] = [[], [], []]
     for _, fits, source_NK, own, loss_NK in _both(runs):
         whole_N = fits.complete_N & own.complete_N
         for i, losses in enumerate((source_NK, loss_NK)):
@@ -164,10 +163,10 @@ def _means_and_times(
 def _aligned(
     name: str,
     runs: tuple[FittedRun, FittedRun],
-    mean_K: tuple[Array, Array],
+    mean_K: tuple[Floats, Floats],
     groups: dict[str, Groups],
     units: Units,
-    weight_RU: Array,
+    weight_RU: Floats,
     seed: int,
 ) -> dict[str, Any]:
     source, target = runs

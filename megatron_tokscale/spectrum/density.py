@@ -6,14 +6,13 @@ Shapes: N tokens, E transitions, K probe steps, G grid points, C bins.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from megatron_tokscale.arrays import Floats, Integers, Mask
 from megatron_tokscale.fit import SigmoidFits, Transitions
 
 GRID_POINTS = 256
 _BINS = 2048
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -25,16 +24,16 @@ class Bins:
         x_C: their centres.
     """
 
-    edges: Array
-    x_C: Array
+    edges: Floats
+    x_C: Floats
 
     @staticmethod
-    def over(x_K: Array) -> "Bins":
+    def over(x_K: Floats) -> "Bins":
         """The bins between the first and the last finite probe."""
         edges = np.linspace(*finite_range(x_K), _BINS + 1)
         return Bins(edges, (edges[1:] + edges[:-1]) / 2)
 
-    def index(self, x_E: Array) -> NDArray[np.int64]:
+    def index(self, x_E: Floats) -> Integers:
         """The bin of each x, which is inside the range."""
         return np.searchsorted(self.edges[1:-1], x_E, side="right")
 
@@ -66,9 +65,9 @@ class LearningTimeSpectrum:
         n_tokens: fitted tokens.
     """
 
-    x_G: Array
-    density_G: Array
-    drop_weighted_G: Array
+    x_G: Floats
+    density_G: Floats
+    drop_weighted_G: Floats
     bandwidth: float
     n_events: int
     n_tokens: int
@@ -76,7 +75,7 @@ class LearningTimeSpectrum:
     @staticmethod
     def of(
         fits: SigmoidFits,
-        tokens_N: NDArray[np.bool_] | None = None,
+        tokens_N: Mask | None = None,
         x_G: ArrayLike | None = None,
     ) -> "LearningTimeSpectrum":
         """The spectrum of all fitted tokens, or of those in the mask `tokens_N`."""
@@ -94,7 +93,7 @@ class LearningTimeSpectrum:
 
     @staticmethod
     def of_bins(
-        x_K: Array, count_C: Array, drop_C: Array, n_tokens: int, x_G: ArrayLike | None = None
+        x_K: Floats, count_C: Floats, drop_C: Floats, n_tokens: int, x_G: ArrayLike | None = None
     ) -> "LearningTimeSpectrum":
         """The spectrum of events and drops per token in `Bins`; leading axes are kept."""
         grid_G = default_grid(x_K) if x_G is None else np.asarray(x_G, dtype=np.float64)
@@ -112,12 +111,12 @@ class LearningTimeSpectrum:
         )
 
 
-def finite_range(x_K: Array) -> tuple[float, float]:
+def finite_range(x_K: Floats) -> tuple[float, float]:
     """The first and the last finite x."""
     finite = x_K[np.isfinite(x_K)]
     return float(finite[0]), float(finite[-1])
 
 
-def default_grid(x_K: Array) -> Array:
+def default_grid(x_K: Floats) -> Floats:
     """A uniform grid over the probed range."""
     return np.linspace(*finite_range(x_K), GRID_POINTS)

@@ -10,8 +10,9 @@ Shapes: K probe steps, G grid points.
 """
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.errors import UndefinedError
 
 _NEIGHBOURS = 7
@@ -19,12 +20,10 @@ _LEAST_PROBES = 4
 _LEAST_REACH = 1 / 20
 _BEYOND = 1.01  # the farthest probe of a neighbourhood keeps some weight
 
-Array = NDArray[np.float64]
-
 
 def measured_derivative(
     x_K: ArrayLike, mean_loss_K: ArrayLike, x_G: ArrayLike
-) -> tuple[Array, Array]:
+) -> tuple[Floats, Floats]:
     """-dL/dx in nats per unit of x at `x_G`, and its standard error.
 
     Step 0 (x = -inf) is left out: it is nowhere on the axis. The error is that of the probes'
@@ -46,7 +45,7 @@ def measured_derivative(
     return slope_GK @ np.where(finite, loss_K, 0.0), error_G
 
 
-def derivative_weights(x_K: ArrayLike, x_G: ArrayLike) -> Array:
+def derivative_weights(x_K: ArrayLike, x_G: ArrayLike) -> Floats:
     """The matrix that turns losses at `x_K` into -dL/dx at `x_G`; step 0 has weight zero.
 
     Raises:
@@ -64,7 +63,7 @@ def derivative_weights(x_K: ArrayLike, x_G: ArrayLike) -> Array:
     return weights_GK
 
 
-def _local_weights(x_K: Array, x_G: Array, order: int) -> Array:
+def _local_weights(x_K: Floats, x_G: Floats, order: int) -> Floats:
     """Weights that give the `order`-th coefficient of the local parabola around each grid point."""
     offset_GK = x_K - x_G[:, None]
     distance_GK = np.abs(offset_GK)

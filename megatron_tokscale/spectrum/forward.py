@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats, Mask
 from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.laws.huber import Curve
 from megatron_tokscale.laws.power_law import FIRST_TIME_SHARE
 from megatron_tokscale.resampling import Estimate, Units
-from megatron_tokscale.spectrum.density import Array
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.sums import loss_sums, model_sums
 from megatron_tokscale.spectrum.transfer import Alignment, TransferSums
@@ -32,11 +32,11 @@ _RIVALS = ("power-law", "uniform")
 
 
 def predict_forward(
-    x_K: Array,
+    x_K: Floats,
     loss_NK: NDArray[Any],
     units: Units,
     groupings: Mapping[str, Groups],
-    weight_RU: Array,
+    weight_RU: Floats,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Fit all but the last factor of two in time, and hold the prediction against the rest.
@@ -103,11 +103,11 @@ class _Cut:
         last: index of its last probe.
     """
 
-    first_K: NDArray[np.bool_]
+    first_K: Mask
     last: int
 
     @staticmethod
-    def of(x_K: Array) -> "_Cut":
+    def of(x_K: Floats) -> "_Cut":
         first_K = x_K <= x_K[-1] - math.log(2) + _ROUNDING
         fitted, held_out = (first_K & np.isfinite(x_K)).sum(), (~first_K).sum()
         if fitted < _LEAST_FITTED or held_out < _LEAST_HELD_OUT:
@@ -118,19 +118,19 @@ class _Cut:
         return _Cut(first_K, int(first_K.sum()) - 1)
 
     @property
-    def from_last_K(self) -> NDArray[np.bool_]:
+    def from_last_K(self) -> Mask:
         """The last probe of the first part and those after it."""
         chosen = ~self.first_K
         chosen[self.last] = True
         return chosen
 
-    def falls(self, x_K: Array) -> Alignment:
+    def falls(self, x_K: Floats) -> Alignment:
         """Falls since the cut at each probe held out."""
         held_out = int((~self.first_K).sum())
         operator_HX = np.concatenate([np.ones((1, held_out)), -np.eye(held_out)])
         return Alignment(x_K[self.from_last_K], operator_HX)
 
-    def rivals(self, x_K: Array, mean_RK: Array) -> dict[str, Array]:
+    def rivals(self, x_K: Floats, mean_RK: Floats) -> dict[str, Floats]:
         """Mean losses at the probes held out by the rivals."""
         held_K = ~self.first_K
         fitted = self.first_K & np.isfinite(x_K)

@@ -5,12 +5,12 @@ first is the data as they are).
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats, Floats32
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.resampling import Units
-from megatron_tokscale.spectrum.density import Array, events_of
+from megatron_tokscale.spectrum.density import events_of
 from megatron_tokscale.spectrum.groups import deciles, log_frequency
 from megatron_tokscale.spectrum.skill import GroupSums
 from megatron_tokscale.spectrum.sums import loss_sums
@@ -29,7 +29,7 @@ class FrequencySums:
         self._bin_N = np.searchsorted(edges, self._log_share_N)
         self._sum_3I = np.zeros((3, _BINS))
 
-    def add(self, at: slice, fits: SigmoidFits, loss_NK: NDArray[np.float32]) -> None:
+    def add(self, at: slice, fits: SigmoidFits, loss_NK: Floats32) -> None:
         """Add the tokens in the slice."""
         whole_N = fits.complete_N
         cell_N, n_cells = self._losses.cells(at)[whole_N], self._losses.n_cells
@@ -41,7 +41,7 @@ class FrequencySums:
         for row, value_E in enumerate((1.0, log_share_E, events.midpoint_E)):
             self._sum_3I[row] += np.bincount(bin_E, value_E * events.drop_E, _BINS)
 
-    def arrays(self, weight_RU: Array) -> dict[str, Array]:
+    def arrays(self, weight_RU: Floats) -> dict[str, Floats]:
         """By the names in spectrum.npz.
 
         Returns:

@@ -6,11 +6,10 @@ Shapes: N tokens.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats, Integers
 from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.spectrum.density import Array
 
 _DECILES = 10
 
@@ -19,15 +18,15 @@ _DECILES = 10
 class Groups:
     """A division of the tokens: `group_N` is an index into `names`."""
 
-    group_N: NDArray[np.int64]
+    group_N: Integers
     names: tuple[str, ...]
 
-    def rows(self, index_N: NDArray[np.int64]) -> "Groups":
+    def rows(self, index_N: Integers) -> "Groups":
         """The groups of some of the tokens."""
         return Groups(self.group_N[index_N], self.names)
 
 
-def log_frequency(tokens: ProbeSet) -> Array:
+def log_frequency(tokens: ProbeSet) -> Floats:
     """ln of how often each token's id is among all labels of the probe set.
 
     That is held-out text of the same kind as the training data, but little of it: a rare token's
@@ -37,7 +36,7 @@ def log_frequency(tokens: ProbeSet) -> Array:
     return np.asarray(np.log(count[tokens.label_N]))
 
 
-def plain_predictors(tokens: ProbeSet) -> dict[str, Array]:
+def plain_predictors(tokens: ProbeSet) -> dict[str, Floats]:
     """What might order tokens without any learning time: logarithms of frequencies, position.
 
     Returns:
@@ -54,7 +53,7 @@ def plain_predictors(tokens: ProbeSet) -> dict[str, Array]:
     }
 
 
-def learning_times(fits: SigmoidFits) -> Array:
+def learning_times(fits: SigmoidFits) -> Floats:
     """One learning time per token that falls: the midpoint of its one sigmoid, in x; else NaN.
 
     For two-step tokens too: it is when half of the fall is done. Their single steps are learning
@@ -67,7 +66,7 @@ def learning_times(fits: SigmoidFits) -> Array:
     return np.where(known_N, fits.midpoint_N.astype(np.float64), np.nan)
 
 
-def groupings(tokens: ProbeSet, time_N: Array | None = None) -> dict[str, Groups]:
+def groupings(tokens: ProbeSet, time_N: Floats | None = None) -> dict[str, Groups]:
     """The tokens by dataset (if there are several), by decile of frequency and of position.
 
     `time_N` adds deciles of these learning times, if there are any, and a group of the tokens that
@@ -85,7 +84,7 @@ def groupings(tokens: ProbeSet, time_N: Array | None = None) -> dict[str, Groups
     return found
 
 
-def deciles(value_N: Array) -> Groups:
+def deciles(value_N: Floats) -> Groups:
     """Ten groups of about as many tokens by ascending value; equal values stay together."""
     known_N = np.isfinite(value_N)
     edges = np.unique(np.quantile(value_N[known_N], np.linspace(0, 1, _DECILES + 1)[1:-1]))

@@ -7,22 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from megatron_tokscale.arrays import Floats, Integers32
 from megatron_tokscale.resampling import Estimate
-from megatron_tokscale.spectrum.density import Array
 
 _LEAST_TOKENS = 50
 _RIDGE = 1e-9
 
 
 def learning_order(
-    source_time_N: Array,
-    target_time_N: Array,
-    plain: Mapping[str, Array],
-    unit_N: NDArray[np.int32],
-    weight_RU: Array,
+    source_time_N: Floats,
+    target_time_N: Floats,
+    plain: Mapping[str, Floats],
+    unit_N: Integers32,
+    weight_RU: Floats,
 ) -> dict[str, Any]:
     """Spearman's correlation of the times in run B with those in run A and with plain predictors.
 
@@ -72,7 +71,7 @@ def learning_order(
     }
 
 
-def _covariances(value_NP: Array, unit_N: NDArray[np.int32], weight_RU: Array) -> Array:
+def _covariances(value_NP: Floats, unit_N: Integers32, weight_RU: Floats) -> Floats:
     """Weighted covariances of each resample."""
     order = np.argsort(unit_N, kind="stable")
     ends = np.searchsorted(unit_N[order], np.arange(1, weight_RU.shape[1]))
@@ -84,7 +83,7 @@ def _covariances(value_NP: Array, unit_N: NDArray[np.int32], weight_RU: Array) -
     return np.asarray(moment_RPP - mean_RP[:, :, None] * mean_RP[:, None, :])
 
 
-def _explained(covariance_RPP: Array, chosen: slice) -> Array:
+def _explained(covariance_RPP: Floats, chosen: slice) -> Floats:
     """R^2 of the first variable's linear regression on the chosen ones."""
     inner_RPP = covariance_RPP[:, chosen, chosen]
     inner_RPP = inner_RPP + _RIDGE * np.eye(inner_RPP.shape[1])
@@ -94,7 +93,7 @@ def _explained(covariance_RPP: Array, chosen: slice) -> Array:
         return np.asarray((solution_RP * with_first_RP).sum(axis=1) / covariance_RPP[:, 0, 0])
 
 
-def _partial(covariance_RPP: Array) -> Array:
+def _partial(covariance_RPP: Floats) -> Floats:
     """Correlation of the first two variables' residuals from regressions on all others."""
     inner_RPP = covariance_RPP[:, 2:, 2:]
     inner_RPP = inner_RPP + _RIDGE * np.eye(inner_RPP.shape[1])

@@ -27,9 +27,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
+from megatron_tokscale.arrays import Floats as Array
 from megatron_tokscale.fit import MIN_PROBES, SigmoidFits, fit_sigmoids
 from megatron_tokscale.resampling import Estimate
-from megatron_tokscale.spectrum.density import Array, default_grid
+from megatron_tokscale.spectrum.density import default_grid
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.sums import DocumentSums
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
+from megatron_tokscale.arrays import Floats, Floats32, Integers
 from megatron_tokscale.checked import write_arrays, write_result
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits
@@ -19,7 +20,7 @@ from megatron_tokscale.laws.plain import or_reason, plain
 from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.results import SPECTRUM_SCHEMA, FittedRun, heading, non_finite
 from megatron_tokscale.results.fitted import Block
-from megatron_tokscale.spectrum.density import Array, Bins, LearningTimeSpectrum
+from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
 from megatron_tokscale.spectrum.forward import predict_forward
 from megatron_tokscale.spectrum.frequency import FrequencySums
@@ -73,7 +74,7 @@ def spectrum_run(
     weight_RU = units.weights(n_resamples, seed)
     sample = drawn(run.n_tokens, null_tokens, seed)
     say("sums over the documents")
-    kept: list[tuple[SigmoidFits, NDArray[np.float32]]] = []
+    kept: list[tuple[SigmoidFits, Floats32]] = []
     frequency = FrequencySums(tokens, units)
     blocks = _keeping(source.blocks(), sample, kept, frequency)
     sums = DocumentSums.of(
@@ -143,7 +144,7 @@ def spectrum_run(
     return write_result(run.analysis / "reconstruction.json", {**made_of, **evidence})
 
 
-def drawn(n_tokens: int, count: int, seed: int) -> NDArray[np.int64]:
+def drawn(n_tokens: int, count: int, seed: int) -> Integers:
     """At most `count` tokens, ascending."""
     if n_tokens <= count:
         return np.arange(n_tokens)
@@ -153,7 +154,7 @@ def drawn(n_tokens: int, count: int, seed: int) -> NDArray[np.int64]:
 
 def _keeping(
     blocks: Iterator[Block],
-    sample: NDArray[np.int64],
+    sample: Integers,
     kept: list[Any],
     frequency: FrequencySums,
 ) -> Iterator[Block]:
@@ -167,10 +168,10 @@ def _keeping(
 
 def _spectra(
     run: Run,
-    x_K: Array,
+    x_K: Floats,
     sums: DocumentSums,
     domain_U: NDArray[np.int16],
-    weight_RU: Array,
+    weight_RU: Floats,
     overall: Comparison,
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """The arrays of spectrum.npz and what spectrum.json says of them."""
@@ -231,14 +232,14 @@ def _spectrum(part: Resampled) -> LearningTimeSpectrum:
     return LearningTimeSpectrum.of_bins(part.x_K, count_RC, drop_RC, int(part.tokens_R[0]))
 
 
-def _band(value_RG: Array) -> Array:
+def _band(value_RG: Floats) -> Floats:
     """2.5% and 97.5% of the resamples."""
     if len(value_RG) < 2:
         return np.full((2, value_RG.shape[1]), np.nan)
     return np.asarray(np.quantile(value_RG[1:], [0.025, 0.975], axis=0))
 
 
-def class_shares(sums: DocumentSums, weight_RU: Array) -> dict[str, Any]:
+def class_shares(sums: DocumentSums, weight_RU: Floats) -> dict[str, Any]:
     """Share of the tokens, and of the whole fall, by class."""
     class_RJ, fall_RJ = weight_RU @ sums.class_UJ, weight_RU @ sums.fall_UJ
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -251,7 +252,7 @@ def class_shares(sums: DocumentSums, weight_RU: Array) -> dict[str, Any]:
     }
 
 
-def _fall_before(x_K: Array, loss_RK: Array) -> dict[str, Any] | None:
+def _fall_before(x_K: Floats, loss_RK: Floats) -> dict[str, Any] | None:
     """Mean loss at step 0 minus that at the first finite probe: a fall that is on no axis."""
     first = int(np.isfinite(x_K).argmax())
     return Estimate.of(loss_RK[:, 0] - loss_RK[:, first]).entry("nats") if first else None

@@ -13,10 +13,9 @@ of a unit and a group), K probe steps, X values that are compared (grid points, 
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats, Integers
 from megatron_tokscale.resampling import Units
-from megatron_tokscale.spectrum.density import Array
 from megatron_tokscale.spectrum.groups import Groups
 
 
@@ -27,22 +26,22 @@ class GroupSums:
         self.names, self.group_N = groups.names, groups.group_N
         self._n_units = len(units)
         self._cell_N = units.unit_N.astype(np.int64) * len(groups.names) + groups.group_N
-        self._sum_CK: dict[str, Array] = {}
+        self._sum_CK: dict[str, Floats] = {}
 
     @property
     def n_cells(self) -> int:
         """Number of pairs of a unit and a group."""
         return self._n_units * len(self.names)
 
-    def cells(self, at: slice) -> NDArray[np.int64]:
+    def cells(self, at: slice) -> Integers:
         """The cells of the tokens in the slice."""
         return self._cell_N[at]
 
-    def add(self, name: str, total_CK: Array) -> None:
+    def add(self, name: str, total_CK: Floats) -> None:
         """Add a block's sums to those of `name`; the numbers of tokens are named "tokens"."""
         self._sum_CK[name] = self._sum_CK[name] + total_CK if name in self._sum_CK else total_CK
 
-    def put(self, name: str, total_CK: Array) -> None:
+    def put(self, name: str, total_CK: Floats) -> None:
         """Set the sums of `name`."""
         self._sum_CK[name] = total_CK
 
@@ -50,11 +49,13 @@ class GroupSums:
         """Whether there are sums of `name`."""
         return name in self._sum_CK
 
-    def cell_sum(self, name: str) -> Array:
+    def cell_sum(self, name: str) -> Floats:
         """The sums of `name` by cell."""
         return self._sum_CK[name]
 
-    def deviations(self, name: str, weight_RU: Array, operator_KX: Array) -> tuple[Array, Array]:
+    def deviations(
+        self, name: str, weight_RU: Floats, operator_KX: Floats
+    ) -> tuple[Floats, Floats]:
         """Of each group's mean curve from that of all tokens, and the group's share of the tokens.
 
         Returns:
@@ -67,7 +68,7 @@ class GroupSums:
         deviation_RGX[share_RG == 0] = 0
         return deviation_RGX, share_RG
 
-    def means(self, name: str, weight_RU: Array) -> tuple[Array, Array]:
+    def means(self, name: str, weight_RU: Floats) -> tuple[Floats, Floats]:
         """share_RG of the tokens in each group, and mean_RGK of its curves, zero if it is empty."""
         tokens_RG = weight_RU @ self._sum_CK["tokens"].reshape(self._n_units, -1)
         flat_UX = self._sum_CK[name].reshape(self._n_units, -1)
@@ -75,7 +76,7 @@ class GroupSums:
         mean_RGK = sum_RGK / np.maximum(tokens_RG, 1e-300)[..., None]
         return tokens_RG / tokens_RG.sum(axis=1, keepdims=True), mean_RGK
 
-    def skill(self, name: str, measured: str, weight_RU: Array, operator_KX: Array) -> Array:
+    def skill(self, name: str, measured: str, weight_RU: Floats, operator_KX: Floats) -> Floats:
         """skill_R of the curves `name` for those called `measured`."""
         measured_RGX, share_RG = self.deviations(measured, weight_RU, operator_KX)
         predicted_RGX, _ = self.deviations(name, weight_RU, operator_KX)
@@ -98,11 +99,11 @@ class DocumentGroups(GroupSums):
         """Number of units."""
         return len(self.names)
 
-    def cells(self, at: slice) -> NDArray[np.int64]:
+    def cells(self, at: slice) -> Integers:
         """The units of the tokens in the slice."""
         return self.group_N[at]
 
-    def skill(self, name: str, measured: str, weight_RU: Array, operator_KX: Array) -> Array:
+    def skill(self, name: str, measured: str, weight_RU: Floats, operator_KX: Floats) -> Floats:
         """skill_R of the curves `name` for those called `measured`."""
         tokens_U = self.cell_sum("tokens")[:, 0]
         measured_UX, predicted_UX = (
@@ -113,13 +114,13 @@ class DocumentGroups(GroupSums):
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(1 - weight_RU @ miss_U / (weight_RU @ spread_U))
 
-    def _deviation(self, name: str, tokens_U: Array) -> Array:
+    def _deviation(self, name: str, tokens_U: Floats) -> Floats:
         sum_UK = self.cell_sum(name)
         mean_UK = sum_UK / np.maximum(tokens_U, 1)[:, None]
         return np.asarray(mean_UK - sum_UK.sum(axis=0) / max(tokens_U.sum(), 1))
 
 
-def skill(measured_RGX: Array, predicted_RGX: Array, share_RG: Array) -> Array:
+def skill(measured_RGX: Floats, predicted_RGX: Floats, share_RG: Floats) -> Floats:
     """The skill of each resample; NaN where no group differs from another."""
     miss_R = ((measured_RGX - predicted_RGX) ** 2).sum(axis=-1) * share_RG
     spread_R = (measured_RGX**2).sum(axis=-1) * share_RG

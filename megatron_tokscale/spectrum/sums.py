@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
+from megatron_tokscale.arrays import Floats
 from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.fit import SigmoidFits, TokenClass
-from megatron_tokscale.spectrum.density import Array, Bins, events_of
+from megatron_tokscale.spectrum.density import Bins, events_of
 from megatron_tokscale.spectrum.kernels import add_losses, add_ramps, add_sigmoids
 
 CLASSES = tuple(each for each in TokenClass if each is not TokenClass.UNFITTED)
@@ -41,18 +42,18 @@ class DocumentSums:
         fall_UJ: measured fall from the first probe to the last by class.
     """
 
-    tokens_U: Array
-    loss_UK: Array
-    full_UK: Array
-    count_UC: Array
-    drop_UC: Array
-    width_UV: Array
-    class_UJ: Array
-    fall_UJ: Array
+    tokens_U: Floats
+    loss_UK: Floats
+    full_UK: Floats
+    count_UC: Floats
+    drop_UC: Floats
+    width_UV: Floats
+    class_UJ: Floats
+    fall_UJ: Floats
 
     @staticmethod
     def of(
-        x_K: Array, blocks: Iterable[tuple[SigmoidFits, NDArray[Any], NDArray[Any]]], n_units: int
+        x_K: Floats, blocks: Iterable[tuple[SigmoidFits, NDArray[Any], NDArray[Any]]], n_units: int
     ) -> "DocumentSums":
         """Sum blocks of (fits, loss_NK, unit_N); two threads take one block each.
 
@@ -66,7 +67,7 @@ class DocumentSums:
             raise UndefinedError("no token has a fit and finite losses at all probes")
         return total
 
-    def resampled(self, x_K: Array, weight_RU: Array) -> "Resampled":
+    def resampled(self, x_K: Floats, weight_RU: Floats) -> "Resampled":
         """Means over tokens under each row of weights, NaN where these leave no token."""
         tokens_R = weight_RU @ self.tokens_U
         with np.errstate(invalid="ignore"):
@@ -94,15 +95,15 @@ class Resampled:
         width_R: common width of the events: drop-weighted median of w; NaN without events.
     """
 
-    x_K: Array
-    tokens_R: Array
-    loss_RK: Array
-    full_RK: Array
-    count_RC: Array
-    drop_RC: Array
-    width_R: Array
+    x_K: Floats
+    tokens_R: Floats
+    loss_RK: Floats
+    full_RK: Floats
+    count_RC: Floats
+    drop_RC: Floats
+    width_R: Floats
 
-    def curves(self) -> dict[str, Array]:
+    def curves(self) -> dict[str, Floats]:
         """Mean loss at the probes by each reconstruction, up to a constant for all but "full"."""
         x_C = Bins.over(self.x_K).x_C
         kernel_RK, spectrum_RK = np.zeros((2, *self.full_RK.shape))
@@ -114,14 +115,14 @@ class Resampled:
         return {"full": self.full_RK, "kernel": kernel_RK, "spectrum": spectrum_RK}
 
 
-def loss_sums(loss_NK: NDArray[Any], cell_N: NDArray[Any], n_cells: int) -> Array:
+def loss_sums(loss_NK: NDArray[Any], cell_N: NDArray[Any], n_cells: int) -> Floats:
     """Finite losses added up by cell, (n_cells, K) in float64."""
     total_CK = np.zeros((n_cells, loss_NK.shape[1]))
     add_losses(total_CK, cell_N, loss_NK)
     return total_CK
 
 
-def model_sums(fits: SigmoidFits, cell_N: NDArray[Any], n_cells: int, x_K: NDArray[Any]) -> Array:
+def model_sums(fits: SigmoidFits, cell_N: NDArray[Any], n_cells: int, x_K: NDArray[Any]) -> Floats:
     """`fits.predict(x_K)` added up by cell, (n_cells, K), without a matrix over tokens."""
     x = at_probes(x_K).astype(np.float32)
     constant_C = np.bincount(cell_N, fits.constant_N, n_cells)
@@ -136,13 +137,13 @@ def model_sums(fits: SigmoidFits, cell_N: NDArray[Any], n_cells: int, x_K: NDArr
     return total_CK
 
 
-def at_probes(x_K: NDArray[Any]) -> Array:
+def at_probes(x_K: NDArray[Any]) -> Floats:
     """x with a finite stand-in for -inf, at which every sigmoid is one."""
     return np.asarray(np.maximum(x_K, _BEFORE_TRAINING), dtype=np.float64)
 
 
 def _sum_block(
-    x_K: Array, fits: SigmoidFits, loss_NK: NDArray[Any], unit_N: NDArray[Any], n_units: int
+    x_K: Floats, fits: SigmoidFits, loss_NK: NDArray[Any], unit_N: NDArray[Any], n_units: int
 ) -> DocumentSums:
     whole_N = fits.complete_N
     if not whole_N.all():
@@ -173,7 +174,7 @@ def table_of(
     row: NDArray[Any],
     column: NDArray[Any],
     value: NDArray[Any] | None = None,
-) -> Array:
+) -> Floats:
     """Values (ones if None) added up by cell."""
     cell = row.astype(np.int64) * shape[1] + column
     return np.bincount(cell, value, math.prod(shape)).reshape(shape).astype(np.float64, copy=False)
@@ -197,14 +198,14 @@ def _in_turn(pending: Iterable[Any]) -> Iterable[DocumentSums]:
         yield future.result()
 
 
-def _log_widths(x_K: Array) -> Array:
+def _log_widths(x_K: Floats) -> Floats:
     """Edges of the bins of ln w: from a hundredth of the closest spacing to the range."""
     x_K = x_K[np.isfinite(x_K)]
     low, high = np.diff(x_K).min() / 100, np.ptp(x_K) * 2
     return np.linspace(np.log(low), np.log(high), _WIDTH_BINS + 1)
 
 
-def _medians(weight_RV: Array, edges_V: Array) -> Array:
+def _medians(weight_RV: Floats, edges_V: Floats) -> Floats:
     """e to the weighted median of each row, linear within a bin; NaN for a row without weight."""
     below_RV = np.cumsum(weight_RV, axis=1)
     total_R = below_RV[:, -1]

@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import expit
 
+from megatron_tokscale.arrays import Floats, Floats32, Integers
 from megatron_tokscale.errors import UndefinedError
 from megatron_tokscale.fit import SigmoidFits, Transitions
 from megatron_tokscale.resampling import Estimate, Units
-from megatron_tokscale.spectrum.density import Array, default_grid, events_of
+from megatron_tokscale.spectrum.density import default_grid, events_of
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.kernels import add_sigmoids
@@ -57,20 +58,20 @@ class Alignment:
         operator_KX: what is compared: -dL/dx on B's grid, or falls.
     """
 
-    x_K: Array
-    operator_KX: Array
+    x_K: Floats
+    operator_KX: Floats
 
     @staticmethod
-    def absolute(x_K: Array) -> "Alignment":
+    def absolute(x_K: Floats) -> "Alignment":
         """At the same time, by the derivative."""
         return Alignment(x_K, derivative_weights(x_K, default_grid(x_K)).T)
 
     @staticmethod
     def by_loss(
-        source_x_K: Array,
-        source_loss_K: Array,
-        x_K: Array,
-        loss_K: Array,
+        source_x_K: Floats,
+        source_loss_K: Floats,
+        x_K: Floats,
+        loss_K: Floats,
         *,
         falls: bool = False,
     ) -> "Alignment":
@@ -94,7 +95,7 @@ class Alignment:
         return Alignment(at_K, derivative_weights(inside_x_K, grid_G).T)
 
 
-def _falls(chosen: NDArray[np.int64], n_probes: int) -> Array:
+def _falls(chosen: Integers, n_probes: int) -> Floats:
     """The operator of the falls from each chosen probe to the next."""
     if len(chosen) < _LEAST_FALLS:
         raise UndefinedError(
@@ -124,7 +125,7 @@ class TransferSums:
         loss_NK: NDArray[Any],
         source_NK: NDArray[Any] | None = None,
         own: SigmoidFits | None = None,
-        own_x_K: Array | None = None,
+        own_x_K: Floats | None = None,
     ) -> None:
         """Add the tokens in the slice.
 
@@ -162,7 +163,7 @@ class TransferSums:
                 sums.add("own", _event_sums(own_events, own_cell_E, n_cells, at_probes(own_x_K)))
         self._keep(np.flatnonzero(whole_N) + at.start, events, loss_NK)
 
-    def _keep(self, token_N: NDArray[np.int64], events: Transitions, loss_NK: NDArray[Any]) -> None:
+    def _keep(self, token_N: Integers, events: Transitions, loss_NK: NDArray[Any]) -> None:
         """Keep the sampled tokens' events and losses for the permutations."""
         kept_N = self._sampled_N[token_N]
         events = events.rows(kept_N[events.token_E])
@@ -178,7 +179,7 @@ class TransferSums:
             )
         )
 
-    def result(self, weight_RU: Array, seed: int = 0) -> dict[str, Any]:
+    def result(self, weight_RU: Floats, seed: int = 0) -> dict[str, Any]:
         """Skills by grouping, with intervals, p-values and verdicts, as JSON.
 
         A grouping passes if the skill, and its gain over permuted times, are above zero with their
@@ -194,7 +195,7 @@ class TransferSums:
         }
 
     def _of_grouping(
-        self, sums: GroupSums, weight_RU: Array, operator_KX: Array, p_value: float | None
+        self, sums: GroupSums, weight_RU: Floats, operator_KX: Floats, p_value: float | None
     ) -> dict[str, Any]:
         mean_shape_SK = self._shape_SK / np.maximum(self._events_S, 1)[:, None]
         sums.put("permuted", sums.cell_sum("drop") @ mean_shape_SK)
@@ -224,10 +225,10 @@ class TransferSums:
 class _Kept:
     """Sampled tokens: their number, their events (by row), and B's losses."""
 
-    token_N: NDArray[np.int64]
-    row_E: NDArray[np.int64]
-    drop_E: Array
-    s_EK: NDArray[np.float32]
+    token_N: Integers
+    row_E: Integers
+    drop_E: Floats
+    s_EK: Floats32
     loss_NK: NDArray[Any]
 
     @staticmethod
@@ -241,7 +242,7 @@ class _Kept:
             np.concatenate([part.loss_NK for part in parts]),
         )
 
-    def p_value(self, sums: GroupSums, operator_KX: Array, seed: int) -> float | None:
+    def p_value(self, sums: GroupSums, operator_KX: Floats, seed: int) -> float | None:
         """Share of permutations of the events over tokens with as much skill; None if undefined."""
         group_N, n_groups = sums.group_N[self.token_N], len(sums.names)
         tokens_G = np.bincount(group_N, minlength=n_groups)
@@ -250,7 +251,7 @@ class _Kept:
         share_1G = (tokens_G / tokens_G.sum())[None]
         count_G = np.maximum(tokens_G, 1)[:, None]
 
-        def deviation(sum_GX: Array) -> Array:
+        def deviation(sum_GX: Floats) -> Floats:
             return np.asarray(sum_GX / count_G - sum_GX.sum(axis=0) / tokens_G.sum())[None]
 
         measured = deviation(loss_sums(self.loss_NK, group_N, n_groups) @ operator_KX)
@@ -265,7 +266,7 @@ class _Kept:
         )
         return float((skill_P >= skill_P[0]).mean()) if np.isfinite(skill_P[0]) else None
 
-    def _permutations(self, seed: int) -> Iterator[NDArray[np.int64]]:
+    def _permutations(self, seed: int) -> Iterator[Integers]:
         """Permutations of the events within their strata."""
         rng = np.random.default_rng(seed)
         stratum_E = np.searchsorted(_STRATA, self.drop_E)
@@ -276,14 +277,14 @@ class _Kept:
             yield order_E
 
 
-def _shortest(operator_KX: Array) -> Array:
+def _shortest(operator_KX: Floats) -> Floats:
     """An operator on as few values, at most K, with the same sums of squares and products."""
     if operator_KX.shape[1] <= len(operator_KX):
         return operator_KX
     return np.asarray(np.linalg.qr(operator_KX.T, mode="r").T)
 
 
-def _event_sums(events: Transitions, cell_E: NDArray[np.int64], n_cells: int, x_K: Array) -> Array:
+def _event_sums(events: Transitions, cell_E: Integers, n_cells: int, x_K: Floats) -> Floats:
     """Sums by cell of drop * s((midpoint - x)/width) over events."""
     total_CK = np.zeros((n_cells, len(x_K)))
     columns = (events.drop_E, events.midpoint_E, events.width_E, x_K)
@@ -291,7 +292,7 @@ def _event_sums(events: Transitions, cell_E: NDArray[np.int64], n_cells: int, x_
     return total_CK
 
 
-def _interpolated(loss_NK: NDArray[Any], x_K: Array, at_K: Array) -> NDArray[Any]:
+def _interpolated(loss_NK: NDArray[Any], x_K: Floats, at_K: Floats) -> NDArray[Any]:
     """Losses at other x, linear in x; before the first finite probe those at that probe."""
     finite = np.flatnonzero(np.isfinite(x_K))
     inner_K = x_K[finite]

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats, Floats32, Integers32, Mask
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_sigmoids
 from megatron_tokscale.resampling import Estimate
-from megatron_tokscale.spectrum.density import Array, finite_range
+from megatron_tokscale.spectrum.density import finite_range
 
 TEN_NINETY = 2 * math.log(9)
 """10-90% width of a sigmoid of width one."""
@@ -40,31 +41,31 @@ class Sample:
 
     fits: SigmoidFits
     loss_NK: NDArray[Any]
-    unit_N: NDArray[np.int32]
+    unit_N: Integers32
 
     @cached_property
-    def counted_N(self) -> NDArray[np.bool_]:
+    def counted_N(self) -> Mask:
         """The falling tokens with a trusted midpoint."""
         return np.asarray(self.fits.is_class(TokenClass.FALLING) & self.fits.trusted_N)
 
     @cached_property
-    def width_N(self) -> Array:
+    def width_N(self) -> Floats:
         """10-90% widths of the counted tokens, in units of x."""
         return TEN_NINETY * self.fits.width_N[self.counted_N].astype(np.float64)
 
     @cached_property
-    def drop_N(self) -> Array:
+    def drop_N(self) -> Floats:
         """Drops of the counted tokens, in nats."""
         return self.fits.drop_N[self.counted_N].astype(np.float64)
 
-    def quartiles(self, weight_RU: Array) -> dict[str, Array]:
+    def quartiles(self, weight_RU: Floats) -> dict[str, Floats]:
         """Quartiles of the counted tokens' widths, each token weighted by its drop."""
         order = np.argsort(self.width_N)
         unit_N, width_N = self.unit_N[self.counted_N][order], self.width_N[order]
         below_RN = np.cumsum(weight_RU[:, unit_N] * self.drop_N[order], axis=1)
         return {name: _crossing(below_RN, width_N, share) for name, share in _QUARTILES.items()}
 
-    def fall_in_windows(self, weight_RU: Array) -> Array:
+    def fall_in_windows(self, weight_RU: Floats) -> Floats:
         """The counted tokens' fall inside their own 10-90% windows, over the fall of all.
 
         The fall of all is between the first and the last finite probe. By its definition a perfect
@@ -83,7 +84,7 @@ class Sample:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(weight_RU @ inside_U / (weight_RU @ fall_U))
 
-    def result(self, weight_RU: Array) -> dict[str, Any]:
+    def result(self, weight_RU: Floats) -> dict[str, Any]:
         """The sample's numbers with their intervals, as JSON."""
         low, high = finite_range(self.fits.x_K)
         units = {"width_x": 1.0, "width_decades": math.log(10), "width_of_range": high - low}
@@ -107,7 +108,7 @@ class Sample:
             **Estimate.of(self.fall_in_windows(weight_RU)).entry("fall_in_windows"),
         }
 
-    def histogram(self, edges_C: Array) -> Array:
+    def histogram(self, edges_C: Floats) -> Floats:
         """Share of the counted tokens' drop per bin of the 10-90% width (units of x)."""
         width_N = np.clip(self.width_N, edges_C[0], edges_C[-1])
         share_C, _ = np.histogram(width_N, edges_C, weights=self.drop_N)
@@ -122,9 +123,7 @@ class Widths:
     null: Sample
 
     @staticmethod
-    def of(
-        fits: SigmoidFits, loss_NK: NDArray[Any], unit_N: NDArray[np.int32], seed: int = 0
-    ) -> "Widths":
+    def of(fits: SigmoidFits, loss_NK: NDArray[Any], unit_N: Integers32, seed: int = 0) -> "Widths":
         """Fit the null of the tokens that miss no loss; `unit_N` is their resampling unit."""
         whole_N = fits.complete_N
         observed = Sample(fits.rows(whole_N), loss_NK[whole_N], unit_N[whole_N])
@@ -132,7 +131,7 @@ class Widths:
         null_fits = fit_sigmoids(fits.x_K, null_NK)
         return Widths(observed, Sample(null_fits, null_NK, observed.unit_N))
 
-    def result(self, weight_RU: Array) -> dict[str, Any]:
+    def result(self, weight_RU: Floats) -> dict[str, Any]:
         """Both samples, and the ratio of their median widths, as JSON.
 
         `local`: whether the whole interval of the ratio is below 0.95; null if it is not defined.
@@ -148,7 +147,7 @@ class Widths:
             "local": bool(ratio.high < LOCAL_BELOW) if np.isfinite(ratio.high) else None,
         }
 
-    def histograms(self) -> dict[str, Array]:
+    def histograms(self) -> dict[str, Floats]:
         """The histograms of the widths, by the names in spectrum.npz."""
         edges_C = width_edges(self.observed.fits.x_K)
         return {
@@ -158,16 +157,14 @@ class Widths:
         }
 
 
-def width_edges(x_K: Array) -> Array:
+def width_edges(x_K: Floats) -> Floats:
     """Logarithmic bins of the 10-90% width: from a tenth of the probes' spacing to 4.4 ranges."""
     low, high = finite_range(x_K)
     spacing = float(np.median(np.diff(x_K[np.isfinite(x_K)])))
     return np.geomspace(spacing / 10, TEN_NINETY * (high - low), WIDTH_BINS + 1)
 
 
-def mean_curve_losses(
-    fits: SigmoidFits, loss_NK: NDArray[Any], seed: int = 0
-) -> NDArray[np.float32]:
+def mean_curve_losses(fits: SigmoidFits, loss_NK: NDArray[Any], seed: int = 0) -> Floats32:
     """The null's losses: token i is a_i + b_i m(x) plus its own kind of Gaussian noise.
 
     m is the mean loss of the tokens, a_i and b_i come from least squares on the token's own
@@ -186,7 +183,7 @@ def mean_curve_losses(
     return np.asarray(null_NK, dtype=np.float32)
 
 
-def _autoregressive(phi_N: NDArray[Any], n_probes: int, seed: int) -> Array:
+def _autoregressive(phi_N: NDArray[Any], n_probes: int, seed: int) -> Floats:
     """Gaussian noise of variance one, correlation phi between neighbours."""
     shock_NK = np.random.default_rng(seed).standard_normal((len(phi_N), n_probes))
     noise_NK = shock_NK.copy()
@@ -196,7 +193,7 @@ def _autoregressive(phi_N: NDArray[Any], n_probes: int, seed: int) -> Array:
     return noise_NK
 
 
-def _crossing(below_RN: Array, value_N: Array, share: float) -> Array:
+def _crossing(below_RN: Floats, value_N: Floats, share: float) -> Floats:
     """The smallest value that at least `share` of each row's weight does not exceed."""
     found_R = np.full(len(below_RN), np.nan)
     if not len(value_N):
@@ -207,7 +204,7 @@ def _crossing(below_RN: Array, value_N: Array, share: float) -> Array:
     return found_R
 
 
-def _fall_in_window(fits: SigmoidFits, loss_NK: Array) -> Array:
+def _fall_in_window(fits: SigmoidFits, loss_NK: Floats) -> Floats:
     """Measured loss at the start of each token's 10-90% window minus that at its end.
 
     The window is cut at the probed range; between probes the loss is interpolated in x.
@@ -215,7 +212,7 @@ def _fall_in_window(fits: SigmoidFits, loss_NK: Array) -> Array:
     x_K = fits.x_K[np.isfinite(fits.x_K)]
     half_N = TEN_NINETY / 2 * fits.width_N.astype(np.float64)
 
-    def loss_at(x_N: Array) -> Array:
+    def loss_at(x_N: Floats) -> Floats:
         x_N = np.clip(x_N, x_K[0], x_K[-1])
         right_N = np.clip(np.searchsorted(x_K, x_N), 1, len(x_K) - 1)
         share_N = (x_N - x_K[right_N - 1]) / (x_K[right_N] - x_K[right_N - 1])

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.arrays import Floats, Floats32
 from megatron_tokscale.probe import ProbeSet
-
-Values = NDArray[np.float64]
 
 
 class Metrics:
@@ -57,9 +55,7 @@ class Metrics:
         """Number of values V."""
         return len(self._names) + len(self._count_names)
 
-    def measure(
-        self, loss_N: NDArray[np.float32], previous_N: NDArray[np.float32] | None
-    ) -> Values:
+    def measure(self, loss_N: Floats32, previous_N: Floats32 | None) -> Floats:
         """Compute the V values from the losses (nats) and those of the probe before, if any."""
         domain_N = self._probe_set.domain_N
         n_domains = len(self._probe_set.domains)
@@ -80,7 +76,7 @@ class Metrics:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.array([*(nats / count), *(nats / math.log(2) / n_bytes), fallen, *lost])
 
-    def named(self, values_V: Values) -> dict[str, float]:
+    def named(self, values_V: Floats) -> dict[str, float]:
         """Map names to the values that are known."""
         known = zip(self._names, values_V.tolist(), strict=False)
         counts = zip(self._count_names, values_V[len(self._names) :].tolist(), strict=True)
@@ -89,7 +85,7 @@ class Metrics:
         }
 
 
-def bytes_per_dataset(probe_set: ProbeSet, tokenizer: Any) -> Values:
+def bytes_per_dataset(probe_set: ProbeSet, tokenizer: Any) -> Floats:
     """UTF-8 bytes of the watched tokens' text, by dataset; NaN where the tokenizer gives no text.
 
     Each sequence is taken with the token before it, less that token's own text, so that a space

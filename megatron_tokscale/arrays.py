@@ -1,0 +1,15 @@
+"""Names of the package's array types; the plain name is double precision: `Floats` is float64.
+
+`Floats32` is float32, as measured losses and fits on disk are; `Integers` is int64, `Integers32`
+int32, `Mask` bool. `Interval` holds the lower and the upper end of an interval.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
+Integers = NDArray[np.int64]
+Integers32 = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+Interval = tuple[float, float]
