@@ -44,7 +44,6 @@ def read_result(path: Path, schema: int, again: str) -> dict[str, Any]:
     """Read a JSON file that `write_result` wrote, of just this schema.
 
     Args:
-        path: the file.
         schema: the schema version to expect.
         again: what to do about a file that cannot be used, e.g. "run `...` again".
 

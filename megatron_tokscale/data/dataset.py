@@ -28,7 +28,6 @@ class PlannedDataset(Dataset[dict[str, Any]]):
     """Samples of several datasets in the order of a plan.
 
     Args:
-        plan: the plan.
         datasets: the plan's datasets, in the plan's order, each built at one epoch; None for one
             that is not drawn from.
         index: the plan's index.

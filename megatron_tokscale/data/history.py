@@ -180,7 +180,6 @@ def resume(
 
     Args:
         given: the plan that the job is given.
-        run: the run directory.
         consumed: samples consumed by `step`.
         step: optimizer steps completed.
         accept: whether `given` may replace a plan with another past, from here on.

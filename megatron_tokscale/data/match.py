@@ -13,7 +13,6 @@ def match_datasets(
     """Find each dataset of the plan among those of the job, whatever their order.
 
     Args:
-        plan: the plan.
         found: the job's training datasets.
         seq_length: the job's sequence length in tokens.
         consumed: samples that the job has consumed.

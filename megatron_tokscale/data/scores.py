@@ -52,7 +52,6 @@ class DocumentScores:
         surprisal_Q: float32 mean of -ln p(token) in nats under the counts of single tokens in the
             training data; NaN only for empty documents.
         watched_Q: int32 watched tokens behind the score; 0: predicted, or no score.
-        dataset: the dataset.
         digest: `data_digest` of its files.
         details: how the scores were made (reference run, predictor, its errors), plain JSON values.
 

@@ -17,7 +17,6 @@ class RealisedShares:
     """State of a plan after `n_samples` consumed samples.
 
     Attributes:
-        plan: the plan.
         n_samples: consumed samples.
         count_Z: samples drawn from each stratum.
         size_Z: samples of each stratum in one epoch.

@@ -92,7 +92,6 @@ class Strata:
         """Refuse a plan that is to draw from nothing, or too often.
 
         Args:
-            plan: the plan.
             n_samples: how many samples are drawn in all.
             consumed: how many of them are drawn already, be it from what is no longer there.
 
@@ -143,7 +142,6 @@ def load_or_build_strata(
     """Map the strata from `cache_dir`; with `build`, make first what is not there or damaged.
 
     Args:
-        plan: the plan.
         sizes_D: samples of each dataset in one epoch.
         data_keys: what tells one order of a dataset's samples from another, one for each.
         scores_of: scores of the samples of a dataset, by its number in the plan; only asked of

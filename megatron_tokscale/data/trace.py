@@ -62,7 +62,6 @@ class SampleTrace:
         k: number of the sample in the job.
         stratum: name of its stratum; None without a plan.
         epoch: how often the stratum was gone through before; None without a plan.
-        dataset: the dataset.
         number: number of the sample in its dataset.
         pieces: the tokens that it reads, with the one behind its end that is only a label.
         name: tells the dataset from the others of the job; namesakes are numbered.
@@ -200,7 +199,6 @@ class Span:
     """Samples of a job that are drawn in one order from the same data.
 
     Attributes:
-        record: the data.
         order: the order; its sample i is sample `record.offset` + i of the job.
         stop: the first sample of the job that is not in this span.
     """

@@ -30,7 +30,6 @@ class Analysis:
     """A run with everything computed from it. Make one with `Analysis.load`.
 
     Attributes:
-        run: the run.
         time: the time axis of the fits: "step", "tokens" or "lr-sum".
         fits: the fits of all N tokens.
         fit: the content of fit.json.

@@ -84,7 +84,6 @@ def check_made_of(
     """Refuse a file in RUN/analysis that was made of anything else than the run has now.
 
     Args:
-        path: the file.
         content: what it holds.
         here: what the run has, as `heading` names it.
         again: what to do about a file that cannot be used.
@@ -102,7 +101,6 @@ class FittedRun:
     """A run and its fits, which belong together. Make one with `FittedRun.open`.
 
     Attributes:
-        run: the run.
         x_K: natural logarithm of time at the probes.
         time: what time is counted in.
         fit: the content of fit.json.

@@ -17,7 +17,6 @@ class SpectrumResult:
     """The content of spectrum.npz, spectrum.json and reconstruction.json, of the run as it is.
 
     Attributes:
-        run: the run.
         time: what time is counted in.
         fit: the content of fit.json.
         about: the content of spectrum.json.

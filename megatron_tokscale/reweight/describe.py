@@ -18,7 +18,6 @@ def describe(plan: Plan, train_samples: int | None = None) -> str:
     """Weights in percent at up to seven stages, and a picture of all of them.
 
     Args:
-        plan: the plan.
         train_samples: length of the training; by default what the plan was made for. Without
             either nothing is said of samples and epochs.
     """

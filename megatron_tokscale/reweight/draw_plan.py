@@ -75,8 +75,6 @@ def draw(plan: Plan, rows: PlanRows, end: int | None) -> list[str]:
     Stages decided while a job trained are marked below with stars.
 
     Args:
-        plan: the plan.
-        rows: its lines.
         end: samples of the training; None if unknown, then the picture ends behind the last stage.
     """
     bases = zip(rows.names, rows.base_R, strict=True)

@@ -146,7 +146,6 @@ def schedule(policy: Policy, base_Z: Floats, train_samples: int) -> Schedule:
     """Stages of a policy for a training of `train_samples`, before any guard.
 
     Args:
-        policy: the policy.
         base_Z: base weights of what it weighs: of the strata, which are the datasets themselves
             where these are not cut.
         train_samples: length of the training.

@@ -175,9 +175,7 @@ def cut_dataset(
     Args:
         name: of the dataset in the plan: its strata are NAME/q1, NAME/q2, ... and NAME/unlearned,
             or NAME alone.
-        portion: the training part.
         scores: of the dataset.
-        cutting: into what.
         seq_length: sequence length in tokens.
         seed: of the random order, and of the draw of a stratum's samples.
 

@@ -134,8 +134,6 @@ def probe_set_misfits(
     """Why the probe set in `path` is not for a job of this sequence length and vocabulary.
 
     Args:
-        probe_set: the probe set.
-        path: its file.
         seq_length: of the job in tokens; None if it is not known.
         vocab_size: of the job's tokenizer, without padding; None if it is not known.
     """
@@ -173,7 +171,6 @@ def scores_of_plan(
     """Read the scores by which the plan cuts a dataset.
 
     Args:
-        plan: the plan.
         dataset: which of its datasets.
         prefix: of the dataset's .bin/.idx.
         documents: those that the job trains on.

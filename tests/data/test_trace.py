@@ -22,7 +22,7 @@ from megatron_tokscale.data import (
     Plan,
     Stage,
     Stratum,
-    arrays,
+    array_files,
     load_or_build_index,
     with_decisions,
 )
@@ -150,7 +150,7 @@ def assert_traces(trace, expected, first=0):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(arrays, "_BLOCK", 7)
+    monkeypatch.setattr(array_files, "_BLOCK", 7)
 
 
 @pytest.mark.usefixtures("small_blocks")
