@@ -164,11 +164,3 @@ def seen_beginning(text, x_K, rng):
     """One run of wide transitions, most past their middle when the last factor of two begins."""
     midpoint_N = x_K[-1] - 1.5 + 0.45 * text.score_N
     return losses(text, local_shape(x_K, midpoint_N, rng, width=0.4), rng, noise=0.05)
-
-
-def unseen_beginning(text, x_K, rng):
-    """One run of steps; none is under way when the last factor of two begins."""
-    cut = x_K[-1] - np.log(2)
-    midpoint_N = x_K[-1] - 0.6 + SPREAD * text.score_N
-    midpoint_N = midpoint_N + np.where(midpoint_N > cut - 0.1, 0.2, -0.1)
-    return losses(text, local_shape(x_K, midpoint_N, rng, width=0.015), rng, noise=0.05)

@@ -14,7 +14,7 @@ def explanations(laws: Mapping[str, Any], spectrum: Mapping[str, Any]) -> list[R
         where the run does not decide.
     """
     return [
-        *_learning_times(spectrum),
+        _locality(spectrum),
         _tail(laws),
         *_one_third(laws["one_third"]),
         *_quanta(laws["quanta"]),
@@ -35,33 +35,14 @@ def row(explanation: str, claim: str, predicted: str, measured: str, holds: bool
     }
 
 
-def _learning_times(spectrum: Mapping[str, Any]) -> list[Row]:
-    name = "learning-time spectrum"
-    widths, other = spectrum["widths"], spectrum["other_documents"]
-    rows = [
-        row(
-            name,
-            "transitions are narrower than the mean curve's",
-            "median width over that of the null below 1",
-            spread(widths, "median_over_null"),
-            widths["local"],
-        ),
-        row(
-            name,
-            "learning times alone give -dL/dx (other documents)",
-            "R^2 above that of one sigmoid, a power law, a constant",
-            f"R^2 {spread(other['spectrum'], 'r2')}; without them {best_null(other):.3f}",
-            _above(other["spectrum"], "r2", best_null(other)),
-        ),
-    ]
-    forward = spectrum["forward"]
-    if "undefined" in forward:
-        return [*rows, row(name, "the next factor of two", "-", forward["undefined"], None)]
-    measured = "; ".join(
-        f"{each} {spread(forward[each], 'error')}" for each in ("tokens", "power-law", "uniform")
+def _locality(spectrum: Mapping[str, Any]) -> Row:
+    return row(
+        "learning-time spectrum",
+        "transitions are narrower than the mean curve's",
+        "median width over that of the null below 1",
+        spread(spectrum["widths"], "median_over_null"),
+        spectrum["widths"]["local"],
     )
-    claim = "fits of the first part predict the next factor of two"
-    return [*rows, row(name, claim, "least error (nats)", measured, forward["passes"])]
 
 
 def _tail(laws: Mapping[str, Any]) -> Row:
@@ -170,16 +151,6 @@ def _several(theory: Mapping[str, Any] | None) -> list[Row]:
         f"last loss {schedule['last_loss_predicted']:.3f} for {schedule['last_loss']:.3f}"
     )
     return [*rows, row("multi-power law", claim, "R^2 near 1", measured, None)]
-
-
-def best_null(scores: Mapping[str, Any]) -> float:
-    """The highest R^2 that needs no learning times."""
-    return max(scores[name]["r2"] or 0.0 for name in ("mean-curve", "power-law", "uniform"))
-
-
-def _above(values: Mapping[str, Any], name: str, bar: float) -> bool | None:
-    interval = values.get(f"{name}_interval")
-    return None if interval is None else bool(interval[0] > bar)
 
 
 def spread(values: Mapping[str, Any], name: str, interval_name: str | None = None) -> str:

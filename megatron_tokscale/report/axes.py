@@ -27,7 +27,7 @@ from megatron_tokscale.report.skills import (
     passed,
     weakest,
 )
-from megatron_tokscale.report.spectrum import agreement, rebuilt_verdict
+from megatron_tokscale.report.spectrum import agreement
 from megatron_tokscale.report.verdicts import Verdict, outcome
 from megatron_tokscale.results import AxisSpectrum
 
@@ -41,16 +41,12 @@ def axis_sections(analysis: Analysis) -> list[tuple[str, str, str]]:
 
 
 def axis_verdicts(analysis: Analysis) -> list[Verdict]:
-    """Per axis: whether learning times rebuild it, and whether those along T tell of it."""
+    """Return per axis that was tested: do learning times along T tell who gains along it?"""
     return [
-        verdict for n, axis in enumerate(analysis.axes) for verdict in _verdicts(n, axis.result)
+        verdict
+        for n, axis in enumerate(analysis.axes)
+        for verdict in _across(_anchor(n), axis.result)
     ]
-
-
-def _verdicts(n: int, result: Mapping[str, Any]) -> list[Verdict]:
-    anchor = _anchor(n)
-    rebuilt = rebuilt_verdict(anchor, result["axis"], result["other_documents"])
-    return [rebuilt, *_across(anchor, result)]
 
 
 def _anchor(n: int) -> str:

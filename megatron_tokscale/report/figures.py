@@ -16,7 +16,6 @@ from megatron_tokscale.report.scale import LABELS, TimeScale, time_of
 from megatron_tokscale.report.style import (
     MEASURED,
     NULL,
-    NULLS,
     RECONSTRUCTIONS,
     SPECTRUM_FILL,
     dataset_colour,
@@ -63,7 +62,7 @@ def _curve(
 
 
 def derivative(analysis: Analysis) -> str:
-    """-dL/dx measured, its reconstructions and nulls, and the drop-weighted spectrum."""
+    """-dL/dx measured, its reconstructions, and the drop-weighted spectrum."""
     arrays = analysis.arrays
     time_G = time_of(arrays["x_G"])
     scale = TimeScale.of(time_G)
@@ -88,10 +87,9 @@ def derivative(analysis: Analysis) -> str:
 
 
 def rebuilt(axes: Any, time_G: NDArray[np.float64], arrays: Mapping[str, NDArray[Any]]) -> None:
-    """The reconstructions of -dL/dx and the nulls, NAME_G each, and the line at zero."""
-    for name, (colour, line) in (RECONSTRUCTIONS | NULLS).items():
-        width = 1.1 if name in NULLS else 1.5
-        axes.plot(time_G, arrays[f"{name}_G"], color=colour, ls=line, lw=width, label=name)
+    """Draw the reconstructions of -dL/dx, NAME_G each, and the line at zero."""
+    for name, (colour, line) in RECONSTRUCTIONS.items():
+        axes.plot(time_G, arrays[f"{name}_G"], color=colour, ls=line, lw=1.5, label=name)
     axes.axhline(0, color="#999999", lw=0.7)
 
 

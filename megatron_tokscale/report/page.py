@@ -13,14 +13,14 @@ from megatron_tokscale.report.axes import axis_sections, axis_verdicts
 from megatron_tokscale.report.classes import classes
 from megatron_tokscale.report.compare_section import comparison
 from megatron_tokscale.report.examples import examples
-from megatron_tokscale.report.forward import forward, forward_verdicts
+from megatron_tokscale.report.forward import forward
 from megatron_tokscale.report.laws import laws, laws_verdicts
 from megatron_tokscale.report.locality import locality, locality_verdict
 from megatron_tokscale.report.markup import escape, paragraph
 from megatron_tokscale.report.overview import loss_curve, what_was_run
 from megatron_tokscale.report.plan import data_plan
 from megatron_tokscale.report.planned import read_plan
-from megatron_tokscale.report.spectrum import rebuilt_verdict, spectrum
+from megatron_tokscale.report.spectrum import spectrum
 from megatron_tokscale.report.style import CSS
 from megatron_tokscale.report.transfer import transfer, transfer_verdicts
 from megatron_tokscale.report.verdicts import summary
@@ -37,8 +37,6 @@ def render(
     planned = read_plan(compare) if compare else None  # a damaged file is told before the work
     verdicts = [
         locality_verdict(analysis),
-        rebuilt_verdict("spectrum", "T", analysis.reconstruction["other_documents"]),
-        *forward_verdicts(analysis),
         *transfer_verdicts(analysis),
         *axis_verdicts(analysis),
         *laws_verdicts(analysis),

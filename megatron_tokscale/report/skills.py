@@ -43,8 +43,12 @@ def least_p(settings: Mapping[str, Any]) -> str:
 
 
 def groupings_table(caption: str, result: Mapping[str, Any]) -> str:
-    """A row per grouping: skill, null, gain, p, verdict, and the rivals that were tried."""
+    """Return a row per grouping: skill, null, gain, p, verdict, and the rivals that were tried.
+
+    There is no column of verdicts where the result has none.
+    """
     rivals = [name for name in _RIVALS if any(name in each for each in result.values())]
+    has_verdicts = any("passes" in each for each in result.values())
     rows = [
         [
             f"{escape(grouping)} ({number(each['groups'], ',')})",
@@ -52,12 +56,13 @@ def groupings_table(caption: str, result: Mapping[str, Any]) -> str:
             _skill(each, "permuted"),
             estimate(each, "gain_over_permuted", "+,.3f"),
             number(each["p_value"]),
-            outcome(each["passes"]),
+            *([outcome(each["passes"])] if has_verdicts else []),
             *(_skill(each, name) for name in rivals),
         ]
         for grouping, each in result.items()
     ]
-    header = ["grouping (groups)", "learning times", "permuted (null)", "gain", "p", "verdict"]
+    header = ["grouping (groups)", "learning times", "permuted (null)", "gain", "p"]
+    header += ["verdict"] if has_verdicts else []
     return table(caption, [*header, *(_RIVALS[name] for name in rivals)], rows, "dense")
 
 

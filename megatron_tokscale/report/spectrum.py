@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from megatron_tokscale.laws.explain import best_null
 from megatron_tokscale.report import figures
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.largest import largest_datasets, left_out
@@ -21,18 +20,13 @@ from megatron_tokscale.report.markup import (
     table,
 )
 from megatron_tokscale.report.scale import LABELS, UNITS, short, time_of
-from megatron_tokscale.report.style import MEASURED, NULLS, RECONSTRUCTIONS
-from megatron_tokscale.report.verdicts import Verdict
+from megatron_tokscale.report.style import MEASURED, RECONSTRUCTIONS
 
 _INGREDIENTS = {
     "full": "every token's own model",
     "kernel": "drops and learning times, one common width",
     "spectrum": "learning times alone: equal drops, one width",
-    "mean-curve": "null: no learning times, one sigmoid",
-    "power-law": "null: no learning times, E + B e<sup>−αx</sup>",
-    "uniform": "null: learning times evenly over x",
 }
-_ROWS = RECONSTRUCTIONS | NULLS
 
 
 def spectrum(analysis: Analysis) -> str:
@@ -52,8 +46,7 @@ def spectrum(analysis: Analysis) -> str:
         agreement(result),
         paragraph(
             "On the tokens that were fitted, agreement is nearly algebra: the sum of good fits is "
-            "a good fit of the sum. The nulls are fitted to the measured derivative itself. "
-            + escape(result["other_documents"]["note"]),
+            "a good fit of the sum. " + escape(result["other_documents"]["note"]),
             "soft",
         ),
         figure(
@@ -89,22 +82,15 @@ def _what_is_shown(analysis: Analysis) -> str:
 
 
 def agreement(result: Mapping[str, Any]) -> str:
-    """Scores of the reconstructions and nulls, on the same tokens and on other documents."""
+    """Return the table of R² of the reconstructions, on the same tokens and other documents."""
     rows = []
-    for name, (colour, _) in _ROWS.items():
+    for name, (colour, _) in RECONSTRUCTIONS.items():
         cells = [
-            estimate(result[documents][name], score)
+            estimate(result[documents][name], "r2")
             for documents in ("same_tokens", "other_documents")
-            for score in ("r2", "relative_l1")
         ]
         rows.append([f"{swatch(colour, name)}: {_INGREDIENTS[name]}", *cells])
-    header = [
-        "reconstruction",
-        "R², same tokens",
-        "relative L1, same tokens",
-        "R², other documents",
-        "relative L1, other documents",
-    ]
+    header = ["reconstruction", "R², same tokens", "R², other documents"]
     return table(
         "Agreement with the measured derivative over the probed range, and 95% intervals over "
         "documents.",
@@ -113,29 +99,18 @@ def agreement(result: Mapping[str, Any]) -> str:
     )
 
 
-def rebuilt_verdict(anchor: str, axis: str, scores: Mapping[str, Any]) -> Verdict:
-    """Whether learning times alone do better than what needs none; `scores` of other documents."""
-    own, rival = scores["spectrum"], best_null(scores)
-    interval = own["r2_interval"]
-    return Verdict(
-        anchor,
-        f"Learning times alone rebuild −dL/dx along {escape(axis)}, in other documents",
-        None if interval is None else bool(interval[0] > rival),
-        estimate(own, "r2"),
-        f"their R²; its whole interval above that of the best null, {number(rival)}",
-    )
-
-
 def _falls(falls: dict[str, list[float]], unit: str) -> str:
     """Nats per part of the range, measured and by reconstruction."""
     times = [short(time) for time in time_of(np.array(falls["edges"]))]
-    names = ["measured", *_ROWS]
+    names = ["measured", *RECONSTRUCTIONS]
     parts = [
         [f"{left} to {right}", *(number(falls[name][part]) for name in names)]
         for part, (left, right) in enumerate(pairwise(times))
     ]
     parts.append(["all of it", *(number(sum(falls[name])) for name in names)])
-    colours = {"measured": MEASURED} | {name: colour for name, (colour, _) in _ROWS.items()}
+    colours = {"measured": MEASURED} | {
+        name: colour for name, (colour, _) in RECONSTRUCTIONS.items()
+    }
     return table(
         "Fall within each eighth of the probed range of x, in nats per token; the ends are those "
         "of the smoothed derivative.",

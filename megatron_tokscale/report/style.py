@@ -11,11 +11,6 @@ RECONSTRUCTIONS = {
     "kernel": ("#b8730a", "--"),
     "spectrum": ("#2a8c8c", ":"),
 }
-NULLS = {
-    "mean-curve": ("#b0904a", (0, (6, 1.5, 1, 1.5))),
-    "power-law": (NULL, (0, (5, 1.5))),
-    "uniform": ("#b9b9b9", (0, (1, 1))),
-}
 ALIGNMENTS = {"absolute": (MEASURED, "o"), "by loss": ("#0072b2", "s")}
 # Weight over base share: from which ratio on, its name, and its shade, blue over grey to orange.
 RATIOS = (

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-SPECTRUM_SCHEMA: Final = 3  # spectrum.json, reconstruction.json
+SPECTRUM_SCHEMA: Final = 4  # spectrum.json, reconstruction.json
 TRANSFER_SCHEMA: Final = 3
-LAWS_SCHEMA: Final = 3
-AXIS_SCHEMA: Final = 2
+LAWS_SCHEMA: Final = 4
+AXIS_SCHEMA: Final = 3

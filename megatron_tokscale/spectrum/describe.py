@@ -9,9 +9,6 @@ _SOURCES = {
     "full": "every token's own transition",
     "kernel": "drop-weighted spectrum, one kernel",
     "spectrum": "learning times alone",
-    "mean-curve": "no learning times: one sigmoid",
-    "power-law": "no learning times: E + B t^-alpha",
-    "uniform": "learning times evenly over x",
 }
 
 
@@ -50,10 +47,11 @@ def _forward(forward: Mapping[str, Any]) -> list[str]:
         f"  the last factor of two, where the loss fell by {with_interval(forward, 'fall')} nats; "
         "mean error predicted from before:",
         *(f"    {meaning:<42}{errors[name]}" for name, meaning in _FORWARD.items()),
-        "  the tokens' fits predict it best: " + _verdict(forward["passes"]),
+        "  error of the best rival less that of the tokens: "
+        + with_interval(forward, "gain_over_best_rival"),
         *(
             f"    which {name} falls, skill gained over permuted times: "
-            f"{with_interval(each, 'gain_over_permuted')}: {_verdict(each['passes'])}"
+            f"{with_interval(each, 'gain_over_permuted')}"
             for name, each in forward["groups"].items()
         ),
     ]

@@ -41,9 +41,10 @@ def predict_forward(
 ) -> dict[str, Any]:
     """Fit all but the last factor of two in time, and hold the prediction against the rest.
 
-    `passes`: the tokens' mean error is below that of both rivals with the whole interval of the
-    difference. `groups`: whether the falls that set groups of tokens apart are predicted, as for a
-    transfer (`TransferSums.result`), the null being learning times permuted over the tokens.
+    There is no verdict: a token whose fall has not begun is extrapolated flat, so the fits miss
+    every fall that begins after the cut. `groups`: how well the falls that set groups of tokens
+    apart are predicted, as for a transfer (`TransferSums.skills`), the null being learning times
+    permuted over the tokens.
 
     Args:
         x_K: natural logarithm of time at the probes.
@@ -75,7 +76,6 @@ def predict_forward(
         name: np.abs(curve_RK - measured_RK).mean(axis=1) for name, curve_RK in predicted.items()
     }
     best_R = np.minimum(*(error_R[name] for name in _RIVALS))
-    gain = Estimate.of(best_R - error_R["tokens"])
     transfer = TransferSums(cut.falls(x_K), groupings, units)
     transfer.add(slice(0, len(loss_NK)), fits, loss_NK[:, cut.from_last_K])
     return {
@@ -88,9 +88,8 @@ def predict_forward(
             | Estimate.of(mean_RK[:, cut.last] - predicted[name][:, -1]).entry("fall")
             for name, value_R in error_R.items()
         },
-        **gain.entry("gain_over_best_rival"),
-        "passes": bool(gain.low > 0) if np.isfinite(gain.low) else None,
-        "groups": transfer.result(weight_RU, seed),
+        **Estimate.of(best_R - error_R["tokens"]).entry("gain_over_best_rival"),
+        "groups": transfer.skills(weight_RU, seed),
     }
 
 

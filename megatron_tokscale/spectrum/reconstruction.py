@@ -1,4 +1,4 @@
-"""-dL/dx put together from the fits, three ways, against the measured one, beside nulls.
+"""-dL/dx put together from the fits, three ways, against the measured one.
 
 - full: the mean over tokens of the model of each token's class: its own bump, two bumps for
   two-step tokens, a negative one for rising tokens, a constant after the onset for gradual ones,
@@ -6,10 +6,6 @@
 - kernel: the drop-weighted spectrum with one common kernel: every learning event keeps its drop and
   midpoint, all have the same width.
 - spectrum: learning times alone: all events have the same (mean) drop and the same width.
-- mean-curve: no token has a learning time; the one sigmoid nearest to the mean loss.
-- power-law: no token has a learning time; the derivative of E + B t^-alpha that is nearest to the
-  measured one.
-- uniform: learning times spread evenly over x; the constant that is nearest.
 
 (papers.md 1.4; which tokens are events: `events_of`.) A measured derivative is smoothed. For a fair
 comparison each model is turned into a mean loss at the probes, and the very same linear estimator
@@ -17,7 +13,7 @@ is applied to it. On the tokens that were fitted, "full" is nearly algebra: it i
 (design.md 6).
 
 Shapes: N tokens, K probe steps, G grid points, R resamples of the documents (the first is the data
-as they are), A exponents.
+as they are).
 """
 
 from dataclasses import dataclass
@@ -25,19 +21,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit
 
-from megatron_tokscale.arrays import Floats as Array
-from megatron_tokscale.fit import MIN_PROBES, SigmoidFits, fit_sigmoids
+from megatron_tokscale.arrays import Floats
+from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.resampling import Estimate
 from megatron_tokscale.spectrum.density import default_grid
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.sums import DocumentSums
 
 NAMES = ("full", "kernel", "spectrum")
-NULLS = ("mean-curve", "power-law", "uniform")
 _PARTS = 8
-_EXPONENTS = (0.005, 5.0, 1000)
 
 
 @dataclass(frozen=True)
@@ -48,15 +41,13 @@ class Reconstruction:
         derivative_RG: -dL/dx in nats per unit of x, smoothed as the measured one is.
         r2_R: share of the measured derivative's variance over the grid that it explains; negative
             if a constant does better.
-        relative_l1_R: integral of |measured - derivative| over that of |measured|.
     """
 
-    derivative_RG: Array
-    r2_R: Array
-    relative_l1_R: Array
+    derivative_RG: Floats
+    r2_R: Floats
 
     @property
-    def derivative_G(self) -> Array:
+    def derivative_G(self) -> Floats:
         """The derivative of the data as they are."""
         return np.asarray(self.derivative_RG[0])
 
@@ -65,32 +56,21 @@ class Reconstruction:
         """R^2 of the data as they are."""
         return float(self.r2_R[0])
 
-    @property
-    def relative_l1(self) -> float:
-        """Relative L1 error of the data as they are."""
-        return float(self.relative_l1_R[0])
-
     def scores(self) -> dict[str, Any]:
-        """R^2 with its interval, and the relative L1 error, as JSON.
-
-        The error has none: the bias of an absolute value is only half seen by resamples, and what
-        they gave held the truth in 58 to 82% (benchmarks/results/evidence.md).
-        """
-        r2 = Estimate.of(self.r2_R, most=1)
-        l1 = Estimate(self.relative_l1, np.nan, np.nan, self.relative_l1)
-        return r2.entry("r2") | l1.entry("relative_l1")
+        """Return R^2 with its interval, as JSON."""
+        return Estimate.of(self.r2_R, most=1).entry("r2")
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The measured derivative of each resample, and every reconstruction of it by name."""
 
-    x_G: Array
-    measured_RG: Array
+    x_G: Floats
+    measured_RG: Floats
     by_name: dict[str, Reconstruction]
 
     @property
-    def measured_G(self) -> Array:
+    def measured_G(self) -> Floats:
         """The measured derivative of the data as they are."""
         return np.asarray(self.measured_RG[0])
 
@@ -141,55 +121,23 @@ def reconstruct(
 
 
 def compare(
-    x_K: Array, curve_RK: dict[str, Array], loss_RK: Array, x_G: ArrayLike | None = None
+    x_K: Floats, curve_RK: dict[str, Floats], loss_RK: Floats, x_G: ArrayLike | None = None
 ) -> Comparison:
-    """Hold the derivatives of model curves against that of `loss_RK`, beside the nulls.
-
-    The nulls are fitted to the measured curve itself, which the model curves never saw.
-    """
+    """Hold the derivatives of model curves against that of `loss_RK`."""
     grid_G = default_grid(x_K) if x_G is None else np.asarray(x_G, dtype=np.float64)
     weights_KG = derivative_weights(x_K, grid_G).T
     measured_RG = loss_RK @ weights_KG
-    derivatives = {name: curve_RK @ weights_KG for name, curve_RK in curve_RK.items()} | {
-        "mean-curve": _one_sigmoid(x_K, loss_RK) @ weights_KG,
-        "power-law": _power_law(x_K, measured_RG, weights_KG),
-        "uniform": np.broadcast_to(measured_RG.mean(axis=1, keepdims=True), measured_RG.shape),
-    }
+    derivatives = {name: curve_RK @ weights_KG for name, curve_RK in curve_RK.items()}
     by_name = {
-        name: Reconstruction(derivative_RG, *agreement(measured_RG, derivative_RG))
+        name: Reconstruction(derivative_RG, r_squared(measured_RG, derivative_RG))
         for name, derivative_RG in derivatives.items()
     }
     return Comparison(grid_G, measured_RG, by_name)
 
 
-def agreement(measured_RG: Array, derivative_RG: Array) -> tuple[Array, Array]:
-    """R^2 and relative L1 error over a uniform grid, for each row; NaN where not defined."""
+def r_squared(measured_RG: Floats, derivative_RG: Floats) -> Floats:
+    """Return R^2 over a uniform grid for each row; NaN where it is not defined."""
     miss_RG = measured_RG - derivative_RG
     around_RG = measured_RG - measured_RG.mean(axis=-1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore"):
-        r2_R = 1 - (miss_RG**2).sum(axis=-1) / (around_RG**2).sum(axis=-1)
-        l1_R = np.abs(miss_RG).sum(axis=-1) / np.abs(measured_RG).sum(axis=-1)
-    return r2_R, l1_R
-
-
-def _one_sigmoid(x_K: Array, loss_RK: Array) -> Array:
-    """The best sigmoid of each row, or where there is none, its mean."""
-    if len(x_K) < MIN_PROBES:
-        return np.full_like(loss_RK, np.nan)
-    fits = fit_sigmoids(x_K, loss_RK)
-    s_RK = expit((fits.midpoint_N[:, None] - x_K) / fits.width_N[:, None])
-    return np.asarray(fits.floor_N[:, None] + fits.drop_N[:, None] * s_RK, dtype=np.float64)
-
-
-def _power_law(x_K: Array, measured_RG: Array, weights_KG: Array) -> Array:
-    """The derivative of B t^-alpha, B >= 0, that is nearest to each row in least squares."""
-    finite = np.isfinite(x_K)
-    exponent_A = np.linspace(*_EXPONENTS)
-    shape_AK = np.zeros((len(exponent_A), len(x_K)))
-    shape_AK[:, finite] = np.exp(-exponent_A[:, None] * (x_K[finite] - x_K[finite][0]))
-    shape_AG = shape_AK @ weights_KG
-    size_A = np.sqrt((shape_AG**2).sum(axis=1))
-    along_RA = np.maximum(measured_RG @ (shape_AG / size_A[:, None]).T, 0)
-    best_R = along_RA.argmax(axis=1)
-    scale_R = along_RA[np.arange(len(best_R)), best_R] / size_A[best_R]
-    return np.asarray(scale_R[:, None] * shape_AG[best_R])
+        return np.asarray(1 - (miss_RG**2).sum(axis=-1) / (around_RG**2).sum(axis=-1))

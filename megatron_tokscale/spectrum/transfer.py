@@ -185,6 +185,13 @@ class TransferSums:
         A grouping passes if the skill, and its gain over permuted times, are above zero with their
         whole intervals, and at most 5% of permutations of a sample's events over tokens do as well.
         """
+        return {
+            name: each | {"passes": _passes(each)}
+            for name, each in self.skills(weight_RU, seed).items()
+        }
+
+    def skills(self, weight_RU: Array, seed: int = 0) -> dict[str, Any]:
+        """Return the skills by grouping, with intervals and p-values but no verdict, as JSON."""
         kept = _Kept.joined(self._kept)
         operator_KX = _shortest(self.alignment.operator_KX)
         return {
@@ -205,10 +212,6 @@ class TransferSums:
             if sums.has(name)
         }
         gain = Estimate.of(skills["events"] - skills["permuted"])
-        lows = Estimate.of(skills["events"], most=1).low, gain.low
-        is_passed = None
-        if np.isfinite(lows).all() and p_value is not None:
-            is_passed = bool(min(lows) > 0 and p_value <= LEVEL)
         return {
             "groups": len(sums.names),
             **{
@@ -217,8 +220,15 @@ class TransferSums:
             },
             **gain.entry("gain_over_permuted"),
             "p_value": p_value,
-            "passes": is_passed,
         }
+
+
+def _passes(grouping: Mapping[str, Any]) -> bool | None:
+    """Return the verdict on one grouping; None where an interval or the p-value is undefined."""
+    skill, gain = grouping["events"]["skill_interval"], grouping["gain_over_permuted_interval"]
+    if skill is None or gain is None or grouping["p_value"] is None:
+        return None
+    return bool(min(skill[0], gain[0]) > 0 and grouping["p_value"] <= LEVEL)
 
 
 @dataclass(frozen=True)

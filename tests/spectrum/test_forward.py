@@ -91,15 +91,23 @@ def test_a_run_whose_loss_is_a_power_law_is_told_by_the_power_law():
     loss_NK = (1 + 4 * shape_NK + 0.02 * rng.standard_normal(shape_NK.shape)).astype(np.float32)
     units = Units.of(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 20)
     found = forward_of(x_K, loss_NK, units)
-    assert found["passes"] is False
+    assert found["gain_over_best_rival_interval"][0] <= 0
     assert found["tokens"]["error"] > 2 * found["power-law"]["error"]
 
 
 def test_groups_that_fall_after_the_cut_are_told_apart(seen):
     found = forward_of(*seen, n_resamples=50)
-    assert found["passes"] is True
+    assert found["gain_over_best_rival_interval"][0] > 0
     for name in ("frequency decile", "document"):
-        assert found["groups"][name]["passes"] is True
+        each = found["groups"][name]
+        assert min(each["events"]["skill_interval"][0], each["gain_over_permuted_interval"][0]) > 0
+        assert each["p_value"] <= 0.05
+
+
+def test_nothing_forward_has_a_verdict(seen):
+    found = forward_of(*seen)
+    assert "passes" not in found
+    assert not any("passes" in each for each in found["groups"].values())
 
 
 @pytest.mark.parametrize("n_probes", [6, 9])

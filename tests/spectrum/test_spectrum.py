@@ -110,7 +110,6 @@ def test_kernel_reconstruction_is_exact_where_all_widths_are_one():
     assert by_name["full"].r2 > 0.9999
     assert by_name["kernel"].r2 > 0.999
     assert by_name["spectrum"].r2 > 0.97
-    assert by_name["kernel"].relative_l1 < 0.02
 
 
 def test_spectrum_alone_misses_what_unequal_drops_do():
@@ -135,9 +134,6 @@ def test_reconstruction_scores_are_those_of_their_definition(fits_and_losses):
             - miss_G.mean() ** 2 / comparison.measured_G.var(),
             each.r2,
             atol=1e-12,
-        )
-        np.testing.assert_allclose(
-            np.abs(miss_G).mean() / np.abs(comparison.measured_G).mean(), each.relative_l1
         )
 
 
