@@ -5,4 +5,4 @@ from typing import Final
 SPECTRUM_SCHEMA: Final = 3  # spectrum.json, reconstruction.json
 TRANSFER_SCHEMA: Final = 3
 LAWS_SCHEMA: Final = 3
-AXIS_SCHEMA: Final = 2
+AXIS_SCHEMA: Final = 3
