@@ -387,8 +387,8 @@ def _add_spectrum(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Along training time (--axis T): the spectrum of one fitted run, what it reconstructs of "
         "-dL/dx, and the tests that could fail; --from tests another run's learning times on it. "
-        "Along D or M: of five or more runs with one probe set, from their last losses. Every "
-        "number has a 95% interval over documents, and is corrected for the bias that they show."
+        "Along D or M: the last losses of four or more runs with one probe set. Every number has "
+        "a 95% interval over documents, and is corrected for the bias that they show."
     )
     _add_runs(parser)
     parser.add_argument("--axis", choices=["T", "D", "M"], default="T")

@@ -16,19 +16,6 @@ _FAR = 1000.0
 
 
 @dataclass(frozen=True)
-class WidthPrior:
-    """What is known of the widths before the losses: ln w is normal.
-
-    Attributes:
-        median: median width w, in units of x.
-        spread: standard deviation of ln w; 0 holds every width at the median.
-    """
-
-    median: float
-    spread: float = 0.0
-
-
-@dataclass(frozen=True)
 class Axis:
     """Where the probes are on the x axis. Make one with `Axis.of`.
 

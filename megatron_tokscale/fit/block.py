@@ -36,12 +36,10 @@ class Settings:
 
     Attributes:
         known_below: a flat token with a mean loss below this many nats is flat-known.
-        white: whether the noise of successive probes is known to be independent.
         chunk_tokens: tokens worked on at once.
     """
 
     known_below: float
-    white: bool
     chunk_tokens: int
 
 
@@ -162,10 +160,9 @@ def _fit_group(
     """Fit tokens that all have every loss, or that all miss some."""
     losses = Losses.of(loss_NK, grid.x_K, weight_NK)
     data, chunk_tokens = losses.data, settings.chunk_tokens
-    fixed_width = grid.box.width_is_fixed
     one = fit_one(grid, data, chunk_tokens)
     parts = list(_chunks(len(data), _fitting(data, chunk_tokens, _ROW_VALUES)))
-    looked = [_look_at(grid, data.tokens(part), one.tokens(part), settings.white) for part in parts]
+    looked = [_look_at(grid, data.tokens(part), one.tokens(part)) for part in parts]
     found = {name: torch.cat([each[name] for each in looked], -1) for name in looked[0]}
     sse = {
         "flat": torch.where(losses.moves_N, data.count_N, 0),
@@ -173,7 +170,7 @@ def _fit_group(
         "ramp": found["ramp_sse_N"],
     }
     hopeful = classes.in_reach(
-        "two", one.sse_N - found["second_gain_N"], sse, data.count_N, fixed_width
+        "two", one.sse_N - found["second_gain_N"], sse, data.count_N
     ).nonzero()[:, 0]
     two = fit_two(
         grid, data.tokens(hopeful), one.tokens(hopeful), found["second_N"][hopeful], chunk_tokens
@@ -182,8 +179,7 @@ def _fit_group(
     two_sse_N[hopeful] = torch.where(_is_two(grid, data.tokens(hopeful), two), two.sse_N, torch.inf)
     two_se_JN, phi_N = two.sse_N.new_empty(7, len(hopeful)), found["phi_N"].clone()
     for part in _chunks(len(hopeful), chunk_tokens):
-        part_data = data.tokens(hopeful[part])
-        residuals = Residuals.of(two.tokens(part), part_data, grid.box, settings.white)
+        residuals = Residuals.of(two.tokens(part), data.tokens(hopeful[part]))
         two_se_JN[:, part] = noise.standard_errors(two.tokens(part), residuals)
         phi_N[hopeful[part]] = torch.minimum(residuals.phi_N, phi_N[hopeful[part]])
     class_N, runner_up_N, evidence_N = classes.choose(
@@ -193,7 +189,6 @@ def _fit_group(
         data.count_N,
         phi_N,
         settings.known_below,
-        fixed_width,
     )
     columns: Columns = {
         "level_N": losses.level_N,
@@ -224,7 +219,7 @@ def settle(
     many; after each round those that have not converged are packed together: the few that need
     many steps do not make the others take them.
     """
-    first, *others = (_MOST_STEPS,) if varpro.is_compiled(data, box) else _ROUNDS
+    first, *others = (_MOST_STEPS,) if data.on_cpu else _ROUNDS
     parts = []
     for part in _chunks(len(data), chunk_tokens):
         few = data.tokens(part)
@@ -251,19 +246,18 @@ def fit_one(grid: Grid, data: Trajectories, chunk_tokens: int) -> Search:
     theta_SPN = torch.stack(
         [torch.cat([starts[s][0] for starts in started], 1) for s in range(len(grid.bands))]
     )
-    cost_SN = torch.stack(
+    sse_SN = torch.stack(
         [torch.cat([starts[s][1] for starts in started]) for s in range(len(grid.bands))]
     )
-    best_N = cost_SN.argmin(dim=0)
+    best_N = sse_SN.argmin(dim=0)
     theta_PN = theta_SPN.gather(0, best_N.expand(1, 2, -1))[0]
     search = settle(theta_PN, torch.zeros_like(theta_PN), data, grid.box, chunk_tokens)
-    rival_SN = cost_SN < _RIVAL * search.cost_N
+    rival_SN = sse_SN < _RIVAL * search.sse_N
     rival_SN.scatter_(0, best_N[None], False)
     start, index_N = rival_SN.nonzero().T
     _try(search, index_N, theta_SPN[start, :, index_N].T, data, grid.box, chunk_tokens)
-    if not grid.box.width_is_fixed:
-        sharp, theta_PN = grid.wider(search.theta_PN)
-        _try(search, sharp, theta_PN, data, grid.box, chunk_tokens)
+    sharp, theta_PN = grid.wider(search.theta_PN)
+    _try(search, sharp, theta_PN, data, grid.box, chunk_tokens)
     return search
 
 
@@ -278,14 +272,14 @@ def _try(
     """Refine other starts of the tokens at `index_N` (in which one may be twice); keep the best."""
     linear_LN = theta_PN.new_zeros(2, len(index_N))
     other = settle(theta_PN, linear_LN, data.tokens(index_N), box, chunk_tokens)
-    best_N = search.cost_N.scatter_reduce(0, index_N, other.cost_N, "amin")[index_N]
-    better = (other.cost_N == best_N) & (other.cost_N < search.cost_N[index_N])
+    best_N = search.sse_N.scatter_reduce(0, index_N, other.sse_N, "amin")[index_N]
+    better = (other.sse_N == best_N) & (other.sse_N < search.sse_N[index_N])
     search.put(index_N[better], other.tokens(better))
 
 
-def _look_at(grid: Grid, data: Trajectories, one: Search, white: bool) -> Columns:
+def _look_at(grid: Grid, data: Trajectories, one: Search) -> Columns:
     """What else the losses and the residuals of the best sigmoid say, for one chunk of tokens."""
-    residuals = Residuals.of(one, data, grid.box, white)
+    residuals = Residuals.of(one, data)
     second_N, second_gain_N = grid.second(residuals, data)
     onset_N, slope_N, ramp_level_N, ramp_sse_N = grid.ramp(data)
     s_KN, x_K1 = residuals.s_KN, data.x_K[:, None]
@@ -332,7 +326,7 @@ def fit_two(
         cells = [grid.pair(few.tokens(each)) for each in _chunks(len(few), small)]
         nothing_LN = torch.zeros_like(linear_LN[:, part])
         pair = varpro.descend(torch.cat(cells, 1), nothing_LN, few, grid.box, _PAIR_STEPS)
-        parts.append(added.where(added.cost_N <= pair.cost_N, pair))
+        parts.append(added.where(added.sse_N <= pair.sse_N, pair))
     chosen = Search.join(parts)
     return settle(chosen.theta_PN, chosen.linear_LN, data, grid.box, chunk_tokens)
 
@@ -360,7 +354,6 @@ def _one_columns(axis: Axis, grid: Grid, losses: Losses, one: Search, found: Col
     w has no error, and f and A have those of c and w held fixed.
     """
     moves_N, count_N = losses.moves_N, losses.data.count_N
-    fixed_width = grid.box.width_is_fixed
     floor_se_N, drop_se_N, midpoint_se_N, width_se_N = found["se_JN"]
     smooth_N = found["inside_N"] >= 2
     fixed_N = noise.inflation(found["phi_N"], torch.ones_like(found["phi_N"])) * found["variance_N"]
@@ -371,13 +364,10 @@ def _one_columns(axis: Axis, grid: Grid, losses: Losses, one: Search, found: Col
     floor_se_N = torch.where(smooth_N, floor_se_N, floor_fixed_N)
     drop_se_N = torch.where(smooth_N, drop_se_N, drop_fixed_N)
     midpoint_se_N = torch.where(smooth_N, midpoint_se_N, gap_N / math.sqrt(12))
-    width_se_N = torch.where(smooth_N & (not fixed_width), width_se_N, _NAN)
+    width_se_N = torch.where(smooth_N, width_se_N, _NAN)
     midpoint_N, log_width_N = one.theta_PN
-    free_N = count_N - (3 if fixed_width else 4)
-    unknown_N = midpoint_se_N * classes.student(free_N) > 0.5
-    at_bound_N = (midpoint_N < 0) | (midpoint_N > 1)
-    if not fixed_width:
-        at_bound_N = at_bound_N | (log_width_N >= grid.box.log_width[1])
+    unknown_N = midpoint_se_N * classes.student(count_N - 4) > 0.5
+    at_bound_N = (midpoint_N < 0) | (midpoint_N > 1) | (log_width_N >= grid.box.log_width[1])
     status_N = torch.where(
         varpro.converged(one, grid.box), int(FitStatus.CONVERGED), int(FitStatus.STEP_LIMIT)
     )

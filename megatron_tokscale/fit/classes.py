@@ -28,34 +28,29 @@ KNOWN_BELOW = math.log(2)
 """A flat token is known if its mean loss is below this many nats: more likely right than wrong."""
 
 PARAMETERS = {"flat": 1, "sigmoid": 4, "ramp": 3, "two": 7}
-_WIDTHS = {"flat": 0, "sigmoid": 1, "ramp": 0, "two": 2}
 _CHANGES = {"flat": 0, "sigmoid": 1, "ramp": 1, "two": 2}
 _RESOLUTION = 1e-12
 _REACH = 10.0
 
 
-def criterion(
-    model: str, sse_N: Tensor, count_N: Tensor, phi_N: Tensor, fixed_width: bool
-) -> Tensor:
+def criterion(model: str, sse_N: Tensor, count_N: Tensor, phi_N: Tensor) -> Tensor:
     """BIC with the margin, for losses of unit variance; infinite if a token has too few."""
-    parameters = PARAMETERS[model] - (_WIDTHS[model] if fixed_width else 0)
+    parameters = PARAMETERS[model]
     misfit_N = (sse_N / count_N).clamp_min(_RESOLUTION).log() * effective_count(count_N, phi_N)
     bic_N = misfit_N + parameters * count_N.log() + MARGIN * _CHANGES[model]
     return torch.where(count_N > parameters, bic_N, torch.inf)
 
 
-def in_reach(
-    model: str, sse_N: Tensor, rivals: dict[str, Tensor], count_N: Tensor, fixed_width: bool
-) -> Tensor:
+def in_reach(model: str, sse_N: Tensor, rivals: dict[str, Tensor], count_N: Tensor) -> Tensor:
     """Whether `model`, not yet at its optimum, is within `_REACH` of the best of `rivals`.
 
     For white noise: how much of the noise is shared is known only when all models are fitted.
     """
     white_N = torch.zeros_like(count_N)
     best_N = torch.stack(
-        [criterion(name, sse, count_N, white_N, fixed_width) for name, sse in rivals.items()]
+        [criterion(name, sse, count_N, white_N) for name, sse in rivals.items()]
     ).amin(dim=0)
-    return criterion(model, sse_N, count_N, white_N, fixed_width) < best_N + _REACH
+    return criterion(model, sse_N, count_N, white_N) < best_N + _REACH
 
 
 def student(free_N: Tensor) -> Tensor:
@@ -71,7 +66,6 @@ def choose(
     count_N: Tensor,
     phi_N: Tensor,
     known_below: float,
-    fixed_width: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The class of every token, the runner-up, and by how much its criterion is the higher one.
 
@@ -82,11 +76,8 @@ def choose(
         count_N: losses of each token.
         phi_N: lag-one autocorrelation of the noise.
         known_below: nats; see `KNOWN_BELOW`.
-        fixed_width: whether the widths were known before the losses.
     """
-    bic_NM = torch.stack(
-        [criterion(m, sse_N[m], count_N, phi_N, fixed_width) for m in PARAMETERS], dim=1
-    )
+    bic_NM = torch.stack([criterion(m, sse_N[m], count_N, phi_N) for m in PARAMETERS], dim=1)
     best = bic_NM.topk(2, dim=1, largest=False)
     flat = torch.where(level_N < known_below, TokenClass.FLAT_KNOWN, TokenClass.FLAT_UNLEARNED)
     single = torch.where(drop_N > 0, TokenClass.FALLING, TokenClass.RISING)

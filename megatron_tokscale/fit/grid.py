@@ -17,7 +17,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from megatron_tokscale.arrays import Floats, Integers
-from megatron_tokscale.fit.axis import Axis, WidthPrior
+from megatron_tokscale.fit.axis import Axis
 from megatron_tokscale.fit.noise import Residuals
 from megatron_tokscale.fit.varpro import Box, Trajectories
 
@@ -69,8 +69,8 @@ class Grid:
     box: Box
 
     @staticmethod
-    def over(axis: Axis, device: torch.device, prior: WidthPrior | None = None) -> "Grid":
-        """Lay the grid over an axis; `prior` is what is known of the widths.
+    def over(axis: Axis, device: torch.device) -> "Grid":
+        """Lay the grid over an axis.
 
         Three widths in two octaves, from half the bins' spacing (but a thousandth of the range at
         least: probes may come in bursts) to the whole range; midpoints two thirds of a width apart,
@@ -88,8 +88,6 @@ class Grid:
         x_B = np.array([x_K[bin_K == b].mean() for b in range(bin_K[-1] + 1)])
         timed_B = x_B[np.unique(bin_K[axis.timed_K])]
         cells = _cells(timed_B, axis)
-        if prior is not None and prior.spread == 0:
-            cells = _cells_of_width(prior.median / axis.span, timed_B)
         curve_KC = expit((cells[0] - x_K[:, None]) / np.exp(cells[1]))
         bin_KB = np.eye(len(x_B))[bin_K]
         curve_BC = (bin_KB / bin_KB.sum(axis=0)).T @ curve_KC
@@ -124,11 +122,11 @@ class Grid:
             coarse_CK=tensor(coarse_CK),
             pair_PC=tensor(pair_PC),
             pair_CK=tensor(pair_CK),
-            box=_box(axis, prior),
+            box=_box(axis),
         )
 
     def starts(self, data: Trajectories) -> list[tuple[Tensor, Tensor]]:
-        """The best cell of each band of widths: theta_PN, and the cost there."""
+        """The best cell of each band of widths: theta_PN, and the SSE there."""
         y_BN = data.y_KN if self.bin_BK is None else self.bin_BK @ data.y_KN
         if data.weight_KN is None:
             gain_CN = self.unit_CB @ y_BN
@@ -136,15 +134,8 @@ class Grid:
             count_BN = data.weight_KN if self.bin_BK is None else self.bin_BK @ data.weight_KN
             gain_CN = self.curve_CB @ y_BN
             gain_CN *= _spread(self.curve_CB, count_BN, data.count_N).rsqrt()
-        if self.box.prior is None:
-            best = _argmax_size(gain_CN, self.bands)
-            return [(self.theta_PC[:, c], data.count_N - size_N**2) for c, size_N in best]
-        mean, deviation = self.box.prior
-        penalty_C1 = ((self.theta_PC[1, :, None] - mean) / deviation).square()
-        cost_CN = (data.count_N - gain_CN.square_()).clamp_min(1e-9)
-        cost_CN *= (penalty_C1 / data.count_N).exp()
-        best = _argmax_size(1 / cost_CN, self.bands)
-        return [(self.theta_PC[:, c], 1 / size_N) for c, size_N in best]
+        best = _argmax_size(gain_CN, self.bands)
+        return [(self.theta_PC[:, c], data.count_N - size_N**2) for c, size_N in best]
 
     def wider(self, theta_PN: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens that jump from one probe to the next; a start a third of that gap wide."""
@@ -241,16 +232,10 @@ def _bins(axis: Axis) -> Integers:
     return np.concatenate([np.arange(first), later])
 
 
-def _box(axis: Axis, prior: WidthPrior | None) -> Box:
+def _box(axis: Axis) -> Box:
     low, high = axis.midpoint_bounds
     midpoint = ((low - axis.low) / axis.span, (high - axis.low) / axis.span)
-    log_width = (math.log(axis.width_bounds[0] / axis.span), 0.0)
-    if prior is None:
-        return Box(midpoint, log_width)
-    mean = math.log(prior.median / axis.span)
-    if prior.spread == 0:
-        return Box(midpoint, (mean, mean))
-    return Box(midpoint, log_width, (mean, prior.spread))
+    return Box(midpoint, (math.log(axis.width_bounds[0] / axis.span), 0.0))
 
 
 def _cells(x_B: Floats, axis: Axis) -> Floats:

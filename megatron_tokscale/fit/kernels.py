@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from megatron_tokscale.arrays import Floats32, Mask
+from megatron_tokscale.arrays import Floats32
 from megatron_tokscale.compiled import FAST, compiled
 
 _F = np.float32
@@ -318,7 +318,7 @@ def descend(
 
 
 @compiled(inline="always", **FAST)
-def _add_tangent(i: Any, n: Any, rows: Any, skip: Any, singular: Any, made_of: Any) -> None:
+def _add_tangent(i: Any, n: Any, rows: Any, singular: Any, made_of: Any) -> None:
     """Token n's i-th tangent in place of row i, from it and the tangents before."""
     n_probes = rows.shape[1]
     for j in range(made_of.shape[0]):
@@ -332,7 +332,8 @@ def _add_tangent(i: Any, n: Any, rows: Any, skip: Any, singular: Any, made_of: A
             made_of[i, p, n] -= along * made_of[j, p, n]
     after = _dot(rows, i, i)
     length = _F(0)
-    if after > singular * singular * before and not skip:
+    # The second condition keeps the order of the compiled sums, on which the last digits depend.
+    if after > singular * singular * before and after > _F(0):
         length = _F(1) / np.sqrt(after)
     for k in range(n_probes):
         rows[i, k] *= length
@@ -348,7 +349,6 @@ def tangents(
     y: Floats32,
     x: Floats32,
     weight: Floats32,
-    skip: Mask,
     singular: float,
     residual: Floats32,
     s: Floats32,
@@ -361,7 +361,6 @@ def tangents(
 
     Args:
         theta, linear, anchor, y, x, weight: as in `products`.
-        skip: for each of the J rows whether it is left out.
         singular: a row that earlier ones span to this share becomes zero.
         residual: filled, residual_NK. s: filled, the first sigmoid s_NK.
         tangent: filled, tangent_NJK. made_of: filled, weight_JJN. lag_one: filled, lag_one_JJN.
@@ -381,7 +380,7 @@ def tangents(
         for k in range(n_probes):
             rows[0, k] = weight[n, k] if weight.shape[0] else _F(1)
         for i in range(n_rows):
-            _add_tangent(i, n, rows, skip[i], singular, made_of)
+            _add_tangent(i, n, rows, singular, made_of)
             for k in range(n_probes):
                 tangent[n, i, k] = rows[i, k]
             for j in range(i + 1):

@@ -12,12 +12,11 @@ Shapes: N tokens, K probe steps, J parameters (floor, M drops, M midpoints, M wi
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from megatron_tokscale.fit import kernels
-from megatron_tokscale.fit.varpro import Box, Search, Trajectories, basis
+from megatron_tokscale.fit.varpro import Search, Trajectories, basis
 
 _MOST = 0.95
 _SINGULAR = 1e-4
@@ -47,17 +46,15 @@ class Residuals:
     variance_N: Tensor
 
     @staticmethod
-    def of(search: Search, data: Trajectories, box: Box, white: bool) -> "Residuals":
-        """Take the residuals of a fit; phi is 0 if the noise is known to be white.
+    def of(search: Search, data: Trajectories) -> "Residuals":
+        """Take the residuals of a fit.
 
         The fit follows part of the noise: along a tangent as much as the noise has there. What that
         takes off the residuals' squares and lag-one products is added again; as it depends on phi,
         a few times over.
         """
-        space = _tangents_on_cpu if data.on_cpu and box.prior is None else _tangents
-        residual_KN, s_KN, tangent_JKN, weight_JJN, lag_one_JJN, product_N = space(
-            search, data, box
-        )
+        space = _tangents_on_cpu if data.on_cpu else _tangents
+        residual_KN, s_KN, tangent_JKN, weight_JJN, lag_one_JJN, product_N = space(search, data)
         own_JN = lag_one_JJN.diagonal().T
         count_N, present_JN = data.count_N, weight_JJN.diagonal().T.ne(0)
         pairs_N = count_N - 1
@@ -65,7 +62,7 @@ class Residuals:
             pairs_N = _lag_one(data.weight_KN, data.weight_KN)
         ratio_N = product_N / search.sse_N.clamp_min(1e-30)
         phi_N = torch.zeros_like(ratio_N)
-        for _ in range(0 if white else _ITERATIONS):
+        for _ in range(_ITERATIONS):
             followed_JN = inflation(phi_N, own_JN) * present_JN
             left_N = (count_N - followed_JN.sum(dim=0)).clamp_min(1)
             phi_N = (ratio_N * left_N + (followed_JN * own_JN).sum(dim=0)) / pairs_N
@@ -78,31 +75,24 @@ class Residuals:
 Tangents = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _tangents(search: Search, data: Trajectories, box: Box) -> Tangents:
+def _tangents(search: Search, data: Trajectories) -> Tangents:
     """Residuals, the first sigmoid, the tangents, what they are made of and their lag-one products,
     and the residuals' sum of lag-one products.
     """
     *rows, residual_KN = basis(search.theta_PN, search.anchor_MN, search.linear_LN, data)
-    s_KN, n_probes = rows[0], len(residual_KN)
+    s_KN = rows[0]
     ones_KN = torch.ones_like(residual_KN) if data.weight_KN is None else data.weight_KN
-    if box.width_is_fixed:
-        for row in rows[-(len(rows) // 3) :]:
-            row.zero_()
-    if box.prior is not None:
-        rows = _with_prior(box.prior[1], rows, search, data)
-    tangent_JKN, weight_JJN = _orthonormal([_padded(ones_KN, rows[0]), *rows])
+    tangent_JKN, weight_JJN = _orthonormal([ones_KN, *rows])
     lag_one_JJN = _lag_one_products(tangent_JKN)
     product_N = _lag_one(residual_KN, residual_KN)
-    return residual_KN, s_KN, tangent_JKN[:, :n_probes], weight_JJN, lag_one_JJN, product_N
+    return residual_KN, s_KN, tangent_JKN, weight_JJN, lag_one_JJN, product_N
 
 
-def _tangents_on_cpu(search: Search, data: Trajectories, box: Box) -> Tangents:
-    n_sigmoids, n_tokens = len(search.theta_PN) // 2, len(data)
-    n_tangents = 3 * n_sigmoids + 1
+def _tangents_on_cpu(search: Search, data: Trajectories) -> Tangents:
+    n_tangents, n_tokens = 3 * (len(search.theta_PN) // 2) + 1, len(data)
     inputs = (
         each.contiguous().numpy() for each in (search.theta_PN, search.linear_LN, search.anchor_MN)
     )
-    skip_J = (np.arange(n_tangents) > 2 * n_sigmoids) & box.width_is_fixed
     shape = (n_tokens, len(data.y_KN))
     residual_NK, s_NK = (search.sse_N.new_empty(shape) for _ in range(2))
     tangent_NJK = search.sse_N.new_empty(n_tokens, n_tangents, shape[1])
@@ -111,27 +101,8 @@ def _tangents_on_cpu(search: Search, data: Trajectories, box: Box) -> Tangents:
     )
     product_N = search.sse_N.new_empty(n_tokens)
     filled = (residual_NK, s_NK, tangent_NJK, weight_JJN, lag_one_JJN, product_N)
-    kernels.tangents(
-        *inputs, *data.as_numpy(), skip_J, _SINGULAR, *(each.numpy() for each in filled)
-    )
+    kernels.tangents(*inputs, *data.as_numpy(), _SINGULAR, *(each.numpy() for each in filled))
     return residual_NK.T, s_NK.T, tangent_NJK.permute(1, 2, 0), weight_JJN, lag_one_JJN, product_N
-
-
-def _with_prior(
-    deviation: float, rows: list[Tensor], search: Search, data: Trajectories
-) -> list[Tensor]:
-    """The rows with a further loss for each sigmoid, that of its prior, an empty one before it."""
-    n_sigmoids = len(search.theta_PN) // 2
-    noise_N = (search.sse_N / data.count_N).sqrt()
-    padded = torch.nn.functional.pad(torch.stack(rows), (0, 0, 0, 2 * n_sigmoids))
-    for m in range(n_sigmoids):
-        slope_N = search.drop_MN[m].abs().clamp_min(1e-9)
-        padded[2 * n_sigmoids + m, len(data.y_KN) + 2 * m + 1] = noise_N / (deviation * slope_N)
-    return list(padded)
-
-
-def _padded(row_KN: Tensor, like_KN: Tensor) -> Tensor:
-    return torch.nn.functional.pad(row_KN, (0, 0, 0, len(like_KN) - len(row_KN)))
 
 
 def inflation(phi: Tensor, rho: Tensor) -> Tensor:

@@ -6,14 +6,12 @@ Shapes: N tokens, K probe steps.
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
 
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.fit.axis import Axis, WidthPrior
+from megatron_tokscale.fit.axis import Axis
 from megatron_tokscale.fit.table import SigmoidFits
 
 if TYPE_CHECKING:
@@ -23,16 +21,12 @@ _CHUNK_TOKENS = 2**13
 _BLOCK_VALUES = 2**23
 _CUDA_VALUES = 2**26
 _LEAST_TOKENS = 2**12
-_WIDTH_SAMPLE = 10_000
-_WIDTH_STARTS = 9
 
 
 def fit_sigmoids(
     x_K: ArrayLike,
     loss_NK: "ArrayLike | torch.Tensor",
     *,
-    width: WidthPrior | float | Literal["shared"] | None = None,
-    white_noise: bool = False,
     block_tokens: int | None = None,
     device: Any = None,
     known_below: float = math.log(2),
@@ -47,18 +41,11 @@ def fit_sigmoids(
     NaN and infinite losses are left out of their token's fit. With fewer than five left the
     token is not fitted: its status says so and its parameters are NaN.
 
-    Few points do not fix four parameters: with K runs of different size or data instead of K probes
-    of one run, fix the widths, share them or give them a prior, and say that the noise is white.
-    Where the losses still do not tell the midpoint, the status is UNDETERMINED.
+    Where the losses do not tell the midpoint, the status is UNDETERMINED.
 
     Args:
         x_K: natural logarithm of training time at each probe, ascending; -inf at step 0.
         loss_NK: losses in nats, numpy or torch, of any float type.
-        width: None fits every width; a number (units of x) holds them all there; "shared" finds the
-            one width that makes all losses together most likely (`shared_width`); a `WidthPrior` is
-            weighed against the losses.
-        white_noise: whether the noise at successive points is known to be independent, as it is
-            between runs. Otherwise its autocorrelation is estimated for every token.
         block_tokens: tokens per block; a CPU's threads take one block each. By default a quarter of
             the tokens, but not more than 2^23 losses.
         device: where to compute; by default where `loss_NK` is.
@@ -66,8 +53,7 @@ def fit_sigmoids(
             the token is more likely right than wrong, is our choice.
 
     Raises:
-        TokscaleError: fewer than five probes, x not ascending, shapes that do not match, or a width
-            that is not positive.
+        TokscaleError: fewer than five probes, x not ascending, or shapes that do not match.
     """
     import torch
 
@@ -81,19 +67,14 @@ def fit_sigmoids(
             f"losses of shape {tuple(loss.shape)} do not match {axis.n_probes} probes; "
             "give one row per token and one column per probe"
         )
-    if width == "shared":
-        width = shared_width(x_K, loss, white_noise=white_noise, device=device)
-    prior = width if isinstance(width, WidthPrior) or width is None else WidthPrior(float(width))
-    if prior is not None and not (prior.median > 0 and prior.spread >= 0):
-        raise TokscaleError(f"a width must be positive, and its spread not negative: {prior}")
     device = torch.device(device) if device is not None else loss.device
-    grid = Grid.over(axis, device, prior)
+    grid = Grid.over(axis, device)
     on_cpu = device.type == "cpu"
     chunk_tokens = _CHUNK_TOKENS if on_cpu else max(_CUDA_VALUES // axis.n_probes, 1)
     if block_tokens is None:
         most = (_BLOCK_VALUES if on_cpu else _CUDA_VALUES) // axis.n_probes
         block_tokens = max(min(most, max(-(-len(loss) // 4), _LEAST_TOKENS)), 1)
-    settings = Settings(known_below, white_noise, chunk_tokens)
+    settings = Settings(known_below, chunk_tokens)
 
     def fit(block: "torch.Tensor") -> SigmoidFits:
         with torch.inference_mode():
@@ -116,41 +97,3 @@ def _start_thread() -> None:
 
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
-
-
-def shared_width(
-    x_K: ArrayLike,
-    loss_NK: "ArrayLike | torch.Tensor",
-    *,
-    white_noise: bool = False,
-    device: Any = None,
-) -> float:
-    """The one width, in units of x, that makes the losses of all tokens together most likely.
-
-    Minimises the sum of K ln SSE over at most 10,000 evenly chosen tokens, each with its own f, A,
-    c and noise: first over nine widths, then between the best one's neighbours.
-
-    Raises:
-        TokscaleError: as `fit_sigmoids`, or no token has losses that change.
-    """
-    import torch
-
-    axis = Axis.of(x_K)
-    loss = torch.as_tensor(loss_NK)
-    loss = loss[:: max(len(loss) // _WIDTH_SAMPLE, 1)]
-
-    def misfit(log_width: float) -> float:
-        fits = fit_sigmoids(
-            x_K, loss, width=math.exp(log_width), white_noise=white_noise, device=device
-        )
-        counted_N = np.isfinite(fits.r2_N)
-        if not counted_N.any():
-            raise TokscaleError("no token's loss changes: there is no width to find")
-        left_N = np.maximum(1 - fits.r2_N[counted_N].astype(np.float64), 1e-12)
-        return float(fits.n_probes_N[counted_N] @ np.log(left_N))
-
-    widths = np.linspace(math.log(axis.closest / 4), math.log(axis.span), _WIDTH_STARTS)
-    best = int(np.argmin([misfit(width) for width in widths]))
-    bounds = widths[max(best - 1, 0)], widths[min(best + 1, len(widths) - 1)]
-    found = minimize_scalar(misfit, bounds=bounds, method="bounded", options={"xatol": 0.01})
-    return math.exp(float(found.x))

@@ -83,22 +83,15 @@ def _columns(value_KN: Tensor, index: Tensor | slice) -> Tensor:
 
 @dataclass(frozen=True)
 class Box:
-    """Bounds of a midpoint and of a log-width, and what is believed of the log-widths.
+    """Bounds of a midpoint and of a log-width.
 
     Attributes:
         midpoint: bounds in units of the probed range.
         log_width: bounds of ln w, w in units of the probed range.
-        prior: mean and standard deviation of ln w before the data; None if nothing is known.
     """
 
     midpoint: tuple[float, float]
     log_width: tuple[float, float]
-    prior: tuple[float, float] | None = None
-
-    @property
-    def width_is_fixed(self) -> bool:
-        """Whether there is only one width."""
-        return self.log_width[0] == self.log_width[1]
 
     def limits(self, theta_PN: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bound of every entry of theta, each of shape (P, 1)."""
@@ -117,7 +110,6 @@ class Search:
         anchor_MN: the probe next to each midpoint.
         linear_LN: the best floor (of centred losses) and drops for this theta.
         sse_N: sum of squared residuals.
-        cost_N: what is minimised: the SSE, or with a prior SSE exp(penalty/K).
         curvature_PPN: J^T J by the q and log-widths, with floor and drops projected out.
         descent_PN: J^T r; the Gauss-Newton step solves curvature step = descent.
     """
@@ -126,7 +118,6 @@ class Search:
     anchor_MN: Tensor
     linear_LN: Tensor
     sse_N: Tensor
-    cost_N: Tensor
     curvature_PPN: Tensor
     descent_PN: Tensor
 
@@ -223,7 +214,7 @@ def products(theta_PN: Tensor, anchor_MN: Tensor, linear_LN: Tensor, data: Traje
     return table
 
 
-def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box) -> Search:
+def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Search:
     """Project out floor and drops at `theta_PN`; everything follows from one table of products.
 
     `linear_LN` is a guess of floor and drops: the closer, the smaller the rounding errors.
@@ -248,33 +239,7 @@ def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box) 
     curvature_PPN = table[searched, searched] * slope_PN * slope_PN[:, None]
     descent_PN = table[searched, -1] * slope_PN
     sse_N = table[-1, -1].clamp_min(0)
-    cost_N = sse_N
-    if box.prior is not None:
-        cost_N = _believe(box.prior, theta_PN, data.count_N, sse_N, curvature_PPN, descent_PN)
-    return Search(theta_PN, anchor_MN, linear_LN, sse_N, cost_N, curvature_PPN, descent_PN)
-
-
-def _believe(
-    prior: tuple[float, float],
-    theta_PN: Tensor,
-    count_N: Tensor,
-    sse_N: Tensor,
-    curvature_PPN: Tensor,
-    descent_PN: Tensor,
-) -> Tensor:
-    """Add a normal prior of the log-widths to curvature and descent, in place; return the cost.
-
-    Minimises K ln SSE + sum ((ln w - mean)/deviation)^2: the posterior with the noise's variance
-    at its best.
-    """
-    mean, deviation = prior
-    noise_N = sse_N / count_N
-    widths = range(len(theta_PN) // 2, len(theta_PN))
-    z_MN = (theta_PN[widths.start :] - mean) / deviation
-    for p, z_N in zip(widths, z_MN, strict=True):
-        curvature_PPN[p, p] += noise_N / deviation**2
-        descent_PN[p] -= noise_N * z_N / deviation
-    return sse_N * (z_MN.square().sum(dim=0) / count_N).exp()
+    return Search(theta_PN, anchor_MN, linear_LN, sse_N, curvature_PPN, descent_PN)
 
 
 def _free(search: Search, box: Box) -> Tensor:
@@ -307,32 +272,27 @@ def _move(search: Search, step_PN: Tensor, box: Box) -> Tensor:
     return torch.cat([midpoint_MN, log_width_MN])
 
 
-def is_compiled(data: Trajectories, box: Box) -> bool:
-    """Whether `descend` works in compiled loops: on a CPU, and without a prior of the widths."""
-    return data.on_cpu and box.prior is None
-
-
 def descend(
     theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box, steps: int
 ) -> Search:
-    """Take `steps` damped Gauss-Newton steps from `theta_PN`; one is taken only if the cost falls.
+    """Take `steps` damped Gauss-Newton steps from `theta_PN`; one is taken only if the SSE falls.
 
     `linear_LN` is a guess of floor and drops (`evaluate`).
 
     J^T J leaves out the second derivatives. How far it is from the true curvature along a step is
     seen from what the step gained: the next one is damped, or lengthened, by as much.
     """
-    if is_compiled(data, box):
+    if data.on_cpu:
         return _descend_on_cpu(theta_PN, linear_LN, data, box, steps)
-    search = evaluate(theta_PN, linear_LN, data, box)
+    search = evaluate(theta_PN, linear_LN, data)
     damping_N = torch.full_like(search.sse_N, _DAMPING_START)
     stretch_N = torch.ones_like(search.sse_N)
     for _ in range(steps):
         step_PN = _step(search, damping_N, _free(search, box)) * stretch_N
         step_PN = step_PN.clamp(-_LONGEST_STEP, _LONGEST_STEP)
         theta_PN = _move(search, step_PN, box)
-        trial = evaluate(theta_PN, search.linear_LN, data, box)
-        gain_N = search.cost_N - trial.cost_N
+        trial = evaluate(theta_PN, search.linear_LN, data)
+        gain_N = search.sse_N - trial.sse_N
         better_N = gain_N > 0
         along_N = (step_PN * search.descent_PN).sum(dim=0)
         bend_N = ((search.curvature_PPN * step_PN).sum(dim=1) * step_PN).sum(dim=0)
@@ -364,7 +324,7 @@ def _descend_on_cpu(
         steps,
         *(each.numpy() for each in (anchor_MN, sse_N, curvature_PPN, descent_PN)),
     )
-    return Search(theta_PN, anchor_MN, linear_LN, sse_N, sse_N, curvature_PPN, descent_PN)
+    return Search(theta_PN, anchor_MN, linear_LN, sse_N, curvature_PPN, descent_PN)
 
 
 def converged(search: Search, box: Box) -> Tensor:

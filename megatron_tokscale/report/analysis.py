@@ -14,7 +14,7 @@ from megatron_tokscale.fit import SigmoidFits, fits_path
 from megatron_tokscale.laws.explain import explanations
 from megatron_tokscale.report.planned import DrawnPlan, read_plan
 from megatron_tokscale.results import (
-    AxisSpectrum,
+    AxisResult,
     FittedRun,
     SpectrumResult,
     read_axis,
@@ -38,7 +38,7 @@ class Analysis:
         arrays: the arrays of spectrum.npz by name.
         transfer: the entries of transfer.json, one per run whose learning times were tested here.
         laws: the content of laws.json; None if there is none.
-        axes: spectra over runs of growing size.
+        axes: losses over runs of growing size.
         plan: the data plan that the run followed, and what it drew; None if there is none.
     """
 
@@ -51,12 +51,12 @@ class Analysis:
     arrays: dict[str, NDArray[Any]]
     transfer: tuple[dict[str, Any], ...]
     laws: dict[str, Any] | None
-    axes: tuple[AxisSpectrum, ...]
+    axes: tuple[AxisResult, ...]
     plan: DrawnPlan | None
 
     @staticmethod
     def load(run: Run, axes: Sequence[Path] = ()) -> "Analysis":
-        """Read RUN/analysis, and the folders of spectra along D and M.
+        """Read RUN/analysis, and the folders of the axes D and M.
 
         Raises:
             TokscaleError: a file is missing or damaged, of another schema, or of other probes than

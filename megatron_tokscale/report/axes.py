@@ -1,7 +1,4 @@
-"""The sections on spectra along D or M: what tokens gain from more data, or a larger model.
-
-Shapes: G grid points, R resamples (the first is the data as they are), K runs.
-"""
+"""The sections on the axes D and M: what tokens gain from more data, or a larger model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,9 +24,8 @@ from megatron_tokscale.report.skills import (
     passed,
     weakest,
 )
-from megatron_tokscale.report.spectrum import agreement
 from megatron_tokscale.report.verdicts import Verdict, outcome
-from megatron_tokscale.results import AxisSpectrum
+from megatron_tokscale.results import AxisResult
 
 
 def axis_sections(analysis: Analysis) -> list[tuple[str, str, str]]:
@@ -53,33 +49,31 @@ def _anchor(n: int) -> str:
     return f"axis-{n + 1}"
 
 
-def _section(anchor: str, axis: AxisSpectrum) -> str:
+def _section(anchor: str, axis: AxisResult) -> str:
     result = axis.result
     name, size = escape(result["axis"]), SIZES[result["size"]]
+    falls = ["–", *(estimate(each, "fall") for each in result["falls"])]
     return section(
         anchor,
         f"Axis {result['axis']}: {size}",
         paragraph(
             f"The last losses of {number(len(result['runs']), ',')} runs of growing size take the "
-            f"place of losses over time: x = ln of {size}. So few points fix no width: all "
-            f"tokens share one, {number(result['shared_width_x'])} in x. One run of each size: the "
-            "intervals are over documents and know nothing of other seeds."
+            f"place of losses over time: x = ln of {size}. One run of each size: the intervals "
+            "are over documents and know nothing of other seeds."
         ),
         table(
             f"The runs, by size. The mean loss falls by {estimate(result, 'fall')} nats.",
-            ["run", size, "mean loss (nats)"],
+            ["run", size, "mean loss (nats)", "fall from the run before (nats)"],
             [
-                [escape(each["name"]), number(each["size"], ",.0f"), number(each["loss"])]
-                for each in result["runs"]
+                [escape(each["name"]), number(each["size"], ",.0f"), number(each["loss"]), fall]
+                for each, fall in zip(result["runs"], falls, strict=True)
             ],
         ),
         figure(
             axis_derivative(anchor, axis),
-            "Black: measured, and its 95% band over documents. Grey area: the drop-weighted "
-            "spectrum. The reconstructions are smoothed as the measured curve is. Dotted lines: "
+            "The slope of the mean loss, smoothed, and its 95% band over documents. Dotted lines: "
             "the runs; between them nothing was measured.",
         ),
-        agreement(result),
         *_across_part(name, result),
     )
 

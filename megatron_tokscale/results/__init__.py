@@ -1,7 +1,7 @@
 """The only reader of RUN/analysis: its files are whole, and belong to the run as it is now."""
 
 from megatron_tokscale.results.extras import (
-    AxisSpectrum,
+    AxisResult,
     known_transfers,
     read_axis,
     read_laws,
@@ -27,7 +27,7 @@ __all__ = [
     "LAWS_SCHEMA",
     "SPECTRUM_SCHEMA",
     "TRANSFER_SCHEMA",
-    "AxisSpectrum",
+    "AxisResult",
     "FittedRun",
     "SpectrumResult",
     "heading",

@@ -1,4 +1,4 @@
-"""Optional results of a run: transfer from other runs, laws, spectra along D and M."""
+"""Optional results of a run: transfer from other runs, laws, losses along D and M."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from megatron_tokscale.store import Run
 
 
 @dataclass(frozen=True)
-class AxisSpectrum:
-    """The spectrum over runs of growing size. G grid points, R resamples, K runs.
+class AxisResult:
+    """The losses over runs of growing size. G grid points, R resamples, K runs.
 
     Attributes:
         result: the content of axis.json.
-        arrays: the arrays of axis.npz by name: x_K, x_G, measured_RG, drop_weighted_RG, ...
+        arrays: the arrays of axis.npz by name: x_K, mean_loss_RK, x_G, measured_RG.
     """
 
     result: dict[str, Any]
@@ -74,7 +74,7 @@ def read_laws(run: Run, fit: Mapping[str, Any]) -> dict[str, Any] | None:
     return laws
 
 
-def read_axis(run: Run, folder: Path) -> AxisSpectrum:
+def read_axis(run: Run, folder: Path) -> AxisResult:
     """Read what `axis_run` left in a folder, of runs that watch the tokens of `run`.
 
     Raises:
@@ -87,4 +87,4 @@ def read_axis(run: Run, folder: Path) -> AxisSpectrum:
             f"the runs of {folder} watch other tokens than {run.path}; show axes of runs with "
             "the same probe set"
         )
-    return AxisSpectrum(result, read_arrays(folder / "axis.npz", result["arrays_crc32"], again))
+    return AxisResult(result, read_arrays(folder / "axis.npz", result["arrays_crc32"], again))

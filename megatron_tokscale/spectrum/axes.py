@@ -1,10 +1,10 @@
-"""`axis_run`: the spectrum along D or M, from the last losses of several runs with one probe set.
+"""`axis_run`: the loss along D or M, from the last losses of several runs with one probe set.
 
-A token's losses over runs of growing size take the place of those over probes. Few runs fix few
-parameters, so the tokens share one width, and the runs' noise is independent. Then, across the
-axes: do the learning times along T of one run say which groups of tokens gain along this axis?
+The mean loss of each run, its fall from run to run and its slope over the axis need no fit. Then,
+across the axes: do the learning times along T of one run tell which groups of tokens gain along
+this axis?
 
-Shapes: N tokens, K runs by ascending size, U resampling units, R resamples.
+Shapes: N tokens, K runs by ascending size, G grid points, U resampling units, R resamples.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,22 +14,22 @@ from typing import Any, Literal
 import numpy as np
 
 from megatron_tokscale import __version__
-from megatron_tokscale.arrays import Floats, Floats32
+from megatron_tokscale.arrays import Floats, Floats32, Integers32, Mask
 from megatron_tokscale.checked import write_arrays, write_result
 from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.fit import SigmoidFits, fit_sigmoids, shared_width
 from megatron_tokscale.laws.plain import or_reason
 from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.results import AXIS_SCHEMA, FittedRun
-from megatron_tokscale.spectrum.density import LearningTimeSpectrum
+from megatron_tokscale.spectrum.density import default_grid
+from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.groups import groupings, learning_times
-from megatron_tokscale.spectrum.reconstruction import compare
-from megatron_tokscale.spectrum.run import class_shares
-from megatron_tokscale.spectrum.sums import DocumentSums
+from megatron_tokscale.spectrum.sums import loss_sums
 from megatron_tokscale.spectrum.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.store import Run, check_same_tokens
 
-LEAST_RUNS = 5
+LEAST_RUNS = 4
+"""The slope over the axis needs four losses (`derivative_weights`); the test across axes, three."""
+
 _SIZES = {
     "parameters": "parameters",
     "non-embedding": "non_embedding",
@@ -51,10 +51,12 @@ def axis_run(
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Spectrum, reconstructions and the test across axes, to OUT/axis.json and axis.npz.
+    """Measure the losses over the axis, and test across the axes, to OUT/axis.json and axis.npz.
+
+    A token counts if its last losses are finite in all runs.
 
     Args:
-        runs: five or more runs with one probe set, in any order, of different sizes.
+        runs: four or more runs with one probe set, in any order, of different sizes.
         axis: "D", tokens that a run was trained on; "M", the size of its model.
         out: folder to write into.
         size: what M is: parameters, non-embedding parameters, or FLOPs per token.
@@ -67,8 +69,8 @@ def axis_run(
         The content of axis.json.
 
     Raises:
-        TokscaleError: fewer than five runs, other probe sets, sizes that are unknown or the same,
-            or no token that has all losses.
+        TokscaleError: fewer than four runs, other probe sets, sizes that are unknown or the same,
+            or no token that has a finite loss in all runs.
     """
     say = progress or (lambda _: None)
     runs, x_K = _ordered(runs, axis, size)
@@ -79,17 +81,15 @@ def axis_run(
     tokens = runs[0].probe_set
     say("last losses of the runs")
     loss_NK = np.stack([run.read_losses_at(int(run.step_K[-1])) for run in runs], axis=1)
-    say("fit over runs")
-    width = shared_width(x_K, loss_NK, white_noise=True)
-    fits = fit_sigmoids(x_K, loss_NK, width=width, white_noise=True)
+    whole_N = np.isfinite(loss_NK).all(axis=1)
+    if not whole_N.any():
+        raise TokscaleError(
+            f"no token has a finite last loss in all {len(runs)} runs; leave out the runs that "
+            "have diverged"
+        )
     units = Units.of(tokens.domain_N, tokens.document_N, seed)
     weight_RU = units.weights(n_resamples, seed)
-    sums = DocumentSums.of(x_K, [(fits, loss_NK, units.unit_N)], len(units))
-    whole = sums.resampled(x_K, weight_RU)
-    overall = compare(x_K, whole.curves(), whole.loss_RK)
-    first_U = units.half(seed)
-    model, target = (sums.resampled(x_K, weight_RU * half) for half in (first_U, ~first_U))
-    held_out = compare(x_K, model.curves(), target.loss_RK)
+    mean_loss_RK = _mean_losses(loss_NK[whole_N], units.unit_N[whole_N], weight_RU)
     result: dict[str, Any] = {
         "schema_version": AXIS_SCHEMA,
         "version": __version__,
@@ -98,32 +98,28 @@ def axis_run(
         "probe_fingerprint": tokens.fingerprint,
         "runs": [
             {"name": run.path.name, "size": float(np.exp(x)), "loss": float(loss)}
-            for run, x, loss in zip(runs, x_K, whole.loss_RK[0], strict=True)
+            for run, x, loss in zip(runs, x_K, mean_loss_RK[0], strict=True)
         ],
         "documents": units.documents,
-        "shared_width_x": width,
-        **Estimate.of(whole.loss_RK[:, 0] - whole.loss_RK[:, -1]).entry("fall"),
-        "same_tokens": overall.scores(),
-        "other_documents": held_out.scores(),
-        "falls": overall.falls(),
-        "classes": class_shares(sums, weight_RU),
+        **Estimate.of(mean_loss_RK[:, 0] - mean_loss_RK[:, -1]).entry("fall"),
+        "falls": [
+            Estimate.of(mean_loss_RK[:, k] - mean_loss_RK[:, k + 1]).entry("fall")
+            for k in range(len(runs) - 1)
+        ],
         "across": None,
         "settings": {"n_resamples": n_resamples, "permutations": PERMUTATIONS, "seed": seed},
     }
     if fitted is not None:
         say(f"learning times along T of {fitted.run.path.name}")
-        result["across"] = _across(fitted, fits, loss_NK, whole.loss_RK[0], units, weight_RU, seed)
-    spectrum = LearningTimeSpectrum.of_bins(
-        x_K, whole.count_RC, whole.drop_RC, int(whole.tokens_R[0])
-    )
+        result["across"] = _across(
+            fitted, x_K, loss_NK, whole_N, mean_loss_RK[0], units, weight_RU, seed
+        )
+    x_G = default_grid(x_K)
     arrays = {
         "x_K": x_K,
-        "mean_loss_RK": whole.loss_RK,
-        "x_G": overall.x_G,
-        "density_RG": spectrum.density_G,
-        "drop_weighted_RG": spectrum.drop_weighted_G,
-        "measured_RG": overall.measured_RG,
-        **{f"{name}_G": each.derivative_G for name, each in overall.by_name.items()},
+        "mean_loss_RK": mean_loss_RK,
+        "x_G": x_G,
+        "measured_RG": mean_loss_RK @ derivative_weights(x_K, x_G).T,
     }
     result["arrays_crc32"] = write_arrays(out / "axis.npz", arrays)
     return write_result(out / "axis.json", result)
@@ -133,7 +129,7 @@ def _ordered(runs: Sequence[Run], axis: Axis, size: Size) -> tuple[list[Run], Fl
     """The runs by ascending size, and the logarithms of the sizes."""
     if len(runs) < LEAST_RUNS:
         raise TokscaleError(
-            f"{len(runs)} runs are too few for a sigmoid over runs, {LEAST_RUNS} are needed"
+            f"{len(runs)} runs are too few for a slope over the axis; give {LEAST_RUNS} or more"
         )
     check_same_tokens(runs)
     sizes = [_size(run, axis, size) for run in runs]
@@ -167,18 +163,27 @@ def _size(run: Run, axis: Axis, size: Size) -> float:
     return float(found)
 
 
+def _mean_losses(loss_NK: Floats32, unit_N: Integers32, weight_RU: Floats) -> Floats:
+    """Return the mean loss of each run under each row of weights, mean_loss_RK in nats."""
+    n_units = weight_RU.shape[1]
+    tokens_U = np.bincount(unit_N, minlength=n_units).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        mean_RK = weight_RU @ loss_sums(loss_NK, unit_N, n_units) / (weight_RU @ tokens_U)[:, None]
+    return np.asarray(mean_RK)
+
+
 def _across(
     source: FittedRun,
-    own: SigmoidFits,
+    x_K: Floats,
     loss_NK: Floats32,
+    whole_N: Mask,
     mean_loss_K: Floats,
     units: Units,
     weight_RU: Floats,
     seed: int,
 ) -> dict[str, Any]:
-    """Learning times along T against the losses along this axis, aligned by the mean loss."""
+    """Hold learning times along T against the losses of this axis, aligned by the mean loss."""
     total_K, count, times = np.zeros(len(source.x_K)), 0, []
-    whole_N = own.complete_N
     for at, fits, source_NK in source.blocks():
         both_N = whole_N[at] & fits.complete_N
         total_K += source_NK[both_N].sum(axis=0, dtype=np.float64)
@@ -188,12 +193,12 @@ def _across(
 
     def skills() -> dict[str, Any]:
         alignment = Alignment.by_loss(
-            source.x_K, total_K / max(count, 1), own.x_K, mean_loss_K, falls=True
+            source.x_K, total_K / max(count, 1), x_K, mean_loss_K, falls=True
         )
         groups = groupings(source.run.probe_set, np.concatenate(times))
         sums = TransferSums(alignment, groups, units)
         for at, fits, source_NK in source.blocks():
-            sums.add(at, fits, loss_NK[at], source_NK, own.rows(at), own.x_K)
+            sums.add(at, fits, loss_NK[at], source_NK)
         return {"groups": sums.result(weight_RU, seed)}
 
     return {**about, **or_reason(skills)}

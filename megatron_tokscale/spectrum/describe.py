@@ -91,15 +91,15 @@ def describe_transfer(entry: Mapping[str, Any]) -> str:
 
 
 def describe_axis(result: Mapping[str, Any]) -> str:
-    """The spectrum along D or M, from axis.json."""
+    """Return the losses along D or M and the test across the axes as lines, from axis.json."""
+    falls = ["", *(f", a fall of {with_interval(each, 'fall')}" for each in result["falls"])]
     lines = [
-        f"  axis {result['axis']} ({result['size']}), {len(result['runs'])} runs; the width of all "
-        f"tokens is {number(result['shared_width_x'])}",
+        f"  axis {result['axis']} ({result['size']}), {len(result['runs'])} runs; the mean loss "
+        f"falls by {with_interval(result, 'fall')} nats",
         *(
-            f"    {run['name']:<24}{run['size']:>16,.0f}{run['loss']:>9.3f} nats"
-            for run in result["runs"]
+            f"    {run['name']:<24}{run['size']:>16,.0f}{run['loss']:>9.3f} nats{fall}"
+            for run, fall in zip(result["runs"], falls, strict=True)
         ),
-        *_reconstructions(result),
     ]
     across = result["across"]
     if across is None:
@@ -112,7 +112,11 @@ def describe_axis(result: Mapping[str, Any]) -> str:
 def _alignment(name: str, result: Mapping[str, Any]) -> list[str]:
     if "undefined" in result:
         return [f"  aligned {name}: {result['undefined']}"]
-    columns = ("events", "permuted", "full", "source", "own")
+    columns = [
+        column
+        for column in ("events", "permuted", "full", "source", "own")
+        if any(column in each for each in result.values())
+    ]
     head = "".join(f"{column:>10}" for column in columns)
     lines = [f"  {'aligned ' + name:<24}{head}   gain of events over permuted"]
     for grouping, each in result.items():

@@ -190,7 +190,7 @@ class TransferSums:
             for name, each in self.skills(weight_RU, seed).items()
         }
 
-    def skills(self, weight_RU: Array, seed: int = 0) -> dict[str, Any]:
+    def skills(self, weight_RU: Floats, seed: int = 0) -> dict[str, Any]:
         """Return the skills by grouping, with intervals and p-values but no verdict, as JSON."""
         kept = _Kept.joined(self._kept)
         operator_KX = _shortest(self.alignment.operator_KX)

@@ -62,10 +62,9 @@ def test_products_are_those_of_torch(in_torch, n_sigmoids, masked):
 @pytest.mark.parametrize("n_sigmoids", [1, 2])
 def test_residuals_are_those_of_torch(in_torch, n_sigmoids, masked):
     theta_PN, linear_LN, data = problem(n_sigmoids, masked)
-    search = varpro.evaluate(theta_PN, linear_LN, data, BOX)
+    search = varpro.evaluate(theta_PN, linear_LN, data)
     ours, theirs = (
-        run(lambda: noise.Residuals.of(search, data, BOX, white=False))
-        for run in (lambda call: call(), in_torch)
+        run(lambda: noise.Residuals.of(search, data)) for run in (lambda call: call(), in_torch)
     )
     for name in ("residual_KN", "s_KN", "tangent_JKN", "lag_one_JJN", "phi_N", "variance_N"):
         torch.testing.assert_close(
@@ -99,7 +98,7 @@ def test_a_whole_fit_is_the_same_in_torch(in_torch):
 def test_curvature_and_descent_are_those_of_a_projected_jacobian(n_sigmoids):
     """J by automatic differentiation of the model, floor and drops projected out by numpy."""
     theta_PN, linear_LN, data = problem(n_sigmoids, masked=False, n_tokens=5)
-    search = varpro.evaluate(theta_PN, linear_LN, data, BOX)
+    search = varpro.evaluate(theta_PN, linear_LN, data)
     x_K, y_KN = data.x_K.double(), data.y_KN.double()
     for n in range(5):
         anchor_M = search.anchor_MN[:, n].double()

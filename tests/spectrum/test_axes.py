@@ -1,4 +1,4 @@
-"""The spectrum along D and M, from planted last losses of runs. N tokens, K runs."""
+"""The loss along D and M, from planted last losses of runs. N tokens, K runs."""
 
 import json
 
@@ -73,10 +73,40 @@ def test_the_axis_is_ordered_and_measured(models, folder):
     assert result == json.loads((folder / "M/axis.json").read_text())
     low, high = result["fall_interval"]
     assert low < last[0] - last[-1] < high
-    assert result["same_tokens"]["full"]["r2"] > 0.8
+    assert [each["fall_uncorrected"] for each in result["falls"]] == pytest.approx(
+        -np.diff(last), abs=1e-5
+    )
+    for each, fall in zip(result["falls"], -np.diff(last), strict=True):
+        assert each["fall_interval"][0] < fall < each["fall_interval"][1]
     with np.load(folder / "M/axis.npz") as arrays:
+        assert set(arrays) == {"x_K", "mean_loss_RK", "x_G", "measured_RG"}
         np.testing.assert_allclose(arrays["mean_loss_RK"][0], last, rtol=1e-5)
-        assert arrays["drop_weighted_RG"].shape == (21, len(arrays["x_G"]))
+        assert arrays["measured_RG"].shape == (21, len(arrays["x_G"]))
+
+
+def test_the_slope_of_a_straight_loss_is_that_of_the_line(folder):
+    runs = []
+    for k, size in enumerate(SIZES[:4]):
+        last_N = 5 - 0.25 * np.log(size / SIZES[0]) + np.zeros(N_TOKENS)
+        runs.append(run_of_size(folder / f"line{k}", size, np.stack([last_N, last_N], 1), [0, 9]))
+    axis_run(runs, "M", folder / "line", n_resamples=2)
+    with np.load(folder / "line/axis.npz") as arrays:
+        np.testing.assert_allclose(arrays["measured_RG"], 0.25, rtol=1e-4)
+
+
+def test_a_token_counts_if_its_loss_is_finite_in_all_runs(folder):
+    order_N, drop_N = token()
+    runs, last_NK = [], []
+    for k, size in enumerate(SIZES[:4]):
+        last_NK.append(losses(np.array([k / 3]), order_N, drop_N, seed=k)[:, 0])
+        last_NK[-1][10 * k : 10 * k + 3] = (np.nan, np.inf, -np.inf)
+        loss_NK = np.stack([last_NK[-1] + 4, last_NK[-1]], 1)
+        runs.append(run_of_size(folder / f"part{k}", size, loss_NK, [0, 9]))
+    result = axis_run(runs, "M", folder / "part", n_resamples=2)
+    whole_N = np.isfinite(last_NK).all(axis=0)
+    assert whole_N.sum() == N_TOKENS - 12
+    expected = np.mean(np.array(last_NK)[:, whole_N], axis=1)
+    assert [run["loss"] for run in result["runs"]] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("size", "factor"), [("parameters", 2), ("flops", 6)])
@@ -89,6 +119,7 @@ def test_learning_times_along_t_predict_the_axis(models, along_t, folder):
     result = axis_run(models, "M", folder / "across", source=along_t, n_resamples=40)
     decile = result["across"]["groups"]["learning-time decile"]
     assert decile["passes"] is True
+    assert set(decile) > {"events", "permuted", "full", "source"} and "own" not in decile
     assert decile["events"]["skill"] > 0.5
 
 
@@ -116,8 +147,8 @@ def test_data_are_counted_in_tokens(tmp_path):
 
 
 def test_bad_axes_are_refused_with_one_line(models, folder, tmp_path):
-    with pytest.raises(TokscaleError, match="4 runs are too few"):
-        axis_run(models[:4], "M", folder / "x")
+    with pytest.raises(TokscaleError, match="3 runs are too few"):
+        axis_run(models[:3], "M", folder / "x")
     with pytest.raises(TokscaleError, match="have one size on the axis D"):
         axis_run(models, "D", folder / "x")
     plain = write_run(tmp_path / "plain", [0, 9], np.ones((N_TOKENS, 2)))
@@ -126,6 +157,11 @@ def test_bad_axes_are_refused_with_one_line(models, folder, tmp_path):
     other = write_run(tmp_path / "few", [0, 9], np.ones((16, 2)))
     with pytest.raises(TokscaleError, match="watches other tokens"):
         axis_run([*models, other], "M", folder / "x")
+    lost = run_of_size(
+        tmp_path / "lost", SIZES[-1] * 2, np.full((N_TOKENS, 2), np.nan, np.float32), [0, 9]
+    )
+    with pytest.raises(TokscaleError, match="no token has a finite last loss in all 8 runs"):
+        axis_run([*models, lost], "M", folder / "x")
     assert not (folder / "x").exists()
 
 
@@ -133,7 +169,8 @@ def test_the_verb_prints_the_axis(models, along_t, folder, capsys):
     words = ["spectrum", "--axis", "M", *(str(run.path) for run in models)]
     main([*words, "--from", str(along_t.path), "--out", str(folder / "cli"), "--resamples", "5"])
     printed = capsys.readouterr().out
-    assert "axis M (non-embedding), 7 runs" in printed
+    assert "axis M (non-embedding), 7 runs; the mean loss falls by" in printed
+    assert printed.count("nats, a fall of") == 6
     assert "learning-time decile" in printed
 
 
