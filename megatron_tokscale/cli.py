@@ -591,9 +591,9 @@ def _add_plan_build(build: argparse.ArgumentParser) -> None:
     )
     build.add_argument(
         "--control",
-        choices=["uniform", "shuffled", "easy-first", "frequency"],
-        help="make a control of the policy instead: base weights; the same weights for samples "
-        "drawn at random; a curriculum; the same weights for strata by frequency",
+        choices=["uniform", "easy-first", "frequency"],
+        help="make a control of the policy instead: base weights; a curriculum; the same weights "
+        "for strata by frequency",
     )
     build.add_argument("--scores", type=Path, metavar="FOLDER", help="default: beside the data")
     build.add_argument(
@@ -681,7 +681,7 @@ def _check_plan_flags(arguments: Arguments) -> None:
         )
     if policy == "dataset" and control in ("easy-first", "frequency"):
         raise TokscaleError(
-            f"--policy dataset has no control {control}; its controls are uniform and shuffled"
+            f"--policy dataset has no control {control}; its only control is uniform"
         )
     if policy == "dataset" and not arguments.run and control != "uniform":
         raise TokscaleError("--policy dataset needs a reference run with its spectrum (--run)")
@@ -698,7 +698,6 @@ def _plan_by_dataset(arguments: Arguments, job: "Job", guards: "Guards") -> "Pla
         window=arguments.window,
         strength=arguments.strength,
         n_stages=arguments.stages,
-        shuffle_seed=arguments.seed if arguments.control == "shuffled" else None,
     )
 
 
@@ -727,7 +726,6 @@ def _plan_by_stratum(
         strength=arguments.strength,
         n_stages=arguments.stages,
         move_shares=arguments.move_shares,
-        shuffle_seed=arguments.seed,
     )
 
 

@@ -81,7 +81,7 @@ def stratified_plan(corpus: Corpus, scores: list[DocumentScores], **changes) -> 
         ),
         "cuts": (
             Cut(scores[0].fingerprint),
-            Cut(scores[1].fingerprint, unlearned=True, shuffle_seed=3),
+            Cut(scores[1].fingerprint, unlearned=True),
         ),
     }
     return plan_of(corpus.prefixes, {0: (1, 1)}, **fields | changes)

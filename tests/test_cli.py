@@ -135,7 +135,7 @@ def scores(corpus, tmp_path):
     return folder
 
 
-CONTROLS = ("uniform", "shuffled", "easy-first", "frequency")
+CONTROLS = ("uniform", "easy-first", "frequency")
 
 
 def plan_flags(corpus, out, *flags):
@@ -160,17 +160,16 @@ def test_a_plan_by_scores_and_its_controls_by_one_flag(corpus, scores, tmp_path,
         others[control] = Plan.load(out)
         assert (f"control {control}" in capsys.readouterr().out) == (control != "uniform")
     assert others["uniform"].n_strata == 2
-    assert others["shuffled"].stages == others["frequency"].stages == plan.stages
+    assert others["frequency"].stages == plan.stages
     assert others["easy-first"].stages != plan.stages
-    assert len({each.fingerprint for each in (plan, *others.values())}) == 5
+    assert len({each.fingerprint for each in (plan, *others.values())}) == 4
 
 
 def test_controls_of_weights_by_dataset(run, corpus, tmp_path, capsys):
     main(["fit", str(run)])
     main(["spectrum", str(run), "--resamples", "2"])
-    flags = ["--policy", "dataset", "--run", str(run), "--control", "shuffled"]
-    main(plan_flags(corpus, tmp_path / "shuffled.json", *flags))
-    assert "policy dataset, control shuffled" in capsys.readouterr().out
+    main(plan_flags(corpus, tmp_path / "d.json", "--policy", "dataset", "--run", str(run)))
+    assert "policy dataset;" in capsys.readouterr().out
     main(plan_flags(corpus, tmp_path / "u.json", "--policy", "dataset", "--control", "uniform"))
     assert len(Plan.load(tmp_path / "u.json").segments) == 1
 
@@ -332,7 +331,7 @@ BAD_INPUT = {
     plan_without_scores: "score the data with `megatron-tokscale score`, or plan with --policy dat",
     plan_without_run: "needs a reference run with its spectrum (--run)",
     run_of_no_policy: "--run is for --policy dataset",
-    control_that_the_policy_lacks: "its controls are uniform and shuffled",
+    control_that_the_policy_lacks: "its only control is uniform",
     control_of_a_plan_by_hand: "has no controls",
     plan_by_no_hand: "needs a --schedule",
     schedule_of_no_policy: "--schedule is for --policy manual",

@@ -21,12 +21,10 @@ from megatron_tokscale.store import Run
 
 SPLIT = "90,10,0"
 METHOD = "frontier"
-CONTROLS = ("uniform", "shuffled", "easy-first", "frequency")
+CONTROLS = ("uniform", "easy-first", "frequency")
 # Looked at after the arms above were there: not the method as it was set out, but what was tried.
-_STRONG = ("--strength", "4", "--floor", "0.1", "--max-change", "2")
 TRIED = {
-    "strong": _STRONG,
-    "strong-shuffled": (*_STRONG, "--control", "shuffled"),
+    "strong": ("--strength", "4", "--floor", "0.1", "--max-change", "2"),
     "moved": ("--move-shares",),
 }
 ARMS = ("baseline", METHOD, *CONTROLS, *TRIED)

@@ -2,9 +2,9 @@
 
     python examples/learnability_study/study.py [--folder study-run] [--out TABLE.md]
 
-Trains 28 small models on five kinds of text on the CPU (an hour on two cores): a reference run that
-tells when what is learned, and per seed the plain blend, the method (`plan build --policy
-frontier`), four controls, and what else was tried afterwards. What is there already is not done
+Trains 22 small models on five kinds of text on the CPU (50 minutes on two cores): a reference run
+that tells when what is learned, and per seed the plain blend, the method (`plan build --policy
+frontier`), three controls, and what else was tried afterwards. What is there already is not done
 again. The tables are written as they come out, and name the runs that they lack; `--until none`
 trains nothing and writes them.
 """

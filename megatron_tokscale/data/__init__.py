@@ -4,14 +4,17 @@ The dataset itself is `megatron_tokscale.data.dataset.PlannedDataset`: it needs 
 imported on its own; everything here loads without it.
 """
 
-from megatron_tokscale.data.history import Decision, followed, with_decisions
+from megatron_tokscale.data.history import followed, with_decisions
 from megatron_tokscale.data.index import Index, build_index, load_or_build_index
 from megatron_tokscale.data.match import match_datasets
 from megatron_tokscale.data.permutation import Permutation, epoch_permutation, stratum_key
 from megatron_tokscale.data.plan import (
+    Acceptance,
     Cut,
     DatasetIdentity,
+    Decision,
     Plan,
+    Replanning,
     Segment,
     Stage,
     Stratum,
@@ -21,6 +24,7 @@ from megatron_tokscale.data.scores import DocumentScores
 from megatron_tokscale.data.shares import RealisedShares
 
 __all__ = [
+    "Acceptance",
     "Cut",
     "DatasetIdentity",
     "Decision",
@@ -29,6 +33,7 @@ __all__ = [
     "Permutation",
     "Plan",
     "RealisedShares",
+    "Replanning",
     "Segment",
     "Stage",
     "Stratum",

@@ -10,13 +10,13 @@ for.
 Shapes: D datasets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
-from megatron_tokscale.data.plan import DatasetIdentity, Plan, Stage
+from megatron_tokscale.data.plan import Acceptance, DatasetIdentity, Decision, Plan, Stage
 from megatron_tokscale.data.record import load_records, record_path
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.files import (
@@ -30,38 +30,6 @@ from megatron_tokscale.files import (
 
 SCHEMA_VERSION: Final = 1
 _KIND: Final = "tokscale-replans"
-_GIVEN: Final = "given"
-
-# What a plan's provenance may tell of each of its datasets.
-_BY_DATASET: Final = ("base_weights", "epoch_samples")
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Weights of the datasets, decided while a job trains.
-
-    Attributes:
-        step: the probe step up to which losses were looked at.
-        start: consumed sample from which the weights hold.
-        weights: of the plan's datasets.
-
-    Raises:
-        ValueError: on construction, if it is of the very beginning, where the plan itself decides.
-    """
-
-    step: int
-    start: int
-    weights: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if self.step < 0 or self.start < 1:
-            raise ValueError(f"a decision after {self.step} steps, from sample {self.start}")
-
-    @staticmethod
-    def from_json(row: Mapping[str, Any]) -> "Decision":
-        """A decision as plain values; KeyError, TypeError or ValueError if it is none."""
-        weights = tuple(float(weight) for weight in row["weights"])
-        return Decision(int(row["step"]), int(row["start"]), weights)
 
 
 def with_decisions(plan: Plan, decisions: Sequence[Decision]) -> Plan:
@@ -82,10 +50,10 @@ def with_decisions(plan: Plan, decisions: Sequence[Decision]) -> Plan:
             if stage.start >= decision.start
         ]
         first = [] if later and later[0].start == decision.start else [at]
-        plan = replace(plan, stages=(*before, *first, *later))
-    if decisions:
         plan = replace(
-            plan, provenance={**plan.provenance, "live": [asdict(row) for row in decisions]}
+            plan,
+            stages=(*before, *first, *later),
+            decisions=(*plan.decisions, decision),
         )
     return plan
 
@@ -199,7 +167,8 @@ def resume(
         return given, []
     known, decisions = load_run_plan(run)
     decisions = [decision for decision in decisions if decision.step <= step]
-    if known.provenance.get(_GIVEN, known.fingerprint) == given.fingerprint:
+    known_as = known.accepted[-1].plan if known.accepted else known.fingerprint
+    if known_as == given.fingerprint:
         return replace(known, max_epochs=given.max_epochs), decisions
     past = with_decisions(known, decisions)
     if past.fingerprint_until(consumed) == given.fingerprint_until(consumed):
@@ -280,19 +249,14 @@ def accepted(past: Plan, given: Plan, consumed: int) -> Plan:
         within = dict(zip(names, stage.within or shares, strict=True))
         return Stage(
             start,
-            tuple(_in_order(datasets, plan, stage.weights)),
+            _in_order(datasets, plan, stage.weights),
             tuple(within.get(stratum.name, stratum.share) for stratum in strata),
         )
 
     before = [stage for stage in past.stages if stage.start < consumed]
     present = [stage for stage in given.stages if stage.start <= consumed][-1]
     later = [stage for stage in given.stages if stage.start > consumed]
-    of_datasets = {
-        name: _in_order(datasets, given, given.provenance[name])
-        for name in _BY_DATASET
-        if name in given.provenance
-    }
-    step = {"at": consumed, "after": past.fingerprint, "plan": given.fingerprint}
+    how = given.replanning
     return Plan(
         datasets=datasets,
         strata=strata,
@@ -310,21 +274,24 @@ def accepted(past: Plan, given: Plan, consumed: int) -> Plan:
             else ()
         ),
         max_epochs=given.max_epochs,
-        provenance={
-            **given.provenance,
-            **of_datasets,
-            _GIVEN: given.fingerprint,
-            "accepted": [*past.provenance.get("accepted", []), step],
-        },
+        provenance=given.provenance,
+        replanning=replace(
+            how,
+            base_weights=_in_order(datasets, given, how.base_weights),
+            epoch_samples=_in_order(datasets, given, how.epoch_samples),
+        ),
+        accepted=(*past.accepted, Acceptance(consumed, past.fingerprint, given.fingerprint)),
     )
 
 
-def _in_order(
-    datasets: Sequence[DatasetIdentity], plan: Plan, values: Sequence[float]
-) -> list[float]:
-    """Values of a plan's datasets, for `datasets`; 0 for one that the plan does not have."""
+def _in_order[Number: (int, float)](
+    datasets: Sequence[DatasetIdentity], plan: Plan, values: tuple[Number, ...]
+) -> tuple[Number, ...]:
+    """Return a plan's values for `datasets`, with 0 for a dataset that the plan does not have."""
+    if not values:
+        return ()
     known = dict(zip(plan.datasets, values, strict=True))
-    return [known.get(dataset, 0.0) for dataset in datasets]
+    return tuple(known.get(dataset, type(values[0])(0)) for dataset in datasets)
 
 
 def _parts(plan: Plan, dataset: int) -> list[Any]:

@@ -21,13 +21,17 @@ from megatron_tokscale.files import check_schema, check_seal, read_json, sealed,
 from megatron_tokscale.names import numbered
 
 KIND: Final = "tokscale-plan"
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 # Part of the fingerprint: raised when the same plan would give another order of samples.
 ORDER_VERSION: Final = 2
 
 # Megatron's blending index is int16.
 MAX_STRATA: Final = 32766
+
+# Limits on weights, unless others are given (our choice).
+FLOOR: Final = 0.25
+MAX_CHANGE: Final = 1.5
 
 # Shares may be off by this much from summing to one: what decimal digits lose.
 _SHARES: Final = 1e-6
@@ -90,13 +94,11 @@ class Cut:
             tokens by their frequency alone.
         unlearned: whether the last stratum takes the samples most of whose tokens are never
             learned (by frequency: the highest surprisal), before the others are ranked.
-        shuffle_seed: control: give each sample the rank of another, drawn with this seed.
     """
 
     scores: str
     order: Literal["learning-time", "frequency"] = "learning-time"
     unlearned: bool = False
-    shuffle_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,75 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """Weights of the datasets, decided while a job trains.
+
+    Attributes:
+        step: the probe step up to which losses were looked at.
+        start: consumed sample from which the weights hold.
+        weights: of the plan's datasets.
+
+    Raises:
+        ValueError: on construction, if it is of the very beginning, where the plan itself decides.
+    """
+
+    step: int
+    start: int
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or self.start < 1:
+            raise ValueError(f"a decision after {self.step} steps, from sample {self.start}")
+
+    @staticmethod
+    def from_json(row: Mapping[str, Any]) -> "Decision":
+        """A decision as plain values; KeyError, TypeError or ValueError if it is none."""
+        return Decision(int(row["step"]), int(row["start"]), _floats(row["weights"]))
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """A plan that took the place of another one under a run (`--tokscale-accept-plan`).
+
+    Attributes:
+        at: consumed samples when it did.
+        after: fingerprint of the plan that the run followed before.
+        plan: fingerprint of the plan that the job was given.
+    """
+
+    at: int
+    after: str
+    plan: str
+
+
+@dataclass(frozen=True)
+class Replanning:
+    """The settings by which a job decides new weights while it trains (`--tokscale-replan`).
+
+    Attributes:
+        base_weights: weights of the datasets without the plan; if empty, those of its first stage.
+        epoch_samples: training samples in one epoch of each dataset; empty if unknown.
+        train_samples: samples consumed at the end of training; if None, the run says.
+        strength: power of a dataset's relative slope that its weight follows.
+        floor: smallest weight of a dataset, as a fraction of its base weight.
+        max_change: largest factor by which a weight grows or shrinks in one decision.
+    """
+
+    base_weights: tuple[float, ...] = ()
+    epoch_samples: tuple[int, ...] = ()
+    train_samples: int | None = None
+    strength: float = 1.0
+    floor: float = FLOOR
+    max_change: float = MAX_CHANGE
+
+    def __post_init__(self) -> None:
+        # Fingerprints tell 1 from 1.0.
+        object.__setattr__(self, "base_weights", _floats(self.base_weights))
+        for name in ("strength", "floor", "max_change"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+
+@dataclass(frozen=True)
 class Plan:
     """An order of training samples, whatever the number of ranks, workers and restarts.
 
@@ -128,10 +199,14 @@ class Plan:
         cuts: how each dataset's samples fall into its strata; None where it has but one.
         max_epochs: how often a stratum may be gone through; a job that would exceed it is refused.
             None is no limit.
-        provenance: how it was made (policy, run, parameters), plain JSON values.
+        provenance: how it was made (policy, run, parameters), plain JSON values for people to
+            read: it decides nothing, and may be edited.
         documents: of each dataset the first document of its training part, and the one after the
             last; a job with another training part is refused. Empty: not known, as in plans made
             before these were noted.
+        replanning: how a job that may change the weights decides them.
+        decisions: weights decided while a job trained, in order; the stages hold them already.
+        accepted: plans that took the place of others under a run, in order.
 
     Raises:
         TokscaleError: on construction, if these do not fit together.
@@ -146,6 +221,9 @@ class Plan:
     max_epochs: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     documents: tuple[tuple[int, int], ...] = ()
+    replanning: Replanning = field(default_factory=Replanning)
+    decisions: tuple[Decision, ...] = ()
+    accepted: tuple[Acceptance, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.cuts:
@@ -154,6 +232,7 @@ class Plan:
         _check_cuts(self)
         _check_documents(self)
         _check_stages(self)
+        _check_replanning(self)
         if self.seq_length < 1:
             raise TokscaleError(f"sequence length {self.seq_length} of the plan is not positive")
         if self.max_epochs is not None and not self.max_epochs > 0:
@@ -220,18 +299,6 @@ class Plan:
         """Weight of each stratum among all samples in a segment; these sum to one."""
         return np.asarray(np.array(segment.weights)[self.dataset_Z] * np.array(segment.within))
 
-    def made_with(self, name: str) -> list[float] | None:
-        """What the provenance tells of each dataset under `name`, such as `base_weights`.
-
-        None if it does not tell: provenance decides nothing, and may be edited.
-        """
-        values = self.provenance.get(name)
-        if not isinstance(values, list | tuple) or len(values) != len(self.datasets):
-            return None
-        if not all(isinstance(value, int | float) and 0 <= value < math.inf for value in values):
-            return None
-        return [float(value) for value in values]
-
     def target_D(self, n_samples: int) -> NDArray[np.float64]:
         """Number of samples due from each dataset among the first `n_samples`; not whole."""
         target_D = np.zeros(len(self.datasets))
@@ -257,20 +324,29 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (first 16 hex digits) of everything that decides the order of the samples."""
-        return self._fingerprint(self.segments)
+        """SHA-256 (first 16 hex digits) of everything that decides the order of the samples.
 
-    def fingerprint_until(self, n_samples: int) -> str:
-        """The same for the first `n_samples`: equal for two plans that differ only later.
-
-        It is what a job notes at a checkpoint to know, on resuming, that its past still holds.
+        That includes what decides weights while a job trains.
         """
-        return self._fingerprint(
-            tuple(segment for segment in self.segments if segment.start < n_samples)
+        return _digest(
+            [
+                *self._order(self.segments),
+                asdict(self.replanning),
+                [(decision.step, decision.start) for decision in self.decisions],
+                [asdict(acceptance) for acceptance in self.accepted],
+            ]
         )
 
-    def _fingerprint(self, segments: tuple["Segment", ...]) -> str:
-        content = [
+    def fingerprint_until(self, n_samples: int) -> str:
+        """Return a fingerprint of the first `n_samples`: equal for plans that differ only later.
+
+        By it a job knows, on resuming, whether its past still holds.
+        """
+        past = tuple(segment for segment in self.segments if segment.start < n_samples)
+        return _digest(self._order(past))
+
+    def _order(self, segments: tuple["Segment", ...]) -> list[Any]:
+        return [
             ORDER_VERSION,
             self.seq_length,
             self.seed,
@@ -280,7 +356,6 @@ class Plan:
             [asdict(segment) for segment in segments],
             *([self.documents] if self.documents else []),
         ]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -314,7 +389,10 @@ class Plan:
         version = content.get("schema_version")
         check_schema(path, version if isinstance(version, int) else 0, SCHEMA_VERSION)
         if version != SCHEMA_VERSION:
-            raise TokscaleError(f"plan {path} is of an older version; make it again")
+            raise TokscaleError(
+                f"plan {path} is of an older version; build it again with "
+                "`megatron-tokscale plan build`"
+            )
         try:
             plan = _from_json(content)
         except (KeyError, TypeError, ValueError) as error:
@@ -377,7 +455,29 @@ def _from_json(content: Mapping[str, Any]) -> Plan:
         documents=tuple(
             (_whole(start), _whole(stop)) for start, stop in content.get("documents", ())
         ),
+        replanning=_replanning(content["replanning"]),
+        decisions=tuple(Decision.from_json(row) for row in content["decisions"]),
+        accepted=tuple(
+            Acceptance(_whole(row["at"]), str(row["after"]), str(row["plan"]))
+            for row in content["accepted"]
+        ),
     )
+
+
+def _replanning(row: Mapping[str, Any]) -> Replanning:
+    train_samples = row["train_samples"]
+    return Replanning(
+        base_weights=_floats(row["base_weights"]),
+        epoch_samples=tuple(_whole(samples) for samples in row["epoch_samples"]),
+        train_samples=None if train_samples is None else _whole(train_samples),
+        strength=float(row["strength"]),
+        floor=float(row["floor"]),
+        max_change=float(row["max_change"]),
+    )
+
+
+def _digest(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _floats(row: Sequence[Any]) -> tuple[float, ...]:
@@ -456,6 +556,33 @@ def _check_documents(plan: Plan) -> None:
                 f"the training part of {dataset.name} in the plan is documents {start} to {stop}; "
                 f"expected a part of its {dataset.n_sequences}; make the plan again"
             )
+
+
+def _check_replanning(plan: Plan) -> None:
+    how = plan.replanning
+    for values, name in (
+        (how.base_weights, "base weights"),
+        (how.epoch_samples, "numbers of samples in an epoch"),
+    ):
+        if values and len(values) != len(plan.datasets):
+            raise TokscaleError(
+                f"the plan's replanning has {len(values)} {name}; expected {len(plan.datasets)}, "
+                "one for each dataset"
+            )
+        if values and not (all(value >= 0 for value in values) and 0 < sum(values) < math.inf):
+            raise TokscaleError(
+                f"the {name} of the plan's replanning are {list(values)}; expected 0 or more, "
+                "finite, and not all 0"
+            )
+    if how.train_samples is not None and how.train_samples < 1:
+        raise TokscaleError(
+            f"the plan's replanning is for {how.train_samples} samples; expected 1 or more"
+        )
+    if not (0 <= how.strength < math.inf and 0 < how.floor <= 1 and how.max_change > 1):
+        raise TokscaleError(
+            f"the plan's replanning has strength {how.strength:g}, floor {how.floor:g} and change "
+            f"{how.max_change:g}; expected 0 or more, above 0 and at most 1, and above 1"
+        )
 
 
 def _check_stages(plan: Plan) -> None:

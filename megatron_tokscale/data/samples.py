@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.arrays import Floats, Floats32, Integers
-from megatron_tokscale.data.permutation import Permutation, stratum_key
 from megatron_tokscale.data.plan import Cut
 from megatron_tokscale.data.scores import DocumentScores
 
@@ -189,28 +188,22 @@ class SampleScores:
             spread_N = np.sqrt(np.maximum(square_N - time_N**2, 0.0))
         return SampleScores(time_N, spread_N, drop_N, unlearned_N, surprisal_N)
 
-    def ranked(self, cut: Cut, n_unlearned: int, seed: int) -> Integers:
+    def ranked(self, cut: Cut, n_unlearned: int) -> Integers:
         """The samples in the order in which a cut lays them into strata.
 
         Args:
             cut: how.
             n_unlearned: how many the stratum of those never learned takes; they come last.
-            seed: of the plan; keys the shuffle, if the cut is shuffled.
         """
         n = len(self.drop_N)
         if cut.order == "frequency":
-            ranked = np.argsort(self.surprisal_N, kind="stable")
-        else:
-            by_unlearned = np.argsort(np.nan_to_num(self.unlearned_N), kind="stable")
-            learned = np.sort(by_unlearned[: n - n_unlearned])
-            # What has nothing to be learned, and is not never learned, is known from the start.
-            time_N = np.nan_to_num(self.learning_time_N, nan=-np.inf)
-            order = np.argsort(time_N[learned], kind="stable")
-            ranked = np.concatenate([learned[order], by_unlearned[n - n_unlearned :]])
-        if cut.shuffle_seed is not None and n:
-            key = stratum_key(seed, f"shuffle {cut.shuffle_seed}")
-            ranked = Permutation(n, key).many(ranked)
-        return ranked
+            return np.argsort(self.surprisal_N, kind="stable")
+        by_unlearned = np.argsort(np.nan_to_num(self.unlearned_N), kind="stable")
+        learned = np.sort(by_unlearned[: n - n_unlearned])
+        # What has nothing to be learned, and is not never learned, is known from the start.
+        time_N = np.nan_to_num(self.learning_time_N, nan=-np.inf)
+        order = np.argsort(time_N[learned], kind="stable")
+        return np.concatenate([learned[order], by_unlearned[n - n_unlearned :]])
 
 
 def _mean_of_known(value_Q: Floats32, index: SampleIndex) -> Floats:

@@ -127,7 +127,7 @@ def rank_samples(plan: Plan, dataset: int, size: int, scores: SampleScores) -> I
     strata = plan.strata_of(dataset)
     bounds = np.rint(plan.bounds_of(dataset) * size).astype(np.int64)
     n_unlearned = int(bounds[-1] - bounds[-2]) if cut.unlearned and len(strata) > 1 else 0
-    return scores.ranked(cut, n_unlearned, plan.seed).astype(np.int32)
+    return scores.ranked(cut, n_unlearned).astype(np.int32)
 
 
 def load_or_build_strata(
@@ -160,7 +160,7 @@ def load_or_build_strata(
         if cut is None or not size:
             files.append(None)
             continue
-        content = [ORDER_VERSION, asdict(cut), plan.seed, plan.bounds_of(dataset).tolist()]
+        content = [ORDER_VERSION, asdict(cut), plan.bounds_of(dataset).tolist()]
         key = hashlib.sha256(json.dumps([*content, size, data_key]).encode()).hexdigest()[:16]
         file = cache_dir / f"tokscale-{key}-ranked.npy"
         if build and not is_right(file):

@@ -43,9 +43,9 @@ def comparison(baseline: Run, planned: Run) -> str:
         ),
         paragraph(verdict(*curves), "verdict"),
         paragraph(
-            "This is one run of each: one seed. Without the spread over seeds, and a plan with as "
-            "much change but no information (shuffled) beside it, this number does not show that "
-            "the plan is the cause. " + _order_of_samples(baseline),
+            "This is one run of each: one seed. Without the spread over seeds, and the plan's "
+            "controls beside it (<code>plan build --control</code>), this number does not show "
+            "that the plan is the cause. " + _order_of_samples(baseline),
             "soft",
         ),
         paragraph(_different_settings(baseline, planned), "soft"),

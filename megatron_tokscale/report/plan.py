@@ -101,13 +101,13 @@ def _facts(drawn: DrawnPlan) -> list[list[str]]:
 def _fingerprint(drawn: DrawnPlan) -> str:
     version = drawn.plan.provenance.get("version")
     made_by = f", made by megatron-tokscale {escape(str(version))}" if version else ""
-    given = "" if not drawn.decisions else f", as given {drawn.given}"
+    given = "" if not drawn.plan.decisions else f", as given {drawn.given}"
     return drawn.plan.fingerprint + given + made_by
 
 
 def _policy(made: Mapping[str, Any]) -> str:
     control = f", control: {made['control']}" if made.get("control") else ""
-    names = ("window", "strength", "n_stages", "first", "shuffle_seed", "interpolation")
+    names = ("window", "strength", "n_stages", "first", "interpolation")
     settings = [f"{name.replace('_', ' ')} {made[name]}" for name in names if _is_set(made, name)]
     if made.get("move_shares"):
         settings.append("datasets do not keep their shares")
@@ -148,7 +148,6 @@ def _cuts(drawn: DrawnPlan) -> str:
         if cut is not None:
             way = "by learning time" if cut.order == "learning-time" else "by token frequency"
             way += ", the last of samples that are never learned" if cut.unlearned else ""
-            way += "" if cut.shuffle_seed is None else f", shuffled (seed {cut.shuffle_seed})"
             ways.setdefault(way, []).append(name)
     return "; ".join(f"{way}: {escape(_some(names))}" for way, names in ways.items())
 
@@ -158,33 +157,32 @@ def _stages(drawn: DrawnPlan) -> str:
     begun = sum(start <= drawn.stop for start in starts)
     later = [start for start in starts if start > drawn.stop]
     after = f", the next at sample {number(later[0], ',')}" if later else ""
-    length = drawn.plan.provenance.get("train_samples")
-    made_for = f"; made for {plural(length, 'sample')}" if isinstance(length, int) else ""
+    length = drawn.plan.replanning.train_samples
+    made_for = "" if length is None else f"; made for {plural(length, 'sample')}"
     return f"{number(len(starts), ',')}, {number(begun, ',')} of them begun{after}{made_for}"
 
 
 def _limits(drawn: DrawnPlan) -> str:
-    made, most = drawn.plan.provenance, drawn.plan.max_epochs
+    how, most = drawn.plan.replanning, drawn.plan.max_epochs
     epochs = "epochs without limit" if most is None else f"at most {number(most, 'g')} epochs"
-    guards = made.get("guards")
-    # What is not derived from a run is drawn as it was given, but for the limit on epochs.
-    is_bent = made.get("policy") not in ("uniform", "manual") or drawn.decisions
-    if not isinstance(guards, Mapping) or not is_bent:
+    # Weights that are not derived from a run are drawn as given, but for the limit on epochs.
+    policy = drawn.plan.provenance.get("policy")
+    if policy in (None, "uniform", "manual") and not drawn.plan.decisions:
         return epochs
     return (
-        f"weights at least {escape(str(guards.get('floor')))} of base, changed by at most a factor "
-        f"of {escape(str(guards.get('max_change')))} from a stage to the next; {epochs}"
+        f"weights at least {how.floor} of base, changed by at most a factor of {how.max_change} "
+        f"from a stage to the next; {epochs}"
     )
 
 
 def _changes(drawn: DrawnPlan) -> str:
     """Plans that were accepted, and weights that were decided, while the run trained."""
     parts = []
-    if drawn.accepted:
-        rows = [[number(at, ","), escape(plan)] for at, plan in drawn.accepted]
+    if drawn.plan.accepted:
+        rows = [[number(each.at, ","), escape(each.plan)] for each in drawn.plan.accepted]
         caption = "Plans that took over from the one before: accepted on resuming."
         parts.append(table(caption, ["from sample", "plan"], rows))
-    if drawn.decisions:
+    if drawn.plan.decisions:
         shown = _shown(drawn, range(len(drawn.plan.datasets)))
         rows = [
             [
@@ -192,7 +190,7 @@ def _changes(drawn: DrawnPlan) -> str:
                 number(decision.step, ","),
                 *(number(decision.weights[d] / sum(decision.weights), ".2%") for d in shown),
             ]
-            for decision in drawn.decisions
+            for decision in drawn.plan.decisions
         ]
         header = ["from sample", "losses up to step"]
         header += [dataset(drawn.colour_D[d], name) for d, name in shown.items()]

@@ -127,8 +127,8 @@ def _stages(drawn: DrawnPlan, scale: TimeScale) -> tuple[Floats, Floats]:
 def _changes(axes: Any, drawn: DrawnPlan) -> None:
     """Lines where weights decided while training, and plans accepted, begin to hold."""
     for starts, line, label in (
-        ([decision.start for decision in drawn.decisions], ":", "decided while training"),
-        ([start for start, _ in drawn.accepted], "--", "plan accepted"),
+        ([decision.start for decision in drawn.plan.decisions], ":", "decided while training"),
+        ([each.at for each in drawn.plan.accepted], "--", "plan accepted"),
     ):
         inside = [start for start in starts if drawn.start < start < drawn.stop]
         for at, start in enumerate(inside):

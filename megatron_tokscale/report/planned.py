@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.arrays import Floats, Integers
 from megatron_tokscale.data import (
-    Decision,
     Index,
     Plan,
     build_index,
@@ -42,8 +41,6 @@ class DrawnPlan:
     Attributes:
         plan: what the run follows, with the decisions made while it trained.
         given: fingerprint of the plan without these.
-        decisions: weights decided while the run trained, in order.
-        accepted: (first sample, fingerprint) of every plan that took over from another.
         edge_W1: consumed samples between which the windows are, evenly spaced in their logarithm;
             the first is the run's first sample under the plan, the last is behind the last one
             that its last probe knows of. No window if there is none.
@@ -59,8 +56,6 @@ class DrawnPlan:
 
     plan: Plan
     given: str
-    decisions: tuple[Decision, ...]
-    accepted: tuple[tuple[int, str], ...]
     edge_W1: Integers
     count_WZ: Integers
     target_WZ: Floats
@@ -150,8 +145,6 @@ def read_plan(run: Run) -> DrawnPlan | None:
     return DrawnPlan(
         plan,
         given.fingerprint,
-        tuple(decisions),
-        _accepted(plan),
         edge_W1,
         _count(_index(plan, record, int(edge_W1[-1])), edge_W1, plan.n_strata),
         np.diff([plan.target_Z(edge) for edge in edge_W1.tolist()], axis=0),
@@ -206,18 +199,9 @@ def _span(records: Sequence[DataRecord], consumed: int) -> tuple[DataRecord | No
     return None, 0, min(stop, consumed)
 
 
-def _accepted(plan: Plan) -> tuple[tuple[int, str], ...]:
-    rows = plan.provenance.get("accepted", [])
-    try:
-        return tuple((int(row["at"]), str(row["plan"])) for row in rows)
-    except (KeyError, TypeError, ValueError):
-        return ()  # provenance decides nothing, and may be edited
-
-
 def _base(plan: Plan) -> tuple[Floats, Literal["plan", "stage"]]:
     """Weights of the datasets without the plan."""
-    weights = plan.made_with("base_weights")
-    if weights and sum(weights) > 0:
+    if weights := plan.replanning.base_weights:
         return np.array(weights) / sum(weights), "plan"
     return np.array(plan.segments[0].weights), "stage"
 
@@ -229,8 +213,8 @@ def _sizes(
     names = [dataset.name for dataset in plan.datasets]
     if record is not None and [dataset.name for dataset in record.datasets] == names:
         return [dataset.size for dataset in record.datasets], "job"
-    if samples := plan.made_with("epoch_samples"):
-        return [int(size) for size in samples], "plan"
+    if samples := plan.replanning.epoch_samples:
+        return list(samples), "plan"
     return [dataset.n_tokens // plan.seq_length for dataset in plan.datasets], "tokens"
 
 

@@ -21,8 +21,7 @@ def describe(plan: Plan, train_samples: int | None = None) -> str:
         train_samples: length of the training; by default what the plan was made for. Without
             either nothing is said of samples and epochs.
     """
-    made_for = plan.provenance.get("train_samples")
-    end = train_samples or (made_for if isinstance(made_for, int) else None)
+    end = train_samples or plan.replanning.train_samples
     rows = PlanRows.of(plan)
     lines = _title(plan, end)
     if rows.is_by_dataset:
@@ -44,8 +43,8 @@ def _title(plan: Plan, end: int | None) -> list[str]:
     ]
     if live := live_starts(plan):
         lines[-1] += f", {len(live)} decided while the job trained (*)"
-    if accepted := plan.provenance.get("accepted"):
-        at = ", ".join(f"{row['at']:,}" for row in accepted)
+    if plan.accepted:
+        at = ", ".join(f"{acceptance.at:,}" for acceptance in plan.accepted)
         lines.append(f"accepted by a job in place of another plan at sample {at}")
     return lines
 

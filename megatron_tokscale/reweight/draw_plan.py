@@ -52,10 +52,10 @@ class PlanRows:
             row_Z: NDArray[np.integer] = plan.dataset_Z
         else:
             names, row_Z = [stratum.name for stratum in plan.strata], np.arange(plan.n_strata)
-        base_D = np.array(plan.made_with("base_weights") or plan.segments[0].weights)
+        base_D = np.array(plan.replanning.base_weights or plan.segments[0].weights)
         base_Z = (base_D / base_D.sum())[plan.dataset_Z] * plan.share_Z
-        sizes_D = plan.made_with("epoch_samples")
-        size_Z = None if sizes_D is None else plan.sizes_Z(np.array(sizes_D, dtype=np.int64))
+        sizes_D = plan.replanning.epoch_samples
+        size_Z = plan.sizes_Z(sizes_D) if sizes_D else None
         return PlanRows(
             names,
             row_Z,
@@ -98,7 +98,7 @@ def draw(plan: Plan, rows: PlanRows, end: int | None) -> list[str]:
 
 def live_starts(plan: Plan) -> set[int]:
     """Where the stages begin that were decided while a job trained."""
-    return {int(row["start"]) for row in plan.provenance.get("live", [])}
+    return {decision.start for decision in plan.decisions}
 
 
 def short(name: str) -> str:

@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from megatron_tokscale.arrays import Floats, Integers
+from megatron_tokscale.data.plan import FLOOR, MAX_CHANGE
 from megatron_tokscale.errors import TokscaleError
 
 
@@ -30,8 +31,8 @@ class Guards:
         TokscaleError: on construction, if no plan can meet a limit.
     """
 
-    floor: float = 0.25
-    max_change: float = 1.5
+    floor: float = FLOOR
+    max_change: float = MAX_CHANGE
     max_epochs: float | None = 4.0
 
     def __post_init__(self) -> None:

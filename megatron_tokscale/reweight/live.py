@@ -25,7 +25,7 @@ from megatron_tokscale.arrays import Floats
 from megatron_tokscale.data import Decision, Plan, dataset_names, followed, with_decisions
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.names import listed
-from megatron_tokscale.reweight.guards import Guards, apply_floor, limit_change
+from megatron_tokscale.reweight.guards import apply_floor, limit_change
 from megatron_tokscale.store import Run
 
 WINDOW: Final = 2.0
@@ -35,8 +35,8 @@ _FEWEST_PROBES: Final = 4
 def decide(run: Run, plan: Plan, step: int) -> Floats:
     """Weights of the plan's datasets, summing to one, from the losses up to `step`.
 
-    Base weight times (slope / mean slope) ** strength, both as the plan was made with; then the
-    plan's guards: the floor, the limit on change against the weights that hold now or are decided
+    Base weight times (slope / mean slope) ** strength, as the plan's `replanning` has both; then
+    its limits: the floor, the limit on change against the weights that hold now or are decided
     already, and as much of the move as keeps every stratum that grows within the plan's limit on
     epochs to the end of training.
 
@@ -46,19 +46,18 @@ def decide(run: Run, plan: Plan, step: int) -> Floats:
     records = [record for record in run.records if record.step <= step]
     if not records or records[-1].step != step:
         raise TokscaleError(f"{run.path} has no losses of step {step}")
-    made = plan.provenance
-    guards = Guards(**{**vars(Guards()), **made.get("guards", {})})
-    now = max([records[-1].consumed_samples, *(row["start"] for row in made.get("live", []))])
+    how = plan.replanning
+    now = max([records[-1].consumed_samples, *(decision.start for decision in plan.decisions)])
     current_D = np.array(plan.intervals(now + 1)[-1][2].weights)
-    base_D = np.array(plan.made_with("base_weights") or plan.segments[0].weights)
+    base_D = np.array(how.base_weights or plan.segments[0].weights)
     base_D = base_D / base_D.sum()
     slope_D = falls(run, plan, step)
     mean = float(base_D @ slope_D)
     if mean <= 0:
         raise TokscaleError("no dataset's loss falls")
-    wanted_D = base_D * (slope_D / mean) ** float(made.get("strength", 1.0))
-    wanted_D = apply_floor((wanted_D / wanted_D.sum())[None], base_D, guards.floor)
-    weight_D = limit_change(np.stack([current_D, wanted_D[0]]), guards.max_change)[1]
+    wanted_D = base_D * (slope_D / mean) ** how.strength
+    wanted_D = apply_floor((wanted_D / wanted_D.sum())[None], base_D, how.floor)
+    weight_D = limit_change(np.stack([current_D, wanted_D[0]]), how.max_change)[1]
     if plan.max_epochs is None:
         return np.asarray(weight_D)
     n_samples = _train_samples(run, plan, step)
@@ -118,8 +117,8 @@ def _train_samples(run: Run, plan: Plan, step: int) -> int:
     Raises:
         TokscaleError: nothing says when it ends.
     """
-    if "train_samples" in plan.provenance:
-        return int(plan.provenance["train_samples"])
+    if plan.replanning.train_samples is not None:
+        return plan.replanning.train_samples
     n_samples = run.launch_of(step + 1).planned_samples()
     if n_samples is None:
         raise TokscaleError(f"run.json of {run.path} does not say how long the job trains")
@@ -129,7 +128,7 @@ def _train_samples(run: Run, plan: Plan, step: int) -> int:
 def _epoch_samples_Z(plan: Plan) -> Floats:
     """Samples of each stratum; of a plan that does not say, those of all splits of its datasets."""
     every = [dataset.n_tokens // plan.seq_length for dataset in plan.datasets]
-    sizes_D = np.array(plan.made_with("epoch_samples") or every, dtype=np.int64)
+    sizes_D = np.array(plan.replanning.epoch_samples or every, dtype=np.int64)
     return plan.sizes_Z(sizes_D).astype(np.float64)
 
 

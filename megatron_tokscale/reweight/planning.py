@@ -13,7 +13,14 @@ import numpy as np
 
 import megatron_tokscale
 from megatron_tokscale.arrays import Floats, Integers
-from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum, dataset_names
+from megatron_tokscale.data import (
+    DatasetIdentity,
+    Plan,
+    Replanning,
+    Stage,
+    Stratum,
+    dataset_names,
+)
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight.clock import ByRank, Clock, Progress, SameTokens
 from megatron_tokscale.reweight.guards import (
@@ -37,7 +44,7 @@ from megatron_tokscale.reweight.policy import (
 from megatron_tokscale.reweight.strata import CutDataset
 from megatron_tokscale.store import Run
 
-type Control = Literal["shuffled", "easy-first", "frequency"]
+type Control = Literal["easy-first", "frequency"]
 
 _GRID: Final = 257
 
@@ -152,14 +159,15 @@ def _draft(job: Job, policy: Policy, guards: Guards, provenance: Mapping[str, An
         cuts=cuts,
         max_epochs=guards.max_epochs,
         documents=tuple(job.documents),
-        provenance={
-            **provenance,
-            "train_samples": job.train_samples,
-            "epoch_samples": [int(samples) for samples in job.epoch_samples],
-            "base_weights": [float(weight) for weight in job.base_weights],
-            "guards": asdict(guards),
-            "version": megatron_tokscale.__version__,
-        },
+        provenance={**provenance, "version": megatron_tokscale.__version__},
+        replanning=Replanning(
+            base_weights=tuple(job.base_weights),
+            epoch_samples=tuple(int(samples) for samples in job.epoch_samples),
+            train_samples=job.train_samples,
+            strength=policy.strength if isinstance(policy, BySpectrum | Frontier) else 1.0,
+            floor=guards.floor,
+            max_change=guards.max_change,
+        ),
     )
 
 
@@ -240,7 +248,6 @@ def plan_run(
     strength: float = 1.0,
     n_stages: int = 24,
     first: int | None = None,
-    shuffle_seed: int | None = None,
 ) -> Plan:
     """Make the plan of weights per dataset from a reference run and write it to `out`.
 
@@ -250,25 +257,23 @@ def plan_run(
         out: the plan's file; an existing one is not overwritten.
         guards: limits on the plan.
         domains: the run's domain for each dataset of the job; by default that of its prefix.
-        window: as in `BySpectrum`; so are strength, n_stages, first and shuffle_seed, which makes
-            it the shuffled control.
+        window: as in `BySpectrum`; so are strength, n_stages and first.
 
     Raises:
         TokscaleError: the file exists, the run has no spectrum, or it does not fit the job.
     """
     names = list(domains or watched_names(run, job.datasets))
     spectra = read_spectra(run).select(names)
-    policy = BySpectrum(spectra, window, strength, n_stages, first, shuffle_seed)
+    policy = BySpectrum(spectra, window, strength, n_stages, first)
     provenance = {
         "policy": "dataset",
-        "control": None if shuffle_seed is None else "shuffled",
+        "control": None,
         "run": str(run.path),
         "domains": names,
         "window": window,
         "strength": strength,
         "n_stages": n_stages,
         "first": first,
-        "shuffle_seed": shuffle_seed,
     }
     return _write(make_plan(job, policy, guards, provenance), out)
 
@@ -286,7 +291,6 @@ def plan_frontier(
     n_stages: int = 24,
     first: int | None = None,
     move_shares: bool = False,
-    shuffle_seed: int = 0,
 ) -> Plan:
     """Make the plan of weights per stratum from document scores and write it to `out`.
 
@@ -294,13 +298,12 @@ def plan_frontier(
         datasets: the job's datasets, cut into strata (`cut_job`).
         job: the training to plan.
         out: the plan's file; an existing one is not overwritten.
-        control: make this control instead. Of the shuffled and the frequency-matched control the
-            weights are those of the policy, and the samples others.
+        control: make this control instead. The frequency-matched control has the policy's weights
+            and other samples.
         clock: a run with a spectrum, of the size of the training: its learning order tells when
             the training is where (`ByRank`). By default the reference run's own tokens tell.
         guards: limits on the plan.
         window: as in `Frontier`; so are strength, n_stages, first and move_shares.
-        shuffle_seed: of the shuffled control.
 
     Raises:
         TokscaleError: the file exists, the scores are of several reference runs, the clock has no
@@ -324,7 +327,7 @@ def plan_frontier(
         provenance |= {"competence": curriculum.competence}
         return _write(make_plan(job, curriculum, guards, provenance), out)
     frontier = Frontier(
-        [_controlled(dataset, control, shuffle_seed) for dataset in datasets],
+        [_controlled(dataset, control) for dataset in datasets],
         _clock(datasets, job, clock),
         job.seq_length,
         window,
@@ -338,7 +341,6 @@ def plan_frontier(
         "window": window,
         "strength": strength,
         "move_shares": move_shares,
-        "shuffle_seed": shuffle_seed if control == "shuffled" else None,
     }
     return _write(make_plan(job, frontier, guards, provenance), out)
 
@@ -352,15 +354,11 @@ def _check_references(datasets: Sequence[CutDataset]) -> None:
         )
 
 
-def _controlled(dataset: CutDataset, control: Control | None, shuffle_seed: int) -> CutDataset:
+def _controlled(dataset: CutDataset, control: Control | None) -> CutDataset:
     """The same strata, but filled as the control fills them."""
-    if dataset.cut is None:
+    if dataset.cut is None or control != "frequency":
         return dataset
-    if control == "shuffled":
-        return replace(dataset, cut=replace(dataset.cut, shuffle_seed=shuffle_seed))
-    if control == "frequency":
-        return replace(dataset, cut=replace(dataset.cut, order="frequency"))
-    return dataset
+    return replace(dataset, cut=replace(dataset.cut, order="frequency"))
 
 
 def _clock(datasets: Sequence[CutDataset], job: Job, run: Run | None) -> Clock:

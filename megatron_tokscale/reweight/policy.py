@@ -60,9 +60,6 @@ class BySpectrum:
         strength: 0 keeps the base weights, 1 is proportional.
         n_stages: number of stages, evenly spaced in the logarithm of consumed samples.
         first: consumed samples before the second stage; by default a fiftieth of training.
-        shuffle_seed: control: give each dataset the learnability of another, drawn with this
-            seed and the same in all stages; as much change, no information. Two datasets can
-            only be swapped, which makes it the opposite of the policy rather than noise.
     """
 
     spectra: Spectra
@@ -70,7 +67,6 @@ class BySpectrum:
     strength: float = 1.0
     n_stages: int = 24
     first: int | None = None
-    shuffle_seed: int | None = None
 
     def __post_init__(self) -> None:
         _check_window(self.window, self.strength, self.n_stages)
@@ -230,10 +226,7 @@ def _learnability_ahead(policy: BySpectrum, start: int) -> Floats | None:
     stop = min(start * policy.window, spectra.n_samples)
     if stop < start * policy.window**_SEEN:
         return None
-    learnability_D = spectra.learnability_D(start, stop)
-    if policy.shuffle_seed is None:
-        return learnability_D
-    return learnability_D[_other(len(learnability_D), policy.shuffle_seed)]
+    return spectra.learnability_D(start, stop)
 
 
 def _tilt(strength: float, base: Floats, learnability: Floats) -> Floats:
@@ -299,11 +292,3 @@ def strata_slices(datasets: Sequence[CutDataset]) -> list[slice]:
     """Where the strata of each dataset are among those of all."""
     stops = np.cumsum([len(dataset.names) for dataset in datasets]).tolist()
     return [slice(a, b) for a, b in pairwise([0, *stops])]
-
-
-def _other(n_datasets: int, seed: int) -> Integers:
-    """A random cycle through all datasets: nobody keeps its own."""
-    cycle = np.random.default_rng(seed).permutation(n_datasets)
-    other_D = np.empty_like(cycle)
-    other_D[cycle] = np.roll(cycle, 1)
-    return other_D

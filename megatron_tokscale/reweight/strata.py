@@ -193,7 +193,7 @@ def cut_dataset(
         names, shares = [*names, f"{name}/unlearned"], [*shares, n_unlearned / n_samples]
     cut = Cut(scores.fingerprint, unlearned=n_unlearned > 0)
     bounds = np.rint(np.cumsum([0.0, *shares]) * n_samples).astype(np.int64)
-    ranked = sample_scores.ranked(cut, n_unlearned, seed)
+    ranked = sample_scores.ranked(cut, n_unlearned)
     generator = np.random.default_rng(seed)
     is_whole = len(names) == 1
     return CutDataset(

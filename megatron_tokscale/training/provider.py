@@ -6,6 +6,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -168,8 +169,8 @@ class Follower:
         self._base, self.decisions = self._from_text(from_rank_0(settled))
         self.plan = with_decisions(self._base, self.decisions)
         self._is_settled = True
-        taken_over = self._base.provenance.get("accepted", [])
-        if taken_over and taken_over[-1]["at"] == args.consumed_train_samples:
+        accepted = self._base.accepted
+        if accepted and accepted[-1].at == args.consumed_train_samples:
             print_rank_0(f"tokscale: plan {self._given.fingerprint} holds from here on")
 
     def keep(self) -> None:
@@ -309,7 +310,9 @@ class Follower:
         """Return what to say if the plan in the run's directory is not what this job follows."""
         folder = self._run / "tokscale"
         try:
-            if load_run_plan(self._run) == (self._base, self.decisions):
+            base, decisions = load_run_plan(self._run)
+            base = replace(base, provenance=self._base.provenance)
+            if (base, decisions) == (self._base, self.decisions):
                 return None
             reason = "it is another now"
         except (TokscaleError, OSError) as error:

@@ -12,6 +12,7 @@ from megatron_tokscale.data import (
     DatasetIdentity,
     Decision,
     Plan,
+    Replanning,
     Stage,
     Stratum,
     build_index,
@@ -152,7 +153,7 @@ def test_accepted_again_and_again_the_past_stays():
     stream = values(dataset_of(twice))
     assert stream[:75] == values(dataset_of(once))[:75]
     assert_nothing_lost_or_repeated(stream, stratum_of_values())
-    steps = [(step["at"], step["plan"]) for step in twice.provenance["accepted"]]
+    steps = [(step.at, step.plan) for step in twice.accepted]
     assert steps[0] == (40, MOVED.fingerprint)
     assert steps[1][0] == 75
 
@@ -187,11 +188,11 @@ def test_datasets_that_join_do_not_change_how_the_others_weights_round():
 
 
 def test_what_is_told_of_each_dataset_is_told_in_the_new_order():
-    facts = {"base_weights": [3.0, 1.0], "epoch_samples": [16, 5], "policy": "manual"}
-    plan = accepted(PAST, replace(MOVED, provenance=facts), 60)
-    assert plan.provenance["base_weights"] == [0.0, 3.0, 1.0]
-    assert plan.provenance["epoch_samples"] == [0.0, 16, 5]
-    assert plan.provenance["policy"] == "manual"
+    how = Replanning((3.0, 1.0), (16, 5), train_samples=200, strength=2.0)
+    given = replace(MOVED, replanning=how, provenance={"policy": "manual"})
+    plan = accepted(PAST, given, 60)
+    assert plan.replanning == Replanning((0.0, 3.0, 1.0), (0, 16, 5), 200, strength=2.0)
+    assert plan.provenance == {"policy": "manual"}
 
 
 def recut(shares) -> Plan:
@@ -234,7 +235,7 @@ def test_a_decision_holds_from_its_start_on_also_over_later_stages():
     within = [plan.intervals(k + 1)[-1][2].within for k in (29, 30, 49, 50, 90)]
     assert within[:3] == [PAST.segments[0].within] * 3
     assert within[3:] == [PAST.segments[1].within] * 2
-    assert plan.provenance["live"][1] == {"step": 8, "start": 90, "weights": (1, 9)}
+    assert plan.decisions[1] == Decision(8, 90, (1, 9))
 
 
 @pytest.mark.parametrize("start", range(1, N))
@@ -297,6 +298,23 @@ def test_another_past_needs_to_be_accepted_and_is_so_once(tmp_path):
         assert resume(OTHER, tmp_path, 96, 12, accept=accept) == (plan, [])
 
 
+def test_which_plan_was_accepted_is_not_told_by_provenance(tmp_path):
+    save_run_plan(PAST, [], tmp_path)
+    plan, _ = resume(OTHER, tmp_path, 72, 9, accept=True)
+    other = replace(OTHER, seed=78)
+    for given in ("0", other.fingerprint):
+        save_run_plan(replace(plan, provenance={"given": given}), [], tmp_path)
+        assert resume(OTHER, tmp_path, 96, 12, accept=False)[0].stages == plan.stages
+        with pytest.raises(TokscaleError, match="orders them otherwise"):
+            resume(other, tmp_path, 96, 12, accept=False)
+
+
+def test_a_plan_with_other_limits_on_decisions_is_another_plan(tmp_path):
+    save_run_plan(PAST, [], tmp_path)
+    tight = replace(PAST, replanning=Replanning(max_change=1.1))
+    assert resume(tight, tmp_path, 30, 3, accept=False) == (tight, [])
+
+
 def test_without_a_known_past_a_plan_is_not_simply_followed(tmp_path):
     with pytest.raises(TokscaleError, match="no plan is known for the 40 samples"):
         resume(PAST, tmp_path, 40, 5, accept=False)
@@ -349,6 +367,31 @@ def test_spoiled_decisions_are_refused(tmp_path, what):
     change, message = SPOILED[what]
     change(tmp_path / "tokscale/replans.json")
     with pytest.raises(TokscaleError, match=message):
+        load_run_plan(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "value"),
+    [
+        ("replanning", {"strength": 9.0}),
+        ("replanning", {"base_weights": [1.0, 9.0]}),
+        ("replanning", {"train_samples": 7}),
+        ("accepted", [{"at": 3, "after": "0", "plan": "1"}]),
+        ("decisions", [{"step": 3, "start": 900, "weights": [1.0, 1.0]}]),
+    ],
+)
+def test_what_decides_cannot_be_edited_in_a_run(tmp_path, section, value):
+    """Not even by someone who removes the checksum: another plan has other decisions."""
+    save_run_plan(PAST, [], tmp_path)
+    path = tmp_path / "tokscale/plan.json"
+    content = json.loads(path.read_text())
+    content[section] = {**content[section], **value} if section == "replanning" else value
+    path.write_text(json.dumps(content))
+    with pytest.raises(TokscaleError, match="is damaged or was edited"):
+        load_run_plan(tmp_path)
+    del content["checksum"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(TokscaleError, match="is not of the plan beside it; restore either"):
         load_run_plan(tmp_path)
 
 

@@ -4,11 +4,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_tokscale.data import Cut, DatasetIdentity, Plan, Stage, Stratum, match_datasets
+from megatron_tokscale.data import (
+    Acceptance,
+    Cut,
+    DatasetIdentity,
+    Decision,
+    Plan,
+    Replanning,
+    Stage,
+    Stratum,
+    match_datasets,
+)
 from megatron_tokscale.errors import TokscaleError
 
 WEB = DatasetIdentity("web", 120, 5000)
 CODE = DatasetIdentity("code", 30, 900)
+SHUFFLED = {"scores": "f", "order": "learning-time", "unlearned": False, "shuffle_seed": 3}
 
 
 def two_stages(**changes) -> Plan:
@@ -67,7 +78,12 @@ def with_strata(**changes) -> Plan:
 def test_a_plan_with_strata_read_back_is_the_plan_written(tmp_path):
     for plan in (
         with_strata(),
-        with_strata(cuts=(Cut("f", "frequency", True, shuffle_seed=3), None), max_epochs=None),
+        with_strata(cuts=(Cut("f", "frequency", True), None), max_epochs=None),
+        with_strata(
+            replanning=Replanning((3, 1), (90, 20), 400, strength=2, floor=0.5, max_change=3),
+            decisions=(Decision(8, 50, (1, 1)),),
+            accepted=(Acceptance(30, "0", "1"),),
+        ),
     ):
         plan.save(tmp_path / "plan.json")
         read = Plan.load(tmp_path / "plan.json")
@@ -111,6 +127,14 @@ def test_strata_of_a_dataset_hold_what_rounding_gives_them():
         {"stages": (Stage(0, (3, 1)), Stage(100, (1, 1.01)))},
         {"strata": (Stratum("web", 0), Stratum("other", 1))},
         {"datasets": (WEB, replace(CODE, n_tokens=901))},
+        {"replanning": Replanning(base_weights=(3, 1))},
+        {"replanning": Replanning(epoch_samples=(300, 50))},
+        {"replanning": Replanning(train_samples=200)},
+        {"replanning": Replanning(strength=2)},
+        {"replanning": Replanning(floor=0.5)},
+        {"replanning": Replanning(max_change=2)},
+        {"decisions": (Decision(8, 50, (3, 1)),)},
+        {"accepted": (Acceptance(50, "0", "1"),)},
     ],
 )
 def test_whatever_decides_the_order_is_in_the_fingerprint(change):
@@ -123,7 +147,6 @@ def test_whatever_decides_the_order_is_in_the_fingerprint(change):
         {"cuts": (Cut("other", unlearned=True), None)},
         {"cuts": (Cut("0123456789abcdef", "frequency", True), None)},
         {"cuts": (Cut("0123456789abcdef", unlearned=False), None)},
-        {"cuts": (Cut("0123456789abcdef", unlearned=True, shuffle_seed=0), None)},
         {"stages": (Stage(0, (3, 1)), Stage(100, (3, 1), (1, 3, 1, 1)))},
         {
             "strata": (
@@ -147,7 +170,9 @@ def test_where_a_plan_came_from_is_not_in_the_fingerprint():
 
 
 def test_plans_that_part_later_share_the_fingerprint_until_then():
-    longer = two_stages(stages=(*two_stages().stages, Stage(200, (0, 1))))
+    longer = two_stages(
+        stages=(*two_stages().stages, Stage(200, (0, 1))), replanning=Replanning(strength=2)
+    )
     assert longer.fingerprint_until(200) == two_stages().fingerprint_until(200)
     assert longer.fingerprint_until(201) != two_stages().fingerprint_until(201)
 
@@ -182,6 +207,14 @@ def test_plans_that_part_later_share_the_fingerprint_until_then():
         ({"stages": (Stage(0, (1, 1), (0, 1)),)}, "within web sum to nothing"),
         ({"stages": (Stage(0, (1, 1), (-1, 1)),)}, "negative or not finite"),
         ({"max_epochs": 0.0}, "limit on epochs, 0.0, is not positive"),
+        ({"replanning": Replanning((1, 2, 3))}, "has 3 base weights; expected 2"),
+        ({"replanning": Replanning((1, -1))}, r"base weights .* are \[1.0, -1.0\]; expected 0 or"),
+        ({"replanning": Replanning((1, float("inf")))}, "expected 0 or more, finite"),
+        ({"replanning": Replanning(epoch_samples=(0, 0))}, "and not all 0"),
+        ({"replanning": Replanning(train_samples=0)}, "is for 0 samples; expected 1 or more"),
+        ({"replanning": Replanning(strength=-1)}, "has strength -1"),
+        ({"replanning": Replanning(floor=0)}, "floor 0 and"),
+        ({"replanning": Replanning(max_change=1)}, "change 1;"),
     ],
 )
 def test_a_plan_that_does_not_fit_together_is_refused(change, sentence):
@@ -196,8 +229,24 @@ def test_a_plan_that_does_not_fit_together_is_refused(change, sentence):
         (lambda content: content.update(kind="other"), "is not a plan"),
         (lambda content: content.pop("kind"), "is not a plan"),
         (lambda content: content.update(schema_version=99), "schema version 99"),
-        (lambda content: content.update(schema_version=1), "of an older version; make it again"),
+        (lambda content: content.update(schema_version=1), "older version; build it again"),
+        (lambda content: content.update(schema_version=2), "older version; build it again"),
         (lambda content: content.pop("schema_version"), "older version"),
+        (lambda content: content.update(cuts=[SHUFFLED, None]), "malformed .* 'shuffle_seed'"),
+        (lambda content: content.pop("replanning"), "malformed"),
+        (lambda content: content.pop("accepted"), "malformed"),
+        (lambda content: content["replanning"].pop("strength"), "malformed"),
+        (lambda content: content["replanning"].update(base_weights="heavy"), "malformed"),
+        (lambda content: content["replanning"].update(base_weights=[0, 0]), "not all 0"),
+        (lambda content: content["replanning"].update(epoch_samples=[1, "2"]), "malformed"),
+        (lambda content: content["replanning"].update(epoch_samples=[1, 2, 3]), "expected 2"),
+        (lambda content: content["replanning"].update(epoch_samples=None), "malformed"),
+        (lambda content: content["replanning"].update(train_samples="x"), "malformed"),
+        (lambda content: content["replanning"].update(floor=[1]), "malformed"),
+        (lambda content: content["replanning"].update(floor=0.5), "damaged or was edited"),
+        (lambda content: content.update(accepted=7), "malformed"),
+        (lambda content: content.update(accepted=[{"at": "x"}]), "malformed"),
+        (lambda content: content.update(decisions=[{"step": 1}]), "malformed"),
         (lambda content: content.pop("cuts"), "malformed"),
         (lambda content: content.update(cuts=[{"order": "frequency"}, None]), "malformed"),
         (lambda content: content.update(max_epochs="x"), "malformed"),

@@ -152,38 +152,6 @@ def test_a_stratum_without_samples_is_no_hindrance_to_the_others(tmp_path):
     assert sorted(strata.size_Z.tolist()) == [0, 0, 0, 0, 1, 1, 10]
 
 
-def shuffled(seed):
-    return plan_of(cuts=(Cut("s", shuffle_seed=seed), *CUTS[1:]))
-
-
-def test_shuffled_strata_keep_their_sizes_and_hold_other_samples(tmp_path):
-    plain = build(tmp_path, plan_of(cuts=(Cut("s"), *CUTS[1:])))
-    mixed = build(tmp_path, shuffled(1))
-    assert mixed.size_Z.tolist() == plain.size_Z.tolist()
-    assert sorted(chain(*(held(mixed, z) for z in range(4)))) == list(range(SIZES[0]))
-    for z in range(4):
-        kept = {*held(plain, z)} & {*held(mixed, z)}
-        assert len(kept) < 0.5 * len(held(plain, z))
-    assert held(mixed, 6) == held(plain, 6), "of another dataset"
-
-
-def test_the_shuffle_is_the_same_each_time_and_another_for_another_seed():
-    def ranked(plan):
-        return rank_samples(plan, 0, SIZES[0], scores(0)).tolist()
-
-    assert ranked(shuffled(1)) == ranked(shuffled(1))
-    others = [shuffled(2), replace(shuffled(1), seed=6), plan_of(cuts=(Cut("s"), *CUTS[1:]))]
-    assert all(ranked(other) != ranked(shuffled(1)) for other in others)
-
-
-def test_shuffled_strata_tell_nothing_about_the_learning_time():
-    of = scores_of(4000, 3)
-    plan = shuffled(1)
-    rank_N = np.argsort(rank_samples(plan, 0, 4000, of))
-    known = ~np.isnan(of.learning_time_N)
-    assert abs(np.corrcoef(rank_N[known], of.learning_time_N[known])[0, 1]) < 0.06
-
-
 def test_one_rank_builds_and_the_others_map_what_it_built(tmp_path):
     with pytest.raises(TokscaleError, match="shared by all nodes"):
         build(tmp_path, build=False)
@@ -212,10 +180,8 @@ def test_whatever_decides_the_ranks_is_in_the_name_of_their_file(tmp_path):
     build(tmp_path, first)
     web = replace(CUTS[0], scores="others")
     changes = [
-        {"seed": 6},
         *({"cuts": (cut, *CUTS[1:])} for cut in (web, replace(CUTS[0], unlearned=False))),
         {"cuts": (replace(CUTS[0], order="frequency"), *CUTS[1:])},
-        {"cuts": (replace(CUTS[0], shuffle_seed=0), *CUTS[1:])},
     ]
     names = {file.name for file in tmp_path.iterdir()}
     for change in changes:

@@ -18,6 +18,7 @@ from megatron_tokscale.data import (
     DatasetIdentity,
     Decision,
     Plan,
+    Replanning,
     Stage,
     Stratum,
     build_index,
@@ -37,9 +38,10 @@ CONSUMED = 8000  # 2000 steps of 4 samples
 HOSTILE = "<script>alert(1)</script>"
 DECISION = Decision(step=1500, start=6040, weights=(0.9, 0.1))
 SHARES = (0.5, 0.3, 0.2)
+HOW = Replanning(base_weights=(1.2, 0.8), train_samples=10_000)
 
 
-def make_plan(stages=None, names=("prose", "code"), **provenance):
+def make_plan(stages=None, names=("prose", "code"), how=None, **provenance):
     """Two datasets, the first in three strata."""
     first, second = names
     return Plan(
@@ -61,14 +63,12 @@ def make_plan(stages=None, names=("prose", "code"), **provenance):
         max_epochs=4.0,
         provenance={
             "policy": "frontier",
-            "control": "shuffled",
+            "control": "frequency",
             "reference": "ref-run",
             "scores": {first: "0123456789abcdef"},
-            "train_samples": 10_000,
-            "base_weights": [1.2, 0.8],
-            "guards": {"floor": 0.25, "max_change": 1.5, "max_epochs": 4.0},
             **provenance,
         },
+        replanning=how or HOW,
     )
 
 
@@ -147,7 +147,7 @@ def test_the_realised_shares_are_not_the_targets(page):
 def test_it_says_which_plan_and_what_it_was_made_from(run, page):
     plan, given = followed(run.path), make_plan()
     assert page.cells("plan", "Plan") == f"{plan.fingerprint}, as given {given.fingerprint}"
-    assert page.cells("plan", "Policy") == "frontier, control: shuffled"
+    assert page.cells("plan", "Policy") == "frontier, control: frequency"
     assert "ref-run; scores 0123456789abcdef (prose)" in page.cells("plan", "Made from")
     assert page.cells("plan", "Data") == "2 datasets in 4 strata, samples of 32 tokens, seed 5"
     assert "never learned: prose" in page.cells("plan", "Strata")
@@ -201,7 +201,7 @@ def section_of(run):
 
 
 def test_sizes_that_the_job_has_counted_come_first(following):
-    run = following(make_plan(epoch_samples=[100, 100]))
+    run = following(make_plan(how=dataclasses.replace(HOW, epoch_samples=(100, 100))))
     html, page = section_of(run)
     assert "that the plan was made for" in html
     record(size=400).save(data_file(run))
@@ -256,7 +256,7 @@ def test_a_run_that_has_drawn_nothing_by_its_plan_says_so(following):
 
 
 def test_a_plan_that_took_over_is_named_with_its_first_sample(following):
-    past = make_plan((Stage(0, (0.5, 0.5)),), base_weights=[9, 1])
+    past = make_plan((Stage(0, (0.5, 0.5)),), how=Replanning((9, 1)))
     given = dataclasses.replace(make_plan(), max_epochs=None)
     both = accepted(past, given, 3000)
     drawn = read_plan(following(both))
@@ -269,7 +269,8 @@ def test_a_plan_that_took_over_is_named_with_its_first_sample(following):
 def test_a_dataset_that_was_left_out_has_no_epochs(following):
     """A job that goes on without it has not opened it: nobody knows how large it is."""
     given = dataclasses.replace(
-        make_plan(base_weights=[1]),
+        make_plan(),
+        replanning=Replanning((1,)),
         stages=(Stage(0, (1.0,)),),
         datasets=make_plan().datasets[1:],
         strata=(Stratum("code", 0),),
@@ -289,7 +290,7 @@ def test_a_dataset_that_was_left_out_has_no_epochs(following):
 @pytest.mark.parametrize("name", [HOSTILE, "a<b>&", "$x_1$"])
 def test_names_and_provenance_are_escaped(following, name):
     odd = {"policy": name, "control": name, "run": name, "reference": name, "version": name}
-    odd |= {"scores": {name: name}, "guards": {"floor": name}, "window": name}
+    odd |= {"scores": {name: name}, "window": name}
     plan = make_plan(names=(name, "code"), **odd)
     strata = tuple(dataclasses.replace(each, name=f"{each.name}{name}") for each in plan.strata)
     html, page = section_of(following(dataclasses.replace(plan, strata=strata)))

@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 from scored import RANGE, SEQ_LENGTH, cut, identity
 
-from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum
-from megatron_tokscale.data.history import Decision, with_decisions
+from megatron_tokscale.data import (
+    Acceptance,
+    DatasetIdentity,
+    Decision,
+    Plan,
+    Stage,
+    Stratum,
+    with_decisions,
+)
 from megatron_tokscale.reweight import Frontier, Job, Manual, Uniform, describe, make_plan
 from megatron_tokscale.reweight.clock import SameTokens
 
@@ -130,7 +137,7 @@ def test_stages_decided_while_a_job_trained_are_marked():
 
 
 def test_a_plan_accepted_in_place_of_another_says_so():
-    plan = replace(make_plan(JOB, Uniform()), provenance={"accepted": [{"at": 5000}]})
+    plan = replace(make_plan(JOB, Uniform()), accepted=(Acceptance(5000, "0", "1"),))
     assert "in place of another plan at sample 5,000" in describe(plan)
 
 
@@ -144,5 +151,5 @@ def test_a_plan_from_elsewhere_is_shown_too():
 
 
 def test_a_control_is_named():
-    plan = make_plan(JOB, Uniform(), None, {"policy": "frontier", "control": "shuffled"})
-    assert "policy frontier, control shuffled;" in describe(plan)
+    plan = make_plan(JOB, Uniform(), None, {"policy": "frontier", "control": "frequency"})
+    assert "policy frontier, control frequency;" in describe(plan)

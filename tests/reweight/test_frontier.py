@@ -172,15 +172,18 @@ def test_a_stratum_that_base_weights_repeat_too_often_is_refused(tmp_path):
 
 
 def test_a_plan_says_all_that_is_needed_to_make_it_again(tmp_path):
-    plan = plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", window=3)
+    plan = plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", window=3, strength=2)
     assert Plan.load(tmp_path / "plan.json") == plan
     about = plan.provenance
     assert about["scores"] == {"web": DATASETS[0].scores, "code": DATASETS[1].scores}
     assert about["reference"] == "reference"
     assert (about["policy"], about["control"], about["window"]) == ("frontier", None, 3)
     assert about["cutting"] == {"quantiles": 4, "unlearned": 0.5}
-    assert about["guards"] == {"floor": 0.25, "max_change": 1.5, "max_epochs": 4.0}
-    assert about["epoch_samples"] == [dataset.n_samples for dataset in DATASETS]
+    how = plan.replanning
+    assert (how.floor, how.max_change, plan.max_epochs) == (0.25, 1.5, 4.0)
+    assert how.epoch_samples == tuple(dataset.n_samples for dataset in DATASETS)
+    assert how.base_weights == tuple(job_of().base_weights)
+    assert (how.train_samples, how.strength) == (TRAIN_SAMPLES, 2.0)
 
 
 def test_scores_of_several_reference_runs_do_not_compare(tmp_path):
@@ -192,19 +195,14 @@ def test_scores_of_several_reference_runs_do_not_compare(tmp_path):
 # Controls
 
 
-def test_shuffled_and_frequency_have_the_same_weights_for_other_samples(tmp_path):
+def test_frequency_has_the_same_weights_for_other_samples(tmp_path):
     plan = plan_frontier(DATASETS, job_of(), tmp_path / "plan.json")
-    shuffled = plan_frontier(
-        DATASETS, job_of(), tmp_path / "s.json", control="shuffled", shuffle_seed=5
-    )
     frequency = plan_frontier(DATASETS, job_of(), tmp_path / "f.json", control="frequency")
-    for other in (shuffled, frequency):
-        assert (other.stages, other.strata) == (plan.stages, plan.strata)
-        assert other.fingerprint != plan.fingerprint
-    assert [cut.shuffle_seed for cut in shuffled.cuts] == [5, 5]
+    assert (frequency.stages, frequency.strata) == (plan.stages, plan.strata)
+    assert frequency.fingerprint != plan.fingerprint
     assert [cut.order for cut in frequency.cuts] == ["frequency"] * 2
     assert [cut.order for cut in plan.cuts] == ["learning-time"] * 2
-    assert shuffled.provenance["control"] == "shuffled"
+    assert frequency.provenance["control"] == "frequency"
 
 
 def test_easy_first_draws_evenly_from_what_the_competence_covers():

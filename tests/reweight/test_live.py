@@ -10,7 +10,16 @@ import pytest
 from numpy.testing import assert_allclose
 from runs import GLOBAL_BATCH, launch, plain_probe_set, write_run
 
-from megatron_tokscale.data import Cut, DatasetIdentity, Decision, Plan, Stage, Stratum
+from megatron_tokscale.data import (
+    Cut,
+    DatasetIdentity,
+    Decision,
+    Plan,
+    Replanning,
+    Stage,
+    Stratum,
+    with_decisions,
+)
 from megatron_tokscale.data.history import save_run_plan
 from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight.live import decide, falls, main
@@ -36,7 +45,7 @@ def run(tmp_path) -> Run:
     return write_run(tmp_path, STEPS, losses_of(prose=0.1, code=0.4))
 
 
-def plan_of(*stages: Stage, made=None, **changes) -> Plan:
+def plan_of(*stages: Stage, how=None, **changes) -> Plan:
     """Of the run's datasets, in the other order."""
     fields = {
         "datasets": (DatasetIdentity("code", 50, 8000), DatasetIdentity("prose", 100, 80_000)),
@@ -44,12 +53,12 @@ def plan_of(*stages: Stage, made=None, **changes) -> Plan:
         "stages": stages or (Stage(0, (0.5, 0.5)),),
         "seq_length": 8,
         "seed": 0,
-        "provenance": {"train_samples": 1000, **(made or {})},
+        "replanning": Replanning(**{"train_samples": 1000, **(how or {})}),
     }
     return Plan(**fields | changes)
 
 
-LOOSE = {"guards": {"floor": 1e-9, "max_change": 100.0}}
+LOOSE = {"floor": 1e-9, "max_change": 100.0}
 
 
 def slopes(run: Run) -> np.ndarray:
@@ -66,35 +75,33 @@ def test_weights_follow_the_present_slopes(run):
     assert_allclose(falls(run, plan_of(), AT), slopes(run), rtol=1e-10)
     assert_allclose(slopes(run), (0.4, 0.1), atol=0.05)
     expected_D = np.array([0.5, 0.5]) * slopes(run)
-    assert_allclose(decide(run, plan_of(made=LOOSE), AT), expected_D / expected_D.sum(), rtol=1e-6)
+    assert_allclose(decide(run, plan_of(how=LOOSE), AT), expected_D / expected_D.sum(), rtol=1e-6)
 
 
 def test_the_base_weights_and_the_strength_are_those_of_the_plan(run):
-    made = {**LOOSE, "base_weights": [1.0, 3.0], "strength": 0.5}
+    how = {**LOOSE, "base_weights": (1.0, 3.0), "strength": 0.5}
     expected_D = np.array([0.25, 0.75]) * np.sqrt(slopes(run))
-    assert_allclose(decide(run, plan_of(made=made), AT), expected_D / expected_D.sum(), rtol=1e-6)
+    assert_allclose(decide(run, plan_of(how=how), AT), expected_D / expected_D.sum(), rtol=1e-6)
 
 
 def test_no_weight_falls_below_its_floor(run):
-    made = {"guards": {"floor": 0.8, "max_change": 100.0}}
-    free_D = decide(run, plan_of(made=LOOSE), AT)
-    assert_allclose(decide(run, plan_of(made=made), AT), 0.8 * 0.5 + 0.2 * free_D, rtol=1e-6)
+    how = {"floor": 0.8, "max_change": 100.0}
+    free_D = decide(run, plan_of(how=LOOSE), AT)
+    assert_allclose(decide(run, plan_of(how=how), AT), 0.8 * 0.5 + 0.2 * free_D, rtol=1e-6)
 
 
 def test_a_weight_changes_only_so_much_at_a_time(run):
-    made = {"guards": {"floor": 1e-9, "max_change": 1.2}}
-    assert_allclose(decide(run, plan_of(made=made), AT), (0.5833333, 0.4166667), rtol=1e-6)
+    how = {"floor": 1e-9, "max_change": 1.2}
+    assert_allclose(decide(run, plan_of(how=how), AT), (0.5833333, 0.4166667), rtol=1e-6)
 
 
 def test_change_is_counted_from_the_weights_that_hold_or_are_decided_already(run):
-    made = {"base_weights": [1.0, 1.0], "guards": {"floor": 1e-9, "max_change": 1.2}}
+    how = {"base_weights": (1.0, 1.0), "floor": 1e-9, "max_change": 1.2}
     consumed = AT * GLOBAL_BATCH
-    plan = plan_of(Stage(0, (0.1, 0.9)), Stage(consumed - 1, (0.3, 0.7)), made=made)
+    plan = plan_of(Stage(0, (0.1, 0.9)), Stage(consumed - 1, (0.3, 0.7)), how=how)
     assert decide(run, plan, AT)[0] == pytest.approx(0.36)
-    later = plan_of(Stage(0, (0.3, 0.7)), Stage(consumed + 1, (0.9, 0.1)), made=made)
+    later = plan_of(Stage(0, (0.3, 0.7)), Stage(consumed + 1, (0.9, 0.1)), how=how)
     assert decide(run, later, AT)[0] == pytest.approx(0.36)
-    from megatron_tokscale.data import with_decisions
-
     pending = with_decisions(later, [Decision(90, consumed + 24, (0.5, 0.5))])
     assert decide(run, pending, AT)[0] == pytest.approx(0.5833333)
 
@@ -102,11 +109,11 @@ def test_change_is_counted_from_the_weights_that_hold_or_are_decided_already(run
 @pytest.mark.parametrize("is_told", [True, False])
 def test_a_dataset_grows_no_further_than_its_limit_on_epochs(run, is_told):
     """400 samples are drawn, 600 left; a half of each is code's, which has 1000 in an epoch."""
-    made = {**LOOSE, **({"epoch_samples": [1000, 10_000]} if is_told else {})}
-    free = decide(run, plan_of(made=LOOSE), AT)[0]
+    how = {**LOOSE, **({"epoch_samples": (1000, 10_000)} if is_told else {})}
+    free = decide(run, plan_of(how=LOOSE), AT)[0]
     assert free > 0.7
     for limit, expected in ((0.56, (560 - 200) / 600), (0.4, 0.5), (9.0, free)):
-        plan = plan_of(made=made, max_epochs=limit)
+        plan = plan_of(how=how, max_epochs=limit)
         assert decide(run, plan, AT)[0] == pytest.approx(expected, rel=1e-6)
 
 
@@ -114,7 +121,7 @@ def test_within_a_dataset_the_limit_is_each_stratums(run):
     """Half of code's samples come from the tenth of it that has 100."""
     plan = plan_of(
         Stage(0, (0.5, 0.5), (0.5, 0.5, 1.0)),
-        made=LOOSE,
+        how=LOOSE,
         strata=(Stratum("code/0", 0, 0.1), Stratum("code/1", 0, 0.9), Stratum("prose", 1)),
         cuts=(Cut("scores"), None),
         max_epochs=2.7,
@@ -123,7 +130,7 @@ def test_within_a_dataset_the_limit_is_each_stratums(run):
 
 
 def test_without_a_word_on_its_length_training_is_as_long_as_the_run_says(run):
-    plan = replace(plan_of(max_epochs=0.28), provenance=LOOSE)  # 130 steps of 4: 520 samples
+    plan = plan_of(max_epochs=0.28, replanning=Replanning(**LOOSE))  # 130 steps of 4: 520 samples
     assert decide(run, plan, AT)[0] == pytest.approx((280 - 200) / 120, rel=1e-6)
 
 
@@ -132,7 +139,7 @@ def test_training_is_as_long_as_the_job_says_that_goes_on_from_there(run):
     batch = Batch(global_batch_size=8, micro_batch_size=4, train_iters=130)
     launches = (*run.launches, launch(90, batch=batch), launch(120))
     changed = replace(run, info=replace(run.info, launches=launches))
-    plan = replace(plan_of(max_epochs=0.4), provenance=LOOSE)
+    plan = plan_of(max_epochs=0.4, replanning=Replanning(**LOOSE))
     assert decide(changed, plan, AT)[0] == pytest.approx((400 - 200) / 280, rel=1e-6)
     unknown = replace(run, info=replace(run.info, launches=(launch(),)))
     with pytest.raises(TokscaleError, match="does not say how long the job trains"):
@@ -141,9 +148,9 @@ def test_training_is_as_long_as_the_job_says_that_goes_on_from_there(run):
 
 def test_a_dataset_that_rises_keeps_its_floor(tmp_path):
     run = write_run(tmp_path, STEPS, losses_of(prose=-0.3, code=0.4))
-    made = {"guards": {"floor": 0.25, "max_change": 100.0}}
+    how = {"floor": 0.25, "max_change": 100.0}
     assert falls(run, plan_of(), AT)[1] == 0
-    assert_allclose(decide(run, plan_of(made=made), AT), (0.875, 0.125))
+    assert_allclose(decide(run, plan_of(how=how), AT), (0.875, 0.125))
 
 
 def test_losses_that_are_not_finite_are_left_out(tmp_path):
@@ -205,6 +212,23 @@ def test_the_command_says_the_same(run, capsys):
     assert "has no losses of step 7" in json.loads(capsys.readouterr().out)["reason"]
     main([str(run.path / "nowhere"), "--until", "7"])
     assert "no run in" in json.loads(capsys.readouterr().out)["reason"]
+
+
+def test_provenance_decides_nothing(run, capsys):
+    """It is edited where a user would, in the run's directory."""
+    expected_D = decide(run, plan_of(), AT)
+    save_run_plan(plan_of(), [], run.path)
+    path = run.path / "tokscale/plan.json"
+    content = json.loads(path.read_text())
+    content["provenance"] = {
+        **{"base_weights": [1, 9], "strength": 3.0, "train_samples": 150, "given": "0"},
+        **{"guards": {"floor": 0.9, "max_change": 1.01}, "epoch_samples": [1, 1]},
+        "live": [{"step": 90, "start": 10_000, "weights": [1, 9]}],
+    }
+    del content["checksum"]
+    path.write_text(json.dumps(content))
+    main([str(run.path), "--until", str(AT)])
+    assert json.loads(capsys.readouterr().out) == {"weights": expected_D.tolist()}
 
 
 def test_it_starts_without_what_takes_long_to_load():

@@ -69,15 +69,6 @@ def test_the_uniform_control_is_one_stage_of_base_weights(tmp_path):
     assert [stage.weights for stage in plan.segments] == [(2 / 3, 1 / 3)]
 
 
-def test_the_shuffled_control_of_two_datasets_is_the_opposite(run, tmp_path):
-    plan = plan_run(run, JOB, tmp_path / "plan.json")
-    shuffled = plan_run(run, JOB, tmp_path / "shuffled.json", shuffle_seed=0)
-    rise_T = np.array([stage.weights[0] for stage in plan.stages]) - 2 / 3
-    other_T = np.array([stage.weights[0] for stage in shuffled.stages]) - 2 / 3
-    assert (rise_T * other_T <= 1e-12).mean() > 0.8
-    assert (shuffled.provenance["control"], shuffled.provenance["shuffle_seed"]) == ("shuffled", 0)
-
-
 def test_domains_may_be_named_otherwise_than_the_datasets(run, tmp_path):
     job = replace(JOB, datasets=(replace(WEB, name="web_text"), replace(CODE, name="code_text")))
     with pytest.raises(TokscaleError, match="watched no tokens of web_text, code_text"):

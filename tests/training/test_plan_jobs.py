@@ -112,7 +112,7 @@ def test_a_plan_and_new_weights_in_older_megatrons(corpus, planned, scores, tmp_
     output = run_recorded(corpus, tmp_path / "seen", 1, *flags, python_path=path)
     assert "tokscale: from sample 104 on the datasets weigh" in output
     plan = followed(tmp_path / "run")
-    assert [row["step"] for row in plan.provenance["live"]] == [8]
+    assert [decision.step for decision in plan.decisions] == [8]
     dataset = dataset_of(plan, corpus.prefixes, 112, tmp_path / "offline", scores)
     assert read_samples(tmp_path / "seen") == stream_of(dataset)
 

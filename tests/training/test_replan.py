@@ -16,7 +16,7 @@ from planned_jobs import BATCH, dataset_of, plan_of, stream_of
 from recorded_job import read_samples, run_recorded, start
 from runs import read_journal
 
-from megatron_tokscale.data import Decision, build_index, with_decisions
+from megatron_tokscale.data import Decision, Replanning, build_index, with_decisions
 from megatron_tokscale.data.history import load_run_plan, save_run_plan
 from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.errors import TokscaleError
@@ -44,8 +44,8 @@ def flags_of(corpus, folder, *extra):
 
 @pytest.fixture(scope="module")
 def plan(corpus: Corpus):
-    guards = {"floor": 0.25, "max_change": 1.5, "max_epochs": None}
-    return plan_of(corpus.prefixes, WEIGHTS, provenance={"guards": guards, "strength": 3.0})
+    how = Replanning(strength=3.0, floor=0.25, max_change=1.5)
+    return plan_of(corpus.prefixes, WEIGHTS, replanning=how)
 
 
 @pytest.fixture(scope="module")
@@ -288,6 +288,12 @@ def test_an_edited_file_stops_the_job(follower, plan, tmp_path, file):
         TokscaleError, match=r"changed under this job \(it is another now\); restore"
     ):
         follower.refuse_edits()
+
+
+def test_an_edited_provenance_does_not_stop_the_job(follower, plan, tmp_path):
+    base = replace(follower._base, provenance={"policy": "another"})
+    base.save(tmp_path / "tokscale/plan.json")
+    follower.refuse_edits()
 
 
 def test_a_question_that_fails_keeps_the_plan(monkeypatch, tmp_path):
