@@ -140,7 +140,7 @@ class Decision:
 
     @staticmethod
     def from_json(row: Mapping[str, Any]) -> "Decision":
-        """A decision as plain values; KeyError, TypeError or ValueError if it is none."""
+        """Return the decision in `row`; KeyError, TypeError or ValueError if it holds none."""
         return Decision(int(row["step"]), int(row["start"]), _floats(row["weights"]))
 
 
