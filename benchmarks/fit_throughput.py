@@ -39,7 +39,7 @@ from scipy.special import expit
 from table import heading, markdown
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from megatron_tokscale.arrays import Floats, Floats32
+from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.fit import SigmoidFits, block, fit_sigmoids, grid, kernels, noise
 
 FAR = -1e4  # stands for x = -inf of step 0, which curve_fit refuses

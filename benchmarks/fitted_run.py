@@ -12,7 +12,7 @@ from fit_memory import LAST_STEP, SEQ_LENGTH, probe_steps, record
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from megatron_tokscale.arrays import Floats32
+from megatron_tokscale.core.arrays import Floats32
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.fit.table import ParquetRows
 from megatron_tokscale.probe import ProbeSet

@@ -30,7 +30,7 @@ import scipy
 from fitted_run import make_run
 from table import heading, markdown
 
-from megatron_tokscale.arrays import Floats
+from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.fit import SigmoidFits, fits_path
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.spectrum import Bins, DocumentSums, Units, events_of

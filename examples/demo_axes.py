@@ -15,8 +15,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.demo.job import FULL, SPLIT, megatron_flags, train
-from megatron_tokscale.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.fit import fits_path
 from megatron_tokscale.store import Run
 

@@ -37,8 +37,8 @@ from torch import nn
 from torch.nn import functional
 
 import megatron_tokscale
-from megatron_tokscale.arrays import Floats, Floats32, Integers
-from megatron_tokscale.files import whole_or_absent, write_text
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers
+from megatron_tokscale.core.files import whole_or_absent, write_text
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_sigmoids
 from megatron_tokscale.spectrum import (
     Comparison,

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from megatron_tokscale import __version__
-from megatron_tokscale.errors import TokscaleError, exit_with_one_line, say
+from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line, say
+from megatron_tokscale.core.progress import Progress, mute, print_what_can_be
 from megatron_tokscale.options import check_numbers
-from megatron_tokscale.progress import Progress, mute, print_what_can_be
 
 if TYPE_CHECKING:
     from megatron_tokscale.data import Plan

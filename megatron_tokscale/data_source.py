@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import read_json
 from megatron_tokscale.indexed import IndexedTokens, Portion
 from megatron_tokscale.names import base_name, numbered, whole_prefix
 

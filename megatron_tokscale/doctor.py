@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_tokscale import __version__
-from megatron_tokscale.errors import EXIT_CODE
+from megatron_tokscale.core.errors import EXIT_CODE
 
 _PRETRAIN = "megatron_tokscale.pretrain"
 

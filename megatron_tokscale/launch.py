@@ -3,8 +3,8 @@
 import sys
 
 from megatron_tokscale import cpu
-from megatron_tokscale.errors import exit_with_one_line
-from megatron_tokscale.progress import print_what_can_be
+from megatron_tokscale.core.errors import exit_with_one_line
+from megatron_tokscale.core.progress import print_what_can_be
 
 
 def prepare() -> None:

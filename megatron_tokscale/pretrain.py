@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from megatron_tokscale.errors import TokscaleError, exit_with_one_line
+from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.launch import prepare
 from megatron_tokscale.training.gpt_flags import (
     DATASET_ARGUMENTS,

@@ -7,7 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
-from megatron_tokscale.errors import TokscaleError, exit_with_one_line
+from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.launch import prepare
 
 

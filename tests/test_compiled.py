@@ -11,13 +11,13 @@ import numba
 import pytest
 from numba.core.dispatcher import Dispatcher
 
-from megatron_tokscale import compiled as compiled_module
+from megatron_tokscale.core import compiled as compiled_module
 from megatron_tokscale.data import draws, feistel
 from megatron_tokscale.fit import kernels
 from megatron_tokscale.spectrum import kernels as spectrum_kernels
 
 LOOP = """
-from megatron_tokscale.compiled import EXACT, compiled
+from megatron_tokscale.core.compiled import EXACT, compiled
 
 @compiled(**EXACT)
 def total(n):

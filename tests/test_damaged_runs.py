@@ -11,7 +11,7 @@ from runs import probe_steps, write_run
 from scipy.special import expit
 
 from megatron_tokscale.cli import main
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.laws import laws_run
 from megatron_tokscale.probe import ProbeSet

@@ -10,6 +10,7 @@ import pytest
 from jobs import write_documents
 
 from megatron_tokscale.cli import _parser
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data_source import (
     DEFAULT_SPLIT,
     PARTS,
@@ -17,7 +18,6 @@ from megatron_tokscale.data_source import (
     parse_data_path,
     split_range,
 )
-from megatron_tokscale.errors import TokscaleError
 
 # Read as Megatron reads them, whatever stands between the numbers.
 SPLITS = [

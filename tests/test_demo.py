@@ -6,7 +6,7 @@ import sys
 import pytest
 from jobs import job_environment
 
-from megatron_tokscale.files import read_json
+from megatron_tokscale.core.files import read_json
 from megatron_tokscale.store import Run
 
 pytestmark = pytest.mark.megatron

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json, whole_or_absent, write_json, write_text
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import read_json, whole_or_absent, write_json, write_text
 from megatron_tokscale.store.lock import RunLock
 
 UNSUPPORTED = ("EINVAL", "ENOTSUP", "EACCES", "EPERM", "EBADF", "ENOSYS", "EISDIR", "ENOTTY")

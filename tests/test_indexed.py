@@ -8,9 +8,9 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from megatron_tokscale import indexed
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.scores import data_digest
 from megatron_tokscale.data_source import DataSource
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.probe.duplicates import documents_in, passages_in
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "learnability_study"
 STEP_K = np.arange(0, 1001, 20)
@@ -288,7 +288,7 @@ def test_checksums_have_the_entropy_of_random_characters(texts):
 
 
 def test_datasets_and_tokenizer_are_written_and_counted(corpora, texts, tmp_path, monkeypatch):
-    from megatron_tokscale.files import read_json
+    from megatron_tokscale.core.files import read_json
 
     pytest.importorskip("megatron.core")
     monkeypatch.setattr(corpora, "texts", lambda characters: texts)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.names import listed, match_prefixes, numbered, renamed, whole_prefix
 
 

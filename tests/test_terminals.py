@@ -68,7 +68,7 @@ def test_a_name_that_the_terminal_cannot_show_is_shown_in_part(run, terminal):
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii:strict"])
 def test_the_shades_of_a_plan_stay_apart_where_they_cannot_be_shown(encoding):
-    line = "from megatron_tokscale.progress import *; print_what_can_be(); print('░▒▓█→ö')"
+    line = "from megatron_tokscale.core.progress import *; print_what_can_be(); print('░▒▓█→ö')"
     shown = subprocess.run(
         [sys.executable, "-c", line],
         env={**os.environ, "PYTHONIOENCODING": encoding},

@@ -16,6 +16,7 @@ from runs import log_time, write_run
 from scipy.special import expit
 
 from megatron_tokscale.cli import main
+from megatron_tokscale.core.files import read_json, sealed, write_json
 from megatron_tokscale.data import Decision, Plan, load_or_build_index
 from megatron_tokscale.data.history import followed, save_run_plan
 from megatron_tokscale.data.record import (
@@ -28,7 +29,6 @@ from megatron_tokscale.data.record import (
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.data.scores import DocumentScores, scores_path
 from megatron_tokscale.data.strata import load_or_build_strata
-from megatron_tokscale.files import read_json, sealed, write_json
 from megatron_tokscale.probe import ProbeSet
 
 SEQ_LENGTH = 32

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from corpora import WEIGHTS, write_data
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json, write_json
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import read_json, write_json
 from megatron_tokscale.fit import fits_path
 from megatron_tokscale.store import Run
 

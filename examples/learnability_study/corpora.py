@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import write_json
 from megatron_tokscale.demo.corpus import library_source, speeches, take, train_tokenizer
 from megatron_tokscale.demo.corpus import write_dataset as write_tokens
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import write_json
 
 WEIGHTS = {"speeches": 0.225, "python": 0.225, "cpp": 0.225, "docstrings": 0.225, "checksums": 0.1}
 """The blend."""

@@ -17,8 +17,8 @@ from pathlib import Path
 from arms import PHASES, Settings, Study, run_steps
 from table import report
 
-from megatron_tokscale.errors import exit_with_one_line
-from megatron_tokscale.files import write_text
+from megatron_tokscale.core.errors import exit_with_one_line
+from megatron_tokscale.core.files import write_text
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -20,8 +20,8 @@ from speed import (
     steps_to_reach,
 )
 
+from megatron_tokscale.core.files import read_json
 from megatron_tokscale.data.scores import DocumentScores
-from megatron_tokscale.files import read_json
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import Run
 

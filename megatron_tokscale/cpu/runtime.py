@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 
 FLAG = "--tokscale-cpu"
 ENVIRONMENT = "MEGATRON_TOKSCALE_CPU"

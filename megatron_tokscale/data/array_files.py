@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import whole_or_absent
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import whole_or_absent
 
 _BLOCK: Final = 1 << 22
 

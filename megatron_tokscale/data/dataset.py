@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.index import Index
 from megatron_tokscale.data.permutation import epoch_permutation
 from megatron_tokscale.data.plan import Plan
 from megatron_tokscale.data.strata import Strata
-from megatron_tokscale.errors import TokscaleError
 
 
 class MapDataset(Protocol):

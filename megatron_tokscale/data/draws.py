@@ -20,7 +20,7 @@ Shapes: N samples of a segment, D datasets, Z strata.
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.compiled import EXACT, compiled
+from megatron_tokscale.core.compiled import EXACT, compiled
 
 _compiled = compiled(**EXACT)
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.compiled import EXACT, compiled
+from megatron_tokscale.core.compiled import EXACT, compiled
 
 _compiled = compiled(**EXACT)
 

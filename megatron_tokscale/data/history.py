@@ -16,10 +16,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
-from megatron_tokscale.data.plan import Acceptance, DatasetIdentity, Decision, Plan, Stage
-from megatron_tokscale.data.record import load_records, record_path
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import (
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import (
     check_schema,
     check_seal,
     is_there,
@@ -27,6 +25,8 @@ from megatron_tokscale.files import (
     sealed,
     write_json,
 )
+from megatron_tokscale.data.plan import Acceptance, DatasetIdentity, Decision, Plan, Stage
+from megatron_tokscale.data.record import load_records, record_path
 
 SCHEMA_VERSION: Final = 1
 _KIND: Final = "tokscale-replans"

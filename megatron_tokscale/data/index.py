@@ -14,10 +14,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import is_there
 from megatron_tokscale.data.array_files import blocks, check_array, is_right, map_array, write_array
 from megatron_tokscale.data.plan import Plan, Segment
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import is_there
 
 
 @dataclass(frozen=True, eq=False)

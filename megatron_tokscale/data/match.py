@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.plan import DatasetIdentity, Plan
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.names import listed, match_prefixes
 
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.array_files import open_array
 from megatron_tokscale.data.record import BlendRecord, DataRecord, DatasetRecord
-from megatron_tokscale.errors import TokscaleError
 
 _SUFFIX: Final = "-train-description.txt"
 _LISTED, _NAMED = 12, 4

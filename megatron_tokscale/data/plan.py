@@ -16,8 +16,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, check_seal, read_json, sealed, write_json
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import check_schema, check_seal, read_json, sealed, write_json
 from megatron_tokscale.names import numbered
 
 KIND: Final = "tokscale-plan"

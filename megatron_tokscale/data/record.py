@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import (
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import (
     check_schema,
     check_seal,
     is_there,

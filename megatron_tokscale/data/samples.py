@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.arrays import Floats, Floats32, Integers
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.data.plan import Cut
 from megatron_tokscale.data.scores import DocumentScores
 

@@ -15,12 +15,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import whole_or_absent
+from megatron_tokscale.core.tensors import TensorFile
 from megatron_tokscale.data.plan import DatasetIdentity
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import whole_or_absent
 from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.names import listed, whole_prefix
-from megatron_tokscale.tensors import TensorFile
 
 KIND: Final = "tokscale-scores"
 SCHEMA_VERSION: Final = 1

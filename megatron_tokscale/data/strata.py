@@ -13,12 +13,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.arrays import Integers, Integers32
+from megatron_tokscale.core.arrays import Integers, Integers32
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.array_files import is_right, map_array, write_array
 from megatron_tokscale.data.permutation import epoch_permutation, stratum_key
 from megatron_tokscale.data.plan import ORDER_VERSION, Plan
 from megatron_tokscale.data.samples import SampleScores
-from megatron_tokscale.errors import TokscaleError
 
 # What a limit on epochs may be exceeded by: half a sample of rounding, twice.
 _ROUNDING = 1.0

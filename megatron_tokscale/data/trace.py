@@ -15,7 +15,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from megatron_tokscale.arrays import Integers
+from megatron_tokscale.core.arrays import Integers
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.array_files import blocks, check_array
 from megatron_tokscale.data.history import followed
 from megatron_tokscale.data.index import load_or_compute_index
@@ -32,7 +33,6 @@ from megatron_tokscale.data.record import (
 )
 from megatron_tokscale.data.samples import Piece, SampleIndex
 from megatron_tokscale.data.strata import map_strata
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.names import base_name, listed, numbered, whole_prefix
 

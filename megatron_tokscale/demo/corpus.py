@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 
 EOD = "<|endoftext|>"
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__"}

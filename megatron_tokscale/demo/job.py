@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_tokscale.progress import Progress
+from megatron_tokscale.core.progress import Progress
 
 SPLIT = "90,10,0"
 _ITERATION = re.compile(r" iteration +(\d+)/ *(\d+) .*lm loss: (\S+)")

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import read_json, write_json
 from megatron_tokscale.demo import corpus
 from megatron_tokscale.demo.job import FULL, QUICK, SPLIT, Size, megatron_flags, train
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json, write_json
 from megatron_tokscale.store import Run
 
 if TYPE_CHECKING:
@@ -139,9 +139,9 @@ class _Demo:
 
     def analyse(self, path: Path) -> None:
         """Fit and spectrum, printed."""
+        from megatron_tokscale.core.progress import Progress
         from megatron_tokscale.fit import fit_run
         from megatron_tokscale.fit.describe import describe_fit
-        from megatron_tokscale.progress import Progress
         from megatron_tokscale.spectrum import spectrum_run
         from megatron_tokscale.spectrum.describe import describe_spectrum
 

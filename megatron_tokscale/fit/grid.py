@@ -16,7 +16,7 @@ import torch
 from scipy.special import expit
 from torch import Tensor
 
-from megatron_tokscale.arrays import Floats, Integers
+from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.fit.axis import Axis
 from megatron_tokscale.fit.noise import Residuals
 from megatron_tokscale.fit.varpro import Box, Trajectories

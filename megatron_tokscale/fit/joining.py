@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from megatron_tokscale.errors import TokscaleError, say
+from megatron_tokscale.core.errors import TokscaleError, say
 
 _JOINED: Final = "joined"
 _QUIET_SECONDS: Final = 5.0

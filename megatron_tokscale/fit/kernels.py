@@ -15,8 +15,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from megatron_tokscale.arrays import Floats32
-from megatron_tokscale.compiled import FAST, compiled
+from megatron_tokscale.core.arrays import Floats32
+from megatron_tokscale.core.compiled import FAST, compiled
 
 _F = np.float32
 

@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json, remove_temporaries, whole_or_absent, write_json
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import read_json, remove_temporaries, whole_or_absent, write_json
 from megatron_tokscale.fit.joining import Place, is_launched, join
 from megatron_tokscale.store.lock import RunLock
 

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
-from megatron_tokscale.checked import file_checksum, write_result
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.checked import file_checksum, write_result
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit.axis import MIN_PROBES, Axis
 from megatron_tokscale.fit.parts import Parts, Ranks
 from megatron_tokscale.fit.sigmoids import fit_sigmoids

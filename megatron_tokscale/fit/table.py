@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from megatron_tokscale.arrays import Floats, Floats32, Integers, Integers32, Mask
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, schema_version, whole_or_absent
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32, Mask
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import check_schema, schema_version, whole_or_absent
 
 SCHEMA_VERSION = 3
 

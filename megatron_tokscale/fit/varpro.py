@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_tokscale.arrays import Floats32
+from megatron_tokscale.core.arrays import Floats32
 from megatron_tokscale.fit import kernels
 
 _TINY = 1e-30

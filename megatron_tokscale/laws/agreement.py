@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.errors import UndefinedError
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize, nnls
 
-from megatron_tokscale.arrays import Floats, Interval
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.arrays import Floats, Interval
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.resampling import percentile_interval
 from megatron_tokscale.laws.huber import DELTA, EXPONENT_BOUNDS
-from megatron_tokscale.resampling import percentile_interval
 
 MIN_RUNS = 6
 MIN_LEVELS = 3

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 
-from megatron_tokscale.arrays import Floats, Integers, Mask
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.arrays import Floats, Integers, Mask
+from megatron_tokscale.core.errors import UndefinedError
 
 EDGES = tuple(np.unique(np.geomspace(1, 65, 16).round()).tolist())
 

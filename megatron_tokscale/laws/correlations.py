@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from megatron_tokscale.arrays import Floats, Integers32, Interval, Mask
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.arrays import Floats, Integers32, Interval, Mask
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.resampling import percentile_interval
 from megatron_tokscale.indexed import Portion
 from megatron_tokscale.laws.pairs import Documents, Pairs
-from megatron_tokscale.resampling import percentile_interval
 
 MAX_TOKENS = 4_000_000
 LAGS = tuple(sorted({*range(1, 33), *np.geomspace(33, 8192, 20).round().astype(int).tolist()}))

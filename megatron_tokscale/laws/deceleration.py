@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
 
-from megatron_tokscale.arrays import Floats, Interval
-from megatron_tokscale.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.correlation import (
+from megatron_tokscale.core.arrays import Floats, Interval
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.resampling import percentile_interval
+from megatron_tokscale.core.serial_correlation import (
     LEAST_FREEDOM,
     NO_ERROR,
     effective_points,
     serial_correlation,
 )
-from megatron_tokscale.resampling import percentile_interval
 
 MIN_POINTS = 10
 DISCARDED_STEPS = 100

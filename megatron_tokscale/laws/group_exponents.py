@@ -10,8 +10,8 @@ import numpy as np
 from scipy.stats import chi2
 from scipy.stats import t as student_t
 
-from megatron_tokscale.arrays import Floats, Interval
-from megatron_tokscale.laws.correlation import (
+from megatron_tokscale.core.arrays import Floats, Interval
+from megatron_tokscale.core.serial_correlation import (
     LEAST_FREEDOM,
     NO_ERROR,
     GroupNoise,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from megatron_tokscale.arrays import Floats, Mask
+from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.laws.lr_sum import ONE_THIRD
 
 _FLAT = 1e-12

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
 
-from megatron_tokscale.arrays import Floats, Interval
-from megatron_tokscale.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.correlation import NO_ERROR, GroupNoise
+from megatron_tokscale.core.arrays import Floats, Interval
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.serial_correlation import NO_ERROR, GroupNoise
 from megatron_tokscale.laws.group_exponents import GroupExponents, group_exponents
 from megatron_tokscale.laws.group_fit import Fit, Losses, Model, models_over
 from megatron_tokscale.laws.lr_sum import checked, from_tau

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from scipy.optimize import minimize
 
-from megatron_tokscale.arrays import Floats
+from megatron_tokscale.core.arrays import Floats
 
 DELTA = 1e-3
 EXPONENT_BOUNDS = (1e-3, 10.0)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats
+from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.results import SpectrumResult
 
 

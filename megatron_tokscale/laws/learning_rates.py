@@ -5,8 +5,8 @@ Shapes: T steps, K probe steps.
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.store import Run
 
 _TOLERANCE = 1e-3

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.stats import linregress, theilslopes
 from scipy.stats import t as student_t
 
-from megatron_tokscale.arrays import Floats, Interval
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.arrays import Floats, Interval
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 
 MIN_GROUPS = 5
 MAX_GROUPS = 5000  # whose pairs of slopes take 200 MB

@@ -6,8 +6,8 @@ Shapes: K probe steps.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from megatron_tokscale.arrays import Floats, Mask
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.arrays import Floats, Mask
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 
 ONE_THIRD = 1 / 3
 _ROUNDING = 1e-8

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from megatron_tokscale.arrays import Floats, Mask
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.arrays import Floats, Mask
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 
 HEIGHT = 0.7  # nats; this and the numbers below are those of the authors' search
 LOWEST_UPPER = 2.7

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from megatron_tokscale.arrays import Floats, Integers
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.arrays import Floats, Integers
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.schedule import Schedule, loss_drop
 from megatron_tokscale.laws.schedule_fit import HELD, Held, Point, Problem
 

@@ -11,9 +11,13 @@ from numpy.typing import ArrayLike
 from scipy.optimize import curve_fit
 from scipy.stats import t as student_t
 
-from megatron_tokscale.arrays import Floats, Interval
-from megatron_tokscale.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.correlation import LEAST_FREEDOM, effective_points, serial_correlation
+from megatron_tokscale.core.arrays import Floats, Interval
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.serial_correlation import (
+    LEAST_FREEDOM,
+    effective_points,
+    serial_correlation,
+)
 from megatron_tokscale.laws.lr_sum import ONE_THIRD, checked, from_tau
 
 MIN_POINTS = 6

@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import LinearOperator, svds
 
-from megatron_tokscale.arrays import Floats, Integers32, Mask
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.arrays import Floats, Integers32, Mask
+from megatron_tokscale.core.errors import UndefinedError
 
 _TOLERANCE = 1e-2  # of the singular vectors; that of the norm is its square
 

@@ -10,11 +10,15 @@ from numpy.typing import ArrayLike
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
-from megatron_tokscale.arrays import Floats, Interval, Mask
-from megatron_tokscale.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.correlation import LEAST_FREEDOM, effective_points, serial_correlation
+from megatron_tokscale.core.arrays import Floats, Interval, Mask
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.resampling import percentile_interval
+from megatron_tokscale.core.serial_correlation import (
+    LEAST_FREEDOM,
+    effective_points,
+    serial_correlation,
+)
 from megatron_tokscale.laws.huber import Curve, Solution
-from megatron_tokscale.resampling import percentile_interval
 
 MIN_POINTS = 6
 FIRST_TIME_SHARE = 0.1  # of the last time

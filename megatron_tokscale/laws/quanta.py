@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 
 
 @dataclass(frozen=True)

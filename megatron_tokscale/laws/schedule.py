@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats, Integers
+from megatron_tokscale.core.arrays import Floats, Integers
 
 _BLOCK = 16  # losses at a time: what is then in the cache need not come from memory
 _LOWEST_RATE = 1e-12  # instead of a rate of zero, of which ln and a negative power are infinite

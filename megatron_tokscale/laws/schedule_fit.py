@@ -12,8 +12,8 @@ from itertools import product
 import numpy as np
 from scipy.optimize import minimize, nnls
 
-from megatron_tokscale.arrays import Floats, Integers
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.arrays import Floats, Integers
+from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.laws.huber import DELTA
 from megatron_tokscale.laws.schedule import Schedule, loss_drop
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.chinchilla import fit_chinchilla
 from megatron_tokscale.laws.learning_rates import learning_rates
 from megatron_tokscale.laws.multi_power import LossCurve, fit_multi_power, score

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from megatron_tokscale.arrays import Floats
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 
 _STEEPEST = 200.0
 _STEPS = 40_001

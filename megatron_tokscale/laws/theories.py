@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.errors import UndefinedError
+from megatron_tokscale.core.resampling import Estimate, Units
 from megatron_tokscale.indexed import Portion
 from megatron_tokscale.laws.agreement import Agreement
 from megatron_tokscale.laws.cagnetta import data_exponent, fit_context_exponent
@@ -33,7 +34,6 @@ from megatron_tokscale.laws.power_law import fit_power_law
 from megatron_tokscale.laws.quanta import alpha_from, exponents_from
 from megatron_tokscale.laws.tail import tail_exponent
 from megatron_tokscale.laws.zero_sum import ZeroSum
-from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.store import Run
 
 _SAMPLE = 20_000

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
-from megatron_tokscale.arrays import Floats, Integers
-from megatron_tokscale.errors import TokscaleError, UndefinedError
-from megatron_tokscale.resampling import percentile_interval
+from megatron_tokscale.core.arrays import Floats, Integers
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.resampling import percentile_interval
 
 _FARTHEST = math.sqrt(2)
 

@@ -8,7 +8,7 @@ import ast
 import math
 from dataclasses import dataclass
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe.schedule import Schedule
 
 BACKWARD_AND_FORWARD = 3

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data_source import DataPath, DataSource, split_range
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens, Portion
 from megatron_tokscale.names import listed, whole_prefix
 from megatron_tokscale.probe.describe import describe

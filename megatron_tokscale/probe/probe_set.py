@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import whole_or_absent
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import whole_or_absent
+from megatron_tokscale.core.tensors import TensorFile
 from megatron_tokscale.names import base_name, match_prefixes
-from megatron_tokscale.tensors import TensorFile
 
 SCHEMA_VERSION = 1
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from itertools import count, takewhile
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 
 DEFAULT_SCHEDULE = "log:per-octave=8"
 _FORMS = (

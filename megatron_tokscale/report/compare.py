@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.arrays import Floats, Floats32, Integers, Mask
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Mask
 from megatron_tokscale.store import Run
 
 _VALUES_PER_READ = 2**24

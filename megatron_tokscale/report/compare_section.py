@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_tokscale.files import is_there
+from megatron_tokscale.core.files import is_there
 from megatron_tokscale.report import compare_figures
 from megatron_tokscale.report.compare import Curves, faster, mean_curves, time_to_reach
 from megatron_tokscale.report.largest import largest_datasets, left_out

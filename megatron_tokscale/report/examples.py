@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_tokscale.arrays import Integers, Mask
+from megatron_tokscale.core.arrays import Integers, Mask
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.classes import CLASS_MEANINGS

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats
+from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.largest import largest_datasets
 from megatron_tokscale.report.scale import LABELS, TimeScale, time_of

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 
-from megatron_tokscale.arrays import Floats, Integers
+from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.report.planned import DrawnPlan
 from megatron_tokscale.report.scale import TimeScale, short
 from megatron_tokscale.report.style import RATIOS, dataset_colour, dataset_line

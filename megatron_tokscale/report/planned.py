@@ -14,7 +14,9 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.arrays import Floats, Integers
+from megatron_tokscale.core.arrays import Floats, Integers
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import is_there
 from megatron_tokscale.data import (
     Index,
     Plan,
@@ -25,8 +27,6 @@ from megatron_tokscale.data import (
 from megatron_tokscale.data.history import load_run_plan
 from megatron_tokscale.data.index import count_strata, load_index
 from megatron_tokscale.data.record import DataRecord, PlanRecord, load_records, record_path
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import is_there
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import Run
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import ProbeSet
 
 BEFORE, AFTER = 24, 6

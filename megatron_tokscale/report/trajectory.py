@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats
+from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.report.markup import escape
 from megatron_tokscale.report.scale import TimeScale
 

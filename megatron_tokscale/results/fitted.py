@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.checked import file_checksum, read_result
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.checked import file_checksum, read_result
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fits_path
 from megatron_tokscale.fit.run import SCHEMA_VERSION as FIT_SCHEMA
 from megatron_tokscale.store import Run

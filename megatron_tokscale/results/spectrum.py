@@ -5,8 +5,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from megatron_tokscale.checked import read_arrays, read_result
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.checked import read_arrays, read_result
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.results.fitted import check_made_of, heading, read_fit
 from megatron_tokscale.results.schemas import SPECTRUM_SCHEMA
 from megatron_tokscale.store import Run

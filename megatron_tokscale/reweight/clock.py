@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.reweight.learnability import read_spectra
 from megatron_tokscale.store import Run
 

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.arrays import Floats
+from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.data import Plan, dataset_names
 from megatron_tokscale.reweight.table import aligned
 

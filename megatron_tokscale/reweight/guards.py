@@ -11,9 +11,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats, Integers
+from megatron_tokscale.core.arrays import Floats, Integers
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.plan import FLOOR, MAX_CHANGE
-from megatron_tokscale.errors import TokscaleError
 
 
 @dataclass(frozen=True)

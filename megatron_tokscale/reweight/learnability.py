@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.arrays import Floats
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.plan import DatasetIdentity
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.names import listed
 from megatron_tokscale.results import SpectrumResult
 from megatron_tokscale.store import Run

@@ -12,7 +12,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 import megatron_tokscale
-from megatron_tokscale.arrays import Floats, Integers
+from megatron_tokscale.core.arrays import Floats, Integers
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import (
     DatasetIdentity,
     Plan,
@@ -21,7 +22,6 @@ from megatron_tokscale.data import (
     Stratum,
     dataset_names,
 )
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight.clock import ByRank, Clock, Progress, SameTokens
 from megatron_tokscale.reweight.guards import (
     Guards,

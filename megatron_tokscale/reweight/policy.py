@@ -10,8 +10,8 @@ from typing import Final, Literal
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats, Integers, Mask
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.arrays import Floats, Integers, Mask
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.reweight.clock import Clock
 from megatron_tokscale.reweight.learnability import Spectra
 from megatron_tokscale.reweight.strata import CutDataset

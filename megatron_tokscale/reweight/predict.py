@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.arrays import Floats, Floats32, Integers, Integers32
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens
 
 if TYPE_CHECKING:

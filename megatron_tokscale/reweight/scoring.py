@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
-from megatron_tokscale.arrays import Floats, Floats32, Integers, Mask
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Mask
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.scores import (
     DocumentScores,
     data_digest,
@@ -22,7 +23,6 @@ from megatron_tokscale.data.scores import (
     scores_path,
 )
 from megatron_tokscale.data_source import DataPath, DataSource
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fits_path
 from megatron_tokscale.indexed import IndexedTokens, Portion
 from megatron_tokscale.names import listed, whole_prefix

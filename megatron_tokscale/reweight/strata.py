@@ -16,11 +16,11 @@ from typing import Final
 import numpy as np
 from scipy.special import ndtr
 
-from megatron_tokscale.arrays import Floats, Integers
+from megatron_tokscale.core.arrays import Floats, Integers
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.plan import Cut
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
 from megatron_tokscale.data.scores import DocumentScores, scores_file
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens, Portion
 
 # Our choices. A stratum of fewer samples is noise; of more than so many a part is looked at.

@@ -1,6 +1,6 @@
 """Learning-time spectra, and what they reconstruct of the loss curve."""
 
-from megatron_tokscale.resampling import Estimate, Units
+from megatron_tokscale.core.resampling import Estimate, Units
 from megatron_tokscale.spectrum.axes import axis_run
 from megatron_tokscale.spectrum.between import transfer_run
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum, events_of

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from megatron_tokscale import __version__
-from megatron_tokscale.arrays import Floats, Floats32
-from megatron_tokscale.checked import write_result
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.arrays import Floats, Floats32
+from megatron_tokscale.core.checked import write_result
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.resampling import MOST_UNITS, Units
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.laws.plain import or_reason
-from megatron_tokscale.resampling import MOST_UNITS, Units
 from megatron_tokscale.results import TRANSFER_SCHEMA, FittedRun, heading, known_transfers
 from megatron_tokscale.spectrum.groups import (
     Groups,

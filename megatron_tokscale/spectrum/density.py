@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from megatron_tokscale.arrays import Floats, Integers, Mask
+from megatron_tokscale.core.arrays import Floats, Integers, Mask
 from megatron_tokscale.fit import SigmoidFits, Transitions
 
 GRID_POINTS = 256

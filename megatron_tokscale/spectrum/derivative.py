@@ -12,8 +12,8 @@ Shapes: K probe steps, G grid points.
 import numpy as np
 from numpy.typing import ArrayLike
 
-from megatron_tokscale.arrays import Floats
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.errors import UndefinedError
 
 _NEIGHBOURS = 7
 _LEAST_PROBES = 4

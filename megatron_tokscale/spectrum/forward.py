@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.arrays import Floats, Mask
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.arrays import Floats, Mask
+from megatron_tokscale.core.errors import UndefinedError
+from megatron_tokscale.core.resampling import Estimate, Units
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.laws.huber import Curve
 from megatron_tokscale.laws.power_law import FIRST_TIME_SHARE
-from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.sums import loss_sums, model_sums
 from megatron_tokscale.spectrum.transfer import Alignment, TransferSums

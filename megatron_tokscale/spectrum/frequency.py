@@ -6,10 +6,10 @@ first is the data as they are).
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats, Floats32
+from megatron_tokscale.core.arrays import Floats, Floats32
+from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.resampling import Units
 from megatron_tokscale.spectrum.density import events_of
 from megatron_tokscale.spectrum.groups import deciles, log_frequency
 from megatron_tokscale.spectrum.skill import GroupSums

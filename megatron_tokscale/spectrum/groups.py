@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats, Integers
+from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.probe import ProbeSet
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_tokscale.compiled import FAST, compiled
+from megatron_tokscale.core.compiled import FAST, compiled
 from megatron_tokscale.fit.kernels import sigmoid
 
 

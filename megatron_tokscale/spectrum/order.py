@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from megatron_tokscale.arrays import Floats, Integers32
-from megatron_tokscale.resampling import Estimate
+from megatron_tokscale.core.arrays import Floats, Integers32
+from megatron_tokscale.core.resampling import Estimate
 
 _LEAST_TOKENS = 50
 _RIDGE = 1e-9

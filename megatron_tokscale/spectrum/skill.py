@@ -14,8 +14,8 @@ of a unit and a group), K probe steps, X values that are compared (grid points, 
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats, Integers
-from megatron_tokscale.resampling import Units
+from megatron_tokscale.core.arrays import Floats, Integers
+from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.spectrum.groups import Groups
 
 

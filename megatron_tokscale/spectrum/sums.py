@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from megatron_tokscale.arrays import Floats
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.spectrum.density import Bins, events_of
 from megatron_tokscale.spectrum.kernels import add_losses, add_ramps, add_sigmoids

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import expit
 
-from megatron_tokscale.arrays import Floats, Floats32, Integers
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers
+from megatron_tokscale.core.errors import UndefinedError
+from megatron_tokscale.core.resampling import Estimate, Units
 from megatron_tokscale.fit import SigmoidFits, Transitions
-from megatron_tokscale.resampling import Estimate, Units
 from megatron_tokscale.spectrum.density import default_grid, events_of
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.groups import Groups

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, check_seal, read_json, sealed, write_json
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import check_schema, check_seal, read_json, sealed, write_json
 from megatron_tokscale.store.launches import Launch, read_launches
 
 SCHEMA_VERSION = 2

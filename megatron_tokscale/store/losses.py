@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, schema_version, whole_or_absent
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import check_schema, schema_version, whole_or_absent
 
 SCHEMA_VERSION = 1
 _CHECKED_AT_ONCE = 2**20

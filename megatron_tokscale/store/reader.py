@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.identity import Identity
 from megatron_tokscale.store.launches import Launch, launch_of

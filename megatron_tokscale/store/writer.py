@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import remove_temporaries, sync
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import remove_temporaries, sync
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.identity import Identity, merged
 from megatron_tokscale.store.launches import Launch, parting

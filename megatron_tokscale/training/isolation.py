@@ -16,7 +16,7 @@ from megatron.core.rerun_state_machine import RerunMode, get_rerun_state_machine
 from megatron.core.utils import get_model_config
 from megatron.training import training
 
-from megatron_tokscale.errors import AgreedError
+from megatron_tokscale.core.errors import AgreedError
 from megatron_tokscale.training.ranks import first_of_all_ranks
 
 

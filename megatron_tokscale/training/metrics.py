@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_tokscale.arrays import Floats, Floats32
+from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.probe import ProbeSet
 
 

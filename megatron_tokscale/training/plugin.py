@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
-from megatron_tokscale.errors import EXIT_CODE, TokscaleError, exit_with_one_line, say
+from megatron_tokscale.core.errors import EXIT_CODE, TokscaleError, exit_with_one_line, say
 from megatron_tokscale.training.config import add_arguments, config_from_args
 
 Function = Callable[..., Any]

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from megatron_tokscale import cpu
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import is_there
 from megatron_tokscale.data import Plan, match_datasets, with_decisions
 from megatron_tokscale.data.history import resume
 from megatron_tokscale.data.match import check_documents
@@ -21,8 +23,6 @@ from megatron_tokscale.data.record import DatasetRecord, check_order, load_recor
 from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.data_source import DEFAULT_SPLIT, DataSource
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import is_there
 from megatron_tokscale.indexed import Portion
 from megatron_tokscale.probe import Moment, ProbeSet, Schedule
 from megatron_tokscale.store import RunWriter

@@ -17,8 +17,8 @@ from megatron.training import get_timers, global_vars, print_rank_0, print_rank_
 from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
+from megatron_tokscale.core.errors import AgreedError, TokscaleError, say
 from megatron_tokscale.data_source import DataSource
-from megatron_tokscale.errors import AgreedError, TokscaleError, say
 from megatron_tokscale.names import renamed
 from megatron_tokscale.probe import Moment, ProbeSet
 from megatron_tokscale.store import BackgroundWriter, Launch, LossRecord, RunWriter

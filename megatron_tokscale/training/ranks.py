@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 
-from megatron_tokscale.errors import EXIT_CODE, AgreedError, TokscaleError, leads_node, say
+from megatron_tokscale.core.errors import EXIT_CODE, AgreedError, TokscaleError, leads_node, say
 
 # For how long a rank waits for the others to load a checkpoint, and for how long if it has failed:
 # ranks in a collective with it will never come (both our choice).

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from megatron.core import num_microbatches_calculator
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.store import Batch, Launch, LearningRates, LossRecord
 from megatron_tokscale.store.launches import parting
 from megatron_tokscale.training.clock import Past, beginning, canonical_group, noted

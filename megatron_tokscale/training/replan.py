@@ -19,8 +19,8 @@ from megatron.core import mpu
 from megatron.core.num_microbatches_calculator import get_current_global_batch_size
 from megatron.training import get_timers, print_rank_0
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Decision
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.training.prober import Prober
 from megatron_tokscale.training.provider import Follower
 from megatron_tokscale.training.ranks import first_of_all_ranks

@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 from megatron.training import checkpointing, get_args, print_rank_0
 
-from megatron_tokscale.errors import AgreedError, TokscaleError
+from megatron_tokscale.core.errors import AgreedError, TokscaleError
 from megatron_tokscale.training.clock import Past
 from megatron_tokscale.training.prober import Prober
 from megatron_tokscale.training.ranks import (

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import (
     Cut,
     DatasetIdentity,
@@ -29,7 +30,6 @@ from megatron_tokscale.data.history import (
 )
 from megatron_tokscale.data.index import extend_index
 from megatron_tokscale.data.strata import Strata
-from megatron_tokscale.errors import TokscaleError
 
 SIZES = {"a": 7, "b": 16, "c": 5}
 SHARES = {"a": (1.0,), "b": (0.5, 0.25, 0.25), "c": (0.6, 0.4)}

@@ -2,8 +2,8 @@
 
 import pytest
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum, match_datasets
-from megatron_tokscale.errors import TokscaleError
 
 A, B, C = (DatasetIdentity(name, 10, 100) for name in "abc")
 

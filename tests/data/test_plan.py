@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import (
     Acceptance,
     Cut,
@@ -15,7 +16,6 @@ from megatron_tokscale.data import (
     Stratum,
     match_datasets,
 )
-from megatron_tokscale.errors import TokscaleError
 
 WEB = DatasetIdentity("web", 120, 5000)
 CODE = DatasetIdentity("code", 30, 900)

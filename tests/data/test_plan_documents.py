@@ -7,10 +7,10 @@ import pytest
 from jobs import Corpus
 from planned_jobs import plan_of
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Plan
 from megatron_tokscale.data.history import accepted
 from megatron_tokscale.data.match import check_documents
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight.jobs import job_of
 from megatron_tokscale.reweight.planning import Uniform, make_plan
 

@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import (
     Cut,
     DatasetIdentity,
@@ -18,7 +19,6 @@ from megatron_tokscale.data import (
     load_or_build_index,
 )
 from megatron_tokscale.data.index import count_strata, extend_index
-from megatron_tokscale.errors import TokscaleError
 
 
 def plan_of(*stages: tuple[int, list[float]], seed: int = 0) -> Plan:

@@ -8,10 +8,10 @@ import pytest
 from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
 from torch.utils.data import DataLoader
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Cut, DatasetIdentity, Plan, Stage, Stratum, build_index
 from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.data.strata import Strata
-from megatron_tokscale.errors import TokscaleError
 
 SIZES = [7, 16, 1, 30]
 STAGES = ((0, (1, 2, 0.1, 3)), (40, (3, 1, 0.3, 1)), (41, (0, 1, 0, 1)), (90, (1, 1, 1, 1)))

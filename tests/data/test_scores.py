@@ -6,6 +6,7 @@ import pytest
 from jobs import write_documents
 from safetensors.numpy import load_file, save_file
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.plan import DatasetIdentity
 from megatron_tokscale.data.scores import (
     DocumentScores,
@@ -14,7 +15,6 @@ from megatron_tokscale.data.scores import (
     identity_of,
     scores_path,
 )
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens
 
 ARRAYS = ("learning_time_Q", "spread_Q", "drop_Q", "unlearned_Q", "surprisal_Q", "watched_Q")

@@ -8,10 +8,10 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Cut, DatasetIdentity, Plan, Stage, Stratum
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.data.strata import Strata, load_or_build_strata, rank_samples
-from megatron_tokscale.errors import TokscaleError
 
 SHARES = ((0.25, 0.25, 0.3, 0.2), (1.0,), (0.5, 0.5))
 CUTS = (Cut("web-scores", unlearned=True), None, Cut("code-scores"))

@@ -15,6 +15,7 @@ from gpt_datasets import (
 )
 
 from megatron_tokscale.cli import main
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import (
     Cut,
     DatasetIdentity,
@@ -41,7 +42,6 @@ from megatron_tokscale.data.record import (
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.data.strata import load_or_build_strata
 from megatron_tokscale.data.trace import Trace, describe_document, describe_sample
-from megatron_tokscale.errors import TokscaleError
 
 LENGTHS = {
     "web": [3, 40, 1, 1, 2, 17, 1, 9, 30, 2, 1, 25],

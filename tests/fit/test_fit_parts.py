@@ -19,8 +19,8 @@ from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
 import megatron_tokscale.fit.run as run_module
-from megatron_tokscale import files
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core import files
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids
 from megatron_tokscale.fit.describe import describe_fit
 from megatron_tokscale.probe import ProbeSet
@@ -36,7 +36,7 @@ import os, sys, time
 from pathlib import Path
 import megatron_tokscale.fit.run as run
 from megatron_tokscale import cli
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 run._BLOCK_TOKENS = {BLOCK}, {BLOCK}
 write, rank = run.Parts.write, os.environ.get("RANK")
 def failing(self, block, table):

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids, read_metadata, table
 from megatron_tokscale.store.losses import losses_name
 

@@ -13,7 +13,7 @@ from fit_accuracy import compare_with_scipy, scipy_fit, sse_of
 from scipy import stats
 from scipy.special import expit
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import (
     FitStatus,
     SigmoidFits,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.agreement import Agreement
 from megatron_tokscale.laws.cagnetta import data_exponent, fit_context_exponent
 from megatron_tokscale.laws.contexts import ContextBins

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad, minimize
 
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.chinchilla import Runs, fit_chinchilla
 
 TRUTH = {"floor": 1.8, "A": 480.0, "B": 2000.0, "alpha": 0.35, "beta": 0.37}

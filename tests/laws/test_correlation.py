@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from power_laws import correlated_noise
 
-from megatron_tokscale.laws.correlation import effective_points, serial_correlation
+from megatron_tokscale.core.serial_correlation import effective_points, serial_correlation
 
 
 def test_serial_correlation_is_that_of_an_ar1_process():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import curve_fit
 
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.deceleration import fit_deceleration, late_loss, log_window_mean
 
 STEP_K = np.geomspace(100, 20_000, 50)

@@ -9,8 +9,8 @@ from analyses import edit, replace_arrays
 from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json, sealed, write_json
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import read_json, sealed, write_json
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.laws import describe_laws, fit_power_law, laws_run, theories
 from megatron_tokscale.laws.several import several_runs

@@ -10,7 +10,7 @@ import pytest
 import torch
 from runs import write_run
 
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.laws.learning_rates import learning_rates
 from megatron_tokscale.laws.multi_power import MultiPowerLaw
 from megatron_tokscale.laws.several import several_runs

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad
 
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.multi_power import LossCurve, MultiPowerLaw, fit_multi_power, score
 from megatron_tokscale.laws.schedule import Schedule, loss_drop
 from megatron_tokscale.laws.schedule_fit import Held, Problem

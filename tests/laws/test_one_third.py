@@ -5,7 +5,7 @@ import pytest
 from power_laws import TAU_K, law, noisy
 from scipy.optimize import curve_fit
 
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.one_third import fit_one_third
 
 

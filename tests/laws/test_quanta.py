@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import zeta
 
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.learning_times import frequency_exponent
 from megatron_tokscale.laws.monogenic import MonogenicShare, monogenic_mask, scaled_mean_curve
 from megatron_tokscale.laws.quanta import alpha_from, exponents_from

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_tokscale.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.zero_sum import ZeroSum, doubling_pairs
 
 STEPS = np.array([0, 1, 2, 3, 4, 6, 8])

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import Schedule
 from megatron_tokscale.probe.budget import (
     Batch,

@@ -11,9 +11,9 @@ from conftest import planted_losses
 from html_page import Page, with_interval
 from runs import write_run
 
-from megatron_tokscale.checked import write_result
 from megatron_tokscale.cli import main
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.checked import write_result
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.report import report_run
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.axes import axis_sections, axis_verdicts

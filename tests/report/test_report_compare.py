@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.report import report_run
 from megatron_tokscale.report.compare import Curves, faster, mean_curves, time_to_reach
 from megatron_tokscale.report.compare_section import verdict

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from html_page import Page, with_interval
 
-from megatron_tokscale.checked import write_result
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.checked import write_result
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.laws import laws_run
 from megatron_tokscale.report import power_laws, report_run
 from megatron_tokscale.report.analysis import Analysis

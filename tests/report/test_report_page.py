@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from html_page import Page, with_interval
 
-from megatron_tokscale.checked import write_result
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.checked import write_result
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_run
 from megatron_tokscale.report import report_run
 from megatron_tokscale.spectrum import spectrum_run

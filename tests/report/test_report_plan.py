@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from html_page import Page
 
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import sealed
 from megatron_tokscale.data import (
     Cut,
     DatasetIdentity,
@@ -26,8 +28,6 @@ from megatron_tokscale.data import (
 )
 from megatron_tokscale.data.history import accepted, followed, save_run_plan
 from megatron_tokscale.data.record import BlendRecord, DataRecord, DatasetRecord, PlanRecord
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import sealed
 from megatron_tokscale.report import report_run
 from megatron_tokscale.report.plan import data_plan
 from megatron_tokscale.report.plan_figures import levels, ratios, row_of

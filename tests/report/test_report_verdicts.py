@@ -7,8 +7,8 @@ import re
 import pytest
 from html_page import Page, with_interval
 
-from megatron_tokscale.checked import write_result
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.checked import write_result
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.report import report_run
 from megatron_tokscale.report.gains import gains

@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import norm
 from scored import RANGE, SEQ_LENGTH, cut, identity, run_of
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Plan
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight import EasyFirst, Frontier, Guards, Job, make_plan, plan_frontier
 from megatron_tokscale.reweight.clock import ByRank, Progress, SameTokens
 from megatron_tokscale.reweight.policy import schedule

@@ -10,6 +10,7 @@ import pytest
 from numpy.testing import assert_allclose
 from runs import GLOBAL_BATCH, launch, plain_probe_set, write_run
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import (
     Cut,
     DatasetIdentity,
@@ -21,7 +22,6 @@ from megatron_tokscale.data import (
     with_decisions,
 )
 from megatron_tokscale.data.history import save_run_plan
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight.live import decide, falls, main
 from megatron_tokscale.store import Batch, Run
 

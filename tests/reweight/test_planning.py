@@ -6,8 +6,8 @@ import pytest
 from analyses import edit
 from scored import run_of
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import DatasetIdentity, Plan, build_index
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.reweight import (
     Guards,
     Job,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.reweight import BySpectrum, Manual, Spectra, Uniform
 from megatron_tokscale.reweight.guards import (
     Guards,

@@ -8,8 +8,8 @@ from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
 from megatron_tokscale.cli import main
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import read_json, sealed, write_json
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import read_json, sealed, write_json
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.spectrum import axis_run, groupings
 

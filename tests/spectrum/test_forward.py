@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import curve_fit
 from scipy.special import expit
 
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.spectrum import Units
 from megatron_tokscale.spectrum.forward import predict_forward

@@ -8,7 +8,7 @@ import pytest
 from scipy.special import expit
 from scipy.stats import norm
 
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import FitStatus, TokenClass, fit_sigmoids
 from megatron_tokscale.spectrum import (
     LearningTimeSpectrum,

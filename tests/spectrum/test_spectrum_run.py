@@ -10,7 +10,7 @@ import pytest
 from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fit_run
 from megatron_tokscale.spectrum import spectrum_run
 from megatron_tokscale.spectrum.describe import describe_spectrum

@@ -10,7 +10,7 @@ import pytest
 from planted import of_class, sigmoids
 from scipy.special import expit
 
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import TokenClass, fit_sigmoids
 from megatron_tokscale.spectrum import Bins, DocumentSums, LearningTimeSpectrum, Units, events_of
 from megatron_tokscale.spectrum.sums import CLASSES, loss_sums, model_sums

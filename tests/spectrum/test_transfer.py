@@ -10,7 +10,7 @@ import planted_pairs
 import pytest
 from scipy.special import expit
 
-from megatron_tokscale.errors import UndefinedError
+from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.spectrum import Units, derivative_weights, events_of
 from megatron_tokscale.spectrum.density import default_grid

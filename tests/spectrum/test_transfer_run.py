@@ -7,7 +7,7 @@ import planted_pairs
 import pytest
 from runs import plain_probe_set, probe_steps, write_run
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.spectrum.between import transfer_run
 from megatron_tokscale.spectrum.describe import describe_transfer

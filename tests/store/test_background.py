@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from runs import launch
 from test_run_files import loss_of, make_probe_set, record
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.store import BackgroundWriter, Run, RunWriter
 from megatron_tokscale.store.lock import RunLock
 
@@ -131,7 +131,7 @@ def test_a_lock_is_not_inherited_by_forked_children(tmp_path):
 def raise_from_another_process(path):
     code = (
         "import sys, pathlib\n"
-        "from megatron_tokscale.errors import exit_with_one_line\n"
+        "from megatron_tokscale.core.errors import exit_with_one_line\n"
         "from megatron_tokscale.store.lock import RunLock\n"
         "with exit_with_one_line(): RunLock(pathlib.Path(sys.argv[1])).acquire()\n"
     )

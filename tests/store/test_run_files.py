@@ -8,8 +8,8 @@ import pytest
 from numpy.testing import assert_array_equal
 from runs import launch, read_journal
 
-from megatron_tokscale import files
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core import files
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import LossRecord, Run, RunWriter
 from megatron_tokscale.store.losses import list_losses, losses_name

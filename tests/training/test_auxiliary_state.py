@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training import isolation
 
 

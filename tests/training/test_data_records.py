@@ -4,9 +4,9 @@ import pytest
 from jobs import Corpus
 from recorded_job import read_samples, run_recorded
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.record import load_records, record_path
 from megatron_tokscale.data.trace import Trace
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.indexed import IndexedTokens
 
 pytestmark = pytest.mark.megatron

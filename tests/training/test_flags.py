@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training.config import (
     TokscaleConfig,
     add_arguments,

@@ -148,7 +148,7 @@ def test_a_replay_names_the_checkpoint_that_cannot_be_loaded(corpus, saved, tmp_
     ],
 )
 def test_a_replay_needs_the_last_checkpoint_that_is_named(corpus, saved, tmp_path, tracker, words):
-    from megatron_tokscale.errors import TokscaleError
+    from megatron_tokscale.core.errors import TokscaleError
     from megatron_tokscale.training.replay import saved_steps
 
     shutil.copytree(saved / "torch", tmp_path / "saved")
@@ -216,7 +216,7 @@ def order_of_whole(corpus: Corpus, plan, tmp_path) -> list[tuple[str, int]]:
 
 def test_losses_that_cannot_be_written_do_not_hide_what_ended_the_job(corpus, tmp_path):
     """Training fails first; that its last losses are lost is said beside it."""
-    from megatron_tokscale.errors import TokscaleError
+    from megatron_tokscale.core.errors import TokscaleError
     from megatron_tokscale.training.plugin import Plugin
 
     class Prober:

@@ -10,8 +10,8 @@ from jobs import EOD, SEQ_LENGTH, TRAINING, VOCAB_SIZE, Corpus, job_flags, run_a
 from megatrons import INSTALLED, OLD, python_path
 from recorded_job import start
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.trace import Trace
-from megatron_tokscale.errors import TokscaleError
 from megatron_tokscale.laws.learning_rates import learning_rates
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.store import Run

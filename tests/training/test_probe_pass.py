@@ -9,7 +9,7 @@ from integer_losses import SEQ_LENGTH, SIZES, numbered_probe_set
 from jobs import TESTS, run_forked
 from numpy.testing import assert_array_equal
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training.probe_pass import place_losses, rows_of_this_rank
 
 # Ranks, and the sizes of the layout; what the sizes leave is data-parallel.

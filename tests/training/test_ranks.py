@@ -7,7 +7,7 @@ pytestmark = pytest.mark.megatron
 
 HEAD = """
 import torch
-from megatron_tokscale.errors import TokscaleError, exit_with_one_line
+from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.training.ranks import ending_together, from_rank_0, is_first_to_end, together
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()

@@ -16,11 +16,11 @@ from planned_jobs import BATCH, dataset_of, plan_of, stream_of
 from recorded_job import read_samples, run_recorded, start
 from runs import read_journal
 
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import sealed
 from megatron_tokscale.data import Decision, Replanning, build_index, with_decisions
 from megatron_tokscale.data.history import load_run_plan, save_run_plan
 from megatron_tokscale.data.strata import Strata
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import sealed
 from megatron_tokscale.store import Run
 from megatron_tokscale.training import provider, replan
 from megatron_tokscale.training.provider import Follower

@@ -11,7 +11,7 @@ import pytest
 from jobs import job_environment
 from megatrons import INSTALLED, OLD, python_path
 
-from megatron_tokscale.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training import support
 from megatron_tokscale.training.support import (
     check_plan,

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from megatron_tokscale.progress import print_line
+from megatron_tokscale.core.progress import print_line
 
 EXIT_CODE = 2
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from megatron_tokscale.arrays import Floats
+from megatron_tokscale.core.arrays import Floats
 
 LEAST_FREEDOM = 2.0
 NO_ERROR = 1e-24  # relative squared error of what has none but rounding

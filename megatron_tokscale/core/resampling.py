@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from megatron_tokscale.arrays import Floats, Integers, Integers32, Mask
+from megatron_tokscale.core.arrays import Floats, Integers, Integers32, Mask
 
 MOST_UNITS = 1024
 

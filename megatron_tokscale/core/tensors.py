@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import check_schema, schema_version
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import check_schema, schema_version
 
 
 def text_crc32(text: str) -> str:

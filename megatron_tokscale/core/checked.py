@@ -11,8 +11,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.errors import TokscaleError
-from megatron_tokscale.files import (
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import (
     check_schema,
     is_there,
     json_checksum,
