@@ -16,8 +16,8 @@ from megatron_tokscale.core.progress import Progress, mute, print_what_can_be
 from megatron_tokscale.options import check_numbers
 
 if TYPE_CHECKING:
+    from megatron_tokscale.corpus.source import DataSource
     from megatron_tokscale.data import Plan
-    from megatron_tokscale.data_source import DataSource
     from megatron_tokscale.probe import Schedule as ProbeSchedule
     from megatron_tokscale.probe.budget import Batch
     from megatron_tokscale.reweight import Guards, Job
@@ -234,7 +234,7 @@ def _add_model(group: Any) -> None:
 
 
 def _probe_build(arguments: Arguments) -> None:
-    from megatron_tokscale.data_source import DataSource
+    from megatron_tokscale.corpus.source import DataSource
     from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
 
     _refuse_to_overwrite(arguments.out)
@@ -500,7 +500,7 @@ def _add_laws(parser: argparse.ArgumentParser) -> None:
 
 
 def _laws(arguments: Arguments) -> None:
-    from megatron_tokscale.data_source import DataSource
+    from megatron_tokscale.corpus.source import DataSource
     from megatron_tokscale.laws import describe_laws, laws_run
 
     run, *others = (_opened(path) for path in arguments.runs)
@@ -544,7 +544,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def _score(arguments: Arguments) -> None:
-    from megatron_tokscale.data_source import DataSource
+    from megatron_tokscale.corpus.source import DataSource
     from megatron_tokscale.reweight.describe_scores import describe_scores
     from megatron_tokscale.reweight.scoring import score_run
 
@@ -637,7 +637,7 @@ def _add_plan_build(build: argparse.ArgumentParser) -> None:
 
 
 def _plan_build(arguments: Arguments) -> None:
-    from megatron_tokscale.data_source import DataSource
+    from megatron_tokscale.corpus.source import DataSource
     from megatron_tokscale.reweight import (
         Guards,
         Manual,

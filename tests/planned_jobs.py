@@ -10,6 +10,8 @@ from gpt_datasets import sample_index
 from jobs import SEQ_LENGTH, TRAINING, Corpus
 from recorded_job import Sample
 
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
+from megatron_tokscale.corpus.source import split_range
 from megatron_tokscale.data import (
     Cut,
     DocumentScores,
@@ -22,8 +24,6 @@ from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.data.scores import data_digest, identity_of
 from megatron_tokscale.data.strata import Strata, rank_samples
-from megatron_tokscale.data_source import split_range
-from megatron_tokscale.indexed import IndexedTokens
 
 BATCH = int(TRAINING["--global-batch-size"])
 JOB_SEED = 1234

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 from analyses import plant_spectrum
 
+from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.data.plan import DatasetIdentity
 from megatron_tokscale.data.scores import DocumentScores
-from megatron_tokscale.indexed import IndexedTokens, Portion
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.reweight import CutDataset, Cutting, cut_dataset
 

@@ -9,6 +9,7 @@ from runs import log_time, write_run
 from scipy.special import expit
 
 from megatron_tokscale.cli import main
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data import Plan
 from megatron_tokscale.data.history import Decision, save_run_plan
 from megatron_tokscale.data.scores import (
@@ -17,7 +18,6 @@ from megatron_tokscale.data.scores import (
     identity_of,
     scores_path,
 )
-from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.losses import losses_name
 

@@ -11,7 +11,7 @@ from jobs import write_documents
 
 from megatron_tokscale.cli import _parser
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.data_source import (
+from megatron_tokscale.corpus.source import (
     DEFAULT_SPLIT,
     PARTS,
     DataSource,

@@ -14,7 +14,7 @@ from planned_jobs import make_scores, stratified_plan, train_dataset
 from runs import plain_probe_set, write_run
 
 from megatron_tokscale import cli, doctor
-from megatron_tokscale.data_source import DataSource
+from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.training.plugin import HOOKS
 
 

@@ -12,7 +12,7 @@ from jobs import Corpus, job_flags, warm_launcher
 from planned_jobs import plan_of
 
 from megatron_tokscale.core.files import sealed
-from megatron_tokscale.data_source import DataSource
+from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.store.lock import RunLock
 from megatron_tokscale.training.checkpoint import read_arguments, start_of
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from megatron_tokscale import indexed
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus import bin_idx as indexed
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
+from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data.scores import data_digest
-from megatron_tokscale.data_source import DataSource
-from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.probe.duplicates import documents_in, passages_in
 
 CODES = {"uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "uint16": 8}

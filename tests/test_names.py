@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.names import listed, match_prefixes, numbered, renamed, whole_prefix
+from megatron_tokscale.corpus.names import listed, match_prefixes, numbered, renamed, whole_prefix
 
 
 def test_namesakes_have_numbers_and_others_do_not():

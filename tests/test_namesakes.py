@@ -13,6 +13,7 @@ from scipy.special import expit
 
 from megatron_tokscale.cli import main
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data import (
     Cut,
     DatasetIdentity,
@@ -26,7 +27,6 @@ from megatron_tokscale.data.history import accepted, load_run_plan
 from megatron_tokscale.data.record import DataRecord, DatasetRecord, check_order
 from megatron_tokscale.data.scores import DocumentScores, data_digest, identity_of, scores_file
 from megatron_tokscale.data.trace import Span, Trace
-from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.reweight.live import falls
 from megatron_tokscale.store import Run

@@ -7,9 +7,9 @@ import pytest
 from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, job_flags, run_forked
 
 from megatron_tokscale.cli import main
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data import followed
 from megatron_tokscale.data.scores import DocumentScores, scores_path
-from megatron_tokscale.indexed import IndexedTokens
 
 pytestmark = pytest.mark.megatron
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.names import listed, match_prefixes
 from megatron_tokscale.data.plan import DatasetIdentity, Plan
-from megatron_tokscale.names import listed, match_prefixes
 
 
 def match_datasets(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import check_schema, check_seal, read_json, sealed, write_json
-from megatron_tokscale.names import numbered
+from megatron_tokscale.corpus.names import numbered
 
 KIND: Final = "tokscale-plan"
 SCHEMA_VERSION: Final = 3

@@ -20,7 +20,7 @@ from megatron_tokscale.core.files import (
     sealed,
     write_json,
 )
-from megatron_tokscale.names import match_prefixes
+from megatron_tokscale.corpus.names import match_prefixes
 
 KIND: Final = "tokscale-data"
 SCHEMA_VERSION: Final = 2

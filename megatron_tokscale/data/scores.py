@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import whole_or_absent
 from megatron_tokscale.core.tensors import TensorFile
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
+from megatron_tokscale.corpus.names import listed, whole_prefix
 from megatron_tokscale.data.plan import DatasetIdentity
-from megatron_tokscale.indexed import IndexedTokens
-from megatron_tokscale.names import listed, whole_prefix
 
 KIND: Final = "tokscale-scores"
 SCHEMA_VERSION: Final = 1

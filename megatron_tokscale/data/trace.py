@@ -17,6 +17,8 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Integers
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
+from megatron_tokscale.corpus.names import base_name, listed, numbered, whole_prefix
 from megatron_tokscale.data.array_files import blocks, check_array
 from megatron_tokscale.data.history import followed
 from megatron_tokscale.data.index import load_or_compute_index
@@ -33,8 +35,6 @@ from megatron_tokscale.data.record import (
 )
 from megatron_tokscale.data.samples import Piece, SampleIndex
 from megatron_tokscale.data.strata import map_strata
-from megatron_tokscale.indexed import IndexedTokens
-from megatron_tokscale.names import base_name, listed, numbered, whole_prefix
 
 type ShowText = Callable[[Sequence[int]], str]
 """From token ids to text that is safe on a terminal."""

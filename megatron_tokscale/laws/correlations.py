@@ -15,7 +15,7 @@ from scipy.stats import t as student_t
 from megatron_tokscale.core.arrays import Floats, Integers32, Interval, Mask
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.core.resampling import percentile_interval
-from megatron_tokscale.indexed import Portion
+from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.laws.pairs import Documents, Pairs
 
 MAX_TOKENS = 4_000_000

@@ -6,8 +6,8 @@ from typing import Any
 from megatron_tokscale import __version__
 from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import UndefinedError
-from megatron_tokscale.data_source import DEFAULT_SPLIT, DataPath, DataSource
-from megatron_tokscale.indexed import Portion
+from megatron_tokscale.corpus.bin_idx import Portion
+from megatron_tokscale.corpus.source import DEFAULT_SPLIT, DataPath, DataSource
 from megatron_tokscale.laws import theories
 from megatron_tokscale.laws.explain import explanations
 from megatron_tokscale.laws.inputs import Inputs

@@ -13,7 +13,7 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Estimate, Units
-from megatron_tokscale.indexed import Portion
+from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.laws.agreement import Agreement
 from megatron_tokscale.laws.cagnetta import data_exponent, fit_context_exponent
 from megatron_tokscale.laws.contexts import ContextBins

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.data_source import DataPath, DataSource, split_range
-from megatron_tokscale.indexed import IndexedTokens, Portion
-from megatron_tokscale.names import listed, whole_prefix
+from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
+from megatron_tokscale.corpus.names import listed, whole_prefix
+from megatron_tokscale.corpus.source import DataPath, DataSource, split_range
 from megatron_tokscale.probe.describe import describe
 from megatron_tokscale.probe.draw import Unit, Windows, available, draw, quotas, until
 from megatron_tokscale.probe.duplicates import PASSAGE, Duplicates, MakeMeter, find_duplicates

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.indexed import Portion
+from megatron_tokscale.corpus.bin_idx import Portion
 
 Unit = Literal["tokens", "sequences"]
 

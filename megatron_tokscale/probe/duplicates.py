@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.indexed import IndexedTokens, Portion
+from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.probe.draw import Windows
 
 PASSAGE = 64

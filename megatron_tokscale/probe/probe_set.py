@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import whole_or_absent
 from megatron_tokscale.core.tensors import TensorFile
-from megatron_tokscale.names import base_name, match_prefixes
+from megatron_tokscale.corpus.names import base_name, match_prefixes
 
 SCHEMA_VERSION = 1
 

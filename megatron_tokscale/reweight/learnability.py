@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.names import listed
 from megatron_tokscale.data.plan import DatasetIdentity
-from megatron_tokscale.names import listed
 from megatron_tokscale.results import SpectrumResult
 from megatron_tokscale.store import Run
 

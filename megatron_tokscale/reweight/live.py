@@ -23,8 +23,8 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.names import listed
 from megatron_tokscale.data import Decision, Plan, dataset_names, followed, with_decisions
-from megatron_tokscale.names import listed
 from megatron_tokscale.reweight.guards import apply_floor, limit_change
 from megatron_tokscale.store import Run
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.indexed import IndexedTokens
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

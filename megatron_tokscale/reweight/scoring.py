@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from megatron_tokscale import __version__
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Mask
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
+from megatron_tokscale.corpus.names import listed, whole_prefix
+from megatron_tokscale.corpus.source import DataPath, DataSource
 from megatron_tokscale.data.scores import (
     DocumentScores,
     data_digest,
@@ -22,10 +25,7 @@ from megatron_tokscale.data.scores import (
     identity_of,
     scores_path,
 )
-from megatron_tokscale.data_source import DataPath, DataSource
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fits_path
-from megatron_tokscale.indexed import IndexedTokens, Portion
-from megatron_tokscale.names import listed, whole_prefix
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.reweight.predict import (

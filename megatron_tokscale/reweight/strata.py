@@ -18,10 +18,10 @@ from scipy.special import ndtr
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.data.plan import Cut
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
 from megatron_tokscale.data.scores import DocumentScores, scores_file
-from megatron_tokscale.indexed import IndexedTokens, Portion
 
 # Our choices. A stratum of fewer samples is noise; of more than so many a part is looked at.
 MIN_SAMPLES: Final = 50

@@ -16,14 +16,14 @@ from typing import Any, Final, TypeVar
 from megatron_tokscale import cpu
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import is_there
+from megatron_tokscale.corpus.bin_idx import Portion
+from megatron_tokscale.corpus.source import DEFAULT_SPLIT, DataSource
 from megatron_tokscale.data import Plan, match_datasets, with_decisions
 from megatron_tokscale.data.history import resume
 from megatron_tokscale.data.match import check_documents
 from megatron_tokscale.data.record import DatasetRecord, check_order, load_records, record_path
 from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.data.strata import Strata
-from megatron_tokscale.data_source import DEFAULT_SPLIT, DataSource
-from megatron_tokscale.indexed import Portion
 from megatron_tokscale.probe import Moment, ProbeSet, Schedule
 from megatron_tokscale.store import RunWriter
 from megatron_tokscale.training.checkpoint import start_of

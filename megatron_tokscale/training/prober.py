@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
 from megatron_tokscale.core.errors import AgreedError, TokscaleError, say
-from megatron_tokscale.data_source import DataSource
-from megatron_tokscale.names import renamed
+from megatron_tokscale.corpus.names import renamed
+from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.probe import Moment, ProbeSet
 from megatron_tokscale.store import BackgroundWriter, Launch, LossRecord, RunWriter
 from megatron_tokscale.training import probe_pass

@@ -17,6 +17,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset
 from megatron.training import print_rank_0
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.names import whole_prefix
 from megatron_tokscale.data import (
     DatasetIdentity,
     Decision,
@@ -46,7 +47,6 @@ from megatron_tokscale.data.record import (
 )
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
 from megatron_tokscale.data.strata import Strata, load_or_build_strata
-from megatron_tokscale.names import whole_prefix
 from megatron_tokscale.training.config import TokscaleConfig, run_directory
 from megatron_tokscale.training.held_out import TrainedPart
 from megatron_tokscale.training.ranks import (

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data import DocumentScores, Plan
 from megatron_tokscale.data.scores import scores_file
-from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.probe import ProbeSet
 
 

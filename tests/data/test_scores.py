@@ -7,6 +7,7 @@ from jobs import write_documents
 from safetensors.numpy import load_file, save_file
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data.plan import DatasetIdentity
 from megatron_tokscale.data.scores import (
     DocumentScores,
@@ -15,7 +16,6 @@ from megatron_tokscale.data.scores import (
     identity_of,
     scores_path,
 )
-from megatron_tokscale.indexed import IndexedTokens
 
 ARRAYS = ("learning_time_Q", "spread_Q", "drop_Q", "unlearned_Q", "surprisal_Q", "watched_Q")
 DOCUMENTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.indexed import IndexedTokens, Portion
+from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.laws.correlations import (
     Correlations,
     correlation_exponent,

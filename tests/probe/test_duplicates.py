@@ -7,7 +7,7 @@ import pytest
 from jobs import EOD, VOCAB_SIZE, write_documents
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.data_source import DataSource
+from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.probe import duplicates
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
 from megatron_tokscale.probe.duplicates import PASSAGE, documents_in, passages_in

@@ -8,7 +8,7 @@ import pytest
 from jobs import EOD, VOCAB_SIZE, markov_documents, write_documents
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.data_source import DataSource, read_data_args, read_per_split_data_args
+from megatron_tokscale.corpus.source import DataSource, read_data_args, read_per_split_data_args
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 
 FLAGS = ["data_path", "data_args_path", "per_split_data_args_path"]

@@ -9,8 +9,8 @@ from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, write_documents
 from numpy.testing import assert_array_equal
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.data_source import parse_data_path, split_range
-from megatron_tokscale.indexed import IndexedTokens, Portion
+from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
+from megatron_tokscale.corpus.source import parse_data_path, split_range
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
 from megatron_tokscale.probe.draw import draw, quotas

@@ -8,8 +8,8 @@ from scipy.stats import norm
 from scored import RANGE, SEQ_LENGTH, cut, portion_of, scores_of
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data.scores import DocumentScores, data_digest, identity_of, scores_path
-from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.reweight import Cutting, cut_dataset, cut_job, job_of, read_scores
 from megatron_tokscale.reweight.strata import MAX_SAMPLES, MIN_SPREAD, Samples, lay_out
 

@@ -10,7 +10,7 @@ import pytest
 from jobs import write_documents
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.indexed import IndexedTokens
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.reweight import predict
 from megatron_tokscale.reweight.predict import Features, HeldOut, Target, fit_predictor
 

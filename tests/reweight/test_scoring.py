@@ -15,10 +15,10 @@ from runs import probe_steps, write_run
 from scipy.special import expit
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
+from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data.scores import DocumentScores, scores_path
-from megatron_tokscale.data_source import DataSource
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass, fit_run, fits_path
-from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.reweight import scoring
 from megatron_tokscale.reweight.describe_scores import describe_scores

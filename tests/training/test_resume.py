@@ -10,8 +10,8 @@ from jobs import Corpus, kill_job_at, run_job
 from numpy.testing import assert_array_equal
 from runs import read_journal
 
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data import DatasetIdentity, Plan, Stage, Stratum
-from megatron_tokscale.indexed import IndexedTokens
 from megatron_tokscale.store import Run
 
 pytestmark = pytest.mark.megatron

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.names import base_name
+from megatron_tokscale.corpus.names import base_name
 
 _HEADER = b"MMIDIDX\x00\x00"
 _DTYPES: dict[int, type[np.generic]] = {

@@ -18,8 +18,8 @@ import numpy as np
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json
-from megatron_tokscale.indexed import IndexedTokens, Portion
-from megatron_tokscale.names import base_name, numbered, whole_prefix
+from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
+from megatron_tokscale.corpus.names import base_name, numbered, whole_prefix
 
 PARTS: Final = ("train", "valid", "test")
 DEFAULT_SPLIT: Final = "969, 30, 1"

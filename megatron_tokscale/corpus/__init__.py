@@ -1,0 +1,1 @@
+"""Megatron's .bin/.idx files and the flags that name them, read in one place."""
