@@ -869,7 +869,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def _doctor(arguments: Arguments) -> None:
-    from megatron_tokscale.doctor import examine
+    from megatron_tokscale.doctor.doctor import examine
 
     examine(arguments.job)
 

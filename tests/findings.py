@@ -1,6 +1,6 @@
 """The doctor's findings, for tests."""
 
-from megatron_tokscale import doctor
+from megatron_tokscale.doctor import doctor
 
 
 def run_doctor(capsys, *words: str) -> tuple[int, dict[str, list[str]]]:

@@ -5,8 +5,8 @@ from jobs import SEQ_LENGTH, Corpus, job_flags
 from numpy.testing import assert_array_equal
 from recorded_job import start
 
+from megatron_tokscale.doctor.preflight import check_flags
 from megatron_tokscale.store import Run
-from megatron_tokscale.training.preflight import check_flags
 
 pytestmark = pytest.mark.megatron
 

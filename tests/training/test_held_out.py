@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, job_flags, run_forked
 
-from megatron_tokscale import doctor
 from megatron_tokscale.corpus.source import DataSource
+from megatron_tokscale.doctor import doctor
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.training.held_out import TrainedPart, held_out

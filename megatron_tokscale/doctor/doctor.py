@@ -188,7 +188,7 @@ def _hooks(is_needed: bool) -> list[Line]:
 
 
 def _job(flags: Sequence[str], *, is_own_script: bool) -> list[Line]:
-    from megatron_tokscale.training.preflight import check_flags
+    from megatron_tokscale.doctor.preflight import check_flags
 
     findings = check_flags(flags, is_own_script=is_own_script)
     return [
