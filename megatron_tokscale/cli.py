@@ -363,7 +363,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
 
 def _fit(arguments: Arguments) -> None:
     from megatron_tokscale.fit import fit_run
-    from megatron_tokscale.fit.describe import describe_fit
+    from megatron_tokscale.fit.fit_text import describe_fit
     from megatron_tokscale.fit.parts import Ranks
     from megatron_tokscale.store import Run
 

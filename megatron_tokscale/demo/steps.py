@@ -141,7 +141,7 @@ class _Demo:
         """Fit and spectrum, printed."""
         from megatron_tokscale.core.progress import Progress
         from megatron_tokscale.fit import fit_run
-        from megatron_tokscale.fit.describe import describe_fit
+        from megatron_tokscale.fit.fit_text import describe_fit
         from megatron_tokscale.spectrum import spectrum_run
         from megatron_tokscale.spectrum.describe import describe_spectrum
 

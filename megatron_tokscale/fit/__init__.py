@@ -1,7 +1,7 @@
 """One sigmoid per token, many tokens at a time. Importing this room does not load torch."""
 
 from megatron_tokscale.fit.axis import MIN_PROBES
-from megatron_tokscale.fit.run import fit_run, fits_path
+from megatron_tokscale.fit.run_fit import fit_run, fits_path
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
 from megatron_tokscale.fit.table import (
     FitStatus,

@@ -18,11 +18,11 @@ import pytest
 from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
-import megatron_tokscale.fit.run as run_module
+import megatron_tokscale.fit.run_fit as run_module
 from megatron_tokscale.core import files
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids
-from megatron_tokscale.fit.describe import describe_fit
+from megatron_tokscale.fit.fit_text import describe_fit
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import Run, reader
 from megatron_tokscale.store.losses import losses_name, read_losses, read_record, write_losses
@@ -34,7 +34,7 @@ STEPS = probe_steps(16, last=4000)
 COMMAND = f"""
 import os, sys, time
 from pathlib import Path
-import megatron_tokscale.fit.run as run
+import megatron_tokscale.fit.run_fit as run
 from megatron_tokscale import cli
 from megatron_tokscale.core.errors import TokscaleError
 run._BLOCK_TOKENS = {BLOCK}, {BLOCK}
