@@ -814,7 +814,7 @@ def _trace(arguments: Arguments) -> None:
 
 def _decoder(path: Path) -> Callable[[Sequence[int]], str]:
     """From token ids to text in which control characters are visible."""
-    from megatron_tokscale.report.text import marked, read_tokenizer
+    from megatron_tokscale.probe.text import marked, read_tokenizer
 
     tokenizer = read_tokenizer(path)
     return lambda ids: marked(tokenizer.decode(list(ids), skip_special_tokens=False))

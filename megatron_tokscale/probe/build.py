@@ -14,10 +14,10 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.corpus.names import listed, whole_prefix
 from megatron_tokscale.corpus.source import DataPath, DataSource, split_range
-from megatron_tokscale.probe.describe import describe
 from megatron_tokscale.probe.draw import Unit, Windows, available, draw, quotas, until
 from megatron_tokscale.probe.duplicates import PASSAGE, Duplicates, MakeMeter, find_duplicates
 from megatron_tokscale.probe.probe_set import ProbeSet
+from megatron_tokscale.probe.probe_set_text import describe
 
 __all__ = ["ProbeSettings", "build_probe_set", "describe"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import write_text
+from megatron_tokscale.probe.text import load_tokenizer
 from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.text import load_tokenizer
 from megatron_tokscale.store import Run
 
 
