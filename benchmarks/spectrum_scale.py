@@ -34,7 +34,7 @@ from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.fit import SigmoidFits, fits_path
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.spectrum import Bins, DocumentSums, Units, events_of
-from megatron_tokscale.spectrum.run import spectrum_run
+from megatron_tokscale.spectrum.run_spectrum import spectrum_run
 from megatron_tokscale.store import Run
 
 PROBES = 60

@@ -438,8 +438,8 @@ def _spectrum_of_run(
     arguments: Arguments, runs: list["Run"], sources: list["Run"], drawn: dict[str, Any]
 ) -> None:
     from megatron_tokscale.spectrum import spectrum_run, transfer_run
-    from megatron_tokscale.spectrum.between import fitted_pair
-    from megatron_tokscale.spectrum.describe import describe_spectrum, describe_transfer
+    from megatron_tokscale.spectrum.evidence.run_transfer import fitted_pair
+    from megatron_tokscale.spectrum.spectrum_text import describe_spectrum, describe_transfer
 
     if len(runs) > 1 or arguments.out:
         raise TokscaleError("--axis T is of one RUN and writes beside it; give --axis D or M")
@@ -454,7 +454,7 @@ def _spectrum_over_runs(
     arguments: Arguments, runs: list["Run"], sources: list["Run"], drawn: dict[str, Any]
 ) -> None:
     from megatron_tokscale.spectrum import axis_run
-    from megatron_tokscale.spectrum.describe import describe_axis
+    from megatron_tokscale.spectrum.spectrum_text import describe_axis
 
     if arguments.out is None:
         raise TokscaleError(f"--axis {arguments.axis} is of several runs; say where to with --out")

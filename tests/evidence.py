@@ -27,12 +27,12 @@ from megatron_tokscale.spectrum import (
     compare,
     derivative_weights,
 )
+from megatron_tokscale.spectrum.evidence.locality import Sample
+from megatron_tokscale.spectrum.evidence.order import learning_order
+from megatron_tokscale.spectrum.evidence.reconstruction import NAMES
+from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import groupings, learning_times, plain_predictors
-from megatron_tokscale.spectrum.order import learning_order
-from megatron_tokscale.spectrum.reconstruction import NAMES
 from megatron_tokscale.spectrum.sums import CLASSES
-from megatron_tokscale.spectrum.transfer import Alignment, TransferSums
-from megatron_tokscale.spectrum.widths import Sample
 
 PAIR_DOCUMENTS, RUN_DOCUMENTS = 40, 60
 RESAMPLES, SLOW_RESAMPLES = 200, 100  # slow: those that fit a power law each

@@ -143,7 +143,7 @@ class _Demo:
         from megatron_tokscale.fit import fit_run
         from megatron_tokscale.fit.fit_text import describe_fit
         from megatron_tokscale.spectrum import spectrum_run
-        from megatron_tokscale.spectrum.describe import describe_spectrum
+        from megatron_tokscale.spectrum.spectrum_text import describe_spectrum
 
         run = Run.open(path)
         fit, spectrum = path / "analysis/fit.json", path / "analysis/reconstruction.json"

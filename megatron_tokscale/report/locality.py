@@ -7,7 +7,7 @@ from megatron_tokscale.report import figures
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.markup import estimate, figure, number, paragraph, section, table
 from megatron_tokscale.report.verdicts import Verdict, outcome
-from megatron_tokscale.spectrum.widths import LOCAL_BELOW
+from megatron_tokscale.spectrum.evidence.locality import LOCAL_BELOW
 
 _UNITS = ("width_decades", "width_of_range")
 _REASONS = {

@@ -5,7 +5,7 @@ from typing import Any
 
 from megatron_tokscale.report.markup import escape, estimate, number, table
 from megatron_tokscale.report.verdicts import outcome
-from megatron_tokscale.spectrum.transfer import LEVEL
+from megatron_tokscale.spectrum.evidence.transfer import LEVEL
 
 _RIVALS = {
     "full": "all models",

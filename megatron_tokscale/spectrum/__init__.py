@@ -1,23 +1,23 @@
 """Learning-time spectra, and what they reconstruct of the loss curve."""
 
 from megatron_tokscale.core.resampling import Estimate, Units
-from megatron_tokscale.spectrum.axes import axis_run
-from megatron_tokscale.spectrum.between import transfer_run
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum, events_of
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
-from megatron_tokscale.spectrum.forward import predict_forward
-from megatron_tokscale.spectrum.groups import groupings, learning_times
-from megatron_tokscale.spectrum.order import learning_order
-from megatron_tokscale.spectrum.reconstruction import (
+from megatron_tokscale.spectrum.evidence.forward import predict_forward
+from megatron_tokscale.spectrum.evidence.locality import Widths, mean_curve_losses
+from megatron_tokscale.spectrum.evidence.order import learning_order
+from megatron_tokscale.spectrum.evidence.reconstruction import (
     Comparison,
     Reconstruction,
     compare,
     reconstruct,
 )
-from megatron_tokscale.spectrum.run import spectrum_run
+from megatron_tokscale.spectrum.evidence.run_transfer import transfer_run
+from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
+from megatron_tokscale.spectrum.groups import groupings, learning_times
+from megatron_tokscale.spectrum.run_axis import axis_run
+from megatron_tokscale.spectrum.run_spectrum import spectrum_run
 from megatron_tokscale.spectrum.sums import DocumentSums, Resampled
-from megatron_tokscale.spectrum.transfer import Alignment, TransferSums
-from megatron_tokscale.spectrum.widths import Widths, mean_curve_losses
 
 __all__ = [
     "Alignment",

@@ -11,8 +11,8 @@ from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.spectrum.density import events_of
+from megatron_tokscale.spectrum.evidence.skill import GroupSums
 from megatron_tokscale.spectrum.groups import deciles, log_frequency
-from megatron_tokscale.spectrum.skill import GroupSums
 from megatron_tokscale.spectrum.sums import loss_sums
 
 _BINS = 40

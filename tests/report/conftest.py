@@ -18,7 +18,7 @@ from scipy.special import expit
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.spectrum import spectrum_run
-from megatron_tokscale.spectrum.between import transfer_run
+from megatron_tokscale.spectrum.evidence.run_transfer import transfer_run
 from megatron_tokscale.store import Run
 
 HOSTILE = "<script>alert(1)</script>"

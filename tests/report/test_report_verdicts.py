@@ -140,7 +140,7 @@ def test_the_verdict_on_the_learning_order_is_told_in_words(copied, passed):
 
 
 def test_local_is_what_the_spectrum_calls_local(page):
-    from megatron_tokscale.spectrum import widths
+    from megatron_tokscale.spectrum.evidence import locality as widths
 
     below = f"its whole interval below {widths.LOCAL_BELOW}"
     assert below in page.cells("verdicts", "Tokens are learned")

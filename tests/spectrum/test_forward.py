@@ -12,7 +12,7 @@ from scipy.special import expit
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.spectrum import Units
-from megatron_tokscale.spectrum.forward import predict_forward
+from megatron_tokscale.spectrum.evidence.forward import predict_forward
 from megatron_tokscale.spectrum.groups import groupings
 
 DOUBLING = np.log(2)

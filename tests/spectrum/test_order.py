@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import rankdata, spearmanr
 
 from megatron_tokscale.spectrum import Units
-from megatron_tokscale.spectrum.order import learning_order
+from megatron_tokscale.spectrum.evidence.order import learning_order
 
 N_TOKENS = 600
 

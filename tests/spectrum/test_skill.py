@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from megatron_tokscale.spectrum import Units
+from megatron_tokscale.spectrum.evidence.skill import DocumentGroups, GroupSums
 from megatron_tokscale.spectrum.groups import Groups, deciles
-from megatron_tokscale.spectrum.skill import DocumentGroups, GroupSums
 
 N_TOKENS, N_PROBES, N_GROUPS, N_UNITS = 400, 6, 5, 20
 

@@ -13,7 +13,7 @@ from scipy.special import expit
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fit_run
 from megatron_tokscale.spectrum import spectrum_run
-from megatron_tokscale.spectrum.describe import describe_spectrum
+from megatron_tokscale.spectrum.spectrum_text import describe_spectrum
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.losses import losses_name
 

@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from megatron_tokscale.fit import TokenClass, fit_sigmoids
 from megatron_tokscale.spectrum import Units, Widths, mean_curve_losses
-from megatron_tokscale.spectrum.widths import width_edges
+from megatron_tokscale.spectrum.evidence.locality import width_edges
 
 X_K = np.concatenate([[-np.inf], np.linspace(0, 8, 60)])
 

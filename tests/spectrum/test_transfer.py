@@ -14,8 +14,8 @@ from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.spectrum import Units, derivative_weights, events_of
 from megatron_tokscale.spectrum.density import default_grid
+from megatron_tokscale.spectrum.evidence.transfer import _STRATA, Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import Groups, groupings
-from megatron_tokscale.spectrum.transfer import _STRATA, Alignment, TransferSums
 
 
 @pytest.fixture(scope="module")

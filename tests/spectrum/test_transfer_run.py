@@ -9,8 +9,8 @@ from runs import plain_probe_set, probe_steps, write_run
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
-from megatron_tokscale.spectrum.between import transfer_run
-from megatron_tokscale.spectrum.describe import describe_transfer
+from megatron_tokscale.spectrum.evidence.run_transfer import transfer_run
+from megatron_tokscale.spectrum.spectrum_text import describe_transfer
 
 STEPS = probe_steps(40)
 

@@ -17,16 +17,16 @@ from megatron_tokscale.core.resampling import MOST_UNITS, Units
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.laws.plain import or_reason
 from megatron_tokscale.results import TRANSFER_SCHEMA, FittedRun, heading, known_transfers
+from megatron_tokscale.spectrum.evidence.order import learning_order
+from megatron_tokscale.spectrum.evidence.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import (
     Groups,
     groupings,
     learning_times,
     plain_predictors,
 )
-from megatron_tokscale.spectrum.order import learning_order
-from megatron_tokscale.spectrum.run import drawn
+from megatron_tokscale.spectrum.run_spectrum import drawn
 from megatron_tokscale.spectrum.sums import loss_sums
-from megatron_tokscale.spectrum.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.store import Run
 
 _RANKED_TOKENS = 500_000

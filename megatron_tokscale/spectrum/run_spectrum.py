@@ -22,12 +22,12 @@ from megatron_tokscale.results import SPECTRUM_SCHEMA, FittedRun, heading, non_f
 from megatron_tokscale.results.fitted import Block
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
-from megatron_tokscale.spectrum.forward import predict_forward
+from megatron_tokscale.spectrum.evidence.forward import predict_forward
+from megatron_tokscale.spectrum.evidence.locality import Widths
+from megatron_tokscale.spectrum.evidence.reconstruction import Comparison, compare
 from megatron_tokscale.spectrum.frequency import FrequencySums
 from megatron_tokscale.spectrum.groups import groupings
-from megatron_tokscale.spectrum.reconstruction import Comparison, compare
 from megatron_tokscale.spectrum.sums import CLASSES, DocumentSums, Resampled
-from megatron_tokscale.spectrum.widths import Widths
 from megatron_tokscale.store import Run
 
 _HELD_OUT_NOTE = (

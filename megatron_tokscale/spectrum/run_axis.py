@@ -22,9 +22,9 @@ from megatron_tokscale.laws.plain import or_reason
 from megatron_tokscale.results import AXIS_SCHEMA, FittedRun
 from megatron_tokscale.spectrum.density import default_grid
 from megatron_tokscale.spectrum.derivative import derivative_weights
+from megatron_tokscale.spectrum.evidence.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import groupings, learning_times
 from megatron_tokscale.spectrum.sums import loss_sums
-from megatron_tokscale.spectrum.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.store import Run, check_same_tokens
 
 LEAST_RUNS = 4

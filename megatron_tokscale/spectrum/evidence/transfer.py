@@ -34,9 +34,9 @@ from megatron_tokscale.core.resampling import Estimate, Units
 from megatron_tokscale.fit import SigmoidFits, Transitions
 from megatron_tokscale.spectrum.density import default_grid, events_of
 from megatron_tokscale.spectrum.derivative import derivative_weights
+from megatron_tokscale.spectrum.evidence.skill import DocumentGroups, GroupSums, skill
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.kernels import add_sigmoids
-from megatron_tokscale.spectrum.skill import DocumentGroups, GroupSums, skill
 from megatron_tokscale.spectrum.sums import at_probes, loss_sums, model_sums, table_of
 
 RIVALS = ("permuted", "full", "source", "own")

@@ -21,9 +21,9 @@ from megatron_tokscale.core.resampling import Estimate, Units
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.laws.huber import Curve
 from megatron_tokscale.laws.power_law import FIRST_TIME_SHARE
+from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.sums import loss_sums, model_sums
-from megatron_tokscale.spectrum.transfer import Alignment, TransferSums
 
 _LEAST_FITTED = 8
 _LEAST_HELD_OUT = 2
