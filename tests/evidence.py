@@ -16,8 +16,8 @@ import planted_pairs
 from scipy import stats
 
 from megatron_tokscale.fit import fit_sigmoids
-from megatron_tokscale.laws.huber import Curve
-from megatron_tokscale.laws.tail import tail_exponent
+from megatron_tokscale.laws.power_law.huber import Curve
+from megatron_tokscale.laws.power_law.tail import tail_exponent
 from megatron_tokscale.spectrum import (
     Bins,
     DocumentSums,

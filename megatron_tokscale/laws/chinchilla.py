@@ -15,7 +15,7 @@ from scipy.optimize import minimize, nnls
 from megatron_tokscale.core.arrays import Floats, Interval
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.core.resampling import percentile_interval
-from megatron_tokscale.laws.huber import DELTA, EXPONENT_BOUNDS
+from megatron_tokscale.laws.power_law.huber import DELTA, EXPONENT_BOUNDS
 
 MIN_RUNS = 6
 MIN_LEVELS = 3

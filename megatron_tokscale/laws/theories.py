@@ -15,24 +15,24 @@ from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Estimate, Units
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.laws.agreement import Agreement
-from megatron_tokscale.laws.cagnetta import data_exponent, fit_context_exponent
-from megatron_tokscale.laws.contexts import ContextBins
-from megatron_tokscale.laws.correlations import (
+from megatron_tokscale.laws.deceleration import fit_deceleration
+from megatron_tokscale.laws.inputs import Inputs
+from megatron_tokscale.laws.language.cagnetta import data_exponent, fit_context_exponent
+from megatron_tokscale.laws.language.contexts import ContextBins
+from megatron_tokscale.laws.language.correlations import (
     correlation_exponent,
     draw_documents,
     token_correlations,
 )
-from megatron_tokscale.laws.deceleration import fit_deceleration
-from megatron_tokscale.laws.group_test import group_test
-from megatron_tokscale.laws.huber import Curve, Solution
-from megatron_tokscale.laws.inputs import Inputs
-from megatron_tokscale.laws.learning_times import frequency_exponent
-from megatron_tokscale.laws.monogenic import MonogenicShare, scaled_mean_curve
-from megatron_tokscale.laws.one_third import fit_one_third
+from megatron_tokscale.laws.one_third.group_test import group_test
+from megatron_tokscale.laws.one_third.one_third import fit_one_third
 from megatron_tokscale.laws.plain import or_reason, plain
-from megatron_tokscale.laws.power_law import fit_power_law
-from megatron_tokscale.laws.quanta import alpha_from, exponents_from
-from megatron_tokscale.laws.tail import tail_exponent
+from megatron_tokscale.laws.power_law.huber import Curve, Solution
+from megatron_tokscale.laws.power_law.power_law import fit_power_law
+from megatron_tokscale.laws.power_law.tail import tail_exponent
+from megatron_tokscale.laws.quanta.learning_times import frequency_exponent
+from megatron_tokscale.laws.quanta.monogenic import MonogenicShare, scaled_mean_curve
+from megatron_tokscale.laws.quanta.quanta import alpha_from, exponents_from
 from megatron_tokscale.laws.zero_sum import ZeroSum
 from megatron_tokscale.store import Run
 

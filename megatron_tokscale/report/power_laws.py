@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_tokscale.laws.describe import DRIFT
+from megatron_tokscale.laws.laws_text import DRIFT
 from megatron_tokscale.report.markup import (
     dataset,
     escape,

@@ -5,8 +5,8 @@ import pytest
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.agreement import Agreement
-from megatron_tokscale.laws.cagnetta import data_exponent, fit_context_exponent
-from megatron_tokscale.laws.contexts import ContextBins
+from megatron_tokscale.laws.language.cagnetta import data_exponent, fit_context_exponent
+from megatron_tokscale.laws.language.contexts import ContextBins
 
 CONTEXT_S = np.array([1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 26, 32, 41, 51, 64])
 

@@ -5,13 +5,13 @@ import pytest
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
-from megatron_tokscale.laws.correlations import (
+from megatron_tokscale.laws.language.correlations import (
     Correlations,
     correlation_exponent,
     draw_documents,
     token_correlations,
 )
-from megatron_tokscale.laws.pairs import Documents, Pairs
+from megatron_tokscale.laws.language.pairs import Documents, Pairs
 
 BETA, SCALE = 1.2, 1.0
 

@@ -6,7 +6,7 @@ from power_laws import TAU_K, correlated_noise, law, noisy
 from scipy.optimize import curve_fit, nnls
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.group_test import group_test
+from megatron_tokscale.laws.one_third.group_test import group_test
 
 OWN_TIMES = "each group drops at its own time"
 ONE_SLOPE = "all groups share one slope"

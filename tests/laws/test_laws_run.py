@@ -13,7 +13,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json, sealed, write_json
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.laws import describe_laws, fit_power_law, laws_run, theories
-from megatron_tokscale.laws.several import several_runs
+from megatron_tokscale.laws.several_runs import several_runs
 from megatron_tokscale.spectrum import spectrum_run
 from megatron_tokscale.store import Run
 

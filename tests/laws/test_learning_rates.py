@@ -11,9 +11,9 @@ import torch
 from runs import write_run
 
 from megatron_tokscale.core.errors import UndefinedError
-from megatron_tokscale.laws.learning_rates import learning_rates
-from megatron_tokscale.laws.multi_power import MultiPowerLaw
-from megatron_tokscale.laws.several import several_runs
+from megatron_tokscale.laws.multi_power.learning_rates import learning_rates
+from megatron_tokscale.laws.multi_power.multi_power import MultiPowerLaw
+from megatron_tokscale.laws.several_runs import several_runs
 from megatron_tokscale.store import LearningRates
 
 PEAK, MINIMUM, WARMUP = 3e-3, 3e-4, 20

@@ -10,9 +10,14 @@ import pytest
 from scipy.optimize import check_grad
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.multi_power import LossCurve, MultiPowerLaw, fit_multi_power, score
-from megatron_tokscale.laws.schedule import Schedule, loss_drop
-from megatron_tokscale.laws.schedule_fit import Held, Problem
+from megatron_tokscale.laws.multi_power.multi_power import (
+    LossCurve,
+    MultiPowerLaw,
+    fit_multi_power,
+    score,
+)
+from megatron_tokscale.laws.multi_power.schedule import Schedule, loss_drop
+from megatron_tokscale.laws.multi_power.schedule_fit import Held, Problem
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "multi_power_law"
 PEAK, LAST, WARMUP = 3e-4, 3e-5, 2160

@@ -6,7 +6,7 @@ from power_laws import TAU_K, law, noisy
 from scipy.optimize import curve_fit
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.one_third import fit_one_third
+from megatron_tokscale.laws.one_third.one_third import fit_one_third
 
 
 def test_one_curve_is_fitted_as_liu_et_al_do():

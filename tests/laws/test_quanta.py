@@ -5,9 +5,13 @@ import pytest
 from scipy.special import zeta
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.learning_times import frequency_exponent
-from megatron_tokscale.laws.monogenic import MonogenicShare, monogenic_mask, scaled_mean_curve
-from megatron_tokscale.laws.quanta import alpha_from, exponents_from
+from megatron_tokscale.laws.quanta.learning_times import frequency_exponent
+from megatron_tokscale.laws.quanta.monogenic import (
+    MonogenicShare,
+    monogenic_mask,
+    scaled_mean_curve,
+)
+from megatron_tokscale.laws.quanta.quanta import alpha_from, exponents_from
 
 P_K = np.arange(1.0, 41) ** -1.4  # shares of 40 quanta of alpha 0.4, but for a factor
 
@@ -117,7 +121,7 @@ def test_blocks_change_nothing(monkeypatch):
     rng = np.random.default_rng(3)
     loss_NK = np.cumsum(rng.uniform(-4, 0.5, (500, 4)), axis=1) + 12
     whole = monogenic_mask(loss_NK)
-    monkeypatch.setattr("megatron_tokscale.laws.monogenic._BLOCK", 7)
+    monkeypatch.setattr("megatron_tokscale.laws.quanta.monogenic._BLOCK", 7)
     assert (monogenic_mask(loss_NK) == whole).all()
     assert monogenic_mask(np.empty((0, 4))).shape == (0,)
 

@@ -8,7 +8,7 @@ from megatron_tokscale.core.resampling import Estimate, percentile_interval
 from megatron_tokscale.laws import fit_power_law
 from megatron_tokscale.laws.deceleration import fit_deceleration
 from megatron_tokscale.laws.plain import or_reason
-from megatron_tokscale.laws.tail import tail_exponent
+from megatron_tokscale.laws.power_law.tail import tail_exponent
 
 T_K = np.geomspace(1, 1000, 30)
 FALLING_K = 2 + T_K**-0.5

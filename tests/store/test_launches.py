@@ -9,7 +9,7 @@ import torch
 from runs import constant_rate, launch, plain_probe_set, write_run
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.learning_rates import learning_rates
+from megatron_tokscale.laws.multi_power.learning_rates import learning_rates
 from megatron_tokscale.store import Batch, Identity, LearningRates, Run, RunWriter
 from megatron_tokscale.store.launches import launch_of, parting, read_launches
 

@@ -12,7 +12,7 @@ from recorded_job import start
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.trace import Trace
-from megatron_tokscale.laws.learning_rates import learning_rates
+from megatron_tokscale.laws.multi_power.learning_rates import learning_rates
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.store import Run
 from megatron_tokscale.training.clock import NOTE

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.schedule import Schedule, loss_drop
-from megatron_tokscale.laws.schedule_fit import HELD, Held, Point, Problem
+from megatron_tokscale.laws.multi_power.schedule import Schedule, loss_drop
+from megatron_tokscale.laws.multi_power.schedule_fit import HELD, Held, Point, Problem
 
 MIN_POINTS = 10
 _FLAT = 1e-6  # relative change of the learning rate that counts as none

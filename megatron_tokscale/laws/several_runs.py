@@ -11,8 +11,8 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.chinchilla import fit_chinchilla
-from megatron_tokscale.laws.learning_rates import learning_rates
-from megatron_tokscale.laws.multi_power import LossCurve, fit_multi_power, score
+from megatron_tokscale.laws.multi_power.learning_rates import learning_rates
+from megatron_tokscale.laws.multi_power.multi_power import LossCurve, fit_multi_power, score
 from megatron_tokscale.laws.plain import or_reason, plain
 from megatron_tokscale.store import Run, check_same_tokens
 

@@ -18,7 +18,7 @@ from megatron_tokscale.core.serial_correlation import (
     effective_points,
     serial_correlation,
 )
-from megatron_tokscale.laws.lr_sum import ONE_THIRD, checked, from_tau
+from megatron_tokscale.laws.one_third.lr_sum import ONE_THIRD, checked, from_tau
 
 MIN_POINTS = 6
 FIRST_TAU_SHARE = 0.1  # of the last tau

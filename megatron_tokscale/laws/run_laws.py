@@ -12,8 +12,8 @@ from megatron_tokscale.laws import theories
 from megatron_tokscale.laws.explain import explanations
 from megatron_tokscale.laws.inputs import Inputs
 from megatron_tokscale.laws.plain import or_reason, plain
-from megatron_tokscale.laws.power_law import FIRST_TIME_SHARE
-from megatron_tokscale.laws.several import several_runs
+from megatron_tokscale.laws.power_law.power_law import FIRST_TIME_SHARE
+from megatron_tokscale.laws.several_runs import several_runs
 from megatron_tokscale.results import LAWS_SCHEMA, SpectrumResult, heading, non_finite
 from megatron_tokscale.store import Run, check_same_tokens
 

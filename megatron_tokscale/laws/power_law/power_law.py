@@ -18,7 +18,7 @@ from megatron_tokscale.core.serial_correlation import (
     effective_points,
     serial_correlation,
 )
-from megatron_tokscale.laws.huber import Curve, Solution
+from megatron_tokscale.laws.power_law.huber import Curve, Solution
 
 MIN_POINTS = 6
 FIRST_TIME_SHARE = 0.1  # of the last time

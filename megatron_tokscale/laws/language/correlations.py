@@ -16,7 +16,7 @@ from megatron_tokscale.core.arrays import Floats, Integers32, Interval, Mask
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.core.resampling import percentile_interval
 from megatron_tokscale.corpus.bin_idx import Portion
-from megatron_tokscale.laws.pairs import Documents, Pairs
+from megatron_tokscale.laws.language.pairs import Documents, Pairs
 
 MAX_TOKENS = 4_000_000
 LAGS = tuple(sorted({*range(1, 33), *np.geomspace(33, 8192, 20).round().astype(int).tolist()}))

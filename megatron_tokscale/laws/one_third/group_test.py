@@ -17,9 +17,9 @@ from scipy.stats import t as student_t
 from megatron_tokscale.core.arrays import Floats, Interval
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.core.serial_correlation import NO_ERROR, GroupNoise
-from megatron_tokscale.laws.group_exponents import GroupExponents, group_exponents
-from megatron_tokscale.laws.group_fit import Fit, Losses, Model, models_over
-from megatron_tokscale.laws.lr_sum import checked, from_tau
+from megatron_tokscale.laws.one_third.group_exponents import GroupExponents, group_exponents
+from megatron_tokscale.laws.one_third.group_fit import Fit, Losses, Model, models_over
+from megatron_tokscale.laws.one_third.lr_sum import checked, from_tau
 
 FIRST_GROUP_TAU_SHARE = 0.01  # of the last tau
 MIN_BLOCKS = 4

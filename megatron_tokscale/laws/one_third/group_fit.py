@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit
 
 from megatron_tokscale.core.arrays import Floats, Mask
-from megatron_tokscale.laws.lr_sum import ONE_THIRD
+from megatron_tokscale.laws.one_third.lr_sum import ONE_THIRD
 
 _FLAT = 1e-12
 _LEAST_EXPONENT, _GREATEST_EXPONENT, _N_EXPONENTS = 0.01, 5.0, 120

@@ -14,8 +14,8 @@ from scipy.optimize import minimize, nnls
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import UndefinedError
-from megatron_tokscale.laws.huber import DELTA
-from megatron_tokscale.laws.schedule import Schedule, loss_drop
+from megatron_tokscale.laws.multi_power.schedule import Schedule, loss_drop
+from megatron_tokscale.laws.power_law.huber import DELTA
 
 GROUP = (
     16  # steps whose changes are one: moves a loss of the authors' curves by less than 1e-4 nats

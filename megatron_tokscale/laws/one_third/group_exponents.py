@@ -18,7 +18,7 @@ from megatron_tokscale.core.serial_correlation import (
     effective_points,
     serial_correlation,
 )
-from megatron_tokscale.laws.group_fit import Fit, Losses, Model, grid_errors
+from megatron_tokscale.laws.one_third.group_fit import Fit, Losses, Model, grid_errors
 
 
 @dataclass(frozen=True)

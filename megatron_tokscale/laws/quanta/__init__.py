@@ -1,0 +1,1 @@
+"""The quantization model of Michaud et al."""
