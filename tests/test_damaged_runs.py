@@ -91,7 +91,7 @@ def test_a_flipped_loss_ends_every_verb_that_reads_losses(copied, verb, capsys):
 
 def test_a_flipped_loss_ends_a_report_with_example_tokens_and_a_comparison(copied, analysed):
     flip(copied / LOSSES, at=-1)
-    from megatron_tokscale.report.compare import mean_curves
+    from megatron_tokscale.report.sections.beside.speedup import mean_curves
 
     with pytest.raises(TokscaleError, match="wrong checksum"):
         Run.open(copied).read_losses(3, 4)

@@ -1,5 +1,5 @@
 """Figures and one self-contained HTML page. Importing this room loads no matplotlib."""
 
-from megatron_tokscale.report.run import report_run
+from megatron_tokscale.report.run_report import report_run
 
 __all__ = ["report_run"]

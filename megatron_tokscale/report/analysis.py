@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.fit import SigmoidFits, fits_path
 from megatron_tokscale.laws.explain import explanations
-from megatron_tokscale.report.planned import DrawnPlan, read_plan
+from megatron_tokscale.report.sections.plan.drawn_plan import DrawnPlan, read_plan
 from megatron_tokscale.results import (
     AxisResult,
     FittedRun,

@@ -9,20 +9,20 @@ from typing import Any
 
 from megatron_tokscale import __version__
 from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.axes import axis_sections, axis_verdicts
-from megatron_tokscale.report.classes import classes
-from megatron_tokscale.report.compare_section import comparison
-from megatron_tokscale.report.examples import examples
-from megatron_tokscale.report.forward import forward
-from megatron_tokscale.report.laws import laws, laws_verdicts
-from megatron_tokscale.report.locality import locality, locality_verdict
 from megatron_tokscale.report.markup import escape, paragraph
-from megatron_tokscale.report.overview import loss_curve, what_was_run
-from megatron_tokscale.report.plan import data_plan
-from megatron_tokscale.report.planned import read_plan
-from megatron_tokscale.report.spectrum import spectrum
+from megatron_tokscale.report.sections.axes import axis_sections, axis_verdicts
+from megatron_tokscale.report.sections.beside.section import comparison
+from megatron_tokscale.report.sections.classes import classes
+from megatron_tokscale.report.sections.examples import examples
+from megatron_tokscale.report.sections.forward import forward
+from megatron_tokscale.report.sections.laws import laws, laws_verdicts
+from megatron_tokscale.report.sections.locality import locality, locality_verdict
+from megatron_tokscale.report.sections.overview import loss_curve, what_was_run
+from megatron_tokscale.report.sections.plan.drawn_plan import read_plan
+from megatron_tokscale.report.sections.plan.section import data_plan
+from megatron_tokscale.report.sections.spectrum import spectrum
+from megatron_tokscale.report.sections.transfer import transfer, transfer_verdicts
 from megatron_tokscale.report.style import CSS
-from megatron_tokscale.report.transfer import transfer, transfer_verdicts
 from megatron_tokscale.report.verdicts import summary
 from megatron_tokscale.store import Run
 

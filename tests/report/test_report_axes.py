@@ -16,7 +16,7 @@ from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.report import report_run
 from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.axes import axis_sections, axis_verdicts
+from megatron_tokscale.report.sections.axes import axis_sections, axis_verdicts
 from megatron_tokscale.report.verdicts import summary
 from megatron_tokscale.spectrum import axis_run
 

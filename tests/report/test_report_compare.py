@@ -11,8 +11,13 @@ import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.compare import Curves, faster, mean_curves, time_to_reach
-from megatron_tokscale.report.compare_section import verdict
+from megatron_tokscale.report.sections.beside.section import verdict
+from megatron_tokscale.report.sections.beside.speedup import (
+    Curves,
+    faster,
+    mean_curves,
+    time_to_reach,
+)
 from megatron_tokscale.store import Run
 
 STEPS = np.array([0, 1, 2, 4, 8, 16, 32])

@@ -5,8 +5,8 @@ import re
 
 from runs import launch
 
-from megatron_tokscale.report.compare_section import _different_settings
-from megatron_tokscale.report.overview import _launches
+from megatron_tokscale.report.sections.beside.section import _different_settings
+from megatron_tokscale.report.sections.overview import _launches
 from megatron_tokscale.store import Batch
 
 

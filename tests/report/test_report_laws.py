@@ -12,9 +12,10 @@ from html_page import Page, with_interval
 from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.laws import laws_run
-from megatron_tokscale.report import power_laws, report_run
+from megatron_tokscale.report import report_run
 from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.laws import laws, laws_verdicts
+from megatron_tokscale.report.sections import power_laws
+from megatron_tokscale.report.sections.laws import laws, laws_verdicts
 from megatron_tokscale.report.verdicts import summary
 from megatron_tokscale.store import Run
 

@@ -29,9 +29,9 @@ from megatron_tokscale.data import (
 from megatron_tokscale.data.history import accepted, followed, save_run_plan
 from megatron_tokscale.data.record import BlendRecord, DataRecord, DatasetRecord, PlanRecord
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.plan import data_plan
-from megatron_tokscale.report.plan_figures import levels, ratios, row_of
-from megatron_tokscale.report.planned import read_plan, window_edges
+from megatron_tokscale.report.sections.plan.drawn_plan import read_plan, window_edges
+from megatron_tokscale.report.sections.plan.figures import levels, ratios, row_of
+from megatron_tokscale.report.sections.plan.section import data_plan
 from megatron_tokscale.store import Run
 
 CONSUMED = 8000  # 2000 steps of 4 samples

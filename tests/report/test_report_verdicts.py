@@ -11,7 +11,7 @@ from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.gains import gains
+from megatron_tokscale.report.sections.gains import gains
 from megatron_tokscale.report.verdicts import outcome
 from megatron_tokscale.spectrum import spectrum_run
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.gains import ALIGNED, gains
 from megatron_tokscale.report.markup import (
     escape,
     figure,
@@ -12,8 +11,9 @@ from megatron_tokscale.report.markup import (
     paragraph,
     section,
 )
-from megatron_tokscale.report.order import learning_order, order_verdict
-from megatron_tokscale.report.skills import (
+from megatron_tokscale.report.sections.gains import ALIGNED, gains
+from megatron_tokscale.report.sections.order import learning_order, order_verdict
+from megatron_tokscale.report.sections.skills import (
     LEAST,
     PASSES,
     PERMUTED,

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.report.compare import Curves
 from megatron_tokscale.report.scale import LABELS, TimeScale
+from megatron_tokscale.report.sections.beside.speedup import Curves
 from megatron_tokscale.report.style import MEASURED, NULL, dataset_colour
 from megatron_tokscale.report.svg import draw, time_axis
 

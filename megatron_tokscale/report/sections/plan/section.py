@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from megatron_tokscale.report import plan_figures
 from megatron_tokscale.report.largest import MAX_SHOWN
 from megatron_tokscale.report.markup import (
     dataset,
@@ -22,7 +21,8 @@ from megatron_tokscale.report.markup import (
     section,
     table,
 )
-from megatron_tokscale.report.planned import DrawnPlan
+from megatron_tokscale.report.sections.plan import figures as plan_figures
+from megatron_tokscale.report.sections.plan.drawn_plan import DrawnPlan
 
 MAX_ROWS: Final = 40
 _MAX_DECISIONS: Final = 12

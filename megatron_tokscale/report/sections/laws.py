@@ -5,12 +5,12 @@ from typing import Any
 
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.largest import largest_datasets, left_out
-from megatron_tokscale.report.law_figures import above_floor
 from megatron_tokscale.report.markup import escape, figure, section, table
-from megatron_tokscale.report.power_laws import law_table, tail, tail_verdict
-from megatron_tokscale.report.several import several
+from megatron_tokscale.report.sections.law_figures import above_floor
+from megatron_tokscale.report.sections.power_laws import law_table, tail, tail_verdict
+from megatron_tokscale.report.sections.several import several
+from megatron_tokscale.report.sections.zero_sum import zero_sum
 from megatron_tokscale.report.verdicts import CLAIMED, Verdict, outcome
-from megatron_tokscale.report.zero_sum import zero_sum
 
 _OWN = "learning-time spectrum"
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.axis_figure import SIZES, axis_derivative
 from megatron_tokscale.report.markup import (
     escape,
     estimate,
@@ -14,7 +13,8 @@ from megatron_tokscale.report.markup import (
     section,
     table,
 )
-from megatron_tokscale.report.skills import (
+from megatron_tokscale.report.sections.axis_figure import SIZES, axis_derivative
+from megatron_tokscale.report.sections.skills import (
     LEAST,
     PASSES,
     PERMUTED,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_tokscale.report.law_figures import cancelling
 from megatron_tokscale.report.markup import escape, figure, number, paragraph, table
+from megatron_tokscale.report.sections.law_figures import cancelling
 from megatron_tokscale.report.verdicts import CLAIMED, outcome
 
 _METRICS = ("movement", "change", "interference")

@@ -7,7 +7,7 @@ from typing import Any
 from megatron_tokscale.report.analysis import Analysis
 from megatron_tokscale.report.markup import escape, estimate, number, paragraph, section, table
 from megatron_tokscale.report.scale import UNITS, short
-from megatron_tokscale.report.skills import PERMUTED, SKILL, groupings_table
+from megatron_tokscale.report.sections.skills import PERMUTED, SKILL, groupings_table
 from megatron_tokscale.report.verdicts import outcome
 
 _PREDICTIONS = {

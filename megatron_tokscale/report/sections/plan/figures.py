@@ -13,8 +13,8 @@ from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 
 from megatron_tokscale.core.arrays import Floats, Integers
-from megatron_tokscale.report.planned import DrawnPlan
 from megatron_tokscale.report.scale import TimeScale, short
+from megatron_tokscale.report.sections.plan.drawn_plan import DrawnPlan
 from megatron_tokscale.report.style import RATIOS, dataset_colour, dataset_line
 from megatron_tokscale.report.svg import draw, time_axis
 from megatron_tokscale.reweight.draw_plan import short as short_name

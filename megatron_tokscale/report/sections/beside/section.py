@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_tokscale.core.files import is_there
-from megatron_tokscale.report import compare_figures
-from megatron_tokscale.report.compare import Curves, faster, mean_curves, time_to_reach
 from megatron_tokscale.report.largest import largest_datasets, left_out
 from megatron_tokscale.report.markup import (
     dataset,
@@ -20,6 +18,13 @@ from megatron_tokscale.report.markup import (
     plural,
     section,
     table,
+)
+from megatron_tokscale.report.sections.beside import figures as compare_figures
+from megatron_tokscale.report.sections.beside.speedup import (
+    Curves,
+    faster,
+    mean_curves,
+    time_to_reach,
 )
 from megatron_tokscale.store import Run
 

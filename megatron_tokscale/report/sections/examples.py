@@ -12,10 +12,10 @@ from megatron_tokscale.core.arrays import Integers, Mask
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.probe.text import BEFORE, Passage, passages
 from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.classes import CLASS_MEANINGS
 from megatron_tokscale.report.markup import dataset, escape, number, paragraph, section
 from megatron_tokscale.report.scale import UNITS, TimeScale, time_of
-from megatron_tokscale.report.trajectory import trajectory
+from megatron_tokscale.report.sections.classes import CLASS_MEANINGS
+from megatron_tokscale.report.sections.trajectory import trajectory
 
 MIN_R2 = 0.8
 MAX_MIDPOINT_SE = 0.25

@@ -1,0 +1,1 @@
+"""The section on a second run beside this one."""
