@@ -1,9 +1,10 @@
 """From learning times to a plan for the data. Offline: nothing here runs in a job."""
 
-from megatron_tokscale.reweight.describe import describe
+from megatron_tokscale.reweight.cutting import CutDataset, Cutting, cut_dataset, read_scores
 from megatron_tokscale.reweight.guards import Guards
 from megatron_tokscale.reweight.jobs import cut_job, job_of
 from megatron_tokscale.reweight.learnability import Spectra, read_spectra
+from megatron_tokscale.reweight.plan_text import describe
 from megatron_tokscale.reweight.planning import (
     Control,
     Job,
@@ -21,7 +22,6 @@ from megatron_tokscale.reweight.policy import (
     Policy,
     Uniform,
 )
-from megatron_tokscale.reweight.strata import CutDataset, Cutting, cut_dataset, read_scores
 
 __all__ = [
     "BySpectrum",

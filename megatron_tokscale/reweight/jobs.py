@@ -4,8 +4,8 @@ from pathlib import Path
 
 from megatron_tokscale.corpus.source import DataPath, DataSource
 from megatron_tokscale.data.scores import identity_of
+from megatron_tokscale.reweight.cutting import CutDataset, Cutting, cut_dataset, read_scores
 from megatron_tokscale.reweight.planning import Job
-from megatron_tokscale.reweight.strata import CutDataset, Cutting, cut_dataset, read_scores
 
 
 def job_of(

@@ -22,7 +22,7 @@ from megatron_tokscale.data import (
     Stratum,
     dataset_names,
 )
-from megatron_tokscale.reweight.clock import ByRank, Clock, Progress, SameTokens
+from megatron_tokscale.reweight.cutting import CutDataset
 from megatron_tokscale.reweight.guards import (
     Guards,
     apply_floor,
@@ -41,7 +41,7 @@ from megatron_tokscale.reweight.policy import (
     schedule,
     strata_slices,
 )
-from megatron_tokscale.reweight.strata import CutDataset
+from megatron_tokscale.reweight.time_map import ByRank, Clock, Progress, SameTokens
 from megatron_tokscale.store import Run
 
 type Control = Literal["easy-first", "frequency"]

@@ -12,9 +12,9 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Integers, Mask
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.reweight.clock import Clock
+from megatron_tokscale.reweight.cutting import CutDataset
 from megatron_tokscale.reweight.learnability import Spectra
-from megatron_tokscale.reweight.strata import CutDataset
+from megatron_tokscale.reweight.time_map import Clock
 
 type Schedule = tuple[Integers, Floats]  # start_T in consumed samples, weights_TD
 

@@ -11,7 +11,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data.scores import DocumentScores, data_digest, identity_of, scores_path
 from megatron_tokscale.reweight import Cutting, cut_dataset, cut_job, job_of, read_scores
-from megatron_tokscale.reweight.strata import MAX_SAMPLES, MIN_SPREAD, Samples, lay_out
+from megatron_tokscale.reweight.cutting import MAX_SAMPLES, MIN_SPREAD, Samples, lay_out
 
 rng = np.random.default_rng(0)
 TIMES = rng.normal(12, 1, 400)

@@ -14,7 +14,7 @@ from megatron_tokscale.data import (
     with_decisions,
 )
 from megatron_tokscale.reweight import Frontier, Job, Manual, Uniform, describe, make_plan
-from megatron_tokscale.reweight.clock import SameTokens
+from megatron_tokscale.reweight.time_map import SameTokens
 
 WEB = DatasetIdentity("web", 1000, 640_000)
 CODE = DatasetIdentity("code", 500, 320_000)

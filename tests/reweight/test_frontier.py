@@ -9,8 +9,8 @@ from scored import RANGE, SEQ_LENGTH, cut, identity, run_of
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Plan
 from megatron_tokscale.reweight import EasyFirst, Frontier, Guards, Job, make_plan, plan_frontier
-from megatron_tokscale.reweight.clock import ByRank, Progress, SameTokens
 from megatron_tokscale.reweight.policy import schedule
+from megatron_tokscale.reweight.time_map import ByRank, Progress, SameTokens
 
 rng = np.random.default_rng(1)
 TIMES = rng.normal(12, 1, 400), rng.normal(13, 0.5, 300)
