@@ -791,7 +791,7 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
 
 
 def _trace(arguments: Arguments) -> None:
-    from megatron_tokscale.data.trace import Trace, describe_document, describe_sample
+    from megatron_tokscale.trace.trace import Trace, describe_document, describe_sample
 
     run, cache = arguments.run, arguments.data_cache_path
     if (run is None) == (cache is None):

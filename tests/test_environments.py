@@ -34,8 +34,8 @@ from verb_world import make_world
 
 import megatron_tokscale
 from megatron_tokscale.cli import main
-from megatron_tokscale.data import trace as trace_module
 from megatron_tokscale.store import Run
+from megatron_tokscale.trace import trace as trace_module
 
 TESTS = Path(__file__).parent
 

@@ -26,10 +26,10 @@ from megatron_tokscale.data import (
 from megatron_tokscale.data.history import accepted, load_run_plan
 from megatron_tokscale.data.record import DataRecord, DatasetRecord, check_order
 from megatron_tokscale.data.scores import DocumentScores, data_digest, identity_of, scores_file
-from megatron_tokscale.data.trace import Span, Trace
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.reweight.live import falls
 from megatron_tokscale.store import Run
+from megatron_tokscale.trace.trace import Span, Trace
 
 STEPS = probe_steps(20)
 JOB = ["--seq-length", str(SEQ_LENGTH), "--split", "900,100,0"]

@@ -72,7 +72,7 @@ def test_a_sample_of_the_job_is_traced_to_its_documents_and_back(loop, capsys):
     main(["trace", str(loop / "planned"), "--sample", "7"])
     shown = capsys.readouterr().out
     name = "left" if "left" in shown else "right"
-    from megatron_tokscale.data.trace import Trace
+    from megatron_tokscale.trace.trace import Trace
 
     trace = Trace.open(loop / "planned")
     sample = trace.sample(7)

@@ -41,7 +41,7 @@ from megatron_tokscale.data.record import (
 )
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.data.strata import load_or_build_strata
-from megatron_tokscale.data.trace import Trace, describe_document, describe_sample
+from megatron_tokscale.trace.trace import Trace, describe_document, describe_sample
 
 LENGTHS = {
     "web": [3, 40, 1, 1, 2, 17, 1, 9, 30, 2, 1, 25],
@@ -368,7 +368,7 @@ def test_missing_and_damaged_files_are_named(run, prefixes):
 
 
 def _fresh(run):
-    from megatron_tokscale.data import trace
+    from megatron_tokscale.trace import trace
 
     trace._open_index.cache_clear()
     return Trace.open(run)

@@ -7,7 +7,7 @@ from recorded_job import read_samples, run_recorded
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data.record import load_records, record_path
-from megatron_tokscale.data.trace import Trace
+from megatron_tokscale.trace.trace import Trace
 
 pytestmark = pytest.mark.megatron
 

@@ -12,8 +12,8 @@ from numpy.testing import assert_array_equal
 from planned_jobs import make_scores, stratified_plan
 from recorded_job import Result, start
 
-from megatron_tokscale.data.trace import Trace
 from megatron_tokscale.store import Run
+from megatron_tokscale.trace.trace import Trace
 
 pytestmark = pytest.mark.megatron
 

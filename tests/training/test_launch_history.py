@@ -11,10 +11,10 @@ from megatrons import INSTALLED, OLD, python_path
 from recorded_job import start
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.data.trace import Trace
 from megatron_tokscale.laws.multi_power.learning_rates import learning_rates
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.store import Run
+from megatron_tokscale.trace.trace import Trace
 from megatron_tokscale.training.clock import NOTE
 from megatron_tokscale.training.reckon import read_saved
 

@@ -22,7 +22,6 @@ from megatron_tokscale.corpus.names import base_name, listed, numbered, whole_pr
 from megatron_tokscale.data.array_files import blocks, check_array
 from megatron_tokscale.data.history import followed
 from megatron_tokscale.data.index import load_or_compute_index
-from megatron_tokscale.data.megatron_cache import find_record, map_cached
 from megatron_tokscale.data.plan import Plan
 from megatron_tokscale.data.record import (
     BlendRecord,
@@ -35,6 +34,7 @@ from megatron_tokscale.data.record import (
 )
 from megatron_tokscale.data.samples import Piece, SampleIndex
 from megatron_tokscale.data.strata import map_strata
+from megatron_tokscale.trace.megatron_cache import find_record, map_cached
 
 type ShowText = Callable[[Sequence[int]], str]
 """From token ids to text that is safe on a terminal."""

@@ -1,0 +1,1 @@
+"""From samples and steps to documents, and back."""
