@@ -207,7 +207,7 @@ class Inside:
     def install(self) -> None:
         from megatron.training import training
 
-        from megatron_tokscale.training.prober import Prober
+        from megatron_tokscale.training.probe.prober import Prober
 
         start, train, step = (
             Prober.on_train_start,

@@ -113,7 +113,7 @@ def main() -> None:
     from megatron.core import mpu
     from megatron.training import global_vars
 
-    from megatron_tokscale.training import probe_pass
+    from megatron_tokscale.training.probe import probe_pass
 
     out, sizes = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.distributed.init_process_group("gloo")

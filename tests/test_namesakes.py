@@ -283,7 +283,7 @@ def test_a_plan_that_numbers_the_namesakes_of_a_run_anew_is_refused(folder):
 
 
 def test_metrics_of_a_plan_tell_namesakes_apart(folder):
-    from megatron_tokscale.training.plan_monitor import _named
+    from megatron_tokscale.training.data.plan_monitor import _named
 
     rows = [(d, q, share) for d in (0, 1) for q, share in (("q1", 0.25), ("q2", 0.75))]
     strata = tuple(Stratum(f"text#{d}/{q}", d, share) for d, q, share in rows)

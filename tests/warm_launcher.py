@@ -27,7 +27,7 @@ def import_everything() -> None:
     import megatron.training.training  # noqa: F401
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
-    import megatron_tokscale.training.prober  # noqa: F401
+    import megatron_tokscale.training.probe.prober  # noqa: F401
 
     # A checkpoint's writer has a helper process; a spawned one would import all of this anew.
     filesystem_async.get_write_results_queue.__wrapped__.__defaults__ = ("fork",)

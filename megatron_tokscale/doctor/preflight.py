@@ -26,18 +26,18 @@ from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.probe import Moment, ProbeSet, Schedule
 from megatron_tokscale.store import RunWriter
-from megatron_tokscale.training.checkpoint import start_of
 from megatron_tokscale.training.config import (
     TokscaleConfig,
     config_from_args,
     run_directory,
     schedule_of,
 )
+from megatron_tokscale.training.data.held_out import TrainedPart, held_out
+from megatron_tokscale.training.data.provider import PARTS_UNKNOWN
+from megatron_tokscale.training.data.replan import parse_interval
 from megatron_tokscale.training.gpt_flags import flag_refusals, megatron_parser
-from megatron_tokscale.training.held_out import TrainedPart, held_out
-from megatron_tokscale.training.prober import model_info
-from megatron_tokscale.training.provider import PARTS_UNKNOWN
-from megatron_tokscale.training.replan import parse_interval
+from megatron_tokscale.training.history.checkpoint import start_of
+from megatron_tokscale.training.probe.prober import model_info
 from megatron_tokscale.training.replay import check_schedule, saved_steps
 from megatron_tokscale.training.support import (
     SKIP_TRAIN,

@@ -113,18 +113,18 @@ class Plugin:
                 _print_once(SKIP_TRAIN)
             return
         if config.tokscale_probe_set:
-            from megatron_tokscale.training.prober import Prober
+            from megatron_tokscale.training.probe.prober import Prober
 
             self._prober = Prober(config, args)
         if config.tokscale_plan:
-            from megatron_tokscale.training.plan_monitor import PlanMonitor
-            from megatron_tokscale.training.provider import Follower
+            from megatron_tokscale.training.data.plan_monitor import PlanMonitor
+            from megatron_tokscale.training.data.provider import Follower
 
             self._follower = Follower(config, args)
             self._monitor = PlanMonitor(self._follower, args)
         if config.tokscale_replan:
             from megatron_tokscale.training.config import run_directory
-            from megatron_tokscale.training.replan import Replanner, parse_interval
+            from megatron_tokscale.training.data.replan import Replanner, parse_interval
 
             interval = parse_interval(config.tokscale_replan)
             self._replanner = Replanner(
@@ -218,7 +218,7 @@ class Plugin:
         elif self._prober:
             from megatron.training import get_args
 
-            from megatron_tokscale.training.provider import record_blend
+            from megatron_tokscale.training.data.provider import record_blend
 
             args = get_args()
             untraced_from = self._prober.untraced_from
@@ -228,8 +228,8 @@ class Plugin:
         import torch
         from megatron.training import print_rank_0
 
-        from megatron_tokscale.training.held_out import held_out
-        from megatron_tokscale.training.provider import trained_parts
+        from megatron_tokscale.training.data.held_out import held_out
+        from megatron_tokscale.training.data.provider import trained_parts
 
         if torch.distributed.get_rank() == 0:
             found = held_out(self._prober.probe_set, trained_parts(self._trained))

@@ -15,15 +15,15 @@ import torch
 from megatron.training import checkpointing, get_args, print_rank_0
 
 from megatron_tokscale.core.errors import AgreedError, TokscaleError
-from megatron_tokscale.training.clock import Past
-from megatron_tokscale.training.prober import Prober
+from megatron_tokscale.training.history.counts import Past
+from megatron_tokscale.training.history.reckon import pasts_of
+from megatron_tokscale.training.probe.prober import Prober
 from megatron_tokscale.training.ranks import (
     ending_together,
     first_of_all_ranks,
     from_rank_0,
     together,
 )
-from megatron_tokscale.training.reckon import pasts_of
 
 _FOLDER = re.compile(r"iter_(\d{7,})")
 _REASON = 300  # characters of a reason that are shown

@@ -137,7 +137,7 @@ def test_a_budget_is_used_up_and_not_exceeded(share, ranks, spec):
 
 
 def test_microbatches_are_filled_up_as_the_probe_pass_fills_them():
-    from megatron_tokscale.training.probe_pass import rows_of_this_rank
+    from megatron_tokscale.training.probe.probe_pass import rows_of_this_rank
 
     generator = np.random.default_rng(0)
     for n, micro, ranks in generator.integers(1, 20, (50, 3)).tolist():

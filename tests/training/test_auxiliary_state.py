@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.training import isolation
+from megatron_tokscale.training.probe import isolation
 
 
 def test_scales_of_auxiliary_losses_are_put_back():

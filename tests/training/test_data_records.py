@@ -76,7 +76,7 @@ def test_only_megatrons_own_order_is_traced():
     """Datasets that look like a blend, and flags that order its samples otherwise."""
     from argparse import Namespace
 
-    from megatron_tokscale.training.provider import _untraceable
+    from megatron_tokscale.training.data.provider import _untraceable
 
     class Concatenated:
         datasets = ()

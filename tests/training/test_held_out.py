@@ -12,7 +12,7 @@ from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.doctor import doctor
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
-from megatron_tokscale.training.held_out import TrainedPart, held_out
+from megatron_tokscale.training.data.held_out import TrainedPart, held_out
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from megatron_tokscale.laws.multi_power.learning_rates import learning_rates
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.store import Run
 from megatron_tokscale.trace.trace import Trace
-from megatron_tokscale.training.clock import NOTE
-from megatron_tokscale.training.reckon import read_saved
+from megatron_tokscale.training.history.counts import NOTE
+from megatron_tokscale.training.history.reckon import read_saved
 
 pytestmark = pytest.mark.megatron
 

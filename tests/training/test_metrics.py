@@ -7,7 +7,7 @@ import pytest
 from runs import plain_probe_set
 
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.training.metrics import Metrics
+from megatron_tokscale.training.probe.metrics import Metrics
 
 TEXTS = ["plain words, and no more", "Grüße aus Ōsaka — ½ €"]
 

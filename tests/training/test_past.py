@@ -7,8 +7,8 @@ import pytest
 from runs import launch, plain_probe_set
 
 from megatron_tokscale.store import LossRecord
-from megatron_tokscale.training.clock import NOTE, Clock, beginning, noted
-from megatron_tokscale.training.reckon import Saved, _reckoned, past_of_job, reckon
+from megatron_tokscale.training.history.counts import NOTE, Clock, beginning, noted
+from megatron_tokscale.training.history.reckon import Saved, _reckoned, past_of_job, reckon
 
 RATE = 3e-3
 

@@ -10,7 +10,7 @@ from jobs import TESTS, run_forked
 from numpy.testing import assert_array_equal
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.training.probe_pass import place_losses, rows_of_this_rank
+from megatron_tokscale.training.probe.probe_pass import place_losses, rows_of_this_rank
 
 # Ranks, and the sizes of the layout; what the sizes leave is data-parallel.
 LAYOUTS = [

@@ -22,9 +22,9 @@ from megatron_tokscale.data import Decision, Replanning, build_index, with_decis
 from megatron_tokscale.data.history import load_run_plan, save_run_plan
 from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.store import Run
-from megatron_tokscale.training import provider, replan
-from megatron_tokscale.training.provider import Follower
-from megatron_tokscale.training.replan import LAG, Replanner, parse_interval
+from megatron_tokscale.training.data import provider, replan
+from megatron_tokscale.training.data.provider import Follower
+from megatron_tokscale.training.data.replan import LAG, Replanner, parse_interval
 
 STEPS = 20
 ASKED = (6, 12)

@@ -48,7 +48,7 @@ from megatron_tokscale.data.record import (
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
 from megatron_tokscale.data.strata import Strata, load_or_build_strata
 from megatron_tokscale.training.config import TokscaleConfig, run_directory
-from megatron_tokscale.training.held_out import TrainedPart
+from megatron_tokscale.training.data.held_out import TrainedPart
 from megatron_tokscale.training.ranks import (
     first_of_all_ranks,
     from_rank_0,

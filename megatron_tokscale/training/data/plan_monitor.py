@@ -12,7 +12,7 @@ from megatron.training import print_rank_last
 
 from megatron_tokscale.data import RealisedShares, dataset_names
 from megatron_tokscale.data.index import count_strata
-from megatron_tokscale.training.provider import Follower
+from megatron_tokscale.training.data.provider import Follower
 from megatron_tokscale.training.ranks import sum_over_ranks
 from megatron_tokscale.training.scalars import log_scalars
 

@@ -21,8 +21,8 @@ from megatron.training import get_timers, print_rank_0
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Decision
-from megatron_tokscale.training.prober import Prober
-from megatron_tokscale.training.provider import Follower
+from megatron_tokscale.training.data.provider import Follower
+from megatron_tokscale.training.probe.prober import Prober
 from megatron_tokscale.training.ranks import first_of_all_ranks
 
 # Steps between the probe and the decision: time for the process beside the training (our choice).

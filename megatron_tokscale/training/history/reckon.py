@@ -21,7 +21,7 @@ from megatron.core import num_microbatches_calculator
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.store import Batch, Launch, LearningRates, LossRecord
 from megatron_tokscale.store.launches import parting
-from megatron_tokscale.training.clock import Past, beginning, canonical_group, noted
+from megatron_tokscale.training.history.counts import Past, beginning, canonical_group, noted
 
 RECKONED = "reckoned from the checkpoint's settings"
 

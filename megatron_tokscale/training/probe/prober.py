@@ -22,20 +22,20 @@ from megatron_tokscale.corpus.names import renamed
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.probe import Moment, ProbeSet
 from megatron_tokscale.store import BackgroundWriter, Launch, LossRecord, RunWriter
-from megatron_tokscale.training import probe_pass
-from megatron_tokscale.training.clock import NOTE, Clock, Past, learning_rate, noted
 from megatron_tokscale.training.config import TokscaleConfig, run_directory, schedule_of
-from megatron_tokscale.training.isolation import isolated, synced_parameters, verified
-from megatron_tokscale.training.metrics import Metrics
+from megatron_tokscale.training.history.counts import NOTE, Clock, Past, learning_rate, noted
+from megatron_tokscale.training.history.reckon import RECKONED, Saved, launch_of_job, past_of_job
+from megatron_tokscale.training.probe import probe_pass
+from megatron_tokscale.training.probe.isolation import isolated, synced_parameters, verified
+from megatron_tokscale.training.probe.metrics import Metrics
+from megatron_tokscale.training.probe.size import model_size
 from megatron_tokscale.training.ranks import (
     first_of_all_ranks,
     refuse_together,
     sum_over_ranks,
     together,
 )
-from megatron_tokscale.training.reckon import RECKONED, Saved, launch_of_job, past_of_job
 from megatron_tokscale.training.scalars import log_scalars
-from megatron_tokscale.training.size import model_size
 from megatron_tokscale.training.support import check_probe, probe_set_misfits, raise_first
 from megatron_tokscale.training.versions import find_megatron
 

@@ -1,0 +1,1 @@
+"""What the steps of a run consumed, also of steps before this job."""

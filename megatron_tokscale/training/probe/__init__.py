@@ -1,0 +1,1 @@
+"""The probe in the job: when, the pass itself, isolation, metrics."""
