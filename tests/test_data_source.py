@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jobs import write_documents
 
-from megatron_tokscale.cli import _parser
+from megatron_tokscale.cli.entry import _parser
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.source import (
     DEFAULT_SPLIT,

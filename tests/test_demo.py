@@ -13,7 +13,15 @@ pytestmark = pytest.mark.megatron
 
 
 def run_demo(folder):
-    command = [sys.executable, "-m", "megatron_tokscale.cli", "demo", "--quick", "--out", folder]
+    command = [
+        sys.executable,
+        "-m",
+        "megatron_tokscale.cli",
+        "demo",
+        "--quick",
+        "--out",
+        folder,
+    ]
     return subprocess.run(
         command, env=job_environment(), capture_output=True, text=True, check=False
     )

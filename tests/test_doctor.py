@@ -13,7 +13,7 @@ from jobs import SEQ_LENGTH, VOCAB_SIZE, Corpus, job_environment, job_flags
 from planned_jobs import make_scores, stratified_plan, train_dataset
 from runs import plain_probe_set, write_run
 
-from megatron_tokscale import cli
+from megatron_tokscale.cli import entry as cli
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.doctor import doctor
 from megatron_tokscale.training.plugin import HOOKS

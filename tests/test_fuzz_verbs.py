@@ -18,7 +18,7 @@ from privileges import plain_permissions
 from runs import write_run
 from verb_world import STEPS, Command, commands, make_world, planted_losses
 
-from megatron_tokscale.cli import _parser, main
+from megatron_tokscale.cli.entry import _parser, main
 from megatron_tokscale.trace import trace as trace_module
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4

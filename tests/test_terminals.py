@@ -13,7 +13,7 @@ import pytest
 from runs import write_run
 from verb_world import STEPS, planted_losses
 
-from megatron_tokscale import cli
+from megatron_tokscale.cli import entry as cli
 from megatron_tokscale.cli import main
 from megatron_tokscale.probe import ProbeSet
 

@@ -35,7 +35,7 @@ COMMAND = f"""
 import os, sys, time
 from pathlib import Path
 import megatron_tokscale.fit.run_fit as run
-from megatron_tokscale import cli
+from megatron_tokscale.cli import entry as cli
 from megatron_tokscale.core.errors import TokscaleError
 run._BLOCK_TOKENS = {BLOCK}, {BLOCK}
 write, rank = run.Parts.write, os.environ.get("RANK")

@@ -103,7 +103,14 @@ def start(run, rank, port, size=2):
     variables = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": "0"}
     variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "megatron_tokscale.cli", "fit", str(run.path), "--distributed"],
+        [
+            sys.executable,
+            "-m",
+            "megatron_tokscale.cli",
+            "fit",
+            str(run.path),
+            "--distributed",
+        ],
         env={**os.environ, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from megatron_tokscale import __version__
+from megatron_tokscale.cli.options import check_numbers
 from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line, say
 from megatron_tokscale.core.progress import Progress, mute, print_what_can_be
-from megatron_tokscale.options import check_numbers
 
 if TYPE_CHECKING:
     from megatron_tokscale.corpus.source import DataSource
@@ -872,7 +872,3 @@ def _doctor(arguments: Arguments) -> None:
     from megatron_tokscale.doctor.doctor import examine
 
     examine(arguments.job)
-
-
-if __name__ == "__main__":
-    main()
