@@ -16,13 +16,13 @@ test: env
 	$(BIN)/python -m pytest
 
 soak: env
-	$(BIN)/python tests/soak.py --kills 100 --folder soak-run
+	PYTHONPATH=tests/support $(BIN)/python tools/soak.py --kills 100 --folder soak-run
 
 accuracy: env
-	$(BIN)/python tests/fit_accuracy.py --out benchmarks/results/fit_accuracy.md
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/fit_accuracy.py --out benchmarks/results/fit_accuracy.md
 
 evidence: env
-	$(BIN)/python tests/evidence.py --folder evidence-run --out benchmarks/results/evidence.md
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/evidence.py --folder evidence-run --out benchmarks/results/evidence.md
 
 lint: env
 	$(BIN)/ruff check .

@@ -7,8 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import planted_losses
 from html_page import Page, with_interval
+from report_losses import planted_losses
 from runs import write_run
 
 from megatron_tokscale.cli import main

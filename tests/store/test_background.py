@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from probed import loss_of, make_probe_set, record
 from runs import launch
-from test_run_files import loss_of, make_probe_set, record
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.store import BackgroundWriter, Run, RunWriter
@@ -65,9 +65,9 @@ def test_an_error_waits_for_whoever_joins(tmp_path, writer, probe_set):
 
 def test_an_interpreter_that_ends_has_written_what_was_handed_over(tmp_path, writer, probe_set):
     code = (
-        "import sys, time; sys.path[:0] = ['tests', 'tests/store']\n"
+        "import sys, time; sys.path[:0] = ['tests/support']\n"
         "from pathlib import Path\n"
-        "from test_run_files import loss_of, make_probe_set, record\n"
+        "from probed import loss_of, make_probe_set, record\n"
         "from megatron_tokscale.store import BackgroundWriter, RunWriter\n"
         "writer = RunWriter(Path(sys.argv[1])); write = writer.write\n"
         "writer.write = lambda *args: (time.sleep(0.5), write(*args))\n"

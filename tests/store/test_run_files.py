@@ -6,50 +6,15 @@ import os
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from probed import loss_of, make_probe_set, record
 from runs import launch, read_journal
 
 from megatron_tokscale.core import files
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store import LossRecord, Run, RunWriter
+from megatron_tokscale.store import Run, RunWriter
 from megatron_tokscale.store.losses import list_losses, losses_name
 
 STEPS = [0, 1, 2, 4, 8]
-
-
-def make_probe_set(n_sequences=3, seed=0):
-    generator = np.random.default_rng(seed)
-    shape = (n_sequences, 5)
-    return ProbeSet(
-        generator.integers(0, 9, shape, dtype=np.int32),
-        generator.integers(0, 9, shape, dtype=np.int32),
-        generator.random(shape) < 0.8,
-        np.zeros(shape, np.int32),
-        np.tile(np.arange(1, 6, dtype=np.int32), (n_sequences, 1)),
-        np.zeros(shape, np.int16),
-        ("only",),
-        9,
-    )
-
-
-def record(step, probe_set, **changes):
-    values = {
-        "step": step,
-        "consumed_samples": 8 * step,
-        "consumed_tokens": 40 * step,
-        "learning_rate": 1e-3,
-        "lr_sum": step * 5e-4,
-        "training_loss": float("nan"),
-        "wall_time": 1.5e9,
-        "duration": 0.25,
-        "probe_fingerprint": probe_set.fingerprint,
-        "versions": "torch 2",
-    }
-    return LossRecord(**values | changes)
-
-
-def loss_of(step, probe_set):
-    return np.random.default_rng(step).random(probe_set.n_tokens).astype(np.float32)
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 OLD = (ROOT / "tests/old-megatron.txt").read_text().split()
 INSTALLED = "0.19.2"
 

@@ -11,7 +11,7 @@ from jobs import job_environment
 
 from megatron_tokscale.probe import ProbeSet
 
-SCRIPT = Path(__file__).parents[1] / "examples/train_6b.sh"
+SCRIPT = Path(__file__).parents[2] / "examples/train_6b.sh"
 LENGTH, VOCABULARY = 4096, 128256
 
 

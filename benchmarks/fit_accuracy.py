@@ -1,12 +1,11 @@
 """How exact the fitter is: against scipy, against planted truth, and on noise.
 
-    python tests/fit_accuracy.py [--tokens 10000] [--out FILE]
+    python benchmarks/fit_accuracy.py [--tokens 10000] [--out FILE]
 
 About ten minutes on two cores, nearly all of it scipy's. N tokens, K probe steps.
 """
 
 import argparse
-import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -163,7 +162,6 @@ def main():
     parser.add_argument("--tokens", type=int, default=10_000)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     from table import heading, markdown
 
     n_tokens = arguments.tokens
@@ -206,7 +204,7 @@ def main():
         import torch
 
         about = heading(torch=torch.__version__, scipy=scipy.__version__, numpy=np.__version__)
-        command = "python tests/fit_accuracy.py --out benchmarks/results/fit_accuracy.md"
+        command = "python benchmarks/fit_accuracy.py --out benchmarks/results/fit_accuracy.md"
         arguments.out.write_text(f"# How exact the fit is\n\n`{command}`\n\n{about}\n\n{text}")
 
 

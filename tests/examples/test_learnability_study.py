@@ -14,7 +14,7 @@ import scipy.stats
 
 from megatron_tokscale.core.errors import TokscaleError
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "learnability_study"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "learnability_study"
 STEP_K = np.arange(0, 1001, 20)
 MODULES = ("corpora", "arms", "speed", "table", "study")
 

@@ -7,17 +7,9 @@ import re
 
 import numpy as np
 import pytest
+from damages import DAMAGES, FLIPS, STRUCTURE, end_of, restore, tree
 from jobs import MODEL, TRAINING
 from runs import write_run
-from test_fuzz_verbs import (
-    DAMAGES,
-    FLIPS,
-    STRUCTURE,
-    end_of,
-    restore,
-    tree,
-    world,  # noqa: F401
-)
 from verb_world import STEPS, Command, planted_losses
 
 from megatron_tokscale.cli import main
@@ -65,7 +57,7 @@ def test_a_fit_that_was_stopped_takes_no_damaged_part(stopped, name, damage):
 
 
 @pytest.mark.parametrize("damage", GARBAGE)
-def test_a_journal_is_no_input_of_a_verb(world, capsys, damage):  # noqa: F811
+def test_a_journal_is_no_input_of_a_verb(world, capsys, damage):
     restore(world)
     path = world.folder / "run/tokscale/journal.jsonl"
     path.write_text("{}\n")
@@ -79,7 +71,7 @@ def test_a_journal_is_no_input_of_a_verb(world, capsys, damage):  # noqa: F811
 
 
 @pytest.mark.parametrize("path", ["probe.safetensors", "plan.json"])
-def test_the_doctor_names_what_is_damaged(world, capsys, path):  # noqa: F811
+def test_the_doctor_names_what_is_damaged(world, capsys, path):
     restore(world)
     flags = {**MODEL, **TRAINING, "--split": "1,0,0", "--train-iters": "10"}
     words = [word for pair in flags.items() for word in pair if word]
@@ -122,7 +114,7 @@ SCORED = {
 
 
 @pytest.mark.parametrize("kind", SCORED)
-def test_a_score_by_losses_that_are_no_damage(world, capsys, kind):  # noqa: F811
+def test_a_score_by_losses_that_are_no_damage(world, capsys, kind):
     restore(world)
     where, refusal = SCORED[kind]
     probe_set = ProbeSet.load(world.folder / "probe.safetensors")

@@ -5,137 +5,17 @@ A damaged file ends a verb with exit code 2 and one line that names it; nothing 
 
 import argparse
 import json
-import os
 import re
-import shutil
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from privileges import plain_permissions
+from damages import DAMAGES, FLIPS, World, end_of, restore, tree
 from runs import write_run
-from verb_world import STEPS, Command, commands, make_world, planted_losses
+from verb_world import STEPS, Command, commands, planted_losses
 
 from megatron_tokscale.cli.entry import _parser, main
-from megatron_tokscale.trace import trace as trace_module
-
-PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4
-
-
-type Stamps = dict[str, tuple[int, int, int]]
-
-
-@dataclass
-class World:
-    folder: Path
-    commands: dict[str, Command]
-    pristine: dict[str, bytes]
-    stamps: Stamps
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    before = Path.cwd()
-    os.chdir(folder)
-    yield world_in(folder)
-    os.chdir(before)
-
-
-def world_in(folder: Path) -> World:
-    commands = make_world(folder)
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    pristine = {str(path.relative_to(folder)): path.read_bytes() for path in files}
-    return World(folder, commands, pristine, tree(folder))
-
-
-def tree(folder: Path) -> Stamps:
-    """Every path in a folder, and what changes with whatever is written to it."""
-    found, folders = {}, [str(folder)]
-    for directory in folders:
-        for entry in os.scandir(directory):
-            stat = entry.stat(follow_symlinks=False)
-            is_folder = entry.is_dir(follow_symlinks=False)
-            stamp = (0, 0, 0) if is_folder else (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-            found[entry.path.removeprefix(f"{folder}/")] = stamp
-            if is_folder:
-                folders.append(entry.path)
-    return found
-
-
-def restore(world: World) -> None:
-    """Put the folder back as it was made."""
-    now = tree(world.folder)
-    for name in sorted(now.keys() - world.stamps.keys(), reverse=True):
-        path = world.folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    for name, content in world.pristine.items():
-        if now.get(name) != world.stamps[name]:
-            path = world.folder / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            put(path, content)
-    world.stamps = tree(world.folder)
-
-
-def put(path: Path, content: bytes) -> None:
-    """Replace a file by another, so that what has mapped it keeps what it has."""
-    path.unlink(missing_ok=True)
-    path.write_bytes(content)
-
-
-def in_place(path: Path, action) -> None:
-    path.unlink()
-    action(path)
-
-
-def unreadable(path: Path) -> None:
-    put(path, path.read_bytes())
-    path.chmod(0)
-
-
-def flip(position: float, mask: int):
-    def damage(path: Path) -> None:
-        content = bytearray(path.read_bytes())
-        content[min(int(position * len(content)), len(content) - 1)] ^= mask
-        put(path, content)
-
-    return damage
-
-
-def cut(share: float):
-    def damage(path: Path) -> None:
-        content = path.read_bytes()
-        put(path, content[: min(int(share * len(content)), len(content) - 1)])
-
-    return damage
-
-
-PARTS = (b'{"a":' + b"[" * 100_000, b"{}", b"[1, 2]", b"null", b"not what is expected here\n")
-STRUCTURE = {
-    "empty": lambda path: put(path, b""),
-    "zeros": lambda path: put(path, bytes(path.stat().st_size)),
-    "cut at half": cut(0.5),
-    "cut at a tenth": cut(0.1),
-    "picture": lambda path: put(path, PICTURE),
-    "deep": lambda path: put(path, PARTS[0]),
-    "object": lambda path: put(path, PARTS[1]),
-    "list": lambda path: put(path, PARTS[2]),
-    "null": lambda path: put(path, PARTS[3]),
-    "words": lambda path: put(path, PARTS[4]),
-    "directory": lambda path: in_place(path, Path.mkdir),
-    "dangling": lambda path: in_place(path, lambda path: path.symlink_to("nowhere")),
-    "unreadable": lambda path: unreadable(path),
-    "read error": lambda path: in_place(path, lambda path: path.symlink_to("/proc/self/mem")),
-}
-FLIPS = {f"byte at {position:.2f}": flip(position, 0x80) for position in (0, 0.02, 0.3, 0.6, 1)}
-FLIPS |= {f"bit at {position:.2f}": flip(position, 0x01) for position in (0.1, 0.5, 0.97)}
-DAMAGES = STRUCTURE | FLIPS
 
 SLOW = ("spectrum", "laws", "report")
 """Verbs of a second or more: of flips they get one, and what they read is read by others too."""
@@ -180,20 +60,6 @@ def fault(world: World, command: Command, path: str, damage: str, before, outcom
     if Path(path).name not in lines[-1] and not listed(MAY_NAME_ANOTHER, path, damage):
         return f"not named: {lines[-1][:200]}"
     return None
-
-
-def end_of(command: Command, capsys) -> tuple[object, str]:
-    """The exit code of a verb, or what it raises, and what it says on stderr."""
-    trace_module._open_index.cache_clear()
-    capsys.readouterr()
-    try:
-        with plain_permissions():
-            main(list(command.argv))
-    except SystemExit as end:
-        return end.code, capsys.readouterr().err
-    except Exception as error:
-        return repr(error)[:200], traceback.format_exc()
-    return 0, capsys.readouterr().err
 
 
 NAMES = tuple(commands(("cache/a-dataset_index.npy",), ()))

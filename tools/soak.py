@@ -126,6 +126,7 @@ def _check_at_the_end(killed: Path, undisturbed: Path, n_steps: int) -> None:
 
 
 def main() -> None:
+    """Run the soak that the command line describes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

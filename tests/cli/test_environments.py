@@ -37,7 +37,7 @@ from megatron_tokscale.cli import main
 from megatron_tokscale.store import Run
 from megatron_tokscale.trace import trace as trace_module
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1] / "support"
 
 POD = {
     "RANK": "0",

@@ -1,6 +1,6 @@
 """What the evidence tests pass, and how often: planted pairs of runs, and the intervals' coverage.
 
-    python tests/evidence.py [--pairs 200] [--runs 400] [--folder FOLDER] [--out FILE]
+    python benchmarks/evidence.py [--pairs 200] [--runs 400] [--folder FOLDER] [--out FILE]
 
 Every finished repetition is a line in FOLDER; a study that is cut off goes on where it was. About
 half an hour on one core.
@@ -8,7 +8,6 @@ half an hour on one core.
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,7 @@ AT = (2.5, 4.5, 6.5)
 TAIL = (3.0, 9.0)
 ABOUT = """# What the evidence tests pass, and what the intervals cover
 
-`python tests/evidence.py --out benchmarks/results/evidence.md`, seeds 0, 1, 2, ...
+`python benchmarks/evidence.py --out benchmarks/results/evidence.md`, seeds 0, 1, 2, ...
 
 {about}
 
@@ -236,7 +235,6 @@ def main():
     parser.add_argument("--folder", type=Path, default=Path("evidence-run"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     import scipy
     import torch
     from table import heading, markdown
