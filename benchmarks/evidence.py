@@ -66,10 +66,10 @@ def pair_verdicts(make, seed, documents=PAIR_DOCUMENTS):
     loss_NK, again_NK = make(text, x_K, rng)
     fits, own = fit_sigmoids(x_K, loss_NK), fit_sigmoids(x_K, again_NK)
     tokens = text.probe_set
-    units = Units.of(tokens.domain_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
     weight_RU = units.weights(RESAMPLES, seed)
     time_N = learning_times(fits)
-    widths = Widths.of(own, again_NK, units.unit_N, seed).result(weight_RU)
+    widths = Widths.from_fits(own, again_NK, units.unit_N, seed).result(weight_RU)
     plain = plain_predictors(tokens) | {"mean loss in the other run": fits.level_N.astype(float)}
     order = learning_order(time_N, learning_times(own), plain, units.unit_N, weight_RU)
     passes = {"locality": widths["local"], "order": order["passes"]}
@@ -149,11 +149,11 @@ def statistics(seed, documents, resamples):
     rng = np.random.default_rng([seed, documents])
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(documents, rng)
     tokens = text.probe_set
-    units = Units.of(tokens.domain_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
     weight_RU = units.weights(resamples, seed)
     loss_NK, again_NK = planted_pairs.genuine(text, x_K, rng)
     fits, own = fit_sigmoids(x_K, loss_NK), fit_sigmoids(x_K, again_NK)
-    sums = DocumentSums.of(x_K, [(fits, loss_NK, units.unit_N)], len(units))
+    sums = DocumentSums.from_blocks(x_K, [(fits, loss_NK, units.unit_N)], len(units))
     whole = sums.resampled(x_K, weight_RU)
     compared = compare(x_K, whole.curves(), whole.loss_RK).by_name
     derivative_RX = whole.loss_RK @ derivative_weights(x_K, AT).T
@@ -162,7 +162,7 @@ def statistics(seed, documents, resamples):
     widths = Sample(fits, loss_NK, units.unit_N)
     power = planted_pairs.power_law(text, x_K, rng)
     power_fits = fit_sigmoids(x_K, power)
-    power_sums = DocumentSums.of(x_K, [(power_fits, power, units.unit_N)], len(units))
+    power_sums = DocumentSums.from_blocks(x_K, [(power_fits, power, units.unit_N)], len(units))
     drawn = power_sums.resampled(x_K, weight_RU)
     tail = tail_exponent(Bins.over(x_K).x_C, drawn.drop_RC, from_x=TAIL[0], to_x=TAIL[1])
     drawn_by_name = {
@@ -183,7 +183,7 @@ def statistics(seed, documents, resamples):
         weight_RU,
     )
     rho = order["spearman"]["learning time in the other run"]
-    return {name: Estimate.of(value_R) for name, value_R in drawn_by_name.items()} | {
+    return {name: Estimate.from_resamples(value_R) for name, value_R in drawn_by_name.items()} | {
         "Spearman's rho": Estimate(rho["value"], *(rho["value_interval"] or NONE)),
         "partial correlation": Estimate(order["partial"], *(order["partial_interval"] or NONE)),
     }

@@ -72,8 +72,8 @@ def make_probe_set(n_tokens: int) -> ProbeSet:
         mask_BS=index_BS < n_tokens,
         document_BS=index_BS // SEQ_LENGTH,
         position_BS=index_BS % SEQ_LENGTH,
-        domain_BS=np.zeros(shape, np.int16),
-        domains=("planted",),
+        dataset_BS=np.zeros(shape, np.int16),
+        datasets=("planted",),
         vocab_size=50_000,
     )
 

@@ -70,8 +70,8 @@ def make_probe_set(rng: np.random.Generator, n_tokens: int) -> ProbeSet:
         mask_BS=np.ones(shape, bool),
         document_BS=document_N.reshape(shape).astype(np.int32),
         position_BS=position_N.reshape(shape).astype(np.int32),
-        domain_BS=(np.arange(n_tokens) >= n_tokens // 2).reshape(shape).astype(np.int16),
-        domains=("prose", "code"),
+        dataset_BS=(np.arange(n_tokens) >= n_tokens // 2).reshape(shape).astype(np.int16),
+        datasets=("prose", "code"),
         vocab_size=VOCABULARY,
     )
 
@@ -165,6 +165,6 @@ def write_fits(
             )
             extra = {
                 name: (getattr(probe_set, f"{name}_N")[part], "from the probe set")
-                for name in ("label", "domain", "document", "position", "context")
+                for name in ("label", "dataset", "document", "position", "context")
             }
             rows.append(SigmoidFits(x_K, *values), extra)

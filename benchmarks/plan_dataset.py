@@ -123,7 +123,9 @@ def rank(n_datasets: int, n_strata: int, n_samples: int, documents_per_sample: f
 
     def work() -> None:
         index = SampleIndex(length_Q, order, bound_N12, shuffle_N)
-        rank_samples(plan, 0, len(index), SampleScores.of(scores, index, plan.cuts[0]))
+        rank_samples(
+            plan, 0, len(index), SampleScores.from_document_scores(scores, index, plan.cuts[0])
+        )
 
     return n_datasets * min(seconds(work) for _ in range(2))
 

@@ -133,7 +133,12 @@ def main() -> None:
             if use_cpu:
                 use_cpu["CUDA_VISIBLE_DEVICES"] = ""
             off += step_times(run_job(without, folder, script, **use_cpu))
-            run = ["--tokscale-dir", str(folder / f"on{number}"), "--tokscale-schedule", "list:0"]
+            run = [
+                "--tokscale-dir",
+                str(folder / f"on{number}"),
+                "--tokscale-probe-schedule",
+                "list:0",
+            ]
             on += step_times(run_job(size, folder, script, *probe, *run))
     text = _report(size, measured, off, on, megatron.core.__version__, torch.__version__)
     print(text)
@@ -142,7 +147,7 @@ def main() -> None:
 
 
 def _measure_inside(size: dict[str, Any], folder: Path, probe: list[str], rounds: int) -> str:
-    run = ["--tokscale-dir", str(folder / "run"), "--tokscale-schedule", "list:0"]
+    run = ["--tokscale-dir", str(folder / "run"), "--tokscale-probe-schedule", "list:0"]
     script = ["-m", "megatron_tokscale.run", str(Path(__file__).resolve())]
     inside = {"PROBE_COST_ROUNDS": str(rounds), "PYTHONPATH": str(_ROOT / "benchmarks")}
     output = run_job(size, folder, script, *probe, *run, **inside)

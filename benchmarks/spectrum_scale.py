@@ -111,12 +111,12 @@ def bootstrap(path: Path, seed: int) -> dict[str, Any]:
     """The few of the bootstrap's `Peer`: a whole small run."""
     source = FittedRun.open(Run.open(path))
     tokens, x_K = source.run.probe_set, source.x_K
-    units = Units.of(tokens.domain_N, tokens.document_N, seed)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed)
     weight_RU = units.weights(RESAMPLES, seed)
 
     def ours() -> list[Floats]:
         blocks = ((fits, loss_NK, units.unit_N[at]) for at, fits, loss_NK in source.blocks())
-        found = DocumentSums.of(x_K, blocks, len(units)).resampled(x_K, weight_RU)
+        found = DocumentSums.from_blocks(x_K, blocks, len(units)).resampled(x_K, weight_RU)
         return [found.loss_RK, found.full_RK, found.count_RC, found.drop_RC]
 
     def brute() -> list[Floats]:

@@ -54,7 +54,7 @@ def train_all(demo: Path) -> None:
         run = demo / "axes" / name
         if is_trained(run, size.train_iters):
             continue
-        probe = ["--tokscale-probe-set", str(probe_set), "--tokscale-schedule", schedule]
+        probe = ["--tokscale-probe-set", str(probe_set), "--tokscale-probe-schedule", schedule]
         flags = megatron_flags(size, data_path(demo), demo / "cache")
         train(name, run, size, [*flags, *probe, *extra])
         if not is_trained(run, size.train_iters):
@@ -73,15 +73,15 @@ def analyse(demo: Path) -> None:
     for run in (baseline, axes / "seed2", axes / "hidden64"):
         if not fits_path(Run.open(run)).is_file():
             tokscale("fit", run)
-    tokscale("spectrum", baseline, "--from", axes / "seed2", axes / "hidden64")
+    tokscale("spectrum", baseline, "--source", axes / "seed2", axes / "hidden64")
     models = [axes / f"hidden{width}" for width in WIDTHS]
     data = [*(axes / f"steps{n}" for n in STEPS), axes / "hidden128"]
     for axis, runs in (("M", models), ("D", data)):
-        tokscale("spectrum", "--axis", axis, *runs, "--from", baseline, "--out", axes / axis)
+        tokscale("spectrum", "--axis", axis, *runs, "--source", baseline, "--out", axes / axis)
     others = [axes / name for name in JOBS]
     tokscale("laws", baseline, *others, "--data-path", *data_path(demo), "--split", SPLIT)
     tokscale(
-        *("report", baseline, "--axis", axes / "M", axes / "D"),
+        *("report", baseline, "--axis-dir", axes / "M", axes / "D"),
         *("--tokenizer", demo / "tokenizer.json", "--out", axes / "report.html"),
     )
 

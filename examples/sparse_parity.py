@@ -378,7 +378,7 @@ def plot(path: Path, settings: Settings, networks: Sequence[Watched]) -> None:
     x_K = first.fits.x_K
     frequency_T = SparseParity(settings).frequency_T
     compared: Comparison = reconstruct(first.fits, other.held_loss_TK.mean(axis=0))
-    spectrum = LearningTimeSpectrum.of(first.fits)
+    spectrum = LearningTimeSpectrum.from_fits(first.fits)
     figure = Figure(figsize=(13, 4), layout="constrained")
     curves, frequency, density = figure.subplots(1, 3)
     curves.plot(np.exp(x_K[1:]), first.held_loss_TK[:, 1:].T, color="tab:blue", linewidth=0.7)

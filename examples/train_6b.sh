@@ -107,7 +107,7 @@ SAVING_AND_LOGGING_ARGS=(
 
 TOKSCALE_ARGS=(
     --tokscale-probe-set "$PROBE"
-    --tokscale-schedule log:per-octave=12+last
+    --tokscale-probe-schedule log:per-octave=12+last
     --tokscale-probe-at-exit
 )
 
@@ -127,8 +127,8 @@ build)
         --vocab-size "$VOCAB_SIZE" --eod "$EOD" --tokens 1000000 --report-duplicates --out "$PROBE"
     ;;
 plan)
-    megatron-tokscale probe plan --probe-set "$PROBE" "${SHAPE_ARGS[@]}" --vocab-size "$VOCAB_SIZE" \
-        --global-batch-size $GLOBAL_BATCH --train-iters $STEPS --schedule log:per-octave=12+last
+    megatron-tokscale probe cost --probe-set "$PROBE" "${SHAPE_ARGS[@]}" --vocab-size "$VOCAB_SIZE" \
+        --global-batch-size $GLOBAL_BATCH --train-iters $STEPS --tokscale-probe-schedule log:per-octave=12+last
     ;;
 score)
     megatron-tokscale score "${REFERENCE:?the fitted reference run}" --data-path "${DATA[@]}" \

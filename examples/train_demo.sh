@@ -82,7 +82,7 @@ EVAL_AND_LOGGING_ARGS=(
 TOKSCALE_ARGS=(
     --tokscale-cpu
     --tokscale-probe-set "$DEMO/probe.safetensors"
-    --tokscale-schedule log:per-octave=8+last
+    --tokscale-probe-schedule log:per-octave=8+last
     # --tokscale-plan "$DEMO/plan.json"
 )
 

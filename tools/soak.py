@@ -62,7 +62,7 @@ def _flags(corpus: Corpus, n_steps: int) -> tuple[str, ...]:
     return (
         *("--pipeline-model-parallel-size", "2", "--save-interval", str(SAVE_INTERVAL)),
         *("--train-iters", str(n_steps), "--lr-decay-iters", str(n_steps)),
-        *("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "linear:1"),
+        *("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-probe-schedule", "linear:1"),
     )
 
 

@@ -161,8 +161,8 @@ class Study:
         size, out = self.settings, self.probe_set(part)
         tokens = size.reference_tokens if part == "train" else size.probe_tokens
         words = ["probe", "build", *self._data_flags(), "--vocab-size", size.vocab_size]
-        words += ["--strata", "weight", "--eod", 0, "--tokens", tokens]
-        words += ["--from", part, "--seed", 0, "--out", out]
+        words += ["--per-dataset", "proportional", "--eod", 0, "--tokens", tokens]
+        words += ["--part", part, "--seed", 0, "--out", out]
         return Step(f"probe set of the {part} part", out.exists, lambda: self._tokscale(*words))
 
     def _reference_step(self) -> Step:
@@ -220,7 +220,7 @@ class Study:
 
     def _probe_flags(self, part: str, schedule: str) -> list[str]:
         probe_set = str(self.probe_set(part))
-        return ["--tokscale-probe-set", probe_set, "--tokscale-schedule", schedule]
+        return ["--tokscale-probe-set", probe_set, "--tokscale-probe-schedule", schedule]
 
     def _train(self, run: Path, seed: int, extra: Sequence[str]) -> None:
         command = [

@@ -25,8 +25,8 @@ class Curve:
     def of(run: Run) -> "Curve":
         probe_set = run.probe_set
         loss_NK = run.read_losses().astype(np.float64)
-        datasets = range(len(probe_set.domains))
-        loss_DK = np.stack([loss_NK[probe_set.domain_N == d].mean(axis=0) for d in datasets])
+        datasets = range(len(probe_set.datasets))
+        loss_DK = np.stack([loss_NK[probe_set.dataset_N == d].mean(axis=0) for d in datasets])
         return Curve(run.step_K, loss_DK)
 
     def blend_K(self, weight_D: Sequence[float]) -> Floats:

@@ -249,7 +249,7 @@ def _score_table(study: Study) -> str:
 
 def _watched(study: Study, part: str) -> list[int]:
     probe_set = ProbeSet.load(study.probe_set(part))
-    return np.bincount(probe_set.domain_N, minlength=len(WEIGHTS)).tolist()
+    return np.bincount(probe_set.dataset_N, minlength=len(WEIGHTS)).tolist()
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

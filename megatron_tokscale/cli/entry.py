@@ -14,11 +14,12 @@ from megatron_tokscale import __version__
 from megatron_tokscale.cli.options import check_numbers
 from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line, say
 from megatron_tokscale.core.progress import Progress, mute, print_what_can_be
+from megatron_tokscale.core.seed import DEFAULT_SEED
 
 if TYPE_CHECKING:
     from megatron_tokscale.corpus.source import DataSource
     from megatron_tokscale.data import Plan
-    from megatron_tokscale.probe import Schedule as ProbeSchedule
+    from megatron_tokscale.probe import ProbeSchedule
     from megatron_tokscale.probe.budget import Batch
     from megatron_tokscale.reweight import Guards, Job
     from megatron_tokscale.store import Run
@@ -141,20 +142,19 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
         "0.001; needs --global-batch-size and --train-iters or --train-samples",
     )
     build.add_argument(
-        "--strata",
-        choices=["equal", "weight"],
+        "--per-dataset",
+        choices=["equal", "proportional"],
         default="equal",
         help="what each dataset gets of these: the same, or its weight in the blend",
     )
     build.add_argument(
-        "--from",
-        dest="part",
+        "--part",
         choices=["train", "valid", "test"],
         default="valid",
         help="part of the data to draw from; 'train' watches memorisation",
     )
     build.add_argument("--eod", type=int, help="id of the end-of-document token, not watched")
-    build.add_argument("--seed", type=int, default=1234)
+    build.add_argument("--seed", type=int, default=DEFAULT_SEED)
     duplicates = build.add_mutually_exclusive_group()
     for action, what in (("report", "count"), ("drop", "pass over")):
         duplicates.add_argument(
@@ -173,7 +173,7 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     show.add_argument("file", type=Path)
     show.set_defaults(verb=_probe_show)
     plan = verbs.add_parser(
-        "plan",
+        "cost",
         help="what probing costs a job",
         description="FLOPs as Megatron counts them, and bytes on disk. Flags of the model and of "
         "the batch are Megatron's. --tokens counts full sequences; --probe-set counts the padding "
@@ -187,10 +187,10 @@ def _add_probe(parser: argparse.ArgumentParser) -> None:
     plan.set_defaults(verb=_probe_plan)
 
 
-def _add_data(parser: argparse.ArgumentParser, *aliases: str) -> None:
+def _add_data(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("data, as Megatron takes them (one of these ways)")
     words = "prefixes, or weights and prefixes in turn"
-    data.add_argument("--data-path", *aliases, nargs="+", metavar="WORD", help=words)
+    data.add_argument("--data-path", nargs="+", metavar="WORD", help=words)
     data.add_argument("--data-args-path", type=Path, metavar="FILE", help="these words in a file")
     for part in ("train", "valid", "test"):
         data.add_argument(
@@ -213,10 +213,10 @@ def _add_batch(group: Any) -> None:
     group.add_argument("--micro-batch-size", type=int)
     group.add_argument("--data-parallel-size", type=int)
     group.add_argument(
-        "--schedule",
-        "--tokscale-schedule",
+        "--tokscale-probe-schedule",
+        dest="schedule",
         metavar="SPEC",
-        help="the job's --tokscale-schedule (default: log:per-octave=8)",
+        help="the job's --tokscale-probe-schedule (default: log:per-octave=8)",
     )
 
 
@@ -238,7 +238,7 @@ def _probe_build(arguments: Arguments) -> None:
     from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
 
     _refuse_to_overwrite(arguments.out)
-    source = DataSource.of(arguments)
+    source = DataSource.from_flags(arguments)
     n_tokens, n_sequences = arguments.tokens, arguments.sequences
     if arguments.budget is not None:
         n_sequences = _sequences_of_budget(arguments)
@@ -255,7 +255,7 @@ def _probe_build(arguments: Arguments) -> None:
             vocab_size=arguments.vocab_size,
             n_tokens=n_tokens,
             n_sequences=n_sequences,
-            strata=arguments.strata,
+            per_dataset=arguments.per_dataset,
             eod=arguments.eod,
             seed=arguments.seed,
             duplicates=arguments.duplicates,
@@ -278,9 +278,9 @@ def _sequences_of_budget(arguments: Arguments) -> int:
 
 
 def _schedule(arguments: Arguments) -> "ProbeSchedule":
-    from megatron_tokscale.probe import DEFAULT_SCHEDULE, Schedule
+    from megatron_tokscale.probe import DEFAULT_SCHEDULE, ProbeSchedule
 
-    return Schedule.parse(arguments.schedule or DEFAULT_SCHEDULE)
+    return ProbeSchedule.parse(arguments.schedule or DEFAULT_SCHEDULE)
 
 
 def _batch(arguments: Arguments) -> "Batch":
@@ -386,14 +386,14 @@ def _fit(arguments: Arguments) -> None:
 def _add_spectrum(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Along training time (--axis T): the spectrum of one fitted run, what it reconstructs of "
-        "-dL/dx, and the tests that could fail; --from tests another run's learning times on it. "
+        "-dL/dx, and the tests that could fail; --source tests another run's learning times on it. "
         "Along D or M: the last losses of four or more runs with one probe set. Every number has "
         "a 95% interval over documents, and is corrected for the bias that they show."
     )
     _add_runs(parser)
     parser.add_argument("--axis", choices=["T", "D", "M"], default="T")
     parser.add_argument(
-        "--from",
+        "--source",
         dest="sources",
         type=Path,
         nargs="+",
@@ -420,7 +420,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
 
 def _add_resampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resamples", type=int, default=200, help="of documents (default: 200)")
-    parser.add_argument("--seed", type=int, default=0, help="for everything that is drawn")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of all draws")
 
 
 def _spectrum(arguments: Arguments) -> None:
@@ -459,7 +459,7 @@ def _spectrum_over_runs(
     if arguments.out is None:
         raise TokscaleError(f"--axis {arguments.axis} is of several runs; say where to with --out")
     if len(sources) > 1:
-        raise TokscaleError(f"--from takes one run with --axis {arguments.axis}")
+        raise TokscaleError(f"--source takes one run with --axis {arguments.axis}")
     source = sources[0] if sources else None
     result = axis_run(
         runs, arguments.axis, arguments.out, size=arguments.size, source=source, **drawn
@@ -494,7 +494,7 @@ def _add_laws(parser: argparse.ArgumentParser) -> None:
         "its authors measured it. Further runs with the same probe set add the laws over runs."
     )
     _add_runs(parser)
-    _add_data(parser, "--corpus")
+    _add_data(parser)
     _add_resampling(parser)
     parser.set_defaults(verb=_laws)
 
@@ -506,7 +506,7 @@ def _laws(arguments: Arguments) -> None:
     run, *others = (_opened(path) for path in arguments.runs)
     data: dict[str, Any] = {}
     if DataSource.is_given(arguments):
-        source = DataSource.of(arguments)
+        source = DataSource.from_flags(arguments)
         data = {"corpus": source.words, "split": source.split}
     result = laws_run(
         run,
@@ -522,7 +522,7 @@ def _laws(arguments: Arguments) -> None:
 def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Score the documents of a job's training data by a fitted reference run whose probe set "
-        "watches some of them (probe build --from train): when their tokens are learned, how much "
+        "watches some of them (probe build --part train): when their tokens are learned, how much "
         "there is to learn, what is never learned. Documents that were not watched are predicted "
         "from their words, and the error of that on watched ones is stated. Writes "
         "PREFIX.tokscale.safetensors beside each .bin/.idx."
@@ -548,7 +548,7 @@ def _score(arguments: Arguments) -> None:
     from megatron_tokscale.reweight.describe_scores import describe_scores
     from megatron_tokscale.reweight.scoring import score_run
 
-    source = DataSource.of(arguments)
+    source = DataSource.from_flags(arguments)
     summaries = score_run(
         _opened(arguments.run),
         source.words,
@@ -587,7 +587,7 @@ def _add_plan_build(build: argparse.ArgumentParser) -> None:
         default="frontier",
         help="'frontier' favours the strata of each dataset that are about to be learned, by the "
         "scores of its documents (default); 'dataset' the datasets, by the spectra of --run; "
-        "'manual' follows --schedule",
+        "'manual' follows --weights",
     )
     build.add_argument(
         "--control",
@@ -597,7 +597,7 @@ def _add_plan_build(build: argparse.ArgumentParser) -> None:
     )
     build.add_argument("--scores", type=Path, metavar="FOLDER", help="default: beside the data")
     build.add_argument(
-        "--clock",
+        "--time-map",
         type=Path,
         metavar="RUN",
         help="frontier: a run with its spectrum, of the size to train (its first part, or a "
@@ -619,7 +619,7 @@ def _add_plan_build(build: argparse.ArgumentParser) -> None:
     )
     build.add_argument("--run", type=Path, help="dataset: reference run, with its spectrum")
     build.add_argument(
-        "--schedule",
+        "--weights",
         nargs="+",
         metavar="SAMPLE:W,W,...",
         help="weights by hand from a consumed sample on, e.g. 0:0.5,0.5 100000:0.9,0.1",
@@ -631,7 +631,7 @@ def _add_plan_build(build: argparse.ArgumentParser) -> None:
     build.add_argument("--floor", type=float, default=0.25, help="of a stratum's own weight")
     build.add_argument("--max-change", type=float, default=1.5, help="factor per stage")
     build.add_argument("--max-epochs", type=float, default=4.0, help="per stratum")
-    build.add_argument("--seed", type=int, default=1234, help="keys the order of the samples")
+    build.add_argument("--seed", type=int, default=DEFAULT_SEED, help="keys the samples' order")
     build.add_argument("--out", type=Path, required=True, metavar="FILE")
     build.set_defaults(verb=_plan_build)
 
@@ -649,13 +649,13 @@ def _plan_build(arguments: Arguments) -> None:
 
     _check_plan_flags(arguments)
     _refuse_to_overwrite(arguments.out)
-    source = DataSource.of(arguments)
+    source = DataSource.from_flags(arguments)
     job = job_of(
         source.words, source.split, arguments.train_samples, arguments.seq_length, arguments.seed
     )
     guards = Guards(arguments.floor, arguments.max_change, arguments.max_epochs)
     if arguments.policy == "manual":
-        manual = Manual(_read_schedule(arguments.schedule), arguments.interpolation)
+        manual = Manual(_read_weights(arguments.weights), arguments.interpolation)
         plan = plan_by_hand(manual, job, arguments.out, guards=guards)
     elif arguments.control == "uniform":
         plan = plan_uniform(job, arguments.out, guards=guards)
@@ -668,10 +668,10 @@ def _plan_build(arguments: Arguments) -> None:
 
 def _check_plan_flags(arguments: Arguments) -> None:
     policy, control = arguments.policy, arguments.control
-    if policy != "manual" and arguments.schedule:
-        raise TokscaleError("--schedule is for --policy manual")
-    if policy == "manual" and not arguments.schedule:
-        raise TokscaleError("--policy manual needs a --schedule")
+    if policy != "manual" and arguments.weights:
+        raise TokscaleError("--weights is for --policy manual")
+    if policy == "manual" and not arguments.weights:
+        raise TokscaleError("--policy manual needs --weights")
     if policy == "manual" and control:
         raise TokscaleError("a plan by hand has no controls; give --policy frontier or dataset")
     if policy != "dataset" and arguments.run:
@@ -706,7 +706,7 @@ def _plan_by_stratum(
 ) -> "Plan":
     from megatron_tokscale.reweight import Cutting, cut_job, plan_frontier
 
-    clock = _opened(arguments.clock) if arguments.clock else None
+    clock = _opened(arguments.time_map) if arguments.time_map else None
     datasets = cut_job(
         source.words,
         source.split,
@@ -729,7 +729,7 @@ def _plan_by_stratum(
     )
 
 
-def _read_schedule(words: list[str]) -> dict[int, list[float]]:
+def _read_weights(words: list[str]) -> dict[int, list[float]]:
     points = {}
     for word in words:
         start, _, weights = word.partition(":")
@@ -737,7 +737,7 @@ def _read_schedule(words: list[str]) -> dict[int, list[float]]:
             points[int(start)] = [float(weight) for weight in weights.split(",")]
         except ValueError as error:
             raise TokscaleError(
-                f"--schedule: cannot read '{word}'; give SAMPLE:WEIGHT,WEIGHT,..."
+                f"--weights: cannot read '{word}'; give SAMPLE:WEIGHT,WEIGHT,..."
             ) from error
     return points
 
@@ -804,7 +804,7 @@ def _trace(arguments: Arguments) -> None:
     if not document.isdecimal() or (arguments.document and not dataset):
         raise TokscaleError(f"--document {arguments.document}: give NAME:ID, e.g. web_text:17")
     text = _decoder(arguments.tokenizer) if arguments.tokenizer else None
-    trace = Trace.of_cache(cache, arguments.match) if run is None else Trace.open(run)
+    trace = Trace.from_cache(cache, arguments.match) if run is None else Trace.open(run)
     for k in arguments.sample:
         print(describe_sample(trace, k, text), end="")
     if arguments.document:
@@ -822,9 +822,10 @@ def _decoder(path: Path) -> Callable[[Sequence[int]], str]:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     _add_run(parser)
-    parser.add_argument("--compare", type=Path, metavar="RUN", help="another run, e.g. of a plan")
+    parser.add_argument("--beside", type=Path, metavar="RUN", help="another run, e.g. of a plan")
     parser.add_argument(
-        "--axis",
+        "--axis-dir",
+        dest="axes",
         type=Path,
         nargs="+",
         default=[],
@@ -839,11 +840,11 @@ def _add_report(parser: argparse.ArgumentParser) -> None:
 def _report(arguments: Arguments) -> None:
     from megatron_tokscale.report import report_run
 
-    other = _opened(arguments.compare) if arguments.compare else None
+    other = _opened(arguments.beside) if arguments.beside else None
     path = report_run(
         _opened(arguments.run),
-        compare=other,
-        axes=arguments.axis,
+        beside=other,
+        axes=arguments.axes,
         tokenizer=arguments.tokenizer,
         out=arguments.out,
     )

@@ -26,34 +26,34 @@ class Units:
 
     Attributes:
         unit_N: unit of each token.
-        domain_U: dataset of each unit; no unit has documents of two.
+        dataset_U: dataset of each unit; no unit has documents of two.
         documents: number of documents.
     """
 
     unit_N: Integers32
-    domain_U: NDArray[np.int16]
+    dataset_U: NDArray[np.int16]
     documents: int
 
     def __len__(self) -> int:
-        return len(self.domain_U)
+        return len(self.dataset_U)
 
     @staticmethod
-    def of(
-        domain_N: ArrayLike, document_N: ArrayLike, seed: int = 0, most: int = MOST_UNITS
+    def from_documents(
+        dataset_N: ArrayLike, document_N: ArrayLike, seed: int = 0, most: int = MOST_UNITS
     ) -> "Units":
         """Deal documents, which are numbered within their dataset, into at most `most` units.
 
         There is at least one unit per dataset.
         """
-        domain_N, document_N = np.asarray(domain_N), np.asarray(document_N)
-        key_N = domain_N.astype(np.int64) << 32 | document_N.astype(np.int64)
+        dataset_N, document_N = np.asarray(dataset_N), np.asarray(document_N)
+        key_N = dataset_N.astype(np.int64) << 32 | document_N.astype(np.int64)
         starts = np.flatnonzero(np.diff(key_N, prepend=-1))
         lengths = np.diff(starts, append=len(key_N))
         keys, document_of_run = np.unique(key_N[starts], return_inverse=True)
-        domain = (keys >> 32).astype(np.int16)
-        unit, domain_U = _deal(domain, seed, most)
+        dataset = (keys >> 32).astype(np.int16)
+        unit, dataset_U = _deal(dataset, seed, most)
         unit_N = np.repeat(unit[document_of_run].astype(np.int32), lengths)
-        return Units(unit_N, domain_U, len(keys))
+        return Units(unit_N, dataset_U, len(keys))
 
     def weights(self, n_resamples: int, seed: int = 0) -> Floats:
         """weight_RU: a row of ones, then `n_resamples` rows of Poisson(1) weights, none all zero.
@@ -72,27 +72,27 @@ class Units:
         """A random half of the units of each dataset, as a mask over units."""
         rank_U = np.random.default_rng([seed, 1]).permutation(len(self))
         half_U = np.zeros(len(self), bool)
-        for domain in np.unique(self.domain_U):
-            of_domain = np.flatnonzero(self.domain_U == domain)
-            order = of_domain[np.argsort(rank_U[of_domain])]
+        for dataset in np.unique(self.dataset_U):
+            of_dataset = np.flatnonzero(self.dataset_U == dataset)
+            order = of_dataset[np.argsort(rank_U[of_dataset])]
             half_U[order[::2]] = True
         return half_U
 
 
-def _deal(domain_J: NDArray[np.int16], seed: int, most: int) -> tuple[Integers, NDArray[np.int16]]:
+def _deal(dataset_J: NDArray[np.int16], seed: int, most: int) -> tuple[Integers, NDArray[np.int16]]:
     """Unit of every document (J), and the dataset of every unit."""
-    if len(domain_J) <= most:
-        return np.arange(len(domain_J)), domain_J
+    if len(dataset_J) <= most:
+        return np.arange(len(dataset_J)), dataset_J
     rng = np.random.default_rng([seed, 2])
-    unit_J = np.empty(len(domain_J), np.int64)
-    domain_U: list[int] = []
-    for domain in np.unique(domain_J):
-        of_domain = np.flatnonzero(domain_J == domain)
-        share = round(most * len(of_domain) / len(domain_J))
-        count = min(max(share, 1), len(of_domain))
-        unit_J[of_domain] = rng.permutation(len(of_domain)) % count + len(domain_U)
-        domain_U += [domain] * count
-    return unit_J, np.array(domain_U, np.int16)
+    unit_J = np.empty(len(dataset_J), np.int64)
+    dataset_U: list[int] = []
+    for dataset in np.unique(dataset_J):
+        of_dataset = np.flatnonzero(dataset_J == dataset)
+        share = round(most * len(of_dataset) / len(dataset_J))
+        count = min(max(share, 1), len(of_dataset))
+        unit_J[of_dataset] = rng.permutation(len(of_dataset)) % count + len(dataset_U)
+        dataset_U += [dataset] * count
+    return unit_J, np.array(dataset_U, np.int16)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,9 @@ class Estimate:
             raise ValueError(f"{self.value} is not in [{self.low}, {self.high}]")
 
     @staticmethod
-    def of(value_R: ArrayLike, least: float = -np.inf, most: float = np.inf) -> "Estimate":
+    def from_resamples(
+        value_R: ArrayLike, least: float = -np.inf, most: float = np.inf
+    ) -> "Estimate":
         """Return the bias-corrected value and its interval.
 
         A score such as R^2 is worse on few documents than on many, for the noise in what it is held

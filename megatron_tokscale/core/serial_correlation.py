@@ -52,7 +52,7 @@ class GroupNoise:
     n_effective: float
 
     @staticmethod
-    def of(residual_GK: Floats, n_parameters: float) -> "GroupNoise":
+    def from_residuals(residual_GK: Floats, n_parameters: float) -> "GroupNoise":
         """From residuals of a fit with so many parameters per group: AR(1) over probes."""
         n_groups, n_probes = residual_GK.shape
         scaled_GK = residual_GK - residual_GK.mean(axis=1, keepdims=True)

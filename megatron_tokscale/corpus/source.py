@@ -74,7 +74,7 @@ class DataSource:
         return any(getattr(args, name, None) is not None for name in _flags())
 
     @staticmethod
-    def of(args: Namespace) -> "DataSource":
+    def from_flags(args: Namespace) -> "DataSource":
         """Read the data flags of a verb or of a job, validated by Megatron or not.
 
         Raises:

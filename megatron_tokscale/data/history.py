@@ -5,7 +5,7 @@ since; both are plain files, and the plan that follows from them is the same whe
 for.
 
     RUN/tokscale/plan.json      the plan that was given, or accepted
-    RUN/tokscale/replans.json   decisions made by --tokscale-replan
+    RUN/tokscale/replans.json   decisions made by --tokscale-replan-interval
 
 Shapes: D datasets.
 """
@@ -161,7 +161,7 @@ def resume(
         if not accept:
             raise TokscaleError(
                 f"no plan is known for the {consumed} samples that the job has consumed (none in "
-                f"{run / 'tokscale'}), so samples could come twice; --tokscale-accept-plan lets "
+                f"{run / 'tokscale'}), so samples could come twice; --tokscale-override-plan lets "
                 "the plan hold from here on all the same"
             )
         return given, []
@@ -177,7 +177,7 @@ def resume(
         raise TokscaleError(
             f"the job has consumed {consumed} samples under plan {past.fingerprint} "
             f"({run / 'tokscale/plan.json'}), and plan {given.fingerprint} orders them otherwise; "
-            "resume with that plan, or let this one hold from here on with --tokscale-accept-plan"
+            "resume with that plan, or let this one hold from here on with --tokscale-override-plan"
         )
     return accepted(past, given, consumed), []
 

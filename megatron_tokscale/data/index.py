@@ -54,7 +54,7 @@ class Index:
         if self.is_shared:
             raise TokscaleError(
                 "a plan that is made anew while the job trains needs data loader workers that are "
-                "forked, not spawned: use --num-workers 0 or drop --tokscale-replan"
+                "forked, not spawned: use --num-workers 0 or drop --tokscale-replan-interval"
             )
         if self.files is not None:
             return _map_index, (self.files, len(self))

@@ -7,7 +7,7 @@ same however long the job runs.
 It is a Feistel network on the smallest power of two that holds n (the two halves differ by at most
 one bit, and take turns to be changed by a keyed hash of the other), walked along its cycle until
 it comes back into range(n), which keeps it a bijection: Black and Rogaway, "Ciphers with arbitrary
-finite domains" (2002). The number of rounds and the hash (splitmix64's multipliers) are our
+finite datasets" (2002). The number of rounds and the hash (splitmix64's multipliers) are our
 choice: this must mix well, not keep secrets. `data.feistel` is the compiled part.
 """
 

@@ -146,7 +146,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """A plan that took the place of another one under a run (`--tokscale-accept-plan`).
+    """A plan that took the place of another one under a run (`--tokscale-override-plan`).
 
     Attributes:
         at: consumed samples when it did.
@@ -161,7 +161,7 @@ class Acceptance:
 
 @dataclass(frozen=True)
 class Replanning:
-    """The settings by which a job decides new weights while it trains (`--tokscale-replan`).
+    """The settings by which a job with `--tokscale-replan-interval` decides new weights.
 
     Attributes:
         base_weights: weights of the datasets without the plan; if empty, those of its first stage.

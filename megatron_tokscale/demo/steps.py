@@ -125,7 +125,12 @@ class _Demo:
     def _train(self, what: str, run: Path, plan: Path) -> None:
         if self._is_trained(run):
             return
-        probe = ["--tokscale-probe-set", str(self.probe_set), "--tokscale-schedule", _SCHEDULE]
+        probe = [
+            "--tokscale-probe-set",
+            str(self.probe_set),
+            "--tokscale-probe-schedule",
+            _SCHEDULE,
+        ]
         megatron = megatron_flags(self.size, self.data_path, self.out / "cache")
         train(what, run, self.size, [*megatron, *probe, "--tokscale-plan", str(plan)])
         if not self._is_trained(run):
@@ -174,7 +179,7 @@ class _Demo:
 
         report_run(
             Run.open(self.baseline),
-            compare=Run.open(self.planned),
+            beside=Run.open(self.planned),
             tokenizer=self.tokenizer,
             out=self.report,
         )

@@ -24,7 +24,7 @@ from megatron_tokscale.data.match import check_documents
 from megatron_tokscale.data.record import DatasetRecord, check_order, load_records, record_path
 from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.data.strata import Strata
-from megatron_tokscale.probe import Moment, ProbeSet, Schedule
+from megatron_tokscale.probe import Moment, ProbeSchedule, ProbeSet
 from megatron_tokscale.store import RunWriter
 from megatron_tokscale.training.config import (
     TokscaleConfig,
@@ -34,7 +34,7 @@ from megatron_tokscale.training.config import (
 )
 from megatron_tokscale.training.data.held_out import TrainedPart, held_out
 from megatron_tokscale.training.data.provider import PARTS_UNKNOWN
-from megatron_tokscale.training.data.replan import parse_interval
+from megatron_tokscale.training.data.replan import check_interval
 from megatron_tokscale.training.gpt_flags import flag_refusals, megatron_parser
 from megatron_tokscale.training.history.checkpoint import start_of
 from megatron_tokscale.training.probe.prober import model_info
@@ -202,7 +202,7 @@ def _check_probe(
         _check_run(config, folder, probe_set, args, findings)
 
 
-def _check_replay(folder: Path, schedule: Schedule | None, findings: Findings) -> None:
+def _check_replay(folder: Path, schedule: ProbeSchedule | None, findings: Findings) -> None:
     saved = findings.attempt(saved_steps, folder)
     if not saved or schedule is None:
         return
@@ -221,7 +221,7 @@ def _held_out(probe_set: ProbeSet, args: Namespace, findings: Findings) -> str:
         parts = None
     else:
         try:
-            portions = DataSource.of(args).portions("train")
+            portions = DataSource.from_flags(args).portions("train")
         except TokscaleError as error:
             findings.unchecked.append(f"whether the watched tokens are held out: {error}")
             return ""
@@ -316,8 +316,8 @@ def _check_plan(
 ) -> None:
     refusals = plan_refusals(_given(args, findings))
     findings.refused += refusals
-    if config.tokscale_replan is not None:
-        findings.attempt(parse_interval, config.tokscale_replan)
+    if config.tokscale_replan_interval is not None:
+        findings.attempt(check_interval, config.tokscale_replan_interval)
     plan = findings.attempt(Plan.load, Path(path))
     if plan is None:
         return
@@ -351,7 +351,7 @@ def _check_followed(
             f"the checkpoint in {args.load} cannot be read here"
         )
         return
-    accept = config.tokscale_accept_plan
+    accept = config.tokscale_override_plan
     settled = findings.attempt(resume, given, folder, start.consumed, start.step, accept=accept)
     path = record_path(folder)
     if is_there(path) and (error := _error_of(load_records, path)):
@@ -365,7 +365,7 @@ def _check_followed(
     findings.passed.append(f"plan {config.tokscale_plan} can be followed")
     plan = with_decisions(*settled)
     try:
-        portions = DataSource.of(args).portions("train")
+        portions = DataSource.from_flags(args).portions("train")
     except TokscaleError as error:
         findings.unchecked.append(f"whether the job's datasets are those of the plan: {error}")
         return
@@ -441,7 +441,9 @@ def _check_scores(
         if portion is None or plan.cuts[dataset] is None:
             continue
         prefix, documents = portion.tokens.prefix, portion.sequences
-        error = _error_of(scores_of_plan, plan, dataset, prefix, documents, config.tokscale_scores)
+        error = _error_of(
+            scores_of_plan, plan, dataset, prefix, documents, config.tokscale_scores_dir
+        )
         if error and any(cache.glob("tokscale-*-ranked.npy")):
             findings.unchecked.append(f"whether the strata are in {cache} already; else: {error}")
         elif error:

@@ -17,7 +17,7 @@ _FAR = 1000.0
 
 @dataclass(frozen=True)
 class Axis:
-    """Where the probes are on the x axis. Make one with `Axis.of`.
+    """Where the probes are on the x axis. Make one with `Axis.from_x`.
 
     Attributes:
         x_K: x of each probe, ascending; -inf for step 0, and for later probes at which no time has
@@ -35,7 +35,7 @@ class Axis:
     closest: float
 
     @staticmethod
-    def of(x_K: ArrayLike) -> "Axis":
+    def from_x(x_K: ArrayLike) -> "Axis":
         """Check `x_K` and measure it.
 
         Raises:
@@ -47,7 +47,7 @@ class Axis:
         if len(x_K) < MIN_PROBES:
             raise TokscaleError(
                 f"a sigmoid needs at least {MIN_PROBES} probe steps, there are {len(x_K)}; "
-                "train on, or probe more often (--tokscale-schedule)"
+                "train on, or probe more often (--tokscale-probe-schedule)"
             )
         if np.isnan(x_K).any() or np.isposinf(x_K).any():
             raise TokscaleError("the probes' x has NaN or +inf; use another time axis")
@@ -61,7 +61,7 @@ class Axis:
         if len(finite) < MIN_PROBES - 1:
             raise TokscaleError(
                 f"only {len(finite)} probes have a finite x, a sigmoid needs {MIN_PROBES - 1}; "
-                "train on, or probe more often (--tokscale-schedule)"
+                "train on, or probe more often (--tokscale-probe-schedule)"
             )
         distances = np.diff(finite)
         spacing = float(np.median(distances))

@@ -114,7 +114,7 @@ class Losses:
     moves_N: Tensor
 
     @staticmethod
-    def of(loss_NK: Tensor, x_K: Tensor, weight_NK: Tensor | None) -> "Losses":
+    def scaled(loss_NK: Tensor, x_K: Tensor, weight_NK: Tensor | None) -> "Losses":
         """Scale losses in nats; `weight_NK` is 1 where there is one, 0 where it is missing."""
         dtype = torch.float64 if loss_NK.dtype == torch.float64 else torch.float32
         loss_KN = loss_NK.to(dtype).T
@@ -158,7 +158,7 @@ def _fit_group(
     settings: Settings,
 ) -> Columns:
     """Fit tokens that all have every loss, or that all miss some."""
-    losses = Losses.of(loss_NK, grid.x_K, weight_NK)
+    losses = Losses.scaled(loss_NK, grid.x_K, weight_NK)
     data, chunk_tokens = losses.data, settings.chunk_tokens
     one = fit_one(grid, data, chunk_tokens)
     parts = list(_chunks(len(data), _fitting(data, chunk_tokens, _ROW_VALUES)))
@@ -179,7 +179,7 @@ def _fit_group(
     two_sse_N[hopeful] = torch.where(_is_two(grid, data.tokens(hopeful), two), two.sse_N, torch.inf)
     two_se_JN, phi_N = two.sse_N.new_empty(7, len(hopeful)), found["phi_N"].clone()
     for part in _chunks(len(hopeful), chunk_tokens):
-        residuals = Residuals.of(two.tokens(part), data.tokens(hopeful[part]))
+        residuals = Residuals.from_fit(two.tokens(part), data.tokens(hopeful[part]))
         two_se_JN[:, part] = noise.standard_errors(two.tokens(part), residuals)
         phi_N[hopeful[part]] = torch.minimum(residuals.phi_N, phi_N[hopeful[part]])
     class_N, runner_up_N, evidence_N = classes.choose(
@@ -279,7 +279,7 @@ def _try(
 
 def _look_at(grid: Grid, data: Trajectories, one: Search) -> Columns:
     """What else the losses and the residuals of the best sigmoid say, for one chunk of tokens."""
-    residuals = Residuals.of(one, data)
+    residuals = Residuals.from_fit(one, data)
     second_N, second_gain_N = grid.second(residuals, data)
     onset_N, slope_N, ramp_level_N, ramp_sse_N = grid.ramp(data)
     s_KN, x_K1 = residuals.s_KN, data.x_K[:, None]

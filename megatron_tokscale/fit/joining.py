@@ -27,7 +27,7 @@ class Place:
     port: int
 
     @classmethod
-    def of_environment(cls) -> "Place":
+    def from_environment(cls) -> "Place":
         """Read RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and LOCAL_RANK if it is there.
 
         Raises:

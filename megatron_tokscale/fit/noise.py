@@ -46,7 +46,7 @@ class Residuals:
     variance_N: Tensor
 
     @staticmethod
-    def of(search: Search, data: Trajectories) -> "Residuals":
+    def from_fit(search: Search, data: Trajectories) -> "Residuals":
         """Take the residuals of a fit.
 
         The fit follows part of the noise: along a tangent as much as the noise has there. What that

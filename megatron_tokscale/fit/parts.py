@@ -59,7 +59,7 @@ class Ranks:
             TokscaleError: the launcher's variables are not what they should be, or the others do
                 not come.
         """
-        place = Place.of_environment() if distributed or is_launched() else None
+        place = Place.from_environment() if distributed or is_launched() else None
         if place is None or place.size == 1:
             yield Ranks()
             return

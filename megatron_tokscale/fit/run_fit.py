@@ -63,7 +63,7 @@ def fit_run(
     however often it was stopped and by however many processes it was made.
 
     Besides the probe set, memory does not grow with the number of tokens. The parquet has one row
-    per token: the columns of `SigmoidFits` and the token's label, domain, document, position and
+    per token: the columns of `SigmoidFits` and the token's label, dataset, document, position and
     context length.
 
     Args:
@@ -110,7 +110,7 @@ def _made_of(
         empty = f" besides {len(run.left_out)} without a finite loss" if run.left_out else ""
         raise TokscaleError(
             f"{run.path} has {n_probes} probe steps{empty}, a sigmoid needs at least {MIN_PROBES}; "
-            "train on, or probe more often (--tokscale-schedule)"
+            "train on, or probe more often (--tokscale-probe-schedule)"
         )
     return {
         "version": __version__,
@@ -118,7 +118,7 @@ def _made_of(
         "time": time,
         "steps": run.step_K.tolist(),
         "probe_fingerprint": run.probe_set.fingerprint,
-        "x": Axis.of(run.x_K(time)).as_metadata(),
+        "x": Axis.from_x(run.x_K(time)).as_metadata(),
         "block_tokens": block_tokens or _block_tokens(run.n_tokens, n_probes),
         "device": device_type,
         "settings": _settings(),
@@ -269,8 +269,8 @@ def _probe_columns(tokens: "ProbeSet", part: slice) -> dict[str, tuple[NDArray[A
     context_N = (np.nonzero(mask_BS)[1] + 1).astype(np.int32)
     return {
         "label": (tokens.labels_BS[rows][mask_BS][part], "token id"),
-        "domain": (tokens.domain_BS[rows][mask_BS][part], "index into the probe set's domains"),
-        "document": (tokens.document_BS[rows][mask_BS][part], "index in the domain"),
+        "dataset": (tokens.dataset_BS[rows][mask_BS][part], "index into the probe set's datasets"),
+        "document": (tokens.document_BS[rows][mask_BS][part], "index in the dataset"),
         "position": (tokens.position_BS[rows][mask_BS][part], "tokens from the document's start"),
         "context": (context_N[part], "tokens predicted from"),
     }

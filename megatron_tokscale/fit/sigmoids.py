@@ -60,7 +60,7 @@ def fit_sigmoids(
     from megatron_tokscale.fit.block import Settings, fit_block
     from megatron_tokscale.fit.grid import Grid
 
-    axis = Axis.of(x_K)
+    axis = Axis.from_x(x_K)
     loss = torch.as_tensor(loss_NK)
     if loss.ndim != 2 or loss.shape[1] != axis.n_probes:
         raise TokscaleError(

@@ -21,7 +21,7 @@ class Agreement:
     z: float
 
     @staticmethod
-    def of(
+    def between(
         predicted: float, predicted_se: float, measured: float, measured_se: float
     ) -> "Agreement":
         """Compare two exponents with their standard errors.

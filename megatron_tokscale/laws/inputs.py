@@ -30,7 +30,7 @@ class Inputs:
         frequency_share_F: their shares of the tokens.
         frequency_I: frequency, as a share of all tokens.
         frequency_time_I: learning time of the tokens of that frequency.
-        domains: names of the datasets.
+        datasets: names of the datasets.
     """
 
     time: str
@@ -44,7 +44,7 @@ class Inputs:
     frequency_share_F: Floats
     frequency_I: Floats
     frequency_time_I: Floats
-    domains: tuple[str, ...]
+    datasets: tuple[str, ...]
 
     @property
     def last_x(self) -> float:
@@ -52,7 +52,7 @@ class Inputs:
         return math.log(self.t_K[-1])
 
     @staticmethod
-    def of(spectrum: SpectrumResult) -> "Inputs":
+    def from_spectrum(spectrum: SpectrumResult) -> "Inputs":
         """Take what laws need from the spectrum of a run."""
         about, arrays = spectrum.about, spectrum.arrays
         names = (
@@ -63,6 +63,6 @@ class Inputs:
             time=str(about["time"]),
             t_K=np.exp(arrays["x_K"]),
             margin=2 * max(about["bandwidth_x"], about["common_width_x"] or 0.0),
-            domains=tuple(str(domain["name"]) for domain in about["domains"]),
+            datasets=tuple(str(dataset["name"]) for dataset in about["datasets"]),
             **{name: arrays[name].astype(np.float64) for name in names},
         )

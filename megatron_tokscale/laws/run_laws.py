@@ -60,7 +60,7 @@ def laws_run(
     say = progress or (lambda _: None)
     check_same_tokens([run, *others])
     spectrum = SpectrumResult.open(run)
-    inputs = Inputs.of(spectrum)
+    inputs = Inputs.from_spectrum(spectrum)
     for each in (run, *others):
         each.verify()
     portions = DataSource(corpus, split).portions("train") if corpus else []
@@ -85,7 +85,7 @@ def laws_run(
         "overall": overall,
         "datasets": [
             {"name": name, **law(inputs.mean_loss_RDK[:, d])}
-            for d, name in enumerate(inputs.domains)
+            for d, name in enumerate(inputs.datasets)
         ],
         "other_starts": [
             {"from": share * end, **law(inputs.mean_loss_RK, share * end)}

@@ -52,8 +52,8 @@ def power_law(t_K: Floats, loss_RK: Floats, start: float, n_resamples: int, seed
         near = curve.solve_near(best)
         exponent_R[r], floor_R[r] = near.exponent, near.floor
     return plain(law) | {
-        **Estimate.of(exponent_R, least=0).entry("exponent_documents"),
-        **Estimate.of(floor_R, least=0).entry("floor_documents"),
+        **Estimate.from_resamples(exponent_R, least=0).entry("exponent_documents"),
+        **Estimate.from_resamples(floor_R, least=0).entry("floor_documents"),
         "exponent_R": plain(exponent_R),
     }
 
@@ -64,7 +64,7 @@ def tail(inputs: Inputs, start: float) -> Any:
     found = tail_exponent(
         inputs.x_C, inputs.drop_RC, from_x=first, to_x=inputs.last_x - inputs.margin
     )
-    return plain(found) | Estimate.of(found.exponent_R).entry("exponent")
+    return plain(found) | Estimate.from_resamples(found.exponent_R).entry("exponent")
 
 
 def agreement(tail_of: dict[str, Any], law: dict[str, Any]) -> Any:
@@ -146,12 +146,12 @@ def _monogenic(run: Run, inputs: Inputs, seed: int) -> MonogenicShare:
             if len(losses):
                 yield losses, scaled_mean_curve(inputs.mean_loss_RK[0, thinned], losses)
 
-    return MonogenicShare.of(blocks())
+    return MonogenicShare.from_blocks(blocks())
 
 
 def zero_sum(run: Run, n_resamples: int, seed: int) -> Any:
     """How much tokens' losses move while the mean falls, from each probe to twice its step."""
-    units = Units.of(run.probe_set.domain_N, run.probe_set.document_N, seed)
+    units = Units.from_documents(run.probe_set.dataset_N, run.probe_set.document_N, seed)
     sums = ZeroSum(run.step_K, len(units))
     for at_N, loss_NK in run.finite_blocks():
         sums.add(loss_NK, unit_N=units.unit_N[at_N])
@@ -178,9 +178,9 @@ def contexts(run: Run, n_resamples: int, seed: int) -> Any:
     """gamma, from the losses of the last probe by length of context."""
     tokens = run.probe_set
     loss_N = run.read_losses_at(int(run.step_K[-1])).astype(np.float64)
-    bins = ContextBins.of(np.where(np.isfinite(loss_N), tokens.context_N, 0))
+    bins = ContextBins.from_contexts(np.where(np.isfinite(loss_N), tokens.context_N, 0))
     loss_N = np.nan_to_num(loss_N)
-    document_N = tokens.domain_N.astype(np.int64) << 32 | tokens.document_N
+    document_N = tokens.dataset_N.astype(np.int64) << 32 | tokens.document_N
     return fit_context_exponent(
         bins.context_S,
         bins.mean(loss_N),
@@ -216,4 +216,4 @@ def compared(predicted: dict[str, Any], exponent: float, se: float) -> Any:
     """alpha_D as predicted from the language beside a measured one."""
     if "undefined" in predicted:
         raise UndefinedError(predicted["undefined"])
-    return Agreement.of(predicted["exponent"], predicted["se"], exponent, se)
+    return Agreement.between(predicted["exponent"], predicted["se"], exponent, se)

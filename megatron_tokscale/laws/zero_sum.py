@@ -44,7 +44,7 @@ class ZeroSumMetrics:
     change: Floats
 
     @staticmethod
-    def of(dl: Floats, abs_dl: Floats, tokens: Floats | int) -> "ZeroSumMetrics":
+    def from_sums(dl: Floats, abs_dl: Floats, tokens: Floats | int) -> "ZeroSumMetrics":
         """From sums over tokens of dl and |dl|, and the number of tokens."""
         with np.errstate(invalid="ignore"):
             interference = 1 - np.abs(dl) / abs_dl
@@ -128,7 +128,7 @@ class ZeroSum:
 
     def metrics(self) -> ZeroSumMetrics:
         """Over all tokens."""
-        return ZeroSumMetrics.of(
+        return ZeroSumMetrics.from_sums(
             self.sum_dl_UP.sum(axis=0), self.sum_abs_UP.sum(axis=0), self._n_tokens()
         )
 
@@ -149,7 +149,7 @@ class ZeroSum:
         tokens_R = weight @ self.tokens_U
         if not (tokens_R > 0).all():
             raise UndefinedError("a resample holds no token; draw more units")
-        return ZeroSumMetrics.of(
+        return ZeroSumMetrics.from_sums(
             weight @ self.sum_dl_UP, weight @ self.sum_abs_UP, tokens_R[:, None]
         )
 

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.probe.schedule import Schedule
+from megatron_tokscale.probe.schedule import ProbeSchedule
 
 BACKWARD_AND_FORWARD = 3
 """FLOPs of a training step over those of its forward pass; Megatron's convention."""
@@ -163,7 +163,7 @@ class Batch:
         """Training samples that the job consumes."""
         return self.steps * self.global_batch_size
 
-    def probe_steps(self, schedule: Schedule) -> list[int]:
+    def probe_steps(self, schedule: ProbeSchedule) -> list[int]:
         """The steps of the job's probes."""
         return schedule.steps(
             self.steps, self.global_batch_size * self.seq_length, self.save_interval
@@ -180,7 +180,7 @@ def share_of_training(n_sequences: int, n_probes: int, batch: Batch) -> float:
     return n_probes * batch.rows(n_sequences) / (BACKWARD_AND_FORWARD * batch.samples)
 
 
-def sequences_within(share: float, schedule: Schedule, batch: Batch) -> int:
+def sequences_within(share: float, schedule: ProbeSchedule, batch: Batch) -> int:
     """How many sequences a probe set may have for all probes to cost `share` of the training.
 
     Raises:
@@ -197,13 +197,13 @@ def sequences_within(share: float, schedule: Schedule, batch: Batch) -> int:
         least = share_of_training(1, n_probes, batch)
         raise TokscaleError(
             f"--budget {share:g} is too small: {n_probes} probes of {batch.rows(1)} sequences cost "
-            f"{least:.2g} of the training; give more, or a sparser --schedule"
+            f"{least:.2g} of the training; give more, or a sparser --tokscale-probe-schedule"
         )
     return n_sequences
 
 
 def describe_plan(
-    model: Model, batch: Batch, schedule: Schedule, n_sequences: int, n_tokens: int
+    model: Model, batch: Batch, schedule: ProbeSchedule, n_sequences: int, n_tokens: int
 ) -> str:
     """What probing costs, for people to read.
 

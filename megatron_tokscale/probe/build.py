@@ -38,7 +38,7 @@ class ProbeSettings:
         vocab_size: vocabulary size of the job's tokenizer (its --vocab-size).
         n_tokens: number of tokens to watch, about.
         n_sequences: number of sequences, exactly. Give this or `n_tokens`.
-        strata: how the datasets share these: equally, or by their weights in the blend.
+        per_dataset: how the datasets share these: equally, or in proportion to their weights.
         eod: id of the end-of-document token, which is not watched; None if there is none.
         seed: decides which windows are drawn.
         duplicates: what to do about windows whose text is in the training part as well: nothing,
@@ -54,7 +54,7 @@ class ProbeSettings:
     n_tokens: int | None = None
     n_sequences: int | None = None
     part: str = "valid"
-    strata: Literal["equal", "weight"] = "equal"
+    per_dataset: Literal["equal", "proportional"] = "equal"
     eod: int | None = None
     seed: int = 1234
     duplicates: Literal["ignore", "report", "drop"] = "ignore"
@@ -117,18 +117,18 @@ def build_probe_set(settings: ProbeSettings, progress: MakeMeter | None = None) 
         "training": [whole_prefix(portion.tokens.prefix) for portion in training],
         "datasets": [
             _counts(windows[is_met_W & is_d], found[is_met_W & is_d])
-            for is_d in (windows.domain_W == domain for domain in range(len(files)))
+            for is_d in (windows.dataset_W == dataset for dataset in range(len(files)))
         ],
     }
     n_watched_B = probe_set.mask_BS.sum(axis=1) * found.either_W[chosen]
-    for domain, counts in enumerate(probe_set.details["duplicates"]["datasets"]):
-        counts["duplicate_tokens"] = int(n_watched_B[windows.domain_W[chosen] == domain].sum())
+    for dataset, counts in enumerate(probe_set.details["duplicates"]["datasets"]):
+        counts["duplicate_tokens"] = int(n_watched_B[windows.dataset_W[chosen] == dataset].sum())
     return probe_set
 
 
 def _open(settings: ProbeSettings) -> list[Portion]:
     portions = settings.source.portions(settings.part)
-    if settings.strata == "weight":
+    if settings.per_dataset == "proportional":
         portions = [portion for portion in portions if portion.weight > 0] or portions
     lacking = [portion for portion in portions if not (portion.lengths > 1).any()]
     if lacking:
@@ -142,7 +142,7 @@ def _why_lacking(lacking: Sequence[Portion], n_datasets: int, settings: ProbeSet
     if settings.split is not None and not any(split_range(settings.split, part, 2**40)):
         return (
             f"--split {settings.split} has no {part} part; expected a share above 0 for it; give "
-            "another --split, or draw from another part with --from"
+            "another --split, or draw from another part with --part"
         )
     has_documents = all(len(portion.sequences) for portion in lacking)
     what = "document of 2 tokens or more" if has_documents else "document"
@@ -157,7 +157,7 @@ def _why_lacking(lacking: Sequence[Portion], n_datasets: int, settings: ProbeSet
 def _open_training(settings: ProbeSettings) -> list[Portion]:
     if settings.part == "train":
         raise TokscaleError(
-            "the set is drawn from the training part (--from train): all of it is trained on; "
+            "the set is drawn from the training part (--part train): all of it is trained on; "
             "leave out --report-duplicates and --drop-duplicates"
         )
     return settings.source.portions("train")
@@ -175,7 +175,7 @@ def _quotas(portions: Sequence[Portion], settings: ProbeSettings) -> list[int]:
 
 
 def _shares(portions: Sequence[Portion], settings: ProbeSettings) -> list[float]:
-    return [1.0 if settings.strata == "equal" else portion.weight for portion in portions]
+    return [1.0 if settings.per_dataset == "equal" else portion.weight for portion in portions]
 
 
 def _draw(
@@ -184,7 +184,7 @@ def _draw(
     """Draw `factor` times its quota from each dataset, or as much of that as there is."""
     unit = settings.unit
     parts = []
-    for domain, (portion, quota) in enumerate(zip(portions, quota_D, strict=True)):
+    for dataset, (portion, quota) in enumerate(zip(portions, quota_D, strict=True)):
         n_available = available(portion, settings.seq_length, unit)
         if n_available < quota:
             raise TokscaleError(
@@ -193,7 +193,7 @@ def _draw(
                 f"{_advice(portions, settings)}"
             )
         at_most = min(factor * quota, n_available)
-        parts.append(draw(portion, domain, settings.seq_length, at_most, unit, settings.seed))
+        parts.append(draw(portion, dataset, settings.seq_length, at_most, unit, settings.seed))
     return Windows.concatenate(parts)
 
 
@@ -208,7 +208,7 @@ def _advice(portions: Sequence[Portion], settings: ProbeSettings) -> str:
         fits = zip(quotas(size, share_D), sizes_D, strict=True)
         if all(1 <= quota <= n_available for quota, n_available in fits):
             return f"ask for fewer, {size} at most: {_FLAGS[settings.unit]}"
-    of = "" if settings.strata == "equal" else ", or share the set equally with --strata equal"
+    of = "" if settings.per_dataset == "equal" else ", or give --per-dataset equal"
     return (
         f"no number of {settings.unit} helps: leave it out of {settings.source.flag(settings.part)}"
         + of
@@ -227,8 +227,8 @@ def _until_enough(
     if settings.duplicates == "drop":
         size_W = size_W * ~found.either_W
     is_considered_W = np.zeros(len(windows), np.bool_)
-    for domain, (portion, quota) in enumerate(zip(portions, quota_D, strict=True)):
-        index = np.flatnonzero(windows.domain_W == domain)
+    for dataset, (portion, quota) in enumerate(zip(portions, quota_D, strict=True)):
+        index = np.flatnonzero(windows.dataset_W == dataset)
         n = until(size_W[index], quota)
         if n > index.size:
             fewer = f"ask for fewer: {_FLAGS[settings.unit]}, " if size_W[index].any() else ""
@@ -257,10 +257,10 @@ def _cut(portions: Sequence[Portion], windows: Windows, settings: ProbeSettings)
     tokens_BS = np.zeros(shape, np.int32)
     labels_BS = np.zeros(shape, np.int32)
     mask_BS = np.zeros(shape, np.bool_)
-    rows = zip(windows.domain_W, windows.document_W, windows.start_W, strict=True)
-    for row, (domain, document, start) in enumerate(rows):
-        ids = files[domain].sequence(document)[start : start + settings.seq_length + 1]
-        _check_vocabulary(files[domain], ids, settings.vocab_size)
+    rows = zip(windows.dataset_W, windows.document_W, windows.start_W, strict=True)
+    for row, (dataset, document, start) in enumerate(rows):
+        ids = files[dataset].sequence(document)[start : start + settings.seq_length + 1]
+        _check_vocabulary(files[dataset], ids, settings.vocab_size)
         n = len(ids) - 1
         tokens_BS[row, :n] = ids[:-1]
         labels_BS[row, :n] = ids[1:]
@@ -272,13 +272,13 @@ def _cut(portions: Sequence[Portion], windows: Windows, settings: ProbeSettings)
         mask_BS,
         np.broadcast_to(windows.document_W[:, None], shape).astype(np.int32),
         position_BS.astype(np.int32),
-        np.broadcast_to(windows.domain_W[:, None], shape).astype(np.int16),
+        np.broadcast_to(windows.dataset_W[:, None], shape).astype(np.int16),
         tuple(portion.name for portion in portions),
         settings.vocab_size,
         {
             "split": settings.split,
             "part": settings.part,
-            "strata": settings.strata,
+            "per_dataset": settings.per_dataset,
             "seed": settings.seed,
             "eod": settings.eod,
             "prefixes": [whole_prefix(file.prefix) for file in files],

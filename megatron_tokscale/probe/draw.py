@@ -20,19 +20,19 @@ class Windows:
     """Stretches of documents, each to become a sequence of the probe set.
 
     Attributes:
-        domain_W: int64 index of the dataset.
+        dataset_W: int64 index of the dataset.
         document_W: int64 index of the document in its dataset.
         start_W: int64 first token, a multiple of the sequence length.
         n_labels_W: int64 number of tokens to predict: those behind the first, at most a sequence.
     """
 
-    domain_W: NDArray[np.int64]
+    dataset_W: NDArray[np.int64]
     document_W: NDArray[np.int64]
     start_W: NDArray[np.int64]
     n_labels_W: NDArray[np.int64]
 
     def __len__(self) -> int:
-        return self.domain_W.size
+        return self.dataset_W.size
 
     def __getitem__(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> "Windows":
         return Windows(*(getattr(self, field.name)[chosen] for field in fields(self)))
@@ -45,7 +45,7 @@ class Windows:
 
     def file_order(self) -> NDArray[np.int64]:
         """The indices of the windows by dataset, document and start."""
-        return np.lexsort((self.start_W, self.document_W, self.domain_W))
+        return np.lexsort((self.start_W, self.document_W, self.dataset_W))
 
     def size_W(self, unit: Unit) -> NDArray[np.int64]:
         """What each window counts for: its labels, or 1."""
@@ -60,7 +60,7 @@ def available(portion: Portion, seq_length: int, unit: Unit) -> int:
 
 
 def draw(
-    portion: Portion, domain: int, seq_length: int, quota: int, unit: Unit, seed: int
+    portion: Portion, dataset: int, seq_length: int, quota: int, unit: Unit, seed: int
 ) -> Windows:
     """Windows of a part of a dataset at random, until they hold `quota` or there are no more.
 
@@ -70,13 +70,13 @@ def draw(
     lengths_D = portion.lengths
     end_D = np.cumsum(_n_windows(lengths_D, seq_length))
     n_windows = int(end_D[-1]) if end_D.size else 0
-    order = np.random.default_rng([seed, domain]).permutation(n_windows)
+    order = np.random.default_rng([seed, dataset]).permutation(n_windows)
     window_W = order[:quota]  # each holds a label at least
     index_W = np.searchsorted(end_D, window_W, side="right")
     length_W = lengths_D[index_W].astype(np.int64)
     start_W = (window_W - end_D[index_W] + _n_windows(length_W, seq_length)) * seq_length
     windows = Windows(
-        np.full(window_W.size, domain),
+        np.full(window_W.size, dataset),
         portion.sequences.start + index_W,
         start_W,
         np.minimum(seq_length, length_W - 1 - start_W),

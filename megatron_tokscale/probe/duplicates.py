@@ -64,9 +64,9 @@ def find_duplicates(
     Passages are cut from a window at multiples of their length.
     """
     places, place_W = np.unique(
-        np.stack([windows.domain_W, windows.document_W]), axis=1, return_inverse=True
+        np.stack([windows.dataset_W, windows.document_W]), axis=1, return_inverse=True
     )
-    documents = [files[domain].sequence(document) for domain, document in places.T]
+    documents = [files[dataset].sequence(document) for dataset, document in places.T]
     n_documents = sum(len(portion.sequences) for portion in training)
     meter = make_meter("duplicate documents", n_documents, "documents")
     is_whole_W = documents_in(training, documents, meter)[place_W]

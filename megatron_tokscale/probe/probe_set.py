@@ -30,7 +30,7 @@ _ARRAYS: dict[str, type[np.generic]] = {
     "mask": np.bool_,
     "document": np.int32,
     "position": np.int32,
-    "domain": np.int16,
+    "dataset": np.int16,
 }
 
 
@@ -44,8 +44,8 @@ class ProbeSet:
         mask_BS: bool, true where the label is watched.
         document_BS: int32 index of the label's document in its dataset.
         position_BS: int32 position of the label in its document, from 0.
-        domain_BS: int16 index into `domains`.
-        domains: names of the datasets, each unique.
+        dataset_BS: int16 index into `datasets`.
+        datasets: names of the datasets, each unique.
         vocab_size: size of the vocabulary the ids are drawn from.
         details: how the set was made (split, seed, prefixes), plain JSON values.
     """
@@ -55,8 +55,8 @@ class ProbeSet:
     mask_BS: NDArray[np.bool_]
     document_BS: NDArray[np.int32]
     position_BS: NDArray[np.int32]
-    domain_BS: NDArray[np.int16]
-    domains: tuple[str, ...]
+    dataset_BS: NDArray[np.int16]
+    datasets: tuple[str, ...]
     vocab_size: int
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -64,20 +64,20 @@ class ProbeSet:
     def prefixes(self) -> list[str]:
         """Return the whole prefixes of the datasets; names in a set that does not know them."""
         prefixes = self.details.get("prefixes")
-        if not isinstance(prefixes, list) or len(prefixes) != len(self.domains):
-            return list(self.domains)
+        if not isinstance(prefixes, list) or len(prefixes) != len(self.datasets):
+            return list(self.datasets)
         names = [base_name(str(prefix)) for prefix in prefixes]
         is_own = all(
-            domain == name or domain.startswith(f"{name}#")
-            for domain, name in zip(self.domains, names, strict=True)
+            dataset == name or dataset.startswith(f"{name}#")
+            for dataset, name in zip(self.datasets, names, strict=True)
         )
-        return [str(prefix) for prefix in prefixes] if is_own else list(self.domains)
+        return [str(prefix) for prefix in prefixes] if is_own else list(self.datasets)
 
-    def domains_of(self, prefixes: Sequence[str]) -> list[int | None]:
+    def datasets_of(self, prefixes: Sequence[str]) -> list[int | None]:
         """Find datasets of a job among those of the set, by their prefixes.
 
         Returns:
-            For each its index into `domains`; None for one that the set does not watch.
+            For each its index into `datasets`; None for one that the set does not watch.
 
         Raises:
             TokscaleError: namesakes cannot be told apart.
@@ -115,9 +115,9 @@ class ProbeSet:
         return self.position_BS[self.mask_BS]
 
     @cached_property
-    def domain_N(self) -> NDArray[np.int16]:
-        """Dataset of each watched token, an index into `domains`."""
-        return self.domain_BS[self.mask_BS]
+    def dataset_N(self) -> NDArray[np.int16]:
+        """Dataset of each watched token, an index into `datasets`."""
+        return self.dataset_BS[self.mask_BS]
 
     @cached_property
     def context_N(self) -> NDArray[np.int32]:
@@ -128,7 +128,7 @@ class ProbeSet:
     def fingerprint(self) -> str:
         """SHA-256 (first 16 hex digits) of everything that decides what a loss file means."""
         digest = hashlib.sha256()
-        digest.update(json.dumps([list(self.domains), self.vocab_size]).encode())
+        digest.update(json.dumps([list(self.datasets), self.vocab_size]).encode())
         for name, dtype in _ARRAYS.items():
             array = np.ascontiguousarray(getattr(self, f"{name}_BS"), dtype=dtype)
             digest.update(f"{name}{array.shape}".encode())
@@ -141,7 +141,7 @@ class ProbeSet:
 
         metadata = _FILE.metadata(
             self.fingerprint,
-            domains=json.dumps(list(self.domains)),
+            datasets=json.dumps(list(self.datasets)),
             vocab_size=str(self.vocab_size),
             details=json.dumps(self.details),
         )
@@ -172,11 +172,11 @@ class ProbeSet:
                 raise ValueError(f"{name} has type {read[name].dtype}, shape {read[name].shape}")
         if len({array.shape for array in read.values()}) > 1:
             raise ValueError("its arrays have different shapes")
-        _FILE.check_details(metadata, "domains", "vocab_size")
+        _FILE.check_details(metadata, "datasets", "vocab_size")
         arrays: dict[str, Any] = {f"{name}_BS": array for name, array in read.items()}
         probe_set = ProbeSet(
             **arrays,
-            domains=tuple(json.loads(metadata["domains"])),
+            datasets=tuple(json.loads(metadata["datasets"])),
             vocab_size=int(metadata["vocab_size"]),
             details=dict(json.loads(metadata["details"])),
         )

@@ -16,8 +16,8 @@ def describe(probe_set: ProbeSet) -> str:
         f"{probe_set.vocab_size}",
         _origin(details),
     ]
-    for domain, name in enumerate(probe_set.domains):
-        lines.append(f"  {printable(name)}: {_dataset(probe_set, domain)}")
+    for dataset, name in enumerate(probe_set.datasets):
+        lines.append(f"  {printable(name)}: {_dataset(probe_set, dataset)}")
     duplicates = details.get("duplicates")
     if not isinstance(duplicates, dict):
         return "\n".join([*lines, "duplicates of training text: not looked for"])
@@ -40,17 +40,17 @@ def _origin(details: dict[str, Any]) -> str:
     return origin
 
 
-def _dataset(probe_set: ProbeSet, domain: int) -> str:
-    is_domain_N = probe_set.domain_N == domain
-    is_domain_B = probe_set.domain_BS[:, 0] == domain
-    n_tokens, n_sequences = int(is_domain_N.sum()), int(is_domain_B.sum())
+def _dataset(probe_set: ProbeSet, dataset: int) -> str:
+    is_dataset_N = probe_set.dataset_N == dataset
+    is_dataset_B = probe_set.dataset_BS[:, 0] == dataset
+    n_tokens, n_sequences = int(is_dataset_N.sum()), int(is_dataset_B.sum())
     if not n_tokens:
         return "no tokens"
-    n_documents = np.unique(probe_set.document_N[is_domain_N]).size
+    n_documents = np.unique(probe_set.document_N[is_dataset_N]).size
     masked = 1 - n_tokens / (n_sequences * probe_set.seq_length)
     return (
         f"{_tokens(n_tokens)} in {n_sequences:,} sequences of {n_documents:,} documents, "
-        f"mean context {probe_set.context_N[is_domain_N].mean():,.0f}, "
+        f"mean context {probe_set.context_N[is_dataset_N].mean():,.0f}, "
         f"{masked:.1%} of the positions masked"
     )
 
@@ -62,7 +62,7 @@ def _duplicates(probe_set: ProbeSet, duplicates: dict[str, Any]) -> list[str]:
         f"duplicates of training text (whole documents, or passages of {passage} tokens), "
         + ("passed over:" if is_dropped else "kept:")
     ]
-    for name, found in zip(probe_set.domains, duplicates.get("datasets", ()), strict=False):
+    for name, found in zip(probe_set.datasets, duplicates.get("datasets", ()), strict=False):
         line = (
             f"  {printable(name)}: {found['duplicate_documents']:,} of {found['documents']:,} "
             f"documents whole; {found['duplicate_windows']:,} of {found['windows']:,} windows"

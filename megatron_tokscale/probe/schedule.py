@@ -82,7 +82,7 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class ProbeSchedule:
     """When probes are due: a union of points in steps, points in consumed tokens, and events.
 
     - `log:per-octave=P`: 0 and every distinct round(2^(i/P)), i = 0, 1, ...: P per doubling.
@@ -106,7 +106,7 @@ class Schedule:
     checkpoints: bool = False
 
     @staticmethod
-    def parse(spec: str) -> "Schedule":
+    def parse(spec: str) -> "ProbeSchedule":
         """Read a schedule such as `log:per-octave=8+tokens:linear:2e9+last`.
 
         Raises:
@@ -115,7 +115,7 @@ class Schedule:
         terms = spec.replace(" ", "").split("+")
         events = {term for term in terms if term in ("first", "last", "checkpoints")}
         points = [term for term in terms if term not in events]
-        return Schedule(
+        return ProbeSchedule(
             spec,
             _read_points(spec, [term for term in points if not term.startswith("tokens:")]),
             _read_points(spec, [term for term in points if term.startswith("tokens:")]),

@@ -28,7 +28,7 @@ def loss_curve(analysis: Analysis) -> str:
     """Mean probe loss against time, overall and per dataset, and the training loss."""
     run, arrays = analysis.run, analysis.arrays
     time_K = time_of(arrays["x_K"])
-    scale = TimeScale.of(time_K)
+    scale = TimeScale.from_times(time_K)
     training_K = np.array([record.training_loss for record in run.records])
 
     def paint(figure: Any) -> None:
@@ -65,7 +65,7 @@ def derivative(analysis: Analysis) -> str:
     """-dL/dx measured, its reconstructions, and the drop-weighted spectrum."""
     arrays = analysis.arrays
     time_G = time_of(arrays["x_G"])
-    scale = TimeScale.of(time_G)
+    scale = TimeScale.from_times(time_G)
 
     def paint(figure: Any) -> None:
         axes = figure.add_subplot()
@@ -104,7 +104,7 @@ def misses(analysis: Analysis) -> str:
             miss = np.subtract(falls[name], falls["measured"])
             axes.stairs(miss, edges, baseline=None, color=colour, ls=line, lw=1.6, label=name)
         axes.axhline(0, color="#999999", lw=0.8)
-        time_axis(axes, TimeScale.of(edges), LABELS[analysis.time])
+        time_axis(axes, TimeScale.from_times(edges), LABELS[analysis.time])
         axes.set_ylabel("rebuilt − measured (nats)")
         figure.legend(loc="outside upper left", ncols=3)
 
@@ -116,7 +116,7 @@ def derivative_by_dataset(analysis: Analysis) -> str:
     """The measured derivative and the drop-weighted spectrum, one panel per dataset."""
     arrays = analysis.arrays
     time_G = time_of(arrays["x_G"])
-    scale = TimeScale.of(time_G)
+    scale = TimeScale.from_times(time_G)
     shown = largest_datasets(analysis.run.probe_set)
 
     def paint(figure: Any) -> None:

@@ -9,12 +9,12 @@ MAX_SHOWN = 6
 
 def largest_datasets(probe_set: ProbeSet) -> dict[int, str]:
     """Index and name of at most six datasets, those with the most watched tokens, in order."""
-    count_D = np.bincount(probe_set.domain_N, minlength=len(probe_set.domains))
+    count_D = np.bincount(probe_set.dataset_N, minlength=len(probe_set.datasets))
     chosen = np.argsort(-count_D, kind="stable")[:MAX_SHOWN].tolist()
-    return {d: probe_set.domains[d] for d in sorted(chosen)}
+    return {d: probe_set.datasets[d] for d in sorted(chosen)}
 
 
 def left_out(shown: dict[int, str], probe_set: ProbeSet) -> str:
     """A sentence for the caption if not every dataset is shown."""
-    count = len(probe_set.domains)
+    count = len(probe_set.datasets)
     return f" Shown: the {len(shown)} largest of {count} datasets." if len(shown) < count else ""

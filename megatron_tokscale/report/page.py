@@ -29,12 +29,10 @@ from megatron_tokscale.store import Run
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def render(
-    analysis: Analysis, compare: Run | None, tokenizer: Any, n_tokens: int, seed: int
-) -> str:
-    """The whole page as HTML; `tokenizer` None shows ids, `compare` None has no comparison."""
+def render(analysis: Analysis, beside: Run | None, tokenizer: Any, n_tokens: int, seed: int) -> str:
+    """The whole page as HTML; `tokenizer` None shows ids, `beside` None has no comparison."""
     title = f"When tokens were learned: {analysis.run.path.name}"
-    planned = read_plan(compare) if compare else None  # a damaged file is told before the work
+    planned = read_plan(beside) if beside else None  # a damaged file is told before the work
     verdicts = [
         locality_verdict(analysis),
         *transfer_verdicts(analysis),
@@ -55,10 +53,10 @@ def render(
         ("laws", "Laws", laws(analysis)),
         ("tokens", "Example tokens", examples(analysis, tokenizer, n_tokens, seed)),
     ]
-    if compare:
-        of_run = f"Data plan of {compare.path.name}"
+    if beside:
+        of_run = f"Data plan of {beside.path.name}"
         sections += [
-            ("comparison", "Under a plan", comparison(analysis.run, compare)),
+            ("comparison", "Under a plan", comparison(analysis.run, beside)),
             ("compared-plan", "Its data plan", data_plan(planned, "compared-plan", of_run)),
         ]
     return _page(title, [each for each in sections if each[-1]])

@@ -14,7 +14,7 @@ from megatron_tokscale.store import Run
 def report_run(
     run: Run,
     *,
-    compare: Run | None = None,
+    beside: Run | None = None,
     axes: Sequence[Path] = (),
     tokenizer: Path | None = None,
     n_tokens: int = 36,
@@ -25,7 +25,7 @@ def report_run(
 
     Args:
         run: an opened run with its fits and spectra.
-        compare: a run on the same probe set, trained under a plan; `run` is its baseline.
+        beside: a run on the same probe set, trained under a plan; `run` is its baseline.
         axes: folders that `axis_run` wrote, of runs on the same probe set.
         tokenizer: a tokenizer.json to show the tokens' text; without it their ids are shown.
         n_tokens: example tokens to show.
@@ -43,20 +43,20 @@ def report_run(
     _require("matplotlib")
     if tokenizer is not None:
         _require("tokenizers")
-    if compare is not None and compare.probe_set.fingerprint != run.probe_set.fingerprint:
+    if beside is not None and beside.probe_set.fingerprint != run.probe_set.fingerprint:
         raise TokscaleError(
-            f"{run.path} and {compare.path} do not share a probe set; "
+            f"{run.path} and {beside.path} do not share a probe set; "
             "compare runs that watch the same tokens"
         )
-    if compare is not None and not compare.records:
-        raise TokscaleError(f"{compare.path} has no probes yet; train it, then compare")
+    if beside is not None and not beside.records:
+        raise TokscaleError(f"{beside.path} has no probes yet; train it first")
     analysis = Analysis.load(run, axes)
     decoder = load_tokenizer(tokenizer, run.probe_set) if tokenizer is not None else None
 
     from megatron_tokscale.report.page import render
 
     path = out or run.analysis / "report.html"
-    write_text(path, render(analysis, compare, decoder, n_tokens, seed))
+    write_text(path, render(analysis, beside, decoder, n_tokens, seed))
     return path
 
 

@@ -35,7 +35,7 @@ class TimeScale:
     has_zero: bool
 
     @staticmethod
-    def of(time_K: NDArray[np.float64]) -> "TimeScale":
+    def from_times(time_K: NDArray[np.float64]) -> "TimeScale":
         """The scale that holds these times."""
         positive = time_K[time_K > 0]
         return TimeScale(float(positive.min()), float(positive.max()), bool((time_K == 0).any()))

@@ -37,7 +37,7 @@ def read_transfer(run: Run, fit: Mapping[str, Any]) -> tuple[dict[str, Any], ...
     path = run.analysis / "transfer.json"
     if not is_there(path):
         return ()
-    again = f"remove it, and test again: `megatron-tokscale spectrum {run.path} --from OTHER-RUN`"
+    again = f"remove it, and test again: `megatron-tokscale spectrum {run.path} --source OTHER-RUN`"
     entries = read_result(path, TRANSFER_SCHEMA, again)["from"]
     for entry in entries:
         check_made_of(path, entry, heading(fit), f"it has {entry['source']}; {again}")

@@ -184,7 +184,7 @@ def cut_dataset(
             the scores do not tell of their reference run.
     """
     x_range = _check_scores(portion, scores)
-    sample_scores = SampleScores.of(scores, lay_out(portion, seq_length, seed))
+    sample_scores = SampleScores.from_document_scores(scores, lay_out(portion, seq_length, seed))
     n_samples = len(sample_scores.drop_N)
     n_quantiles, n_unlearned = _counts(sample_scores, cutting)
     names = [f"{name}/q{q}" for q in range(1, n_quantiles + 1)]

@@ -44,7 +44,7 @@ class PlanRows:
     is_by_dataset: bool
 
     @staticmethod
-    def of(plan: Plan) -> "PlanRows":
+    def from_plan(plan: Plan) -> "PlanRows":
         """The lines of a plan."""
         is_by_dataset = plan.n_strata > max(MAX_LINES, len(plan.datasets))
         if is_by_dataset:

@@ -82,11 +82,11 @@ def watched_names(run: Run, datasets: Sequence[DatasetIdentity]) -> list[str]:
     Raises:
         TokscaleError: the run did not watch one of them, or namesakes cannot be told apart.
     """
-    names = run.probe_set.domains
-    domains = run.probe_set.domains_of([dataset.path for dataset in datasets])
-    rows = zip(datasets, domains, strict=True)
-    _refuse_missing([dataset.path for dataset, domain in rows if domain is None], names)
-    return [names[domain] for domain in domains if domain is not None]
+    names = run.probe_set.datasets
+    found = run.probe_set.datasets_of([dataset.path for dataset in datasets])
+    rows = zip(datasets, found, strict=True)
+    _refuse_missing([dataset.path for dataset, index in rows if index is None], names)
+    return [names[index] for index in found if index is not None]
 
 
 def _refuse_missing(missing: Sequence[str], watched: Sequence[str]) -> None:
@@ -106,9 +106,9 @@ def read_spectra(run: Run) -> Spectra:
     """
     spectrum = SpectrumResult.open(run)
     path = run.analysis / "spectrum.npz"
-    domains = spectrum.about["domains"]
-    watched = [domain["n_tokens"] > 0 for domain in domains]
-    names = tuple(str(domain["name"]) for domain in domains)
+    datasets = spectrum.about["datasets"]
+    watched = [dataset["n_tokens"] > 0 for dataset in datasets]
+    names = tuple(str(dataset["name"]) for dataset in datasets)
     x_G = spectrum.arrays["x_G"].astype(np.float64)
     density_DG = spectrum.arrays["drop_weighted_DG"].astype(np.float64)
     if density_DG.shape != (len(names), len(x_G)) or not np.isfinite(density_DG).all():

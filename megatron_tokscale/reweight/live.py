@@ -3,7 +3,7 @@
     python -m megatron_tokscale.reweight.live RUN --until STEP
 
 prints {"weights": [...]}, or {"reason": "..."} where the losses do not tell. A training job starts
-it (`--tokscale-replan`); the same command by hand says the same.
+it (`--tokscale-replan-interval`); the same command by hand says the same.
 
 What a dataset is about to give is taken to be what it gives now: -dL/dx of its watched tokens over
 the last factor of two of training, x = ln(step). That is the drop-weighted spectrum at the present,
@@ -77,10 +77,10 @@ def falls(run: Run, plan: Plan, step: int) -> Floats:
     Raises:
         TokscaleError: the run does not watch a dataset, or has too few probes.
     """
-    names = list(run.probe_set.domains)
-    domains = run.probe_set.domains_of([row.path for row in plan.datasets])
-    rows = zip(dataset_names(plan.datasets), domains, strict=True)
-    if missing := [name for name, domain in rows if domain is None]:
+    names = list(run.probe_set.datasets)
+    datasets = run.probe_set.datasets_of([row.path for row in plan.datasets])
+    rows = zip(dataset_names(plan.datasets), datasets, strict=True)
+    if missing := [name for name, dataset in rows if dataset is None]:
         raise TokscaleError(f"the probe set watches no tokens of {listed(missing)}")
     step_K = np.array(run.step_K)
     chosen = np.flatnonzero((step_K <= step) & (step_K * WINDOW >= step) & (step_K > 0))
@@ -90,7 +90,7 @@ def falls(run: Run, plan: Plan, step: int) -> Floats:
             f"{step / WINDOW:.0f}; probe more often"
         )
     loss_DK = np.stack([_mean_losses(run, int(at), names) for at in step_K[chosen]], axis=1)
-    loss_DK = loss_DK[[domain for domain in domains if domain is not None]]
+    loss_DK = loss_DK[[dataset for dataset in datasets if dataset is not None]]
     for name, loss_K in zip(dataset_names(plan.datasets), loss_DK, strict=True):
         if np.isnan(loss_K).any():
             at = step_K[chosen][np.isnan(loss_K)][0]
@@ -101,12 +101,12 @@ def falls(run: Run, plan: Plan, step: int) -> Floats:
 
 
 def _mean_losses(run: Run, step: int, names: Sequence[str]) -> Floats:
-    """Mean loss of each domain at a probe step, over the tokens whose loss is finite."""
+    """Mean loss of each dataset at a probe step, over the tokens whose loss is finite."""
     loss_N = run.read_losses_at(step).astype(np.float64)
     finite_N = np.isfinite(loss_N)
-    domain_N = run.probe_set.domain_N
-    total_D = np.bincount(domain_N, np.where(finite_N, loss_N, 0.0), len(names))
-    count_D = np.bincount(domain_N, finite_N, len(names))
+    dataset_N = run.probe_set.dataset_N
+    total_D = np.bincount(dataset_N, np.where(finite_N, loss_N, 0.0), len(names))
+    count_D = np.bincount(dataset_N, finite_N, len(names))
     with np.errstate(invalid="ignore"):
         return np.asarray(total_D / count_D)
 

@@ -22,7 +22,7 @@ def describe(plan: Plan, train_samples: int | None = None) -> str:
             either nothing is said of samples and epochs.
     """
     end = train_samples or plan.replanning.train_samples
-    rows = PlanRows.of(plan)
+    rows = PlanRows.from_plan(plan)
     lines = _title(plan, end)
     if rows.is_by_dataset:
         lines.append("more strata than fit: a line is a dataset")

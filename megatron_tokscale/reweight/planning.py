@@ -243,7 +243,7 @@ def plan_run(
     out: Path,
     *,
     guards: Guards | None = None,
-    domains: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
     window: float = 4.0,
     strength: float = 1.0,
     n_stages: int = 24,
@@ -256,20 +256,20 @@ def plan_run(
         job: the training to plan.
         out: the plan's file; an existing one is not overwritten.
         guards: limits on the plan.
-        domains: the run's domain for each dataset of the job; by default that of its prefix.
+        datasets: the run's dataset for each dataset of the job; by default that of its prefix.
         window: as in `BySpectrum`; so are strength, n_stages and first.
 
     Raises:
         TokscaleError: the file exists, the run has no spectrum, or it does not fit the job.
     """
-    names = list(domains or watched_names(run, job.datasets))
+    names = list(datasets or watched_names(run, job.datasets))
     spectra = read_spectra(run).select(names)
     policy = BySpectrum(spectra, window, strength, n_stages, first)
     provenance = {
         "policy": "dataset",
         "control": None,
         "run": str(run.path),
-        "domains": names,
+        "datasets": names,
         "window": window,
         "strength": strength,
         "n_stages": n_stages,
@@ -366,7 +366,7 @@ def _clock(datasets: Sequence[CutDataset], job: Job, run: Run | None) -> Clock:
     end = min(dataset.x_range[1] for dataset in datasets)
     if run is None:
         return SameTokens(end)
-    progress = Progress.of(run, watched_names(run, job.datasets), job.base_D)
+    progress = Progress.from_run(run, watched_names(run, job.datasets), job.base_D)
     x_G = np.linspace(start, end, _GRID)
     learned_GD = [dataset.learned_by(x_G) @ np.array(dataset.shares) for dataset in datasets]
     return ByRank(progress, x_G, job.base_D @ np.array(learned_GD))

@@ -16,7 +16,7 @@ from megatron_tokscale.reweight.cutting import CutDataset
 from megatron_tokscale.reweight.learnability import Spectra
 from megatron_tokscale.reweight.time_map import Clock
 
-type Schedule = tuple[Integers, Floats]  # start_T in consumed samples, weights_TD
+type WeightSchedule = tuple[Integers, Floats]  # start_T in consumed samples, weights_TD
 
 # A window that the reference run has not seen at least half of says nothing (our choice).
 _SEEN: Final = 0.5
@@ -138,7 +138,7 @@ class EasyFirst:
 type Policy = Uniform | Manual | BySpectrum | Frontier | EasyFirst
 
 
-def schedule(policy: Policy, base_Z: Floats, train_samples: int) -> Schedule:
+def schedule(policy: Policy, base_Z: Floats, train_samples: int) -> WeightSchedule:
     """Stages of a policy for a training of `train_samples`, before any guard.
 
     Args:
@@ -171,7 +171,7 @@ def _check_window(window: float, strength: float, n_stages: int) -> None:
         raise TokscaleError(f"{n_stages} stages cannot follow what is learned; take 2 or more")
 
 
-def _by_hand(policy: Manual, n_datasets: int) -> Schedule:
+def _by_hand(policy: Manual, n_datasets: int) -> WeightSchedule:
     points = sorted(policy.points.items())
     if not points or points[0][0] != 0:
         raise TokscaleError("a schedule by hand must give weights at sample 0")
@@ -209,7 +209,7 @@ def _stage_starts(n_stages: int, first: int | None, train_samples: int) -> Integ
     return np.unique(np.concatenate([[0], later_T]))
 
 
-def _by_spectrum(policy: BySpectrum, base_D: Floats, train_samples: int) -> Schedule:
+def _by_spectrum(policy: BySpectrum, base_D: Floats, train_samples: int) -> WeightSchedule:
     start_T = _stage_starts(policy.n_stages, policy.first, train_samples)
     rows = [base_D]
     for start in start_T[1:]:
@@ -238,7 +238,7 @@ def _tilt(strength: float, base: Floats, learnability: Floats) -> Floats:
     return np.asarray(tilted * (base.sum() / tilted.sum()))
 
 
-def _frontier(policy: Frontier, base_Z: Floats, train_samples: int) -> Schedule:
+def _frontier(policy: Frontier, base_Z: Floats, train_samples: int) -> WeightSchedule:
     start_T = _stage_starts(policy.n_stages, policy.first, train_samples)
     seen_T, learnability_TZ = _learnability_of_strata(policy, start_T[1:])
     rows = [base_Z]
@@ -275,7 +275,7 @@ def _tilt_strata(policy: Frontier, base_Z: Floats, learnability_Z: Floats) -> Fl
     return tilted_Z
 
 
-def _easy_first(policy: EasyFirst, base_Z: Floats, train_samples: int) -> Schedule:
+def _easy_first(policy: EasyFirst, base_Z: Floats, train_samples: int) -> WeightSchedule:
     start_T = _stage_starts(policy.n_stages, policy.first, train_samples)
     start = policy.competence**2
     competence_T = np.sqrt(start + start_T / train_samples * (1 - start))

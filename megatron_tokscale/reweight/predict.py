@@ -62,7 +62,7 @@ class HeldOut:
     rmse_of_mean: float | None = None
 
     @staticmethod
-    def of(value_W: Floats, predicted_W: Floats, weight_W: Floats) -> "HeldOut":
+    def from_predictions(value_W: Floats, predicted_W: Floats, weight_W: Floats) -> "HeldOut":
         """The errors of predictions; the values are not all the same."""
         from scipy.stats import rankdata
 
@@ -217,7 +217,7 @@ def fit_predictor(
     used_W = np.cumsum(features.used_L(document_W[order_W]))
     order_W = order_W[: max(int(np.searchsorted(used_W, _TRAINING_TOKENS)) + 1, MIN_DOCUMENTS)]
     fold_W = np.arange(len(order_W)) % _FOLDS
-    scaling = _Scaling.of(features, document_W[order_W])
+    scaling = _Scaling.from_features(features, document_W[order_W])
     design_WP = scaling.design(features, document_W[order_W])
     design_WP.sum_duplicates()
     models = {}
@@ -268,7 +268,7 @@ class _Scaling:
     deviation: tuple[float, ...]
 
     @staticmethod
-    def of(features: Features, document_W: Integers) -> "_Scaling":
+    def from_features(features: Features, document_W: Integers) -> "_Scaling":
         square = 0.0
         for block in blocks(features.used_L(document_W), _BLOCK_TOKENS):
             hashed_LC = features.hashed(document_W[block])
@@ -315,7 +315,7 @@ def _fit(design_WP: "csr_matrix", target: Target, fold_W: Integers) -> _Model:
     chosen_F = np.argmin(square_AF.sum(axis=1, keepdims=True) - square_AF, axis=0)
     predicted_W = predicted_AW[chosen_F[fold_W], np.arange(n_known)]
     model = _ridge(design_WP, value_W, weight_W, _PENALTIES[square_AF.sum(axis=1).argmin()])
-    held_out = HeldOut.of(value_W, predicted_W, weight_W)
+    held_out = HeldOut.from_predictions(value_W, predicted_W, weight_W)
     return _Model(model.coefficient_P, model.intercept, model.low, model.high, held_out)
 
 

@@ -114,12 +114,12 @@ def score_run(
     portions = DataSource(data_path, split).portions("train")
     paths = _output_paths(portions, out, force)
     source = FittedRun.open(run)
-    clock = TokenClock.of(source)
-    domains = _check_probe_set(run.probe_set, portions)
+    clock = TokenClock.from_fitted_run(source)
+    datasets = _check_probe_set(run.probe_set, portions)
     say("learning times of the watched documents")
     watched = [
         documents.within(portion.sequences).with_tokens(min_tokens)
-        for portion, documents in zip(portions, _read_watched(source, clock, domains), strict=True)
+        for portion, documents in zip(portions, _read_watched(source, clock, datasets), strict=True)
     ]
     _check_enough(portions, watched, min_tokens, predict)
     say("counting the tokens of the data")
@@ -172,7 +172,7 @@ class TokenClock:
     log_tokens_K: Floats
 
     @staticmethod
-    def of(source: FittedRun) -> "TokenClock":
+    def from_fitted_run(source: FittedRun) -> "TokenClock":
         """The clock of a fitted run.
 
         Raises:
@@ -254,19 +254,19 @@ def _check_probe_set(probe_set: ProbeSet, portions: Sequence[Portion]) -> list[i
     if part != "train":
         raise TokscaleError(
             f"the run watched documents of the {part} part; scores need training documents: watch "
-            "them with `megatron-tokscale probe build --from train`"
+            "them with `megatron-tokscale probe build --part train`"
         )
-    domains = probe_set.domains_of([whole_prefix(portion.tokens.prefix) for portion in portions])
-    if all(domain is None for domain in domains):
+    datasets = probe_set.datasets_of([whole_prefix(portion.tokens.prefix) for portion in portions])
+    if all(dataset is None for dataset in datasets):
         raise TokscaleError(
-            f"the run watched {listed(probe_set.domains)}, the data are "
+            f"the run watched {listed(probe_set.datasets)}, the data are "
             f"{listed([portion.name for portion in portions])}; give the data that the probe set "
             "was built from"
         )
-    for portion, domain in zip(portions, domains, strict=True):
-        if domain is not None:
-            _check_tokens(probe_set, np.flatnonzero(probe_set.domain_N == domain), portion.tokens)
-    return domains
+    for portion, dataset in zip(portions, datasets, strict=True):
+        if dataset is not None:
+            _check_tokens(probe_set, np.flatnonzero(probe_set.dataset_N == dataset), portion.tokens)
+    return datasets
 
 
 def _check_tokens(probe_set: ProbeSet, index_N: Integers, tokens: IndexedTokens) -> None:
@@ -294,11 +294,11 @@ def _check_tokens(probe_set: ProbeSet, index_N: Integers, tokens: IndexedTokens)
 
 
 def _read_watched(
-    source: FittedRun, clock: TokenClock, domains: Sequence[int | None]
+    source: FittedRun, clock: TokenClock, datasets: Sequence[int | None]
 ) -> list[WatchedDocuments]:
     """The scores of all watched documents, dataset by dataset, in one pass over the fits."""
     probe_set = source.run.probe_set
-    key_N = probe_set.domain_N.astype(np.int64) << 32 | probe_set.document_N
+    key_N = probe_set.dataset_N.astype(np.int64) << 32 | probe_set.document_N
     key_U, unit_N = np.unique(key_N, return_inverse=True)
     n_units = len(key_U)
     centre = float(clock.log_tokens_K.mean())
@@ -323,7 +323,7 @@ def _read_watched(
     columns_U = key_U & (2**32 - 1), tokens_U, mean_U + centre, np.sqrt(variance_U), drop_U
     everything = WatchedDocuments(*columns_U, unlearned_U)
     return [
-        everything.rows(key_U >> 32 == (-1 if domain is None else domain)) for domain in domains
+        everything.rows(key_U >> 32 == (-1 if dataset is None else dataset)) for dataset in datasets
     ]
 
 

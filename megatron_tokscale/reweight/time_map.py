@@ -54,7 +54,7 @@ class Progress:
     learned_G: Floats
 
     @staticmethod
-    def of(run: Run, names: Sequence[str], base_D: Floats) -> "Progress":
+    def from_run(run: Run, names: Sequence[str], base_D: Floats) -> "Progress":
         """Read it from the spectrum of a run, datasets counting by their base weights.
 
         Raises:

@@ -73,7 +73,7 @@ class LearningTimeSpectrum:
     n_tokens: int
 
     @staticmethod
-    def of(
+    def from_fits(
         fits: SigmoidFits,
         tokens_N: Mask | None = None,
         x_G: ArrayLike | None = None,
@@ -87,12 +87,12 @@ class LearningTimeSpectrum:
         drop_C, _ = np.histogram(events.midpoint_E, bins.edges, weights=events.drop_E)
         n_tokens = int(counted_N.sum())
         share = 1 / max(n_tokens, 1)
-        return LearningTimeSpectrum.of_bins(
+        return LearningTimeSpectrum.from_bins(
             fits.x_K, np.asarray(count_C * share), np.asarray(drop_C * share), n_tokens, x_G
         )
 
     @staticmethod
-    def of_bins(
+    def from_bins(
         x_K: Floats, count_C: Floats, drop_C: Floats, n_tokens: int, x_G: ArrayLike | None = None
     ) -> "LearningTimeSpectrum":
         """The spectrum of events and drops per token in `Bins`; leading axes are kept."""

@@ -56,7 +56,7 @@ def derivative_weights(x_K: ArrayLike, x_G: ArrayLike) -> Floats:
     if finite.sum() < _LEAST_PROBES:
         raise UndefinedError(
             f"a derivative needs at least {_LEAST_PROBES} probes after step 0, there are "
-            f"{finite.sum()}; train on, or probe more often (--tokscale-schedule)"
+            f"{finite.sum()}; train on, or probe more often (--tokscale-probe-schedule)"
         )
     weights_GK = np.zeros((len(np.asarray(x_G)), len(x_K)))
     weights_GK[:, finite] = -_local_weights(x_K[finite], np.asarray(x_G, np.float64), order=1)

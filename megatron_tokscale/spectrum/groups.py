@@ -76,9 +76,9 @@ def groupings(tokens: ProbeSet, time_N: Floats | None = None) -> dict[str, Group
         "frequency decile": deciles(log_frequency(tokens)),
         "position decile": deciles(np.log(tokens.context_N)),
     }
-    if len(tokens.domains) > 1:
-        domains = Groups(tokens.domain_N.astype(np.int64), tokens.domains)
-        found = {"dataset": domains} | found
+    if len(tokens.datasets) > 1:
+        datasets = Groups(tokens.dataset_N.astype(np.int64), tokens.datasets)
+        found = {"dataset": datasets} | found
     if time_N is not None and np.isfinite(time_N).any():
         found["learning-time decile"] = deciles(time_N)
     return found

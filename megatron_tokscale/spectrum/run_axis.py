@@ -87,7 +87,7 @@ def axis_run(
             f"no token has a finite last loss in all {len(runs)} runs; leave out the runs that "
             "have diverged"
         )
-    units = Units.of(tokens.domain_N, tokens.document_N, seed)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed)
     weight_RU = units.weights(n_resamples, seed)
     mean_loss_RK = _mean_losses(loss_NK[whole_N], units.unit_N[whole_N], weight_RU)
     result: dict[str, Any] = {
@@ -101,9 +101,9 @@ def axis_run(
             for run, x, loss in zip(runs, x_K, mean_loss_RK[0], strict=True)
         ],
         "documents": units.documents,
-        **Estimate.of(mean_loss_RK[:, 0] - mean_loss_RK[:, -1]).entry("fall"),
+        **Estimate.from_resamples(mean_loss_RK[:, 0] - mean_loss_RK[:, -1]).entry("fall"),
         "falls": [
-            Estimate.of(mean_loss_RK[:, k] - mean_loss_RK[:, k + 1]).entry("fall")
+            Estimate.from_resamples(mean_loss_RK[:, k] - mean_loss_RK[:, k + 1]).entry("fall")
             for k in range(len(runs) - 1)
         ],
         "across": None,

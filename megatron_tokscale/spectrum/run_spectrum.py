@@ -70,14 +70,14 @@ def spectrum_run(
     source = FittedRun.open(run)
     source.check_complete()
     tokens = run.probe_set
-    units = Units.of(tokens.domain_N, tokens.document_N, seed)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed)
     weight_RU = units.weights(n_resamples, seed)
     sample = drawn(run.n_tokens, null_tokens, seed)
     say("sums over the documents")
     kept: list[tuple[SigmoidFits, Floats32]] = []
     frequency = FrequencySums(tokens, units)
     blocks = _keeping(source.blocks(), sample, kept, frequency)
-    sums = DocumentSums.of(
+    sums = DocumentSums.from_blocks(
         source.x_K, ((fits, loss_NK, units.unit_N[at]) for at, fits, loss_NK in blocks), len(units)
     )
     say("reconstructions")
@@ -97,7 +97,7 @@ def spectrum_run(
     sample_fits = SigmoidFits.concatenate([fits for fits, _ in kept])
     sample_NK = np.concatenate([loss_NK for _, loss_NK in kept])
     sample_units = replace(units, unit_N=units.unit_N[sample])
-    widths = Widths.of(sample_fits, sample_NK, sample_units.unit_N, seed)
+    widths = Widths.from_fits(sample_fits, sample_NK, sample_units.unit_N, seed)
     say("forward in time")
     finite_N = np.isfinite(sample_NK).all(axis=1)
     forward = or_reason(
@@ -110,7 +110,7 @@ def spectrum_run(
             seed,
         )
     )
-    arrays, about = _spectra(run, source.x_K, sums, units.domain_U, weight_RU, overall)
+    arrays, about = _spectra(run, source.x_K, sums, units.dataset_U, weight_RU, overall)
     arrays |= (
         widths.histograms()
         | frequency.arrays(weight_RU)
@@ -170,14 +170,14 @@ def _spectra(
     run: Run,
     x_K: Floats,
     sums: DocumentSums,
-    domain_U: NDArray[np.int16],
+    dataset_U: NDArray[np.int16],
     weight_RU: Floats,
     overall: Comparison,
 ) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     """The arrays of spectrum.npz and what spectrum.json says of them."""
-    domains = run.probe_set.domains
+    datasets = run.probe_set.datasets
     whole = sums.resampled(x_K, weight_RU)
-    parts = [sums.resampled(x_K, weight_RU * (domain_U == d)) for d in range(len(domains))]
+    parts = [sums.resampled(x_K, weight_RU * (dataset_U == d)) for d in range(len(datasets))]
     spectra = [_spectrum(each) for each in (whole, *parts)]
     weights_KG = derivative_weights(x_K, overall.x_G).T
     density, drop_weighted = spectra[0].density_G, spectra[0].drop_weighted_G
@@ -214,13 +214,17 @@ def _spectra(
         },
         "n_tokens": spectra[0].n_tokens,
         "n_events": spectra[0].n_events,
-        **Estimate.of(whole.drop_RC.sum(axis=1), least=0).entry("drop_of_events_nats_per_token"),
-        **Estimate.of(whole.loss_RK[:, 0] - whole.loss_RK[:, -1]).entry("fall_nats_per_token"),
+        **Estimate.from_resamples(whole.drop_RC.sum(axis=1), least=0).entry(
+            "drop_of_events_nats_per_token"
+        ),
+        **Estimate.from_resamples(whole.loss_RK[:, 0] - whole.loss_RK[:, -1]).entry(
+            "fall_nats_per_token"
+        ),
         "bandwidth_x": spectra[0].bandwidth,
-        **Estimate.of(whole.width_R, least=0).entry("common_width_x"),
-        "domains": [
+        **Estimate.from_resamples(whole.width_R, least=0).entry("common_width_x"),
+        "datasets": [
             {"name": name, "n_tokens": each.n_tokens, "n_events": each.n_events}
-            for name, each in zip(domains, spectra[1:], strict=True)
+            for name, each in zip(datasets, spectra[1:], strict=True)
         ],
     }
     return arrays, about
@@ -229,7 +233,7 @@ def _spectra(
 def _spectrum(part: Resampled) -> LearningTimeSpectrum:
     """The spectrum of every resample; the arrays have a leading R."""
     count_RC, drop_RC = np.nan_to_num(part.count_RC), np.nan_to_num(part.drop_RC)
-    return LearningTimeSpectrum.of_bins(part.x_K, count_RC, drop_RC, int(part.tokens_R[0]))
+    return LearningTimeSpectrum.from_bins(part.x_K, count_RC, drop_RC, int(part.tokens_R[0]))
 
 
 def _band(value_RG: Floats) -> Floats:
@@ -246,8 +250,8 @@ def class_shares(sums: DocumentSums, weight_RU: Floats) -> dict[str, Any]:
         share_RJ = class_RJ / class_RJ.sum(axis=1, keepdims=True)
         fall_share_RJ = fall_RJ / fall_RJ.sum(axis=1, keepdims=True)
     return {
-        each.label: Estimate.of(share_RJ[:, j], 0, 1).entry("share")
-        | Estimate.of(fall_share_RJ[:, j]).entry("fall_share")
+        each.label: Estimate.from_resamples(share_RJ[:, j], 0, 1).entry("share")
+        | Estimate.from_resamples(fall_share_RJ[:, j]).entry("fall_share")
         for j, each in enumerate(CLASSES)
     }
 
@@ -255,4 +259,6 @@ def class_shares(sums: DocumentSums, weight_RU: Floats) -> dict[str, Any]:
 def _fall_before(x_K: Floats, loss_RK: Floats) -> dict[str, Any] | None:
     """Mean loss at step 0 minus that at the first finite probe: a fall that is on no axis."""
     first = int(np.isfinite(x_K).argmax())
-    return Estimate.of(loss_RK[:, 0] - loss_RK[:, first]).entry("nats") if first else None
+    return (
+        Estimate.from_resamples(loss_RK[:, 0] - loss_RK[:, first]).entry("nats") if first else None
+    )

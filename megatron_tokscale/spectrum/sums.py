@@ -52,7 +52,7 @@ class DocumentSums:
     fall_UJ: Floats
 
     @staticmethod
-    def of(
+    def from_blocks(
         x_K: Floats, blocks: Iterable[tuple[SigmoidFits, NDArray[Any], NDArray[Any]]], n_units: int
     ) -> "DocumentSums":
         """Sum blocks of (fits, loss_NK, unit_N); two threads take one block each.

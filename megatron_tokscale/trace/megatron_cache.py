@@ -137,15 +137,15 @@ def _record(one: Description, cache_dir: Path, extra: int) -> DataRecord:
         raise TokscaleError(
             f"{one.file} does not give {error}; trace reads GPT datasets"
         ) from error
-    blend = BlendRecord.in_cache(cache_dir, one.stem, 0)
+    blend = BlendRecord.from_cache(cache_dir, one.stem, 0)
     assert blend.dataset_index is not None
     size = len(map_cached(blend.dataset_index))
-    return DataRecord(datasets, BlendRecord.in_cache(cache_dir, one.stem, size))
+    return DataRecord(datasets, BlendRecord.from_cache(cache_dir, one.stem, size))
 
 
 def _dataset(content: Mapping[str, Any], stem: str, cache_dir: Path, extra: int) -> DatasetRecord:
     size = len(map_cached(cache_dir / f"{stem}-shuffle_index.npy"))
-    return DatasetRecord.in_cache(cache_dir, content["dataset_path"], stem, extra, size)
+    return DatasetRecord.from_cache(cache_dir, content["dataset_path"], stem, extra, size)
 
 
 def _stem(content: Mapping[str, Any]) -> str:

@@ -230,7 +230,7 @@ class Span:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """What a job's training samples are made of. Make one with `Trace.open` or `Trace.of_cache`.
+    """What a job's training samples are made of. Make one with `Trace.open` or `Trace.from_cache`.
 
     Attributes:
         spans: by ascending start, one after the other.
@@ -253,10 +253,10 @@ class Trace:
                 "replay trains nothing; give the --data-cache-path of the training job instead of "
                 "the run"
             )
-        return Trace.of(load_records(path), path.parent / "plan.json")
+        return Trace.from_records(load_records(path), path.parent / "plan.json")
 
     @staticmethod
-    def of_cache(cache_dir: Path | str, match: Sequence[str] = (), extra: int = 1) -> "Trace":
+    def from_cache(cache_dir: Path | str, match: Sequence[str] = (), extra: int = 1) -> "Trace":
         """The training data of a job without the plugin, from Megatron's data cache.
 
         Args:
@@ -268,10 +268,10 @@ class Trace:
         Raises:
             TokscaleError: there is none, or more than one that matches; or a file is damaged.
         """
-        return Trace.of([find_record(Path(cache_dir), match, extra)])
+        return Trace.from_records([find_record(Path(cache_dir), match, extra)])
 
     @staticmethod
-    def of(records: Sequence[DataRecord], plan: Path | None = None) -> "Trace":
+    def from_records(records: Sequence[DataRecord], plan: Path | None = None) -> "Trace":
         """What the records tell, by ascending start; `plan` is the file of the plan, if any.
 
         Raises:

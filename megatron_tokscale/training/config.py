@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.probe import DEFAULT_SCHEDULE, Schedule
+from megatron_tokscale.probe import DEFAULT_SCHEDULE, ProbeSchedule
 
 _FOR_THE_PROBE = {
-    "tokscale_schedule",
+    "tokscale_probe_schedule",
     "tokscale_probe_at_exit",
     "tokscale_loss_dtype",
     "tokscale_fall_threshold",
     "tokscale_on_write_error",
     "tokscale_verify_isolation",
     "tokscale_replay",
-    "tokscale_replan",
+    "tokscale_replan_interval",
 }
-_FOR_THE_PLAN = {"tokscale_scores", "tokscale_accept_plan", "tokscale_replan"}
+_FOR_THE_PLAN = {"tokscale_scores_dir", "tokscale_override_plan", "tokscale_replan_interval"}
 _NOT_IN_A_REPLAY = {"tokscale_plan", "tokscale_verify_isolation", "tokscale_probe_at_exit"}
 
 
@@ -34,7 +34,7 @@ class TokscaleConfig:
     """Run directory: what is watched goes to DIR/tokscale. Default: the directory of --save, or of
     --tokscale-replay."""
 
-    tokscale_schedule: str | None = None
+    tokscale_probe_schedule: str | None = None
     """When to probe, 0 being before training: log:per-octave=P, linear:EVERY, list:AT,AT,... in
     steps, or, with the prefix tokens:, in consumed tokens; first, last, checkpoints; or several
     joined by '+'. Default: log:per-octave=8; all checkpoints for --tokscale-replay."""
@@ -49,8 +49,9 @@ class TokscaleConfig:
     tokscale_fall_threshold: float = 0.2
     """Log the share of tokens whose loss has fallen by more nats than this since the last probe."""
 
-    tokscale_on_write_error: Literal["disable", "abort"] = "disable"
-    """What to do when losses cannot be written: stop probing and train on, or stop the job."""
+    tokscale_on_write_error: Literal["continue", "abort"] = "continue"
+    """What to do when losses cannot be written: continue the training without probes, or abort the
+    job."""
 
     tokscale_verify_isolation: bool = False
     """Hash parameters, buffers, optimizer state and generators before and after every probe, and
@@ -64,16 +65,16 @@ class TokscaleConfig:
     """Data plan to follow, made by `megatron-tokscale plan build`: what each training sample is
     drawn from. Needs --dataloader-type single."""
 
-    tokscale_scores: str | None = None
+    tokscale_scores_dir: str | None = None
     """Folder of the document scores that the plan was made with. Default: beside the data."""
 
-    tokscale_accept_plan: bool = False
+    tokscale_override_plan: bool = False
     """Let --tokscale-plan take over from the plan that the run has followed so far: its weights
     hold from the present sample on, and no sample is lost or repeated."""
 
-    tokscale_replan: str | None = None
-    """every=N: decide the datasets' weights anew at the first probe at or after every N steps, from
-    the losses so far; the plan's weights hold until then, and its weights within datasets stay."""
+    tokscale_replan_interval: int | None = None
+    """Decide the datasets' weights anew at the first probe at or after every so many steps, from
+    the losses so far; the plan's weights hold until then, and those within datasets stay."""
 
     tokscale_cpu: bool = False
     """Run Megatron on the CPU with gloo, on a machine without a GPU."""
@@ -136,23 +137,23 @@ def _check_values(config: TokscaleConfig) -> None:
         )
 
 
-def schedule_of(config: TokscaleConfig, args: Namespace) -> Schedule:
+def schedule_of(config: TokscaleConfig, args: Namespace) -> ProbeSchedule:
     """Return when the job probes.
 
     Raises:
         TokscaleError: the schedule cannot be read, or is of checkpoints that are not saved.
     """
     default = "checkpoints" if config.tokscale_replay else DEFAULT_SCHEDULE
-    schedule = Schedule.parse(config.tokscale_schedule or default)
+    schedule = ProbeSchedule.parse(config.tokscale_probe_schedule or default)
     if schedule.in_tokens and config.tokscale_replay:
         raise TokscaleError(
-            f"--tokscale-schedule {schedule.spec} counts tokens, and --tokscale-replay chooses "
-            "checkpoints by their steps; give a schedule in steps, or none for all checkpoints"
+            f"--tokscale-probe-schedule {schedule.spec} counts tokens, and --tokscale-replay "
+            "chooses checkpoints by their steps; give a schedule in steps, or none for all of them"
         )
     if schedule.spec == "checkpoints" and not (config.tokscale_replay or args.save):
         raise TokscaleError(
-            "--tokscale-schedule checkpoints gives no probe, as the job saves none; give --save or "
-            "another schedule"
+            "--tokscale-probe-schedule checkpoints gives no probe, as the job saves none; give "
+            "--save or another schedule"
         )
     return schedule
 

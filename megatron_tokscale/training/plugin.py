@@ -122,11 +122,11 @@ class Plugin:
 
             self._follower = Follower(config, args)
             self._monitor = PlanMonitor(self._follower, args)
-        if config.tokscale_replan:
+        if config.tokscale_replan_interval:
             from megatron_tokscale.training.config import run_directory
-            from megatron_tokscale.training.data.replan import Replanner, parse_interval
+            from megatron_tokscale.training.data.replan import Replanner, check_interval
 
-            interval = parse_interval(config.tokscale_replan)
+            interval = check_interval(config.tokscale_replan_interval)
             self._replanner = Replanner(
                 interval, run_directory(config, args), self._follower, self._prober, args
             )

@@ -71,7 +71,7 @@ def check_schedule(
     wanted = [step for step in saved if is_on_schedule(step, is_last=step == saved[-1])]
     if not wanted:
         raise AgreedError(
-            f"no checkpoint in {folder} is on the schedule; drop --tokscale-schedule for all"
+            f"no checkpoint in {folder} is on the schedule; drop --tokscale-probe-schedule for all"
         )
     return wanted
 

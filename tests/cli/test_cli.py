@@ -90,20 +90,27 @@ def test_probe_build_takes_per_split_data(corpus, tmp_path, capsys):
     assert "from the valid part of per-split data" in captured.out
     assert "9 of 9 windows" in captured.out  # what is held out here is trained on as well
     assert "duplicate passages" in captured.err
-    assert ProbeSet.load(out).domains == ("right",)
+    assert ProbeSet.load(out).datasets == ("right",)
 
 
 def test_a_budget_decides_the_size_of_a_probe_set(corpus, tmp_path, capsys):
     out = tmp_path / "probe.safetensors"
     flags = ["--vocab-size", str(VOCAB_SIZE), "--eod", str(EOD), "--out", str(out)]
-    job = ["--global-batch-size", "8", "--train-iters", "1000", "--schedule", "linear:100+last"]
+    job = [
+        "--global-batch-size",
+        "8",
+        "--train-iters",
+        "1000",
+        "--tokscale-probe-schedule",
+        "linear:100+last",
+    ]
     main(["probe", "build", *data_flags(corpus), *flags, *job, "--budget", "0.01"])
     # 11 probes of n sequences against 3 x 8000 samples: n = 240 / 11
     assert ProbeSet.load(out).n_sequences == 21
     assert "budget: 11 probes of 21 sequences, 0.963% of the training" in capsys.readouterr().out
     model = ["--num-layers", "2", "--hidden-size", "64", "--num-attention-heads", "4"]
     sizes = ["--vocab-size", str(VOCAB_SIZE), "--seq-length", str(SEQ_LENGTH)]
-    main(["probe", "plan", "--probe-set", str(out), *model, *sizes, *job])
+    main(["probe", "cost", "--probe-set", str(out), *model, *sizes, *job])
     printed = capsys.readouterr().out
     assert "probes: 11, at steps 0, 100, 200, 300, ..., 900, 1,000" in printed
     assert "0.963% of the training" in printed
@@ -111,7 +118,7 @@ def test_a_budget_decides_the_size_of_a_probe_set(corpus, tmp_path, capsys):
 
 def test_a_plan_by_hand(corpus, tmp_path, capsys):
     flags = ["--train-samples", "300", "--policy", "manual", "--out", str(tmp_path / "plan.json")]
-    main(["plan", "build", *data_flags(corpus), *flags, "--schedule", "0:1,1", "100:9,1"])
+    main(["plan", "build", *data_flags(corpus), *flags, "--weights", "0:1,1", "100:9,1"])
     assert "90.00%" in capsys.readouterr().out
 
 
@@ -178,7 +185,7 @@ def test_a_clock_run_changes_the_time_of_a_plan(run, corpus, scores, tmp_path):
     main(["fit", str(run)])
     main(["spectrum", str(run), "--resamples", "2"])
     plans = []
-    for flags in ([], ["--clock", str(run)]):
+    for flags in ([], ["--time-map", str(run)]):
         out = tmp_path / f"{len(flags)}.json"
         main(plan_flags(corpus, out, "--scores", str(scores), *flags))
         plans.append(Plan.load(out))
@@ -252,7 +259,7 @@ def plan_of_another_length(run, corpus):
     model = ["--num-layers", "2", "--hidden-size", "64", "--num-attention-heads", "4"]
     sizes = ["--vocab-size", str(VOCAB_SIZE), "--seq-length", "77"]
     job = ["--global-batch-size", "8", "--train-iters", "1000"]
-    return ["probe", "plan", "--probe-set", str(corpus.probe_set), *model, *sizes, *job]
+    return ["probe", "cost", "--probe-set", str(corpus.probe_set), *model, *sizes, *job]
 
 
 def plan_without_scores(run, corpus):
@@ -273,7 +280,7 @@ def control_that_the_policy_lacks(run, corpus):
 
 
 def control_of_a_plan_by_hand(run, corpus):
-    flags = ["--policy", "manual", "--schedule", "0:1,1", "--control", "uniform"]
+    flags = ["--policy", "manual", "--weights", "0:1,1", "--control", "uniform"]
     return plan_flags(corpus, run / "plan.json", *flags)
 
 
@@ -282,11 +289,11 @@ def plan_by_no_hand(run, corpus):
 
 
 def schedule_of_no_policy(run, corpus):
-    return plan_flags(corpus, run / "plan.json", "--schedule", "0:1,1")
+    return plan_flags(corpus, run / "plan.json", "--weights", "0:1,1")
 
 
 def plan_of_nothing(run, corpus):
-    flags = ["--policy", "manual", "--schedule", "0:1,1", "100:0,0"]
+    flags = ["--policy", "manual", "--weights", "0:1,1", "100:0,0"]
     return plan_flags(corpus, run / "plan.json", *flags)
 
 
@@ -296,7 +303,7 @@ def plan_of_too_many_epochs(run, corpus):
 
 
 def unreadable_schedule(run, corpus):
-    flags = ["--policy", "manual", "--schedule", "0:a,b", "--out", str(run / "plan.json")]
+    flags = ["--policy", "manual", "--weights", "0:a,b", "--out", str(run / "plan.json")]
     return ["plan", "build", *data_flags(corpus), "--train-samples", "300", *flags]
 
 
@@ -333,8 +340,8 @@ BAD_INPUT = {
     run_of_no_policy: "--run is for --policy dataset",
     control_that_the_policy_lacks: "its only control is uniform",
     control_of_a_plan_by_hand: "has no controls",
-    plan_by_no_hand: "needs a --schedule",
-    schedule_of_no_policy: "--schedule is for --policy manual",
+    plan_by_no_hand: "needs --weights",
+    schedule_of_no_policy: "--weights is for --policy manual",
     plan_of_nothing: "not all 0",
     plan_of_too_many_epochs: "would be gone through",
     unreadable_schedule: "cannot read '0:a,b'",

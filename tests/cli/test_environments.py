@@ -242,7 +242,7 @@ def test_a_job_does_the_same_in_all_environments_at_once(corpus, everything, tmp
     plan = plan_of(corpus.prefixes, {0: (1, 1), 9: (3, 1)})
     plan.save(tmp_path / f"{WIDE}.json")
     cache = tmp_path / "cache"
-    flags = ["--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "linear:1"]
+    flags = ["--tokscale-probe-set", str(corpus.probe_set), "--tokscale-probe-schedule", "linear:1"]
     flags += ["--tokscale-plan", str(tmp_path / f"{WIDE}.json"), "--data-cache-path", str(cache)]
     flags += ["--train-iters", "4", "--tokscale-dir"]
     run_job(corpus, job_environment(), *flags, str(tmp_path / "plain"))

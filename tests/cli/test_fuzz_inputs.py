@@ -78,7 +78,7 @@ def test_the_doctor_names_what_is_damaged(world, capsys, path):
     words += ["--data-path", "0.5", "web", "0.5", "code", "--data-cache-path", "cache"]
     words += ["--tokscale-cpu", "--tokscale-probe-set", "probe.safetensors"]
     words += ["--tokscale-plan", "plan.json", "--tokscale-dir", "fresh"]
-    words += ["--tokscale-scores", "scores"]
+    words += ["--tokscale-scores-dir", "scores"]
     argv = ["doctor", "--", *words]
 
     def refused():

@@ -120,7 +120,7 @@ OPTIONS = sorted(set(numeric_options(_parser())))
 
 def test_the_options_that_take_numbers_are_found():
     assert {("fit", "--time"), ("report", "--out")}.isdisjoint(OPTIONS)
-    assert {("plan build", "--floor"), ("probe plan", "--num-layers")} <= set(OPTIONS)
+    assert {("plan build", "--floor"), ("probe cost", "--num-layers")} <= set(OPTIONS)
     assert len(OPTIONS) > 45
 
 

@@ -31,8 +31,8 @@ def run(tmp_path_factory):
         mask_BS=np.ones((30, 8), bool),
         document_BS=rows,
         position_BS=np.tile(np.arange(8, dtype=np.int32), (30, 1)),
-        domain_BS=(rows % 2).astype(np.int16),
-        domains=(WIDE, "code"),
+        dataset_BS=(rows % 2).astype(np.int16),
+        datasets=(WIDE, "code"),
         vocab_size=240,
     )
     return write_run(folder / WIDE, STEPS, planted_losses(240), probe_set)

@@ -11,42 +11,44 @@ from megatron_tokscale.spectrum import Estimate, Units
 
 
 def test_documents_stay_whole_and_apart():
-    domain_N = np.repeat([0, 1], 60)
+    dataset_N = np.repeat([0, 1], 60)
     document_N = np.tile(np.repeat(np.arange(12), 5), 2)
-    units = Units.of(domain_N, document_N)
+    units = Units.from_documents(dataset_N, document_N)
     assert units.documents == len(units) == 24
-    assert len(set(zip(domain_N, document_N, units.unit_N, strict=True))) == 24
-    assert (units.domain_U[units.unit_N] == domain_N).all()
+    assert len(set(zip(dataset_N, document_N, units.unit_N, strict=True))) == 24
+    assert (units.dataset_U[units.unit_N] == dataset_N).all()
 
 
 def test_a_document_that_comes_back_later_is_the_same_unit():
-    units = Units.of(np.zeros(6), [4, 4, 7, 7, 4, 7])
+    units = Units.from_documents(np.zeros(6), [4, 4, 7, 7, 4, 7])
     assert units.unit_N.tolist() == [0, 0, 1, 1, 0, 1]
 
 
 def test_many_documents_are_dealt_evenly_and_no_unit_mixes_datasets():
     document_N = np.repeat(np.arange(4000), 3)
-    domain_N = np.repeat([0, 1, 2], [9000, 2997, 3])
-    units = Units.of(domain_N, document_N)
+    dataset_N = np.repeat([0, 1, 2], [9000, 2997, 3])
+    units = Units.from_documents(dataset_N, document_N)
     assert units.documents == 4000
     assert abs(len(units) - 1024) <= 1
-    assert (units.domain_U[units.unit_N] == domain_N).all()
+    assert (units.dataset_U[units.unit_N] == dataset_N).all()
     of_document = units.unit_N.reshape(-1, 3)
     assert (of_document == of_document[:, :1]).all()
     documents_U = np.bincount(of_document[:, 0])
-    assert set(documents_U[units.domain_U == 0]) <= {3, 4}
-    assert documents_U[units.domain_U == 2].tolist() == [1]
+    assert set(documents_U[units.dataset_U == 0]) <= {3, 4}
+    assert documents_U[units.dataset_U == 2].tolist() == [1]
 
 
 def test_dealing_is_random_by_seed():
-    document_N, domain_N = np.arange(3000), np.zeros(3000)
-    same, again, other = (Units.of(domain_N, document_N, seed).unit_N for seed in (0, 0, 1))
+    document_N, dataset_N = np.arange(3000), np.zeros(3000)
+    same, again, other = (
+        Units.from_documents(dataset_N, document_N, seed).unit_N for seed in (0, 0, 1)
+    )
     assert (same == again).all()
     assert (same != other).any()
 
 
 def test_weights_are_the_data_and_then_poisson():
-    weight_RU = Units.of(np.zeros(500), np.arange(500)).weights(400, seed=1)
+    weight_RU = Units.from_documents(np.zeros(500), np.arange(500)).weights(400, seed=1)
     assert (weight_RU[0] == 1).all()
     drawn = weight_RU[1:].ravel()
     observed = np.bincount(drawn.astype(int), minlength=7)[:7]
@@ -55,9 +57,9 @@ def test_weights_are_the_data_and_then_poisson():
 
 
 def test_a_half_takes_half_of_every_dataset():
-    units = Units.of(np.repeat([0, 1, 2], [40, 7, 1]), np.arange(48))
+    units = Units.from_documents(np.repeat([0, 1, 2], [40, 7, 1]), np.arange(48))
     half_U = units.half(seed=3)
-    assert [half_U[units.domain_U == d].sum() for d in range(3)] == [20, 4, 1]
+    assert [half_U[units.dataset_U == d].sum() for d in range(3)] == [20, 4, 1]
     assert (half_U != units.half(seed=4)).any()
 
 
@@ -67,7 +69,7 @@ def test_intervals_are_those_of_scipys_bias_corrected_bootstrap(statistic):
     value_N = np.random.default_rng(5).standard_normal(400)
     rng = np.random.default_rng(6)
     drawn = [statistic(rng.choice(value_N, 400)) for _ in range(4000)]
-    mine = Estimate.of([statistic(value_N), *drawn])
+    mine = Estimate.from_resamples([statistic(value_N), *drawn])
     theirs = stats.bootstrap(
         (value_N,), statistic, n_resamples=4000, method="BCa", rng=np.random.default_rng(7)
     ).confidence_interval
@@ -77,23 +79,23 @@ def test_intervals_are_those_of_scipys_bias_corrected_bootstrap(statistic):
 
 def test_a_symmetric_bootstrap_gives_plain_percentiles():
     drawn = np.linspace(-1, 1, 2001)
-    estimate = Estimate.of([0.0, *drawn])
+    estimate = Estimate.from_resamples([0.0, *drawn])
     np.testing.assert_allclose([estimate.low, estimate.high], [-0.95, 0.95], atol=1e-3)
 
 
 @pytest.mark.parametrize("value_R", [[1.0], [1.0, 2.0], [np.nan, 1, 2, 3], [1, 2, np.nan, np.nan]])
 def test_where_there_is_no_interval_there_is_none(value_R):
-    entry = Estimate.of(value_R).entry("it")
+    entry = Estimate.from_resamples(value_R).entry("it")
     assert entry["it_interval"] is None
     assert entry["it"] == (1.0 if value_R[0] == 1 else None)
 
 
 def test_a_statistic_that_never_varies_has_an_interval_of_no_width():
-    assert Estimate.of(np.ones(50)) == Estimate(1.0, 1.0, 1.0)
+    assert Estimate.from_resamples(np.ones(50)) == Estimate(1.0, 1.0, 1.0)
 
 
 def test_every_resample_has_a_document():
-    units = Units.of([0, 0, 0], [0, 1, 1])
+    units = Units.from_documents([0, 0, 0], [0, 1, 1])
     weight_RU = units.weights(500)
     assert (weight_RU[0] == 1).all()
     assert weight_RU.any(axis=1).all()

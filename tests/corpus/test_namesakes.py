@@ -60,7 +60,7 @@ def build(out, *words):
 
 def planted_run(path, probe_set):
     """Tokens of the first dataset fall early and far, of the second late and little."""
-    late_N = probe_set.domain_N == 1
+    late_N = probe_set.dataset_N == 1
     random = np.random.default_rng(0)
     x_K = np.log(np.maximum(STEPS, 0.1))
     midpoint_N = np.where(late_N, 8, 4) + random.uniform(-1, 1, late_N.size)
@@ -80,9 +80,9 @@ def test_scores_and_plans_of_namesakes_are_those_of_other_names(folder, tmp_path
     plans, runs = {}, {}
     for case, names in {"alike": ("alike/a", "alike/b"), "same": ("a/text", "b/text")}.items():
         prefixes = paths(folder, *names)
-        sizes = ["--tokens", "30000", "--from", "train", *JOB[2:]]
+        sizes = ["--tokens", "30000", "--part", "train", *JOB[2:]]
         probe_set = build(tmp_path / f"{case}.st", "--data-path", *prefixes, *sizes)
-        assert probe_set.domains == (("a", "b") if case == "alike" else ("text#0", "text#1"))
+        assert probe_set.datasets == (("a", "b") if case == "alike" else ("text#0", "text#1"))
         runs[case] = planted_run(tmp_path / case, probe_set)
         for verb in ("fit", "spectrum"):
             main([verb, str(runs[case].path)])
@@ -165,7 +165,7 @@ def test_live_weights_go_by_prefix_not_by_number(folder, tmp_path):
     }.items():
         words = ["--valid-data-path", *paths(folder, *names), "--tokens", "400"]
         probe_set = build(tmp_path / f"{case}.st", *words)
-        slope_N = np.where(probe_set.domain_N == 1, 2.0, 0.5)
+        slope_N = np.where(probe_set.dataset_N == 1, 2.0, 0.5)
         loss_NK = 20 - slope_N[:, None] * np.log(np.maximum(steps, 1))
         run = write_run(tmp_path / case, steps, loss_NK, probe_set)
         assert_allclose(falls(run, plan, 100), expected, rtol=1e-4)
@@ -231,13 +231,13 @@ def job(folder, tmp_path_factory):
     train = ["--train-data-path", *paths(folder, "a/text", "b/text")]
     build(out / "probe.st", *valid, "--tokens", "600")
     words = [*train, *JOB[:2], "--train-samples", "160", "--policy", "manual"]
-    plan = ["--schedule", "0:0.5,0.5", "--max-epochs", "50", "--out", str(out / "plan.json")]
+    plan = ["--weights", "0:0.5,0.5", "--max-epochs", "50", "--out", str(out / "plan.json")]
     main(["plan", "build", *words, *plan])
     corpus = Corpus(("left", "right"), out / "probe.st")
     flags = [
         *("--train-iters", "20", "--save-interval", "20", "--lr", "1e-2"),
-        *("--tokscale-replan", "every=6", "--tokscale-plan", str(out / "plan.json")),
-        *("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "linear:1"),
+        *("--tokscale-replan-interval", "6", "--tokscale-plan", str(out / "plan.json")),
+        *("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-probe-schedule", "linear:1"),
         *("--save", str(out / "run")),
     ]
     data = [*train, *valid]
@@ -247,13 +247,13 @@ def job(folder, tmp_path_factory):
 def test_a_job_on_namesakes_learns_from_the_right_one(job, folder):
     out, output = job
     run = Run.open(out / "run")
-    assert run.probe_set.domains == ("text#0", "text#1")
+    assert run.probe_set.datasets == ("text#0", "text#1")
     plan, decisions = load_run_plan(out / "run")
     assert [row.prefix for row in plan.datasets] == paths(folder, "a/text", "b/text")
 
     # In the probe set a/text is the second; it is learned, the other is noise.
     loss_DK = np.stack(
-        [run.read_losses()[run.probe_set.domain_N == d].mean(axis=0) for d in (1, 0)]
+        [run.read_losses()[run.probe_set.dataset_N == d].mean(axis=0) for d in (1, 0)]
     )
     assert loss_DK[0, 0] - loss_DK[0, -1] > 2 * (loss_DK[1, 0] - loss_DK[1, -1])
     assert decisions and all(row.weights[0] > 0.6 for row in decisions)

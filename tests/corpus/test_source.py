@@ -169,7 +169,7 @@ def test_every_way_to_give_data_is_megatrons(tmp_path):
         flags(train_data_path=blend, valid_data_path=["c"]),
         flags(per_split_data_args_path=str(tmp_path / "parts")),
     ):
-        source = DataSource.of(args)
+        source = DataSource.from_flags(args)
         for part, expected in zip(PARTS, megatron_blends(args), strict=True):
             if expected is None:
                 with pytest.raises(TokscaleError, match=f"give --{part}-data-path"):
@@ -184,7 +184,7 @@ def test_the_default_split_is_that_of_megatrons_validation(prefixes):
     from megatron.training.arguments import validate_args
 
     assert f"legacy_default_split_value = '{DEFAULT_SPLIT}'" in inspect.getsource(validate_args)
-    assert DataSource.of(flags(data_path=prefixes)) == DataSource(prefixes, "969, 30, 1")
+    assert DataSource.from_flags(flags(data_path=prefixes)) == DataSource(prefixes, "969, 30, 1")
 
 
 VERBS = {
@@ -217,7 +217,7 @@ def test_every_verb_takes_all_the_ways(verb, tmp_path):
     ):
         arguments = _parser().parse_args([*VERBS[verb], *words])
         assert DataSource.is_given(arguments)
-        assert DataSource.of(arguments) == expected
+        assert DataSource.from_flags(arguments) == expected
     assert not DataSource.is_given(_parser().parse_args(VERBS[verb]))
 
 
@@ -269,7 +269,7 @@ def bad_ways(folder):
 def test_what_megatron_refuses_or_reads_in_a_way_not_read_here_is_refused(tmp_path):
     for args in bad_ways(tmp_path):
         with pytest.raises(TokscaleError) as caught:
-            DataSource.of(args)
+            DataSource.from_flags(args)
         one_line(caught)
 
 
@@ -277,7 +277,7 @@ def test_flags_that_are_not_read_are_named():
     for name in ("mock_data", "object_storage_cache_path", "per_dataset_sequences_path"):
         args = SimpleNamespace(data_path=["a"], **{name: "x"})
         with pytest.raises(TokscaleError, match=f"--{name.replace('_', '-')} is not supported"):
-            DataSource.of(args)
+            DataSource.from_flags(args)
 
 
 def test_a_prefix_given_twice_is_one_dataset_of_both_weights(prefixes):

@@ -286,7 +286,7 @@ def test_a_plan_with_the_same_past_is_followed_from_there_on(tmp_path):
 def test_another_past_needs_to_be_accepted_and_is_so_once(tmp_path):
     decisions = [Decision(5, 30, (1, 2)), Decision(10, 60, (2, 1))]
     save_run_plan(PAST, decisions, tmp_path)
-    with pytest.raises(TokscaleError, match=r"orders them otherwise; .* --tokscale-accept-plan"):
+    with pytest.raises(TokscaleError, match=r"orders them otherwise; .* --tokscale-override-plan"):
         resume(OTHER, tmp_path, 72, 9, accept=False)
     plan, left = resume(OTHER, tmp_path, 72, 9, accept=True)
     assert left == []

@@ -139,7 +139,7 @@ def mean(values):
 @pytest.mark.parametrize("make", [scores_of, scores_with_holes])
 def test_a_samples_scores_are_a_loop_over_the_tokens_it_predicts(truth, make):
     scores = make(truth.lengths)
-    found = SampleScores.of(scores, truth.index)
+    found = SampleScores.from_document_scores(scores, truth.index)
     for sample, labels in enumerate(truth.labels):
         for name in ("drop", "unlearned", "surprisal"):
             expected = mean(getattr(scores, f"{name}_Q")[q] for q in labels)
@@ -167,7 +167,7 @@ def test_a_sample_without_drop_has_no_learning_time_whatever_came_before(tmp_pat
     truth = Truth(tmp_path, lengths, n_samples=900)
     # Sums as large, against what a token has, as those of a corpus of 10^12 tokens.
     drop = np.array([1e10 / 3, 0, 0.1] * 3, dtype=np.float32)
-    found = SampleScores.of(scores_of(lengths, drop=drop), truth.index)
+    found = SampleScores.from_document_scores(scores_of(lengths, drop=drop), truth.index)
     has_drop = np.array([any(drop[q] > 0 for q in labels) for labels in truth.labels])
     assert 0.2 < has_drop.mean() < 0.8
     assert (np.isnan(found.learning_time_N) == ~has_drop).all()

@@ -71,7 +71,7 @@ BAD = {
     "--vocab-size 300": f"a vocabulary of {VOCAB_SIZE}, the job has 300",
     "--cuda-graph-impl local": "does not support --cuda-graph-impl local",
     "--sft": "the probe does not support --sft",
-    "--tokscale-schedule log:8": "cannot read 'log:8'",
+    "--tokscale-probe-schedule log:8": "cannot read 'log:8'",
     "--tokscale-plan nowhere.json": "cannot read nowhere.json",
     "--dataloader-type cyclic": "needs --dataloader-type single, not cyclic",
     "--tokscale-probeset x": "there is no flag --tokscale-probeset",
@@ -257,7 +257,7 @@ def planned(corpus: Corpus, tmp_path):
         "--tokscale-dir",
         str(tmp_path / "run"),
     )
-    flags = (*flags, "--tokscale-scores", str(tmp_path / "scores"), "--train-iters", "14")
+    flags = (*flags, "--tokscale-scores-dir", str(tmp_path / "scores"), "--train-iters", "14")
     return plan, scores, job_flags(corpus, *flags)
 
 
@@ -321,12 +321,14 @@ def test_data_of_parts_and_an_interval_for_new_weights(examine, planned, corpus)
         at = flags.index(name)
         del flags[at : at + n_words]
     parts = ["--train-data-path", right, left, "--valid-data-path", left]
-    replan = ["--tokscale-probe-set", str(corpus.probe_set), "--tokscale-replan"]
-    code, found = examine(*flags, *parts, *replan, "every=9")
+    replan = ["--tokscale-probe-set", str(corpus.probe_set), "--tokscale-replan-interval"]
+    code, found = examine(*flags, *parts, *replan, "9")
     assert code == 0
     assert any("112 samples repeat no stratum" in text for text in found["ok"])
-    code, found = examine(*flags, *parts, *replan, "often")
-    assert found["REFUSED"] == ["--tokscale-replan often: give every=N, a number of steps above 4"]
+    code, found = examine(*flags, *parts, *replan, "4")
+    assert found["REFUSED"] == [
+        "--tokscale-replan-interval is 4; expected steps above 4, which a decision takes; give more"
+    ]
 
 
 def test_data_that_is_elsewhere_is_left_to_the_job(examine, planned):

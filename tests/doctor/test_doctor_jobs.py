@@ -143,7 +143,7 @@ def of_a_place_that_is_a_file(launch, plan, path):
 def of_checkpoints_off_the_schedule(launch, plan, path):
     words, folder = launch("plain")
     words = [*words[: words.index("--load")], "--tokscale-replay", str(folder)]
-    return [*words, "--tokscale-schedule", "list:5", "--ckpt-format", "torch_dist"]
+    return [*words, "--tokscale-probe-schedule", "list:5", "--ckpt-format", "torch_dist"]
 
 
 BAD = {
@@ -155,7 +155,7 @@ BAD = {
     of_a_damaged_data_record: "tokscale/data.json is malformed",
     of_a_model_of_experts: "is of a run with num_experts 8, this job has None",
     of_a_place_that_is_a_file: "losses cannot be written to",
-    of_checkpoints_off_the_schedule: "is on the schedule; drop --tokscale-schedule for all",
+    of_checkpoints_off_the_schedule: "is on the schedule; drop --tokscale-probe-schedule for all",
 }
 
 

@@ -64,7 +64,8 @@ def test_residuals_are_those_of_torch(in_torch, n_sigmoids, masked):
     theta_PN, linear_LN, data = problem(n_sigmoids, masked)
     search = varpro.evaluate(theta_PN, linear_LN, data)
     ours, theirs = (
-        run(lambda: noise.Residuals.of(search, data)) for run in (lambda call: call(), in_torch)
+        run(lambda: noise.Residuals.from_fit(search, data))
+        for run in (lambda call: call(), in_torch)
     )
     for name in ("residual_KN", "s_KN", "tangent_JKN", "lag_one_JJN", "phi_N", "variance_N"):
         torch.testing.assert_close(

@@ -402,7 +402,7 @@ def test_every_block_is_a_row_group_and_names_its_tokens(tmp_path, loss_NK, quic
     file = pq.ParquetFile(run.analysis / "fits.parquet")
     assert file.metadata.num_row_groups == -(-n_tokens // 50)
     table = file.read()
-    for name in ("label", "domain", "document", "position", "context"):
+    for name in ("label", "dataset", "document", "position", "context"):
         expected_N = getattr(probe_set, f"{name}_N")
         np.testing.assert_array_equal(table[name].to_numpy(), expected_N)
         assert table.schema.field(name).type.to_pandas_dtype() == expected_N.dtype

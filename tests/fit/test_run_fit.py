@@ -69,7 +69,7 @@ def test_parquet_names_each_token(run):
     assert table.num_rows == run.n_tokens
     for column, array in {
         "label": run.probe_set.label_N,
-        "domain": run.probe_set.domain_N,
+        "dataset": run.probe_set.dataset_N,
         "document": run.probe_set.document_N,
         "position": run.probe_set.position_N,
         "context": run.probe_set.context_N,

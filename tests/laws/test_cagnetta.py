@@ -99,18 +99,18 @@ def test_what_shows_no_gamma_is_refused(context, loss, settings, message):
 
 
 def test_bins_by_length_of_context_and_their_means():
-    bins = ContextBins.of([0, 1, 1, 2, 7, 8, 16, 17, 400], edges=range(1, 18))
+    bins = ContextBins.from_contexts([0, 1, 1, 2, 7, 8, 16, 17, 400], edges=range(1, 18))
     assert bins.context_S == pytest.approx([1, 2, 7, 8, 16])
     assert bins.bin_N.tolist() == [-1, 0, 0, 1, 2, 3, 4, -1, -1]
     assert bins.mean([9, 1, 3, 5, 6, 7, 8, 9, 9]).tolist() == [2, 5, 6, 7, 8]
-    wide = ContextBins.of([0, 1, 2, 4, 9, 100], edges=[1, 3, 10, 30])
+    wide = ContextBins.from_contexts([0, 1, 2, 4, 9, 100], edges=[1, 3, 10, 30])
     assert wide.context_S == pytest.approx([2**0.5, 6])
     assert wide.mean([0, 1, 2, 3, 4, 0]).tolist() == [1.5, 3.5]
-    assert ContextBins.of(np.arange(100)).context_S[[0, 1, -1]] == pytest.approx(
+    assert ContextBins.from_contexts(np.arange(100)).context_S[[0, 1, -1]] == pytest.approx(
         [1, 2, 56], abs=0.6
     )
     with pytest.raises(UndefinedError, match="no token is predicted from 5 to 9 tokens"):
-        ContextBins.of([1, 2, 30], edges=[5, 9])
+        ContextBins.from_contexts([1, 2, 30], edges=[5, 9])
 
 
 def test_resamples_spread_as_means_of_clusters_do():
@@ -118,7 +118,7 @@ def test_resamples_spread_as_means_of_clusters_do():
     rng = np.random.default_rng(3)
     cluster_N = np.repeat(np.arange(40), 25)
     loss_N = rng.standard_normal(40)[cluster_N] + 3
-    bins = ContextBins.of(np.tile([1, 2, 3, 4, 5], 200))
+    bins = ContextBins.from_contexts(np.tile([1, 2, 3, 4, 5], 200))
     clusters_RS = bins.resample(loss_N, cluster_N=cluster_N, n_resamples=600)
     tokens_RS = bins.resample(loss_N, n_resamples=600)
     assert clusters_RS.mean(axis=0) == pytest.approx(bins.mean(loss_N), abs=0.03)
@@ -148,11 +148,11 @@ def test_the_error_is_that_of_a_monte_carlo():
 
 
 def test_agreement_is_a_difference_in_standard_errors():
-    found = Agreement.of(0.185, 0.012, 0.160, 0.005)
+    found = Agreement.between(0.185, 0.012, 0.160, 0.005)
     assert (found.difference, found.se) == (pytest.approx(0.025), pytest.approx(0.013))
     assert found.z == pytest.approx(0.025 / 0.013)
     with pytest.raises(UndefinedError, match="cannot be compared"):
-        Agreement.of(0.2, 0.0, 0.2, 0.0)
+        Agreement.between(0.2, 0.0, 0.2, 0.0)
 
 
 @pytest.mark.parametrize("values", [(0, 0.1, 1, 0.1), (0.3, 0.1, -1, 0.1), (0.3, np.nan, 1, 0.1)])

@@ -62,13 +62,15 @@ def spins_norm(lag, n_tokens=4):
 @pytest.mark.parametrize("lag", [1, 2, 9])
 def test_the_norm_is_that_of_the_dense_matrix(lag):
     documents = rough_documents(np.random.default_rng(0))
-    norm = Pairs(Documents.of(documents), lag, centred=False).norm()
+    norm = Pairs(Documents.from_sequences(documents), lag, centred=False).norm()
     assert norm == pytest.approx(dense_norm(documents, lag), rel=1e-4)
 
 
 def test_the_influence_is_the_derivative_by_a_documents_weight():
     documents = rough_documents(np.random.default_rng(1))
-    norm, influence_D = Pairs(Documents.of(documents), 2, centred=False).norm_and_influence()
+    norm, influence_D = Pairs(
+        Documents.from_sequences(documents), 2, centred=False
+    ).norm_and_influence()
     assert influence_D.sum() == pytest.approx(0, abs=1e-9)
     for d in (0, 17, 39):
         more = np.where(np.arange(40) == d, 1.001, 1.0)
@@ -82,17 +84,17 @@ def test_centred_is_about_the_mean_of_all_permutations():
     permuted = [[rng.permutation(words) for words in documents] for _ in range(300)]
     shuffled = np.mean([dense_joint(other, 2) for other in permuted], axis=0)
     expected = np.linalg.norm(dense_joint(documents, 2) - shuffled, 2)
-    pairs = Pairs(Documents.of(documents), 2, centred=True)
+    pairs = Pairs(Documents.from_sequences(documents), 2, centred=True)
     norm, influence_D = pairs.norm_and_influence()
     assert norm == pytest.approx(expected, rel=0.02)
     assert influence_D.sum() == pytest.approx(0, abs=1e-9)
     # Documents that differ in their words drown order; about their permutations they do not.
-    still = Pairs(Documents.of(permuted[0]), 2, centred=False)
+    still = Pairs(Documents.from_sequences(permuted[0]), 2, centred=False)
     assert still.norm() > 2 * Pairs(still.documents, 2, centred=True).norm()
 
 
 def test_a_planted_decay_is_measured_lag_by_lag():
-    documents = Documents.of(spins(np.random.default_rng(3), 1500, 300))
+    documents = Documents.from_sequences(spins(np.random.default_rng(3), 1500, 300))
     found = token_correlations(documents, lags=[1, 2, 4, 8])
     error_L = np.sqrt((found.influence_LD**2).sum(axis=1))
     assert found.valid_L.all()
@@ -108,7 +110,7 @@ def test_beta_and_its_documents_error_cover_a_planted_decay():
     rng = np.random.default_rng(4)
     n_runs, within, within_documents = 30, 0, 0
     for _ in range(n_runs):
-        documents = Documents.of(spins(rng, 150, 1000))
+        documents = Documents.from_sequences(spins(rng, 150, 1000))
         found = token_correlations(documents, lags=[1, 2, 3, 5, 7, 10], n_permutations=1)
         law = correlation_exponent(found)
         truth = -np.polyfit(np.log(found.lag_L), np.log(spins_norm(found.lag_L)), 1)[0]
@@ -120,7 +122,7 @@ def test_beta_and_its_documents_error_cover_a_planted_decay():
 
 def test_tokens_without_order_have_no_signal_and_no_beta():
     rng = np.random.default_rng(5)
-    documents = Documents.of(list(rng.integers(200, size=(100, 1000))))
+    documents = Documents.from_sequences(list(rng.integers(200, size=(100, 1000))))
     for centred in (False, True):
         found = token_correlations(documents, centred=centred)
         assert not found.valid_L.any()
@@ -179,14 +181,14 @@ def test_what_is_no_power_law_has_no_beta(norm_L, n_documents, message):
 
 def test_few_or_equal_tokens_are_refused():
     with pytest.raises(UndefinedError, match="29 pairs of tokens 1 apart"):
-        token_correlations(Documents.of([np.arange(30)]))
+        token_correlations(Documents.from_sequences([np.arange(30)]))
     for settings in ({"lags": [0, 1]}, {"lags": [2, 1]}, {"lags": []}, {"n_permutations": 0}):
         with pytest.raises(TokscaleError, match="give lags that ascend"):
-            token_correlations(Documents.of([np.arange(2000) % 7]), **settings)
+            token_correlations(Documents.from_sequences([np.arange(2000) % 7]), **settings)
     with pytest.raises(UndefinedError, match="1 distinct tokens"):
-        Documents.of([np.zeros(30, int)])
+        Documents.from_sequences([np.zeros(30, int)])
     with pytest.raises(UndefinedError, match="0 distinct tokens"):
-        Documents.of([])
+        Documents.from_sequences([])
 
 
 class _Stored(IndexedTokens):

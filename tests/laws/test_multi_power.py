@@ -16,7 +16,7 @@ from megatron_tokscale.laws.multi_power.multi_power import (
     fit_multi_power,
     score,
 )
-from megatron_tokscale.laws.multi_power.schedule import Schedule, loss_drop
+from megatron_tokscale.laws.multi_power.schedule import LearningRateSchedule, loss_drop
 from megatron_tokscale.laws.multi_power.schedule_fit import Held, Problem
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "multi_power_law"
@@ -81,7 +81,7 @@ def test_the_loss_drop_is_that_of_a_double_loop(gamma):
             total += (rate[k - 1] - rate[k]) * (1 - (c * x + 1) ** -beta)
         return total
 
-    ours = loss_drop(Schedule.of(rate, step), c, beta, gamma)[:, 0]
+    ours = loss_drop(LearningRateSchedule.from_rates(rate, step), c, beta, gamma)[:, 0]
     assert ours == pytest.approx([drop(t) for t in step], rel=1e-12)
     law = MultiPowerLaw(2.0, 0.1, 0.5, 9.0, c, beta, gamma, mae=0, n_points=0, converged=True)
     by_hand = [2.0 + 0.1 * sum(rate[: t + 1]) ** -0.5 - 9.0 * drop(t) for t in step]
@@ -91,8 +91,10 @@ def test_the_loss_drop_is_that_of_a_double_loop(gamma):
 @pytest.mark.parametrize("name", ["cosine_24000", "wsd_20000_24000", "wsdcon_3"])
 def test_grouped_changes_move_no_loss_by_a_ten_thousandth(name):
     rate, step = schedule(name), np.arange(WARMUP, len(schedule(name)), 128)
-    exact = loss_drop(Schedule.of(rate, step), LAW.C, LAW.beta, LAW.gamma)[:, 0]
-    grouped = loss_drop(Schedule.of(rate, step, 16), LAW.C, LAW.beta, LAW.gamma)[:, 0]
+    exact = loss_drop(LearningRateSchedule.from_rates(rate, step), LAW.C, LAW.beta, LAW.gamma)[:, 0]
+    grouped = loss_drop(
+        LearningRateSchedule.from_rates(rate, step, 16), LAW.C, LAW.beta, LAW.gamma
+    )[:, 0]
     assert LAW.B * np.abs(grouped - exact).max() < 1e-4
 
 
@@ -103,7 +105,7 @@ def test_a_rate_that_decays_to_zero_is_no_trouble():
 
 def test_the_gradient_is_that_of_the_objective():
     curves = [planted(name, every=2048, noise=0.002) for name in ("cosine_24000", "wsdcon_9")]
-    problem = Problem.of([(c.learning_rate_T, c.step_I, c.loss_I) for c in curves])
+    problem = Problem.from_curves([(c.learning_rate_T, c.step_I, c.loss_I) for c in curves])
     for point in ([0.9, -1.5, 0.4, -3.0, 3.0, 0.6, 0.65], [0.7, -1.0, 0.8, -2.5, 5.0, 2.0, 0.0]):
         error = check_grad(
             lambda p: problem.objective(p)[0], lambda p: problem.objective(p)[1], np.array(point)

@@ -133,7 +133,7 @@ def test_steps_pass_and_the_mean_curve_scaled_to_them_does_not():
     null_NK = scaled_mean_curve(loss_NK.mean(axis=0), loss_NK)
     assert null_NK[:, [0, -1]] == pytest.approx(loss_NK[:, [0, -1]])
     blocks = [(loss_NK[:10], null_NK[:10]), (loss_NK[10:], null_NK[10:])]
-    found = MonogenicShare.of(blocks)
+    found = MonogenicShare.from_blocks(blocks)
     assert (found.share, found.null_share, found.n_tokens) == (1.0, 0.0, 24)
 
 
@@ -141,8 +141,8 @@ def test_losses_that_show_no_steps_are_refused():
     with pytest.raises(UndefinedError, match="2 probes or more"):
         monogenic_mask(np.ones((5, 1)))
     with pytest.raises(TokscaleError, match="one null curve per token"):
-        MonogenicShare.of([(np.ones((5, 3)), np.ones((4, 3)))])
+        MonogenicShare.from_blocks([(np.ones((5, 3)), np.ones((4, 3)))])
     with pytest.raises(UndefinedError, match="no tokens"):
-        MonogenicShare.of([])
+        MonogenicShare.from_blocks([])
     with pytest.raises(UndefinedError, match="have no fall"):
         scaled_mean_curve([2.0, 1.0, 2.0], np.ones((4, 3)))

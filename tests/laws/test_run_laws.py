@@ -200,7 +200,7 @@ def test_a_spectrum_of_other_probes_or_of_an_older_version_is_refused(run, tmp_p
 
 def test_laws_of_one_document_have_no_intervals_over_documents(run, tmp_path):
     probe_set = plain_probe_set(N_TOKENS)
-    for name in ("document_BS", "domain_BS"):
+    for name in ("document_BS", "dataset_BS"):
         getattr(probe_set, name)[:] = 0
     one = write_run(tmp_path / "one", STEPS, run.read_losses(), probe_set)
     fit_run(one)

@@ -58,7 +58,7 @@ def test_a_value_is_in_its_interval_whatever_the_bias():
     rng = np.random.default_rng(0)
     for bias in (-3.0, -0.5, 0.0, 0.5, 3.0):
         drawn = 1 + bias + 0.1 * rng.standard_normal(200)
-        found = Estimate.of([1.0, *drawn])
+        found = Estimate.from_resamples([1.0, *drawn])
         assert found.low <= found.value <= found.high
         assert found.uncorrected == 1.0
         assert found.value == pytest.approx(2 - np.median(drawn), abs=1e-9)
@@ -66,11 +66,11 @@ def test_a_value_is_in_its_interval_whatever_the_bias():
 
 def test_an_estimate_keeps_to_the_range_of_its_number():
     drawn = np.linspace(0.003, 0.005, 201)
-    error = Estimate.of([0.002, *drawn], least=0)
+    error = Estimate.from_resamples([0.002, *drawn], least=0)
     assert 0 <= error.low <= error.value <= error.high < 0.002
-    skill = Estimate.of([0.9, *np.linspace(0.7, 0.85, 201)], most=1)
+    skill = Estimate.from_resamples([0.9, *np.linspace(0.7, 0.85, 201)], most=1)
     assert skill.low <= skill.value <= skill.high == 1
-    beyond = Estimate.of([0.1, *np.linspace(0.9, 1.0, 201)], least=0)
+    beyond = Estimate.from_resamples([0.1, *np.linspace(0.9, 1.0, 201)], least=0)
     assert np.isnan([beyond.low, beyond.high]).all() and beyond.value == 0.1
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.probe import Schedule
+from megatron_tokscale.probe import ProbeSchedule
 from megatron_tokscale.probe.budget import (
     Batch,
     Model,
@@ -106,7 +106,7 @@ LONG = Batch(seq_length=4096, global_batch_size=1024, train_samples=300 * 10**9 
 
 def test_a_million_tokens_cost_a_6b_model_little():
     """6B parameters, 300B tokens, 1M watched tokens, 160 probes: well under 0.1%."""
-    schedule = Schedule.parse("list:" + ",".join(str(440 * i) for i in range(160)))
+    schedule = ProbeSchedule.parse("list:" + ",".join(str(440 * i) for i in range(160)))
     n_sequences = -(-(10**6) // 4096)
     probes = 160 * n_sequences * megatron_flops(1, **SIX_B) / 3
     training = LONG.steps * megatron_flops(1024, **SIX_B)
@@ -124,7 +124,7 @@ def test_a_million_tokens_cost_a_6b_model_little():
 @pytest.mark.parametrize("ranks", [1, 48])
 @pytest.mark.parametrize("spec", ["log:per-octave=8", "linear:1000+last", "tokens:linear:2e9"])
 def test_a_budget_is_used_up_and_not_exceeded(share, ranks, spec):
-    schedule = Schedule.parse(spec)
+    schedule = ProbeSchedule.parse(spec)
     batch = dataclasses.replace(LONG, micro_batch_size=2, data_parallel_size=ranks)
     try:
         n_sequences = sequences_within(share, schedule, batch)
@@ -168,9 +168,9 @@ BAD = {
     "is for 3 layers": lambda: Model(
         **SMALL, num_experts=2, moe_layer_freq="[1,0]+[0]"
     ).forward_flops(),
-    "give a share": lambda: sequences_within(7, Schedule.parse("last"), LONG),
-    "too small": lambda: sequences_within(1e-9, Schedule.parse("linear:1"), LONG),
-    "no point within": lambda: sequences_within(0.1, Schedule.parse("list:10000000"), LONG),
+    "give a share": lambda: sequences_within(7, ProbeSchedule.parse("last"), LONG),
+    "too small": lambda: sequences_within(1e-9, ProbeSchedule.parse("linear:1"), LONG),
+    "no point within": lambda: sequences_within(0.1, ProbeSchedule.parse("list:10000000"), LONG),
 }
 
 

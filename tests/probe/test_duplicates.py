@@ -137,7 +137,7 @@ def is_duplicate(probe_set, settings, row, grams):
     """By a plain search: the window's document is a copy, or a passage of it is in training."""
     valid = DataSource(settings.data_path, None).portions("valid")
     train = DataSource(settings.data_path, None).portions("train")
-    tokens = valid[probe_set.domain_BS[row, 0]].tokens
+    tokens = valid[probe_set.dataset_BS[row, 0]].tokens
     document = tokens.sequence(int(probe_set.document_BS[row, 0])).tolist()
     start = int(probe_set.position_BS[row, 0]) - 1
     window = document[start : start + SEQ_LENGTH + 1]
@@ -158,11 +158,11 @@ def test_reported_duplicates_are_those_of_a_plain_search(settings):
     rows = range(probe_set.n_sequences)
     expected = np.array([is_duplicate(probe_set, settings, row, grams) for row in rows])
     found = probe_set.details["duplicates"]["datasets"]
-    for domain, counts in enumerate(found):
-        is_domain = probe_set.domain_BS[:, 0] == domain
-        assert counts["windows"] == is_domain.sum()
-        assert counts["duplicate_windows"] == expected[is_domain].sum() >= 4
-        assert counts["duplicate_tokens"] == probe_set.mask_BS[expected & is_domain].sum()
+    for dataset, counts in enumerate(found):
+        is_dataset = probe_set.dataset_BS[:, 0] == dataset
+        assert counts["windows"] == is_dataset.sum()
+        assert counts["duplicate_windows"] == expected[is_dataset].sum() >= 4
+        assert counts["duplicate_tokens"] == probe_set.mask_BS[expected & is_dataset].sum()
         assert 1 <= counts["duplicate_documents"] <= 5
     assert f"{found[0]['duplicate_windows']} of {found[0]['windows']} windows" in describe(
         probe_set

@@ -195,7 +195,7 @@ def test_a_dataset_without_documents_in_the_part_is_named_with_what_helps(prefix
         "per-split data"
     )
     del words[1]  # each of the ways out
-    assert build_probe_set(settings_of(words, "969,30,1", n_tokens=30)).domains == ("a", "b")
+    assert build_probe_set(settings_of(words, "969,30,1", n_tokens=30)).datasets == ("a", "b")
     words.append(small["few"])
     assert build_probe_set(settings_of(words, "80,20,0", n_tokens=15)).n_sequences
     assert build_probe_set(settings_of({"valid": words}, None, n_tokens=30)).n_sequences
@@ -222,26 +222,28 @@ def test_a_split_without_the_part_says_so(prefixes, split, part):
 
 
 @pytest.mark.parametrize("unit", ["n_tokens", "n_sequences"])
-@pytest.mark.parametrize("strata", ["equal", "weight"])
-def test_where_fewer_helps_the_message_says_how_many(prefixes, small, unit, strata):
+@pytest.mark.parametrize("per_dataset", ["equal", "proportional"])
+def test_where_fewer_helps_the_message_says_how_many(prefixes, small, unit, per_dataset):
     words = ["0.7", prefixes["a"], "0.3", small["few"]]
     with pytest.raises(TokscaleError, match="ask for fewer, ") as caught:
-        build_probe_set(settings_of(words, "1,1,1", strata=strata, **{unit: 10_000}))
+        build_probe_set(settings_of(words, "1,1,1", per_dataset=per_dataset, **{unit: 10_000}))
     most = int(str(caught.value).partition("ask for fewer, ")[2].partition(" ")[0])
-    build_probe_set(settings_of(words, "1,1,1", strata=strata, **{unit: most}))
+    build_probe_set(settings_of(words, "1,1,1", per_dataset=per_dataset, **{unit: most}))
     with pytest.raises(TokscaleError):
-        build_probe_set(settings_of(words, "1,1,1", strata=strata, **{unit: most + 2}))
+        build_probe_set(settings_of(words, "1,1,1", per_dataset=per_dataset, **{unit: most + 2}))
 
 
 def test_where_no_number_helps_the_message_does_not_ask_for_one(prefixes, small):
     words = ["0.999", small["few"], "0.001", prefixes["a"]]
-    with pytest.raises(TokscaleError, match=r"no number of tokens helps: .* --strata equal"):
-        build_probe_set(settings_of(words, "1,1,1", strata="weight", n_tokens=2000))
+    with pytest.raises(TokscaleError, match=r"no number of tokens helps: .* --per-dataset equal"):
+        build_probe_set(settings_of(words, "1,1,1", per_dataset="proportional", n_tokens=2000))
 
 
 def test_a_prefix_given_twice_is_watched_once_with_both_weights(prefixes):
     words = ["0.2", prefixes["a"], "0.5", prefixes["b"], "0.3", prefixes["a"]]
-    found = build_probe_set(settings_of(words, "1,1,1", strata="weight", n_sequences=100))
-    assert found.domains == ("a", "b")
-    assert np.bincount(found.domain_BS[:, 0]).tolist() == [50, 50]
+    found = build_probe_set(
+        settings_of(words, "1,1,1", per_dataset="proportional", n_sequences=100)
+    )
+    assert found.datasets == ("a", "b")
+    assert np.bincount(found.dataset_BS[:, 0]).tolist() == [50, 50]
     assert found.prefixes == [prefixes["a"], prefixes["b"]]

@@ -91,7 +91,7 @@ def test_every_token_is_where_the_set_says(settings, corpus):
     for row, column in zip(*np.nonzero(probe_set.mask_BS), strict=True):
         document = int(probe_set.document_BS[row, column])
         position = int(probe_set.position_BS[row, column])
-        ids = datasets[probe_set.domain_BS[row, column]].sequence(document)
+        ids = datasets[probe_set.dataset_BS[row, column]].sequence(document)
         assert document in held_out
         assert probe_set.labels_BS[row, column] == ids[position] != EOD
         assert_array_equal(
@@ -107,12 +107,12 @@ def test_every_token_is_where_the_set_says(settings, corpus):
 
 def test_no_token_is_watched_twice(settings):
     probe_set = build_probe_set(settings)
-    places = zip(probe_set.domain_N, probe_set.document_N, probe_set.position_N, strict=True)
+    places = zip(probe_set.dataset_N, probe_set.document_N, probe_set.position_N, strict=True)
     assert len(set(places)) == probe_set.n_tokens
 
 
 def test_datasets_share_the_tokens_equally(settings):
-    counts = np.bincount(build_probe_set(settings).domain_N)
+    counts = np.bincount(build_probe_set(settings).dataset_N)
     assert abs(int(counts[0]) - int(counts[1])) <= 2 * SEQ_LENGTH
 
 
@@ -122,23 +122,25 @@ def test_a_set_has_the_sequences_asked_for(settings, n_sequences):
         dataclasses.replace(settings, n_tokens=None, n_sequences=n_sequences)
     )
     assert probe_set.n_sequences == n_sequences
-    counts = np.bincount(probe_set.domain_BS[:, 0], minlength=2)
+    counts = np.bincount(probe_set.dataset_BS[:, 0], minlength=2)
     assert abs(int(counts[0]) - int(counts[1])) <= 1
 
 
 def test_datasets_share_by_weight_on_request(settings, corpus):
     words = ["3", corpus.prefixes[0], "1", corpus.prefixes[1]]
     by_weight = dataclasses.replace(
-        settings, data_path=words, strata="weight", n_tokens=None, n_sequences=20
+        settings, data_path=words, per_dataset="proportional", n_tokens=None, n_sequences=20
     )
-    counts = np.bincount(build_probe_set(by_weight).domain_BS[:, 0])
+    counts = np.bincount(build_probe_set(by_weight).dataset_BS[:, 0])
     assert counts.tolist() == [15, 5]
 
 
 def test_a_dataset_of_no_weight_gets_nothing(settings, corpus):
     words = ["0", corpus.prefixes[0], "1", corpus.prefixes[1]]
-    probe_set = build_probe_set(dataclasses.replace(settings, data_path=words, strata="weight"))
-    assert probe_set.domains == ("right",)
+    probe_set = build_probe_set(
+        dataclasses.replace(settings, data_path=words, per_dataset="proportional")
+    )
+    assert probe_set.datasets == ("right",)
 
 
 def test_a_drawn_window_is_the_same_whatever_else_is_drawn(settings):
@@ -148,7 +150,7 @@ def test_a_drawn_window_is_the_same_whatever_else_is_drawn(settings):
     )
 
     def rows(probe_set):
-        arrays = (probe_set.domain_BS, probe_set.document_BS, probe_set.position_BS)
+        arrays = (probe_set.dataset_BS, probe_set.document_BS, probe_set.position_BS)
         return {tuple(array[row, 0] for array in arrays) for row in range(probe_set.n_sequences)}
 
     assert rows(fewer) < rows(more)
@@ -219,10 +221,12 @@ def test_a_set_tells_what_is_in_it(settings):
     assert f"{probe_set.n_tokens:,} tokens in {probe_set.n_sequences} sequences of 32" in text
     assert "vocabulary 255" in text
     assert "from the valid part of split 900,100,0, seed 1234\n" in text
-    for domain, name in enumerate(("left", "right")):
-        mask_BS = probe_set.mask_BS[probe_set.domain_BS[:, 0] == domain]
+    for dataset, name in enumerate(("left", "right")):
+        mask_BS = probe_set.mask_BS[probe_set.dataset_BS[:, 0] == dataset]
         context = np.broadcast_to(np.arange(1, SEQ_LENGTH + 1), mask_BS.shape)[mask_BS].mean()
-        documents = len(set(probe_set.document_BS[probe_set.domain_BS[:, 0] == domain, 0].tolist()))
+        documents = len(
+            set(probe_set.document_BS[probe_set.dataset_BS[:, 0] == dataset, 0].tolist())
+        )
         assert (
             f"  {name}: {mask_BS.sum()} tokens in {len(mask_BS)} sequences of {documents} "
             f"documents, mean context {context:.0f}, {1 - mask_BS.mean():.1%} of the positions"
@@ -241,7 +245,7 @@ def test_names_from_a_file_are_shown_escaped(settings):
     probe_set = build_probe_set(settings)
     evil = dataclasses.replace(
         probe_set,
-        domains=("\x1b[31mred\r", "übrig\n"),
+        datasets=("\x1b[31mred\r", "übrig\n"),
         details={**probe_set.details, "split": "\x1b]0;x\x07", "part": "\u202e"},
     )
     lines = describe(evil).split("\n")

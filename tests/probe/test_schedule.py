@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.probe import Moment, Schedule
+from megatron_tokscale.probe import Moment, ProbeSchedule
 
 
 def moments(final_step, tokens_per_step=0, save_interval=None):
@@ -34,30 +34,30 @@ def log_points(per_octave, end):
 @pytest.mark.parametrize("per_octave", [1, 3, 8, 50])
 def test_log_points_are_the_rounded_powers(per_octave):
     expected = log_points(per_octave, 5000)
-    schedule = Schedule.parse(f"log:per-octave={per_octave}")
+    schedule = ProbeSchedule.parse(f"log:per-octave={per_octave}")
     assert schedule.steps(5000) == expected
     assert [moment.step for moment in moments(5000) if schedule.is_due(moment)] == expected
 
 
 def test_points_do_not_move_when_training_gets_longer():
-    schedule = Schedule.parse("log:per-octave=8+linear:50+tokens:log:per-octave=3")
+    schedule = ProbeSchedule.parse("log:per-octave=8+linear:50+tokens:log:per-octave=3")
     longer = schedule.steps(1000, tokens_per_step=7)
     assert [step for step in longer if step <= 300] == schedule.steps(300, tokens_per_step=7)
 
 
 def test_unions_and_last():
-    schedule = Schedule.parse("list:0,10,100 + linear:40 + last")
+    schedule = ProbeSchedule.parse("list:0,10,100 + linear:40 + last")
     assert schedule.steps(90) == [0, 10, 40, 80, 90]
 
 
 def test_checkpoints_are_those_of_the_job():
-    schedule = Schedule.parse("first+checkpoints")
+    schedule = ProbeSchedule.parse("first+checkpoints")
     assert schedule.steps(10, save_interval=4) == [0, 4, 8, 10]
     assert schedule.steps(10) == [0]
 
 
 def test_token_points_are_due_at_the_first_step_that_reaches_them():
-    steps = Schedule.parse("tokens:list:0,1,1e3,1001,2.5e3").steps(10, tokens_per_step=500)
+    steps = ProbeSchedule.parse("tokens:list:0,1,1e3,1001,2.5e3").steps(10, tokens_per_step=500)
     assert steps == [0, 1, 2, 3, 5]
 
 
@@ -77,7 +77,7 @@ SPECS = [
 @pytest.mark.parametrize("tokens_per_step", [1, 37, 1000, 4096])
 @pytest.mark.parametrize("save_interval", [None, 1, 25, 60])
 def test_steps_are_those_at_which_a_probe_is_due(spec, tokens_per_step, save_interval):
-    schedule = Schedule.parse(spec)
+    schedule = ProbeSchedule.parse(spec)
     job = list(moments(300, tokens_per_step, save_interval))
     expected = [moment.step for moment in job if schedule.is_due(moment)]
     assert schedule.steps(300, tokens_per_step, save_interval) == expected
@@ -93,7 +93,7 @@ def test_steps_are_those_at_which_a_probe_is_due(spec, tokens_per_step, save_int
 )
 def test_every_token_point_is_probed_once_under_a_growing_batch(spec, points):
     """With a batch-size ramp the tokens of a step change: the points stay."""
-    schedule = Schedule.parse(spec)
+    schedule = ProbeSchedule.parse(spec)
     consumed = np.cumsum(np.random.default_rng(0).integers(1, 20_000, 500)).tolist()
     due = [
         now
@@ -106,7 +106,7 @@ def test_every_token_point_is_probed_once_under_a_growing_batch(spec, points):
 
 def test_points_in_steps_that_are_skipped_are_due_at_the_next_moment():
     """As in a job that skips steps 4, 5 and 16 of 16."""
-    schedule = Schedule.parse("linear:4+last")
+    schedule = ProbeSchedule.parse("linear:4+last")
     taken = [0, 1, 2, 3, *range(6, 16), 16]
     due = [
         step
@@ -119,7 +119,7 @@ def test_points_in_steps_that_are_skipped_are_due_at_the_next_moment():
 def test_a_million_steps_take_no_time():
     spec = "log:per-octave=8+linear:3+tokens:linear:5e6+tokens:log:per-octave=50+checkpoints"
     started = time.perf_counter()
-    steps = Schedule.parse(spec).steps(10**6, tokens_per_step=4 * 10**6, save_interval=1000)
+    steps = ProbeSchedule.parse(spec).steps(10**6, tokens_per_step=4 * 10**6, save_interval=1000)
     assert time.perf_counter() - started < 5
     assert len(steps) > 333_333
 
@@ -133,15 +133,15 @@ BAD = [
 @pytest.mark.parametrize("text", BAD)
 def test_what_cannot_be_read_is_named(text):
     with pytest.raises(TokscaleError, match="cannot read"):
-        Schedule.parse(text)
+        ProbeSchedule.parse(text)
 
 
 @pytest.mark.parametrize("number", ["2e9", "2.5e9", "1000", "0"])
 def test_numbers_are_exact(number):
-    schedule = Schedule.parse(f"tokens:list:{number}")
+    schedule = ProbeSchedule.parse(f"tokens:list:{number}")
     assert schedule.in_tokens.listed == (int(Decimal(number)),)
 
 
 def test_counting_tokens_needs_the_tokens_of_a_step():
     with pytest.raises(TokscaleError, match="counts tokens"):
-        Schedule.parse("tokens:linear:1e9").steps(100)
+        ProbeSchedule.parse("tokens:linear:1e9").steps(100)

@@ -54,7 +54,7 @@ def make_probe_set(tokenizer_file: Path, n_sequences: int = 24) -> ProbeSet:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    ids, document, position, domain = [], [], [], []
+    ids, document, position, dataset = [], [], [], []
     for d, documents in enumerate(texts().values()):
         rows = []
         for i, text in enumerate(documents):
@@ -66,7 +66,7 @@ def make_probe_set(tokenizer_file: Path, n_sequences: int = 24) -> ProbeSet:
             words = tokenizer.encode(documents[0] + documents[1]).ids
             rows.insert(0, (words[: SEQ_LENGTH + 1], 0, 1, d))
         for row in rows[: n_sequences // 2]:
-            for values, value in zip((ids, document, position, domain), row, strict=True):
+            for values, value in zip((ids, document, position, dataset), row, strict=True):
                 values.append(value)
     ids_BS = np.array(ids, dtype=np.int32)
     across = np.arange(SEQ_LENGTH, dtype=np.int32)
@@ -76,8 +76,8 @@ def make_probe_set(tokenizer_file: Path, n_sequences: int = 24) -> ProbeSet:
         mask_BS=np.ones((len(ids), SEQ_LENGTH), dtype=bool),
         document_BS=np.repeat(np.array(document, np.int32)[:, None], SEQ_LENGTH, axis=1),
         position_BS=np.array(position, np.int32)[:, None] + across,
-        domain_BS=np.repeat(np.array(domain, np.int16)[:, None], SEQ_LENGTH, axis=1),
-        domains=tuple(texts()),
+        dataset_BS=np.repeat(np.array(dataset, np.int16)[:, None], SEQ_LENGTH, axis=1),
+        datasets=tuple(texts()),
         vocab_size=tokenizer.get_vocab_size(),
     )
 

@@ -127,7 +127,7 @@ def test_a_test_across_that_is_undefined_says_why(edited):
 
 def test_folders_are_given_on_the_command_line(planted, folder, tmp_path, capsys):
     out = tmp_path / "report.html"
-    axes = ["--axis", str(folder), str(folder)]
+    axes = ["--axis-dir", str(folder), str(folder)]
     main(["report", str(planted.run.path), *axes, "--out", str(out)])
     assert capsys.readouterr().out.strip() == str(out)
     assert Page(out.read_text()).words("axis-2").startswith("Axis D: training tokens")

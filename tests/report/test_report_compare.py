@@ -77,18 +77,18 @@ def test_means_are_over_tokens_finite_in_both_runs(planted, second_run):
     (first, second), dropped = mean_curves((planted.run, other))
     assert dropped == 1
     finite_N = np.isfinite(planted.run.read_losses()).all(axis=1)
-    domain_N = planted.run.probe_set.domain_N
+    dataset_N = planted.run.probe_set.dataset_N
     for curves, run in ((first, planted.run), (second, other)):
         loss_NK = run.read_losses().astype(float)
         np.testing.assert_allclose(curves.loss_FK[0], loss_NK[finite_N].mean(axis=0), rtol=1e-6)
         for d in range(2):
-            mean_K = loss_NK[finite_N & (domain_N == d)].mean(axis=0)
+            mean_K = loss_NK[finite_N & (dataset_N == d)].mean(axis=0)
             np.testing.assert_allclose(curves.loss_FK[d + 1], mean_K, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("delay", "word"), [(-0.5, "faster"), (0.5, "not faster")])
 def test_page_says_which_way_it_came_out(planted, second_run, tmp_path, delay, word):
-    out = report_run(planted.run, compare=second_run(delay), out=tmp_path / "report.html")
+    out = report_run(planted.run, beside=second_run(delay), out=tmp_path / "report.html")
     html = out.read_text()
     verdict_text = re.search(r'<h2 id="comparison".*?class="verdict">(.*?)</p>', html, re.DOTALL)
     assert word in text_of(verdict_text[1])
@@ -103,7 +103,7 @@ def test_settings_that_differ_are_named(planted, second_run, tmp_path):
     model = {**other.info.model, "hidden_size": 65}
     info = dataclasses.replace(other.info, launches=launches, model=model)
     other = dataclasses.replace(other, info=info)
-    html = report_run(planted.run, compare=other, out=tmp_path / "report.html").read_text()
+    html = report_run(planted.run, beside=other, out=tmp_path / "report.html").read_text()
     assert "model.hidden_size 64 / 65; seed 1234 / 7" in html
 
 
@@ -111,11 +111,11 @@ def test_runs_of_other_probe_sets_are_refused(planted, second_run):
     other = second_run(0.0)
     tokens = dataclasses.replace(other.probe_set, vocab_size=other.probe_set.vocab_size + 1)
     with pytest.raises(TokscaleError, match="do not share a probe set"):
-        report_run(planted.run, compare=dataclasses.replace(other, probe_set=tokens))
+        report_run(planted.run, beside=dataclasses.replace(other, probe_set=tokens))
 
 
 def test_a_run_without_probes_is_refused(planted, second_run):
     other = second_run(0.0)
     empty = Run(other.path, other.info, other.probe_set, ())
     with pytest.raises(TokscaleError, match="no probes yet"):
-        report_run(planted.run, compare=empty)
+        report_run(planted.run, beside=empty)

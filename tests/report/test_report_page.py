@@ -123,7 +123,7 @@ def test_classes_are_those_of_the_analysis(planted, page):
 
 def test_classes_per_dataset_are_counted_over_its_tokens(planted, page):
     fits = SigmoidFits.load(planted.run.analysis / "fits.parquet")
-    prose = fits.rows(planted.run.probe_set.domain_N == 0)
+    prose = fits.rows(planted.run.probe_set.dataset_N == 0)
     shares = page.row("classes", "prose")
     n_classes = len(shares) // 2
     np.testing.assert_allclose(shares[0], (prose.class_N == TokenClass.FALLING).mean())
@@ -155,7 +155,7 @@ def test_without_a_tokenizer_ids_are_shown(planted, tmp_path):
 
 def test_names_are_escaped_and_not_typeset(copied):
     names = ("a<b>&", "$x_1$")
-    probe_set = dataclasses.replace(copied.probe_set, domains=names)
+    probe_set = dataclasses.replace(copied.probe_set, datasets=names)
     probe_set.save(copied.path / "tokscale" / "probe.safetensors")
     (copied.analysis / "transfer.json").unlink()
     renamed = dataclasses.replace(copied, probe_set=probe_set)

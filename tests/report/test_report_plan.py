@@ -75,7 +75,7 @@ def make_plan(stages=None, names=("prose", "code"), how=None, **provenance):
 def record(size, start=0, order=None):
     names = ("prose", "code")
     datasets = [
-        DatasetRecord.in_cache("/c", name, "key-GPTDataset-train", 1, size) for name in names
+        DatasetRecord.from_cache("/c", name, "key-GPTDataset-train", 1, size) for name in names
     ]
     order = order or PlanRecord("/c", "0", 10_000, (None, None))
     return DataRecord(tuple(datasets), order, start)
@@ -361,13 +361,13 @@ def test_many_strata_are_folded_away_by_dataset(following):
 
 
 def test_the_second_run_has_a_section_of_its_own(run, planted, tmp_path):
-    html = report_run(planted.run, compare=run, out=tmp_path / "report.html").read_text()
+    html = report_run(planted.run, beside=run, out=tmp_path / "report.html").read_text()
     page = Page(html)
     assert 'href="#compared-plan"' in html and 'id="plan"' not in html
     np.testing.assert_allclose(
         page.row("compared-plan", "code"), brute_force(plan=followed(run.path))[3], atol=1e-6
     )
-    both = report_run(run, compare=run, out=tmp_path / "both.html").read_text()
+    both = report_run(run, beside=run, out=tmp_path / "both.html").read_text()
     ids = [value for _, name, value in Page(both).attributes if name == "id"]
     assert len(ids) == len(set(ids)) and {"plan", "compared-plan"} <= set(ids)
 

@@ -79,7 +79,7 @@ def test_pieces_of_a_character_do_not_break_the_text(planted, tokenizer):
         tokens_BS=np.array([ids[:-1]], np.int32),
         labels_BS=np.array([ids[1:]], np.int32),
         mask_BS=row == 0,
-        **{name: row.astype(np.int32) for name in ("document_BS", "position_BS", "domain_BS")},
+        **{name: row.astype(np.int32) for name in ("document_BS", "position_BS", "dataset_BS")},
     )
     shown = passages(tiny, range(tiny.n_tokens), tokenizer)
     assert all(passage.target for passage in shown)
@@ -112,7 +112,7 @@ def test_numbers_keep_their_digits_beside_what_is_shown():
 
 def test_trajectory_puts_points_where_time_and_loss_say():
     time_K = np.array([0.0, 1, 10, 100])
-    scale = TimeScale.of(time_K)
+    scale = TimeScale.from_times(time_K)
     loss_K = np.array([4.0, 4, 2, np.nan])
     svg = trajectory(scale, time_K, loss_K, time_K[1:], loss_K[1:], [10.0], "what")
     points = [(float(x), float(y)) for x, y in re.findall(r"M([\d.]+) ([\d.]+)h0", svg)]
@@ -124,7 +124,7 @@ def test_trajectory_puts_points_where_time_and_loss_say():
 
 
 def test_ticks_name_step_0_and_powers_of_ten():
-    scale = TimeScale.of(np.array([0.0, 1, 3000]))
+    scale = TimeScale.from_times(np.array([0.0, 1, 3000]))
     assert list(scale.ticks().values()) == ["0", "1", "10", "100", "1k"]
     assert list(TimeScale(30.0, 210.0, False).ticks().values()) == ["50", "100", "200"]
     assert [short(v) for v in (0.5, 999, 1000, 2.5e6, 3e11)] == ["0.5", "999", "1k", "2.5M", "300B"]

@@ -248,7 +248,7 @@ def test_without_resamples_there_are_numbers_but_no_verdicts(copied):
 
 def test_a_run_of_one_dataset(copied):
     tokens = copied.probe_set
-    single = dataclasses.replace(tokens, domains=("prose",), domain_BS=0 * tokens.domain_BS)
+    single = dataclasses.replace(tokens, datasets=("prose",), dataset_BS=0 * tokens.dataset_BS)
     single.save(copied.path / "tokscale" / "probe.safetensors")
     (copied.analysis / "transfer.json").unlink()
     run = dataclasses.replace(copied, probe_set=single)

@@ -279,7 +279,7 @@ def test_while_nothing_is_learned_the_clock_stands():
 def test_a_clock_of_tokens_reads_the_runs_own_sequence_length(tmp_path):
     """Samples of 128 tokens: its tokens, not its steps, are those of the training."""
     run = run_of(tmp_path / "run", ["web"], [100], tokens_per_sample=128)
-    progress = Progress.of(run, ["web"], np.ones(1))
+    progress = Progress.from_run(run, ["web"], np.ones(1))
     assert progress.log_tokens_G[0] == pytest.approx(math.log(8 * 128))
     assert progress.log_tokens_G[-1] == pytest.approx(math.log(8 * 128 * 1000))
     half = np.interp(math.log(8 * 128 * 100), progress.log_tokens_G, progress.learned_G)
@@ -302,7 +302,7 @@ def test_a_clock_that_does_not_know_its_tokens_is_refused(tmp_path):
     run = run_of(tmp_path / "run", ["web", "code"], [100, 200])
     run.x_K = lambda time: np.log(np.array([1, 1, 3, 10, 30, 100, 300, 1000.0]) * 0 + 1)
     with pytest.raises(TokscaleError, match="how many tokens"):
-        Progress.of(run, ["web", "code"], np.array([0.5, 0.5]))
+        Progress.from_run(run, ["web", "code"], np.array([0.5, 0.5]))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ TOKENS = 64
 
 def losses_of(prose: float, code: float) -> np.ndarray:
     """Losses that fall by so many nats per unit of ln(step), around which each token wobbles."""
-    is_code_N = plain_probe_set(TOKENS).domain_N == 1
+    is_code_N = plain_probe_set(TOKENS).dataset_N == 1
     x_K = np.log(np.maximum(STEPS, 1))
     slope_N = np.where(is_code_N, code, prose)
     noise_NK = np.random.default_rng(0).normal(0, 0.05, (TOKENS, len(STEPS)))
@@ -63,7 +63,7 @@ LOOSE = {"floor": 1e-9, "max_change": 100.0}
 
 def slopes(run: Run) -> np.ndarray:
     """Of code and prose, by numpy's other fit on the mean losses."""
-    is_code_N = run.probe_set.domain_N == 1
+    is_code_N = run.probe_set.dataset_N == 1
     loss_NK = run.read_losses().astype(np.float64)[:, WINDOW]
     x_K = np.log(STEPS[WINDOW])
     return np.array(
@@ -158,7 +158,7 @@ def test_losses_that_are_not_finite_are_left_out(tmp_path):
     spoiled_NK = loss_NK.copy()
     spoiled_NK[3, 5], spoiled_NK[9, 6] = np.nan, np.inf
     run = write_run(tmp_path, STEPS, spoiled_NK)
-    is_code_N = run.probe_set.domain_N == 1
+    is_code_N = run.probe_set.dataset_N == 1
     mean_K = np.nanmean(np.where(np.isfinite(spoiled_NK), spoiled_NK, np.nan)[is_code_N], axis=0)
     expected = -np.polyfit(np.log(STEPS[WINDOW]), mean_K[WINDOW], 1)[0]
     assert falls(run, plan_of(), AT)[0] == pytest.approx(expected, rel=1e-5)
@@ -185,7 +185,7 @@ def test_what_the_losses_do_not_tell_has_a_reason(run, tmp_path):
     with pytest.raises(TokscaleError, match="no dataset's loss falls"):
         decide(rising, plan_of(), AT)
     lost = losses_of(0.1, 0.4)
-    lost[plain_probe_set(TOKENS).domain_N == 1, 6] = np.nan
+    lost[plain_probe_set(TOKENS).dataset_N == 1, 6] = np.nan
     with pytest.raises(
         TokscaleError, match=f"a dataset has no finite losses: code at step {STEPS[6]}"
     ):
@@ -194,7 +194,7 @@ def test_what_the_losses_do_not_tell_has_a_reason(run, tmp_path):
 
 def test_a_watched_dataset_that_the_plan_does_not_have_may_lose_its_losses(run, tmp_path):
     lost = losses_of(0.1, 0.4)
-    lost[plain_probe_set(TOKENS).domain_N == 0, 6] = np.nan
+    lost[plain_probe_set(TOKENS).dataset_N == 0, 6] = np.nan
     spoiled = write_run(tmp_path / "lost", STEPS, lost)
     alone = plan_of(
         datasets=(DatasetIdentity("code", 1, 1),),

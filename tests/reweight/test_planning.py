@@ -69,11 +69,11 @@ def test_the_uniform_control_is_one_stage_of_base_weights(tmp_path):
     assert [stage.weights for stage in plan.segments] == [(2 / 3, 1 / 3)]
 
 
-def test_domains_may_be_named_otherwise_than_the_datasets(run, tmp_path):
+def test_datasets_may_be_named_otherwise_than_the_datasets(run, tmp_path):
     job = replace(JOB, datasets=(replace(WEB, name="web_text"), replace(CODE, name="code_text")))
     with pytest.raises(TokscaleError, match="watched no tokens of web_text, code_text"):
         plan_run(run, job, tmp_path / "plan.json")
-    plan_run(run, job, tmp_path / "plan.json", domains=["web", "code"])
+    plan_run(run, job, tmp_path / "plan.json", datasets=["web", "code"])
 
 
 def test_namesakes_get_strata_of_their_own():
@@ -144,13 +144,13 @@ def test_a_damaged_spectrum_is_refused(run):
         with pytest.raises(TokscaleError, match="damaged"):
             read_spectra(run)
     path.write_bytes(whole)
-    edit_info(run, domains=[{"name": "web", "n_tokens": 5}])
+    edit_info(run, datasets=[{"name": "web", "n_tokens": 5}])
     with pytest.raises(TokscaleError, match="has shape"):
         read_spectra(run)
 
 
-def test_a_domain_without_watched_tokens_has_no_spectrum(run):
-    edit_info(run, domains=[{"name": "web", "n_tokens": 5}, {"name": "code", "n_tokens": 0}])
+def test_a_dataset_without_watched_tokens_has_no_spectrum(run):
+    edit_info(run, datasets=[{"name": "web", "n_tokens": 5}, {"name": "code", "n_tokens": 0}])
     assert read_spectra(run).names == ("web",)
 
 

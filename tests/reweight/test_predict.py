@@ -166,7 +166,7 @@ def test_errors_are_those_of_the_formulas():
     random = np.random.default_rng(0)
     value, weight = random.normal(size=30), random.uniform(1, 2, 30)
     predicted = value + random.normal(size=30)
-    errors = HeldOut.of(value, predicted, weight)
+    errors = HeldOut.from_predictions(value, predicted, weight)
     mean = np.average(value, weights=weight)
     squares = [np.average((value - other) ** 2, weights=weight) for other in (predicted, mean)]
     assert errors.r2 == pytest.approx(1 - squares[0] / squares[1])

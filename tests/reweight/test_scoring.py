@@ -114,10 +114,10 @@ def log_tokens_at(run, time, x):
     raise AssertionError("outside the probes")
 
 
-def scores_by_hand(run, fits, time, domain, document):
+def scores_by_hand(run, fits, time, dataset, document):
     """watched, learning time, spread, drop, unlearned of one document, token by token."""
     finite = fits.x_K[np.isfinite(fits.x_K)]
-    where = (run.probe_set.domain_N == domain) & (run.probe_set.document_N == document)
+    where = (run.probe_set.dataset_N == dataset) & (run.probe_set.document_N == document)
     n_tokens = n_unlearned = 0
     events = []
     for n in np.flatnonzero(where):
@@ -149,10 +149,10 @@ def scores_by_hand(run, fits, time, domain, document):
 
 def check_by_hand(run, fits, time, scores, min_tokens):
     n_scored = 0
-    for domain, name in enumerate(run.probe_set.domains):
+    for dataset, name in enumerate(run.probe_set.datasets):
         each = scores[name]
         for document in range(each.n_documents):
-            expected = scores_by_hand(run, fits, time, domain, document)
+            expected = scores_by_hand(run, fits, time, dataset, document)
             if expected[0] < min_tokens:
                 expected = 0, np.nan, np.nan, np.nan, np.nan
             n_scored += expected[0] > 0
@@ -200,14 +200,14 @@ def test_the_axis_of_the_fits_does_not_change_learning_times(tmp_path, data_path
         out = tmp_path / time
         found[time] = loaded(score_run(run, data_path, SPLIT, out=out, predict=False))
     tokens_per_step = run.records[1].consumed_tokens
-    for domain, name in enumerate(probe_set.domains):
+    for dataset, name in enumerate(probe_set.datasets):
         steps, tokens, lr_sum = (found[time][name] for time in found)
         for other in (tokens, lr_sum):
             np.testing.assert_allclose(other.learning_time_Q, steps.learning_time_Q, atol=1e-4)
             np.testing.assert_allclose(other.spread_Q, steps.spread_Q, atol=1e-4)
             np.testing.assert_allclose(other.drop_Q, steps.drop_Q, atol=1e-4)
         errors = [
-            midpoint[(probe_set.domain_N == domain) & (probe_set.document_N == document)].mean()
+            midpoint[(probe_set.dataset_N == dataset) & (probe_set.document_N == document)].mean()
             + math.log(tokens_per_step)
             - steps.learning_time_Q[document]
             for document in np.flatnonzero(steps.watched_Q)
@@ -384,7 +384,7 @@ def test_held_out_documents_are_refused(data_path, tmp_path):
         (lambda p: {"labels_BS": (p.labels_BS + 1) % 250}, "the run watched .* from the tokenizer"),
         (lambda p: {"document_BS": p.document_BS + 290}, "the run watched document .* has 300"),
         (lambda p: {"position_BS": p.position_BS + 190}, "watched longer documents of left"),
-        (lambda p: {"domains": ("a", "b")}, "the run watched a, b, the data are left, right"),
+        (lambda p: {"datasets": ("a", "b")}, "the run watched a, b, the data are left, right"),
         (lambda p: {"vocab_size": 250}, "token id 250, .* ends at 249"),
         (lambda p: {"details": {"part": "test"}}, "documents of the test part"),
     ],

@@ -25,5 +25,5 @@ def local_losses():
 
 @pytest.fixture
 def make_run(tmp_path):
-    """A function (steps, loss_NK) -> an opened run of two domains, documents of eight tokens."""
+    """A function (steps, loss_NK) -> an opened run of two datasets, documents of eight tokens."""
     return partial(write_run, tmp_path / "run")

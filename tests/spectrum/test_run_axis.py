@@ -167,7 +167,7 @@ def test_bad_axes_are_refused_with_one_line(models, folder, tmp_path):
 
 def test_the_verb_prints_the_axis(models, along_t, folder, capsys):
     words = ["spectrum", "--axis", "M", *(str(run.path) for run in models)]
-    main([*words, "--from", str(along_t.path), "--out", str(folder / "cli"), "--resamples", "5"])
+    main([*words, "--source", str(along_t.path), "--out", str(folder / "cli"), "--resamples", "5"])
     printed = capsys.readouterr().out
     assert "axis M (non-embedding), 7 runs; the mean loss falls by" in printed
     assert printed.count("nats, a fall of") == 6
@@ -178,7 +178,7 @@ def test_the_verb_prints_the_axis(models, along_t, folder, capsys):
     ("words", "message"),
     [
         (["--axis", "M"], "say where to with --out"),
-        (["--axis", "M", "--out", "x", "--from", "a", "a"], "takes one run"),
+        (["--axis", "M", "--out", "x", "--source", "a", "a"], "takes one run"),
         (["--resamples", "1"], "give no interval"),
         (["--out", "x"], "of one RUN"),
     ],

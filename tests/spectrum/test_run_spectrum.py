@@ -32,7 +32,7 @@ def test_files_hold_spectra_overall_and_per_dataset(fitted):
     result = spectrum_run(fitted, null_tokens=200, n_resamples=20)
     assert result == json.loads((fitted.analysis / "reconstruction.json").read_text())
     about = json.loads((fitted.analysis / "spectrum.json").read_text())
-    assert [domain["name"] for domain in about["domains"]] == ["prose", "code"]
+    assert [dataset["name"] for dataset in about["datasets"]] == ["prose", "code"]
     arrays = np.load(fitted.analysis / "spectrum.npz", allow_pickle=False)
     finite_N = np.isfinite(fitted.read_losses()).all(axis=1)
     mean_K = fitted.read_losses()[finite_N].astype(float).mean(axis=0)
@@ -40,10 +40,10 @@ def test_files_hold_spectra_overall_and_per_dataset(fitted):
     assert arrays["mean_loss_RK"].shape == (21, len(mean_K))
     np.testing.assert_allclose(arrays["mean_loss_RK"][0], mean_K, rtol=1e-6)
     for d in range(2):
-        of_domain = finite_N & (fitted.probe_set.domain_N == d)
-        mean_K = fitted.read_losses()[of_domain].astype(float).mean(axis=0)
+        of_dataset = finite_N & (fitted.probe_set.dataset_N == d)
+        mean_K = fitted.read_losses()[of_dataset].astype(float).mean(axis=0)
         np.testing.assert_allclose(arrays["mean_loss_DK"][d], mean_K, rtol=1e-6)
-    share_D = np.array([domain["n_tokens"] for domain in about["domains"]]) / about["n_tokens"]
+    share_D = np.array([dataset["n_tokens"] for dataset in about["datasets"]]) / about["n_tokens"]
     np.testing.assert_allclose(
         share_D @ arrays["drop_weighted_DG"], arrays["drop_weighted_G"], atol=1e-9
     )
@@ -80,7 +80,7 @@ def test_mean_curve_tokens_are_said_not_to_be_local(make_run):
 def test_one_document_has_numbers_and_no_intervals(tmp_path, local_losses):
     steps, loss_NK, _, _ = local_losses
     probe_set = plain_probe_set(400)
-    for name in ("document_BS", "domain_BS"):
+    for name in ("document_BS", "dataset_BS"):
         getattr(probe_set, name)[:] = 0
     run = write_run(tmp_path / "one", steps, loss_NK[:400], probe_set)
     fit_run(run)

@@ -82,7 +82,7 @@ def test_too_few_probes_for_a_derivative_are_refused():
 
 def test_spectrum_is_the_brute_force_sum_of_kernels(fits_and_losses):
     fits, _ = fits_and_losses
-    spectrum = LearningTimeSpectrum.of(fits, x_G=X_G)
+    spectrum = LearningTimeSpectrum.from_fits(fits, x_G=X_G)
     events = []
     for n in np.flatnonzero(fits.n_probes_N == len(X_K)):
         if fits.class_N[n] == TokenClass.FALLING:
@@ -140,7 +140,7 @@ def test_reconstruction_scores_are_those_of_their_definition(fits_and_losses):
 def test_a_run_with_nothing_learned_reconstructs_nothing():
     loss_NK = 5 + 0.1 * np.random.default_rng(6).standard_normal((200, len(X_K)))
     fits = fit_sigmoids(X_K, loss_NK)
-    spectrum = LearningTimeSpectrum.of(fits)
+    spectrum = LearningTimeSpectrum.from_fits(fits)
     assert spectrum.n_events <= 2
     assert np.isfinite(spectrum.density_G).all()
     assert reconstruct(fits, loss_NK.mean(axis=0)).by_name["full"].r2 < 0.5

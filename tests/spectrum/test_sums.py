@@ -35,7 +35,7 @@ def sums_of(tokens, cuts=()):
     ends = [0, *cuts, len(loss_NK)]
     parts = [slice(a, b) for a, b in pairwise(ends)]
     blocks = [(fits.rows(at), loss_NK[at], unit_N[at]) for at in parts]
-    return DocumentSums.of(X_K, blocks, UNITS)
+    return DocumentSums.from_blocks(X_K, blocks, UNITS)
 
 
 def test_every_sum_is_the_loop_over_its_tokens(tokens):
@@ -72,11 +72,11 @@ def test_no_cut_into_blocks_matters(tokens, cuts):
 
 def test_a_weight_of_w_is_w_copies_of_the_document(tokens):
     fits, loss_NK, unit_N = tokens
-    weight_RU = Units.of(np.zeros(UNITS), np.arange(UNITS)).weights(3, seed=2)
+    weight_RU = Units.from_documents(np.zeros(UNITS), np.arange(UNITS)).weights(3, seed=2)
     resampled = sums_of(tokens).resampled(X_K, weight_RU)
     for r, weight_U in enumerate(weight_RU.astype(int)):
         copies = np.repeat(np.arange(len(unit_N)), weight_U[unit_N])
-        one = DocumentSums.of(
+        one = DocumentSums.from_blocks(
             X_K, [(fits.rows(copies), loss_NK[copies], np.zeros(len(copies), int))], 1
         ).resampled(X_K, np.ones((1, 1)))
         for name in ("tokens_R", "loss_RK", "full_RK", "count_RC", "drop_RC", "width_R"):
@@ -110,10 +110,10 @@ def test_reconstructed_curves_are_the_sums_over_events(tokens):
 
 def test_the_spectrum_of_the_sums_is_that_of_the_fits(tokens):
     whole = sums_of(tokens).resampled(X_K, np.ones((1, UNITS)))
-    binned = LearningTimeSpectrum.of_bins(
+    binned = LearningTimeSpectrum.from_bins(
         X_K, whole.count_RC[0], whole.drop_RC[0], int(whole.tokens_R[0])
     )
-    direct = LearningTimeSpectrum.of(tokens[0])
+    direct = LearningTimeSpectrum.from_fits(tokens[0])
     np.testing.assert_allclose(binned.density_G, direct.density_G, rtol=1e-9)
     np.testing.assert_allclose(binned.drop_weighted_G, direct.drop_weighted_G, rtol=1e-9)
     assert (binned.n_events, binned.n_tokens) == (direct.n_events, direct.n_tokens)
@@ -132,7 +132,7 @@ def test_no_complete_token_is_refused():
     data.loss_NK[:, 5] = np.nan
     fits = fit_sigmoids(data.x_K, data.loss_NK)
     with pytest.raises(UndefinedError, match="no token has a fit and finite losses"):
-        DocumentSums.of(data.x_K, [(fits, data.loss_NK, np.zeros(20, int))], 1)
+        DocumentSums.from_blocks(data.x_K, [(fits, data.loss_NK, np.zeros(20, int))], 1)
 
 
 def test_losses_and_models_are_added_up_by_cell():

@@ -45,7 +45,7 @@ def plant_fits(run, fits, time="step"):
     write_result(run.analysis / "fit.json", about | {"fits_crc32": file_checksum(fits_path(run))})
 
 
-def plant_spectrum(run, domains, **arrays):
+def plant_spectrum(run, datasets, **arrays):
     """The files of a fit and of a spectrum, which hold what a plan needs of them."""
     fit = _fit_of(run, "step")
     write_result(run.analysis / "fit.json", fit)
@@ -55,4 +55,4 @@ def plant_spectrum(run, domains, **arrays):
         "arrays_crc32": write_arrays(run.analysis / "spectrum.npz", arrays),
     }
     for name in EVIDENCE:
-        write_result(run.analysis / name, {**made_of, "domains": domains})
+        write_result(run.analysis / name, {**made_of, "datasets": datasets})

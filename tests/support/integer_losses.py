@@ -34,8 +34,8 @@ def numbered_probe_set(n_sequences: int) -> ProbeSet:
         mask_BS=number_BS % 3 > 0,
         document_BS=number_BS,
         position_BS=number_BS,
-        domain_BS=np.zeros_like(number_BS, np.int16),
-        domains=("numbers",),
+        dataset_BS=np.zeros_like(number_BS, np.int16),
+        datasets=("numbers",),
         vocab_size=number_BS.size,
     )
 

@@ -114,7 +114,9 @@ def dataset_of(
     ranked_D = [
         None
         if plan.cuts[d] is None or scores is None
-        else rank_samples(plan, d, sizes_D[d], SampleScores.of(scores[d], sample_index(dataset)))
+        else rank_samples(
+            plan, d, sizes_D[d], SampleScores.from_document_scores(scores[d], sample_index(dataset))
+        )
         for d, dataset in enumerate(datasets)
     ]
     strata = Strata(plan, sizes_D, ranked_D)

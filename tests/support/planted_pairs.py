@@ -63,8 +63,8 @@ def text_of(documents, rng):
         mask_BS=mask_BS,
         document_BS=np.repeat(number_B[:, None], _LENGTH, axis=1),
         position_BS=np.tile(np.arange(_LENGTH, dtype=np.int32), (documents, 1)),
-        domain_BS=np.repeat((number_B % 2).astype(np.int16)[:, None], _LENGTH, axis=1),
-        domains=("prose", "code"),
+        dataset_BS=np.repeat((number_B % 2).astype(np.int16)[:, None], _LENGTH, axis=1),
+        datasets=("prose", "code"),
         vocab_size=_WORDS,
     )
     rarity_BS = (np.log(word_BS[:, 1:] + 5) - 4) / 1.3

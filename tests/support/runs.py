@@ -29,7 +29,7 @@ def log_time(steps):
 
 
 def plain_probe_set(n_tokens):
-    """Two domains in turn, documents of eight tokens, every token another id."""
+    """Two datasets in turn, documents of eight tokens, every token another id."""
     shape = (n_tokens // 8, 8)
     assert n_tokens == shape[0] * shape[1]
     rows = np.arange(shape[0], dtype=np.int32)[:, None] * np.ones(8, dtype=np.int32)
@@ -39,8 +39,8 @@ def plain_probe_set(n_tokens):
         mask_BS=np.ones(shape, bool),
         document_BS=rows,
         position_BS=np.tile(np.arange(8, dtype=np.int32), (shape[0], 1)),
-        domain_BS=(rows % 2).astype(np.int16),
-        domains=("prose", "code"),
+        dataset_BS=(rows % 2).astype(np.int16),
+        datasets=("prose", "code"),
         vocab_size=n_tokens,
     )
 

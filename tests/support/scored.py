@@ -69,13 +69,13 @@ def run_of(folder: Path, names, centres, width=0.3, steps=None, end=1000, tokens
     z = (x_G - np.log(np.array(centres, float))[:, None]) / width
     analysis = folder / "analysis"
     analysis.mkdir(parents=True)
-    domains = [{"name": name, "n_tokens": 5} for name in names]
+    datasets = [{"name": name, "n_tokens": 5} for name in names]
     with np.errstate(divide="ignore"):
         x_K = {"step": np.log(step_K), "tokens": np.log(8.0 * tokens_per_sample * step_K)}
     no_ids, no_mask = np.zeros((0, 1), np.int32), np.zeros((0, 1), np.bool_)
-    no_domain = np.zeros((0, 1), np.int16)
+    no_dataset = np.zeros((0, 1), np.int16)
     probe_set = ProbeSet(
-        no_ids, no_ids, no_mask, no_ids, no_ids, no_domain, tuple(names), vocab_size=1
+        no_ids, no_ids, no_mask, no_ids, no_ids, no_dataset, tuple(names), vocab_size=1
     )
     run = SimpleNamespace(
         path=folder,
@@ -88,5 +88,5 @@ def run_of(folder: Path, names, centres, width=0.3, steps=None, end=1000, tokens
         checksums=dict,
         verify=lambda: None,
     )
-    plant_spectrum(run, domains, x_G=x_G, drop_weighted_DG=np.exp(-(z**2) / 2))
+    plant_spectrum(run, datasets, x_G=x_G, drop_weighted_DG=np.exp(-(z**2) / 2))
     return run

@@ -63,7 +63,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 _SIZES = f"--seq-length {SEQ_LENGTH} --vocab-size {VOCAB_SIZE}"
 _DATA = f"--data-path web code --split {SPLIT}"
-_PROBE = f"{_SIZES} --eod {EOD} --tokens 200 --from train --out new.safetensors"
+_PROBE = f"{_SIZES} --eod {EOD} --tokens 200 --part train --out new.safetensors"
 _PLAN = f"--seq-length {SEQ_LENGTH} --train-samples 300 --max-epochs 1000 --out new.json"
 _MODEL = "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --global-batch-size 8"
 
@@ -74,7 +74,7 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
         "probe build": (f"probe build {_DATA} {_PROBE}", INDEX),
         "probe build --drop-duplicates": (
             f"probe build {_DATA} {_PROBE} --drop-duplicates".replace(SPLIT, "60,40,0").replace(
-                "--from train", "--from valid"
+                "--part train", "--part valid"
             ),
             DATA,
         ),
@@ -87,18 +87,18 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             ("parts.json", *INDEX),
         ),
         "probe show": ("probe show probe.safetensors", ("probe.safetensors",)),
-        "probe plan": (
-            f"probe plan --probe-set probe.safetensors {_SIZES} {_MODEL} --train-iters 100",
+        "probe cost": (
+            f"probe cost --probe-set probe.safetensors {_SIZES} {_MODEL} --train-iters 100",
             ("probe.safetensors",),
         ),
         "fit": ("fit run", RUN),
         "spectrum": ("spectrum run --resamples 2", (*RUN, FITS)),
-        "spectrum --from": (
-            "spectrum run --resamples 2 --from other",
+        "spectrum --source": (
+            "spectrum run --resamples 2 --source other",
             tuple(path.replace("run/", "other/", 1) for path in (LOSSES[1], FITS)),
         ),
         "spectrum --axis M": (
-            f"spectrum {' '.join(AXIS)} --axis M --resamples 2 --out new --from run",
+            f"spectrum {' '.join(AXIS)} --axis M --resamples 2 --out new --source run",
             (
                 *(f"size2/tokscale/{name}" for name in ("run.json", "probe.safetensors")),
                 "size2/tokscale/losses/step_00000100.safetensors",
@@ -116,8 +116,8 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             (LOSSES[1], FITS, *DATA),
         ),
         "plan build": (f"plan build {_DATA} {_PLAN} --scores scores", (*INDEX, *SCORES)),
-        "plan build --clock": (
-            f"plan build {_DATA} {_PLAN} --scores scores --clock run",
+        "plan build --time-map": (
+            f"plan build {_DATA} {_PLAN} --scores scores --time-map run",
             (RUN[0], LOSSES[1], *SPECTRUM[:2]),
         ),
         "plan build --policy dataset": (
@@ -125,7 +125,7 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             (RUN[0], LOSSES[1], *SPECTRUM[:2]),
         ),
         "plan build --policy manual": (
-            f"plan build {_DATA} {_PLAN} --policy manual --schedule 0:1,1",
+            f"plan build {_DATA} {_PLAN} --policy manual --weights 0:1,1",
             INDEX,
         ),
         "plan show": ("plan show plan.json", ("plan.json",)),
@@ -160,7 +160,7 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             ),
         ),
         "report": (
-            "report run --out new.html --compare other --axis axis --tokenizer tokenizer.json",
+            "report run --out new.html --beside other --axis-dir axis --tokenizer tokenizer.json",
             (
                 LOSSES[1],
                 "run/analysis/fit.json",
@@ -175,7 +175,7 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             ),
         ),
         "report of a plan": (
-            "report run --out new.html --compare planned",
+            "report run --out new.html --beside planned",
             ("planned/tokscale/plan.json", "planned/tokscale/replans.json"),
         ),
     }
@@ -197,7 +197,7 @@ def make_world(folder: Path) -> dict[str, Command]:
         write_documents(folder / name, markov_documents(seed, 60))
     (folder / "words.txt").write_text("1 web 2 code\n")
     write_json(folder / "parts.json", {"train": ["web", "code"], "valid": None, "test": None})
-    probe = f"{_SIZES} --eod {EOD} --tokens 300 --from train --out probe.safetensors"
+    probe = f"{_SIZES} --eod {EOD} --tokens 300 --part train --out probe.safetensors"
     call(f"probe build {_DATA} {probe}")
     _write_tokenizer(folder / "tokenizer.json")
     probe_set = ProbeSet.load(folder / "probe.safetensors")
@@ -205,7 +205,7 @@ def make_world(folder: Path) -> dict[str, Command]:
     for seed, name in enumerate(("run", "other", "planned")):
         write_run(folder / name, STEPS, planted_losses(n_tokens, seed=seed), probe_set)
         call(f"fit {name}")
-    call("spectrum run --resamples 2 --from other")
+    call("spectrum run --resamples 2 --source other")
     call("laws run --resamples 2")
     (folder / "scores").mkdir()
     for seed, name in enumerate(NAMES):
@@ -238,7 +238,7 @@ def _write_axis(folder: Path, probe_set: ProbeSet) -> None:
         size = 10**6 * 4**k
         about = {"parameters": 2 * size, "non_embedding": size, "flops_per_token": 6 * size}
         write_json(path, sealed(read_json(path) | {"size": about}))
-    call(f"spectrum {' '.join(AXIS)} --axis M --resamples 2 --out axis --from run")
+    call(f"spectrum {' '.join(AXIS)} --axis M --resamples 2 --out axis --source run")
 
 
 def _record_blend(folder: Path) -> tuple[str, ...]:
@@ -248,8 +248,8 @@ def _record_blend(folder: Path) -> tuple[str, ...]:
     config = gpt_config(folder / "cache", SEQ_LENGTH)
     parts = [gpt_dataset(str(folder / name), config, 100) for name in NAMES]
     blended = BlendedDataset(parts, [0.5, 0.5], 120, config)
-    datasets = tuple(DatasetRecord.of(part) for part in parts)
-    order = BlendRecord.of(blended)
+    datasets = tuple(DatasetRecord.from_gpt_dataset(part) for part in parts)
+    order = BlendRecord.from_blended_dataset(blended)
     DataRecord(datasets, order).save(record_path(folder / "run"))
     web = datasets[0]
     files = (web.document_index, web.sample_index, web.shuffle_index)
@@ -268,12 +268,12 @@ def _record_plan(folder: Path) -> tuple[str, ...]:
     sizes = [len(part) for part in parts]
 
     def scores_of(d: int) -> SampleScores:
-        return SampleScores.of(scores[d], sample_index(parts[d]))
+        return SampleScores.from_document_scores(scores[d], sample_index(parts[d]))
 
     load_or_build_index(plan, 300, cache, build=True)
     strata = load_or_build_strata(plan, sizes, list(NAMES), scores_of, cache, build=True)
     files = tuple(None if file is None else str(file) for file in strata.files)
-    datasets = tuple(DatasetRecord.of(part) for part in parts)
+    datasets = tuple(DatasetRecord.from_gpt_dataset(part) for part in parts)
     order = PlanRecord(str(cache), plan.fingerprint, 300, files)
     DataRecord(datasets, order).save(record_path(folder / "planned"))
     web = datasets[0]

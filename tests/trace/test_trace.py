@@ -81,8 +81,8 @@ def blend(run, prefixes, n_samples=60, weights=(3.0, 2.0, 1.0), seed=1):
 
 
 def record_of(blended, **changes) -> DataRecord:
-    datasets = tuple(DatasetRecord.of(part) for part in blended.datasets)
-    return DataRecord(datasets, BlendRecord.of(blended), **changes)
+    datasets = tuple(DatasetRecord.from_gpt_dataset(part) for part in blended.datasets)
+    return DataRecord(datasets, BlendRecord.from_blended_dataset(blended), **changes)
 
 
 def planned(run, prefixes, n_samples=90, offset=0):
@@ -112,7 +112,7 @@ def planned(run, prefixes, n_samples=90, offset=0):
     plan.save(run / "tokscale/plan.json")
     files = tuple(None if file is None else str(file) for file in strata.files)
     record = DataRecord(
-        tuple(DatasetRecord.of(part) for part in parts),
+        tuple(DatasetRecord.from_gpt_dataset(part) for part in parts),
         PlanRecord(str(cache(run)), plan.fingerprint, n_samples, files),
     )
     return PlannedDataset(plan, parts, index, strata, offset=offset), record
@@ -207,21 +207,21 @@ def test_a_plan_that_is_joined_later_counts_the_jobs_samples(run, prefixes):
 def test_a_single_dataset_is_traced(run, prefixes, n_samples):
     config = gpt_config(cache(run), SEQ_LENGTH)
     dataset = gpt_dataset(prefixes[0], config, n_samples, documents=range(2, 12))
-    DataRecord((DatasetRecord.of(dataset),)).save(record_path(run))
+    DataRecord((DatasetRecord.from_gpt_dataset(dataset),)).save(record_path(run))
     assert_traces(Trace.open(run), truth(dataset))
     assert Trace.open(run).document("web", 1).size == 0, "not in the training part"
 
 
 def test_a_dataset_without_a_cache_path_keeps_its_indices_beside_its_data(run, prefixes):
     dataset = gpt_dataset(prefixes[0], gpt_config(None, SEQ_LENGTH))
-    DataRecord((DatasetRecord.of(dataset),)).save(record_path(run))
+    DataRecord((DatasetRecord.from_gpt_dataset(dataset),)).save(record_path(run))
     assert_traces(Trace.open(run), truth(dataset))
 
 
 def test_without_the_extra_token_too(run, prefixes):
     config = gpt_config(cache(run), SEQ_LENGTH, extra=False)
     dataset = gpt_dataset(prefixes[0], config)
-    DataRecord((DatasetRecord.of(dataset),)).save(record_path(run))
+    DataRecord((DatasetRecord.from_gpt_dataset(dataset),)).save(record_path(run))
     trace, index = Trace.open(run), sample_index(dataset)
     for k in range(len(dataset)):
         tokens = read_tokens(dataset[k], extra=False)
@@ -389,9 +389,9 @@ def test_indices_of_another_number_of_samples_are_refused(run, prefixes):
     record = record_of(blend(run, prefixes))
     assert isinstance(record.order, BlendRecord)
     with pytest.raises(TokscaleError, match="is not of the blend of 61 samples"):
-        Trace.of([replace(record, order=replace(record.order, size=61))])
+        Trace.from_records([replace(record, order=replace(record.order, size=61))])
     wrong = replace(record.datasets[0], size=3)
-    trace = Trace.of([replace(record, datasets=(wrong, *record.datasets[1:]))])
+    trace = Trace.from_records([replace(record, datasets=(wrong, *record.datasets[1:]))])
     with pytest.raises(TokscaleError, match="is not of the 3 samples of web"):
         trace.document("web", 0)
 
@@ -400,11 +400,11 @@ def test_a_blend_that_megatron_kept_no_index_of_is_refused(run, prefixes):
     blended = blend(run, prefixes)
     blended.config.path_to_cache = None
     with pytest.raises(TokscaleError, match="the job had no --data-cache-path"):
-        Trace.of([record_of(blended)])
+        Trace.from_records([record_of(blended)])
 
 
 def test_what_is_not_there_is_named(run, prefixes):
-    trace = Trace.of([record_of(blend(run, prefixes))])
+    trace = Trace.from_records([record_of(blend(run, prefixes))])
     for k in (-1, 60):
         with pytest.raises(TokscaleError, match=f"sample {k} is not among .* from 0 to 59"):
             trace.sample(k)
@@ -417,13 +417,13 @@ def test_what_is_not_there_is_named(run, prefixes):
 
 def test_one_prefix_twice_in_a_blend_is_one_dataset(run, prefixes):
     blended = blend(run, [*prefixes, prefixes[0]], weights=(3.0, 2.0, 1.0, 1.0))
-    assert_traces(Trace.of([record_of(blended)]), truth(blended))
+    assert_traces(Trace.from_records([record_of(blended)]), truth(blended))
 
 
 def test_two_datasets_of_one_name_are_told_apart_by_prefix(run, prefixes, tmp_path):
     (tmp_path / "other").mkdir()
     twin = write_unique_tokens(tmp_path / "other/web", [50], 3000)
-    trace = Trace.of([record_of(blend(run, [prefixes[0], twin], weights=(1.0, 1.0)))])
+    trace = Trace.from_records([record_of(blend(run, [prefixes[0], twin], weights=(1.0, 1.0)))])
     with pytest.raises(TokscaleError, match="2 datasets that are named web; give the prefix"):
         trace.document("web", 0)
     assert trace.document(twin, 0).size == 30
@@ -431,47 +431,47 @@ def test_two_datasets_of_one_name_are_told_apart_by_prefix(run, prefixes, tmp_pa
 
 def test_megatrons_cache_tells_the_same_without_the_plugin(run, prefixes):
     blended = blend(run, prefixes)
-    assert_traces(Trace.of_cache(cache(run)), truth(blended))
+    assert_traces(Trace.from_cache(cache(run)), truth(blended))
 
 
 def test_megatrons_cache_of_a_single_dataset(run, prefixes):
     dataset = gpt_dataset(prefixes[1], gpt_config(cache(run), SEQ_LENGTH), 33)
-    assert_traces(Trace.of_cache(cache(run)), truth(dataset))
+    assert_traces(Trace.from_cache(cache(run)), truth(dataset))
 
 
 def test_a_cache_of_several_jobs_asks_which(run, prefixes):
     jobs = [blend(run, prefixes), blend(run, prefixes, 40), blend(run, prefixes, seed=77)]
     single = gpt_dataset(prefixes[1], gpt_config(cache(run), SEQ_LENGTH), 33)
     with pytest.raises(TokscaleError, match=r"of 4 jobs; choose .* with --match: ") as caught:
-        Trace.of_cache(cache(run))
+        Trace.from_cache(cache(run))
     for line in (
         "seed 77: blend of 60 samples: web (",
         "seed 1: blend of 40 samples: web (",
         "code (33 samples)",
     ):
         assert line in str(caught.value)
-    assert_traces(Trace.of_cache(cache(run), ['"size": 40']), truth(jobs[1]))
-    assert_traces(Trace.of_cache(cache(run), ["Blended", '"random_seed": 77']), truth(jobs[2]))
-    assert_traces(Trace.of_cache(cache(run), [jobs[0].unique_description_hash]), truth(jobs[0]))
-    assert_traces(Trace.of_cache(cache(run), [single.unique_description_hash]), truth(single))
+    assert_traces(Trace.from_cache(cache(run), ['"size": 40']), truth(jobs[1]))
+    assert_traces(Trace.from_cache(cache(run), ["Blended", '"random_seed": 77']), truth(jobs[2]))
+    assert_traces(Trace.from_cache(cache(run), [jobs[0].unique_description_hash]), truth(jobs[0]))
+    assert_traces(Trace.from_cache(cache(run), [single.unique_description_hash]), truth(single))
     with pytest.raises(
         TokscaleError, match=r"none of the 4 jobs .* holds 'Xq' and 'Yq'; there are"
     ):
-        Trace.of_cache(cache(run), ["Xq", "Yq"])
+        Trace.from_cache(cache(run), ["Xq", "Yq"])
 
 
 def test_a_folder_that_is_no_cache_is_refused(tmp_path):
     with pytest.raises(TokscaleError, match="holds no description of training data"):
-        Trace.of_cache(tmp_path)
+        Trace.from_cache(tmp_path)
     with pytest.raises(TokscaleError, match="is no directory; give the job's --data-cache-path"):
-        Trace.of_cache(tmp_path / "none")
+        Trace.from_cache(tmp_path / "none")
     (tmp_path / "0-GPTDataset-train-description.txt").write_text("{")
     with pytest.raises(TokscaleError, match=r"cannot read .*description.txt"):
-        Trace.of_cache(tmp_path)
+        Trace.from_cache(tmp_path)
 
 
 def test_a_sample_is_shown_by_its_documents(run, prefixes):
-    trace = Trace.of([record_of(blend(run, prefixes))])
+    trace = Trace.from_records([record_of(blend(run, prefixes))])
     for k in range(60):
         found = trace.sample(k)
         head, _, *lines = describe_sample(trace, k).splitlines()
@@ -509,7 +509,7 @@ def test_the_verb_traces_a_cache(run, prefixes, capsys):
     blend(run, prefixes)
     blend(run, prefixes, 40)
     main(["trace", "--data-cache-path", str(cache(run)), "--match", '"size": 40', "--sample", "39"])
-    trace = Trace.of_cache(cache(run), ['"size": 40'])
+    trace = Trace.from_cache(cache(run), ['"size": 40'])
     assert capsys.readouterr().out == describe_sample(trace, 39)
 
 

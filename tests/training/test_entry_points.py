@@ -123,7 +123,7 @@ def truncated(corpus, path):
 
 def bad_schedule(corpus, path):
     build(corpus, path)
-    return ("--tokscale-schedule", "log:8")
+    return ("--tokscale-probe-schedule", "log:8")
 
 
 def plan_with_cyclic_loader(corpus, path):

@@ -44,7 +44,7 @@ def no_fsync(tmp_path):
 def test_a_job_with_probes_and_a_plan_keeps_its_files(corpus: Corpus, tmp_path, no_fsync):
     plan = plan_of(corpus.prefixes, {0: (1, 1), 9: (3, 1)})
     plan.save(tmp_path / "plan.json")
-    flags = ["--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "linear:1"]
+    flags = ["--tokscale-probe-set", str(corpus.probe_set), "--tokscale-probe-schedule", "linear:1"]
     flags += ["--tokscale-plan", str(tmp_path / "plan.json"), "--tokscale-dir", str(tmp_path)]
     flags += ["--data-cache-path", str(tmp_path / "cache"), "--train-iters", "2"]
     command = [sys.executable, "-m", "megatron_tokscale.pretrain", *job_flags(corpus, *flags)]

@@ -35,11 +35,11 @@ def test_flags_are_parsed_into_plain_values():
 
 
 ALONE = {
-    "--tokscale-schedule linear:5": "--tokscale-probe-set",
-    "--tokscale-replan every=9": "--tokscale-probe-set",
-    "--tokscale-replan every=9 --tokscale-probe-set p": "--tokscale-plan",
-    "--tokscale-scores folder": "--tokscale-plan",
-    "--tokscale-accept-plan": "--tokscale-plan",
+    "--tokscale-probe-schedule linear:5": "--tokscale-probe-set",
+    "--tokscale-replan-interval 9": "--tokscale-probe-set",
+    "--tokscale-replan-interval 9 --tokscale-probe-set p": "--tokscale-plan",
+    "--tokscale-scores-dir folder": "--tokscale-plan",
+    "--tokscale-override-plan": "--tokscale-plan",
 }
 
 
@@ -61,7 +61,7 @@ IN_VAIN = {
     "--tokscale-replay r --tokscale-probe-at-exit": "drop --tokscale-probe-at-exit",
     "--tokscale-plan=": "--tokscale-plan is empty; expected a value",
     "--tokscale-dir=": "--tokscale-dir is empty; expected a value",
-    "--tokscale-schedule=": "--tokscale-schedule is empty; expected a value",
+    "--tokscale-probe-schedule=": "--tokscale-probe-schedule is empty; expected a value",
 }
 
 
@@ -92,7 +92,7 @@ def test_a_job_without_probe_and_plan_hears_of_it(words, reason):
 
 
 def test_a_replay_takes_no_schedule_of_tokens():
-    words = ["--tokscale-probe-set", "p", "--tokscale-replay", "saved", "--tokscale-schedule"]
+    words = ["--tokscale-probe-set", "p", "--tokscale-replay", "saved", "--tokscale-probe-schedule"]
     args = parse([*words, "tokens:linear:2e9+last"])
     with pytest.raises(TokscaleError, match="counts tokens, and --tokscale-replay chooses"):
         schedule_of(config_from_args(args), args)
@@ -101,7 +101,7 @@ def test_a_replay_takes_no_schedule_of_tokens():
 
 
 def test_a_schedule_of_checkpoints_needs_checkpoints():
-    words = ["--tokscale-probe-set", "p", "--tokscale-schedule", "checkpoints"]
+    words = ["--tokscale-probe-set", "p", "--tokscale-probe-schedule", "checkpoints"]
     with pytest.raises(TokscaleError, match="gives no probe, as the job saves none"):
         schedule_of(config_from_args(parse(words)), parse(words))
     for more in (["--save", "s"], ["--tokscale-replay", "r"]):

@@ -64,7 +64,7 @@ def test_a_disk_that_is_full_at_the_last_probe_is_said_once(corpus: Corpus, tmp_
     """The rank that writes is the first of the last pipeline stage, and meets the error alone."""
     (tmp_path / "script.py").write_text(FULL_AT_STEP_3)
     flags = (*probe(corpus, tmp_path), "--tokscale-on-write-error", "abort")
-    schedule = ("--tokscale-schedule", "list:0,1,3", "--train-iters", "3")
+    schedule = ("--tokscale-probe-schedule", "list:0,1,3", "--train-iters", "3")
     words = job_flags(corpus, *flags, *schedule, *layout)
     result = start(4 if layout == (*PP2, *TP2) else 2, str(tmp_path / "script.py"), *words)
     assert_refused(result, "losses cannot be written", "No space left")
@@ -165,7 +165,7 @@ def plan(corpus: Corpus, tmp_path_factory):
     for one in scores:
         one.save(folder / f"{one.dataset.name}.tokscale.safetensors")
     stratified_plan(corpus, scores).save(folder / "plan.json")
-    return ("--tokscale-plan", str(folder / "plan.json"), "--tokscale-scores", str(folder))
+    return ("--tokscale-plan", str(folder / "plan.json"), "--tokscale-scores-dir", str(folder))
 
 
 def order(folder: Path) -> list[tuple[str, int]]:
@@ -238,7 +238,7 @@ def test_nan_losses_are_counted_in_the_log_of_a_job(corpus: Corpus, tmp_path):
 
     board = ("--tensorboard-dir", str(tmp_path / "board"), "--lr-warmup-iters", "0")
     huge = ("--lr", "1e9", "--no-check-for-nan-in-loss-and-grad", "--train-iters", "3")
-    flags = (*probe(corpus, tmp_path), "--tokscale-schedule", "linear:1", *board, *huge)
+    flags = (*probe(corpus, tmp_path), "--tokscale-probe-schedule", "linear:1", *board, *huge)
     result = run(corpus, 2, *flags)
     assert result.code == 0, result.output[-4000:]
     loss_KN = np.stack([Run.open(tmp_path).read_losses_at(step) for step in range(4)])

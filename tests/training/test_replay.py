@@ -21,7 +21,12 @@ def plain(corpus: Corpus, tmp_path_factory):
     """Checkpoints of a job without the plugin, and the losses that a probed twin of it records."""
     folder = tmp_path_factory.mktemp("plain")
     run_job(corpus, 1, *CHECKPOINTS, "--save", str(folder / "plain"))
-    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "checkpoints")
+    probe = (
+        "--tokscale-probe-set",
+        str(corpus.probe_set),
+        "--tokscale-probe-schedule",
+        "checkpoints",
+    )
     run_job(corpus, 1, *CHECKPOINTS, *probe, "--save", str(folder / "twin"))
     return folder / "plain", Run.open(folder / "twin")
 
@@ -49,7 +54,7 @@ def test_replayed_losses_are_those_of_the_probed_twin(corpus, plain, tmp_path):
 def test_a_replay_in_another_layout_goes_on_where_it_was_stopped(corpus, plain, tmp_path):
     folder, twin = plain
     shutil.copytree(folder, tmp_path / "saved")
-    replay(corpus, tmp_path / "saved", 1, "--tokscale-schedule", "list:6")
+    replay(corpus, tmp_path / "saved", 1, "--tokscale-probe-schedule", "list:6")
     run = Run.open(tmp_path / "saved")
     assert run.step_K.tolist() == [6]
     times = run.path / "tokscale/losses/step_00000006.safetensors"

@@ -75,7 +75,7 @@ def finished(corpus: Corpus, tmp_path_factory):
 
 
 def probe_into(corpus, folder):
-    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "linear:1")
+    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-probe-schedule", "linear:1")
     return (*probe, "--tokscale-dir", str(folder))
 
 

@@ -24,16 +24,16 @@ def loop(corpus: Corpus, tmp_path_factory):
     data = ["--data-path", *corpus.data_path, *SPLIT]
     sizes = ["--seq-length", str(SEQ_LENGTH), "--vocab-size", str(VOCAB_SIZE), "--eod", str(EOD)]
     probe_set = str(folder / "train.safetensors")
-    build = ["probe", "build", *data, *sizes, "--from", "train", "--tokens", "9000"]
+    build = ["probe", "build", *data, *sizes, "--part", "train", "--tokens", "9000"]
     main([*build, "--out", probe_set])
-    schedule = ["--tokscale-schedule", "log:per-octave=4+last"]
+    schedule = ["--tokscale-probe-schedule", "log:per-octave=4+last"]
     train(corpus, folder / "reference", "--tokscale-probe-set", probe_set, *schedule)
     main(["fit", str(folder / "reference")])
     main(["score", str(folder / "reference"), *data, "--out", str(folder)])
     plan = str(folder / "plan.json")
     build = ["plan", "build", *data, *sizes[:2], "--train-samples", str(8 * STEPS)]
     main([*build, "--scores", str(folder), "--quantiles", "3", "--out", plan])
-    under_plan = ["--tokscale-plan", plan, "--tokscale-scores", str(folder)]
+    under_plan = ["--tokscale-plan", plan, "--tokscale-scores-dir", str(folder)]
     train(corpus, folder / "planned", *under_plan, "--tokscale-probe-set", str(corpus.probe_set))
     return folder
 

@@ -32,7 +32,7 @@ def train(version: str, corpus: Corpus, n_processes: int, *flags: str) -> str:
 def probed(corpus: Corpus, run: Path) -> tuple[str, ...]:
     return (
         *("--tokscale-probe-set", str(corpus.probe_set), "--save", str(run)),
-        *("--tokscale-schedule", "linear:2+list:1", "--tokscale-verify-isolation"),
+        *("--tokscale-probe-schedule", "linear:2+list:1", "--tokscale-verify-isolation"),
     )
 
 

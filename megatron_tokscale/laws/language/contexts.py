@@ -29,7 +29,7 @@ class ContextBins:
     bin_N: Integers
 
     @staticmethod
-    def of(context_N: ArrayLike, *, edges: ArrayLike | None = None) -> "ContextBins":
+    def from_contexts(context_N: ArrayLike, *, edges: ArrayLike | None = None) -> "ContextBins":
         """Bins from ascending `edges`, each with its lower edge; by default 1 to 64, in logs.
 
         Give tokens that are to be left out, as for missing losses, a context of 0.

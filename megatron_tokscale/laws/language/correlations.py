@@ -50,7 +50,7 @@ def draw_documents(
                 break
             sequences.append(portion.tokens.sequence(portion.sequences[index])[:left])
             left -= len(sequences[-1])
-    return Documents.of(sequences)
+    return Documents.from_sequences(sequences)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def token_correlations(
     spiked matrices 15% where it is 1.5 times a floor of noise, and lowers beta.
 
     Args:
-        documents: from `draw_documents` or `Documents.of`.
+        documents: from `draw_documents` or `Documents.from_sequences`.
         lags: lags to take, ascending, up to the first of fewer than 1000 pairs.
         centred: see above; the papers' own beta is of the covariance, not centred.
         n_permutations: permutations behind a floor.

@@ -33,7 +33,7 @@ class Documents:
     n_distinct: int
 
     @staticmethod
-    def of(sequences: Sequence[ArrayLike]) -> "Documents":
+    def from_sequences(sequences: Sequence[ArrayLike]) -> "Documents":
         """Documents from their token ids, whatever the vocabulary.
 
         Raises:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.multi_power.schedule import Schedule, loss_drop
+from megatron_tokscale.laws.multi_power.schedule import LearningRateSchedule, loss_drop
 from megatron_tokscale.laws.multi_power.schedule_fit import HELD, Held, Point, Problem
 
 MIN_POINTS = 10
@@ -97,7 +97,7 @@ class MultiPowerLaw:
             UndefinedError: no schedule, or steps outside of it or out of order.
         """
         rate_T = _checked_rates(learning_rate_T)
-        schedule = Schedule.of(rate_T, _checked_steps(step_I, rate_T))
+        schedule = LearningRateSchedule.from_rates(rate_T, _checked_steps(step_I, rate_T))
         drop_I = loss_drop(schedule, self.C, self.beta, self.gamma)[:, 0]
         return np.asarray(self.L0 + self.A * schedule.sum_I**-self.alpha - self.B * drop_I)
 
@@ -163,7 +163,7 @@ def fit_multi_power(
     """
     trained = [_after_warmup(c) for c in ([curves] if isinstance(curves, LossCurve) else curves)]
     _check(trained)
-    problem = Problem.of([(c.learning_rate_T, c.step_I, c.loss_I) for c in trained])
+    problem = Problem.from_curves([(c.learning_rate_T, c.step_I, c.loss_I) for c in trained])
     point, converged = problem.solve(held)
     law = _law(problem, point, converged)
     error_I = np.concatenate([law.predict(c.learning_rate_T, c.step_I) - c.loss_I for c in trained])

@@ -14,7 +14,7 @@ _LOWEST_RATE = 1e-12  # instead of a rate of zero, of which ln and a negative po
 
 
 @dataclass(frozen=True)
-class Schedule:
+class LearningRateSchedule:
     """What the law needs of a schedule.
 
     Attributes:
@@ -30,7 +30,7 @@ class Schedule:
     before_J: Floats
 
     @staticmethod
-    def of(rate_T: Floats, step_I: Integers, group: int = 1) -> "Schedule":
+    def from_rates(rate_T: Floats, step_I: Integers, group: int = 1) -> "LearningRateSchedule":
         """The schedule with all changes within `group` steps as one; exact with 1.
 
         A group lies at the mean place of its changes weighted by their size: a jump keeps its
@@ -46,7 +46,7 @@ class Schedule:
 
         size_G = total(np.abs(fall_J))
         log_rate_J = np.log(np.maximum(rate_T[change_J], _LOWEST_RATE))
-        return Schedule(
+        return LearningRateSchedule(
             sum_I=sum_T[step_I],
             fall_J=total(fall_J),
             log_rate_J=total(np.abs(fall_J) * log_rate_J) / size_G,
@@ -54,7 +54,7 @@ class Schedule:
         )
 
 
-def loss_drop(schedule: Schedule, c: float, beta: float, gamma: float) -> Floats:
+def loss_drop(schedule: LearningRateSchedule, c: float, beta: float, gamma: float) -> Floats:
     """sum_k (eta_{k-1} - eta_k) G(eta_k^-gamma S_k(t)), and its derivatives.
 
     Returns:

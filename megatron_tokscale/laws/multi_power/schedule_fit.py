@@ -14,7 +14,7 @@ from scipy.optimize import minimize, nnls
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import UndefinedError
-from megatron_tokscale.laws.multi_power.schedule import Schedule, loss_drop
+from megatron_tokscale.laws.multi_power.schedule import LearningRateSchedule, loss_drop
 from megatron_tokscale.laws.power_law.huber import DELTA
 
 GROUP = (
@@ -69,16 +69,18 @@ HELD = Held()
 class Problem:
     """The fitted curves, and the units of the parameters."""
 
-    schedules: tuple[Schedule, ...]
+    schedules: tuple[LearningRateSchedule, ...]
     log_losses: tuple[Floats, ...]
     lowest: float
     peak: float
     middle: float
 
     @staticmethod
-    def of(curves: Sequence[tuple[Floats, Integers, Floats]]) -> "Problem":
+    def from_curves(curves: Sequence[tuple[Floats, Integers, Floats]]) -> "Problem":
         """From the rates of every step, the steps with losses, and the losses of each curve."""
-        schedules = [Schedule.of(rate_T, step_I, GROUP) for rate_T, step_I, _ in curves]
+        schedules = [
+            LearningRateSchedule.from_rates(rate_T, step_I, GROUP) for rate_T, step_I, _ in curves
+        ]
         lowest = min(float(loss_I.min()) for _, _, loss_I in curves if len(loss_I))
         peak = max(float(rate_T.max()) for rate_T, _, _ in curves)
         middle = float(np.exp(np.log(np.concatenate([s.sum_I for s in schedules])).mean()))
@@ -158,7 +160,7 @@ def _fixed(value: float) -> tuple[float, float]:
     return float(value), float(value)
 
 
-def _in_units(schedule: Schedule, peak: float, middle: float) -> Schedule:
+def _in_units(schedule: LearningRateSchedule, peak: float, middle: float) -> LearningRateSchedule:
     return replace(
         schedule,
         sum_I=schedule.sum_I / middle,
@@ -168,7 +170,7 @@ def _in_units(schedule: Schedule, peak: float, middle: float) -> Schedule:
     )
 
 
-def _law(schedule: Schedule, point: Point) -> tuple[Floats, Floats]:
+def _law(schedule: LearningRateSchedule, point: Point) -> tuple[Floats, Floats]:
     """Losses of the law and their derivatives (I, P)."""
     floor, log_a, alpha, log_b, log_c, beta, gamma = point
     reducible_I = np.exp(log_a - alpha * np.log(schedule.sum_I))

@@ -56,13 +56,13 @@ def group_exponents(
     best_G = (own.residual_RGK[0] ** 2).sum(axis=1)
     effective_G = effective_points(n_probes, serial_correlation(own.residual_RGK[0], 3))
     profiles = [
-        _Profile.of(log_exponent_Q, error_Q, log_best, best, effective - 3)
+        _Profile.from_errors(log_exponent_Q, error_Q, log_best, best, effective - 3)
         for error_Q, log_best, best, effective in zip(
             error_GQ, own.common_RG[0], best_G, effective_G, strict=True
         )
     ]
-    noise = GroupNoise.of(common.residual_RGK[0], 2 + 1 / n_groups)
-    together = _Profile.of(
+    noise = GroupNoise.from_residuals(common.residual_RGK[0], 2 + 1 / n_groups)
+    together = _Profile.from_errors(
         log_exponent_Q,
         given.weight_G @ error_GQ,
         float(common.common_RG[0, 0]),
@@ -91,7 +91,7 @@ class _Profile:
     z_Q: Floats
 
     @staticmethod
-    def of(
+    def from_errors(
         log_exponent_Q: Floats, error_Q: Floats, log_best: float, best: float, freedom: float
     ) -> "_Profile":
         """Root of freedom (error / best - 1), made monotone; the best itself joins the grid."""

@@ -97,10 +97,10 @@ class Losses:
             own_RGP = _around(own_RG, model.own_P, shrink)
             common_RGQ = _around(common_RG, model.common_Q, shrink)
             h_RGPQK = model.curve(x_K, own_RGP[..., None, None], common_RGQ[..., None, :, None])
-            error_RGPQ = _solve(_Moments.of(h_RGPQK, loss_RGK[:, :, None, None])).error
+            error_RGPQ = _solve(_Moments.from_curves(h_RGPQK, loss_RGK[:, :, None, None])).error
             own_RG, common_RG = self._best(model.shared, own_RGP, common_RGQ, error_RGPQ)
         h_RGK = model.curve(self.x_K, own_RG[..., None], common_RG[..., None])
-        linear = _solve(_Moments.of(h_RGK[:, :, kept_K], loss_RGK))
+        linear = _solve(_Moments.from_curves(h_RGK[:, :, kept_K], loss_RGK))
         fitted_RGK = linear.floor[..., None] + linear.drop[..., None] * h_RGK
         residual_RGK = fitted_RGK / self.loss_RGK - 1
         return Fit(own_RG, common_RG, linear.floor, linear.drop, residual_RGK)
@@ -154,7 +154,7 @@ class _Moments:
     uyy: int
 
     @staticmethod
-    def of(h_K: Floats, loss_K: Floats) -> "_Moments":
+    def from_curves(h_K: Floats, loss_K: Floats) -> "_Moments":
         """Of curves and losses whose leading shapes broadcast."""
         y_K = 1 / loss_K
         uh_K = y_K**2 * h_K

@@ -177,7 +177,7 @@ def group_test(
     fits = {name: given.fit(model) for name, model in models.items()}
     closest = min(fits, key=lambda name: given.error(fits[name]))
     per_group = models[closest].n_parameters(len(weights_G)) / len(weights_G)
-    noise = GroupNoise.of(fits[closest].residual_RGK[0], per_group)
+    noise = GroupNoise.from_residuals(fits[closest].residual_RGK[0], per_group)
     scores = {
         name: _score(given, model, fits[name], noise.n_effective, n_blocks)
         for name, model in models.items()

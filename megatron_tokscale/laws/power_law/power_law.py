@@ -112,7 +112,7 @@ def fit_power_law(
     best = curve.solve()
     residual_K = curve.log_loss_K - curve.predict(best)
     rho = float(serial_correlation(residual_K, _PARAMETERS))
-    noise = _Noise.of(residual_K, rho)
+    noise = _Noise.from_residuals(residual_K, rho)
     resamples = _resample(curve, best, noise.residual_K, n_resamples, seed)
     exponent_R = [solution.exponent for solution in resamples]
     return PowerLaw(
@@ -175,7 +175,7 @@ class _Noise:
     student: float
 
     @staticmethod
-    def of(residual_K: Floats, rho: float) -> "_Noise":
+    def from_residuals(residual_K: Floats, rho: float) -> "_Noise":
         n = len(residual_K)
         effective = float(effective_points(n, rho))
         freedom = max(effective - _PARAMETERS, LEAST_FREEDOM)

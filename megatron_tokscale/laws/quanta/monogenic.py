@@ -84,7 +84,7 @@ class MonogenicShare:
     n_tokens: int
 
     @staticmethod
-    def of(
+    def from_blocks(
         blocks: Iterable[tuple[ArrayLike, ArrayLike]], *, max_before: int | None = None
     ) -> "MonogenicShare":
         """The shares over blocks of tokens, each its loss_NK and its losses under the null.

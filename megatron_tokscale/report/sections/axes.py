@@ -83,8 +83,8 @@ def _across_part(name: str, result: Mapping[str, Any]) -> list[str]:
     if across is None:
         return [
             paragraph(
-                f"Learning times along time were not tested on this axis: {outcome(None)} (`--from "
-                "RUN` tests them)."
+                f"Learning times along time were not tested on this axis: {outcome(None)} "
+                "(`--source RUN` tests them)."
             )
         ]
     source = escape(across["source"])

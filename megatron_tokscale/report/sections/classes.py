@@ -73,8 +73,8 @@ def _classes_by_dataset(analysis: Analysis) -> list[str]:
     fall_N = np.nan_to_num(fits.fall_N.astype(np.float64))
     header = ["dataset", *(each.label for each in shown)]
     token_rows, fall_rows = [], []
-    for d, name in enumerate(tokens.domains):
-        of_dataset = tokens.domain_N == d
+    for d, name in enumerate(tokens.datasets):
+        of_dataset = tokens.dataset_N == d
         total = float(fall_N[of_dataset].sum())
         of_class = [fits.is_class(each)[of_dataset] for each in shown]
         share = [float(mask.mean()) if mask.size else None for mask in of_class]

@@ -89,7 +89,7 @@ def _spread_over_learning_times(fits: SigmoidFits, count: int, seed: int) -> Int
 def _cards(analysis: Analysis, tokens: Integers, tokenizer: Any) -> list[str]:
     run, fits = analysis.run, analysis.fits.rows(tokens)
     time_K = time_of(fits.x_K)
-    scale = TimeScale.of(time_K)
+    scale = TimeScale.from_times(time_K)
     time_G = np.geomspace(scale.low, scale.high, _MODEL_POINTS)
     model_NG = fits.predict(np.log(time_G))
     texts = passages(run.probe_set, tokens.tolist(), tokenizer)
@@ -117,9 +117,9 @@ def _card(text: Passage, where: str, facts: str, svg: str) -> str:
 
 def _where(analysis: Analysis, token: int) -> str:
     tokens = analysis.run.probe_set
-    domain = int(tokens.domain_N[token])
+    index = int(tokens.dataset_N[token])
     return (
-        f"{dataset(domain, tokens.domains[domain])}, document {int(tokens.document_N[token])}, "
+        f"{dataset(index, tokens.datasets[index])}, document {int(tokens.document_N[token])}, "
         f"position {int(tokens.position_N[token])}, id {int(tokens.label_N[token])}"
     )
 

@@ -41,7 +41,7 @@ def above_floor(analysis: Analysis, laws: Mapping[str, Any]) -> str:
             ends = np.geomspace(law["from_time"], law["to_time"], 2)
             height = law["scale"] * ends ** -law["exponent"]
             axes.plot(ends, height, color=colour, ls=line, label=name)
-        time_axis(axes, TimeScale.of(time_K[later]), LABELS[analysis.time])
+        time_axis(axes, TimeScale.from_times(time_K[later]), LABELS[analysis.time])
         axes.set_ylabel("mean loss − E (nats)")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(_two_or_five)
@@ -69,7 +69,7 @@ def _law(axes: Any, law: Mapping[str, Any], time_K: Floats, loss_K: Floats, colo
 
 def cancelling(from_step_P: Floats, values: Mapping[str, Floats]) -> str:
     """Movement and fall of the mean, and the share that cancels, from each step to its double."""
-    scale = TimeScale.of(from_step_P)
+    scale = TimeScale.from_times(from_step_P)
 
     def paint(figure: Any) -> None:
         left, right = figure.subplots(1, 2)

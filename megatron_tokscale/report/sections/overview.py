@@ -142,8 +142,8 @@ def _left_out(steps: Sequence[int]) -> str:
 def _datasets(analysis: Analysis) -> str:
     tokens = analysis.run.probe_set
     rows = []
-    for d, name in enumerate(tokens.domains):
-        inside = tokens.domain_N == d
+    for d, name in enumerate(tokens.datasets):
+        inside = tokens.dataset_N == d
         documents = len(np.unique(tokens.document_N[inside]))
         rows.append([dataset(d, name), number(int(inside.sum()), ","), number(documents, ",")])
     return table(
@@ -156,7 +156,7 @@ def _datasets(analysis: Analysis) -> str:
 def loss_curve(analysis: Analysis) -> str:
     """The loss curve and its ends."""
     mean_K, mean_DK = analysis.arrays["mean_loss_K"], analysis.arrays["mean_loss_DK"]
-    names = analysis.run.probe_set.domains
+    names = analysis.run.probe_set.datasets
     curves = [
         ("all probe tokens", mean_K),
         *((dataset(d, name), mean_DK[d]) for d, name in enumerate(names)),

@@ -57,7 +57,7 @@ def predict_forward(
     Raises:
         UndefinedError: fewer than eight finite probes before the cut, or two after it.
     """
-    cut = _Cut.of(x_K)
+    cut = _Cut.before_last_octave(x_K)
     fits = fit_sigmoids(x_K[cut.first_K], loss_NK[:, cut.first_K])
     n_units = len(units)
     tokens_U = np.bincount(units.unit_N, minlength=n_units).astype(np.float64)
@@ -82,13 +82,13 @@ def predict_forward(
         "from_x": float(x_K[cut.last]),
         "to_x": float(x_K[-1]),
         "probes": int(held_K.sum()),
-        **Estimate.of(fall_R).entry("fall"),
+        **Estimate.from_resamples(fall_R).entry("fall"),
         **{
-            name: Estimate.of(value_R, least=0).entry("error")
-            | Estimate.of(mean_RK[:, cut.last] - predicted[name][:, -1]).entry("fall")
+            name: Estimate.from_resamples(value_R, least=0).entry("error")
+            | Estimate.from_resamples(mean_RK[:, cut.last] - predicted[name][:, -1]).entry("fall")
             for name, value_R in error_R.items()
         },
-        **Estimate.of(best_R - error_R["tokens"]).entry("gain_over_best_rival"),
+        **Estimate.from_resamples(best_R - error_R["tokens"]).entry("gain_over_best_rival"),
         "groups": transfer.skills(weight_RU, seed),
     }
 
@@ -106,7 +106,7 @@ class _Cut:
     last: int
 
     @staticmethod
-    def of(x_K: Floats) -> "_Cut":
+    def before_last_octave(x_K: Floats) -> "_Cut":
         first_K = x_K <= x_K[-1] - math.log(2) + _ROUNDING
         fitted, held_out = (first_K & np.isfinite(x_K)).sum(), (~first_K).sum()
         if fitted < _LEAST_FITTED or held_out < _LEAST_HELD_OUT:

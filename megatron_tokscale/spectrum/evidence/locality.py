@@ -101,11 +101,13 @@ class Sample:
                 name: {
                     key: value
                     for quartile, width_R in quartiles.items()
-                    for key, value in Estimate.of(width_R / unit, least=0).entry(quartile).items()
+                    for key, value in Estimate.from_resamples(width_R / unit, least=0)
+                    .entry(quartile)
+                    .items()
                 }
                 for name, unit in units.items()
             },
-            **Estimate.of(self.fall_in_windows(weight_RU)).entry("fall_in_windows"),
+            **Estimate.from_resamples(self.fall_in_windows(weight_RU)).entry("fall_in_windows"),
         }
 
     def histogram(self, edges_C: Floats) -> Floats:
@@ -123,7 +125,9 @@ class Widths:
     null: Sample
 
     @staticmethod
-    def of(fits: SigmoidFits, loss_NK: NDArray[Any], unit_N: Integers32, seed: int = 0) -> "Widths":
+    def from_fits(
+        fits: SigmoidFits, loss_NK: NDArray[Any], unit_N: Integers32, seed: int = 0
+    ) -> "Widths":
         """Fit the null of the tokens that miss no loss; `unit_N` is their resampling unit."""
         whole_N = fits.complete_N
         observed = Sample(fits.rows(whole_N), loss_NK[whole_N], unit_N[whole_N])
@@ -139,7 +143,7 @@ class Widths:
         models noise; with many tokens so little would be significant.
         """
         medians = [each.quartiles(weight_RU)["p50"] for each in (self.observed, self.null)]
-        ratio = Estimate.of(medians[0] / medians[1], least=0)
+        ratio = Estimate.from_resamples(medians[0] / medians[1], least=0)
         return {
             "observed": self.observed.result(weight_RU),
             "mean_curve_null": self.null.result(weight_RU),

@@ -56,16 +56,16 @@ def learning_order(
         spearman_RP = covariance_RPP[:, 0] / (deviation_RP[:, :1] * deviation_RP)
     plain_R = _explained(covariance_RPP, slice(2, None))
     all_R = _explained(covariance_RPP, slice(1, None))
-    partial = Estimate.of(_partial(covariance_RPP), -1, 1)
+    partial = Estimate.from_resamples(_partial(covariance_RPP), -1, 1)
     return {
         "tokens": int(both_N.sum()),
         "spearman": {
-            name: Estimate.of(spearman_RP[:, p], -1, 1).entry("value")
+            name: Estimate.from_resamples(spearman_RP[:, p], -1, 1).entry("value")
             for p, name in enumerate(names, start=1)
         },
-        **Estimate.of(plain_R, 0, 1).entry("explained_by_plain"),
-        **Estimate.of(all_R, 0, 1).entry("explained_with_time"),
-        **Estimate.of(all_R - plain_R, 0, 1).entry("gain"),
+        **Estimate.from_resamples(plain_R, 0, 1).entry("explained_by_plain"),
+        **Estimate.from_resamples(all_R, 0, 1).entry("explained_with_time"),
+        **Estimate.from_resamples(all_R - plain_R, 0, 1).entry("gain"),
         **partial.entry("partial"),
         "passes": bool(partial.low > 0) if np.isfinite(partial.low) else None,
     }

@@ -58,7 +58,7 @@ class Reconstruction:
 
     def scores(self) -> dict[str, Any]:
         """Return R^2 with its interval, as JSON."""
-        return Estimate.of(self.r2_R, most=1).entry("r2")
+        return Estimate.from_resamples(self.r2_R, most=1).entry("r2")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def reconstruct(
     fits = fits if tokens_N is None else fits.rows(tokens_N)
     no_losses_NK = np.zeros((len(fits), len(fits.x_K)), np.float32)
     block = (fits, no_losses_NK, np.zeros(len(fits), np.int32))
-    model = DocumentSums.of(fits.x_K, [block], 1).resampled(fits.x_K, np.ones((1, 1)))
+    model = DocumentSums.from_blocks(fits.x_K, [block], 1).resampled(fits.x_K, np.ones((1, 1)))
     loss_RK = np.asarray(mean_loss_K, dtype=np.float64)[None]
     return compare(fits.x_K, model.curves(), loss_RK, x_G)
 

@@ -64,7 +64,9 @@ def transfer_run(
     runs = fitted_pair(source, target)
     tokens = target.probe_set
     most_units = max(_VALUES_PER_GROUP // len(runs[1].x_K), _LEAST_UNITS)
-    units = Units.of(tokens.domain_N, tokens.document_N, seed, min(most_units, MOST_UNITS))
+    units = Units.from_documents(
+        tokens.dataset_N, tokens.document_N, seed, min(most_units, MOST_UNITS)
+    )
     weight_RU = units.weights(n_resamples, seed)
     say("mean curves and learning times")
     mean_K, time_N = _means_and_times(runs)

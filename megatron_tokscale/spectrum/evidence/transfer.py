@@ -211,11 +211,11 @@ class TransferSums:
             for name in ("events", *RIVALS)
             if sums.has(name)
         }
-        gain = Estimate.of(skills["events"] - skills["permuted"])
+        gain = Estimate.from_resamples(skills["events"] - skills["permuted"])
         return {
             "groups": len(sums.names),
             **{
-                name: Estimate.of(skill_R, most=1).entry("skill")
+                name: Estimate.from_resamples(skill_R, most=1).entry("skill")
                 for name, skill_R in skills.items()
             },
             **gain.entry("gain_over_permuted"),

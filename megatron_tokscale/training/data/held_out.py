@@ -51,12 +51,12 @@ def held_out(probe_set: ProbeSet, parts: Sequence[TrainedPart] | None) -> HeldOu
     is_unclear_N = is_trained_N.copy()
     trained: dict[str, None] = {}
     unclear: dict[str, None] = {}
-    for domain, prefix in enumerate(prefixes):
-        is_domain_N = probe_set.domain_N == domain
+    for dataset, prefix in enumerate(prefixes):
+        is_dataset_N = probe_set.dataset_N == dataset
         for part in parts:
             is_same = _is_same(prefix, part.prefix)
             document_N = probe_set.document_N
-            is_in_N = is_domain_N & (document_N >= part.start) & (document_N < part.stop)
+            is_in_N = is_dataset_N & (document_N >= part.start) & (document_N < part.stop)
             if is_same is False or not is_in_N.any():
                 continue
             (trained if is_same else unclear)[part.prefix] = None
@@ -95,11 +95,11 @@ def _trained_line(probe_set: ProbeSet, is_trained_N: np.ndarray, prefixes: Seque
 
 
 def _prefixes(probe_set: ProbeSet) -> list[str]:
-    """Return the prefix of each domain, or its name where the probe set knows no more."""
+    """Return the prefix of each dataset, or its name where the probe set knows no more."""
     prefixes = probe_set.details.get("prefixes")
-    if isinstance(prefixes, list) and len(prefixes) == len(probe_set.domains):
+    if isinstance(prefixes, list) and len(prefixes) == len(probe_set.datasets):
         return [str(prefix) for prefix in prefixes]
-    return list(probe_set.domains)
+    return list(probe_set.datasets)
 
 
 def _is_same(known: str, found: str) -> bool | None:
@@ -119,7 +119,7 @@ def _is_same(known: str, found: str) -> bool | None:
 
 
 def _n_documents(probe_set: ProbeSet, is_chosen_N: np.ndarray) -> int:
-    pairs = np.stack([probe_set.domain_N[is_chosen_N], probe_set.document_N[is_chosen_N]])
+    pairs = np.stack([probe_set.dataset_N[is_chosen_N], probe_set.document_N[is_chosen_N]])
     return int(np.unique(pairs, axis=1).shape[1])
 
 

@@ -161,7 +161,7 @@ class Follower:
                 self._run,
                 int(args.consumed_train_samples),
                 int(args.iteration),
-                accept=self._config.tokscale_accept_plan,
+                accept=self._config.tokscale_override_plan,
             )
             return self._as_text(plan, decisions)
 
@@ -215,7 +215,9 @@ class Follower:
         offset = _phase_start(args)
         if build:  # before anything is written
             self._records = [
-                DatasetRecord.unused(row.path) if part is None else DatasetRecord.of(part)
+                DatasetRecord.unused(row.path)
+                if part is None
+                else DatasetRecord.from_gpt_dataset(part)
                 for row, part in zip(self.plan.datasets, datasets, strict=True)
             ]
             if consumed:
@@ -233,7 +235,7 @@ class Follower:
                 build=build,
             )
             index = load_or_build_index(self.plan, offset + n_samples, self._cache, build=build)
-            self.index = index.shared() if self._config.tokscale_replan else index
+            self.index = index.shared() if self._config.tokscale_replan_interval else index
         return PlannedDataset(
             self.plan,
             datasets,
@@ -265,9 +267,11 @@ class Follower:
         Raises:
             TokscaleError: the scores are missing, of other data, or not those of the plan.
         """
-        folder, prefix = self._config.tokscale_scores, dataset.dataset_path
+        folder, prefix = self._config.tokscale_scores_dir, dataset.dataset_path
         scores = scores_of_plan(self.plan, number, prefix, dataset.indices, folder)
-        return SampleScores.of(scores, _sample_index(dataset), self.plan.cuts[number])
+        return SampleScores.from_document_scores(
+            scores, _sample_index(dataset), self.plan.cuts[number]
+        )
 
     def refuse_edits(self) -> None:
         """Stop if the run's plan on disk is not what this job follows; all ranks call it.
@@ -319,7 +323,7 @@ class Follower:
             reason = str(error)
         return (
             f"the plan in {folder} was changed under this job ({reason}); restore it, and give a "
-            "new plan as --tokscale-plan, with --tokscale-accept-plan"
+            "new plan as --tokscale-plan, with --tokscale-override-plan"
         )
 
     def _write(self, plan: Plan, decisions: Sequence[Decision]) -> str | None:
@@ -382,8 +386,8 @@ def record_blend(
     else:
         parts = list(getattr(train, "datasets", [train]))
         record = DataRecord(
-            tuple(DatasetRecord.of(part) for part in parts),
-            BlendRecord.of(train) if train is not parts[0] else None,
+            tuple(DatasetRecord.from_gpt_dataset(part) for part in parts),
+            BlendRecord.from_blended_dataset(train) if train is not parts[0] else None,
             start,
             offset=_phase_start(args),
         )

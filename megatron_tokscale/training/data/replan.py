@@ -1,4 +1,4 @@
-"""Weights decided while the job trains, from the losses so far (`--tokscale-replan every=N`).
+"""Weights decided while the job trains, from the losses so far (`--tokscale-replan-interval N`).
 
 At the first probe at or after every N steps a process of its own is started on the rank that writes
 the losses (`megatron_tokscale.reweight.live`: no analysis code is loaded into the job). A fixed
@@ -32,18 +32,18 @@ LAG: Final = 4
 _PREFETCH_FACTOR: Final = 2
 
 
-def parse_interval(text: str) -> int:
-    """The N of `every=N`.
+def check_interval(steps: int) -> int:
+    """Return the steps from one decision to the next.
 
     Raises:
-        TokscaleError: it is not of this form, or N is too small.
+        TokscaleError: there are too few for a decision to be made.
     """
-    name, _, number = text.partition("=")
-    if name != "every" or not number.isdecimal() or int(number) <= LAG:
+    if steps <= LAG:
         raise TokscaleError(
-            f"--tokscale-replan {text}: give every=N, a number of steps above {LAG}"
+            f"--tokscale-replan-interval is {steps}; expected steps above {LAG}, which a decision "
+            "takes; give more"
         )
-    return int(number)
+    return steps
 
 
 class Replanner:
@@ -106,7 +106,7 @@ class Replanner:
 
     def _decide(self, step: int) -> None:
         timers = get_timers()
-        timers("tokscale-replan", log_level=0).start(barrier=True)
+        timers("tokscale-replan-interval", log_level=0).start(barrier=True)
         asked, self._asked = self._asked, None
         assert asked is not None
         self._follower.refuse_edits()
@@ -136,7 +136,7 @@ class Replanner:
                 weights=weights,
                 plan=fingerprint,
             )
-        timers("tokscale-replan").stop()
+        timers("tokscale-replan-interval").stop()
 
     def _answer(self) -> dict[str, object]:
         """Return what the process has found, waiting for it; a reason, if it has failed."""

@@ -41,7 +41,7 @@ class Saved:
     scheduler: Mapping[str, Any] | None
 
     @staticmethod
-    def of(state: Any) -> "Saved | None":
+    def from_state_dict(state: Any) -> "Saved | None":
         """Return what the checkpoint's `state` holds; None if that is not a trained model's."""
         if not isinstance(state, Mapping) or not isinstance(state.get("args"), Namespace):
             return None
@@ -80,7 +80,7 @@ def read_saved(folder: Path, step: int) -> Saved | None:
         raise
     except BaseException:  # of a damaged file: torch's CheckpointException is no Exception
         return None
-    saved = Saved.of(state)
+    saved = Saved.from_state_dict(state)
     return saved if saved and saved.step == step else None
 
 

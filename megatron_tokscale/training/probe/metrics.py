@@ -42,13 +42,13 @@ class Metrics:
         self._probe_set = probe_set
         self._threshold = fall_threshold
         self._bytes_D = bytes_per_dataset(probe_set, tokenizer)
-        domains = [""] + [f"/{name}" for name in names or probe_set.domains]
+        datasets = [""] + [f"/{name}" for name in names or probe_set.datasets]
         self._names = [
-            *(f"probe loss{domain}" for domain in domains),
-            *(f"probe bits per byte{domain}" for domain in domains),
+            *(f"probe loss{dataset}" for dataset in datasets),
+            *(f"probe bits per byte{dataset}" for dataset in datasets),
             f"share of tokens fallen by {fall_threshold:g} nats",
         ]
-        self._count_names = [f"tokens without finite loss{domain}" for domain in domains]
+        self._count_names = [f"tokens without finite loss{dataset}" for dataset in datasets]
 
     @property
     def n_values(self) -> int:
@@ -57,12 +57,14 @@ class Metrics:
 
     def measure(self, loss_N: Floats32, previous_N: Floats32 | None) -> Floats:
         """Compute the V values from the losses (nats) and those of the probe before, if any."""
-        domain_N = self._probe_set.domain_N
-        n_domains = len(self._probe_set.domains)
+        dataset_N = self._probe_set.dataset_N
+        n_datasets = len(self._probe_set.datasets)
         finite_N = np.isfinite(loss_N)
-        nats_D = np.bincount(domain_N, np.where(finite_N, loss_N, 0).astype(np.float64), n_domains)
-        count_D = np.bincount(domain_N[finite_N], minlength=n_domains)
-        lost_D = np.bincount(domain_N[~finite_N], minlength=n_domains)
+        nats_D = np.bincount(
+            dataset_N, np.where(finite_N, loss_N, 0).astype(np.float64), n_datasets
+        )
+        count_D = np.bincount(dataset_N[finite_N], minlength=n_datasets)
+        lost_D = np.bincount(dataset_N[~finite_N], minlength=n_datasets)
         nats = np.array([nats_D.sum(), *nats_D])
         count = np.array([count_D.sum(), *count_D])
         lost = np.array([lost_D.sum(), *lost_D])
@@ -92,14 +94,14 @@ def bytes_per_dataset(probe_set: ProbeSet, tokenizer: Any) -> Floats:
     stripped at the start of a text does not count. Characters cut by the ends of a sequence make
     it exact to some bytes per sequence.
     """
-    n_bytes_D = np.zeros(len(probe_set.domains))
+    n_bytes_D = np.zeros(len(probe_set.datasets))
     for row in range(probe_set.n_sequences):
         context = [int(probe_set.tokens_BS[row, 0])]
         watched = probe_set.labels_BS[row][probe_set.mask_BS[row]].tolist()
         n_bytes = _text_bytes(tokenizer, context + watched) - _text_bytes(tokenizer, context)
         if math.isnan(n_bytes):
             return np.full_like(n_bytes_D, np.nan)
-        n_bytes_D[probe_set.domain_BS[row, 0]] += n_bytes
+        n_bytes_D[probe_set.dataset_BS[row, 0]] += n_bytes
     return n_bytes_D
 
 

@@ -97,7 +97,7 @@ class Prober:
 
     def note_checkpoint(self, state: Any) -> None:
         """Remember what a checkpoint that is being loaded holds of the run's past."""
-        saved = Saved.of(state)
+        saved = Saved.from_state_dict(state)
         known = self._saved
         if saved and not (known and known.step == saved.step and saved.scheduler is None):
             self._saved = saved
@@ -248,7 +248,7 @@ class Prober:
         self._launches = past.launches
         if past.tokens is None and self._schedule.in_tokens:
             raise AgreedError(
-                f"--tokscale-schedule {self._schedule.spec} counts tokens, and how many were "
+                f"--tokscale-probe-schedule {self._schedule.spec} counts tokens, and how many were "
                 f"consumed by step {step} is unknown: the checkpoint's settings do not tell; give "
                 "a schedule in steps"
             )
@@ -525,10 +525,10 @@ def _names_in_log(probe_set: ProbeSet, args: Namespace) -> list[str]:
     The probe set may be of the validation part, whose datasets can come in another order.
     """
     try:
-        known = DataSource.of(args).names("train")
+        known = DataSource.from_flags(args).names("train")
     except TokscaleError:  # a replay has no data
-        return list(probe_set.domains)
-    return renamed(probe_set.prefixes, probe_set.domains, known)
+        return list(probe_set.datasets)
+    return renamed(probe_set.prefixes, probe_set.datasets, known)
 
 
 def _tokenizer_of_text(args: Namespace) -> Any:

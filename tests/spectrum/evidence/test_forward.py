@@ -28,7 +28,7 @@ def seen():
     rng = np.random.default_rng(0)
     x_K, text = planted_pairs.axis(60), planted_pairs.text_of(30, rng)
     tokens = text.probe_set
-    units = Units.of(tokens.domain_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
     return x_K, planted_pairs.seen_beginning(text, x_K, rng), units, groupings(tokens)
 
 
@@ -89,7 +89,7 @@ def test_a_run_whose_loss_is_a_power_law_is_told_by_the_power_law():
     midpoint_N = midpoint_N[~near]
     shape_NK = expit((midpoint_N[:, None] - x_K) / 0.02)
     loss_NK = (1 + 4 * shape_NK + 0.02 * rng.standard_normal(shape_NK.shape)).astype(np.float32)
-    units = Units.of(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 20)
+    units = Units.from_documents(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 20)
     found = forward_of(x_K, loss_NK, units)
     assert found["gain_over_best_rival_interval"][0] <= 0
     assert found["tokens"]["error"] > 2 * found["power-law"]["error"]
@@ -114,6 +114,6 @@ def test_nothing_forward_has_a_verdict(seen):
 def test_too_few_probes_are_refused(n_probes):
     x_K = np.array([-np.inf, *np.linspace(0, 8, n_probes - 1)])
     loss_NK = np.ones((16, n_probes), np.float32)
-    units = Units.of(np.zeros(16), np.arange(16) // 4)
+    units = Units.from_documents(np.zeros(16), np.arange(16) // 4)
     with pytest.raises(UndefinedError, match=r"too few to predict it.*probe more often"):
         forward_of(x_K, loss_NK, units)

@@ -31,8 +31,8 @@ def mean_curve(n_tokens=1500):
 
 def widths_of(loss_NK):
     """The widths of documents of ten tokens, and the weights of their resamples."""
-    units = Units.of(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 10)
-    return Widths.of(fit_sigmoids(X_K, loss_NK), loss_NK, units.unit_N), units.weights(100)
+    units = Units.from_documents(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 10)
+    return Widths.from_fits(fit_sigmoids(X_K, loss_NK), loss_NK, units.unit_N), units.weights(100)
 
 
 def test_local_transitions_are_narrower_than_their_null():

@@ -19,7 +19,12 @@ def planted():
     source = plain["unigram"] + 0.8 * rng.standard_normal(N_TOKENS)
     target = source + 0.5 * plain["position"] + rng.standard_normal(N_TOKENS)
     source[::17], target[5::23] = np.nan, np.nan
-    return source, target, plain, Units.of(np.zeros(N_TOKENS), np.arange(N_TOKENS) // 10)
+    return (
+        source,
+        target,
+        plain,
+        Units.from_documents(np.zeros(N_TOKENS), np.arange(N_TOKENS) // 10),
+    )
 
 
 def order_of(source, target, plain, units, n_resamples=100):

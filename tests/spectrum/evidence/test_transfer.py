@@ -25,7 +25,7 @@ def pair():
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(30, rng)
     loss_NK, again_NK = planted_pairs.genuine(text, x_K, rng)
     tokens = text.probe_set
-    units = Units.of(tokens.domain_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
     return text, x_K, loss_NK, again_NK, fit_sigmoids(x_K, loss_NK), units
 
 
@@ -110,7 +110,7 @@ def test_the_p_value_is_the_share_of_real_permutations():
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(6, rng)
     loss_NK, again_NK = planted_pairs.permuted(text, x_K, rng)
     fits, tokens = fit_sigmoids(x_K, loss_NK), text.probe_set
-    units = Units.of(tokens.domain_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
     small = text, x_K, loss_NK, again_NK, fits, units
     found = result_of(small, n_resamples=2)["document"]["p_value"]
     weights_KX = derivative_weights(x_K, default_grid(x_K)).T
@@ -147,7 +147,7 @@ def test_by_loss_finds_a_run_that_is_the_same_with_time_stretched():
     alignment = Alignment.by_loss(x_K, mean_K, 1.5 * x_K + 2, mean_K)
     lowest = mean_K[1:] <= np.minimum.accumulate(mean_K[1:])
     np.testing.assert_allclose(alignment.x_K[1:][lowest], x_K[1:][lowest], atol=1e-9)
-    units = Units.of(tokens.domain_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
     sums = TransferSums(alignment, groupings(tokens), units)
     sums.add(slice(0, len(text)), fit_sigmoids(x_K, loss_NK), loss_NK)
     for name, each in sums.result(units.weights(50)).items():

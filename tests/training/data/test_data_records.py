@@ -15,7 +15,7 @@ CYCLIC = ("--dataloader-type", "cyclic")
 
 
 def flags(corpus: Corpus, folder, n_steps, *extra):
-    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "first")
+    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-probe-schedule", "first")
     save = ("--save", str(folder), "--load", str(folder), "--save-interval", "4")
     # One length of training for all launches: Megatron orders its samples for it.
     length = ("--train-iters", "12", "--exit-interval", str(n_steps))

@@ -30,7 +30,7 @@ def trained(data_path, split) -> list[TrainedPart]:
 
 def test_tokens_of_the_valid_part_are_held_out(corpus, probe_set):
     found = held_out(probe_set, trained(corpus.data_path, "900,100,0"))
-    pairs = {*zip(probe_set.domain_N.tolist(), probe_set.document_N.tolist(), strict=True)}
+    pairs = {*zip(probe_set.dataset_N.tolist(), probe_set.document_N.tolist(), strict=True)}
     assert found.state == "held out"
     assert f"none of the {len(pairs)} watched documents" in found.line
 
@@ -39,8 +39,8 @@ def test_tokens_of_the_valid_part_are_held_out(corpus, probe_set):
 def test_watched_tokens_that_are_trained_on_are_counted(corpus, probe_set, split):
     stop = {"100,0,0": 300, "940,60,0": 282, "1,0,0": 300}[split]
     found = held_out(probe_set, trained(corpus.data_path, split))
-    rows = zip(probe_set.domain_N.tolist(), probe_set.document_N.tolist(), strict=True)
-    inside = [(domain, document) for domain, document in rows if document < stop]
+    rows = zip(probe_set.dataset_N.tolist(), probe_set.document_N.tolist(), strict=True)
+    inside = [(dataset, document) for dataset, document in rows if document < stop]
     assert len(inside) > 0
     assert found.state == "trained on"
     assert found.line.startswith(f"{len(inside)} of the {probe_set.n_tokens} watched tokens (")
@@ -51,7 +51,7 @@ def test_watched_tokens_that_are_trained_on_are_counted(corpus, probe_set, split
 
 def test_a_prefix_that_cannot_be_looked_up_is_not_known_and_ends_no_job(corpus, probe_set):
     """A folder that this user may not enter; for root, one with too long a name."""
-    elsewhere = [f"/{'x' * 300}/{name}" for name in probe_set.domains]
+    elsewhere = [f"/{'x' * 300}/{name}" for name in probe_set.datasets]
     moved = replace(probe_set, details={**probe_set.details, "prefixes": elsewhere})
     found = held_out(moved, trained(corpus.data_path, "100,0,0"))
     assert found.state == "unknown"
@@ -64,7 +64,7 @@ def test_only_what_the_job_trains_on_counts(corpus, probe_set):
     parts = {"train": [left], "valid": [right]}
     found = held_out(probe_set, trained(parts, None))
     assert found.state == "trained on"
-    n_left = int((probe_set.domain_N == probe_set.domains.index("left")).sum())
+    n_left = int((probe_set.dataset_N == probe_set.datasets.index("left")).sum())
     assert found.line.startswith(f"{n_left} of the ")
     assert left in found.line
     assert right not in found.line
@@ -154,8 +154,8 @@ def test_documents_are_counted_by_dataset():
         mask_BS=np.ones(shape, np.bool_),
         document_BS=np.full(shape, 5, np.int32),
         position_BS=np.zeros(shape, np.int32),
-        domain_BS=np.array([[0] * 4, [1] * 4], np.int16),
-        domains=("a", "b"),
+        dataset_BS=np.array([[0] * 4, [1] * 4], np.int16),
+        datasets=("a", "b"),
         vocab_size=10,
         details={"prefixes": ["x/a", "x/b"]},
     )

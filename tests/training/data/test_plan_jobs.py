@@ -53,7 +53,12 @@ def plan(corpus: Corpus, scores):
 def planned(plan, scores_dir, tmp_path):
     """Flags of a job under the plan with strata."""
     plan.save(tmp_path / "plan.json")
-    return ("--tokscale-plan", str(tmp_path / "plan.json"), "--tokscale-scores", str(scores_dir))
+    return (
+        "--tokscale-plan",
+        str(tmp_path / "plan.json"),
+        "--tokscale-scores-dir",
+        str(scores_dir),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,7 @@ def test_the_same_samples_in_any_layout(corpus, planned, stream, tmp_path, layou
 def test_a_run_that_leaves_its_plan_says_so(corpus, planned, tmp_path, capsys):
     run = ("--save", str(tmp_path / "run"), "--load", str(tmp_path / "run"), "--save-interval", "2")
     run = (*run, "--train-iters", "4")
-    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "list:0")
+    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-probe-schedule", "list:0")
     output = run_recorded(corpus, tmp_path / "a", 1, *run, *planned, *probe, "--exit-interval", "2")
     assert "draws as Megatron does" not in output
     output = run_recorded(corpus, tmp_path / "b", 1, *run, *probe)
@@ -107,7 +112,13 @@ def test_a_run_that_leaves_its_plan_says_so(corpus, planned, tmp_path, capsys):
 @pytest.mark.parametrize("version", OLD)
 def test_a_plan_and_new_weights_in_older_megatrons(corpus, planned, scores, tmp_path, version):
     flags = (*planned, "--tokscale-dir", str(tmp_path / "run"), "--train-iters", "14")
-    flags = (*flags, "--tokscale-replan", "every=8", "--tokscale-probe-set", str(corpus.probe_set))
+    flags = (
+        *flags,
+        "--tokscale-replan-interval",
+        "8",
+        "--tokscale-probe-set",
+        str(corpus.probe_set),
+    )
     path = python_path(version)
     output = run_recorded(corpus, tmp_path / "seen", 1, *flags, python_path=path)
     assert "tokscale: from sample 104 on the datasets weigh" in output
@@ -162,7 +173,14 @@ def test_another_plan_is_accepted_and_goes_on_where_the_first_left_off(
         seed=99,
         cuts=(plan.cuts[1], None),
     )
-    flags = ("--tokscale-scores", str(scores_dir), "--save-interval", "4", "--exit-interval", "4")
+    flags = (
+        "--tokscale-scores-dir",
+        str(scores_dir),
+        "--save-interval",
+        "4",
+        "--exit-interval",
+        "4",
+    )
     flags = (*flags, "--save", str(tmp_path / "run"), "--load", str(tmp_path / "run"))
     flags = (*flags, "--train-iters", "14", "--tokscale-plan", str(tmp_path / "plan.json"))
     plan.save(tmp_path / "plan.json")
@@ -173,7 +191,7 @@ def test_another_plan_is_accepted_and_goes_on_where_the_first_left_off(
     refused = start(1, "-m", "megatron_tokscale.pretrain", *job_flags(corpus, *flags))
     assert refused.code == 2
     (line,) = refused.refusals
-    assert "has consumed 32 samples under plan" in line and "--tokscale-accept-plan" in line
+    assert "has consumed 32 samples under plan" in line and "--tokscale-override-plan" in line
     assert (tmp_path / "run/tokscale/plan.json").read_bytes() == before
 
     plan.save(tmp_path / "plan.json")
@@ -185,11 +203,11 @@ def test_another_plan_is_accepted_and_goes_on_where_the_first_left_off(
     assert "consumed are of --seed 1234, --split 900,100,0, this job's are of --seed 5" in line
     second.save(tmp_path / "plan.json")
 
-    output = run_recorded(corpus, tmp_path / "second", 1, *flags, "--tokscale-accept-plan")
+    output = run_recorded(corpus, tmp_path / "second", 1, *flags, "--tokscale-override-plan")
     assert f"tokscale: plan {second.fingerprint} holds from here on" in output
     third.save(tmp_path / "plan.json")
     blend = ["--data-path", "0.5", extra, "0.5", corpus.prefixes[1]]
-    flags = (*flags, "--tokscale-accept-plan")
+    flags = (*flags, "--tokscale-override-plan")
     run_recorded(corpus, tmp_path / "third", 1, *flags, data=blend)
     run_recorded(corpus, tmp_path / "fourth", 2, *flags, *WORKERS, data=blend)
 
@@ -238,7 +256,12 @@ def test_parts_of_their_own_opened_from_a_cache_while_the_batch_grows(corpus, sc
         one.save(tmp_path / f"{one.dataset.name}.tokscale.safetensors")
     plan = stratified_plan(corpus, scores)
     plan.save(tmp_path / "plan.json")
-    planned = ("--tokscale-plan", str(tmp_path / "plan.json"), "--tokscale-scores", str(tmp_path))
+    planned = (
+        "--tokscale-plan",
+        str(tmp_path / "plan.json"),
+        "--tokscale-scores-dir",
+        str(tmp_path),
+    )
     planned = (*planned, "--tokscale-dir", str(tmp_path / "run"))
     run_recorded(corpus, tmp_path / "fast", 2, *flags, *fast, *planned, *WORKERS, **options)
 
@@ -381,7 +404,7 @@ def test_a_bad_plan_gets_one_line_and_nothing_is_written(corpus, plan, scores, t
         "--tokscale-dir",
         str(tmp_path / "run"),
     )
-    flags = (*flags, "--tokscale-scores", str(tmp_path / "scores"), "--train-iters", "14")
+    flags = (*flags, "--tokscale-scores-dir", str(tmp_path / "scores"), "--train-iters", "14")
     words = job_flags(corpus, *flags, "--data-cache-path", str(cache))
     job = start(1, "-m", "megatron_tokscale.pretrain", *words)
     assert job.code == 2, job.output[-3000:]

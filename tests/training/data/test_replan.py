@@ -24,7 +24,7 @@ from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.store import Run
 from megatron_tokscale.training.data import provider, replan
 from megatron_tokscale.training.data.provider import Follower
-from megatron_tokscale.training.data.replan import LAG, Replanner, parse_interval
+from megatron_tokscale.training.data.replan import LAG, Replanner, check_interval
 
 STEPS = 20
 ASKED = (6, 12)
@@ -35,8 +35,8 @@ RANKS, WORKERS, MICRO_BATCH = 2, 2, 2
 def flags_of(corpus, folder, *extra):
     return (
         *("--train-iters", str(STEPS), "--save-interval", "4", "--ckpt-format", "torch_dist"),
-        *("--num-workers", str(WORKERS), "--tokscale-replan", "every=6"),
-        *("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", "linear:1"),
+        *("--num-workers", str(WORKERS), "--tokscale-replan-interval", "6"),
+        *("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-probe-schedule", "linear:1"),
         *("--tokscale-plan", str(folder / "plan.json")),
         *("--save", str(folder / "run"), "--load", str(folder / "run"), *extra),
     )
@@ -70,7 +70,7 @@ def expected_weights(run: Run, asked: int, current_D) -> np.ndarray:
     loss_NK = run.read_losses().astype(np.float64)[:, chosen]
     slope_D = np.array(
         [
-            -np.polyfit(np.log(step_K[chosen]), loss_NK[run.probe_set.domain_N == d].mean(0), 1)[0]
+            -np.polyfit(np.log(step_K[chosen]), loss_NK[run.probe_set.dataset_N == d].mean(0), 1)[0]
             for d in range(2)
         ]
     )
@@ -84,7 +84,7 @@ def expected_weights(run: Run, asked: int, current_D) -> np.ndarray:
 def test_weights_follow_the_losses_of_the_run(undisturbed, plan):
     folder, output = undisturbed
     run = Run.open(folder / "run")
-    assert run.probe_set.domains == tuple(dataset.name for dataset in plan.datasets)
+    assert run.probe_set.datasets == tuple(dataset.name for dataset in plan.datasets)
     known, decisions = load_run_plan(folder / "run")
     assert known == plan
     assert [decision.step for decision in decisions] == list(ASKED)
@@ -175,11 +175,13 @@ def test_a_plan_edited_under_a_running_job_stops_it(corpus, plan, tmp_path):
 # Without a job
 
 
-@pytest.mark.parametrize("text", ["6", "every=", "every=4", "every=-8", "each=9", "every=1e3"])
-def test_an_interval_that_cannot_be_is_refused(text):
-    with pytest.raises(TokscaleError, match=f"--tokscale-replan {text}: give every=N"):
-        parse_interval(text)
-    assert parse_interval("every=5") == 5
+@pytest.mark.parametrize("steps", [4, 0, -8])
+def test_an_interval_that_cannot_be_is_refused(steps):
+    with pytest.raises(
+        TokscaleError, match=f"--tokscale-replan-interval is {steps}; expected steps above 4"
+    ):
+        check_interval(steps)
+    assert check_interval(5) == 5
 
 
 class Asked(Replanner):

@@ -43,7 +43,7 @@ def by_samples(
 
 
 def probe(corpus: Corpus, schedule: str = "linear:4") -> tuple[str, ...]:
-    return ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-schedule", schedule)
+    return ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-probe-schedule", schedule)
 
 
 def replay(corpus: Corpus, folder: Path, out: Path, *flags: str, version: str = INSTALLED) -> Run:
@@ -201,7 +201,12 @@ def test_tokens_of_another_sequence_length_are_added(corpus, trunk, tmp_path):
     long = tmp_path / "long.safetensors"
     make_probe_set(corpus, long, 2 * SEQ_LENGTH)
     length = ("--seq-length", str(2 * SEQ_LENGTH), "--max-position-embeddings", "64")
-    flags = ("--tokscale-probe-set", str(long), "--tokscale-schedule", "tokens:list:3072,4096+last")
+    flags = (
+        "--tokscale-probe-set",
+        str(long),
+        "--tokscale-probe-schedule",
+        "tokens:list:3072,4096+last",
+    )
     train(corpus, *DIST, *branch(trunk, tmp_path / "b"), *length, *CONSTANT, USE_CHECKPOINT, *flags)
     run = Run.open(tmp_path / "b")
     # 8 x 8 x 32 = 2048 tokens by step 8, then 8 x 64 = 512 a step.
@@ -280,7 +285,7 @@ def changed(corpus: Corpus, tmp_path_factory) -> Path:
 
 
 def test_a_replay_places_a_change_of_the_batch_size(corpus, changed, tmp_path):
-    run = replay(corpus, changed, tmp_path, "--tokscale-schedule", "list:12")
+    run = replay(corpus, changed, tmp_path, "--tokscale-probe-schedule", "list:12")
     assert sums(run) == constant_sums(12)
     again = replay(corpus, changed, tmp_path, "--global-batch-size", "2")
     assert sums(again) == constant_sums(4, 8, 12, 16)

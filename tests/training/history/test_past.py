@@ -148,5 +148,5 @@ def test_a_checkpoint_that_lacks_settings_tells_nothing():
     bare = Saved(8, Namespace(consumed_train_samples=64), None)
     assert _reckoned(beginning(0), None, bare) is None
     assert past_of_job(8, 64, bare, None, ()).tokens is None
-    assert Saved.of({"args": None, "iteration": 8}) is None
-    assert Saved.of(None) is None
+    assert Saved.from_state_dict({"args": None, "iteration": 8}) is None
+    assert Saved.from_state_dict(None) is None

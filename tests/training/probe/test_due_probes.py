@@ -14,7 +14,7 @@ pytestmark = pytest.mark.megatron
 def run(corpus: Corpus, folder, n_processes, schedule, *extra, without=()):
     """Run a probed job and return its output."""
     flags = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-dir", str(folder))
-    flags = (*flags, "--tokscale-schedule", schedule, *extra)
+    flags = (*flags, "--tokscale-probe-schedule", schedule, *extra)
     words = ("-m", "megatron_tokscale.pretrain", *job_flags(corpus, *flags, without=without))
     result = start(n_processes, *words)
     assert result.code == 0, result.output[-4000:]

@@ -38,7 +38,7 @@ def train(corpus: Corpus, run, *flags, meddle="pass"):
 
 def probe(corpus: Corpus):
     probe_set = ("--tokscale-probe-set", str(corpus.probe_set))
-    return (*probe_set, "--tokscale-schedule", "list:0,1,3", "--tokscale-verify-isolation")
+    return (*probe_set, "--tokscale-probe-schedule", "list:0,1,3", "--tokscale-verify-isolation")
 
 
 @pytest.fixture(scope="module")

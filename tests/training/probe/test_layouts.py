@@ -166,7 +166,7 @@ class Jobs:
 
     def _probe(self, schedule: str) -> tuple[str, ...]:
         probe_set = ("--tokscale-probe-set", str(self._corpus.probe_set))
-        return (*probe_set, "--tokscale-schedule", schedule, "--tokscale-verify-isolation")
+        return (*probe_set, "--tokscale-probe-schedule", schedule, "--tokscale-verify-isolation")
 
     def _run(self, layout: Layout, *flags: str) -> None:
         model = MODELS[layout.model]

@@ -32,9 +32,9 @@ def probe_set_of_texts():
     for row, ids in enumerate(rows):
         n = len(ids) - 1
         tokens[row, :n], labels[row, :n], mask[row, :n] = ids[:-1], ids[1:], True
-    domain = np.repeat(np.arange(2, dtype=np.int16)[:, None], length, axis=1)
+    dataset = np.repeat(np.arange(2, dtype=np.int16)[:, None], length, axis=1)
     blank = np.zeros(shape, np.int32)
-    return ProbeSet(tokens, labels, mask, blank, blank, domain, ("english", "mixed"), 256)
+    return ProbeSet(tokens, labels, mask, blank, blank, dataset, ("english", "mixed"), 256)
 
 
 def test_bits_per_byte_are_bits_over_the_bytes_of_the_text():
@@ -44,10 +44,10 @@ def test_bits_per_byte_are_bits_over_the_bytes_of_the_text():
     named = metrics.named(metrics.measure(loss_N, None))
     bits_N = loss_N.astype(np.float64) / math.log(2)
     start = 0
-    for domain, text in zip(probe_set.domains, TEXTS, strict=True):
+    for dataset, text in zip(probe_set.datasets, TEXTS, strict=True):
         n_bytes = len(text.encode()) - 1
         expected = bits_N[start : start + n_bytes].sum() / n_bytes
-        assert named[f"probe bits per byte/{domain}"] == pytest.approx(expected, rel=1e-12)
+        assert named[f"probe bits per byte/{dataset}"] == pytest.approx(expected, rel=1e-12)
         start += n_bytes
     assert named["probe bits per byte"] == pytest.approx(bits_N.mean(), rel=1e-12)
     assert "share of tokens fallen by 0.1 nats" not in named
@@ -68,7 +68,7 @@ def spoiled():
     """Losses of a probe set of two datasets of 16 tokens each; some are not finite."""
     probe_set = plain_probe_set(32)
     loss_N = np.arange(32, dtype=np.float32)
-    left_N = probe_set.domain_N == 0
+    left_N = probe_set.dataset_N == 0
     bad = [*np.flatnonzero(left_N)[[1, 3]], np.flatnonzero(~left_N)[0]]
     loss_N[bad] = [np.nan, np.inf, -np.inf]
     return probe_set, loss_N, left_N, bad
@@ -78,7 +78,7 @@ def test_means_are_over_finite_losses_and_the_others_are_counted():
     probe_set, loss_N, left_N, bad = spoiled()
     metrics = Metrics(probe_set, 0.1)
     named = metrics.named(metrics.measure(loss_N, None))
-    left, right = probe_set.domains
+    left, right = probe_set.datasets
     good_N = np.ones(32, bool)
     good_N[bad] = False
     values = np.arange(32)
@@ -107,7 +107,7 @@ def test_where_no_loss_is_finite_only_their_number_is_known():
     probe_set, loss_N, _, _ = spoiled()
     metrics = Metrics(probe_set, 0.1)
     named = metrics.named(metrics.measure(np.full_like(loss_N, np.nan), loss_N))
-    left, right = probe_set.domains
+    left, right = probe_set.datasets
     assert named == {
         "tokens without finite loss": 32,
         f"tokens without finite loss/{left}": 16,

@@ -18,7 +18,7 @@ BATCH = int(TRAINING["--global-batch-size"])
 
 def probe_flags(corpus, run, schedule):
     flags = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-dir", str(run))
-    return (*flags, "--tokscale-schedule", schedule)
+    return (*flags, "--tokscale-probe-schedule", schedule)
 
 
 def test_checkpoints_tokens_and_an_exit_interval(corpus: Corpus, tmp_path):
@@ -29,7 +29,9 @@ def test_checkpoints_tokens_and_an_exit_interval(corpus: Corpus, tmp_path):
     run_job(corpus, 2, *flags, "--load", str(tmp_path / "save"))
     # 0, and 4 and 5 for their tokens; 3 and 6 are saved regularly, 8 at the exit.
     assert Run.open(tmp_path).step_K.tolist() == [0, 3, 4, 5, 6, 8]
-    run_job(corpus, 2, *flags, "--load", str(tmp_path / "save"), "--tokscale-schedule", "list:10")
+    run_job(
+        corpus, 2, *flags, "--load", str(tmp_path / "save"), "--tokscale-probe-schedule", "list:10"
+    )
     assert Run.open(tmp_path).step_K.tolist() == [0, 3, 4, 5, 6, 8, 10]
 
 
@@ -78,9 +80,9 @@ def test_metrics_in_tensorboard_are_those_of_the_losses(corpus: Corpus, tmp_path
         return pytest.approx(dict(zip(steps, values_K, strict=True)), rel=1e-6)
 
     assert logged("probe loss") == expected(loss_NK.mean(axis=0))
-    for number, domain in enumerate(run.probe_set.domains):
-        is_domain_N = run.probe_set.domain_N == number
-        assert logged(f"probe loss/{domain}") == expected(loss_NK[is_domain_N].mean(axis=0))
+    for number, dataset in enumerate(run.probe_set.datasets):
+        is_dataset_N = run.probe_set.dataset_N == number
+        assert logged(f"probe loss/{dataset}") == expected(loss_NK[is_dataset_N].mean(axis=0))
     fallen_K = (loss_NK[:, :-1] - loss_NK[:, 1:] > 0.01).mean(axis=0)
     assert 0 < fallen_K[-1] < 1
     assert logged("share of tokens fallen by 0.01 nats") == expected(fallen_K, (2, 4, 5))

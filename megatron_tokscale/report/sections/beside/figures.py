@@ -27,7 +27,7 @@ def losses(shown: dict[int, str], curves: tuple[Curves, Curves]) -> str:
             if not len(positive):
                 axes.set_axis_off()  # neither run knows its consumed tokens
                 continue
-            scale = TimeScale.of(positive)
+            scale = TimeScale.from_times(positive)
             for f, colour in _groups(shown):
                 for each, time_K, line in zip(curves, times, (_BASELINE, "-"), strict=True):
                     later = time_K > 0
@@ -54,7 +54,7 @@ def differences(shown: dict[int, str], curves: tuple[Curves, Curves]) -> str | N
 
     def paint(figure: Any) -> None:
         axes = figure.add_subplot()
-        scale = TimeScale.of(step_K.astype(np.float64))
+        scale = TimeScale.from_times(step_K.astype(np.float64))
         for f, colour in _groups(shown):
             gap_K = planned.loss_FK[f, second] - baseline.loss_FK[f, first]
             axes.plot(scale.place(step_K.astype(np.float64)), gap_K, color=colour, marker=".", ms=3)

@@ -34,7 +34,7 @@ _SETTINGS = ("batch", "learning_rate", "seq_length", "seed", "versions")
 def comparison(baseline: Run, planned: Run) -> str:
     """Losses of both runs, and the verdict."""
     curves, dropped = mean_curves((baseline, planned))
-    names = baseline.probe_set.domains
+    names = baseline.probe_set.datasets
     shown = largest_datasets(baseline.probe_set)
     gap = compare_figures.differences(shown, curves)
     without = f" Left out: {plural(dropped, 'token')} with NaN or infinite losses."

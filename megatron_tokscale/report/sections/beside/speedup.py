@@ -49,13 +49,13 @@ def _blocks(run: Run) -> Iterator[tuple[slice, Floats32]]:
 
 
 def _curves(run: Run, used_N: Mask) -> Curves:
-    domain_N, n_domains = run.probe_set.domain_N, len(run.probe_set.domains)
-    sum_DK, count_D = np.zeros((n_domains, len(run.records))), np.zeros(n_domains)
+    dataset_N, n_datasets = run.probe_set.dataset_N, len(run.probe_set.datasets)
+    sum_DK, count_D = np.zeros((n_datasets, len(run.records))), np.zeros(n_datasets)
     for rows, loss_NK in _blocks(run):
-        for d in range(n_domains):
-            of_domain = used_N[rows] & (domain_N[rows] == d)
-            sum_DK[d] += loss_NK[of_domain].sum(axis=0, dtype=np.float64)
-            count_D[d] += of_domain.sum()
+        for d in range(n_datasets):
+            of_dataset = used_N[rows] & (dataset_N[rows] == d)
+            sum_DK[d] += loss_NK[of_dataset].sum(axis=0, dtype=np.float64)
+            count_D[d] += of_dataset.sum()
     overall_K = sum_DK.sum(axis=0) / max(count_D.sum(), 1)
     return Curves(
         run.step_K,

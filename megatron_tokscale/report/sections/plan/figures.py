@@ -111,7 +111,7 @@ def levels(ratio_TR: Floats) -> Integers:
 
 def _scale(drawn: DrawnPlan) -> tuple[TimeScale, Floats]:
     edge_W1 = drawn.edge_W1.astype(np.float64)
-    scale = TimeScale.of(edge_W1)
+    scale = TimeScale.from_times(edge_W1)
     return scale, scale.place(edge_W1)
 
 
