@@ -7,7 +7,7 @@ tokens and a matrix product (Chamandy et al. 2012, the Poisson bootstrap).
 Shapes: N tokens, U units, R resamples (the first is the data as they are).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -93,69 +93,6 @@ def _deal(dataset_J: NDArray[np.int16], seed: int, most: int) -> tuple[Integers,
         unit_J[of_dataset] = rng.permutation(len(of_dataset)) % count + len(dataset_U)
         dataset_U += [dataset] * count
     return unit_J, np.array(dataset_U, np.int16)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its 95% interval over documents, which holds it; NaN where it is not defined.
-
-    Attributes:
-        value: the number, corrected for its bias if it has an interval.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        uncorrected: the number of the data as they are.
-    """
-
-    value: float
-    low: float
-    high: float
-    uncorrected: float = field(default=float("nan"), compare=False)
-
-    def __post_init__(self) -> None:
-        known = np.isfinite([self.low, self.high])
-        if known.any() and not (known.all() and self.low <= self.value <= self.high):
-            raise ValueError(f"{self.value} is not in [{self.low}, {self.high}]")
-
-    @staticmethod
-    def from_resamples(
-        value_R: ArrayLike, least: float = -np.inf, most: float = np.inf
-    ) -> "Estimate":
-        """Return the bias-corrected value and its interval.
-
-        A score such as R^2 is worse on few documents than on many, for the noise in what it is held
-        against; resamples are worse by as much again, which tells the bias: their median less the
-        value of the data as they are. Twice the bias is taken from the median and from the
-        percentiles of the resamples alike: value and interval are those that many documents would
-        give, and the value is always in its interval (our choice; measured coverage:
-        benchmarks/results/evidence.md). All three are then kept within the range of the number: the
-        correction cannot know that an error is not negative. Without an interval the value is that
-        of the data as they are.
-
-        Args:
-            value_R: the value of the data as they are, then those of the resamples.
-            least: the smallest value that the number can have.
-            most: the largest.
-        """
-        value, *drawn = np.asarray(value_R, dtype=np.float64)
-        drawn_R = np.array(drawn)[np.isfinite(drawn)]
-        undefined = Estimate(float(value), float("nan"), float("nan"), float(value))
-        if not np.isfinite(value) or len(drawn_R) < max(len(drawn) // 2, 2):
-            return undefined
-        low, median, high = np.quantile(drawn_R, [0.025, 0.5, 0.975], method="weibull")
-        corrected = np.array([median, low, high]) + 2 * (value - median)
-        if corrected[2] < least or corrected[1] > most:
-            return undefined
-        kept, low, high = np.clip(corrected, least, most).tolist()
-        return Estimate(kept, low, high, float(value))
-
-    def entry(self, name: str) -> dict[str, float | list[float] | None]:
-        """As JSON: NAME, NAME_interval and NAME_uncorrected, null where not defined."""
-        known = np.isfinite([self.value, self.low, self.high])
-        return {
-            name: self.value if known[0] else None,
-            f"{name}_interval": [self.low, self.high] if known[1:].all() else None,
-            f"{name}_uncorrected": self.uncorrected if np.isfinite(self.uncorrected) else None,
-        }
 
 
 def percentile_interval(value: float, value_R: ArrayLike) -> tuple[float, float]:

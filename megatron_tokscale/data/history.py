@@ -25,10 +25,10 @@ from megatron_tokscale.core.files import (
     sealed,
     write_json,
 )
+from megatron_tokscale.core.schemas import DECISIONS_SCHEMA
 from megatron_tokscale.data.plan import Acceptance, DatasetIdentity, Decision, Plan, Stage
 from megatron_tokscale.data.record import load_records, record_path
 
-SCHEMA_VERSION: Final = 1
 _KIND: Final = "tokscale-replans"
 
 
@@ -83,7 +83,7 @@ def save_decisions(plan: Plan, decisions: Sequence[Decision], run: Path) -> None
         with suppress(TokscaleError):  # what cannot be read is of no run that can go on
             before, known = load_run_plan(run)
             rows = {before.fingerprint: [asdict(decision) for decision in known], **rows}
-    content = {"kind": _KIND, "schema_version": SCHEMA_VERSION, "decisions": rows}
+    content = {"kind": _KIND, "schema_version": DECISIONS_SCHEMA, "decisions": rows}
     write_json(path, sealed(content))
 
 
@@ -99,7 +99,7 @@ def load_run_plan(run: Path) -> tuple[Plan, list[Decision]]:
         return plan, []
     content = read_json(path)
     try:
-        check_schema(path, int(content["schema_version"]), SCHEMA_VERSION)
+        check_schema(path, int(content["schema_version"]), DECISIONS_SCHEMA)
         if content["kind"] != _KIND or plan.fingerprint not in content["decisions"]:
             raise TokscaleError(f"{path} is not of the plan beside it; restore either")
         rows = content["decisions"][plan.fingerprint]

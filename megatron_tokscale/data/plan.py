@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import check_schema, check_seal, read_json, sealed, write_json
+from megatron_tokscale.core.schemas import PLAN_SCHEMA
 from megatron_tokscale.corpus.names import numbered
 
 KIND: Final = "tokscale-plan"
-SCHEMA_VERSION: Final = 3
 
 # Part of the fingerprint: raised when the same plan would give another order of samples.
 ORDER_VERSION: Final = 2
@@ -359,7 +359,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values."""
-        return {"kind": KIND, "schema_version": SCHEMA_VERSION, **asdict(self)}
+        return {"kind": KIND, "schema_version": PLAN_SCHEMA, **asdict(self)}
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "Plan":
@@ -387,8 +387,8 @@ class Plan:
         if content.get("kind") != KIND:
             raise TokscaleError(f"{path} is not a plan; make one with `megatron-tokscale plan`")
         version = content.get("schema_version")
-        check_schema(path, version if isinstance(version, int) else 0, SCHEMA_VERSION)
-        if version != SCHEMA_VERSION:
+        check_schema(path, version if isinstance(version, int) else 0, PLAN_SCHEMA)
+        if version != PLAN_SCHEMA:
             raise TokscaleError(
                 f"plan {path} is of an older version; build it again with "
                 "`megatron-tokscale plan build`"

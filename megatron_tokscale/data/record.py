@@ -20,10 +20,10 @@ from megatron_tokscale.core.files import (
     sealed,
     write_json,
 )
+from megatron_tokscale.core.schemas import DATA_SCHEMA
 from megatron_tokscale.corpus.names import match_prefixes
 
 KIND: Final = "tokscale-data"
-SCHEMA_VERSION: Final = 2
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class DataRecord:
         records = _continued(known, self)
         if records != list(known):
             rows = [_to_json(record) for record in records]
-            content = {"kind": KIND, "schema_version": SCHEMA_VERSION, "records": rows}
+            content = {"kind": KIND, "schema_version": DATA_SCHEMA, "records": rows}
             write_json(path, sealed(content))
 
 
@@ -233,7 +233,7 @@ def load_records(path: Path) -> tuple[DataRecord, ...]:
     if content.get("kind") != KIND:
         raise TokscaleError(f"{path} does not say what data a job reads; restore or remove it")
     version = content.get("schema_version")
-    check_schema(path, version if isinstance(version, int) else 0, SCHEMA_VERSION)
+    check_schema(path, version if isinstance(version, int) else 0, DATA_SCHEMA)
     try:
         records = tuple(_from_json(row) for row in content["records"])
     except (KeyError, TypeError, ValueError) as error:

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import whole_or_absent
+from megatron_tokscale.core.schemas import SCORES_SCHEMA
 from megatron_tokscale.core.tensors import TensorFile
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.corpus.names import listed, whole_prefix
 from megatron_tokscale.data.plan import DatasetIdentity
 
 KIND: Final = "tokscale-scores-dir"
-SCHEMA_VERSION: Final = 1
-_FILE: Final = TensorFile(KIND, SCHEMA_VERSION, "score file", "megatron-tokscale score")
+_FILE: Final = TensorFile(KIND, SCORES_SCHEMA, "score file", "megatron-tokscale score")
 SUFFIX: Final = ".tokscale.safetensors"
 
 _END_TOKENS: Final = 2**20

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from megatron_tokscale import __version__
 from megatron_tokscale.core.checked import file_checksum, write_result
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.schemas import FIT_SCHEMA
 from megatron_tokscale.fit.axis import MIN_PROBES, Axis
 from megatron_tokscale.fit.parts import Parts, Ranks
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from megatron_tokscale.store import Run
     from megatron_tokscale.store.reader import Time
 
-SCHEMA_VERSION = 2
 _BLOCK_VALUES = 2**24
 _BLOCK_TOKENS = 2**14, 2**18
 _BLOCKS = 64
@@ -301,7 +301,7 @@ def _assemble(work: _Work, made_of: dict[str, Any], seconds: float) -> dict[str,
                 rows.append_table(table)
         resumed = work.tokens(work.resumed)
         summary = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": FIT_SCHEMA,
             **heading,
             "n_tokens": run.n_tokens,
             "n_probes": len(run.records),

@@ -19,8 +19,7 @@ from scipy.special import expit
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32, Mask
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import check_schema, schema_version, whole_or_absent
-
-SCHEMA_VERSION = 3
+from megatron_tokscale.core.schemas import FITS_SCHEMA
 
 
 class TokenClass(IntEnum):
@@ -324,7 +323,7 @@ class ParquetRows:
         self._metadata = {
             **metadata,
             "kind": "tokscale-fits",
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": FITS_SCHEMA,
             "x": [float(x) if np.isfinite(x) else None for x in x_K],
         }
         self._writer: Any = None
@@ -380,7 +379,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if metadata.get("kind") != "tokscale-fits":
         raise TokscaleError(f"{path} is not a table of fits; make one with `megatron-tokscale fit`")
     version = schema_version(path, metadata)
-    check_schema(path, version, SCHEMA_VERSION)
-    if version < SCHEMA_VERSION:
+    check_schema(path, version, FITS_SCHEMA)
+    if version < FITS_SCHEMA:
         raise TokscaleError(f"fits {path} are of an older version; fit the run again")
     return metadata

@@ -6,6 +6,7 @@ from typing import Any
 from megatron_tokscale import __version__
 from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import UndefinedError
+from megatron_tokscale.core.schemas import LAWS_SCHEMA
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.source import DEFAULT_SPLIT, DataPath, DataSource
 from megatron_tokscale.laws import theories
@@ -14,7 +15,7 @@ from megatron_tokscale.laws.inputs import Inputs
 from megatron_tokscale.laws.plain import or_reason, plain
 from megatron_tokscale.laws.power_law.power_law import FIRST_TIME_SHARE
 from megatron_tokscale.laws.several_runs import several_runs
-from megatron_tokscale.results import LAWS_SCHEMA, SpectrumResult, heading, non_finite
+from megatron_tokscale.results import SpectrumResult, heading, non_finite
 from megatron_tokscale.store import Run, check_same_tokens
 
 _OTHER_STARTS = (0.01, 0.03, 0.3)

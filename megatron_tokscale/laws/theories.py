@@ -12,7 +12,7 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import UndefinedError
-from megatron_tokscale.core.resampling import Estimate, Units
+from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.laws.agreement import Agreement
 from megatron_tokscale.laws.deceleration import fit_deceleration
@@ -34,6 +34,7 @@ from megatron_tokscale.laws.quanta.learning_times import frequency_exponent
 from megatron_tokscale.laws.quanta.monogenic import MonogenicShare, scaled_mean_curve
 from megatron_tokscale.laws.quanta.quanta import alpha_from, exponents_from
 from megatron_tokscale.laws.zero_sum import ZeroSum
+from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.store import Run
 
 _SAMPLE = 20_000

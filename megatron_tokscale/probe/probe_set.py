@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import whole_or_absent
+from megatron_tokscale.core.schemas import PROBE_SET_SCHEMA
 from megatron_tokscale.core.tensors import TensorFile
 from megatron_tokscale.corpus.names import base_name, match_prefixes
 
-SCHEMA_VERSION = 1
-
 _FILE = TensorFile(
-    "tokscale-probe-set", SCHEMA_VERSION, "probe set", "megatron-tokscale probe build"
+    "tokscale-probe-set", PROBE_SET_SCHEMA, "probe set", "megatron-tokscale probe build"
 )
 _ARRAYS: dict[str, type[np.generic]] = {
     "tokens": np.int32,

@@ -14,19 +14,9 @@ from megatron_tokscale.results.fitted import (
     non_finite_line,
     read_fit,
 )
-from megatron_tokscale.results.schemas import (
-    AXIS_SCHEMA,
-    LAWS_SCHEMA,
-    SPECTRUM_SCHEMA,
-    TRANSFER_SCHEMA,
-)
 from megatron_tokscale.results.spectrum import SpectrumResult
 
 __all__ = [
-    "AXIS_SCHEMA",
-    "LAWS_SCHEMA",
-    "SPECTRUM_SCHEMA",
-    "TRANSFER_SCHEMA",
     "AxisResult",
     "FittedRun",
     "SpectrumResult",

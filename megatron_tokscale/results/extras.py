@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from megatron_tokscale.core.checked import read_arrays, read_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import is_there, read_json, schema_version
+from megatron_tokscale.core.schemas import AXIS_SCHEMA, LAWS_SCHEMA, TRANSFER_SCHEMA
 from megatron_tokscale.results.fitted import check_made_of, heading
-from megatron_tokscale.results.schemas import AXIS_SCHEMA, LAWS_SCHEMA, TRANSFER_SCHEMA
 from megatron_tokscale.store import Run
 
 

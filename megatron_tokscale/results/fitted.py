@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.checked import file_checksum, read_result
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.schemas import FIT_SCHEMA
 from megatron_tokscale.fit import SigmoidFits, fits_path
-from megatron_tokscale.fit.run_fit import SCHEMA_VERSION as FIT_SCHEMA
 from megatron_tokscale.store import Run
 
 _VALUES_PER_READ = 2**24

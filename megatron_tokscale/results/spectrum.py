@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.checked import read_arrays, read_result
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.schemas import SPECTRUM_SCHEMA
 from megatron_tokscale.results.fitted import check_made_of, heading, read_fit
-from megatron_tokscale.results.schemas import SPECTRUM_SCHEMA
 from megatron_tokscale.store import Run
 
 

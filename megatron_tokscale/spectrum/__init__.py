@@ -1,6 +1,7 @@
 """Learning-time spectra, and what they reconstruct of the loss curve."""
 
-from megatron_tokscale.core.resampling import Estimate, Units
+from megatron_tokscale.core.resampling import Units
+from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum, events_of
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
 from megatron_tokscale.spectrum.evidence.forward import predict_forward

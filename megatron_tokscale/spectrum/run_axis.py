@@ -17,9 +17,11 @@ from megatron_tokscale import __version__
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers32, Mask
 from megatron_tokscale.core.checked import write_arrays, write_result
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.core.resampling import Estimate, Units
+from megatron_tokscale.core.resampling import Units
+from megatron_tokscale.core.schemas import AXIS_SCHEMA
 from megatron_tokscale.laws.plain import or_reason
-from megatron_tokscale.results import AXIS_SCHEMA, FittedRun
+from megatron_tokscale.results import FittedRun
+from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.spectrum.density import default_grid
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.evidence.transfer import PERMUTATIONS, Alignment, TransferSums

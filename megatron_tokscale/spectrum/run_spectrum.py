@@ -15,10 +15,12 @@ from megatron_tokscale import __version__
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.checked import write_arrays, write_result
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.core.resampling import Estimate, Units
+from megatron_tokscale.core.resampling import Units
+from megatron_tokscale.core.schemas import SPECTRUM_SCHEMA
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.laws.plain import or_reason, plain
-from megatron_tokscale.results import SPECTRUM_SCHEMA, FittedRun, heading, non_finite
+from megatron_tokscale.results import FittedRun, heading, non_finite
+from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.fitted import Block
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative

@@ -7,9 +7,8 @@ from typing import Any
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import check_schema, check_seal, read_json, sealed, write_json
+from megatron_tokscale.core.schemas import RUN_SCHEMA
 from megatron_tokscale.store.launches import Launch, read_launches
-
-SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Identity:
             OSError: it cannot be written.
         """
         launches = [launch.to_json() for launch in self.launches]
-        content = {"schema_version": SCHEMA_VERSION, **vars(self), "launches": launches}
+        content = {"schema_version": RUN_SCHEMA, **vars(self), "launches": launches}
         write_json(path, sealed(content))
 
     @staticmethod
@@ -54,10 +53,10 @@ class Identity:
             version = content["schema_version"]
             if type(version) is not int:
                 raise ValueError(f"schema_version is {version!r}")
-            check_schema(path, version, SCHEMA_VERSION)
-            if version < SCHEMA_VERSION:
+            check_schema(path, version, RUN_SCHEMA)
+            if version < RUN_SCHEMA:
                 raise TokscaleError(
-                    f"{path} is of schema version {version}, expected {SCHEMA_VERSION}: an older "
+                    f"{path} is of schema version {version}, expected {RUN_SCHEMA}: an older "
                     "megatron-tokscale wrote it, which noted the settings of a run's first job "
                     "only; probe into another --tokscale-dir, or replay the run's checkpoints "
                     "there (its losses files stay readable with store.losses.read_losses)"

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import check_schema, schema_version, whole_or_absent
+from megatron_tokscale.core.schemas import LOSSES_SCHEMA
 
-SCHEMA_VERSION = 1
 _CHECKED_AT_ONCE = 2**20
 _LOOKED_AT_FIRST = 2**12
 _DTYPES: Final = ("F16", "F32", "F64")
@@ -83,7 +83,7 @@ def write_losses(path: Path, loss_N: NDArray[np.floating[Any]], record: LossReco
     array = np.ascontiguousarray(loss_N)
     metadata = {name: repr(value) for name, value in asdict(record).items()} | {
         "kind": "tokscale-losses",
-        "schema_version": str(SCHEMA_VERSION),
+        "schema_version": str(LOSSES_SCHEMA),
         "probe_fingerprint": record.probe_fingerprint,
         "versions": record.versions,
         "crc32": f"{zlib.crc32(array.tobytes()):08x}",
@@ -137,7 +137,7 @@ def read_record(path: Path) -> tuple[LossRecord, int]:
         metadata: dict[str, str] = file.metadata() or {}
         if metadata.get("kind") != "tokscale-losses":
             raise TokscaleError(f"{path} is not a losses file; remove it from the losses folder")
-        check_schema(path, schema_version(path, metadata), SCHEMA_VERSION)
+        check_schema(path, schema_version(path, metadata), LOSSES_SCHEMA)
         n_tokens = int(_losses(file, path).get_shape()[0])
     if unknown := metadata.keys() - _NAMES:  # a checksum of another name would not be looked at
         raise _damaged(path, f"its record has a value named {min(unknown)!r}")

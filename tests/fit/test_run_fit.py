@@ -130,7 +130,7 @@ def test_a_damaged_losses_file_is_refused_and_old_fits_stay(run):
 def test_fits_of_an_older_version_are_to_be_made_again(planted, tmp_path, monkeypatch):
     data = planted(10, 30)
     with monkeypatch.context() as patch:
-        patch.setattr(table, "SCHEMA_VERSION", 1)
+        patch.setattr(table, "FITS_SCHEMA", 1)
         fit_sigmoids(data.x_K, data.loss_NK).save(tmp_path / "fits.parquet")
     with pytest.raises(TokscaleError, match="older version; fit the run again"):
         SigmoidFits.load(tmp_path / "fits.parquet")

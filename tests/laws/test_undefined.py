@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError, exit_with_one_line
-from megatron_tokscale.core.resampling import Estimate, percentile_interval
+from megatron_tokscale.core.resampling import percentile_interval
 from megatron_tokscale.laws import fit_power_law
 from megatron_tokscale.laws.deceleration import fit_deceleration
 from megatron_tokscale.laws.plain import or_reason
 from megatron_tokscale.laws.power_law.tail import tail_exponent
+from megatron_tokscale.results.estimate import Estimate
 
 T_K = np.geomspace(1, 1000, 30)
 FALLING_K = 2 + T_K**-0.5

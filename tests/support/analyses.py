@@ -5,9 +5,9 @@ import json
 import numpy as np
 
 from megatron_tokscale.core.checked import file_checksum, write_arrays, write_result
+from megatron_tokscale.core.schemas import FIT_SCHEMA, SPECTRUM_SCHEMA
 from megatron_tokscale.fit import fits_path
-from megatron_tokscale.fit.run_fit import SCHEMA_VERSION as FIT_SCHEMA
-from megatron_tokscale.results import SPECTRUM_SCHEMA, heading
+from megatron_tokscale.results import heading
 
 EVIDENCE = ("spectrum.json", "reconstruction.json")
 

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.core.errors import UndefinedError
-from megatron_tokscale.core.resampling import Estimate, Units
+from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.laws.power_law.huber import Curve
 from megatron_tokscale.laws.power_law.power_law import FIRST_TIME_SHARE
+from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.sums import loss_sums, model_sums

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers32, Mask
-from megatron_tokscale.core.resampling import Estimate
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_sigmoids
+from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.spectrum.density import finite_range
 
 TEN_NINETY = 2 * math.log(9)

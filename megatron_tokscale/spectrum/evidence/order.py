@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from megatron_tokscale.core.arrays import Floats, Integers32
-from megatron_tokscale.core.resampling import Estimate
+from megatron_tokscale.results.estimate import Estimate
 
 _LEAST_TOKENS = 50
 _RIDGE = 1e-9

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from megatron_tokscale.core.arrays import Floats
-from megatron_tokscale.core.resampling import Estimate
 from megatron_tokscale.fit import SigmoidFits
+from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.spectrum.density import default_grid
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.sums import DocumentSums

@@ -14,9 +14,10 @@ from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.resampling import MOST_UNITS, Units
+from megatron_tokscale.core.schemas import TRANSFER_SCHEMA
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.laws.plain import or_reason
-from megatron_tokscale.results import TRANSFER_SCHEMA, FittedRun, heading, known_transfers
+from megatron_tokscale.results import FittedRun, heading, known_transfers
 from megatron_tokscale.spectrum.evidence.order import learning_order
 from megatron_tokscale.spectrum.evidence.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import (

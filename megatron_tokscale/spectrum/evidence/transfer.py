@@ -30,8 +30,9 @@ from scipy.special import expit
 
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.errors import UndefinedError
-from megatron_tokscale.core.resampling import Estimate, Units
+from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import SigmoidFits, Transitions
+from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.spectrum.density import default_grid, events_of
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.evidence.skill import DocumentGroups, GroupSums, skill

@@ -1,0 +1,21 @@
+"""The schema version of every file that this package writes, in one table.
+
+A reader refuses a newer version with a line that names both, and an older one, where it is not read
+any more, with a line that says which command makes the file again.
+"""
+
+from typing import Final
+
+PROBE_SET_SCHEMA: Final = 2  # probe.safetensors
+LOSSES_SCHEMA: Final = 1  # losses/step_*.safetensors
+RUN_SCHEMA: Final = 2  # run.json
+PLAN_SCHEMA: Final = 3  # plan.json
+DECISIONS_SCHEMA: Final = 1  # replans.json
+DATA_SCHEMA: Final = 2  # data.json
+SCORES_SCHEMA: Final = 1  # PREFIX.tokscale.safetensors
+FITS_SCHEMA: Final = 3  # fits.parquet
+FIT_SCHEMA: Final = 2  # fit.json
+SPECTRUM_SCHEMA: Final = 4  # spectrum.json, reconstruction.json
+TRANSFER_SCHEMA: Final = 3  # transfer.json
+LAWS_SCHEMA: Final = 4  # laws.json
+AXIS_SCHEMA: Final = 3  # axis.json

@@ -1,0 +1,111 @@
+"""A number with its 95% interval, or the reason why there is none; and the one way to print it.
+
+Shapes: R resamples (the first is the data as they are).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from megatron_tokscale.core.errors import UndefinedError
+
+
+@dataclass(frozen=True)
+class Undefined:
+    """The place of a result that the data do not define.
+
+    Attributes:
+        undefined: the reason, a sentence for people.
+    """
+
+    undefined: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and its 95% interval, which holds it; the interval is NaN where it is not known.
+
+    Attributes:
+        value: the number, corrected for its bias if it has an interval; NaN where it is not
+            defined.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        uncorrected: the number of the data as they are.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    uncorrected: float = field(default=math.nan, compare=False)
+
+    def __post_init__(self) -> None:
+        known = np.isfinite([self.low, self.high])
+        if known.any() and not (known.all() and self.low <= self.value <= self.high):
+            raise ValueError(f"{self.value} is not in [{self.low}, {self.high}]")
+
+    @property
+    def has_interval(self) -> bool:
+        """Return whether the interval is known."""
+        return math.isfinite(self.low)
+
+    @classmethod
+    def from_resamples(
+        cls, value_R: ArrayLike, least: float = -np.inf, most: float = np.inf
+    ) -> Self:
+        """Return the bias-corrected value and its interval.
+
+        A score such as R^2 is worse on few documents than on many, for the noise in what it is held
+        against; resamples are worse by as much again, which tells the bias: their median less the
+        value of the data as they are. Twice the bias is taken from the median and from the
+        percentiles of the resamples alike: value and interval are those that many documents would
+        give, and the value is always in its interval (our choice; measured coverage:
+        benchmarks/results/evidence.md). All three are then kept within the range of the number: the
+        correction cannot know that an error is not negative. Without an interval the value is that
+        of the data as they are.
+
+        Args:
+            value_R: the value of the data as they are, then those of the resamples.
+            least: the smallest value that the number can have.
+            most: the largest.
+        """
+        value, *drawn = np.asarray(value_R, dtype=np.float64)
+        drawn_R = np.array(drawn)[np.isfinite(drawn)]
+        undefined = cls(float(value), float("nan"), float("nan"), float(value))
+        if not np.isfinite(value) or len(drawn_R) < max(len(drawn) // 2, 2):
+            return undefined
+        low, median, high = np.quantile(drawn_R, [0.025, 0.5, 0.975], method="weibull")
+        corrected = np.array([median, low, high]) + 2 * (value - median)
+        if corrected[2] < least or corrected[1] > most:
+            return undefined
+        kept, low, high = np.clip(corrected, least, most).tolist()
+        return cls(kept, low, high, float(value))
+
+    def entry(self, name: str) -> dict[str, float | list[float] | None]:
+        """As JSON: NAME, NAME_interval and NAME_uncorrected, null where not defined."""
+        known = np.isfinite([self.value, self.low, self.high])
+        return {
+            name: self.value if known[0] else None,
+            f"{name}_interval": [self.low, self.high] if known[1:].all() else None,
+            f"{name}_uncorrected": self.uncorrected if np.isfinite(self.uncorrected) else None,
+        }
+
+
+def defined_or_reason[T](compute: Callable[[], T]) -> T | Undefined:
+    """Return the result of `compute`, or why it is undefined; bad input (TokscaleError) goes on."""
+    try:
+        return compute()
+    except UndefinedError as error:
+        return Undefined(str(error))
+
+
+def format_estimate(estimate: Estimate | Undefined, pattern: str = ".3f") -> str:
+    """Return "0.470 [0.435, 0.508]"; without an interval "0.470"; "-" where it is undefined."""
+    if isinstance(estimate, Undefined) or not math.isfinite(estimate.value):
+        return "-"
+    if not estimate.has_interval:
+        return f"{estimate.value:{pattern}}"
+    return f"{estimate.value:{pattern}} [{estimate.low:{pattern}}, {estimate.high:{pattern}}]"
