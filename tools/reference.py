@@ -33,8 +33,9 @@ ROOMS = {
     "demo": "The demo.",
 }
 _MARKED = re.compile(
-    r"(<!-- (fields of|columns of|schema versions)(.*?) -->\n).*?(<!-- end -->)", re.S
+    r"(<!-- (fields of|record of|columns of|schema versions)(.*?) -->\n).*?(<!-- end -->)", re.S
 )
+_EXPLAINED = ("Estimate", "Undefined")  # at the top of files.md
 
 
 def main() -> None:
@@ -220,6 +221,7 @@ def filled(path: Path) -> str:
     def made(match: re.Match[str]) -> str:
         makers: dict[str, Callable[[str], str]] = {
             "fields of": lambda name: _fields_table(_class_of(name)),
+            "record of": lambda name: _record_tables(_class_of(name)),
             "columns of": lambda name: _columns_table(_class_of(name)),
             "schema versions": lambda _: _schemas_table(),
         }
@@ -242,6 +244,26 @@ def _fields_table(kind: type) -> str:
         for field in fields(kind)
     ]
     return _table(("field", "type", "meaning"), rows)
+
+
+def _record_tables(kind: type) -> str:
+    """Return the fields of a dataclass, and those of each dataclass that its fields hold."""
+    kinds = [kind]
+    for known in kinds:  # grows while it is gone through
+        hints = typing.get_type_hints(known)
+        for field in fields(known):
+            found = [each for each in _dataclasses_in(hints[field.name]) if each not in kinds]
+            kinds += [each for each in dict.fromkeys(found) if each.__name__ not in _EXPLAINED]
+    tables = [f"`{each.__name__}`. {_summary(each)}\n\n{_fields_table(each)}" for each in kinds]
+    return "\n\n".join(tables)
+
+
+def _dataclasses_in(hint: object) -> list[type]:
+    if isinstance(hint, typing.TypeAliasType):
+        return _dataclasses_in(hint.__value__)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return [hint]
+    return [kind for part in typing.get_args(hint) for kind in _dataclasses_in(part)]
 
 
 def _attributes(kind: type) -> dict[str, str]:
