@@ -12,6 +12,7 @@ from runs import log_time, probe_steps, write_run
 from scipy.special import expit
 
 from megatron_tokscale.cli import main
+from megatron_tokscale.training.gpt_flags import megatron_parser
 
 COMMANDS = [
     pytest.param(words, id=f"{block}-{' '.join(words[:3])}")
@@ -20,7 +21,12 @@ COMMANDS = [
     for words in commands(block)
 ]
 PYTHON = [pytest.param(block, id=str(block)) for name in GUIDES for block in blocks(name, "python")]
-FLAG = re.compile(r"--tokscale-[a-z-]*[a-z]")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z0-9](?![\w*-])")
+OF_OTHERS = {
+    *("--nnodes", "--nproc-per-node"),  # of torchrun
+    *("--unidiff-zero", "--include"),  # of git apply
+    "--until",  # of megatron_tokscale.reweight.live
+}
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -35,13 +41,30 @@ def test_the_guides_name_every_verb():
         assert f"megatron-tokscale {verb}" in text, verb
 
 
-@pytest.mark.parametrize("name", GUIDES)
-def test_every_flag_of_the_job_exists(name):
-    known = {option for action in flags_parser()._actions for option in action.option_strings}
+def options(parser):
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+@pytest.fixture(scope="module")
+def known_flags():
+    """Flags of the verbs, of the plugin in a job, and of Megatron itself."""
+    found = [options(parser) for _, _, parser in verbs(verbs_parser())]
+    return OF_OTHERS.union(*found, options(flags_parser()), options(megatron_parser()))
+
+
+@pytest.mark.parametrize("name", [name for name in GUIDES if not name.startswith("benchmarks/")])
+def test_every_flag_in_a_document_exists(name, known_flags):
     text = read(name)
     if name == "CHANGELOG.md":  # the first column of its table has the old names
-        text = re.sub(r"^\| `[^|]*\|", "|", text, flags=re.M)
-    assert set(FLAG.findall(text)) <= known
+        text = re.sub(r"^\| [^|]*(\\\|[^|]*)*\|", "|", text, flags=re.M)
+    assert set(FLAG.findall(text)) <= known_flags
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_target_of_make_exists(name):
+    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.M))
+    for words in re.findall(r"(?:`|^    )make ((?:[a-z]+ ?)+)", read(name), re.M):
+        assert set(words.split()) <= targets, words
 
 
 @pytest.fixture(scope="module")
