@@ -7,9 +7,8 @@ from megatron_tokscale.core.errors import TokscaleError, UndefinedError, exit_wi
 from megatron_tokscale.core.resampling import percentile_interval
 from megatron_tokscale.laws import fit_power_law
 from megatron_tokscale.laws.deceleration import fit_deceleration
-from megatron_tokscale.laws.plain import or_reason
 from megatron_tokscale.laws.power_law.tail import tail_exponent
-from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.estimate import Estimate, Undefined, defined_or_reason
 
 T_K = np.geomspace(1, 1000, 30)
 FALLING_K = 2 + T_K**-0.5
@@ -31,7 +30,8 @@ def test_the_two_errors_are_no_kin():
     ],
 )
 def test_a_number_that_the_data_do_not_define_has_a_reason(compute):
-    assert set(or_reason(compute)) == {"undefined"}
+    found = defined_or_reason(compute)
+    assert isinstance(found, Undefined) and found.undefined
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_number_that_the_data_do_not_define_has_a_reason(compute):
 )
 def test_bad_input_goes_on(compute):
     with pytest.raises(TokscaleError):
-        or_reason(compute)
+        defined_or_reason(compute)
 
 
 def test_an_undefined_number_that_nobody_catches_ends_a_program_with_one_line(capsys):

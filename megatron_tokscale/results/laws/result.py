@@ -93,7 +93,7 @@ class LawsResult:
     zero_sum: ZeroSumResult | Undefined
     deceleration: Deceleration | Undefined
     several: SeveralRuns | None
-    explanations: tuple[ExplanationRow, ...]
+    explanations: tuple[ExplanationRow, ...] = ()
 
 
 def read_laws(run: Run, fit: Mapping[str, Any]) -> LawsResult | None:
