@@ -95,7 +95,7 @@ def test_only_the_window_of_short_contexts_counts():
         ),
     ],
 )
-def test_what_shows_no_gamma_is_refused(context, loss, settings, message):
+def test_losses_without_a_power_law_of_context_are_refused(context, loss, settings, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         fit_context_exponent(context, loss, **settings)
 
@@ -160,6 +160,6 @@ def test_agreement_is_a_difference_in_standard_errors():
 
 
 @pytest.mark.parametrize("values", [(0, 0.1, 1, 0.1), (0.3, 0.1, -1, 0.1), (0.3, np.nan, 1, 0.1)])
-def test_what_predicts_nothing_is_refused(values):
+def test_exponents_that_are_not_positive_predict_no_data_exponent(values):
     with pytest.raises(UndefinedError, match="predict no data exponent"):
         data_exponent(*values)

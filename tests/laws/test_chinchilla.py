@@ -114,6 +114,6 @@ LOSS_I = law(N_I, D_I)
         (N_I, D_I, np.full(30, 2.0), "the same loss"),
     ],
 )
-def test_what_determines_no_law_is_refused(n, d, loss, message):
+def test_runs_that_determine_no_law_are_refused(n, d, loss, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         fit_chinchilla(n, d, loss)

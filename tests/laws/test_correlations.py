@@ -78,7 +78,7 @@ def test_the_influence_is_the_derivative_by_a_documents_weight():
         assert influence_D[d] == pytest.approx(change, rel=2e-2, abs=1e-2 * norm / 40)
 
 
-def test_centred_is_about_the_mean_of_all_permutations():
+def test_centred_correlations_subtract_the_mean_of_all_permutations():
     rng = np.random.default_rng(2)
     documents = rough_documents(rng)
     permuted = [[rng.permutation(words) for words in documents] for _ in range(300)]
@@ -174,7 +174,7 @@ def test_the_error_over_lags_is_that_of_a_bootstrap_of_points():
         (np.arange(1.0, 16), 20, "no falling power law"),
     ],
 )
-def test_what_is_no_power_law_has_no_beta(norm_L, n_documents, message):
+def test_norms_without_a_power_law_have_no_beta(norm_L, n_documents, message):
     with pytest.raises(UndefinedError, match=message):
         correlation_exponent(known(norm_L, np.ones(len(norm_L), bool), n_documents))
 

@@ -1,4 +1,4 @@
-"""Planted breaks, straight laws and the table of Mircea et al. (docs/references.md 8.1). K probes."""
+"""Planted breaks, straight laws, the table of Mircea et al. (docs/references.md 8.1). K probes."""
 
 import numpy as np
 import pytest
@@ -158,7 +158,7 @@ def test_the_same_seed_gives_the_same_intervals():
         ([], [], "are not a loss curve"),
     ],
 )
-def test_what_is_no_loss_curve_is_refused(step, loss, message):
+def test_invalid_loss_curves_are_refused(step, loss, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         fit_deceleration(step, loss)
 

@@ -33,7 +33,7 @@ def test_groups_of_one_slope_and_of_own_times_are_told_apart(seed):
     assert group_test(TAU_K, quanta).verdict == OWN_TIMES
 
 
-def test_noise_that_hides_everything_decides_nothing():
+def test_noise_larger_than_the_signal_leaves_the_verdict_open():
     rng = np.random.default_rng(0)
     flat = noisy(rng, np.full((5, 30), 3.0), 0.02)
     assert group_test(TAU_K, flat).verdict == "not decided"
@@ -136,7 +136,7 @@ def test_bic_prefers_the_planted_model():
         assert min(models, key=lambda name: models[name].bic) in names
 
 
-def test_one_exponent_is_found_enough_and_two_are_not():
+def test_heterogeneity_tells_one_exponent_from_two():
     rng = np.random.default_rng(9)
     alike = noisy(rng, softmax_groups(rng, exponent=0.5), 0.002)
     test = group_test(TAU_K, alike).exponents
@@ -184,7 +184,7 @@ def test_resamples_give_an_interval_around_the_difference():
     assert group_test(TAU_K, loss).resample_interval is None
 
 
-def test_resamples_that_disagree_leave_it_undecided():
+def test_resamples_that_disagree_leave_the_verdict_open():
     rng = np.random.default_rng(12)
     loss, other = noisy(rng, quanta_groups(rng)), noisy(rng, softmax_groups(rng))
     test = group_test(TAU_K, loss, loss_RGK=np.stack([loss, other] * 5))
@@ -192,7 +192,7 @@ def test_resamples_that_disagree_leave_it_undecided():
     assert test.verdict == "not decided"
 
 
-def test_a_group_of_no_weight_to_speak_of_does_not_count():
+def test_a_group_of_negligible_weight_does_not_count():
     rng = np.random.default_rng(13)
     loss = np.vstack([noisy(rng, softmax_groups(rng, 4)), noisy(rng, quanta_groups(rng, 1))])
     test = group_test(TAU_K, loss, weight_G=[1, 1, 1, 1, 1e-9])

@@ -99,7 +99,7 @@ def test_grouped_changes_move_no_loss_by_a_ten_thousandth(name):
     assert LAW.B * np.abs(grouped - exact).max() < 1e-4
 
 
-def test_a_rate_that_decays_to_zero_is_no_trouble():
+def test_a_rate_that_decays_to_zero_gives_finite_losses():
     rate = np.concatenate([np.linspace(0, 1e-3, 11), np.linspace(1e-3, 0, 50)])
     assert np.isfinite(predict_losses(LAW, rate, np.arange(11, 61))).all()
 
@@ -123,7 +123,7 @@ def test_a_planted_law_forecasts_schedules_it_has_not_seen():
     assert (fit.L0, fit.A, fit.alpha) == pytest.approx((LAW.L0, LAW.A, LAW.alpha), rel=0.01)
 
 
-def test_held_parameters_are_held():
+def test_held_parameters_stay_fixed():
     curves = [planted(name, every=1024) for name in TRAINED]
     fits = [fit_multi_power(curves, held=HeldDrop(rest, 1.5, 0.25)) for rest in (1.0, 0.8)]
     assert all((fit.beta, fit.gamma) == (1.5, 0.25) for fit in fits)
@@ -197,7 +197,7 @@ LOSS_I = np.linspace(4, 3, 20)
         (RATE_T, STEP_I, LOSS_I - 3, "not finite and positive"),
     ],
 )
-def test_what_is_no_loss_curve_is_refused(rate, step, loss, message):
+def test_invalid_loss_curves_are_refused(rate, step, loss, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         LossCurve(rate, step, loss)
 

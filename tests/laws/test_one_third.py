@@ -69,6 +69,6 @@ def test_a_tenth_of_tau_and_the_first_two_probes_are_left_out():
         ([0.0], [3.0], "too few"),
     ],
 )
-def test_what_is_no_loss_curve_is_refused(tau, loss, message):
+def test_invalid_loss_curves_are_refused(tau, loss, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         fit_one_third(tau, loss)

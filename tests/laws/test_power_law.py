@@ -152,6 +152,6 @@ def test_the_same_seed_gives_the_same_intervals():
         ([], [], "are not a loss curve"),
     ],
 )
-def test_what_is_no_falling_loss_curve_is_refused(t, loss, message):
+def test_curves_without_a_falling_loss_are_refused(t, loss, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         fit_power_law(t, loss)

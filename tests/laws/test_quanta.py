@@ -35,7 +35,7 @@ def test_quanta_learned_in_turn_make_the_exponent_in_steps(b):
     assert slope[0] == pytest.approx(exponents_from(alpha, b=b).steps, rel=1e-4)
 
 
-def test_what_no_quanta_make_is_refused():
+def test_exponents_that_no_quanta_give_are_refused():
     for alpha in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(TokscaleError, match="expected a positive, finite alpha"):
             exponents_from(alpha)
@@ -126,7 +126,7 @@ def test_blocks_change_nothing(monkeypatch):
     assert monogenic_mask(np.empty((0, 4))).shape == (0,)
 
 
-def test_steps_pass_and_the_mean_curve_scaled_to_them_does_not():
+def test_steps_are_monogenic_and_scaled_mean_curves_are_not():
     """Tokens that step one after the other: their mean falls smoothly, as the paper says."""
     at = np.linspace(0.5, 11.5, 24)
     loss_NK = np.where(np.arange(13) > at[:, None], 0.5, 5.0)

@@ -56,7 +56,7 @@ def altered(run, tmp_path, **arrays):
     return copy
 
 
-def test_the_file_is_what_is_returned(run, result):
+def test_the_file_holds_the_returned_result(run, result):
     content = json.loads((run.analysis / "laws.json").read_text())
     del content["checksum"]
     assert content == json.loads(json.dumps(to_json(result)))
@@ -103,7 +103,7 @@ def test_the_start_of_the_fit_can_be_chosen(run):
     assert result.settings.start == 50
 
 
-def test_groups_that_learn_at_their_own_times_are_told(run, tmp_path, result):
+def test_groups_with_own_times_and_with_one_slope_get_their_verdicts(run, tmp_path, result):
     """Frequency groups planted as drops one after the other, and as one power law."""
     assert isinstance(result.one_third.frequency_groups, Undefined)  # every token is there once
     x_K = log_time(STEPS)
@@ -180,7 +180,7 @@ def test_runs_that_watch_other_tokens_are_refused(run, tmp_path):
         several_runs([run, other], n_resamples=2, seed=0)
 
 
-def test_runs_of_unknown_size_are_said(run):
+def test_runs_of_unknown_size_have_no_chinchilla_law(run):
     found = several_runs([run, run], n_resamples=2, seed=0)
     assert "does not say how large" in found.chinchilla.undefined
 

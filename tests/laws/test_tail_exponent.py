@@ -25,7 +25,7 @@ def test_an_exact_tail_gives_its_exponent(exponent):
     assert tail.share == pytest.approx(drop_C[inside].sum() / drop_C.sum(), rel=1e-6)
 
 
-def test_it_is_the_maximum_of_the_likelihood():
+def test_the_exponent_maximises_the_likelihood():
     """Of a truncated exponential, found by scipy on the weighted events themselves."""
     rng = np.random.default_rng(0)
     midpoint_N, drop_N = rng.exponential(2, 3000), rng.uniform(0.1, 5, 3000)
@@ -40,7 +40,7 @@ def test_it_is_the_maximum_of_the_likelihood():
     assert tail.exponent.value == pytest.approx(best, abs=2e-3)
 
 
-def test_only_the_tail_counts():
+def test_events_before_the_tail_do_not_matter():
     rng = np.random.default_rng(1)
     midpoint_N = 4 + rng.exponential(1 / 0.8, 20_000)
     early_N = rng.uniform(0, 3.9, 50_000)
@@ -82,7 +82,7 @@ def test_a_tail_and_the_loss_it_makes_have_one_exponent():
         (np.where(X_C < 1, 1.0, 0.0), "hardly any learning times"),
     ],
 )
-def test_what_is_no_spectrum_with_a_tail_is_refused(drop_C, message):
+def test_a_spectrum_without_a_tail_is_undefined(drop_C, message):
     with pytest.raises(UndefinedError, match=message):
         tail_exponent(X_C, drop_C[None], from_x=1, to_x=9)
 

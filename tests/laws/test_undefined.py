@@ -1,4 +1,4 @@
-"""Bad input is a TokscaleError and goes on; an undefined number becomes a reason."""
+"""Bad input raises TokscaleError; an undefined number becomes a reason."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ T_K = np.geomspace(1, 1000, 30)
 FALLING_K = 2 + T_K**-0.5
 
 
-def test_the_two_errors_are_no_kin():
+def test_neither_error_is_a_kind_of_the_other():
     assert not issubclass(UndefinedError, TokscaleError)
     assert not issubclass(TokscaleError, UndefinedError)
 
@@ -43,7 +43,7 @@ def test_a_number_that_the_data_do_not_define_has_a_reason(compute):
         lambda: tail_exponent(np.arange(20.0), np.zeros((1, 3)), from_x=1, to_x=9),
     ],
 )
-def test_bad_input_goes_on(compute):
+def test_bad_input_is_raised_and_not_recorded(compute):
     with pytest.raises(TokscaleError):
         defined_or_reason(compute)
 

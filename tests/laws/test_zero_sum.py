@@ -84,7 +84,7 @@ def test_where_nothing_moves_interference_is_undefined():
     assert metrics.movement.tolist() == [0] * 4
 
 
-def test_noise_alone_interferes_and_moves_by_what_it_is_said_to():
+def test_noise_alone_moves_by_its_documented_floor():
     rng = np.random.default_rng(0)
     sd = rng.uniform(0.1, 0.5, 40_000)
     loss = 5 + sd[:, None] * rng.standard_normal((len(sd), len(STEPS)))
