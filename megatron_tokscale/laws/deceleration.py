@@ -98,7 +98,7 @@ def fit_deceleration(
         UndefinedError: there are fewer than ten probes, or losses are not finite and positive.
     """
     start = DISCARDED_STEPS if from_ is None else from_
-    step, loss = _checked_losses(step_K, loss_K, start, window)
+    step, loss = _fitted_losses(step_K, loss_K, start, window)
     x_K, target_K = np.log(step), np.log(loss)
     grid = _Grid.over(x_K)
     best = _fit(x_K, target_K, grid)
@@ -231,7 +231,7 @@ def _delta_bic(x_K: Floats, target_K: Floats, residual_K: Floats, effective: flo
     return float(effective * fall - (_PARAMETERS - _LINE_PARAMETERS) * np.log(effective))
 
 
-def _checked_losses(
+def _fitted_losses(
     step_K: ArrayLike, loss_K: ArrayLike, start: float, window: float
 ) -> tuple[Floats, Floats]:
     """Return steps and losses to fit; averages come first, as windows begin before the start."""

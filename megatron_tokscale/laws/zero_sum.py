@@ -118,7 +118,7 @@ class ZeroSum:
         Raises:
             TokscaleError: losses are not finite, shapes do not match, or a unit is out of range.
         """
-        loss = self._checked_losses(np.asarray(loss_NK, dtype=np.float64))
+        loss = self._checked_block(np.asarray(loss_NK, dtype=np.float64))
         n = len(loss)
         unit = self._checked_units(
             np.zeros(n, np.int64) if unit_N is None else np.asarray(unit_N), n
@@ -183,7 +183,7 @@ class ZeroSum:
             raise UndefinedError("zero-sum metrics have no tokens; add a block of losses first")
         return n_tokens
 
-    def _checked_losses(self, loss_NK: Floats) -> Floats:
+    def _checked_block(self, loss_NK: Floats) -> Floats:
         if loss_NK.ndim != 2 or loss_NK.shape[1] != self._n_probes:
             raise TokscaleError(
                 f"a block of shape {loss_NK.shape} does not match {self._n_probes} probes; "

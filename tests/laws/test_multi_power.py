@@ -14,7 +14,7 @@ from megatron_tokscale.laws.multi_power.multi_power import (
     LossCurve,
     fit_multi_power,
     predict_losses,
-    score,
+    score_forecast,
 )
 from megatron_tokscale.laws.multi_power.schedule import LearningRateSchedule, loss_drop
 from megatron_tokscale.laws.multi_power.schedule_fit import HeldDrop, Problem
@@ -118,7 +118,9 @@ def test_a_planted_law_forecasts_schedules_it_has_not_seen():
     fit = fit_multi_power([planted(name) for name in TRAINED], held=None)
     for name in ("cosine_72000", "wsd_20000_24000", "wsdcon_3"):
         unseen = planted(name, every=1024)
-        result = score(predict_losses(fit, unseen.learning_rate_T, unseen.step_I), unseen.loss_I)
+        result = score_forecast(
+            predict_losses(fit, unseen.learning_rate_T, unseen.step_I), unseen.loss_I
+        )
         assert result.worst_relative < 5e-4
     assert (fit.L0, fit.A, fit.alpha) == pytest.approx((LAW.L0, LAW.A, LAW.alpha), rel=0.01)
 
@@ -136,7 +138,7 @@ def test_the_first_half_of_a_run_forecasts_its_decay():
     whole = planted("wsdcon_9", every=64, noise=0.0005)
     seen = whole.step_I < 12_000
     fit = fit_multi_power(LossCurve(whole.learning_rate_T, whole.step_I[seen], whole.loss_I[seen]))
-    result = score(
+    result = score_forecast(
         predict_losses(fit, whole.learning_rate_T, whole.step_I[~seen]), whole.loss_I[~seen]
     )
     assert result.worst_relative < 0.005
@@ -166,7 +168,9 @@ def test_the_published_figures_are_reached(size, r2, mae, worst):
     """Each figure averaged over the six curves that were not fitted, as in the authors' table."""
     fit = fit_multi_power([published(size, name) for name in TRAINED])
     tested = [published(size, name) for name in TESTED]
-    scores = [score(predict_losses(fit, c.learning_rate_T, c.step_I), c.loss_I) for c in tested]
+    scores = [
+        score_forecast(predict_losses(fit, c.learning_rate_T, c.step_I), c.loss_I) for c in tested
+    ]
     assert fit.converged
     assert np.mean([s.r2 for s in scores]) >= r2
     assert np.mean([s.mae for s in scores]) <= mae
@@ -174,7 +178,7 @@ def test_the_published_figures_are_reached(size, r2, mae, worst):
 
 
 def test_a_score_is_that_of_its_definitions():
-    result = score([2.0, 3.0, 5.0], [2.0, 4.0, 4.0])
+    result = score_forecast([2.0, 3.0, 5.0], [2.0, 4.0, 4.0])
     assert result.r2 == pytest.approx(1 - 2 / (8 / 3))
     assert (result.mae, result.worst_relative) == pytest.approx((2 / 3, 0.25))
     assert (result.rmse, result.mean_relative) == pytest.approx((np.sqrt(2 / 3), 0.5 / 3))
@@ -222,4 +226,4 @@ def test_a_held_drop_of_nothing_is_refused():
 
 def test_predictions_of_another_length_are_not_scored():
     with pytest.raises(TokscaleError, match="cannot be scored"):
-        score([1.0, 2.0], [1.0])
+        score_forecast([1.0, 2.0], [1.0])

@@ -64,7 +64,7 @@ def fit_context_exponent(
             floor, or a criterion of docs/references.md 2.5 is not met: gamma over 0.05, R^2 of 0.9
             or more, the floor inside its grid, and `width` up to 0.15.
     """
-    context, loss = _checked_losses(context_S, loss_S)
+    context, loss = _checked_contexts(context_S, loss_S)
     window_S = context <= to_context
     x_S, loss = np.log(context[window_S]), loss[window_S]
     if len(x_S) < MIN_POINTS:
@@ -97,7 +97,7 @@ def fit_context_exponent(
     )
 
 
-def _checked_losses(context_S: ArrayLike, loss_S: ArrayLike) -> tuple[Floats, Floats]:
+def _checked_contexts(context_S: ArrayLike, loss_S: ArrayLike) -> tuple[Floats, Floats]:
     context, loss = np.asarray(context_S, np.float64), np.asarray(loss_S, np.float64)
     if context.ndim != 1 or context.shape != loss.shape:
         raise TokscaleError(

@@ -12,12 +12,12 @@ from megatron_tokscale.laws.multi_power.multi_power import (
     LossCurve,
     fit_multi_power,
     predict_losses,
-    score,
+    score_forecast,
 )
 from megatron_tokscale.results.laws import ScheduleForecast
 from megatron_tokscale.store import Run
 
-_WARMUP_SHARE = 10  # a tenth of a run's steps is left out at least, as of power laws of time
+_LEAST_SKIPPED = 10  # a tenth of the steps is left out at least (docs/references.md 8.4)
 
 
 def forecast_longest(runs: Sequence[Run], losses: Sequence[Floats]) -> ScheduleForecast:
@@ -53,7 +53,7 @@ def forecast_longest(runs: Sequence[Run], losses: Sequence[Floats]) -> ScheduleF
         fitted_on=tuple(run.path.name for run, _ in shorter),
         held_out=longest.path.name,
         law=law,
-        score=score(predicted_I, held_out.loss_I),
+        score=score_forecast(predicted_I, held_out.loss_I),
         last_loss=float(held_out.loss_I[-1]),
         last_loss_predicted=float(predicted_I[-1]),
     )
@@ -62,5 +62,5 @@ def forecast_longest(runs: Sequence[Run], losses: Sequence[Floats]) -> ScheduleF
 def _loss_curve(run: Run, loss_K: Floats) -> LossCurve:
     """Return the losses after the warm-up; the probe after n steps is at the n-th rate, from 0."""
     rate_T = learning_rates(run)
-    later_K = run.step_K > max(int(rate_T.argmax()), len(rate_T) // _WARMUP_SHARE)
+    later_K = run.step_K > max(int(rate_T.argmax()), len(rate_T) // _LEAST_SKIPPED)
     return LossCurve(rate_T, run.step_K[later_K] - 1, loss_K[later_K])

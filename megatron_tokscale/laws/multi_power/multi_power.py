@@ -60,7 +60,7 @@ class LossCurve:
         object.__setattr__(self, "loss_I", loss_I)
 
 
-def score(predicted: ArrayLike, measured: ArrayLike) -> ForecastScore:
+def score_forecast(predicted: ArrayLike, measured: ArrayLike) -> ForecastScore:
     """Return the figures that Luo et al. publish; they average each over the curves, unweighted.
 
     Raises:

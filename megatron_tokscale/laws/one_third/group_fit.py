@@ -109,10 +109,12 @@ class GroupLosses:
             own_RGP = _around(own_RG, model.own_P, shrink)
             common_RGQ = _around(common_RG, model.common_Q, shrink)
             h_RGPQK = model.curve(x_K, own_RGP[..., None, None], common_RGQ[..., None, :, None])
-            error_RGPQ = _solve(_Moments.from_curves(h_RGPQK, loss_RGK[:, :, None, None])).error
+            error_RGPQ = _best_floor_and_drop(
+                _Moments.from_curves(h_RGPQK, loss_RGK[:, :, None, None])
+            ).error
             own_RG, common_RG = self._best(model.shared, own_RGP, common_RGQ, error_RGPQ)
         h_RGK = model.curve(self.x_K, own_RG[..., None], common_RG[..., None])
-        linear = _solve(_Moments.from_curves(h_RGK[:, :, kept_K], loss_RGK))
+        linear = _best_floor_and_drop(_Moments.from_curves(h_RGK[:, :, kept_K], loss_RGK))
         fitted_RGK = linear.floor[..., None] + linear.drop[..., None] * h_RGK
         residual_RGK = fitted_RGK / self.loss_RGK - 1
         return GroupFit(own_RG, common_RG, linear.floor, linear.drop, residual_RGK)
@@ -189,7 +191,7 @@ class _Linear:
     error: Floats
 
 
-def _solve(m: _Moments) -> _Linear:
+def _best_floor_and_drop(m: _Moments) -> _Linear:
     """Solve the normal equations of floor and drop, neither negative.
 
     Where one of them would be negative it is 0, and the other alone is fitted; as all sums are
@@ -217,4 +219,4 @@ def grid_errors(model: GroupModel, x_K: Floats, loss_RGK: Floats) -> Floats:
         y_RGK @ h_KJ,
         len(x_K),
     )
-    return _solve(moments).error.reshape(*loss_RGK.shape[:2], *h_PQK.shape[:2])
+    return _best_floor_and_drop(moments).error.reshape(*loss_RGK.shape[:2], *h_PQK.shape[:2])

@@ -59,7 +59,7 @@ def tail_exponent(
     low, high = x[inside_C][0] - half_bin, x[inside_C][-1] + half_bin
     with np.errstate(invalid="ignore"):
         mean_R = inside_RC @ (x[inside_C] - low) / inside_RC.sum(axis=1)
-    exponent_R = _solve(mean_R / (high - low)) / (high - low)
+    exponent_R = _exponent_of_mean(mean_R / (high - low)) / (high - low)
     return TailExponent(
         exponent=Estimate.from_resamples(exponent_R),
         exponent_R=tuple(exponent_R.tolist()),
@@ -102,7 +102,7 @@ def compare_tail(tail: TailExponent | Undefined, overall: LossPowerLaw | Undefin
     return TailMinusLaw(difference, se, agree=abs(difference.value) <= Z_95 * se)
 
 
-def _solve(mean_R: Floats) -> Floats:
+def _exponent_of_mean(mean_R: Floats) -> Floats:
     """Return u with mean = 1/u - 1/(e^u - 1), interpolated in a fine table.
 
     The mean falls from one to zero as u rises.
