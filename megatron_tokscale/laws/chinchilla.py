@@ -87,7 +87,7 @@ def chinchilla_over_runs(rows: Sequence[RunLoss], n_resamples: int, seed: int) -
     """Fit Chinchilla's law to the last losses of runs, N without embeddings.
 
     Raises:
-        UndefinedError: a run's size or tokens are unknown, or as of `fit_chinchilla`.
+        UndefinedError: a run's size or tokens are unknown, or as in `fit_chinchilla`.
     """
     parameters, tokens = [], []
     for row in rows:
@@ -158,15 +158,15 @@ class Runs:
         value = weight_I @ (clipped_I * (residual_I - clipped_I / 2)) / DELTA
         return float(value), slope_PI @ (weight_I * clipped_I / (loss_I * DELTA))
 
-    def predict(self, point_P: Floats, lowest: float | None = None) -> tuple[Floats, Floats]:
+    def predict(self, point_P: Floats, unit: float | None = None) -> tuple[Floats, Floats]:
         """Return the law's losses at the runs, and their derivatives (P, I).
 
         Args:
             point_P: parameters of the optimiser.
-            lowest: the unit of the losses, over which they are the optimiser's; nats by default.
+            unit: the lowest loss in the unit of the result; by default in nats.
         """
         floor, level_n, level_d, alpha, beta = point_P
-        unit = float(self.loss.min()) if lowest is None else lowest
+        unit = float(self.loss.min()) if unit is None else unit
         n_I, d_I = np.exp(level_n - alpha * self._n_I), np.exp(level_d - beta * self._d_I)
         slope_PI = np.stack([np.ones_like(n_I), n_I, d_I, -n_I * self._n_I, -d_I * self._d_I])
         return unit * (floor + n_I + d_I), unit * slope_PI

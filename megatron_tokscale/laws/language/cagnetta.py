@@ -114,7 +114,7 @@ def measure_contexts(run: Run, n_resamples: int, seed: int) -> ContextExponent:
     """Return gamma, from the losses of the last probe by length of context.
 
     Raises:
-        UndefinedError: as of `fit_context_exponent`.
+        UndefinedError: as in `fit_context_exponent`.
     """
     tokens = run.probe_set
     loss_N = run.read_losses_at(int(run.step_K[-1])).astype(np.float64)
@@ -131,7 +131,7 @@ def measure_correlations(portions: Sequence[Portion], seed: int) -> CorrelationE
     Where the differences between documents hide the signal, correlations are centred.
 
     Raises:
-        UndefinedError: there are no data, or as of `correlation_exponent`.
+        UndefinedError: there are no data, or as in `correlation_exponent`.
     """
     if not portions:
         raise UndefinedError("the training data were not given (--data-path)")

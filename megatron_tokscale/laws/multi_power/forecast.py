@@ -31,7 +31,7 @@ def forecast_longest(runs: Sequence[Run], losses: Sequence[Floats]) -> ScheduleF
 
     Raises:
         UndefinedError: there is no shorter run of the same model, learning rates are not known, or
-            as of `fit_multi_power`.
+            as in `fit_multi_power`.
     """
     sizes = [run.info.size.get("parameters") for run in runs]
     common = max(sizes, key=sizes.count)

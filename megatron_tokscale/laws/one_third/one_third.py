@@ -87,7 +87,7 @@ def measure_one_third(run: Run, inputs: Inputs) -> OneThirdResult:
     """Fit the one-third law to a run's mean loss, and test it by groups of token frequency.
 
     Raises:
-        UndefinedError: the run does not know its sums of learning rates, or as of `fit_one_third`.
+        UndefinedError: the run does not know its sums of learning rates, or as in `fit_one_third`.
     """
     if not run.knows("lr-sum"):
         raise UndefinedError(f"{run.path} does not know its sums of learning rates")

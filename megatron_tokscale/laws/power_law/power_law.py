@@ -108,7 +108,7 @@ def measure_power_law(
         seed: seed of these.
 
     Raises:
-        UndefinedError: as of `fit_power_law`.
+        UndefinedError: as in `fit_power_law`.
     """
     law = fit_power_law(t_K, loss_RK[0], from_=start, n_resamples=n_resamples, seed=seed)
     fitted_K = (t_K >= law.from_time) & (t_K <= law.to_time)

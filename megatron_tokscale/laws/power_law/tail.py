@@ -73,7 +73,7 @@ def measure_tail(inputs: Inputs, start: float) -> TailExponent:
     """Return the exponent of a run's tail, from time `start` to where transitions are cut off.
 
     Raises:
-        UndefinedError: as of `tail_exponent`.
+        UndefinedError: as in `tail_exponent`.
     """
     first = np.log(start) if start > 0 else inputs.x_C[0]
     last = inputs.last_x - inputs.margin

@@ -81,7 +81,7 @@ def monogenic_share(
     Args:
         blocks: loss_NK, and losses of the same shape of tokens without steps of their own, as from
             `scaled_mean_curve`.
-        max_before: as of `monogenic_mask`.
+        max_before: see `monogenic_mask`.
 
     Raises:
         TokscaleError: losses and null losses are of different shapes.
@@ -108,7 +108,7 @@ def measure_monogenic(run: Run, inputs: Inputs, seed: int) -> MonogenicShare:
     One probe per octave of time is taken: noise carries losses of dense probes out of the bands.
 
     Raises:
-        UndefinedError: as of `monogenic_share` and `scaled_mean_curve`.
+        UndefinedError: as in `monogenic_share` and `scaled_mean_curve`.
     """
     octave_K = np.floor(np.log2(np.maximum(inputs.t_K, _LEAST_TIME)))
     thinned = np.flatnonzero(np.diff(octave_K, append=np.inf) > 0)
