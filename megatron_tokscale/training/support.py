@@ -90,6 +90,12 @@ SKIP_TRAIN = (
 )
 """The line with which a job that only evaluates answers a probe set or a plan."""
 
+PARTS_UNKNOWN = (
+    "whether the job's --split is the plan's is not known: the plan does not say which documents "
+    "it was made for; make it again to have that checked"
+)
+"""The line on a plan that was made before plans held their training documents."""
+
 
 def probe_refusals(args: Namespace) -> list[str]:
     """All settings under which a probe would disturb training or give wrong losses.
@@ -166,7 +172,7 @@ def scores_of_plan(
     dataset: int,
     prefix: str,
     documents: NDArray[np.integer[Any]] | range,
-    folder: str | None,
+    folder: Path | None,
 ) -> DocumentScores:
     """Read the scores by which the plan cuts a dataset.
 
@@ -182,7 +188,7 @@ def scores_of_plan(
     cut = plan.cuts[dataset]
     assert cut is not None
     tokens = IndexedTokens.open(prefix)
-    path = scores_file(tokens, None if folder is None else Path(folder))
+    path = scores_file(tokens, folder)
     scores = DocumentScores.load(path)
     scores.check(tokens)
     if scores.fingerprint != cut.scores:
@@ -237,7 +243,7 @@ def _refusals(what: str, table: tuple[Refusal, ...], args: Namespace) -> list[st
 
 
 def _value(refusal: Refusal, args: Namespace) -> list[str]:
-    """The value to name beside the flag, where not every value is refused."""
+    """Return the value to name beside the flag, where not every value is refused."""
     return [str(getattr(args, refusal.dest))] if refusal.values else []
 
 

@@ -72,7 +72,8 @@ def test_cuda_places_are_the_cpu(place):
 def test_the_wheels_helpers_are_not_compiled_again():
     job = run_python(
         "import warnings; warnings.simplefilter('ignore')\n"
-        "from megatron_tokscale.cpu import mend_compile_helpers; mend_compile_helpers()\n"
+        "from megatron_tokscale.training.upstream import mend_compile_helpers\n"
+        "mend_compile_helpers()\n"
         "from megatron.core.datasets.utils import compile_helpers\n"
         "compile_helpers(); print('fine')\n"
     )

@@ -15,7 +15,7 @@ from runs import plain_probe_set, write_run
 
 from megatron_tokscale.cli import entry as cli
 from megatron_tokscale.corpus.source import DataSource
-from megatron_tokscale.doctor import doctor
+from megatron_tokscale.doctor import installed
 from megatron_tokscale.training.plugin import HOOKS
 
 
@@ -226,7 +226,7 @@ def test_two_projects_are_called_apex(tmp_path, monkeypatch, folder, says):
     (tmp_path / "apex/__init__.py").touch()
     monkeypatch.delitem(sys.modules, "apex", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    assert says in doctor._apex()
+    assert says in installed._apex()
 
 
 def test_a_checkout_of_megatron_stands_before_the_wheel(tmp_path):

@@ -14,7 +14,7 @@ from planned_jobs import plan_of
 from megatron_tokscale.core.files import sealed
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.store.lock import RunLock
-from megatron_tokscale.training.history.checkpoint import read_arguments, start_of
+from megatron_tokscale.training.history.start import read_arguments, start_of
 
 pytestmark = pytest.mark.megatron
 

@@ -7,12 +7,8 @@ from pathlib import Path
 import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.training.config import (
-    TokscaleConfig,
-    add_arguments,
-    config_from_args,
-    schedule_of,
-)
+from megatron_tokscale.training.config import TokscaleConfig, add_arguments, config_from_args
+from megatron_tokscale.training.settings import JobSettings
 
 README = Path(__file__).parents[2] / "README.md"
 FLAGS = ["--" + field.name.replace("_", "-") for field in fields(TokscaleConfig)]
@@ -69,7 +65,12 @@ def parse(words):
     parser = ArgumentParser()
     add_arguments(parser)
     parser.add_argument("--save")
+    parser.add_argument("--data-cache-path")
     return parser.parse_args(words)
+
+
+def schedule(words):
+    return JobSettings.from_args(parse(words)).probe.schedule
 
 
 @pytest.mark.parametrize("words", IN_VAIN)
@@ -93,17 +94,14 @@ def test_a_job_without_probe_and_plan_hears_of_it(words, reason):
 
 def test_a_replay_takes_no_schedule_of_tokens():
     words = ["--tokscale-probe-set", "p", "--tokscale-replay", "saved", "--tokscale-probe-schedule"]
-    args = parse([*words, "tokens:linear:2e9+last"])
     with pytest.raises(TokscaleError, match="counts tokens, and --tokscale-replay chooses"):
-        schedule_of(config_from_args(args), args)
-    args = parse([*words, "list:3+last"])
-    assert schedule_of(config_from_args(args), args).spec == "list:3+last"
+        schedule([*words, "tokens:linear:2e9+last"])
+    assert schedule([*words, "list:3+last"]).spec == "list:3+last"
 
 
 def test_a_schedule_of_checkpoints_needs_checkpoints():
     words = ["--tokscale-probe-set", "p", "--tokscale-probe-schedule", "checkpoints"]
     with pytest.raises(TokscaleError, match="gives no probe, as the job saves none"):
-        schedule_of(config_from_args(parse(words)), parse(words))
+        schedule(words)
     for more in (["--save", "s"], ["--tokscale-replay", "r"]):
-        args = parse([*words, *more])
-        assert schedule_of(config_from_args(args), args).checkpoints
+        assert schedule([*words, *more]).checkpoints

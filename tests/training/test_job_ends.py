@@ -217,19 +217,17 @@ def order_of_whole(corpus: Corpus, plan, tmp_path) -> list[tuple[str, int]]:
 def test_losses_that_cannot_be_written_do_not_hide_what_ended_the_job(corpus, tmp_path):
     """Training fails first; that its last losses are lost is said beside it."""
     from megatron_tokscale.core.errors import TokscaleError
-    from megatron_tokscale.training.plugin import Plugin
+    from megatron_tokscale.training.events import JobPart, closing
 
-    class Prober:
+    class Prober(JobPart):
         def close(self):
             raise TokscaleError("losses cannot be written")
 
-    plugin = Plugin()
-    plugin._prober = Prober()
-    with pytest.raises(ZeroDivisionError), plugin._closing_prober():
+    with pytest.raises(ZeroDivisionError), closing([Prober()]):
         raise ZeroDivisionError
-    with pytest.raises(TokscaleError), plugin._closing_prober():
+    with pytest.raises(TokscaleError), closing([Prober()]):
         raise SystemExit(0)
-    with pytest.raises(TokscaleError), plugin._closing_prober():
+    with pytest.raises(TokscaleError), closing([Prober()]):
         pass
 
 

@@ -166,7 +166,7 @@ def _gather(collected: Sequence[_Collected], probe_set: ProbeSet) -> torch.Tenso
 
 
 def _pack(loss_Mbs: torch.Tensor, coordinate_Mbs: torch.Tensor, dp_rank: int) -> torch.Tensor:
-    """A rank's message: its losses, the column of each of its s tokens, its data-parallel rank.
+    """Return a rank's message: its losses, the column of each token, its data-parallel rank.
 
     All rows of a rank have the same columns; if not, the columns are sent as -1.
     """

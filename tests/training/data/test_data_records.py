@@ -76,17 +76,17 @@ def test_only_megatrons_own_order_is_traced():
     """Datasets that look like a blend, and flags that order its samples otherwise."""
     from argparse import Namespace
 
-    from megatron_tokscale.training.data.provider import _untraceable
+    from megatron_tokscale.training.data.records import untraceable
 
     class Concatenated:
         datasets = ()
 
     single = Namespace(dataloader_type="single")
-    assert _untraceable(Concatenated(), single) == "a dataset of type Concatenated"
-    assert _untraceable(None, single) == "a dataset of type NoneType"
+    assert untraceable(Concatenated(), single) == "a dataset of type Concatenated"
+    assert untraceable(None, single) == "a dataset of type NoneType"
     for loader in ("external", "batch"):
         args = Namespace(dataloader_type=loader)
-        assert _untraceable(None, args) == f"--dataloader-type {loader}"
+        assert untraceable(None, args) == f"--dataloader-type {loader}"
     for name in ("hybrid_context_parallel", "perform_rl_step"):
         args = Namespace(dataloader_type="single", **{name: True})
-        assert _untraceable(None, args) == f"--{name.replace('_', '-')}"
+        assert untraceable(None, args) == f"--{name.replace('_', '-')}"

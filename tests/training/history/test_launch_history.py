@@ -15,8 +15,8 @@ from megatron_tokscale.laws.multi_power.learning_rates import learning_rates
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.store import Run
 from megatron_tokscale.trace.trace import Trace
-from megatron_tokscale.training.history.counts import NOTE
-from megatron_tokscale.training.history.reckon import read_saved
+from megatron_tokscale.training.history.past import NOTE
+from megatron_tokscale.training.history.saved import read_checkpoint
 
 pytestmark = pytest.mark.megatron
 
@@ -383,7 +383,7 @@ def test_an_update_that_is_skipped_applies_no_rate(corpus, tmp_path):
     flags = (*overflow, "--train-iters", "8", *EVERY_4)
     for name, words in (("b", probe(corpus)), ("c", ())):
         train(corpus, *CONSTANT, *flags, "--save", str(tmp_path / name), *words)
-    taken = read_saved(tmp_path / "c", 8).scheduler["num_steps"] / 8
+    taken = read_checkpoint(tmp_path / "c", 8).scheduler["num_steps"] / 8
     assert 0 < taken < 8
     counted = sums(Run.open(tmp_path / "b"))
     assert counted[8] == pytest.approx(taken * RATE)
@@ -412,8 +412,8 @@ def test_the_record_tells_the_rate_of_every_step(corpus, tmp_path, name):
 
 
 def test_a_checkpoint_holds_a_note_only_where_probes_are_taken(trunk, stepped):
-    note = getattr(read_saved(trunk, 8).args, NOTE)
+    note = getattr(read_checkpoint(trunk, 8).args, NOTE)
     assert json.loads(json.dumps(note)) == note
     assert (note["step"], note["samples"], note["tokens"]) == (8, 64, 2048)
     assert note["lr_sum"] == pytest.approx(8 * RATE)
-    assert not hasattr(read_saved(stepped, 8).args, NOTE)
+    assert not hasattr(read_checkpoint(stepped, 8).args, NOTE)
