@@ -1,4 +1,4 @@
-"""Megatron without a GPU: its own training loop on gloo, for a laptop, the demo and the tests."""
+"""Megatron's own training loop without a GPU, on gloo: for a laptop, the demo and the tests."""
 
 from megatron_tokscale.cpu.runtime import (
     FLAG,

@@ -45,8 +45,7 @@ class TokscaleConfig:
     tokscale_on_write_error: Literal["continue", "abort"] = field(
         default="continue", metadata=_PROBE
     )
-    """What to do when losses cannot be written: continue the training without probes, or abort the
-    job."""
+    """When losses cannot be written, continue the training without probes, or abort the job."""
 
     tokscale_verify_isolation: bool = field(default=False, metadata=_PROBE | _NOT_IN_A_REPLAY)
     """Hash parameters, buffers, optimizer state and generators before and after every probe, and
@@ -78,7 +77,7 @@ class TokscaleConfig:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Add the flags to Megatron's parser."""
+    """Add the flags to Megatron's parser, as a group of their own."""
     from megatron.training.argument_utils import ArgumentGroupFactory
 
     ArgumentGroupFactory(TokscaleConfig).build_group(parser, title="tokscale")

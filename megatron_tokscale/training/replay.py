@@ -216,7 +216,7 @@ def _unloaded_parameter(model: Sequence[Any]) -> str | None:
 
 
 def _parameters_as_bits(model: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor, int]]:
-    """Yield the name of each plain parameter, its elements as integers, and the mark for them."""
+    """Yield each plain parameter's name, its elements as integers, and the mark for them."""
     for chunk in model:
         for name, parameter in chunk.named_parameters():
             if type(parameter.data) is torch.Tensor and parameter.dtype in _MARKS:

@@ -9,7 +9,7 @@ from megatron_tokscale import __version__
 
 
 class MegatronInstall(NamedTuple):
-    """The megatron.core that `import` finds."""
+    """The installation of megatron.core that `import` finds."""
 
     version: str
     folder: Path

@@ -1,4 +1,4 @@
-"""What a probe says at once: mean losses per dataset, bits per byte, how many tokens fell.
+"""The metrics of a probe for the log: mean losses, bits per byte, share of tokens that fell.
 
 Shapes: N watched tokens, D datasets of the probe set, V values of one probe.
 """
@@ -16,12 +16,12 @@ from megatron_tokscale.probe import ProbeSet
 class Metrics:
     """Computes a probe's metrics on the rank that has its losses, and names them on every rank.
 
-    They are, as V values in one array: the mean loss (nats) over all tokens and per dataset, the
+    The metrics are V values in one array: the mean loss (nats) over all tokens and per dataset, the
     same in bits per byte of text, the share of tokens that fell by more than a threshold since the
     last probe, and the number of tokens without a finite loss, in all and per dataset. Means are
-    over the tokens whose loss is finite, the share over those that are finite at both probes. Bits
-    per byte are not known where a token's loss is not finite, since its bytes are not. A value that
-    is not known is NaN, and has no name; nor has a number of 0 tokens.
+    over the tokens whose loss is finite, the share is over the tokens whose loss is finite at both
+    probes. Bits per byte are unknown where a token's loss is not finite, as its bytes are unknown
+    too. An unknown value is NaN and is not named; nor is a number of 0 tokens.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Metrics:
         tokenizer: Any = None,
         names: Sequence[str] | None = None,
     ):
-        """Prepare for the tokens of `probe_set`.
+        """Count the bytes of the tokens' text.
 
         Args:
             probe_set: the watched tokens.
@@ -79,7 +79,7 @@ class Metrics:
             return np.array([*(nats / count), *(nats / math.log(2) / n_bytes), fallen, *lost])
 
     def named(self, values_V: Floats) -> dict[str, float]:
-        """Map names to the values that are known."""
+        """Return the known values by name."""
         known = zip(self._names, values_V.tolist(), strict=False)
         counts = zip(self._count_names, values_V[len(self._names) :].tolist(), strict=True)
         return {name: value for name, value in known if not math.isnan(value)} | {
@@ -88,7 +88,7 @@ class Metrics:
 
 
 def bytes_per_dataset(probe_set: ProbeSet, tokenizer: Any) -> Floats:
-    """UTF-8 bytes of the watched tokens' text, by dataset; NaN where the tokenizer gives no text.
+    """Return the UTF-8 bytes of the watched tokens' text, by dataset; NaN if there is no text.
 
     Each sequence is taken with the token before it, less that token's own text, so that a space
     stripped at the start of a text does not count. Characters cut by the ends of a sequence make
