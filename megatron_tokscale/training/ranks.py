@@ -68,15 +68,16 @@ def together[Value](action: Callable[[], Value], *, where: bool = True) -> Value
     return value
 
 
-def from_rank_0(action: Callable[[], Any]) -> Any:
-    """Do `action` on rank 0 and return its value, plain data, on every rank.
+def from_rank_0[Value](action: Callable[[], Value]) -> Value:
+    """Do `action` on rank 0 and return its value on every rank: data that JSON returns unchanged.
 
     Raises:
         AgreedError: on all ranks, with rank 0's message.
     """
     is_first = torch.distributed.get_rank() == 0
     text = together(lambda: json.dumps(action()), where=is_first)
-    return json.loads(first_of_all_ranks(text) or "null")
+    value: Value = json.loads(first_of_all_ranks(text) or "null")
+    return value
 
 
 def is_first_to_end() -> bool:

@@ -126,7 +126,7 @@ class Replay(JobPart):
             SystemExit: with code 0, when all probes are taken.
         """
         folder, prober = self._folder, self._prober
-        saved: list[int] = from_rank_0(lambda: saved_steps(folder))
+        saved = from_rank_0(lambda: saved_steps(folder))
         wanted = wanted_steps(folder, saved, self._schedule)
         todo = [step for step in wanted if step not in prober.steps_on_disk()]
         print_rank_0(f"tokscale: replay of {len(todo)} of the {len(saved)} checkpoints in {folder}")

@@ -12,11 +12,11 @@ within a run of one micro-batch size.
 import inspect
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data import DocumentScores, Plan
@@ -178,7 +178,7 @@ def scores_of_plan(
     plan: Plan,
     dataset: int,
     prefix: str,
-    documents: NDArray[np.integer[Any]] | range,
+    documents: Integers32 | range,
     folder: Path | None,
 ) -> DocumentScores:
     """Read the scores by which the plan cuts a dataset.

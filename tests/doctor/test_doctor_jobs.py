@@ -160,7 +160,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("spoil", BAD, ids=lambda spoil: spoil.__name__)
-def test_both_say_the_same(corpus, examine, launch, plan, tmp_path, spoil):
+def test_the_doctor_and_the_job_refuse_alike(corpus, examine, launch, plan, tmp_path, spoil):
     words = job_flags(corpus, *spoil(launch, plan, tmp_path))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     code, found = examine(words)

@@ -30,6 +30,13 @@ def test_flags_are_parsed_into_plain_values():
     assert "watch" in parser.format_help()
 
 
+def test_metadata_names_flags():
+    names = {field.name.removeprefix("tokscale_") for field in fields(TokscaleConfig)}
+    for field in fields(TokscaleConfig):
+        assert field.metadata.keys() <= {"needs", "needs_one_of", "not_in_a_replay"}
+        assert {*field.metadata.get("needs", ()), *field.metadata.get("needs_one_of", ())} <= names
+
+
 ALONE = {
     "--tokscale-probe-schedule linear:5": "--tokscale-probe-set",
     "--tokscale-replan-interval 9": "--tokscale-probe-set",
@@ -87,7 +94,7 @@ def test_a_flag_that_does_nothing_is_refused(words):
         (["--tokscale-probe-set", ""], "--tokscale-probe-set is empty"),
     ],
 )
-def test_a_job_without_probe_and_plan_hears_of_it(words, reason):
+def test_a_flag_in_a_job_without_probe_and_plan_is_refused(words, reason):
     with pytest.raises(TokscaleError, match=reason):
         config_from_args(parse(words))
 

@@ -1,4 +1,4 @@
-"""A run that never had the plugin, analysed from its checkpoints."""
+"""A run that was trained without the plugin, probed from its checkpoints."""
 
 import shutil
 

@@ -79,24 +79,24 @@ def _read_pickle(file: IO[bytes]) -> Any:
 class _Blank:
     """Stand-in for an object of any class, with its attributes and without its code."""
 
-    def __new__(cls, *_: Any, **__: Any) -> "_Blank":
+    def __new__(cls, *_: object, **__: object) -> "_Blank":
         return object.__new__(cls)
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         """Accept any arguments."""
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         """Keep the attributes."""
         if isinstance(state, dict):
             self.__dict__.update(state)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         """Drop the value."""
 
-    def append(self, value: Any) -> None:
+    def append(self, value: object) -> None:
         """Drop the value."""
 
-    def extend(self, values: Any) -> None:
+    def extend(self, values: object) -> None:
         """Drop the values."""
 
 
@@ -104,8 +104,8 @@ _PLAIN = {("argparse", "Namespace"): Namespace, ("collections", "OrderedDict"): 
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> type:
         return _PLAIN.get((module, name), _Blank)
 
-    def persistent_load(self, _: Any) -> Any:
+    def persistent_load(self, _: object) -> _Blank:
         return _Blank()

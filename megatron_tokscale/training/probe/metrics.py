@@ -5,12 +5,19 @@ Shapes: N watched tokens, D datasets of the probe set, V values of one probe.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.probe import ProbeSet
+
+
+class Detokenizer(Protocol):
+    """A tokenizer of Megatron's, as far as it turns ids into text."""
+
+    def detokenize(self, ids: list[int], /) -> str:
+        """Return the text of token ids."""
 
 
 class Metrics:
@@ -28,7 +35,7 @@ class Metrics:
         self,
         probe_set: ProbeSet,
         fall_threshold: float,
-        tokenizer: Any = None,
+        tokenizer: Detokenizer | None = None,
         names: Sequence[str] | None = None,
     ):
         """Count the bytes of the tokens' text.
@@ -87,7 +94,7 @@ class Metrics:
         }
 
 
-def bytes_per_dataset(probe_set: ProbeSet, tokenizer: Any) -> Floats:
+def bytes_per_dataset(probe_set: ProbeSet, tokenizer: Detokenizer | None) -> Floats:
     """Return the UTF-8 bytes of the watched tokens' text, by dataset; NaN if there is no text.
 
     Each sequence is taken with the token before it, less that token's own text, so that a space
@@ -105,7 +112,10 @@ def bytes_per_dataset(probe_set: ProbeSet, tokenizer: Any) -> Floats:
     return n_bytes_D
 
 
-def _text_bytes(tokenizer: Any, ids: list[int]) -> float:
+def _text_bytes(tokenizer: Detokenizer | None, ids: list[int]) -> float:
+    """Return the UTF-8 bytes of a text; NaN where the tokenizer gives none."""
+    if tokenizer is None:
+        return math.nan
     try:
         text = tokenizer.detokenize(ids)
     except Exception:  # whatever a tokenizer raises, a metric does not stop a training job

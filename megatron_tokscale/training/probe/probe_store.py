@@ -8,7 +8,6 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from megatron.training import print_rank_0
@@ -153,7 +152,7 @@ class ProbeStore:
             with suppress(OSError):  # the losses' own errors are met at the next probe
                 self._writer.journal(event, **values)
 
-    def submit(self, loss_N: NDArray[np.floating[Any]], record: LossRecord) -> None:
+    def submit(self, loss_N: Floats32 | NDArray[np.float16], record: LossRecord) -> None:
         """Start writing the losses of a probe."""
         self._background.submit(loss_N, record)
 

@@ -6,7 +6,7 @@ Shapes: N watched tokens, V values of one probe.
 import time
 from argparse import Namespace
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from megatron_tokscale.training.events import TrainingState
 from megatron_tokscale.training.history.counts import TrainingCounts, learning_rate
 from megatron_tokscale.training.probe import probe_pass
 from megatron_tokscale.training.probe.isolation import isolated, synced_parameters, verified
-from megatron_tokscale.training.probe.metrics import Metrics
+from megatron_tokscale.training.probe.metrics import Detokenizer, Metrics
 from megatron_tokscale.training.probe.probe_store import ProbeStore
 from megatron_tokscale.training.ranks import first_of_all_ranks, sum_over_ranks
 from megatron_tokscale.training.scalars import log_scalars
@@ -150,7 +150,8 @@ def _names_in_log(probe_set: ProbeSet, args: Namespace) -> list[str]:
     return renamed(probe_set.prefixes, probe_set.datasets, known)
 
 
-def _tokenizer_of_text(args: Namespace) -> Any:
+def _tokenizer_of_text(args: Namespace) -> Detokenizer | None:
     """Return Megatron's tokenizer, if its ids stand for a text."""
     is_null = str(args.tokenizer_type).startswith("Null")
-    return None if is_null else global_vars.get_tokenizer()
+    tokenizer: Detokenizer | None = None if is_null else global_vars.get_tokenizer()
+    return tokenizer

@@ -96,7 +96,7 @@ def test_the_same_samples_in_any_layout(corpus, planned, stream, tmp_path, layou
     assert read_samples(tmp_path / "seen") == stream
 
 
-def test_a_run_that_leaves_its_plan_says_so(corpus, planned, tmp_path, capsys):
+def test_a_run_that_leaves_its_plan_gets_a_line(corpus, planned, tmp_path, capsys):
     run = ("--save", str(tmp_path / "run"), "--load", str(tmp_path / "run"), "--save-interval", "2")
     run = (*run, "--train-iters", "4")
     probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-probe-schedule", "list:0")
@@ -155,7 +155,7 @@ def test_the_users_own_weights_give_megatrons_counts_and_leave_validation_and_te
 # Another plan on the way
 
 
-def test_another_plan_is_accepted_and_goes_on_where_the_first_left_off(
+def test_an_accepted_plan_continues_where_the_first_one_stopped(
     corpus, plan, scores, scores_dir, tmp_path
 ):
     """First other weights, then a dataset in the place of another."""

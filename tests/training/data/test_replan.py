@@ -110,7 +110,7 @@ def test_weights_follow_the_losses_of_the_run(undisturbed, plan):
         assert output.count(f"plan {fingerprint}") == 1
 
 
-def test_what_was_trained_on_is_what_was_decided(undisturbed, corpus, tmp_path):
+def test_the_job_trains_on_the_decided_samples(undisturbed, corpus, tmp_path):
     """Workers had fetched ahead under the weights before, and none past the new ones' start."""
     folder, _ = undisturbed
     plan = with_decisions(*load_run_plan(folder / "run"))
@@ -129,7 +129,7 @@ def assert_same_run(left, right):
     assert_array_equal(left.read_losses(), right.read_losses())
 
 
-def test_killed_between_question_and_answer_and_resumed_it_is_the_undisturbed_run(
+def test_killed_between_request_and_decision_a_resumed_run_is_the_undisturbed_one(
     undisturbed, corpus, plan, tmp_path
 ):
     plan.save(tmp_path / "plan.json")
@@ -188,7 +188,7 @@ def interval(steps):
 
 
 @pytest.mark.parametrize("steps", [4, 0, -8])
-def test_an_interval_that_cannot_be_is_refused(steps):
+def test_an_interval_too_short_for_a_decision_is_refused(steps):
     with pytest.raises(
         TokscaleError, match=f"--tokscale-replan-interval is {steps}; expected steps above 4"
     ):
@@ -238,7 +238,7 @@ PROBES = {
 
 
 @pytest.mark.parametrize("probes", PROBES)
-def test_resumed_at_any_step_the_same_questions_are_answered_at_the_same_steps(probes):
+def test_resumed_at_any_step_the_same_requests_are_decided_at_the_same_steps(probes):
     probes = PROBES[probes]
     whole = Asked(10).run(probes, 0, 100)
     asked = {step for step, _ in whole}
@@ -326,7 +326,7 @@ def test_an_edited_provenance_does_not_stop_the_job(following, plan, tmp_path):
     following.refuse_edits()
 
 
-def test_a_question_that_fails_keeps_the_plan(monkeypatch, tmp_path):
+def test_a_failing_process_keeps_the_plan(monkeypatch, tmp_path):
     asking = Asked(10)
     asking._prober.is_writer, asking._run = True, tmp_path
     monkeypatch.setattr(replan.sys, "executable", "/bin/false")

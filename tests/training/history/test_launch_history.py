@@ -1,4 +1,4 @@
-"""A run's record is what happened: not what the flags of the job that goes on with it say."""
+"""A run's record tells the past as it happened, not as the flags of a resumed job would have it."""
 
 import json
 import shutil
@@ -137,7 +137,9 @@ def test_losses_of_a_branch_in_the_same_directory_are_not_the_trunks(corpus, tru
     assert "set aside" not in output
 
 
-def test_a_checkpoint_that_does_not_tell_its_run_is_said_to_be_taken_on_trust(corpus, tmp_path):
+def test_losses_beside_a_checkpoint_without_a_note_are_taken_for_the_runs_with_a_line(
+    corpus, tmp_path
+):
     flags = (*DIST, *CONSTANT, "--train-iters", "64", "--save", str(tmp_path / "a"))
     train(corpus, *flags, "--exit-interval", "4")
     other = ("--save", str(tmp_path / "b"), *probe(corpus), "--seed", "7", "--exit-interval", "4")

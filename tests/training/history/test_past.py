@@ -112,7 +112,7 @@ def note(step, samples, launches, **changes):
     return TrainingCounts(past, 32).past(step, samples, launches).to_json()
 
 
-def test_a_note_is_of_its_own_step_and_samples_alone():
+def test_a_note_counts_only_at_its_own_step_and_samples():
     launches = (launch(0), launch(8))
     args = Namespace(**{NOTE: note(8, 64, launches)})
     past = read_note(args, 8, 64)

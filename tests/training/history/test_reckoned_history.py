@@ -56,7 +56,7 @@ def test_a_replay_follows_the_batch_sizes_of_the_checkpoints(corpus, stepped, tm
     assert (launch.seed, launch.learning_rate.peak) == (1234, RATE)
 
 
-def test_a_job_that_goes_on_without_a_note_reckons_from_the_checkpoint(corpus, stepped, tmp_path):
+def test_a_job_that_resumes_without_a_note_reckons_from_the_checkpoint(corpus, stepped, tmp_path):
     save = ("--save", str(tmp_path), "--load", str(stepped), "--save-interval", "9")
     flags = ("--train-samples", "512", "--global-batch-size", "16", "--exit-interval", "10")
     output = by_samples(corpus, *save, *flags, *probe(corpus, "linear:2"))
@@ -87,7 +87,7 @@ def test_a_replay_places_a_change_of_the_batch_size(corpus, changed, tmp_path):
     assert [(row.step, row.batch.global_batch_size) for row in run.launches] == [(0, 16), (8, 8)]
 
 
-def test_what_the_last_settings_do_not_explain_is_unknown(corpus, changed, tmp_path):
+def test_counts_that_the_last_settings_do_not_explain_are_unknown(corpus, changed, tmp_path):
     save = ("--save", str(tmp_path), "--load", str(changed), "--save-interval", "99")
     save = (*save, "--train-samples", "512", "--exit-interval", "18")
     output = by_samples(corpus, *save, "--global-batch-size", "8", *probe(corpus, "linear:2"))
@@ -137,7 +137,7 @@ def test_a_ramp_up_of_an_older_megatron_is_counted_and_replayed(corpus, tmp_path
     assert len(found.step_K) > 2
 
 
-def test_a_ramp_up_that_megatron_ignores_is_none(corpus, tmp_path):
+def test_a_ramp_up_that_megatron_ignores_is_not_counted(corpus, tmp_path):
     """Megatron-core from 0.18 on: every step has the whole batch."""
     cosine = ("--lr-decay-style", "cosine", "--rampup-batch-size", "2", "2", "40")
     for name, words in (("a", probe(corpus)), ("b", ())):
