@@ -104,7 +104,7 @@ def get_batch(data_iterator: Iterator[dict[str, torch.Tensor]], vp_stage: int | 
 
     Returns:
         tokens, labels, loss_mask and position_ids, each [micro batch, sequence / CP]; None on
-        pipeline stages that need none of them, and for an attention mask that is not used.
+        pipeline stages that read none of them; the attention mask also where it is not used.
     """
     from megatron.core import mpu
     from megatron.core.utils import get_batch_on_this_cp_rank
@@ -271,7 +271,7 @@ def check_flags(words: Sequence[str]) -> None:
     """Refuse a command line with a flag that this script does not read.
 
     Raises:
-        TokscaleError: naming the first such flag.
+        TokscaleError: the message names the first such flag.
     """
     parser = megatron_parser()
     try:

@@ -156,6 +156,7 @@ def _answer_cuda_queries(cuda: ModuleType) -> None:
     def seed_generator(seed: int) -> None:
         torch.default_generator.manual_seed(int(seed))
 
+    # A value or a function for each name of torch.cuda that Megatron uses.
     properties = SimpleNamespace(
         name="cpu", major=0, minor=0, total_memory=8 << 30, multi_processor_count=1
     )
@@ -194,6 +195,7 @@ def _answer_cuda_queries(cuda: ModuleType) -> None:
         answers[name] = constant(0)
     for name in ("Float", "Double", "Half", "BFloat16", "Byte", "Int", "Long"):
         answers[f"{name}Tensor"] = getattr(torch, f"{name}Tensor")
+    # Megatron looks the generators up in two places.
     for name, answer in answers.items():
         setattr(cuda, name, answer)
     for name in ("get_rng_state", "set_rng_state"):
@@ -219,6 +221,7 @@ def _place_tensors_on_cpu() -> None:
 
         return call
 
+    # Requests for a place.
     factories = "empty zeros ones full tensor arange rand randn randint as_tensor linspace"
     likes = "empty_like zeros_like ones_like full_like"
     for name in (factories + " " + likes).split():
@@ -237,6 +240,7 @@ def _place_tensors_on_cpu() -> None:
 
     torch.Tensor.type = cuda_type  # type: ignore[assignment]
 
+    # Data loaders, without pinned memory.
     initialize_loader = DataLoader.__init__
 
     @functools.wraps(initialize_loader)

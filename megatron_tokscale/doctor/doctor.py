@@ -1,4 +1,4 @@
-"""The doctor's page: what is installed, the hooks in Megatron, the refusals of a job's flags.
+"""The doctor's page: installed packages, hooks in Megatron, refusals of a job's flags.
 
     megatron-tokscale doctor [-- [SCRIPT] FLAG ...]
 

@@ -59,7 +59,7 @@ def known_arguments(args: Namespace, findings: Findings) -> Namespace:
     for name in OF_THE_CHECKPOINT:
         if getattr(args, name, None) is not None:
             setattr(known, name, None)
-    brought = "what --use-checkpoint-args brings from the checkpoint"
+    brought = "the arguments that --use-checkpoint-args takes from the checkpoint"
     if brought not in findings.unchecked:
         findings.unchecked.append(brought)
     return known

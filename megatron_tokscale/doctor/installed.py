@@ -1,4 +1,4 @@
-"""What is installed on this machine, and which hooks its Megatron has."""
+"""The packages on this machine, and the hooks that its Megatron has."""
 
 import importlib
 import importlib.metadata

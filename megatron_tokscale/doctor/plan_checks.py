@@ -104,7 +104,7 @@ def _check_past(
     start = start_of(args)
     if start is None:
         findings.unchecked.append(
-            f"where the job goes on, and so whether plan {given.fingerprint} keeps the run's past: "
+            f"where the job resumes, and so whether plan {given.fingerprint} keeps the run's past: "
             f"the checkpoint in {args.load} cannot be read here"
         )
         return None

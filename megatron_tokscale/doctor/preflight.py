@@ -1,8 +1,9 @@
 """The reasons for which a job with given flags would be refused, found without starting it.
 
 Neither torch.distributed nor a GPU is needed: the flags are read by Megatron's own parser, and not
-validated by it. Each check calls the function that the job calls; what needs the job's processes,
-its checkpoint's arguments or files that are elsewhere is listed as not checked. Nothing is written.
+validated by it. Each check calls the function that the job calls. A check that needs the job's
+processes, its checkpoint's arguments or files that are elsewhere is listed as not made. Nothing is
+written.
 """
 
 from argparse import Namespace
@@ -75,7 +76,7 @@ def _parse(words: Sequence[str]) -> tuple[Namespace, list[str]]:
 
 
 def _check_unknown(unknown: Sequence[str], findings: Findings, *, is_own_script: bool) -> None:
-    """Refuse unknown flags of ours; those of a user's script are its own business."""
+    """Refuse unknown flags of ours, and list flags that a user's script may add."""
     flags = [word for word in unknown if word.startswith("--")]
     ours = [flag for flag in flags if is_own_script or flag.startswith("--tokscale-")]
     findings.refused += [f"there is no flag {flag}" for flag in ours]

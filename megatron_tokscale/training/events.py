@@ -21,8 +21,9 @@ training loop, makes a `TrainingState` and calls the same methods.
 | `close` | training is over or fails | after `train`, `setup_model_and_optimizer` | - | alive |
 | `on_job_end` | the job returns or fails | after `pretrain` | - | alive |
 
-State: "start" is the `TrainingState` without model, optimizer and scheduler; "-" is none. `on_load`
-has the checkpoint's content in its place, `on_log` the losses, which the last pipeline stage has.
+State: "start" is the `TrainingState` without model, optimizer and scheduler; "-" is no state.
+`on_load` gets the checkpoint's content in its place, `on_log` the losses, which the last pipeline
+stage has.
 Ranks: "data" are those that call the datasets provider: all, if it is distributed; "alive" are
 those whose process has not ended: `close` and `on_job_end` must not wait for another rank.
 """
@@ -43,7 +44,7 @@ type Function = Callable[..., Any]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """What a part may read of the training at an event. The objects are Megatron's own.
+    """State of the training at an event. The model, optimizer and scheduler are Megatron's own.
 
     Attributes:
         step: optimizer steps completed.
@@ -66,7 +67,7 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class BuiltDatasets:
-    """What the user's datasets provider has built for one model chunk.
+    """Datasets that the user's provider has built for one model chunk.
 
     Attributes:
         datasets: training, validation and test dataset; None for each on a rank that reads none.
@@ -129,7 +130,7 @@ class JobPart:
         """Act after the job's last step."""
 
     def close(self) -> None:
-        """Release what the part holds; on this rank alone, as no other need be alive."""
+        """Release the part's files and processes, on this rank alone: no other need be alive."""
 
     def on_job_end(self) -> None:
         """Act when the job returns or an error of Megatron's ends it."""

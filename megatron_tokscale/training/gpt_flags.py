@@ -110,7 +110,7 @@ _OF_OTHER_SCRIPTS_WHOLE: Final = (
 )
 
 
-class _Parser(ArgumentParser):
+class _RaisingParser(ArgumentParser):
     """Parser that raises its error as a `TokscaleError` in the place of an exit."""
 
     def error(self, message: str) -> NoReturn:
@@ -124,7 +124,7 @@ def megatron_parser() -> ArgumentParser:
     """
     from megatron.training import arguments
 
-    parser = _Parser(allow_abbrev=False, add_help=False)
+    parser = _RaisingParser(allow_abbrev=False, add_help=False)
     arguments.add_megatron_arguments(parser)
     if "--tokscale-cpu" not in parser._option_string_actions:
         add_arguments(parser)

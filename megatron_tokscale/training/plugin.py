@@ -228,7 +228,7 @@ class Hook:
         event: of `events.py`, as its table names it.
         wrap: calls the function and tells of the event.
         purpose: of the hook, for a user whose Megatron lacks it.
-        arguments: leading ones of the function that `wrap` reads; none: those of its signature.
+        arguments: names of the function's leading arguments; empty: the names in its signature.
         is_required: a Megatron without the function is refused.
     """
 
@@ -357,7 +357,7 @@ HOOKS: Final = (
 
 
 def _exit_with_one_line() -> AbstractContextManager[None]:
-    """End this rank as `exit_with_one_line` does; one rank says what it may have met alone."""
+    """End this rank as `exit_with_one_line` does; the first rank to fail prints its own error."""
     from megatron_tokscale.training.ranks import is_first_to_end
 
     return exit_with_one_line(is_first_to_end)

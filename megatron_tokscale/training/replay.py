@@ -69,7 +69,7 @@ def wanted_steps(folder: Path, saved: Sequence[int], schedule: ProbeSchedule) ->
     """Return the checkpoints that are on the schedule.
 
     Raises:
-        AgreedError: there is none.
+        AgreedError: no checkpoint is on the schedule.
     """
     wanted = [
         step
@@ -202,7 +202,7 @@ _MARKS: Final = {
 
 
 def _mark_parameters(model: Sequence[Any]) -> None:
-    """Mark each element of the parameters: Megatron leaves out in silence what it does not find."""
+    """Mark each element of the parameters: Megatron skips weights that it does not find."""
     for _, bits, mark in _parameters_as_bits(model):
         bits.fill_(mark)
 

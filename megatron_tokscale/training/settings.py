@@ -1,4 +1,4 @@
-"""The settings of a job: what its flags mean, read once for the job, the replay and the doctor."""
+"""The settings of a job, read once from its flags, for the job, the replay and the doctor."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -191,7 +191,7 @@ def _probe_settings(config: TokscaleConfig, args: Namespace) -> JobProbeSettings
         fall_threshold=config.tokscale_fall_threshold,
         takes_probe_at_exit=config.tokscale_probe_at_exit,
         verifies_isolation=config.tokscale_verify_isolation and not is_replay,
-        # A replay has nothing to go on with.
+        # A replay cannot continue without probes.
         stops_on_write_error=is_replay or config.tokscale_on_write_error == "abort",
         is_replay=is_replay,
         saves_checkpoints=bool(args.save),

@@ -219,7 +219,9 @@ def test_a_job_that_takes_its_arguments_from_the_checkpoint_is_not_refused(corpu
         del words[at : at + 2]
     code, found = examine(words)
     assert code == 0, found
-    assert "what --use-checkpoint-args brings from the checkpoint" in found["not checked"]
+    assert (
+        "the arguments that --use-checkpoint-args takes from the checkpoint" in found["not checked"]
+    )
     assert any("no --seq-length is given" in text for text in found["not checked"])
     code, output = run(words)
     assert code == 0, output[-3000:]

@@ -21,7 +21,7 @@ from megatron_tokscale.training.ranks import first_of_all_ranks, from_rank_0, re
 
 @dataclass(frozen=True)
 class FollowedPlan:
-    """A plan and the decisions made under it: what plan.json and replans.json of a run hold.
+    """A plan and the decisions made under it: the content of a run's plan.json and replans.json.
 
     Attributes:
         base: the plan that was given, or accepted after another one.
@@ -46,13 +46,13 @@ class FollowedPlan:
 
     @classmethod
     def from_text(cls, text: str) -> "FollowedPlan":
-        """Read what `to_text` returned."""
+        """Return the plan that `to_text` wrote."""
         base, decisions = json.loads(text)
         return cls(Plan.from_json(base), tuple(Decision.from_json(row) for row in decisions))
 
 
 def agree_on_plan(given: Plan, run: Path, state: TrainingState, *, overrides: bool) -> FollowedPlan:
-    """Return the plan that a job follows which is given `given` and starts or resumes in `run`.
+    """Return the plan and decisions that a job with the plan `given` follows in `run`.
 
     The other ranks take it from rank 0: their file system may not show its files yet.
 
@@ -63,7 +63,7 @@ def agree_on_plan(given: Plan, run: Path, state: TrainingState, *, overrides: bo
         overrides: `given` may replace a plan with another past.
 
     Raises:
-        AgreedError: the run has another past, and that is not accepted or cannot go on so.
+        AgreedError: the run has another past; `overrides` is not set, or the plans do not combine.
     """
 
     def settle() -> str:

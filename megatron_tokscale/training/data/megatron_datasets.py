@@ -56,7 +56,7 @@ def documents_of(dataset: GPTDataset) -> tuple[int, int]:
 
 
 def trained_parts(train: Any) -> list[TrainedPart] | None:
-    """Return the documents of a training dataset; None if it is not made of GPTDatasets."""
+    """Return the documents of a training dataset; None if a part of it is no GPTDataset."""
     datasets: Sequence[Any] = blended_datasets(train)
     if any(not isinstance(each, GPTDataset) or each.dataset_path is None for each in datasets):
         return None

@@ -54,7 +54,7 @@ class PlanMonitor(JobPart):
         log_scalars(named_shares(shares), step, consumed)
 
     def _count(self, consumed: int) -> list[float]:
-        """Return the samples drawn from each stratum so far, and those of each in one epoch."""
+        """Return the samples drawn so far, by stratum, and then the samples of one epoch."""
         planned, n_strata = self._follower.planned, self._follower.plan.n_strata
         assert planned is not None, "rank 0 holds the training data"
         if len(self._count_Z) != n_strata:

@@ -31,7 +31,7 @@ from megatron_tokscale.training.settings import DECISION_STEPS
 _PREFETCH_FACTOR: Final = 2
 """Microbatches that a worker of torch's DataLoader fetches ahead, by its default."""
 
-_SHOWN_CHARACTERS: Final = 500  # of the process's error: its end, which says what went wrong
+_SHOWN_CHARACTERS: Final = 500  # of the process's error: its end, which names the cause
 _SHOWN_OF_ANSWER: Final = 200  # characters of an answer that cannot be read
 
 _TIMER: Final = "tokscale-replan-interval"

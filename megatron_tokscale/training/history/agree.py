@@ -1,4 +1,4 @@
-"""Agreement of all ranks on the past of the run that their job goes on with."""
+"""Agreement of all ranks on the past of the run that their job resumes."""
 
 import json
 from dataclasses import replace

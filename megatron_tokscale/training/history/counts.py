@@ -1,4 +1,4 @@
-"""Counts that go on with the training: tokens consumed, and the sum of the learning rates."""
+"""Counts that follow the training: tokens consumed, and the sum of the learning rates."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from megatron_tokscale.training.history.past import Past
 
 
 class TrainingCounts:
-    """Counts of a run that goes on: tokens consumed, learning rates summed. All ranks hold one."""
+    """Tokens consumed and learning rates summed, from a step of a run on. All ranks hold one."""
 
     def __init__(self, past: Past, seq_length: int, scheduler: Any = None, optimizer: Any = None):
         """Start at `past`. Without a scheduler (a saved checkpoint) the counts stay as they are."""

@@ -52,7 +52,7 @@ def launch_of_job(
 
 
 def launch_of_args(args: Namespace, scheduler: Mapping[str, Any], past: Past) -> Launch:
-    """Return a launch from a job's arguments and what is known of its scheduler."""
+    """Return a launch from a job's arguments and the known values of its scheduler."""
     return Launch(
         step=past.step,
         consumed_samples=past.samples,

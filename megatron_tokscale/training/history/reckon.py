@@ -21,7 +21,7 @@ from megatron_tokscale.training.history.past import Past, beginning, read_note
 from megatron_tokscale.training.history.saved import SavedCheckpoint, read_checkpoint
 
 RECKONED: Final = "reckoned from the checkpoint's settings"
-"""The source of such a past, in words."""
+"""The source of a reckoned past, in words."""
 
 
 def past_of_job(

@@ -7,7 +7,9 @@ from megatron_tokscale.training.settings import JobProbeSettings
 
 
 class DueProbes:
-    """Tells whether a probe is due. A job skips steps and resumes: due is also what was missed.
+    """Rule that says whether a probe is due: a point of the schedule lies after the last moment.
+
+    Between two moments a job can skip steps or resume; a probe missed there is due at the next one.
 
     Attributes:
         step: up to which the job has its probes; -1 before training.

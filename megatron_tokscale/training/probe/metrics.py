@@ -44,7 +44,7 @@ class Metrics:
             probe_set: the watched tokens.
             fall_threshold: in nats.
             tokenizer: turns ids into text (Megatron's `detokenize`), if there is a text.
-            names: of the D datasets; by default those of the probe set.
+            names: of the D datasets; by default the probe set's own.
         """
         self._probe_set = probe_set
         self._threshold = fall_threshold
@@ -63,7 +63,7 @@ class Metrics:
         return len(self._names) + len(self._count_names)
 
     def measure(self, loss_N: Floats32, previous_N: Floats32 | None) -> Floats:
-        """Compute the V values from the losses (nats) and those of the probe before, if any."""
+        """Return the V values, from the losses (nats) and the previous probe's losses, if any."""
         dataset_N = self._probe_set.dataset_N
         n_datasets = len(self._probe_set.datasets)
         finite_N = np.isfinite(loss_N)

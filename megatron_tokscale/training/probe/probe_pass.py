@@ -180,7 +180,7 @@ def _pack(loss_Mbs: torch.Tensor, coordinate_Mbs: torch.Tensor, dp_rank: int) ->
 def place_losses(
     messages_R: torch.Tensor, shape: Sequence[int], dp_size: int, probe_set: ProbeSet
 ) -> torch.Tensor:
-    """Put the ranks' losses in order by row and column, and keep those of watched tokens.
+    """Put the ranks' losses in order by row and column; return the losses of the watched tokens.
 
     Args:
         messages_R: [R, M * b * s + s + 1], the packed losses of each rank.

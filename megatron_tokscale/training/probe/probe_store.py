@@ -28,7 +28,7 @@ class ProbeStore:
 
     Attributes:
         is_writer: this rank writes.
-        is_active: losses can be written, as far as is known; else no more probes are taken.
+        is_active: no write has failed; after a failure no more probes are taken.
         is_open: the job has the directory.
         untraced_from: consumed samples from which on the directory held another branch, whose
             losses are set aside; None without one.
@@ -64,7 +64,7 @@ class ProbeStore:
 
         Args:
             launches: of the run, the present one as the last.
-            resume_step: the step at which training goes on; None in a replay, which abandons no
+            resume_step: the step at which training resumes; None in a replay, which abandons no
                 losses.
             size: of the model, for the record of a new run.
 
@@ -120,7 +120,7 @@ class ProbeStore:
         return self._writer.launches()
 
     def check_launches(self, launches: Sequence[Launch], step: int) -> None:
-        """Refuse a directory of another run than that of a checkpoint.
+        """Refuse a directory whose run is not the run of a checkpoint.
 
         Raises:
             TokscaleError: see `RunWriter.check_launches`.

@@ -59,7 +59,7 @@ class Prober(JobPart):
         self._losses: Mapping[str, torch.Tensor] = {}
         self._has_trained = False
 
-    # For the parts that go by the probes.
+    # For the parts that depend on the probes.
 
     @property
     def is_writer(self) -> bool:
@@ -152,7 +152,7 @@ class Prober(JobPart):
             write_note(state.args, self._counts.past(state.step, samples, self._launches))
 
     def after_checkpoint(self, state: TrainingState) -> None:
-        """Take the probe of a checkpoint that was not foreseen, such as one before an exit."""
+        """Take the probe of a checkpoint outside the intervals, such as one before an exit."""
         if not self.is_open:  # the checkpoint after the training
             return
         is_wanted = self._settings.schedule.checkpoints and self.store.is_active
@@ -203,7 +203,7 @@ class Prober(JobPart):
         Args:
             state: of the training; its model's size goes into the record.
             launches: of the run, the present one as the last.
-            resume_step: the step at which training goes on; None in a replay.
+            resume_step: the step at which training resumes; None in a replay.
 
         Raises:
             AgreedError: see `ProbeStore.open`.
