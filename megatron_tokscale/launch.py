@@ -1,4 +1,4 @@
-"""What all three entry points do before Megatron starts."""
+"""Preparation of a process that is about to start Megatron, shared by the three entry points."""
 
 import sys
 
@@ -8,7 +8,7 @@ from megatron_tokscale.core.progress import print_what_can_be
 
 
 def prepare() -> None:
-    """Read `sys.argv`: the CPU runtime if it is asked for, the wheel mended, the hooks installed.
+    """Switch on the CPU runtime if `sys.argv` asks for it, mend Megatron, install the hooks.
 
     Bad flags end the process with one line and exit code 2.
     """
@@ -18,7 +18,8 @@ def prepare() -> None:
         if cpu.is_requested(sys.argv):
             cpu.enable()
             sys.argv += cpu.required_flags(sys.argv)
-        cpu.mend_compile_helpers()
         from megatron_tokscale.training import install
+        from megatron_tokscale.training.upstream import mend_compile_helpers
 
+        mend_compile_helpers()
         install(sys.argv)

@@ -283,13 +283,13 @@ def test_a_plan_that_numbers_the_namesakes_of_a_run_anew_is_refused(folder):
 
 
 def test_metrics_of_a_plan_tell_namesakes_apart(folder):
-    from megatron_tokscale.training.data.plan_monitor import _named
+    from megatron_tokscale.training.data.plan_monitor import named_shares
 
     rows = [(d, q, share) for d in (0, 1) for q, share in (("q1", 0.25), ("q2", 0.75))]
     strata = tuple(Stratum(f"text#{d}/{q}", d, share) for d, q, share in rows)
     cuts = (Cut("scores"),) * 2
     plan = plan_of(*paths(folder, "a/text", "b/text"), strata=strata, cuts=cuts)
-    named = _named(RealisedShares(plan, 100, np.array([10, 20, 30, 40]), np.full(4, 50)))
+    named = named_shares(RealisedShares(plan, 100, np.array([10, 20, 30, 40]), np.full(4, 50)))
     assert named["drawn share text#0"] == pytest.approx(0.3)
     assert named["drawn share text#1"] == pytest.approx(0.7)
     assert named["epochs text#1"] == pytest.approx(0.7)
