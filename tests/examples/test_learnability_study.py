@@ -1,4 +1,4 @@
-"""The study of data plans: its statistics, its steps and its text. Nothing is trained here.
+"""The study of data plans: its statistics, tables, steps and text. Nothing is trained here.
 
 Shapes: K probes, D datasets, S seeds.
 """
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from megatron_tokscale.cli.entry import make_parser
 from megatron_tokscale.core.errors import TokscaleError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "learnability_study"
@@ -235,6 +236,19 @@ def test_arms_differ_in_their_plan_alone(arms, study, monkeypatch):
         plan = ["--tokscale-plan", str(study.plan(log.parent.name[:-2], 1))]
         same = [str(study.run_folder("baseline", 1)) if word == run else word for word in words]
         assert same == [*baseline, *plan]
+
+
+def test_every_verb_of_the_study_is_parsed(arms, study, monkeypatch):
+    commands = []
+    monkeypatch.setattr(arms, "run_logged", lambda words, log: commands.append(words))
+    monkeypatch.setattr(study.__class__, "_write_data", lambda self: None)
+    for phase in study.phases():
+        for step in phase:
+            step.do()
+    verbs = [words[3:] for words in commands if words[2] == "megatron_tokscale.cli"]
+    assert len(verbs) == 2 + 1 + 1 + 3 * (len(arms.ARMS) - 1)  # probe sets, fit, score, plans
+    for words in verbs:
+        make_parser().parse_args(words)
 
 
 def test_a_command_that_fails_names_its_log(arms, tmp_path):

@@ -24,6 +24,11 @@ def example():
 
 
 @pytest.fixture(scope="module")
+def network_module(example):
+    return importlib.import_module("sparse_parity_network")
+
+
+@pytest.fixture(scope="module")
 def settings(example):
     return example.Settings(
         tasks=6, bits=16, subset=2, alpha=1.0, batch=500, width=256, steps=1500, learning_rate=5e-3
@@ -53,8 +58,8 @@ def test_a_label_is_the_parity_of_its_subtasks_own_bits(example, settings):
     assert np.allclose(problem.frequency_T, np.array(weights) / sum(weights))
 
 
-def test_the_lookup_is_a_layer_over_one_hot_control_bits(example, settings):
-    network = example.Network(settings)
+def test_the_lookup_is_a_layer_over_one_hot_control_bits(example, network_module, settings):
+    network = network_module.Network(settings)
     task_N, bits, _ = example.SparseParity(settings).test_set(settings)
     one_hot = torch.nn.functional.one_hot(task_N, settings.tasks).float()
     weight = torch.cat([network.control.weight.T, network.bits.weight], dim=1)
