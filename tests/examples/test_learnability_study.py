@@ -48,7 +48,7 @@ def study(arms, tmp_path):
 
 
 @pytest.mark.parametrize("target", [1.9, 1.4567, 1.25])
-def test_a_straight_curve_is_reached_where_the_line_is(speed, target):
+def test_a_target_on_a_straight_curve_is_reached_where_the_line_is(speed, target):
     loss_K = 2 - STEP_K / 1000
     assert speed.steps_to_reach(STEP_K, loss_K, target) == pytest.approx(1000 * (2 - target))
 
@@ -172,7 +172,7 @@ def test_a_report_names_the_runs_that_it_lacks(example, study):
 # Steps
 
 
-def test_what_is_done_is_not_done_again(arms, tmp_path):
+def test_a_step_whose_result_exists_is_skipped(arms, tmp_path):
     done = []
 
     def step(name: str):
@@ -282,7 +282,7 @@ def test_every_kind_of_text_is_there_in_documents_of_the_right_length(corpora, t
         assert all(200 <= len(document) <= 1500 for document in documents)
 
 
-def test_the_same_text_comes_again(corpora, texts):
+def test_texts_are_the_same_on_every_call(corpora, texts):
     assert corpora.texts(20_000) == texts
 
 
