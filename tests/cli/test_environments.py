@@ -37,7 +37,7 @@ from megatron_tokscale.cli import main
 from megatron_tokscale.store import Run
 from megatron_tokscale.trace import trace as trace_module
 
-TESTS = Path(__file__).parents[1] / "support"
+OWN_FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
 
 POD = {
     "RANK": "0",
@@ -185,7 +185,7 @@ def test_every_verb_does_the_same_in_an_environment(world, monkeypatch, name):
 
 SITE = f"""
 import sys
-sys.path.append({str(TESTS)!r})
+sys.path += {OWN_FOLDERS!r}
 import errno, os, stat
 from privileges import drop_overrides
 _fsync = os.fsync
