@@ -4,7 +4,7 @@ import sys
 
 from megatron_tokscale import cpu
 from megatron_tokscale.core.errors import exit_with_one_line
-from megatron_tokscale.core.progress import print_what_can_be
+from megatron_tokscale.core.progress import replace_unprintable
 
 
 def prepare() -> None:
@@ -13,7 +13,7 @@ def prepare() -> None:
     Bad flags end the process with one line and exit code 2.
     """
     if any(word.startswith("--tokscale-") for word in sys.argv):
-        print_what_can_be()
+        replace_unprintable()
     with exit_with_one_line():
         if cpu.is_requested(sys.argv):
             cpu.enable()

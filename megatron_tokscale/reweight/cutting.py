@@ -128,7 +128,7 @@ def read_scores(tokens: IndexedTokens, folder: Path | None = None) -> DocumentSc
     if not path.is_file():
         raise TokscaleError(
             f"{path} is not there: score the data with `megatron-tokscale score`, or plan with "
-            "--policy dataset --run RUN, which needs no scores"
+            "`megatron-tokscale plan build dataset --run RUN`, which needs no scores"
         )
     scores = DocumentScores.load(path)
     scores.check(tokens)

@@ -95,7 +95,7 @@ def test_scores_and_plans_of_namesakes_are_those_of_other_names(folder, tmp_path
         }.items():
             path = tmp_path / f"{case}-{policy}.json"
             words = ["--data-path", *prefixes, *JOB, "--train-samples", "300", "--out", str(path)]
-            main(["plan", "build", *words, "--policy", policy, *flags, "--max-epochs", "100"])
+            main(["plan", "build", policy, *words, *flags, "--max-epochs", "100"])
             plans[case, policy] = Plan.load(path)
     assert_array_equal(*(run.probe_set.labels_BS for run in runs.values()))
 
@@ -230,9 +230,9 @@ def job(folder, tmp_path_factory):
     valid = ["--valid-data-path", *paths(folder, "valid/b/text", "valid/a/text")]
     train = ["--train-data-path", *paths(folder, "a/text", "b/text")]
     build(out / "probe.st", *valid, "--tokens", "600")
-    words = [*train, *JOB[:2], "--train-samples", "160", "--policy", "manual"]
+    words = [*train, *JOB[:2], "--train-samples", "160"]
     plan = ["--weights", "0:0.5,0.5", "--max-epochs", "50", "--out", str(out / "plan.json")]
-    main(["plan", "build", *words, *plan])
+    main(["plan", "build", "manual", *words, *plan])
     corpus = Corpus(("left", "right"), out / "probe.st")
     flags = [
         *("--train-iters", "20", "--save-interval", "20", "--lr", "1e-2"),

@@ -175,7 +175,7 @@ def save_scores(prefix, path=None, digest=None):
 def test_scores_are_read_beside_the_data_or_from_a_folder(prefix, tmp_path):
     tokens = IndexedTokens.open(prefix)
     with pytest.raises(
-        TokscaleError, match=r"megatron-tokscale score.* --policy dataset --run RUN"
+        TokscaleError, match=r"megatron-tokscale score.* plan build dataset --run RUN"
     ):
         read_scores(tokens)
     save_scores(prefix)

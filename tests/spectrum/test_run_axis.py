@@ -177,10 +177,10 @@ def test_the_verb_prints_the_axis(models, along_t, folder, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--axis", "M"], "say where to with --out"),
-        (["--axis", "M", "--out", "x", "--source", "a", "a"], "takes one run"),
-        (["--resamples", "1"], "give no interval"),
-        (["--out", "x"], "of one RUN"),
+        (["--axis", "M"], "--axis M is given without --out"),
+        (["--axis", "M", "--out", "x", "--source", "a", "a"], "--source has 2 runs; expected one"),
+        (["--resamples", "1"], "--resamples: '1' is not a whole number from 2"),
+        (["--out", "x"], "--axis T takes one RUN"),
     ],
 )
 def test_the_verb_refuses_with_one_line(along_t, words, message, capsys, monkeypatch):

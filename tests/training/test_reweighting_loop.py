@@ -31,7 +31,7 @@ def loop(corpus: Corpus, tmp_path_factory):
     main(["fit", str(folder / "reference")])
     main(["score", str(folder / "reference"), *data, "--out", str(folder)])
     plan = str(folder / "plan.json")
-    build = ["plan", "build", *data, *sizes[:2], "--train-samples", str(8 * STEPS)]
+    build = ["plan", "build", "frontier", *data, *sizes[:2], "--train-samples", str(8 * STEPS)]
     main([*build, "--scores", str(folder), "--quantiles", "3", "--out", plan])
     under_plan = ["--tokscale-plan", plan, "--tokscale-scores-dir", str(folder)]
     train(corpus, folder / "planned", *under_plan, "--tokscale-probe-set", str(corpus.probe_set))

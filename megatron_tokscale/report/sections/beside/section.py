@@ -49,7 +49,7 @@ def comparison(baseline: Run, planned: Run) -> str:
         paragraph(verdict(*curves), "verdict"),
         paragraph(
             "This is one run of each: one seed. Without the spread over seeds, and the plan's "
-            "controls beside it (<code>plan build --control</code>), this number does not show "
+            "controls beside it (<code>plan build ... --control</code>), this number does not show "
             "that the plan is the cause. " + _order_of_samples(baseline),
             "soft",
         ),
