@@ -1,4 +1,4 @@
-"""The flags are those of the README, and leave nothing but plain values in Megatron's arguments."""
+"""The flags are those of the reference, and leave only plain values in Megatron's arguments."""
 
 from argparse import ArgumentParser
 from dataclasses import fields
@@ -10,13 +10,13 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training.config import TokscaleConfig, add_arguments, config_from_args
 from megatron_tokscale.training.settings import JobSettings
 
-README = Path(__file__).parents[2] / "README.md"
+REFERENCE = Path(__file__).parents[2] / "docs/reference/flags.md"
 FLAGS = ["--" + field.name.replace("_", "-") for field in fields(TokscaleConfig)]
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_every_flag_is_in_the_readme(flag):
-    assert f"| `{flag}" in README.read_text()
+def test_every_flag_is_in_the_reference(flag):
+    assert f"| `{flag}" in REFERENCE.read_text()
 
 
 def test_flags_are_parsed_into_plain_values():

@@ -1,4 +1,4 @@
-"""From a reference run to a job under its plan, by the commands of the README."""
+"""From a reference run to a job under its plan, by the commands of docs/guides/plan.md."""
 
 import json
 
