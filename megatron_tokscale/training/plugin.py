@@ -203,7 +203,10 @@ class Plugin:
         return is_over
 
     def _state(self, arguments: dict[str, Any]) -> TrainingState:
-        """Return the state of the training, from the arguments of a function of Megatron's."""
+        """Return the state of the training, from the arguments of a function of Megatron's.
+
+        Only here does the training's state come from Megatron's counters and its functions' names.
+        """
         from megatron.training import get_args
 
         args = get_args()
