@@ -57,16 +57,23 @@ def test_the_runtime_refuses_to_come_after_megatron():
     assert "comes too late" in job.stdout
 
 
-@pytest.mark.parametrize(
-    "place", ["torch.zeros(2, device='cuda')", "torch.ones(2).to('cuda:0')", "torch.ones(2).cuda()"]
-)
-def test_cuda_places_are_the_cpu(place):
+PLACES = ("torch.zeros(2, device='cuda')", "torch.ones(2).to('cuda:0')", "torch.ones(2).cuda()")
+
+
+@pytest.fixture(scope="module")
+def devices():
+    """Where each of `PLACES` is, in one process with the CPU runtime."""
     job = run_python(
         "import warnings; warnings.simplefilter('ignore')\n"
         "from megatron_tokscale import cpu; cpu.enable()\n"
-        f"import torch; print({place}.device)\n"
+        "import torch\n" + "".join(f"print({place}.device)\n" for place in PLACES)
     )
-    assert job.stdout.strip() == "cpu"
+    return dict(zip(PLACES, job.stdout.split(), strict=True))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_cuda_places_are_the_cpu(place, devices):
+    assert devices[place] == "cpu"
 
 
 def test_the_wheels_helpers_are_not_compiled_again():

@@ -35,7 +35,7 @@ def citations():
                 )
 
 
-@pytest.mark.parametrize(("path", "cited", "section"), citations())
+@pytest.mark.parametrize(("path", "cited", "section"), list(citations()))
 def test_a_cited_document_and_its_section_exist(path, cited, section):
     places = [
         ROOT / cited,
