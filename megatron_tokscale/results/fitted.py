@@ -157,7 +157,7 @@ class FittedRun:
         raise TokscaleError(
             f"no token of {self.run.path} has a fit and finite losses at all {len(missing_K)} "
             f"probes; most miss at steps {named}; move the losses of such steps out of "
-            f"{self.run.losses_path(0).parent} and run `megatron-tokscale fit` again"
+            f"{self.run.paths.losses} and run `megatron-tokscale fit` again"
         )
 
     def blocks(self) -> Iterator[Block]:

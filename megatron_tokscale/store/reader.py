@@ -22,11 +22,11 @@ from megatron_tokscale.store.losses import (
     has_finite_losses,
     is_checked,
     list_losses,
-    losses_name,
     read_checksum,
     read_losses,
     read_record,
 )
+from megatron_tokscale.store.paths import RunPaths
 
 _VALUES_PER_READ = 2**24
 Time = Literal["step", "tokens", "lr-sum"]
@@ -58,19 +58,17 @@ class Run:
         Raises:
             TokscaleError: no run there, a damaged file, or a file of another probe set.
         """
-        path = Path(path)
-        folder = path / "tokscale"
-        if not (folder / "run.json").is_file():
-            raise TokscaleError(f"no run in {path}: {folder / 'run.json'} is not there")
-        info = Identity.load(folder / "run.json")
-        probe_set = ProbeSet.load(folder / "probe.safetensors")
+        paths = RunPaths(Path(path))
+        if not paths.identity.is_file():
+            raise TokscaleError(f"no run in {path}: {paths.identity} is not there")
+        info = Identity.load(paths.identity)
+        probe_set = ProbeSet.load(paths.probe_set)
         if info.probe_fingerprint != probe_set.fingerprint:
             raise TokscaleError(
-                f"{folder / 'probe.safetensors'} is not the probe set of {folder / 'run.json'}; "
-                "restore it"
+                f"{paths.probe_set} is not the probe set of {paths.identity}; restore it"
             )
         records = []
-        for file in list_losses(folder / "losses").values():
+        for file in list_losses(paths.losses).values():
             record, n_tokens = read_record(file)
             if n_tokens != probe_set.n_tokens:
                 raise TokscaleError(
@@ -80,20 +78,25 @@ class Run:
             if record.probe_fingerprint != probe_set.fingerprint:
                 raise TokscaleError(f"losses file {file} is of another probe set; remove the file")
             records.append(record)
-        return Run(path, info, probe_set, tuple(records))._without_empty_probes()
+        return Run(paths.root, info, probe_set, tuple(records))._without_empty_probes()
 
     def _without_empty_probes(self) -> "Run":
         steps = [record.step for record in self.records]
-        empty = [step for step in steps if not has_finite_losses(self.losses_path(step))]
+        empty = [step for step in steps if not has_finite_losses(self.paths.losses_at(step))]
         if not empty or len(empty) == len(steps):
             return self
         kept = tuple(record for record in self.records if record.step not in empty)
         return replace(self, records=kept, left_out=tuple(empty))
 
     @property
+    def paths(self) -> RunPaths:
+        """The paths of the run's files."""
+        return RunPaths(self.path)
+
+    @property
     def analysis(self) -> Path:
         """The folder for everything computed from the run."""
-        return self.path / "analysis"
+        return self.paths.analysis
 
     @property
     def n_tokens(self) -> int:
@@ -132,10 +135,6 @@ class Run:
         last = int(self.step_K[-1]) if self.records else 0
         used = [launch for launch in self.launches if launch.step < last] or self.launches[:1]
         return max((launch.learning_rate.peak for launch in used), default=np.nan)
-
-    def losses_path(self, step: int) -> Path:
-        """The file of the losses at a probe step."""
-        return self.path / "tokscale" / "losses" / losses_name(step)
 
     def x_K(self, time: Time = "step") -> NDArray[np.float64]:
         """Natural logarithm of training time at each probe; -inf at step 0.
@@ -187,12 +186,12 @@ class Run:
         length = (self.n_tokens if stop is None else stop) - start
         loss_NK = np.empty((length, len(self.records)), dtype=np.float32)
         for k, record in enumerate(self.records):
-            loss_NK[:, k] = read_losses(self.losses_path(record.step), start, stop)
+            loss_NK[:, k] = read_losses(self.paths.losses_at(record.step), start, stop)
         return loss_NK
 
     def read_losses_at(self, step: int) -> NDArray[np.float32]:
         """Read loss_N (nats, float32) of all tokens at one probe step, checksum verified."""
-        return read_losses(self.losses_path(step)).astype(np.float32)
+        return read_losses(self.paths.losses_at(step)).astype(np.float32)
 
     def finite_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Numbers and loss_NK of the tokens whose losses are finite at all probes, by blocks."""
@@ -211,12 +210,13 @@ class Run:
             TokscaleError: naming the first damaged file.
         """
         for step in self.step_K if steps is None else steps:
-            if not is_checked(self.losses_path(step)):
-                check_losses(self.losses_path(step))
+            path = self.paths.losses_at(step)
+            if not is_checked(path):
+                check_losses(path)
 
     def checksums(self) -> dict[str, str]:
         """Return the CRC-32 that each losses file gives for its losses, by file name, unchecked."""
-        paths = map(self.losses_path, self.step_K)
+        paths = map(self.paths.losses_at, self.step_K)
         return {path.name: read_checksum(path) for path in paths}
 
 

@@ -25,24 +25,20 @@ from megatron_tokscale.store.lock import RunLock
 from megatron_tokscale.store.losses import (
     LossRecord,
     list_losses,
-    losses_name,
     read_losses,
     read_record,
     write_losses,
 )
-
-# Besides the losses: what was trained on. The journal tells of all runs in its directory.
-_OF_ONE_RUN = ("data.json", "plan.json", "replans.json", "run.json")
+from megatron_tokscale.store.paths import RunPaths
 
 
 class RunWriter:
-    """Writes the losses, the identity and the journal of one run into `path/tokscale`."""
+    """Writes the losses, the identity and the journal of one run into the run directory `path`."""
 
     def __init__(self, path: Path):
-        self.folder = path / "tokscale"
-        self._losses = self.folder / "losses"
-        self._journal = self.folder / "journal.jsonl"
-        self._lock = RunLock(self.folder / ".lock")
+        self.paths = RunPaths(path)
+        self.folder = self.paths.folder
+        self._lock = RunLock(self.paths.lock)
 
     def check(self, probe_set: ProbeSet, model: Mapping[str, Any]) -> None:
         """Refuse a directory that belongs to another run.
@@ -50,10 +46,9 @@ class RunWriter:
         Raises:
             TokscaleError: it holds losses of another probe set or of another model.
         """
-        path = self.folder / "run.json"
-        if not path.exists():
+        if not self.paths.identity.exists():
             return
-        known = Identity.load(path)
+        known = Identity.load(self.paths.identity)
         if known.probe_fingerprint != probe_set.fingerprint:
             raise TokscaleError(
                 f"{self.folder} holds losses of probe set {known.probe_fingerprint}, this job "
@@ -100,18 +95,18 @@ class RunWriter:
             OSError: the directory cannot be written.
             TokscaleError: another job writes into it, or its run.json cannot be read.
         """
-        self._losses.mkdir(parents=True, exist_ok=True)
+        self.paths.losses.mkdir(parents=True, exist_ok=True)
         is_locked = self._lock.acquire()
-        for folder in (self.folder, self._losses):
+        for folder in (self.folder, self.paths.losses):
             remove_temporaries(folder)
-        path = self.folder / "run.json"
+        path = self.paths.identity
         known = Identity.load(path) if path.exists() else None
         parted, last = None, resume_step
         if known and resume_step:
             is_whole = not known.is_replay
             parted = parting(known.launches, launches, resume_step, is_whole=is_whole)
             last = resume_step if parted is None else parted.step
-        steps = [] if last is None else list_losses(self._losses)
+        steps = [] if last is None else list_losses(self.paths.losses)
         abandoned = [step for step in steps if step > (last or 0) or last == 0]
         for step in abandoned:
             self._abandon(step)
@@ -120,7 +115,7 @@ class RunWriter:
             self._set_aside(replaced)
             known = None
         if known is None:
-            probe_set.save(self.folder / "probe.safetensors")
+            probe_set.save(self.paths.probe_set)
             new = Identity(
                 secrets.token_hex(8),
                 probe_set.fingerprint,
@@ -147,11 +142,14 @@ class RunWriter:
         return parted
 
     def _set_aside(self, run_id: str) -> None:
-        """Move what belongs to the run before out of the way of the one that starts."""
-        folder = self.folder / "abandoned" / run_id
+        """Move the files of the run before out of the way of the one that starts.
+
+        Its losses are abandoned already; the journal tells of all runs in its directory.
+        """
+        paths, folder = self.paths, self.paths.abandoned(run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        of_run = [self.folder / name for name in _OF_ONE_RUN]
-        for path in (self.folder.parent / "analysis", *of_run):
+        trained_on = (paths.data_record, paths.plan, paths.decisions)
+        for path in (paths.analysis, *trained_on, paths.identity):
             if path.exists():
                 os.replace(path, folder / path.name)
 
@@ -185,24 +183,23 @@ class RunWriter:
         self._lock.release()
 
     def _abandon(self, step: int) -> None:
-        folder = self._losses / "abandoned"
+        path, folder = self.paths.losses_at(step), self.paths.abandoned_losses
         folder.mkdir(exist_ok=True)
-        name = losses_name(step)
-        copies = sum(1 for path in folder.iterdir() if path.name.startswith(name))
-        os.replace(self._losses / name, folder / f"{name}.{copies}")
+        copies = sum(1 for copy in folder.iterdir() if copy.name.startswith(path.name))
+        os.replace(path, folder / f"{path.name}.{copies}")
 
     def has(self, step: int) -> bool:
         """Whether the losses of `step` are on disk."""
-        return (self._losses / losses_name(step)).exists()
+        return self.paths.losses_at(step).exists()
 
     def steps(self) -> list[int]:
         """The steps whose losses are on disk, ascending."""
-        return list(list_losses(self._losses))
+        return list(list_losses(self.paths.losses))
 
     def record(self, step: int) -> LossRecord | None:
         """The record of the losses at `step`; None if there are none that can be read."""
         try:
-            return read_record(self._losses / losses_name(step))[0] if self.has(step) else None
+            return read_record(self.paths.losses_at(step))[0] if self.has(step) else None
         except TokscaleError:
             return None
 
@@ -212,12 +209,12 @@ class RunWriter:
         Raises:
             TokscaleError: its run.json cannot be read.
         """
-        path = self.folder / "run.json"
+        path = self.paths.identity
         return Identity.load(path).launches if path.exists() else ()
 
     def latest(self, step: int) -> NDArray[np.float32] | None:
         """The last losses on disk at or before `step`; None if there are none that can be read."""
-        files = [path for at, path in list_losses(self._losses).items() if at <= step]
+        files = [path for at, path in list_losses(self.paths.losses).items() if at <= step]
         try:
             return read_losses(files[-1]) if files else None
         except TokscaleError:
@@ -229,9 +226,9 @@ class RunWriter:
         Raises:
             OSError: the disk is full, or the directory is gone or cannot be written.
         """
-        if not (self.folder / "run.json").exists():
+        if not self.paths.identity.exists():
             raise FileNotFoundError(errno.ENOENT, "the run directory is gone", str(self.folder))
-        write_losses(self._losses / losses_name(record.step), loss_N, record)
+        write_losses(self.paths.losses_at(record.step), loss_N, record)
         self.journal(
             "probe",
             step=record.step,
@@ -246,7 +243,7 @@ class RunWriter:
             OSError: the journal cannot be written.
         """
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
-        with self._journal.open("ab+") as file:
+        with self.paths.journal.open("ab+") as file:
             file.seek(0, os.SEEK_END)
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)
