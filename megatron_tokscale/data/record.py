@@ -22,6 +22,7 @@ from megatron_tokscale.core.files import (
 )
 from megatron_tokscale.core.schemas import DATA_SCHEMA
 from megatron_tokscale.corpus.names import match_prefixes
+from megatron_tokscale.store import RunPaths
 
 KIND: Final = "tokscale-data"
 
@@ -220,7 +221,7 @@ def check_order(path: Path, datasets: Sequence[DatasetRecord]) -> None:
 
 def record_path(run: Path | str) -> Path:
     """Where a run directory has its record."""
-    return Path(run) / "tokscale" / "data.json"
+    return RunPaths(Path(run)).data_record
 
 
 def load_records(path: Path) -> tuple[DataRecord, ...]:

@@ -10,7 +10,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json, write_json
 from megatron_tokscale.demo import corpus
 from megatron_tokscale.demo.job import FULL, QUICK, SPLIT, Size, megatron_flags, train
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, RunPaths
 
 if TYPE_CHECKING:
     from megatron_tokscale.reweight import Job
@@ -137,7 +137,7 @@ class _Demo:
             raise TokscaleError(f"the training job ended early; see the end of {run / 'train.log'}")
 
     def _is_trained(self, run: Path) -> bool:
-        if not (run / "tokscale" / "run.json").exists():
+        if not RunPaths(run).identity.exists():
             return False
         steps = Run.open(run).step_K
         return bool(steps.size and steps[-1] == self.size.train_iters)
@@ -151,7 +151,7 @@ class _Demo:
         from megatron_tokscale.spectrum.spectrum_text import describe_spectrum
 
         run = Run.open(path)
-        fit, spectrum = path / "analysis/fit.json", path / "analysis/reconstruction.json"
+        fit, spectrum = run.paths.fit, run.paths.reconstruction
         if not spectrum.exists():
             fit_run(run, progress=Progress("fit", run.n_tokens, "tokens"))
             spectrum_run(run)

@@ -25,7 +25,7 @@ from megatron_tokscale.data.record import DatasetRecord, check_order, load_recor
 from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.probe import Moment, ProbeSchedule, ProbeSet
-from megatron_tokscale.store import RunWriter
+from megatron_tokscale.store import RunPaths, RunWriter
 from megatron_tokscale.training.config import (
     TokscaleConfig,
     config_from_args,
@@ -247,8 +247,9 @@ def _check_run(
     findings.attempt(writer.check, probe_set, _known_model(args))
     if findings.attempt(writer.check_free) is False:
         findings.unchecked.append(f"whether another job has {writer.folder}")
-    places = (("losses", "a"), (".", ".lock"), (".", "journal.jsonl"), (".", "a"))
-    reasons = [_unwritable(writer.folder / place, name) for place, name in places]
+    paths = writer.paths
+    files = (paths.losses / "a", paths.lock, paths.journal, paths.folder / "a")
+    reasons = [_unwritable(file.parent, file.name) for file in files]
     if reason := next(filter(None, reasons), None):
         message = f"losses cannot be written to {writer.folder}: {reason}"
         if config.tokscale_replay or config.tokscale_on_write_error == "abort":
@@ -256,9 +257,9 @@ def _check_run(
         else:
             findings.warned.append(f"{message}; training goes on WITHOUT probes")
     elif len(findings.refused) == n_refused:
-        is_new = not (folder / "tokscale/run.json").exists()
+        is_new = not writer.paths.identity.exists()
         what = "is new" if is_new else "holds a run of this probe set and model"
-        findings.passed.append(f"run directory {folder / 'tokscale'} {what}")
+        findings.passed.append(f"run directory {writer.folder} {what}")
 
 
 def _known_model(args: Namespace) -> Mapping[str, Any]:
@@ -328,7 +329,7 @@ def _check_plan(
             f"the sequence length: no --seq-length is given, the plan's is {plan.seq_length}"
         )
     if folder is not None:
-        place = folder / "tokscale"
+        place = RunPaths(folder).folder
         if reason := _unwritable(place, "a"):
             findings.refused.append(f"the plan cannot be kept in {place}: {reason}")
         _check_followed(config, plan, folder, args, findings, is_good=not refusals + misfits)
@@ -406,7 +407,7 @@ def _check_planned_data(
     sizes_D = [
         0 if part is None else max(part.n_tokens - 1, 0) // plan.seq_length for part in chosen
     ]
-    cache = Path(args.data_cache_path or folder / "tokscale/cache")
+    cache = Path(args.data_cache_path or RunPaths(folder).cache)
     if reason := _unwritable(cache, "a"):
         findings.unchecked.append(
             f"whether the plan's index is in the data cache {cache}, which cannot be written: "
@@ -436,7 +437,7 @@ def _check_scores(
     args: Namespace,
     findings: Findings,
 ) -> None:
-    cache = Path(args.data_cache_path or folder / "tokscale/cache")
+    cache = Path(args.data_cache_path or RunPaths(folder).cache)
     for dataset, portion in enumerate(chosen):
         if portion is None or plan.cuts[dataset] is None:
             continue

@@ -110,7 +110,7 @@ def laws_run(
         "measured": or_reason(lambda: _against_data(predicted, result)),
     }
     result["explanations"] = explanations(result, spectrum.reconstruction)
-    return write_result(run.analysis / "laws.json", result)
+    return write_result(run.paths.laws, result)
 
 
 def _correlations(corpus: Sequence[Portion], seed: int) -> Any:

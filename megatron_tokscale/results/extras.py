@@ -34,7 +34,7 @@ def read_transfer(run: Run, fit: Mapping[str, Any]) -> tuple[dict[str, Any], ...
     Raises:
         TokscaleError: it is damaged, of another schema, or an entry is of other fits.
     """
-    path = run.analysis / "transfer.json"
+    path = run.paths.transfer
     if not is_there(path):
         return ()
     again = f"remove it, and test again: `megatron-tokscale spectrum {run.path} --source OTHER-RUN`"
@@ -50,7 +50,7 @@ def known_transfers(run: Run, fit: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         TokscaleError: it is damaged, or of a newer schema.
     """
-    path = run.analysis / "transfer.json"
+    path = run.paths.transfer
     again = "remove it, and test again"
     if not is_there(path) or schema_version(path, read_json(path)) < TRANSFER_SCHEMA:
         return []
@@ -65,7 +65,7 @@ def read_laws(run: Run, fit: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         TokscaleError: it is damaged, of another schema, or of other fits.
     """
-    path = run.analysis / "laws.json"
+    path = run.paths.laws
     if not is_there(path):
         return None
     again = f"run `megatron-tokscale laws {run.path}` again, with the other runs if there were any"

@@ -41,7 +41,7 @@ def read_fit(run: Run) -> dict[str, Any]:
         TokscaleError: the run is not fitted, a losses file is damaged, or fit.json is damaged,
             older or of other losses.
     """
-    path = run.analysis / "fit.json"
+    path = run.paths.fit
     verb = f"run `megatron-tokscale fit {run.path}`"
     if not path.is_file():
         raise TokscaleError(f"{path} is not there; {verb} first")

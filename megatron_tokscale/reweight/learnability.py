@@ -105,7 +105,7 @@ def read_spectra(run: Run) -> Spectra:
             now, or no record of consumed samples.
     """
     spectrum = SpectrumResult.open(run)
-    path = run.analysis / "spectrum.npz"
+    path = run.paths.spectrum_arrays
     datasets = spectrum.about["datasets"]
     watched = [dataset["n_tokens"] > 0 for dataset in datasets]
     names = tuple(str(dataset["name"]) for dataset in datasets)

@@ -47,6 +47,7 @@ from megatron_tokscale.data.record import (
 )
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
 from megatron_tokscale.data.strata import Strata, load_or_build_strata
+from megatron_tokscale.store import RunPaths
 from megatron_tokscale.training.config import TokscaleConfig, run_directory
 from megatron_tokscale.training.data.held_out import TrainedPart
 from megatron_tokscale.training.ranks import (
@@ -93,7 +94,7 @@ class Follower:
         self.decisions: list[Decision] = []
         self.index: Index | None = None
         self.strata: Strata | None = None
-        self._cache = Path(args.data_cache_path or self._run / "tokscale/cache")
+        self._cache = Path(args.data_cache_path or RunPaths(self._run).cache)
         self._is_moved = False
         self._records: list[DatasetRecord] = []
         self._is_settled = False
@@ -147,7 +148,7 @@ class Follower:
 
     def _move(self) -> None:
         """Keep the plan's files in the run's directory, not in the job's data cache."""
-        self._is_moved, self._cache = True, self._run / "tokscale/cache"
+        self._is_moved, self._cache = True, RunPaths(self._run).cache
 
     def _settle(self) -> None:
         """Agree on what is followed: once, when it is known how many samples are consumed."""
@@ -190,7 +191,7 @@ class Follower:
             if self.index is not None:
                 self._record()
         except (OSError, TokscaleError) as error:
-            place = self._run / "tokscale"
+            place = RunPaths(self._run).folder
             raise TokscaleError(f"the plan cannot be kept in {place}: {error}") from error
 
     def _planned(self, train: Any, n_samples: int, *, build: bool) -> PlannedDataset:
@@ -312,7 +313,7 @@ class Follower:
 
     def _edited(self) -> str | None:
         """Return what to say if the plan in the run's directory is not what this job follows."""
-        folder = self._run / "tokscale"
+        folder = RunPaths(self._run).folder
         try:
             base, decisions = load_run_plan(self._run)
             base = replace(base, provenance=self._base.provenance)
@@ -379,7 +380,8 @@ def record_blend(
     """
     if torch.distributed.get_rank() > 0:
         return
-    path = record_path(run_directory(config, args))
+    run = run_directory(config, args)
+    path = record_path(run)
     start = int(args.consumed_train_samples)
     if reason := _untraceable(train, args):
         record = DataRecord((), UntracedRecord(reason), start)
@@ -391,7 +393,7 @@ def record_blend(
             start,
             offset=_phase_start(args),
         )
-    followed = path.with_name("plan.json")
+    followed = RunPaths(run).plan
     if start > 0 and followed.exists():
         print_rank_0(
             f"tokscale: the run has followed the plan {followed}; this job has no --tokscale-plan, "

@@ -125,7 +125,7 @@ def read_plan(run: Run) -> DrawnPlan | None:
     Raises:
         TokscaleError: a file of the plan, or that of the job's data, is damaged.
     """
-    path = run.path / "tokscale" / "plan.json"
+    path = run.paths.plan
     if not is_there(path):
         return None
     try:
