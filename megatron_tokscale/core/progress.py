@@ -1,33 +1,36 @@
-"""Messages while work goes on: a bar on a terminal, plain lines in a log."""
+"""Progress and messages of a running command: a bar on a terminal, plain lines in a log."""
 
 import codecs
 import os
 import sys
 import time
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
-_LINES = 10
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_LINES = 10  # lines in a log for a whole task: enough to see it go on, too few to fill the log
 _ASCII = {"░": ".", "▒": ":", "▓": "+", "█": "#"}
-"""Shades of a plan's picture, which stay apart on a terminal that cannot show them."""
-_ERRORS = "megatron-tokscale"
+"""Characters for the shades of a plan's picture on a terminal that cannot show them."""
+_ERRORS = "megatron-tokscale"  # name of the error handler that prints them
 
 
 class Progress:
-    """Reports how much of `total` is done, on stderr; where nobody can read it, nothing."""
+    """Reports progress on stderr: a bar on a terminal, a line for every tenth elsewhere."""
 
     def __init__(self, what: str, total: int, unit: str):
         self._what, self._total, self._unit = what, total, unit
         self._started = time.monotonic()
         self._shown = 0
-        self._bar: Any = None
+        self._bar: tqdm[NoReturn] | None = None
         if _can_draw(sys.stderr):
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True)
 
     def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
-        """Report that `done` of the total are done; `note` is shown behind it."""
+        """Report that `done` of the total are done, with `note` behind the number."""
         if self._bar is not None:
             with suppress(OSError):
                 self._bar.set_postfix_str(note)
@@ -47,7 +50,7 @@ class Progress:
 
 
 def print_line(line: str) -> None:
-    """Print a line on stderr; work does not end because nobody listens there any more."""
+    """Print a line on stderr; ignore a stderr that is closed or that nobody reads any more."""
     if sys.stderr:  # a closed one is None, which print would take for stdout
         try:
             print(line, file=sys.stderr, flush=True)
@@ -55,8 +58,8 @@ def print_line(line: str) -> None:
             mute(sys.stderr)
 
 
-def mute(stream: Any) -> None:
-    """Send what is left to be printed nowhere, so that the interpreter's end does not try again."""
+def mute(stream: TextIO) -> None:
+    """Redirect a stream to the null device, so that the interpreter's end does not fail on it."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -64,7 +67,7 @@ def mute(stream: Any) -> None:
 
 
 def print_what_can_be() -> None:
-    """Print an ASCII character, most often "?", for one that the terminal's encoding lacks."""
+    """Set stdout and stderr to print an ASCII character for one that their encoding lacks."""
     codecs.register_error(_ERRORS, _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -78,8 +81,8 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     return "".join(_ASCII.get(character, "?") for character in lacking), error.end
 
 
-def _can_draw(stream: Any) -> bool:
-    """Return whether a bar can be drawn over: not in a log, nor without a width."""
+def _can_draw(stream: TextIO | None) -> bool:
+    """Return whether the stream is a terminal on which a bar can be redrawn in place."""
     if stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
         return False
     try:

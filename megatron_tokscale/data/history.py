@@ -84,7 +84,7 @@ def save_decisions(plan: Plan, decisions: Sequence[Decision], run: Path) -> None
         with suppress(TokscaleError):  # what cannot be read is of no run that can go on
             before, known = load_run_plan(run)
             rows = {before.fingerprint: [asdict(decision) for decision in known], **rows}
-    content = {"kind": _KIND, "schema_version": DECISIONS_SCHEMA, "decisions": rows}
+    content: dict[str, Any] = {"kind": _KIND, "schema_version": DECISIONS_SCHEMA, "decisions": rows}
     write_json(path, sealed(content))
 
 
@@ -98,7 +98,7 @@ def load_run_plan(run: Path) -> tuple[Plan, list[Decision]]:
     path = RunPaths(run).decisions
     if not is_there(path):
         return plan, []
-    content = read_json(path)
+    content: dict[str, Any] = read_json(path)
     try:
         check_schema(path, int(content["schema_version"]), DECISIONS_SCHEMA)
         if content["kind"] != _KIND or plan.fingerprint not in content["decisions"]:

@@ -199,7 +199,7 @@ class DataRecord:
         records = _continued(known, self)
         if records != list(known):
             rows = [_to_json(record) for record in records]
-            content = {"kind": KIND, "schema_version": DATA_SCHEMA, "records": rows}
+            content: dict[str, Any] = {"kind": KIND, "schema_version": DATA_SCHEMA, "records": rows}
             write_json(path, sealed(content))
 
 
@@ -230,7 +230,7 @@ def load_records(path: Path) -> tuple[DataRecord, ...]:
     Raises:
         TokscaleError: the file is missing, newer, or of something else.
     """
-    content = read_json(path)
+    content: dict[str, Any] = read_json(path)
     if content.get("kind") != KIND:
         raise TokscaleError(f"{path} does not say what data a job reads; restore or remove it")
     version = content.get("schema_version")

@@ -38,7 +38,8 @@ def read_transfer(run: Run, fit: Mapping[str, Any]) -> tuple[dict[str, Any], ...
     if not is_there(path):
         return ()
     again = f"remove it, and test again: `megatron-tokscale spectrum {run.path} --source OTHER-RUN`"
-    entries = read_result(path, TRANSFER_SCHEMA, again)["from"]
+    content: dict[str, Any] = read_result(path, TRANSFER_SCHEMA, again)
+    entries = content["from"]
     for entry in entries:
         check_made_of(path, entry, heading(fit), f"it has {entry['source']}; {again}")
     return tuple(entries)
@@ -55,7 +56,8 @@ def known_transfers(run: Run, fit: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not is_there(path) or schema_version(path, read_json(path)) < TRANSFER_SCHEMA:
         return []
     here = heading(fit)
-    entries = read_result(path, TRANSFER_SCHEMA, again)["from"]
+    content: dict[str, Any] = read_result(path, TRANSFER_SCHEMA, again)
+    entries = content["from"]
     return [each for each in entries if here == {name: each.get(name) for name in here}]
 
 

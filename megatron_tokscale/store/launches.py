@@ -7,15 +7,15 @@ Shapes: T steps.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.records import JSON, from_json, to_json
 
 _MULTIPLES: Final = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
@@ -198,20 +198,18 @@ class Launch:
     versions: dict[str, str] = field(default_factory=dict)
     launch_id: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the launch as plain values."""
-        return asdict(self)
+    def to_json(self) -> dict[str, JSON]:
+        """Return the launch as plain JSON values."""
+        return cast("dict[str, JSON]", to_json(self))
 
-    @staticmethod
-    def from_json(content: Any) -> "Launch":
-        """Read a launch from plain values.
+    @classmethod
+    def from_json(cls, content: JSON) -> Self:
+        """Return the launch that `to_json` turned into `content`.
 
         Raises:
-            ValueError: naming the value that is missing or of the wrong type.
+            ValueError: a value is missing or of the wrong type; the message names it.
         """
-        launch = _read(Launch, content, "launch")
-        assert isinstance(launch, Launch)
-        return launch
+        return from_json(cls, content, "launch")
 
     def batches(self) -> Iterator[int]:
         """Yield the samples of each of its steps, without end."""
@@ -221,7 +219,7 @@ class Launch:
             consumed += size
             yield size
 
-    def rates(self, n_steps: int) -> NDArray[np.float64]:
+    def rates(self, n_steps: int) -> Floats:
         """Return learning_rate_T of its first `n_steps` steps, if none of them is skipped.
 
         Raises:
@@ -254,7 +252,7 @@ class Launch:
         """Return whether its settings train as another's would, whatever the layout."""
         return self._settings() == other._settings()
 
-    def _settings(self) -> tuple[Any, ...]:
+    def _settings(self) -> tuple[int, Batch, LearningRates, int | None]:
         return (self.seq_length, self.batch, self.learning_rate, self.seed)
 
 
@@ -293,46 +291,23 @@ def launch_of(launches: Sequence[Launch], step: int) -> Launch:
     return before[-1] if before else launches[0]
 
 
-def read_launches(content: Any) -> tuple[Launch, ...]:
-    """Read a run's launches from plain values.
+def read_launches(content: JSON) -> tuple[Launch, ...]:
+    """Return a run's launches from plain JSON values.
 
     Raises:
-        ValueError: naming the value that is missing or wrong.
+        ValueError: a value is missing or wrong, or the launches do not ascend.
     """
-    if not isinstance(content, list):
-        raise ValueError(f"launches is {content!r}")
-    launches = tuple(Launch.from_json(row) for row in content)
-    steps = [launch.step for launch in launches]
-    if steps != sorted(set(steps)) or min(steps, default=0) < 0:
-        raise ValueError(f"launches start at steps {steps}, which do not ascend")
+    launches = from_json(tuple[Launch, ...], content, "launches")
+    check_starts(launches)
     return launches
 
 
-def _read(kind: Any, value: Any, name: str) -> Any:
-    """Read a value of a type made of dataclasses, dicts, lists, plain types and their unions."""
-    if is_dataclass(kind):
-        return _read_fields(kind, value, name)
-    if isinstance(kind, UnionType):
-        choices = [choice for choice in get_args(kind) if choice is not NoneType]
-        return None if value is None else _read(choices[0], value, name)
-    if get_origin(kind) is dict and isinstance(value, dict):
-        return {str(key): _read(get_args(kind)[1], v, f"{name}.{key}") for key, v in value.items()}
-    if get_origin(kind) is list and isinstance(value, list):
-        return [_read(get_args(kind)[0], v, name) for v in value]
-    if kind is float and type(value) is int:
-        return float(value)
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    raise ValueError(f"{name} is {value!r}")
+def check_starts(launches: Sequence[Launch]) -> None:
+    """Refuse launches whose first steps do not ascend from 0 on.
 
-
-def _read_fields(kind: Any, value: Any, name: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name} is {value!r}")
-    hints = get_type_hints(kind)
-    missing = [row.name for row in fields(kind) if row.name not in value]
-    if missing:
-        raise ValueError(f"{name} has no {missing[0]}")
-    return kind(
-        **{row.name: _read(hints[row.name], value[row.name], row.name) for row in fields(kind)}
-    )
+    Raises:
+        ValueError: the first steps do not ascend.
+    """
+    steps = [launch.step for launch in launches]
+    if steps != sorted(set(steps)) or min(steps, default=0) < 0:
+        raise ValueError(f"launches start at steps {steps}, which do not ascend")
