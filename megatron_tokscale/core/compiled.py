@@ -71,7 +71,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 class _SealedFiles(IndexDataCacheFile):  # type: ignore[misc]
-    """Numba's index and data files, each behind a checksum; a file with a wrong one counts as absent.
+    """Numba's index and data files, each behind a checksum; one with a wrong checksum is ignored.
 
     Numba alone unpickles any file it finds, and runs code in which a byte is flipped. Processes
     that compile at once may also give one name to two entries, so an entry holds its key.

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
+    import tqdm as bars
 
 _LINES = 10  # lines in a log for a whole task: enough to see it go on, too few to fill the log
 _ASCII = {"░": ".", "▒": ":", "▓": "+", "█": "#"}
@@ -23,7 +23,7 @@ class Progress:
         self._what, self._total, self._unit = what, total, unit
         self._started = time.monotonic()
         self._shown = 0
-        self._bar: tqdm[NoReturn] | None = None
+        self._bar: bars.tqdm[NoReturn] | None = None
         if _can_draw(sys.stderr):
             from tqdm import tqdm
 

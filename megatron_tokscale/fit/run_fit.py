@@ -27,7 +27,7 @@ from megatron_tokscale.fit.axis import MIN_PROBES, Axis
 from megatron_tokscale.fit.parts import Parts, Ranks
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
 from megatron_tokscale.fit.table import FitStatus, ParquetRows, SigmoidFits, TokenClass
-from megatron_tokscale.store.losses import take_for_checked
+from megatron_tokscale.store.losses import mark_checked
 
 if TYPE_CHECKING:
     from megatron_tokscale.probe import ProbeSet
@@ -181,7 +181,7 @@ def _check_losses(run: "Run", parts: Parts, ranks: Ranks) -> dict[str, list[int]
     ]
     ranks.together(lambda: run.verify(new[ranks.rank :: ranks.size]))
     for step in run.step_K:  # the other ranks, or the fit before this one, have checked the rest
-        take_for_checked(run.paths.losses_at(step))
+        mark_checked(run.paths.losses_at(step))
     return stamps
 
 

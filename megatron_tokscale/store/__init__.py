@@ -1,4 +1,4 @@
-"""Per-token losses on disk: one writer during training, any number of readers after it."""
+"""Per-token losses on disk, written by one job while it trains and read by any number of others."""
 
 from megatron_tokscale.store.background import BackgroundWriter
 from megatron_tokscale.store.identity import Identity

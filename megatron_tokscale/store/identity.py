@@ -19,8 +19,8 @@ from megatron_tokscale.store.launches import Launch, check_starts
 
 _ENVELOPE = {"schema_version", "checksum"}  # keys of run.json that are about the file
 _REMEDY = (
-    "probe into another --tokscale-dir, or replay the run's checkpoints there; its losses files stay "
-    "readable with store.losses.read_losses"
+    "probe into another --tokscale-dir, or replay the run's checkpoints there; its losses files "
+    "stay readable with store.losses.read_losses"
 )
 
 
