@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from megatron_tokscale.corpus.source import DataSource
     from megatron_tokscale.data import Plan
     from megatron_tokscale.probe import ProbeSchedule
-    from megatron_tokscale.probe.budget import Batch
+    from megatron_tokscale.probe.cost import TrainingLength
     from megatron_tokscale.reweight import Guards, Job
     from megatron_tokscale.store import Run
 
@@ -267,7 +267,7 @@ def _probe_build(arguments: Arguments) -> None:
 
 
 def _sequences_of_budget(arguments: Arguments) -> int:
-    from megatron_tokscale.probe.budget import sequences_within, share_of_training
+    from megatron_tokscale.probe.cost import sequences_within, share_of_training
 
     schedule, batch = _schedule(arguments), _batch(arguments)
     n_sequences = sequences_within(arguments.budget, schedule, batch)
@@ -283,12 +283,12 @@ def _schedule(arguments: Arguments) -> "ProbeSchedule":
     return ProbeSchedule.parse(arguments.schedule or DEFAULT_SCHEDULE)
 
 
-def _batch(arguments: Arguments) -> "Batch":
-    from megatron_tokscale.probe.budget import Batch
+def _batch(arguments: Arguments) -> "TrainingLength":
+    from megatron_tokscale.probe.cost import TrainingLength
 
     if arguments.global_batch_size is None:
         raise TokscaleError("the cost depends on the training: give its --global-batch-size")
-    return Batch(**_given(arguments, Batch))
+    return TrainingLength(**_given(arguments, TrainingLength))
 
 
 def _given(arguments: Arguments, kind: type) -> dict[str, Any]:
@@ -311,10 +311,10 @@ def _probe_show(arguments: Arguments) -> None:
 
 def _probe_plan(arguments: Arguments) -> None:
     from megatron_tokscale.probe import ProbeSet
-    from megatron_tokscale.probe.budget import Model, describe_plan
+    from megatron_tokscale.probe.cost import GptShape, describe_cost
 
     model, batch, schedule = (
-        Model(**_given(arguments, Model)),
+        GptShape(**_given(arguments, GptShape)),
         _batch(arguments),
         _schedule(arguments),
     )
@@ -329,7 +329,7 @@ def _probe_plan(arguments: Arguments) -> None:
                 f"--seq-length {model.seq_length}"
             )
         n_tokens, n_sequences = probe_set.n_tokens, probe_set.n_sequences
-    print(describe_plan(model, batch, schedule, n_sequences, n_tokens))
+    print(describe_cost(model, batch, schedule, n_sequences, n_tokens))
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
