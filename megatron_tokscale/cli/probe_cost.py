@@ -10,7 +10,7 @@ from megatron_tokscale.core.errors import TokscaleError
 
 if TYPE_CHECKING:
     from megatron_tokscale.probe import ProbeSchedule
-    from megatron_tokscale.probe.budget import Batch
+    from megatron_tokscale.probe.cost import TrainingLength
 
 _TRAINING: Final = (
     *("global_batch_size", "train_iters", "train_samples", "save_interval"),
@@ -135,9 +135,9 @@ def add_training(group: argparse._ArgumentGroup, *, is_required: bool) -> None:
 
 def _cost(arguments: Arguments) -> None:
     from megatron_tokscale.probe import ProbeSet
-    from megatron_tokscale.probe.budget import Model, describe_plan
+    from megatron_tokscale.probe.cost import GptShape, describe_cost
 
-    model = Model(**{field.name: getattr(arguments, field.name) for field in fields(Model)})
+    model = GptShape(**{field.name: getattr(arguments, field.name) for field in fields(GptShape)})
     batch, schedule = _batch(arguments), _schedule(arguments)
     if arguments.probe_set is None:
         n_tokens = arguments.tokens
@@ -150,7 +150,7 @@ def _cost(arguments: Arguments) -> None:
                 f"--seq-length {model.seq_length}; give the job's probe set"
             )
         n_tokens, n_sequences = probe_set.n_tokens, probe_set.n_sequences
-    print(describe_plan(model, batch, schedule, n_sequences, n_tokens))
+    print(describe_cost(model, batch, schedule, n_sequences, n_tokens))
 
 
 def sequences_of_budget(arguments: Arguments) -> int:
@@ -159,7 +159,7 @@ def sequences_of_budget(arguments: Arguments) -> int:
     Raises:
         TokscaleError: the training is not given, or the budget is too small for it.
     """
-    from megatron_tokscale.probe.budget import sequences_within, share_of_training
+    from megatron_tokscale.probe.cost import sequences_within, share_of_training
 
     if arguments.global_batch_size is None:
         raise TokscaleError(
@@ -188,7 +188,9 @@ def _schedule(arguments: Arguments) -> "ProbeSchedule":
     return ProbeSchedule.parse(arguments.tokscale_probe_schedule or DEFAULT_SCHEDULE)
 
 
-def _batch(arguments: Arguments) -> "Batch":
-    from megatron_tokscale.probe.budget import Batch
+def _batch(arguments: Arguments) -> "TrainingLength":
+    from megatron_tokscale.probe.cost import TrainingLength
 
-    return Batch(**{field.name: getattr(arguments, field.name) for field in fields(Batch)})
+    return TrainingLength(
+        **{field.name: getattr(arguments, field.name) for field in fields(TrainingLength)}
+    )

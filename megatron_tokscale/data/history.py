@@ -28,6 +28,7 @@ from megatron_tokscale.core.files import (
 from megatron_tokscale.core.schemas import DECISIONS_SCHEMA
 from megatron_tokscale.data.plan import Acceptance, DatasetIdentity, Decision, Plan, Stage
 from megatron_tokscale.data.record import load_records, record_path
+from megatron_tokscale.store import RunPaths
 
 _KIND: Final = "tokscale-replans"
 
@@ -68,7 +69,7 @@ def save_run_plan(plan: Plan, decisions: Sequence[Decision], run: Path) -> None:
         OSError: the directory cannot be written.
     """
     save_decisions(plan, decisions, run)
-    plan.save(run / "tokscale/plan.json")
+    plan.save(RunPaths(run).plan)
 
 
 def save_decisions(plan: Plan, decisions: Sequence[Decision], run: Path) -> None:
@@ -77,13 +78,13 @@ def save_decisions(plan: Plan, decisions: Sequence[Decision], run: Path) -> None
     Raises:
         OSError: the directory cannot be written.
     """
-    path = run / "tokscale/replans.json"
+    path = RunPaths(run).decisions
     rows = {plan.fingerprint: [asdict(decision) for decision in decisions]}
-    if is_there(path) and (run / "tokscale/plan.json").exists():
+    if is_there(path) and RunPaths(run).plan.exists():
         with suppress(TokscaleError):  # what cannot be read is of no run that can go on
             before, known = load_run_plan(run)
             rows = {before.fingerprint: [asdict(decision) for decision in known], **rows}
-    content = {"kind": _KIND, "schema_version": DECISIONS_SCHEMA, "decisions": rows}
+    content: dict[str, Any] = {"kind": _KIND, "schema_version": DECISIONS_SCHEMA, "decisions": rows}
     write_json(path, sealed(content))
 
 
@@ -93,11 +94,11 @@ def load_run_plan(run: Path) -> tuple[Plan, list[Decision]]:
     Raises:
         TokscaleError: there is none, or it is damaged.
     """
-    plan = Plan.load(run / "tokscale/plan.json")
-    path = run / "tokscale/replans.json"
+    plan = Plan.load(RunPaths(run).plan)
+    path = RunPaths(run).decisions
     if not is_there(path):
         return plan, []
-    content = read_json(path)
+    content: dict[str, Any] = read_json(path)
     try:
         check_schema(path, int(content["schema_version"]), DECISIONS_SCHEMA)
         if content["kind"] != _KIND or plan.fingerprint not in content["decisions"]:
@@ -116,7 +117,7 @@ def followed(run: Path) -> Plan:
     Raises:
         TokscaleError: the run follows no plan, or its plan is damaged.
     """
-    path = run / "tokscale/plan.json"
+    path = RunPaths(run).plan
     if not is_there(path):
         raise TokscaleError(
             f"{run} follows no plan: {path} is not there; name a plan file, or a run that was "
@@ -157,12 +158,12 @@ def resume(
     """
     if not consumed:
         return given, []
-    if not is_there(run / "tokscale/plan.json"):
+    if not is_there(RunPaths(run).plan):
         if not accept:
             raise TokscaleError(
                 f"no plan is known for the {consumed} samples that the job has consumed (none in "
-                f"{run / 'tokscale'}), so samples could come twice; --tokscale-override-plan lets "
-                "the plan hold from here on all the same"
+                f"{RunPaths(run).folder}), so samples could come twice; --tokscale-override-plan "
+                "lets the plan hold from here on all the same"
             )
         return given, []
     known, decisions = load_run_plan(run)
@@ -176,7 +177,7 @@ def resume(
     if not accept:
         raise TokscaleError(
             f"the job has consumed {consumed} samples under plan {past.fingerprint} "
-            f"({run / 'tokscale/plan.json'}), and plan {given.fingerprint} orders them otherwise; "
+            f"({RunPaths(run).plan}), and plan {given.fingerprint} orders them otherwise; "
             "resume with that plan, or let this one hold from here on with --tokscale-override-plan"
         )
     return accepted(past, given, consumed), []

@@ -22,6 +22,7 @@ from megatron_tokscale.core.files import (
 )
 from megatron_tokscale.core.schemas import DATA_SCHEMA
 from megatron_tokscale.corpus.names import match_prefixes
+from megatron_tokscale.store import RunPaths
 
 KIND: Final = "tokscale-data"
 
@@ -198,7 +199,7 @@ class DataRecord:
         records = _continued(known, self)
         if records != list(known):
             rows = [_to_json(record) for record in records]
-            content = {"kind": KIND, "schema_version": DATA_SCHEMA, "records": rows}
+            content: dict[str, Any] = {"kind": KIND, "schema_version": DATA_SCHEMA, "records": rows}
             write_json(path, sealed(content))
 
 
@@ -220,7 +221,7 @@ def check_order(path: Path, datasets: Sequence[DatasetRecord]) -> None:
 
 def record_path(run: Path | str) -> Path:
     """Where a run directory has its record."""
-    return Path(run) / "tokscale" / "data.json"
+    return RunPaths(Path(run)).data_record
 
 
 def load_records(path: Path) -> tuple[DataRecord, ...]:
@@ -229,7 +230,7 @@ def load_records(path: Path) -> tuple[DataRecord, ...]:
     Raises:
         TokscaleError: the file is missing, newer, or of something else.
     """
-    content = read_json(path)
+    content: dict[str, Any] = read_json(path)
     if content.get("kind") != KIND:
         raise TokscaleError(f"{path} does not say what data a job reads; restore or remove it")
     version = content.get("schema_version")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_tokscale.core.progress import ProgressOnStderr
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, RunPaths
 
 SPLIT = "90,10,0"
 """Megatron's --split: a tenth of the documents is held out, and watched."""
@@ -166,7 +166,7 @@ def train(what: str, run: Path, size: Size, flags: list[str]) -> None:
 
 def is_trained(run: Path, last_step: int) -> bool:
     """Return whether the last probe of a training is on disk."""
-    if not (run / "tokscale" / "run.json").exists():
+    if not RunPaths(run).identity.exists():
         return False
     step_K = Run.open(run).step_K
     return bool(step_K.size and step_K[-1] == last_step)

@@ -145,7 +145,7 @@ class _Demo:
         from megatron_tokscale.spectrum.spectrum_text import describe_spectrum
 
         run = Run.open(path)
-        fit, spectrum = path / "analysis/fit.json", path / "analysis/reconstruction.json"
+        fit, spectrum = run.paths.fit, run.paths.reconstruction
         if not spectrum.exists():
             meter = ProgressOnStderr().meter("fit", run.n_tokens, "tokens")
             fit_run(run, progress=lambda done, _: meter(done))

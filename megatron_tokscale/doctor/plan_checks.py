@@ -20,6 +20,7 @@ from megatron_tokscale.data.record import DatasetRecord, check_order, load_recor
 from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.doctor.findings import Findings, error_of, known_arguments
 from megatron_tokscale.doctor.writable import unwritable
+from megatron_tokscale.store import RunPaths
 from megatron_tokscale.training.history.start import start_of
 from megatron_tokscale.training.settings import JobPlanSettings, JobSettings
 from megatron_tokscale.training.support import (
@@ -55,7 +56,7 @@ def check_plan(
     misfits = _check_sequence_length(given, plan.path, args, findings)
     if run is None:
         return
-    if reason := unwritable(run / "tokscale", "a"):
+    if reason := unwritable(RunPaths(run).folder, "a"):
         findings.refused.append(f"the plan cannot be kept in {run / 'tokscale'}: {reason}")
     followed = _check_past(given, plan, settings, args, findings)
     if followed is None or refusals or misfits:

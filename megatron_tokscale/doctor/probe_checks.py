@@ -117,8 +117,9 @@ def _check_run_directory(
     findings.attempt(lambda: writer.check(probe_set, _known_sizes(args)))
     if findings.attempt(writer.check_free) is False:
         findings.unchecked.append(f"whether another job has {writer.folder}")
-    places = (("losses", "a"), (".", ".lock"), (".", "journal.jsonl"), (".", "a"))
-    reasons = [unwritable(writer.folder / place, name) for place, name in places]
+    paths = writer.paths
+    files = (paths.losses / "a", paths.lock, paths.journal, paths.folder / "a")
+    reasons = [unwritable(file.parent, file.name) for file in files]
     if reason := next(filter(None, reasons), None):
         message = f"losses cannot be written to {writer.folder}: {reason}"
         if probe.stops_on_write_error:
@@ -126,9 +127,9 @@ def _check_run_directory(
         else:
             findings.warned.append(f"{message}; training goes on WITHOUT probes")
     elif len(findings.refused) == n_refused:
-        is_new = not (run / "tokscale/run.json").exists()
+        is_new = not paths.identity.exists()
         state = "is new" if is_new else "holds a run of this probe set and model"
-        findings.passed.append(f"run directory {run / 'tokscale'} {state}")
+        findings.passed.append(f"run directory {writer.folder} {state}")
 
 
 def _known_sizes(args: Namespace) -> dict[str, int | None]:

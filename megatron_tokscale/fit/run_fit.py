@@ -27,7 +27,7 @@ from megatron_tokscale.fit.axis import MIN_PROBES, Axis
 from megatron_tokscale.fit.parts import Parts, Ranks
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
 from megatron_tokscale.fit.table import FitStatus, ParquetRows, SigmoidFits, TokenClass
-from megatron_tokscale.store.losses import take_for_checked
+from megatron_tokscale.store.losses import mark_checked
 
 if TYPE_CHECKING:
     from megatron_tokscale.probe import ProbeSet
@@ -43,7 +43,7 @@ _NON_FINITE = b"non_finite"
 
 def fits_path(run: "Run") -> Path:
     """Where `fit_run` puts the fits of a run."""
-    return run.analysis / "fits.parquet"
+    return run.paths.fits
 
 
 def fit_run(
@@ -88,7 +88,7 @@ def fit_run(
     made_of = ranks.on_first(partial(_made_of, run, time, block_tokens, device.type))
     run = ranks.together(partial(_same_probes, run, made_of))
     blocks = _cut(run.n_tokens, made_of["block_tokens"])
-    parts = Parts(run.analysis / "fit.parts", made_of)
+    parts = Parts(run.paths.fit_parts, made_of)
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(parts.locked()))
         checked = _check_losses(run, parts, ranks)
@@ -181,12 +181,12 @@ def _check_losses(run: "Run", parts: Parts, ranks: Ranks) -> dict[str, list[int]
     ]
     ranks.together(lambda: run.verify(new[ranks.rank :: ranks.size]))
     for step in run.step_K:  # the other ranks, or the fit before this one, have checked the rest
-        take_for_checked(run.losses_path(step))
+        mark_checked(run.paths.losses_at(step))
     return stamps
 
 
 def _stamps(run: "Run") -> dict[str, list[int]]:
-    stats = ((path.name, path.stat()) for path in map(run.losses_path, run.step_K))
+    stats = ((path.name, path.stat()) for path in map(run.paths.losses_at, run.step_K))
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats}
 
 
@@ -291,8 +291,7 @@ def _assemble(work: _Work, made_of: dict[str, Any], seconds: float) -> dict[str,
         "fit_id": parts.digest,
     }
     tally = _Tally(len(run.records))
-    fits = fits_path(run)
-    summary_path = fits.with_name("fit.json")
+    fits, summary_path = run.paths.fits, run.paths.fit
     with parts.writing():
         with ParquetRows(parts.folder / fits.name, work.x_K, heading) as rows:
             for block in range(len(work.blocks)):

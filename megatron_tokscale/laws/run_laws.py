@@ -135,7 +135,7 @@ def laws_run(
     laws = replace(laws, explanations=explanations(laws, *_locality(spectrum.reconstruction)))
 
     # Write.
-    write_result(run.analysis / "laws.json", cast("Mapping[str, Any]", to_json(laws)))
+    write_result(run.paths.laws, cast("Mapping[str, Any]", to_json(laws)))
     return laws
 
 

@@ -55,7 +55,7 @@ def report_run(
 
     from megatron_tokscale.report.page import render
 
-    path = out or run.analysis / "report.html"
+    path = out or run.paths.report
     write_text(path, render(analysis, beside, decoder, n_tokens, seed))
     return path
 

@@ -34,11 +34,12 @@ def read_transfer(run: Run, fit: Mapping[str, Any]) -> tuple[dict[str, Any], ...
     Raises:
         TokscaleError: it is damaged, of another schema, or an entry is of other fits.
     """
-    path = run.analysis / "transfer.json"
+    path = run.paths.transfer
     if not is_there(path):
         return ()
     again = f"remove it, and test again: `megatron-tokscale spectrum {run.path} --source OTHER-RUN`"
-    entries = read_result(path, TRANSFER_SCHEMA, again)["from"]
+    content: dict[str, Any] = read_result(path, TRANSFER_SCHEMA, again)
+    entries = content["from"]
     for entry in entries:
         check_made_of(path, entry, heading(fit), f"it has {entry['source']}; {again}")
     return tuple(entries)
@@ -50,12 +51,13 @@ def known_transfers(run: Run, fit: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         TokscaleError: it is damaged, or of a newer schema.
     """
-    path = run.analysis / "transfer.json"
+    path = run.paths.transfer
     again = "remove it, and test again"
     if not is_there(path) or schema_version(path, read_json(path)) < TRANSFER_SCHEMA:
         return []
     here = heading(fit)
-    entries = read_result(path, TRANSFER_SCHEMA, again)["from"]
+    content: dict[str, Any] = read_result(path, TRANSFER_SCHEMA, again)
+    entries = content["from"]
     return [each for each in entries if here == {name: each.get(name) for name in here}]
 
 

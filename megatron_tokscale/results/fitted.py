@@ -41,7 +41,7 @@ def read_fit(run: Run) -> dict[str, Any]:
         TokscaleError: the run is not fitted, a losses file is damaged, or fit.json is damaged,
             older or of other losses.
     """
-    path = run.analysis / "fit.json"
+    path = run.paths.fit
     verb = f"run `megatron-tokscale fit {run.path}`"
     if not path.is_file():
         raise TokscaleError(f"{path} is not there; {verb} first")
@@ -157,7 +157,7 @@ class FittedRun:
         raise TokscaleError(
             f"no token of {self.run.path} has a fit and finite losses at all {len(missing_K)} "
             f"probes; most miss at steps {named}; move the losses of such steps out of "
-            f"{self.run.losses_path(0).parent} and run `megatron-tokscale fit` again"
+            f"{self.run.paths.losses} and run `megatron-tokscale fit` again"
         )
 
     def blocks(self) -> Iterator[Block]:

@@ -40,10 +40,8 @@ class SpectrumResult:
                 schema, of another file's writing, or of other fits than the run has now.
         """
         verb = f"run `megatron-tokscale spectrum {run.path}`"
-        path = run.analysis / "spectrum.npz"
-        about_path, evidence_path = (
-            run.analysis / name for name in ("spectrum.json", "reconstruction.json")
-        )
+        path = run.paths.spectrum_arrays
+        about_path, evidence_path = run.paths.spectrum, run.paths.reconstruction
         fit = read_fit(run)
         for file in (path, about_path, evidence_path):
             if not file.is_file():

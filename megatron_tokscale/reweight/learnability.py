@@ -83,7 +83,7 @@ def watched_names(run: Run, datasets: Sequence[DatasetIdentity]) -> list[str]:
         TokscaleError: the run did not watch one of them, or namesakes cannot be told apart.
     """
     names = run.probe_set.datasets
-    found = run.probe_set.datasets_of([dataset.path for dataset in datasets])
+    found = run.probe_set.dataset_indices([dataset.path for dataset in datasets])
     rows = zip(datasets, found, strict=True)
     _refuse_missing([dataset.path for dataset, index in rows if index is None], names)
     return [names[index] for index in found if index is not None]
@@ -105,7 +105,7 @@ def read_spectra(run: Run) -> Spectra:
             now, or no record of consumed samples.
     """
     spectrum = SpectrumResult.open(run)
-    path = run.analysis / "spectrum.npz"
+    path = run.paths.spectrum_arrays
     datasets = spectrum.about["datasets"]
     watched = [dataset["n_tokens"] > 0 for dataset in datasets]
     names = tuple(str(dataset["name"]) for dataset in datasets)

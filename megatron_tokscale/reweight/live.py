@@ -78,7 +78,7 @@ def falls(run: Run, plan: Plan, step: int) -> Floats:
         TokscaleError: the run does not watch a dataset, or has too few probes.
     """
     names = list(run.probe_set.datasets)
-    datasets = run.probe_set.datasets_of([row.path for row in plan.datasets])
+    datasets = run.probe_set.dataset_indices([row.path for row in plan.datasets])
     rows = zip(dataset_names(plan.datasets), datasets, strict=True)
     if missing := [name for name, dataset in rows if dataset is None]:
         raise TokscaleError(f"the probe set watches no tokens of {listed(missing)}")

@@ -250,13 +250,15 @@ def _output_paths(portions: Sequence[Portion], out: Path | None, force: bool) ->
 
 def _check_probe_set(probe_set: ProbeSet, portions: Sequence[Portion]) -> list[int | None]:
     """Find the datasets in a probe set, of these data's training documents and tokenizer."""
-    part = probe_set.details.get("part", "train")
+    part = probe_set.origin.part if probe_set.origin else "train"
     if part != "train":
         raise TokscaleError(
             f"the run watched documents of the {part} part; scores need training documents: watch "
             "them with `megatron-tokscale probe build --part train`"
         )
-    datasets = probe_set.datasets_of([whole_prefix(portion.tokens.prefix) for portion in portions])
+    datasets = probe_set.dataset_indices(
+        [whole_prefix(portion.tokens.prefix) for portion in portions]
+    )
     if all(dataset is None for dataset in datasets):
         raise TokscaleError(
             f"the run watched {listed(probe_set.datasets)}, the data are "

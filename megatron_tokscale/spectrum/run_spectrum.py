@@ -140,10 +140,10 @@ def spectrum_run(
         "schema_version": SPECTRUM_SCHEMA,
         "version": __version__,
         **heading(source.fit),
-        "arrays_crc32": write_arrays(run.analysis / "spectrum.npz", arrays),
+        "arrays_crc32": write_arrays(run.paths.spectrum_arrays, arrays),
     }
-    write_result(run.analysis / "spectrum.json", {**made_of, **about})
-    return write_result(run.analysis / "reconstruction.json", {**made_of, **evidence})
+    write_result(run.paths.spectrum, {**made_of, **about})
+    return write_result(run.paths.reconstruction, {**made_of, **evidence})
 
 
 def drawn(n_tokens: int, count: int, seed: int) -> Integers:

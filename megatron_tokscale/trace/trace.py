@@ -34,6 +34,7 @@ from megatron_tokscale.data.record import (
 )
 from megatron_tokscale.data.samples import Piece, SampleIndex
 from megatron_tokscale.data.strata import map_strata
+from megatron_tokscale.store import RunPaths
 from megatron_tokscale.trace.megatron_cache import find_record, map_cached
 
 type ShowText = Callable[[Sequence[int]], str]
@@ -253,7 +254,7 @@ class Trace:
                 "replay trains nothing; give the --data-cache-path of the training job instead of "
                 "the run"
             )
-        return Trace.from_records(load_records(path), path.parent / "plan.json")
+        return Trace.from_records(load_records(path), RunPaths(Path(run)).plan)
 
     @staticmethod
     def from_cache(cache_dir: Path | str, match: Sequence[str] = (), extra: int = 1) -> "Trace":

@@ -8,6 +8,7 @@ from typing import Final, Literal, Self
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import DEFAULT_SCHEDULE, ProbeSchedule
+from megatron_tokscale.store import RunPaths
 from megatron_tokscale.training.config import TokscaleConfig, config_from_args
 
 DECISION_STEPS: Final = 4
@@ -164,7 +165,7 @@ class JobSettings:
     @property
     def plan_cache(self) -> Path:
         """The folder of the plan's index files."""
-        return self.data_cache or self.run / "tokscale/cache"
+        return self.data_cache or RunPaths(self.run).cache
 
     def check(self) -> None:
         """Read every value that may be refused.

@@ -164,7 +164,7 @@ def test_a_losses_file_whose_name_gives_another_step_is_refused(copied):
 def test_every_flipped_byte_of_a_probe_set_is_refused_or_harmless(tmp_path, analysed):
     path = tmp_path / "probe.safetensors"
     analysed.probe_set.save(path)
-    whole, details = path.read_bytes(), analysed.probe_set.details
+    whole, origin = path.read_bytes(), analysed.probe_set.origin
     for at in range(0, len(whole), 3):
         data = bytearray(whole)
         data[at] ^= 0x01
@@ -174,7 +174,7 @@ def test_every_flipped_byte_of_a_probe_set_is_refused_or_harmless(tmp_path, anal
         except TokscaleError:
             continue
         assert found.fingerprint == analysed.probe_set.fingerprint
-        assert found.details == details and found.mask_BS.dtype == bool
+        assert found.origin == origin and found.mask_BS.dtype == bool
 
 
 @pytest.mark.parametrize("name", ["fits.parquet", "fit.json"])

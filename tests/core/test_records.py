@@ -90,7 +90,7 @@ def test_what_is_not_finite_is_null_and_read_as_nan():
         ("by_name", [], r"by_name is \[\]; expected an object"),
         ("by_name", {"a": {"value": 1, "undefined": "x"}}, "by_name.a is .*; expected Number or"),
         ("by_name", {"a": {}}, "by_name.a is {}; expected Number or Reason"),
-        ("law", 3, "law is 3; expected Number or None"),
+        ("law", 3, "law is 3; expected Number or null"),
         ("law", {"value": "x"}, "law.value is 'x'; expected a number or null"),
         ("is_whole", 1, "is_whole is 1; expected true or false"),
         ("extra", 1, "extra is unknown"),

@@ -174,7 +174,7 @@ def test_live_weights_go_by_prefix_not_by_number(folder, tmp_path):
     run = write_run(tmp_path / "only", steps, np.ones((only.n_tokens, steps.size)), only)
     with pytest.raises(TokscaleError, match="watches no tokens of text#0"):
         falls(run, plan, 100)
-    unknown = replace(only, details={})
+    unknown = replace(only, origin=None)
     run = write_run(tmp_path / "unknown", steps, np.ones((only.n_tokens, steps.size)), unknown)
     with pytest.raises(TokscaleError, match="cannot be told from its namesakes"):
         falls(run, plan, 100)

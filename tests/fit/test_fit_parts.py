@@ -253,14 +253,14 @@ def other_blocks(run):
 
 
 def other_losses(run):
-    path = run.losses_path(int(STEPS[3]))
+    path = run.paths.losses_at(int(STEPS[3]))
     losses_N, (record, _) = read_losses(path), read_record(path)
     write_losses(path, losses_N + 1, record)
     return {}
 
 
 def fewer_probes(run):
-    run.losses_path(int(STEPS[-1])).unlink()
+    run.paths.losses_at(int(STEPS[-1])).unlink()
     return {}
 
 
@@ -306,9 +306,9 @@ def test_a_resumed_fit_checks_only_what_has_changed(run, monkeypatch):
     checked = []
     monkeypatch.setattr(reader, "check_losses", checked.append)
     fit_and_stop(run)
-    assert checked == [run.losses_path(int(step)) for step in STEPS]
+    assert checked == [run.paths.losses_at(int(step)) for step in STEPS]
     checked.clear()
-    touched = run.losses_path(int(STEPS[4]))
+    touched = run.paths.losses_at(int(STEPS[4]))
     os.utime(touched)
     summary = fit_run(run, block_tokens=BLOCK)
     assert checked == [touched]
@@ -328,10 +328,10 @@ def test_progress_and_rate_are_of_this_call_alone(run):
 
 
 def test_losses_that_appear_during_the_fit_are_left_out(run, whole, loss_NK):
-    record, _ = read_record(run.losses_path(int(STEPS[-1])))
+    record, _ = read_record(run.paths.losses_at(int(STEPS[-1])))
 
     def write_more(done, total):
-        write_losses(run.losses_path(9999), loss_NK[:, 0], record)
+        write_losses(run.paths.losses_at(9999), loss_NK[:, 0], record)
 
     summary = fit_run(run, block_tokens=BLOCK, progress=write_more)
     assert summary["steps"] == STEPS.tolist()
@@ -346,18 +346,18 @@ def test_losses_that_change_during_the_fit_are_refused(run):
 
 def test_losses_that_vanish_during_the_fit_are_refused(run):
     def abandon(done, total):
-        run.losses_path(int(STEPS[-1])).unlink(missing_ok=True)
+        run.paths.losses_at(int(STEPS[-1])).unlink(missing_ok=True)
 
     with pytest.raises(TokscaleError, match="cannot read losses"):
         fit_run(run, block_tokens=BLOCK, progress=abandon)
 
 
 def test_a_half_written_file_of_the_job_is_not_fitted(run, whole):
-    last = run.losses_path(int(STEPS[-1]))
+    last = run.paths.losses_at(int(STEPS[-1]))
     (last.parent / f".{losses_name(9999)}.0123abcd.tmp").write_bytes(last.read_bytes()[:100])
     fit_run(Run.open(run.path), block_tokens=BLOCK)
     assert outcome(run) == whole
-    run.losses_path(9999).write_bytes(last.read_bytes()[:100])
+    run.paths.losses_at(9999).write_bytes(last.read_bytes()[:100])
     with pytest.raises(TokscaleError, match=f"{losses_name(9999)} is truncated"):
         Run.open(run.path)
 

@@ -11,7 +11,6 @@ import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids, read_metadata, table
-from megatron_tokscale.store.losses import losses_name
 
 STEPS = np.unique(np.round(np.geomspace(1, 4000, 40))).astype(int)
 STEPS = np.concatenate([[0], STEPS])
@@ -118,7 +117,7 @@ def test_four_probes_are_refused_and_nothing_is_written(make_run):
 def test_a_damaged_losses_file_is_refused_and_old_fits_stay(run):
     fit_run(run)
     before = (run.analysis / "fits.parquet").read_bytes()
-    path = run.path / "tokscale" / "losses" / losses_name(int(STEPS[7]))
+    path = run.paths.losses_at(int(STEPS[7]))
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)

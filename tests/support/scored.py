@@ -11,6 +11,7 @@ from megatron_tokscale.data.plan import DatasetIdentity
 from megatron_tokscale.data.scores import DocumentScores
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.reweight import CutDataset, Cutting, cut_dataset
+from megatron_tokscale.store import RunPaths
 
 SEQ_LENGTH = 64
 RANGE = (8.0, 16.0)  # ln(consumed tokens) at the reference run's first and last probe
@@ -79,6 +80,7 @@ def run_of(folder: Path, names, centres, width=0.3, steps=None, end=1000, tokens
     )
     run = SimpleNamespace(
         path=folder,
+        paths=RunPaths(folder),
         analysis=analysis,
         info=SimpleNamespace(run_id="reference"),
         probe_set=probe_set,

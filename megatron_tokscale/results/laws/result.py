@@ -102,7 +102,7 @@ def read_laws(run: Run, fit: Mapping[str, Any]) -> LawsResult | None:
     Raises:
         TokscaleError: the file is damaged, of another schema, or of other fits.
     """
-    path = run.analysis / "laws.json"
+    path = run.paths.laws
     if not is_there(path):
         return None
     again = f"run `megatron-tokscale laws {run.path}` again, with the other runs if there were any"

@@ -192,7 +192,7 @@ def _store(target: FittedRun, entry: dict[str, Any]) -> None:
         if each["source_run_id"] != entry["source_run_id"]
     ]
     write_result(
-        target.run.analysis / "transfer.json",
+        target.run.paths.transfer,
         {
             "schema_version": TRANSFER_SCHEMA,
             "version": __version__,

@@ -18,6 +18,7 @@ from megatron_tokscale.data.index import extend_index
 from megatron_tokscale.data.prepare import PlanPart, match_job, prepare
 from megatron_tokscale.data.record import DatasetRecord, check_order, record_path
 from megatron_tokscale.data.samples import SampleScores
+from megatron_tokscale.store import RunPaths
 from megatron_tokscale.training.data.agreement import (
     FollowedPlan,
     agree_on_decision,
@@ -139,7 +140,7 @@ class Follower(JobPart):
 
     def _move(self) -> None:
         """Keep the plan's files in the run's directory, not in the job's data cache."""
-        self._is_moved, self._cache = True, self._run / "tokscale/cache"
+        self._is_moved, self._cache = True, RunPaths(self._run).cache
 
     def _prepared(
         self, state: TrainingState, train: Any, n_samples: int, *, build: bool
@@ -217,7 +218,7 @@ class Follower(JobPart):
             save_run_plan(self.followed.base, self.followed.decisions, self._run)
             self._record(consumed)
         except (OSError, TokscaleError) as error:
-            place = self._run / "tokscale"
+            place = RunPaths(self._run).folder
             raise TokscaleError(f"the plan cannot be kept in {place}: {error}") from error
 
     def _record(self, consumed: int) -> None:

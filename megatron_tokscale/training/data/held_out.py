@@ -113,7 +113,7 @@ def _trained_line(probe_set: ProbeSet, is_trained_N: Mask, prefixes: Sequence[st
         f"({_n_documents(probe_set, is_trained_N)} of {_n_documents(probe_set, every_N)} "
         f"documents) are in the training part of the job's data ({_listed(prefixes)}): "
     )
-    if probe_set.details.get("part") == "train":
+    if probe_set.origin is not None and probe_set.origin.part == "train":
         return line + "the probe set was built from a training part, and watches memorisation"
     return line + (
         "their losses are not of unseen text; give the job the probe set's --split, or build the "
@@ -123,10 +123,8 @@ def _trained_line(probe_set: ProbeSet, is_trained_N: Mask, prefixes: Sequence[st
 
 def _prefixes(probe_set: ProbeSet) -> list[str]:
     """Return the prefix of each dataset, or its name where the probe set knows no more."""
-    prefixes = probe_set.details.get("prefixes")
-    if isinstance(prefixes, list) and len(prefixes) == len(probe_set.datasets):
-        return [str(prefix) for prefix in prefixes]
-    return list(probe_set.datasets)
+    prefixes = probe_set.origin.prefixes if probe_set.origin else ()
+    return list(prefixes if len(prefixes) == len(probe_set.datasets) else probe_set.datasets)
 
 
 def _is_same(known: str, found: str) -> bool | None:

@@ -98,7 +98,7 @@ def _early(baseline: Curves, target: float) -> str:
 
 def plan_path(run: Run) -> Path:
     """Where a job keeps a copy of the plan it follows."""
-    return run.path / "tokscale" / "plan.json"
+    return run.paths.plan
 
 
 def _order_of_samples(baseline: Run) -> str:

@@ -125,7 +125,7 @@ def read_plan(run: Run) -> DrawnPlan | None:
     Raises:
         TokscaleError: a file of the plan, or that of the job's data, is damaged.
     """
-    path = run.path / "tokscale" / "plan.json"
+    path = run.paths.plan
     if not is_there(path):
         return None
     try:
@@ -222,7 +222,7 @@ def _colours(plan: Plan, probe_set: ProbeSet) -> tuple[int, ...]:
     """Return a colour for each dataset: the probe set's, or a free one if it is not watched."""
     free = count(len(probe_set.datasets))
     try:
-        datasets = probe_set.datasets_of([dataset.path for dataset in plan.datasets])
+        datasets = probe_set.dataset_indices([dataset.path for dataset in plan.datasets])
     except TokscaleError:  # namesakes that cannot be told apart have colours of their own
         datasets = [None] * len(plan.datasets)
     return tuple(next(free) if dataset is None else dataset for dataset in datasets)

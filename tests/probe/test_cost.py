@@ -8,10 +8,10 @@ import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import ProbeSchedule
-from megatron_tokscale.probe.budget import (
-    Batch,
-    Model,
-    describe_plan,
+from megatron_tokscale.probe.cost import (
+    GptShape,
+    TrainingLength,
+    describe_cost,
     sequences_within,
     share_of_training,
 )
@@ -96,12 +96,12 @@ def megatron_flops(batch_size, **shape):
 @pytest.mark.parametrize("name", MODELS)
 def test_three_forward_passes_are_megatrons_training_step(name):
     shape = MODELS[name]
-    assert 3 * 8 * Model(**shape).forward_flops() == pytest.approx(
+    assert 3 * 8 * GptShape(**shape).forward_flops() == pytest.approx(
         megatron_flops(8, **shape), rel=1e-12
     )
 
 
-LONG = Batch(seq_length=4096, global_batch_size=1024, train_samples=300 * 10**9 // 4096)
+LONG = TrainingLength(seq_length=4096, global_batch_size=1024, train_samples=300 * 10**9 // 4096)
 
 
 def test_a_million_tokens_cost_a_6b_model_little():
@@ -114,7 +114,7 @@ def test_a_million_tokens_cost_a_6b_model_little():
     assert share == pytest.approx(probes / training)
     assert share == pytest.approx(160 * 1e6 / (3 * 300e9), rel=0.01)
     assert share < 0.0002
-    text = describe_plan(Model(**SIX_B), LONG, schedule, n_sequences, 10**6)
+    text = describe_cost(GptShape(**SIX_B), LONG, schedule, n_sequences, 10**6)
     assert "probes: 160," in text
     assert f"{probes:.3g} FLOP, 0.018% of the training" in text
     assert "640 MB in float32 (4 MB a probe), 320 MB in float16" in text
@@ -141,7 +141,7 @@ def test_microbatches_are_filled_up_as_the_probe_pass_fills_them():
 
     generator = np.random.default_rng(0)
     for n, micro, ranks in generator.integers(1, 20, (50, 3)).tolist():
-        batch = Batch(
+        batch = TrainingLength(
             seq_length=8,
             global_batch_size=1,
             train_iters=1,
@@ -154,18 +154,20 @@ def test_microbatches_are_filled_up_as_the_probe_pass_fills_them():
 
 def test_steps_of_a_job_in_samples_are_megatrons():
     assert LONG.steps == (300 * 10**9 // 4096) // 1024 == 71525
-    assert Batch(seq_length=4, global_batch_size=8, train_iters=10).samples == 80
+    assert TrainingLength(seq_length=4, global_batch_size=8, train_iters=10).samples == 80
 
 
 BAD = {
-    "--train-iters or --train-samples": lambda: Batch(seq_length=8, global_batch_size=8),
-    "shorter than one step": lambda: Batch(seq_length=8, global_batch_size=8, train_samples=7),
-    "1 or more": lambda: Batch(seq_length=8, global_batch_size=0, train_iters=7),
-    "--hidden-size 0": lambda: Model(**{**SMALL, "hidden_size": 0}),
-    "--moe-layer-freq": lambda: Model(
+    "--train-iters or --train-samples": lambda: TrainingLength(seq_length=8, global_batch_size=8),
+    "shorter than one step": lambda: TrainingLength(
+        seq_length=8, global_batch_size=8, train_samples=7
+    ),
+    "1 or more": lambda: TrainingLength(seq_length=8, global_batch_size=0, train_iters=7),
+    "--hidden-size 0": lambda: GptShape(**{**SMALL, "hidden_size": 0}),
+    "--moe-layer-freq": lambda: GptShape(
         **SMALL, num_experts=2, moe_layer_freq="exit()"
     ).forward_flops(),
-    "is for 3 layers": lambda: Model(
+    "is for 3 layers": lambda: GptShape(
         **SMALL, num_experts=2, moe_layer_freq="[1,0]+[0]"
     ).forward_flops(),
     "give a share": lambda: sequences_within(7, ProbeSchedule.parse("last"), LONG),
