@@ -545,7 +545,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 def _score(arguments: Arguments) -> None:
     from megatron_tokscale.corpus.source import DataSource
-    from megatron_tokscale.reweight.describe_scores import describe_scores
+    from megatron_tokscale.reweight.score_text import describe_scores
     from megatron_tokscale.reweight.scoring import score_run
 
     source = DataSource.from_flags(arguments)
@@ -641,7 +641,7 @@ def _plan_build(arguments: Arguments) -> None:
     from megatron_tokscale.reweight import (
         Guards,
         Manual,
-        describe,
+        describe_plan,
         job_of,
         plan_by_hand,
         plan_uniform,
@@ -663,7 +663,7 @@ def _plan_build(arguments: Arguments) -> None:
         plan = _plan_by_dataset(arguments, job, guards)
     else:
         plan = _plan_by_stratum(arguments, source, job, guards)
-    print(describe(plan), end="")
+    print(describe_plan(plan), end="")
 
 
 def _check_plan_flags(arguments: Arguments) -> None:
@@ -704,23 +704,23 @@ def _plan_by_dataset(arguments: Arguments, job: "Job", guards: "Guards") -> "Pla
 def _plan_by_stratum(
     arguments: Arguments, source: "DataSource", job: "Job", guards: "Guards"
 ) -> "Plan":
-    from megatron_tokscale.reweight import Cutting, cut_job, plan_frontier
+    from megatron_tokscale.reweight import CutSettings, cut_job, plan_frontier
 
-    clock = _opened(arguments.time_map) if arguments.time_map else None
+    time_map = _opened(arguments.time_map) if arguments.time_map else None
     datasets = cut_job(
         source.words,
         source.split,
         job.seq_length,
         job.seed,
         scores=arguments.scores,
-        cutting=Cutting(arguments.quantiles, arguments.unlearned),
+        settings=CutSettings(arguments.quantiles, arguments.unlearned),
     )
     return plan_frontier(
         datasets,
         job,
         arguments.out,
         control=arguments.control,
-        clock=clock,
+        time_map=time_map,
         guards=guards,
         window=arguments.window,
         strength=arguments.strength,
@@ -744,12 +744,12 @@ def _read_weights(words: list[str]) -> dict[int, list[float]]:
 
 def _plan_show(arguments: Arguments) -> None:
     from megatron_tokscale.data import Plan
-    from megatron_tokscale.data.history import followed, left_at
-    from megatron_tokscale.reweight import describe
+    from megatron_tokscale.data.history import first_unplanned_sample, followed_plan
+    from megatron_tokscale.reweight import describe_plan
 
     path: Path = arguments.file
-    print(describe(followed(path) if path.is_dir() else Plan.load(path)), end="")
-    start = left_at(path) if path.is_dir() else None
+    print(describe_plan(followed_plan(path) if path.is_dir() else Plan.load(path)), end="")
+    start = first_unplanned_sample(path) if path.is_dir() else None
     if start is not None:
         print(f"  from sample {start:,} on the run has not followed it: its job had no plan")
 
@@ -791,7 +791,8 @@ def _add_trace(parser: argparse.ArgumentParser) -> None:
 
 
 def _trace(arguments: Arguments) -> None:
-    from megatron_tokscale.trace.trace import Trace, describe_document, describe_sample
+    from megatron_tokscale.trace.text import describe_document, describe_sample
+    from megatron_tokscale.trace.trace import Trace
 
     run, cache = arguments.run, arguments.data_cache_path
     if (run is None) == (cache is None):

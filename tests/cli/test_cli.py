@@ -14,6 +14,7 @@ from megatron_tokscale.data import Plan
 from megatron_tokscale.data.history import Decision, save_run_plan
 from megatron_tokscale.data.scores import (
     DocumentScores,
+    ScoreDetails,
     data_digest,
     identity_of,
     scores_path,
@@ -137,7 +138,7 @@ def scores(corpus, tmp_path):
             watched_Q=np.zeros(n, np.int32),
             dataset=identity_of(tokens),
             digest=data_digest(tokens),
-            details={"run_id": "reference", "clock_range": [8.0, 14.0]},
+            details=ScoreDetails(run_id="reference", log_tokens_range=(8.0, 14.0)),
         ).save(folder / scores_path(prefix).name)
     return folder
 
@@ -191,7 +192,7 @@ def test_a_clock_run_changes_the_time_of_a_plan(run, corpus, scores, tmp_path):
         plans.append(Plan.load(out))
     assert plans[0].strata == plans[1].strata
     assert plans[0].stages != plans[1].stages
-    assert plans[1].provenance["clock"] == str(run)
+    assert plans[1].provenance.sources.time_map == str(run)
 
 
 def test_show_draws_what_a_run_follows(run, corpus, scores, tmp_path, capsys):
@@ -343,7 +344,7 @@ BAD_INPUT = {
     plan_by_no_hand: "needs --weights",
     schedule_of_no_policy: "--weights is for --policy manual",
     plan_of_nothing: "not all 0",
-    plan_of_too_many_epochs: "would be gone through",
+    plan_of_too_many_epochs: "would be repeated for",
     unreadable_schedule: "cannot read '0:a,b'",
     flag_that_the_verb_lacks: "--bogus 3; `megatron-tokscale plan build --help` says what it takes",
     folder_for_a_probe_set: "it is a directory; name a file",

@@ -17,12 +17,13 @@ from megatron.core.datasets.gpt_dataset import GPTDataset
 from megatron.training import print_rank_0
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.records import from_json, to_json
 from megatron_tokscale.corpus.names import whole_prefix
 from megatron_tokscale.data import (
     DatasetIdentity,
     Decision,
-    Index,
     Plan,
+    PlanIndex,
     load_or_build_index,
     match_datasets,
     with_decisions,
@@ -91,7 +92,7 @@ class Follower:
         self._run = run_directory(config, args)
         self._base = self.plan = self._given
         self.decisions: list[Decision] = []
-        self.index: Index | None = None
+        self.index: PlanIndex | None = None
         self.strata: Strata | None = None
         self._cache = Path(args.data_cache_path or self._run / "tokscale/cache")
         self._is_moved = False
@@ -338,12 +339,12 @@ class Follower:
 
     @staticmethod
     def _as_text(plan: Plan, decisions: Sequence[Decision]) -> str:
-        return json.dumps([plan.to_json(), [vars(decision) for decision in decisions]])
+        return json.dumps([to_json(plan), to_json(decisions)])
 
     @staticmethod
     def _from_text(text: str) -> tuple[Plan, list[Decision]]:
         plan, decisions = json.loads(text)
-        return Plan.from_json(plan), [Decision.from_json(row) for row in decisions]
+        return from_json(Plan, plan), from_json(list[Decision], decisions)
 
 
 def _once_shown(action: Callable[[], PlannedDataset]) -> PlannedDataset:

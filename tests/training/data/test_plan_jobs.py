@@ -22,8 +22,8 @@ from planned_jobs import (
 from recorded_job import read_samples, run_recorded, start
 
 from megatron_tokscale.cli import main
-from megatron_tokscale.data import Cut, Plan, Stage, Stratum, followed
-from megatron_tokscale.data.history import accepted
+from megatron_tokscale.data import Cut, Plan, Stage, Stratum, followed_plan
+from megatron_tokscale.data.take_over import take_over
 
 pytestmark = pytest.mark.megatron
 
@@ -122,7 +122,7 @@ def test_a_plan_and_new_weights_in_older_megatrons(corpus, planned, scores, tmp_
     path = python_path(version)
     output = run_recorded(corpus, tmp_path / "seen", 1, *flags, python_path=path)
     assert "tokscale: from sample 104 on the datasets weigh" in output
-    plan = followed(tmp_path / "run")
+    plan = followed_plan(tmp_path / "run")
     assert [decision.step for decision in plan.decisions] == [8]
     dataset = dataset_of(plan, corpus.prefixes, 112, tmp_path / "offline", scores)
     assert read_samples(tmp_path / "seen") == stream_of(dataset)
@@ -217,7 +217,7 @@ def test_another_plan_is_accepted_and_goes_on_where_the_first_left_off(
         assert list(samples) == list(range(first, stop))
         seen |= samples
     seen |= read_samples(tmp_path / "fourth")
-    whole = accepted(accepted(plan, second, 32), third, 64)
+    whole = take_over(take_over(plan, second, 32), third, 64)
     prefixes = (*corpus.prefixes, extra)
     dataset = dataset_of(whole, prefixes, 112, tmp_path / "cache", [*scores, None])
     assert seen == stream_of(dataset)
@@ -386,7 +386,7 @@ BAD_PLANS = {
     of_other_scores: "the plan was made with scores",
     of_another_tokenizer: "made for other data or another tokenizer",
     of_another_split: "has no score for some training documents",
-    repeated_too_often: "stratum 'left/2' of the plan would be gone through 1.",
+    repeated_too_often: "stratum 'left/2' of the plan would be repeated for 1.",
 }
 
 

@@ -259,7 +259,7 @@ def follower(plan, tmp_path, monkeypatch):
 
 def test_a_decision_that_repeats_a_stratum_too_often_is_not_followed(follower, plan, tmp_path):
     before = follower.index.stratum_N.copy()
-    assert "'left' of the plan would be gone through" in follower.add(Decision(3, 60, (0.9, 0.1)))
+    assert "'left' of the plan would be repeated for" in follower.add(Decision(3, 60, (0.9, 0.1)))
     assert follower.decisions == []
     assert load_run_plan(tmp_path)[1] == []
     assert_array_equal(follower.index.stratum_N, before)
