@@ -96,9 +96,9 @@ def flags_page() -> str:
 
 def verbs_parser() -> argparse.ArgumentParser:
     """Return the parser of `megatron-tokscale`."""
-    from megatron_tokscale.cli.entry import _parser
+    from megatron_tokscale.cli.entry import make_parser
 
-    return _parser()
+    return make_parser()
 
 
 def verbs_page() -> str:

@@ -238,8 +238,8 @@ def _score_table(study: Study) -> str:
     rows = []
     for name, path in zip(WEIGHTS, study.scores, strict=True):
         scores = DocumentScores.load(path)
-        held_out = (scores.details["predictor"] or {}).get("held_out", {})
-        found = [held_out.get(target, {}).get("spearman") for target in targets]
+        predictor = scores.details.predictor
+        found = [predictor and predictor.held_out[target].spearman for target in targets]
         errors = ["-" if rho is None else f"{rho:.2f}" for rho in found]
         rows.append([name, f"{(scores.watched_Q > 0).sum():,}", *errors])
     columns = ["dataset", "documents watched", *(target.replace("_", " ") for target in targets)]

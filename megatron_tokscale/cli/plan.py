@@ -136,7 +136,7 @@ def _add_manual(policies: Verbs) -> None:
 
 def _build_frontier(arguments: Arguments) -> None:
     from megatron_tokscale.corpus.source import DataSource
-    from megatron_tokscale.reweight import Cutting, cut_job, plan_frontier, plan_uniform
+    from megatron_tokscale.reweight import CutSettings, cut_job, plan_frontier, plan_uniform
 
     job, guards = read_job(arguments), read_guards(arguments)
     if arguments.control == "uniform":
@@ -149,14 +149,14 @@ def _build_frontier(arguments: Arguments) -> None:
         job.seq_length,
         job.seed,
         scores=arguments.scores,
-        cutting=Cutting(arguments.quantiles, arguments.unlearned),
+        settings=CutSettings(arguments.quantiles, arguments.unlearned),
     )
     plan = plan_frontier(
         datasets,
         job,
         arguments.out,
         control=arguments.control,
-        clock=open_run(arguments.time_map) if arguments.time_map else None,
+        time_map=open_run(arguments.time_map) if arguments.time_map else None,
         guards=guards,
         window=arguments.window,
         strength=arguments.strength,
@@ -208,20 +208,20 @@ def _read_weights(words: list[str]) -> dict[int, list[float]]:
 
 
 def _print(plan: "Plan") -> None:
-    from megatron_tokscale.reweight import describe
+    from megatron_tokscale.reweight import describe_plan
 
-    print(describe(plan), end="")
+    print(describe_plan(plan), end="")
 
 
 def _show(arguments: Arguments) -> None:
     from megatron_tokscale.data import Plan
-    from megatron_tokscale.data.history import followed, left_at
+    from megatron_tokscale.data.history import first_unplanned_sample, followed_plan
 
     path: Path = arguments.file
     if not path.is_dir():
         _print(Plan.load(path))
         return
-    _print(followed(path))
-    start = left_at(path)
+    _print(followed_plan(path))
+    start = first_unplanned_sample(path)
     if start is not None:
         print(f"  from sample {start:,} on the run has not followed it: its job had no plan")

@@ -44,7 +44,7 @@ def add_verb(verbs: Verbs) -> None:
 
 def _score(arguments: Arguments) -> None:
     from megatron_tokscale.corpus.source import DataSource
-    from megatron_tokscale.reweight.describe_scores import describe_scores
+    from megatron_tokscale.reweight.score_text import describe_scores
     from megatron_tokscale.reweight.scoring import score_run
 
     source = DataSource.from_flags(arguments)

@@ -62,7 +62,8 @@ def add_verb(verbs: Verbs) -> None:
 
 
 def _trace(arguments: Arguments) -> None:
-    from megatron_tokscale.trace.trace import Trace, describe_document, describe_sample
+    from megatron_tokscale.trace.text import describe_document, describe_sample
+    from megatron_tokscale.trace.trace import Trace
 
     _check(arguments)
     document = None if arguments.document is None else _read_document(arguments.document)

@@ -9,10 +9,10 @@ from typing import Final
 PROBE_SET_SCHEMA: Final = 2  # probe.safetensors
 LOSSES_SCHEMA: Final = 1  # losses/step_*.safetensors
 RUN_SCHEMA: Final = 2  # run.json
-PLAN_SCHEMA: Final = 3  # plan.json
+PLAN_SCHEMA: Final = 4  # plan.json
 DECISIONS_SCHEMA: Final = 1  # replans.json
-DATA_SCHEMA: Final = 2  # data.json
-SCORES_SCHEMA: Final = 1  # PREFIX.tokscale.safetensors
+DATA_SCHEMA: Final = 3  # data.json
+SCORES_SCHEMA: Final = 2  # PREFIX.tokscale.safetensors
 FITS_SCHEMA: Final = 3  # fits.parquet
 FIT_SCHEMA: Final = 2  # fit.json
 SPECTRUM_SCHEMA: Final = 4  # spectrum.json, reconstruction.json

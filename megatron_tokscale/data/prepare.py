@@ -14,7 +14,8 @@ from pathlib import Path
 from megatron_tokscale.data.dataset import MapDataset, PlannedDataset
 from megatron_tokscale.data.index import load_or_build_index
 from megatron_tokscale.data.match import check_documents, match_datasets
-from megatron_tokscale.data.plan import DatasetIdentity, Plan
+from megatron_tokscale.data.plan import Plan
+from megatron_tokscale.data.plan_parts import DatasetIdentity
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.data.strata import Strata, load_or_build_strata
 

@@ -156,11 +156,11 @@ class _Demo:
     def make_plan(self) -> None:
         """Make and print a plan: weights per kind of text, from the first run's spectra."""
         from megatron_tokscale.data import Plan
-        from megatron_tokscale.reweight import describe, plan_run
+        from megatron_tokscale.reweight import describe_plan, plan_run
 
         if not self.plan.exists():
             plan_run(Run.open(self.baseline), self._job(), self.plan)
-        _print_indented(describe(Plan.load(self.plan)).strip())
+        _print_indented(describe_plan(Plan.load(self.plan)).strip())
 
     def _job(self) -> "Job":
         from megatron_tokscale.reweight import job_of

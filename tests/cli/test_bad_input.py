@@ -174,7 +174,7 @@ BAD_INPUT = {
     plan_by_hand_without_weights: "the following arguments are required: --weights",
     weights_of_another_policy: "unrecognized arguments: --weights 0:1,1",
     plan_of_zero_weights: "not all 0",
-    plan_of_too_many_epochs: "would be gone through",
+    plan_of_too_many_epochs: "would be repeated for",
     plan_that_exists: "choose another name",
     unreadable_weights: "cannot read '0:a,b'",
     flag_that_the_verb_lacks: "--bogus 3; see `megatron-tokscale plan build frontier --help`",

@@ -95,10 +95,11 @@ def test_all_verbs_have_one_seed(verb):
 
 
 def test_defaults_are_those_of_the_functions_called():
+    from megatron_tokscale.probe.budget import Batch, Model
+
     from megatron_tokscale.laws import laws_run
     from megatron_tokscale.probe import DEFAULT_SCHEDULE
-    from megatron_tokscale.probe.budget import Batch, Model
-    from megatron_tokscale.reweight import Cutting, Guards, Manual, plan_frontier, plan_run
+    from megatron_tokscale.reweight import CutSettings, Guards, Manual, plan_frontier, plan_run
     from megatron_tokscale.reweight.scoring import score_run
     from megatron_tokscale.spectrum import axis_run, spectrum_run, transfer_run
 
@@ -113,7 +114,7 @@ def test_defaults_are_those_of_the_functions_called():
     for policy in ("frontier", "dataset", "manual"):
         for field in fields(Guards):
             assert default_of(f"plan build {policy}", field.name) == field.default
-    for field in fields(Cutting):
+    for field in fields(CutSettings):
         assert default_of("plan build frontier", field.name) == field.default
     assert default_of("plan build manual", "interpolation") == Manual({}).interpolation
     names = {"stages": "n_stages", "resamples": "n_resamples"}

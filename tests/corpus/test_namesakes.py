@@ -23,11 +23,12 @@ from megatron_tokscale.data import (
     Stratum,
     match_datasets,
 )
-from megatron_tokscale.data.history import accepted, load_run_plan
+from megatron_tokscale.data.history import load_run_plan
 from megatron_tokscale.data.record import DataRecord, DatasetRecord, check_order
 from megatron_tokscale.data.scores import DocumentScores, data_digest, identity_of, scores_file
+from megatron_tokscale.data.take_over import take_over
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.reweight.live import falls
+from megatron_tokscale.reweight.live import slopes
 from megatron_tokscale.store import Run
 from megatron_tokscale.trace.trace import Span, Trace
 
@@ -168,16 +169,16 @@ def test_live_weights_go_by_prefix_not_by_number(folder, tmp_path):
         slope_N = np.where(probe_set.dataset_N == 1, 2.0, 0.5)
         loss_NK = 20 - slope_N[:, None] * np.log(np.maximum(steps, 1))
         run = write_run(tmp_path / case, steps, loss_NK, probe_set)
-        assert_allclose(falls(run, plan, 100), expected, rtol=1e-4)
+        assert_allclose(slopes(run, plan, 100), expected, rtol=1e-4)
     words = ["--valid-data-path", *paths(folder, "b/text"), "--tokens", "400"]
     only = build(tmp_path / "only.st", *words)
     run = write_run(tmp_path / "only", steps, np.ones((only.n_tokens, steps.size)), only)
     with pytest.raises(TokscaleError, match="watches no tokens of text#0"):
-        falls(run, plan, 100)
+        slopes(run, plan, 100)
     unknown = replace(only, origin=None)
     run = write_run(tmp_path / "unknown", steps, np.ones((only.n_tokens, steps.size)), unknown)
     with pytest.raises(TokscaleError, match="cannot be told from its namesakes"):
-        falls(run, plan, 100)
+        slopes(run, plan, 100)
 
 
 def test_twins_of_a_plan_are_found_by_their_prefixes():
@@ -277,9 +278,9 @@ def test_a_job_on_namesakes_learns_from_the_right_one(job, folder):
 def test_a_plan_that_numbers_the_namesakes_of_a_run_anew_is_refused(folder):
     a, b, c = paths(folder, "a/text", "b/text", "alike/a")
     past = plan_of(a, b)
-    assert accepted(past, plan_of(a, b, c), 5).datasets[:2] == past.datasets
+    assert take_over(past, plan_of(a, b, c), 5).datasets[:2] == past.datasets
     with pytest.raises(TokscaleError, match=r"b/text text#0, the run's past text#1; .*last"):
-        accepted(past, plan_of(b, a), 5)
+        take_over(past, plan_of(b, a), 5)
 
 
 def test_metrics_of_a_plan_tell_namesakes_apart(folder):

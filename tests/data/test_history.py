@@ -13,16 +13,16 @@ from megatron_tokscale.data import (
     DatasetIdentity,
     Decision,
     Plan,
+    PlanProvenance,
     Replanning,
     Stage,
     Stratum,
     build_index,
-    followed,
+    followed_plan,
     with_decisions,
 )
 from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.data.history import (
-    accepted,
     load_run_plan,
     resume,
     save_decisions,
@@ -30,6 +30,7 @@ from megatron_tokscale.data.history import (
 )
 from megatron_tokscale.data.index import extend_index
 from megatron_tokscale.data.strata import Strata
+from megatron_tokscale.data.take_over import take_over
 
 SIZES = {"a": 7, "b": 16, "c": 5}
 SHARES = {"a": (1.0,), "b": (0.5, 0.25, 0.25), "c": (0.6, 0.4)}
@@ -116,7 +117,7 @@ def stratum_of_values() -> dict[tuple[str, int], str]:
 
 @pytest.mark.parametrize("consumed", range(1, N))
 def test_accepted_at_any_sample_another_plan_goes_on_where_the_first_left_off(consumed):
-    plan = accepted(PAST, OTHER, consumed)
+    plan = take_over(PAST, OTHER, consumed)
     dataset = dataset_of(plan)
     stream = values(dataset)
     assert stream[:consumed] == values(dataset_of(PAST))[:consumed]
@@ -127,7 +128,7 @@ def test_accepted_at_any_sample_another_plan_goes_on_where_the_first_left_off(co
 
 @pytest.mark.parametrize("consumed", range(1, N))
 def test_a_dataset_is_added_and_another_left_out_at_any_sample(consumed):
-    plan = accepted(PAST, MOVED, consumed)
+    plan = take_over(PAST, MOVED, consumed)
     assert [dataset.name for dataset in plan.datasets] == ["a", "b", "c"]
     whole, without_a = dataset_of(plan), dataset_of(plan, consumed=consumed, gone="a")
     stream = values(whole)
@@ -142,14 +143,14 @@ def test_a_dataset_is_added_and_another_left_out_at_any_sample(consumed):
 
 
 def test_a_dataset_that_is_gone_must_not_be_drawn_from():
-    plan = accepted(PAST, MOVED, 60)
+    plan = take_over(PAST, MOVED, 60)
     with pytest.raises(TokscaleError, match="'a/0' of the plan has no training samples"):
         dataset_of(plan, consumed=59, gone="a")
 
 
 def test_accepted_again_and_again_the_past_stays():
-    once = accepted(PAST, MOVED, 40)
-    twice = accepted(once, replace(PAST, stages=(Stage(0, (1, 5)),)), 75)
+    once = take_over(PAST, MOVED, 40)
+    twice = take_over(once, replace(PAST, stages=(Stage(0, (1, 5)),)), 75)
     stream = values(dataset_of(twice))
     assert stream[:75] == values(dataset_of(once))[:75]
     assert_nothing_lost_or_repeated(stream, stratum_of_values())
@@ -179,7 +180,7 @@ def test_datasets_that_join_do_not_change_how_the_others_weights_round():
             seq_length=8,
             seed=1,
         )
-        plan = accepted(past, given, 6000)
+        plan = take_over(past, given, 6000)
         for new, known in zip(plan.segments, past.segments, strict=False):
             assert new.weights[:n] == known.weights
         before, after = build_index(past, 6000), build_index(plan, 6000)
@@ -189,10 +190,10 @@ def test_datasets_that_join_do_not_change_how_the_others_weights_round():
 
 def test_what_is_told_of_each_dataset_is_told_in_the_new_order():
     how = Replanning((3.0, 1.0), (16, 5), train_samples=200, strength=2.0)
-    given = replace(MOVED, replanning=how, provenance={"policy": "manual"})
-    plan = accepted(PAST, given, 60)
+    given = replace(MOVED, replanning=how, provenance=PlanProvenance("manual"))
+    plan = take_over(PAST, given, 60)
     assert plan.replanning == Replanning((0.0, 3.0, 1.0), (0, 16, 5), 200, strength=2.0)
-    assert plan.provenance == {"policy": "manual"}
+    assert plan.provenance == PlanProvenance("manual")
 
 
 def recut(shares) -> Plan:
@@ -221,7 +222,7 @@ CANNOT_BE_ACCEPTED = {
 def test_a_plan_that_would_lose_count_is_not_accepted(what):
     given, message = CANNOT_BE_ACCEPTED[what]
     with pytest.raises(TokscaleError, match=message):
-        accepted(PAST, given, 60)
+        take_over(PAST, given, 60)
 
 
 # Decisions
@@ -266,7 +267,7 @@ def test_a_job_goes_on_under_its_decisions_but_not_under_later_ones(tmp_path):
     assert resume(PAST, tmp_path, 80, 10, accept=False) == (PAST, decisions)
     assert resume(PAST, tmp_path, 72, 9, accept=False) == (PAST, decisions[:1])
     assert resume(PAST, tmp_path, 32, 4, accept=False) == (PAST, [])
-    assert followed(tmp_path) == with_decisions(PAST, decisions)
+    assert followed_plan(tmp_path) == with_decisions(PAST, decisions)
 
 
 def test_the_limit_on_epochs_is_that_of_the_plan_that_is_given(tmp_path):
@@ -291,7 +292,7 @@ def test_another_past_needs_to_be_accepted_and_is_so_once(tmp_path):
     plan, left = resume(OTHER, tmp_path, 72, 9, accept=True)
     assert left == []
     past = with_decisions(PAST, decisions[:1])
-    assert plan == accepted(past, OTHER, 72)
+    assert plan == take_over(past, OTHER, 72)
     assert values(dataset_of(plan))[:72] == values(dataset_of(past))[:72]
     save_run_plan(plan, [], tmp_path)
     for accept in (True, False):
@@ -303,7 +304,9 @@ def test_which_plan_was_accepted_is_not_told_by_provenance(tmp_path):
     plan, _ = resume(OTHER, tmp_path, 72, 9, accept=True)
     other = replace(OTHER, seed=78)
     for given in ("0", other.fingerprint):
-        save_run_plan(replace(plan, provenance={"given": given}), [], tmp_path)
+        save_run_plan(
+            replace(plan, provenance=PlanProvenance(settings={"given": given})), [], tmp_path
+        )
         assert resume(OTHER, tmp_path, 96, 12, accept=False)[0].stages == plan.stages
         with pytest.raises(TokscaleError, match="orders them otherwise"):
             resume(other, tmp_path, 96, 12, accept=False)
@@ -391,10 +394,10 @@ def test_what_decides_cannot_be_edited_in_a_run(tmp_path, section, value):
         load_run_plan(tmp_path)
     del content["checksum"]
     path.write_text(json.dumps(content))
-    with pytest.raises(TokscaleError, match="is not of the plan beside it; restore either"):
+    with pytest.raises(TokscaleError, match=r"is not of the plan beside it; .*; restore either"):
         load_run_plan(tmp_path)
 
 
 def test_a_run_without_decisions_follows_its_plan(tmp_path):
     PAST.save(tmp_path / "tokscale/plan.json")
-    assert followed(tmp_path) == PAST
+    assert followed_plan(tmp_path) == PAST

@@ -291,7 +291,7 @@ BAD_PLANS = {
     of_other_data: "the plan is for other data: it has left (300 sequences, 1 tokens)",
     of_other_scores: "the plan was made with scores",
     of_another_tokenizer: "made for other data or another tokenizer",
-    repeated_too_often: "stratum 'left/2' of the plan would be gone through 1.",
+    repeated_too_often: "stratum 'left/2' of the plan would be repeated for 1.",
 }
 
 

@@ -20,14 +20,17 @@ from megatron_tokscale.data import (
     DatasetIdentity,
     Decision,
     Plan,
+    PlanProvenance,
+    PlanSources,
     Replanning,
     Stage,
     Stratum,
     build_index,
     load_or_build_index,
 )
-from megatron_tokscale.data.history import accepted, followed, save_run_plan
+from megatron_tokscale.data.history import followed_plan, save_run_plan
 from megatron_tokscale.data.record import BlendRecord, DataRecord, DatasetRecord, PlanRecord
+from megatron_tokscale.data.take_over import take_over
 from megatron_tokscale.report import report_run
 from megatron_tokscale.report.sections.plan.drawn_plan import read_plan, window_edges
 from megatron_tokscale.report.sections.plan.figures import levels, ratios, row_of
@@ -61,13 +64,14 @@ def make_plan(stages=None, names=("prose", "code"), how=None, **provenance):
         seed=5,
         cuts=(Cut("0123456789abcdef", unlearned=True), None),
         max_epochs=4.0,
-        provenance={
-            "policy": "frontier",
-            "control": "frequency",
-            "reference": "ref-run",
-            "scores": {first: "0123456789abcdef"},
-            **provenance,
-        },
+        provenance=PlanProvenance(
+            **{
+                "policy": "frontier",
+                "control": "frequency",
+                "sources": PlanSources(reference="ref-run", scores={first: "0123456789abcdef"}),
+                **provenance,
+            }
+        ),
         replanning=how or HOW,
     )
 
@@ -129,7 +133,7 @@ def brute_force(start=0, stop=CONSUMED, plan=None, sizes=(1000, 600, 400, 1000))
 
 
 def test_the_table_is_what_a_loop_over_the_samples_counts(run, page):
-    rows = brute_force(plan=followed(run.path))
+    rows = brute_force(plan=followed_plan(run.path))
     for name, expected in zip(("q1", "q2", "q3", "code"), rows, strict=True):
         np.testing.assert_allclose(page.row("plan", name), expected, atol=1e-6, err_msg=name)
     prose = rows[:3].sum(axis=0)
@@ -145,7 +149,7 @@ def test_the_realised_shares_are_not_the_targets(page):
 
 
 def test_it_says_which_plan_and_what_it_was_made_from(run, page):
-    plan, given = followed(run.path), make_plan()
+    plan, given = followed_plan(run.path), make_plan()
     assert page.cells("plan", "Plan") == f"{plan.fingerprint}, as given {given.fingerprint}"
     assert page.cells("plan", "Policy") == "frontier, control: frequency"
     assert "ref-run; scores 0123456789abcdef (prose)" in page.cells("plan", "Made from")
@@ -258,7 +262,7 @@ def test_a_run_that_has_drawn_nothing_by_its_plan_says_so(following):
 def test_a_plan_that_took_over_is_named_with_its_first_sample(following):
     past = make_plan((Stage(0, (0.5, 0.5)),), how=Replanning((9, 1)))
     given = dataclasses.replace(make_plan(), max_epochs=None)
-    both = accepted(past, given, 3000)
+    both = take_over(past, given, 3000)
     drawn = read_plan(following(both))
     page = Page(data_plan(drawn))
     assert page.cells("plan", "3,000") == given.fingerprint
@@ -276,7 +280,7 @@ def test_a_dataset_that_was_left_out_has_no_epochs(following):
         strata=(Stratum("code", 0),),
         cuts=(None,),
     )
-    run = following(accepted(make_plan((Stage(0, (0.5, 0.5)),)), given, 3000))
+    run = following(take_over(make_plan((Stage(0, (0.5, 0.5)),)), given, 3000))
     prose, code = record(1000).datasets
     unused = dataclasses.replace(DatasetRecord.unused(prose.prefix), name="prose")
     DataRecord((unused, code), PlanRecord("/c", "0", 10_000, (None, None))).save(data_file(run))
@@ -289,8 +293,9 @@ def test_a_dataset_that_was_left_out_has_no_epochs(following):
 
 @pytest.mark.parametrize("name", [HOSTILE, "a<b>&", "$x_1$"])
 def test_names_and_provenance_are_escaped(following, name):
-    odd = {"policy": name, "control": name, "run": name, "reference": name, "version": name}
-    odd |= {"scores": {name: name}, "window": name}
+    sources = PlanSources(run=name, reference=name, scores={name: name})
+    odd = {"policy": name, "control": name, "sources": sources, "version": name}
+    odd |= {"settings": {"window": name}}
     plan = make_plan(names=(name, "code"), **odd)
     strata = tuple(dataclasses.replace(each, name=f"{each.name}{name}") for each in plan.strata)
     html, page = section_of(following(dataclasses.replace(plan, strata=strata)))
@@ -313,7 +318,7 @@ def test_provenance_of_another_shape_stops_no_report(following, odd):
     run = following(make_plan())
     path = run.path / "tokscale/plan.json"
     content = json.loads(path.read_text())
-    content["provenance"] |= odd
+    content["provenance"]["settings"] |= odd
     path.write_text(json.dumps(sealed(content)))
     drawn = read_plan(run)
     np.testing.assert_allclose(drawn.base_D, [0.6, 0.4])
@@ -365,7 +370,7 @@ def test_the_second_run_has_a_section_of_its_own(run, planted, tmp_path):
     page = Page(html)
     assert 'href="#compared-plan"' in html and 'id="plan"' not in html
     np.testing.assert_allclose(
-        page.row("compared-plan", "code"), brute_force(plan=followed(run.path))[3], atol=1e-6
+        page.row("compared-plan", "code"), brute_force(plan=followed_plan(run.path))[3], atol=1e-6
     )
     both = report_run(run, beside=run, out=tmp_path / "both.html").read_text()
     ids = [value for _, name, value in Page(both).attributes if name == "id"]

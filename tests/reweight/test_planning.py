@@ -46,9 +46,9 @@ def test_a_plan_from_a_run_leads_from_what_is_learned_first_to_what_is_learned_l
     assert web_T.max() > 0.75
     assert web_T[-1] < 0.5
     assert [stratum.name for stratum in plan.strata] == ["web", "code"]
-    assert plan.provenance["policy"] == "dataset"
-    assert plan.provenance["run"] == str(run.path)
-    assert plan.provenance["control"] is None
+    assert plan.provenance.policy == "dataset"
+    assert plan.provenance.sources.run == str(run.path)
+    assert plan.provenance.control is None
     assert plan.max_epochs == 4.0
 
 
@@ -85,7 +85,7 @@ def test_a_schedule_by_hand_is_kept_as_it_is(tmp_path):
     manual = Manual({0: [1, 0], 6000: [0.01, 0.99]})
     plan = plan_by_hand(manual, JOB, tmp_path / "plan.json", guards=Guards(floor=0.5))
     assert [stage.weights for stage in plan.stages] == [(1, 0), (0.01, 0.99)]
-    assert Plan.load(tmp_path / "plan.json").provenance["policy"] == "manual"
+    assert Plan.load(tmp_path / "plan.json").provenance.policy == "manual"
 
 
 def test_stages_beyond_the_end_of_training_are_left_out():
@@ -95,13 +95,13 @@ def test_stages_beyond_the_end_of_training_are_left_out():
 
 @pytest.mark.parametrize("policy", [Uniform(), Manual({0: [0, 1]})])
 def test_too_many_epochs_are_refused(policy):
-    with pytest.raises(TokscaleError, match="would be gone through"):
+    with pytest.raises(TokscaleError, match="would be repeated"):
         make_plan(replace(JOB, train_samples=100_000), policy)
     make_plan(replace(JOB, train_samples=100_000), policy, Guards(max_epochs=None))
 
 
 def test_the_training_part_counts_for_epochs():
-    with pytest.raises(TokscaleError, match="stratum 'web' would be gone through 8 times"):
+    with pytest.raises(TokscaleError, match="stratum 'web' would be repeated for 8 epochs"):
         make_plan(replace(JOB, epoch_samples=(1000, 5000)), Uniform())
 
 
@@ -117,9 +117,9 @@ def test_an_existing_plan_is_not_overwritten(run, tmp_path):
     ("change", "sentence"),
     [
         ({"base_weights": (1,)}, "1 base weights for 2"),
-        ({"base_weights": (1, 0)}, "must be positive"),
-        ({"base_weights": (1, float("nan"))}, "must be positive"),
-        ({"train_samples": 0}, "cannot plan"),
+        ({"base_weights": (1, 0)}, "expected a positive one"),
+        ({"base_weights": (1, float("nan"))}, "expected a positive one"),
+        ({"train_samples": 0}, "has 0 samples of 64 tokens; expected 1"),
         ({"epoch_samples": (9, 0)}, "code .* has not enough training tokens"),
     ],
 )

@@ -4,6 +4,7 @@ Shapes: Q documents, W watched ones, L some of them, C hashed columns, V vocabul
 """
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from jobs import write_documents
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
+from megatron_tokscale.data.scores import HeldOutError
 from megatron_tokscale.reweight import predict
-from megatron_tokscale.reweight.predict import Features, HeldOut, Target, fit_predictor
+from megatron_tokscale.reweight.predict import Features, Target, held_out_error
 
+fit_predictor = partial(predict.fit_predictor, seed=0)
 N_DOCUMENTS, VOCABULARY = 400, 50
 
 
@@ -117,7 +120,7 @@ def test_where_nothing_varies_the_prediction_is_the_mean(features, value, known,
     predictor = fit_predictor(
         features, np.arange(60), {"drop": Target(np.full(60, value), weight_W)}
     )
-    assert predictor.held_out["drop"] == HeldOut(known)
+    assert predictor.held_out["drop"] == HeldOutError(known)
     np.testing.assert_allclose(predictor.predict(np.arange(60, 65))["drop"], [expected] * 5)
 
 
@@ -166,7 +169,7 @@ def test_errors_are_those_of_the_formulas():
     random = np.random.default_rng(0)
     value, weight = random.normal(size=30), random.uniform(1, 2, 30)
     predicted = value + random.normal(size=30)
-    errors = HeldOut.from_predictions(value, predicted, weight)
+    errors = held_out_error(value, predicted, weight)
     mean = np.average(value, weights=weight)
     squares = [np.average((value - other) ** 2, weights=weight) for other in (predicted, mean)]
     assert errors.r2 == pytest.approx(1 - squares[0] / squares[1])
@@ -177,7 +180,7 @@ def test_errors_are_those_of_the_formulas():
 
 
 def test_too_few_documents_are_refused(features, linear_Q):
-    with pytest.raises(TokscaleError, match=r"49 watched documents are too few .* it needs 50"):
+    with pytest.raises(TokscaleError, match=r"has 49 watched documents, too few .*; expected 50"):
         fit_predictor(features, np.arange(49), {"drop": Target(linear_Q[:49], np.ones(49))})
 
 

@@ -19,7 +19,7 @@ from scipy.special import expit
 from megatron_tokscale.cli import main
 from megatron_tokscale.core.files import read_json, sealed, write_json
 from megatron_tokscale.data import Decision, Plan, load_or_build_index
-from megatron_tokscale.data.history import followed, save_run_plan
+from megatron_tokscale.data.history import followed_plan, save_run_plan
 from megatron_tokscale.data.record import (
     BlendRecord,
     DataRecord,
@@ -28,7 +28,7 @@ from megatron_tokscale.data.record import (
     record_path,
 )
 from megatron_tokscale.data.samples import SampleScores
-from megatron_tokscale.data.scores import DocumentScores, scores_path
+from megatron_tokscale.data.scores import DocumentScores, ScoreDetails, scores_path
 from megatron_tokscale.data.strata import load_or_build_strata
 from megatron_tokscale.probe import ProbeSet
 
@@ -228,7 +228,9 @@ def make_world(folder: Path) -> dict[str, Command]:
     (folder / "scores").mkdir()
     for seed, name in enumerate(NAMES):
         scores = make_scores(str(folder / name), seed)
-        scores = replace(scores, details={"run_id": "reference", "clock_range": [9.0, 12.0]})
+        scores = replace(
+            scores, details=ScoreDetails(run_id="reference", log_tokens_range=(9.0, 12.0))
+        )
         scores.save(folder / "scores" / scores_path(name).name)
     plan = _PLAN.replace("new", "plan")
     call(f"plan build frontier {_DATA} {plan} --scores scores --quantiles 2")
@@ -280,7 +282,7 @@ def _record_plan(folder: Path) -> tuple[str, ...]:
     """Write the files of a job that follows plan.json and has decided once."""
     decisions, cache = [Decision(10, 100, (1.0, 3.0))], folder / "plancache"
     save_run_plan(Plan.load(folder / "plan.json"), decisions, folder / "planned")
-    plan = followed(folder / "planned")
+    plan = followed_plan(folder / "planned")
     config = gpt_config(cache, SEQ_LENGTH)
     parts = [gpt_dataset(str(folder / name), config) for name in NAMES]
     scores = [DocumentScores.load(folder / "scores" / scores_path(name).name) for name in NAMES]

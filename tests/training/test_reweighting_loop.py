@@ -8,7 +8,7 @@ from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, job_flags, run_forked
 
 from megatron_tokscale.cli import main
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
-from megatron_tokscale.data import followed
+from megatron_tokscale.data import followed_plan
 from megatron_tokscale.data.scores import DocumentScores, scores_path
 
 pytestmark = pytest.mark.megatron
@@ -56,7 +56,7 @@ def test_every_training_document_has_a_score(loop, corpus):
 
 
 def test_the_job_follows_strata_of_both_datasets(loop):
-    plan = followed(loop / "planned")
+    plan = followed_plan(loop / "planned")
     assert (
         plan.fingerprint
         == json.loads((loop / "planned/tokscale/data.json").read_text())["records"][-1]["order"][

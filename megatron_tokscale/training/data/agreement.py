@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.records import from_json, to_json
 from megatron_tokscale.data import Decision, Plan, with_decisions
 from megatron_tokscale.data.history import load_run_plan, resume
 from megatron_tokscale.training.events import TrainingState
@@ -42,13 +43,13 @@ class FollowedPlan:
 
     def to_text(self) -> str:
         """Return the plan and its decisions as JSON."""
-        return json.dumps([self.base.to_json(), [vars(decision) for decision in self.decisions]])
+        return json.dumps([to_json(self.base), to_json(self.decisions)])
 
     @classmethod
     def from_text(cls, text: str) -> "FollowedPlan":
         """Return the plan that `to_text` wrote."""
         base, decisions = json.loads(text)
-        return cls(Plan.from_json(base), tuple(Decision.from_json(row) for row in decisions))
+        return cls(from_json(Plan, base), from_json(tuple[Decision, ...], decisions))
 
 
 def agree_on_plan(given: Plan, run: Path, state: TrainingState, *, overrides: bool) -> FollowedPlan:

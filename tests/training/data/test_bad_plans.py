@@ -63,7 +63,7 @@ BAD_PLANS = {
     of_other_scores: "the plan was made with scores",
     of_another_tokenizer: "made for other data or another tokenizer",
     of_another_split: "has no score for some training documents",
-    repeated_too_often: "stratum 'left/2' of the plan would be gone through 1.",
+    repeated_too_often: "stratum 'left/2' of the plan would be repeated for 1.",
 }
 
 

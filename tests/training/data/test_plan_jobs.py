@@ -21,8 +21,8 @@ from planned_jobs import (
 from recorded_job import read_samples, run_recorded, start
 
 from megatron_tokscale.cli import main
-from megatron_tokscale.data import Cut, Plan, Stage, Stratum, followed
-from megatron_tokscale.data.history import accepted
+from megatron_tokscale.data import Cut, Plan, Stage, Stratum, followed_plan
+from megatron_tokscale.data.take_over import take_over
 
 pytestmark = pytest.mark.megatron
 
@@ -121,7 +121,7 @@ def test_a_plan_and_new_weights_in_older_megatrons(corpus, planned, scores, tmp_
     path = python_path(version)
     output = run_recorded(corpus, tmp_path / "seen", 1, *flags, python_path=path)
     assert "tokscale: from sample 104 on the datasets weigh" in output
-    plan = followed(tmp_path / "run")
+    plan = followed_plan(tmp_path / "run")
     assert [decision.step for decision in plan.decisions] == [8]
     dataset = dataset_of(plan, corpus.prefixes, 112, tmp_path / "offline", scores)
     assert read_samples(tmp_path / "seen") == stream_of(dataset)
@@ -216,7 +216,7 @@ def test_an_accepted_plan_continues_where_the_first_one_stopped(
         assert list(samples) == list(range(first, stop))
         seen |= samples
     seen |= read_samples(tmp_path / "fourth")
-    whole = accepted(accepted(plan, second, 32), third, 64)
+    whole = take_over(take_over(plan, second, 32), third, 64)
     prefixes = (*corpus.prefixes, extra)
     dataset = dataset_of(whole, prefixes, 112, tmp_path / "cache", [*scores, None])
     assert seen == stream_of(dataset)

@@ -279,7 +279,7 @@ def following(plan, tmp_path, monkeypatch):
 
 def test_a_decision_that_repeats_a_stratum_too_often_is_not_followed(following, plan, tmp_path):
     before = following.planned.index.stratum_N.copy()
-    assert "'left' of the plan would be gone through" in following.add(
+    assert "'left' of the plan would be repeated for" in following.add(
         Decision(3, 60, (0.9, 0.1)), CONSUMED
     )
     assert following.followed.decisions == ()

@@ -18,8 +18,8 @@ from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import is_there
 from megatron_tokscale.data import (
-    Index,
     Plan,
+    PlanIndex,
     build_index,
     dataset_names,
     with_decisions,
@@ -173,7 +173,7 @@ def window_edges(start: int, first: int, stop: int) -> Integers:
     return np.array([*edges, stop])
 
 
-def _index(plan: Plan, record: DataRecord | None, n_samples: int) -> Index:
+def _index(plan: Plan, record: DataRecord | None, n_samples: int) -> PlanIndex:
     """The job's own index, where its cache is still there; the same, computed anew, otherwise."""
     order = None if record is None else record.order
     if isinstance(order, PlanRecord) and order.n_samples >= n_samples:
@@ -182,7 +182,7 @@ def _index(plan: Plan, record: DataRecord | None, n_samples: int) -> Index:
     return build_index(plan, n_samples)
 
 
-def _count(index: Index, edge_W1: Integers, n_strata: int) -> Integers:
+def _count(index: PlanIndex, edge_W1: Integers, n_strata: int) -> Integers:
     count_WZ = np.zeros((len(edge_W1) - 1, n_strata), np.int64)
     for row, (begin, end) in enumerate(pairwise(edge_W1)):
         count_WZ[row] = count_strata(index.stratum_N[begin:end], n_strata)

@@ -17,7 +17,7 @@ from megatron_tokscale.report.scale import TimeScale, short
 from megatron_tokscale.report.sections.plan.drawn_plan import DrawnPlan
 from megatron_tokscale.report.style import RATIOS, dataset_colour, dataset_line
 from megatron_tokscale.report.svg import draw, time_axis
-from megatron_tokscale.reweight.draw_plan import short as short_name
+from megatron_tokscale.reweight.plan_text import shortened as short_name
 
 MAX_ROWS: Final = 24
 _AXIS: Final = "consumed training samples"

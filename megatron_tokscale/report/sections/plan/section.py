@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from megatron_tokscale.data import PlanProvenance, PlanSources
 from megatron_tokscale.report.largest import MAX_SHOWN
 from megatron_tokscale.report.markup import (
     dataset,
@@ -84,7 +85,7 @@ def _facts(drawn: DrawnPlan) -> list[list[str]]:
     rows = [
         ["Plan", _fingerprint(drawn)],
         ["Policy", _policy(made)],
-        ["Made from", _sources(made)],
+        ["Made from", _sources(made.sources)],
         [
             "Data",
             f"{plural(len(plan.datasets), 'dataset')} in "
@@ -99,40 +100,37 @@ def _facts(drawn: DrawnPlan) -> list[list[str]]:
 
 
 def _fingerprint(drawn: DrawnPlan) -> str:
-    version = drawn.plan.provenance.get("version")
-    made_by = f", made by megatron-tokscale {escape(str(version))}" if version else ""
+    version = drawn.plan.provenance.version
+    made_by = f", made by megatron-tokscale {escape(version)}" if version else ""
     given = "" if not drawn.plan.decisions else f", as given {drawn.given}"
     return drawn.plan.fingerprint + given + made_by
 
 
-def _policy(made: Mapping[str, Any]) -> str:
-    control = f", control: {made['control']}" if made.get("control") else ""
+def _policy(made: PlanProvenance) -> str:
+    control = f", control: {made.control}" if made.control else ""
     names = ("window", "strength", "n_stages", "first", "interpolation")
-    settings = [f"{name.replace('_', ' ')} {made[name]}" for name in names if _is_set(made, name)]
-    if made.get("move_shares"):
+    values = {name: made.settings.get(name) for name in names}
+    settings = [f"{name.replace('_', ' ')} {v}" for name, v in values.items() if v is not None]
+    if made.settings.get("move_shares"):
         settings.append("datasets do not keep their shares")
     parameters = f" ({', '.join(settings)})" if settings else ""
-    return escape(f"{made.get('policy', 'unknown')}{control}{parameters}")
+    return escape(f"{made.policy}{control}{parameters}")
 
 
-def _is_set(made: Mapping[str, Any], name: str) -> bool:
-    return made.get(name) is not None
-
-
-def _sources(made: Mapping[str, Any]) -> str:
-    """The runs and scores that a plan was made from."""
+def _sources(sources: PlanSources) -> str:
+    """Return the runs and scores that a plan was made from."""
     parts = [
-        f"{title} {made[name]}"
-        for name, title in (
-            ("run", "run"),
-            ("reference", "scores of the reference run"),
-            ("clock", "clock"),
+        f"{title} {value}"
+        for title, value in (
+            ("run", sources.run),
+            ("scores of the reference run", sources.reference),
+            ("time map", sources.time_map),
         )
-        if _is_set(made, name)
+        if value is not None
     ]
-    scores = made.get("scores")
-    if isinstance(scores, Mapping):
-        parts.append("scores " + _some([f"{value} ({name})" for name, value in scores.items()]))
+    if sources.scores:
+        named = [f"{value} ({name})" for name, value in sources.scores.items()]
+        parts.append("scores " + _some(named))
     return escape("; ".join(parts))
 
 
@@ -166,8 +164,8 @@ def _limits(drawn: DrawnPlan) -> str:
     how, most = drawn.plan.replanning, drawn.plan.max_epochs
     epochs = "epochs without limit" if most is None else f"at most {number(most, 'g')} epochs"
     # Weights that are not derived from a run are drawn as given, but for the limit on epochs.
-    policy = drawn.plan.provenance.get("policy")
-    if policy in (None, "uniform", "manual") and not drawn.plan.decisions:
+    policy = drawn.plan.provenance.policy
+    if policy in ("unknown", "uniform", "manual") and not drawn.plan.decisions:
         return epochs
     return (
         f"weights at least {how.floor} of base, changed by at most a factor of {how.max_change} "

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
+from megatron_tokscale.reweight.plan_text import aligned
 from megatron_tokscale.reweight.scoring import ScoreSummary
-from megatron_tokscale.reweight.table import aligned
 
-_NONE = "–"
+_NONE = "–"  # for a number that is not known
 
 
 def describe_scores(summaries: Sequence[ScoreSummary]) -> str:
-    """What the scores of each dataset are like, and how well unwatched documents are predicted."""
+    """Return tables of each dataset's scores, and of the errors of predicted ones."""
     header = ["dataset", "documents", "watched", "predicted", "drop", "never learned"]
     header += ["tokens until learned: 25%", "50%", "75%"]
     lines = aligned([header, *map(_row, summaries)])
