@@ -13,8 +13,8 @@ The rule of windows: draw j of n sources is released when its target has come to
 when it comes to j + 1 - e, e = 1 / (2 n - 2); of the draws that are released, the one that is due
 first is made. While weights hold, no prefix is off by more than 1 - e samples, and no rule does
 better: Tijdeman, "The chairman assignment problem", Discrete Mathematics 32 (1980). Counts carry
-over a change of weights, so no draw is lost or repeated; what rounding has left owing is repaid
-after it.
+over a change of weights, so no draw is lost or repeated; draws that rounding has left owing are
+made after it.
 
 Shapes: N samples of a segment, D datasets, Z strata, S sources (datasets, or strata).
 """
@@ -30,7 +30,7 @@ from megatron_tokscale.core.compiled import EXACT, compiled
 _compiled = compiled(**EXACT)
 
 _EARLY: Final = 1e-9
-"""Draws are released this much early, in samples: what sums of weights lose to rounding."""
+"""Draws are released this much early, in samples: sums of weights lose less to rounding."""
 
 
 class Sources(NamedTuple):
@@ -57,7 +57,7 @@ def draw(
     strata: Sources,
     first_D: Integers,
 ) -> None:
-    """Fill `stratum_N` and `draw_N`, and count on what is drawn from the datasets and strata.
+    """Fill `stratum_N` and `draw_N`, and count the draws from datasets and strata.
 
     Args:
         stratum_N: out, the stratum of each sample.

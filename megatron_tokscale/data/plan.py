@@ -56,7 +56,7 @@ class Plan:
 
     Attributes:
         datasets: the data it was made for; a job with other data is refused.
-        strata: what is drawn from, dataset by dataset.
+        strata: the parts of the datasets that are drawn from, dataset by dataset.
         stages: weights over consumed samples, by ascending start, the first at 0.
         seq_length: sequence length in tokens that the samples are cut to.
         seed: keys the epoch permutations.

@@ -16,7 +16,7 @@ MAX_STRATA: Final = 32766
 """The largest number of strata: Megatron's blending index is int16."""
 
 _SHARES_TOLERANCE: Final = 1e-6
-"""Shares may be off by this much from summing to one: what decimal digits lose."""
+"""Shares may be off by this much from summing to one: decimal digits in JSON lose less."""
 
 
 def check_plan(plan: "Plan") -> None:

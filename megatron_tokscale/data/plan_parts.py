@@ -1,4 +1,4 @@
-"""The parts of a plan: its data, strata, cuts and stages, and what happened to it under a run.
+"""The parts of a plan: its data, strata, cuts and stages, and its changes under a run.
 
 All of them are plain values; `core/records.py` writes them to plan.json and reads them back.
 """
@@ -211,7 +211,7 @@ class PlanSources:
 
 @dataclass(frozen=True)
 class PlanProvenance:
-    """How a plan was made, for people to read: it decides no weight and no order.
+    """Origin of a plan, for people to read: it decides no weight and no order.
 
     Attributes:
         policy: name of the policy.

@@ -3,7 +3,7 @@
 Nothing is copied: the record names the index files that Megatron and the plan keep in the job's
 data cache. A job that is resumed with other data, or to another length (which reorders Megatron's
 own samples), adds a record that holds from its first sample on. So does one whose samples come in
-an order that this package does not know; its record names what makes the order.
+an order that this package does not know; its record names the flag or dataset that makes it.
 
 The record is written by the job, so its format lies in this room, beside the plan's.
 """
@@ -224,7 +224,7 @@ def check_order(path: Path, datasets: Sequence[DatasetRecord]) -> None:
     """Refuse to resume with datasets whose samples are others than those recorded in `path`.
 
     Raises:
-        TokscaleError: naming what has changed.
+        TokscaleError: naming the dataset and the two orders.
     """
     known = load_records(path)[-1].datasets if is_there(path) else ()
     for row, past in zip(datasets, _earlier_rows(datasets, known), strict=True):

@@ -68,7 +68,7 @@ class PredictorDetails:
     """The model that predicted scores of documents that nobody watched.
 
     Attributes:
-        model: what it is, in words.
+        model: its kind, in words.
         documents: watched documents that it was learned from.
         held_out: its error on held-out documents, by the name of the score.
     """
@@ -80,7 +80,7 @@ class PredictorDetails:
 
 @dataclass(frozen=True)
 class ScoreDetails:
-    """How scores were made; outside their fingerprint.
+    """Origin of scores; outside their fingerprint.
 
     Attributes:
         version: version of megatron-tokscale that made them.
@@ -119,7 +119,7 @@ class ScoreDetails:
 
 @dataclass(frozen=True, eq=False)
 class DocumentScores:
-    """When the documents of a dataset are learned, and how much there is to learn in them.
+    """Learning time, learnable drop and surprisal of each document of a dataset.
 
     Attributes:
         learning_time_Q: drop-weighted mean of ln(consumed tokens of the reference run) at the
@@ -133,7 +133,7 @@ class DocumentScores:
         watched_Q: watched tokens behind the score; 0 for a predicted score, or none.
         dataset: the dataset.
         digest: `data_digest` of its files.
-        details: how the scores were made.
+        details: origin of the scores.
 
     Raises:
         TokscaleError: on construction, if the arrays do not fit together.

@@ -124,7 +124,7 @@ def cut_job(
         TokscaleError: a training document has no score, or the scores are of other data.
     """
     portions = DataSource(data_path, split).portions("train")
-    # All scores are read before any dataset is cut: what is missing is told at once.
+    # All scores are read before any dataset is cut, so that a missing file is reported at once.
     read = [read_scores(portion.tokens, scores) for portion in portions]
     return [
         cut_dataset(portion.name, portion, each, settings or CutSettings(), seq_length, seed)

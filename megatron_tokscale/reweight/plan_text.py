@@ -15,7 +15,7 @@ from megatron_tokscale.data import Plan, dataset_names
 WIDTH: Final = 100  # characters of a line
 MAX_LINES: Final = 40  # strata; of more a line is a dataset, so that a plan fits a screen or two
 
-_TABLE_STAGES: Final = 7  # stages in the table of weights: what fits the width
+_TABLE_STAGES: Final = 7  # stages in the table of weights: more do not fit the width
 _MAX_NAME: Final = 24  # characters of a name
 _POINTS: Final = 48  # characters of the picture, where the numbers beside it leave room
 _SHADES: Final = ((0.0, " "), (0.4, "░"), (0.8, "▒"), (1.25, "▓"), (2.5, "█"))
@@ -31,7 +31,7 @@ def describe_plan(plan: Plan, train_samples: int | None = None) -> str:
 
     Args:
         plan: the plan.
-        train_samples: length of the training; by default what the plan was made for. Without
+        train_samples: length of the training; by default that of the plan. Without
             either the text has no numbers of samples and epochs.
     """
     end = train_samples or plan.replanning.train_samples
@@ -200,7 +200,7 @@ def _shade(ratio: float) -> str:
 
 
 def shortened(name: str) -> str:
-    """Return a long name shortened from the left: its end is what distinguishes strata."""
+    """Return a long name shortened from the left: its end distinguishes strata."""
     return name if len(name) <= _MAX_NAME else "…" + name[1 - _MAX_NAME :]
 
 

@@ -11,6 +11,7 @@ from typing import Final, Literal
 import numpy as np
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.records import JSON
 from megatron_tokscale.data import Plan, PlanProvenance, PlanSources, dataset_names
 from megatron_tokscale.reweight.cutting import CutDataset
 from megatron_tokscale.reweight.guards import Guards
@@ -111,43 +112,33 @@ def plan_frontier(
             time map has no spectrum or watched other data, or these do not fit the job.
     """
     _check_references(datasets)
-    scores = {
-        name: dataset.scores
-        for name, dataset in zip(dataset_names(job.datasets), datasets, strict=True)
+    names = dataset_names(job.datasets)
+    scores = {name: dataset.scores for name, dataset in zip(names, datasets, strict=True)}
+    sources = PlanSources(reference=datasets[0].reference, scores=scores)
+    settings: dict[str, JSON] = {
+        "cutting": asdict(datasets[0].settings),
+        "n_stages": n_stages,
+        "first": first,
     }
-    provenance = PlanProvenance(
-        "frontier",
-        control,
-        PlanSources(reference=datasets[0].reference, scores=scores),
-        {"cutting": asdict(datasets[0].settings), "n_stages": n_stages, "first": first},
-    )
+    policy: EasyFirst | Frontier
     if control == "easy-first":
-        curriculum = EasyFirst(datasets, n_stages=n_stages, first=first)
-        settings = {**provenance.settings, "competence": curriculum.competence}
-        made = replace(provenance, settings=settings)
-        return _write(make_plan(job, curriculum, guards, made), out)
-    frontier = Frontier(
-        [_controlled(dataset, control) for dataset in datasets],
-        _time_map(datasets, job, time_map),
-        job.seq_length,
-        window,
-        strength,
-        n_stages,
-        first,
-        move_shares,
-    )
-    mapped_by = None if time_map is None else str(time_map.path)
-    made = replace(
-        provenance,
-        sources=replace(provenance.sources, time_map=mapped_by),
-        settings={
-            **provenance.settings,
-            "window": window,
-            "strength": strength,
-            "move_shares": move_shares,
-        },
-    )
-    return _write(make_plan(job, frontier, guards, made), out)
+        policy = EasyFirst(datasets, n_stages=n_stages, first=first)
+        settings["competence"] = policy.competence
+    else:
+        policy = Frontier(
+            [_controlled(dataset, control) for dataset in datasets],
+            _time_map(datasets, job, time_map),
+            job.seq_length,
+            window,
+            strength,
+            n_stages,
+            first,
+            move_shares,
+        )
+        sources = replace(sources, time_map=None if time_map is None else str(time_map.path))
+        settings |= {"window": window, "strength": strength, "move_shares": move_shares}
+    provenance = PlanProvenance("frontier", control, sources, settings)
+    return _write(make_plan(job, policy, guards, provenance), out)
 
 
 def _check_references(datasets: Sequence[CutDataset]) -> None:

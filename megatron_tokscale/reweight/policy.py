@@ -18,7 +18,7 @@ from megatron_tokscale.reweight.time_map import TokenTimeMap
 
 _SEEN: Final = 0.5
 """The share of a window, in log time, that the reference run must have seen. Our choice: with less
-the weights would rest on a forecast of what it would have learned."""
+the weights would rest on a forecast of its learning."""
 
 
 class PolicyStages(NamedTuple):

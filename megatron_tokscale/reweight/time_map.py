@@ -28,7 +28,7 @@ class TokenTimeMap(Protocol):
 
 @dataclass(frozen=True)
 class SameTokens:
-    """The map by equal tokens: the training learns what the reference run did at as many tokens.
+    """The map by equal tokens: the training learns as the reference run did at as many tokens.
 
     Attributes:
         end: ln(consumed tokens) of the reference run at its last probe.
@@ -82,9 +82,9 @@ class ByRank:
     """The map by rank in the learning order, not by absolute step (our choice of how).
 
     When another run, of the size to train, has learned a share of the whole drop, the training is
-    mapped to where the reference run had learned the same share. The whole drop is what the other
-    run had learned by its end, or what the reference run had, if that is more: the other run has
-    then ended early. So the first part of a training can map the training itself.
+    mapped to where the reference run had learned the same share. The whole drop is the one
+    that the other run had learned by its end, or that of the reference run if it is larger: then
+    the other run has ended early. So the first part of a training can map the training itself.
 
     Attributes:
         learned: drop that the other run has learned by each number of tokens.

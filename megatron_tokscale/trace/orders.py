@@ -164,7 +164,7 @@ class UntracedOrder:
         raise self.refusal("the samples that read a document are not known")
 
     def refusal(self, what: str) -> TokscaleError:
-        """Return the error that says why `what` is so."""
+        """Return the error that says that `what` is so, and why."""
         return TokscaleError(
             f"{what}: from sample {self.start} on {self.reason} orders the job's samples; expected "
             "Megatron's GPT datasets and --dataloader-type single"

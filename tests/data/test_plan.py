@@ -109,14 +109,14 @@ def test_a_stage_without_weights_within_draws_every_sample_alike():
     np.testing.assert_allclose(plan.target_D(140), [105, 35])
 
 
-def test_weights_within_need_not_sum_to_one_nor_be_given_where_nothing_is_drawn():
+def test_weights_within_a_dataset_need_not_sum_to_one_and_may_be_zero_where_nothing_is_drawn():
     doubled = with_strata(stages=(Stage(0, (3, 1), (2, 4, 2, 9)),))
     assert doubled.segments[0].within == (0.25, 0.5, 0.25, 1.0)
     unused = with_strata(stages=(Stage(0, (0, 1), (0, 0, 0, 1)),))
     np.testing.assert_allclose(unused.segments[0].within, (0.45, 0.45, 0.1, 1))
 
 
-def test_strata_of_a_dataset_hold_what_rounding_gives_them():
+def test_sizes_of_strata_are_rounded():
     assert with_strata().sizes_Z([101, 7]).tolist() == [45, 46, 10, 7]
     assert with_strata().sizes_Z([3, 7]).tolist() == [1, 2, 0, 7]
     assert with_strata().strata_of(0) == range(3)
@@ -142,7 +142,7 @@ def test_strata_of_a_dataset_hold_what_rounding_gives_them():
         {"accepted": (Acceptance(50, "0", "1"),)},
     ],
 )
-def test_whatever_decides_the_order_is_in_the_fingerprint(change):
+def test_the_fingerprint_changes_with_everything_that_orders_samples(change):
     assert two_stages(**change).fingerprint != two_stages().fingerprint
 
 
@@ -162,19 +162,19 @@ def test_whatever_decides_the_order_is_in_the_fingerprint(change):
         },
     ],
 )
-def test_whatever_decides_the_samples_of_a_stratum_is_in_the_fingerprint(change):
+def test_the_fingerprint_changes_with_everything_that_fills_a_stratum(change):
     assert with_strata(**change).fingerprint != with_strata().fingerprint
 
 
-def test_a_limit_on_epochs_refuses_or_not_but_orders_nothing():
+def test_a_limit_on_epochs_is_not_in_the_fingerprint():
     assert with_strata(max_epochs=9.0).fingerprint == with_strata().fingerprint
 
 
-def test_where_a_plan_came_from_is_not_in_the_fingerprint():
+def test_provenance_is_not_in_the_fingerprint():
     assert two_stages(provenance=PlanProvenance()).fingerprint == two_stages().fingerprint
 
 
-def test_plans_that_part_later_share_the_fingerprint_until_then():
+def test_plans_that_differ_later_share_the_fingerprint_until_then():
     longer = two_stages(
         stages=(*two_stages().stages, Stage(200, (0, 1))), replanning=Replanning(strength=2)
     )

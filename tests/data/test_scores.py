@@ -150,7 +150,7 @@ def test_a_damaged_file_is_refused_in_one_line_that_names_it(saved, damage, sent
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_safetensors_file_holds_no_scores(tmp_path):
+def test_a_file_other_than_safetensors_holds_no_scores(tmp_path):
     (tmp_path / "notes").write_text("my notes")
     assert not holds_scores(tmp_path / "notes")
     assert not holds_scores(tmp_path / "none")

@@ -82,7 +82,7 @@ def test_samples_are_ranked_as_python_sorts_them(order, unlearned, size):
     assert ranked.tolist() == sorted_by_hand(order, size, n_unlearned, of)
 
 
-def test_the_last_stratum_holds_the_samples_of_which_most_is_never_learned(tmp_path):
+def test_the_last_stratum_holds_the_samples_with_most_never_learned_tokens(tmp_path):
     strata, of = build(tmp_path), scores(0)
     never = held(strata, 3)
     others = {*range(SIZES[0])} - {*never}
@@ -147,7 +147,7 @@ def test_draws_located_together_are_those_located_alone(tmp_path):
     assert [len(array) for array in none] == [0, 0]
 
 
-def test_a_stratum_without_samples_is_no_hindrance_to_the_others(tmp_path):
+def test_an_empty_stratum_does_not_disturb_the_others(tmp_path):
     strata = build(tmp_path, sizes=[1, 10, 1], scores_of=lambda d: scores_of(1, d))
     assert sorted(strata.size_Z.tolist()) == [0, 0, 0, 0, 1, 1, 10]
 
@@ -175,7 +175,7 @@ def test_an_uncut_dataset_is_never_scored(tmp_path):
     assert asked == [0, 2]
 
 
-def test_whatever_decides_the_ranks_is_in_the_name_of_their_file(tmp_path):
+def test_the_file_name_of_ranks_changes_with_everything_that_decides_them(tmp_path):
     first = plan_of()
     build(tmp_path, first)
     web = replace(CUTS[0], scores="others")
@@ -257,7 +257,7 @@ def test_drawing_from_a_stratum_without_samples_is_refused():
 @pytest.mark.parametrize(
     ("n_samples", "refused"), [(60, False), (62, False), (64, True), (6000, True)]
 )
-def test_a_stratum_is_gone_through_no_more_often_than_its_limit(n_samples, refused):
+def test_a_stratum_is_repeated_for_no_more_epochs_than_its_limit(n_samples, refused):
     """Of every three samples one is of d1's ten; up to one more than twice these is rounding."""
     plan = limited((1, 1, 1), 2.0)
     strata = Strata(plan, [10_000, 10, 10_000], [np.arange(10_000), None, np.arange(10_000)])

@@ -95,12 +95,12 @@ def test_a_stratum_holds_fifty_samples_at_least(n_samples, names):
     assert cut("web", [12.0], lengths=lengths, settings=CutSettings(8)).names == names
 
 
-def test_of_a_large_stratum_a_part_is_looked_at():
+def test_a_part_of_a_large_stratum_is_used():
     dataset = cut("web", TIMES, lengths=[8000] * 400, settings=CutSettings(2))
     assert [len(samples.time_N) for samples in dataset.samples] == [MAX_SAMPLES] * 2
 
 
-def test_what_is_learned_by_a_time_is_the_mean_of_normal_distributions():
+def test_the_learned_drop_is_the_mean_of_normal_distributions():
     time, drop = np.array([11.0, 12.0, 14.0]), np.array([1.0, 3.0, 0.5])
     spread = np.array([0.4, 1.0, 0.2])
     learned = StratumSamples(time, spread, drop).learned_by(np.array([10.0, 12.5]))
@@ -109,7 +109,7 @@ def test_what_is_learned_by_a_time_is_the_mean_of_normal_distributions():
         assert value == pytest.approx(sum(parts) / 3)
 
 
-def test_a_spread_is_no_less_than_probes_resolve_and_no_drop_is_no_nan():
+def test_a_spread_is_at_least_what_probes_resolve_and_a_missing_drop_gives_no_nan():
     dataset = cut("web", TIMES, spread=0.0)
     assert min(samples.spread_N.min() for samples in dataset.samples) >= MIN_SPREAD
     nothing = cut("web", np.full(400, np.nan), spread=np.nan, drop=0.0)
@@ -151,7 +151,7 @@ def test_a_dataset_shorter_than_a_sample_is_refused():
         (lambda: CutSettings(4, 1.5), "share never learned"),
     ],
 )
-def test_a_cutting_that_makes_no_sense_is_refused(make, sentence):
+def test_cut_settings_out_of_range_are_refused(make, sentence):
     with pytest.raises(TokscaleError, match=sentence):
         make()
 

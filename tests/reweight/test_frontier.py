@@ -320,6 +320,6 @@ def test_a_time_map_by_a_run_that_does_not_know_its_tokens_is_refused(tmp_path):
         ),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused(make, sentence):
+def test_a_policy_out_of_range_is_refused(make, sentence):
     with pytest.raises(TokscaleError, match=sentence):
         make(SameTokens(RANGE[1]))

@@ -129,7 +129,7 @@ def test_within_a_dataset_the_limit_is_each_stratums(run):
     assert decide(run, plan, AT)[0] == pytest.approx((2 * 270 - 200) / 600, rel=1e-6)
 
 
-def test_without_a_word_on_its_length_training_is_as_long_as_the_run_says(run):
+def test_training_is_as_long_as_the_run_says_if_the_plan_does_not(run):
     plan = plan_of(max_epochs=0.28, replanning=Replanning(**LOOSE))  # 130 steps of 4: 520 samples
     assert decide(run, plan, AT)[0] == pytest.approx((280 - 200) / 120, rel=1e-6)
 
@@ -171,7 +171,7 @@ def test_later_losses_do_not_matter(run, tmp_path):
     assert_allclose(decide(changed, plan_of(), AT), decide(run, plan_of(), AT), rtol=0)
 
 
-def test_what_the_losses_do_not_tell_has_a_reason(run, tmp_path):
+def test_losses_that_define_no_weights_give_a_reason(run, tmp_path):
     with pytest.raises(TokscaleError, match="has no losses of step 99"):
         decide(run, plan_of(), 99)
     with pytest.raises(
@@ -204,7 +204,7 @@ def test_a_watched_dataset_that_the_plan_does_not_have_may_lose_its_losses(run, 
     assert_allclose(slopes(spoiled, alone, AT), slopes(run, alone, AT), rtol=1e-12)
 
 
-def test_the_command_says_the_same(run, capsys):
+def test_the_command_prints_the_same_weights(run, capsys):
     save_run_plan(plan_of(), [], run.path)
     main([str(run.path), "--until", str(AT)])
     assert json.loads(capsys.readouterr().out) == {"weights": decide(run, plan_of(), AT).tolist()}
@@ -231,7 +231,7 @@ def test_provenance_decides_nothing(run, capsys):
     assert json.loads(capsys.readouterr().out) == {"weights": expected_D.tolist()}
 
 
-def test_it_starts_without_what_takes_long_to_load():
+def test_the_command_loads_no_slow_package():
     code = (
         "import sys, megatron_tokscale.reweight.live\n"
         "assert not {'torch', 'megatron', 'numba', 'sklearn'} & set(sys.modules)"

@@ -69,7 +69,7 @@ def test_the_uniform_control_is_one_stage_of_base_weights(tmp_path):
     assert [stage.weights for stage in plan.segments] == [(2 / 3, 1 / 3)]
 
 
-def test_datasets_may_be_named_otherwise_than_the_datasets(run, tmp_path):
+def test_the_runs_datasets_may_have_other_names_than_the_jobs(run, tmp_path):
     job = replace(JOB, datasets=(replace(WEB, name="web_text"), replace(CODE, name="code_text")))
     with pytest.raises(TokscaleError, match="watched no tokens of web_text, code_text"):
         plan_run(run, job, tmp_path / "plan.json")
@@ -81,7 +81,7 @@ def test_namesakes_get_strata_of_their_own():
     assert [stratum.name for stratum in plan.strata] == ["web#0", "web#1"]
 
 
-def test_a_schedule_by_hand_is_kept_as_it_is(tmp_path):
+def test_weights_by_hand_are_kept_as_they_are(tmp_path):
     manual = Manual({0: [1, 0], 6000: [0.01, 0.99]})
     plan = plan_by_hand(manual, JOB, tmp_path / "plan.json", guards=Guards(floor=0.5))
     assert [stage.weights for stage in plan.stages] == [(1, 0), (0.01, 0.99)]

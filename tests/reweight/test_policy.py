@@ -93,7 +93,7 @@ def test_uniform_is_the_base_weights():
     assert weights_TD.tolist() == [[0.3, 0.7]]
 
 
-def test_a_schedule_by_hand_in_steps():
+def test_weights_by_hand_in_steps():
     manual = Manual({1000: [1, 3], 0: [1, 1]})
     start_T, weights_TD = policy_stages(manual, np.array([0.5, 0.5]), 5000)
     assert start_T.tolist() == [0, 1000]
@@ -162,7 +162,7 @@ def test_draws_beyond_the_limit_on_epochs_are_refused():
         (lambda: bumps(30).select(["other"]), "watched no tokens of other"),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused_in_one_sentence(make, sentence):
+def test_a_policy_out_of_range_is_refused_in_one_sentence(make, sentence):
     with pytest.raises(TokscaleError, match=sentence) as caught:
         make()
     assert "\n" not in str(caught.value)

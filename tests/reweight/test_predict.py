@@ -76,7 +76,7 @@ def test_the_order_of_tokens_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_not_in_the_text_is_not_predicted(features, linear_Q, seed):
+def test_values_unrelated_to_the_text_are_not_predicted(features, linear_Q, seed):
     shuffled_Q = np.random.default_rng(seed).permutation(linear_Q)
     target = Target(shuffled_Q[:300], np.ones(300))
     errors = fit_predictor(features, np.arange(300), {"drop": target}).held_out["drop"]
@@ -103,7 +103,7 @@ def test_heavy_documents_count_for_more(features, linear_Q):
         assert np.sign(np.median(predicted)) == (1 if heavy else -1)
 
 
-def test_a_prediction_stays_in_the_range_of_what_it_was_learned_from(features, linear_Q):
+def test_a_prediction_stays_in_the_range_of_the_documents_it_was_learned_from(features, linear_Q):
     middle = np.argsort(linear_Q)[100:300]
     target = Target(linear_Q[middle], np.ones(200))
     others = np.setdiff1d(np.arange(N_DOCUMENTS), middle)

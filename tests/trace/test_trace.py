@@ -343,7 +343,7 @@ def test_a_damaged_record_is_refused_in_one_line(run, prefixes, edit, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_without_a_record_is_told_what_to_give_instead(run):
+def test_a_run_without_a_record_is_refused_with_the_alternative(run):
     with pytest.raises(TokscaleError, match="give the --data-cache-path of the training job"):
         Trace.open(run)
 
@@ -404,7 +404,7 @@ def test_a_blend_that_megatron_kept_no_index_of_is_refused(run, prefixes):
         Trace.from_records([record_of(blended)])
 
 
-def test_what_is_not_there_is_named(run, prefixes):
+def test_missing_samples_documents_and_datasets_are_named(run, prefixes):
     trace = Trace.from_records([record_of(blend(run, prefixes))])
     for k in (-1, 60):
         with pytest.raises(TokscaleError, match=f"sample {k} is not among .* from 0 to 59"):
@@ -440,7 +440,7 @@ def test_megatrons_cache_of_a_single_dataset(run, prefixes):
     assert_traces(Trace.from_cache(cache(run)), truth(dataset))
 
 
-def test_a_cache_of_several_jobs_asks_which(run, prefixes):
+def test_a_cache_of_several_jobs_is_refused_with_a_list(run, prefixes):
     jobs = [blend(run, prefixes), blend(run, prefixes, 40), blend(run, prefixes, seed=77)]
     single = gpt_dataset(prefixes[1], gpt_config(cache(run), SEQ_LENGTH), 33)
     with pytest.raises(TokscaleError, match=r"of 4 jobs; choose .* with --match: ") as caught:
