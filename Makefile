@@ -15,10 +15,12 @@ quick: env
 test: env
 	$(BIN)/python -m pytest
 
-# The lint, and the tests that start no Megatron job: those need ports and a warm launcher, and run
-# one after the other in `make test`.
+# Before each commit: the lint, and the quick tests that start no Megatron job. Jobs need ports and a
+# warm launcher, so they run one after the other in `make test`. With the slow ones of tests/slow.txt:
+# make check CHECK="not megatron"
+CHECK := not megatron and not slow
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not megatron" -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(CHECK)" -n 2 --dist worksteal
 
 soak: env
 	PYTHONPATH=tests/support $(BIN)/python tools/soak.py --kills 100 --folder soak-run
