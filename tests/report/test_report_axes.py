@@ -15,9 +15,9 @@ from megatron_tokscale.cli import main
 from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.sections.axes import axis_sections, axis_verdicts
-from megatron_tokscale.report.verdicts import summary
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.page import with_verdicts
+from megatron_tokscale.report.sections.axes import axis_sections
 from megatron_tokscale.spectrum import axis_run
 
 HOSTILE = "<script>$x_1$</script>"
@@ -60,15 +60,14 @@ def page(html):
 @pytest.fixture
 def edited(planted, folder):
     """A function: change -> the section and the verdicts after it was made to axis.json."""
-    analysis = Analysis.load(planted.run, [folder])
+    inputs = ReportInputs.read(planted.run, axes=[folder], n_tokens=0, seed=0)
 
     def make(change):
-        content = copy.deepcopy(analysis.axes[0].result)
+        content = copy.deepcopy(inputs.axes[0].result)
         change(content)
-        axes = (dataclasses.replace(analysis.axes[0], result=content),)
-        changed = dataclasses.replace(analysis, axes=axes)
-        sections = "".join(html for _, _, html in axis_sections(changed))
-        html = summary(axis_verdicts(changed)) + sections
+        axes = (dataclasses.replace(inputs.axes[0], result=content),)
+        changed = dataclasses.replace(inputs, axes=axes)
+        html = "".join(each.html for each in with_verdicts(axis_sections(changed)))
         assert "<script" not in html
         return Page(html)
 

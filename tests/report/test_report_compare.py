@@ -11,7 +11,7 @@ import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.sections.beside.section import verdict
+from megatron_tokscale.report.sections.beside import verdict
 from megatron_tokscale.report.sections.beside.speedup import (
     Curves,
     faster,

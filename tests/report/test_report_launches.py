@@ -5,7 +5,7 @@ import re
 
 from runs import launch
 
-from megatron_tokscale.report.sections.beside.section import _different_settings
+from megatron_tokscale.report.sections.beside import _different_settings
 from megatron_tokscale.report.sections.overview import _launches
 from megatron_tokscale.store import Batch
 

@@ -13,10 +13,9 @@ from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.laws import laws_run
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.sections import power_laws
-from megatron_tokscale.report.sections.laws import laws, laws_verdicts
-from megatron_tokscale.report.verdicts import summary
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.page import with_verdicts
+from megatron_tokscale.report.sections.laws import doubt, laws_section
 from megatron_tokscale.store import Run
 
 OTHER = "other <b>&$x_1$"
@@ -38,6 +37,10 @@ MULTI_POWER = {
 }
 
 
+def read(run):
+    return ReportInputs.read(run, n_tokens=0, seed=0)
+
+
 @pytest.fixture(scope="module")
 def run(planted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("laws") / "run"
@@ -48,8 +51,8 @@ def run(planted, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def analysis(run):
-    return Analysis.load(run)
+def inputs(run):
+    return read(run)
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +62,14 @@ def page(run, tmp_path_factory):
 
 
 @pytest.fixture
-def edited(analysis):
+def edited(inputs):
     """A function: change -> the section and the verdicts after it was made to laws.json."""
 
     def make(change):
-        content = copy.deepcopy(analysis.laws)
+        content = copy.deepcopy(inputs.laws)
         change(content)
-        changed = dataclasses.replace(analysis, laws=content)
-        html = summary(laws_verdicts(changed)) + laws(changed)
+        changed = dataclasses.replace(inputs, laws=content)
+        html = "".join(each.html for each in with_verdicts(laws_section(changed)))
         assert "<script" not in html and "<b>" not in html
         return Page(html)
 
@@ -85,8 +88,8 @@ def law_numbers(law):
     ]
 
 
-def test_power_laws_hold_the_numbers_of_the_analysis(analysis, page):
-    content = analysis.laws
+def test_power_laws_hold_the_numbers_of_the_analysis(inputs, page):
+    content = inputs.laws
     laws_by_row = {"all probe tokens": content["overall"]}
     laws_by_row |= {each["name"]: each for each in content["datasets"]}
     laws_by_row |= {f"all, from {each['from']:.3g}": each for each in content["other_starts"]}
@@ -97,15 +100,15 @@ def test_power_laws_hold_the_numbers_of_the_analysis(analysis, page):
         assert shown[: len(law_numbers(law))] == law_numbers(law)
 
 
-def test_every_explanation_is_told_with_its_verdict(analysis, page):
-    for each in analysis.laws["explanations"]:
+def test_every_explanation_is_told_with_its_verdict(inputs, page):
+    for each in inputs.laws["explanations"]:
         cells = page.cells("laws", each["explanation"])
         assert each["claim"] in cells and HOLDS[each["holds"]] in cells
         assert each["measured"] == "-" or each["measured"] in cells
 
 
-def test_zero_sum_learning_holds_the_numbers_of_the_analysis(analysis, page):
-    sums = analysis.laws["zero_sum"]
+def test_zero_sum_learning_holds_the_numbers_of_the_analysis(inputs, page):
+    sums = inputs.laws["zero_sum"]
     shown = page.row("laws", "1 to 2")
     k = sums["from_step"].index(1.0)
     assert shown == [sums[name][k] for name in ("movement", "change", "interference")]
@@ -174,15 +177,15 @@ def test_without_any_law_there_is_no_figure_of_it(edited):
     ],
 )
 def test_a_doubtful_law_says_so(change, said):
-    assert "".join(text for _, text in Page(power_laws.doubt(change)).texts) == said
+    assert "".join(text for _, text in Page(doubt(change)).texts) == said
 
 
-def test_laws_over_runs(edited, analysis):
+def test_laws_over_runs(edited, inputs):
     def change(content):
         content["several"] |= {"chinchilla": CHINCHILLA, "multi_power": MULTI_POWER}
 
     page = edited(change)
-    for each in analysis.laws["several"]["runs"]:
+    for each in inputs.laws["several"]["runs"]:
         assert page.row("laws", each["name"]) == [each["tokens"], each["loss"]]
     assert page.row("laws", "β, of") == [0.28, 0.2, 0.35]
     assert page.row("laws", "a = ") == [0.45]
@@ -203,9 +206,9 @@ def test_laws_of_one_run_have_no_table_of_runs(edited):
     assert "Laws over runs" not in edited(lambda content: content.pop("several")).words("laws")
 
 
-def test_without_laws_there_is_no_section(analysis):
-    without = dataclasses.replace(analysis, laws=None)
-    assert laws(without) == "" and laws_verdicts(without) == []
+def test_without_laws_there_is_no_section(inputs):
+    without = dataclasses.replace(inputs, laws=None)
+    assert laws_section(without) == []
 
 
 @pytest.mark.parametrize(
@@ -225,7 +228,7 @@ def test_laws_of_something_else_are_refused(run, tmp_path, change, what):
     write_result(path, content)
     again = rf"laws\.json is of .*{what}.* run `megatron-tokscale laws .*` again"
     with pytest.raises(TokscaleError) as error:
-        Analysis.load(Run.open(tmp_path / "run"))
+        read(Run.open(tmp_path / "run"))
     assert error.match(again.replace("is of .*", "is of (an )?"))
     assert "\n" not in str(error.value)
 
@@ -235,4 +238,4 @@ def test_laws_of_a_newer_version_are_refused(run, tmp_path):
     path = tmp_path / "run" / "analysis" / "laws.json"
     write_result(path, json.loads(path.read_text()) | {"schema_version": 99})
     with pytest.raises(TokscaleError, match="schema version 99"):
-        Analysis.load(Run.open(tmp_path / "run"))
+        read(Run.open(tmp_path / "run"))

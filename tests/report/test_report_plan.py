@@ -29,9 +29,9 @@ from megatron_tokscale.data import (
 from megatron_tokscale.data.history import accepted, followed, save_run_plan
 from megatron_tokscale.data.record import BlendRecord, DataRecord, DatasetRecord, PlanRecord
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.sections.plan.drawn_plan import read_plan, window_edges
+from megatron_tokscale.report.drawn_plan import read_plan, window_edges
+from megatron_tokscale.report.sections.plan import data_plan
 from megatron_tokscale.report.sections.plan.figures import levels, ratios, row_of
-from megatron_tokscale.report.sections.plan.section import data_plan
 from megatron_tokscale.store import Run
 
 CONSUMED = 8000  # 2000 steps of 4 samples
@@ -165,7 +165,7 @@ def test_decisions_made_while_training_are_shown(page):
 
 
 def test_without_a_plan_there_is_no_section(planted):
-    assert read_plan(planted.run) is None and data_plan(None) == ""
+    assert read_plan(planted.run) is None and html_of(None) == ""
     html = report_run(planted.run).read_text()
     assert 'id="plan"' not in html and "Data plan" not in html
 
@@ -195,8 +195,12 @@ def following(planted, tmp_path):
     return make
 
 
+def html_of(drawn):
+    return "".join(each.html for each in data_plan(drawn, "plan", "Data plan", "Data plan"))
+
+
 def section_of(run):
-    html = data_plan(read_plan(run))
+    html = html_of(read_plan(run))
     return html, Page(html)
 
 
@@ -260,7 +264,7 @@ def test_a_plan_that_took_over_is_named_with_its_first_sample(following):
     given = dataclasses.replace(make_plan(), max_epochs=None)
     both = accepted(past, given, 3000)
     drawn = read_plan(following(both))
-    page = Page(data_plan(drawn))
+    page = Page(html_of(drawn))
     assert page.cells("plan", "3,000") == given.fingerprint
     assert "epochs without limit" in page.cells("plan", "Limits")
     np.testing.assert_allclose(drawn.base_D, [0.6, 0.4])  # of the plan that holds now
@@ -317,7 +321,7 @@ def test_provenance_of_another_shape_stops_no_report(following, odd):
     path.write_text(json.dumps(sealed(content)))
     drawn = read_plan(run)
     np.testing.assert_allclose(drawn.base_D, [0.6, 0.4])
-    assert "frontier" in data_plan(drawn)
+    assert "frontier" in html_of(drawn)
 
 
 @pytest.mark.parametrize("name", ["plan.json", "replans.json", "data.json"])

@@ -12,10 +12,9 @@ import pytest
 
 from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.probe.text import AFTER, BEFORE, load_tokenizer, marked, passages
-from megatron_tokscale.report.markup import number
-from megatron_tokscale.report.scale import TimeScale, short
-from megatron_tokscale.report.sections.examples import choose, well_determined
-from megatron_tokscale.report.sections.trajectory import trajectory
+from megatron_tokscale.report.charts import TimeScale, short
+from megatron_tokscale.report.html import number
+from megatron_tokscale.report.sections.examples import choose, trajectory, well_determined
 
 
 @pytest.fixture(scope="module")

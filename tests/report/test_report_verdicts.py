@@ -11,7 +11,7 @@ from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.sections.gains import gains
+from megatron_tokscale.report.sections.transfer import gains_figure
 from megatron_tokscale.report.verdicts import outcome
 from megatron_tokscale.spectrum import spectrum_run
 
@@ -188,7 +188,7 @@ def test_an_alignment_and_an_order_that_are_undefined_say_why(copied):
 
 def test_gains_without_an_alignment_have_no_figure():
     nothing = {"undefined": "too few"}
-    assert not gains("transfer-1", {"source": "a", "absolute": nothing, "by loss": nothing})
+    assert not gains_figure("transfer-1", {"source": "a", "absolute": nothing, "by loss": nothing})
 
 
 def test_runs_of_one_name_are_told_apart(copied):

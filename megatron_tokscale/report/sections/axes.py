@@ -1,20 +1,27 @@
-"""The sections on the axes D and M: what tokens gain from more data, or a larger model."""
+"""The sections on the axes D and M: what tokens gain from more data, or a larger model.
+
+Shapes: G grid points, R resamples (the first is the data as they are), K runs.
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.markup import (
+import numpy as np
+from matplotlib.figure import Figure
+
+from megatron_tokscale.report.charts import TimeScale, band, draw, short, time_axis
+from megatron_tokscale.report.html import (
+    MEASURED,
     escape,
     estimate,
     figure,
     number,
     paragraph,
-    section,
     table,
 )
-from megatron_tokscale.report.sections.axis_figure import SIZES, axis_derivative
-from megatron_tokscale.report.sections.skills import (
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.sections import Section
+from megatron_tokscale.report.sections.transfer import (
     LEAST,
     PASSES,
     PERMUTED,
@@ -27,35 +34,24 @@ from megatron_tokscale.report.sections.skills import (
 from megatron_tokscale.report.verdicts import Verdict, outcome
 from megatron_tokscale.results import AxisResult
 
-
-def axis_sections(analysis: Analysis) -> list[tuple[str, str, str]]:
-    """For every axis its anchor, its entry in the navigation, and its HTML."""
-    return [
-        (_anchor(n), f"Axis {escape(axis.result['axis'])}", _section(_anchor(n), axis))
-        for n, axis in enumerate(analysis.axes)
-    ]
-
-
-def axis_verdicts(analysis: Analysis) -> list[Verdict]:
-    """Return per axis that was tested: do learning times along T tell who gains along it?"""
-    return [
-        verdict
-        for n, axis in enumerate(analysis.axes)
-        for verdict in _across(_anchor(n), axis.result)
-    ]
+_SIZES: Final = {
+    "tokens": "training tokens",
+    "parameters": "parameters",
+    "non-embedding": "parameters without embeddings",
+    "flops": "FLOPs per token",
+}
 
 
-def _anchor(n: int) -> str:
-    return f"axis-{n + 1}"
+def axis_sections(inputs: ReportInputs) -> list[Section]:
+    """Return a section for every axis."""
+    return [_section(f"axis-{n}", axis) for n, axis in enumerate(inputs.axes, 1)]
 
 
-def _section(anchor: str, axis: AxisResult) -> str:
+def _section(anchor: str, axis: AxisResult) -> Section:
     result = axis.result
-    name, size = escape(result["axis"]), SIZES[result["size"]]
+    size = _SIZES[result["size"]]
     falls = ["–", *(estimate(each, "fall") for each in result["falls"])]
-    return section(
-        anchor,
-        f"Axis {result['axis']}: {size}",
+    parts = [
         paragraph(
             f"The last losses of {number(len(result['runs']), ',')} runs of growing size take the "
             f"place of losses over time: x = ln of {size}. One run of each size: the intervals "
@@ -70,15 +66,18 @@ def _section(anchor: str, axis: AxisResult) -> str:
             ],
         ),
         figure(
-            axis_derivative(anchor, axis),
+            _derivative_figure(anchor, axis),
             "The slope of the mean loss, smoothed, and its 95% band over documents. Dotted lines: "
             "the runs; between them nothing was measured.",
         ),
-        *_across_part(name, result),
-    )
+        *_across_axes(result),
+    ]
+    entry = f"Axis {result['axis']}"
+    return Section(anchor, entry, f"{entry}: {size}", parts, _verdicts(anchor, result))
 
 
-def _across_part(name: str, result: Mapping[str, Any]) -> list[str]:
+def _across_axes(result: Mapping[str, Any]) -> list[str]:
+    """Return the parts on the learning times of the axis T, held against this axis."""
     across = result["across"]
     if across is None:
         return [
@@ -88,7 +87,7 @@ def _across_part(name: str, result: Mapping[str, Any]) -> list[str]:
             )
         ]
     source = escape(across["source"])
-    title = f"<h3>Learning times along T of {source} on the axis {name}</h3>"
+    title = f"<h3>Learning times along T of {source} on the axis {escape(result['axis'])}</h3>"
     if "undefined" in across:
         return [title, paragraph(f"{outcome(None)}: {escape(across['undefined'])}.")]
     return [
@@ -105,7 +104,8 @@ def _across_part(name: str, result: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _across(anchor: str, result: Mapping[str, Any]) -> list[Verdict]:
+def _verdicts(anchor: str, result: Mapping[str, Any]) -> list[Verdict]:
+    """Return the verdict, if it was tested: do learning times along T tell who gains here?"""
     across = result["across"]
     if across is None:
         return []
@@ -117,3 +117,25 @@ def _across(anchor: str, result: Mapping[str, Any]) -> list[Verdict]:
         return [Verdict(anchor, question, None, "–", escape(across["undefined"]))]
     groups = across["groups"]
     return [Verdict(anchor, question, passed(groups), weakest(groups), LEAST)]
+
+
+def _derivative_figure(anchor: str, axis: AxisResult) -> str:
+    """Draw the measured -dL/dx over the size, with the sizes of the runs."""
+    arrays, size = axis.arrays, _SIZES[axis.result["size"]]
+    size_G, size_K = np.exp(arrays["x_G"]), np.exp(arrays["x_K"])
+    measured_RG = arrays["measured_RG"]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        if len(measured_RG) > 2:
+            band(axes, size_G, np.quantile(measured_RG[1:], [0.025, 0.975], axis=0), MEASURED)
+        axes.plot(size_G, measured_RG[0], color=MEASURED, lw=2.4)
+        for each in size_K:
+            axes.axvline(each, color="#999999", lw=0.8, ls=(0, (1, 2)))
+        time_axis(axes, TimeScale(float(size_K[0]), float(size_K[-1]), has_zero=False), size)
+        axes.set_xticks(size_K, [short(each) for each in size_K])
+        axes.set_xticks([], minor=True)
+        axes.set_ylabel("−dL/dx (nats per unit of x)")
+
+    alt = f"Measured derivative of the mean loss over {size}"
+    return draw(anchor, alt, 3.4, paint)

@@ -1,24 +1,26 @@
-"""The section on the classes of trajectories: what share of tokens and of the fall each has.
+"""The section on the classes of trajectories: the share of the tokens and of the fall in each.
 
 Shapes: N tokens, D datasets.
 """
 
+from typing import Final
+
 import numpy as np
 
 from megatron_tokscale.fit import TokenClass
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.markup import (
+from megatron_tokscale.report.html import (
     bar,
     dataset,
     escape,
     interval,
     number,
     paragraph,
-    section,
     table,
 )
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.sections import Section
 
-CLASS_MEANINGS = {
+CLASS_MEANINGS: Final = {
     TokenClass.FALLING: "one falling sigmoid: learned",
     TokenClass.TWO_STEP: "two transitions, or down and up",
     TokenClass.GRADUAL: "straight in x after an onset: no step",
@@ -29,35 +31,34 @@ CLASS_MEANINGS = {
 }
 
 
-def classes(analysis: Analysis) -> str:
-    """Tokens and share of the fall per class, overall and per dataset."""
-    return section(
-        "classes",
-        "Shares of the classes",
+def classes_section(inputs: ReportInputs) -> list[Section]:
+    """Return the section with tokens and shares of the fall per class, and per dataset."""
+    parts = [
         paragraph(
             "Each token belongs to the model that describes its losses best "
-            f"({escape(str(analysis.fit['settings']['criterion']))}). The share of the fall is the "
+            f"({escape(str(inputs.fit['settings']['criterion']))}). The share of the fall is the "
             "class's part of the measured loss at the first probe minus that at the last, summed "
             "over tokens; a class that forgets has a negative one."
         ),
         table(
-            f"All {number(analysis.fit['n_tokens'], ',')} tokens; together they fell by "
-            f"{number(analysis.fit['fall_nats'], ',.0f')} nats. Shares are of the tokens with "
+            f"All {number(inputs.fit['n_tokens'], ',')} tokens; together they fell by "
+            f"{number(inputs.fit['fall_nats'], ',.0f')} nats. Shares are of the tokens with "
             "finite losses at all probes, with 95% intervals over documents.",
             ["class", "tokens", "share of tokens", "share of the fall"],
-            _rows(analysis),
+            _rows(inputs),
         ),
-        *_classes_by_dataset(analysis),
-    )
+        *_classes_by_dataset(inputs),
+    ]
+    return [Section("classes", "Classes", "Shares of the classes", parts)]
 
 
-def _rows(analysis: Analysis) -> list[list[str]]:
+def _rows(inputs: ReportInputs) -> list[list[str]]:
     rows = []
     for token_class, meaning in CLASS_MEANINGS.items():
-        tokens = analysis.fit["classes"][token_class.label]["tokens"]
+        tokens = inputs.fit["classes"][token_class.label]["tokens"]
         if token_class is TokenClass.UNFITTED and not tokens:
             continue
-        shares = analysis.reconstruction["classes"].get(token_class.label, {})
+        shares = inputs.reconstruction["classes"].get(token_class.label, {})
         cells = [
             bar(shares[name]) + interval(shares, name, ".1%") if shares else "–"
             for name in ("share", "fall_share")
@@ -67,8 +68,8 @@ def _rows(analysis: Analysis) -> list[list[str]]:
     return rows
 
 
-def _classes_by_dataset(analysis: Analysis) -> list[str]:
-    fits, tokens = analysis.fits, analysis.run.probe_set
+def _classes_by_dataset(inputs: ReportInputs) -> list[str]:
+    fits, tokens = inputs.fits, inputs.run.probe_set
     shown = [each for each in CLASS_MEANINGS if fits.is_class(each).any()]
     fall_N = np.nan_to_num(fits.fall_N.astype(np.float64))
     header = ["dataset", *(each.label for each in shown)]

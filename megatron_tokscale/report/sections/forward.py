@@ -2,32 +2,33 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.markup import escape, estimate, number, paragraph, section, table
-from megatron_tokscale.report.scale import UNITS, short
-from megatron_tokscale.report.sections.skills import PERMUTED, SKILL, groupings_table
+from megatron_tokscale.report.charts import UNITS, short
+from megatron_tokscale.report.html import escape, estimate, number, paragraph, table
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.sections import Section
+from megatron_tokscale.report.sections.transfer import PERMUTED, SKILL, groupings_table
 from megatron_tokscale.report.verdicts import outcome
 
-_PREDICTIONS = {
+_PREDICTIONS: Final = {
     "tokens": "the tokens' fits to the part before",
     "power-law": "rival: the power law of the mean loss before",
     "uniform": "rival: a uniform spectrum, the loss falls on as before",
 }
-_NO_VERDICT = (
+_NO_VERDICT: Final = (
     "These numbers have no verdict: a token whose fall has not begun is extrapolated flat, so the "
     "fits miss every fall that begins after the cut."
 )
 
 
-def forward(analysis: Analysis) -> str:
-    """The forecast of the last factor of two: the mean loss, and which groups fall."""
-    result = analysis.reconstruction["forward"]
-    return section("forward", "Forward in time", *_parts(result, UNITS[analysis.time]))
+def forward_section(inputs: ReportInputs) -> list[Section]:
+    """Return the section on the forecast of the last octave: mean loss, and which groups fall."""
+    parts = _forecast(inputs.reconstruction["forward"], UNITS[inputs.time])
+    return [Section("forward", "Forward in time", "Forward in time", parts)]
 
 
-def _parts(result: Mapping[str, Any], unit: str) -> list[str]:
+def _forecast(result: Mapping[str, Any], unit: str) -> list[str]:
     if "undefined" in result:
         return [paragraph(f"{outcome(None)}: {escape(result['undefined'])}.")]
     first, last = (short(math.exp(result[end])) for end in ("from_x", "to_x"))

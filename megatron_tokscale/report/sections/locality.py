@@ -1,16 +1,32 @@
-"""The section on locality: the widths of the transitions beside those of mean-curve tokens."""
+"""The section on locality: the widths of the transitions beside those of mean-curve tokens.
 
+Shapes: C bins, K probe steps.
+"""
+
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
-from megatron_tokscale.report import figures
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.markup import estimate, figure, number, paragraph, section, table
+import numpy as np
+from matplotlib.figure import Figure
+
+from megatron_tokscale.report.charts import TimeScale, draw
+from megatron_tokscale.report.html import (
+    MEASURED,
+    NULL,
+    estimate,
+    figure,
+    number,
+    paragraph,
+    table,
+)
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.verdicts import Verdict, outcome
 from megatron_tokscale.spectrum.evidence.locality import LOCAL_BELOW
 
-_UNITS = ("width_decades", "width_of_range")
-_REASONS = {
+_UNITS: Final = ("width_decades", "width_of_range")
+_REASONS: Final = {
     True: "The transitions are narrower than if every token followed the mean curve.",
     False: f"The interval of the ratio is not below {LOCAL_BELOW}: transitions as wide as those "
     "of tokens that follow the mean curve are not excluded.",
@@ -18,20 +34,18 @@ _REASONS = {
 }
 
 
-def locality(analysis: Analysis) -> str:
-    """Widths of the transitions beside those of tokens that follow the mean curve."""
-    widths = analysis.reconstruction["widths"]
-    return section(
-        "locality",
-        "How local learning is",
+def locality_section(inputs: ReportInputs) -> list[Section]:
+    """Return the section that compares the widths with those of tokens on the mean curve."""
+    widths = inputs.reconstruction["widths"]
+    parts = [
         paragraph(
             "The time from 10% to 90% of a token's transition, in decades of time. Beside it the "
             "same fit on tokens that each follow the mean curve, with their own level, amplitude "
             "and noise: what would be seen if no token had a learning time of its own."
         ),
-        paragraph(_verdict(widths), "verdict"),
+        paragraph(_verdict_sentence(widths), "verdict"),
         figure(
-            figures.widths(analysis),
+            _widths_figure(inputs),
             "Falling tokens with a trusted midpoint, weighted by their drop; two-step and gradual "
             "tokens are in neither histogram. Widths below the spacing of the probes are known "
             "only as small.",
@@ -42,12 +56,12 @@ def locality(analysis: Analysis) -> str:
             ["", "observed", "mean-curve null"],
             _rows(widths["observed"], widths["mean_curve_null"]),
         ),
-    )
+    ]
+    return [Section("locality", "Locality", "How local learning is", parts, [_verdict(widths)])]
 
 
-def locality_verdict(analysis: Analysis) -> Verdict:
-    """Whether the transitions are narrower than those of the null."""
-    widths = analysis.reconstruction["widths"]
+def _verdict(widths: Mapping[str, Any]) -> Verdict:
+    """Return the verdict: are the transitions narrower than those of the null?"""
     return Verdict(
         "locality",
         "Tokens are learned in narrow windows of time",
@@ -57,7 +71,7 @@ def locality_verdict(analysis: Analysis) -> Verdict:
     )
 
 
-def _verdict(widths: Mapping[str, Any]) -> str:
+def _verdict_sentence(widths: Mapping[str, Any]) -> str:
     half = [
         number(widths[name]["width_decades"]["p50"], ".2f")
         for name in ("observed", "mean_curve_null")
@@ -90,3 +104,50 @@ def _rows(observed: Mapping[str, Any], null: Mapping[str, Any]) -> list[list[str
             *(estimate(each, "fall_in_windows", ".1%") for each in both),
         ],
     ]
+
+
+def _widths_figure(inputs: ReportInputs) -> str:
+    """Draw histograms of the 10-90% widths, observed and of mean-curve tokens, in decades."""
+    arrays = inputs.arrays
+    edges_C = arrays["width_edges_C"] / math.log(10)
+    x_K = arrays["x_K"][np.isfinite(arrays["x_K"])]
+    spacing, span = np.median(np.diff(x_K)) / math.log(10), np.ptp(x_K) / math.log(10)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.stairs(
+            100 * arrays["width_null_C"],
+            edges_C,
+            fill=True,
+            color=NULL,
+            alpha=0.45,
+            label="mean-curve tokens (null)",
+        )
+        axes.stairs(
+            100 * arrays["width_observed_C"], edges_C, color=MEASURED, lw=1.6, label="observed"
+        )
+        for place, name in ((spacing, "spacing of the probes"), (span, "probed range")):
+            axes.axvline(place, color="#999999", lw=0.8, ls=(0, (2, 2)))
+            axes.annotate(
+                name,
+                (place, 1),
+                (3, -3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                rotation=90,
+                va="top",
+                fontsize=7.5,
+                color="#555555",
+            )
+        axes.set_xscale("log")
+        scale = TimeScale(float(edges_C[0]), float(edges_C[-1]), has_zero=False)
+        ticks = scale.ticks()
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_xticks(scale.minor_ticks(), [], minor=True)
+        axes.set_xlim(edges_C[0], edges_C[-1])
+        axes.set_xlabel("10–90% width of the transition (decades of time)")
+        axes.set_ylabel("share of the drop per bin (%)")
+        axes.legend(loc="upper left")
+
+    alt = "Histogram of transition widths, observed and of tokens that follow the mean curve"
+    return draw("widths", alt, 3.0, paint)

@@ -1,70 +1,92 @@
-"""The section on the spectrum: the measured derivative, its reconstructions, and their misses."""
+"""The section on the spectrum: the measured derivative, its reconstructions, and their misses.
 
+Shapes: K probe steps, G grid points, D datasets.
+"""
+
+import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from megatron_tokscale.report import figures
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.largest import largest_datasets, left_out
-from megatron_tokscale.report.markup import (
+from megatron_tokscale.report.charts import (
+    LABELS,
+    UNITS,
+    TimeScale,
+    band,
+    draw,
+    largest_datasets,
+    left_out,
+    short,
+    time_axis,
+    time_of,
+)
+from megatron_tokscale.report.html import (
+    MEASURED,
+    NULL,
+    dataset_colour,
     escape,
     estimate,
     figure,
     number,
     paragraph,
-    section,
     swatch,
     table,
 )
-from megatron_tokscale.report.scale import LABELS, UNITS, short, time_of
-from megatron_tokscale.report.style import MEASURED, RECONSTRUCTIONS
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.sections import Section
 
-_INGREDIENTS = {
+_FILL: Final = "#dcdcdc"
+_RECONSTRUCTIONS: Final = {
+    "full": ("#7b3294", "-"),
+    "kernel": ("#b8730a", "--"),
+    "spectrum": ("#2a8c8c", ":"),
+}
+_INGREDIENTS: Final = {
     "full": "every token's own model",
     "kernel": "drops and learning times, one common width",
     "spectrum": "learning times alone: equal drops, one width",
 }
 
 
-def spectrum(analysis: Analysis) -> str:
-    """The measured derivative beside its reconstructions, and how well they agree."""
-    tokens, result = analysis.run.probe_set, analysis.reconstruction
-    return section(
-        "spectrum",
-        "The learning-time spectrum against −dL/dx",
-        paragraph(_what_is_shown(analysis)),
+def spectrum_section(inputs: ReportInputs) -> list[Section]:
+    """Return the section with the measured derivative, its reconstructions and their agreement."""
+    tokens, result = inputs.run.probe_set, inputs.reconstruction
+    parts = [
+        paragraph(_what_is_shown(inputs)),
         figure(
-            figures.derivative(analysis),
+            _derivative_figure(inputs),
             "Black: measured. Grey area: the drop-weighted spectrum, smoothed by a Gaussian of "
-            f"{number(analysis.spectrum['bandwidth_x'])} in x. Dark band and thin lines: their "
+            f"{number(inputs.spectrum['bandwidth_x'])} in x. Dark band and thin lines: their "
             "95% intervals over documents; noise that all tokens of a probe share is not in them. "
             "The reconstructions are smoothed as the measured curve is.",
         ),
-        agreement(result),
+        _agreement(result),
         paragraph(
             "On the tokens that were fitted, agreement is nearly algebra: the sum of good fits is "
             "a good fit of the sum. " + escape(result["other_documents"]["note"]),
             "soft",
         ),
         figure(
-            figures.misses(analysis),
+            _misses_figure(inputs),
             "Where the reconstructions miss: their fall minus the measured one within each part of "
             "the probed range. Above zero they put learning where there was none.",
         ),
-        _falls(result["falls"], UNITS[analysis.time]),
+        _falls(result["falls"], UNITS[inputs.time]),
         figure(
-            figures.derivative_by_dataset(analysis),
+            _datasets_figure(inputs),
             "Each dataset by itself: measured −dL/dx (line; band: 95%, over documents) and "
             "drop-weighted spectrum (filled)." + left_out(largest_datasets(tokens), tokens),
         ),
-    )
+    ]
+    title = "The learning-time spectrum against −dL/dx"
+    return [Section("spectrum", "Spectrum", title, parts)]
 
 
-def _what_is_shown(analysis: Analysis) -> str:
-    about, before = analysis.spectrum, analysis.reconstruction["fall_before_first_finite_probe"]
+def _what_is_shown(inputs: ReportInputs) -> str:
+    about, before = inputs.spectrum, inputs.reconstruction["fall_before_first_finite_probe"]
     share = ""
     if before is not None:
         share = (
@@ -73,7 +95,7 @@ def _what_is_shown(analysis: Analysis) -> str:
         )
     return (
         "How fast the mean loss falls, in nats per unit of x "
-        f"(x = ln of {LABELS[analysis.time]}), beside what the tokens' learning times say it "
+        f"(x = ln of {LABELS[inputs.time]}), beside what the tokens' learning times say it "
         f"should be. The {number(about['n_tokens'], ',')} fitted tokens have "
         f"{number(about['n_events'], ',')} falling transitions, together a drop of "
         f"{estimate(about, 'drop_of_events_nats_per_token')} nats per token; rises are not in "
@@ -81,10 +103,10 @@ def _what_is_shown(analysis: Analysis) -> str:
     )
 
 
-def agreement(result: Mapping[str, Any]) -> str:
+def _agreement(result: Mapping[str, Any]) -> str:
     """Return the table of R² of the reconstructions, on the same tokens and other documents."""
     rows = []
-    for name, (colour, _) in RECONSTRUCTIONS.items():
+    for name, (colour, _) in _RECONSTRUCTIONS.items():
         cells = [
             estimate(result[documents][name], "r2")
             for documents in ("same_tokens", "other_documents")
@@ -100,16 +122,16 @@ def agreement(result: Mapping[str, Any]) -> str:
 
 
 def _falls(falls: dict[str, list[float]], unit: str) -> str:
-    """Nats per part of the range, measured and by reconstruction."""
+    """Return the table of the nats per part of the range, measured and by reconstruction."""
     times = [short(time) for time in time_of(np.array(falls["edges"]))]
-    names = ["measured", *RECONSTRUCTIONS]
+    names = ["measured", *_RECONSTRUCTIONS]
     parts = [
         [f"{left} to {right}", *(number(falls[name][part]) for name in names)]
         for part, (left, right) in enumerate(pairwise(times))
     ]
     parts.append(["all of it", *(number(sum(falls[name])) for name in names)])
     colours = {"measured": MEASURED} | {
-        name: colour for name, (colour, _) in RECONSTRUCTIONS.items()
+        name: colour for name, (colour, _) in _RECONSTRUCTIONS.items()
     }
     return table(
         "Fall within each eighth of the probed range of x, in nats per token; the ends are those "
@@ -117,3 +139,75 @@ def _falls(falls: dict[str, list[float]], unit: str) -> str:
         [f"from, to ({unit})", *(swatch(colours[name], name) for name in names)],
         parts,
     )
+
+
+def _derivative_figure(inputs: ReportInputs) -> str:
+    """Draw -dL/dx as measured, its reconstructions, and the drop-weighted spectrum."""
+    arrays = inputs.arrays
+    time_G = time_of(arrays["x_G"])
+    scale = TimeScale.from_times(time_G)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        weighted_G = arrays["drop_weighted_G"]
+        axes.fill_between(time_G, weighted_G, color=_FILL, lw=0, label="drop-weighted spectrum")
+        for bound_G in arrays["drop_weighted_interval_2G"]:
+            axes.plot(time_G, bound_G, color=NULL, lw=0.6)
+        band(axes, time_G, arrays["measured_interval_2G"], MEASURED)
+        axes.plot(time_G, arrays["measured_G"], color=MEASURED, lw=2.4, label="measured")
+        for name, (colour, line) in _RECONSTRUCTIONS.items():
+            axes.plot(time_G, arrays[f"{name}_G"], color=colour, ls=line, lw=1.5, label=name)
+        axes.axhline(0, color="#999999", lw=0.7)
+        time_axis(axes, scale, LABELS[inputs.time])
+        axes.set_ylabel("−dL/dx (nats per unit of x)")
+        figure.legend(loc="outside upper left", ncols=7)
+
+    alt = "Measured derivative of the mean loss beside its reconstructions and the spectrum"
+    return draw("derivative", alt, 3.6, paint)
+
+
+def _misses_figure(inputs: ReportInputs) -> str:
+    """Draw the fall of each reconstruction minus the measured fall, by part of the range."""
+    falls = inputs.reconstruction["falls"]
+    edges = time_of(np.array(falls["edges"]))
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for name, (colour, line) in _RECONSTRUCTIONS.items():
+            miss = np.subtract(falls[name], falls["measured"])
+            axes.stairs(miss, edges, baseline=None, color=colour, ls=line, lw=1.6, label=name)
+        axes.axhline(0, color="#999999", lw=0.8)
+        time_axis(axes, TimeScale.from_times(edges), LABELS[inputs.time])
+        axes.set_ylabel("rebuilt − measured (nats)")
+        figure.legend(loc="outside upper left", ncols=3)
+
+    alt = "Fall of each reconstruction minus the measured fall in eight parts of the probed range"
+    return draw("misses", alt, 2.3, paint)
+
+
+def _datasets_figure(inputs: ReportInputs) -> str:
+    """Draw the measured derivative and the drop-weighted spectrum, one panel per dataset."""
+    arrays = inputs.arrays
+    time_G = time_of(arrays["x_G"])
+    scale = TimeScale.from_times(time_G)
+    shown = largest_datasets(inputs.run.probe_set)
+
+    def paint(figure: Figure) -> None:
+        columns = min(len(shown), 3)
+        rows = math.ceil(len(shown) / columns)
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for panel, (d, name) in zip(panels, shown.items(), strict=False):
+            colour = dataset_colour(d)
+            panel.fill_between(
+                time_G, arrays["drop_weighted_DG"][d], color=colour, alpha=0.22, lw=0
+            )
+            band(panel, time_G, arrays["measured_interval_D2G"][d], colour)
+            panel.plot(time_G, arrays["measured_DG"][d], color=colour, lw=2.4)
+            panel.set_title(name)
+            time_axis(panel, scale, LABELS[inputs.time])
+        for panel in panels[len(shown) :]:
+            panel.set_axis_off()
+        figure.supylabel("nats per unit of x", fontsize=8.5)
+
+    alt = "Measured derivative and drop-weighted spectrum of each dataset"
+    return draw("datasets", alt, 2.5 * math.ceil(len(shown) / 3), paint)

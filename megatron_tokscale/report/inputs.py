@@ -1,4 +1,4 @@
-"""What `fit_run`, `spectrum_run` and others left of a run, read and checked to belong together.
+"""What the page is made from: a run, its analysis, and the other runs and plans that it shows.
 
 Shapes: N tokens, K probe steps, G grid points, D datasets, C bins.
 """
@@ -6,13 +6,15 @@ Shapes: N tokens, K probe steps, G grid points, D datasets, C bins.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fits_path
 from megatron_tokscale.laws.explain import explanations
-from megatron_tokscale.report.sections.plan.drawn_plan import DrawnPlan, read_plan
+from megatron_tokscale.probe.text import load_tokenizer
+from megatron_tokscale.report.drawn_plan import DrawnPlan, read_plan
 from megatron_tokscale.results import (
     AxisResult,
     FittedRun,
@@ -24,13 +26,16 @@ from megatron_tokscale.results import (
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.reader import Time
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 
 @dataclass(frozen=True)
-class Analysis:
-    """A run with everything computed from it. Make one with `Analysis.load`.
+class ReportInputs:
+    """A run with everything that its page shows. Make one with `ReportInputs.read`.
 
     Attributes:
-        time: the time axis of the fits: "step", "tokens" or "lr-sum".
+        time: the time axis of the fits.
         fits: the fits of all N tokens.
         fit: the content of fit.json.
         spectrum: the content of spectrum.json.
@@ -40,6 +45,11 @@ class Analysis:
         laws: the content of laws.json; None if there is none.
         axes: losses over runs of growing size.
         plan: the data plan that the run followed, and what it drew; None if there is none.
+        beside: a run that trained under a plan, to compare with this run; None if there is none.
+        plan_beside: the data plan that the run `beside` followed.
+        tokenizer: decodes the tokens' ids; None shows the ids.
+        n_tokens: how many example tokens are shown.
+        seed: the seed of the choice of example tokens.
     """
 
     run: Run
@@ -53,22 +63,39 @@ class Analysis:
     laws: dict[str, Any] | None
     axes: tuple[AxisResult, ...]
     plan: DrawnPlan | None
+    beside: Run | None
+    plan_beside: DrawnPlan | None
+    tokenizer: "Tokenizer | None"
+    n_tokens: int
+    seed: int
 
-    @staticmethod
-    def load(run: Run, axes: Sequence[Path] = ()) -> "Analysis":
-        """Read RUN/analysis, and the folders of the axes D and M.
+    @classmethod
+    def read(
+        cls,
+        run: Run,
+        *,
+        beside: Run | None = None,
+        axes: Sequence[Path] = (),
+        tokenizer: Path | None = None,
+        n_tokens: int = 36,
+        seed: int = 0,
+    ) -> Self:
+        """Read RUN/analysis, the plans, and the folders of the axes D and M; check them all.
 
         Raises:
             TokscaleError: a file is missing or damaged, of another schema, or of other probes than
-                the run has now.
+                the run has now; the tokenizer does not fit; another run or an axis is of another
+                probe set.
         """
+        if beside is not None:
+            _check_beside(run, beside)
         fitted = FittedRun.open(run)
         spectrum = SpectrumResult.open(run)
         reconstruction = spectrum.reconstruction
         laws = read_laws(run, fitted.fit)
         if laws is not None:
             laws |= {"explanations": explanations(laws, reconstruction)}
-        return Analysis(
+        return cls(
             run,
             fitted.time,
             SigmoidFits.load(fits_path(run)),
@@ -80,4 +107,19 @@ class Analysis:
             laws,
             tuple(read_axis(run, folder) for folder in axes),
             read_plan(run),
+            beside,
+            read_plan(beside) if beside is not None else None,
+            load_tokenizer(tokenizer, run.probe_set) if tokenizer is not None else None,
+            n_tokens,
+            seed,
         )
+
+
+def _check_beside(run: Run, beside: Run) -> None:
+    if beside.probe_set.fingerprint != run.probe_set.fingerprint:
+        raise TokscaleError(
+            f"{run.path} and {beside.path} do not share a probe set; "
+            "compare runs that watch the same tokens"
+        )
+    if not beside.records:
+        raise TokscaleError(f"{beside.path} has no probes yet; train it first")
