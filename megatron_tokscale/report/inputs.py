@@ -77,8 +77,8 @@ class ReportInputs:
         beside: Run | None = None,
         axes: Sequence[Path] = (),
         tokenizer: Path | None = None,
-        n_tokens: int = 36,
-        seed: int = 0,
+        n_tokens: int,
+        seed: int,
     ) -> Self:
         """Read RUN/analysis, the plans, and the folders of the axes D and M; check them all.
 

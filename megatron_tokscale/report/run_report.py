@@ -6,6 +6,7 @@ from pathlib import Path
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import write_text
+from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.store import Run
 
@@ -17,7 +18,7 @@ def report_run(
     axes: Sequence[Path] = (),
     tokenizer: Path | None = None,
     n_tokens: int = 36,
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
     out: Path | None = None,
 ) -> Path:
     """Write the report of a run as one self-contained HTML page; the same inputs, the same bytes.

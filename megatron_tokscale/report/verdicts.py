@@ -74,17 +74,19 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
     ]
     return [
         paragraph(
-            "Claims about learning times, and of their rivals, that could have been refuted here. "
-            "“Not shown” says that a test was not passed; the null is shown to be better only "
-            "where the whole interval is on its side. “Holds” says that a prediction was not "
-            "refuted: a wide interval refutes little. That the fits rebuild the run's own loss is "
-            'not among the tests: it is <a href="#spectrum">nearly algebra</a>.'
+            "The table lists every claim that the data of this run could have refuted: claims "
+            "about learning times, and claims of rival explanations. “Not shown” means that a test "
+            "was not passed; the null model is shown to be better only if the whole interval is on "
+            "its side. “Holds” means that the data do not refute a prediction; a wide interval "
+            "refutes little. One claim is not tested: that the fits add up to the run's own loss "
+            'is <a href="#spectrum">nearly algebra</a>.'
         ),
         table(
-            "Intervals are 95%, by a bootstrap over documents unless another is named: they hold "
-            "for other text, not for other seeds of the training. A number with an interval over "
-            "documents is corrected, as its interval is, for the bias that the bootstrap shows.",
-            ["tested", "verdict", "number", "which number, and when it passes"],
+            "All intervals are 95%. They are from a bootstrap over documents unless the text names "
+            "another source: they cover other text, not other seeds of the training. A number with "
+            "such an interval, and the interval, are corrected for the bias that the bootstrap "
+            "shows.",
+            ["claim", "verdict", "number", "meaning of the number, and rule of the verdict"],
             rows,
             "words",
         ),

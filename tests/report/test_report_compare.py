@@ -94,7 +94,7 @@ def test_page_says_which_way_it_came_out(planted, second_run, tmp_path, delay, w
     assert word in text_of(verdict_text[1])
     assert "one run of each: one seed." in html
     assert "the runs also differ in the order of the data" in html
-    assert "No copy of a plan was found" in html
+    assert "The second run has no copy of a plan" in html
 
 
 def test_settings_that_differ_are_named(planted, second_run, tmp_path):

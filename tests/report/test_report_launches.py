@@ -42,7 +42,7 @@ def test_settings_of_two_runs_are_compared_launch_by_launch(planted):
         info = dataclasses.replace(planted.run.info, launches=launches)
         return dataclasses.replace(planted.run, info=info)
 
-    same = "Model, batch, learning rate, seed and versions are the same in both."
+    same = "Model, batch, learning rate, seed and versions are the same in both runs."
     assert _different_settings(run(launch()), run(launch(), launch(8))) == same
     batch = Batch(global_batch_size=16, micro_batch_size=4)
     text = _different_settings(run(launch()), run(launch(seed=7), launch(8, seed=7, batch=batch)))

@@ -1,4 +1,4 @@
-"""What the page says of laws.json: its numbers, its verdicts in words, and what is undefined."""
+"""The section on laws: the numbers of laws.json, its verdicts in words, undefined parts."""
 
 import copy
 import dataclasses
@@ -190,7 +190,7 @@ def test_laws_over_runs(edited, inputs):
     assert page.row("laws", "β, of") == [0.28, 0.2, 0.35]
     assert page.row("laws", "a = ") == [0.45]
     assert page.words("laws").count("has not converged") == 2
-    assert f"learning rates of {OTHER}, short, held against long" in page.words("laws")
+    assert f"learning rates of {OTHER}, short, and predicts those of long" in page.words("laws")
     assert page.row("laws", "R² of") == [0.912]
     assert page.row("laws", "Last loss") == [2.375, 2.25]
 

@@ -1,4 +1,4 @@
-"""The section on the data plan: what is said was drawn is what the index holds.
+"""The section on the data plan: its samples are those that the index holds.
 
 Shapes: D datasets, Z strata, W windows.
 """
@@ -146,7 +146,10 @@ def test_the_realised_shares_are_not_the_targets(page):
 
 def test_it_says_which_plan_and_what_it_was_made_from(run, page):
     plan, given = followed(run.path), make_plan()
-    assert page.cells("plan", "Plan") == f"{plan.fingerprint}, as given {given.fingerprint}"
+    assert (
+        page.cells("plan", "Plan")
+        == f"{plan.fingerprint}; before the decisions {given.fingerprint}"
+    )
     assert page.cells("plan", "Policy") == "frontier, control: frequency"
     assert "ref-run; scores 0123456789abcdef (prose)" in page.cells("plan", "Made from")
     assert page.cells("plan", "Data") == "2 datasets in 4 strata, samples of 32 tokens, seed 5"
@@ -233,7 +236,7 @@ def test_only_what_was_drawn_by_the_plan_is_counted(following):
     rows = brute_force(2000, 6000, make_plan(), sizes=(500, 300, 200, 1000))
     for name, expected in zip(("q1", "q2", "q3", "code"), rows, strict=True):
         np.testing.assert_allclose(page.row("plan", name), expected, atol=1e-6, err_msg=name)
-    assert "without it" in page.words("plan")
+    assert "drawn without the plan" in page.words("plan")
 
 
 def test_the_index_that_the_job_kept_is_the_one_that_is_counted(following, tmp_path):
@@ -255,7 +258,7 @@ def test_a_run_that_has_drawn_nothing_by_its_plan_says_so(following):
     run = following(make_plan())
     record(1000, CONSUMED).save(data_file(run))
     html, page = section_of(run)
-    assert "drawn none by the plan" in page.words("plan")
+    assert "drawn no sample by the plan" in page.words("plan")
     assert "<svg" not in html and page.row("plan", "code")[1:4] == [0, 0, 0]
 
 
@@ -288,7 +291,7 @@ def test_a_dataset_that_was_left_out_has_no_epochs(following):
     prose_cells = page.row("plan", "prose")
     np.testing.assert_allclose(prose_cells[2], 1500 / CONSUMED, atol=2 / CONSUMED)
     assert len(prose_cells) == 6 and "–" in page.cells("plan", "prose")
-    assert "Gone through most often: code, " in page.words("plan")
+    assert "with the most epochs is code, " in page.words("plan")
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "a<b>&", "$x_1$"])

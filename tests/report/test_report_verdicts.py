@@ -1,4 +1,4 @@
-"""What was tested, and what the page says of it: passed, not shown, or undefined."""
+"""Verdicts of the page: passed, not shown or undefined, with the numbers of the analysis."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from megatron_tokscale.spectrum import spectrum_run
 
 OTHER = "other <b>&$x_1$"
 _LEAKS = r"\b(nan|inf|None|True|False)\b"
-ORDER = f"Learning times of {OTHER} order"
+ORDER = f"Learning times of {OTHER} predict the order"
 WORDS = {True: "passed", False: "not shown", None: "undefined"}
 
 
@@ -55,7 +55,8 @@ def test_verdicts_hold_the_numbers_of_the_analysis(planted, page):
 
 
 def _question(words):
-    return f"Learning times of {OTHER} tell which groups of tokens fall here, at the same {words}"
+    groups = f"Learning times of {OTHER} predict which groups of tokens fall in this run"
+    return f"{groups}, compared at the same {words}"
 
 
 def test_every_verdict_leads_to_its_section(page):
@@ -112,7 +113,7 @@ def test_transfer_holds_the_numbers_of_the_analysis(planted, page):
         assert page.row("transfer", f"{grouping} (") == both
 
 
-def test_the_learning_order_stands_beside_plain_predictors(planted, page):
+def test_the_learning_order_stands_beside_baseline_predictors(planted, page):
     (entry,) = analysis(planted.run, "transfer.json")["from"]
     order = entry["order"]
     spearman = order["spearman"]
@@ -136,13 +137,13 @@ def test_the_learning_order_stands_beside_plain_predictors(planted, page):
 def test_the_verdict_on_the_learning_order_is_told_in_words(copied, passed):
     page = edited(copied, "transfer.json", lambda c: c["from"][0]["order"].update(passes=passed))
     assert WORDS[passed] in page.cells("verdicts", ORDER)
-    assert f"beyond what is plain: {WORDS[passed]}." in page.words("transfer")
+    assert f"beyond the baseline predictors: {WORDS[passed]}." in page.words("transfer")
 
 
 def test_local_is_what_the_spectrum_calls_local(page):
     from megatron_tokscale.spectrum.evidence import locality as widths
 
-    below = f"its whole interval below {widths.LOCAL_BELOW}"
+    below = f"its whole interval is below {widths.LOCAL_BELOW}"
     assert below in page.cells("verdicts", "Tokens are learned")
 
 

@@ -53,12 +53,13 @@ def _section(anchor: str, axis: AxisResult) -> Section:
     falls = ["–", *(estimate(each, "fall") for each in result["falls"])]
     parts = [
         paragraph(
-            f"The last losses of {number(len(result['runs']), ',')} runs of growing size take the "
-            f"place of losses over time: x = ln of {size}. One run of each size: the intervals "
-            "are over documents and know nothing of other seeds."
+            f"On this axis, the last losses of {number(len(result['runs']), ',')} runs of growing "
+            f"size take the place of losses over time: x = ln of {size}. There is one run of each "
+            "size: the intervals are over documents, and do not cover other seeds."
         ),
         table(
-            f"The runs, by size. The mean loss falls by {estimate(result, 'fall')} nats.",
+            "The runs by size. From the smallest to the largest, the mean loss falls by "
+            f"{estimate(result, 'fall')} nats.",
             ["run", size, "mean loss (nats)", "fall from the run before (nats)"],
             [
                 [escape(each["name"]), number(each["size"], ",.0f"), number(each["loss"]), fall]
@@ -67,8 +68,8 @@ def _section(anchor: str, axis: AxisResult) -> Section:
         ),
         figure(
             _derivative_figure(anchor, axis),
-            "The slope of the mean loss, smoothed, and its 95% band over documents. Dotted lines: "
-            "the runs; between them nothing was measured.",
+            "Line and band: the smoothed slope of the mean loss, with its 95% interval over "
+            "documents. Dotted lines: the runs; nothing was measured between them.",
         ),
         *_across_axes(result),
     ]
@@ -82,8 +83,8 @@ def _across_axes(result: Mapping[str, Any]) -> list[str]:
     if across is None:
         return [
             paragraph(
-                f"Learning times along time were not tested on this axis: {outcome(None)} "
-                "(`--source RUN` tests them)."
+                f"Learning times of a run were not tested on this axis: {outcome(None)} "
+                "(<code>spectrum --source RUN</code> tests them)."
             )
         ]
     source = escape(across["source"])
@@ -93,12 +94,12 @@ def _across_axes(result: Mapping[str, Any]) -> list[str]:
     return [
         title,
         paragraph(
-            "Both are compared where the mean losses are the same. "
+            "The runs are compared where their mean losses are the same. "
             f"{SKILL} {PERMUTED} {PASSES}{least_p(result['settings'])}"
         ),
         groupings_table(
-            f"Skill of {source}'s learning times for the falls from run to run; "
-            f"{number(result['documents'], ',')} documents.",
+            f"Skill of the learning times of {source} for the falls from run to run; the intervals "
+            f"are over {number(result['documents'], ',')} documents.",
             across["groups"],
         ),
     ]
@@ -110,7 +111,7 @@ def _verdicts(anchor: str, result: Mapping[str, Any]) -> list[Verdict]:
     if across is None:
         return []
     question = (
-        f"Learning times along T of {escape(across['source'])} tell which groups of tokens gain "
+        f"Learning times along T of {escape(across['source'])} predict which groups of tokens gain "
         f"along {escape(result['axis'])}"
     )
     if "undefined" in across:
@@ -137,5 +138,5 @@ def _derivative_figure(anchor: str, axis: AxisResult) -> str:
         axes.set_xticks([], minor=True)
         axes.set_ylabel("−dL/dx (nats per unit of x)")
 
-    alt = f"Measured derivative of the mean loss over {size}"
+    alt = f"Measured slope of the mean loss over {size}"
     return draw(anchor, alt, 3.4, paint)

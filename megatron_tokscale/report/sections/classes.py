@@ -22,8 +22,8 @@ from megatron_tokscale.report.sections import Section
 
 CLASS_MEANINGS: Final = {
     TokenClass.FALLING: "one falling sigmoid: learned",
-    TokenClass.TWO_STEP: "two transitions, or down and up",
-    TokenClass.GRADUAL: "straight in x after an onset: no step",
+    TokenClass.TWO_STEP: "two transitions, in one direction or down and up",
+    TokenClass.GRADUAL: "a straight line in x after an onset: no step",
     TokenClass.RISING: "one rising sigmoid: forgotten",
     TokenClass.FLAT_KNOWN: "no change, low loss: known before the first probe",
     TokenClass.FLAT_UNLEARNED: "no change, high loss: never learned",
@@ -35,15 +35,15 @@ def classes_section(inputs: ReportInputs) -> list[Section]:
     """Return the section with tokens and shares of the fall per class, and per dataset."""
     parts = [
         paragraph(
-            "Each token belongs to the model that describes its losses best "
-            f"({escape(str(inputs.fit['settings']['criterion']))}). The share of the fall is the "
-            "class's part of the measured loss at the first probe minus that at the last, summed "
-            "over tokens; a class that forgets has a negative one."
+            "Each token belongs to the class whose model describes its losses best, by the "
+            f"criterion {escape(str(inputs.fit['settings']['criterion']))}. The fall of a token is "
+            "its measured loss at the first probe minus its loss at the last. A class's share of "
+            "the fall is negative if its tokens forget more than they learn."
         ),
         table(
-            f"All {number(inputs.fit['n_tokens'], ',')} tokens; together they fell by "
-            f"{number(inputs.fit['fall_nats'], ',.0f')} nats. Shares are of the tokens with "
-            "finite losses at all probes, with 95% intervals over documents.",
+            f"The falls of all {number(inputs.fit['n_tokens'], ',')} tokens add up to "
+            f"{number(inputs.fit['fall_nats'], ',.0f')} nats. The shares are shares of the tokens "
+            "with finite losses at all probes, with 95% intervals over documents.",
             ["class", "tokens", "share of tokens", "share of the fall"],
             _rows(inputs),
         ),
@@ -85,6 +85,6 @@ def _classes_by_dataset(inputs: ReportInputs) -> list[str]:
         token_rows.append([dataset(d, name), *(number(value, ".1%") for value in share)])
         fall_rows.append([dataset(d, name), *(number(value, ".1%") for value in fall)])
     return [
-        table("Share of each dataset's tokens.", header, token_rows),
-        table("Share of each dataset's own fall.", header, fall_rows),
+        table("Share of each class in the tokens of each dataset.", header, token_rows),
+        table("Share of each class in the fall of each dataset.", header, fall_rows),
     ]

@@ -45,15 +45,17 @@ def examples_section(inputs: ReportInputs) -> list[Section]:
     unit = UNITS[inputs.time]
     parts = [
         paragraph(
-            "The marked token is predicted from the text before it "
-            f"(the last {BEFORE} tokens are shown). Points: its loss in nats at each probe, "
-            f"against {unit} (log scale). Line: the model of its class; dotted: its learning time."
+            "The network predicts the marked token from the text before it, of which the last "
+            f"{BEFORE} tokens are shown. Points: loss of the token in nats at each probe, against "
+            f"{unit} on a logarithmic axis. Line: the fitted model of its class. Dotted line: its "
+            "learning time."
         ),
         paragraph(
-            "How they were chosen: among falling tokens whose fit is well determined "
-            f"(R² at least {MIN_R2:g}, learning time known to {MAX_MIDPOINT_SE:.0%} or better), "
-            "one at random from each of as many groups of equal size along the learning time; of "
-            f"every other class a few at random. Seed {inputs.seed}.",
+            "The falling tokens are chosen among those with a well-determined fit (R² at least "
+            f"{MIN_R2:g}, learning time known to {MAX_MIDPOINT_SE:.0%} or better): ordered by "
+            "learning time, these form groups of equal size, and one token of each group is drawn "
+            "at random. Of every other class a few tokens are drawn at random. The seed is "
+            f"{inputs.seed}.",
             "soft",
         ),
         *cards,

@@ -12,13 +12,13 @@ from megatron_tokscale.report.sections.transfer import PERMUTED, SKILL, grouping
 from megatron_tokscale.report.verdicts import outcome
 
 _PREDICTIONS: Final = {
-    "tokens": "the tokens' fits to the part before",
+    "tokens": "the tokens' fits to the losses before",
     "power-law": "rival: the power law of the mean loss before",
-    "uniform": "rival: a uniform spectrum, the loss falls on as before",
+    "uniform": "rival: a uniform spectrum: the loss falls on as before",
 }
 _NO_VERDICT: Final = (
-    "These numbers have no verdict: a token whose fall has not begun is extrapolated flat, so the "
-    "fits miss every fall that begins after the cut."
+    "These numbers have no verdict: the fit of a token that has not begun to fall stays flat, so "
+    "the forecast misses every fall that begins later."
 )
 
 
@@ -34,13 +34,13 @@ def _forecast(result: Mapping[str, Any], unit: str) -> list[str]:
     first, last = (short(math.exp(result[end])) for end in ("from_x", "to_x"))
     return [
         paragraph(
-            f"A sample of the tokens is fitted again on the losses up to {first} {unit} alone. "
-            f"What the fits say of the {number(result['probes'], ',')} probes after it, up to "
-            f"{last}, is held against what was measured. {_NO_VERDICT}"
+            f"A sample of the tokens is fitted again, on the losses up to {first} {unit} alone. "
+            f"These fits forecast the losses of the {number(result['probes'], ',')} later probes, "
+            f"up to {last} {unit}. {_NO_VERDICT}"
         ),
         table(
-            f"Mean loss from {first} to {last} {unit}, in nats per token: mean absolute error of "
-            "the forecast over the probes, and the fall; 95% intervals over documents.",
+            f"Forecasts of the mean loss from {first} to {last} {unit}, in nats per token: mean "
+            "absolute error over the probes, and fall, with 95% intervals over documents.",
             ["forecast by", "mean error", "fall"],
             [
                 *(
@@ -51,13 +51,13 @@ def _forecast(result: Mapping[str, Any], unit: str) -> list[str]:
             ],
         ),
         paragraph(
-            "Mean error of the best rival minus that of the tokens: "
+            "Mean error of the best rival minus mean error of the tokens' fits: "
             f"{estimate(result, 'gain_over_best_rival', '+,.3f')} nats."
         ),
-        paragraph(f"Do the fits know which groups of tokens will fall? {SKILL} {PERMUTED}"),
+        paragraph(f"Do the fits tell which groups of tokens will fall? {SKILL} {PERMUTED}"),
         groupings_table(
-            f"Skill for the falls since {first} {unit}; p is the share of permutations in a sample "
-            "of the tokens that do as well.",
+            f"Skill for the falls after {first} {unit}. p is the share of permutations, in a "
+            "sample of the tokens, that have as high a skill.",
             result["groups"],
         ),
     ]

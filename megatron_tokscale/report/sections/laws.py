@@ -50,7 +50,7 @@ _HEADER: Final = [
     "α, over documents",
     "R²",
     "probes",
-    "but",
+    "doubts",
 ]
 _TAIL_CLAIM: Final = "The tail of the learning-time spectrum has the exponent of the loss"
 _OWN: Final = "learning-time spectrum"  # its claims have verdicts in other sections
@@ -78,10 +78,11 @@ def laws_section(inputs: ReportInputs) -> list[Section]:
         _law_table(result),
         figure(
             picture,
-            "Mean loss less its own fitted E, on two logarithmic axes. Dots: probes, hollow before "
-            "the fit begins; lines: the laws. A fitted E straightens any curve: whether there is a "
-            "power law is told by the drift of the residuals and by what other starts give, in the "
-            "table." + left_out(largest_datasets(tokens), tokens),
+            "Mean loss minus its own fitted E, on two logarithmic axes. Dots: the probes, hollow "
+            "before the fit begins. Lines: the laws. A fitted E makes any curve straighter, so the "
+            "figure does not show a power law; the table tells more, with the drift of the "
+            "residuals and the laws from other starts of the fit."
+            + left_out(largest_datasets(tokens), tokens),
         )
         if picture
         else "",
@@ -122,8 +123,8 @@ def _explanations(result: Mapping[str, Any]) -> str:
         for each in result["explanations"]
     ]
     return table(
-        "What each explanation predicts of this run. A claim holds if it was tested and not "
-        "refuted; it is undecided where the run cannot refute it, or was not measured.",
+        "Predictions of each explanation for this run. A claim holds if this run could refute it "
+        "and does not. A claim is undecided if this run cannot refute it, or did not measure it.",
         ["explanation", "claim", "predicted", "measured [95%]", "verdict"],
         rows,
         "words",
@@ -143,10 +144,10 @@ def _law_table(laws: Mapping[str, Any]) -> str:
         *((f"all, from {short(each['from'])} {unit}", each) for each in laws["other_starts"]),
     ]
     return table(
-        f"L = E + B t<sup>−α</sup> with t in {unit}, from {short(laws['settings']['from'])} on. "
-        "95% intervals, below a number: over the scatter of the probes about the law, with its "
-        "serial correlation; in a column of their own, with the value corrected for its bias: over "
-        "documents.",
+        f"L = E + B t<sup>−α</sup> with t in {unit}, fitted from {short(laws['settings']['from'])} "
+        f"{unit} on. The 95% intervals of E and α are over the scatter of the probes about the "
+        "law, with its serial correlation. In the columns “over documents”, value and 95% interval "
+        "are from a bootstrap over documents, corrected for its bias.",
         _HEADER,
         [_law_row(name, law) for name, law in rows],
         "dense",
@@ -208,7 +209,7 @@ def _loss_above_floor(inputs: ReportInputs, laws: Mapping[str, Any]) -> str:
         axes.legend()
 
     return draw(
-        "law", "Mean loss less its fitted floor against time, with its power law", 3.4, paint
+        "law", "Mean loss minus its fitted floor against time, with its power law", 3.4, paint
     )
 
 
@@ -237,7 +238,8 @@ def _tail(laws: Mapping[str, Any]) -> str:
     first, last = (short(math.exp(found[end])) for end in ("from_x", "to_x"))
     measured = (
         f"The drop-weighted spectrum falls with exponent {estimate(found, 'exponent')} from {first}"
-        f" to {last} {UNITS[laws['time']]}, where {number(found['share'], '.1%')} of its drop lie."
+        f" to {last} {UNITS[laws['time']]}; {number(found['share'], '.1%')} of its drop lies in "
+        "this range."
     )
     if "undefined" in difference:
         reason = escape(difference["undefined"])
@@ -245,8 +247,8 @@ def _tail(laws: Mapping[str, Any]) -> str:
             f"{_TAIL_CLAIM}: {outcome(None, CLAIMED)}: {reason}. {measured}", "verdict"
         )
     return paragraph(
-        f"{_TAIL_CLAIM}: {outcome(difference['agree'], CLAIMED)}. {measured} Less the exponent of "
-        f"the loss that is {estimate(difference, 'difference', '+,.3f')}."
+        f"{_TAIL_CLAIM}: {outcome(difference['agree'], CLAIMED)}. {measured} The exponent of the "
+        f"tail minus the exponent of the loss is {estimate(difference, 'difference', '+,.3f')}."
         f"{_doubt_of_loss(laws['overall'])}",
         "verdict",
     )
@@ -254,7 +256,7 @@ def _tail(laws: Mapping[str, Any]) -> str:
 
 def _doubt_of_loss(law: Mapping[str, Any]) -> str:
     against = doubt(law)
-    return f" But of the law of the loss: {against}." if against else ""
+    return f" The law of the loss is in doubt: {against}." if against else ""
 
 
 def _tail_verdict(laws: Mapping[str, Any]) -> Verdict:
@@ -267,8 +269,8 @@ def _tail_verdict(laws: Mapping[str, Any]) -> Verdict:
         _TAIL_CLAIM,
         difference["agree"],
         estimate(difference, "difference", "+,.3f"),
-        "the tail's exponent less that of the loss; not refuted if zero is in its interval, over "
-        "documents and the scatter of the probes",
+        "exponent of the tail minus exponent of the loss; holds if zero is in its interval, which "
+        "is over documents and the scatter of the probes",
         CLAIMED,
     )
 
@@ -281,16 +283,17 @@ def _zero_sum(result: Mapping[str, Any]) -> list[str]:
     values = {name: np.array(result[name], dtype=np.float64) for name in _METRICS}
     return [
         paragraph(
-            "While the step doubles, a token's loss moves by M nats either way on average; the "
-            "share D of it cancels over the tokens, and the mean loss falls by (1 − D) M "
-            "(Mircea et al. 2025). Noise moves tokens too, and all of that cancels."
+            "While the step doubles, the loss of a token rises or falls by M nats on average. A "
+            "share D of these changes cancels in the mean over the tokens, so that the mean loss "
+            "falls by (1 − D) M (Mircea et al. 2025). Noise also changes the losses of tokens, and "
+            "all of its changes cancel."
         ),
         figure(
             _cancelling(np.array(result["from_step"], dtype=np.float64), values),
-            "Left: movement, and what the mean loss shows of it. Right: the share that cancels.",
+            "Left: the movement M, and the fall of the mean loss. Right: the share D that cancels.",
         ),
         table(
-            "From a probe to the one nearest to twice its step.",
+            "Changes from a probe to the probe nearest to twice its step.",
             ["steps", "M (nats)", "change of the mean loss (nats)", "D"],
             _doublings(result),
         ),
@@ -366,9 +369,9 @@ def _chinchilla(law: Mapping[str, Any]) -> str:
     if "undefined" in law:
         return _undefined_law("Chinchilla's law", law)
     return table(
-        f"Chinchilla's law, L = E + A N<sup>−α</sup> + B D<sup>−β</sup>, of "
-        f"{number(law['n_runs'], ',')} runs; N without embeddings. R² of the log losses: "
-        f"{number(law['r2'])}.{_not_converged(law)}",
+        "Chinchilla's law, L = E + A N<sup>−α</sup> + B D<sup>−β</sup>, fitted to "
+        f"{number(law['n_runs'], ',')} runs; N does not count the embeddings. R² of the logarithms "
+        f"of the losses: {number(law['r2'])}.{_not_converged(law)}",
         ["", "fitted [95%]"],
         [[name, estimate(law, key, ",.4g")] for key, name in _PARAMETERS.items()],
     )
@@ -381,13 +384,14 @@ def _multi_power(result: Mapping[str, Any]) -> list[str]:
     fitted = ", ".join(escape(name) for name in result["fitted_on"])
     return [
         paragraph(
-            f"Multi-power law: fitted to the losses and learning rates of {fitted}, held against "
-            f"{escape(result['held_out'])}, which it has not seen.{_not_converged(law)}"
+            f"The multi-power law is fitted to the losses and learning rates of {fitted}, and "
+            f"predicts those of {escape(result['held_out'])}, which it has not seen."
+            f"{_not_converged(law)}"
         ),
         facts(
             [
                 ["R² of the losses", number(score["r2"])],
-                ["Mean error", f"{number(score['mae'], '.4f')} nats"],
+                ["Mean absolute error", f"{number(score['mae'], '.4f')} nats"],
                 [
                     "Last loss",
                     f"{number(result['last_loss_predicted'])} nats predicted, "

@@ -28,9 +28,9 @@ from megatron_tokscale.spectrum.evidence.locality import LOCAL_BELOW
 _UNITS: Final = ("width_decades", "width_of_range")
 _REASONS: Final = {
     True: "The transitions are narrower than if every token followed the mean curve.",
-    False: f"The interval of the ratio is not below {LOCAL_BELOW}: transitions as wide as those "
-    "of tokens that follow the mean curve are not excluded.",
-    None: "There are too few falling tokens, or documents, for a ratio with an interval.",
+    False: f"The interval of the ratio is not below {LOCAL_BELOW}: the data do not exclude "
+    "transitions as wide as those of tokens that follow the mean curve.",
+    None: "There are too few falling tokens or documents for a ratio with an interval.",
 }
 
 
@@ -39,21 +39,22 @@ def locality_section(inputs: ReportInputs) -> list[Section]:
     widths = inputs.reconstruction["widths"]
     parts = [
         paragraph(
-            "The time from 10% to 90% of a token's transition, in decades of time. Beside it the "
-            "same fit on tokens that each follow the mean curve, with their own level, amplitude "
-            "and noise: what would be seen if no token had a learning time of its own."
+            "The width of a transition is the time from 10% to 90% of it, in decades of time. The "
+            "null model shows the widths that would be found if no token had a learning time of "
+            "its own: its tokens all follow the mean curve, each with its own level, amplitude and "
+            "noise, and are fitted in the same way."
         ),
         paragraph(_verdict_sentence(widths), "verdict"),
         figure(
             _widths_figure(inputs),
-            "Falling tokens with a trusted midpoint, weighted by their drop; two-step and gradual "
-            "tokens are in neither histogram. Widths below the spacing of the probes are known "
-            "only as small.",
+            "Both histograms hold the falling tokens with a trusted midpoint, weighted by their "
+            "drop; two-step and gradual tokens are left out. Of a width below the spacing of the "
+            "probes, only that it is small is known.",
         ),
         table(
-            "A window is a token's own 10–90% window; a perfect sigmoid has 80% of its fall there. "
-            "95% intervals over documents.",
-            ["", "observed", "mean-curve null"],
+            "The window of a token is the time from 10% to 90% of its own transition; a perfect "
+            "sigmoid has 80% of its fall there. The 95% intervals are over documents.",
+            ["", "observed", "null: mean-curve tokens"],
             _rows(widths["observed"], widths["mean_curve_null"]),
         ),
     ]
@@ -67,7 +68,8 @@ def _verdict(widths: Mapping[str, Any]) -> Verdict:
         "Tokens are learned in narrow windows of time",
         widths["local"],
         estimate(widths, "median_over_null"),
-        f"median width over that of mean-curve tokens; its whole interval below {LOCAL_BELOW}",
+        f"median width divided by that of mean-curve tokens; passed if its whole interval is below "
+        f"{LOCAL_BELOW}",
     )
 
 
@@ -78,8 +80,9 @@ def _verdict_sentence(widths: Mapping[str, Any]) -> str:
     ]
     return (
         f"Local learning: {outcome(widths['local'])}. Half of the falling tokens' drop is in "
-        f"transitions narrower than {half[0]} decades; for mean-curve tokens it is {half[1]}. "
-        f"Ratio of the two: {estimate(widths, 'median_over_null')}. {_REASONS[widths['local']]}"
+        f"transitions narrower than {half[0]} decades; for mean-curve tokens this median width is "
+        f"{half[1]} decades. The ratio of the two is {estimate(widths, 'median_over_null')}. "
+        f"{_REASONS[widths['local']]}"
     )
 
 
@@ -89,14 +92,17 @@ def _rows(observed: Mapping[str, Any], null: Mapping[str, Any]) -> list[list[str
     quartiles = (("p25", "a quarter"), ("p50", "half"), ("p75", "three quarters"))
     return [
         ["fitted tokens in the comparison", *(number(each["tokens"], ",") for each in both)],
-        ["of these falling, and counted", *(number(each["falling"], ",") for each in both)],
+        [
+            "of these, falling with a trusted midpoint",
+            *(number(each["falling"], ",") for each in both),
+        ],
         *(
-            [f"{name} of the drop is narrower than (decades)"]
+            [f"{name} of the drop is in transitions narrower than (decades)"]
             + [estimate(each, quartile) for each in decades]
             for quartile, name in quartiles
         ),
         [
-            "median width over the probed range",
+            "median width, as a share of the probed range",
             *(estimate(each, "p50", ".1%") for each in of_range),
         ],
         [

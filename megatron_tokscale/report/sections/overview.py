@@ -59,7 +59,7 @@ def run_section(inputs: ReportInputs) -> list[Section]:
         ["Model", _settings(info.model)],
         *_launches(run.launches),
         ["Probes", _probes(inputs)],
-        ["Time of the probes", f"{number(seconds, ',.1f')} s in all"],
+        ["Time spent on probes", f"{number(seconds, ',.1f')} s"],
         [
             "Probe set",
             f"{plural(tokens.n_tokens, 'token')} in {plural(tokens.n_sequences, 'sequence')} of "
@@ -69,7 +69,9 @@ def run_section(inputs: ReportInputs) -> list[Section]:
         ["Time axis", f"x = ln time, time = {LABELS[inputs.time]}"],
     ]
     parts = [
-        paragraph("The settings of the training job, and which tokens its probes watched."),
+        paragraph(
+            "These are the settings of the training job, and the tokens that its probes watched."
+        ),
         _non_finite(inputs.fit["non_finite"]),
         _left_out_probes(inputs.fit["left_out"]),
         facts(rows),
@@ -141,8 +143,8 @@ def _non_finite(counts: Mapping[str, int]) -> str:
         return ""
     return paragraph(
         f"NaN or infinite: {plural(counts['losses'], 'loss', 'losses')} of "
-        f"{plural(counts['tokens'], 'token')}. These tokens are counted as unfitted and left out "
-        "of every mean.",
+        f"{plural(counts['tokens'], 'token')}. These tokens count as unfitted, and every mean "
+        "leaves them out.",
         "warning",
     )
 
@@ -152,7 +154,9 @@ def _left_out_probes(steps: Sequence[int]) -> str:
     if not steps:
         return ""
     named = ", ".join(number(step, ",") for step in steps)
-    return paragraph(f"Probes without any finite loss, left out: steps {named}.", "warning")
+    return paragraph(
+        f"The analysis leaves out the probes at steps {named}: they have no finite loss.", "warning"
+    )
 
 
 def _datasets(inputs: ReportInputs) -> str:
@@ -163,7 +167,7 @@ def _datasets(inputs: ReportInputs) -> str:
         documents = len(np.unique(tokens.document_N[inside]))
         rows.append([dataset(d, name), number(int(inside.sum()), ","), number(documents, ",")])
     return table(
-        "Watched tokens, and the documents they are from.",
+        "Watched tokens of each dataset, and the documents that they come from.",
         ["dataset", "tokens", "documents"],
         rows,
     )
@@ -183,15 +187,16 @@ def loss_section(inputs: ReportInputs) -> list[Section]:
     ]
     parts = [
         paragraph(
-            "Mean loss of the watched tokens in nats at every probe, and the training loss of the "
-            "step before it (one batch: noisy, and of other text)."
+            "The lines show the mean loss of the watched tokens, in nats, at every probe. The grey "
+            "dots show the training loss of the step before each probe. They are noisy, because "
+            "they are losses of one batch, and that batch is other text."
         ),
         figure(
             _loss_figure(inputs),
             "The probe at step 0, before training, is the single point left of the dotted line."
             + left_out(largest_datasets(tokens), tokens),
         ),
-        table("Nats per token.", ["", "first probe", "last probe", "fall"], rows),
+        table("Mean losses in nats per token.", ["", "first probe", "last probe", "fall"], rows),
     ]
     return [Section("loss", "Loss curve", "Loss curve", parts)]
 

@@ -1,4 +1,4 @@
-"""The section on the spectrum: the measured derivative, its reconstructions, and their misses.
+"""The section on the spectrum: the measured slope, its reconstructions, and their misses.
 
 Shapes: K probe steps, G grid points, D datasets.
 """
@@ -52,33 +52,35 @@ _INGREDIENTS: Final = {
 
 
 def spectrum_section(inputs: ReportInputs) -> list[Section]:
-    """Return the section with the measured derivative, its reconstructions and their agreement."""
+    """Return the section with the measured slope, its reconstructions and their agreement."""
     tokens, result = inputs.run.probe_set, inputs.reconstruction
     parts = [
         paragraph(_what_is_shown(inputs)),
         figure(
             _derivative_figure(inputs),
-            "Black: measured. Grey area: the drop-weighted spectrum, smoothed by a Gaussian of "
-            f"{number(inputs.spectrum['bandwidth_x'])} in x. Dark band and thin lines: their "
-            "95% intervals over documents; noise that all tokens of a probe share is not in them. "
-            "The reconstructions are smoothed as the measured curve is.",
+            "Black line: the measured slope. Grey area: the drop-weighted spectrum, smoothed by a "
+            f"Gaussian with a standard deviation of {number(inputs.spectrum['bandwidth_x'])} in x. "
+            "Dark band and thin lines: their 95% intervals over documents, without the noise that "
+            "all tokens of a probe share. Coloured lines: the reconstructions, smoothed as the "
+            "measured slope is.",
         ),
         _agreement(result),
         paragraph(
-            "On the tokens that were fitted, agreement is nearly algebra: the sum of good fits is "
+            "On the tokens that were fitted, agreement is nearly algebra: a sum of good fits is "
             "a good fit of the sum. " + escape(result["other_documents"]["note"]),
             "soft",
         ),
         figure(
             _misses_figure(inputs),
-            "Where the reconstructions miss: their fall minus the measured one within each part of "
-            "the probed range. Above zero they put learning where there was none.",
+            "Fall of each reconstruction minus the measured fall, in each part of the probed "
+            "range. Above zero, a reconstruction has more learning than was measured.",
         ),
         _falls(result["falls"], UNITS[inputs.time]),
         figure(
             _datasets_figure(inputs),
-            "Each dataset by itself: measured −dL/dx (line; band: 95%, over documents) and "
-            "drop-weighted spectrum (filled)." + left_out(largest_datasets(tokens), tokens),
+            "One panel per dataset. Line and band: measured −dL/dx, with its 95% interval over "
+            "documents. Filled area: drop-weighted spectrum."
+            + left_out(largest_datasets(tokens), tokens),
         ),
     ]
     title = "The learning-time spectrum against −dL/dx"
@@ -90,16 +92,17 @@ def _what_is_shown(inputs: ReportInputs) -> str:
     share = ""
     if before is not None:
         share = (
-            f" Of the fall, {estimate(before, 'nats')} nats per token lie between step 0 and the "
-            "first probe after it, which is on no logarithmic axis."
+            f" Of this fall, {estimate(before, 'nats')} nats lie between step 0 and the first "
+            "probe after it; no logarithmic axis can show this part."
         )
     return (
-        "How fast the mean loss falls, in nats per unit of x "
-        f"(x = ln of {LABELS[inputs.time]}), beside what the tokens' learning times say it "
-        f"should be. The {number(about['n_tokens'], ',')} fitted tokens have "
-        f"{number(about['n_events'], ',')} falling transitions, together a drop of "
-        f"{estimate(about, 'drop_of_events_nats_per_token')} nats per token; rises are not in "
-        f"it. The mean loss fell by {estimate(about, 'fall_nats_per_token')}.{share}"
+        "The figure shows how fast the mean loss falls, in nats per unit of x "
+        f"(x = ln of {LABELS[inputs.time]}), and how fast it falls according to the tokens' "
+        f"learning times. The {number(about['n_tokens'], ',')} fitted tokens have "
+        f"{number(about['n_events'], ',')} falling transitions, with a total drop of "
+        f"{estimate(about, 'drop_of_events_nats_per_token')} nats per token; rising transitions "
+        "are not counted. The mean loss fell by "
+        f"{estimate(about, 'fall_nats_per_token')} nats.{share}"
     )
 
 
@@ -114,8 +117,8 @@ def _agreement(result: Mapping[str, Any]) -> str:
         rows.append([f"{swatch(colour, name)}: {_INGREDIENTS[name]}", *cells])
     header = ["reconstruction", "R², same tokens", "R², other documents"]
     return table(
-        "Agreement with the measured derivative over the probed range, and 95% intervals over "
-        "documents.",
+        "Agreement of the reconstructions with the measured slope over the probed range, with 95% "
+        "intervals over documents.",
         header,
         rows,
     )
@@ -134,8 +137,8 @@ def _falls(falls: dict[str, list[float]], unit: str) -> str:
         name: colour for name, (colour, _) in _RECONSTRUCTIONS.items()
     }
     return table(
-        "Fall within each eighth of the probed range of x, in nats per token; the ends are those "
-        "of the smoothed derivative.",
+        "Fall within each eighth of the probed range of x, in nats per token. The range ends where "
+        "the smoothed slope ends.",
         [f"from, to ({unit})", *(swatch(colours[name], name) for name in names)],
         parts,
     )
@@ -162,7 +165,7 @@ def _derivative_figure(inputs: ReportInputs) -> str:
         axes.set_ylabel("−dL/dx (nats per unit of x)")
         figure.legend(loc="outside upper left", ncols=7)
 
-    alt = "Measured derivative of the mean loss beside its reconstructions and the spectrum"
+    alt = "Measured slope of the mean loss beside its reconstructions and the spectrum"
     return draw("derivative", alt, 3.6, paint)
 
 
@@ -186,7 +189,7 @@ def _misses_figure(inputs: ReportInputs) -> str:
 
 
 def _datasets_figure(inputs: ReportInputs) -> str:
-    """Draw the measured derivative and the drop-weighted spectrum, one panel per dataset."""
+    """Draw the measured slope and the drop-weighted spectrum, one panel per dataset."""
     arrays = inputs.arrays
     time_G = time_of(arrays["x_G"])
     scale = TimeScale.from_times(time_G)
@@ -209,5 +212,5 @@ def _datasets_figure(inputs: ReportInputs) -> str:
             panel.set_axis_off()
         figure.supylabel("nats per unit of x", fontsize=8.5)
 
-    alt = "Measured derivative and drop-weighted spectrum of each dataset"
+    alt = "Measured slope and drop-weighted spectrum of each dataset"
     return draw("datasets", alt, 2.5 * math.ceil(len(shown) / 3), paint)

@@ -39,29 +39,31 @@ _PREDICTORS: Final = {
 }
 
 SKILL: Final = (
-    "Skill is the share of what sets the groups' curves apart from the mean curve that a "
-    "prediction tells: 1 is all of it, 0 is knowing no group from another, below 0 is worse."
+    "Skill is the share of the variance between the groups' curves that a prediction explains: 1 "
+    "is all of it, 0 is a prediction that is the same for every group, below 0 is worse than that."
 )
 PERMUTED: Final = (
-    "The null permutes the learning times over tokens of about the same drop, and every token "
-    "keeps its drop: it destroys that a time belongs to its token, and only that."
+    "The null model permutes the learning times among tokens of about the same drop, and every "
+    "token keeps its drop: only the link between a token and its learning time is destroyed."
 )
 PASSES: Final = (
-    "A grouping passes if the skill of the learning times and their gain over the null are above "
-    "zero with their whole 95% intervals over documents, and of permutations in a sample of the "
-    f"tokens at most {LEVEL:.0%} do as well (their share is p)."
+    "A grouping of the tokens passes if two conditions hold. First, the skill of the learning "
+    "times and their gain over the null model are above zero with their whole 95% intervals over "
+    f"documents. Second, at most {LEVEL:.0%} of the permutations, in a sample of the tokens, have "
+    "as high a skill; p is their share."
 )
 LEAST: Final = (
-    "skill gained over permuted times in the weakest grouping; its whole interval and that of the "
-    f"skill above zero, p at most {LEVEL:.0%}"
+    "skill gained over permuted learning times, in the weakest grouping; passed if its whole "
+    f"interval and that of the skill are above zero, and p is at most {LEVEL:.0%}"
 )
 _RIVALS_MEANING: Final = (
-    "All models: the other run's models of all classes. Curves of the other run: its measured "
-    "losses, without any fit. Own learning times: this run's, as far as learning times can go."
+    "The other columns are for comparison. “All models” uses the other run's models of all "
+    "classes. “Curves of the other run” uses its measured losses, without any fit. “Own learning "
+    "times” uses those of this run: it shows how far learning times can go."
 )
 _GAINS: Final = (
-    "Skill gained over permuted learning times, and its 95% interval over documents. Filled: "
-    "passed; hollow: not."
+    "Skill gained over permuted learning times, with its 95% interval over documents. Filled dots: "
+    "passed. Hollow dots: not passed."
 )
 
 
@@ -71,8 +73,8 @@ def transfer_section(inputs: ReportInputs) -> list[Section]:
         return []
     parts = [
         paragraph(
-            "The learning times that another run gave the same tokens, held against what this run "
-            f"measured, group by group. {SKILL}"
+            "Another run gave learning times to the same tokens. This section compares them with "
+            f"the losses of this run, group of tokens by group. {SKILL}"
         ),
         paragraph(f"{PERMUTED} {PASSES}"),
         paragraph(_RIVALS_MEANING, "soft"),
@@ -97,8 +99,8 @@ def _skill_verdict(anchor: str, entry: Mapping[str, Any], alignment: str) -> Ver
     """Return the verdict: do the source run's learning times tell groups of tokens apart?"""
     result = entry[alignment]
     question = (
-        f"Learning times of {escape(entry['source'])} tell which groups of tokens fall here, "
-        f"{ALIGNED[alignment]}"
+        f"Learning times of {escape(entry['source'])} predict which groups of tokens fall in this "
+        f"run, compared {ALIGNED[alignment]}"
     )
     if "undefined" in result:
         return Verdict(anchor, question, None, "–", escape(result["undefined"]))
@@ -113,8 +115,8 @@ def _from_run(n: int, entry: Mapping[str, Any]) -> list[str]:
     return [
         f'<h3 id="{_anchor(n)}">Learning times of {source} (id {run_id})</h3>',
         paragraph(
-            f"From its {number(len(steps), ',')} probes, the last at step {number(steps[-1], ',')}."
-            + least_p(entry["settings"])
+            f"They are from {number(len(steps), ',')} probes of that run, the last at step "
+            f"{number(steps[-1], ',')}." + least_p(entry["settings"])
         ),
         figure(picture, _GAINS) if picture else "",
         *(_aligned(entry, alignment) for alignment in ALIGNED),
@@ -128,8 +130,9 @@ def _aligned(entry: Mapping[str, Any], alignment: str) -> str:
         reason = escape(result["undefined"])
         return paragraph(f"Compared {ALIGNED[alignment]}: {outcome(None)}: {reason}.")
     return groupings_table(
-        f"Skill of {escape(entry['source'])}'s learning times here, compared {ALIGNED[alignment]}; "
-        f"{number(entry['documents'], ',')} documents.",
+        f"Skill of the learning times of {escape(entry['source'])} in this run, compared "
+        f"{ALIGNED[alignment]}; the intervals are over {number(entry['documents'], ',')} "
+        "documents.",
         result,
     )
 
@@ -178,8 +181,8 @@ def _order_verdict(anchor: str, entry: Mapping[str, Any]) -> Verdict:
     """Return the verdict: do learning times predict the order beyond the baseline predictors?"""
     order = entry["order"]
     question = (
-        f"Learning times of {escape(entry['source'])} order the tokens' learning here, beyond "
-        "frequency, position and mean loss"
+        f"Learning times of {escape(entry['source'])} predict the order of learning in this run, "
+        "beyond frequency, position and mean loss"
     )
     if order["spearman"] is None:
         return Verdict(anchor, question, None, "–", _few(order))
@@ -188,8 +191,8 @@ def _order_verdict(anchor: str, entry: Mapping[str, Any]) -> Verdict:
         question,
         order["passes"],
         estimate(order, "partial"),
-        "correlation of the two runs' ranks beyond the plain predictors; its whole interval above "
-        "zero",
+        "correlation of the two runs' ranks beyond the baseline predictors; passed if its whole "
+        "interval is above zero",
     )
 
 
@@ -203,19 +206,19 @@ def _learning_order(order: Mapping[str, Any]) -> list[str]:
     ]
     return [
         paragraph(
-            f"Learning order beyond what is plain: {outcome(order['passes'])}. Correlation of the "
-            "two runs' ranks, once what the plain predictors say of either is taken away: "
-            f"{estimate(order, 'partial')}."
+            f"Learning order beyond the baseline predictors: {outcome(order['passes'])}. The "
+            "correlation of the two runs' ranks, without the part that the baseline predictors "
+            f"explain, is {estimate(order, 'partial')}."
         ),
         table(
-            f"The learning order of the {number(order['tokens'], ',')} tokens with a learning time "
-            "in both runs: Spearman's ρ of their times here with what is known of them beforehand.",
-            ["known beforehand", "ρ"],
+            f"Spearman's ρ between the learning times in this run and each predictor, over the "
+            f"{number(order['tokens'], ',')} tokens with a learning time in both runs.",
+            ["predictor", "ρ"],
             rows,
         ),
         table(
-            "Share of the variance of these ranks that a linear regression explains. One predictor "
-            "more never explains less: the gain is a size, not a test.",
+            "Share of the variance of these ranks that a linear regression explains. Another "
+            "predictor never explains less, so the gain is a size and no test.",
             ["predictors", "explained"],
             [
                 ["all but the learning time", estimate(order, "explained_by_plain")],
@@ -236,7 +239,7 @@ def least_p(settings: Mapping[str, Any]) -> str:
     if permutations is None:
         return ""
     return (
-        f" With {number(permutations, ',')} permutations beside the tokens' own order, p is at "
+        f" With {number(permutations, ',')} permutations and the tokens' own order, p is at "
         f"least {number(1 / (permutations + 1))}."
     )
 

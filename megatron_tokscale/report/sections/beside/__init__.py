@@ -64,24 +64,30 @@ def _comparison(baseline: Run, planned: Run) -> Section:
     without = f" Left out: {plural(dropped, 'token')} with NaN or infinite losses."
     parts = [
         paragraph(
-            "Mean loss of the same watched tokens, in nats, in "
+            "This section compares the mean loss of the same watched tokens, in nats, in "
             f"<b>{escape(baseline.path.name)}</b> (the baseline) and in "
-            f"<b>{escape(planned.path.name)}</b>." + (without if dropped else "")
+            f"<b>{escape(planned.path.name)}</b> (under the plan)." + (without if dropped else "")
         ),
         paragraph(verdict(*curves), "verdict"),
         paragraph(
-            "This is one run of each: one seed. Without the spread over seeds, and the plan's "
-            "controls beside it (<code>plan build --control</code>), this number does not show "
-            "that the plan is the cause. " + _order_of_samples(baseline),
+            "This is one run of each: one seed. It does not show that the plan is the cause of the "
+            "difference. That takes the spread over seeds, and runs under the plan's controls "
+            "(<code>plan build --control</code>). " + _order_of_samples(baseline),
             "soft",
         ),
         paragraph(_different_settings(baseline, planned), "soft"),
         figure(
             _losses_figure(shown, curves),
-            "Dashed: baseline. Solid: under the plan. Black: all probe tokens."
-            + left_out(shown, baseline.probe_set),
+            "Dashed lines: the baseline. Solid lines: the run under the plan. Black lines: all "
+            "probe tokens." + left_out(shown, baseline.probe_set),
         ),
-        figure(gap, "Below zero: lower loss under the plan at the same step.") if gap else "",
+        figure(
+            gap,
+            "Loss under the plan minus loss of the baseline, at the same step. Below zero, the run "
+            "under the plan has the lower loss.",
+        )
+        if gap
+        else "",
         _final_losses(names, *curves),
         _link_to_plan(planned),
     ]
@@ -98,7 +104,7 @@ def verdict(baseline: Curves, planned: Curves) -> str:
         lowest = float(planned.loss_FK[0].min())
         return (
             f"The run under the plan never reaches {goal} within its "
-            f"{number(int(planned.step_K[-1]), ',')} steps: not faster. Its lowest is "
+            f"{number(int(planned.step_K[-1]), ',')} steps: not faster. Its lowest probe loss is "
             f"{number(lowest)} nats."
         )
     word = "faster" if share >= 0 else "slower"
@@ -115,7 +121,7 @@ def _early(baseline: Curves, target: float) -> str:
         return ""
     return (
         " But the baseline itself was as low before, at "
-        f"{number(first, ',.1f')} steps: its loss no longer fell, and this number means little."
+        f"{number(first, ',.1f')} steps: its loss had stopped falling, so this number means little."
     )
 
 
@@ -127,11 +133,12 @@ def plan_path(run: Run) -> Path:
 def _order_of_samples(baseline: Run) -> str:
     if is_there(plan_path(baseline)):
         return (
-            "Both draw their samples by a plan: in the same order until the weights first differ."
+            "Both runs draw their samples by a plan, in the same order until their weights first "
+            "differ."
         )
     return (
-        "The baseline draws its samples in Megatron's own order: the runs also differ in the order "
-        "of the data, by which two seeds differ too."
+        "The baseline draws its samples in Megatron's own order, so the runs also differ in the "
+        "order of the data, as runs with two seeds do."
     )
 
 
@@ -143,7 +150,7 @@ def _different_settings(first: Run, second: Run) -> str:
         if a.get(name) != b.get(name)
     ]
     if not unlike:
-        return "Model, batch, learning rate, seed and versions are the same in both."
+        return "Model, batch, learning rate, seed and versions are the same in both runs."
     return escape("Settings that differ (baseline / plan): " + "; ".join(unlike) + ".")
 
 
@@ -197,14 +204,16 @@ def _final_losses(names: tuple[str, ...], baseline: Curves, planned: Curves) -> 
             ]
         )
     return table(
-        f"Loss at the last probe (baseline: step {number(int(baseline.step_K[-1]), ',')}, plan: "
-        f"step {number(int(planned.step_K[-1]), ',')}); steps until the baseline's is reached, "
-        "interpolated in ln step between probes; faster = 1 − that over the baseline's steps.",
+        "Mean loss at the last probe of each run (baseline: step "
+        f"{number(int(baseline.step_K[-1]), ',')}, plan: step "
+        f"{number(int(planned.step_K[-1]), ',')}), and the steps after which the run under the "
+        "plan reaches the baseline's loss, interpolated in ln step between probes. “Faster” is "
+        "the share of the baseline's steps, or tokens, that this saves.",
         [
             "",
             "baseline (nats)",
             "plan (nats)",
-            "difference",
+            "difference (nats)",
             "reached after (steps)",
             "faster, in steps",
             "faster, in tokens",
@@ -215,8 +224,8 @@ def _final_losses(names: tuple[str, ...], baseline: Curves, planned: Curves) -> 
 
 def _link_to_plan(planned: Run) -> str:
     if not is_there(plan_path(planned)):
-        return paragraph("No copy of a plan was found in the second run (tokscale/plan.json).")
-    return paragraph('What it drew: <a href="#compared-plan">its data plan</a>.')
+        return paragraph("The second run has no copy of a plan (tokscale/plan.json).")
+    return paragraph('The samples that it drew: <a href="#compared-plan">its data plan</a>.')
 
 
 def _losses_figure(shown: dict[int, str], curves: tuple[Curves, Curves]) -> str:

@@ -25,9 +25,9 @@ from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.plan.figures import heat_figure, shares_figure
 
-MAX_ROWS: Final = 40
-_MAX_DECISIONS: Final = 12
-_MAX_NAMED: Final = 6
+MAX_ROWS: Final = 40  # rows of the table of shares above which strata are folded away
+_MAX_DECISIONS: Final = 12  # decisions above which their table is folded away
+_MAX_NAMED: Final = 6  # names in one line
 _HEADER: Final = (
     "base share",
     "target share",
@@ -38,13 +38,13 @@ _HEADER: Final = (
     "weight now",
 )
 _SIZES: Final = {
-    "job": "of the samples that the job has counted in its datasets",
-    "plan": "of the samples that the plan was made for",
+    "job": "passes through the samples that the job has counted in its datasets",
+    "plan": "passes through the samples that the plan was made for",
     "tokens": "estimated: as if all tokens of the datasets were training data",
 }
 _BASES: Final = {
-    "plan": "that of the blend without the plan",
-    "stage": "by the weights of the plan's first stage",
+    "plan": "the share in the blend without the plan",
+    "stage": "the share by the weights of the plan's first stage",
 }
 
 
@@ -59,8 +59,8 @@ def data_plan(drawn: DrawnPlan | None, anchor: str, entry: str, title: str) -> l
         return []
     parts = [
         paragraph(
-            "From which data the training samples were to be drawn, and from which they were: "
-            + _range(drawn)
+            "This section compares the samples that the plan asks for with the samples that the "
+            "run drew. " + _range(drawn)
         ),
         facts(_facts(drawn)),
         _changes(drawn),
@@ -72,12 +72,13 @@ def data_plan(drawn: DrawnPlan | None, anchor: str, entry: str, title: str) -> l
 
 
 def _range(drawn: DrawnPlan) -> str:
+    """Return a sentence on the samples that are counted."""
     if not drawn.n_samples:
-        return "by its last probe the run has drawn none by the plan."
-    start = "" if drawn.start == 0 else f" after the first {number(drawn.start, ',')}, without it,"
+        return "Up to its last probe, the run has drawn no sample by the plan."
+    start = f"after the first {number(drawn.start, ',')}, drawn without the plan, "
     return (
-        f"counted in the plan's index,{start} up to sample {number(drawn.stop, ',')}, the last "
-        "that the run's last probe knows to be drawn by the plan."
+        f"They are counted in the plan's index, {start if drawn.start else ''}up to sample "
+        f"{number(drawn.stop, ',')}, the last one that the run's last probe knows of."
     )
 
 
@@ -103,7 +104,7 @@ def _facts(drawn: DrawnPlan) -> list[list[str]]:
 def _fingerprint(drawn: DrawnPlan) -> str:
     version = drawn.plan.provenance.get("version")
     made_by = f", made by megatron-tokscale {escape(str(version))}" if version else ""
-    given = "" if not drawn.plan.decisions else f", as given {drawn.given}"
+    given = "" if not drawn.plan.decisions else f"; before the decisions {drawn.given}"
     return drawn.plan.fingerprint + given + made_by
 
 
@@ -122,7 +123,7 @@ def _is_set(made: Mapping[str, Any], name: str) -> bool:
 
 
 def _sources(made: Mapping[str, Any]) -> str:
-    """The runs and scores that a plan was made from."""
+    """Return the runs and scores that a plan was made from."""
     parts = [
         f"{title} {made[name]}"
         for name, title in (
@@ -134,27 +135,33 @@ def _sources(made: Mapping[str, Any]) -> str:
     ]
     scores = made.get("scores")
     if isinstance(scores, Mapping):
-        parts.append("scores " + _some([f"{value} ({name})" for name, value in scores.items()]))
+        parts.append(
+            "scores " + _first_names([f"{value} ({name})" for name, value in scores.items()])
+        )
     return escape("; ".join(parts))
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
+    """Return a list of names that ends after the first six."""
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _cuts(drawn: DrawnPlan) -> str:
-    """How datasets are cut into strata; nothing if none is."""
+    """Return the rules that cut datasets into strata; nothing if no dataset is cut."""
     ways: dict[str, list[str]] = {}
     for name, cut in zip(drawn.name_D, drawn.plan.cuts, strict=True):
         if cut is not None:
             way = "by learning time" if cut.order == "learning-time" else "by token frequency"
-            way += ", the last of samples that are never learned" if cut.unlearned else ""
+            way += (
+                ", with a last stratum of samples that are never learned" if cut.unlearned else ""
+            )
             ways.setdefault(way, []).append(name)
-    return "; ".join(f"{way}: {escape(_some(names))}" for way, names in ways.items())
+    return "; ".join(f"{way}: {escape(_first_names(names))}" for way, names in ways.items())
 
 
 def _stages(drawn: DrawnPlan) -> str:
+    """Return the number of stages, and the first one that the run has not reached."""
     starts = [segment.start for segment in drawn.plan.segments]
     begun = sum(start <= drawn.stop for start in starts)
     later = [start for start in starts if start > drawn.stop]
@@ -165,6 +172,7 @@ def _stages(drawn: DrawnPlan) -> str:
 
 
 def _limits(drawn: DrawnPlan) -> str:
+    """Return the plan's limits on weights and epochs."""
     how, most = drawn.plan.replanning, drawn.plan.max_epochs
     epochs = "epochs without limit" if most is None else f"at most {number(most, 'g')} epochs"
     # Weights that are not derived from a run are drawn as given, but for the limit on epochs.
@@ -172,17 +180,17 @@ def _limits(drawn: DrawnPlan) -> str:
     if policy in (None, "uniform", "manual") and not drawn.plan.decisions:
         return epochs
     return (
-        f"weights at least {how.floor} of base, changed by at most a factor of {how.max_change} "
-        f"from a stage to the next; {epochs}"
+        f"a weight is at least {how.floor} of base, and changes by at most a factor of "
+        f"{how.max_change} from a stage to the next; {epochs}"
     )
 
 
 def _changes(drawn: DrawnPlan) -> str:
-    """Plans that were accepted, and weights that were decided, while the run trained."""
+    """Return tables of the plans accepted, and the weights decided, while the run trained."""
     parts = []
     if drawn.plan.accepted:
         rows = [[number(each.at, ","), escape(each.plan)] for each in drawn.plan.accepted]
-        caption = "Plans that took over from the one before: accepted on resuming."
+        caption = "Plans that replaced the plan before them, accepted when the job resumed."
         parts.append(table(caption, ["from sample", "plan"], rows))
     if drawn.plan.decisions:
         shown = _shown(drawn, range(len(drawn.plan.datasets)))
@@ -207,7 +215,7 @@ def _changes(drawn: DrawnPlan) -> str:
 
 
 def _remark(drawn: DrawnPlan) -> str:
-    """What is furthest from the plan, and what is gone through most often."""
+    """Return the strata that are furthest from the plan, and that have the most epochs."""
     if not drawn.n_samples:
         return ""
     off_Z = np.abs(drawn.count_Z - drawn.target_Z)
@@ -215,20 +223,21 @@ def _remark(drawn: DrawnPlan) -> str:
     furthest, most = int(np.argmax(off_Z)), int(np.argmax(epochs_Z))
     names = [escape(drawn.plan.strata[z].name) for z in (furthest, most)]
     return paragraph(
-        f"Furthest from its target: {names[0]}, by {number(float(off_Z[furthest]), ',.2f')} "
-        f"samples. Gone through most often: {names[1]}, {number(float(epochs_Z[most]))} times."
+        f"The stratum furthest from its target is {names[0]}, by "
+        f"{number(float(off_Z[furthest]), ',.2f')} samples. The stratum with the most epochs is "
+        f"{names[1]}, with {number(float(epochs_Z[most]))}."
     )
 
 
 def _tables(drawn: DrawnPlan) -> list[str]:
-    """Shares of datasets and strata; with many strata those of each dataset are folded away."""
+    """Return tables of datasets and strata; many strata are folded away by dataset."""
     plan = drawn.plan
     of_D = _row(drawn, drawn.by_dataset)
     of_Z = _row(drawn, lambda value_Z: value_Z)
     caption = (
         f"Shares of the {plural(drawn.n_samples, 'sample')} drawn by the plan. Base share: "
-        f"{_BASES[drawn.base_from]}. Epochs: {_SIZES[drawn.size_from]}. Weights: those of sample "
-        f"{number(drawn.start, ',')}, and of the next, {number(drawn.stop, ',')}."
+        f"{_BASES[drawn.base_from]}. Epochs: {_SIZES[drawn.size_from]}. Weights: those of the "
+        f"first sample, {number(drawn.start, ',')}, and of the next one, {number(drawn.stop, ',')}."
     )
     strata = {d: plan.strata_of(d) for d in range(len(plan.datasets))}
     strata = {d: members for d, members in strata.items() if len(members) > 1}
@@ -243,7 +252,7 @@ def _tables(drawn: DrawnPlan) -> list[str]:
     for d, members in strata.items() if is_folded else ():
         name = dataset(drawn.colour_D[d], drawn.name_D[d])
         inner = table(
-            "Shares are of all samples.",
+            "The shares are shares of all samples.",
             ["stratum", *_HEADER],
             [[_part(drawn, z), *of_Z(z)] for z in members],
             "dense",
@@ -257,7 +266,7 @@ def _part(drawn: DrawnPlan, z: int) -> str:
 
 
 def _row(drawn: DrawnPlan, sums: Callable[[Any], Any]) -> Callable[[int], list[str]]:
-    """The cells of a row, by its number, of values per stratum that `sums` adds up to rows."""
+    """Return a function: a row's number -> its cells. `sums` adds values of strata up to rows."""
     total = max(drawn.n_samples, 1)
     count, target, size = sums(drawn.count_Z), sums(drawn.target_Z), sums(drawn.size_Z)
     first, now = (sums(drawn.weight_Z(sample)) for sample in (drawn.start, drawn.stop))
@@ -278,13 +287,13 @@ def _row(drawn: DrawnPlan, sums: Callable[[Any], Any]) -> Callable[[int], list[s
 
 
 def _epochs(count: Any, size: Any) -> Any:
-    """Times gone through; a dash is shown for what has no samples."""
+    """Return the passes through the samples; not finite where a stratum has no samples."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return count / np.asarray(size, dtype=np.float64)
 
 
 def _shown(drawn: DrawnPlan, among: Sequence[int]) -> dict[int, str]:
-    """The datasets that a figure shows: those with the most samples due."""
+    """Return index and name of the six datasets with the most samples due."""
     target_D = drawn.by_dataset(drawn.target_Z)
     chosen = sorted(among, key=lambda d: -target_D[d])[:MAX_SHOWN]
     return {d: drawn.name_D[d] for d in sorted(chosen)}
@@ -297,13 +306,14 @@ def _left_out(drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
 
 def _figures(drawn: DrawnPlan, name: str) -> list[str]:
     shown = _shown(drawn, range(len(drawn.plan.datasets)))
-    left = "; left of the dotted line from sample 0, not to scale" if drawn.start == 0 else ""
+    left = " (left of the dotted line: from sample 0, not to scale)" if drawn.start == 0 else ""
     parts = [
         figure(
             shares_figure(name, drawn, shown),
-            f"Above: weights of the datasets over the consumed samples{left}. Below: their shares "
-            "of the samples in windows; lines are due, points are drawn. A window of few samples "
-            "cannot be nearer to its target than a sample." + _left_out(drawn, shown),
+            f"Above: weights of the datasets over the consumed samples{left}. Below: shares of the "
+            "datasets in windows of consumed samples. Lines: the shares due by the plan. Points: "
+            "the shares drawn. A share in a window is a whole number of samples, so it can miss "
+            "its target by up to a sample." + _left_out(drawn, shown),
         )
     ]
     cut = [d for d in range(len(drawn.plan.datasets)) if len(drawn.plan.strata_of(d)) > 1]
@@ -312,7 +322,7 @@ def _figures(drawn: DrawnPlan, name: str) -> list[str]:
         parts.append(
             figure(
                 heat_figure(name, drawn, with_strata),
-                "Weight of each stratum over its base share, over the consumed samples."
+                "Weight of each stratum divided by its base share, against the consumed samples."
                 + _left_out(drawn, with_strata),
             )
         )

@@ -20,7 +20,7 @@ from megatron_tokscale.report.drawn_plan import DrawnPlan
 from megatron_tokscale.report.html import dataset_colour
 from megatron_tokscale.reweight.draw_plan import short as short_name
 
-MAX_ROWS: Final = 24
+MAX_ROWS: Final = 24  # rows of a panel: more labels would overlap
 _AXIS: Final = "consumed training samples"
 _ROW_HEIGHT: Final = 0.17  # inches
 RATIOS: Final = (
@@ -36,7 +36,7 @@ RATIOS: Final = (
 
 
 def shares_figure(name: str, drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
-    """Weights of datasets, and the shares due and drawn in windows, over consumed samples."""
+    """Draw weights of datasets, and shares due and drawn in windows, over consumed samples."""
     scale, place_W1 = _scale(drawn)
     start_T, weight_TZ = _stages(drawn, scale)
     weight_TD = drawn.by_dataset(weight_TZ)
@@ -66,7 +66,7 @@ def shares_figure(name: str, drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
 
 
 def heat_figure(name: str, drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
-    """Weight of each stratum over its base share, by shades, one panel per dataset."""
+    """Draw the weight of each stratum over its base share as shades, one panel per dataset."""
     scale, _ = _scale(drawn)
     start_T, weight_TZ = _stages(drawn, scale)
     columns = min(len(shown), 2)
@@ -101,12 +101,12 @@ def heat_figure(name: str, drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
 
 
 def row_of(n_strata: int) -> Integers:
-    """The row of each stratum: its own, or, of more than 24, one with its neighbours."""
+    """Return the row of each stratum: its own, or one with its neighbours if they are many."""
     return np.arange(n_strata) * min(n_strata, MAX_ROWS) // n_strata
 
 
 def ratios(weight_TZ: Floats, base_Z: Floats, row_Z: Integers) -> Floats:
-    """Weight over base share in each row; NaN where both are nothing."""
+    """Return weight over base share in each row; NaN where both are zero."""
     first_R = np.searchsorted(row_Z, np.arange(row_Z[-1] + 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(
@@ -115,7 +115,7 @@ def ratios(weight_TZ: Floats, base_Z: Floats, row_Z: Integers) -> Floats:
 
 
 def levels(ratio_TR: Floats) -> Integers:
-    """The shade of each ratio, an index into `RATIOS`; -1 for NaN."""
+    """Return the shade of each ratio, an index into `RATIOS`; -1 for NaN."""
     bounds = [above for above, _, _ in RATIOS[1:]]
     return np.where(np.isnan(ratio_TR), -1, np.digitize(ratio_TR, bounds))
 
@@ -127,7 +127,7 @@ def _scale(drawn: DrawnPlan) -> tuple[TimeScale, Floats]:
 
 
 def _stages(drawn: DrawnPlan, scale: TimeScale) -> tuple[Floats, Floats]:
-    """Edges, on the axis, of the stages that were drawn from, and their weights per stratum."""
+    """Return the edges, on the axis, of the stages drawn from, and their weights per stratum."""
     intervals = [each for each in drawn.plan.intervals(drawn.stop) if each[1] > drawn.start]
     edges = [*(max(start, scale.left) for start, _, _ in intervals), drawn.stop]
     return np.array(edges, np.float64), np.array(
@@ -136,7 +136,7 @@ def _stages(drawn: DrawnPlan, scale: TimeScale) -> tuple[Floats, Floats]:
 
 
 def _changes(axes: Axes, drawn: DrawnPlan) -> None:
-    """Lines where weights decided while training, and plans accepted, begin to hold."""
+    """Draw a line at the first sample of each decision and of each accepted plan."""
     for starts, line, label in (
         ([decision.start for decision in drawn.plan.decisions], ":", "decided while training"),
         ([each.at for each in drawn.plan.accepted], "--", "plan accepted"),
@@ -147,7 +147,7 @@ def _changes(axes: Axes, drawn: DrawnPlan) -> None:
 
 
 def _tiles(axes: Axes, start_T: Floats, level_TR: Integers) -> None:
-    """One shape for all tiles of a shade, neighbours in a row joined: the page stays small."""
+    """Draw all tiles of a shade as one shape, neighbours in a row joined: the page stays small."""
     tiles: dict[int, list[Path]] = {}
     for row, level_T in enumerate(level_TR.T.tolist()):
         for level, group in groupby(range(len(level_T)), key=level_T.__getitem__):
