@@ -4,7 +4,6 @@ from megatron_tokscale.results.extras import (
     AxisResult,
     known_transfers,
     read_axis,
-    read_laws,
     read_transfer,
 )
 from megatron_tokscale.results.fitted import (
@@ -14,11 +13,13 @@ from megatron_tokscale.results.fitted import (
     non_finite_line,
     read_fit,
 )
+from megatron_tokscale.results.laws import LawsResult, read_laws
 from megatron_tokscale.results.spectrum import SpectrumResult
 
 __all__ = [
     "AxisResult",
     "FittedRun",
+    "LawsResult",
     "SpectrumResult",
     "heading",
     "known_transfers",

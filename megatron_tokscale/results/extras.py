@@ -1,4 +1,4 @@
-"""Optional results of a run: transfer from other runs, laws, losses along D and M."""
+"""Optional results of a run: transfer from other runs, losses along D and M."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from megatron_tokscale.core.checked import read_arrays, read_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import is_there, read_json, schema_version
-from megatron_tokscale.core.schemas import AXIS_SCHEMA, LAWS_SCHEMA, TRANSFER_SCHEMA
+from megatron_tokscale.core.schemas import AXIS_SCHEMA, TRANSFER_SCHEMA
 from megatron_tokscale.results.fitted import check_made_of, heading
 from megatron_tokscale.store import Run
 
@@ -57,21 +57,6 @@ def known_transfers(run: Run, fit: Mapping[str, Any]) -> list[dict[str, Any]]:
     here = heading(fit)
     entries = read_result(path, TRANSFER_SCHEMA, again)["from"]
     return [each for each in entries if here == {name: each.get(name) for name in here}]
-
-
-def read_laws(run: Run, fit: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the content of laws.json, of the fits in `fit`; None without such a file.
-
-    Raises:
-        TokscaleError: it is damaged, of another schema, or of other fits.
-    """
-    path = run.analysis / "laws.json"
-    if not is_there(path):
-        return None
-    again = f"run `megatron-tokscale laws {run.path}` again, with the other runs if there were any"
-    laws = read_result(path, LAWS_SCHEMA, again)
-    check_made_of(path, laws, heading(fit), again)
-    return laws
 
 
 def read_axis(run: Run, folder: Path) -> AxisResult:
