@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from megatron_tokscale.results.estimate import Estimate
+
 __all__ = [
     "CSS",
     "DATASET_COLOURS",
@@ -24,6 +26,8 @@ __all__ = [
     "facts",
     "figure",
     "interval",
+    "json_estimate",
+    "json_interval",
     "number",
     "paragraph",
     "plural",
@@ -53,12 +57,25 @@ def number(value: float | None, pattern: str = ",.3f") -> str:
     return f'<data value="{exact!r}">{text}</data>'
 
 
-def estimate(result: Mapping[str, Any], name: str, pattern: str = ",.3f") -> str:
+def estimate(value: Estimate, pattern: str = ",.3f") -> str:
+    """Return a number and its 95% interval, if it has one."""
+    return number(value.value, pattern) + interval(value, pattern)
+
+
+def interval(value: Estimate, pattern: str = ",.3f") -> str:
+    """Return the 95% interval of a number; nothing if it has none."""
+    if not value.has_interval:
+        return ""
+    low, high = (number(bound, pattern) for bound in (value.low, value.high))
+    return f' <span class="interval">[{low}, {high}]</span>'
+
+
+def json_estimate(result: Mapping[str, Any], name: str, pattern: str = ",.3f") -> str:
     """Return the number NAME of a JSON result, and its 95% interval if it has one."""
-    return number(result[name], pattern) + interval(result, name, pattern)
+    return number(result[name], pattern) + json_interval(result, name, pattern)
 
 
-def interval(result: Mapping[str, Any], name: str, pattern: str = ",.3f") -> str:
+def json_interval(result: Mapping[str, Any], name: str, pattern: str = ",.3f") -> str:
     """Return the 95% interval of the number NAME; nothing where it is not defined."""
     bounds = result[f"{name}_interval"]
     if bounds is None or None in bounds:

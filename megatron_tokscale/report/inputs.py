@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fits_path
-from megatron_tokscale.laws.explain import explanations
 from megatron_tokscale.probe.text import load_tokenizer
 from megatron_tokscale.report.drawn_plan import DrawnPlan, read_plan
 from megatron_tokscale.results import (
     AxisResult,
     FittedRun,
+    LawsResult,
     SpectrumResult,
     read_axis,
     read_laws,
@@ -60,7 +60,7 @@ class ReportInputs:
     reconstruction: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
     transfer: tuple[dict[str, Any], ...]
-    laws: dict[str, Any] | None
+    laws: LawsResult | None
     axes: tuple[AxisResult, ...]
     plan: DrawnPlan | None
     beside: Run | None
@@ -91,20 +91,16 @@ class ReportInputs:
             _check_beside(run, beside)
         fitted = FittedRun.open(run)
         spectrum = SpectrumResult.open(run)
-        reconstruction = spectrum.reconstruction
-        laws = read_laws(run, fitted.fit)
-        if laws is not None:
-            laws |= {"explanations": explanations(laws, reconstruction)}
         return cls(
             run,
             fitted.time,
             SigmoidFits.load(fits_path(run)),
             fitted.fit,
             spectrum.about,
-            reconstruction,
+            spectrum.reconstruction,
             spectrum.arrays,
             read_transfer(run, fitted.fit),
-            laws,
+            read_laws(run, fitted.fit),
             tuple(read_axis(run, folder) for folder in axes),
             read_plan(run),
             beside,

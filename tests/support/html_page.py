@@ -1,5 +1,6 @@
 """A page as a parser reads it."""
 
+import math
 from html.parser import HTMLParser
 
 _VOID = {"meta", "br", "path", "rect", "use", "line"}
@@ -68,6 +69,12 @@ class Page(HTMLParser):
     def words(self, section):
         """All words of a section; nothing if it is not there."""
         return self._words.get(section, "")
+
+
+def numbers_of(*estimates):
+    """Return each number and the ends of its interval, where they are defined."""
+    known = [number for each in estimates for number in (each.value, each.low, each.high)]
+    return [number for number in known if not math.isnan(number)]
 
 
 def with_interval(result, *names):

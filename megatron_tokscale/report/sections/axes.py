@@ -13,8 +13,8 @@ from megatron_tokscale.report.charts import TimeScale, band, draw, short, time_a
 from megatron_tokscale.report.html import (
     MEASURED,
     escape,
-    estimate,
     figure,
+    json_estimate,
     number,
     paragraph,
     table,
@@ -50,7 +50,7 @@ def axis_sections(inputs: ReportInputs) -> list[Section]:
 def _section(anchor: str, axis: AxisResult) -> Section:
     result = axis.result
     size = _SIZES[result["size"]]
-    falls = ["–", *(estimate(each, "fall") for each in result["falls"])]
+    falls = ["–", *(json_estimate(each, "fall") for each in result["falls"])]
     parts = [
         paragraph(
             f"On this axis, the last losses of {number(len(result['runs']), ',')} runs of growing "
@@ -59,7 +59,7 @@ def _section(anchor: str, axis: AxisResult) -> Section:
         ),
         table(
             "The runs by size. From the smallest to the largest, the mean loss falls by "
-            f"{estimate(result, 'fall')} nats.",
+            f"{json_estimate(result, 'fall')} nats.",
             ["run", size, "mean loss (nats)", "fall from the run before (nats)"],
             [
                 [escape(each["name"]), number(each["size"], ",.0f"), number(each["loss"]), fall]

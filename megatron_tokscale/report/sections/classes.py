@@ -12,7 +12,7 @@ from megatron_tokscale.report.html import (
     bar,
     dataset,
     escape,
-    interval,
+    json_interval,
     number,
     paragraph,
     table,
@@ -60,7 +60,7 @@ def _rows(inputs: ReportInputs) -> list[list[str]]:
             continue
         shares = inputs.reconstruction["classes"].get(token_class.label, {})
         cells = [
-            bar(shares[name]) + interval(shares, name, ".1%") if shares else "–"
+            bar(shares[name]) + json_interval(shares, name, ".1%") if shares else "–"
             for name in ("share", "fall_share")
         ]
         name = f"{token_class.label}: <span class='soft'>{meaning}</span>"

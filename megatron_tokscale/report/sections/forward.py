@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from megatron_tokscale.report.charts import UNITS, short
-from megatron_tokscale.report.html import escape, estimate, number, paragraph, table
+from megatron_tokscale.report.html import escape, json_estimate, number, paragraph, table
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.transfer import PERMUTED, SKILL, groupings_table
@@ -44,15 +44,19 @@ def _forecast(result: Mapping[str, Any], unit: str) -> list[str]:
             ["forecast by", "mean error", "fall"],
             [
                 *(
-                    [meaning, estimate(result[name], "error"), estimate(result[name], "fall")]
+                    [
+                        meaning,
+                        json_estimate(result[name], "error"),
+                        json_estimate(result[name], "fall"),
+                    ]
                     for name, meaning in _PREDICTIONS.items()
                 ),
-                ["measured", "–", estimate(result, "fall")],
+                ["measured", "–", json_estimate(result, "fall")],
             ],
         ),
         paragraph(
             "Mean error of the best rival minus mean error of the tokens' fits: "
-            f"{estimate(result, 'gain_over_best_rival', '+,.3f')} nats."
+            f"{json_estimate(result, 'gain_over_best_rival', '+,.3f')} nats."
         ),
         paragraph(f"Do the fits tell which groups of tokens will fall? {SKILL} {PERMUTED}"),
         groupings_table(

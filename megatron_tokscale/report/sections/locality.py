@@ -14,8 +14,8 @@ from megatron_tokscale.report.charts import TimeScale, draw
 from megatron_tokscale.report.html import (
     MEASURED,
     NULL,
-    estimate,
     figure,
+    json_estimate,
     number,
     paragraph,
     table,
@@ -67,7 +67,7 @@ def _verdict(widths: Mapping[str, Any]) -> Verdict:
         "locality",
         "Tokens are learned in narrow windows of time",
         widths["local"],
-        estimate(widths, "median_over_null"),
+        json_estimate(widths, "median_over_null"),
         f"median width divided by that of mean-curve tokens; passed if its whole interval is below "
         f"{LOCAL_BELOW}",
     )
@@ -81,7 +81,7 @@ def _verdict_sentence(widths: Mapping[str, Any]) -> str:
     return (
         f"Local learning: {outcome(widths['local'])}. Half of the falling tokens' drop is in "
         f"transitions narrower than {half[0]} decades; for mean-curve tokens this median width is "
-        f"{half[1]} decades. The ratio of the two is {estimate(widths, 'median_over_null')}. "
+        f"{half[1]} decades. The ratio of the two is {json_estimate(widths, 'median_over_null')}. "
         f"{_REASONS[widths['local']]}"
     )
 
@@ -98,16 +98,16 @@ def _rows(observed: Mapping[str, Any], null: Mapping[str, Any]) -> list[list[str
         ],
         *(
             [f"{name} of the drop is in transitions narrower than (decades)"]
-            + [estimate(each, quartile) for each in decades]
+            + [json_estimate(each, quartile) for each in decades]
             for quartile, name in quartiles
         ),
         [
             "median width, as a share of the probed range",
-            *(estimate(each, "p50", ".1%") for each in of_range),
+            *(json_estimate(each, "p50", ".1%") for each in of_range),
         ],
         [
             "share of the fall inside the tokens' own windows",
-            *(estimate(each, "fall_in_windows", ".1%") for each in both),
+            *(json_estimate(each, "fall_in_windows", ".1%") for each in both),
         ],
     ]
 

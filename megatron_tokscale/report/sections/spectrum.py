@@ -28,8 +28,8 @@ from megatron_tokscale.report.html import (
     NULL,
     dataset_colour,
     escape,
-    estimate,
     figure,
+    json_estimate,
     number,
     paragraph,
     swatch,
@@ -92,7 +92,7 @@ def _what_is_shown(inputs: ReportInputs) -> str:
     share = ""
     if before is not None:
         share = (
-            f" Of this fall, {estimate(before, 'nats')} nats lie between step 0 and the first "
+            f" Of this fall, {json_estimate(before, 'nats')} nats lie between step 0 and the first "
             "probe after it; no logarithmic axis can show this part."
         )
     return (
@@ -100,9 +100,9 @@ def _what_is_shown(inputs: ReportInputs) -> str:
         f"(x = ln of {LABELS[inputs.time]}), and how fast it falls according to the tokens' "
         f"learning times. The {number(about['n_tokens'], ',')} fitted tokens have "
         f"{number(about['n_events'], ',')} falling transitions, with a total drop of "
-        f"{estimate(about, 'drop_of_events_nats_per_token')} nats per token; rising transitions "
-        "are not counted. The mean loss fell by "
-        f"{estimate(about, 'fall_nats_per_token')} nats.{share}"
+        f"{json_estimate(about, 'drop_of_events_nats_per_token')} nats per token; rising "
+        "transitions are not counted. The mean loss fell by "
+        f"{json_estimate(about, 'fall_nats_per_token')} nats.{share}"
     )
 
 
@@ -111,7 +111,7 @@ def _agreement(result: Mapping[str, Any]) -> str:
     rows = []
     for name, (colour, _) in _RECONSTRUCTIONS.items():
         cells = [
-            estimate(result[documents][name], "r2")
+            json_estimate(result[documents][name], "r2")
             for documents in ("same_tokens", "other_documents")
         ]
         rows.append([f"{swatch(colour, name)}: {_INGREDIENTS[name]}", *cells])

@@ -13,8 +13,8 @@ from megatron_tokscale.report.charts import draw
 from megatron_tokscale.report.html import (
     MEASURED,
     escape,
-    estimate,
     figure,
+    json_estimate,
     number,
     paragraph,
     table,
@@ -190,7 +190,7 @@ def _order_verdict(anchor: str, entry: Mapping[str, Any]) -> Verdict:
         anchor,
         question,
         order["passes"],
-        estimate(order, "partial"),
+        json_estimate(order, "partial"),
         "correlation of the two runs' ranks beyond the baseline predictors; passed if its whole "
         "interval is above zero",
     )
@@ -201,14 +201,14 @@ def _learning_order(order: Mapping[str, Any]) -> list[str]:
     if order["spearman"] is None:
         return [paragraph(f"Learning order: {outcome(None)}: {_few(order)}.")]
     rows = [
-        [escape(_PREDICTORS.get(name, name)), estimate(value, "value")]
+        [escape(_PREDICTORS.get(name, name)), json_estimate(value, "value")]
         for name, value in order["spearman"].items()
     ]
     return [
         paragraph(
             f"Learning order beyond the baseline predictors: {outcome(order['passes'])}. The "
             "correlation of the two runs' ranks, without the part that the baseline predictors "
-            f"explain, is {estimate(order, 'partial')}."
+            f"explain, is {json_estimate(order, 'partial')}."
         ),
         table(
             f"Spearman's ρ between the learning times in this run and each predictor, over the "
@@ -221,9 +221,9 @@ def _learning_order(order: Mapping[str, Any]) -> list[str]:
             "predictor never explains less, so the gain is a size and no test.",
             ["predictors", "explained"],
             [
-                ["all but the learning time", estimate(order, "explained_by_plain")],
-                ["with the learning time", estimate(order, "explained_with_time")],
-                ["gain", estimate(order, "gain")],
+                ["all but the learning time", json_estimate(order, "explained_by_plain")],
+                ["with the learning time", json_estimate(order, "explained_with_time")],
+                ["gain", json_estimate(order, "gain")],
             ],
         ),
     ]
@@ -256,7 +256,7 @@ def groupings_table(caption: str, result: Mapping[str, Any]) -> str:
             f"{escape(grouping)} ({number(each['groups'], ',')})",
             _skill(each, "events"),
             _skill(each, "permuted"),
-            estimate(each, "gain_over_permuted", "+,.3f"),
+            json_estimate(each, "gain_over_permuted", "+,.3f"),
             number(each["p_value"]),
             *([outcome(each["passes"])] if has_verdicts else []),
             *(_skill(each, name) for name in rivals),
@@ -269,7 +269,7 @@ def groupings_table(caption: str, result: Mapping[str, Any]) -> str:
 
 
 def _skill(each: Mapping[str, Any], name: str) -> str:
-    return estimate(each[name], "skill", ",.2f") if name in each else "–"
+    return json_estimate(each[name], "skill", ",.2f") if name in each else "–"
 
 
 def passed(result: Mapping[str, Any]) -> Sequence[bool | None]:
@@ -285,4 +285,4 @@ def weakest(result: Mapping[str, Any]) -> str:
     name, least = min(
         known.items(), key=lambda item: (item[1]["passes"] is True, item[1]["gain_over_permuted"])
     )
-    return f"{escape(name)}: {estimate(least, 'gain_over_permuted', '+,.3f')}"
+    return f"{escape(name)}: {json_estimate(least, 'gain_over_permuted', '+,.3f')}"
