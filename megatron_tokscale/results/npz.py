@@ -7,13 +7,21 @@ gives the axes, one character each: `measured_interval_D2G: Floats` has three ax
 import typing
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.checked import read_arrays, write_arrays
 from megatron_tokscale.core.errors import TokscaleError
+
+_NUMBERS: Final[dict[object, type[np.generic]]] = {
+    Floats: np.float64,
+    Floats32: np.float32,
+    Integers: np.int64,
+}
+"""Types of numbers by the annotation of an array."""
 
 
 def write_npz(path: Path, arrays: Any) -> str:
@@ -52,10 +60,6 @@ def read_npz[T](kind: type[T], path: Path, checksum: str, again: str) -> T:
 def array_forms(kind: type) -> dict[str, tuple[np.dtype[Any], int]]:
     """Return the type of the numbers and the number of axes of every array of a dataclass."""
     return {
-        name: (np.dtype(typing.get_args(typing.get_args(annotation)[1])[0]), _n_axes(name))
+        name: (np.dtype(_NUMBERS[annotation]), len(name.rpartition("_")[2]))
         for name, annotation in typing.get_type_hints(kind).items()
     }
-
-
-def _n_axes(name: str) -> int:
-    return len(name.rpartition("_")[2])
