@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_tokscale.results.estimate import format_estimate
+from megatron_tokscale.results.evidence import Evidence, Locality
+
 Row = dict[str, Any]
 
 
-def explanations(laws: Mapping[str, Any], spectrum: Mapping[str, Any]) -> list[Row]:
+def explanations(laws: Mapping[str, Any], evidence: Evidence) -> list[Row]:
     """Rows of the table, from the content of laws.json and of reconstruction.json.
 
     Returns:
@@ -14,7 +17,7 @@ def explanations(laws: Mapping[str, Any], spectrum: Mapping[str, Any]) -> list[R
         where the run does not decide.
     """
     return [
-        _locality(spectrum),
+        _locality(evidence.widths),
         _tail(laws),
         *_one_third(laws["one_third"]),
         *_quanta(laws["quanta"]),
@@ -35,13 +38,13 @@ def row(explanation: str, claim: str, predicted: str, measured: str, holds: bool
     }
 
 
-def _locality(spectrum: Mapping[str, Any]) -> Row:
+def _locality(widths: Locality) -> Row:
     return row(
         "learning-time spectrum",
         "transitions are narrower than the mean curve's",
         "median width over that of the null below 1",
-        spread(spectrum["widths"], "median_over_null"),
-        spectrum["widths"]["local"],
+        format_estimate(widths.median_over_null),
+        widths.local,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_tokscale.fit.summary import NonFiniteLosses
 from megatron_tokscale.laws.explain import spread
 from megatron_tokscale.results import non_finite_line
 
@@ -23,7 +24,7 @@ def describe_laws(result: Mapping[str, Any]) -> str:
         lines += _law(dataset["name"], dataset)
     for other in result["other_starts"]:
         lines += _law(f"from {other['from']:,.0f}", other)
-    lines += non_finite_line(result["non_finite"])
+    lines += non_finite_line(NonFiniteLosses(**result["non_finite"]))
     lines += [_tail(result), *_zero_sum(result["zero_sum"])]
     lines.append(f"  {'explanation':<28}{'claim; predicted; measured'}")
     for row in result["explanations"]:

@@ -15,7 +15,7 @@ from megatron_tokscale.laws.inputs import Inputs
 from megatron_tokscale.laws.plain import or_reason, plain
 from megatron_tokscale.laws.power_law.power_law import FIRST_TIME_SHARE
 from megatron_tokscale.laws.several_runs import several_runs
-from megatron_tokscale.results import SpectrumResult, heading, non_finite
+from megatron_tokscale.results import SpectrumResult
 from megatron_tokscale.store import Run, check_same_tokens
 
 _OTHER_STARTS = (0.01, 0.03, 0.3)
@@ -81,8 +81,8 @@ def laws_run(
     result: dict[str, Any] = {
         "schema_version": LAWS_SCHEMA,
         "version": __version__,
-        **heading(spectrum.fit),
-        "non_finite": non_finite(spectrum.fit),
+        **plain(spectrum.fit.identity),
+        "non_finite": plain(spectrum.fit.non_finite),
         "overall": overall,
         "datasets": [
             {"name": name, **law(inputs.mean_loss_RDK[:, d])}
@@ -109,7 +109,7 @@ def laws_run(
         "predicted": predicted,
         "measured": or_reason(lambda: _against_data(predicted, result)),
     }
-    result["explanations"] = explanations(result, spectrum.reconstruction)
+    result["explanations"] = explanations(result, spectrum.evidence)
     return write_result(run.analysis / "laws.json", result)
 
 
