@@ -66,7 +66,7 @@ def _spectrum(arguments: Arguments) -> None:
 
 def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run"]) -> None:
     from megatron_tokscale.spectrum import spectrum_run, transfer_run
-    from megatron_tokscale.spectrum.evidence.run_transfer import fitted_pair
+    from megatron_tokscale.spectrum.evidence.run_transfer import FittedPair
     from megatron_tokscale.spectrum.spectrum_text import describe_spectrum, describe_transfer
 
     if len(runs) > 1 or arguments.out:
@@ -77,7 +77,7 @@ def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run
     target, n_resamples, seed = runs[0], arguments.resamples, arguments.seed
     progress = ProgressOnStderr().stage
     for source in sources:
-        fitted_pair(source, target)  # refuses a source that does not fit before the long work
+        FittedPair.open(source, target)  # refuses a source that does not fit before the long work
     spectrum = spectrum_run(target, n_resamples=n_resamples, seed=seed, progress=progress)
     print(describe_spectrum(spectrum))
     for source in sources:

@@ -141,17 +141,18 @@ class _Demo:
         """Fit a run, find its spectrum, and print both."""
         from megatron_tokscale.fit import fit_run
         from megatron_tokscale.fit.fit_text import describe_fit
+        from megatron_tokscale.results import SpectrumResult
         from megatron_tokscale.spectrum import spectrum_run
         from megatron_tokscale.spectrum.spectrum_text import describe_spectrum
 
         run = Run.open(path)
-        fit, spectrum = run.paths.fit, run.paths.reconstruction
-        if not spectrum.exists():
+        if not run.paths.reconstruction.exists():
             meter = ProgressOnStderr().meter("fit", run.n_tokens, "tokens")
             fit_run(run, progress=lambda done, _: meter(done))
             spectrum_run(run, seed=_ANALYSIS_SEED)
-        _print_indented(describe_fit(read_json(fit)))
-        print(describe_spectrum(read_json(spectrum)), flush=True)
+        spectrum = SpectrumResult.open(run)
+        _print_indented(describe_fit(spectrum.fit))
+        print(describe_spectrum(spectrum.evidence), flush=True)
 
     def make_plan(self) -> None:
         """Make and print a plan: weights per kind of text, from the first run's spectra."""

@@ -1,4 +1,4 @@
-"""What a run's plan meant to draw and what it drew, from its files and its index.
+"""The samples that a run's plan asked for, and those that the run drew, from files and index.
 
 Shapes: D datasets, Z strata, W windows of consumed samples.
 """
@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError
@@ -30,8 +29,8 @@ from megatron_tokscale.data.record import DataRecord, PlanRecord, load_records, 
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import Run
 
-N_WINDOWS: Final = 50
-_MIN_SAMPLES: Final = 20
+N_WINDOWS: Final = 50  # points in the figure of shares
+_MIN_SAMPLES: Final = 20  # in a window: the share of fewer samples says nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,19 +38,19 @@ class DrawnPlan:
     """A plan and the samples that a run drew by it. Make one with `read_plan`.
 
     Attributes:
-        plan: what the run follows, with the decisions made while it trained.
-        given: fingerprint of the plan without these.
-        edge_W1: consumed samples between which the windows are, evenly spaced in their logarithm;
-            the first is the run's first sample under the plan, the last is behind the last one
-            that its last probe knows of. No window if there is none.
+        plan: the plan that the run follows, with the decisions made while it trained.
+        given: fingerprint of the plan without the decisions.
+        edge_W1: edges of the windows in consumed samples, evenly spaced in their logarithm. The
+            first is the run's first sample under the plan, the last is the number of samples at
+            its last probe. A single edge if no sample was drawn.
         count_WZ: samples drawn in each window, counted in the index.
         target_WZ: samples due in each window by the plan's weights; not whole.
         base_D: weights without the plan, summing to one.
-        base_from: `plan`, where it tells its base weights, or the weights of its first `stage`.
+        base_from: source of `base_D`: the `plan`, or the weights of its first `stage`.
         size_Z: samples in one epoch.
-        size_from: `job`, which has counted them, the `plan`, which was made for so many, or
-            `tokens`: estimated from the whole datasets.
-        colour_D: number of each dataset's colour, that of the probe set where it has the dataset.
+        size_from: source of `size_Z`: the `job`, which has counted the samples; the `plan`, which
+            was made for so many; or the `tokens` of the whole datasets, an estimate.
+        colour_D: number of each dataset's colour: the probe set's, if it has the dataset.
     """
 
     plan: Plan
@@ -67,60 +66,60 @@ class DrawnPlan:
 
     @cached_property
     def name_D(self) -> list[str]:
-        """Names of the datasets, namesakes numbered."""
+        """The names of the datasets, numbered where two are the same."""
         return dataset_names(self.plan.datasets)
 
     @cached_property
     def name_Z(self) -> list[str]:
-        """Names of the strata, without that of the dataset before it."""
+        """The names of the strata, without the dataset's name before it."""
         strata = self.plan.strata
         return [each.name.removeprefix(f"{self.name_D[each.dataset]}/") for each in strata]
 
     @property
     def start(self) -> int:
-        """First sample that was drawn by the plan."""
+        """The first sample that was drawn by the plan."""
         return int(self.edge_W1[0])
 
     @property
     def stop(self) -> int:
-        """Samples consumed by the last probe under the plan."""
+        """The number of samples consumed at the last probe under the plan."""
         return int(self.edge_W1[-1])
 
     @property
     def n_samples(self) -> int:
-        """Samples drawn by the plan."""
+        """The number of samples drawn by the plan."""
         return self.stop - self.start
 
     @property
     def base_Z(self) -> Floats:
-        """Share of each stratum among all samples without the plan."""
+        """The share of each stratum among all samples without the plan."""
         return np.asarray(self.base_D[self.plan.dataset_Z] * self.plan.share_Z)
 
     @property
     def count_Z(self) -> Integers:
-        """Samples drawn from each stratum."""
+        """The number of samples drawn from each stratum."""
         return self.count_WZ.sum(axis=0)
 
     @property
     def target_Z(self) -> Floats:
-        """Samples due from each stratum by the plan's weights; not whole."""
+        """The samples due from each stratum by the plan's weights; not whole."""
         return self.target_WZ.sum(axis=0)
 
     def weight_Z(self, n_samples: int) -> Floats:
-        """Weights by which the next sample is drawn after `n_samples`; these sum to one."""
+        """Return the weights of the sample after the first `n_samples`; they sum to one."""
         return self.plan.weight_Z(self.plan.intervals(n_samples + 1)[-1][2])
 
-    def by_dataset(self, value_Z: NDArray[Any]) -> Floats:
-        """Sums over the strata of each dataset, along the last axis."""
+    def by_dataset(self, value_Z: Integers | Floats) -> Floats:
+        """Return sums over the strata of each dataset, along the last axis."""
         first_D = np.searchsorted(self.plan.dataset_Z, np.arange(len(self.plan.datasets)))
         return np.add.reduceat(value_Z, first_D, axis=-1)
 
 
 def read_plan(run: Run) -> DrawnPlan | None:
-    """The plan of a run, and what it drew up to the last probe; None without one.
+    """Return the plan of a run, and the samples drawn up to its last probe; None without a plan.
 
-    Where the job's index is not kept it takes 10 bytes, and up to half a µs, for every consumed
-    sample.
+    If the job's index is not kept, it is computed again, with 10 bytes and up to half a µs for
+    every consumed sample.
 
     Raises:
         TokscaleError: a file of the plan, or that of the job's data, is damaged.
@@ -157,10 +156,10 @@ def read_plan(run: Run) -> DrawnPlan | None:
 
 
 def window_edges(start: int, first: int, stop: int) -> Integers:
-    """Edges of at most 50 windows of [start, stop), evenly spaced in ln samples.
+    """Return edges of at most 50 windows of [start, stop), evenly spaced in ln samples.
 
-    The first window from sample 0 ends at `first`, which has a place on a logarithmic axis. Windows
-    of fewer than 20 samples are joined: their shares would say nothing.
+    If `start` is 0, the first window ends at `first`, which has a place on a logarithmic axis.
+    Windows of fewer than 20 samples are joined.
     """
     if stop <= start:
         return np.array([start])
@@ -174,7 +173,7 @@ def window_edges(start: int, first: int, stop: int) -> Integers:
 
 
 def _index(plan: Plan, record: DataRecord | None, n_samples: int) -> PlanIndex:
-    """The job's own index, where its cache is still there; the same, computed anew, otherwise."""
+    """Return the index of the job, from its cache if it is still there; else compute it again."""
     order = None if record is None else record.order
     if isinstance(order, PlanRecord) and order.n_samples >= n_samples:
         with suppress(TokscaleError):  # a file that is missing or damaged
@@ -190,7 +189,7 @@ def _count(index: PlanIndex, edge_W1: Integers, n_strata: int) -> Integers:
 
 
 def _span(records: Sequence[DataRecord], consumed: int) -> tuple[DataRecord | None, int, int]:
-    """The job's last record under a plan, and the samples from and up to which it holds."""
+    """Return the job's last record under a plan, and the first and last sample that it covers."""
     stop = consumed
     for record in reversed(records):
         if record.kind == "plan":
@@ -200,7 +199,7 @@ def _span(records: Sequence[DataRecord], consumed: int) -> tuple[DataRecord | No
 
 
 def _base(plan: Plan) -> tuple[Floats, Literal["plan", "stage"]]:
-    """Weights of the datasets without the plan."""
+    """Return the weights of the datasets without the plan, and their source."""
     if weights := plan.replanning.base_weights:
         return np.array(weights) / sum(weights), "plan"
     return np.array(plan.segments[0].weights), "stage"
@@ -209,7 +208,7 @@ def _base(plan: Plan) -> tuple[Floats, Literal["plan", "stage"]]:
 def _sizes(
     plan: Plan, record: DataRecord | None
 ) -> tuple[list[int], Literal["job", "plan", "tokens"]]:
-    """Samples in one epoch of each dataset, and who tells."""
+    """Return the samples in one epoch of each dataset, and their source."""
     names = [dataset.name for dataset in plan.datasets]
     if record is not None and [dataset.name for dataset in record.datasets] == names:
         return [dataset.size for dataset in record.datasets], "job"
@@ -219,7 +218,7 @@ def _sizes(
 
 
 def _colours(plan: Plan, probe_set: ProbeSet) -> tuple[int, ...]:
-    """Return a colour for each dataset: the probe set's, or a free one if it is not watched."""
+    """Return the number of each dataset's colour: the probe set's, or a free one if not watched."""
     free = count(len(probe_set.datasets))
     try:
         datasets = probe_set.dataset_indices([dataset.path for dataset in plan.datasets])
