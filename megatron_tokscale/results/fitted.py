@@ -1,4 +1,4 @@
-"""A run and its fits, checked to belong together; what every later analysis says it was made of.
+"""A run and its fits, checked to belong together, and the check of every analysis of them.
 
 Shapes: K probe steps.
 """
@@ -37,8 +37,8 @@ Block = tuple[slice, SigmoidFits, Floats32]
 def read_fit(run: Run) -> FitSummary:
     """Return the content of fit.json, if it is of the losses that the run has now.
 
-    The checksums of all losses are verified first, also for an analysis that reads none: damage is
-    told before any file is written, and by every verb alike.
+    The checksums of all losses are verified too, also for an analysis that reads no losses: every
+    verb refuses a damaged file, before it writes any.
 
     Raises:
         TokscaleError: the run is not fitted, a losses file is damaged, or fit.json is damaged,
@@ -93,8 +93,9 @@ class FittedRun:
     """A run and its fits, which belong together. Make one with `FittedRun.open`.
 
     Attributes:
+        run: the run.
         x_K: natural logarithm of time at the probes.
-        time: what time is counted in.
+        time: the unit that time is counted in.
         fit: the content of fit.json.
     """
 
@@ -105,12 +106,12 @@ class FittedRun:
 
     @classmethod
     def open(cls, run: Run) -> Self:
-        """Check that the run is fitted, on the losses that it has now, and that its fits are whole.
+        """Open a run that is fitted on the losses that it has now, with fits that are whole.
 
         The file of the fits is read once for its checksum.
 
         Raises:
-            TokscaleError: it is not.
+            TokscaleError: the run is not fitted, or fitted on other losses, or a file is damaged.
         """
         fit = read_fit(run)
         path = fits_path(run)
@@ -132,7 +133,7 @@ class FittedRun:
         """Refuse a run of which no token has finite losses at all probes.
 
         Raises:
-            TokscaleError: naming the probes that miss most.
+            TokscaleError: naming the probes that miss most losses.
         """
         n_tokens = self.fit.n_tokens
         if self.fit.non_finite.tokens < n_tokens:
@@ -154,12 +155,13 @@ class FittedRun:
         )
 
     def blocks(self) -> Iterator[Block]:
-        """Tokens as (where they are, their fits, their losses), all of them once.
+        """Yield all tokens once, by blocks: (slice of tokens, their fits, their losses).
 
         Raises:
             TokscaleError: the fits are damaged, or are not those of all tokens.
         """
         at = 0
+        # A row group of the parquet is cut further, so that a block's losses fit into memory.
         block = max(_VALUES_PER_READ // len(self.x_K), 1)
         for group in SigmoidFits.blocks(fits_path(self.run)):
             for start in range(0, len(group), block):
@@ -169,6 +171,6 @@ class FittedRun:
                 at = where.stop
         if at != self.run.n_tokens:
             raise TokscaleError(
-                f"{fits_path(self.run)} has fits of {at} tokens, the run has {self.run.n_tokens}; "
+                f"{fits_path(self.run)} has fits of {at} tokens; expected {self.run.n_tokens}; "
                 f"run `megatron-tokscale fit {self.run.path}` again"
             )

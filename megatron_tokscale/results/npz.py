@@ -5,12 +5,10 @@ gives the axes, one character each: `measured_interval_D2G: Floats` has three ax
 """
 
 import typing
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.checked import read_arrays, write_arrays
@@ -24,9 +22,9 @@ _NUMBERS: Final[dict[object, type[np.generic]]] = {
 """Types of numbers by the annotation of an array."""
 
 
-def write_npz(path: Path, arrays: Any) -> str:
+def write_npz(path: Path, arrays: object) -> str:
     """Write a dataclass of arrays, whole or not at all; return the CRC-32 of the file."""
-    return write_arrays(path, {each.name: getattr(arrays, each.name) for each in fields(arrays)})
+    return write_arrays(path, vars(arrays))
 
 
 def read_npz[T](kind: type[T], path: Path, checksum: str, again: str) -> T:
@@ -48,7 +46,7 @@ def read_npz[T](kind: type[T], path: Path, checksum: str, again: str) -> T:
         state = "is missing" if name in expected else "is unknown"
         raise TokscaleError(f"{path} is damaged: array {name} {state}; {again}")
     for name, (dtype, n_axes) in expected.items():
-        array: NDArray[Any] = found[name]
+        array = found[name]
         if array.dtype != dtype or array.ndim != n_axes:
             raise TokscaleError(
                 f"{path} is damaged: array {name} has type {array.dtype} and {array.ndim} axes; "
@@ -57,7 +55,7 @@ def read_npz[T](kind: type[T], path: Path, checksum: str, again: str) -> T:
     return kind(**found)
 
 
-def array_forms(kind: type) -> dict[str, tuple[np.dtype[Any], int]]:
+def array_forms(kind: type) -> dict[str, tuple[np.dtype[np.generic], int]]:
     """Return the type of the numbers and the number of axes of every array of a dataclass."""
     return {
         name: (np.dtype(_NUMBERS[annotation]), len(name.rpartition("_")[2]))

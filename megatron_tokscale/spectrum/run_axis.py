@@ -128,7 +128,7 @@ def _ordered(runs: Sequence[Run], axis: AxisOfRuns, size: ModelSize) -> tuple[li
     """Return the runs by ascending size, and the logarithms of the sizes."""
     if len(runs) < LEAST_RUNS:
         raise TokscaleError(
-            f"{len(runs)} runs are too few for a slope over the axis; give {LEAST_RUNS} or more"
+            f"{len(runs)} runs are too few for a slope over the axis; expected {LEAST_RUNS} or more"
         )
     check_same_tokens(runs)
     sizes = [_size(run, axis, size) for run in runs]
@@ -146,7 +146,7 @@ def _ordered(runs: Sequence[Run], axis: AxisOfRuns, size: ModelSize) -> tuple[li
 def _size(run: Run, axis: AxisOfRuns, size: ModelSize) -> float:
     """Return the size of a run on the axis."""
     if not run.records:
-        raise TokscaleError(f"{run.path} has no probes")
+        raise TokscaleError(f"{run.path} has no probes; train it, or leave it out")
     if axis == "D" and run.records[-1].consumed_tokens is None:
         raise TokscaleError(
             f"{run.path} does not know how many tokens it has consumed, which the axis D needs; "
@@ -155,10 +155,10 @@ def _size(run: Run, axis: AxisOfRuns, size: ModelSize) -> float:
     found = run.records[-1].consumed_tokens if axis == "D" else run.info.size.get(_SIZES[size])
     if not found:
         raise TokscaleError(
-            f"run.json of {run.path} does not say how large its model is; it was written by an "
-            "older version"
+            f"run.json of {run.path} does not say how large its model is: an older version wrote "
+            "it; leave the run out"
             if axis == "M"
-            else f"the last probe of {run.path} is before training"
+            else f"the last probe of {run.path} is before training; train on, or leave the run out"
         )
     return float(found)
 

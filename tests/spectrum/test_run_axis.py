@@ -123,7 +123,7 @@ def test_learning_times_along_t_predict_the_axis(models, along_t, folder):
     assert decile.events.value > 0.5
 
 
-def test_learning_times_of_other_tokens_do_not(models, folder):
+def test_learning_times_of_other_tokens_do_not_predict_the_axis(models, folder):
     order_N, drop_N = token(seed=99)
     steps = probe_steps(40, last=3000)
     progress_K = np.where(steps > 0, log_time(np.maximum(steps, 1)) / 8, -5.0)

@@ -1,4 +1,4 @@
-"""`spectrum_run` on a run on disk: the files, the words, and what is refused.
+"""`spectrum_run` on a run on disk: the files, the text, and what is refused.
 
 Shapes: N tokens, K probe steps, G grid points, D datasets.
 """
@@ -67,7 +67,7 @@ def test_local_learning_is_reconstructed_and_narrower_than_the_null(fitted):
     assert "learning is local: yes" in describe_spectrum(result)
 
 
-def test_mean_curve_tokens_are_said_not_to_be_local(make_run):
+def test_mean_curve_tokens_are_not_local(make_run):
     steps, rng = probe_steps(50, last=5000), np.random.default_rng(0)
     mean_K = 3 * expit((5.5 - log_time(steps)) / 0.9)
     loss_NK = rng.uniform(0.5, 2, (800, 1)) * mean_K + 1 + 0.1 * rng.standard_normal((800, 50))
@@ -94,7 +94,7 @@ def test_one_document_has_numbers_and_no_intervals(tmp_path, local_losses):
     assert "learning is local: undefined" in describe_spectrum(result)
 
 
-def test_too_few_probes_for_a_forward_prediction_are_said_so(make_run, local_losses):
+def test_too_few_probes_leave_the_forward_prediction_undefined(make_run, local_losses):
     steps, loss_NK, _, _ = local_losses
     run = make_run(steps[::6], loss_NK[:400, ::6])
     fit_run(run)

@@ -131,7 +131,8 @@ class FittedPair:
         if source.probe_set.fingerprint != target.probe_set.fingerprint:
             raise TokscaleError(
                 f"{source.path} and {target.path} watch other tokens: their probe sets are "
-                f"{source.probe_set.fingerprint} and {target.probe_set.fingerprint}"
+                f"{source.probe_set.fingerprint} and {target.probe_set.fingerprint}; test runs "
+                "with one probe set"
             )
         pair = cls(FittedRun.open(source), FittedRun.open(target))
         transfers_to_keep(target, pair.target.fit)  # refuses a damaged file before the work
@@ -204,7 +205,10 @@ class _Curves:
             level_N = fits.level_N.astype(np.float64)
             columns.append((learning_times(fits), learning_times(own), level_N))
         if not count:
-            raise TokscaleError("no token has a fit and finite losses at all probes of both runs")
+            raise TokscaleError(
+                "no token has a fit and finite losses at all probes of both runs; expected one at "
+                "least; test runs without losses that are NaN or infinite"
+            )
         times = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
         return cls(source_K / count, target_K / count, *times)
 

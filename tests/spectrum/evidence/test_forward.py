@@ -80,8 +80,8 @@ def test_the_rivals_are_a_line_and_a_power_law(seen):
     np.testing.assert_allclose(found.power_law.error.uncorrected, error, rtol=0.1)
 
 
-def test_a_run_whose_loss_is_a_power_law_is_told_by_the_power_law():
-    """Steps, none of which is under way at the cut, of which the law of the mean is plain."""
+def test_the_power_law_predicts_a_run_whose_loss_is_a_power_law():
+    """Narrow steps, none of them under way at the cut, whose mean is a power law."""
     rng = np.random.default_rng(1)
     x_K = planted_pairs.axis(60)
     midpoint_N = 1 + rng.exponential(2.0, 4000)
@@ -95,7 +95,7 @@ def test_a_run_whose_loss_is_a_power_law_is_told_by_the_power_law():
     assert found.tokens.error.value > 2 * found.power_law.error.value
 
 
-def test_groups_that_fall_after_the_cut_are_told_apart(seen):
+def test_groups_that_fall_after_the_cut_are_predicted(seen):
     found = forward_of(*seen, n_resamples=50)
     assert found.gain_over_best_rival.low > 0
     for name in ("frequency decile", "document"):
@@ -104,7 +104,7 @@ def test_groups_that_fall_after_the_cut_are_told_apart(seen):
         assert each.p_value <= 0.05
 
 
-def test_nothing_forward_has_a_verdict(seen):
+def test_a_forward_prediction_has_no_verdict(seen):
     found = forward_of(*seen)
     assert not hasattr(found, "passes")
     assert not any(hasattr(each, "passes") for each in found.groups.values())

@@ -106,7 +106,7 @@ def test_weights_are_copies_of_documents(planted):
     )
 
 
-def test_few_tokens_have_no_order(planted):
+def test_below_fifty_tokens_the_order_is_undefined(planted):
     source, target, baseline, units = planted
     source[40:] = np.nan
     both = int((np.isfinite(source) & np.isfinite(target)).sum())

@@ -1,4 +1,4 @@
-"""`transfer_run` on two runs on disk: the file, the words, and what is refused."""
+"""`transfer_run` on two runs on disk: the file, the text, and what is refused."""
 
 import json
 
@@ -36,7 +36,7 @@ def genuine(tmp_path_factory):
     return runs_of(tmp_path_factory.mktemp("genuine"), "genuine")
 
 
-def test_times_that_agree_transfer_and_the_words_say_so(genuine):
+def test_times_that_agree_transfer_and_the_text_says_so(genuine):
     source, target = genuine
     transfer = transfer_run(source, target, n_resamples=100, seed=0)
     stored = json.loads((target.analysis / "transfer.json").read_text())
@@ -52,7 +52,7 @@ def test_times_that_agree_transfer_and_the_words_say_so(genuine):
     assert all(line.endswith(": yes") for line in by_document)
 
 
-def test_permuted_times_do_not_and_the_words_say_so(tmp_path):
+def test_permuted_times_do_not_transfer_and_the_text_says_so(tmp_path):
     transfer = transfer_run(*runs_of(tmp_path, "permuted"), n_resamples=100, seed=0)
     for tests in (transfer.absolute, transfer.by_loss):
         assert all(each.passes is False for each in tests.values())
@@ -85,7 +85,7 @@ def test_runs_without_a_fit_are_refused(genuine, tmp_path):
             transfer_run(*pair)
 
 
-def test_times_of_other_kinds_are_refused(genuine, tmp_path):
+def test_fits_in_different_units_of_time_are_refused(genuine, tmp_path):
     source, target = genuine
     other = write_run(tmp_path / "tokens", STEPS, target.read_losses(), target.probe_set)
     fit_run(other, time="tokens")
@@ -93,7 +93,7 @@ def test_times_of_other_kinds_are_refused(genuine, tmp_path):
         transfer_run(source, other)
 
 
-def test_a_run_that_never_was_as_good_has_no_alignment_by_loss(genuine, tmp_path):
+def test_runs_whose_losses_do_not_overlap_have_no_alignment_by_loss(genuine, tmp_path):
     source, target = genuine
     better = write_run(tmp_path / "b", STEPS, target.read_losses() - 100, target.probe_set)
     fit_run(better)

@@ -105,7 +105,7 @@ def test_the_permuted_null_is_the_mean_over_real_permutations(pair):
 
 
 def test_the_p_value_is_the_share_of_real_permutations():
-    """Of a pair so small and so alike in time that permutations often do as well."""
+    """The pair is so small, and its times so alike, that permutations often have as much skill."""
     rng = np.random.default_rng(2)
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(6, rng)
     loss_NK, again_NK = planted_pairs.permuted(text, x_K, rng)
@@ -127,7 +127,7 @@ def test_the_p_value_is_the_share_of_real_permutations():
     np.testing.assert_allclose(found, np.mean(np.array(skills) >= skills[0]), atol=0.12)
 
 
-def test_no_cut_into_blocks_matters(pair):
+def test_sums_do_not_depend_on_the_cuts_between_blocks(pair):
     whole, cut = result_of(pair), result_of(pair, cuts=(1, 200, 201))
     for grouping, each in whole.items():
         assert each.p_value == cut[grouping].p_value
@@ -140,8 +140,8 @@ def test_no_cut_into_blocks_matters(pair):
             )
 
 
-def test_by_loss_finds_a_run_that_is_the_same_with_time_stretched():
-    """B's x is A's, stretched by a half and moved: the order is all that is asked for."""
+def test_alignment_by_loss_finds_the_same_run_with_its_time_stretched():
+    """B's x is A's, stretched by a half and moved: the order alone is tested."""
     rng = np.random.default_rng(3)
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(30, rng)
     shape_NK = planted_pairs.local_shape(x_K, planted_pairs.times(text), rng)
@@ -157,7 +157,7 @@ def test_by_loss_finds_a_run_that_is_the_same_with_time_stretched():
         assert each.events.value > 0.9, name
 
 
-def test_by_loss_leaves_out_what_the_other_run_never_saw():
+def test_alignment_by_loss_leaves_out_losses_that_the_other_run_never_had():
     x_K = np.array([-np.inf, *np.linspace(0, 8, 41)])
     loss_K = np.concatenate([[8.0], 8 - np.linspace(0, 8, 41) / 2])
     deeper_K = loss_K * 1.5 - 4
@@ -169,7 +169,7 @@ def test_by_loss_leaves_out_what_the_other_run_never_saw():
         Alignment.by_loss(x_K, loss_K, x_K, loss_K - 100)
 
 
-def test_one_group_has_nothing_to_tell_apart(pair):
+def test_one_group_has_no_skill(pair):
     text, x_K, _, again_NK, fits, units = pair
     sums = TransferSums(
         Alignment.absolute(x_K), {"all": Groups(np.zeros(len(text), int), ("all",))}, units
