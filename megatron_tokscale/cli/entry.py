@@ -438,13 +438,13 @@ def _spectrum_of_run(
     arguments: Arguments, runs: list["Run"], sources: list["Run"], drawn: dict[str, Any]
 ) -> None:
     from megatron_tokscale.spectrum import spectrum_run, transfer_run
-    from megatron_tokscale.spectrum.evidence.run_transfer import fitted_pair
+    from megatron_tokscale.spectrum.evidence.run_transfer import FittedPair
     from megatron_tokscale.spectrum.spectrum_text import describe_spectrum, describe_transfer
 
     if len(runs) > 1 or arguments.out:
         raise TokscaleError("--axis T is of one RUN and writes beside it; give --axis D or M")
     for source in sources:
-        fitted_pair(source, runs[0])
+        FittedPair.open(source, runs[0])
     print(describe_spectrum(spectrum_run(runs[0], **drawn)))
     for source in sources:
         print(describe_transfer(transfer_run(source, runs[0], **drawn)))

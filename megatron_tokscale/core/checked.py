@@ -6,11 +6,12 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale import __version__
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import (
     check_schema,
@@ -22,6 +23,7 @@ from megatron_tokscale.core.files import (
     whole_or_absent,
     write_json,
 )
+from megatron_tokscale.core.records import read_as, to_json
 
 _AT_ONCE = 2**24
 _DAMAGE: Final = (
@@ -63,6 +65,34 @@ def read_result(path: Path, schema: int, again: str) -> dict[str, Any]:
     if content.get("checksum") != json_checksum(content):
         raise TokscaleError(f"{path} is damaged: its checksum is wrong; {again}")
     return content
+
+
+_ENVELOPE: Final = {"schema_version", "version", "checksum"}
+"""The keys of a file that are about the file, not its content."""
+
+
+def write_typed_result(path: Path, schema: int, record: object) -> None:
+    """Write a dataclass as JSON, with its schema version, this package's version and a checksum.
+
+    The file is whole or absent.
+
+    Raises:
+        TypeError: JSON has no form for a value of the record.
+    """
+    content = cast("Mapping[str, Any]", to_json(record))
+    write_result(path, {"schema_version": schema, "version": __version__, **content})
+
+
+def read_typed_result[T](kind: type[T], path: Path, schema: int, again: str) -> T:
+    """Read the dataclass that `write_typed_result` wrote, of just this schema.
+
+    Raises:
+        TokscaleError: the file is missing, damaged, of another schema, or holds no `kind`; the
+            message ends with `again`.
+    """
+    content = read_result(path, schema, again)
+    record = {name: value for name, value in content.items() if name not in _ENVELOPE}
+    return read_as(kind, record, path, again)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:

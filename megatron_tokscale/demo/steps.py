@@ -147,16 +147,17 @@ class _Demo:
         from megatron_tokscale.core.progress import Progress
         from megatron_tokscale.fit import fit_run
         from megatron_tokscale.fit.fit_text import describe_fit
+        from megatron_tokscale.results import SpectrumResult
         from megatron_tokscale.spectrum import spectrum_run
         from megatron_tokscale.spectrum.spectrum_text import describe_spectrum
 
         run = Run.open(path)
-        fit, spectrum = path / "analysis/fit.json", path / "analysis/reconstruction.json"
-        if not spectrum.exists():
+        if not (run.analysis / "reconstruction.json").exists():
             fit_run(run, progress=Progress("fit", run.n_tokens, "tokens"))
-            spectrum_run(run)
-        print("  " + describe_fit(read_json(fit)).replace("\n", "\n  "))
-        print(describe_spectrum(read_json(spectrum)), flush=True)
+            spectrum_run(run, seed=0)
+        spectrum = SpectrumResult.open(run)
+        print("  " + describe_fit(spectrum.fit).replace("\n", "\n  "))
+        print(describe_spectrum(spectrum.evidence), flush=True)
 
     def make_plan(self) -> None:
         """Weights per kind of text, from the first run's spectra."""

@@ -3,7 +3,8 @@
 A function per theory returns its rows; `explanations` joins them.
 """
 
-from megatron_tokscale.results.estimate import Estimate, Undefined, format_estimate
+from megatron_tokscale.results.estimate import Undefined, format_estimate
+from megatron_tokscale.results.evidence import Locality
 from megatron_tokscale.results.laws import (
     CagnettaResult,
     ClaimVerdict,
@@ -22,18 +23,15 @@ _B_OF_THEORY, _B_OF_PARITY = 1.0, 0.81  # docs/references.md 4.1 and 4.2
 _AGREES_AT_5_PERCENT = 1.96  # greatest |z| of two exponents that agree
 
 
-def explanations(
-    laws: LawsResult, width_over_null: Estimate, is_local: bool | None
-) -> tuple[ExplanationRow, ...]:
+def explanations(laws: LawsResult, widths: Locality) -> tuple[ExplanationRow, ...]:
     """Return the rows of the table.
 
     Args:
         laws: laws of a run; its own table is not read.
-        width_over_null: median width of the run's transitions over the null model's.
-        is_local: that ratio is below 1; None if the run does not decide.
+        widths: the test of locality of the run's transitions.
     """
     return (
-        _locality(width_over_null, is_local),
+        _locality(widths),
         _tail(laws),
         *_one_third(laws.one_third),
         *_quanta(laws.quanta),
@@ -43,13 +41,13 @@ def explanations(
     )
 
 
-def _locality(width_over_null: Estimate, is_local: bool | None) -> ExplanationRow:
+def _locality(widths: Locality) -> ExplanationRow:
     return ExplanationRow(
         SPECTRUM,
         "transitions are narrower than the mean curve's",
         "median width over that of the null below 1",
-        format_estimate(width_over_null),
-        ClaimVerdict.from_test(is_local),
+        format_estimate(widths.median_over_null),
+        ClaimVerdict.from_test(widths.local),
     )
 
 

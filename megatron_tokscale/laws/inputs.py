@@ -53,14 +53,18 @@ class Inputs:
     @classmethod
     def from_spectrum(cls, spectrum: SpectrumResult) -> Self:
         """Take the arrays that laws need from the spectrum of a run."""
-        about, arrays = spectrum.about, spectrum.arrays
-        names = (
-            *("mean_loss_RK", "mean_loss_RDK", "x_C", "drop_RC"),
-            *("frequency_loss_RFK", "frequency_share_F", "frequency_I", "frequency_time_I"),
-        )
+        summary, arrays = spectrum.summary, spectrum.arrays
+        width = summary.common_width_x.value
         return cls(
-            t_K=np.exp(arrays["x_K"]),
-            margin=2 * max(about["bandwidth_x"], about["common_width_x"] or 0.0),
-            datasets=tuple(str(dataset["name"]) for dataset in about["datasets"]),
-            **{name: arrays[name].astype(np.float64) for name in names},
+            t_K=np.exp(arrays.x_K),
+            mean_loss_RK=arrays.mean_loss_RK,
+            mean_loss_RDK=arrays.mean_loss_RDK,
+            x_C=arrays.x_C,
+            drop_RC=arrays.drop_RC.astype(np.float64),
+            margin=2 * max(summary.bandwidth_x, width if math.isfinite(width) else 0.0),
+            frequency_loss_RFK=arrays.frequency_loss_RFK,
+            frequency_share_F=arrays.frequency_share_F,
+            frequency_I=arrays.frequency_I,
+            frequency_time_I=arrays.frequency_time_I,
+            datasets=tuple(dataset.name for dataset in summary.datasets),
         )

@@ -1,13 +1,10 @@
 """`laws_run`: open a run's spectrum and losses, compute its laws, write laws.json."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
 
-from megatron_tokscale import __version__
 from megatron_tokscale.core.arrays import Floats
-from megatron_tokscale.core.checked import write_result
-from megatron_tokscale.core.records import to_json
+from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.schemas import LAWS_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.corpus.source import DEFAULT_SPLIT, DataPath, DataSource
@@ -21,8 +18,8 @@ from megatron_tokscale.laws.power_law.tail import compare_tail, measure_tail
 from megatron_tokscale.laws.quanta.quanta import measure_quanta
 from megatron_tokscale.laws.several_runs import several_runs
 from megatron_tokscale.laws.zero_sum import measure_zero_sum
-from megatron_tokscale.results import SpectrumResult, heading, non_finite
-from megatron_tokscale.results.estimate import Estimate, Undefined, defined_or_reason
+from megatron_tokscale.results import SpectrumResult
+from megatron_tokscale.results.estimate import Undefined, defined_or_reason
 from megatron_tokscale.results.laws import (
     DatasetPowerLaw,
     LawsResult,
@@ -98,10 +95,8 @@ def laws_run(
         several = several_runs([run, *others], n_resamples=n_resamples, seed=seed)
     say("rival theories")
     laws = LawsResult(
-        schema_version=LAWS_SCHEMA,
-        version=__version__,
-        **heading(spectrum.fit),
-        non_finite=non_finite(spectrum.fit),
+        fit=spectrum.fit.identity,
+        non_finite=spectrum.fit.non_finite,
         settings=LawsSettings(start, n_resamples, seed),
         overall=overall,
         datasets=tuple(
@@ -132,16 +127,8 @@ def laws_run(
             seed=seed,
         ),
     )
-    laws = replace(laws, explanations=explanations(laws, *_locality(spectrum.reconstruction)))
+    laws = replace(laws, explanations=explanations(laws, spectrum.evidence.widths))
 
     # Write.
-    write_result(run.analysis / "laws.json", cast("Mapping[str, Any]", to_json(laws)))
+    write_typed_result(run.analysis / "laws.json", LAWS_SCHEMA, laws)
     return laws
-
-
-def _locality(reconstruction: Mapping[str, Any]) -> tuple[Estimate, bool | None]:
-    """Return the median width over the null's, and whether it is below 1."""
-    widths = reconstruction["widths"]
-    value, bounds = widths["median_over_null"], widths["median_over_null_interval"]
-    nan = float("nan")
-    return Estimate(nan if value is None else value, *(bounds or (nan, nan))), widths["local"]

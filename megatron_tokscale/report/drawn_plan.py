@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError
@@ -110,7 +109,7 @@ class DrawnPlan:
         """Return the weights of the sample after the first `n_samples`; they sum to one."""
         return self.plan.weight_Z(self.plan.intervals(n_samples + 1)[-1][2])
 
-    def by_dataset(self, value_Z: NDArray[Any]) -> Floats:
+    def by_dataset(self, value_Z: Integers | Floats) -> Floats:
         """Return sums over the strata of each dataset, along the last axis."""
         first_D = np.searchsorted(self.plan.dataset_Z, np.arange(len(self.plan.datasets)))
         return np.add.reduceat(value_Z, first_D, axis=-1)

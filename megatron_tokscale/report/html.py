@@ -6,9 +6,8 @@ tell apart.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from megatron_tokscale.results.estimate import Estimate
 
@@ -26,8 +25,6 @@ __all__ = [
     "facts",
     "figure",
     "interval",
-    "json_estimate",
-    "json_interval",
     "number",
     "paragraph",
     "plural",
@@ -70,23 +67,9 @@ def interval(value: Estimate, pattern: str = ",.3f") -> str:
     return f' <span class="interval">[{low}, {high}]</span>'
 
 
-def json_estimate(result: Mapping[str, Any], name: str, pattern: str = ",.3f") -> str:
-    """Return the number NAME of a JSON result, and its 95% interval if it has one."""
-    return number(result[name], pattern) + json_interval(result, name, pattern)
-
-
-def json_interval(result: Mapping[str, Any], name: str, pattern: str = ",.3f") -> str:
-    """Return the 95% interval of the number NAME; nothing where it is not defined."""
-    bounds = result[f"{name}_interval"]
-    if bounds is None or None in bounds:
-        return ""
-    low, high = (number(bound, pattern) for bound in bounds)
-    return f' <span class="interval">[{low}, {high}]</span>'
-
-
-def bar(share: float | None) -> str:
+def bar(share: float) -> str:
     """Return a share in percent with a bar behind it; a negative share has no bar."""
-    length = 100 * min(max(share or 0.0, 0.0), 1.0)
+    length = 100 * min(max(share, 0.0), 1.0) if math.isfinite(share) else 0.0
     return f'<span class="bar" style="--share:{length:.1f}%">{number(share, ".1%")}</span>'
 
 

@@ -1,14 +1,12 @@
 """What the page is made from: a run, its analysis, and the other runs and plans that it shows.
 
-Shapes: N tokens, K probe steps, G grid points, D datasets, C bins.
+Shapes: N tokens.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
-
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Self
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fits_path
@@ -19,6 +17,7 @@ from megatron_tokscale.results import (
     FittedRun,
     LawsResult,
     SpectrumResult,
+    Transfer,
     read_axis,
     read_laws,
     read_transfer,
@@ -35,14 +34,11 @@ class ReportInputs:
     """A run with everything that its page shows. Make one with `ReportInputs.read`.
 
     Attributes:
-        time: the time axis of the fits.
+        run: the run.
         fits: the fits of all N tokens.
-        fit: the content of fit.json.
-        spectrum: the content of spectrum.json.
-        reconstruction: the content of reconstruction.json.
-        arrays: the arrays of spectrum.npz by name.
-        transfer: the entries of transfer.json, one per run whose learning times were tested here.
-        laws: the content of laws.json; None if there is none.
+        spectrum: the spectrum, its evidence, and the summary of the fits.
+        transfers: tests of other runs' learning times on this run.
+        laws: the laws of the run; None if there are none.
         axes: losses over runs of growing size.
         plan: the data plan that the run followed, and what it drew; None if there is none.
         beside: a run that trained under a plan, to compare with this run; None if there is none.
@@ -53,13 +49,9 @@ class ReportInputs:
     """
 
     run: Run
-    time: Time
     fits: SigmoidFits
-    fit: dict[str, Any]
-    spectrum: dict[str, Any]
-    reconstruction: dict[str, Any]
-    arrays: dict[str, NDArray[Any]]
-    transfer: tuple[dict[str, Any], ...]
+    spectrum: SpectrumResult
+    transfers: tuple[Transfer, ...]
     laws: LawsResult | None
     axes: tuple[AxisResult, ...]
     plan: DrawnPlan | None
@@ -68,6 +60,11 @@ class ReportInputs:
     tokenizer: "Tokenizer | None"
     n_tokens: int
     seed: int
+
+    @property
+    def time(self) -> Time:
+        """The unit that time is counted in."""
+        return self.spectrum.time
 
     @classmethod
     def read(
@@ -89,18 +86,14 @@ class ReportInputs:
         """
         if beside is not None:
             _check_beside(run, beside)
-        fitted = FittedRun.open(run)
+        fit = FittedRun.open(run).fit
         spectrum = SpectrumResult.open(run)
         return cls(
             run,
-            fitted.time,
             SigmoidFits.load(fits_path(run)),
-            fitted.fit,
-            spectrum.about,
-            spectrum.reconstruction,
-            spectrum.arrays,
-            read_transfer(run, fitted.fit),
-            read_laws(run, fitted.fit),
+            spectrum,
+            read_transfer(run, fit),
+            read_laws(run, fit),
             tuple(read_axis(run, folder) for folder in axes),
             read_plan(run),
             beside,

@@ -106,11 +106,10 @@ def read_spectra(run: Run) -> Spectra:
     """
     spectrum = SpectrumResult.open(run)
     path = run.analysis / "spectrum.npz"
-    datasets = spectrum.about["datasets"]
-    watched = [dataset["n_tokens"] > 0 for dataset in datasets]
-    names = tuple(str(dataset["name"]) for dataset in datasets)
-    x_G = spectrum.arrays["x_G"].astype(np.float64)
-    density_DG = spectrum.arrays["drop_weighted_DG"].astype(np.float64)
+    datasets = spectrum.summary.datasets
+    watched = [dataset.n_tokens > 0 for dataset in datasets]
+    names = tuple(dataset.name for dataset in datasets)
+    x_G, density_DG = spectrum.arrays.x_G, spectrum.arrays.drop_weighted_DG
     if density_DG.shape != (len(names), len(x_G)) or not np.isfinite(density_DG).all():
         raise TokscaleError(
             f"the spectrum {path} has shape {density_DG.shape} or values that are not finite, for "

@@ -247,5 +247,6 @@ def test_losses_that_are_no_damage_are_fitted_and_counted(tmp_path, capsys, kind
         np.testing.assert_array_equal(arrays["step_K"], STEPS[kept_K])
         mean_K = kept_NK[whole_N].astype(np.float64).mean(axis=0)
         np.testing.assert_allclose(arrays["mean_loss_K"], mean_K, rtol=1e-6)
-        assert json.loads((run.analysis / "laws.json").read_text())["steps"] == [*STEPS[kept_K]]
+        laws = json.loads((run.analysis / "laws.json").read_text())
+        assert laws["fit"]["steps"] == [*STEPS[kept_K]]
         assert (run.analysis / "report.html").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""The page says which settings held from which step on, and compares them launch by launch."""
+"""The settings of each launch on the page, and the comparison of two runs' settings."""
 
 import dataclasses
 import re
@@ -15,7 +15,7 @@ def rows_of(*launches):
     return dict(row.split(" | ", 1) for row in plain)
 
 
-def test_one_launch_is_told_in_full():
+def test_the_first_launch_is_shown_in_full():
     rows = rows_of(launch(train_iters=40))
     assert rows["Batch"].startswith("global batch size 4, micro batch size 4")
     assert "train iters 40" in rows["Batch"]
@@ -23,7 +23,7 @@ def test_one_launch_is_told_in_full():
     assert rows["Seed"] == "1234"
 
 
-def test_a_later_launch_is_told_by_what_it_has_changed():
+def test_a_later_launch_is_shown_by_its_changes():
     batch = Batch(global_batch_size=16, micro_batch_size=4)
     layout = {"world_size": 4, "tensor": 2, "pipeline": 1, "virtual_pipeline": None}
     rows = rows_of(

@@ -92,7 +92,7 @@ def page(run, tmp_path_factory):
 
 @pytest.fixture
 def edited(inputs):
-    """A function: new fields of the laws -> the section and the verdicts with them."""
+    """Return a function: new fields of the laws -> the section and the verdicts with them."""
 
     def make(**change):
         changed = dataclasses.replace(inputs, laws=dataclasses.replace(inputs.laws, **change))
@@ -125,7 +125,7 @@ def test_power_laws_hold_the_numbers_of_the_analysis(inputs, page):
         assert shown[: len(law_numbers(law))] == law_numbers(law)
 
 
-def test_every_explanation_is_told_with_its_verdict(inputs, page):
+def test_every_explanation_is_shown_with_its_verdict(inputs, page):
     for each in inputs.laws.explanations:
         cells = page.cells("laws", each.explanation)
         assert each.claim in cells and each.verdict.value in cells
@@ -139,7 +139,7 @@ def test_zero_sum_learning_holds_the_numbers_of_the_analysis(inputs, page):
 
 
 @pytest.mark.parametrize("verdict", list(ClaimVerdict))
-def test_the_verdict_on_a_claim_is_told_in_words(edited, inputs, verdict):
+def test_the_verdict_on_a_claim_is_shown_in_words(edited, inputs, verdict):
     row = dataclasses.replace(inputs.laws.explanations[-1], verdict=verdict, claim="odd")
     page = edited(explanations=(row,))
     assert verdict.value in page.cells("laws", "")
@@ -231,12 +231,12 @@ def test_without_laws_there_is_no_section(inputs):
     ("change", "what"),
     [
         (lambda content: content.update(schema_version=1), "older schema"),
-        (lambda content: content.update(time="tokens"), "another time"),
-        (lambda content: content.update(probe_fingerprint="0" * 16), "other probes"),
-        (lambda content: content["steps"].pop(), "other probes"),
+        (lambda content: content["fit"].update(time="tokens"), "another time"),
+        (lambda content: content["fit"].update(probe_fingerprint="0" * 16), "other probes"),
+        (lambda content: content["fit"]["steps"].pop(), "other probes"),
     ],
 )
-def test_laws_of_something_else_are_refused(run, tmp_path, change, what):
+def test_laws_of_other_fits_or_an_older_schema_are_refused(run, tmp_path, change, what):
     shutil.copytree(run.path, tmp_path / "run")
     path = tmp_path / "run" / "analysis" / "laws.json"
     content = json.loads(path.read_text())

@@ -42,7 +42,7 @@ HOW = Replanning(base_weights=(1.2, 0.8), train_samples=10_000)
 
 
 def make_plan(stages=None, names=("prose", "code"), how=None, **provenance):
-    """Two datasets, the first in three strata."""
+    """Make a plan of two datasets, the first in three strata."""
     first, second = names
     return Plan(
         datasets=(DatasetIdentity(first, 10, 64_000), DatasetIdentity(second, 10, 32_000)),
@@ -87,7 +87,7 @@ def data_file(run):
 
 @pytest.fixture(scope="module")
 def run(planted, tmp_path_factory):
-    """A run that follows a plan, and has changed it once."""
+    """Return a run that follows a plan with one decision."""
     path = tmp_path_factory.mktemp("followed") / "run"
     shutil.copytree(planted.run.path, path)
     save_run_plan(make_plan(), [DECISION], path)
@@ -105,7 +105,7 @@ def page(html):
 
 
 def weights_at(sample):
-    """Weight of each stratum at a sample, from what was written above."""
+    """Return the weight of each stratum at a sample, from the numbers above."""
     within = [SHARES, (0.7, 0.2, 0.1), (0.1, 0.1, 0.8), SHARES][
         sum(sample >= start for start in (1000, 4000, 9000))
     ]
@@ -114,7 +114,7 @@ def weights_at(sample):
 
 
 def brute_force(start=0, stop=CONSUMED, plan=None, sizes=(1000, 600, 400, 1000)):
-    """Cells of the rows of the strata, sample by sample."""
+    """Count the cells of the rows of the strata sample by sample."""
     index = build_index(plan, stop)
     drawn = Counter(index.stratum_N[start:stop].tolist())
     target_Z = sum(weights_at(sample) for sample in range(start, stop))
@@ -128,7 +128,7 @@ def brute_force(start=0, stop=CONSUMED, plan=None, sizes=(1000, 600, 400, 1000))
     return np.array(rows)
 
 
-def test_the_table_is_what_a_loop_over_the_samples_counts(run, page):
+def test_the_table_agrees_with_a_loop_over_the_samples(run, page):
     rows = brute_force(plan=followed(run.path))
     for name, expected in zip(("q1", "q2", "q3", "code"), rows, strict=True):
         np.testing.assert_allclose(page.row("plan", name), expected, atol=1e-6, err_msg=name)
@@ -187,7 +187,7 @@ def test_the_same_plan_gives_the_same_bytes(run, html, tmp_path):
 
 @pytest.fixture
 def following(planted, tmp_path):
-    """A function (plan, decisions) -> a copy of the run that follows them, with `page`s to read."""
+    """Return a function (plan, decisions) -> a copy of the run that follows them."""
 
     def make(plan, *decisions):
         path = tmp_path / "run"
@@ -219,7 +219,7 @@ def test_sizes_that_the_job_has_counted_come_first(following):
         np.testing.assert_allclose(counted.row("plan", name)[4] * after, epochs)
 
 
-def test_sizes_that_nobody_tells_are_estimated_and_called_so(following):
+def test_unknown_sizes_are_estimated_and_labelled_so(following):
     html, page = section_of(following(make_plan()))
     assert "estimated: as if all tokens" in html
     cells = page.row("plan", "code")
@@ -262,7 +262,7 @@ def test_a_run_that_has_drawn_nothing_by_its_plan_says_so(following):
     assert "<svg" not in html and page.row("plan", "code")[1:4] == [0, 0, 0]
 
 
-def test_a_plan_that_took_over_is_named_with_its_first_sample(following):
+def test_an_accepted_plan_is_named_with_its_first_sample(following):
     past = make_plan((Stage(0, (0.5, 0.5)),), how=Replanning((9, 1)))
     given = dataclasses.replace(make_plan(), max_epochs=None)
     both = accepted(past, given, 3000)

@@ -1,4 +1,4 @@
-"""Example tokens: chosen by rule, in their own context, drawn where they belong.
+"""Example tokens: chosen by rule, in their own context, drawn at their time and loss.
 
 Shapes: N tokens, K probe steps.
 """
@@ -48,7 +48,7 @@ def test_the_choice_follows_from_the_seed(fits):
 
 
 @pytest.mark.parametrize("n_tokens", [0, 1, 10_000])
-def test_no_more_tokens_are_shown_than_asked_for_or_there(fits, n_tokens):
+def test_no_more_tokens_are_shown_than_asked_for_or_available(fits, n_tokens):
     chosen = np.concatenate(list(choose(fits, n_tokens, seed=0).values()))
     assert len(chosen) <= n_tokens and len(set(chosen.tolist())) == len(chosen)
 

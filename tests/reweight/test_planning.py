@@ -144,13 +144,15 @@ def test_a_damaged_spectrum_is_refused(run):
         with pytest.raises(TokscaleError, match="damaged"):
             read_spectra(run)
     path.write_bytes(whole)
-    edit_info(run, datasets=[{"name": "web", "n_tokens": 5}])
+    edit_info(run, datasets=[{"name": "web", "n_tokens": 5, "n_events": 0}])
     with pytest.raises(TokscaleError, match="has shape"):
         read_spectra(run)
 
 
 def test_a_dataset_without_watched_tokens_has_no_spectrum(run):
-    edit_info(run, datasets=[{"name": "web", "n_tokens": 5}, {"name": "code", "n_tokens": 0}])
+    counts = (("web", 5), ("code", 0))
+    datasets = [{"name": name, "n_tokens": n, "n_events": 0} for name, n in counts]
+    edit_info(run, datasets=datasets)
     assert read_spectra(run).names == ("web",)
 
 

@@ -75,12 +75,3 @@ def numbers_of(*estimates):
     """Return each number and the ends of its interval, where they are defined."""
     known = [number for each in estimates for number in (each.value, each.low, each.high)]
     return [number for number in known if not math.isnan(number)]
-
-
-def with_interval(result, *names):
-    """Every named number of a JSON result and the ends of its interval, where they are defined."""
-    numbers = []
-    for name in names:
-        numbers += [] if result[name] is None else [result[name]]
-        numbers += result[f"{name}_interval"] or []
-    return numbers

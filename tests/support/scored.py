@@ -69,7 +69,7 @@ def run_of(folder: Path, names, centres, width=0.3, steps=None, end=1000, tokens
     z = (x_G - np.log(np.array(centres, float))[:, None]) / width
     analysis = folder / "analysis"
     analysis.mkdir(parents=True)
-    datasets = [{"name": name, "n_tokens": 5} for name in names]
+    datasets = dict.fromkeys(names, 5)
     with np.errstate(divide="ignore"):
         x_K = {"step": np.log(step_K), "tokens": np.log(8.0 * tokens_per_sample * step_K)}
     no_ids, no_mask = np.zeros((0, 1), np.int32), np.zeros((0, 1), np.bool_)

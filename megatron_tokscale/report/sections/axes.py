@@ -3,8 +3,7 @@
 Shapes: G grid points, R resamples (the first is the data as they are), K runs.
 """
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,8 +12,8 @@ from megatron_tokscale.report.charts import TimeScale, band, draw, short, time_a
 from megatron_tokscale.report.html import (
     MEASURED,
     escape,
+    estimate,
     figure,
-    json_estimate,
     number,
     paragraph,
     table,
@@ -22,17 +21,16 @@ from megatron_tokscale.report.html import (
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.transfer import (
-    LEAST,
     PASSES,
     PERMUTED,
     SKILL,
     groupings_table,
+    groups_verdict,
     least_p,
-    passed,
-    weakest,
 )
 from megatron_tokscale.report.verdicts import Verdict, outcome
-from megatron_tokscale.results import AxisResult
+from megatron_tokscale.results.axis import AxisArrays, AxisResult, AxisSummary
+from megatron_tokscale.results.estimate import Undefined
 
 _SIZES: Final = {
     "tokens": "training tokens",
@@ -47,39 +45,39 @@ def axis_sections(inputs: ReportInputs) -> list[Section]:
     return [_section(f"axis-{n}", axis) for n, axis in enumerate(inputs.axes, 1)]
 
 
-def _section(anchor: str, axis: AxisResult) -> Section:
-    result = axis.result
-    size = _SIZES[result["size"]]
-    falls = ["–", *(json_estimate(each, "fall") for each in result["falls"])]
+def _section(anchor: str, found: AxisResult) -> Section:
+    axis = found.summary
+    size = _SIZES[axis.size]
+    falls = ["–", *(estimate(fall) for fall in axis.falls)]
     parts = [
         paragraph(
-            f"On this axis, the last losses of {number(len(result['runs']), ',')} runs of growing "
+            f"On this axis, the last losses of {number(len(axis.runs), ',')} runs of growing "
             f"size take the place of losses over time: x = ln of {size}. There is one run of each "
             "size: the intervals are over documents, and do not cover other seeds."
         ),
         table(
             "The runs by size. From the smallest to the largest, the mean loss falls by "
-            f"{json_estimate(result, 'fall')} nats.",
+            f"{estimate(axis.fall)} nats.",
             ["run", size, "mean loss (nats)", "fall from the run before (nats)"],
             [
-                [escape(each["name"]), number(each["size"], ",.0f"), number(each["loss"]), fall]
-                for each, fall in zip(result["runs"], falls, strict=True)
+                [escape(each.name), number(each.size, ",.0f"), number(each.loss), fall]
+                for each, fall in zip(axis.runs, falls, strict=True)
             ],
         ),
         figure(
-            _derivative_figure(anchor, axis),
+            _derivative_figure(anchor, found.arrays, size),
             "Line and band: the smoothed slope of the mean loss, with its 95% interval over "
             "documents. Dotted lines: the runs; nothing was measured between them.",
         ),
-        *_across_axes(result),
+        *_across_axes(axis),
     ]
-    entry = f"Axis {result['axis']}"
-    return Section(anchor, entry, f"{entry}: {size}", parts, _verdicts(anchor, result))
+    entry = f"Axis {axis.axis}"
+    return Section(anchor, entry, f"{entry}: {size}", parts, _verdicts(anchor, axis))
 
 
-def _across_axes(result: Mapping[str, Any]) -> list[str]:
-    """Return the parts on the learning times of the axis T, held against this axis."""
-    across = result["across"]
+def _across_axes(axis: AxisSummary) -> list[str]:
+    """Return the parts on the learning times of the axis T, tested on this axis."""
+    across = axis.across
     if across is None:
         return [
             paragraph(
@@ -87,44 +85,39 @@ def _across_axes(result: Mapping[str, Any]) -> list[str]:
                 "(<code>spectrum --source RUN</code> tests them)."
             )
         ]
-    source = escape(across["source"])
-    title = f"<h3>Learning times along T of {source} on the axis {escape(result['axis'])}</h3>"
-    if "undefined" in across:
-        return [title, paragraph(f"{outcome(None)}: {escape(across['undefined'])}.")]
+    source = escape(across.source)
+    title = f"<h3>Learning times along T of {source} on the axis {axis.axis}</h3>"
+    if isinstance(across.groups, Undefined):
+        return [title, paragraph(f"{outcome(None)}: {escape(across.groups.undefined)}.")]
     return [
         title,
         paragraph(
             "The runs are compared where their mean losses are the same. "
-            f"{SKILL} {PERMUTED} {PASSES}{least_p(result['settings'])}"
+            f"{SKILL} {PERMUTED} {PASSES}{least_p(axis.settings)}"
         ),
         groupings_table(
             f"Skill of the learning times of {source} for the falls from run to run; the intervals "
-            f"are over {number(result['documents'], ',')} documents.",
-            across["groups"],
+            f"are over {number(axis.documents, ',')} documents.",
+            across.groups,
         ),
     ]
 
 
-def _verdicts(anchor: str, result: Mapping[str, Any]) -> list[Verdict]:
+def _verdicts(anchor: str, axis: AxisSummary) -> list[Verdict]:
     """Return the verdict, if it was tested: do learning times along T tell who gains here?"""
-    across = result["across"]
-    if across is None:
+    if axis.across is None:
         return []
     question = (
-        f"Learning times along T of {escape(across['source'])} predict which groups of tokens gain "
-        f"along {escape(result['axis'])}"
+        f"Learning times along T of {escape(axis.across.source)} predict which groups of tokens "
+        f"gain along {axis.axis}"
     )
-    if "undefined" in across:
-        return [Verdict(anchor, question, None, "–", escape(across["undefined"]))]
-    groups = across["groups"]
-    return [Verdict(anchor, question, passed(groups), weakest(groups), LEAST)]
+    return [groups_verdict(anchor, question, axis.across.groups)]
 
 
-def _derivative_figure(anchor: str, axis: AxisResult) -> str:
+def _derivative_figure(anchor: str, arrays: AxisArrays, size: str) -> str:
     """Draw the measured -dL/dx over the size, with the sizes of the runs."""
-    arrays, size = axis.arrays, _SIZES[axis.result["size"]]
-    size_G, size_K = np.exp(arrays["x_G"]), np.exp(arrays["x_K"])
-    measured_RG = arrays["measured_RG"]
+    size_G, size_K = np.exp(arrays.x_G), np.exp(arrays.x_K)
+    measured_RG = arrays.measured_RG
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()

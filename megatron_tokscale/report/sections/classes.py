@@ -12,7 +12,7 @@ from megatron_tokscale.report.html import (
     bar,
     dataset,
     escape,
-    json_interval,
+    interval,
     number,
     paragraph,
     table,
@@ -33,16 +33,17 @@ CLASS_MEANINGS: Final = {
 
 def classes_section(inputs: ReportInputs) -> list[Section]:
     """Return the section with tokens and shares of the fall per class, and per dataset."""
+    fit = inputs.spectrum.fit
     parts = [
         paragraph(
             "Each token belongs to the class whose model describes its losses best, by the "
-            f"criterion {escape(str(inputs.fit['settings']['criterion']))}. The fall of a token is "
+            f"criterion {escape(fit.settings.criterion)}. The fall of a token is "
             "its measured loss at the first probe minus its loss at the last. A class's share of "
             "the fall is negative if its tokens forget more than they learn."
         ),
         table(
-            f"The falls of all {number(inputs.fit['n_tokens'], ',')} tokens add up to "
-            f"{number(inputs.fit['fall_nats'], ',.0f')} nats. The shares are shares of the tokens "
+            f"The falls of all {number(fit.n_tokens, ',')} tokens add up to "
+            f"{number(fit.fall_nats, ',.0f')} nats. The shares are shares of the tokens "
             "with finite losses at all probes, with 95% intervals over documents.",
             ["class", "tokens", "share of tokens", "share of the fall"],
             _rows(inputs),
@@ -55,14 +56,12 @@ def classes_section(inputs: ReportInputs) -> list[Section]:
 def _rows(inputs: ReportInputs) -> list[list[str]]:
     rows = []
     for token_class, meaning in CLASS_MEANINGS.items():
-        tokens = inputs.fit["classes"][token_class.label]["tokens"]
+        tokens = inputs.spectrum.fit.classes[token_class.label].tokens
         if token_class is TokenClass.UNFITTED and not tokens:
             continue
-        shares = inputs.reconstruction["classes"].get(token_class.label, {})
-        cells = [
-            bar(shares[name]) + json_interval(shares, name, ".1%") if shares else "–"
-            for name in ("share", "fall_share")
-        ]
+        found = inputs.spectrum.evidence.classes.get(token_class.label)
+        shares = [] if found is None else [found.share, found.fall_share]
+        cells = [bar(share.value) + interval(share, ".1%") for share in shares] or ["–", "–"]
         name = f"{token_class.label}: <span class='soft'>{meaning}</span>"
         rows.append([name, number(tokens, ","), *cells])
     return rows

@@ -19,10 +19,10 @@ from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.classes import CLASS_MEANINGS
 from megatron_tokscale.store.reader import Time
 
-MIN_R2: Final = 0.8
+MIN_R2: Final = 0.8  # our choice: a worse fit is no example of its class
 MAX_MIDPOINT_SE: Final = 0.25  # in x: a learning time known to a quarter
 _SHARE_OF_CLASS: Final = 12  # a twelfth of the examples is of each class but falling
-_MODEL_POINTS: Final = 80
+_MODEL_POINTS: Final = 80  # of the drawn model: smooth at the size of the figure
 _TEN_NINETY_DECADES: Final = 2 * math.log(9) / math.log(10)  # 10-90% width in decades, over w
 _WIDTH: Final = 300  # of a trajectory's SVG, in its own units
 _HEIGHT: Final = 118

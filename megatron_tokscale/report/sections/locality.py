@@ -1,11 +1,10 @@
 """The section on locality: the widths of the transitions beside those of mean-curve tokens.
 
-Shapes: C bins, K probe steps.
+Shapes: W bins of widths, K probe steps.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,8 +13,8 @@ from megatron_tokscale.report.charts import TimeScale, draw
 from megatron_tokscale.report.html import (
     MEASURED,
     NULL,
+    estimate,
     figure,
-    json_estimate,
     number,
     paragraph,
     table,
@@ -23,9 +22,9 @@ from megatron_tokscale.report.html import (
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.verdicts import Verdict, outcome
+from megatron_tokscale.results.evidence import Locality, WidthSample
 from megatron_tokscale.spectrum.evidence.locality import LOCAL_BELOW
 
-_UNITS: Final = ("width_decades", "width_of_range")
 _REASONS: Final = {
     True: "The transitions are narrower than if every token followed the mean curve.",
     False: f"The interval of the ratio is not below {LOCAL_BELOW}: the data do not exclude "
@@ -36,7 +35,7 @@ _REASONS: Final = {
 
 def locality_section(inputs: ReportInputs) -> list[Section]:
     """Return the section that compares the widths with those of tokens on the mean curve."""
-    widths = inputs.reconstruction["widths"]
+    widths = inputs.spectrum.evidence.widths
     parts = [
         paragraph(
             "The width of a transition is the time from 10% to 90% of it, in decades of time. The "
@@ -48,89 +47,93 @@ def locality_section(inputs: ReportInputs) -> list[Section]:
         figure(
             _widths_figure(inputs),
             "Both histograms hold the falling tokens with a trusted midpoint, weighted by their "
-            "drop; two-step and gradual tokens are left out. Of a width below the spacing of the "
-            "probes, only that it is small is known.",
+            "drop; two-step and gradual tokens are left out. A width below the spacing of the "
+            "probes is only known to be small.",
         ),
         table(
             "The window of a token is the time from 10% to 90% of its own transition; a perfect "
             "sigmoid has 80% of its fall there. The 95% intervals are over documents.",
             ["", "observed", "null: mean-curve tokens"],
-            _rows(widths["observed"], widths["mean_curve_null"]),
+            _rows(widths.observed, widths.mean_curve_null),
         ),
     ]
     return [Section("locality", "Locality", "How local learning is", parts, [_verdict(widths)])]
 
 
-def _verdict(widths: Mapping[str, Any]) -> Verdict:
+def _verdict(widths: Locality) -> Verdict:
     """Return the verdict: are the transitions narrower than those of the null?"""
     return Verdict(
         "locality",
         "Tokens are learned in narrow windows of time",
-        widths["local"],
-        json_estimate(widths, "median_over_null"),
+        widths.local,
+        estimate(widths.median_over_null),
         f"median width divided by that of mean-curve tokens; passed if its whole interval is below "
         f"{LOCAL_BELOW}",
     )
 
 
-def _verdict_sentence(widths: Mapping[str, Any]) -> str:
+def _verdict_sentence(widths: Locality) -> str:
     half = [
-        number(widths[name]["width_decades"]["p50"], ".2f")
-        for name in ("observed", "mean_curve_null")
+        number(sample.width_decades.p50.value, ".2f")
+        for sample in (widths.observed, widths.mean_curve_null)
     ]
     return (
-        f"Local learning: {outcome(widths['local'])}. Half of the falling tokens' drop is in "
+        f"Local learning: {outcome(widths.local)}. Half of the falling tokens' drop is in "
         f"transitions narrower than {half[0]} decades; for mean-curve tokens this median width is "
-        f"{half[1]} decades. The ratio of the two is {json_estimate(widths, 'median_over_null')}. "
-        f"{_REASONS[widths['local']]}"
+        f"{half[1]} decades. The ratio of the two is {estimate(widths.median_over_null)}. "
+        f"{_REASONS[widths.local]}"
     )
 
 
-def _rows(observed: Mapping[str, Any], null: Mapping[str, Any]) -> list[list[str]]:
+def _rows(observed: WidthSample, null: WidthSample) -> list[list[str]]:
     both = (observed, null)
-    decades, of_range = ([each[unit] for each in both] for unit in _UNITS)
-    quartiles = (("p25", "a quarter"), ("p50", "half"), ("p75", "three quarters"))
+    decades = [each.width_decades for each in both]
+    quartiles = (
+        ("a quarter", [each.p25 for each in decades]),
+        ("half", [each.p50 for each in decades]),
+        ("three quarters", [each.p75 for each in decades]),
+    )
     return [
-        ["fitted tokens in the comparison", *(number(each["tokens"], ",") for each in both)],
+        ["fitted tokens in the comparison", *(number(each.tokens, ",") for each in both)],
         [
             "of these, falling with a trusted midpoint",
-            *(number(each["falling"], ",") for each in both),
+            *(number(each.falling, ",") for each in both),
         ],
         *(
             [f"{name} of the drop is in transitions narrower than (decades)"]
-            + [json_estimate(each, quartile) for each in decades]
-            for quartile, name in quartiles
+            + [estimate(width) for width in pair]
+            for name, pair in quartiles
         ),
         [
             "median width, as a share of the probed range",
-            *(json_estimate(each, "p50", ".1%") for each in of_range),
+            *(estimate(each.width_of_range.p50, ".1%") for each in both),
         ],
         [
             "share of the fall inside the tokens' own windows",
-            *(json_estimate(each, "fall_in_windows", ".1%") for each in both),
+            *(estimate(each.fall_in_windows, ".1%") for each in both),
         ],
     ]
 
 
 def _widths_figure(inputs: ReportInputs) -> str:
     """Draw histograms of the 10-90% widths, observed and of mean-curve tokens, in decades."""
-    arrays = inputs.arrays
-    edges_C = arrays["width_edges_C"] / math.log(10)
-    x_K = arrays["x_K"][np.isfinite(arrays["x_K"])]
+    arrays = inputs.spectrum.arrays
+    edges_W = arrays.width_edges_W / math.log(10)
+    x_K = arrays.x_K[np.isfinite(arrays.x_K)]
     spacing, span = np.median(np.diff(x_K)) / math.log(10), np.ptp(x_K) / math.log(10)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.stairs(
-            100 * arrays["width_null_C"],
-            edges_C,
+            100 * arrays.width_null_W,
+            edges_W,
             fill=True,
             color=NULL,
             alpha=0.45,
             label="mean-curve tokens (null)",
         )
         axes.stairs(
-            100 * arrays["width_observed_C"], edges_C, color=MEASURED, lw=1.6, label="observed"
+            100 * arrays.width_observed_W, edges_W, color=MEASURED, lw=1.6, label="observed"
         )
         for place, name in ((spacing, "spacing of the probes"), (span, "probed range")):
             axes.axvline(place, color="#999999", lw=0.8, ls=(0, (2, 2)))
@@ -146,11 +149,11 @@ def _widths_figure(inputs: ReportInputs) -> str:
                 color="#555555",
             )
         axes.set_xscale("log")
-        scale = TimeScale(float(edges_C[0]), float(edges_C[-1]), has_zero=False)
+        scale = TimeScale(float(edges_W[0]), float(edges_W[-1]), has_zero=False)
         ticks = scale.ticks()
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xticks(scale.minor_ticks(), [], minor=True)
-        axes.set_xlim(edges_C[0], edges_C[-1])
+        axes.set_xlim(edges_W[0], edges_W[-1])
         axes.set_xlabel("10–90% width of the transition (decades of time)")
         axes.set_ylabel("share of the drop per bin (%)")
         axes.legend(loc="upper left")

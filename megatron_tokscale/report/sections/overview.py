@@ -4,13 +4,15 @@ Shapes: K probe steps.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.records import JSON
+from megatron_tokscale.fit.summary import NonFiniteLosses
 from megatron_tokscale.report.charts import (
     LABELS,
     TimeScale,
@@ -72,8 +74,8 @@ def run_section(inputs: ReportInputs) -> list[Section]:
         paragraph(
             "These are the settings of the training job, and the tokens that its probes watched."
         ),
-        _non_finite(inputs.fit["non_finite"]),
-        _left_out_probes(inputs.fit["left_out"]),
+        _non_finite(inputs.spectrum.fit.non_finite),
+        _left_out_probes(inputs.spectrum.fit.left_out),
         facts(rows),
         _datasets(inputs),
     ]
@@ -82,7 +84,7 @@ def run_section(inputs: ReportInputs) -> list[Section]:
 
 def _launches(launches: Sequence[Launch]) -> Iterator[list[str]]:
     """Yield the settings of the first launch, and for each later one what it has changed."""
-    known: dict[str, Any] = {}
+    known: dict[str, JSON] = {}
     for launch in launches:
         content = launch.to_json()
         groups = {name: content[name] for name in _GROUPS if content[name] not in (None, {})}
@@ -98,7 +100,7 @@ def _launches(launches: Sequence[Launch]) -> Iterator[list[str]]:
         known = groups
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _changes(before: Mapping[str, JSON], now: Mapping[str, JSON]) -> Iterator[str]:
     """Yield the groups of settings that differ, each with its changed values alone."""
     for name, title in _GROUPS.items():
         old, new = before.get(name), now.get(name)
@@ -110,11 +112,11 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
         yield f"{title.lower()}: {_settings(new)}"
 
 
-def _is_set(value: Any) -> bool:
+def _is_set(value: JSON) -> bool:
     return value is not None and value is not False
 
 
-def _settings(value: Any) -> str:
+def _settings(value: JSON) -> str:
     """Return a group of settings in one line, without those that are not set."""
     if not isinstance(value, Mapping):
         return escape(str(value))
@@ -122,8 +124,8 @@ def _settings(value: Any) -> str:
         name: f"{v:g}" if isinstance(v, float) else v for name, v in value.items() if _is_set(v)
     }
     titles = {name: name.replace("_", " ") for name in known}
-    told = (titles[name] if v is True else f"{titles[name]} {v}" for name, v in known.items())
-    return escape(", ".join(told))
+    texts = (titles[name] if v is True else f"{titles[name]} {v}" for name, v in known.items())
+    return escape(", ".join(texts))
 
 
 def _probes(inputs: ReportInputs) -> str:
@@ -137,13 +139,13 @@ def _probes(inputs: ReportInputs) -> str:
     )
 
 
-def _non_finite(counts: Mapping[str, int]) -> str:
+def _non_finite(counts: NonFiniteLosses) -> str:
     """Return a warning that losses are NaN or infinite; nothing if all are finite."""
-    if not counts["losses"]:
+    if not counts.losses:
         return ""
     return paragraph(
-        f"NaN or infinite: {plural(counts['losses'], 'loss', 'losses')} of "
-        f"{plural(counts['tokens'], 'token')}. These tokens count as unfitted, and every mean "
+        f"NaN or infinite: {plural(counts.losses, 'loss', 'losses')} of "
+        f"{plural(counts.tokens, 'token')}. These tokens count as unfitted, and every mean "
         "leaves them out.",
         "warning",
     )
@@ -176,10 +178,10 @@ def _datasets(inputs: ReportInputs) -> str:
 def loss_section(inputs: ReportInputs) -> list[Section]:
     """Return the section with the loss curve and the losses at its ends."""
     tokens = inputs.run.probe_set
-    mean_K, mean_DK = inputs.arrays["mean_loss_K"], inputs.arrays["mean_loss_DK"]
+    arrays = inputs.spectrum.arrays
     curves = [
-        ("all probe tokens", mean_K),
-        *((dataset(d, name), mean_DK[d]) for d, name in enumerate(tokens.datasets)),
+        ("all probe tokens", arrays.mean_loss_K),
+        *((dataset(d, name), arrays.mean_loss_DK[d]) for d, name in enumerate(tokens.datasets)),
     ]
     rows = [
         [name, number(loss_K[0]), number(loss_K[-1]), number(loss_K[0] - loss_K[-1])]
@@ -203,8 +205,8 @@ def loss_section(inputs: ReportInputs) -> list[Section]:
 
 def _loss_figure(inputs: ReportInputs) -> str:
     """Draw the mean probe loss, overall and per dataset, and the training loss against time."""
-    run, arrays = inputs.run, inputs.arrays
-    time_K = time_of(arrays["x_K"])
+    run, arrays = inputs.run, inputs.spectrum.arrays
+    time_K = time_of(arrays.x_K)
     scale = TimeScale.from_times(time_K)
     training_K = np.array([record.training_loss for record in run.records])
 
@@ -213,8 +215,8 @@ def _loss_figure(inputs: ReportInputs) -> str:
         place_K = scale.place(time_K)
         axes.plot(place_K, training_K, ".", ms=3, color=NULL, label="training loss of the step")
         for d, name in largest_datasets(run.probe_set).items():
-            _curve(axes, scale, time_K, arrays["mean_loss_DK"][d], dataset_colour(d), name, d)
-        _curve(axes, scale, time_K, arrays["mean_loss_K"], MEASURED, "all probe tokens")
+            _curve(axes, scale, time_K, arrays.mean_loss_DK[d], dataset_colour(d), name, d)
+        _curve(axes, scale, time_K, arrays.mean_loss_K, MEASURED, "all probe tokens")
         time_axis(axes, scale, LABELS[inputs.time])
         axes.set_ylabel("mean loss (nats per token)")
         axes.legend()

@@ -1,15 +1,13 @@
 """The content of laws.json, and its reader."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from megatron_tokscale.core.checked import read_result
+from megatron_tokscale.core.checked import read_typed_result
 from megatron_tokscale.core.files import is_there
-from megatron_tokscale.core.records import read_as
 from megatron_tokscale.core.schemas import LAWS_SCHEMA
+from megatron_tokscale.fit.summary import FitIdentity, FitSummary, NonFiniteLosses
 from megatron_tokscale.results.estimate import Undefined
-from megatron_tokscale.results.fitted import check_made_of, heading
+from megatron_tokscale.results.fitted import check_identity
 from megatron_tokscale.results.laws.deceleration import Deceleration
 from megatron_tokscale.results.laws.explanation import ExplanationRow
 from megatron_tokscale.results.laws.language import CagnettaResult
@@ -48,15 +46,8 @@ class LawsResult:
     """The content of laws.json: every law and theory of a run, or why it is undefined.
 
     Attributes:
-        schema_version: schema of the file.
-        version: version of this package.
-        run_id: the analysed run; the next five fields too name what was analysed.
-        probe_fingerprint: fingerprint of the probe set.
-        steps: probe steps.
-        losses_crc32: checksums of the losses.
-        time: unit of time: steps, tokens or summed learning rate.
-        fit_id: the fits of the spectrum.
-        non_finite: number of losses that are not finite, of their tokens, and of all tokens.
+        fit: the fits of the spectrum.
+        non_finite: counts of losses that are not finite.
         settings: settings of the analysis.
         overall: power law of the mean loss of all tokens.
         datasets: power law of each dataset.
@@ -72,15 +63,8 @@ class LawsResult:
         explanations: table of all claims and their verdicts.
     """
 
-    schema_version: int
-    version: str
-    run_id: str
-    probe_fingerprint: str
-    steps: tuple[int, ...]
-    losses_crc32: tuple[str, ...]
-    time: Time
-    fit_id: str
-    non_finite: dict[str, int]
+    fit: FitIdentity
+    non_finite: NonFiniteLosses
     settings: LawsSettings
     overall: LossPowerLaw | Undefined
     datasets: tuple[DatasetPowerLaw, ...]
@@ -95,8 +79,13 @@ class LawsResult:
     several: SeveralRuns | None
     explanations: tuple[ExplanationRow, ...] = ()
 
+    @property
+    def time(self) -> Time:
+        """The unit that time is counted in."""
+        return self.fit.time
 
-def read_laws(run: Run, fit: Mapping[str, Any]) -> LawsResult | None:
+
+def read_laws(run: Run, fit: FitSummary) -> LawsResult | None:
     """Return the content of laws.json, made of the fits in `fit`; None without such a file.
 
     Raises:
@@ -106,6 +95,6 @@ def read_laws(run: Run, fit: Mapping[str, Any]) -> LawsResult | None:
     if not is_there(path):
         return None
     again = f"run `megatron-tokscale laws {run.path}` again, with the other runs if there were any"
-    content = read_result(path, LAWS_SCHEMA, again)
-    check_made_of(path, content, heading(fit), again)
-    return read_as(LawsResult, {k: v for k, v in content.items() if k != "checksum"}, path, again)
+    laws = read_typed_result(LawsResult, path, LAWS_SCHEMA, again)
+    check_identity(path, laws.fit, fit.identity, again)
+    return laws

@@ -5,12 +5,13 @@ Shapes: K probe steps, F groups of tokens (all of them, then each dataset).
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from megatron_tokscale.core.files import is_there
+from megatron_tokscale.core.records import JSON
 from megatron_tokscale.report.charts import (
     LABELS,
     TimeScale,
@@ -71,8 +72,8 @@ def _comparison(baseline: Run, planned: Run) -> Section:
         paragraph(verdict(*curves), "verdict"),
         paragraph(
             "This is one run of each: one seed. It does not show that the plan is the cause of the "
-            "difference. That takes the spread over seeds, and runs under the plan's controls "
-            "(<code>plan build --control</code>). " + _order_of_samples(baseline),
+            "difference; only runs with several seeds, beside runs under the plan's controls "
+            "(<code>plan build --control</code>), can show that. " + _order_of_samples(baseline),
             "soft",
         ),
         paragraph(_different_settings(baseline, planned), "soft"),
@@ -145,7 +146,7 @@ def _order_of_samples(baseline: Run) -> str:
 def _different_settings(first: Run, second: Run) -> str:
     a, b = (dict(_flat(_settings(run))) for run in (first, second))
     unlike = [
-        f"{name} {_told(a.get(name))} / {_told(b.get(name))}"
+        f"{name} {_in_words(a.get(name))} / {_in_words(b.get(name))}"
         for name in sorted(a.keys() | b.keys())
         if a.get(name) != b.get(name)
     ]
@@ -154,16 +155,16 @@ def _different_settings(first: Run, second: Run) -> str:
     return escape("Settings that differ (baseline / plan): " + "; ".join(unlike) + ".")
 
 
-def _told(value: Any) -> str:
+def _in_words(value: JSON) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "not set" if value is None else str(value)
 
 
-def _settings(run: Run) -> dict[str, Any]:
+def _settings(run: Run) -> dict[str, JSON]:
     """Return the settings that could tell two runs apart, and changes of them by launch."""
-    settings: dict[str, Any] = {"model": run.info.model}
-    known: dict[str, Any] = {}
+    settings: dict[str, JSON] = {"model": run.info.model}
+    known: dict[str, JSON] = {}
     for launch in run.launches:
         content = launch.to_json()
         groups = {name: content[name] for name in _SETTINGS}
@@ -177,7 +178,7 @@ def _settings(run: Run) -> dict[str, Any]:
     return settings
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(settings: Mapping[str, JSON], prefix: str = "") -> Iterator[tuple[str, JSON]]:
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

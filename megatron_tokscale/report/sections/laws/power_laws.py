@@ -98,12 +98,12 @@ def doubt(law: PowerLaw) -> str:
 
 def loss_figure(inputs: ReportInputs, laws: LawsResult) -> str:
     """Draw L - E of every law against time, log-log; nothing if no law is defined."""
-    arrays = inputs.arrays
+    arrays = inputs.spectrum.arrays
     shown = [
-        (name, laws.datasets[d].power_law, arrays["mean_loss_DK"][d], dataset_colour(d), d)
+        (name, laws.datasets[d].power_law, arrays.mean_loss_DK[d], dataset_colour(d), d)
         for d, name in largest_datasets(inputs.run.probe_set).items()
     ]
-    shown.append(("all probe tokens", laws.overall, arrays["mean_loss_K"], MEASURED, 0))
+    shown.append(("all probe tokens", laws.overall, arrays.mean_loss_K, MEASURED, 0))
     curves = [
         (name, found.law, loss_K, colour, dataset_line(d))
         for name, found, loss_K, colour, d in shown
@@ -111,7 +111,7 @@ def loss_figure(inputs: ReportInputs, laws: LawsResult) -> str:
     ]
     if not curves:
         return ""
-    time_K = time_of(arrays["x_K"])
+    time_K = time_of(arrays.x_K)
     later = time_K > 0
 
     def paint(figure: Figure) -> None:

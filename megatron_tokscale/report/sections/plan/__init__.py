@@ -4,10 +4,12 @@ Shapes: D datasets, Z strata.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
+from megatron_tokscale.core.arrays import Floats, Integers
+from megatron_tokscale.core.records import JSON
 from megatron_tokscale.report.charts import MAX_SHOWN
 from megatron_tokscale.report.drawn_plan import DrawnPlan
 from megatron_tokscale.report.html import (
@@ -24,6 +26,8 @@ from megatron_tokscale.report.html import (
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.plan.figures import heat_figure, shares_figure
+
+_Values = Integers | Floats
 
 MAX_ROWS: Final = 40  # rows of the table of shares above which strata are folded away
 _MAX_DECISIONS: Final = 12  # decisions above which their table is folded away
@@ -77,8 +81,8 @@ def _range(drawn: DrawnPlan) -> str:
         return "Up to its last probe, the run has drawn no sample by the plan."
     start = f"after the first {number(drawn.start, ',')}, drawn without the plan, "
     return (
-        f"They are counted in the plan's index, {start if drawn.start else ''}up to sample "
-        f"{number(drawn.stop, ',')}, the last one that the run's last probe knows of."
+        f"The samples drawn are counted in the plan's index, {start if drawn.start else ''}up to "
+        f"sample {number(drawn.stop, ',')}, the last one that the run's last probe knows of."
     )
 
 
@@ -108,7 +112,7 @@ def _fingerprint(drawn: DrawnPlan) -> str:
     return drawn.plan.fingerprint + given + made_by
 
 
-def _policy(made: Mapping[str, Any]) -> str:
+def _policy(made: Mapping[str, JSON]) -> str:
     control = f", control: {made['control']}" if made.get("control") else ""
     names = ("window", "strength", "n_stages", "first", "interpolation")
     settings = [f"{name.replace('_', ' ')} {made[name]}" for name in names if _is_set(made, name)]
@@ -118,11 +122,11 @@ def _policy(made: Mapping[str, Any]) -> str:
     return escape(f"{made.get('policy', 'unknown')}{control}{parameters}")
 
 
-def _is_set(made: Mapping[str, Any], name: str) -> bool:
+def _is_set(made: Mapping[str, JSON], name: str) -> bool:
     return made.get(name) is not None
 
 
-def _sources(made: Mapping[str, Any]) -> str:
+def _sources(made: Mapping[str, JSON]) -> str:
     """Return the runs and scores that a plan was made from."""
     parts = [
         f"{title} {made[name]}"
@@ -265,7 +269,7 @@ def _part(drawn: DrawnPlan, z: int) -> str:
     return f'<span class="part">{escape(drawn.name_Z[z])}</span>'
 
 
-def _row(drawn: DrawnPlan, sums: Callable[[Any], Any]) -> Callable[[int], list[str]]:
+def _row(drawn: DrawnPlan, sums: Callable[[_Values], _Values]) -> Callable[[int], list[str]]:
     """Return a function: a row's number -> its cells. `sums` adds values of strata up to rows."""
     total = max(drawn.n_samples, 1)
     count, target, size = sums(drawn.count_Z), sums(drawn.target_Z), sums(drawn.size_Z)
@@ -286,10 +290,10 @@ def _row(drawn: DrawnPlan, sums: Callable[[Any], Any]) -> Callable[[int], list[s
     return cells
 
 
-def _epochs(count: Any, size: Any) -> Any:
+def _epochs(count: _Values, size: _Values) -> Floats:
     """Return the passes through the samples; not finite where a stratum has no samples."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return count / np.asarray(size, dtype=np.float64)
+        return np.asarray(count / np.asarray(size, dtype=np.float64))
 
 
 def _shown(drawn: DrawnPlan, among: Sequence[int]) -> dict[int, str]:
