@@ -18,7 +18,13 @@ from runs import read_journal
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import sealed
-from megatron_tokscale.data import Decision, Replanning, build_index, with_decisions
+from megatron_tokscale.data import (
+    Decision,
+    PlanProvenance,
+    Replanning,
+    build_index,
+    with_decisions,
+)
 from megatron_tokscale.data.history import load_run_plan, save_run_plan
 from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.store import Run
@@ -321,7 +327,7 @@ def test_an_edited_file_stops_the_job(following, plan, tmp_path, file):
 
 
 def test_an_edited_provenance_does_not_stop_the_job(following, plan, tmp_path):
-    base = replace(following.followed.base, provenance={"policy": "another"})
+    base = replace(following.followed.base, provenance=PlanProvenance("another"))
     base.save(tmp_path / "tokscale/plan.json")
     following.refuse_edits()
 
