@@ -1,6 +1,6 @@
-"""One sigmoid per token, many tokens at a time. Importing this room does not load torch."""
+"""The fit of one sigmoid per token, many tokens at a time; its import does not load torch."""
 
-from megatron_tokscale.fit.axis import MIN_PROBES
+from megatron_tokscale.fit.probe_axis import MIN_PROBES
 from megatron_tokscale.fit.run_fit import fit_run, fits_path
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
 from megatron_tokscale.fit.summary import FitSummary

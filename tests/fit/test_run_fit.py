@@ -135,7 +135,7 @@ def test_fits_of_an_older_version_are_to_be_made_again(planted, tmp_path, monkey
     with monkeypatch.context() as patch:
         patch.setattr(table, "FITS_SCHEMA", 1)
         fit_sigmoids(data.x_K, data.loss_NK).save(tmp_path / "fits.parquet")
-    with pytest.raises(TokscaleError, match="older version; fit the run again"):
+    with pytest.raises(TokscaleError, match="older schema; fit the run again"):
         SigmoidFits.load(tmp_path / "fits.parquet")
 
 

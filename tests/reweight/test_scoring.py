@@ -386,7 +386,7 @@ def test_held_out_documents_are_refused(data_path, tmp_path):
         (lambda p: {"position_BS": p.position_BS + 190}, "watched longer documents of left"),
         (lambda p: {"datasets": ("a", "b")}, "the run watched a, b, the data are left, right"),
         (lambda p: {"vocab_size": 250}, "token id 250, .* ends at 249"),
-        (lambda p: {"details": {"part": "test"}}, "documents of the test part"),
+        (lambda p: {"origin": replace(p.origin, part="test")}, "documents of the test part"),
     ],
 )
 def test_a_run_on_other_data_is_refused_and_nothing_is_written(
