@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
+AnyFloats = NDArray[np.float16 | np.float32 | np.float64]
 Integers = NDArray[np.int64]
 Integers32 = NDArray[np.int32]
+Integers16 = NDArray[np.int16]
+Integers8 = NDArray[np.int8]
 Mask = NDArray[np.bool_]
+AnyArray = NDArray[np.generic]
 Interval = tuple[float, float]

@@ -6,11 +6,12 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale import __version__
+from megatron_tokscale.core.arrays import AnyArray
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import (
     check_schema,
@@ -22,15 +23,17 @@ from megatron_tokscale.core.files import (
     whole_or_absent,
     write_json,
 )
+from megatron_tokscale.core.records import JSON, read_as, to_json
 
-_AT_ONCE = 2**24
+_AT_ONCE = 2**24  # bytes of a file that are read at a time: 16 MB, little memory and few calls
 _DAMAGE: Final = (
     *(OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, struct.error, MemoryError),
 )
+"""Errors that numpy raises while it reads a damaged .npz file."""
 
 
-def write_result(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+def write_result(path: Path, content: Mapping[str, JSON]) -> dict[str, JSON]:
     """Write `content` and its checksum to `path` as JSON, whole or not at all; return both.
 
     NaN and infinity are refused.
@@ -40,10 +43,11 @@ def write_result(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def read_result(path: Path, schema: int, again: str) -> dict[str, Any]:
-    """Read a JSON file that `write_result` wrote, of just this schema.
+def read_result(path: Path, schema: int, again: str) -> dict[str, JSON]:
+    """Return the content of a JSON file that `write_result` wrote, of exactly this schema.
 
     Args:
+        path: the file.
         schema: the schema version to expect.
         again: what to do about a file that cannot be used, e.g. "run `...` again".
 
@@ -56,16 +60,41 @@ def read_result(path: Path, schema: int, again: str) -> dict[str, Any]:
         content = read_json(path)
     except TokscaleError as error:
         raise TokscaleError(f"{path} is damaged ({error}); {again}") from error
-    found = schema_version(path, content)
-    check_schema(path, found, schema)
-    if found < schema:
-        raise TokscaleError(f"{path} is of an older schema; {again}")
+    check_schema(path, schema_version(path, content), schema, again)
     if content.get("checksum") != json_checksum(content):
         raise TokscaleError(f"{path} is damaged: its checksum is wrong; {again}")
     return content
 
 
-def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
+_ENVELOPE: Final = {"schema_version", "version", "checksum"}
+"""The keys of a file that are about the file, not its content."""
+
+
+def write_typed_result(path: Path, schema: int, record: object) -> None:
+    """Write a dataclass as JSON, with its schema version, this package's version and a checksum.
+
+    The file is whole or absent.
+
+    Raises:
+        TypeError: JSON has no form for a value of the record.
+    """
+    content = cast("Mapping[str, JSON]", to_json(record))
+    write_result(path, {"schema_version": schema, "version": __version__, **content})
+
+
+def read_typed_result[T](kind: type[T], path: Path, schema: int, again: str) -> T:
+    """Read the dataclass that `write_typed_result` wrote, of just this schema.
+
+    Raises:
+        TokscaleError: the file is missing, damaged, of another schema, or holds no `kind`; the
+            message ends with `again`.
+    """
+    content = read_result(path, schema, again)
+    record = {name: value for name, value in content.items() if name not in _ENVELOPE}
+    return read_as(kind, record, path, again)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, AnyArray]) -> str:
     """Write arrays to an .npz file, whole or not at all; return the CRC-32 of the file."""
     with whole_or_absent(path) as temporary:
         with temporary.open("wb") as file:
@@ -73,11 +102,11 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> str:
         return file_checksum(temporary)
 
 
-def read_arrays(path: Path, checksum: Any, again: str) -> dict[str, NDArray[Any]]:
-    """Read the arrays of an .npz file by name, if its CRC-32 is `checksum`.
+def read_arrays(path: Path, checksum: object, again: str) -> dict[str, AnyArray]:
+    """Return the arrays of an .npz file by name, if its CRC-32 is `checksum`.
 
     Raises:
-        TokscaleError: the file is missing, damaged, or not the one that `checksum` is of.
+        TokscaleError: the file is missing or damaged, or has another checksum.
     """
     try:
         data = path.read_bytes()

@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, cast
 
 from numba import njit
 
@@ -16,37 +16,43 @@ try:
 except ImportError:  # private names of numba: without them nothing is kept
     FunctionCache = IndexDataCacheFile = object
 
-_DIGEST = 32
+_DIGEST = 32  # bytes of a SHA-256
 
-EXACT: Final[dict[str, Any]] = {"nogil": True, "error_model": "numpy"}
-"""Options for loops that must give the same to the bit everywhere."""
+EXACT: Final[dict[str, str | bool]] = {"nogil": True, "error_model": "numpy"}
+"""Options for loops whose results must be the same to the bit on every machine."""
 
-FAST: Final[dict[str, Any]] = {**EXACT, "fastmath": True}
-"""Options for sums whose order does not matter."""
+FAST: Final[dict[str, str | bool]] = {**EXACT, "fastmath": True}
+"""Options for loops whose sums may be taken in any order."""
 
 
-def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+def compiled[R](**options: str | bool) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Return the decorator that compiles a function with these options of `numba.njit`.
 
-    The code is kept where numba keeps it. Where that does not work, be it a read-only install
-    without a home, a full disk, a damaged file or another numba, it is compiled again.
+    The compiled function takes what numba can compile it for, also where that is wider than its
+    annotations: numpy scalars for numbers, arrays of another memory layout.
+
+    Numba's cache keeps the compiled code. Where the cache does not work, be it a read-only install
+    without a home, a full disk, a damaged file or another numba, the function is compiled again.
     """
 
-    def decorate(function: Callable[..., Any]) -> Any:
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
         dispatcher = njit(**options)(function)
         with suppress(Exception):
             cache = _Cache(function)
             if hasattr(dispatcher, "_cache"):
                 dispatcher._cache = cache
-        return dispatcher
+        return cast("Callable[..., R]", dispatcher)
 
     return decorate
 
 
 class _Cache(FunctionCache):  # type: ignore[misc]
-    """Numba's cache of a function's compiled code, of which a failure is no error."""
+    """Numba's cache of a function's compiled code; an entry that fails to load or save is skipped.
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    The objects that numba passes through it are numba's own, and are not looked into.
+    """
+
+    def __init__(self, function: Callable[..., object]) -> None:
         super().__init__(function)
         self._cache_file = _SealedFiles(
             cache_path=self._impl.locator.get_cache_path(),
@@ -54,54 +60,55 @@ class _Cache(FunctionCache):  # type: ignore[misc]
             source_stamp=(self._impl.locator.get_source_stamp(), __version__),
         )
 
-    def load_overload(self, *key: Any) -> Any:
+    def load_overload(self, *key: object) -> object:
         with suppress(Exception):
             return super().load_overload(*key)
         return None
 
-    def save_overload(self, *key_and_code: Any) -> None:
+    def save_overload(self, *key_and_code: object) -> None:
         with suppress(Exception):
             super().save_overload(*key_and_code)
 
 
 class _SealedFiles(IndexDataCacheFile):  # type: ignore[misc]
-    """Numba's index and data files behind their checksums; what does not match is not there.
+    """Numba's index and data files, each behind a checksum; one with a wrong checksum is ignored.
 
-    Numba unpickles what it finds, and runs code in which a byte is flipped. Processes that compile
-    at once may also give one name to two entries, so an entry holds its key.
+    Numba alone unpickles any file it finds, and runs code in which a byte is flipped. Processes
+    that compile at once may also give one name to two entries, so an entry holds its key.
     """
 
-    def save(self, key: Any, data: Any) -> None:
+    def save(self, key: object, data: object) -> None:
         super().save(key, (key, data))
 
-    def load(self, key: Any) -> Any:
+    def load(self, key: object) -> object:
         found, data = super().load(key) or (None, None)
         return data if found == key else None
 
-    def _load_index(self) -> Any:
-        version, stamp, overloads = _unsealed(self._index_path) or (None, None, {})
+    def _load_index(self) -> object:
+        index = _unsealed(self._index_path) or (None, None, {})
+        version, stamp, overloads = cast("tuple[object, object, object]", index)
         is_fresh = (version, stamp) == (self._version, self._source_stamp)
         return overloads if is_fresh else {}
 
-    def _save_index(self, overloads: Any) -> None:
+    def _save_index(self, overloads: object) -> None:
         self._seal(self._index_path, (self._version, self._source_stamp, overloads))
 
-    def _load_data(self, name: str) -> Any:
+    def _load_data(self, name: str) -> object:
         return _unsealed(self._data_path(name))
 
-    def _save_data(self, name: str, data: Any) -> None:
+    def _save_data(self, name: str, data: object) -> None:
         self._seal(self._data_path(name), data)
 
-    def _seal(self, path: str, content: Any) -> None:
+    def _seal(self, path: str, content: object) -> None:
         body = self._dump(content)
         with self._open_for_write(path) as file:
             file.write(hashlib.sha256(body).digest() + body)
 
 
-def _unsealed(path: str) -> Any:
+def _unsealed(path: str) -> object:
     """Return the content of a file behind its checksum; None if it cannot be used."""
-    with suppress(Exception):  # another numba's content need not be one that can be unpickled
+    with suppress(Exception):  # another numba's content may hold classes that are not there
         sealed = Path(path).read_bytes()
         if hashlib.sha256(sealed[_DIGEST:]).digest() == sealed[:_DIGEST]:
-            return pickle.loads(sealed[_DIGEST:])
+            return cast("object", pickle.loads(sealed[_DIGEST:]))
     return None

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 from megatron_tokscale.core.progress import print_line
 
-EXIT_CODE = 2
+EXIT_CODE = 2  # as of argparse: the command line or its input is wrong
 
 
 class TokscaleError(Exception):
-    """Bad input or an unsupported setting: the message says what, where, and what to do."""
+    """An error of bad input or an unsupported setting; the message says what to do about it."""
 
 
 class AgreedError(TokscaleError):
@@ -18,10 +18,10 @@ class AgreedError(TokscaleError):
 
 
 class UndefinedError(Exception):
-    """A number that the data do not define: too few probes, a loss that does not fall.
+    """An error of a number that the data do not define: too few probes, a loss that does not fall.
 
-    Estimators raise it where their input is good and holds no answer. It is no `TokscaleError`: bad
-    input ends a verb, an undefined number is written down with its reason.
+    Estimators raise it where their input is good but holds no answer. It is not a `TokscaleError`:
+    bad input ends a verb, while an undefined number is written down with its reason.
     """
 
 
@@ -34,12 +34,12 @@ def leads_node() -> bool:
 def exit_with_one_line(speaks: Callable[[], bool] = leads_node) -> Iterator[None]:
     """Turn a `TokscaleError` into one line on stderr and `SystemExit(2)`.
 
-    The first process of each node says what all ranks meet alike: an `AgreedError`, and whatever is
-    raised before the ranks know of each other. An `UndefinedError` ends a program in the same way:
-    the one number that it was to find is undefined.
+    The first process of each node prints an error that all ranks meet: an `AgreedError`, or one
+    that is raised before the ranks know of each other. An `UndefinedError` ends a program in the
+    same way: the one number that the program was to find is undefined.
 
     Args:
-        speaks: tells whether this process says an error that it may have met alone.
+        speaks: returns whether this process prints an error that it may have met alone.
     """
     try:
         yield

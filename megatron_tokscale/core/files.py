@@ -8,12 +8,13 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.records import JSON
 
 _CANNOT_SYNC: Final = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
-"""Errors of a file system that has no fsync."""
+"""Errors of fsync on a file system that has none."""
 _LOST: Final = {errno.EIO, errno.ENOSPC, errno.EDQUOT}
 """Errors of fsync after which the bytes may not be on the disk."""
 
@@ -45,16 +46,16 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what writers that were killed have left in `folder`; nobody may be writing there."""
+    """Remove temporary files of killed writers from `folder`, where nobody may be writing now."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def sync(descriptor: int) -> None:
-    """Wait until what was written to an open file is on the disk, where there is a way to.
+    """Wait until the content of an open file is on the disk; do nothing on systems without fsync.
 
     Raises:
-        OSError: it is not.
+        OSError: the content may not be on the disk.
     """
     try:
         os.fsync(descriptor)
@@ -75,9 +76,9 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Wait until a folder's names are on the disk, if it can be opened and synced at all.
+    """Wait until a folder's names are on the disk, if the folder can be opened and synced at all.
 
-    CIFS, FUSE and others refuse it in many ways, and the file is whole and in its place by then.
+    CIFS, FUSE and others refuse that in many ways; the file is whole and in its place by then.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -93,7 +94,10 @@ def _sync_folder(path: Path) -> None:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    """Rename; NFS may say that there is no such file when an answer was lost and it asked twice."""
+    """Rename `temporary` to `path`.
+
+    NFS may answer that there is no such file if its first answer was lost and it renamed already.
+    """
     file = temporary.stat().st_ino
     try:
         os.replace(temporary, path)
@@ -109,21 +113,21 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, JSON]) -> None:
     """Write `content` to `path` as JSON, whole or not at all; NaN and infinity are refused."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `content` and its checksum, to be written as JSON."""
+def sealed(content: Mapping[str, JSON]) -> dict[str, JSON]:
+    """Return `content` with its checksum added, to be written as JSON."""
     return {**content, "checksum": json_checksum(content)}
 
 
-def check_seal(path: Path, content: Mapping[str, Any]) -> None:
-    """Refuse the content of a JSON file whose checksum is wrong; an older file has none.
+def check_seal(path: Path, content: Mapping[str, JSON]) -> None:
+    """Refuse the content of a JSON file whose checksum is wrong; a file without one is accepted.
 
     Raises:
-        TokscaleError: naming the file.
+        TokscaleError: the checksum is wrong; the message names the file.
     """
     if content.get("checksum", found := json_checksum(content)) != found:
         raise TokscaleError(
@@ -132,14 +136,14 @@ def check_seal(path: Path, content: Mapping[str, Any]) -> None:
         )
 
 
-def json_checksum(content: Mapping[str, Any]) -> str:
-    """Return the CRC-32 of plain values, their "checksum" left out, in hexadecimal."""
+def json_checksum(content: Mapping[str, JSON]) -> str:
+    """Return the CRC-32 of JSON values in hexadecimal; "checksum" itself is left out."""
     rest = {name: value for name, value in content.items() if name != "checksum"}
     return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
 
 
 def is_there(path: Path) -> bool:
-    """Return whether there is anything at `path`: also a folder, or a link that leads nowhere."""
+    """Return whether `path` exists in any form: also a folder, or a link that leads nowhere."""
     try:
         path.lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -147,7 +151,7 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, JSON]:
     """Read the JSON object in `path`.
 
     Raises:
@@ -166,11 +170,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def schema_version(path: Path, content: Mapping[str, Any]) -> int:
-    """Return the schema version that a file gives in `content`.
+def schema_version(path: Path, content: Mapping[str, JSON]) -> int:
+    """Return the schema version in the content or the metadata of a file.
 
     Raises:
-        TokscaleError: there is none, or it is not a whole number.
+        TokscaleError: the content has no schema version, or one that is not a whole number.
     """
     found = content.get("schema_version")
     try:
@@ -181,14 +185,27 @@ def schema_version(path: Path, content: Mapping[str, Any]) -> int:
         ) from error
 
 
-def check_schema(path: Path, found: int, supported: int) -> None:
-    """Refuse a file of a schema newer than this version reads.
+def check_schema(path: Path, found: int, supported: int, remedy: str | None = None) -> None:
+    """Refuse a file of a schema that this megatron-tokscale does not read.
+
+    Args:
+        path: the file.
+        found: its schema version.
+        supported: the newest schema version that is read.
+        remedy: what to do about a file of an older schema, e.g. "fit the run again"; None if older
+            files are read.
 
     Raises:
-        TokscaleError: naming both versions.
+        TokscaleError: the schema is newer, or older and there is a remedy; the message names both
+            versions.
     """
     if found > supported:
         raise TokscaleError(
             f"{path} has schema version {found}, this megatron-tokscale reads up to {supported}; "
             "upgrade megatron-tokscale"
+        )
+    if remedy is not None and found < supported:
+        raise TokscaleError(
+            f"{path} is of an older schema; {remedy} (its schema version is {found}; expected "
+            f"{supported})"
         )

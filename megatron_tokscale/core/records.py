@@ -8,6 +8,7 @@
 | `tuple[T, ...]`, `tuple[T, U]`, `list[T]` | a list |
 | `dict[str, T]`, `Mapping[str, T]` | an object |
 | a dataclass | an object with its fields; a field with a default may be missing |
+| `JSON` | any plain value, as it is |
 | a union | the member whose form the value has; of dataclasses the one that has its fields |
 
 A library (cattrs, msgspec, pydantic) does the same and more. This module needs no package on a
@@ -31,6 +32,14 @@ type JSON = bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | Non
 """A plain value, as `json.dumps` takes it and `json.loads` returns it."""
 
 _SHOWN_CHARACTERS = 60  # of a wrong value, in a message of one line
+_NAMES: dict[object, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    type(None): "null",
+}
+"""JSON's names of the plain types."""
 
 
 def to_json(value: object) -> JSON:
@@ -88,6 +97,8 @@ def _container_to_json(value: object) -> JSON:
 
 def _read(kind: object, content: JSON, where: str) -> object:
     """Read a value of the annotation `kind`, which `where` leads to."""
+    if kind is JSON:
+        return content
     if isinstance(kind, TypeAliasType):
         return _read(kind.__value__, content, where)
     read = _reader(kind)
@@ -119,13 +130,12 @@ def _read_plain(kind: object, content: JSON, where: str) -> object:
         return kind(_checked(content in values, content, where, f"one of {values}"))
     if kind is float:
         is_number = type(content) in (int, float, type(None))
-        _checked(is_number, content, where, "a number or null")
+        _checked(is_number, content, where, f"{_NAMES[float]} or null")
         return math.nan if content is None else float(cast("float", content))
-    names = {int: "a whole number", bool: "true or false", str: "a string", type(None): "null"}
     kind = type(None) if kind is None else kind
-    if kind not in names:
+    if kind not in _NAMES:
         raise TypeError(f"{where or 'a field'} is annotated {kind}; JSON has no form for it")
-    return _checked(type(content) is kind, content, where, names[kind])
+    return _checked(type(content) is kind, content, where, _NAMES[kind])
 
 
 def _read_mapping(kind: object, content: JSON, where: str) -> dict[str, object]:
@@ -164,11 +174,18 @@ def _read_dataclass(kind: object, content: JSON, where: str) -> object:
 
 
 def _read_union(kind: object, content: JSON, where: str) -> object:
+    dataclass, *others = [each for each in get_args(kind) if each is not type(None)]
+    if isinstance(content, Mapping) and dataclasses.is_dataclass(dataclass) and not others:
+        return _read(dataclass, content, where)  # of `T | None`: says what is wrong within T
     members = [each for each in get_args(kind) if _has_form_of(each, content)]
     if len(members) != 1:
-        names = " or ".join(getattr(each, "__name__", str(each)) for each in get_args(kind))
-        _checked(False, content, where, names)
+        _checked(False, content, where, " or ".join(map(_name, get_args(kind))))
     return _read(members[0], content, where)
+
+
+def _name(member: object) -> str:
+    """Return the name of a union's member in messages."""
+    return _NAMES[member] if member in _NAMES else str(getattr(member, "__name__", member))
 
 
 def _has_form_of(member: object, content: JSON) -> bool:

@@ -1,49 +1,56 @@
-"""The bootstrap over documents: which tokens are drawn together, how often, and what follows.
+"""The bootstrap over documents: resampling units, their random weights, and percentiles.
 
 Tokens of one document share its subject, its author and its mistakes; so whole documents are
-resampled. Every document gets a Poisson(1) weight in every resample, which needs one pass over the
+resampled. Every document gets a Poisson(1) weight in every resample, which takes one pass over the
 tokens and a matrix product (Chamandy et al. 2012, the Poisson bootstrap).
 
 Shapes: N tokens, U units, R resamples (the first is the data as they are).
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from megatron_tokscale.core.arrays import Floats, Integers, Integers32, Mask
+from megatron_tokscale.core.arrays import Floats, Integers, Integers16, Integers32, Mask
 
 MOST_UNITS = 1024
+"""Most units of resampling; our choice: enough of them for percentiles, and the weights of 1,000
+resamples take 8 MB."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """What is resampled: documents, or where there are many, fixed handfuls of them.
+    """The units of resampling: single documents, or above 1,024 of them, fixed groups of documents.
 
-    With more than 1,024 documents these are dealt into 1,024 units at random and whole units are
-    drawn: the intervals are those of the documents, and every sum fits into a small table.
+    More than 1,024 documents are dealt into 1,024 units at random, and whole units are drawn: the
+    intervals are those of the documents, and every sum fits into a small table.
 
     Attributes:
         unit_N: unit of each token.
-        dataset_U: dataset of each unit; no unit has documents of two.
+        dataset_U: dataset of each unit; a unit has documents of one dataset only.
         documents: number of documents.
     """
 
     unit_N: Integers32
-    dataset_U: NDArray[np.int16]
+    dataset_U: Integers16
     documents: int
 
     def __len__(self) -> int:
         return len(self.dataset_U)
 
-    @staticmethod
+    @classmethod
     def from_documents(
-        dataset_N: ArrayLike, document_N: ArrayLike, seed: int = 0, most: int = MOST_UNITS
-    ) -> "Units":
-        """Deal documents, which are numbered within their dataset, into at most `most` units.
+        cls, dataset_N: ArrayLike, document_N: ArrayLike, seed: int = 0, most: int = MOST_UNITS
+    ) -> Self:
+        """Deal documents into at most `most` units, but at least one per dataset.
 
-        There is at least one unit per dataset.
+        Args:
+            dataset_N: dataset of each token.
+            document_N: document of each token, numbered within its dataset.
+            seed: seed of the dealing.
+            most: most units.
         """
         dataset_N, document_N = np.asarray(dataset_N), np.asarray(document_N)
         key_N = dataset_N.astype(np.int64) << 32 | document_N.astype(np.int64)
@@ -53,12 +60,13 @@ class Units:
         dataset = (keys >> 32).astype(np.int16)
         unit, dataset_U = _deal(dataset, seed, most)
         unit_N = np.repeat(unit[document_of_run].astype(np.int32), lengths)
-        return Units(unit_N, dataset_U, len(keys))
+        return cls(unit_N, dataset_U, len(keys))
 
     def weights(self, n_resamples: int, seed: int = 0) -> Floats:
-        """weight_RU: a row of ones, then `n_resamples` rows of Poisson(1) weights, none all zero.
+        """Return weight_RU: a row of ones, then `n_resamples` rows of Poisson(1) weights.
 
-        Of a single unit nothing can be resampled: its rows are NaN, and so are all intervals.
+        No row is all zero. A single unit cannot be resampled: its rows are NaN, and so is every
+        interval.
         """
         if len(self) < 2:
             return np.concatenate([np.ones((1, 1)), np.full((n_resamples, 1), np.nan)])
@@ -69,7 +77,7 @@ class Units:
         return np.concatenate([np.ones((1, len(self))), drawn_RU])
 
     def half(self, seed: int = 0) -> Mask:
-        """A random half of the units of each dataset, as a mask over units."""
+        """Return a random half of the units of each dataset, as a mask over units."""
         rank_U = np.random.default_rng([seed, 1]).permutation(len(self))
         half_U = np.zeros(len(self), bool)
         for dataset in np.unique(self.dataset_U):
@@ -79,8 +87,8 @@ class Units:
         return half_U
 
 
-def _deal(dataset_J: NDArray[np.int16], seed: int, most: int) -> tuple[Integers, NDArray[np.int16]]:
-    """Unit of every document (J), and the dataset of every unit."""
+def _deal(dataset_J: Integers16, seed: int, most: int) -> tuple[Integers, Integers16]:
+    """Return the unit of every document (J), and the dataset of every unit."""
     if len(dataset_J) <= most:
         return np.arange(len(dataset_J)), dataset_J
     rng = np.random.default_rng([seed, 2])
@@ -96,9 +104,10 @@ def _deal(dataset_J: NDArray[np.int16], seed: int, most: int) -> tuple[Integers,
 
 
 def percentile_interval(value: float, value_R: ArrayLike) -> tuple[float, float]:
-    """Return the 95% percentiles of a number's resamples; NaN if these do not surround the number.
+    """Return the 2.5% and 97.5% percentiles of a number's resamples.
 
-    Resamples that all lie on one side of the number they are of tell of a bias, not of an error.
+    Both are NaN if the number does not lie between them: resamples on one side of the number are
+    the mark of a bias, and their spread is not its error.
     """
     low, high = np.quantile(np.asarray(value_R, dtype=np.float64), [0.025, 0.975]).tolist()
     return (low, high) if low <= value <= high else (float("nan"), float("nan"))

@@ -1,4 +1,4 @@
-"""The seed of everything that is drawn, where none is given."""
+"""The default seed of all random draws."""
 
 from typing import Final
 

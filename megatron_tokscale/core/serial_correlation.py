@@ -1,9 +1,10 @@
-"""How alike neighbouring residuals err, and how many independent ones they are worth.
+"""Serial correlation of residuals, and their effective number.
 
 Shapes: K probe steps, G groups.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,13 +12,18 @@ from numpy.typing import ArrayLike
 from megatron_tokscale.core.arrays import Floats
 
 LEAST_FREEDOM = 2.0
-NO_ERROR = 1e-24  # relative squared error of what has none but rounding
-_MAX_CORRELATION = 0.9
-_ROUNDING = 1e-8
+"""Least degrees of freedom of a residual variance; our choice, so that few points that agree by
+chance give no tiny error."""
+NO_ERROR = 1e-24
+"""Relative squared error of a fit that is exact but for rounding in double precision."""
+_MAX_CORRELATION = 0.9  # our choice: at it, 30 points are worth 1.6 independent ones
+_ROUNDING = 1e-8  # root mean square of residuals that are rounding alone; our choice
 
 
 def serial_correlation(residual_GK: Floats, n_parameters: float) -> Floats:
-    """Lag-1 correlation in [0, 0.9] along the last axis, corrected for a fit's `n_parameters`.
+    """Return the lag-1 correlation along the last axis, in [0, 0.9].
+
+    It is corrected for the `n_parameters` of the fit that left the residuals.
 
     A smooth parameter takes one slow mode out of the residuals, which lowers their lag-1
     correlation by about 1/K; estimating it lowers it by (1 + 3 rho)/K more (Kendall 1954).
@@ -32,28 +38,31 @@ def serial_correlation(residual_GK: Floats, n_parameters: float) -> Floats:
 
 
 def effective_points(n_points: int, correlation: ArrayLike) -> Floats:
-    """How many independent residuals so many correlated ones are worth: K (1 - rho) / (1 + rho)."""
+    """Return the number of independent residuals worth n correlated: n (1 - rho)/(1 + rho)."""
     rho = np.asarray(correlation, dtype=np.float64)
     return np.asarray(n_points * (1 - rho) / (1 + rho))
 
 
 @dataclass(frozen=True)
 class GroupNoise:
-    """How alike neighbouring probes and different groups err, from the closest fit's residuals.
+    """Correlations of the errors between neighbouring probes and between groups.
 
     Attributes:
         autocorrelation: lag-1 correlation over probes, corrected for the fit's bias.
         group_correlation: mean correlation of two groups.
-        n_effective: independent points that all fitted losses are worth.
+        n_effective: number of independent losses that all fitted losses are worth.
     """
 
     autocorrelation: float
     group_correlation: float
     n_effective: float
 
-    @staticmethod
-    def from_residuals(residual_GK: Floats, n_parameters: float) -> "GroupNoise":
-        """From residuals of a fit with so many parameters per group: AR(1) over probes."""
+    @classmethod
+    def from_residuals(cls, residual_GK: Floats, n_parameters: float) -> Self:
+        """Estimate the noise from the residuals of a fit with `n_parameters` per group.
+
+        The noise is taken for an autoregression of order one over probes.
+        """
         n_groups, n_probes = residual_GK.shape
         scaled_GK = residual_GK - residual_GK.mean(axis=1, keepdims=True)
         scaled_GK /= np.maximum(scaled_GK.std(axis=1, keepdims=True), np.sqrt(NO_ERROR))
@@ -61,4 +70,4 @@ class GroupNoise:
         alike = (scaled_GK.sum(axis=0).var() / n_groups - 1) / (n_groups - 1)
         alike = float(np.clip(alike, 0, 1))
         groups = n_groups / (1 + (n_groups - 1) * alike)
-        return GroupNoise(rho, alike, groups * float(effective_points(n_probes, rho)))
+        return cls(rho, alike, groups * float(effective_points(n_probes, rho)))

@@ -1,14 +1,11 @@
-"""Named arrays in a safetensors file that says what it holds."""
+"""Safetensors files of named arrays whose metadata tell the kind of file and its schema."""
 
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from megatron_tokscale.core.arrays import AnyArray
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import check_schema, schema_version
 
@@ -20,13 +17,13 @@ def text_crc32(text: str) -> str:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A kind of file: how it is told from others, and what to say of one that is not it.
+    """A kind of safetensors file: its mark in the metadata, and its name in messages.
 
     Attributes:
-        kind: in the file's metadata.
-        schema_version: the newest that can be read.
-        what: its name in a message, e.g. "probe set".
-        verb: the command that makes one.
+        kind: the mark of this kind in a file's metadata.
+        schema_version: the only schema version that is read.
+        what: name of such a file in a message, e.g. "probe set".
+        verb: the command that makes such a file.
     """
 
     kind: str
@@ -35,7 +32,7 @@ class TensorFile:
     verb: str
 
     def metadata(self, fingerprint: str, *, details: str, **values: str) -> dict[str, str]:
-        """Return what a file of this kind says of itself; `details` is outside the fingerprint."""
+        """Return the metadata of a file of this kind; the fingerprint does not cover `details`."""
         version = str(self.schema_version)
         return {
             "kind": self.kind,
@@ -47,11 +44,11 @@ class TensorFile:
         }
 
     def check_details(self, metadata: Mapping[str, str], *names: str) -> None:
-        """Check the details of a file against their checksum, which files of old do not have.
+        """Check the details of a file against their checksum; details without one are accepted.
 
         Args:
-            metadata: of the file.
-            names: of the values that it holds besides those of all kinds.
+            metadata: the file's metadata.
+            names: names of the values in it that other kinds of files do not have.
 
         Raises:
             ValueError: the checksum is wrong, or a value has a name that is never written.
@@ -63,13 +60,11 @@ class TensorFile:
         if metadata.get("details_crc32", found) != found:
             raise ValueError("the checksum of its details is wrong")
 
-    def read(
-        self, path: Path, names: Sequence[str]
-    ) -> tuple[dict[str, NDArray[np.generic]], dict[str, str]]:
-        """The arrays of these names, and the metadata.
+    def read(self, path: Path, names: Sequence[str]) -> tuple[dict[str, AnyArray], dict[str, str]]:
+        """Return the arrays of these names, and the metadata.
 
         Raises:
-            TokscaleError: the file is missing, damaged, newer, or of another kind.
+            TokscaleError: the file is missing or damaged, of another schema or of another kind.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -77,10 +72,11 @@ class TensorFile:
             raise TokscaleError(f"cannot read {self.what} {path}: it is a directory; name a file")
         try:
             with safe_open(path, framework="numpy") as file:
-                metadata: dict[str, Any] = file.metadata() or {}
+                metadata: dict[str, str] = file.metadata() or {}
                 if metadata.get("kind") != self.kind:
                     raise TokscaleError(f"{path} is not a {self.what}; make one with `{self.verb}`")
-                check_schema(path, schema_version(path, metadata), self.schema_version)
+                found, again = schema_version(path, metadata), f"make it again with `{self.verb}`"
+                check_schema(path, found, self.schema_version, again)
                 return {name: file.get_tensor(name) for name in names}, metadata
         except OSError as error:
             raise TokscaleError(

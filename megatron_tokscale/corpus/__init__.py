@@ -1,1 +1,1 @@
-"""Megatron's .bin/.idx files and the flags that name them, read in one place."""
+"""The readers of Megatron's .bin/.idx files and of the flags that name them."""

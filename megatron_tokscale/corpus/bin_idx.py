@@ -1,4 +1,4 @@
-"""Reading Megatron's .bin/.idx files without Megatron.
+"""A reader of Megatron's .bin/.idx files that needs no Megatron.
 
 The format is that of megatron/core/datasets/indexed_dataset.py (header "MMIDIDX", version 1). A
 *sequence* of such a file is what Megatron's GPT dataset shuffles as a "document".
@@ -8,11 +8,12 @@ import struct
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import AnyArray, Integers, Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.names import base_name
 
@@ -27,13 +28,14 @@ _DTYPES: dict[int, type[np.generic]] = {
     7: np.float32,
     8: np.uint16,
 }
+"""Type of a token id by its code in the index, as Megatron's `DType`."""
 
-
-_BLOCK = 1 << 22  # sequences looked at together, so that a large index takes little memory
-_GATHERED = 1 << 22  # tokens copied together
+_BLOCK = 1 << 22  # sequences checked at a time, so that a large index takes little memory
+_GATHERED = 1 << 22  # tokens copied at a time, for the same reason
 
 _END_TO_END: Final[dict[tuple[str, object], bool]] = {}
-"""`IndexedTokens.is_end_to_end` of files in a state (size, time of change): looked at once."""
+"""`IndexedTokens.is_end_to_end` by path and state (size, time of change) of the two files, so that
+a process checks each pair once."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,18 @@ class IndexedTokens:
         lengths: int32 tokens per sequence.
         offsets: int64 byte offset of each sequence in the .bin file.
         dtype: type of a token id on disk.
-        is_end_to_end: whether each sequence begins where the one before ends, as Megatron's own
-            tools write them. Megatron reads others too.
+        is_end_to_end: true if each sequence begins where the one before ends, as Megatron's own
+            tools write them. Megatron reads other files too.
     """
 
     prefix: str
-    lengths: NDArray[np.int32]
-    offsets: NDArray[np.int64]
+    lengths: Integers32
+    offsets: Integers
     dtype: type[np.generic]
     is_end_to_end: bool = True
 
-    @staticmethod
-    def open(prefix: str) -> "IndexedTokens":
+    @classmethod
+    def open(cls, prefix: str) -> Self:
         """Open `prefix`.bin and `prefix`.idx.
 
         Raises:
@@ -68,10 +70,16 @@ class IndexedTokens:
         n_header = len(_HEADER) + struct.calcsize("<QBQQ")
         header = raw[:n_header].tobytes()
         if len(header) < n_header or not header.startswith(_HEADER):
-            raise TokscaleError(f"{index_path} is not a Megatron index file")
+            raise TokscaleError(
+                f"{index_path} is not a Megatron index file; give the prefix of a dataset made by "
+                "Megatron's tools/preprocess_data.py"
+            )
         version, code, n_sequences, n_documents = struct.unpack("<QBQQ", header[len(_HEADER) :])
         if version != 1 or code not in _DTYPES:
-            raise TokscaleError(f"{index_path} has an unknown version {version} or type {code}")
+            raise TokscaleError(
+                f"{index_path} has version {version} and type {code}; expected version 1 and a "
+                f"type from {min(_DTYPES)} to {max(_DTYPES)}; make the dataset again"
+            )
         if raw.size < n_header + 12 * n_sequences + 8 * n_documents:
             raise TokscaleError(f"{index_path} is truncated; make the dataset again")
         lengths = np.frombuffer(raw, np.int32, n_sequences, n_header)
@@ -82,7 +90,7 @@ class IndexedTokens:
                 f"{index_path} has {n_sequences} sequences, its document indices end at "
                 f"{last.tolist()}; Megatron refuses that; make the dataset again"
             )
-        tokens = IndexedTokens(prefix, lengths, offsets, _DTYPES[code])
+        tokens = cls(prefix, lengths, offsets, _DTYPES[code])
         key = (str(index_path.absolute()), states)
         if key not in _END_TO_END:
             _END_TO_END[key] = _check(tokens, n_bytes=states[1][0])
@@ -90,7 +98,7 @@ class IndexedTokens:
 
     @property
     def name(self) -> str:
-        """The last part of the prefix, by which people know the dataset."""
+        """The last part of the prefix, a name for people."""
         return base_name(self.prefix)
 
     @property
@@ -104,20 +112,20 @@ class IndexedTokens:
         return int(self.lengths.sum(dtype=np.int64))
 
     @cached_property
-    def _data(self) -> NDArray[np.generic]:
+    def _data(self) -> AnyArray:
         raw = _map(Path(self.prefix + ".bin"))
         size = np.dtype(self.dtype).itemsize
         return raw[: raw.size // size * size].view(self.dtype)
 
-    def sequence(self, index: int) -> NDArray[np.generic]:
-        """The token ids of one sequence."""
+    def sequence(self, index: int) -> AnyArray:
+        """Return the token ids of one sequence."""
         start = int(self.offsets[index]) // np.dtype(self.dtype).itemsize
         return self._data[start : start + int(self.lengths[index])]
 
-    def stream(self, sequences: range) -> NDArray[np.generic]:
-        """The token ids of neighbouring sequences, one after the other.
+    def stream(self, sequences: range) -> AnyArray:
+        """Return the token ids of neighbouring sequences, one after the other.
 
-        They are mapped where they lie end to end in the file, and copied where they do not.
+        They are memory-mapped if the sequences lie end to end in the file, and copied if not.
         """
         if not sequences:
             return np.empty(0, self.dtype)
@@ -129,10 +137,10 @@ class IndexedTokens:
         stop = int(self.offsets[last]) // itemsize + int(self.lengths[last])
         return self._data[int(self.offsets[first]) // itemsize : stop]
 
-    def _gathered(self, sequences: range, length_Q: NDArray[np.int64]) -> NDArray[np.generic]:
+    def _gathered(self, sequences: range, length_Q: Integers) -> AnyArray:
         end_Q = np.cumsum(length_Q)
         start_Q = self.offsets[sequences.start : sequences.stop] // np.dtype(self.dtype).itemsize
-        shift_Q = start_Q - (end_Q - length_Q)  # from the place in the stream to that in the file
+        shift_Q = start_Q - (end_Q - length_Q)  # place in the file less place in the stream
         ids = np.empty(int(end_Q[-1]), self.dtype)
         for first in range(0, ids.size, _GATHERED):
             place = np.arange(first, min(first + _GATHERED, ids.size))
@@ -169,10 +177,10 @@ def _unreadable(path: Path, error: Exception) -> TokscaleError:
 
 
 def _check(tokens: IndexedTokens, n_bytes: int) -> bool:
-    """Look at where each sequence lies in the .bin file; return whether they lie end to end.
+    """Check the place of each sequence in the .bin file; return whether they lie end to end.
 
     Raises:
-        TokscaleError: one lies outside of the file, or between two token ids.
+        TokscaleError: a sequence lies outside of the file, or begins between two token ids.
     """
     itemsize, is_end_to_end, end = np.dtype(tokens.dtype).itemsize, True, None
     for first in range(0, tokens.n_sequences, _BLOCK):
@@ -181,7 +189,7 @@ def _check(tokens: IndexedTokens, n_bytes: int) -> bool:
         end_B = offset_B + length_B.astype(np.int64) * itemsize
         is_joined = end is None or int(offset_B[0]) == end
         is_joined = is_joined and bool((offset_B[1:] == end_B[:-1]).all())
-        # Of those that lie end to end the first begins, and the last ends, where it may.
+        # Where all lie end to end, the first's begin and the last's end are checked for all.
         may_begin = offset_B[0] >= 0 and offset_B[0] % itemsize == 0
         if not (is_joined and may_begin and end_B[-1] <= n_bytes and length_B.min() >= 0):
             _refuse_place(tokens, first, end_B, n_bytes)
@@ -189,10 +197,8 @@ def _check(tokens: IndexedTokens, n_bytes: int) -> bool:
     return is_end_to_end
 
 
-def _refuse_place(
-    tokens: IndexedTokens, first: int, end_B: NDArray[np.int64], n_bytes: int
-) -> None:
-    """Refuse a block of sequences, from `first` on, if one lies where it cannot."""
+def _refuse_place(tokens: IndexedTokens, first: int, end_B: Integers, n_bytes: int) -> None:
+    """Refuse a block of sequences, from `first` on, if one lies in an impossible place."""
     itemsize = np.dtype(tokens.dtype).itemsize
     length_B = tokens.lengths[first : first + end_B.size]
     offset_B = tokens.offsets[first : first + end_B.size]
@@ -211,13 +217,14 @@ def _refuse_place(
 
 @dataclass(frozen=True)
 class Portion:
-    """What one dataset gives to one part (train, valid or test) of a job's data.
+    """The sequences of one dataset in one part (train, valid or test) of a job's data.
 
     Attributes:
         tokens: the dataset.
-        sequences: which of its sequences belong to the part.
-        weight: share of the part's samples that Megatron draws from here; these sum to 1.
-        unique_name: name of the dataset, if it has namesakes in the job, with its number.
+        sequences: the range of its sequences in the part.
+        weight: share of the part's samples that Megatron draws from the dataset; the weights of a
+            part sum to 1.
+        unique_name: name of the dataset, with a number if it has namesakes in the job.
     """
 
     tokens: IndexedTokens
@@ -231,7 +238,7 @@ class Portion:
         return self.unique_name or self.tokens.name
 
     @property
-    def lengths(self) -> NDArray[np.int32]:
+    def lengths(self) -> Integers32:
         """Tokens per sequence of the part."""
         return self.tokens.lengths[self.sequences.start : self.sequences.stop]
 

@@ -1,4 +1,4 @@
-"""Names that tell datasets apart, and which dataset of one list is which of another.
+"""Unique names of datasets, and the matching of one list of datasets to another.
 
 A dataset is known by its whole prefix. Its name, the last part of the prefix, is for people: many
 corpora have `web/text_document`, `code/text_document`, ...
@@ -11,11 +11,11 @@ from pathlib import Path, PurePath
 
 from megatron_tokscale.core.errors import TokscaleError
 
-_MOST = 4  # names in one line of a message
+_MOST_NAMES = 4  # in one line of a message
 
 
 def whole_prefix(prefix: str) -> str:
-    """Return the prefix as an absolute path; an empty one stays empty (not known)."""
+    """Return the prefix as an absolute path; an empty one, which is unknown, stays empty."""
     return os.path.normpath(Path(prefix).absolute()) if prefix else ""
 
 
@@ -25,10 +25,10 @@ def base_name(prefix: str) -> str:
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """Return the names, each unique: namesakes become NAME#N, N their position in the list."""
+    """Return unique names: namesakes become NAME#N, N their position in the list."""
     count = Counter(names)
     shown = [name if count[name] == 1 else f"{name}#{n}" for n, name in enumerate(names)]
-    if len({*shown}) < len(shown):  # a name that looks like a number of another
+    if len({*shown}) < len(shown):  # a dataset is named like another one with its number
         return [f"{name}#{n}" for n, name in enumerate(names)]
     return shown
 
@@ -37,16 +37,16 @@ def renamed(prefixes: Sequence[str], names: Sequence[str], known: Mapping[str, s
     """Return the names of some datasets as another list of datasets has them.
 
     Args:
-        prefixes: of the datasets.
-        names: of the datasets in their own list; kept where the other list does not have them.
-        known: names in the other list by prefix.
+        prefixes: prefixes of the datasets.
+        names: names of the datasets in their own list; kept for those that the other list lacks.
+        known: names in the other list, by prefix.
 
     Returns:
-        Unique names: a dataset whose name the other list gives to another has its prefix for one.
+        Unique names: a dataset whose name the other list gives to another one gets its prefix.
     """
     try:
         places = match_prefixes(prefixes, list(known), "the job's data")
-    except TokscaleError:  # namesakes that cannot be told apart: neither list's numbers will do
+    except TokscaleError:  # indistinguishable namesakes: the numbers of neither list would do
         return list(prefixes)
     taken = list(known.values())
     found = [
@@ -57,26 +57,25 @@ def renamed(prefixes: Sequence[str], names: Sequence[str], known: Mapping[str, s
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the names for one line of a message: the first few, and how many more there are."""
-    shown = ", ".join(names[:_MOST])
-    return shown if len(names) <= _MOST else f"{shown} and {len(names) - _MOST} more"
+    """Return the first few names for one line of a message, and the number of the others."""
+    shown = ", ".join(names[:_MOST_NAMES])
+    return shown if len(names) <= _MOST_NAMES else f"{shown} and {len(names) - _MOST_NAMES} more"
 
 
 def match_prefixes(wanted: Sequence[str], known: Sequence[str], of: str) -> list[int | None]:
-    """Find each of some datasets among others, by their prefixes.
+    """Return the position in `known` of each wanted dataset, matched by prefix.
 
-    The same prefix is the same dataset. Of other prefixes the last parts must be the same, the name
-    at least: data may lie elsewhere on another machine, and the parts of per-split data lie in
-    folders of their own. The longest common end counts, and it must be one of its kind in both
-    lists.
+    Equal prefixes are the same dataset. Two different ones are the same dataset if they have the
+    longest common end, the name at least, of all pairs in both lists: data may lie elsewhere on
+    another machine, and the parts of per-split data lie in folders of their own.
 
     Args:
-        wanted: prefixes, or names where no more is known.
+        wanted: prefixes, or names where the prefix is not known.
         known: likewise.
-        of: says what the known datasets are of, for the message.
+        of: owner of the known datasets in the message, e.g. "the probe set".
 
     Returns:
-        For each wanted dataset its position in `known`; None where it is not there.
+        The position of each wanted dataset; None if it is not in `known`.
 
     Raises:
         TokscaleError: namesakes cannot be told apart.
@@ -103,10 +102,10 @@ def match_prefixes(wanted: Sequence[str], known: Sequence[str], of: str) -> list
 
 
 class _Nearest:
-    """Finds the prefixes of a list that have the longest end in common with another.
+    """Finds the prefixes of a list that have the longest end in common with a given one.
 
     Attributes:
-        first: for each the position at which the same whole prefix comes first.
+        first: position of the first entry with the same whole prefix, for each entry.
     """
 
     def __init__(self, prefixes: Sequence[str]) -> None:

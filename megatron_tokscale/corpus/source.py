@@ -1,8 +1,9 @@
 """The data of a training job, read from its flags as Megatron reads them.
 
-Read in megatron-core 0.17 to main: `get_blend_from_list`, `get_blend_and_blend_per_split`,
-`parse_and_normalize_split` and the builder's division of documents. Where Megatron fails, or goes
-on with a blend or a split that its user cannot have meant, there is one line that says so.
+The rules are those of megatron-core 0.17 to main: `get_blend_from_list`,
+`get_blend_and_blend_per_split`, `parse_and_normalize_split` and the builder's division of
+documents. A blend or a split with which Megatron fails, or which its user cannot have meant, is
+refused.
 """
 
 import math
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Self
 
 import numpy as np
 
@@ -23,10 +24,10 @@ from megatron_tokscale.corpus.names import base_name, numbered, whole_prefix
 
 PARTS: Final = ("train", "valid", "test")
 DEFAULT_SPLIT: Final = "969, 30, 1"
-"""The split that Megatron's validation sets where --data-path comes without --split."""
+"""The split that Megatron's validation of arguments sets if --data-path comes without --split."""
 
 type DataPath = Sequence[str] | Mapping[str, Sequence[str]]
-"""Megatron's --data-path words, or, of per-split arguments, those of each part that has any."""
+"""Megatron's --data-path words; with per-split arguments, the words of each part that has data."""
 
 _STORAGE = ("s3://", "msc://")
 _UNREAD: Final = {
@@ -38,16 +39,16 @@ _UNREAD: Final = {
 
 @dataclass(frozen=True)
 class DataSource:
-    """A job's data: which datasets, with which weights, and what of them is in which part.
+    """The data of a job: its datasets, their weights, and the division into parts.
 
     Attributes:
-        words: --data-path words of all parts, or those of each part (per-split arguments).
+        words: --data-path words of all parts, or the words of each part (per-split arguments).
         split: Megatron's --split; None with per-split arguments, where a part is the whole of its
             own datasets.
 
     Raises:
-        TokscaleError: on construction, if the words or the split cannot be read or do not go
-            together.
+        TokscaleError: on construction, if the words or the split cannot be read, or exclude each
+            other.
     """
 
     words: DataPath
@@ -73,40 +74,42 @@ class DataSource:
         """Return whether a command line names data at all."""
         return any(getattr(args, name, None) is not None for name in _flags())
 
-    @staticmethod
-    def from_flags(args: Namespace) -> "DataSource":
+    @classmethod
+    def from_flags(cls, args: Namespace) -> Self:
         """Read the data flags of a verb or of a job, validated by Megatron or not.
 
         Raises:
-            TokscaleError: they give no data, or in two ways, or in one that is not read here.
+            TokscaleError: the flags give no data, give data in two ways, or in one that is not
+                supported.
         """
         for name, reason in _UNREAD.items():
             if getattr(args, name, None):
                 raise TokscaleError(f"--{name.replace('_', '-')} is not supported: {reason}")
-        flags: dict[str, Any] = {name: getattr(args, name, None) for name in _flags()}
-        by_part = {part: flags[f"{part}_data_path"] for part in PARTS}
-        by_part = {part: words for part, words in by_part.items() if words is not None}
-        ways = ["data_path", "data_args_path", "per_split_data_args_path"]
-        if sum(flags[name] is not None for name in ways) + bool(by_part) != 1:
+        words: Sequence[str] | None = getattr(args, "data_path", None)
+        file: str | Path | None = getattr(args, "data_args_path", None)
+        split_file: str | Path | None = getattr(args, "per_split_data_args_path", None)
+        of_parts = {part: getattr(args, f"{part}_data_path", None) for part in PARTS}
+        by_part = {part: words for part, words in of_parts.items() if words is not None}
+        if sum(way is not None for way in (words, file, split_file)) + bool(by_part) != 1:
             raise TokscaleError(
                 "give the job's data in one way: --data-path, --data-args-path, --train-data-path "
                 "with --valid-data-path and --test-data-path, or --per-split-data-args-path"
             )
         split: str | None = getattr(args, "split", None)
-        if flags["data_path"] is not None:
-            return DataSource(flags["data_path"], DEFAULT_SPLIT if split is None else split)
-        if flags["data_args_path"] is not None:
+        if words is not None:
+            return cls(words, DEFAULT_SPLIT if split is None else split)
+        if file is not None:
             if split is None:
                 raise TokscaleError(
                     "--data-args-path comes without --split, which Megatron requires with it; give "
                     "the job's --split"
                 )
-            return DataSource(read_data_args(Path(flags["data_args_path"])), split)
-        if not by_part:
-            by_part = read_per_split_data_args(Path(flags["per_split_data_args_path"]))
-        for part, words in by_part.items():
-            parse_data_path(words, f"--{part}-data-path")
-        return DataSource(by_part, split)
+            return cls(read_data_args(Path(file)), split)
+        if split_file is not None:
+            by_part = read_per_split_data_args(Path(split_file))
+        for part, part_words in by_part.items():
+            parse_data_path(part_words, f"--{part}-data-path")
+        return cls(by_part, split)
 
     def _words(self, part: str) -> Sequence[str] | None:
         return self.words.get(part) if isinstance(self.words, Mapping) else self.words
@@ -116,12 +119,12 @@ class DataSource:
         return f"--{part}-data-path" if isinstance(self.words, Mapping) else "--data-path"
 
     def place(self, part: str) -> str:
-        """Return the part in words, with the flag that makes it."""
+        """Return the part in words, with the flag that defines it."""
         of = f"--split {self.split}" if self.split is not None else self.flag(part)
         return f"the {part} part of {of}"
 
     def blend(self, part: str) -> tuple[list[str], list[float] | None]:
-        """Return the prefixes of a part and their weights, as `parse_data_path`.
+        """Return the prefixes of a part and their weights, as `parse_data_path` does.
 
         Raises:
             TokscaleError: the part has no datasets, or its words cannot be read.
@@ -143,10 +146,11 @@ class DataSource:
         )
 
     def portions(self, part: str) -> list[Portion]:
-        """Open what the job takes for one part of its data, dataset by dataset.
+        """Open the datasets of one part of the job's data.
 
         A prefix that comes twice in a blend is one dataset with the sum of the weights. Namesakes
-        are numbered in the order of the blend. Datasets without weights have those of their sizes.
+        are numbered in the order of the blend. Without weights, each dataset has the weight of its
+        size.
 
         Args:
             part: train, valid or test.
@@ -232,7 +236,7 @@ def _is_word(item: object) -> bool:
 def parse_data_path(
     words: Sequence[str], flag: str = "--data-path"
 ) -> tuple[list[str], list[float] | None]:
-    """Read Megatron's --data-path: `PREFIX ...` or `WEIGHT PREFIX WEIGHT PREFIX ...`.
+    """Parse Megatron's --data-path: `PREFIX ...` or `WEIGHT PREFIX WEIGHT PREFIX ...`.
 
     Returns:
         Prefixes, and their weights, summing to 1. No weights (None) mean to Megatron that every
@@ -240,7 +244,7 @@ def parse_data_path(
 
     Raises:
         TokscaleError: a weight is missing, negative or not finite, there are no words, or a prefix
-            is not that of a local file.
+            does not name a local file.
     """
     if not words:
         raise TokscaleError(f"{flag} has no words; give prefixes, or weights and prefixes in turn")
@@ -299,14 +303,14 @@ def _weights(numbers: Sequence[float | None], words: Sequence[str], flag: str) -
 
 
 def normalised(values: Sequence[float]) -> list[float]:
-    """Return the values over their sum, to the last bit as Megatron's `normalize`."""
+    """Return the values over their sum, equal to Megatron's `normalize` to the last bit."""
     array = np.array(values, dtype=np.float64)
     shares: list[float] = (array / np.sum(array)).tolist()
     return shares
 
 
 def split_bounds(split: str) -> list[float]:
-    """Return where the parts of Megatron's --split begin and end, from 0 to 1.
+    """Return the bounds of the parts under Megatron's --split, ascending from 0 to 1.
 
     Megatron takes every run of digits and points for a number, whatever is between them.
 

@@ -1,8 +1,9 @@
-"""One sigmoid per token, many tokens at a time. Importing this room does not load torch."""
+"""The fit of one sigmoid per token, many tokens at a time; its import does not load torch."""
 
-from megatron_tokscale.fit.axis import MIN_PROBES
+from megatron_tokscale.fit.probe_axis import MIN_PROBES
 from megatron_tokscale.fit.run_fit import fit_run, fits_path
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
+from megatron_tokscale.fit.summary import FitSummary
 from megatron_tokscale.fit.table import (
     FitStatus,
     SigmoidFits,
@@ -14,6 +15,7 @@ from megatron_tokscale.fit.table import (
 __all__ = [
     "MIN_PROBES",
     "FitStatus",
+    "FitSummary",
     "SigmoidFits",
     "TokenClass",
     "Transitions",

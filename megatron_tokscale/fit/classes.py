@@ -1,11 +1,12 @@
-"""Which model describes a trajectory: flat, one sigmoid, two sigmoids, or a ramp.
+"""The choice of the model that describes a trajectory: flat, one sigmoid, two sigmoids, or a ramp.
 
-The Bayesian information criterion K' ln(SSE/K) + p ln K, the noise estimated for every token: K' is
-how many of its K losses are independent (`noise.effective_count`), p the number of parameters: flat
-1, ramp 3 (level, onset, slope), sigmoid 4, two sigmoids 7. Midpoints and onsets are searched over
-the whole axis, which BIC does not know of: a model of one change must beat flat, and one of two
-changes that of one, by `MARGIN` more ("strong evidence" of Kass and Raftery 1995). The models, the
-margin and the level that tells flat tokens apart are our choice.
+The criterion is the Bayesian information criterion K' ln(SSE/K) + p ln K: K' is the number of
+independent losses that a token's K losses are worth (`noise.effective_count`), p the number of
+parameters: flat 1, ramp 3 (level, onset, slope), sigmoid 4, two sigmoids 7. Midpoints and onsets
+are searched over the whole axis, which BIC does not allow for: a model of one change must beat
+flat, and a model of two changes a model of one, by `MARGIN` more ("strong evidence" of Kass and
+Raftery 1995). The models, the margin and the level that tells flat tokens apart are our choice; the
+classes of planted trajectories and of noise: benchmarks/results/fit_accuracy.md.
 
 A ramp is constant until its onset and straight in x from there to the last probe: a loss that falls
 as a power law where it is small against its level. Step 0 counts as the first finite probe.
@@ -24,17 +25,26 @@ from megatron_tokscale.fit.noise import effective_count
 from megatron_tokscale.fit.table import TokenClass
 
 MARGIN = 6.0
+"""By how much more the criterion of a model must be lower per change that it has: 6 is where Kass
+and Raftery's "strong evidence" begins. At 60 probes with white noise, 0.2% of pure noise is then
+called anything but flat; with an autocorrelation of 0.6, 2%."""
 KNOWN_BELOW = math.log(2)
-"""A flat token is known if its mean loss is below this many nats: more likely right than wrong."""
+"""Mean loss in nats below which a flat token is known: the token is more likely right than
+wrong."""
 
 PARAMETERS = {"flat": 1, "sigmoid": 4, "ramp": 3, "two": 7}
+"""Number of parameters of each model."""
 _CHANGES = {"flat": 0, "sigmoid": 1, "ramp": 1, "two": 2}
-_RESOLUTION = 1e-12
+"""Number of changes of each model, each of which costs `MARGIN`."""
+_RESOLUTION = 1e-12  # least mean squared residual of losses of unit variance in float32
 _REACH = 10.0
+"""Criterion above the best rival's up to which two sigmoids are fitted at all. Their SSE is first
+estimated from the best second cell, and the search may still lower it; our choice."""
+_QUANTILES = 200  # degrees of freedom in the table of Student's t, which is near its limit there
 
 
 def criterion(model: str, sse_N: Tensor, count_N: Tensor, phi_N: Tensor) -> Tensor:
-    """BIC with the margin, for losses of unit variance; infinite if a token has too few."""
+    """Return BIC plus the margin, for losses of unit variance; infinite with too few losses."""
     parameters = PARAMETERS[model]
     misfit_N = (sse_N / count_N).clamp_min(_RESOLUTION).log() * effective_count(count_N, phi_N)
     bic_N = misfit_N + parameters * count_N.log() + MARGIN * _CHANGES[model]
@@ -42,9 +52,9 @@ def criterion(model: str, sse_N: Tensor, count_N: Tensor, phi_N: Tensor) -> Tens
 
 
 def in_reach(model: str, sse_N: Tensor, rivals: dict[str, Tensor], count_N: Tensor) -> Tensor:
-    """Whether `model`, not yet at its optimum, is within `_REACH` of the best of `rivals`.
+    """Return whether `model`, not yet at its optimum, is within `_REACH` of the best of `rivals`.
 
-    For white noise: how much of the noise is shared is known only when all models are fitted.
+    The noise is taken for white: its autocorrelation is known only when all models are fitted.
     """
     white_N = torch.zeros_like(count_N)
     best_N = torch.stack(
@@ -54,9 +64,10 @@ def in_reach(model: str, sse_N: Tensor, rivals: dict[str, Tensor], count_N: Tens
 
 
 def student(free_N: Tensor) -> Tensor:
-    """The 97.5% quantile of Student's t, to 1%, for each number of degrees of freedom (> 0)."""
-    table = stats.t.ppf(0.975, np.arange(1, 201))
-    return free_N.new_tensor(table)[(free_N.long() - 1).clamp(0, 199)]
+    """Return the 97.5% quantile of Student's t, to 1%, for each number of degrees of freedom (>
+    0)."""
+    table = stats.t.ppf(0.975, np.arange(1, _QUANTILES + 1))
+    return free_N.new_tensor(table)[(free_N.long() - 1).clamp(0, _QUANTILES - 1)]
 
 
 def choose(
@@ -67,13 +78,13 @@ def choose(
     phi_N: Tensor,
     known_below: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The class of every token, the runner-up, and by how much its criterion is the higher one.
+    """Return the class of every token, the runner-up, and the difference of their criteria.
 
     Args:
-        sse_N: the SSE that each model of `PARAMETERS` leaves; infinite to rule it out.
-        drop_N: the sigmoid's drop: its sign tells falling from rising.
+        sse_N: SSE of each model of `PARAMETERS`; infinite to rule it out.
+        drop_N: drop of the one sigmoid, whose sign tells falling from rising.
         level_N: mean loss in nats.
-        count_N: losses of each token.
+        count_N: number of losses of each token.
         phi_N: lag-one autocorrelation of the noise.
         known_below: nats; see `KNOWN_BELOW`.
     """

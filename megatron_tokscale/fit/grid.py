@@ -1,8 +1,10 @@
 """The global search: the best cells of a grid of (midpoint, width) by one matrix product.
 
 For a centred loss y and a centred curve u of unit length the best amplitude lowers the SSE by the
-square of their inner product: floor and drop need no search (model: papers.md 1.4; the grid is our
-choice).
+square of their inner product: floor and drop need no search (model: docs/references.md 1.4; the
+grid is our choice). A cell is only a start: the search that follows it moves midpoint and width
+freely. So the grid is as fine as it takes for the best cell to lie in the right basin, and no finer
+(wrong basins: benchmarks/results/fit_accuracy.md; cost: benchmarks/results/fit_throughput.md).
 
 Shapes: N tokens, K probe steps, B bins of probes, C cells.
 """
@@ -10,6 +12,7 @@ Shapes: N tokens, K probe steps, B bins of probes, C cells.
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,21 +20,40 @@ from scipy.special import expit
 from torch import Tensor
 
 from megatron_tokscale.core.arrays import Floats, Integers
-from megatron_tokscale.fit.axis import Axis
 from megatron_tokscale.fit.noise import Residuals
+from megatron_tokscale.fit.probe_axis import ProbeAxis
 from megatron_tokscale.fit.varpro import Box, Trajectories
 
-_BINS = 96
-_WIDTHS_PER_OCTAVE = 1.5
-_CELLS_PER_WIDTH = 1.5
+_MOST_BINS = 96
+"""Most bins of probes in the grid search; neighbouring probes share a bin above it. The cost of the
+search grows with the bins, and a cell needs only to tell the basin."""
+_WIDTHS_PER_OCTAVE = 1.5  # widths per factor of two: neighbours differ by a factor of 1.6
+_CELLS_PER_WIDTH = 1.5  # midpoints two thirds of a width apart, so that neighbouring curves overlap
 _REACH = 2.5
+"""Distance of a midpoint from the nearest probe, in widths, up to which there is a cell: beyond it,
+s differs from 0 or 1 by less than 0.08 at every probe, as does a step between two probes."""
 _FINEST = 1e-3
-_BANDS = 3
+"""Least width of the grid in units of the probed range. Probes may come in bursts, whose spacing
+would make the grid very fine everywhere."""
+_BANDS = 3  # narrow, middle and wide sigmoids, whose best cells are starts of their own
 _COARSE = ((32, 40), (8, 10))
-_NEARLY_SAME = 0.99
+"""Cells for a second sigmoid, as (number of midpoints, probed range over width): 32 of a fortieth
+of the range and 8 of a tenth. All pairs of cells are tried, so their number is kept small."""
+_NEARLY_SAME = 0.99  # cosine of two coarse curves above which they are one direction, not a pair
 _INDEX_BITS = 12
+"""Bits of a float32 that hold a cell's number in `_argmax_size`: up to 4,095 cells, while the 11
+bits that are left of the mantissa keep the value to 5e-4."""
 _NEARLY_SPANNED = 1e-2
-_FLAT = 1e-6
+"""Squared length of a coarse curve outside of the first sigmoid's tangents, at most about K/4,
+below which the curve is taken for a move of the first sigmoid and gains nothing."""
+_LEAST_LENGTH = 1e-3
+"""Length of a centred curve over all probes below which its cell is dropped: the curve is flat
+there, and its amplitude would be a thousand times the losses'."""
+_LEAST_SPREAD = 1e-6  # the square of it: the same for a curve over the losses that a token has
+_RAMP_ONSETS = 32  # onsets of ramps; a ramp's SSE is not refined, and changes little between two
+_LATEST_ONSET = 2 / 3  # in units of the probed range: a shorter ramp is the beginning of a step
+_SHARP = (4, 8)  # widths of steps between two neighbouring bins: their gap over these
+_JUMP = 5  # a sigmoid narrower than the gap between two probes over this is a jump, see `wider`
 
 
 @dataclass(frozen=True)
@@ -43,7 +65,7 @@ class Grid:
         theta_PC: midpoint and log-width of each cell, by ascending width.
         curve_CB: the sigmoid of each cell, averaged over each bin.
         unit_CB: `curve_CB` centred and of unit length over all probes.
-        bands: the cells of narrow, middle and wide sigmoids, each a start of its own.
+        bands: the cells of narrow, middle and wide sigmoids.
         x_K: the probes, in units of the probed range; step 0 at a finite place far left.
         ramp_onset_C: onsets of the ramps (constant until the onset, then straight).
         ramp_CK: those ramps.
@@ -68,38 +90,41 @@ class Grid:
     pair_CK: Tensor
     box: Box
 
-    @staticmethod
-    def over(axis: Axis, device: torch.device) -> "Grid":
+    @classmethod
+    def over(cls, axis: ProbeAxis, device: torch.device) -> Self:
         """Lay the grid over an axis.
 
-        Three widths in two octaves, from half the bins' spacing (but a thousandth of the range at
-        least: probes may come in bursts) to the whole range; midpoints two thirds of a width apart,
-        but only where a probe is within 2.5 widths: elsewhere the curve is a step between two
-        probes, and those steps, and those with one probe on the way down, are cells of their own.
-        Ramps begin at one of 32 onsets and are at least a third of the range long: shorter ones are
-        the beginning of a step.
+        There are three widths in two octaves, from half the bins' spacing (or a thousandth of the
+        range, if that is more) to the whole range. Midpoints are two thirds of a width apart,
+        wherever a probe is within 2.5 widths: elsewhere the curve is a step between two probes.
+        Such steps, and steps with one probe on the way down, are cells of their own. Ramps begin at
+        one of 32 onsets and are at least a third of the range long.
         """
 
         def tensor(array: Floats) -> Tensor:
             return torch.tensor(np.ascontiguousarray(array), dtype=torch.float32, device=device)
 
+        # Bins of probes, and cells over those of a finite x.
         x_K = axis.unit_K
         bin_K = _bins(axis)
         x_B = np.array([x_K[bin_K == b].mean() for b in range(bin_K[-1] + 1)])
         timed_B = x_B[np.unique(bin_K[axis.timed_K])]
         cells = _cells(timed_B, axis)
+        # Curves of the cells, averaged over each bin; centred and of unit length over all probes.
         curve_KC = expit((cells[0] - x_K[:, None]) / np.exp(cells[1]))
         bin_KB = np.eye(len(x_B))[bin_K]
         curve_BC = (bin_KB / bin_KB.sum(axis=0)).T @ curve_KC
         count_B = bin_KB.sum(axis=0)[:, None]
         centred_BC = curve_BC - (curve_BC * count_B).sum(axis=0) / len(x_K)
         length_C = np.sqrt((centred_BC**2 * count_B).sum(axis=0))
-        usable_C = length_C > 1e-3
+        usable_C = length_C > _LEAST_LENGTH
         cells, curve_BC = cells[:, usable_C], curve_BC[:, usable_C]
         unit_BC = centred_BC[:, usable_C] / length_C[usable_C]
+        # Bands of equal ratios of widths; cells ascend by width.
         width_edges = np.geomspace(np.exp(cells[1, 0]), np.exp(cells[1, -1]), _BANDS + 1)[1:-1]
         edges = [0, *np.searchsorted(cells[1], np.log(width_edges)), cells.shape[1]]
-        onset_C = np.linspace(0, 2 / 3, 32)
+        # Ramps, and coarse cells alone and in pairs.
+        onset_C = np.linspace(0, _LATEST_ONSET, _RAMP_ONSETS)
         coarse = np.array(
             [
                 (midpoint, -np.log(narrowness))
@@ -109,7 +134,7 @@ class Grid:
         ).T
         coarse_CK = expit((coarse[0][:, None] - x_K) / np.exp(coarse[1][:, None]))
         pair_PC, pair_CK = _pairs(coarse, coarse_CK)
-        return Grid(
+        return cls(
             bin_BK=None if len(x_B) == len(x_K) else tensor(bin_KB.T),
             theta_PC=tensor(cells),
             curve_CB=tensor(curve_BC.T),
@@ -126,7 +151,7 @@ class Grid:
         )
 
     def starts(self, data: Trajectories) -> list[tuple[Tensor, Tensor]]:
-        """The best cell of each band of widths: theta_PN, and the SSE there."""
+        """Return the best cell of each band of widths: theta_PN, and the SSE there."""
         y_BN = data.y_KN if self.bin_BK is None else self.bin_BK @ data.y_KN
         if data.weight_KN is None:
             gain_CN = self.unit_CB @ y_BN
@@ -138,18 +163,21 @@ class Grid:
         return [(self.theta_PC[:, c], data.count_N - size_N**2) for c, size_N in best]
 
     def wider(self, theta_PN: Tensor) -> tuple[Tensor, Tensor]:
-        """The tokens that jump from one probe to the next; a start a third of that gap wide."""
+        """Return the tokens that jump from one probe to the next, and a wider start for each.
+
+        The start is halfway between the two probes, and a third of their distance wide.
+        """
         after_N = torch.searchsorted(self.x_K, theta_PN[0].contiguous())
         after_N = after_N.clamp(1, len(self.x_K) - 1)
         right_N, left_N = self.x_K[after_N], self.x_K[after_N - 1]
         gap_N = right_N - left_N
-        jumps_N = (theta_PN[1].exp() < gap_N / 5) & (gap_N < 1) & (theta_PN[0] <= right_N)
+        jumps_N = (theta_PN[1].exp() < gap_N / _JUMP) & (gap_N < 1) & (theta_PN[0] <= right_N)
         start_PN = torch.stack([(left_N + right_N) / 2, (gap_N / 3).log()])
         index_N = jumps_N.nonzero()[:, 0]
         return index_N, start_PN[:, index_N]
 
     def ramp(self, data: Trajectories) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The best ramp: its onset, its slope, the loss before the onset, and the SSE it leaves."""
+        """Return the best ramp: its onset, its slope, the loss before the onset, and its SSE."""
         weight_KN = data.y_KN.new_ones(len(data.y_KN), 1)
         if data.weight_KN is not None:
             weight_KN = data.weight_KN
@@ -162,10 +190,12 @@ class Grid:
         return self.ramp_onset_C[best_N], slope_N, level_N, (data.count_N - gain_N).clamp_min(0)
 
     def second(self, found: Residuals, data: Trajectories) -> tuple[Tensor, Tensor]:
-        """The cell of a second sigmoid that lowers the SSE most, and by how much.
+        """Return the coarse cell that lowers the SSE most as a second sigmoid, and its gain.
 
-        To first order: the first sigmoid, the floor and the drops follow along their tangents.
+        The gain is of first order: the first sigmoid, the floor and the drops move along their
+        tangents.
         """
+        # Each curve's part along the tangents, and the squared length of the rest.
         n_tangents, n_probes, n_tokens = found.tangent_JKN.shape
         tangent_IK = found.tangent_JKN.permute(2, 0, 1).reshape(-1, n_probes)
         along_NJC = (tangent_IK @ self.coarse_CK.T).view(n_tokens, n_tangents, len(self.coarse_CK))
@@ -174,13 +204,14 @@ class Grid:
             length_NC = data.weight_KN.T @ self.coarse_CK.T.square()
         for j in range(n_tangents):
             length_NC = torch.addcmul(length_NC, along_NJC[:, j], along_NJC[:, j], value=-1)
+        # The gain of the rest.
         gain_NC = (found.residual_KN.T @ self.coarse_CK.T).square_()
         gain_NC = torch.where(length_NC > _NEARLY_SPANNED, gain_NC / length_NC, 0)
         gain_N, cell_N = gain_NC.max(dim=1)
         return cell_N, gain_N
 
     def pair(self, data: Trajectories) -> Tensor:
-        """The best pair of coarse cells, theta_PN; missing losses count as the mean."""
+        """Return the best pair of coarse cells, theta_PN; missing losses count as the mean."""
         gain_CN = (self.pair_CK @ data.y_KN).square_()
         sums_CN, differences_CN = gain_CN.chunk(2)
         [(cell_N, _)] = _argmax_size(sums_CN.add_(differences_CN), (slice(None),))
@@ -188,17 +219,17 @@ class Grid:
 
 
 def _spread(curve_CK: Tensor, weight_KN: Tensor, count_N: Tensor) -> Tensor:
-    """Sum of squares of each curve about its mean over the losses that a token has."""
+    """Return the sum of squares of each curve about its mean over the losses of each token."""
     length_CN = curve_CK.square() @ weight_KN
     length_CN -= (curve_CK @ weight_KN).square_() / count_N
-    return torch.where(length_CN > _FLAT, length_CN, torch.inf)
+    return torch.where(length_CN > _LEAST_SPREAD, length_CN, torch.inf)
 
 
 def _argmax_size(value_CN: Tensor, parts: tuple[slice, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Where |value| is largest within each part of the rows, and |value| there, to 1e-3.
+    """Return the row with the largest |value| in each part of the rows, and |value| to 5e-4.
 
-    One pass: the row's number takes the place of the last bits of the value, and as positive floats
-    are ordered as their bits are, one maximum gives both. Overwrites `value_CN`.
+    It takes one pass: the row's number replaces the last bits of the value, and as positive floats
+    are ordered like their bits, one maximum gives both. `value_CN` is overwritten.
     """
     assert len(value_CN) < 1 << _INDEX_BITS
     low_bits = (1 << _INDEX_BITS) - 1
@@ -210,41 +241,47 @@ def _argmax_size(value_CN: Tensor, parts: tuple[slice, ...]) -> list[tuple[Tenso
 
 
 def _pairs(cell_PC: Floats, curve_CK: Floats) -> tuple[Floats, Floats]:
-    """All pairs of cells that differ; sum and difference of two unit curves are orthogonal."""
+    """Return all pairs of cells that differ, and an orthonormal basis of each pair's curves.
+
+    The basis is the sum and the difference of the two unit curves, which are orthogonal.
+    """
     unit_CK = curve_CK - curve_CK.mean(axis=1, keepdims=True)
     length_C1 = np.linalg.norm(unit_CK, axis=1, keepdims=True)
     unit_CK = unit_CK / np.maximum(length_C1, 1e-9)
     i, j = np.triu_indices(len(unit_CK), 1)
     different = np.abs((unit_CK[i] * unit_CK[j]).sum(axis=1)) < _NEARLY_SAME
-    different &= (length_C1[i, 0] > 1e-3) & (length_C1[j, 0] > 1e-3)
+    different &= (length_C1[i, 0] > _LEAST_LENGTH) & (length_C1[j, 0] > _LEAST_LENGTH)
     i, j = i[different], j[different]
     bases = [unit_CK[i] + unit_CK[j], unit_CK[i] - unit_CK[j]]
     bases = [each / np.linalg.norm(each, axis=1, keepdims=True) for each in bases]
     return cell_PC[:, [i, j]].reshape(4, -1), np.concatenate(bases)
 
 
-def _bins(axis: Axis) -> Integers:
-    """Which bin each probe belongs to: 96 at most, and those before time by themselves."""
+def _bins(axis: ProbeAxis) -> Integers:
+    """Return the bin of each probe: at most 96 bins, and one for each probe at x = -inf."""
     finite_K = np.isfinite(axis.x_K)
-    per_bin = -(-int(finite_K.sum()) // _BINS)
+    per_bin = -(-int(finite_K.sum()) // _MOST_BINS)
     first = int((~finite_K).sum())
     later = first + np.arange(int(finite_K.sum())) // per_bin
     return np.concatenate([np.arange(first), later])
 
 
-def _box(axis: Axis) -> Box:
+def _box(axis: ProbeAxis) -> Box:
+    """Return the bounds of the search, in units of the probed range."""
     low, high = axis.midpoint_bounds
     midpoint = ((low - axis.low) / axis.span, (high - axis.low) / axis.span)
     return Box(midpoint, (math.log(axis.width_bounds[0] / axis.span), 0.0))
 
 
-def _cells(x_B: Floats, axis: Axis) -> Floats:
-    """Midpoints and log-widths by ascending width, for bins at `x_B` (0 to 1)."""
+def _cells(x_B: Floats, axis: ProbeAxis) -> Floats:
+    """Return midpoints and log-widths by ascending width, for bins at `x_B` (0 to 1)."""
+    # Steps between two bins, and steps with one bin on the way down.
     gap = np.diff(x_B)
     middle_B = x_B[:-1] + gap / 2
-    between = [np.stack([middle_B, np.log(gap / narrower)]) for narrower in (4, 8)]
+    between = [np.stack([middle_B, np.log(gap / narrower)]) for narrower in _SHARP]
     beside = np.minimum(np.append(gap, gap[-1]), np.append(gap[0], gap)) / 4
     at = [np.stack([x_B + shift * beside, np.log(beside)]) for shift in (-1, 1)]
+    # Wider sigmoids, on a regular grid.
     narrowest = max(np.median(gap) / 2, _FINEST)
     n_widths = int(np.ceil(np.log2(1 / narrowest) * _WIDTHS_PER_OCTAVE)) + 1
     levels = [_cells_of_width(width, x_B) for width in np.geomspace(narrowest, 1, n_widths)]
@@ -253,7 +290,7 @@ def _cells(x_B: Floats, axis: Axis) -> Floats:
 
 
 def _cells_of_width(width: float, x_B: Floats) -> Floats:
-    """Cells of one width, where a probe is near."""
+    """Return the cells of one width whose midpoint is near a bin."""
     beyond = np.median(np.diff(x_B)) / 2
     count = int(np.ceil((1 + 2 * beyond) * _CELLS_PER_WIDTH / width)) + 1
     midpoint = np.linspace(-beyond, 1 + beyond, max(count, 3))

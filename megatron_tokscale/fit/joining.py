@@ -1,4 +1,4 @@
-"""The meeting of the processes that fit a run together."""
+"""The rendezvous of the processes that fit a run together."""
 
 import os
 import threading
@@ -7,18 +7,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from megatron_tokscale.core.errors import TokscaleError, say
 
-_JOINED: Final = "joined"
-_QUIET_SECONDS: Final = 5.0
-_WAIT: Final = timedelta(minutes=30)
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+_JOINED: Final = "joined"  # key that counts the processes
+_QUIET_SECONDS: Final = (
+    5.0  # of waiting before a message: longer than a launcher takes to start all
+)
+_WAIT: Final = timedelta(minutes=30)  # a queue of a cluster can hold some of the processes back
+_PAUSE_SECONDS: Final = 0.05  # between two looks at the count
 
 
 @dataclass(frozen=True)
-class Place:
-    """This process among several, numbered from 0, by its launcher's variables."""
+class LaunchedProcess:
+    """The number of this process among several, and their meeting process.
+
+    Attributes:
+        rank: its number, from 0.
+        size: the number of processes.
+        local_rank: its number on its node.
+        host: the host of process 0.
+        port: the port of process 0.
+    """
 
     rank: int
     size: int
@@ -27,18 +41,18 @@ class Place:
     port: int
 
     @classmethod
-    def from_environment(cls) -> "Place":
-        """Read RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and LOCAL_RANK if it is there.
+    def from_environment(cls) -> Self:
+        """Read RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and LOCAL_RANK if it is set.
 
         Raises:
-            TokscaleError: one is missing or is not what it should be.
+            TokscaleError: a variable is missing or has an impossible value.
         """
-        size = _number("WORLD_SIZE", 1, 2**31)
-        rank = _number("RANK", 0, size - 1)
+        size = _variable("WORLD_SIZE", 1, 2**31)
+        rank = _variable("RANK", 0, size - 1)
         host = os.environ.get("MASTER_ADDR", "")
         if size > 1 and not host:
-            raise _odd("MASTER_ADDR", host, "the host of process 0")
-        port = _number("MASTER_PORT", 1, 2**16 - 1) if size > 1 else 0
+            raise _wrong_variable("MASTER_ADDR", host, "the host of process 0")
+        port = _variable("MASTER_PORT", 1, 2**16 - 1) if size > 1 else 0
         local_rank = os.environ.get("LOCAL_RANK", "")
         return cls(rank, size, int(local_rank) if local_rank.isdecimal() else 0, host, port)
 
@@ -46,45 +60,46 @@ class Place:
 def is_launched() -> bool:
     """Return whether torchrun has started this process.
 
-    RANK and WORLD_SIZE alone do not tell: every shell in a pod of a training job has them.
+    RANK and WORLD_SIZE alone do not prove it: every shell in a pod of a training job has them.
     """
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def join(place: Place) -> Any:
-    """Return torch.distributed's key-value store once all processes have come to it.
+def join(process: LaunchedProcess) -> "Store":
+    """Wait for all processes, and return torch.distributed's key-value store that they share.
 
     Raises:
-        TokscaleError: they have not come within half an hour, or the address is not to be had.
+        TokscaleError: some have not come within half an hour, or the address cannot be used.
     """
     from torch import distributed
 
-    hosts = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    is_host = process.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    address = f"{process.host}:{process.port}"
     try:
-        with _told_after_a_while(f"waiting for process 0 of this fit at {place.host}:{place.port}"):
+        with _told_after_a_while(f"waiting for process 0 of this fit at {address}"):
             tcp = distributed.TCPStore(  # type: ignore[attr-defined]
-                place.host,
-                place.port,
-                place.size,
-                hosts,
+                process.host,
+                process.port,
+                process.size,
+                is_host,
                 timeout=_WAIT,
                 wait_for_workers=False,
                 multi_tenant=True,
             )
-        store = distributed.PrefixStore("tokscale-fit", tcp)  # type: ignore[attr-defined]
+        store: Store = distributed.PrefixStore("tokscale-fit", tcp)  # type: ignore[attr-defined]
         store.add(_JOINED, 1)
-        if place.rank == 0:
-            _wait_for_all(store, place.size)
+        if process.rank == 0:
+            _wait_for_all(store, process.size)
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise TokscaleError(
-            f"the {place.size} processes of this fit have not met at {place.host}:{place.port} "
+            f"the {process.size} processes of this fit have not met at {address} "
             f"({reason}); start WORLD_SIZE of them, or one without --distributed"
         ) from error
     return store
 
 
-def _wait_for_all(store: Any, size: int) -> None:
+def _wait_for_all(store: "Store", size: int) -> None:
     started, told = time.monotonic(), 0
     while (missing := size - store.add(_JOINED, 0)) > 0:
         waited = time.monotonic() - started
@@ -94,11 +109,12 @@ def _wait_for_all(store: Any, size: int) -> None:
             told = missing
             plural = "" if missing == 1 else "es"
             say(f"waiting for {missing} more process{plural} of this fit (WORLD_SIZE is {size})")
-        time.sleep(0.05)
+        time.sleep(_PAUSE_SECONDS)
 
 
 @contextmanager
 def _told_after_a_while(line: str) -> Iterator[None]:
+    """Print a line if the block takes longer than `_QUIET_SECONDS`."""
     timer = threading.Timer(_QUIET_SECONDS, say, [line])
     timer.daemon = True
     timer.start()
@@ -108,15 +124,15 @@ def _told_after_a_while(line: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _number(name: str, low: int, high: int) -> int:
+def _variable(name: str, low: int, high: int) -> int:
     text = os.environ.get(name, "")
     value = int(text) if text.isascii() and text.isdecimal() else -1
     if not low <= value <= high:
-        raise _odd(name, text, f"a number from {low} to {high}")
+        raise _wrong_variable(name, text, f"a number from {low} to {high}")
     return value
 
 
-def _odd(name: str, text: str, expected: str) -> TokscaleError:
+def _wrong_variable(name: str, text: str, expected: str) -> TokscaleError:
     return TokscaleError(
         f"{name} is {text!r}; expected {expected}, as torchrun sets it for a fit in several "
         "processes; to fit in one, leave --distributed and torchrun away"

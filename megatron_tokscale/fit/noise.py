@@ -1,16 +1,18 @@
-"""What the residuals say of the noise, and what the noise makes of errors and evidence.
+"""Noise estimated from the residuals, and standard errors that allow for its autocorrelation.
 
-Successive probes share part of their noise: a weight that wanders is seen by several of them. It is
+Successive probes share part of their noise: several of them see a weight that wanders. The noise is
 modelled as an autoregression of order one, r_k = phi r_{k-1} + white noise, with phi from the
 token's own residuals. Two consequences, both Bartlett's (1946): the variance of an estimate whose
-influence on the probes has the lag-one autocorrelation rho is (1 + phi rho)/(1 - phi rho) times
-that of white noise, and K probes say as much of a slow change as K (1 - phi)/(1 + phi)
-independent ones. The model and the estimate of phi are our choice.
+influence on the probes has the lag-one autocorrelation rho is (1 + phi rho)/(1 - phi rho) times its
+variance with white noise, and K probes are worth K (1 - phi)/(1 + phi) independent ones for a slow
+change. The model and the estimate of phi are our choice; benchmarks/results/fit_accuracy.md has the
+phi found for planted noise, and the coverage of the intervals.
 
 Shapes: N tokens, K probe steps, J parameters (floor, M drops, M midpoints, M widths).
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -18,20 +20,26 @@ from torch import Tensor
 from megatron_tokscale.fit import kernels
 from megatron_tokscale.fit.varpro import Search, Trajectories, basis
 
-_MOST = 0.95
+_MOST_AUTOCORRELATION = 0.95
+"""Largest lag-one autocorrelation; at it, 40 probes are worth one. Few residuals can estimate a
+value near one by chance, with which no token would have a class."""
 _SINGULAR = 1e-4
-_ITERATIONS = 3
+"""Share of a tangent's length outside of the earlier tangents below which it counts as spanned by
+them: in float32 such a rest is mostly rounding."""
+_ITERATIONS = 3  # of phi and the noise that the fit follows, each of which depends on the other
+_TINY = 1e-30  # least sum of squares in a denominator
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """A fit's residuals, and what it could follow of the noise.
+    """The residuals of a fit, its tangents, and the estimated noise.
 
     Attributes:
         residual_KN: losses less the model, 0 where missing.
         s_KN: the first sigmoid, 0 where a loss is missing.
         tangent_JKN: orthonormal vectors along which the model can move; 0 if there are fewer.
-        weight_JJN: the tangents from ones, sigmoids and the further rows of `varpro.basis`.
+        weight_JJN: weights that make the tangents of a row of ones, the sigmoids and the further
+            rows of `varpro.basis`.
         lag_one_JJN: sums of products of the tangents at successive probes, symmetric.
         phi_N: lag-one autocorrelation, between 0 and 0.95.
         variance_N: the noise's variance.
@@ -45,13 +53,13 @@ class Residuals:
     phi_N: Tensor
     variance_N: Tensor
 
-    @staticmethod
-    def from_fit(search: Search, data: Trajectories) -> "Residuals":
-        """Take the residuals of a fit.
+    @classmethod
+    def from_fit(cls, search: Search, data: Trajectories) -> Self:
+        """Estimate the noise from the residuals of a fit.
 
-        The fit follows part of the noise: along a tangent as much as the noise has there. What that
-        takes off the residuals' squares and lag-one products is added again; as it depends on phi,
-        a few times over.
+        A fit absorbs the projection of the noise on its tangents, which biases the residuals' sums
+        of squares and of lag-one products low. The expected loss is added back; it depends on phi,
+        so this is repeated.
         """
         space = _tangents_on_cpu if data.on_cpu else _tangents
         residual_KN, s_KN, tangent_JKN, weight_JJN, lag_one_JJN, product_N = space(search, data)
@@ -60,24 +68,25 @@ class Residuals:
         pairs_N = count_N - 1
         if data.weight_KN is not None:
             pairs_N = _lag_one(data.weight_KN, data.weight_KN)
-        ratio_N = product_N / search.sse_N.clamp_min(1e-30)
+        ratio_N = product_N / search.sse_N.clamp_min(_TINY)
         phi_N = torch.zeros_like(ratio_N)
         for _ in range(_ITERATIONS):
             followed_JN = inflation(phi_N, own_JN) * present_JN
             left_N = (count_N - followed_JN.sum(dim=0)).clamp_min(1)
             phi_N = (ratio_N * left_N + (followed_JN * own_JN).sum(dim=0)) / pairs_N
-            phi_N = phi_N.clamp(0, _MOST)
+            phi_N = phi_N.clamp(0, _MOST_AUTOCORRELATION)
         followed_JN = inflation(phi_N, own_JN) * present_JN
         variance_N = search.sse_N / (count_N - followed_JN.sum(dim=0)).clamp_min(1)
-        return Residuals(residual_KN, s_KN, tangent_JKN, weight_JJN, lag_one_JJN, phi_N, variance_N)
+        return cls(residual_KN, s_KN, tangent_JKN, weight_JJN, lag_one_JJN, phi_N, variance_N)
 
 
 Tangents = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _tangents(search: Search, data: Trajectories) -> Tangents:
-    """Residuals, the first sigmoid, the tangents, what they are made of and their lag-one products,
-    and the residuals' sum of lag-one products.
+    """Return residuals, first sigmoid, tangents, their weights and lag-one products, in torch.
+
+    The last tensor is the residuals' sum of lag-one products.
     """
     *rows, residual_KN = basis(search.theta_PN, search.anchor_MN, search.linear_LN, data)
     s_KN = rows[0]
@@ -89,6 +98,7 @@ def _tangents(search: Search, data: Trajectories) -> Tangents:
 
 
 def _tangents_on_cpu(search: Search, data: Trajectories) -> Tangents:
+    """Return what `_tangents` does, from compiled loops."""
     n_tangents, n_tokens = 3 * (len(search.theta_PN) // 2) + 1, len(data)
     inputs = (
         each.contiguous().numpy() for each in (search.theta_PN, search.linear_LN, search.anchor_MN)
@@ -106,21 +116,22 @@ def _tangents_on_cpu(search: Search, data: Trajectories) -> Tangents:
 
 
 def inflation(phi: Tensor, rho: Tensor) -> Tensor:
-    """The variance of an estimate over what it would be with white noise."""
+    """Return the variance of an estimate over its variance with white noise."""
     return (1 + phi * rho) / (1 - phi * rho)
 
 
 def effective_count(count_N: Tensor, phi_N: Tensor) -> Tensor:
-    """How many independent probes say as much of a slow change as the token's own do."""
+    """Return the number of independent probes that a token's probes are worth for a slow change."""
     return count_N * (1 - phi_N) / (1 + phi_N)
 
 
 def standard_errors(search: Search, found: Residuals) -> Tensor:
-    """Standard errors of floor, drops, midpoints and widths, se_JN; units of losses and x_K.
+    """Return standard errors of floor, drops, midpoints and widths, se_JN; units of losses and x_K.
 
-    From (J^T J)^-1 and the residual variance, each inflated by what autocorrelation makes of it. A
-    direction that the losses do not tell from others counts as held fixed.
+    They come from (J^T J)^-1 and the residual variance, each times the `inflation` by the noise's
+    autocorrelation. A direction that the losses do not tell from others counts as held fixed.
     """
+    # Influence of the losses on each parameter, in the basis of the tangents.
     n_sigmoids = len(search.theta_PN) // 2
     slope_JN = torch.cat([torch.ones_like(search.linear_LN), -search.drop_MN, search.drop_MN])
     influence_JJN = found.weight_JJN.transpose(0, 1) / slope_JN[:, None]
@@ -129,24 +140,25 @@ def standard_errors(search: Search, found: Residuals) -> Tensor:
     offset_MN = (midpoint_MN - search.anchor_MN)[:, None]
     by_q, by_log_width = influence_JJN[1 + n_sigmoids :].chunk(2)
     by_midpoint = width_MN * by_q + offset_MN * by_log_width
+    # Its variance, for the lag-one autocorrelation of that influence.
     variances = []
     for row_JN in torch.cat(
         [influence_JJN[: 1 + n_sigmoids], by_midpoint, width_MN * by_log_width]
     ):
         squared_N = row_JN.square().sum(dim=0)
         lagged_N = ((found.lag_one_JJN * row_JN).sum(dim=1) * row_JN).sum(dim=0)
-        rho_N = lagged_N / squared_N.clamp_min(1e-30)
+        rho_N = lagged_N / squared_N.clamp_min(_TINY)
         variances.append(squared_N * inflation(found.phi_N, rho_N) * found.variance_N)
     return torch.stack(variances).sqrt_()
 
 
 def _lag_one(one_KN: Tensor, other_KN: Tensor) -> Tensor:
-    """Sum over the probes of one times the other one probe later."""
+    """Return the sum over the probes of one row times the other row one probe later."""
     return (one_KN[:-1] * other_KN[1:]).sum(dim=0)
 
 
 def _lag_one_products(rows_JKN: Tensor) -> Tensor:
-    """The mean of `_lag_one` both ways round, for all pairs of rows."""
+    """Return the mean of `_lag_one` in both directions, for all pairs of rows."""
     size = len(rows_JKN)
     table = rows_JKN.new_empty(size, size, rows_JKN.shape[2])
     for i, row_KN in enumerate(rows_JKN):
@@ -159,7 +171,7 @@ def _lag_one_products(rows_JKN: Tensor) -> Tensor:
 
 
 def _orthonormal(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Modified Gram-Schmidt: orthonormal combinations of the rows, and what they are made of.
+    """Return orthonormal combinations of the rows, and their weights, by modified Gram-Schmidt.
 
     A row that earlier ones span to 1e-4 gives zero.
     """

@@ -1,7 +1,5 @@
-"""A fit in parts: a file per finished block of tokens, and the processes that make them together.
-
-Shapes: N tokens, K probe steps.
-"""
+"""A fit in parts: a file per finished block of tokens, and the processes that make them
+together."""
 
 import hashlib
 import json
@@ -15,37 +13,48 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, cast
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json, remove_temporaries, whole_or_absent, write_json
-from megatron_tokscale.fit.joining import Place, is_launched, join
+from megatron_tokscale.core.records import JSON, from_json, to_json
+from megatron_tokscale.fit.joining import LaunchedProcess, is_launched, join
 from megatron_tokscale.store.lock import RunLock
 
-Value = TypeVar("Value")
-_PATIENCE = timedelta(days=30)
-_FAILED = "failed"
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+    from megatron_tokscale.store.reader import Time
+
+_PATIENCE = timedelta(days=30)  # of a rank for the others: blocks may be long, and one may be slow
+_FAILED = "failed"  # key of the message of a rank that has failed
 _CRC_BYTES = 4
+_POLL_SECONDS = 1.0  # between two reports of progress while the others are not done
+
+Stamp = list[int]
+"""Size in bytes and time of change in nanoseconds of a file."""
 
 
 @dataclass(frozen=True)
 class Ranks:
     """The processes that fit a run together; by default one alone. `Ranks.joined` makes several.
 
-    An error that one of them meets ends all of them: what is done `together` or `on_first` raises
-    the same `TokscaleError` on every rank.
+    An error that one of them meets ends all of them: `together` and `on_first` raise the same
+    `TokscaleError` on every rank.
 
     Attributes:
-        rank: this process's number, from 0.
-        size: how many there are.
-        local_rank: this process's number on its node.
-        store: torch.distributed's key-value store, None if alone.
+        rank: number of this process, from 0.
+        size: number of processes.
+        local_rank: number of this process on its node.
+        store: torch.distributed's key-value store; None for one process alone.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    store: Any = None
+    store: "Store | None" = None
 
     @staticmethod
     @contextmanager
@@ -53,36 +62,38 @@ class Ranks:
         """Join the other processes that torchrun has started, on gloo, until the block's end.
 
         Args:
-            distributed: another launcher than torchrun has started them, and has set its variables.
+            distributed: true if another launcher than torchrun has started them, and has set
+                torchrun's variables.
 
         Raises:
-            TokscaleError: the launcher's variables are not what they should be, or the others do
-                not come.
+            TokscaleError: the launcher's variables have impossible values, or a process does not
+                come.
         """
-        place = Place.from_environment() if distributed or is_launched() else None
-        if place is None or place.size == 1:
+        is_one_of_many = distributed or is_launched()
+        process = LaunchedProcess.from_environment() if is_one_of_many else None
+        if process is None or process.size == 1:
             yield Ranks()
             return
         from torch import distributed as torch_distributed
 
-        store = join(place)
+        store = join(process)
         torch_distributed.init_process_group(
-            "gloo", store=store, rank=place.rank, world_size=place.size, timeout=_PATIENCE
+            "gloo", store=store, rank=process.rank, world_size=process.size, timeout=_PATIENCE
         )
         try:
-            yield Ranks(place.rank, place.size, place.local_rank, store)
+            yield Ranks(process.rank, process.size, process.local_rank, store)
         finally:
             torch_distributed.destroy_process_group()
 
     @property
     def leads(self) -> bool:
-        """Whether this is rank 0, which prepares, reports and assembles."""
+        """True for rank 0, which prepares, reports and assembles."""
         return self.rank == 0
 
-    def device(self, name: Any) -> Any:
-        """The torch device to compute on: the CPU for None, this rank's GPU for a bare "cuda".
+    def device(self, name: "torch.device | str | None") -> "torch.device":
+        """Return the torch device: the CPU for None, this rank's GPU for a bare "cuda".
 
-        Processes beyond a node's GPUs share these in turn.
+        With more processes than GPUs on a node, several share a GPU.
 
         Raises:
             TokscaleError: there is no such device.
@@ -96,17 +107,22 @@ class Ranks:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).partition("\n")[0]
-            raise TokscaleError(f"cannot compute on device '{name}': {reason}") from error
+            raise TokscaleError(
+                f"cannot compute on device '{name}': {reason}; give another --device"
+            ) from error
         return device
 
-    def together(
+    def together[Value](
         self, action: Callable[[], Value], meanwhile: Callable[[], object] = lambda: None
     ) -> Value:
-        """Do `action` on every rank; return its value once all are done.
+        """Call `action` on every rank; return its value once all are done.
 
-        A rank that is done calls `meanwhile` every second until the others are, and then once.
+        A rank that is done calls `meanwhile` every second until the others are done, and then once.
+
+        Raises:
+            TokscaleError: the action failed on a rank.
         """
-        if self.size == 1:
+        if self.store is None:
             return action()
         value, message = None, None
         try:
@@ -119,27 +135,32 @@ class Ranks:
                 raise TokscaleError(found)
         return value  # type: ignore[return-value]
 
-    def on_first(self, action: Callable[[], Value]) -> Value:
-        """Do `action` on rank 0 and return its value, plain data, on every rank."""
+    def on_first[Value](self, action: Callable[[], Value]) -> Value:
+        """Call `action` on rank 0 and return its value, which can be pickled, on every rank.
+
+        Raises:
+            TokscaleError: the action failed.
+        """
         value = self.together(lambda: action() if self.leads else None)
-        first: Value = self._exchange(value)[0]
-        return first
+        return cast("Value", self._exchange(value)[0])
 
     @property
     def is_lost(self) -> bool:
-        """Whether another rank has failed, so that going on is in vain."""
-        return self.size > 1 and bool(self.store.check([_FAILED]))
+        """True if another rank has failed, so that further work is in vain."""
+        return self.store is not None and self.store.check([_FAILED])
 
-    def _exchange(self, value: Any, meanwhile: Callable[[], object] = lambda: None) -> list[Any]:
-        """The value of every rank, by rank."""
-        if self.size == 1:
+    def _exchange[Value](
+        self, value: Value, meanwhile: Callable[[], object] = lambda: None
+    ) -> list[Value]:
+        """Return the value of every rank, by rank."""
+        if self.store is None:
             return [value]
         from torch import distributed
 
-        values: list[Any] = [None] * self.size
+        values = [value] * self.size
         with ThreadPoolExecutor(max_workers=1) as thread:
             exchange = thread.submit(distributed.all_gather_object, values, value)
-            while wait([exchange], timeout=1).not_done:
+            while wait([exchange], timeout=_POLL_SECONDS).not_done:
                 meanwhile()
         meanwhile()
         try:
@@ -151,37 +172,73 @@ class Ranks:
         return values
 
 
-class Parts:
-    """The folder of finished blocks; a part's presence says that its block is finished.
+@dataclass(frozen=True)
+class PartKey:
+    """The inputs and settings that identify a part; a part of other ones is fitted again.
 
-    A part's name holds a digest of what it was made of, so parts made of anything else are never
-    taken for it. note.json says what that is, and which losses files were checked.
+    Attributes:
+        version: version of megatron-tokscale.
+        run_id: id of the run.
+        time: unit of time.
+        steps: the probe steps.
+        probe_fingerprint: fingerprint of the probe set.
+        x: natural logarithm of the time of each probe; None for -inf.
+        block_tokens: tokens of a block.
+        device: type of the device: fits on a GPU differ in their last digits.
+        settings: choices of the fit.
+        columns: names of the columns.
+        crc32: CRC-32 of each losses file, by file name.
     """
 
-    def __init__(self, folder: Path, made_of: Mapping[str, Any]) -> None:
-        self.folder = folder
-        self._made_of = dict(made_of)
-        self._note = folder / "note.json"
-        self._lock = RunLock(folder / ".lock")
+    version: str
+    run_id: str
+    time: "Time"
+    steps: tuple[int, ...]
+    probe_fingerprint: str
+    x: tuple[float | None, ...]
+    block_tokens: int
+    device: str
+    settings: Mapping[str, JSON]
+    columns: tuple[str, ...]
+    crc32: Mapping[str, str]
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return the key as plain JSON values."""
+        return cast("dict[str, JSON]", to_json(self))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (first 16 hex digits) of everything that decides what the fits are."""
-        text = json.dumps(self._made_of, sort_keys=True)
+        """SHA-256 (first 16 hex digits) of the key."""
+        text = json.dumps(self.to_json(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+
+class Parts:
+    """The folder of finished blocks; a block is finished if its part is there.
+
+    The name of a part holds the digest of its key, so that a part of another key is never taken for
+    it. note.json holds the key, and the stamps of the losses files that were checked.
+    """
+
+    def __init__(self, folder: Path, key: PartKey) -> None:
+        self.folder = folder
+        self.digest = key.digest
+        self._key = key
+        self._note = folder / "note.json"
+        self._lock = RunLock(folder / ".lock")
+
     def path(self, block: int) -> Path:
-        """The part of a block."""
+        """Return the file of a block."""
         return self.folder / f"part-{self.digest}-{block:06d}.arrow"
 
     def finished(self) -> set[int]:
-        """The blocks that need not be fitted again."""
+        """Return the blocks that are fitted."""
         names = self.folder.glob(f"part-{self.digest}-*.arrow")
         return {int(path.stem.rpartition("-")[2]) for path in names}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other fits of the run out. At the end no folder is left that holds no part.
+        """Keep other fits of the run out; remove the folder at the end if it holds no part.
 
         Raises:
             TokscaleError: another fit is under way, or the folder cannot be written.
@@ -207,23 +264,28 @@ class Parts:
                     self.folder.parent.rmdir()
             self._lock.release()
 
-    def checked(self) -> dict[str, list[int]]:
-        """The losses files whose checksums a fit before this one found right, and their stamps."""
+    def checked(self) -> dict[str, Stamp]:
+        """Return the stamps of the losses files that an earlier fit compared with their checksums.
+
+        A note that is damaged counts as no note.
+        """
         if not self._note.exists():
             return {}
-        checked = read_json(self._note).get("checked")
-        return checked if isinstance(checked, dict) else {}
+        try:
+            return from_json(dict[str, Stamp], read_json(self._note).get("checked"))
+        except ValueError:
+            return {}
 
-    def prepare(self, checked: Mapping[str, list[int]]) -> None:
-        """Throw away what is of another fit or half written, and write the note."""
+    def prepare(self, checked: Mapping[str, Stamp]) -> None:
+        """Remove parts of other fits and temporary files, and write the note."""
         with self.writing():
             remove_temporaries(self.folder)
             for path in self.folder.glob("part-*.arrow"):
                 if self.digest not in path.name:
                     path.unlink()
-            write_json(self._note, {**self._made_of, "checked": dict(checked)})
+            write_json(self._note, {**self._key.to_json(), "checked": dict(checked)})
 
-    def write(self, block: int, table: Any) -> None:
+    def write(self, block: int, table: "pa.Table") -> None:
         """Write the part of a block, a pyarrow table and its CRC-32, whole or not at all."""
         import pyarrow as pa
 
@@ -235,8 +297,8 @@ class Parts:
         with self.writing(), whole_or_absent(self.path(block)) as temporary:
             temporary.write_bytes(content.to_pybytes() + checksum)
 
-    def read(self, block: int) -> Any:
-        """The pyarrow table of a finished block.
+    def read(self, block: int) -> "pa.Table":
+        """Return the pyarrow table of a finished block.
 
         Raises:
             TokscaleError: the part is damaged or gone.
@@ -260,7 +322,7 @@ class Parts:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn a full disk or a missing permission into a `TokscaleError`."""
+        """Turn the errors of a full disk or a missing permission into a `TokscaleError`."""
         try:
             yield
         except OSError as error:

@@ -1,4 +1,4 @@
-"""`fit_sigmoids`: arrays in, fits out.
+"""The fit of sigmoids to arrays of losses: `fit_sigmoids`.
 
 Shapes: N tokens, K probe steps.
 """
@@ -6,21 +6,23 @@ Shapes: N tokens, K probe steps.
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from numpy.typing import ArrayLike
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.fit.axis import Axis
+from megatron_tokscale.fit.probe_axis import ProbeAxis
 from megatron_tokscale.fit.table import SigmoidFits
 
 if TYPE_CHECKING:
     import torch
 
 _CHUNK_TOKENS = 2**13
-_BLOCK_VALUES = 2**23
-_CUDA_VALUES = 2**26
-_LEAST_TOKENS = 2**12
+"""Tokens of a chunk on a CPU: enough for matrix products to run at their full speed, few enough for
+the tables of two sigmoids (some 100 rows of float32) to stay small."""
+_BLOCK_VALUES = 2**23  # most losses of a block on a CPU: 32 MB in float32 for each thread
+_CUDA_VALUES = 2**26  # losses of a block and of a chunk on a GPU: 256 MB in float32, to fill it
+_LEAST_TOKENS = 2**12  # of a block on a CPU: below it, threads cost more than they save
 
 
 def fit_sigmoids(
@@ -28,57 +30,56 @@ def fit_sigmoids(
     loss_NK: "ArrayLike | torch.Tensor",
     *,
     block_tokens: int | None = None,
-    device: Any = None,
+    device: "torch.device | str | None" = None,
     known_below: float = math.log(2),
 ) -> SigmoidFits:
-    """Fit l(x) = f + A s((c - x)/w) to every token by least squares, and find its class.
+    """Fit l(x) = f + A s((c - x)/w) to every token by least squares, and choose its class.
 
-    The model is papers.md 1.4's; step 0 is used (x = -inf, s = 1). A grid of (c, w) with f and A in
-    closed form finds the basin, damped Gauss-Newton its bottom; midpoints stay within one probe
-    spacing of the probed range, widths between a twentieth of the spacing and the range.
-    Scaling or shifting the losses leaves c and w as they are; no token affects another.
+    The model is that of docs/references.md 1.4; step 0 is used (x = -inf, s = 1). A grid of (c, w)
+    with f and A in closed form finds the basin, damped Gauss-Newton its bottom. Midpoints stay
+    within one probe spacing of the probed range, widths between a twentieth of the spacing and the
+    range. Scaling or shifting the losses does not change c and w; no token affects another.
 
-    NaN and infinite losses are left out of their token's fit. With fewer than five left the
-    token is not fitted: its status says so and its parameters are NaN.
-
-    Where the losses do not tell the midpoint, the status is UNDETERMINED.
+    NaN and infinite losses are left out of their token's fit. A token with fewer than five finite
+    losses is not fitted: its status is NON_FINITE and its parameters are NaN. If the losses do not
+    determine the midpoint, the status is UNDETERMINED.
 
     Args:
         x_K: natural logarithm of training time at each probe, ascending; -inf at step 0.
         loss_NK: losses in nats, numpy or torch, of any float type.
-        block_tokens: tokens per block; a CPU's threads take one block each. By default a quarter of
-            the tokens, but not more than 2^23 losses.
-        device: where to compute; by default where `loss_NK` is.
-        known_below: a flat token with a mean loss below this many nats is flat-known. ln 2, where
-            the token is more likely right than wrong, is our choice.
+        block_tokens: tokens per block; each thread of a CPU takes one block. By default a quarter
+            of the tokens, but not more than 2^23 losses.
+        device: torch device to compute on; by default the device of `loss_NK`.
+        known_below: a flat token with a mean loss below this many nats is flat-known. The default
+            ln 2, below which the token is more likely right than wrong, is our choice.
 
     Raises:
         TokscaleError: fewer than five probes, x not ascending, or shapes that do not match.
     """
     import torch
 
-    from megatron_tokscale.fit.block import Settings, fit_block
+    from megatron_tokscale.fit.block import BlockSettings, fit_block
     from megatron_tokscale.fit.grid import Grid
 
-    axis = Axis.from_x(x_K)
+    axis = ProbeAxis.from_x(x_K)
     loss = torch.as_tensor(loss_NK)
     if loss.ndim != 2 or loss.shape[1] != axis.n_probes:
         raise TokscaleError(
             f"losses of shape {tuple(loss.shape)} do not match {axis.n_probes} probes; "
             "give one row per token and one column per probe"
         )
-    device = torch.device(device) if device is not None else loss.device
-    grid = Grid.over(axis, device)
-    on_cpu = device.type == "cpu"
+    place = torch.device(device) if device is not None else loss.device
+    grid = Grid.over(axis, place)
+    on_cpu = place.type == "cpu"
     chunk_tokens = _CHUNK_TOKENS if on_cpu else max(_CUDA_VALUES // axis.n_probes, 1)
     if block_tokens is None:
         most = (_BLOCK_VALUES if on_cpu else _CUDA_VALUES) // axis.n_probes
         block_tokens = max(min(most, max(-(-len(loss) // 4), _LEAST_TOKENS)), 1)
-    settings = Settings(known_below, chunk_tokens)
+    settings = BlockSettings(known_below, chunk_tokens)
 
     def fit(block: "torch.Tensor") -> SigmoidFits:
         with torch.inference_mode():
-            return fit_block(axis, grid, block.to(device), settings)
+            return fit_block(axis, grid, block.to(place), settings)
 
     blocks = _blocks(loss, block_tokens)
     if not on_cpu:
@@ -92,7 +93,10 @@ def _blocks(loss: "torch.Tensor", tokens: int) -> "Iterator[torch.Tensor]":
 
 
 def _start_thread() -> None:
-    """One core per thread; the far tails of sigmoids are rounded to zero, which is much faster."""
+    """Set a thread to one core and to round denormal numbers to zero.
+
+    The far tails of sigmoids are denormal, and arithmetic on those is many times slower.
+    """
     import torch
 
     torch.set_num_threads(1)

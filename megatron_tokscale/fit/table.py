@@ -1,4 +1,4 @@
-"""What a fit says of every token: a frozen table of arrays, and its parquet file.
+"""The table of fits: arrays with a row per token, and their parquet file.
 
 Shapes: N tokens, K probe steps, G grid points, E transitions.
 """
@@ -10,20 +10,34 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Self, get_type_hints
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32, Mask
+from megatron_tokscale.core.arrays import (
+    AnyArray,
+    Floats,
+    Floats32,
+    Integers,
+    Integers8,
+    Integers32,
+    Mask,
+)
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import check_schema, schema_version, whole_or_absent
+from megatron_tokscale.core.records import JSON, from_json
 from megatron_tokscale.core.schemas import FITS_SCHEMA
+from megatron_tokscale.fit.probe_axis import x_as_metadata
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class TokenClass(IntEnum):
-    """The model that describes a token's trajectory best (`fit.classes` says how it is chosen)."""
+    """The model that describes a token's trajectory best; `fit.classes` chooses it."""
 
     UNFITTED = -1
     FLAT_KNOWN = 0
@@ -40,17 +54,17 @@ class TokenClass(IntEnum):
 
 
 class FitStatus(IntEnum):
-    """How far the one-sigmoid fit of a token can be trusted.
+    """The trust that the one-sigmoid fit of a token deserves.
 
-    CONVERGED: an optimum inside the box.
+    CONVERGED: an optimum inside the bounds.
     AT_BOUND: the midpoint lies outside the probed range, or the width is the whole range; the
-        parameters are not to be trusted and have no errors.
+        parameters cannot be trusted and have no errors.
     TOO_FEW_POINTS: fewer than two probes lie inside the transition; the midpoint is known to the
-        probes' spacing (its error says so), the width only as small.
+        probes' spacing, which its error allows for, and the width is only known to be small.
     NON_FINITE: fewer than five losses are finite; nothing was fitted. NaN and infinite losses of
-        other tokens are left out of their fit (`n_probes_N` says how many were used).
-    UNDETERMINED: the 95% interval of the midpoint is as wide as the probed range; the losses do
-        not tell where the transition is.
+        other tokens are left out of their fit (`n_probes_N` counts the losses used).
+    UNDETERMINED: the 95% interval of the midpoint is at least as long as the probed range; the
+        losses do not tell the place of the transition.
     STEP_LIMIT: the next step still promised to lower the SSE by more than a millionth of it.
     """
 
@@ -68,7 +82,7 @@ class FitStatus(IntEnum):
 
 
 class Column(NamedTuple):
-    """Unit of a per-token array, and what it holds."""
+    """The unit and the description of a per-token array."""
 
     unit: str
     about: str
@@ -79,11 +93,11 @@ class Transitions:
     """The sigmoids of the class models: one per falling or rising token, two per two-step token.
 
     Attributes:
-        token_E: which token.
+        token_E: index of the token.
         drop_E: fall in nats, negative for a rise.
         midpoint_E: midpoint in units of x.
         width_E: width w in units of x.
-        placed_E: whether the midpoint can be trusted (inside the probed range, not at a bound).
+        placed_E: true if the midpoint can be trusted (inside the probed range, not at a bound).
     """
 
     token_E: Integers
@@ -92,19 +106,19 @@ class Transitions:
     width_E: Floats
     placed_E: Mask
 
-    def rows(self, index_E: NDArray[Any]) -> "Transitions":
-        """The transitions selected by an index array or a mask."""
-        return Transitions(*(getattr(self, field.name)[index_E] for field in fields(self)))
+    def rows(self, index_E: Integers | Mask) -> Self:
+        """Return the transitions selected by an index array or a mask."""
+        return type(self)(*(getattr(self, field.name)[index_E] for field in fields(self)))
 
 
 @dataclass(frozen=True)
 class SigmoidFits:
     """One sigmoid l(x) = f + A s((c - x)/w) per token, and the class of its trajectory.
 
-    The sigmoid is given for every token, whatever its class; a flat token's follows its noise. The
-    parameters of the other models are NaN except for tokens of that class. `predict` follows
-    the class. Errors are standard errors from J^T J and the residual variance, widened by the
-    residuals' autocorrelation (`fit.noise`); NaN where they mean nothing.
+    Every token has a sigmoid, whatever its class; that of a flat token follows its noise. The
+    parameters of the other models are NaN except for tokens of that class. `predict` uses the model
+    of the class. Errors are standard errors from J^T J and the residual variance, widened by the
+    residuals' autocorrelation (`fit.noise`); NaN where they are undefined.
     """
 
     x_K: Floats
@@ -158,48 +172,47 @@ class SigmoidFits:
         Column("1", "lag-one autocorrelation of the sigmoid's residuals; its errors allow for it"),
     ]
     n_probes_N: Annotated[Integers32, Column("1", "losses that were finite and used")]
-    class_N: Annotated[NDArray[np.int8], Column("code", "TokenClass")]
-    runner_up_N: Annotated[NDArray[np.int8], Column("code", "TokenClass of the next best model")]
-    status_N: Annotated[NDArray[np.int8], Column("code", "FitStatus of the one-sigmoid fit")]
+    class_N: Annotated[Integers8, Column("code", "TokenClass")]
+    runner_up_N: Annotated[Integers8, Column("code", "TokenClass of the next best model")]
+    status_N: Annotated[Integers8, Column("code", "FitStatus of the one-sigmoid fit")]
 
     def __len__(self) -> int:
         return len(self.floor_N)
 
     @staticmethod
     def columns() -> dict[str, Column]:
-        """The per-token arrays: field name to its unit and what it holds."""
+        """Return the unit and the description of each per-token array, by its field's name."""
         hints = get_type_hints(SigmoidFits, include_extras=True).items()
         return {name: hint.__metadata__[0] for name, hint in hints if name.endswith("_N")}
 
-    def rows(self, index: slice | NDArray[Any]) -> "SigmoidFits":
-        """The tokens selected by a slice, an index array or a mask."""
-        return SigmoidFits(self.x_K, *(getattr(self, name)[index] for name in self.columns()))
+    def rows(self, index: slice | Integers | Mask) -> Self:
+        """Return the tokens selected by a slice, an index array or a mask."""
+        return type(self)(self.x_K, *(getattr(self, name)[index] for name in self.columns()))
 
-    @staticmethod
-    def concatenate(parts: Sequence["SigmoidFits"]) -> "SigmoidFits":
-        """Fits of the same probes, one after the other."""
+    @classmethod
+    def concatenate(cls, parts: Sequence["SigmoidFits"]) -> Self:
+        """Return the tokens of all parts, which have the same probes, in order."""
         columns = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in SigmoidFits.columns()
+            np.concatenate([getattr(part, name) for part in parts]) for name in cls.columns()
         )
-        return SigmoidFits(parts[0].x_K, *columns)
+        return cls(parts[0].x_K, *columns)
 
     @property
     def complete_N(self) -> Mask:
-        """Which tokens are fitted and miss no loss: those that a mean curve can be taken over."""
+        """Mask of the tokens that are fitted and miss no loss; mean curves are taken over these."""
         return np.asarray(np.isfinite(self.level_N) & (self.n_probes_N == len(self.x_K)))
 
     @property
     def trusted_N(self) -> Mask:
-        """Which midpoints of the one sigmoid are known, by an error or to the probes' spacing."""
+        """Mask of the midpoints of one sigmoid that are known, by an error or to the spacing."""
         return np.isin(self.status_N, (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS))
 
     def is_class(self, *classes: TokenClass) -> Mask:
-        """Which tokens belong to one of `classes`."""
+        """Return a mask of the tokens that belong to one of `classes`."""
         return np.isin(self.class_N, classes)
 
     def predict(self, x_G: ArrayLike) -> Floats:
-        """Loss in nats of every token at `x_G` by the model of its class; NaN if unfitted."""
+        """Return the loss in nats of every token at `x_G` by its class's model; NaN if unfitted."""
         x_G = np.asarray(x_G, dtype=np.float64)
         loss_NG = np.repeat(self.constant_N[:, None], len(x_G), axis=1)
         single = self.is_class(TokenClass.FALLING, TokenClass.RISING)
@@ -230,7 +243,7 @@ class SigmoidFits:
 
     @cached_property
     def transitions(self) -> Transitions:
-        """The sigmoids that `predict` is made of."""
+        """The sigmoids in the models of `predict`."""
         single = np.flatnonzero(self.is_class(TokenClass.FALLING, TokenClass.RISING))
         double = np.flatnonzero(self.is_class(TokenClass.TWO_STEP))
         joined = {
@@ -254,8 +267,8 @@ class SigmoidFits:
             & np.concatenate([self.trusted_N[single], np.ones(2 * len(double), bool)]),
         )
 
-    def to_arrow(self, extra: Mapping[str, tuple[NDArray[Any], str]] | None = None) -> Any:
-        """A pyarrow table with a unit per column; `extra` maps further columns to (array, unit)."""
+    def to_arrow(self, extra: "ExtraColumns | None" = None) -> "pa.Table":
+        """Return a pyarrow table with a unit per column, and the `extra` columns."""
         import pyarrow as pa
 
         columns = {
@@ -275,23 +288,23 @@ class SigmoidFits:
         )
         return pa.table([pa.array(array) for array, _, _ in columns.values()], schema=schema)
 
-    def save(self, path: Path, metadata: Mapping[str, Any] | None = None) -> None:
-        """Write the table to `path` (parquet), whole or not at all; `metadata` is plain JSON."""
+    def save(self, path: Path, metadata: Mapping[str, JSON] | None = None) -> None:
+        """Write the table and its metadata to `path` (parquet), whole or not at all."""
         with ParquetRows(path, self.x_K, metadata or {}) as rows:
             rows.append(self)
 
-    @staticmethod
-    def load(path: Path) -> "SigmoidFits":
+    @classmethod
+    def load(cls, path: Path) -> Self:
         """Read a table of fits.
 
         Raises:
-            TokscaleError: the file is missing, damaged, newer, or no table of fits.
+            TokscaleError: the file is missing, damaged, of another schema, or not a table of fits.
         """
-        return SigmoidFits.concatenate(list(SigmoidFits.blocks(path)))
+        return cls.concatenate(list(cls.blocks(path)))
 
-    @staticmethod
-    def blocks(path: Path) -> Iterator["SigmoidFits"]:
-        """Read a table of fits block by block, as it was written.
+    @classmethod
+    def blocks(cls, path: Path) -> Iterator[Self]:
+        """Yield a table of fits by the blocks in which it was written.
 
         Raises:
             TokscaleError: as `load`.
@@ -299,46 +312,49 @@ class SigmoidFits:
         import pyarrow.parquet as pq
 
         metadata = read_metadata(path)
-        names = [name.removesuffix("_N") for name in SigmoidFits.columns()]
+        names = [name.removesuffix("_N") for name in cls.columns()]
         with _damage_named(path):
-            x_K = np.array([-np.inf if x is None else x for x in metadata["x"]], dtype=np.float64)
+            x_row = from_json(list[float | None], metadata["x"], "x")
+            x_K = np.array([-np.inf if x is None else x for x in x_row], dtype=np.float64)
             file = pq.ParquetFile(path)
         with file:
             for block in range(file.num_row_groups):
                 with _damage_named(path):
                     table = file.read_row_group(block, columns=names)
                     columns = [table[name].to_numpy() for name in names]
-                yield SigmoidFits(x_K, *columns)
+                yield cls(x_K, *columns)
+
+
+ExtraColumns = Mapping[str, tuple[AnyArray, str]]
+"""Array and unit of further columns of a table of fits, by name."""
 
 
 class ParquetRows:
-    """A parquet file of fits written block by block, whole or absent.
+    """A parquet file of fits that is written block by block, whole or absent.
 
-    Use as a context manager: the file appears at its end, and only without an error.
+    Use it as a context manager: the file appears at its end, and only without an error.
     """
 
-    def __init__(self, path: Path, x_K: Floats, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, x_K: Floats, metadata: Mapping[str, JSON]) -> None:
         self._path = path
         self._open = ExitStack()
         self._metadata = {
             **metadata,
             "kind": "tokscale-fits",
             "schema_version": FITS_SCHEMA,
-            "x": [float(x) if np.isfinite(x) else None for x in x_K],
+            "x": x_as_metadata(x_K),
         }
-        self._writer: Any = None
+        self._writer: pa.parquet.ParquetWriter | None = None
 
     def __enter__(self) -> "ParquetRows":
         self._temporary = self._open.enter_context(whole_or_absent(self._path))
         return self
 
-    def append(
-        self, fits: SigmoidFits, extra: Mapping[str, tuple[NDArray[Any], str]] | None = None
-    ) -> None:
+    def append(self, fits: SigmoidFits, extra: ExtraColumns | None = None) -> None:
         """Add the tokens of `fits` as one row group."""
         self.append_table(fits.to_arrow(extra))
 
-    def append_table(self, table: Any) -> None:
+    def append_table(self, table: "pa.Table") -> None:
         """Add the rows of a pyarrow table of fits as one row group."""
         import pyarrow.parquet as pq
 
@@ -349,13 +365,18 @@ class ParquetRows:
             )
         self._writer.write_table(table)
 
-    def __exit__(self, *error: Any) -> None:
-        self._open.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open.__exit__(kind, error, traceback)
 
 
 @contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
-    """Turn what a damaged table of fits raises into a `TokscaleError`."""
+    """Turn the errors of reading a damaged table of fits into a `TokscaleError`."""
     import pyarrow as pa
 
     try:
@@ -366,20 +387,19 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise TokscaleError(f"fits {path} are damaged ({error}); fit the run again") from error
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a table of fits: what it was made of, and its probes' x.
+def read_metadata(path: Path) -> dict[str, JSON]:
+    """Return the metadata of a table of fits: the run and the losses it is of, and its probes' x.
 
     Raises:
-        TokscaleError: the file is missing, damaged, of another version, or no table of fits.
+        TokscaleError: the file is missing, damaged, of another schema, or not a table of fits.
     """
     import pyarrow.parquet as pq
 
     with _damage_named(path):
-        metadata = dict(json.loads((pq.read_schema(path).metadata or {}).get(b"tokscale", b"{}")))
+        metadata: dict[str, JSON] = dict(
+            json.loads((pq.read_schema(path).metadata or {}).get(b"tokscale", b"{}"))
+        )
     if metadata.get("kind") != "tokscale-fits":
         raise TokscaleError(f"{path} is not a table of fits; make one with `megatron-tokscale fit`")
-    version = schema_version(path, metadata)
-    check_schema(path, version, FITS_SCHEMA)
-    if version < FITS_SCHEMA:
-        raise TokscaleError(f"fits {path} are of an older version; fit the run again")
+    check_schema(path, schema_version(path, metadata), FITS_SCHEMA, "fit the run again")
     return metadata

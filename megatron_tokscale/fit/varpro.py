@@ -1,9 +1,9 @@
 """Sums of sigmoids by variable projection: damped Gauss-Newton for all tokens at once.
 
 Only midpoints and log-widths are searched; floor and drops are linear, and eliminated in closed
-form (Golub and Pereyra 1973, with Kaufman's 1975 Jacobian). One token's step never depends on
-another's. Residuals are formed explicitly, so that float32 is enough: a sum of squares that is a
-millionth of the variance is still known to four digits.
+form (Golub and Pereyra 1973, with Kaufman's 1975 Jacobian). The step of a token never depends on
+another token. Residuals are formed explicitly, so that float32 is enough: a sum of squares that is
+a millionth of the variance is still known to four digits.
 
 A step is taken in q = (c - x_a)/w and ln w, x_a being the probe next to the midpoint. With few
 probes in a transition c and w alone run along a bent ridge, on which s at x_a stays what it is; q
@@ -11,12 +11,13 @@ and ln w are that value and what the data say beyond it.
 
 Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters (theta_PN: the M
 midpoints, then the M log-widths), L = 1 + M linear ones (floor, then drops), R = 3M + 1 rows. The
-tokens come last: every operation runs along them. On a CPU the inner loops are `kernels`.
+tokens come last: every operation runs along them. On a CPU the inner loops are those of `kernels`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations_with_replacement
+from typing import Self
 
 import numpy as np
 import torch
@@ -25,13 +26,39 @@ from torch import Tensor
 from megatron_tokscale.core.arrays import Floats32
 from megatron_tokscale.fit import kernels
 
-_TINY = 1e-30
+_TINY = 1e-30  # least denominator
 _SINGULAR = 1e-6
+"""Mean square of a row per probe, outside of the rows before it, below which its amplitude is zero:
+a sigmoid is then constant to 1e-3 over the probes, and its drop cannot be told from the floor."""
 _LONGEST_STEP = 2.0
+"""Longest step in q and in ln w: a width changes by a factor of 7 at most, and a midpoint by two
+widths, beyond which the linear model of a sigmoid says nothing."""
 _FLAT = 1e-4
-_DAMPING_START = 1e-3
+"""Curvature added to each direction, in units of the SSE: little is taken along a direction in
+which a step of one could lower the SSE by no more than 1e-4 of it."""
+_LEAST_DAMPING = 1e-3
+"""Damping of the first step, and least damping; relative to the diagonal of the curvature, as
+Marquardt's. Small, since most starts are close: Gauss-Newton converges fast there."""
+_MOST_DAMPING = 4.0  # after a step that lowered the SSE
+_DAMPING_FALL = 8.0  # most that the damping falls by from step to step, where all goes well
+_DAMPING_RISE = 4.0  # factor of the damping after a step that raised the SSE, ...
+_LEAST_RAISED = 0.1  # ... from at least this: so that a failure is felt at once
+_LONGEST_STRETCH = 3.0
+"""Most that a step is lengthened, where the step before gained more than the curvature promised."""
 CONVERGED_BELOW = 1e-6
-"""A search has converged if an undamped step promises to lower the SSE by less than this share."""
+"""Share of the SSE: a search has converged if an undamped step promises to lower the SSE by
+less."""
+
+
+KERNEL_SETTINGS = np.array(
+    [
+        *(_SINGULAR, _FLAT, _LONGEST_STEP, CONVERGED_BELOW),
+        *(_LEAST_DAMPING, _MOST_DAMPING, _DAMPING_FALL, _DAMPING_RISE),
+        *(_LEAST_RAISED, _LONGEST_STRETCH),
+    ],
+    np.float32,
+)
+"""These constants as `kernels.descend` takes them."""
 
 
 @dataclass(frozen=True)
@@ -52,30 +79,30 @@ class Trajectories:
         return self.y_KN.shape[1]
 
     def tokens(self, index: Tensor | slice) -> "Trajectories":
-        """Some of the tokens."""
+        """Return the trajectories of some of the tokens."""
         weight_KN = None if self.weight_KN is None else _columns(self.weight_KN, index)
         return Trajectories(_columns(self.y_KN, index), self.x_K, weight_KN)
 
     def as_numpy(self) -> tuple[Floats32, Floats32, Floats32]:
-        """y_NK, x_K and weight_NK (of shape (0, 1) if no loss is missing), for the kernels."""
+        """Return y_NK, x_K and weight_NK (of shape (0, 1) if no loss is missing), for `kernels`."""
         weight_KN = self.y_KN.new_empty(1, 0) if self.weight_KN is None else self.weight_KN
         return self.y_KN.T.numpy(), self.x_K.numpy(), weight_KN.T.numpy()
 
     @property
     def on_cpu(self) -> bool:
-        """Whether the kernels can work on them."""
+        """True if the compiled loops of `kernels` can work on them."""
         return self.y_KN.device.type == "cpu"
 
     @property
     def count_N(self) -> Tensor:
-        """Losses that each token has."""
+        """Number of losses of each token."""
         if self.weight_KN is None:
             return self.y_KN.new_full((len(self),), len(self.y_KN))
         return self.weight_KN.sum(dim=0)
 
 
 def _columns(value_KN: Tensor, index: Tensor | slice) -> Tensor:
-    """Some tokens' values; in memory a token's stay together on a CPU, a probe's on a GPU."""
+    """Return some tokens' values, contiguous along the probes on a CPU, along tokens on a GPU."""
     if value_KN.device.type == "cpu":
         return value_KN.T[index].contiguous().T
     return value_KN[:, index].contiguous()
@@ -94,7 +121,7 @@ class Box:
     log_width: tuple[float, float]
 
     def limits(self, theta_PN: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower and upper bound of every entry of theta, each of shape (P, 1)."""
+        """Return the lower and upper bound of every entry of theta, each of shape (P, 1)."""
         n_sigmoids = len(theta_PN) // 2
         bounds = [self.midpoint] * n_sigmoids + [self.log_width] * n_sigmoids
         low_P1, high_P1 = theta_PN.new_tensor(bounds)[..., None].unbind(dim=1)
@@ -127,12 +154,12 @@ class Search:
         return self.linear_LN[1:]
 
     def where(self, mask_N: Tensor, other: "Search") -> "Search":
-        """This state where `mask_N` is true, `other` elsewhere."""
+        """Return this state where `mask_N` is true, and `other` elsewhere."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         return Search(*(torch.where(mask_N, a, b) for a, b in pairs))
 
     def tokens(self, index: Tensor | slice) -> "Search":
-        """Some of the tokens."""
+        """Return the state of some of the tokens."""
         return Search(*(getattr(self, f.name)[..., index] for f in fields(self)))
 
     def put(self, index_N: Tensor, other: "Search") -> None:
@@ -140,10 +167,10 @@ class Search:
         for f in fields(self):
             getattr(self, f.name)[..., index_N] = getattr(other, f.name)
 
-    @staticmethod
-    def join(parts: Sequence["Search"]) -> "Search":
-        """The tokens of `parts`, one part after the other."""
-        return Search(*(torch.cat([getattr(p, f.name) for p in parts], -1) for f in fields(Search)))
+    @classmethod
+    def join(cls, parts: Sequence["Search"]) -> Self:
+        """Return the tokens of all parts, in order."""
+        return cls(*(torch.cat([getattr(p, f.name) for p in parts], -1) for f in fields(cls)))
 
 
 def solve(matrix_PPN: Tensor, right_PRN: Tensor) -> Tensor:
@@ -161,13 +188,13 @@ def solve(matrix_PPN: Tensor, right_PRN: Tensor) -> Tensor:
 
 
 def anchor(theta_PN: Tensor, x_K: Tensor) -> Tensor:
-    """The probe next to each midpoint, x_MN."""
+    """Return the x of the probe next to each midpoint, x_MN."""
     midpoint_MN = theta_PN[: len(theta_PN) // 2].contiguous()
     return x_K[torch.bucketize(midpoint_MN, (x_K[1:] + x_K[:-1]) / 2)]
 
 
 def basis(theta_PN: Tensor, anchor_MN: Tensor, linear_LN: Tensor, data: Trajectories) -> Tensor:
-    """The rows that a step is made of, rows_RKN.
+    """Return the rows from which a step is computed, rows_RKN.
 
     In this order: the sigmoids s(u), u = (c - x)/w; -s'(u), the negative of their derivatives by q;
     their derivatives by ln w at that q; the residuals of `linear_LN`. Zero where a loss is missing.
@@ -196,9 +223,9 @@ def basis(theta_PN: Tensor, anchor_MN: Tensor, linear_LN: Tensor, data: Trajecto
 
 
 def products(theta_PN: Tensor, anchor_MN: Tensor, linear_LN: Tensor, data: Trajectories) -> Tensor:
-    """Sums over the probes of the products of all pairs of rows of `basis`, ones before them.
+    """Return the sums over the probes of products of all pairs of rows of `basis`.
 
-    Of shape (R + 1, R + 1, N).
+    A row of ones comes before those rows: the table is of shape (R + 1, R + 1, N).
     """
     size = 3 * (len(theta_PN) // 2) + 2
     table = theta_PN.new_empty(size, size, len(data))
@@ -215,14 +242,16 @@ def products(theta_PN: Tensor, anchor_MN: Tensor, linear_LN: Tensor, data: Traje
 
 
 def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Search:
-    """Project out floor and drops at `theta_PN`; everything follows from one table of products.
+    """Return the state at `theta_PN`, with floor and drops projected out of the curvature.
 
-    `linear_LN` is a guess of floor and drops: the closer, the smaller the rounding errors.
+    `linear_LN` is a guess of floor and drops: the closer it is, the smaller the rounding errors.
     """
+    # One table of products gives everything.
     n_sigmoids = len(theta_PN) // 2
     n_linear = 1 + n_sigmoids
     anchor_MN = anchor(theta_PN, data.x_K)
     table = products(theta_PN, anchor_MN, linear_LN, data)
+    # Eliminate floor and drops; a singular one stays at its guess.
     pivots = []
     for p in range(n_linear):
         usable_N = table[p, p] > _SINGULAR * len(data.y_KN)
@@ -233,6 +262,7 @@ def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Search:
     for p in reversed(range(n_linear)):
         for q in range(p + 1, n_linear):
             linear[p] = linear[p] - pivots[p][q - p] * linear[q]
+    # What is left are products of the rows outside of the span of ones and sigmoids.
     linear_LN = linear_LN + torch.stack(linear)
     slope_PN = torch.cat([-linear_LN[1:], linear_LN[1:]])
     searched = slice(n_linear, -1)
@@ -243,7 +273,7 @@ def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Search:
 
 
 def _free(search: Search, box: Box) -> Tensor:
-    """Which parameters may move: not those at a bound that the descent pushes outward."""
+    """Return a mask of the parameters that may move: not at a bound that the descent crosses."""
     low_P1, high_P1 = box.limits(search.theta_PN)
     outward = (search.theta_PN <= low_P1) & (search.descent_PN < 0)
     outward |= (search.theta_PN >= high_P1) & (search.descent_PN > 0)
@@ -251,10 +281,8 @@ def _free(search: Search, box: Box) -> Tensor:
 
 
 def _step(search: Search, damping_N: Tensor | float, free_PN: Tensor) -> Tensor:
-    """Marquardt's step within the free parameters.
-
-    Little is taken along a direction in which a step of one could lower the SSE by 1e-4 of it.
-    """
+    """Return Marquardt's step within the free parameters; see `_FLAT` for nearly flat
+    directions."""
     free_PN = free_PN.to(search.sse_N.dtype)
     curvature_PPN = search.curvature_PPN * (free_PN * free_PN[:, None])
     diagonal_PN = curvature_PPN.diagonal().T  # a view, tokens last
@@ -263,7 +291,7 @@ def _step(search: Search, damping_N: Tensor | float, free_PN: Tensor) -> Tensor:
 
 
 def _move(search: Search, step_PN: Tensor, box: Box) -> Tensor:
-    """Where a step in q and log-width leads within the box, as midpoints and log-widths."""
+    """Return midpoints and log-widths after a step in q and log-width, within the box."""
     midpoint_MN, log_width_MN = search.theta_PN.chunk(2)
     by_q_MN, by_log_width_MN = step_PN.chunk(2)
     q_MN = (midpoint_MN - search.anchor_MN) * (-log_width_MN).exp() + by_q_MN
@@ -275,39 +303,44 @@ def _move(search: Search, step_PN: Tensor, box: Box) -> Tensor:
 def descend(
     theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box, steps: int
 ) -> Search:
-    """Take `steps` damped Gauss-Newton steps from `theta_PN`; one is taken only if the SSE falls.
+    """Try `steps` damped Gauss-Newton steps from `theta_PN`; take those that lower the SSE.
 
     `linear_LN` is a guess of floor and drops (`evaluate`).
 
-    J^T J leaves out the second derivatives. How far it is from the true curvature along a step is
-    seen from what the step gained: the next one is damped, or lengthened, by as much.
+    J^T J leaves out the second derivatives. The gain of a step tells the ratio of the true
+    curvature along it to that of J^T J: the next step is damped, or lengthened, by that ratio.
     """
     if data.on_cpu:
         return _descend_on_cpu(theta_PN, linear_LN, data, box, steps)
     search = evaluate(theta_PN, linear_LN, data)
-    damping_N = torch.full_like(search.sse_N, _DAMPING_START)
+    damping_N = torch.full_like(search.sse_N, _LEAST_DAMPING)
     stretch_N = torch.ones_like(search.sse_N)
     for _ in range(steps):
         step_PN = _step(search, damping_N, _free(search, box)) * stretch_N
         step_PN = step_PN.clamp(-_LONGEST_STEP, _LONGEST_STEP)
         theta_PN = _move(search, step_PN, box)
         trial = evaluate(theta_PN, search.linear_LN, data)
+        # The ratio of the curvatures, from the gain that the step promised and its true gain.
         gain_N = search.sse_N - trial.sse_N
         better_N = gain_N > 0
         along_N = (step_PN * search.descent_PN).sum(dim=0)
         bend_N = ((search.curvature_PPN * step_PN).sum(dim=1) * step_PN).sum(dim=0)
-        curvature_N = (2 * along_N - gain_N) / bend_N.clamp_min(_TINY)
+        ratio_N = (2 * along_N - gain_N) / bend_N.clamp_min(_TINY)
         search = trial.where(better_N, search)
-        damped_N = torch.maximum(damping_N / 8, (curvature_N - 1).clamp(_DAMPING_START, 4))
-        damping_N = torch.where(better_N, damped_N, 4 * damping_N.clamp_min(0.1))
-        stretch_N = torch.where(better_N, (1 / curvature_N.clamp_min(_TINY)).clamp(1, 3), 1)
+        damped_N = torch.maximum(
+            damping_N / _DAMPING_FALL, (ratio_N - 1).clamp(_LEAST_DAMPING, _MOST_DAMPING)
+        )
+        raised_N = _DAMPING_RISE * damping_N.clamp_min(_LEAST_RAISED)
+        damping_N = torch.where(better_N, damped_N, raised_N)
+        stretched_N = (1 / ratio_N.clamp_min(_TINY)).clamp(1, _LONGEST_STRETCH)
+        stretch_N = torch.where(better_N, stretched_N, 1)
     return search
 
 
 def _descend_on_cpu(
     theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box, steps: int
 ) -> Search:
-    """The same in compiled loops, in which a token that has converged takes no more steps."""
+    """Descend in compiled loops, in which a token that has converged takes no more steps."""
     n_parameters, n_tokens = theta_PN.shape
     theta_PN = theta_PN.clone(memory_format=torch.contiguous_format)
     linear_LN = linear_LN.clone(memory_format=torch.contiguous_format)
@@ -320,7 +353,7 @@ def _descend_on_cpu(
         linear_LN.numpy(),
         *data.as_numpy(),
         np.array([*box.midpoint, *box.log_width], np.float32),
-        np.array([_SINGULAR, _FLAT, _LONGEST_STEP, _DAMPING_START, CONVERGED_BELOW], np.float32),
+        KERNEL_SETTINGS,
         steps,
         *(each.numpy() for each in (anchor_MN, sse_N, curvature_PPN, descent_PN)),
     )
@@ -328,7 +361,7 @@ def _descend_on_cpu(
 
 
 def converged(search: Search, box: Box) -> Tensor:
-    """Whether the next undamped step promises to lower the SSE by less than a millionth of it."""
+    """Return whether the next undamped step promises to lower the SSE by less than 1e-6 of it."""
     free_PN = _free(search, box)
     promised_N = (_step(search, 0.0, free_PN) * search.descent_PN * free_PN).sum(dim=0)
     return promised_N <= CONVERGED_BELOW * search.sse_N + _TINY

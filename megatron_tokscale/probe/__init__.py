@@ -1,4 +1,4 @@
-"""The probe set (which tokens are watched), the schedule (on which steps), and what they cost."""
+"""The probe set (the watched tokens), the probe schedule (the probe steps), and their cost."""
 
 from megatron_tokscale.probe.probe_set import ProbeSet
 from megatron_tokscale.probe.schedule import DEFAULT_SCHEDULE, Moment, ProbeSchedule

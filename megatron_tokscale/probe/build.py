@@ -1,50 +1,63 @@
-"""Make a probe set from Megatron .bin/.idx files: windows of held-out documents.
+"""A probe set made from Megatron's .bin/.idx files: windows of held-out documents.
 
 Shapes: B sequences, S sequence length, W windows of one dataset, P passages, L their length.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import AnyArray, Mask
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.corpus.names import listed, whole_prefix
 from megatron_tokscale.corpus.source import DataPath, DataSource, split_range
-from megatron_tokscale.probe.draw import Unit, Windows, available, draw, quotas, until
+from megatron_tokscale.probe.draw import Unit, Windows, available, count_until, draw, quotas
 from megatron_tokscale.probe.duplicates import PASSAGE, Duplicates, MakeMeter, find_duplicates
-from megatron_tokscale.probe.probe_set import ProbeSet
+from megatron_tokscale.probe.probe_set import (
+    DuplicateCounts,
+    DuplicateSearch,
+    ProbeSet,
+    ProbeSetOrigin,
+)
 from megatron_tokscale.probe.probe_set_text import describe
 
 __all__ = ["ProbeSettings", "build_probe_set", "describe"]
 
 _FLAGS = {"tokens": "--tokens", "sequences": "--sequences, or a smaller --budget"}
-_RESERVE = 2  # windows looked at for each to keep, where duplicates are dropped
+_RESERVE = 2
+"""Windows searched for duplicates per window to keep, where duplicates are dropped; our choice: it
+is enough where at most half of the windows are duplicates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings:
-    """How a probe set is drawn.
+    """Settings of the draw of a probe set.
 
     Attributes:
-        data_path: Megatron's --data-path words; or, of per-split arguments, those of each part.
+        data_path: Megatron's --data-path words; with per-split arguments, the words of each part.
         split: Megatron's --split of the job, so that held-out means held out; None with per-split
             arguments, where each part is the whole of its own datasets.
         part: the part of the data to draw from: train, valid or test.
         seq_length: sequence length of the job in tokens.
         vocab_size: vocabulary size of the job's tokenizer (its --vocab-size).
-        n_tokens: number of tokens to watch, about.
-        n_sequences: number of sequences, exactly. Give this or `n_tokens`.
-        per_dataset: how the datasets share these: equally, or in proportion to their weights.
+        n_tokens: approximate number of tokens to watch.
+        n_sequences: exact number of sequences. Give this or `n_tokens`.
+        per_dataset: "equal": the datasets have equal shares of these; "proportional": shares in
+            proportion to their weights.
         eod: id of the end-of-document token, which is not watched; None if there is none.
-        seed: decides which windows are drawn.
-        duplicates: what to do about windows whose text is in the training part as well: nothing,
-            count them, or pass over them and draw others. A window is a duplicate if its document
-            occurs there whole, or if one of its passages of 64 tokens, cut at multiples of 64, does
-            anywhere. So whatever it shares with training in 127 tokens on end is found.
+        seed: seed of the draw.
+        duplicates: "ignore", "report" (count) or "drop" (pass over and draw others) windows whose
+            text is in the training part as well. A window is a duplicate if its whole document is
+            in the training part, or if any of its passages of 64 tokens, cut at multiples of 64,
+            is. A window that shares 127 consecutive tokens with the training part is always found.
+
+    Raises:
+        TokscaleError: on construction, if the size is given twice or not at all, or the sequence
+            length is below 1.
     """
 
     data_path: DataPath
@@ -56,14 +69,17 @@ class ProbeSettings:
     part: str = "valid"
     per_dataset: Literal["equal", "proportional"] = "equal"
     eod: int | None = None
-    seed: int = 1234
+    seed: int = DEFAULT_SEED
     duplicates: Literal["ignore", "report", "drop"] = "ignore"
 
     def __post_init__(self) -> None:
         if (self.n_tokens is None) == (self.n_sequences is None):
             raise TokscaleError("give the size of a probe set in --tokens or in --sequences")
         if self.seq_length < 1:
-            raise TokscaleError(f"--seq-length {self.seq_length}: sequences hold 1 token or more")
+            raise TokscaleError(
+                f"--seq-length {self.seq_length} is too small; expected 1 token or more; give the "
+                "job's --seq-length"
+            )
 
     @property
     def source(self) -> DataSource:
@@ -72,29 +88,29 @@ class ProbeSettings:
 
     @property
     def size(self) -> int:
-        """How large the set is to be, in `unit`."""
+        """The size of the set to draw, in `unit`."""
         return self.n_sequences or self.n_tokens or 0
 
     @property
     def unit(self) -> Unit:
-        """What the size counts."""
+        """The unit of the size: tokens or sequences."""
         return "tokens" if self.n_sequences is None else "sequences"
 
 
 def build_probe_set(settings: ProbeSettings, progress: MakeMeter | None = None) -> ProbeSet:
     """Draw windows of documents, dataset by dataset, with a fixed seed.
 
-    Windows begin at multiples of the sequence length in their document, so a drawn window is the
-    same whatever else is drawn. A window shorter than a sequence is padded; padding and
-    end-of-document tokens are not watched.
+    Windows begin at multiples of the sequence length in their document, so a drawn window does not
+    depend on the others. A window shorter than a sequence is padded; padding and end-of-document
+    tokens are not watched.
 
     Args:
-        settings: what to draw.
-        progress: how to report the search for duplicates, e.g. `progress.Progress`.
+        settings: settings of the draw.
+        progress: reporter of the search for duplicates, e.g. `core.progress.Progress`.
 
     Raises:
-        TokscaleError: a dataset is missing, has other ids than the vocabulary, or too few
-            held-out tokens.
+        TokscaleError: a dataset is missing, has ids outside of the vocabulary, or too few held-out
+            tokens.
     """
     portions = _open(settings)
     files = [portion.tokens for portion in portions]
@@ -102,28 +118,32 @@ def build_probe_set(settings: ProbeSettings, progress: MakeMeter | None = None) 
     if settings.duplicates == "ignore":
         windows = _draw(portions, quota_D, settings)
         return _cut(portions, windows[windows.file_order()], settings)
+    # Draw more than the quotas, and search the training part for all that is drawn.
     training = _open_training(settings)
     windows = _draw(portions, quota_D, settings, _RESERVE if settings.duplicates == "drop" else 1)
     meter = progress or (lambda *_: lambda _: None)
     found = find_duplicates(windows, files, settings.seq_length, training, meter)
+    # Keep windows in the order of the draw until the quotas are full.
     is_met_W = _until_enough(windows, found, portions, quota_D, settings)
     is_chosen_W = is_met_W & ~found.either_W if settings.duplicates == "drop" else is_met_W
     chosen = np.flatnonzero(is_chosen_W)
     chosen = chosen[windows[chosen].file_order()]
     probe_set = _cut(portions, windows[chosen], settings)
-    probe_set.details["duplicates"] = {
-        "dropped": settings.duplicates == "drop",
-        "passage_tokens": PASSAGE,
-        "training": [whole_prefix(portion.tokens.prefix) for portion in training],
-        "datasets": [
-            _counts(windows[is_met_W & is_d], found[is_met_W & is_d])
-            for is_d in (windows.dataset_W == dataset for dataset in range(len(files)))
-        ],
-    }
-    n_watched_B = probe_set.mask_BS.sum(axis=1) * found.either_W[chosen]
-    for dataset, counts in enumerate(probe_set.details["duplicates"]["datasets"]):
-        counts["duplicate_tokens"] = int(n_watched_B[windows.dataset_W[chosen] == dataset].sum())
-    return probe_set
+    # Count what was met on the way, and the watched tokens in duplicates that were kept.
+    watched_twice_B = probe_set.mask_BS.sum(axis=1) * found.either_W[chosen]
+    counts = []
+    for dataset in range(len(files)):
+        is_met_here_W = is_met_W & (windows.dataset_W == dataset)
+        n_tokens = int(watched_twice_B[windows.dataset_W[chosen] == dataset].sum())
+        counts.append(_counts(windows[is_met_here_W], found[is_met_here_W], n_tokens))
+    search = DuplicateSearch(
+        dropped=settings.duplicates == "drop",
+        passage_tokens=PASSAGE,
+        training=tuple(whole_prefix(portion.tokens.prefix) for portion in training),
+        datasets=tuple(counts),
+    )
+    assert probe_set.origin is not None
+    return replace(probe_set, origin=replace(probe_set.origin, duplicates=search))
 
 
 def _open(settings: ProbeSettings) -> list[Portion]:
@@ -137,7 +157,7 @@ def _open(settings: ProbeSettings) -> list[Portion]:
 
 
 def _why_lacking(lacking: Sequence[Portion], n_datasets: int, settings: ProbeSettings) -> str:
-    """Say which datasets have nothing to watch in the part, and what helps."""
+    """Return a message that names the datasets without a document to watch in the part."""
     place, part = settings.source.place(settings.part), settings.part
     if settings.split is not None and not any(split_range(settings.split, part, 2**40)):
         return (
@@ -164,7 +184,7 @@ def _open_training(settings: ProbeSettings) -> list[Portion]:
 
 
 def _quotas(portions: Sequence[Portion], settings: ProbeSettings) -> list[int]:
-    """What each dataset is to give to the set."""
+    """Return the number of tokens or sequences that each dataset is to give to the set."""
     quota_D = quotas(settings.size, _shares(portions, settings))
     if min(quota_D, default=0) < 1:
         raise TokscaleError(
@@ -181,7 +201,7 @@ def _shares(portions: Sequence[Portion], settings: ProbeSettings) -> list[float]
 def _draw(
     portions: Sequence[Portion], quota_D: Sequence[int], settings: ProbeSettings, factor: int = 1
 ) -> Windows:
-    """Draw `factor` times its quota from each dataset, or as much of that as there is."""
+    """Draw `factor` times its quota from each dataset, or all windows if there are fewer."""
     unit = settings.unit
     parts = []
     for dataset, (portion, quota) in enumerate(zip(portions, quota_D, strict=True)):
@@ -189,7 +209,7 @@ def _draw(
         if n_available < quota:
             raise TokscaleError(
                 f"{portion.tokens.prefix} has {n_available} {unit} in "
-                f"{settings.source.place(settings.part)}, {quota} are asked of it; "
+                f"{settings.source.place(settings.part)}; expected {quota}; "
                 f"{_advice(portions, settings)}"
             )
         at_most = min(factor * quota, n_available)
@@ -198,7 +218,7 @@ def _draw(
 
 
 def _advice(portions: Sequence[Portion], settings: ProbeSettings) -> str:
-    """Say how many tokens or sequences the data have, shared as they are to be."""
+    """Return advice that names the largest size of a set that the data can fill."""
     sizes_D = [available(portion, settings.seq_length, settings.unit) for portion in portions]
     share_D = _shares(portions, settings)
     most = int(
@@ -221,15 +241,15 @@ def _until_enough(
     portions: Sequence[Portion],
     quota_D: Sequence[int],
     settings: ProbeSettings,
-) -> NDArray[np.bool_]:
-    """Which windows are looked at: as they were drawn, until those kept hold the quotas."""
+) -> Mask:
+    """Return a mask of the windows met, in the order of the draw, until the quotas are full."""
     size_W = windows.size_W(settings.unit)
     if settings.duplicates == "drop":
         size_W = size_W * ~found.either_W
-    is_considered_W = np.zeros(len(windows), np.bool_)
+    is_met_W = np.zeros(len(windows), np.bool_)
     for dataset, (portion, quota) in enumerate(zip(portions, quota_D, strict=True)):
         index = np.flatnonzero(windows.dataset_W == dataset)
-        n = until(size_W[index], quota)
+        n = count_until(size_W[index], quota)
         if n > index.size:
             fewer = f"ask for fewer: {_FLAGS[settings.unit]}, " if size_W[index].any() else ""
             raise TokscaleError(
@@ -238,17 +258,18 @@ def _until_enough(
                 f"{settings.unit} of others; {fewer}leave it out, or keep them with "
                 "--report-duplicates"
             )
-        is_considered_W[index[:n]] = True
-    return is_considered_W
+        is_met_W[index[:n]] = True
+    return is_met_W
 
 
-def _counts(windows: Windows, found: Duplicates) -> dict[str, int]:
-    return {
-        "documents": np.unique(windows.document_W).size,
-        "duplicate_documents": np.unique(windows.document_W[found.is_whole_W]).size,
-        "windows": len(windows),
-        "duplicate_windows": int(found.either_W.sum()),
-    }
+def _counts(windows: Windows, found: Duplicates, n_tokens: int) -> DuplicateCounts:
+    return DuplicateCounts(
+        documents=np.unique(windows.document_W).size,
+        duplicate_documents=np.unique(windows.document_W[found.is_whole_W]).size,
+        windows=len(windows),
+        duplicate_windows=int(found.either_W.sum()),
+        duplicate_tokens=n_tokens,
+    )
 
 
 def _cut(portions: Sequence[Portion], windows: Windows, settings: ProbeSettings) -> ProbeSet:
@@ -275,18 +296,18 @@ def _cut(portions: Sequence[Portion], windows: Windows, settings: ProbeSettings)
         np.broadcast_to(windows.dataset_W[:, None], shape).astype(np.int16),
         tuple(portion.name for portion in portions),
         settings.vocab_size,
-        {
-            "split": settings.split,
-            "part": settings.part,
-            "per_dataset": settings.per_dataset,
-            "seed": settings.seed,
-            "eod": settings.eod,
-            "prefixes": [whole_prefix(file.prefix) for file in files],
-        },
+        ProbeSetOrigin(
+            split=settings.split,
+            part=settings.part,
+            per_dataset=settings.per_dataset,
+            seed=settings.seed,
+            eod=settings.eod,
+            prefixes=tuple(whole_prefix(file.prefix) for file in files),
+        ),
     )
 
 
-def _check_vocabulary(file: IndexedTokens, ids: NDArray[np.generic], vocab_size: int) -> None:
+def _check_vocabulary(file: IndexedTokens, ids: AnyArray, vocab_size: int) -> None:
     lowest, highest = int(ids.astype(np.int64).min()), int(ids.astype(np.int64).max())
     if not 0 <= lowest <= highest < vocab_size:
         found = lowest if lowest < 0 else highest

@@ -1,15 +1,15 @@
-"""Which windows of which documents are watched: drawn at random, with a fixed seed.
+"""The draw of the windows of documents that are watched, at random with a fixed seed.
 
 Shapes: D documents of a part, W windows.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import Integers, Integers32, Mask
 from megatron_tokscale.corpus.bin_idx import Portion
 
 Unit = Literal["tokens", "sequences"]
@@ -23,37 +23,37 @@ class Windows:
         dataset_W: int64 index of the dataset.
         document_W: int64 index of the document in its dataset.
         start_W: int64 first token, a multiple of the sequence length.
-        n_labels_W: int64 number of tokens to predict: those behind the first, at most a sequence.
+        n_labels_W: int64 number of tokens to predict: all but the first, at most a sequence.
     """
 
-    dataset_W: NDArray[np.int64]
-    document_W: NDArray[np.int64]
-    start_W: NDArray[np.int64]
-    n_labels_W: NDArray[np.int64]
+    dataset_W: Integers
+    document_W: Integers
+    start_W: Integers
+    n_labels_W: Integers
 
     def __len__(self) -> int:
         return self.dataset_W.size
 
-    def __getitem__(self, chosen: slice | NDArray[np.bool_] | NDArray[np.int64]) -> "Windows":
+    def __getitem__(self, chosen: slice | Mask | Integers) -> "Windows":
         return Windows(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
-    @staticmethod
-    def concatenate(parts: Sequence["Windows"]) -> "Windows":
-        """One after the other."""
-        names = [field.name for field in fields(Windows)]
-        return Windows(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    @classmethod
+    def concatenate(cls, parts: Sequence["Windows"]) -> Self:
+        """Join the windows of all parts, in order."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
-    def file_order(self) -> NDArray[np.int64]:
-        """The indices of the windows by dataset, document and start."""
+    def file_order(self) -> Integers:
+        """Return the indices that sort the windows by dataset, document and start."""
         return np.lexsort((self.start_W, self.document_W, self.dataset_W))
 
-    def size_W(self, unit: Unit) -> NDArray[np.int64]:
-        """What each window counts for: its labels, or 1."""
+    def size_W(self, unit: Unit) -> Integers:
+        """Return the size of each window in `unit`: its number of labels, or 1."""
         return self.n_labels_W if unit == "tokens" else np.ones(len(self), np.int64)
 
 
 def available(portion: Portion, seq_length: int, unit: Unit) -> int:
-    """Labels or windows that a part of a dataset has."""
+    """Return the number of labels or windows in a part of a dataset."""
     if unit == "tokens":
         return int(np.maximum(portion.lengths.astype(np.int64) - 1, 0).sum())
     return int(_n_windows(portion.lengths, seq_length).sum())
@@ -62,7 +62,7 @@ def available(portion: Portion, seq_length: int, unit: Unit) -> int:
 def draw(
     portion: Portion, dataset: int, seq_length: int, quota: int, unit: Unit, seed: int
 ) -> Windows:
-    """Windows of a part of a dataset at random, until they hold `quota` or there are no more.
+    """Draw windows of a part of a dataset at random, until they hold `quota` or all are drawn.
 
     Documents are cut at multiples of the sequence length, so a window is the same whatever else is
     drawn, and the order is the same whatever the quota. Memory: 8 bytes a document and 8 a window.
@@ -81,23 +81,21 @@ def draw(
         start_W,
         np.minimum(seq_length, length_W - 1 - start_W),
     )
-    return windows[: until(windows.size_W(unit), quota)]
+    return windows[: count_until(windows.size_W(unit), quota)]
 
 
-def until(size_W: NDArray[np.int64], quota: int) -> int:
-    """How many windows it takes until they hold `quota`, or more than there are."""
+def count_until(size_W: Integers, quota: int) -> int:
+    """Return how many windows it takes to hold `quota`; one more than all if they do not."""
     return int(np.searchsorted(np.cumsum(size_W), quota)) + 1
 
 
-def _n_windows(
-    lengths: NDArray[np.int32] | NDArray[np.int64], seq_length: int
-) -> NDArray[np.int64]:
-    """Windows per document: its tokens but the first, by sequences, the last one not full."""
-    counts: NDArray[np.int64] = -(-(lengths.astype(np.int64) - 1) // seq_length)
+def _n_windows(lengths: Integers32 | Integers, seq_length: int) -> Integers:
+    """Return the windows per document: its tokens but the first in sequences, the last not full."""
+    counts: Integers = -(-(lengths.astype(np.int64) - 1) // seq_length)
     return np.maximum(counts, 0, out=counts)
 
 
 def quotas(total: int, shares: Sequence[float]) -> list[int]:
-    """Divide `total` in proportion to `shares`: whole numbers that sum to it."""
+    """Divide `total` in proportion to `shares`, into whole numbers that sum to it."""
     bounds = np.rint(total * np.cumsum([0.0, *shares]) / sum(shares)).astype(np.int64)
     return [int(quota) for quota in np.diff(bounds)]

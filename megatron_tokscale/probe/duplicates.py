@@ -1,7 +1,7 @@
-"""Which watched text is also in the training part, exactly: whole documents, and passages.
+"""An exact search for watched text in the training part: whole documents, and passages.
 
-Both scans stream over the training part once, in bounded memory. Hashes only choose what to
-compare: a document is compared by a 128-bit digest of all its tokens, a passage token by token.
+Both scans stream over the training part once, in bounded memory. Hashes only select the candidates:
+a document is compared by a 128-bit digest of all its tokens, a passage token by token.
 Shapes: W windows, D documents, T tokens of a chunk, P passages, L their tokens, H hits.
 """
 
@@ -9,46 +9,49 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import AnyArray, Integers, Integers32, Mask
 from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.probe.draw import Windows
 
 PASSAGE = 64
-"""Tokens of a passage, of the order of the 50 of Lee et al. 2022 (arXiv 2107.06499)."""
+"""Tokens of a passage, of the order of the 50 of Lee et al. 2022 (arXiv 2107.06499), and a power of
+two, so that a hash of a passage is made by doubling."""
 
-_DOCUMENTS = 1 << 20  # of a chunk
-_TOKENS = 1 << 17
-_FACTORS = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1, 0xD3A2646D)  # odd
+_DOCUMENTS = 1 << 20  # training documents hashed at a time: 8 MB per array
+_TOKENS = 1 << 17  # training tokens hashed at a time: their hashes stay in the CPU's cache
+_FACTORS = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1, 0xD3A2646D)
+"""Odd factors of the hash, one per doubling, with well-mixed bits."""
+_KEY_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
 
-Ids = NDArray[np.generic]
+Ids = AnyArray
 Meter = Callable[[int], None]
-"""Is told how much is done."""
+"""Function that takes the amount done so far."""
 MakeMeter = Callable[[str, int, str], Meter]
-"""Starts a report: of what, how much in all, in what unit. `progress.Progress` is one."""
+"""Function (task, total, unit) -> meter; `core.progress.Progress` is one."""
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What of drawn windows was found in the training part.
+    """Masks of the drawn windows that were found in the training part.
 
     Attributes:
-        is_whole_W: bool, the window's document is among the training documents, whole.
-        is_shared_W: bool, a passage of the window is in the training part, at any place.
+        is_whole_W: true if the window's whole document is one of the training documents.
+        is_shared_W: true if a passage of the window is in the training part, at any place.
     """
 
-    is_whole_W: NDArray[np.bool_]
-    is_shared_W: NDArray[np.bool_]
+    is_whole_W: Mask
+    is_shared_W: Mask
 
-    def __getitem__(self, chosen: NDArray[np.bool_]) -> "Duplicates":
+    def __getitem__(self, chosen: Mask) -> "Duplicates":
         return Duplicates(self.is_whole_W[chosen], self.is_shared_W[chosen])
 
     @property
-    def either_W(self) -> NDArray[np.bool_]:
-        """Whether either was found."""
+    def either_W(self) -> Mask:
+        """Mask of the windows of which the document or a passage was found."""
         return self.is_whole_W | self.is_shared_W
 
 
@@ -59,7 +62,7 @@ def find_duplicates(
     training: Sequence[Portion],
     make_meter: MakeMeter,
 ) -> Duplicates:
-    """Look for the documents of the windows and for their passages in the training part.
+    """Search the training part for the documents of the windows and for their passages.
 
     Passages are cut from a window at multiples of their length.
     """
@@ -86,12 +89,10 @@ def _passages(ids: Ids) -> Ids:
     return ids[: len(ids) // PASSAGE * PASSAGE].reshape(-1, PASSAGE)
 
 
-def documents_in(
-    training: Sequence[Portion], documents: Sequence[Ids], meter: Meter
-) -> NDArray[np.bool_]:
-    """Which of `documents` (token ids) occur whole among the training documents.
+def documents_in(training: Sequence[Portion], documents: Sequence[Ids], meter: Meter) -> Mask:
+    """Return a mask of the `documents` (token ids) that are whole among the training documents.
 
-    `meter` is told the training documents done.
+    `meter` is called with the number of training documents searched so far.
     """
     wanted: dict[bytes, list[int]] = defaultdict(list)
     for index, ids in enumerate(documents):
@@ -118,33 +119,31 @@ def _digest(ids: Ids) -> bytes:
     return hashlib.blake2b(ids.astype(np.int32).tobytes(), digest_size=16).digest()
 
 
-def _keys(
-    stream: Ids, start_D: NDArray[np.int64], length_D: NDArray[np.int64]
-) -> NDArray[np.uint64]:
-    """A hash of the length and the first, middle and last token of each document."""
+def _keys(stream: Ids, start_D: Integers, length_D: Integers) -> NDArray[np.uint64]:
+    """Return a hash of the length and the first, middle and last token of each document."""
     key_D = length_D.astype(np.uint64)
     if not stream.size:
         return key_D
     for offset_D in (0, length_D // 2, length_D - 1):
         place_D = np.clip(start_D + offset_D, 0, stream.size - 1)  # of an empty document: any
-        key_D = key_D * np.uint64(0x9E3779B97F4A7C15) + stream[place_D].astype(np.uint64)
+        key_D = key_D * _KEY_FACTOR + stream[place_D].astype(np.uint64)
     return key_D
 
 
-def _is_in(key: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether each key is among `keys`, which ascend."""
+def _is_in[Key: (np.uint32, np.uint64)](key: NDArray[Key], keys: NDArray[Key]) -> Mask:
+    """Return a mask of the keys that are among `keys`, which ascend."""
     if not keys.size:
         return np.zeros(key.size, np.bool_)
     nearest = np.minimum(np.searchsorted(keys, key), keys.size - 1)
-    is_in: NDArray[np.bool_] = keys[nearest] == key
+    is_in: Mask = keys[nearest] == key
     return is_in
 
 
-def passages_in(training: Sequence[Portion], passages_PL: Ids, meter: Meter) -> NDArray[np.bool_]:
-    """Which of `passages_PL` (token ids) occur in the training part, at any place.
+def passages_in(training: Sequence[Portion], passages_PL: Ids, meter: Meter) -> Mask:
+    """Return a mask of the `passages_PL` (token ids) that are in the training part, at any place.
 
-    The end of a document is no bound: Megatron trains on documents laid end to end.
-    `meter` is told the training tokens done.
+    A passage may span two documents: Megatron trains on documents laid end to end. `meter` is
+    called with the number of training tokens searched so far.
     """
     found_P = np.zeros(len(passages_PL), np.bool_)
     ids_PL = passages_PL.astype(np.int32)
@@ -152,7 +151,9 @@ def passages_in(training: Sequence[Portion], passages_PL: Ids, meter: Meter) -> 
     for index, ids in enumerate(ids_PL):
         wanted[ids.tobytes()].append(index)
     hash_P = np.unique(_hashes(ids_PL))
-    bits = min(max(hash_P.size.bit_length() + 5, 20), 30)  # a table of 1 MiB stays in the cache
+    # A table of the hashes' leading bits: 32 entries per passage, so that few of the others match;
+    # 1 MiB at least, which stays in the CPU's cache, and 1 GiB at most.
+    bits = min(max(hash_P.size.bit_length() + 5, 20), 30)
     shift = np.uint32(32 - bits)
     is_possible = np.zeros(1 << bits, np.bool_)
     is_possible[hash_P >> shift] = True
@@ -172,8 +173,8 @@ def passages_in(training: Sequence[Portion], passages_PL: Ids, meter: Meter) -> 
     return found_P
 
 
-def _hashes(ids: NDArray[np.int32]) -> NDArray[np.uint32]:
-    """A hash of every run of `PASSAGE` tokens along the last axis, by doubling."""
+def _hashes(ids: Integers32) -> NDArray[np.uint32]:
+    """Return a hash of every run of `PASSAGE` tokens along the last axis, by doubling."""
     hashes = ids.astype(np.uint32)
     for level, factor in enumerate(_FACTORS):
         width = 1 << level

@@ -1,43 +1,41 @@
-"""What is in a probe set, for people to read. Names come from files: they are shown escaped."""
-
-from typing import Any
+"""A probe set in words, for a terminal; names come from files and are shown escaped."""
 
 import numpy as np
 
-from megatron_tokscale.probe.probe_set import ProbeSet
+from megatron_tokscale.probe.probe_set import DuplicateSearch, ProbeSet, ProbeSetOrigin
 
 
 def describe(probe_set: ProbeSet) -> str:
-    """What is in the probe set and where it is from, a line per dataset."""
-    details = probe_set.details
+    """Return the content and the origin of the probe set in words, with a line per dataset."""
+    origin = probe_set.origin
     lines = [
         f"probe set {probe_set.fingerprint}: {_tokens(probe_set.n_tokens)} in "
         f"{probe_set.n_sequences:,} sequences of {probe_set.seq_length}, vocabulary "
         f"{probe_set.vocab_size}",
-        _origin(details),
+        _origin(origin),
     ]
     for dataset, name in enumerate(probe_set.datasets):
         lines.append(f"  {printable(name)}: {_dataset(probe_set, dataset)}")
-    duplicates = details.get("duplicates")
-    if not isinstance(duplicates, dict):
+    if origin is None or origin.duplicates is None:
         return "\n".join([*lines, "duplicates of training text: not looked for"])
-    return "\n".join([*lines, *_duplicates(probe_set, duplicates)])
+    return "\n".join([*lines, *_duplicates(probe_set, origin.duplicates)])
 
 
 def printable(text: object) -> str:
-    """`text` with everything escaped that a terminal would not just show."""
+    """Return the text with every character escaped that a terminal would not print."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
-def _origin(details: dict[str, Any]) -> str:
-    part, split = details.get("part", "?"), details.get("split")
-    of = f"split {printable(split)}" if split else "per-split data"
-    origin = f"from the {printable(part)} part of {of}, seed {printable(details.get('seed', '?'))}"
-    if part == "train":
-        origin += ": TRAINED ON; this set watches memorisation, not what is learned of unseen text"
-    if details.get("eod") is None:
-        origin += "; ends of documents are watched (no --eod)"
-    return origin
+def _origin(origin: ProbeSetOrigin | None) -> str:
+    if origin is None:
+        return "of unknown origin"
+    data = f"split {printable(origin.split)}" if origin.split else "per-split data"
+    text = f"from the {printable(origin.part)} part of {data}, seed {origin.seed}"
+    if origin.part == "train":
+        text += ": TRAINED ON; this set watches memorisation, not what is learned of unseen text"
+    if origin.eod is None:
+        text += "; ends of documents are watched (no --eod)"
+    return text
 
 
 def _dataset(probe_set: ProbeSet, dataset: int) -> str:
@@ -55,20 +53,18 @@ def _dataset(probe_set: ProbeSet, dataset: int) -> str:
     )
 
 
-def _duplicates(probe_set: ProbeSet, duplicates: dict[str, Any]) -> list[str]:
-    passage = printable(duplicates.get("passage_tokens"))
-    is_dropped = bool(duplicates.get("dropped"))
+def _duplicates(probe_set: ProbeSet, search: DuplicateSearch) -> list[str]:
     lines = [
-        f"duplicates of training text (whole documents, or passages of {passage} tokens), "
-        + ("passed over:" if is_dropped else "kept:")
+        "duplicates of training text (whole documents, or passages of "
+        f"{search.passage_tokens} tokens), {'passed over' if search.dropped else 'kept'}:"
     ]
-    for name, found in zip(probe_set.datasets, duplicates.get("datasets", ()), strict=False):
+    for name, found in zip(probe_set.datasets, search.datasets, strict=False):
         line = (
-            f"  {printable(name)}: {found['duplicate_documents']:,} of {found['documents']:,} "
-            f"documents whole; {found['duplicate_windows']:,} of {found['windows']:,} windows"
+            f"  {printable(name)}: {found.duplicate_documents:,} of {found.documents:,} "
+            f"documents whole; {found.duplicate_windows:,} of {found.windows:,} windows"
         )
-        if not is_dropped:
-            line += f", which hold {_tokens(found['duplicate_tokens'])} of the set"
+        if not search.dropped:
+            line += f", which hold {_tokens(found.duplicate_tokens)} of the set"
         lines.append(line)
     return lines
 

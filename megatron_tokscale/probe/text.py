@@ -1,4 +1,4 @@
-"""The text around a token, made safe to show: control characters are visible, ids never fail.
+"""The text around a token, safe to show: control characters are visible, no id fails to decode.
 
 Shapes: B sequences, S sequence length, N watched tokens.
 """
@@ -6,14 +6,14 @@ Shapes: B sequences, S sequence length, N watched tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import ProbeSet
 
-BEFORE, AFTER = 24, 6
+BEFORE, AFTER = 24, 6  # tokens shown before and after: about a line of English; our choice
 _CONTROL_PICTURES = 0x2400
 _DELETE = 0x7F
 _CONTROLS = {code: chr(_CONTROL_PICTURES + code) for code in range(32) if chr(code) not in "\n\t"}
@@ -27,25 +27,38 @@ _VISIBLE = _CONTROLS | _BREAKS
 _MARKS = _VISIBLE | {ord("\n"): "↵", ord("\t"): "⇥"}
 
 
+class Tokenizer(Protocol):
+    """A tokenizer as the `tokenizers` library has it."""
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Return the text of the ids."""
+
+    def id_to_token(self, id: int) -> str | None:
+        """Return the vocabulary's piece of an id; None if it has none."""
+
+    def get_vocab_size(self) -> int:
+        """Return the number of ids."""
+
+
 @dataclass(frozen=True)
 class Passage:
-    """A token's text and what stands before and after it; plain text, not HTML."""
+    """The text of a token and the texts before and after it; plain text, not HTML."""
 
     before: str
     target: str
     after: str
 
 
-def read_tokenizer(path: Path) -> Any:
+def read_tokenizer(path: Path) -> Tokenizer:
     """Read a tokenizer.json.
 
     Raises:
         TokscaleError: the file cannot be read.
     """
-    from tokenizers import Tokenizer
+    import tokenizers
 
     try:
-        return Tokenizer.from_file(str(path))
+        return cast("Tokenizer", tokenizers.Tokenizer.from_file(str(path)))
     except Exception as error:  # the library raises nothing narrower
         raise TokscaleError(
             f"cannot read tokenizer {path} ({error}); give a tokenizer.json of the `tokenizers` "
@@ -53,7 +66,7 @@ def read_tokenizer(path: Path) -> Any:
         ) from error
 
 
-def load_tokenizer(path: Path, probe_set: ProbeSet) -> Any:
+def load_tokenizer(path: Path, probe_set: ProbeSet) -> Tokenizer:
     """Read a tokenizer.json that knows every id of the probe set.
 
     Raises:
@@ -69,10 +82,12 @@ def load_tokenizer(path: Path, probe_set: ProbeSet) -> Any:
     return tokenizer
 
 
-def passages(probe_set: ProbeSet, tokens: Sequence[int], tokenizer: Any) -> list[Passage]:
-    """The context of each watched token, at most `BEFORE` tokens before it and `AFTER` after.
+def passages(
+    probe_set: ProbeSet, tokens: Sequence[int], tokenizer: Tokenizer | None
+) -> list[Passage]:
+    """Return each watched token with at most `BEFORE` tokens before it and `AFTER` after it.
 
-    The tokens before are those of its sequence, the tokens after end where the watched ones do.
+    The tokens before are those of its sequence; the tokens after end at the first unwatched one.
     """
     row_N, column_N = np.nonzero(probe_set.mask_BS)
     found = []
@@ -87,11 +102,14 @@ def passages(probe_set: ProbeSet, tokens: Sequence[int], tokenizer: Any) -> list
     return found
 
 
-def _passage(tokenizer: Any, before: list[int], target: int, after: list[int]) -> Passage:
-    """Cut the text of all ids where the target's begins and ends.
+def _passage(
+    tokenizer: Tokenizer | None, before: list[int], target: int, after: list[int]
+) -> Passage:
+    """Return the text of all ids, cut where the target's begins and ends.
 
-    A piece of a byte-level vocabulary may hold a part of a character: decoded alone it is nothing,
-    so growing prefixes are decoded and what they share is what is settled.
+    A token of a byte-level vocabulary may be a part of a character, which has no text alone. So the
+    ids before, with the target, and with the ids after are decoded, and each cut is the end of the
+    text that two of these have in common.
     """
     if tokenizer is None:
         return Passage(
@@ -110,13 +128,13 @@ def _passage(tokenizer: Any, before: list[int], target: int, after: list[int]) -
 
 
 def _shared(a: str, b: str) -> int:
-    """How many characters both begin with."""
+    """Return the length of the common beginning of two texts."""
     return next(
         (i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
 
 
 def marked(text: str) -> str:
-    """Text with line breaks and tabs as signs, and blanks too if there is nothing else."""
+    """Return the text with signs for line breaks and tabs, and for blanks if it has only blanks."""
     text = text.translate(_MARKS)
     return text if text.strip(" ") else text.replace(" ", "␣")

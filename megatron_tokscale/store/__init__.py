@@ -1,9 +1,10 @@
-"""Per-token losses on disk: one writer during training, any number of readers after it."""
+"""Per-token losses on disk, written by one job while it trains and read by any number of others."""
 
 from megatron_tokscale.store.background import BackgroundWriter
 from megatron_tokscale.store.identity import Identity
 from megatron_tokscale.store.launches import Batch, Launch, LearningRates
 from megatron_tokscale.store.losses import LossRecord
+from megatron_tokscale.store.paths import RunPaths
 from megatron_tokscale.store.reader import Run, check_same_tokens
 from megatron_tokscale.store.writer import RunWriter
 
@@ -15,6 +16,7 @@ __all__ = [
     "LearningRates",
     "LossRecord",
     "Run",
+    "RunPaths",
     "RunWriter",
     "check_same_tokens",
 ]

@@ -1,14 +1,11 @@
-"""Writing losses while training goes on: one thread, one probe at a time.
+"""A thread that writes losses while training goes on, one probe at a time.
 
 Shapes: N watched tokens.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from megatron_tokscale.core.arrays import AnyFloats
 from megatron_tokscale.store.losses import LossRecord
 from megatron_tokscale.store.writer import RunWriter
 
@@ -16,8 +13,8 @@ from megatron_tokscale.store.writer import RunWriter
 class BackgroundWriter:
     """Hands probes to a thread that writes them; at most one is under way.
 
-    The interpreter waits for the thread before it ends, so what was handed over is written unless
-    the process is killed.
+    The interpreter waits for the thread before it ends, so a probe that was handed over is written
+    unless the process is killed.
     """
 
     def __init__(self, writer: RunWriter):
@@ -25,13 +22,13 @@ class BackgroundWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokscale-losses")
         self._pending: Future[None] | None = None
 
-    def submit(self, loss_N: NDArray[np.floating[Any]], record: LossRecord) -> None:
-        """Start writing; `loss_N` must not be changed until `join`."""
+    def submit(self, loss_N: AnyFloats, record: LossRecord) -> None:
+        """Start to write a probe; `loss_N` must not be changed until `join`."""
         assert self._pending is None, "join the last probe first"
         self._pending = self._thread.submit(self._writer.write, loss_N, record)
 
     def wait(self) -> None:
-        """Wait until the last probe is on disk, or has failed: `join` will tell."""
+        """Wait until the last probe is on disk or has failed; `join` returns which."""
         if self._pending is not None:
             wait([self._pending])
 

@@ -3,12 +3,25 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Self, cast
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.core.files import check_schema, check_seal, read_json, sealed, write_json
+from megatron_tokscale.core.files import (
+    check_schema,
+    check_seal,
+    read_json,
+    sealed,
+    write_json,
+)
+from megatron_tokscale.core.records import JSON, read_as, to_json
 from megatron_tokscale.core.schemas import RUN_SCHEMA
-from megatron_tokscale.store.launches import Launch, read_launches
+from megatron_tokscale.store.launches import Launch, check_starts
+
+_ENVELOPE = {"schema_version", "checksum"}  # keys of run.json that are about the file
+_REMEDY = (
+    "probe into another --tokscale-dir, or replay the run's checkpoints there; its losses files "
+    "stay readable with store.losses.read_losses"
+)
 
 
 @dataclass(frozen=True)
@@ -17,79 +30,60 @@ class Identity:
 
     Attributes:
         run_id: drawn at random when the run starts.
-        probe_fingerprint: of its probe set.
-        model: sizes of the model that stay the same when a run is resumed.
-        size: number of parameters and operations per token; empty if unknown.
-        is_replay: the losses are of saved checkpoints, probed afterwards.
+        probe_fingerprint: fingerprint of its probe set.
+        model: sizes of the model that stay the same when a run is resumed, by Megatron's argument.
+        size: parameters, non-embedding parameters and FLOPs per token; empty if unknown.
+        is_replay: true if the losses are of saved checkpoints, probed after the training.
         launches: settings of each job, ascending by the step at which it starts.
+
+    Raises:
+        ValueError: on construction, if the launches do not ascend.
     """
 
     run_id: str
     probe_fingerprint: str
-    model: Mapping[str, Any] = field(default_factory=dict)
-    size: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, int | None] = field(default_factory=dict)
+    size: Mapping[str, int] = field(default_factory=dict)
     is_replay: bool = False
     launches: tuple[Launch, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_starts(self.launches)
 
     def save(self, path: Path) -> None:
         """Write run.json, whole or not at all.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
         """
-        launches = [launch.to_json() for launch in self.launches]
-        content = {"schema_version": RUN_SCHEMA, **vars(self), "launches": launches}
-        write_json(path, sealed(content))
+        content = cast("dict[str, JSON]", to_json(self))
+        write_json(path, sealed({"schema_version": RUN_SCHEMA, **content}))
 
-    @staticmethod
-    def load(path: Path) -> "Identity":
+    @classmethod
+    def load(cls, path: Path) -> Self:
         """Read run.json.
 
         Raises:
-            TokscaleError: it is of another schema, or damaged.
+            TokscaleError: the file is of another schema, or damaged.
         """
         content = read_json(path)
-        try:
-            version = content["schema_version"]
-            if type(version) is not int:
-                raise ValueError(f"schema_version is {version!r}")
-            check_schema(path, version, RUN_SCHEMA)
-            if version < RUN_SCHEMA:
-                raise TokscaleError(
-                    f"{path} is of schema version {version}, expected {RUN_SCHEMA}: an older "
-                    "megatron-tokscale wrote it, which noted the settings of a run's first job "
-                    "only; probe into another --tokscale-dir, or replay the run's checkpoints "
-                    "there (its losses files stay readable with store.losses.read_losses)"
-                )
-            identity = Identity(
-                run_id=_typed(content, "run_id", str),
-                probe_fingerprint=_typed(content, "probe_fingerprint", str),
-                model=_typed(content, "model", dict),
-                size=_typed(content, "size", dict),
-                is_replay=_typed(content, "is_replay", bool),
-                launches=read_launches(content["launches"]),
-            )
-        except KeyError as error:
+        version = content.get("schema_version")
+        if type(version) is not int:
             raise TokscaleError(
-                f"{path} is damaged: it has no {error.args[0]}; restore it"
-            ) from error
-        except ValueError as error:
-            raise TokscaleError(f"{path} is damaged: {error}; restore it") from error
+                f"{path} is damaged: schema_version is {version!r}; expected a whole number; "
+                "restore it"
+            )
+        check_schema(path, version, RUN_SCHEMA, _REMEDY)
+        rest = {name: value for name, value in content.items() if name not in _ENVELOPE}
+        identity = read_as(cls, rest, path, "restore it")
         check_seal(path, content)
         return identity
 
 
-def _typed(content: Mapping[str, Any], name: str, kind: type) -> Any:
-    value = content[name]
-    if type(value) is not kind:
-        raise ValueError(f"{name} is {value!r}")
-    return value
-
-
 def merged(known: Sequence[Launch], found: Sequence[Launch]) -> tuple[Launch, ...]:
-    """Return a replayed run's launches: those known, and those found to start at other steps.
+    """Return a replayed run's launches: the known ones, and those found to start at other steps.
 
-    What is known stays: earlier checkpoints may be gone since.
+    A known launch is kept although it is not found: its checkpoints may be gone since.
     """
     starts = {launch.step for launch in known}
     new = [launch for launch in found if launch.step not in starts]

@@ -1,4 +1,4 @@
-"""The launches of a run: which settings held from which step on.
+"""The launches of a run: the settings of each job that trained it, and the step it starts at.
 
 A run is trained by one job or by several, each started with flags of its own. Step number k (the
 k-th optimizer step) belongs to the last launch that starts before it.
@@ -7,29 +7,30 @@ Shapes: T steps.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from types import NoneType, UnionType
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.records import JSON, from_json, to_json
 
-_MULTIPLES: Final = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_SUFFIXES: Final = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples per step, and how long the job was to train.
+    """Samples per step, and the planned length of the training.
 
     Attributes:
         global_batch_size: samples per step, at the end of a ramp-up.
         micro_batch_size: samples of one forward pass.
         data_parallel_size: ranks that share a step's samples.
         rampup_batch_size: start, increment and samples of Megatron's --rampup-batch-size.
-        step_batch_size_schedule: Megatron's --step-batch-size-schedule, thresholds in tokens.
+        step_batch_size_schedule: Megatron's --step-batch-size-schedule; its thresholds are in
+            tokens.
         decrease_batch_size_if_needed: round down to a multiple of micro-batch times ranks.
         train_iters: planned number of steps.
         train_samples: planned number of samples; None where the job counts in steps.
@@ -50,7 +51,9 @@ class Batch:
         return not (self.rampup_batch_size or self.step_batch_size_schedule)
 
     def size(self, consumed_samples: int, seq_length: int) -> int:
-        """Return the samples of the step that starts after `consumed_samples`.
+        """Return the number of samples of the step that starts after `consumed_samples`.
+
+        The formulas are those of Megatron's num_microbatches_calculator.py.
 
         Raises:
             TokscaleError: the schedule of batch sizes cannot be read.
@@ -75,14 +78,15 @@ class Batch:
             return [size for at, size in points if at <= consumed_samples][-1]
         except (ValueError, IndexError) as error:
             raise TokscaleError(
-                f"the --step-batch-size-schedule '{text}' of a launch cannot be read"
+                f"the --step-batch-size-schedule '{text}' of a launch cannot be read; expected "
+                "TOKENS:SIZE, TOKENS:SIZE, ..."
             ) from error
 
 
 def _number(text: str) -> int:
-    """Read a number such as 250B."""
+    """Return the number that a text such as 250B stands for."""
     last = text[-1:].upper()
-    return int(float(text[:-1]) * _MULTIPLES[last]) if last in _MULTIPLES else int(float(text))
+    return int(float(text[:-1]) * _SUFFIXES[last]) if last in _SUFFIXES else int(float(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +102,7 @@ class LearningRates:
         decay_samples: samples until the minimum.
         wsd_decay_style: linear, cosine, exponential or minus_sqrt, for WSD.
         wsd_decay_samples: samples of the decay at the end, for WSD.
-        warmup_iters: the flag of that name, None where another one is given; the next ones alike.
+        warmup_iters: --lr-warmup-iters; None if the job gives the warm-up in another way.
         warmup_fraction: share of the decay that is warm-up.
         decay_iters: steps until the minimum.
         wsd_decay_iters: steps of the decay at the end.
@@ -124,8 +128,10 @@ class LearningRates:
     def at(self, samples: float) -> float:
         """Return the rate of the step that the scheduler takes at its count `samples`.
 
+        The formulas are those of Megatron's optimizer_param_scheduler.py.
+
         Raises:
-            TokscaleError: the decay style is none of Megatron's.
+            TokscaleError: the decay style is not one of Megatron's.
         """
         if self.warmup_samples > 0 and samples <= self.warmup_samples:
             return self.initial + (self.peak - self.initial) * samples / self.warmup_samples
@@ -139,7 +145,7 @@ class LearningRates:
         return self.minimum + (self.peak - self.minimum) * self._height(samples)
 
     def _height(self, samples: float) -> float:
-        """Return the height above the minimum, as a share of the peak's."""
+        """Return the height above the minimum as a share of the peak's height above it."""
         if self.decay_style == "WSD":
             length = self.wsd_decay_samples or 1.0
             past = (samples - (self.decay_samples - length)) / length
@@ -159,12 +165,15 @@ def _fall(style: str | None, past: float) -> float:
             return 2.0 * math.pow(0.5, past) - 1.0
         case "minus_sqrt":
             return 1.0 - math.sqrt(past)
-    raise TokscaleError(f"the learning-rate schedule {style} is not known; it has no formula here")
+    raise TokscaleError(
+        f"the learning-rate schedule {style} is not known; expected one of megatron-core 0.17 to "
+        "0.19"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """The settings of one job of a run, and where in the run it starts.
+    """The settings of one job of a run, and the step of the run at which it starts.
 
     Attributes:
         step: optimizer steps completed at its start.
@@ -172,14 +181,14 @@ class Launch:
         consumed_tokens: training tokens consumed by then; None if unknown.
         lr_sum: sum of the learning rates of the steps taken by then; None if unknown.
         scheduler_samples: the count of the learning rate's scheduler by then; None if unknown.
-        past: where the counts above are from.
+        past: source of the counts above, in words.
         seq_length: tokens per sample.
         batch: samples per step.
         learning_rate: the schedule of the learning rate.
-        seed: of the training.
-        layout: parallel layout, by name.
-        schedule: of the probes; None where the job had none.
-        versions: of the packages, by name.
+        seed: seed of the training.
+        layout: sizes of the parallel layout, by name.
+        schedule: the probe schedule; None if the job had none.
+        versions: versions of the packages, by name.
         launch_id: drawn at random by the job; empty for a job without the plugin.
     """
 
@@ -198,38 +207,37 @@ class Launch:
     versions: dict[str, str] = field(default_factory=dict)
     launch_id: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the launch as plain values."""
-        return asdict(self)
+    def to_json(self) -> dict[str, JSON]:
+        """Return the launch as plain JSON values."""
+        return cast("dict[str, JSON]", to_json(self))
 
-    @staticmethod
-    def from_json(content: Any) -> "Launch":
-        """Read a launch from plain values.
+    @classmethod
+    def from_json(cls, content: JSON) -> Self:
+        """Return the launch that `to_json` turned into `content`.
 
         Raises:
-            ValueError: naming the value that is missing or of the wrong type.
+            ValueError: a value is missing or of the wrong type; the message names it.
         """
-        launch = _read(Launch, content, "launch")
-        assert isinstance(launch, Launch)
-        return launch
+        return from_json(cls, content, "launch")
 
     def batches(self) -> Iterator[int]:
-        """Yield the samples of each of its steps, without end."""
+        """Yield the number of samples of each step, without end."""
         consumed = self.consumed_samples
         while True:
             size = self.batch.size(consumed, self.seq_length)
             consumed += size
             yield size
 
-    def rates(self, n_steps: int) -> NDArray[np.float64]:
-        """Return learning_rate_T of its first `n_steps` steps, if none of them is skipped.
+    def rates(self, n_steps: int) -> Floats:
+        """Return learning_rate_T of the first `n_steps` steps, if none of them is skipped.
 
         Raises:
-            TokscaleError: where its scheduler started, or its schedule, is not known.
+            TokscaleError: the start of the scheduler, or the schedule, is not known.
         """
         if self.scheduler_samples is None:
             raise TokscaleError(
-                f"the state of the learning rate's scheduler at step {self.step} is not known"
+                f"the state of the learning rate's scheduler at step {self.step} is not known; "
+                "the run's learning rates cannot be computed"
             )
         count, rate_T = self.scheduler_samples, np.empty(n_steps)
         for t, size in zip(range(n_steps), self.batches(), strict=False):
@@ -238,7 +246,7 @@ class Launch:
         return rate_T
 
     def planned_samples(self) -> int | None:
-        """Return the samples consumed when it ends as planned; None if it has no planned end."""
+        """Return the samples consumed at the planned end of the job; None if it has none."""
         if self.batch.train_samples:
             return self.batch.train_samples
         if self.batch.train_iters is None:
@@ -251,10 +259,10 @@ class Launch:
         return self.consumed_samples + sum(size for _, size in sizes)
 
     def trains_like(self, other: "Launch") -> bool:
-        """Return whether its settings train as another's would, whatever the layout."""
+        """Return whether both launches have the same settings of training; layouts may differ."""
         return self._settings() == other._settings()
 
-    def _settings(self) -> tuple[Any, ...]:
+    def _settings(self) -> tuple[int, Batch, LearningRates, int | None]:
         return (self.seq_length, self.batch, self.learning_rate, self.seed)
 
 
@@ -263,14 +271,14 @@ def parting(
 ) -> Launch | None:
     """Return the first launch that only one of two histories up to `step` has; None without one.
 
-    From its step on the histories are of two branches, or of two runs. Launches of jobs without the
-    plugin tell nothing.
+    From the step of that launch on, the histories are of two branches or of two runs. Launches of
+    jobs without the plugin have no id and are not compared.
 
     Args:
         on_disk: launches in a run directory.
-        past: launches that have led to a checkpoint.
-        step: which step the checkpoint is of.
-        is_whole: the directory has all launches of its run.
+        past: launches that led to a checkpoint.
+        step: step of the checkpoint.
+        is_whole: true if the directory has all launches of its run.
     """
     known = [launch for launch in on_disk if launch.step < step and launch.launch_id]
     taken = [launch for launch in past if launch.step < step and launch.launch_id]
@@ -282,7 +290,7 @@ def parting(
 
 
 def launch_of(launches: Sequence[Launch], step: int) -> Launch:
-    """Return the launch that step number `step` belongs to; the first for all steps up to it.
+    """Return the launch that took step number `step`; the first launch for all earlier steps.
 
     Raises:
         ValueError: there is no launch.
@@ -293,46 +301,23 @@ def launch_of(launches: Sequence[Launch], step: int) -> Launch:
     return before[-1] if before else launches[0]
 
 
-def read_launches(content: Any) -> tuple[Launch, ...]:
-    """Read a run's launches from plain values.
+def read_launches(content: JSON) -> tuple[Launch, ...]:
+    """Return a run's launches from plain JSON values.
 
     Raises:
-        ValueError: naming the value that is missing or wrong.
+        ValueError: a value is missing or wrong, or the launches do not ascend.
     """
-    if not isinstance(content, list):
-        raise ValueError(f"launches is {content!r}")
-    launches = tuple(Launch.from_json(row) for row in content)
-    steps = [launch.step for launch in launches]
-    if steps != sorted(set(steps)) or min(steps, default=0) < 0:
-        raise ValueError(f"launches start at steps {steps}, which do not ascend")
+    launches = from_json(tuple[Launch, ...], content, "launches")
+    check_starts(launches)
     return launches
 
 
-def _read(kind: Any, value: Any, name: str) -> Any:
-    """Read a value of a type made of dataclasses, dicts, lists, plain types and their unions."""
-    if is_dataclass(kind):
-        return _read_fields(kind, value, name)
-    if isinstance(kind, UnionType):
-        choices = [choice for choice in get_args(kind) if choice is not NoneType]
-        return None if value is None else _read(choices[0], value, name)
-    if get_origin(kind) is dict and isinstance(value, dict):
-        return {str(key): _read(get_args(kind)[1], v, f"{name}.{key}") for key, v in value.items()}
-    if get_origin(kind) is list and isinstance(value, list):
-        return [_read(get_args(kind)[0], v, name) for v in value]
-    if kind is float and type(value) is int:
-        return float(value)
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    raise ValueError(f"{name} is {value!r}")
+def check_starts(launches: Sequence[Launch]) -> None:
+    """Refuse launches whose first steps do not ascend from 0 on.
 
-
-def _read_fields(kind: Any, value: Any, name: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{name} is {value!r}")
-    hints = get_type_hints(kind)
-    missing = [row.name for row in fields(kind) if row.name not in value]
-    if missing:
-        raise ValueError(f"{name} has no {missing[0]}")
-    return kind(
-        **{row.name: _read(hints[row.name], value[row.name], row.name) for row in fields(kind)}
-    )
+    Raises:
+        ValueError: the first steps do not ascend.
+    """
+    steps = [launch.step for launch in launches]
+    if steps != sorted(set(steps)) or min(steps, default=0) < 0:
+        raise ValueError(f"launches start at steps {steps}, which do not ascend")

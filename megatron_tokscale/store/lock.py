@@ -1,4 +1,4 @@
-"""One job per run directory."""
+"""The lock that lets one job at a time write into a run directory."""
 
 import errno
 import fcntl
@@ -24,11 +24,11 @@ class RunLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock; False where the file system has no locks.
+        """Take the lock; return False if the file system has no locks.
 
         Raises:
-            TokscaleError: another job has it.
-            OSError: the lock's file cannot be made.
+            TokscaleError: another job holds the lock.
+            OSError: the lock's file cannot be created.
         """
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -39,17 +39,17 @@ class RunLock:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 return False
             raise refusal from error
-        with suppress(OSError):  # the holder's name is a courtesy
+        with suppress(OSError):  # the holder's name only serves the other job's message
             os.truncate(descriptor, 0)
             os.write(descriptor, f"host {socket.gethostname()}, process {os.getpid()}\n".encode())
         self._descriptor = descriptor
         return True
 
     def check(self) -> bool:
-        """Look at the lock and do not take it; False where this system cannot tell.
+        """Check that no job holds the lock, without taking it; return False if that is not known.
 
         Raises:
-            TokscaleError: another job has it.
+            TokscaleError: another job holds the lock.
         """
         if not sys.platform.startswith("linux"):
             return False
@@ -59,7 +59,7 @@ class RunLock:
             return True
         except OSError:
             return False
-        # struct flock: the exclusive lock that is asked for; Linux answers with one in its way.
+        # struct flock: the exclusive lock that is wanted; Linux returns a lock that excludes it.
         wanted = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         try:
             kind = struct.unpack("hhqqi4x", fcntl.fcntl(descriptor, fcntl.F_GETLK, wanted))[0]
@@ -79,14 +79,14 @@ class RunLock:
         )
 
     def release(self) -> None:
-        """Give the lock back, if it is held."""
+        """Release the lock, if it is held."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def _read_holder(descriptor: int) -> str:
-    """Return who wrote into the lock's file; CIFS lets nobody else read it."""
+    """Return the name that the holder wrote into the lock's file; on CIFS nobody can read it."""
     with suppress(OSError):
         return os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
     return "unknown"

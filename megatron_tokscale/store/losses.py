@@ -10,24 +10,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import AnyFloats, Floats32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import check_schema, schema_version, whole_or_absent
 from megatron_tokscale.core.schemas import LOSSES_SCHEMA
 
-_CHECKED_AT_ONCE = 2**20
-_LOOKED_AT_FIRST = 2**12
-_DTYPES: Final = ("F16", "F32", "F64")
+_CHECKED_AT_ONCE = 2**20  # losses of a file that are read at a time: 4 MB in float32
+_LOOKED_AT_FIRST = 2**12  # losses searched for a finite one first: most files have one there
+_DTYPES: Final = ("F16", "F32", "F64")  # safetensors' names of the types that losses may have
+_REMEDY: Final = "remove it to go on without it"
 _NAME = re.compile(r"step_(\d{8,})\.safetensors")
 
 
 @dataclass(frozen=True)
 class LossRecord:
-    """What is known of a probe besides its losses.
+    """The metadata of one probe: its step, what the training had done by then, its cost.
 
     Attributes:
         step: optimizer steps completed.
@@ -38,7 +39,7 @@ class LossRecord:
         training_loss: mean training loss of the last step in nats; NaN before the first.
         wall_time: Unix time in seconds when the probe ended.
         duration: seconds the probe took.
-        probe_fingerprint: fingerprint of the probe set.
+        probe_fingerprint: fingerprint of the probe set that was probed.
         versions: package versions, e.g. "megatron-core 0.19.2, torch 2.13.0".
     """
 
@@ -60,19 +61,19 @@ _NAMES = {"kind", "schema_version", "crc32", "record_crc32"} | {
 
 
 def losses_name(step: int) -> str:
-    """File name of the losses at `step`."""
+    """Return the file name of the losses at `step`."""
     return f"step_{step:08d}.safetensors"
 
 
 def list_losses(folder: Path) -> dict[int, Path]:
-    """Map step to losses file, ascending, for every whole file in `folder`."""
+    """Return every whole losses file in `folder` by its step, ascending."""
     if not folder.is_dir():
         return {}
     matches = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
-def write_losses(path: Path, loss_N: NDArray[np.floating[Any]], record: LossRecord) -> None:
+def write_losses(path: Path, loss_N: AnyFloats, record: LossRecord) -> None:
     """Write the losses in nats and their record to `path`, whole or not at all.
 
     Raises:
@@ -98,8 +99,26 @@ def _record_checksum(metadata: Mapping[str, str]) -> str:
     return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
 
 
+class _Slice(Protocol):
+    """An array in an opened safetensors file, as the library types it in its documentation."""
+
+    def get_shape(self) -> list[int]: ...
+
+    def get_dtype(self) -> str: ...
+
+    def __getitem__(self, index: slice) -> AnyFloats: ...
+
+
+class _File(Protocol):
+    """An opened safetensors file, whose class the library leaves untyped."""
+
+    def metadata(self) -> dict[str, str] | None: ...
+
+    def get_slice(self, name: str) -> _Slice: ...
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[_File]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -111,42 +130,54 @@ def _opened(path: Path) -> Iterator[Any]:
         raise _damaged(path, error) from error
 
 
-def _losses(file: Any, path: Path) -> Any:
-    """Return the losses in an opened file, as a slice to read from, and check their type."""
-    losses = file.get_slice("loss")
-    shape, dtype = losses.get_shape(), losses.get_dtype()
-    if len(shape) != 1 or dtype not in _DTYPES:
-        raise _damaged(path, f"losses of shape {tuple(shape)} and type {dtype}")
-    return losses
+class _Losses:
+    """The losses in an opened file, read by slices.
+
+    Raises:
+        TokscaleError: on construction, if they are not one row of floating-point numbers.
+    """
+
+    def __init__(self, file: _File, path: Path) -> None:
+        self._slice = file.get_slice("loss")
+        shape, dtype = self._slice.get_shape(), self._slice.get_dtype()
+        if len(shape) != 1 or dtype not in _DTYPES:
+            raise _damaged(path, f"losses of shape {tuple(shape)} and type {dtype}")
+        self.n_tokens = shape[0]
+
+    def __getitem__(self, tokens: slice) -> AnyFloats:
+        return self._slice[tokens]
+
+    def blocks(self, first: int, size: int) -> Iterator[AnyFloats]:
+        """Yield all losses: `first` of them, then `size` at a time."""
+        start, stop = 0, first
+        while start < self.n_tokens:
+            yield self[start : min(stop, self.n_tokens)]
+            start, stop = stop, stop + size
 
 
 def _damaged(path: Path, why: object) -> TokscaleError:
-    return TokscaleError(
-        f"losses file {path} is truncated or damaged ({why}); remove it to go on without it"
-    )
+    return TokscaleError(f"losses file {path} is truncated or damaged ({why}); {_REMEDY}")
 
 
 def read_record(path: Path) -> tuple[LossRecord, int]:
-    """Read a losses file's record and its number of tokens N.
+    """Return a losses file's record and its number of tokens N.
 
     Raises:
-        TokscaleError: the file is missing, truncated, newer, no losses file, or of another step
-            than its name says.
+        TokscaleError: the file is missing, truncated, of another schema, not a losses file, or of
+            another step than its name says.
     """
     with _opened(path) as file:
-        metadata: dict[str, str] = file.metadata() or {}
+        metadata = file.metadata() or {}
         if metadata.get("kind") != "tokscale-losses":
             raise TokscaleError(f"{path} is not a losses file; remove it from the losses folder")
-        check_schema(path, schema_version(path, metadata), LOSSES_SCHEMA)
-        n_tokens = int(_losses(file, path).get_shape()[0])
-    if unknown := metadata.keys() - _NAMES:  # a checksum of another name would not be looked at
+        check_schema(path, schema_version(path, metadata), LOSSES_SCHEMA, _REMEDY)
+        n_tokens = _Losses(file, path).n_tokens
+    if unknown := metadata.keys() - _NAMES:  # a checksum of a damaged name would not be compared
         raise _damaged(path, f"its record has a value named {min(unknown)!r}")
     if metadata.get("record_crc32", _record_checksum(metadata)) != _record_checksum(metadata):
         raise _damaged(path, "the checksum of its record is wrong")
     try:
-        record = LossRecord(
-            **{field.name: _value(field.type, metadata[field.name]) for field in fields(LossRecord)}
-        )
+        record = _record(metadata)
     except (KeyError, ValueError) as error:
         raise _damaged(path, f"its record: {error!r}") from error
     if path.name != losses_name(record.step):
@@ -159,15 +190,29 @@ def read_record(path: Path) -> tuple[LossRecord, int]:
     return record, n_tokens
 
 
-def _value(kind: Any, text: str) -> Any:
-    """Read a record's value; the one that may be unknown is a whole number."""
-    if kind == int | None:
-        return None if text == repr(None) else int(text)
-    return kind(text)
+def _record(metadata: Mapping[str, str]) -> LossRecord:
+    """Return the record in the metadata, whose values are texts.
+
+    Raises:
+        KeyError, ValueError: a value is missing or is not a number.
+    """
+    tokens = metadata["consumed_tokens"]
+    return LossRecord(
+        step=int(metadata["step"]),
+        consumed_samples=int(metadata["consumed_samples"]),
+        consumed_tokens=None if tokens == repr(None) else int(tokens),
+        learning_rate=float(metadata["learning_rate"]),
+        lr_sum=float(metadata["lr_sum"]),
+        training_loss=float(metadata["training_loss"]),
+        wall_time=float(metadata["wall_time"]),
+        duration=float(metadata["duration"]),
+        probe_fingerprint=metadata["probe_fingerprint"],
+        versions=metadata["versions"],
+    )
 
 
 def read_checksum(path: Path) -> str:
-    """Return the CRC-32 that a losses file gives for its losses, in hexadecimal, unchecked.
+    """Return the CRC-32 in a losses file's metadata, in hexadecimal; the losses are not read.
 
     Raises:
         TokscaleError: the file is missing, truncated or damaged.
@@ -177,23 +222,18 @@ def read_checksum(path: Path) -> str:
 
 
 def has_finite_losses(path: Path) -> bool:
-    """Return whether any loss in a file is finite, reading no further than the first that is.
+    """Return whether any loss in a file is finite; the file is read until the first one is found.
 
     Raises:
         TokscaleError: the file is missing, truncated or damaged.
     """
     with _opened(path) as file:
-        losses = _losses(file, path)
-        n_tokens, start, size = losses.get_shape()[0], 0, _LOOKED_AT_FIRST
-        while start < n_tokens:
-            if np.isfinite(losses[start : min(start + size, n_tokens)]).any():
-                return True
-            start, size = start + size, _CHECKED_AT_ONCE
-    return False
+        blocks = _Losses(file, path).blocks(_LOOKED_AT_FIRST, _CHECKED_AT_ONCE)
+        return any(np.isfinite(loss_N).any() for loss_N in blocks)
 
 
-_right: dict[Path, tuple[int, ...]] = {}
-"""Stamps of the losses files whose checksums this process has found right."""
+_stamps_of_checked: dict[Path, tuple[int, ...]] = {}
+"""Stamps (inode, size, time of change) of the losses files that this process has checked."""
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
@@ -204,14 +244,14 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def take_for_checked(path: Path) -> None:
-    """Note that a losses file as it is now needs no further check in this process."""
-    _right[path.absolute()] = _stamp(path)
+def mark_checked(path: Path) -> None:
+    """Note that a losses file, as it is now, needs no further check in this process."""
+    _stamps_of_checked[path.absolute()] = _stamp(path)
 
 
 def is_checked(path: Path) -> bool:
-    """Return whether this process has found the checksum of a losses file right."""
-    return _right.get(path.absolute()) == _stamp(path)
+    """Return whether this process has compared a losses file with its checksum already."""
+    return _stamps_of_checked.get(path.absolute()) == _stamp(path)
 
 
 def check_losses(path: Path) -> None:
@@ -222,24 +262,23 @@ def check_losses(path: Path) -> None:
     """
     stamp = _stamp(path)
     with _opened(path) as file:
-        losses, found = _losses(file, path), 0
-        n_tokens = losses.get_shape()[0]
-        for start in range(0, n_tokens, _CHECKED_AT_ONCE):
-            found = zlib.crc32(losses[start : min(start + _CHECKED_AT_ONCE, n_tokens)], found)
+        found = 0
+        for loss_N in _Losses(file, path).blocks(_CHECKED_AT_ONCE, _CHECKED_AT_ONCE):
+            found = zlib.crc32(loss_N, found)
         _compare(path, found, file)
-    _right[path.absolute()] = stamp
+    _stamps_of_checked[path.absolute()] = stamp
 
 
-def _compare(path: Path, found: int, file: Any) -> None:
+def _compare(path: Path, found: int, file: _File) -> None:
     if f"{found:08x}" != (file.metadata() or {}).get("crc32"):
         raise TokscaleError(f"losses file {path} has a wrong checksum; remove it or restore it")
 
 
-def read_losses(path: Path, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-    """Read losses of tokens `start` to `stop` as float32.
+def read_losses(path: Path, start: int = 0, stop: int | None = None) -> Floats32:
+    """Return the losses of tokens `start` to `stop` in nats, as float32.
 
-    Before the first part of a file is read, the whole of it is checked against its CRC-32, once in
-    a process; a whole file is checked as it is read.
+    Before the first part of a file is read, the whole file is checked against its CRC-32, once in a
+    process; a whole file is checked while it is read.
 
     Raises:
         TokscaleError: the file is truncated, damaged, or its checksum is wrong.
@@ -249,8 +288,8 @@ def read_losses(path: Path, start: int = 0, stop: int | None = None) -> NDArray[
         check_losses(path)
     stamp = _stamp(path)
     with _opened(path) as file:
-        array = np.ascontiguousarray(_losses(file, path)[start:stop])
+        array = np.ascontiguousarray(_Losses(file, path)[start:stop])
         if is_whole:
             _compare(path, zlib.crc32(array), file)
-            _right[path.absolute()] = stamp
+            _stamps_of_checked[path.absolute()] = stamp
     return array.astype(np.float32, copy=False)

@@ -1,4 +1,4 @@
-"""Reading a run: its probe set, its probe steps, and loss_NK by blocks of tokens.
+"""A run on disk, read-only: its probe set, its probe steps, and loss_NK by blocks of tokens.
 
 Shapes: N watched tokens, K probe steps.
 """
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.identity import Identity
@@ -22,13 +22,13 @@ from megatron_tokscale.store.losses import (
     has_finite_losses,
     is_checked,
     list_losses,
-    losses_name,
     read_checksum,
     read_losses,
     read_record,
 )
+from megatron_tokscale.store.paths import RunPaths
 
-_VALUES_PER_READ = 2**24
+_VALUES_PER_READ = 2**24  # losses of a block of tokens: 64 MB in float32
 Time = Literal["step", "tokens", "lr-sum"]
 
 
@@ -41,8 +41,8 @@ class Run:
         info: the content of run.json.
         probe_set: the watched tokens.
         records: one record per probe that has a finite loss, by ascending step.
-        left_out: steps of the probes without any finite loss, as after a divergence: these carry
-            nothing and are left out. Of a run that has no finite loss at all none is left out.
+        left_out: steps of the probes without any finite loss, as after a divergence; they are not
+            in `records`. A run that has no finite loss at all leaves none out.
     """
 
     path: Path
@@ -51,26 +51,27 @@ class Run:
     records: tuple[LossRecord, ...]
     left_out: tuple[int, ...] = ()
 
-    @staticmethod
-    def open(path: str | Path) -> "Run":
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
         """Open the run in directory `path` and check that its files belong together.
 
         Raises:
-            TokscaleError: no run there, a damaged file, or a file of another probe set.
+            TokscaleError: the directory holds no run, a damaged file, or a file of another probe
+                set.
         """
-        path = Path(path)
-        folder = path / "tokscale"
-        if not (folder / "run.json").is_file():
-            raise TokscaleError(f"no run in {path}: {folder / 'run.json'} is not there")
-        info = Identity.load(folder / "run.json")
-        probe_set = ProbeSet.load(folder / "probe.safetensors")
+        paths = RunPaths(Path(path))
+        if not paths.identity.is_file():
+            raise TokscaleError(
+                f"no run in {path}: {paths.identity} is not there; name the directory of a run"
+            )
+        info = Identity.load(paths.identity)
+        probe_set = ProbeSet.load(paths.probe_set)
         if info.probe_fingerprint != probe_set.fingerprint:
             raise TokscaleError(
-                f"{folder / 'probe.safetensors'} is not the probe set of {folder / 'run.json'}; "
-                "restore it"
+                f"{paths.probe_set} is not the probe set of {paths.identity}; restore it"
             )
         records = []
-        for file in list_losses(folder / "losses").values():
+        for file in list_losses(paths.losses).values():
             record, n_tokens = read_record(file)
             if n_tokens != probe_set.n_tokens:
                 raise TokscaleError(
@@ -80,20 +81,25 @@ class Run:
             if record.probe_fingerprint != probe_set.fingerprint:
                 raise TokscaleError(f"losses file {file} is of another probe set; remove the file")
             records.append(record)
-        return Run(path, info, probe_set, tuple(records))._without_empty_probes()
+        return cls(paths.root, info, probe_set, tuple(records))._without_empty_probes()
 
-    def _without_empty_probes(self) -> "Run":
+    def _without_empty_probes(self) -> Self:
         steps = [record.step for record in self.records]
-        empty = [step for step in steps if not has_finite_losses(self.losses_path(step))]
+        empty = [step for step in steps if not has_finite_losses(self.paths.losses_at(step))]
         if not empty or len(empty) == len(steps):
             return self
         kept = tuple(record for record in self.records if record.step not in empty)
         return replace(self, records=kept, left_out=tuple(empty))
 
     @property
+    def paths(self) -> RunPaths:
+        """The paths of the run's files."""
+        return RunPaths(self.path)
+
+    @property
     def analysis(self) -> Path:
-        """The folder for everything computed from the run."""
-        return self.path / "analysis"
+        """The folder of all that is computed from the run."""
+        return self.paths.analysis
 
     @property
     def n_tokens(self) -> int:
@@ -101,7 +107,7 @@ class Run:
         return self.probe_set.n_tokens
 
     @cached_property
-    def step_K(self) -> NDArray[np.int64]:
+    def step_K(self) -> Integers:
         """Probe steps, ascending."""
         return np.array([record.step for record in self.records], dtype=np.int64)
 
@@ -109,7 +115,7 @@ class Run:
     def launches(self) -> tuple[Launch, ...]:
         """Settings of each job that trained the run, ascending by the step it starts at.
 
-        Empty for a replay of checkpoints that do not tell them.
+        Empty for a replay of checkpoints that do not hold them.
         """
         return self.info.launches
 
@@ -120,7 +126,10 @@ class Run:
             TokscaleError: no launch is known.
         """
         if not self.launches:
-            raise TokscaleError(f"{self.path} does not know the settings it was trained with")
+            raise TokscaleError(
+                f"{self.path} does not know the settings it was trained with; replay checkpoints "
+                "of a job with the plugin"
+            )
         return launch_of(self.launches, step)
 
     @cached_property
@@ -133,15 +142,12 @@ class Run:
         used = [launch for launch in self.launches if launch.step < last] or self.launches[:1]
         return max((launch.learning_rate.peak for launch in used), default=np.nan)
 
-    def losses_path(self, step: int) -> Path:
-        """The file of the losses at a probe step."""
-        return self.path / "tokscale" / "losses" / losses_name(step)
+    def x_K(self, time: Time = "step") -> Floats:
+        """Return the natural logarithm of training time at each probe; -inf at step 0.
 
-    def x_K(self, time: Time = "step") -> NDArray[np.float64]:
-        """Natural logarithm of training time at each probe; -inf at step 0.
-
-        `time` is "step", "tokens" (consumed training tokens), or "lr-sum" (sum of the learning
-        rates of the steps taken, over `peak_learning_rate`).
+        Args:
+            time: "step", "tokens" (consumed training tokens), or "lr-sum" (sum of the learning
+                rates of the steps taken, over `peak_learning_rate`).
 
         Raises:
             TokscaleError: the run does not know that time, or it stands still between two probes.
@@ -153,9 +159,9 @@ class Run:
                 f"{self.path} does not know its {time} at step {step} and {len(unknown) - 1} later "
                 "probes; use the time 'step'"
             )
-        stands = np.flatnonzero((np.diff(time_K) <= 0) & (time_K[1:] > 0))
-        if len(stands):
-            k = int(stands[0])
+        stalled = np.flatnonzero((np.diff(time_K) <= 0) & (time_K[1:] > 0))
+        if len(stalled):
+            k = int(stalled[0])
             raise TokscaleError(
                 f"the {time} of {self.path} does not ascend from the probe at step "
                 f"{self.records[k].step} ({time_K[k]:g}) to that at step "
@@ -166,10 +172,10 @@ class Run:
             return np.log(time_K)
 
     def knows(self, time: Time) -> bool:
-        """Return whether every probe has that time."""
+        """Return whether the run knows that time at every probe."""
         return bool(np.isfinite(self._time_K(time)).all())
 
-    def _time_K(self, time: Time) -> NDArray[np.float64]:
+    def _time_K(self, time: Time) -> Floats:
         if time == "step":
             return self.step_K.astype(np.float64)
         if time == "tokens":
@@ -178,24 +184,27 @@ class Run:
         sum_K = np.array([record.lr_sum for record in self.records], np.float64)
         return sum_K / (self.peak_learning_rate or np.nan)
 
-    def read_losses(self, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Read loss_NK (nats, float32) of the tokens from `start` to `stop`, all probes.
+    def read_losses(self, start: int = 0, stop: int | None = None) -> Floats32:
+        """Return loss_NK (nats, float32) of the tokens from `start` to `stop`, all probes.
 
-        The checksums of the files are verified, once in a process.
+        The checksum of each file is verified, once in a process.
+
+        Raises:
+            TokscaleError: a losses file is damaged.
         """
         stop = None if stop is None else min(stop, self.n_tokens)
         length = (self.n_tokens if stop is None else stop) - start
         loss_NK = np.empty((length, len(self.records)), dtype=np.float32)
         for k, record in enumerate(self.records):
-            loss_NK[:, k] = read_losses(self.losses_path(record.step), start, stop)
+            loss_NK[:, k] = read_losses(self.paths.losses_at(record.step), start, stop)
         return loss_NK
 
-    def read_losses_at(self, step: int) -> NDArray[np.float32]:
-        """Read loss_N (nats, float32) of all tokens at one probe step, checksum verified."""
-        return read_losses(self.losses_path(step)).astype(np.float32)
+    def read_losses_at(self, step: int) -> Floats32:
+        """Return loss_N (nats, float32) of all tokens at one probe step, checksum verified."""
+        return read_losses(self.paths.losses_at(step)).astype(np.float32)
 
-    def finite_blocks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Numbers and loss_NK of the tokens whose losses are finite at all probes, by blocks."""
+    def finite_blocks(self) -> Iterator[tuple[Integers, Floats32]]:
+        """Yield numbers and loss_NK of the tokens whose losses are all finite, by blocks."""
         block = max(_VALUES_PER_READ // len(self.records), 1)
         for start in range(0, self.n_tokens, block):
             loss_NK = self.read_losses(start, start + block)
@@ -208,15 +217,16 @@ class Run:
         A file that this process has checked is not read again.
 
         Raises:
-            TokscaleError: naming the first damaged file.
+            TokscaleError: a file is damaged; the message names the first.
         """
         for step in self.step_K if steps is None else steps:
-            if not is_checked(self.losses_path(step)):
-                check_losses(self.losses_path(step))
+            path = self.paths.losses_at(step)
+            if not is_checked(path):
+                check_losses(path)
 
     def checksums(self) -> dict[str, str]:
-        """Return the CRC-32 that each losses file gives for its losses, by file name, unchecked."""
-        paths = map(self.losses_path, self.step_K)
+        """Return the CRC-32 in each losses file's metadata by file name; no losses are read."""
+        paths = map(self.paths.losses_at, self.step_K)
         return {path.name: read_checksum(path) for path in paths}
 
 
@@ -224,8 +234,10 @@ def check_same_tokens(runs: Sequence[Run]) -> None:
     """Refuse runs with different probe sets.
 
     Raises:
-        TokscaleError: naming the first that differs.
+        TokscaleError: the probe sets differ; the message names the first that does.
     """
     for run in runs:
         if run.probe_set.fingerprint != runs[0].probe_set.fingerprint:
-            raise TokscaleError(f"{run.path} watches other tokens than {runs[0].path}")
+            raise TokscaleError(
+                f"{run.path} watches other tokens than {runs[0].path}; give runs of one probe set"
+            )

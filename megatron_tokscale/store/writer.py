@@ -1,4 +1,4 @@
-"""Writing a run: the one writer that a training job has.
+"""The writer of a run, of which a training job has one.
 
 Shapes: N watched tokens.
 """
@@ -11,13 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import AnyFloats, Floats32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import remove_temporaries, sync
+from megatron_tokscale.core.records import JSON
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.identity import Identity, merged
 from megatron_tokscale.store.launches import Launch, parting
@@ -25,35 +25,30 @@ from megatron_tokscale.store.lock import RunLock
 from megatron_tokscale.store.losses import (
     LossRecord,
     list_losses,
-    losses_name,
     read_losses,
     read_record,
     write_losses,
 )
-
-# Besides the losses: what was trained on. The journal tells of all runs in its directory.
-_OF_ONE_RUN = ("data.json", "plan.json", "replans.json", "run.json")
+from megatron_tokscale.store.paths import RunPaths
 
 
 class RunWriter:
-    """Writes the losses, the identity and the journal of one run into `path/tokscale`."""
+    """Writes the losses, the identity and the journal of one run into the run directory `path`."""
 
     def __init__(self, path: Path):
-        self.folder = path / "tokscale"
-        self._losses = self.folder / "losses"
-        self._journal = self.folder / "journal.jsonl"
-        self._lock = RunLock(self.folder / ".lock")
+        self.paths = RunPaths(path)
+        self.folder = self.paths.folder
+        self._lock = RunLock(self.paths.lock)
 
-    def check(self, probe_set: ProbeSet, model: Mapping[str, Any]) -> None:
+    def check(self, probe_set: ProbeSet, model: Mapping[str, int | None]) -> None:
         """Refuse a directory that belongs to another run.
 
         Raises:
-            TokscaleError: it holds losses of another probe set or of another model.
+            TokscaleError: the directory holds losses of another probe set or of another model.
         """
-        path = self.folder / "run.json"
-        if not path.exists():
+        if not self.paths.identity.exists():
             return
-        known = Identity.load(path)
+        known = Identity.load(self.paths.identity)
         if known.probe_fingerprint != probe_set.fingerprint:
             raise TokscaleError(
                 f"{self.folder} holds losses of probe set {known.probe_fingerprint}, this job "
@@ -69,58 +64,62 @@ class RunWriter:
     def open(
         self,
         probe_set: ProbeSet,
-        model: Mapping[str, Any],
+        model: Mapping[str, int | None],
         launches: Sequence[Launch],
         resume_step: int | None,
         *,
-        size: Mapping[str, Any] | None = None,
+        size: Mapping[str, int] | None = None,
     ) -> Launch | None:
-        """Take the run's lock, make its files if it is new, and tidy up after a job before this.
+        """Take the run's lock, create the files of a new run, and tidy up after an earlier job.
 
-        Losses of later steps than `resume_step` belong to a branch that is abandoned by resuming
-        from an earlier checkpoint, and launches that have taken no step by then too. So do losses
-        from the step on where the directory's launches part from those that have led to the job's
-        checkpoint. A job that starts at step 0 has fresh weights, and one whose first launch is
-        another than the directory's is of another run: both set aside all there is of the run
-        before. None (a replay of checkpoints) abandons nothing.
+        A job that resumes from `resume_step` abandons the losses of later steps, and the launches
+        that have taken no step by then. It also abandons the losses from the step on at which the
+        launches in the directory part from those that led to the job's checkpoint. A job that
+        starts at step 0 has fresh weights, and a job whose first launch is not the directory's
+        belongs to another run: both set aside all files of the run before. A replay of checkpoints
+        abandons nothing.
 
         Args:
             probe_set: the watched tokens.
             model: sizes that stay the same when a run is resumed.
-            launches: of the run, the job's own as the last; of a replay, those that the
-                checkpoints tell.
-            resume_step: where the job goes on.
-            size: of the model, for a new run.
+            launches: launches of the run, the job's own as the last; of a replay, the launches that
+                the checkpoints hold.
+            resume_step: step at which the job starts; None for a replay.
+            size: size of the model, for a new run.
 
         Returns:
-            The first launch of a branch or a run whose losses were in the directory in place of
-            the job's own; None without one.
+            The first launch in the directory that did not lead to the job's checkpoint, or the
+            first that did and is not in the directory; None without one.
 
         Raises:
             OSError: the directory cannot be written.
             TokscaleError: another job writes into it, or its run.json cannot be read.
         """
-        self._losses.mkdir(parents=True, exist_ok=True)
+        # The lock comes first: what a living job writes is not tidied up.
+        self.paths.losses.mkdir(parents=True, exist_ok=True)
         is_locked = self._lock.acquire()
-        for folder in (self.folder, self._losses):
+        for folder in (self.folder, self.paths.losses):
             remove_temporaries(folder)
-        path = self.folder / "run.json"
+        # The losses that belong to the job's past stay, the others are abandoned.
+        path = self.paths.identity
         known = Identity.load(path) if path.exists() else None
         parted, last = None, resume_step
         if known and resume_step:
             is_whole = not known.is_replay
             parted = parting(known.launches, launches, resume_step, is_whole=is_whole)
             last = resume_step if parted is None else parted.step
-        steps = [] if last is None else list_losses(self._losses)
+        steps = [] if last is None else list_losses(self.paths.losses)
         abandoned = [step for step in steps if step > (last or 0) or last == 0]
         for step in abandoned:
             self._abandon(step)
+        # A run that this one replaces leaves nothing in its place.
         replaced = known.run_id if known and last == 0 else None
         if replaced:
             self._set_aside(replaced)
             known = None
+        # run.json is written where it is new or another.
         if known is None:
-            probe_set.save(self.folder / "probe.safetensors")
+            probe_set.save(self.paths.probe_set)
             new = Identity(
                 secrets.token_hex(8),
                 probe_set.fingerprint,
@@ -147,20 +146,24 @@ class RunWriter:
         return parted
 
     def _set_aside(self, run_id: str) -> None:
-        """Move what belongs to the run before out of the way of the one that starts."""
-        folder = self.folder / "abandoned" / run_id
+        """Move the files of the run before into a folder for abandoned runs.
+
+        Its losses are abandoned already; the journal tells of all runs in its directory.
+        """
+        paths, folder = self.paths, self.paths.abandoned(run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        of_run = [self.folder / name for name in _OF_ONE_RUN]
-        for path in (self.folder.parent / "analysis", *of_run):
+        trained_on = (paths.data_record, paths.plan, paths.decisions)
+        for path in (paths.analysis, *trained_on, paths.identity):
             if path.exists():
                 os.replace(path, folder / path.name)
 
     def check_launches(self, launches: Sequence[Launch], step: int) -> None:
-        """Refuse a directory whose losses are of other steps than those up to a checkpoint.
+        """Refuse a directory whose losses are not of the steps that led to a checkpoint.
 
         Args:
-            launches: that have led to the checkpoint; without any of the plugin they tell nothing.
-            step: which step the checkpoint is of.
+            launches: launches that led to the checkpoint; if none is of a job with the plugin,
+                nothing is known and nothing refused.
+            step: step of the checkpoint.
 
         Raises:
             TokscaleError: the directory is of another run, or of another branch.
@@ -173,7 +176,7 @@ class RunWriter:
             )
 
     def check_free(self) -> bool:
-        """Look at the run's lock and do not take it; False where this machine cannot tell.
+        """Check that no job writes into the directory; return False if that cannot be known.
 
         Raises:
             TokscaleError: another job writes into the directory.
@@ -181,57 +184,56 @@ class RunWriter:
         return self._lock.check()
 
     def close(self) -> None:
-        """Give the run's lock back."""
+        """Release the run's lock."""
         self._lock.release()
 
     def _abandon(self, step: int) -> None:
-        folder = self._losses / "abandoned"
+        path, folder = self.paths.losses_at(step), self.paths.abandoned_losses
         folder.mkdir(exist_ok=True)
-        name = losses_name(step)
-        copies = sum(1 for path in folder.iterdir() if path.name.startswith(name))
-        os.replace(self._losses / name, folder / f"{name}.{copies}")
+        copies = sum(1 for copy in folder.iterdir() if copy.name.startswith(path.name))
+        os.replace(path, folder / f"{path.name}.{copies}")
 
     def has(self, step: int) -> bool:
-        """Whether the losses of `step` are on disk."""
-        return (self._losses / losses_name(step)).exists()
+        """Return whether the losses of `step` are on disk."""
+        return self.paths.losses_at(step).exists()
 
     def steps(self) -> list[int]:
-        """The steps whose losses are on disk, ascending."""
-        return list(list_losses(self._losses))
+        """Return the steps whose losses are on disk, ascending."""
+        return list(list_losses(self.paths.losses))
 
     def record(self, step: int) -> LossRecord | None:
-        """The record of the losses at `step`; None if there are none that can be read."""
+        """Return the record of the losses at `step`; None if no readable file has it."""
         try:
-            return read_record(self._losses / losses_name(step))[0] if self.has(step) else None
+            return read_record(self.paths.losses_at(step))[0] if self.has(step) else None
         except TokscaleError:
             return None
 
     def launches(self) -> tuple[Launch, ...]:
-        """The launches of the run in the directory; none if there is no run.
+        """Return the launches of the run in the directory; none if it holds no run.
 
         Raises:
             TokscaleError: its run.json cannot be read.
         """
-        path = self.folder / "run.json"
+        path = self.paths.identity
         return Identity.load(path).launches if path.exists() else ()
 
-    def latest(self, step: int) -> NDArray[np.float32] | None:
-        """The last losses on disk at or before `step`; None if there are none that can be read."""
-        files = [path for at, path in list_losses(self._losses).items() if at <= step]
+    def latest(self, step: int) -> Floats32 | None:
+        """Return the last losses on disk at or before `step`; None if they cannot be read."""
+        files = [path for at, path in list_losses(self.paths.losses).items() if at <= step]
         try:
             return read_losses(files[-1]) if files else None
         except TokscaleError:
             return None
 
-    def write(self, loss_N: NDArray[np.floating[Any]], record: LossRecord) -> None:
+    def write(self, loss_N: AnyFloats, record: LossRecord) -> None:
         """Write the losses (nats) of one probe, whole or not at all.
 
         Raises:
             OSError: the disk is full, or the directory is gone or cannot be written.
         """
-        if not (self.folder / "run.json").exists():
+        if not self.paths.identity.exists():
             raise FileNotFoundError(errno.ENOENT, "the run directory is gone", str(self.folder))
-        write_losses(self._losses / losses_name(record.step), loss_N, record)
+        write_losses(self.paths.losses_at(record.step), loss_N, record)
         self.journal(
             "probe",
             step=record.step,
@@ -239,14 +241,14 @@ class RunWriter:
             nonfinite=int(loss_N.size - np.isfinite(loss_N).sum()),
         )
 
-    def journal(self, event: str, **values: Any) -> None:
-        """Append one event; a line torn by a kill stays a line of its own.
+    def journal(self, event: str, **values: JSON) -> None:
+        """Append an event to the journal; a line that a kill has torn stays a line of its own.
 
         Raises:
             OSError: the journal cannot be written.
         """
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values})
-        with self._journal.open("ab+") as file:
+        with self.paths.journal.open("ab+") as file:
             file.seek(0, os.SEEK_END)
             if file.tell() > 0:
                 file.seek(-1, os.SEEK_END)

@@ -108,9 +108,11 @@ def faulty(folder):
         "data.idx is empty": lambda: bytes_of("idx", lambda _: b""),
         "data.idx is not a Megatron index": lambda: bytes_of("idx", lambda b: b[:20]),
         "not a Megatron index file": lambda: bytes_of("idx", lambda b: b"x" + b[1:]),
-        "unknown version 7": lambda: bytes_of("idx", lambda b: b[:9] + b"\7" + b[10:]),
-        "or type 9": lambda: bytes_of("idx", lambda b: b[:17] + b"\x09" + b[18:]),
-        "or type 0": lambda: bytes_of("idx", lambda b: b[:17] + b"\0" + b[18:]),
+        "has version 7 and type 8; expected version 1": lambda: bytes_of(
+            "idx", lambda b: b[:9] + b"\7" + b[10:]
+        ),
+        "and type 9; expected": lambda: bytes_of("idx", lambda b: b[:17] + b"\x09" + b[18:]),
+        "and type 0; expected": lambda: bytes_of("idx", lambda b: b[:17] + b"\0" + b[18:]),
         "data.idx is truncated": lambda: bytes_of("idx", lambda b: b[:-1]),
         "idx is truncated": lambda: bytes_of("idx", lambda b: b[: header + 5]),
         "shorter than its index": lambda: bytes_of("bin", lambda b: b[:-1]),

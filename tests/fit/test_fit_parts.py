@@ -197,7 +197,7 @@ def test_kills_at_any_moment_change_nothing(fitted_run, fitted_whole, forkserver
         assert process.exitcode == -9
         assert not (fitted_run.analysis / "fits.parquet").exists()
     n_parts = len(parts(fitted_run))
-    assert fit_run(fitted_run, block_tokens=BLOCK)["resumed_tokens"] == n_parts * BLOCK
+    assert fit_run(fitted_run, block_tokens=BLOCK).resumed_tokens == n_parts * BLOCK
     assert n_parts >= 6
     assert outcome(fitted_run) == fitted_whole
 
@@ -219,7 +219,7 @@ def test_fits_and_summary_never_disagree(run, whole, monkeypatch, n_published):
         fit_run(run, block_tokens=BLOCK)
     assert not (run.analysis / "fit.json").exists()
     monkeypatch.undo()
-    assert fit_run(run, block_tokens=BLOCK)["resumed_tokens"] == N_TOKENS
+    assert fit_run(run, block_tokens=BLOCK).resumed_tokens == N_TOKENS
     assert outcome(run) == whole
 
 
@@ -253,14 +253,14 @@ def other_blocks(run):
 
 
 def other_losses(run):
-    path = run.losses_path(int(STEPS[3]))
+    path = run.paths.losses_at(int(STEPS[3]))
     losses_N, (record, _) = read_losses(path), read_record(path)
     write_losses(path, losses_N + 1, record)
     return {}
 
 
 def fewer_probes(run):
-    run.losses_path(int(STEPS[-1])).unlink()
+    run.paths.losses_at(int(STEPS[-1])).unlink()
     return {}
 
 
@@ -270,7 +270,7 @@ def test_parts_of_another_fit_are_thrown_away(run, tmp_path, change):
     settings = {"block_tokens": BLOCK, **change(run)}
     shutil.copytree(run.path / "tokscale", tmp_path / "fresh" / "tokscale")
     summary = fit_run(Run.open(run.path), **settings)
-    assert summary["resumed_tokens"] == 0
+    assert summary.resumed_tokens == 0
     fresh = Run.open(tmp_path / "fresh")
     fit_run(fresh, **settings)
     assert outcome(run) == outcome(fresh)
@@ -280,7 +280,7 @@ def test_parts_of_another_version_are_thrown_away(run, whole, monkeypatch):
     monkeypatch.setattr(run_module, "__version__", "0.0.0")
     fit_and_stop(run)
     monkeypatch.undo()
-    assert fit_run(run, block_tokens=BLOCK)["resumed_tokens"] == 0
+    assert fit_run(run, block_tokens=BLOCK).resumed_tokens == 0
     assert outcome(run) == whole
 
 
@@ -306,13 +306,13 @@ def test_a_resumed_fit_checks_only_what_has_changed(run, monkeypatch):
     checked = []
     monkeypatch.setattr(reader, "check_losses", checked.append)
     fit_and_stop(run)
-    assert checked == [run.losses_path(int(step)) for step in STEPS]
+    assert checked == [run.paths.losses_at(int(step)) for step in STEPS]
     checked.clear()
-    touched = run.losses_path(int(STEPS[4]))
+    touched = run.paths.losses_at(int(STEPS[4]))
     os.utime(touched)
     summary = fit_run(run, block_tokens=BLOCK)
     assert checked == [touched]
-    assert summary["resumed_tokens"] == 3 * BLOCK
+    assert summary.resumed_tokens == 3 * BLOCK
 
 
 def test_progress_and_rate_are_of_this_call_alone(run):
@@ -323,18 +323,18 @@ def test_progress_and_rate_are_of_this_call_alone(run):
     )
     left = N_TOKENS - 3 * BLOCK
     assert seen == [(done, left) for done in range(0, left + 1, BLOCK)]
-    assert summary["tokens_per_second"] == pytest.approx(left / summary["seconds"], rel=0.1)
+    assert summary.tokens_per_second == pytest.approx(left / summary.seconds, rel=0.1)
     assert "; 96 tokens were fitted before\n" in describe_fit(summary)
 
 
 def test_losses_that_appear_during_the_fit_are_left_out(run, whole, loss_NK):
-    record, _ = read_record(run.losses_path(int(STEPS[-1])))
+    record, _ = read_record(run.paths.losses_at(int(STEPS[-1])))
 
     def write_more(done, total):
-        write_losses(run.losses_path(9999), loss_NK[:, 0], record)
+        write_losses(run.paths.losses_at(9999), loss_NK[:, 0], record)
 
     summary = fit_run(run, block_tokens=BLOCK, progress=write_more)
-    assert summary["steps"] == STEPS.tolist()
+    assert summary.identity.steps == tuple(STEPS.tolist())
     assert outcome(run) == whole
 
 
@@ -346,18 +346,18 @@ def test_losses_that_change_during_the_fit_are_refused(run):
 
 def test_losses_that_vanish_during_the_fit_are_refused(run):
     def abandon(done, total):
-        run.losses_path(int(STEPS[-1])).unlink(missing_ok=True)
+        run.paths.losses_at(int(STEPS[-1])).unlink(missing_ok=True)
 
     with pytest.raises(TokscaleError, match="cannot read losses"):
         fit_run(run, block_tokens=BLOCK, progress=abandon)
 
 
 def test_a_half_written_file_of_the_job_is_not_fitted(run, whole):
-    last = run.losses_path(int(STEPS[-1]))
+    last = run.paths.losses_at(int(STEPS[-1]))
     (last.parent / f".{losses_name(9999)}.0123abcd.tmp").write_bytes(last.read_bytes()[:100])
     fit_run(Run.open(run.path), block_tokens=BLOCK)
     assert outcome(run) == whole
-    run.losses_path(9999).write_bytes(last.read_bytes()[:100])
+    run.paths.losses_at(9999).write_bytes(last.read_bytes()[:100])
     with pytest.raises(TokscaleError, match=f"{losses_name(9999)} is truncated"):
         Run.open(run.path)
 
@@ -374,7 +374,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(run, whole, monkeypa
     with pytest.raises(TokscaleError, match=r"cannot write .*No space left.* blocks are kept"):
         fit_run(run, block_tokens=BLOCK)
     monkeypatch.undo()
-    assert fit_run(run, block_tokens=BLOCK)["resumed_tokens"] >= 3 * BLOCK
+    assert fit_run(run, block_tokens=BLOCK).resumed_tokens >= 3 * BLOCK
     assert outcome(run) == whole
 
 

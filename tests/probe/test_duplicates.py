@@ -157,16 +157,14 @@ def test_reported_duplicates_are_those_of_a_plain_search(settings):
     grams = grams_of(settings.data_path["train"])
     rows = range(probe_set.n_sequences)
     expected = np.array([is_duplicate(probe_set, settings, row, grams) for row in rows])
-    found = probe_set.details["duplicates"]["datasets"]
+    found = probe_set.origin.duplicates.datasets
     for dataset, counts in enumerate(found):
         is_dataset = probe_set.dataset_BS[:, 0] == dataset
-        assert counts["windows"] == is_dataset.sum()
-        assert counts["duplicate_windows"] == expected[is_dataset].sum() >= 4
-        assert counts["duplicate_tokens"] == probe_set.mask_BS[expected & is_dataset].sum()
-        assert 1 <= counts["duplicate_documents"] <= 5
-    assert f"{found[0]['duplicate_windows']} of {found[0]['windows']} windows" in describe(
-        probe_set
-    )
+        assert counts.windows == is_dataset.sum()
+        assert counts.duplicate_windows == expected[is_dataset].sum() >= 4
+        assert counts.duplicate_tokens == probe_set.mask_BS[expected & is_dataset].sum()
+        assert 1 <= counts.duplicate_documents <= 5
+    assert f"{found[0].duplicate_windows} of {found[0].windows} windows" in describe(probe_set)
 
 
 def test_dropped_duplicates_are_replaced_by_others(settings):
@@ -176,7 +174,7 @@ def test_dropped_duplicates_are_replaced_by_others(settings):
     rows = range(probe_set.n_sequences)
     assert not any(is_duplicate(probe_set, settings, row, grams) for row in rows)
     assert probe_set.n_tokens >= 4900
-    assert all(c["duplicate_windows"] for c in probe_set.details["duplicates"]["datasets"])
+    assert all(counts.duplicate_windows for counts in probe_set.origin.duplicates.datasets)
     assert "passed over" in describe(probe_set)
     again = build_probe_set(dataclasses.replace(fewer, duplicates="drop"))
     assert again.fingerprint == probe_set.fingerprint

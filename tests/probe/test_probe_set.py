@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, write_documents
 from numpy.testing import assert_array_equal
+from safetensors.numpy import save_file
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
@@ -210,7 +211,7 @@ def test_a_set_survives_the_disk(settings, tmp_path):
     probe_set.save(tmp_path / "probe.safetensors")
     loaded = ProbeSet.load(tmp_path / "probe.safetensors")
     assert loaded.fingerprint == probe_set.fingerprint
-    assert loaded.details == probe_set.details
+    assert loaded.origin == probe_set.origin
     assert_array_equal(loaded.labels_BS, probe_set.labels_BS)
     assert "left: " in describe(loaded)
 
@@ -236,7 +237,7 @@ def test_a_set_tells_what_is_in_it(settings):
 
 def test_a_set_of_training_text_says_so(settings):
     probe_set = build_probe_set(dataclasses.replace(settings, part="train"))
-    assert probe_set.details["part"] == "train"
+    assert probe_set.origin.part == "train"
     assert set(probe_set.document_N) <= set(split_range("900,100,0", "train", 300))
     assert "TRAINED ON" in describe(probe_set)
 
@@ -246,7 +247,7 @@ def test_names_from_a_file_are_shown_escaped(settings):
     evil = dataclasses.replace(
         probe_set,
         datasets=("\x1b[31mred\r", "übrig\n"),
-        details={**probe_set.details, "split": "\x1b]0;x\x07", "part": "\u202e"},
+        origin=dataclasses.replace(probe_set.origin, split="\x1b]0;x\x07", part="\u202e"),
     )
     lines = describe(evil).split("\n")
     assert all(line.isprintable() for line in lines)
@@ -263,6 +264,22 @@ def test_an_altered_set_is_refused(settings, tmp_path):
     path.write_bytes(content)
     with pytest.raises(TokscaleError, match="fingerprint"):
         ProbeSet.load(path)
+
+
+def test_a_set_of_schema_1_is_refused_with_the_verb_that_makes_one(tmp_path):
+    """Schema 1 had the array "domain" and the value "domains" in place of dataset and datasets."""
+    path, ids = tmp_path / "probe.safetensors", np.ones((1, 4), np.int32)
+    arrays = dict.fromkeys(("tokens", "labels", "document", "position"), ids)
+    arrays |= {"mask": np.ones((1, 4), np.bool_), "domain": np.zeros((1, 4), np.int16)}
+    metadata = {"kind": "tokscale-probe-set", "schema_version": "1", "fingerprint": "0" * 16}
+    metadata |= {"domains": '["left"]', "vocab_size": "9", "details": "{}"}
+    save_file(arrays, path, metadata)
+    with pytest.raises(TokscaleError) as caught:
+        ProbeSet.load(path)
+    assert str(caught.value) == (
+        f"{path} is of an older schema; make it again with `megatron-tokscale probe build` "
+        "(its schema version is 1; expected 2)"
+    )
 
 
 def test_bad_settings_are_refused(settings, tmp_path, corpus):

@@ -1,4 +1,4 @@
-"""A job and the doctor say whether the watched tokens are held out of what the job trains on."""
+"""A job and the doctor say whether the watched tokens are held out of the training data."""
 
 import shutil
 from dataclasses import replace
@@ -12,6 +12,7 @@ from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.doctor import doctor
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
+from megatron_tokscale.probe.probe_set import ProbeSetOrigin
 from megatron_tokscale.training.data.held_out import TrainedPart, held_out
 
 
@@ -19,6 +20,10 @@ from megatron_tokscale.training.data.held_out import TrainedPart, held_out
 def probe_set(corpus: Corpus):
     """Of the valid part under 900,100,0: documents 270 to 299 of both datasets."""
     return ProbeSet.load(corpus.probe_set)
+
+
+def with_prefixes(probe_set: ProbeSet, *prefixes: str) -> ProbeSet:
+    return replace(probe_set, origin=replace(probe_set.origin, prefixes=prefixes))
 
 
 def trained(data_path, split) -> list[TrainedPart]:
@@ -49,10 +54,10 @@ def test_watched_tokens_that_are_trained_on_are_counted(corpus, probe_set, split
     assert "\n" not in found.line
 
 
-def test_a_prefix_that_cannot_be_looked_up_is_not_known_and_ends_no_job(corpus, probe_set):
+def test_a_prefix_that_cannot_be_read_is_unknown_and_ends_no_job(corpus, probe_set):
     """A folder that this user may not enter; for root, one with too long a name."""
     elsewhere = [f"/{'x' * 300}/{name}" for name in probe_set.datasets]
-    moved = replace(probe_set, details={**probe_set.details, "prefixes": elsewhere})
+    moved = with_prefixes(probe_set, *elsewhere)
     found = held_out(moved, trained(corpus.data_path, "100,0,0"))
     assert found.state == "unknown"
     assert found.line.startswith("whether the watched tokens are held out is not known")
@@ -118,11 +123,9 @@ def test_other_data_of_the_same_name_are_other_data(corpus, probe_set, tmp_path)
     assert held_out(probe_set, trained(data_path, "1,0,0")).state == "held out"
 
 
-def test_what_cannot_be_told_is_said(corpus, probe_set):
+def test_unknown_training_data_get_a_line(corpus, probe_set):
     parts = trained(corpus.data_path, "1,0,0")
-    gone = replace(
-        probe_set, details=probe_set.details | {"prefixes": ["/nowhere/left", "/nowhere/right"]}
-    )
+    gone = with_prefixes(probe_set, "/nowhere/left", "/nowhere/right")
     found = held_out(gone, parts)
     assert found.state == "unknown"
     assert "is not known" in found.line
@@ -157,7 +160,14 @@ def test_documents_are_counted_by_dataset():
         dataset_BS=np.array([[0] * 4, [1] * 4], np.int16),
         datasets=("a", "b"),
         vocab_size=10,
-        details={"prefixes": ["x/a", "x/b"]},
+        origin=ProbeSetOrigin(
+            split=None,
+            part="valid",
+            per_dataset="equal",
+            seed=1234,
+            eod=None,
+            prefixes=("x/a", "x/b"),
+        ),
     )
     found = held_out(probe_set, [TrainedPart("x/a", 0, 6), TrainedPart("x/b", 6, 9)])
     assert found.line.startswith("4 of the 8 watched tokens (1 of 2 documents)")

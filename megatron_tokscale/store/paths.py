@@ -1,0 +1,139 @@
+"""Every path of a run, in one class: what a job writes, and what analyses write.
+
+ROOT/tokscale/
+  run.json                    what the run is, and the launches that trained it
+  probe.safetensors           the probe set
+  losses/step_*.safetensors   one file per probe; losses/abandoned/ of branches given up
+  journal.jsonl               one line per event
+  data.json                   where the training samples come from
+  plan.json, replans.json     the plan that the run follows, and the decisions made since
+  cache/                      a plan's index, where the job's data cache cannot hold it
+  abandoned/RUN-ID/           files of a run that another has replaced
+  .lock                       held by the job that writes
+ROOT/analysis/                fits, spectra, laws and the report
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_tokscale.store.losses import losses_name
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The paths of the run in directory `root`, whether or not anything is there yet."""
+
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all that the training job writes."""
+        return self.root / "tokscale"
+
+    @property
+    def identity(self) -> Path:
+        """The run's `Identity`; a directory without it holds no run."""
+        return self.folder / "run.json"
+
+    @property
+    def probe_set(self) -> Path:
+        """The run's copy of the probe set."""
+        return self.folder / "probe.safetensors"
+
+    @property
+    def losses(self) -> Path:
+        """The folder of losses files."""
+        return self.folder / "losses"
+
+    def losses_at(self, step: int) -> Path:
+        """Return the file of the losses at a probe step."""
+        return self.losses / losses_name(step)
+
+    @property
+    def abandoned_losses(self) -> Path:
+        """The folder of losses from branches that a job has left by resuming before them."""
+        return self.losses / "abandoned"
+
+    @property
+    def journal(self) -> Path:
+        """The journal of all jobs that have written into the directory."""
+        return self.folder / "journal.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """The file that the writing job holds a lock on."""
+        return self.folder / ".lock"
+
+    @property
+    def data_record(self) -> Path:
+        """The record of where the run's training samples come from."""
+        return self.folder / "data.json"
+
+    @property
+    def plan(self) -> Path:
+        """The run's copy of the plan that it follows."""
+        return self.folder / "plan.json"
+
+    @property
+    def decisions(self) -> Path:
+        """The decisions on weights that were made while the run trained."""
+        return self.folder / "replans.json"
+
+    @property
+    def cache(self) -> Path:
+        """The folder of a plan's index, where the job's data cache cannot hold it."""
+        return self.folder / "cache"
+
+    def abandoned(self, run_id: str) -> Path:
+        """Return the folder for the files of a run that another one replaces."""
+        return self.folder / "abandoned" / run_id
+
+    @property
+    def analysis(self) -> Path:
+        """The folder of all that is computed from the run."""
+        return self.root / "analysis"
+
+    @property
+    def fits(self) -> Path:
+        """The table of fits, one row per token."""
+        return self.analysis / "fits.parquet"
+
+    @property
+    def fit(self) -> Path:
+        """The summary of the fits, and what they were made of."""
+        return self.analysis / "fit.json"
+
+    @property
+    def fit_parts(self) -> Path:
+        """The folder of finished blocks of a fit that is under way."""
+        return self.analysis / "fit.parts"
+
+    @property
+    def spectrum(self) -> Path:
+        """The numbers of the learning-time spectrum."""
+        return self.analysis / "spectrum.json"
+
+    @property
+    def spectrum_arrays(self) -> Path:
+        """The curves of the learning-time spectrum."""
+        return self.analysis / "spectrum.npz"
+
+    @property
+    def reconstruction(self) -> Path:
+        """The reconstruction of the mean loss, and the evidence from this run alone."""
+        return self.analysis / "reconstruction.json"
+
+    @property
+    def transfer(self) -> Path:
+        """The predictions from other runs' learning times."""
+        return self.analysis / "transfer.json"
+
+    @property
+    def laws(self) -> Path:
+        """The scaling laws and theories."""
+        return self.analysis / "laws.json"
+
+    @property
+    def report(self) -> Path:
+        """The page that shows all of these."""
+        return self.analysis / "report.html"
