@@ -218,12 +218,13 @@ def _summary(value: object) -> str:
 
 
 def filled(path: Path) -> str:
-    """Return a page with what stands between its markers made anew."""
+    """Return a page with the tables between its markers made anew; a record is shown once."""
+    shown: list[type] = []
 
     def made(match: re.Match[str]) -> str:
         makers: dict[str, Callable[[str], str]] = {
             "fields of": lambda name: _fields_table(_class_of(name)),
-            "record of": lambda name: _record_tables(_class_of(name)),
+            "record of": lambda name: _record_tables(_class_of(name), shown),
             "columns of": lambda name: _columns_table(_class_of(name)),
             "schema versions": lambda _: _schemas_table(),
         }
@@ -248,15 +249,22 @@ def _fields_table(kind: type) -> str:
     return _table(("field", "type", "meaning"), rows)
 
 
-def _record_tables(kind: type) -> str:
-    """Return the fields of a dataclass, and those of each dataclass that its fields hold."""
+def _record_tables(kind: type, shown: list[type]) -> str:
+    """Return the fields of a dataclass, and those of each dataclass that its fields hold.
+
+    Args:
+        kind: the dataclass.
+        shown: dataclasses that need no table any more; the new ones are added.
+    """
     kinds = [kind]
     for known in kinds:  # grows while it is gone through
         hints = typing.get_type_hints(known)
         for field in fields(known):
             found = [each for each in _dataclasses_in(hints[field.name]) if each not in kinds]
             kinds += [each for each in dict.fromkeys(found) if each.__name__ not in _EXPLAINED]
-    tables = [f"`{each.__name__}`. {_summary(each)}\n\n{_fields_table(each)}" for each in kinds]
+    new = [each for each in kinds if each not in shown]
+    shown += new
+    tables = [f"`{each.__name__}`. {_summary(each)}\n\n{_fields_table(each)}" for each in new]
     return "\n\n".join(tables)
 
 
@@ -270,8 +278,15 @@ def _dataclasses_in(hint: object) -> list[type]:
 
 
 def _attributes(kind: type) -> dict[str, str]:
-    """Return what the docstring of a class says of its attributes."""
-    _, _, rest = (inspect.getdoc(kind) or "").partition("Attributes:\n")
+    """Return what the docstrings of a class and of its bases say of its attributes."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        found |= _own_attributes(base)
+    return found
+
+
+def _own_attributes(kind: type) -> dict[str, str]:
+    _, _, rest = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
     found: dict[str, str] = {}
     for line in rest.splitlines():
         if line and not line.startswith(" "):
