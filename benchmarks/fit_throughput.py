@@ -371,8 +371,8 @@ REST, TWO = "the rest", "refining two sigmoids"
 STAGES = [
     ("grid search", grid.Grid, "starts"),
     ("refining one sigmoid", block, "fit_one"),
-    ("residuals, tangents, errors", block, "_look_at"),
-    ("residuals, tangents, errors", noise.Residuals, "of"),
+    ("residuals, tangents, errors", block, "_examine"),
+    ("residuals, tangents, errors", noise.Residuals, "from_fit"),
     ("residuals, tangents, errors", noise, "standard_errors"),
     ("best second cell, best ramp", grid.Grid, "second"),
     ("best second cell, best ramp", grid.Grid, "ramp"),
@@ -481,19 +481,13 @@ class Products(TorchDispatchMode):
 
 
 def watch_fit(planted: Planted, *, counting: bool) -> dict[str, Stage]:
-    """The stages of one fit on one thread, their functions wrapped until its end.
-
-    A stage whose function the fitter does not have counts with the one around it.
-    """
+    """Return the stages of one fit on one thread, whose functions are wrapped until its end."""
     torch.set_num_threads(1)
     watch = Watch(counting)
     with ExitStack() as stack:
         for name, owner, attribute in STAGES:
-            if hasattr(owner, attribute):
-                kept = vars(owner)[attribute]
-                wrapped = watch.timed(name, getattr(owner, attribute))
-                wrapped = staticmethod(wrapped) if isinstance(kept, staticmethod) else wrapped
-                stack.enter_context(mock.patch.object(owner, attribute, wrapped))
+            wrapped = watch.timed(name, getattr(owner, attribute))
+            stack.enter_context(mock.patch.object(owner, attribute, wrapped))
         for kernel in ("descend", "tangents"):
             wrapped = watch.loop(kernel, getattr(kernels, kernel))
             stack.enter_context(mock.patch.object(kernels, kernel, wrapped))
