@@ -16,12 +16,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from table import heading, markdown
 
+from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store import Identity
-from megatron_tokscale.store.losses import LossRecord, losses_name, write_losses
+from megatron_tokscale.store import Identity, LossRecord, RunPaths
+from megatron_tokscale.store.losses import write_losses
 
 SEQ_LENGTH = 1000
 LAST_STEP = 20_000
@@ -46,20 +46,19 @@ def record(step: int, probe_set: ProbeSet) -> LossRecord:
 def make_run(path: Path, n_tokens: int, n_probes: int, seed: int) -> None:
     """Planted sigmoids with white noise, written probe by probe."""
     rng = np.random.default_rng(seed)
-    folder, probe_set = path / "tokscale", make_probe_set(n_tokens)
-    probe_set.save(folder / "probe.safetensors")
-    Identity("benchmark", probe_set.fingerprint).save(folder / "run.json")
+    paths, probe_set = RunPaths(path), make_probe_set(n_tokens)
+    probe_set.save(paths.probe_set)
+    Identity("benchmark", probe_set.fingerprint).save(paths.identity)
     floor, drop = rng.uniform(0, 3, n_tokens), rng.uniform(0.5, 8, n_tokens)
     midpoint, width = rng.uniform(2.5, 8, n_tokens), np.exp(rng.uniform(-3, 0, n_tokens))
     noise = rng.uniform(0.05, 0.4, n_tokens)
     for step in probe_steps(n_probes):
-        learned_N: float | NDArray[np.float64] = 0.0
+        learned_N: float | Floats = 0.0
         if step:
             learned_N = np.exp((midpoint - np.log(step)) / width)
             learned_N = 1 / (1 + learned_N)
         loss_N = floor + drop * (1 - learned_N) + noise * rng.standard_normal(n_tokens)
-        path = folder / "losses" / losses_name(step)
-        write_losses(path, loss_N.astype(np.float32), record(step, probe_set))
+        write_losses(paths.losses_at(step), loss_N.astype(np.float32), record(step, probe_set))
 
 
 def make_probe_set(n_tokens: int) -> ProbeSet:
@@ -97,10 +96,11 @@ def measure(path: Path, arguments: argparse.Namespace) -> tuple[float, list[str]
         command += ["--device", arguments.device]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     peak = children_gigabytes()
-    summary = json.loads((path / "analysis" / "fit.json").read_text())
+    paths = RunPaths(path)
+    summary = json.loads(paths.fit.read_text())
     sizes = [
-        sum(file.stat().st_size for file in (path / folder).glob(pattern)) / 1e9
-        for folder, pattern in (("tokscale/losses", "*"), ("analysis", "fits.parquet"))
+        sum(file.stat().st_size for file in files) / 1e9
+        for files in (paths.losses.iterdir(), [paths.fits])
     ]
     return peak, [
         f"{summary['n_tokens']:,}",

@@ -1,29 +1,28 @@
-"""A run on disk of any number of tokens, with planted losses and the planted parameters as fits.
+"""A fitted run on disk of any number of tokens: planted losses, and the planted parameters as fits.
 
 Shapes: N tokens, K probe steps.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from fit_memory import LAST_STEP, SEQ_LENGTH, probe_steps, record
-from numpy.typing import NDArray
 from scipy.special import expit
 
-from megatron_tokscale.core.arrays import Floats32
-from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
-from megatron_tokscale.fit.table import ParquetRows
+from megatron_tokscale.core.arrays import AnyArray, Floats32
+from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass, fit_run
+from megatron_tokscale.fit.parts import Parts
+from megatron_tokscale.fit.run_fit import part_key, part_table
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store import Identity
-from megatron_tokscale.store.losses import losses_name, write_losses
+from megatron_tokscale.store import Identity, Run, RunPaths
+from megatron_tokscale.store.losses import write_losses
 
 TOKENS_PER_DOCUMENT = 100
 VOCABULARY = 50_000
-BLOCK = 156_250  # tokens in a row group, as `fit_run` writes ten million
+BLOCK = 156_250  # tokens of a block, as `fit_run` divides ten million
 SPAN = np.log(LAST_STEP)
-SHARES = {  # of the demo's run
+SHARES = {  # of the classes in the demo's run
     TokenClass.FALLING: 0.38,
     TokenClass.RISING: 0.01,
     TokenClass.TWO_STEP: 0.22,
@@ -32,15 +31,15 @@ SHARES = {  # of the demo's run
     TokenClass.FLAT_KNOWN: 0.08,
 }
 
-Columns = dict[str, NDArray[Any]]
+Columns = dict[str, AnyArray]
 
 
 def make_run(path: Path, n_tokens: int, n_probes: int, seed: int) -> None:
-    """Write the run; n_tokens is a multiple of `SEQ_LENGTH`, and no matrix of N x K is made."""
+    """Write the run, probe by probe; `n_tokens` is a multiple of `SEQ_LENGTH`."""
     rng = np.random.default_rng(seed)
-    folder, probe_set = path / "tokscale", make_probe_set(rng, n_tokens)
-    probe_set.save(folder / "probe.safetensors")
-    Identity("benchmark", probe_set.fingerprint).save(folder / "run.json")
+    paths, probe_set = RunPaths(path), make_probe_set(rng, n_tokens)
+    probe_set.save(paths.probe_set)
+    Identity("benchmark", probe_set.fingerprint).save(paths.identity)
     steps, columns = probe_steps(n_probes), plant(rng, n_tokens)
     level_N = np.zeros(n_tokens, np.float32)
     for step in steps:
@@ -49,15 +48,15 @@ def make_run(path: Path, n_tokens: int, n_probes: int, seed: int) -> None:
         level_N += loss_N / len(steps)
         if step == 0:
             first_N = loss_N
-        write_losses(folder / "losses" / losses_name(step), loss_N, record(step, probe_set))
+        write_losses(paths.losses_at(step), loss_N, record(step, probe_set))
     columns |= {"level": level_N, "fall": first_N - loss_N}
     columns["sse"] = columns.pop("noise") ** 2 * (n_probes - 4)
     columns["n_probes"] = np.full(n_tokens, n_probes, np.int32)
-    write_fits(path / "analysis" / "fits.parquet", rng, columns, probe_set, steps)
+    write_fits(Run.open(path), rng, columns)
 
 
 def make_probe_set(rng: np.random.Generator, n_tokens: int) -> ProbeSet:
-    """Two datasets of documents of any length, ids about as frequent as words, all watched."""
+    """Return two datasets of documents of any length, all watched, ids about as rare as words."""
     shape = (n_tokens // SEQ_LENGTH, SEQ_LENGTH)
     is_first_N = rng.random(n_tokens) < 1 / TOKENS_PER_DOCUMENT
     is_first_N[:: n_tokens // 2] = True
@@ -77,7 +76,7 @@ def make_probe_set(rng: np.random.Generator, n_tokens: int) -> ProbeSet:
 
 
 def plant(rng: np.random.Generator, n_tokens: int) -> Columns:
-    """Parameters by column of a fit, NaN where a token's class has none; "noise" is its size."""
+    """Return parameters by column of a fit, NaN where a token's class has none, and the noise."""
 
     def uniform(low: float, high: float) -> Floats32:
         return np.float32(low) + np.float32(high - low) * rng.random(n_tokens, dtype=np.float32)
@@ -121,8 +120,8 @@ def plant(rng: np.random.Generator, n_tokens: int) -> Columns:
     return columns
 
 
-def model(columns: Mapping[str, NDArray[Any]], x: float) -> Floats32:
-    """The loss of every token at x without noise; a flat token's is its floor."""
+def model(columns: Mapping[str, AnyArray], x: float) -> Floats32:
+    """Return the loss of every token at x without noise; that of a flat token is its floor."""
     class_N, loss_N = columns["class"], columns["floor"].copy()
     for prefix, classes in (
         ("", (TokenClass.FALLING, TokenClass.RISING)),
@@ -140,31 +139,25 @@ def model(columns: Mapping[str, NDArray[Any]], x: float) -> Floats32:
     return loss_N
 
 
-def write_fits(
-    path: Path,
-    rng: np.random.Generator,
-    columns: Mapping[str, NDArray[Any]],
-    probe_set: ProbeSet,
-    steps: list[int],
-) -> None:
-    """Write the planted columns; the others, which do not change what is computed, are noise."""
-    with np.errstate(divide="ignore"):
-        x_K = np.log(np.array(steps, dtype=np.float64))
-    made_of = {"time": "step", "steps": steps, "probe_fingerprint": probe_set.fingerprint}
-    status_N = np.where(rng.random(len(columns["class"])) < 0.05, FitStatus.AT_BOUND, 0)
-    codes = {"status": status_N.astype(np.int8), "runner_up": np.zeros(len(status_N), np.int8)}
+def write_fits(run: Run, rng: np.random.Generator, columns: Mapping[str, AnyArray]) -> None:
+    """Write the planted columns as finished blocks, from which `fit_run` assembles its files.
+
+    The other columns, which do not change the cost of an analysis, are random.
+    """
+    key = part_key(run, "step", BLOCK, "cpu")
+    parts, x_K = Parts(run.paths.fit_parts, key), run.x_K()
+    status_N = np.where(rng.random(run.n_tokens) < 0.05, FitStatus.AT_BOUND, 0)
+    codes = {"status": status_N.astype(np.int8), "runner_up": np.zeros(run.n_tokens, np.int8)}
     planted = {**columns, **codes}
     names = [name.removesuffix("_N") for name in SigmoidFits.columns()]
-    with ParquetRows(path, x_K, made_of) as rows:
-        for start in range(0, len(status_N), BLOCK):
-            part = slice(start, start + BLOCK)
-            n_tokens = len(status_N[part])
-            values = (
-                planted[name][part] if name in planted else rng.random(n_tokens, dtype=np.float32)
-                for name in names
-            )
-            extra = {
-                name: (getattr(probe_set, f"{name}_N")[part], "from the probe set")
-                for name in ("label", "dataset", "document", "position", "context")
-            }
-            rows.append(SigmoidFits(x_K, *values), extra)
+    for block, start in enumerate(range(0, run.n_tokens, BLOCK)):
+        tokens = slice(start, min(start + BLOCK, run.n_tokens))
+        n_tokens = tokens.stop - tokens.start
+        values = (
+            planted[name][tokens] if name in planted else rng.random(n_tokens, dtype=np.float32)
+            for name in names
+        )
+        loss_NK = run.read_losses(tokens.start, tokens.stop)
+        table = part_table(SigmoidFits(x_K, *values), loss_NK, run.probe_set, tokens)
+        parts.write(block, table)
+    fit_run(run, block_tokens=BLOCK)

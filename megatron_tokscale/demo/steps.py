@@ -178,6 +178,7 @@ class _Demo:
             beside=Run.open(self.planned),
             tokenizer=self.tokenizer,
             out=self.report,
+            seed=_ANALYSIS_SEED,
         )
 
 

@@ -104,7 +104,7 @@ def fit_run(
     # All ranks agree on the device, on what identifies the parts, and on the probes.
     ranks = ranks or Ranks()
     place = ranks.together(partial(ranks.device, device))
-    key = ranks.on_first(partial(_part_key, run, time, block_tokens, place.type))
+    key = ranks.on_first(partial(part_key, run, time, block_tokens, place.type))
     run = ranks.together(partial(_same_probes, run, key))
     blocks = _cut(run.n_tokens, key.block_tokens)
     parts = Parts(run.paths.fit_parts, key)
@@ -121,7 +121,7 @@ def fit_run(
         return ranks.on_first(partial(_assemble, work, key, seconds))
 
 
-def _part_key(run: "Run", time: "Time", block_tokens: int | None, device_type: str) -> PartKey:
+def part_key(run: "Run", time: "Time", block_tokens: int | None, device_type: str) -> PartKey:
     """Return the key of the parts of a run's fit.
 
     Raises:
@@ -272,13 +272,28 @@ class _Work:
 
     def _fit(self, block: int, loss_NK: Floats32) -> None:
         fits = fit_sigmoids(self.x_K, loss_NK, device=self.device)
-        table = fits.to_arrow(_probe_columns(self.run.probe_set, self.blocks[block]))
-        non_finite_NK = ~np.isfinite(loss_NK)
-        counts = {
-            "tokens": int(non_finite_NK.any(axis=1).sum()),
-            "losses_K": non_finite_NK.sum(axis=0).tolist(),
-        }
-        self.parts.write(block, table.replace_schema_metadata({_NON_FINITE: json.dumps(counts)}))
+        tokens = self.blocks[block]
+        self.parts.write(block, part_table(fits, loss_NK, self.run.probe_set, tokens))
+
+
+def part_table(
+    fits: SigmoidFits, loss_NK: Floats32, probe_set: "ProbeSet", tokens: slice
+) -> "pa.Table":
+    """Return the table of a part: fits, columns of the probe set, counts of non-finite losses.
+
+    Args:
+        fits: the fits of a block of tokens.
+        loss_NK: their losses.
+        probe_set: the probe set of the run.
+        tokens: the place of the block among the watched tokens.
+    """
+    non_finite_NK = ~np.isfinite(loss_NK)
+    counts = {
+        "tokens": int(non_finite_NK.any(axis=1).sum()),
+        "losses_K": non_finite_NK.sum(axis=0).tolist(),
+    }
+    table = fits.to_arrow(_probe_columns(probe_set, tokens))
+    return table.replace_schema_metadata({_NON_FINITE: json.dumps(counts)})
 
 
 def _probe_columns(tokens: "ProbeSet", part: slice) -> ExtraColumns:

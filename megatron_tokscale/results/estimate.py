@@ -84,15 +84,6 @@ class Estimate:
         kept, low, high = np.clip(corrected, least, most).tolist()
         return cls(kept, low, high, float(value))
 
-    def entry(self, name: str) -> dict[str, float | list[float] | None]:
-        """As JSON: NAME, NAME_interval and NAME_uncorrected, null where not defined."""
-        known = np.isfinite([self.value, self.low, self.high])
-        return {
-            name: self.value if known[0] else None,
-            f"{name}_interval": [self.low, self.high] if known[1:].all() else None,
-            f"{name}_uncorrected": self.uncorrected if np.isfinite(self.uncorrected) else None,
-        }
-
 
 def defined_or_reason[T](compute: Callable[[], T]) -> T | Undefined:
     """Return the result of `compute`, or why it is undefined; bad input (TokscaleError) goes on."""
