@@ -45,11 +45,11 @@ ABOUT = """# What the evidence tests pass, and what the intervals cover
 
 {about}
 
-The planted runs: `tests/planted_pairs.py`. 40 probes; documents of 8 to 32 tokens in two datasets,
-40 of them in a pair of runs and 60 in a run for the coverage. Noise has a lag-one autocorrelation
-of 0.6, a part of it common to the document. A test that should fail is allowed 5%. A test that
-should pass may lack power: position and dataset set few of these times apart beyond what the drops
-tell, which the permuted times keep.
+The planted runs: `tests/support/planted_pairs.py`. 40 probes; documents of 8 to 32 tokens in two
+datasets, 40 of them in a pair of runs and 60 in a run for the coverage. Noise has a lag-one
+autocorrelation of 0.6, a part of it common to the document. A test that should fail is allowed 5%.
+A test that should pass may lack power: position and dataset set few of these times apart beyond
+what the drops tell, which the permuted times keep.
 
 """
 NOTES = """True: the same number on eight runs of 3,000 documents, and for the exponents what was

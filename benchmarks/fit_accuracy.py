@@ -11,7 +11,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from planted import DEMO_AUTOCORRELATION, DEMO_NOISE, of_class, shared_noise, sigmoids
+from correlated import correlated_noise
+from planted import DEMO_AUTOCORRELATION, DEMO_NOISE, of_class, sigmoids
 from runs import log_time, probe_steps
 from scipy import stats
 from scipy.optimize import curve_fit
@@ -63,7 +64,7 @@ def sse_of(fits, x_K, loss_NK):
 
 
 def in_our_box(x_K, parameters):
-    """Whether scipy's optimum is one that we look for (`Axis.midpoint_bounds`, `width_bounds`)."""
+    """Return whether scipy's optimum is within our bounds (`ProbeAxis.midpoint_bounds`)."""
     if parameters is None:
         return False
     x_K = x_K[np.isfinite(x_K)]
@@ -133,7 +134,7 @@ def noise_rows(n_tokens):
     for n_probes in (24, 60, 200):
         x_K = log_time(probe_steps(n_probes))
         for phi in (0.0, 0.3, 0.6, 0.8):
-            noise_NK = shared_noise(np.random.default_rng(5), (n_tokens, n_probes), phi)
+            noise_NK = correlated_noise(np.random.default_rng(5), (n_tokens, n_probes), phi)
             fits = fit_sigmoids(x_K, 5 + noise_NK)
             one = fits.is_class(TokenClass.FALLING, TokenClass.RISING).mean()
             others = [
@@ -146,7 +147,7 @@ def confusion_of(token_class, n_tokens, phi, n_probes=60):
     """Share of a planted class that is given each class, in percent, at the demo's noise."""
     x_K = np.concatenate([[-np.inf], np.linspace(0, 8, n_probes - 1)])
     rng = np.random.default_rng([7, int(token_class)])
-    noise_NK = DEMO_NOISE * shared_noise(rng, (n_tokens, n_probes), phi)
+    noise_NK = DEMO_NOISE * correlated_noise(rng, (n_tokens, n_probes), phi)
     fits = fit_sigmoids(x_K, of_class(token_class, n_tokens, x_K) + noise_NK)
     return [100 * (fits.class_N == each).mean() for each in CLASSES]
 

@@ -50,7 +50,7 @@ CHANCE_BITS = np.log2(50_004)
 
 
 @dataclass(frozen=True)
-class Planted:
+class PlantedLosses:
     """Losses, and where their midpoints are: NaN for tokens that are not one sigmoid.
 
     `midpoint_se_N` is the least standard error that the losses allow (Cramer and Rao), for the
@@ -62,9 +62,9 @@ class Planted:
     midpoint_N: Floats
     midpoint_se_N: Floats
 
-    def tokens(self, part: slice) -> "Planted":
+    def tokens(self, part: slice) -> "PlantedLosses":
         per_token = (self.loss_NK, self.midpoint_N, self.midpoint_se_N)
-        return Planted(self.x_K, *(each[part] for each in per_token))
+        return PlantedLosses(self.x_K, *(each[part] for each in per_token))
 
     def missed(self, midpoint_N: Floats) -> tuple[int, int]:
         """How many of these are off by more than 0.5 where the losses tell to 0.1; of how many."""
@@ -73,7 +73,7 @@ class Planted:
         return int((~near_N).sum()), int(told_N.sum())
 
 
-def plant(n_tokens: int, n_probes: int, n_checked: int, seed: int, *, mixed: bool) -> Planted:
+def plant(n_tokens: int, n_probes: int, n_checked: int, seed: int, *, mixed: bool) -> PlantedLosses:
     """Trajectories over the ranges of the demo's run; `n_checked` get a Cramer-Rao bound.
 
     All falling with white noise, or if mixed with the demo's shares of classes and its noise's
@@ -106,7 +106,7 @@ def plant(n_tokens: int, n_probes: int, n_checked: int, seed: int, *, mixed: boo
     truth = (each[:n_checked] for each in (drop, midpoint, width, deviation))
     bound_N = np.full(n_tokens, np.inf)
     bound_N[:n_checked] = least_error(np.maximum(x_K, FAR), *truth, phi)
-    return Planted(
+    return PlantedLosses(
         x_K,
         loss_NK.astype(np.float32),
         np.where(single, midpoint, np.nan)[:, 0],
@@ -232,7 +232,7 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def sse_of(fits: SigmoidFits, planted: Planted) -> Floats:
+def sse_of(fits: SigmoidFits, planted: PlantedLosses) -> Floats:
     """SSE of the reported parameters in float64, as the peers' is taken."""
     columns = (fits.floor_N, fits.drop_N, fits.midpoint_N, np.log(fits.width_N))
     parameters = (each[:, None].astype(np.float64) for each in columns)
@@ -241,7 +241,7 @@ def sse_of(fits: SigmoidFits, planted: Planted) -> Floats:
 
 
 def on_threads(
-    count: int, planted: Planted, loss: Any = None, device: str = "cpu"
+    count: int, planted: PlantedLosses, loss: Any = None, device: str = "cpu"
 ) -> tuple[float, SigmoidFits]:
     """Seconds that ours takes, and its fits; `loss` in place of the planted losses."""
     torch.set_num_threads(count)
@@ -252,7 +252,7 @@ def on_threads(
     return time.perf_counter() - start, fits
 
 
-def by_peer(peer: Peer, planted: Planted) -> tuple[float, list[Found]]:
+def by_peer(peer: Peer, planted: PlantedLosses) -> tuple[float, list[Found]]:
     """Seconds that a peer takes, and its fits."""
     loss_NK = planted.loss_NK.astype(np.float64)
     start = time.perf_counter()
@@ -284,7 +284,7 @@ class Turns:
     fits: SigmoidFits | None = None
 
 
-def take_turns(planted: Planted, sizes: Sizes, threads: int) -> Turns:
+def take_turns(planted: PlantedLosses, sizes: Sizes, threads: int) -> Turns:
     """A turn is ours on one and on all threads, and every peer on some of its tokens."""
     turns, step = Turns(), sizes.peers // sizes.turns
     on_threads(1, planted.tokens(slice(1000)))  # loads the kernels
@@ -302,7 +302,9 @@ def take_turns(planted: Planted, sizes: Sizes, threads: int) -> Turns:
     return turns
 
 
-def measure(name: str, planted: Planted, sizes: Sizes, threads: int, device: str) -> list[Any]:
+def measure(
+    name: str, planted: PlantedLosses, sizes: Sizes, threads: int, device: str
+) -> list[Any]:
     """The rows of one kind of data."""
     turns = take_turns(planted, sizes, threads)
     rate = {who: median(each) for who, each in turns.rates.items()}
@@ -325,7 +327,7 @@ def measure(name: str, planted: Planted, sizes: Sizes, threads: int, device: str
     return rows
 
 
-def beside(planted: Planted, found: list[Found], *, drop_first: bool) -> list[str]:
+def beside(planted: PlantedLosses, found: list[Found], *, drop_first: bool) -> list[str]:
     """Whose sums of squares are higher, and the peer's wrong basins.
 
     Ours is fitted again without step 0 beside a peer that leaves it out.
@@ -345,7 +347,7 @@ def beside(planted: Planted, found: list[Found], *, drop_first: bool) -> list[st
     ]
 
 
-def on_device(planted: Planted, sizes: Sizes, device: str) -> float:
+def on_device(planted: PlantedLosses, sizes: Sizes, device: str) -> float:
     """Tokens per second on a GPU, the losses already there."""
     loss_NK = torch.as_tensor(planted.loss_NK, device=device)
     loss_NK = loss_NK.repeat(-(-sizes.cuda_losses // loss_NK.numel()), 1)
@@ -480,7 +482,7 @@ class Products(TorchDispatchMode):
         return operation(*arguments, **(named or {}))
 
 
-def watch_fit(planted: Planted, *, counting: bool) -> dict[str, Stage]:
+def watch_fit(planted: PlantedLosses, *, counting: bool) -> dict[str, Stage]:
     """Return the stages of one fit on one thread, whose functions are wrapped until its end."""
     torch.set_num_threads(1)
     watch = Watch(counting)
@@ -549,7 +551,7 @@ STAGE_COLUMNS = [
 ]
 
 
-def stage_rows(name: str, planted: Planted) -> list[list[str]]:
+def stage_rows(name: str, planted: PlantedLosses) -> list[list[str]]:
     """The rows of one kind of data, per token of all."""
     n_tokens, about = len(planted.loss_NK), [name, str(len(planted.x_K))]
     time_of, work_of = (watch_fit(planted, counting=counting) for counting in (False, True))

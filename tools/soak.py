@@ -1,7 +1,7 @@
 """Kill a training job again and again, at random moments, and see what is left of its probes.
 
     make soak                                     # 100 kills; goes on where it was stopped
-    python tests/soak.py --kills 100 --seed 0 --folder soak-run
+    PYTHONPATH=tests/support python tools/soak.py --kills 100 --seed 0 --folder soak-run
 
 A small pipeline-parallel job probes after every step and checkpoints every few. Each life starts
 from the last checkpoint and gets SIGKILL on all of its processes at a random moment: in two of ten
@@ -24,13 +24,13 @@ import psutil
 from jobs import Corpus, job_environment, job_flags, make_corpus, run_job, torchrun
 from runs import read_journal
 
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, RunPaths
 from megatron_tokscale.store.losses import list_losses, read_losses
 
 STEPS_PER_KILL = 20
 SAVE_INTERVAL = 5
-_LONGEST_LIFE = 2.0  # seconds after the first step
-_START_UP = 8.0  # seconds
+_LONGEST_LIFE = 2.0  # seconds after the first step: some steps and checkpoints of a small job
+_START_UP = 8.0  # seconds of start-up in which a job may be killed: imports, then Megatron
 
 
 def soak(folder: Path, corpus: Corpus, n_kills: int, seed: int) -> list[dict[str, object]]:
@@ -42,7 +42,7 @@ def soak(folder: Path, corpus: Corpus, n_kills: int, seed: int) -> list[dict[str
     n_steps = STEPS_PER_KILL * n_kills
     undisturbed, killed = folder / "undisturbed", folder / "killed"
     flags = _flags(corpus, n_steps)
-    if not (undisturbed / "tokscale").exists():
+    if not RunPaths(undisturbed).folder.exists():
         run_job(corpus, 2, *flags, "--tokscale-dir", str(undisturbed))
     flags = (*flags, "--save", str(killed), "--load", str(killed))
     state = folder / "lives.json"
@@ -92,7 +92,7 @@ def _one_life(
 
 
 def _check_after_kill(killed: Path) -> dict[str, object]:
-    files = list_losses(killed / "tokscale" / "losses")
+    files = list_losses(RunPaths(killed).losses)
     for path in files.values():
         read_losses(path)  # raises for a file that is not whole
     tracker = killed / "latest_checkpointed_iteration.txt"
@@ -114,7 +114,7 @@ def _check_at_the_end(killed: Path, undisturbed: Path, n_steps: int) -> None:
     assert np.array_equal(found.read_losses(), expected.read_losses())
     for left, right in zip(found.records, expected.records, strict=True):
         assert (left.consumed_samples, left.lr_sum) == (right.consumed_samples, right.lr_sum)
-    assert not list((killed / "tokscale").rglob(".*.tmp"))
+    assert not list(RunPaths(killed).folder.rglob(".*.tmp"))
     probed: set[int] = set()
     for event in read_journal(killed):
         if event["event"] == "started":

@@ -98,7 +98,7 @@ def test_a_damaged_file_is_compiled_anew_and_replaced(load, tmp_path, ending, da
 
 
 @pytest.mark.parametrize("ending", ["nbi", "nbc"])
-def test_a_flipped_byte_anywhere_is_not_run(load, tmp_path, ending):
+def test_code_with_a_flipped_byte_is_never_run(load, tmp_path, ending):
     load()
     path = kept(tmp_path, ending)
     whole = path.read_bytes()
@@ -110,7 +110,7 @@ def test_a_flipped_byte_anywhere_is_not_run(load, tmp_path, ending):
         assert load() == (285, True)
 
 
-def test_an_entry_of_another_signature_is_not_taken(load, tmp_path):
+def test_a_cache_entry_of_another_signature_is_ignored(load, tmp_path):
     """Two processes that compile at once may write two entries of one name."""
     load()
     of_integers = kept(tmp_path, "nbc").read_bytes()
@@ -126,7 +126,7 @@ def test_code_of_another_version_is_compiled_anew(load, monkeypatch):
     assert load() == (285, False)
 
 
-def test_a_full_disk_keeps_nothing(load, monkeypatch):
+def test_a_full_disk_caches_nothing(load, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -135,14 +135,14 @@ def test_a_full_disk_keeps_nothing(load, monkeypatch):
     assert load() == (285, False)
 
 
-def test_where_there_is_no_folder_nothing_is_kept(load, monkeypatch):
+def test_without_a_cache_folder_nothing_is_cached(load, monkeypatch):
     locators = "numba.core.caching.CompileResultCacheImpl._locator_classes"
     monkeypatch.setattr(locators, [])
     assert load() == (285, False)
 
 
 @pytest.mark.parametrize("name", ["FunctionCache", "IndexDataCacheFile"])
-def test_with_another_numba_nothing_is_kept(load, monkeypatch, name):
+def test_with_another_numba_nothing_is_cached(load, monkeypatch, name):
     """Its private classes are of another shape."""
     kind = "_Cache" if name == "FunctionCache" else "_SealedFiles"
     monkeypatch.setattr(compiled_module, kind, type(kind, (), {}))
@@ -164,7 +164,7 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(tmp_path):
 
 
 @pytest.mark.parametrize("module", [draws, feistel, kernels, spectrum_kernels])
-def test_all_loops_are_kept_so(module):
+def test_every_compiled_loop_uses_the_sealed_cache(module):
     loops = [value for value in vars(module).values() if isinstance(value, Dispatcher)]
     assert loops
     assert all(isinstance(loop._cache, compiled_module._Cache) for loop in loops)

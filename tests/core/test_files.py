@@ -47,7 +47,7 @@ def test_a_file_system_without_fsync_keeps_its_files(tmp_path, monkeypatch, name
 
 
 @pytest.mark.parametrize("name", ["EIO", "ENOSPC", "EDQUOT", "EROFS"])
-def test_a_file_that_is_not_on_the_disk_is_an_error_that_names_it(tmp_path, monkeypatch, name):
+def test_a_file_that_is_not_synced_is_an_error_that_names_it(tmp_path, monkeypatch, name):
     write_text(tmp_path / "file", "before")
     fsync_fails(monkeypatch, getattr(errno, name), of_folders=False)
     with pytest.raises(OSError, match=r"/file'$") as error:
@@ -58,7 +58,7 @@ def test_a_file_that_is_not_on_the_disk_is_an_error_that_names_it(tmp_path, monk
 
 
 @pytest.mark.parametrize("name", ["EIO", "ENOSPC"])
-def test_a_name_that_is_not_on_the_disk_is_an_error(tmp_path, monkeypatch, name):
+def test_a_rename_that_is_not_synced_is_an_error(tmp_path, monkeypatch, name):
     fsync_fails(monkeypatch, getattr(errno, name), of_folders=True)
     with pytest.raises(OSError, match=r"/file'$"):
         write_text(tmp_path / "file", "text")
@@ -78,7 +78,7 @@ def test_a_folder_that_cannot_be_opened_keeps_its_file(tmp_path, monkeypatch):
     assert (tmp_path / "file").read_text() == "text"
 
 
-def test_cifs_syncs_what_is_open_for_writing(tmp_path, monkeypatch):
+def test_files_are_open_for_writing_when_synced_as_cifs_needs(tmp_path, monkeypatch):
     fsync = os.fsync
 
     def only_writers(descriptor):
@@ -91,7 +91,7 @@ def test_cifs_syncs_what_is_open_for_writing(tmp_path, monkeypatch):
     write_text(tmp_path / "file", "text")
 
 
-def test_a_rename_that_nfs_asks_for_twice_has_happened(tmp_path, monkeypatch):
+def test_a_rename_that_nfs_repeats_is_no_error(tmp_path, monkeypatch):
     replace = os.replace
 
     def twice(source, target):
@@ -132,13 +132,13 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-def test_a_deep_file_is_no_json(tmp_path):
+def test_json_that_is_nested_too_deep_is_refused(tmp_path):
     (tmp_path / "deep.json").write_text('{"a":' + "[" * 100_000)
     with pytest.raises(TokscaleError, match=r"deep\.json is not JSON"):
         read_json(tmp_path / "deep.json")
 
 
-def test_a_path_that_is_no_utf8_can_be_written_down(tmp_path):
+def test_a_path_that_is_not_utf8_can_be_written_to_a_file(tmp_path):
     write_text(tmp_path / "file", "a\udcffb")
     assert (tmp_path / "file").read_text() == "a?b"
 
@@ -147,7 +147,9 @@ def test_a_path_that_is_no_utf8_can_be_written_down(tmp_path):
     ("name", "is_held"),
     [("EAGAIN", True), ("EACCES", True), ("ENOLCK", False), ("ENOSYS", False), ("EPERM", False)],
 )
-def test_a_lock_is_another_jobs_or_not_to_be_had(tmp_path, monkeypatch, name, is_held):
+def test_a_held_lock_is_refused_and_a_system_without_locks_is_reported(
+    tmp_path, monkeypatch, name, is_held
+):
     def refusing(*_):
         raise OSError(getattr(errno, name), name)
 

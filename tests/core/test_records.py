@@ -73,7 +73,7 @@ def test_a_whole_number_is_read_as_a_float_where_one_is_meant():
     assert type(read.value) is float
 
 
-def test_what_is_not_finite_is_null_and_read_as_nan():
+def test_nan_and_infinity_are_written_as_null_and_read_as_nan():
     assert to_json(Number(math.inf)) == {"value": None, "low": None}
     assert math.isnan(from_json(Number, {"value": None}).value)
 

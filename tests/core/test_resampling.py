@@ -38,7 +38,7 @@ def test_many_documents_are_dealt_evenly_and_no_unit_mixes_datasets():
     assert documents_U[units.dataset_U == 2].tolist() == [1]
 
 
-def test_dealing_is_random_by_seed():
+def test_the_seed_decides_the_units():
     document_N, dataset_N = np.arange(3000), np.zeros(3000)
     same, again, other = (
         Units.from_documents(dataset_N, document_N, seed).unit_N for seed in (0, 0, 1)
@@ -84,7 +84,7 @@ def test_a_symmetric_bootstrap_gives_plain_percentiles():
 
 
 @pytest.mark.parametrize("value_R", [[1.0], [1.0, 2.0], [np.nan, 1, 2, 3], [1, 2, np.nan, np.nan]])
-def test_where_there_is_no_interval_there_is_none(value_R):
+def test_resamples_that_define_no_interval_give_none(value_R):
     entry = Estimate.from_resamples(value_R).entry("it")
     assert entry["it_interval"] is None
     assert entry["it"] == (1.0 if value_R[0] == 1 else None)

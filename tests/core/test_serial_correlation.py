@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from power_laws import correlated_noise
+from correlated import correlated_noise
 
 from megatron_tokscale.core.serial_correlation import effective_points, serial_correlation
 

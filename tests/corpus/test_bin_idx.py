@@ -138,7 +138,7 @@ def faulty(folder):
 
 
 @pytest.mark.parametrize("message", faulty(None))
-def test_damaged_files_are_one_line(tmp_path, message):
+def test_damaged_files_get_one_line(tmp_path, message):
     prefix = write_raw(tmp_path / "data", range(7), [3, 4], [0, 3])
     assert IndexedTokens.open(prefix).n_tokens == 7
     time.sleep(0.01)  # a file that changes in size or time is looked at again
@@ -149,13 +149,13 @@ def test_damaged_files_are_one_line(tmp_path, message):
 
 
 @pytest.mark.parametrize("path", ["/dev/null/data", "x" * 5000, "nul\0byte", "/proc/self/mem"])
-def test_a_path_that_cannot_be_opened_is_one_line(path):
+def test_a_path_that_cannot_be_opened_gets_one_line(path):
     with pytest.raises(TokscaleError) as caught:
         IndexedTokens.open(path)
     assert "\n" not in str(caught.value)
 
 
-def test_files_without_permission_are_one_line(tmp_path, monkeypatch):
+def test_files_without_permission_get_one_line(tmp_path, monkeypatch):
     prefix = write_raw(tmp_path / "data", range(7), [3, 4], [0, 3])
 
     def refuse(*_args, **_kwargs):
@@ -166,7 +166,7 @@ def test_files_without_permission_are_one_line(tmp_path, monkeypatch):
         IndexedTokens.open(prefix)
 
 
-def test_an_index_is_looked_at_once(tmp_path, monkeypatch):
+def test_an_index_is_checked_once(tmp_path, monkeypatch):
     prefix = write_raw(tmp_path / "data", range(7), [4, 3], [3, 0])
     assert not IndexedTokens.open(prefix).is_end_to_end
     monkeypatch.setattr(indexed, "_check", None)

@@ -266,7 +266,7 @@ def bad_ways(folder):
     ]
 
 
-def test_what_megatron_refuses_or_reads_in_a_way_not_read_here_is_refused(tmp_path):
+def test_data_that_megatron_refuses_or_reads_otherwise_are_refused(tmp_path):
     for args in bad_ways(tmp_path):
         with pytest.raises(TokscaleError) as caught:
             DataSource.from_flags(args)

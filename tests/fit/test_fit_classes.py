@@ -5,8 +5,9 @@ Shapes: N tokens, K probe steps.
 
 import numpy as np
 import pytest
+from correlated import correlated_noise
 from fit_accuracy import CLASSES, confusion_of
-from planted import DEMO_AUTOCORRELATION, shared_noise
+from planted import DEMO_AUTOCORRELATION
 from scipy.special import expit
 
 from megatron_tokscale.fit import TokenClass, fit_sigmoids
@@ -59,10 +60,10 @@ def test_pure_noise_is_flat_but_for_one_in_a_hundred(n_probes):
 
 
 @pytest.mark.parametrize(("n_probes", "autocorrelation"), [(60, 0.3), (60, 0.6), (200, 0.8)])
-def test_shared_noise_is_seldom_taken_for_a_change(n_probes, autocorrelation):
+def test_correlated_noise_is_seldom_taken_for_a_change(n_probes, autocorrelation):
     rng = np.random.default_rng(1)
     x_K = np.concatenate([[-np.inf], np.linspace(0, 8, n_probes - 1)])
-    noise_NK = shared_noise(rng, (10_000, n_probes), autocorrelation)
+    noise_NK = correlated_noise(rng, (10_000, n_probes), autocorrelation)
     fits = fit_sigmoids(x_K, 5 + noise_NK)
     assert fits.is_class(TokenClass.FALLING, TokenClass.RISING).mean() < 0.015
     assert fits.is_class(TokenClass.TWO_STEP).mean() < 0.01

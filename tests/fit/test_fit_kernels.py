@@ -6,7 +6,8 @@ Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameter
 import numpy as np
 import pytest
 import torch
-from planted import of_class, shared_noise
+from correlated import correlated_noise
+from planted import of_class
 
 from megatron_tokscale.fit import FitStatus, TokenClass, fit_sigmoids, noise, varpro
 from megatron_tokscale.fit.varpro import Box, Trajectories
@@ -77,7 +78,7 @@ def test_a_whole_fit_is_the_same_in_torch(in_torch):
     x_K = np.concatenate([[-np.inf], np.linspace(0, 8, 59)])
     rng = np.random.default_rng(0)
     clean_NK = np.concatenate([of_class(each, 60, x_K) for each in TokenClass if each >= 0])
-    loss_NK = clean_NK + 0.3 * shared_noise(rng, clean_NK.shape, 0.3)
+    loss_NK = clean_NK + 0.3 * correlated_noise(rng, clean_NK.shape, 0.3)
     loss_NK[::7, 11] = np.nan
     ours, theirs = fit_sigmoids(x_K, loss_NK), in_torch(lambda: fit_sigmoids(x_K, loss_NK))
     np.testing.assert_allclose(ours.sse_N, theirs.sse_N, rtol=1e-4)

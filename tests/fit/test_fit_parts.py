@@ -265,7 +265,7 @@ def fewer_probes(run):
 
 
 @pytest.mark.parametrize("change", [other_time, other_blocks, other_losses, fewer_probes])
-def test_parts_of_another_fit_are_thrown_away(run, tmp_path, change):
+def test_parts_of_another_fit_are_removed(run, tmp_path, change):
     fit_and_stop(run)
     settings = {"block_tokens": BLOCK, **change(run)}
     shutil.copytree(run.path / "tokscale", tmp_path / "fresh" / "tokscale")
@@ -276,7 +276,7 @@ def test_parts_of_another_fit_are_thrown_away(run, tmp_path, change):
     assert outcome(run) == outcome(fresh)
 
 
-def test_parts_of_another_version_are_thrown_away(run, whole, monkeypatch):
+def test_parts_of_another_version_are_removed(run, whole, monkeypatch):
     monkeypatch.setattr(run_module, "__version__", "0.0.0")
     fit_and_stop(run)
     monkeypatch.undo()
@@ -362,7 +362,7 @@ def test_a_half_written_file_of_the_job_is_not_fitted(run, whole):
         Run.open(run.path)
 
 
-def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(run, whole, monkeypatch):
+def test_a_full_disk_gets_one_line_and_keeps_finished_blocks(run, whole, monkeypatch):
     sync = files._sync
 
     def full(path):
@@ -378,7 +378,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_is_done(run, whole, monkeypa
     assert outcome(run) == whole
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(run):
+def test_a_folder_that_cannot_be_made_gets_one_line(run):
     run.analysis.write_text("in the way")
     with pytest.raises(TokscaleError, match=r"cannot write .*analysis"):
         fit_run(run)

@@ -68,7 +68,7 @@ def test_intervals_cover_and_midpoints_are_unbiased(planted):
 
 
 @pytest.mark.parametrize(("n_probes", "autocorrelation"), [(60, 0.3), (60, 0.6), (200, 0.6)])
-def test_intervals_allow_for_shared_noise(planted, n_probes, autocorrelation):
+def test_intervals_allow_for_correlated_noise(planted, n_probes, autocorrelation):
     data = planted(6000, n_probes, seed=5, autocorrelation=autocorrelation)
     fits = fit_sigmoids(data.x_K, data.loss_NK)
     assert abs(np.median(fits.autocorrelation_N) - autocorrelation) < 0.07
@@ -230,7 +230,7 @@ def test_a_midpoint_beyond_the_last_probe_is_a_status():
         (np.array([0.0, 1, 2, 3, np.nan]), (3, 5), "NaN or \\+inf"),
     ],
 )
-def test_bad_input_is_one_sentence(x_K, loss_shape, words):
+def test_bad_input_gets_one_line(x_K, loss_shape, words):
     with pytest.raises(TokscaleError, match=words):
         fit_sigmoids(x_K, np.ones(loss_shape))
 
@@ -272,7 +272,7 @@ def test_a_burst_of_late_probes_leaves_the_rest_to_be_found():
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_any_float_type_will_do(planted, dtype):
+def test_losses_may_have_any_float_type(planted, dtype):
     data = planted(400, 60, seed=12)
     loss_NK = data.loss_NK.astype(np.float16)
     exact = fit_sigmoids(data.x_K, loss_NK.astype(np.float64))

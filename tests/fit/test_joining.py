@@ -119,7 +119,7 @@ def start(run, rank, port, size=2):
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_who_comes_first_says_whom_it_waits_for(run, first):
+def test_the_first_process_says_which_others_it_waits_for(run, first):
     """Another launcher than torchrun starts the processes one after the other."""
     port = free_port()
     early = start(run, first, port)

@@ -136,7 +136,7 @@ def test_fits_of_an_older_version_are_to_be_made_again(planted, tmp_path, monkey
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not parquet at all", "other"])
-def test_what_is_no_table_of_fits_is_refused(tmp_path, content):
+def test_a_file_that_is_not_a_table_of_fits_is_refused(tmp_path, content):
     import pyarrow as pa
 
     path = tmp_path / "fits.parquet"

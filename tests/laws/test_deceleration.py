@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from correlated import correlated_noise
 from scipy.optimize import curve_fit
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
@@ -20,14 +21,6 @@ def planted(step=STEP_K, break_loss=3.6, break_step=1500.0, early=0.2, late=0.02
     log_d1 = np.log(break_step)
     log_b = np.log(break_loss) + early * log_d1
     return np.exp(log_bnsl(step, log_b, early, late - early, log_d1, width))
-
-
-def correlated_noise(rng, n, correlation):
-    """A stationary AR(1) process of variance one."""
-    noise = rng.standard_normal(n)
-    for k in range(1, n):
-        noise[k] = correlation * noise[k - 1] + np.sqrt(1 - correlation**2) * noise[k]
-    return noise
 
 
 def test_a_break_without_noise_is_found_exactly():

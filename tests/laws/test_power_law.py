@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from correlated import correlated_noise
 from scipy.optimize import curve_fit, minimize
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
@@ -12,14 +13,6 @@ T_K = np.geomspace(200, 20_000, 30)
 
 def law(t, floor=2.0, scale=8.0, exponent=0.3):
     return floor + scale * t**-exponent
-
-
-def correlated_noise(rng, n, correlation):
-    """A stationary AR(1) process of variance one."""
-    noise = rng.standard_normal(n)
-    for k in range(1, n):
-        noise[k] = correlation * noise[k - 1] + np.sqrt(1 - correlation**2) * noise[k]
-    return noise
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.5, 3.2])

@@ -177,6 +177,6 @@ BAD = {
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_what_makes_no_sense_is_refused(message):
+def test_impossible_costs_and_schedules_are_refused(message):
     with pytest.raises(TokscaleError, match=message):
         BAD[message]()

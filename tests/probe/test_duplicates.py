@@ -91,7 +91,7 @@ def test_token_types_do_not_matter(tmp_path):
     assert passages_in(portions, np.stack(long), silent).all()
 
 
-def test_nothing_is_found_in_nothing(tmp_path):
+def test_an_empty_training_part_has_no_duplicates(tmp_path):
     portions = DataSource({"train": [write_documents(tmp_path / "a", [[1, EOD]])]}, None).portions(
         "train"
     )
@@ -188,7 +188,7 @@ def test_dropping_changes_nothing_where_there_are_no_duplicates(settings, tmp_pa
     assert build_probe_set(drop).fingerprint == build_probe_set(plain).fingerprint
 
 
-def test_a_set_of_nothing_but_duplicates_is_refused(settings):
+def test_a_set_of_duplicates_alone_is_refused(settings):
     data_path = {"train": settings.data_path["valid"], "valid": settings.data_path["valid"]}
     drop = dataclasses.replace(settings, data_path=data_path, duplicates="drop")
     with pytest.raises(TokscaleError, match="duplicates of training text, too many"):

@@ -223,7 +223,7 @@ def test_a_split_without_the_part_says_so(prefixes, split, part):
 
 @pytest.mark.parametrize("unit", ["n_tokens", "n_sequences"])
 @pytest.mark.parametrize("per_dataset", ["equal", "proportional"])
-def test_where_fewer_helps_the_message_says_how_many(prefixes, small, unit, per_dataset):
+def test_too_many_tokens_are_refused_with_the_number_that_fits(prefixes, small, unit, per_dataset):
     words = ["0.7", prefixes["a"], "0.3", small["few"]]
     with pytest.raises(TokscaleError, match="ask for fewer, ") as caught:
         build_probe_set(settings_of(words, "1,1,1", per_dataset=per_dataset, **{unit: 10_000}))
@@ -233,7 +233,7 @@ def test_where_fewer_helps_the_message_says_how_many(prefixes, small, unit, per_
         build_probe_set(settings_of(words, "1,1,1", per_dataset=per_dataset, **{unit: most + 2}))
 
 
-def test_where_no_number_helps_the_message_does_not_ask_for_one(prefixes, small):
+def test_a_dataset_too_small_for_any_number_is_named(prefixes, small):
     words = ["0.999", small["few"], "0.001", prefixes["a"]]
     with pytest.raises(TokscaleError, match=r"no number of tokens helps: .* --per-dataset equal"):
         build_probe_set(settings_of(words, "1,1,1", per_dataset="proportional", n_tokens=2000))

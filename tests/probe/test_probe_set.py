@@ -188,7 +188,7 @@ def test_quotas_add_up_and_follow_the_shares():
             assert np.all(np.abs(found - total * shares / shares.sum()) <= 1)
 
 
-def test_millions_of_documents_are_no_burden():
+def test_a_draw_from_millions_of_documents_is_fast():
     """A set is drawn from 5 million documents without an object per document."""
 
     class Many:

@@ -131,7 +131,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_what_cannot_be_read_is_named(text):
+def test_an_unreadable_term_of_a_schedule_is_named(text):
     with pytest.raises(TokscaleError, match="cannot read"):
         ProbeSchedule.parse(text)
 

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from probed import loss_of, make_probe_set, record
 from runs import launch
+from small_probe_sets import loss_of, make_probe_set, record
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.store import BackgroundWriter, Run, RunWriter
@@ -27,7 +27,7 @@ def writer(tmp_path, probe_set):
     return writer
 
 
-def test_what_is_joined_is_on_disk(tmp_path, writer, probe_set):
+def test_a_joined_probe_is_on_disk(tmp_path, writer, probe_set):
     background = BackgroundWriter(writer)
     for step in (0, 1, 2):
         background.submit(loss_of(step, probe_set), record(step, probe_set))
@@ -37,7 +37,7 @@ def test_what_is_joined_is_on_disk(tmp_path, writer, probe_set):
     assert background.join() is None
 
 
-def test_writing_does_not_hold_up_the_caller(monkeypatch, writer, probe_set):
+def test_writing_does_not_block_the_caller(monkeypatch, writer, probe_set):
     may_go_on = threading.Event()
     threads = []
 
@@ -53,7 +53,7 @@ def test_writing_does_not_hold_up_the_caller(monkeypatch, writer, probe_set):
     assert threads == ["tokscale-losses_0"]
 
 
-def test_an_error_waits_for_whoever_joins(tmp_path, writer, probe_set):
+def test_join_returns_the_error_of_the_write(tmp_path, writer, probe_set):
     background = BackgroundWriter(writer)
     (tmp_path / "tokscale" / "run.json").unlink()
     background.submit(loss_of(1, probe_set), record(1, probe_set))
@@ -63,11 +63,11 @@ def test_an_error_waits_for_whoever_joins(tmp_path, writer, probe_set):
     assert not list((tmp_path / "tokscale" / "losses").iterdir())
 
 
-def test_an_interpreter_that_ends_has_written_what_was_handed_over(tmp_path, writer, probe_set):
+def test_the_interpreter_writes_a_pending_probe_before_it_ends(tmp_path, writer, probe_set):
     code = (
         "import sys, time; sys.path[:0] = ['tests/support']\n"
         "from pathlib import Path\n"
-        "from probed import loss_of, make_probe_set, record\n"
+        "from small_probe_sets import loss_of, make_probe_set, record\n"
         "from megatron_tokscale.store import BackgroundWriter, RunWriter\n"
         "writer = RunWriter(Path(sys.argv[1])); write = writer.write\n"
         "writer.write = lambda *args: (time.sleep(0.5), write(*args))\n"

@@ -212,7 +212,7 @@ def spoil(*path, value=None):
         (spoil("launches", 0, "learning_rate", "peak", value="1"), "peak is '1'"),
     ],
 )
-def test_a_run_json_that_is_not_one_is_named_in_one_line(tmp_path, change, message):
+def test_a_malformed_run_json_is_refused_in_one_line(tmp_path, change, message):
     write_run(tmp_path, [0, 4], np.ones((16, 2)))
     path = tmp_path / "tokscale/run.json"
     content = json.loads(path.read_text())

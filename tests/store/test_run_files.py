@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from probed import loss_of, make_probe_set, record
 from runs import launch, read_journal
+from small_probe_sets import loss_of, make_probe_set, record
 
 from megatron_tokscale.core import files
 from megatron_tokscale.core.errors import TokscaleError
@@ -147,7 +147,7 @@ def test_a_newer_schema_is_refused(run):
         Run.open(run)
 
 
-def test_no_run_is_one_sentence(tmp_path):
+def test_a_directory_without_a_run_gets_one_line(tmp_path):
     with pytest.raises(TokscaleError, match="no run in"):
         Run.open(tmp_path)
 

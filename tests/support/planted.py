@@ -1,4 +1,4 @@
-"""Planted trajectories over the ranges that the demo's run shows, with white or shared noise.
+"""Planted trajectories over the ranges that the demo's run shows, with white or correlated noise.
 
 Of its 32,032 tokens at 59 probes: drops 1.6 to 8.7 nats (5 to 95% of the falling tokens), widths
 0.06 to 1.07 in ln(step), residual standard deviations 0.30 to 0.80 nats, their lag-one
@@ -10,8 +10,8 @@ Shapes: N tokens, K probe steps.
 from dataclasses import dataclass
 
 import numpy as np
+from correlated import correlated_noise
 from runs import log_time, probe_steps
-from scipy.signal import lfilter
 from scipy.special import expit
 
 from megatron_tokscale.fit import TokenClass
@@ -20,7 +20,9 @@ DEMO_NOISE, DEMO_AUTOCORRELATION = 0.47, 0.6
 
 
 @dataclass
-class Planted:
+class PlantedSigmoids:
+    """Losses of one falling sigmoid per token, and the parameters they were made from."""
+
     x_K: np.ndarray
     loss_NK: np.ndarray
     floor_N: np.ndarray
@@ -41,13 +43,6 @@ class Planted:
         return np.sqrt(np.linalg.inv(information)[:, 2, 2])
 
 
-def shared_noise(rng, shape, autocorrelation=0.0):
-    """Noise of unit variance, autoregressive of order one along the probes."""
-    white_NK = rng.standard_normal(shape)
-    white_NK[:, 1:] *= np.sqrt(1 - autocorrelation**2)
-    return lfilter([1.0], [1.0, -autocorrelation], white_NK, axis=1)
-
-
 def sigmoids(n_tokens, n_probes, seed=0, autocorrelation=0.0):
     """Falling sigmoids with every parameter drawn by itself."""
     rng = np.random.default_rng(seed)
@@ -57,8 +52,8 @@ def sigmoids(n_tokens, n_probes, seed=0, autocorrelation=0.0):
     width = np.exp(rng.uniform(np.log(0.05), np.log(1.1), n_tokens))
     noise = np.exp(rng.uniform(np.log(0.05), np.log(0.8), n_tokens))
     clean = floor[:, None] + drop[:, None] * expit((midpoint[:, None] - x_K) / width[:, None])
-    loss = clean + noise[:, None] * shared_noise(rng, clean.shape, autocorrelation)
-    return Planted(x_K, loss.astype(np.float32), floor, drop, midpoint, width, noise)
+    loss = clean + noise[:, None] * correlated_noise(rng, clean.shape, autocorrelation)
+    return PlantedSigmoids(x_K, loss.astype(np.float32), floor, drop, midpoint, width, noise)
 
 
 def of_class(token_class, n_tokens, x_K, seed=0):

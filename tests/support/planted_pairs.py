@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from planted import shared_noise
+from correlated import correlated_noise
 from runs import log_time, probe_steps
 from scipy import special
 from scipy.special import expit
@@ -98,8 +98,10 @@ def axis(n_probes=40):
 def losses(text, shape_NK, rng, noise=0.25):
     """floor + drop * shape + noise in nats; the noise's size differs between tokens."""
     size_N = noise * np.exp(0.4 * rng.standard_normal(len(text)))
-    own_NK = shared_noise(rng, shape_NK.shape, AUTOCORRELATION)
-    common_JK = shared_noise(rng, (text.document_N.max() + 1, shape_NK.shape[1]), AUTOCORRELATION)
+    own_NK = correlated_noise(rng, shape_NK.shape, AUTOCORRELATION)
+    common_JK = correlated_noise(
+        rng, (text.document_N.max() + 1, shape_NK.shape[1]), AUTOCORRELATION
+    )
     loss_NK = text.floor_N[:, None] + text.drop_N[:, None] * shape_NK
     loss_NK += size_N[:, None] * own_NK + 0.2 * noise * common_JK[text.document_N]
     return loss_NK.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Runs on disk without a training job: what the job would leave, with losses made by hand.
+"""Runs on disk as a training job would leave them, with losses made by hand.
 
 Shapes: N tokens, K probe steps.
 """
@@ -9,8 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store import Batch, Identity, Launch, LearningRates, Run
-from megatron_tokscale.store.losses import LossRecord, losses_name, write_losses
+from megatron_tokscale.store import (
+    Batch,
+    Identity,
+    Launch,
+    LearningRates,
+    LossRecord,
+    Run,
+    RunPaths,
+)
+from megatron_tokscale.store.losses import write_losses
 
 GLOBAL_BATCH = 4
 PEAK_LEARNING_RATE = 1e-3
@@ -82,15 +90,15 @@ def constant_rate(peak):
 def write_run(path: Path, steps, loss_NK, probe_set: ProbeSet | None = None) -> Run:
     """A run as the training job leaves it, opened."""
     probe_set = probe_set or plain_probe_set(len(loss_NK))
-    folder = path / "tokscale"
-    probe_set.save(folder / "probe.safetensors")
+    paths = RunPaths(path)
+    probe_set.save(paths.probe_set)
     first = launch(seq_length=probe_set.seq_length, train_iters=int(steps[-1]))
     Identity(
         "0123456789abcdef",
         probe_set.fingerprint,
         model={"num_layers": 4, "hidden_size": 64, "num_experts": None},
         launches=(first,),
-    ).save(folder / "run.json")
+    ).save(paths.identity)
     for k, step in enumerate(map(int, steps)):
         record = LossRecord(
             step=step,
@@ -105,13 +113,13 @@ def write_run(path: Path, steps, loss_NK, probe_set: ProbeSet | None = None) -> 
             versions="test",
         )
         losses_N = np.ascontiguousarray(loss_NK[:, k], dtype=np.float32)
-        write_losses(folder / "losses" / losses_name(step), losses_N, record)
+        write_losses(paths.losses_at(step), losses_N, record)
     return Run.open(path)
 
 
 def read_journal(path):
     """Read the events of a run in `path`, skipping a torn line."""
-    file = path / "tokscale" / "journal.jsonl"
+    file = RunPaths(path).journal
     if not file.exists():
         return []
     events = []

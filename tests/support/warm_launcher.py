@@ -10,11 +10,12 @@ import json
 import os
 import runpy
 import signal
-import socket
 import sys
 import tempfile
 import traceback
 from typing import Any, TextIO
+
+from jobs import free_port
 
 TIME_LIMIT = 300  # seconds for one job; ranks that wait for each other must not wait for ever
 
@@ -31,12 +32,6 @@ def import_everything() -> None:
 
     # A checkpoint's writer has a helper process; a spawned one would import all of this anew.
     filesystem_async.get_write_results_queue.__wrapped__.__defaults__ = ("fork",)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def become_rank(rank: int, ranks: int, port: int, output: TextIO) -> None:

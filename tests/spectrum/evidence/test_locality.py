@@ -5,7 +5,7 @@ Shapes: N tokens, K probe steps, U units.
 
 import numpy as np
 import pytest
-from planted import shared_noise
+from correlated import correlated_noise
 from scipy.special import expit
 
 from megatron_tokscale.fit import TokenClass, fit_sigmoids
@@ -25,7 +25,7 @@ def mean_curve(n_tokens=1500):
     """Tokens that follow the mean of those above, with a level and an amplitude of their own."""
     rng = np.random.default_rng(1)
     mean_K = local().mean(axis=0)
-    noise_NK = 0.1 * shared_noise(rng, (n_tokens, len(X_K)), 0.6)
+    noise_NK = 0.1 * correlated_noise(rng, (n_tokens, len(X_K)), 0.6)
     return rng.uniform(0.5, 2, (n_tokens, 1)) * mean_K + noise_NK
 
 

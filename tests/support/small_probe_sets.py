@@ -1,4 +1,4 @@
-"""A small probe set, and losses of it with their record."""
+"""Small probe sets, and losses of them with their record."""
 
 import numpy as np
 
