@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 # Python >= 3.12 is found by itself; to choose one: make PYTHON=/path/to/python3.12 ...
 
-.PHONY: demo quick test soak accuracy evidence lint env clean
+.PHONY: demo quick test check soak accuracy evidence lint reference figures wheel env clean
 BIN := .venv/bin
 OVERLAYS := $(addprefix .venv/overlays/megatron-core-,$(shell cat tests/old-megatron.txt))
 export PYTHON
@@ -14,6 +14,13 @@ quick: env
 
 test: env
 	$(BIN)/python -m pytest
+
+# Before each commit: the lint, and the quick tests that start no Megatron job. Jobs need ports and a
+# warm launcher, so they run one after the other in `make test`. With the slow ones of tests/slow.txt:
+# make check CHECK="not megatron"
+CHECK := not megatron and not slow
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(CHECK)" -n 2 --dist worksteal
 
 soak: env
 	PYTHONPATH=tests/support $(BIN)/python tools/soak.py --kills 100 --folder soak-run
@@ -29,6 +36,18 @@ lint: env
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The generated pages of docs/reference.
+reference: env
+	PYTHONWARNINGS=ignore $(BIN)/python tools/reference.py
+
+# The picture of the README, from the run of `make demo`.
+figures: env
+	$(BIN)/python tools/figures.py
+
+# The wheel into dist/, tried in a new environment.
+wheel:
+	tools/try_wheel
 
 env: .venv/ready $(OVERLAYS)
 
@@ -46,4 +65,4 @@ env: .venv/ready $(OVERLAYS)
 	@mv $@.part $@
 
 clean:
-	rm -rf .venv demo-run demo-run-quick soak-run evidence-run study-run
+	rm -rf .venv dist demo-run demo-run-quick soak-run evidence-run study-run

@@ -26,17 +26,16 @@ from megatron_tokscale.spectrum import (
     compare,
     derivative_weights,
 )
-from megatron_tokscale.spectrum.evidence.locality import Sample
-from megatron_tokscale.spectrum.evidence.order import learning_order
+from megatron_tokscale.spectrum.evidence.locality import FittedSample
+from megatron_tokscale.spectrum.evidence.order import OTHER_RUN, learning_order
 from megatron_tokscale.spectrum.evidence.reconstruction import NAMES
 from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
-from megatron_tokscale.spectrum.groups import groupings, learning_times, plain_predictors
+from megatron_tokscale.spectrum.groups import baseline_predictors, groupings, learning_times
 from megatron_tokscale.spectrum.sums import CLASSES
 
 PAIR_DOCUMENTS, RUN_DOCUMENTS = 40, 60
 RESAMPLES, SLOW_RESAMPLES = 200, 100  # slow: those that fit a power law each
 MANY, LARGE = 3000, 8  # documents and runs that tell the truth
-NONE = float("nan"), float("nan")
 AT = (2.5, 4.5, 6.5)
 TAIL = (3.0, 9.0)
 ABOUT = """# What the evidence tests pass, and what the intervals cover
@@ -48,8 +47,8 @@ ABOUT = """# What the evidence tests pass, and what the intervals cover
 The planted runs: `tests/support/planted_pairs.py`. 40 probes; documents of 8 to 32 tokens in two
 datasets, 40 of them in a pair of runs and 60 in a run for the coverage. Noise has a lag-one
 autocorrelation of 0.6, a part of it common to the document. A test that should fail is allowed 5%.
-A test that should pass may lack power: position and dataset set few of these times apart beyond
-what the drops tell, which the permuted times keep.
+A test that should pass may lack power: position and dataset set few of these times
+apart beyond what the drops tell, which the permuted times keep.
 
 """
 NOTES = """True: the same number on eight runs of 3,000 documents, and for the exponents what was
@@ -70,9 +69,10 @@ def pair_verdicts(make, seed, documents=PAIR_DOCUMENTS):
     weight_RU = units.weights(RESAMPLES, seed)
     time_N = learning_times(fits)
     widths = Widths.from_fits(own, again_NK, units.unit_N, seed).result(weight_RU)
-    plain = plain_predictors(tokens) | {"mean loss in the other run": fits.level_N.astype(float)}
-    order = learning_order(time_N, learning_times(own), plain, units.unit_N, weight_RU)
-    passes = {"locality": widths["local"], "order": order["passes"]}
+    baseline = baseline_predictors(tokens)
+    baseline["mean loss in the other run"] = fits.level_N.astype(float)
+    order = learning_order(time_N, learning_times(own), baseline, units.unit_N, weight_RU)
+    passes = {"locality": widths.local, "order": order.passes}
     mean_K, again_K = loss_NK.mean(axis=0), again_NK.mean(axis=0)
     alignments = {
         "absolute": lambda: Alignment.absolute(x_K),
@@ -81,8 +81,8 @@ def pair_verdicts(make, seed, documents=PAIR_DOCUMENTS):
     for name, align in alignments.items():
         sums = TransferSums(align(), groupings(tokens, time_N), units)
         sums.add(slice(0, len(text)), fits, again_NK, loss_NK, own, x_K)
-        for group, each in sums.result(weight_RU, seed).items():
-            passes[f"transfer {name}, {group}"] = each["passes"]
+        for group, each in sums.tests(weight_RU, seed).items():
+            passes[f"transfer {name}, {group}"] = each.passes
     return passes
 
 
@@ -159,7 +159,7 @@ def statistics(seed, documents, resamples):
     derivative_RX = whole.loss_RK @ derivative_weights(x_K, AT).T
     share_RJ = weight_RU @ (sums.class_UJ / sums.tokens_U.sum())
     share_RJ /= share_RJ.sum(axis=1, keepdims=True)
-    widths = Sample(fits, loss_NK, units.unit_N)
+    widths = FittedSample(fits, loss_NK, units.unit_N)
     power = planted_pairs.power_law(text, x_K, rng)
     power_fits = fit_sigmoids(x_K, power)
     power_sums = DocumentSums.from_blocks(x_K, [(power_fits, power, units.unit_N)], len(units))
@@ -178,14 +178,13 @@ def statistics(seed, documents, resamples):
     order = learning_order(
         learning_times(fits),
         learning_times(own),
-        {"position": plain_predictors(tokens)["position"]},
+        {"position": baseline_predictors(tokens)["position"]},
         units.unit_N,
         weight_RU,
     )
-    rho = order["spearman"]["learning time in the other run"]
     return {name: Estimate.from_resamples(value_R) for name, value_R in drawn_by_name.items()} | {
-        "Spearman's rho": Estimate(rho["value"], *(rho["value_interval"] or NONE)),
-        "partial correlation": Estimate(order["partial"], *(order["partial_interval"] or NONE)),
+        "Spearman's rho": order.spearman[OTHER_RUN],
+        "partial correlation": order.partial,
     }
 
 

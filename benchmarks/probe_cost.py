@@ -243,9 +243,22 @@ class Inside:
         import torch
         from megatron.training import get_args, print_rank_0, training
 
+        from megatron_tokscale.training.events import TrainingState
+
         args = get_args()
         forward_step, *_, valid, process, config = self.train[:8]
-        n_evaluations = -(-self.prober._probe_set.n_sequences // args.global_batch_size)
+        n_evaluations = -(-self.prober.probe_set.n_sequences // args.global_batch_size)
+
+        def state_at(step: int) -> TrainingState:
+            return TrainingState(
+                step=step,
+                consumed_samples=int(args.consumed_train_samples),
+                args=args,
+                model=model,
+                optimizer=optimizer,
+                scheduler=scheduler,
+                forward_step=forward_step,
+            )
 
         def evaluate() -> None:
             hooks = training.should_disable_forward_pre_hook(args)
@@ -256,7 +269,7 @@ class Inside:
                 training.enable_forward_pre_hook(model)
 
         def probe() -> None:
-            self.prober.take(_WARM_STEPS + turn, model, optimizer, scheduler)
+            self.prober.take(state_at(_WARM_STEPS + turn))
 
         def timed(action: Any) -> float:
             torch.cuda.synchronize()
@@ -273,12 +286,12 @@ class Inside:
         for turn in range(1, self.rounds + 1):  # noqa: B007 - probe() names its step after it
             times["evaluate"].append(timed(evaluate))
             times["probe"].append(timed(probe))
-            times["write"].append(timed(self.prober.before_checkpoint))
+            times["write"].append(timed(self.prober.wait_for_losses))
         n_calls = 1000
         started = time.perf_counter()
         for _ in range(n_calls):
-            self.prober.note_training_loss({})
-            self.prober.on_step(args.iteration + 7, model, optimizer, scheduler)
+            self.prober.on_log({})
+            self.prober.on_step(state_at(args.iteration + 7))
         hooks = (time.perf_counter() - started) / n_calls
         kind = (
             "allocated on the device" if torch.version.cuda and _has_gpu() else "resident, rank 0"

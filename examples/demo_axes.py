@@ -2,11 +2,11 @@
 
     python examples/demo_axes.py [--demo demo-run]
 
-after `make demo`. It trains ten more runs of the demo (15 minutes or so on two cores), fits them,
-and asks what the paper claims: do learning times carry over to another seed and another size, do
-those along T say what more data (D) and a larger model (M) learn, and which law explains the
-losses? The answers are printed, and are sections of DEMO/axes/report.html. What is there already is
-not done again.
+after `make demo`. It trains ten more runs of the demo (about 15 minutes on two cores), fits them,
+and tests the paper's claims: do learning times carry over to another seed and another size, do
+learning times along T predict what more data (D) and a larger model (M) learn, and which law
+explains the losses? The answers are printed, and are sections of DEMO/axes/report.html. A run that
+is trained or fitted already is not trained or fitted again.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
-from megatron_tokscale.demo.job import FULL, SPLIT, megatron_flags, train
+from megatron_tokscale.demo.job import FULL, SPLIT, is_trained, megatron_flags, train
 from megatron_tokscale.fit import fits_path
 from megatron_tokscale.store import Run
 
@@ -34,22 +34,14 @@ JOBS = {
     },
     **{f"steps{n}": (replace(FULL, train_iters=n), SPARSE, []) for n in STEPS},
 }
-"""Name: size, when to probe, further flags. hidden128 is also the last point of the axis D."""
-
-
-def is_trained(run: Path, steps: int) -> bool:
-    """Whether the last probe of a training of so many steps is on disk."""
-    if not (run / "tokscale" / "run.json").exists():
-        return False
-    taken = Run.open(run).step_K
-    return bool(len(taken) and taken[-1] == steps)
+"""Size, probe schedule and further flags by name. hidden128 is the last point of the axis D too."""
 
 
 def train_all(demo: Path) -> None:
-    """Train what is not trained, one job after the other."""
+    """Train the jobs that are not trained yet, one after the other."""
     probe_set = demo / "probe.safetensors"
     if not probe_set.is_file():
-        raise TokscaleError(f"{probe_set} is not there; run `make demo` first")
+        raise TokscaleError(f"{probe_set} is missing; run `make demo` first")
     for name, (size, schedule, extra) in JOBS.items():
         run = demo / "axes" / name
         if is_trained(run, size.train_iters):
@@ -62,13 +54,13 @@ def train_all(demo: Path) -> None:
 
 
 def data_path(demo: Path) -> list[str]:
-    """The demo's blend, as --data-path takes it."""
+    """Return the demo's blend as words of --data-path."""
     prefixes = (demo / "data" / name for name in ("speeches", "python"))
     return [word for prefix in prefixes for word in ("0.5", str(prefix))]
 
 
 def analyse(demo: Path) -> None:
-    """The verbs that a user would type, each shown before it runs."""
+    """Run the verbs that a user would type, and print each before it runs."""
     baseline, axes = demo / "baseline", demo / "axes"
     for run in (baseline, axes / "seed2", axes / "hidden64"):
         if not fits_path(Run.open(run)).is_file():
@@ -87,7 +79,7 @@ def analyse(demo: Path) -> None:
 
 
 def tokscale(*words: str | Path) -> None:
-    """Run a verb; its error ends this script too."""
+    """Run a verb, and end this script if the verb fails."""
     print("\n$ megatron-tokscale", *words, flush=True)
     command = [sys.executable, "-m", "megatron_tokscale.cli", *map(str, words)]
     if code := subprocess.run(command, check=False).returncode:

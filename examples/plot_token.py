@@ -2,8 +2,9 @@
 
     python examples/plot_token.py demo-run/baseline token.png --tokenizer demo-run/tokenizer.json
 
-With no --token it takes the falling token whose learning time is known best among those that
-dropped by more than 2 nats. Needs matplotlib and tokenizers: pip install megatron-tokscale[report].
+Without --token it plots the falling token whose learning time has the smallest error among those
+that dropped by more than 2 nats. It needs matplotlib and tokenizers: pip install
+'megatron-tokscale[report]'.
 """
 
 import argparse
@@ -17,14 +18,14 @@ from megatron_tokscale.store import Run
 
 
 def best_known_token(fits: SigmoidFits) -> int:
-    """The falling token with a drop over 2 nats and the smallest error of its midpoint."""
+    """Return the falling token with a drop over 2 nats whose midpoint has the smallest error."""
     candidates = fits.is_class(TokenClass.FALLING) & (fits.drop_N > 2)
     error_N = np.where(candidates & np.isfinite(fits.midpoint_se_N), fits.midpoint_se_N, np.inf)
     return int(error_N.argmin())
 
 
 def context_of(run: Run, token: int, tokenizer: Path | None, length: int = 12) -> str:
-    """The tokens before the watched one, then the watched one in brackets."""
+    """Return the tokens before the watched one, then the watched one in brackets."""
     row, column = (places[token] for places in np.nonzero(run.probe_set.mask_BS))
     before = run.probe_set.tokens_BS[row, max(0, column - length) : column + 1].tolist()
     target = int(run.probe_set.labels_BS[row, column])
@@ -39,10 +40,10 @@ def context_of(run: Run, token: int, tokenizer: Path | None, length: int = 12) -
 def main() -> None:
     """Plot one token of a run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("run", type=Path, help="run directory (holds tokscale/)")
+    parser.add_argument("out", type=Path, help="picture to write")
     parser.add_argument("--token", type=int, help="number of the token in the probe set")
-    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, to show text")
     arguments = parser.parse_args()
 
     run = Run.open(arguments.run)

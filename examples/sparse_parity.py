@@ -2,43 +2,42 @@
 
     python examples/sparse_parity.py --out FOLDER [--plot] [--markdown FILE]
 
-A small network learns many subtasks at once: one says which by its control bit, and the label is
-the parity of that subtask's own few task bits. Subtask i is drawn with probability p_i ~ i^-1.4. So
-the quanta and their frequencies are known, each is learned in one step, the mean loss is smooth.
-The losses of single test samples go through the fit and the spectrum of a language model's tokens.
+A small network learns many subtasks at once. A control bit names the subtask, and the label is the
+parity of the few task bits that this subtask reads. Subtask i is drawn with probability p_i ~
+i^-1.4. So the quanta and their frequencies are known, each is learned in one step, and the mean
+loss is smooth. The losses of single test samples are fitted as a language model's tokens are.
 
 Differences from the paper's Figure 2: it is smaller (24 subtasks, 32 bits, batches of 500, 20,000
 steps in place of 500, 100, 20,000 and 200,000), and no two subtasks have the same bits: with few
 bits they often would, and be learned at once. Networks differ in initialisation and data, not in
 subtasks and test samples. A document is one test sample of every subtask, so documents come from
 one distribution and any of them stand for all subtasks: even documents are fitted; on odd ones the
-convergence times and the mean curves are measured. The trained networks' losses stay in FOLDER
-and are used again with the same settings.
+convergence times and the mean curves are measured. The trained networks' losses stay in FOLDER,
+and are read again when the settings are the same.
 
-Shapes: T subtasks, M bits of a subtask, B batch, N test samples, document by document, K probe
-steps, G grid points.
+The problem, the network and its training are in sparse_parity_network.py.
+
+Shapes: T subtasks, N test samples, document by document, K probe steps, E events, G grid points.
 """
 
 import argparse
-import hashlib
 import json
 import math
 import platform
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import scipy.optimize
 import torch
 from scipy.stats import linregress, norm, spearmanr, t
-from torch import nn
-from torch.nn import functional
+from sparse_parity_network import Settings, SparseParity, probe_steps, trained
 
 import megatron_tokscale
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers
-from megatron_tokscale.core.files import whole_or_absent, write_text
+from megatron_tokscale.core.files import write_text
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_sigmoids
 from megatron_tokscale.spectrum import (
     Comparison,
@@ -47,135 +46,20 @@ from megatron_tokscale.spectrum import (
     reconstruct,
 )
 
-PROBES_PER_OCTAVE = 8
 CONVERGED = 0.1 * math.log(2)  # nats; the paper's 0.1 bits
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The problem, the networks and the training; the paper's names where it has them."""
-
-    tasks: int = 24
-    bits: int = 32
-    subset: int = 3
-    alpha: float = 0.4
-    width: int = 512
-    batch: int = 500
-    steps: int = 20_000
-    learning_rate: float = 1e-3
-    documents: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if math.comb(self.bits, self.subset) < self.tasks:
-            raise SystemExit(
-                f"{self.bits} bits have no {self.tasks} different subsets of {self.subset}; "
-                "raise --bits or lower --tasks"
-            )
-
-
-class SparseParity:
-    """The subtasks: whose bits count, and how often each is drawn."""
-
-    def __init__(self, settings: Settings) -> None:
-        rng = np.random.default_rng(settings.seed)
-        subsets: dict[tuple[int, ...], None] = {}
-        while len(subsets) < settings.tasks:
-            chosen = rng.choice(settings.bits, settings.subset, replace=False)
-            subsets[tuple(sorted(chosen.tolist()))] = None
-        self.bits = settings.bits
-        self.subset_TM = torch.tensor(list(subsets))
-        weight_T = np.arange(1, settings.tasks + 1) ** -(settings.alpha + 1)
-        self.frequency_T: Floats = weight_T / weight_T.sum()
-
-    def samples(
-        self, task_B: torch.Tensor, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Random task bits for the given subtasks, and their labels."""
-        n_bits = len(task_B) * self.bits
-        random = np.frombuffer(rng.bytes(-(-n_bits // 8)), dtype=np.uint8)
-        bits = torch.from_numpy(np.unpackbits(random, count=n_bits)).view(len(task_B), self.bits)
-        label_B = bits.gather(1, self.subset_TM[task_B]).sum(1) % 2
-        return bits.float(), label_B.long()
-
-    def test_set(self, settings: Settings) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Subtask, bits and label of the N test samples: every document has one of each subtask."""
-        task_N = torch.arange(settings.tasks).repeat(settings.documents)
-        return task_N, *self.samples(task_N, np.random.default_rng([settings.seed, 1]))
-
-
-class Network(nn.Module):
-    """One hidden ReLU layer over one-hot control bits and task bits.
-
-    The control bits' part of the first layer is looked up, not multiplied: the same function, and
-    the same initialisation as of one nn.Linear over both.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__()
-        self.control = nn.Embedding(settings.tasks, settings.width)
-        self.bits = nn.Linear(settings.bits, settings.width)
-        self.out = nn.Linear(settings.width, 2)
-        bound = (settings.tasks + settings.bits) ** -0.5
-        for parameter in (self.control.weight, *self.bits.parameters()):
-            nn.init.uniform_(parameter, -bound, bound)
-
-    def forward(self, task_B: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-        return self.out(torch.relu(self.control(task_B) + self.bits(bits)))
-
-
-def probe_steps(last: int) -> Integers:
-    """Step 0, eight steps per doubling, and the last."""
-    octaves = np.arange(0, math.log2(last), 1 / PROBES_PER_OCTAVE)
-    return np.unique(np.concatenate([[0], np.round(2**octaves), [last]]).astype(np.int64))
-
-
-def train(settings: Settings, network: int) -> Iterator[Floats32]:
-    """Train one network on fresh samples; yields the N test losses in nats at every probe step."""
-    problem = SparseParity(settings)
-    *test_inputs, test_labels = problem.test_set(settings)
-    rng = np.random.default_rng([settings.seed, 2, network])
-    frequency = torch.from_numpy(problem.frequency_T)
-    torch.manual_seed(int(rng.integers(2**62)))
-    model = Network(settings)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, fused=True)
-    probes = set(probe_steps(settings.steps).tolist())
-    for step in range(settings.steps + 1):
-        if step in probes:
-            with torch.inference_mode():
-                logits = model(*test_inputs)
-                yield functional.cross_entropy(logits, test_labels, reduction="none").numpy()
-        task_B = torch.multinomial(frequency, settings.batch, replacement=True)
-        bits, label_B = problem.samples(task_B, rng)
-        optimizer.zero_grad()
-        functional.cross_entropy(model(task_B, bits), label_B).backward()
-        optimizer.step()
-
-
-def trained(folder: Path, settings: Settings, network: int) -> Floats32:
-    """The losses loss_NK of one network: from `folder` if it was trained with these settings."""
-    described = json.dumps({**asdict(settings), "network": network})
-    path = folder / f"losses-{hashlib.sha256(described.encode()).hexdigest()[:12]}.npz"
-    if not path.exists():
-        started = time.process_time()
-        loss_NK = np.stack(list(train(settings, network)), axis=1)
-        with whole_or_absent(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, loss_NK=loss_NK, settings=described)
-        print(f"network {network} trained in {time.process_time() - started:.0f} s of one core")
-    return np.load(path)["loss_NK"]
-
-
-@dataclass(frozen=True)
 class Watched:
-    """One network through the eyes of the tool, and what is known of it without.
+    """One network: its fits, and the truth measured on held-out documents.
 
     Attributes:
-        fits: of the even documents' samples.
+        fits: fits of the even documents' samples.
         fitted_loss_K: mean loss of the same samples.
         held_loss_TK: mean loss of every subtask over the odd documents.
         learned_x_T: ln(learning time) by the fits; NaN where the samples' drops are under half
             of ln 2 nats each.
-        event_x_T: the same by the events of the samples' classes.
+        event_x_T: the same from the events that the spectrum counts.
         converged_x_T: ln(convergence time) on the odd documents; NaN if not reached in the run.
     """
 
@@ -186,9 +70,9 @@ class Watched:
     event_x_T: Floats
     converged_x_T: Floats
 
-    @staticmethod
-    def of(settings: Settings, loss_NK: Floats32) -> "Watched":
-        """Fit the even documents, measure the odd ones."""
+    @classmethod
+    def from_losses(cls, settings: Settings, loss_NK: Floats32) -> Self:
+        """Fit the even documents, and measure the odd ones."""
         with np.errstate(divide="ignore"):
             x_K = np.log(probe_steps(settings.steps))
         document_N, task_N = np.divmod(np.arange(len(loss_NK)), settings.tasks)
@@ -197,7 +81,7 @@ class Watched:
         held_loss_TK = np.stack(
             [loss_NK[~even_N & (task_N == i)].mean(0, float) for i in range(settings.tasks)]
         )
-        return Watched(
+        return cls(
             fits,
             loss_NK[even_N].mean(0, float),
             held_loss_TK,
@@ -208,7 +92,7 @@ class Watched:
 
 
 def converged_x(x_K: Floats, loss_K: Floats) -> float:
-    """Where a mean loss first falls below 0.1 bits, between two probes; NaN if it does not."""
+    """Return x where a mean loss first falls below 0.1 bits, between two probes, or NaN."""
     below_K = loss_K < CONVERGED
     if not below_K.any():
         return math.nan
@@ -217,7 +101,7 @@ def converged_x(x_K: Floats, loss_K: Floats) -> float:
 
 
 def learned_x(fits: SigmoidFits, task_N: Integers, tasks: int) -> Floats:
-    """Drop-weighted median of the learning times of every subtask's samples."""
+    """Return the drop-weighted median of the learning times of every subtask's samples."""
     time_N = learning_times(fits)
     known_N = np.isfinite(time_N)
     return median_x(
@@ -226,7 +110,7 @@ def learned_x(fits: SigmoidFits, task_N: Integers, tasks: int) -> Floats:
 
 
 def event_x(fits: SigmoidFits, task_N: Integers, tasks: int) -> Floats:
-    """The same from the events that the spectrum counts: up to two for a two-step sample."""
+    """Return the same from the events that the spectrum counts: up to two per two-step sample."""
     moves = fits.transitions
     falls_E = moves.placed_E & (moves.drop_E > 0)
     task_E = task_N[moves.token_E[falls_E]]
@@ -238,7 +122,7 @@ def event_x(fits: SigmoidFits, task_N: Integers, tasks: int) -> Floats:
 def median_x(
     midpoint_E: Floats, drop_E: Floats, task_E: Integers, samples_T: Floats, tasks: int
 ) -> Floats:
-    """Drop-weighted median per subtask; NaN where the drops are under half of chance's ln 2."""
+    """Return the drop-weighted median per subtask; NaN if the drops are under half of ln 2."""
     x_T = np.full(tasks, np.nan)
     for task in range(tasks):
         of_task_E = np.flatnonzero(task_E == task)
@@ -250,23 +134,26 @@ def median_x(
 
 
 def agreement(x_T: Floats, converged_x_T: Floats) -> float:
-    """Spearman's correlation of learning and convergence times, where a subtask has both."""
+    """Return Spearman's correlation of learning and convergence times, where both are known."""
     both_T = np.isfinite(x_T) & np.isfinite(converged_x_T)
     return float(spearmanr(x_T[both_T], converged_x_T[both_T]).statistic)
 
 
 def frequency_exponent(frequency_T: Floats, x_T: Floats) -> tuple[float, float]:
-    """b of S ~ p^-b by least squares over the subtasks that have an S, and its 95% half-width."""
+    """Return b of S ~ p^-b by least squares over the subtasks that have an S, and its half-width.
+
+    The half-width is that of the 95% interval.
+    """
     known_T = np.isfinite(x_T)
     line = linregress(np.log(frequency_T[known_T]), x_T[known_T])
     return -float(line.slope), float(line.stderr * t.ppf(0.975, known_T.sum() - 2))
 
 
 def censored_exponent(frequency_T: Floats, x_T: Floats, last_x: float) -> float:
-    """b of S ~ p^-b where subtasks without an S count as later than the run's end.
+    """Return b of S ~ p^-b, where subtasks without an S count as later than the run's end.
 
-    Most likely line with normal scatter (Tobin). Least squares over the others is biased down: of
-    the rarest subtasks it sees only the quick ones.
+    It is the most likely line with normal scatter (Tobin). Least squares over the other subtasks is
+    biased low: of the rarest subtasks it sees only those that were learned early.
     """
     known_T, log_p_T = np.isfinite(x_T), np.log(frequency_T)
     least_T = np.where(known_T, x_T, last_x)
@@ -284,9 +171,9 @@ def censored_exponent(frequency_T: Floats, x_T: Floats, last_x: float) -> float:
 
 
 def scores(source: Watched, target: Watched) -> dict[str, float]:
-    """R^2 of the target's held-out -dL/dx by every reconstruction from the source's fits.
+    """Return R^2 of the target's held-out -dL/dx, by reconstruction from the source's fits.
 
-    The last one knows no samples: it is the fit of the source's mean curve.
+    The last reconstruction reads no samples: it is the fit of the source's mean curve.
     """
     held_loss_K = target.held_loss_TK.mean(axis=0)
     compared = reconstruct(source.fits, held_loss_K)
@@ -297,13 +184,13 @@ def scores(source: Watched, target: Watched) -> dict[str, float]:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table."""
+    """Return a markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def overview(settings: Settings, networks: Sequence[Watched]) -> str:
-    """What was found, one column per network."""
+    """Return the table of results, one column per network."""
     frequency_T = SparseParity(settings).frequency_T
     last_x = math.log(settings.steps)
     nexts = [*networks[1:], networks[0]]
@@ -345,7 +232,7 @@ def overview(settings: Settings, networks: Sequence[Watched]) -> str:
 
 
 def classes(fits: SigmoidFits) -> str:
-    """Shares of samples by class."""
+    """Return the shares of samples by class."""
     groups = (
         (TokenClass.FALLING,),
         (TokenClass.TWO_STEP,),
@@ -355,7 +242,7 @@ def classes(fits: SigmoidFits) -> str:
 
 
 def times(settings: Settings, networks: Sequence[Watched]) -> str:
-    """Convergence and learning time of every subtask, in steps."""
+    """Return the table of convergence and learning times of every subtask, in steps."""
     frequency_T = SparseParity(settings).frequency_T
     columns = ["subtask", "p"] + [f"network {i}" for i in range(len(networks))]
 
@@ -371,7 +258,7 @@ def times(settings: Settings, networks: Sequence[Watched]) -> str:
 
 
 def plot(path: Path, settings: Settings, networks: Sequence[Watched]) -> None:
-    """Subtask curves, times against frequency, and spectrum against -dL/dx of the next network."""
+    """Plot subtask curves, times by frequency, and the spectrum beside another network's -dL/dx."""
     from matplotlib.figure import Figure
 
     first, other = networks[0], networks[1]
@@ -407,7 +294,7 @@ def plot(path: Path, settings: Settings, networks: Sequence[Watched]) -> None:
 
 
 def command(settings: Settings, networks: int) -> str:
-    """The command that makes the same table again."""
+    """Return the command that makes the same table again."""
     changed = [
         f"--{field.name.replace('_', '-')} {getattr(settings, field.name)}"
         for field in fields(settings)
@@ -419,11 +306,11 @@ def command(settings: Settings, networks: int) -> str:
 
 def watch(folder: Path, settings: Settings, networks: int) -> list[Watched]:
     """Train the networks that `folder` does not hold yet, and fit them all."""
-    return [Watched.of(settings, trained(folder, settings, i)) for i in range(networks)]
+    return [Watched.from_losses(settings, trained(folder, settings, i)) for i in range(networks)]
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Train, fit, and print what was found beside what is known."""
+    """Train, fit, and print the findings beside the truth."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the trained losses")
     parser.add_argument("--networks", type=int, default=2, help="seeds of the network; at least 2")
@@ -435,7 +322,7 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.add_argument(flag, type=type(field.default), default=field.default)
     arguments = parser.parse_args(words)
     if arguments.networks < 2:
-        parser.error("--networks: one network cannot predict another; give 2 or more")
+        parser.error(f"--networks is {arguments.networks}; expected 2 or more; give --networks 2")
     settings = Settings(
         **{field.name: getattr(arguments, field.name) for field in fields(Settings)}
     )

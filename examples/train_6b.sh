@@ -5,13 +5,13 @@
 #   MEGATRON=Megatron-LM TOKENIZER=tokenizer NODE_RANK=0 MASTER_ADDR=node0 \
 #       examples/train_6b.sh RUN WEIGHT PREFIX [WEIGHT PREFIX ...]
 #
-# ACTION=build makes the probe set, ACTION=plan tells what the probes will cost, ACTION=doctor says
-# what would be refused: each once, on any machine that sees the files. ACTION=train (the default)
-# trains; started again it resumes. ACTION=replay probes the checkpoints of a run that is over.
+# ACTION=build makes the probe set, ACTION=cost prints what the probes cost, ACTION=doctor prints what
+# would be refused: run each once, on any machine that sees the files. ACTION=train (the default)
+# trains; started again it resumes. ACTION=replay probes the checkpoints of a finished run.
 #
 # To train under a data plan: REFERENCE=OTHER ACTION=score scores the training documents by a fitted
-# run that watched some of them, PLAN=plan.json ACTION=data-plan makes the plan, and PLAN=plan.json
-# beside ACTION=doctor or train follows it. One plan a run; without PLAN the blend is Megatron's.
+# run that watched some of them, PLAN=plan.json ACTION=plan makes the plan, and PLAN=plan.json beside
+# ACTION=doctor or train follows it. A run has one plan; without PLAN the blend is Megatron's.
 
 set -euo pipefail
 
@@ -105,9 +105,11 @@ SAVING_AND_LOGGING_ARGS=(
     --exit-signal-handler
 )
 
+PROBE_SCHEDULE=log:per-octave=12+last
+
 TOKSCALE_ARGS=(
     --tokscale-probe-set "$PROBE"
-    --tokscale-probe-schedule log:per-octave=12+last
+    --tokscale-probe-schedule $PROBE_SCHEDULE
     --tokscale-probe-at-exit
 )
 
@@ -126,17 +128,19 @@ build)
     megatron-tokscale probe build --data-path "${DATA[@]}" --split $SPLIT --seq-length $SEQ_LENGTH \
         --vocab-size "$VOCAB_SIZE" --eod "$EOD" --tokens 1000000 --report-duplicates --out "$PROBE"
     ;;
-plan)
+cost)
     megatron-tokscale probe cost --probe-set "$PROBE" "${SHAPE_ARGS[@]}" --vocab-size "$VOCAB_SIZE" \
-        --global-batch-size $GLOBAL_BATCH --train-iters $STEPS --tokscale-probe-schedule log:per-octave=12+last
+        --global-batch-size $GLOBAL_BATCH --train-iters $STEPS \
+        --tokscale-probe-schedule $PROBE_SCHEDULE
     ;;
 score)
-    megatron-tokscale score "${REFERENCE:?the fitted reference run}" --data-path "${DATA[@]}" \
+    megatron-tokscale score "${REFERENCE:?give the fitted reference run}" --data-path "${DATA[@]}" \
         --split $SPLIT
     ;;
-data-plan)
-    megatron-tokscale plan build --data-path "${DATA[@]}" --split $SPLIT --seq-length $SEQ_LENGTH \
-        --train-samples $((GLOBAL_BATCH * STEPS)) --out "${PLAN:?the file to write}"
+plan)
+    megatron-tokscale plan build frontier --data-path "${DATA[@]}" --split $SPLIT \
+        --seq-length $SEQ_LENGTH --train-samples $((GLOBAL_BATCH * STEPS)) \
+        --out "${PLAN:?give the file to write}"
     ;;
 doctor) megatron-tokscale doctor -- "${JOB[@]}" ;;
 train) torchrun "${DISTRIBUTED_ARGS[@]}" -m megatron_tokscale.run "${JOB[@]}" ;;
@@ -144,7 +148,7 @@ replay)
     torchrun "${DISTRIBUTED_ARGS[@]}" -m megatron_tokscale.run "${JOB[@]}" --tokscale-replay "$RUN"
     ;;
 *)
-    echo "$0: ACTION is build, plan, score, data-plan, doctor, train or replay, not $ACTION" >&2
+    echo "$0: ACTION=$ACTION is unknown; give build, cost, score, plan, doctor, train or replay" >&2
     exit 2
     ;;
 esac

@@ -4,15 +4,15 @@
 #
 #   examples/train_demo.sh RUN [DEMO]
 #
-# For your own job, keep your arrays and add TOKSCALE_ARGS; on a GPU drop --tokscale-cpu, and with a
-# Megatron checkout launch `-m megatron_tokscale.run pretrain_gpt.py` instead of the module.
+# --tokscale-cpu and `-m megatron_tokscale.pretrain` stand in for a GPU and a Megatron checkout; a job
+# that has both is examples/train_gpt.sh.
 
 set -euo pipefail
 
 CHECKPOINT_PATH=${1:?usage: $0 RUN [DEMO]}
 DEMO=${2:-demo-run}
 
-GPUS_PER_NODE=2 # processes: there is no GPU
+GPUS_PER_NODE=2 # processes, as there is no GPU
 NUM_NODES=${NUM_NODES:-1}
 NODE_RANK=${NODE_RANK:-0}
 MASTER_ADDR=${MASTER_ADDR:-localhost}

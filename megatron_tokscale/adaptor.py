@@ -1,6 +1,6 @@
-"""`import megatron_tokscale.adaptor` as the first line of one's own launch script.
+"""The plugin for a launch script of your own: `import megatron_tokscale.adaptor` on its first line.
 
-It reads the command line: with no --tokscale-* flag it changes nothing.
+The import reads the command line: with no --tokscale-* flag it changes nothing.
 """
 
 from megatron_tokscale.launch import prepare

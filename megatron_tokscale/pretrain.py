@@ -1,12 +1,12 @@
-"""A GPT pre-training script on megatron.training's public API, for people who have only the wheel.
+"""A GPT pre-training script on megatron.training's public API, for users of the wheel alone.
 
     torchrun --nproc_per_node 8 -m megatron_tokscale.pretrain <Megatron flags> <--tokscale-* flags>
 
 It keeps the contract of Megatron's own pretrain_gpt.py (which is in no wheel): the same flags, a
 `forward_step` that returns the per-token losses and a loss function, and a datasets provider that
-is called on every rank. Knowledge distillation, fill-in-the-middle, packed fine-tuning, layers of
-one's own and ModelOpt are not in it, and their flags are refused (`training.gpt_flags`); use
-pretrain_gpt.py with `-m megatron_tokscale.run` for those.
+runs on every rank. Knowledge distillation, fill-in-the-middle, packed fine-tuning, custom layers
+and ModelOpt are not in it, and their flags are refused (`training.gpt_flags`); use pretrain_gpt.py
+with `-m megatron_tokscale.run` for those.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -32,15 +32,15 @@ from megatron_tokscale.training.gpt_flags import (
 )
 from megatron_tokscale.training.support import raise_first
 
-# As Megatron's pretrain_gpt.py: a loss this many times the largest one seen is reported.
-_SPIKY_LOSS_FACTOR = 10
-_FIELDS = {
+# A loss this many times the largest one seen is reported; as in Megatron's pretrain_gpt.py.
+_SPIKY_LOSS_FACTOR: Final = 10
+_FIELDS: Final = {
     "tokens": torch.int64,
     "labels": torch.int64,
     "loss_mask": torch.float32,
     "position_ids": torch.int64,
 }
-Batch = dict[str, torch.Tensor | None]
+type Microbatch = dict[str, torch.Tensor | None]
 
 
 def model_provider(
@@ -91,7 +91,7 @@ def model_provider(
 
 
 def _needs_batch(args: Namespace, vp_stage: int | None) -> bool:
-    """Whether this pipeline stage reads tokens or labels."""
+    """Return whether this pipeline stage reads tokens or labels."""
     from megatron.core import mpu
 
     ends = {"ignore_virtual": False, "vp_stage": vp_stage}
@@ -99,12 +99,12 @@ def _needs_batch(args: Namespace, vp_stage: int | None) -> bool:
     return bool(is_end) or args.mtp_num_layers is not None
 
 
-def get_batch(data_iterator: Iterator[dict[str, torch.Tensor]], vp_stage: int | None) -> Batch:
+def get_batch(data_iterator: Iterator[dict[str, torch.Tensor]], vp_stage: int | None) -> Microbatch:
     """Read a microbatch on tensor-parallel rank 0, share it, and cut it for context parallelism.
 
     Returns:
         tokens, labels, loss_mask and position_ids, each [micro batch, sequence / CP]; None on
-        pipeline stages that need none of them, and for an attention mask that is not used.
+        pipeline stages that read none of them; the attention mask also where it is not used.
     """
     from megatron.core import mpu
     from megatron.core.utils import get_batch_on_this_cp_rank
@@ -123,7 +123,7 @@ def get_batch(data_iterator: Iterator[dict[str, torch.Tensor]], vp_stage: int | 
         dtypes["attention_mask"] = torch.bool
     is_source = mpu.get_tensor_model_parallel_rank() == 0
     data = next(data_iterator) if is_source else {}
-    batch: Batch = {}
+    batch: Microbatch = {}
     for name in names:
         if name not in sizes:
             batch[name] = None
@@ -271,7 +271,7 @@ def check_flags(words: Sequence[str]) -> None:
     """Refuse a command line with a flag that this script does not read.
 
     Raises:
-        TokscaleError: naming the first such flag.
+        TokscaleError: the message names the first such flag.
     """
     parser = megatron_parser()
     try:
@@ -282,7 +282,7 @@ def check_flags(words: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Train as the command line says."""
+    """Check the flags, and train."""
     prepare()
     with exit_with_one_line():
         check_flags(sys.argv[1:])

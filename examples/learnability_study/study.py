@@ -1,12 +1,12 @@
-"""Does a plan by learnability reach the baseline's loss sooner than the baseline, and its controls?
+"""Study: does a plan by learnability reach the baseline's loss sooner than baseline and controls?
 
     python examples/learnability_study/study.py [--folder study-run] [--out TABLE.md]
 
-Trains 22 small models on five kinds of text on the CPU (50 minutes on two cores): a reference run
-that tells when what is learned, and per seed the plain blend, the method (`plan build --policy
-frontier`), three controls, and what else was tried afterwards. What is there already is not done
-again. The tables are written as they come out, and name the runs that they lack; `--until none`
-trains nothing and writes them.
+Trains 22 small models on five kinds of text on the CPU (50 minutes on two cores): a reference run,
+which gives the learning times, and per seed the baseline blend, the method (`plan build frontier`),
+three controls, and two variants that were tried afterwards. A step whose result exists is skipped.
+The tables are written from the runs that are finished, and name those that are not; `--until none`
+trains nothing and writes the tables.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The study's tables in markdown, from the runs that are there.
+"""Tables of the study in markdown, from the runs that are finished.
 
 Shapes: D datasets, in the order of the blend.
 """
@@ -48,11 +48,11 @@ class Found:
 
     @property
     def least(self) -> float:
-        """What "X% faster" is below for a run that never arrives."""
+        """Bound of "X% faster" for a run that never arrives."""
         return faster(self.settings.last_step, self.settings.steps)
 
     def seeds(self, *arms: str) -> list[int]:
-        """Those for which all of `arms` are there."""
+        """Return the seeds for which all of `arms` are finished."""
         return [
             seed
             for seed in range(self.settings.seeds)
@@ -60,19 +60,19 @@ class Found:
         ]
 
     def loss(self, arm: str, seed: int) -> float:
-        """Blended validation loss at step T."""
+        """Return the blended validation loss at step T."""
         curve = self.curves[arm, seed]
         return float(np.interp(self.settings.steps, curve.step_K, curve.blend_K(_WEIGHT_D)))
 
     def faster(self, arm: str, seed: int) -> float:
-        """By how many percent the arm is faster than its seed's baseline; NaN: never arrived."""
+        """Return by how many percent the arm is faster than its baseline; NaN: it never arrives."""
         curve = self.curves[arm, seed]
         target = self.loss("baseline", seed)
         steps = steps_to_reach(curve.step_K, curve.blend_K(_WEIGHT_D), target)
         return faster(steps, self.settings.steps)
 
     def speed_rows(self) -> list[list[str]]:
-        """Per arm: "X% faster" of each seed and their mean."""
+        """Return a row per arm: "X% faster" of each seed, and their mean."""
         rows = []
         for arm in ARMS:
             values_S = [self.faster(arm, seed) for seed in self.seeds("baseline", arm)]
@@ -84,7 +84,7 @@ class Found:
         return rows
 
     def difference_rows(self) -> list[list[str]]:
-        """Per other arm: what the method is ahead in percent, and in loss at step T."""
+        """Return a row per other arm: the method's lead in percent, and in loss at step T."""
         rows = []
         for arm in ("baseline", *CONTROLS):
             seeds = self.seeds("baseline", METHOD, arm)
@@ -97,7 +97,7 @@ class Found:
         return rows
 
     def loss_rows(self) -> list[list[str]]:
-        """Per arm: losses at step T, blended and of each dataset."""
+        """Return a row per arm: losses at step T, blended and of each dataset."""
         rows = []
         for arm in ARMS:
             seeds = self.seeds(arm)
@@ -118,17 +118,17 @@ class Found:
 
 
 def collect(study: Study) -> Found:
-    """Read the finished runs."""
+    """Read the curves of the finished runs."""
     curves = {}
     for seed in range(study.settings.seeds):
         for arm in ARMS:
             if is_trained(run := study.run_folder(arm, seed), study.settings.last_step):
-                curves[arm, seed] = Curve.of(Run.open(run))
+                curves[arm, seed] = Curve.from_run(Run.open(run))
     return Found(study.settings, curves)
 
 
 def missing(study: Study, found: Found) -> str:
-    """The runs that are not finished, in one sentence; empty if all are there."""
+    """Return a sentence that names the unfinished runs; empty if there are none."""
     seeds = range(study.settings.seeds)
     runs = [
         f"{arm} seed {seed}" for arm in ARMS for seed in seeds if (arm, seed) not in found.curves
@@ -137,7 +137,7 @@ def missing(study: Study, found: Found) -> str:
 
 
 def report(study: Study) -> str:
-    """All tables of what is there, with command, versions, model and data."""
+    """Return all tables of the finished runs, with command, versions, model and data."""
     found = collect(study)
     size = study.settings
     notes = _NOTES.format(
@@ -170,7 +170,7 @@ def report(study: Study) -> str:
 
 
 def command(settings: Settings) -> str:
-    """The command that makes the same tables again."""
+    """Return the command that makes the same tables again."""
     changed = [
         f"--{field.name.replace('_', '-')} {getattr(settings, field.name)}"
         for field in fields(Settings)
@@ -180,7 +180,7 @@ def command(settings: Settings) -> str:
 
 
 def setting(study: Study) -> str:
-    """Model, training and seeds in one line."""
+    """Describe model, training and seeds in one line."""
     size = study.settings
     words = [
         f"{size.layers} layers, hidden {size.hidden}, {size.seq_length} tokens a sample",
@@ -201,7 +201,7 @@ def setting(study: Study) -> str:
 
 
 def _tried() -> str:
-    """What the arms are that were looked at after the method and its controls."""
+    """Describe the variants that were tried after the method and its controls."""
     rows = [f"`{arm}`: `{' '.join(flags)}`" for arm, flags in TRIED.items()]
     return "Tried after the method and its controls had come out: " + "; ".join(rows) + "."
 
@@ -231,15 +231,15 @@ def _data_table(study: Study) -> str:
 
 
 def _score_table(study: Study) -> str:
-    """How many documents were watched, and how well the scores of the others are predicted."""
+    """Return the table of watched documents, and of how well the others' scores are predicted."""
     if not all(path.exists() for path in study.scores):
         return ""
     targets = ("learning_time", "drop", "unlearned")
     rows = []
     for name, path in zip(WEIGHTS, study.scores, strict=True):
         scores = DocumentScores.load(path)
-        held_out = (scores.details["predictor"] or {}).get("held_out", {})
-        found = [held_out.get(target, {}).get("spearman") for target in targets]
+        predictor = scores.details.predictor
+        found = [predictor and predictor.held_out[target].spearman for target in targets]
         errors = ["-" if rho is None else f"{rho:.2f}" for rho in found]
         rows.append([name, f"{(scores.watched_Q > 0).sum():,}", *errors])
     columns = ["dataset", "documents watched", *(target.replace("_", " ") for target in targets)]

@@ -6,10 +6,11 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 
+from megatron_tokscale import __version__
 from megatron_tokscale.core.arrays import AnyArray
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import (
@@ -22,7 +23,7 @@ from megatron_tokscale.core.files import (
     whole_or_absent,
     write_json,
 )
-from megatron_tokscale.core.records import JSON
+from megatron_tokscale.core.records import JSON, read_as, to_json
 
 _AT_ONCE = 2**24  # bytes of a file that are read at a time: 16 MB, little memory and few calls
 _DAMAGE: Final = (
@@ -63,6 +64,34 @@ def read_result(path: Path, schema: int, again: str) -> dict[str, JSON]:
     if content.get("checksum") != json_checksum(content):
         raise TokscaleError(f"{path} is damaged: its checksum is wrong; {again}")
     return content
+
+
+_ENVELOPE: Final = {"schema_version", "version", "checksum"}
+"""The keys of a file that are about the file, not its content."""
+
+
+def write_typed_result(path: Path, schema: int, record: object) -> None:
+    """Write a dataclass as JSON, with its schema version, this package's version and a checksum.
+
+    The file is whole or absent.
+
+    Raises:
+        TypeError: JSON has no form for a value of the record.
+    """
+    content = cast("Mapping[str, JSON]", to_json(record))
+    write_result(path, {"schema_version": schema, "version": __version__, **content})
+
+
+def read_typed_result[T](kind: type[T], path: Path, schema: int, again: str) -> T:
+    """Read the dataclass that `write_typed_result` wrote, of just this schema.
+
+    Raises:
+        TokscaleError: the file is missing, damaged, of another schema, or holds no `kind`; the
+            message ends with `again`.
+    """
+    content = read_result(path, schema, again)
+    record = {name: value for name, value in content.items() if name not in _ENVELOPE}
+    return read_as(kind, record, path, again)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, AnyArray]) -> str:

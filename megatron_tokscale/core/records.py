@@ -8,6 +8,7 @@
 | `tuple[T, ...]`, `tuple[T, U]`, `list[T]` | a list |
 | `dict[str, T]`, `Mapping[str, T]` | an object |
 | a dataclass | an object with its fields; a field with a default may be missing |
+| `JSON` | any plain value, as it is |
 | a union | the member whose form the value has; of dataclasses the one that has its fields |
 
 A library (cattrs, msgspec, pydantic) does the same and more. This module needs no package on a
@@ -96,6 +97,8 @@ def _container_to_json(value: object) -> JSON:
 
 def _read(kind: object, content: JSON, where: str) -> object:
     """Read a value of the annotation `kind`, which `where` leads to."""
+    if kind is JSON:
+        return content
     if isinstance(kind, TypeAliasType):
         return _read(kind.__value__, content, where)
     read = _reader(kind)
@@ -171,6 +174,9 @@ def _read_dataclass(kind: object, content: JSON, where: str) -> object:
 
 
 def _read_union(kind: object, content: JSON, where: str) -> object:
+    dataclass, *others = [each for each in get_args(kind) if each is not type(None)]
+    if isinstance(content, Mapping) and dataclasses.is_dataclass(dataclass) and not others:
+        return _read(dataclass, content, where)  # of `T | None`: says what is wrong within T
     members = [each for each in get_args(kind) if _has_form_of(each, content)]
     if len(members) != 1:
         _checked(False, content, where, " or ".join(map(_name, get_args(kind))))

@@ -1,4 +1,4 @@
-"""Megatron without a GPU: its own training loop on gloo, for a laptop, the demo and the tests."""
+"""Megatron's own training loop without a GPU, on gloo: for a laptop, the demo and the tests."""
 
 from megatron_tokscale.cpu.runtime import (
     FLAG,
@@ -8,7 +8,6 @@ from megatron_tokscale.cpu.runtime import (
     is_requested,
     required_flags,
 )
-from megatron_tokscale.cpu.wheel import mend_compile_helpers
 
 __all__ = [
     "FLAG",
@@ -16,6 +15,5 @@ __all__ = [
     "gpu_refusal",
     "is_enabled",
     "is_requested",
-    "mend_compile_helpers",
     "required_flags",
 ]

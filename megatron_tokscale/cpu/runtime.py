@@ -14,15 +14,15 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 from megatron_tokscale.core.errors import TokscaleError
 
-FLAG = "--tokscale-cpu"
-ENVIRONMENT = "MEGATRON_TOKSCALE_CPU"
+FLAG: Final = "--tokscale-cpu"
+ENVIRONMENT: Final = "MEGATRON_TOKSCALE_CPU"
 
-# What Megatron needs to be told to stay off its CUDA-only paths; added where the user said nothing.
-_REQUIRED_FLAGS: dict[str, tuple[str, ...]] = {
+# Flags that keep Megatron off its CUDA-only paths; added where the user has not given them.
+_REQUIRED_FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "--distributed-backend": ("gloo",),
     "--transformer-impl": ("local",),
     "--use-cpu-initialization": (),
@@ -39,24 +39,24 @@ _enabled = False
 
 
 def is_requested(argv: Sequence[str]) -> bool:
-    """Whether the command line or the environment asks for the CPU runtime."""
+    """Return whether the command line or the environment asks for the CPU runtime."""
     return FLAG in argv or os.environ.get(ENVIRONMENT, "") not in ("", "0")
 
 
 def is_enabled() -> bool:
-    """Whether this process runs Megatron on the CPU."""
+    """Return whether this process runs Megatron on the CPU."""
     return _enabled
 
 
 def required_flags(argv: Sequence[str]) -> list[str]:
-    """Megatron flags that a CPU run needs and `argv` does not have yet."""
+    """Return the Megatron flags that a CPU run needs and `argv` does not have."""
     given = {word.split("=")[0] for word in argv}
     missing = [(flag, values) for flag, values in _REQUIRED_FLAGS.items() if flag not in given]
     return [word for flag, values in missing for word in (flag, *values)]
 
 
 def gpu_refusal(n_devices: int) -> str:
-    """Return why the CPU runtime is refused on a machine with GPUs."""
+    """Return the refusal of the CPU runtime on a machine with GPUs."""
     return (
         f"{FLAG} is for machines without a GPU, and this one has {n_devices}; drop the flag, or "
         "hide the GPUs with CUDA_VISIBLE_DEVICES=''"
@@ -73,7 +73,10 @@ def enable() -> None:
     if _enabled:
         return
     if "megatron.core" in sys.modules:
-        raise TokscaleError(f"{FLAG} comes too late: Megatron is imported already")
+        raise TokscaleError(
+            f"{FLAG} comes too late: Megatron is imported already; import "
+            "megatron_tokscale.adaptor before it"
+        )
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     import torch
@@ -88,10 +91,10 @@ def enable() -> None:
 
 
 def _leave_process_groups() -> None:
-    """Join gloo's threads before the interpreter goes, as Megatron never does.
+    """Join gloo's threads before the interpreter ends, which Megatron does not do.
 
-    Torn down with threads running, a process that has done all its work can still end in an abort.
-    After an error they are left alone: a rank must not wait for others then.
+    A process that ends while they run can abort, although it has done all its work. After an error
+    they are left running: a rank must not wait for others then.
     """
     import torch.distributed as dist
 
@@ -100,7 +103,7 @@ def _leave_process_groups() -> None:
 
 
 class _Stream:
-    """A CUDA stream that has nothing to do."""
+    """Stand-in for a CUDA stream: its work is done at once."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -120,7 +123,7 @@ class _Stream:
 
 
 class _Event:
-    """A CUDA event that has happened."""
+    """Stand-in for a CUDA event that has happened."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -153,6 +156,7 @@ def _answer_cuda_queries(cuda: ModuleType) -> None:
     def seed_generator(seed: int) -> None:
         torch.default_generator.manual_seed(int(seed))
 
+    # A value or a function for each name of torch.cuda that Megatron uses.
     properties = SimpleNamespace(
         name="cpu", major=0, minor=0, total_memory=8 << 30, multi_processor_count=1
     )
@@ -191,6 +195,7 @@ def _answer_cuda_queries(cuda: ModuleType) -> None:
         answers[name] = constant(0)
     for name in ("Float", "Double", "Half", "BFloat16", "Byte", "Int", "Long"):
         answers[f"{name}Tensor"] = getattr(torch, f"{name}Tensor")
+    # Megatron looks the generators up in two places.
     for name, answer in answers.items():
         setattr(cuda, name, answer)
     for name in ("get_rng_state", "set_rng_state"):
@@ -216,6 +221,7 @@ def _place_tensors_on_cpu() -> None:
 
         return call
 
+    # Requests for a place.
     factories = "empty zeros ones full tensor arange rand randn randint as_tensor linspace"
     likes = "empty_like zeros_like ones_like full_like"
     for name in (factories + " " + likes).split():
@@ -234,6 +240,7 @@ def _place_tensors_on_cpu() -> None:
 
     torch.Tensor.type = cuda_type  # type: ignore[assignment]
 
+    # Data loaders, without pinned memory.
     initialize_loader = DataLoader.__init__
 
     @functools.wraps(initialize_loader)
@@ -252,7 +259,7 @@ def _place_tensors_on_cpu() -> None:
 
 
 def _adapt_megatron() -> None:
-    """Mend the places in Megatron where CPU tensors need more than a CUDA answer."""
+    """Change the places in Megatron that need more than answers of `torch.cuda`."""
     import megatron.core.tensor_parallel.random as megatron_random
     import torch
     import torch.distributed as dist
@@ -283,9 +290,9 @@ def _adapt_megatron() -> None:
 
 
 def _allow_sequence_parallel_torch_norm() -> None:
-    """Let the plain torch norm serve sequence parallelism, as the fused CUDA norms do.
+    """Let torch's own norm serve sequence parallelism, as the fused CUDA norms do.
 
-    It computes the same on a shard of the sequence; its parameters only have to be marked, so that
+    It computes the same on a shard of the sequence. Its parameters only have to be marked, so that
     their gradients are summed over the tensor-parallel ranks.
     """
     from megatron.core.transformer.torch_norm import WrappedTorchNorm

@@ -4,24 +4,30 @@ The dataset itself is `megatron_tokscale.data.dataset.PlannedDataset`: it needs 
 imported on its own; everything here loads without it.
 """
 
-from megatron_tokscale.data.history import followed, with_decisions
-from megatron_tokscale.data.index import Index, build_index, load_or_build_index
+from megatron_tokscale.data.history import followed_plan, with_decisions
+from megatron_tokscale.data.index import (
+    PlanIndex,
+    RealisedShares,
+    build_index,
+    load_or_build_index,
+)
 from megatron_tokscale.data.match import match_datasets
 from megatron_tokscale.data.permutation import Permutation, epoch_permutation, stratum_key
-from megatron_tokscale.data.plan import (
+from megatron_tokscale.data.plan import Plan
+from megatron_tokscale.data.plan_parts import (
     Acceptance,
     Cut,
     DatasetIdentity,
     Decision,
-    Plan,
+    PlanProvenance,
+    PlanSources,
     Replanning,
     Segment,
     Stage,
     Stratum,
     dataset_names,
 )
-from megatron_tokscale.data.scores import DocumentScores
-from megatron_tokscale.data.shares import RealisedShares
+from megatron_tokscale.data.scores import DocumentScores, ScoreDetails
 
 __all__ = [
     "Acceptance",
@@ -29,18 +35,21 @@ __all__ = [
     "DatasetIdentity",
     "Decision",
     "DocumentScores",
-    "Index",
     "Permutation",
     "Plan",
+    "PlanIndex",
+    "PlanProvenance",
+    "PlanSources",
     "RealisedShares",
     "Replanning",
+    "ScoreDetails",
     "Segment",
     "Stage",
     "Stratum",
     "build_index",
     "dataset_names",
     "epoch_permutation",
-    "followed",
+    "followed_plan",
     "load_or_build_index",
     "match_datasets",
     "stratum_key",

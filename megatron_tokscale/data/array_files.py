@@ -1,9 +1,9 @@
-"""Arrays in files: written once by one rank, mapped by all the others."""
+"""Arrays in files that one rank writes once and all the others map."""
 
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -12,10 +12,11 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import whole_or_absent
 
 _BLOCK: Final = 1 << 22
+"""Bytes, or array elements, at once: their temporary arrays stay far below a gigabyte."""
 
 
 def write_array(file: Path, array: NDArray[np.generic]) -> None:
-    """Write an array in numpy's format and a checksum behind it, whole or not at all."""
+    """Write an array in numpy's format, and a checksum behind it, whole or not at all."""
     with whole_or_absent(file) as temporary:
         with temporary.open("wb") as stream:
             np.save(stream, array)
@@ -27,7 +28,7 @@ def write_array(file: Path, array: NDArray[np.generic]) -> None:
 def is_right(file: Path) -> bool:
     """Return whether a file that `write_array` wrote is as it was written; it is read once.
 
-    A file of an older version has no checksum, and is taken for right if it has its length.
+    A file of an older version has no checksum; it passes if its length is right.
     """
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -49,8 +50,8 @@ def check_array(file: Path) -> None:
     """
     if not is_right(file):
         raise TokscaleError(
-            f"index file {file} is damaged: its checksum is wrong; remove it, and the next job of "
-            "the plan makes it again"
+            f"index file {file} is damaged: its checksum is wrong; expected the one written behind "
+            "it; remove it, and the next job of the plan makes it again"
         )
 
 
@@ -64,7 +65,12 @@ def _checksum(file: Path, size: int) -> bytes:
 
 
 def map_array(file: Path, shape: tuple[int, ...], *dtypes: DTypeLike) -> NDArray[np.generic]:
-    """Map an array of a plan that must have this shape and one of these types.
+    """Map an array of a plan.
+
+    Args:
+        file: where it is.
+        shape: the shape that it must have.
+        dtypes: the types that it may have.
 
     Raises:
         TokscaleError: the file is missing, damaged, or holds something else.
@@ -72,18 +78,23 @@ def map_array(file: Path, shape: tuple[int, ...], *dtypes: DTypeLike) -> NDArray
     name = f"index file {file}"
     array = open_array(file, name, "; is this directory shared by all nodes?", "remove it")
     if array.shape != shape or array.dtype not in dtypes:
-        raise TokscaleError(f"{name} is not what its name says; remove it")
+        raise TokscaleError(
+            f"{name} holds {array.dtype} of shape {array.shape}; expected shape {shape} of "
+            f"{' or '.join(np.dtype(dtype).name for dtype in dtypes)}; remove it"
+        )
     return array
 
 
-def open_array(file: Path | str, name: str, if_missing: str, if_damaged: str) -> NDArray[Any]:
+def open_array(
+    file: Path | str, name: str, if_missing: str, if_damaged: str
+) -> NDArray[np.generic]:
     """Map an array.
 
     Args:
         file: where it is.
-        name: what a message calls it.
-        if_missing: what a message adds if it is not there.
-        if_damaged: what to do if it cannot be read.
+        name: its name in messages.
+        if_missing: the end of the message that it is not there.
+        if_damaged: the remedy in the message that it cannot be read.
 
     Raises:
         TokscaleError: the file is missing or damaged.
@@ -99,6 +110,6 @@ def open_array(file: Path | str, name: str, if_missing: str, if_damaged: str) ->
 
 
 def blocks(start: int, stop: int) -> Iterator[slice]:
-    """Slices that keep the temporary arrays of a large array small."""
+    """Yield slices of a range that keep the temporary arrays of a large array small."""
     for begin in range(start, stop, _BLOCK):
         yield slice(begin, min(begin + _BLOCK, stop))

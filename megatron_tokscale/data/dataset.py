@@ -1,40 +1,41 @@
 """The dataset that follows a plan: sample k is a function of the plan and k, and of nothing else.
 
-So it is the same for every rank, data-parallel size, number of workers and restart, and there is
-nothing to save in a checkpoint.
+So sample k is the same for every rank, data-parallel size, number of workers and restart, and a
+checkpoint needs no state of the dataset.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch.utils.data import Dataset
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.data.index import Index
+from megatron_tokscale.data.index import PlanIndex
 from megatron_tokscale.data.permutation import epoch_permutation
 from megatron_tokscale.data.plan import Plan
 from megatron_tokscale.data.strata import Strata
 
 
 class MapDataset(Protocol):
-    """Anything with a length and items by number, such as Megatron's GPTDataset."""
+    """A dataset with a length and items by number, such as Megatron's GPTDataset."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> Mapping[str, Any]: ...
+    def __getitem__(self, index: int, /) -> Mapping[str, object]: ...
 
 
-class PlannedDataset(Dataset[dict[str, Any]]):
+class PlannedDataset(Dataset[dict[str, object]]):
     """Samples of several datasets in the order of a plan.
 
     Args:
+        plan: the plan.
         datasets: the plan's datasets, in the plan's order, each built at one epoch; None for one
             that is not drawn from.
         index: the plan's index.
-        strata: the samples of each stratum; without it every dataset is one stratum.
-        offset: sample k of the dataset is sample `offset` + k of the plan.
+        strata: the samples of each stratum; None takes every dataset for one stratum.
+        offset: number in the plan of sample 0 of the dataset.
         consumed: samples of the plan that are not drawn any more.
-        split: Megatron's samplers read it to tell training from validation.
+        split: the split, which Megatron's samplers read to tell training from validation.
         index_split: the same, as Megatron's single datasets name it.
 
     Raises:
@@ -45,7 +46,7 @@ class PlannedDataset(Dataset[dict[str, Any]]):
         self,
         plan: Plan,
         datasets: Sequence[MapDataset | None],
-        index: Index,
+        index: PlanIndex,
         strata: Strata | None = None,
         *,
         offset: int = 0,
@@ -55,7 +56,8 @@ class PlannedDataset(Dataset[dict[str, Any]]):
     ) -> None:
         if len(datasets) != len(plan.datasets):
             raise TokscaleError(
-                f"the plan is for {len(plan.datasets)} datasets, the job has {len(datasets)}"
+                f"the plan is for {len(plan.datasets)} datasets, the job has {len(datasets)}; "
+                "expected the same; make a plan for this job's data"
             )
         sizes_D = [0 if dataset is None else len(dataset) for dataset in datasets]
         self.plan = plan
@@ -72,7 +74,7 @@ class PlannedDataset(Dataset[dict[str, Any]]):
         return len(self.index) - self.offset
 
     def locate(self, k: int) -> tuple[int, int, int]:
-        """(stratum, epoch, number of the sample in its dataset) of sample k.
+        """Return stratum, epoch, and number in its dataset of sample k.
 
         Raises:
             IndexError: k is not in range(len(self)).
@@ -81,17 +83,17 @@ class PlannedDataset(Dataset[dict[str, Any]]):
         return stratum, *self.strata.locate(stratum, draw)[1:]
 
     def _draw(self, k: int) -> tuple[int, int]:
-        """Stratum and draw of sample k."""
+        """Return the stratum of sample k, and the number of its draw from it."""
         index = self.index
         at = k + self.offset
         if not self.offset <= at < index.stratum_N.size:
-            raise IndexError(f"sample {at} of a plan built for {len(index)} samples")
+            raise IndexError(f"sample {at} is not in the plan; its index has {len(index)} samples")
         return index.stratum_N.item(at), index.draw_N.item(at)
 
-    def __getitem__(self, k: int) -> dict[str, Any]:
-        """Sample k with its dataset's number in the plan, as Megatron's BlendedDataset gives it."""
+    def __getitem__(self, k: int) -> dict[str, object]:
+        """Return sample k with its dataset's number in the plan, as Megatron's BlendedDataset."""
         stratum, draw = self._draw(k)
         dataset_id, _, number = self.strata.locate(stratum, draw)
         dataset = self.datasets[dataset_id]
-        assert dataset is not None, "Strata.check refuses to draw from what is not there"
+        assert dataset is not None, "Strata.check refuses to draw from a missing dataset"
         return {"dataset_id": self.plan.dataset_Z[stratum], **dataset[number]}

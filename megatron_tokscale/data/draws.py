@@ -1,132 +1,163 @@
-"""Which stratum is drawn from next, compiled: one pass over the samples of a segment.
+"""The stratum of each sample of a segment, compiled: one pass over the samples.
 
-Two rules, one after the other. Which dataset: Megatron's own until the datasets' weights first
-change, then that of windows. Which stratum of the dataset: that of windows, over the samples drawn
-from the dataset.
+Two rules, one after the other. The dataset: Megatron's own rule until the datasets' weights first
+change, then the rule of windows. The stratum of the dataset: the rule of windows, over the samples
+drawn from the dataset.
 
 Megatron's rule (`build_blending_indices` in core/datasets/helpers.cpp): the dataset furthest behind
 its share. So a plan that leaves the datasets' weights alone draws from the datasets as the plain
-blend does, sample for sample. It can only start anew, so it cannot go on after a change of weights.
+blend does, sample for sample. The rule can only start anew, so it cannot go on after a change of
+weights.
 
-The rule of windows: draw j of n is released when the target has come to j + e and is due when it
-comes to j + 1 - e, e = 1 / (2 n - 2); of those released, the one that is due first. While weights
-hold, no prefix is off by more than 1 - e samples, and no rule does better: Tijdeman, "The chairman
-assignment problem", Discrete Mathematics 32 (1980). Counts carry over a change of weights, so no
-draw is lost or repeated; what rounding has left owing is repaid after it.
+The rule of windows: draw j of n sources is released when its target has come to j + e and is due
+when it comes to j + 1 - e, e = 1 / (2 n - 2); of the draws that are released, the one that is due
+first is made. While weights hold, no prefix is off by more than 1 - e samples, and no rule does
+better: Tijdeman, "The chairman assignment problem", Discrete Mathematics 32 (1980). Counts carry
+over a change of weights, so no draw is lost or repeated; draws that rounding has left owing are
+made after it.
 
-Shapes: N samples of a segment, D datasets, Z strata.
+Shapes: N samples of a segment, D datasets, Z strata, S sources (datasets, or strata).
 """
+
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.compiled import EXACT, compiled
 
 _compiled = compiled(**EXACT)
 
-# Released up to this early, in samples: what sums of weights lose to rounding.
-_EARLY = 1e-9
+_EARLY: Final = 1e-9
+"""Draws are released this much early, in samples: sums of weights lose less to rounding."""
+
+
+class Sources(NamedTuple):
+    """The datasets, or the strata, that samples are drawn from.
+
+    Attributes:
+        weight_S: normalised weights: over the datasets, or over the strata of each dataset.
+        target_S: samples due from each before the segment; from a stratum, of its dataset's.
+        drawn_S: samples drawn from each so far; counted on.
+    """
+
+    weight_S: Floats
+    target_S: Floats
+    drawn_S: Integers
 
 
 @_compiled
 def draw(
     stratum_N: NDArray[np.int16],
-    draw_N: NDArray[np.int64],
+    draw_N: Integers,
     first: int,
     is_unchanged: bool,
-    weight_D: NDArray[np.float64],
-    target_D: NDArray[np.float64],
-    drawn_D: NDArray[np.int64],
-    first_D: NDArray[np.int64],
-    within_Z: NDArray[np.float64],
-    target_Z: NDArray[np.float64],
-    drawn_Z: NDArray[np.int64],
+    datasets: Sources,
+    strata: Sources,
+    first_D: Integers,
 ) -> None:
-    """Fill `stratum_N` and `draw_N`, and count on in `drawn_D` and `drawn_Z`.
+    """Fill `stratum_N` and `draw_N`, and count the draws from datasets and strata.
 
     Args:
         stratum_N: out, the stratum of each sample.
-        draw_N: out, which draw of its stratum it is, from 0.
+        draw_N: out, the number of its draw from the stratum, from 0.
         first: global number of the first sample.
         is_unchanged: whether the datasets' weights are still those of the plan's first stage.
-        weight_D: weights of the datasets, summing to one.
-        target_D: samples due from each dataset before the first sample.
-        drawn_D: samples drawn from each dataset before the first sample.
+        datasets: the datasets.
+        strata: the strata.
         first_D: the first stratum of each dataset, and behind the last the number of strata.
-        within_Z: weights of the strata in their datasets, summing to one in each.
-        target_Z: samples due from each stratum before the first sample, of those of its dataset.
-        drawn_Z: samples drawn from each stratum before the first sample.
     """
-    n_datasets = weight_D.size
-    early_D, late_D = np.empty(n_datasets), np.empty(n_datasets)
-    early_Z, late_Z = np.empty(within_Z.size), np.empty(within_Z.size)
-    margin_Z = np.empty(within_Z.size)
-    before_D = drawn_D.copy()
-    ahead_D = np.where(weight_D > 0.0, drawn_D, np.inf)
-    margin = _margin(np.count_nonzero(weight_D))
-    for d in range(n_datasets):
-        early_D[d], late_D[d] = _window(drawn_D[d], target_D[d], weight_D[d], margin)
-        strata = within_Z[first_D[d] : first_D[d + 1]]
-        for z in range(first_D[d], first_D[d + 1]):
-            margin_Z[z] = _margin(np.count_nonzero(strata))
-            early_Z[z], late_Z[z] = _window(drawn_Z[z], target_Z[z], within_Z[z], margin_Z[z])
-    queue_D = np.argsort(late_D, kind="mergesort")
-    queue_Z = np.empty(within_Z.size, np.int64)
-    for d in range(n_datasets):
-        a, b = first_D[d], first_D[d + 1]
-        queue_Z[a:b] = a + np.argsort(late_Z[a:b], kind="mergesort")
+    # The window and the place in the queue of each dataset's, and each stratum's, next draw.
+    n_datasets = datasets.weight_S.size
+    one_group = np.array([0, n_datasets])
+    margin_D, early_D, late_D, queue_D = _open_windows(datasets, one_group)
+    margin_Z, early_Z, late_Z, queue_Z = _open_windows(strata, first_D)
+    before_D = datasets.drawn_S.copy()
+    ahead_D = np.where(datasets.weight_S > 0.0, datasets.drawn_S, np.inf)
     for n in range(stratum_N.size):
+        # The dataset, by Megatron's rule or by that of windows.
+        i = -1
         if is_unchanged:
-            d = _furthest_behind(weight_D, ahead_D, max(float(first + n), 1.0))
+            d = _furthest_behind(datasets.weight_S, ahead_D, max(float(first + n), 1.0))
         else:
             i = _due_first(queue_D, early_D, n + 1.0)
             d = queue_D[i]
+
+        # Its stratum, by the rule of windows over the samples of the dataset.
         queue = queue_Z[first_D[d] : first_D[d + 1]]
-        j = _due_first(queue, early_Z, drawn_D[d] - before_D[d] + 1.0)
+        j = _due_first(queue, early_Z, datasets.drawn_S[d] - before_D[d] + 1.0)
         z = queue[j]
         stratum_N[n] = z
-        draw_N[n] = drawn_Z[z]
-        drawn_D[d] += 1
+        draw_N[n] = strata.drawn_S[z]
+
+        # The windows of their next draws.
+        datasets.drawn_S[d] += 1
         ahead_D[d] += 1.0
-        drawn_Z[z] += 1
-        early_Z[z], late_Z[z] = _window(drawn_Z[z], target_Z[z], within_Z[z], margin_Z[z])
+        strata.drawn_S[z] += 1
+        early_Z[z], late_Z[z] = _window(strata, z, margin_Z[z])
         _move_back(queue, j, late_Z)
         if not is_unchanged:
-            early_D[d], late_D[d] = _window(drawn_D[d], target_D[d], weight_D[d], margin)
+            early_D[d], late_D[d] = _window(datasets, d, margin_D[d])
             _move_back(queue_D, i, late_D)
 
 
 @_compiled
-def _margin(count: int) -> float:
-    """The e of the rule of windows, for so many to draw from."""
-    return 1.0 / max(2 * count - 2, 2)
+def _open_windows(sources: Sources, first_G: Integers) -> tuple[Floats, Floats, Floats, Integers]:
+    """Return margin, release and due time of each source's next draw, and the sources by due time.
+
+    Args:
+        sources: in groups that follow each other.
+        first_G: the first source of each group, and behind the last the number of sources.
+    """
+    n_sources = sources.weight_S.size
+    margin_S, early_S, late_S = np.empty(n_sources), np.empty(n_sources), np.empty(n_sources)
+    queue_S = np.empty(n_sources, np.int64)
+    for g in range(first_G.size - 1):
+        a, b = first_G[g], first_G[g + 1]
+        # The e of the rule of windows, for the sources that have weight.
+        n_weighted = int(np.count_nonzero(sources.weight_S[a:b]))
+        margin_S[a:b] = 1.0 / max(2 * n_weighted - 2, 2)
+        for s in range(a, b):
+            early_S[s], late_S[s] = _window(sources, s, margin_S[s])
+        queue_S[a:b] = a + np.argsort(late_S[a:b], kind="mergesort")
+    return margin_S, early_S, late_S, queue_S
 
 
 @_compiled
-def _window(drawn: int, target: float, weight: float, margin: float) -> tuple[float, float]:
-    """When the next draw is released and when it is due, in samples of the segment."""
+def _window(sources: Sources, s: int, margin: float) -> tuple[float, float]:
+    """Return when a source's next draw is released and when it is due, in samples of the segment.
+
+    Samples of a stratum's segment are those of its dataset.
+    """
+    weight = sources.weight_S[s]
     if weight == 0.0:
         return np.inf, np.inf
+    drawn, target = sources.drawn_S[s], sources.target_S[s]
     return (drawn + margin - target) / weight - _EARLY, (drawn + 1 - margin - target) / weight
 
 
 @_compiled
-def _furthest_behind(
-    weight_D: NDArray[np.float64], drawn_D: NDArray[np.float64], n_samples: float
-) -> int:
-    """Megatron's rule. A dataset without weight is taken to be infinitely far ahead."""
+def _furthest_behind(weight_D: Floats, drawn_D: Floats, n_samples: float) -> int:
+    """Return the dataset of Megatron's rule.
+
+    Args:
+        weight_D: normalised weights.
+        drawn_D: samples drawn from each dataset; infinitely many from one without weight.
+        n_samples: samples drawn from all of them.
+    """
     best, most = 0, -np.inf
     for d in range(weight_D.size):
         behind = weight_D[d] * n_samples - drawn_D[d]
-        # Without a branch: which one comes next is what a processor cannot guess.
+        # Without a branch: a processor cannot guess which dataset comes next.
         best = d if behind > most else best
         most = max(behind, most)
     return best
 
 
 @_compiled
-def _due_first(queue: NDArray[np.int64], early: NDArray[np.float64], now: float) -> int:
-    """The place in the queue of the first that is released; if none is, the first place."""
+def _due_first(queue: Integers, early: Floats, now: float) -> int:
+    """Return the place in the queue of the first released source; place 0 if none is released."""
     for i in range(queue.size):
         if early[queue[i]] <= now:
             return i
@@ -134,10 +165,10 @@ def _due_first(queue: NDArray[np.int64], early: NDArray[np.float64], now: float)
 
 
 @_compiled
-def _move_back(queue: NDArray[np.int64], i: int, late: NDArray[np.float64]) -> None:
-    """Put the one at place i of the queue where it belongs now that it is due later.
+def _move_back(queue: Integers, i: int, late: Floats) -> None:
+    """Move the source at place i to where it belongs now that its next draw is due later.
 
-    The queue is by when they are due, ties by their numbers.
+    The queue is sorted by due time, ties by the sources' numbers.
     """
     moved = queue[i]
     while i + 1 < queue.size:

@@ -1,4 +1,4 @@
-"""The rounds of `data.permutation`, compiled: asked for at the first image, not at import."""
+"""The rounds of `data/permutation.py`, compiled; loaded with the first image, not at import."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,16 +7,16 @@ from megatron_tokscale.core.compiled import EXACT, compiled
 
 _compiled = compiled(**EXACT)
 
-_MULTIPLIER1 = np.uint64(0xBF58476D1CE4E5B9)
+_MULTIPLIER1 = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64, as its Python twin in permutation.py
 _MULTIPLIER2 = np.uint64(0x94D049BB133111EB)
-_HALF = np.uint64(32)
+_HALF = np.uint64(32)  # bits: the upper half of a product is mixed into the lower
 
 
 @_compiled
 def walk(
     size: int, round_keys: NDArray[np.uint64], left_bits: int, right_bits: int, position: int
 ) -> int:
-    """Image of a position in range(size), on halves of so many bits."""
+    """Return the image of a position in range(size), on halves of so many bits."""
     shift = np.uint64(right_bits)
     mask = (np.uint64(1) << shift) - np.uint64(1)
     left_shift, right_shift = np.uint64(64 - left_bits), np.uint64(64 - right_bits)
@@ -41,6 +41,6 @@ def walk_many(
     right_bits: int,
     positions: NDArray[np.int64],
 ) -> None:
-    """Put the images of positions in their place."""
+    """Replace positions by their images."""
     for i in range(positions.size):
         positions[i] = walk(size, round_keys, left_bits, right_bits, positions[i])

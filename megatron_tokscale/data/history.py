@@ -1,20 +1,20 @@
-"""How a plan changes under a run: weights decided while it trains, and another plan accepted.
+"""The plan that a run follows: on disk, under decisions, and when a job resumes.
 
-Neither touches the past. What a run follows is the plan in its directory, with the decisions made
-since; both are plain files, and the plan that follows from them is the same wherever it is asked
-for.
+Decisions change the plan while the run trains, and `data/take_over.py` lets another plan hold from
+a sample on; neither touches the past. Plan and decisions are plain files, so every reader of them
+gets the same plan:
 
-    RUN/tokscale/plan.json      the plan that was given, or accepted
+    RUN/tokscale/plan.json      the plan that the job was started with, or that took over
     RUN/tokscale/replans.json   decisions made by --tokscale-replan-interval
 
 Shapes: D datasets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import (
@@ -22,19 +22,23 @@ from megatron_tokscale.core.files import (
     check_seal,
     is_there,
     read_json,
+    schema_version,
     sealed,
     write_json,
 )
+from megatron_tokscale.core.records import JSON, read_as, to_json
 from megatron_tokscale.core.schemas import DECISIONS_SCHEMA
-from megatron_tokscale.data.plan import Acceptance, DatasetIdentity, Decision, Plan, Stage
+from megatron_tokscale.data.plan import Plan
+from megatron_tokscale.data.plan_parts import Decision, Stage
 from megatron_tokscale.data.record import load_records, record_path
+from megatron_tokscale.data.take_over import take_over
 from megatron_tokscale.store import RunPaths
 
 _KIND: Final = "tokscale-replans"
 
 
 def with_decisions(plan: Plan, decisions: Sequence[Decision]) -> Plan:
-    """The plan under decisions, in the order in which they were made.
+    """Return the plan under decisions, in the order in which they were made.
 
     From its start on a decision's weights hold for the datasets, also in later stages of the plan;
     the plan's weights within the datasets stay.
@@ -60,10 +64,10 @@ def with_decisions(plan: Plan, decisions: Sequence[Decision]) -> Plan:
 
 
 def save_run_plan(plan: Plan, decisions: Sequence[Decision], run: Path) -> None:
-    """Write what a run follows into its directory.
+    """Write a plan and the decisions made under it into a run directory.
 
-    The plan is replaced last: until then the decisions that belong to the one before stay beside
-    those of the new one, so that a job killed in between leaves either whole.
+    The plan is replaced last: until then the decisions of the plan before stay beside those of the
+    new one, so that a job killed in between leaves one of the two whole.
 
     Raises:
         OSError: the directory cannot be written.
@@ -73,46 +77,53 @@ def save_run_plan(plan: Plan, decisions: Sequence[Decision], run: Path) -> None:
 
 
 def save_decisions(plan: Plan, decisions: Sequence[Decision], run: Path) -> None:
-    """Write the decisions made under a plan beside it.
+    """Write the decisions made under a plan into a run directory.
 
     Raises:
         OSError: the directory cannot be written.
     """
     path = RunPaths(run).decisions
-    rows = {plan.fingerprint: [asdict(decision) for decision in decisions]}
+    by_plan = {plan.fingerprint: decisions}
     if is_there(path) and RunPaths(run).plan.exists():
-        with suppress(TokscaleError):  # what cannot be read is of no run that can go on
+        with suppress(TokscaleError):  # no run can resume from files that cannot be read
             before, known = load_run_plan(run)
-            rows = {before.fingerprint: [asdict(decision) for decision in known], **rows}
-    content: dict[str, Any] = {"kind": _KIND, "schema_version": DECISIONS_SCHEMA, "decisions": rows}
+            by_plan = {before.fingerprint: known, **by_plan}
+    content: dict[str, JSON] = {
+        "kind": _KIND,
+        "schema_version": DECISIONS_SCHEMA,
+        "decisions": to_json(by_plan),
+    }
     write_json(path, sealed(content))
 
 
 def load_run_plan(run: Path) -> tuple[Plan, list[Decision]]:
-    """Read what a run follows: its plan, and the decisions made since.
+    """Read the plan in a run directory, and the decisions made under it.
 
     Raises:
-        TokscaleError: there is none, or it is damaged.
+        TokscaleError: a file is missing or damaged.
     """
     plan = Plan.load(RunPaths(run).plan)
     path = RunPaths(run).decisions
     if not is_there(path):
         return plan, []
-    content: dict[str, Any] = read_json(path)
-    try:
-        check_schema(path, int(content["schema_version"]), DECISIONS_SCHEMA)
-        if content["kind"] != _KIND or plan.fingerprint not in content["decisions"]:
-            raise TokscaleError(f"{path} is not of the plan beside it; restore either")
-        rows = content["decisions"][plan.fingerprint]
-        decisions = [Decision.from_json(row) for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise TokscaleError(f"{path} is damaged ({error!r}); restore or remove it") from error
+    content = read_json(path)
+    check_schema(path, schema_version(path, content), DECISIONS_SCHEMA)
+    by_plan = content.get("decisions")
+    is_of_plan = isinstance(by_plan, Mapping) and plan.fingerprint in by_plan
+    if content.get("kind") != _KIND or not is_of_plan:
+        raise TokscaleError(
+            f"{path} is not of the plan beside it; expected decisions under plan "
+            f"{plan.fingerprint}; restore either file"
+        )
+    decisions = read_as(
+        dict[str, list[Decision]], content["decisions"], path, "restore or remove it"
+    )
     check_seal(path, content)
-    return plan, decisions
+    return plan, decisions[plan.fingerprint]
 
 
-def followed(run: Path) -> Plan:
-    """The plan that a run follows, decisions and all.
+def followed_plan(run: Path) -> Plan:
+    """Return the plan that a run follows, under all its decisions.
 
     Raises:
         TokscaleError: the run follows no plan, or its plan is damaged.
@@ -126,8 +137,8 @@ def followed(run: Path) -> Plan:
     return with_decisions(*load_run_plan(run))
 
 
-def left_at(run: Path) -> int | None:
-    """Return the consumed samples from which on a run has no longer followed its plan, if any.
+def first_unplanned_sample(run: Path) -> int | None:
+    """Return the sample from which on a run has no longer followed its plan; None if it does.
 
     Raises:
         TokscaleError: the run's record of its data is damaged.
@@ -140,162 +151,50 @@ def left_at(run: Path) -> int | None:
 
 
 def resume(
-    given: Plan, run: Path, consumed: int, step: int, *, accept: bool
+    plan: Plan, run: Path, consumed: int, step: int, *, accept: bool
 ) -> tuple[Plan, list[Decision]]:
     """Return the plan and decisions that a job follows when it starts or resumes in `run`.
 
-    Decisions that were made after the step from which it goes on are dropped: they will be made
-    again.
+    Decisions that were made after `step` are dropped: the job will make them again.
 
     Args:
-        given: the plan that the job is given.
+        plan: the plan that the job is started with.
+        run: the run directory.
         consumed: samples consumed by `step`.
         step: optimizer steps completed.
-        accept: whether `given` may replace a plan with another past, from here on.
+        accept: whether `plan` may take over from a plan with another past, from here on.
 
     Raises:
-        TokscaleError: the run has another past, and that is not accepted or cannot go on so.
+        TokscaleError: the run has another past, and `plan` may not or cannot take over.
     """
     if not consumed:
-        return given, []
-    if not is_there(RunPaths(run).plan):
+        return plan, []
+    path = RunPaths(run).plan
+    if not is_there(path):
         if not accept:
             raise TokscaleError(
-                f"no plan is known for the {consumed} samples that the job has consumed (none in "
-                f"{RunPaths(run).folder}), so samples could come twice; --tokscale-override-plan "
-                "lets the plan hold from here on all the same"
+                f"no plan is known for the {consumed} samples that the job has consumed, so "
+                f"samples could come twice; expected one in {path}; let the plan hold from here on "
+                "all the same with --tokscale-override-plan"
             )
-        return given, []
+        return plan, []
     known, decisions = load_run_plan(run)
     decisions = [decision for decision in decisions if decision.step <= step]
-    known_as = known.accepted[-1].plan if known.accepted else known.fingerprint
-    if known_as == given.fingerprint:
-        return replace(known, max_epochs=given.max_epochs), decisions
+
+    # The job resumes under the plan that it was started with before.
+    started_with = known.accepted[-1].plan if known.accepted else known.fingerprint
+    if started_with == plan.fingerprint:
+        return replace(known, max_epochs=plan.max_epochs), decisions
+
+    # The plan is another, but orders the past in the same way.
     past = with_decisions(known, decisions)
-    if past.fingerprint_until(consumed) == given.fingerprint_until(consumed):
-        return given, []
+    if past.fingerprint_until(consumed) == plan.fingerprint_until(consumed):
+        return plan, []
+
     if not accept:
         raise TokscaleError(
-            f"the job has consumed {consumed} samples under plan {past.fingerprint} "
-            f"({RunPaths(run).plan}), and plan {given.fingerprint} orders them otherwise; "
-            "resume with that plan, or let this one hold from here on with --tokscale-override-plan"
+            f"the job has consumed {consumed} samples under plan {past.fingerprint} ({path}), and "
+            f"plan {plan.fingerprint} orders them otherwise; resume with that plan, or let this "
+            "one hold from here on with --tokscale-override-plan"
         )
-    return accepted(past, given, consumed), []
-
-
-def accepted(past: Plan, given: Plan, consumed: int) -> Plan:
-    """The plan with the past of one plan and, from sample `consumed` on, the weights of another.
-
-    Datasets may be added, or left out; the strata of those that stay must be the same, so that the
-    counts carry over: no sample is lost or repeated.
-
-    Raises:
-        TokscaleError: the samples are of another length, or a dataset is cut otherwise.
-    """
-    if past.seq_length != given.seq_length:
-        raise TokscaleError(
-            f"the plan is for sequence length {given.seq_length}, the run's past for "
-            f"{past.seq_length}; start a new run"
-        )
-    if any(len({*plan.datasets}) < len(plan.datasets) for plan in (past, given)):
-        raise TokscaleError("a plan with twins among its datasets cannot be accepted by another")
-    kept = {dataset: d for d, dataset in enumerate(past.datasets)}
-    for d, dataset in enumerate(given.datasets):
-        if dataset not in kept:
-            continue
-        if past.documents and given.documents:
-            had, has = past.documents[kept[dataset]], given.documents[d]
-            if had != has:
-                raise TokscaleError(
-                    f"the plan's training part of {dataset.name} is documents {has[0]} to {has[1]},"
-                    f" the run's past had {had[0]} to {had[1]}, so samples could come twice; make "
-                    "the plan with the --split of the run, or start a new run"
-                )
-        if _parts(given, d) != _parts(past, kept[dataset]):
-            now, earlier = (
-                plan.strata[plan.strata_of(number)[0]].name.partition("/")[0]
-                for plan, number in ((given, d), (past, kept[dataset]))
-            )
-            if now != earlier:
-                raise TokscaleError(
-                    f"the plan calls {dataset.path} {now}, the run's past {earlier}; make the plan "
-                    "with the datasets in the same order, added ones last, or start a new run"
-                )
-            raise TokscaleError(
-                f"the plan cuts {dataset.name} into other strata than the run's past did, so its "
-                "samples could come twice; make the plan with the same scores and quantiles, or "
-                "start a new run"
-            )
-    added = [d for d, dataset in enumerate(given.datasets) if dataset not in kept]
-    datasets = (*past.datasets, *(given.datasets[d] for d in added))
-    strata = (
-        *past.strata,
-        *(
-            replace(given.strata[z], dataset=datasets.index(given.datasets[d]))
-            for d in added
-            for z in given.strata_of(d)
-        ),
-    )
-
-    names = {stratum.name for stratum in past.strata}
-    if again := sorted(names & {stratum.name for stratum in strata[past.n_strata :]}):
-        raise TokscaleError(
-            f"the plan has other data under a name that the run's past knows, {again[0]}; give the "
-            "files another name"
-        )
-
-    def translated(plan: Plan, stage: Stage, start: int) -> Stage:
-        names = [stratum.name for stratum in plan.strata]
-        shares = [stratum.share for stratum in plan.strata]
-        within = dict(zip(names, stage.within or shares, strict=True))
-        return Stage(
-            start,
-            _in_order(datasets, plan, stage.weights),
-            tuple(within.get(stratum.name, stratum.share) for stratum in strata),
-        )
-
-    before = [stage for stage in past.stages if stage.start < consumed]
-    present = [stage for stage in given.stages if stage.start <= consumed][-1]
-    later = [stage for stage in given.stages if stage.start > consumed]
-    how = given.replanning
-    return Plan(
-        datasets=datasets,
-        strata=strata,
-        stages=(
-            *(translated(past, stage, stage.start) for stage in before),
-            translated(given, present, consumed),
-            *(translated(given, stage, stage.start) for stage in later),
-        ),
-        seq_length=past.seq_length,
-        seed=past.seed,
-        cuts=(*past.cuts, *(given.cuts[d] for d in added)),
-        documents=(
-            (*past.documents, *(given.documents[d] for d in added))
-            if past.documents and given.documents
-            else ()
-        ),
-        max_epochs=given.max_epochs,
-        provenance=given.provenance,
-        replanning=replace(
-            how,
-            base_weights=_in_order(datasets, given, how.base_weights),
-            epoch_samples=_in_order(datasets, given, how.epoch_samples),
-        ),
-        accepted=(*past.accepted, Acceptance(consumed, past.fingerprint, given.fingerprint)),
-    )
-
-
-def _in_order[Number: (int, float)](
-    datasets: Sequence[DatasetIdentity], plan: Plan, values: tuple[Number, ...]
-) -> tuple[Number, ...]:
-    """Return a plan's values for `datasets`, with 0 for a dataset that the plan does not have."""
-    if not values:
-        return ()
-    known = dict(zip(plan.datasets, values, strict=True))
-    return tuple(known.get(dataset, type(values[0])(0)) for dataset in datasets)
-
-
-def _parts(plan: Plan, dataset: int) -> list[Any]:
-    """What decides which samples of a dataset are in which stratum."""
-    strata = [plan.strata[z] for z in plan.strata_of(dataset)]
-    return [plan.cuts[dataset], [(stratum.name, stratum.share) for stratum in strata]]
+    return take_over(past, plan, consumed), []

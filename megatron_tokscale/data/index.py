@@ -1,83 +1,129 @@
-"""The index: for every training sample its stratum, and which draw of that stratum it is.
+"""The index of a plan: for every training sample its stratum, and which draw of it the sample is.
 
-A function of the plan and the number of samples alone; the first k entries depend neither on how
-many follow nor on stages that start later. `data.draws` says by which rules.
+It is a function of the plan and the number of samples alone; the first k entries depend neither on
+how many follow nor on stages that start later. `data/draws.py` has the rules.
 
 Shapes: N samples, D datasets, Z strata.
 """
 
 import mmap
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import is_there
 from megatron_tokscale.data.array_files import blocks, check_array, is_right, map_array, write_array
-from megatron_tokscale.data.plan import Plan, Segment
+from megatron_tokscale.data.plan import Plan
+from megatron_tokscale.data.plan_parts import Segment
 
 
 @dataclass(frozen=True, eq=False)
-class Index:
-    """Sample k is draw `draw_N[k]` (from 0) of stratum `stratum_N[k]`.
+class PlanIndex:
+    """Stratum and draw of each sample: sample k is draw `draw_N[k]` of stratum `stratum_N[k]`.
 
     Attributes:
         stratum_N: int16.
-        draw_N: int64.
-        files: where the two arrays are mapped from; None if they are in memory. A mapped index is
-            pickled as its paths, so that spawned data loader workers map it too.
+        draw_N: int64, counted from 0 in each stratum.
+        files: paths that the two arrays are mapped from; None if they are in memory. A mapped index
+            is pickled as its paths, so that spawned data loader workers map it too.
         is_shared: whether the arrays are in memory that forked processes share.
     """
 
     stratum_N: NDArray[np.int16]
-    draw_N: NDArray[np.int64]
+    draw_N: Integers
     files: tuple[Path, Path] | None = None
     is_shared: bool = False
 
     def __len__(self) -> int:
         return len(self.stratum_N)
 
-    def shared(self) -> "Index":
-        """A copy that can be changed, and changes in the processes forked later too.
+    def shared(self) -> "PlanIndex":
+        """Return a copy that can be changed, and changes in the processes forked later too.
 
-        10 bytes a sample.
+        It takes 10 bytes a sample.
         """
-        stratum_N: NDArray[np.int16] = _shared_like(self.stratum_N)
-        draw_N: NDArray[np.int64] = _shared_like(self.draw_N)
+        stratum_N, draw_N = _shared_like(self.stratum_N), _shared_like(self.draw_N)
         stratum_N[:], draw_N[:] = self.stratum_N, self.draw_N
-        return Index(stratum_N, draw_N, is_shared=True)
+        return PlanIndex(stratum_N, draw_N, is_shared=True)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         if self.is_shared:
             raise TokscaleError(
-                "a plan that is made anew while the job trains needs data loader workers that are "
-                "forked, not spawned: use --num-workers 0 or drop --tokscale-replan-interval"
+                "a data loader worker is spawned, but the plan may change while the job trains; "
+                "expected workers that are forked; use --num-workers 0 or drop "
+                "--tokscale-replan-interval"
             )
         if self.files is not None:
             return _map_index, (self.files, len(self))
-        return Index, (self.stratum_N, self.draw_N)
+        return PlanIndex, (self.stratum_N, self.draw_N)
 
 
-def _shared_like(array: NDArray[np.generic]) -> NDArray[Any]:
-    return np.frombuffer(mmap.mmap(-1, max(array.nbytes, 1)), array.dtype, array.size)
+def _shared_like[Number: (np.int16, np.int64)](array: NDArray[Number]) -> NDArray[Number]:
+    memory = mmap.mmap(-1, max(array.nbytes, 1))
+    return np.frombuffer(memory, array.dtype, array.size)
 
 
-def build_index(plan: Plan, n_samples: int) -> Index:
-    """Compute the index of the first `n_samples` samples of a plan."""
-    index = Index(np.empty(n_samples, dtype=np.int16), np.empty(n_samples, dtype=np.int64))
+@dataclass(frozen=True, eq=False)
+class RealisedShares:
+    """The samples that a plan has drawn so far, beside those due by its weights.
+
+    Attributes:
+        plan: the plan.
+        n_samples: consumed samples.
+        count_Z: samples drawn from each stratum.
+        size_Z: samples of each stratum in one epoch.
+    """
+
+    plan: Plan
+    n_samples: int
+    count_Z: Integers
+    size_Z: Integers
+
+    @property
+    def share_Z(self) -> Floats:
+        """Realised share of each stratum; zero before the first sample."""
+        return self.count_Z / max(self.n_samples, 1)
+
+    @cached_property
+    def target_Z(self) -> Floats:
+        """Samples due from each stratum by the plan's weights; not whole."""
+        return self.plan.target_Z(self.n_samples)
+
+    @property
+    def target_share_Z(self) -> Floats:
+        """The plan's share of each stratum so far; zero before the first sample."""
+        return self.target_Z / max(self.n_samples, 1)
+
+    @property
+    def epochs_Z(self) -> Floats:
+        """Epochs of each stratum that are drawn."""
+        return self.count_Z / np.maximum(self.size_Z, 1)
+
+    def by_dataset(self, value_Z: Floats) -> Floats:
+        """Return the sums over the strata of each dataset."""
+        n_datasets = len(self.plan.datasets)
+        return np.bincount(self.plan.dataset_Z, value_Z, minlength=n_datasets)
+
+
+def build_index(plan: Plan, n_samples: int) -> PlanIndex:
+    """Return the index of the first `n_samples` samples of a plan."""
+    index = PlanIndex(np.empty(n_samples, dtype=np.int16), np.empty(n_samples, dtype=np.int64))
     extend_index(plan, index, 0)
     return index
 
 
-def extend_index(plan: Plan, index: Index, start: int) -> None:
-    """Compute the index anew from sample `start` on, at which a stage begins; what is before holds.
+def extend_index(plan: Plan, index: PlanIndex, start: int) -> None:
+    """Compute the index anew from sample `start` on, at which a stage begins; earlier entries stay.
 
-    Memory: that of the index.
+    It needs no memory beside the index.
     """
-    counts = _Counts(plan)
+    counts = _DrawCounts(plan)
     for begin, stop, segment in plan.intervals(len(index)):
         if stop <= start:
             counts.take(index.stratum_N[begin:stop])
@@ -86,28 +132,28 @@ def extend_index(plan: Plan, index: Index, start: int) -> None:
         counts.end(segment, stop - begin)
 
 
-class _Counts:
-    """What is drawn and due by the beginning of a segment."""
+class _DrawCounts:
+    """The draws that are made and those that are due, by the beginning of a segment."""
 
     def __init__(self, plan: Plan) -> None:
         n_datasets = len(plan.datasets)
         self.plan = plan
         self.first_D = np.searchsorted(plan.dataset_Z, np.arange(n_datasets + 1))
-        self.is_unchanged = True
+        self.is_unchanged = True  # so far all segments have the first one's weights of datasets
         self.drawn_D, self.target_D = np.zeros(n_datasets, np.int64), np.zeros(n_datasets)
         self.drawn_Z, self.target_Z = np.zeros(plan.n_strata, np.int64), np.zeros(plan.n_strata)
         self._before_D = self.drawn_D.copy()
 
     def take(self, stratum_N: NDArray[np.int16]) -> None:
-        """Count what is drawn already."""
+        """Count draws that the index holds already."""
         count_Z = count_strata(stratum_N, self.plan.n_strata)
         self.drawn_Z += count_Z
         np.add.at(self.drawn_D, self.plan.dataset_Z, count_Z)
 
-    def draw(self, index: Index, segment: Segment, stop: int) -> None:
-        """Fill the index with a segment."""
+    def draw(self, index: PlanIndex, segment: Segment, stop: int) -> None:
+        """Fill the index from the segment's start to `stop`."""
         # Compiled code takes half a second to load, and a job that maps an index needs none.
-        from megatron_tokscale.data.draws import draw
+        from megatron_tokscale.data.draws import Sources, draw
 
         self.is_unchanged &= segment.weights == self.plan.segments[0].weights
         draw(
@@ -115,17 +161,13 @@ class _Counts:
             index.draw_N[segment.start : stop],
             segment.start,
             self.is_unchanged,
-            np.array(segment.weights),
-            self.target_D,
-            self.drawn_D,
+            Sources(np.array(segment.weights), self.target_D, self.drawn_D),
+            Sources(np.array(segment.within), self.target_Z, self.drawn_Z),
             self.first_D,
-            np.array(segment.within),
-            self.target_Z,
-            self.drawn_Z,
         )
 
     def end(self, segment: Segment, n_samples: int) -> None:
-        """Add a segment's weights to what is due."""
+        """Add the draws that are due by a segment's weights."""
         self.is_unchanged &= segment.weights == self.plan.segments[0].weights
         self.target_D += np.array(segment.weights) * n_samples
         drawn_D = self.drawn_D - self._before_D
@@ -133,24 +175,24 @@ class _Counts:
         self._before_D = self.drawn_D.copy()
 
 
-def count_strata(stratum_N: NDArray[np.int16], n_strata: int) -> NDArray[np.int64]:
-    """Number of samples of each stratum."""
+def count_strata(stratum_N: NDArray[np.int16], n_strata: int) -> Integers:
+    """Return the number of samples of each stratum."""
     count_Z = np.zeros(n_strata, dtype=np.int64)
     for block in blocks(0, len(stratum_N)):
         count_Z += np.bincount(stratum_N[block], minlength=n_strata)
     return count_Z
 
 
-def load_or_build_index(plan: Plan, n_samples: int, cache_dir: Path, *, build: bool) -> Index:
-    """Map the index from `cache_dir`; with `build`, make it first if it is not there or damaged.
+def load_or_build_index(plan: Plan, n_samples: int, cache_dir: Path, *, build: bool) -> PlanIndex:
+    """Map the index from `cache_dir`; with `build`, make it first if it is missing or damaged.
 
     In a job one rank calls with `build`, then all synchronise, then the others call without.
 
     Raises:
-        TokscaleError: not there and not to be built, or damaged.
+        TokscaleError: the index is missing or damaged, and `build` is not set.
         OSError: the directory cannot be written.
     """
-    files = _files(plan, n_samples, cache_dir)
+    files = _index_files(plan, n_samples, cache_dir)
     if build and not all(map(is_right, files)):
         index = build_index(plan, n_samples)
         write_array(files[0], index.stratum_N)
@@ -158,38 +200,38 @@ def load_or_build_index(plan: Plan, n_samples: int, cache_dir: Path, *, build: b
     return _map_index(files, n_samples)
 
 
-def load_or_compute_index(plan: Plan, n_samples: int, cache_dir: Path) -> Index:
+def load_or_compute_index(plan: Plan, n_samples: int, cache_dir: Path) -> PlanIndex:
     """Map the index if it is in `cache_dir`, and else compute it in memory; nothing is written.
 
     Raises:
         TokscaleError: a file of it is damaged.
     """
-    if not all(map(is_there, _files(plan, n_samples, cache_dir))):
+    if not all(map(is_there, _index_files(plan, n_samples, cache_dir))):
         return build_index(plan, n_samples)
     return load_index(plan, n_samples, cache_dir)
 
 
-def load_index(plan: Plan, n_samples: int, cache_dir: Path) -> Index:
+def load_index(plan: Plan, n_samples: int, cache_dir: Path) -> PlanIndex:
     """Map the index from `cache_dir`, and check it.
 
     Raises:
         TokscaleError: a file of it is missing or damaged.
     """
-    files = _files(plan, n_samples, cache_dir)
+    files = _index_files(plan, n_samples, cache_dir)
     index = _map_index(files, n_samples)
     for file in files:
         check_array(file)
     return index
 
 
-def _files(plan: Plan, n_samples: int, cache_dir: Path) -> tuple[Path, Path]:
+def _index_files(plan: Plan, n_samples: int, cache_dir: Path) -> tuple[Path, Path]:
     stem = f"tokscale-{plan.fingerprint}-{n_samples}"
     return cache_dir / f"{stem}-stratum.npy", cache_dir / f"{stem}-draw.npy"
 
 
-def _map_index(files: tuple[Path, Path], n_samples: int) -> Index:
+def _map_index(files: tuple[Path, Path], n_samples: int) -> PlanIndex:
     stratum_N, draw_N = (
         map_array(file, (n_samples,), dtype)
         for file, dtype in zip(files, (np.int16, np.int64), strict=True)
     )
-    return Index(cast(NDArray[np.int16], stratum_N), cast(NDArray[np.int64], draw_N), files)
+    return PlanIndex(cast(NDArray[np.int16], stratum_N), cast(Integers, draw_N), files)

@@ -1,10 +1,11 @@
-"""Is this plan for this job's data? Yes, in this order; or one line that says why not."""
+"""The check that a plan is for a job's data, and the order in which the job has the datasets."""
 
 from collections.abc import Sequence
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.names import listed, match_prefixes
-from megatron_tokscale.data.plan import DatasetIdentity, Plan
+from megatron_tokscale.data.plan import Plan
+from megatron_tokscale.data.plan_parts import DatasetIdentity
 
 
 def match_datasets(
@@ -13,24 +14,25 @@ def match_datasets(
     """Find each dataset of the plan among those of the job, whatever their order.
 
     Args:
+        plan: the plan.
         found: the job's training datasets.
         seq_length: the job's sequence length in tokens.
         consumed: samples that the job has consumed.
 
     Returns:
         For each dataset of the plan its position in `found`; None for one that the job no longer
-        has, and that is not drawn from after `consumed`. Twins (same name and sizes) are told by
-        their prefixes, and taken in the order they come where the plan does not know these. A
-        dataset that the job has twice is one.
+        has, and that is not drawn from after `consumed`. Twins (same name and sizes) are told apart
+        by their prefixes, and matched in order where the plan does not know the prefixes. A dataset
+        that the job has twice counts once.
 
     Raises:
-        TokscaleError: the job trains on other data, or cuts it to another length, or its twins
+        TokscaleError: the job trains on other data, or on sequences of another length, or its twins
             cannot be told apart.
     """
     if seq_length != plan.seq_length:
         raise TokscaleError(
             f"the plan is for sequence length {plan.seq_length}, the job's is {seq_length}; "
-            "make a plan for this job"
+            "expected the same; make a plan for this job"
         )
     left = dict(enumerate(found))
     order = _same_content(plan.datasets, found)
@@ -45,14 +47,17 @@ def match_datasets(
     known = {found[position].prefix for position in order if position is not None}
     extra = [str(dataset) for dataset in left.values() if dataset.prefix not in known - {""}]
     if extra:
-        raise TokscaleError(f"the plan is for other data: it does not know {listed(extra)}")
+        raise TokscaleError(
+            f"the plan is for other data: it does not know {listed(extra)}; make a plan for this "
+            "job's data"
+        )
     return order
 
 
 def _same_content(
     datasets: Sequence[DatasetIdentity], found: Sequence[DatasetIdentity]
 ) -> list[int | None]:
-    """Find each dataset among those of its name and sizes, twins by their prefixes."""
+    """Return the position of each dataset among those of its name and sizes; None if missing."""
     order: list[int | None] = [None] * len(datasets)
     for content in dict.fromkeys(datasets):
         wanted = [d for d, dataset in enumerate(datasets) if dataset == content]
@@ -72,8 +77,8 @@ def check_documents(
     """Refuse a job whose training part of a dataset is not that of the plan.
 
     Args:
-        plan: the plan; one that does not know its training parts is let through.
-        order: as `match_datasets` has found it.
+        plan: the plan; one that does not know its training parts passes.
+        order: position in `found` of each dataset of the plan, by `match_datasets`.
         found: of each of the job's datasets the first document that it trains on, and the one
             after the last.
 
@@ -95,4 +100,7 @@ def check_documents(
 def _missing(dataset: DatasetIdentity, candidates: list[DatasetIdentity]) -> str:
     named = [other for other in candidates if other.name == dataset.name]
     shown = listed([str(other) for other in named or candidates]) or "no other dataset"
-    return f"the plan is for other data: it has {dataset}, the job has {shown}"
+    return (
+        f"the plan is for other data: it has {dataset}, the job has {shown}; make a plan for this "
+        "job's data"
+    )

@@ -1,15 +1,17 @@
-"""Where a job's training samples come from: written by the job, read by `megatron-tokscale trace`.
+"""The record of where a job's training samples come from (data.json), which `trace` reads.
 
 Nothing is copied: the record names the index files that Megatron and the plan keep in the job's
 data cache. A job that is resumed with other data, or to another length (which reorders Megatron's
 own samples), adds a record that holds from its first sample on. So does one whose samples come in
-an order that is not known here; its record names what makes the order.
+an order that this package does not know; its record names the flag or dataset that makes it.
+
+The record is written by the job, so its format lies in this room, beside the plan's.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import (
@@ -17,14 +19,17 @@ from megatron_tokscale.core.files import (
     check_seal,
     is_there,
     read_json,
+    schema_version,
     sealed,
     write_json,
 )
+from megatron_tokscale.core.records import JSON, read_as, to_json
 from megatron_tokscale.core.schemas import DATA_SCHEMA
 from megatron_tokscale.corpus.names import match_prefixes
 from megatron_tokscale.store import RunPaths
 
 KIND: Final = "tokscale-data"
+_KINDS_UNTIL: Final = 2  # the last schema version whose records had a "kind" beside their order
 
 
 @dataclass(frozen=True)
@@ -33,16 +38,17 @@ class DatasetRecord:
 
     Attributes:
         name: base name of the prefix.
-        prefix: of its .bin/.idx.
+        prefix: path of its .bin/.idx without the ending.
         document_index: .npy file in Megatron's cache; None, as the other two, for a dataset of a
             plan that is not drawn from.
         sample_index: likewise.
         shuffle_index: likewise.
-        extra: tokens that a sample reads behind its stretch: 1, or 0 where Megatron is told so.
+        extra: tokens that a sample reads beyond its sequence length: 1 for the last label, or 0
+            with `add_extra_token_to_sequence=False`.
         size: number of samples.
         key: Megatron's `unique_description_hash`.
-        order: what, beside the documents themselves, decides which tokens a sample is; empty where
-            it is not known.
+        order: the flags that, beside the documents themselves, decide which tokens a sample is;
+            empty where they are not known.
     """
 
     name: str
@@ -55,13 +61,13 @@ class DatasetRecord:
     key: str
     order: str = ""
 
-    @staticmethod
-    def from_gpt_dataset(dataset: Any) -> "DatasetRecord":
-        """Record Megatron's GPTDataset `dataset`, whose indices it has saved."""
+    @classmethod
+    def from_gpt_dataset(cls, dataset: Any) -> Self:
+        """Return the record of Megatron's GPTDataset `dataset`, whose indices it has saved."""
         kind = type(dataset).__name__
         # Without --data-cache-path a GPTDataset keeps its indices beside its data.
         beside = Path(dataset.dataset.path_prefix) / "cache" / f"{kind}_indices"
-        record = DatasetRecord.from_cache(
+        record = cls.from_cache(
             dataset.config.path_to_cache or beside,
             dataset.dataset_path,
             f"{dataset.unique_description_hash}-{kind}-{dataset.index_split.name}",
@@ -69,34 +75,42 @@ class DatasetRecord:
             len(dataset),
         )
         config = dataset.config
-        return replace(record, order=DatasetRecord.order_of(config.random_seed, config.split))
+        return replace(record, order=cls.order_of(config.random_seed, config.split))
 
     @staticmethod
     def order_of(seed: int, split: str | None) -> str:
         """Return the order of the samples of a job with this --seed and --split."""
         return f"--seed {seed}, --split {split or 'parts of their own'}"
 
-    @staticmethod
+    @classmethod
     def from_cache(
-        cache_dir: Path | str, prefix: str, stem: str, extra: int, size: int
-    ) -> "DatasetRecord":
-        """Record the dataset whose files in `cache_dir` begin with `stem`: KEY-CLASS-SPLIT."""
-        return DatasetRecord(
+        cls, cache_dir: Path | str, prefix: str, stem: str, extra: int, size: int
+    ) -> Self:
+        """Return the record of the dataset whose files in `cache_dir` begin with `stem`.
+
+        Args:
+            cache_dir: Megatron's data cache.
+            prefix: path of the dataset's .bin/.idx without the ending.
+            stem: KEY-CLASS-SPLIT.
+            extra: as of `DatasetRecord`.
+            size: number of samples.
+        """
+        return cls(
             name=Path(prefix).name,
             prefix=str(Path(prefix).absolute()),
-            document_index=_file(cache_dir, stem, "document"),
-            sample_index=_file(cache_dir, stem, "sample"),
-            shuffle_index=_file(cache_dir, stem, "shuffle"),
+            document_index=_index_file(cache_dir, stem, "document"),
+            sample_index=_index_file(cache_dir, stem, "sample"),
+            shuffle_index=_index_file(cache_dir, stem, "shuffle"),
             extra=extra,
             size=size,
             key=stem.partition("-")[0],
         )
 
-    @staticmethod
-    def unused(prefix: str) -> "DatasetRecord":
-        """Record a dataset of a plan that is not drawn from."""
+    @classmethod
+    def unused(cls, prefix: str) -> Self:
+        """Return the record of a dataset of a plan that is not drawn from."""
         whole = str(Path(prefix).absolute())
-        return DatasetRecord(Path(prefix).name, whole, None, None, None, 1, 0, "")
+        return cls(Path(prefix).name, whole, None, None, None, 1, 0, "")
 
 
 @dataclass(frozen=True)
@@ -104,8 +118,8 @@ class BlendRecord:
     """Megatron's blend of the datasets.
 
     Attributes:
-        dataset_index: .npy file in Megatron's cache; None where it keeps none, as the job has no
-            --data-cache-path.
+        dataset_index: .npy file in Megatron's cache; None where Megatron keeps none, as the job
+            has no --data-cache-path.
         dataset_sample_index: likewise.
         size: number of samples.
     """
@@ -114,31 +128,30 @@ class BlendRecord:
     dataset_sample_index: str | None
     size: int
 
-    @staticmethod
-    def from_blended_dataset(blended: Any) -> "BlendRecord":
-        """Record Megatron's BlendedDataset `blended`."""
+    @classmethod
+    def from_blended_dataset(cls, blended: Any) -> Self:
+        """Return the record of Megatron's BlendedDataset `blended`."""
         cache = blended.config.path_to_cache
         if not cache:
-            return BlendRecord(None, None, len(blended))
+            return cls(None, None, len(blended))
         stem = f"{blended.unique_description_hash}-{type(blended).__name__}-{blended.split.name}"
-        return BlendRecord.from_cache(cache, stem, len(blended))
+        return cls.from_cache(cache, stem, len(blended))
 
-    @staticmethod
-    def from_cache(cache_dir: Path | str, stem: str, size: int) -> "BlendRecord":
-        """Record the blend whose files in `cache_dir` begin with `stem`: KEY-CLASS-SPLIT."""
-        return BlendRecord(
-            _file(cache_dir, stem, "dataset"), _file(cache_dir, stem, "dataset_sample"), size
-        )
+    @classmethod
+    def from_cache(cls, cache_dir: Path | str, stem: str, size: int) -> Self:
+        """Return the record of the blend whose files in `cache_dir` begin with KEY-CLASS-SPLIT."""
+        dataset_index = _index_file(cache_dir, stem, "dataset")
+        return cls(dataset_index, _index_file(cache_dir, stem, "dataset_sample"), size)
 
 
 @dataclass(frozen=True)
 class PlanRecord:
-    """The plan that orders the samples; itself it is RUN/tokscale/plan.json.
+    """The plan that orders the samples; the plan itself is RUN/tokscale/plan.json.
 
     Attributes:
-        cache_dir: where the plan's index is.
-        fingerprint: of the plan.
-        n_samples: how many the index is built for, counted from the first of the plan.
+        cache_dir: folder of the plan's index.
+        fingerprint: fingerprint of the plan.
+        n_samples: samples that the index is built for, counted from the first of the plan.
         strata: of each dataset the file that ranks its samples; None for one that is not cut.
     """
 
@@ -150,7 +163,7 @@ class PlanRecord:
 
 @dataclass(frozen=True)
 class UntracedRecord:
-    """An order of samples that the record does not know.
+    """An order of samples that this package does not know.
 
     Attributes:
         reason: the flag or the dataset that makes the order.
@@ -167,9 +180,10 @@ class DataRecord:
     """The training data of a job from a sample on.
 
     Attributes:
-        datasets: in the order of the plan, or of the blend; none of an unknown order.
-        order: what draws from them; None for a job on one dataset, which reads it as it is.
-        start: consumed samples from which on this holds.
+        datasets: in the order of the plan, or of the blend; empty for an unknown order.
+        order: the plan or blend that draws from them; None for a job on one dataset, which reads
+            it as it is.
+        start: consumed samples from which on the record holds.
         offset: the global number of the first sample of the blend or of the one dataset: 0, but
             for jobs with phase transitions. A plan's index counts global samples: 0.
     """
@@ -181,7 +195,7 @@ class DataRecord:
 
     @property
     def kind(self) -> Literal["plan", "blend", "untraced", "single"]:
-        """What orders the samples."""
+        """Kind of the order."""
         if isinstance(self.order, PlanRecord):
             return "plan"
         if isinstance(self.order, UntracedRecord):
@@ -189,38 +203,41 @@ class DataRecord:
         return "single" if self.order is None else "blend"
 
     def save(self, path: Path) -> None:
-        """Note in `path` that this holds from sample `start` on; what is before stays.
+        """Add this record to `path`, to hold from sample `start` on; earlier records stay.
 
         Raises:
-            TokscaleError: what is there cannot be read.
-            OSError: it cannot be written.
+            TokscaleError: the records in `path` cannot be read.
+            OSError: the file cannot be written.
         """
         known = load_records(path) if self.start and is_there(path) else ()
         records = _continued(known, self)
         if records != list(known):
-            rows = [_to_json(record) for record in records]
-            content: dict[str, Any] = {"kind": KIND, "schema_version": DATA_SCHEMA, "records": rows}
+            content: dict[str, JSON] = {
+                "kind": KIND,
+                "schema_version": DATA_SCHEMA,
+                "records": to_json(records),
+            }
             write_json(path, sealed(content))
 
 
 def check_order(path: Path, datasets: Sequence[DatasetRecord]) -> None:
-    """Refuse to go on with datasets whose samples are others than those recorded in `path`.
+    """Refuse to resume with datasets whose samples are others than those recorded in `path`.
 
     Raises:
-        TokscaleError: naming what has changed.
+        TokscaleError: naming the dataset and the two orders.
     """
     known = load_records(path)[-1].datasets if is_there(path) else ()
-    for row, past in zip(datasets, _past_of(datasets, known), strict=True):
+    for row, past in zip(datasets, _earlier_rows(datasets, known), strict=True):
         before = known[past].order if past is not None else ""
         if before and row.order and before != row.order:
             raise TokscaleError(
                 f"the samples of {row.name} that the run has consumed are of {before}, this job's "
-                f"are of {row.order}: some would come twice; go on with the former"
+                f"are of {row.order}, so some would come twice; resume with {before}"
             )
 
 
 def record_path(run: Path | str) -> Path:
-    """Where a run directory has its record."""
+    """Return the path of a run directory's record of its data."""
     return RunPaths(Path(run)).data_record
 
 
@@ -228,31 +245,40 @@ def load_records(path: Path) -> tuple[DataRecord, ...]:
     """Read the records in `path`, by ascending `start`.
 
     Raises:
-        TokscaleError: the file is missing, newer, or of something else.
+        TokscaleError: the file is missing, damaged, newer, or holds something else.
     """
     content: dict[str, Any] = read_json(path)
     if content.get("kind") != KIND:
-        raise TokscaleError(f"{path} does not say what data a job reads; restore or remove it")
-    version = content.get("schema_version")
-    check_schema(path, version if isinstance(version, int) else 0, DATA_SCHEMA)
-    try:
-        records = tuple(_from_json(row) for row in content["records"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise TokscaleError(f"{path} is malformed ({error!r}); restore or remove it") from error
+        raise TokscaleError(
+            f"{path} is no record of a job's data; expected kind {KIND!r}; restore or remove it"
+        )
+    version = schema_version(path, content)
+    check_schema(path, version, DATA_SCHEMA)
+    rows: JSON = content.get("records")
+    if version <= _KINDS_UNTIL and isinstance(rows, list):
+        rows = [_without_kind(row) for row in rows]
+    records = read_as(tuple[DataRecord, ...], rows, path, "restore or remove it")
     if not records:
-        raise TokscaleError(f"{path} has no record; restore or remove it")
+        raise TokscaleError(f"{path} has no record; expected one or more; restore or remove it")
     check_seal(path, content)
     return records
 
 
-def _file(cache_dir: Path | str, stem: str, what: str) -> str:
+def _without_kind(row: JSON) -> JSON:
+    if not isinstance(row, Mapping):
+        return row
+    return {name: value for name, value in row.items() if name != "kind"}
+
+
+def _index_file(cache_dir: Path | str, stem: str, what: str) -> str:
     return str((Path(cache_dir) / f"{stem}-{what}_index.npy").absolute())
 
 
 def _continued(known: Sequence[DataRecord], record: DataRecord) -> list[DataRecord]:
+    """Return the records that hold once `record` is added."""
     kept = [other for other in known if other.start < record.start]
     if kept and isinstance(kept[-1].order, PlanRecord) and isinstance(record.order, PlanRecord):
-        # A plan that goes on from another has the same past: a job is refused that changes it.
+        # The later plan has the same past: a job that would change it is refused.
         return [*kept[:-1], _with_past(kept[-1], record)]
     if kept and replace(kept[-1], start=record.start) == record:
         return kept
@@ -260,39 +286,22 @@ def _continued(known: Sequence[DataRecord], record: DataRecord) -> list[DataReco
 
 
 def _with_past(before: DataRecord, record: DataRecord) -> DataRecord:
-    """The record of a plan from the start of the one before, with datasets it has left out."""
+    """Return a plan's record from the start of the one before, with datasets it has left out."""
     assert isinstance(before.order, PlanRecord) and isinstance(record.order, PlanRecord)
     past = list(zip(before.datasets, before.order.strata, strict=True))
     present = zip(record.datasets, record.order.strata, strict=True)
     rows = [
         now if now[0].size or place is None else past[place]
-        for now, place in zip(present, _past_of(record.datasets, before.datasets), strict=True)
+        for now, place in zip(present, _earlier_rows(record.datasets, before.datasets), strict=True)
     ]
     order = replace(record.order, strata=tuple(strata for _, strata in rows))
     return replace(record, datasets=tuple(row for row, _ in rows), order=order, start=before.start)
 
 
-def _past_of(datasets: Sequence[DatasetRecord], known: Sequence[DatasetRecord]) -> list[int | None]:
-    """Find datasets in an earlier record, by their prefixes."""
+def _earlier_rows(
+    datasets: Sequence[DatasetRecord], known: Sequence[DatasetRecord]
+) -> list[int | None]:
+    """Return the place of each dataset in an earlier record, found by its prefix."""
     return match_prefixes(
         [row.prefix for row in datasets], [row.prefix for row in known], "the run's record"
     )
-
-
-def _to_json(record: DataRecord) -> dict[str, Any]:
-    return {"kind": record.kind, **asdict(record)}
-
-
-def _from_json(row: Mapping[str, Any]) -> DataRecord:
-    orders: dict[str, type[PlanRecord | BlendRecord | UntracedRecord]] = {
-        "plan": PlanRecord,
-        "blend": BlendRecord,
-        "untraced": UntracedRecord,
-    }
-    order: Order = None
-    if row["kind"] != "single":
-        order = orders[row["kind"]](**row["order"])
-    if isinstance(order, PlanRecord):
-        order = replace(order, strata=tuple(order.strata))
-    datasets = tuple(DatasetRecord(**dataset) for dataset in row["datasets"])
-    return DataRecord(datasets, order, int(row["start"]), int(row["offset"]))

@@ -1,8 +1,8 @@
-"""What a sample of Megatron's GPT dataset is made of, from the dataset's own three indices.
+"""The documents that each sample of Megatron's GPT dataset reads, and the sample's scores.
 
 The dataset lays its documents end to end in the order of `document_index`, as often as it has
-epochs, and cuts the stream every S tokens; sample j is the stretch number `shuffle_index[j]`. It
-reads S + 1 tokens: the last is the label of the one before it, and the first token of the next
+epochs, and cuts this stream every S tokens; sample j is stretch number `shuffle_index[j]` of it. It
+reads S + 1 tokens: the last is the label of the token before it, and the first token of the next
 stretch (core/datasets/gpt_dataset.py).
 
 Shapes: Q documents of the dataset's file, P documents in the order of the stream, N samples.
@@ -10,13 +10,13 @@ Shapes: Q documents of the dataset's file, P documents in the order of the strea
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers
-from megatron_tokscale.data.plan import Cut
+from megatron_tokscale.data.plan_parts import Cut
 from megatron_tokscale.data.scores import DocumentScores
 
 
@@ -30,15 +30,16 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SampleIndex:
-    """The indices of a GPT dataset.
+    """The three indices of a GPT dataset, from samples to documents and back.
 
     Attributes:
         lengths_Q: tokens per document of the file.
         document_P: documents in the order of the stream.
         bound_N12: position in the stream's documents and offset in the document at which each
-            stretch begins, and, in one row more, the last one ends.
-        shuffle_N: the stretch that each sample is.
-        extra: tokens that a sample reads behind its stretch: 1, or 0 where Megatron is told so.
+            stretch begins, and, in one more row, at which the last one ends.
+        shuffle_N: the stretch that each sample reads.
+        extra: tokens that a sample reads beyond its stretch: 1 for the last label, or 0 with
+            `add_extra_token_to_sequence=False`.
     """
 
     lengths_Q: NDArray[np.integer]
@@ -51,13 +52,13 @@ class SampleIndex:
         return len(self.shuffle_N)
 
     def pieces(self, sample: int) -> list[Piece]:
-        """The documents that a sample reads, in its order, and which of their tokens.
+        """Return the documents that a sample reads, in its order, and which of their tokens.
 
         Raises:
             IndexError: there is no such sample.
         """
         if not 0 <= sample < len(self):
-            raise IndexError(f"sample {sample} of {len(self)}")
+            raise IndexError(f"sample {sample} is not in the dataset; it has {len(self)}")
         stretch = int(self.shuffle_N[sample])
         (first, offset), (last, end) = (
             self.bound_N12[stretch].tolist(),
@@ -71,7 +72,7 @@ class SampleIndex:
         return [piece for piece in pieces if piece.stop > piece.start]
 
     def holding(self, document: int) -> Integers:
-        """The samples that read a token of a document, ascending."""
+        """Return the samples that read a token of a document, ascending."""
         found = [np.empty(0, np.int64)]
         if not self.lengths_Q[document]:
             return found[0]
@@ -85,7 +86,7 @@ class SampleIndex:
 
     @cached_property
     def _start_P(self) -> Integers:
-        """Where each document begins in the stream."""
+        """Place in the stream at which each document begins."""
         return np.asarray(np.cumsum(self._length_P) - self._length_P)
 
     @cached_property
@@ -94,21 +95,21 @@ class SampleIndex:
 
     @cached_property
     def _bound_N1(self) -> Integers:
-        """Where each stretch begins in the stream, and the last one ends."""
+        """Place in the stream at which each stretch begins, and the last one ends."""
         bound_N1 = self._start_P[self.bound_N12[:, 0]] + self.bound_N12[:, 1].astype(np.int64)
         return np.asarray(bound_N1)
 
     @cached_property
     def sample_of_stretch_N(self) -> Integers:
-        """The inverse of `shuffle_N`."""
+        """The sample that reads each stretch: the inverse of `shuffle_N`."""
         sample_N = np.empty(len(self), np.int64)
         sample_N[self.shuffle_N] = np.arange(len(self))
         return sample_N
 
     @cached_property
     def _labels_N(self) -> tuple[Integers, ...]:
-        """Where each stretch's labels start and stop in the stream, and the documents there."""
-        # The first token of a stretch is no label; the one behind its end is.
+        """Start and stop of each stretch's labels in the stream, first and last document there."""
+        # The first token of a stretch is no label; the token behind its end is one.
         start_N = self._bound_N1[:-1] + 1
         stop_N = np.maximum(self._bound_N1[1:] + self.extra, start_N)
         # Of documents that start together all but the last are empty.
@@ -120,20 +121,20 @@ class SampleIndex:
 
     @property
     def n_labels_N(self) -> Integers:
-        """How many tokens each sample predicts."""
+        """Number of tokens that each sample predicts."""
         start_N, stop_N, *_ = self._labels_N
         return np.asarray((stop_N - start_N)[self.shuffle_N])
 
     def sum_over_labels(self, value_Q: Floats) -> Floats:
-        """For each sample the sum, over the tokens that it predicts, of their document's value.
+        """Return, for each sample, the sum of the document's value over the tokens it predicts.
 
         A value that is not finite spoils every sample that follows it in the stream.
         """
         value_P, length_P = value_Q[self.document_P], self._length_P
         before_P1 = np.concatenate([[0.0], np.cumsum(value_P * length_P)])
         start_N, stop_N, first_N, last_N = self._labels_N
-        # By piece, and the difference of the two large sums over whole documents only: so what
-        # comes before in the stream leaves no rounding in samples whose values are all zero.
+        # Piece by piece, with the difference of two large sums for whole documents only: values
+        # earlier in the stream then leave no rounding in samples whose values are all zero.
         head_N = (self._start_P[first_N] + length_P[first_N] - start_N) * value_P[first_N]
         tail_N = (stop_N - self._start_P[last_N]) * value_P[last_N]
         between_N = before_P1[last_N] - before_P1[first_N + 1]
@@ -150,7 +151,7 @@ class SampleScores:
 
     Attributes:
         learning_time_N: mean ln(consumed tokens of the reference run) at which a sample's drop
-            falls, weighted by drop; NaN where there is none.
+            happens, weighted by drop; NaN without a drop.
         spread_N: standard deviation of the same; NaN likewise.
         drop_N: learnable drop in nats per token; NaN where no token has a score.
         unlearned_N: share of tokens never learned; NaN likewise.
@@ -163,13 +164,16 @@ class SampleScores:
     unlearned_N: Floats
     surprisal_N: Floats
 
-    @staticmethod
+    @classmethod
     def from_document_scores(
-        scores: DocumentScores, index: SampleIndex, cut: Cut | None = None
-    ) -> "SampleScores":
-        """Scores of the samples of a dataset.
+        cls, scores: DocumentScores, index: SampleIndex, cut: Cut | None = None
+    ) -> Self:
+        """Return the scores of the samples of a dataset.
 
-        With a `cut` only what it ranks samples by; the others are NaN throughout.
+        Args:
+            scores: scores of the dataset's documents.
+            index: the dataset's indices.
+            cut: compute only the scores that this cut ranks samples by; the others are NaN.
         """
         total, unknown_N = index.sum_over_labels, np.full(len(index), np.nan)
         time_N = spread_N = drop_N = unlearned_N = surprisal_N = unknown_N
@@ -179,37 +183,38 @@ class SampleScores:
             unlearned_N = _mean_of_known(scores.unlearned_Q, index)
             drop_Q = np.nan_to_num(scores.drop_Q.astype(np.float64))
             time_Q = np.where(drop_Q > 0, scores.learning_time_Q, 0.0).astype(np.float64)
-            falls_N = total(drop_Q)
+            total_drop_N = total(drop_Q)
             with np.errstate(invalid="ignore", divide="ignore"):
-                time_N = np.where(falls_N > 0, total(drop_Q * time_Q) / falls_N, np.nan)
+                mean_N = total(drop_Q * time_Q) / total_drop_N
+            time_N = np.where(total_drop_N > 0, mean_N, np.nan)
         if cut is None:
             drop_N = _mean_of_known(scores.drop_Q, index)
             spread_Q = np.where(drop_Q > 0, scores.spread_Q, 0.0).astype(np.float64)
             with np.errstate(invalid="ignore", divide="ignore"):
-                square_N = total(drop_Q * (spread_Q**2 + time_Q**2)) / falls_N
+                square_N = total(drop_Q * (spread_Q**2 + time_Q**2)) / total_drop_N
             spread_N = np.sqrt(np.maximum(square_N - time_N**2, 0.0))
-        return SampleScores(time_N, spread_N, drop_N, unlearned_N, surprisal_N)
+        return cls(time_N, spread_N, drop_N, unlearned_N, surprisal_N)
 
     def ranked(self, cut: Cut, n_unlearned: int) -> Integers:
-        """The samples in the order in which a cut lays them into strata.
+        """Return the samples in the order in which a cut lays them into strata.
 
         Args:
-            cut: how.
-            n_unlearned: how many the stratum of those never learned takes; they come last.
+            cut: the rule.
+            n_unlearned: size of the stratum of samples that are never learned; they come last.
         """
         n = len(self.drop_N)
         if cut.order == "frequency":
             return np.argsort(self.surprisal_N, kind="stable")
         by_unlearned = np.argsort(np.nan_to_num(self.unlearned_N), kind="stable")
         learned = np.sort(by_unlearned[: n - n_unlearned])
-        # What has nothing to be learned, and is not never learned, is known from the start.
+        # Samples without a drop that are not among those never learned are known from the start.
         time_N = np.nan_to_num(self.learning_time_N, nan=-np.inf)
         order = np.argsort(time_N[learned], kind="stable")
         return np.concatenate([learned[order], by_unlearned[n - n_unlearned :]])
 
 
 def _mean_of_known(value_Q: Floats32, index: SampleIndex) -> Floats:
-    """Means over the tokens whose document has a value; NaN where none has."""
+    """Return each sample's mean over the tokens whose document has a value; NaN without any."""
     is_known_Q = ~np.isnan(value_Q)
     sum_N = index.sum_over_labels(np.where(is_known_Q, value_Q, 0.0).astype(np.float64))
     count_N = index.n_labels_N if is_known_Q.all() else index.sum_over_labels(is_known_Q * 1.0)

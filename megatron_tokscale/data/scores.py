@@ -10,87 +10,162 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import Floats32, Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import whole_or_absent
+from megatron_tokscale.core.records import from_json, to_json
 from megatron_tokscale.core.schemas import SCORES_SCHEMA
 from megatron_tokscale.core.tensors import TensorFile
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.corpus.names import listed, whole_prefix
-from megatron_tokscale.data.plan import DatasetIdentity
+from megatron_tokscale.data.plan_parts import DatasetIdentity
 
-KIND: Final = "tokscale-scores-dir"
+KIND: Final = "tokscale-scores"
 _FILE: Final = TensorFile(KIND, SCORES_SCHEMA, "score file", "megatron-tokscale score")
+_AGAIN: Final = "make it again with `megatron-tokscale score`"
 SUFFIX: Final = ".tokscale.safetensors"
 
 _END_TOKENS: Final = 2**20
-_ARRAYS: Final[dict[str, type[np.generic]]] = {
-    "learning_time": np.float32,
-    "spread": np.float32,
-    "drop": np.float32,
-    "unlearned": np.float32,
-    "surprisal": np.float32,
-    "watched": np.int32,
+"""Tokens at either end of a dataset that its digest reads: a few megabytes of a large corpus."""
+
+_RANGES: Final[dict[str, tuple[type[np.generic], float, float]]] = {
+    "learning_time": (np.float32, -np.inf, np.inf),
+    "spread": (np.float32, 0.0, np.inf),
+    "drop": (np.float32, 0.0, np.inf),
+    "unlearned": (np.float32, 0.0, 1.0),
+    "surprisal": (np.float32, 0.0, np.inf),
+    "watched": (np.int32, 0.0, np.inf),
 }
+"""Type, least and largest value of each array, in the order of the file and the fingerprint."""
+
+
+@dataclass(frozen=True)
+class HeldOutError:
+    """Error of predicted scores on documents that the prediction was not learned from.
+
+    Attributes:
+        documents: number of documents with a value.
+        r2: share of the weighted variance that is predicted; None if the prediction is the mean,
+            as there are too few documents, or all have one value.
+        spearman: rank correlation of prediction and value, unweighted; None likewise.
+        rmse: weighted root mean square error, in units of the score; None likewise.
+        rmse_of_mean: the same error of the weighted mean of all values; None likewise.
+    """
+
+    documents: int
+    r2: float | None = None
+    spearman: float | None = None
+    rmse: float | None = None
+    rmse_of_mean: float | None = None
+
+
+@dataclass(frozen=True)
+class PredictorDetails:
+    """The model that predicted scores of documents that nobody watched.
+
+    Attributes:
+        model: its kind, in words.
+        documents: watched documents that it was learned from.
+        held_out: its error on held-out documents, by the name of the score.
+    """
+
+    model: str
+    documents: int
+    held_out: Mapping[str, HeldOutError]
+
+
+@dataclass(frozen=True)
+class ScoreDetails:
+    """Origin of scores; outside their fingerprint.
+
+    Attributes:
+        version: version of megatron-tokscale that made them.
+        run: path of the reference run.
+        run_id: id of the reference run.
+        probe_fingerprint: fingerprint of its probe set.
+        fitted_time: the time of its fits: "step", "tokens" or "lr-sum".
+        log_tokens_range: ln(consumed tokens) of the reference run at its first and last probe;
+            None if not known.
+        min_tokens: watched tokens that a document needs for a score of its own.
+        vocab_size: size of the vocabulary that surprisal counts.
+        surprisal_of: names of the datasets whose training parts surprisal counts.
+        prefix: whole prefix of the data, which tells namesakes apart.
+        train_documents: first document of the training part, and the one after its last.
+        predictor: the model that predicted the other documents' scores, if one did.
+    """
+
+    version: str = ""
+    run: str = ""
+    run_id: str = ""
+    probe_fingerprint: str = ""
+    fitted_time: str = ""
+    log_tokens_range: tuple[float, float] | None = None
+    min_tokens: int | None = None
+    vocab_size: int | None = None
+    surprisal_of: tuple[str, ...] = ()
+    prefix: str = ""
+    train_documents: tuple[int, int] | None = None
+    predictor: PredictorDetails | None = None
+
+    @property
+    def reference(self) -> str:
+        """Id of the reference run, or its path where the id is not known."""
+        return self.run_id or self.run
 
 
 @dataclass(frozen=True, eq=False)
 class DocumentScores:
-    """When the documents of a dataset are learned, and how much there is to learn in them.
+    """Learning time, learnable drop and surprisal of each document of a dataset.
 
     Attributes:
-        learning_time_Q: float32 drop-weighted mean of ln(consumed tokens of the reference run) at
-            the midpoints of the document's tokens; NaN where nothing is learned, or is known.
-        spread_Q: float32 drop-weighted standard deviation of the same; NaN likewise.
-        drop_Q: float32 learnable drop in nats per token: the sum of the drops over the tokens, at
-            least 0; NaN: no score.
-        unlearned_Q: float32 share of the tokens that are never learned, 0 to 1; NaN: no score.
-        surprisal_Q: float32 mean of -ln p(token) in nats under the counts of single tokens in the
-            training data; NaN only for empty documents.
-        watched_Q: int32 watched tokens behind the score; 0: predicted, or no score.
+        learning_time_Q: drop-weighted mean of ln(consumed tokens of the reference run) at the
+            midpoints of the document's tokens; NaN where nothing is learned, or without a score.
+        spread_Q: drop-weighted standard deviation of the same; NaN likewise.
+        drop_Q: learnable drop in nats per token: the sum of the drops over the tokens, at least 0;
+            NaN without a score.
+        unlearned_Q: share of the tokens that are never learned, 0 to 1; NaN without a score.
+        surprisal_Q: mean of -ln p(token) in nats under the counts of single tokens in the training
+            data; NaN only for empty documents.
+        watched_Q: watched tokens behind the score; 0 for a predicted score, or none.
+        dataset: the dataset.
         digest: `data_digest` of its files.
-        details: how the scores were made (reference run, predictor, its errors), plain JSON values.
+        details: origin of the scores.
 
     Raises:
-        TokscaleError: on construction, if these do not fit together.
+        TokscaleError: on construction, if the arrays do not fit together.
     """
 
-    learning_time_Q: NDArray[np.float32]
-    spread_Q: NDArray[np.float32]
-    drop_Q: NDArray[np.float32]
-    unlearned_Q: NDArray[np.float32]
-    surprisal_Q: NDArray[np.float32]
-    watched_Q: NDArray[np.int32]
+    learning_time_Q: Floats32
+    spread_Q: Floats32
+    drop_Q: Floats32
+    unlearned_Q: Floats32
+    surprisal_Q: Floats32
+    watched_Q: Integers32
     dataset: DatasetIdentity
     digest: str
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: ScoreDetails = field(default_factory=ScoreDetails)
 
     def __post_init__(self) -> None:
-        for name, dtype in _ARRAYS.items():
-            array = getattr(self, f"{name}_Q")
+        for name, (dtype, low, high) in _RANGES.items():
+            array = self._array_Q(name)
             if array.shape != (self.n_documents,) or array.dtype != dtype:
                 raise TokscaleError(
-                    f"the scores' {name} are {array.dtype} of shape {array.shape}, not "
-                    f"{np.dtype(dtype)} for the {self.n_documents} documents of {self.dataset}"
+                    f"the scores' {name} are {array.dtype} of shape {array.shape}; expected "
+                    f"{np.dtype(dtype)} for the {self.n_documents} documents of {self.dataset}; "
+                    "make the scores again"
                 )
-            if np.isinf(array).any():
-                raise TokscaleError(f"the scores' {name} of {self.dataset} have infinite values")
-        for name, low, high in (
-            ("spread", 0.0, np.inf),
-            ("drop", 0.0, np.inf),
-            ("unlearned", 0.0, 1.0),
-            ("surprisal", 0.0, np.inf),
-            ("watched", 0.0, np.inf),
-        ):
-            array = getattr(self, f"{name}_Q")
-            if ((array < low) | (array > high)).any():
+            if (np.isinf(array) | (array < low) | (array > high)).any():
                 raise TokscaleError(
-                    f"the scores' {name} of {self.dataset} have values that are out of range"
+                    f"the scores' {name} of {self.dataset} have values that are infinite or out of "
+                    f"range; expected finite ones in [{low:g}, {high:g}]; make the scores again"
                 )
+
+    def _array_Q(self, name: str) -> Floats32:
+        return cast(Floats32, getattr(self, f"{name}_Q"))
 
     @property
     def n_documents(self) -> int:
@@ -99,11 +174,11 @@ class DocumentScores:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (first 16 hex digits) of the scores and of what they were made for."""
+        """SHA-256 (first 16 hex digits) of the scores and of the data that they are of."""
         digest = hashlib.sha256()
         digest.update(json.dumps([self.dataset.content, self.digest]).encode())
-        for name in _ARRAYS:
-            array = getattr(self, f"{name}_Q")
+        for name in _RANGES:
+            array = self._array_Q(name)
             digest.update(f"{name}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
@@ -112,38 +187,50 @@ class DocumentScores:
         """Write the scores to `path` (safetensors), whole or not at all."""
         from safetensors.numpy import save_file
 
-        details = json.dumps(dict(self.details), allow_nan=False)
         metadata = _FILE.metadata(
             self.fingerprint,
             dataset=json.dumps(self.dataset.content),
             digest=self.digest,
-            details=details,
+            details=json.dumps(to_json(self.details), allow_nan=False),
         )
-        arrays = {name: np.ascontiguousarray(getattr(self, f"{name}_Q")) for name in _ARRAYS}
+        arrays = {name: np.ascontiguousarray(self._array_Q(name)) for name in _RANGES}
         with whole_or_absent(path) as temporary:
             save_file(arrays, temporary, metadata)
 
-    @staticmethod
-    def load(path: Path) -> "DocumentScores":
+    @classmethod
+    def load(cls, path: Path) -> Self:
         """Read scores and check them against their own fingerprint.
 
         Raises:
-            TokscaleError: the file is missing, truncated, altered, newer, or holds no scores.
+            TokscaleError: the file is missing, truncated, altered, of another schema version, or
+                holds no scores.
         """
-        read, metadata = _FILE.read(path, list(_ARRAYS))
-        arrays: dict[str, Any] = {f"{name}_Q": array for name, array in read.items()}
+        arrays, metadata = _FILE.read(path, list(_RANGES))
+        version = int(metadata["schema_version"])
+        if version < SCORES_SCHEMA:
+            raise TokscaleError(
+                f"score file {path} is of an older version, {version}; expected {SCORES_SCHEMA}; "
+                f"{_AGAIN}"
+            )
         try:
             _FILE.check_details(metadata, "dataset", "digest")
-            scores = DocumentScores(
-                **arrays,
-                dataset=DatasetIdentity(**json.loads(metadata["dataset"])),
+            scores = cls(
+                learning_time_Q=cast(Floats32, arrays["learning_time"]),
+                spread_Q=cast(Floats32, arrays["spread"]),
+                drop_Q=cast(Floats32, arrays["drop"]),
+                unlearned_Q=cast(Floats32, arrays["unlearned"]),
+                surprisal_Q=cast(Floats32, arrays["surprisal"]),
+                watched_Q=cast(Integers32, arrays["watched"]),
+                dataset=from_json(DatasetIdentity, json.loads(metadata["dataset"]), "dataset"),
                 digest=metadata["digest"],
-                details=json.loads(metadata["details"]),
+                details=from_json(ScoreDetails, json.loads(metadata["details"]), "details"),
             )
-        except (KeyError, ValueError, TypeError, TokscaleError) as error:
-            raise TokscaleError(f"score file {path} is damaged ({error}); make it again") from error
+        except (KeyError, ValueError, TypeError, RecursionError, TokscaleError) as error:
+            raise TokscaleError(f"score file {path} is damaged ({error}); {_AGAIN}") from error
         if scores.fingerprint != metadata.get("fingerprint"):
-            raise TokscaleError(f"score file {path} does not match its fingerprint; make it again")
+            raise TokscaleError(
+                f"score file {path} does not match its fingerprint, so it is damaged; {_AGAIN}"
+            )
         return scores
 
     def check(self, tokens: IndexedTokens) -> None:
@@ -161,12 +248,12 @@ class DocumentScores:
             return
         raise TokscaleError(
             f"the scores of {tokens.prefix} were made for other data or another tokenizer: {why}; "
-            "make them again"
+            "make them again with `megatron-tokscale score`"
         )
 
 
 def scores_path(prefix: str) -> Path:
-    """Where the scores of the dataset PREFIX.bin/.idx lie."""
+    """Return the path of the scores of the dataset PREFIX.bin/.idx."""
     return Path(prefix + SUFFIX)
 
 
@@ -174,7 +261,7 @@ def scores_file(tokens: IndexedTokens, folder: Path | None = None) -> Path:
     """Return the file of a dataset's scores: beside its data, or in a folder.
 
     In a folder the scores of namesakes have numbers, NAME#N, by the order in which they were
-    scored; which file is whose is told by what it says of its data.
+    scored; a file's metadata tell which data it is of.
 
     Raises:
         TokscaleError: several files there are scores of these data.
@@ -182,36 +269,40 @@ def scores_file(tokens: IndexedTokens, folder: Path | None = None) -> Path:
     beside = scores_path(tokens.prefix)
     if folder is None:
         return beside
-    plain = folder / beside.name
-    others = sorted(folder.glob(f"{glob.escape(tokens.name)}#*{SUFFIX}"))
-    if not others:
-        return plain
+    unnumbered = folder / beside.name
+    numbered = sorted(folder.glob(f"{glob.escape(tokens.name)}#*{SUFFIX}"))
+    if not numbered:
+        return unnumbered
     digest = data_digest(tokens)
-    own = {path: prefix for path in (plain, *others) for prefix in _prefixes(path, tokens, digest)}
-    named = [path for path, prefix in own.items() if prefix == whole_prefix(tokens.prefix)]
-    found = named or list(own)
+    own = {
+        path: prefix
+        for path in (unnumbered, *numbered)
+        if (prefix := _prefix_in(path, tokens, digest)) is not None
+    }
+    of_prefix = [path for path, prefix in own.items() if prefix == whole_prefix(tokens.prefix)]
+    found = of_prefix or list(own)
     if len(found) > 1:
         raise TokscaleError(
             f"{folder} has several files of scores of {tokens.prefix}: "
-            f"{listed([path.name for path in found])}; keep one of them there"
+            f"{listed([path.name for path in found])}; expected one; keep one of them there"
         )
-    return found[0] if found else plain
+    return found[0] if found else unnumbered
 
 
-def _prefixes(path: Path, tokens: IndexedTokens, digest: str) -> list[str]:
-    """Return the prefix that a score file names, if it is of these data."""
+def _prefix_in(path: Path, tokens: IndexedTokens, digest: str) -> str | None:
+    """Return the prefix that a score file names; None if it is not of these data."""
     metadata = _metadata(path)
     try:
-        dataset = DatasetIdentity(**json.loads(metadata["dataset"]))
-        details = json.loads(metadata["details"])
-    except (KeyError, ValueError, TypeError):
-        return []
+        dataset = from_json(DatasetIdentity, json.loads(metadata["dataset"]))
+        details = from_json(ScoreDetails, json.loads(metadata["details"]))
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return None
     is_own = dataset == identity_of(tokens) and metadata.get("digest") == digest
-    return [str(details.get("prefix", ""))] if is_own else []
+    return details.prefix if is_own else None
 
 
 def holds_scores(path: Path) -> bool:
-    """Whether the file at `path` says that it holds document scores, whole or not."""
+    """Return whether the file at `path` says that it holds document scores, whole or not."""
     return _metadata(path).get("kind") == KIND
 
 
@@ -226,15 +317,15 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def identity_of(tokens: IndexedTokens) -> DatasetIdentity:
-    """By what a plan and a score file know the dataset."""
+    """Return the identity by which plans and score files know a dataset."""
     prefix = whole_prefix(tokens.prefix)
     return DatasetIdentity(tokens.name, tokens.n_sequences, tokens.n_tokens, prefix)
 
 
 def data_digest(tokens: IndexedTokens) -> str:
-    """SHA-256 (first 16 hex digits) of a dataset's type, lengths, and first and last tokens.
+    """Return SHA-256 (first 16 hex digits) of a dataset's type, lengths, first and last tokens.
 
-    Of the tokens 2^20 at either end are read, so that it costs nothing on a large corpus.
+    2^20 tokens at either end are read, so that it takes no time on a large corpus.
     """
     every_token = tokens.stream(range(tokens.n_sequences))
     digest = hashlib.sha256(np.dtype(tokens.dtype).name.encode())

@@ -1,4 +1,4 @@
-"""Which samples each stratum of a plan holds, and in which order they are drawn.
+"""The samples that each stratum of a plan holds in a job, and the order in which they are drawn.
 
 Shapes: D datasets, Z strata, N samples of a dataset.
 """
@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +20,12 @@ from megatron_tokscale.data.permutation import epoch_permutation, stratum_key
 from megatron_tokscale.data.plan import ORDER_VERSION, Plan
 from megatron_tokscale.data.samples import SampleScores
 
-# What a limit on epochs may be exceeded by: half a sample of rounding, twice.
-_ROUNDING = 1.0
+_ROUNDING: Final = 1.0
+"""Samples by which a limit on epochs may be exceeded: half a sample of rounding, twice."""
 
 
 class Strata:
-    """The samples of each stratum, epoch by epoch in an order of their own.
+    """The samples of each stratum, in another order in every epoch.
 
     Draw j of a stratum of n samples is in epoch e = j // n: position j % n of the permutation of
     range(n) keyed by (seed, stratum, e). Every sample of a stratum is seen once before any is seen
@@ -36,8 +36,8 @@ class Strata:
         sizes_D: samples of each dataset in one epoch.
         ranked_D: the samples of each dataset, stratum by stratum; None for one that has a single
             stratum, which is in the order of the dataset.
-        files: where these are mapped from. Mapped strata are pickled as their paths, so that
-            spawned data loader workers map them too.
+        files: paths that the ranked samples are mapped from. Mapped strata are pickled as their
+            paths, so that spawned data loader workers map them too.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class Strata:
             zip(plan.dataset_Z.tolist(), first_Z.tolist(), self.size_Z.tolist(), keys, strict=True)
         )
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         if self.files is not None:
             return map_strata, (self.plan, self.sizes_D, self.files)
         return Strata, (self.plan, self.sizes_D, self.ranked_D)
 
     def locate(self, stratum: int, draw: int) -> tuple[int, int, int]:
-        """(dataset, epoch, number of the sample in its dataset) of a draw of a stratum."""
+        """Return dataset, epoch, and number of the sample in its dataset, of a stratum's draw."""
         dataset, first, size, key = self._rows[stratum]
         epoch, position = divmod(draw, size)
         number = first + epoch_permutation(size, key, epoch).image(position)
@@ -71,7 +71,7 @@ class Strata:
         return dataset, epoch, number if ranked is None else ranked.item(number)
 
     def locate_many(self, stratum: int, draw_N: Integers) -> tuple[Integers, Integers]:
-        """Epochs and numbers of the samples of draws of a stratum: `locate` of each, vectorised."""
+        """Return epochs and sample numbers of a stratum's draws: `locate` of each, vectorised."""
         dataset, first, size, key = self._rows[stratum]
         epoch_N, position_N = np.divmod(draw_N, size)
         number_N = np.empty_like(position_N)
@@ -83,20 +83,22 @@ class Strata:
         return epoch_N, number_N if ranked is None else ranked[number_N].astype(np.int64)
 
     def numbers(self, stratum: int) -> NDArray[np.integer]:
-        """The numbers, in their dataset, of the samples of a stratum."""
+        """Return the numbers, in their dataset, of the samples of a stratum."""
         dataset, first, size, _ = self._rows[stratum]
         ranked = self.ranked_D[dataset]
         return np.arange(first, first + size) if ranked is None else ranked[first : first + size]
 
     def check(self, plan: Plan, n_samples: int, consumed: int = 0) -> None:
-        """Refuse a plan that is to draw from nothing, or too often.
+        """Refuse a plan that draws from an empty stratum, or beyond its limit on epochs.
 
         Args:
-            n_samples: how many samples are drawn in all.
-            consumed: how many of them are drawn already, be it from what is no longer there.
+            plan: the plan, with the stages to check.
+            n_samples: number of samples that are drawn in all.
+            consumed: number of them that are drawn already; a stratum that only these are drawn
+                from may be empty by now.
 
         Raises:
-            TokscaleError: among the first `n_samples`, naming the stratum.
+            TokscaleError: naming the stratum.
         """
         draws_Z = plan.target_Z(n_samples)
         draws_Z[draws_Z == plan.target_Z(min(consumed, n_samples))] = 0.0
@@ -104,7 +106,8 @@ class Strata:
         if empty_Z.any():
             raise TokscaleError(
                 f"stratum {plan.strata[int(np.argmax(empty_Z))].name!r} of the plan has no "
-                "training samples; give it weight 0 or check --split"
+                "training samples; expected some, as it has weight; give it weight 0 or check "
+                "--split"
             )
         if plan.max_epochs is None:
             return
@@ -114,14 +117,21 @@ class Strata:
             epochs_Z = draws_Z / np.maximum(self.size_Z, 1)
             worst = int(np.argmax(np.where(too_often_Z, epochs_Z, -np.inf)))
             raise TokscaleError(
-                f"stratum {plan.strata[worst].name!r} of the plan would be gone through "
-                f"{epochs_Z[worst]:.3g} times in {n_samples} samples, its "
-                f"limit is {plan.max_epochs:g}; lower its weight or make a plan with a higher limit"
+                f"stratum {plan.strata[worst].name!r} of the plan would be repeated for "
+                f"{epochs_Z[worst]:.3g} epochs in {n_samples} samples; expected at most "
+                f"{plan.max_epochs:g}; lower its weight or make a plan with a higher limit"
             )
 
 
 def rank_samples(plan: Plan, dataset: int, size: int, scores: SampleScores) -> Integers32:
-    """Lay the samples of a dataset into its strata, one after the other."""
+    """Return the samples of a dataset, stratum by stratum.
+
+    Args:
+        plan: the plan.
+        dataset: number of the dataset in the plan, which cuts it.
+        size: samples of the dataset in one epoch.
+        scores: scores of these samples.
+    """
     cut = plan.cuts[dataset]
     assert cut is not None
     strata = plan.strata_of(dataset)
@@ -139,18 +149,19 @@ def load_or_build_strata(
     *,
     build: bool,
 ) -> Strata:
-    """Map the strata from `cache_dir`; with `build`, make first what is not there or damaged.
+    """Map the strata from `cache_dir`; with `build`, make missing or damaged files first.
 
     Args:
+        plan: the plan.
         sizes_D: samples of each dataset in one epoch.
-        data_keys: what tells one order of a dataset's samples from another, one for each.
-        scores_of: scores of the samples of a dataset, by its number in the plan; only asked of
-            those that are cut, and only to build.
-        cache_dir: where the files are.
+        data_keys: for each dataset a key of the order of its samples.
+        scores_of: returns the scores of the samples of a dataset, by its number in the plan; called
+            only for datasets that are cut, and only to build.
+        cache_dir: folder of the files.
         build: set on one rank; the others call without, when it is done.
 
     Raises:
-        TokscaleError: not there and not to be built, or damaged.
+        TokscaleError: a file is missing or damaged, and `build` is not set.
         OSError: the directory cannot be written.
     """
     files: list[Path | None] = []
@@ -173,7 +184,7 @@ def map_strata(plan: Plan, sizes_D: Sequence[int], files: Sequence[Path | None])
     """Map the strata from the files of each dataset; None for one that is not cut.
 
     Raises:
-        TokscaleError: a file is not there, or damaged.
+        TokscaleError: a file is missing or damaged.
     """
     ranked_D = [
         None if file is None else cast(Integers32, map_array(file, (size,), np.int32))

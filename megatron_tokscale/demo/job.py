@@ -1,4 +1,4 @@
-"""A training job of the demo: torchrun in a process of its own, followed by its log."""
+"""A training job of the demo: Megatron under torchrun, whose log tells its progress."""
 
 import os
 import re
@@ -7,15 +7,30 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_tokscale.core.progress import Progress
+from megatron_tokscale.core.progress import ProgressOnStderr
+from megatron_tokscale.store import Run, RunPaths
 
 SPLIT = "90,10,0"
+"""Megatron's --split: a tenth of the documents is held out, and watched."""
 _ITERATION = re.compile(r" iteration +(\d+)/ *(\d+) .*lm loss: (\S+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How large the demo's model, data and training are."""
+    """Size of the demo's model, data and training.
+
+    Attributes:
+        vocab_size: tokens of the tokenizer that is trained on the text.
+        n_layers: layers of the model, in two pipeline stages.
+        hidden_size: width of a layer.
+        seq_length: tokens of a sample.
+        micro_batch_size: samples of a microbatch.
+        global_batch_size: samples of a step.
+        train_iters: steps of the training.
+        learning_rate: peak of the cosine schedule.
+        characters: characters of each kind of text, about.
+        probe_tokens: tokens to watch, about.
+    """
 
     vocab_size: int
     n_layers: int
@@ -34,6 +49,7 @@ class Size:
         return self.train_iters * self.global_batch_size
 
 
+# Both sizes are our choice: as much as two cores train in some minutes, and in a minute.
 FULL = Size(
     vocab_size=2048,
     n_layers=4,
@@ -61,7 +77,7 @@ QUICK = Size(
 
 
 def megatron_flags(size: Size, data_path: list[str], cache: Path) -> list[str]:
-    """The job's Megatron flags: a small Llama-like GPT in two pipeline stages."""
+    """Return Megatron's flags for a small Llama-like GPT in two pipeline stages."""
     model = {
         "--num-layers": size.n_layers,
         "--hidden-size": size.hidden_size,
@@ -106,9 +122,15 @@ def megatron_flags(size: Size, data_path: list[str], cache: Path) -> list[str]:
 
 
 def train(what: str, run: Path, size: Size, flags: list[str]) -> None:
-    """Train in two processes, from the last checkpoint in `run` on, with the log in `run` too.
+    """Train in two processes from the last checkpoint in `run`; the log goes to `run` as well.
 
-    Whether the job got to its end is for the caller to see from what it left.
+    Returns when the job ends, whether or not it reached its last step: the probes in `run` tell.
+
+    Args:
+        what: name of the training in the lines of progress.
+        run: run directory.
+        size: size of the job.
+        flags: Megatron's and the plugin's flags.
     """
     run.mkdir(parents=True, exist_ok=True)
     command = [
@@ -122,7 +144,7 @@ def train(what: str, run: Path, size: Size, flags: list[str]) -> None:
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONWARNINGS": "ignore",
     }
-    progress = Progress(what, size.train_iters, "steps")
+    meter = ProgressOnStderr().meter(what, size.train_iters, "steps")
     log = run / "train.log"
     with (
         log.open("a", encoding="utf-8") as output,
@@ -139,4 +161,12 @@ def train(what: str, run: Path, size: Size, flags: list[str]) -> None:
         for line in job.stdout:
             output.write(line)
             if match := _ITERATION.search(line):
-                progress(int(match[1]), note=f"training loss {float(match[3]):.2f}")
+                meter(int(match[1]), note=f"training loss {float(match[3]):.2f}")
+
+
+def is_trained(run: Path, last_step: int) -> bool:
+    """Return whether the last probe of a training is on disk."""
+    if not RunPaths(run).identity.exists():
+        return False
+    step_K = Run.open(run).step_K
+    return bool(step_K.size and step_K[-1] == last_step)

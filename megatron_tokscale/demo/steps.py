@@ -1,26 +1,30 @@
-"""The steps of the demo, each skipped where its result is there already."""
+"""The steps of the demo; a step whose result exists is skipped."""
 
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json, write_json
+from megatron_tokscale.core.progress import ProgressOnStderr
 from megatron_tokscale.demo import corpus
-from megatron_tokscale.demo.job import FULL, QUICK, SPLIT, Size, megatron_flags, train
-from megatron_tokscale.store import Run, RunPaths
+from megatron_tokscale.demo.job import FULL, QUICK, SPLIT, Size, is_trained, megatron_flags, train
+from megatron_tokscale.store import Run
 
 if TYPE_CHECKING:
     from megatron_tokscale.reweight import Job
 
-_SEED = 1234
-_SCHEDULE = "log:per-octave=8+last"
+_SEED: Final = 1234  # of the choice of documents and of watched tokens, and of the order of samples
+_ANALYSIS_SEED: Final = 0  # of the draws of the spectrum; the demo's published numbers are from it
+_PROBE_SCHEDULE: Final = "log:per-octave=8+last"
 
 
 def run_demo(out: Path, *, quick: bool = False) -> Path:
-    """Run the whole loop in `out` and print where the report is. Run again, it goes on.
+    """Run the whole loop in `out`, print where the report is, and return its path.
+
+    A demo that was stopped resumes.
 
     Raises:
         TokscaleError: `out` holds a demo of another size, or a step failed.
@@ -47,6 +51,7 @@ def run_demo(out: Path, *, quick: bool = False) -> Path:
 
 
 def _claim(out: Path, size: Size) -> None:
+    """Note the demo's size in `out`, or refuse a folder that holds a demo of another size."""
     known = out / "demo.json"
     if not known.exists():
         write_json(known, asdict(size))
@@ -55,7 +60,7 @@ def _claim(out: Path, size: Size) -> None:
 
 
 class _Demo:
-    """Where the demo keeps its files, and what each step does with them."""
+    """The demo's files, and the steps that make them."""
 
     def __init__(self, out: Path, size: Size):
         self.out, self.size = out, size
@@ -68,11 +73,11 @@ class _Demo:
 
     @property
     def data_path(self) -> list[str]:
-        """Megatron's --data-path: both kinds of text in equal parts."""
+        """Words of Megatron's --data-path: both kinds of text in equal parts."""
         return [word for prefix in self.prefixes for word in ("0.5", str(prefix))]
 
     def make_data(self) -> None:
-        """Text to tokens, with a tokenizer trained on both kinds of text."""
+        """Tokenize both kinds of text, with one tokenizer that is trained on them."""
         done = self.out / "data" / "done.json"
         if done.exists():
             return
@@ -93,7 +98,7 @@ class _Demo:
         write_json(done, counts)
 
     def choose_tokens(self) -> None:
-        """Windows of held-out documents, equally of both kinds."""
+        """Draw windows of held-out documents, as many tokens from each kind of text."""
         from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
 
         if not self.probe_set.exists():
@@ -108,10 +113,10 @@ class _Demo:
             )
             probe_set = build_probe_set(settings)
             probe_set.save(self.probe_set)
-            print("  " + describe(probe_set).replace("\n", "\n  "), flush=True)
+            _print_indented(describe(probe_set))
 
     def train_baseline(self) -> None:
-        """Both kinds of text in equal parts throughout, in the keyed order of all plans."""
+        """Train on the base weights, in the keyed order of samples that all plans have."""
         from megatron_tokscale.reweight import plan_uniform
 
         if not self.uniform.exists():
@@ -119,53 +124,44 @@ class _Demo:
         self._train("baseline", self.baseline, self.uniform)
 
     def train_planned(self) -> None:
-        """The same training, with weights that follow the plan."""
+        """Train the same model again under the plan."""
         self._train("planned", self.planned, self.plan)
 
     def _train(self, what: str, run: Path, plan: Path) -> None:
-        if self._is_trained(run):
+        if is_trained(run, self.size.train_iters):
             return
-        probe = [
-            "--tokscale-probe-set",
-            str(self.probe_set),
-            "--tokscale-probe-schedule",
-            _SCHEDULE,
-        ]
+        probe = ["--tokscale-probe-set", str(self.probe_set)]
+        probe += ["--tokscale-probe-schedule", _PROBE_SCHEDULE]
         megatron = megatron_flags(self.size, self.data_path, self.out / "cache")
         train(what, run, self.size, [*megatron, *probe, "--tokscale-plan", str(plan)])
-        if not self._is_trained(run):
+        if not is_trained(run, self.size.train_iters):
             raise TokscaleError(f"the training job ended early; see the end of {run / 'train.log'}")
 
-    def _is_trained(self, run: Path) -> bool:
-        if not RunPaths(run).identity.exists():
-            return False
-        steps = Run.open(run).step_K
-        return bool(steps.size and steps[-1] == self.size.train_iters)
-
     def analyse(self, path: Path) -> None:
-        """Fit and spectrum, printed."""
-        from megatron_tokscale.core.progress import Progress
+        """Fit a run, find its spectrum, and print both."""
         from megatron_tokscale.fit import fit_run
         from megatron_tokscale.fit.fit_text import describe_fit
+        from megatron_tokscale.results import SpectrumResult
         from megatron_tokscale.spectrum import spectrum_run
         from megatron_tokscale.spectrum.spectrum_text import describe_spectrum
 
         run = Run.open(path)
-        fit, spectrum = run.paths.fit, run.paths.reconstruction
-        if not spectrum.exists():
-            fit_run(run, progress=Progress("fit", run.n_tokens, "tokens"))
-            spectrum_run(run)
-        print("  " + describe_fit(read_json(fit)).replace("\n", "\n  "))
-        print(describe_spectrum(read_json(spectrum)), flush=True)
+        if not run.paths.reconstruction.exists():
+            meter = ProgressOnStderr().meter("fit", run.n_tokens, "tokens")
+            fit_run(run, progress=lambda done, _: meter(done))
+            spectrum_run(run, seed=_ANALYSIS_SEED)
+        spectrum = SpectrumResult.open(run)
+        _print_indented(describe_fit(spectrum.fit))
+        print(describe_spectrum(spectrum.evidence), flush=True)
 
     def make_plan(self) -> None:
-        """Weights per kind of text, from the first run's spectra."""
+        """Make and print a plan: weights per kind of text, from the first run's spectra."""
         from megatron_tokscale.data import Plan
-        from megatron_tokscale.reweight import describe, plan_run
+        from megatron_tokscale.reweight import describe_plan, plan_run
 
         if not self.plan.exists():
             plan_run(Run.open(self.baseline), self._job(), self.plan)
-        print("  " + describe(Plan.load(self.plan)).strip().replace("\n", "\n  "), flush=True)
+        _print_indented(describe_plan(Plan.load(self.plan)).strip())
 
     def _job(self) -> "Job":
         from megatron_tokscale.reweight import job_of
@@ -174,7 +170,7 @@ class _Demo:
         return job_of(self.data_path, SPLIT, size.train_samples, size.seq_length, _SEED)
 
     def write_report(self) -> None:
-        """One page about both runs."""
+        """Write one page about both runs."""
         from megatron_tokscale.report import report_run
 
         report_run(
@@ -182,4 +178,9 @@ class _Demo:
             beside=Run.open(self.planned),
             tokenizer=self.tokenizer,
             out=self.report,
+            seed=_ANALYSIS_SEED,
         )
+
+
+def _print_indented(text: str) -> None:
+    print("  " + text.replace("\n", "\n  "), flush=True)

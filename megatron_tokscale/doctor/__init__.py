@@ -1,1 +1,1 @@
-"""What is installed, which hooks Megatron has, and for what a job's flags would be refused."""
+"""The doctor: it looks at a machine, at the hooks in Megatron and at a job's flags."""

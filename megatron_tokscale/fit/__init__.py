@@ -3,6 +3,7 @@
 from megatron_tokscale.fit.probe_axis import MIN_PROBES
 from megatron_tokscale.fit.run_fit import fit_run, fits_path
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
+from megatron_tokscale.fit.summary import FitSummary
 from megatron_tokscale.fit.table import (
     FitStatus,
     SigmoidFits,
@@ -14,6 +15,7 @@ from megatron_tokscale.fit.table import (
 __all__ = [
     "MIN_PROBES",
     "FitStatus",
+    "FitSummary",
     "SigmoidFits",
     "TokenClass",
     "Transitions",

@@ -4,6 +4,7 @@ Shapes: N tokens, K probe steps, B sequences.
 """
 
 import json
+import math
 import os
 import time as clock
 from collections import Counter, deque
@@ -14,19 +15,26 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from megatron_tokscale import __version__
 from megatron_tokscale.core.arrays import Floats, Floats32
-from megatron_tokscale.core.checked import file_checksum, write_result
+from megatron_tokscale.core.checked import file_checksum, write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.core.records import JSON
+from megatron_tokscale.core.records import JSON, from_json
 from megatron_tokscale.core.schemas import FIT_SCHEMA
 from megatron_tokscale.fit.parts import PartKey, Parts, Ranks, Stamp
 from megatron_tokscale.fit.probe_axis import MIN_PROBES, ProbeAxis
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
+from megatron_tokscale.fit.summary import (
+    ClassTotal,
+    FitIdentity,
+    FitSettings,
+    FitSummary,
+    NonFiniteLosses,
+)
 from megatron_tokscale.fit.table import (
     ExtraColumns,
     FitStatus,
@@ -64,7 +72,7 @@ def fit_run(
     device: "torch.device | str | None" = None,
     progress: Callable[[int, int], None] | None = None,
     ranks: Ranks | None = None,
-) -> dict[str, Any]:
+) -> FitSummary:
     """Fit every watched token of `run`; write RUN/analysis/fits.parquet and fit.json.
 
     Every finished block of tokens is a file under RUN/analysis/fit.parts until all blocks are
@@ -308,7 +316,7 @@ def _probe_columns(tokens: "ProbeSet", part: slice) -> ExtraColumns:
     }
 
 
-def _assemble(work: _Work, key: PartKey, seconds: float) -> dict[str, Any]:
+def _assemble(work: _Work, key: PartKey, seconds: float) -> FitSummary:
     """Write fits.parquet and fit.json from the parts, remove these, and return the summary.
 
     The old fit.json is removed before fits.parquet is replaced, and the new one is put in place
@@ -332,20 +340,29 @@ def _assemble(work: _Work, key: PartKey, seconds: float) -> dict[str, Any]:
                 tally.add(table)
                 rows.append_table(table)
         resumed = work.tokens(work.resumed)
-        summary = {
-            "schema_version": FIT_SCHEMA,
-            **heading,
-            "n_tokens": run.n_tokens,
-            "n_probes": len(run.records),
-            "left_out": list(run.left_out),
-            **tally.summary(),
-            "settings": made_of["settings"],
-            "seconds": round(seconds, 3),
-            "tokens_per_second": round((run.n_tokens - resumed) / max(seconds, 1e-9), 1),
-            "resumed_tokens": resumed,
-            "fits_crc32": file_checksum(parts.folder / fits.name),
-        }
-        summary = write_result(parts.folder / summary_path.name, summary)
+        classes, fall_nats = tally.classes()
+        summary = FitSummary(
+            identity=from_json(
+                FitIdentity,
+                {name: heading[name] for name in FitIdentity.__dataclass_fields__},
+            ),
+            n_tokens=run.n_tokens,
+            n_probes=len(run.records),
+            left_out=tuple(run.left_out),
+            classes=classes,
+            fall_nats=fall_nats,
+            status={status.label: tally.statuses[status] for status in FitStatus},
+            non_finite=NonFiniteLosses(
+                int(tally.non_finite_K.sum()), tally.non_finite_tokens, run.n_tokens
+            ),
+            non_finite_K=tuple(tally.non_finite_K.tolist()),
+            settings=from_json(FitSettings, made_of["settings"]),
+            seconds=round(seconds, 3),
+            tokens_per_second=round((run.n_tokens - resumed) / max(seconds, 1e-9), 1),
+            resumed_tokens=resumed,
+            fits_crc32=file_checksum(parts.folder / fits.name),
+        )
+        write_typed_result(parts.folder / summary_path.name, FIT_SCHEMA, summary)
         summary_path.unlink(missing_ok=True)
         for path in (fits, summary_path):
             os.replace(parts.folder / path.name, path)
@@ -375,29 +392,21 @@ class _Tally:
             self.tokens[token_class] += int(of_class.sum())
             self.fall[token_class] += float(np.nansum(fall_N[of_class], dtype=np.float64))
 
-    def summary(self) -> dict[str, Any]:
-        """Counts and shares as plain JSON values.
+    def classes(self) -> tuple[dict[str, ClassTotal], float]:
+        """Return the totals of each class by its label, and the fall of all tokens in nats.
 
         A class's share of the fall is its part of the sum over tokens of the measured loss at the
         first probe minus that at the last: no model, the shares add up to one, and a
         class that forgets has a negative share.
         """
         n_tokens, fall = self.tokens.total(), sum(self.fall.values())
-        return {
-            "classes": {
-                token_class.label: {
-                    "tokens": self.tokens[token_class],
-                    "share": self.tokens[token_class] / max(n_tokens, 1),
-                    "fall_nats": self.fall[token_class],
-                    "fall_share": self.fall[token_class] / fall if fall else None,
-                }
-                for token_class in TokenClass
-            },
-            "fall_nats": fall,
-            "status": {status.label: self.statuses[status] for status in FitStatus},
-            "non_finite": {
-                "tokens": self.non_finite_tokens,
-                "losses": int(self.non_finite_K.sum()),
-                "losses_K": self.non_finite_K.tolist(),
-            },
+        classes = {
+            token_class.label: ClassTotal(
+                tokens=self.tokens[token_class],
+                share=self.tokens[token_class] / max(n_tokens, 1),
+                fall_nats=self.fall[token_class],
+                fall_share=self.fall[token_class] / fall if fall else math.nan,
+            )
+            for token_class in TokenClass
         }
+        return classes, fall

@@ -1,28 +1,39 @@
-"""Scaling laws of runs, and the theories to hold learning times against."""
+"""Scaling laws of runs, and theories to hold learning times against.
 
-from megatron_tokscale.laws.chinchilla import ChinchillaLaw, fit_chinchilla
-from megatron_tokscale.laws.deceleration import Deceleration, fit_deceleration
-from megatron_tokscale.laws.language.cagnetta import data_exponent, fit_context_exponent
+A theory's module fits and tests it, its dataclass in `results/laws` is what laws.json holds of it,
+`run_laws.py` calls it and `explain.py` gives its rows of the table of explanations.
+
+To add a theory:
+1. `results/laws/<theory>.py`: a frozen dataclass of its numbers (`Estimate` for a number with an
+   interval), and a field `<theory>: <Result> | Undefined` of `LawsResult`; raise `LAWS_SCHEMA`.
+2. `laws/<theory>.py`, or a folder: `measure_<theory>(run, inputs, ...)` that returns the dataclass
+   and raises `UndefinedError` where the run does not define it. Call it in `run_laws.py` within
+   `defined_or_reason`.
+3. `laws/explain.py`: a function that returns its rows, called in `explanations`.
+Test the fit against an independent source (scipy, a closed form, the authors' figures).
+"""
+
+from megatron_tokscale.laws.chinchilla import fit_chinchilla
+from megatron_tokscale.laws.deceleration import fit_deceleration
+from megatron_tokscale.laws.language.cagnetta import data_exponent
+from megatron_tokscale.laws.language.context_exponent import fit_context_exponent
 from megatron_tokscale.laws.language.correlations import correlation_exponent, token_correlations
 from megatron_tokscale.laws.laws_text import describe_laws
-from megatron_tokscale.laws.multi_power.multi_power import LossCurve, MultiPowerLaw, fit_multi_power
+from megatron_tokscale.laws.multi_power.multi_power import (
+    LossCurve,
+    fit_multi_power,
+    predict_losses,
+)
 from megatron_tokscale.laws.one_third.group_test import group_test
-from megatron_tokscale.laws.one_third.one_third import OneThirdLaw, fit_one_third
-from megatron_tokscale.laws.power_law.power_law import PowerLaw, fit_power_law
-from megatron_tokscale.laws.power_law.tail import TailExponent, tail_exponent
-from megatron_tokscale.laws.quanta.learning_times import FrequencyExponent, frequency_exponent
+from megatron_tokscale.laws.one_third.one_third import fit_one_third
+from megatron_tokscale.laws.power_law.power_law import fit_power_law
+from megatron_tokscale.laws.power_law.tail import tail_exponent
+from megatron_tokscale.laws.quanta.learning_times import frequency_exponent
 from megatron_tokscale.laws.run_laws import laws_run
 from megatron_tokscale.laws.zero_sum import ZeroSum
 
 __all__ = [
-    "ChinchillaLaw",
-    "Deceleration",
-    "FrequencyExponent",
     "LossCurve",
-    "MultiPowerLaw",
-    "OneThirdLaw",
-    "PowerLaw",
-    "TailExponent",
     "ZeroSum",
     "correlation_exponent",
     "data_exponent",
@@ -36,6 +47,7 @@ __all__ = [
     "frequency_exponent",
     "group_test",
     "laws_run",
+    "predict_losses",
     "tail_exponent",
     "token_correlations",
 ]

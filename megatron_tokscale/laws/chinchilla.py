@@ -1,9 +1,10 @@
-"""`fit_chinchilla`: L = E + A N^-alpha + B D^-beta over runs, and the best split of compute.
+"""Chinchilla's law L = E + A N^-alpha + B D^-beta over runs, and the best split of compute.
 
-As Besiroglu et al. fit it (papers.md 8.3). Shapes: I runs, P = 5 parameters (E, ln A, ln B, alpha,
-beta, centred), R bootstrap resamples.
+The fit is Besiroglu et al.'s (docs/references.md 8.3). Shapes: I runs, P = 5 parameters (E, ln A,
+ln B, alpha, beta, centred), R bootstrap resamples.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -12,62 +13,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize, nnls
 
-from megatron_tokscale.core.arrays import Floats, Interval
+from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.core.resampling import percentile_interval
+from megatron_tokscale.core.seed import DEFAULT_SEED
+from megatron_tokscale.laws.estimates import percentile_estimate
 from megatron_tokscale.laws.power_law.huber import DELTA, EXPONENT_BOUNDS
+from megatron_tokscale.results.laws import ChinchillaLaw, RunLoss
 
-MIN_RUNS = 6
-MIN_LEVELS = 3
-_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 2.0)
-_DESCENTS = 12
-_LEVEL_BOUNDS = (-50.0, 50.0)  # keeps a wild step of the descent from a loss of zero
-_NO_LEVEL = 1e-6  # instead of ln 0, for a term that a start does without
-_COLLINEAR = 1e-6
-
-
-@dataclass(frozen=True)
-class ChinchillaLaw:
-    """L(N, D) = floor + A N^-alpha + B D^-beta, in nats, with 95% intervals.
-
-    Attributes:
-        floor: E, the loss of an infinite model on infinite data; 0 where the runs show none.
-        A: nats at one parameter, if the law held there.
-        B: nats at one token, if the law held there.
-        alpha: exponent of the parameters.
-        beta: exponent of the tokens.
-        a: beta / (alpha + beta): the best number of parameters grows as flops^a.
-        floor_interval: 95% interval of the floor.
-        A_interval: 95% interval of A.
-        B_interval: 95% interval of B.
-        alpha_interval: 95% interval of alpha.
-        beta_interval: 95% interval of beta.
-        a_interval: 95% interval of a.
-        r2: of the log losses.
-        n_runs: runs fitted.
-        converged: the optimiser reached a minimum, and no exponent is at a bound.
-    """
-
-    floor: float
-    A: float
-    B: float
-    alpha: float
-    beta: float
-    a: float
-    floor_interval: Interval
-    A_interval: Interval
-    B_interval: Interval
-    alpha_interval: Interval
-    beta_interval: Interval
-    a_interval: Interval
-    r2: float
-    n_runs: int
-    converged: bool
-
-    def predict(self, parameters: ArrayLike, tokens: ArrayLike) -> Floats:
-        """The law's loss of models of `parameters` trained on `tokens`, in nats."""
-        n, d = np.asarray(parameters, np.float64), np.asarray(tokens, np.float64)
-        return np.asarray(self.floor + self.A * n**-self.alpha + self.B * d**-self.beta)
+MIN_RUNS = 6  # one more than parameters
+MIN_LEVELS = 3  # different N, and D: two show no curvature, so no exponent
+_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 2.0)  # of the grid of starts; our choice
+_DESCENTS = 12  # from the best of 49 starts; our choice: cost against missed minima
+_LEVEL_BOUNDS = (-50.0, 50.0)  # of logarithms: keeps a wild step of the descent from overflow
+_NO_LEVEL = 1e-6  # instead of zero, whose logarithm is infinite, for an absent term of a start
+_COLLINEAR = 1e-6  # distance from 1 of the correlation of ln N and ln D that counts as none
 
 
 def fit_chinchilla(
@@ -76,31 +35,31 @@ def fit_chinchilla(
     loss_I: ArrayLike,
     *,
     n_resamples: int = 200,
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
 ) -> ChinchillaLaw:
     """Fit L = E + A N^-alpha + B D^-beta, E >= 0: Huber loss (delta 1e-3) on log residuals.
 
-    The objective is the sum over runs, descended with its exact gradient from the best of a grid of
-    exponents. Intervals are percentiles of a bootstrap over runs: they take runs as independent,
-    which checkpoints of one run are not. With few runs, or a narrow range of N or D, A and B are
-    known to no better than an order of magnitude; alpha, beta and a fare better.
+    The objective is the sum over runs; L-BFGS-B minimises it with its exact gradient from the best
+    of a grid of exponents. Intervals are percentiles of a bootstrap over runs: they take runs as
+    independent, which checkpoints of one run are not. With few runs, or a narrow range of N or D, A
+    and B are known to no better than an order of magnitude, and alpha, beta and a are known better.
 
     Measured coverage of the 95% intervals: 96-98% in 57 planted repeats of 30 runs over two decades
     of N and D, noise 0.3%.
 
     Args:
         parameters_I: N, the parameters of each run's model.
-        tokens_I: D, the tokens each run was trained on.
-        loss_I: each run's final loss in nats.
+        tokens_I: D, the tokens that each run was trained on.
+        loss_I: final loss of each run, in nats.
         n_resamples: number of bootstrap resamples R.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
         TokscaleError: the arguments do not fit together.
-        UndefinedError: fewer than six runs, fewer than three different N or D, N and D that only
-            vary together, losses that are all the same, or numbers not finite and positive.
+        UndefinedError: there are fewer than six runs, or fewer than three different N or D, N and D
+            only vary together, all losses are the same, or a number is not finite and positive.
     """
-    runs = _checked(parameters_I, tokens_I, loss_I)
+    runs = _checked_runs(parameters_I, tokens_I, loss_I)
     best_P, converged = runs.solve()
     rng = np.random.default_rng(seed)
     drawn_RI = rng.multinomial(
@@ -108,9 +67,8 @@ def fit_chinchilla(
     )
     solution_RP = [runs.descend(best_P, drawn_I.astype(np.float64))[0] for drawn_I in drawn_RI]
     value_R = np.array([runs.constants(solution_P) for solution_P in solution_RP])
-    constants = runs.constants(best_P).tolist()
-    floor, scale_n, scale_d, alpha, beta, share = constants
-    intervals = [percentile_interval(*each) for each in zip(constants, value_R.T, strict=True)]
+    constants = zip(runs.constants(best_P).tolist(), value_R.T, strict=True)
+    floor, scale_n, scale_d, alpha, beta, share = (percentile_estimate(*pair) for pair in constants)
     residual_I = np.log(runs.predict(best_P)[0] / runs.loss)
     return ChinchillaLaw(
         floor=floor,
@@ -119,25 +77,38 @@ def fit_chinchilla(
         alpha=alpha,
         beta=beta,
         a=share,
-        floor_interval=intervals[0],
-        A_interval=intervals[1],
-        B_interval=intervals[2],
-        alpha_interval=intervals[3],
-        beta_interval=intervals[4],
-        a_interval=intervals[5],
         r2=float(1 - (residual_I**2).mean() / np.log(runs.loss).var()),
         n_runs=len(runs.loss),
         converged=converged,
     )
 
 
+def chinchilla_over_runs(rows: Sequence[RunLoss], n_resamples: int, seed: int) -> ChinchillaLaw:
+    """Fit Chinchilla's law to the last losses of runs, N without embeddings.
+
+    Raises:
+        UndefinedError: a run's size or tokens are unknown, or as in `fit_chinchilla`.
+    """
+    parameters, tokens = [], []
+    for row in rows:
+        if row.non_embedding is None:
+            raise UndefinedError(f"run.json of {row.name} does not say how large its model is")
+        parameters.append(row.non_embedding)
+    for row in rows:
+        if row.tokens is None:
+            raise UndefinedError(f"{row.name} does not know how many tokens it has consumed")
+        tokens.append(row.tokens)
+    losses = [row.loss for row in rows]
+    return fit_chinchilla(parameters, tokens, losses, n_resamples=n_resamples, seed=seed)
+
+
 @dataclass(frozen=True)
 class Runs:
     """Logarithms of N and D, and the losses, of the fitted runs.
 
-    Within, ln N and ln D are less their means and losses are over the lowest: A and B are then
-    losses at the middle of the runs and hardly correlate with alpha and beta. E itself, not its
-    logarithm, as in `huber.Curve`.
+    The optimiser works on ln N and ln D less their means, and on losses over the lowest: A and B
+    are then losses at the middle of the runs, and hardly correlate with alpha and beta. E itself is
+    a parameter, not its logarithm, as in `huber.Curve`.
     """
 
     log_parameters: Floats
@@ -157,7 +128,7 @@ class Runs:
         return np.asarray(np.log(self.loss / self.loss.min()))
 
     def solve(self) -> tuple[Floats, bool]:
-        """The best of the minima reached from the best starts."""
+        """Return the best of the minima reached from the best starts, and whether it is one."""
         every_I = np.ones_like(self.loss)
         starts = [self._start(alpha, beta) for alpha, beta in product(_EXPONENTS, repeat=2)]
         starts.sort(key=lambda start_P: self.objective(start_P, every_I)[0])
@@ -167,7 +138,7 @@ class Runs:
         return best_P, success and bool(((best_P[3:] > low) & (best_P[3:] < high)).all())
 
     def descend(self, start_P: Floats, weight_I: Floats) -> tuple[Floats, float, bool]:
-        """The minimum reached from `start_P`, its objective, and whether it is one."""
+        """Return the minimum reached from `start_P`, its objective, and whether it is one."""
         best = minimize(
             self.objective,
             start_P,
@@ -180,23 +151,28 @@ class Runs:
         return np.asarray(best.x), float(best.fun), bool(best.success)
 
     def objective(self, point_P: Floats, weight_I: Floats) -> tuple[float, Floats]:
-        """Weighted sum of the Huber losses over delta, and its gradient."""
+        """Return the weighted sum of the Huber losses over delta, and its gradient."""
         loss_I, slope_PI = self.predict(point_P, 1.0)
         residual_I = np.log(loss_I) - self._log_loss_I
         clipped_I = np.clip(residual_I, -DELTA, DELTA)
         value = weight_I @ (clipped_I * (residual_I - clipped_I / 2)) / DELTA
         return float(value), slope_PI @ (weight_I * clipped_I / (loss_I * DELTA))
 
-    def predict(self, point_P: Floats, lowest: float | None = None) -> tuple[Floats, Floats]:
-        """Losses of the law at the runs, in units of the lowest, and their derivatives (P, I)."""
+    def predict(self, point_P: Floats, unit: float | None = None) -> tuple[Floats, Floats]:
+        """Return the law's losses at the runs, and their derivatives (P, I).
+
+        Args:
+            point_P: parameters of the optimiser.
+            unit: the lowest loss in the unit of the result; by default in nats.
+        """
         floor, level_n, level_d, alpha, beta = point_P
-        unit = float(self.loss.min()) if lowest is None else lowest
+        unit = float(self.loss.min()) if unit is None else unit
         n_I, d_I = np.exp(level_n - alpha * self._n_I), np.exp(level_d - beta * self._d_I)
         slope_PI = np.stack([np.ones_like(n_I), n_I, d_I, -n_I * self._n_I, -d_I * self._d_I])
         return unit * (floor + n_I + d_I), unit * slope_PI
 
     def constants(self, point_P: Floats) -> Floats:
-        """E, A, B, alpha, beta and a, of N, D and losses as they were given."""
+        """Return E, A, B, alpha, beta and a, in the units of N, D and the losses."""
         floor, level_n, level_d, alpha, beta = point_P.tolist()
         lowest = float(self.loss.min())
         scale_n = np.exp(level_n + alpha * self.log_parameters.mean())
@@ -205,7 +181,7 @@ class Runs:
         return np.array([lowest * floor, lowest * scale_n, lowest * scale_d, alpha, beta, share])
 
     def _start(self, alpha: float, beta: float) -> Floats:
-        """For given exponents the law is linear: E, A and B by non-negative least squares."""
+        """Return the start at given exponents: E, A and B by non-negative least squares."""
         terms_I3 = np.stack(
             [np.ones_like(self.loss), np.exp(-alpha * self._n_I), np.exp(-beta * self._d_I)], axis=1
         )
@@ -215,21 +191,21 @@ class Runs:
         return np.array([floor, *levels, alpha, beta])
 
 
-def _checked(parameters_I: ArrayLike, tokens_I: ArrayLike, loss_I: ArrayLike) -> Runs:
+def _checked_runs(parameters_I: ArrayLike, tokens_I: ArrayLike, loss_I: ArrayLike) -> Runs:
     named = {"parameters": parameters_I, "tokens": tokens_I, "loss": loss_I}
     arrays = {name: np.asarray(value, dtype=np.float64) for name, value in named.items()}
     shapes = {array.shape for array in arrays.values()}
     if len(shapes) != 1 or arrays["loss"].ndim != 1:
         raise TokscaleError(
-            f"shapes {sorted(shapes)} are no runs; give one number of parameters, one of tokens "
-            "and one loss per run"
+            f"parameters, tokens and losses are of shapes {sorted(shapes)}; expected one number of "
+            "each per run"
         )
     for name, array in arrays.items():
         bad_I = ~(np.isfinite(array) & (array > 0))
         if bad_I.any():
             i = int(bad_I.argmax())
             raise UndefinedError(
-                f"{name} of run {i} is {array[i]:g}; give finite, positive numbers"
+                f"{name} of run {i} is {array[i]:g}; expected a finite, positive number"
             )
     if len(arrays["loss"]) < MIN_RUNS:
         raise UndefinedError(

@@ -1,163 +1,164 @@
-"""One table: which explanation predicts what of a run, and how well."""
+"""The table of explanations: each theory's claims on a run, with predictions and measurements.
 
-from collections.abc import Mapping
-from typing import Any
+A function per theory returns its rows; `explanations` joins them.
+"""
 
-Row = dict[str, Any]
+from megatron_tokscale.results.estimate import Undefined, format_estimate
+from megatron_tokscale.results.evidence import Locality
+from megatron_tokscale.results.laws import (
+    CagnettaResult,
+    ClaimVerdict,
+    Deceleration,
+    ExplanationRow,
+    GroupTest,
+    GroupVerdict,
+    LawsResult,
+    OneThirdResult,
+    QuantaResult,
+    SeveralRuns,
+)
+
+SPECTRUM = "learning-time spectrum"
+_B_OF_THEORY, _B_OF_PARITY = 1.0, 0.81  # docs/references.md 4.1 and 4.2
+_AGREES_AT_5_PERCENT = 1.96  # greatest |z| of two exponents that agree
 
 
-def explanations(laws: Mapping[str, Any], spectrum: Mapping[str, Any]) -> list[Row]:
-    """Rows of the table, from the content of laws.json and of reconstruction.json.
+def explanations(laws: LawsResult, widths: Locality) -> tuple[ExplanationRow, ...]:
+    """Return the rows of the table.
 
-    Returns:
-        per row: explanation, claim, predicted, measured (words), and holds: true, false, or null
-        where the run does not decide.
+    Args:
+        laws: laws of a run; its own table is not read.
+        widths: the test of locality of the run's transitions.
     """
-    return [
-        _locality(spectrum),
+    return (
+        _locality(widths),
         _tail(laws),
-        *_one_third(laws["one_third"]),
-        *_quanta(laws["quanta"]),
-        *_cagnetta(laws["cagnetta"]),
-        _deceleration(laws["deceleration"]),
-        *_several(laws.get("several")),
-    ]
+        *_one_third(laws.one_third),
+        *_quanta(laws.quanta),
+        _cagnetta(laws.cagnetta),
+        _deceleration(laws.deceleration),
+        *_several(laws.several),
+    )
 
 
-def row(explanation: str, claim: str, predicted: str, measured: str, holds: bool | None) -> Row:
-    """A row of the table."""
-    return {
-        "explanation": explanation,
-        "claim": claim,
-        "predicted": predicted,
-        "measured": measured,
-        "holds": holds,
-    }
-
-
-def _locality(spectrum: Mapping[str, Any]) -> Row:
-    return row(
-        "learning-time spectrum",
+def _locality(widths: Locality) -> ExplanationRow:
+    return ExplanationRow(
+        SPECTRUM,
         "transitions are narrower than the mean curve's",
         "median width over that of the null below 1",
-        spread(spectrum["widths"], "median_over_null"),
-        spectrum["widths"]["local"],
+        format_estimate(widths.median_over_null),
+        ClaimVerdict.from_test(widths.local),
     )
 
 
-def _tail(laws: Mapping[str, Any]) -> Row:
+def _tail(laws: LawsResult) -> ExplanationRow:
     claim = "the spectrum's tail has the exponent of the loss"
-    both = laws["tail_minus_law"]
-    if "undefined" in both:
-        return row("learning-time spectrum", claim, "-", both["undefined"], None)
-    return row(
-        "learning-time spectrum",
+    tail, law, difference = laws.tail, laws.overall, laws.tail_minus_law
+    if isinstance(difference, Undefined):
+        return _undecided(SPECTRUM, claim, "-", difference)
+    exponent = Undefined("") if isinstance(tail, Undefined) else tail.exponent
+    of_loss = Undefined("") if isinstance(law, Undefined) else law.exponent_documents
+    return ExplanationRow(
+        SPECTRUM,
         claim,
-        f"alpha = {spread(laws['tail'], 'exponent')}",
-        f"alpha = {spread(laws['overall'], 'exponent_documents')}",
-        both["agree"],
+        f"alpha = {format_estimate(exponent)}",
+        f"alpha = {format_estimate(of_loss)}",
+        ClaimVerdict.from_test(difference.agree),
     )
 
 
-def _one_third(theory: Mapping[str, Any]) -> list[Row]:
-    name = "one-third law (softmax)"
-    if "undefined" in theory:
-        return [row(name, "loss exponent in the summed rate", "1/3", theory["undefined"], None)]
-    rows = [
-        row(
-            name,
-            "loss exponent in the summed learning rate",
-            "1/3",
-            spread(theory, "exponent"),
-            theory["holds_one_third"],
-        )
-    ]
-    groups = theory["frequency_groups"]
+def _one_third(theory: OneThirdResult | Undefined) -> list[ExplanationRow]:
+    name, claim = "one-third law (softmax)", "loss exponent in the summed learning rate"
+    if isinstance(theory, Undefined):
+        return [_undecided(name, claim, "1/3", theory)]
+    law = theory.law
+    holds = ClaimVerdict.from_test(law.holds_one_third)
+    exponent = ExplanationRow(name, claim, "1/3", format_estimate(law.exponent), holds)
+    return [exponent, _frequency_groups(name, theory.frequency_groups)]
+
+
+def _frequency_groups(name: str, test: GroupTest | Undefined) -> ExplanationRow:
     claim = "tokens by frequency share one slope; quanta: each has its own time"
-    if "undefined" in groups:
-        return [*rows, row(name, claim, "one slope", groups["undefined"], None)]
-    verdict = groups["verdict"]
-    decided = {"all groups share one slope": True, "each group drops at its own time": False}
-    return [*rows, row(name, claim, "one slope", verdict, decided.get(verdict))]
+    if isinstance(test, Undefined):
+        return _undecided(name, claim, "one slope", test)
+    decided = {GroupVerdict.ONE_SLOPE: True, GroupVerdict.OWN_TIMES: False}
+    holds = ClaimVerdict.from_test(decided.get(test.verdict))
+    return ExplanationRow(name, claim, "one slope", test.verdict.value, holds)
 
 
-def _quanta(theory: Mapping[str, Any]) -> list[Row]:
-    name = "quantization model"
-    rows = []
-    frequency = theory["frequency"]
-    claim = "learning time ~ frequency^-b"
-    if "undefined" in frequency:
-        rows.append(row(name, claim, "b = 1 (0.81 in parity)", frequency["undefined"], None))
+def _quanta(theory: QuantaResult) -> list[ExplanationRow]:
+    name, claim = "quantization model", "learning time ~ frequency^-b"
+    predicted, frequency = "b = 1 (0.81 in parity)", theory.frequency
+    if isinstance(frequency, Undefined):
+        by_frequency = _undecided(name, claim, predicted, frequency)
     else:
-        low, high = frequency["interval"]
-        rows.append(
-            row(
-                name,
-                claim,
-                "b = 1 (0.81 in parity)",
-                f"b = {spread(frequency, 'b', 'interval')}",
-                low <= 1 <= high or low <= 0.81 <= high,
-            )
-        )
-    single = theory["monogenic"]
-    measured = single.get("undefined") or (
-        f"{100 * single['share']:.2f}% of tokens; null {100 * single['null_share']:.2f}%"
-    )
-    rows.append(row(name, "tokens fall from plateau to plateau", "some do", measured, None))
-    return rows
-
-
-def _cagnetta(theory: Mapping[str, Any]) -> list[Row]:
-    name, claim = "statistics of the language", "data exponent gamma / (2 beta)"
-    predicted, measured = theory["predicted"], theory["measured"]
-    if "undefined" in predicted:
-        known = [
-            f"{each}: {theory[each].get('undefined') or spread(theory[each], each, 'interval')}"
-            for each in ("gamma", "beta")
-        ]
-        return [row(name, claim, "-", "; ".join(known), None)]
-    words = f"alpha_D = {spread(predicted, 'exponent', 'interval')}"
-    if "undefined" in measured:
-        return [row(name, claim, words, measured["undefined"], None)]
-    return [row(name, claim, words, f"z = {measured['z']:.2f}", abs(measured["z"]) <= 1.96)]
-
-
-def _deceleration(theory: Mapping[str, Any]) -> Row:
-    name, claim = "loss deceleration", "the power law breaks to a slower one"
-    if "undefined" in theory:
-        return row(name, claim, "-", theory["undefined"], None)
+        b = frequency.b
+        holds = any(b.low <= value <= b.high for value in (_B_OF_THEORY, _B_OF_PARITY))
+        verdict = ClaimVerdict.from_test(holds)
+        by_frequency = ExplanationRow(name, claim, predicted, f"b = {format_estimate(b)}", verdict)
+    single = theory.monogenic
     measured = (
-        f"at step {theory['break_step']:,.0f}, rate {theory['early_rate']:.3f} to "
-        f"{theory['late_rate']:.3f}; delta BIC {theory['delta_bic']:.1f}"
+        single.undefined
+        if isinstance(single, Undefined)
+        else f"{100 * single.share:.2f}% of tokens; null {100 * single.null_share:.2f}%"
     )
-    return row(name, claim, "a break inside the run", measured, theory["decelerates"])
+    claim = "tokens fall from plateau to plateau"
+    steps = ExplanationRow(name, claim, "some do", measured, ClaimVerdict.UNDECIDED)
+    return [by_frequency, steps]
 
 
-def _several(theory: Mapping[str, Any] | None) -> list[Row]:
+def _cagnetta(theory: CagnettaResult) -> ExplanationRow:
+    name, claim = "statistics of the language", "data exponent gamma / (2 beta)"
+    gamma, beta, comparison = theory.gamma, theory.beta, theory.comparison
+    if isinstance(theory.predicted, Undefined):
+        found = {
+            "gamma": gamma.undefined
+            if isinstance(gamma, Undefined)
+            else format_estimate(gamma.gamma),
+            "beta": beta.undefined if isinstance(beta, Undefined) else format_estimate(beta.beta),
+        }
+        measured = "; ".join(f"{each}: {words}" for each, words in found.items())
+        return ExplanationRow(name, claim, "-", measured, ClaimVerdict.UNDECIDED)
+    predicted = f"alpha_D = {format_estimate(theory.predicted.exponent)}"
+    if isinstance(comparison, Undefined):
+        return _undecided(name, claim, predicted, comparison)
+    holds = ClaimVerdict.from_test(abs(comparison.z) <= _AGREES_AT_5_PERCENT)
+    return ExplanationRow(name, claim, predicted, f"z = {comparison.z:.2f}", holds)
+
+
+def _deceleration(theory: Deceleration | Undefined) -> ExplanationRow:
+    name, claim = "loss deceleration", "the power law breaks to a slower one"
+    if isinstance(theory, Undefined):
+        return _undecided(name, claim, "-", theory)
+    measured = (
+        f"at step {theory.break_step.value:,.0f}, rate {theory.early_rate:.3f} to "
+        f"{theory.late_rate.value:.3f}; delta BIC {theory.delta_bic:.1f}"
+    )
+    verdict = ClaimVerdict.from_test(theory.decelerates)
+    return ExplanationRow(name, claim, "a break inside the run", measured, verdict)
+
+
+def _several(theory: SeveralRuns | None) -> list[ExplanationRow]:
     if theory is None:
         return []
-    law, schedule = theory["chinchilla"], theory["multi_power"]
-    claim = "L = E + A N^-alpha + B D^-beta"
-    measured = law.get("undefined") or (
-        f"alpha {spread(law, 'alpha')}, beta {spread(law, 'beta')}, R^2 {law['r2']:.3f}"
-    )
-    rows = [row("Chinchilla", claim, "-", measured, None)]
-    claim = "the loss under a schedule it has not seen"
-    if "undefined" in schedule:
-        return [*rows, row("multi-power law", claim, "-", schedule["undefined"], None)]
-    score = schedule["score"]
+    law, forecast = theory.chinchilla, theory.multi_power
     measured = (
-        f"{schedule['held_out']}: R^2 {score['r2']:.3f}, mean error {score['mae']:.4f} nats, "
-        f"last loss {schedule['last_loss_predicted']:.3f} for {schedule['last_loss']:.3f}"
+        law.undefined
+        if isinstance(law, Undefined)
+        else f"alpha {format_estimate(law.alpha)}, beta {format_estimate(law.beta)}, "
+        f"R^2 {law.r2:.3f}"
     )
-    return [*rows, row("multi-power law", claim, "R^2 near 1", measured, None)]
+    claim = "L = E + A N^-alpha + B D^-beta"
+    rows = [ExplanationRow("Chinchilla", claim, "-", measured, ClaimVerdict.UNDECIDED)]
+    name, claim = "multi-power law", "the loss under a schedule it has not seen"
+    if isinstance(forecast, Undefined):
+        return [*rows, _undecided(name, claim, "-", forecast)]
+    measured = (
+        f"{forecast.held_out}: R^2 {forecast.score.r2:.3f}, mean error {forecast.score.mae:.4f} "
+        f"nats, last loss {forecast.last_loss_predicted:.3f} for {forecast.last_loss:.3f}"
+    )
+    return [*rows, ExplanationRow(name, claim, "R^2 near 1", measured, ClaimVerdict.UNDECIDED)]
 
 
-def spread(values: Mapping[str, Any], name: str, interval_name: str | None = None) -> str:
-    """A number with its interval in words."""
-    value, interval = values[name], values.get(interval_name or f"{name}_interval")
-    if value is None:
-        return "-"
-    if interval is None or None in interval:
-        return f"{value:.3f}"
-    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+def _undecided(name: str, claim: str, predicted: str, reason: Undefined) -> ExplanationRow:
+    return ExplanationRow(name, claim, predicted, reason.undefined, ClaimVerdict.UNDECIDED)

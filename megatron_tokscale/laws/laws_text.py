@@ -1,75 +1,64 @@
-"""A run's laws as a table for a terminal."""
+"""The laws of a run as a table for a terminal."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from megatron_tokscale.laws.explain import spread
 from megatron_tokscale.results import non_finite_line
+from megatron_tokscale.results.estimate import Undefined, format_estimate
+from megatron_tokscale.results.laws import LawsResult, LossPowerLaw, ZeroSumResult
 
-DRIFT = 0.7  # our choice: n of 40 probes is then 7, for three parameters
-_HOLDS = {True: "holds", False: "does not hold", None: "undecided"}
 
-
-def describe_laws(result: Mapping[str, Any]) -> str:
-    """The fitted laws with their intervals, the spectrum's tail, and the table of explanations."""
-    start, time = result["settings"]["from"], result["time"]
+def describe_laws(laws: LawsResult) -> str:
+    """Return the fitted laws with their intervals, the spectrum's tail, and all explanations."""
     lines = [
-        f"  L = E + B t^-alpha, t = {time} from {start:,.0f} on, 95% intervals of alpha over the",
+        f"  L = E + B t^-alpha, t = {laws.time} from {laws.settings.start:,.0f} on, 95% intervals "
+        "of alpha over the",
         "  scatter of the probes, and over documents",
         f"  {'':<16}{'E (nats)':<24}{'alpha (probes)':<24}{'(documents)':<24}{'R^2':>6}  points",
-        *_law("all tokens", result["overall"]),
+        _power_law("all tokens", laws.overall),
+        *(_power_law(dataset.name, dataset.power_law) for dataset in laws.datasets),
+        *(_power_law(f"from {other.start:,.0f}", other.power_law) for other in laws.other_starts),
+        *non_finite_line(laws.non_finite),
+        _tail(laws),
+        _zero_sum(laws.zero_sum),
+        f"  {'explanation':<28}{'claim; predicted; measured'}",
     ]
-    for dataset in result["datasets"]:
-        lines += _law(dataset["name"], dataset)
-    for other in result["other_starts"]:
-        lines += _law(f"from {other['from']:,.0f}", other)
-    lines += non_finite_line(result["non_finite"])
-    lines += [_tail(result), *_zero_sum(result["zero_sum"])]
-    lines.append(f"  {'explanation':<28}{'claim; predicted; measured'}")
-    for row in result["explanations"]:
+    for row in laws.explanations:
         lines += [
-            f"  {row['explanation']:<28}{row['claim']}: {_HOLDS[row['holds']]}",
-            f"  {'':<28}predicted {row['predicted']}; measured {row['measured']}",
+            f"  {row.explanation:<28}{row.claim}: {row.verdict.value}",
+            f"  {'':<28}predicted {row.predicted}; measured {row.measured}",
         ]
     return "\n".join(lines)
 
 
-def _law(name: str, law: Mapping[str, Any]) -> list[str]:
-    if "undefined" in law:
-        return [f"  {name:<16}{law['undefined']}"]
-    documents = spread(law, "exponent_documents")
-    doubt = "" if law["converged"] else "  not converged"
-    if law["autocorrelation"] > DRIFT:
-        doubt += f"  residuals drift (rho {law['autocorrelation']:.2f}): no power law here"
-    return [
-        f"  {name:<16}{spread(law, 'floor'):<24}{spread(law, 'exponent'):<24}{documents:<24}"
-        f"{law['r2']:>6.3f}{law['n_points']:>8}{doubt}"
-    ]
-
-
-def _tail(result: Mapping[str, Any]) -> str:
-    tail, difference = result["tail"], result["tail_minus_law"]
-    if "undefined" in tail:
-        return f"  no tail of the spectrum: {tail['undefined']}"
-    words = f"  tail exponent of the spectrum: {spread(tail, 'exponent')}"
-    if "undefined" in difference:
-        return words
-    agree = "they agree" if difference["agree"] else "they do not agree"
-    return f"{words}; less alpha: {spread(difference, 'difference')}: {agree}"
-
-
-def _zero_sum(sums: Mapping[str, Any]) -> list[str]:
-    if "undefined" in sums:
-        return [f"  zero-sum learning: {sums['undefined']}"]
-    movement, interference = (
-        spread({"it": sums[name][-1], "it_interval": [row[-1] for row in sums[bounds]]}, "it")
-        for name, bounds in (
-            ("movement", "movement_interval_2P"),
-            ("interference", "interference_interval_2P"),
-        )
+def _power_law(name: str, found: LossPowerLaw | Undefined) -> str:
+    if isinstance(found, Undefined):
+        return f"  {name:<16}{found.undefined}"
+    law = found.law
+    doubt = "" if law.converged else "  not converged"
+    if law.drifts:
+        doubt += f"  residuals drift (rho {law.autocorrelation:.2f}): no power law here"
+    columns = (law.floor, law.exponent, found.exponent_documents)
+    return (
+        f"  {name:<16}{''.join(f'{format_estimate(column):<24}' for column in columns)}"
+        f"{law.r2:>6.3f}{law.n_points:>8}{doubt}"
     )
-    return [
-        f"  from step {sums['from_step'][-1]:,.0f} to {sums['to_step'][-1]:,.0f} a token's loss "
-        f"moved by {movement} nats, a share of {interference} of which cancelled (zero-sum "
-        "learning)"
-    ]
+
+
+def _tail(laws: LawsResult) -> str:
+    tail, compared = laws.tail, laws.tail_minus_law
+    if isinstance(tail, Undefined):
+        return f"  no tail of the spectrum: {tail.undefined}"
+    words = f"  tail exponent of the spectrum: {format_estimate(tail.exponent)}"
+    if isinstance(compared, Undefined):
+        return words
+    agree = "they agree" if compared.agree else "they do not agree"
+    return f"{words}; less alpha: {format_estimate(compared.difference)}: {agree}"
+
+
+def _zero_sum(found: ZeroSumResult | Undefined) -> str:
+    if isinstance(found, Undefined):
+        return f"  zero-sum learning: {found.undefined}"
+    last = found.pairs[-1]
+    return (
+        f"  from step {last.from_step:,.0f} to {last.to_step:,.0f} a token's loss moved by "
+        f"{format_estimate(last.movement)} nats, a share of {format_estimate(last.interference)} "
+        "of which cancelled (zero-sum learning)"
+    )

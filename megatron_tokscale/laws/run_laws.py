@@ -1,25 +1,35 @@
-"""`laws_run`: from a run's spectrum and losses to laws.json."""
+"""`laws_run`: open a run's spectrum and losses, compute its laws, write laws.json."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
 
-from megatron_tokscale import __version__
-from megatron_tokscale.core.checked import write_result
-from megatron_tokscale.core.errors import UndefinedError
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.schemas import LAWS_SCHEMA
-from megatron_tokscale.corpus.bin_idx import Portion
+from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.corpus.source import DEFAULT_SPLIT, DataPath, DataSource
-from megatron_tokscale.laws import theories
+from megatron_tokscale.laws.deceleration import fit_deceleration
 from megatron_tokscale.laws.explain import explanations
 from megatron_tokscale.laws.inputs import Inputs
-from megatron_tokscale.laws.plain import or_reason, plain
-from megatron_tokscale.laws.power_law.power_law import FIRST_TIME_SHARE
+from megatron_tokscale.laws.language.cagnetta import measure_cagnetta
+from megatron_tokscale.laws.one_third.one_third import measure_one_third
+from megatron_tokscale.laws.power_law.power_law import FIRST_TIME_SHARE, measure_power_law
+from megatron_tokscale.laws.power_law.tail import compare_tail, measure_tail
+from megatron_tokscale.laws.quanta.quanta import measure_quanta
 from megatron_tokscale.laws.several_runs import several_runs
-from megatron_tokscale.results import SpectrumResult, heading, non_finite
+from megatron_tokscale.laws.zero_sum import measure_zero_sum
+from megatron_tokscale.results import SpectrumResult
+from megatron_tokscale.results.estimate import Undefined, defined_or_reason
+from megatron_tokscale.results.laws import (
+    DatasetPowerLaw,
+    LawsResult,
+    LawsSettings,
+    LossPowerLaw,
+    OtherStart,
+)
 from megatron_tokscale.store import Run, check_same_tokens
 
-_OTHER_STARTS = (0.01, 0.03, 0.3)
-_Z = 1.96
+_OTHER_STARTS = (0.01, 0.03, 0.3)  # of the last time: does the exponent depend on the start?
 
 
 def laws_run(
@@ -30,34 +40,35 @@ def laws_run(
     corpus: DataPath = (),
     split: str | None = DEFAULT_SPLIT,
     n_resamples: int = 200,
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Laws of a run's mean losses and of its spectrum, beside the rival theories, to laws.json.
+) -> LawsResult:
+    """Fit the laws of a run's mean losses and spectrum, test the theories, write laws.json.
 
-    The tail of the spectrum starts where the fit of the loss does and ends two typical widths of a
-    transition before the last probe, later than which a transition has not shown its floor (our
-    choice). Its exponent and that of the loss come from the same tokens; their difference is taken
+    The tail of the spectrum starts where the fit of the loss does. It ends two typical widths of a
+    transition before the last probe, as a later transition has not shown its floor (our choice).
+    The exponents of the tail and of the loss come from the same tokens; their difference is taken
     resample by resample.
 
     Args:
         run: an opened run with RUN/analysis/spectrum.npz, spectrum.json and reconstruction.json.
         others: further runs with the same probe set, for the laws over runs.
         from_: first time to fit, in the spectrum's time; by default a tenth of the last.
-        corpus: the job's --data-path words, or those of each part; the correlations of the tokens
-            of the training part take a minute or two.
+        corpus: words of the job's --data-path, or of each part; the correlations of the tokens of
+            the training part take a minute or two.
         split: the job's --split; None with per-split arguments.
-        n_resamples: bootstrap resamples of each fit.
-        seed: of the bootstrap.
-        progress: called with a word on what is done next.
+        n_resamples: number of bootstrap resamples of each fit.
+        seed: seed of the bootstrap.
+        progress: called with the name of each stage before it.
 
     Returns:
-        The content of laws.json. What is not defined is {"undefined": why}.
+        The content of laws.json.
 
     Raises:
         TokscaleError: the run has no spectrum, or one of other probes; the others watch other
             tokens; the corpus cannot be read.
     """
+    # Open and check all inputs.
     say = progress or (lambda _: None)
     check_same_tokens([run, *others])
     spectrum = SpectrumResult.open(run)
@@ -65,73 +76,59 @@ def laws_run(
     for each in (run, *others):
         each.verify()
     portions = DataSource(corpus, split).portions("train") if corpus else []
+
+    # Compute.
     end = float(inputs.t_K[-1])
     start = FIRST_TIME_SHARE * end if from_ is None else from_
 
-    def law(loss_RK: Any, first: float = start) -> dict[str, Any]:
-        return or_reason(lambda: theories.power_law(inputs.t_K, loss_RK, first, n_resamples, seed))
+    def power_law(loss_RK: Floats, first: float = start) -> LossPowerLaw | Undefined:
+        return defined_or_reason(
+            lambda: measure_power_law(inputs.t_K, loss_RK, first, n_resamples, seed)
+        )
 
     say("power laws")
-    overall = law(inputs.mean_loss_RK)
-    tail = or_reason(lambda: theories.tail(inputs, start))
-    say("rival theories")
-    gamma = or_reason(lambda: theories.contexts(run, n_resamples, seed))
-    beta = or_reason(lambda: _correlations(portions, seed))
-    predicted = or_reason(lambda: theories.cagnetta(gamma, beta))
-    result: dict[str, Any] = {
-        "schema_version": LAWS_SCHEMA,
-        "version": __version__,
-        **heading(spectrum.fit),
-        "non_finite": non_finite(spectrum.fit),
-        "overall": overall,
-        "datasets": [
-            {"name": name, **law(inputs.mean_loss_RDK[:, d])}
-            for d, name in enumerate(inputs.datasets)
-        ],
-        "other_starts": [
-            {"from": share * end, **law(inputs.mean_loss_RK, share * end)}
-            for share in _OTHER_STARTS
-        ],
-        "tail": tail,
-        "tail_minus_law": or_reason(lambda: theories.agreement(tail, overall)),
-        "one_third": or_reason(lambda: theories.one_third(run, inputs)),
-        "quanta": theories.quanta(run, inputs, overall, seed),
-        "zero_sum": or_reason(lambda: theories.zero_sum(run, n_resamples, seed)),
-        "deceleration": or_reason(lambda: theories.deceleration(run, inputs, n_resamples, seed)),
-        "settings": {"from": start, "n_resamples": n_resamples, "seed": seed},
-    }
+    overall = power_law(inputs.mean_loss_RK)
+    tail = defined_or_reason(lambda: measure_tail(inputs, start))
+    several = None
     if others:
         say("laws over runs")
-        result["several"] = several_runs([run, *others], n_resamples=n_resamples, seed=seed)
-    result["cagnetta"] = {
-        "gamma": gamma,
-        "beta": beta,
-        "predicted": predicted,
-        "measured": or_reason(lambda: _against_data(predicted, result)),
-    }
-    result["explanations"] = explanations(result, spectrum.reconstruction)
-    return write_result(run.paths.laws, result)
+        several = several_runs([run, *others], n_resamples=n_resamples, seed=seed)
+    say("rival theories")
+    laws = LawsResult(
+        fit=spectrum.fit.identity,
+        non_finite=spectrum.fit.non_finite,
+        settings=LawsSettings(start, n_resamples, seed),
+        overall=overall,
+        datasets=tuple(
+            DatasetPowerLaw(name, power_law(inputs.mean_loss_RDK[:, d]))
+            for d, name in enumerate(inputs.datasets)
+        ),
+        other_starts=tuple(
+            OtherStart(share * end, power_law(inputs.mean_loss_RK, share * end))
+            for share in _OTHER_STARTS
+        ),
+        tail=tail,
+        tail_minus_law=defined_or_reason(lambda: compare_tail(tail, overall)),
+        one_third=defined_or_reason(lambda: measure_one_third(run, inputs)),
+        quanta=measure_quanta(run, inputs, overall, seed),
+        zero_sum=defined_or_reason(lambda: measure_zero_sum(run, n_resamples, seed)),
+        deceleration=defined_or_reason(
+            lambda: fit_deceleration(
+                run.step_K, inputs.mean_loss_RK[0], n_resamples=n_resamples, seed=seed
+            )
+        ),
+        several=several,
+        cagnetta=measure_cagnetta(
+            run,
+            portions,
+            overall,
+            several.chinchilla if several else Undefined("one run has no laws over runs"),
+            n_resamples=n_resamples,
+            seed=seed,
+        ),
+    )
+    laws = replace(laws, explanations=explanations(laws, spectrum.evidence.widths))
 
-
-def _correlations(corpus: Sequence[Portion], seed: int) -> Any:
-    if not corpus:
-        raise UndefinedError("the training data were not given (--data-path)")
-    return theories.correlations(corpus, seed)
-
-
-def _against_data(predicted: dict[str, Any], result: dict[str, Any]) -> Any:
-    """alpha_D beside Chinchilla's beta over the runs, or beside the exponent along this run.
-
-    Along one run data and steps go together, and the learning rate has not decayed: the second is
-    a makeshift, and says so.
-    """
-    law = result.get("several", {}).get("chinchilla", {})
-    if "beta" in law:
-        low, high = law["beta_interval"]
-        found = theories.compared(predicted, law["beta"], (high - low) / (2 * _Z))
-        return {"of": "Chinchilla's beta over the runs", **plain(found)}
-    overall = result["overall"]
-    if "undefined" in overall:
-        raise UndefinedError(overall["undefined"])
-    found = theories.compared(predicted, overall["exponent"], overall["exponent_se"])
-    return {"of": "the exponent along this one run", **plain(found)}
+    # Write.
+    write_typed_result(run.paths.laws, LAWS_SCHEMA, laws)
+    return laws

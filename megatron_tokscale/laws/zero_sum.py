@@ -1,22 +1,23 @@
-"""Zero-sum learning of Mircea et al. (papers.md 8.1): how far tokens' changes of loss cancel out.
+"""Zero-sum learning of Mircea et al. (docs/references.md 8.1): tokens' changes of loss that cancel.
 
 Between two probes with changes dl of the tokens' losses:
     D = 1 - |sum dl| / sum |dl|    destructive interference, from 0 to 1
-    M = mean |dl|                  movement, nats per token
-    |dL| = (1 - D) M               what the mean loss shows of it
-over pairs of a probe and the one nearest to twice its step. Sums are all it takes, so a run of any
-size streams through `ZeroSum` in blocks of tokens.
+    M = mean |dl|                  movement, in nats per token
+    |dL| = (1 - D) M               size of the change of the mean loss
+over pairs of a probe and the one nearest to twice its step. Sums over tokens are enough, so a run
+of any size streams through `ZeroSum` in blocks of tokens.
 
 Noise moves tokens as well: with a standard deviation s of one measured loss (arithmetic, dropout, a
 mini-batch's jitter of the weights) a token that learns nothing has dl ~ N(0, 2 s^2) and a mean |dl|
-of 2 s / sqrt(pi). M has that floor, and D goes to 1 over it. A movement near that floor is noise,
-not learning that cancels out.
+of 2 s / sqrt(pi). This is the least value of M, where D is near 1. A movement near it is noise, not
+learning that cancels out.
 
 Shapes: K probe steps, P pairs, N tokens of a block, U units of resampling, R resamples.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,36 +25,39 @@ from scipy.sparse import csr_array
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.core.resampling import percentile_interval
+from megatron_tokscale.core.resampling import Units, percentile_interval
+from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.laws import ZeroSumPair, ZeroSumResult
+from megatron_tokscale.store import Run
 
-_FARTHEST = math.sqrt(2)
+_FARTHEST = math.sqrt(2)  # greatest factor between a probe's step and the exact double
 
 
 @dataclass(frozen=True)
 class ZeroSumMetrics:
-    """Metrics of P pairs of probes; of resamples with a leading R.
+    """Metrics of P pairs of probes; metrics of resamples have a leading R.
 
     Attributes:
-        interference: D, without a unit; nan where no token moved.
-        movement: M, nats per token.
-        change: mean dl, nats per token; negative where the mean loss falls. |dL| is its size.
+        interference: D, without a unit; NaN where no token moved.
+        movement: M, in nats per token.
+        change: mean dl, in nats per token; negative where the mean loss falls. |dL| is its size.
     """
 
     interference: Floats
     movement: Floats
     change: Floats
 
-    @staticmethod
-    def from_sums(dl: Floats, abs_dl: Floats, tokens: Floats | int) -> "ZeroSumMetrics":
-        """From sums over tokens of dl and |dl|, and the number of tokens."""
+    @classmethod
+    def from_sums(cls, dl: Floats, abs_dl: Floats, tokens: Floats | int) -> Self:
+        """Compute the metrics from sums over tokens of dl and |dl|, and the number of tokens."""
         with np.errstate(invalid="ignore"):
             interference = 1 - np.abs(dl) / abs_dl
-        return ZeroSumMetrics(interference, abs_dl / tokens, dl / tokens)
+        return cls(interference, abs_dl / tokens, dl / tokens)
 
 
 @dataclass(frozen=True)
 class ZeroSumIntervals:
-    """95% percentiles of the metrics over resamples: (2, P), the lower end first."""
+    """95% percentiles of the metrics over resamples: (2, P), lower ends first."""
 
     interference_2P: Floats
     movement_2P: Floats
@@ -61,17 +65,17 @@ class ZeroSumIntervals:
 
 
 def doubling_pairs(step_K: ArrayLike) -> Integers:
-    """(P, 2) indices of probes t and of the nearest, in ln t, to 2t.
+    """Return (P, 2) indices of probes at step t and of the nearest probe, in ln t, to 2t.
 
     Only pairs whose steps are apart by a factor from sqrt 2 to 2 sqrt 2; step 0 has no double.
 
     Raises:
-        TokscaleError: the arguments do not fit together.
-        UndefinedError: steps that do not ascend, or no such pair.
+        TokscaleError: the steps do not ascend.
+        UndefinedError: there is no such pair.
     """
     step = np.asarray(step_K, dtype=np.float64)
     if step.ndim != 1 or not len(step) or step[0] < 0 or not (np.diff(step) > 0).all():
-        raise TokscaleError("the steps of the probes must ascend from 0 or later; sort them")
+        raise TokscaleError("the steps of the probes do not ascend from 0 or later; sort them")
     from_P = np.flatnonzero(step > 0)
     x_P = np.log(step[from_P])
     miss_PP = np.abs(x_P - (x_P[:, None] + math.log(2)))
@@ -90,13 +94,13 @@ class ZeroSum:
     Attributes:
         from_step_P: first step of each pair.
         to_step_P: second step of each pair.
-        sum_dl_UP: sum of dl over the tokens of a unit, nats.
-        sum_abs_UP: sum of |dl|, nats.
-        tokens_U: tokens of each unit.
+        sum_dl_UP: sum of dl over the tokens of a unit, in nats.
+        sum_abs_UP: sum of |dl| over the tokens of a unit, in nats.
+        tokens_U: number of tokens of each unit.
     """
 
     def __init__(self, step_K: ArrayLike, n_units: int = 1) -> None:
-        """For probes at `step_K` and `n_units` units, such as documents, that resamples draw."""
+        """Start sums for probes at `step_K` and `n_units` units of resampling, as documents."""
         self._pair_P2 = doubling_pairs(step_K)
         self._n_probes = len(np.asarray(step_K))
         self.from_step_P, self.to_step_P = np.asarray(step_K, dtype=np.float64)[self._pair_P2].T
@@ -105,16 +109,16 @@ class ZeroSum:
         self.tokens_U = np.zeros(n_units, dtype=np.int64)
 
     def add(self, loss_NK: ArrayLike, *, unit_N: ArrayLike | None = None) -> None:
-        """Take in a block of tokens.
+        """Add a block of tokens.
 
         Args:
-            loss_NK: losses of the tokens at all probes, nats.
+            loss_NK: losses of the tokens at all probes, in nats.
             unit_N: unit of each token, from 0; by default all belong to unit 0.
 
         Raises:
-            TokscaleError: losses that are not finite, other shapes, or units out of range.
+            TokscaleError: losses are not finite, shapes do not match, or a unit is out of range.
         """
-        loss = self._checked(np.asarray(loss_NK, dtype=np.float64))
+        loss = self._checked_block(np.asarray(loss_NK, dtype=np.float64))
         n = len(loss)
         unit = self._checked_units(
             np.zeros(n, np.int64) if unit_N is None else np.asarray(unit_N), n
@@ -127,36 +131,37 @@ class ZeroSum:
         self.tokens_U += np.bincount(unit, minlength=len(self.tokens_U))
 
     def metrics(self) -> ZeroSumMetrics:
-        """Over all tokens."""
+        """Return the metrics over all tokens."""
         return ZeroSumMetrics.from_sums(
             self.sum_dl_UP.sum(axis=0), self.sum_abs_UP.sum(axis=0), self._n_tokens()
         )
 
     def resampled(self, weight_RU: ArrayLike) -> ZeroSumMetrics:
-        """The metrics of resamples that take each unit so many times.
+        """Return the metrics of resamples that take unit u weight_RU[:, u] times.
 
         Raises:
-            TokscaleError: not one finite weight, not negative, per unit.
-            UndefinedError: a resample of no token.
+            TokscaleError: the weights are not one finite number, not negative, per unit.
+            UndefinedError: a resample has no token.
         """
         weight = np.asarray(weight_RU, dtype=np.float64)
         good = weight.ndim == 2 and weight.shape[1] == len(self.tokens_U)
         if not good or not (np.isfinite(weight) & (weight >= 0)).all():
             raise TokscaleError(
-                f"weights of shape {weight.shape} do not resample {len(self.tokens_U)} units; give "
-                "one finite weight, not negative, per resample and unit"
+                f"weights of shape {weight.shape} do not resample {len(self.tokens_U)} units; "
+                "expected one finite weight, not negative, per resample and unit"
             )
         tokens_R = weight @ self.tokens_U
         if not (tokens_R > 0).all():
-            raise UndefinedError("a resample holds no token; draw more units")
+            raise UndefinedError("a resample has no token; draw more units")
         return ZeroSumMetrics.from_sums(
             weight @ self.sum_dl_UP, weight @ self.sum_abs_UP, tokens_R[:, None]
         )
 
     def intervals(self, weight_RU: ArrayLike) -> ZeroSumIntervals:
-        """95% percentile intervals over resamples of units; they know of no noise of the run.
+        """Return 95% percentile intervals over resamples of units.
 
-        NaN where the resamples do not surround the metric of the data as they are.
+        They do not contain the noise that all tokens of a run share. They are NaN where the
+        resamples do not surround the metric of the data as they are.
         """
         resampled, whole = self.resampled(weight_RU), self.metrics()
         return ZeroSumIntervals(
@@ -175,18 +180,18 @@ class ZeroSum:
     def _n_tokens(self) -> int:
         n_tokens = int(self.tokens_U.sum())
         if not n_tokens:
-            raise UndefinedError("zero-sum metrics of no tokens; add a block of losses first")
+            raise UndefinedError("zero-sum metrics have no tokens; add a block of losses first")
         return n_tokens
 
-    def _checked(self, loss_NK: Floats) -> Floats:
+    def _checked_block(self, loss_NK: Floats) -> Floats:
         if loss_NK.ndim != 2 or loss_NK.shape[1] != self._n_probes:
             raise TokscaleError(
-                f"a block of shape {loss_NK.shape} does not go with {self._n_probes} probes; give "
-                "a row per token and a column per probe"
+                f"a block of shape {loss_NK.shape} does not match {self._n_probes} probes; "
+                "expected a row per token and a column per probe"
             )
         if not np.isfinite(loss_NK).all():
             raise TokscaleError(
-                "a change of loss needs finite losses; leave out the tokens that miss some"
+                "a block has losses that are not finite; leave out the tokens that miss some"
             )
         return loss_NK
 
@@ -195,7 +200,40 @@ class ZeroSum:
         unit = unit_N.astype(np.int64) if good else np.array([-1])
         if n and (unit.min() < 0 or unit.max() >= len(self.tokens_U)):
             raise TokscaleError(
-                f"units must be {n} integers from 0 to {len(self.tokens_U) - 1}, one per token; "
-                "give `n_units` the number of units of the whole run"
+                f"units of tokens are not {n} integers from 0 to {len(self.tokens_U) - 1}, one per "
+                "token; give `n_units` the number of units of the whole run"
             )
         return unit[:n]
+
+
+def measure_zero_sum(run: Run, n_resamples: int, seed: int) -> ZeroSumResult:
+    """Return the metrics of a run's pairs of probes, with intervals over documents.
+
+    A run of one document has no intervals.
+
+    Raises:
+        UndefinedError: no probe lies near twice the step of another, or no token has finite losses.
+    """
+    units = Units.from_documents(run.probe_set.dataset_N, run.probe_set.document_N, seed)
+    sums = ZeroSum(run.step_K, len(units))
+    for at_N, loss_NK in run.finite_blocks():
+        sums.add(loss_NK, unit_N=units.unit_N[at_N])
+    whole = sums.metrics()
+    if len(units) > 1:
+        intervals = sums.intervals(units.weights(n_resamples, seed)[1:])
+    else:
+        intervals = ZeroSumIntervals(*[np.full((2, len(sums.to_step_P)), np.nan)] * 3)
+    pairs = zip(
+        sums.from_step_P.tolist(),
+        sums.to_step_P.tolist(),
+        _estimates(whole.interference, intervals.interference_2P),
+        _estimates(whole.movement, intervals.movement_2P),
+        _estimates(whole.change, intervals.change_2P),
+        strict=True,
+    )
+    return ZeroSumResult(tuple(ZeroSumPair(*pair) for pair in pairs))
+
+
+def _estimates(value_P: Floats, interval_2P: Floats) -> list[Estimate]:
+    rows = zip(value_P.tolist(), *interval_2P.tolist(), strict=True)
+    return [Estimate(value, low, high) for value, low, high in rows]

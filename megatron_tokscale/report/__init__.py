@@ -1,4 +1,4 @@
-"""Figures and one self-contained HTML page. Importing this room loads no matplotlib."""
+"""One self-contained HTML page about a run. Importing this room loads no matplotlib."""
 
 from megatron_tokscale.report.run_report import report_run
 

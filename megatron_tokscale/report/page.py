@@ -1,70 +1,51 @@
-"""The page: its sections in order, with no outside resources and no scripts.
+"""The page: its sections in order, with no outside resources and no scripts."""
 
-A section is a file with a function Analysis -> HTML, empty if there is nothing to show, and maybe
-one that gives its verdicts.
-"""
-
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Final
 
 from megatron_tokscale import __version__
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.markup import escape, paragraph
-from megatron_tokscale.report.sections.axes import axis_sections, axis_verdicts
-from megatron_tokscale.report.sections.beside.section import comparison
-from megatron_tokscale.report.sections.classes import classes
-from megatron_tokscale.report.sections.examples import examples
-from megatron_tokscale.report.sections.forward import forward
-from megatron_tokscale.report.sections.laws import laws, laws_verdicts
-from megatron_tokscale.report.sections.locality import locality, locality_verdict
-from megatron_tokscale.report.sections.overview import loss_curve, what_was_run
-from megatron_tokscale.report.sections.plan.drawn_plan import read_plan
-from megatron_tokscale.report.sections.plan.section import data_plan
-from megatron_tokscale.report.sections.spectrum import spectrum
-from megatron_tokscale.report.sections.transfer import transfer, transfer_verdicts
-from megatron_tokscale.report.style import CSS
+from megatron_tokscale.report.html import CSS, escape, paragraph
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.sections import Section
+from megatron_tokscale.report.sections.axes import axis_sections
+from megatron_tokscale.report.sections.beside import beside_sections
+from megatron_tokscale.report.sections.classes import classes_section
+from megatron_tokscale.report.sections.examples import examples_section
+from megatron_tokscale.report.sections.forward import forward_section
+from megatron_tokscale.report.sections.laws import laws_section
+from megatron_tokscale.report.sections.locality import locality_section
+from megatron_tokscale.report.sections.overview import loss_section, run_section
+from megatron_tokscale.report.sections.plan import plan_section
+from megatron_tokscale.report.sections.spectrum import spectrum_section
+from megatron_tokscale.report.sections.transfer import transfer_section
 from megatron_tokscale.report.verdicts import summary
-from megatron_tokscale.store import Run
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+SECTIONS: Final[tuple[Callable[[ReportInputs], Sequence[Section]], ...]] = (
+    run_section,
+    plan_section,
+    loss_section,
+    spectrum_section,
+    locality_section,
+    classes_section,
+    forward_section,
+    transfer_section,
+    axis_sections,
+    laws_section,
+    examples_section,
+    beside_sections,
+)
+"""The sections in the order of the page, below the table of all verdicts."""
 
-
-def render(analysis: Analysis, beside: Run | None, tokenizer: Any, n_tokens: int, seed: int) -> str:
-    """The whole page as HTML; `tokenizer` None shows ids, `beside` None has no comparison."""
-    title = f"When tokens were learned: {analysis.run.path.name}"
-    planned = read_plan(beside) if beside else None  # a damaged file is told before the work
-    verdicts = [
-        locality_verdict(analysis),
-        *transfer_verdicts(analysis),
-        *axis_verdicts(analysis),
-        *laws_verdicts(analysis),
-    ]
-    sections = [
-        ("verdicts", "Verdicts", summary(verdicts)),
-        ("run", "What was run", what_was_run(analysis)),
-        ("plan", "Data plan", data_plan(analysis.plan)),
-        ("loss", "Loss curve", loss_curve(analysis)),
-        ("spectrum", "Spectrum", spectrum(analysis)),
-        ("locality", "Locality", locality(analysis)),
-        ("classes", "Classes", classes(analysis)),
-        ("forward", "Forward in time", forward(analysis)),
-        ("transfer", "Transfer", transfer(analysis)),
-        *axis_sections(analysis),
-        ("laws", "Laws", laws(analysis)),
-        ("tokens", "Example tokens", examples(analysis, tokenizer, n_tokens, seed)),
-    ]
-    if beside:
-        of_run = f"Data plan of {beside.path.name}"
-        sections += [
-            ("comparison", "Under a plan", comparison(analysis.run, beside)),
-            ("compared-plan", "Its data plan", data_plan(planned, "compared-plan", of_run)),
-        ]
-    return _page(title, [each for each in sections if each[-1]])
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def _page(title: str, sections: Sequence[tuple[str, str, str]]) -> str:
-    """Sections as (anchor, entry in the navigation, HTML)."""
-    entries = "".join(f'<li><a href="#{anchor}">{name}</a></li>' for anchor, name, _ in sections)
+def render(inputs: ReportInputs) -> str:
+    """Return the whole page as HTML."""
+    title = f"When tokens were learned: {inputs.run.path.name}"
+    sections = with_verdicts([section for make in SECTIONS for section in make(inputs)])
+    entries = "".join(
+        f'<li><a href="#{each.anchor}">{escape(each.entry)}</a></li>' for each in sections
+    )
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -74,7 +55,13 @@ def _page(title: str, sections: Sequence[tuple[str, str, str]]) -> str:
             f"<h1>{escape(title)}</h1>",
             paragraph(f"Written by megatron-tokscale {__version__}. Losses are in nats.", "soft"),
             f'<nav aria-label="Sections"><ol>{entries}</ol></nav>',
-            *(html for _, _, html in sections),
+            *(each.html for each in sections),
             "</main>\n</body>\n</html>\n",
         ]
     )
+
+
+def with_verdicts(sections: Sequence[Section]) -> list[Section]:
+    """Return the sections below a first one, the table of all their verdicts."""
+    verdicts = [verdict for each in sections for verdict in each.verdicts]
+    return [Section("verdicts", "Verdicts", "Verdicts", summary(verdicts)), *sections]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import write_text
-from megatron_tokscale.probe.text import load_tokenizer
-from megatron_tokscale.report.analysis import Analysis
+from megatron_tokscale.core.seed import DEFAULT_SEED
+from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.store import Run
 
 
@@ -18,19 +18,19 @@ def report_run(
     axes: Sequence[Path] = (),
     tokenizer: Path | None = None,
     n_tokens: int = 36,
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
     out: Path | None = None,
 ) -> Path:
     """Write the report of a run as one self-contained HTML page; the same inputs, the same bytes.
 
     Args:
         run: an opened run with its fits and spectra.
-        beside: a run on the same probe set, trained under a plan; `run` is its baseline.
+        beside: a run on the same probe set that trained under a plan; `run` is its baseline.
         axes: folders that `axis_run` wrote, of runs on the same probe set.
         tokenizer: a tokenizer.json to show the tokens' text; without it their ids are shown.
-        n_tokens: example tokens to show.
-        seed: of the choice of example tokens.
-        out: where to write; by default RUN/analysis/report.html.
+        n_tokens: number of example tokens.
+        seed: seed of the choice of example tokens.
+        out: path of the page; by default RUN/analysis/report.html.
 
     Returns:
         The path of the page, which is whole or absent.
@@ -43,20 +43,14 @@ def report_run(
     _require("matplotlib")
     if tokenizer is not None:
         _require("tokenizers")
-    if beside is not None and beside.probe_set.fingerprint != run.probe_set.fingerprint:
-        raise TokscaleError(
-            f"{run.path} and {beside.path} do not share a probe set; "
-            "compare runs that watch the same tokens"
-        )
-    if beside is not None and not beside.records:
-        raise TokscaleError(f"{beside.path} has no probes yet; train it first")
-    analysis = Analysis.load(run, axes)
-    decoder = load_tokenizer(tokenizer, run.probe_set) if tokenizer is not None else None
+    inputs = ReportInputs.read(
+        run, beside=beside, axes=axes, tokenizer=tokenizer, n_tokens=n_tokens, seed=seed
+    )
 
-    from megatron_tokscale.report.page import render
+    from megatron_tokscale.report.page import render  # imports matplotlib
 
     path = out or run.paths.report
-    write_text(path, render(analysis, beside, decoder, n_tokens, seed))
+    write_text(path, render(inputs))
     return path
 
 

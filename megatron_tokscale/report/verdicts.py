@@ -1,14 +1,26 @@
-"""What was tested on this run, and how it came out: the table at the head of the page."""
+"""Verdicts on claims that the data could have refuted, and their table at the head of the page."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
-from megatron_tokscale.report.markup import paragraph, section, table
+from megatron_tokscale.report.html import paragraph, table
 
 Outcome = bool | Sequence[bool | None] | None
-Words = Mapping[bool | None, str]
-TESTED: Words = {True: "passed", False: "not shown", None: "undefined"}
-CLAIMED: Words = {True: "holds", False: "does not hold", None: "undecided"}
+
+
+class Words(NamedTuple):
+    """Words for the outcomes True, False and None of a test."""
+
+    passed: str
+    failed: str
+    undefined: str
+
+
+TESTED: Final = Words("passed", "not shown", "undefined")
+"""Words for a test that shows something when it is passed."""
+CLAIMED: Final = Words("holds", "does not hold", "undecided")
+"""Words for a prediction: not being refuted shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -16,12 +28,12 @@ class Verdict:
     """One test and its outcome; the texts are HTML.
 
     Attributes:
-        anchor: id of the section that shows it.
-        question: what was tested.
-        passed: the outcome, or one for each grouping of the tokens; None where it is not defined.
+        anchor: id of the section, or part of it, that shows the test.
+        question: the claim that was tested.
+        passed: the outcome, or one for each grouping of the tokens; None where it is undefined.
         estimate: the number that decides, with its interval.
         meaning: what that number is, and when the test is passed.
-        words: for the outcome: `TESTED`, or `CLAIMED` where nothing is shown by not being refuted.
+        words: `TESTED` or `CLAIMED`.
     """
 
     anchor: str
@@ -29,28 +41,28 @@ class Verdict:
     passed: Outcome
     estimate: str
     meaning: str
-    words: Words = field(default_factory=lambda: TESTED)
+    words: Words = TESTED
 
 
 def outcome(passed: Outcome, words: Words = TESTED) -> str:
-    """The verdict in words; for several tests that differ, how many are passed."""
+    """Return the verdict in words; for several tests that differ, how many are passed."""
     if isinstance(passed, Sequence):
-        return _of_several(passed, words)
-    word = words[passed]
+        return _several_outcomes(passed, words)
+    word = words.undefined if passed is None else words.passed if passed else words.failed
     return f'<span class="outcome {word.replace(" ", "-")}">{word}</span>'
 
 
-def _of_several(results: Sequence[bool | None], words: Words) -> str:
+def _several_outcomes(results: Sequence[bool | None], words: Words) -> str:
     count = results.count(True)
     if 0 < count < len(results):
-        return f'<span class="outcome">{words[True]} for {count} of {len(results)}</span>'
+        return f'<span class="outcome">{words.passed} for {count} of {len(results)}</span>'
     if count:
         return outcome(True, words)
     return outcome(False if False in results else None, words)
 
 
-def summary(verdicts: Sequence[Verdict]) -> str:
-    """The section with the table of all verdicts."""
+def summary(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return the text and the table of all verdicts, as parts of a section."""
     rows = [
         [
             f'<a href="#{each.anchor}">{each.question}</a>',
@@ -60,22 +72,22 @@ def summary(verdicts: Sequence[Verdict]) -> str:
         ]
         for each in verdicts
     ]
-    return section(
-        "verdicts",
-        "Verdicts",
+    return [
         paragraph(
-            "Claims about learning times, and of their rivals, that could have been refuted here. "
-            "“Not shown” says that a test was not passed; the null is shown to be better only "
-            "where the whole interval is on its side. “Holds” says that a prediction was not "
-            "refuted: a wide interval refutes little. That the fits rebuild the run's own loss is "
-            'not among the tests: it is <a href="#spectrum">nearly algebra</a>.'
+            "The table lists every claim that the data of this run could have refuted: claims "
+            "about learning times, and claims of rival explanations. “Not shown” means that a test "
+            "was not passed; the null model is shown to be better only if the whole interval is on "
+            "its side. “Holds” means that the data do not refute a prediction; a wide interval "
+            "refutes little. One claim is not tested: that the fits add up to the run's own loss "
+            'is <a href="#spectrum">nearly algebra</a>.'
         ),
         table(
-            "Intervals are 95%, by a bootstrap over documents unless another is named: they hold "
-            "for other text, not for other seeds of the training. A number with an interval over "
-            "documents is corrected, as its interval is, for the bias that the bootstrap shows.",
-            ["tested", "verdict", "number", "which number, and when it passes"],
+            "All intervals are 95%. They are from a bootstrap over documents unless the text names "
+            "another source: they cover other text, not other seeds of the training. A number with "
+            "such an interval, and the interval, are corrected for the bias that the bootstrap "
+            "shows.",
+            ["claim", "verdict", "number", "meaning of the number, and rule of the verdict"],
             rows,
             "words",
         ),
-    )
+    ]

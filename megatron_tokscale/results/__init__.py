@@ -1,31 +1,21 @@
 """The only reader of RUN/analysis: its files are whole, and belong to the run as it is now."""
 
-from megatron_tokscale.results.extras import (
-    AxisResult,
-    known_transfers,
-    read_axis,
-    read_laws,
-    read_transfer,
-)
-from megatron_tokscale.results.fitted import (
-    FittedRun,
-    heading,
-    non_finite,
-    non_finite_line,
-    read_fit,
-)
+from megatron_tokscale.results.axis import AxisResult, read_axis
+from megatron_tokscale.results.fitted import FittedRun, non_finite_line, read_fit
+from megatron_tokscale.results.laws import LawsResult, read_laws
 from megatron_tokscale.results.spectrum import SpectrumResult
+from megatron_tokscale.results.transfer import Transfer, read_transfer, transfers_to_keep
 
 __all__ = [
     "AxisResult",
     "FittedRun",
+    "LawsResult",
     "SpectrumResult",
-    "heading",
-    "known_transfers",
-    "non_finite",
+    "Transfer",
     "non_finite_line",
     "read_axis",
     "read_fit",
     "read_laws",
     "read_transfer",
+    "transfers_to_keep",
 ]

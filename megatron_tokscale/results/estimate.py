@@ -16,7 +16,7 @@ from megatron_tokscale.core.errors import UndefinedError
 
 @dataclass(frozen=True)
 class Undefined:
-    """The place of a result that the data do not define.
+    """Reason in the place of a result that the data do not define.
 
     Attributes:
         undefined: the reason, a sentence for people.
@@ -58,19 +58,19 @@ class Estimate:
     ) -> Self:
         """Return the bias-corrected value and its interval.
 
-        A score such as R^2 is worse on few documents than on many, for the noise in what it is held
-        against; resamples are worse by as much again, which tells the bias: their median less the
-        value of the data as they are. Twice the bias is taken from the median and from the
-        percentiles of the resamples alike: value and interval are those that many documents would
-        give, and the value is always in its interval (our choice; measured coverage:
-        benchmarks/results/evidence.md). All three are then kept within the range of the number: the
-        correction cannot know that an error is not negative. Without an interval the value is that
-        of the data as they are.
+        A score such as R^2 is worse on few documents than on many, because the measured values that
+        it compares with are noisier. Resamples are worse by as much again, which shows the bias:
+        their median less the value of the data as they are. Twice the bias is subtracted from the
+        median and from the percentiles of the resamples alike: value and interval are those that
+        many documents would give, and the value is always in its interval (our choice; measured
+        coverage: benchmarks/results/evidence.md). All three are then clipped to the range of the
+        number, which the correction does not know. Without an interval the value is that of the
+        data as they are.
 
         Args:
             value_R: the value of the data as they are, then those of the resamples.
             least: the smallest value that the number can have.
-            most: the largest.
+            most: the largest value that it can have.
         """
         value, *drawn = np.asarray(value_R, dtype=np.float64)
         drawn_R = np.array(drawn)[np.isfinite(drawn)]
@@ -83,15 +83,6 @@ class Estimate:
             return undefined
         kept, low, high = np.clip(corrected, least, most).tolist()
         return cls(kept, low, high, float(value))
-
-    def entry(self, name: str) -> dict[str, float | list[float] | None]:
-        """As JSON: NAME, NAME_interval and NAME_uncorrected, null where not defined."""
-        known = np.isfinite([self.value, self.low, self.high])
-        return {
-            name: self.value if known[0] else None,
-            f"{name}_interval": [self.low, self.high] if known[1:].all() else None,
-            f"{name}_uncorrected": self.uncorrected if np.isfinite(self.uncorrected) else None,
-        }
 
 
 def defined_or_reason[T](compute: Callable[[], T]) -> T | Undefined:

@@ -1,14 +1,13 @@
 """From learning times to a plan for the data. Offline: nothing here runs in a job."""
 
-from megatron_tokscale.reweight.cutting import CutDataset, Cutting, cut_dataset, read_scores
+from megatron_tokscale.reweight.cutting import CutDataset, CutSettings, cut_dataset, read_scores
 from megatron_tokscale.reweight.guards import Guards
-from megatron_tokscale.reweight.jobs import cut_job, job_of
+from megatron_tokscale.reweight.job import Job, cut_job, job_of
 from megatron_tokscale.reweight.learnability import Spectra, read_spectra
-from megatron_tokscale.reweight.plan_text import describe
+from megatron_tokscale.reweight.make_plan import make_plan
+from megatron_tokscale.reweight.plan_text import describe_plan
 from megatron_tokscale.reweight.planning import (
     Control,
-    Job,
-    make_plan,
     plan_by_hand,
     plan_frontier,
     plan_run,
@@ -27,7 +26,7 @@ __all__ = [
     "BySpectrum",
     "Control",
     "CutDataset",
-    "Cutting",
+    "CutSettings",
     "EasyFirst",
     "Frontier",
     "Guards",
@@ -38,7 +37,7 @@ __all__ = [
     "Uniform",
     "cut_dataset",
     "cut_job",
-    "describe",
+    "describe_plan",
     "job_of",
     "make_plan",
     "plan_by_hand",

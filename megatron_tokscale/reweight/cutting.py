@@ -1,8 +1,8 @@
-"""The strata of a dataset before there is a job: names, shares, and what is in them.
+"""The strata of a dataset before there is a job: their names, shares, and statistics of samples.
 
-Megatron's order of a dataset's samples is known in the job alone. Here the training documents are
-laid end to end in a random order of our own and cut into samples as Megatron cuts them: other
-samples with the same statistics. The job ranks its own.
+Megatron's order of a dataset's samples is known in the job alone, where `data/strata.py` fills the
+strata. Here the training documents are laid end to end in a random order of our own and cut into
+samples as Megatron cuts them: other samples with the same statistics.
 
 Shapes: Q documents of a dataset, P documents in the order of the stream, N samples, Z strata of the
 dataset, E points in time.
@@ -19,28 +19,28 @@ from scipy.special import ndtr
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
-from megatron_tokscale.data.plan import Cut
+from megatron_tokscale.data.plan_parts import Cut
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
 from megatron_tokscale.data.scores import DocumentScores, scores_file
 
-# Our choices. A stratum of fewer samples is noise; of more than so many a part is looked at.
-MIN_SAMPLES: Final = 50
-MIN_UNLEARNED: Final = 0.01
-MAX_SAMPLES: Final = 20_000
+MIN_SAMPLES: Final = 50  # of a stratum; our choice: means over fewer are mostly noise
+MIN_UNLEARNED: Final = 0.01  # of the samples, for a stratum of its own; our choice
+MAX_SAMPLES: Final = 20_000  # of a stratum that are used; our choice: more change no mean visibly
 
-# No sample is learned in less than about the spacing of probes at 8 an octave (0.087 in ln).
 MIN_SPREAD: Final = 0.1
+"""Smallest spread of a sample's drop, in ln(tokens): about the spacing of probes at 8 an octave
+(0.087), below which a learning time is not resolved."""
 
 
 @dataclass(frozen=True)
-class Cutting:
-    """How a dataset falls into strata.
+class CutSettings:
+    """Settings by which datasets are cut into strata.
 
     Attributes:
         quantiles: strata of equal shares in the order of learning time; fewer where one would hold
             less than 50 samples.
-        unlearned: samples of which more than this share of the tokens is never learned are a
-            stratum of their own, if they are 1% of the samples and 50 at least.
+        unlearned: samples with a larger share of never-learned tokens form their own stratum, if
+            there are at least 50 of them and at least 1%.
 
     Raises:
         TokscaleError: on construction, if these are out of range.
@@ -51,20 +51,24 @@ class Cutting:
 
     def __post_init__(self) -> None:
         if self.quantiles < 1:
-            raise TokscaleError(f"{self.quantiles} quantiles are no strata; give 1 or more")
+            raise TokscaleError(
+                f"the number of quantiles is {self.quantiles}; expected 1 or more; give another "
+                "--quantiles"
+            )
         if not 0 < self.unlearned <= 1:
             raise TokscaleError(
-                f"the share never learned, {self.unlearned:g}, is not above 0 and at most 1"
+                f"the share never learned is {self.unlearned:g}; expected a number above 0 and at "
+                "most 1; give another --unlearned"
             )
 
 
 @dataclass(frozen=True, eq=False)
-class Samples:
+class StratumSamples:
     """Some samples of a stratum, drawn at random, or all of them.
 
     Attributes:
-        time_N: ln(consumed tokens of the reference run) at which each is learned; 0 where nothing
-            is.
+        time_N: ln(consumed tokens of the reference run) at which each is learned; 0 for a sample
+            without a drop.
         spread_N: standard deviation of the same over the sample's drop, at least `MIN_SPREAD`.
         drop_N: learnable drop in nats per token.
     """
@@ -74,9 +78,9 @@ class Samples:
     drop_N: Floats
 
     def learned_by(self, x_E: Floats) -> Floats:
-        """Mean drop in nats per token that the reference run had learned by x = ln(tokens).
+        """Return the mean drop in nats per token learned by x = ln(tokens) of the reference run.
 
-        Each sample's drop falls around its learning time as a normal distribution.
+        Each sample's drop is spread around its learning time as a normal distribution.
         """
         z_E = ((x - self.time_N) / self.spread_N for x in x_E)
         return np.array([float(np.mean(self.drop_N * ndtr(z_N))) for z_N in z_E])
@@ -87,21 +91,21 @@ class CutDataset:
     """A dataset and its strata, in the order of the cut.
 
     Attributes:
-        names: of the strata.
-        shares: of the dataset's samples, summing to one.
-        samples: of each stratum.
-        cutting: how it was cut.
-        cut: how the job is to rank the dataset's samples; None for a single stratum.
+        names: names of the strata.
+        shares: fraction of the dataset's samples in each stratum, summing to one.
+        samples: samples of each stratum.
+        settings: settings by which it was cut.
+        cut: rule by which the job ranks the dataset's samples; None for a single stratum.
         n_samples: samples of the dataset in one epoch.
-        reference: the reference run of the scores.
+        reference: id of the reference run of the scores.
         x_range: ln(consumed tokens) of the reference run at its first and last probe.
         scores: fingerprint of the scores.
     """
 
     names: tuple[str, ...]
     shares: tuple[float, ...]
-    samples: tuple[Samples, ...]
-    cutting: Cutting
+    samples: tuple[StratumSamples, ...]
+    settings: CutSettings
     cut: Cut | None
     n_samples: int
     reference: str
@@ -110,25 +114,25 @@ class CutDataset:
 
     @property
     def bounds(self) -> Floats:
-        """Where the strata begin and end among the ranked samples, from 0 to 1."""
+        """Bounds of the strata among the ranked samples, from 0 to 1."""
         return np.cumsum([0.0, *self.shares])
 
     def learned_by(self, x_E: Floats) -> Floats:
-        """Drop in nats per token learned by x, one column per stratum."""
+        """Return the drop in nats per token learned by x, one column per stratum."""
         return np.stack([samples.learned_by(x_E) for samples in self.samples], axis=1)
 
 
 def read_scores(tokens: IndexedTokens, folder: Path | None = None) -> DocumentScores:
-    """The scores of a dataset: beside its .bin/.idx, or in a folder.
+    """Read the scores of a dataset: beside its .bin/.idx, or in a folder.
 
     Raises:
-        TokscaleError: there are none, they are damaged, or made for other data.
+        TokscaleError: they are missing, damaged, or made for other data.
     """
     path = scores_file(tokens, folder)
     if not path.is_file():
         raise TokscaleError(
             f"{path} is not there: score the data with `megatron-tokscale score`, or plan with "
-            "--policy dataset --run RUN, which needs no scores"
+            "`megatron-tokscale plan build dataset --run RUN`, which needs no scores"
         )
     scores = DocumentScores.load(path)
     scores.check(tokens)
@@ -139,7 +143,7 @@ def lay_out(portion: Portion, seq_length: int, seed: int) -> SampleIndex:
     """Lay the documents of a part end to end in random order, and cut them as Megatron does.
 
     Raises:
-        TokscaleError: there are not tokens enough for one sample.
+        TokscaleError: the part has too few tokens for one sample.
     """
     document_P = portion.sequences.start + np.flatnonzero(portion.lengths)
     document_P = np.random.default_rng(seed).permutation(document_P)
@@ -148,8 +152,8 @@ def lay_out(portion: Portion, seq_length: int, seed: int) -> SampleIndex:
     n_samples = (portion.n_tokens - 1) // seq_length
     if n_samples < 1:
         raise TokscaleError(
-            f"{portion.tokens.prefix} has not enough training tokens for one sample of "
-            f"{seq_length} tokens; leave it out"
+            f"{portion.tokens.prefix} has not enough training tokens; expected one sample of "
+            f"{seq_length} tokens at least; leave it out"
         )
     bound_N1 = seq_length * np.arange(n_samples + 1, dtype=np.int64)
     position_N1 = np.searchsorted(stop_P, bound_N1, side="right")
@@ -166,18 +170,20 @@ def cut_dataset(
     name: str,
     portion: Portion,
     scores: DocumentScores,
-    cutting: Cutting,
+    settings: CutSettings,
     seq_length: int,
     seed: int,
 ) -> CutDataset:
     """Cut the training part of a dataset into strata.
 
     Args:
-        name: of the dataset in the plan: its strata are NAME/q1, NAME/q2, ... and NAME/unlearned,
-            or NAME alone.
-        scores: of the dataset.
+        name: name of the dataset in the plan: its strata are NAME/q1, NAME/q2, ... and
+            NAME/unlearned, or NAME alone.
+        portion: the training part.
+        scores: scores of the dataset.
+        settings: number and kind of the strata.
         seq_length: sequence length in tokens.
-        seed: of the random order, and of the draw of a stratum's samples.
+        seed: seed of the random order, and of the draw of a stratum's samples.
 
     Raises:
         TokscaleError: a training document has no score, there are too few tokens for a sample, or
@@ -186,11 +192,15 @@ def cut_dataset(
     x_range = _check_scores(portion, scores)
     sample_scores = SampleScores.from_document_scores(scores, lay_out(portion, seq_length, seed))
     n_samples = len(sample_scores.drop_N)
-    n_quantiles, n_unlearned = _counts(sample_scores, cutting)
+    n_quantiles, n_unlearned = _stratum_counts(sample_scores, settings)
+
+    # Names and shares: quantiles of equal shares, then the stratum that is never learned.
     names = [f"{name}/q{q}" for q in range(1, n_quantiles + 1)]
     shares = [(n_samples - n_unlearned) / n_samples / n_quantiles] * n_quantiles
     if n_unlearned:
         names, shares = [*names, f"{name}/unlearned"], [*shares, n_unlearned / n_samples]
+
+    # The samples of each stratum, by the rule that the job will follow.
     cut = Cut(scores.fingerprint, unlearned=n_unlearned > 0)
     bounds = np.rint(np.cumsum([0.0, *shares]) * n_samples).astype(np.int64)
     ranked = sample_scores.ranked(cut, n_unlearned)
@@ -200,48 +210,56 @@ def cut_dataset(
         names=(name,) if is_whole else tuple(names),
         shares=tuple(shares),
         samples=tuple(
-            _some(sample_scores, ranked[start:stop], generator) for start, stop in pairwise(bounds)
+            _drawn_samples(sample_scores, ranked[start:stop], generator)
+            for start, stop in pairwise(bounds)
         ),
-        cutting=cutting,
+        settings=settings,
         cut=None if is_whole else cut,
         n_samples=n_samples,
-        reference=str(scores.details.get("run_id") or scores.details.get("run")),
+        reference=scores.details.reference,
         x_range=x_range,
         scores=scores.fingerprint,
     )
 
 
 def _check_scores(portion: Portion, scores: DocumentScores) -> tuple[float, float]:
+    """Return ln(consumed tokens) of the scores' reference run at its first and last probe.
+
+    Raises:
+        TokscaleError: a training document has no score, or the range is not known.
+    """
     part = slice(portion.sequences.start, portion.sequences.stop)
     missing = np.isnan(scores.drop_Q[part]) & (portion.lengths > 0)
     if missing.any():
         raise TokscaleError(
             f"{int(missing.sum())} of {missing.size} training documents of {portion.name} "
-            f"have no score, the first is {part.start + int(np.argmax(missing))}; score them too: "
-            "those that were not watched can be predicted"
+            f"have no score, the first is {part.start + int(np.argmax(missing))}; expected a score "
+            "of each; score them without --no-predict"
         )
-    try:
-        first, last = map(float, scores.details["clock_range"])
-    except (KeyError, TypeError, ValueError) as error:
+    if scores.details.log_tokens_range is None:
         raise TokscaleError(
-            f"the scores of {portion.name} do not tell how far their reference run went; "
-            "make them again"
-        ) from error
-    return first, last
+            f"the scores of {portion.name} do not tell how far their reference run went; expected "
+            "its range of tokens; make them again with `megatron-tokscale score`"
+        )
+    return scores.details.log_tokens_range
 
 
-def _counts(scores: SampleScores, cutting: Cutting) -> tuple[int, int]:
-    """Number of quantiles, and of the samples in the stratum of those never learned."""
+def _stratum_counts(scores: SampleScores, settings: CutSettings) -> tuple[int, int]:
+    """Return the number of quantiles, and of samples in the stratum that is never learned."""
     n_samples = len(scores.drop_N)
-    n_unlearned = int((scores.unlearned_N > cutting.unlearned).sum())
+    n_unlearned = int((scores.unlearned_N > settings.unlearned).sum())
     if n_unlearned < max(MIN_UNLEARNED * n_samples, MIN_SAMPLES):
         n_unlearned = 0
-    n_quantiles = min(cutting.quantiles, (n_samples - n_unlearned) // MIN_SAMPLES)
+    n_quantiles = min(settings.quantiles, (n_samples - n_unlearned) // MIN_SAMPLES)
     return (n_quantiles, n_unlearned) if n_quantiles else (1, 0)
 
 
-def _some(scores: SampleScores, members: Integers, generator: np.random.Generator) -> Samples:
+def _drawn_samples(
+    scores: SampleScores, members: Integers, generator: np.random.Generator
+) -> StratumSamples:
+    """Return a stratum's samples; of more than 20,000 as many at random."""
     if members.size > MAX_SAMPLES:
         members = generator.choice(members, MAX_SAMPLES, replace=False)
     spread_N = np.maximum(np.nan_to_num(scores.spread_N[members]), MIN_SPREAD)
-    return Samples(np.nan_to_num(scores.learning_time_N[members]), spread_N, scores.drop_N[members])
+    time_N = np.nan_to_num(scores.learning_time_N[members])
+    return StratumSamples(time_N, spread_N, scores.drop_N[members])

@@ -1,8 +1,10 @@
-"""What a plan may not do, whatever its policy: starve a stratum, lurch, or repeat too often.
+"""Guards: limits on a plan, whatever its policy, on low weights, sudden changes and repetition.
+
+Each guard moves the weights along a straight line towards weights that are allowed, so that no
+guard undoes another.
 
 Shapes: T stages, Z strata, or datasets where these are not cut. The weights of a stage sum to one,
-or to the share of a dataset. Each guard moves them along a straight line towards weights that are
-allowed, so none undoes what another has ensured.
+or to the share of a dataset.
 """
 
 from collections.abc import Sequence
@@ -13,17 +15,17 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.data.plan import FLOOR, MAX_CHANGE
+from megatron_tokscale.data.plan_parts import FLOOR, MAX_CHANGE
 
 
 @dataclass(frozen=True)
 class Guards:
-    """Limits on a plan; the defaults of the first two are our choice.
+    """Limits on a plan; the defaults of the first two are our choice (`data/plan_parts.py`).
 
     Attributes:
         floor: smallest weight of a stratum, as a fraction of its base weight.
         max_change: largest factor by which a weight grows or shrinks from one stage to the next.
-        max_epochs: how often a stratum may be gone through in the whole plan; None is no limit.
+        max_epochs: largest number of epochs of a stratum in the whole plan; None is no limit.
             Up to 4 times, repeated text is nearly as good as new (Muennighoff et al., "Scaling
             Data-Constrained Language Models", 2023).
 
@@ -37,20 +39,29 @@ class Guards:
 
     def __post_init__(self) -> None:
         if not 0 < self.floor <= 1:
-            raise TokscaleError(f"the floor {self.floor} is not above 0 and at most 1")
+            raise TokscaleError(
+                f"the floor is {self.floor}; expected a fraction above 0 and at most 1; give "
+                "another --floor"
+            )
         if not self.max_change > 1:
-            raise TokscaleError(f"the limit on change per stage, {self.max_change}, must exceed 1")
+            raise TokscaleError(
+                f"the limit on change per stage is {self.max_change}; expected a factor above 1; "
+                "give another --max-change"
+            )
         if self.max_epochs is not None and not self.max_epochs > 0:
-            raise TokscaleError(f"the limit on epochs, {self.max_epochs}, must be positive")
+            raise TokscaleError(
+                f"the limit on epochs is {self.max_epochs}; expected a positive number; give "
+                "another --max-epochs"
+            )
 
 
 def apply_floor(weights_TZ: Floats, base_Z: Floats, floor: float) -> Floats:
-    """Mix base weights in, so that none falls below `floor` times its base."""
+    """Mix in base weights, so that no weight is below `floor` times its base weight."""
     return floor * base_Z + (1 - floor) * weights_TZ
 
 
 def limit_change(weights_TZ: Floats, max_change: float) -> Floats:
-    """From each stage go towards the next only as far as every weight may change."""
+    """Move from each stage towards the next only as far as every weight may change."""
     limited_TZ = weights_TZ.copy()
     for before_Z, after_Z in pairwise(limited_TZ):
         step_Z = after_Z - before_Z
@@ -67,9 +78,9 @@ def limit_repetition(
 
     Args:
         weights_TZ: the plan's weights.
-        base_Z: weights that are themselves within the limit.
+        base_Z: base weights, which are within the limit.
         length_T: samples of each stage.
-        limit_Z: most samples that each stratum may give.
+        limit_Z: largest number of samples from each stratum.
     """
     base_draws_Z = base_Z * length_T.sum()
     extra_Z = length_T @ weights_TZ - base_draws_Z
@@ -81,7 +92,13 @@ def limit_repetition(
 def refuse_repetition(
     names: Sequence[str], draws_Z: Floats, epoch_samples_Z: Floats, max_epochs: float
 ) -> None:
-    """Refuse a number of draws that goes through a stratum more than `max_epochs` times.
+    """Refuse a number of draws that repeats a stratum for more than `max_epochs` epochs.
+
+    Args:
+        names: names of the strata.
+        draws_Z: samples drawn from each stratum.
+        epoch_samples_Z: samples of each stratum in one epoch.
+        max_epochs: the limit.
 
     Raises:
         TokscaleError: naming the stratum that would be repeated most.
@@ -90,6 +107,6 @@ def refuse_repetition(
     worst = int(np.argmax(epochs_Z))
     if epochs_Z[worst] > max_epochs:
         raise TokscaleError(
-            f"stratum {names[worst]!r} would be gone through {epochs_Z[worst]:.3g} times, the "
-            f"limit is {max_epochs:g}; lower its weight or raise the limit on epochs"
+            f"stratum {names[worst]!r} would be repeated for {epochs_Z[worst]:.3g} epochs; "
+            f"expected at most {max_epochs:g}; lower its weight or raise --max-epochs"
         )

@@ -1,4 +1,4 @@
-"""How much a dataset still has to give soon: its part of the learning-time spectrum just ahead.
+"""Learnability of datasets: the part of their learning-time spectrum that lies just ahead.
 
 Shapes: D datasets, G grid points, K probe steps.
 """
@@ -6,22 +6,20 @@ Shapes: D datasets, G grid points, K probe steps.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.names import listed
-from megatron_tokscale.data.plan import DatasetIdentity
+from megatron_tokscale.data.plan_parts import DatasetIdentity
 from megatron_tokscale.results import SpectrumResult
 from megatron_tokscale.store import Run
 
 
 @dataclass(frozen=True, eq=False)
 class Spectra:
-    """Learning-time spectra of the datasets of a reference run, and its clock in samples.
+    """Learning-time spectra of the datasets of a reference run, and its time in samples.
 
     Attributes:
         names: the datasets.
@@ -38,7 +36,7 @@ class Spectra:
     log_samples_K: Floats
 
     def x_at(self, n_samples: float) -> float:
-        """The run's x when it had consumed `n_samples`, at most its end.
+        """Return the run's x when it had consumed `n_samples`, at most its end.
 
         Between probes the logarithms are interpolated linearly, which is exact while the batch
         size is constant; before the first probe its batch size is carried back.
@@ -54,7 +52,7 @@ class Spectra:
         return float(np.exp(self.log_samples_K[-1]))
 
     def learnability_D(self, start: float, stop: float) -> Floats:
-        """Drop in nats per token that falls between two counts of consumed samples."""
+        """Return the drop in nats per token learned between two counts of consumed samples."""
         edges = [self.x_at(start), self.x_at(stop)]
         drop_D2 = np.array([np.interp(edges, self.x_G, row) for row in self.learned_DG])
         return np.asarray(np.maximum(drop_D2[:, 1] - drop_D2[:, 0], 0.0))
@@ -66,7 +64,7 @@ class Spectra:
         return np.pad(np.cumsum(mean_DH * np.diff(self.x_G), axis=1), ((0, 0), (1, 0)))
 
     def select(self, names: Sequence[str]) -> "Spectra":
-        """The spectra of `names`, in that order.
+        """Return the spectra of `names`, in that order.
 
         Raises:
             TokscaleError: the run did not watch one of them.
@@ -93,7 +91,7 @@ def _refuse_missing(missing: Sequence[str], watched: Sequence[str]) -> None:
     if missing:
         raise TokscaleError(
             f"the run with the spectrum watched no tokens of {listed(missing)}, only of "
-            f"{listed(watched)}; build the probe set from all the training datasets"
+            f"{listed(watched)}; expected all training datasets; build the probe set from them"
         )
 
 
@@ -106,25 +104,31 @@ def read_spectra(run: Run) -> Spectra:
     """
     spectrum = SpectrumResult.open(run)
     path = run.paths.spectrum_arrays
-    datasets = spectrum.about["datasets"]
-    watched = [dataset["n_tokens"] > 0 for dataset in datasets]
-    names = tuple(str(dataset["name"]) for dataset in datasets)
-    x_G = spectrum.arrays["x_G"].astype(np.float64)
-    density_DG = spectrum.arrays["drop_weighted_DG"].astype(np.float64)
+    datasets = spectrum.summary.datasets
+    watched = [dataset.n_tokens > 0 for dataset in datasets]
+    names = tuple(dataset.name for dataset in datasets)
+    x_G, density_DG = spectrum.arrays.x_G, spectrum.arrays.drop_weighted_DG
     if density_DG.shape != (len(names), len(x_G)) or not np.isfinite(density_DG).all():
         raise TokscaleError(
-            f"the spectrum {path} has shape {density_DG.shape} or values that are not finite, for "
-            f"{len(names)} datasets and {len(x_G)} grid points; make it again"
+            f"the spectrum {path} has shape {density_DG.shape} or values that are not finite; "
+            f"expected {len(names)} datasets and {len(x_G)} grid points; make it again with "
+            "`megatron-tokscale spectrum`"
         )
-    spectra = Spectra(names, x_G, density_DG, *_clock(run, run.x_K(spectrum.time)))
+    spectra = Spectra(names, x_G, density_DG, *_time_in_samples(run, run.x_K(spectrum.time)))
     return spectra.select([names[d] for d in np.flatnonzero(watched)])
 
 
-def _clock(run: Run, x_K: NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
+def _time_in_samples(run: Run, x_K: Floats) -> tuple[Floats, Floats]:
+    """Return x and ln(consumed samples) of a run's probes after the first samples.
+
+    Raises:
+        TokscaleError: the probes do not tell the consumed samples.
+    """
     samples_K = np.array([record.consumed_samples for record in run.records], dtype=np.float64)
     taken = samples_K > 0
     if taken.sum() < 2 or (np.diff(samples_K[taken]) <= 0).any():
         raise TokscaleError(
-            f"the probes of {run.path} do not tell its consumed samples at two steps or more"
+            f"the probes of {run.path} do not tell its consumed samples; expected ascending counts "
+            "at two steps or more; give another run"
         )
     return x_K[taken].astype(np.float64), np.log(samples_K[taken])

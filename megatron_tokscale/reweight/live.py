@@ -2,11 +2,11 @@
 
     python -m megatron_tokscale.reweight.live RUN --until STEP
 
-prints {"weights": [...]}, or {"reason": "..."} where the losses do not tell. A training job starts
-it (`--tokscale-replan-interval`); the same command by hand says the same.
+prints {"weights": [...]}, or {"reason": "..."} where the losses define no weights. A training job
+starts it (`--tokscale-replan-interval`); the same command by hand prints the same.
 
-What a dataset is about to give is taken to be what it gives now: -dL/dx of its watched tokens over
-the last factor of two of training, x = ln(step). That is the drop-weighted spectrum at the present,
+A dataset's learnability is taken to be its present slope: -dL/dx of its watched tokens over the
+last factor of two of training, x = ln(step). That is the drop-weighted spectrum at the present,
 seen through the width of the transitions; a fit cannot place a transition that has not begun.
 
 Shapes: D datasets, Z strata, K probe steps.
@@ -24,40 +24,48 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.names import listed
-from megatron_tokscale.data import Decision, Plan, dataset_names, followed, with_decisions
+from megatron_tokscale.data import Decision, Plan, dataset_names, followed_plan, with_decisions
 from megatron_tokscale.reweight.guards import apply_floor, limit_change
 from megatron_tokscale.store import Run
 
-WINDOW: Final = 2.0
-_FEWEST_PROBES: Final = 4
+WINDOW: Final = 2.0  # factor of steps that a slope is fitted over; our choice: recent, above noise
+_FEWEST_PROBES: Final = 4  # that a slope needs; our choice: a straight line has two parameters
 
 
 def decide(run: Run, plan: Plan, step: int) -> Floats:
-    """Weights of the plan's datasets, summing to one, from the losses up to `step`.
+    """Return weights of the plan's datasets, summing to one, from the losses up to `step`.
 
-    Base weight times (slope / mean slope) ** strength, as the plan's `replanning` has both; then
-    its limits: the floor, the limit on change against the weights that hold now or are decided
-    already, and as much of the move as keeps every stratum that grows within the plan's limit on
-    epochs to the end of training.
+    A weight is the base weight times (slope / mean slope) ** strength, as the plan's `replanning`
+    has both; then its limits apply: the floor, the limit on change against the weights that hold
+    now or are decided already, and as much of the move as keeps every stratum that grows within the
+    plan's limit on epochs to the end of training.
 
     Raises:
-        TokscaleError: the run does not watch a dataset, or has too few probes.
+        TokscaleError: the run does not watch a dataset, has too few probes, or no loss falls.
     """
     records = [record for record in run.records if record.step <= step]
     if not records or records[-1].step != step:
-        raise TokscaleError(f"{run.path} has no losses of step {step}")
-    how = plan.replanning
+        raise TokscaleError(
+            f"{run.path} has no losses of step {step}; expected a probe there; give another --until"
+        )
+    settings = plan.replanning
     now = max([records[-1].consumed_samples, *(decision.start for decision in plan.decisions)])
     current_D = np.array(plan.intervals(now + 1)[-1][2].weights)
-    base_D = np.array(how.base_weights or plan.segments[0].weights)
+    base_D = np.array(settings.base_weights or plan.segments[0].weights)
     base_D = base_D / base_D.sum()
-    slope_D = falls(run, plan, step)
+
+    # The weights that the slopes call for.
+    slope_D = slopes(run, plan, step)
     mean = float(base_D @ slope_D)
     if mean <= 0:
-        raise TokscaleError("no dataset's loss falls")
-    wanted_D = base_D * (slope_D / mean) ** how.strength
-    wanted_D = apply_floor((wanted_D / wanted_D.sum())[None], base_D, how.floor)
-    weight_D = limit_change(np.stack([current_D, wanted_D[0]]), how.max_change)[1]
+        raise TokscaleError("no dataset's loss falls; expected one that does; the weights stay")
+    wanted_D = base_D * (slope_D / mean) ** settings.strength
+
+    # The floor and the limit on change.
+    wanted_D = apply_floor((wanted_D / wanted_D.sum())[None], base_D, settings.floor)
+    weight_D = limit_change(np.stack([current_D, wanted_D[0]]), settings.max_change)[1]
+
+    # The limit on epochs.
     if plan.max_epochs is None:
         return np.asarray(weight_D)
     n_samples = _train_samples(run, plan, step)
@@ -71,8 +79,8 @@ def decide(run: Run, plan: Plan, step: int) -> Floats:
     return np.asarray(current_D + fraction * (weight_D - current_D))
 
 
-def falls(run: Run, plan: Plan, step: int) -> Floats:
-    """-dL/dx of each dataset at `step`, in nats, by least squares; 0 for one that rises.
+def slopes(run: Run, plan: Plan, step: int) -> Floats:
+    """Return -dL/dx of each dataset at `step`, in nats, by least squares; 0 for a rising loss.
 
     Raises:
         TokscaleError: the run does not watch a dataset, or has too few probes.
@@ -81,7 +89,10 @@ def falls(run: Run, plan: Plan, step: int) -> Floats:
     datasets = run.probe_set.dataset_indices([row.path for row in plan.datasets])
     rows = zip(dataset_names(plan.datasets), datasets, strict=True)
     if missing := [name for name, dataset in rows if dataset is None]:
-        raise TokscaleError(f"the probe set watches no tokens of {listed(missing)}")
+        raise TokscaleError(
+            f"the probe set watches no tokens of {listed(missing)}; expected all datasets of the "
+            "plan; build the probe set from them"
+        )
     step_K = np.array(run.step_K)
     chosen = np.flatnonzero((step_K <= step) & (step_K * WINDOW >= step) & (step_K > 0))
     if len(chosen) < _FEWEST_PROBES:
@@ -94,14 +105,17 @@ def falls(run: Run, plan: Plan, step: int) -> Floats:
     for name, loss_K in zip(dataset_names(plan.datasets), loss_DK, strict=True):
         if np.isnan(loss_K).any():
             at = step_K[chosen][np.isnan(loss_K)][0]
-            raise TokscaleError(f"a dataset has no finite losses: {name} at step {at}")
+            raise TokscaleError(
+                f"a dataset has no finite losses: {name} at step {at}; expected some at each of "
+                f"the probes since step {step / WINDOW:.0f}; the weights stay"
+            )
     x_K = np.log(step_K[chosen])
     slope_D = -np.polynomial.polynomial.polyfit(x_K, loss_DK.T, 1)[1]
     return np.asarray(np.maximum(slope_D, 0.0))
 
 
 def _mean_losses(run: Run, step: int, names: Sequence[str]) -> Floats:
-    """Mean loss of each dataset at a probe step, over the tokens whose loss is finite."""
+    """Return the mean loss of each dataset at a probe step, over tokens with a finite loss."""
     loss_N = run.read_losses_at(step).astype(np.float64)
     finite_N = np.isfinite(loss_N)
     dataset_N = run.probe_set.dataset_N
@@ -112,34 +126,37 @@ def _mean_losses(run: Run, step: int, names: Sequence[str]) -> Floats:
 
 
 def _train_samples(run: Run, plan: Plan, step: int) -> int:
-    """Return the samples that the job which goes on from `step` will have consumed at its end.
+    """Return the samples consumed at the end of the job that trains on from `step`.
 
     Raises:
-        TokscaleError: nothing says when it ends.
+        TokscaleError: neither plan nor run says when it ends.
     """
     if plan.replanning.train_samples is not None:
         return plan.replanning.train_samples
     n_samples = run.launch_of(step + 1).planned_samples()
     if n_samples is None:
-        raise TokscaleError(f"run.json of {run.path} does not say how long the job trains")
+        raise TokscaleError(
+            f"run.json of {run.path} does not say how long the job trains; expected its iterations "
+            "and batch size, or the plan's samples; make the plan with --train-samples"
+        )
     return n_samples
 
 
 def _epoch_samples_Z(plan: Plan) -> Floats:
-    """Samples of each stratum; of a plan that does not say, those of all splits of its datasets."""
+    """Return each stratum's samples; if the plan does not say, those of all of its datasets."""
     every = [dataset.n_tokens // plan.seq_length for dataset in plan.datasets]
     sizes_D = np.array(plan.replanning.epoch_samples or every, dtype=np.int64)
     return plan.sizes_Z(sizes_D).astype(np.float64)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print what `decide` says, as JSON."""
+    """Print the weights of `decide`, or the reason why there are none, as JSON."""
     parser = argparse.ArgumentParser(prog="python -m megatron_tokscale.reweight.live")
     parser.add_argument("run", type=Path)
     parser.add_argument("--until", type=int, required=True, metavar="STEP")
     arguments = parser.parse_args(argv)
     try:
-        weights = decide(Run.open(arguments.run), followed(arguments.run), arguments.until)
+        weights = decide(Run.open(arguments.run), followed_plan(arguments.run), arguments.until)
         print(json.dumps({"weights": weights.tolist()}))
     except TokscaleError as error:
         print(json.dumps({"reason": str(error)}))

@@ -1,4 +1,4 @@
-"""Scores of the documents that nobody watched, by a ridge regression on their words.
+"""Scores of documents that nobody watched, by ridge regression on their tokens.
 
 Shapes: Q documents of a dataset, W watched ones, L some of either, T tokens, C hashed columns,
 P columns in all, A ridge penalties, F folds.
@@ -6,7 +6,7 @@ P columns in all, A ridge penalties, F folds.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,78 +14,59 @@ from numpy.typing import NDArray
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
+from megatron_tokscale.data.scores import HeldOutError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-MIN_DOCUMENTS: Final = 50
-FIRST_TOKENS: Final = 4096
+MIN_DOCUMENTS: Final = 50  # to learn from; our choice: ten in each of five folds
+FIRST_TOKENS: Final = 4096  # of a document that are read; our choice: they tell its kind
 
-_COLUMNS: Final = 2**16
-_PENALTIES: Final = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+_COLUMNS: Final = 2**16  # hashed tokens and pairs; `_mixed` keeps 16 bits
+_PENALTIES: Final = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # of features of mean square 1
 _FOLDS: Final = 5
-_TOLERANCE: Final = 1e-3
-_TRAINING_TOKENS: Final = 2**24
-_BLOCK_TOKENS: Final = 2**21
+_TOLERANCE: Final = 1e-3  # relative, of the solver: far below the noise of a fold's error
+_TRAINING_TOKENS: Final = 2**24  # to learn from; our choice: minutes of time, a gigabyte of memory
+_BLOCK_TOKENS: Final = 2**21  # of which features are made at once: some 50 MB
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What is to be predicted, as it is known of the watched documents.
+    """A score to predict, with its values for the watched documents.
 
     Attributes:
-        value_W: its values.
-        weight_W: how much each counts; 0 where the value is not known.
+        value_W: values.
+        weight_W: weight of each value in the fit; 0 where the value is not known.
     """
 
     value_W: Floats
     weight_W: Floats
 
 
-@dataclass(frozen=True)
-class HeldOut:
-    """How well a target is predicted for documents that the prediction was not learned from.
+def held_out_error(value_W: Floats, predicted_W: Floats, weight_W: Floats) -> HeldOutError:
+    """Return the error of predictions of values that are not all the same."""
+    from scipy.stats import rankdata
 
-    Attributes:
-        documents: documents with a value.
-        r2: share of the weighted variance that is predicted; None if there is nothing to predict:
-            too few documents, or all of one value. Then the prediction is their mean.
-        spearman: rank correlation of prediction and value, unweighted; None likewise.
-        rmse: weighted root mean square error, in units of the target; None likewise.
-        rmse_of_mean: the same for the weighted mean of all; None likewise.
-    """
-
-    documents: int
-    r2: float | None = None
-    spearman: float | None = None
-    rmse: float | None = None
-    rmse_of_mean: float | None = None
-
-    @staticmethod
-    def from_predictions(value_W: Floats, predicted_W: Floats, weight_W: Floats) -> "HeldOut":
-        """The errors of predictions; the values are not all the same."""
-        from scipy.stats import rankdata
-
-        share_W = weight_W / weight_W.sum()
-        variance = float(share_W @ (value_W - share_W @ value_W) ** 2)
-        error = float(share_W @ (value_W - predicted_W) ** 2)
-        spearman = None
-        if np.ptp(predicted_W) > 0:
-            ranks = rankdata(value_W), rankdata(predicted_W)
-            spearman = float(np.corrcoef(*ranks)[0, 1])
-        r2 = 1 - error / variance
-        return HeldOut(len(value_W), r2, spearman, float(np.sqrt(error)), float(np.sqrt(variance)))
+    share_W = weight_W / weight_W.sum()
+    variance = float(share_W @ (value_W - share_W @ value_W) ** 2)
+    error = float(share_W @ (value_W - predicted_W) ** 2)
+    spearman = None
+    if np.ptp(predicted_W) > 0:
+        ranks = rankdata(value_W), rankdata(predicted_W)
+        spearman = float(np.corrcoef(*ranks)[0, 1])
+    r2 = 1 - error / variance
+    return HeldOutError(len(value_W), r2, spearman, float(np.sqrt(error)), float(np.sqrt(variance)))
 
 
 @dataclass(frozen=True, eq=False)
 class _Model:
-    """A linear model of one target; NaN for what has no value anywhere."""
+    """Linear model of one target; its predictions are NaN if no document has a value."""
 
     coefficient_P: Floats
     intercept: float
     low: float
     high: float
-    held_out: HeldOut
+    held_out: HeldOutError
 
     def predict(self, design_LP: "csr_matrix") -> Floats:
         raw_L = design_LP @ self.coefficient_P + self.intercept
@@ -94,10 +75,10 @@ class _Model:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What is known of every document of a dataset: its tokens and its mean surprisal.
+    """Features of every document of a dataset, from its tokens and its mean surprisal.
 
-    The frequencies of its tokens and of their pairs among its first 4,096 tokens, hashed into 2^16
-    columns; its mean surprisal; the logarithm of its length.
+    They are the frequencies of its tokens and of their pairs among its first 4,096 tokens, hashed
+    into 2^16 columns; its mean surprisal; the logarithm of its length.
 
     Attributes:
         tokens: the dataset.
@@ -108,9 +89,10 @@ class Features:
     surprisal_Q: Floats32
 
     def hashed(self, document_L: Integers) -> "csr_matrix":
-        """Frequencies of the tokens and pairs of documents, float32, by hashed columns."""
+        """Return frequencies of documents' tokens and pairs, float32, by hashed columns."""
         from scipy.sparse import csr_matrix
 
+        # The first tokens of the documents, one after the other.
         length_L = self.used_L(document_L)
         end_L = np.cumsum(length_L)
         n_tokens = int(end_L[-1]) if end_L.size else 0
@@ -119,9 +101,13 @@ class Features:
         offset_L = (self.tokens.offsets[document_L] - self.tokens.offsets[0]) // itemsize
         every_token = self.tokens.stream(range(self.tokens.n_sequences))
         id_T = every_token[np.repeat(offset_L, length_L) + within_T].astype(np.uint64)
+
+        # A column for each token, and for each pair with the token before it.
         previous_T = np.concatenate([id_T[:1], id_T[:-1]])
         pair_T = (previous_T + np.uint64(1)) << np.uint64(32) | id_T
         column_T2 = np.stack([_mixed(id_T), _mixed(pair_T)], axis=1)
+
+        # Their frequencies in the document.
         share_T2 = np.repeat(1 / np.maximum(length_L, 1), length_L).astype(np.float32)
         share_T2 = np.repeat(share_T2[:, None], 2, axis=1)
         share_T2[within_T == 0, 1] = 0  # the first token follows none
@@ -129,18 +115,18 @@ class Features:
         shape = len(document_L), _COLUMNS
         return csr_matrix((share_T2.ravel(), column_T2.ravel(), ends), shape=shape)
 
-    def plain(self, document_L: Integers) -> Floats:
-        """Mean surprisal and logarithm of the length, of shape (L, 2)."""
+    def surprisal_and_length(self, document_L: Integers) -> Floats:
+        """Return mean surprisal and logarithm of the length, of shape (L, 2)."""
         length_L = self.tokens.lengths[document_L].astype(np.float64)
         return np.stack([self.surprisal_Q[document_L], np.log(length_L)], axis=1, dtype=np.float64)
 
     def used_L(self, document_L: Integers) -> Integers:
-        """How many tokens of documents are looked at."""
+        """Return the number of tokens of each document that are read."""
         return np.minimum(self.tokens.lengths[document_L], FIRST_TOKENS).astype(np.int64)
 
 
 def _mixed(key_T: NDArray[np.uint64]) -> Integers32:
-    """Columns of keys: the upper 16 bits of the mixer of splitmix64 (Steele et al. 2014)."""
+    """Return columns of keys: the upper 16 bits of splitmix64's mixer (Steele et al. 2014)."""
     key_T = key_T + np.uint64(0x9E3779B97F4A7C15)
     for shift, multiplier in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         key_T = (key_T ^ (key_T >> np.uint64(shift))) * np.uint64(multiplier)
@@ -152,8 +138,8 @@ class Predictor:
     """Ridge regressions of several targets on the same features. Make one with `fit_predictor`.
 
     Attributes:
-        features: of the dataset it was made for.
-        documents: watched documents that it was learned from.
+        features: features of the dataset it was made for.
+        documents: number of watched documents that it was learned from.
     """
 
     features: Features
@@ -162,12 +148,12 @@ class Predictor:
     _models: Mapping[str, _Model]
 
     @property
-    def held_out(self) -> dict[str, HeldOut]:
-        """The errors of each target on documents that were held out, in five folds."""
+    def held_out(self) -> dict[str, HeldOutError]:
+        """Error of each target on documents that were held out, in five folds."""
         return {name: model.held_out for name, model in self._models.items()}
 
     def predict(self, document_L: Integers) -> dict[str, Floats]:
-        """Each target for documents that are not empty, block by block in bounded memory.
+        """Return each target for documents that are not empty, in bounded memory.
 
         A prediction does not leave the range of the documents that it was learned from; it is NaN
         where no document had a value.
@@ -187,21 +173,21 @@ def fit_predictor(
     document_W: Integers,
     targets: Mapping[str, Target],
     *,
-    seed: int = 0,
+    seed: int,
     progress: Callable[[str], None] | None = None,
 ) -> Predictor:
-    """Learn to predict `targets` from the watched documents.
+    """Fit ridge regressions of `targets` to the watched documents.
 
-    The penalty is that with the least error in five folds. The errors that are reported are those
-    of documents held out: their fold's penalty is chosen on the other folds.
+    The penalty is the one with the least error in five folds. The reported errors are those of
+    held-out documents, with the penalty that is chosen on the other folds.
 
     Args:
-        features: of the dataset.
-        document_W: the watched documents, none empty; of very many, as many at random as have
-            2^24 tokens to look at.
-        targets: what to predict.
-        seed: of the folds, and of that draw.
-        progress: called with a word on what is done next.
+        features: features of the dataset.
+        document_W: the watched documents, none empty; of very many, as many at random are used as
+            have 2^24 tokens to read.
+        targets: scores to predict.
+        seed: seed of the folds, and of the draw of documents.
+        progress: called with the next piece of work in words.
 
     Raises:
         TokscaleError: fewer than 50 documents, or scikit-learn is not installed.
@@ -209,14 +195,18 @@ def fit_predictor(
     check_installed()
     if len(document_W) < MIN_DOCUMENTS:
         raise TokscaleError(
-            f"{features.tokens.prefix}: {len(document_W)} watched documents are too few to learn "
-            f"a prediction from, it needs {MIN_DOCUMENTS}; watch more of them"
+            f"{features.tokens.prefix} has {len(document_W)} watched documents, too few to learn a "
+            f"prediction from; expected {MIN_DOCUMENTS}; watch more of them"
         )
+
+    # The documents to learn from, in random order, and their folds.
     random = np.random.default_rng(seed)
     order_W = random.permutation(len(document_W))
     used_W = np.cumsum(features.used_L(document_W[order_W]))
     order_W = order_W[: max(int(np.searchsorted(used_W, _TRAINING_TOKENS)) + 1, MIN_DOCUMENTS)]
     fold_W = np.arange(len(order_W)) % _FOLDS
+
+    # One model for each target.
     scaling = _Scaling.from_features(features, document_W[order_W])
     design_WP = scaling.design(features, document_W[order_W])
     design_WP.sum_duplicates()
@@ -225,7 +215,7 @@ def fit_predictor(
         if progress:
             progress(f"predicting {name.replace('_', ' ')}")
         drawn = Target(target.value_W[order_W], target.weight_W[order_W])
-        models[name] = _fit(design_WP, drawn, fold_W)
+        models[name] = _fit_target(design_WP, drawn, fold_W)
     return Predictor(features, len(order_W), scaling, models)
 
 
@@ -239,13 +229,13 @@ def check_installed() -> None:
         import sklearn  # noqa: F401
     except ImportError as error:
         raise TokscaleError(
-            "predicting scores needs scikit-learn; run `pip install 'megatron-tokscale[scores]'`, "
-            "or score the watched documents alone (--no-predict)"
+            "predicting scores needs scikit-learn, which is not installed; run `pip install "
+            "'megatron-tokscale[scores]'`, or score the watched documents alone (--no-predict)"
         ) from error
 
 
 def blocks(size_L: Integers, most: int) -> Iterator[slice]:
-    """Cut documents into stretches of at most `most` in all, or of one that has more."""
+    """Yield slices of documents of at most `most` tokens in all, or of one longer document."""
     end_L = np.cumsum(size_L)
     start = 0
     while start < len(size_L):
@@ -257,7 +247,7 @@ def blocks(size_L: Integers, most: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class _Scaling:
-    """Brings the features to one scale: ridge penalties compare coefficients.
+    """The scale of the features: ridge penalties compare coefficients, so all get one scale.
 
     The hashed columns keep their scale among themselves and have a mean square of 1 per document
     together; mean surprisal and log length have a mean of 0 and a variance of 1.
@@ -267,40 +257,45 @@ class _Scaling:
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
 
-    @staticmethod
-    def from_features(features: Features, document_W: Integers) -> "_Scaling":
+    @classmethod
+    def from_features(cls, features: Features, document_W: Integers) -> Self:
+        """Return the scale of some documents' features."""
         square = 0.0
         for block in blocks(features.used_L(document_W), _BLOCK_TOKENS):
             hashed_LC = features.hashed(document_W[block])
             hashed_LC.sum_duplicates()
             square += float((hashed_LC.data.astype(np.float64) ** 2).sum())
-        plain_W2 = features.plain(document_W)
-        deviation = plain_W2.std(axis=0)
-        return _Scaling(
+        other_W2 = features.surprisal_and_length(document_W)
+        deviation = other_W2.std(axis=0)
+        return cls(
             float(np.sqrt(len(document_W) / square)),
-            tuple(plain_W2.mean(axis=0).tolist()),
+            tuple(other_W2.mean(axis=0).tolist()),
             tuple(np.where(deviation > 0, deviation, 1.0).tolist()),
         )
 
     def design(self, features: Features, document_L: Integers) -> "csr_matrix":
-        """The scaled features of documents, float32, of shape (L, P)."""
+        """Return the scaled features of documents, float32, of shape (L, P)."""
         from scipy.sparse import csr_matrix, hstack
 
         hashed_LC = features.hashed(document_L)
         hashed_LC.data *= np.float32(self.hashed)
-        plain_L2 = (features.plain(document_L) - self.mean) / self.deviation
-        plain = csr_matrix(plain_L2.astype(np.float32))
-        return csr_matrix(hstack([hashed_LC, plain], format="csr"))
+        other_L2 = (features.surprisal_and_length(document_L) - self.mean) / self.deviation
+        other = csr_matrix(other_L2.astype(np.float32))
+        return csr_matrix(hstack([hashed_LC, other], format="csr"))
 
 
-def _fit(design_WP: "csr_matrix", target: Target, fold_W: Integers) -> _Model:
+def _fit_target(design_WP: "csr_matrix", target: Target, fold_W: Integers) -> _Model:
+    """Return the ridge regression of a target, with its error on held-out folds."""
+    # The mean, where there is nothing to fit.
     known_W = target.weight_W > 0
     value_W, fold_W = target.value_W[known_W], fold_W[known_W]
     n_known = len(value_W)
     if n_known < MIN_DOCUMENTS or np.ptp(value_W) == 0:
         weight_W = target.weight_W[known_W]
         mean = float(np.average(value_W, weights=weight_W)) if n_known else float("nan")
-        return _Model(np.zeros(design_WP.shape[1]), mean, mean, mean, HeldOut(n_known))
+        return _Model(np.zeros(design_WP.shape[1]), mean, mean, mean, HeldOutError(n_known))
+
+    # Predictions of each fold from the other folds, for each penalty.
     weight_W = target.weight_W[known_W] / target.weight_W[known_W].mean()
     design_WP = design_WP[known_W]
     predicted_AW = np.empty((len(_PENALTIES), n_known))
@@ -310,12 +305,14 @@ def _fit(design_WP: "csr_matrix", target: Target, fold_W: Integers) -> _Model:
         held_out_LP = design_WP[~learn_W]
         for a, penalty in enumerate(_PENALTIES):
             predicted_AW[a, ~learn_W] = _ridge(*learned, penalty).predict(held_out_LP)
+
+    # The best penalty of all folds, and for each fold that of the other folds.
     square_AW = weight_W * (predicted_AW - value_W) ** 2
     square_AF = np.stack([square_AW[:, fold_W == f].sum(axis=1) for f in range(_FOLDS)], axis=1)
     chosen_F = np.argmin(square_AF.sum(axis=1, keepdims=True) - square_AF, axis=0)
     predicted_W = predicted_AW[chosen_F[fold_W], np.arange(n_known)]
     model = _ridge(design_WP, value_W, weight_W, _PENALTIES[square_AF.sum(axis=1).argmin()])
-    held_out = HeldOut.from_predictions(value_W, predicted_W, weight_W)
+    held_out = held_out_error(value_W, predicted_W, weight_W)
     return _Model(model.coefficient_P, model.intercept, model.low, model.high, held_out)
 
 
@@ -330,5 +327,5 @@ def _ridge(design_WP: "csr_matrix", value_W: Floats, weight_W: Floats, penalty: 
         float(ridge.intercept_) + mean,
         float(value_W.min()),
         float(value_W.max()),
-        HeldOut(len(value_W)),
+        HeldOutError(len(value_W)),
     )

@@ -1,67 +1,72 @@
 """From a reference run that watched training documents to scores beside the .bin/.idx files.
 
-Shapes: N watched tokens, K probe steps, E events, Q documents of a dataset, W its watched ones,
-L some of its documents, T tokens of the data, V vocabulary.
+Shapes: Q documents of a dataset, L some of its documents, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_tokscale import __version__
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Mask
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
-from megatron_tokscale.corpus.names import listed, whole_prefix
+from megatron_tokscale.corpus.bin_idx import Portion
+from megatron_tokscale.corpus.names import whole_prefix
 from megatron_tokscale.corpus.source import DataPath, DataSource
 from megatron_tokscale.data.scores import (
     DocumentScores,
+    HeldOutError,
+    PredictorDetails,
+    ScoreDetails,
     data_digest,
     holds_scores,
     identity_of,
     scores_path,
 )
-from megatron_tokscale.fit import SigmoidFits, TokenClass, fits_path
-from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.reweight.predict import (
     MIN_DOCUMENTS,
     Features,
-    HeldOut,
     Predictor,
-    Target,
     check_installed,
     fit_predictor,
 )
-from megatron_tokscale.spectrum.density import events_of
+from megatron_tokscale.reweight.surprisal import document_surprisal, token_surprisal
+from megatron_tokscale.reweight.watched import (
+    TokensByTime,
+    WatchedDocuments,
+    find_datasets,
+    read_watched,
+)
 from megatron_tokscale.store import Run
 
-_BLOCK_TOKENS: Final = 2**22
-_COMPARED_TOKENS: Final = 2**14
+_PREDICTOR: Final = "ridge on hashed tokens and pairs, mean surprisal, log length"
+_PREDICTOR_SEED: Final = 0  # of the predictor's folds: the same data get the same scores
 _QUARTILES: Final = (0.25, 0.5, 0.75)
+
+type Quartiles = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """What the scores of a dataset are like.
+    """Summary of the scores of a dataset.
 
     Attributes:
         dataset: its name.
-        path: the file of the scores.
-        fingerprint: that of the scores.
-        documents: training documents of the dataset.
-        watched: of these, how many the run has watched well enough for a score.
-        predicted: of these, how many got a predicted score.
+        path: file of the scores.
+        fingerprint: fingerprint of the scores.
+        documents: number of training documents of the dataset.
+        watched: number of these that the run has watched well enough for a score.
+        predicted: number of these with a predicted score.
         drop: learnable drop in nats per token, mean over the tokens of the scored documents; None
-            if there are none.
-        unlearned: share of tokens never learned, likewise.
+            without scored documents.
+        unlearned: share of tokens never learned; None likewise.
         learning_time: quartiles over scored documents of exp(mean ln learning time), in tokens that
             the reference run had consumed; None if nothing was learned.
-        held_out: errors of the prediction of each target; None without a prediction.
+        held_out: error of the prediction of each score; None without a prediction.
     """
 
     dataset: str
@@ -72,8 +77,8 @@ class ScoreSummary:
     predicted: int
     drop: float | None
     unlearned: float | None
-    learning_time: tuple[float, float, float] | None
-    held_out: Mapping[str, HeldOut] | None
+    learning_time: Quartiles | None
+    held_out: Mapping[str, HeldOutError] | None
 
 
 def score_run(
@@ -91,18 +96,18 @@ def score_run(
 
     A document's scores are those of its tokens that the run watched: learning events are
     `spectrum.density.events_of`, and their times ln(consumed tokens), between probes in proportion
-    to the fits' own x. Other documents are predicted (`reweight.predict`). Surprisal needs no run:
-    -ln p by the counts of single tokens in the training part of all datasets, plus one.
+    to the fits' own x. Other documents are predicted (`reweight/predict.py`). Surprisal needs no
+    run: -ln p by the counts of single tokens in the training part of all datasets, plus one.
 
     Args:
         run: a fitted run whose probe set watches training documents of these data.
         data_path: the job's --data-path words, or those of each part.
         split: the job's --split; None with per-split arguments.
-        out: folder for the scores; by default they lie beside their .bin/.idx.
+        out: folder for the scores; None: beside their .bin/.idx.
         predict: whether to predict the scores of documents that were not watched.
         min_tokens: a document with fewer watched tokens counts as not watched.
-        force: whether to replace scores that are there. Nothing else is ever replaced.
-        progress: called with a word on what is done next.
+        force: whether to replace existing scores. Other files are never replaced.
+        progress: called with the next piece of work in words.
 
     Raises:
         TokscaleError: the run is not fitted, watched other data, held-out documents or too few, or
@@ -110,131 +115,42 @@ def score_run(
     """
     say = progress or (lambda _: None)
     if min_tokens < 1:
-        raise TokscaleError(f"a score needs at least 1 watched token, not {min_tokens}")
+        raise TokscaleError(
+            f"--min-tokens is {min_tokens}; expected at least 1 watched token; give another"
+        )
+
+    # The checks that need no work, first.
     portions = DataSource(data_path, split).portions("train")
     paths = _output_paths(portions, out, force)
     source = FittedRun.open(run)
-    clock = TokenClock.from_fitted_run(source)
-    datasets = _check_probe_set(run.probe_set, portions)
+    tokens_by_time = TokensByTime.from_fitted_run(source)
+    datasets = find_datasets(run.probe_set, portions)
+
+    # The watched documents.
     say("learning times of the watched documents")
+    found = read_watched(source, tokens_by_time, datasets)
     watched = [
         documents.within(portion.sequences).with_tokens(min_tokens)
-        for portion, documents in zip(portions, _read_watched(source, clock, datasets), strict=True)
+        for portion, documents in zip(portions, found, strict=True)
     ]
     _check_enough(portions, watched, min_tokens, predict)
+
+    # The surprisal of tokens, then the scores of each dataset.
     say("counting the tokens of the data")
-    surprisal_V = _token_surprisal(portions, run.probe_set.vocab_size)
-    about = {
-        "version": __version__,
-        "run": str(run.path),
-        "run_id": run.info.run_id,
-        "probe_fingerprint": run.probe_set.fingerprint,
-        "fitted_time": source.time,
-        "clock": "ln(consumed tokens)",
-        "clock_range": [float(clock.log_tokens_K[0]), float(clock.log_tokens_K[-1])],
-        "min_tokens": min_tokens,
-        "vocab_size": run.probe_set.vocab_size,
-        "surprisal_of": [portion.name for portion in portions],
-    }
-    summaries = []
-    for portion, documents, path in zip(portions, watched, paths, strict=True):
-        say(f"surprisal of {portion.name}")
-        surprisal_Q = _document_surprisal(portion.tokens, surprisal_V)
-        predictor = None
-        if predict and _unwatched(portion, documents).size:
-            features = Features(portion.tokens, surprisal_Q)
-            predictor = fit_predictor(
-                features, documents.document_W, documents.targets(), progress=say
-            )
-        say(f"scores of {portion.name}")
-        scores = _scores(portion, documents, predictor, surprisal_Q, about)
-        try:
-            scores.save(path)
-        except OSError as error:
-            raise TokscaleError(
-                f"cannot write {path}: {error.strerror or error}; choose a folder with --out"
-            ) from error
-        held_out = predictor.held_out if predictor else None
-        summaries.append(_summary(portion, scores, path, held_out))
-    return summaries
-
-
-@dataclass(frozen=True, eq=False)
-class TokenClock:
-    """Turns the x of a run's fits into ln(consumed tokens), piecewise linearly between probes.
-
-    Attributes:
-        x_K: natural logarithm of the fits' time at the probes after training began, ascending.
-        log_tokens_K: natural logarithm of the training tokens consumed by then, ascending.
-    """
-
-    x_K: Floats
-    log_tokens_K: Floats
-
-    @staticmethod
-    def from_fitted_run(source: FittedRun) -> "TokenClock":
-        """The clock of a fitted run.
-
-        Raises:
-            TokscaleError: the run does not know its consumed tokens.
-        """
-        timed_K = np.isfinite(source.x_K)
-        log_tokens_K = source.run.x_K("tokens")[timed_K]
-        if not np.isfinite(log_tokens_K).all() or (np.diff(log_tokens_K) <= 0).any():
-            raise TokscaleError(
-                f"the probes of {source.run.path} do not tell how many tokens were consumed"
-            )
-        return TokenClock(source.x_K[timed_K], log_tokens_K)
-
-    def log_tokens(self, x_E: Floats) -> Floats:
-        """ln(consumed tokens) at `x_E`, which is inside the probed range."""
-        return np.interp(x_E, self.x_K, self.log_tokens_K)
-
-
-@dataclass(frozen=True, eq=False)
-class WatchedDocuments:
-    """The watched documents of a dataset, by their index in its .idx; fields as in the scores.
-
-    Attributes:
-        document_W: int64 index, ascending.
-        tokens_W: watched tokens whose losses are all finite.
-        learning_time_W: ln(consumed tokens); NaN where nothing is learned.
-        spread_W: likewise.
-        drop_W: nats per token; NaN for a document without such tokens.
-        unlearned_W: share; NaN likewise.
-    """
-
-    document_W: Integers
-    tokens_W: Floats
-    learning_time_W: Floats
-    spread_W: Floats
-    drop_W: Floats
-    unlearned_W: Floats
-
-    def rows(self, chosen_W: Mask) -> "WatchedDocuments":
-        """The documents in a mask."""
-        return WatchedDocuments(*(array[chosen_W] for array in vars(self).values()))
-
-    def within(self, sequences: range) -> "WatchedDocuments":
-        """Those of a part of the dataset."""
-        return self.rows((self.document_W >= sequences.start) & (self.document_W < sequences.stop))
-
-    def with_tokens(self, min_tokens: int) -> "WatchedDocuments":
-        """Those with so many watched tokens."""
-        return self.rows(self.tokens_W >= min_tokens)
-
-    def targets(self) -> dict[str, Target]:
-        """What a prediction is learned from; learning times count by their drop."""
-        by_drop_W = self.tokens_W * self.drop_W
-        return {
-            "learning_time": Target(self.learning_time_W, by_drop_W),
-            "spread": Target(self.spread_W, by_drop_W),
-            "drop": Target(self.drop_W, self.tokens_W),
-            "unlearned": Target(self.unlearned_W, self.tokens_W),
-        }
+    surprisal_V = token_surprisal(portions, run.probe_set.vocab_size)
+    details = _details(run, source, tokens_by_time, min_tokens, portions)
+    return [
+        _score_dataset(portion, documents, surprisal_V, details, path, predict, say)
+        for portion, documents, path in zip(portions, watched, paths, strict=True)
+    ]
 
 
 def _output_paths(portions: Sequence[Portion], out: Path | None, force: bool) -> list[Path]:
+    """Return the file of each portion's scores.
+
+    Raises:
+        TokscaleError: a file is in the way.
+    """
     if out is not None and out.exists() and not out.is_dir():
         raise TokscaleError(f"--out {out} is a file; expected a folder for the scores")
     paths = []
@@ -248,103 +164,17 @@ def _output_paths(portions: Sequence[Portion], out: Path | None, force: bool) ->
     return paths
 
 
-def _check_probe_set(probe_set: ProbeSet, portions: Sequence[Portion]) -> list[int | None]:
-    """Find the datasets in a probe set, of these data's training documents and tokenizer."""
-    part = probe_set.origin.part if probe_set.origin else "train"
-    if part != "train":
-        raise TokscaleError(
-            f"the run watched documents of the {part} part; scores need training documents: watch "
-            "them with `megatron-tokscale probe build --part train`"
-        )
-    datasets = probe_set.dataset_indices(
-        [whole_prefix(portion.tokens.prefix) for portion in portions]
-    )
-    if all(dataset is None for dataset in datasets):
-        raise TokscaleError(
-            f"the run watched {listed(probe_set.datasets)}, the data are "
-            f"{listed([portion.name for portion in portions])}; give the data that the probe set "
-            "was built from"
-        )
-    for portion, dataset in zip(portions, datasets, strict=True):
-        if dataset is not None:
-            _check_tokens(probe_set, np.flatnonzero(probe_set.dataset_N == dataset), portion.tokens)
-    return datasets
-
-
-def _check_tokens(probe_set: ProbeSet, index_N: Integers, tokens: IndexedTokens) -> None:
-    """Look up up to 2^14 of a dataset's watched tokens in its files."""
-    advice = "give the data, from the tokenizer, that the probe set was built from"
-    document_N, position_N = probe_set.document_N[index_N], probe_set.position_N[index_N]
-    if index_N.size and document_N.max() >= tokens.n_sequences:
-        raise TokscaleError(
-            f"the run watched document {document_N.max()} of {tokens.name}, but {tokens.prefix} "
-            f"has {tokens.n_sequences}; {advice}"
-        )
-    if (position_N >= tokens.lengths[document_N]).any():
-        raise TokscaleError(
-            f"the run watched longer documents of {tokens.name} than {tokens.prefix} has; {advice}"
-        )
-    at = np.unique(np.linspace(0, index_N.size - 1, _COMPARED_TOKENS).round().astype(np.int64))
-    for n in at if index_N.size else []:
-        found = int(tokens.sequence(document_N[n])[position_N[n]])
-        watched = int(probe_set.label_N[index_N[n]])
-        if found != watched:
-            raise TokscaleError(
-                f"token {position_N[n]} of document {document_N[n]} is {found} in "
-                f"{tokens.prefix}.bin, the run watched {watched}; {advice}"
-            )
-
-
-def _read_watched(
-    source: FittedRun, clock: TokenClock, datasets: Sequence[int | None]
-) -> list[WatchedDocuments]:
-    """The scores of all watched documents, dataset by dataset, in one pass over the fits."""
-    probe_set = source.run.probe_set
-    key_N = probe_set.dataset_N.astype(np.int64) << 32 | probe_set.document_N
-    key_U, unit_N = np.unique(key_N, return_inverse=True)
-    n_units = len(key_U)
-    centre = float(clock.log_tokens_K.mean())
-    tokens_U, unlearned_U, drop_U, first_U, second_U = np.zeros((5, n_units))
-    at = 0
-    for fits in SigmoidFits.blocks(fits_path(source.run)):
-        unit = unit_N[at : at + len(fits)]
-        at += len(fits)
-        complete = fits.complete_N
-        never = complete & fits.is_class(TokenClass.FLAT_UNLEARNED)
-        events = events_of(fits)
-        unit_E, drop_E = unit[events.token_E], events.drop_E
-        time_E = clock.log_tokens(events.midpoint_E) - centre
-        tokens_U += np.bincount(unit[complete], minlength=n_units)
-        unlearned_U += np.bincount(unit[never], minlength=n_units)
-        drop_U += np.bincount(unit_E, drop_E, n_units)
-        first_U += np.bincount(unit_E, drop_E * time_E, n_units)
-        second_U += np.bincount(unit_E, drop_E * time_E**2, n_units)
-    mean_U = _ratio(first_U, drop_U)
-    variance_U = np.maximum(_ratio(second_U, drop_U) - mean_U**2, 0)
-    drop_U, unlearned_U = _ratio(drop_U, tokens_U), _ratio(unlearned_U, tokens_U)
-    columns_U = key_U & (2**32 - 1), tokens_U, mean_U + centre, np.sqrt(variance_U), drop_U
-    everything = WatchedDocuments(*columns_U, unlearned_U)
-    return [
-        everything.rows(key_U >> 32 == (-1 if dataset is None else dataset)) for dataset in datasets
-    ]
-
-
-def _ratio(above: Floats, below: Floats) -> Floats:
-    ratio = np.full(len(above), np.nan)
-    np.divide(above, below, out=ratio, where=below > 0)
-    return ratio
-
-
 def _check_enough(
     portions: Sequence[Portion],
     watched: Sequence[WatchedDocuments],
     min_tokens: int,
     predict: bool,
 ) -> None:
+    """Refuse too few watched documents to score, or to learn a prediction from."""
     if not any(documents.document_W.size for documents in watched):
         raise TokscaleError(
             f"the run watched no training document of these data by {min_tokens} tokens or more; "
-            "watch more of them, or ask for fewer tokens with --min-tokens"
+            "expected one at least; watch more of them, or lower --min-tokens"
         )
     for portion, documents in zip(portions, watched, strict=True):
         n_watched, n_left = documents.document_W.size, _unwatched(portion, documents).size
@@ -359,56 +189,68 @@ def _check_enough(
 
 
 def _unwatched(portion: Portion, documents: WatchedDocuments) -> Integers:
-    """The training documents that need a prediction: not watched, not empty."""
+    """Return the training documents that need a prediction: not watched, not empty."""
     is_left_Q = portion.lengths > 0
     is_left_Q[documents.document_W - portion.sequences.start] = False
     return portion.sequences.start + np.flatnonzero(is_left_Q)
 
 
-def _token_surprisal(portions: Sequence[Portion], vocab_size: int) -> Floats:
-    """-ln p of every token id by its count in the training data plus one, in nats."""
-    count_V = np.zeros(vocab_size, dtype=np.int64)
-    for portion in portions:
-        lengths = portion.tokens.lengths
-        start = int(lengths[: portion.sequences.start].sum(dtype=np.int64))
-        stop = start + portion.n_tokens
-        for first, id_T in _stream(portion.tokens):
-            _check_ids(portion.tokens, id_T, vocab_size)
-            inside_T = id_T[max(start - first, 0) : max(stop - first, 0)]
-            count_V += np.bincount(inside_T, minlength=vocab_size)
-    return np.asarray(np.log(count_V.sum() + vocab_size) - np.log(count_V + 1.0))
+def _details(
+    run: Run,
+    source: FittedRun,
+    tokens_by_time: TokensByTime,
+    min_tokens: int,
+    portions: Sequence[Portion],
+) -> ScoreDetails:
+    """Return the details that the scores of all datasets share."""
+    log_tokens_K = tokens_by_time.log_tokens_K
+    return ScoreDetails(
+        version=__version__,
+        run=str(run.path),
+        run_id=run.info.run_id,
+        probe_fingerprint=run.probe_set.fingerprint,
+        fitted_time=source.time,
+        log_tokens_range=(float(log_tokens_K[0]), float(log_tokens_K[-1])),
+        min_tokens=min_tokens,
+        vocab_size=run.probe_set.vocab_size,
+        surprisal_of=tuple(portion.name for portion in portions),
+    )
 
 
-def _document_surprisal(tokens: IndexedTokens, surprisal_V: Floats) -> Floats32:
-    """Mean surprisal of each document's tokens in nats; NaN for empty ones."""
-    sum_Q = np.zeros(tokens.n_sequences)
-    end_Q = np.cumsum(tokens.lengths, dtype=np.int64)
-    for first, id_T in _stream(tokens):
-        total_T = np.concatenate([[0.0], np.cumsum(surprisal_V[id_T])])
-        holding = np.searchsorted(end_Q, [first, first + id_T.size - 1], side="right")
-        here = slice(int(holding[0]), int(holding[1]) + 1)
-        stop_L = np.minimum(end_Q[here] - first, id_T.size)
-        start_L = np.maximum(end_Q[here] - tokens.lengths[here] - first, 0)
-        sum_Q[here] += total_T[stop_L] - total_T[start_L]
-    return _ratio(sum_Q, tokens.lengths.astype(np.float64)).astype(np.float32)
+def _score_dataset(
+    portion: Portion,
+    documents: WatchedDocuments,
+    surprisal_V: Floats,
+    details: ScoreDetails,
+    path: Path,
+    predict: bool,
+    say: Callable[[str], None],
+) -> ScoreSummary:
+    """Score the training documents of a dataset, and write their scores to `path`.
 
-
-def _stream(tokens: IndexedTokens) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The tokens of a dataset by blocks: the number of the first, and their ids."""
-    every_token = tokens.stream(range(tokens.n_sequences))
-    for first in range(0, every_token.size, _BLOCK_TOKENS):
-        yield first, every_token[first : first + _BLOCK_TOKENS]
-
-
-def _check_ids(tokens: IndexedTokens, id_T: NDArray[Any], vocab_size: int) -> None:
-    if id_T.dtype.kind == "f":
-        raise TokscaleError(f"{tokens.prefix} holds {id_T.dtype} numbers, which are no token ids")
-    lowest, highest = int(id_T.min()), int(id_T.max())
-    if not 0 <= lowest <= highest < vocab_size:
-        raise TokscaleError(
-            f"{tokens.prefix} has token id {lowest if lowest < 0 else highest}, the vocabulary of "
-            f"the run ends at {vocab_size - 1}; these data are from another tokenizer"
+    Raises:
+        TokscaleError: the file cannot be written.
+    """
+    say(f"surprisal of {portion.name}")
+    surprisal_Q = document_surprisal(portion.tokens, surprisal_V)
+    predictor = None
+    if predict and _unwatched(portion, documents).size:
+        predictor = fit_predictor(
+            Features(portion.tokens, surprisal_Q),
+            documents.document_W,
+            documents.targets(),
+            seed=_PREDICTOR_SEED,
+            progress=say,
         )
+    say(f"scores of {portion.name}")
+    scores = _scores(portion, documents, predictor, surprisal_Q, details)
+    try:
+        scores.save(path)
+    except OSError as error:
+        raise TokscaleError(
+            f"cannot write {path}: {error.strerror or error}; choose a folder with --out"
+        ) from error
+    return _summary(portion, scores, path, predictor.held_out if predictor else None)
 
 
 def _scores(
@@ -416,31 +258,32 @@ def _scores(
     documents: WatchedDocuments,
     predictor: Predictor | None,
     surprisal_Q: Floats32,
-    about: Mapping[str, Any],
+    details: ScoreDetails,
 ) -> DocumentScores:
+    """Return the scores of a dataset: of watched documents, and predicted ones of the others."""
     n_documents = portion.tokens.n_sequences
+    details = replace(
+        details,
+        prefix=whole_prefix(portion.tokens.prefix),
+        train_documents=(portion.sequences.start, portion.sequences.stop),
+    )
+
+    # The watched documents.
     values = {name: np.full(n_documents, np.nan, np.float32) for name in documents.targets()}
     watched_Q = np.zeros(n_documents, np.int32)
     watched_Q[documents.document_W] = documents.tokens_W
     for name, target in documents.targets().items():
         values[name][documents.document_W] = target.value_W
-    details: dict[str, Any] = {
-        **about,
-        "prefix": whole_prefix(portion.tokens.prefix),
-        "train_documents": [portion.sequences.start, portion.sequences.stop],
-        "predictor": None,
-    }
+
+    # The others; without a predicted drop there is no learning time.
     if predictor:
         left = _unwatched(portion, documents)
         for name, predicted_L in predictor.predict(left).items():
             values[name][left] = predicted_L
         for name in ("learning_time", "spread"):
             values[name][values["drop"] == 0] = np.nan
-        details["predictor"] = {
-            "model": "ridge on hashed tokens and pairs, mean surprisal, log length",
-            "documents": predictor.documents,
-            "held_out": {name: asdict(errors) for name, errors in predictor.held_out.items()},
-        }
+        made_by = PredictorDetails(_PREDICTOR, predictor.documents, predictor.held_out)
+        details = replace(details, predictor=made_by)
     return DocumentScores(
         **{f"{name}_Q": array for name, array in values.items()},
         surprisal_Q=surprisal_Q,
@@ -452,14 +295,20 @@ def _scores(
 
 
 def _summary(
-    portion: Portion, scores: DocumentScores, path: Path, held_out: Mapping[str, HeldOut] | None
+    portion: Portion,
+    scores: DocumentScores,
+    path: Path,
+    held_out: Mapping[str, HeldOutError] | None,
 ) -> ScoreSummary:
     scored_Q = np.isfinite(scores.drop_Q)
-    weight_Q = portion.tokens.lengths[scored_Q].astype(np.float64)
-    log_time_Q = scores.learning_time_Q[np.isfinite(scores.learning_time_Q)].astype(np.float64)
-    low, middle, high = np.exp(np.quantile(log_time_Q, _QUARTILES)) if log_time_Q.size else [0] * 3
     n_watched = int((scores.watched_Q > 0).sum())
+    weight_Q = portion.tokens.lengths[scored_Q].astype(np.float64)
     any_scored = bool(weight_Q.sum() > 0)
+
+    def mean(value_Q: Floats32) -> float | None:
+        """Return the mean over the tokens of the scored documents."""
+        return float(np.average(value_Q[scored_Q], weights=weight_Q)) if any_scored else None
+
     return ScoreSummary(
         dataset=portion.name,
         path=path,
@@ -467,12 +316,16 @@ def _summary(
         documents=len(portion.sequences),
         watched=n_watched,
         predicted=int(scored_Q.sum()) - n_watched,
-        drop=float(np.average(scores.drop_Q[scored_Q], weights=weight_Q)) if any_scored else None,
-        unlearned=(
-            float(np.average(scores.unlearned_Q[scored_Q], weights=weight_Q))
-            if any_scored
-            else None
-        ),
-        learning_time=(float(low), float(middle), float(high)) if log_time_Q.size else None,
+        drop=mean(scores.drop_Q),
+        unlearned=mean(scores.unlearned_Q),
+        learning_time=_learning_time_quartiles(scores),
         held_out=held_out,
     )
+
+
+def _learning_time_quartiles(scores: DocumentScores) -> Quartiles | None:
+    log_time_Q = scores.learning_time_Q[np.isfinite(scores.learning_time_Q)].astype(np.float64)
+    if not log_time_Q.size:
+        return None
+    low, middle, high = np.exp(np.quantile(log_time_Q, _QUARTILES)).tolist()
+    return low, middle, high

@@ -1,4 +1,4 @@
-"""Learning-time spectra, and what they reconstruct of the loss curve."""
+"""Learning-time spectra, and the tests of how much of the loss curve they explain."""
 
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.results.estimate import Estimate

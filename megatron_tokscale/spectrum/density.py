@@ -1,9 +1,10 @@
-"""The learning-time spectrum: the density of learning times over x, plain and weighted by drop.
+"""The learning-time spectrum: density of learning events over x, each counting once or by its drop.
 
 Shapes: N tokens, E transitions, K probe steps, G grid points, C bins.
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,8 +12,8 @@ from numpy.typing import ArrayLike
 from megatron_tokscale.core.arrays import Floats, Integers, Mask
 from megatron_tokscale.fit import SigmoidFits, Transitions
 
-GRID_POINTS = 256
-_BINS = 2048
+GRID_POINTS = 256  # of x; the kernel, about a probe spacing wide, spans several of them
+_BINS = 2048  # over the probed range; far narrower than probes resolve a midpoint
 
 
 @dataclass(frozen=True)
@@ -27,19 +28,19 @@ class Bins:
     edges: Floats
     x_C: Floats
 
-    @staticmethod
-    def over(x_K: Floats) -> "Bins":
-        """The bins between the first and the last finite probe."""
+    @classmethod
+    def over(cls, x_K: Floats) -> Self:
+        """Return the bins between the first and the last finite probe."""
         edges = np.linspace(*finite_range(x_K), _BINS + 1)
-        return Bins(edges, (edges[1:] + edges[:-1]) / 2)
+        return cls(edges, (edges[1:] + edges[:-1]) / 2)
 
     def index(self, x_E: Floats) -> Integers:
-        """The bin of each x, which is inside the range."""
+        """Return the bin of each x inside the range."""
         return np.searchsorted(self.edges[1:-1], x_E, side="right")
 
 
 def events_of(fits: SigmoidFits) -> Transitions:
-    """The learning events of the fitted tokens that miss no loss.
+    """Return the learning events of the fitted tokens that miss no loss.
 
     An event is a falling transition whose midpoint can be trusted: that of a falling token, or
     either of a two-step token that falls. Forgetting, gradual and flat tokens are no events, nor is
@@ -55,12 +56,12 @@ class LearningTimeSpectrum:
 
     Attributes:
         x_G: grid of x.
-        density_G: density of the events' midpoints per unit of x; integrates to one, but for what
-            the kernel carries over the ends of the range.
-        drop_weighted_G: rho(x) of papers.md 1.4 in nats per unit of x: each event counts by its
-            drop, over the number of all fitted tokens.
-        bandwidth: standard deviation of the kernel: the median spacing of the probes, which
-            is as well as they resolve a midpoint without a fit.
+        density_G: density of the events' midpoints per unit of x; integrates to one, but for the
+            part of the kernel beyond the ends of the range.
+        drop_weighted_G: rho(x) of docs/references.md 1.4 in nats per unit of x: each event counts
+            by its drop, divided by the number of all fitted tokens.
+        bandwidth: standard deviation of the kernel: the median spacing of the probes, to which
+            they resolve a midpoint without a fit.
         n_events: events counted.
         n_tokens: fitted tokens.
     """
@@ -72,13 +73,14 @@ class LearningTimeSpectrum:
     n_events: int
     n_tokens: int
 
-    @staticmethod
+    @classmethod
     def from_fits(
+        cls,
         fits: SigmoidFits,
         tokens_N: Mask | None = None,
         x_G: ArrayLike | None = None,
-    ) -> "LearningTimeSpectrum":
-        """The spectrum of all fitted tokens, or of those in the mask `tokens_N`."""
+    ) -> Self:
+        """Return the spectrum of all fitted tokens, or of those in the mask `tokens_N`."""
         counted_N = fits.complete_N if tokens_N is None else fits.complete_N & tokens_N
         events = events_of(fits)
         events = events.rows(counted_N[events.token_E])
@@ -87,21 +89,26 @@ class LearningTimeSpectrum:
         drop_C, _ = np.histogram(events.midpoint_E, bins.edges, weights=events.drop_E)
         n_tokens = int(counted_N.sum())
         share = 1 / max(n_tokens, 1)
-        return LearningTimeSpectrum.from_bins(
+        return cls.from_bins(
             fits.x_K, np.asarray(count_C * share), np.asarray(drop_C * share), n_tokens, x_G
         )
 
-    @staticmethod
+    @classmethod
     def from_bins(
-        x_K: Floats, count_C: Floats, drop_C: Floats, n_tokens: int, x_G: ArrayLike | None = None
-    ) -> "LearningTimeSpectrum":
-        """The spectrum of events and drops per token in `Bins`; leading axes are kept."""
+        cls,
+        x_K: Floats,
+        count_C: Floats,
+        drop_C: Floats,
+        n_tokens: int,
+        x_G: ArrayLike | None = None,
+    ) -> Self:
+        """Return the spectrum of events and drops per token in `Bins`; leading axes are kept."""
         grid_G = default_grid(x_K) if x_G is None else np.asarray(x_G, dtype=np.float64)
         bandwidth = float(np.median(np.diff(x_K[np.isfinite(x_K)])))
         z_CG = (grid_G - Bins.over(x_K).x_C[:, None]) / bandwidth
         kernel_CG = np.exp(-0.5 * z_CG**2) / (bandwidth * np.sqrt(2 * np.pi))
         events = count_C.sum(axis=-1, keepdims=True)
-        return LearningTimeSpectrum(
+        return cls(
             x_G=grid_G,
             density_G=count_C @ kernel_CG / np.maximum(events, 1e-300),
             drop_weighted_G=drop_C @ kernel_CG,
@@ -112,11 +119,11 @@ class LearningTimeSpectrum:
 
 
 def finite_range(x_K: Floats) -> tuple[float, float]:
-    """The first and the last finite x."""
+    """Return the first and the last finite x."""
     finite = x_K[np.isfinite(x_K)]
     return float(finite[0]), float(finite[-1])
 
 
 def default_grid(x_K: Floats) -> Floats:
-    """A uniform grid over the probed range."""
+    """Return a uniform grid over the probed range."""
     return np.linspace(*finite_range(x_K), GRID_POINTS)

@@ -1,10 +1,10 @@
-"""-dL/dx measured from a mean loss curve by local quadratic regression (our choice).
+"""The slope -dL/dx of a mean loss curve, measured by local quadratic regression (our choice).
 
 At every grid point a parabola is fitted to the finite probes around it, weighted by the tricube
-kernel (Cleveland 1979); its slope there is the derivative. The kernel reaches as far as the seventh
-nearest probe (the farthest, if there are fewer), and at least a twentieth of the probed range. The
-estimate is linear in the losses, so the same smoothing can be given to a model's curve:
-`derivative_weights`.
+kernel (Cleveland 1979); the slope of the loss is the parabola's slope there. The kernel reaches as
+far as the seventh nearest probe (the farthest, if there are fewer), and at least a twentieth of the
+probed range. The estimate is linear in the losses, so that a model's curve can be smoothed in the
+same way: `derivative_weights`.
 
 Shapes: K probe steps, G grid points.
 """
@@ -15,20 +15,20 @@ from numpy.typing import ArrayLike
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import UndefinedError
 
-_NEIGHBOURS = 7
-_LEAST_PROBES = 4
-_LEAST_REACH = 1 / 20
-_BEYOND = 1.01  # the farthest probe of a neighbourhood keeps some weight
+_NEIGHBOURS = 7  # probes per parabola of three parameters; more smooth more (our choice)
+_LEAST_PROBES = 4  # a parabola through three of them leaves no residual
+_LEAST_REACH = 1 / 20  # of the probed range: dense probes are smoothed over that much (our choice)
+_BEYOND = 1.01  # the kernel ends beyond the farthest neighbour, which so keeps some weight
 
 
 def measured_derivative(
     x_K: ArrayLike, mean_loss_K: ArrayLike, x_G: ArrayLike
 ) -> tuple[Floats, Floats]:
-    """-dL/dx in nats per unit of x at `x_G`, and its standard error.
+    """Return -dL/dx in nats per unit of x at `x_G`, and its standard error.
 
     Step 0 (x = -inf) is left out: it is nowhere on the axis. The error is that of the probes'
-    common noise, its variance estimated from the residuals of the local fit (homoscedastic); it
-    holds neither the sampling of tokens nor the bias of the smoothing.
+    common noise, whose variance is estimated from the residuals of the local fit and taken as the
+    same at all probes; the sampling of tokens and the bias of the smoothing are not in it.
 
     Raises:
         UndefinedError: fewer than four finite probes.
@@ -46,7 +46,7 @@ def measured_derivative(
 
 
 def derivative_weights(x_K: ArrayLike, x_G: ArrayLike) -> Floats:
-    """The matrix that turns losses at `x_K` into -dL/dx at `x_G`; step 0 has weight zero.
+    """Return the matrix that turns losses at `x_K` into -dL/dx at `x_G`; step 0 has weight zero.
 
     Raises:
         UndefinedError: fewer than four finite probes.
@@ -55,8 +55,8 @@ def derivative_weights(x_K: ArrayLike, x_G: ArrayLike) -> Floats:
     finite = np.isfinite(x_K)
     if finite.sum() < _LEAST_PROBES:
         raise UndefinedError(
-            f"a derivative needs at least {_LEAST_PROBES} probes after step 0, there are "
-            f"{finite.sum()}; train on, or probe more often (--tokscale-probe-schedule)"
+            f"{finite.sum()} probes after step 0 are too few for a slope; expected at least "
+            f"{_LEAST_PROBES} probes; train on, or probe more often (--tokscale-probe-schedule)"
         )
     weights_GK = np.zeros((len(np.asarray(x_G)), len(x_K)))
     weights_GK[:, finite] = -_local_weights(x_K[finite], np.asarray(x_G, np.float64), order=1)
@@ -64,7 +64,10 @@ def derivative_weights(x_K: ArrayLike, x_G: ArrayLike) -> Floats:
 
 
 def _local_weights(x_K: Floats, x_G: Floats, order: int) -> Floats:
-    """Weights that give the `order`-th coefficient of the local parabola around each grid point."""
+    """Return weights that give a coefficient of the local parabola around each grid point.
+
+    The coefficient is that of the power `order`: 0 for its value there, 1 for its slope.
+    """
     offset_GK = x_K - x_G[:, None]
     distance_GK = np.abs(offset_GK)
     neighbours = min(_NEIGHBOURS, len(x_K))

@@ -1,8 +1,10 @@
-"""Losses and learning times by how frequent a token is: what the theories in `laws` are held to.
+"""Losses and learning times by the frequency of the token, which theories in `laws` predict.
 
-Shapes: N tokens, K probe steps, F groups by frequency (deciles, or I fine bins), R resamples (the
-first is the data as they are).
+Shapes: N tokens, E learning events, K probe steps, F groups by frequency (deciles), I fine bins of
+frequency, R resamples (the first is the data as they are).
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +17,25 @@ from megatron_tokscale.spectrum.evidence.skill import GroupSums
 from megatron_tokscale.spectrum.groups import deciles, log_frequency
 from megatron_tokscale.spectrum.sums import loss_sums
 
-_BINS = 40
+_BINS = 40  # of ln frequency over its range: enough for a slope, each with many events (our choice)
+
+
+@dataclass(frozen=True)
+class FrequencyMeans:
+    """Means over tokens of about the same frequency.
+
+    Attributes:
+        loss_RFK: mean losses of the deciles, in nats.
+        share_F: share of the tokens in each decile.
+        frequency_I: frequency in each fine bin with events, as a share of all tokens: the
+            drop-weighted geometric mean.
+        time_I: learning time there, the drop-weighted geometric mean.
+    """
+
+    loss_RFK: Floats
+    share_F: Floats
+    frequency_I: Floats
+    time_I: Floats
 
 
 class FrequencySums:
@@ -27,7 +47,7 @@ class FrequencySums:
         self._losses = GroupSums(deciles(log_count_N), units)
         edges = np.linspace(self._log_share_N.min(), self._log_share_N.max(), _BINS + 1)[1:-1]
         self._bin_N = np.searchsorted(edges, self._log_share_N)
-        self._sum_3I = np.zeros((3, _BINS))
+        self._sum_3I = np.zeros((3, _BINS))  # of 1, ln frequency and x, weighted by the drops
 
     def add(self, at: slice, fits: SigmoidFits, loss_NK: Floats32) -> None:
         """Add the tokens in the slice."""
@@ -41,19 +61,13 @@ class FrequencySums:
         for row, value_E in enumerate((1.0, log_share_E, events.midpoint_E)):
             self._sum_3I[row] += np.bincount(bin_E, value_E * events.drop_E, _BINS)
 
-    def arrays(self, weight_RU: Floats) -> dict[str, Floats]:
-        """By the names in spectrum.npz.
-
-        Returns:
-            frequency_loss_RFK: mean losses of the deciles; frequency_share_F: their shares of the
-            tokens; frequency_I, frequency_time_I: of fine bins with events, the frequency (share of
-            all tokens) and the learning time, drop-weighted geometric means.
-        """
+    def means(self, weight_RU: Floats) -> FrequencyMeans:
+        """Return the means under each row of weights."""
         share_RF, loss_RFK = self._losses.means("loss", weight_RU)
         drop_I, log_share_I, midpoint_I = self._sum_3I[:, self._sum_3I[0] > 0]
-        return {
-            "frequency_loss_RFK": loss_RFK,
-            "frequency_share_F": share_RF[0],
-            "frequency_I": np.exp(log_share_I / drop_I),
-            "frequency_time_I": np.exp(midpoint_I / drop_I),
-        }
+        return FrequencyMeans(
+            loss_RFK=loss_RFK,
+            share_F=share_RF[0],
+            frequency_I=np.exp(log_share_I / drop_I),
+            time_I=np.exp(midpoint_I / drop_I),
+        )

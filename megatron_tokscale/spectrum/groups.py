@@ -1,4 +1,4 @@
-"""Groups of tokens, and what is known of a token without having trained on it.
+"""Groups of tokens, and predictors of a token's learning time that need no training.
 
 Shapes: N tokens.
 """
@@ -11,37 +11,40 @@ from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.probe import ProbeSet
 
-_DECILES = 10
-
 
 @dataclass(frozen=True)
 class Groups:
-    """A division of the tokens: `group_N` is an index into `names`."""
+    """A division of the tokens into groups.
+
+    Attributes:
+        group_N: index of each token's group in `names`.
+        names: names of the groups.
+    """
 
     group_N: Integers
     names: tuple[str, ...]
 
     def rows(self, index_N: Integers) -> "Groups":
-        """The groups of some of the tokens."""
+        """Return the groups of the tokens in `index_N`."""
         return Groups(self.group_N[index_N], self.names)
 
 
 def log_frequency(tokens: ProbeSet) -> Floats:
-    """ln of how often each token's id is among all labels of the probe set.
+    """Return the logarithm of the count of each token's id among all labels of the probe set.
 
-    That is held-out text of the same kind as the training data, but little of it: a rare token's
-    frequency is known badly.
+    The probe set is held-out text of the same kind as the training data, but little of it: a rare
+    token's frequency is known badly.
     """
     count = np.bincount(tokens.labels_BS.ravel(), minlength=tokens.vocab_size)
     return np.asarray(np.log(count[tokens.label_N]))
 
 
-def plain_predictors(tokens: ProbeSet) -> dict[str, Floats]:
-    """What might order tokens without any learning time: logarithms of frequencies, position.
+def baseline_predictors(tokens: ProbeSet) -> dict[str, Floats]:
+    """Return predictors of the learning order that need no training, by name.
 
     Returns:
-        unigram and bigram: ln of how often the token, or it and the one before it, are there.
-        position: ln of the number of tokens that it is predicted from.
+        unigram, bigram: logarithm of the count of the token, or of it and the token before it.
+        position: logarithm of the number of tokens that it is predicted from.
     """
     pair_BS = tokens.tokens_BS.astype(np.int64) * tokens.vocab_size + tokens.labels_BS
     pairs, pair_count = np.unique(pair_BS, return_counts=True)
@@ -54,12 +57,12 @@ def plain_predictors(tokens: ProbeSet) -> dict[str, Floats]:
 
 
 def learning_times(fits: SigmoidFits) -> Floats:
-    """One learning time per token that falls: the midpoint of its one sigmoid, in x; else NaN.
+    """Return one learning time per falling token, the midpoint of its one sigmoid in x; else NaN.
 
-    For two-step tokens too: it is when half of the fall is done. Their single steps are learning
-    events of the spectrum, but the smaller of them is often noise: on the demo's runs the order of
-    the one sigmoids agrees between seeds with a rank correlation of 0.94, that of the drop-weighted
-    mean of the events with 0.87.
+    A two-step token has one too: the time at which half of its fall is done. Its single steps are
+    learning events of the spectrum, but the smaller step is often noise: on the demo's runs the
+    order by the one sigmoids agrees between seeds with a rank correlation of 0.94, the order by the
+    drop-weighted mean of the events with 0.87.
     """
     falls = fits.is_class(TokenClass.FALLING, TokenClass.TWO_STEP) & (fits.drop_N > 0)
     known_N = falls & fits.trusted_N & fits.complete_N
@@ -67,10 +70,10 @@ def learning_times(fits: SigmoidFits) -> Floats:
 
 
 def groupings(tokens: ProbeSet, time_N: Floats | None = None) -> dict[str, Groups]:
-    """The tokens by dataset (if there are several), by decile of frequency and of position.
+    """Return the groupings by dataset (if there are several) and by decile of frequency, position.
 
-    `time_N` adds deciles of these learning times, if there are any, and a group of the tokens that
-    have none.
+    If `time_N` holds learning times, deciles of these are a further grouping; tokens without one
+    are a group of it.
     """
     found = {
         "frequency decile": deciles(log_frequency(tokens)),
@@ -85,9 +88,12 @@ def groupings(tokens: ProbeSet, time_N: Floats | None = None) -> dict[str, Group
 
 
 def deciles(value_N: Floats) -> Groups:
-    """Ten groups of about as many tokens by ascending value; equal values stay together."""
+    """Return ten groups of about equal size by ascending value; equal values stay together.
+
+    Tokens without a value (NaN) are a group of their own, "none".
+    """
     known_N = np.isfinite(value_N)
-    edges = np.unique(np.quantile(value_N[known_N], np.linspace(0, 1, _DECILES + 1)[1:-1]))
+    edges = np.unique(np.quantile(value_N[known_N], np.linspace(0, 1, 11)[1:-1]))
     group_N = np.searchsorted(edges, value_N, side="left")
     names = [str(number) for number in range(1, len(edges) + 2)]
     if not known_N.all():

@@ -1,18 +1,17 @@
-"""Compiled loops over tokens: what a million losses, or a million sigmoids, add up to.
+"""Compiled loops that sum losses, sigmoids and ramps over a million tokens by cell.
 
 Shapes: N tokens, E transitions, C cells (rows of the sums), K probe steps.
 """
 
-from typing import Any
-
 import numpy as np
 
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32
 from megatron_tokscale.core.compiled import FAST, compiled
 from megatron_tokscale.fit.kernels import sigmoid
 
 
 @compiled(**FAST)
-def add_losses(total_CK: Any, cell_N: Any, loss_NK: Any) -> None:
+def add_losses(total_CK: Floats, cell_N: Integers | Integers32, loss_NK: Floats | Floats32) -> None:
     """Add the finite losses of every token to its cell's row; the sums are float64."""
     for n in range(len(cell_N)):
         cell = cell_N[n]
@@ -22,7 +21,12 @@ def add_losses(total_CK: Any, cell_N: Any, loss_NK: Any) -> None:
 
 @compiled(**FAST)
 def add_sigmoids(
-    total_CK: Any, cell_E: Any, drop_E: Any, midpoint_E: Any, width_E: Any, x_K: Any
+    total_CK: Floats,
+    cell_E: Integers | Integers32,
+    drop_E: Floats32,
+    midpoint_E: Floats32,
+    width_E: Floats32,
+    x_K: Floats32,
 ) -> None:
     """Add drop * s((midpoint - x)/width) of every transition to its cell's row.
 
@@ -37,7 +41,13 @@ def add_sigmoids(
 
 
 @compiled(**FAST)
-def add_ramps(total_CK: Any, cell_E: Any, slope_E: Any, onset_E: Any, x_K: Any) -> None:
+def add_ramps(
+    total_CK: Floats,
+    cell_E: Integers | Integers32,
+    slope_E: Floats32,
+    onset_E: Floats32,
+    x_K: Floats32,
+) -> None:
     """Add slope * max(x - onset, 0) of every gradual token to its cell's row."""
     for e in range(len(cell_E)):
         cell, slope, onset = cell_E[e], slope_E[e], onset_E[e]

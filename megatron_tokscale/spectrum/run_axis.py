@@ -1,27 +1,37 @@
 """`axis_run`: the loss along D or M, from the last losses of several runs with one probe set.
 
-The mean loss of each run, its fall from run to run and its slope over the axis need no fit. Then,
-across the axes: do the learning times along T of one run tell which groups of tokens gain along
-this axis?
+The mean loss of each run, its fall from run to run and its slope over the axis need no fit. The
+test across the axes then asks: do the learning times along T of one run tell which groups of tokens
+gain along this axis?
 
 Shapes: N tokens, K runs by ascending size, G grid points, U resampling units, R resamples.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
-from megatron_tokscale import __version__
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers32, Mask
-from megatron_tokscale.core.checked import write_arrays, write_result
+from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.core.schemas import AXIS_SCHEMA
-from megatron_tokscale.laws.plain import or_reason
+from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.results import FittedRun
-from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.axis import (
+    AcrossAxes,
+    AxisArrays,
+    AxisOfRuns,
+    AxisSummary,
+    ModelSize,
+    SizedRun,
+)
+from megatron_tokscale.results.estimate import Estimate, defined_or_reason
+from megatron_tokscale.results.npz import write_npz
+from megatron_tokscale.results.skill import GroupTest
+from megatron_tokscale.results.transfer import TransferSettings
 from megatron_tokscale.spectrum.density import default_grid
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.evidence.transfer import PERMUTATIONS, Alignment, TransferSums
@@ -37,22 +47,20 @@ _SIZES = {
     "non-embedding": "non_embedding",
     "flops": "flops_per_token",
 }
-
-Axis = Literal["D", "M"]
-Size = Literal["parameters", "non-embedding", "flops"]
+"""Keys of run.json by the measure of a model's size."""
 
 
 def axis_run(
     runs: Sequence[Run],
-    axis: Axis,
+    axis: AxisOfRuns,
     out: Path,
     *,
-    size: Size = "non-embedding",
+    size: ModelSize = "non-embedding",
     source: Run | None = None,
     n_resamples: int = 200,
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> AxisSummary:
     """Measure the losses over the axis, and test across the axes, to OUT/axis.json and axis.npz.
 
     A token counts if its last losses are finite in all runs.
@@ -61,11 +69,12 @@ def axis_run(
         runs: four or more runs with one probe set, in any order, of different sizes.
         axis: "D", tokens that a run was trained on; "M", the size of its model.
         out: folder to write into.
-        size: what M is: parameters, non-embedding parameters, or FLOPs per token.
+        size: the measure of the size on M: parameters, non-embedding parameters, or FLOPs per
+            token.
         source: a fitted run whose learning times along T are tested; None for none.
         n_resamples: bootstrap resamples of the documents.
-        seed: of the bootstrap and the permutations.
-        progress: called with a word on what is done next.
+        seed: seed of the bootstrap and the permutations.
+        progress: called with the name of the next stage.
 
     Returns:
         The content of axis.json.
@@ -82,56 +91,44 @@ def axis_run(
         fitted = FittedRun.open(source)
     tokens = runs[0].probe_set
     say("last losses of the runs")
-    loss_NK = np.stack([run.read_losses_at(int(run.step_K[-1])) for run in runs], axis=1)
-    whole_N = np.isfinite(loss_NK).all(axis=1)
-    if not whole_N.any():
-        raise TokscaleError(
-            f"no token has a finite last loss in all {len(runs)} runs; leave out the runs that "
-            "have diverged"
-        )
+    last = _LastLosses.read(runs)
     units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed)
     weight_RU = units.weights(n_resamples, seed)
-    mean_loss_RK = _mean_losses(loss_NK[whole_N], units.unit_N[whole_N], weight_RU)
-    result: dict[str, Any] = {
-        "schema_version": AXIS_SCHEMA,
-        "version": __version__,
-        "axis": axis,
-        "size": "tokens" if axis == "D" else size,
-        "probe_fingerprint": tokens.fingerprint,
-        "runs": [
-            {"name": run.path.name, "size": float(np.exp(x)), "loss": float(loss)}
-            for run, x, loss in zip(runs, x_K, mean_loss_RK[0], strict=True)
-        ],
-        "documents": units.documents,
-        **Estimate.from_resamples(mean_loss_RK[:, 0] - mean_loss_RK[:, -1]).entry("fall"),
-        "falls": [
-            Estimate.from_resamples(mean_loss_RK[:, k] - mean_loss_RK[:, k + 1]).entry("fall")
-            for k in range(len(runs) - 1)
-        ],
-        "across": None,
-        "settings": {"n_resamples": n_resamples, "permutations": PERMUTATIONS, "seed": seed},
-    }
+    mean_loss_RK = last.means(units.unit_N, weight_RU)
+    across = None
     if fitted is not None:
         say(f"learning times along T of {fitted.run.path.name}")
-        result["across"] = _across(
-            fitted, x_K, loss_NK, whole_N, mean_loss_RK[0], units, weight_RU, seed
-        )
+        across = _across(fitted, x_K, last, mean_loss_RK[0], units, weight_RU, seed)
     x_G = default_grid(x_K)
-    arrays = {
-        "x_K": x_K,
-        "mean_loss_RK": mean_loss_RK,
-        "x_G": x_G,
-        "measured_RG": mean_loss_RK @ derivative_weights(x_K, x_G).T,
-    }
-    result["arrays_crc32"] = write_arrays(out / "axis.npz", arrays)
-    return write_result(out / "axis.json", result)
+    measured_RG = mean_loss_RK @ derivative_weights(x_K, x_G).T
+    checksum = write_npz(out / "axis.npz", AxisArrays(x_K, mean_loss_RK, x_G, measured_RG))
+    summary = AxisSummary(
+        axis=axis,
+        size="tokens" if axis == "D" else size,
+        probe_fingerprint=tokens.fingerprint,
+        runs=tuple(
+            SizedRun(run.path.name, float(np.exp(x)), float(loss))
+            for run, x, loss in zip(runs, x_K, mean_loss_RK[0], strict=True)
+        ),
+        documents=units.documents,
+        fall=Estimate.from_resamples(mean_loss_RK[:, 0] - mean_loss_RK[:, -1]),
+        falls=tuple(
+            Estimate.from_resamples(mean_loss_RK[:, k] - mean_loss_RK[:, k + 1])
+            for k in range(len(runs) - 1)
+        ),
+        across=across,
+        settings=TransferSettings(n_resamples, PERMUTATIONS, seed),
+        arrays_crc32=checksum,
+    )
+    write_typed_result(out / "axis.json", AXIS_SCHEMA, summary)
+    return summary
 
 
-def _ordered(runs: Sequence[Run], axis: Axis, size: Size) -> tuple[list[Run], Floats]:
-    """The runs by ascending size, and the logarithms of the sizes."""
+def _ordered(runs: Sequence[Run], axis: AxisOfRuns, size: ModelSize) -> tuple[list[Run], Floats]:
+    """Return the runs by ascending size, and the logarithms of the sizes."""
     if len(runs) < LEAST_RUNS:
         raise TokscaleError(
-            f"{len(runs)} runs are too few for a slope over the axis; give {LEAST_RUNS} or more"
+            f"{len(runs)} runs are too few for a slope over the axis; expected {LEAST_RUNS} or more"
         )
     check_same_tokens(runs)
     sizes = [_size(run, axis, size) for run in runs]
@@ -146,9 +143,10 @@ def _ordered(runs: Sequence[Run], axis: Axis, size: Size) -> tuple[list[Run], Fl
     return [runs[i] for i in order], x_K
 
 
-def _size(run: Run, axis: Axis, size: Size) -> float:
+def _size(run: Run, axis: AxisOfRuns, size: ModelSize) -> float:
+    """Return the size of a run on the axis."""
     if not run.records:
-        raise TokscaleError(f"{run.path} has no probes")
+        raise TokscaleError(f"{run.path} has no probes; train it, or leave it out")
     if axis == "D" and run.records[-1].consumed_tokens is None:
         raise TokscaleError(
             f"{run.path} does not know how many tokens it has consumed, which the axis D needs; "
@@ -157,50 +155,77 @@ def _size(run: Run, axis: Axis, size: Size) -> float:
     found = run.records[-1].consumed_tokens if axis == "D" else run.info.size.get(_SIZES[size])
     if not found:
         raise TokscaleError(
-            f"run.json of {run.path} does not say how large its model is; it was written by an "
-            "older version"
+            f"run.json of {run.path} does not say how large its model is: an older version wrote "
+            "it; leave the run out"
             if axis == "M"
-            else f"the last probe of {run.path} is before training"
+            else f"the last probe of {run.path} is before training; train on, or leave the run out"
         )
     return float(found)
 
 
-def _mean_losses(loss_NK: Floats32, unit_N: Integers32, weight_RU: Floats) -> Floats:
-    """Return the mean loss of each run under each row of weights, mean_loss_RK in nats."""
-    n_units = weight_RU.shape[1]
-    tokens_U = np.bincount(unit_N, minlength=n_units).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        mean_RK = weight_RU @ loss_sums(loss_NK, unit_N, n_units) / (weight_RU @ tokens_U)[:, None]
-    return np.asarray(mean_RK)
+@dataclass(frozen=True)
+class _LastLosses:
+    """Last losses of all tokens in every run.
+
+    Attributes:
+        loss_NK: the losses in nats.
+        whole_N: mask of the tokens with a finite loss in all runs.
+    """
+
+    loss_NK: Floats32
+    whole_N: Mask
+
+    @classmethod
+    def read(cls, runs: Sequence[Run]) -> "_LastLosses":
+        """Read the last losses of the runs.
+
+        Raises:
+            TokscaleError: no token has a finite loss in all runs.
+        """
+        loss_NK = np.stack([run.read_losses_at(int(run.step_K[-1])) for run in runs], axis=1)
+        whole_N = np.isfinite(loss_NK).all(axis=1)
+        if not whole_N.any():
+            raise TokscaleError(
+                f"no token has a finite last loss in all {len(runs)} runs; leave out the runs that "
+                "have diverged"
+            )
+        return cls(loss_NK, whole_N)
+
+    def means(self, unit_N: Integers32, weight_RU: Floats) -> Floats:
+        """Return the mean loss of each run under each row of weights, (R, K) in nats."""
+        n_units, unit_N = weight_RU.shape[1], unit_N[self.whole_N]
+        tokens_U = np.bincount(unit_N, minlength=n_units).astype(np.float64)
+        loss_UK = loss_sums(self.loss_NK[self.whole_N], unit_N, n_units)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(weight_RU @ loss_UK / (weight_RU @ tokens_U)[:, None])
 
 
 def _across(
     source: FittedRun,
     x_K: Floats,
-    loss_NK: Floats32,
-    whole_N: Mask,
+    last: _LastLosses,
     mean_loss_K: Floats,
     units: Units,
     weight_RU: Floats,
     seed: int,
-) -> dict[str, Any]:
-    """Hold learning times along T against the losses of this axis, aligned by the mean loss."""
+) -> AcrossAxes:
+    """Test learning times along T on the losses of this axis, aligned by the mean loss."""
+    # The source's mean loss over the tokens that count on both axes, and its learning times.
     total_K, count, times = np.zeros(len(source.x_K)), 0, []
     for at, fits, source_NK in source.blocks():
-        both_N = whole_N[at] & fits.complete_N
+        both_N = last.whole_N[at] & fits.complete_N
         total_K += source_NK[both_N].sum(axis=0, dtype=np.float64)
         count += int(both_N.sum())
         times.append(learning_times(fits))
-    about = {"source": source.run.path.name, "time": source.time}
 
-    def skills() -> dict[str, Any]:
+    def tests() -> dict[str, GroupTest]:
         alignment = Alignment.by_loss(
             source.x_K, total_K / max(count, 1), x_K, mean_loss_K, falls=True
         )
         groups = groupings(source.run.probe_set, np.concatenate(times))
         sums = TransferSums(alignment, groups, units)
         for at, fits, source_NK in source.blocks():
-            sums.add(at, fits, loss_NK[at], source_NK)
-        return {"groups": sums.result(weight_RU, seed)}
+            sums.add(at, fits, last.loss_NK[at], source_NK)
+        return sums.tests(weight_RU, seed)
 
-    return {**about, **or_reason(skills)}
+    return AcrossAxes(source.run.path.name, source.time, defined_or_reason(tests))

@@ -1,41 +1,53 @@
 """`spectrum_run`: from a run's fits to spectrum.npz, spectrum.json and reconstruction.json.
 
 Shapes: N tokens, K probe steps, G grid points, D datasets, C bins, U resampling units, R resamples
-(the first is the data as they are), J classes, F groups of tokens by frequency.
+(the first is the data as they are), J classes.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from megatron_tokscale import __version__
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers
-from megatron_tokscale.core.checked import write_arrays, write_result
+from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.core.schemas import SPECTRUM_SCHEMA
+from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.fit import SigmoidFits
-from megatron_tokscale.laws.plain import or_reason, plain
-from megatron_tokscale.results import FittedRun, heading, non_finite
-from megatron_tokscale.results.estimate import Estimate
-from megatron_tokscale.results.fitted import Block
+from megatron_tokscale.results import FittedRun
+from megatron_tokscale.results.estimate import Estimate, defined_or_reason
+from megatron_tokscale.results.evidence import (
+    ClassShare,
+    Evidence,
+    ForwardPrediction,
+    SpectrumSettings,
+)
+from megatron_tokscale.results.npz import write_npz
+from megatron_tokscale.results.spectrum import DatasetCounts, SpectrumArrays, SpectrumSummary
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
 from megatron_tokscale.spectrum.evidence.forward import predict_forward
-from megatron_tokscale.spectrum.evidence.locality import Widths
-from megatron_tokscale.spectrum.evidence.reconstruction import Comparison, compare
-from megatron_tokscale.spectrum.frequency import FrequencySums
+from megatron_tokscale.spectrum.evidence.locality import WidthHistograms, Widths
+from megatron_tokscale.spectrum.evidence.reconstruction import NAMES, Comparison, compare
+from megatron_tokscale.spectrum.frequency import FrequencyMeans, FrequencySums
 from megatron_tokscale.spectrum.groups import groupings
-from megatron_tokscale.spectrum.sums import CLASSES, DocumentSums, Resampled
+from megatron_tokscale.spectrum.sums import CLASSES, DocumentSums, Resampled, TokenBlock
 from megatron_tokscale.store import Run
 
 _HELD_OUT_NOTE = (
     "Fitted on one half of the documents, measured on the other half of the same run. The mean "
     "curves of the halves agree, so this is nearly algebra: low would be news, high is not."
 )
+_UNITS = {
+    "x": "natural logarithm of time; -inf at step 0",
+    "density": "events per unit of x, integrates to one",
+    "drop_weighted": "nats per unit of x, mean over all fitted tokens",
+    "measured": "-dL/dx, nats per unit of x",
+    "interval": "95%, over documents",
+}
 
 
 def spectrum_run(
@@ -43,14 +55,14 @@ def spectrum_run(
     *,
     n_resamples: int = 200,
     null_tokens: int = 20_000,
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Spectra, measured derivative and reconstructions of a fitted run, into RUN/analysis.
+) -> Evidence:
+    """Write spectra, measured slope and reconstructions of a fitted run into RUN/analysis.
 
-    Writes spectrum.npz (arrays), spectrum.json (what they are) and reconstruction.json (how well
-    the fits reconstruct the measured derivative; the widths of the transitions beside their null;
-    what a fit of the first part says of the last factor of two).
+    The files are spectrum.npz (arrays), spectrum.json (what they are) and reconstruction.json (how
+    well the fits reconstruct the measured slope; the widths of the transitions beside those of the
+    null model; the forecast of the last factor of two in time from the losses before it).
     Every number has a 95% interval over documents. The tokens are read once, by blocks.
 
     Args:
@@ -58,8 +70,8 @@ def spectrum_run(
         n_resamples: bootstrap resamples of the documents.
         null_tokens: tokens (drawn by `seed`) that are fitted again, as mean-curve tokens and on the
             first part of the run.
-        seed: of the draws, of the null's noise, of the split of documents and of the bootstrap.
-        progress: called with a word on what is done next.
+        seed: seed of the draws, the null model's noise, the split of documents and the bootstrap.
+        progress: called with the name of the next stage.
 
     Returns:
         The content of reconstruction.json.
@@ -71,196 +83,253 @@ def spectrum_run(
     say = progress or (lambda _: None)
     source = FittedRun.open(run)
     source.check_complete()
-    tokens = run.probe_set
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed)
+    units = Units.from_documents(run.probe_set.dataset_N, run.probe_set.document_N, seed)
     weight_RU = units.weights(n_resamples, seed)
-    sample = drawn(run.n_tokens, null_tokens, seed)
     say("sums over the documents")
-    kept: list[tuple[SigmoidFits, Floats32]] = []
-    frequency = FrequencySums(tokens, units)
-    blocks = _keeping(source.blocks(), sample, kept, frequency)
-    sums = DocumentSums.from_blocks(
-        source.x_K, ((fits, loss_NK, units.unit_N[at]) for at, fits, loss_NK in blocks), len(units)
-    )
+    chosen = draw_tokens(run.n_tokens, null_tokens, seed)
+    sums, frequency, sample = _read_tokens(source, units, chosen)
     say("reconstructions")
-    whole = sums.resampled(source.x_K, weight_RU)
-    if not np.ptp(whole.loss_RK[0]) > 0:
-        raise TokscaleError(
-            f"the mean loss of {run.path} is the same at all probes; a spectrum needs one that "
-            "changes; train on"
-        )
-    overall = compare(source.x_K, whole.curves(), whole.loss_RK)
-    first_U = units.half(seed)
-    model, target = (
-        sums.resampled(source.x_K, weight_RU * half_U) for half_U in (first_U, ~first_U)
-    )
-    held_out = compare(source.x_K, model.curves(), target.loss_RK)
+    curves = _Curves.from_sums(source, sums, units, weight_RU, seed)
     say("widths and their null")
-    sample_fits = SigmoidFits.concatenate([fits for fits, _ in kept])
-    sample_NK = np.concatenate([loss_NK for _, loss_NK in kept])
-    sample_units = replace(units, unit_N=units.unit_N[sample])
-    widths = Widths.from_fits(sample_fits, sample_NK, sample_units.unit_N, seed)
+    widths = Widths.from_fits(sample.fits, sample.loss_NK, sample.units.unit_N, seed)
     say("forward in time")
-    finite_N = np.isfinite(sample_NK).all(axis=1)
-    forward = or_reason(
-        lambda: predict_forward(
-            source.x_K,
-            sample_NK[finite_N],
-            replace(sample_units, unit_N=sample_units.unit_N[finite_N]),
-            {name: each.rows(sample[finite_N]) for name, each in groupings(tokens).items()},
-            weight_RU,
-            seed,
-        )
+    forward = defined_or_reason(lambda: _forward(source, sample, weight_RU, seed))
+    arrays = _arrays(run.step_K, curves, widths.histograms(), frequency.means(weight_RU))
+    # No file is written before all that can be refused has been computed.
+    checksum = write_npz(run.paths.spectrum_arrays, arrays)
+    evidence = Evidence(
+        fit=source.fit.identity,
+        arrays_crc32=checksum,
+        documents=units.documents,
+        non_finite=source.fit.non_finite,
+        same_tokens=curves.overall.r2(),
+        other_documents=curves.held_out.r2(),
+        other_documents_note=_HELD_OUT_NOTE,
+        falls=curves.overall.falls(),
+        fall_before_first_finite_probe=_fall_before(source.x_K, curves.whole.loss_RK),
+        classes=class_shares(sums, weight_RU),
+        widths=widths.result(weight_RU),
+        forward=forward,
+        settings=SpectrumSettings(n_resamples, len(chosen), seed),
     )
-    arrays, about = _spectra(run, source.x_K, sums, units.dataset_U, weight_RU, overall)
-    arrays |= (
-        widths.histograms()
-        | frequency.arrays(weight_RU)
-        | {
-            "step_K": run.step_K,
-            "half_measured_G": held_out.measured_G,
-            **{f"half_{name}_G": r.derivative_G for name, r in held_out.by_name.items()},
-        }
-    )
-    # All that can be refused comes before the first file is written.
-    evidence = {
-        "documents": units.documents,
-        "non_finite": non_finite(source.fit),
-        "same_tokens": overall.scores(),
-        "other_documents": {**held_out.scores(), "note": _HELD_OUT_NOTE},
-        "falls": overall.falls(),
-        "fall_before_first_finite_probe": _fall_before(source.x_K, whole.loss_RK),
-        "classes": class_shares(sums, weight_RU),
-        "widths": widths.result(weight_RU),
-        "forward": forward,
-        "settings": {"n_resamples": n_resamples, "null_tokens": len(sample), "seed": seed},
-    }
-    about, evidence = plain(about), plain(evidence)
-    made_of = {
-        "schema_version": SPECTRUM_SCHEMA,
-        "version": __version__,
-        **heading(source.fit),
-        "arrays_crc32": write_arrays(run.paths.spectrum_arrays, arrays),
-    }
-    write_result(run.paths.spectrum, {**made_of, **about})
-    return write_result(run.paths.reconstruction, {**made_of, **evidence})
+    summary = curves.summary(source, checksum)
+    write_typed_result(run.paths.spectrum, SPECTRUM_SCHEMA, summary)
+    write_typed_result(run.paths.reconstruction, SPECTRUM_SCHEMA, evidence)
+    return evidence
 
 
-def drawn(n_tokens: int, count: int, seed: int) -> Integers:
-    """At most `count` tokens, ascending."""
+def draw_tokens(n_tokens: int, count: int, seed: int) -> Integers:
+    """Draw at most `count` tokens, ascending."""
     if n_tokens <= count:
         return np.arange(n_tokens)
     chosen = np.random.default_rng(seed).choice(n_tokens, count, replace=False)
     return np.sort(chosen)
 
 
-def _keeping(
-    blocks: Iterator[Block],
-    sample: Integers,
-    kept: list[Any],
-    frequency: FrequencySums,
-) -> Iterator[Block]:
-    """Pass the blocks on, keep the sampled tokens of each, and sum by frequency."""
-    for at, fits, loss_NK in blocks:
-        frequency.add(at, fits, loss_NK)
-        rows = sample[(sample >= at.start) & (sample < at.stop)] - at.start
-        kept.append((fits.rows(rows), loss_NK[rows]))
-        yield at, fits, loss_NK
+@dataclass(frozen=True)
+class _DrawnTokens:
+    """Tokens that are fitted again.
+
+    Attributes:
+        token_N: number of each token, ascending.
+        fits: their fits.
+        loss_NK: their losses in nats.
+        units: their resampling units.
+    """
+
+    token_N: Integers
+    fits: SigmoidFits
+    loss_NK: Floats32
+    units: Units
 
 
-def _spectra(
-    run: Run,
-    x_K: Floats,
-    sums: DocumentSums,
-    dataset_U: NDArray[np.int16],
-    weight_RU: Floats,
-    overall: Comparison,
-) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """The arrays of spectrum.npz and what spectrum.json says of them."""
-    datasets = run.probe_set.datasets
-    whole = sums.resampled(x_K, weight_RU)
-    parts = [sums.resampled(x_K, weight_RU * (dataset_U == d)) for d in range(len(datasets))]
-    spectra = [_spectrum(each) for each in (whole, *parts)]
-    weights_KG = derivative_weights(x_K, overall.x_G).T
-    density, drop_weighted = spectra[0].density_G, spectra[0].drop_weighted_G
-    measured_DRG = np.stack([np.nan_to_num(part.loss_RK) @ weights_KG for part in parts])
-    arrays: dict[str, NDArray[Any]] = {
-        "x_K": x_K,
-        "x_G": overall.x_G,
-        "mean_loss_K": whole.loss_RK[0],
-        "mean_loss_RK": whole.loss_RK,
-        "density_G": density[0],
-        "density_interval_2G": _band(density),
-        "drop_weighted_G": drop_weighted[0],
-        "drop_weighted_interval_2G": _band(drop_weighted),
-        "x_C": Bins.over(x_K).x_C,
-        "drop_RC": whole.drop_RC.astype(np.float32),
-        "measured_G": overall.measured_G,
-        "measured_se_G": measured_derivative(x_K, whole.loss_RK[0], overall.x_G)[1],
-        "measured_interval_2G": _band(overall.measured_RG),
-        **{f"{name}_G": r.derivative_G for name, r in overall.by_name.items()},
-        "mean_loss_DK": np.stack([part.loss_RK[0] for part in parts]),
-        "mean_loss_RDK": np.stack([part.loss_RK for part in parts], axis=1),
-        "density_DG": np.stack([each.density_G[0] for each in spectra[1:]]),
-        "drop_weighted_DG": np.stack([each.drop_weighted_G[0] for each in spectra[1:]]),
-        "measured_DG": measured_DRG[:, 0],
-        "measured_interval_D2G": np.stack([_band(part_RG) for part_RG in measured_DRG]),
-    }
-    about = {
-        "units": {
-            "x": "natural logarithm of time; -inf at step 0",
-            "density": "events per unit of x, integrates to one",
-            "drop_weighted": "nats per unit of x, mean over all fitted tokens",
-            "measured": "-dL/dx, nats per unit of x",
-            "interval": "95%, over documents",
-        },
-        "n_tokens": spectra[0].n_tokens,
-        "n_events": spectra[0].n_events,
-        **Estimate.from_resamples(whole.drop_RC.sum(axis=1), least=0).entry(
-            "drop_of_events_nats_per_token"
-        ),
-        **Estimate.from_resamples(whole.loss_RK[:, 0] - whole.loss_RK[:, -1]).entry(
-            "fall_nats_per_token"
-        ),
-        "bandwidth_x": spectra[0].bandwidth,
-        **Estimate.from_resamples(whole.width_R, least=0).entry("common_width_x"),
-        "datasets": [
-            {"name": name, "n_tokens": each.n_tokens, "n_events": each.n_events}
-            for name, each in zip(datasets, spectra[1:], strict=True)
-        ],
-    }
-    return arrays, about
+def _read_tokens(
+    source: FittedRun, units: Units, chosen: Integers
+) -> tuple[DocumentSums, FrequencySums, _DrawnTokens]:
+    """Sum over all tokens and keep the chosen ones, in one pass over the blocks."""
+    frequency = FrequencySums(source.run.probe_set, units)
+    kept: list[tuple[SigmoidFits, Floats32]] = []
+
+    def blocks() -> Iterator[TokenBlock]:
+        for at, fits, loss_NK in source.blocks():
+            frequency.add(at, fits, loss_NK)
+            rows = chosen[(chosen >= at.start) & (chosen < at.stop)] - at.start
+            kept.append((fits.rows(rows), loss_NK[rows]))
+            yield fits, loss_NK, units.unit_N[at]
+
+    sums = DocumentSums.from_blocks(source.x_K, blocks(), len(units))
+    drawn = _DrawnTokens(
+        chosen,
+        SigmoidFits.concatenate([fits for fits, _ in kept]),
+        np.concatenate([loss_NK for _, loss_NK in kept]),
+        replace(units, unit_N=units.unit_N[chosen]),
+    )
+    return sums, frequency, drawn
+
+
+@dataclass(frozen=True)
+class _Curves:
+    """Resampled curves, spectra and reconstructions of a run.
+
+    Attributes:
+        whole: resampled means over all tokens.
+        by_dataset: resampled means over the tokens of each dataset.
+        spectrum: spectra of the resamples.
+        dataset_spectra: spectra of the resamples of each dataset.
+        overall: reconstructions of all tokens against their measured slope.
+        held_out: reconstructions of one half of the documents against the slope of the other half.
+    """
+
+    whole: Resampled
+    by_dataset: list[Resampled]
+    spectrum: LearningTimeSpectrum
+    dataset_spectra: list[LearningTimeSpectrum]
+    overall: Comparison
+    held_out: Comparison
+
+    @classmethod
+    def from_sums(
+        cls, source: FittedRun, sums: DocumentSums, units: Units, weight_RU: Floats, seed: int
+    ) -> Self:
+        """Resample the sums over documents.
+
+        Raises:
+            TokscaleError: the mean loss does not change.
+            UndefinedError: fewer than four finite probes.
+        """
+        x_K = source.x_K
+        whole = sums.resampled(x_K, weight_RU)
+        if not np.ptp(whole.loss_RK[0]) > 0:
+            raise TokscaleError(
+                f"the mean loss of {source.run.path} is the same at all probes; a spectrum needs "
+                "one that changes; train on"
+            )
+        overall = compare(x_K, whole.curves(), whole.loss_RK)
+        half_U = units.half(seed)
+        model, target = (sums.resampled(x_K, weight_RU * each_U) for each_U in (half_U, ~half_U))
+        held_out = compare(x_K, model.curves(), target.loss_RK)
+        by_dataset = [
+            sums.resampled(x_K, weight_RU * (units.dataset_U == d))
+            for d in range(len(source.run.probe_set.datasets))
+        ]
+        spectra = [_spectrum(each) for each in by_dataset]
+        return cls(whole, by_dataset, _spectrum(whole), spectra, overall, held_out)
+
+    def summary(self, source: FittedRun, checksum: str) -> SpectrumSummary:
+        """Return the content of spectrum.json beside a spectrum.npz with this checksum."""
+        loss_RK, names = self.whole.loss_RK, source.run.probe_set.datasets
+        return SpectrumSummary(
+            fit=source.fit.identity,
+            arrays_crc32=checksum,
+            units=_UNITS,
+            n_tokens=self.spectrum.n_tokens,
+            n_events=self.spectrum.n_events,
+            drop_of_events=Estimate.from_resamples(self.whole.drop_RC.sum(axis=1), least=0),
+            fall=Estimate.from_resamples(loss_RK[:, 0] - loss_RK[:, -1]),
+            bandwidth_x=self.spectrum.bandwidth,
+            common_width_x=Estimate.from_resamples(self.whole.width_R, least=0),
+            datasets=tuple(
+                DatasetCounts(name, each.n_tokens, each.n_events)
+                for name, each in zip(names, self.dataset_spectra, strict=True)
+            ),
+        )
 
 
 def _spectrum(part: Resampled) -> LearningTimeSpectrum:
-    """The spectrum of every resample; the arrays have a leading R."""
+    """Return the spectrum of every resample; the arrays have a leading R."""
     count_RC, drop_RC = np.nan_to_num(part.count_RC), np.nan_to_num(part.drop_RC)
     return LearningTimeSpectrum.from_bins(part.x_K, count_RC, drop_RC, int(part.tokens_R[0]))
 
 
-def _band(value_RG: Floats) -> Floats:
-    """2.5% and 97.5% of the resamples."""
+def _forward(
+    source: FittedRun, sample: _DrawnTokens, weight_RU: Floats, seed: int
+) -> ForwardPrediction:
+    """Predict the last factor of two in time from the losses of the drawn tokens before it."""
+    finite_N = np.isfinite(sample.loss_NK).all(axis=1)
+    token_N = sample.token_N[finite_N]
+    return predict_forward(
+        source.x_K,
+        sample.loss_NK[finite_N],
+        replace(sample.units, unit_N=sample.units.unit_N[finite_N]),
+        {name: each.rows(token_N) for name, each in groupings(source.run.probe_set).items()},
+        weight_RU,
+        seed,
+    )
+
+
+def _arrays(
+    step_K: Integers, curves: _Curves, widths: WidthHistograms, frequency: FrequencyMeans
+) -> SpectrumArrays:
+    """Return the arrays of spectrum.npz."""
+    whole, by_dataset, overall = curves.whole, curves.by_dataset, curves.overall
+    x_K, x_G = whole.x_K, overall.x_G
+    weights_KG = derivative_weights(x_K, x_G).T
+    measured_DRG = np.stack([np.nan_to_num(part.loss_RK) @ weights_KG for part in by_dataset])
+    full, kernel, spectrum = (overall.by_name[name].derivative_G for name in NAMES)
+    half_full, half_kernel, half_spectrum = (
+        curves.held_out.by_name[name].derivative_G for name in NAMES
+    )
+    return SpectrumArrays(
+        step_K=step_K,
+        x_K=x_K,
+        mean_loss_K=whole.loss_RK[0],
+        mean_loss_RK=whole.loss_RK,
+        mean_loss_DK=np.stack([part.loss_RK[0] for part in by_dataset]),
+        mean_loss_RDK=np.stack([part.loss_RK for part in by_dataset], axis=1),
+        x_G=x_G,
+        density_G=curves.spectrum.density_G[0],
+        density_interval_2G=_interval(curves.spectrum.density_G),
+        density_DG=np.stack([each.density_G[0] for each in curves.dataset_spectra]),
+        drop_weighted_G=curves.spectrum.drop_weighted_G[0],
+        drop_weighted_interval_2G=_interval(curves.spectrum.drop_weighted_G),
+        drop_weighted_DG=np.stack([each.drop_weighted_G[0] for each in curves.dataset_spectra]),
+        measured_G=overall.measured_G,
+        measured_se_G=measured_derivative(x_K, whole.loss_RK[0], x_G)[1],
+        measured_interval_2G=_interval(overall.measured_RG),
+        measured_DG=measured_DRG[:, 0],
+        measured_interval_D2G=np.stack([_interval(part_RG) for part_RG in measured_DRG]),
+        full_G=full,
+        kernel_G=kernel,
+        spectrum_G=spectrum,
+        half_measured_G=curves.held_out.measured_G,
+        half_full_G=half_full,
+        half_kernel_G=half_kernel,
+        half_spectrum_G=half_spectrum,
+        x_C=Bins.over(x_K).x_C,
+        drop_RC=whole.drop_RC.astype(np.float32),
+        width_edges_W=widths.edges_W,
+        width_observed_W=widths.observed_W,
+        width_null_W=widths.null_W,
+        frequency_loss_RFK=frequency.loss_RFK,
+        frequency_share_F=frequency.share_F,
+        frequency_I=frequency.frequency_I,
+        frequency_time_I=frequency.time_I,
+    )
+
+
+def _interval(value_RG: Floats) -> Floats:
+    """Return the 2.5% and 97.5% percentiles of the resamples; NaN without resamples."""
     if len(value_RG) < 2:
         return np.full((2, value_RG.shape[1]), np.nan)
     return np.asarray(np.quantile(value_RG[1:], [0.025, 0.975], axis=0))
 
 
-def class_shares(sums: DocumentSums, weight_RU: Floats) -> dict[str, Any]:
-    """Share of the tokens, and of the whole fall, by class."""
+def class_shares(sums: DocumentSums, weight_RU: Floats) -> dict[str, ClassShare]:
+    """Return the share of the tokens, and of the whole fall, in each class by its label."""
     class_RJ, fall_RJ = weight_RU @ sums.class_UJ, weight_RU @ sums.fall_UJ
     with np.errstate(divide="ignore", invalid="ignore"):
         share_RJ = class_RJ / class_RJ.sum(axis=1, keepdims=True)
         fall_share_RJ = fall_RJ / fall_RJ.sum(axis=1, keepdims=True)
     return {
-        each.label: Estimate.from_resamples(share_RJ[:, j], 0, 1).entry("share")
-        | Estimate.from_resamples(fall_share_RJ[:, j]).entry("fall_share")
+        each.label: ClassShare(
+            share=Estimate.from_resamples(share_RJ[:, j], 0, 1),
+            fall_share=Estimate.from_resamples(fall_share_RJ[:, j]),
+        )
         for j, each in enumerate(CLASSES)
     }
 
 
-def _fall_before(x_K: Floats, loss_RK: Floats) -> dict[str, Any] | None:
-    """Mean loss at step 0 minus that at the first finite probe: a fall that is on no axis."""
+def _fall_before(x_K: Floats, loss_RK: Floats) -> Estimate | None:
+    """Return the mean loss at step 0 minus that at the first finite probe, which no x holds."""
     first = int(np.isfinite(x_K).argmax())
-    return (
-        Estimate.from_resamples(loss_RK[:, 0] - loss_RK[:, first]).entry("nats") if first else None
-    )
+    return Estimate.from_resamples(loss_RK[:, 0] - loss_RK[:, first]) if first else None

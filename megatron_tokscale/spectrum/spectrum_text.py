@@ -1,144 +1,139 @@
-"""How well spectra reconstruct and predict the loss, as tables for a terminal."""
+"""Results of the spectrum room as tables for a terminal."""
 
 from collections.abc import Mapping
-from typing import Any
 
-from megatron_tokscale.results import non_finite_line
+from megatron_tokscale.results import Transfer, non_finite_line
+from megatron_tokscale.results.axis import AxisSummary
+from megatron_tokscale.results.estimate import Estimate, Undefined, format_estimate
+from megatron_tokscale.results.evidence import Evidence, ForwardPrediction
+from megatron_tokscale.results.skill import GroupTest, GroupTests
 
-_SOURCES = {
+_RECONSTRUCTIONS = {
     "full": "every token's own transition",
     "kernel": "drop-weighted spectrum, one kernel",
     "spectrum": "learning times alone",
 }
+_VERDICTS = {True: "yes", False: "not shown", None: "undefined"}
 
 
-def describe_spectrum(result: Mapping[str, Any]) -> str:
-    """Reconstructions, widths beside their null, and the forward prediction."""
-    lines = non_finite_line(result["non_finite"]) + _reconstructions(result)
-    widths = result["widths"]
-    observed, null = (
-        with_interval(widths[name]["width_decades"], "p50")
-        for name in ("observed", "mean_curve_null")
-    )
-    lines += [
-        f"  10-90% width, median, in decades of time: {observed}",
-        f"  if every token followed the mean curve:   {null}",
-        "  learning is local: " + _verdict(widths["local"]),
-        *_forward(result["forward"]),
+def describe_spectrum(evidence: Evidence) -> str:
+    """Return reconstructions, widths beside their null, and the forward prediction as lines."""
+    widths = evidence.widths
+    lines = [
+        *non_finite_line(evidence.non_finite),
+        *_reconstructions(evidence),
+        "  10-90% width, median, in decades of time: "
+        + format_estimate(widths.observed.width_decades.p50),
+        "  if every token followed the mean curve:   "
+        + format_estimate(widths.mean_curve_null.width_decades.p50),
+        "  learning is local: " + _VERDICTS[widths.local],
+        *_forward(evidence.forward),
     ]
     return "\n".join(lines)
 
 
-def _reconstructions(result: Mapping[str, Any]) -> list[str]:
+def _reconstructions(evidence: Evidence) -> list[str]:
     lines = [f"  {'-dL/dx rebuilt from':<46}{'R^2 (95%)':<26}{'other documents'}"]
-    for name, meaning in _SOURCES.items():
-        same, other = (
-            with_interval(result[part][name], "r2") for part in ("same_tokens", "other_documents")
-        )
+    for name, meaning in _RECONSTRUCTIONS.items():
+        same = format_estimate(evidence.same_tokens[name])
+        other = format_estimate(evidence.other_documents[name])
         lines.append(f"  {name + ': ' + meaning:<46}{same:<26}{other}")
     return lines
 
 
-def _forward(forward: Mapping[str, Any]) -> list[str]:
-    if "undefined" in forward:
-        return [f"  forward in time: {forward['undefined']}"]
-    errors = {name: with_interval(forward[name], "error") for name in ("tokens", *_RIVALS)}
+def _forward(forward: ForwardPrediction | Undefined) -> list[str]:
+    if isinstance(forward, Undefined):
+        return [f"  forward in time: {forward.undefined}"]
+    forecasts = {
+        "tokens fitted on the part before": forward.tokens,
+        "the power law of the part before": forward.power_law,
+        "a uniform spectrum: it goes on as before": forward.uniform,
+    }
     return [
-        f"  the last factor of two, where the loss fell by {with_interval(forward, 'fall')} nats; "
+        f"  the last factor of two, where the loss fell by {format_estimate(forward.fall)} nats; "
         "mean error predicted from before:",
-        *(f"    {meaning:<42}{errors[name]}" for name, meaning in _FORWARD.items()),
+        *(f"    {name:<42}{format_estimate(each.error)}" for name, each in forecasts.items()),
         "  error of the best rival less that of the tokens: "
-        + with_interval(forward, "gain_over_best_rival"),
+        + format_estimate(forward.gain_over_best_rival),
         *(
             f"    which {name} falls, skill gained over permuted times: "
-            f"{with_interval(each, 'gain_over_permuted')}"
-            for name, each in forward["groups"].items()
+            f"{format_estimate(each.gain_over_permuted)}"
+            for name, each in forward.groups.items()
         ),
     ]
 
 
-_RIVALS = ("power-law", "uniform")
-_FORWARD = {
-    "tokens": "tokens fitted on the part before",
-    "power-law": "the power law of the part before",
-    "uniform": "a uniform spectrum: it goes on as before",
-}
-
-
-def describe_transfer(entry: Mapping[str, Any]) -> str:
-    """Skills by group of tokens and the learning order, from an entry of transfer.json."""
-    lines = [f"  learning times of {entry['source']}, {entry['documents']} documents"]
-    for alignment in ("absolute", "by loss"):
-        lines += _alignment(alignment, entry[alignment])
-    order = entry["order"]
-    if order["spearman"] is None:
-        return "\n".join([*lines, f"  learning order: only {order['tokens']} tokens in both runs"])
-    lines.append(f"  rank in the learning order of {order['tokens']:,} tokens, Spearman's rho with")
-    lines += [
-        f"    {name:<40}{with_interval(value, 'value')}"
-        for name, value in order["spearman"].items()
+def describe_transfer(transfer: Transfer) -> str:
+    """Return skills by group of tokens and the learning order as lines."""
+    lines = [
+        f"  learning times of {transfer.source}, {transfer.documents} documents",
+        *_alignment("absolute", transfer.absolute),
+        *_alignment("by loss", transfer.by_loss),
     ]
+    order = transfer.order
+    if isinstance(order, Undefined):
+        return "\n".join([*lines, f"  learning order: {order.undefined}"])
+    lines.append(f"  rank in the learning order of {order.tokens:,} tokens, Spearman's rho with")
+    lines += [f"    {name:<40}{format_estimate(rho)}" for name, rho in order.spearman.items()]
     lines.append(
-        f"  beyond the plain predictors: {with_interval(order, 'partial')}: "
-        f"{_verdict(order['passes'])}"
+        f"  beyond the baseline predictors: {format_estimate(order.partial)}: "
+        f"{_VERDICTS[order.passes]}"
     )
     lines.append(
-        f"  variance of the ranks explained by the plain predictors "
-        f"{with_interval(order, 'explained_by_plain')}, with the learning time "
-        f"{with_interval(order, 'explained_with_time')}"
+        "  variance of the ranks explained by the baseline predictors "
+        f"{format_estimate(order.explained_by_baseline)}, with the learning time "
+        f"{format_estimate(order.explained_with_time)}"
     )
     return "\n".join(lines)
 
 
-def describe_axis(result: Mapping[str, Any]) -> str:
-    """Return the losses along D or M and the test across the axes as lines, from axis.json."""
-    falls = ["", *(f", a fall of {with_interval(each, 'fall')}" for each in result["falls"])]
+def describe_axis(summary: AxisSummary) -> str:
+    """Return the losses along D or M and the test across the axes as lines."""
+    falls = ["", *(f", a fall of {format_estimate(fall)}" for fall in summary.falls)]
     lines = [
-        f"  axis {result['axis']} ({result['size']}), {len(result['runs'])} runs; the mean loss "
-        f"falls by {with_interval(result, 'fall')} nats",
+        f"  axis {summary.axis} ({summary.size}), {len(summary.runs)} runs; the mean loss "
+        f"falls by {format_estimate(summary.fall)} nats",
         *(
-            f"    {run['name']:<24}{run['size']:>16,.0f}{run['loss']:>9.3f} nats{fall}"
-            for run, fall in zip(result["runs"], falls, strict=True)
+            f"    {run.name:<24}{run.size:>16,.0f}{run.loss:>9.3f} nats{fall}"
+            for run, fall in zip(summary.runs, falls, strict=True)
         ),
     ]
-    across = result["across"]
-    if across is None:
-        return "\n".join(lines)
-    lines.append(f"  learning times along T of {across['source']} against this axis")
-    skills = across if "undefined" in across else across["groups"]
-    return "\n".join([*lines, *_alignment("by loss", skills)])
+    across = summary.across
+    if across is not None:
+        lines.append(f"  learning times along T of {across.source} against this axis")
+        lines += _alignment("by loss", across.groups)
+    return "\n".join(lines)
 
 
-def _alignment(name: str, result: Mapping[str, Any]) -> list[str]:
-    if "undefined" in result:
-        return [f"  aligned {name}: {result['undefined']}"]
-    columns = [
-        column
-        for column in ("events", "permuted", "full", "source", "own")
-        if any(column in each for each in result.values())
-    ]
+def _alignment(name: str, tests: GroupTests) -> list[str]:
+    if isinstance(tests, Undefined):
+        return [f"  aligned {name}: {tests.undefined}"]
+    columns = {
+        column: skills
+        for column, skills in _skills(tests).items()
+        if any(skill is not None for skill in skills)
+    }
     head = "".join(f"{column:>10}" for column in columns)
     lines = [f"  {'aligned ' + name:<24}{head}   gain of events over permuted"]
-    for grouping, each in result.items():
-        skills = "".join(
-            f"{number(each[column]['skill']) if column in each else '':>10}" for column in columns
-        )
-        gain = with_interval(each, "gain_over_permuted")
-        lines.append(f"    {grouping:<22}{skills}   {gain}: {_verdict(each['passes'])}")
+    for row, (grouping, test) in enumerate(tests.items()):
+        cells = "".join(f"{_value(skills[row]):>10}" for skills in columns.values())
+        gain = format_estimate(test.gain_over_permuted)
+        lines.append(f"    {grouping:<22}{cells}   {gain}: {_VERDICTS[test.passes]}")
     return lines
 
 
-def with_interval(result: Mapping[str, Any], name: str) -> str:
-    """A number with its interval."""
-    interval = result.get(f"{name}_interval")
-    bounds = "" if interval is None else f" [{number(interval[0])}, {number(interval[1])}]"
-    return number(result[name]) + bounds
+def _skills(tests: Mapping[str, GroupTest]) -> dict[str, list[Estimate | None]]:
+    """Return the skills of every grouping, by the name of the prediction."""
+    rows = tests.values()
+    return {
+        "events": [each.events for each in rows],
+        "permuted": [each.permuted for each in rows],
+        "full": [each.full for each in rows],
+        "source": [each.source for each in rows],
+        "own": [each.own for each in rows],
+    }
 
 
-def number(value: float | None) -> str:
-    """Three decimals."""
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _verdict(passed: bool | None) -> str:
-    return {True: "yes", False: "not shown", None: "undefined"}[passed]
+def _value(skill: Estimate | None) -> str:
+    """Return a skill without its interval; nothing where it was not tried."""
+    return "" if skill is None else format_estimate(Estimate(skill.value))

@@ -1,35 +1,37 @@
 """Sums over tokens by resampling unit, in one pass; every resample is then a small matrix product.
 
-Shapes: N tokens, E events, U units, K probe steps, C bins of x, V bins of ln w, J classes, R
-resamples.
+Shapes: N tokens, E events, U units, K probe steps, C bins of x (in `loss_sums` and `model_sums`:
+cells), V bins of ln width, J classes, R resamples.
 """
 
 import math
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import reduce
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import expit
 
-from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.spectrum.density import Bins, events_of
 from megatron_tokscale.spectrum.kernels import add_losses, add_ramps, add_sigmoids
 
 CLASSES = tuple(each for each in TokenClass if each is not TokenClass.UNFITTED)
+"""The classes of tokens that miss no loss, in the order of the axis J."""
 _BEFORE_TRAINING = -1e6  # stands for x = -inf, where every sigmoid is one
-_WIDTH_BINS = 512
-_THREADS = 2
+_WIDTH_BINS = 512  # of ln width, each about 2% wide: finer than any interval of a median width
+_THREADS = 2  # blocks summed at once; each more takes the memory of a block
+
+type TokenBlock = tuple[SigmoidFits, Floats32, Integers | Integers32]
+"""Fits, losses (NK) and resampling units (N) of some tokens."""
 
 
 @dataclass(frozen=True)
 class DocumentSums:
-    """What the spectrum needs of the fitted tokens that miss no loss, summed by unit.
+    """Sums over the fitted tokens that miss no loss, by resampling unit.
 
     Attributes:
         tokens_U: number of tokens.
@@ -52,23 +54,21 @@ class DocumentSums:
     fall_UJ: Floats
 
     @staticmethod
-    def from_blocks(
-        x_K: Floats, blocks: Iterable[tuple[SigmoidFits, NDArray[Any], NDArray[Any]]], n_units: int
-    ) -> "DocumentSums":
-        """Sum blocks of (fits, loss_NK, unit_N); two threads take one block each.
+    def from_blocks(x_K: Floats, blocks: Iterable[TokenBlock], n_units: int) -> "DocumentSums":
+        """Sum blocks of tokens; two threads take one block each.
 
         Raises:
             UndefinedError: no token is fitted at all probes.
         """
         with ThreadPoolExecutor(_THREADS) as pool:
             pending = (pool.submit(_sum_block, x_K, *block, n_units) for block in blocks)
-            total = reduce(_add, _in_turn(pending))
+            total = reduce(_add, _results_in_order(pending))
         if not total.tokens_U.any():
             raise UndefinedError("no token has a fit and finite losses at all probes")
         return total
 
     def resampled(self, x_K: Floats, weight_RU: Floats) -> "Resampled":
-        """Means over tokens under each row of weights, NaN where these leave no token."""
+        """Return means over tokens under each row of weights, NaN where these leave no token."""
         tokens_R = weight_RU @ self.tokens_U
         with np.errstate(invalid="ignore"):
             mean = {
@@ -83,7 +83,7 @@ class DocumentSums:
 
 @dataclass(frozen=True)
 class Resampled:
-    """The spectrum and the mean curves of each resample, per token.
+    """Spectrum and mean curves of each resample, per token.
 
     Attributes:
         x_K: probes.
@@ -104,7 +104,10 @@ class Resampled:
     width_R: Floats
 
     def curves(self) -> dict[str, Floats]:
-        """Mean loss at the probes by each reconstruction, up to a constant for all but "full"."""
+        """Return the mean loss at the probes by each reconstruction ("full", "kernel", "spectrum").
+
+        All but "full" are known up to a constant.
+        """
         x_C = Bins.over(self.x_K).x_C
         kernel_RK, spectrum_RK = np.zeros((2, *self.full_RK.shape))
         mean_drop_R = self.drop_RC.sum(axis=1) / np.maximum(self.count_RC.sum(axis=1), 1e-300)
@@ -115,15 +118,17 @@ class Resampled:
         return {"full": self.full_RK, "kernel": kernel_RK, "spectrum": spectrum_RK}
 
 
-def loss_sums(loss_NK: NDArray[Any], cell_N: NDArray[Any], n_cells: int) -> Floats:
-    """Finite losses added up by cell, (n_cells, K) in float64."""
+def loss_sums(loss_NK: Floats | Floats32, cell_N: Integers | Integers32, n_cells: int) -> Floats:
+    """Return the sums of finite losses by cell, (n_cells, K) in float64."""
     total_CK = np.zeros((n_cells, loss_NK.shape[1]))
     add_losses(total_CK, cell_N, loss_NK)
     return total_CK
 
 
-def model_sums(fits: SigmoidFits, cell_N: NDArray[Any], n_cells: int, x_K: NDArray[Any]) -> Floats:
-    """`fits.predict(x_K)` added up by cell, (n_cells, K), without a matrix over tokens."""
+def model_sums(
+    fits: SigmoidFits, cell_N: Integers | Integers32, n_cells: int, x_K: Floats
+) -> Floats:
+    """Return sums of `fits.predict(x_K)` by cell, (n_cells, K), without a matrix over tokens."""
     x = at_probes(x_K).astype(np.float32)
     constant_C = np.bincount(cell_N, fits.constant_N, n_cells)
     total_CK = np.repeat(constant_C[:, None], len(x), axis=1)
@@ -137,13 +142,17 @@ def model_sums(fits: SigmoidFits, cell_N: NDArray[Any], n_cells: int, x_K: NDArr
     return total_CK
 
 
-def at_probes(x_K: NDArray[Any]) -> Floats:
-    """x with a finite stand-in for -inf, at which every sigmoid is one."""
+def at_probes(x_K: Floats) -> Floats:
+    """Return x with a finite stand-in for -inf, at which every sigmoid is one."""
     return np.asarray(np.maximum(x_K, _BEFORE_TRAINING), dtype=np.float64)
 
 
 def _sum_block(
-    x_K: Floats, fits: SigmoidFits, loss_NK: NDArray[Any], unit_N: NDArray[Any], n_units: int
+    x_K: Floats,
+    fits: SigmoidFits,
+    loss_NK: Floats32,
+    unit_N: Integers | Integers32,
+    n_units: int,
 ) -> DocumentSums:
     whole_N = fits.complete_N
     if not whole_N.all():
@@ -171,11 +180,11 @@ def _sum_block(
 
 def table_of(
     shape: tuple[int, int],
-    row: NDArray[Any],
-    column: NDArray[Any],
-    value: NDArray[Any] | None = None,
+    row: Integers | Integers32,
+    column: Integers,
+    value: Floats | Floats32 | None = None,
 ) -> Floats:
-    """Values (ones if None) added up by cell."""
+    """Return a table of the values (ones if None) summed by row and column."""
     cell = row.astype(np.int64) * shape[1] + column
     return np.bincount(cell, value, math.prod(shape)).reshape(shape).astype(np.float64, copy=False)
 
@@ -187,9 +196,9 @@ def _add(a: DocumentSums, b: DocumentSums) -> DocumentSums:
     return a
 
 
-def _in_turn(pending: Iterable[Any]) -> Iterable[DocumentSums]:
-    """Results in order, with no more blocks under way than there are threads."""
-    queue: list[Any] = []
+def _results_in_order(pending: Iterable[Future[DocumentSums]]) -> Iterator[DocumentSums]:
+    """Yield results in order, with no more blocks under way than there are threads."""
+    queue: list[Future[DocumentSums]] = []
     for future in pending:
         queue.append(future)
         if len(queue) > _THREADS:
@@ -199,14 +208,14 @@ def _in_turn(pending: Iterable[Any]) -> Iterable[DocumentSums]:
 
 
 def _log_widths(x_K: Floats) -> Floats:
-    """Edges of the bins of ln w: from a hundredth of the closest spacing to the range."""
+    """Return edges of the bins of ln w, from a hundredth of the closest spacing to two ranges."""
     x_K = x_K[np.isfinite(x_K)]
     low, high = np.diff(x_K).min() / 100, np.ptp(x_K) * 2
     return np.linspace(np.log(low), np.log(high), _WIDTH_BINS + 1)
 
 
 def _medians(weight_RV: Floats, edges_V: Floats) -> Floats:
-    """e to the weighted median of each row, linear within a bin; NaN for a row without weight."""
+    """Return e to the weighted median of each row, linear in a bin; NaN if a row has no weight."""
     below_RV = np.cumsum(weight_RV, axis=1)
     total_R = below_RV[:, -1]
     median_R = np.full(len(weight_RV), np.nan)

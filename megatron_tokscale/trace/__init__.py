@@ -1,1 +1,1 @@
-"""From samples and steps to documents, and back."""
+"""From a job's samples to documents, and back."""

@@ -1,6 +1,6 @@
-"""What a job read, from the descriptions that Megatron keeps in its data cache.
+"""The record of a job's data from the descriptions that Megatron keeps in its data cache.
 
-So jobs can be traced that never ran with the plugin. Megatron names the files of a dataset by the
+It lets jobs be traced that never ran with the plugin. Megatron names the files of a dataset by the
 MD5 of its description, and a blend's description holds those of its datasets
 (core/datasets/{blended,megatron}_dataset.py).
 """
@@ -10,16 +10,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, cast
 
-from numpy.typing import NDArray
+import numpy as np
 
+from megatron_tokscale.core.arrays import Integers
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.records import JSON
 from megatron_tokscale.data.array_files import open_array
 from megatron_tokscale.data.record import BlendRecord, DataRecord, DatasetRecord
 
 _SUFFIX: Final = "-train-description.txt"
-_LISTED, _NAMED = 12, 4
+_LISTED: Final = 12  # jobs in a message that lists them
+_NAMED: Final = 4  # datasets of a blend in such a message
+
+type _Object = Mapping[str, JSON]
 
 
 @dataclass(frozen=True)
@@ -27,27 +32,33 @@ class Description:
     """A training dataset as Megatron describes it.
 
     Attributes:
-        file: where.
-        text: what is in it.
-        content: the same, read.
+        file: path of the description.
+        text: text of the file.
+        content: the JSON object that the text is.
     """
 
     file: Path
     text: str
-    content: Mapping[str, Any]
+    content: _Object
 
     @property
     def stem(self) -> str:
-        """What the names of its files begin with: KEY-CLASS-train."""
+        """Beginning of the names of its files: KEY-CLASS-train."""
         return self.file.name.removesuffix("-description.txt")
 
     @property
-    def datasets(self) -> list[Mapping[str, Any]]:
-        """The descriptions of a blend's datasets; none of a dataset that is alone."""
-        return list(self.content.get("datasets", []))
+    def datasets(self) -> list[_Object]:
+        """Descriptions of a blend's datasets; empty for a single dataset."""
+        rows = self.content.get("datasets", [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise TokscaleError(
+                f"the datasets of {self.file} are no list of descriptions; remove it and start the "
+                "job, which makes the same"
+            )
+        return cast("list[_Object]", rows)
 
     def __str__(self) -> str:
-        """One line that tells it from the others."""
+        """Return one line that tells this description from others."""
         rows = self.datasets or [self.content]
         named = ", ".join(_named(row) for row in rows[:_NAMED])
         if len(rows) > _NAMED:
@@ -58,20 +69,20 @@ class Description:
 
 
 def find_record(cache_dir: Path, match: Sequence[str] = (), extra: int = 1) -> DataRecord:
-    """The training data of the job whose cache this is.
+    """Return the record of the training data of a job, from its data cache.
 
     Args:
-        cache_dir: the job's --data-cache-path; without one Megatron keeps what it knows of a single
-            dataset in PREFIX/cache/GPTDataset_indices, and nothing of a blend.
+        cache_dir: the job's --data-cache-path; without one Megatron keeps the indices of a single
+            dataset in PREFIX/cache/GPTDataset_indices, and none of a blend.
         match: words that the job's description, or its file's name, must hold, to choose one.
-        extra: tokens that a sample reads behind its stretch; the cache does not tell.
+        extra: tokens that a sample reads beyond its sequence length; the cache does not tell.
 
     Raises:
-        TokscaleError: there is none, or there are several, which are listed.
+        TokscaleError: no job matches, or several do, which are listed.
     """
     if not cache_dir.is_dir():
         raise TokscaleError(f"{cache_dir} is no directory; give the job's --data-cache-path")
-    found = _whole(list(_descriptions(cache_dir)))
+    found = _outside_blends(list(_descriptions(cache_dir)))
     if not found:
         raise TokscaleError(
             f"{cache_dir} holds no description of training data (*{_SUFFIX}); give the job's "
@@ -93,19 +104,25 @@ def find_record(cache_dir: Path, match: Sequence[str] = (), extra: int = 1) -> D
     return _record(chosen[0], cache_dir, extra)
 
 
-def map_cached(file: Path | str) -> NDArray[Any]:
-    """Map an array of a data cache.
+def map_cached(file: Path | str) -> Integers:
+    """Map an array of whole numbers, of whatever size, in a data cache.
 
     Raises:
         TokscaleError: the file is missing or damaged.
     """
-    return open_array(
+    array = open_array(
         file,
         str(file),
         ": the job's data cache was moved or removed; restore it, or start the job again, which "
         "makes the same",
         "remove it and start the job",
     )
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TokscaleError(
+            f"{file} is damaged: it holds {array.dtype}; expected whole numbers; remove it and "
+            "start the job"
+        )
+    return cast(Integers, array)
 
 
 def _descriptions(cache_dir: Path) -> Iterator[Description]:
@@ -116,17 +133,22 @@ def _descriptions(cache_dir: Path) -> Iterator[Description]:
         except (OSError, ValueError, RecursionError) as error:
             raise TokscaleError(f"cannot read {file} ({error}); remove it") from error
         if not isinstance(content, dict):
-            raise TokscaleError(f"{file} describes no dataset; remove it")
+            raise TokscaleError(f"{file} describes no dataset; expected an object; remove it")
         yield Description(file, text, content)
 
 
-def _whole(found: list[Description]) -> list[Description]:
-    """Those that are not part of a blend."""
+def _outside_blends(found: list[Description]) -> list[Description]:
+    """Return the descriptions that are not part of a blend."""
     parts = {_stem(dataset) for one in found for dataset in one.datasets}
     return [one for one in found if one.stem not in parts]
 
 
 def _record(one: Description, cache_dir: Path, extra: int) -> DataRecord:
+    """Return the record of a described dataset or blend.
+
+    Raises:
+        TokscaleError: a file of it is missing or damaged, or it is not of GPT datasets.
+    """
     try:
         if "datasets" not in one.content:
             return DataRecord((_dataset(one.content, one.stem, cache_dir, extra),))
@@ -135,7 +157,8 @@ def _record(one: Description, cache_dir: Path, extra: int) -> DataRecord:
         )
     except KeyError as error:
         raise TokscaleError(
-            f"{one.file} does not give {error}; trace reads GPT datasets"
+            f"{one.file} has no {error}; expected the description of a GPT dataset; choose another "
+            "with --match"
         ) from error
     blend = BlendRecord.from_cache(cache_dir, one.stem, 0)
     assert blend.dataset_index is not None
@@ -143,19 +166,19 @@ def _record(one: Description, cache_dir: Path, extra: int) -> DataRecord:
     return DataRecord(datasets, BlendRecord.from_cache(cache_dir, one.stem, size))
 
 
-def _dataset(content: Mapping[str, Any], stem: str, cache_dir: Path, extra: int) -> DatasetRecord:
+def _dataset(content: _Object, stem: str, cache_dir: Path, extra: int) -> DatasetRecord:
     size = len(map_cached(cache_dir / f"{stem}-shuffle_index.npy"))
-    return DatasetRecord.from_cache(cache_dir, content["dataset_path"], stem, extra, size)
+    return DatasetRecord.from_cache(cache_dir, str(content["dataset_path"]), stem, extra, size)
 
 
-def _stem(content: Mapping[str, Any]) -> str:
-    """How Megatron names the files of a dataset that it describes so."""
+def _stem(content: _Object) -> str:
+    """Return the beginning of the names of the files of a dataset with this description."""
     text = json.dumps(content, indent=4)
     key = hashlib.md5(text.encode("utf-8"), usedforsecurity=False).hexdigest()
     return f"{key}-{content.get('class')}-{content.get('index_split')}"
 
 
-def _named(content: Mapping[str, Any]) -> str:
+def _named(content: _Object) -> str:
     name = Path(str(content.get("dataset_path"))).name
     samples = content.get("num_samples")
     return f"{name} ({'one epoch' if samples is None else f'{samples} samples'})"

@@ -1,4 +1,4 @@
-"""What runs inside the training job: flags, hooks, the probe pass, isolation, gathering, data."""
+"""The plugin inside a training job: flags, hooks, probes, data plans, replay."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ _is_installed = False
 
 
 def install(argv: Sequence[str]) -> None:
-    """Hook into Megatron if the command line has a --tokscale-* flag (or asks for help), once.
+    """Install the hooks, once, if the command line has a --tokscale-* flag or asks for help.
 
-    With no flag nothing is wrapped: off means off.
+    Without such a flag nothing is wrapped: off means off.
 
     Raises:
         TokscaleError: this Megatron lacks a hook.

@@ -2,25 +2,18 @@
 
 import math
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Literal
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Final, Literal
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.probe import DEFAULT_SCHEDULE, ProbeSchedule
 
-_FOR_THE_PROBE = {
-    "tokscale_probe_schedule",
-    "tokscale_probe_at_exit",
-    "tokscale_loss_dtype",
-    "tokscale_fall_threshold",
-    "tokscale_on_write_error",
-    "tokscale_verify_isolation",
-    "tokscale_replay",
-    "tokscale_replan_interval",
-}
-_FOR_THE_PLAN = {"tokscale_scores_dir", "tokscale_override_plan", "tokscale_replan_interval"}
-_NOT_IN_A_REPLAY = {"tokscale_plan", "tokscale_verify_isolation", "tokscale_probe_at_exit"}
+# Metadata of the fields below, checked by `config_from_args`:
+#   "needs"           flags without which this one does nothing
+#   "needs_one_of"    flags of which one must be given
+#   "not_in_a_replay" True: the flag is for a job that trains
+_PROBE: Final = {"needs": ("probe_set",)}
+_PLAN: Final = {"needs": ("plan",)}
+_NOT_IN_A_REPLAY: Final = {"not_in_a_replay": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,49 +23,52 @@ class TokscaleConfig:
     tokscale_probe_set: str | None = None
     """Probe set to watch, made by `megatron-tokscale probe build`. Turns the probe on."""
 
-    tokscale_dir: str | None = None
-    """Run directory: what is watched goes to DIR/tokscale. Default: the directory of --save, or of
-    --tokscale-replay."""
+    tokscale_dir: str | None = field(default=None, metadata={"needs_one_of": ("probe_set", "plan")})
+    """Run directory: the losses and the plan of the run are kept in DIR/tokscale. Default: the
+    directory of --save, or of --tokscale-replay."""
 
-    tokscale_probe_schedule: str | None = None
+    tokscale_probe_schedule: str | None = field(default=None, metadata=_PROBE)
     """When to probe, 0 being before training: log:per-octave=P, linear:EVERY, list:AT,AT,... in
     steps, or, with the prefix tokens:, in consumed tokens; first, last, checkpoints; or several
     joined by '+'. Default: log:per-octave=8; all checkpoints for --tokscale-replay."""
 
-    tokscale_probe_at_exit: bool = False
+    tokscale_probe_at_exit: bool = field(default=False, metadata=_PROBE | _NOT_IN_A_REPLAY)
     """Take one more probe when the job ends in order: at its last step, at an exit interval or
     duration, or on a signal (with --exit-signal-handler), after the checkpoint is saved."""
 
-    tokscale_loss_dtype: Literal["float32", "float16"] = "float32"
+    tokscale_loss_dtype: Literal["float32", "float16"] = field(default="float32", metadata=_PROBE)
     """Precision of the losses on disk; float16 halves the space and keeps 3 digits."""
 
-    tokscale_fall_threshold: float = 0.2
+    tokscale_fall_threshold: float = field(default=0.2, metadata=_PROBE)
     """Log the share of tokens whose loss has fallen by more nats than this since the last probe."""
 
-    tokscale_on_write_error: Literal["continue", "abort"] = "continue"
-    """What to do when losses cannot be written: continue the training without probes, or abort the
-    job."""
+    tokscale_on_write_error: Literal["continue", "abort"] = field(
+        default="continue", metadata=_PROBE
+    )
+    """When losses cannot be written, continue the training without probes, or abort the job."""
 
-    tokscale_verify_isolation: bool = False
+    tokscale_verify_isolation: bool = field(default=False, metadata=_PROBE | _NOT_IN_A_REPLAY)
     """Hash parameters, buffers, optimizer state and generators before and after every probe, and
     stop the job on a difference. Slow: for trying a new setting, not for a long run."""
 
-    tokscale_replay: str | None = None
+    tokscale_replay: str | None = field(default=None, metadata=_PROBE)
     """Train nothing: probe the checkpoints saved in this directory, in any parallel layout that can
     load them. For a run that was trained without the plugin."""
 
-    tokscale_plan: str | None = None
-    """Data plan to follow, made by `megatron-tokscale plan build`: what each training sample is
-    drawn from. Needs --dataloader-type single."""
+    tokscale_plan: str | None = field(default=None, metadata=_NOT_IN_A_REPLAY)
+    """Data plan to follow, made by `megatron-tokscale plan build`: it says from which part of the
+    data each training sample is drawn. Needs --dataloader-type single."""
 
-    tokscale_scores_dir: str | None = None
+    tokscale_scores_dir: str | None = field(default=None, metadata=_PLAN)
     """Folder of the document scores that the plan was made with. Default: beside the data."""
 
-    tokscale_override_plan: bool = False
+    tokscale_override_plan: bool = field(default=False, metadata=_PLAN)
     """Let --tokscale-plan take over from the plan that the run has followed so far: its weights
     hold from the present sample on, and no sample is lost or repeated."""
 
-    tokscale_replan_interval: int | None = None
+    tokscale_replan_interval: int | None = field(
+        default=None, metadata={"needs": ("probe_set", "plan")}
+    )
     """Decide the datasets' weights anew at the first probe at or after every so many steps, from
     the losses so far; the plan's weights hold until then, and those within datasets stay."""
 
@@ -81,7 +77,7 @@ class TokscaleConfig:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Add the flags to Megatron's parser."""
+    """Add the flags to Megatron's parser, as a group of their own."""
     from megatron.training.argument_utils import ArgumentGroupFactory
 
     ArgumentGroupFactory(TokscaleConfig).build_group(parser, title="tokscale")
@@ -96,75 +92,49 @@ def config_from_args(args: Namespace) -> TokscaleConfig:
             the command line for --yaml-cfg.
     """
     if not hasattr(args, "tokscale_probe_set"):
-        raise TokscaleError("--yaml-cfg makes Megatron ignore the --tokscale flags; drop either")
+        raise TokscaleError(
+            "--yaml-cfg is given, for which Megatron ignores the --tokscale flags; expected one of "
+            "both; drop either"
+        )
     config = TokscaleConfig(
-        **{field.name: getattr(args, field.name) for field in fields(TokscaleConfig)}
+        **{each.name: getattr(args, each.name) for each in fields(TokscaleConfig)}
     )
     _check_values(config)
-    for needed, names in (("probe_set", _FOR_THE_PROBE), ("plan", _FOR_THE_PLAN)):
-        if getattr(config, f"tokscale_{needed}") is None:
-            for field in fields(TokscaleConfig):
-                if field.name in names and getattr(config, field.name) != field.default:
-                    flag, other = (f"--{word.replace('_', '-')}" for word in (field.name, needed))
-                    raise TokscaleError(
-                        f"{flag} does nothing without --tokscale-{other[2:]}; give both"
-                    )
-    if config.tokscale_dir and not (config.tokscale_probe_set or config.tokscale_plan):
-        raise TokscaleError(
-            "--tokscale-dir does nothing without --tokscale-probe-set or --tokscale-plan; give one"
-        )
-    if config.tokscale_replay:
-        for field in fields(TokscaleConfig):
-            if field.name in _NOT_IN_A_REPLAY and getattr(config, field.name) != field.default:
-                raise TokscaleError(f"--tokscale-replay trains nothing; drop {_flag(field.name)}")
+    given = [each for each in fields(config) if getattr(config, each.name) != each.default]
+    for each in given:
+        _check_needs(config, each)
+    for each in given:
+        if config.tokscale_replay and each.metadata.get("not_in_a_replay"):
+            raise TokscaleError(f"--tokscale-replay trains nothing; drop {flag_of(each.name)}")
     return config
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """Return the flag of a field of `TokscaleConfig`."""
     return f"--{name.replace('_', '-')}"
 
 
+def _check_needs(config: TokscaleConfig, given: Field[Any]) -> None:
+    """Refuse a flag that does nothing without others that are not given."""
+    flag = flag_of(given.name)
+    for needed in given.metadata.get("needs", ()):
+        if getattr(config, f"tokscale_{needed}") is None:
+            other = flag_of(f"tokscale_{needed}")
+            raise TokscaleError(f"{flag} does nothing without {other}; give both")
+    choices = given.metadata.get("needs_one_of", ())
+    if choices and not any(getattr(config, f"tokscale_{name}") for name in choices):
+        others = " or ".join(flag_of(f"tokscale_{name}") for name in choices)
+        raise TokscaleError(f"{flag} does nothing without {others}; give one")
+
+
 def _check_values(config: TokscaleConfig) -> None:
-    for field in fields(TokscaleConfig):
-        if getattr(config, field.name) == "":
+    for each in fields(TokscaleConfig):
+        if getattr(config, each.name) == "":
             raise TokscaleError(
-                f"{_flag(field.name)} is empty; expected a value; give one, or drop the flag"
+                f"{flag_of(each.name)} is empty; expected a value; give one, or drop the flag"
             )
     if not 0 <= config.tokscale_fall_threshold < math.inf:
         raise TokscaleError(
             f"--tokscale-fall-threshold is {config.tokscale_fall_threshold:g}; expected nats, 0 or "
             "more; give a number such as 0.2"
         )
-
-
-def schedule_of(config: TokscaleConfig, args: Namespace) -> ProbeSchedule:
-    """Return when the job probes.
-
-    Raises:
-        TokscaleError: the schedule cannot be read, or is of checkpoints that are not saved.
-    """
-    default = "checkpoints" if config.tokscale_replay else DEFAULT_SCHEDULE
-    schedule = ProbeSchedule.parse(config.tokscale_probe_schedule or default)
-    if schedule.in_tokens and config.tokscale_replay:
-        raise TokscaleError(
-            f"--tokscale-probe-schedule {schedule.spec} counts tokens, and --tokscale-replay "
-            "chooses checkpoints by their steps; give a schedule in steps, or none for all of them"
-        )
-    if schedule.spec == "checkpoints" and not (config.tokscale_replay or args.save):
-        raise TokscaleError(
-            "--tokscale-probe-schedule checkpoints gives no probe, as the job saves none; give "
-            "--save or another schedule"
-        )
-    return schedule
-
-
-def run_directory(config: TokscaleConfig, args: Namespace) -> Path:
-    """The run directory: --tokscale-dir, or else where the checkpoints are.
-
-    Raises:
-        TokscaleError: neither is given.
-    """
-    folder = config.tokscale_dir or config.tokscale_replay or args.save
-    if folder is None:
-        raise TokscaleError("there is no place for the losses; give --tokscale-dir or --save")
-    return Path(folder)

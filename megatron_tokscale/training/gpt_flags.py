@@ -1,10 +1,9 @@
 """The flags of Megatron that `megatron_tokscale.pretrain` reads, and those that it refuses.
 
-Megatron's parser has the flags of all of its training scripts. Most of them megatron.core and
-megatron.training read themselves; the rest are for the script. Of the rest
-`megatron_tokscale.pretrain` reads the ones in the first two tables and in its own source, and
-refuses the others. Read in pretrain_gpt.py and the parsers of 0.17.1, 0.18.2, 0.19.0 and main
-(August 2026).
+Megatron's parser has the flags of all of its training scripts. megatron.core and megatron.training
+read most of them themselves; the rest are for the script. Of the rest `megatron_tokscale.pretrain`
+reads those in the first two tables and in its own source, and refuses the others. The tables follow
+pretrain_gpt.py and the parsers of 0.17.1, 0.18.2, 0.19.0 and main (August 2026).
 """
 
 from argparse import ArgumentParser, Namespace
@@ -52,40 +51,41 @@ DATASET_ARGUMENTS: Final = {
 }
 
 SCRIPT: Final = "use pretrain_gpt.py with -m megatron_tokscale.run"
-_LAYERS = f"its layers are the standard ones; {SCRIPT}"
-_PACKED = f"its batches are not packed; {SCRIPT}"
-_HYBRID = "it builds GPT models; use pretrain_hybrid.py with -m megatron_tokscale.run"
-_LOGITS = f"its loss is the cross entropy of the data; {SCRIPT}"
+_STANDARD_LAYERS: Final = f"its layers are the standard ones; {SCRIPT}"
+_NOT_PACKED: Final = f"its batches are not packed; {SCRIPT}"
+_GPT_ONLY: Final = "it builds GPT models; use pretrain_hybrid.py with -m megatron_tokscale.run"
+_PLAIN_LOSS: Final = f"its loss is the cross entropy of the data; {SCRIPT}"
 
 # Refused however they are turned on, in a checkpoint's arguments too.
 REFUSED: Final = (
     Refusal("--yaml-cfg", f"its model is built from flags; {SCRIPT}"),
     Refusal("--use-legacy-models", "its models are those of megatron.core; drop it"),
-    Refusal("--spec", _LAYERS),
-    Refusal("--heterogeneous-layers-config-path", _LAYERS),
-    Refusal("--heterogeneous-layers-config-encoded-json", _LAYERS),
-    Refusal("--experimental-attention-variant", _LAYERS),
-    Refusal("--use-grouped-gemm-for-dense-mlp", _LAYERS),
+    Refusal("--spec", _STANDARD_LAYERS),
+    Refusal("--heterogeneous-layers-config-path", _STANDARD_LAYERS),
+    Refusal("--heterogeneous-layers-config-encoded-json", _STANDARD_LAYERS),
+    Refusal("--experimental-attention-variant", _STANDARD_LAYERS),
+    Refusal("--use-grouped-gemm-for-dense-mlp", _STANDARD_LAYERS),
     Refusal("--transformer-impl", f"it is for inference; {SCRIPT}", ("inference_optimized",)),
     Refusal("--overlap-moe-expert-parallel-comm", f"its forward step has no schedule; {SCRIPT}"),
-    Refusal("--is-hybrid-model", _HYBRID),
-    Refusal("--hybrid-layer-pattern", _HYBRID),
-    Refusal("--hybrid-override-pattern", _HYBRID),
-    Refusal("--mtp-hybrid-override-pattern", _HYBRID),
+    Refusal("--is-hybrid-model", _GPT_ONLY),
+    Refusal("--hybrid-layer-pattern", _GPT_ONLY),
+    Refusal("--hybrid-override-pattern", _GPT_ONLY),
+    Refusal("--mtp-hybrid-override-pattern", _GPT_ONLY),
     Refusal("--fim-data", f"it has no fill-in-the-middle; {SCRIPT}"),
-    Refusal("--sft", _PACKED),
-    Refusal("--dataloader-inter-document-masking", _PACKED),
-    Refusal("--hybrid-context-parallel", _PACKED),
-    Refusal("--logits-load-dir", _LOGITS),
+    Refusal("--sft", _NOT_PACKED),
+    Refusal("--dataloader-inter-document-masking", _NOT_PACKED),
+    Refusal("--hybrid-context-parallel", _NOT_PACKED),
+    Refusal("--logits-load-dir", _PLAIN_LOSS),
     Refusal("--perform-rl-step", "it is for pre-training; use train_rl.py"),
     Refusal("--vision-pretraining", "it is for language models"),
     Refusal("--inprocess-restart", f"it does not restart in its process; {SCRIPT}"),
     Refusal("--record-memory-history", f"it records no history; {SCRIPT}"),
 )
 
-# Refused where they are given: each qualifies a flag above, or is for other scripts of Megatron.
-_QUALIFIERS = ("--fim-", "--logits-load-", "--inprocess-")
-_OF_OTHER_SCRIPTS = (
+# Refused where they are given: beginnings of flags that qualify a flag above, beginnings and whole
+# names of flags for other scripts of Megatron.
+_QUALIFIERS: Final = ("--fim-", "--logits-load-", "--inprocess-")
+_OF_OTHER_SCRIPTS: Final = (
     *("--bert-", "--no-bert-", "--output-bert-", "--biencoder-", "--ict-", "--retriever-"),
     *(
         "--indexer-",
@@ -99,7 +99,7 @@ _OF_OTHER_SCRIPTS = (
     ),
     *("--langrl-", "--inference-", "--no-inference-", "--mask-", "--retro-"),
 )
-_ALONE = (
+_OF_OTHER_SCRIPTS_WHOLE: Final = (
     *("--block-data-path", "--evidence-data-path", "--titles-data-path", "--embedding-path"),
     *("--query-in-block-prob", "--use-one-sent-docs", "--short-seq-prob", "--vocab-extra-ids"),
     *("--relative-attention-num-buckets", "--relative-attention-max-distance"),
@@ -110,8 +110,8 @@ _ALONE = (
 )
 
 
-class _Parser(ArgumentParser):
-    """A parser whose error is one line and no exit."""
+class _RaisingParser(ArgumentParser):
+    """Parser that raises its error as a `TokscaleError` in the place of an exit."""
 
     def error(self, message: str) -> NoReturn:
         raise TokscaleError(f"Megatron cannot read the flags: {message}")
@@ -124,7 +124,7 @@ def megatron_parser() -> ArgumentParser:
     """
     from megatron.training import arguments
 
-    parser = _Parser(allow_abbrev=False, add_help=False)
+    parser = _RaisingParser(allow_abbrev=False, add_help=False)
     arguments.add_megatron_arguments(parser)
     if "--tokscale-cpu" not in parser._option_string_actions:
         add_arguments(parser)
@@ -132,7 +132,7 @@ def megatron_parser() -> ArgumentParser:
 
 
 def flag_refusals(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
-    """Return why `megatron_tokscale.pretrain` refuses a command line, a line for each flag.
+    """Return the reasons to refuse a command line of the script, one for each flag.
 
     Args:
         parser: Megatron's parser.
@@ -140,27 +140,27 @@ def flag_refusals(parser: ArgumentParser, words: Sequence[str]) -> list[str]:
     """
     known = parser._option_string_actions
     given = dict.fromkeys(name for word in words if (name := word.partition("=")[0]) in known)
-    refused = [refusal for flag in given for refusal in _of_flag(parser, flag)]
+    refused = [refusal for flag in given for refusal in _refusals_of_flag(parser, flag)]
     args, _ = parser.parse_known_args(list(words))
     switched = [refusal for refusal in refused if not refusal.values or refusal.applies(args)]
-    return [_line(refusal, args) for refusal in dict.fromkeys(switched)]
+    return [_refusal_line(refusal, args) for refusal in dict.fromkeys(switched)]
 
 
 def value_refusals(args: Namespace) -> list[str]:
-    """Return why `megatron_tokscale.pretrain` refuses arguments, wherever they are from."""
-    return [_line(refusal, args) for refusal in REFUSED if refusal.applies(args)]
+    """Return the reasons to refuse arguments of the script, whatever their source."""
+    return [_refusal_line(refusal, args) for refusal in REFUSED if refusal.applies(args)]
 
 
 def is_refused(flag: str) -> bool:
     """Return True for a flag that `megatron_tokscale.pretrain` refuses where it is given."""
     return (
         any(flag == refusal.flag for refusal in REFUSED)
-        or flag in _ALONE
+        or flag in _OF_OTHER_SCRIPTS_WHOLE
         or flag.startswith((*_QUALIFIERS, *_OF_OTHER_SCRIPTS))
     )
 
 
-def _of_flag(parser: ArgumentParser, flag: str) -> list[Refusal]:
+def _refusals_of_flag(parser: ArgumentParser, flag: str) -> list[Refusal]:
     """Return the refusals of a flag, which may have several spellings."""
     spellings = parser._option_string_actions[flag].option_strings
     named = [refusal for refusal in REFUSED if refusal.flag in spellings]
@@ -171,11 +171,11 @@ def _of_flag(parser: ArgumentParser, flag: str) -> list[Refusal]:
     return [Refusal(flag, "GPT pre-training does not read it; drop it")]
 
 
-def _line(refusal: Refusal, args: Namespace) -> str:
+def _refusal_line(refusal: Refusal, args: Namespace) -> str:
     value = f" {getattr(args, refusal.dest)}" if refusal.values else ""
     return f"megatron_tokscale.pretrain does not support {refusal.flag}{value}: {refusal.reason}"
 
 
 def from_args(table: dict[str, str], args: Namespace) -> dict[str, Any]:
-    """Return the keyword arguments of a table above."""
+    """Return the keyword arguments that a table above takes from `args`."""
     return {name: getattr(args, flag) for name, flag in table.items()}

@@ -1,70 +1,73 @@
-"""The plugin in a job: where it hooks into Megatron's training loop, and what it holds.
+"""The hooks in Megatron: which of its functions gives which event of `events.py`.
 
-Hooks are module globals of Megatron that have had one name and one set of leading arguments since
-0.12 and are looked up when they are called; each is wrapped, none replaced.
+A hook is a module global of Megatron that has had one name and one set of leading arguments since
+0.12 and is looked up when it is called; each is wrapped, none replaced.
 """
 
 import functools
 import importlib
 import inspect
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final
 
-from megatron_tokscale.core.errors import EXIT_CODE, TokscaleError, exit_with_one_line, say
-from megatron_tokscale.training.config import add_arguments, config_from_args
-
-Function = Callable[..., Any]
-Wrapper = Callable[[Function], Function]
-
-
-class Hook(NamedTuple):
-    """A function of Megatron that the plugin wraps."""
-
-    module: str
-    name: str
-    purpose: str
-    required: bool = True
-
-
-_TRAINING = "megatron.training.training"
-HOOKS = (
-    Hook("megatron.training.arguments", "add_megatron_arguments", "the --tokscale-* flags"),
-    Hook(_TRAINING, "initialize_megatron", "checks before the model is built"),
-    Hook(_TRAINING, "pretrain", "the training dataset that follows a plan"),
-    Hook(_TRAINING, "setup_model_and_optimizer", "--tokscale-replay"),
-    Hook(_TRAINING, "train", "the probe before the first step"),
-    Hook(_TRAINING, "post_training_step_callbacks", "probes between steps"),
-    Hook(_TRAINING, "save_checkpoint", "losses on disk before a checkpoint is"),
-    Hook(
-        "megatron.training.checkpointing",
-        "_load_base_checkpoint",
-        "tokens and learning rates of a resumed run's past",
-        required=False,
-    ),
-    Hook(_TRAINING, "save_checkpoint_and_time", "probes at checkpoints between intervals"),
-    Hook(_TRAINING, "checkpoint_and_decide_exit", "--tokscale-probe-at-exit"),
-    Hook(_TRAINING, "training_log", "the training loss in each probe's record", required=False),
+from megatron_tokscale.core.errors import EXIT_CODE, TokscaleError, exit_with_one_line
+from megatron_tokscale.training.config import add_arguments
+from megatron_tokscale.training.events import (
+    BuiltDatasets,
+    Function,
+    JobPart,
+    TrainingState,
+    closing,
 )
+from megatron_tokscale.training.upstream import escape_percent_signs
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a function of Megatron's, not made yet.
+
+    Attributes:
+        function: Megatron's own.
+        names: of its leading arguments.
+        args: by position.
+        kwargs: by name.
+    """
+
+    function: Function
+    names: tuple[str, ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments by name; of those by position the leading ones."""
+        return {**dict(zip(self.names, self.args, strict=False)), **self.kwargs}
+
+    def with_argument(self, name: str, value: object) -> "Call":
+        """Return the call with another value for an argument that it has."""
+        if name in self.kwargs:
+            return Call(self.function, self.names, self.args, {**self.kwargs, name: value})
+        place = self.names.index(name)
+        args = (*self.args[:place], value, *self.args[place + 1 :])
+        return Call(self.function, self.names, args, self.kwargs)
+
+    def result(self) -> Any:
+        """Make the call."""
+        return self.function(*self.args, **self.kwargs)
 
 
 class Plugin:
-    """Installs the hooks once, and holds the job's prober and plan from start-up on."""
+    """Installs the hooks once, holds the job's parts, and tells them of the events."""
 
     def __init__(self) -> None:
-        self._prober: Any = None
-        self._follower: Any = None
-        self._blend: Any = None
-        self._trained: Any = None
-        self._replanner: Any = None
-        self._monitor: Any = None
-        self._replay: str | None = None
-        self._forward_step: Any = None
-        self._has_trained = False
+        self._parts: list[JobPart] = []
+        self._forward_step: Function | None = None
 
     def install(self) -> None:
-        """Wrap the hooks.
+        """Wrap the functions of the table `HOOKS`.
 
         Raises:
             TokscaleError: this Megatron lacks one of them.
@@ -72,293 +75,292 @@ class Plugin:
         import megatron.training
         from megatron.training import training
 
-        wrappers: dict[str, Wrapper] = {
-            "add_megatron_arguments": _adding_arguments,
-            "initialize_megatron": self._starting,
-            "pretrain": self._pretraining,
-            "setup_model_and_optimizer": self._setting_up,
-            "train": self._training,
-            "post_training_step_callbacks": self._stepping,
-            "save_checkpoint": self._saving,
-            "_load_base_checkpoint": self._loading,
-            "save_checkpoint_and_time": self._having_saved,
-            "checkpoint_and_decide_exit": self._exiting,
-            "training_log": self._logging,
-        }
         for hook in HOOKS:
-            _wrap(hook, wrappers[hook.name])
+            hook.install(self)
         megatron.training.pretrain = training.pretrain
 
-    def _starting(self, initialize: Function) -> Function:
-        def start(*args: Any, **kwargs: Any) -> Any:
-            result = initialize(*args, **kwargs)
-            with _exit_with_one_line():
-                from megatron_tokscale.training.ranks import together
+    # A method for each row of HOOKS. It makes the call, and returns the call's result.
 
-                together(self._read_flags)
+    def add_flags(self, call: Call) -> ArgumentParser:
+        """Add the --tokscale-* flags to Megatron's parser."""
+        parser: ArgumentParser = call.result()
+        add_arguments(parser)
+        escape_percent_signs(parser)
+        return parser
+
+    def make_parts(self, call: Call) -> Any:
+        """Make the parts that the flags ask for, before the model is built."""
+        result = call.result()
+        with _exit_with_one_line():
+            from megatron.training import get_args
+
+            from megatron_tokscale.training.parts import parts_of_job
+            from megatron_tokscale.training.ranks import together
+
+            self._parts = together(lambda: parts_of_job(get_args())) or []
+        return result
+
+    def around_job(self, call: Call) -> Any:
+        """Tell of `on_data` through the user's datasets provider, and of `on_job_end`."""
+        provider = "train_valid_test_dataset_provider"
+        call = call.with_argument(provider, self._planned(call.arguments[provider]))
+        self._forward_step = call.arguments["forward_step_func"]
+        with _exit_with_one_line():
+            try:
+                result = call.result()
+            except (Exception, SystemExit) as error:
+                if getattr(error, "code", None) != EXIT_CODE:  # which has a line of its own
+                    self._end_job()
+                raise
+            self._end_job()
             return result
 
-        return start
-
-    def _read_flags(self) -> None:
-        """Check the flags and the files they name, before the model is built."""
-        from megatron.training import get_args
-
-        args = get_args()
-        config = config_from_args(args)
-        if args.skip_train and not config.tokscale_replay:
-            if config.tokscale_probe_set or config.tokscale_plan:
-                from megatron_tokscale.training.support import SKIP_TRAIN
-
-                _print_once(SKIP_TRAIN)
-            return
-        if config.tokscale_probe_set:
-            from megatron_tokscale.training.probe.prober import Prober
-
-            self._prober = Prober(config, args)
-        if config.tokscale_plan:
-            from megatron_tokscale.training.data.plan_monitor import PlanMonitor
-            from megatron_tokscale.training.data.provider import Follower
-
-            self._follower = Follower(config, args)
-            self._monitor = PlanMonitor(self._follower, args)
-        if config.tokscale_replan_interval:
-            from megatron_tokscale.training.config import run_directory
-            from megatron_tokscale.training.data.replan import Replanner, check_interval
-
-            interval = check_interval(config.tokscale_replan_interval)
-            self._replanner = Replanner(
-                interval, run_directory(config, args), self._follower, self._prober, args
-            )
-        if config.tokscale_replay:
-            from megatron_tokscale.training.replay import prepare_replay
-
-            self._replay = config.tokscale_replay
-            prepare_replay(self._replay, args)
-
-    def _pretraining(self, pretrain: Function) -> Function:
-        signature = inspect.signature(pretrain)
-
-        def start(*args: Any, **kwargs: Any) -> Any:
-            call = signature.bind(*args, **kwargs)
-            name = "train_valid_test_dataset_provider"
-            call.arguments[name] = self._planned(call.arguments[name])
-            self._forward_step = call.arguments["forward_step_func"]
-            with _exit_with_one_line():
-                try:
-                    result = pretrain(*call.args, **call.kwargs)
-                except (Exception, SystemExit) as error:
-                    if getattr(error, "code", None) != EXIT_CODE:  # which has a line of its own
-                        self._say_if_untrained()
-                    raise
-                self._say_if_untrained()
-                return result
-
-        return start
-
-    def _say_if_untrained(self) -> None:
-        if self._prober and not (self._has_trained or self._replay):
-            _print_once("the job has ended before its first training step, so no probe was taken")
+    def _end_job(self) -> None:
+        for part in self._parts:
+            part.on_job_end()
 
     def _planned(self, provider: Function) -> Function:
-        """The user's datasets provider; its training dataset follows the plan, if there is one."""
+        """Return the user's datasets provider, whose datasets the parts may replace."""
 
         @functools.wraps(provider)
-        def provide(num_samples: Any, *args: Any, **kwargs: Any) -> Any:
-            datasets = provider(num_samples, *args, **kwargs)
-            if self._trained is None and datasets:
-                self._trained = datasets[0]
-            if self._follower is None:
-                if datasets and datasets[0] is not None:  # on the model chunks that read data
-                    self._blend = datasets[0]
-                return datasets
+        def provide(n_samples: Any, *args: Any, **kwargs: Any) -> Any:
+            datasets = provider(n_samples, *args, **kwargs)
+            is_distributed = bool(getattr(provider, "is_distributed", False))
+            built = BuiltDatasets(datasets, n_samples, is_distributed)
             with _exit_with_one_line():
-                return self._follower.follow(datasets, num_samples, provider)
+                for part in self._parts:
+                    built = part.on_data(self._state({}), built)
+            return built.datasets
 
         return provide
 
-    def _setting_up(self, setup_model_and_optimizer: Function) -> Function:
-        def setup(*args: Any, **kwargs: Any) -> Any:
-            result = setup_model_and_optimizer(*args, **kwargs)
-            if self._replay:
-                from megatron_tokscale.training.replay import replay
+    def after_load(self, call: Call) -> Any:
+        """Tell of `on_load`."""
+        result = call.result()
+        for part in self._parts:
+            part.on_load(result[0])
+        return result
 
-                with _exit_with_one_line(), self._closing_prober():
-                    replay(self._replay, self._prober, self._forward_step, result[0])
-                raise SystemExit(0)
+    def after_setup(self, call: Call) -> Any:
+        """Tell of `on_setup`; a part may end the job there."""
+        result = call.result()
+        names = ("model", "optimizer", "opt_param_scheduler")
+        state = self._state(dict(zip(names, result, strict=False)))
+        with _exit_with_one_line(), closing(self._parts, on_success=False):
+            for part in self._parts:
+                part.on_setup(state)
+        return result
+
+    def around_training(self, call: Call) -> Any:
+        """Tell of `on_train_start`, of `on_train_end`, and close the parts."""
+        with _exit_with_one_line(), closing(self._parts):
+            state = self._state(call.arguments)
+            for part in self._parts:
+                part.on_train_start(state)
+            result = call.result()
+            step, *_ = result
+            state = self._state(call.arguments | {"iteration": step})
+            for part in self._parts:
+                part.on_train_end(state)
             return result
 
-        return setup
+    def before_log(self, call: Call) -> Any:
+        """Tell of `on_log`."""
+        for part in self._parts:
+            part.on_log(call.arguments["loss_dict"])
+        return call.result()
 
-    def _training(self, train: Function) -> Function:
-        def start(
-            forward_step: Any, model: Any, optimizer: Any, scheduler: Any, *rest: Any, **kwargs: Any
-        ) -> Any:
-            self._has_trained = True
-            with _exit_with_one_line(), self._closing_prober():
-                if self._prober:
-                    self._prober.on_train_start(forward_step, model, optimizer, scheduler)
-                self._note_data()
-                if self._replanner:
-                    self._replanner.on_train_start()
-                result = train(forward_step, model, optimizer, scheduler, *rest, **kwargs)
-                if self._prober:
-                    step, *_ = result
-                    self._prober.on_train_end(step, model, optimizer, scheduler)
-                return result
+    def after_step(self, call: Call) -> Any:
+        """Tell of `on_step`."""
+        result = call.result()
+        state = self._state(call.arguments)
+        for part in self._parts:
+            part.on_step(state)
+        return result
 
-        return start
+    def before_save(self, call: Call) -> Any:
+        """Tell of `before_checkpoint`."""
+        state = self._state(call.arguments)
+        for part in self._parts:
+            part.before_checkpoint(state)
+        return call.result()
 
-    def _note_data(self) -> None:
-        """Write down what the job trains on, now that the run's directory is its own."""
-        if self._prober:
-            self._say_what_is_held_out()
-        if self._follower:
-            self._follower.keep()
-        elif self._prober:
-            from megatron.training import get_args
+    def after_save(self, call: Call) -> Any:
+        """Tell of `after_checkpoint`."""
+        result = call.result()
+        state = self._state(call.arguments)
+        for part in self._parts:
+            part.after_checkpoint(state)
+        return result
 
-            from megatron_tokscale.training.data.provider import record_blend
+    def after_decision(self, call: Call) -> Any:
+        """Tell of `on_exit`, if the job is to end."""
+        is_over = call.result()
+        if is_over:
+            state = self._state(call.arguments)
+            for part in self._parts:
+                part.on_exit(state)
+        return is_over
 
-            args = get_args()
-            untraced_from = self._prober.untraced_from
-            record_blend(self._blend, config_from_args(args), args, untraced_from)
+    def _state(self, arguments: dict[str, Any]) -> TrainingState:
+        """Return the state of the training, from the arguments of a function of Megatron's.
 
-    def _say_what_is_held_out(self) -> None:
-        import torch
-        from megatron.training import print_rank_0
+        Only here does the training's state come from Megatron's counters and its functions' names.
+        """
+        from megatron.training import get_args
 
-        from megatron_tokscale.training.data.held_out import held_out
-        from megatron_tokscale.training.data.provider import trained_parts
+        args = get_args()
+        return TrainingState(
+            step=int(arguments.get("iteration", args.iteration)),
+            consumed_samples=int(args.consumed_train_samples),
+            args=args,
+            model=arguments.get("model", ()),
+            optimizer=arguments.get("optimizer"),
+            scheduler=arguments.get("opt_param_scheduler"),
+            forward_step=arguments.get("forward_step_func", self._forward_step),
+        )
 
-        if torch.distributed.get_rank() == 0:
-            found = held_out(self._prober.probe_set, trained_parts(self._trained))
-            print_rank_0(f"tokscale: {found.line}")
 
-    @contextmanager
-    def _closing_prober(self) -> Iterator[None]:
-        """Close what the job holds; an error that has ended the block is not hidden by another."""
-        ending: BaseException | None = None
-        try:
-            yield
-        except BaseException as error:
-            ending = error
-            raise
-        finally:
-            if self._replanner:
-                self._replanner.close()
-            if self._prober:
-                try:
-                    self._prober.close()
-                except TokscaleError as error:
-                    if ending is None or (isinstance(ending, SystemExit) and not ending.code):
-                        raise
-                    say(str(error))
+@dataclass(frozen=True)
+class Hook:
+    """A function of Megatron that the plugin wraps.
 
-    def _logging(self, training_log: Function) -> Function:
-        def log(loss_dict: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._prober:
-                self._prober.note_training_loss(loss_dict)
-            return training_log(loss_dict, *args, **kwargs)
+    Attributes:
+        module: where the function is looked up.
+        name: of the function.
+        event: of `events.py`, as its table names it.
+        wrap: calls the function and tells of the event.
+        purpose: of the hook, for a user whose Megatron lacks it.
+        arguments: names of the function's leading arguments; empty: the names in its signature.
+        is_required: a Megatron without the function is refused.
+    """
 
-        return log
+    module: str
+    name: str
+    event: str
+    wrap: Callable[[Plugin, Call], Any]
+    purpose: str
+    arguments: tuple[str, ...] = ()
+    is_required: bool = True
 
-    def _stepping(self, callbacks: Function) -> Function:
-        def step(
-            model: Any, optimizer: Any, scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
-        ) -> Any:
-            result = callbacks(model, optimizer, scheduler, iteration, *rest, **kwargs)
-            if self._prober:
-                self._prober.on_step(iteration, model, optimizer, scheduler)
-            if self._replanner:
-                self._replanner.on_step(iteration)
-            if self._monitor:
-                self._monitor.on_step(iteration)
-            return result
+    def install(self, plugin: Plugin) -> None:
+        """Wrap the function.
 
-        return step
-
-    def _saving(self, save_checkpoint: Function) -> Function:
-        signature = inspect.signature(save_checkpoint)
-
-        def save(*args: Any, **kwargs: Any) -> Any:
-            if self._prober:
-                self._prober.before_checkpoint()
-                given = signature.bind(*args, **kwargs).arguments
-                self._prober.note_history(
-                    given["iteration"], given["optimizer"], given["opt_param_scheduler"]
-                )
-            return save_checkpoint(*args, **kwargs)
-
-        return save
-
-    def _loading(self, load_base_checkpoint: Function) -> Function:
-        def load(*args: Any, **kwargs: Any) -> Any:
-            result = load_base_checkpoint(*args, **kwargs)
-            if self._prober:
-                self._prober.note_checkpoint(result[0])
-            return result
-
-        return load
-
-    def _having_saved(self, save_checkpoint_and_time: Function) -> Function:
-        def save(
-            iteration: int, model: Any, optimizer: Any, scheduler: Any, *rest: Any, **kwargs: Any
-        ) -> Any:
-            result = save_checkpoint_and_time(
-                iteration, model, optimizer, scheduler, *rest, **kwargs
+        Raises:
+            TokscaleError: this Megatron lacks it, and it is required.
+        """
+        module = importlib.import_module(self.module)
+        function = getattr(module, self.name, None)
+        if function is not None:
+            setattr(module, self.name, self._wrapped(plugin, function))
+        elif self.is_required:
+            raise TokscaleError(
+                f"{self.module}.{self.name} is missing in this Megatron; expected the hook for "
+                f"{self.purpose}; install megatron-core 0.17 to 0.19"
             )
-            if self._prober and self._prober.is_open:  # not the save after the training
-                self._prober.after_checkpoint(iteration, model, optimizer, scheduler)
-                if self._replanner:
-                    self._replanner.after_probe(iteration)
-            return result
 
-        return save
+    def _wrapped(self, plugin: Plugin, function: Function) -> Function:
+        names = self.arguments or tuple(inspect.signature(function).parameters)
 
-    def _exiting(self, checkpoint_and_decide_exit: Function) -> Function:
-        def decide(
-            model: Any, optimizer: Any, scheduler: Any, iteration: int, *rest: Any, **kwargs: Any
-        ) -> Any:
-            is_over = checkpoint_and_decide_exit(
-                model, optimizer, scheduler, iteration, *rest, **kwargs
-            )
-            if is_over and self._prober:
-                self._prober.on_exit(iteration, model, optimizer, scheduler)
-            return is_over
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self.wrap(plugin, Call(function, names, args, kwargs))
 
-        return decide
+        return call
+
+
+_ARGUMENTS: Final = "megatron.training.arguments"
+_CHECKPOINTING: Final = "megatron.training.checkpointing"
+_TRAINING: Final = "megatron.training.training"
+_MODEL_FIRST: Final = ("model", "optimizer", "opt_param_scheduler", "iteration")
+_STEP_FIRST: Final = ("iteration", "model", "optimizer", "opt_param_scheduler")
+_OF_TRAIN: Final = ("forward_step_func", "model", "optimizer", "opt_param_scheduler")
+
+HOOKS: Final = (
+    Hook(_ARGUMENTS, "add_megatron_arguments", "flags", Plugin.add_flags, "the --tokscale-* flags"),
+    Hook(
+        _TRAINING,
+        "initialize_megatron",
+        "parts are made",
+        Plugin.make_parts,
+        "checks before the model is built",
+    ),
+    Hook(
+        _TRAINING,
+        "pretrain",
+        "on_data, on_job_end",
+        Plugin.around_job,
+        "the training dataset that follows a plan",
+    ),
+    Hook(
+        _CHECKPOINTING,
+        "_load_base_checkpoint",
+        "on_load",
+        Plugin.after_load,
+        "tokens and learning rates of a resumed run's past",
+        is_required=False,
+    ),
+    Hook(
+        _TRAINING,
+        "setup_model_and_optimizer",
+        "on_setup, close",
+        Plugin.after_setup,
+        "--tokscale-replay",
+    ),
+    Hook(
+        _TRAINING,
+        "train",
+        "on_train_start, on_train_end, close",
+        Plugin.around_training,
+        "the probe before the first step",
+        _OF_TRAIN,
+    ),
+    Hook(
+        _TRAINING,
+        "training_log",
+        "on_log",
+        Plugin.before_log,
+        "the training loss in each probe's record",
+        ("loss_dict",),
+        is_required=False,
+    ),
+    Hook(
+        _TRAINING,
+        "post_training_step_callbacks",
+        "on_step",
+        Plugin.after_step,
+        "probes between steps",
+        _MODEL_FIRST,
+    ),
+    Hook(
+        _TRAINING,
+        "save_checkpoint",
+        "before_checkpoint",
+        Plugin.before_save,
+        "losses on disk before a checkpoint is",
+        _STEP_FIRST,
+    ),
+    Hook(
+        _TRAINING,
+        "save_checkpoint_and_time",
+        "after_checkpoint",
+        Plugin.after_save,
+        "probes at checkpoints between intervals",
+        _STEP_FIRST,
+    ),
+    Hook(
+        _TRAINING,
+        "checkpoint_and_decide_exit",
+        "on_exit",
+        Plugin.after_decision,
+        "--tokscale-probe-at-exit",
+        _MODEL_FIRST,
+    ),
+)
 
 
 def _exit_with_one_line() -> AbstractContextManager[None]:
-    """End this rank as `exit_with_one_line` does; one rank says what it may have met alone."""
+    """End this rank as `exit_with_one_line` does; the first rank to fail prints its own error."""
     from megatron_tokscale.training.ranks import is_first_to_end
 
     return exit_with_one_line(is_first_to_end)
-
-
-def _print_once(message: str) -> None:
-    from megatron.training import print_rank_0
-
-    print_rank_0(f"tokscale: {message}")
-
-
-def _adding_arguments(add_megatron_arguments: Function) -> Function:
-    def add(parser: ArgumentParser) -> ArgumentParser:
-        result: ArgumentParser = add_megatron_arguments(parser)
-        add_arguments(result)
-        return result
-
-    return add
-
-
-def _wrap(hook: Hook, wrapper: Wrapper) -> None:
-    module = importlib.import_module(hook.module)
-    original = getattr(module, hook.name, None)
-    if original is not None:
-        setattr(module, hook.name, functools.wraps(original)(wrapper(original)))
-    elif hook.required:
-        raise TokscaleError(
-            f"this Megatron has no {hook.module}.{hook.name}, which the plugin hooks into for "
-            f"{hook.purpose}; megatron-core 0.17 to 0.19 are supported"
-        )

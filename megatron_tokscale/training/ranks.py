@@ -1,4 +1,4 @@
-"""Decisions that all ranks take alike, and errors that end all ranks alike."""
+"""Agreement among the ranks of a job: on values, on decisions, and on errors that end it."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -10,10 +10,13 @@ import torch
 
 from megatron_tokscale.core.errors import EXIT_CODE, AgreedError, TokscaleError, leads_node, say
 
-# For how long a rank waits for the others to load a checkpoint, and for how long if it has failed:
-# ranks in a collective with it will never come (both our choice).
 _PATIENCE: Final = timedelta(days=1)
+"""For how long a rank waits for the others to load a checkpoint. Our choice: longer than any load,
+as the launcher ends a job that hangs."""
+
 _GRACE: Final = timedelta(seconds=10)
+"""For how long a rank that has failed waits for the others. Our choice: those that have failed too
+arrive within seconds, and those in a collective with it never do."""
 
 
 def sum_over_ranks(*values: float) -> list[float]:
@@ -24,8 +27,11 @@ def sum_over_ranks(*values: float) -> list[float]:
 
 
 def first_of_all_ranks(message: str | None) -> str | None:
-    """Return the first message that any rank has: all can act on it, one can say it."""
-    if not torch.distributed.is_initialized():  # with --lazy-mpu-init a caller joins the ranks
+    """Return the first non-empty message in rank order, on every rank; None if there is none.
+
+    Collective, but for a process without a process group, which gets its own message.
+    """
+    if not torch.distributed.is_initialized():  # with --lazy-mpu-init the caller makes it
         return message
     found: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, message)
@@ -33,22 +39,24 @@ def first_of_all_ranks(message: str | None) -> str | None:
 
 
 def refuse_together(refusal: str | None) -> None:
-    """Go on when all ranks are here, if none has anything to refuse.
+    """Wait for all ranks, and raise on each of them the first refusal that any rank has.
 
     Raises:
-        AgreedError: the first refusal, on all ranks.
+        AgreedError: its message is the first refusal in rank order.
     """
     if message := first_of_all_ranks(refusal):
         raise AgreedError(message)
 
 
 def together[Value](action: Callable[[], Value], *, where: bool = True) -> Value | None:
-    """Do `action` on the ranks `where`; return its value there, None elsewhere, if none fails.
+    """Do `action` on the ranks `where`; return its value there, and None elsewhere.
 
-    The action must not communicate: a rank that fails in it leaves the others waiting.
+    Every rank calls it. The action must not communicate: a rank that fails in it would leave the
+    others waiting.
 
     Raises:
-        AgreedError: the first rank's error, be it of input or of a file, on all ranks.
+        AgreedError: on all ranks, if the action has failed on one with a `TokscaleError` or an
+            `OSError`; its message is the first one in rank order.
     """
     value, refusal = None, None
     if where:
@@ -60,21 +68,22 @@ def together[Value](action: Callable[[], Value], *, where: bool = True) -> Value
     return value
 
 
-def from_rank_0(action: Callable[[], Any]) -> Any:
-    """Do `action` on rank 0 and return its value, plain data, on every rank.
+def from_rank_0[Value](action: Callable[[], Value]) -> Value:
+    """Do `action` on rank 0 and return its value on every rank: data that JSON returns unchanged.
 
     Raises:
-        AgreedError: rank 0's error, on all ranks.
+        AgreedError: on all ranks, with rank 0's message.
     """
     is_first = torch.distributed.get_rank() == 0
     text = together(lambda: json.dumps(action()), where=is_first)
-    return json.loads(first_of_all_ranks(text) or "null")
+    value: Value = json.loads(first_of_all_ranks(text) or "null")
+    return value
 
 
 def is_first_to_end() -> bool:
     """Return whether this rank is the first that ends with an error of its own; it says so.
 
-    True where the others cannot be asked: two lines are better than none.
+    True where the others cannot be reached: two lines are better than none.
     """
     if not torch.distributed.is_initialized():
         return leads_node()
@@ -86,14 +95,14 @@ def is_first_to_end() -> bool:
 
 @contextmanager
 def ending_together(name: str) -> Iterator[None]:
-    """End all ranks with one line and exit code 2 if the block ends with a `TokscaleError` on one.
+    """End all ranks with one line and exit code 2 if one ends the block with a `TokscaleError`.
 
     For a block that communicates: the ranks agree through torch.distributed's key-value store,
     since those that do not fail may wait for ever in a collective with one that has. Such a rank
     ends when its launcher ends the job.
 
     Args:
-        name: of the block, alike on all ranks and not used before.
+        name: of the block, the same on all ranks and not used before.
     """
     message: str | None = None
     try:
@@ -109,7 +118,7 @@ def ending_together(name: str) -> Iterator[None]:
 
 
 def _outcome(name: str, message: str | None) -> bool:
-    """Tell the other ranks how this one fared, and wait for them; return whether one failed."""
+    """Tell the other ranks this one's error, and wait for them; return whether any has failed."""
     store = _store()
     failed, arrived, over = (f"tokscale/{name}/{key}" for key in ("failed", "arrived", "over"))
     if message is not None:

@@ -1,4 +1,6 @@
-"""Probe the saved checkpoints of a run that is over: for a run that was trained without the plugin.
+"""The part of a job that replays a run: it probes the run's saved checkpoints.
+
+For a run that was trained without the plugin.
 
 The job is started as a training job is, with the run's model flags and any parallel layout that
 can load its checkpoints. It builds the model, no optimizer and no data, and ends after the last
@@ -7,7 +9,8 @@ checkpoint.
 
 import re
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +18,9 @@ import torch
 from megatron.training import checkpointing, get_args, print_rank_0
 
 from megatron_tokscale.core.errors import AgreedError, TokscaleError
-from megatron_tokscale.training.history.counts import Past
+from megatron_tokscale.probe import Moment, ProbeSchedule
+from megatron_tokscale.training.events import JobPart, TrainingState
+from megatron_tokscale.training.history.past import Past
 from megatron_tokscale.training.history.reckon import pasts_of
 from megatron_tokscale.training.probe.prober import Prober
 from megatron_tokscale.training.ranks import (
@@ -25,14 +30,14 @@ from megatron_tokscale.training.ranks import (
     together,
 )
 
-_FOLDER = re.compile(r"iter_(\d{7,})")
-_REASON = 300  # characters of a reason that are shown
+_FOLDER: Final = re.compile(r"iter_(\d{7,})")
+_SHOWN_CHARACTERS: Final = 300  # of a reason: an error of torch can hold all tensor names
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps of the whole checkpoints in a --save directory, ascending.
+    """Return the steps of the whole checkpoints in a --save directory, ascending.
 
-    Megatron names the last whole one in a file of its own; what is later is not whole.
+    Megatron names the last whole one in a file of its own; later ones are not whole.
 
     Raises:
         TokscaleError: there is no checkpoint, or not the last one.
@@ -60,15 +65,19 @@ def saved_steps(folder: Path) -> list[int]:
     return steps
 
 
-def check_schedule(
-    folder: str | Path, saved: Sequence[int], is_on_schedule: Callable[..., bool]
-) -> list[int]:
+def wanted_steps(folder: Path, saved: Sequence[int], schedule: ProbeSchedule) -> list[int]:
     """Return the checkpoints that are on the schedule.
 
     Raises:
-        AgreedError: there is none.
+        AgreedError: no checkpoint is on the schedule.
     """
-    wanted = [step for step in saved if is_on_schedule(step, is_last=step == saved[-1])]
+    wanted = [
+        step
+        for step in saved
+        if schedule.is_due(
+            Moment(step=step, is_checkpoint=True, is_last=step == saved[-1], tokens_before=0)
+        )
+    ]
     if not wanted:
         raise AgreedError(
             f"no checkpoint in {folder} is on the schedule; drop --tokscale-probe-schedule for all"
@@ -76,13 +85,13 @@ def check_schedule(
     return wanted
 
 
-def prepare_replay(folder: str, args: Namespace) -> None:
+def prepare_replay(folder: Path, args: Namespace) -> None:
     """Set Megatron's arguments for a job that trains nothing and saves nothing.
 
     Raises:
         TokscaleError: there is no checkpoint.
     """
-    saved_steps(Path(folder))
+    saved_steps(folder)
     args.skip_train = True
     args.save = None
     args.load = None
@@ -94,45 +103,62 @@ def prepare_replay(folder: str, args: Namespace) -> None:
     args.non_persistent_ckpt_type = None  # a later one would be loaded in a checkpoint's place
 
 
-def replay(
-    folder: str, prober: Prober, forward_step: Callable[..., Any], model: Sequence[Any]
-) -> None:
-    """Take the probe of every checkpoint in `folder` that the run directory does not have yet.
+class Replay(JobPart):
+    """Probes the checkpoints of a run in the place of the training, and ends the job."""
 
-    Raises:
-        TokscaleError: no checkpoint is on the schedule, one does not hold all weights, or see
-            `Prober.take`.
-    """
-    saved: list[int] = from_rank_0(lambda: saved_steps(Path(folder)))
-    wanted = check_schedule(folder, saved, prober.is_on_schedule)
-    todo = [step for step in wanted if not prober.is_on_disk(step)]
-    print_rank_0(f"tokscale: replay of {len(todo)} of the {len(saved)} checkpoints in {folder}")
-    # Of all checkpoints: a change of the settings may lie before one that is on the schedule.
-    pasts = together(lambda: pasts_of(Path(folder), saved), where=prober.is_writer) or {}
-    launches = pasts[max(pasts)].launches if pasts else ()
-    together(lambda: prober.check_launches(launches, max(pasts, default=0)), where=prober.is_writer)
-    for step in todo:
-        samples = _load(folder, step, model)
-        if step == todo[0]:
-            prober.open(forward_step, model, launches, None)
-        prober.take_saved(pasts.get(step) or Past(step=step, samples=samples), model)
-    torch.distributed.barrier()
+    def __init__(
+        self, folder: Path, schedule: ProbeSchedule, prober: Prober, args: Namespace
+    ) -> None:
+        """Set Megatron's arguments for a job that trains nothing.
+
+        Raises:
+            TokscaleError: there is no checkpoint.
+        """
+        self._folder, self._schedule, self._prober = folder, schedule, prober
+        prepare_replay(folder, args)
+
+    def on_setup(self, state: TrainingState) -> None:
+        """Take the probe of every checkpoint that the run directory does not have yet.
+
+        Raises:
+            TokscaleError: no checkpoint is on the schedule, one does not hold all weights, or see
+                `Prober.take`.
+            SystemExit: with code 0, when all probes are taken.
+        """
+        folder, prober = self._folder, self._prober
+        saved = from_rank_0(lambda: saved_steps(folder))
+        wanted = wanted_steps(folder, saved, self._schedule)
+        todo = [step for step in wanted if step not in prober.steps_on_disk()]
+        print_rank_0(f"tokscale: replay of {len(todo)} of the {len(saved)} checkpoints in {folder}")
+        # Of all checkpoints: a change of the settings may lie before one that is on the schedule.
+        pasts = together(lambda: pasts_of(folder, saved), where=prober.is_writer) or {}
+        launches = pasts[max(pasts)].launches if pasts else ()
+        last = max(pasts, default=0)
+        together(lambda: prober.store.check_launches(launches, last), where=prober.is_writer)
+        for step in todo:
+            samples = _load(folder, step, state.model)
+            if step == todo[0]:
+                prober.open(state, launches, None)
+            past = pasts.get(step) or Past(step=step, samples=samples)
+            prober.take_saved(past, replace(state, consumed_samples=samples))
+        torch.distributed.barrier()
+        raise SystemExit(0)
 
 
-def _load(folder: str, step: int, model: Sequence[Any]) -> int:
+def _load(folder: Path, step: int, model: Sequence[Any]) -> int:
     """Load one checkpoint's weights, and return the training samples consumed by then."""
     args = get_args()
-    args.load, args.ckpt_step = folder, step
+    args.load, args.ckpt_step = str(folder), step
     args.consumed_train_samples = args.consumed_valid_samples = 0
-    _spoil(model)
+    _mark_parameters(model)
     with ending_together(f"checkpoint {step}"):
         _load_weights(folder, step, model)
-    if message := first_of_all_ranks(_unloaded(model)):
+    if message := first_of_all_ranks(_unloaded_parameter(model)):
         raise AgreedError(f"checkpoint {step} in {folder} does not hold {message}")
     return int(args.consumed_train_samples)
 
 
-def _load_weights(folder: str, step: int, model: Sequence[Any]) -> None:
+def _load_weights(folder: Path, step: int, model: Sequence[Any]) -> None:
     """Call Megatron's loading, which ends in an error of any kind, or the process with code 0.
 
     Raises:
@@ -144,17 +170,18 @@ def _load_weights(folder: str, step: int, model: Sequence[Any]) -> None:
         raise
     except BaseException as error:  # torch's CheckpointException and SystemExit are no Exception
         raise TokscaleError(
-            f"the checkpoint {Path(folder) / f'iter_{step:07d}'} cannot be loaded "
+            f"the checkpoint {folder / f'iter_{step:07d}'} cannot be loaded "
             f"({_reason(error)}); restore it, or give the flags that it was saved with"
         ) from error
     if loaded != step:
         raise TokscaleError(
-            f"the checkpoint of step {step} in {folder} says it is of step {loaded}"
+            f"the checkpoint of step {step} in {folder} says it is of step {loaded}; expected the "
+            "step that its folder is named after; restore it"
         )
 
 
 def _reason(error: BaseException) -> str:
-    """Say in some words why a checkpoint was not loaded."""
+    """Return in some words why a checkpoint was not loaded."""
     if isinstance(error, SystemExit) and error.__context__ is not None:
         error = error.__context__  # what Megatron has printed before it gave up
     failures = getattr(error, "failures", None)  # of torch's distributed checkpoints, by rank
@@ -162,7 +189,7 @@ def _reason(error: BaseException) -> str:
         found = next(iter(failures.values()))
         error = found[0] if isinstance(found, tuple) else error
     words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:_REASON]}" if words else type(error).__name__
+    return f"{type(error).__name__}: {words[:_SHOWN_CHARACTERS]}" if words else type(error).__name__
 
 
 # A NaN that no arithmetic makes, as bits: a checkpoint of a diverged run holds NaN of other bits.
@@ -174,22 +201,22 @@ _MARKS: Final = {
 }
 
 
-def _spoil(model: Sequence[Any]) -> None:
-    """Mark each element of the parameters: Megatron leaves out in silence what it does not find."""
-    for _, bits, mark in _bits(model):
+def _mark_parameters(model: Sequence[Any]) -> None:
+    """Mark each element of the parameters: Megatron skips weights that it does not find."""
+    for _, bits, mark in _parameters_as_bits(model):
         bits.fill_(mark)
 
 
-def _unloaded(model: Sequence[Any]) -> str | None:
-    """Name a parameter that still has a mark."""
-    for name, bits, mark in _bits(model):
+def _unloaded_parameter(model: Sequence[Any]) -> str | None:
+    """Return the name of a parameter that still has a mark; None if all are loaded."""
+    for name, bits, mark in _parameters_as_bits(model):
         if bool((bits == mark).any()):
             return f"(whole) the parameter {name}; is --ckpt-format that of the checkpoint?"
     return None
 
 
-def _bits(model: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor, int]]:
-    """Yield the name of each plain parameter, its elements as integers, and the mark for them."""
+def _parameters_as_bits(model: Sequence[Any]) -> Iterator[tuple[str, torch.Tensor, int]]:
+    """Yield each plain parameter's name, its elements as integers, and the mark for them."""
     for chunk in model:
         for name, parameter in chunk.named_parameters():
             if type(parameter.data) is torch.Tensor and parameter.dtype in _MARKS:

@@ -1,17 +1,16 @@
 """Numbers to TensorBoard and W&B, on the rank that has them: the last."""
 
-from argparse import Namespace
 from collections.abc import Mapping
 
 from megatron.training import global_vars
 
 
-def log_scalars(values: Mapping[str, float], step: int, args: Namespace) -> None:
+def log_scalars(values: Mapping[str, float], step: int, consumed_samples: int) -> None:
     """Log values as `tokscale/NAME`, and to TensorBoard against consumed samples too."""
     keyed = {f"tokscale/{name}": value for name, value in values.items()}
     if writer := global_vars.get_tensorboard_writer():
         for key, value in keyed.items():
             writer.add_scalar(key, value, step)
-            writer.add_scalar(f"{key} vs samples", value, args.consumed_train_samples)
+            writer.add_scalar(f"{key} vs samples", value, consumed_samples)
     if wandb := global_vars.get_wandb_writer():
         wandb.log(keyed, step)

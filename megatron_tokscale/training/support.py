@@ -1,21 +1,22 @@
-"""What the plugin refuses, and why: better no number than a wrong one.
+"""The settings that the plugin refuses, with the reasons: better no number than a wrong one.
 
-Read in the sources of megatron-core 0.17.1, 0.18.2, 0.19.2 and main (August 2026). Not refused,
-since it is safe: `--cuda-graph-impl transformer_engine` replays graphs in training only, a batch
-size that ramps up keeps the microbatch, `--reset-position-ids` has nothing to reset in windows of
-one document, `--logits-load-dir` changes the loss function and not the losses. Where experts drop
-tokens (`--moe-expert-capacity-factor`) a token's loss depends on the microbatch around it; that is
-always the same part of the probe set, so losses compare within a run of one micro-batch size.
+The tables follow the sources of megatron-core 0.17.1, 0.18.2, 0.19.2 and main (August 2026). These
+settings are safe, and are not refused: `--cuda-graph-impl transformer_engine` replays graphs in
+training only; a batch size that ramps up keeps the microbatch; `--reset-position-ids` has nothing
+to reset in windows of one document; `--logits-load-dir` changes the loss function and not the
+losses. Where experts drop tokens (`--moe-expert-capacity-factor`) a token's loss depends on the
+microbatch around it. That microbatch is always the same part of the probe set, so losses compare
+within a run of one micro-batch size.
 """
 
 import inspect
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from megatron_tokscale.core.arrays import Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data import DocumentScores, Plan
@@ -24,7 +25,13 @@ from megatron_tokscale.probe import ProbeSet
 
 
 class Refusal(NamedTuple):
-    """A flag of Megatron that is refused: however it is turned on, or only with `values`."""
+    """A flag of Megatron that is refused.
+
+    Attributes:
+        flag: as on the command line.
+        reason: the end of the message.
+        values: the refused values; empty where every value that turns the flag on is refused.
+    """
 
     flag: str
     reason: str
@@ -32,24 +39,24 @@ class Refusal(NamedTuple):
 
     @property
     def dest(self) -> str:
-        """Name of the flag's value among the parsed arguments."""
+        """The name of the flag's value among the parsed arguments."""
         return self.flag.removeprefix("--").replace("-", "_")
 
     def applies(self, args: Namespace) -> bool:
-        """Return True if `args` has the flag so."""
+        """Return True if `args` has the flag with a refused value."""
         value = getattr(args, self.dest, None)
         if self.values:
             return value in self.values
         return value is not None and value is not False
 
 
-_GRAPHS = "a captured training step would be replayed, dropout and all"
-_PACKED = "its batches are packed, and the probe set's are not"
-_RANDOM_ROUTING = "it routes at random, so the losses would be noise"
-_UNVERIFIED = "its isolation is not verified"
-_YAML = "Megatron then ignores the command line, and the --tokscale flags with it"
+_GRAPHS: Final = "a captured training step would be replayed, dropout and all"
+_PACKED: Final = "its batches are packed, and the probe set's are not"
+_RANDOM_ROUTING: Final = "it routes at random, so the losses would be noise"
+_UNVERIFIED: Final = "its isolation is not verified"
+_YAML: Final = "Megatron then ignores the command line, and the --tokscale flags with it"
 
-_REFUSED_FOR_PROBE = (
+_REFUSED_FOR_PROBE: Final = (
     Refusal("--cuda-graph-impl", _GRAPHS, ("local", "full_iteration")),
     Refusal("--enable-cuda-graph", _GRAPHS),
     Refusal("--use-megatron-fsdp", _UNVERIFIED),
@@ -74,7 +81,7 @@ _REFUSED_FOR_PROBE = (
     Refusal("--yaml-cfg", _YAML),
 )
 
-_REFUSED_FOR_PLAN = (
+_REFUSED_FOR_PLAN: Final = (
     Refusal("--mock-data", "there are no documents to choose among"),
     Refusal("--fim-data", "its samples are made while they are read"),
     Refusal("--sft", "its samples are packed while they are read"),
@@ -84,15 +91,21 @@ _REFUSED_FOR_PLAN = (
 )
 
 
-SKIP_TRAIN = (
+SKIP_TRAIN: Final = (
     "--skip-train trains nothing, so no probe is taken and no plan is followed; --tokscale-replay "
     "probes saved checkpoints"
 )
 """The line with which a job that only evaluates answers a probe set or a plan."""
 
+PARTS_UNKNOWN: Final = (
+    "whether the job's --split is the plan's is not known: the plan does not say which documents "
+    "it was made for; make it again to have that checked"
+)
+"""The line on a plan that was made before plans held their training documents."""
+
 
 def probe_refusals(args: Namespace) -> list[str]:
-    """All settings under which a probe would disturb training or give wrong losses.
+    """Return a line for each setting under which a probe would disturb training or be wrong.
 
     Args:
         args: Megatron's arguments, validated by it or not.
@@ -114,7 +127,7 @@ def probe_refusals(args: Namespace) -> list[str]:
 
 
 def plan_refusals(args: Namespace) -> list[str]:
-    """All settings under which a data plan cannot be followed.
+    """Return a line for each setting under which a data plan cannot be followed.
 
     Args:
         args: Megatron's arguments, validated by it or not.
@@ -131,7 +144,7 @@ def plan_refusals(args: Namespace) -> list[str]:
 def probe_set_misfits(
     probe_set: ProbeSet, path: str, seq_length: int | None, vocab_size: int | None
 ) -> list[str]:
-    """Why the probe set in `path` is not for a job of this sequence length and vocabulary.
+    """Return the reasons if a probe set is not for a job of this sequence length and vocabulary.
 
     Args:
         seq_length: of the job in tokens; None if it is not known.
@@ -152,7 +165,7 @@ def probe_set_misfits(
 
 
 def plan_misfits(plan: Plan, path: str, seq_length: int) -> list[str]:
-    """Why the plan in `path` is not for a job of this sequence length."""
+    """Return the reason, if a plan is not for a job of this sequence length."""
     if plan.seq_length == seq_length:
         return []
     return [
@@ -165,24 +178,25 @@ def scores_of_plan(
     plan: Plan,
     dataset: int,
     prefix: str,
-    documents: NDArray[np.integer[Any]] | range,
-    folder: str | None,
+    documents: Integers32 | range,
+    folder: Path | None,
 ) -> DocumentScores:
     """Read the scores by which the plan cuts a dataset.
 
     Args:
-        dataset: which of its datasets.
+        plan: the plan.
+        dataset: number of the dataset in the plan.
         prefix: of the dataset's .bin/.idx.
-        documents: those that the job trains on.
+        documents: the documents that the job trains on.
         folder: of the scores; None: beside the data.
 
     Raises:
-        TokscaleError: they are missing, of other data, or not those that the plan was made with.
+        TokscaleError: the scores are missing, of other data, or not those of the plan.
     """
     cut = plan.cuts[dataset]
     assert cut is not None
     tokens = IndexedTokens.open(prefix)
-    path = scores_file(tokens, None if folder is None else Path(folder))
+    path = scores_file(tokens, folder)
     scores = DocumentScores.load(path)
     scores.check(tokens)
     if scores.fingerprint != cut.scores:
@@ -218,18 +232,18 @@ def check_plan(args: Namespace) -> None:
 
 
 def raise_first(refusals: list[str]) -> None:
-    """Refuse, if there is anything to refuse.
+    """Raise the first refusal, if there is one.
 
     Raises:
-        TokscaleError: with the first of the refusals.
+        TokscaleError: its message is the first refusal.
     """
     if refusals:
         raise TokscaleError(refusals[0])
 
 
-def _refusals(what: str, table: tuple[Refusal, ...], args: Namespace) -> list[str]:
+def _refusals(refusing: str, table: tuple[Refusal, ...], args: Namespace) -> list[str]:
     return [
-        f"{what} does not support {' '.join([refusal.flag, *_value(refusal, args)])}: "
+        f"{refusing} does not support {' '.join([refusal.flag, *_value(refusal, args)])}: "
         f"{refusal.reason}"
         for refusal in table
         if refusal.applies(args)
@@ -237,12 +251,12 @@ def _refusals(what: str, table: tuple[Refusal, ...], args: Namespace) -> list[st
 
 
 def _value(refusal: Refusal, args: Namespace) -> list[str]:
-    """The value to name beside the flag, where not every value is refused."""
+    """Return the value to name beside the flag, where not every value is refused."""
     return [str(getattr(args, refusal.dest))] if refusal.values else []
 
 
 def _stages_parameters_among_gradients(args: Namespace) -> bool:
-    """Whether a forced parameter gather reads a buffer that holds gradients at that moment.
+    """Return whether a forced parameter gather reads a buffer that holds gradients then.
 
     From 0.19 on Megatron puts the parameters there first, if it is given the optimizer.
     """

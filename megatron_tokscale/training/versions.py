@@ -1,20 +1,34 @@
-"""Which Megatron is imported: its version, and where it comes from."""
+"""Versions of the packages that a job runs on, and the folder that Megatron is imported from."""
 
 import importlib.metadata
 import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
+from megatron_tokscale import __version__
 
-class Megatron(NamedTuple):
-    """The megatron.core that `import` finds."""
+
+class MegatronInstall(NamedTuple):
+    """The installation of megatron.core that `import` finds."""
 
     version: str
     folder: Path
     is_wheel: bool
 
 
-def find_megatron() -> Megatron | None:
+def installed_versions() -> dict[str, str]:
+    """Return the versions that a run's record holds, by package."""
+    import torch
+
+    megatron = find_megatron()
+    return {
+        "megatron-tokscale": __version__,
+        "megatron-core": megatron.version if megatron else "of unknown version",
+        "torch": str(torch.__version__),
+    }
+
+
+def find_megatron() -> MegatronInstall | None:
     """Find megatron.core without importing it; None if there is none.
 
     A checkout may stand before an installed wheel on the path, and has no metadata. It states its
@@ -31,10 +45,10 @@ def find_megatron() -> Megatron | None:
     try:
         wheel = importlib.metadata.distribution("megatron-core")
     except importlib.metadata.PackageNotFoundError:
-        return Megatron(_stated_version(folder), folder, is_wheel=False)
+        return MegatronInstall(_stated_version(folder), folder, is_wheel=False)
     if Path(str(wheel.locate_file("megatron/core"))).resolve() == folder.resolve():
-        return Megatron(wheel.version, folder, is_wheel=True)
-    return Megatron(_stated_version(folder), folder, is_wheel=False)
+        return MegatronInstall(wheel.version, folder, is_wheel=True)
+    return MegatronInstall(_stated_version(folder), folder, is_wheel=False)
 
 
 def _stated_version(folder: Path) -> str:

@@ -1,12 +1,12 @@
-"""Verbs and a job in the environments of other people's machines, alone and all at once.
+"""Verbs and a job in the environments of other machines, one by one and all at once.
 
-Every environment has to give what the plain one gives: exit code 0, the same text, the same files.
-One case is one command of `verb_world` in one environment; the environments:
+Every environment must give the result of the plain one: exit code 0, the same text, the same files.
+One case is one command of `verb_world` in one environment. The environments:
 
     no fsync       folders cannot be synced, as on CIFS and FUSE
     latin-1        a terminal that cannot show the plan's and the datasets' names
     a pod's        RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set in every shell
-    read-only      the data and Megatron's cache of them cannot be written, by root neither
+    read-only      the data and Megatron's cache of them cannot be written, even by root
     all            these at once, in a process of its own, with numba's cache damaged
 
 25 commands in 5 environments are 125 cases; two more are a job with a probe set and a plan, in the
@@ -37,7 +37,7 @@ from megatron_tokscale.cli import main
 from megatron_tokscale.store import Run
 from megatron_tokscale.trace import trace as trace_module
 
-TESTS = Path(__file__).parents[1] / "support"
+OWN_FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
 
 POD = {
     "RANK": "0",
@@ -46,8 +46,8 @@ POD = {
     "MASTER_ADDR": "127.0.0.1",
     "MASTER_PORT": "29777",
 }
-WIDE = "neu→🚀"  # the name of everything that a verb is told to write
-# Times, speeds, and the folder of the test are others each time.
+WIDE = "neu→🚀"  # the name of every file that a verb writes with --out
+# Times and speeds differ from run to run, and checksums over them.
 VARYING = re.compile(
     r"[\d,.]+ tokens/s|[\d.]+ s\b|\"(seconds|tokens_per_second|checksum|fit_id|arrays_crc32)\": .*"
 )
@@ -110,14 +110,14 @@ def files_in(folder: Path) -> dict[str, bytes]:
 
 
 def shown(text: str, encoding: str) -> str:
-    """The text as a terminal of this encoding can show it: shades of a plan keep apart."""
+    """Return the text that a terminal of this encoding shows; shades of a plan stay apart."""
     if encoding == "latin-1":
         text = text.translate(str.maketrans("░▒▓█", ".:+#"))
     return text.encode(encoding, "replace").decode(encoding)
 
 
 def told(path: str) -> str:
-    """Content of a written file, but for times and for the checksums over them."""
+    """Return the content of a written file without times and the checksums over them."""
     content = Path(path).read_bytes()
     if path.endswith((".json", ".html")):
         return VARYING.sub("", content.decode())
@@ -132,7 +132,7 @@ def told(path: str) -> str:
 
 
 def commands_in(folder: Path) -> dict[str, list[str]]:
-    """Make the world in a folder; every command, with the name of its output not in latin-1."""
+    """Make the world in a folder; return its commands, with output names outside latin-1."""
     return {
         name: [re.sub("^new", WIDE, word) for word in command.argv]
         for name, command in make_world(folder).items()
@@ -140,7 +140,7 @@ def commands_in(folder: Path) -> dict[str, list[str]]:
 
 
 def make_read_only(*folders: Path) -> None:
-    """Take the right to write from a folder, and from the files in it."""
+    """Remove the permission to write from folders and from the files in them."""
     for folder in folders:
         for path in (*folder.glob("*"), folder):
             path.chmod(path.stat().st_mode & ~0o222)
@@ -158,7 +158,7 @@ def assert_same(ends, plain, encoding) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The commands of a world, in whose folder the tests are, and their ends where all is plain."""
+    """Commands of a world whose folder is the working directory, and their ends without faults."""
     folder, before = tmp_path_factory.mktemp("world"), Path.cwd()
     os.chdir(folder)
     table = commands_in(folder)
@@ -175,7 +175,7 @@ ENVIRONMENTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_every_verb_does_the_same_in(world, monkeypatch, name):
+def test_every_verb_does_the_same_in_an_environment(world, monkeypatch, name):
     encoding, enter = ENVIRONMENTS[name]
     enter(monkeypatch)
     with plain_permissions():
@@ -185,7 +185,7 @@ def test_every_verb_does_the_same_in(world, monkeypatch, name):
 
 SITE = f"""
 import sys
-sys.path.append({str(TESTS)!r})
+sys.path += {OWN_FOLDERS!r}
 import errno, os, stat
 from privileges import drop_overrides
 _fsync = os.fsync
@@ -205,7 +205,7 @@ json.dump(run_all(json.loads(sys.argv[1]), "latin-1"), open(sys.argv[2], "w"))
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
-    """The variables of all environments at once: a package with a damaged cache, and the rest."""
+    """Variables of all environments at once, and a package whose numba cache is damaged."""
     folder = tmp_path_factory.mktemp("everything")
     package = Path(megatron_tokscale.__file__).parent
     shutil.copytree(package, folder / "megatron_tokscale", symlinks=True)
@@ -228,7 +228,7 @@ def test_every_verb_does_the_same_in_all_environments_at_once(world, everything,
 
 
 def run_job(corpus: Corpus, environment: dict[str, str], *flags: str) -> None:
-    """Run a job's only rank, without torchrun."""
+    """Run the only rank of a job, without torchrun."""
     own = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
     own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, "-m", "megatron_tokscale.pretrain", *job_flags(corpus, *flags)]

@@ -1,6 +1,6 @@
-"""Inputs that a verb reads besides those of the table in `test_fuzz_verbs`.
+"""Damage to inputs that are not in the table of `test_fuzz_verbs`.
 
-These are the parts of a stopped fit, the journal, what the doctor is shown, and a score's run.
+These are the parts of a stopped fit, the journal, the files of the doctor's job, and a score's run.
 """
 
 import re
@@ -20,7 +20,7 @@ GARBAGE = ("empty", "picture", "deep", "list", "words", "directory", "unreadable
 
 
 class StoppedError(Exception):
-    """An end of a fit amid its blocks."""
+    """Stop of a fit between two of its blocks."""
 
 
 def stop_after_two_blocks(done, total):
@@ -30,7 +30,7 @@ def stop_after_two_blocks(done, total):
 
 @pytest.fixture
 def stopped(tmp_path):
-    """A run whose fit was stopped when two of three blocks were done."""
+    """A run whose fit was stopped after two of three blocks."""
     run = write_run(tmp_path / "run", STEPS, planted_losses(240))
     with pytest.raises(StoppedError):
         fit_run(run, block_tokens=80, progress=stop_after_two_blocks)
@@ -39,7 +39,7 @@ def stopped(tmp_path):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["part", "note"])
-def test_a_fit_that_was_stopped_takes_no_damaged_part(stopped, name, damage):
+def test_a_resumed_fit_refuses_or_redoes_a_damaged_part(stopped, name, damage):
     path = min((stopped.analysis / "fit.parts").glob(f"{name}*"))
     whole = write_run(stopped.path.parent / "whole", STEPS, planted_losses(240))
     DAMAGES[damage](path)
@@ -57,7 +57,7 @@ def test_a_fit_that_was_stopped_takes_no_damaged_part(stopped, name, damage):
 
 
 @pytest.mark.parametrize("damage", GARBAGE)
-def test_a_journal_is_no_input_of_a_verb(world, capsys, damage):
+def test_no_verb_reads_the_journal(world, capsys, damage):
     restore(world)
     path = world.folder / "run/tokscale/journal.jsonl"
     path.write_text("{}\n")
@@ -71,7 +71,7 @@ def test_a_journal_is_no_input_of_a_verb(world, capsys, damage):
 
 
 @pytest.mark.parametrize("path", ["probe.safetensors", "plan.json"])
-def test_the_doctor_names_what_is_damaged(world, capsys, path):
+def test_the_doctor_names_a_damaged_file(world, capsys, path):
     restore(world)
     flags = {**MODEL, **TRAINING, "--split": "1,0,0", "--train-iters": "10"}
     words = [word for pair in flags.items() for word in pair if word]
@@ -114,7 +114,7 @@ SCORED = {
 
 
 @pytest.mark.parametrize("kind", SCORED)
-def test_a_score_by_losses_that_are_no_damage(world, capsys, kind):
+def test_score_accepts_or_refuses_losses_that_are_not_finite(world, capsys, kind):
     restore(world)
     where, refusal = SCORED[kind]
     probe_set = ProbeSet.load(world.folder / "probe.safetensors")

@@ -1,6 +1,6 @@
-"""Every verb against damaged files in the place of each that it reads, and against odd options.
+"""Every verb on damaged files, one for each file that it reads, and on odd numbers for options.
 
-A damaged file ends a verb with exit code 2 and one line that names it; nothing is written.
+A damaged file ends a verb with exit code 2 and one line that names the file; nothing is written.
 """
 
 import argparse
@@ -15,22 +15,23 @@ from damages import DAMAGES, FLIPS, World, end_of, restore, tree
 from runs import write_run
 from verb_world import STEPS, Command, commands, planted_losses
 
-from megatron_tokscale.cli.entry import _parser, main
+from megatron_tokscale.cli.entry import main, make_parser
 
 SLOW = ("spectrum", "laws", "report")
-"""Verbs of a second or more: of flips they get one, and what they read is read by others too."""
+"""Verbs that take a second or more: each file gets one flip, as faster verbs read it too."""
 
-# What a verb may take as it is: (file, damage). Files of Megatron's and texts that the user writes
-# have no checksum, so that a flip which leaves them well-formed cannot be told.
+# Damage that a verb may not notice: (file, damage). Megatron's files and texts that the user writes
+# have no checksum, so a flip that leaves them well-formed cannot be found.
 MAY_PASS = (
     (r"\.idx", r"bit.*|byte.*"),
     (r"words\.txt", r"cut.*|bit.*"),
     (r"parts\.json|tokenizer\.json", r"bit.*"),
     (r"\.bin", r"bit.*|byte.*|zeros|deep"),  # any bytes are token ids
     (r"cache/.*\.npy|plancache/(?!tokscale-)[^/]*\.npy", r"bit.*|byte.*"),
+    (r"description\.txt", r"bit.*"),  # a path in it, which differs from machine to machine
 )
 
-# What may end with a line that names another file, since it is that file which then does not fit.
+# Damage whose line may name another file: the one that does not fit any more.
 MAY_NAME_ANOTHER = (
     (r"words\.txt", r".*"),  # a prefix that is in it, and has no files
     (r"\.idx", r"bit.*|byte.*"),  # the .bin that it does not fit
@@ -48,7 +49,7 @@ def listed(table, path: str, damage: str) -> bool:
 
 
 def fault(world: World, command: Command, path: str, damage: str, before, outcome) -> str | None:
-    """Return the fault in how a verb has ended on a damaged file."""
+    """Return what is wrong with the end of a verb on a damaged file, or None."""
     code, error = outcome
     if code == 0:
         return None if listed(MAY_PASS, path, damage) else "taken as it is"
@@ -66,7 +67,7 @@ NAMES = tuple(commands(("cache/a-dataset_index.npy",), ()))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_verb_takes_no_damaged_file(world, capsys, name):
+def test_a_verb_refuses_a_damaged_file(world, capsys, name):
     command = world.commands[name]
     assert end_of(command, capsys)[0] == 0, "on whole files"
     restore(world)
@@ -102,7 +103,7 @@ INSTEAD = {"--sequences": "--tokens", "--budget": "--tokens"}
 
 
 def numeric_options(parser, path=()):
-    """Every option of every verb that takes a number, with the verb."""
+    """Yield every option that takes a number, with its verb."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, verb in action.choices.items():
@@ -115,17 +116,17 @@ def is_numeric(action) -> bool:
     return callable(action.type) and action.type not in (Path, str)
 
 
-OPTIONS = sorted(set(numeric_options(_parser())))
+OPTIONS = sorted(set(numeric_options(make_parser())))
 
 
-def test_the_options_that_take_numbers_are_found():
+def test_all_numeric_options_are_found():
     assert {("fit", "--time"), ("report", "--out")}.isdisjoint(OPTIONS)
-    assert {("plan build", "--floor"), ("probe cost", "--num-layers")} <= set(OPTIONS)
-    assert len(OPTIONS) > 45
+    assert {("plan build frontier", "--floor"), ("probe cost", "--num-layers")} <= set(OPTIONS)
+    assert len(OPTIONS) > 60
 
 
 def with_option(argv: tuple[str, ...], option: str, value: str) -> list[str]:
-    """The command with this value of the option in the place of any other."""
+    """Return the command with this value of the option instead of any other."""
     words = list(argv)
     for name in {option, INSTEAD.get(option, option)} & set(words):
         del words[words.index(name) : words.index(name) + 2]
@@ -154,15 +155,15 @@ def test_an_odd_number_gets_one_line(world, capsys, verb, option):
 
 @dataclass(frozen=True)
 class Spoiled:
-    """Losses that are no damage, and how verbs end on them.
+    """Expected results of verbs on losses that are constant or not finite.
 
     Attributes:
         name: class that holds most of the tokens.
-        least: least share of the tokens in it.
-        n_losses: how many losses of the probes that are fitted are not finite.
-        n_tokens: how many tokens have such a loss.
+        least: smallest expected share of the tokens in it.
+        n_losses: number of losses at the fitted probes that are not finite.
+        n_tokens: number of tokens that have such a loss.
         left_out: steps of the probes that have no finite loss.
-        refusal: what `spectrum` says if there is no spectrum of such losses.
+        refusal: line of `spectrum` if such losses have no spectrum.
     """
 
     name: str
@@ -209,7 +210,7 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("kind", SPOILED)
-def test_losses_that_are_no_damage_are_fitted_and_counted(tmp_path, capsys, kind):
+def test_losses_that_are_not_finite_or_constant_are_fitted_and_counted(tmp_path, capsys, kind):
     expected = SPOILED[kind]
     loss_NK = expected.losses(kind)
     run = write_run(tmp_path / "run", STEPS, loss_NK)
@@ -247,5 +248,6 @@ def test_losses_that_are_no_damage_are_fitted_and_counted(tmp_path, capsys, kind
         np.testing.assert_array_equal(arrays["step_K"], STEPS[kept_K])
         mean_K = kept_NK[whole_N].astype(np.float64).mean(axis=0)
         np.testing.assert_allclose(arrays["mean_loss_K"], mean_K, rtol=1e-6)
-        assert json.loads((run.analysis / "laws.json").read_text())["steps"] == [*STEPS[kept_K]]
+        laws = json.loads((run.analysis / "laws.json").read_text())
+        assert laws["fit"]["steps"] == [*STEPS[kept_K]]
         assert (run.analysis / "report.html").stat().st_size > 10_000

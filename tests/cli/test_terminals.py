@@ -1,4 +1,4 @@
-"""Verbs in shells, terminals and containers as they are."""
+"""Verbs in real shells, terminals and containers."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ import pytest
 from runs import write_run
 from verb_world import STEPS, planted_losses
 
-from megatron_tokscale.cli import entry as cli
+from megatron_tokscale.cli import fit as fit_verb
 from megatron_tokscale.cli import main
 from megatron_tokscale.probe import ProbeSet
 
@@ -68,7 +68,7 @@ def test_a_name_that_the_terminal_cannot_show_is_shown_in_part(run, terminal):
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii:strict"])
 def test_the_shades_of_a_plan_stay_apart_where_they_cannot_be_shown(encoding):
-    line = "from megatron_tokscale.core.progress import *; print_what_can_be(); print('░▒▓█→ö')"
+    line = "from megatron_tokscale.core.progress import *; replace_unprintable(); print('░▒▓█→ö')"
     shown = subprocess.run(
         [sys.executable, "-c", line],
         env={**os.environ, "PYTHONIOENCODING": encoding},
@@ -86,8 +86,8 @@ def test_an_error_that_the_terminal_cannot_show_is_one_line(tmp_path):
     assert shown.stderr.count(b"\n") == 1
 
 
-def test_a_name_that_is_no_text_is_printed(run, tmp_path):
-    """A file name is bytes on Linux."""
+def test_a_file_name_that_is_not_utf8_is_printed(run, tmp_path):
+    """File names are bytes on Linux."""
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.symlink_to(run.path)
     shown = shell("probe", "show", folder / "nothing")
@@ -96,7 +96,7 @@ def test_a_name_that_is_no_text_is_printed(run, tmp_path):
 
 
 def test_a_verb_in_a_bare_container(run, tmp_path):
-    """No home, no folder for temporary files, a working directory that cannot be written."""
+    """There is no home and no temporary folder, and the working directory cannot be written."""
     bare = {"TMPDIR": str(tmp_path / "gone"), "XDG_CACHE_HOME": "/proc", "MPLCONFIGDIR": "/proc/x"}
     lost = ("HOME", "USER", "LOGNAME")
     script = tmp_path / "verbs.py"
@@ -117,7 +117,7 @@ def test_a_verb_in_a_bare_container(run, tmp_path):
     assert (run.analysis / "report.html").exists()
 
 
-def test_what_a_verb_writes_has_the_rights_that_the_shell_gives(run):
+def test_written_files_have_the_permissions_of_the_umask(run):
     before = os.umask(0o027)
     try:
         main(["fit", str(run.path)])
@@ -144,7 +144,7 @@ def test_a_reader_that_leaves_ends_a_verb_quietly(run):
 
 
 def test_a_verb_whose_readers_leave_has_written_its_file(run, monkeypatch):
-    """Both of its streams are pipes that nobody reads."""
+    """Both streams are pipes whose readers are gone."""
     (run.analysis / "fits.parquet").unlink(missing_ok=True)
     reader, writer = os.pipe()
     os.close(reader)
@@ -158,15 +158,15 @@ def test_a_verb_whose_readers_leave_has_written_its_file(run, monkeypatch):
 
 
 @pytest.mark.parametrize("line", ["VERB >&-", "VERB 2>&-", "VERB >&- 2>&-", "VERB <&-"])
-def test_closed_streams_are_no_error(run, line):
+def test_a_verb_succeeds_with_closed_streams(run, line):
     done = in_bash(line, "probe", "show", run.path / "tokscale/probe.safetensors")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
-def test_a_fit_without_a_stream_prints_into_no_other(run, monkeypatch, capsys, name):
-    """Python has None for a closed stream, and `print` takes that for stdout."""
+def test_output_for_a_closed_stream_goes_to_no_other(run, monkeypatch, capsys, name):
+    """Python sets a closed stream to None, which `print` takes for stdout."""
     monkeypatch.setattr(sys, name, None)
     main(["fit", str(run.path)])
     monkeypatch.undo()
@@ -208,11 +208,11 @@ def test_a_fit_on_a_terminal_shows_its_progress(run, monkeypatch, encoding, term
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_every_end_is_one_line(run, monkeypatch, capsys, error, code, line):
+def test_every_error_ends_with_one_line(run, monkeypatch, capsys, error, code, line):
     def end(_):
         raise error
 
-    monkeypatch.setattr(cli, "_fit", end)
+    monkeypatch.setattr(fit_verb, "_fit", end)
     with pytest.raises(SystemExit) as exit_:
         main(["fit", str(run.path)])
     told = capsys.readouterr().err
@@ -222,7 +222,7 @@ def test_every_end_is_one_line(run, monkeypatch, capsys, error, code, line):
 
 
 @pytest.mark.parametrize("words", [[], ["fit"], ["no-verb"], ["fit", "run", "--time", "never"]])
-def test_a_command_line_that_is_none_gets_one_line(capsys, words):
+def test_an_unreadable_command_line_gets_one_line(capsys, words):
     with pytest.raises(SystemExit) as exit_:
         main(words)
     told = capsys.readouterr().err

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.core.records import from_json, read_as, to_json
+from megatron_tokscale.core.records import JSON, from_json, read_as, to_json
 
 
 class Kind(enum.Enum):
@@ -92,6 +92,7 @@ def test_nan_and_infinity_are_written_as_null_and_read_as_nan():
         ("by_name", {"a": {}}, "by_name.a is {}; expected Number or Reason"),
         ("law", 3, "law is 3; expected Number or null"),
         ("law", {"value": "x"}, "law.value is 'x'; expected a number or null"),
+        ("law", {"value": 1, "extra": 1}, "law.extra is unknown"),
         ("is_whole", 1, "is_whole is 1; expected true or false"),
         ("extra", 1, "extra is unknown"),
     ],
@@ -113,3 +114,8 @@ def test_a_missing_field_is_named_unless_it_has_a_default():
 def test_a_file_is_named_with_what_to_do(tmp_path):
     with pytest.raises(TokscaleError, match=r"laws.json is damaged: value is missing; run `laws`"):
         read_as(Number, {}, tmp_path / "laws.json", "run `laws` again")
+
+
+def test_a_plain_value_is_read_as_it_is():
+    content = {"n": 1, "rows": [1, 2.5, None, {"is": True}], "name": "x"}
+    assert from_json(dict[str, JSON], content) == content

@@ -85,9 +85,9 @@ def test_a_symmetric_bootstrap_gives_plain_percentiles():
 
 @pytest.mark.parametrize("value_R", [[1.0], [1.0, 2.0], [np.nan, 1, 2, 3], [1, 2, np.nan, np.nan]])
 def test_resamples_that_define_no_interval_give_none(value_R):
-    entry = Estimate.from_resamples(value_R).entry("it")
-    assert entry["it_interval"] is None
-    assert entry["it"] == (1.0 if value_R[0] == 1 else None)
+    estimate = Estimate.from_resamples(value_R)
+    assert not estimate.has_interval
+    np.testing.assert_equal(estimate.value, 1.0 if value_R[0] == 1 else np.nan)
 
 
 def test_a_statistic_that_never_varies_has_an_interval_of_no_width():

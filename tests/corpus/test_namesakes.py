@@ -23,11 +23,12 @@ from megatron_tokscale.data import (
     Stratum,
     match_datasets,
 )
-from megatron_tokscale.data.history import accepted, load_run_plan
+from megatron_tokscale.data.history import load_run_plan
 from megatron_tokscale.data.record import DataRecord, DatasetRecord, check_order
 from megatron_tokscale.data.scores import DocumentScores, data_digest, identity_of, scores_file
+from megatron_tokscale.data.take_over import take_over
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.reweight.live import falls
+from megatron_tokscale.reweight.live import slopes
 from megatron_tokscale.store import Run
 from megatron_tokscale.trace.trace import Span, Trace
 
@@ -95,7 +96,7 @@ def test_scores_and_plans_of_namesakes_are_those_of_other_names(folder, tmp_path
         }.items():
             path = tmp_path / f"{case}-{policy}.json"
             words = ["--data-path", *prefixes, *JOB, "--train-samples", "300", "--out", str(path)]
-            main(["plan", "build", *words, "--policy", policy, *flags, "--max-epochs", "100"])
+            main(["plan", "build", policy, *words, *flags, "--max-epochs", "100"])
             plans[case, policy] = Plan.load(path)
     assert_array_equal(*(run.probe_set.labels_BS for run in runs.values()))
 
@@ -168,16 +169,16 @@ def test_live_weights_go_by_prefix_not_by_number(folder, tmp_path):
         slope_N = np.where(probe_set.dataset_N == 1, 2.0, 0.5)
         loss_NK = 20 - slope_N[:, None] * np.log(np.maximum(steps, 1))
         run = write_run(tmp_path / case, steps, loss_NK, probe_set)
-        assert_allclose(falls(run, plan, 100), expected, rtol=1e-4)
+        assert_allclose(slopes(run, plan, 100), expected, rtol=1e-4)
     words = ["--valid-data-path", *paths(folder, "b/text"), "--tokens", "400"]
     only = build(tmp_path / "only.st", *words)
     run = write_run(tmp_path / "only", steps, np.ones((only.n_tokens, steps.size)), only)
     with pytest.raises(TokscaleError, match="watches no tokens of text#0"):
-        falls(run, plan, 100)
+        slopes(run, plan, 100)
     unknown = replace(only, origin=None)
     run = write_run(tmp_path / "unknown", steps, np.ones((only.n_tokens, steps.size)), unknown)
     with pytest.raises(TokscaleError, match="cannot be told from its namesakes"):
-        falls(run, plan, 100)
+        slopes(run, plan, 100)
 
 
 def test_twins_of_a_plan_are_found_by_their_prefixes():
@@ -230,9 +231,9 @@ def job(folder, tmp_path_factory):
     valid = ["--valid-data-path", *paths(folder, "valid/b/text", "valid/a/text")]
     train = ["--train-data-path", *paths(folder, "a/text", "b/text")]
     build(out / "probe.st", *valid, "--tokens", "600")
-    words = [*train, *JOB[:2], "--train-samples", "160", "--policy", "manual"]
+    words = [*train, *JOB[:2], "--train-samples", "160"]
     plan = ["--weights", "0:0.5,0.5", "--max-epochs", "50", "--out", str(out / "plan.json")]
-    main(["plan", "build", *words, *plan])
+    main(["plan", "build", "manual", *words, *plan])
     corpus = Corpus(("left", "right"), out / "probe.st")
     flags = [
         *("--train-iters", "20", "--save-interval", "20", "--lr", "1e-2"),
@@ -277,19 +278,19 @@ def test_a_job_on_namesakes_learns_from_the_right_one(job, folder):
 def test_a_plan_that_numbers_the_namesakes_of_a_run_anew_is_refused(folder):
     a, b, c = paths(folder, "a/text", "b/text", "alike/a")
     past = plan_of(a, b)
-    assert accepted(past, plan_of(a, b, c), 5).datasets[:2] == past.datasets
+    assert take_over(past, plan_of(a, b, c), 5).datasets[:2] == past.datasets
     with pytest.raises(TokscaleError, match=r"b/text text#0, the run's past text#1; .*last"):
-        accepted(past, plan_of(b, a), 5)
+        take_over(past, plan_of(b, a), 5)
 
 
 def test_metrics_of_a_plan_tell_namesakes_apart(folder):
-    from megatron_tokscale.training.data.plan_monitor import _named
+    from megatron_tokscale.training.data.plan_monitor import named_shares
 
     rows = [(d, q, share) for d in (0, 1) for q, share in (("q1", 0.25), ("q2", 0.75))]
     strata = tuple(Stratum(f"text#{d}/{q}", d, share) for d, q, share in rows)
     cuts = (Cut("scores"),) * 2
     plan = plan_of(*paths(folder, "a/text", "b/text"), strata=strata, cuts=cuts)
-    named = _named(RealisedShares(plan, 100, np.array([10, 20, 30, 40]), np.full(4, 50)))
+    named = named_shares(RealisedShares(plan, 100, np.array([10, 20, 30, 40]), np.full(4, 50)))
     assert named["drawn share text#0"] == pytest.approx(0.3)
     assert named["drawn share text#1"] == pytest.approx(0.7)
     assert named["epochs text#1"] == pytest.approx(0.7)

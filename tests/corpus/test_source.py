@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jobs import write_documents
 
-from megatron_tokscale.cli.entry import _parser
+from megatron_tokscale.cli.entry import make_parser
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.source import (
     DEFAULT_SPLIT,
@@ -190,7 +190,17 @@ def test_the_default_split_is_that_of_megatrons_validation(prefixes):
 VERBS = {
     "score": ["score", "RUN"],
     "laws": ["laws", "RUN"],
-    "plan": ["plan", "build", "--seq-length", "8", "--train-samples", "9", "--out", "x"],
+    "plan": [
+        "plan",
+        "build",
+        "frontier",
+        "--seq-length",
+        "8",
+        "--train-samples",
+        "9",
+        "--out",
+        "x",
+    ],
     "probe": ["probe", "build", "--seq-length", "8", "--vocab-size", "9", "--out", "x"],
 }
 
@@ -215,10 +225,10 @@ def test_every_verb_takes_all_the_ways(verb, tmp_path):
             DataSource({"train": ["a"], "valid": ["b"]}, None),
         ),
     ):
-        arguments = _parser().parse_args([*VERBS[verb], *words])
+        arguments = make_parser().parse_args([*VERBS[verb], *words])
         assert DataSource.is_given(arguments)
         assert DataSource.from_flags(arguments) == expected
-    assert not DataSource.is_given(_parser().parse_args(VERBS[verb]))
+    assert not DataSource.is_given(make_parser().parse_args(VERBS[verb]))
 
 
 def bad_ways(folder):

@@ -19,7 +19,7 @@ def run_python(code):
     )
 
 
-def test_it_is_asked_for_by_flag_or_environment(monkeypatch):
+def test_flag_or_environment_request_the_runtime(monkeypatch):
     monkeypatch.delenv("MEGATRON_TOKSCALE_CPU", raising=False)
     assert not is_requested(["pretrain_gpt.py", "--lr", "1"])
     assert is_requested(["pretrain_gpt.py", "--tokscale-cpu"])
@@ -46,7 +46,7 @@ def test_a_machine_with_a_gpu_refuses_in_one_line():
     assert job.stderr.count("\n") == 1
 
 
-def test_it_comes_before_megatron_or_not_at_all():
+def test_the_runtime_refuses_to_come_after_megatron():
     job = run_python(
         "import warnings; warnings.simplefilter('ignore')\n"
         "import megatron.core\n"
@@ -57,22 +57,30 @@ def test_it_comes_before_megatron_or_not_at_all():
     assert "comes too late" in job.stdout
 
 
-@pytest.mark.parametrize(
-    "place", ["torch.zeros(2, device='cuda')", "torch.ones(2).to('cuda:0')", "torch.ones(2).cuda()"]
-)
-def test_cuda_places_are_the_cpu(place):
+PLACES = ("torch.zeros(2, device='cuda')", "torch.ones(2).to('cuda:0')", "torch.ones(2).cuda()")
+
+
+@pytest.fixture(scope="module")
+def devices():
+    """Where each of `PLACES` is, in one process with the CPU runtime."""
     job = run_python(
         "import warnings; warnings.simplefilter('ignore')\n"
         "from megatron_tokscale import cpu; cpu.enable()\n"
-        f"import torch; print({place}.device)\n"
+        "import torch\n" + "".join(f"print({place}.device)\n" for place in PLACES)
     )
-    assert job.stdout.strip() == "cpu"
+    return dict(zip(PLACES, job.stdout.split(), strict=True))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_cuda_places_are_the_cpu(place, devices):
+    assert devices[place] == "cpu"
 
 
 def test_the_wheels_helpers_are_not_compiled_again():
     job = run_python(
         "import warnings; warnings.simplefilter('ignore')\n"
-        "from megatron_tokscale.cpu import mend_compile_helpers; mend_compile_helpers()\n"
+        "from megatron_tokscale.training.upstream import mend_compile_helpers\n"
+        "mend_compile_helpers()\n"
         "from megatron.core.datasets.utils import compile_helpers\n"
         "compile_helpers(); print('fine')\n"
     )

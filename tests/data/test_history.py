@@ -13,16 +13,16 @@ from megatron_tokscale.data import (
     DatasetIdentity,
     Decision,
     Plan,
+    PlanProvenance,
     Replanning,
     Stage,
     Stratum,
     build_index,
-    followed,
+    followed_plan,
     with_decisions,
 )
 from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.data.history import (
-    accepted,
     load_run_plan,
     resume,
     save_decisions,
@@ -30,6 +30,7 @@ from megatron_tokscale.data.history import (
 )
 from megatron_tokscale.data.index import extend_index
 from megatron_tokscale.data.strata import Strata
+from megatron_tokscale.data.take_over import take_over
 
 SIZES = {"a": 7, "b": 16, "c": 5}
 SHARES = {"a": (1.0,), "b": (0.5, 0.25, 0.25), "c": (0.6, 0.4)}
@@ -115,8 +116,8 @@ def stratum_of_values() -> dict[tuple[str, int], str]:
 
 
 @pytest.mark.parametrize("consumed", range(1, N))
-def test_accepted_at_any_sample_another_plan_goes_on_where_the_first_left_off(consumed):
-    plan = accepted(PAST, OTHER, consumed)
+def test_a_plan_takes_over_at_any_sample_where_the_first_left_off(consumed):
+    plan = take_over(PAST, OTHER, consumed)
     dataset = dataset_of(plan)
     stream = values(dataset)
     assert stream[:consumed] == values(dataset_of(PAST))[:consumed]
@@ -127,7 +128,7 @@ def test_accepted_at_any_sample_another_plan_goes_on_where_the_first_left_off(co
 
 @pytest.mark.parametrize("consumed", range(1, N))
 def test_a_dataset_is_added_and_another_left_out_at_any_sample(consumed):
-    plan = accepted(PAST, MOVED, consumed)
+    plan = take_over(PAST, MOVED, consumed)
     assert [dataset.name for dataset in plan.datasets] == ["a", "b", "c"]
     whole, without_a = dataset_of(plan), dataset_of(plan, consumed=consumed, gone="a")
     stream = values(whole)
@@ -141,15 +142,15 @@ def test_a_dataset_is_added_and_another_left_out_at_any_sample(consumed):
     assert after["c"] == pytest.approx(target[1], abs=2.5)
 
 
-def test_a_dataset_that_is_gone_must_not_be_drawn_from():
-    plan = accepted(PAST, MOVED, 60)
+def test_drawing_from_a_missing_dataset_is_refused():
+    plan = take_over(PAST, MOVED, 60)
     with pytest.raises(TokscaleError, match="'a/0' of the plan has no training samples"):
         dataset_of(plan, consumed=59, gone="a")
 
 
-def test_accepted_again_and_again_the_past_stays():
-    once = accepted(PAST, MOVED, 40)
-    twice = accepted(once, replace(PAST, stages=(Stage(0, (1, 5)),)), 75)
+def test_the_past_stays_when_plans_take_over_again_and_again():
+    once = take_over(PAST, MOVED, 40)
+    twice = take_over(once, replace(PAST, stages=(Stage(0, (1, 5)),)), 75)
     stream = values(dataset_of(twice))
     assert stream[:75] == values(dataset_of(once))[:75]
     assert_nothing_lost_or_repeated(stream, stratum_of_values())
@@ -179,7 +180,7 @@ def test_datasets_that_join_do_not_change_how_the_others_weights_round():
             seq_length=8,
             seed=1,
         )
-        plan = accepted(past, given, 6000)
+        plan = take_over(past, given, 6000)
         for new, known in zip(plan.segments, past.segments, strict=False):
             assert new.weights[:n] == known.weights
         before, after = build_index(past, 6000), build_index(plan, 6000)
@@ -187,12 +188,12 @@ def test_datasets_that_join_do_not_change_how_the_others_weights_round():
         assert np.array_equal(before.draw_N, after.draw_N)
 
 
-def test_what_is_told_of_each_dataset_is_told_in_the_new_order():
+def test_replanning_has_the_datasets_in_the_new_order():
     how = Replanning((3.0, 1.0), (16, 5), train_samples=200, strength=2.0)
-    given = replace(MOVED, replanning=how, provenance={"policy": "manual"})
-    plan = accepted(PAST, given, 60)
+    given = replace(MOVED, replanning=how, provenance=PlanProvenance("manual"))
+    plan = take_over(PAST, given, 60)
     assert plan.replanning == Replanning((0.0, 3.0, 1.0), (0, 16, 5), 200, strength=2.0)
-    assert plan.provenance == {"policy": "manual"}
+    assert plan.provenance == PlanProvenance("manual")
 
 
 def recut(shares) -> Plan:
@@ -218,10 +219,10 @@ CANNOT_BE_ACCEPTED = {
 
 
 @pytest.mark.parametrize("what", CANNOT_BE_ACCEPTED)
-def test_a_plan_that_would_lose_count_is_not_accepted(what):
+def test_a_plan_with_other_strata_or_data_cannot_take_over(what):
     given, message = CANNOT_BE_ACCEPTED[what]
     with pytest.raises(TokscaleError, match=message):
-        accepted(PAST, given, 60)
+        take_over(PAST, given, 60)
 
 
 # Decisions
@@ -255,21 +256,21 @@ def test_a_decision_extends_the_index_in_place_and_leaves_what_is_before(start):
 # What a job follows that starts or goes on
 
 
-def test_a_new_job_follows_what_it_is_given_whatever_lies_there(tmp_path):
+def test_a_new_job_follows_its_plan_whatever_the_directory_holds(tmp_path):
     save_run_plan(PAST, [Decision(1, 10, (1, 2))], tmp_path)
     assert resume(OTHER, tmp_path, 0, 0, accept=False) == (OTHER, [])
 
 
-def test_a_job_goes_on_under_its_decisions_but_not_under_later_ones(tmp_path):
+def test_a_job_resumes_under_earlier_decisions_but_not_under_later_ones(tmp_path):
     decisions = [Decision(5, 30, (1, 2)), Decision(10, 60, (2, 1))]
     save_run_plan(PAST, decisions, tmp_path)
     assert resume(PAST, tmp_path, 80, 10, accept=False) == (PAST, decisions)
     assert resume(PAST, tmp_path, 72, 9, accept=False) == (PAST, decisions[:1])
     assert resume(PAST, tmp_path, 32, 4, accept=False) == (PAST, [])
-    assert followed(tmp_path) == with_decisions(PAST, decisions)
+    assert followed_plan(tmp_path) == with_decisions(PAST, decisions)
 
 
-def test_the_limit_on_epochs_is_that_of_the_plan_that_is_given(tmp_path):
+def test_the_limit_on_epochs_is_that_of_the_jobs_plan(tmp_path):
     save_run_plan(PAST, [], tmp_path)
     limited = replace(PAST, max_epochs=9.0)
     assert resume(limited, tmp_path, 30, 3, accept=False) == (limited, [])
@@ -283,7 +284,7 @@ def test_a_plan_with_the_same_past_is_followed_from_there_on(tmp_path):
         resume(longer, tmp_path, 91, 9, accept=False)
 
 
-def test_another_past_needs_to_be_accepted_and_is_so_once(tmp_path):
+def test_a_plan_with_another_past_takes_over_only_if_accepted_and_once(tmp_path):
     decisions = [Decision(5, 30, (1, 2)), Decision(10, 60, (2, 1))]
     save_run_plan(PAST, decisions, tmp_path)
     with pytest.raises(TokscaleError, match=r"orders them otherwise; .* --tokscale-override-plan"):
@@ -291,19 +292,21 @@ def test_another_past_needs_to_be_accepted_and_is_so_once(tmp_path):
     plan, left = resume(OTHER, tmp_path, 72, 9, accept=True)
     assert left == []
     past = with_decisions(PAST, decisions[:1])
-    assert plan == accepted(past, OTHER, 72)
+    assert plan == take_over(past, OTHER, 72)
     assert values(dataset_of(plan))[:72] == values(dataset_of(past))[:72]
     save_run_plan(plan, [], tmp_path)
     for accept in (True, False):
         assert resume(OTHER, tmp_path, 96, 12, accept=accept) == (plan, [])
 
 
-def test_which_plan_was_accepted_is_not_told_by_provenance(tmp_path):
+def test_provenance_does_not_tell_which_plan_took_over(tmp_path):
     save_run_plan(PAST, [], tmp_path)
     plan, _ = resume(OTHER, tmp_path, 72, 9, accept=True)
     other = replace(OTHER, seed=78)
     for given in ("0", other.fingerprint):
-        save_run_plan(replace(plan, provenance={"given": given}), [], tmp_path)
+        save_run_plan(
+            replace(plan, provenance=PlanProvenance(settings={"given": given})), [], tmp_path
+        )
         assert resume(OTHER, tmp_path, 96, 12, accept=False)[0].stages == plan.stages
         with pytest.raises(TokscaleError, match="orders them otherwise"):
             resume(other, tmp_path, 96, 12, accept=False)
@@ -315,7 +318,7 @@ def test_a_plan_with_other_limits_on_decisions_is_another_plan(tmp_path):
     assert resume(tight, tmp_path, 30, 3, accept=False) == (tight, [])
 
 
-def test_without_a_known_past_a_plan_is_not_simply_followed(tmp_path):
+def test_without_a_known_past_a_plan_is_refused(tmp_path):
     with pytest.raises(TokscaleError, match="no plan is known for the 40 samples"):
         resume(PAST, tmp_path, 40, 5, accept=False)
     assert resume(PAST, tmp_path, 40, 5, accept=True) == (PAST, [])
@@ -324,7 +327,7 @@ def test_without_a_known_past_a_plan_is_not_simply_followed(tmp_path):
 # On disk
 
 
-def test_killed_while_it_writes_a_run_keeps_what_it_followed(tmp_path):
+def test_a_run_killed_while_writing_keeps_its_plan_and_decisions(tmp_path):
     """The decisions are written first; then the plan."""
     decisions = [Decision(5, 30, (1, 2))]
     save_run_plan(PAST, decisions, tmp_path)
@@ -380,7 +383,7 @@ def test_spoiled_decisions_are_refused(tmp_path, what):
         ("decisions", [{"step": 3, "start": 900, "weights": [1.0, 1.0]}]),
     ],
 )
-def test_what_decides_cannot_be_edited_in_a_run(tmp_path, section, value):
+def test_settings_that_decide_weights_cannot_be_edited_in_a_run(tmp_path, section, value):
     """Not even by someone who removes the checksum: another plan has other decisions."""
     save_run_plan(PAST, [], tmp_path)
     path = tmp_path / "tokscale/plan.json"
@@ -391,10 +394,10 @@ def test_what_decides_cannot_be_edited_in_a_run(tmp_path, section, value):
         load_run_plan(tmp_path)
     del content["checksum"]
     path.write_text(json.dumps(content))
-    with pytest.raises(TokscaleError, match="is not of the plan beside it; restore either"):
+    with pytest.raises(TokscaleError, match=r"is not of the plan beside it; .*; restore either"):
         load_run_plan(tmp_path)
 
 
 def test_a_run_without_decisions_follows_its_plan(tmp_path):
     PAST.save(tmp_path / "tokscale/plan.json")
-    assert followed(tmp_path) == PAST
+    assert followed_plan(tmp_path) == PAST

@@ -43,7 +43,7 @@ def test_other_data_are_refused():
         match_datasets(plan_of(A), [A], 16)
 
 
-def test_a_dataset_may_be_gone_once_it_is_not_drawn_from_any_more():
+def test_a_dataset_that_is_no_longer_drawn_from_may_be_missing():
     plan = plan_of(A, B, stages=(Stage(0, (1, 1)), Stage(100, (0, 1))))
     assert match_datasets(plan, [B], 8, consumed=100) == [None, 0]
     assert match_datasets(plan, [B], 8, consumed=2000) == [None, 0]

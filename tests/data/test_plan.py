@@ -11,6 +11,8 @@ from megatron_tokscale.data import (
     DatasetIdentity,
     Decision,
     Plan,
+    PlanProvenance,
+    PlanSources,
     Replanning,
     Stage,
     Stratum,
@@ -29,7 +31,7 @@ def two_stages(**changes) -> Plan:
         stages=(Stage(0, (3, 1)), Stage(100, (1, 1))),
         seq_length=64,
         seed=7,
-        provenance={"policy": "manual"},
+        provenance=PlanProvenance("manual"),
     )
     return replace(plan, **changes)
 
@@ -76,8 +78,11 @@ def with_strata(**changes) -> Plan:
 
 
 def test_a_plan_with_strata_read_back_is_the_plan_written(tmp_path):
+    sources = PlanSources("run", "reference", None, {"web": "f"})
+    settings = {"window": 4.0, "first": None, "points": {"0": [1, 2.5]}, "moves": True}
     for plan in (
         with_strata(),
+        with_strata(provenance=PlanProvenance("p", "frequency", sources, settings, "0.1")),
         with_strata(cuts=(Cut("f", "frequency", True), None), max_epochs=None),
         with_strata(
             replanning=Replanning((3, 1), (90, 20), 400, strength=2, floor=0.5, max_change=3),
@@ -104,14 +109,14 @@ def test_a_stage_without_weights_within_draws_every_sample_alike():
     np.testing.assert_allclose(plan.target_D(140), [105, 35])
 
 
-def test_weights_within_need_not_sum_to_one_nor_be_given_where_nothing_is_drawn():
+def test_weights_within_a_dataset_need_not_sum_to_one_and_may_be_zero_where_nothing_is_drawn():
     doubled = with_strata(stages=(Stage(0, (3, 1), (2, 4, 2, 9)),))
     assert doubled.segments[0].within == (0.25, 0.5, 0.25, 1.0)
     unused = with_strata(stages=(Stage(0, (0, 1), (0, 0, 0, 1)),))
     np.testing.assert_allclose(unused.segments[0].within, (0.45, 0.45, 0.1, 1))
 
 
-def test_strata_of_a_dataset_hold_what_rounding_gives_them():
+def test_sizes_of_strata_are_rounded():
     assert with_strata().sizes_Z([101, 7]).tolist() == [45, 46, 10, 7]
     assert with_strata().sizes_Z([3, 7]).tolist() == [1, 2, 0, 7]
     assert with_strata().strata_of(0) == range(3)
@@ -137,7 +142,7 @@ def test_strata_of_a_dataset_hold_what_rounding_gives_them():
         {"accepted": (Acceptance(50, "0", "1"),)},
     ],
 )
-def test_whatever_decides_the_order_is_in_the_fingerprint(change):
+def test_the_fingerprint_changes_with_everything_that_orders_samples(change):
     assert two_stages(**change).fingerprint != two_stages().fingerprint
 
 
@@ -157,19 +162,19 @@ def test_whatever_decides_the_order_is_in_the_fingerprint(change):
         },
     ],
 )
-def test_whatever_decides_the_samples_of_a_stratum_is_in_the_fingerprint(change):
+def test_the_fingerprint_changes_with_everything_that_fills_a_stratum(change):
     assert with_strata(**change).fingerprint != with_strata().fingerprint
 
 
-def test_a_limit_on_epochs_refuses_or_not_but_orders_nothing():
+def test_a_limit_on_epochs_is_not_in_the_fingerprint():
     assert with_strata(max_epochs=9.0).fingerprint == with_strata().fingerprint
 
 
-def test_where_a_plan_came_from_is_not_in_the_fingerprint():
-    assert two_stages(provenance={}).fingerprint == two_stages().fingerprint
+def test_provenance_is_not_in_the_fingerprint():
+    assert two_stages(provenance=PlanProvenance()).fingerprint == two_stages().fingerprint
 
 
-def test_plans_that_part_later_share_the_fingerprint_until_then():
+def test_plans_that_differ_later_share_the_fingerprint_until_then():
     longer = two_stages(
         stages=(*two_stages().stages, Stage(200, (0, 1))), replanning=Replanning(strength=2)
     )
@@ -180,33 +185,39 @@ def test_plans_that_part_later_share_the_fingerprint_until_then():
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"stages": ()}, "must start at sample 0"),
-        ({"stages": (Stage(1, (1, 1)),)}, "must start at sample 0"),
-        ({"stages": (Stage(0, (1, 1)), Stage(0, (1, 2)))}, "starts must ascend"),
-        ({"stages": (Stage(0, (1, 1)), Stage(9, (1, 2)), Stage(5, (1, 1)))}, "at 9; starts must"),
+        ({"stages": ()}, "expected a stage that starts at sample 0"),
+        ({"stages": (Stage(1, (1, 1)),)}, "starts at sample 1; expected .* starts at sample 0"),
+        ({"stages": (Stage(0, (1, 1)), Stage(0, (1, 2)))}, "expected ascending starts"),
+        (
+            {"stages": (Stage(0, (1, 1)), Stage(9, (1, 2)), Stage(5, (1, 1)))},
+            "at 9; expected asc",
+        ),
         ({"stages": (Stage(0, (1,)),)}, "1 weights for 2 datasets"),
         ({"stages": (Stage(0, (1, -1)),)}, "negative or not finite"),
         ({"stages": (Stage(0, (1, float("nan"))),)}, "negative or not finite"),
         ({"stages": (Stage(0, (1, float("inf"))),)}, "negative or not finite"),
-        ({"stages": (Stage(0, (0, 0)),)}, "sum to nothing"),
-        ({"strata": ()}, "no strata"),
+        ({"stages": (Stage(0, (0, 0)),)}, "sum to 0; expected a finite sum above 0"),
+        ({"strata": ()}, "has 0 strata; expected 1 to 32766"),
         ({"strata": (Stratum("a", 0), Stratum("a", 1))}, "2 strata of the plan are named 'a'"),
         ({"strata": (Stratum("a", 0), Stratum("b", 2))}, "is of dataset 2"),
-        ({"seq_length": 0}, "not positive"),
-        ({"strata": (Stratum("a", 0, 0.5), Stratum("b", 1))}, "sum to .*, not to 1"),
-        ({"strata": (Stratum("a", 0, 1.5), Stratum("b", 1))}, "share 1.5 of stratum 'a'"),
+        ({"seq_length": 0}, "sequence length is 0; expected 1 token or more"),
+        ({"strata": (Stratum("a", 0, 0.5), Stratum("b", 1))}, "sum to .*; expected 1 for each"),
+        (
+            {"strata": (Stratum("a", 0, 1.5), Stratum("b", 1))},
+            "of stratum 'a' of the plan is 1.5; exp",
+        ),
         ({"strata": (Stratum("a", 0), Stratum("b", 0))}, "dataset by dataset"),
         ({"strata": (Stratum("a", 1), Stratum("b", 0))}, "dataset by dataset"),
         (
             {"strata": (Stratum("a", 0, 0.5), Stratum("b", 0, 0.5), Stratum("c", 1))},
-            "does not say how web is cut into 2",
+            "no cut for web; expected one that divides it into 2",
         ),
-        ({"cuts": (None,)}, "1 cuts, 2 datasets"),
+        ({"cuts": (None,)}, "has 1 cuts; expected 2"),
         ({"cuts": (Cut("f", "length"), None)}, "ranks web by 'length'"),
         ({"stages": (Stage(0, (1, 1), (1,)),)}, "1 weights for 2 strata"),
-        ({"stages": (Stage(0, (1, 1), (0, 1)),)}, "within web sum to nothing"),
+        ({"stages": (Stage(0, (1, 1), (0, 1)),)}, "within web sum to 0; expected one above 0"),
         ({"stages": (Stage(0, (1, 1), (-1, 1)),)}, "negative or not finite"),
-        ({"max_epochs": 0.0}, "limit on epochs, 0.0, is not positive"),
+        ({"max_epochs": 0.0}, "limit on epochs is 0.0; expected a number above 0"),
         ({"replanning": Replanning((1, 2, 3))}, "has 3 base weights; expected 2"),
         ({"replanning": Replanning((1, -1))}, r"base weights .* are \[1.0, -1.0\]; expected 0 or"),
         ({"replanning": Replanning((1, float("inf")))}, "expected 0 or more, finite"),
@@ -229,37 +240,53 @@ def test_a_plan_that_does_not_fit_together_is_refused(change, sentence):
         (lambda content: content.update(kind="other"), "is not a plan"),
         (lambda content: content.pop("kind"), "is not a plan"),
         (lambda content: content.update(schema_version=99), "schema version 99"),
-        (lambda content: content.update(schema_version=1), "older version; build it again"),
-        (lambda content: content.update(schema_version=2), "older version; build it again"),
-        (lambda content: content.pop("schema_version"), "older version"),
-        (lambda content: content.update(cuts=[SHUFFLED, None]), "malformed .* 'shuffle_seed'"),
-        (lambda content: content.pop("replanning"), "malformed"),
-        (lambda content: content.pop("accepted"), "malformed"),
-        (lambda content: content["replanning"].pop("strength"), "malformed"),
-        (lambda content: content["replanning"].update(base_weights="heavy"), "malformed"),
+        (lambda content: content.update(schema_version=1), "older version, 1; .*; build it again"),
+        (lambda content: content.update(schema_version=3), "older version, 3; .*; build it again"),
+        (lambda content: content.pop("schema_version"), "schema version None; expected a whole"),
+        (
+            lambda content: content.update(cuts=[SHUFFLED, None]),
+            "damaged: cuts.0..shuffle_seed is unkn",
+        ),
+        (lambda content: content.pop("replanning"), "damaged or was edited"),
+        (lambda content: content.pop("accepted"), "damaged or was edited"),
+        (lambda content: content["replanning"].pop("strength"), "damaged or was edited"),
+        (
+            lambda content: content["replanning"].update(base_weights="heavy"),
+            "damaged: replanning.ba",
+        ),
         (lambda content: content["replanning"].update(base_weights=[0, 0]), "not all 0"),
-        (lambda content: content["replanning"].update(epoch_samples=[1, "2"]), "malformed"),
+        (
+            lambda content: content["replanning"].update(epoch_samples=[1, "2"]),
+            "samples.1. is '2'",
+        ),
         (lambda content: content["replanning"].update(epoch_samples=[1, 2, 3]), "expected 2"),
-        (lambda content: content["replanning"].update(epoch_samples=None), "malformed"),
-        (lambda content: content["replanning"].update(train_samples="x"), "malformed"),
-        (lambda content: content["replanning"].update(floor=[1]), "malformed"),
+        (lambda content: content["replanning"].update(epoch_samples=None), "epoch_samples is None"),
+        (lambda content: content["replanning"].update(train_samples="x"), "train_samples is 'x'"),
+        (
+            lambda content: content["replanning"].update(floor=[1]),
+            r"floor is \[1\]; expected a n",
+        ),
         (lambda content: content["replanning"].update(floor=0.5), "damaged or was edited"),
-        (lambda content: content.update(accepted=7), "malformed"),
-        (lambda content: content.update(accepted=[{"at": "x"}]), "malformed"),
-        (lambda content: content.update(decisions=[{"step": 1}]), "malformed"),
-        (lambda content: content.pop("cuts"), "malformed"),
-        (lambda content: content.update(cuts=[{"order": "frequency"}, None]), "malformed"),
-        (lambda content: content.update(max_epochs="x"), "malformed"),
-        (lambda content: content["stages"][0].update(within=3), "malformed"),
-        (lambda content: content["strata"][0].pop("share"), "malformed"),
-        (lambda content: content.pop("stages"), "malformed"),
-        (lambda content: content.update(seed="x"), "malformed"),
-        (lambda content: content.update(seq_length=64.5), "malformed"),
-        (lambda content: content.update(stages=[3]), "malformed"),
-        (lambda content: content["stages"][0].update(start=True), "malformed"),
-        (lambda content: content["stages"][1].update(weights=["a", "b"]), "malformed"),
-        (lambda content: content["stages"][1].update(weights=[0, 0]), "sum to nothing"),
-        (lambda content: content["datasets"][0].pop("name"), "malformed"),
+        (lambda content: content.update(accepted=7), "accepted is 7; expected a list"),
+        (lambda content: content.update(accepted=[{"at": "x"}]), r"accepted\[0\].after is missing"),
+        (lambda content: content.update(decisions=[{"step": 1}]), "is missing"),
+        (lambda content: content.pop("cuts"), "damaged or was edited"),
+        (lambda content: content.update(cuts=[{"order": "frequency"}, None]), "scores is missing"),
+        (lambda content: content.update(max_epochs="x"), "max_epochs is 'x'"),
+        (lambda content: content["stages"][0].update(within=3), "within is 3"),
+        (lambda content: content["strata"][0].pop("share"), "damaged or was edited"),
+        (lambda content: content.pop("stages"), "damaged: stages is missing"),
+        (lambda content: content.update(seed="x"), "seed is 'x'; expected a whole number"),
+        (lambda content: content.update(seq_length=64.5), "seq_length is 64.5; expected a"),
+        (lambda content: content.update(stages=[3]), r"stages\[0\] is 3; expected an object"),
+        (lambda content: content["stages"][0].update(start=True), "start is True"),
+        (lambda content: content["stages"][1].update(weights=["a", "b"]), "weights.0. is 'a'"),
+        (lambda content: content["stages"][1].update(weights=[None, 1]), "not finite"),
+        (lambda content: content["cuts"].__setitem__(0, {"scores": "f", "order": "x"}), "order is"),
+        (lambda content: content.update(provenance={"policy": 3}), "provenance.policy is 3"),
+        (lambda content: content.update(provenance=7), "provenance is 7; expected an object"),
+        (lambda content: content["stages"][1].update(weights=[0, 0]), "sum to 0; expected"),
+        (lambda content: content["datasets"][0].pop("name"), "name is missing"),
     ],
 )
 def test_a_damaged_plan_file_is_refused_in_one_line_that_names_it(tmp_path, edit, sentence):

@@ -9,9 +9,9 @@ from planned_jobs import plan_of
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Plan
-from megatron_tokscale.data.history import accepted
 from megatron_tokscale.data.match import check_documents
-from megatron_tokscale.reweight.jobs import job_of
+from megatron_tokscale.data.take_over import take_over
+from megatron_tokscale.reweight.job import job_of
 from megatron_tokscale.reweight.planning import Uniform, make_plan
 
 # 300 documents each.
@@ -35,9 +35,10 @@ def test_a_plan_that_is_made_knows_its_training_part(corpus, tmp_path, split, do
     assert make_plan(job_of(parts, None, 64, 32, 1), Uniform()).documents == ((0, 300), (0, 300))
 
 
-def test_a_plan_of_before_is_read_and_keeps_its_fingerprint(plan, tmp_path):
-    content = plan.to_json()
-    del content["documents"]
+def test_a_plan_that_does_not_say_its_training_part_is_read(plan, tmp_path):
+    plan.save(tmp_path / "plan.json")
+    content = json.loads((tmp_path / "plan.json").read_text())
+    del content["documents"], content["checksum"]
     (tmp_path / "plan.json").write_text(json.dumps(content))
     old = Plan.load(tmp_path / "plan.json")
     assert old == plan
@@ -65,7 +66,7 @@ def test_a_damaged_training_part_is_refused(plan):
 
 def test_a_plan_that_takes_over_has_the_training_part_of_the_past(plan):
     past, given = replace(plan, documents=AT_90), replace(plan, seed=9, documents=AT_90)
-    assert accepted(past, given, 10).documents == AT_90
-    assert accepted(past, replace(given, documents=()), 10).documents == ()
+    assert take_over(past, given, 10).documents == AT_90
+    assert take_over(past, replace(given, documents=()), 10).documents == ()
     with pytest.raises(TokscaleError, match="of left is documents 0 to 240, the run's past had 0"):
-        accepted(past, replace(given, documents=AT_80), 10)
+        take_over(past, replace(given, documents=AT_80), 10)

@@ -10,8 +10,8 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import (
     Cut,
     DatasetIdentity,
-    Index,
     Plan,
+    PlanIndex,
     RealisedShares,
     Stage,
     Stratum,
@@ -58,7 +58,7 @@ def test_before_any_change_of_weights_it_is_megatrons_compiled_rule_to_the_eleme
         plan = plan_of((0, weights.tolist()))
         stratum_N, draw_N = np.empty(500, np.int16), np.empty(500, np.int64)
         megatron_helper(stratum_N, draw_N, np.array(plan.segments[0].weights), n, 500, False)
-        assert_same(build_index(plan, 500), Index(stratum_N, draw_N))
+        assert_same(build_index(plan, 500), PlanIndex(stratum_N, draw_N))
 
 
 def test_one_stage_is_megatrons_blended_dataset():
@@ -223,7 +223,7 @@ def test_an_index_extended_from_any_stage_on_is_the_index_built_at_once():
     plan = stratified_plan(rng, stages, [4, 1, 6])
     whole = build_index(plan, 1000)
     for start, _ in stages:
-        index = Index(whole.stratum_N.copy(), whole.draw_N.copy())
+        index = PlanIndex(whole.stratum_N.copy(), whole.draw_N.copy())
         index.stratum_N[start:], index.draw_N[start:] = -1, -1
         extend_index(plan, index, start)
         assert_same(index, whole)

@@ -8,9 +8,10 @@ from safetensors.numpy import load_file, save_file
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
-from megatron_tokscale.data.plan import DatasetIdentity
+from megatron_tokscale.data.plan_parts import DatasetIdentity
 from megatron_tokscale.data.scores import (
     DocumentScores,
+    ScoreDetails,
     data_digest,
     holds_scores,
     identity_of,
@@ -32,7 +33,7 @@ def some_scores(**changes) -> DocumentScores:
         watched_Q=np.array([30, 16, 0], np.int32),
         dataset=DatasetIdentity("web", 3, 9),
         digest="0123456789abcdef",
-        details={"run": "somewhere", "predictor": None},
+        details=ScoreDetails(run="somewhere", log_tokens_range=(8.5, 14.0)),
     )
     return replace(scores, **changes)
 
@@ -80,7 +81,7 @@ def test_the_data_are_in_the_fingerprint_and_the_details_are_not():
     fingerprint = some_scores().fingerprint
     assert some_scores(digest="another").fingerprint != fingerprint
     assert some_scores(dataset=DatasetIdentity("web", 3, 10)).fingerprint != fingerprint
-    assert some_scores(details={}).fingerprint == fingerprint
+    assert some_scores(details=ScoreDetails()).fingerprint == fingerprint
 
 
 @pytest.mark.parametrize(
@@ -126,6 +127,10 @@ def other_dataset(metadata):
         ),
         (lambda path: rewritten(path, metadata=lambda _: None), "is not a score file"),
         (lambda path: rewritten(path, metadata=lambda m: m | {"schema_version": "9"}), "version 9"),
+        (
+            lambda path: rewritten(path, metadata=lambda m: m | {"schema_version": "1"}),
+            "older version, 1; expected 2; make it again",
+        ),
         (lambda path: rewritten(path, metadata=lambda m: m | {"dataset": "{"}), "damaged"),
         (lambda path: rewritten(path, metadata=lambda m: m | {"dataset": "{}"}), "damaged"),
         (lambda path: rewritten(path, metadata=lambda m: m | {"details": "?"}), "damaged"),
@@ -145,7 +150,7 @@ def test_a_damaged_file_is_refused_in_one_line_that_names_it(saved, damage, sent
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_safetensors_file_holds_no_scores(tmp_path):
+def test_a_file_other_than_safetensors_holds_no_scores(tmp_path):
     (tmp_path / "notes").write_text("my notes")
     assert not holds_scores(tmp_path / "notes")
     assert not holds_scores(tmp_path / "none")

@@ -82,7 +82,7 @@ def test_samples_are_ranked_as_python_sorts_them(order, unlearned, size):
     assert ranked.tolist() == sorted_by_hand(order, size, n_unlearned, of)
 
 
-def test_the_last_stratum_holds_the_samples_of_which_most_is_never_learned(tmp_path):
+def test_the_last_stratum_holds_the_samples_with_most_never_learned_tokens(tmp_path):
     strata, of = build(tmp_path), scores(0)
     never = held(strata, 3)
     others = {*range(SIZES[0])} - {*never}
@@ -147,7 +147,7 @@ def test_draws_located_together_are_those_located_alone(tmp_path):
     assert [len(array) for array in none] == [0, 0]
 
 
-def test_a_stratum_without_samples_is_no_hindrance_to_the_others(tmp_path):
+def test_an_empty_stratum_does_not_disturb_the_others(tmp_path):
     strata = build(tmp_path, sizes=[1, 10, 1], scores_of=lambda d: scores_of(1, d))
     assert sorted(strata.size_Z.tolist()) == [0, 0, 0, 0, 1, 1, 10]
 
@@ -175,7 +175,7 @@ def test_an_uncut_dataset_is_never_scored(tmp_path):
     assert asked == [0, 2]
 
 
-def test_whatever_decides_the_ranks_is_in_the_name_of_their_file(tmp_path):
+def test_the_file_name_of_ranks_changes_with_everything_that_decides_them(tmp_path):
     first = plan_of()
     build(tmp_path, first)
     web = replace(CUTS[0], scores="others")
@@ -214,7 +214,7 @@ def test_damaged_ranks_are_refused(tmp_path):
         for array in (np.zeros(5, np.int32), np.zeros(SIZES[0], np.int64)):
             with file.open("wb") as stream:
                 np.save(stream, array)
-            with pytest.raises(TokscaleError, match="is not what its name says"):
+            with pytest.raises(TokscaleError, match=r"holds int.* of shape .*; expected shape"):
                 build(tmp_path, build=False)
         file.write_bytes(content)
 
@@ -257,7 +257,7 @@ def test_drawing_from_a_stratum_without_samples_is_refused():
 @pytest.mark.parametrize(
     ("n_samples", "refused"), [(60, False), (62, False), (64, True), (6000, True)]
 )
-def test_a_stratum_is_gone_through_no_more_often_than_its_limit(n_samples, refused):
+def test_a_stratum_is_repeated_for_no_more_epochs_than_its_limit(n_samples, refused):
     """Of every three samples one is of d1's ten; up to one more than twice these is rounding."""
     plan = limited((1, 1, 1), 2.0)
     strata = Strata(plan, [10_000, 10, 10_000], [np.arange(10_000), None, np.arange(10_000)])
@@ -266,7 +266,8 @@ def test_a_stratum_is_gone_through_no_more_often_than_its_limit(n_samples, refus
         strata.check(plan, n_samples)
         return
     times = f"{n_samples / 30:.3g}"
-    with pytest.raises(TokscaleError, match=f"'d1/0' .* {times} times .* its limit is 2;"):
+    sentence = f"'d1/0' .* for {times} epochs .*; expected at most 2;"
+    with pytest.raises(TokscaleError, match=sentence):
         strata.check(plan, n_samples)
 
 
@@ -274,7 +275,7 @@ def test_rounding_in_a_tiny_stratum_does_not_hide_another_that_is_repeated_too_o
     """One sample drawn 2.9 times exceeds its limit by rounding, a thousand drawn 2100 times not."""
     plan = plan_of(((1.0,), (1.0,)), (None, None), stages=(Stage(0, (2.9, 2100)),), max_epochs=2.0)
     strata = Strata(plan, [1, 1000], [None, None])
-    with pytest.raises(TokscaleError, match=r"'d1/0' .* would be gone through 2\.1 times"):
+    with pytest.raises(TokscaleError, match=r"'d1/0' .* would be repeated for 2\.1 epochs"):
         strata.check(plan, 2103)
 
 
@@ -283,5 +284,5 @@ def test_within_a_dataset_the_limit_is_each_stratums():
     plan = limited((1, 0, 0), 1.5, within)
     strata = Strata(plan, [1000, 10, 37], [np.arange(1000), None, np.arange(37)])
     strata.check(plan, 500)
-    with pytest.raises(TokscaleError, match=r"stratum 'd0/0' .* 1\.68 times in 600 samples"):
+    with pytest.raises(TokscaleError, match=r"stratum 'd0/0' .* 1\.68 epochs in 600 samples"):
         strata.check(plan, 600)

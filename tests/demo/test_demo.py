@@ -1,4 +1,4 @@
-"""`megatron-tokscale demo --quick`: the whole loop on real text with real Megatron jobs."""
+"""`megatron-tokscale demo --quick`: the whole loop on real text, with real Megatron jobs."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def run_demo(folder):
     )
 
 
-def test_the_demo_ends_with_a_report_and_goes_on_where_it_stopped(tmp_path):
+def test_the_demo_ends_with_a_report_and_trains_nothing_twice(tmp_path):
     out = tmp_path / "demo"
     first = run_demo(out)
     assert first.returncode == 0, first.stderr[-3000:]

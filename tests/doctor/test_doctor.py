@@ -1,4 +1,4 @@
-"""The doctor says what is there, and every reason for which a job would be refused."""
+"""The doctor lists the installed packages, and every reason for which a job would be refused."""
 
 import importlib.metadata
 import shlex
@@ -15,7 +15,7 @@ from runs import plain_probe_set, write_run
 
 from megatron_tokscale.cli import entry as cli
 from megatron_tokscale.corpus.source import DataSource
-from megatron_tokscale.doctor import doctor
+from megatron_tokscale.doctor import installed
 from megatron_tokscale.training.plugin import HOOKS
 
 
@@ -40,7 +40,7 @@ def flags(corpus: Corpus, tmp_path):
     return job_flags(corpus, *probe)
 
 
-def test_it_says_what_is_installed_and_finds_all_hooks(capsys):
+def test_the_doctor_lists_the_packages_and_finds_all_hooks(capsys):
     cli.main(["doctor"])
     output = capsys.readouterr().out
     version = importlib.metadata.version
@@ -78,7 +78,7 @@ BAD = {
 }
 
 
-def test_a_bad_job_hears_every_reason(examine, flags, tmp_path):
+def test_every_reason_against_a_bad_job_is_listed(examine, flags, tmp_path):
     code, found = examine(*flags, *shlex.split(" ".join(BAD)))
     assert code == 2
     for reason in BAD.values():
@@ -115,7 +115,7 @@ def test_flags_without_effect_and_without_a_place(examine, corpus):
     assert found["REFUSED"] == ["there is no place for the losses; give --tokscale-dir or --save"]
 
 
-def test_what_only_the_job_can_tell_is_said(examine, flags, corpus):
+def test_checks_that_only_the_job_can_make_are_listed(examine, flags, corpus):
     at = flags.index("--vocab-size")
     del flags[at : at + 2]
     flags.remove("--tokscale-cpu")
@@ -144,7 +144,7 @@ def test_flags_of_other_scripts_are_refused_for_our_own_alone(examine, flags):
         assert any("the script: its forward step" in text for text in found["not checked"])
 
 
-def test_a_directory_that_cannot_be_written_is_said(examine, flags, tmp_path):
+def test_a_directory_that_cannot_be_written_gets_a_warning(examine, flags, tmp_path):
     (tmp_path / "run/tokscale").mkdir(parents=True)
     (tmp_path / "run/tokscale/losses").touch()
     code, found = examine(*flags)
@@ -164,7 +164,7 @@ def test_a_data_cache_that_cannot_be_written_is_not_checked(examine, planned, tm
     assert any("which cannot be written: [Errno 20]" in text for text in found["not checked"])
 
 
-def test_what_megatron_sets_later_is_not_checked(examine, planned):
+def test_values_that_megatron_sets_later_are_not_checked(examine, planned):
     flags = list(planned[2])
     at = flags.index("--global-batch-size")
     del flags[at : at + 2]
@@ -226,7 +226,7 @@ def test_two_projects_are_called_apex(tmp_path, monkeypatch, folder, says):
     (tmp_path / "apex/__init__.py").touch()
     monkeypatch.delitem(sys.modules, "apex", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    assert says in doctor._apex()
+    assert says in installed._apex()
 
 
 def test_a_checkout_of_megatron_stands_before_the_wheel(tmp_path):
@@ -291,12 +291,12 @@ BAD_PLANS = {
     of_other_data: "the plan is for other data: it has left (300 sequences, 1 tokens)",
     of_other_scores: "the plan was made with scores",
     of_another_tokenizer: "made for other data or another tokenizer",
-    repeated_too_often: "stratum 'left/2' of the plan would be gone through 1.",
+    repeated_too_often: "stratum 'left/2' of the plan would be repeated for 1.",
 }
 
 
 @pytest.mark.parametrize("spoil", BAD_PLANS, ids=lambda spoil: spoil.__name__)
-def test_a_plan_is_held_against_the_jobs_data(examine, planned, tmp_path, spoil):
+def test_a_plan_that_does_not_fit_the_jobs_data_is_refused(examine, planned, tmp_path, spoil):
     plan, scores = spoil(*planned[:2])
     plan.save(tmp_path / "plan.json")
     for one in scores:
@@ -314,7 +314,7 @@ def test_the_doctor_and_the_job_count_the_same_samples(planned, corpus, tmp_path
     assert sizes == [len(train_dataset(prefix, tmp_path)) for prefix in corpus.prefixes]
 
 
-def test_data_of_parts_and_an_interval_for_new_weights(examine, planned, corpus):
+def test_data_given_by_parts_and_a_replan_interval_are_checked(examine, planned, corpus):
     _, _, flags = planned
     left, right = corpus.prefixes
     for name, n_words in (("--split", 2), ("--data-path", 5)):
@@ -342,7 +342,7 @@ def test_data_that_is_elsewhere_is_left_to_the_job(examine, planned):
     )
 
 
-def test_a_run_directory_that_cannot_be_looked_up_is_a_finding(corpus, examine):
+def test_a_run_directory_that_cannot_be_read_is_refused(corpus, examine):
     """A folder that this user may not enter; for root, one with too long a name."""
     folder = f"/tmp/{'x' * 300}"
     probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-dir", folder)

@@ -14,7 +14,7 @@ from planned_jobs import plan_of
 from megatron_tokscale.core.files import sealed
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.store.lock import RunLock
-from megatron_tokscale.training.history.checkpoint import read_arguments, start_of
+from megatron_tokscale.training.history.start import read_arguments, start_of
 
 pytestmark = pytest.mark.megatron
 
@@ -150,9 +150,9 @@ BAD = {
     of_another_plan: "orders them otherwise; resume with that plan, or let this one hold",
     of_a_run_without_a_plan: "no plan is known for the 32 samples that the job has consumed",
     of_another_split: "training part of left is documents 0 to 270, the job's is 0 to 240",
-    of_another_seed: "are of --seed 7, --split 900,100,0: some would come twice",
+    of_another_seed: "are of --seed 7, --split 900,100,0, so some would come twice",
     of_a_damaged_plan: "tokscale/plan.json is not JSON",
-    of_a_damaged_data_record: "tokscale/data.json is malformed",
+    of_a_damaged_data_record: "tokscale/data.json has schema version None; expected a whole number",
     of_a_model_of_experts: "is of a run with num_experts 8, this job has None",
     of_a_place_that_is_a_file: "losses cannot be written to",
     of_checkpoints_off_the_schedule: "is on the schedule; drop --tokscale-probe-schedule for all",
@@ -160,7 +160,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("spoil", BAD, ids=lambda spoil: spoil.__name__)
-def test_both_say_the_same(corpus, examine, launch, plan, tmp_path, spoil):
+def test_the_doctor_and_the_job_refuse_alike(corpus, examine, launch, plan, tmp_path, spoil):
     words = job_flags(corpus, *spoil(launch, plan, tmp_path))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     code, found = examine(words)
@@ -219,7 +219,9 @@ def test_a_job_that_takes_its_arguments_from_the_checkpoint_is_not_refused(corpu
         del words[at : at + 2]
     code, found = examine(words)
     assert code == 0, found
-    assert "what --use-checkpoint-args brings from the checkpoint" in found["not checked"]
+    assert (
+        "the arguments that --use-checkpoint-args takes from the checkpoint" in found["not checked"]
+    )
     assert any("no --seq-length is given" in text for text in found["not checked"])
     code, output = run(words)
     assert code == 0, output[-3000:]

@@ -1,55 +1,187 @@
-"""The launch script of a large job asks for nothing that the plugin or Megatron would not take."""
+"""The launch scripts give Megatron, the plugin and the verbs only what these take."""
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from jobs import job_environment
 
+from megatron_tokscale.cli.entry import make_parser
 from megatron_tokscale.probe import ProbeSet
 
-SCRIPT = Path(__file__).parents[2] / "examples/train_6b.sh"
-LENGTH, VOCABULARY = 4096, 128256
+EXAMPLES = Path(__file__).parents[2] / "examples"
+BIN = Path(sys.executable).parent
+# Stands for torchrun or megatron-tokscale: writes its words down, and does nothing.
+STUB = """#!/bin/bash
+printf '%s\\0' "${0##*/}" "$@" > "$WORDS"
+"""
+SIX_B = {"length": 4096, "vocabulary": 128256}
+GPT = {"length": 1024, "vocabulary": 50257}
 
 
-@pytest.fixture(scope="module")
-def probe_set(tmp_path_factory):
-    shape = (245, LENGTH)
+def save_probe_set(path, length, vocabulary):
+    shape = (245, length)
     zeros = np.zeros(shape, np.int32)
-    path = tmp_path_factory.mktemp("six") / "probe.safetensors"
     ProbeSet(
         *(zeros, zeros, np.ones(shape, bool), zeros, zeros, zeros.astype(np.int16)),
         ("web",),
-        VOCABULARY,
+        vocabulary,
     ).save(path)
     return path
 
 
-def run(action, probe_set, tmp_path):
-    environment = job_environment() | {
-        "ACTION": action,
-        "PROBE": str(probe_set),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+@pytest.fixture(scope="module")
+def probe_sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probe")
+    return {
+        "6b": save_probe_set(folder / "6b.safetensors", **SIX_B),
+        "gpt": save_probe_set(folder / "gpt.safetensors", **GPT),
     }
-    command = ["bash", str(SCRIPT), str(tmp_path / "run"), "1.0", "web"]
+
+
+def run(script, *words, first_on_path=BIN, **variables):
+    """Run a launch script with a folder of programs first on PATH."""
+    environment = job_environment() | {name: str(value) for name, value in variables.items()}
+    environment["PATH"] = os.pathsep.join([str(first_on_path), os.environ["PATH"]])
+    command = ["bash", str(EXAMPLES / script), *map(str, words)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_doctor_refuses_nothing(probe_set, tmp_path):
-    job = run("doctor", probe_set, tmp_path)
+@pytest.fixture
+def started(tmp_path):
+    """Run a launch script, and return the words of the command that it starts."""
+    for name in ("torchrun", "megatron-tokscale"):
+        (tmp_path / name).write_text(STUB)
+        (tmp_path / name).chmod(0o755)
+
+    def start(script, *words, **variables):
+        log = tmp_path / "words"
+        done = run(script, *words, first_on_path=tmp_path, WORDS=log, **variables)
+        assert done.returncode == 0, done.stderr
+        return log.read_text().split("\0")[:-1]
+
+    return start
+
+
+def doctor(*words):
+    command = [sys.executable, "-m", "megatron_tokscale.cli", "doctor", "--", *words]
+    return subprocess.run(
+        command, env=job_environment(), capture_output=True, text=True, check=False
+    )
+
+
+def assert_refuses_nothing(job, probe_set):
     assert job.returncode == 0, job.stdout + job.stderr
     assert "REFUSED" not in job.stdout
     assert "the probe supports all of Megatron's settings" in job.stdout
     assert "not among this Megatron's flags" not in job.stdout
-    assert f"fits: {245 * LENGTH} tokens" in job.stdout
+    assert f"fits: {ProbeSet.load(probe_set).n_tokens} tokens" in job.stdout
 
 
-def test_the_probes_cost_well_under_a_thousandth(probe_set, tmp_path):
-    job = run("plan", probe_set, tmp_path)
+@pytest.mark.parametrize("script", sorted(EXAMPLES.rglob("*.sh")), ids=lambda path: path.name)
+def test_bash_can_read_every_script(script):
+    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_doctor_refuses_nothing_of_the_6b_job(probe_sets, tmp_path):
+    variables = {"ACTION": "doctor", "PROBE": probe_sets["6b"]}
+    job = run("train_6b.sh", tmp_path / "run", "1.0", "web", **variables)
+    assert_refuses_nothing(job, probe_sets["6b"])
+
+
+def test_the_probes_of_the_6b_job_cost_well_under_a_thousandth(probe_sets, tmp_path):
+    variables = {"ACTION": "cost", "PROBE": probe_sets["6b"]}
+    job = run("train_6b.sh", tmp_path / "run", "1.0", "web", **variables)
     assert job.returncode == 0, job.stderr
     assert "71,525 steps, 299,997,593,600 tokens" in job.stdout
     share = float(job.stdout.split("% of the training")[0].split()[-1])
     assert 0.01 < share < 0.03
+
+
+@pytest.mark.parametrize("action", ["build", "cost", "score", "plan", "doctor"])
+def test_every_verb_of_the_6b_script_is_parsed(started, action):
+    variables = {"ACTION": action, "REFERENCE": "reference", "PLAN": "plan.json"}
+    program, *words = started("train_6b.sh", "RUN", "0.7", "web", "0.3", "code", **variables)
+    assert program == "megatron-tokscale"
+    make_parser().parse_args(words)
+
+
+def test_a_replay_differs_from_the_training_by_one_flag(started):
+    train = started("train_6b.sh", "RUN", "1.0", "web")
+    replay = started("train_6b.sh", "RUN", "1.0", "web", ACTION="replay")
+    assert replay == [*train, "--tokscale-replay", "RUN"]
+    assert "-m megatron_tokscale.run" in " ".join(train)
+
+
+def test_a_plan_adds_one_flag_to_the_6b_job(started):
+    train = started("train_6b.sh", "RUN", "1.0", "web")
+    planned = started("train_6b.sh", "RUN", "1.0", "web", PLAN="plan.json")
+    assert planned == [*train, "--tokscale-plan", "plan.json"]
+
+
+def test_an_unknown_action_is_refused():
+    done = run("train_6b.sh", "RUN", "1.0", "web", ACTION="fly")
+    assert done.returncode == 2
+    assert "ACTION=fly is unknown; give build, cost" in done.stderr
+
+
+def test_the_doctor_refuses_nothing_of_the_small_job(started, probe_sets, tmp_path):
+    words = started("train_gpt.sh", tmp_path / "run", "web", probe_sets["gpt"])
+    at = words.index("megatron_tokscale.run")
+    assert words[0] == "torchrun" and words[at - 1] == "-m"
+    assert_refuses_nothing(doctor(*words[at + 1 :]), probe_sets["gpt"])
+
+
+def test_three_marked_lines_are_all_of_the_plugin_in_the_small_job():
+    lines = (EXAMPLES / "train_gpt.sh").read_text().splitlines()
+    body = [line for line in lines if not line.startswith("#")]
+    marked = [line for line in body if "# tokscale: " in line]
+    assert [re.search(r"# tokscale: (\d)", line)[1] for line in marked] == ["1", "2", "3"]
+    assert [line for line in body if "tokscale" in line.lower()] == marked
+
+
+def test_the_probe_set_of_the_small_job_is_built_by_the_command_above_it():
+    text = (EXAMPLES / "train_gpt.sh").read_text()
+    command = re.search(r"megatron-tokscale (probe build.*?\n(?:#.*\\\n)*#[^\n]*)\n", text)[1]
+    words = re.sub(r"\\?\n#|\\", " ", command).split("MEGATRON=")[0].split()
+    arguments = make_parser().parse_args(words)
+    assert (arguments.seq_length, arguments.vocab_size) == (GPT["length"], GPT["vocabulary"])
+
+
+def test_the_demo_script_trains_as_the_demo_does(started):
+    from megatron_tokscale.demo.job import FULL, SPLIT
+
+    words = started("train_demo.sh", "RUN", "DEMO")
+    flags = {
+        "--num-layers": FULL.n_layers,
+        "--hidden-size": FULL.hidden_size,
+        "--seq-length": FULL.seq_length,
+        "--vocab-size": FULL.vocab_size,
+        "--micro-batch-size": FULL.micro_batch_size,
+        "--global-batch-size": FULL.global_batch_size,
+        "--split": SPLIT,
+    }
+    for flag, value in flags.items():
+        assert words[words.index(flag) + 1] == str(value)
+    assert {"DEMO/data/speeches", "DEMO/data/python", "DEMO/probe.safetensors"} <= set(words)
+
+
+def test_every_verb_of_the_demos_axes_is_parsed(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("demo_axes")
+    commands = []
+    monkeypatch.setattr(example, "tokscale", lambda *words: commands.append([*map(str, words)]))
+    monkeypatch.setattr(example, "Run", SimpleNamespace(open=lambda path: path))
+    monkeypatch.setattr(example, "fits_path", lambda run: run / "fits.parquet")
+    example.analyse(tmp_path)
+    assert [words[0] for words in commands] == [*["fit"] * 3, *["spectrum"] * 3, "laws", "report"]
+    for words in commands:
+        make_parser().parse_args(words)
+    sys.modules.pop("demo_axes")

@@ -1,4 +1,4 @@
-"""The study of data plans: its statistics, its steps and its text. Nothing is trained here.
+"""The study of data plans: its statistics, tables, steps and text. Nothing is trained here.
 
 Shapes: K probes, D datasets, S seeds.
 """
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from megatron_tokscale.cli.entry import make_parser
 from megatron_tokscale.core.errors import TokscaleError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "learnability_study"
@@ -47,7 +48,7 @@ def study(arms, tmp_path):
 
 
 @pytest.mark.parametrize("target", [1.9, 1.4567, 1.25])
-def test_a_straight_curve_is_reached_where_the_line_is(speed, target):
+def test_a_target_on_a_straight_curve_is_reached_where_the_line_is(speed, target):
     loss_K = 2 - STEP_K / 1000
     assert speed.steps_to_reach(STEP_K, loss_K, target) == pytest.approx(1000 * (2 - target))
 
@@ -171,7 +172,7 @@ def test_a_report_names_the_runs_that_it_lacks(example, study):
 # Steps
 
 
-def test_what_is_done_is_not_done_again(arms, tmp_path):
+def test_a_step_whose_result_exists_is_skipped(arms, tmp_path):
     done = []
 
     def step(name: str):
@@ -237,6 +238,19 @@ def test_arms_differ_in_their_plan_alone(arms, study, monkeypatch):
         assert same == [*baseline, *plan]
 
 
+def test_every_verb_of_the_study_is_parsed(arms, study, monkeypatch):
+    commands = []
+    monkeypatch.setattr(arms, "run_logged", lambda words, log: commands.append(words))
+    monkeypatch.setattr(study.__class__, "_write_data", lambda self: None)
+    for phase in study.phases():
+        for step in phase:
+            step.do()
+    verbs = [words[3:] for words in commands if words[2] == "megatron_tokscale.cli"]
+    assert len(verbs) == 2 + 1 + 1 + 3 * (len(arms.ARMS) - 1)  # probe sets, fit, score, plans
+    for words in verbs:
+        make_parser().parse_args(words)
+
+
 def test_a_command_that_fails_names_its_log(arms, tmp_path):
     log = tmp_path / "run" / "train.log"
     with pytest.raises(TokscaleError, match="exit code 3; see the end of"):
@@ -268,7 +282,7 @@ def test_every_kind_of_text_is_there_in_documents_of_the_right_length(corpora, t
         assert all(200 <= len(document) <= 1500 for document in documents)
 
 
-def test_the_same_text_comes_again(corpora, texts):
+def test_texts_are_the_same_on_every_call(corpora, texts):
     assert corpora.texts(20_000) == texts
 
 

@@ -24,6 +24,11 @@ def example():
 
 
 @pytest.fixture(scope="module")
+def network_module(example):
+    return importlib.import_module("sparse_parity_network")
+
+
+@pytest.fixture(scope="module")
 def settings(example):
     return example.Settings(
         tasks=6, bits=16, subset=2, alpha=1.0, batch=500, width=256, steps=1500, learning_rate=5e-3
@@ -53,8 +58,8 @@ def test_a_label_is_the_parity_of_its_subtasks_own_bits(example, settings):
     assert np.allclose(problem.frequency_T, np.array(weights) / sum(weights))
 
 
-def test_the_lookup_is_a_layer_over_one_hot_control_bits(example, settings):
-    network = example.Network(settings)
+def test_the_lookup_is_a_layer_over_one_hot_control_bits(example, network_module, settings):
+    network = network_module.Network(settings)
     task_N, bits, _ = example.SparseParity(settings).test_set(settings)
     one_hot = torch.nn.functional.one_hot(task_N, settings.tasks).float()
     weight = torch.cat([network.control.weight.T, network.bits.weight], dim=1)
@@ -62,7 +67,7 @@ def test_the_lookup_is_a_layer_over_one_hot_control_bits(example, settings):
     torch.testing.assert_close(network(task_N, bits), network.out(hidden.relu()))
 
 
-def test_learning_times_are_in_the_order_of_convergence(example, settings, networks, folder):
+def test_learning_times_order_the_subtasks_as_they_converge(example, settings, networks, folder):
     steps = example.probe_steps(settings.steps)
     for number, network in enumerate(networks):
         loss_NK = example.trained(folder, settings, number)
@@ -87,7 +92,7 @@ def test_what_one_network_learned_predicts_the_derivative_of_another(example, ne
     assert example.scores(replace(networks[0], fits=early), networks[1])["full"] < 0.3
 
 
-def test_a_censored_exponent_is_that_of_the_line_before_the_end(example):
+def test_a_censored_exponent_is_less_biased_than_least_squares(example):
     frequency_T = np.arange(1, 41) ** -1.4
     scatter_T = 0.3 * np.random.default_rng(0).standard_normal(40)
     x_T = 5 - 0.81 * np.log(frequency_T) + scatter_T

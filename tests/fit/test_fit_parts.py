@@ -197,7 +197,7 @@ def test_kills_at_any_moment_change_nothing(fitted_run, fitted_whole, forkserver
         assert process.exitcode == -9
         assert not (fitted_run.analysis / "fits.parquet").exists()
     n_parts = len(parts(fitted_run))
-    assert fit_run(fitted_run, block_tokens=BLOCK)["resumed_tokens"] == n_parts * BLOCK
+    assert fit_run(fitted_run, block_tokens=BLOCK).resumed_tokens == n_parts * BLOCK
     assert n_parts >= 6
     assert outcome(fitted_run) == fitted_whole
 
@@ -219,7 +219,7 @@ def test_fits_and_summary_never_disagree(run, whole, monkeypatch, n_published):
         fit_run(run, block_tokens=BLOCK)
     assert not (run.analysis / "fit.json").exists()
     monkeypatch.undo()
-    assert fit_run(run, block_tokens=BLOCK)["resumed_tokens"] == N_TOKENS
+    assert fit_run(run, block_tokens=BLOCK).resumed_tokens == N_TOKENS
     assert outcome(run) == whole
 
 
@@ -270,7 +270,7 @@ def test_parts_of_another_fit_are_removed(run, tmp_path, change):
     settings = {"block_tokens": BLOCK, **change(run)}
     shutil.copytree(run.path / "tokscale", tmp_path / "fresh" / "tokscale")
     summary = fit_run(Run.open(run.path), **settings)
-    assert summary["resumed_tokens"] == 0
+    assert summary.resumed_tokens == 0
     fresh = Run.open(tmp_path / "fresh")
     fit_run(fresh, **settings)
     assert outcome(run) == outcome(fresh)
@@ -280,7 +280,7 @@ def test_parts_of_another_version_are_removed(run, whole, monkeypatch):
     monkeypatch.setattr(run_module, "__version__", "0.0.0")
     fit_and_stop(run)
     monkeypatch.undo()
-    assert fit_run(run, block_tokens=BLOCK)["resumed_tokens"] == 0
+    assert fit_run(run, block_tokens=BLOCK).resumed_tokens == 0
     assert outcome(run) == whole
 
 
@@ -312,7 +312,7 @@ def test_a_resumed_fit_checks_only_what_has_changed(run, monkeypatch):
     os.utime(touched)
     summary = fit_run(run, block_tokens=BLOCK)
     assert checked == [touched]
-    assert summary["resumed_tokens"] == 3 * BLOCK
+    assert summary.resumed_tokens == 3 * BLOCK
 
 
 def test_progress_and_rate_are_of_this_call_alone(run):
@@ -323,7 +323,7 @@ def test_progress_and_rate_are_of_this_call_alone(run):
     )
     left = N_TOKENS - 3 * BLOCK
     assert seen == [(done, left) for done in range(0, left + 1, BLOCK)]
-    assert summary["tokens_per_second"] == pytest.approx(left / summary["seconds"], rel=0.1)
+    assert summary.tokens_per_second == pytest.approx(left / summary.seconds, rel=0.1)
     assert "; 96 tokens were fitted before\n" in describe_fit(summary)
 
 
@@ -334,7 +334,7 @@ def test_losses_that_appear_during_the_fit_are_left_out(run, whole, loss_NK):
         write_losses(run.paths.losses_at(9999), loss_NK[:, 0], record)
 
     summary = fit_run(run, block_tokens=BLOCK, progress=write_more)
-    assert summary["steps"] == STEPS.tolist()
+    assert summary.identity.steps == tuple(STEPS.tolist())
     assert outcome(run) == whole
 
 
@@ -374,7 +374,7 @@ def test_a_full_disk_gets_one_line_and_keeps_finished_blocks(run, whole, monkeyp
     with pytest.raises(TokscaleError, match=r"cannot write .*No space left.* blocks are kept"):
         fit_run(run, block_tokens=BLOCK)
     monkeypatch.undo()
-    assert fit_run(run, block_tokens=BLOCK)["resumed_tokens"] >= 3 * BLOCK
+    assert fit_run(run, block_tokens=BLOCK).resumed_tokens >= 3 * BLOCK
     assert outcome(run) == whole
 
 

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.records import to_json
 from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids, read_metadata, table
+from megatron_tokscale.fit.summary import NonFiniteLosses
 
 STEPS = np.unique(np.round(np.geomspace(1, 4000, 40))).astype(int)
 STEPS = np.concatenate([[0], STEPS])
@@ -82,20 +84,22 @@ def test_summary_counts_every_token_and_the_whole_fall(run):
         run, block_tokens=100, progress=lambda done, total: seen.append((done, total))
     )
     assert seen == [(0, 240), (100, 240), (200, 240), (240, 240)]
-    assert summary == json.loads((run.analysis / "fit.json").read_text())
-    assert sum(each["tokens"] for each in summary["classes"].values()) == 240
-    assert sum(summary["status"].values()) == 240
+    stored = json.loads((run.analysis / "fit.json").read_text())
+    assert to_json(summary).items() <= stored.items()
+    assert sum(each.tokens for each in summary.classes.values()) == 240
+    assert sum(summary.status.values()) == 240
     loss_NK = run.read_losses().astype(float)
     missing_K = (~np.isfinite(loss_NK)).sum(axis=0)
     assert missing_K.sum() == 1
-    assert summary["non_finite"] == {"tokens": 1, "losses": 1, "losses_K": missing_K.tolist()}
+    assert summary.non_finite == NonFiniteLosses(losses=1, tokens=1, of_tokens=240)
+    assert summary.non_finite_K == tuple(missing_K.tolist())
     fall = (loss_NK[:, 0] - loss_NK[:, -1]).sum()
-    np.testing.assert_allclose(summary["fall_nats"], fall, rtol=1e-6)
+    np.testing.assert_allclose(summary.fall_nats, fall, rtol=1e-6)
     np.testing.assert_allclose(
-        sum(each["fall_share"] for each in summary["classes"].values()), 1, rtol=1e-9
+        sum(each.fall_share for each in summary.classes.values()), 1, rtol=1e-9
     )
-    assert summary["steps"] == STEPS.tolist()
-    assert summary["probe_fingerprint"] == run.probe_set.fingerprint
+    assert summary.identity.steps == tuple(STEPS.tolist())
+    assert summary.identity.probe_fingerprint == run.probe_set.fingerprint
 
 
 def test_time_in_tokens_shifts_midpoints_by_the_tokens_per_step(run):

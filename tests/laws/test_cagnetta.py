@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.agreement import Agreement
-from megatron_tokscale.laws.language.cagnetta import data_exponent, fit_context_exponent
+from megatron_tokscale.laws.language.cagnetta import compare_exponents, data_exponent
+from megatron_tokscale.laws.language.context_exponent import fit_context_exponent
 from megatron_tokscale.laws.language.contexts import ContextBins
+from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.laws import DataExponent
 
 CONTEXT_S = np.array([1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 26, 32, 41, 51, 64])
 
@@ -20,8 +22,8 @@ def law(context, gamma=0.325, floor=1.2, scale=3.0):
 def test_a_law_without_noise_is_found_exactly(gamma, floor):
     fit = fit_context_exponent(CONTEXT_S, law(CONTEXT_S, gamma, floor), n_resamples=5)
     # The floor is on a grid of 0.005 nats.
-    assert fit.floor == pytest.approx(floor, abs=0.003)
-    assert fit.gamma == pytest.approx(gamma, abs=2e-3)
+    assert fit.floor.value == pytest.approx(floor, abs=0.003)
+    assert fit.gamma.value == pytest.approx(gamma, abs=2e-3)
     assert fit.scale == pytest.approx(3.0, abs=5e-3)
     assert fit.r2 == pytest.approx(1, abs=1e-6)
     assert (fit.n_points, fit.from_context, fit.to_context) == (16, 1, pytest.approx(64))
@@ -32,9 +34,9 @@ def test_a_known_floor_is_a_straight_line_in_logs():
     loss = law(CONTEXT_S) + 0.03 * rng.standard_normal(16)
     slope, level = np.polyfit(np.log(CONTEXT_S), np.log(loss - 1.2), 1)
     fit = fit_context_exponent(CONTEXT_S, loss, floor=1.2)
-    assert fit.gamma == pytest.approx(-slope)
+    assert fit.gamma.value == pytest.approx(-slope)
     assert fit.scale == pytest.approx(np.exp(level))
-    assert fit.floor_interval == (1.2, 1.2)
+    assert (fit.floor.low, fit.floor.high) == (1.2, 1.2)
     assert fit.width == 0
 
 
@@ -46,7 +48,7 @@ def test_the_best_floor_is_that_of_a_plain_loop_over_the_grid():
     r2 = [np.corrcoef(x, np.log(loss - floor))[0, 1] ** 2 for floor in floors]
     gammas = [-np.polyfit(x, np.log(loss - floor), 1)[0] for floor in floors]
     fit = fit_context_exponent(CONTEXT_S, loss, n_resamples=5)
-    assert fit.floor == floors[np.argmax(r2)]
+    assert fit.floor.value == floors[np.argmax(r2)]
     assert fit.r2 == pytest.approx(max(r2))
     near = [gamma for gamma, value in zip(gammas, r2, strict=True) if value >= max(r2) - 0.001]
     assert fit.width == pytest.approx(max(near) - min(near))
@@ -60,7 +62,7 @@ def test_intervals_cover_a_planted_law(resampled):
         loss = law(CONTEXT_S) + 0.004 * rng.standard_normal(16)
         loss_RS = loss + 0.004 * rng.standard_normal((100, 16)) if resampled else None
         fit = fit_context_exponent(CONTEXT_S, loss, loss_RS=loss_RS, n_resamples=100)
-        intervals = np.array([fit.interval, fit.floor_interval])
+        intervals = np.array([(each.low, each.high) for each in (fit.gamma, fit.floor)])
         covered += (intervals[:, 0] <= [0.325, 1.2]) & (intervals[:, 1] >= [0.325, 1.2])
     assert (covered >= 0.85 * n_runs).all()
 
@@ -69,7 +71,7 @@ def test_only_the_window_of_short_contexts_counts():
     context = np.arange(1, 513)
     loss = np.where(context <= 64, law(context), 5.0)
     fit = fit_context_exponent(context, loss, to_context=64, n_resamples=5)
-    assert fit.gamma == pytest.approx(0.325, abs=5e-3)
+    assert fit.gamma.value == pytest.approx(0.325, abs=5e-3)
     assert fit.n_points == 64
 
 
@@ -77,10 +79,10 @@ def test_only_the_window_of_short_contexts_counts():
     ("context", "loss", "settings", "message"),
     [
         (CONTEXT_S[:4], law(CONTEXT_S[:4]), {}, "4 context lengths up to inf are too few"),
-        (CONTEXT_S, law(CONTEXT_S)[:-1], {}, "do not go together"),
+        (CONTEXT_S, law(CONTEXT_S)[:-1], {}, "expected one loss per length"),
         (CONTEXT_S, np.where(CONTEXT_S == 3, np.nan, 2.0), {}, "finite and positive"),
-        (CONTEXT_S - 1, law(CONTEXT_S), {}, "ascend from 1"),
-        (CONTEXT_S, law(CONTEXT_S), {"floor": 3.0}, "not under all losses"),
+        (CONTEXT_S - 1, law(CONTEXT_S), {}, "do not ascend from 1"),
+        (CONTEXT_S, law(CONTEXT_S), {"floor": 3.0}, "below all losses"),
         (CONTEXT_S, law(CONTEXT_S)[::-1], {}, "gamma is -"),
         (CONTEXT_S, law(CONTEXT_S, floor=0), {}, "floor is at the end of its grid"),
         (CONTEXT_S, 3 + np.arange(16) % 2 - 0.05 * np.arange(16), {}, r"R\^2 is 0"),
@@ -89,11 +91,11 @@ def test_only_the_window_of_short_contexts_counts():
             CONTEXT_S,
             law(CONTEXT_S),
             {"loss_RS": np.full((3, 16), np.nan)},
-            "resamples lack losses",
+            "resamples have no tokens",
         ),
     ],
 )
-def test_what_shows_no_gamma_is_refused(context, loss, settings, message):
+def test_losses_without_a_power_law_of_context_are_refused(context, loss, settings, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         fit_context_exponent(context, loss, **settings)
 
@@ -119,8 +121,8 @@ def test_resamples_spread_as_means_of_clusters_do():
     cluster_N = np.repeat(np.arange(40), 25)
     loss_N = rng.standard_normal(40)[cluster_N] + 3
     bins = ContextBins.from_contexts(np.tile([1, 2, 3, 4, 5], 200))
-    clusters_RS = bins.resample(loss_N, cluster_N=cluster_N, n_resamples=600)
-    tokens_RS = bins.resample(loss_N, n_resamples=600)
+    clusters_RS = bins.resample(loss_N, cluster_N=cluster_N, n_resamples=600, seed=0)
+    tokens_RS = bins.resample(loss_N, n_resamples=600, seed=0)
     assert clusters_RS.mean(axis=0) == pytest.approx(bins.mean(loss_N), abs=0.03)
     assert clusters_RS.std(axis=0) == pytest.approx(loss_N.std() / 40**0.5, rel=0.15)
     assert tokens_RS.std(axis=0) == pytest.approx(loss_N.std() / 200**0.5, rel=0.15)
@@ -133,9 +135,9 @@ def test_resamples_spread_as_means_of_clusters_do():
 def test_the_published_predictions_follow_from_gamma_and_beta(
     gamma, gamma_se, beta, beta_se, published, published_se
 ):
-    """TinyStories and WikiText-103, papers.md 2.4; their inputs are rounded too."""
+    """TinyStories and WikiText-103, docs/references.md 2.4; their inputs are rounded too."""
     found = data_exponent(gamma, gamma_se, beta, beta_se)
-    assert found.exponent == pytest.approx(published, abs=5e-4)
+    assert found.exponent.value == pytest.approx(published, abs=5e-4)
     assert found.se == pytest.approx(published_se, abs=6e-4)
 
 
@@ -144,18 +146,20 @@ def test_the_error_is_that_of_a_monte_carlo():
     draws = rng.normal(0.3, 0.01, 200_000) / (2 * rng.normal(0.9, 0.03, 200_000))
     found = data_exponent(0.3, 0.01, 0.9, 0.03)
     assert found.se == pytest.approx(draws.std(), rel=0.02)
-    assert found.interval == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=2e-3)
+    interval = (found.exponent.low, found.exponent.high)
+    assert interval == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=2e-3)
 
 
 def test_agreement_is_a_difference_in_standard_errors():
-    found = Agreement.between(0.185, 0.012, 0.160, 0.005)
+    predicted = DataExponent(Estimate(0.185), 0.012)
+    found = compare_exponents(predicted, 0.160, 0.005, "measured")
     assert (found.difference, found.se) == (pytest.approx(0.025), pytest.approx(0.013))
     assert found.z == pytest.approx(0.025 / 0.013)
     with pytest.raises(UndefinedError, match="cannot be compared"):
-        Agreement.between(0.2, 0.0, 0.2, 0.0)
+        compare_exponents(DataExponent(Estimate(0.2), 0.0), 0.2, 0.0, "measured")
 
 
 @pytest.mark.parametrize("values", [(0, 0.1, 1, 0.1), (0.3, 0.1, -1, 0.1), (0.3, np.nan, 1, 0.1)])
-def test_what_predicts_nothing_is_refused(values):
-    with pytest.raises(UndefinedError, match="predict nothing"):
+def test_exponents_that_are_not_positive_predict_no_data_exponent(values):
+    with pytest.raises(UndefinedError, match="predict no data exponent"):
         data_exponent(*values)

@@ -28,9 +28,9 @@ def test_a_law_without_noise_is_found_exactly(floor, alpha, beta):
     loss = law(N_I, D_I, floor, A, B, alpha, beta)
     fit = fit_chinchilla(N_I, D_I, loss, n_resamples=2)
     assert fit.converged
-    assert (fit.alpha, fit.beta) == pytest.approx((alpha, beta), rel=0.01)
-    assert fit.floor == pytest.approx(floor, abs=0.02)
-    assert fit.a == pytest.approx(beta / (alpha + beta), rel=0.01)
+    assert (fit.alpha.value, fit.beta.value) == pytest.approx((alpha, beta), rel=0.01)
+    assert fit.floor.value == pytest.approx(floor, abs=0.02)
+    assert fit.a.value == pytest.approx(beta / (alpha + beta), rel=0.01)
     assert fit.predict(N_I, D_I) == pytest.approx(loss, rel=1e-4)
 
 
@@ -40,10 +40,10 @@ def test_intervals_cover_a_planted_law():
     for seed in range(n_repeats):
         fit = fit_chinchilla(N_I, D_I, noisy(seed), n_resamples=40)
         truth = {**TRUTH, "a": TRUTH["beta"] / (TRUTH["alpha"] + TRUTH["beta"])}
-        intervals = [getattr(fit, f"{name}_interval") for name in truth]
+        found = [getattr(fit, name) for name in truth]
         covered += [
-            low <= value <= high
-            for (low, high), value in zip(intervals, truth.values(), strict=True)
+            each.low <= value <= each.high
+            for each, value in zip(found, truth.values(), strict=True)
         ]
     # Two standard deviations of 95% in 20 repeats are 10%; quantiles of 40 resamples lose 3% more.
     assert (covered >= 0.8 * n_repeats).all()
@@ -72,7 +72,8 @@ def test_no_other_minimum_has_a_lower_huber_loss():
         return np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 0.5e-3)).sum()
 
     fit = fit_chinchilla(N_I, D_I, loss, n_resamples=2)
-    ours = huber([np.log(fit.A), np.log(fit.B), np.log(fit.floor), fit.alpha, fit.beta])
+    found = [np.log([fit.A.value, fit.B.value, fit.floor.value]), [fit.alpha.value, fit.beta.value]]
+    ours = huber(np.concatenate(found))
     about = np.array([np.log(480), np.log(2000), np.log(1.8), 0.35, 0.37])
     starts = about * np.random.default_rng(0).uniform(0.9, 1.1, (5, 5))
     others = [
@@ -85,9 +86,11 @@ def test_no_other_minimum_has_a_lower_huber_loss():
 def test_the_units_of_parameters_and_tokens_do_not_matter():
     fit = fit_chinchilla(N_I, D_I, noisy(3), n_resamples=2)
     billions = fit_chinchilla(N_I / 1e9, D_I / 1e9, noisy(3), n_resamples=2)
-    assert (billions.alpha, billions.beta) == pytest.approx((fit.alpha, fit.beta), rel=1e-6)
-    ratio = billions.A / fit.A
-    assert ratio == pytest.approx(1e9**-fit.alpha, rel=1e-5)
+    assert (billions.alpha.value, billions.beta.value) == pytest.approx(
+        (fit.alpha.value, fit.beta.value), rel=1e-6
+    )
+    ratio = billions.A.value / fit.A.value
+    assert ratio == pytest.approx(1e9**-fit.alpha.value, rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_intervals():
@@ -107,10 +110,10 @@ LOSS_I = law(N_I, D_I)
         (N_I, 20 * N_I, LOSS_I, "vary only together"),
         (N_I, D_I, LOSS_I - 3, "loss of run .* is -"),
         (N_I, np.where(D_I < 3e9, np.nan, D_I), LOSS_I, "tokens of run 0 is nan"),
-        (N_I, D_I, LOSS_I[1:], "are no runs"),
+        (N_I, D_I, LOSS_I[1:], "expected one number of each per run"),
         (N_I, D_I, np.full(30, 2.0), "the same loss"),
     ],
 )
-def test_what_determines_no_law_is_refused(n, d, loss, message):
+def test_runs_that_determine_no_law_are_refused(n, d, loss, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         fit_chinchilla(n, d, loss)

@@ -78,7 +78,7 @@ def test_the_influence_is_the_derivative_by_a_documents_weight():
         assert influence_D[d] == pytest.approx(change, rel=2e-2, abs=1e-2 * norm / 40)
 
 
-def test_centred_is_about_the_mean_of_all_permutations():
+def test_centred_correlations_subtract_the_mean_of_all_permutations():
     rng = np.random.default_rng(2)
     documents = rough_documents(rng)
     permuted = [[rng.permutation(words) for words in documents] for _ in range(300)]
@@ -114,8 +114,8 @@ def test_beta_and_its_documents_error_cover_a_planted_decay():
         found = token_correlations(documents, lags=[1, 2, 3, 5, 7, 10], n_permutations=1)
         law = correlation_exponent(found)
         truth = -np.polyfit(np.log(found.lag_L), np.log(spins_norm(found.lag_L)), 1)[0]
-        within += law.interval[0] <= truth <= law.interval[1]
-        within_documents += abs(law.beta - truth) <= 1.96 * law.document_se
+        within += law.beta.low <= truth <= law.beta.high
+        within_documents += abs(law.beta.value - truth) <= 1.96 * law.document_se
     assert within_documents >= 0.85 * n_runs
     assert within >= 0.9 * n_runs
 
@@ -127,7 +127,7 @@ def test_tokens_without_order_have_no_signal_and_no_beta():
         found = token_correlations(documents, centred=centred)
         assert not found.valid_L.any()
         assert found.lag_L.tolist() == [1, 2, 3]
-        with pytest.raises(UndefinedError, match="up to lag 0, beta needs lag 10"):
+        with pytest.raises(UndefinedError, match="up to lag 0; expected lag 10"):
             correlation_exponent(found)
 
 
@@ -144,7 +144,7 @@ def test_an_exact_law_gives_its_exponent_up_to_the_first_three_lags_without_a_si
     valid_L = np.ones(20, bool)
     valid_L[[3, 4, 12, 13, 14]] = False
     law = correlation_exponent(known(norm_L, valid_L))
-    assert law.beta == pytest.approx(0.9)
+    assert law.beta.value == pytest.approx(0.9)
     assert law.r2 == pytest.approx(1)
     assert law.se == pytest.approx(0, abs=1e-9)
     assert (law.to_lag, law.n_lags) == (12, 12)
@@ -161,20 +161,20 @@ def test_the_error_over_lags_is_that_of_a_bootstrap_of_points():
     law = correlation_exponent(known(np.exp(y), np.ones(15, bool)))
     assert law.lag_se == pytest.approx(np.std(slopes), rel=0.1)
     assert law.lag_interval == pytest.approx(np.quantile(slopes, [0.025, 0.975]), rel=0.05)
-    assert law.beta == pytest.approx(-np.polyfit(x, y, 1)[0])
+    assert law.beta.value == pytest.approx(-np.polyfit(x, y, 1)[0])
     assert law.r2 == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
 
 
 @pytest.mark.parametrize(
     ("norm_L", "n_documents", "message"),
     [
-        (np.arange(1.0, 10) ** -1, 20, "up to lag 9, beta needs lag 10"),
+        (np.arange(1.0, 10) ** -1, 20, "up to lag 9; expected lag 10"),
         (np.arange(1.0, 16) ** -1, 5, "of 5.0 documents"),
         (1 + np.arange(15) % 2 - 1e-3 * np.arange(15), 20, "no falling power law"),
         (np.arange(1.0, 16), 20, "no falling power law"),
     ],
 )
-def test_what_is_no_power_law_has_no_beta(norm_L, n_documents, message):
+def test_norms_without_a_power_law_have_no_beta(norm_L, n_documents, message):
     with pytest.raises(UndefinedError, match=message):
         correlation_exponent(known(norm_L, np.ones(len(norm_L), bool), n_documents))
 

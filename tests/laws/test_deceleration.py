@@ -1,4 +1,4 @@
-"""Planted breaks, the table of Mircea et al. (papers.md 8.1) and straight laws. K probe steps."""
+"""Planted breaks, straight laws, the table of Mircea et al. (docs/references.md 8.1). K probes."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ STEP_K = np.geomspace(100, 20_000, 50)
 
 
 def log_bnsl(step, log_b, c0, c1, log_d1, f1):
-    """As written in papers.md 8.1."""
+    """As written in docs/references.md 8.1."""
     x = np.log(step)
     return log_b - c0 * x - c1 * f1 * np.log(1 + np.exp((x - log_d1) / f1))
 
@@ -26,12 +26,12 @@ def planted(step=STEP_K, break_loss=3.6, break_step=1500.0, early=0.2, late=0.02
 def test_a_break_without_noise_is_found_exactly():
     fit = fit_deceleration(STEP_K, planted(), n_resamples=2)
     assert fit.decelerates
-    assert fit.break_loss == pytest.approx(3.6)
-    assert fit.break_step == pytest.approx(1500)
-    assert (fit.early_rate, fit.late_rate) == pytest.approx((0.2, 0.02))
+    assert fit.break_loss.value == pytest.approx(3.6)
+    assert fit.break_step.value == pytest.approx(1500)
+    assert (fit.early_rate, fit.late_rate.value) == pytest.approx((0.2, 0.02))
     assert fit.break_width == pytest.approx(0.3)
     assert fit.predict(STEP_K) == pytest.approx(planted())
-    assert fit.final_loss == pytest.approx(3.6 * (20_000 / 1500) ** -0.02)
+    assert fit.final_loss.value == pytest.approx(3.6 * (20_000 / 1500) ** -0.02)
     assert fit.r2 == pytest.approx(1)
 
 
@@ -41,7 +41,7 @@ def test_a_break_is_found_wherever_it_lies(break_step, width):
     step = np.geomspace(100, 20_000, 80)
     loss = planted(step, break_step=break_step, width=width)
     fit = fit_deceleration(step, loss, n_resamples=2)
-    assert fit.break_step == pytest.approx(break_step, rel=1e-3)
+    assert fit.break_step.value == pytest.approx(break_step, rel=1e-3)
     assert fit.break_width == pytest.approx(width, rel=1e-2)
 
 
@@ -76,8 +76,8 @@ def test_the_fit_is_at_least_as_good_as_scipys_from_the_papers_start():
     fit = fit_deceleration(STEP_K, loss, n_resamples=2)
     ours = ((np.log(fit.predict(STEP_K)) - np.log(loss)) ** 2).sum()
     assert ours <= ((log_bnsl(STEP_K, *theirs) - np.log(loss)) ** 2).sum() * (1 + 1e-6)
-    assert fit.break_step == pytest.approx(np.exp(theirs[3]), rel=1e-2)
-    assert fit.late_rate == pytest.approx(theirs[1] + theirs[2], rel=1e-2)
+    assert fit.break_step.value == pytest.approx(np.exp(theirs[3]), rel=1e-2)
+    assert fit.late_rate.value == pytest.approx(theirs[1] + theirs[2], rel=1e-2)
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
@@ -90,10 +90,8 @@ def test_intervals_cover_a_planted_break(correlation):
         assert fit.decelerates
         low, high = np.array(
             [
-                fit.break_loss_interval,
-                fit.break_step_interval,
-                fit.late_rate_interval,
-                fit.final_loss_interval,
+                (each.low, each.high)
+                for each in (fit.break_loss, fit.break_step, fit.late_rate, fit.final_loss)
             ]
         ).T
         covered += (low <= truth) & (truth <= high)
@@ -126,7 +124,7 @@ def test_the_first_hundred_steps_are_left_out():
     fit = fit_deceleration(step, loss, n_resamples=2)
     assert fit.from_step >= 100
     assert fit.n_points == (step >= 100).sum()
-    assert fit.break_step == pytest.approx(1500)
+    assert fit.break_step.value == pytest.approx(1500)
 
 
 def test_the_log_window_is_the_papers_for_every_step():
@@ -147,13 +145,13 @@ def test_the_same_seed_gives_the_same_intervals():
     ("step", "loss", "message"),
     [
         (STEP_K[:9], planted()[:9], "9 probes from step 100 on are too few"),
-        (STEP_K, planted() - 5, "finite, positive"),
-        (STEP_K[::-1], planted(), "must ascend"),
-        (STEP_K, planted()[:-1], "are no loss curve"),
-        ([], [], "are no loss curve"),
+        (STEP_K, planted() - 5, "not finite and positive"),
+        (STEP_K[::-1], planted(), "do not ascend"),
+        (STEP_K, planted()[:-1], "are not a loss curve"),
+        ([], [], "are not a loss curve"),
     ],
 )
-def test_what_is_no_loss_curve_is_refused(step, loss, message):
+def test_invalid_loss_curves_are_refused(step, loss, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         fit_deceleration(step, loss)
 

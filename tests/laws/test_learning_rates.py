@@ -1,4 +1,4 @@
-"""Schedules from run.json against Megatron's own scheduler, and a law that is told one by others.
+"""Schedules from run.json against Megatron's own scheduler, and forecasts from other schedules.
 
 Shapes: T steps, K probe steps.
 """
@@ -12,8 +12,9 @@ from runs import write_run
 
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.laws.multi_power.learning_rates import learning_rates
-from megatron_tokscale.laws.multi_power.multi_power import MultiPowerLaw
+from megatron_tokscale.laws.multi_power.multi_power import predict_losses
 from megatron_tokscale.laws.several_runs import several_runs
+from megatron_tokscale.results.laws import MultiPowerLaw
 from megatron_tokscale.store import LearningRates
 
 PEAK, MINIMUM, WARMUP = 3e-3, 3e-4, 20
@@ -80,22 +81,22 @@ def test_rates_that_were_not_recorded_are_refused(tmp_path):
         learning_rates(run_of(tmp_path / "b", "polynomial", megatron_rates("cosine", 100)))
 
 
-def test_a_schedule_is_predicted_by_shorter_ones_alone(tmp_path):
+def test_the_longest_schedule_is_forecast_from_shorter_ones_alone(tmp_path):
     truth = MultiPowerLaw(2.0, 0.6, 0.45, 200.0, 20.0, 2.0, 0.0, 0.0, 0, True)
     runs = []
     for name, n_steps in (("a", 300), ("b", 600), ("long", 2400), ("longer", 2400)):
         rate_T = megatron_rates("cosine", n_steps)
         steps = np.unique(np.geomspace(30, n_steps, 40).round()).astype(int)
-        loss_K = truth.predict(rate_T, steps - 1)
+        loss_K = predict_losses(truth, rate_T, steps - 1)
         runs.append(run_of(tmp_path / name, "cosine", rate_T, loss_K, steps))
-    found = several_runs(runs, n_resamples=2)["multi_power"]
-    assert found["fitted_on"] == ["a", "b"]
-    assert found["held_out"] == "long"
-    assert found["score"]["r2"] > 0.9
-    assert found["last_loss_predicted"] == pytest.approx(found["last_loss"], abs=0.05)
+    found = several_runs(runs, n_resamples=2, seed=0).multi_power
+    assert found.fitted_on == ("a", "b")
+    assert found.held_out == "long"
+    assert found.score.r2 > 0.9
+    assert found.last_loss_predicted == pytest.approx(found.last_loss, abs=0.05)
 
 
-def test_without_a_shorter_run_there_is_nothing_to_predict_by(tmp_path):
+def test_without_a_shorter_run_the_forecast_is_undefined(tmp_path):
     rate_T = megatron_rates("cosine", 100)
     runs = [run_of(tmp_path / name, "cosine", rate_T) for name in "ab"]
-    assert "no shorter run" in several_runs(runs)["multi_power"]["undefined"]
+    assert "no shorter run" in several_runs(runs, n_resamples=2, seed=0).multi_power.undefined

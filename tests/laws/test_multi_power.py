@@ -12,12 +12,13 @@ from scipy.optimize import check_grad
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.multi_power.multi_power import (
     LossCurve,
-    MultiPowerLaw,
     fit_multi_power,
-    score,
+    predict_losses,
+    score_forecast,
 )
 from megatron_tokscale.laws.multi_power.schedule import LearningRateSchedule, loss_drop
-from megatron_tokscale.laws.multi_power.schedule_fit import Held, Problem
+from megatron_tokscale.laws.multi_power.schedule_fit import HeldDrop, Problem
+from megatron_tokscale.results.laws import MultiPowerLaw
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data" / "multi_power_law"
 PEAK, LAST, WARMUP = 3e-4, 3e-5, 2160
@@ -55,7 +56,7 @@ def planted(name, every=256, noise=0.0):
     rate = schedule(name)
     step = np.arange(WARMUP, len(rate), every)
     factor = np.exp(noise * np.random.default_rng(0).standard_normal(len(step)))
-    return LossCurve(rate, step, LAW.predict(rate, step) * factor)
+    return LossCurve(rate, step, predict_losses(LAW, rate, step) * factor)
 
 
 def published(size, name):
@@ -85,7 +86,7 @@ def test_the_loss_drop_is_that_of_a_double_loop(gamma):
     assert ours == pytest.approx([drop(t) for t in step], rel=1e-12)
     law = MultiPowerLaw(2.0, 0.1, 0.5, 9.0, c, beta, gamma, mae=0, n_points=0, converged=True)
     by_hand = [2.0 + 0.1 * sum(rate[: t + 1]) ** -0.5 - 9.0 * drop(t) for t in step]
-    assert law.predict(rate, step) == pytest.approx(by_hand, rel=1e-12)
+    assert predict_losses(law, rate, step) == pytest.approx(by_hand, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", ["cosine_24000", "wsd_20000_24000", "wsdcon_3"])
@@ -98,9 +99,9 @@ def test_grouped_changes_move_no_loss_by_a_ten_thousandth(name):
     assert LAW.B * np.abs(grouped - exact).max() < 1e-4
 
 
-def test_a_rate_that_decays_to_zero_is_no_trouble():
+def test_a_rate_that_decays_to_zero_gives_finite_losses():
     rate = np.concatenate([np.linspace(0, 1e-3, 11), np.linspace(1e-3, 0, 50)])
-    assert np.isfinite(LAW.predict(rate, np.arange(11, 61))).all()
+    assert np.isfinite(predict_losses(LAW, rate, np.arange(11, 61))).all()
 
 
 def test_the_gradient_is_that_of_the_objective():
@@ -117,14 +118,16 @@ def test_a_planted_law_forecasts_schedules_it_has_not_seen():
     fit = fit_multi_power([planted(name) for name in TRAINED], held=None)
     for name in ("cosine_72000", "wsd_20000_24000", "wsdcon_3"):
         unseen = planted(name, every=1024)
-        result = score(fit.predict(unseen.learning_rate_T, unseen.step_I), unseen.loss_I)
+        result = score_forecast(
+            predict_losses(fit, unseen.learning_rate_T, unseen.step_I), unseen.loss_I
+        )
         assert result.worst_relative < 5e-4
     assert (fit.L0, fit.A, fit.alpha) == pytest.approx((LAW.L0, LAW.A, LAW.alpha), rel=0.01)
 
 
-def test_held_parameters_are_held():
+def test_held_parameters_stay_fixed():
     curves = [planted(name, every=1024) for name in TRAINED]
-    fits = [fit_multi_power(curves, held=Held(rest, 1.5, 0.25)) for rest in (1.0, 0.8)]
+    fits = [fit_multi_power(curves, held=HeldDrop(rest, 1.5, 0.25)) for rest in (1.0, 0.8)]
     assert all((fit.beta, fit.gamma) == (1.5, 0.25) for fit in fits)
     ratio = fits[1].B / fits[0].B
     assert ratio == pytest.approx(0.8)
@@ -135,7 +138,9 @@ def test_the_first_half_of_a_run_forecasts_its_decay():
     whole = planted("wsdcon_9", every=64, noise=0.0005)
     seen = whole.step_I < 12_000
     fit = fit_multi_power(LossCurve(whole.learning_rate_T, whole.step_I[seen], whole.loss_I[seen]))
-    result = score(fit.predict(whole.learning_rate_T, whole.step_I[~seen]), whole.loss_I[~seen])
+    result = score_forecast(
+        predict_losses(fit, whole.learning_rate_T, whole.step_I[~seen]), whole.loss_I[~seen]
+    )
     assert result.worst_relative < 0.005
 
 
@@ -146,8 +151,8 @@ def test_the_unit_of_the_learning_rate_does_not_matter():
     assert fits[1].alpha == pytest.approx(fits[0].alpha, rel=1e-4)
     ratio = fits[1].B / fits[0].B
     assert ratio == pytest.approx(1e-3, rel=1e-4)
-    assert fits[1].predict(other.learning_rate_T, other.step_I) == pytest.approx(
-        fits[0].predict(curve.learning_rate_T, curve.step_I), rel=1e-6
+    assert predict_losses(fits[1], other.learning_rate_T, other.step_I) == pytest.approx(
+        predict_losses(fits[0], curve.learning_rate_T, curve.step_I), rel=1e-6
     )
 
 
@@ -163,7 +168,9 @@ def test_the_published_figures_are_reached(size, r2, mae, worst):
     """Each figure averaged over the six curves that were not fitted, as in the authors' table."""
     fit = fit_multi_power([published(size, name) for name in TRAINED])
     tested = [published(size, name) for name in TESTED]
-    scores = [score(fit.predict(c.learning_rate_T, c.step_I), c.loss_I) for c in tested]
+    scores = [
+        score_forecast(predict_losses(fit, c.learning_rate_T, c.step_I), c.loss_I) for c in tested
+    ]
     assert fit.converged
     assert np.mean([s.r2 for s in scores]) >= r2
     assert np.mean([s.mae for s in scores]) <= mae
@@ -171,7 +178,7 @@ def test_the_published_figures_are_reached(size, r2, mae, worst):
 
 
 def test_a_score_is_that_of_its_definitions():
-    result = score([2.0, 3.0, 5.0], [2.0, 4.0, 4.0])
+    result = score_forecast([2.0, 3.0, 5.0], [2.0, 4.0, 4.0])
     assert result.r2 == pytest.approx(1 - 2 / (8 / 3))
     assert (result.mae, result.worst_relative) == pytest.approx((2 / 3, 0.25))
     assert (result.rmse, result.mean_relative) == pytest.approx((np.sqrt(2 / 3), 0.5 / 3))
@@ -191,10 +198,10 @@ LOSS_I = np.linspace(4, 3, 20)
         (RATE_T, STEP_I[::-1], LOSS_I, "whole numbers that ascend"),
         (RATE_T, STEP_I + 0.5, LOSS_I, "whole numbers that ascend"),
         (RATE_T, STEP_I, LOSS_I[1:], "19 losses at 20 steps"),
-        (RATE_T, STEP_I, LOSS_I - 3, "finite, positive losses"),
+        (RATE_T, STEP_I, LOSS_I - 3, "not finite and positive"),
     ],
 )
-def test_what_is_no_loss_curve_is_refused(rate, step, loss, message):
+def test_invalid_loss_curves_are_refused(rate, step, loss, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         LossCurve(rate, step, loss)
 
@@ -214,9 +221,9 @@ def test_curves_that_determine_no_law_are_refused(rate, loss, message):
 
 def test_a_held_drop_of_nothing_is_refused():
     with pytest.raises(UndefinedError, match="positive rest"):
-        Held(rest=0.0)
+        HeldDrop(rest=0.0)
 
 
 def test_predictions_of_another_length_are_not_scored():
     with pytest.raises(TokscaleError, match="cannot be scored"):
-        score([1.0, 2.0], [1.0])
+        score_forecast([1.0, 2.0], [1.0])

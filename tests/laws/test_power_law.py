@@ -22,9 +22,9 @@ def test_a_law_without_noise_is_found_exactly(floor, exponent):
     fit = fit_power_law(t, law(t, floor, 6.0, exponent), from_=0, n_resamples=10)
     assert fit.converged
     assert fit.n_points == 40
-    assert fit.floor == pytest.approx(floor, abs=1e-3)
-    assert fit.scale == pytest.approx(6.0, rel=1e-3)
-    assert fit.exponent == pytest.approx(exponent, rel=1e-3)
+    assert fit.floor.value == pytest.approx(floor, abs=1e-3)
+    assert fit.scale.value == pytest.approx(6.0, rel=1e-3)
+    assert fit.exponent.value == pytest.approx(exponent, rel=1e-3)
     assert fit.r2 == pytest.approx(1.0, abs=1e-8)
     assert fit.predict(t) == pytest.approx(law(t, floor, 6.0, exponent), rel=1e-5)
 
@@ -37,7 +37,8 @@ def test_intervals_cover_a_planted_law_under_white_and_correlated_noise(correlat
     for _ in range(n_runs):
         noise = 0.003 * correlated_noise(rng, len(T_K), correlation)
         fit = fit_power_law(T_K, law(T_K) * np.exp(noise), from_=0, n_resamples=80)
-        intervals = np.array([fit.floor_interval, fit.scale_interval, fit.exponent_interval])
+        found = (fit.floor, fit.scale, fit.exponent)
+        intervals = np.array([(each.low, each.high) for each in found])
         truth = [2.0, 8.0, 0.3]
         covered += (intervals[:, 0] <= truth) & (truth <= intervals[:, 1])
     # Two standard deviations of 95% in 100 runs are 4%; quantiles of 80 resamples lose 2% more.
@@ -45,7 +46,7 @@ def test_intervals_cover_a_planted_law_under_white_and_correlated_noise(correlat
 
 
 def test_the_fit_agrees_with_scipys_curve_fit_on_log_losses():
-    """Least squares as Liu et al. do it (papers.md 3.2); Huber differs within the noise."""
+    """Least squares of Liu et al. (docs/references.md 3.2); Huber differs within the noise."""
     rng = np.random.default_rng(1)
     loss = law(T_K) * np.exp(0.002 * rng.standard_normal(len(T_K)))
     (floor, scale, exponent), covariance = curve_fit(
@@ -58,9 +59,9 @@ def test_the_fit_agrees_with_scipys_curve_fit_on_log_losses():
     )
     error = np.sqrt(np.diag(covariance))
     fit = fit_power_law(T_K, loss, from_=0)
-    assert abs(fit.floor - floor) < 1.5 * error[0]
-    assert abs(fit.scale - scale) < 1.5 * error[1]
-    assert abs(fit.exponent - exponent) < 1.5 * error[2]
+    assert abs(fit.floor.value - floor) < 1.5 * error[0]
+    assert abs(fit.scale.value - scale) < 1.5 * error[1]
+    assert abs(fit.exponent.value - exponent) < 1.5 * error[2]
     # Least absolute deviations have pi / 2 times the variance of least squares.
     assert 0.7 * error[2] < fit.exponent_se < 2.5 * error[2]
 
@@ -76,7 +77,7 @@ def test_no_other_minimum_has_a_lower_huber_loss():
         return np.where(r <= 1e-3, r**2 / 2, 1e-3 * (r - 0.5e-3)).sum()
 
     fit = fit_power_law(T_K, loss, from_=0, n_resamples=2)
-    ours = huber([np.log(fit.floor), np.log(fit.scale), fit.exponent])
+    ours = huber([np.log(fit.floor.value), np.log(fit.scale.value), fit.exponent.value])
     others = [
         minimize(huber, start, method="Nelder-Mead", options={"maxiter": 3000, "xatol": 1e-9}).fun
         for start in rng.uniform([-1, 0, 0.1], [1, 4, 1], (8, 3))
@@ -87,17 +88,23 @@ def test_no_other_minimum_has_a_lower_huber_loss():
 def test_an_outlier_hardly_moves_the_law():
     loss = law(T_K)
     loss[12] *= 1.5
-    assert fit_power_law(T_K, loss, from_=0, n_resamples=2).exponent == pytest.approx(0.3, abs=5e-3)
+    assert fit_power_law(T_K, loss, from_=0, n_resamples=2).exponent.value == pytest.approx(
+        0.3, abs=5e-3
+    )
 
 
 def test_the_exponent_does_not_depend_on_the_unit_of_time():
     loss = law(T_K) * np.exp(0.005 * np.random.default_rng(3).standard_normal(len(T_K)))
     steps = fit_power_law(T_K, loss)
     tokens = fit_power_law(T_K * 4_194_304, loss)
-    assert tokens.exponent == pytest.approx(steps.exponent, rel=1e-4)
-    assert tokens.exponent_interval == pytest.approx(steps.exponent_interval, rel=1e-2)
-    assert tokens.floor == pytest.approx(steps.floor, rel=1e-4)
-    assert tokens.scale == pytest.approx(steps.scale * 4_194_304**steps.exponent, rel=1e-2)
+    assert tokens.exponent.value == pytest.approx(steps.exponent.value, rel=1e-4)
+    for end in ("low", "high"):
+        interval_end = getattr(steps.exponent, end)
+        assert getattr(tokens.exponent, end) == pytest.approx(interval_end, rel=1e-2)
+    assert tokens.floor.value == pytest.approx(steps.floor.value, rel=1e-4)
+    assert tokens.scale.value == pytest.approx(
+        steps.scale.value * 4_194_304**steps.exponent.value, rel=1e-2
+    )
 
 
 def test_correlated_residuals_widen_the_intervals():
@@ -116,7 +123,7 @@ def test_step_zero_and_the_first_tenth_are_left_out():
     loss = np.where(t < 100, 11.0, law(np.maximum(t, 1)))
     fit = fit_power_law(t, loss, n_resamples=2)
     assert (fit.from_time, fit.to_time, fit.n_points) == (pytest.approx(100), 1000, 21)
-    assert fit.exponent == pytest.approx(0.3, abs=1e-3)
+    assert fit.exponent.value == pytest.approx(0.3, abs=1e-3)
     assert fit_power_law(t, law(np.maximum(t, 0.5)), from_=0, n_resamples=2).n_points == 61
 
 
@@ -133,11 +140,11 @@ def test_the_same_seed_gives_the_same_intervals():
         (T_K, law(T_K) - 4, "finite, positive losses"),
         (T_K, law(T_K)[::-1], "the loss does not fall from time"),
         (T_K, np.full(30, 2.5), "the loss does not fall from time"),
-        (T_K[::-1], law(T_K), "must ascend"),
-        (T_K, law(T_K)[:-1], "are no loss curve"),
-        ([], [], "are no loss curve"),
+        (T_K[::-1], law(T_K), "do not ascend"),
+        (T_K, law(T_K)[:-1], "are not a loss curve"),
+        ([], [], "are not a loss curve"),
     ],
 )
-def test_what_is_no_falling_loss_curve_is_refused(t, loss, message):
+def test_curves_without_a_falling_loss_are_refused(t, loss, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         fit_power_law(t, loss)

@@ -2,18 +2,26 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from analyses import edit, replace_arrays
+from analyses import edit, edit_identity, replace_arrays
 from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json, sealed, write_json
+from megatron_tokscale.core.records import to_json
 from megatron_tokscale.fit import fit_run
-from megatron_tokscale.laws import describe_laws, fit_power_law, laws_run, theories
+from megatron_tokscale.laws import describe_laws, fit_power_law, laws_run
+from megatron_tokscale.laws.power_law.power_law import measure_power_law
+from megatron_tokscale.laws.power_law.tail import compare_tail
 from megatron_tokscale.laws.several_runs import several_runs
+from megatron_tokscale.results import read_laws
+from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.fitted import read_fit
+from megatron_tokscale.results.laws import ClaimVerdict, TailExponent
 from megatron_tokscale.spectrum import spectrum_run
 from megatron_tokscale.store import Run
 
@@ -31,7 +39,7 @@ def run(tmp_path_factory):
     noise_NK = 0.05 * rng.standard_normal(mean_NK.shape)
     run = write_run(tmp_path_factory.mktemp("laws") / "run", STEPS, FLOOR + mean_NK + noise_NK)
     fit_run(run)
-    spectrum_run(run, null_tokens=200)
+    spectrum_run(run, null_tokens=200, seed=0)
     return run
 
 
@@ -48,17 +56,22 @@ def altered(run, tmp_path, **arrays):
     return copy
 
 
-def test_the_file_is_what_is_returned(run, result):
-    assert json.loads((run.analysis / "laws.json").read_text()) == result
+def test_the_file_holds_the_returned_result(run, result):
+    content = json.loads((run.analysis / "laws.json").read_text())
+    for name in ("schema_version", "version", "checksum"):
+        del content[name]
+    assert content == json.loads(json.dumps(to_json(result)))
+
+
+def test_the_file_is_read_as_it_was_written(run, result):
+    found = read_laws(run, read_fit(run))
+    assert to_json(found) == json.loads(json.dumps(to_json(result)))
 
 
 def test_the_planted_exponent_is_in_every_interval(result):
-    law, tail = result["overall"], result["tail"]
-    low, high = law["exponent_documents_interval"]
-    assert low < EXPONENT < high
-    low, high = tail["exponent_interval"]
-    assert low < EXPONENT < high
-    assert result["tail_minus_law"]["agree"]
+    for exponent in (result.overall.exponent_documents, result.tail.exponent):
+        assert exponent.low < EXPONENT < exponent.high
+    assert result.tail_minus_law.agree
 
 
 def test_the_tail_of_other_times_does_not_agree_with_the_loss(run, tmp_path):
@@ -66,17 +79,17 @@ def test_the_tail_of_other_times_does_not_agree_with_the_loss(run, tmp_path):
     with np.load(run.analysis / "spectrum.npz") as file:
         mirrored_RC = file["drop_RC"][:, ::-1]
     result = laws_run(altered(run, tmp_path, drop_RC=mirrored_RC), n_resamples=10)
-    assert not result["tail_minus_law"]["agree"]
+    assert not result.tail_minus_law.agree
     assert "they do not agree" in describe_laws(result)
 
 
 def test_undefined_laws_say_why(run, tmp_path):
     rising_RK = np.tile(np.sqrt(np.maximum(STEPS, 0.5)), (201, 1))
-    copy = altered(run, tmp_path, mean_loss_RK=rising_RK, drop_RC=np.zeros((201, 2048)))
+    copy = altered(run, tmp_path, mean_loss_RK=rising_RK, drop_RC=np.zeros((201, 2048), np.float32))
     result = laws_run(copy, n_resamples=2)
-    assert "does not fall" in result["overall"]["undefined"]
-    assert "no tail" in result["tail"]["undefined"]
-    assert "undefined" in result["tail_minus_law"]
+    assert "does not fall" in result.overall.undefined
+    assert "no tail" in result.tail.undefined
+    assert isinstance(result.tail_minus_law, Undefined)
     assert "does not fall" in describe_laws(result)
 
 
@@ -85,14 +98,15 @@ def test_the_start_of_the_fit_can_be_chosen(run):
     with np.load(run.analysis / "spectrum.npz") as file:
         mean_K = file["mean_loss_K"]
     by_hand = fit_power_law(STEPS, mean_K, from_=50, n_resamples=2)
-    assert result["overall"]["from_time"] == pytest.approx(STEPS[STEPS >= 50][0])
-    assert result["overall"]["exponent"] == pytest.approx(by_hand.exponent, rel=1e-4)
-    assert result["settings"]["from"] == 50
+    law = result.overall.law
+    assert law.from_time == pytest.approx(STEPS[STEPS >= 50][0])
+    assert law.exponent.value == pytest.approx(by_hand.exponent.value, rel=1e-4)
+    assert result.settings.start == 50
 
 
-def test_groups_that_learn_at_their_own_times_are_told(run, tmp_path, result):
+def test_groups_with_own_times_and_with_one_slope_get_their_verdicts(run, tmp_path, result):
     """Frequency groups planted as drops one after the other, and as one power law."""
-    assert "undefined" in result["one_third"]["frequency_groups"]  # every token is there once
+    assert isinstance(result.one_third.frequency_groups, Undefined)  # every token is there once
     x_K = log_time(STEPS)
     drops_FK = np.stack([2 + 3 * expit((c - x_K) / 0.3) for c in np.linspace(4.5, 8, 6)])
     slopes_FK = np.stack([2 + s * np.maximum(STEPS, 1) ** (-1 / 3) for s in range(3, 9)])
@@ -104,33 +118,33 @@ def test_groups_that_learn_at_their_own_times_are_told(run, tmp_path, result):
         copy = altered(
             run, tmp_path / str(number), frequency_loss_RFK=noisy_RFK, frequency_share_F=share_F
         )
-        found = laws_run(copy, n_resamples=2)["one_third"]["frequency_groups"]
-        verdicts.append(found["verdict"])
+        found = laws_run(copy, n_resamples=2).one_third.frequency_groups
+        verdicts.append(found.verdict)
     assert verdicts == ["each group drops at its own time", "all groups share one slope"]
 
 
 def test_the_table_has_every_explanation(result):
-    names = {row["explanation"] for row in result["explanations"]}
+    names = {row.explanation for row in result.explanations}
     assert names == {
         *("learning-time spectrum", "one-third law (softmax)", "quantization model"),
         *("statistics of the language", "loss deceleration"),
     }
     text = describe_laws(result)
-    for row in result["explanations"]:
-        assert row["claim"] in text
-        assert row["measured"] in text
-        assert row["holds"] in (True, False, None)
+    for row in result.explanations:
+        assert row.claim in text
+        assert row.measured in text
+        assert row.verdict in ClaimVerdict
 
 
 def test_zero_sum_figures_are_those_of_a_loop(run, result):
     loss_NK = run.read_losses().astype(float)
-    sums = result["zero_sum"]
+    pairs = result.zero_sum.pairs
     steps = run.step_K.tolist()
-    for k in (0, len(sums["from_step"]) - 1):
-        before, after = (steps.index(int(sums[name][k])) for name in ("from_step", "to_step"))
+    for pair in (pairs[0], pairs[-1]):
+        before, after = (steps.index(int(step)) for step in (pair.from_step, pair.to_step))
         move_N = loss_NK[:, after] - loss_NK[:, before]
-        assert sums["movement"][k] == pytest.approx(np.abs(move_N).mean(), rel=1e-6)
-        assert sums["interference"][k] == pytest.approx(
+        assert pair.movement.value == pytest.approx(np.abs(move_N).mean(), rel=1e-6)
+        assert pair.interference.value == pytest.approx(
             1 - abs(move_N.sum()) / np.abs(move_N).sum(), rel=1e-6
         )
 
@@ -148,28 +162,28 @@ def test_chinchilla_is_fitted_over_runs(tmp_path):
     for n in (1e6, 4e6, 16e6, 64e6):
         for last in (100, 400, 1600):
             steps = np.array([0, last // 4, last])
-            tokens = last * 4 * 8  # as tests/runs.py counts them
+            tokens = last * 4 * 8  # as tests/support/runs.py counts them
             final = 1.5 + 400 * n**-0.35 + 60 * tokens**-0.4
             loss_NK = np.tile([9.0, final + 1, final], (16, 1))
             run = write_run(tmp_path / f"{n:.0f}-{last}", steps, loss_NK)
             runs.append(size(run, int(n)))
-    found = several_runs(runs, n_resamples=5)
-    law = found["chinchilla"]
-    assert (law["alpha"], law["beta"]) == pytest.approx((0.35, 0.4), abs=0.01)
-    assert law["floor"] == pytest.approx(1.5, abs=0.05)
-    assert [row["tokens"] for row in found["runs"][:3]] == [3200, 12_800, 51_200]
-    assert "undefined" in found["multi_power"]
+    found = several_runs(runs, n_resamples=5, seed=0)
+    law = found.chinchilla
+    assert (law.alpha.value, law.beta.value) == pytest.approx((0.35, 0.4), abs=0.01)
+    assert law.floor.value == pytest.approx(1.5, abs=0.05)
+    assert [row.tokens for row in found.runs[:3]] == [3200, 12_800, 51_200]
+    assert isinstance(found.multi_power, Undefined)
 
 
 def test_runs_that_watch_other_tokens_are_refused(run, tmp_path):
     other = write_run(tmp_path / "other", [0, 5], np.ones((16, 2)))
     with pytest.raises(TokscaleError, match="watches other tokens"):
-        several_runs([run, other])
+        several_runs([run, other], n_resamples=2, seed=0)
 
 
-def test_runs_of_unknown_size_are_said(run):
-    found = several_runs([run, run])
-    assert "does not say how large" in found["chinchilla"]["undefined"]
+def test_runs_of_unknown_size_have_no_chinchilla_law(run):
+    found = several_runs([run, run], n_resamples=2, seed=0)
+    assert "does not say how large" in found.chinchilla.undefined
 
 
 @pytest.mark.parametrize(
@@ -189,7 +203,7 @@ def test_a_spectrum_that_is_not_there_or_damaged_is_refused(run, tmp_path, spoil
 
 def test_a_spectrum_of_other_probes_or_of_an_older_version_is_refused(run, tmp_path):
     copy = altered(run, tmp_path / "a")
-    edit(copy.analysis / "spectrum.json", steps=(STEPS + 1).tolist())
+    edit_identity(copy.analysis / "spectrum.json", "fit", steps=(STEPS + 1).tolist())
     with pytest.raises(TokscaleError, match="of other probes"):
         laws_run(copy)
     copy = altered(run, tmp_path / "b")
@@ -204,23 +218,22 @@ def test_laws_of_one_document_have_no_intervals_over_documents(run, tmp_path):
         getattr(probe_set, name)[:] = 0
     one = write_run(tmp_path / "one", STEPS, run.read_losses(), probe_set)
     fit_run(one)
-    spectrum_run(one, null_tokens=200, n_resamples=20)
+    spectrum_run(one, null_tokens=200, n_resamples=20, seed=0)
     result = laws_run(one, n_resamples=10)
-    assert result["overall"]["exponent_documents_interval"] is None
-    assert result["tail"]["exponent_interval"] is None
-    assert "without resamples" in result["tail_minus_law"]["undefined"]
+    assert not result.overall.exponent_documents.has_interval
+    assert not result.tail.exponent.has_interval
+    assert "without resamples" in result.tail_minus_law.undefined
     assert "all tokens" in describe_laws(result)
 
 
 def test_the_corpus_gives_the_correlations_of_its_tokens(run, corpus):
     """Text of a Markov chain: a beta, or why there is none; either is in the table."""
     result = laws_run(run, corpus=corpus.data_path, n_resamples=2)
-    beta = result["cagnetta"]["beta"]
-    assert "was not given" not in beta.get("undefined", "")
-    (row,) = (
-        row for row in result["explanations"] if row["explanation"] == "statistics of the language"
-    )
-    assert beta.get("undefined", "beta") in row["measured"]
+    beta = result.cagnetta.beta
+    reason = beta.undefined if isinstance(beta, Undefined) else ""
+    assert "were not given" not in reason
+    (row,) = (row for row in result.explanations if row.explanation == "statistics of the language")
+    assert (reason or "beta") in row.measured
 
 
 def test_a_corpus_that_is_not_there_is_refused(run, tmp_path):
@@ -233,12 +246,13 @@ def test_a_resample_without_a_loss_keeps_its_place():
     t_K = np.geomspace(1, 1000, 40)
     exponents = (0.5, 0.45, np.nan, 0.55, 0.6)
     loss_RK = np.stack([2 + 5 * t_K**-a for a in exponents])
-    law = theories.power_law(t_K, loss_RK, 10.0, 2, 0)
-    assert law["exponent_R"][2] is None
-    found = np.array(law["exponent_R"], float)
-    np.testing.assert_allclose(found, exponents, atol=2e-3)
-    tail_R = [0.4, 0.5, 0.9, 0.3, 0.7]
-    both = theories.agreement({"exponent_R": tail_R}, law | {"exponent_se": 0.0})
+    law = measure_power_law(t_K, loss_RK, 10.0, 2, 0)
+    assert np.isnan(law.exponent_R[2])
+    np.testing.assert_allclose(law.exponent_R, exponents, atol=2e-3)
+    tail_R = (0.4, 0.5, 0.9, 0.3, 0.7)
+    tail = TailExponent(Estimate(0.4), tail_R, from_x=0.0, to_x=1.0, share=1.0)
+    exact = replace(law, law=replace(law.law, exponent_se=0.0))
+    both = compare_tail(tail, exact)
     paired = np.subtract(tail_R, exponents)[[1, 3, 4]]
-    assert both["se"] == pytest.approx(paired.std(ddof=1), abs=5e-3)
-    assert both["difference"] == pytest.approx(-0.1, abs=2e-3)
+    assert both.se == pytest.approx(paired.std(ddof=1), abs=5e-3)
+    assert both.difference.value == pytest.approx(-0.1, abs=2e-3)

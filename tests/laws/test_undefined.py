@@ -1,4 +1,4 @@
-"""Bad input is a TokscaleError and goes on; an undefined number becomes a reason."""
+"""Bad input raises TokscaleError; an undefined number becomes a reason."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,14 @@ from megatron_tokscale.core.errors import TokscaleError, UndefinedError, exit_wi
 from megatron_tokscale.core.resampling import percentile_interval
 from megatron_tokscale.laws import fit_power_law
 from megatron_tokscale.laws.deceleration import fit_deceleration
-from megatron_tokscale.laws.plain import or_reason
 from megatron_tokscale.laws.power_law.tail import tail_exponent
-from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.estimate import Estimate, Undefined, defined_or_reason
 
 T_K = np.geomspace(1, 1000, 30)
 FALLING_K = 2 + T_K**-0.5
 
 
-def test_the_two_errors_are_no_kin():
+def test_neither_error_is_a_kind_of_the_other():
     assert not issubclass(UndefinedError, TokscaleError)
     assert not issubclass(TokscaleError, UndefinedError)
 
@@ -31,7 +30,8 @@ def test_the_two_errors_are_no_kin():
     ],
 )
 def test_a_number_that_the_data_do_not_define_has_a_reason(compute):
-    assert set(or_reason(compute)) == {"undefined"}
+    found = defined_or_reason(compute)
+    assert isinstance(found, Undefined) and found.undefined
 
 
 @pytest.mark.parametrize(
@@ -43,9 +43,9 @@ def test_a_number_that_the_data_do_not_define_has_a_reason(compute):
         lambda: tail_exponent(np.arange(20.0), np.zeros((1, 3)), from_x=1, to_x=9),
     ],
 )
-def test_bad_input_goes_on(compute):
+def test_bad_input_is_raised_and_not_recorded(compute):
     with pytest.raises(TokscaleError):
-        or_reason(compute)
+        defined_or_reason(compute)
 
 
 def test_an_undefined_number_that_nobody_catches_ends_a_program_with_one_line(capsys):

@@ -84,7 +84,7 @@ def test_where_nothing_moves_interference_is_undefined():
     assert metrics.movement.tolist() == [0] * 4
 
 
-def test_noise_alone_interferes_and_moves_by_what_it_is_said_to():
+def test_noise_alone_moves_by_its_documented_floor():
     rng = np.random.default_rng(0)
     sd = rng.uniform(0.1, 0.5, 40_000)
     loss = 5 + sd[:, None] * rng.standard_normal((len(sd), len(STEPS)))
@@ -121,11 +121,11 @@ def test_intervals_cover_the_planted_movement():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"loss_NK": np.ones((3, 6))}, r"shape \(3, 6\) does not go with 7 probes"),
+        ({"loss_NK": np.ones((3, 6))}, r"shape \(3, 6\) does not match 7 probes"),
         ({"loss_NK": np.full((3, 7), np.nan)}, "leave out the tokens"),
         ({"loss_NK": np.ones((3, 7)), "unit_N": [0, 1, 2]}, "integers from 0 to 1"),
-        ({"loss_NK": np.ones((3, 7)), "unit_N": [0, 1]}, "must be 3 integers"),
-        ({"loss_NK": np.ones((3, 7)), "unit_N": [0.0, 1.0, 1.0]}, "must be 3 integers"),
+        ({"loss_NK": np.ones((3, 7)), "unit_N": [0, 1]}, "are not 3 integers"),
+        ({"loss_NK": np.ones((3, 7)), "unit_N": [0.0, 1.0, 1.0]}, "are not 3 integers"),
     ],
 )
 def test_a_block_that_does_not_fit_is_refused_and_leaves_no_trace(given, message):
@@ -138,7 +138,7 @@ def test_a_block_that_does_not_fit_is_refused_and_leaves_no_trace(given, message
 
 @pytest.mark.parametrize("steps", [[0], [0, 1], [1, 1.2], [4, 2], []])
 def test_steps_without_a_doubling_pair_are_refused(steps):
-    with pytest.raises((TokscaleError, UndefinedError), match=r"must ascend|near twice"):
+    with pytest.raises((TokscaleError, UndefinedError), match=r"do not ascend|near twice"):
         ZeroSum(steps)
 
 

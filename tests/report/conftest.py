@@ -28,14 +28,14 @@ STEPS = np.unique(np.concatenate([[0], np.round(np.geomspace(1, 2000, 32))])).as
 
 
 def texts() -> dict[str, list[str]]:
-    """Documents of two datasets: docstrings, and the source beneath them."""
+    """Return documents of two datasets: docstrings, and the source beneath them."""
     prose = [inspect.getdoc(module) or "" for module in (json, textwrap, inspect)]
     code = [inspect.getsource(module) for module in (json, textwrap)]
     return {"prose": [f"Naïve “quotes” {HOSTILE}, café.", *prose], "code": code}
 
 
 def train_tokenizer(path: Path, documents: list[str]) -> Path:
-    """A byte-level BPE in which the hostile text is one token."""
+    """Train a byte-level BPE in which the hostile text is one token."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -50,7 +50,7 @@ def train_tokenizer(path: Path, documents: list[str]) -> Path:
 
 
 def make_probe_set(tokenizer_file: Path, n_sequences: int = 24) -> ProbeSet:
-    """The first sequences of every dataset, four to a document; the first has the hostile token."""
+    """Take the first sequences of both datasets, four to a document; one has the hostile token."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -113,14 +113,14 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
 
 @pytest.fixture
 def copied(planted, tmp_path):
-    """The planted run in a folder of the test's own."""
+    """Return the planted run in a folder of the test's own."""
     shutil.copytree(planted.run.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
 
 
 @pytest.fixture
 def second_run(planted, tmp_path):
-    """A function (delay, last step) -> a run on the same probe set, learning `delay` in x later."""
+    """Return a function (delay, last step) -> a run of the same tokens, later by `delay` in x."""
 
     def make(delay: float, last: int = int(STEPS[-1])) -> Run:
         probe_set = planted.run.probe_set

@@ -1,13 +1,12 @@
-"""Sections on the axis D: the numbers of axis.json, and what belongs to another run."""
+"""Sections on the axis D: the numbers of axis.json; refusals of axes of other tokens."""
 
-import copy
 import dataclasses
 import json
 import shutil
 
 import numpy as np
 import pytest
-from html_page import Page, with_interval
+from html_page import Page, numbers_of
 from report_losses import planted_losses
 from runs import write_run
 
@@ -15,9 +14,12 @@ from megatron_tokscale.cli import main
 from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.sections.axes import axis_sections, axis_verdicts
-from megatron_tokscale.report.verdicts import summary
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.page import with_verdicts
+from megatron_tokscale.report.sections.axes import axis_sections
+from megatron_tokscale.results import read_axis
+from megatron_tokscale.results.axis import AcrossAxes
+from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.spectrum import axis_run
 
 HOSTILE = "<script>$x_1$</script>"
@@ -25,7 +27,7 @@ HOSTILE = "<script>$x_1$</script>"
 
 @pytest.fixture(scope="module")
 def folder(planted, tmp_path_factory):
-    """Five runs of growing length, and the planted run's times against them."""
+    """Return the axis of five runs of growing length, tested with the planted run's times."""
     path = tmp_path_factory.mktemp("axis")
     loss_NK = planted_losses(planted.run.n_tokens, [8, 32, 128, 512, 2000])
     runs = [
@@ -42,8 +44,8 @@ def folder(planted, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def result(folder):
-    return json.loads((folder / "axis.json").read_text())
+def axis(planted, folder):
+    return read_axis(planted.run, folder).summary
 
 
 @pytest.fixture(scope="module")
@@ -59,51 +61,49 @@ def page(html):
 
 @pytest.fixture
 def edited(planted, folder):
-    """A function: change -> the section and the verdicts after it was made to axis.json."""
-    analysis = Analysis.load(planted.run, [folder])
+    """Return a function: new fields of the axis -> the section and the verdicts with them."""
+    inputs = ReportInputs.read(planted.run, axes=[folder], n_tokens=0, seed=0)
 
-    def make(change):
-        content = copy.deepcopy(analysis.axes[0].result)
-        change(content)
-        axes = (dataclasses.replace(analysis.axes[0], result=content),)
-        changed = dataclasses.replace(analysis, axes=axes)
-        sections = "".join(html for _, _, html in axis_sections(changed))
-        html = summary(axis_verdicts(changed)) + sections
+    def make(**change):
+        (axis,) = inputs.axes
+        axis = dataclasses.replace(axis, summary=dataclasses.replace(axis.summary, **change))
+        changed = dataclasses.replace(inputs, axes=(axis,))
+        html = "".join(each.html for each in with_verdicts(axis_sections(changed)))
         assert "<script" not in html
         return Page(html)
 
     return make
 
 
-def test_runs_are_those_of_the_axis(result, page):
-    assert len(result["runs"]) == 5
-    falls = [[], *(with_interval(each, "fall") for each in result["falls"])]
-    for each, fall in zip(result["runs"], falls, strict=True):
-        assert page.row("axis-1", each["name"]) == [each["size"], each["loss"], *fall]
+def test_runs_are_those_of_the_axis(axis, page):
+    assert len(axis.runs) == 5
+    falls = [[], *(numbers_of(fall) for fall in axis.falls)]
+    for each, fall in zip(axis.runs, falls, strict=True):
+        assert page.row("axis-1", each.name) == [each.size, each.loss, *fall]
 
 
-def test_skills_across_the_axes_are_those_of_the_axis(result, page):
-    groups = result["across"]["groups"]
+def test_skills_across_the_axes_are_those_of_the_axis(axis, page):
+    groups = axis.across.groups
     for grouping, each in groups.items():
-        skills = with_interval(each["events"], "skill") + with_interval(each["permuted"], "skill")
+        skills = numbers_of(each.events, each.permuted)
         assert page.row("axis-1", f"{grouping} (")[: len(skills)] == skills
     least = page.row("verdicts", "Learning times along T of run")  # the same axis twice
     assert least[: len(least) // 2] in [
-        with_interval(each, "gain_over_permuted") for each in groups.values()
+        numbers_of(each.gain_over_permuted) for each in groups.values()
     ]
 
 
-def test_axes_are_told_apart_and_can_be_reached(page):
+def test_each_axis_has_an_anchor_of_its_own(page):
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids)) and {"axis-1", "axis-2"} <= set(ids)
     targets = [value for _, name, value in page.attributes if name == "href"]
     assert "#axis-1" in targets and "#axis-2" in targets
 
 
-def test_the_axis_is_labelled_with_the_sizes_of_the_runs(result, page):
+def test_the_axis_is_labelled_with_the_sizes_of_the_runs(axis, page):
     labels = [text.strip() for tags, text in page.texts if "svg" in tags]
     assert "training tokens" in labels
-    assert result["runs"][0]["size"] == 8 * 4 * 32 and "1.02k" in labels
+    assert axis.runs[0].size == 8 * 4 * 32 and "1.02k" in labels
 
 
 def test_names_of_runs_are_escaped(html, page):
@@ -112,14 +112,13 @@ def test_names_of_runs_are_escaped(html, page):
 
 
 def test_an_axis_that_was_not_tested_across_has_no_verdict_on_it(edited):
-    page = edited(lambda content: content.update(across=None))
+    page = edited(across=None)
     assert "were not tested on this axis" in page.words("axis-1")
     assert "Learning times along T" not in page.words("verdicts")
 
 
-def test_a_test_across_that_is_undefined_says_why(edited):
-    across = {"source": HOSTILE, "time": "step", "undefined": f"none inside {HOSTILE}"}
-    page = edited(lambda content: content.update(across=across))
+def test_an_undefined_test_across_axes_says_why(edited):
+    page = edited(across=AcrossAxes(HOSTILE, "step", Undefined(f"none inside {HOSTILE}")))
     assert f"undefined: none inside {HOSTILE}." in page.words("axis-1")
     cells = page.cells("verdicts", f"Learning times along T of {HOSTILE}")
     assert "undefined" in cells and f"none inside {HOSTILE}" in cells
@@ -148,7 +147,7 @@ def changed(folder, tmp_path, **change):
         ({"schema_version": 99}, "schema version 99"),
     ],
 )
-def test_an_axis_of_something_else_is_refused(planted, folder, tmp_path, change, said):
+def test_an_axis_of_other_tokens_or_schema_is_refused(planted, folder, tmp_path, change, said):
     with pytest.raises(TokscaleError, match=said) as error:
         report_run(planted.run, axes=[changed(folder, tmp_path, **change)])
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Two runs on one probe set: sooner, later or never.
+"""Two runs on one probe set: the second has the loss of the first sooner, later or never.
 
 Shapes: K probe steps, F groups of tokens.
 """
@@ -11,7 +11,7 @@ import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.sections.beside.section import verdict
+from megatron_tokscale.report.sections.beside import verdict
 from megatron_tokscale.report.sections.beside.speedup import (
     Curves,
     faster,
@@ -24,7 +24,7 @@ STEPS = np.array([0, 1, 2, 4, 8, 16, 32])
 
 
 def falling(speed=1.0, steps=STEPS):
-    """Loss 10 - ln(speed * step): it is at a given loss at a step in proportion to 1/speed."""
+    """Return the loss 10 - ln(speed * step): the step of a loss is in proportion to 1/speed."""
     loss_K = 10 - np.log(speed * np.maximum(steps, 0.5))
     return Curves(steps, steps * 128, loss_K[None])
 
@@ -52,7 +52,7 @@ def test_faster_is_the_share_of_steps_saved():
     assert faster(200, None) is None
 
 
-def test_a_faster_run_is_told_by_how_much():
+def test_the_verdict_says_by_how_much_a_run_is_faster():
     said = text_of(verdict(falling(), falling(speed=2)))
     assert "after 16.0 steps: 50.0% faster" in said
 
@@ -67,7 +67,7 @@ def test_a_run_that_never_gets_there_is_called_not_faster():
     assert "never reaches" in said and "not faster" in said and "%" not in said
 
 
-def test_a_baseline_that_no_longer_fell_is_told():
+def test_a_baseline_that_had_stopped_falling_is_reported():
     stalled = Curves(STEPS, STEPS * 128, np.array([[9.0, 8, 7, 5, 5, 5, 5]]))
     assert "as low before, at 4.0 steps" in text_of(verdict(stalled, falling(speed=2**6)))
 
@@ -94,7 +94,7 @@ def test_page_says_which_way_it_came_out(planted, second_run, tmp_path, delay, w
     assert word in text_of(verdict_text[1])
     assert "one run of each: one seed." in html
     assert "the runs also differ in the order of the data" in html
-    assert "No copy of a plan was found" in html
+    assert "The second run has no copy of a plan" in html
 
 
 def test_settings_that_differ_are_named(planted, second_run, tmp_path):

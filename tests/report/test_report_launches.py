@@ -1,11 +1,11 @@
-"""The page says which settings held from which step on, and compares them launch by launch."""
+"""The settings of each launch on the page, and the comparison of two runs' settings."""
 
 import dataclasses
 import re
 
 from runs import launch
 
-from megatron_tokscale.report.sections.beside.section import _different_settings
+from megatron_tokscale.report.sections.beside import _different_settings
 from megatron_tokscale.report.sections.overview import _launches
 from megatron_tokscale.store import Batch
 
@@ -15,7 +15,7 @@ def rows_of(*launches):
     return dict(row.split(" | ", 1) for row in plain)
 
 
-def test_one_launch_is_told_in_full():
+def test_the_first_launch_is_shown_in_full():
     rows = rows_of(launch(train_iters=40))
     assert rows["Batch"].startswith("global batch size 4, micro batch size 4")
     assert "train iters 40" in rows["Batch"]
@@ -23,7 +23,7 @@ def test_one_launch_is_told_in_full():
     assert rows["Seed"] == "1234"
 
 
-def test_a_later_launch_is_told_by_what_it_has_changed():
+def test_a_later_launch_is_shown_by_its_changes():
     batch = Batch(global_batch_size=16, micro_batch_size=4)
     layout = {"world_size": 4, "tensor": 2, "pipeline": 1, "virtual_pipeline": None}
     rows = rows_of(
@@ -42,7 +42,7 @@ def test_settings_of_two_runs_are_compared_launch_by_launch(planted):
         info = dataclasses.replace(planted.run.info, launches=launches)
         return dataclasses.replace(planted.run, info=info)
 
-    same = "Model, batch, learning rate, seed and versions are the same in both."
+    same = "Model, batch, learning rate, seed and versions are the same in both runs."
     assert _different_settings(run(launch()), run(launch(), launch(8))) == same
     batch = Batch(global_batch_size=16, micro_batch_size=4)
     text = _different_settings(run(launch()), run(launch(seed=7), launch(8, seed=7, batch=batch)))

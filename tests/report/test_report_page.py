@@ -11,12 +11,13 @@ import sys
 
 import numpy as np
 import pytest
-from html_page import Page, with_interval
+from html_page import Page, numbers_of
 
 from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_run
 from megatron_tokscale.report import report_run
+from megatron_tokscale.results import SpectrumResult, read_fit
 from megatron_tokscale.spectrum import spectrum_run
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.losses import losses_name
@@ -34,7 +35,12 @@ def page(html):
     return Page(html)
 
 
-def analysis(run, name):
+@pytest.fixture(scope="module")
+def evidence(planted):
+    return SpectrumResult.open(planted.run).evidence
+
+
+def content_of(run, name):
     return json.loads((run.analysis / name).read_text())
 
 
@@ -73,52 +79,42 @@ def test_text_of_the_corpus_is_escaped(planted, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["full", "kernel", "spectrum"])
-def test_scores_are_those_of_the_analysis(planted, page, name):
-    result = analysis(planted.run, "reconstruction.json")
-    expected = [
-        number
-        for documents in ("same_tokens", "other_documents")
-        for number in with_interval(result[documents][name], "r2")
-    ]
+def test_scores_are_those_of_the_analysis(evidence, page, name):
+    expected = numbers_of(evidence.same_tokens[name], evidence.other_documents[name])
     assert page.row("spectrum", f"{name}:") == expected
     assert len(expected) == 6
 
 
-def test_falls_by_part_of_the_range_are_those_of_the_analysis(planted, page):
-    falls = dict(analysis(planted.run, "reconstruction.json")["falls"])
-    edges = falls.pop("edges")
+def test_falls_by_part_of_the_range_are_those_of_the_analysis(evidence, page):
+    edges = evidence.falls.edges
+    falls = [evidence.falls.measured, *evidence.falls.by_name.values()]
     for part in range(len(edges) - 1):
         start = f"{math.exp(edges[part]):.3g} to "
-        assert page.row("spectrum", start) == [fall[part] for fall in falls.values()]
-    np.testing.assert_allclose(page.row("spectrum", "all of it"), list(map(sum, falls.values())))
+        assert page.row("spectrum", start) == [fall[part] for fall in falls]
+    np.testing.assert_allclose(page.row("spectrum", "all of it"), list(map(sum, falls)))
 
 
-def test_widths_are_those_of_the_analysis(planted, page):
-    widths = analysis(planted.run, "reconstruction.json")["widths"]
-    both = [widths["observed"], widths["mean_curve_null"]]
-
-    def quartile(unit, name):
-        return [number for each in both for number in with_interval(each[unit], name)]
-
+def test_widths_are_those_of_the_analysis(evidence, page):
+    both = [evidence.widths.observed, evidence.widths.mean_curve_null]
+    decades = [each.width_decades for each in both]
     expected = {
-        "fitted": [each["tokens"] for each in both],
-        "of these": [each["falling"] for each in both],
-        "a quarter": quartile("width_decades", "p25"),
-        "half": quartile("width_decades", "p50"),
-        "three quarters": quartile("width_decades", "p75"),
-        "median": quartile("width_of_range", "p50"),
-        "share of the fall": [n for each in both for n in with_interval(each, "fall_in_windows")],
+        "fitted": [each.tokens for each in both],
+        "of these": [each.falling for each in both],
+        "a quarter": numbers_of(*(each.p25 for each in decades)),
+        "half": numbers_of(*(each.p50 for each in decades)),
+        "three quarters": numbers_of(*(each.p75 for each in decades)),
+        "median": numbers_of(*(each.width_of_range.p50 for each in both)),
+        "share of the fall": numbers_of(*(each.fall_in_windows for each in both)),
     }
     for name, values in expected.items():
         assert page.row("locality", name) == values
 
 
-def test_classes_are_those_of_the_analysis(planted, page):
-    shares = analysis(planted.run, "reconstruction.json")["classes"]
-    for label, counts in analysis(planted.run, "fit.json")["classes"].items():
-        of_class = shares.get(label)
-        expected = [] if of_class is None else with_interval(of_class, "share", "fall_share")
-        assert page.row("classes", f"{label}:") == [counts["tokens"], *expected]
+def test_classes_are_those_of_the_analysis(planted, evidence, page):
+    for label, total in read_fit(planted.run).classes.items():
+        found = evidence.classes.get(label)
+        expected = [] if found is None else numbers_of(found.share, found.fall_share)
+        assert page.row("classes", f"{label}:") == [total.tokens, *expected]
 
 
 def test_classes_per_dataset_are_counted_over_its_tokens(planted, page):
@@ -138,7 +134,7 @@ def test_loss_table_holds_the_means_of_finite_tokens(planted, page):
     np.testing.assert_allclose(page.row("loss", "all probe tokens"), expected, rtol=1e-6)
 
 
-def test_non_finite_losses_are_told(html):
+def test_non_finite_losses_are_reported(html):
     assert "NaN or infinite" in html
 
 
@@ -205,7 +201,7 @@ def test_a_damaged_spectrum_is_refused(copied):
 
 
 def test_a_newer_analysis_is_refused(copied):
-    content = analysis(copied, "reconstruction.json") | {"schema_version": 99}
+    content = content_of(copied, "reconstruction.json") | {"schema_version": 99}
     write_result(copied.analysis / "reconstruction.json", content)
     with pytest.raises(TokscaleError, match="schema version 99"):
         report_run(copied)
@@ -216,7 +212,7 @@ def test_a_newer_analysis_is_refused(copied):
     [("fit.json", "fit"), ("spectrum.json", "spectrum"), ("reconstruction.json", "spectrum")],
 )
 def test_an_older_analysis_says_what_to_run_again(copied, name, verb):
-    content = analysis(copied, name)
+    content = content_of(copied, name)
     write_result(
         copied.analysis / name, content | {"schema_version": content["schema_version"] - 1}
     )

@@ -1,4 +1,4 @@
-"""The section on the data plan: what is said was drawn is what the index holds.
+"""The section on the data plan: its samples are those that the index holds.
 
 Shapes: D datasets, Z strata, W windows.
 """
@@ -20,18 +20,21 @@ from megatron_tokscale.data import (
     DatasetIdentity,
     Decision,
     Plan,
+    PlanProvenance,
+    PlanSources,
     Replanning,
     Stage,
     Stratum,
     build_index,
     load_or_build_index,
 )
-from megatron_tokscale.data.history import accepted, followed, save_run_plan
+from megatron_tokscale.data.history import followed_plan, save_run_plan
 from megatron_tokscale.data.record import BlendRecord, DataRecord, DatasetRecord, PlanRecord
+from megatron_tokscale.data.take_over import take_over
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.sections.plan.drawn_plan import read_plan, window_edges
+from megatron_tokscale.report.drawn_plan import read_plan, window_edges
+from megatron_tokscale.report.sections.plan import data_plan
 from megatron_tokscale.report.sections.plan.figures import levels, ratios, row_of
-from megatron_tokscale.report.sections.plan.section import data_plan
 from megatron_tokscale.store import Run
 
 CONSUMED = 8000  # 2000 steps of 4 samples
@@ -42,7 +45,7 @@ HOW = Replanning(base_weights=(1.2, 0.8), train_samples=10_000)
 
 
 def make_plan(stages=None, names=("prose", "code"), how=None, **provenance):
-    """Two datasets, the first in three strata."""
+    """Make a plan of two datasets, the first in three strata."""
     first, second = names
     return Plan(
         datasets=(DatasetIdentity(first, 10, 64_000), DatasetIdentity(second, 10, 32_000)),
@@ -61,13 +64,14 @@ def make_plan(stages=None, names=("prose", "code"), how=None, **provenance):
         seed=5,
         cuts=(Cut("0123456789abcdef", unlearned=True), None),
         max_epochs=4.0,
-        provenance={
-            "policy": "frontier",
-            "control": "frequency",
-            "reference": "ref-run",
-            "scores": {first: "0123456789abcdef"},
-            **provenance,
-        },
+        provenance=PlanProvenance(
+            **{
+                "policy": "frontier",
+                "control": "frequency",
+                "sources": PlanSources(reference="ref-run", scores={first: "0123456789abcdef"}),
+                **provenance,
+            }
+        ),
         replanning=how or HOW,
     )
 
@@ -87,7 +91,7 @@ def data_file(run):
 
 @pytest.fixture(scope="module")
 def run(planted, tmp_path_factory):
-    """A run that follows a plan, and has changed it once."""
+    """Return a run that follows a plan with one decision."""
     path = tmp_path_factory.mktemp("followed") / "run"
     shutil.copytree(planted.run.path, path)
     save_run_plan(make_plan(), [DECISION], path)
@@ -105,7 +109,7 @@ def page(html):
 
 
 def weights_at(sample):
-    """Weight of each stratum at a sample, from what was written above."""
+    """Return the weight of each stratum at a sample, from the numbers above."""
     within = [SHARES, (0.7, 0.2, 0.1), (0.1, 0.1, 0.8), SHARES][
         sum(sample >= start for start in (1000, 4000, 9000))
     ]
@@ -114,7 +118,7 @@ def weights_at(sample):
 
 
 def brute_force(start=0, stop=CONSUMED, plan=None, sizes=(1000, 600, 400, 1000)):
-    """Cells of the rows of the strata, sample by sample."""
+    """Count the cells of the rows of the strata sample by sample."""
     index = build_index(plan, stop)
     drawn = Counter(index.stratum_N[start:stop].tolist())
     target_Z = sum(weights_at(sample) for sample in range(start, stop))
@@ -128,8 +132,8 @@ def brute_force(start=0, stop=CONSUMED, plan=None, sizes=(1000, 600, 400, 1000))
     return np.array(rows)
 
 
-def test_the_table_is_what_a_loop_over_the_samples_counts(run, page):
-    rows = brute_force(plan=followed(run.path))
+def test_the_table_agrees_with_a_loop_over_the_samples(run, page):
+    rows = brute_force(plan=followed_plan(run.path))
     for name, expected in zip(("q1", "q2", "q3", "code"), rows, strict=True):
         np.testing.assert_allclose(page.row("plan", name), expected, atol=1e-6, err_msg=name)
     prose = rows[:3].sum(axis=0)
@@ -145,8 +149,11 @@ def test_the_realised_shares_are_not_the_targets(page):
 
 
 def test_it_says_which_plan_and_what_it_was_made_from(run, page):
-    plan, given = followed(run.path), make_plan()
-    assert page.cells("plan", "Plan") == f"{plan.fingerprint}, as given {given.fingerprint}"
+    plan, given = followed_plan(run.path), make_plan()
+    assert (
+        page.cells("plan", "Plan")
+        == f"{plan.fingerprint}; before the decisions {given.fingerprint}"
+    )
     assert page.cells("plan", "Policy") == "frontier, control: frequency"
     assert "ref-run; scores 0123456789abcdef (prose)" in page.cells("plan", "Made from")
     assert page.cells("plan", "Data") == "2 datasets in 4 strata, samples of 32 tokens, seed 5"
@@ -165,7 +172,7 @@ def test_decisions_made_while_training_are_shown(page):
 
 
 def test_without_a_plan_there_is_no_section(planted):
-    assert read_plan(planted.run) is None and data_plan(None) == ""
+    assert read_plan(planted.run) is None and html_of(None) == ""
     html = report_run(planted.run).read_text()
     assert 'id="plan"' not in html and "Data plan" not in html
 
@@ -184,7 +191,7 @@ def test_the_same_plan_gives_the_same_bytes(run, html, tmp_path):
 
 @pytest.fixture
 def following(planted, tmp_path):
-    """A function (plan, decisions) -> a copy of the run that follows them, with `page`s to read."""
+    """Return a function (plan, decisions) -> a copy of the run that follows them."""
 
     def make(plan, *decisions):
         path = tmp_path / "run"
@@ -195,8 +202,12 @@ def following(planted, tmp_path):
     return make
 
 
+def html_of(drawn):
+    return "".join(each.html for each in data_plan(drawn, "plan", "Data plan", "Data plan"))
+
+
 def section_of(run):
-    html = data_plan(read_plan(run))
+    html = html_of(read_plan(run))
     return html, Page(html)
 
 
@@ -212,7 +223,7 @@ def test_sizes_that_the_job_has_counted_come_first(following):
         np.testing.assert_allclose(counted.row("plan", name)[4] * after, epochs)
 
 
-def test_sizes_that_nobody_tells_are_estimated_and_called_so(following):
+def test_unknown_sizes_are_estimated_and_labelled_so(following):
     html, page = section_of(following(make_plan()))
     assert "estimated: as if all tokens" in html
     cells = page.row("plan", "code")
@@ -229,7 +240,7 @@ def test_only_what_was_drawn_by_the_plan_is_counted(following):
     rows = brute_force(2000, 6000, make_plan(), sizes=(500, 300, 200, 1000))
     for name, expected in zip(("q1", "q2", "q3", "code"), rows, strict=True):
         np.testing.assert_allclose(page.row("plan", name), expected, atol=1e-6, err_msg=name)
-    assert "without it" in page.words("plan")
+    assert "drawn without the plan" in page.words("plan")
 
 
 def test_the_index_that_the_job_kept_is_the_one_that_is_counted(following, tmp_path):
@@ -251,16 +262,16 @@ def test_a_run_that_has_drawn_nothing_by_its_plan_says_so(following):
     run = following(make_plan())
     record(1000, CONSUMED).save(data_file(run))
     html, page = section_of(run)
-    assert "drawn none by the plan" in page.words("plan")
+    assert "drawn no sample by the plan" in page.words("plan")
     assert "<svg" not in html and page.row("plan", "code")[1:4] == [0, 0, 0]
 
 
-def test_a_plan_that_took_over_is_named_with_its_first_sample(following):
+def test_an_accepted_plan_is_named_with_its_first_sample(following):
     past = make_plan((Stage(0, (0.5, 0.5)),), how=Replanning((9, 1)))
     given = dataclasses.replace(make_plan(), max_epochs=None)
-    both = accepted(past, given, 3000)
+    both = take_over(past, given, 3000)
     drawn = read_plan(following(both))
-    page = Page(data_plan(drawn))
+    page = Page(html_of(drawn))
     assert page.cells("plan", "3,000") == given.fingerprint
     assert "epochs without limit" in page.cells("plan", "Limits")
     np.testing.assert_allclose(drawn.base_D, [0.6, 0.4])  # of the plan that holds now
@@ -276,7 +287,7 @@ def test_a_dataset_that_was_left_out_has_no_epochs(following):
         strata=(Stratum("code", 0),),
         cuts=(None,),
     )
-    run = following(accepted(make_plan((Stage(0, (0.5, 0.5)),)), given, 3000))
+    run = following(take_over(make_plan((Stage(0, (0.5, 0.5)),)), given, 3000))
     prose, code = record(1000).datasets
     unused = dataclasses.replace(DatasetRecord.unused(prose.prefix), name="prose")
     DataRecord((unused, code), PlanRecord("/c", "0", 10_000, (None, None))).save(data_file(run))
@@ -284,13 +295,14 @@ def test_a_dataset_that_was_left_out_has_no_epochs(following):
     prose_cells = page.row("plan", "prose")
     np.testing.assert_allclose(prose_cells[2], 1500 / CONSUMED, atol=2 / CONSUMED)
     assert len(prose_cells) == 6 and "–" in page.cells("plan", "prose")
-    assert "Gone through most often: code, " in page.words("plan")
+    assert "with the most epochs is code, " in page.words("plan")
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "a<b>&", "$x_1$"])
 def test_names_and_provenance_are_escaped(following, name):
-    odd = {"policy": name, "control": name, "run": name, "reference": name, "version": name}
-    odd |= {"scores": {name: name}, "window": name}
+    sources = PlanSources(run=name, reference=name, scores={name: name})
+    odd = {"policy": name, "control": name, "sources": sources, "version": name}
+    odd |= {"settings": {"window": name}}
     plan = make_plan(names=(name, "code"), **odd)
     strata = tuple(dataclasses.replace(each, name=f"{each.name}{name}") for each in plan.strata)
     html, page = section_of(following(dataclasses.replace(plan, strata=strata)))
@@ -313,11 +325,11 @@ def test_provenance_of_another_shape_stops_no_report(following, odd):
     run = following(make_plan())
     path = run.path / "tokscale/plan.json"
     content = json.loads(path.read_text())
-    content["provenance"] |= odd
+    content["provenance"]["settings"] |= odd
     path.write_text(json.dumps(sealed(content)))
     drawn = read_plan(run)
     np.testing.assert_allclose(drawn.base_D, [0.6, 0.4])
-    assert "frontier" in data_plan(drawn)
+    assert "frontier" in html_of(drawn)
 
 
 @pytest.mark.parametrize("name", ["plan.json", "replans.json", "data.json"])
@@ -365,7 +377,7 @@ def test_the_second_run_has_a_section_of_its_own(run, planted, tmp_path):
     page = Page(html)
     assert 'href="#compared-plan"' in html and 'id="plan"' not in html
     np.testing.assert_allclose(
-        page.row("compared-plan", "code"), brute_force(plan=followed(run.path))[3], atol=1e-6
+        page.row("compared-plan", "code"), brute_force(plan=followed_plan(run.path))[3], atol=1e-6
     )
     both = report_run(run, beside=run, out=tmp_path / "both.html").read_text()
     ids = [value for _, name, value in Page(both).attributes if name == "id"]

@@ -1,4 +1,4 @@
-"""Example tokens: chosen by rule, in their own context, drawn where they belong.
+"""Example tokens: chosen by rule, in their own context, drawn at their time and loss.
 
 Shapes: N tokens, K probe steps.
 """
@@ -12,10 +12,9 @@ import pytest
 
 from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.probe.text import AFTER, BEFORE, load_tokenizer, marked, passages
-from megatron_tokscale.report.markup import number
-from megatron_tokscale.report.scale import TimeScale, short
-from megatron_tokscale.report.sections.examples import choose, well_determined
-from megatron_tokscale.report.sections.trajectory import trajectory
+from megatron_tokscale.report.charts import TimeScale, short
+from megatron_tokscale.report.html import number
+from megatron_tokscale.report.sections.examples import choose, trajectory, well_determined
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def test_the_choice_follows_from_the_seed(fits):
 
 
 @pytest.mark.parametrize("n_tokens", [0, 1, 10_000])
-def test_no_more_tokens_are_shown_than_asked_for_or_there(fits, n_tokens):
+def test_no_more_tokens_are_shown_than_asked_for_or_available(fits, n_tokens):
     chosen = np.concatenate(list(choose(fits, n_tokens, seed=0).values()))
     assert len(chosen) <= n_tokens and len(set(chosen.tolist())) == len(chosen)
 

@@ -1,23 +1,26 @@
-"""What was tested, and what the page says of it: passed, not shown, or undefined."""
+"""Verdicts of the page: passed, not shown or undefined, with the numbers of the analysis."""
 
 import dataclasses
 import json
 import re
 
 import pytest
-from html_page import Page, with_interval
+from html_page import Page, numbers_of
 
 from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.report import report_run
-from megatron_tokscale.report.sections.gains import gains
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.page import render
 from megatron_tokscale.report.verdicts import outcome
+from megatron_tokscale.results import SpectrumResult
+from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.spectrum import spectrum_run
 
 OTHER = "other <b>&$x_1$"
 _LEAKS = r"\b(nan|inf|None|True|False)\b"
-ORDER = f"Learning times of {OTHER} order"
+ORDER = f"Learning times of {OTHER} predict the order"
 WORDS = {True: "passed", False: "not shown", None: "undefined"}
 
 
@@ -32,30 +35,45 @@ def page(html):
     return Page(html)
 
 
-def analysis(run, name):
-    return json.loads((run.analysis / name).read_text())
+@pytest.fixture(scope="module")
+def inputs(planted):
+    return ReportInputs.read(planted.run, n_tokens=0, seed=0)
 
 
-def edited(run, name, change):
-    """The page of the run after `change` was made to a file of its analysis."""
-    content = analysis(run, name)
-    change(content)
-    write_result(run.analysis / name, content)
-    return Page(report_run(run, n_tokens=0).read_text())
+@pytest.fixture(scope="module")
+def evidence(inputs):
+    return inputs.spectrum.evidence
 
 
-def test_verdicts_hold_the_numbers_of_the_analysis(planted, page):
-    result = analysis(planted.run, "reconstruction.json")
-    local = with_interval(result["widths"], "median_over_null")
+@pytest.fixture(scope="module")
+def transfer(inputs):
+    (transfer,) = inputs.transfers
+    return transfer
+
+
+def with_evidence(inputs, **changes):
+    """Return the page with other evidence."""
+    evidence = dataclasses.replace(inputs.spectrum.evidence, **changes)
+    spectrum = dataclasses.replace(inputs.spectrum, evidence=evidence)
+    return Page(render(dataclasses.replace(inputs, spectrum=spectrum)))
+
+
+def with_transfers(inputs, *transfers):
+    """Return the page with other transfers."""
+    return Page(render(dataclasses.replace(inputs, transfers=transfers)))
+
+
+def test_verdicts_hold_the_numbers_of_the_analysis(evidence, transfer, page):
+    local = numbers_of(evidence.widths.median_over_null)
     assert page.row("verdicts", "Tokens are learned") == local
-    (entry,) = analysis(planted.run, "transfer.json")["from"]
-    for alignment, words in (("absolute", "time"), ("by loss", "mean loss")):
+    for tests, words in ((transfer.absolute, "time"), (transfer.by_loss, "mean loss")):
         least = page.row("verdicts", _question(words))
-        assert least in [with_interval(e, "gain_over_permuted") for e in entry[alignment].values()]
+        assert least in [numbers_of(each.gain_over_permuted) for each in tests.values()]
 
 
 def _question(words):
-    return f"Learning times of {OTHER} tell which groups of tokens fall here, at the same {words}"
+    groups = f"Learning times of {OTHER} predict which groups of tokens fall in this run"
+    return f"{groups}, compared at the same {words}"
 
 
 def test_every_verdict_leads_to_its_section(page):
@@ -66,56 +84,50 @@ def test_every_verdict_leads_to_its_section(page):
 
 
 @pytest.mark.parametrize("passed", [True, False, None])
-def test_the_verdict_on_locality_is_told_in_words(copied, passed):
-    page = edited(copied, "reconstruction.json", lambda c: c["widths"].update(local=passed))
+def test_the_verdict_on_locality_is_shown_in_words(inputs, evidence, passed):
+    page = with_evidence(inputs, widths=dataclasses.replace(evidence.widths, local=passed))
     assert WORDS[passed] in page.cells("verdicts", "Tokens are learned")
     assert f"Local learning: {WORDS[passed]}." in page.words("locality")
 
 
-def test_a_forecast_that_cannot_be_made_says_why(copied):
+def test_a_forecast_that_cannot_be_made_says_why(inputs):
     reason = "3 probes <are> too few"
-    page = edited(copied, "reconstruction.json", lambda c: c.update(forward={"undefined": reason}))
+    page = with_evidence(inputs, forward=Undefined(reason))
     assert f"undefined: {reason}" in page.words("forward")
 
 
-def test_the_forecast_holds_the_numbers_of_the_analysis(planted, page):
-    result = analysis(planted.run, "reconstruction.json")["forward"]
+def test_the_forecast_holds_the_numbers_of_the_analysis(evidence, page):
+    forward = evidence.forward
     rows = {
-        "the tokens' fits": "tokens",
-        "rival: the power law": "power-law",
-        "rival: a": "uniform",
+        "the tokens' fits": forward.tokens,
+        "rival: the power law": forward.power_law,
+        "rival: a": forward.uniform,
     }
-    for start, name in rows.items():
-        assert page.row("forward", start) == with_interval(result[name], "error", "fall")
-    assert page.row("forward", "measured") == with_interval(result, "fall")
-    low, high = result["gain_over_best_rival_interval"]
-    gain = f"{result['gain_over_best_rival']:+.3f} [{low:+.3f}, {high:+.3f}] nats"
-    assert gain in page.words("forward").replace("−", "-")
-    for grouping, each in result["groups"].items():
+    for start, forecast in rows.items():
+        assert page.row("forward", start) == numbers_of(forecast.error, forecast.fall)
+    assert page.row("forward", "measured") == numbers_of(forward.fall)
+    gain = forward.gain_over_best_rival
+    said = f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] nats"
+    assert said in page.words("forward").replace("−", "-")
+    for grouping, each in forward.groups.items():
         assert page.row("forward", f"{grouping} (") == _grouping(each)
     assert not any(word in page.words("forward") for word in WORDS.values())
 
 
 def _grouping(each):
-    skills = [with_interval(each[name], "skill") for name in _SKILLS if name in each]
-    decision = [*with_interval(each, "gain_over_permuted"), each["p_value"]]
-    return [*skills[0], *skills[1], *decision, *(n for skill in skills[2:] for n in skill)]
+    decision = numbers_of(each.events, each.permuted, each.gain_over_permuted)
+    rivals = [rival for rival in (each.full, each.source, each.own) if rival is not None]
+    return [*decision, each.p_value, *numbers_of(*rivals)]
 
 
-_SKILLS = ("events", "permuted", "full", "source", "own")
-
-
-def test_transfer_holds_the_numbers_of_the_analysis(planted, page):
-    (entry,) = analysis(planted.run, "transfer.json")["from"]
-    for grouping, each in entry["absolute"].items():
-        both = _grouping(each) + _grouping(entry["by loss"][grouping])
+def test_transfer_holds_the_numbers_of_the_analysis(transfer, page):
+    for grouping, each in transfer.absolute.items():
+        both = _grouping(each) + _grouping(transfer.by_loss[grouping])
         assert page.row("transfer", f"{grouping} (") == both
 
 
-def test_the_learning_order_stands_beside_plain_predictors(planted, page):
-    (entry,) = analysis(planted.run, "transfer.json")["from"]
-    order = entry["order"]
-    spearman = order["spearman"]
+def test_the_learning_order_stands_beside_baseline_predictors(transfer, page):
+    order = transfer.order
     for start, name in (
         ("learning time in", "learning time in the other run"),
         ("ln of the token's frequency", "unigram"),
@@ -123,40 +135,40 @@ def test_the_learning_order_stands_beside_plain_predictors(planted, page):
         ("ln of the position", "position"),
         ("mean loss", "mean loss in the other run"),
     ):
-        assert page.row("transfer", start) == with_interval(spearman[name], "value")
-    assert page.row("transfer", "all but") == with_interval(order, "explained_by_plain")
-    assert page.row("transfer", "with the") == with_interval(order, "explained_with_time")
-    assert page.row("transfer", "gain") == with_interval(order, "gain")
-    assert page.row("verdicts", ORDER) == with_interval(order, "partial")
-    assert f"at least {1 / (entry['settings']['permutations'] + 1):.3f}" in page.words("transfer")
-    assert f"the last at step {entry['source_steps'][-1]:,}" in page.words("transfer")
+        assert page.row("transfer", start) == numbers_of(order.spearman[name])
+    assert page.row("transfer", "all but") == numbers_of(order.explained_by_baseline)
+    assert page.row("transfer", "with the") == numbers_of(order.explained_with_time)
+    assert page.row("transfer", "gain") == numbers_of(order.gain)
+    assert page.row("verdicts", ORDER) == numbers_of(order.partial)
+    assert f"at least {1 / (transfer.settings.permutations + 1):.3f}" in page.words("transfer")
+    assert f"the last at step {transfer.source_steps[-1]:,}" in page.words("transfer")
 
 
 @pytest.mark.parametrize("passed", [True, False, None])
-def test_the_verdict_on_the_learning_order_is_told_in_words(copied, passed):
-    page = edited(copied, "transfer.json", lambda c: c["from"][0]["order"].update(passes=passed))
+def test_the_verdict_on_the_learning_order_is_shown_in_words(inputs, transfer, passed):
+    order = dataclasses.replace(transfer.order, passes=passed)
+    page = with_transfers(inputs, dataclasses.replace(transfer, order=order))
     assert WORDS[passed] in page.cells("verdicts", ORDER)
-    assert f"beyond what is plain: {WORDS[passed]}." in page.words("transfer")
+    assert f"beyond the baseline predictors: {WORDS[passed]}." in page.words("transfer")
 
 
-def test_local_is_what_the_spectrum_calls_local(page):
+def test_the_rule_for_local_learning_is_that_of_the_spectrum(page):
     from megatron_tokscale.spectrum.evidence import locality as widths
 
-    below = f"its whole interval below {widths.LOCAL_BELOW}"
+    below = f"its whole interval is below {widths.LOCAL_BELOW}"
     assert below in page.cells("verdicts", "Tokens are learned")
 
 
-def test_groupings_that_differ_are_counted(copied):
-    def change(content):
-        for n, each in enumerate(content["from"][0]["absolute"].values()):
-            each["passes"] = n > 0
-
-    page = edited(copied, "transfer.json", change)
+def test_groupings_that_differ_are_counted(inputs, transfer):
+    tests = {
+        name: dataclasses.replace(each, passes=n > 0)
+        for n, (name, each) in enumerate(transfer.absolute.items())
+    }
+    page = with_transfers(inputs, dataclasses.replace(transfer, absolute=tests))
     assert re.search(r"passed for (\d+) of", page.cells("verdicts", _question("time")))
-    (entry,) = analysis(copied, "transfer.json")["from"]
-    name, first = next(iter(entry["absolute"].items()))
+    name, first = next(iter(tests.items()))
     assert f"{name}: " in page.cells("verdicts", _question("time"))
-    assert page.row("verdicts", _question("time")) == with_interval(first, "gain_over_permuted")
+    assert page.row("verdicts", _question("time")) == numbers_of(first.gain_over_permuted)
 
 
 @pytest.mark.parametrize(
@@ -173,29 +185,29 @@ def test_the_outcome_of_several_tests(passed, said):
     assert said in outcome(passed)
 
 
-def test_an_alignment_and_an_order_that_are_undefined_say_why(copied):
-    def change(content):
-        (entry,) = content["from"]
-        entry["by loss"] = {"undefined": "no <probe> inside"}
-        entry["order"] = {"tokens": 7, "spearman": None, "passes": None}
-
-    page = edited(copied, "transfer.json", change)
+def test_an_alignment_and_an_order_that_are_undefined_say_why(inputs, transfer):
+    order = Undefined("only 7 tokens have a learning time in both runs")
+    by_loss = Undefined("no <probe> inside")
+    page = with_transfers(inputs, dataclasses.replace(transfer, by_loss=by_loss, order=order))
     assert "at the same mean loss: undefined: no <probe> inside." in page.words("transfer")
     assert "only 7 tokens have a learning time in both runs" in page.words("transfer")
     assert "only 7 tokens" in page.cells("verdicts", ORDER)
     assert "undefined" in page.cells("verdicts", _question("mean loss"))
 
 
-def test_gains_without_an_alignment_have_no_figure():
-    nothing = {"undefined": "too few"}
-    assert not gains("transfer-1", {"source": "a", "absolute": nothing, "by loss": nothing})
+def test_gains_without_an_alignment_have_no_figure(inputs, transfer):
+    def has_figure(page):
+        return any("Gain over permuted" in value for _, _, value in page.attributes if value)
+
+    few = Undefined("too few")
+    assert has_figure(with_transfers(inputs, transfer))
+    without = dataclasses.replace(transfer, absolute=few, by_loss=few)
+    assert not has_figure(with_transfers(inputs, without))
 
 
-def test_runs_of_one_name_are_told_apart(copied):
-    def change(content):
-        content["from"].append(content["from"][0] | {"source_run_id": "fedcba9876543210"})
-
-    page = edited(copied, "transfer.json", change)
+def test_runs_of_one_name_have_anchors_of_their_own(inputs, transfer):
+    other = dataclasses.replace(transfer, source_run_id="fedcba9876543210")
+    page = with_transfers(inputs, transfer, other)
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids)) and {"transfer-1", "transfer-2"} <= set(ids)
     assert "(id fedcba9876543210)" in page.words("transfer")
@@ -218,15 +230,19 @@ def test_without_transfer_there_is_no_section(copied):
     "change",
     [
         lambda content: content.update(schema_version=0),
-        lambda content: content["from"][0].update(time="tokens"),
-        lambda content: content["from"][0].update(probe_fingerprint="0" * 16),
-        lambda content: content["from"][0]["steps"].pop(),
-        lambda content: content["from"][0].pop("steps"),
+        lambda content: content["transfers"][0]["fit"].update(time="tokens"),
+        lambda content: content["transfers"][0]["fit"].update(probe_fingerprint="0" * 16),
+        lambda content: content["transfers"][0]["fit"]["steps"].pop(),
+        lambda content: content["transfers"][0]["fit"].pop("steps"),
     ],
 )
-def test_a_transfer_of_something_else_is_refused(copied, change):
+def test_a_transfer_to_other_fits_or_of_another_schema_is_refused(copied, change):
+    path = copied.analysis / "transfer.json"
+    content = json.loads(path.read_text())
+    change(content)
+    write_result(path, content)
     with pytest.raises(TokscaleError, match=r"transfer.json .*remove it, and test") as error:
-        edited(copied, "transfer.json", change)
+        report_run(copied, n_tokens=0)
     assert "\n" not in str(error.value)
 
 
@@ -241,8 +257,8 @@ def test_without_resamples_there_are_numbers_but_no_verdicts(copied):
     assert not re.search(_LEAKS, html)
     assert 'class="interval"' not in html
     page = Page(html)
-    widths = analysis(copied, "reconstruction.json")["widths"]
-    assert page.row("verdicts", "Tokens are learned") == [widths["median_over_null"]]
+    ratio = SpectrumResult.open(copied).evidence.widths.median_over_null
+    assert page.row("verdicts", "Tokens are learned") == [ratio.value]
     assert "undefined" in page.cells("verdicts", "Tokens are learned")
 
 

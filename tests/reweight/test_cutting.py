@@ -9,9 +9,15 @@ from scored import RANGE, SEQ_LENGTH, cut, portion_of, scores_of
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
-from megatron_tokscale.data.scores import DocumentScores, data_digest, identity_of, scores_path
-from megatron_tokscale.reweight import Cutting, cut_dataset, cut_job, job_of, read_scores
-from megatron_tokscale.reweight.cutting import MAX_SAMPLES, MIN_SPREAD, Samples, lay_out
+from megatron_tokscale.data.scores import (
+    DocumentScores,
+    ScoreDetails,
+    data_digest,
+    identity_of,
+    scores_path,
+)
+from megatron_tokscale.reweight import CutSettings, cut_dataset, cut_job, job_of, read_scores
+from megatron_tokscale.reweight.cutting import MAX_SAMPLES, MIN_SPREAD, StratumSamples, lay_out
 
 rng = np.random.default_rng(0)
 TIMES = rng.normal(12, 1, 400)
@@ -76,7 +82,7 @@ def test_a_dataset_that_is_never_learned_is_one_stratum_without_a_cut():
 def test_where_hardly_anything_is_learned_there_are_few_quantiles():
     """119 samples are learned: two strata of 50 at least."""
     unlearned = np.where(np.arange(400) < 26, 0.1, 0.9)
-    dataset = cut("noise", TIMES, unlearned=unlearned, cutting=Cutting(8))
+    dataset = cut("noise", TIMES, unlearned=unlearned, settings=CutSettings(8))
     assert dataset.names == ("noise/q1", "noise/q2", "noise/unlearned")
 
 
@@ -86,24 +92,24 @@ def test_where_hardly_anything_is_learned_there_are_few_quantiles():
 )
 def test_a_stratum_holds_fifty_samples_at_least(n_samples, names):
     lengths = [n_samples * SEQ_LENGTH + 1]
-    assert cut("web", [12.0], lengths=lengths, cutting=Cutting(8)).names == names
+    assert cut("web", [12.0], lengths=lengths, settings=CutSettings(8)).names == names
 
 
-def test_of_a_large_stratum_a_part_is_looked_at():
-    dataset = cut("web", TIMES, lengths=[8000] * 400, cutting=Cutting(2))
+def test_a_part_of_a_large_stratum_is_used():
+    dataset = cut("web", TIMES, lengths=[8000] * 400, settings=CutSettings(2))
     assert [len(samples.time_N) for samples in dataset.samples] == [MAX_SAMPLES] * 2
 
 
-def test_what_is_learned_by_a_time_is_the_mean_of_normal_distributions():
+def test_the_learned_drop_is_the_mean_of_normal_distributions():
     time, drop = np.array([11.0, 12.0, 14.0]), np.array([1.0, 3.0, 0.5])
     spread = np.array([0.4, 1.0, 0.2])
-    learned = Samples(time, spread, drop).learned_by(np.array([10.0, 12.5]))
+    learned = StratumSamples(time, spread, drop).learned_by(np.array([10.0, 12.5]))
     for x, value in zip([10.0, 12.5], learned, strict=True):
         parts = [d * norm(t, s).cdf(x) for t, s, d in zip(time, spread, drop, strict=True)]
         assert value == pytest.approx(sum(parts) / 3)
 
 
-def test_a_spread_is_no_less_than_probes_resolve_and_no_drop_is_no_nan():
+def test_a_spread_is_at_least_what_probes_resolve_and_a_missing_drop_gives_no_nan():
     dataset = cut("web", TIMES, spread=0.0)
     assert min(samples.spread_N.min() for samples in dataset.samples) >= MIN_SPREAD
     nothing = cut("web", np.full(400, np.nan), spread=np.nan, drop=0.0)
@@ -115,7 +121,7 @@ def test_a_document_without_a_score_is_refused():
     with pytest.raises(TokscaleError, match=r"1 of 400 training documents of web .* first is 7"):
         cut("web", TIMES, drop=drop)
     portion = portion_of([300] * 400, sequences=range(8, 400))
-    cut_dataset("web", portion, scores_of(portion, TIMES, drop=drop), Cutting(), SEQ_LENGTH, 1)
+    cut_dataset("web", portion, scores_of(portion, TIMES, drop=drop), CutSettings(), SEQ_LENGTH, 1)
 
 
 def test_an_empty_document_needs_no_score():
@@ -127,9 +133,9 @@ def test_an_empty_document_needs_no_score():
 
 def test_scores_that_do_not_know_their_reference_are_refused():
     portion = portion_of([300] * 400)
-    scores = scores_of(portion, TIMES, clock_range=None)
+    scores = scores_of(portion, TIMES, log_tokens_range=None)
     with pytest.raises(TokscaleError, match="how far their reference run went"):
-        cut_dataset("web", portion, scores, Cutting(), SEQ_LENGTH, 1)
+        cut_dataset("web", portion, scores, CutSettings(), SEQ_LENGTH, 1)
 
 
 def test_a_dataset_shorter_than_a_sample_is_refused():
@@ -140,12 +146,12 @@ def test_a_dataset_shorter_than_a_sample_is_refused():
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: Cutting(0), "no strata"),
-        (lambda: Cutting(4, 0.0), "share never learned"),
-        (lambda: Cutting(4, 1.5), "share never learned"),
+        (lambda: CutSettings(0), "quantiles is 0; expected 1"),
+        (lambda: CutSettings(4, 0.0), "share never learned"),
+        (lambda: CutSettings(4, 1.5), "share never learned"),
     ],
 )
-def test_a_cutting_that_makes_no_sense_is_refused(make, sentence):
+def test_cut_settings_out_of_range_are_refused(make, sentence):
     with pytest.raises(TokscaleError, match=sentence):
         make()
 
@@ -168,14 +174,14 @@ def save_scores(prefix, path=None, digest=None):
         watched_Q=np.zeros(40, np.int32),
         dataset=identity_of(tokens),
         digest=digest or data_digest(tokens),
-        details={"run_id": "reference", "clock_range": list(RANGE)},
+        details=ScoreDetails(run_id="reference", log_tokens_range=RANGE),
     ).save(path or scores_path(prefix))
 
 
 def test_scores_are_read_beside_the_data_or_from_a_folder(prefix, tmp_path):
     tokens = IndexedTokens.open(prefix)
     with pytest.raises(
-        TokscaleError, match=r"megatron-tokscale score.* --policy dataset --run RUN"
+        TokscaleError, match=r"megatron-tokscale score.* plan build dataset --run RUN"
     ):
         read_scores(tokens)
     save_scores(prefix)

@@ -9,8 +9,8 @@ from scored import RANGE, SEQ_LENGTH, cut, identity, run_of
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Plan
 from megatron_tokscale.reweight import EasyFirst, Frontier, Guards, Job, make_plan, plan_frontier
-from megatron_tokscale.reweight.policy import schedule
-from megatron_tokscale.reweight.time_map import ByRank, Progress, SameTokens
+from megatron_tokscale.reweight.policy import policy_stages
+from megatron_tokscale.reweight.time_map import ByRank, LearnedByTime, SameTokens
 
 rng = np.random.default_rng(1)
 TIMES = rng.normal(12, 1, 400), rng.normal(13, 0.5, 300)
@@ -166,7 +166,7 @@ def test_every_stratum_keeps_within_the_guards(tmp_path):
 
 def test_a_stratum_that_base_weights_repeat_too_often_is_refused(tmp_path):
     job = job_of(epoch_samples=[500, 3000])
-    with pytest.raises(TokscaleError, match="stratum 'web/q1' would be gone through 24 times"):
+    with pytest.raises(TokscaleError, match="stratum 'web/q1' would be repeated for 24 epochs"):
         plan_frontier(DATASETS, job, tmp_path / "plan.json")
     assert not (tmp_path / "plan.json").exists()
 
@@ -175,10 +175,10 @@ def test_a_plan_says_all_that_is_needed_to_make_it_again(tmp_path):
     plan = plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", window=3, strength=2)
     assert Plan.load(tmp_path / "plan.json") == plan
     about = plan.provenance
-    assert about["scores"] == {"web": DATASETS[0].scores, "code": DATASETS[1].scores}
-    assert about["reference"] == "reference"
-    assert (about["policy"], about["control"], about["window"]) == ("frontier", None, 3)
-    assert about["cutting"] == {"quantiles": 4, "unlearned": 0.5}
+    assert about.sources.scores == {"web": DATASETS[0].scores, "code": DATASETS[1].scores}
+    assert about.sources.reference == "reference"
+    assert (about.policy, about.control, about.settings["window"]) == ("frontier", None, 3)
+    assert about.settings["cutting"] == {"quantiles": 4, "unlearned": 0.5}
     how = plan.replanning
     assert (how.floor, how.max_change, plan.max_epochs) == (0.25, 1.5, 4.0)
     assert how.epoch_samples == tuple(dataset.n_samples for dataset in DATASETS)
@@ -202,7 +202,7 @@ def test_frequency_has_the_same_weights_for_other_samples(tmp_path):
     assert frequency.fingerprint != plan.fingerprint
     assert [cut.order for cut in frequency.cuts] == ["frequency"] * 2
     assert [cut.order for cut in plan.cuts] == ["learning-time"] * 2
-    assert frequency.provenance["control"] == "frequency"
+    assert frequency.provenance.control == "frequency"
 
 
 def test_easy_first_draws_evenly_from_what_the_competence_covers():
@@ -221,105 +221,105 @@ def test_easy_first_draws_evenly_from_what_the_competence_covers():
                 at += 1
 
 
-# Clocks
+# Time maps
 
 
-def plans_with_clock(tmp_path, clock, **options):
+def plans_by_time_map(tmp_path, time_map, **options):
     for shift in (0.0, math.log(7)):
-        datasets = two_datasets(shift, clock_range=[RANGE[0] + shift, RANGE[1] + shift])
+        datasets = two_datasets(shift, log_tokens_range=(RANGE[0] + shift, RANGE[1] + shift))
         path = tmp_path / f"{shift}-{len(options)}.json"
-        yield plan_frontier(datasets, job_of(datasets), path, clock=clock, **options)
+        yield plan_frontier(datasets, job_of(datasets), path, time_map=time_map, **options)
 
 
-def test_a_reference_with_stretched_times_gives_the_same_plan_by_the_clock(tmp_path):
-    clock = run_of(tmp_path / "clock", ["web", "code"], [400, 1200], 0.8, [1, 40, 2500], 2500)
-    plan, stretched = plans_with_clock(tmp_path, clock)
+def test_a_reference_with_stretched_times_gives_the_same_plan_by_the_time_map(tmp_path):
+    time_map = run_of(tmp_path / "clock", ["web", "code"], [400, 1200], 0.8, [1, 40, 2500], 2500)
+    plan, stretched = plans_by_time_map(tmp_path, time_map)
     assert len(plan.segments) > 10
     np.testing.assert_allclose(weights_of(plan), weights_of(stretched), rtol=1e-6)
-    plan, stretched = plans_with_clock(tmp_path, None, n_stages=25)
+    plan, stretched = plans_by_time_map(tmp_path, None, n_stages=25)
     n = min(len(plan.segments), len(stretched.segments))
     assert np.abs(weights_of(plan)[1:n] / weights_of(stretched)[1:n] - 1).max() > 0.2
 
 
-def test_a_clock_that_learned_as_the_reference_did_changes_nothing():
+def test_a_run_that_learned_as_the_reference_did_changes_nothing():
     x_G = np.linspace(*RANGE, 500)
     base_D = job_of().base_D
     learned_G = base_D @ [d.learned_by(x_G) @ np.array(d.shares) for d in DATASETS]
-    clock = ByRank(Progress(x_G, learned_G - learned_G[0]), x_G, learned_G)
+    time_map = ByRank(LearnedByTime(x_G, learned_G - learned_G[0]), x_G, learned_G)
     inside = np.linspace(10, 15, 50)
-    np.testing.assert_allclose(clock.x(inside), inside, atol=0.02)
-    half = slice(0, 250)  # the first part of the training is the clock
-    early = ByRank(Progress(x_G[half], (learned_G - learned_G[0])[half]), x_G, learned_G)
+    np.testing.assert_allclose(time_map.x(inside), inside, atol=0.02)
+    half = slice(0, 250)  # the first part of the training is the time_map
+    early = ByRank(LearnedByTime(x_G[half], (learned_G - learned_G[0])[half]), x_G, learned_G)
     assert early.end == x_G[249]
     before = np.linspace(10, early.end, 20)
     np.testing.assert_allclose(early.x(before), before, atol=0.02)
 
 
 def test_transfer_is_by_the_share_that_is_learned():
-    """The clock learns 6 nats evenly from 10 to 12, the reference 3 nats evenly from 5 to 8."""
-    clock = ByRank(
-        Progress(np.array([10.0, 12.0]), np.array([0.0, 6.0])),
+    """The time_map learns 6 nats evenly from 10 to 12, the reference 3 nats evenly from 5 to 8."""
+    time_map = ByRank(
+        LearnedByTime(np.array([10.0, 12.0]), np.array([0.0, 6.0])),
         np.array([5.0, 8.0]),
         np.array([1.0, 4.0]),
     )
-    np.testing.assert_allclose(clock.x(np.array([9, 10, 11, 12, 13])), [5, 5, 6.5, 8, 8])
-    short = replace(clock, progress=Progress(np.array([10.0, 12.0]), np.array([0.0, 1.5])))
+    np.testing.assert_allclose(time_map.x(np.array([9, 10, 11, 12, 13])), [5, 5, 6.5, 8, 8])
+    short = replace(time_map, learned=LearnedByTime(np.array([10.0, 12.0]), np.array([0.0, 1.5])))
     np.testing.assert_allclose(short.x(np.array([10, 11, 12])), [5, 5.75, 6.5])
 
 
-def test_while_nothing_is_learned_the_clock_stands():
-    clock = ByRank(
-        Progress(np.array([10.0, 11.0, 12.0, 13.0]), np.array([0.0, 1.0, 1.0, 2.0])),
+def test_while_nothing_is_learned_the_time_map_stands():
+    time_map = ByRank(
+        LearnedByTime(np.array([10.0, 11.0, 12.0, 13.0]), np.array([0.0, 1.0, 1.0, 2.0])),
         np.array([5.0, 6.0, 7.0, 8.0]),
         np.array([0.0, 1.0, 1.0, 2.0]),
     )
-    np.testing.assert_allclose(clock.x(np.array([11, 11.5, 12])), [6, 6, 6])
+    np.testing.assert_allclose(time_map.x(np.array([11, 11.5, 12])), [6, 6, 6])
 
 
-def test_a_clock_of_tokens_reads_the_runs_own_sequence_length(tmp_path):
+def test_a_time_map_counts_the_runs_own_tokens(tmp_path):
     """Samples of 128 tokens: its tokens, not its steps, are those of the training."""
     run = run_of(tmp_path / "run", ["web"], [100], tokens_per_sample=128)
-    progress = Progress.from_run(run, ["web"], np.ones(1))
-    assert progress.log_tokens_G[0] == pytest.approx(math.log(8 * 128))
-    assert progress.log_tokens_G[-1] == pytest.approx(math.log(8 * 128 * 1000))
-    half = np.interp(math.log(8 * 128 * 100), progress.log_tokens_G, progress.learned_G)
-    assert half / progress.learned_G[-1] == pytest.approx(0.5, abs=1e-3)
+    learned = LearnedByTime.from_run(run, ["web"], np.ones(1))
+    assert learned.log_tokens_G[0] == pytest.approx(math.log(8 * 128))
+    assert learned.log_tokens_G[-1] == pytest.approx(math.log(8 * 128 * 1000))
+    half = np.interp(math.log(8 * 128 * 100), learned.log_tokens_G, learned.learned_G)
+    assert half / learned.learned_G[-1] == pytest.approx(0.5, abs=1e-3)
 
 
-def test_a_clock_without_a_spectrum_of_these_data_is_refused(tmp_path):
+def test_a_time_map_by_a_run_without_a_spectrum_of_these_data_is_refused(tmp_path):
     run = run_of(tmp_path / "run", ["web", "other"], [100, 200])
     with pytest.raises(TokscaleError, match="watched no tokens of code"):
-        plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", clock=run)
+        plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", time_map=run)
     run = run_of(tmp_path / "bare", ["web", "code"], [100, 200])
     (run.analysis / "spectrum.npz").unlink()
     with pytest.raises(TokscaleError, match="is not there; run `megatron-tokscale spectrum"):
-        plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", clock=run)
-    with pytest.raises(TokscaleError, match="nothing was learned"):
-        ByRank(Progress(np.array([1.0, 2.0]), np.zeros(2)), np.arange(2.0), np.arange(2.0))
+        plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", time_map=run)
+    with pytest.raises(TokscaleError, match="learned nothing; expected"):
+        ByRank(LearnedByTime(np.array([1.0, 2.0]), np.zeros(2)), np.arange(2.0), np.arange(2.0))
 
 
-def test_a_clock_that_does_not_know_its_tokens_is_refused(tmp_path):
+def test_a_time_map_by_a_run_that_does_not_know_its_tokens_is_refused(tmp_path):
     run = run_of(tmp_path / "run", ["web", "code"], [100, 200])
     run.x_K = lambda time: np.log(np.array([1, 1, 3, 10, 30, 100, 300, 1000.0]) * 0 + 1)
     with pytest.raises(TokscaleError, match="how many tokens"):
-        Progress.from_run(run, ["web", "code"], np.array([0.5, 0.5]))
+        LearnedByTime.from_run(run, ["web", "code"], np.array([0.5, 0.5]))
 
 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda clock: Frontier(DATASETS, clock, SEQ_LENGTH, window=1), "window"),
-        (lambda clock: Frontier(DATASETS, clock, SEQ_LENGTH, strength=-1), "strength"),
-        (lambda clock: Frontier(DATASETS, clock, SEQ_LENGTH, n_stages=1), "stages"),
-        (lambda clock: EasyFirst(DATASETS, competence=0), "competence"),
+        (lambda time_map: Frontier(DATASETS, time_map, SEQ_LENGTH, window=1), "window"),
+        (lambda time_map: Frontier(DATASETS, time_map, SEQ_LENGTH, strength=-1), "strength"),
+        (lambda time_map: Frontier(DATASETS, time_map, SEQ_LENGTH, n_stages=1), "stages"),
+        (lambda time_map: EasyFirst(DATASETS, competence=0), "competence"),
         (
-            lambda clock: schedule(
-                Frontier(DATASETS, clock, SEQ_LENGTH, first=9), np.full(9, 1 / 9), 9
+            lambda time_map: policy_stages(
+                Frontier(DATASETS, time_map, SEQ_LENGTH, first=9), np.full(9, 1 / 9), 9
             ),
             "first stage",
         ),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused(make, sentence):
+def test_a_policy_out_of_range_is_refused(make, sentence):
     with pytest.raises(TokscaleError, match=sentence):
         make(SameTokens(RANGE[1]))

@@ -22,7 +22,7 @@ from megatron_tokscale.data import (
     with_decisions,
 )
 from megatron_tokscale.data.history import save_run_plan
-from megatron_tokscale.reweight.live import decide, falls, main
+from megatron_tokscale.reweight.live import decide, main, slopes
 from megatron_tokscale.store import Batch, Run
 
 STEPS = np.array([0, 1, 10, 40, 50, 64, 80, 100, 130])
@@ -61,7 +61,7 @@ def plan_of(*stages: Stage, how=None, **changes) -> Plan:
 LOOSE = {"floor": 1e-9, "max_change": 100.0}
 
 
-def slopes(run: Run) -> np.ndarray:
+def slopes_by_polyfit(run: Run) -> np.ndarray:
     """Of code and prose, by numpy's other fit on the mean losses."""
     is_code_N = run.probe_set.dataset_N == 1
     loss_NK = run.read_losses().astype(np.float64)[:, WINDOW]
@@ -72,15 +72,15 @@ def slopes(run: Run) -> np.ndarray:
 
 
 def test_weights_follow_the_present_slopes(run):
-    assert_allclose(falls(run, plan_of(), AT), slopes(run), rtol=1e-10)
-    assert_allclose(slopes(run), (0.4, 0.1), atol=0.05)
-    expected_D = np.array([0.5, 0.5]) * slopes(run)
+    assert_allclose(slopes(run, plan_of(), AT), slopes_by_polyfit(run), rtol=1e-10)
+    assert_allclose(slopes_by_polyfit(run), (0.4, 0.1), atol=0.05)
+    expected_D = np.array([0.5, 0.5]) * slopes_by_polyfit(run)
     assert_allclose(decide(run, plan_of(how=LOOSE), AT), expected_D / expected_D.sum(), rtol=1e-6)
 
 
 def test_the_base_weights_and_the_strength_are_those_of_the_plan(run):
     how = {**LOOSE, "base_weights": (1.0, 3.0), "strength": 0.5}
-    expected_D = np.array([0.25, 0.75]) * np.sqrt(slopes(run))
+    expected_D = np.array([0.25, 0.75]) * np.sqrt(slopes_by_polyfit(run))
     assert_allclose(decide(run, plan_of(how=how), AT), expected_D / expected_D.sum(), rtol=1e-6)
 
 
@@ -129,7 +129,7 @@ def test_within_a_dataset_the_limit_is_each_stratums(run):
     assert decide(run, plan, AT)[0] == pytest.approx((2 * 270 - 200) / 600, rel=1e-6)
 
 
-def test_without_a_word_on_its_length_training_is_as_long_as_the_run_says(run):
+def test_training_is_as_long_as_the_run_says_if_the_plan_does_not(run):
     plan = plan_of(max_epochs=0.28, replanning=Replanning(**LOOSE))  # 130 steps of 4: 520 samples
     assert decide(run, plan, AT)[0] == pytest.approx((280 - 200) / 120, rel=1e-6)
 
@@ -149,7 +149,7 @@ def test_training_is_as_long_as_the_job_says_that_goes_on_from_there(run):
 def test_a_dataset_that_rises_keeps_its_floor(tmp_path):
     run = write_run(tmp_path, STEPS, losses_of(prose=-0.3, code=0.4))
     how = {"floor": 0.25, "max_change": 100.0}
-    assert falls(run, plan_of(), AT)[1] == 0
+    assert slopes(run, plan_of(), AT)[1] == 0
     assert_allclose(decide(run, plan_of(how=how), AT), (0.875, 0.125))
 
 
@@ -161,7 +161,7 @@ def test_losses_that_are_not_finite_are_left_out(tmp_path):
     is_code_N = run.probe_set.dataset_N == 1
     mean_K = np.nanmean(np.where(np.isfinite(spoiled_NK), spoiled_NK, np.nan)[is_code_N], axis=0)
     expected = -np.polyfit(np.log(STEPS[WINDOW]), mean_K[WINDOW], 1)[0]
-    assert falls(run, plan_of(), AT)[0] == pytest.approx(expected, rel=1e-5)
+    assert slopes(run, plan_of(), AT)[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_later_losses_do_not_matter(run, tmp_path):
@@ -171,7 +171,7 @@ def test_later_losses_do_not_matter(run, tmp_path):
     assert_allclose(decide(changed, plan_of(), AT), decide(run, plan_of(), AT), rtol=0)
 
 
-def test_what_the_losses_do_not_tell_has_a_reason(run, tmp_path):
+def test_losses_that_define_no_weights_give_a_reason(run, tmp_path):
     with pytest.raises(TokscaleError, match="has no losses of step 99"):
         decide(run, plan_of(), 99)
     with pytest.raises(
@@ -201,10 +201,10 @@ def test_a_watched_dataset_that_the_plan_does_not_have_may_lose_its_losses(run, 
         strata=(Stratum("code", 0),),
         stages=(Stage(0, (1.0,)),),
     )
-    assert_allclose(falls(spoiled, alone, AT), falls(run, alone, AT), rtol=1e-12)
+    assert_allclose(slopes(spoiled, alone, AT), slopes(run, alone, AT), rtol=1e-12)
 
 
-def test_the_command_says_the_same(run, capsys):
+def test_the_command_prints_the_same_weights(run, capsys):
     save_run_plan(plan_of(), [], run.path)
     main([str(run.path), "--until", str(AT)])
     assert json.loads(capsys.readouterr().out) == {"weights": decide(run, plan_of(), AT).tolist()}
@@ -220,7 +220,7 @@ def test_provenance_decides_nothing(run, capsys):
     save_run_plan(plan_of(), [], run.path)
     path = run.path / "tokscale/plan.json"
     content = json.loads(path.read_text())
-    content["provenance"] = {
+    content["provenance"]["settings"] = {
         **{"base_weights": [1, 9], "strength": 3.0, "train_samples": 150, "given": "0"},
         **{"guards": {"floor": 0.9, "max_change": 1.01}, "epoch_samples": [1, 1]},
         "live": [{"step": 90, "start": 10_000, "weights": [1, 9]}],
@@ -231,7 +231,7 @@ def test_provenance_decides_nothing(run, capsys):
     assert json.loads(capsys.readouterr().out) == {"weights": expected_D.tolist()}
 
 
-def test_it_starts_without_what_takes_long_to_load():
+def test_the_command_loads_no_slow_package():
     code = (
         "import sys, megatron_tokscale.reweight.live\n"
         "assert not {'torch', 'megatron', 'numba', 'sklearn'} & set(sys.modules)"

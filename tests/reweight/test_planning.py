@@ -46,9 +46,9 @@ def test_a_plan_from_a_run_leads_from_what_is_learned_first_to_what_is_learned_l
     assert web_T.max() > 0.75
     assert web_T[-1] < 0.5
     assert [stratum.name for stratum in plan.strata] == ["web", "code"]
-    assert plan.provenance["policy"] == "dataset"
-    assert plan.provenance["run"] == str(run.path)
-    assert plan.provenance["control"] is None
+    assert plan.provenance.policy == "dataset"
+    assert plan.provenance.sources.run == str(run.path)
+    assert plan.provenance.control is None
     assert plan.max_epochs == 4.0
 
 
@@ -69,7 +69,7 @@ def test_the_uniform_control_is_one_stage_of_base_weights(tmp_path):
     assert [stage.weights for stage in plan.segments] == [(2 / 3, 1 / 3)]
 
 
-def test_datasets_may_be_named_otherwise_than_the_datasets(run, tmp_path):
+def test_the_runs_datasets_may_have_other_names_than_the_jobs(run, tmp_path):
     job = replace(JOB, datasets=(replace(WEB, name="web_text"), replace(CODE, name="code_text")))
     with pytest.raises(TokscaleError, match="watched no tokens of web_text, code_text"):
         plan_run(run, job, tmp_path / "plan.json")
@@ -81,11 +81,11 @@ def test_namesakes_get_strata_of_their_own():
     assert [stratum.name for stratum in plan.strata] == ["web#0", "web#1"]
 
 
-def test_a_schedule_by_hand_is_kept_as_it_is(tmp_path):
+def test_weights_by_hand_are_kept_as_they_are(tmp_path):
     manual = Manual({0: [1, 0], 6000: [0.01, 0.99]})
     plan = plan_by_hand(manual, JOB, tmp_path / "plan.json", guards=Guards(floor=0.5))
     assert [stage.weights for stage in plan.stages] == [(1, 0), (0.01, 0.99)]
-    assert Plan.load(tmp_path / "plan.json").provenance["policy"] == "manual"
+    assert Plan.load(tmp_path / "plan.json").provenance.policy == "manual"
 
 
 def test_stages_beyond_the_end_of_training_are_left_out():
@@ -95,13 +95,13 @@ def test_stages_beyond_the_end_of_training_are_left_out():
 
 @pytest.mark.parametrize("policy", [Uniform(), Manual({0: [0, 1]})])
 def test_too_many_epochs_are_refused(policy):
-    with pytest.raises(TokscaleError, match="would be gone through"):
+    with pytest.raises(TokscaleError, match="would be repeated"):
         make_plan(replace(JOB, train_samples=100_000), policy)
     make_plan(replace(JOB, train_samples=100_000), policy, Guards(max_epochs=None))
 
 
 def test_the_training_part_counts_for_epochs():
-    with pytest.raises(TokscaleError, match="stratum 'web' would be gone through 8 times"):
+    with pytest.raises(TokscaleError, match="stratum 'web' would be repeated for 8 epochs"):
         make_plan(replace(JOB, epoch_samples=(1000, 5000)), Uniform())
 
 
@@ -117,9 +117,9 @@ def test_an_existing_plan_is_not_overwritten(run, tmp_path):
     ("change", "sentence"),
     [
         ({"base_weights": (1,)}, "1 base weights for 2"),
-        ({"base_weights": (1, 0)}, "must be positive"),
-        ({"base_weights": (1, float("nan"))}, "must be positive"),
-        ({"train_samples": 0}, "cannot plan"),
+        ({"base_weights": (1, 0)}, "expected a positive one"),
+        ({"base_weights": (1, float("nan"))}, "expected a positive one"),
+        ({"train_samples": 0}, "has 0 samples of 64 tokens; expected 1"),
         ({"epoch_samples": (9, 0)}, "code .* has not enough training tokens"),
     ],
 )
@@ -144,13 +144,15 @@ def test_a_damaged_spectrum_is_refused(run):
         with pytest.raises(TokscaleError, match="damaged"):
             read_spectra(run)
     path.write_bytes(whole)
-    edit_info(run, datasets=[{"name": "web", "n_tokens": 5}])
+    edit_info(run, datasets=[{"name": "web", "n_tokens": 5, "n_events": 0}])
     with pytest.raises(TokscaleError, match="has shape"):
         read_spectra(run)
 
 
 def test_a_dataset_without_watched_tokens_has_no_spectrum(run):
-    edit_info(run, datasets=[{"name": "web", "n_tokens": 5}, {"name": "code", "n_tokens": 0}])
+    counts = (("web", 5), ("code", 0))
+    datasets = [{"name": name, "n_tokens": n, "n_events": 0} for name, n in counts]
+    edit_info(run, datasets=datasets)
     assert read_spectra(run).names == ("web",)
 
 

@@ -10,7 +10,7 @@ from megatron_tokscale.reweight.guards import (
     limit_repetition,
     refuse_repetition,
 )
-from megatron_tokscale.reweight.policy import schedule
+from megatron_tokscale.reweight.policy import policy_stages
 
 BATCH = 8
 X = np.linspace(0, np.log(1000), 2001)
@@ -34,7 +34,7 @@ def test_learnability_is_the_drop_between_two_sample_counts():
     assert one_sigma == pytest.approx(2.5 * 0.341345, rel=1e-3)
 
 
-def test_the_clock_follows_a_batch_size_that_grows():
+def test_time_in_samples_follows_a_batch_size_that_grows():
     """Between probes ln step is linear in ln samples; the ends are the probes'."""
     spectra = Spectra(("d",), X, np.ones((1, len(X))), np.log([10, 100]), np.log([40, 1000]))
     assert spectra.x_at(40) == pytest.approx(np.log(10))
@@ -46,7 +46,7 @@ def test_the_clock_follows_a_batch_size_that_grows():
 def test_weights_follow_what_is_learned_soon():
     """d0 is learned around step 30, d1 around step 300."""
     policy = BySpectrum(bumps(30, 300), n_stages=40, first=8 * BATCH)
-    start_T, weights_TD = schedule(policy, np.array([0.5, 0.5]), 1000 * BATCH)
+    start_T, weights_TD = policy_stages(policy, np.array([0.5, 0.5]), 1000 * BATCH)
     step_T = start_T / BATCH
     assert weights_TD[0].tolist() == [0.5, 0.5]
     assert (weights_TD[(step_T > 8) & (step_T < 25), 0] > 0.9).all()
@@ -58,7 +58,7 @@ def test_one_stage_against_the_formula():
     base = np.array([0.2, 0.3, 0.5])
     spectra = bumps(20, 40, 80)
     policy = BySpectrum(spectra, window=3, strength=0.5, n_stages=2, first=20 * BATCH)
-    _, weights_TD = schedule(policy, base, 1000 * BATCH)
+    _, weights_TD = policy_stages(policy, base, 1000 * BATCH)
     dense = np.linspace(np.log(20), np.log(60), 100_001)
     drops = [np.trapezoid(np.interp(dense, X, row), dense) for row in spectra.density_DG]
     expected = base * np.sqrt(drops)
@@ -67,42 +67,42 @@ def test_one_stage_against_the_formula():
 
 def test_strength_zero_keeps_the_base_weights():
     base = np.array([0.2, 0.8])
-    _, weights_TD = schedule(BySpectrum(bumps(30, 300), strength=0), base, 8000)
+    _, weights_TD = policy_stages(BySpectrum(bumps(30, 300), strength=0), base, 8000)
     np.testing.assert_allclose(weights_TD, np.tile(base, (len(weights_TD), 1)))
 
 
 def test_where_nothing_is_left_to_learn_the_base_weights_hold():
     spectra = bumps(30, 300)
     empty = Spectra(spectra.names, X, 0 * spectra.density_DG, spectra.x_K, spectra.log_samples_K)
-    _, weights_TD = schedule(BySpectrum(empty), np.array([0.2, 0.8]), 8000)
+    _, weights_TD = policy_stages(BySpectrum(empty), np.array([0.2, 0.8]), 8000)
     assert (weights_TD == [0.2, 0.8]).all()
 
 
 def test_beyond_the_reference_run_the_last_weights_hold():
     """A window of 4 is half seen until the run's end over 2; then nothing changes."""
     policy = BySpectrum(bumps(30, 300), n_stages=60)
-    start_T, weights_TD = schedule(policy, np.array([0.5, 0.5]), 10_000 * BATCH)
+    start_T, weights_TD = policy_stages(policy, np.array([0.5, 0.5]), 10_000 * BATCH)
     late = start_T > 500 * BATCH
     assert late.sum() > 10
     assert (weights_TD[late] == weights_TD[late][0]).all()
 
 
 def test_uniform_is_the_base_weights():
-    start_T, weights_TD = schedule(Uniform(), np.array([0.3, 0.7]), 100)
+    start_T, weights_TD = policy_stages(Uniform(), np.array([0.3, 0.7]), 100)
     assert start_T.tolist() == [0]
     assert weights_TD.tolist() == [[0.3, 0.7]]
 
 
-def test_a_schedule_by_hand_in_steps():
+def test_weights_by_hand_in_steps():
     manual = Manual({1000: [1, 3], 0: [1, 1]})
-    start_T, weights_TD = schedule(manual, np.array([0.5, 0.5]), 5000)
+    start_T, weights_TD = policy_stages(manual, np.array([0.5, 0.5]), 5000)
     assert start_T.tolist() == [0, 1000]
     assert weights_TD.tolist() == [[0.5, 0.5], [0.25, 0.75]]
 
 
 def test_a_straight_line_is_cut_into_stages_of_its_mean():
     manual = Manual({0: [1, 0], 1000: [0, 1]}, "linear", n_stages=4)
-    start_T, weights_TD = schedule(manual, np.array([0.5, 0.5]), 5000)
+    start_T, weights_TD = policy_stages(manual, np.array([0.5, 0.5]), 5000)
     assert start_T.tolist() == [0, 250, 500, 750, 1000]
     np.testing.assert_allclose(weights_TD[:, 1], [0.125, 0.375, 0.625, 0.875, 1])
 
@@ -138,7 +138,7 @@ def test_a_plan_is_damped_until_no_dataset_repeats_too_often():
 
 
 def test_draws_beyond_the_limit_on_epochs_are_refused():
-    with pytest.raises(TokscaleError, match="stratum 'b' would be gone through 5 times"):
+    with pytest.raises(TokscaleError, match="stratum 'b' would be repeated for 5 epochs"):
         refuse_repetition(["a", "b"], np.array([10.0, 50.0]), np.array([10.0, 10.0]), 4)
 
 
@@ -147,22 +147,22 @@ def test_draws_beyond_the_limit_on_epochs_are_refused():
     [
         (lambda: Guards(floor=0), "floor"),
         (lambda: Guards(floor=1.5), "floor"),
-        (lambda: Guards(max_change=1), "must exceed 1"),
-        (lambda: Guards(max_change=float("nan")), "must exceed 1"),
-        (lambda: Guards(max_epochs=0), "must be positive"),
+        (lambda: Guards(max_change=1), "expected a factor above 1"),
+        (lambda: Guards(max_change=float("nan")), "expected a factor above 1"),
+        (lambda: Guards(max_epochs=0), "expected a positive number"),
         (lambda: BySpectrum(bumps(30), window=1), "window"),
         (lambda: BySpectrum(bumps(30), strength=-1), "strength"),
         (lambda: BySpectrum(bumps(30), n_stages=1), "stages"),
-        (lambda: schedule(BySpectrum(bumps(30), first=9000), np.ones(1), 8000), "first stage"),
-        (lambda: schedule(Manual({}), np.ones(1), 10), "at sample 0"),
-        (lambda: schedule(Manual({5: [1]}), np.ones(1), 10), "at sample 0"),
-        (lambda: schedule(Manual({0: [1, 1]}), np.ones(1), 10), "2 weights at sample 0 for 1"),
-        (lambda: schedule(Manual({0: [0, 0]}), np.ones(2), 10), "not all 0"),
-        (lambda: schedule(Manual({0: [-1, 2]}), np.ones(2), 10), "not all 0"),
+        (lambda: policy_stages(BySpectrum(bumps(30), first=9000), np.ones(1), 8000), "first stage"),
+        (lambda: policy_stages(Manual({}), np.ones(1), 10), "at sample 0"),
+        (lambda: policy_stages(Manual({5: [1]}), np.ones(1), 10), "at sample 0"),
+        (lambda: policy_stages(Manual({0: [1, 1]}), np.ones(1), 10), "2 weights at sample 0 for 1"),
+        (lambda: policy_stages(Manual({0: [0, 0]}), np.ones(2), 10), "not all 0"),
+        (lambda: policy_stages(Manual({0: [-1, 2]}), np.ones(2), 10), "not all 0"),
         (lambda: bumps(30).select(["other"]), "watched no tokens of other"),
     ],
 )
-def test_a_policy_that_makes_no_sense_is_refused_in_one_sentence(make, sentence):
+def test_a_policy_out_of_range_is_refused_in_one_sentence(make, sentence):
     with pytest.raises(TokscaleError, match=sentence) as caught:
         make()
     assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ Shapes: Q documents, W watched ones, L some of them, C hashed columns, V vocabul
 """
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from jobs import write_documents
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
+from megatron_tokscale.data.scores import HeldOutError
 from megatron_tokscale.reweight import predict
-from megatron_tokscale.reweight.predict import Features, HeldOut, Target, fit_predictor
+from megatron_tokscale.reweight.predict import Features, Target, held_out_error
 
+fit_predictor = partial(predict.fit_predictor, seed=0)
 N_DOCUMENTS, VOCABULARY = 400, 50
 
 
@@ -73,7 +76,7 @@ def test_the_order_of_tokens_is_seen(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_is_not_in_the_text_is_not_predicted(features, linear_Q, seed):
+def test_values_unrelated_to_the_text_are_not_predicted(features, linear_Q, seed):
     shuffled_Q = np.random.default_rng(seed).permutation(linear_Q)
     target = Target(shuffled_Q[:300], np.ones(300))
     errors = fit_predictor(features, np.arange(300), {"drop": target}).held_out["drop"]
@@ -100,7 +103,7 @@ def test_heavy_documents_count_for_more(features, linear_Q):
         assert np.sign(np.median(predicted)) == (1 if heavy else -1)
 
 
-def test_a_prediction_stays_in_the_range_of_what_it_was_learned_from(features, linear_Q):
+def test_a_prediction_stays_in_the_range_of_the_documents_it_was_learned_from(features, linear_Q):
     middle = np.argsort(linear_Q)[100:300]
     target = Target(linear_Q[middle], np.ones(200))
     others = np.setdiff1d(np.arange(N_DOCUMENTS), middle)
@@ -117,7 +120,7 @@ def test_where_nothing_varies_the_prediction_is_the_mean(features, value, known,
     predictor = fit_predictor(
         features, np.arange(60), {"drop": Target(np.full(60, value), weight_W)}
     )
-    assert predictor.held_out["drop"] == HeldOut(known)
+    assert predictor.held_out["drop"] == HeldOutError(known)
     np.testing.assert_allclose(predictor.predict(np.arange(60, 65))["drop"], [expected] * 5)
 
 
@@ -166,7 +169,7 @@ def test_errors_are_those_of_the_formulas():
     random = np.random.default_rng(0)
     value, weight = random.normal(size=30), random.uniform(1, 2, 30)
     predicted = value + random.normal(size=30)
-    errors = HeldOut.from_predictions(value, predicted, weight)
+    errors = held_out_error(value, predicted, weight)
     mean = np.average(value, weights=weight)
     squares = [np.average((value - other) ** 2, weights=weight) for other in (predicted, mean)]
     assert errors.r2 == pytest.approx(1 - squares[0] / squares[1])
@@ -177,7 +180,7 @@ def test_errors_are_those_of_the_formulas():
 
 
 def test_too_few_documents_are_refused(features, linear_Q):
-    with pytest.raises(TokscaleError, match=r"49 watched documents are too few .* it needs 50"):
+    with pytest.raises(TokscaleError, match=r"has 49 watched documents, too few .*; expected 50"):
         fit_predictor(features, np.arange(49), {"drop": Target(linear_Q[:49], np.ones(49))})
 
 

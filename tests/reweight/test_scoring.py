@@ -20,8 +20,8 @@ from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data.scores import DocumentScores, scores_path
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass, fit_run, fits_path
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
-from megatron_tokscale.reweight import scoring
-from megatron_tokscale.reweight.describe_scores import describe_scores
+from megatron_tokscale.reweight import surprisal
+from megatron_tokscale.reweight.score_text import describe_scores
 from megatron_tokscale.reweight.scoring import score_run
 
 SPLIT = "900,100,0"
@@ -220,7 +220,7 @@ def test_the_axis_of_the_fits_does_not_change_learning_times(tmp_path, data_path
 def test_surprisal_is_that_of_the_counts_of_the_training_part(
     run, data_path, tmp_path, monkeypatch, block
 ):
-    monkeypatch.setattr(scoring, "_BLOCK_TOKENS", block)
+    monkeypatch.setattr(surprisal, "_BLOCK_TOKENS", block)
     scores = loaded(score_run(run, data_path, SPLIT, out=tmp_path, predict=False))
     portions = DataSource(data_path, SPLIT).portions("train")
     counts, total = [1] * VOCAB_SIZE, VOCAB_SIZE
@@ -259,8 +259,8 @@ def test_training_documents_are_predicted_and_no_others(run, data_path, tmp_path
         assert summary.documents == len(portion.sequences)
         assert summary.watched == watched.sum()
         assert summary.predicted == (expected & ~watched).sum() > 0
-        held_out = after.details["predictor"]["held_out"]
-        assert held_out["drop"]["r2"] == summary.held_out["drop"].r2
+        held_out = after.details.predictor.held_out
+        assert held_out["drop"].r2 == summary.held_out["drop"].r2
         assert set(held_out) == set(MEASURED)
 
 

@@ -10,7 +10,9 @@ from scipy.special import expit
 from megatron_tokscale.cli import main
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json, sealed, write_json
+from megatron_tokscale.core.records import to_json
 from megatron_tokscale.fit import fit_run
+from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.spectrum import axis_run, groupings
 
 N_TOKENS = 1600
@@ -66,18 +68,16 @@ def along_t(folder):
 
 def test_the_axis_is_ordered_and_measured(models, folder):
     shuffled = [models[i] for i in (3, 0, 6, 1, 5, 2, 4)]
-    result = axis_run(shuffled, "M", folder / "M", n_resamples=20)
-    assert [run["size"] for run in result["runs"]] == pytest.approx(SIZES)
+    result = axis_run(shuffled, "M", folder / "M", n_resamples=20, seed=0)
+    assert [run.size for run in result.runs] == pytest.approx(SIZES)
     last = [run.read_losses()[:, -1].mean() for run in models]
-    assert [run["loss"] for run in result["runs"]] == pytest.approx(last, rel=1e-5)
-    assert result == json.loads((folder / "M/axis.json").read_text())
-    low, high = result["fall_interval"]
-    assert low < last[0] - last[-1] < high
-    assert [each["fall_uncorrected"] for each in result["falls"]] == pytest.approx(
-        -np.diff(last), abs=1e-5
-    )
-    for each, fall in zip(result["falls"], -np.diff(last), strict=True):
-        assert each["fall_interval"][0] < fall < each["fall_interval"][1]
+    assert [run.loss for run in result.runs] == pytest.approx(last, rel=1e-5)
+    stored = json.loads((folder / "M/axis.json").read_text())
+    assert to_json(result).items() <= stored.items()
+    assert result.fall.low < last[0] - last[-1] < result.fall.high
+    assert [each.uncorrected for each in result.falls] == pytest.approx(-np.diff(last), abs=1e-5)
+    for each, fall in zip(result.falls, -np.diff(last), strict=True):
+        assert each.low < fall < each.high
     with np.load(folder / "M/axis.npz") as arrays:
         assert set(arrays) == {"x_K", "mean_loss_RK", "x_G", "measured_RG"}
         np.testing.assert_allclose(arrays["mean_loss_RK"][0], last, rtol=1e-5)
@@ -89,7 +89,7 @@ def test_the_slope_of_a_straight_loss_is_that_of_the_line(folder):
     for k, size in enumerate(SIZES[:4]):
         last_N = 5 - 0.25 * np.log(size / SIZES[0]) + np.zeros(N_TOKENS)
         runs.append(run_of_size(folder / f"line{k}", size, np.stack([last_N, last_N], 1), [0, 9]))
-    axis_run(runs, "M", folder / "line", n_resamples=2)
+    axis_run(runs, "M", folder / "line", n_resamples=2, seed=0)
     with np.load(folder / "line/axis.npz") as arrays:
         np.testing.assert_allclose(arrays["measured_RG"], 0.25, rtol=1e-4)
 
@@ -102,35 +102,35 @@ def test_a_token_counts_if_its_loss_is_finite_in_all_runs(folder):
         last_NK[-1][10 * k : 10 * k + 3] = (np.nan, np.inf, -np.inf)
         loss_NK = np.stack([last_NK[-1] + 4, last_NK[-1]], 1)
         runs.append(run_of_size(folder / f"part{k}", size, loss_NK, [0, 9]))
-    result = axis_run(runs, "M", folder / "part", n_resamples=2)
+    result = axis_run(runs, "M", folder / "part", n_resamples=2, seed=0)
     whole_N = np.isfinite(last_NK).all(axis=0)
     assert whole_N.sum() == N_TOKENS - 12
     expected = np.mean(np.array(last_NK)[:, whole_N], axis=1)
-    assert [run["loss"] for run in result["runs"]] == pytest.approx(expected, rel=1e-5)
+    assert [run.loss for run in result.runs] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("size", "factor"), [("parameters", 2), ("flops", 6)])
 def test_the_size_can_be_chosen(models, folder, size, factor):
-    result = axis_run(models, "M", folder / size, size=size, n_resamples=2)
-    assert result["runs"][0]["size"] == pytest.approx(factor * SIZES[0])
+    result = axis_run(models, "M", folder / size, size=size, n_resamples=2, seed=0)
+    assert result.runs[0].size == pytest.approx(factor * SIZES[0])
 
 
 def test_learning_times_along_t_predict_the_axis(models, along_t, folder):
-    result = axis_run(models, "M", folder / "across", source=along_t, n_resamples=40)
-    decile = result["across"]["groups"]["learning-time decile"]
-    assert decile["passes"] is True
-    assert set(decile) > {"events", "permuted", "full", "source"} and "own" not in decile
-    assert decile["events"]["skill"] > 0.5
+    result = axis_run(models, "M", folder / "across", source=along_t, n_resamples=40, seed=0)
+    decile = result.across.groups["learning-time decile"]
+    assert decile.passes is True
+    assert decile.source is not None and decile.own is None
+    assert decile.events.value > 0.5
 
 
-def test_learning_times_of_other_tokens_do_not(models, folder):
+def test_learning_times_of_other_tokens_do_not_predict_the_axis(models, folder):
     order_N, drop_N = token(seed=99)
     steps = probe_steps(40, last=3000)
     progress_K = np.where(steps > 0, log_time(np.maximum(steps, 1)) / 8, -5.0)
     run = write_run(folder / "other", steps, losses(progress_K, order_N, drop_N))
     fit_run(run)
-    groups = axis_run(models, "M", folder / "not", source=run, n_resamples=40)["across"]["groups"]
-    assert groups["learning-time decile"]["passes"] is False
+    result = axis_run(models, "M", folder / "not", source=run, n_resamples=40, seed=0)
+    assert result.across.groups["learning-time decile"].passes is False
 
 
 def test_data_are_counted_in_tokens(tmp_path):
@@ -140,10 +140,10 @@ def test_data_are_counted_in_tokens(tmp_path):
         loss_N = losses(np.array([k / 5]), order_N, drop_N, seed=k)[:, 0]
         loss_NK = np.stack([loss_N + 1, loss_N], 1)
         runs.append(write_run(tmp_path / f"d{k}", [0, int(last)], loss_NK))
-    result = axis_run(runs, "D", tmp_path / "D", n_resamples=2)
+    result = axis_run(runs, "D", tmp_path / "D", n_resamples=2, seed=0)
     tokens = [4 * int(last) * plain_probe_set(N_TOKENS).seq_length for last in STEPS[1:]]
-    assert [run["size"] for run in result["runs"]] == pytest.approx(tokens)
-    assert result["size"] == "tokens"
+    assert [run.size for run in result.runs] == pytest.approx(tokens)
+    assert result.size == "tokens"
 
 
 def test_bad_axes_are_refused_with_one_line(models, folder, tmp_path):
@@ -177,10 +177,10 @@ def test_the_verb_prints_the_axis(models, along_t, folder, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--axis", "M"], "say where to with --out"),
-        (["--axis", "M", "--out", "x", "--source", "a", "a"], "takes one run"),
-        (["--resamples", "1"], "give no interval"),
-        (["--out", "x"], "of one RUN"),
+        (["--axis", "M"], "--axis M is given without --out"),
+        (["--axis", "M", "--out", "x", "--source", "a", "a"], "--source has 2 runs; expected one"),
+        (["--resamples", "1"], "--resamples: '1' is not a whole number from 2"),
+        (["--out", "x"], "--axis T takes one RUN"),
     ],
 )
 def test_the_verb_refuses_with_one_line(along_t, words, message, capsys, monkeypatch):
@@ -198,8 +198,10 @@ def test_a_source_that_learned_nothing_has_no_learning_times_to_test(models, fol
     flat_NK += 0.3 * np.random.default_rng(0).standard_normal(flat_NK.shape)
     run = write_run(folder / "flat", steps, flat_NK)
     fit_run(run)
-    across = axis_run(models, "M", folder / "nothing", source=run, n_resamples=5)["across"]
-    assert "undefined" in across or not any(g["passes"] for g in across["groups"].values())
+    across = axis_run(models, "M", folder / "nothing", source=run, n_resamples=5, seed=0).across
+    assert isinstance(across.groups, Undefined) or not any(
+        each.passes for each in across.groups.values()
+    )
 
 
 def test_without_learning_times_there_are_no_deciles_of_them():

@@ -64,7 +64,7 @@ def test_derivative_is_the_local_quadratic_of_numpy_polyfit():
         np.testing.assert_allclose(weights_GK[g] @ loss_K, -parabola[1], rtol=1e-5, atol=1e-8)
 
 
-def test_derivative_error_covers():
+def test_the_standard_error_of_the_slope_covers_the_truth():
     rng = np.random.default_rng(3)
     truth_G = 0.6 * np.cos(X_G[20:-20] * 0.6)
     inside = []

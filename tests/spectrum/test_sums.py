@@ -64,7 +64,7 @@ def test_every_sum_is_the_loop_over_its_tokens(tokens):
 
 
 @pytest.mark.parametrize("cuts", [(1,), (500,), (3, 4, 5, 1100), tuple(range(100, 1200, 100))])
-def test_no_cut_into_blocks_matters(tokens, cuts):
+def test_sums_do_not_depend_on_the_cuts_between_blocks(tokens, cuts):
     whole, cut = sums_of(tokens), sums_of(tokens, cuts)
     for name, value in vars(whole).items():
         np.testing.assert_allclose(getattr(cut, name), value, rtol=1e-9, atol=1e-6, err_msg=name)

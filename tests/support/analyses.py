@@ -1,13 +1,25 @@
 """Analysis files changed or planted by hand, with checksums that are right."""
 
 import json
+import math
+import types
+from dataclasses import fields, is_dataclass
+from typing import Literal, TypeAliasType, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from megatron_tokscale.core.checked import file_checksum, write_arrays, write_result
+from megatron_tokscale.core.checked import (
+    file_checksum,
+    write_arrays,
+    write_result,
+    write_typed_result,
+)
 from megatron_tokscale.core.schemas import FIT_SCHEMA, SPECTRUM_SCHEMA
 from megatron_tokscale.fit import fits_path
-from megatron_tokscale.results import heading
+from megatron_tokscale.fit.summary import FitIdentity, FitSummary
+from megatron_tokscale.results.evidence import Evidence
+from megatron_tokscale.results.npz import array_forms, write_npz
+from megatron_tokscale.results.spectrum import DatasetCounts, SpectrumArrays, SpectrumSummary
 
 EVIDENCE = ("spectrum.json", "reconstruction.json")
 
@@ -15,6 +27,11 @@ EVIDENCE = ("spectrum.json", "reconstruction.json")
 def edit(path, **changes):
     """Change some keys of a JSON file that carries a checksum."""
     write_result(path, json.loads(path.read_text()) | changes)
+
+
+def edit_identity(path, key, **changes):
+    """Change what a JSON file says of the fits that it is made of, under `key`."""
+    edit(path, **{key: json.loads(path.read_text())[key] | changes})
 
 
 def replace_arrays(run, **arrays):
@@ -26,33 +43,65 @@ def replace_arrays(run, **arrays):
         edit(run.analysis / name, arrays_crc32=checksum)
 
 
-def _fit_of(run, time):
-    return {
-        "schema_version": FIT_SCHEMA,
-        "run_id": run.info.run_id,
-        "probe_fingerprint": run.probe_set.fingerprint,
-        "time": time,
-        "steps": run.step_K.tolist(),
-        "losses_crc32": list(run.checksums().values()),
-        "fit_id": "0123456789abcdef",
-    }
+def blank(kind, **values):
+    """Make a dataclass whose fields are empty or undefined, but for `values`."""
+    hints = get_type_hints(kind)
+    return kind(
+        **{
+            each.name: values[each.name] if each.name in values else _blank(hints[each.name])
+            for each in fields(kind)
+        }
+    )
+
+
+def _blank(annotation):
+    if isinstance(annotation, TypeAliasType):
+        return _blank(annotation.__value__)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return _blank(get_args(annotation)[-1])
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)[0]
+    if is_dataclass(annotation):
+        return blank(annotation)
+    if annotation is float:
+        return math.nan
+    return None if annotation is type(None) else (get_origin(annotation) or annotation)()
+
+
+def identity_of(run, time="step"):
+    """The identity of fits of the losses that the run has now."""
+    return FitIdentity(
+        run_id=run.info.run_id,
+        probe_fingerprint=run.probe_set.fingerprint,
+        steps=tuple(run.step_K.tolist()),
+        losses_crc32=tuple(run.checksums().values()),
+        time=time,
+        fit_id="0123456789abcdef",
+    )
 
 
 def plant_fits(run, fits, time="step"):
     """The files of a fit, with the fits of these tokens."""
-    about = _fit_of(run, time)
-    fits.save(fits_path(run), about)
-    write_result(run.analysis / "fit.json", about | {"fits_crc32": file_checksum(fits_path(run))})
+    identity = identity_of(run, time)
+    fits.save(fits_path(run), vars(identity))
+    summary = blank(FitSummary, identity=identity, fits_crc32=file_checksum(fits_path(run)))
+    write_typed_result(run.analysis / "fit.json", FIT_SCHEMA, summary)
 
 
 def plant_spectrum(run, datasets, **arrays):
-    """The files of a fit and of a spectrum, which hold what a plan needs of them."""
-    fit = _fit_of(run, "step")
-    write_result(run.analysis / "fit.json", fit)
-    made_of = {
-        "schema_version": SPECTRUM_SCHEMA,
-        **heading(fit),
-        "arrays_crc32": write_arrays(run.analysis / "spectrum.npz", arrays),
-    }
-    for name in EVIDENCE:
-        write_result(run.analysis / name, {**made_of, "datasets": datasets})
+    """The files of a fit and of a spectrum, which hold what a plan needs of them.
+
+    `datasets` maps each dataset to its number of tokens.
+    """
+    identity = identity_of(run)
+    write_typed_result(run.analysis / "fit.json", FIT_SCHEMA, blank(FitSummary, identity=identity))
+    forms = array_forms(SpectrumArrays)
+    empty = {name: np.zeros((1,) * n_axes, dtype) for name, (dtype, n_axes) in forms.items()}
+    checksum = write_npz(run.analysis / "spectrum.npz", SpectrumArrays(**empty | arrays))
+    made_of = {"fit": identity, "arrays_crc32": checksum}
+    counts = tuple(DatasetCounts(name, n_tokens, 0) for name, n_tokens in datasets.items())
+    summary = blank(SpectrumSummary, **made_of, datasets=counts)
+    write_typed_result(run.analysis / "spectrum.json", SPECTRUM_SCHEMA, summary)
+    write_typed_result(
+        run.analysis / "reconstruction.json", SPECTRUM_SCHEMA, blank(Evidence, **made_of)
+    )

@@ -1,4 +1,4 @@
-"""A world of files in which verbs run, ways to damage a file of it, and how a verb then ends."""
+"""A folder in which verbs run, ways to damage a file of it, and the end of a verb on it."""
 
 import os
 import shutil
@@ -20,6 +20,8 @@ type Stamps = dict[str, tuple[int, int, int]]
 
 @dataclass
 class World:
+    """A folder with the verbs' world, and its files as they were made."""
+
     folder: Path
     commands: dict[str, Command]
     pristine: dict[str, bytes]
@@ -34,7 +36,7 @@ def world_in(folder: Path) -> World:
 
 
 def tree(folder: Path) -> Stamps:
-    """Every path in a folder, and what changes with whatever is written to it."""
+    """Return every path in a folder, and a stamp that changes when the file is written to."""
     found, folders = {}, [str(folder)]
     for directory in folders:
         for entry in os.scandir(directory):
@@ -48,7 +50,7 @@ def tree(folder: Path) -> Stamps:
 
 
 def restore(world: World) -> None:
-    """Put the folder back as it was made."""
+    """Restore the folder as it was made."""
     now = tree(world.folder)
     for name in sorted(now.keys() - world.stamps.keys(), reverse=True):
         path = world.folder / name
@@ -66,7 +68,7 @@ def restore(world: World) -> None:
 
 
 def put(path: Path, content: bytes) -> None:
-    """Replace a file by another, so that what has mapped it keeps what it has."""
+    """Replace a file by a new one, so that a process that has mapped the old one keeps it."""
     path.unlink(missing_ok=True)
     path.write_bytes(content)
 
@@ -121,7 +123,7 @@ DAMAGES = STRUCTURE | FLIPS
 
 
 def end_of(command: Command, capsys) -> tuple[object, str]:
-    """The exit code of a verb, or what it raises, and what it says on stderr."""
+    """Return the exit code of a verb, or the exception that it raises, and its stderr."""
     trace_module._open_index.cache_clear()
     capsys.readouterr()
     try:

@@ -1,5 +1,6 @@
 """A page as a parser reads it."""
 
+import math
 from html.parser import HTMLParser
 
 _VOID = {"meta", "br", "path", "rect", "use", "line"}
@@ -70,10 +71,7 @@ class Page(HTMLParser):
         return self._words.get(section, "")
 
 
-def with_interval(result, *names):
-    """Every named number of a JSON result and the ends of its interval, where they are defined."""
-    numbers = []
-    for name in names:
-        numbers += [] if result[name] is None else [result[name]]
-        numbers += result[f"{name}_interval"] or []
-    return numbers
+def numbers_of(*estimates):
+    """Return each number and the ends of its interval, where they are defined."""
+    known = [number for each in estimates for number in (each.value, each.low, each.high)]
+    return [number for number in known if not math.isnan(number)]

@@ -7,10 +7,10 @@ import numpy as np
 from analyses import plant_spectrum
 
 from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
-from megatron_tokscale.data.plan import DatasetIdentity
-from megatron_tokscale.data.scores import DocumentScores
+from megatron_tokscale.data.plan_parts import DatasetIdentity
+from megatron_tokscale.data.scores import DocumentScores, ScoreDetails
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.reweight import CutDataset, Cutting, cut_dataset
+from megatron_tokscale.reweight import CutDataset, CutSettings, cut_dataset
 from megatron_tokscale.store import RunPaths
 
 SEQ_LENGTH = 64
@@ -42,15 +42,15 @@ def scores_of(portion: Portion, time, spread=0.5, drop=1.0, unlearned=0.0, **det
         watched_Q=np.zeros(n, np.int32),
         dataset=DatasetIdentity(tokens.name, n, tokens.n_tokens),
         digest="0123456789abcdef",
-        details={"run_id": "reference", "clock_range": list(RANGE)} | details,
+        details=ScoreDetails(**{"run_id": "reference", "log_tokens_range": RANGE} | details),
     )
 
 
-def cut(name: str, time, lengths=None, cutting: Cutting | None = None, **scores) -> CutDataset:
+def cut(name: str, time, lengths=None, settings: CutSettings | None = None, **scores) -> CutDataset:
     """A dataset of one document per learning time, cut into strata."""
     portion = portion_of(np.full(len(time), 300) if lengths is None else lengths, name)
     return cut_dataset(
-        name, portion, scores_of(portion, time, **scores), cutting or Cutting(4), SEQ_LENGTH, 1
+        name, portion, scores_of(portion, time, **scores), settings or CutSettings(4), SEQ_LENGTH, 1
     )
 
 
@@ -70,7 +70,7 @@ def run_of(folder: Path, names, centres, width=0.3, steps=None, end=1000, tokens
     z = (x_G - np.log(np.array(centres, float))[:, None]) / width
     analysis = folder / "analysis"
     analysis.mkdir(parents=True)
-    datasets = [{"name": name, "n_tokens": 5} for name in names]
+    datasets = dict.fromkeys(names, 5)
     with np.errstate(divide="ignore"):
         x_K = {"step": np.log(step_K), "tokens": np.log(8.0 * tokens_per_sample * step_K)}
     no_ids, no_mask = np.zeros((0, 1), np.int32), np.zeros((0, 1), np.bool_)

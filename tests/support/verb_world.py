@@ -1,6 +1,6 @@
-"""All that the verbs read, made once: small data, runs with their analysis, scores, plans, a cache.
+"""The world in which the verbs run: small data, runs with their analysis, scores, plans, a cache.
 
-Every verb has a command here that ends well on it, and the list of the files that it reads.
+Every verb has a command here that succeeds in it, and the list of the files that it reads.
 
 Shapes: N tokens, K probe steps.
 """
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from gpt_datasets import gpt_config, gpt_dataset, sample_index
-from jobs import EOD, VOCAB_SIZE, markov_documents, write_documents
+from jobs import EOD, VOCAB_SIZE, Corpus, markov_documents, write_documents
+from jobs import SEQ_LENGTH as JOB_SEQ_LENGTH
 from planned_jobs import make_scores
 from runs import log_time, write_run
 from scipy.special import expit
@@ -18,7 +19,7 @@ from scipy.special import expit
 from megatron_tokscale.cli import main
 from megatron_tokscale.core.files import read_json, sealed, write_json
 from megatron_tokscale.data import Decision, Plan, load_or_build_index
-from megatron_tokscale.data.history import followed, save_run_plan
+from megatron_tokscale.data.history import followed_plan, save_run_plan
 from megatron_tokscale.data.record import (
     BlendRecord,
     DataRecord,
@@ -27,7 +28,7 @@ from megatron_tokscale.data.record import (
     record_path,
 )
 from megatron_tokscale.data.samples import SampleScores
-from megatron_tokscale.data.scores import DocumentScores, scores_path
+from megatron_tokscale.data.scores import DocumentScores, ScoreDetails, scores_path
 from megatron_tokscale.data.strata import load_or_build_strata
 from megatron_tokscale.probe import ProbeSet
 
@@ -51,7 +52,7 @@ SCORES = tuple(f"scores/{name}.tokscale.safetensors" for name in NAMES)
 
 @dataclass(frozen=True)
 class Command:
-    """A verb, and the files it reads; all paths are relative to the world's folder."""
+    """A verb and the files that it reads, relative to the world's folder."""
 
     argv: tuple[str, ...]
     reads: tuple[str, ...]
@@ -69,7 +70,12 @@ _MODEL = "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --global-batch
 
 
 def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str, Command]:
-    """Every verb and way to call it; the caches are what Megatron and a plan keep of the data."""
+    """Return every way to call every verb, by name.
+
+    Args:
+        cache: files of Megatron's data cache that a trace reads.
+        planned_cache: the same of a job that follows a plan.
+    """
     table = {
         "probe build": (f"probe build {_DATA} {_PROBE}", INDEX),
         "probe build --drop-duplicates": (
@@ -115,19 +121,19 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             f"score run {_DATA} --out new --no-predict --min-tokens 4",
             (LOSSES[1], FITS, *DATA),
         ),
-        "plan build": (f"plan build {_DATA} {_PLAN} --scores scores", (*INDEX, *SCORES)),
-        "plan build --time-map": (
-            f"plan build {_DATA} {_PLAN} --scores scores --time-map run",
+        "plan build frontier": (
+            f"plan build frontier {_DATA} {_PLAN} --scores scores",
+            (*INDEX, *SCORES),
+        ),
+        "plan build frontier --time-map": (
+            f"plan build frontier {_DATA} {_PLAN} --scores scores --time-map run",
             (RUN[0], LOSSES[1], *SPECTRUM[:2]),
         ),
-        "plan build --policy dataset": (
-            f"plan build {_DATA} {_PLAN} --policy dataset --run run",
+        "plan build dataset": (
+            f"plan build dataset {_DATA} {_PLAN} --run run",
             (RUN[0], LOSSES[1], *SPECTRUM[:2]),
         ),
-        "plan build --policy manual": (
-            f"plan build {_DATA} {_PLAN} --policy manual --weights 0:1,1",
-            INDEX,
-        ),
+        "plan build manual": (f"plan build manual {_DATA} {_PLAN} --weights 0:1,1", INDEX),
         "plan show": ("plan show plan.json", ("plan.json",)),
         "plan show RUN": (
             "plan show planned",
@@ -182,8 +188,20 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
     return {name: Command(_words(argv), reads) for name, (argv, reads) in table.items()}
 
 
+def data_flags(corpus: Corpus) -> list[str]:
+    """Return the flags of the corpus's data, whose last tenth is held out."""
+    flags = ["--split", "900,100,0", "--seq-length", str(JOB_SEQ_LENGTH)]
+    return ["--data-path", *corpus.data_path, *flags]
+
+
+def build_plan(policy: str, corpus: Corpus, out: Path, *flags: str) -> list[str]:
+    """Return a command that plans 2000 samples of the corpus."""
+    job = ["--train-samples", "2000", "--max-epochs", "1000", "--out", str(out)]
+    return ["plan", "build", policy, *data_flags(corpus), *job, *flags]
+
+
 def planted_losses(n_tokens: int, steps=STEPS, seed: int = 0):
-    """Falling sigmoids with a little noise."""
+    """Return losses of falling sigmoids with a little noise."""
     rng = np.random.default_rng(seed)
     midpoint_N, drop_N = rng.uniform(1, 6, n_tokens), rng.uniform(1, 4, n_tokens)
     curve_NK = expit((midpoint_N[:, None] - log_time(steps)) / 0.3)
@@ -192,7 +210,7 @@ def planted_losses(n_tokens: int, steps=STEPS, seed: int = 0):
 
 
 def make_world(folder: Path) -> dict[str, Command]:
-    """Write everything into `folder`, which is the working directory, and return the commands."""
+    """Write the world into `folder`, the working directory, and return its commands."""
     for seed, name in enumerate(NAMES):
         write_documents(folder / name, markov_documents(seed, 60))
     (folder / "words.txt").write_text("1 web 2 code\n")
@@ -210,9 +228,12 @@ def make_world(folder: Path) -> dict[str, Command]:
     (folder / "scores").mkdir()
     for seed, name in enumerate(NAMES):
         scores = make_scores(str(folder / name), seed)
-        scores = replace(scores, details={"run_id": "reference", "clock_range": [9.0, 12.0]})
+        scores = replace(
+            scores, details=ScoreDetails(run_id="reference", log_tokens_range=(9.0, 12.0))
+        )
         scores.save(folder / "scores" / scores_path(name).name)
-    call(f"plan build {_DATA} {_PLAN} --scores scores --quantiles 2".replace("new", "plan"))
+    plan = _PLAN.replace("new", "plan")
+    call(f"plan build frontier {_DATA} {plan} --scores scores --quantiles 2")
     _write_axis(folder, probe_set)
     cache = _record_blend(folder)
     planned_cache = _record_plan(folder)
@@ -227,7 +248,7 @@ def _write_tokenizer(path: Path) -> None:
 
 
 def _write_axis(folder: Path, probe_set: ProbeSet) -> None:
-    """Runs of five sizes: the larger, the more is learned by the end."""
+    """Write runs of five sizes, of which a larger one has learned more by the end."""
     order_N, drop_N = np.random.default_rng(0).uniform(
         [[0], [1]], [[1], [5]], (2, probe_set.n_tokens)
     )
@@ -242,7 +263,7 @@ def _write_axis(folder: Path, probe_set: ProbeSet) -> None:
 
 
 def _record_blend(folder: Path) -> tuple[str, ...]:
-    """Megatron's own blend of the data in `cache`, as the job of `run` records it."""
+    """Make Megatron's own blend of the data and the record that the job of `run` keeps of it."""
     from megatron.core.datasets.blended_dataset import BlendedDataset
 
     config = gpt_config(folder / "cache", SEQ_LENGTH)
@@ -258,10 +279,10 @@ def _record_blend(folder: Path) -> tuple[str, ...]:
 
 
 def _record_plan(folder: Path) -> tuple[str, ...]:
-    """The files of a job that follows plan.json and has decided once."""
+    """Write the files of a job that follows plan.json and has decided once."""
     decisions, cache = [Decision(10, 100, (1.0, 3.0))], folder / "plancache"
     save_run_plan(Plan.load(folder / "plan.json"), decisions, folder / "planned")
-    plan = followed(folder / "planned")
+    plan = followed_plan(folder / "planned")
     config = gpt_config(cache, SEQ_LENGTH)
     parts = [gpt_dataset(str(folder / name), config) for name in NAMES]
     scores = [DocumentScores.load(folder / "scores" / scores_path(name).name) for name in NAMES]

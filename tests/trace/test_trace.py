@@ -41,7 +41,8 @@ from megatron_tokscale.data.record import (
 )
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.data.strata import load_or_build_strata
-from megatron_tokscale.trace.trace import Trace, describe_document, describe_sample
+from megatron_tokscale.trace.text import describe_document, describe_sample
+from megatron_tokscale.trace.trace import Trace
 
 LENGTHS = {
     "web": [3, 40, 1, 1, 2, 17, 1, 9, 30, 2, 1, 25],
@@ -322,12 +323,12 @@ def test_records_read_back_are_those_written(run, prefixes):
 @pytest.mark.parametrize(
     ("edit", "sentence"),
     [
-        (lambda content: content.update(kind="other"), "does not say what data a job reads"),
+        (lambda content: content.update(kind="other"), "is no record of a job's data"),
         (lambda content: content.update(schema_version=9), "schema version 9"),
-        (lambda content: content.pop("records"), "malformed"),
+        (lambda content: content.pop("records"), "damaged: the value is None; expected a list"),
         (lambda content: content.update(records=[]), "has no record"),
-        (lambda content: content["records"][0].update(kind="x"), "malformed"),
-        (lambda content: content["records"][0]["datasets"][0].pop("size"), "malformed"),
+        (lambda content: content["records"][0].update(kind="x"), "0..kind is unknown"),
+        (lambda content: content["records"][0]["datasets"][0].pop("size"), "size is missing"),
     ],
 )
 def test_a_damaged_record_is_refused_in_one_line(run, prefixes, edit, sentence):
@@ -342,7 +343,7 @@ def test_a_damaged_record_is_refused_in_one_line(run, prefixes, edit, sentence):
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_without_a_record_is_told_what_to_give_instead(run):
+def test_a_run_without_a_record_is_refused_with_the_alternative(run):
     with pytest.raises(TokscaleError, match="give the --data-cache-path of the training job"):
         Trace.open(run)
 
@@ -403,7 +404,7 @@ def test_a_blend_that_megatron_kept_no_index_of_is_refused(run, prefixes):
         Trace.from_records([record_of(blended)])
 
 
-def test_what_is_not_there_is_named(run, prefixes):
+def test_missing_samples_documents_and_datasets_are_named(run, prefixes):
     trace = Trace.from_records([record_of(blend(run, prefixes))])
     for k in (-1, 60):
         with pytest.raises(TokscaleError, match=f"sample {k} is not among .* from 0 to 59"):
@@ -439,7 +440,7 @@ def test_megatrons_cache_of_a_single_dataset(run, prefixes):
     assert_traces(Trace.from_cache(cache(run)), truth(dataset))
 
 
-def test_a_cache_of_several_jobs_asks_which(run, prefixes):
+def test_a_cache_of_several_jobs_is_refused_with_a_list(run, prefixes):
     jobs = [blend(run, prefixes), blend(run, prefixes, 40), blend(run, prefixes, seed=77)]
     single = gpt_dataset(prefixes[1], gpt_config(cache(run), SEQ_LENGTH), 33)
     with pytest.raises(TokscaleError, match=r"of 4 jobs; choose .* with --match: ") as caught:
@@ -612,6 +613,7 @@ def test_a_record_of_an_older_version_is_read(run, prefixes):
     path = record_path(run)
     record_of(blend(run, prefixes)).save(path)
     content = json.loads(path.read_text()) | {"schema_version": 1}
+    content["records"][0]["kind"] = "blend"
     del content["checksum"]
     path.write_text(json.dumps(content))
     assert load_records(path) == (record_of(blend(run, prefixes)),)

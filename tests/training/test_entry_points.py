@@ -1,4 +1,4 @@
-"""The three ways in, and what the job says to bad input."""
+"""The three entry points, and the refusals of bad input."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The flags are those of the README, and leave nothing but plain values in Megatron's arguments."""
+"""The flags are those of the reference, and leave only plain values in Megatron's arguments."""
 
 from argparse import ArgumentParser
 from dataclasses import fields
@@ -7,20 +7,16 @@ from pathlib import Path
 import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.training.config import (
-    TokscaleConfig,
-    add_arguments,
-    config_from_args,
-    schedule_of,
-)
+from megatron_tokscale.training.config import TokscaleConfig, add_arguments, config_from_args
+from megatron_tokscale.training.settings import JobSettings
 
-README = Path(__file__).parents[2] / "README.md"
+REFERENCE = Path(__file__).parents[2] / "docs/reference/flags.md"
 FLAGS = ["--" + field.name.replace("_", "-") for field in fields(TokscaleConfig)]
 
 
 @pytest.mark.parametrize("flag", FLAGS)
-def test_every_flag_is_in_the_readme(flag):
-    assert f"| `{flag}" in README.read_text()
+def test_every_flag_is_in_the_reference(flag):
+    assert f"| `{flag}" in REFERENCE.read_text()
 
 
 def test_flags_are_parsed_into_plain_values():
@@ -32,6 +28,13 @@ def test_flags_are_parsed_into_plain_values():
         tokscale_probe_set="p", tokscale_verify_isolation=True
     )
     assert "watch" in parser.format_help()
+
+
+def test_metadata_names_flags():
+    names = {field.name.removeprefix("tokscale_") for field in fields(TokscaleConfig)}
+    for field in fields(TokscaleConfig):
+        assert field.metadata.keys() <= {"needs", "needs_one_of", "not_in_a_replay"}
+        assert {*field.metadata.get("needs", ()), *field.metadata.get("needs_one_of", ())} <= names
 
 
 ALONE = {
@@ -69,7 +72,12 @@ def parse(words):
     parser = ArgumentParser()
     add_arguments(parser)
     parser.add_argument("--save")
+    parser.add_argument("--data-cache-path")
     return parser.parse_args(words)
+
+
+def schedule(words):
+    return JobSettings.from_args(parse(words)).probe.schedule
 
 
 @pytest.mark.parametrize("words", IN_VAIN)
@@ -86,24 +94,21 @@ def test_a_flag_that_does_nothing_is_refused(words):
         (["--tokscale-probe-set", ""], "--tokscale-probe-set is empty"),
     ],
 )
-def test_a_job_without_probe_and_plan_hears_of_it(words, reason):
+def test_a_flag_in_a_job_without_probe_and_plan_is_refused(words, reason):
     with pytest.raises(TokscaleError, match=reason):
         config_from_args(parse(words))
 
 
 def test_a_replay_takes_no_schedule_of_tokens():
     words = ["--tokscale-probe-set", "p", "--tokscale-replay", "saved", "--tokscale-probe-schedule"]
-    args = parse([*words, "tokens:linear:2e9+last"])
     with pytest.raises(TokscaleError, match="counts tokens, and --tokscale-replay chooses"):
-        schedule_of(config_from_args(args), args)
-    args = parse([*words, "list:3+last"])
-    assert schedule_of(config_from_args(args), args).spec == "list:3+last"
+        schedule([*words, "tokens:linear:2e9+last"])
+    assert schedule([*words, "list:3+last"]).spec == "list:3+last"
 
 
 def test_a_schedule_of_checkpoints_needs_checkpoints():
     words = ["--tokscale-probe-set", "p", "--tokscale-probe-schedule", "checkpoints"]
     with pytest.raises(TokscaleError, match="gives no probe, as the job saves none"):
-        schedule_of(config_from_args(parse(words)), parse(words))
+        schedule(words)
     for more in (["--save", "s"], ["--tokscale-replay", "r"]):
-        args = parse([*words, *more])
-        assert schedule_of(config_from_args(args), args).checkpoints
+        assert schedule([*words, *more]).checkpoints

@@ -60,7 +60,7 @@ EXIT = ("--exit-interval", "3", "--train-iters", "6")
     [(), PP2, TP2, (*PP2, *TP2), (*PP2, *EXIT)],
     ids=["dp", "pp", "tp", "tp-pp", "pp-exit"],
 )
-def test_a_disk_that_is_full_at_the_last_probe_is_said_once(corpus: Corpus, tmp_path, layout):
+def test_a_disk_that_is_full_at_the_last_probe_gets_one_line(corpus: Corpus, tmp_path, layout):
     """The rank that writes is the first of the last pipeline stage, and meets the error alone."""
     (tmp_path / "script.py").write_text(FULL_AT_STEP_3)
     flags = (*probe(corpus, tmp_path), "--tokscale-on-write-error", "abort")
@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_at_the_last_probe_is_said_once(corpus: Corpus, tmp_
     assert Run.open(tmp_path).step_K.tolist() == [0, 1]
 
 
-def test_a_file_that_one_rank_lacks_is_said_once(corpus: Corpus, tmp_path):
+def test_a_file_that_one_rank_lacks_gets_one_line(corpus: Corpus, tmp_path):
     """As on a node to which the probe set was not copied."""
     script = tmp_path / "script.py"
     script.write_text(
@@ -217,19 +217,17 @@ def order_of_whole(corpus: Corpus, plan, tmp_path) -> list[tuple[str, int]]:
 def test_losses_that_cannot_be_written_do_not_hide_what_ended_the_job(corpus, tmp_path):
     """Training fails first; that its last losses are lost is said beside it."""
     from megatron_tokscale.core.errors import TokscaleError
-    from megatron_tokscale.training.plugin import Plugin
+    from megatron_tokscale.training.events import JobPart, closing
 
-    class Prober:
+    class Prober(JobPart):
         def close(self):
             raise TokscaleError("losses cannot be written")
 
-    plugin = Plugin()
-    plugin._prober = Prober()
-    with pytest.raises(ZeroDivisionError), plugin._closing_prober():
+    with pytest.raises(ZeroDivisionError), closing([Prober()]):
         raise ZeroDivisionError
-    with pytest.raises(TokscaleError), plugin._closing_prober():
+    with pytest.raises(TokscaleError), closing([Prober()]):
         raise SystemExit(0)
-    with pytest.raises(TokscaleError), plugin._closing_prober():
+    with pytest.raises(TokscaleError), closing([Prober()]):
         pass
 
 

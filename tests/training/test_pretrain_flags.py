@@ -147,7 +147,7 @@ def test_the_tables_are_those_of_this_megatron(scanned):
     assert "get_embedding_ranks" in scanned["pretrain"]
 
 
-def test_what_pretrain_gpt_reads_is_read_or_refused():
+def test_every_flag_that_pretrain_gpt_reads_is_read_or_refused():
     flags = {name: "--" + name.replace("_", "-") for name in READ_BY_PRETRAIN_GPT.split()}
     dropped = {name for name, flag in flags.items() if not is_refused(flag)} - read_here()
     assert dropped == READ_ELSEWHERE

@@ -45,7 +45,7 @@ with exit_with_one_line(is_first_to_end):
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_one_line_is_said_and_all_ranks_end(tmp_path, failure):
+def test_one_line_is_printed_and_all_ranks_end(tmp_path, failure):
     (tmp_path / "script.py").write_text(HEAD + FAILURES[failure])
     result = start(3, str(tmp_path / "script.py"))
     assert result.code == 2, result.output
@@ -54,7 +54,7 @@ def test_one_line_is_said_and_all_ranks_end(tmp_path, failure):
     assert "Traceback" not in result.output
 
 
-def test_what_does_not_fail_goes_on(tmp_path):
+def test_blocks_without_an_error_go_on(tmp_path):
     (tmp_path / "script.py").write_text(
         HEAD
         + """

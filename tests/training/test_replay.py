@@ -1,4 +1,4 @@
-"""A run that never had the plugin, analysed from its checkpoints."""
+"""A run that was trained without the plugin, probed from its checkpoints."""
 
 import shutil
 
@@ -69,17 +69,17 @@ def test_a_replay_in_another_layout_goes_on_where_it_was_stopped(corpus, plain, 
 
 def test_weights_that_are_not_loaded_are_named():
     """Megatron leaves out in silence what it does not find, e.g. a chunk of a virtual pipeline."""
-    from megatron_tokscale.training.replay import _spoil, _unloaded
+    from megatron_tokscale.training.replay import _mark_parameters, _unloaded_parameter
 
     saved = torch.nn.Linear(3, 2)
     chunks = [torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.Linear(3, 2))]
-    _spoil(chunks)
+    _mark_parameters(chunks)
     chunks[0].load_state_dict(saved.state_dict())
-    assert "the parameter 0.weight" in _unloaded(chunks)
+    assert "the parameter 0.weight" in _unloaded_parameter(chunks)
     chunks[1][0].load_state_dict({"weight": saved.weight}, strict=False)
-    assert "the parameter 0.bias" in _unloaded(chunks)
+    assert "the parameter 0.bias" in _unloaded_parameter(chunks)
     chunks[1][0].load_state_dict(saved.state_dict())
-    assert _unloaded(chunks) is None
+    assert _unloaded_parameter(chunks) is None
 
 
 def test_a_folder_without_checkpoints_gets_one_line(corpus, tmp_path):

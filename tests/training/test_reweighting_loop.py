@@ -1,4 +1,4 @@
-"""From a reference run to a job under its plan, by the commands of the README."""
+"""From a reference run to a job under its plan, by the commands of docs/guides/plan.md."""
 
 import json
 
@@ -8,7 +8,7 @@ from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, job_flags, run_forked
 
 from megatron_tokscale.cli import main
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
-from megatron_tokscale.data import followed
+from megatron_tokscale.data import followed_plan
 from megatron_tokscale.data.scores import DocumentScores, scores_path
 
 pytestmark = pytest.mark.megatron
@@ -31,7 +31,7 @@ def loop(corpus: Corpus, tmp_path_factory):
     main(["fit", str(folder / "reference")])
     main(["score", str(folder / "reference"), *data, "--out", str(folder)])
     plan = str(folder / "plan.json")
-    build = ["plan", "build", *data, *sizes[:2], "--train-samples", str(8 * STEPS)]
+    build = ["plan", "build", "frontier", *data, *sizes[:2], "--train-samples", str(8 * STEPS)]
     main([*build, "--scores", str(folder), "--quantiles", "3", "--out", plan])
     under_plan = ["--tokscale-plan", plan, "--tokscale-scores-dir", str(folder)]
     train(corpus, folder / "planned", *under_plan, "--tokscale-probe-set", str(corpus.probe_set))
@@ -56,7 +56,7 @@ def test_every_training_document_has_a_score(loop, corpus):
 
 
 def test_the_job_follows_strata_of_both_datasets(loop):
-    plan = followed(loop / "planned")
+    plan = followed_plan(loop / "planned")
     assert (
         plan.fingerprint
         == json.loads((loop / "planned/tokscale/data.json").read_text())["records"][-1]["order"][

@@ -1,4 +1,4 @@
-"""What is refused, what is not, and that the flags named in the refusals are Megatron's."""
+"""Settings that are refused and settings that are not; the flags in the refusals are Megatron's."""
 
 import json
 import re
@@ -121,7 +121,7 @@ def parse(parser, words):
 
 
 @pytest.mark.parametrize("words", REFUSED_FOR_PROBE)
-def test_a_probe_is_refused_for_what_would_spoil_it(parser, words):
+def test_a_probe_is_refused_under_settings_that_would_spoil_it(parser, words):
     args = parse(parser, words)
     (refusal,) = probe_refusals(args)
     assert refusal.startswith(f"the probe does not support {words}")

@@ -1,10 +1,11 @@
-"""Mean losses by length of context: how many tokens a token is predicted from.
+"""Mean losses by length of context: the number of tokens that a token is predicted from.
 
 Shapes: N tokens, M of them in a bin, S bins, C clusters, R bootstrap resamples.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,25 +15,29 @@ from megatron_tokscale.core.arrays import Floats, Integers, Mask
 from megatron_tokscale.core.errors import UndefinedError
 
 EDGES = tuple(np.unique(np.geomspace(1, 65, 16).round()).tolist())
+"""Default edges of the bins, from 1 to 64 tokens evenly in logarithm; our choice: losses of longer
+contexts converge late."""
 
 
 @dataclass(frozen=True)
 class ContextBins:
-    """Tokens by how many tokens they are predicted from.
+    """Bins of tokens by length of context.
 
     Attributes:
         context_S: geometric mean of the context lengths in each bin.
-        bin_N: bin of each token, -1 for those of no bin.
+        bin_N: bin of each token; -1 for a token outside of all bins.
     """
 
     context_S: Floats
     bin_N: Integers
 
-    @staticmethod
-    def from_contexts(context_N: ArrayLike, *, edges: ArrayLike | None = None) -> "ContextBins":
-        """Bins from ascending `edges`, each with its lower edge; by default 1 to 64, in logs.
+    @classmethod
+    def from_contexts(cls, context_N: ArrayLike, *, edges: ArrayLike | None = None) -> Self:
+        """Sort tokens into bins; a bin contains its lower edge.
 
-        Give tokens that are to be left out, as for missing losses, a context of 0.
+        Args:
+            context_N: context length of each token; 0 leaves a token out.
+            edges: ascending edges of the bins; `EDGES` by default.
 
         Raises:
             UndefinedError: no token has a context in the bins.
@@ -48,16 +53,14 @@ class ContextBins:
             )
         log_context_M = np.log(context[bin_N >= 0])
         bin_N[bin_N >= 0] = compact_M
-        return ContextBins(
-            np.exp(np.bincount(compact_M, log_context_M) / np.bincount(compact_M)), bin_N
-        )
+        return cls(np.exp(np.bincount(compact_M, log_context_M) / np.bincount(compact_M)), bin_N)
 
     @cached_property
     def _kept_N(self) -> Mask:
         return self.bin_N >= 0
 
     def mean(self, loss_N: ArrayLike) -> Floats:
-        """Mean loss of each bin, in nats."""
+        """Return the mean loss of each bin, in nats."""
         bin_M = self.bin_N[self._kept_N]
         total_S = np.bincount(bin_M, np.asarray(loss_N, dtype=np.float64)[self._kept_N])
         return np.asarray(total_S / np.bincount(bin_M))
@@ -67,19 +70,19 @@ class ContextBins:
         loss_N: ArrayLike,
         *,
         cluster_N: ArrayLike | None = None,
-        n_resamples: int = 200,
-        seed: int = 0,
+        n_resamples: int,
+        seed: int,
     ) -> Floats:
-        """Mean losses loss_RS of bootstrap resamples of clusters, by default of single tokens.
+        """Return mean losses loss_RS of bootstrap resamples of clusters, by default of tokens.
 
-        Poisson weights with mean one stand for drawing with replacement. A resample without any
-        token of a bin has a NaN there.
+        Poisson weights with mean one replace drawing with replacement. Where a resample has no
+        token of a bin its mean loss is NaN.
 
         Args:
             loss_N: losses in nats.
-            cluster_N: what errs together: the sample or document of each token.
+            cluster_N: resampling cluster of each token: its sample or document.
             n_resamples: number of resamples R.
-            seed: of the resampling.
+            seed: seed of the resampling.
         """
         bin_M = self.bin_N[self._kept_N]
         loss_M = np.asarray(loss_N, dtype=np.float64)[self._kept_N]

@@ -1,4 +1,4 @@
-"""Pairs of tokens at one lag of a corpus: their covariance C(n), never formed, and its norm.
+"""Norm of the covariance C(n) of tokens n apart in a corpus, without forming the matrix.
 
 Shapes: N tokens, D documents, M pairs of tokens at one lag, V distinct tokens.
 """
@@ -6,6 +6,7 @@ Shapes: N tokens, D documents, M pairs of tokens at one lag, V distinct tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,7 +16,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 from megatron_tokscale.core.arrays import Floats, Integers32, Mask
 from megatron_tokscale.core.errors import UndefinedError
 
-_TOLERANCE = 1e-2  # of the singular vectors; that of the norm is its square
+_TOLERANCE = 1e-2  # of the singular vectors; the tolerance of the norm is its square
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Documents:
 
     Attributes:
         token_N: ids, renumbered from 0 to V - 1.
-        document_N: which document a token belongs to, ascending from 0.
+        document_N: document of each token, ascending from 0.
         n_distinct: number of distinct tokens V.
     """
 
@@ -32,12 +33,12 @@ class Documents:
     document_N: Integers32
     n_distinct: int
 
-    @staticmethod
-    def from_sequences(sequences: Sequence[ArrayLike]) -> "Documents":
-        """Documents from their token ids, whatever the vocabulary.
+    @classmethod
+    def from_sequences(cls, sequences: Sequence[ArrayLike]) -> Self:
+        """Join the token ids of documents, of any vocabulary.
 
         Raises:
-            UndefinedError: no tokens, or one and the same everywhere.
+            UndefinedError: there are no tokens, or all are the same.
         """
         arrays = [np.asarray(sequence) for sequence in sequences]
         ids_N = np.concatenate(arrays) if arrays else np.empty(0, np.int32)
@@ -47,7 +48,7 @@ class Documents:
                 f"documents of {len(distinct)} distinct tokens have no correlations; give others"
             )
         document_N = np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
-        return Documents(token_N.astype(np.int32), document_N.astype(np.int32), len(distinct))
+        return cls(token_N.astype(np.int32), document_N.astype(np.int32), len(distinct))
 
     @property
     def n_tokens(self) -> int:
@@ -56,30 +57,30 @@ class Documents:
 
     @cached_property
     def length_D(self) -> Floats:
-        """Tokens per document."""
+        """Number of tokens in each document."""
         return np.bincount(self.document_N).astype(np.float64)
 
     @cached_property
     def counts_DV(self) -> csr_array:
-        """How often each document has each token."""
+        """Count of each token in each document."""
         shape = (len(self.length_D), self.n_distinct)
         return csr_array((np.ones(self.n_tokens), (self.document_N, self.token_N)), shape=shape)
 
     def permuted(self, rng: np.random.Generator) -> "Documents":
-        """The same documents with the tokens within each in random order."""
+        """Return the documents with the tokens within each in random order."""
         order_N = np.argsort(self.document_N + rng.random(self.n_tokens))
         return Documents(self.token_N[order_N], self.document_N, self.n_distinct)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs at one lag, both ends in one document.
+    """Pairs of tokens at one lag, both ends in one document.
 
     Attributes:
-        documents: of which the pairs are.
+        documents: the documents.
         lag: distance n of the two ends.
-        centred: C(n) is taken about what order within documents does not make: the mean over all
-            permutations of the tokens within each, in place of the product of the marginals.
+        centred: C(n) is the joint distribution less its mean over all permutations of the tokens
+            within each document, instead of less the product of the marginals.
     """
 
     documents: Documents
@@ -87,14 +88,15 @@ class Pairs:
     centred: bool
 
     def norm(self) -> float:
-        """The top singular value of C(n)."""
+        """Return the top singular value of C(n)."""
         return self._top()[1]
 
     def norm_and_influence(self) -> tuple[float, Floats]:
-        """The norm s, and its derivatives by the documents' weights (infinitesimal jackknife).
+        """Return the norm s, and its derivatives by the documents' weights.
 
-        To first order s changes by u'(dC)v, which is a sum over pairs: no document is left out in
-        turn, and no resampling adds noise to the matrix, which would add to its norm.
+        This is the infinitesimal jackknife. To first order s changes by u'(dC)v, a sum over pairs:
+        leaving out documents in turn would take as many singular values, and resampling would add
+        noise to the matrix, and so to its norm.
         """
         u_V, norm, v_V = self._top()
         u_M, v_M = u_V[self._left_M], v_V[self._right_M]
@@ -125,7 +127,7 @@ class Pairs:
         return self.documents.document_N[: -self.lag][self._within_N]
 
     def _expected(self, u_V: Floats, v_V: Floats, u_M: Floats, v_M: Floats) -> Floats:
-        """What C(n) is taken about, between u and v, as a mean over pairs."""
+        """Return each pair's part of u'Ev, E the matrix that C(n) subtracts from the joint one."""
         if not self.centred:
             return np.asarray(u_M * v_M.mean() + v_M * u_M.mean() - u_M.mean() * v_M.mean())
         counts_DV, length_D = self.documents.counts_DV, self.documents.length_D
@@ -133,7 +135,10 @@ class Pairs:
         return np.asarray((both_D / np.maximum(length_D * (length_D - 1), 1))[self._document_M])
 
     def _top(self) -> tuple[Floats, float, Floats]:
-        """Singular vectors and value; the start is fixed, and not ones, which C sends to zero."""
+        """Return the top singular vectors and value.
+
+        The start is a fixed random vector: C(n) maps a vector of ones to zero.
+        """
         start_V = np.random.default_rng(0).standard_normal(self.documents.n_distinct)
         u, s, vt = svds(self._covariance(), k=1, tol=_TOLERANCE, v0=start_V)
         return np.asarray(u[:, 0]), float(s[0]), np.asarray(vt[0])
@@ -160,7 +165,7 @@ class Pairs:
         )
 
     def _shuffled(self, x_V: Floats) -> Floats:
-        """The joint distribution's mean over permutations, times x.
+        """Return the mean of the joint distribution over permutations, times x.
 
         Any two places of a document of l tokens hold a and b with probability
         (c_a c_b - [a = b] c_a) / (l (l - 1)), c the document's counts.
@@ -171,10 +176,12 @@ class Pairs:
 
     @cached_property
     def _weight_D(self) -> Floats:
+        """Share of the pairs in each document, over the number of its ordered pairs of places."""
         length_D = self.documents.length_D
         n_pairs_D = np.maximum(length_D - self.lag, 0)
         return np.asarray(n_pairs_D / np.maximum(length_D * (length_D - 1), 1) / self.n)
 
     @cached_property
     def _repeat_V(self) -> Floats:
+        """Weight that each token's pairs with itself have in the mean over permutations."""
         return np.asarray(self.documents.counts_DV.T @ self._weight_D)

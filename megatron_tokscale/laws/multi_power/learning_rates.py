@@ -1,4 +1,4 @@
-"""The learning rate of every step of a run, from its launches, checked against what it recorded.
+"""Learning rate of every step of a run, from its launches, checked against the recorded sums.
 
 Shapes: T steps, K probe steps.
 """
@@ -9,23 +9,23 @@ from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.store import Run
 
-_TOLERANCE = 1e-3
+_TOLERANCE = 1e-3  # relative difference from the recorded sums, which are rounded
 
 
 def learning_rates(run: Run) -> Floats:
-    """learning_rate_T: the rate that Megatron's scheduler gave each step, launch by launch.
+    """Return the rate that Megatron's scheduler gave each step, launch by launch.
 
     Raises:
         UndefinedError: the run does not know the settings of all its steps, or the sums of the
-            rates are not those recorded at the probes.
+            rates differ from those recorded at the probes.
     """
     n_steps = int(run.step_K[-1])
     launches = [launch for launch in run.launches if launch.step < n_steps] or run.launches[:1]
     start = launches[0].step if launches else n_steps
     if start > 0 or not launches:
         raise UndefinedError(
-            f"the learning rates of {run.path} before step {start} are not known: it comes from a "
-            "checkpoint that does not tell them"
+            f"the learning rates of {run.path} before step {start} are not known: the checkpoint "
+            "that it started from does not tell them"
         )
     ends = [*(launch.step for launch in launches[1:]), n_steps]
     try:
@@ -34,11 +34,11 @@ def learning_rates(run: Run) -> Floats:
         )
     except TokscaleError as error:
         raise UndefinedError(f"the learning rates of {run.path} are not known: {error}") from error
-    _check(run, rate_T)
+    _check_sums(run, rate_T)
     return rate_T
 
 
-def _check(run: Run, rate_T: Floats) -> None:
+def _check_sums(run: Run, rate_T: Floats) -> None:
     sum_K = np.concatenate([[0.0], np.cumsum(rate_T)])[run.step_K]
     recorded_K = np.array([record.lr_sum for record in run.records])
     tolerance = _TOLERANCE * run.peak_learning_rate
@@ -53,5 +53,5 @@ def _check(run: Run, rate_T: Floats) -> None:
     )
     raise UndefinedError(
         f"the learning rates of {run.path} are not those of its run.json: they sum up to "
-        f"{sum_K[k]:g} by step {run.step_K[k]}, recorded is {recorded_K[k]:g} ({reason})"
+        f"{sum_K[k]:g} by step {run.step_K[k]}; expected the recorded {recorded_K[k]:g} ({reason})"
     )

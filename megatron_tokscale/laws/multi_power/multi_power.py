@@ -1,12 +1,13 @@
-"""`fit_multi_power`: the loss over a whole learning-rate schedule, to forecast it for another.
+"""The multi-power law of the loss over a learning-rate schedule, to forecast it for another.
 
-Luo et al., ICLR 2025 (papers.md 8.2), eta the learning rate of a step and S its sum up to the step:
+Luo et al., ICLR 2025 (docs/references.md 8.2); eta is the learning rate of a step and S the sum of
+the rates up to the step:
 
     L(t) = L0 + A S(t)^-alpha - B sum_{k<=t} (eta_{k-1} - eta_k) G(eta_k^-gamma S_k(t))
     G(x) = 1 - (C x + 1)^-beta,  S_k(t) = eta_k + ... + eta_t
 
-Schedules are given from step 0, so that S has the authors' S_W in it; as in their code, and unlike
-in the paper, k runs over the warm-up too. Shapes: T steps of a schedule, I measured losses.
+Schedules start at step 0, so S contains the authors' S_W. As in their code, and unlike in the
+paper, k runs over the warm-up too. Shapes: T steps of a schedule, I measured losses.
 """
 
 from collections.abc import Sequence
@@ -18,9 +19,10 @@ from numpy.typing import ArrayLike
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.multi_power.schedule import LearningRateSchedule, loss_drop
-from megatron_tokscale.laws.multi_power.schedule_fit import HELD, Held, Point, Problem
+from megatron_tokscale.laws.multi_power.schedule_fit import HELD, HeldDrop, Point, Problem
+from megatron_tokscale.results.laws import ForecastScore, MultiPowerLaw
 
-MIN_POINTS = 10
+MIN_POINTS = 10  # losses after the warm-up; our choice: more than the seven parameters
 _FLAT = 1e-6  # relative change of the learning rate that counts as none
 
 
@@ -34,9 +36,9 @@ class LossCurve:
         loss_I: loss at these steps, in nats.
 
     Raises:
-        TokscaleError: the arguments do not fit together.
-        UndefinedError: shapes that do not fit, steps outside of the schedule or out of order, rates
-            or losses that no training has.
+        TokscaleError: the arguments do not fit together, or the steps do not ascend.
+        UndefinedError: steps lie outside of the schedule, rates are negative or losses not
+            positive, or one of them is not finite.
     """
 
     learning_rate_T: Floats
@@ -49,84 +51,29 @@ class LossCurve:
         loss_I = np.asarray(self.loss_I, dtype=np.float64)
         if loss_I.shape != self.step_I.shape:
             raise TokscaleError(
-                f"{loss_I.size} losses at {self.step_I.size} steps; give one loss per step"
+                f"there are {loss_I.size} losses at {self.step_I.size} steps; expected one per step"
             )
         if not (np.isfinite(loss_I) & (loss_I > 0)).all():
-            raise UndefinedError("a loss curve needs finite, positive losses; leave the others out")
+            raise UndefinedError(
+                "a loss curve has losses that are not finite and positive; leave them out"
+            )
         object.__setattr__(self, "loss_I", loss_I)
 
 
-@dataclass(frozen=True)
-class MultiPowerLaw:
-    """The law in the authors' parameters, for learning rates as they were given.
-
-    Attributes:
-        L0: floor in nats.
-        A: nats, at a learning-rate sum of one.
-        alpha: exponent of the learning-rate sum.
-        B: nats per unit of learning rate: what a lower rate gains in the end.
-        C: how fast it does so, per unit of eta^-gamma S.
-        beta: exponent of that approach.
-        gamma: exponent of the learning rate therein.
-        mae: mean absolute residual of the fitted losses, in nats. It is no interval: with `HELD`
-            the authors' schedules three times as long came out up to 2.6 times as far off.
-        n_points: losses fitted.
-        converged: the optimiser reached a minimum, and no parameter is at a bound.
-    """
-
-    L0: float
-    A: float
-    alpha: float
-    B: float
-    C: float
-    beta: float
-    gamma: float
-    mae: float
-    n_points: int
-    converged: bool
-
-    def predict(self, learning_rate_T: ArrayLike, step_I: ArrayLike) -> Floats:
-        """The law's loss at `step_I` of a schedule, in nats; nothing during its warm-up.
-
-        Args:
-            learning_rate_T: learning rate of every step from 0 on.
-            step_I: steps to predict, ascending.
-
-        Raises:
-            TokscaleError: the arguments do not fit together.
-            UndefinedError: no schedule, or steps outside of it or out of order.
-        """
-        rate_T = _checked_rates(learning_rate_T)
-        schedule = LearningRateSchedule.from_rates(rate_T, _checked_steps(step_I, rate_T))
-        drop_I = loss_drop(schedule, self.C, self.beta, self.gamma)[:, 0]
-        return np.asarray(self.L0 + self.A * schedule.sum_I**-self.alpha - self.B * drop_I)
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well losses were predicted: R^2, mean and worst errors (nats, or relative)."""
-
-    r2: float
-    mae: float
-    rmse: float
-    mean_relative: float
-    worst_relative: float
-
-
-def score(predicted: ArrayLike, measured: ArrayLike) -> Score:
-    """The figures that Luo et al. publish; they average each over the curves, unweighted.
+def score_forecast(predicted: ArrayLike, measured: ArrayLike) -> ForecastScore:
+    """Return the figures that Luo et al. publish; they average each over the curves, unweighted.
 
     Raises:
-        TokscaleError: shapes that differ, or fewer than two losses.
+        TokscaleError: the shapes differ, or there are fewer than two losses.
     """
     p, m = np.asarray(predicted, dtype=np.float64), np.asarray(measured, dtype=np.float64)
     if p.shape != m.shape or m.size < 2:
         raise TokscaleError(
             f"predictions of shape {p.shape} cannot be scored by losses of shape {m.shape}; "
-            "give as many, and two or more"
+            "expected as many, and two or more"
         )
     error = np.abs(p - m)
-    return Score(
+    return ForecastScore(
         r2=float(1 - (error**2).sum() / ((m - m.mean()) ** 2).sum()),
         mae=float(error.mean()),
         rmse=float(np.sqrt((error**2).mean())),
@@ -135,43 +82,62 @@ def score(predicted: ArrayLike, measured: ArrayLike) -> Score:
     )
 
 
+def predict_losses(law: MultiPowerLaw, learning_rate_T: ArrayLike, step_I: ArrayLike) -> Floats:
+    """Return the law's loss at `step_I` of a schedule, in nats; it does not hold in the warm-up.
+
+    Args:
+        law: the law.
+        learning_rate_T: learning rate of every step from 0 on.
+        step_I: steps to predict, ascending.
+
+    Raises:
+        TokscaleError: the steps are not whole numbers that ascend.
+        UndefinedError: the rates are not a schedule, or steps lie outside of it.
+    """
+    rate_T = _checked_rates(learning_rate_T)
+    schedule = LearningRateSchedule.from_rates(rate_T, _checked_steps(step_I, rate_T))
+    drop_I = loss_drop(schedule, law.C, law.beta, law.gamma)[:, 0]
+    return np.asarray(law.L0 + law.A * schedule.sum_I**-law.alpha - law.B * drop_I)
+
+
 def fit_multi_power(
-    curves: Sequence[LossCurve] | LossCurve, *, held: Held | None = HELD
+    curves: Sequence[LossCurve] | LossCurve, *, held: HeldDrop | None = HELD
 ) -> MultiPowerLaw:
     """Fit the law to loss curves of one model: Huber loss (delta 1e-3) on log residuals.
 
-    A few curves do not tell the drop's parameters apart: along a valley of the objective a larger B
-    goes with a slower approach, and the optimum of all seven forecasts long decays too low (MAE on
-    the authors' test curves 0.0046 / 0.0050 / 0.0060 nats at 25M / 100M / 400M, where they publish
-    0.0038 / 0.0044 / 0.0048). Their own parameters are no optimum either: AdamW stops after some
-    100 steps, in which B, at a rate of 0.05, keeps its start but for 5% of weight decay. That start
-    is the B of the law with G = 1. `held` turns this accident into a rule, and holds beta and gamma
-    too: 0.0032 / 0.0037 / 0.0047 nats. The values held were chosen with those test curves in sight
-    (the training curves alone prefer a larger B), so these figures are no test of the choice.
+    A few curves do not determine the drop's parameters: along a valley of the objective a larger B
+    goes with a slower approach. The optimum of all seven parameters forecasts long decays too low:
+    its MAE on the authors' test curves is 0.0046 / 0.0050 / 0.0060 nats at 25M / 100M / 400M, where
+    they publish 0.0038 / 0.0044 / 0.0048. The authors' parameters are not an optimum either: AdamW
+    stops after some 100 steps, in which B, at a rate of 0.05, moves from its start only by 5% of
+    weight decay. That start is the B of the law with G = 1. `held` makes this accident a rule, and
+    holds beta and gamma too: 0.0032 / 0.0037 / 0.0047 nats. The held values were chosen with those
+    test curves in sight (the training curves alone prefer a larger B), so these figures do not test
+    the choice.
 
     Losses before the learning rate first peaks are left out.
 
     Args:
-        curves: one or more runs of one model, batch size and data; between them the learning rate
-            must fall.
-        held: what is held of the drop; None fits all seven parameters.
+        curves: one or more runs of one model, batch size and data; the learning rate of at least
+            one of them must fall.
+        held: parameters of the drop that are held fixed; None fits all seven parameters.
 
     Raises:
-        TokscaleError: the arguments do not fit together.
-        UndefinedError: fewer than ten losses after the warm-up, a learning rate that never falls
-            before the last of them, or losses that are all the same.
+        UndefinedError: there are fewer than ten losses after the warm-up, the learning rate never
+            falls before the last of them, or all losses are the same.
     """
     trained = [_after_warmup(c) for c in ([curves] if isinstance(curves, LossCurve) else curves)]
-    _check(trained)
+    _check_curves(trained)
     problem = Problem.from_curves([(c.learning_rate_T, c.step_I, c.loss_I) for c in trained])
     point, converged = problem.solve(held)
-    law = _law(problem, point, converged)
-    error_I = np.concatenate([law.predict(c.learning_rate_T, c.step_I) - c.loss_I for c in trained])
+    law = _in_authors_units(problem, point, converged)
+    errors = [predict_losses(law, c.learning_rate_T, c.step_I) - c.loss_I for c in trained]
+    error_I = np.concatenate(errors)
     return replace(law, mae=float(np.abs(error_I).mean()), n_points=len(error_I))
 
 
-def _law(problem: Problem, point: Point, converged: bool) -> MultiPowerLaw:
-    """A point in the problem's units as the authors' parameters."""
+def _in_authors_units(problem: Problem, point: Point, converged: bool) -> MultiPowerLaw:
+    """Return a point in the problem's units as the authors' parameters."""
     floor, log_a, alpha, log_b, log_c, beta, gamma = point.tolist()
     return MultiPowerLaw(
         L0=problem.lowest * floor,
@@ -192,7 +158,7 @@ def _after_warmup(curve: LossCurve) -> LossCurve:
     return LossCurve(curve.learning_rate_T, curve.step_I[trained_I], curve.loss_I[trained_I])
 
 
-def _check(curves: Sequence[LossCurve]) -> None:
+def _check_curves(curves: Sequence[LossCurve]) -> None:
     loss_I = np.concatenate([np.empty(0), *(c.loss_I for c in curves)])
     if len(loss_I) < MIN_POINTS:
         raise UndefinedError(
@@ -214,7 +180,8 @@ def _checked_rates(learning_rate_T: ArrayLike) -> Floats:
     rate_T = np.asarray(learning_rate_T, dtype=np.float64)
     if rate_T.ndim != 1 or not (np.isfinite(rate_T) & (rate_T >= 0)).all() or not rate_T.any():
         raise UndefinedError(
-            "a schedule needs one finite learning rate per step, not negative and not all zero"
+            "the learning rates are not a schedule; expected one finite learning rate per step, "
+            "not negative and not all zero"
         )
     return rate_T
 
@@ -224,7 +191,7 @@ def _checked_steps(step_I: ArrayLike, rate_T: Floats) -> Integers:
     step = given_I.astype(np.int64)
     if step.ndim != 1 or (step != given_I).any() or (np.diff(step) <= 0).any():
         raise TokscaleError(
-            "the steps of a loss curve must be whole numbers that ascend; sort them"
+            "the steps of a loss curve are not whole numbers that ascend; sort them"
         )
     if len(step) and (step[0] < np.flatnonzero(rate_T)[0] or step[-1] >= len(rate_T)):
         raise UndefinedError(

@@ -1,26 +1,27 @@
-"""Sums over a learning-rate schedule: the loss drop of the multi-power law and its derivatives.
+"""Loss drop of the multi-power law, a sum over a learning-rate schedule, and its derivatives.
 
 Shapes: T steps, I steps with a loss, J changes of the learning rate (or groups of them).
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Integers
 
-_BLOCK = 16  # losses at a time: what is then in the cache need not come from memory
+_BLOCK = 16  # losses at a time: the intermediates then fit the caches
 _LOWEST_RATE = 1e-12  # instead of a rate of zero, of which ln and a negative power are infinite
 
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """What the law needs of a schedule.
+    """Changes of a learning rate, and its sums at the steps with a loss.
 
     Attributes:
-        sum_I: learning-rate sum up to and with each step.
+        sum_I: learning-rate sum up to each step, the step included.
         fall_J: eta_{k-1} - eta_k, where it is not zero; negative where the rate rises.
-        log_rate_J: ln eta_k there.
+        log_rate_J: ln eta_k after the change.
         before_J: learning-rate sum before step k.
     """
 
@@ -29,12 +30,17 @@ class LearningRateSchedule:
     log_rate_J: Floats
     before_J: Floats
 
-    @staticmethod
-    def from_rates(rate_T: Floats, step_I: Integers, group: int = 1) -> "LearningRateSchedule":
-        """The schedule with all changes within `group` steps as one; exact with 1.
+    @classmethod
+    def from_rates(cls, rate_T: Floats, step_I: Integers, group: int = 1) -> Self:
+        """Merge all changes within `group` steps into one; 1 keeps the schedule exact.
 
-        A group lies at the mean place of its changes weighted by their size: a jump keeps its
-        place, whatever small changes come with it.
+        A group lies at the mean place of its changes, weighted by their size: a jump keeps its
+        place among small changes.
+
+        Args:
+            rate_T: learning rate of every step from 0 on.
+            step_I: steps with a loss.
+            group: number of steps.
         """
         sum_T = np.cumsum(rate_T)
         change_J = np.flatnonzero(np.diff(rate_T)) + 1
@@ -46,7 +52,7 @@ class LearningRateSchedule:
 
         size_G = total(np.abs(fall_J))
         log_rate_J = np.log(np.maximum(rate_T[change_J], _LOWEST_RATE))
-        return LearningRateSchedule(
+        return cls(
             sum_I=sum_T[step_I],
             fall_J=total(fall_J),
             log_rate_J=total(np.abs(fall_J) * log_rate_J) / size_G,
@@ -55,7 +61,7 @@ class LearningRateSchedule:
 
 
 def loss_drop(schedule: LearningRateSchedule, c: float, beta: float, gamma: float) -> Floats:
-    """sum_k (eta_{k-1} - eta_k) G(eta_k^-gamma S_k(t)), and its derivatives.
+    """Return sum_k (eta_{k-1} - eta_k) G(eta_k^-gamma S_k(t)), and its derivatives.
 
     Returns:
         (I, 4): the sum in units of the learning rate, its derivatives by ln C, beta and gamma.
@@ -76,7 +82,7 @@ def loss_drop(schedule: LearningRateSchedule, c: float, beta: float, gamma: floa
 
 
 def _drop_block(x_BJ: Floats, fall_J: Floats, fall_log_rate_J: Floats, beta: float) -> Floats:
-    """The columns of `loss_drop` for a block of losses; x is C eta_k^-gamma S_k, 0 before k."""
+    """Return the rows of `loss_drop` for a block of losses; x is C eta_k^-gamma S_k, 0 before k."""
     log_BJ = np.log1p(x_BJ)
     left_BJ = np.exp(-beta * log_BJ)
     slope_BJ = beta * left_BJ * x_BJ / (1 + x_BJ)

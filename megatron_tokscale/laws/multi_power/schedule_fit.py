@@ -1,13 +1,14 @@
-"""The best multi-power law for loss curves: Huber loss on log residuals, from many starts.
+"""Fit of the multi-power law to loss curves: Huber loss on log residuals, from many starts.
 
 Shapes: I losses of a curve, J changes of its learning rate, P = 7 parameters (L0, ln A, alpha,
 ln B, ln C, beta, gamma), in units of the lowest loss, the peak learning rate and the geometric mean
-of the learning-rate sums: numbers near one that depend on no unit.
+of the learning-rate sums. In these units the parameters are near one.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Self
 
 import numpy as np
 from scipy.optimize import minimize, nnls
@@ -17,15 +18,14 @@ from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.laws.multi_power.schedule import LearningRateSchedule, loss_drop
 from megatron_tokscale.laws.power_law.huber import DELTA
 
-GROUP = (
-    16  # steps whose changes are one: moves a loss of the authors' curves by less than 1e-4 nats
-)
-_DESCENTS = 4
+GROUP = 16  # steps whose changes are merged: the authors' losses move by less than 1e-4 nats
+_DESCENTS = 4  # from the best starts; our choice: cost against missed minima
+# The grid of starts, about the authors' parameters (docs/references.md 8.2); our choice.
 _ALPHAS = (0.2, 0.4, 0.6, 1.0)
 _SPEEDS = (3.0, 30.0, 300.0, 3000.0, 30_000.0)
 _BETAS, _GAMMAS = (0.2, 0.5, 1.0, 2.0), (0.0, 0.5, 1.0)
-_AT_ONCE = 1e30  # a speed at which G = 1
-_NO_LEVEL = 1e-6  # instead of ln 0, for a term that a start does without
+_AT_ONCE = 1e30  # a speed C at which G = 1
+_NO_LEVEL = 1e-6  # instead of zero, whose logarithm is infinite, for an absent term of a start
 
 Point = Floats
 Bounds = tuple[tuple[float, float], ...]
@@ -38,19 +38,21 @@ _BOUNDS: Bounds = (
     (1e-3, 20.0),
     (-1.0, 4.0),
 )
+"""Bounds of the parameters in their order, wider than any published value (our choice)."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """What is held of the loss drop (our choice; see `fit_multi_power`).
+class HeldDrop:
+    """Parameters of the loss drop that are held fixed (our choice; see `fit_multi_power`).
 
     Attributes:
-        rest: B over that of the law with G = 1, in which a lower rate gains at once.
+        rest: B over the B of the law with G = 1, in which a lower rate gains at once.
         beta: exponent of the approach.
-        gamma: exponent of the learning rate; 0 makes the approach one in the learning-rate sum.
+        gamma: exponent of the learning rate; with 0 the approach depends on the learning-rate sum
+            only.
 
     Raises:
-        UndefinedError: a rest or beta that is not positive.
+        UndefinedError: rest or beta is not positive.
     """
 
     rest: float = 0.95
@@ -62,12 +64,20 @@ class Held:
             raise UndefinedError(f"{self} has no loss drop; give a positive rest and beta")
 
 
-HELD = Held()
+HELD = HeldDrop()
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The fitted curves, and the units of the parameters."""
+    """Fitted curves, and units of the parameters.
+
+    Attributes:
+        schedules: learning-rate schedule of each curve, in these units.
+        log_losses: logarithm of the losses of each curve, over the lowest.
+        lowest: lowest loss, in nats.
+        peak: peak learning rate.
+        middle: geometric mean of the learning-rate sums.
+    """
 
     schedules: tuple[LearningRateSchedule, ...]
     log_losses: tuple[Floats, ...]
@@ -75,16 +85,16 @@ class Problem:
     peak: float
     middle: float
 
-    @staticmethod
-    def from_curves(curves: Sequence[tuple[Floats, Integers, Floats]]) -> "Problem":
-        """From the rates of every step, the steps with losses, and the losses of each curve."""
+    @classmethod
+    def from_curves(cls, curves: Sequence[tuple[Floats, Integers, Floats]]) -> Self:
+        """Take curves, each the rates of all its steps, its steps with losses, and the losses."""
         schedules = [
             LearningRateSchedule.from_rates(rate_T, step_I, GROUP) for rate_T, step_I, _ in curves
         ]
         lowest = min(float(loss_I.min()) for _, _, loss_I in curves if len(loss_I))
         peak = max(float(rate_T.max()) for rate_T, _, _ in curves)
         middle = float(np.exp(np.log(np.concatenate([s.sum_I for s in schedules])).mean()))
-        return Problem(
+        return cls(
             schedules=tuple(_in_units(schedule, peak, middle) for schedule in schedules),
             log_losses=tuple(np.log(loss_I / lowest) for _, _, loss_I in curves),
             lowest=lowest,
@@ -92,10 +102,11 @@ class Problem:
             middle=middle,
         )
 
-    def solve(self, held: Held | None) -> tuple[Point, bool]:
-        """The best point, and whether it is a minimum inside the bounds."""
+    def solve(self, held: HeldDrop | None) -> tuple[Point, bool]:
+        """Return the best point, and whether it is a minimum inside the bounds."""
         if held is None:
             return self._best(_BOUNDS, _BETAS, _GAMMAS, _SPEEDS)
+        # First the law with G = 1, then the law whose B is `rest` of it.
         shape = (*_BOUNDS[:4], _fixed(np.log(_AT_ONCE)), _fixed(held.beta), _fixed(held.gamma))
         at_once, found = self._best(shape, (held.beta,), (held.gamma,), (_AT_ONCE,))
         log_b = float(at_once[3]) + np.log(held.rest)
@@ -104,10 +115,10 @@ class Problem:
         return best, found and converged
 
     def objective(self, point: Point) -> tuple[float, Floats]:
-        """Sum of the Huber losses over delta, and its gradient."""
+        """Return the sum of the Huber losses over delta, and its gradient."""
         value, slope_P = 0.0, np.zeros(len(point))
         for schedule, log_loss_I in zip(self.schedules, self.log_losses, strict=True):
-            loss_I, slope_IP = _law(schedule, point)
+            loss_I, slope_IP = _losses_and_slopes(schedule, point)
             residual_I = np.log(loss_I) - log_loss_I
             clipped_I = np.clip(residual_I, -DELTA, DELTA)
             value += float(clipped_I @ (residual_I - clipped_I / 2)) / DELTA
@@ -142,7 +153,7 @@ class Problem:
         return np.asarray(best.x), bool(best.success and inside)
 
     def _starts(self, speed: float, beta: float, gamma: float) -> list[tuple[float, Point]]:
-        """For each alpha, L0, A and B by least squares, in which the law is linear."""
+        """Return a start and its error for each alpha: L0, A and B by least squares."""
         relative_I = np.exp(-np.concatenate(self.log_losses))
         sum_I = np.concatenate([schedule.sum_I for schedule in self.schedules])
         drops = [loss_drop(schedule, speed, beta, gamma)[:, 0] for schedule in self.schedules]
@@ -170,8 +181,8 @@ def _in_units(schedule: LearningRateSchedule, peak: float, middle: float) -> Lea
     )
 
 
-def _law(schedule: LearningRateSchedule, point: Point) -> tuple[Floats, Floats]:
-    """Losses of the law and their derivatives (I, P)."""
+def _losses_and_slopes(schedule: LearningRateSchedule, point: Point) -> tuple[Floats, Floats]:
+    """Return the law's losses and their derivatives (I, P)."""
     floor, log_a, alpha, log_b, log_c, beta, gamma = point
     reducible_I = np.exp(log_a - alpha * np.log(schedule.sum_I))
     drop_I4 = np.exp(log_b) * loss_drop(schedule, np.exp(log_c), beta, gamma)

@@ -1,6 +1,7 @@
-"""The best E + B t^-alpha for a loss curve: Huber loss on log residuals, from many starts.
+"""Fit of E + B t^-alpha to a loss curve: Huber loss on log residuals, from many starts.
 
-As Besiroglu et al. fit Chinchilla's law (papers.md 8.3), in one variable. Shapes: K probe steps.
+Besiroglu et al. fit Chinchilla's law so (docs/references.md 8.3); here time is the only variable.
+Shapes: K probe steps.
 """
 
 from dataclasses import dataclass
@@ -11,15 +12,17 @@ from scipy.optimize import minimize
 
 from megatron_tokscale.core.arrays import Floats
 
-DELTA = 1e-3
-EXPONENT_BOUNDS = (1e-3, 10.0)
-_LEVEL_BOUNDS = (-50.0, 50.0)  # keeps a wild step of the descent from a loss of zero
+DELTA = 1e-3  # log residual from where on the Huber loss is linear (docs/references.md 8.3)
+EXPONENT_BOUNDS = (1e-3, 10.0)  # wider than any published exponent; our choice
+_LEVEL_BOUNDS = (-50.0, 50.0)  # of logarithms: keeps a wild step of the descent from overflow
 _FLOOR_SHARES = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+"""Floors that descents start from, over the lowest loss: closer together near it, where the
+exponent changes fastest (our choice)."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A minimum: floor E, log_scale ln B and exponent alpha."""
+    """Minimum of the Huber loss: floor E, log_scale ln B and exponent alpha."""
 
     floor: float
     log_scale: float
@@ -31,10 +34,10 @@ class Solution:
 class Curve:
     """Logarithms of time and loss at the fitted probes.
 
-    The parameters within are E and B t_0^-alpha, t_0 the geometric mean of the times, over the
-    lowest loss, the second as its logarithm, and alpha: numbers near one that depend neither on the
-    unit of time nor on that of the loss. E itself, not its logarithm as in Chinchilla's fits:
-    where a curve shows no floor the descent then stops at E = 0, and does not crawl to -inf.
+    The optimiser's parameters are E / L, ln(B t_0^-alpha / L) and alpha, with L the lowest loss and
+    t_0 the geometric mean of the times. They are near one and depend neither on the unit of time
+    nor on the unit of loss. E itself is a parameter, and not ln E as in Chinchilla's fits: where a
+    curve shows no floor, the descent stops at E = 0 instead of running to -inf.
     """
 
     x_K: Floats
@@ -49,20 +52,20 @@ class Curve:
         return float(self.log_loss_K.min())
 
     def solve(self) -> Solution:
-        """The best of the minima reached from a grid of floors.
+        """Return the best of the minima reached from a grid of floors.
 
-        For a given floor ln(L - E) is linear in x, so the two other parameters of a start are a
-        straight line's: the grid has one dimension and leaves no corner out.
+        For a given floor, ln(L - E) is linear in x. A straight line gives the two other parameters
+        of a start, so a grid in one dimension is enough.
         """
         minima = [self._descend(self._start(share)) for share in _FLOOR_SHARES]
         return self._solution(*min(minima, key=lambda minimum: minimum[1]))
 
     def solve_near(self, start: Solution) -> Solution:
-        """The minimum reached from `start`."""
+        """Return the minimum reached from `start`."""
         return self._solution(*self._descend(self._parameters(start)))
 
     def predict(self, solution: Solution) -> Floats:
-        """Log losses of the law at the curve's times."""
+        """Return the law's log losses at the curve's times."""
         return np.asarray(
             np.log(solution.floor + np.exp(solution.log_scale - solution.exponent * self.x_K))
         )
@@ -101,10 +104,10 @@ class Curve:
 
 
 def _objective(parameters: Floats, centred_K: Floats, log_loss_K: Floats) -> tuple[float, Floats]:
-    """Sum of the Huber losses over delta, and its gradient.
+    """Return the sum of the Huber losses over delta, and its gradient.
 
-    The sum, not the mean: divided by K the steps fall under L-BFGS's tolerance before the minimum
-    (papers.md 8.3).
+    With the mean in place of the sum, L-BFGS would meet its tolerance before the minimum
+    (docs/references.md 8.3).
     """
     floor, level, exponent = parameters
     reducible_K = np.exp(level - exponent * centred_K)

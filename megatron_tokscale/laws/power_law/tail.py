@@ -1,59 +1,40 @@
-"""`tail_exponent`: how fast the drop-weighted learning-time spectrum falls towards late times.
+"""Exponent of the tail of the drop-weighted spectrum, and its comparison with the loss's exponent.
 
-If rho(x) ~ exp(-a x) in x = ln t then L - E ~ t^-a (papers.md 1.4). Shapes: R resamples of the
-documents (the first is the data as they are), C bins of x, U values of a times the tail's length.
+If rho(x) ~ exp(-a x) in x = ln t then L - E ~ t^-a (docs/references.md 1.4). Shapes: R resamples
+of the documents (the first is the data as they are), C bins of x, U values of a times the tail's
+length.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
+from megatron_tokscale.laws.estimates import Z_95, defined, symmetric_estimate
+from megatron_tokscale.laws.inputs import Inputs
+from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.laws import LossPowerLaw, TailExponent, TailMinusLaw
 
-_STEEPEST = 200.0
-_STEPS = 40_001
-_LEAST_BINS = 8
-
-
-@dataclass(frozen=True)
-class TailExponent:
-    """rho(x) = const * exp(-exponent * x) between two x.
-
-    Attributes:
-        exponent_R: a of each resample; negative where the spectrum rises, NaN where it is empty.
-        from_x: start of the tail.
-        to_x: end of the tail.
-        share: of the drop of all events that is in the tail.
-    """
-
-    exponent_R: Floats
-    from_x: float
-    to_x: float
-    share: float
-
-    @property
-    def exponent(self) -> float:
-        """a of the data as they are."""
-        return float(self.exponent_R[0])
+_STEEPEST = 200.0  # greatest a times the tail's length that is solved for
+_STEPS = 40_001  # of the table of solutions, 0.01 apart
+_LEAST_BINS = 8  # of a tail; our choice: in fewer the slope depends on where the bins begin
 
 
 def tail_exponent(
     x_C: ArrayLike, drop_RC: ArrayLike, *, from_x: float, to_x: float
 ) -> TailExponent:
-    """Maximum likelihood of a truncated exponential, each event weighted by its drop.
+    """Fit a truncated exponential by maximum likelihood, each event weighted by its drop.
 
     With m the drop-weighted mean of x - from_x over the tail and h = to_x - from_x, the exponent
-    solves m = 1/a - h/(e^(a h) - 1): Hill's estimator with both ends cut. The spread of the
-    resamples is that of events which come by documents; it needs no smoothing.
+    solves m = 1/a - h/(e^(a h) - 1): Hill's estimator with both ends cut. The histogram needs no
+    smoothing.
 
     Args:
         x_C: centres of uniform bins of x, natural logarithm of time.
         drop_RC: drop of the events in each bin.
         from_x: start of the tail.
-        to_x: end of the tail. Near the end of a run a spectrum is cut off by what the run did not
-            see: stop before.
+        to_x: end of the tail. A run does not see the transitions that end after it, so the
+            spectrum is cut off near its end: stop before.
 
     Raises:
         TokscaleError: the arguments do not fit together.
@@ -61,30 +42,71 @@ def tail_exponent(
     """
     x, drop_RC = np.asarray(x_C, dtype=np.float64), np.asarray(drop_RC, dtype=np.float64)
     if x.ndim != 1 or drop_RC.ndim != 2 or drop_RC.shape[1:] != x.shape:
-        raise TokscaleError(f"drops of shape {drop_RC.shape} do not match {x.shape} bins")
+        raise TokscaleError(
+            f"drops of shape {drop_RC.shape} do not match {x.shape} bins; expected a row per "
+            "resample and a column per bin"
+        )
     if not (np.isfinite(drop_RC[0]) & (drop_RC[0] >= 0)).all():
-        raise UndefinedError("a spectrum needs finite drops that are not negative")
+        raise UndefinedError("drops of the spectrum are negative or not finite; fit the run again")
     inside_C = (x >= from_x) & (x <= to_x)
     inside_RC = drop_RC[:, inside_C]
     if inside_C.sum() < _LEAST_BINS or (inside_RC[0] > 0).sum() < 2:
         raise UndefinedError(
-            f"no learning times to speak of from x = {from_x:.3g} to {to_x:.3g}: no tail; start "
-            "it earlier"
+            f"hardly any learning times lie from x = {from_x:.3g} to {to_x:.3g}, so there is no "
+            "tail; start it earlier"
         )
     half_bin = (x[1] - x[0]) / 2
     low, high = x[inside_C][0] - half_bin, x[inside_C][-1] + half_bin
     with np.errstate(invalid="ignore"):
         mean_R = inside_RC @ (x[inside_C] - low) / inside_RC.sum(axis=1)
+    exponent_R = _exponent_of_mean(mean_R / (high - low)) / (high - low)
     return TailExponent(
-        exponent_R=_solve(mean_R / (high - low)) / (high - low),
+        exponent=Estimate.from_resamples(exponent_R),
+        exponent_R=tuple(exponent_R.tolist()),
         from_x=float(low),
         to_x=float(high),
         share=float(inside_RC[0].sum() / drop_RC[0].sum()),
     )
 
 
-def _solve(mean_R: Floats) -> Floats:
-    """u with mean = 1/u - 1/(e^u - 1), which falls from one to zero; linear in a fine table."""
+def measure_tail(inputs: Inputs, start: float) -> TailExponent:
+    """Return the exponent of a run's tail, from time `start` to where transitions are cut off.
+
+    Raises:
+        UndefinedError: as in `tail_exponent`.
+    """
+    first = np.log(start) if start > 0 else inputs.x_C[0]
+    last = inputs.last_x - inputs.margin
+    return tail_exponent(inputs.x_C, inputs.drop_RC, from_x=first, to_x=last)
+
+
+def compare_tail(tail: TailExponent | Undefined, overall: LossPowerLaw | Undefined) -> TailMinusLaw:
+    """Return the tail's exponent less the loss's, paired by resample of the documents.
+
+    Resamples of documents do not contain the scatter of the probes about the law: its standard
+    error is added in quadrature.
+
+    Raises:
+        UndefinedError: one of the two is undefined, or there are no resamples.
+    """
+    tail, overall = defined(tail), defined(overall)
+    difference_R = np.subtract(tail.exponent_R, overall.exponent_R)
+    drawn_R = difference_R[1:][np.isfinite(difference_R[1:])]
+    if len(drawn_R) < 2:
+        raise UndefinedError(
+            "the difference of the exponents has no interval without resamples of the documents; "
+            "watch tokens of two documents or more"
+        )
+    se = float(np.hypot(drawn_R.std(ddof=1), overall.law.exponent_se))
+    difference = symmetric_estimate(float(difference_R[0]), Z_95 * se)
+    return TailMinusLaw(difference, se, agree=abs(difference.value) <= Z_95 * se)
+
+
+def _exponent_of_mean(mean_R: Floats) -> Floats:
+    """Return u with mean = 1/u - 1/(e^u - 1), interpolated in a fine table.
+
+    The mean falls from one to zero as u rises.
+    """
     u_U = np.linspace(-_STEEPEST, _STEEPEST, _STEPS)
     near = np.abs(u_U) < 1e-3
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):

@@ -1,40 +1,28 @@
-"""The quantization model of Michaud et al. (papers.md 4.1): one alpha behind all scaling laws.
+"""The quantization model of Michaud et al. (docs/references.md 4.1): one alpha for all laws.
 
-Quanta k = 1, 2, ... are of use for shares p_k = k^-(alpha + 1) / zeta(alpha + 1) of the samples,
+Quanta k = 1, 2, ... are useful for shares p_k = k^-(alpha + 1) / zeta(alpha + 1) of the samples,
 and are learned in that order.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-
-
-@dataclass(frozen=True)
-class QuantaExponents:
-    """What alpha makes of L - L_inf.
-
-    Attributes:
-        alpha: the quanta's frequencies fall as k^-(alpha + 1).
-        parameters: alpha_N, in the number of parameters.
-        data: alpha_D, in the tokens of a set read for many epochs.
-        steps: alpha_S, in the steps of a single epoch.
-    """
-
-    alpha: float
-    parameters: float
-    data: float
-    steps: float
+from megatron_tokscale.laws.estimates import defined
+from megatron_tokscale.laws.inputs import Inputs
+from megatron_tokscale.laws.quanta.learning_times import frequency_exponent
+from megatron_tokscale.laws.quanta.monogenic import measure_monogenic
+from megatron_tokscale.results.estimate import Undefined, defined_or_reason
+from megatron_tokscale.results.laws import LossPowerLaw, QuantaExponents, QuantaResult
+from megatron_tokscale.store import Run
 
 
 def exponents_from(alpha: float, *, b: float = 1.0) -> QuantaExponents:
-    """alpha_N = alpha, alpha_D = alpha / (alpha + 1), alpha_S = alpha / (b (alpha + 1)).
+    """Return alpha_N = alpha, alpha_D = alpha / (alpha + 1), alpha_S = alpha / (b (alpha + 1)).
 
     Args:
-        alpha: above 0.
-        b: learning times go as p_k^-b, which makes n ~ S^(1 / (b (alpha + 1))) in S steps. The
-            theory says 1, and sparse parities 0.81 (papers.md 4.2); our extension.
+        alpha: alpha of the quanta, above 0.
+        b: learning times go as p_k^-b, so S steps learn n ~ S^(1 / (b (alpha + 1))) quanta. The
+            theory has b = 1; sparse parities showed 0.81 (docs/references.md 4.2). Our extension.
 
     Raises:
         TokscaleError: alpha or b is not positive.
@@ -45,21 +33,44 @@ def exponents_from(alpha: float, *, b: float = 1.0) -> QuantaExponents:
 
 
 def alpha_from(steps: float, *, b: float = 1.0) -> float:
-    """The alpha of an exponent alpha_S in steps, or of one in data with b = 1.
+    """Return the alpha that gives an exponent alpha_S in steps, or in data with b = 1.
 
     Raises:
-        UndefinedError: no alpha has it: the exponent is not between 0 and 1 / b.
+        TokscaleError: the exponent or b is not positive.
+        UndefinedError: no alpha gives it, as the exponent is not below 1 / b.
     """
     _check_positive(exponent=steps, b=b)
     if steps * b >= 1:
         raise UndefinedError(
-            f"an exponent of {steps:g} in steps is of no quanta, which give less than {1 / b:g}; "
-            "compare nothing with it"
+            f"the exponent in steps is {steps:g}; quanta of any alpha give less than {1 / b:g}, so "
+            "no alpha follows from it"
         )
     return steps * b / (1 - steps * b)
+
+
+def measure_quanta(
+    run: Run, inputs: Inputs, overall: LossPowerLaw | Undefined, seed: int
+) -> QuantaResult:
+    """Hold three predictions of the model against a run, each undefined by itself.
+
+    Args:
+        run: the run.
+        inputs: arrays of its spectrum.
+        overall: power law of its mean loss, which implies the exponents of other axes.
+        seed: seed of the sample of tokens.
+    """
+    return QuantaResult(
+        frequency=defined_or_reason(
+            lambda: frequency_exponent(inputs.frequency_I, inputs.frequency_time_I)
+        ),
+        implied=defined_or_reason(
+            lambda: exponents_from(alpha_from(defined(overall).law.exponent.value))
+        ),
+        monogenic=defined_or_reason(lambda: measure_monogenic(run, inputs, seed)),
+    )
 
 
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < np.inf:
-            raise TokscaleError(f"quanta of {name} {value:g} are none; give a positive {name}")
+            raise TokscaleError(f"{name} is {value:g}; expected a positive, finite {name}")

@@ -1,119 +1,135 @@
-"""The sections on the axes D and M: what tokens gain from more data, or a larger model."""
+"""The sections on the axes D and M: what tokens gain from more data, or a larger model.
 
-from collections.abc import Mapping
-from typing import Any
+Shapes: G grid points, R resamples (the first is the data as they are), K runs.
+"""
 
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.markup import (
+from typing import Final
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from megatron_tokscale.report.charts import TimeScale, band, draw, short, time_axis
+from megatron_tokscale.report.html import (
+    MEASURED,
     escape,
     estimate,
     figure,
     number,
     paragraph,
-    section,
     table,
 )
-from megatron_tokscale.report.sections.axis_figure import SIZES, axis_derivative
-from megatron_tokscale.report.sections.skills import (
-    LEAST,
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.sections import Section
+from megatron_tokscale.report.sections.transfer import (
     PASSES,
     PERMUTED,
     SKILL,
     groupings_table,
+    groups_verdict,
     least_p,
-    passed,
-    weakest,
 )
 from megatron_tokscale.report.verdicts import Verdict, outcome
-from megatron_tokscale.results import AxisResult
+from megatron_tokscale.results.axis import AxisArrays, AxisResult, AxisSummary
+from megatron_tokscale.results.estimate import Undefined
+
+_SIZES: Final = {
+    "tokens": "training tokens",
+    "parameters": "parameters",
+    "non-embedding": "parameters without embeddings",
+    "flops": "FLOPs per token",
+}
 
 
-def axis_sections(analysis: Analysis) -> list[tuple[str, str, str]]:
-    """For every axis its anchor, its entry in the navigation, and its HTML."""
-    return [
-        (_anchor(n), f"Axis {escape(axis.result['axis'])}", _section(_anchor(n), axis))
-        for n, axis in enumerate(analysis.axes)
-    ]
+def axis_sections(inputs: ReportInputs) -> list[Section]:
+    """Return a section for every axis."""
+    return [_section(f"axis-{n}", axis) for n, axis in enumerate(inputs.axes, 1)]
 
 
-def axis_verdicts(analysis: Analysis) -> list[Verdict]:
-    """Return per axis that was tested: do learning times along T tell who gains along it?"""
-    return [
-        verdict
-        for n, axis in enumerate(analysis.axes)
-        for verdict in _across(_anchor(n), axis.result)
-    ]
-
-
-def _anchor(n: int) -> str:
-    return f"axis-{n + 1}"
-
-
-def _section(anchor: str, axis: AxisResult) -> str:
-    result = axis.result
-    name, size = escape(result["axis"]), SIZES[result["size"]]
-    falls = ["–", *(estimate(each, "fall") for each in result["falls"])]
-    return section(
-        anchor,
-        f"Axis {result['axis']}: {size}",
+def _section(anchor: str, found: AxisResult) -> Section:
+    axis = found.summary
+    size = _SIZES[axis.size]
+    falls = ["–", *(estimate(fall) for fall in axis.falls)]
+    parts = [
         paragraph(
-            f"The last losses of {number(len(result['runs']), ',')} runs of growing size take the "
-            f"place of losses over time: x = ln of {size}. One run of each size: the intervals "
-            "are over documents and know nothing of other seeds."
+            f"On this axis, the last losses of {number(len(axis.runs), ',')} runs of growing "
+            f"size take the place of losses over time: x = ln of {size}. There is one run of each "
+            "size: the intervals are over documents, and do not cover other seeds."
         ),
         table(
-            f"The runs, by size. The mean loss falls by {estimate(result, 'fall')} nats.",
+            "The runs by size. From the smallest to the largest, the mean loss falls by "
+            f"{estimate(axis.fall)} nats.",
             ["run", size, "mean loss (nats)", "fall from the run before (nats)"],
             [
-                [escape(each["name"]), number(each["size"], ",.0f"), number(each["loss"]), fall]
-                for each, fall in zip(result["runs"], falls, strict=True)
+                [escape(each.name), number(each.size, ",.0f"), number(each.loss), fall]
+                for each, fall in zip(axis.runs, falls, strict=True)
             ],
         ),
         figure(
-            axis_derivative(anchor, axis),
-            "The slope of the mean loss, smoothed, and its 95% band over documents. Dotted lines: "
-            "the runs; between them nothing was measured.",
+            _derivative_figure(anchor, found.arrays, size),
+            "Line and band: the smoothed slope of the mean loss, with its 95% interval over "
+            "documents. Dotted lines: the runs; nothing was measured between them.",
         ),
-        *_across_part(name, result),
-    )
+        *_across_axes(axis),
+    ]
+    entry = f"Axis {axis.axis}"
+    return Section(anchor, entry, f"{entry}: {size}", parts, _verdicts(anchor, axis))
 
 
-def _across_part(name: str, result: Mapping[str, Any]) -> list[str]:
-    across = result["across"]
+def _across_axes(axis: AxisSummary) -> list[str]:
+    """Return the parts on the learning times of the axis T, tested on this axis."""
+    across = axis.across
     if across is None:
         return [
             paragraph(
-                f"Learning times along time were not tested on this axis: {outcome(None)} "
-                "(`--source RUN` tests them)."
+                f"Learning times of a run were not tested on this axis: {outcome(None)} "
+                "(<code>spectrum --source RUN</code> tests them)."
             )
         ]
-    source = escape(across["source"])
-    title = f"<h3>Learning times along T of {source} on the axis {name}</h3>"
-    if "undefined" in across:
-        return [title, paragraph(f"{outcome(None)}: {escape(across['undefined'])}.")]
+    source = escape(across.source)
+    title = f"<h3>Learning times along T of {source} on the axis {axis.axis}</h3>"
+    if isinstance(across.groups, Undefined):
+        return [title, paragraph(f"{outcome(None)}: {escape(across.groups.undefined)}.")]
     return [
         title,
         paragraph(
-            "Both are compared where the mean losses are the same. "
-            f"{SKILL} {PERMUTED} {PASSES}{least_p(result['settings'])}"
+            "The runs are compared where their mean losses are the same. "
+            f"{SKILL} {PERMUTED} {PASSES}{least_p(axis.settings)}"
         ),
         groupings_table(
-            f"Skill of {source}'s learning times for the falls from run to run; "
-            f"{number(result['documents'], ',')} documents.",
-            across["groups"],
+            f"Skill of the learning times of {source} for the falls from run to run; the intervals "
+            f"are over {number(axis.documents, ',')} documents.",
+            across.groups,
         ),
     ]
 
 
-def _across(anchor: str, result: Mapping[str, Any]) -> list[Verdict]:
-    across = result["across"]
-    if across is None:
+def _verdicts(anchor: str, axis: AxisSummary) -> list[Verdict]:
+    """Return the verdict, if it was tested: do learning times along T tell who gains here?"""
+    if axis.across is None:
         return []
     question = (
-        f"Learning times along T of {escape(across['source'])} tell which groups of tokens gain "
-        f"along {escape(result['axis'])}"
+        f"Learning times along T of {escape(axis.across.source)} predict which groups of tokens "
+        f"gain along {axis.axis}"
     )
-    if "undefined" in across:
-        return [Verdict(anchor, question, None, "–", escape(across["undefined"]))]
-    groups = across["groups"]
-    return [Verdict(anchor, question, passed(groups), weakest(groups), LEAST)]
+    return [groups_verdict(anchor, question, axis.across.groups)]
+
+
+def _derivative_figure(anchor: str, arrays: AxisArrays, size: str) -> str:
+    """Draw the measured -dL/dx over the size, with the sizes of the runs."""
+    size_G, size_K = np.exp(arrays.x_G), np.exp(arrays.x_K)
+    measured_RG = arrays.measured_RG
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        if len(measured_RG) > 2:
+            band(axes, size_G, np.quantile(measured_RG[1:], [0.025, 0.975], axis=0), MEASURED)
+        axes.plot(size_G, measured_RG[0], color=MEASURED, lw=2.4)
+        for each in size_K:
+            axes.axvline(each, color="#999999", lw=0.8, ls=(0, (1, 2)))
+        time_axis(axes, TimeScale(float(size_K[0]), float(size_K[-1]), has_zero=False), size)
+        axes.set_xticks(size_K, [short(each) for each in size_K])
+        axes.set_xticks([], minor=True)
+        axes.set_ylabel("−dL/dx (nats per unit of x)")
+
+    alt = f"Measured slope of the mean loss over {size}"
+    return draw(anchor, alt, 3.4, paint)

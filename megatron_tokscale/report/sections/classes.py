@@ -1,27 +1,29 @@
-"""The section on the classes of trajectories: what share of tokens and of the fall each has.
+"""The section on the classes of trajectories: the share of the tokens and of the fall in each.
 
 Shapes: N tokens, D datasets.
 """
 
+from typing import Final
+
 import numpy as np
 
 from megatron_tokscale.fit import TokenClass
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.markup import (
+from megatron_tokscale.report.html import (
     bar,
     dataset,
     escape,
     interval,
     number,
     paragraph,
-    section,
     table,
 )
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.sections import Section
 
-CLASS_MEANINGS = {
+CLASS_MEANINGS: Final = {
     TokenClass.FALLING: "one falling sigmoid: learned",
-    TokenClass.TWO_STEP: "two transitions, or down and up",
-    TokenClass.GRADUAL: "straight in x after an onset: no step",
+    TokenClass.TWO_STEP: "two transitions, in one direction or down and up",
+    TokenClass.GRADUAL: "a straight line in x after an onset: no step",
     TokenClass.RISING: "one rising sigmoid: forgotten",
     TokenClass.FLAT_KNOWN: "no change, low loss: known before the first probe",
     TokenClass.FLAT_UNLEARNED: "no change, high loss: never learned",
@@ -29,46 +31,44 @@ CLASS_MEANINGS = {
 }
 
 
-def classes(analysis: Analysis) -> str:
-    """Tokens and share of the fall per class, overall and per dataset."""
-    return section(
-        "classes",
-        "Shares of the classes",
+def classes_section(inputs: ReportInputs) -> list[Section]:
+    """Return the section with tokens and shares of the fall per class, and per dataset."""
+    fit = inputs.spectrum.fit
+    parts = [
         paragraph(
-            "Each token belongs to the model that describes its losses best "
-            f"({escape(str(analysis.fit['settings']['criterion']))}). The share of the fall is the "
-            "class's part of the measured loss at the first probe minus that at the last, summed "
-            "over tokens; a class that forgets has a negative one."
+            "Each token belongs to the class whose model describes its losses best, by the "
+            f"criterion {escape(fit.settings.criterion)}. The fall of a token is "
+            "its measured loss at the first probe minus its loss at the last. A class's share of "
+            "the fall is negative if its tokens forget more than they learn."
         ),
         table(
-            f"All {number(analysis.fit['n_tokens'], ',')} tokens; together they fell by "
-            f"{number(analysis.fit['fall_nats'], ',.0f')} nats. Shares are of the tokens with "
-            "finite losses at all probes, with 95% intervals over documents.",
+            f"The falls of all {number(fit.n_tokens, ',')} tokens add up to "
+            f"{number(fit.fall_nats, ',.0f')} nats. The shares are shares of the tokens "
+            "with finite losses at all probes, with 95% intervals over documents.",
             ["class", "tokens", "share of tokens", "share of the fall"],
-            _rows(analysis),
+            _rows(inputs),
         ),
-        *_classes_by_dataset(analysis),
-    )
+        *_classes_by_dataset(inputs),
+    ]
+    return [Section("classes", "Classes", "Shares of the classes", parts)]
 
 
-def _rows(analysis: Analysis) -> list[list[str]]:
+def _rows(inputs: ReportInputs) -> list[list[str]]:
     rows = []
     for token_class, meaning in CLASS_MEANINGS.items():
-        tokens = analysis.fit["classes"][token_class.label]["tokens"]
+        tokens = inputs.spectrum.fit.classes[token_class.label].tokens
         if token_class is TokenClass.UNFITTED and not tokens:
             continue
-        shares = analysis.reconstruction["classes"].get(token_class.label, {})
-        cells = [
-            bar(shares[name]) + interval(shares, name, ".1%") if shares else "–"
-            for name in ("share", "fall_share")
-        ]
+        found = inputs.spectrum.evidence.classes.get(token_class.label)
+        shares = [] if found is None else [found.share, found.fall_share]
+        cells = [bar(share.value) + interval(share, ".1%") for share in shares] or ["–", "–"]
         name = f"{token_class.label}: <span class='soft'>{meaning}</span>"
         rows.append([name, number(tokens, ","), *cells])
     return rows
 
 
-def _classes_by_dataset(analysis: Analysis) -> list[str]:
-    fits, tokens = analysis.fits, analysis.run.probe_set
+def _classes_by_dataset(inputs: ReportInputs) -> list[str]:
+    fits, tokens = inputs.fits, inputs.run.probe_set
     shown = [each for each in CLASS_MEANINGS if fits.is_class(each).any()]
     fall_N = np.nan_to_num(fits.fall_N.astype(np.float64))
     header = ["dataset", *(each.label for each in shown)]
@@ -84,6 +84,6 @@ def _classes_by_dataset(analysis: Analysis) -> list[str]:
         token_rows.append([dataset(d, name), *(number(value, ".1%") for value in share)])
         fall_rows.append([dataset(d, name), *(number(value, ".1%") for value in fall)])
     return [
-        table("Share of each dataset's tokens.", header, token_rows),
-        table("Share of each dataset's own fall.", header, fall_rows),
+        table("Share of each class in the tokens of each dataset.", header, token_rows),
+        table("Share of each class in the fall of each dataset.", header, fall_rows),
     ]

@@ -1,65 +1,76 @@
-"""Example tokens, chosen by a stated rule, each in its context with its losses and its model.
+"""The section with example tokens, each in its context, with its losses and its model.
 
 Shapes: N tokens, K probe steps, G grid points.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Integers, Mask
+from megatron_tokscale.core.arrays import Floats, Integers, Mask
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.probe.text import BEFORE, Passage, passages
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.markup import dataset, escape, number, paragraph, section
-from megatron_tokscale.report.scale import UNITS, TimeScale, time_of
+from megatron_tokscale.report.charts import UNITS, TimeScale, time_of
+from megatron_tokscale.report.html import dataset, escape, number, paragraph
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.classes import CLASS_MEANINGS
-from megatron_tokscale.report.sections.trajectory import trajectory
+from megatron_tokscale.store.reader import Time
 
-MIN_R2 = 0.8
-MAX_MIDPOINT_SE = 0.25
-_MODEL_POINTS = 80
-_TEN_NINETY_DECADES = 2 * math.log(9) / math.log(10)
+MIN_R2: Final = 0.8  # our choice: a worse fit is no example of its class
+MAX_MIDPOINT_SE: Final = 0.25  # in x: a learning time known to a quarter
+_SHARE_OF_CLASS: Final = 12  # a twelfth of the examples is of each class but falling
+_MODEL_POINTS: Final = 80  # of the drawn model: smooth at the size of the figure
+_TEN_NINETY_DECADES: Final = 2 * math.log(9) / math.log(10)  # 10-90% width in decades, over w
+_WIDTH: Final = 300  # of a trajectory's SVG, in its own units
+_HEIGHT: Final = 118
+_LEFT: Final = 26  # margins: labels of the y axis at the left, of the x axis below
+_RIGHT: Final = 6
+_TOP: Final = 6
+_BOTTOM: Final = 18
+_MAX_POINTS: Final = 120  # more probes than that cannot be told apart in so small a figure
 
 
-def examples(analysis: Analysis, tokenizer: Any, n_tokens: int, seed: int) -> str:
-    """The section with the example tokens."""
-    chosen = choose(analysis.fits, n_tokens, seed)
-    parts = []
+def examples_section(inputs: ReportInputs) -> list[Section]:
+    """Return the section with the example tokens, class by class."""
+    chosen = choose(inputs.fits, inputs.n_tokens, inputs.seed)
+    cards = []
     for token_class, tokens in chosen.items():
         if len(tokens):
             title = f"{token_class.label}: {CLASS_MEANINGS[token_class]}"
-            parts.append(f"<h3>{escape(title)}</h3>")
-            parts += _cards(analysis, tokens, tokenizer)
-    unit = UNITS[analysis.time]
-    return section(
-        "tokens",
-        "Example tokens",
+            cards.append(f"<h3>{escape(title)}</h3>")
+            cards += _cards(inputs, tokens)
+    unit = UNITS[inputs.time]
+    parts = [
         paragraph(
-            "The marked token is predicted from the text before it "
-            f"(the last {BEFORE} tokens are shown). Points: its loss in nats at each probe, "
-            f"against {unit} (log scale). Line: the model of its class; dotted: its learning time."
+            "The network predicts the marked token from the text before it, of which the last "
+            f"{BEFORE} tokens are shown. Points: loss of the token in nats at each probe, against "
+            f"{unit} on a logarithmic axis. Line: the fitted model of its class. Dotted line: its "
+            "learning time."
         ),
         paragraph(
-            "How they were chosen: among falling tokens whose fit is well determined "
-            f"(R² at least {MIN_R2:g}, learning time known to {MAX_MIDPOINT_SE:.0%} or better), "
-            "one at random from each of as many groups of equal size along the learning time; of "
-            f"every other class a few at random. Seed {seed}.",
+            "The falling tokens are chosen among those with a well-determined fit (R² at least "
+            f"{MIN_R2:g}, learning time known to {MAX_MIDPOINT_SE:.0%} or better): ordered by "
+            "learning time, these form groups of equal size, and one token of each group is drawn "
+            "at random. Of every other class a few tokens are drawn at random. The seed is "
+            f"{inputs.seed}.",
             "soft",
         ),
-        *parts,
-    )
+        *cards,
+    ]
+    return [Section("tokens", "Example tokens", "Example tokens", parts)]
 
 
 def choose(fits: SigmoidFits, n_tokens: int, seed: int) -> dict[TokenClass, Integers]:
-    """At most `n_tokens` tokens: a twelfth of them of each class but falling, the rest falling."""
+    """Choose at most `n_tokens` tokens: a twelfth of each class but falling, the rest falling."""
     chosen: dict[TokenClass, Integers] = {TokenClass.FALLING: np.zeros(0, np.int64)}
     for token_class in CLASS_MEANINGS:
         if token_class not in (TokenClass.FALLING, TokenClass.UNFITTED):
             of_class = np.flatnonzero(fits.is_class(token_class))
             generator = np.random.default_rng([seed, int(token_class)])
-            count = min(n_tokens // 12, len(of_class))
+            count = min(n_tokens // _SHARE_OF_CLASS, len(of_class))
             chosen[token_class] = np.sort(generator.choice(of_class, count, replace=False))
     left = n_tokens - sum(len(tokens) for tokens in chosen.values())
     chosen[TokenClass.FALLING] = _spread_over_learning_times(fits, left, seed)
@@ -67,7 +78,7 @@ def choose(fits: SigmoidFits, n_tokens: int, seed: int) -> dict[TokenClass, Inte
 
 
 def well_determined(fits: SigmoidFits) -> Mask:
-    """Falling tokens with a good fit and a midpoint that is known well."""
+    """Return the falling tokens with a good fit and a well-known midpoint."""
     return np.asarray(
         fits.is_class(TokenClass.FALLING)
         & fits.trusted_N
@@ -77,6 +88,7 @@ def well_determined(fits: SigmoidFits) -> Mask:
 
 
 def _spread_over_learning_times(fits: SigmoidFits, count: int, seed: int) -> Integers:
+    """Choose one token at random from each of `count` groups of like learning times."""
     if count < 1:
         return np.zeros(0, np.int64)
     candidates = np.flatnonzero(well_determined(fits))
@@ -86,13 +98,14 @@ def _spread_over_learning_times(fits: SigmoidFits, count: int, seed: int) -> Int
     return np.array([generator.choice(group) for group in groups if len(group)], dtype=np.int64)
 
 
-def _cards(analysis: Analysis, tokens: Integers, tokenizer: Any) -> list[str]:
-    run, fits = analysis.run, analysis.fits.rows(tokens)
+def _cards(inputs: ReportInputs, tokens: Integers) -> list[str]:
+    """Return a card per token: its context, its trajectory, and the facts of its model."""
+    run, fits = inputs.run, inputs.fits.rows(tokens)
     time_K = time_of(fits.x_K)
     scale = TimeScale.from_times(time_K)
     time_G = np.geomspace(scale.low, scale.high, _MODEL_POINTS)
     model_NG = fits.predict(np.log(time_G))
-    texts = passages(run.probe_set, tokens.tolist(), tokenizer)
+    texts = passages(run.probe_set, tokens.tolist(), inputs.tokenizer)
     cards = []
     for i, (token, text) in enumerate(zip(tokens.tolist(), texts, strict=True)):
         fit = fits.rows(slice(i, i + 1))
@@ -100,23 +113,24 @@ def _cards(analysis: Analysis, tokens: Integers, tokenizer: Any) -> list[str]:
         midpoints = [time for time in _midpoints(fit) if scale.low <= time <= scale.high]
         alt = f"Loss of this token from {loss_K[0]:.2f} nats at the first probe to {loss_K[-1]:.2f}"
         svg = trajectory(scale, time_K, loss_K, time_G, model_NG[i], midpoints, alt)
-        cards.append(_card(text, _where(analysis, token), _facts(fit, analysis.time), svg))
+        cards.append(_card(text, _place(inputs, token), _facts(fit, inputs.time), svg))
     return cards
 
 
-def _card(text: Passage, where: str, facts: str, svg: str) -> str:
+def _card(text: Passage, place: str, facts: str, svg: str) -> str:
     shown = (
         f"<span>{escape(text.before)}</span><mark>{escape(text.target)}</mark>"
         f"<span>{escape(text.after)}</span>"
     )
     return (
         f'<div class="token"><div><p class="text" dir="auto">{shown}</p>'
-        f'<p class="facts">{where}<br>{facts}</p></div>\n{svg}</div>'
+        f'<p class="facts">{place}<br>{facts}</p></div>\n{svg}</div>'
     )
 
 
-def _where(analysis: Analysis, token: int) -> str:
-    tokens = analysis.run.probe_set
+def _place(inputs: ReportInputs, token: int) -> str:
+    """Return dataset, document and position of a token."""
+    tokens = inputs.run.probe_set
     index = int(tokens.dataset_N[token])
     return (
         f"{dataset(index, tokens.datasets[index])}, document {int(tokens.document_N[token])}, "
@@ -125,12 +139,12 @@ def _where(analysis: Analysis, token: int) -> str:
 
 
 def _midpoints(fit: SigmoidFits) -> list[float]:
-    """Times of the transitions of the one token in `fit`."""
+    """Return the times of the transitions of the one token in `fit`, ascending."""
     return sorted(np.exp(fit.transitions.midpoint_E).tolist())
 
 
-def _facts(fit: SigmoidFits, time: str) -> str:
-    """What the model of its class says of the one token in `fit`."""
+def _facts(fit: SigmoidFits, time: Time) -> str:
+    """Return the parameters of the model of the one token in `fit`, in words."""
     token_class, unit = TokenClass(int(fit.class_N[0])), UNITS[time]
     if token_class is TokenClass.TWO_STEP:
         return "; ".join(
@@ -171,13 +185,83 @@ def _decades(width: float) -> str:
 
 
 def _significant(value: float) -> str:
-    """A time with three digits, or all whole ones."""
+    """Return a time with three digits, or with all digits before the point."""
     return number(float(value), ",.0f" if value >= 100 else ".3g")
 
 
 def _within(value: float, error: float) -> str:
-    """A time and its standard error, to the error's second digit."""
+    """Return a time and its standard error, to the error's second digit."""
     if not (math.isfinite(error) and error > 0):
         return _significant(value)
     digits = min(max(1 - math.floor(math.log10(error)), 0), 3)
     return f"{number(value, f',.{digits}f')} ± {number(error, f',.{digits}f')}"
+
+
+def trajectory(
+    scale: TimeScale,
+    time_K: Floats,
+    loss_K: Floats,
+    time_G: Floats,
+    model_G: Floats,
+    midpoints: list[float],
+    alt: str,
+) -> str:
+    """Draw losses (points), model (line) and transition midpoints as an SVG styled by the page.
+
+    Times are in the scale's unit. The y axis begins at 0 and ends at one nat, or above the token's
+    highest loss.
+    """
+    keep = np.unique(np.linspace(0, len(time_K) - 1, min(len(time_K), _MAX_POINTS)).astype(int))
+    finite = loss_K[np.isfinite(loss_K)]
+    top = max(1.05 * float(finite.max()) if len(finite) else 1.0, 1.0)
+
+    def across(time: Floats) -> Floats:
+        share = np.log(scale.place(time) / scale.left) / np.log(scale.high / scale.left)
+        return np.asarray(_LEFT + share * (_WIDTH - _LEFT - _RIGHT))
+
+    def down(loss: Floats) -> Floats:
+        return np.asarray(_TOP + (1 - loss / top) * (_HEIGHT - _TOP - _BOTTOM))
+
+    points = "".join(
+        f"M{x:.1f} {y:.1f}h0"
+        for x, y in zip(across(time_K[keep]), down(loss_K[keep]), strict=True)
+        if np.isfinite(y)
+    )
+    line = "L".join(
+        f"{x:.1f} {y:.1f}"
+        for x, y in zip(across(time_G), down(model_G), strict=True)
+        if np.isfinite(y)
+    )
+    floor = _HEIGHT - _BOTTOM
+    marks = "".join(f"M{x:.1f} {_TOP}V{floor}" for x in across(np.array(midpoints)))
+    return "".join(
+        [
+            f'<svg role="img" aria-label="{escape(alt)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">',
+            f'<path class="a" d="M{_LEFT} {_TOP}V{floor}H{_WIDTH - _RIGHT}"/>',
+            _y_labels(top, down),
+            _x_labels(scale, across),
+            f'<path class="c" d="{marks}"/>' if marks else "",
+            f'<path class="m" d="M{line}"/>' if line else "",
+            f'<path class="p" d="{points}"/>',
+            "</svg>",
+        ]
+    )
+
+
+def _y_labels(top: float, down: Callable[[Floats], Floats]) -> str:
+    """Label 0 and at most three multiples of 1, 2 or 5 times a power of ten."""
+    power = 10.0 ** np.floor(np.log10(top / 3))
+    step = next(m * power for m in (1, 2, 5, 10) if top < 4 * m * power)
+    value = np.arange(0.0, top * (1 + 1e-9), step)
+    return "".join(
+        f'<text x="{_LEFT - 4}" y="{y + 3:.1f}" text-anchor="end">{v:g}</text>'
+        for v, y in zip(value, down(value), strict=True)
+    )
+
+
+def _x_labels(scale: TimeScale, across: Callable[[Floats], Floats]) -> str:
+    ticks = scale.ticks()
+    return "".join(
+        f'<text x="{x:.1f}" y="{_HEIGHT - 5}" text-anchor="middle">{label}</text>'
+        for x, label in zip(across(np.array(list(ticks))), ticks.values(), strict=True)
+    )

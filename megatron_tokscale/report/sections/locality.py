@@ -1,92 +1,162 @@
-"""The section on locality: the widths of the transitions beside those of mean-curve tokens."""
+"""The section on locality: the widths of the transitions beside those of mean-curve tokens.
 
-from collections.abc import Mapping
-from typing import Any
+Shapes: W bins of widths, K probe steps.
+"""
 
-from megatron_tokscale.report import figures
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.markup import estimate, figure, number, paragraph, section, table
+import math
+from typing import Final
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from megatron_tokscale.report.charts import TimeScale, draw
+from megatron_tokscale.report.html import (
+    MEASURED,
+    NULL,
+    estimate,
+    figure,
+    number,
+    paragraph,
+    table,
+)
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.verdicts import Verdict, outcome
+from megatron_tokscale.results.evidence import Locality, WidthSample
 from megatron_tokscale.spectrum.evidence.locality import LOCAL_BELOW
 
-_UNITS = ("width_decades", "width_of_range")
-_REASONS = {
+_REASONS: Final = {
     True: "The transitions are narrower than if every token followed the mean curve.",
-    False: f"The interval of the ratio is not below {LOCAL_BELOW}: transitions as wide as those "
-    "of tokens that follow the mean curve are not excluded.",
-    None: "There are too few falling tokens, or documents, for a ratio with an interval.",
+    False: f"The interval of the ratio is not below {LOCAL_BELOW}: the data do not exclude "
+    "transitions as wide as those of tokens that follow the mean curve.",
+    None: "There are too few falling tokens or documents for a ratio with an interval.",
 }
 
 
-def locality(analysis: Analysis) -> str:
-    """Widths of the transitions beside those of tokens that follow the mean curve."""
-    widths = analysis.reconstruction["widths"]
-    return section(
-        "locality",
-        "How local learning is",
+def locality_section(inputs: ReportInputs) -> list[Section]:
+    """Return the section that compares the widths with those of tokens on the mean curve."""
+    widths = inputs.spectrum.evidence.widths
+    parts = [
         paragraph(
-            "The time from 10% to 90% of a token's transition, in decades of time. Beside it the "
-            "same fit on tokens that each follow the mean curve, with their own level, amplitude "
-            "and noise: what would be seen if no token had a learning time of its own."
+            "The width of a transition is the time from 10% to 90% of it, in decades of time. The "
+            "null model shows the widths that would be found if no token had a learning time of "
+            "its own: its tokens all follow the mean curve, each with its own level, amplitude and "
+            "noise, and are fitted in the same way."
         ),
-        paragraph(_verdict(widths), "verdict"),
+        paragraph(_verdict_sentence(widths), "verdict"),
         figure(
-            figures.widths(analysis),
-            "Falling tokens with a trusted midpoint, weighted by their drop; two-step and gradual "
-            "tokens are in neither histogram. Widths below the spacing of the probes are known "
-            "only as small.",
+            _widths_figure(inputs),
+            "Both histograms hold the falling tokens with a trusted midpoint, weighted by their "
+            "drop; two-step and gradual tokens are left out. A width below the spacing of the "
+            "probes is only known to be small.",
         ),
         table(
-            "A window is a token's own 10–90% window; a perfect sigmoid has 80% of its fall there. "
-            "95% intervals over documents.",
-            ["", "observed", "mean-curve null"],
-            _rows(widths["observed"], widths["mean_curve_null"]),
+            "The window of a token is the time from 10% to 90% of its own transition; a perfect "
+            "sigmoid has 80% of its fall there. The 95% intervals are over documents.",
+            ["", "observed", "null: mean-curve tokens"],
+            _rows(widths.observed, widths.mean_curve_null),
         ),
-    )
+    ]
+    return [Section("locality", "Locality", "How local learning is", parts, [_verdict(widths)])]
 
 
-def locality_verdict(analysis: Analysis) -> Verdict:
-    """Whether the transitions are narrower than those of the null."""
-    widths = analysis.reconstruction["widths"]
+def _verdict(widths: Locality) -> Verdict:
+    """Return the verdict: are the transitions narrower than those of the null?"""
     return Verdict(
         "locality",
         "Tokens are learned in narrow windows of time",
-        widths["local"],
-        estimate(widths, "median_over_null"),
-        f"median width over that of mean-curve tokens; its whole interval below {LOCAL_BELOW}",
+        widths.local,
+        estimate(widths.median_over_null),
+        f"median width divided by that of mean-curve tokens; passed if its whole interval is below "
+        f"{LOCAL_BELOW}",
     )
 
 
-def _verdict(widths: Mapping[str, Any]) -> str:
+def _verdict_sentence(widths: Locality) -> str:
     half = [
-        number(widths[name]["width_decades"]["p50"], ".2f")
-        for name in ("observed", "mean_curve_null")
+        number(sample.width_decades.p50.value, ".2f")
+        for sample in (widths.observed, widths.mean_curve_null)
     ]
     return (
-        f"Local learning: {outcome(widths['local'])}. Half of the falling tokens' drop is in "
-        f"transitions narrower than {half[0]} decades; for mean-curve tokens it is {half[1]}. "
-        f"Ratio of the two: {estimate(widths, 'median_over_null')}. {_REASONS[widths['local']]}"
+        f"Local learning: {outcome(widths.local)}. Half of the falling tokens' drop is in "
+        f"transitions narrower than {half[0]} decades; for mean-curve tokens this median width is "
+        f"{half[1]} decades. The ratio of the two is {estimate(widths.median_over_null)}. "
+        f"{_REASONS[widths.local]}"
     )
 
 
-def _rows(observed: Mapping[str, Any], null: Mapping[str, Any]) -> list[list[str]]:
+def _rows(observed: WidthSample, null: WidthSample) -> list[list[str]]:
     both = (observed, null)
-    decades, of_range = ([each[unit] for each in both] for unit in _UNITS)
-    quartiles = (("p25", "a quarter"), ("p50", "half"), ("p75", "three quarters"))
+    decades = [each.width_decades for each in both]
+    quartiles = (
+        ("a quarter", [each.p25 for each in decades]),
+        ("half", [each.p50 for each in decades]),
+        ("three quarters", [each.p75 for each in decades]),
+    )
     return [
-        ["fitted tokens in the comparison", *(number(each["tokens"], ",") for each in both)],
-        ["of these falling, and counted", *(number(each["falling"], ",") for each in both)],
+        ["fitted tokens in the comparison", *(number(each.tokens, ",") for each in both)],
+        [
+            "of these, falling with a trusted midpoint",
+            *(number(each.falling, ",") for each in both),
+        ],
         *(
-            [f"{name} of the drop is narrower than (decades)"]
-            + [estimate(each, quartile) for each in decades]
-            for quartile, name in quartiles
+            [f"{name} of the drop is in transitions narrower than (decades)"]
+            + [estimate(width) for width in pair]
+            for name, pair in quartiles
         ),
         [
-            "median width over the probed range",
-            *(estimate(each, "p50", ".1%") for each in of_range),
+            "median width, as a share of the probed range",
+            *(estimate(each.width_of_range.p50, ".1%") for each in both),
         ],
         [
             "share of the fall inside the tokens' own windows",
-            *(estimate(each, "fall_in_windows", ".1%") for each in both),
+            *(estimate(each.fall_in_windows, ".1%") for each in both),
         ],
     ]
+
+
+def _widths_figure(inputs: ReportInputs) -> str:
+    """Draw histograms of the 10-90% widths, observed and of mean-curve tokens, in decades."""
+    arrays = inputs.spectrum.arrays
+    edges_W = arrays.width_edges_W / math.log(10)
+    x_K = arrays.x_K[np.isfinite(arrays.x_K)]
+    spacing, span = np.median(np.diff(x_K)) / math.log(10), np.ptp(x_K) / math.log(10)
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.stairs(
+            100 * arrays.width_null_W,
+            edges_W,
+            fill=True,
+            color=NULL,
+            alpha=0.45,
+            label="mean-curve tokens (null)",
+        )
+        axes.stairs(
+            100 * arrays.width_observed_W, edges_W, color=MEASURED, lw=1.6, label="observed"
+        )
+        for place, name in ((spacing, "spacing of the probes"), (span, "probed range")):
+            axes.axvline(place, color="#999999", lw=0.8, ls=(0, (2, 2)))
+            axes.annotate(
+                name,
+                (place, 1),
+                (3, -3),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                rotation=90,
+                va="top",
+                fontsize=7.5,
+                color="#555555",
+            )
+        axes.set_xscale("log")
+        scale = TimeScale(float(edges_W[0]), float(edges_W[-1]), has_zero=False)
+        ticks = scale.ticks()
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_xticks(scale.minor_ticks(), [], minor=True)
+        axes.set_xlim(edges_W[0], edges_W[-1])
+        axes.set_xlabel("10–90% width of the transition (decades of time)")
+        axes.set_ylabel("share of the drop per bin (%)")
+        axes.legend(loc="upper left")
+
+    alt = "Histogram of transition widths, observed and of tokens that follow the mean curve"
+    return draw("widths", alt, 3.0, paint)

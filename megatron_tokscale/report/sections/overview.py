@@ -1,59 +1,46 @@
-"""The head of the page: what was run, and how its loss fell."""
+"""The head of the page: what was run, and how its loss fell.
+
+Shapes: K probe steps.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Final
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from megatron_tokscale.report import figures
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.largest import largest_datasets, left_out
-from megatron_tokscale.report.markup import (
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.records import JSON
+from megatron_tokscale.fit.summary import NonFiniteLosses
+from megatron_tokscale.report.charts import (
+    LABELS,
+    TimeScale,
+    dataset_line,
+    draw,
+    largest_datasets,
+    left_out,
+    time_axis,
+    time_of,
+)
+from megatron_tokscale.report.html import (
+    MEASURED,
+    NULL,
     dataset,
+    dataset_colour,
     escape,
     facts,
     figure,
     number,
     paragraph,
     plural,
-    section,
     table,
 )
-from megatron_tokscale.report.scale import LABELS
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.sections import Section
 from megatron_tokscale.store import Launch
 
-
-def what_was_run(analysis: Analysis) -> str:
-    """Model, layout, schedule, versions, probe set and time axis."""
-    run = analysis.run
-    info, tokens = run.info, run.probe_set
-    seconds = sum(record.duration for record in run.records)
-    rows = [
-        ["Run", escape(f"{run.path.name} (id {info.run_id})")],
-        ["Model", _settings(info.model)],
-        *_launches(run.launches),
-        ["Probes", _probes(analysis)],
-        ["Time of the probes", f"{number(seconds, ',.1f')} s in all"],
-        [
-            "Probe set",
-            f"{plural(tokens.n_tokens, 'token')} in {plural(tokens.n_sequences, 'sequence')} of "
-            f"{number(tokens.seq_length, ',')}, vocabulary {number(tokens.vocab_size, ',')}, "
-            f"fingerprint {tokens.fingerprint}",
-        ],
-        ["Time axis", f"x = ln time, time = {LABELS[analysis.time]}"],
-    ]
-    return section(
-        "run",
-        "What was run",
-        paragraph("The settings of the training job, and which tokens its probes watched."),
-        _non_finite(analysis.fit["non_finite"]),
-        _left_out(analysis.fit["left_out"]),
-        facts(rows),
-        _datasets(analysis),
-    )
-
-
-_GROUPS = {
+_GROUPS: Final = {
     "layout": "Parallel layout",
     "batch": "Batch",
     "learning_rate": "Learning rate",
@@ -64,9 +51,40 @@ _GROUPS = {
 }
 
 
+def run_section(inputs: ReportInputs) -> list[Section]:
+    """Return the section with model, layout, schedule, versions, probe set and time axis."""
+    run = inputs.run
+    info, tokens = run.info, run.probe_set
+    seconds = sum(record.duration for record in run.records)
+    rows = [
+        ["Run", escape(f"{run.path.name} (id {info.run_id})")],
+        ["Model", _settings(info.model)],
+        *_launches(run.launches),
+        ["Probes", _probes(inputs)],
+        ["Time spent on probes", f"{number(seconds, ',.1f')} s"],
+        [
+            "Probe set",
+            f"{plural(tokens.n_tokens, 'token')} in {plural(tokens.n_sequences, 'sequence')} of "
+            f"{number(tokens.seq_length, ',')}, vocabulary {number(tokens.vocab_size, ',')}, "
+            f"fingerprint {tokens.fingerprint}",
+        ],
+        ["Time axis", f"x = ln time, time = {LABELS[inputs.time]}"],
+    ]
+    parts = [
+        paragraph(
+            "These are the settings of the training job, and the tokens that its probes watched."
+        ),
+        _non_finite(inputs.spectrum.fit.non_finite),
+        _left_out_probes(inputs.spectrum.fit.left_out),
+        facts(rows),
+        _datasets(inputs),
+    ]
+    return [Section("run", "What was run", "What was run", parts)]
+
+
 def _launches(launches: Sequence[Launch]) -> Iterator[list[str]]:
     """Yield the settings of the first launch, and for each later one what it has changed."""
-    known: dict[str, Any] = {}
+    known: dict[str, JSON] = {}
     for launch in launches:
         content = launch.to_json()
         groups = {name: content[name] for name in _GROUPS if content[name] not in (None, {})}
@@ -82,7 +100,7 @@ def _launches(launches: Sequence[Launch]) -> Iterator[list[str]]:
         known = groups
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _changes(before: Mapping[str, JSON], now: Mapping[str, JSON]) -> Iterator[str]:
     """Yield the groups of settings that differ, each with its changed values alone."""
     for name, title in _GROUPS.items():
         old, new = before.get(name), now.get(name)
@@ -94,88 +112,129 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
         yield f"{title.lower()}: {_settings(new)}"
 
 
-def _is_set(value: Any) -> bool:
+def _is_set(value: JSON) -> bool:
     return value is not None and value is not False
 
 
-def _settings(value: Any) -> str:
-    """A group of settings in one line, those that are not set left out."""
+def _settings(value: JSON) -> str:
+    """Return a group of settings in one line, without those that are not set."""
     if not isinstance(value, Mapping):
         return escape(str(value))
     known = {
         name: f"{v:g}" if isinstance(v, float) else v for name, v in value.items() if _is_set(v)
     }
     titles = {name: name.replace("_", " ") for name in known}
-    told = (titles[name] if v is True else f"{titles[name]} {v}" for name, v in known.items())
-    return escape(", ".join(told))
+    texts = (titles[name] if v is True else f"{titles[name]} {v}" for name, v in known.items())
+    return escape(", ".join(texts))
 
 
-def _probes(analysis: Analysis) -> str:
-    first, last = analysis.run.records[0], analysis.run.records[-1]
+def _probes(inputs: ReportInputs) -> str:
+    first, last = inputs.run.records[0], inputs.run.records[-1]
     tokens = (
         "unknown number of" if last.consumed_tokens is None else number(last.consumed_tokens, ",")
     )
     return (
-        f"{number(len(analysis.run.records), ',')}, from step {number(first.step, ',')} to "
+        f"{number(len(inputs.run.records), ',')}, from step {number(first.step, ',')} to "
         f"{number(last.step, ',')} ({tokens} training tokens)"
     )
 
 
-def _non_finite(counts: Mapping[str, int]) -> str:
-    if not counts["losses"]:
+def _non_finite(counts: NonFiniteLosses) -> str:
+    """Return a warning that losses are NaN or infinite; nothing if all are finite."""
+    if not counts.losses:
         return ""
     return paragraph(
-        f"NaN or infinite: {plural(counts['losses'], 'loss', 'losses')} of "
-        f"{plural(counts['tokens'], 'token')}. These tokens are counted as unfitted and left out "
-        "of every mean.",
+        f"NaN or infinite: {plural(counts.losses, 'loss', 'losses')} of "
+        f"{plural(counts.tokens, 'token')}. These tokens count as unfitted, and every mean "
+        "leaves them out.",
         "warning",
     )
 
 
-def _left_out(steps: Sequence[int]) -> str:
+def _left_out_probes(steps: Sequence[int]) -> str:
+    """Return a warning that the fits leave out probes at these steps; nothing without any."""
     if not steps:
         return ""
     named = ", ".join(number(step, ",") for step in steps)
-    return paragraph(f"Probes without any finite loss, left out: steps {named}.", "warning")
+    return paragraph(
+        f"The analysis leaves out the probes at steps {named}: they have no finite loss.", "warning"
+    )
 
 
-def _datasets(analysis: Analysis) -> str:
-    tokens = analysis.run.probe_set
+def _datasets(inputs: ReportInputs) -> str:
+    tokens = inputs.run.probe_set
     rows = []
     for d, name in enumerate(tokens.datasets):
         inside = tokens.dataset_N == d
         documents = len(np.unique(tokens.document_N[inside]))
         rows.append([dataset(d, name), number(int(inside.sum()), ","), number(documents, ",")])
     return table(
-        "Watched tokens, and the documents they are from.",
+        "Watched tokens of each dataset, and the documents that they come from.",
         ["dataset", "tokens", "documents"],
         rows,
     )
 
 
-def loss_curve(analysis: Analysis) -> str:
-    """The loss curve and its ends."""
-    mean_K, mean_DK = analysis.arrays["mean_loss_K"], analysis.arrays["mean_loss_DK"]
-    names = analysis.run.probe_set.datasets
+def loss_section(inputs: ReportInputs) -> list[Section]:
+    """Return the section with the loss curve and the losses at its ends."""
+    tokens = inputs.run.probe_set
+    arrays = inputs.spectrum.arrays
     curves = [
-        ("all probe tokens", mean_K),
-        *((dataset(d, name), mean_DK[d]) for d, name in enumerate(names)),
+        ("all probe tokens", arrays.mean_loss_K),
+        *((dataset(d, name), arrays.mean_loss_DK[d]) for d, name in enumerate(tokens.datasets)),
     ]
     rows = [
         [name, number(loss_K[0]), number(loss_K[-1]), number(loss_K[0] - loss_K[-1])]
         for name, loss_K in curves
     ]
-    return section(
-        "loss",
-        "Loss curve",
+    parts = [
         paragraph(
-            "Mean loss of the watched tokens in nats at every probe, and the training loss of the "
-            "step before it (one batch: noisy, and of other text)."
+            "The lines show the mean loss of the watched tokens, in nats, at every probe. The grey "
+            "dots show the training loss of the step before each probe. They are noisy, because "
+            "they are losses of one batch, and that batch is other text."
         ),
         figure(
-            figures.loss_curve(analysis),
+            _loss_figure(inputs),
             "The probe at step 0, before training, is the single point left of the dotted line."
-            + left_out(largest_datasets(analysis.run.probe_set), analysis.run.probe_set),
+            + left_out(largest_datasets(tokens), tokens),
         ),
-        table("Nats per token.", ["", "first probe", "last probe", "fall"], rows),
-    )
+        table("Mean losses in nats per token.", ["", "first probe", "last probe", "fall"], rows),
+    ]
+    return [Section("loss", "Loss curve", "Loss curve", parts)]
+
+
+def _loss_figure(inputs: ReportInputs) -> str:
+    """Draw the mean probe loss, overall and per dataset, and the training loss against time."""
+    run, arrays = inputs.run, inputs.spectrum.arrays
+    time_K = time_of(arrays.x_K)
+    scale = TimeScale.from_times(time_K)
+    training_K = np.array([record.training_loss for record in run.records])
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        place_K = scale.place(time_K)
+        axes.plot(place_K, training_K, ".", ms=3, color=NULL, label="training loss of the step")
+        for d, name in largest_datasets(run.probe_set).items():
+            _curve(axes, scale, time_K, arrays.mean_loss_DK[d], dataset_colour(d), name, d)
+        _curve(axes, scale, time_K, arrays.mean_loss_K, MEASURED, "all probe tokens")
+        time_axis(axes, scale, LABELS[inputs.time])
+        axes.set_ylabel("mean loss (nats per token)")
+        axes.legend()
+
+    return draw("loss", "Mean probe loss against training time", 3.4, paint)
+
+
+def _curve(
+    axes: Axes,
+    scale: TimeScale,
+    time_K: Floats,
+    loss_K: Floats,
+    colour: str,
+    name: str,
+    dataset: int = 0,
+) -> None:
+    """Draw a line through the probes after step 0, and step 0 as a point at its own place."""
+    later = time_K > 0
+    line = dataset_line(dataset)
+    axes.plot(time_K[later], loss_K[later], ls=line, marker=".", ms=3, color=colour, label=name)
+    axes.plot(scale.place(time_K)[~later], loss_K[~later], "o", ms=4, color=colour)

@@ -1,107 +1,288 @@
-"""The section on transfer: do the learning times of other runs say when this run learns what?"""
+"""The section on transfer: do the learning times of other runs say when this run learns what?
 
+The table of skills per grouping of the tokens serves the forecast and the axes, too.
+"""
+
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Final
 
-from megatron_tokscale.report.analysis import Analysis
-from megatron_tokscale.report.markup import (
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from megatron_tokscale.report.charts import draw
+from megatron_tokscale.report.html import (
+    MEASURED,
     escape,
+    estimate,
     figure,
     number,
     paragraph,
-    section,
+    table,
 )
-from megatron_tokscale.report.sections.gains import ALIGNED, gains
-from megatron_tokscale.report.sections.order import learning_order, order_verdict
-from megatron_tokscale.report.sections.skills import (
-    LEAST,
-    PASSES,
-    PERMUTED,
-    SKILL,
-    groupings_table,
-    least_p,
-    passed,
-    weakest,
-)
+from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.verdicts import Verdict, outcome
+from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.skill import GroupSkill, GroupTest, GroupTests
+from megatron_tokscale.results.transfer import LearningOrder, Transfer, TransferSettings
+from megatron_tokscale.spectrum.evidence.transfer import LEVEL
 
-_RIVALS = (
-    "All models: the other run's models of all classes. Curves of the other run: its measured "
-    "losses, without any fit. Own learning times: this run's, as far as learning times can go."
+_AT_TIME: Final = "at the same time"
+_AT_LOSS: Final = "at the same mean loss"
+_DOTS: Final = {_AT_TIME: (MEASURED, "o"), _AT_LOSS: ("#0072b2", "s")}
+_OFFSET: Final = 0.16  # rows between the dots of the two alignments
+_PREDICTORS: Final = {
+    "unigram": "ln of the token's frequency",
+    "bigram": "ln of the frequency of the token and the one before",
+    "position": "ln of the position",
+}
+
+SKILL: Final = (
+    "Skill is the share of the variance between the groups' curves that a prediction explains: 1 "
+    "is all of it, 0 is a prediction that is the same for every group, below 0 is worse than that."
 )
-_GAINS = (
-    "Skill gained over permuted learning times, and its 95% interval over documents. Filled: "
-    "passed; hollow: not."
+PERMUTED: Final = (
+    "The null model permutes the learning times among tokens of about the same drop, and every "
+    "token keeps its drop: only the link between a token and its learning time is destroyed."
+)
+PASSES: Final = (
+    "A grouping of the tokens passes if two conditions hold. First, the skill of the learning "
+    "times and their gain over the null model are above zero with their whole 95% intervals over "
+    f"documents. Second, at most {LEVEL:.0%} of the permutations, in a sample of the tokens, have "
+    "as high a skill; p is their share."
+)
+_LEAST: Final = (
+    "skill gained over permuted learning times, in the weakest grouping; passed if its whole "
+    f"interval and that of the skill are above zero, and p is at most {LEVEL:.0%}"
+)
+_RIVALS_MEANING: Final = (
+    "The other columns are for comparison. “All models” uses the other run's models of all "
+    "classes. “Curves of the other run” uses its measured losses, without any fit. “Own learning "
+    "times” uses those of this run: it shows how far learning times can go."
+)
+_GAINS: Final = (
+    "Skill gained over permuted learning times, with its 95% interval over documents. Filled dots: "
+    "passed. Hollow dots: not passed."
 )
 
 
-def transfer(analysis: Analysis) -> str:
-    """Skills and learning order for every other run; nothing if none was tested."""
-    if not analysis.transfer:
-        return ""
-    return section(
-        "transfer",
-        "Do learning times transfer?",
+def transfer_section(inputs: ReportInputs) -> list[Section]:
+    """Return the section with skills and learning order for every other run that was tested."""
+    if not inputs.transfers:
+        return []
+    parts = [
         paragraph(
-            "The learning times that another run gave the same tokens, held against what this run "
-            f"measured, group by group. {SKILL}"
+            "Another run gave learning times to the same tokens. This section compares them with "
+            f"the losses of this run, group of tokens by group. {SKILL}"
         ),
         paragraph(f"{PERMUTED} {PASSES}"),
-        paragraph(_RIVALS, "soft"),
-        *(part for n, entry in enumerate(analysis.transfer) for part in _from_run(n, entry)),
-    )
-
-
-def transfer_verdicts(analysis: Analysis) -> list[Verdict]:
-    """For every other run whether its learning times tell groups apart, and order the tokens."""
-    return [
+        paragraph(_RIVALS_MEANING, "soft"),
+        *(part for n, transfer in enumerate(inputs.transfers) for part in _from_run(n, transfer)),
+    ]
+    verdicts = [
         verdict
-        for n, entry in enumerate(analysis.transfer)
+        for n, transfer in enumerate(inputs.transfers)
         for verdict in (
-            *(_verdict(_anchor(n), entry, alignment) for alignment in ALIGNED),
-            order_verdict(_anchor(n), entry),
+            *(_skill_verdict(_anchor(n), transfer, *each) for each in _alignments(transfer)),
+            _order_verdict(_anchor(n), transfer),
         )
     ]
+    return [Section("transfer", "Transfer", "Do learning times transfer?", parts, verdicts)]
 
 
 def _anchor(n: int) -> str:
     return f"transfer-{n + 1}"
 
 
-def _verdict(anchor: str, entry: Mapping[str, Any], alignment: str) -> Verdict:
-    result = entry[alignment]
+def _skill_verdict(anchor: str, transfer: Transfer, aligned: str, tests: GroupTests) -> Verdict:
+    """Return the verdict: do the source run's learning times tell groups of tokens apart?"""
     question = (
-        f"Learning times of {escape(entry['source'])} tell which groups of tokens fall here, "
-        f"{ALIGNED[alignment]}"
+        f"Learning times of {escape(transfer.source)} predict which groups of tokens fall in this "
+        f"run, compared {aligned}"
     )
-    if "undefined" in result:
-        return Verdict(anchor, question, None, "–", escape(result["undefined"]))
-    return Verdict(anchor, question, passed(result), weakest(result), LEAST)
+    return groups_verdict(anchor, question, tests)
 
 
-def _from_run(n: int, entry: Mapping[str, Any]) -> list[str]:
-    source, run_id = escape(entry["source"]), escape(str(entry["source_run_id"]))
-    steps = entry["source_steps"]
-    picture = gains(_anchor(n), entry)
+def groups_verdict(anchor: str, question: str, tests: GroupTests) -> Verdict:
+    """Return the verdict on all groupings of the tokens, with the number of the weakest."""
+    if isinstance(tests, Undefined):
+        return Verdict(anchor, question, None, "–", escape(tests.undefined))
+    passes = [each.passes for each in tests.values()]
+    return Verdict(anchor, question, passes, _weakest(tests), _LEAST)
+
+
+def _from_run(n: int, transfer: Transfer) -> list[str]:
+    """Return the parts on one other run: its gains, its skills, and the learning order."""
+    source, run_id = escape(transfer.source), escape(transfer.source_run_id)
+    steps = transfer.source_steps
+    picture = _gains_figure(_anchor(n), transfer)
     return [
         f'<h3 id="{_anchor(n)}">Learning times of {source} (id {run_id})</h3>',
         paragraph(
-            f"From its {number(len(steps), ',')} probes, the last at step {number(steps[-1], ',')}."
-            + least_p(entry["settings"])
+            f"The learning times are from {number(len(steps), ',')} probes, the last at step "
+            f"{number(steps[-1], ',')}." + least_p(transfer.settings)
         ),
         figure(picture, _GAINS) if picture else "",
-        *(_aligned(entry, alignment) for alignment in ALIGNED),
-        *learning_order(entry["order"]),
+        *(_aligned(transfer, *each) for each in _alignments(transfer)),
+        *_learning_order(transfer.order),
     ]
 
 
-def _aligned(entry: Mapping[str, Any], alignment: str) -> str:
-    result = entry[alignment]
-    if "undefined" in result:
-        reason = escape(result["undefined"])
-        return paragraph(f"Compared {ALIGNED[alignment]}: {outcome(None)}: {reason}.")
+def _alignments(transfer: Transfer) -> list[tuple[str, GroupTests]]:
+    return [(_AT_TIME, transfer.absolute), (_AT_LOSS, transfer.by_loss)]
+
+
+def _aligned(transfer: Transfer, aligned: str, tests: GroupTests) -> str:
+    if isinstance(tests, Undefined):
+        return paragraph(f"Compared {aligned}: {outcome(None)}: {escape(tests.undefined)}.")
     return groupings_table(
-        f"Skill of {escape(entry['source'])}'s learning times here, compared {ALIGNED[alignment]}; "
-        f"{number(entry['documents'], ',')} documents.",
-        result,
+        f"Skill of the learning times of {escape(transfer.source)} in this run, compared "
+        f"{aligned}; the intervals are over {number(transfer.documents, ',')} documents.",
+        tests,
     )
+
+
+def _gains_figure(anchor: str, transfer: Transfer) -> str:
+    """Draw the gain over the null per grouping and alignment; nothing if no gain is defined."""
+    defined = [
+        (aligned, tests)
+        for aligned, tests in _alignments(transfer)
+        if not isinstance(tests, Undefined)
+    ]
+    groupings = list(dict.fromkeys(grouping for _, tests in defined for grouping in tests))
+    if not groupings:
+        return ""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.axvline(0, color="#999999", lw=0.8)
+        for n, (aligned, tests) in enumerate(defined):
+            colour, marker = _DOTS[aligned]
+            for grouping, each in tests.items():
+                place = groupings.index(grouping) + (2 * n - 1) * _OFFSET
+                _gain(axes, place, each, colour, marker)
+            axes.plot([], [], marker, ls="-", lw=1.4, ms=5, color=colour, label=aligned)
+        axes.set_yticks(range(len(groupings)), groupings)
+        axes.set_ylim(len(groupings) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("skill gained over permuted learning times")
+        figure.legend(loc="outside upper left", ncols=2)
+
+    alt = f"Gain over permuted learning times of {transfer.source} for each grouping of the tokens"
+    return draw(anchor, alt, 0.9 + 0.36 * len(groupings), paint)
+
+
+def _gain(axes: Axes, place: float, test: GroupTest, colour: str, marker: str) -> None:
+    gain = test.gain_over_permuted
+    if math.isnan(gain.value):
+        return
+    if gain.has_interval:
+        axes.plot([gain.low, gain.high], [place, place], color=colour, lw=1.4)
+    face = colour if test.passes else "white"
+    axes.plot([gain.value], [place], marker, ms=5, mec=colour, mfc=face)
+
+
+def _order_verdict(anchor: str, transfer: Transfer) -> Verdict:
+    """Return the verdict: do learning times predict the order beyond the baseline predictors?"""
+    order = transfer.order
+    question = (
+        f"Learning times of {escape(transfer.source)} predict the order of learning in this run, "
+        "beyond frequency, position and mean loss"
+    )
+    if isinstance(order, Undefined):
+        return Verdict(anchor, question, None, "–", escape(order.undefined))
+    return Verdict(
+        anchor,
+        question,
+        order.passes,
+        estimate(order.partial),
+        "correlation of the two runs' ranks beyond the baseline predictors; passed if its whole "
+        "interval is above zero",
+    )
+
+
+def _learning_order(order: LearningOrder | Undefined) -> list[str]:
+    """Return the correlations of the ranks, or the reason why they are undefined."""
+    if isinstance(order, Undefined):
+        return [paragraph(f"Learning order: {outcome(None)}: {escape(order.undefined)}.")]
+    rows = [
+        [escape(_PREDICTORS.get(name, name)), estimate(value)]
+        for name, value in order.spearman.items()
+    ]
+    return [
+        paragraph(
+            f"Learning order beyond the baseline predictors: {outcome(order.passes)}. The "
+            "correlation of the two runs' ranks, without the part that the baseline predictors "
+            f"explain, is {estimate(order.partial)}."
+        ),
+        table(
+            f"Spearman's ρ between the learning times in this run and each predictor, over the "
+            f"{number(order.tokens, ',')} tokens with a learning time in both runs.",
+            ["predictor", "ρ"],
+            rows,
+        ),
+        table(
+            "Share of the variance of these ranks that a linear regression explains. Another "
+            "predictor never explains less, so the gain is a size and no test.",
+            ["predictors", "explained"],
+            [
+                ["all but the learning time", estimate(order.explained_by_baseline)],
+                ["with the learning time", estimate(order.explained_with_time)],
+                ["gain", estimate(order.gain)],
+            ],
+        ),
+    ]
+
+
+def least_p(settings: TransferSettings) -> str:
+    """Return a sentence on the smallest p that so many permutations can give."""
+    return (
+        f" With {number(settings.permutations, ',')} permutations and the tokens' own order, p is "
+        f"at least {number(1 / (settings.permutations + 1))}."
+    )
+
+
+def groupings_table(caption: str, skills: Mapping[str, GroupSkill]) -> str:
+    """Return a table with a row per grouping: skill, null, gain, p, verdict, and tested rivals.
+
+    There is no column of verdicts for skills without them, and none of a rival without a skill.
+    """
+    has_verdicts = any(isinstance(each, GroupTest) for each in skills.values())
+    header = ["grouping (groups)", "learning times", "permuted (null)", "gain", "p"]
+    header += ["verdict"] if has_verdicts else []
+    rows = [
+        [
+            f"{escape(grouping)} ({number(each.groups, ',')})",
+            estimate(each.events, ",.2f"),
+            estimate(each.permuted, ",.2f"),
+            estimate(each.gain_over_permuted, "+,.3f"),
+            number(each.p_value),
+            *([outcome(each.passes)] if isinstance(each, GroupTest) else []),
+        ]
+        for grouping, each in skills.items()
+    ]
+    rivals: dict[str, list[Estimate | None]] = {
+        "all models": [each.full for each in skills.values()],
+        "curves of the other run": [each.source for each in skills.values()],
+        "own learning times": [each.own for each in skills.values()],
+    }
+    for name, values in rivals.items():
+        if any(value is not None for value in values):
+            header.append(name)
+            for row, value in zip(rows, values, strict=True):
+                row.append("–" if value is None else estimate(value, ",.2f"))
+    return table(caption, header, rows, "dense")
+
+
+def _weakest(tests: Mapping[str, GroupTest]) -> str:
+    """Return the grouping with the smallest gain as HTML; one that is not passed comes first."""
+    gains = [
+        (each.passes is True, each.gain_over_permuted.value, name)
+        for name, each in tests.items()
+        if not math.isnan(each.gain_over_permuted.value)
+    ]
+    if not gains:
+        return "–"
+    *_, name = min(gains, key=lambda each: each[:2])
+    return f"{escape(name)}: {estimate(tests[name].gain_over_permuted, '+,.3f')}"

@@ -1,59 +1,57 @@
 """Forward in time: fitted on the first part of a run, do the tokens predict the next factor of two?
 
 The rivals see the same probes: the best power law of the mean loss, from a tenth of that time on,
-and a uniform spectrum, under which the loss goes on falling as it did in the last factor of two.
+and a uniform spectrum, under which the loss goes on falling as it did in the factor of two before.
 
-Shapes: N tokens, K probes (of the first part, or H: the last of them and those held out), U units,
-R resamples (the first is the data as they are).
+Shapes: N tokens, K probes, H probes held out, U units, R resamples (the first is the data as they
+are).
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from megatron_tokscale.core.arrays import Floats, Mask
+from megatron_tokscale.core.arrays import Floats, Floats32, Mask
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Units
-from megatron_tokscale.fit import fit_sigmoids
+from megatron_tokscale.fit import SigmoidFits, fit_sigmoids
 from megatron_tokscale.laws.power_law.huber import Curve
 from megatron_tokscale.laws.power_law.power_law import FIRST_TIME_SHARE
 from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.evidence import Forecast, ForwardPrediction
 from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.sums import loss_sums, model_sums
 
-_LEAST_FITTED = 8
-_LEAST_HELD_OUT = 2
-_ROUNDING = 1e-9
-_RIVALS = ("power-law", "uniform")
+_LEAST_FITTED = 8  # probes; a sigmoid has four parameters (our choice)
+_LEAST_HELD_OUT = 2  # probes, for a mean error over more than one (our choice)
+_ROUNDING = 1e-9  # in x: a probe at just half of the last time belongs to the first part
 
 
 def predict_forward(
     x_K: Floats,
-    loss_NK: NDArray[Any],
+    loss_NK: Floats32,
     units: Units,
     groupings: Mapping[str, Groups],
     weight_RU: Floats,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Fit all but the last factor of two in time, and hold the prediction against the rest.
+    seed: int,
+) -> ForwardPrediction:
+    """Fit all but the last factor of two in time, and compare the forecast with its losses.
 
     There is no verdict: a token whose fall has not begun is extrapolated flat, so the fits miss
-    every fall that begins after the cut. `groups`: how well the falls that set groups of tokens
-    apart are predicted, as for a transfer (`TransferSums.skills`), the null being learning times
-    permuted over the tokens.
+    every fall that begins after the cut. The skill for groups of tokens is that of the falls since
+    the cut (`TransferSums.skills`); its null model has learning times permuted over the tokens.
 
     Args:
         x_K: natural logarithm of time at the probes.
         loss_NK: finite losses in nats.
-        units: of these tokens.
-        groupings: of these tokens.
+        units: resampling units of these tokens.
+        groupings: groupings of these tokens by name.
         weight_RU: weights of the units.
-        seed: of the permutations.
+        seed: seed of the permutations.
 
     Raises:
         UndefinedError: fewer than eight finite probes before the cut, or two after it.
@@ -65,38 +63,48 @@ def predict_forward(
     weight_RU = weight_RU[weight_RU @ tokens_U > 0]
     share_RU = weight_RU / (weight_RU @ tokens_U)[:, None]
     mean_RK = share_RU @ loss_sums(loss_NK, units.unit_N, n_units)
-    held_K = ~cut.first_K
-    whole_N = fits.complete_N
-    model_UK = model_sums(fits.rows(whole_N), units.unit_N[whole_N], n_units, x_K[held_K])
-    whole_U = np.bincount(units.unit_N[whole_N], minlength=n_units)
-    predicted = {"tokens": weight_RU @ model_UK / (weight_RU @ whole_U)[:, None]}
-    predicted |= cut.rivals(x_K, mean_RK)
-    measured_RK = mean_RK[:, held_K]
-    fall_R = mean_RK[:, cut.last] - measured_RK[:, -1]
-    error_R = {
-        name: np.abs(curve_RK - measured_RK).mean(axis=1) for name, curve_RK in predicted.items()
-    }
-    best_R = np.minimum(*(error_R[name] for name in _RIVALS))
+    at_cut_R, measured_RH = mean_RK[:, cut.last], mean_RK[:, ~cut.first_K]
+
+    def forecast(predicted_RH: Floats) -> Forecast:
+        return Forecast(
+            error=Estimate.from_resamples(_error(predicted_RH, measured_RH), least=0),
+            fall=Estimate.from_resamples(at_cut_R - predicted_RH[:, -1]),
+        )
+
+    tokens_RH = _mean_of_fits(fits, units, weight_RU, x_K[~cut.first_K])
+    power_law_RH, uniform_RH = cut.power_law(x_K, mean_RK), cut.uniform(x_K, mean_RK)
+    best_R = np.minimum(_error(power_law_RH, measured_RH), _error(uniform_RH, measured_RH))
     transfer = TransferSums(cut.falls(x_K), groupings, units)
     transfer.add(slice(0, len(loss_NK)), fits, loss_NK[:, cut.from_last_K])
-    return {
-        "from_x": float(x_K[cut.last]),
-        "to_x": float(x_K[-1]),
-        "probes": int(held_K.sum()),
-        **Estimate.from_resamples(fall_R).entry("fall"),
-        **{
-            name: Estimate.from_resamples(value_R, least=0).entry("error")
-            | Estimate.from_resamples(mean_RK[:, cut.last] - predicted[name][:, -1]).entry("fall")
-            for name, value_R in error_R.items()
-        },
-        **Estimate.from_resamples(best_R - error_R["tokens"]).entry("gain_over_best_rival"),
-        "groups": transfer.skills(weight_RU, seed),
-    }
+    return ForwardPrediction(
+        from_x=float(x_K[cut.last]),
+        to_x=float(x_K[-1]),
+        probes=measured_RH.shape[1],
+        fall=Estimate.from_resamples(at_cut_R - measured_RH[:, -1]),
+        tokens=forecast(tokens_RH),
+        power_law=forecast(power_law_RH),
+        uniform=forecast(uniform_RH),
+        gain_over_best_rival=Estimate.from_resamples(best_R - _error(tokens_RH, measured_RH)),
+        groups=transfer.skills(weight_RU, seed),
+    )
+
+
+def _error(predicted_RH: Floats, measured_RH: Floats) -> Floats:
+    """Return the mean absolute error over the probes held out, in nats."""
+    return np.asarray(np.abs(predicted_RH - measured_RH).mean(axis=1))
+
+
+def _mean_of_fits(fits: SigmoidFits, units: Units, weight_RU: Floats, x_H: Floats) -> Floats:
+    """Return the mean over the fitted tokens of their models at `x_H`, (R, H)."""
+    whole_N, n_units = fits.complete_N, len(units)
+    model_UH = model_sums(fits.rows(whole_N), units.unit_N[whole_N], n_units, x_H)
+    whole_U = np.bincount(units.unit_N[whole_N], minlength=n_units)
+    return np.asarray(weight_RU @ model_UH / (weight_RU @ whole_U)[:, None])
 
 
 @dataclass(frozen=True)
 class _Cut:
-    """Where the first part ends.
+    """The end of the first part of a run.
 
     Attributes:
         first_K: mask of the probes of the first part.
@@ -106,16 +114,21 @@ class _Cut:
     first_K: Mask
     last: int
 
-    @staticmethod
-    def before_last_octave(x_K: Floats) -> "_Cut":
+    @classmethod
+    def before_last_octave(cls, x_K: Floats) -> Self:
+        """Return the cut at half of the last time.
+
+        Raises:
+            UndefinedError: too few probes before it or after it.
+        """
         first_K = x_K <= x_K[-1] - math.log(2) + _ROUNDING
         fitted, held_out = (first_K & np.isfinite(x_K)).sum(), (~first_K).sum()
         if fitted < _LEAST_FITTED or held_out < _LEAST_HELD_OUT:
             raise UndefinedError(
                 f"{fitted} probes before the last factor of two and {held_out} in it are too few "
-                f"to predict it, {_LEAST_FITTED} and {_LEAST_HELD_OUT} are needed; probe more often"
+                f"to predict it; expected {_LEAST_FITTED} and {_LEAST_HELD_OUT}; probe more often"
             )
-        return _Cut(first_K, int(first_K.sum()) - 1)
+        return cls(first_K, int(first_K.sum()) - 1)
 
     @property
     def from_last_K(self) -> Mask:
@@ -125,22 +138,29 @@ class _Cut:
         return chosen
 
     def falls(self, x_K: Floats) -> Alignment:
-        """Falls since the cut at each probe held out."""
+        """Return the comparison of falls since the cut at each probe held out."""
         held_out = int((~self.first_K).sum())
         operator_HX = np.concatenate([np.ones((1, held_out)), -np.eye(held_out)])
         return Alignment(x_K[self.from_last_K], operator_HX)
 
-    def rivals(self, x_K: Floats, mean_RK: Floats) -> dict[str, Floats]:
-        """Mean losses at the probes held out by the rivals."""
+    def power_law(self, x_K: Floats, mean_RK: Floats) -> Floats:
+        """Return mean losses at the probes held out, by a power law of those before, (R, H)."""
         held_K = ~self.first_K
-        fitted = self.first_K & np.isfinite(x_K)
-        recent = fitted & (x_K >= x_K[self.last] - math.log(2) - _ROUNDING)
-        slope_R, level_R = np.polyfit(x_K[recent], mean_RK[:, recent].T, 1)
-        late = fitted & (x_K >= x_K[self.last] + math.log(FIRST_TIME_SHARE) - _ROUNDING)
-        law_RK = np.empty((len(mean_RK), int(held_K.sum())))
+        late = (
+            self.first_K
+            & np.isfinite(x_K)
+            & (x_K >= x_K[self.last] + math.log(FIRST_TIME_SHARE) - _ROUNDING)
+        )
+        law_RH = np.empty((len(mean_RK), int(held_K.sum())))
         best = None
         for r, loss_K in enumerate(mean_RK[:, late]):
             curve = Curve(x_K[late], np.log(loss_K))
             best = curve.solve() if best is None else curve.solve_near(best)
-            law_RK[r] = np.exp(Curve(x_K[held_K], np.zeros(held_K.sum())).predict(best))
-        return {"power-law": law_RK, "uniform": level_R[:, None] + slope_R[:, None] * x_K[held_K]}
+            law_RH[r] = np.exp(Curve(x_K[held_K], np.zeros(held_K.sum())).predict(best))
+        return law_RH
+
+    def uniform(self, x_K: Floats, mean_RK: Floats) -> Floats:
+        """Return mean losses at the probes held out, by a line in x through the factor of two."""
+        recent = self.first_K & np.isfinite(x_K) & (x_K >= x_K[self.last] - math.log(2) - _ROUNDING)
+        slope_R, level_R = np.polyfit(x_K[recent], mean_RK[:, recent].T, 1)
+        return np.asarray(level_R[:, None] + slope_R[:, None] * x_K[~self.first_K])

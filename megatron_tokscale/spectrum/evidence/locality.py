@@ -1,46 +1,52 @@
-"""Locality: how wide the transitions are, beside tokens that merely follow the mean curve.
+"""Locality: widths of the transitions, beside those of tokens that merely follow the mean curve.
 
-If learning is local, a token falls in a narrow window of x. The null destroys just that: every
-token is given the shape of the mean loss curve, with its own level and amplitude, plus noise as
+If learning is local, a token falls in a narrow window of x. The null model destroys just that:
+every token gets the shape of the mean loss curve, with its own level and amplitude, plus noise as
 large and as autocorrelated as its own, and goes through the same fit with the same classes
-(design.md 6; the construction is our choice).
+(docs/architecture.md; the construction is our choice).
 
-Shapes: N tokens, K probe steps, C bins, R resamples (the first is the data as they are), U units.
+Shapes: N tokens, K probe steps, W bins of widths, R resamples (the first is the data as they are),
+U units.
 """
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers32, Mask
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_sigmoids
 from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.evidence import Locality, WidthQuartiles, WidthSample
 from megatron_tokscale.spectrum.density import finite_range
 
 TEN_NINETY = 2 * math.log(9)
 """10-90% width of a sigmoid of width one."""
 
-WIDTH_BINS = 40
+WIDTH_BINS = 40  # of the histograms; fine enough to see, coarse enough to be full (our choice)
 _QUARTILES = {"p25": 0.25, "p50": 0.5, "p75": 0.75}
-_MOST_CORRELATED = 0.95
+_LARGEST_CORRELATION = 0.95  # of the null's noise; at one it would be a random walk (our choice)
 LOCAL_BELOW = 0.95
-"""Of the ratio of median widths: the null's own bias is a hundredth (our choice)."""
+"""Margin for the ratio of median widths: the null model's own bias is 0.01 (our choice)."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Tokens with a fit and losses at all probes, and what locality asks of them.
+class FittedSample:
+    """Tokens with a fit and losses at all probes, and the widths of their transitions.
 
     Only falling tokens with a trusted midpoint are counted. A token with fewer than two probes in
     its transition counts with its fitted width, which is then below the probes' spacing.
+
+    Attributes:
+        fits: fits of the tokens.
+        loss_NK: their losses in nats.
+        unit_N: their resampling units.
     """
 
     fits: SigmoidFits
-    loss_NK: NDArray[Any]
+    loss_NK: Floats32
     unit_N: Integers32
 
     @cached_property
@@ -59,17 +65,17 @@ class Sample:
         return self.fits.drop_N[self.counted_N].astype(np.float64)
 
     def quartiles(self, weight_RU: Floats) -> dict[str, Floats]:
-        """Quartiles of the counted tokens' widths, each token weighted by its drop."""
+        """Return quartiles of the counted tokens' widths in units of x, weighted by their drops."""
         order = np.argsort(self.width_N)
         unit_N, width_N = self.unit_N[self.counted_N][order], self.width_N[order]
         below_RN = np.cumsum(weight_RU[:, unit_N] * self.drop_N[order], axis=1)
         return {name: _crossing(below_RN, width_N, share) for name, share in _QUARTILES.items()}
 
     def fall_in_windows(self, weight_RU: Floats) -> Floats:
-        """The counted tokens' fall inside their own 10-90% windows, over the fall of all.
+        """Return the counted tokens' fall inside their own 10-90% windows, over the fall of all.
 
-        The fall of all is between the first and the last finite probe. By its definition a perfect
-        sigmoid has 0.8 of its own in its window: the number speaks of the tokens that are not one,
+        The fall of all is between the first and the last finite probe. A perfect sigmoid has by
+        definition 0.8 of its fall in its window: the number tells of tokens that are no sigmoids,
         and only beside the widths.
         """
         finite_NK = self.loss_NK[:, np.isfinite(self.fits.x_K)].astype(np.float64)
@@ -84,96 +90,115 @@ class Sample:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(weight_RU @ inside_U / (weight_RU @ fall_U))
 
-    def result(self, weight_RU: Floats) -> dict[str, Any]:
-        """The sample's numbers with their intervals, as JSON."""
+    def result(self, weight_RU: Floats) -> WidthSample:
+        """Return the sample's numbers with their intervals."""
         low, high = finite_range(self.fits.x_K)
-        units = {"width_x": 1.0, "width_decades": math.log(10), "width_of_range": high - low}
         quartiles = self.quartiles(weight_RU)
-        return {
-            "tokens": len(self.fits),
-            "falling": int(self.counted_N.sum()),
-            "class_shares": {
-                each.label: float(self.fits.is_class(each).mean()) if len(self.fits) else None
+
+        def in_units_of(unit: float) -> WidthQuartiles:
+            return WidthQuartiles(
+                **{
+                    name: Estimate.from_resamples(width_R / unit, least=0)
+                    for name, width_R in quartiles.items()
+                }
+            )
+
+        return WidthSample(
+            tokens=len(self.fits),
+            falling=int(self.counted_N.sum()),
+            class_shares={
+                each.label: float(self.fits.is_class(each).mean()) if len(self.fits) else math.nan
                 for each in TokenClass
                 if each is not TokenClass.UNFITTED
             },
-            **{
-                name: {
-                    key: value
-                    for quartile, width_R in quartiles.items()
-                    for key, value in Estimate.from_resamples(width_R / unit, least=0)
-                    .entry(quartile)
-                    .items()
-                }
-                for name, unit in units.items()
-            },
-            **Estimate.from_resamples(self.fall_in_windows(weight_RU)).entry("fall_in_windows"),
-        }
+            width_x=in_units_of(1.0),
+            width_decades=in_units_of(math.log(10)),
+            width_of_range=in_units_of(high - low),
+            fall_in_windows=Estimate.from_resamples(self.fall_in_windows(weight_RU)),
+        )
 
-    def histogram(self, edges_C: Floats) -> Floats:
-        """Share of the counted tokens' drop per bin of the 10-90% width (units of x)."""
-        width_N = np.clip(self.width_N, edges_C[0], edges_C[-1])
-        share_C, _ = np.histogram(width_N, edges_C, weights=self.drop_N)
-        return np.asarray(share_C / max(self.drop_N.sum(), 1e-300))
+    def histogram(self, edges_W: Floats) -> Floats:
+        """Return the share of the counted tokens' drop per bin of the 10-90% width (units of x)."""
+        width_N = np.clip(self.width_N, edges_W[0], edges_W[-1])
+        share_W, _ = np.histogram(width_N, edges_W, weights=self.drop_N)
+        return np.asarray(share_W / max(self.drop_N.sum(), 1e-300))
+
+
+@dataclass(frozen=True)
+class WidthHistograms:
+    """Shares of the falling tokens' drop per bin of the 10-90% width.
+
+    Attributes:
+        edges_W: edges of the bins in units of x, one more than the bins.
+        observed_W: shares of the watched tokens.
+        null_W: shares of the null model's tokens.
+    """
+
+    edges_W: Floats
+    observed_W: Floats
+    null_W: Floats
 
 
 @dataclass(frozen=True)
 class Widths:
-    """A sample of tokens, and its null."""
+    """A sample of tokens, and the sample that the null model makes of it."""
 
-    observed: Sample
-    null: Sample
+    observed: FittedSample
+    null: FittedSample
 
-    @staticmethod
-    def from_fits(
-        fits: SigmoidFits, loss_NK: NDArray[Any], unit_N: Integers32, seed: int = 0
-    ) -> "Widths":
-        """Fit the null of the tokens that miss no loss; `unit_N` is their resampling unit."""
+    @classmethod
+    def from_fits(cls, fits: SigmoidFits, loss_NK: Floats32, unit_N: Integers32, seed: int) -> Self:
+        """Draw and fit the null model of the tokens that miss no loss.
+
+        Args:
+            fits: fits of the tokens.
+            loss_NK: their losses in nats.
+            unit_N: their resampling units.
+            seed: seed of the null model's noise.
+        """
         whole_N = fits.complete_N
-        observed = Sample(fits.rows(whole_N), loss_NK[whole_N], unit_N[whole_N])
+        observed = FittedSample(fits.rows(whole_N), loss_NK[whole_N], unit_N[whole_N])
         null_NK = mean_curve_losses(observed.fits, observed.loss_NK, seed)
         null_fits = fit_sigmoids(fits.x_K, null_NK)
-        return Widths(observed, Sample(null_fits, null_NK, observed.unit_N))
+        return cls(observed, FittedSample(null_fits, null_NK, observed.unit_N))
 
-    def result(self, weight_RU: Floats) -> dict[str, Any]:
-        """Both samples, and the ratio of their median widths, as JSON.
+    def result(self, weight_RU: Floats) -> Locality:
+        """Return the numbers of both samples, the ratio of their median widths, and the verdict.
 
-        `local`: whether the whole interval of the ratio is below 0.95; null if it is not defined.
-        On mean-curve tokens the ratio is one to about a hundredth, which is as well as the null
-        models noise; with many tokens so little would be significant.
+        On mean-curve tokens the ratio is one to about a hundredth, because the null model's noise
+        is not quite theirs. With many tokens so small a difference would be significant; hence the
+        margin `LOCAL_BELOW`.
         """
         medians = [each.quartiles(weight_RU)["p50"] for each in (self.observed, self.null)]
         ratio = Estimate.from_resamples(medians[0] / medians[1], least=0)
-        return {
-            "observed": self.observed.result(weight_RU),
-            "mean_curve_null": self.null.result(weight_RU),
-            **ratio.entry("median_over_null"),
-            "local": bool(ratio.high < LOCAL_BELOW) if np.isfinite(ratio.high) else None,
-        }
+        return Locality(
+            observed=self.observed.result(weight_RU),
+            mean_curve_null=self.null.result(weight_RU),
+            median_over_null=ratio,
+            local=ratio.high < LOCAL_BELOW if ratio.has_interval else None,
+        )
 
-    def histograms(self) -> dict[str, Floats]:
-        """The histograms of the widths, by the names in spectrum.npz."""
-        edges_C = width_edges(self.observed.fits.x_K)
-        return {
-            "width_edges_C": edges_C,
-            "width_observed_C": self.observed.histogram(edges_C),
-            "width_null_C": self.null.histogram(edges_C),
-        }
+    def histograms(self) -> WidthHistograms:
+        """Return the histograms of the widths of both samples."""
+        edges_W = width_edges(self.observed.fits.x_K)
+        return WidthHistograms(
+            edges_W, self.observed.histogram(edges_W), self.null.histogram(edges_W)
+        )
 
 
 def width_edges(x_K: Floats) -> Floats:
-    """Logarithmic bins of the 10-90% width: from a tenth of the probes' spacing to 4.4 ranges."""
+    """Return logarithmic bins of the 10-90% width, from a tenth of the spacing to 4.4 ranges."""
     low, high = finite_range(x_K)
     spacing = float(np.median(np.diff(x_K[np.isfinite(x_K)])))
     return np.geomspace(spacing / 10, TEN_NINETY * (high - low), WIDTH_BINS + 1)
 
 
-def mean_curve_losses(fits: SigmoidFits, loss_NK: NDArray[Any], seed: int = 0) -> Floats32:
-    """The null's losses: token i is a_i + b_i m(x) plus its own kind of Gaussian noise.
+def mean_curve_losses(fits: SigmoidFits, loss_NK: Floats | Floats32, seed: int) -> Floats32:
+    """Draw losses from the null model: token i is a_i + b_i m(x) plus its own kind of noise.
 
-    m is the mean loss of the tokens, a_i and b_i come from least squares on the token's own
-    losses. The noise has the residual variance SSE/(K - 4) of the token's own sigmoid and is
-    autoregressive of order one, with the correlation that the fit found in its residuals.
+    m is the mean loss of the tokens; a_i and b_i come from least squares on the token's own
+    losses. The noise is Gaussian, has the residual variance SSE/(K - 4) of the token's own sigmoid
+    and is autoregressive of order one, with the correlation that the fit found in its residuals.
     """
     loss_NK = loss_NK.astype(np.float64)
     mean_K = loss_NK.mean(axis=0)
@@ -181,14 +206,14 @@ def mean_curve_losses(fits: SigmoidFits, loss_NK: NDArray[Any], seed: int = 0) -
     level_N = loss_NK.mean(axis=1, keepdims=True)
     amplitude_N = loss_NK @ shape_K / max(float(shape_K @ shape_K), 1e-300)
     noise_N = np.sqrt(fits.sse_N.astype(np.float64) / (loss_NK.shape[1] - 4))
-    phi_N = np.clip(np.nan_to_num(fits.autocorrelation_N), 0, _MOST_CORRELATED)
+    phi_N = np.clip(np.nan_to_num(fits.autocorrelation_N), 0, _LARGEST_CORRELATION)
     noise_NK = _autoregressive(phi_N, loss_NK.shape[1], seed) * noise_N[:, None]
     null_NK = level_N + amplitude_N[:, None] * shape_K + noise_NK
     return np.asarray(null_NK, dtype=np.float32)
 
 
-def _autoregressive(phi_N: NDArray[Any], n_probes: int, seed: int) -> Floats:
-    """Gaussian noise of variance one, correlation phi between neighbours."""
+def _autoregressive(phi_N: Floats | Floats32, n_probes: int, seed: int) -> Floats:
+    """Draw Gaussian noise of variance one with correlation phi between neighbouring probes."""
     shock_NK = np.random.default_rng(seed).standard_normal((len(phi_N), n_probes))
     noise_NK = shock_NK.copy()
     innovation_N = np.sqrt(1 - phi_N**2)
@@ -198,7 +223,7 @@ def _autoregressive(phi_N: NDArray[Any], n_probes: int, seed: int) -> Floats:
 
 
 def _crossing(below_RN: Floats, value_N: Floats, share: float) -> Floats:
-    """The smallest value that at least `share` of each row's weight does not exceed."""
+    """Return the smallest value that at least `share` of each row's weight does not exceed."""
     found_R = np.full(len(below_RN), np.nan)
     if not len(value_N):
         return found_R
@@ -209,7 +234,7 @@ def _crossing(below_RN: Floats, value_N: Floats, share: float) -> Floats:
 
 
 def _fall_in_window(fits: SigmoidFits, loss_NK: Floats) -> Floats:
-    """Measured loss at the start of each token's 10-90% window minus that at its end.
+    """Return the measured loss at the start of each token's 10-90% window minus that at its end.
 
     The window is cut at the probed range; between probes the loss is interpolated in x.
     """

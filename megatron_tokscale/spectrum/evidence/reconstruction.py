@@ -1,4 +1,4 @@
-"""-dL/dx put together from the fits, three ways, against the measured one.
+"""The slope -dL/dx reconstructed from the fits, in three ways, against the measured slope.
 
 - full: the mean over tokens of the model of each token's class: its own bump, two bumps for
   two-step tokens, a negative one for rising tokens, a constant after the onset for gradual ones,
@@ -7,39 +7,40 @@
   midpoint, all have the same width.
 - spectrum: learning times alone: all events have the same (mean) drop and the same width.
 
-(papers.md 1.4; which tokens are events: `events_of`.) A measured derivative is smoothed. For a fair
-comparison each model is turned into a mean loss at the probes, and the very same linear estimator
-is applied to it. On the tokens that were fitted, "full" is nearly algebra: it is no evidence
-(design.md 6).
+(docs/references.md 1.4; which tokens have events: `events_of`.) A measured slope is smoothed. For a
+fair comparison each model is turned into a mean loss at the probes, and the very same linear
+estimator is applied to it. On the tokens that were fitted, "full" is nearly algebra: it is no
+evidence (docs/architecture.md).
 
 Shapes: N tokens, K probe steps, G grid points, R resamples of the documents (the first is the data
 as they are).
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.evidence import FallsByPart
 from megatron_tokscale.spectrum.density import default_grid
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.sums import DocumentSums
 
 NAMES = ("full", "kernel", "spectrum")
-_PARTS = 8
+"""The reconstructions."""
+_PARTS = 8  # of the range of x: enough to see where a reconstruction misses (our choice)
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One reconstruction beside the measured derivative.
+    """One reconstruction beside the measured slope.
 
     Attributes:
         derivative_RG: -dL/dx in nats per unit of x, smoothed as the measured one is.
-        r2_R: share of the measured derivative's variance over the grid that it explains; negative
+        r2_R: share of the measured slope's variance over the grid that it explains; negative
             if a constant does better.
     """
 
@@ -48,7 +49,7 @@ class Reconstruction:
 
     @property
     def derivative_G(self) -> Floats:
-        """The derivative of the data as they are."""
+        """The slope of the data as they are."""
         return np.asarray(self.derivative_RG[0])
 
     @property
@@ -56,14 +57,10 @@ class Reconstruction:
         """R^2 of the data as they are."""
         return float(self.r2_R[0])
 
-    def scores(self) -> dict[str, Any]:
-        """Return R^2 with its interval, as JSON."""
-        return Estimate.from_resamples(self.r2_R, most=1).entry("r2")
-
 
 @dataclass(frozen=True)
 class Comparison:
-    """The measured derivative of each resample, and every reconstruction of it by name."""
+    """The measured slope of each resample, and every reconstruction of it by name."""
 
     x_G: Floats
     measured_RG: Floats
@@ -71,40 +68,42 @@ class Comparison:
 
     @property
     def measured_G(self) -> Floats:
-        """The measured derivative of the data as they are."""
+        """The measured slope of the data as they are."""
         return np.asarray(self.measured_RG[0])
 
-    def scores(self) -> dict[str, Any]:
-        """The scores of every reconstruction, as JSON."""
-        return {name: each.scores() for name, each in self.by_name.items()}
-
-    def falls(self) -> dict[str, list[float]]:
-        """Where along x they miss: the fall in nats within each eighth of the range.
-
-        Returns:
-            edges (of x, one more than the others), measured, and every reconstruction by name.
-        """
-        edges = np.linspace(self.x_G[0], self.x_G[-1], _PARTS + 1)
-        curves = {"measured": self.measured_G} | {
-            name: each.derivative_G for name, each in self.by_name.items()
+    def r2(self) -> dict[str, Estimate]:
+        """Return R^2 of every reconstruction with its interval."""
+        return {
+            name: Estimate.from_resamples(each.r2_R, most=1) for name, each in self.by_name.items()
         }
-        step_G = np.diff(self.x_G)
-        falls = {"edges": edges.tolist()}
-        for name, curve_G in curves.items():
-            fallen_G = np.cumsum((curve_G[1:] + curve_G[:-1]) / 2 * step_G)
-            at_edges = np.interp(edges, self.x_G, np.concatenate([[0.0], fallen_G]))
-            falls[name] = np.diff(at_edges).tolist()
-        return falls
+
+    def falls(self) -> FallsByPart:
+        """Return the fall in nats within each eighth of the range, measured and reconstructed."""
+        edges = np.linspace(self.x_G[0], self.x_G[-1], _PARTS + 1)
+        return FallsByPart(
+            edges=tuple(edges.tolist()),
+            measured=self._falls_between(edges, self.measured_G),
+            by_name={
+                name: self._falls_between(edges, each.derivative_G)
+                for name, each in self.by_name.items()
+            },
+        )
+
+    def _falls_between(self, edges: Floats, slope_G: Floats) -> tuple[float, ...]:
+        """Return the integrals of a slope between neighbouring edges, by the trapezoidal rule."""
+        fallen_G = np.cumsum((slope_G[1:] + slope_G[:-1]) / 2 * np.diff(self.x_G))
+        at_edges = np.interp(edges, self.x_G, np.concatenate([[0.0], fallen_G]))
+        return tuple(np.diff(at_edges).tolist())
 
 
 def reconstruct(
     fits: SigmoidFits,
     mean_loss_K: ArrayLike,
     *,
-    tokens_N: NDArray[np.bool_] | None = None,
+    tokens_N: Mask | None = None,
     x_G: ArrayLike | None = None,
 ) -> Comparison:
-    """Reconstruct the derivative of `mean_loss_K` from fits (all of them, or the mask `tokens_N`).
+    """Reconstruct the slope of `mean_loss_K` from fits (all of them, or the mask `tokens_N`).
 
     `mean_loss_K` (nats, at the fits' probes) may be of the same tokens or of others. There is one
     row, R = 1: without documents there are no intervals.
@@ -123,7 +122,7 @@ def reconstruct(
 def compare(
     x_K: Floats, curve_RK: dict[str, Floats], loss_RK: Floats, x_G: ArrayLike | None = None
 ) -> Comparison:
-    """Hold the derivatives of model curves against that of `loss_RK`."""
+    """Compare the slopes of model curves, by name, with the slope of `loss_RK`."""
     grid_G = default_grid(x_K) if x_G is None else np.asarray(x_G, dtype=np.float64)
     weights_KG = derivative_weights(x_K, grid_G).T
     measured_RG = loss_RK @ weights_KG

@@ -3,35 +3,37 @@
 Shapes: N tokens, K probe steps, U resampling units, R resamples.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
-from megatron_tokscale import __version__
 from megatron_tokscale.core.arrays import Floats, Floats32
-from megatron_tokscale.core.checked import write_result
+from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.resampling import MOST_UNITS, Units
 from megatron_tokscale.core.schemas import TRANSFER_SCHEMA
+from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.fit import SigmoidFits
-from megatron_tokscale.laws.plain import or_reason
-from megatron_tokscale.results import FittedRun, heading, known_transfers
+from megatron_tokscale.results import FittedRun, Transfer, transfers_to_keep
+from megatron_tokscale.results.estimate import defined_or_reason
+from megatron_tokscale.results.skill import GroupTest
+from megatron_tokscale.results.transfer import Transfers, TransferSettings
 from megatron_tokscale.spectrum.evidence.order import learning_order
 from megatron_tokscale.spectrum.evidence.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import (
     Groups,
+    baseline_predictors,
     groupings,
     learning_times,
-    plain_predictors,
 )
-from megatron_tokscale.spectrum.run_spectrum import drawn
+from megatron_tokscale.spectrum.run_spectrum import draw_tokens
 from megatron_tokscale.spectrum.sums import loss_sums
 from megatron_tokscale.store import Run
 
-_RANKED_TOKENS = 500_000
-_VALUES_PER_GROUP, _LEAST_UNITS = 2**16, 128  # bounds the tables of units, groups and probes
+_RANKED_TOKENS = 500_000  # drawn for the learning order: a table of a few hundred MB (our choice)
+_VALUES_PER_GROUP, _LEAST_UNITS = 2**16, 128  # bound the tables of units, groups and probes
 
 
 def transfer_run(
@@ -39,163 +41,204 @@ def transfer_run(
     target: Run,
     *,
     n_resamples: int = 200,
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Do `source`'s learning times say when `target` learns? Into `target`'s transfer.json.
+) -> Transfer:
+    """Test learning times of `source` on the losses of `target`, into `target`'s transfer.json.
 
-    An entry per source run; that of the same run is replaced.
+    The file has one transfer per source run; an older one of the same run is replaced.
 
     Args:
         source: a fitted run (A).
-        target: a fitted run (B) with the same probe set; its fits serve as the ceiling.
+        target: a fitted run (B) with the same probe set; its own learning times are a rival, the
+            most that learning times can explain.
         n_resamples: bootstrap resamples of the documents.
-        seed: of the draws, the permutations and the bootstrap.
-        progress: called with a word on what is done next.
+        seed: seed of the draws, the permutations and the bootstrap.
+        progress: called with the name of the next stage.
 
     Returns:
-        The entry: by alignment and grouping the skills of `TransferSums.result`, and the learning
-        order (`learning_order`).
+        The skills by alignment and grouping (`TransferSums.tests`), and the learning order
+        (`learning_order`).
 
     Raises:
         TokscaleError: the runs are one, watch other tokens, count other times, or one is not
             fitted; no token has all losses in both; the target's transfer.json is damaged.
     """
     say = progress or (lambda _: None)
-    runs = fitted_pair(source, target)
-    tokens = target.probe_set
-    most_units = max(_VALUES_PER_GROUP // len(runs[1].x_K), _LEAST_UNITS)
-    units = Units.from_documents(
-        tokens.dataset_N, tokens.document_N, seed, min(most_units, MOST_UNITS)
-    )
-    weight_RU = units.weights(n_resamples, seed)
+    pair = FittedPair.open(source, target)
+    units, weight_RU = pair.units(n_resamples, seed)
     say("mean curves and learning times")
-    mean_K, time_N = _means_and_times(runs)
-    groups = groupings(tokens, time_N[0])
-    result: dict[str, Any] = {}
-    for name in ("absolute", "by loss"):
-        say(f"groups of tokens, aligned {name}" if name == "by loss" else "groups of tokens")
-        result[name] = or_reason(
-            partial(_aligned, name, runs, mean_K, groups, units, weight_RU, seed)
-        )
+    curves = _Curves.from_pair(pair)
+    groups = groupings(target.probe_set, curves.source_time_N)
+
+    def tests(alignment: Callable[[], Alignment]) -> dict[str, GroupTest]:
+        return _sums(pair, alignment(), groups, units).tests(weight_RU, seed)
+
+    say("groups of tokens")
+    absolute = defined_or_reason(lambda: tests(lambda: Alignment.absolute(pair.target.x_K)))
+    say("groups of tokens, aligned by loss")
+    by_loss = defined_or_reason(lambda: tests(lambda: curves.alignment_by_loss(pair)))
     say("learning order")
-    sample = drawn(target.n_tokens, _RANKED_TOKENS, seed)
-    plain = plain_predictors(tokens) | {"mean loss in the other run": time_N[2]}
-    result["order"] = learning_order(
-        time_N[0][sample],
-        time_N[1][sample],
-        {key: value[sample] for key, value in plain.items()},
-        units.unit_N[sample],
-        weight_RU,
+    sample = draw_tokens(target.n_tokens, _RANKED_TOKENS, seed)
+    baseline = baseline_predictors(target.probe_set)
+    baseline["mean loss in the other run"] = curves.source_level_N
+    order = defined_or_reason(
+        lambda: learning_order(
+            curves.source_time_N[sample],
+            curves.target_time_N[sample],
+            {name: value_N[sample] for name, value_N in baseline.items()},
+            units.unit_N[sample],
+            weight_RU,
+        )
     )
-    entry = {
-        "source": source.path.name,
-        "source_run_id": source.info.run_id,
-        "source_steps": source.step_K.tolist(),
-        **heading(runs[1].fit),
-        "documents": units.documents,
-        **result,
-        "settings": {"n_resamples": n_resamples, "permutations": PERMUTATIONS, "seed": seed},
-    }
-    _store(runs[1], entry)
-    return entry
+    transfer = Transfer(
+        source=source.path.name,
+        source_run_id=source.info.run_id,
+        source_steps=tuple(source.step_K.tolist()),
+        fit=pair.target.fit.identity,
+        documents=units.documents,
+        absolute=absolute,
+        by_loss=by_loss,
+        order=order,
+        settings=TransferSettings(n_resamples, PERMUTATIONS, seed),
+    )
+    _store(pair.target, transfer)
+    return transfer
 
 
-def fitted_pair(a: Run, b: Run) -> tuple[FittedRun, FittedRun]:
-    """Two fitted runs that a transfer can be tested between.
+type _PairBlock = tuple[slice, SigmoidFits, Floats32, SigmoidFits, Floats32]
+"""Tokens; the source's fits and losses of them; the target's fits and losses."""
 
-    Raises:
-        TokscaleError: see `transfer_run`.
+
+@dataclass(frozen=True)
+class FittedPair:
+    """Two fitted runs that a transfer can be tested between. Make one with `FittedPair.open`."""
+
+    source: FittedRun
+    target: FittedRun
+
+    @classmethod
+    def open(cls, source: Run, target: Run) -> Self:
+        """Open two runs that watch the same tokens and are fitted in the same time.
+
+        Raises:
+            TokscaleError: see `transfer_run`.
+        """
+        if source.path.resolve() == target.path.resolve():
+            raise TokscaleError(
+                f"{source.path} is its own source; test the times of another run on it"
+            )
+        if source.probe_set.fingerprint != target.probe_set.fingerprint:
+            raise TokscaleError(
+                f"{source.path} and {target.path} watch other tokens: their probe sets are "
+                f"{source.probe_set.fingerprint} and {target.probe_set.fingerprint}; test runs "
+                "with one probe set"
+            )
+        pair = cls(FittedRun.open(source), FittedRun.open(target))
+        transfers_to_keep(target, pair.target.fit)  # refuses a damaged file before the work
+        if pair.source.time != pair.target.time:
+            raise TokscaleError(
+                f"{source.path} is fitted in {pair.source.time}, {target.path} in "
+                f"{pair.target.time}; run `megatron-tokscale fit {source.path} --time "
+                f"{pair.target.time}`"
+            )
+        return pair
+
+    def units(self, n_resamples: int, seed: int) -> tuple[Units, Floats]:
+        """Return the resampling units, fewer for many probes, and their weights."""
+        tokens = self.target.run.probe_set
+        most = max(_VALUES_PER_GROUP // len(self.target.x_K), _LEAST_UNITS)
+        units = Units.from_documents(
+            tokens.dataset_N, tokens.document_N, seed, min(most, MOST_UNITS)
+        )
+        return units, units.weights(n_resamples, seed)
+
+    def blocks(self) -> Iterator[_PairBlock]:
+        """Yield blocks of tokens with the fits and losses of both runs."""
+        rest: list[SigmoidFits] = []
+        ahead = self.target.blocks()
+        for at, fits, loss_NK in self.source.blocks():
+            # The target's blocks may be cut elsewhere: join as many as cover the source's block.
+            have = sum(map(len, rest))
+            while have < len(fits):
+                rest.append(next(ahead)[1])
+                have += len(rest[-1])
+            joined = SigmoidFits.concatenate(rest)
+            own, rest = joined.rows(slice(0, len(fits))), [joined.rows(slice(len(fits), None))]
+            yield at, fits, loss_NK, own, self.target.run.read_losses(at.start, at.stop)
+
+
+@dataclass(frozen=True)
+class _Curves:
+    """Mean losses of two runs over the tokens with all losses in both, and learning times.
+
+    Attributes:
+        source_loss_K: mean loss of the source at its probes, in nats.
+        target_loss_K: mean loss of the target at its probes.
+        source_time_N: learning times in the source, in x; NaN for none.
+        target_time_N: learning times in the target.
+        source_level_N: each token's mean loss in the source.
     """
-    if a.path.resolve() == b.path.resolve():
-        raise TokscaleError(f"{a.path} is its own source; test the times of another run on it")
-    if a.probe_set.fingerprint != b.probe_set.fingerprint:
-        raise TokscaleError(
-            f"{a.path} and {b.path} watch other tokens: their probe sets are "
-            f"{a.probe_set.fingerprint} and {b.probe_set.fingerprint}"
+
+    source_loss_K: Floats
+    target_loss_K: Floats
+    source_time_N: Floats
+    target_time_N: Floats
+    source_level_N: Floats
+
+    @classmethod
+    def from_pair(cls, pair: FittedPair) -> Self:
+        """Take means and times in one pass over the tokens.
+
+        Raises:
+            TokscaleError: no token has a fit and finite losses at all probes of both runs.
+        """
+        source_K, target_K = np.zeros(len(pair.source.x_K)), np.zeros(len(pair.target.x_K))
+        count = 0
+        columns = []
+        for _, fits, source_NK, own, loss_NK in pair.blocks():
+            whole_N = fits.complete_N & own.complete_N
+            one_cell_N = np.zeros(whole_N.sum(), int)
+            source_K += loss_sums(source_NK[whole_N], one_cell_N, 1)[0]
+            target_K += loss_sums(loss_NK[whole_N], one_cell_N, 1)[0]
+            count += int(whole_N.sum())
+            level_N = fits.level_N.astype(np.float64)
+            columns.append((learning_times(fits), learning_times(own), level_N))
+        if not count:
+            raise TokscaleError(
+                "no token has a fit and finite losses at all probes of both runs; expected one at "
+                "least; test runs without losses that are NaN or infinite"
+            )
+        times = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+        return cls(source_K / count, target_K / count, *times)
+
+    def alignment_by_loss(self, pair: FittedPair) -> Alignment:
+        """Align the runs by these mean losses.
+
+        Raises:
+            UndefinedError: the ranges of the mean losses overlap too little.
+        """
+        return Alignment.by_loss(
+            pair.source.x_K, self.source_loss_K, pair.target.x_K, self.target_loss_K
         )
-    source, target = FittedRun.open(a), FittedRun.open(b)
-    known_transfers(b, target.fit)  # a damaged file is told before the work, not after it
-    if source.time != target.time:
-        raise TokscaleError(
-            f"{a.path} is fitted in {source.time}, {b.path} in {target.time}; "
-            f"run `megatron-tokscale fit {a.path} --time {target.time}`"
-        )
-    return source, target
 
 
-Blocks = Iterator[tuple[slice, SigmoidFits, Floats32, SigmoidFits, Floats32]]
-
-
-def _both(runs: tuple[FittedRun, FittedRun]) -> Blocks:
-    """Blocks of tokens with the fits and losses of both runs, cut alike."""
-    source, target = runs
-    rest: list[SigmoidFits] = []
-    ahead = target.blocks()
-    for at, fits, loss_NK in source.blocks():
-        have = sum(map(len, rest))
-        while have < len(fits):
-            rest.append(next(ahead)[1])
-            have += len(rest[-1])
-        joined = SigmoidFits.concatenate(rest)
-        own, rest = joined.rows(slice(0, len(fits))), [joined.rows(slice(len(fits), None))]
-        yield at, fits, loss_NK, own, target.run.read_losses(at.start, at.stop)
-
-
-def _means_and_times(
-    runs: tuple[FittedRun, FittedRun],
-) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats, Floats]]:
-    """Mean loss of both runs over the tokens with all losses; times of both, A's mean losses."""
-    total: list[Any] = [0.0, 0.0]
-    count = 0
-    times: list[list[Floats]] = [[], [], []]
-    for _, fits, source_NK, own, loss_NK in _both(runs):
-        whole_N = fits.complete_N & own.complete_N
-        for i, losses in enumerate((source_NK, loss_NK)):
-            total[i] = total[i] + loss_sums(losses[whole_N], np.zeros(whole_N.sum(), int), 1)[0]
-        times[0].append(learning_times(fits))
-        times[1].append(learning_times(own))
-        times[2].append(fits.level_N.astype(np.float64))
-        count += int(whole_N.sum())
-    if not count:
-        raise TokscaleError("no token has a fit and finite losses at all probes of both runs")
-    joined = [np.concatenate(parts) for parts in times]
-    return (total[0] / count, total[1] / count), (joined[0], joined[1], joined[2])
-
-
-def _aligned(
-    name: str,
-    runs: tuple[FittedRun, FittedRun],
-    mean_K: tuple[Floats, Floats],
-    groups: dict[str, Groups],
-    units: Units,
-    weight_RU: Floats,
-    seed: int,
-) -> dict[str, Any]:
-    source, target = runs
-    alignment = (
-        Alignment.absolute(target.x_K)
-        if name == "absolute"
-        else Alignment.by_loss(source.x_K, mean_K[0], target.x_K, mean_K[1])
-    )
+def _sums(
+    pair: FittedPair, alignment: Alignment, groups: Mapping[str, Groups], units: Units
+) -> TransferSums:
+    """Return the sums over all tokens for the tests of one alignment."""
     sums = TransferSums(alignment, groups, units)
-    for at, fits, source_NK, own, loss_NK in _both(runs):
-        sums.add(at, fits, loss_NK, source_NK, own, target.x_K)
-    return sums.result(weight_RU, seed)
+    for at, fits, source_NK, own, loss_NK in pair.blocks():
+        sums.add(at, fits, loss_NK, source_NK, own, pair.target.x_K)
+    return sums
 
 
-def _store(target: FittedRun, entry: dict[str, Any]) -> None:
-    """Put the entry among those of other sources, which stay."""
-    entries = [
+def _store(target: FittedRun, transfer: Transfer) -> None:
+    """Write the transfer beside those of other sources."""
+    others = (
         each
-        for each in known_transfers(target.run, target.fit)
-        if each["source_run_id"] != entry["source_run_id"]
-    ]
-    write_result(
-        target.run.paths.transfer,
-        {
-            "schema_version": TRANSFER_SCHEMA,
-            "version": __version__,
-            "from": [*entries, entry],
-        },
+        for each in transfers_to_keep(target.run, target.fit)
+        if each.source_run_id != transfer.source_run_id
     )
+    path = target.run.paths.transfer
+    write_typed_result(path, TRANSFER_SCHEMA, Transfers((*others, transfer)))

@@ -1,12 +1,13 @@
-"""How much of what sets groups of tokens apart a prediction tells.
+"""Skill score: share of the between-group variance of curves that a prediction explains.
 
-The mean curve of all tokens is easy to predict; what a learning time claims is that *these* tokens
-fall now and those later. So both the measured and the predicted curves of the groups are taken less
-the curve of all tokens, and
+The mean curve of all tokens is easy to predict; a learning time claims that *these* tokens fall now
+and those later. So the mean curve of all tokens is subtracted from the measured and from the
+predicted curves of the groups, and
 
     skill = 1 - sum_g share_g |measured_g - predicted_g|^2 / sum_g share_g |measured_g|^2.
 
-1 is perfect, 0 is knowing no group from another, below 0 is worse than that.
+1 is a perfect prediction; 0 is the skill of predicting the same curve for all groups; a negative
+skill is worse than that.
 
 Shapes: N tokens, R resamples (the first is the data as they are), U units, G groups, C cells (pairs
 of a unit and a group), K probe steps, X values that are compared (grid points, or falls).
@@ -20,7 +21,7 @@ from megatron_tokscale.spectrum.groups import Groups
 
 
 class GroupSums:
-    """Sums over tokens by unit and group, of curves by name."""
+    """Sums of tokens' curves by unit and group, for several kinds of curve by name."""
 
     def __init__(self, groups: Groups, units: Units):
         self.names, self.group_N = groups.names, groups.group_N
@@ -34,7 +35,7 @@ class GroupSums:
         return self._n_units * len(self.names)
 
     def cells(self, at: slice) -> Integers:
-        """The cells of the tokens in the slice."""
+        """Return the cells of the tokens in the slice."""
         return self._cell_N[at]
 
     def add(self, name: str, total_CK: Floats) -> None:
@@ -46,21 +47,21 @@ class GroupSums:
         self._sum_CK[name] = total_CK
 
     def has(self, name: str) -> bool:
-        """Whether there are sums of `name`."""
+        """Return whether there are sums of `name`."""
         return name in self._sum_CK
 
     def cell_sum(self, name: str) -> Floats:
-        """The sums of `name` by cell."""
+        """Return the sums of `name` by cell."""
         return self._sum_CK[name]
 
     def deviations(
         self, name: str, weight_RU: Floats, operator_KX: Floats
     ) -> tuple[Floats, Floats]:
-        """Of each group's mean curve from that of all tokens, and the group's share of the tokens.
+        """Return deviations of the groups' mean curves from that of all tokens, and their shares.
 
         Returns:
-            deviation_RGX: the curves taken through `operator_KX`.
-            share_RG: zero for an empty group.
+            deviation_RGX: the deviations, multiplied by `operator_KX`; zero for an empty group.
+            share_RG: share of the tokens in each group.
         """
         share_RG, mean_RGK = self.means(name, weight_RU)
         all_RK = (share_RG[..., None] * mean_RGK).sum(axis=1)
@@ -69,7 +70,10 @@ class GroupSums:
         return deviation_RGX, share_RG
 
     def means(self, name: str, weight_RU: Floats) -> tuple[Floats, Floats]:
-        """share_RG of the tokens in each group, and mean_RGK of its curves, zero if it is empty."""
+        """Return share_RG of the tokens in each group, and mean_RGK of its curves.
+
+        The mean of an empty group is zero.
+        """
         tokens_RG = weight_RU @ self._sum_CK["tokens"].reshape(self._n_units, -1)
         flat_UX = self._sum_CK[name].reshape(self._n_units, -1)
         sum_RGK = (weight_RU @ flat_UX).reshape(*tokens_RG.shape, -1)
@@ -77,17 +81,17 @@ class GroupSums:
         return tokens_RG / tokens_RG.sum(axis=1, keepdims=True), mean_RGK
 
     def skill(self, name: str, measured: str, weight_RU: Floats, operator_KX: Floats) -> Floats:
-        """skill_R of the curves `name` for those called `measured`."""
+        """Return skill_R of the curves `name` as a prediction of the curves `measured`."""
         measured_RGX, share_RG = self.deviations(measured, weight_RU, operator_KX)
         predicted_RGX, _ = self.deviations(name, weight_RU, operator_KX)
         return skill(measured_RGX, predicted_RGX, share_RG)
 
 
 class DocumentGroups(GroupSums):
-    """Every document its own group (or every resampling unit, where there are more documents).
+    """Sums with every document as a group (or every resampling unit, if there are more documents).
 
-    A group then lies in one unit, and its error is drawn with it; the curve of all tokens is that
-    of the data as they are.
+    Each group lies in one unit, and its error is resampled with it; the mean curve of all tokens is
+    that of the data as they are.
     """
 
     def __init__(self, units: Units):
@@ -100,11 +104,11 @@ class DocumentGroups(GroupSums):
         return len(self.names)
 
     def cells(self, at: slice) -> Integers:
-        """The units of the tokens in the slice."""
+        """Return the units of the tokens in the slice."""
         return self.group_N[at]
 
     def skill(self, name: str, measured: str, weight_RU: Floats, operator_KX: Floats) -> Floats:
-        """skill_R of the curves `name` for those called `measured`."""
+        """Return skill_R of the curves `name` as a prediction of the curves `measured`."""
         tokens_U = self.cell_sum("tokens")[:, 0]
         measured_UX, predicted_UX = (
             self._deviation(each, tokens_U) @ operator_KX for each in (measured, name)
@@ -121,7 +125,7 @@ class DocumentGroups(GroupSums):
 
 
 def skill(measured_RGX: Floats, predicted_RGX: Floats, share_RG: Floats) -> Floats:
-    """The skill of each resample; NaN where no group differs from another."""
+    """Return the skill of each resample; NaN where no group differs from another."""
     miss_R = ((measured_RGX - predicted_RGX) ** 2).sum(axis=-1) * share_RG
     spread_R = (measured_RGX**2).sum(axis=-1) * share_RG
     with np.errstate(divide="ignore", invalid="ignore"):

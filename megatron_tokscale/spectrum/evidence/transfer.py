@@ -1,30 +1,31 @@
-"""Do the learning times of one run say when another run learns the same tokens?
+"""Do the learning times of one run tell when another run learns the same tokens?
 
-Run A is fitted; run B is measured. A's learning events (midpoint, drop, width of each token) give
-a mean curve for every group of tokens, which is held against what B measured for that group. Its
-skill is that of knowing which groups fall when, beyond the mean curve (`skill`). The rivals:
+Run A is fitted; run B is measured. A's learning events (midpoint, drop, width of each token) give a
+mean curve for every group of tokens, which is compared with the curve that B measured for that
+group. The skill (`skill`) tells how well it is known which groups fall when, beyond the mean curve.
+The rivals:
 
 - permuted: A's learning times permuted over the tokens of about the same drop. It destroys just
   what is claimed, that a time belongs to its token. A's drops may still tell groups apart, and how
   well a time is known still depends on the drop.
 - full: the class models of all tokens, gradual and forgetting ones too.
 - source: A's measured curves of the groups, without any fit.
-- own: B's own learning events: as far as learning times can go.
+- own: B's own learning events: the most that learning times can explain.
 
-Two alignments of the axes: "absolute", at the same time; "by loss", where A's mean loss is what B's
-is, which asks for the order alone and also suits runs of another size (Xia et al. 2023, papers.md
-6).
+Two alignments of the axes: "absolute", at the same time; "by loss", where A's mean loss is that of
+B, which needs the order alone and also suits runs of another size (Xia et al. 2023,
+docs/references.md 6).
 
 Shapes: N tokens, E events, K probes of B, G groups, C cells, R resamples, X compared values, P
-permutations, S strata of events by drop.
+permutations, S bins of drop, U resampling units.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.special import expit
 
@@ -33,6 +34,7 @@ from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import SigmoidFits, Transitions
 from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.skill import GroupSkill, GroupTest
 from megatron_tokscale.spectrum.density import default_grid, events_of
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.evidence.skill import DocumentGroups, GroupSums, skill
@@ -40,45 +42,48 @@ from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.kernels import add_sigmoids
 from megatron_tokscale.spectrum.sums import at_probes, loss_sums, model_sums, table_of
 
-RIVALS = ("permuted", "full", "source", "own")
 LEVEL = 0.05
+"""Largest p-value of a grouping that passes."""
 PERMUTATIONS = 199
-_LEAST_COMPARED = 4
-_LEAST_FALLS = 3
-_PERMUTED_TOKENS = 30_000
-_STRATA = np.geomspace(0.25, 16, 13)
+"""Permutations of the learning times; with the tokens' own order, p is at least 1/200."""
+_LEAST_SLOPES = 4  # losses of B inside A's range, for a slope (`derivative_weights`)
+_LEAST_FALLS = 3  # losses of B inside A's range, for two falls
+_PERMUTED_TOKENS = 30_000  # sampled for the permutations, whose cost grows with them (our choice)
+_DROP_EDGES = np.geomspace(0.25, 16, 13)
 """Drops in nats, half an octave apart, between which times are permuted (our choice)."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where B's probes are on A's axis, and how their losses are compared.
+    """The places of B's probes on A's axis, and the comparison of the losses there.
 
     Attributes:
         x_K: x of A at each probe of B.
-        operator_KX: what is compared: -dL/dx on B's grid, or falls.
+        operator_KX: matrix from losses to the compared values: -dL/dx on B's grid, or falls.
     """
 
     x_K: Floats
     operator_KX: Floats
 
-    @staticmethod
-    def absolute(x_K: Floats) -> "Alignment":
-        """At the same time, by the derivative."""
-        return Alignment(x_K, derivative_weights(x_K, default_grid(x_K)).T)
+    @classmethod
+    def absolute(cls, x_K: Floats) -> Self:
+        """Align the runs at the same time, and compare slopes."""
+        return cls(x_K, derivative_weights(x_K, default_grid(x_K)).T)
 
-    @staticmethod
+    @classmethod
     def by_loss(
+        cls,
         source_x_K: Floats,
         source_loss_K: Floats,
         x_K: Floats,
         loss_K: Floats,
         *,
         falls: bool = False,
-    ) -> "Alignment":
-        """Where A's mean loss first was as low as B's is; only B's probes inside A's range count.
+    ) -> Self:
+        """Align each probe of B with the x at which A's mean loss first was as low.
 
-        Compared are derivatives, or for a few wide-spaced probes the `falls` between neighbours.
+        Only B's probes inside A's range of losses count. Slopes are compared, or, for a few probes
+        far apart, the `falls` between neighbours.
 
         Raises:
             UndefinedError: fewer than four probes of B (for falls, three) are inside.
@@ -89,33 +94,29 @@ class Alignment:
         fallen_K = source_loss_K[finite][lowest]
         inside = np.isfinite(x_K) & (loss_K <= fallen_K[0]) & (loss_K >= fallen_K[-1])
         at_K = np.interp(-loss_K, -fallen_K, source_x_K[finite][lowest])
+        least = _LEAST_FALLS if falls else _LEAST_SLOPES
+        if inside.sum() < least:
+            raise UndefinedError(
+                f"only {inside.sum()} of {len(x_K)} losses are in the range of the other run's "
+                f"mean loss; expected at least {least}"
+            )
         if falls:
-            return Alignment(at_K, _falls(np.flatnonzero(inside), len(x_K)))
+            chosen, probes_KK = np.flatnonzero(inside), np.eye(len(x_K))
+            return cls(at_K, (probes_KK[chosen[:-1]] - probes_KK[chosen[1:]]).T)
         inside_x_K = np.where(inside, x_K, -np.inf)
-        grid_G = default_grid(inside_x_K) if inside.sum() >= _LEAST_COMPARED else x_K[:0]
-        return Alignment(at_K, derivative_weights(inside_x_K, grid_G).T)
-
-
-def _falls(chosen: Integers, n_probes: int) -> Floats:
-    """The operator of the falls from each chosen probe to the next."""
-    if len(chosen) < _LEAST_FALLS:
-        raise UndefinedError(
-            f"only {len(chosen)} of {n_probes} losses are in the range of the other run's mean loss"
-        )
-    probes_KK = np.eye(n_probes)
-    return np.asarray((probes_KK[chosen[:-1]] - probes_KK[chosen[1:]]).T)
+        return cls(at_K, derivative_weights(inside_x_K, default_grid(inside_x_K)).T)
 
 
 class TransferSums:
-    """The sums over tokens that a transfer needs, block by block, for one alignment."""
+    """Sums over tokens for the skills of one alignment, added up block by block."""
 
     def __init__(self, alignment: Alignment, groupings: Mapping[str, Groups], units: Units):
         self.alignment = alignment
         self._sums = {name: GroupSums(groups, units) for name, groups in groupings.items()}
         self._sums["document"] = DocumentGroups(units)
-        self._shape_SK = np.zeros((len(_STRATA) + 1, len(alignment.x_K)))
-        self._events_S = np.zeros(len(_STRATA) + 1)
-        self._kept: list[_Kept] = []
+        self._shape_SK = np.zeros((len(_DROP_EDGES) + 1, len(alignment.x_K)))
+        self._events_S = np.zeros(len(_DROP_EDGES) + 1)
+        self._samples: list[_PermutationSample] = []
         share = min(_PERMUTED_TOKENS / max(len(units.unit_N), 1), 1.0)
         self._sampled_N = np.random.default_rng(0).random(len(units.unit_N)) < share
 
@@ -123,28 +124,32 @@ class TransferSums:
         self,
         at: slice,
         fits: SigmoidFits,
-        loss_NK: NDArray[Any],
-        source_NK: NDArray[Any] | None = None,
+        loss_NK: Floats32,
+        source_NK: Floats32 | None = None,
         own: SigmoidFits | None = None,
         own_x_K: Floats | None = None,
     ) -> None:
         """Add the tokens in the slice.
 
         Args:
-            at: which tokens.
-            fits: of run A.
+            at: the tokens of the block.
+            fits: fits of run A.
             loss_NK: B's losses at B's probes.
-            source_NK: A's losses at A's probes.
-            own: of run B, with `own_x_K`, B's probes.
+            source_NK: A's losses at A's probes, for the rival "source".
+            own: fits of run B, for the rival "own".
+            own_x_K: B's probes, with `own`.
         """
+        # Tokens with a fit in A and all losses in B; A's events, by bin of their drop.
         whole_N = fits.complete_N & np.isfinite(loss_NK).all(axis=1)
         x_K = at_probes(self.alignment.x_K)
         fits, loss_NK = fits.rows(whole_N), loss_NK[whole_N]
         events = events_of(fits)
-        stratum_E = np.searchsorted(_STRATA, events.drop_E)
+        drop_bin_E = np.searchsorted(_DROP_EDGES, events.drop_E)
         alike = replace(events, drop_E=np.ones(len(events.drop_E)))
-        self._shape_SK += _event_sums(alike, stratum_E, len(self._shape_SK), x_K)
-        self._events_S += np.bincount(stratum_E, minlength=len(self._events_S))
+        self._shape_SK += _event_sums(alike, drop_bin_E, len(self._shape_SK), x_K)
+        self._events_S += np.bincount(drop_bin_E, minlength=len(self._events_S))
+        # Sums by cell of every grouping: measured curves, predicted curves and the drops that the
+        # permuted curves follow from.
         if source_NK is not None:
             source_at_NK = _interpolated(source_NK[whole_N], fits.x_K, x_K)
         own_events = None if own is None else events_of(own.rows(whole_N))
@@ -153,7 +158,7 @@ class TransferSums:
             sums.add("tokens", np.bincount(cell_N, minlength=n_cells)[:, None].astype(np.float64))
             cell_E = cell_N[events.token_E]
             shape = (n_cells, len(self._events_S))
-            sums.add("drop", table_of(shape, cell_E, stratum_E, events.drop_E))
+            sums.add("drop", table_of(shape, cell_E, drop_bin_E, events.drop_E))
             sums.add("measured", loss_sums(loss_NK, cell_N, n_cells))
             sums.add("events", _event_sums(events, cell_E, n_cells, x_K))
             sums.add("full", model_sums(fits, cell_N, n_cells, self.alignment.x_K))
@@ -164,14 +169,14 @@ class TransferSums:
                 sums.add("own", _event_sums(own_events, own_cell_E, n_cells, at_probes(own_x_K)))
         self._keep(np.flatnonzero(whole_N) + at.start, events, loss_NK)
 
-    def _keep(self, token_N: Integers, events: Transitions, loss_NK: NDArray[Any]) -> None:
+    def _keep(self, token_N: Integers, events: Transitions, loss_NK: Floats32) -> None:
         """Keep the sampled tokens' events and losses for the permutations."""
         kept_N = self._sampled_N[token_N]
         events = events.rows(kept_N[events.token_E])
         x_K = at_probes(self.alignment.x_K)
         s_EK = expit((events.midpoint_E[:, None] - x_K) / events.width_E[:, None])
-        self._kept.append(
-            _Kept(
+        self._samples.append(
+            _PermutationSample(
                 token_N[kept_N],
                 (np.cumsum(kept_N) - 1)[events.token_E],
                 events.drop_E,
@@ -180,72 +185,84 @@ class TransferSums:
             )
         )
 
-    def result(self, weight_RU: Floats, seed: int = 0) -> dict[str, Any]:
-        """Skills by grouping, with intervals, p-values and verdicts, as JSON.
+    def tests(self, weight_RU: Floats, seed: int) -> dict[str, GroupTest]:
+        """Return the skills by grouping, with intervals, p-values and verdicts.
 
         A grouping passes if the skill, and its gain over permuted times, are above zero with their
-        whole intervals, and at most 5% of permutations of a sample's events over tokens do as well.
+        whole intervals, and at most 5% of permutations of a sample's events over tokens have as
+        much skill.
         """
         return {
-            name: each | {"passes": _passes(each)}
+            name: GroupTest(**vars(each), passes=_passes(each))
             for name, each in self.skills(weight_RU, seed).items()
         }
 
-    def skills(self, weight_RU: Floats, seed: int = 0) -> dict[str, Any]:
-        """Return the skills by grouping, with intervals and p-values but no verdict, as JSON."""
-        kept = _Kept.joined(self._kept)
+    def skills(self, weight_RU: Floats, seed: int) -> dict[str, GroupSkill]:
+        """Return the skills by grouping, with intervals and p-values but no verdict."""
+        sample = _PermutationSample.joined(self._samples)
         operator_KX = _shortest(self.alignment.operator_KX)
         return {
-            name: self._of_grouping(
-                sums, weight_RU, operator_KX, kept.p_value(sums, operator_KX, seed)
-            )
+            name: self._skill(sums, weight_RU, operator_KX, sample.p_value(sums, operator_KX, seed))
             for name, sums in self._sums.items()
         }
 
-    def _of_grouping(
-        self, sums: GroupSums, weight_RU: Floats, operator_KX: Floats, p_value: float | None
-    ) -> dict[str, Any]:
+    def _skill(
+        self, sums: GroupSums, weight_RU: Floats, operator_KX: Floats, p_value: float
+    ) -> GroupSkill:
+        """Return the skills for one grouping."""
         mean_shape_SK = self._shape_SK / np.maximum(self._events_S, 1)[:, None]
         sums.put("permuted", sums.cell_sum("drop") @ mean_shape_SK)
-        skills = {
-            name: sums.skill(name, "measured", weight_RU, operator_KX)
-            for name in ("events", *RIVALS)
-            if sums.has(name)
-        }
-        gain = Estimate.from_resamples(skills["events"] - skills["permuted"])
-        return {
-            "groups": len(sums.names),
-            **{
-                name: Estimate.from_resamples(skill_R, most=1).entry("skill")
-                for name, skill_R in skills.items()
-            },
-            **gain.entry("gain_over_permuted"),
-            "p_value": p_value,
-        }
+
+        def skill_R(name: str) -> Floats:
+            return sums.skill(name, "measured", weight_RU, operator_KX)
+
+        def estimate(name: str) -> Estimate:
+            return Estimate.from_resamples(skill_R(name), most=1)
+
+        events_R, permuted_R = skill_R("events"), skill_R("permuted")
+        return GroupSkill(
+            groups=len(sums.names),
+            events=Estimate.from_resamples(events_R, most=1),
+            permuted=Estimate.from_resamples(permuted_R, most=1),
+            full=estimate("full"),
+            source=estimate("source") if sums.has("source") else None,
+            own=estimate("own") if sums.has("own") else None,
+            gain_over_permuted=Estimate.from_resamples(events_R - permuted_R),
+            p_value=p_value,
+        )
 
 
-def _passes(grouping: Mapping[str, Any]) -> bool | None:
+def _passes(grouping: GroupSkill) -> bool | None:
     """Return the verdict on one grouping; None where an interval or the p-value is undefined."""
-    skill, gain = grouping["events"]["skill_interval"], grouping["gain_over_permuted_interval"]
-    if skill is None or gain is None or grouping["p_value"] is None:
+    events, gain = grouping.events, grouping.gain_over_permuted
+    if not (events.has_interval and gain.has_interval and np.isfinite(grouping.p_value)):
         return None
-    return bool(min(skill[0], gain[0]) > 0 and grouping["p_value"] <= LEVEL)
+    return min(events.low, gain.low) > 0 and grouping.p_value <= LEVEL
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """Sampled tokens: their number, their events (by row), and B's losses."""
+class _PermutationSample:
+    """Sampled tokens whose events are permuted.
+
+    Attributes:
+        token_N: number of each token.
+        row_E: row of each event's token.
+        drop_E: drop of each event.
+        s_EK: its sigmoid at B's probes.
+        loss_NK: B's losses.
+    """
 
     token_N: Integers
     row_E: Integers
     drop_E: Floats
     s_EK: Floats32
-    loss_NK: NDArray[Any]
+    loss_NK: Floats32
 
-    @staticmethod
-    def joined(parts: "list[_Kept]") -> "_Kept":
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the samples of all blocks as one."""
         first = np.cumsum([0, *(len(part.token_N) for part in parts)])
-        return _Kept(
+        return cls(
             np.concatenate([part.token_N for part in parts]),
             np.concatenate([part.row_E + n for part, n in zip(parts, first, strict=False)]),
             np.concatenate([part.drop_E for part in parts]),
@@ -253,12 +270,15 @@ class _Kept:
             np.concatenate([part.loss_NK for part in parts]),
         )
 
-    def p_value(self, sums: GroupSums, operator_KX: Floats, seed: int) -> float | None:
-        """Share of permutations of the events over tokens with as much skill; None if undefined."""
+    def p_value(self, sums: GroupSums, operator_KX: Floats, seed: int) -> float:
+        """Return the share of permutations of the events over tokens that have as much skill.
+
+        It is NaN if there are no events or fewer than two groups.
+        """
         group_N, n_groups = sums.group_N[self.token_N], len(sums.names)
         tokens_G = np.bincount(group_N, minlength=n_groups)
         if not len(self.drop_E) or (tokens_G > 0).sum() < 2:
-            return None
+            return math.nan
         share_1G = (tokens_G / tokens_G.sum())[None]
         count_G = np.maximum(tokens_G, 1)[:, None]
 
@@ -275,36 +295,36 @@ class _Kept:
         skill_P = np.array(
             [skill(measured, deviation(drop_GE @ s_EX[order]), share_1G)[0] for order in orders]
         )
-        return float((skill_P >= skill_P[0]).mean()) if np.isfinite(skill_P[0]) else None
+        return float((skill_P >= skill_P[0]).mean()) if np.isfinite(skill_P[0]) else math.nan
 
     def _permutations(self, seed: int) -> Iterator[Integers]:
-        """Permutations of the events within their strata."""
+        """Yield permutations of the events within bins of drop."""
         rng = np.random.default_rng(seed)
-        stratum_E = np.searchsorted(_STRATA, self.drop_E)
-        by_stratum_E = np.argsort(stratum_E, kind="stable")
+        drop_bin_E = np.searchsorted(_DROP_EDGES, self.drop_E)
+        by_bin_E = np.argsort(drop_bin_E, kind="stable")
         for _ in range(PERMUTATIONS):
-            order_E = np.empty_like(by_stratum_E)
-            order_E[by_stratum_E] = np.lexsort((rng.random(len(stratum_E)), stratum_E))
+            order_E = np.empty_like(by_bin_E)
+            order_E[by_bin_E] = np.lexsort((rng.random(len(drop_bin_E)), drop_bin_E))
             yield order_E
 
 
 def _shortest(operator_KX: Floats) -> Floats:
-    """An operator on as few values, at most K, with the same sums of squares and products."""
+    """Return an operator to at most K values that keeps all sums of squares and products."""
     if operator_KX.shape[1] <= len(operator_KX):
         return operator_KX
     return np.asarray(np.linalg.qr(operator_KX.T, mode="r").T)
 
 
 def _event_sums(events: Transitions, cell_E: Integers, n_cells: int, x_K: Floats) -> Floats:
-    """Sums by cell of drop * s((midpoint - x)/width) over events."""
+    """Return sums by cell of drop * s((midpoint - x)/width) over events."""
     total_CK = np.zeros((n_cells, len(x_K)))
     columns = (events.drop_E, events.midpoint_E, events.width_E, x_K)
     add_sigmoids(total_CK, cell_E, *(column.astype(np.float32) for column in columns))
     return total_CK
 
 
-def _interpolated(loss_NK: NDArray[Any], x_K: Floats, at_K: Floats) -> NDArray[Any]:
-    """Losses at other x, linear in x; before the first finite probe those at that probe."""
+def _interpolated(loss_NK: Floats32, x_K: Floats, at_K: Floats) -> Floats32:
+    """Return losses at other x, linear in x; before the first finite probe those at that probe."""
     finite = np.flatnonzero(np.isfinite(x_K))
     inner_K = x_K[finite]
     right = np.clip(np.searchsorted(inner_K, at_K), 1, len(inner_K) - 1)

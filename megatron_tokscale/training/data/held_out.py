@@ -9,13 +9,15 @@ Shapes: N watched tokens.
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
+from megatron_tokscale.core.arrays import Mask
 from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.training.events import BuiltDatasets, JobPart, TrainingState
 
-_MOST_NAMES = 3
+_MOST_NAMES: Final = 3  # datasets that a line names; more make it too long to read
 
 
 class TrainedPart(NamedTuple):
@@ -26,22 +28,47 @@ class TrainedPart(NamedTuple):
     stop: int
 
 
-class HeldOut(NamedTuple):
-    """The finding: its line, and what it says."""
+class HeldOutFinding(NamedTuple):
+    """The finding, and the line that says it."""
 
     state: Literal["held out", "trained on", "unknown"]
     line: str
 
 
-def held_out(probe_set: ProbeSet, parts: Sequence[TrainedPart] | None) -> HeldOut:
-    """Return how many of the watched documents and tokens a job trains on.
+class HeldOutNote(JobPart):
+    """Says at the start of a job whether the watched tokens are held out of its training data."""
+
+    def __init__(self, probe_set: ProbeSet) -> None:
+        self._probe_set = probe_set
+        self._train: Any = None
+
+    def on_data(self, state: TrainingState, built: BuiltDatasets) -> BuiltDatasets:
+        """Remember the user's training dataset."""
+        if self._train is None:
+            self._train = built.train
+        return built
+
+    def on_train_start(self, state: TrainingState) -> None:
+        """Print the line, on rank 0."""
+        import torch
+        from megatron.training import print_rank_0
+
+        from megatron_tokscale.training.data.megatron_datasets import trained_parts
+
+        if torch.distributed.get_rank() == 0:
+            finding = held_out(self._probe_set, trained_parts(self._train))
+            print_rank_0(f"tokscale: {finding.line}")
+
+
+def held_out(probe_set: ProbeSet, parts: Sequence[TrainedPart] | None) -> HeldOutFinding:
+    """Return the finding: how many of the watched documents and tokens a job trains on.
 
     Args:
         probe_set: the watched tokens.
-        parts: what the job trains on; None if that is not known.
+        parts: documents that the job trains on; None if they are not known.
     """
     if parts is None:
-        return HeldOut(
+        return HeldOutFinding(
             "unknown",
             "whether the watched tokens are held out is not known: the training data are not "
             "Megatron's GPT datasets on .bin/.idx files",
@@ -63,23 +90,23 @@ def held_out(probe_set: ProbeSet, parts: Sequence[TrainedPart] | None) -> HeldOu
             target_N = is_trained_N if is_same else is_unclear_N
             target_N |= is_in_N
     if is_trained_N.any():
-        return HeldOut("trained on", _trained_line(probe_set, is_trained_N, list(trained)))
+        return HeldOutFinding("trained on", _trained_line(probe_set, is_trained_N, list(trained)))
     if is_unclear_N.any():
-        return HeldOut(
+        return HeldOutFinding(
             "unknown",
             f"whether the watched tokens are held out is not known: the job trains on "
             f"{_listed(list(unclear))}, and the probe set's data of that name are not on this "
             "machine",
         )
     n_documents = _n_documents(probe_set, np.ones_like(is_trained_N))
-    return HeldOut(
+    return HeldOutFinding(
         "held out",
         f"held out: none of the {n_documents} watched documents is in the training part of the "
         "job's data",
     )
 
 
-def _trained_line(probe_set: ProbeSet, is_trained_N: np.ndarray, prefixes: Sequence[str]) -> str:
+def _trained_line(probe_set: ProbeSet, is_trained_N: Mask, prefixes: Sequence[str]) -> str:
     every_N = np.ones_like(is_trained_N)
     line = (
         f"{int(is_trained_N.sum())} of the {probe_set.n_tokens} watched tokens "
@@ -116,7 +143,7 @@ def _is_same(known: str, found: str) -> bool | None:
     return is_namesake and sizes[:2] == sizes[2:]
 
 
-def _n_documents(probe_set: ProbeSet, is_chosen_N: np.ndarray) -> int:
+def _n_documents(probe_set: ProbeSet, is_chosen_N: Mask) -> int:
     pairs = np.stack([probe_set.dataset_N[is_chosen_N], probe_set.document_N[is_chosen_N]])
     return int(np.unique(pairs, axis=1).shape[1])
 

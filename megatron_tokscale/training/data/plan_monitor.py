@@ -1,4 +1,4 @@
-"""What the plan meant to draw and what was drawn, logged beside Megatron's own lines.
+"""Planned and drawn shares of the training data, logged beside Megatron's own lines.
 
 Shapes: D datasets, Z strata.
 """
@@ -12,34 +12,35 @@ from megatron.training import print_rank_last
 
 from megatron_tokscale.data import RealisedShares, dataset_names
 from megatron_tokscale.data.index import count_strata
-from megatron_tokscale.training.data.provider import Follower
+from megatron_tokscale.training.data.follower import Follower
+from megatron_tokscale.training.events import JobPart, TrainingState
 from megatron_tokscale.training.ranks import sum_over_ranks
 from megatron_tokscale.training.scalars import log_scalars
 
-# With more strata than this only the datasets have scalars of their own.
 _MOST_STRATA: Final = 64
+"""With more strata than this only the datasets have scalars of their own. Our choice: a board with
+three curves for each of 64 strata is the most that anybody reads."""
 
 
-class PlanMonitor:
-    """Counts on rank 0, which holds data, and logs on the last rank. All ranks hold one."""
+class PlanMonitor(JobPart):
+    """Counts the samples on rank 0, which holds data, and logs on the last rank. All hold one."""
 
     def __init__(self, follower: Follower, args: Namespace) -> None:
-        self._follower, self._args = follower, args
+        self._follower, self._log_interval = follower, int(args.log_interval)
         self._counted = 0
         self._count_Z = np.zeros(follower.plan.n_strata, np.int64)
 
-    def on_step(self, step: int) -> None:
-        """Log, where Megatron logs."""
-        if step % self._args.log_interval:
+    def on_step(self, state: TrainingState) -> None:
+        """Log the shares, at the steps at which Megatron logs."""
+        step, consumed = state.step, state.consumed_samples
+        if step % self._log_interval:
             return
         n_strata = self._follower.plan.n_strata
-        values = self._count() if torch.distributed.get_rank() == 0 else [0.0] * (2 * n_strata)
+        is_first = torch.distributed.get_rank() == 0
+        values = self._count(consumed) if is_first else [0.0] * (2 * n_strata)
         count_Z, size_Z = np.array(sum_over_ranks(*values)).reshape(2, n_strata)
         shares = RealisedShares(
-            self._follower.plan,
-            int(self._args.consumed_train_samples),
-            count_Z.astype(np.int64),
-            size_Z.astype(np.int64),
+            self._follower.plan, consumed, count_Z.astype(np.int64), size_Z.astype(np.int64)
         )
         # A dataset that the job no longer has is of unknown size.
         epochs_Z = np.where(shares.size_Z > 0, shares.epochs_Z, 0.0)
@@ -50,22 +51,22 @@ class PlanMonitor:
             f"{np.abs(off_D).max():.2f} at most | epochs: {epochs_Z[worst]:.3f} at most "
             f"({shares.plan.strata[worst].name})"
         )
-        log_scalars(_named(shares), step, self._args)
+        log_scalars(named_shares(shares), step, consumed)
 
-    def _count(self) -> list[float]:
-        """Samples drawn from each stratum so far, and samples of each in one epoch."""
-        index, strata = self._follower.index, self._follower.strata
-        assert index is not None and strata is not None, "rank 0 holds the training data"
-        consumed = int(self._args.consumed_train_samples)
-        if len(self._count_Z) != self._follower.plan.n_strata:
-            self._counted, self._count_Z = 0, np.zeros(self._follower.plan.n_strata, np.int64)
-        new_N = index.stratum_N[self._counted : consumed]
-        self._count_Z += count_strata(new_N, len(self._count_Z))
+    def _count(self, consumed: int) -> list[float]:
+        """Return the samples drawn so far, by stratum, and then the samples of one epoch."""
+        planned, n_strata = self._follower.planned, self._follower.plan.n_strata
+        assert planned is not None, "rank 0 holds the training data"
+        if len(self._count_Z) != n_strata:
+            self._counted, self._count_Z = 0, np.zeros(n_strata, np.int64)
+        new_N = planned.index.stratum_N[self._counted : consumed]
+        self._count_Z += count_strata(new_N, n_strata)
         self._counted = consumed
-        return [*self._count_Z.tolist(), *strata.size_Z.tolist()]
+        return [*self._count_Z.tolist(), *planned.strata.size_Z.tolist()]
 
 
-def _named(shares: RealisedShares) -> dict[str, float]:
+def named_shares(shares: RealisedShares) -> dict[str, float]:
+    """Return the planned and the drawn share of each dataset and stratum, and its epochs."""
     plan = shares.plan
     rows = {name: d == plan.dataset_Z for d, name in enumerate(dataset_names(plan.datasets))}
     if plan.n_strata <= _MOST_STRATA:

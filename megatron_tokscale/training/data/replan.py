@@ -1,17 +1,18 @@
 """Weights decided while the job trains, from the losses so far (`--tokscale-replan-interval N`).
 
-At the first probe at or after every N steps a process of its own is started on the rank that writes
-the losses (`megatron_tokscale.reweight.live`: no analysis code is loaded into the job). A fixed
-number of steps later all ranks take what it has found, waiting for it if they must, and the weights
-hold from a sample on that no data loader can have fetched. So what is trained on depends on the
-losses and not on how fast anything was. Decisions are on disk before a checkpoint that comes after
-them; a job that goes on from an earlier one makes the later ones again.
+At the first probe at or after every N steps the rank that writes the losses starts a process of its
+own (`megatron_tokscale.reweight.live`: no analysis code is loaded into the job). A fixed number of
+steps later all ranks take its answer, waiting for it if they must, and the new weights hold from a
+sample on that no data loader can have fetched. So the training data depend on the losses and not on
+how fast anything was. Decisions are on disk before a checkpoint that comes after them; a job that
+resumes from an earlier checkpoint makes the later decisions again.
 """
 
 import json
 import subprocess
 import sys
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -19,34 +20,37 @@ from megatron.core import mpu
 from megatron.core.num_microbatches_calculator import get_current_global_batch_size
 from megatron.training import get_timers, print_rank_0
 
-from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.records import from_json, to_json
 from megatron_tokscale.data import Decision
-from megatron_tokscale.training.data.provider import Follower
+from megatron_tokscale.training.data.follower import Follower
+from megatron_tokscale.training.events import JobPart, TrainingState
 from megatron_tokscale.training.probe.prober import Prober
 from megatron_tokscale.training.ranks import first_of_all_ranks
+from megatron_tokscale.training.settings import DECISION_STEPS
 
-# Steps between the probe and the decision: time for the process beside the training (our choice).
-LAG: Final = 4
-
-# Microbatches that a worker of torch's DataLoader fetches ahead, by its default.
 _PREFETCH_FACTOR: Final = 2
+"""Microbatches that a worker of torch's DataLoader fetches ahead, by its default."""
+
+_SHOWN_CHARACTERS: Final = 500  # of the process's error: its end, which names the cause
+_SHOWN_OF_ANSWER: Final = 200  # characters of an answer that cannot be read
+
+_TIMER: Final = "tokscale-replan-interval"
 
 
-def check_interval(steps: int) -> int:
-    """Return the steps from one decision to the next.
+@dataclass(frozen=True)
+class Answer:
+    """Answer of the process that decides.
 
-    Raises:
-        TokscaleError: there are too few for a decision to be made.
+    Attributes:
+        weights: of the plan's datasets.
+        reason: why there are no weights; empty if there are.
     """
-    if steps <= LAG:
-        raise TokscaleError(
-            f"--tokscale-replan-interval is {steps}; expected steps above {LAG}, which a decision "
-            "takes; give more"
-        )
-    return steps
+
+    weights: tuple[float, ...] = ()
+    reason: str = ""
 
 
-class Replanner:
+class Replanner(JobPart):
     """Asks for weights after probes, and adds the answers to the plan. All ranks hold one."""
 
     def __init__(
@@ -56,32 +60,37 @@ class Replanner:
         self._follower, self._prober, self._args = follower, prober, args
         self._process: subprocess.Popen[str] | None = None
         self._failure = ""
-        self._asked: int | None = None
+        self._asked: int | None = None  # probe step of the request that is not decided yet
         self._last_probe = 0
 
-    def on_train_start(self) -> None:
-        """Ask again for what was asked before the step to go on from, and not yet decided."""
-        self._prober.before_checkpoint()  # what was just taken is on disk too
-        step, asked = int(self._args.iteration), -1
+    def on_train_start(self, state: TrainingState) -> None:
+        """Repeat the request that was pending at the checkpoint from which the job resumes."""
+        self._prober.wait_for_losses()
+        step, asked = state.step, -1
         for probe_step in self._prober.steps_on_disk():
             if probe_step <= step:
                 asked = probe_step if self._is_due(probe_step) else asked
                 self._last_probe = probe_step
-        decided = {decision.step for decision in self._follower.decisions}
-        if asked >= 0 and asked not in decided and step < asked + LAG:
+        decided = {decision.step for decision in self._follower.followed.decisions}
+        if asked >= 0 and asked not in decided and step < asked + DECISION_STEPS:
             self._ask(asked)
 
-    def on_step(self, step: int) -> None:
-        """Decide, if it is time; then ask, if it is."""
-        if self._asked is not None and step >= self._asked + LAG:
-            self._decide(step)
-        self.after_probe(step)
+    def on_step(self, state: TrainingState) -> None:
+        """Apply a request that is DECISION_STEPS old; make a new one after a probe, if due."""
+        if self._asked is not None and state.step >= self._asked + DECISION_STEPS:
+            self._decide(state)
+        self._ask_if_due(state.step)
 
-    def after_probe(self, step: int) -> None:
-        """Ask, if a probe was taken at `step` that is the first since a multiple of N."""
+    def after_checkpoint(self, state: TrainingState) -> None:
+        """Make a request after the probe of this checkpoint, if one was taken and is due."""
+        if self._prober.is_open:  # not the checkpoint after the training
+            self._ask_if_due(state.step)
+
+    def _ask_if_due(self, step: int) -> None:
+        """Make a request if a probe was taken at `step` that is the first of its interval."""
         if self._prober.last_step == step > self._last_probe:
             if self._is_due(step):
-                self._prober.before_checkpoint()
+                self._prober.wait_for_losses()
                 self._ask(step)
             self._last_probe = step
 
@@ -89,7 +98,7 @@ class Replanner:
         return self._last_probe < probe_step // self._interval * self._interval
 
     def _ask(self, step: int) -> None:
-        self.close()  # of what was asked before and is not decided yet
+        self.close()  # an earlier request that is not decided yet
         self._asked = step
         if self._prober.is_writer:
             module = "megatron_tokscale.reweight.live"
@@ -104,20 +113,22 @@ class Replanner:
             except OSError as error:  # no memory for one more process
                 self._failure = str(error)
 
-    def _decide(self, step: int) -> None:
-        timers = get_timers()
-        timers("tokscale-replan-interval", log_level=0).start(barrier=True)
+    def _decide(self, state: TrainingState) -> None:
+        """Take the answer to the pending request, and follow it if it can be followed."""
+        timers, step = get_timers(), state.step
+        timers(_TIMER, log_level=0).start(barrier=True)
         asked, self._asked = self._asked, None
         assert asked is not None
         self._follower.refuse_edits()
-        answer = json.dumps(self._answer()) if self._prober.is_writer else None
-        text = first_of_all_ranks(answer)
+        # All ranks take the answer from the rank that started the process.
+        own = json.dumps(to_json(self._answer())) if self._prober.is_writer else None
+        text = first_of_all_ranks(own)
         assert text is not None, "the rank that writes the losses has an answer"
-        found = json.loads(text)
-        reason, weights = found.get("reason"), found.get("weights", [])
-        decision = Decision(asked, self._first_unfetched(), tuple(weights))
-        if not reason:
-            reason = self._follower.add(decision)
+        answer = from_json(Answer, json.loads(text))
+        consumed = state.consumed_samples
+        decision = Decision(asked, self._first_unfetched(consumed), answer.weights)
+        reason = answer.reason or self._follower.add(decision, consumed)
+        # Say it, in the log and in the journal.
         if reason:
             print_rank_0(f"tokscale: no new weights at step {step}: {reason}")
             self._prober.note("plan kept", step=step, losses_until=asked, reason=reason)
@@ -125,41 +136,42 @@ class Replanner:
             fingerprint = self._follower.plan.fingerprint
             print_rank_0(
                 f"tokscale: from sample {decision.start} on the datasets weigh "
-                f"{' '.join(f'{weight:.4f}' for weight in weights)} (plan {fingerprint}, from "
-                f"losses up to step {asked})"
+                f"{' '.join(f'{weight:.4f}' for weight in decision.weights)} (plan {fingerprint}, "
+                f"from losses up to step {asked})"
             )
             self._prober.note(
                 "plan changed",
                 step=step,
                 losses_until=asked,
                 start=decision.start,
-                weights=weights,
+                weights=decision.weights,
                 plan=fingerprint,
             )
-        timers("tokscale-replan-interval").stop()
+        timers(_TIMER).stop()
 
-    def _answer(self) -> dict[str, object]:
-        """Return what the process has found, waiting for it; a reason, if it has failed."""
+    def _answer(self) -> Answer:
+        """Return the answer of the process, waiting for it; a reason, if it has failed."""
         if self._process is None:
-            return {"reason": f"the process that decides cannot be started: {self._failure}"}
+            return Answer(reason=f"the process that decides cannot be started: {self._failure}")
         output, errors = self._process.communicate()
         code, self._process = self._process.returncode, None
         if code:
-            return {"reason": " ".join(errors.split())[-500:] or f"exit code {code}"}
+            said = " ".join(errors.split())[-_SHOWN_CHARACTERS:]
+            return Answer(reason=said or f"exit code {code}")
         try:
-            answer: dict[str, object] = json.loads(output.splitlines()[-1])
+            return from_json(Answer, json.loads(output.splitlines()[-1]))
         except (IndexError, ValueError):
-            return {"reason": f"the process that decides has answered {output[-200:]!r}"}
-        return answer
+            shown = output[-_SHOWN_OF_ANSWER:]
+            return Answer(reason=f"the process that decides has answered {shown!r}")
 
-    def _first_unfetched(self) -> int:
-        """The first sample, at the beginning of a global batch, that no loader has asked for."""
+    def _first_unfetched(self, consumed: int) -> int:
+        """Return the first sample of a global batch that no data loader has asked for."""
         args = self._args
         microbatches = max(int(args.num_workers), 0) * _PREFETCH_FACTOR + 1
         ranks = int(mpu.get_data_parallel_world_size())
         fetched = microbatches * int(args.micro_batch_size) * ranks
         batch = int(get_current_global_batch_size())
-        return int(args.consumed_train_samples) + -(-fetched // batch) * batch
+        return consumed + -(-fetched // batch) * batch
 
     def close(self) -> None:
         """End a process that is still at work."""

@@ -1,1 +1,1 @@
-"""What the steps of a run consumed, also of steps before this job."""
+"""Steps, samples and tokens of a run up to the present, also of steps before this job."""

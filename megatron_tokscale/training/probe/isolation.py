@@ -1,4 +1,4 @@
-"""What a probe must leave as it was, so that training goes on to the bit as if there were none."""
+"""Isolation of a probe: the training goes on, to the bit, as if no probe had been taken."""
 
 import hashlib
 import inspect
@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from megatron_tokscale.training.ranks import first_of_all_ranks
 
 @contextmanager
 def isolated(model: Sequence[Any]) -> Iterator[None]:
-    """Evaluate `model` inside the block, and give training back its state after it.
+    """Switch the training to evaluation inside the block, and restore its state after it.
 
     An error inside propagates (a rank that swallowed it would leave the others hanging), with the
     state restored as far as one process can.
@@ -46,7 +46,7 @@ def _generators() -> Iterator[None]:
     tracker = tensor_parallel.get_cuda_rng_tracker()
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     device_state = torch.cuda.get_rng_state()
-    tracker_states = _cloned(tracker.get_states())
+    tracker_states = _cloned_states(tracker.get_states())
     try:
         yield
     finally:
@@ -57,7 +57,7 @@ def _generators() -> Iterator[None]:
         tracker.set_states(tracker_states)
 
 
-def _cloned(states: dict[str, Any]) -> dict[str, Any]:
+def _cloned_states(states: dict[str, Any]) -> dict[str, Any]:
     return {
         name: state.clone() if isinstance(state, torch.Tensor) else state
         for name, state in states.items()
@@ -66,7 +66,7 @@ def _cloned(states: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def synced_parameters(model: Sequence[Any], optimizer: Any, args: Namespace) -> Iterator[None]:
-    """Make every rank's parameters current, and keep the overlapped gather out of the block.
+    """Make every rank's parameters current, without the overlapped gather inside the block.
 
     With --overlap-param-gather the optimizer leaves other ranks' shards stale until the hooks of
     the next forward pass; those are off before the first step, when a sync must be forced.
@@ -74,17 +74,19 @@ def synced_parameters(model: Sequence[Any], optimizer: Any, args: Namespace) -> 
     if not training.should_disable_forward_pre_hook(args):
         yield
     elif all(chunk.remove_forward_pre_hook_handles for chunk in model):
-        _sync(training.disable_forward_pre_hook, model, optimizer)
+        _call_with_optimizer(training.disable_forward_pre_hook, model, optimizer)
         try:
             yield
         finally:
             training.enable_forward_pre_hook(model)
     else:
-        _sync(training.force_param_sync, model, optimizer)
+        _call_with_optimizer(training.force_param_sync, model, optimizer)
         yield
 
 
-def _sync(function: Callable[..., Any], model: Sequence[Any], optimizer: Any) -> None:
+def _call_with_optimizer(
+    function: Callable[..., Any], model: Sequence[Any], optimizer: Any
+) -> None:
     """Call one of Megatron's helpers, which take the optimizer from 0.19 on."""
     if "optimizer" in inspect.signature(function).parameters:
         function(model, optimizer=optimizer)
@@ -94,9 +96,9 @@ def _sync(function: Callable[..., Any], model: Sequence[Any], optimizer: Any) ->
 
 @contextmanager
 def _evaluation_mode(model: Sequence[Any]) -> Iterator[None]:
-    """Put all modules in eval mode, and each one back in the mode that it had.
+    """Put all modules in evaluation mode, and afterwards each one in the mode that it had.
 
-    `model.train()` would not do: it would wake modules that the user keeps in eval mode.
+    `model.train()` would also switch modules that the user keeps in evaluation mode.
     """
     modes = [(module, module.training) for chunk in model for module in chunk.modules()]
     for chunk in model:
@@ -132,7 +134,7 @@ def _no_schedule_timers(model: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def _no_router_jitter(model: Sequence[Any]) -> Iterator[None]:
-    """Turn off MoE input jitter, which Megatron applies in eval mode too.
+    """Turn off MoE input jitter, which Megatron applies in evaluation mode too.
 
     Under virtual pipelining each chunk may have a config of its own.
     """
@@ -161,7 +163,7 @@ def _no_heartbeat_timeout() -> Iterator[None]:
         ft_integration.on_eval_step_end()
 
 
-_LOSS_SCALERS = (
+_LOSS_SCALERS: Final = (
     ("megatron.core.transformer.moe.moe_utils", "MoEAuxLossAutoScaler"),
     ("megatron.core.transformer.multi_token_prediction", "MTPLossAutoScaler"),
     ("megatron.core.transformer.experimental_attention_variant.dsa", "DSAIndexerLossAutoScaler"),
@@ -175,7 +177,7 @@ def _loaded_loss_scalers() -> list[Any]:
 
 @contextmanager
 def _loss_scales() -> Iterator[None]:
-    """Keep the scales of auxiliary losses, which the schedules set, in place, in evaluation too."""
+    """Restore the scales of auxiliary losses, which the schedules set in evaluation too."""
     scalers = _loaded_loss_scalers()
     scales = [scaler.main_loss_backward_scale for scaler in scalers]
     values = [None if scale is None else scale.clone() for scale in scales]
@@ -188,7 +190,7 @@ def _loss_scales() -> Iterator[None]:
 
 @contextmanager
 def _fp8_scaling(model: Sequence[Any]) -> Iterator[None]:
-    """Keep the amax histories of Transformer Engine's delayed scaling, the one stateful recipe.
+    """Restore the amax histories of Transformer Engine's delayed scaling, its one stateful recipe.
 
     Quantising in a forward pass writes them whatever the mode. Transformer Engine saves and
     restores them in place around the capture of CUDA graphs; so does this.
@@ -209,10 +211,10 @@ def _fp8_scaling(model: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def verified(model: Sequence[Any], optimizer: Any, step: int, *, is_on: bool) -> Iterator[None]:
-    """If `is_on`, compare hashes of all training state before and after the block.
+    """Compare hashes of the training's state before and after the block, if `is_on`.
 
     Raises:
-        AgreedError: naming what the block has changed.
+        AgreedError: the block has changed some state; the message names it.
     """
     if not is_on:
         yield
@@ -245,7 +247,7 @@ def _digests(model: Sequence[Any], optimizer: Any) -> dict[str, str]:
 
 
 def _fp8_tensors(model: Sequence[Any]) -> list[torch.Tensor]:
-    """Amax histories and scales of all Transformer Engine modules that have them yet."""
+    """Return the amax histories and scales of the Transformer Engine modules that have them."""
     metas = [getattr(module, "fp8_meta", {}) for chunk in model for module in chunk.modules()]
     states = [meta[key] for meta in metas for key in ("scaling_fwd", "scaling_bwd") if key in meta]
     return [

@@ -1,11 +1,11 @@
-"""What a probe says at once: mean losses per dataset, bits per byte, how many tokens fell.
+"""The metrics of a probe for the log: mean losses, bits per byte, share of tokens that fell.
 
 Shapes: N watched tokens, D datasets of the probe set, V values of one probe.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -13,31 +13,38 @@ from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.probe import ProbeSet
 
 
+class Detokenizer(Protocol):
+    """A tokenizer of Megatron's, as far as it turns ids into text."""
+
+    def detokenize(self, ids: list[int], /) -> str:
+        """Return the text of token ids."""
+
+
 class Metrics:
     """Computes a probe's metrics on the rank that has its losses, and names them on every rank.
 
-    They are, as V values in one array: the mean loss (nats) over all tokens and per dataset, the
+    The metrics are V values in one array: the mean loss (nats) over all tokens and per dataset, the
     same in bits per byte of text, the share of tokens that fell by more than a threshold since the
     last probe, and the number of tokens without a finite loss, in all and per dataset. Means are
-    over the tokens whose loss is finite, the share over those that are finite at both probes. Bits
-    per byte are not known where a token's loss is not finite, since its bytes are not. A value that
-    is not known is NaN, and has no name; nor has a number of 0 tokens.
+    over the tokens whose loss is finite, the share is over the tokens whose loss is finite at both
+    probes. Bits per byte are unknown where a token's loss is not finite, as its bytes are unknown
+    too. An unknown value is NaN and is not named; nor is a number of 0 tokens.
     """
 
     def __init__(
         self,
         probe_set: ProbeSet,
         fall_threshold: float,
-        tokenizer: Any = None,
+        tokenizer: Detokenizer | None = None,
         names: Sequence[str] | None = None,
     ):
-        """Prepare for the tokens of `probe_set`.
+        """Count the bytes of the tokens' text.
 
         Args:
             probe_set: the watched tokens.
             fall_threshold: in nats.
             tokenizer: turns ids into text (Megatron's `detokenize`), if there is a text.
-            names: of the D datasets; by default those of the probe set.
+            names: of the D datasets; by default the probe set's own.
         """
         self._probe_set = probe_set
         self._threshold = fall_threshold
@@ -56,7 +63,7 @@ class Metrics:
         return len(self._names) + len(self._count_names)
 
     def measure(self, loss_N: Floats32, previous_N: Floats32 | None) -> Floats:
-        """Compute the V values from the losses (nats) and those of the probe before, if any."""
+        """Return the V values, from the losses (nats) and the previous probe's losses, if any."""
         dataset_N = self._probe_set.dataset_N
         n_datasets = len(self._probe_set.datasets)
         finite_N = np.isfinite(loss_N)
@@ -79,7 +86,7 @@ class Metrics:
             return np.array([*(nats / count), *(nats / math.log(2) / n_bytes), fallen, *lost])
 
     def named(self, values_V: Floats) -> dict[str, float]:
-        """Map names to the values that are known."""
+        """Return the known values by name."""
         known = zip(self._names, values_V.tolist(), strict=False)
         counts = zip(self._count_names, values_V[len(self._names) :].tolist(), strict=True)
         return {name: value for name, value in known if not math.isnan(value)} | {
@@ -87,8 +94,8 @@ class Metrics:
         }
 
 
-def bytes_per_dataset(probe_set: ProbeSet, tokenizer: Any) -> Floats:
-    """UTF-8 bytes of the watched tokens' text, by dataset; NaN where the tokenizer gives no text.
+def bytes_per_dataset(probe_set: ProbeSet, tokenizer: Detokenizer | None) -> Floats:
+    """Return the UTF-8 bytes of the watched tokens' text, by dataset; NaN if there is no text.
 
     Each sequence is taken with the token before it, less that token's own text, so that a space
     stripped at the start of a text does not count. Characters cut by the ends of a sequence make
@@ -105,7 +112,10 @@ def bytes_per_dataset(probe_set: ProbeSet, tokenizer: Any) -> Floats:
     return n_bytes_D
 
 
-def _text_bytes(tokenizer: Any, ids: list[int]) -> float:
+def _text_bytes(tokenizer: Detokenizer | None, ids: list[int]) -> float:
+    """Return the UTF-8 bytes of a text; NaN where the tokenizer gives none."""
+    if tokenizer is None:
+        return math.nan
     try:
         text = tokenizer.detokenize(ids)
     except Exception:  # whatever a tokenizer raises, a metric does not stop a training job

@@ -1,4 +1,4 @@
-"""The probe pass: the user's own forward step over the probe set, losses gathered token by token.
+"""The probe pass: the user's forward step over the probe set, and a gather of the token losses.
 
 Shapes: B sequences of the probe set, S sequence length, N watched tokens, M microbatches of a rank,
 b sequences of a microbatch, s tokens of a sequence on a rank (S / context-parallel size),
@@ -8,7 +8,7 @@ R ranks that hold losses (data-parallel x context-parallel).
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from megatron_tokscale.probe import ProbeSet
 
 Microbatch = dict[str, torch.Tensor]
 
-_MISPLACED = (
+_MISPLACED: Final = (
     "the forward step does not pass the batch's loss_mask through unchanged to its loss function, "
     "so the probe cannot tell which loss is whose; return functools.partial(loss_func, loss_mask, "
     "...) with the mask of the batch, as Megatron's pretrain_gpt.py does"
@@ -30,7 +30,7 @@ _MISPLACED = (
 
 
 def is_writer() -> bool:
-    """Whether the gathered losses arrive on this rank: the first of those that have them."""
+    """Return whether the gathered losses arrive on this rank: the first that has losses."""
     return _has_losses() and _gather_group().rank() == 0
 
 
@@ -81,9 +81,9 @@ def run(
 def rows_of_this_rank(
     n_sequences: int, micro_batch_size: int, rank: int, ranks: int, multiple: int
 ) -> NDArray[np.int64]:
-    """Which sequences one data-parallel rank takes: rows_Mb, the same M on every rank.
+    """Return the sequences of one data-parallel rank: rows_Mb, with the same M on every rank.
 
-    Rows beyond the probe set fill up the last microbatches; they are run and dropped. M is a
+    Rows beyond the probe set fill up the last microbatches; their losses are dropped. M is a
     multiple of `multiple`, which the interleaved pipeline schedule needs.
     """
     n_microbatches = -(-n_sequences // (micro_batch_size * ranks))
@@ -95,10 +95,10 @@ def rows_of_this_rank(
 def _microbatches(
     probe_set: ProbeSet, rows_Mb: NDArray[np.int64], with_attention_mask: bool
 ) -> Iterator[Microbatch]:
-    """Yield what Megatron's data loader would; the loss mask carries each token's position + 1.
+    """Yield microbatches like Megatron's data loader, with each token's position + 1 as loss mask.
 
-    The mask is not used by a forward pass, but goes through the same broadcast and the same cut for
-    context parallelism as the labels: it brings the coordinates of each loss back.
+    A forward pass does not use the mask. It goes through the same broadcast and the same cut for
+    context parallelism as the labels, so it brings back the coordinate of each loss.
     """
     seq_length = probe_set.seq_length
     positions_S = torch.arange(seq_length)
@@ -119,7 +119,7 @@ def _microbatches(
 def _probe_forward_step(
     forward_step: Callable[..., Any], iterator: Any, chunk: Any, *rest: Any
 ) -> tuple[Any, Callable[..., Any]]:
-    """Call the user's forward step, and put our collector in the place of its loss function."""
+    """Call the user's forward step, and return our collector in the place of its loss function."""
     output, loss_func = forward_step(iterator, chunk, *rest)
     mask = loss_func.args[0] if isinstance(loss_func, partial) and loss_func.args else None
     return output, partial(_collect, mask)
@@ -137,8 +137,8 @@ def _collect(
 ) -> _Collected:
     """Keep the token losses of one microbatch on the device, with their coordinates.
 
-    A forward step that binds no mask to its loss function is trusted only where there is nothing to
-    trust it with: without context parallelism a row of losses is a row of the batch.
+    A forward step that binds no mask to its loss function gives no coordinates. They are known all
+    the same without context parallelism, where a row of losses is a row of the batch.
     """
     loss_bs = output.detach().float()
     if isinstance(mask, torch.Tensor) and mask.numel() == loss_bs.numel():
@@ -149,7 +149,7 @@ def _collect(
 
 
 def _gather(collected: Sequence[_Collected], probe_set: ProbeSet) -> torch.Tensor | None:
-    """Bring all losses to the writer, in one message per rank, and put each in its place."""
+    """Gather all losses on the writer, in one message per rank; return loss_N there."""
     group = _gather_group()
     loss_Mbs = torch.stack([part.loss_bs for part in collected])
     coordinate_Mbs = torch.stack([part.coordinate_bs for part in collected])
@@ -166,7 +166,7 @@ def _gather(collected: Sequence[_Collected], probe_set: ProbeSet) -> torch.Tenso
 
 
 def _pack(loss_Mbs: torch.Tensor, coordinate_Mbs: torch.Tensor, dp_rank: int) -> torch.Tensor:
-    """A rank's message: its losses, the column of each of its s tokens, its data-parallel rank.
+    """Return a rank's message: its losses, the column of each token, its data-parallel rank.
 
     All rows of a rank have the same columns; if not, the columns are sent as -1.
     """
@@ -180,13 +180,13 @@ def _pack(loss_Mbs: torch.Tensor, coordinate_Mbs: torch.Tensor, dp_rank: int) ->
 def place_losses(
     messages_R: torch.Tensor, shape: Sequence[int], dp_size: int, probe_set: ProbeSet
 ) -> torch.Tensor:
-    """Put the ranks' losses in order by row and column, and keep those of watched tokens.
+    """Put the ranks' losses in order by row and column; return the losses of the watched tokens.
 
     Args:
         messages_R: [R, M * b * s + s + 1], the packed losses of each rank.
         shape: (M, b, s).
         dp_size: number of data-parallel ranks.
-        probe_set: says how many rows are real, and which tokens are watched.
+        probe_set: tells the number of real rows, and the watched tokens.
 
     Returns:
         loss_N in nats.

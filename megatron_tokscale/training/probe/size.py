@@ -1,8 +1,8 @@
-"""How large the model is: what the axis M of scaling laws is measured in."""
+"""Sizes of the model, for the run's record."""
 
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from megatron.core import mpu
@@ -10,11 +10,23 @@ from megatron.training.training import num_floating_point_operations
 
 from megatron_tokscale.training.ranks import sum_over_ranks
 
-_EMBEDDINGS = ("word_embeddings.", "position_embeddings.", "output_layer.")
+_EMBEDDINGS: Final = ("word_embeddings.", "position_embeddings.", "output_layer.")
+
+
+def model_info(args: Namespace) -> dict[str, int | None]:
+    """Return the sizes that stay the same when a run is resumed in another layout."""
+    return {
+        "num_layers": args.num_layers,
+        "hidden_size": args.hidden_size,
+        "num_attention_heads": args.num_attention_heads,
+        "ffn_hidden_size": args.ffn_hidden_size,
+        "num_experts": args.num_experts,
+        "seq_length": args.seq_length,
+    }
 
 
 def model_size(model: Sequence[Any], args: Namespace) -> dict[str, int]:
-    """Parameters of the whole model, and FLOPs that a token of training costs. All ranks call it.
+    """Return the parameters of the whole model and the FLOPs of a training token. Collective.
 
     Returns:
         parameters: all of them, tied embeddings and experts counted once.
@@ -37,7 +49,7 @@ def model_size(model: Sequence[Any], args: Namespace) -> dict[str, int]:
 
 
 def _counts_here(parameter: torch.nn.Parameter) -> bool:
-    """Whether this rank is the one of all that hold the parameter that counts it."""
+    """Return whether this rank counts the parameter: one of the ranks that hold it does."""
     if getattr(parameter, "shared", False):  # the last stage's copy of a tied embedding
         return False
     is_sharded = getattr(parameter, "tensor_model_parallel", False)

@@ -1,4 +1,4 @@
-"""Every evidence test passes on what has what it claims and fails on what has not.
+"""Every evidence test passes on runs that have what it claims, and fails on runs that do not.
 
 A few pairs of each kind; the rates over 200: benchmarks/results/evidence.md.
 """
@@ -11,7 +11,7 @@ POWERFUL = {"frequency decile", "learning-time decile", "document"}
 
 
 @pytest.mark.parametrize("scenario", list(evidence.SCENARIOS))
-def test_planted_runs_get_the_verdict_that_they_deserve(scenario):
+def test_each_evidence_test_passes_where_its_claim_is_planted_and_only_there(scenario):
     should_pass = evidence.SCENARIOS[scenario]
     for_certain = {}
     for seed in SEEDS:

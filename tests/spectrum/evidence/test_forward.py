@@ -19,7 +19,7 @@ DOUBLING = np.log(2)
 
 
 def forward_of(x_K, loss_NK, units, groups=None, n_resamples=20):
-    return predict_forward(x_K, loss_NK, units, groups or {}, units.weights(n_resamples))
+    return predict_forward(x_K, loss_NK, units, groups or {}, units.weights(n_resamples), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -36,30 +36,30 @@ def test_only_the_part_before_the_last_factor_of_two_is_fitted(seen):
     x_K, loss_NK, units, _ = seen
     found = forward_of(*seen[:3])
     first = x_K <= x_K[-1] - DOUBLING + 1e-9
-    assert found["from_x"] == x_K[first][-1]
-    assert found["to_x"] == x_K[-1]
-    assert found["probes"] == (~first).sum()
+    assert found.from_x == x_K[first][-1]
+    assert found.to_x == x_K[-1]
+    assert found.probes == (~first).sum()
     predicted_K = fit_sigmoids(x_K[first], loss_NK[:, first]).predict(x_K[~first]).mean(axis=0)
     measured_K = loss_NK[:, ~first].mean(axis=0)
     np.testing.assert_allclose(
-        found["tokens"]["error_uncorrected"], np.abs(predicted_K - measured_K).mean(), atol=1e-4
+        found.tokens.error.uncorrected, np.abs(predicted_K - measured_K).mean(), atol=1e-4
     )
     later_NK = loss_NK.copy()
     later_NK[:, ~first] += 1.0
     again = forward_of(x_K, later_NK, units)
-    assert again["tokens"]["fall"] == found["tokens"]["fall"]
+    assert again.tokens.fall == found.tokens.fall
 
 
 def test_the_rivals_are_a_line_and_a_power_law(seen):
     x_K, loss_NK, _, _ = seen
     found = forward_of(*seen[:3])
     mean_K = loss_NK.mean(axis=0, dtype=float)
-    last = found["from_x"]
+    last = found.from_x
     held = x_K > last
     recent = (x_K <= last) & (x_K >= last - DOUBLING - 1e-9)
     line_K = np.polyval(np.polyfit(x_K[recent], mean_K[recent], 1), x_K[held])
     np.testing.assert_allclose(
-        found["uniform"]["error_uncorrected"], np.abs(line_K - mean_K[held]).mean(), rtol=1e-5
+        found.uniform.error.uncorrected, np.abs(line_K - mean_K[held]).mean(), rtol=1e-5
     )
     late = (x_K <= last) & (x_K >= last - np.log(10) - 1e-9)
 
@@ -77,11 +77,11 @@ def test_the_rivals_are_a_line_and_a_power_law(seen):
         method="trf",
     )
     error = np.abs(np.exp(law(x_K[held], *best)) - mean_K[held]).mean()
-    np.testing.assert_allclose(found["power-law"]["error_uncorrected"], error, rtol=0.1)
+    np.testing.assert_allclose(found.power_law.error.uncorrected, error, rtol=0.1)
 
 
-def test_a_run_whose_loss_is_a_power_law_is_told_by_the_power_law():
-    """Steps, none of which is under way at the cut, of which the law of the mean is plain."""
+def test_the_power_law_predicts_a_run_whose_loss_is_a_power_law():
+    """Narrow steps, none of them under way at the cut, whose mean is a power law."""
     rng = np.random.default_rng(1)
     x_K = planted_pairs.axis(60)
     midpoint_N = 1 + rng.exponential(2.0, 4000)
@@ -91,23 +91,23 @@ def test_a_run_whose_loss_is_a_power_law_is_told_by_the_power_law():
     loss_NK = (1 + 4 * shape_NK + 0.02 * rng.standard_normal(shape_NK.shape)).astype(np.float32)
     units = Units.from_documents(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 20)
     found = forward_of(x_K, loss_NK, units)
-    assert found["gain_over_best_rival_interval"][0] <= 0
-    assert found["tokens"]["error"] > 2 * found["power-law"]["error"]
+    assert found.gain_over_best_rival.low <= 0
+    assert found.tokens.error.value > 2 * found.power_law.error.value
 
 
-def test_groups_that_fall_after_the_cut_are_told_apart(seen):
+def test_groups_that_fall_after_the_cut_are_predicted(seen):
     found = forward_of(*seen, n_resamples=50)
-    assert found["gain_over_best_rival_interval"][0] > 0
+    assert found.gain_over_best_rival.low > 0
     for name in ("frequency decile", "document"):
-        each = found["groups"][name]
-        assert min(each["events"]["skill_interval"][0], each["gain_over_permuted_interval"][0]) > 0
-        assert each["p_value"] <= 0.05
+        each = found.groups[name]
+        assert min(each.events.low, each.gain_over_permuted.low) > 0
+        assert each.p_value <= 0.05
 
 
-def test_nothing_forward_has_a_verdict(seen):
+def test_a_forward_prediction_has_no_verdict(seen):
     found = forward_of(*seen)
-    assert "passes" not in found
-    assert not any("passes" in each for each in found["groups"].values())
+    assert not hasattr(found, "passes")
+    assert not any(hasattr(each, "passes") for each in found.groups.values())
 
 
 @pytest.mark.parametrize("n_probes", [6, 9])

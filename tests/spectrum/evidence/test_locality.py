@@ -32,33 +32,34 @@ def mean_curve(n_tokens=1500):
 def widths_of(loss_NK):
     """The widths of documents of ten tokens, and the weights of their resamples."""
     units = Units.from_documents(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 10)
-    return Widths.from_fits(fit_sigmoids(X_K, loss_NK), loss_NK, units.unit_N), units.weights(100)
+    widths = Widths.from_fits(fit_sigmoids(X_K, loss_NK), loss_NK, units.unit_N, seed=0)
+    return widths, units.weights(100)
 
 
 def test_local_transitions_are_narrower_than_their_null():
     widths, weight_RU = widths_of(local())
     result = widths.result(weight_RU)
-    observed, null = result["observed"], result["mean_curve_null"]
-    assert result["local"] is True
-    np.testing.assert_allclose(observed["width_x"]["p50"], 4.394 * 0.15, rtol=0.05)
+    observed, null = result.observed, result.mean_curve_null
+    assert result.local is True
+    np.testing.assert_allclose(observed.width_x.p50.value, 4.394 * 0.15, rtol=0.05)
     np.testing.assert_allclose(
-        observed["width_decades"]["p50"], observed["width_x"]["p50"] / np.log(10)
+        observed.width_decades.p50.value, observed.width_x.p50.value / np.log(10)
     )
-    np.testing.assert_allclose(observed["width_of_range"]["p50"], observed["width_x"]["p50"] / 8)
-    assert null["width_x"]["p25"] > 2 * observed["width_x"]["p75"]
-    assert abs(observed["fall_in_windows"] - 0.8) < 0.04
-    low, high = result["median_over_null_interval"]
-    assert low < result["median_over_null"] < high < 0.5
+    np.testing.assert_allclose(observed.width_of_range.p50.value, observed.width_x.p50.value / 8)
+    assert null.width_x.p25.value > 2 * observed.width_x.p75.value
+    assert abs(observed.fall_in_windows.value - 0.8) < 0.04
+    ratio = result.median_over_null
+    assert ratio.low < ratio.value < ratio.high < 0.5
 
 
 def test_mean_curve_tokens_look_like_their_null():
     widths, weight_RU = widths_of(mean_curve())
     result = widths.result(weight_RU)
-    assert result["local"] is False
+    assert result.local is False
     for quartile in ("p25", "p50", "p75"):
         np.testing.assert_allclose(
-            result["observed"]["width_x"][quartile],
-            result["mean_curve_null"]["width_x"][quartile],
+            getattr(result.observed.width_x, quartile).value,
+            getattr(result.mean_curve_null.width_x, quartile).value,
             rtol=0.06,
         )
 
@@ -66,7 +67,7 @@ def test_mean_curve_tokens_look_like_their_null():
 def test_null_tokens_have_their_own_level_amplitude_and_noise():
     loss_NK = local(400)
     fits = fit_sigmoids(X_K, loss_NK)
-    null_NK = mean_curve_losses(fits, loss_NK).astype(float)
+    null_NK = mean_curve_losses(fits, loss_NK, seed=0).astype(float)
     mean_K = loss_NK.mean(axis=0)
     for n in range(0, 400, 50):
         b, a = np.polyfit(mean_K, loss_NK[n], 1)
@@ -79,7 +80,7 @@ def test_null_tokens_have_their_own_level_amplitude_and_noise():
 def test_null_noise_is_as_autocorrelated_as_the_tokens_own():
     loss_NK = mean_curve(2000)
     fits = fit_sigmoids(X_K, loss_NK)
-    null_NK = mean_curve_losses(fits, loss_NK).astype(float)
+    null_NK = mean_curve_losses(fits, loss_NK, seed=0).astype(float)
     mean_K = loss_NK.mean(axis=0) - loss_NK.mean()
     along_N = loss_NK @ mean_K / (mean_K @ mean_K)
     noise_NK = null_NK - loss_NK.mean(axis=1, keepdims=True) - along_N[:, None] * mean_K
@@ -113,14 +114,14 @@ def test_quartiles_are_those_of_widths_repeated_by_their_drop_and_weight(r):
 
 def test_histograms_share_out_the_drop_of_the_counted_tokens():
     widths, _ = widths_of(local(200))
-    arrays = widths.histograms()
-    np.testing.assert_allclose(arrays["width_edges_C"], width_edges(X_K))
-    for name in ("width_observed_C", "width_null_C"):
-        np.testing.assert_allclose(arrays[name].sum(), 1.0)
+    histograms = widths.histograms()
+    np.testing.assert_allclose(histograms.edges_W, width_edges(X_K))
+    for share_W in (histograms.observed_W, histograms.null_W):
+        np.testing.assert_allclose(share_W.sum(), 1.0)
 
 
 def test_a_run_in_which_nothing_falls_has_no_verdict():
     widths, weight_RU = widths_of(5 + 0.1 * np.random.default_rng(3).standard_normal((40, 61)))
     result = widths.result(weight_RU)
-    assert result["local"] in (None, False)
-    assert result["observed"]["tokens"] == 40
+    assert result.local in (None, False)
+    assert result.observed.tokens == 40

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata, spearmanr
 
+from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.spectrum import Units
 from megatron_tokscale.spectrum.evidence.order import learning_order
 
@@ -14,21 +15,21 @@ N_TOKENS = 600
 def planted():
     """Times of both runs (some missing), predictors of them, and documents of ten tokens."""
     rng = np.random.default_rng(0)
-    plain = {name: rng.standard_normal(N_TOKENS) for name in ("unigram", "position")}
-    plain["unigram"] = plain["unigram"].round(1)
-    source = plain["unigram"] + 0.8 * rng.standard_normal(N_TOKENS)
-    target = source + 0.5 * plain["position"] + rng.standard_normal(N_TOKENS)
+    baseline = {name: rng.standard_normal(N_TOKENS) for name in ("unigram", "position")}
+    baseline["unigram"] = baseline["unigram"].round(1)
+    source = baseline["unigram"] + 0.8 * rng.standard_normal(N_TOKENS)
+    target = source + 0.5 * baseline["position"] + rng.standard_normal(N_TOKENS)
     source[::17], target[5::23] = np.nan, np.nan
     return (
         source,
         target,
-        plain,
+        baseline,
         Units.from_documents(np.zeros(N_TOKENS), np.arange(N_TOKENS) // 10),
     )
 
 
-def order_of(source, target, plain, units, n_resamples=100):
-    return learning_order(source, target, plain, units.unit_N, units.weights(n_resamples))
+def order_of(source, target, baseline, units, n_resamples=100):
+    return learning_order(source, target, baseline, units.unit_N, units.weights(n_resamples))
 
 
 def explained(rank, predictors):
@@ -38,61 +39,57 @@ def explained(rank, predictors):
 
 
 def test_correlations_are_scipys(planted):
-    source, target, plain, _ = planted
+    source, target, baseline, _ = planted
     both = np.isfinite(source) & np.isfinite(target)
     found = order_of(*planted)
-    assert found["tokens"] == both.sum()
-    for name, predictor in ({"learning time in the other run": source} | plain).items():
+    assert found.tokens == both.sum()
+    for name, predictor in ({"learning time in the other run": source} | baseline).items():
         expected = spearmanr(predictor[both], target[both])[0]
-        np.testing.assert_allclose(
-            found["spearman"][name]["value_uncorrected"], expected, atol=1e-9
-        )
+        np.testing.assert_allclose(found.spearman[name].uncorrected, expected, atol=1e-9)
 
 
 def test_explained_variance_is_that_of_least_squares_on_ranks(planted):
-    source, target, plain, _ = planted
+    source, target, baseline, _ = planted
     both = np.isfinite(source) & np.isfinite(target)
     rank = rankdata(target[both])
-    scaled = [rankdata(each[both]) / both.sum() - 0.5 for each in plain.values()]
+    scaled = [rankdata(each[both]) / both.sum() - 0.5 for each in baseline.values()]
     ranks = [each**power for each in scaled for power in (1, 2, 3)]
     found = order_of(*planted)
-    own, by_plain = explained(rank, ranks)
+    own, by_baseline = explained(rank, ranks)
     _, by_all = explained(rank, [*ranks, rankdata(source[both])])
-    np.testing.assert_allclose(found["explained_by_plain_uncorrected"], by_plain, atol=1e-4)
-    np.testing.assert_allclose(found["explained_with_time_uncorrected"], by_all, atol=1e-4)
-    np.testing.assert_allclose(found["gain_uncorrected"], by_all - by_plain, atol=1e-4)
+    np.testing.assert_allclose(found.explained_by_baseline.uncorrected, by_baseline, atol=1e-4)
+    np.testing.assert_allclose(found.explained_with_time.uncorrected, by_all, atol=1e-4)
+    np.testing.assert_allclose(found.gain.uncorrected, by_all - by_baseline, atol=1e-4)
     other, _ = explained(rankdata(source[both]), ranks)
-    np.testing.assert_allclose(
-        found["partial_uncorrected"], np.corrcoef(own, other)[0, 1], atol=1e-4
-    )
+    np.testing.assert_allclose(found.partial.uncorrected, np.corrcoef(own, other)[0, 1], atol=1e-4)
 
 
 def test_an_order_that_agrees_passes_and_a_chance_one_does_not(planted):
-    source, target, plain, units = planted
-    assert order_of(*planted)["passes"] is True
+    source, target, baseline, units = planted
+    assert order_of(*planted).passes is True
     rng = np.random.default_rng(1)
-    passed = [order_of(rng.permutation(source), target, plain, units)["passes"] for _ in range(40)]
+    passed = [order_of(rng.permutation(source), target, baseline, units).passes for _ in range(40)]
     assert sum(passed) <= 5
 
 
-def test_an_order_that_is_only_the_plain_predictors_does_not_pass(planted):
+def test_an_order_by_the_baseline_predictors_alone_does_not_pass(planted):
     """Both runs learn by frequency and position alone: beyond these there is nothing to agree."""
-    _, _, plain, units = planted
+    _, _, baseline, units = planted
     rng = np.random.default_rng(2)
     passed = []
     for _ in range(40):
         a, b = (
-            plain["unigram"] + 0.5 * plain["position"] + 0.7 * rng.standard_normal(N_TOKENS)
+            baseline["unigram"] + 0.5 * baseline["position"] + 0.7 * rng.standard_normal(N_TOKENS)
             for _ in range(2)
         )
-        found = order_of(a, b, plain, units)
-        assert found["spearman"]["learning time in the other run"]["value"] > 0.4
-        passed.append(found["passes"])
+        found = order_of(a, b, baseline, units)
+        assert found.spearman["learning time in the other run"].value > 0.4
+        passed.append(found.passes)
     assert sum(passed) <= 5
 
 
 def test_weights_are_copies_of_documents(planted):
-    source, target, plain, units = planted
+    source, target, baseline, units = planted
     weight_U = units.weights(1, seed=3)[1].astype(int)
     copies = np.repeat(np.arange(N_TOKENS), weight_U[units.unit_N])
     copies = copies[np.isfinite(source[copies]) & np.isfinite(target[copies])]
@@ -101,17 +98,18 @@ def test_weights_are_copies_of_documents(planted):
     rank_a[both], rank_b[both] = rankdata(source[both]), rankdata(target[both])
     expected = np.corrcoef(rank_a[copies], rank_b[copies])[0, 1]
     weight_RU = np.stack([weight_U, np.ones(len(units))]).astype(float)
-    found = learning_order(source, target, plain, units.unit_N, weight_RU)
+    found = learning_order(source, target, baseline, units.unit_N, weight_RU)
     np.testing.assert_allclose(
-        found["spearman"]["learning time in the other run"]["value_uncorrected"],
+        found.spearman["learning time in the other run"].uncorrected,
         expected,
         atol=1e-9,
     )
 
 
-def test_few_tokens_have_no_order(planted):
-    source, target, plain, units = planted
+def test_below_fifty_tokens_the_order_is_undefined(planted):
+    source, target, baseline, units = planted
     source[40:] = np.nan
-    found = order_of(source, target, plain, units)
-    assert found["tokens"] < 50
-    assert found["spearman"] is found["passes"] is None
+    both = int((np.isfinite(source) & np.isfinite(target)).sum())
+    assert both < 50
+    with pytest.raises(UndefinedError, match=f"only {both} tokens have a learning time in both"):
+        order_of(source, target, baseline, units)

@@ -1,4 +1,4 @@
-"""`transfer_run` on two runs on disk: the file, the words, and what is refused."""
+"""`transfer_run` on two runs on disk: the file, the text, and what is refused."""
 
 import json
 
@@ -8,7 +8,9 @@ import pytest
 from runs import plain_probe_set, probe_steps, write_run
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.records import to_json
 from megatron_tokscale.fit import fit_run
+from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.spectrum.evidence.run_transfer import transfer_run
 from megatron_tokscale.spectrum.spectrum_text import describe_transfer
 
@@ -34,28 +36,28 @@ def genuine(tmp_path_factory):
     return runs_of(tmp_path_factory.mktemp("genuine"), "genuine")
 
 
-def test_times_that_agree_transfer_and_the_words_say_so(genuine):
+def test_times_that_agree_transfer_and_the_text_says_so(genuine):
     source, target = genuine
-    entry = transfer_run(source, target, n_resamples=100)
+    transfer = transfer_run(source, target, n_resamples=100, seed=0)
     stored = json.loads((target.analysis / "transfer.json").read_text())
-    assert stored["from"] == [entry]
-    for alignment in ("absolute", "by loss"):
-        assert set(entry[alignment]) >= {"dataset", "frequency decile", "document"}
-        assert entry[alignment]["document"]["passes"] is True
-    assert entry["order"]["passes"] is True
-    assert entry["documents"] == 30
-    lines = describe_transfer(entry).splitlines()
+    assert stored["transfers"] == [to_json(transfer)]
+    for tests in (transfer.absolute, transfer.by_loss):
+        assert set(tests) >= {"dataset", "frequency decile", "document"}
+        assert tests["document"].passes is True
+    assert transfer.order.passes is True
+    assert transfer.documents == 30
+    lines = describe_transfer(transfer).splitlines()
     by_document = [line for line in lines if line.strip().startswith("document ")]
     assert len(by_document) == 2
     assert all(line.endswith(": yes") for line in by_document)
 
 
-def test_permuted_times_do_not_and_the_words_say_so(tmp_path):
-    entry = transfer_run(*runs_of(tmp_path, "permuted"), n_resamples=100)
-    for alignment in ("absolute", "by loss"):
-        assert all(each["passes"] is False for each in entry[alignment].values())
-    assert entry["order"]["passes"] is False
-    assert ": yes" not in describe_transfer(entry)
+def test_permuted_times_do_not_transfer_and_the_text_says_so(tmp_path):
+    transfer = transfer_run(*runs_of(tmp_path, "permuted"), n_resamples=100, seed=0)
+    for tests in (transfer.absolute, transfer.by_loss):
+        assert all(each.passes is False for each in tests.values())
+    assert transfer.order.passes is False
+    assert ": yes" not in describe_transfer(transfer)
 
 
 def test_the_same_source_replaces_its_entry(genuine):
@@ -63,7 +65,7 @@ def test_the_same_source_replaces_its_entry(genuine):
     for seed in (1, 2):
         transfer_run(source, target, n_resamples=5, seed=seed)
     stored = json.loads((target.analysis / "transfer.json").read_text())
-    assert [each["settings"]["seed"] for each in stored["from"]] == [2]
+    assert [each["settings"]["seed"] for each in stored["transfers"]] == [2]
 
 
 def test_runs_of_other_probe_sets_are_refused(genuine, tmp_path):
@@ -83,7 +85,7 @@ def test_runs_without_a_fit_are_refused(genuine, tmp_path):
             transfer_run(*pair)
 
 
-def test_times_of_other_kinds_are_refused(genuine, tmp_path):
+def test_fits_in_different_units_of_time_are_refused(genuine, tmp_path):
     source, target = genuine
     other = write_run(tmp_path / "tokens", STEPS, target.read_losses(), target.probe_set)
     fit_run(other, time="tokens")
@@ -91,14 +93,14 @@ def test_times_of_other_kinds_are_refused(genuine, tmp_path):
         transfer_run(source, other)
 
 
-def test_a_run_that_never_was_as_good_has_no_alignment_by_loss(genuine, tmp_path):
+def test_runs_whose_losses_do_not_overlap_have_no_alignment_by_loss(genuine, tmp_path):
     source, target = genuine
     better = write_run(tmp_path / "b", STEPS, target.read_losses() - 100, target.probe_set)
     fit_run(better)
-    entry = transfer_run(source, better, n_resamples=5)
-    assert entry["by loss"].keys() == {"undefined"}
-    assert "aligned by loss: " in describe_transfer(entry)
-    assert "dataset" in entry["absolute"]
+    transfer = transfer_run(source, better, n_resamples=5, seed=0)
+    assert isinstance(transfer.by_loss, Undefined)
+    assert "aligned by loss: " in describe_transfer(transfer)
+    assert "dataset" in transfer.absolute
 
 
 def test_a_run_is_not_its_own_source(tmp_path, local_losses):

@@ -14,7 +14,7 @@ from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.spectrum import Units, derivative_weights, events_of
 from megatron_tokscale.spectrum.density import default_grid
-from megatron_tokscale.spectrum.evidence.transfer import _STRATA, Alignment, TransferSums
+from megatron_tokscale.spectrum.evidence.transfer import _DROP_EDGES, Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import Groups, groupings
 
 
@@ -37,7 +37,7 @@ def result_of(pair, alignment=None, cuts=(), n_resamples=50):
     for start, stop in pairwise(ends):
         at = slice(start, stop)
         sums.add(at, fits.rows(at), again_NK[at], loss_NK[at], own.rows(at), x_K)
-    return sums.result(units.weights(n_resamples))
+    return sums.tests(units.weights(n_resamples), seed=0)
 
 
 def skill_of(prediction_NK, measured_NK, group_N, operator_KX):
@@ -64,9 +64,9 @@ def curves_of(events, x_K, n_tokens, order=slice(None)):
 def shuffled(events, rng):
     """A permutation of the events among those of about the same drop, with a loop."""
     order = np.arange(len(events.drop_E))
-    stratum = np.searchsorted(_STRATA, events.drop_E)
-    for each in np.unique(stratum):
-        own = np.flatnonzero(stratum == each)
+    drop_bin = np.searchsorted(_DROP_EDGES, events.drop_E)
+    for each in np.unique(drop_bin):
+        own = np.flatnonzero(drop_bin == each)
         order[own] = rng.permutation(own)
     return order
 
@@ -85,13 +85,13 @@ def test_skills_are_those_of_their_definition(pair, grouping):
         "own": curves_of(events_of(fit_sigmoids(pair[1], again_NK)), x_K, len(text)),
     }.items():
         expected = skill_of(prediction_NK, again_NK.astype(float), group_N, weights_KX)
-        np.testing.assert_allclose(found[name]["skill_uncorrected"], expected, atol=1e-4)
+        np.testing.assert_allclose(getattr(found, name).uncorrected, expected, atol=1e-4)
     source = skill_of(loss_NK.astype(float), again_NK.astype(float), group_N, weights_KX)
-    np.testing.assert_allclose(found["source"]["skill_uncorrected"], source, atol=1e-3)
+    np.testing.assert_allclose(found.source.uncorrected, source, atol=1e-3)
 
 
 def test_the_permuted_null_is_the_mean_over_real_permutations(pair):
-    """Its curves are: the mean of every group's predicted curve over permutations in strata."""
+    """Permutations of events within bins of drop; the mean of every group's predicted curve."""
     text, x_K, _, again_NK, fits, _ = pair
     weights_KX = derivative_weights(x_K, default_grid(x_K)).T
     x_K = np.maximum(x_K, -1e6)
@@ -100,19 +100,19 @@ def test_the_permuted_null_is_the_mean_over_real_permutations(pair):
     drawn = [curves_of(events, x_K, len(text), shuffled(events, rng)) for _ in range(400)]
     group_N = groupings(text.probe_set)["frequency decile"].group_N
     expected = skill_of(np.mean(drawn, axis=0), again_NK.astype(float), group_N, weights_KX)
-    found = result_of(pair)["frequency decile"]["permuted"]["skill_uncorrected"]
+    found = result_of(pair)["frequency decile"].permuted.uncorrected
     np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
 def test_the_p_value_is_the_share_of_real_permutations():
-    """Of a pair so small and so alike in time that permutations often do as well."""
+    """The pair is so small, and its times so alike, that permutations often have as much skill."""
     rng = np.random.default_rng(2)
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(6, rng)
     loss_NK, again_NK = planted_pairs.permuted(text, x_K, rng)
     fits, tokens = fit_sigmoids(x_K, loss_NK), text.probe_set
     units = Units.from_documents(tokens.dataset_N, tokens.document_N)
     small = text, x_K, loss_NK, again_NK, fits, units
-    found = result_of(small, n_resamples=2)["document"]["p_value"]
+    found = result_of(small, n_resamples=2)["document"].p_value
     weights_KX = derivative_weights(x_K, default_grid(x_K)).T
     x_K, events = np.maximum(x_K, -1e6), events_of(fits)
     skills = [
@@ -127,18 +127,21 @@ def test_the_p_value_is_the_share_of_real_permutations():
     np.testing.assert_allclose(found, np.mean(np.array(skills) >= skills[0]), atol=0.12)
 
 
-def test_no_cut_into_blocks_matters(pair):
+def test_sums_do_not_depend_on_the_cuts_between_blocks(pair):
     whole, cut = result_of(pair), result_of(pair, cuts=(1, 200, 201))
     for grouping, each in whole.items():
-        assert each["p_value"] == cut[grouping]["p_value"]
+        assert each.p_value == cut[grouping].p_value
         for name in ("events", "permuted", "full", "source", "own"):
             np.testing.assert_allclose(
-                each[name]["skill"], cut[grouping][name]["skill"], rtol=1e-5, atol=1e-6
+                getattr(each, name).value,
+                getattr(cut[grouping], name).value,
+                rtol=1e-5,
+                atol=1e-6,
             )
 
 
-def test_by_loss_finds_a_run_that_is_the_same_with_time_stretched():
-    """B's x is A's, stretched by a half and moved: the order is all that is asked for."""
+def test_alignment_by_loss_finds_the_same_run_with_its_time_stretched():
+    """B's x is A's, stretched by a half and moved: the order alone is tested."""
     rng = np.random.default_rng(3)
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(30, rng)
     shape_NK = planted_pairs.local_shape(x_K, planted_pairs.times(text), rng)
@@ -150,11 +153,11 @@ def test_by_loss_finds_a_run_that_is_the_same_with_time_stretched():
     units = Units.from_documents(tokens.dataset_N, tokens.document_N)
     sums = TransferSums(alignment, groupings(tokens), units)
     sums.add(slice(0, len(text)), fit_sigmoids(x_K, loss_NK), loss_NK)
-    for name, each in sums.result(units.weights(50)).items():
-        assert each["events"]["skill"] > 0.9, name
+    for name, each in sums.tests(units.weights(50), seed=0).items():
+        assert each.events.value > 0.9, name
 
 
-def test_by_loss_leaves_out_what_the_other_run_never_saw():
+def test_alignment_by_loss_leaves_out_losses_that_the_other_run_never_had():
     x_K = np.array([-np.inf, *np.linspace(0, 8, 41)])
     loss_K = np.concatenate([[8.0], 8 - np.linspace(0, 8, 41) / 2])
     deeper_K = loss_K * 1.5 - 4
@@ -166,11 +169,12 @@ def test_by_loss_leaves_out_what_the_other_run_never_saw():
         Alignment.by_loss(x_K, loss_K, x_K, loss_K - 100)
 
 
-def test_one_group_has_nothing_to_tell_apart(pair):
+def test_one_group_has_no_skill(pair):
     text, x_K, _, again_NK, fits, units = pair
     sums = TransferSums(
         Alignment.absolute(x_K), {"all": Groups(np.zeros(len(text), int), ("all",))}, units
     )
     sums.add(slice(0, len(text)), fits, again_NK)
-    found = sums.result(units.weights(20))["all"]
-    assert found["p_value"] is found["passes"] is found["events"]["skill"] is None
+    found = sums.tests(units.weights(20), seed=0)["all"]
+    assert found.passes is None
+    assert np.isnan([found.p_value, found.events.value]).all()

@@ -1,4 +1,4 @@
-"""The record that `trace` reads says what a real job trains on, or that it is not known."""
+"""The record that `trace` reads tells the training data of a real job, or that it is unknown."""
 
 import pytest
 from jobs import Corpus
@@ -65,7 +65,7 @@ def test_a_virtual_pipeline_has_a_record(corpus: Corpus, tmp_path):
     assert {k: tokens_of(trace, k) for k in read} == read
 
 
-def test_mock_data_is_said_to_be_unknown(corpus: Corpus, tmp_path):
+def test_mock_data_is_recorded_as_unknown(corpus: Corpus, tmp_path):
     words = flags(corpus, tmp_path / "run", 1, "--mock-data")
     run_recorded(corpus, tmp_path / "a", 1, *words, data=[])
     with pytest.raises(TokscaleError, match="a dataset of type MockGPTDataset orders"):
@@ -76,17 +76,17 @@ def test_only_megatrons_own_order_is_traced():
     """Datasets that look like a blend, and flags that order its samples otherwise."""
     from argparse import Namespace
 
-    from megatron_tokscale.training.data.provider import _untraceable
+    from megatron_tokscale.training.data.records import untraceable
 
     class Concatenated:
         datasets = ()
 
     single = Namespace(dataloader_type="single")
-    assert _untraceable(Concatenated(), single) == "a dataset of type Concatenated"
-    assert _untraceable(None, single) == "a dataset of type NoneType"
+    assert untraceable(Concatenated(), single) == "a dataset of type Concatenated"
+    assert untraceable(None, single) == "a dataset of type NoneType"
     for loader in ("external", "batch"):
         args = Namespace(dataloader_type=loader)
-        assert _untraceable(None, args) == f"--dataloader-type {loader}"
+        assert untraceable(None, args) == f"--dataloader-type {loader}"
     for name in ("hybrid_context_parallel", "perform_rl_step"):
         args = Namespace(dataloader_type="single", **{name: True})
-        assert _untraceable(None, args) == f"--{name.replace('_', '-')}"
+        assert untraceable(None, args) == f"--{name.replace('_', '-')}"

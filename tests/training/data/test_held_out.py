@@ -1,4 +1,4 @@
-"""A job and the doctor say whether the watched tokens are held out of what the job trains on."""
+"""A job and the doctor say whether the watched tokens are held out of the training data."""
 
 import shutil
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_watched_tokens_that_are_trained_on_are_counted(corpus, probe_set, split
     assert "\n" not in found.line
 
 
-def test_a_prefix_that_cannot_be_looked_up_is_not_known_and_ends_no_job(corpus, probe_set):
+def test_a_prefix_that_cannot_be_read_is_unknown_and_ends_no_job(corpus, probe_set):
     """A folder that this user may not enter; for root, one with too long a name."""
     elsewhere = [f"/{'x' * 300}/{name}" for name in probe_set.datasets]
     moved = with_prefixes(probe_set, *elsewhere)
@@ -123,7 +123,7 @@ def test_other_data_of_the_same_name_are_other_data(corpus, probe_set, tmp_path)
     assert held_out(probe_set, trained(data_path, "1,0,0")).state == "held out"
 
 
-def test_what_cannot_be_told_is_said(corpus, probe_set):
+def test_unknown_training_data_get_a_line(corpus, probe_set):
     parts = trained(corpus.data_path, "1,0,0")
     gone = with_prefixes(probe_set, "/nowhere/left", "/nowhere/right")
     found = held_out(gone, parts)

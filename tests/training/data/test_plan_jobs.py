@@ -5,7 +5,6 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from jobs import Corpus, job_flags, markov_documents, write_documents
 from megatrons import OLD, python_path
@@ -22,8 +21,8 @@ from planned_jobs import (
 from recorded_job import read_samples, run_recorded, start
 
 from megatron_tokscale.cli import main
-from megatron_tokscale.data import Cut, Plan, Stage, Stratum, followed
-from megatron_tokscale.data.history import accepted
+from megatron_tokscale.data import Cut, Plan, Stage, Stratum, followed_plan
+from megatron_tokscale.data.take_over import take_over
 
 pytestmark = pytest.mark.megatron
 
@@ -97,7 +96,7 @@ def test_the_same_samples_in_any_layout(corpus, planned, stream, tmp_path, layou
     assert read_samples(tmp_path / "seen") == stream
 
 
-def test_a_run_that_leaves_its_plan_says_so(corpus, planned, tmp_path, capsys):
+def test_a_run_that_leaves_its_plan_gets_a_line(corpus, planned, tmp_path, capsys):
     run = ("--save", str(tmp_path / "run"), "--load", str(tmp_path / "run"), "--save-interval", "2")
     run = (*run, "--train-iters", "4")
     probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-probe-schedule", "list:0")
@@ -122,7 +121,7 @@ def test_a_plan_and_new_weights_in_older_megatrons(corpus, planned, scores, tmp_
     path = python_path(version)
     output = run_recorded(corpus, tmp_path / "seen", 1, *flags, python_path=path)
     assert "tokscale: from sample 104 on the datasets weigh" in output
-    plan = followed(tmp_path / "run")
+    plan = followed_plan(tmp_path / "run")
     assert [decision.step for decision in plan.decisions] == [8]
     dataset = dataset_of(plan, corpus.prefixes, 112, tmp_path / "offline", scores)
     assert read_samples(tmp_path / "seen") == stream_of(dataset)
@@ -156,7 +155,7 @@ def test_the_users_own_weights_give_megatrons_counts_and_leave_validation_and_te
 # Another plan on the way
 
 
-def test_another_plan_is_accepted_and_goes_on_where_the_first_left_off(
+def test_an_accepted_plan_continues_where_the_first_one_stopped(
     corpus, plan, scores, scores_dir, tmp_path
 ):
     """First other weights, then a dataset in the place of another."""
@@ -217,7 +216,7 @@ def test_another_plan_is_accepted_and_goes_on_where_the_first_left_off(
         assert list(samples) == list(range(first, stop))
         seen |= samples
     seen |= read_samples(tmp_path / "fourth")
-    whole = accepted(accepted(plan, second, 32), third, 64)
+    whole = take_over(take_over(plan, second, 32), third, 64)
     prefixes = (*corpus.prefixes, extra)
     dataset = dataset_of(whole, prefixes, 112, tmp_path / "cache", [*scores, None])
     assert seen == stream_of(dataset)
@@ -341,77 +340,3 @@ def test_shares_and_epochs_are_logged_of_a_single_dataset_with_scores_beside_it(
     assert list(logged("epochs tiny vs samples")) == [24, 48]
     assert logged("epochs tiny")[6] > 2
     assert "tokscale plan at step 6 | samples off the plan by dataset: 0.00 at most" in output
-
-
-# What is refused
-
-
-def of_other_data(plan, scores):
-    return replace(plan, datasets=(replace(plan.datasets[0], n_tokens=1), plan.datasets[1])), scores
-
-
-def of_another_length(plan, scores):
-    return replace(plan, seq_length=16), scores
-
-
-def without_scores(plan, scores):
-    return plan, scores[:1]
-
-
-def of_other_scores(plan, scores):
-    surprisal_Q = np.ones_like(scores[0].surprisal_Q)
-    return plan, [replace(scores[0], surprisal_Q=surprisal_Q), scores[1]]
-
-
-def of_another_tokenizer(plan, scores):
-    foreign = replace(scores[1], digest="0" * 16)
-    return replace(plan, cuts=(plan.cuts[0], Cut(foreign.fingerprint))), [scores[0], foreign]
-
-
-def of_another_split(plan, scores):
-    drop_Q = scores[0].drop_Q.copy()
-    drop_Q[100] = np.nan
-    partial = replace(scores[0], drop_Q=drop_Q)
-    return replace(plan, cuts=(Cut(partial.fingerprint), plan.cuts[1])), [partial, scores[1]]
-
-
-def repeated_too_often(plan, scores):
-    return replace(plan, max_epochs=1.2), scores
-
-
-BAD_PLANS = {
-    of_other_data: "the plan is for other data: it has left (300 sequences, 1 tokens)",
-    of_another_length: "is for sequence length 16, the job has --seq-length 32",
-    without_scores: "cannot read score file",
-    of_other_scores: "the plan was made with scores",
-    of_another_tokenizer: "made for other data or another tokenizer",
-    of_another_split: "has no score for some training documents",
-    repeated_too_often: "stratum 'left/2' of the plan would be gone through 1.",
-}
-
-
-@pytest.mark.parametrize("spoil", BAD_PLANS, ids=lambda spoil: spoil.__name__)
-def test_a_bad_plan_gets_one_line_and_nothing_is_written(corpus, plan, scores, tmp_path, spoil):
-    plan, scores = spoil(plan, scores)
-    plan.save(tmp_path / "plan.json")
-    for one in scores:
-        one.save(tmp_path / f"scores/{one.dataset.name}.tokscale.safetensors")
-    before = sorted(tmp_path.rglob("*"))
-    cache = tmp_path / "cache"
-    flags = (
-        "--tokscale-plan",
-        str(tmp_path / "plan.json"),
-        "--tokscale-dir",
-        str(tmp_path / "run"),
-    )
-    flags = (*flags, "--tokscale-scores-dir", str(tmp_path / "scores"), "--train-iters", "14")
-    words = job_flags(corpus, *flags, "--data-cache-path", str(cache))
-    job = start(1, "-m", "megatron_tokscale.pretrain", *words)
-    assert job.code == 2, job.output[-3000:]
-    (line,) = job.refusals
-    assert BAD_PLANS[spoil] in line
-    assert "Traceback" not in job.output
-    assert [
-        path for path in sorted(tmp_path.rglob("*")) if cache not in (path, path.parent)
-    ] == before
-    assert not list(cache.glob("tokscale-*-stratum.npy"))

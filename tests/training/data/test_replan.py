@@ -18,13 +18,22 @@ from runs import read_journal
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import sealed
-from megatron_tokscale.data import Decision, Replanning, build_index, with_decisions
+from megatron_tokscale.data import (
+    Decision,
+    PlanProvenance,
+    Replanning,
+    build_index,
+    with_decisions,
+)
 from megatron_tokscale.data.history import load_run_plan, save_run_plan
 from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.store import Run
-from megatron_tokscale.training.data import provider, replan
-from megatron_tokscale.training.data.provider import Follower
-from megatron_tokscale.training.data.replan import LAG, Replanner, check_interval
+from megatron_tokscale.training.data import agreement, follower, replan
+from megatron_tokscale.training.data.agreement import FollowedPlan
+from megatron_tokscale.training.data.follower import Follower
+from megatron_tokscale.training.data.replan import Answer, Replanner
+from megatron_tokscale.training.events import TrainingState
+from megatron_tokscale.training.settings import DECISION_STEPS, JobPlanSettings
 
 STEPS = 20
 ASKED = (6, 12)
@@ -64,7 +73,7 @@ def first_unfetched(step):
 
 
 def expected_weights(run: Run, asked: int, current_D) -> np.ndarray:
-    """Slopes by numpy's polyfit; then strength, floor and change, as design.md has them."""
+    """Slopes by numpy's polyfit; then strength, floor and change as in docs/guides/live.md."""
     step_K = run.step_K
     chosen = (step_K <= asked) & (step_K >= asked / 2)
     loss_NK = run.read_losses().astype(np.float64)[:, chosen]
@@ -88,7 +97,9 @@ def test_weights_follow_the_losses_of_the_run(undisturbed, plan):
     known, decisions = load_run_plan(folder / "run")
     assert known == plan
     assert [decision.step for decision in decisions] == list(ASKED)
-    assert [row.start for row in decisions] == [first_unfetched(asked + LAG) for asked in ASKED]
+    assert [row.start for row in decisions] == [
+        first_unfetched(asked + DECISION_STEPS) for asked in ASKED
+    ]
     current_D = np.array([0.5, 0.5])
     for asked, decision in zip(ASKED, decisions, strict=True):
         current_D = expected_weights(run, asked, current_D)
@@ -96,7 +107,7 @@ def test_weights_follow_the_losses_of_the_run(undisturbed, plan):
         assert np.abs(current_D - 0.5).max() > 0.02
 
     events = [row for row in read_journal(folder / "run") if row["event"] == "plan changed"]
-    assert [row["step"] for row in events] == [asked + LAG for asked in ASKED]
+    assert [row["step"] for row in events] == [asked + DECISION_STEPS for asked in ASKED]
     assert [row["losses_until"] for row in events] == list(ASKED)
     assert [tuple(row["weights"]) for row in events] == [row.weights for row in decisions]
     fingerprints = [with_decisions(plan, decisions[:n]).fingerprint for n in (1, 2)]
@@ -105,7 +116,7 @@ def test_weights_follow_the_losses_of_the_run(undisturbed, plan):
         assert output.count(f"plan {fingerprint}") == 1
 
 
-def test_what_was_trained_on_is_what_was_decided(undisturbed, corpus, tmp_path):
+def test_the_job_trains_on_the_decided_samples(undisturbed, corpus, tmp_path):
     """Workers had fetched ahead under the weights before, and none past the new ones' start."""
     folder, _ = undisturbed
     plan = with_decisions(*load_run_plan(folder / "run"))
@@ -124,7 +135,7 @@ def assert_same_run(left, right):
     assert_array_equal(left.read_losses(), right.read_losses())
 
 
-def test_killed_between_question_and_answer_and_resumed_it_is_the_undisturbed_run(
+def test_killed_between_request_and_decision_a_resumed_run_is_the_undisturbed_one(
     undisturbed, corpus, plan, tmp_path
 ):
     plan.save(tmp_path / "plan.json")
@@ -169,19 +180,30 @@ def test_a_plan_edited_under_a_running_job_stops_it(corpus, plan, tmp_path):
     (line,) = job.refusals
     assert "was changed under this job" in line
     assert "Traceback" not in job.output
-    assert Run.open(tmp_path / "run").step_K[-1] == ASKED[0] + LAG
+    assert Run.open(tmp_path / "run").step_K[-1] == ASKED[0] + DECISION_STEPS
 
 
 # Without a job
 
 
+def interval(steps):
+    plan = JobPlanSettings(
+        path=None, scores_dir=None, overrides=False, steps_between_decisions=steps
+    )
+    return plan.replan_interval
+
+
 @pytest.mark.parametrize("steps", [4, 0, -8])
-def test_an_interval_that_cannot_be_is_refused(steps):
+def test_an_interval_too_short_for_a_decision_is_refused(steps):
     with pytest.raises(
         TokscaleError, match=f"--tokscale-replan-interval is {steps}; expected steps above 4"
     ):
-        check_interval(steps)
-    assert check_interval(5) == 5
+        interval(steps)
+    assert interval(5) == 5
+
+
+def state_at(step):
+    return TrainingState(step=step, consumed_samples=0, args=Namespace())
 
 
 class Asked(Replanner):
@@ -191,24 +213,25 @@ class Asked(Replanner):
         prober = SimpleNamespace(
             last_step=-1,
             steps_on_disk=lambda: list(on_disk),
-            before_checkpoint=lambda: None,
+            wait_for_losses=lambda: None,
             is_writer=False,
         )
         decisions = [Decision(asked, 1, (1.0,)) for asked in decided]
-        follower = SimpleNamespace(decisions=decisions)
-        super().__init__(interval, None, follower, prober, Namespace(iteration=step))
+        followed = SimpleNamespace(decisions=decisions)
+        super().__init__(interval, None, SimpleNamespace(followed=followed), prober, Namespace())
+        self.start = step
         self.log = []
 
-    def _decide(self, step):
-        self.log.append((self._asked, step))
+    def _decide(self, state):
+        self.log.append((self._asked, state.step))
         self._asked = None
 
     def run(self, probes, start, stop):
-        self.on_train_start()
+        self.on_train_start(state_at(self.start))
         for step in range(start + 1, stop + 1):
             if step in probes:
                 self._prober.last_step = step
-            self.on_step(step)
+            self.on_step(state_at(step))
         return self.log
 
 
@@ -221,7 +244,7 @@ PROBES = {
 
 
 @pytest.mark.parametrize("probes", PROBES)
-def test_resumed_at_any_step_the_same_questions_are_answered_at_the_same_steps(probes):
+def test_resumed_at_any_step_the_same_requests_are_decided_at_the_same_steps(probes):
     probes = PROBES[probes]
     whole = Asked(10).run(probes, 0, 100)
     asked = {step for step, _ in whole}
@@ -234,51 +257,62 @@ def test_resumed_at_any_step_the_same_questions_are_answered_at_the_same_steps(p
         assert resumed.run(probes, at, 100) == [row for row in whole if row[1] > at]
 
 
+CONSUMED = 40
+
+
 @pytest.fixture
-def follower(plan, tmp_path, monkeypatch):
+def following(plan, tmp_path, monkeypatch):
     """A follower of the plan on the only rank, at sample 40 of 160."""
-    monkeypatch.setattr(provider, "first_of_all_ranks", lambda message: message)
-    monkeypatch.setattr(provider.torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(agreement, "first_of_all_ranks", lambda message: message)
+    monkeypatch.setattr(agreement.torch.distributed, "get_rank", lambda: 0)
 
     def refuse(message):
         if message:
             raise TokscaleError(message)
 
-    monkeypatch.setattr(provider, "refuse_together", refuse)
+    monkeypatch.setattr(agreement, "refuse_together", refuse)
     plan = replace(plan, max_epochs=1.0)
     found = Follower.__new__(Follower)
-    found._run, found._base, found.plan, found.decisions = tmp_path, plan, plan, []
-    found._args = Namespace(consumed_train_samples=40)
-    found.index = build_index(plan, 160).shared()
-    found.strata = Strata(plan, [110, 1000], [None, None])
-    found._record = lambda: None
+    found._run, found.followed = tmp_path, FollowedPlan(plan)
+    found.planned = SimpleNamespace(
+        index=build_index(plan, 160).shared(), strata=Strata(plan, [110, 1000], [None, None])
+    )
+    found._record = lambda consumed: None
     save_run_plan(plan, [], tmp_path)
     found.refuse_edits()
     return found
 
 
-def test_a_decision_that_repeats_a_stratum_too_often_is_not_followed(follower, plan, tmp_path):
-    before = follower.index.stratum_N.copy()
-    assert "'left' of the plan would be gone through" in follower.add(Decision(3, 60, (0.9, 0.1)))
-    assert follower.decisions == []
+def test_a_decision_that_repeats_a_stratum_too_often_is_not_followed(following, plan, tmp_path):
+    before = following.planned.index.stratum_N.copy()
+    assert "'left' of the plan would be repeated for" in following.add(
+        Decision(3, 60, (0.9, 0.1)), CONSUMED
+    )
+    assert following.followed.decisions == ()
     assert load_run_plan(tmp_path)[1] == []
-    assert_array_equal(follower.index.stratum_N, before)
-    assert follower.add(Decision(3, 60, (0.6, 0.4))) is None
-    assert load_run_plan(tmp_path)[1] == follower.decisions == [Decision(3, 60, (0.6, 0.4))]
-    assert_array_equal(follower.index.stratum_N, build_index(follower.plan, 160).stratum_N)
+    assert_array_equal(following.planned.index.stratum_N, before)
+    assert following.add(Decision(3, 60, (0.6, 0.4)), CONSUMED) is None
+    assert (
+        load_run_plan(tmp_path)[1]
+        == [*following.followed.decisions]
+        == [Decision(3, 60, (0.6, 0.4))]
+    )
+    assert_array_equal(
+        following.planned.index.stratum_N, build_index(following.plan, 160).stratum_N
+    )
 
 
-def test_a_decision_that_cannot_be_written_is_not_followed(follower, monkeypatch):
+def test_a_decision_that_cannot_be_written_is_not_followed(following, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(provider, "save_decisions", full)
-    assert "No space left" in follower.add(Decision(3, 60, (0.6, 0.4)))
-    assert follower.plan == follower._base
+    monkeypatch.setattr(follower, "save_decisions", full)
+    assert "No space left" in following.add(Decision(3, 60, (0.6, 0.4)), CONSUMED)
+    assert following.plan == following.followed.base
 
 
 @pytest.mark.parametrize("file", ["plan.json", "replans.json"])
-def test_an_edited_file_stops_the_job(follower, plan, tmp_path, file):
+def test_an_edited_file_stops_the_job(following, plan, tmp_path, file):
     if file == "plan.json":
         replace(plan, max_epochs=9.0).save(tmp_path / "tokscale" / file)
     else:
@@ -289,24 +323,24 @@ def test_an_edited_file_stops_the_job(follower, plan, tmp_path, file):
     with pytest.raises(
         TokscaleError, match=r"changed under this job \(it is another now\); restore"
     ):
-        follower.refuse_edits()
+        following.refuse_edits()
 
 
-def test_an_edited_provenance_does_not_stop_the_job(follower, plan, tmp_path):
-    base = replace(follower._base, provenance={"policy": "another"})
+def test_an_edited_provenance_does_not_stop_the_job(following, plan, tmp_path):
+    base = replace(following.followed.base, provenance=PlanProvenance("another"))
     base.save(tmp_path / "tokscale/plan.json")
-    follower.refuse_edits()
+    following.refuse_edits()
 
 
-def test_a_question_that_fails_keeps_the_plan(monkeypatch, tmp_path):
+def test_a_failing_process_keeps_the_plan(monkeypatch, tmp_path):
     asking = Asked(10)
     asking._prober.is_writer, asking._run = True, tmp_path
     monkeypatch.setattr(replan.sys, "executable", "/bin/false")
     asking._ask(10)
-    assert asking._answer() == {"reason": "exit code 1"}
+    assert asking._answer() == Answer(reason="exit code 1")
     monkeypatch.undo()
     asking._ask(10)
-    assert "no run in" in asking._answer()["reason"]
+    assert "no run in" in asking._answer().reason
     asking._ask(10)
     process = asking._process
     asking.close()

@@ -7,8 +7,10 @@ import pytest
 from runs import launch, plain_probe_set
 
 from megatron_tokscale.store import LossRecord
-from megatron_tokscale.training.history.counts import NOTE, Clock, beginning, noted
-from megatron_tokscale.training.history.reckon import Saved, _reckoned, past_of_job, reckon
+from megatron_tokscale.training.history.counts import TrainingCounts
+from megatron_tokscale.training.history.past import NOTE, beginning, read_note
+from megatron_tokscale.training.history.reckon import past_of_job, reckon, reckon_if_told
+from megatron_tokscale.training.history.saved import SavedCheckpoint
 
 RATE = 3e-3
 
@@ -29,7 +31,7 @@ def saved(step, samples, *, num_steps=None, **flags):
         "seed": 1234,
     }
     count = samples if num_steps is None else num_steps
-    return Saved(step, Namespace(**args | flags), {"num_steps": count})
+    return SavedCheckpoint(step, Namespace(**args | flags), {"num_steps": count})
 
 
 def chain(*checkpoints):
@@ -107,19 +109,19 @@ def test_steps_that_were_skipped_apply_no_rate():
 
 def note(step, samples, launches, **changes):
     past = replace(beginning(0), step=step, samples=samples, tokens=7, lr_sum=0.5, **changes)
-    return Clock(past, 32).note(step, samples, launches)
+    return TrainingCounts(past, 32).past(step, samples, launches).to_json()
 
 
-def test_a_note_is_of_its_own_step_and_samples_alone():
+def test_a_note_counts_only_at_its_own_step_and_samples():
     launches = (launch(0), launch(8))
     args = Namespace(**{NOTE: note(8, 64, launches)})
-    past = noted(args, 8, 64)
+    past = read_note(args, 8, 64)
     assert (past.tokens, past.lr_sum, past.source) == (7, 0.5, "the checkpoint")
     assert past.launches == launches[:1]  # the other has taken no step yet
-    assert noted(args, 9, 64) is None
-    assert noted(args, 8, 72) is None
+    assert read_note(args, 9, 64) is None
+    assert read_note(args, 8, 72) is None
     for damaged in (None, 3, {}, {"step": 8}, {**note(8, 64, ()), "more": 1}):
-        assert noted(Namespace(**{NOTE: damaged}), 8, 64) is None
+        assert read_note(Namespace(**{NOTE: damaged}), 8, 64) is None
 
 
 def record(step, tokens, lr_sum):
@@ -145,8 +147,8 @@ def test_a_job_takes_its_past_from_the_note_then_the_losses_then_the_settings():
 
 
 def test_a_checkpoint_that_lacks_settings_tells_nothing():
-    bare = Saved(8, Namespace(consumed_train_samples=64), None)
-    assert _reckoned(beginning(0), None, bare) is None
+    bare = SavedCheckpoint(8, Namespace(consumed_train_samples=64), None)
+    assert reckon_if_told(beginning(0), None, bare) is None
     assert past_of_job(8, 64, bare, None, ()).tokens is None
-    assert Saved.from_state_dict({"args": None, "iteration": 8}) is None
-    assert Saved.from_state_dict(None) is None
+    assert SavedCheckpoint.from_state_dict({"args": None, "iteration": 8}) is None
+    assert SavedCheckpoint.from_state_dict(None) is None

@@ -106,7 +106,7 @@ def test_a_resumed_job_catches_up_or_says_what_is_missing(corpus: Corpus, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["probe-set", "plan"])
-def test_a_job_that_trains_nothing_says_so(corpus: Corpus, tmp_path, kind):
+def test_a_job_that_only_evaluates_gets_a_line(corpus: Corpus, tmp_path, kind):
     flags = (f"--tokscale-{kind}", str(corpus.probe_set), "--tokscale-dir", str(tmp_path))
     words = job_flags(corpus, *flags, "--train-iters", "2", "--skip-train")
     result = start(2, "-m", "megatron_tokscale.pretrain", *words)

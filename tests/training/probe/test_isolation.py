@@ -1,4 +1,4 @@
-"""What a forward step does in a probe is undone, or stops the job; and the tests would see it."""
+"""Changes that a forward step makes in a probe are undone, or stop the job."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ UNDONE = {
 
 
 @pytest.mark.parametrize("meddle", UNDONE)
-def test_a_forward_step_that_meddles_is_undone(corpus, tmp_path, untouched, meddle):
+def test_state_that_a_forward_step_changes_is_restored(corpus, tmp_path, untouched, meddle):
     run = train(corpus, tmp_path / "run", *probe(corpus), meddle=UNDONE[meddle])
     assert Run.open(run).step_K.tolist() == [0, 1, 3]
     assert checkpoint_differences(run, untouched) == []

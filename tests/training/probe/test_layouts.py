@@ -205,7 +205,7 @@ def test_model_has_the_size_that_it_has_on_one_process(jobs, layout):
     assert cut.size == alone.size
 
 
-def test_size_counts_every_weight_once(jobs):
+def test_the_model_size_counts_every_weight_once(jobs):
     run = jobs.reference("dense")
     weights = read_checkpoint(run / "iter_0000008")["sharded"]
     count = {

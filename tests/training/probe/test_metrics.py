@@ -103,7 +103,7 @@ def test_the_share_fallen_is_of_the_tokens_that_are_finite_at_both_probes():
     assert named["share of tokens fallen by 0.1 nats"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_where_no_loss_is_finite_only_their_number_is_known():
+def test_without_a_finite_loss_only_their_number_is_known():
     probe_set, loss_N, _, _ = spoiled()
     metrics = Metrics(probe_set, 0.1)
     named = metrics.named(metrics.measure(np.full_like(loss_N, np.nan), loss_N))

@@ -1,4 +1,4 @@
-"""Probes at the moments that are asked for: checkpoints, tokens, the exit, and what they log."""
+"""Probes at checkpoints, token counts and the exit, and their metrics in the log."""
 
 import os
 import signal

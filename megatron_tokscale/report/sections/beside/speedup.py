@@ -1,19 +1,18 @@
-"""Two runs on the same probe set: their mean losses, and how much sooner one is where the other is.
+"""Two runs on the same probe set: their mean losses, and how much sooner one has a loss.
 
 Shapes: N tokens, K probe steps, F groups of tokens (all of them, then each dataset).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Mask
 from megatron_tokscale.store import Run
 
-_VALUES_PER_READ = 2**24
+_VALUES_PER_READ: Final = 2**24  # losses in memory at a time: 64 MiB
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Curves:
 
 
 def mean_curves(runs: tuple[Run, Run]) -> tuple[tuple[Curves, Curves], int]:
-    """The curves of both runs over the tokens that are finite in both, and how many are not."""
+    """Return both curves over the tokens that are finite in both runs, and the number of others."""
     finite_N = np.ones(runs[0].n_tokens, dtype=bool)
     for run in runs:
         for rows, loss_NK in _blocks(run):
@@ -49,6 +48,7 @@ def _blocks(run: Run) -> Iterator[tuple[slice, Floats32]]:
 
 
 def _curves(run: Run, used_N: Mask) -> Curves:
+    """Return the mean losses of the tokens in `used_N`."""
     dataset_N, n_datasets = run.probe_set.dataset_N, len(run.probe_set.datasets)
     sum_DK, count_D = np.zeros((n_datasets, len(run.records))), np.zeros(n_datasets)
     for rows, loss_NK in _blocks(run):
@@ -65,15 +65,16 @@ def _curves(run: Run, used_N: Mask) -> Curves:
 
 
 def _tokens_K(run: Run) -> Floats:
-    """Consumed tokens at each probe, NaN where unknown."""
+    """Return the consumed tokens at each probe, NaN where unknown."""
     tokens = [record.consumed_tokens for record in run.records]
     return np.array([np.nan if n is None else n for n in tokens], dtype=np.float64)
 
 
-def time_to_reach(time_K: NDArray[Any], loss_K: Floats, target: float) -> float | None:
-    """The first time at which the loss is at most `target`, interpolated in ln time; None if never.
+def time_to_reach(time_K: Integers | Floats, loss_K: Floats, target: float) -> float | None:
+    """Return the first time at which the loss is at most `target`; None if it never is.
 
-    Between time 0 and the next probe nothing can be interpolated: the next probe counts.
+    Times between two probes are interpolated in ln time. Between time 0 and the next probe this is
+    impossible: the next probe counts.
     """
     reached = np.flatnonzero(loss_K <= target)
     if not len(reached):
@@ -87,5 +88,5 @@ def time_to_reach(time_K: NDArray[Any], loss_K: Floats, target: float) -> float 
 
 
 def faster(baseline: float, reached: float | None) -> float | None:
-    """1 - (time to reach the baseline's final loss)/(time of the baseline) (design.md 7)."""
+    """Return the share of the baseline's time that a run saves which has its loss at `reached`."""
     return None if reached is None else 1 - reached / baseline

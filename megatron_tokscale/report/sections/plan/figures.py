@@ -6,26 +6,37 @@ Shapes: D datasets, Z strata of a dataset, R rows, W windows, T stages.
 import math
 from collections.abc import Mapping
 from itertools import groupby, pairwise
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 
 from megatron_tokscale.core.arrays import Floats, Integers
-from megatron_tokscale.report.scale import TimeScale, short
-from megatron_tokscale.report.sections.plan.drawn_plan import DrawnPlan
-from megatron_tokscale.report.style import RATIOS, dataset_colour, dataset_line
-from megatron_tokscale.report.svg import draw, time_axis
-from megatron_tokscale.reweight.draw_plan import short as short_name
+from megatron_tokscale.report.charts import TimeScale, dataset_line, draw, short, time_axis
+from megatron_tokscale.report.drawn_plan import DrawnPlan
+from megatron_tokscale.report.html import dataset_colour
+from megatron_tokscale.reweight.plan_text import shortened as short_name
 
-MAX_ROWS: Final = 24
+MAX_ROWS: Final = 24  # rows of a panel: more labels would overlap
 _AXIS: Final = "consumed training samples"
-_ROW_HEIGHT: Final = 0.17
+_ROW_HEIGHT: Final = 0.17  # inches
+RATIOS: Final = (
+    (0.0, "below ¼ of base", "#08519c"),
+    (0.25, "¼ to ½", "#4a90c8"),
+    (0.5, "½ to 0.8", "#a9cfe6"),
+    (0.8, "0.8 to 1.25", "#e4e4e4"),
+    (1.25, "1.25 to 2", "#fdd0a2"),
+    (2.0, "2 to 4", "#f28e3c"),
+    (4.0, "4 and more", "#a63603"),
+)
+"""Shades of weight over base share, blue over grey to orange: lowest ratio, name, colour."""
 
 
-def shares(name: str, drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
-    """Weights of datasets, and the shares due and drawn in windows, over consumed samples."""
+def shares_figure(name: str, drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
+    """Draw weights of datasets, and shares due and drawn in windows, over consumed samples."""
     scale, place_W1 = _scale(drawn)
     start_T, weight_TZ = _stages(drawn, scale)
     weight_TD = drawn.by_dataset(weight_TZ)
@@ -33,7 +44,7 @@ def shares(name: str, drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
     target_WD = drawn.by_dataset(drawn.target_WZ) / length_W
     drawn_WD = drawn.by_dataset(drawn.count_WZ) / length_W
 
-    def paint(figure: Any) -> None:
+    def paint(figure: Figure) -> None:
         top, bottom = figure.subplots(2, 1, sharex=True)
         for d, label in shown.items():
             colour, line = (each(drawn.colour_D[d]) for each in (dataset_colour, dataset_line))
@@ -54,15 +65,15 @@ def shares(name: str, drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
     return draw(f"{name}-shares", alt, 4.2, paint)
 
 
-def heat(name: str, drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
-    """Weight of each stratum over its base share, by shades, one panel per dataset."""
+def heat_figure(name: str, drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
+    """Draw the weight of each stratum over its base share as shades, one panel per dataset."""
     scale, _ = _scale(drawn)
     start_T, weight_TZ = _stages(drawn, scale)
     columns = min(len(shown), 2)
     lines = math.ceil(len(shown) / columns)
     most_rows = min(max(len(drawn.plan.strata_of(d)) for d in shown), MAX_ROWS)
 
-    def paint(figure: Any) -> None:
+    def paint(figure: Figure) -> None:
         panels = figure.subplots(lines, columns, squeeze=False).ravel()
         for panel, (d, label) in zip(panels, shown.items(), strict=False):
             strata = drawn.plan.strata_of(d)
@@ -90,12 +101,12 @@ def heat(name: str, drawn: DrawnPlan, shown: Mapping[int, str]) -> str:
 
 
 def row_of(n_strata: int) -> Integers:
-    """The row of each stratum: its own, or, of more than 24, one with its neighbours."""
+    """Return the row of each stratum: its own, or one with its neighbours if they are many."""
     return np.arange(n_strata) * min(n_strata, MAX_ROWS) // n_strata
 
 
 def ratios(weight_TZ: Floats, base_Z: Floats, row_Z: Integers) -> Floats:
-    """Weight over base share in each row; NaN where both are nothing."""
+    """Return weight over base share in each row; NaN where both are zero."""
     first_R = np.searchsorted(row_Z, np.arange(row_Z[-1] + 1))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(
@@ -104,7 +115,7 @@ def ratios(weight_TZ: Floats, base_Z: Floats, row_Z: Integers) -> Floats:
 
 
 def levels(ratio_TR: Floats) -> Integers:
-    """The shade of each ratio, an index into `RATIOS`; -1 for NaN."""
+    """Return the shade of each ratio, an index into `RATIOS`; -1 for NaN."""
     bounds = [above for above, _, _ in RATIOS[1:]]
     return np.where(np.isnan(ratio_TR), -1, np.digitize(ratio_TR, bounds))
 
@@ -116,7 +127,7 @@ def _scale(drawn: DrawnPlan) -> tuple[TimeScale, Floats]:
 
 
 def _stages(drawn: DrawnPlan, scale: TimeScale) -> tuple[Floats, Floats]:
-    """Edges, on the axis, of the stages that were drawn from, and their weights per stratum."""
+    """Return the edges, on the axis, of the stages drawn from, and their weights per stratum."""
     intervals = [each for each in drawn.plan.intervals(drawn.stop) if each[1] > drawn.start]
     edges = [*(max(start, scale.left) for start, _, _ in intervals), drawn.stop]
     return np.array(edges, np.float64), np.array(
@@ -124,20 +135,19 @@ def _stages(drawn: DrawnPlan, scale: TimeScale) -> tuple[Floats, Floats]:
     )
 
 
-def _changes(axes: Any, drawn: DrawnPlan) -> None:
-    """Lines where weights decided while training, and plans accepted, begin to hold."""
+def _changes(axes: Axes, drawn: DrawnPlan) -> None:
+    """Draw a line at the first sample of each decision and of each accepted plan."""
     for starts, line, label in (
         ([decision.start for decision in drawn.plan.decisions], ":", "decided while training"),
         ([each.at for each in drawn.plan.accepted], "--", "plan accepted"),
     ):
         inside = [start for start in starts if drawn.start < start < drawn.stop]
         for at, start in enumerate(inside):
-            style = {"color": "#555555", "lw": 0.8, "ls": line}
-            axes.axvline(start, label=label if at == 0 else None, **style)
+            axes.axvline(start, label=label if at == 0 else None, color="#555555", lw=0.8, ls=line)
 
 
-def _tiles(axes: Any, start_T: Floats, level_TR: Integers) -> None:
-    """One shape for all tiles of a shade, neighbours in a row joined: the page stays small."""
+def _tiles(axes: Axes, start_T: Floats, level_TR: Integers) -> None:
+    """Draw all tiles of a shade as one shape, neighbours in a row joined: the page stays small."""
     tiles: dict[int, list[Path]] = {}
     for row, level_T in enumerate(level_TR.T.tolist()):
         for level, group in groupby(range(len(level_T)), key=level_T.__getitem__):

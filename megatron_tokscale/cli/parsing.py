@@ -1,0 +1,161 @@
+"""What the verbs' command lines share: the parser, its help, and groups of options.
+
+Imports stay cheap: whatever needs numpy or torch is imported by the function that uses it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from megatron_tokscale.core.errors import TokscaleError, say
+from megatron_tokscale.core.progress import mute
+from megatron_tokscale.core.seed import DEFAULT_SEED
+
+if TYPE_CHECKING:
+    from megatron_tokscale.store import Run
+
+Arguments = argparse.Namespace
+type Verbs = argparse._SubParsersAction[Parser]
+
+
+class HelpWithDefaults(argparse.HelpFormatter):
+    """Help that says of every option that it is required, or what its default is.
+
+    An option without a default says in its own text what holds without it.
+    """
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if not action.option_strings:
+            return text
+        if action.required:
+            return f"{text} (required)"
+        is_value = isinstance(action.default, str | int | float | Path)
+        is_switch = isinstance(action.default, bool) or action.nargs == 0
+        if not is_value or is_switch or "default:" in text:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser whose errors are one line, as all errors are, and whose help shows defaults."""
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        return HelpWithDefaults(self.prog)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a `TokscaleError` that names the verb whose help to read."""
+        raise TokscaleError(f"{message}; see `{self.prog} --help`")
+
+    # Typed as loosely as argparse's three overloads of it.
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, and refuse unknown flags here, where the verb is known, not in the root."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace, unknown
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        """End after --help or --version, with what they printed on its way."""
+        flush_stdout()
+        super().exit(status, message)
+
+
+def flush_stdout() -> None:
+    """Flush stdout.
+
+    Raises:
+        OSError: the reader of stdout is gone, or its disk is full.
+    """
+    if sys.stdout:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            mute(sys.stdout)
+            raise
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the argument RUN."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory (holds tokscale/)")
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add the argument RUN of verbs that take several."""
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run directory (holds tokscale/)"
+    )
+
+
+def add_data(parser: argparse.ArgumentParser, use: str = "required") -> None:
+    """Add the group of Megatron's data flags, `use` in its title."""
+    data = parser.add_argument_group(
+        f"data of the job ({use})",
+        "Give them in one way, as the job does: --data-path, --data-args-path, --train-data-path "
+        "with its sisters, or --per-split-data-args-path.",
+    )
+    words = "prefixes of datasets, or weights and prefixes in turn"
+    data.add_argument("--data-path", nargs="+", metavar="WORD", help=words)
+    data.add_argument(
+        "--data-args-path", type=Path, metavar="FILE", help="file that holds the --data-path words"
+    )
+    for part in ("train", "valid", "test"):
+        data.add_argument(
+            f"--{part}-data-path", nargs="+", metavar="WORD", help=f"{words}, of this part alone"
+        )
+    data.add_argument(
+        "--per-split-data-args-path",
+        type=Path,
+        metavar="JSON",
+        help="file that holds the words of all three parts",
+    )
+    data.add_argument(
+        "--split",
+        metavar="SHARES",
+        help="shares of training, validation and test; required with --data-args-path, refused "
+        "where each part has its own datasets (default: with --data-path Megatron's 969,30,1)",
+    )
+
+
+def add_seed(parser: argparse._ActionsContainer, use: str) -> None:
+    """Add --seed, its use as its help."""
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="N", help=use)
+
+
+def add_resampling(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the bootstrap."""
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        default=200,
+        metavar="N",
+        help="resamples of documents that the 95%% intervals are from",
+    )
+    add_seed(parser, "seed of all draws: resamples, permutations, samples of tokens")
+
+
+def add_tokenizer(parser: argparse.ArgumentParser, use: str) -> None:
+    """Add --tokenizer, its use as its help."""
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help=f"tokenizer.json, to show {use} as text (default: show token ids)",
+    )
+
+
+def open_run(path: Path) -> "Run":
+    """Open a run, and say on stderr which of its probes are left out."""
+    from megatron_tokscale.store import Run
+
+    run = Run.open(path)
+    tell_left_out(run)
+    return run
+
+
+def tell_left_out(run: "Run") -> None:
+    """Say on stderr which probes of a run are left out of every analysis, if any are."""
+    if run.left_out:
+        steps = ", ".join(map(str, run.left_out))
+        say(f"the probes of {run.path} at steps {steps} have no finite loss and are left out")

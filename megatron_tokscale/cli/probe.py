@@ -1,0 +1,143 @@
+"""`megatron-tokscale probe`: make and show probe sets."""
+
+import argparse
+from pathlib import Path
+
+from megatron_tokscale.cli.parsing import Arguments, Verbs, add_data, add_seed
+from megatron_tokscale.cli.probe_cost import (
+    add_cost,
+    add_training,
+    refuse_training,
+    sequences_of_budget,
+)
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.progress import ProgressOnStderr
+
+
+def add_verb(verbs: Verbs) -> None:
+    """Add `probe build`, `probe show` and `probe cost`."""
+    probe = verbs.add_parser("probe", help="make and show probe sets, and say what they cost")
+    probe_verbs = probe.add_subparsers(required=True, metavar="VERB")
+    _add_build(probe_verbs)
+    show = probe_verbs.add_parser("show", help="print what is in a probe set")
+    show.add_argument("file", type=Path, metavar="FILE", help="the probe set")
+    show.set_defaults(verb=_show)
+    add_cost(probe_verbs)
+
+
+def _add_build(verbs: Verbs) -> None:
+    build = verbs.add_parser(
+        "build",
+        help="choose the tokens to watch",
+        description="Draw windows of held-out documents from Megatron's .bin/.idx files. Give the "
+        "data flags, --split and --seq-length as the training job has them.",
+    )
+    add_data(build)
+    build.add_argument(
+        "--seq-length", type=int, required=True, metavar="N", help="sequence length of the job"
+    )
+    build.add_argument(
+        "--vocab-size",
+        type=int,
+        required=True,
+        metavar="N",
+        help="vocabulary size of the job's tokenizer, before padding",
+    )
+    size = build.add_argument_group("size (one of these)").add_mutually_exclusive_group()
+    size.add_argument(
+        "--tokens", type=int, default=1_000_000, metavar="N", help="tokens to watch, about"
+    )
+    size.add_argument(
+        "--sequences", type=int, metavar="N", help="sequences to watch, instead of --tokens"
+    )
+    size.add_argument(
+        "--budget",
+        type=float,
+        metavar="SHARE",
+        help="share of the training FLOPs that all probes together may cost, instead of --tokens, "
+        "e.g. 0.001; requires --global-batch-size and --train-iters or --train-samples",
+    )
+    build.add_argument(
+        "--per-dataset",
+        choices=["equal", "proportional"],
+        default="equal",
+        help="share the watched tokens equally among the datasets, or by their weights in the "
+        "blend",
+    )
+    build.add_argument(
+        "--part",
+        choices=["train", "valid", "test"],
+        default="valid",
+        help="part of the data to draw from; 'train' watches memorisation",
+    )
+    build.add_argument(
+        "--eod",
+        type=int,
+        metavar="ID",
+        help="end-of-document token, which is not watched (default: watch all tokens)",
+    )
+    add_seed(build, "seed that decides which windows are drawn")
+    _add_duplicates(build)
+    add_training(
+        build.add_argument_group("training (with --budget alone; the job's own flags)"),
+        is_required=False,
+    )
+    build.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="new file for the probe set"
+    )
+    build.set_defaults(verb=_build)
+
+
+def _add_duplicates(build: argparse.ArgumentParser) -> None:
+    duplicates = build.add_mutually_exclusive_group()
+    for action, what in (("report", "count"), ("drop", "pass over")):
+        duplicates.add_argument(
+            f"--{action}-duplicates",
+            dest="duplicates",
+            action="store_const",
+            const=action,
+            default="ignore",
+            help=f"{what} windows that the training part holds too: their whole document, or a "
+            "passage of 64 tokens; reads the training part once",
+        )
+
+
+def _build(arguments: Arguments) -> None:
+    from megatron_tokscale.corpus.source import DataSource
+    from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
+
+    if arguments.out.exists():
+        raise TokscaleError(
+            f"{arguments.out} exists, and runs may depend on it; choose another name"
+        )
+    source = DataSource.from_flags(arguments)
+    n_sequences = arguments.sequences
+    if arguments.budget is not None:
+        n_sequences = sequences_of_budget(arguments)
+    else:
+        refuse_training(arguments)
+    probe_set = build_probe_set(
+        ProbeSettings(
+            data_path=source.words,
+            split=source.split,
+            part=arguments.part,
+            seq_length=arguments.seq_length,
+            vocab_size=arguments.vocab_size,
+            n_tokens=arguments.tokens if n_sequences is None else None,
+            n_sequences=n_sequences,
+            per_dataset=arguments.per_dataset,
+            eod=arguments.eod,
+            seed=arguments.seed,
+            duplicates=arguments.duplicates,
+        ),
+        ProgressOnStderr().meter,
+    )
+    probe_set.save(arguments.out)
+    print(describe(probe_set))
+
+
+def _show(arguments: Arguments) -> None:
+    from megatron_tokscale.probe import ProbeSet
+    from megatron_tokscale.probe.build import describe
+
+    print(describe(ProbeSet.load(arguments.file)))

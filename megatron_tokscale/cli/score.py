@@ -1,0 +1,61 @@
+"""`megatron-tokscale score`: score training documents by a reference run."""
+
+from pathlib import Path
+
+from megatron_tokscale.cli.parsing import Arguments, Verbs, add_data, add_run, open_run
+from megatron_tokscale.core.progress import ProgressOnStderr
+
+
+def add_verb(verbs: Verbs) -> None:
+    """Add `score`."""
+    parser = verbs.add_parser(
+        "score",
+        help="score a job's training documents by when they are learned",
+        description="Score the documents of a job's training data by a fitted reference run whose "
+        "probe set watches some of them (probe build --part train): when their tokens are "
+        "learned, how much there is to learn, what is never learned. Documents that were not "
+        "watched are predicted from their words; the error of this prediction on watched "
+        "documents is printed. Writes PREFIX.tokscale.safetensors beside each .bin/.idx.",
+    )
+    add_run(parser)
+    add_data(parser)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for the scores (default: beside each .bin/.idx)",
+    )
+    parser.add_argument(
+        "--min-tokens",
+        type=int,
+        default=16,
+        metavar="N",
+        help="watched tokens that a document needs to be scored by them",
+    )
+    parser.add_argument(
+        "--no-predict",
+        dest="predict",
+        action="store_false",
+        help="leave documents that were not watched without a score; no plan can use such scores",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite existing scores")
+    parser.set_defaults(verb=_score)
+
+
+def _score(arguments: Arguments) -> None:
+    from megatron_tokscale.corpus.source import DataSource
+    from megatron_tokscale.reweight.score_text import describe_scores
+    from megatron_tokscale.reweight.scoring import score_run
+
+    source = DataSource.from_flags(arguments)
+    summaries = score_run(
+        open_run(arguments.run),
+        source.words,
+        source.split,
+        out=arguments.out,
+        predict=arguments.predict,
+        min_tokens=arguments.min_tokens,
+        force=arguments.force,
+        progress=ProgressOnStderr().stage,
+    )
+    print(describe_scores(summaries), end="")

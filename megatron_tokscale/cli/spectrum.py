@@ -1,0 +1,112 @@
+"""`megatron-tokscale spectrum`: the learning-time spectrum of a run, and spectra over runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_tokscale.cli.parsing import Arguments, Verbs, add_resampling, add_runs, open_run
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.progress import ProgressOnStderr
+
+if TYPE_CHECKING:
+    from megatron_tokscale.store import Run
+
+
+def add_verb(verbs: Verbs) -> None:
+    """Add `spectrum`."""
+    parser = verbs.add_parser(
+        "spectrum",
+        help="learning-time spectrum of a fitted run",
+        description="Along training time (--axis T): the spectrum of one fitted run, the part of "
+        "-dL/dx that it reconstructs, and tests that can fail; --source tests another run's "
+        "learning times on it. Along D (training tokens) or M (model size): the last losses of "
+        "four or more runs with one probe set. Every number has a 95% interval over documents "
+        "and is corrected for bias.",
+    )
+    add_runs(parser)
+    parser.add_argument(
+        "--axis",
+        choices=["T", "D", "M"],
+        default="T",
+        help="steps of one run, training tokens over runs, or model size over runs",
+    )
+    parser.add_argument(
+        "--source",
+        dest="sources",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="OTHER",
+        help="fitted runs whose learning times are tested on RUN; with D or M one run (default: "
+        "test none)",
+    )
+    parser.add_argument(
+        "--size",
+        choices=["parameters", "non-embedding", "flops"],
+        default="non-embedding",
+        help="model size that M counts; flops are per token",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for the result; required with D and M (default: with T, RUN/analysis)",
+    )
+    add_resampling(parser)
+    parser.set_defaults(verb=_spectrum)
+
+
+def _spectrum(arguments: Arguments) -> None:
+    runs = [open_run(path) for path in arguments.runs]
+    sources = [open_run(path) for path in arguments.sources]
+    if arguments.axis == "T":
+        _spectrum_of_run(arguments, runs, sources)
+    else:
+        _spectrum_over_runs(arguments, runs, sources)
+
+
+def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run"]) -> None:
+    from megatron_tokscale.spectrum import spectrum_run, transfer_run
+    from megatron_tokscale.spectrum.evidence.run_transfer import FittedPair
+    from megatron_tokscale.spectrum.spectrum_text import describe_spectrum, describe_transfer
+
+    if len(runs) > 1 or arguments.out:
+        raise TokscaleError(
+            "--axis T takes one RUN and writes to RUN/analysis; give one RUN without --out, or "
+            "--axis D or M"
+        )
+    target, n_resamples, seed = runs[0], arguments.resamples, arguments.seed
+    progress = ProgressOnStderr().stage
+    for source in sources:
+        FittedPair.open(source, target)  # refuses a source that does not fit before the long work
+    spectrum = spectrum_run(target, n_resamples=n_resamples, seed=seed, progress=progress)
+    print(describe_spectrum(spectrum))
+    for source in sources:
+        transfer = transfer_run(
+            source, target, n_resamples=n_resamples, seed=seed, progress=progress
+        )
+        print(describe_transfer(transfer))
+
+
+def _spectrum_over_runs(arguments: Arguments, runs: list["Run"], sources: list["Run"]) -> None:
+    from megatron_tokscale.spectrum import axis_run
+    from megatron_tokscale.spectrum.spectrum_text import describe_axis
+
+    if arguments.out is None:
+        raise TokscaleError(
+            f"--axis {arguments.axis} is given without --out; name a folder for its result"
+        )
+    if len(sources) > 1:
+        raise TokscaleError(
+            f"--source has {len(sources)} runs; expected one with --axis {arguments.axis}"
+        )
+    result = axis_run(
+        runs,
+        arguments.axis,
+        arguments.out,
+        size=arguments.size,
+        source=sources[0] if sources else None,
+        n_resamples=arguments.resamples,
+        seed=arguments.seed,
+        progress=ProgressOnStderr().stage,
+    )
+    print(describe_axis(result))

@@ -1,0 +1,109 @@
+"""`megatron-tokscale trace`: from samples to their documents, and back."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from megatron_tokscale.cli.parsing import Arguments, Verbs, add_tokenizer
+from megatron_tokscale.core.errors import TokscaleError
+
+
+def add_verb(verbs: Verbs) -> None:
+    """Add `trace`."""
+    parser = verbs.add_parser(
+        "trace",
+        help="show which documents a training sample is made of",
+        description="Show which documents sample K of a job is made of, or which samples hold "
+        "document ID. Samples are counted from 0 in the order in which the job consumes them, "
+        "documents as in the .idx file. For a job that never ran with the plugin, Megatron's own "
+        "data cache is enough.",
+    )
+    job = parser.add_argument_group("job (one of these is required)")
+    job.add_argument(
+        "run", type=Path, nargs="?", metavar="RUN", help="run directory (holds tokscale/)"
+    )
+    job.add_argument(
+        "--data-cache-path",
+        type=Path,
+        metavar="DIR",
+        help="the job's data cache, instead of RUN; samples are taken to be in the order of "
+        "--dataloader-type single, as the cache does not record their order",
+    )
+    parser.add_argument(
+        "--match",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="of the jobs in the cache take the one whose description or key holds all of these "
+        "words (default: the only job)",
+    )
+    wanted = parser.add_argument_group("what to show (one of these is required)")
+    wanted.add_argument(
+        "--sample",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="K",
+        help="the documents of these samples (default: none)",
+    )
+    wanted.add_argument(
+        "--document",
+        metavar="NAME:ID",
+        help="the samples that hold this document of the dataset NAME, where NAME may be the whole "
+        "prefix, and of namesakes is NAME#N (default: none)",
+    )
+    parser.add_argument(
+        "--until-sample",
+        type=int,
+        metavar="N",
+        help="of a document show only samples before N (default: all)",
+    )
+    add_tokenizer(parser, "samples")
+    parser.set_defaults(verb=_trace)
+
+
+def _trace(arguments: Arguments) -> None:
+    from megatron_tokscale.trace.text import describe_document, describe_sample
+    from megatron_tokscale.trace.trace import Trace
+
+    _check(arguments)
+    document = None if arguments.document is None else _read_document(arguments.document)
+    text = _decoder(arguments.tokenizer) if arguments.tokenizer else None
+    if arguments.run is None:
+        trace = Trace.from_cache(arguments.data_cache_path, arguments.match)
+    else:
+        trace = Trace.open(arguments.run)
+    for k in arguments.sample:
+        print(describe_sample(trace, k, text), end="")
+    if document:
+        print(describe_document(trace, *document, arguments.until_sample), end="")
+
+
+def _check(arguments: Arguments) -> None:
+    run, cache = arguments.run, arguments.data_cache_path
+    if run is None and cache is None:
+        raise TokscaleError("no job is named; give RUN, or the job's --data-cache-path")
+    if run is not None and cache is not None:
+        raise TokscaleError("RUN and --data-cache-path are both given; give one job, not both")
+    if arguments.match and cache is None:
+        raise TokscaleError(
+            "--match chooses in --data-cache-path, and RUN is one job; leave out --match"
+        )
+    if not arguments.sample and arguments.document is None:
+        raise TokscaleError("there is nothing to show; give --sample K or --document NAME:ID")
+
+
+def _read_document(word: str) -> tuple[str, int]:
+    dataset, _, document = word.rpartition(":")
+    if not document.isdecimal() or not dataset:
+        raise TokscaleError(
+            f"--document {word} is not NAME:ID; give a dataset and a document, e.g. web_text:17"
+        )
+    return dataset, int(document)
+
+
+def _decoder(path: Path) -> Callable[[Sequence[int]], str]:
+    """Return a function from token ids to text in which control characters are visible."""
+    from megatron_tokscale.probe.text import marked, read_tokenizer
+
+    tokenizer = read_tokenizer(path)
+    return lambda ids: marked(tokenizer.decode(list(ids), skip_special_tokens=False))

@@ -1,0 +1,228 @@
+"""The parts of a plan: its data, strata, cuts and stages, and its changes under a run.
+
+All of them are plain values; `core/records.py` writes them to plan.json and reads them back.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from megatron_tokscale.core.records import JSON
+from megatron_tokscale.corpus.names import numbered
+
+FLOOR: Final = 0.25
+"""Smallest weight as a fraction of the base weight, where none is set. Our choice: no data is
+starved for the sake of a forecast, and three quarters of each weight are free to move."""
+
+MAX_CHANGE: Final = 1.5
+"""Largest factor by which a weight changes in one step, where none is set. Our choice: slow enough
+for an optimizer to follow, and a weight grows tenfold within six stages."""
+
+
+@dataclass(frozen=True)
+class DatasetIdentity:
+    """The values that tell one .bin/.idx pair from another without reading its tokens.
+
+    Attributes:
+        name: base name of the prefix.
+        n_sequences: number of sequences in the whole .idx file, all splits.
+        n_tokens: number of tokens in the whole .idx file, all splits.
+        prefix: the whole prefix, which tells namesakes apart; empty where it is not known. Data may
+            move, so the prefix is no part of the identity.
+    """
+
+    name: str
+    n_sequences: int
+    n_tokens: int
+    prefix: str = field(default="", compare=False)
+
+    @property
+    def path(self) -> str:
+        """The prefix, or the name where the prefix is not known."""
+        return self.prefix or self.name
+
+    @property
+    def content(self) -> dict[str, str | int]:
+        """The values that hold wherever the files lie; part of fingerprints."""
+        return {"name": self.name, "n_sequences": self.n_sequences, "n_tokens": self.n_tokens}
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.n_sequences} sequences, {self.n_tokens} tokens)"
+
+
+def dataset_names(datasets: Sequence[DatasetIdentity]) -> list[str]:
+    """Return a unique name for each dataset of a plan: namesakes are numbered, NAME#N."""
+    return numbered([dataset.name for dataset in datasets])
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """A part of a dataset's samples that has one weight.
+
+    Attributes:
+        name: unique in the plan; it keys the order of the stratum's samples, so that strata added
+            or reordered in a later plan leave the others' order as it was.
+        dataset: index into the plan's datasets.
+        share: fraction of the dataset's samples; the shares of one dataset sum to one.
+    """
+
+    name: str
+    dataset: int
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The rule that ranks a dataset's samples, which its strata then take one after the other.
+
+    Attributes:
+        scores: fingerprint of the document scores that rank the samples.
+        order: `learning-time`, or, as a control, `frequency`: the mean surprisal of a sample's
+            tokens by their frequency alone.
+        unlearned: whether the last stratum takes the samples most of whose tokens are never
+            learned (by frequency: the highest surprisal), before the others are ranked.
+    """
+
+    scores: str
+    order: Literal["learning-time", "frequency"] = "learning-time"
+    unlearned: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of consumed samples with constant weights, which ends where the next begins.
+
+    Attributes:
+        start: consumed samples at which the stage begins.
+        weights: weight of each dataset, as in --data-path; they need not sum to one.
+        within: weight of each stratum in its dataset; they need not sum to one either. None weighs
+            the strata by their shares: every sample of a dataset is as likely as another.
+    """
+
+    start: int
+    weights: tuple[float, ...]
+    within: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stage whose weights are normalised: over the datasets, and within each dataset.
+
+    Attributes:
+        start: consumed samples at which the segment begins.
+        weights: weight of each dataset; they sum to one.
+        within: weight of each stratum in its dataset; those of one dataset sum to one.
+    """
+
+    start: int
+    weights: tuple[float, ...]
+    within: tuple[float, ...]
+
+    def weighs_as(self, other: "Segment") -> bool:
+        """Return whether the weights are those of another segment."""
+        return (self.weights, self.within) == (other.weights, other.within)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Weights of the datasets, decided while a job trains.
+
+    Attributes:
+        step: the probe step whose losses, and those before it, were used.
+        start: consumed samples from which on the weights hold.
+        weights: weight of each dataset of the plan.
+
+    Raises:
+        ValueError: on construction, if the decision is for the first sample, whose weights are the
+            plan's own.
+    """
+
+    step: int
+    start: int
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or self.start < 1:
+            raise ValueError(
+                f"a decision is of step {self.step}, from sample {self.start} on; expected step 0 "
+                "or later, and sample 1 or later"
+            )
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """The place at which another plan took over under a run (`--tokscale-override-plan`).
+
+    Attributes:
+        at: consumed samples at which it took over.
+        after: fingerprint of the plan that the run followed before.
+        plan: fingerprint of the plan that the job was started with.
+    """
+
+    at: int
+    after: str
+    plan: str
+
+
+@dataclass(frozen=True)
+class Replanning:
+    """The settings by which a job with `--tokscale-replan-interval` decides new weights.
+
+    Attributes:
+        base_weights: weight of each dataset without the plan; if empty, that of its first stage.
+        epoch_samples: training samples in one epoch of each dataset; empty if unknown.
+        train_samples: samples consumed at the end of training; if None, the run says.
+        strength: exponent with which a dataset's weight follows its relative slope.
+        floor: smallest weight of a dataset, as a fraction of its base weight.
+        max_change: largest factor by which a weight grows or shrinks in one decision.
+    """
+
+    base_weights: tuple[float, ...] = ()
+    epoch_samples: tuple[int, ...] = ()
+    train_samples: int | None = None
+    strength: float = 1.0
+    floor: float = FLOOR
+    max_change: float = MAX_CHANGE
+
+    def __post_init__(self) -> None:
+        # Fingerprints tell 1 from 1.0.
+        weights = tuple(float(weight) for weight in self.base_weights)
+        object.__setattr__(self, "base_weights", weights)
+        for name in ("strength", "floor", "max_change"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class PlanSources:
+    """The runs and scores that a plan was made from.
+
+    Attributes:
+        run: path of the run whose spectra gave the weights.
+        reference: id of the reference run that the scores are of.
+        time_map: path of the run whose learning order maps the training to the reference run.
+        scores: fingerprint of each dataset's scores, by the dataset's name.
+    """
+
+    run: str | None = None
+    reference: str | None = None
+    time_map: str | None = None
+    scores: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlanProvenance:
+    """Origin of a plan, for people to read: it decides no weight and no order.
+
+    Attributes:
+        policy: name of the policy.
+        control: name of the control that the plan is instead of the policy, if it is one.
+        sources: runs and scores that it was made from.
+        settings: the policy's parameters by name.
+        version: version of megatron-tokscale that made it.
+    """
+
+    policy: str = "unknown"
+    control: str | None = None
+    sources: PlanSources = field(default_factory=PlanSources)
+    settings: Mapping[str, JSON] = field(default_factory=dict)
+    version: str = ""

@@ -1,0 +1,160 @@
+"""The doctor's checks of a job's probe, a function for each finding."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.source import DataSource
+from megatron_tokscale.doctor.findings import (
+    OF_THE_CHECKPOINT,
+    Findings,
+    known_arguments,
+    takes_arguments,
+)
+from megatron_tokscale.doctor.writable import unwritable
+from megatron_tokscale.probe import ProbeSchedule, ProbeSet
+from megatron_tokscale.store import RunWriter
+from megatron_tokscale.training.data.held_out import TrainedPart, held_out
+from megatron_tokscale.training.probe.size import model_info
+from megatron_tokscale.training.replay import saved_steps, wanted_steps
+from megatron_tokscale.training.settings import JobProbeSettings
+from megatron_tokscale.training.support import probe_refusals, probe_set_misfits
+
+
+def check_probe(
+    probe: JobProbeSettings,
+    replay: Path | None,
+    run: Path | None,
+    args: Namespace,
+    findings: Findings,
+) -> None:
+    """Note the findings on a job's probe.
+
+    Args:
+        probe: settings of the probe.
+        replay: folder of the checkpoints that the job probes; None in a job that trains.
+        run: the run directory; None if it is refused.
+        args: Megatron's arguments, not validated by it.
+        findings: takes the findings.
+    """
+    _check_support(args, findings)
+    schedule = findings.attempt(lambda: probe.schedule)
+    if replay:
+        _check_checkpoints(replay, schedule, findings)
+    probe_set = findings.attempt(lambda: ProbeSet.load(probe.probe_set))
+    if probe_set is None:
+        return
+    _check_probe_set(probe, probe_set, args, findings)
+    if run is not None:
+        _check_run_directory(probe, run, probe_set, args, findings)
+
+
+def _check_support(args: Namespace, findings: Findings) -> None:
+    """Refuse settings of Megatron's under which a probe would be wrong."""
+    refusals = probe_refusals(known_arguments(args, findings))
+    findings.refused += refusals
+    if not refusals:
+        findings.passed.append("the probe supports all of Megatron's settings")
+
+
+def _check_checkpoints(folder: Path, schedule: ProbeSchedule | None, findings: Findings) -> None:
+    """Look for the checkpoints that a replay is to probe."""
+    saved = findings.attempt(lambda: saved_steps(folder))
+    if not saved or schedule is None:
+        return
+    findings.attempt(lambda: wanted_steps(folder, saved, schedule))
+    findings.unchecked.append(f"whether the {len(saved)} checkpoints in {folder} can be loaded")
+
+
+def _check_probe_set(
+    probe: JobProbeSettings, probe_set: ProbeSet, args: Namespace, findings: Findings
+) -> None:
+    """Compare the probe set with the job's sequence length, vocabulary and training data."""
+    path = probe.probe_set
+    vocab_size = _vocab_size(args, findings)
+    misfits = probe_set_misfits(probe_set, str(path), args.seq_length, vocab_size)
+    findings.refused += misfits
+    if args.seq_length is None:
+        findings.unchecked.append(
+            f"the sequence length: no --seq-length is given, the probe set's is "
+            f"{probe_set.seq_length}"
+        )
+    if not misfits:
+        findings.passed.append(
+            f"probe set {path} fits: {probe_set.n_tokens} tokens in {probe_set.n_sequences} "
+            f"sequences, vocabulary {probe_set.vocab_size}"
+            + ("" if probe.is_replay else _check_held_out(probe_set, args, findings))
+        )
+
+
+def _check_held_out(probe_set: ProbeSet, args: Namespace, findings: Findings) -> str:
+    """Note whether the watched tokens are held out; return the end of the line where they are."""
+    if args.mock_data:
+        parts = None
+    else:
+        try:
+            portions = DataSource.from_flags(args).portions("train")
+        except TokscaleError as error:
+            findings.unchecked.append(f"whether the watched tokens are held out: {error}")
+            return ""
+        parts = [
+            TrainedPart(row.tokens.prefix, row.sequences.start, row.sequences.stop)
+            for row in portions
+        ]
+    finding = held_out(probe_set, parts)
+    if finding.state == "held out":
+        return f"; {finding.line}"
+    is_trained_on = finding.state == "trained on"
+    (findings.warned if is_trained_on else findings.unchecked).append(finding.line)
+    return ""
+
+
+def _check_run_directory(
+    probe: JobProbeSettings, run: Path, probe_set: ProbeSet, args: Namespace, findings: Findings
+) -> None:
+    """Look whether the run directory is this run's or new, free, and can be written."""
+    writer, n_refused = RunWriter(run), len(findings.refused)
+    findings.attempt(lambda: writer.check(probe_set, _known_sizes(args)))
+    if findings.attempt(writer.check_free) is False:
+        findings.unchecked.append(f"whether another job has {writer.folder}")
+    paths = writer.paths
+    files = (paths.losses / "a", paths.lock, paths.journal, paths.folder / "a")
+    reasons = [unwritable(file.parent, file.name) for file in files]
+    if reason := next(filter(None, reasons), None):
+        message = f"losses cannot be written to {writer.folder}: {reason}"
+        if probe.stops_on_write_error:
+            findings.refused.append(message)
+        else:
+            findings.warned.append(f"{message}; training goes on WITHOUT probes")
+    elif len(findings.refused) == n_refused:
+        is_new = not paths.identity.exists()
+        state = "is new" if is_new else "holds a run of this probe set and model"
+        findings.passed.append(f"run directory {writer.folder} {state}")
+
+
+def _known_sizes(args: Namespace) -> dict[str, int | None]:
+    """Return the model's sizes that the flags tell; Megatron's validation fills in the others."""
+    sizes = model_info(args)
+    told = {"num_experts"}  # without the flag the model has none
+    if takes_arguments(args):
+        sizes |= dict.fromkeys(OF_THE_CHECKPOINT)
+        told -= {*OF_THE_CHECKPOINT}
+    return {name: value for name, value in sizes.items() if value is not None or name in told}
+
+
+def _vocab_size(args: Namespace, findings: Findings) -> int | None:
+    """Return the size of the job's vocabulary without padding; None if this machine cannot tell."""
+    if args.vocab_size:
+        return int(args.vocab_size)
+    if takes_arguments(args) and getattr(args, "use_tokenizer_model_from_checkpoint_args", True):
+        findings.unchecked.append("the vocabulary: the tokenizer is the checkpoint's")
+        return None
+    from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+
+    try:
+        return int(build_tokenizer(args).vocab_size)
+    except Exception as error:  # a tokenizer may need files or a network that are elsewhere
+        findings.unchecked.append(
+            f"the vocabulary: the tokenizer cannot be built here ({type(error).__name__})"
+        )
+        return None

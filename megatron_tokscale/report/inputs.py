@@ -1,0 +1,111 @@
+"""What the page is made from: a run, its analysis, and the other runs and plans that it shows.
+
+Shapes: N tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.fit import SigmoidFits, fits_path
+from megatron_tokscale.probe.text import Tokenizer, load_tokenizer
+from megatron_tokscale.report.drawn_plan import DrawnPlan, read_plan
+from megatron_tokscale.results import (
+    AxisResult,
+    FittedRun,
+    LawsResult,
+    SpectrumResult,
+    Transfer,
+    read_axis,
+    read_laws,
+    read_transfer,
+)
+from megatron_tokscale.store import Run
+from megatron_tokscale.store.reader import Time
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """A run with everything that its page shows. Make one with `ReportInputs.read`.
+
+    Attributes:
+        run: the run.
+        fits: the fits of all N tokens.
+        spectrum: the spectrum, its evidence, and the summary of the fits.
+        transfers: tests of other runs' learning times on this run.
+        laws: the laws of the run; None if there are none.
+        axes: losses over runs of growing size.
+        plan: the data plan that the run followed, and what it drew; None if there is none.
+        beside: a run that trained under a plan, to compare with this run; None if there is none.
+        plan_beside: the data plan that the run `beside` followed.
+        tokenizer: decodes the tokens' ids; None shows the ids.
+        n_tokens: how many example tokens are shown.
+        seed: the seed of the choice of example tokens.
+    """
+
+    run: Run
+    fits: SigmoidFits
+    spectrum: SpectrumResult
+    transfers: tuple[Transfer, ...]
+    laws: LawsResult | None
+    axes: tuple[AxisResult, ...]
+    plan: DrawnPlan | None
+    beside: Run | None
+    plan_beside: DrawnPlan | None
+    tokenizer: Tokenizer | None
+    n_tokens: int
+    seed: int
+
+    @property
+    def time(self) -> Time:
+        """The unit that time is counted in."""
+        return self.spectrum.time
+
+    @classmethod
+    def read(
+        cls,
+        run: Run,
+        *,
+        beside: Run | None = None,
+        axes: Sequence[Path] = (),
+        tokenizer: Path | None = None,
+        n_tokens: int,
+        seed: int,
+    ) -> Self:
+        """Read RUN/analysis, the plans, and the folders of the axes D and M; check them all.
+
+        Raises:
+            TokscaleError: a file is missing or damaged, of another schema, or of other probes than
+                the run has now; the tokenizer does not fit; another run or an axis is of another
+                probe set.
+        """
+        if beside is not None:
+            _check_beside(run, beside)
+        fit = FittedRun.open(run).fit
+        spectrum = SpectrumResult.open(run)
+        return cls(
+            run,
+            SigmoidFits.load(fits_path(run)),
+            spectrum,
+            read_transfer(run, fit),
+            read_laws(run, fit),
+            tuple(read_axis(run, folder) for folder in axes),
+            read_plan(run),
+            beside,
+            read_plan(beside) if beside is not None else None,
+            load_tokenizer(tokenizer, run.probe_set) if tokenizer is not None else None,
+            n_tokens,
+            seed,
+        )
+
+
+def _check_beside(run: Run, beside: Run) -> None:
+    if beside.probe_set.fingerprint != run.probe_set.fingerprint:
+        raise TokscaleError(
+            f"{run.path} and {beside.path} do not share a probe set; "
+            "compare runs that watch the same tokens"
+        )
+    if not beside.records:
+        raise TokscaleError(f"{beside.path} has no probes yet; train it first")

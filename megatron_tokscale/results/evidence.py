@@ -1,0 +1,175 @@
+"""The content of reconstruction.json: the tests that a spectrum can fail."""
+
+from dataclasses import dataclass
+
+from megatron_tokscale.fit.summary import FitIdentity, NonFiniteLosses
+from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.skill import GroupSkill
+
+
+@dataclass(frozen=True)
+class FallsByPart:
+    """Falls of the mean loss within each eighth of the probed range of x, in nats.
+
+    Attributes:
+        edges: ends of the eighths in x, one more than there are falls.
+        measured: falls by the measured slope.
+        by_name: falls by each reconstruction ("full", "kernel", "spectrum").
+    """
+
+    edges: tuple[float, ...]
+    measured: tuple[float, ...]
+    by_name: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """Share of the tokens in one class, and share of the fall of all tokens' losses in it."""
+
+    share: Estimate
+    fall_share: Estimate
+
+
+@dataclass(frozen=True)
+class WidthQuartiles:
+    """Quartiles of the 10-90% widths of transitions, each token weighted by its drop."""
+
+    p25: Estimate
+    p50: Estimate
+    p75: Estimate
+
+
+@dataclass(frozen=True)
+class WidthSample:
+    """How wide the transitions of a sample of tokens are.
+
+    Attributes:
+        tokens: tokens in the sample.
+        falling: falling tokens with a trusted midpoint: only these are counted.
+        class_shares: share of the sample's tokens in each `TokenClass`, by its label; NaN in an
+            empty sample.
+        width_x: widths in units of x.
+        width_decades: widths in decades of time.
+        width_of_range: widths over the probed range of x.
+        fall_in_windows: fall of the counted tokens inside their own 10-90% windows, over the fall
+            of all.
+    """
+
+    tokens: int
+    falling: int
+    class_shares: dict[str, float]
+    width_x: WidthQuartiles
+    width_decades: WidthQuartiles
+    width_of_range: WidthQuartiles
+    fall_in_windows: Estimate
+
+
+@dataclass(frozen=True)
+class Locality:
+    """The test of locality: transitions beside those of tokens that follow the mean curve.
+
+    Attributes:
+        observed: the watched tokens.
+        mean_curve_null: the null model: every token with the shape of the mean loss curve.
+        median_over_null: ratio of their median widths.
+        local: the verdict: is the whole interval of the ratio below the margin? None if the ratio
+            or its interval is not defined.
+    """
+
+    observed: WidthSample
+    mean_curve_null: WidthSample
+    median_over_null: Estimate
+    local: bool | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One forecast of the mean loss over the last factor of two in time.
+
+    Attributes:
+        error: mean absolute error over the probes held out, in nats.
+        fall: fall that it predicts from the cut to the last probe, in nats.
+    """
+
+    error: Estimate
+    fall: Estimate
+
+
+@dataclass(frozen=True)
+class ForwardPrediction:
+    """The last factor of two in time, predicted from the losses before it.
+
+    Attributes:
+        from_x: x of the cut: the last probe that the forecasts have seen.
+        to_x: x of the last probe.
+        probes: number of probes held out.
+        fall: measured fall of the mean loss from the cut to the last probe, in nats.
+        tokens: forecast by the tokens' own fits.
+        power_law: forecast by a power law of the mean loss.
+        uniform: forecast by a uniform spectrum: the loss falls on as in the factor of two before.
+        gain_over_best_rival: the smaller error of the two rivals less that of the tokens, in nats.
+        groups: skill for the falls that set groups of tokens apart, by grouping.
+    """
+
+    from_x: float
+    to_x: float
+    probes: int
+    fall: Estimate
+    tokens: Forecast
+    power_law: Forecast
+    uniform: Forecast
+    gain_over_best_rival: Estimate
+    groups: dict[str, GroupSkill]
+
+
+@dataclass(frozen=True)
+class SpectrumSettings:
+    """Settings of `spectrum_run`.
+
+    Attributes:
+        n_resamples: bootstrap resamples of the documents.
+        null_tokens: tokens that were fitted again, as mean-curve tokens and on the first part.
+        seed: seed of everything drawn.
+    """
+
+    n_resamples: int
+    null_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The content of reconstruction.json.
+
+    Attributes:
+        fit: the fits that the spectrum is made of.
+        arrays_crc32: checksum of spectrum.npz.
+        documents: number of documents that the intervals are over.
+        non_finite: losses that are not finite.
+        same_tokens: R^2 of each reconstruction ("full", "kernel", "spectrum") of the measured
+            slope, on the tokens that were fitted.
+        other_documents: R^2 of each reconstruction fitted on one half of the documents and measured
+            on the other half.
+        other_documents_note: what `other_documents` does not show, for people.
+        falls: where along x the reconstructions miss.
+        fall_before_first_finite_probe: fall of the mean loss from step 0 to the first probe after
+            it, in nats, which is at no finite x; None without a probe at step 0.
+        classes: shares of each `TokenClass` but the unfitted, by its label.
+        widths: the test of locality.
+        forward: the forecast of the last factor of two in time.
+        settings: settings of `spectrum_run`.
+    """
+
+    fit: FitIdentity
+    arrays_crc32: str
+    documents: int
+    non_finite: NonFiniteLosses
+    same_tokens: dict[str, Estimate]
+    other_documents: dict[str, Estimate]
+    other_documents_note: str
+    falls: FallsByPart
+    fall_before_first_finite_probe: Estimate | None
+    classes: dict[str, ClassShare]
+    widths: Locality
+    forward: ForwardPrediction | Undefined
+    settings: SpectrumSettings

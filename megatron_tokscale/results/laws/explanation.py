@@ -1,0 +1,37 @@
+"""The table of explanations: what each theory claims of a run, and whether the claim holds."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+
+class ClaimVerdict(StrEnum):
+    """Outcome of a claim: it holds if it was tested and not refuted."""
+
+    HOLDS = "holds"
+    DOES_NOT_HOLD = "does not hold"
+    UNDECIDED = "undecided"
+
+    @classmethod
+    def from_test(cls, holds: bool | None) -> Self:
+        """Return the verdict of a test; None where the run does not decide."""
+        return cls({True: "holds", False: "does not hold", None: "undecided"}[holds])
+
+
+@dataclass(frozen=True)
+class ExplanationRow:
+    """One claim of one explanation.
+
+    Attributes:
+        explanation: name of the theory.
+        claim: the claim, in words.
+        predicted: the prediction, in words; "-" where there is none.
+        measured: the measured number, or why it is undefined, in words.
+        verdict: outcome of the claim.
+    """
+
+    explanation: str
+    claim: str
+    predicted: str
+    measured: str
+    verdict: ClaimVerdict

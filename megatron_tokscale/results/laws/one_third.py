@@ -1,0 +1,185 @@
+"""The one-third law of Liu et al., and its test by groups of tokens.
+
+tau is the sum of the learning rates. Shapes: G groups, B blocks of probes.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from megatron_tokscale.core.arrays import Floats, Interval
+from megatron_tokscale.core.serial_correlation import GroupNoise
+from megatron_tokscale.results.estimate import Estimate, Undefined
+
+ONE_THIRD: Final = 1 / 3  # the exponent that Liu et al. derive for a softmax
+
+
+@dataclass(frozen=True)
+class OneThirdLaw:
+    """L(tau) = floor + scale * tau^-exponent, in nats, by least squares on log losses.
+
+    Attributes:
+        floor: L_0, at most the last loss.
+        scale: c, in nats times the unit of tau to the power of the exponent.
+        exponent: alpha, with an interval that counts neighbouring residuals as correlated; does not
+            depend on the unit of tau.
+        exponent_se: standard error as Liu et al. give it: it takes residuals for independent.
+        r2: R^2 of the log losses.
+        r2_one_third: R^2 with the exponent held at 1/3.
+        autocorrelation: lag-1 correlation of the residuals, corrected for the fit's bias.
+        n_points: number of probes fitted.
+        from_lr_sum: first fitted tau.
+        to_lr_sum: last fitted tau.
+    """
+
+    floor: float
+    scale: float
+    exponent: Estimate
+    exponent_se: float
+    r2: float
+    r2_one_third: float
+    autocorrelation: float
+    n_points: int
+    from_lr_sum: float
+    to_lr_sum: float
+
+    @property
+    def holds_one_third(self) -> bool:
+        """True if 1/3 is in the interval of the exponent."""
+        return self.exponent.low <= ONE_THIRD <= self.exponent.high
+
+    def predict(self, lr_sum: ArrayLike) -> Floats:
+        """Return the law's loss at `lr_sum`, in nats."""
+        tau = np.asarray(lr_sum, dtype=np.float64)
+        return np.asarray(self.floor + self.scale * tau**-self.exponent.value)
+
+
+@dataclass(frozen=True)
+class ModelScore:
+    """Score of one model of all groups; errors are mean squares of relative residuals.
+
+    Attributes:
+        n_parameters: number of fitted parameters, over all groups.
+        error: error at all probes, fitted to all.
+        held_out_error: error at probes that the fit did not see, mean over blocks.
+        held_out_error_B: held-out error of each block.
+        bic: n ln(error) + n_parameters ln(n) for n effective points; lower is better.
+    """
+
+    n_parameters: int
+    error: float
+    held_out_error: float
+    held_out_error_B: tuple[float, ...]
+    bic: float
+
+
+@dataclass(frozen=True)
+class GroupExponents:
+    """Exponents of power laws with floors, common and by group, with 95% profile intervals.
+
+    An interval is open, from 0 or to infinity, where the losses do not tell; JSON has null there.
+
+    Attributes:
+        common: alpha of "one slope".
+        common_interval: its interval, with the correlations of probes and of groups.
+        exponent_G: alpha_g of "own slopes".
+        se_G: half of the one-sigma profile interval.
+        interval_G2: interval of each alpha_g.
+        heterogeneity: Cochran's Q, the groups' squared distances from one exponent in standard
+            errors, along their profiles.
+        heterogeneity_p: p-value of Q, chi-squared of G - 1; near 0, one exponent is not enough.
+    """
+
+    common: float
+    common_interval: Interval
+    exponent_G: tuple[float, ...]
+    se_G: tuple[float, ...]
+    interval_G2: tuple[Interval, ...]
+    heterogeneity: float
+    heterogeneity_p: float
+
+
+@dataclass(frozen=True)
+class GroupDrops:
+    """Sigmoids of "own times", which share one width.
+
+    Attributes:
+        midpoint_G: e^c_g, in the unit of tau.
+        width: w, in units of ln tau; 10-90% of a drop takes 4.394 w.
+        floor_G: f_g, in nats.
+        drop_G: A_g, in nats.
+    """
+
+    midpoint_G: tuple[float, ...]
+    width: float
+    floor_G: tuple[float, ...]
+    drop_G: tuple[float, ...]
+
+
+class GroupVerdict(StrEnum):
+    """Outcome of the test by groups, in words."""
+
+    OWN_TIMES = "each group drops at its own time"
+    ONE_SLOPE = "all groups share one slope"
+    NOT_DECIDED = "not decided"
+
+
+@dataclass(frozen=True)
+class GroupTest:
+    """Test of one slope in ln tau for all groups against drops at the groups' own times.
+
+    Attributes:
+        models: scores by name; of a group g at x = ln tau
+            "one third": floor_g + scale_g tau^-1/3,
+            "one slope": floor_g + scale_g tau^-alpha,
+            "own slopes": floor_g + scale_g tau^-alpha_g,
+            "own times": floor_g + drop_g / (1 + exp((x - c_g) / w)),
+            "own times and widths": the same with w_g.
+        difference: held-out error of "one slope" less that of "own times", with an interval over
+            the blocks of probes, Student's t.
+        resample_interval: 95% of the differences of the resamples; None without resamples.
+        exponents: exponents of the power laws.
+        drops: sigmoids with a common width.
+        noise: correlations of the noise.
+        n_points: number of probes fitted.
+        from_lr_sum: first fitted tau.
+        to_lr_sum: last fitted tau.
+    """
+
+    models: dict[str, ModelScore]
+    difference: Estimate
+    resample_interval: Interval | None
+    exponents: GroupExponents
+    drops: GroupDrops
+    noise: GroupNoise
+    n_points: int
+    from_lr_sum: float
+    to_lr_sum: float
+
+    @property
+    def verdict(self) -> GroupVerdict:
+        """The outcome: decided if every interval of the difference is on the same side of zero."""
+        intervals = [(self.difference.low, self.difference.high)]
+        if self.resample_interval is not None:
+            intervals.append(self.resample_interval)
+        if all(low > 0 for low, _ in intervals):
+            return GroupVerdict.OWN_TIMES
+        if all(high < 0 for _, high in intervals):
+            return GroupVerdict.ONE_SLOPE
+        return GroupVerdict.NOT_DECIDED
+
+
+@dataclass(frozen=True)
+class OneThirdResult:
+    """The one-third law of a run, and its test by groups of token frequency.
+
+    Attributes:
+        law: the fitted law.
+        frequency_groups: the test, or why there is none.
+    """
+
+    law: OneThirdLaw
+    frequency_groups: GroupTest | Undefined

@@ -1,0 +1,149 @@
+"""Laws over several runs: Chinchilla's law, and the multi-power law of a schedule not fitted."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.results.estimate import Estimate, Undefined
+
+
+@dataclass(frozen=True)
+class RunLoss:
+    """The size of one run and its last mean loss.
+
+    Attributes:
+        name: name of the run's directory.
+        parameters: number of parameters; None where run.json does not tell.
+        non_embedding: number of parameters without embeddings.
+        flops_per_token: FLOPs that a token of training costs.
+        tokens: number of training tokens.
+        loss: mean loss of the watched tokens at the last probe, in nats.
+    """
+
+    name: str
+    parameters: int | None
+    non_embedding: int | None
+    flops_per_token: int | None
+    tokens: int | None
+    loss: float
+
+
+@dataclass(frozen=True)
+class ChinchillaLaw:
+    """L(N, D) = floor + A N^-alpha + B D^-beta, in nats, with 95% intervals.
+
+    Attributes:
+        floor: E, the loss of an infinite model on infinite data; 0 where the runs show none.
+        A: loss due to the model's size at one parameter, if the law held there, in nats.
+        B: loss due to the data's size at one token, if the law held there, in nats.
+        alpha: exponent of the parameters.
+        beta: exponent of the tokens.
+        a: beta / (alpha + beta): the best number of parameters grows as flops^a.
+        r2: R^2 of the log losses.
+        n_runs: number of runs fitted.
+        converged: the optimiser reached a minimum, and no exponent is at a bound.
+    """
+
+    floor: Estimate
+    A: Estimate
+    B: Estimate
+    alpha: Estimate
+    beta: Estimate
+    a: Estimate
+    r2: float
+    n_runs: int
+    converged: bool
+
+    def predict(self, parameters: ArrayLike, tokens: ArrayLike) -> Floats:
+        """Return the law's loss of models of `parameters` trained on `tokens`, in nats."""
+        n, d = np.asarray(parameters, np.float64), np.asarray(tokens, np.float64)
+        of_size = self.A.value * n**-self.alpha.value
+        return np.asarray(self.floor.value + of_size + self.B.value * d**-self.beta.value)
+
+
+@dataclass(frozen=True)
+class MultiPowerLaw:
+    """The multi-power law in its authors' parameters, for learning rates as they were given.
+
+    Attributes:
+        L0: floor, in nats.
+        A: reducible loss at a learning-rate sum of one, in nats.
+        alpha: exponent of the learning-rate sum.
+        B: what a lower rate gains in the end, in nats per unit of learning rate.
+        C: speed of that gain, per unit of eta^-gamma S.
+        beta: exponent of that approach.
+        gamma: exponent of the learning rate in the approach.
+        mae: mean absolute residual of the fitted losses, in nats. It is no interval: with the
+            default of `fit_multi_power` the authors' schedules three times as long came out up to
+            2.6 times as far off.
+        n_points: number of losses fitted.
+        converged: the optimiser reached a minimum, and no parameter is at a bound.
+    """
+
+    L0: float
+    A: float
+    alpha: float
+    B: float
+    C: float
+    beta: float
+    gamma: float
+    mae: float
+    n_points: int
+    converged: bool
+
+
+@dataclass(frozen=True)
+class ForecastScore:
+    """Errors of predicted losses.
+
+    Attributes:
+        r2: R^2 of the losses.
+        mae: mean absolute error, in nats.
+        rmse: root mean squared error, in nats.
+        mean_relative: mean of error over loss.
+        worst_relative: greatest error over loss.
+    """
+
+    r2: float
+    mae: float
+    rmse: float
+    mean_relative: float
+    worst_relative: float
+
+
+@dataclass(frozen=True)
+class ScheduleForecast:
+    """The multi-power law of shorter runs, scored on the longest run, whose schedule it never saw.
+
+    Attributes:
+        fitted_on: names of the fitted runs.
+        held_out: name of the run that is predicted.
+        law: the fitted law.
+        score: errors of the predicted losses.
+        last_loss: last measured loss of the predicted run, in nats.
+        last_loss_predicted: the law's prediction of it, in nats.
+    """
+
+    fitted_on: tuple[str, ...]
+    held_out: str
+    law: MultiPowerLaw
+    score: ForecastScore
+    last_loss: float
+    last_loss_predicted: float
+
+
+@dataclass(frozen=True)
+class SeveralRuns:
+    """The runs, and the laws fitted over them.
+
+    Attributes:
+        runs: size and last loss of each run.
+        chinchilla: Chinchilla's law, or why there is none.
+        multi_power: the forecast of a schedule, or why there is none.
+    """
+
+    runs: tuple[RunLoss, ...]
+    chinchilla: ChinchillaLaw | Undefined
+    multi_power: ScheduleForecast | Undefined

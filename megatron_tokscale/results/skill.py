@@ -1,0 +1,46 @@
+"""How well learning times tell groups of tokens apart, beside their rivals."""
+
+from dataclasses import dataclass
+
+from megatron_tokscale.results.estimate import Estimate, Undefined
+
+
+@dataclass(frozen=True)
+class GroupSkill:
+    """Skills for one grouping of the tokens: share of the between-group variance explained.
+
+    Attributes:
+        groups: number of groups.
+        events: skill of the learning events.
+        permuted: skill of the null model: learning times permuted over tokens of about the same
+            drop.
+        full: skill of the class models of all tokens.
+        source: skill of the other run's measured curves; None where there is no other run.
+        own: skill of the run's own learning events; None where they were not tried.
+        gain_over_permuted: skill of the learning events less that of the null model.
+        p_value: share of permutations with as much skill; NaN if it is not defined.
+    """
+
+    groups: int
+    events: Estimate
+    permuted: Estimate
+    full: Estimate
+    source: Estimate | None
+    own: Estimate | None
+    gain_over_permuted: Estimate
+    p_value: float
+
+
+@dataclass(frozen=True)
+class GroupTest(GroupSkill):
+    """Skills for one grouping of the tokens, and a verdict.
+
+    Attributes:
+        passes: the verdict; None if an interval or the p-value is not defined.
+    """
+
+    passes: bool | None
+
+
+type GroupTests = dict[str, GroupTest] | Undefined
+"""Tests by grouping of the tokens, or the reason why the losses cannot be aligned."""

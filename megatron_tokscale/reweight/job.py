@@ -1,0 +1,132 @@
+"""The training that a plan is for, and its data cut into strata."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.source import DataPath, DataSource
+from megatron_tokscale.data import DatasetIdentity, dataset_names
+from megatron_tokscale.data.scores import identity_of
+from megatron_tokscale.reweight.cutting import CutDataset, CutSettings, cut_dataset, read_scores
+
+
+@dataclass(frozen=True)
+class Job:
+    """The training that a plan is for.
+
+    Attributes:
+        datasets: its training data.
+        base_weights: weight of each dataset in the job's blend without a plan, all positive.
+        train_samples: samples it will consume.
+        seq_length: sequence length in tokens.
+        seed: keys the order of the samples.
+        epoch_samples: training samples in one epoch of each dataset.
+        documents: first document of each dataset's training part, and the one after its last;
+            empty where that is not known.
+
+    Raises:
+        TokscaleError: on construction, if these do not fit together.
+    """
+
+    datasets: Sequence[DatasetIdentity]
+    base_weights: Sequence[float]
+    train_samples: int
+    seq_length: int
+    seed: int
+    epoch_samples: Sequence[int]
+    documents: Sequence[tuple[int, int]] = ()
+
+    def __post_init__(self) -> None:
+        if not self.datasets or len(self.datasets) != len(self.base_weights):
+            raise TokscaleError(
+                f"the job has {len(self.base_weights)} base weights for {len(self.datasets)} "
+                "training datasets; expected one for each"
+            )
+        names = dataset_names(self.datasets)
+        for name, weight in zip(names, self.base_weights, strict=True):
+            if not 0 < weight < np.inf:
+                raise TokscaleError(
+                    f"the base weight of {name} is {weight:g}; expected a positive one, as "
+                    "Megatron demands; leave the dataset out of the job's data"
+                )
+        if self.train_samples < 1 or self.seq_length < 1:
+            raise TokscaleError(
+                f"the job has {self.train_samples} samples of {self.seq_length} tokens; expected 1 "
+                "or more of each; give another --train-samples or --seq-length"
+            )
+        for dataset, samples in zip(self.datasets, self.epoch_samples, strict=True):
+            if samples < 1:
+                raise TokscaleError(
+                    f"dataset {dataset} has not enough training tokens; expected one sample of "
+                    f"{self.seq_length} tokens at least; leave it out of the job's data"
+                )
+
+    @cached_property
+    def base_D(self) -> Floats:
+        """Base weights, summing to one."""
+        weights_D = np.array(self.base_weights, dtype=np.float64)
+        return np.asarray(weights_D / weights_D.sum())
+
+
+def job_of(
+    data_path: DataPath, split: str | None, train_samples: int, seq_length: int, seed: int
+) -> Job:
+    """Return the job with this --data-path, --split, --train-samples and --seq-length.
+
+    Args:
+        data_path: Megatron's words: prefixes, or weights and prefixes in turn; or those of each
+            part. Without weights the datasets have the weights of their sizes, as in Megatron.
+        split: Megatron's --split; None with per-split arguments.
+        train_samples: samples that the job consumes.
+        seq_length: sequence length in tokens.
+        seed: keys the order of the samples.
+
+    Raises:
+        TokscaleError: a file is missing or damaged, or these do not fit together.
+    """
+    portions = DataSource(data_path, split).portions("train")
+    return Job(
+        datasets=[identity_of(portion.tokens) for portion in portions],
+        base_weights=[portion.weight for portion in portions],
+        train_samples=train_samples,
+        seq_length=seq_length,
+        seed=seed,
+        epoch_samples=[max(portion.n_tokens - 1, 0) // seq_length for portion in portions],
+        documents=[(portion.sequences.start, portion.sequences.stop) for portion in portions],
+    )
+
+
+def cut_job(
+    data_path: DataPath,
+    split: str | None,
+    seq_length: int,
+    seed: int,
+    *,
+    scores: Path | None = None,
+    settings: CutSettings | None = None,
+) -> list[CutDataset]:
+    """Cut the datasets of a job into strata by their scores.
+
+    Args:
+        data_path: as of `job_of`; so are split and seq_length.
+        split: Megatron's --split.
+        seq_length: sequence length in tokens.
+        seed: seed of the order in which the documents are laid out.
+        scores: folder of the scores; None: beside their .bin/.idx.
+        settings: number and kind of the strata.
+
+    Raises:
+        TokscaleError: a training document has no score, or the scores are of other data.
+    """
+    portions = DataSource(data_path, split).portions("train")
+    # All scores are read before any dataset is cut, so that a missing file is reported at once.
+    read = [read_scores(portion.tokens, scores) for portion in portions]
+    return [
+        cut_dataset(portion.name, portion, each, settings or CutSettings(), seq_length, seed)
+        for portion, each in zip(portions, read, strict=True)
+    ]

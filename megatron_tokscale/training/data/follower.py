@@ -1,0 +1,293 @@
+"""The part of a job that follows a plan, in its training dataset and in its run directory."""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import torch
+from megatron.core.datasets.gpt_dataset import GPTDataset
+from megatron.training import print_rank_0
+
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.data import Decision, Plan
+from megatron_tokscale.data.dataset import PlannedDataset
+from megatron_tokscale.data.history import save_decisions, save_run_plan
+from megatron_tokscale.data.index import extend_index
+from megatron_tokscale.data.prepare import PlanPart, match_job, prepare
+from megatron_tokscale.data.record import DatasetRecord, check_order, record_path
+from megatron_tokscale.data.samples import SampleScores
+from megatron_tokscale.store import RunPaths
+from megatron_tokscale.training.data.agreement import (
+    FollowedPlan,
+    agree_on_decision,
+    agree_on_plan,
+    refuse_edits,
+)
+from megatron_tokscale.training.data.megatron_datasets import (
+    gpt_datasets,
+    job_dataset,
+    one_epoch,
+    phase_start,
+    sample_index,
+)
+from megatron_tokscale.training.data.records import record_plan
+from megatron_tokscale.training.events import BuiltDatasets, JobPart, TrainingState
+from megatron_tokscale.training.ranks import from_rank_0, together
+from megatron_tokscale.training.settings import JobPlanSettings, JobSettings
+from megatron_tokscale.training.support import (
+    PARTS_UNKNOWN,
+    check_plan,
+    plan_misfits,
+    raise_first,
+    scores_of_plan,
+)
+
+_SHOWN_WITHIN_SECONDS: Final = 10
+"""For how long a rank waits for a file of rank 0's to appear. Our choice: network file systems
+cache a missing file for some seconds; a file that is really missing is reported so much later."""
+
+
+class Follower(JobPart):
+    """Replaces the training dataset by one that follows a plan. All ranks hold one.
+
+    Attributes:
+        followed: the plan and its decisions, the same on all ranks.
+        planned: the dataset; None on a rank that reads no data.
+    """
+
+    def __init__(self, plan: JobPlanSettings, settings: JobSettings, args: Namespace) -> None:
+        """Read the plan and check what can be checked before the data is opened.
+
+        Raises:
+            TokscaleError: the plan is damaged, for another sequence length, or cannot be followed.
+        """
+        check_plan(args)
+        self._settings = plan
+        self._given = Plan.load(plan.path)
+        raise_first(plan_misfits(self._given, str(plan.path), args.seq_length))
+        self._run = settings.run
+        self._cache = settings.plan_cache
+        self._data_cache = settings.data_cache
+        self._is_moved = False
+        self._is_settled = False
+        self._records: list[DatasetRecord] = []
+        self.followed = FollowedPlan(self._given)
+        self.planned: PlannedDataset | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan under its decisions."""
+        return self.followed.plan
+
+    def on_data(self, state: TrainingState, built: BuiltDatasets) -> BuiltDatasets:
+        """Replace the training dataset by one that follows the plan; leave validation and test.
+
+        Every rank calls this, also those that hold no data, once for each model chunk. Rank 0
+        builds the files that the others then map: in the job's data cache, or in the run's own
+        where that cannot be written.
+
+        Raises:
+            TokscaleError: the datasets are not those of the plan, or not of a supported kind.
+        """
+        if not built.is_distributed:
+            raise TokscaleError(
+                "--tokscale-plan needs a datasets provider that runs on every rank: set "
+                "provider.is_distributed = True, as pretrain_gpt.py does"
+            )
+        self._settle(state)
+        train, n_samples = built.train, built.n_samples[0]
+        is_first, has_data = torch.distributed.get_rank() == 0, train is not None
+        made = together(lambda: self._build(state, train, n_samples), where=has_data and is_first)
+        if from_rank_0(lambda: self._is_moved):
+            self._move()
+        mapped = together(
+            lambda: _once_shown(lambda: self._prepared(state, train, n_samples, build=False)),
+            where=has_data and not is_first,
+        )
+        return built.with_train(mapped if made is None else made)
+
+    def _settle(self, state: TrainingState) -> None:
+        """Agree on the plan: once, when it is known how many samples are consumed."""
+        if self._is_settled:
+            return
+        self.followed = agree_on_plan(
+            self._given, self._run, state, overrides=self._settings.overrides
+        )
+        self._is_settled = True
+        accepted = self.followed.base.accepted
+        if accepted and accepted[-1].at == state.consumed_samples:
+            print_rank_0(f"tokscale: plan {self._given.fingerprint} holds from here on")
+
+    def _build(self, state: TrainingState, train: Any, n_samples: int) -> PlannedDataset:
+        """Make the planned dataset and the files that it needs; on rank 0."""
+        try:
+            return self._prepared(state, train, n_samples, build=True)
+        except OSError as error:
+            place = self._data_cache or "beside the data"
+            reason = f"the data cache {place} cannot be used ({error})"
+        self._move()
+        try:
+            planned = self._prepared(state, train, n_samples, build=True)
+        except OSError as error:
+            raise TokscaleError(
+                f"{reason}, and nor can {self._cache} ({error}); expected a place for the plan's "
+                "files; make room or get permission in either"
+            ) from error
+        print_rank_0(f"tokscale: {reason}; the plan's files are in {self._cache}")
+        return planned
+
+    def _move(self) -> None:
+        """Keep the plan's files in the run's directory, not in the job's data cache."""
+        self._is_moved, self._cache = True, RunPaths(self._run).cache
+
+    def _prepared(
+        self, state: TrainingState, train: Any, n_samples: int, *, build: bool
+    ) -> PlannedDataset:
+        """Return the planned dataset of one model chunk; with `build`, make its files first."""
+        # Find the plan's datasets among the job's.
+        found, consumed = gpt_datasets(train), state.consumed_samples
+        headers = [job_dataset(each) for each in found]
+        order = match_job(self.plan, headers, int(state.args.seq_length), consumed)
+        # Open them at one epoch. Megatron's indices of that epoch are beside the plan's files.
+        cache = self._cache if self._is_moved else None
+        datasets = [
+            None if place is None else one_epoch(found[place], cache, build=build)
+            for place in order
+        ]
+        # Refuse another order of the consumed samples, before any file of the plan is written.
+        if build:
+            self._records = [
+                DatasetRecord.unused(row.path)
+                if dataset is None
+                else DatasetRecord.from_gpt_dataset(dataset)
+                for row, dataset in zip(self.plan.datasets, datasets, strict=True)
+            ]
+            if consumed:
+                check_order(record_path(self._run), self._records)
+        self.planned = prepare(
+            self.plan,
+            [
+                None if dataset is None else self._part(number, dataset)
+                for number, dataset in enumerate(datasets)
+            ],
+            n_samples,
+            self._cache,
+            build=build,
+            consumed=consumed,
+            offset=phase_start(state.args),
+            shares_index=self._settings.replan_interval is not None,
+            like=self.planned,
+            split=getattr(train, "split", None),
+            index_split=found[0].index_split,
+        )
+        return self.planned
+
+    def _part(self, number: int, dataset: GPTDataset) -> PlanPart:
+        return PlanPart(
+            dataset, dataset.unique_description_hash, lambda: self._sample_scores(number, dataset)
+        )
+
+    def _sample_scores(self, number: int, dataset: GPTDataset) -> SampleScores:
+        """Return the scores of a dataset's samples, from the file beside its data.
+
+        Raises:
+            TokscaleError: the scores are missing, of other data, or not those of the plan.
+        """
+        folder, prefix = self._settings.scores_dir, dataset.dataset_path
+        scores = scores_of_plan(self.plan, number, prefix, dataset.indices, folder)
+        return SampleScores.from_document_scores(
+            scores, sample_index(dataset), self.plan.cuts[number]
+        )
+
+    def on_train_start(self, state: TrainingState) -> None:
+        """Write the plan into the run directory; all ranks call it.
+
+        Raises:
+            AgreedError: the plan cannot be written.
+        """
+        consumed = state.consumed_samples
+        together(lambda: self._keep(consumed), where=torch.distributed.get_rank() == 0)
+        print_rank_0(f"tokscale: this job follows plan {self.plan.fingerprint}")
+        if not self.plan.documents:
+            print_rank_0(f"tokscale: {PARTS_UNKNOWN}")
+
+    def _keep(self, consumed: int) -> None:
+        try:
+            save_run_plan(self.followed.base, self.followed.decisions, self._run)
+            self._record(consumed)
+        except (OSError, TokscaleError) as error:
+            place = RunPaths(self._run).folder
+            raise TokscaleError(f"the plan cannot be kept in {place}: {error}") from error
+
+    def _record(self, consumed: int) -> None:
+        """Record the job's samples, for `megatron-tokscale trace`; on rank 0."""
+        if self.planned is not None:
+            record_plan(
+                self._run,
+                self.planned,
+                self._records,
+                self._cache,
+                consumed,
+                self.plan.fingerprint,
+            )
+
+    def refuse_edits(self) -> None:
+        """Stop the job if the plan in its run directory was changed; all ranks call it.
+
+        Raises:
+            AgreedError: somebody has changed it.
+        """
+        refuse_edits(self.followed, self._run)
+
+    def add(self, decision: Decision, consumed: int) -> str | None:
+        """Follow a decision from its start on; every rank adds the same.
+
+        Args:
+            decision: the new weights, and the sample from which they hold.
+            consumed: samples consumed by now.
+
+        Returns:
+            The reason if the decision is not followed: it would go through a stratum too often, or
+            cannot be written.
+
+        Raises:
+            AgreedError: the ranks follow different plans.
+        """
+        result = agree_on_decision(self.followed, decision, lambda new: self._write(new, consumed))
+        if isinstance(result, str):
+            return result
+        self.followed = result
+        if self.planned is not None:
+            extend_index(self.plan, self.planned.index, decision.start)
+        if torch.distributed.get_rank() == 0:
+            with suppress(OSError):  # the record serves a look back, and the job has its decision
+                self._record(consumed)
+        return None
+
+    def _write(self, new: FollowedPlan, consumed: int) -> str | None:
+        """Write a plan's decisions, on rank 0; return the reason if they cannot be followed."""
+        assert self.planned is not None, "rank 0 reads data"
+        try:
+            self.planned.strata.check(new.plan, len(self.planned.index), consumed)
+            save_decisions(new.base, new.decisions, self._run)
+        except (TokscaleError, OSError) as error:
+            return str(error)
+        return None
+
+
+def _once_shown(action: Callable[[], PlannedDataset]) -> PlannedDataset:
+    """Do `action`, again while a file that rank 0 has written is not there.
+
+    A network file system may show it late.
+    """
+    deadline = time.monotonic() + _SHOWN_WITHIN_SECONDS
+    while True:
+        try:
+            return action()
+        except (TokscaleError, OSError) as error:
+            is_missing = isinstance(error.__cause__ or error, FileNotFoundError)
+            if not is_missing or time.monotonic() > deadline:
+                raise
+        time.sleep(1)

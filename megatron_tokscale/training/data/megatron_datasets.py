@@ -1,0 +1,116 @@
+"""Megatron's own datasets, as a plan and the run's records see them."""
+
+import copy
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from megatron.core.datasets.gpt_dataset import GPTDataset
+
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.names import whole_prefix
+from megatron_tokscale.data import DatasetIdentity
+from megatron_tokscale.data.prepare import JobDataset
+from megatron_tokscale.data.samples import SampleIndex
+from megatron_tokscale.training.data.held_out import TrainedPart
+
+
+def gpt_datasets(train: Any) -> list[GPTDataset]:
+    """Return the datasets that a training dataset blends.
+
+    Raises:
+        TokscaleError: one of them is not Megatron's GPTDataset.
+    """
+    datasets = blended_datasets(train)
+    others = {type(each).__name__ for each in datasets if type(each) is not GPTDataset}
+    if others:
+        raise TokscaleError(
+            f"--tokscale-plan draws from GPTDataset, not from {', '.join(sorted(others))}"
+        )
+    return datasets
+
+
+def blended_datasets(train: Any) -> list[Any]:
+    """Return the datasets that a training dataset blends; itself, if it is no blend."""
+    return list(getattr(train, "datasets", [train]))
+
+
+def job_dataset(dataset: GPTDataset) -> JobDataset:
+    """Return the headers of a dataset and the documents that the job trains on."""
+    lengths = dataset.dataset.sequence_lengths
+    prefix = dataset.dataset_path
+    identity = DatasetIdentity(
+        Path(prefix).name, len(lengths), int(lengths.sum()), whole_prefix(prefix)
+    )
+    return JobDataset(identity, documents_of(dataset))
+
+
+def documents_of(dataset: GPTDataset) -> tuple[int, int]:
+    """Return the first document of a training dataset, and the one after its last."""
+    indices = dataset.indices
+    if indices is None:  # of a part of its own (--train-data-path), under fast cache load
+        return 0, len(dataset.dataset.sequence_lengths)
+    return (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 0)
+
+
+def trained_parts(train: Any) -> list[TrainedPart] | None:
+    """Return the documents of a training dataset; None if a part of it is no GPTDataset."""
+    datasets: Sequence[Any] = blended_datasets(train)
+    if any(not isinstance(each, GPTDataset) or each.dataset_path is None for each in datasets):
+        return None
+    return [TrainedPart(each.dataset_path, *documents_of(each)) for each in datasets]
+
+
+def one_epoch(dataset: GPTDataset, cache: Path | None, *, build: bool) -> GPTDataset:
+    """Return the same documents as one epoch, however many samples the job asked for.
+
+    So the order does not depend on --train-iters, and no draw can run past the end. The indices of
+    one epoch are new to Megatron's cache: the rank that builds them may neither take them to be
+    there (--dataloader-fast-cache-load) nor open them later (--dataloader-defer-npy-index-mmap).
+
+    Args:
+        dataset: the job's.
+        cache: folder of the indices, if not the one of `dataset`.
+        build: this rank makes the indices.
+
+    Raises:
+        OSError: the indices cannot be written, or are damaged.
+    """
+    indices, config = dataset.indices, dataset.config
+    if indices is None:  # of a part of its own (--train-data-path), under fast cache load
+        indices = np.arange(len(dataset.dataset.sequence_lengths), dtype=np.int32)
+    if build or cache:
+        config = copy.copy(config)
+    if cache:
+        config.path_to_cache = str(cache)
+    if build:
+        config.fast_cache_load = config.defer_npy_index_mmap = False
+    prefix = dataset.dataset_path
+    try:
+        return GPTDataset(dataset.dataset, prefix, indices, None, dataset.index_split, config)
+    except (ValueError, EOFError) as error:  # Megatron cuts files short where the disk is full
+        raise OSError(f"the index files of {prefix} are damaged: {error}") from error
+
+
+def sample_index(dataset: GPTDataset) -> SampleIndex:
+    """Return the documents and offsets of a dataset's samples, from its index files."""
+    return SampleIndex(
+        dataset.dataset.sequence_lengths,
+        dataset.document_index,
+        dataset.sample_index,
+        dataset.shuffle_index,
+        int(dataset.config.add_extra_token_to_sequence),
+    )
+
+
+def phase_start(args: Namespace) -> int:
+    """Return the consumed samples at which the present phase of the job began.
+
+    With --phase-transition-iterations Megatron counts the samples of each phase from 0
+    (`build_train_valid_test_data_loaders`).
+    """
+    transitions = getattr(args, "phase_transition_iterations", None) or []
+    began = max(iteration for iteration in (0, *transitions) if iteration <= args.iteration)
+    return int(began) * int(args.global_batch_size) if transitions else 0

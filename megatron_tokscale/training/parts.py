@@ -1,0 +1,55 @@
+"""The parts of a job: which of them its flags ask for, in the order in which they act."""
+
+from argparse import Namespace
+
+from megatron_tokscale.training.events import JobPart
+from megatron_tokscale.training.settings import JobSettings
+from megatron_tokscale.training.support import SKIP_TRAIN
+
+
+def parts_of_job(args: Namespace) -> list[JobPart]:
+    """Check the flags and the files that they name, and make the parts of the job.
+
+    Megatron is initialised, and has built no model. No other rank is asked.
+
+    Raises:
+        TokscaleError: a flag is refused, or a file does not fit the job.
+    """
+    settings = JobSettings.from_args(args)
+    if args.skip_train and not settings.replay:
+        if settings.has_part:
+            from megatron.training import print_rank_0
+
+            print_rank_0(f"tokscale: {SKIP_TRAIN}")
+        return []
+    settings.check()
+    return _parts(settings, args) if settings.has_part else []
+
+
+def _parts(settings: JobSettings, args: Namespace) -> list[JobPart]:
+    from megatron_tokscale.training.data.follower import Follower
+    from megatron_tokscale.training.data.held_out import HeldOutNote
+    from megatron_tokscale.training.data.plan_monitor import PlanMonitor
+    from megatron_tokscale.training.data.records import BlendRecorder
+    from megatron_tokscale.training.data.replan import Replanner
+    from megatron_tokscale.training.probe.prober import Prober
+    from megatron_tokscale.training.replay import Replay
+
+    parts: list[JobPart] = []
+    prober = follower = None
+    if settings.probe:
+        prober = Prober(settings.probe, settings.run, args)
+        parts += [prober, HeldOutNote(prober.probe_set)]
+    if settings.plan:
+        follower = Follower(settings.plan, settings, args)
+        parts.append(follower)
+    elif prober:
+        parts.append(BlendRecorder(settings.run, prober))
+    if follower and prober and settings.plan and settings.plan.replan_interval:
+        interval = settings.plan.replan_interval
+        parts.append(Replanner(interval, settings.run, follower, prober, args))
+    if follower:
+        parts.append(PlanMonitor(follower, args))
+    if prober and settings.probe and settings.replay:
+        parts.append(Replay(settings.replay, settings.probe.schedule, prober, args))
+    return parts

@@ -1,0 +1,199 @@
+"""The settings of a job, read once from its flags, for the job, the replay and the doctor."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Literal, Self
+
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.probe import DEFAULT_SCHEDULE, ProbeSchedule
+from megatron_tokscale.store import RunPaths
+from megatron_tokscale.training.config import TokscaleConfig, config_from_args
+
+DECISION_STEPS: Final = 4
+"""Optimizer steps between the probe whose losses decide new weights, and the decision: time for the
+process beside the training. Our choice: fewer steps may keep the training waiting, more steps make
+the weights older."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobProbeSettings:
+    """Which tokens a job watches, when, and how their losses are kept.
+
+    Attributes:
+        probe_set: file of the probe set.
+        schedule_text: of the probes, as given or by default.
+        loss_dtype: precision of the losses on disk.
+        fall_threshold: in nats; the share of tokens that fall by more is logged.
+        takes_probe_at_exit: one more probe is taken when the job ends in order.
+        verifies_isolation: the training's state is hashed before and after each probe.
+        stops_on_write_error: the job ends if losses cannot be written.
+        is_replay: the job probes saved checkpoints.
+        saves_checkpoints: the job saves checkpoints.
+    """
+
+    probe_set: Path
+    schedule_text: str
+    loss_dtype: Literal["float32", "float16"]
+    fall_threshold: float
+    takes_probe_at_exit: bool
+    verifies_isolation: bool
+    stops_on_write_error: bool
+    is_replay: bool
+    saves_checkpoints: bool
+
+    @cached_property
+    def schedule(self) -> ProbeSchedule:
+        """The steps after which a probe is due.
+
+        Raises:
+            TokscaleError: the schedule cannot be read, or is of checkpoints that are not saved.
+        """
+        schedule = ProbeSchedule.parse(self.schedule_text)
+        if schedule.in_tokens and self.is_replay:
+            raise TokscaleError(
+                f"--tokscale-probe-schedule {schedule.spec} counts tokens, and --tokscale-replay "
+                "chooses checkpoints by their steps; give a schedule in steps, or none for all of "
+                "them"
+            )
+        if schedule.spec == "checkpoints" and not (self.is_replay or self.saves_checkpoints):
+            raise TokscaleError(
+                "--tokscale-probe-schedule checkpoints gives no probe, as the job saves none; give "
+                "--save or another schedule"
+            )
+        return schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPlanSettings:
+    """Which data plan a job follows.
+
+    Attributes:
+        path: file of the plan.
+        scores_dir: folder of the document scores that the plan was made with; None: beside the
+            data.
+        overrides: the plan takes over from the one that the run has followed so far.
+        steps_between_decisions: --tokscale-replan-interval, not checked; None where weights are not
+            decided in the job.
+    """
+
+    path: Path
+    scores_dir: Path | None
+    overrides: bool
+    steps_between_decisions: int | None
+
+    @cached_property
+    def replan_interval(self) -> int | None:
+        """Optimizer steps from one decision on the weights to the next; None for no decisions.
+
+        Raises:
+            TokscaleError: there are too few for a decision to be made.
+        """
+        steps = self.steps_between_decisions
+        if steps is not None and steps <= DECISION_STEPS:
+            raise TokscaleError(
+                f"--tokscale-replan-interval is {steps}; expected steps above {DECISION_STEPS}, "
+                "which a decision takes; give more"
+            )
+        return steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """The plugin's settings of one job.
+
+    A value that may be refused is checked when it is first read. A job calls `check` once, so that
+    a refusal comes before the model is built; the doctor reads each value, to find every refusal.
+
+    Attributes:
+        probe: None in a job without a probe set.
+        plan: None in a job without a plan.
+        replay: folder of the checkpoints to probe; None in a job that trains.
+        run_dir: the folder given for the run; None without one.
+        data_cache: Megatron's --data-cache-path.
+    """
+
+    probe: JobProbeSettings | None
+    plan: JobPlanSettings | None
+    replay: Path | None
+    run_dir: Path | None
+    data_cache: Path | None
+
+    @classmethod
+    def from_args(cls, args: Namespace) -> Self:
+        """Read the settings from Megatron's parsed arguments, validated by it or not.
+
+        Raises:
+            TokscaleError: see `config_from_args`.
+        """
+        config = config_from_args(args)
+        replay, plan = config.tokscale_replay, config.tokscale_plan
+        run_dir = config.tokscale_dir or replay or args.save
+        scores_dir = config.tokscale_scores_dir
+        return cls(
+            probe=_probe_settings(config, args) if config.tokscale_probe_set else None,
+            plan=JobPlanSettings(
+                path=Path(plan),
+                scores_dir=Path(scores_dir) if scores_dir else None,
+                overrides=config.tokscale_override_plan,
+                steps_between_decisions=config.tokscale_replan_interval,
+            )
+            if plan
+            else None,
+            replay=Path(replay) if replay else None,
+            run_dir=Path(run_dir) if run_dir else None,
+            data_cache=Path(args.data_cache_path) if args.data_cache_path else None,
+        )
+
+    @property
+    def has_part(self) -> bool:
+        """Whether the flags ask for a probe or a plan."""
+        return self.probe is not None or self.plan is not None
+
+    @cached_property
+    def run(self) -> Path:
+        """The run directory: --tokscale-dir, or else where the checkpoints are.
+
+        Raises:
+            TokscaleError: neither is given.
+        """
+        if self.run_dir is None:
+            raise TokscaleError("there is no place for the losses; give --tokscale-dir or --save")
+        return self.run_dir
+
+    @property
+    def plan_cache(self) -> Path:
+        """The folder of the plan's index files."""
+        return self.data_cache or RunPaths(self.run).cache
+
+    def check(self) -> None:
+        """Read every value that may be refused.
+
+        Raises:
+            TokscaleError: see the properties.
+        """
+        if self.probe is not None:
+            _ = self.probe.schedule
+        if self.plan is not None:
+            _ = self.plan.replan_interval
+        if self.has_part:
+            _ = self.run
+
+
+def _probe_settings(config: TokscaleConfig, args: Namespace) -> JobProbeSettings:
+    assert config.tokscale_probe_set is not None
+    is_replay = config.tokscale_replay is not None
+    default = "checkpoints" if is_replay else DEFAULT_SCHEDULE
+    return JobProbeSettings(
+        probe_set=Path(config.tokscale_probe_set),
+        schedule_text=config.tokscale_probe_schedule or default,
+        loss_dtype=config.tokscale_loss_dtype,
+        fall_threshold=config.tokscale_fall_threshold,
+        takes_probe_at_exit=config.tokscale_probe_at_exit,
+        verifies_isolation=config.tokscale_verify_isolation and not is_replay,
+        # A replay cannot continue without probes.
+        stops_on_write_error=is_replay or config.tokscale_on_write_error == "abort",
+        is_replay=is_replay,
+        saves_checkpoints=bool(args.save),
+    )
