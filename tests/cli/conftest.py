@@ -13,6 +13,7 @@ from scipy.special import expit
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data.scores import (
     DocumentScores,
+    ScoreDetails,
     data_digest,
     identity_of,
     scores_path,
@@ -58,6 +59,6 @@ def scores(corpus, tmp_path):
             watched_Q=np.zeros(n, np.int32),
             dataset=identity_of(tokens),
             digest=data_digest(tokens),
-            details={"run_id": "reference", "clock_range": [8.0, 14.0]},
+            details=ScoreDetails(run_id="reference", log_tokens_range=(8.0, 14.0)),
         ).save(folder / scores_path(prefix).name)
     return folder

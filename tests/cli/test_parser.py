@@ -95,10 +95,9 @@ def test_all_verbs_have_one_seed(verb):
 
 
 def test_defaults_are_those_of_the_functions_called():
-    from megatron_tokscale.probe.budget import Batch, Model
-
     from megatron_tokscale.laws import laws_run
     from megatron_tokscale.probe import DEFAULT_SCHEDULE
+    from megatron_tokscale.probe.cost import GptShape, TrainingLength
     from megatron_tokscale.reweight import CutSettings, Guards, Manual, plan_frontier, plan_run
     from megatron_tokscale.reweight.scoring import score_run
     from megatron_tokscale.spectrum import axis_run, spectrum_run, transfer_run
@@ -107,7 +106,7 @@ def test_defaults_are_those_of_the_functions_called():
         action for action in options("probe cost") if action.dest == "tokscale_probe_schedule"
     )
     assert f"(default: {DEFAULT_SCHEDULE})" in schedule.help
-    for kind in (Model, Batch):
+    for kind in (GptShape, TrainingLength):
         for field in fields(kind):
             if field.default is not MISSING:
                 assert default_of("probe cost", field.name) == field.default, field.name

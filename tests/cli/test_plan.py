@@ -57,7 +57,7 @@ def test_a_time_map_changes_the_stages_of_a_plan(run, corpus, scores, tmp_path):
         plans.append(Plan.load(out))
     assert plans[0].strata == plans[1].strata
     assert plans[0].stages != plans[1].stages
-    assert plans[1].provenance["clock"] == str(run)
+    assert plans[1].provenance.sources.time_map == str(run)
 
 
 def test_show_draws_what_a_run_follows(run, corpus, scores, tmp_path, capsys):
