@@ -149,7 +149,8 @@ def main() -> None:
 def _measure_inside(size: dict[str, Any], folder: Path, probe: list[str], rounds: int) -> str:
     run = ["--tokscale-dir", str(folder / "run"), "--tokscale-probe-schedule", "list:0"]
     script = ["-m", "megatron_tokscale.run", str(Path(__file__).resolve())]
-    inside = {"PROBE_COST_ROUNDS": str(rounds), "PYTHONPATH": str(_ROOT / "benchmarks")}
+    paths = [str(_ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    inside = {"PROBE_COST_ROUNDS": str(rounds), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     output = run_job(size, folder, script, *probe, *run, **inside)
     lines = [line for line in output.splitlines() if _MARK in line]
     return lines[0].split(_MARK)[1] if lines else sys.exit(output[-6000:])

@@ -31,6 +31,7 @@ from fitted_run import make_run
 from table import heading, markdown
 
 from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.progress import NoProgress
 from megatron_tokscale.fit import SigmoidFits, fits_path
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.spectrum import Bins, DocumentSums, Units, events_of
@@ -53,20 +54,20 @@ class Cost:
     gigabytes: float
 
 
-class Meter:
+class PhaseCosts(NoProgress):
     """The costs of one phase after the other."""
 
     def __init__(self) -> None:
         self.costs: list[Cost] = []
         self._name, self._started = "", self._now()
 
-    def begin(self, name: str) -> None:
+    def stage(self, what: str) -> None:
         """End the phase under way, and begin another."""
         seconds, cpu = (b - a for a, b in zip(self._started, self._now(), strict=True))
         if self._name:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
             self.costs.append(Cost(self._name, seconds, cpu, peak))
-        self._name, self._started = name, self._now()
+        self._name, self._started = what, self._now()
 
     @staticmethod
     def _now() -> tuple[float, float]:
@@ -75,13 +76,13 @@ class Meter:
 
 def analyse(path: Path, seed: int) -> list[Cost]:
     """The costs of each phase of an analysis."""
-    meter = Meter()
-    meter.begin("opening the run")
+    phases = PhaseCosts()
+    phases.stage("opening the run")
     run = Run.open(path)
-    meter.begin("documents, their weights")
-    spectrum_run(run, n_resamples=RESAMPLES, seed=seed, progress=meter.begin)
-    meter.begin("")
-    return meter.costs
+    phases.stage("documents, their weights")
+    spectrum_run(run, n_resamples=RESAMPLES, seed=seed, progress=phases)
+    phases.stage("")
+    return phases.costs
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """`megatron-tokscale fit`: fit a sigmoid to every watched token of a run."""
 
-from functools import cache
-
 from megatron_tokscale.cli.parsing import Arguments, Verbs, add_run, tell_left_out
 from megatron_tokscale.core.progress import ProgressOnStderr
 
@@ -42,15 +40,13 @@ def _fit(arguments: Arguments) -> None:
     from megatron_tokscale.fit.parts import Ranks
     from megatron_tokscale.store import Run
 
-    # The number of tokens that are left to fit is known at the first report.
-    meter = cache(lambda total: ProgressOnStderr().meter("fit", total, "tokens"))
     with Ranks.joined(arguments.distributed) as ranks:
         run = ranks.together(lambda: Run.open(arguments.run))
         summary = fit_run(
             run,
             time=arguments.time,
             device=arguments.device,
-            progress=lambda done, total: meter(total)(done),
+            progress=ProgressOnStderr(),
             ranks=ranks,
         )
     if ranks.leads:

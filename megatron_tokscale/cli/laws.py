@@ -39,6 +39,6 @@ def _laws(arguments: Arguments) -> None:
         split=source.split if source else None,
         n_resamples=arguments.resamples,
         seed=arguments.seed,
-        progress=ProgressOnStderr().stage,
+        progress=ProgressOnStderr(),
     )
     print(describe_laws(result))

@@ -130,7 +130,7 @@ def _build(arguments: Arguments) -> None:
             seed=arguments.seed,
             duplicates=arguments.duplicates,
         ),
-        ProgressOnStderr().meter,
+        ProgressOnStderr(),
     )
     probe_set.save(arguments.out)
     print(describe(probe_set))

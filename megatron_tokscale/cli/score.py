@@ -56,6 +56,6 @@ def _score(arguments: Arguments) -> None:
         predict=arguments.predict,
         min_tokens=arguments.min_tokens,
         force=arguments.force,
-        progress=ProgressOnStderr().stage,
+        progress=ProgressOnStderr(),
     )
     print(describe_scores(summaries), end="")

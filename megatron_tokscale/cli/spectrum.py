@@ -75,7 +75,7 @@ def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run
             "--axis D or M"
         )
     target, n_resamples, seed = runs[0], arguments.resamples, arguments.seed
-    progress = ProgressOnStderr().stage
+    progress = ProgressOnStderr()
     for source in sources:
         FittedPair.open(source, target)  # refuses a source that does not fit before the long work
     spectrum = spectrum_run(target, n_resamples=n_resamples, seed=seed, progress=progress)
@@ -107,6 +107,6 @@ def _spectrum_over_runs(arguments: Arguments, runs: list["Run"], sources: list["
         source=sources[0] if sources else None,
         n_resamples=arguments.resamples,
         seed=arguments.seed,
-        progress=ProgressOnStderr().stage,
+        progress=ProgressOnStderr(),
     )
     print(describe_axis(result))

@@ -147,8 +147,7 @@ class _Demo:
 
         run = Run.open(path)
         if not run.paths.reconstruction.exists():
-            meter = ProgressOnStderr().meter("fit", run.n_tokens, "tokens")
-            fit_run(run, progress=lambda done, _: meter(done))
+            fit_run(run, progress=ProgressOnStderr())
             spectrum_run(run, seed=_ANALYSIS_SEED)
         spectrum = SpectrumResult.open(run)
         _print_indented(describe_fit(spectrum.fit))

@@ -8,11 +8,11 @@ import math
 import os
 import time as clock
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from megatron_tokscale import __version__
 from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.checked import file_checksum, write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.progress import Meter, NoProgress, Progress
 from megatron_tokscale.core.records import JSON, from_json
 from megatron_tokscale.core.schemas import FIT_SCHEMA
 from megatron_tokscale.fit.parts import PartKey, Parts, Ranks, Stamp
@@ -70,7 +71,7 @@ def fit_run(
     time: "Time" = "step",
     block_tokens: int | None = None,
     device: "torch.device | str | None" = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     ranks: Ranks | None = None,
 ) -> FitSummary:
     """Fit every watched token of `run`; write RUN/analysis/fits.parquet and fit.json.
@@ -89,8 +90,8 @@ def fit_run(
         time: "step", "tokens" or "lr-sum"; x is its natural logarithm.
         block_tokens: tokens fitted at a time; by default at most 64 MB of losses.
         device: torch device to compute on; by default the CPU. A bare "cuda" is the rank's own GPU.
-        progress: called on rank 0 with (tokens done, tokens to do) at the start and after every
-            block; tokens of an earlier call are not counted.
+        progress: receiver, on rank 0, of the tokens done at the start and after every block, and of
+            the tokens to do; tokens of an earlier call are not counted. None for none.
         ranks: the processes that call this together, each with its share of the blocks; by default
             this one alone.
 
@@ -114,6 +115,7 @@ def fit_run(
         checked = _check_losses(run, parts, ranks)
         ranks.on_first(partial(parts.prepare, checked))
         resumed = ranks.on_first(parts.finished)
+        progress = progress or NoProgress()
         work = _Work(run, run.x_K(time), place, blocks, parts, resumed, ranks, progress)
         started = clock.monotonic()
         ranks.together(work.do, meanwhile=work.report)
@@ -234,7 +236,7 @@ class _Work:
     parts: Parts
     resumed: set[int]
     ranks: Ranks
-    progress: Callable[[int, int], None] | None
+    progress: Progress
 
     def do(self) -> None:
         """Fit this rank's share; stop early if another rank has failed."""
@@ -248,9 +250,14 @@ class _Work:
 
     def report(self) -> None:
         """Report how many tokens all ranks have fitted since this call began."""
-        if self.progress and self.ranks.leads:
-            done = self.tokens(self.parts.finished() - self.resumed)
-            self.progress(done, self.run.n_tokens - self.tokens(self.resumed))
+        if self.ranks.leads:
+            self._meter(self.tokens(self.parts.finished() - self.resumed))
+
+    @cached_property
+    def _meter(self) -> Meter:
+        """Meter of the tokens that were left when this call began."""
+        left = self.run.n_tokens - self.tokens(self.resumed)
+        return self.progress.meter("fit", left, "tokens")
 
     def tokens(self, blocks: Iterable[int]) -> int:
         """Return the number of tokens in `blocks`."""

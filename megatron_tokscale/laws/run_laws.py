@@ -1,10 +1,11 @@
 """`laws_run`: open a run's spectrum and losses, compute its laws, write laws.json."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.checked import write_typed_result
+from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.schemas import LAWS_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.corpus.source import DEFAULT_SPLIT, DataPath, DataSource
@@ -41,7 +42,7 @@ def laws_run(
     split: str | None = DEFAULT_SPLIT,
     n_resamples: int = 200,
     seed: int = DEFAULT_SEED,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> LawsResult:
     """Fit the laws of a run's mean losses and spectrum, test the theories, write laws.json.
 
@@ -59,7 +60,7 @@ def laws_run(
         split: the job's --split; None with per-split arguments.
         n_resamples: number of bootstrap resamples of each fit.
         seed: seed of the bootstrap.
-        progress: called with the name of each stage before it.
+        progress: receiver of the name of each stage; None for none.
 
     Returns:
         The content of laws.json.
@@ -69,7 +70,7 @@ def laws_run(
             tokens; the corpus cannot be read.
     """
     # Open and check all inputs.
-    say = progress or (lambda _: None)
+    progress = progress or NoProgress()
     check_same_tokens([run, *others])
     spectrum = SpectrumResult.open(run)
     inputs = Inputs.from_spectrum(spectrum)
@@ -86,14 +87,14 @@ def laws_run(
             lambda: measure_power_law(inputs.t_K, loss_RK, first, n_resamples, seed)
         )
 
-    say("power laws")
+    progress.stage("power laws")
     overall = power_law(inputs.mean_loss_RK)
     tail = defined_or_reason(lambda: measure_tail(inputs, start))
     several = None
     if others:
-        say("laws over runs")
+        progress.stage("laws over runs")
         several = several_runs([run, *others], n_resamples=n_resamples, seed=seed)
-    say("rival theories")
+    progress.stage("rival theories")
     laws = LawsResult(
         fit=spectrum.fit.identity,
         non_finite=spectrum.fit.non_finite,

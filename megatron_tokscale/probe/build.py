@@ -11,12 +11,13 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import AnyArray, Mask
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.corpus.names import listed, whole_prefix
 from megatron_tokscale.corpus.source import DataPath, DataSource, split_range
 from megatron_tokscale.probe.draw import Unit, Windows, available, count_until, draw, quotas
-from megatron_tokscale.probe.duplicates import PASSAGE, Duplicates, MakeMeter, find_duplicates
+from megatron_tokscale.probe.duplicates import PASSAGE, Duplicates, find_duplicates
 from megatron_tokscale.probe.probe_set import (
     DuplicateCounts,
     DuplicateSearch,
@@ -97,7 +98,7 @@ class ProbeSettings:
         return "tokens" if self.n_sequences is None else "sequences"
 
 
-def build_probe_set(settings: ProbeSettings, progress: MakeMeter | None = None) -> ProbeSet:
+def build_probe_set(settings: ProbeSettings, progress: Progress | None = None) -> ProbeSet:
     """Draw windows of documents, dataset by dataset, with a fixed seed.
 
     Windows begin at multiples of the sequence length in their document, so a drawn window does not
@@ -106,7 +107,7 @@ def build_probe_set(settings: ProbeSettings, progress: MakeMeter | None = None) 
 
     Args:
         settings: settings of the draw.
-        progress: reporter of the search for duplicates, e.g. `core.progress.Progress`.
+        progress: receiver of the progress of the search for duplicates; None for none.
 
     Raises:
         TokscaleError: a dataset is missing, has ids outside of the vocabulary, or too few held-out
@@ -121,8 +122,7 @@ def build_probe_set(settings: ProbeSettings, progress: MakeMeter | None = None) 
     # Draw more than the quotas, and search the training part for all that is drawn.
     training = _open_training(settings)
     windows = _draw(portions, quota_D, settings, _RESERVE if settings.duplicates == "drop" else 1)
-    meter = progress or (lambda *_: lambda _: None)
-    found = find_duplicates(windows, files, settings.seq_length, training, meter)
+    found = find_duplicates(windows, files, settings.seq_length, training, progress or NoProgress())
     # Keep windows in the order of the draw until the quotas are full.
     is_met_W = _until_enough(windows, found, portions, quota_D, settings)
     is_chosen_W = is_met_W & ~found.either_W if settings.duplicates == "drop" else is_met_W

@@ -7,13 +7,14 @@ Shapes: W windows, D documents, T tokens of a chunk, P passages, L their tokens,
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import AnyArray, Integers, Integers32, Mask
+from megatron_tokscale.core.progress import Meter, Progress
 from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.probe.draw import Windows
 
@@ -28,10 +29,6 @@ _FACTORS = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F, 0x165667B1, 0xD3A264
 _KEY_FACTOR = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
 
 Ids = AnyArray
-Meter = Callable[[int], None]
-"""Function that takes the amount done so far."""
-MakeMeter = Callable[[str, int, str], Meter]
-"""Function (task, total, unit) -> meter; `core.progress.Progress` is one."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def find_duplicates(
     files: Sequence[IndexedTokens],
     seq_length: int,
     training: Sequence[Portion],
-    make_meter: MakeMeter,
+    progress: Progress,
 ) -> Duplicates:
     """Search the training part for the documents of the windows and for their passages.
 
@@ -71,7 +68,7 @@ def find_duplicates(
     )
     documents = [files[dataset].sequence(document) for dataset, document in places.T]
     n_documents = sum(len(portion.sequences) for portion in training)
-    meter = make_meter("duplicate documents", n_documents, "documents")
+    meter = progress.meter("duplicate documents", n_documents, "documents")
     is_whole_W = documents_in(training, documents, meter)[place_W]
 
     passages = [
@@ -79,7 +76,7 @@ def find_duplicates(
         for place, start in zip(place_W, windows.start_W, strict=True)
     ]
     n_tokens = sum(portion.n_tokens for portion in training)
-    meter = make_meter("duplicate passages", n_tokens, "tokens")
+    meter = progress.meter("duplicate passages", n_tokens, "tokens")
     is_found_P = passages_in(training, np.concatenate(passages), meter)
     window_P = np.repeat(np.arange(len(windows)), [len(some) for some in passages])
     return Duplicates(is_whole_W, np.bincount(window_P[is_found_P], minlength=len(windows)) > 0)

@@ -4,7 +4,7 @@ Shapes: Q documents of a dataset, W watched ones, L some of either, T tokens, C 
 P columns in all, A ridge penalties, F folds.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data.scores import HeldOutError
 
@@ -174,7 +175,7 @@ def fit_predictor(
     targets: Mapping[str, Target],
     *,
     seed: int,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Predictor:
     """Fit ridge regressions of `targets` to the watched documents.
 
@@ -187,11 +188,12 @@ def fit_predictor(
             have 2^24 tokens to read.
         targets: scores to predict.
         seed: seed of the folds, and of the draw of documents.
-        progress: called with the next piece of work in words.
+        progress: receiver of the name of each stage; None for none.
 
     Raises:
         TokscaleError: fewer than 50 documents, or scikit-learn is not installed.
     """
+    progress = progress or NoProgress()
     check_installed()
     if len(document_W) < MIN_DOCUMENTS:
         raise TokscaleError(
@@ -212,8 +214,7 @@ def fit_predictor(
     design_WP.sum_duplicates()
     models = {}
     for name, target in targets.items():
-        if progress:
-            progress(f"predicting {name.replace('_', ' ')}")
+        progress.stage(f"predicting {name.replace('_', ' ')}")
         drawn = Target(target.value_W[order_W], target.weight_W[order_W])
         models[name] = _fit_target(design_WP, drawn, fold_W)
     return Predictor(features, len(order_W), scaling, models)

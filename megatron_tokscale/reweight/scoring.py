@@ -3,7 +3,7 @@
 Shapes: Q documents of a dataset, L some of its documents, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,7 @@ import numpy as np
 from megatron_tokscale import __version__
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.names import whole_prefix
 from megatron_tokscale.corpus.source import DataPath, DataSource
@@ -90,7 +91,7 @@ def score_run(
     predict: bool = True,
     min_tokens: int = 16,
     force: bool = False,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[ScoreSummary]:
     """Score the training documents of a job's data, one file per dataset.
 
@@ -107,13 +108,13 @@ def score_run(
         predict: whether to predict the scores of documents that were not watched.
         min_tokens: a document with fewer watched tokens counts as not watched.
         force: whether to replace existing scores. Other files are never replaced.
-        progress: called with the next piece of work in words.
+        progress: receiver of the name of each stage; None for none.
 
     Raises:
         TokscaleError: the run is not fitted, watched other data, held-out documents or too few, or
             does not know its consumed tokens; a file is in the way or cannot be written.
     """
-    say = progress or (lambda _: None)
+    progress = progress or NoProgress()
     if min_tokens < 1:
         raise TokscaleError(
             f"--min-tokens is {min_tokens}; expected at least 1 watched token; give another"
@@ -127,7 +128,7 @@ def score_run(
     datasets = find_datasets(run.probe_set, portions)
 
     # The watched documents.
-    say("learning times of the watched documents")
+    progress.stage("learning times of the watched documents")
     found = read_watched(source, tokens_by_time, datasets)
     watched = [
         documents.within(portion.sequences).with_tokens(min_tokens)
@@ -136,11 +137,11 @@ def score_run(
     _check_enough(portions, watched, min_tokens, predict)
 
     # The surprisal of tokens, then the scores of each dataset.
-    say("counting the tokens of the data")
+    progress.stage("counting the tokens of the data")
     surprisal_V = token_surprisal(portions, run.probe_set.vocab_size)
     details = _details(run, source, tokens_by_time, min_tokens, portions)
     return [
-        _score_dataset(portion, documents, surprisal_V, details, path, predict, say)
+        _score_dataset(portion, documents, surprisal_V, details, path, predict, progress)
         for portion, documents, path in zip(portions, watched, paths, strict=True)
     ]
 
@@ -224,14 +225,14 @@ def _score_dataset(
     details: ScoreDetails,
     path: Path,
     predict: bool,
-    say: Callable[[str], None],
+    progress: Progress,
 ) -> ScoreSummary:
     """Score the training documents of a dataset, and write their scores to `path`.
 
     Raises:
         TokscaleError: the file cannot be written.
     """
-    say(f"surprisal of {portion.name}")
+    progress.stage(f"surprisal of {portion.name}")
     surprisal_Q = document_surprisal(portion.tokens, surprisal_V)
     predictor = None
     if predict and _unwatched(portion, documents).size:
@@ -240,9 +241,9 @@ def _score_dataset(
             documents.document_W,
             documents.targets(),
             seed=_PREDICTOR_SEED,
-            progress=say,
+            progress=progress,
         )
-    say(f"scores of {portion.name}")
+    progress.stage(f"scores of {portion.name}")
     scores = _scores(portion, documents, predictor, surprisal_Q, details)
     try:
         scores.save(path)

@@ -7,7 +7,7 @@ gain along this axis?
 Shapes: N tokens, K runs by ascending size, G grid points, U resampling units, R resamples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers32, Mask
 from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.core.schemas import AXIS_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
@@ -59,7 +60,7 @@ def axis_run(
     source: Run | None = None,
     n_resamples: int = 200,
     seed: int = DEFAULT_SEED,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> AxisSummary:
     """Measure the losses over the axis, and test across the axes, to OUT/axis.json and axis.npz.
 
@@ -74,7 +75,7 @@ def axis_run(
         source: a fitted run whose learning times along T are tested; None for none.
         n_resamples: bootstrap resamples of the documents.
         seed: seed of the bootstrap and the permutations.
-        progress: called with the name of the next stage.
+        progress: receiver of the name of each stage; None for none.
 
     Returns:
         The content of axis.json.
@@ -83,21 +84,21 @@ def axis_run(
         TokscaleError: fewer than four runs, other probe sets, sizes that are unknown or the same,
             or no token that has a finite loss in all runs.
     """
-    say = progress or (lambda _: None)
+    progress = progress or NoProgress()
     runs, x_K = _ordered(runs, axis, size)
     fitted = None
     if source is not None:
         check_same_tokens([runs[0], source])
         fitted = FittedRun.open(source)
     tokens = runs[0].probe_set
-    say("last losses of the runs")
+    progress.stage("last losses of the runs")
     last = _LastLosses.read(runs)
     units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed)
     weight_RU = units.weights(n_resamples, seed)
     mean_loss_RK = last.means(units.unit_N, weight_RU)
     across = None
     if fitted is not None:
-        say(f"learning times along T of {fitted.run.path.name}")
+        progress.stage(f"learning times along T of {fitted.run.path.name}")
         across = _across(fitted, x_K, last, mean_loss_RK[0], units, weight_RU, seed)
     x_G = default_grid(x_K)
     measured_RG = mean_loss_RK @ derivative_weights(x_K, x_G).T

@@ -4,7 +4,7 @@ Shapes: N tokens, K probe steps, G grid points, D datasets, C bins, U resampling
 (the first is the data as they are), J classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -13,6 +13,7 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.core.schemas import SPECTRUM_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
@@ -56,7 +57,7 @@ def spectrum_run(
     n_resamples: int = 200,
     null_tokens: int = 20_000,
     seed: int = DEFAULT_SEED,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evidence:
     """Write spectra, measured slope and reconstructions of a fitted run into RUN/analysis.
 
@@ -71,7 +72,7 @@ def spectrum_run(
         null_tokens: tokens (drawn by `seed`) that are fitted again, as mean-curve tokens and on the
             first part of the run.
         seed: seed of the draws, the null model's noise, the split of documents and the bootstrap.
-        progress: called with the name of the next stage.
+        progress: receiver of the name of each stage; None for none.
 
     Returns:
         The content of reconstruction.json.
@@ -80,19 +81,19 @@ def spectrum_run(
         TokscaleError: the run is not fitted, was fitted on other probes, has no token that is
             fitted at all probes, or too few probes.
     """
-    say = progress or (lambda _: None)
+    progress = progress or NoProgress()
     source = FittedRun.open(run)
     source.check_complete()
     units = Units.from_documents(run.probe_set.dataset_N, run.probe_set.document_N, seed)
     weight_RU = units.weights(n_resamples, seed)
-    say("sums over the documents")
+    progress.stage("sums over the documents")
     chosen = draw_tokens(run.n_tokens, null_tokens, seed)
     sums, frequency, sample = _read_tokens(source, units, chosen)
-    say("reconstructions")
+    progress.stage("reconstructions")
     curves = _Curves.from_sums(source, sums, units, weight_RU, seed)
-    say("widths and their null")
+    progress.stage("widths and their null")
     widths = Widths.from_fits(sample.fits, sample.loss_NK, sample.units.unit_N, seed)
-    say("forward in time")
+    progress.stage("forward in time")
     forward = defined_or_reason(lambda: _forward(source, sample, weight_RU, seed))
     arrays = _arrays(run.step_K, curves, widths.histograms(), frequency.means(weight_RU))
     # No file is written before all that can be refused has been computed.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from damages import DAMAGES, FLIPS, STRUCTURE, end_of, restore, tree
 from jobs import MODEL, TRAINING
+from recorded_progress import RecordedProgress
 from runs import write_run
 from verb_world import STEPS, Command, planted_losses
 
@@ -33,7 +34,7 @@ def stopped(tmp_path):
     """A run whose fit was stopped after two of three blocks."""
     run = write_run(tmp_path / "run", STEPS, planted_losses(240))
     with pytest.raises(StoppedError):
-        fit_run(run, block_tokens=80, progress=stop_after_two_blocks)
+        fit_run(run, block_tokens=80, progress=RecordedProgress(stop_after_two_blocks))
     return run
 
 

@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from recorded_progress import RecordedProgress
 from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
@@ -171,11 +172,11 @@ class Stopped(BaseException):
 
 
 def stop_after(n_tokens):
-    def progress(done, total):
+    def react(done, total):
         if done >= n_tokens:
             raise Stopped
 
-    return progress
+    return RecordedProgress(react)
 
 
 def fit_and_stop(run, n_blocks=3, **settings):
@@ -317,12 +318,10 @@ def test_a_resumed_fit_checks_only_what_has_changed(run, monkeypatch):
 
 def test_progress_and_rate_are_of_this_call_alone(run):
     fit_and_stop(run)
-    seen = []
-    summary = fit_run(
-        run, block_tokens=BLOCK, progress=lambda done, total: seen.append((done, total))
-    )
+    progress = RecordedProgress()
+    summary = fit_run(run, block_tokens=BLOCK, progress=progress)
     left = N_TOKENS - 3 * BLOCK
-    assert seen == [(done, left) for done in range(0, left + 1, BLOCK)]
+    assert progress.reports == {"fit": [(done, left) for done in range(0, left + 1, BLOCK)]}
     assert summary.tokens_per_second == pytest.approx(left / summary.seconds, rel=0.1)
     assert "; 96 tokens were fitted before\n" in describe_fit(summary)
 
@@ -333,14 +332,15 @@ def test_losses_that_appear_during_the_fit_are_left_out(run, whole, loss_NK):
     def write_more(done, total):
         write_losses(run.paths.losses_at(9999), loss_NK[:, 0], record)
 
-    summary = fit_run(run, block_tokens=BLOCK, progress=write_more)
+    summary = fit_run(run, block_tokens=BLOCK, progress=RecordedProgress(write_more))
     assert summary.identity.steps == tuple(STEPS.tolist())
     assert outcome(run) == whole
 
 
 def test_losses_that_change_during_the_fit_are_refused(run):
+    progress = RecordedProgress(lambda done, total: other_losses(run))
     with pytest.raises(TokscaleError, match="were replaced while they were fitted"):
-        fit_run(run, block_tokens=BLOCK, progress=lambda done, total: other_losses(run))
+        fit_run(run, block_tokens=BLOCK, progress=progress)
     assert not (run.analysis / "fits.parquet").exists()
 
 
@@ -349,7 +349,7 @@ def test_losses_that_vanish_during_the_fit_are_refused(run):
         run.paths.losses_at(int(STEPS[-1])).unlink(missing_ok=True)
 
     with pytest.raises(TokscaleError, match="cannot read losses"):
-        fit_run(run, block_tokens=BLOCK, progress=abandon)
+        fit_run(run, block_tokens=BLOCK, progress=RecordedProgress(abandon))
 
 
 def test_a_half_written_file_of_the_job_is_not_fitted(run, whole):

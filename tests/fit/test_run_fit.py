@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from recorded_progress import RecordedProgress
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import to_json
@@ -79,11 +80,10 @@ def test_parquet_names_each_token(run):
 
 
 def test_summary_counts_every_token_and_the_whole_fall(run):
-    seen = []
-    summary = fit_run(
-        run, block_tokens=100, progress=lambda done, total: seen.append((done, total))
-    )
-    assert seen == [(0, 240), (100, 240), (200, 240), (240, 240)]
+    progress = RecordedProgress()
+    summary = fit_run(run, block_tokens=100, progress=progress)
+    assert progress.reports == {"fit": [(0, 240), (100, 240), (200, 240), (240, 240)]}
+    assert progress.units == {"fit": "tokens"}
     stored = json.loads((run.analysis / "fit.json").read_text())
     assert to_json(summary).items() <= stored.items()
     assert sum(each.tokens for each in summary.classes.values()) == 240

@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 from jobs import EOD, VOCAB_SIZE, write_documents
+from recorded_progress import RecordedProgress
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.progress import NoProgress
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.probe import duplicates
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
@@ -15,8 +17,7 @@ from megatron_tokscale.probe.duplicates import PASSAGE, documents_in, passages_i
 SEQ_LENGTH = 128
 
 
-def silent(_done):
-    pass
+silent = NoProgress().meter("search", 0, "tokens")
 
 
 def random_documents(seed, n, longest=400):
@@ -202,14 +203,10 @@ def test_a_set_of_the_training_part_has_no_duplicates_to_look_for(settings):
 
 
 def test_progress_ends_where_it_should(settings):
-    told = {}
-
-    def start(what, total, unit):
-        told[what] = [total]
-        return told[what].append
-
-    build_probe_set(dataclasses.replace(settings, duplicates="report"), start)
-    assert {what.split()[-1] for what in told} == {"documents", "passages"}
-    for total, *done in told.values():
-        assert done == sorted(done)
-        assert done[-1] == total
+    progress = RecordedProgress()
+    build_probe_set(dataclasses.replace(settings, duplicates="report"), progress)
+    assert {what.split()[-1] for what in progress.reports} == {"documents", "passages"}
+    for reports in progress.reports.values():
+        assert reports == sorted(reports)
+        done, total = reports[-1]
+        assert done == total

@@ -11,6 +11,7 @@ import analyses
 import numpy as np
 import pytest
 from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, markov_documents, write_documents
+from recorded_progress import RecordedProgress
 from runs import probe_steps, write_run
 from scipy.special import expit
 
@@ -329,10 +330,10 @@ def test_scores_lie_beside_the_data_and_are_replaced_only_by_force(run, tmp_path
 
 def test_a_file_in_the_place_of_the_folder_is_refused_before_any_work(run, data_path, tmp_path):
     (tmp_path / "file").touch()
-    told = []
+    progress = RecordedProgress()
     with pytest.raises(TokscaleError, match="is a file; expected a folder"):
-        score_run(run, data_path, SPLIT, out=tmp_path / "file", progress=told.append)
-    assert told == []
+        score_run(run, data_path, SPLIT, out=tmp_path / "file", progress=progress)
+    assert progress.stages == []
 
 
 def test_a_dataset_that_nobody_watched_has_surprisal_alone(run, data_path, prefixes, tmp_path):

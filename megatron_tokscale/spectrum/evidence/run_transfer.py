@@ -12,6 +12,7 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.resampling import MOST_UNITS, Units
 from megatron_tokscale.core.schemas import TRANSFER_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
@@ -42,7 +43,7 @@ def transfer_run(
     *,
     n_resamples: int = 200,
     seed: int = DEFAULT_SEED,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Transfer:
     """Test learning times of `source` on the losses of `target`, into `target`'s transfer.json.
 
@@ -54,7 +55,7 @@ def transfer_run(
             most that learning times can explain.
         n_resamples: bootstrap resamples of the documents.
         seed: seed of the draws, the permutations and the bootstrap.
-        progress: called with the name of the next stage.
+        progress: receiver of the name of each stage; None for none.
 
     Returns:
         The skills by alignment and grouping (`TransferSums.tests`), and the learning order
@@ -64,21 +65,21 @@ def transfer_run(
         TokscaleError: the runs are one, watch other tokens, count other times, or one is not
             fitted; no token has all losses in both; the target's transfer.json is damaged.
     """
-    say = progress or (lambda _: None)
+    progress = progress or NoProgress()
     pair = FittedPair.open(source, target)
     units, weight_RU = pair.units(n_resamples, seed)
-    say("mean curves and learning times")
+    progress.stage("mean curves and learning times")
     curves = _Curves.from_pair(pair)
     groups = groupings(target.probe_set, curves.source_time_N)
 
     def tests(alignment: Callable[[], Alignment]) -> dict[str, GroupTest]:
         return _sums(pair, alignment(), groups, units).tests(weight_RU, seed)
 
-    say("groups of tokens")
+    progress.stage("groups of tokens")
     absolute = defined_or_reason(lambda: tests(lambda: Alignment.absolute(pair.target.x_K)))
-    say("groups of tokens, aligned by loss")
+    progress.stage("groups of tokens, aligned by loss")
     by_loss = defined_or_reason(lambda: tests(lambda: curves.alignment_by_loss(pair)))
-    say("learning order")
+    progress.stage("learning order")
     sample = draw_tokens(target.n_tokens, _RANKED_TOKENS, seed)
     baseline = baseline_predictors(target.probe_set)
     baseline["mean loss in the other run"] = curves.source_level_N
