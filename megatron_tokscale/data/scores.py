@@ -45,7 +45,7 @@ _RANGES: Final[dict[str, tuple[type[np.generic], float, float]]] = {
 
 @dataclass(frozen=True)
 class HeldOutError:
-    """Error of predicted scores on documents that the prediction was not learned from.
+    """Error of predicted scores on documents that the predictor was not fitted to.
 
     Attributes:
         documents: number of documents with a value.
@@ -65,11 +65,11 @@ class HeldOutError:
 
 @dataclass(frozen=True)
 class PredictorDetails:
-    """The model that predicted scores of documents that nobody watched.
+    """The model that predicted the scores of unwatched documents.
 
     Attributes:
         model: its kind, in words.
-        documents: watched documents that it was learned from.
+        documents: watched documents that it was fitted to.
         held_out: its error on held-out documents, by the name of the score.
     """
 
