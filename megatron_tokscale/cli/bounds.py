@@ -25,9 +25,8 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "window": (_ABOVE_ONE, 10**9),
     "max_change": (_ABOVE_ONE, 10**9),
 }
-"""Least and largest value of each option, by name. Any other option takes a whole number from 1, or
-a number above 0.
-"""
+"""Least and largest value of each option, by name. Others take whole numbers from 1, or
+numbers above 0."""
 
 
 def check_numbers(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Entry of `megatron-tokscale VERB`: parse the command line, run the verb, map errors to exit codes."""
+"""Entry of `megatron-tokscale VERB`: parse arguments, run the verb, map errors to exit codes."""
 
 import argparse
 import os

@@ -91,7 +91,7 @@ class PlannedDataset(Dataset[dict[str, object]]):
         return index.stratum_N.item(at), index.draw_N.item(at)
 
     def __getitem__(self, k: int) -> dict[str, object]:
-        """Return sample k with its dataset's number in the plan, as Megatron's BlendedDataset does."""
+        """Return sample k and its dataset's number in the plan, as BlendedDataset does."""
         stratum, draw = self._draw(k)
         dataset_id, _, number = self.strata.locate(stratum, draw)
         dataset = self.datasets[dataset_id]

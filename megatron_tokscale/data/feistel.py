@@ -16,7 +16,7 @@ _HALF = np.uint64(32)  # bits: the upper half of a product is mixed into the low
 def walk(
     size: int, round_keys: NDArray[np.uint64], left_bits: int, right_bits: int, position: int
 ) -> int:
-    """Return the image of a position in range(size), from halves of `left_bits` and `right_bits`."""
+    """Return the image of a position in range(size)."""
     shift = np.uint64(right_bits)
     mask = (np.uint64(1) << shift) - np.uint64(1)
     left_shift, right_shift = np.uint64(64 - left_bits), np.uint64(64 - right_bits)

@@ -1,5 +1,4 @@
-"""The index of a plan: the stratum of every training sample, and the number of its draw from the
-stratum.
+"""The index of a plan: the stratum of each training sample, and its draw number there.
 
 It is a function of the plan and the number of samples alone; the first k entries depend neither on
 how many follow nor on stages that start later. `data/draws.py` has the rules.

@@ -108,9 +108,7 @@ class SampleIndex:
 
     @cached_property
     def _labels_N(self) -> tuple[Integers, ...]:
-        """Start and stop of each stretch's labels in the stream, and the first and last document
-        there.
-        """
+        """Start and stop of each stretch's labels in the stream, and their end documents."""
         # The first token of a stretch is no label; the token behind its end is one.
         start_N = self._bound_N1[:-1] + 1
         stop_N = np.maximum(self._bound_N1[1:] + self.extra, start_N)

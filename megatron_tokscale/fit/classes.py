@@ -25,9 +25,9 @@ from megatron_tokscale.fit.noise import effective_count
 from megatron_tokscale.fit.table import TokenClass
 
 MARGIN = 6.0
-"""By how much more the criterion of a model must be lower per change that it has: 6 is where Kass
-and Raftery's "strong evidence" begins. At 60 probes with white noise, 0.2% of pure noise is then
-called anything but flat; with an autocorrelation of 0.6, 2%."""
+"""Decrease of the criterion that a model must reach for each change that it has: Kass and Raftery's
+"strong evidence" begins at 6. At 60 probes, 0.2% of tokens of white noise are then classed other
+than flat, and 2% with an autocorrelation of 0.6."""
 KNOWN_BELOW = math.log(2)
 """Mean loss in nats below which a flat token is known: the token is more likely right than
 wrong."""
@@ -38,9 +38,10 @@ _CHANGES = {"flat": 0, "sigmoid": 1, "ramp": 1, "two": 2}
 """Number of changes of each model, each of which costs `MARGIN`."""
 _RESOLUTION = 1e-12  # least mean squared residual of losses of unit variance in float32
 _REACH = 10.0
-"""Criterion above the best rival's up to which two sigmoids are fitted at all. Their SSE is first
-estimated from the best second cell, and the search may still lower it; our choice."""
-_QUANTILES = 200  # degrees of freedom in the table of Student's t, which is near its limit there
+"""Two sigmoids are fitted only if their criterion is at most this much above the best rival's.
+Their SSE is first estimated from the best second cell, and the search may still lower it; our
+choice."""
+_QUANTILES = 200  # degrees of freedom in the table of Student's t, near its limit
 
 
 def criterion(model: str, sse_N: Tensor, count_N: Tensor, phi_N: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Self
 
 from megatron_tokscale.core.errors import TokscaleError
 
-DEFAULT_SCHEDULE = "log:per-octave=8"  # our choice: probes are 9% of the time reached apart
+DEFAULT_SCHEDULE = "log:per-octave=8"  # our choice: neighbouring probes are 9% apart in time
 _FORMS = (
     "log:per-octave=8, linear:500, list:0,10,100, each also in consumed tokens as in "
     "tokens:linear:2e9, or first, last, checkpoints, or several joined by '+'"
