@@ -222,7 +222,7 @@ def _check_epochs(
 
 
 def _records(portions: Sequence[Portion], args: Namespace) -> list[DatasetRecord]:
-    """Return records of the job's datasets that hold their order alone."""
+    """Return records of the job's datasets that hold only prefix and order."""
     is_split = any((args.data_path, args.data_args_path))
     split = (args.split or DEFAULT_SPLIT) if is_split else None
     order = DatasetRecord.order_of(args.seed, split)

@@ -125,9 +125,7 @@ def _keys(stream: Ids, start_D: Integers, length_D: Integers) -> NDArray[np.uint
     if not stream.size:
         return key_D
     for offset_D in (0, length_D // 2, length_D - 1):
-        place_D = np.clip(
-            start_D + offset_D, 0, stream.size - 1
-        )  # an empty document may have any hash
+        place_D = np.clip(start_D + offset_D, 0, stream.size - 1)  # an empty one has any hash
         key_D = key_D * _KEY_FACTOR + stream[place_D].astype(np.uint64)
     return key_D
 

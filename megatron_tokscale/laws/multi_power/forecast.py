@@ -23,7 +23,7 @@ _LEAST_SKIPPED = 10  # at least a tenth of the steps is left out (docs/reference
 def forecast_longest(runs: Sequence[Run], losses: Sequence[Floats]) -> ScheduleForecast:
     """Fit the law to shorter runs of the commonest model size, and score it on the longest run.
 
-    Other runs as long as the longest are left out, so that the fit has not seen its schedule.
+    Other runs of that length are left out, so that the fit has not seen the schedule.
 
     Args:
         runs: the runs.

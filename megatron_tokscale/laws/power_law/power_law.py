@@ -168,7 +168,7 @@ class _Noise:
 
     Attributes:
         residual_K: residuals of log losses.
-        student: factor for Student's t that the residuals contain, and a standard error must not.
+        student: factor for Student's t in the residuals, to be divided out of a standard error.
     """
 
     residual_K: Floats

@@ -65,7 +65,7 @@ class ChinchillaLaw:
 
 @dataclass(frozen=True)
 class MultiPowerLaw:
-    """The multi-power law in its authors' parameters, for learning rates in Megatron's units.
+    """The multi-power law in its authors' parameters, for unscaled learning rates.
 
     Attributes:
         L0: floor, in nats.

@@ -95,7 +95,7 @@ def test_counts_that_the_last_settings_do_not_explain_are_unknown(corpus, change
     assert tokens(run) == {16: None, 18: None}
     assert np.isnan(list(sums(run).values())).all()
     assert "consumed tokens unknown, summed learning rate unknown" in output
-    with pytest.raises(TokscaleError, match="does not know its tokens at step 16"):
+    with pytest.raises(TokscaleError, match="has no record of its tokens at step 16"):
         run.x_K("tokens")
     words = (*save, *probe(corpus, "tokens:linear:512"), "--tokscale-dir", str(tmp_path / "t"))
     flags = job_flags(corpus, *BY_SAMPLES, *words, without=IN_ITERS)
