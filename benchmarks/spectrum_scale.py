@@ -1,4 +1,4 @@
-"""Seconds and memory of `spectrum_run` on ten million tokens, and what brute force would take.
+"""Seconds and memory of `spectrum_run` on ten million tokens, beside a brute-force bootstrap.
 
     python benchmarks/spectrum_scale.py [--tokens 10000000] [--folder DIR] [--out FILE]
 
@@ -61,7 +61,7 @@ class Meter:
         self._name, self._started = "", self._now()
 
     def begin(self, name: str) -> None:
-        """End the phase under way, and begin another."""
+        """End the current phase, and begin another."""
         seconds, cpu = (b - a for a, b in zip(self._started, self._now(), strict=True))
         if self._name:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
@@ -74,7 +74,7 @@ class Meter:
 
 
 def analyse(path: Path, seed: int) -> list[Cost]:
-    """The costs of each phase of an analysis."""
+    """Measure the costs of each phase of an analysis."""
     meter = Meter()
     meter.begin("opening the run")
     run = Run.open(path)
@@ -86,9 +86,9 @@ def analyse(path: Path, seed: int) -> list[Cost]:
 
 @dataclass(frozen=True)
 class Peer:
-    """Brute force and ours on the same few items, and ours on all; processor seconds.
+    """Processor seconds of brute force and ours on the same few items, and of ours on all.
 
-    `difference` is the largest between the two on the few, over the largest value.
+    `difference` is the largest between the two results on the few items, over the largest value.
     """
 
     name: str
@@ -101,14 +101,14 @@ class Peer:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Processor seconds, and the result."""
+    """Return the processor seconds of a call, and its result."""
     started = time.process_time()
     result = work()
     return time.process_time() - started, result
 
 
 def bootstrap(path: Path, seed: int) -> dict[str, Any]:
-    """The few of the bootstrap's `Peer`: a whole small run."""
+    """Time both bootstraps on the few items, which are a whole small run."""
     source = FittedRun.open(Run.open(path))
     tokens, x_K = source.run.probe_set, source.x_K
     units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed)
@@ -159,7 +159,7 @@ def relative(found: Floats, expected: Floats) -> float:
 
 
 def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Call it in a process of its own, so that no other work counts as its memory."""
+    """Call `work` in a separate process, so that no other work counts as its memory."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(work, arguments)
 
@@ -199,7 +199,7 @@ def peer_table(peer: Peer) -> str:
 
 
 def run_all(folder: Path, n_tokens: int, seed: int) -> str:
-    """Both tables, with the load when the analysis began."""
+    """Return both tables, with the load when the analysis began."""
     large, small = folder / "large", folder / "small"
     for path, size in ((large, n_tokens), (small, PEER_TOKENS)):
         in_child(make_run, path, size, PROBES, seed)

@@ -4,7 +4,7 @@
     python tools/reference.py --check    # exit code 1 if a page is not up to date
 
 flags.md, verbs.md and python.md are generated whole, from the parsers and the rooms' `__all__`.
-In files.md only what stands between `<!-- fields of MODULE.CLASS -->` and `<!-- end -->` is.
+In files.md only the text between `<!-- fields of MODULE.CLASS -->` and `<!-- end -->` is generated.
 """
 
 import argparse
@@ -218,7 +218,7 @@ def _summary(value: object) -> str:
 
 
 def filled(path: Path) -> str:
-    """Return a page with what stands between its markers made anew."""
+    """Return a page with the text between its markers generated anew."""
 
     def made(match: re.Match[str]) -> str:
         makers: dict[str, Callable[[str], str]] = {
@@ -251,7 +251,7 @@ def _fields_table(kind: type) -> str:
 def _record_tables(kind: type) -> str:
     """Return the fields of a dataclass, and those of each dataclass that its fields hold."""
     kinds = [kind]
-    for known in kinds:  # grows while it is gone through
+    for known in kinds:  # the list grows during the loop
         hints = typing.get_type_hints(known)
         for field in fields(known):
             found = [each for each in _dataclasses_in(hints[field.name]) if each not in kinds]
@@ -270,7 +270,7 @@ def _dataclasses_in(hint: object) -> list[type]:
 
 
 def _attributes(kind: type) -> dict[str, str]:
-    """Return what the docstring of a class says of its attributes."""
+    """Return the descriptions of attributes in the docstring of a class."""
     _, _, rest = (inspect.getdoc(kind) or "").partition("Attributes:\n")
     found: dict[str, str] = {}
     for line in rest.splitlines():

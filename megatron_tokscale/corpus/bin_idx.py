@@ -235,7 +235,7 @@ class Portion:
 
     @property
     def name(self) -> str:
-        """Name that tells the dataset from the others of the job."""
+        """Name that is unique among the job's datasets."""
         return self.unique_name or self.tokens.name
 
     @property

@@ -21,7 +21,7 @@ for an optimizer to follow, and a weight grows tenfold within six stages."""
 
 @dataclass(frozen=True)
 class DatasetIdentity:
-    """The values that tell one .bin/.idx pair from another without reading its tokens.
+    """The values that identify a .bin/.idx pair without reading its tokens.
 
     Attributes:
         name: base name of the prefix.

@@ -92,7 +92,7 @@ class DatasetRecord:
             cache_dir: Megatron's data cache.
             prefix: path of the dataset's .bin/.idx without the ending.
             stem: KEY-CLASS-SPLIT.
-            extra: as of `DatasetRecord`.
+            extra: as in `DatasetRecord`.
             size: number of samples.
         """
         return cls(

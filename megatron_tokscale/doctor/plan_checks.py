@@ -205,7 +205,7 @@ def _check_epochs(
     n_samples = _train_samples(args)
     if n_samples is None:
         findings.unchecked.append(
-            "how often each stratum is gone through: the samples of the job are not known from "
+            "how often each stratum is repeated: the samples of the job are not known from "
             "--train-samples, nor from --train-iters with --global-batch-size"
         )
         return

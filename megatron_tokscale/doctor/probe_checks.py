@@ -125,7 +125,7 @@ def _check_run_directory(
         if probe.stops_on_write_error:
             findings.refused.append(message)
         else:
-            findings.warned.append(f"{message}; training goes on WITHOUT probes")
+            findings.warned.append(f"{message}; training continues WITHOUT probes")
     elif len(findings.refused) == n_refused:
         is_new = not paths.identity.exists()
         state = "is new" if is_new else "holds a run of this probe set and model"

@@ -5,7 +5,7 @@ independent losses that a token's K losses are worth (`noise.effective_count`), 
 parameters: flat 1, ramp 3 (level, onset, slope), sigmoid 4, two sigmoids 7. Midpoints and onsets
 are searched over the whole axis, which BIC does not allow for: a model of one change must beat
 flat, and a model of two changes a model of one, by `MARGIN` more ("strong evidence" of Kass and
-Raftery 1995). The models, the margin and the level that tells flat tokens apart are our choice; the
+Raftery 1995). The models, the margin and the level that separates flat tokens are our choice; the
 classes of planted trajectories and of noise: benchmarks/results/fit_accuracy.md.
 
 A ramp is constant until its onset and straight in x from there to the last probe: a loss that falls
@@ -83,7 +83,7 @@ def choose(
 
     Args:
         sse_N: SSE of each model of `PARAMETERS`; infinite to rule it out.
-        drop_N: drop of the one sigmoid, whose sign tells falling from rising.
+        drop_N: drop of the one sigmoid, whose sign separates falling from rising.
         level_N: mean loss in nats.
         count_N: number of losses of each token.
         phi_N: lag-one autocorrelation of the noise.

@@ -167,7 +167,7 @@ class Ranks:
             exchange.result()
         except RuntimeError as error:
             raise TokscaleError(
-                "another process of this fit has died; start it again to go on where it stopped"
+                "another process of this fit has died; start the fit again to resume it"
             ) from error
         return values
 

@@ -72,7 +72,7 @@ class BuiltDatasets:
     Attributes:
         datasets: training, validation and test dataset; None for each on a rank that reads none.
             The tuple itself is empty or None where the provider returns nothing.
-        n_samples: the samples that the job asks for: training, validation, test.
+        n_samples: the samples that the job requests: training, validation, test.
         is_distributed: True if the provider runs on every rank.
     """
 

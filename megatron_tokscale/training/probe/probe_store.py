@@ -177,7 +177,7 @@ class ProbeStore:
         if self._stops_on_error:
             raise AgreedError(message)
         self.is_active = False
-        print_rank_0(f"tokscale: {message}; training goes on WITHOUT probes")
+        print_rank_0(f"tokscale: {message}; training continues WITHOUT probes")
 
     def finish(self) -> None:
         """Wait for the last losses, at the end of the training; all ranks call it.

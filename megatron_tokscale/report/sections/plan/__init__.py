@@ -63,8 +63,8 @@ def data_plan(drawn: DrawnPlan | None, anchor: str, entry: str, title: str) -> l
         return []
     parts = [
         paragraph(
-            "This section compares the samples that the plan asks for with the samples that the "
-            "run drew. " + _range(drawn)
+            "This section compares the samples due by the plan with the samples that the run "
+            "drew. " + _range(drawn)
         ),
         facts(_facts(drawn)),
         _changes(drawn),
