@@ -102,7 +102,7 @@ def test_counts_that_the_last_settings_do_not_explain_are_unknown(corpus, change
     job = start(1, "-m", "megatron_tokscale.pretrain", *flags)
     assert job.code == 2
     (line,) = job.refusals
-    assert "counts tokens, and how many were consumed by step 16 is unknown" in line
+    assert "counts tokens, and the number consumed by step 16 is unknown" in line
     assert not (tmp_path / "t").exists()
 
 
