@@ -73,7 +73,7 @@ def first_unfetched(step):
 
 
 def expected_weights(run: Run, asked: int, current_D) -> np.ndarray:
-    """Slopes by numpy's polyfit; then strength, floor and change, as design.md has them."""
+    """Slopes by numpy's polyfit; then strength, floor and limit on change."""
     step_K = run.step_K
     chosen = (step_K <= asked) & (step_K >= asked / 2)
     loss_NK = run.read_losses().astype(np.float64)[:, chosen]
