@@ -166,7 +166,8 @@ def _fall(style: str | None, past: float) -> float:
         case "minus_sqrt":
             return 1.0 - math.sqrt(past)
     raise TokscaleError(
-        f"the learning-rate schedule {style} is not known; expected one of megatron-core 0.17 to 0.19"
+        f"the learning-rate schedule {style} is not known; expected one of megatron-core 0.17 to "
+        "0.19"
     )
 
 

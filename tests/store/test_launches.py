@@ -176,7 +176,7 @@ def test_a_run_without_known_launches_refuses_what_needs_them(tmp_path):
     run = Run.open(tmp_path)
     assert run.x_K()[1] == np.log(4)
     for use in (lambda: run.x_K("lr-sum"), lambda: run.launch_of(1), lambda: learning_rates(run)):
-        with pytest.raises((TokscaleError, UndefinedError), match="no record of|not known"):
+        with pytest.raises((TokscaleError, UndefinedError), match=r"no record of|not known"):
             use()
 
 
