@@ -1,8 +1,8 @@
-"""What the evidence tests pass, and how often: planted pairs of runs, and the intervals' coverage.
+"""Pass rates of the evidence tests on planted pairs of runs, and coverage of their intervals.
 
     python benchmarks/evidence.py [--pairs 200] [--runs 400] [--folder FOLDER] [--out FILE]
 
-Every finished repetition is a line in FOLDER; a study that is cut off goes on where it was. About
+Every finished repetition is a line in FOLDER; an interrupted study resumes there. About
 half an hour on one core.
 """
 
@@ -34,8 +34,8 @@ from megatron_tokscale.spectrum.groups import baseline_predictors, groupings, le
 from megatron_tokscale.spectrum.sums import CLASSES
 
 PAIR_DOCUMENTS, RUN_DOCUMENTS = 40, 60
-RESAMPLES, SLOW_RESAMPLES = 200, 100  # slow: those that fit a power law each
-MANY, LARGE = 3000, 8  # documents and runs that tell the truth
+RESAMPLES, SLOW_RESAMPLES = 200, 100  # few, since each fits a power law
+MANY, LARGE = 3000, 8  # documents and runs that define the true values
 AT = (2.5, 4.5, 6.5)
 TAIL = (3.0, 9.0)
 ABOUT = """# What the evidence tests pass, and what the intervals cover
@@ -59,7 +59,7 @@ tokens, which makes its interval a tenth too short where rho is near one.
 
 
 def pair_verdicts(make, seed, documents=PAIR_DOCUMENTS):
-    """Whether each evidence test passes on a pair of runs."""
+    """Return whether each evidence test passes on a pair of runs."""
     rng = np.random.default_rng(seed)
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(documents, rng)
     loss_NK, again_NK = make(text, x_K, rng)
@@ -98,12 +98,12 @@ SCENARIOS = {
 
 
 def verdicts(scenario, seed):
-    """Whether each evidence test passes on one planted pair of a scenario."""
+    """Return whether each evidence test passes on one planted pair of a scenario."""
     return pair_verdicts(getattr(planted_pairs, scenario), seed)
 
 
 class Lines:
-    """Results by key in a file of JSON lines, which an interrupted study finds again."""
+    """Results by key in a file of JSON lines, which a resumed study reads."""
 
     def __init__(self, path):
         self.path, self.by_key = path, {}
@@ -114,7 +114,7 @@ class Lines:
                 self.by_key[tuple(entry["key"])] = entry["result"]
 
     def once(self, key, compute):
-        """The result of this key, computed unless it is known."""
+        """Return the result of this key, computed unless the file holds it."""
         if key not in self.by_key:
             result = compute()
             with self.path.open("a") as file:
@@ -124,7 +124,7 @@ class Lines:
 
 
 def share(passed):
-    """A share of trials in percent with its exact binomial interval."""
+    """Return a share of trials in percent with its exact binomial interval."""
     passed = [each for each in passed if each is not None]
     if not passed:
         return "undefined"
@@ -145,7 +145,7 @@ def pair_rows(n_pairs, lines):
 
 
 def statistics(seed, documents, resamples):
-    """Numbers of a planted run with their intervals over documents."""
+    """Return the numbers of a planted run with their intervals over documents."""
     rng = np.random.default_rng([seed, documents])
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(documents, rng)
     tokens = text.probe_set
@@ -189,7 +189,7 @@ def statistics(seed, documents, resamples):
 
 
 def loss_exponents(x_K, loss_RK):
-    """alpha of E + B t^-alpha over the tail, of every resample."""
+    """Return alpha of E + B t^-alpha over the tail, for every resample."""
     late_K = (x_K >= TAIL[0]) & (x_K <= TAIL[1])
     curves = [Curve(x_K[late_K], np.log(loss_K[late_K])) for loss_K in loss_RK]
     best = curves[0].solve()
@@ -197,13 +197,13 @@ def loss_exponents(x_K, loss_RK):
 
 
 def intervals(seed, documents):
-    """Every statistic of a planted run: name to (value, low, high)."""
+    """Return every statistic of a planted run: name to (value, low, high)."""
     found = statistics(seed, documents, RESAMPLES)
     return {name: [each.value, each.low, each.high] for name, each in found.items()}
 
 
 def truth(seed):
-    """Every statistic of a run of very many documents."""
+    """Return every statistic of a run of very many documents."""
     return {name: each.value for name, each in statistics(seed, MANY, 0).items()}
 
 

@@ -1,4 +1,4 @@
-"""How exact the fitter is: against scipy, against planted truth, and on noise.
+"""Accuracy of the fit: against scipy, against planted truth, and on noise.
 
     python benchmarks/fit_accuracy.py [--tokens 10000] [--out FILE]
 
@@ -37,7 +37,7 @@ def jacobian(x, floor, drop, midpoint, log_width):
 
 
 def scipy_fit(x_K, loss_K):
-    """The best of curve_fit from three starting points: (SSE, parameters, covariance)."""
+    """Return the best of curve_fit from three starting points: (SSE, parameters, covariance)."""
     x_K = np.where(np.isfinite(x_K), x_K, FAR)
     loss_K = loss_K.astype(float)
     low, fall = loss_K[-3:].mean(), loss_K[:3].mean() - loss_K[-3:].mean()
@@ -56,7 +56,7 @@ def scipy_fit(x_K, loss_K):
 
 
 def sse_of(fits, x_K, loss_NK):
-    """SSE of the reported parameters, computed from the definition in float64."""
+    """Return the SSE of the reported parameters, from the definition in float64."""
     x_K = np.where(np.isfinite(x_K), x_K, FAR)
     columns = (fits.floor_N, fits.drop_N, fits.midpoint_N, np.log(fits.width_N))
     predicted_NK = model(x_K, *(column[:, None].astype(float) for column in columns))
@@ -74,7 +74,7 @@ def in_our_box(x_K, parameters):
 
 
 def compare_with_scipy(x_K, loss_NK):
-    """(our SSE / scipy's, whether scipy's optimum is in our box), for every token."""
+    """Return our SSE over scipy's, and whether scipy's optimum is in our box, for every token."""
     fits = fit_sigmoids(x_K, loss_NK)
     ratio_N, inside_N = np.empty(len(loss_NK)), np.empty(len(loss_NK), bool)
     mine_N = sse_of(fits, x_K, loss_NK)
@@ -144,7 +144,7 @@ def noise_rows(n_tokens):
 
 
 def confusion_of(token_class, n_tokens, phi, n_probes=60):
-    """Share of a planted class that is given each class, in percent, at the demo's noise."""
+    """Return the percentage of a planted class that gets each class, at the demo's noise."""
     x_K = np.concatenate([[-np.inf], np.linspace(0, 8, n_probes - 1)])
     rng = np.random.default_rng([7, int(token_class)])
     noise_NK = DEMO_NOISE * correlated_noise(rng, (n_tokens, n_probes), phi)

@@ -1,9 +1,9 @@
-"""Peak memory of `megatron-tokscale fit` on a run on disk, with its speed and what it writes.
+"""Peak memory of `megatron-tokscale fit` on a run on disk, with its speed and file sizes.
 
     python benchmarks/fit_memory.py [--tokens 2000000 --probes 100] [--limit-gb 1.5] [--out FILE]
 
-The run is made by one child process and fitted by another: the peak is the fit's alone, as
-resource.getrusage gives it for children, torch and all. N tokens, K probes.
+The run is made by one child process and fitted by another: the peak is the fit's alone, torch
+included, by resource.getrusage for children. N tokens, K probes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ LAST_STEP = 20_000
 
 
 def record(step: int, probe_set: ProbeSet) -> LossRecord:
-    """What a job of one sample per step would note at a probe."""
+    """Return the record of a probe in a job of one sample per step."""
     return LossRecord(
         step=step,
         consumed_samples=step,
@@ -44,7 +44,7 @@ def record(step: int, probe_set: ProbeSet) -> LossRecord:
 
 
 def make_run(path: Path, n_tokens: int, n_probes: int, seed: int) -> None:
-    """Planted sigmoids with white noise, written probe by probe."""
+    """Write planted sigmoids with white noise, probe by probe."""
     rng = np.random.default_rng(seed)
     paths, probe_set = RunPaths(path), make_probe_set(n_tokens)
     probe_set.save(paths.probe_set)
@@ -62,7 +62,7 @@ def make_run(path: Path, n_tokens: int, n_probes: int, seed: int) -> None:
 
 
 def make_probe_set(n_tokens: int) -> ProbeSet:
-    """One document per sequence; the last sequence may be watched in part."""
+    """Return a probe set with one document per sequence; the last may be watched in part."""
     shape = (-(-n_tokens // SEQ_LENGTH), SEQ_LENGTH)
     index_BS = np.arange(shape[0] * SEQ_LENGTH, dtype=np.int32).reshape(shape)
     return ProbeSet(
@@ -78,19 +78,19 @@ def make_probe_set(n_tokens: int) -> ProbeSet:
 
 
 def probe_steps(n_probes: int) -> list[int]:
-    """Step 0 and n_probes - 1 others, about evenly spaced in ln step."""
+    """Return step 0 and n_probes - 1 others, about evenly spaced in ln step."""
     dense = np.unique(np.round(np.geomspace(1, LAST_STEP, 2 * n_probes)))
     chosen = np.linspace(0, len(dense) - 1, n_probes - 1).round().astype(int)
     return [0, *dense[chosen].astype(int).tolist()]
 
 
 def children_gigabytes() -> float:
-    """Peak resident memory of the largest child so far."""
+    """Return the peak resident memory of the largest child so far, in GB."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
 
 
 def measure(path: Path, arguments: argparse.Namespace) -> tuple[float, list[str]]:
-    """The fit's peak in GB, and its row of the table."""
+    """Return the fit's peak in GB, and its row of the table."""
     command = [sys.executable, "-m", "megatron_tokscale.cli", "fit", str(path)]
     if arguments.device:
         command += ["--device", arguments.device]

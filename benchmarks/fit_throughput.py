@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/fit_throughput.py [--quick] [--device cuda] [--out FILE]
 
-Ours finds the basins itself, and gives errors and classes; the peers, on one core, fit one sigmoid
-to the first of the same tokens. All take turns in one process. Then what each stage of ours costs
-on one thread, beside what its arithmetic and its memory traffic would cost on this machine at best.
-curve_fit starts at the best split of the losses into two levels, from one width or from three, the
-best taken: of the starts tried, these came nearest to our sums of squares. Chang et al.'s (2024)
-second stage, a GAM of each curve, is far slower, and left out.
+`fit_sigmoids` (ours) finds the basins itself, and gives errors and classes; the peers, on one core,
+fit one sigmoid to the first of the same tokens. All take turns in one process. A second table gives
+the cost of each of our stages on one thread, beside the least cost of its arithmetic and its memory
+traffic on this machine. curve_fit starts at the best split of the losses into two levels, from one
+width or from three, the best taken: of the starts tried, these came nearest to our sums of squares.
+Chang et al.'s (2024) second stage, a GAM of each curve, is far slower, and left out.
 
 Shapes: N tokens, K probe steps, M sigmoids per token, J tangents.
 """
@@ -51,7 +51,7 @@ CHANCE_BITS = np.log2(50_004)
 
 @dataclass(frozen=True)
 class PlantedLosses:
-    """Losses, and where their midpoints are: NaN for tokens that are not one sigmoid.
+    """Losses, and their midpoints: NaN for tokens that are not one sigmoid.
 
     `midpoint_se_N` is the least standard error that the losses allow (Cramer and Rao), for the
     first tokens; infinite where there is no midpoint.
@@ -67,16 +67,18 @@ class PlantedLosses:
         return PlantedLosses(self.x_K, *(each[part] for each in per_token))
 
     def missed(self, midpoint_N: Floats) -> tuple[int, int]:
-        """How many of these are off by more than 0.5 where the losses tell to 0.1; of how many."""
+        """Count the midpoints off by more than 0.5 among those determined to 0.1; return both
+        counts.
+        """
         told_N = self.midpoint_se_N < 0.1
         near_N = np.abs(midpoint_N - self.midpoint_N)[told_N] <= 0.5
         return int((~near_N).sum()), int(told_N.sum())
 
 
 def plant(n_tokens: int, n_probes: int, n_checked: int, seed: int, *, mixed: bool) -> PlantedLosses:
-    """Trajectories over the ranges of the demo's run; `n_checked` get a Cramer-Rao bound.
+    """Draw trajectories over the ranges of the demo's run; `n_checked` get a Cramer-Rao bound.
 
-    All falling with white noise, or if mixed with the demo's shares of classes and its noise's
+    All fall with white noise or, if mixed, have the demo's shares of classes and its noise's
     autocorrelation. Ranges (5-95%), shares and the noise's quartiles were measured on its fits.
     """
     rng = np.random.default_rng(seed)
@@ -115,7 +117,7 @@ def plant(n_tokens: int, n_probes: int, n_checked: int, seed: int, *, mixed: boo
 
 
 def noise_of(rng: np.random.Generator, shape: tuple[int, ...], phi: float) -> Floats:
-    """An autoregression of order one and of variance one, along the probes."""
+    """Draw an autoregression of order one and of variance one, along the probes."""
     shock_NK = rng.standard_normal(shape)
     shock_NK[:, 1:] *= np.sqrt(1 - phi**2)
     return lfilter([1.0], [1.0, -phi], shock_NK, axis=1) if phi else shock_NK
@@ -129,7 +131,7 @@ def least_error(
     noise_N1: Floats,
     phi: float,
 ) -> Floats:
-    """The Cramer-Rao bound of the midpoint's standard error; infinite where it is singular."""
+    """Return the Cramer-Rao bound of the midpoint's standard error; infinite if singular."""
     u_NK = (midpoint_N1 - x_K) / width_N1
     s_NK = expit(u_NK)
     bump_NK = s_NK * (1 - s_NK) * drop_N1 / width_N1
@@ -159,7 +161,7 @@ class Found:
 
 
 def best_split(x_K: Floats, loss_K: Floats) -> tuple[float, float, float]:
-    """Floor, drop and place of the step that leaves the least squares."""
+    """Return floor, drop and place of the step with the least sum of squared residuals."""
     before = np.arange(1, len(loss_K))
     after = len(loss_K) - before
     total = loss_K.cumsum()
@@ -169,7 +171,7 @@ def best_split(x_K: Floats, loss_K: Floats) -> tuple[float, float, float]:
 
 
 def by_curve_fit(x_K: Floats, loss_K: Floats, log_widths: tuple[float, ...]) -> Found:
-    """The best of scipy's curve_fit from the best split and each of the widths."""
+    """Return the best fit of scipy's curve_fit from the best split and each of the widths."""
     x_K = np.maximum(x_K, FAR)
     split = best_split(x_K, loss_K)
     best = Found(np.inf)
@@ -189,10 +191,10 @@ def chang_sigmoid(x: Floats, start: float, end: float, xmid: float, scale: float
 
 
 def by_chang(x_K: Floats, loss_K: Floats) -> Found:
-    """The sigmoid fit of Chang et al. (TACL 2024) and its age of acquisition.
+    """Fit a sigmoid and its age of acquisition as Chang et al. (TACL 2024) do.
 
-    Negative surprisal in bits over log10 step without step 0. The age is timed with the rest; the
-    midpoint is that of the sigmoid.
+    The data are negative surprisal in bits over log10 step, without step 0. The age is timed with
+    the fit; the midpoint is the sigmoid's.
     """
     log10_K, y_K = x_K[1:] / np.log(10), -loss_K[1:] / np.log(2)
     start, tolerance = [y_K.min(), y_K.max(), log10_K.mean(), 1.0], 1e-8
@@ -213,7 +215,7 @@ def by_chang(x_K: Floats, loss_K: Floats) -> Found:
 def age_of_acquisition(
     log10_K: Floats, y_K: Floats, start: float, end: float, xmid: float, scale: float
 ) -> float:
-    """Where the fit crosses half between chance and the best surprisal, within the probes."""
+    """Return where the fit is halfway between chance and the best surprisal, within the probes."""
     half = (y_K.max() - CHANCE_BITS) / 2
     falls = (end - start) * scale < 0
     if half >= max(start, end) or y_K.max() <= -CHANCE_BITS or falls:
@@ -233,7 +235,7 @@ PEERS: dict[str, Peer] = {
 
 
 def sse_of(fits: SigmoidFits, planted: PlantedLosses) -> Floats:
-    """SSE of the reported parameters in float64, as the peers' is taken."""
+    """Return the SSE of the reported parameters in float64, as for the peers."""
     columns = (fits.floor_N, fits.drop_N, fits.midpoint_N, np.log(fits.width_N))
     parameters = (each[:, None].astype(np.float64) for each in columns)
     fitted_NK = sigmoid(np.maximum(planted.x_K, FAR), *parameters)
@@ -243,7 +245,7 @@ def sse_of(fits: SigmoidFits, planted: PlantedLosses) -> Floats:
 def on_threads(
     count: int, planted: PlantedLosses, loss: Any = None, device: str = "cpu"
 ) -> tuple[float, SigmoidFits]:
-    """Seconds that ours takes, and its fits; `loss` in place of the planted losses."""
+    """Return the seconds of our fit, and the fits; `loss` replaces the planted losses."""
     torch.set_num_threads(count)
     start = time.perf_counter()
     fits = fit_sigmoids(planted.x_K, planted.loss_NK if loss is None else loss)
@@ -253,7 +255,7 @@ def on_threads(
 
 
 def by_peer(peer: Peer, planted: PlantedLosses) -> tuple[float, list[Found]]:
-    """Seconds that a peer takes, and its fits."""
+    """Return the seconds of a peer's fits, and the fits."""
     loss_NK = planted.loss_NK.astype(np.float64)
     start = time.perf_counter()
     found = [peer(planted.x_K, loss_K) for loss_K in loss_NK]
@@ -262,7 +264,7 @@ def by_peer(peer: Peer, planted: PlantedLosses) -> tuple[float, list[Found]]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is fitted: blocks of ours, checked tokens of ours, tokens of each peer, turns."""
+    """Sizes of the benchmark: our blocks, our checked tokens, tokens of each peer, turns."""
 
     blocks: int
     checked: int
@@ -276,7 +278,7 @@ class Sizes:
 
 @dataclass
 class Turns:
-    """What the turns gave, by threads of ours or by peer; ours' fits are of the last turn."""
+    """Results of the turns, by our threads or by peer; our fits are those of the last turn."""
 
     rates: dict[Any, list[float]] = field(default_factory=lambda: defaultdict(list))
     cores: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
@@ -285,7 +287,7 @@ class Turns:
 
 
 def take_turns(planted: PlantedLosses, sizes: Sizes, threads: int) -> Turns:
-    """A turn is ours on one and on all threads, and every peer on some of its tokens."""
+    """Take turns: ours on one and on all threads, then every peer on some of its tokens."""
     turns, step = Turns(), sizes.peers // sizes.turns
     on_threads(1, planted.tokens(slice(1000)))  # loads the kernels
     for turn in range(sizes.turns):
@@ -305,7 +307,7 @@ def take_turns(planted: PlantedLosses, sizes: Sizes, threads: int) -> Turns:
 def measure(
     name: str, planted: PlantedLosses, sizes: Sizes, threads: int, device: str
 ) -> list[Any]:
-    """The rows of one kind of data."""
+    """Return the rows of one kind of data."""
     turns = take_turns(planted, sizes, threads)
     rate = {who: median(each) for who, each in turns.rates.items()}
     few = planted.tokens(slice(len(turns.found[CHANG])))
@@ -328,7 +330,7 @@ def measure(
 
 
 def beside(planted: PlantedLosses, found: list[Found], *, drop_first: bool) -> list[str]:
-    """Whose sums of squares are higher, and the peer's wrong basins.
+    """Count the higher sums of squares on either side, and the peer's wrong basins.
 
     Ours is fitted again without step 0 beside a peer that leaves it out.
     """
@@ -348,7 +350,7 @@ def beside(planted: PlantedLosses, found: list[Found], *, drop_first: bool) -> l
 
 
 def on_device(planted: PlantedLosses, sizes: Sizes, device: str) -> float:
-    """Tokens per second on a GPU, the losses already there."""
+    """Return tokens per second on a GPU that holds the losses already."""
     loss_NK = torch.as_tensor(planted.loss_NK, device=device)
     loss_NK = loss_NK.repeat(-(-sizes.cuda_losses // loss_NK.numel()), 1)
     seconds = [on_threads(1, planted, loss_NK, device)[0] for _ in range(1 + sizes.turns)]
@@ -367,7 +369,7 @@ COLUMNS = [
 ]
 
 
-# What the stages cost, and what they would cost at best.
+# The cost of the stages, and its lower bound.
 
 REST, TWO = "the rest", "refining two sigmoids"
 STAGES = [
@@ -385,7 +387,7 @@ STAGES = [
 
 @dataclass
 class Stage:
-    """What one stage took and did: seconds, FLOPs of compiled loops, bytes, matrix products."""
+    """Cost and work of one stage: seconds, FLOPs of compiled loops, bytes, matrix products."""
 
     seconds: float = 0.0
     in_loops: float = 0.0
@@ -397,7 +399,7 @@ class Stage:
 
 
 def loop_flops(kernel: str, n_sigmoids: int) -> int:
-    """Per loss and pass over a token, as `fit/kernels.py` is written; a sigmoid is 23.
+    """Return FLOPs per loss and pass over a token, by `fit/kernels.py`; a sigmoid takes 23.
 
     The rows are a residual and three of each sigmoid. `descend` sums them and the products of all
     pairs once per evaluation; `tangents` makes them orthonormal and takes the lag-one products of
@@ -411,9 +413,9 @@ def loop_flops(kernel: str, n_sigmoids: int) -> int:
 
 
 class Watch:
-    """The time of each stage without that of the stages within it; or, counting, its work.
+    """Time of each stage, less that of its inner stages; or, while counting, its work.
 
-    Of work it counts the matrix products that torch is asked for, and the compiled loops. Their
+    The work is the matrix products that torch computes, and the compiled loops. Their
     inputs and results are moved once, and the results of matrix products read once more.
     """
 
@@ -428,7 +430,7 @@ class Watch:
         return self.stages[self._open[-1]]
 
     def book(self) -> None:
-        """Give the time since the last call to the stage that is running."""
+        """Add the time since the last call to the running stage."""
         now = time.perf_counter()
         self.stage.seconds += now - self._since
         self._since = now
@@ -464,7 +466,7 @@ class Watch:
 
 
 class Products(TorchDispatchMode):
-    """Writes down every product of two matrices."""
+    """Records every product of two matrices."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
@@ -501,7 +503,7 @@ def watch_fit(planted: PlantedLosses, *, counting: bool) -> dict[str, Stage]:
 
 
 def fastest(action: Callable[[], Any], seconds: float) -> float:
-    """The shortest time that an action takes."""
+    """Return the shortest time of an action, in seconds."""
     action()
     times, end = [], time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
@@ -513,7 +515,7 @@ def fastest(action: Callable[[], Any], seconds: float) -> float:
 
 @functools.cache
 def product_seconds(rows: int, inner: int, columns: int) -> float:
-    """A float32 matrix product alone, both factors with `inner` last in memory.
+    """Time a float32 matrix product alone, both factors with `inner` last in memory.
 
     The best of several places in memory: on some machines the speed depends on it.
     """
@@ -527,13 +529,13 @@ def product_seconds(rows: int, inner: int, columns: int) -> float:
 
 
 def peak() -> float:
-    """FLOP/s of a large matrix product."""
+    """Measure the FLOP/s of a large matrix product."""
     return 2 * 2048**3 / product_seconds(2048, 2048, 2048)
 
 
 @functools.cache
 def bandwidth() -> float:
-    """Bytes per second read and written by copying 256 MB."""
+    """Measure the bytes per second read and written by copying 256 MB."""
     source, target = torch.zeros(2, 2**26).unbind()
     return 2 * 4 * 2**26 / fastest(lambda: target.copy_(source), 0.5)
 
@@ -552,7 +554,7 @@ STAGE_COLUMNS = [
 
 
 def stage_rows(name: str, planted: PlantedLosses) -> list[list[str]]:
-    """The rows of one kind of data, per token of all."""
+    """Return the rows of one kind of data; costs are per token of all tokens."""
     n_tokens, about = len(planted.loss_NK), [name, str(len(planted.x_K))]
     time_of, work_of = (watch_fit(planted, counting=counting) for counting in (False, True))
     total = sum(stage.seconds for stage in time_of.values())

@@ -121,7 +121,7 @@ def plant(rng: np.random.Generator, n_tokens: int) -> Columns:
 
 
 def model(columns: Mapping[str, AnyArray], x: float) -> Floats32:
-    """Return the loss of every token at x without noise; that of a flat token is its floor."""
+    """Return the loss of every token at x without noise; a flat token has its floor."""
     class_N, loss_N = columns["class"], columns["floor"].copy()
     for prefix, classes in (
         ("", (TokenClass.FALLING, TokenClass.RISING)),

@@ -42,7 +42,7 @@ Rows = list[list[str]]
 def make_plan(
     n_datasets: int, n_strata: int, n_samples: int, *, keep: bool, n_stages: int = 24, seed: int = 0
 ) -> Plan:
-    """Weights that drift over evenly spaced stages; those of the datasets too unless `keep`."""
+    """Return a plan whose weights drift over even stages; datasets' weights too unless `keep`."""
     rng = np.random.default_rng(seed)
     start_D, end_D = rng.dirichlet(np.ones(n_datasets), 2) + 1e-4
     start_Z, end_Z = rng.dirichlet(np.ones(n_strata), (2, n_datasets)).reshape(2, -1) + 1e-4
@@ -74,7 +74,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def build(arguments: argparse.Namespace) -> Rows:
-    """Index and strata."""
+    """Time the index and the strata; return their rows."""
     n, d, s = arguments.samples, arguments.datasets, arguments.strata
     build_index(make_plan(2, 2, 100, keep=False), 100)  # compiles
     peers = {}
@@ -98,7 +98,7 @@ def build(arguments: argparse.Namespace) -> Rows:
 
 
 def rank(n_datasets: int, n_strata: int, n_samples: int, documents_per_sample: float = 4) -> float:
-    """Seconds to rank the samples of `n_datasets` datasets, `n_samples` in all."""
+    """Return the seconds to rank the samples of `n_datasets` datasets, `n_samples` in all."""
     rng = np.random.default_rng(0)
     size, seq_length = n_samples // n_datasets, 4096
     n_documents = int(size * documents_per_sample)
@@ -131,7 +131,7 @@ def rank(n_datasets: int, n_strata: int, n_samples: int, documents_per_sample: f
 
 
 def peak_memory_gb(arguments: argparse.Namespace) -> float:
-    """Of a process that builds the index with all weights changing."""
+    """Return the peak of a process that builds the index with all weights changing."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_build_alone, (arguments.datasets, arguments.strata, arguments.samples))
 
@@ -142,7 +142,7 @@ def _build_alone(n_datasets: int, n_strata: int, n_samples: int) -> float:
 
 
 def read(arguments: argparse.Namespace, folder: Path) -> Rows:
-    """The samples of a real blend, in pairs of passes; the ratio is the median over the pairs."""
+    """Time samples of a real blend in pairs of passes; the ratio is the median over the pairs."""
     n_datasets, n = 8, arguments.reads
     rng = np.random.default_rng(0)
     paths = []

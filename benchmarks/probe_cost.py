@@ -1,11 +1,11 @@
-"""What a probe costs a training job, beside Megatron's own evaluation of as many tokens.
+"""Cost of a probe in a training job, beside Megatron's own evaluation of as many tokens.
 
     python benchmarks/probe_cost.py [--size cpu|gpu] [--rounds N] [--out FILE]
 
 In one job (TP2 x PP2 on the CPU; one rank in bf16 with the distributed optimizer and overlapped
 gathering on a GPU) after some steps, in turns: Megatron's `evaluate()` as its training loop calls
-it, and a probe of the same number of sequences, from its barrier to its metrics; the writing, which
-goes on beside the training, is timed on its own. Then the step time with the plugin on and no probe
+it, and a probe of the same number of sequences, from its barrier to its metrics; the writing, in a
+thread beside the training, is timed separately. Then the step time with the plugin on and no probe
 due over that with the plugin off: from the logs of jobs run in turns, and as the time that the
 plugin's own hooks take between two steps, which the noise of the machine does not hide.
 """
@@ -60,7 +60,7 @@ _TRAINING = (
 
 
 def make_probe_set(path: Path, size: dict[str, Any]) -> None:
-    """Random ids: the cost does not depend on the text."""
+    """Return a probe set of random ids: the cost does not depend on the text."""
     from megatron_tokscale.probe import ProbeSet
 
     length = int(re.search(r"--seq-length (\d+)", size["model"])[1])
@@ -102,7 +102,7 @@ def run_job(size: dict[str, Any], folder: Path, script: list[str], *extra: str, 
 
 
 def step_times(output: str) -> list[float]:
-    """Milliseconds per step, from Megatron's log, without the first steps."""
+    """Return milliseconds per step, from Megatron's log, without the first steps."""
     found = re.findall(r"elapsed time per iteration \(ms\): ([\d.]+)", output)
     return [float(text) for text in found][_WARM_STEPS:]
 
@@ -306,7 +306,7 @@ def _has_gpu() -> bool:
 
 
 def _peak_memory(action: Any) -> float:
-    """MiB at the peak: of the device, or the process's high-water mark so far."""
+    """Return the peak in MiB: of the device, or the process's high-water mark so far."""
     import torch
 
     if _has_gpu():

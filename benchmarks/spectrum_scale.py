@@ -75,7 +75,7 @@ class PhaseCosts(NoProgress):
 
 
 def analyse(path: Path, seed: int) -> list[Cost]:
-    """The costs of each phase of an analysis."""
+    """Measure the costs of each phase of an analysis."""
     phases = PhaseCosts()
     phases.stage("opening the run")
     run = Run.open(path)

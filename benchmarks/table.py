@@ -1,4 +1,4 @@
-"""What every benchmark prints: where it ran, and a markdown table."""
+"""Output of every benchmark: machine and versions, and a markdown table."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ import megatron_tokscale
 
 
 def heading(**versions: str) -> str:
-    """Machine and versions in one line."""
+    """Return machine and versions in one line."""
     load = os.getloadavg()[0]
     words = [
         f"megatron-tokscale {megatron_tokscale.__version__}",
@@ -19,6 +19,6 @@ def heading(**versions: str) -> str:
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    """A markdown table."""
+    """Return a markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

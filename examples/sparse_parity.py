@@ -1,4 +1,4 @@
-"""Learning times whose truth is known: multitask sparse parity (Michaud et al., arXiv 2303.13506).
+"""Learning times with a known truth: multitask sparse parity (Michaud et al., arXiv 2303.13506).
 
     python examples/sparse_parity.py --out FOLDER [--plot] [--markdown FILE]
 

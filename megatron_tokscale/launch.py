@@ -8,7 +8,7 @@ from megatron_tokscale.core.progress import replace_unprintable
 
 
 def prepare() -> None:
-    """Switch on the CPU runtime if `sys.argv` asks for it, mend Megatron, install the hooks.
+    """Switch on the CPU runtime if `sys.argv` requests it, mend Megatron, install the hooks.
 
     Bad flags end the process with one line and exit code 2.
     """

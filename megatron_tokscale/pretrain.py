@@ -62,7 +62,7 @@ def model_provider(
 
     args = get_args()
     with exit_with_one_line():
-        raise_first(value_refusals(args))  # --use-checkpoint-args may have brought some
+        raise_first(value_refusals(args))  # --use-checkpoint-args may have set some of them
     config = config or core_transformer_config_from_args(args)
     use_te = args.transformer_impl == "transformer_engine"
     kind = {
@@ -73,7 +73,7 @@ def model_provider(
     }
     mtp = None
     if args.mtp_num_layers is not None:
-        # The model's last layer: a stage of the prediction layers alone has none of its own.
+        # The model's last layer: a stage with prediction layers alone has no layer of its own.
         last = get_gpt_decoder_layer_specs(config, **kind)[-1]
         mtp = get_gpt_mtp_block_spec(config, last, use_transformer_engine=use_te, vp_stage=vp_stage)
     return GPTModel(
@@ -276,7 +276,7 @@ def check_flags(words: Sequence[str]) -> None:
     parser = megatron_parser()
     try:
         refusals = flag_refusals(parser, words)
-    except (TokscaleError, KeyError, AssertionError):  # Megatron says it in its own words
+    except (TokscaleError, KeyError, AssertionError):  # Megatron reports the error itself
         return
     raise_first(refusals)
 

@@ -1,4 +1,4 @@
-"""Run a Megatron training script, without an edit, under the plugin.
+"""Run an unedited Megatron training script under the plugin.
 
 torchrun --nproc_per_node 8 -m megatron_tokscale.run pretrain_gpt.py <its flags> <--tokscale-*>
 """

@@ -24,7 +24,7 @@ from megatron_tokscale.store import Run
 
 OUT = Path(__file__).parents[1] / "docs/images"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito: told apart by all readers
-LEAST_DROP = 2.0  # nats: a fall that is plain to see beside the losses' noise
+LEAST_DROP = 2.0  # nats: a fall that is clear beside the losses' noise
 CLEAR = 0.2  # units of x: largest standard error of a midpoint that is shown
 CONTEXT = 5  # tokens before the watched one that are shown
 SHOWN = 34  # characters of a label

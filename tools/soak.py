@@ -1,4 +1,4 @@
-"""Kill a training job again and again, at random moments, and see what is left of its probes.
+"""Kill a training job again and again at random times, and check its probes.
 
     make soak                                     # 100 kills; goes on where it was stopped
     PYTHONPATH=tests/support python tools/soak.py --kills 100 --seed 0 --folder soak-run

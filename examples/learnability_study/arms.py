@@ -24,7 +24,7 @@ from megatron_tokscale.store import Run
 SPLIT = "90,10,0"
 METHOD = "frontier"
 CONTROLS = ("uniform", "easy-first", "frequency")
-# Variants of the method that were tried after the arms above had come out.
+# Variants of the method that were tried after the results of the arms above.
 TRIED = {
     "strong": ("--strength", "4", "--floor", "0.1", "--max-change", "2"),
     "moved": ("--move-shares",),
@@ -32,7 +32,7 @@ TRIED = {
 ARMS = ("baseline", METHOD, *CONTROLS, *TRIED)
 PHASES = ("none", "data", "probes", "baselines", "fit", "scores", "plans", "arms", "tried")
 REFERENCE_SEED = 999
-_LENGTH_OVER_T = 1.25  # all runs go on after T, so that slower ones can arrive too
+_LENGTH_OVER_T = 1.25  # all runs continue after T, so that slower ones can arrive too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +318,7 @@ def run_logged(command: Sequence[str], log: Path) -> None:
 
 
 def run_steps(phases: Iterable[Sequence[Step]], at_once: int) -> None:
-    """Do the steps that are not done, phase by phase, `at_once` steps of a phase at a time.
+    """Run the unfinished steps, phase by phase, `at_once` steps of a phase at a time.
 
     A step that fails does not stop the others of its phase.
 

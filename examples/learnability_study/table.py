@@ -65,7 +65,7 @@ class Found:
         return float(np.interp(self.settings.steps, curve.step_K, curve.blend_K(_WEIGHT_D)))
 
     def faster(self, arm: str, seed: int) -> float:
-        """Return by how many percent the arm is faster than its baseline; NaN: it never arrives."""
+        """Return how much faster than its baseline the arm is, in percent; NaN if never there."""
         curve = self.curves[arm, seed]
         target = self.loss("baseline", seed)
         steps = steps_to_reach(curve.step_K, curve.blend_K(_WEIGHT_D), target)
@@ -231,7 +231,7 @@ def _data_table(study: Study) -> str:
 
 
 def _score_table(study: Study) -> str:
-    """Return the table of watched documents, and of how well the others' scores are predicted."""
+    """Return the table of watched documents, and of the accuracy of the predicted scores."""
     if not all(path.exists() for path in study.scores):
         return ""
     targets = ("learning_time", "drop", "unlearned")

@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-_LARGEST: Final = 2**63 - 1  # of a 64-bit integer
-_LARGEST_ID: Final = 2**31 - 1  # of a token id, and of a length in tokens: both are int32 on disk
+_LARGEST: Final = 2**63 - 1  # largest 64-bit integer
+_LARGEST_ID: Final = 2**31 - 1  # largest token id or length in tokens: int32 on disk
 _ABOVE_ZERO: Final = math.ulp(0.0)
 _ABOVE_ONE: Final = 1 + 1e-9
 _BELOW_INFINITY: Final = 1e300  # so that products with counts stay finite
@@ -25,8 +25,8 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "window": (_ABOVE_ONE, 10**9),
     "max_change": (_ABOVE_ONE, 10**9),
 }
-"""Least and largest value by the option's name. Options that are not here take whole numbers from 1
-on, or any number above 0."""
+"""Least and largest value of each option, by name. Others take whole numbers from 1, or
+numbers above 0."""
 
 
 def check_numbers(parser: argparse.ArgumentParser) -> None:

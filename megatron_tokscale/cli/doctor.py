@@ -9,9 +9,9 @@ def add_verb(verbs: Verbs) -> None:
         "doctor",
         usage="%(prog)s [-- [SCRIPT] FLAG ...]",
         help="show what is installed, and whether a job would be refused",
-        description="Show what is installed, which of Megatron's functions the plugin hooks into "
-        "are there, and, given a job's script and flags, every reason for which the job would be "
-        "refused; exit code 2 if there is one. Starts nothing and writes nothing.",
+        description="Show what is installed, which Megatron functions the plugin hooks into exist, "
+        "and, for a job's script and flags, every reason to refuse the job; exit code 2 if there "
+        "is one. Starts nothing and writes nothing.",
     )
     parser.add_argument("job", nargs="*", metavar="WORD", help="a training job's script and flags")
     parser.set_defaults(verb=_doctor)

@@ -1,4 +1,4 @@
-"""Entry of `megatron-tokscale VERB`: parse the command line, run the verb, end in order."""
+"""Entry of `megatron-tokscale VERB`: parse arguments, run the verb, map errors to exit codes."""
 
 import argparse
 import os
@@ -27,7 +27,7 @@ from megatron_tokscale.core.progress import mute, replace_unprintable
 
 _SIGINT: Final = 130
 _SIGPIPE: Final = 141
-"""Exit codes that a shell gives to a program which a signal has ended."""
+"""Exit codes that a shell gives to a program that a signal ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

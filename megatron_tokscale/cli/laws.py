@@ -21,7 +21,7 @@ def add_verb(verbs: Verbs) -> None:
         "the laws over runs.",
     )
     add_runs(parser)
-    add_data(parser, "optional: adds the laws of its language")
+    add_data(parser, "optional: adds the laws of the data's language")
     add_resampling(parser)
     parser.set_defaults(verb=_laws)
 

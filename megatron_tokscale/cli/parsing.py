@@ -1,4 +1,4 @@
-"""What the verbs' command lines share: the parser, its help, and groups of options.
+"""Parser, help and groups of options that the verbs share.
 
 Imports stay cheap: whatever needs numpy or torch is imported by the function that uses it.
 """
@@ -20,9 +20,9 @@ type Verbs = argparse._SubParsersAction[Parser]
 
 
 class HelpWithDefaults(argparse.HelpFormatter):
-    """Help that says of every option that it is required, or what its default is.
+    """Help that marks each option as required or shows its default.
 
-    An option without a default says in its own text what holds without it.
+    The text of an option without a default says what happens if the option is absent.
     """
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         """Raise a `TokscaleError` that names the verb whose help to read."""
         raise TokscaleError(f"{message}; see `{self.prog} --help`")
 
-    # Typed as loosely as argparse's three overloads of it.
+    # Loose types: argparse declares three overloads of this method.
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and refuse unknown flags here, where the verb is known, not in the root."""
         namespace, unknown = super().parse_known_args(args, namespace)
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
         return namespace, unknown
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        """End after --help or --version, with what they printed on its way."""
+        """Exit after --help or --version; flush their output first."""
         flush_stdout()
         super().exit(status, message)
 
@@ -93,7 +93,7 @@ def add_data(parser: argparse.ArgumentParser, use: str = "required") -> None:
     data = parser.add_argument_group(
         f"data of the job ({use})",
         "Give them in one way, as the job does: --data-path, --data-args-path, --train-data-path "
-        "with its sisters, or --per-split-data-args-path.",
+        "with its valid and test forms, or --per-split-data-args-path.",
     )
     words = "prefixes of datasets, or weights and prefixes in turn"
     data.add_argument("--data-path", nargs="+", metavar="WORD", help=words)
@@ -119,7 +119,7 @@ def add_data(parser: argparse.ArgumentParser, use: str = "required") -> None:
 
 
 def add_seed(parser: argparse._ActionsContainer, use: str) -> None:
-    """Add --seed, its use as its help."""
+    """Add --seed with `use` as its help."""
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, metavar="N", help=use)
 
 
@@ -130,13 +130,13 @@ def add_resampling(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=200,
         metavar="N",
-        help="resamples of documents that the 95%% intervals are from",
+        help="resamples of documents for the 95%% intervals",
     )
     add_seed(parser, "seed of all draws: resamples, permutations, samples of tokens")
 
 
 def add_tokenizer(parser: argparse.ArgumentParser, use: str) -> None:
-    """Add --tokenizer, its use as its help."""
+    """Add --tokenizer, which shows `use` as text."""
     parser.add_argument(
         "--tokenizer",
         type=Path,

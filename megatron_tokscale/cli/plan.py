@@ -71,7 +71,7 @@ def _add_frontier(policies: Verbs) -> None:
         type=float,
         default=0.5,
         metavar="SHARE",
-        help="samples of which a larger share is never learned are a stratum of their own",
+        help="samples whose share of never-learned tokens is larger form a separate stratum",
     )
     parser.add_argument(
         "--time-map",
@@ -128,7 +128,7 @@ def _add_manual(policies: Verbs) -> None:
         "--interpolation",
         choices=["step", "linear"],
         default="step",
-        help="hold weights until the next point, or go straight from point to point",
+        help="hold the weights until the next point, or interpolate linearly between points",
     )
     add_guards_and_out(parser)
     parser.set_defaults(verb=_build_manual)
@@ -194,7 +194,7 @@ def _build_manual(arguments: Arguments) -> None:
 
 
 def _read_weights(words: list[str]) -> dict[int, list[float]]:
-    """Return the weights by hand: those of each dataset, by the sample from which they hold."""
+    """Return the manual weights of the datasets, by the sample from which they hold."""
     points = {}
     for word in words:
         start, _, weights = word.partition(":")

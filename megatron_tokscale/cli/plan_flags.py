@@ -47,8 +47,8 @@ def add_guards_and_out(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the guards, and --out."""
     guards = parser.add_argument_group(
         "guards",
-        "Base weights and weights by hand must keep to --max-epochs; the other two limit them "
-        "only where --tokscale-replan-interval moves them.",
+        "Base weights and manual weights must keep to --max-epochs; the other two guards limit "
+        "them only where --tokscale-replan-interval changes them.",
     )
     guards.add_argument(
         "--floor",

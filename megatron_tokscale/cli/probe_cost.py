@@ -16,7 +16,7 @@ _TRAINING: Final = (
     *("global_batch_size", "train_iters", "train_samples", "save_interval"),
     "tokscale_probe_schedule",
 )
-"""Flags of the training that have no default, so that it can be told whether they are given."""
+"""Training flags without a default, so that the verb sees which ones are set."""
 
 _REQUIRED_MODEL: Final = {
     "num-layers": "layers of the transformer",
@@ -87,7 +87,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 
 
 def add_training(group: argparse._ArgumentGroup, *, is_required: bool) -> None:
-    """Add the flags of a training, those that its length takes required or not."""
+    """Add the flags of a training; `is_required` demands its batch size and its length."""
     without = "" if is_required else " (default: none; required with --budget)"
     group.add_argument(
         "--global-batch-size",
@@ -175,7 +175,7 @@ def sequences_of_budget(arguments: Arguments) -> int:
 
 
 def refuse_training(arguments: Arguments) -> None:
-    """Raise an error if a flag of the training is given, which --budget alone reads."""
+    """Refuse a training flag that is set without --budget, which alone reads it."""
     for name in _TRAINING:
         if getattr(arguments, name) is not None:
             flag = f"--{name.replace('_', '-')}"

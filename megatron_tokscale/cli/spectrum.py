@@ -77,7 +77,7 @@ def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run
     target, n_resamples, seed = runs[0], arguments.resamples, arguments.seed
     progress = ProgressOnStderr()
     for source in sources:
-        FittedPair.open(source, target)  # refuses a source that does not fit before the long work
+        FittedPair.open(source, target)  # refuses an unsuitable source before the long work
     spectrum = spectrum_run(target, n_resamples=n_resamples, seed=seed, progress=progress)
     print(describe_spectrum(spectrum))
     for source in sources:

@@ -33,8 +33,8 @@ def add_verb(verbs: Verbs) -> None:
         nargs="+",
         default=[],
         metavar="WORD",
-        help="of the jobs in the cache take the one whose description or key holds all of these "
-        "words (default: the only job)",
+        help="words that choose a job in the cache: its description or key holds all of them "
+        "(default: the only job)",
     )
     wanted = parser.add_argument_group("what to show (one of these is required)")
     wanted.add_argument(
@@ -48,14 +48,14 @@ def add_verb(verbs: Verbs) -> None:
     wanted.add_argument(
         "--document",
         metavar="NAME:ID",
-        help="the samples that hold this document of the dataset NAME, where NAME may be the whole "
-        "prefix, and of namesakes is NAME#N (default: none)",
+        help="the samples that hold this document of the dataset NAME; NAME may be the whole "
+        "prefix, and is NAME#N among namesakes (default: none)",
     )
     parser.add_argument(
         "--until-sample",
         type=int,
         metavar="N",
-        help="of a document show only samples before N (default: all)",
+        help="show only those samples of a document that come before N (default: all)",
     )
     add_tokenizer(parser, "samples")
     parser.set_defaults(verb=_trace)

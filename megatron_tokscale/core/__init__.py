@@ -1,1 +1,1 @@
-"""What every room uses: errors, files, tensors, arrays, checksums, messages, the bootstrap."""
+"""Code that every room uses: errors, files, tensors, arrays, checksums, messages, the bootstrap."""

@@ -13,7 +13,7 @@ from megatron_tokscale import __version__
 
 try:
     from numba.core.caching import FunctionCache, IndexDataCacheFile
-except ImportError:  # private names of numba: without them nothing is kept
+except ImportError:  # private names of numba: without them no compiled code is cached
     FunctionCache = IndexDataCacheFile = object
 
 _DIGEST = 32  # bytes of a SHA-256
@@ -49,7 +49,7 @@ def compiled[R](**options: str | bool) -> Callable[[Callable[..., R]], Callable[
 class _Cache(FunctionCache):  # type: ignore[misc]
     """Numba's cache of a function's compiled code; an entry that fails to load or save is skipped.
 
-    The objects that numba passes through it are numba's own, and are not looked into.
+    The objects that numba passes through it are numba's own, and are not inspected.
     """
 
     def __init__(self, function: Callable[..., object]) -> None:
@@ -107,7 +107,7 @@ class _SealedFiles(IndexDataCacheFile):  # type: ignore[misc]
 
 def _unsealed(path: str) -> object:
     """Return the content of a file behind its checksum; None if it cannot be used."""
-    with suppress(Exception):  # another numba's content may hold classes that are not there
+    with suppress(Exception):  # a file of another numba may need classes that this one lacks
         sealed = Path(path).read_bytes()
         if hashlib.sha256(sealed[_DIGEST:]).digest() == sealed[:_DIGEST]:
             return cast("object", pickle.loads(sealed[_DIGEST:]))

@@ -6,22 +6,23 @@ from contextlib import contextmanager
 
 from megatron_tokscale.core.progress import print_line
 
-EXIT_CODE = 2  # as of argparse: the command line or its input is wrong
+EXIT_CODE = 2  # as argparse's: the command line or its input is wrong
 
 
 class TokscaleError(Exception):
-    """An error of bad input or an unsupported setting; the message says what to do about it."""
+    """Error of bad input or an unsupported setting; the message says what to do about it."""
 
 
 class AgreedError(TokscaleError):
-    """An error that all ranks of a job raise together, so that one of them can speak for all."""
+    """Error that all ranks of a job raise together, so that one of them prints it for all."""
 
 
 class UndefinedError(Exception):
-    """An error of a number that the data do not define: too few probes, a loss that does not fall.
+    """Error of a number that the data do not define: too few probes, a loss that does not fall.
 
-    Estimators raise it where their input is good but holds no answer. It is not a `TokscaleError`:
-    bad input ends a verb, while an undefined number is written down with its reason.
+    Estimators raise it where their input is valid but does not determine the number. It is not a
+    `TokscaleError`: bad input ends a verb, while an undefined number is written down with its
+    reason.
     """
 
 
@@ -35,8 +36,8 @@ def exit_with_one_line(speaks: Callable[[], bool] = leads_node) -> Iterator[None
     """Turn a `TokscaleError` into one line on stderr and `SystemExit(2)`.
 
     The first process of each node prints an error that all ranks meet: an `AgreedError`, or one
-    that is raised before the ranks know of each other. An `UndefinedError` ends a program in the
-    same way: the one number that the program was to find is undefined.
+    that is raised before the ranks are connected. An `UndefinedError` ends a program in the same
+    way: the one number that the program was to find is undefined.
 
     Args:
         speaks: returns whether this process prints an error that it may have met alone.

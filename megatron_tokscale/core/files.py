@@ -14,7 +14,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import JSON
 
 _CANNOT_SYNC: Final = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}
-"""Errors of fsync on a file system that has none."""
+"""Errors of fsync on a file system without it."""
 _LOST: Final = {errno.EIO, errno.ENOSPC, errno.EDQUOT}
 """Errors of fsync after which the bytes may not be on the disk."""
 
@@ -78,7 +78,8 @@ def _sync(path: Path) -> None:
 def _sync_folder(path: Path) -> None:
     """Wait until a folder's names are on the disk, if the folder can be opened and synced at all.
 
-    CIFS, FUSE and others refuse that in many ways; the file is whole and in its place by then.
+    CIFS, FUSE and other file systems refuse it with various errors; by then the file is whole and
+    renamed.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)

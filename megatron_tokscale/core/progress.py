@@ -1,7 +1,7 @@
 """Progress of long work: the protocol that analyses report to, and its form on stderr.
 
-An analysis takes a `Progress` and knows no stream. A verb passes `ProgressOnStderr`: a bar on a
-terminal, plain lines in a log, nothing where stderr is closed.
+An analysis reports to a `Progress` and prints nothing itself. A verb passes `ProgressOnStderr`: a
+bar on a terminal, plain lines in a log, nothing where stderr is closed.
 """
 
 import codecs
@@ -12,14 +12,14 @@ from contextlib import suppress
 from typing import Any, Final, Protocol
 
 _LINES: Final = 10
-"""Lines that a meter prints in a log, one per tenth of the work: enough to see that it goes on."""
+"""Lines that a meter prints in a log, one per tenth of the work: enough to see that it advances."""
 _ASCII: Final = {"░": ".", "▒": ":", "▓": "+", "█": "#"}
-"""Shades of a plan's picture, kept apart on a terminal that cannot show them."""
+"""ASCII characters for the shades of a plan's picture, for a terminal that cannot show them."""
 _ERROR_HANDLER: Final = "megatron-tokscale"
 
 
 class Meter(Protocol):
-    """Receiver of how much of one stage of the work is done."""
+    """Receiver of the progress of one stage of the work."""
 
     def __call__(self, done: int, note: str = "") -> None:
         """Report that `done` units of the stage are done; `note` is shown beside the number."""
@@ -36,7 +36,7 @@ class Progress(Protocol):
 
 
 class NoProgress:
-    """Progress that nobody reads."""
+    """Progress that is discarded."""
 
     def stage(self, what: str) -> None:
         """Print nothing."""
@@ -95,7 +95,7 @@ class _StderrMeter:
 
 
 def print_line(line: str) -> None:
-    """Print a line on stderr; where nobody reads stderr, go on without it."""
+    """Print a line on stderr; do nothing where nobody reads stderr."""
     if sys.stderr:  # a closed stream is None, which print would take for stdout
         try:
             print(line, file=sys.stderr, flush=True)
@@ -104,7 +104,7 @@ def print_line(line: str) -> None:
 
 
 def mute(stream: Any) -> None:
-    """Send the rest of a stream nowhere, so that the interpreter does not flush it at its end."""
+    """Redirect a stream to nowhere, so that the interpreter's last flush of it cannot fail."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

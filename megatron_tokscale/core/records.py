@@ -31,7 +31,7 @@ from megatron_tokscale.core.errors import TokscaleError
 type JSON = bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None
 """A plain value, as `json.dumps` takes it and `json.loads` returns it."""
 
-_SHOWN_CHARACTERS = 60  # of a wrong value, in a message of one line
+_SHOWN_CHARACTERS = 60  # length at which a message of one line cuts a wrong value
 _NAMES: dict[object, str] = {
     int: "a whole number",
     float: "a number",
@@ -96,7 +96,7 @@ def _container_to_json(value: object) -> JSON:
 
 
 def _read(kind: object, content: JSON, where: str) -> object:
-    """Read a value of the annotation `kind`, which `where` leads to."""
+    """Read the value at `where` as one of the annotation `kind`."""
     if kind is JSON:
         return content
     if isinstance(kind, TypeAliasType):
@@ -176,7 +176,7 @@ def _read_dataclass(kind: object, content: JSON, where: str) -> object:
 def _read_union(kind: object, content: JSON, where: str) -> object:
     dataclass, *others = [each for each in get_args(kind) if each is not type(None)]
     if isinstance(content, Mapping) and dataclasses.is_dataclass(dataclass) and not others:
-        return _read(dataclass, content, where)  # of `T | None`: says what is wrong within T
+        return _read(dataclass, content, where)  # `T | None`: the message names the fault within T
     members = [each for each in get_args(kind) if _has_form_of(each, content)]
     if len(members) != 1:
         _checked(False, content, where, " or ".join(map(_name, get_args(kind))))

@@ -25,7 +25,7 @@ class Units:
     """The units of resampling: single documents, or above 1,024 of them, fixed groups of documents.
 
     More than 1,024 documents are dealt into 1,024 units at random, and whole units are drawn: the
-    intervals are those of the documents, and every sum fits into a small table.
+    intervals are still over documents, and every sum fits into a small table.
 
     Attributes:
         unit_N: unit of each token.
@@ -106,8 +106,8 @@ def _deal(dataset_J: Integers16, seed: int, most: int) -> tuple[Integers, Intege
 def percentile_interval(value: float, value_R: ArrayLike) -> tuple[float, float]:
     """Return the 2.5% and 97.5% percentiles of a number's resamples.
 
-    Both are NaN if the number does not lie between them: resamples on one side of the number are
-    the mark of a bias, and their spread is not its error.
+    Both are NaN if the number does not lie between them: it is then biased, and the spread of its
+    resamples is not its error.
     """
     low, high = np.quantile(np.asarray(value_R, dtype=np.float64), [0.025, 0.975]).tolist()
     return (low, high) if low <= value <= high else (float("nan"), float("nan"))

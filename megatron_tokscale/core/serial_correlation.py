@@ -1,4 +1,4 @@
-"""Serial correlation of residuals, and their effective number.
+"""Serial correlation of residuals, and the number of independent residuals that they are worth.
 
 Shapes: K probe steps, G groups.
 """
@@ -17,13 +17,13 @@ chance give no tiny error."""
 NO_ERROR = 1e-24
 """Relative squared error of a fit that is exact but for rounding in double precision."""
 _MAX_CORRELATION = 0.9  # our choice: at it, 30 points are worth 1.6 independent ones
-_ROUNDING = 1e-8  # root mean square of residuals that are rounding alone; our choice
+_ROUNDING = 1e-8  # root mean square of residuals that are only rounding errors; our choice
 
 
 def serial_correlation(residual_GK: Floats, n_parameters: float) -> Floats:
     """Return the lag-1 correlation along the last axis, in [0, 0.9].
 
-    It is corrected for the `n_parameters` of the fit that left the residuals.
+    The correlation is corrected for the `n_parameters` of the fit that left the residuals.
 
     A smooth parameter takes one slow mode out of the residuals, which lowers their lag-1
     correlation by about 1/K; estimating it lowers it by (1 + 3 rho)/K more (Kendall 1954).

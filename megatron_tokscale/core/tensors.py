@@ -1,4 +1,4 @@
-"""Safetensors files of named arrays whose metadata tell the kind of file and its schema."""
+"""Safetensors files of named arrays whose metadata hold the kind of file and its schema."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class TensorFile:
             ValueError: the checksum is wrong, or a value has a name that is never written.
         """
         known = {*self.metadata("", details=""), *names}
-        if unknown := metadata.keys() - known:  # it may be the checksum's, damaged
+        if unknown := metadata.keys() - known:  # perhaps the checksum's own name, damaged
             raise ValueError(f"it has a value named {min(unknown)!r}")
         found = text_crc32(metadata["details"])
         if metadata.get("details_crc32", found) != found:

@@ -98,7 +98,7 @@ class IndexedTokens:
 
     @property
     def name(self) -> str:
-        """The last part of the prefix, a name for people."""
+        """The last part of the prefix, for display."""
         return base_name(self.prefix)
 
     @property
@@ -140,7 +140,7 @@ class IndexedTokens:
     def _gathered(self, sequences: range, length_Q: Integers) -> AnyArray:
         end_Q = np.cumsum(length_Q)
         start_Q = self.offsets[sequences.start : sequences.stop] // np.dtype(self.dtype).itemsize
-        shift_Q = start_Q - (end_Q - length_Q)  # place in the file less place in the stream
+        shift_Q = start_Q - (end_Q - length_Q)  # place in the file minus place in the stream
         ids = np.empty(int(end_Q[-1]), self.dtype)
         for first in range(0, ids.size, _GATHERED):
             place = np.arange(first, min(first + _GATHERED, ids.size))
@@ -189,7 +189,7 @@ def _check(tokens: IndexedTokens, n_bytes: int) -> bool:
         end_B = offset_B + length_B.astype(np.int64) * itemsize
         is_joined = end is None or int(offset_B[0]) == end
         is_joined = is_joined and bool((offset_B[1:] == end_B[:-1]).all())
-        # Where all lie end to end, the first's begin and the last's end are checked for all.
+        # If all lie end to end, the start of the first and the end of the last suffice.
         may_begin = offset_B[0] >= 0 and offset_B[0] % itemsize == 0
         if not (is_joined and may_begin and end_B[-1] <= n_bytes and length_B.min() >= 0):
             _refuse_place(tokens, first, end_B, n_bytes)
@@ -211,7 +211,8 @@ def _refuse_place(tokens: IndexedTokens, first: int, end_B: Integers, n_bytes: i
         if is_wrong_B.any():
             raise TokscaleError(
                 f"sequence {first + int(np.argmax(is_wrong_B))} of {tokens.prefix}.bin {what}: the "
-                "file is shorter than its index says, or another's; make the dataset again"
+                f"file is shorter than its index says, or belongs to another index; make the "
+                f"dataset again"
             )
 
 
@@ -234,7 +235,7 @@ class Portion:
 
     @property
     def name(self) -> str:
-        """Name that tells the dataset from the others of the job."""
+        """Name that is unique among the job's datasets."""
         return self.unique_name or self.tokens.name
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 
 from megatron_tokscale.core.errors import TokscaleError
 
-_MOST_NAMES = 4  # in one line of a message
+_MOST_NAMES = 4  # names shown in one line of a message
 
 
 def whole_prefix(prefix: str) -> str:
@@ -102,7 +102,7 @@ def match_prefixes(wanted: Sequence[str], known: Sequence[str], of: str) -> list
 
 
 class _Nearest:
-    """Finds the prefixes of a list that have the longest end in common with a given one.
+    """Lookup of the prefixes in a list that share the longest end with another prefix.
 
     Attributes:
         first: position of the first entry with the same whole prefix, for each entry.
@@ -121,7 +121,7 @@ class _Nearest:
                 self._of_name[end[0] if end else ""].append(position)
 
     def __call__(self, prefix: str) -> list[int]:
-        """Return their positions; none where no prefix has the same name."""
+        """Return the positions of the nearest prefixes; none where no prefix has the same name."""
         end = PurePath(prefix).parts[::-1]
         candidates = self._of_name.get(end[0] if end else "", [])
         lengths = [_common(end, self._ends[position]) for position in candidates]

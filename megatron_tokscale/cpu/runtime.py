@@ -123,7 +123,7 @@ class _Stream:
 
 
 class _Event:
-    """Stand-in for a CUDA event that has happened."""
+    """Stand-in for a CUDA event that has already happened."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -203,7 +203,7 @@ def _answer_cuda_queries(cuda: ModuleType) -> None:
 
 
 def _place_tensors_on_cpu() -> None:
-    """Make every request for a CUDA tensor give a CPU tensor."""
+    """Create a CPU tensor wherever Megatron requests a CUDA tensor."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -221,7 +221,7 @@ def _place_tensors_on_cpu() -> None:
 
         return call
 
-    # Requests for a place.
+    # Functions that take a device.
     factories = "empty zeros ones full tensor arange rand randn randint as_tensor linspace"
     likes = "empty_like zeros_like ones_like full_like"
     for name in (factories + " " + likes).split():
@@ -246,20 +246,20 @@ def _place_tensors_on_cpu() -> None:
     @functools.wraps(initialize_loader)
     def initialize_on_cpu(self: Any, *args: Any, **kwargs: Any) -> None:
         # Starting a loader draws its workers' seed from the CPU generator, which is the one that
-        # dropout uses here. With a generator of its own a resumed job repeats the undisturbed one,
+        # dropout uses here. With a separate generator a resumed job repeats the uninterrupted one,
         # as it does on a GPU.
         kwargs.setdefault("generator", torch.Generator())
         initialize_loader(self, *args, **{**kwargs, "pin_memory": False})
 
     DataLoader.__init__ = initialize_on_cpu  # type: ignore[method-assign]
-    # Asks CUDA whether a graph is being captured before every optimizer step.
+    # torch asks CUDA before every optimizer step whether a graph is being captured.
     torch.optim.Optimizer._accelerator_graph_capture_health_check = (  # type: ignore[method-assign]
         lambda self: None
     )
 
 
 def _adapt_megatron() -> None:
-    """Change the places in Megatron that need more than answers of `torch.cuda`."""
+    """Patch the code in Megatron that needs more than the replaced `torch.cuda`."""
     import megatron.core.tensor_parallel.random as megatron_random
     import torch
     import torch.distributed as dist

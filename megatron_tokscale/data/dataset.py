@@ -34,7 +34,7 @@ class PlannedDataset(Dataset[dict[str, object]]):
         index: the plan's index.
         strata: the samples of each stratum; None takes every dataset for one stratum.
         offset: number in the plan of sample 0 of the dataset.
-        consumed: samples of the plan that are not drawn any more.
+        consumed: samples of the plan that are drawn already.
         split: the split, which Megatron's samplers read to tell training from validation.
         index_split: the same, as Megatron's single datasets name it.
 
@@ -74,7 +74,7 @@ class PlannedDataset(Dataset[dict[str, object]]):
         return len(self.index) - self.offset
 
     def locate(self, k: int) -> tuple[int, int, int]:
-        """Return stratum, epoch, and number in its dataset of sample k.
+        """Return the stratum and the epoch of sample k, and its number in its dataset.
 
         Raises:
             IndexError: k is not in range(len(self)).
@@ -91,7 +91,7 @@ class PlannedDataset(Dataset[dict[str, object]]):
         return index.stratum_N.item(at), index.draw_N.item(at)
 
     def __getitem__(self, k: int) -> dict[str, object]:
-        """Return sample k with its dataset's number in the plan, as Megatron's BlendedDataset."""
+        """Return sample k and its dataset's number in the plan, as BlendedDataset does."""
         stratum, draw = self._draw(k)
         dataset_id, _, number = self.strata.locate(stratum, draw)
         dataset = self.datasets[dataset_id]

@@ -1,20 +1,20 @@
 """The stratum of each sample of a segment, compiled: one pass over the samples.
 
-Two rules, one after the other. The dataset: Megatron's own rule until the datasets' weights first
-change, then the rule of windows. The stratum of the dataset: the rule of windows, over the samples
-drawn from the dataset.
+Two choices, one after the other. Megatron's own rule chooses the dataset until the datasets'
+weights first change, and the window rule afterwards. The window rule also chooses the stratum, over
+the samples drawn from the dataset.
 
-Megatron's rule (`build_blending_indices` in core/datasets/helpers.cpp): the dataset furthest behind
-its share. So a plan that leaves the datasets' weights alone draws from the datasets as the plain
-blend does, sample for sample. The rule can only start anew, so it cannot go on after a change of
-weights.
+Megatron's rule (`build_blending_indices` in core/datasets/helpers.cpp): take the dataset furthest
+behind its share. So a plan that keeps the datasets' weights draws from the datasets as the blend
+does, sample for sample. The rule assumes the same weights from sample 0 on, so it ends at the first
+change of weights.
 
-The rule of windows: draw j of n sources is released when its target has come to j + e and is due
-when it comes to j + 1 - e, e = 1 / (2 n - 2); of the draws that are released, the one that is due
-first is made. While weights hold, no prefix is off by more than 1 - e samples, and no rule does
-better: Tijdeman, "The chairman assignment problem", Discrete Mathematics 32 (1980). Counts carry
-over a change of weights, so no draw is lost or repeated; draws that rounding has left owing are
-made after it.
+The window rule, for n sources and e = 1 / (2 n - 2): draw j of a source is released when the
+source's target reaches j + e, and is due when the target reaches j + 1 - e. Of all released draws,
+the one due first is made. Under constant weights no source's count is ever more than 1 - e samples
+off its target, and no rule does better: Tijdeman, "The chairman assignment problem", Discrete
+Mathematics 32 (1980). Counts carry over a change of weights, so no draw is lost or repeated; a draw
+that rounding delays past the change is made after it.
 
 Shapes: N samples of a segment, D datasets, Z strata, S sources (datasets, or strata).
 """
@@ -30,7 +30,7 @@ from megatron_tokscale.core.compiled import EXACT, compiled
 _compiled = compiled(**EXACT)
 
 _EARLY: Final = 1e-9
-"""Draws are released this much early, in samples: sums of weights lose less to rounding."""
+"""Draws are released this many samples early; the rounding error of a sum of weights is smaller."""
 
 
 class Sources(NamedTuple):
@@ -38,8 +38,9 @@ class Sources(NamedTuple):
 
     Attributes:
         weight_S: normalised weights: over the datasets, or over the strata of each dataset.
-        target_S: samples due from each before the segment; from a stratum, of its dataset's.
-        drawn_S: samples drawn from each so far; counted on.
+        target_S: samples due from each before the segment; for a stratum, among its dataset's
+            samples.
+        drawn_S: samples drawn from each so far; `draw` adds to them.
     """
 
     weight_S: Floats
@@ -68,7 +69,7 @@ def draw(
         strata: the strata.
         first_D: the first stratum of each dataset, and behind the last the number of strata.
     """
-    # The window and the place in the queue of each dataset's, and each stratum's, next draw.
+    # The window of the next draw of each dataset and stratum, and its place in the queue.
     n_datasets = datasets.weight_S.size
     one_group = np.array([0, n_datasets])
     margin_D, early_D, late_D, queue_D = _open_windows(datasets, one_group)
@@ -76,7 +77,7 @@ def draw(
     before_D = datasets.drawn_S.copy()
     ahead_D = np.where(datasets.weight_S > 0.0, datasets.drawn_S, np.inf)
     for n in range(stratum_N.size):
-        # The dataset, by Megatron's rule or by that of windows.
+        # Choose the dataset, by Megatron's rule or the window rule.
         i = -1
         if is_unchanged:
             d = _furthest_behind(datasets.weight_S, ahead_D, max(float(first + n), 1.0))
@@ -84,14 +85,14 @@ def draw(
             i = _due_first(queue_D, early_D, n + 1.0)
             d = queue_D[i]
 
-        # Its stratum, by the rule of windows over the samples of the dataset.
+        # Choose its stratum, by the window rule over the samples of the dataset.
         queue = queue_Z[first_D[d] : first_D[d + 1]]
         j = _due_first(queue, early_Z, datasets.drawn_S[d] - before_D[d] + 1.0)
         z = queue[j]
         stratum_N[n] = z
         draw_N[n] = strata.drawn_S[z]
 
-        # The windows of their next draws.
+        # Advance both to the windows of their next draws.
         datasets.drawn_S[d] += 1
         ahead_D[d] += 1.0
         strata.drawn_S[z] += 1
@@ -115,7 +116,7 @@ def _open_windows(sources: Sources, first_G: Integers) -> tuple[Floats, Floats, 
     queue_S = np.empty(n_sources, np.int64)
     for g in range(first_G.size - 1):
         a, b = first_G[g], first_G[g + 1]
-        # The e of the rule of windows, for the sources that have weight.
+        # The e of the window rule, for the sources that have weight.
         n_weighted = int(np.count_nonzero(sources.weight_S[a:b]))
         margin_S[a:b] = 1.0 / max(2 * n_weighted - 2, 2)
         for s in range(a, b):
@@ -128,7 +129,7 @@ def _open_windows(sources: Sources, first_G: Integers) -> tuple[Floats, Floats, 
 def _window(sources: Sources, s: int, margin: float) -> tuple[float, float]:
     """Return when a source's next draw is released and when it is due, in samples of the segment.
 
-    Samples of a stratum's segment are those of its dataset.
+    For a stratum, the samples are those of its dataset.
     """
     weight = sources.weight_S[s]
     if weight == 0.0:
@@ -139,7 +140,7 @@ def _window(sources: Sources, s: int, margin: float) -> tuple[float, float]:
 
 @_compiled
 def _furthest_behind(weight_D: Floats, drawn_D: Floats, n_samples: float) -> int:
-    """Return the dataset of Megatron's rule.
+    """Return the dataset furthest behind its share, by Megatron's rule.
 
     Args:
         weight_D: normalised weights.

@@ -7,7 +7,7 @@ from megatron_tokscale.core.compiled import EXACT, compiled
 
 _compiled = compiled(**EXACT)
 
-_MULTIPLIER1 = np.uint64(0xBF58476D1CE4E5B9)  # of splitmix64, as its Python twin in permutation.py
+_MULTIPLIER1 = np.uint64(0xBF58476D1CE4E5B9)  # splitmix64's, as in permutation.py
 _MULTIPLIER2 = np.uint64(0x94D049BB133111EB)
 _HALF = np.uint64(32)  # bits: the upper half of a product is mixed into the lower
 
@@ -16,7 +16,7 @@ _HALF = np.uint64(32)  # bits: the upper half of a product is mixed into the low
 def walk(
     size: int, round_keys: NDArray[np.uint64], left_bits: int, right_bits: int, position: int
 ) -> int:
-    """Return the image of a position in range(size), on halves of so many bits."""
+    """Return the image of a position in range(size)."""
     shift = np.uint64(right_bits)
     mask = (np.uint64(1) << shift) - np.uint64(1)
     left_shift, right_shift = np.uint64(64 - left_bits), np.uint64(64 - right_bits)

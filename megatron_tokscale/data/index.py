@@ -1,4 +1,4 @@
-"""The index of a plan: for every training sample its stratum, and which draw of it the sample is.
+"""The index of a plan: the stratum of each training sample, and its draw number there.
 
 It is a function of the plan and the number of samples alone; the first k entries depend neither on
 how many follow nor on stages that start later. `data/draws.py` has the rules.
@@ -44,7 +44,7 @@ class PlanIndex:
         return len(self.stratum_N)
 
     def shared(self) -> "PlanIndex":
-        """Return a copy that can be changed, and changes in the processes forked later too.
+        """Return a writable copy in memory that processes forked later share.
 
         It takes 10 bytes a sample.
         """
@@ -133,13 +133,13 @@ def extend_index(plan: Plan, index: PlanIndex, start: int) -> None:
 
 
 class _DrawCounts:
-    """The draws that are made and those that are due, by the beginning of a segment."""
+    """Counts of the draws made and of the draws due before a segment."""
 
     def __init__(self, plan: Plan) -> None:
         n_datasets = len(plan.datasets)
         self.plan = plan
         self.first_D = np.searchsorted(plan.dataset_Z, np.arange(n_datasets + 1))
-        self.is_unchanged = True  # so far all segments have the first one's weights of datasets
+        self.is_unchanged = True  # all segments so far have the first one's weights of datasets
         self.drawn_D, self.target_D = np.zeros(n_datasets, np.int64), np.zeros(n_datasets)
         self.drawn_Z, self.target_Z = np.zeros(plan.n_strata, np.int64), np.zeros(plan.n_strata)
         self._before_D = self.drawn_D.copy()

@@ -22,7 +22,7 @@ def match_datasets(
     Returns:
         For each dataset of the plan its position in `found`; None for one that the job no longer
         has, and that is not drawn from after `consumed`. Twins (same name and sizes) are told apart
-        by their prefixes, and matched in order where the plan does not know the prefixes. A dataset
+        by their prefixes, and matched in order where the plan does not hold the prefixes. A dataset
         that the job has twice counts once.
 
     Raises:
@@ -48,8 +48,7 @@ def match_datasets(
     extra = [str(dataset) for dataset in left.values() if dataset.prefix not in known - {""}]
     if extra:
         raise TokscaleError(
-            f"the plan is for other data: it does not know {listed(extra)}; make a plan for this "
-            "job's data"
+            f"the plan is for other data: it lacks {listed(extra)}; make a plan for this job's data"
         )
     return order
 
@@ -77,10 +76,10 @@ def check_documents(
     """Refuse a job whose training part of a dataset is not that of the plan.
 
     Args:
-        plan: the plan; one that does not know its training parts passes.
+        plan: the plan; a plan without its training parts passes.
         order: position in `found` of each dataset of the plan, by `match_datasets`.
-        found: of each of the job's datasets the first document that it trains on, and the one
-            after the last.
+        found: for each dataset of the job, the first document that it trains on and the one after
+            the last.
 
     Raises:
         TokscaleError: naming the first such dataset.

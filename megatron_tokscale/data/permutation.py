@@ -24,7 +24,7 @@ from megatron_tokscale.core.arrays import Integers
 
 _MASK64: Final = (1 << 64) - 1
 _GOLDEN: Final = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, splitmix64's increment
-_MULTIPLIER1: Final = 0xBF58476D1CE4E5B9  # splitmix64's, and the next
+_MULTIPLIER1: Final = 0xBF58476D1CE4E5B9  # splitmix64's, like the next constant
 _MULTIPLIER2: Final = 0x94D049BB133111EB
 ROUNDS: Final = 6  # of the network; our choice. Another number is another order of samples
 

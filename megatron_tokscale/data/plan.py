@@ -63,10 +63,10 @@ class Plan:
         cuts: the rule that cuts each dataset into its strata; None where it has but one.
         max_epochs: largest number of epochs of a stratum; a job that would exceed it is refused.
             None is no limit.
-        provenance: how it was made, for people to read: it decides nothing.
+        provenance: how it was made, for people to read: nothing depends on it.
         documents: of each dataset the first document of its training part, and the one after the
             last; a job with another training part is refused. Empty: not known.
-        replanning: settings by which a job that may change the weights decides them.
+        replanning: settings of a job that changes the weights while it trains.
         decisions: weights decided while a job trained, in order; the stages hold them already.
         accepted: plans that took over from others under a run, in order.
 

@@ -21,7 +21,7 @@ for an optimizer to follow, and a weight grows tenfold within six stages."""
 
 @dataclass(frozen=True)
 class DatasetIdentity:
-    """The values that tell one .bin/.idx pair from another without reading its tokens.
+    """The values that identify a .bin/.idx pair without reading its tokens.
 
     Attributes:
         name: base name of the prefix.
@@ -169,9 +169,10 @@ class Replanning:
     """The settings by which a job with `--tokscale-replan-interval` decides new weights.
 
     Attributes:
-        base_weights: weight of each dataset without the plan; if empty, that of its first stage.
+        base_weights: weight of each dataset without the plan; if empty, the weights of the plan's
+            first stage.
         epoch_samples: training samples in one epoch of each dataset; empty if unknown.
-        train_samples: samples consumed at the end of training; if None, the run says.
+        train_samples: samples consumed at the end of training; if None, read from the run.
         strength: exponent with which a dataset's weight follows its relative slope.
         floor: smallest weight of a dataset, as a fraction of its base weight.
         max_change: largest factor by which a weight grows or shrinks in one decision.
@@ -185,7 +186,7 @@ class Replanning:
     max_change: float = MAX_CHANGE
 
     def __post_init__(self) -> None:
-        # Fingerprints tell 1 from 1.0.
+        # A fingerprint differs for 1 and 1.0.
         weights = tuple(float(weight) for weight in self.base_weights)
         object.__setattr__(self, "base_weights", weights)
         for name in ("strength", "floor", "max_change"):
@@ -211,7 +212,7 @@ class PlanSources:
 
 @dataclass(frozen=True)
 class PlanProvenance:
-    """Origin of a plan, for people to read: it decides no weight and no order.
+    """Origin of a plan, for people to read: no weight and no order depends on it.
 
     Attributes:
         policy: name of the policy.

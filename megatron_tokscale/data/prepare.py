@@ -39,9 +39,9 @@ class PlanPart:
 
     Attributes:
         dataset: its training samples, each once.
-        key: tells one order of the samples from another.
+        key: identifies the order of the samples.
         scores: returns the scores that cut the samples into strata; called for a dataset that is
-            cut, and only to build.
+            cut, and only when files are built.
     """
 
     dataset: MapDataset
@@ -104,12 +104,12 @@ def prepare(
         parts: the plan's datasets, in the order of the plan; None for one that is not drawn from.
         n_samples: samples of the dataset.
         cache: folder of the plan's files.
-        build: make the files that are not there or damaged. Set on one rank; the others call
-            without, when it is done.
+        build: make missing or damaged files. Set on one rank; the others call without it
+            afterwards.
         consumed: samples of the plan that are drawn already.
         offset: the first sample of the dataset is sample `offset` of the plan.
         shares_index: keep the index in memory that forked processes share, so that it can change.
-        like: a dataset of the same plan and samples, whose index and strata serve again.
+        like: a dataset of the same plan and samples, whose index and strata are reused.
         split: Megatron's samplers read it to tell training from validation.
         index_split: the same, as Megatron's single datasets name it.
 
@@ -144,7 +144,7 @@ def prepare(
 
 
 def _part(parts: Sequence[PlanPart | None], number: int) -> PlanPart:
-    """Return a part that is drawn from."""
+    """Return the part of a dataset that is drawn from."""
     part = parts[number]
     assert part is not None, "only datasets that are drawn from are cut into strata"
     return part

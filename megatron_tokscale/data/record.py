@@ -2,8 +2,8 @@
 
 Nothing is copied: the record names the index files that Megatron and the plan keep in the job's
 data cache. A job that is resumed with other data, or to another length (which reorders Megatron's
-own samples), adds a record that holds from its first sample on. So does one whose samples come in
-an order that this package does not know; its record names the flag or dataset that makes it.
+own samples), adds a record that holds from its first sample on. So does a job whose samples come in
+an order that this package cannot trace; its record names the flag or dataset that makes the order.
 
 The record is written by the job, so its format lies in this room, beside the plan's.
 """
@@ -47,8 +47,8 @@ class DatasetRecord:
             with `add_extra_token_to_sequence=False`.
         size: number of samples.
         key: Megatron's `unique_description_hash`.
-        order: the flags that, beside the documents themselves, decide which tokens a sample is;
-            empty where they are not known.
+        order: the flags that, with the documents, determine the tokens of a sample; empty if not
+            known.
     """
 
     name: str
@@ -92,7 +92,7 @@ class DatasetRecord:
             cache_dir: Megatron's data cache.
             prefix: path of the dataset's .bin/.idx without the ending.
             stem: KEY-CLASS-SPLIT.
-            extra: as of `DatasetRecord`.
+            extra: as in `DatasetRecord`.
             size: number of samples.
         """
         return cls(
@@ -163,7 +163,7 @@ class PlanRecord:
 
 @dataclass(frozen=True)
 class UntracedRecord:
-    """An order of samples that this package does not know.
+    """An order of samples that this package cannot trace.
 
     Attributes:
         reason: the flag or the dataset that makes the order.

@@ -52,7 +52,7 @@ class SampleIndex:
         return len(self.shuffle_N)
 
     def pieces(self, sample: int) -> list[Piece]:
-        """Return the documents that a sample reads, in its order, and which of their tokens.
+        """Return the pieces of documents that a sample reads, in its order.
 
         Raises:
             IndexError: there is no such sample.
@@ -108,7 +108,7 @@ class SampleIndex:
 
     @cached_property
     def _labels_N(self) -> tuple[Integers, ...]:
-        """Start and stop of each stretch's labels in the stream, first and last document there."""
+        """Start and stop of each stretch's labels in the stream, and their end documents."""
         # The first token of a stretch is no label; the token behind its end is one.
         start_N = self._bound_N1[:-1] + 1
         stop_N = np.maximum(self._bound_N1[1:] + self.extra, start_N)
@@ -207,7 +207,7 @@ class SampleScores:
             return np.argsort(self.surprisal_N, kind="stable")
         by_unlearned = np.argsort(np.nan_to_num(self.unlearned_N), kind="stable")
         learned = np.sort(by_unlearned[: n - n_unlearned])
-        # Samples without a drop that are not among those never learned are known from the start.
+        # A sample without a drop is known from the start, unless it counts as never learned.
         time_N = np.nan_to_num(self.learning_time_N, nan=-np.inf)
         order = np.argsort(time_N[learned], kind="stable")
         return np.concatenate([learned[order], by_unlearned[n - n_unlearned :]])

@@ -45,7 +45,7 @@ _RANGES: Final[dict[str, tuple[type[np.generic], float, float]]] = {
 
 @dataclass(frozen=True)
 class HeldOutError:
-    """Error of predicted scores on documents that the prediction was not learned from.
+    """Error of predicted scores on documents that the predictor was not fitted to.
 
     Attributes:
         documents: number of documents with a value.
@@ -65,11 +65,11 @@ class HeldOutError:
 
 @dataclass(frozen=True)
 class PredictorDetails:
-    """The model that predicted scores of documents that nobody watched.
+    """The model that predicted the scores of unwatched documents.
 
     Attributes:
         model: its kind, in words.
-        documents: watched documents that it was learned from.
+        documents: watched documents that it was fitted to.
         held_out: its error on held-out documents, by the name of the score.
     """
 
@@ -174,7 +174,7 @@ class DocumentScores:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (first 16 hex digits) of the scores and of the data that they are of."""
+        """SHA-256 (first 16 hex digits) of the scores and of the scored data."""
         digest = hashlib.sha256()
         digest.update(json.dumps([self.dataset.content, self.digest]).encode())
         for name in _RANGES:
@@ -261,10 +261,10 @@ def scores_file(tokens: IndexedTokens, folder: Path | None = None) -> Path:
     """Return the file of a dataset's scores: beside its data, or in a folder.
 
     In a folder the scores of namesakes have numbers, NAME#N, by the order in which they were
-    scored; a file's metadata tell which data it is of.
+    scored; a file's metadata name its data.
 
     Raises:
-        TokscaleError: several files there are scores of these data.
+        TokscaleError: several files there hold scores of these data.
     """
     beside = scores_path(tokens.prefix)
     if folder is None:
@@ -290,7 +290,7 @@ def scores_file(tokens: IndexedTokens, folder: Path | None = None) -> Path:
 
 
 def _prefix_in(path: Path, tokens: IndexedTokens, digest: str) -> str | None:
-    """Return the prefix that a score file names; None if it is not of these data."""
+    """Return the prefix that a score file names; None if the file is of other data."""
     metadata = _metadata(path)
     try:
         dataset = from_json(DatasetIdentity, json.loads(metadata["dataset"]))
@@ -317,7 +317,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 
 def identity_of(tokens: IndexedTokens) -> DatasetIdentity:
-    """Return the identity by which plans and score files know a dataset."""
+    """Return the identity of a dataset in plans and score files."""
     prefix = whole_prefix(tokens.prefix)
     return DatasetIdentity(tokens.name, tokens.n_sequences, tokens.n_tokens, prefix)
 

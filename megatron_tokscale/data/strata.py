@@ -21,7 +21,7 @@ from megatron_tokscale.data.plan import ORDER_VERSION, Plan
 from megatron_tokscale.data.samples import SampleScores
 
 _ROUNDING: Final = 1.0
-"""Samples by which a limit on epochs may be exceeded: half a sample of rounding, twice."""
+"""Samples by which a limit on epochs may be exceeded: two roundings of half a sample each."""
 
 
 class Strata:
@@ -32,7 +32,7 @@ class Strata:
     again, also across stages.
 
     Args:
-        plan: the plan; its stages do not matter here.
+        plan: the plan; its stages are not used.
         sizes_D: samples of each dataset in one epoch.
         ranked_D: the samples of each dataset, stratum by stratum; None for one that has a single
             stratum, which is in the order of the dataset.
@@ -63,7 +63,7 @@ class Strata:
         return Strata, (self.plan, self.sizes_D, self.ranked_D)
 
     def locate(self, stratum: int, draw: int) -> tuple[int, int, int]:
-        """Return dataset, epoch, and number of the sample in its dataset, of a stratum's draw."""
+        """Return dataset and epoch of a stratum's draw, and its sample's number in the dataset."""
         dataset, first, size, key = self._rows[stratum]
         epoch, position = divmod(draw, size)
         number = first + epoch_permutation(size, key, epoch).image(position)
@@ -83,7 +83,7 @@ class Strata:
         return epoch_N, number_N if ranked is None else ranked[number_N].astype(np.int64)
 
     def numbers(self, stratum: int) -> NDArray[np.integer]:
-        """Return the numbers, in their dataset, of the samples of a stratum."""
+        """Return a stratum's samples by their numbers in the dataset."""
         dataset, first, size, _ = self._rows[stratum]
         ranked = self.ranked_D[dataset]
         return np.arange(first, first + size) if ranked is None else ranked[first : first + size]
@@ -156,9 +156,9 @@ def load_or_build_strata(
         sizes_D: samples of each dataset in one epoch.
         data_keys: for each dataset a key of the order of its samples.
         scores_of: returns the scores of the samples of a dataset, by its number in the plan; called
-            only for datasets that are cut, and only to build.
+            only for datasets that are cut, and only when files are built.
         cache_dir: folder of the files.
-        build: set on one rank; the others call without, when it is done.
+        build: set on one rank; the others call without it afterwards.
 
     Raises:
         TokscaleError: a file is missing or damaged, and `build` is not set.

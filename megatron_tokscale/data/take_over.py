@@ -27,7 +27,7 @@ def take_over(past: Plan, successor: Plan, consumed: int) -> Plan:
     """
     _check_fit(past, successor)
 
-    # The data: that of the past, then datasets that only the successor has.
+    # The data: the datasets of the past, then those that only the successor has.
     known = {*past.datasets}
     added = [d for d, dataset in enumerate(successor.datasets) if dataset not in known]
     datasets = (*past.datasets, *(successor.datasets[d] for d in added))
@@ -36,7 +36,7 @@ def take_over(past: Plan, successor: Plan, consumed: int) -> Plan:
     if past.documents and successor.documents:
         documents = (*past.documents, *(successor.documents[d] for d in added))
 
-    # The weights: those of the past until now, then those of the successor.
+    # The weights: the past's until now, then the successor's.
     before = [stage for stage in past.stages if stage.start < consumed]
     present = [stage for stage in successor.stages if stage.start <= consumed][-1]
     later = [stage for stage in successor.stages if stage.start > consumed]
@@ -46,7 +46,7 @@ def take_over(past: Plan, successor: Plan, consumed: int) -> Plan:
         *(_translated(stage, successor, datasets, strata) for stage in later),
     )
 
-    # The settings: those that order the past stay, the others are the successor's.
+    # The settings: those that determine the past's order stay, the others are the successor's.
     settings = successor.replanning
     return Plan(
         datasets=datasets,
@@ -127,7 +127,7 @@ def _check_strata(past: Plan, past_d: int, successor: Plan, d: int) -> None:
 
 
 def _division(plan: Plan, dataset: int) -> tuple[Cut | None, list[tuple[str, float]]]:
-    """Return the values that decide which samples of a dataset are in which stratum."""
+    """Return the values that determine which samples of a dataset are in which stratum."""
     strata = [plan.strata[z] for z in plan.strata_of(dataset)]
     return plan.cuts[dataset], [(stratum.name, stratum.share) for stratum in strata]
 
@@ -136,7 +136,7 @@ def _added_strata(past: Plan, successor: Plan, added: Sequence[int]) -> list[Str
     """Return the strata of datasets that only the successor has, numbered behind the past's.
 
     Raises:
-        TokscaleError: a stratum of the past has the name of one of them.
+        TokscaleError: a stratum of the past has the name of an added one.
     """
     strata = [
         replace(successor.strata[z], dataset=len(past.datasets) + number)
@@ -146,7 +146,7 @@ def _added_strata(past: Plan, successor: Plan, added: Sequence[int]) -> list[Str
     known = {stratum.name for stratum in past.strata}
     if again := sorted(known & {stratum.name for stratum in strata}):
         raise TokscaleError(
-            f"the plan has other data under a name that the run's past knows, {again[0]}; give the "
+            f"the plan has other data under a name in the run's past, {again[0]}; give the "
             "files another name"
         )
     return strata

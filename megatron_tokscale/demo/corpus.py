@@ -75,7 +75,7 @@ def write_dataset(documents: list[str], tokenizer_path: Path, prefix: Path) -> i
     """
     import torch
 
-    with warnings.catch_warnings(record=True):  # of Megatron, about optional packages
+    with warnings.catch_warnings(record=True):  # Megatron's warnings about optional packages
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     tokenizer = _import_or_advise("tokenizers").Tokenizer.from_file(str(tokenizer_path))

@@ -1,4 +1,4 @@
-"""A training job of the demo: Megatron under torchrun, whose log tells its progress."""
+"""A training job of the demo: Megatron under torchrun; its log gives the progress."""
 
 import os
 import re
@@ -124,7 +124,7 @@ def megatron_flags(size: Size, data_path: list[str], cache: Path) -> list[str]:
 def train(what: str, run: Path, size: Size, flags: list[str]) -> None:
     """Train in two processes from the last checkpoint in `run`; the log goes to `run` as well.
 
-    Returns when the job ends, whether or not it reached its last step: the probes in `run` tell.
+    Returns when the job ends, whether or not it reached its last step: see the probes in `run`.
 
     Args:
         what: name of the training in the lines of progress.

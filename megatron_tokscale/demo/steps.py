@@ -16,8 +16,8 @@ from megatron_tokscale.store import Run
 if TYPE_CHECKING:
     from megatron_tokscale.reweight import Job
 
-_SEED: Final = 1234  # of the choice of documents and of watched tokens, and of the order of samples
-_ANALYSIS_SEED: Final = 0  # of the draws of the spectrum; the demo's published numbers are from it
+_SEED: Final = 1234  # for the choice of documents and watched tokens, and the order of samples
+_ANALYSIS_SEED: Final = 0  # for the draws of the spectrum; the published numbers use it
 _PROBE_SCHEDULE: Final = "log:per-octave=8+last"
 
 

@@ -1,1 +1,1 @@
-"""The doctor: it looks at a machine, at the hooks in Megatron and at a job's flags."""
+"""The doctor: checks of a machine, of the hooks in Megatron and of a job's flags."""

@@ -50,11 +50,11 @@ def examine(words: Sequence[str]) -> None:
 
 
 def _enter_folder_of_script(words: Sequence[str]) -> tuple[list[str], bool]:
-    """Drop `-m MODULE` and the script, whose checkout of Megatron is the one that counts.
+    """Drop `-m MODULE` and the script; import Megatron from the script's checkout.
 
     Returns:
-        The flags, and True if the job is `megatron_tokscale.pretrain`: that is meant where no
-        script is named.
+        The flags, and True if the job is `megatron_tokscale.pretrain`, as it is if no script is
+        named.
     """
     rest, module = list(words), _PRETRAIN
     if rest[:1] == ["-m"]:
@@ -63,13 +63,13 @@ def _enter_folder_of_script(words: Sequence[str]) -> tuple[list[str], bool]:
         sys.path.insert(0, str(Path(rest.pop(0)).resolve().parent))
         return rest, False
     if rest and not sys.flags.safe_path:
-        sys.path.insert(0, str(Path.cwd()))  # as Python does for -m
+        sys.path.insert(0, str(Path.cwd()))  # the current folder, as Python has it for -m
     return rest, module == _PRETRAIN
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back the output of Megatron and torch when they are imported without a GPU."""
+    """Suppress the output of Megatron and torch when they are imported without a GPU."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),

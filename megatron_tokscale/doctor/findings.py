@@ -1,4 +1,4 @@
-"""Findings of the doctor, and how a check notes them."""
+"""Findings of the doctor, and the functions that add to them."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class Findings:
 
     Attributes:
         refused: reasons for which the job would be refused.
-        warned: lines that the job would print, and go on.
+        warned: warnings that the job would print.
         passed: checks that have passed.
         unchecked: checks that only the job itself can make.
     """
@@ -29,7 +29,7 @@ class Findings:
     unchecked: list[str] = field(default_factory=list)
 
     def attempt[Result](self, read: Callable[[], Result]) -> Result | None:
-        """Return the result of `read`, or None and note the reason for which it is refused."""
+        """Return the result of `read`; if it is refused, note the reason and return None."""
         try:
             return read()
         except (TokscaleError, OSError) as error:
@@ -52,7 +52,7 @@ def takes_arguments(args: Namespace) -> bool:
 
 
 def known_arguments(args: Namespace, findings: Findings) -> Namespace:
-    """Return the arguments without those that the checkpoint decides, which are not checked."""
+    """Return the arguments without those that come from the checkpoint, which are not checked."""
     if not takes_arguments(args):
         return args
     known = Namespace(**vars(args))

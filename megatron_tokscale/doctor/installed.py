@@ -69,7 +69,7 @@ def _transformer_engine() -> str:
     version = _version("transformer_engine")
     try:
         importlib.import_module("transformer_engine.pytorch")
-    except Exception as error:  # whatever a library of CUDA code may raise without its driver
+    except Exception as error:  # a library of CUDA code may raise any error without its driver
         return f"{version}, cannot be imported: {_one_line(error)}"
     return version
 
@@ -91,7 +91,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def hooks(is_needed: bool) -> list[Line]:
-    """Look up the functions that the plugin wraps; without Megatron only a job misses them."""
+    """Look up the functions that the plugin wraps; only a job needs them."""
     from megatron_tokscale.training.plugin import HOOKS
     from megatron_tokscale.training.versions import find_megatron
 

@@ -42,7 +42,7 @@ def check_plan(
 
     Args:
         plan: settings of the plan.
-        settings: of the job.
+        settings: settings of the job.
         run: the run directory; None if it is refused.
         args: Megatron's arguments, not validated by it.
         findings: takes the findings.
@@ -143,7 +143,7 @@ def _check_data(
     record = record_path(settings.run)
     if consumed and error_of(lambda: load_records(record)) is None:
         findings.attempt(lambda: check_order(record, _records(portions, args)))
-    # Of a plan that no job has followed yet every dataset that is drawn from is there.
+    # A plan that no job has followed yet must find every dataset that it draws from.
     chosen = [None if place is None else portions[place] for place in order]
     _check_scores(followed.plan, chosen, plan, settings, findings)
     _check_cache(settings.plan_cache, findings)
@@ -178,7 +178,7 @@ def _scores_error(
 
 
 def _check_cache(cache: Path, findings: Findings) -> None:
-    """Look whether the plan's files can be made."""
+    """Note whether the plan's files can be made."""
     if reason := unwritable(cache, "a"):
         findings.unchecked.append(
             f"whether the plan's index is in the data cache {cache}, which cannot be written: "
@@ -205,7 +205,7 @@ def _check_epochs(
     n_samples = _train_samples(args)
     if n_samples is None:
         findings.unchecked.append(
-            "how often each stratum is gone through: the samples of the job are not known from "
+            "how often each stratum is repeated: the samples of the job are not known from "
             "--train-samples, nor from --train-iters with --global-batch-size"
         )
         return
@@ -222,7 +222,7 @@ def _check_epochs(
 
 
 def _records(portions: Sequence[Portion], args: Namespace) -> list[DatasetRecord]:
-    """Return the job's records of its datasets, as far as their order goes."""
+    """Return records of the job's datasets that hold only prefix and order."""
     is_split = any((args.data_path, args.data_args_path))
     split = (args.split or DEFAULT_SPLIT) if is_split else None
     order = DatasetRecord.order_of(args.seed, split)
@@ -230,7 +230,7 @@ def _records(portions: Sequence[Portion], args: Namespace) -> list[DatasetRecord
 
 
 def _train_samples(args: Namespace) -> int | None:
-    """Return the samples of the whole job; None where Megatron's validation decides them."""
+    """Return the samples of the whole job; None where only Megatron's validation computes them."""
     if getattr(args, "phase_transition_iterations", None):
         return None
     if args.train_samples:

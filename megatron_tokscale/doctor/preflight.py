@@ -20,7 +20,7 @@ from megatron_tokscale.training.support import SKIP_TRAIN
 
 
 def check_flags(words: Sequence[str], *, is_own_script: bool = True) -> Findings:
-    """Check the flags of a job: Megatron's and ours, as they stand on its command line.
+    """Check the flags of a job, Megatron's and the plugin's, as its command line has them.
 
     Args:
         words: the flags.
@@ -56,7 +56,7 @@ def check_flags(words: Sequence[str], *, is_own_script: bool = True) -> Findings
 
 
 def _check_parts(settings: JobSettings, args: Namespace, findings: Findings) -> None:
-    """Check the probe and the plan that the flags ask for."""
+    """Check the probe and the plan that the flags request."""
     run = findings.attempt(lambda: settings.run)
     if settings.probe:
         check_probe(settings.probe, settings.replay, run, args, findings)
@@ -65,18 +65,18 @@ def _check_parts(settings: JobSettings, args: Namespace, findings: Findings) -> 
 
 
 def _parse(words: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """Return the arguments and the words that Megatron's parser does not know."""
+    """Return the parsed arguments, and the words that Megatron's parser does not recognise."""
     parser = megatron_parser()
     try:
         args, unknown = parser.parse_known_args(list(words))
-    except (KeyError, AssertionError) as error:  # from Megatron's own readers of values
+    except (KeyError, AssertionError) as error:  # raised by Megatron's own readers of values
         raise TokscaleError(f"Megatron cannot read a value among the flags: {error!r}") from error
     args.seq_length = args.seq_length or getattr(args, "encoder_seq_length", None)
     return args, unknown
 
 
 def _check_unknown(unknown: Sequence[str], findings: Findings, *, is_own_script: bool) -> None:
-    """Refuse unknown flags of ours, and list flags that a user's script may add."""
+    """Refuse unknown --tokscale-* flags, and list flags that a user's script may add."""
     flags = [word for word in unknown if word.startswith("--")]
     ours = [flag for flag in flags if is_own_script or flag.startswith("--tokscale-")]
     findings.refused += [f"there is no flag {flag}" for flag in ours]

@@ -88,7 +88,7 @@ def _check_probe_set(
 
 
 def _check_held_out(probe_set: ProbeSet, args: Namespace, findings: Findings) -> str:
-    """Note whether the watched tokens are held out; return the end of the line where they are."""
+    """Note whether the watched tokens are held out; if they are, return the end of the line."""
     if args.mock_data:
         parts = None
     else:
@@ -112,7 +112,7 @@ def _check_held_out(probe_set: ProbeSet, args: Namespace, findings: Findings) ->
 def _check_run_directory(
     probe: JobProbeSettings, run: Path, probe_set: ProbeSet, args: Namespace, findings: Findings
 ) -> None:
-    """Look whether the run directory is this run's or new, free, and can be written."""
+    """Note whether the run directory is this run's or new, free, and writable."""
     writer, n_refused = RunWriter(run), len(findings.refused)
     findings.attempt(lambda: writer.check(probe_set, _known_sizes(args)))
     if findings.attempt(writer.check_free) is False:
@@ -125,7 +125,7 @@ def _check_run_directory(
         if probe.stops_on_write_error:
             findings.refused.append(message)
         else:
-            findings.warned.append(f"{message}; training goes on WITHOUT probes")
+            findings.warned.append(f"{message}; training continues WITHOUT probes")
     elif len(findings.refused) == n_refused:
         is_new = not paths.identity.exists()
         state = "is new" if is_new else "holds a run of this probe set and model"
@@ -133,7 +133,7 @@ def _check_run_directory(
 
 
 def _known_sizes(args: Namespace) -> dict[str, int | None]:
-    """Return the model's sizes that the flags tell; Megatron's validation fills in the others."""
+    """Return the model's sizes that the flags give; Megatron's validation fills in the others."""
     sizes = model_info(args)
     told = {"num_experts"}  # without the flag the model has none
     if takes_arguments(args):

@@ -1,4 +1,4 @@
-"""A look at whether this user could make a file, without making it."""
+"""A check whether this user could make a file, without making it."""
 
 import errno
 import os

@@ -33,8 +33,9 @@ _ROUNDS = (2, 4, 8, 16, 24)
 """Steps of the rounds on a GPU, about `_MOST_STEPS` in all. After each round the tokens that have
 not converged are packed together; the rounds grow, as fewer tokens need each further step."""
 _PAIR_STEPS = 3
-"""Steps from each start of two sigmoids before the better start goes on alone; our choice: few
-steps tell a wrong basin from a right one, and the search for two sigmoids costs most of all."""
+"""Steps from each start of two sigmoids before only the better start continues; our choice: few
+steps separate a wrong basin from a right one, and the search for two sigmoids costs the most time.
+"""
 _RIVAL_SSE = 1.1
 """SSE of another band's best cell, over the SSE reached, below which that cell is refined too; our
 choice. A cell's SSE is above that of the bottom it leads to: a larger value refines more cells in
@@ -52,7 +53,7 @@ float32, so that the table stays in the CPU's caches."""
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """Settings of the fit of a block; see `fit_sigmoids`.
+    """Settings of the fit of a block of tokens; see `fit_sigmoids`.
 
     Attributes:
         known_below: a flat token with a mean loss below this many nats is flat-known.
@@ -125,7 +126,7 @@ def _fit_group(
     two = fit_two(
         grid, data.tokens(hopeful), one.tokens(hopeful), found["second_N"][hopeful], chunk_tokens
     )
-    # Their SSE, errors and noise, put in the places of those tokens.
+    # The SSE, errors and noise of the two sigmoids, at the places of those tokens.
     two_sse_N = torch.full_like(one.sse_N, torch.inf)
     two_sse_N[hopeful] = torch.where(_is_two(grid, data.tokens(hopeful), two), two.sse_N, torch.inf)
     two_se_JN, phi_N = two.sse_N.new_empty(7, len(hopeful)), found["phi_N"].clone()
@@ -188,7 +189,7 @@ def settle(
 
 
 def fit_one(grid: Grid, data: Trajectories, chunk_tokens: int) -> Search:
-    """Return the best sigmoid: the best cell of all, refined.
+    """Return the best sigmoid: the best cell of the grid, refined.
 
     The best cell of another band of widths is refined as well if its SSE is at most a tenth above
     the SSE reached: it may lead to a lower bottom. So may a slower transition in the place of one
@@ -206,12 +207,12 @@ def fit_one(grid: Grid, data: Trajectories, chunk_tokens: int) -> Search:
     best_N = sse_SN.argmin(dim=0)
     theta_PN = theta_SPN.gather(0, best_N.expand(1, 2, -1))[0]
     search = settle(theta_PN, torch.zeros_like(theta_PN), data, grid.box, chunk_tokens)
-    # The rivals of other bands.
+    # Refine the best cells of other bands.
     rival_SN = sse_SN < _RIVAL_SSE * search.sse_N
     rival_SN.scatter_(0, best_N[None], False)
     start, index_N = rival_SN.nonzero().T
     _try(search, index_N, theta_SPN[start, :, index_N].T, data, grid.box, chunk_tokens)
-    # The jumps.
+    # Refine wider starts in the place of jumps.
     sharp, theta_PN = grid.wider(search.theta_PN)
     _try(search, sharp, theta_PN, data, grid.box, chunk_tokens)
     return search
@@ -267,7 +268,7 @@ def _examine(grid: Grid, data: Trajectories, one: Search) -> Columns:
 def fit_two(
     grid: Grid, data: Trajectories, one: Search, second_N: Tensor, chunk_tokens: int
 ) -> Search:
-    """Return the best two sigmoids, from two starts; after a few steps only the better goes on.
+    """Return the best two sigmoids, from two starts; after a few steps only the better continues.
 
     One start is the best sigmoid and the cell that lowers its SSE most. The other is the best pair
     of coarse cells: it finds two steps that the best sigmoid takes for one slow step, and a step

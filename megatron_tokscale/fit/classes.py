@@ -5,7 +5,7 @@ independent losses that a token's K losses are worth (`noise.effective_count`), 
 parameters: flat 1, ramp 3 (level, onset, slope), sigmoid 4, two sigmoids 7. Midpoints and onsets
 are searched over the whole axis, which BIC does not allow for: a model of one change must beat
 flat, and a model of two changes a model of one, by `MARGIN` more ("strong evidence" of Kass and
-Raftery 1995). The models, the margin and the level that tells flat tokens apart are our choice; the
+Raftery 1995). The models, the margin and the level that separates flat tokens are our choice; the
 classes of planted trajectories and of noise: benchmarks/results/fit_accuracy.md.
 
 A ramp is constant until its onset and straight in x from there to the last probe: a loss that falls
@@ -25,9 +25,9 @@ from megatron_tokscale.fit.noise import effective_count
 from megatron_tokscale.fit.table import TokenClass
 
 MARGIN = 6.0
-"""By how much more the criterion of a model must be lower per change that it has: 6 is where Kass
-and Raftery's "strong evidence" begins. At 60 probes with white noise, 0.2% of pure noise is then
-called anything but flat; with an autocorrelation of 0.6, 2%."""
+"""Decrease of the criterion that a model must reach for each change that it has: Kass and Raftery's
+"strong evidence" begins at 6. At 60 probes, 0.2% of tokens of white noise are then classed other
+than flat, and 2% with an autocorrelation of 0.6."""
 KNOWN_BELOW = math.log(2)
 """Mean loss in nats below which a flat token is known: the token is more likely right than
 wrong."""
@@ -38,9 +38,10 @@ _CHANGES = {"flat": 0, "sigmoid": 1, "ramp": 1, "two": 2}
 """Number of changes of each model, each of which costs `MARGIN`."""
 _RESOLUTION = 1e-12  # least mean squared residual of losses of unit variance in float32
 _REACH = 10.0
-"""Criterion above the best rival's up to which two sigmoids are fitted at all. Their SSE is first
-estimated from the best second cell, and the search may still lower it; our choice."""
-_QUANTILES = 200  # degrees of freedom in the table of Student's t, which is near its limit there
+"""Two sigmoids are fitted only if their criterion is at most this much above the best rival's.
+Their SSE is first estimated from the best second cell, and the search may still lower it; our
+choice."""
+_QUANTILES = 200  # degrees of freedom in the table of Student's t, near its limit
 
 
 def criterion(model: str, sse_N: Tensor, count_N: Tensor, phi_N: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ def choose(
 
     Args:
         sse_N: SSE of each model of `PARAMETERS`; infinite to rule it out.
-        drop_N: drop of the one sigmoid, whose sign tells falling from rising.
+        drop_N: drop of the one sigmoid, whose sign separates falling from rising.
         level_N: mean loss in nats.
         count_N: number of losses of each token.
         phi_N: lag-one autocorrelation of the noise.

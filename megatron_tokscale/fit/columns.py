@@ -21,10 +21,10 @@ _ROUNDING = 1e-6
 """Standard deviation over the largest loss below which a trajectory is constant but for rounding:
 eight times the resolution of float32."""
 _FEWEST_INSIDE = 2  # probes inside a transition from which its midpoint and width have errors
-_LEAST_SPREAD = 1e-12  # sum of squares of s about its mean, where it would be divided by zero
+_LEAST_SPREAD = 1e-12  # least sum of squares of s about its mean, lest it be zero in a denominator
 _UNDETERMINED_FROM = 0.5
 """Half the length of the 95% interval of a midpoint, in units of the probed range, from which the
-losses do not tell the midpoint: the interval is then as long as the range."""
+losses do not determine the midpoint: the interval is then as long as the range."""
 _NAN = torch.nan
 
 Columns = dict[str, Tensor]
@@ -39,7 +39,7 @@ _CODES = {
 
 
 def unfitted_columns(present_NK: Tensor) -> Columns:
-    """Return the columns of tokens that are not fitted: only the numbers of their losses."""
+    """Return the columns of tokens that are not fitted; only their numbers of losses are set."""
     shape, device = (len(present_NK),), present_NK.device
     columns = {name: torch.full(shape, _NAN, device=device) for name in SigmoidFits.columns()}
     for name, (value, dtype) in _CODES.items():

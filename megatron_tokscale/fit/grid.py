@@ -2,9 +2,9 @@
 
 For a centred loss y and a centred curve u of unit length the best amplitude lowers the SSE by the
 square of their inner product: floor and drop need no search (model: docs/references.md 1.4; the
-grid is our choice). A cell is only a start: the search that follows it moves midpoint and width
-freely. So the grid is as fine as it takes for the best cell to lie in the right basin, and no finer
-(wrong basins: benchmarks/results/fit_accuracy.md; cost: benchmarks/results/fit_throughput.md).
+grid is our choice). A cell is only a start: the descent from it moves midpoint and width freely. So
+the grid is just fine enough for the best cell to lie in the right basin (wrong basins:
+benchmarks/results/fit_accuracy.md; cost: benchmarks/results/fit_throughput.md).
 
 Shapes: N tokens, K probe steps, B bins of probes, C cells.
 """
@@ -26,7 +26,7 @@ from megatron_tokscale.fit.varpro import Box, Trajectories
 
 _MOST_BINS = 96
 """Most bins of probes in the grid search; neighbouring probes share a bin above it. The cost of the
-search grows with the bins, and a cell needs only to tell the basin."""
+search grows with the bins, and a cell needs only to find the basin."""
 _WIDTHS_PER_OCTAVE = 1.5  # widths per factor of two: neighbours differ by a factor of 1.6
 _CELLS_PER_WIDTH = 1.5  # midpoints two thirds of a width apart, so that neighbouring curves overlap
 _REACH = 2.5
@@ -35,7 +35,7 @@ s differs from 0 or 1 by less than 0.08 at every probe, as does a step between t
 _FINEST = 1e-3
 """Least width of the grid in units of the probed range. Probes may come in bursts, whose spacing
 would make the grid very fine everywhere."""
-_BANDS = 3  # narrow, middle and wide sigmoids, whose best cells are starts of their own
+_BANDS = 3  # narrow, middle and wide sigmoids; the best cell of each is a start
 _COARSE = ((32, 40), (8, 10))
 """Cells for a second sigmoid, as (number of midpoints, probed range over width): 32 of a fortieth
 of the range and 8 of a tenth. All pairs of cells are tried, so their number is kept small."""
@@ -49,7 +49,7 @@ below which the curve is taken for a move of the first sigmoid and gains nothing
 _LEAST_LENGTH = 1e-3
 """Length of a centred curve over all probes below which its cell is dropped: the curve is flat
 there, and its amplitude would be a thousand times the losses'."""
-_LEAST_SPREAD = 1e-6  # the square of it: the same for a curve over the losses that a token has
+_LEAST_SPREAD = 1e-6  # `_LEAST_LENGTH` squared, for a curve over the losses that a token has
 _RAMP_ONSETS = 32  # onsets of ramps; a ramp's SSE is not refined, and changes little between two
 _LATEST_ONSET = 2 / 3  # in units of the probed range: a shorter ramp is the beginning of a step
 _SHARP = (4, 8)  # widths of steps between two neighbouring bins: their gap over these
@@ -195,7 +195,7 @@ class Grid:
         The gain is of first order: the first sigmoid, the floor and the drops move along their
         tangents.
         """
-        # Each curve's part along the tangents, and the squared length of the rest.
+        # Each curve's part along the tangents, and the squared length of its remainder.
         n_tangents, n_probes, n_tokens = found.tangent_JKN.shape
         tangent_IK = found.tangent_JKN.permute(2, 0, 1).reshape(-1, n_probes)
         along_NJC = (tangent_IK @ self.coarse_CK.T).view(n_tokens, n_tangents, len(self.coarse_CK))
@@ -204,7 +204,7 @@ class Grid:
             length_NC = data.weight_KN.T @ self.coarse_CK.T.square()
         for j in range(n_tangents):
             length_NC = torch.addcmul(length_NC, along_NJC[:, j], along_NJC[:, j], value=-1)
-        # The gain of the rest.
+        # The gain of the remainder.
         gain_NC = (found.residual_KN.T @ self.coarse_CK.T).square_()
         gain_NC = torch.where(length_NC > _NEARLY_SPANNED, gain_NC / length_NC, 0)
         gain_N, cell_N = gain_NC.max(dim=1)

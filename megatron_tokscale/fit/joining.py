@@ -15,16 +15,14 @@ if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
 _JOINED: Final = "joined"  # key that counts the processes
-_QUIET_SECONDS: Final = (
-    5.0  # of waiting before a message: longer than a launcher takes to start all
-)
+_QUIET_SECONDS: Final = 5.0  # wait before a message: longer than a launcher needs to start all
 _WAIT: Final = timedelta(minutes=30)  # a queue of a cluster can hold some of the processes back
-_PAUSE_SECONDS: Final = 0.05  # between two looks at the count
+_PAUSE_SECONDS: Final = 0.05  # between two reads of the count
 
 
 @dataclass(frozen=True)
 class LaunchedProcess:
-    """The number of this process among several, and their meeting process.
+    """The number of this process among several, and the address at which they meet.
 
     Attributes:
         rank: its number, from 0.
@@ -69,7 +67,8 @@ def join(process: LaunchedProcess) -> "Store":
     """Wait for all processes, and return torch.distributed's key-value store that they share.
 
     Raises:
-        TokscaleError: some have not come within half an hour, or the address cannot be used.
+        TokscaleError: some processes have not come within half an hour, or the address cannot be
+            used.
     """
     from torch import distributed
 

@@ -185,8 +185,7 @@ def _evaluate(
     curvature: Floats32,
     descent: Floats32,
 ) -> np.float32:
-    """Return the SSE of `varpro.evaluate` of token n; fill linear, anchor, curvature and
-    descent."""
+    """Return token n's SSE as `varpro.evaluate`; fill linear, anchor, curvature, descent."""
     # Rows and their products at the anchors of theta.
     n_sigmoids = anchor.shape[0]
     n_linear, last = 1 + n_sigmoids, 3 * n_sigmoids + 1
@@ -207,7 +206,7 @@ def _evaluate(
         for q in range(p + 1, n_linear):
             table[p, last] -= table[p, q] * table[q, last]
         linear[p] += table[p, last]
-    # Curvature and descent, from the products that are left.
+    # Curvature and descent, from the remaining products.
     for i in range(2 * n_sigmoids):
         slope = -linear[1 + i] if i < n_sigmoids else linear[1 + i - n_sigmoids]
         descent[i] = slope * table[n_linear + i, last]
@@ -231,7 +230,7 @@ def _step(
 ) -> np.float32:
     """Fill `step` with the Marquardt step of one token; return the decrease of the SSE it
     promises."""
-    # A parameter at a bound that the descent crosses is held; the others are free.
+    # A parameter at a bound that the descent would cross stays fixed; the others are free.
     size = theta.shape[0]
     for i in range(size):
         low, high = (box[0], box[1]) if i < size // 2 else (box[2], box[3])
@@ -274,7 +273,7 @@ def descend(
     curvature: Floats32,
     descent: Floats32,
 ) -> int:
-    """Do `varpro.descend`, until each token has converged or has taken `steps` steps.
+    """Descend as `varpro.descend`, until each token has converged or has taken `steps` steps.
 
     Args:
         theta: theta_PN, the start; replaced by the end of the descent.
@@ -313,7 +312,7 @@ def descend(
         cost = _evaluate(n, y, x, weight, at, best, by, singular, rows, table, bend, slope)
         damping, stretch, has_moved = least_damping, _F(1), True
         for _ in range(steps):
-            # Stop where an undamped step promises too little.
+            # Stop where an undamped step would lower the SSE too little.
             if has_moved and (
                 _step(at, bend, slope, cost, _F(0), flat, box, system, step) <= enough * cost
             ):

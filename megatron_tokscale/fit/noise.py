@@ -1,7 +1,7 @@
 """Noise estimated from the residuals, and standard errors that allow for its autocorrelation.
 
-Successive probes share part of their noise: several of them see a weight that wanders. The noise is
-modelled as an autoregression of order one, r_k = phi r_{k-1} + white noise, with phi from the
+Successive probes share part of their noise: a wandering weight affects several of them. The noise
+is modelled as an autoregression of order one, r_k = phi r_{k-1} + white noise, with phi from the
 token's own residuals. Two consequences, both Bartlett's (1946): the variance of an estimate whose
 influence on the probes has the lag-one autocorrelation rho is (1 + phi rho)/(1 - phi rho) times its
 variance with white noise, and K probes are worth K (1 - phi)/(1 + phi) independent ones for a slow
@@ -25,8 +25,8 @@ _MOST_AUTOCORRELATION = 0.95
 value near one by chance, with which no token would have a class."""
 _SINGULAR = 1e-4
 """Share of a tangent's length outside of the earlier tangents below which it counts as spanned by
-them: in float32 such a rest is mostly rounding."""
-_ITERATIONS = 3  # of phi and the noise that the fit follows, each of which depends on the other
+them: in float32 such a remainder is mostly rounding error."""
+_ITERATIONS = 3  # alternations between phi and the noise, which depend on each other
 _TINY = 1e-30  # least sum of squares in a denominator
 
 
@@ -38,8 +38,8 @@ class Residuals:
         residual_KN: losses less the model, 0 where missing.
         s_KN: the first sigmoid, 0 where a loss is missing.
         tangent_JKN: orthonormal vectors along which the model can move; 0 if there are fewer.
-        weight_JJN: weights that make the tangents of a row of ones, the sigmoids and the further
-            rows of `varpro.basis`.
+        weight_JJN: weights that combine a row of ones, the sigmoids and the further rows of
+            `varpro.basis` into the tangents.
         lag_one_JJN: sums of products of the tangents at successive probes, symmetric.
         phi_N: lag-one autocorrelation, between 0 and 0.95.
         variance_N: the noise's variance.
@@ -98,7 +98,7 @@ def _tangents(search: Search, data: Trajectories) -> Tangents:
 
 
 def _tangents_on_cpu(search: Search, data: Trajectories) -> Tangents:
-    """Return what `_tangents` does, from compiled loops."""
+    """Return the values of `_tangents`, from compiled loops."""
     n_tangents, n_tokens = 3 * (len(search.theta_PN) // 2) + 1, len(data)
     inputs = (
         each.contiguous().numpy() for each in (search.theta_PN, search.linear_LN, search.anchor_MN)
@@ -129,7 +129,7 @@ def standard_errors(search: Search, found: Residuals) -> Tensor:
     """Return standard errors of floor, drops, midpoints and widths, se_JN; units of losses and x_K.
 
     They come from (J^T J)^-1 and the residual variance, each times the `inflation` by the noise's
-    autocorrelation. A direction that the losses do not tell from others counts as held fixed.
+    autocorrelation. A direction that the losses do not distinguish from others counts as fixed.
     """
     # Influence of the losses on each parameter, in the basis of the tangents.
     n_sigmoids = len(search.theta_PN) // 2

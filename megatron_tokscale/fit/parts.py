@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from megatron_tokscale.store.reader import Time
 
-_PATIENCE = timedelta(days=30)  # of a rank for the others: blocks may be long, and one may be slow
+_PATIENCE = timedelta(days=30)  # a rank's wait for the others: a block may be long, a rank slow
 _FAILED = "failed"  # key of the message of a rank that has failed
 _CRC_BYTES = 4
 _POLL_SECONDS = 1.0  # between two reports of progress while the others are not done
@@ -146,7 +146,7 @@ class Ranks:
 
     @property
     def is_lost(self) -> bool:
-        """True if another rank has failed, so that further work is in vain."""
+        """True if another rank has failed, so that further work is useless."""
         return self.store is not None and self.store.check([_FAILED])
 
     def _exchange[Value](
@@ -167,14 +167,14 @@ class Ranks:
             exchange.result()
         except RuntimeError as error:
             raise TokscaleError(
-                "another process of this fit has died; start it again to go on where it stopped"
+                "another process of this fit has died; start the fit again to resume it"
             ) from error
         return values
 
 
 @dataclass(frozen=True)
 class PartKey:
-    """The inputs and settings that identify a part; a part of other ones is fitted again.
+    """The inputs and settings that identify a part; a part with another key is fitted again.
 
     Attributes:
         version: version of megatron-tokscale.

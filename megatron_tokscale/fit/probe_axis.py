@@ -18,7 +18,7 @@ _FAR = 1000.0
 """Distance of step 0 from the first finite probe, in units of the probed range. A midpoint lies at
 most one spacing before the range and a width is at most the range, so that s = 1 to the last
 bit."""
-_NARROWEST = 20  # the closest distance of two probes over the least width, see `width_bounds`
+_NARROWEST = 20  # closest distance of two probes over the least width, see `width_bounds`
 _BURST = 10  # the median distance of two probes over the least distance that is counted; our choice
 
 

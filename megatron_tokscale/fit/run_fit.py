@@ -99,10 +99,10 @@ def fit_run(
         The content of fit.json. Its seconds and tokens per second are of this call alone.
 
     Raises:
-        TokscaleError: too few probes, a damaged losses file, a time the run does not know, no such
-            device, another fit of the run under way, or a disk that cannot be written.
+        TokscaleError: too few probes, a damaged losses file, a time that the run has no record of,
+            no such device, another fit of the run under way, or a disk that cannot be written.
     """
-    # All ranks agree on the device, on what identifies the parts, and on the probes.
+    # All ranks agree on the device, on the key of the parts, and on the probes.
     ranks = ranks or Ranks()
     place = ranks.together(partial(ranks.device, device))
     key = ranks.on_first(partial(part_key, run, time, block_tokens, place.type))
@@ -127,7 +127,7 @@ def part_key(run: "Run", time: "Time", block_tokens: int | None, device_type: st
     """Return the key of the parts of a run's fit.
 
     Raises:
-        TokscaleError: the run has too few probes, or does not know the time.
+        TokscaleError: the run has too few probes, or no record of the time.
     """
     n_probes = len(run.records)
     if n_probes < MIN_PROBES:
@@ -166,7 +166,8 @@ def _settings() -> dict[str, JSON]:
 def _block_tokens(n_tokens: int, n_probes: int) -> int:
     """Return the tokens of a block: a 64th of the run, but 2^14 to 2^18, and at most 2^24 losses.
 
-    Every block opens all losses files: 40% of the time to read it at 2^14 tokens, 20% at 2^15.
+    Every block opens all losses files, which takes 40% of a block's reading time at 2^14 tokens and
+    20% at 2^15.
     """
     fewest, most = _BLOCK_TOKENS
     return max(min(max(n_tokens // _BLOCKS, fewest), most, _BLOCK_VALUES // n_probes), 1)
@@ -204,7 +205,7 @@ def _check_losses(run: "Run", parts: Parts, ranks: Ranks) -> dict[str, Stamp]:
         if known.get(name) != stamp
     ]
     ranks.together(lambda: run.verify(new[ranks.rank :: ranks.size]))
-    for step in run.step_K:  # other ranks, or an earlier fit, have checked the rest
+    for step in run.step_K:  # other ranks, or an earlier fit, have checked the other files
         mark_checked(run.paths.losses_at(step))
     return stamps
 
@@ -216,7 +217,7 @@ def _stamps(run: "Run") -> dict[str, Stamp]:
 
 @dataclass(frozen=True)
 class _Work:
-    """The blocks that are left to fit, shared among the ranks.
+    """The blocks still to fit, shared among the ranks.
 
     Attributes:
         run: with the probes that all ranks see.
@@ -239,7 +240,7 @@ class _Work:
     progress: Progress
 
     def do(self) -> None:
-        """Fit this rank's share; stop early if another rank has failed."""
+        """Fit this rank's blocks; stop early if another rank has failed."""
         self.report()
         left = [block for block in range(len(self.blocks)) if block not in self.resumed]
         for block, loss_NK in self._read_ahead(left[self.ranks.rank :: self.ranks.size]):
@@ -403,8 +404,8 @@ class _Tally:
         """Return the totals of each class by its label, and the fall of all tokens in nats.
 
         A class's share of the fall is its part of the sum over tokens of the measured loss at the
-        first probe minus that at the last: no model, the shares add up to one, and a
-        class that forgets has a negative share.
+        first probe minus that at the last: no model is used, the shares add up to one, and a class
+        that forgets has a negative share.
         """
         n_tokens, fall = self.tokens.total(), sum(self.fall.values())
         classes = {

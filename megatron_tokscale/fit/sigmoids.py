@@ -35,7 +35,7 @@ def fit_sigmoids(
 ) -> SigmoidFits:
     """Fit l(x) = f + A s((c - x)/w) to every token by least squares, and choose its class.
 
-    The model is that of docs/references.md 1.4; step 0 is used (x = -inf, s = 1). A grid of (c, w)
+    The model is in docs/references.md 1.4; step 0 is used (x = -inf, s = 1). A grid of (c, w)
     with f and A in closed form finds the basin, damped Gauss-Newton its bottom. Midpoints stay
     within one probe spacing of the probed range, widths between a twentieth of the spacing and the
     range. Scaling or shifting the losses does not change c and w; no token affects another.

@@ -1,4 +1,4 @@
-"""The content of fit.json: which fits these are, and what they found.
+"""The content of fit.json: the identity and the results of a run's fits.
 
 Shapes: K probe steps.
 """
@@ -10,10 +10,10 @@ from megatron_tokscale.store.reader import Time
 
 @dataclass(frozen=True)
 class FitIdentity:
-    """What tells the fits of a run from every other fits.
+    """The values that identify the fits of a run.
 
-    Every analysis of the fits keeps it, so that a file of older fits is never taken for one of the
-    fits that the run has now.
+    Every analysis of the fits keeps the identity, so that a file of older fits is never taken for a
+    file of the present ones.
 
     Attributes:
         run_id: id of the run.
@@ -66,7 +66,7 @@ class ClassTotal:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """The choices of the fit that its classes rest on.
+    """The settings of the fit that determine the classes.
 
     Attributes:
         criterion: name of the information criterion.
@@ -88,7 +88,7 @@ class FitSummary:
     """The content of fit.json.
 
     Attributes:
-        identity: which fits these are.
+        identity: identity of the fits.
         n_tokens: tokens fitted.
         n_probes: probe steps fitted.
         left_out: probe steps without any finite loss.
@@ -96,7 +96,7 @@ class FitSummary:
         fall_nats: fall of all measured losses from the first probe to the last, summed.
         status: tokens of each `FitStatus`, by its label.
         non_finite: losses that are not finite.
-        non_finite_K: how many of them are at each probe step.
+        non_finite_K: number of such losses at each probe step.
         settings: choices of the fit.
         seconds: wall time of the call that finished the fit.
         tokens_per_second: tokens that it fitted per second.

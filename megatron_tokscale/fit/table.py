@@ -54,7 +54,7 @@ class TokenClass(IntEnum):
 
 
 class FitStatus(IntEnum):
-    """The trust that the one-sigmoid fit of a token deserves.
+    """How the one-sigmoid fit of a token ended.
 
     CONVERGED: an optimum inside the bounds.
     AT_BOUND: the midpoint lies outside the probed range, or the width is the whole range; the
@@ -64,8 +64,8 @@ class FitStatus(IntEnum):
     NON_FINITE: fewer than five losses are finite; nothing was fitted. NaN and infinite losses of
         other tokens are left out of their fit (`n_probes_N` counts the losses used).
     UNDETERMINED: the 95% interval of the midpoint is at least as long as the probed range; the
-        losses do not tell the place of the transition.
-    STEP_LIMIT: the next step still promised to lower the SSE by more than a millionth of it.
+        losses do not determine the place of the transition.
+    STEP_LIMIT: the search ended although the next step would lower the SSE by over a millionth.
     """
 
     CONVERGED = 0
@@ -115,10 +115,10 @@ class Transitions:
 class SigmoidFits:
     """One sigmoid l(x) = f + A s((c - x)/w) per token, and the class of its trajectory.
 
-    Every token has a sigmoid, whatever its class; that of a flat token follows its noise. The
-    parameters of the other models are NaN except for tokens of that class. `predict` uses the model
-    of the class. Errors are standard errors from J^T J and the residual variance, widened by the
-    residuals' autocorrelation (`fit.noise`); NaN where they are undefined.
+    Every token has a sigmoid, whatever its class; the sigmoid of a flat token follows its noise.
+    The parameters of the other models are NaN except for tokens of that class. `predict` uses the
+    model of the class. Errors are standard errors from J^T J and the residual variance, widened by
+    the residuals' autocorrelation (`fit.noise`); NaN where they are undefined.
     """
 
     x_K: Floats
@@ -204,7 +204,7 @@ class SigmoidFits:
 
     @property
     def trusted_N(self) -> Mask:
-        """Mask of the midpoints of one sigmoid that are known, by an error or to the spacing."""
+        """Mask of the one-sigmoid midpoints known with an error or to the probes' spacing."""
         return np.isin(self.status_N, (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS))
 
     def is_class(self, *classes: TokenClass) -> Mask:
@@ -230,7 +230,7 @@ class SigmoidFits:
 
     @property
     def constant_N(self) -> Floats:
-        """The part of `predict` that does not depend on x: a level, a floor, the onset's loss."""
+        """The part of `predict` that does not depend on x: level, floor, or loss at the onset."""
         constant_N = self.level_N.astype(np.float64)
         for array, classes in (
             (self.floor_N, (TokenClass.FALLING, TokenClass.RISING)),
@@ -388,7 +388,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def read_metadata(path: Path) -> dict[str, JSON]:
-    """Return the metadata of a table of fits: the run and the losses it is of, and its probes' x.
+    """Return the metadata of a table of fits: its run, its losses, and its probes' x.
 
     Raises:
         TokscaleError: the file is missing, damaged, of another schema, or not a table of fits.

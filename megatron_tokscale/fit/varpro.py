@@ -6,8 +6,8 @@ another token. Residuals are formed explicitly, so that float32 is enough: a sum
 a millionth of the variance is still known to four digits.
 
 A step is taken in q = (c - x_a)/w and ln w, x_a being the probe next to the midpoint. With few
-probes in a transition c and w alone run along a bent ridge, on which s at x_a stays what it is; q
-and ln w are that value and what the data say beyond it.
+probes in a transition, steps in c and w would follow a bent ridge of constant s at x_a. q fixes s
+at x_a, and ln w is then a nearly independent direction.
 
 Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters (theta_PN: the M
 midpoints, then the M log-widths), L = 1 + M linear ones (floor, then drops), R = 3M + 1 rows. The
@@ -32,22 +32,22 @@ _SINGULAR = 1e-6
 a sigmoid is then constant to 1e-3 over the probes, and its drop cannot be told from the floor."""
 _LONGEST_STEP = 2.0
 """Longest step in q and in ln w: a width changes by a factor of 7 at most, and a midpoint by two
-widths, beyond which the linear model of a sigmoid says nothing."""
+widths, beyond which the linear model of a sigmoid is useless."""
 _FLAT = 1e-4
-"""Curvature added to each direction, in units of the SSE: little is taken along a direction in
-which a step of one could lower the SSE by no more than 1e-4 of it."""
+"""Curvature added to each direction, in units of the SSE: steps are short along a direction in
+which a step of one could lower the SSE by at most 1e-4 of it."""
 _LEAST_DAMPING = 1e-3
 """Damping of the first step, and least damping; relative to the diagonal of the curvature, as
-Marquardt's. Small, since most starts are close: Gauss-Newton converges fast there."""
+Marquardt's. Small, because most starts are close to the bottom, where Gauss-Newton converges fast.
+"""
 _MOST_DAMPING = 4.0  # after a step that lowered the SSE
-_DAMPING_FALL = 8.0  # most that the damping falls by from step to step, where all goes well
+_DAMPING_FALL = 8.0  # largest factor by which the damping falls from step to step
 _DAMPING_RISE = 4.0  # factor of the damping after a step that raised the SSE, ...
-_LEAST_RAISED = 0.1  # ... from at least this: so that a failure is felt at once
+_LEAST_RAISED = 0.1  # ... and least damping after it, so that one failure has an effect
 _LONGEST_STRETCH = 3.0
-"""Most that a step is lengthened, where the step before gained more than the curvature promised."""
+"""Largest factor on a step, where the step before gained more than the curvature predicted."""
 CONVERGED_BELOW = 1e-6
-"""Share of the SSE: a search has converged if an undamped step promises to lower the SSE by
-less."""
+"""Share of the SSE: a search has converged if an undamped step would lower the SSE by less."""
 
 
 KERNEL_SETTINGS = np.array(
@@ -63,11 +63,11 @@ KERNEL_SETTINGS = np.array(
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Centred losses of unit variance, where they were measured, and which are missing.
+    """Centred losses of unit variance, the places of their probes, and the mask of missing losses.
 
     Attributes:
         y_KN: losses less their mean, over their standard deviation; 0 where missing.
-        x_K: where the probes are, in units of the probed range: 0 at its start, 1 at its end.
+        x_K: places of the probes, in units of the probed range: 0 at its start, 1 at its end.
         weight_KN: 1 where there is a loss, 0 where it is missing; None if none is missing.
     """
 
@@ -246,7 +246,7 @@ def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Search:
 
     `linear_LN` is a guess of floor and drops: the closer it is, the smaller the rounding errors.
     """
-    # One table of products gives everything.
+    # All sums, from one table of products.
     n_sigmoids = len(theta_PN) // 2
     n_linear = 1 + n_sigmoids
     anchor_MN = anchor(theta_PN, data.x_K)
@@ -262,7 +262,7 @@ def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Search:
     for p in reversed(range(n_linear)):
         for q in range(p + 1, n_linear):
             linear[p] = linear[p] - pivots[p][q - p] * linear[q]
-    # What is left are products of the rows outside of the span of ones and sigmoids.
+    # The remaining products are of the rows' parts outside of the span of ones and sigmoids.
     linear_LN = linear_LN + torch.stack(linear)
     slope_PN = torch.cat([-linear_LN[1:], linear_LN[1:]])
     searched = slice(n_linear, -1)
@@ -273,7 +273,7 @@ def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Search:
 
 
 def _free(search: Search, box: Box) -> Tensor:
-    """Return a mask of the parameters that may move: not at a bound that the descent crosses."""
+    """Return a mask of the parameters that are not at a bound the descent would cross."""
     low_P1, high_P1 = box.limits(search.theta_PN)
     outward = (search.theta_PN <= low_P1) & (search.descent_PN < 0)
     outward |= (search.theta_PN >= high_P1) & (search.descent_PN > 0)
@@ -307,8 +307,8 @@ def descend(
 
     `linear_LN` is a guess of floor and drops (`evaluate`).
 
-    J^T J leaves out the second derivatives. The gain of a step tells the ratio of the true
-    curvature along it to that of J^T J: the next step is damped, or lengthened, by that ratio.
+    J^T J leaves out the second derivatives. The gain of a step gives the ratio of the true
+    curvature along it to J^T J's: the next step is damped, or lengthened, by that ratio.
     """
     if data.on_cpu:
         return _descend_on_cpu(theta_PN, linear_LN, data, box, steps)
@@ -320,7 +320,7 @@ def descend(
         step_PN = step_PN.clamp(-_LONGEST_STEP, _LONGEST_STEP)
         theta_PN = _move(search, step_PN, box)
         trial = evaluate(theta_PN, search.linear_LN, data)
-        # The ratio of the curvatures, from the gain that the step promised and its true gain.
+        # The ratio of the curvatures, from the predicted and the true gain of the step.
         gain_N = search.sse_N - trial.sse_N
         better_N = gain_N > 0
         along_N = (step_PN * search.descent_PN).sum(dim=0)
@@ -361,7 +361,7 @@ def _descend_on_cpu(
 
 
 def converged(search: Search, box: Box) -> Tensor:
-    """Return whether the next undamped step promises to lower the SSE by less than 1e-6 of it."""
+    """Return whether the next undamped step would lower the SSE by less than 1e-6 of it."""
     free_PN = _free(search, box)
     promised_N = (_step(search, 0.0, free_PN) * search.descent_PN * free_PN).sum(dim=0)
     return promised_N <= CONVERGED_BELOW * search.sse_N + _TINY

@@ -20,13 +20,13 @@ from megatron_tokscale.laws.estimates import percentile_estimate
 from megatron_tokscale.laws.power_law.huber import DELTA, EXPONENT_BOUNDS
 from megatron_tokscale.results.laws import ChinchillaLaw, RunLoss
 
-MIN_RUNS = 6  # one more than parameters
-MIN_LEVELS = 3  # different N, and D: two show no curvature, so no exponent
-_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 2.0)  # of the grid of starts; our choice
+MIN_RUNS = 6  # one more than the law's parameters
+MIN_LEVELS = 3  # different values of N and of D: two show no curvature, so no exponent
+_EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.2, 2.0)  # exponents in the grid of starts; our choice
 _DESCENTS = 12  # from the best of 49 starts; our choice: cost against missed minima
-_LEVEL_BOUNDS = (-50.0, 50.0)  # of logarithms: keeps a wild step of the descent from overflow
-_NO_LEVEL = 1e-6  # instead of zero, whose logarithm is infinite, for an absent term of a start
-_COLLINEAR = 1e-6  # distance from 1 of the correlation of ln N and ln D that counts as none
+_LEVEL_BOUNDS = (-50.0, 50.0)  # bounds of ln A and ln B: keep a wild step from overflow
+_NO_LEVEL = 1e-6  # stands for zero, whose logarithm is infinite, if a start lacks a term
+_COLLINEAR = 1e-6  # 1 minus the correlation of ln N and ln D that counts as 0
 
 
 def fit_chinchilla(
@@ -96,7 +96,7 @@ def chinchilla_over_runs(rows: Sequence[RunLoss], n_resamples: int, seed: int) -
         parameters.append(row.non_embedding)
     for row in rows:
         if row.tokens is None:
-            raise UndefinedError(f"{row.name} does not know how many tokens it has consumed")
+            raise UndefinedError(f"{row.name} has no record of its consumed tokens")
         tokens.append(row.tokens)
     losses = [row.loss for row in rows]
     return fit_chinchilla(parameters, tokens, losses, n_resamples=n_resamples, seed=seed)

@@ -31,11 +31,11 @@ from megatron_tokscale.results.laws import Deceleration
 MIN_POINTS = 10  # twice the parameters; our choice
 DISCARDED_STEPS = 100  # first steps, which the authors leave out
 WINDOW = 1.2  # the authors' log window
-_PARAMETERS = 5  # of the broken law
-_LINE_PARAMETERS = 2  # of a straight power law
+_PARAMETERS = 5  # parameters of the broken law
+_LINE_PARAMETERS = 2  # parameters of a straight power law
 _STARTS = 4  # descents from the best pairs of the grid; our choice
-_LEAST_WIDTH, _GREATEST_WIDTH = 0.02, 2.0  # of a break in ln step: from a kink to a slow bend
-_N_BREAKS, _N_WIDTHS = 24, 5  # of the grid; our choice: cost against missed minima
+_LEAST_WIDTH, _GREATEST_WIDTH = 0.02, 2.0  # of a break, in ln step: kink to slow bend
+_N_BREAKS, _N_WIDTHS = 24, 5  # grid of breaks and widths; our choice: cost against missed minima
 
 
 def late_loss(break_loss: float, break_step: float, late_rate: float, step: float) -> float:

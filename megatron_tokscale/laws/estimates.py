@@ -1,4 +1,4 @@
-"""Estimates from resamples or standard errors, and results that others are computed from.
+"""Estimates from resamples or standard errors, and inputs that may be undefined.
 
 Shapes: R resamples.
 """
@@ -23,7 +23,7 @@ def symmetric_estimate(value: float, reach: float) -> Estimate:
 
 
 def defined[T](result: T | Undefined) -> T:
-    """Return a result that another one is computed from.
+    """Return a result, if it is defined.
 
     Raises:
         UndefinedError: the result is undefined; the reason is the same.

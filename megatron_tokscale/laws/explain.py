@@ -20,7 +20,7 @@ from megatron_tokscale.results.laws import (
 
 SPECTRUM = "learning-time spectrum"
 _B_OF_THEORY, _B_OF_PARITY = 1.0, 0.81  # docs/references.md 4.1 and 4.2
-_AGREES_AT_5_PERCENT = 1.96  # greatest |z| of two exponents that agree
+_AGREES_AT_5_PERCENT = 1.96  # greatest |z| at which two exponents agree
 
 
 def explanations(laws: LawsResult, widths: Locality) -> tuple[ExplanationRow, ...]:

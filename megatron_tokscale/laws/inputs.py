@@ -16,7 +16,7 @@ from megatron_tokscale.results import SpectrumResult
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arrays of spectrum.npz that laws need, and facts of spectrum.json about them.
+    """Arrays of spectrum.npz that laws need, with their description from spectrum.json.
 
     Attributes:
         t_K: time of the probes.

@@ -46,8 +46,8 @@ def laws_run(
 ) -> LawsResult:
     """Fit the laws of a run's mean losses and spectrum, test the theories, write laws.json.
 
-    The tail of the spectrum starts where the fit of the loss does. It ends two typical widths of a
-    transition before the last probe, as a later transition has not shown its floor (our choice).
+    The tail of the spectrum starts at the first time of the loss fit. It ends two typical widths of
+    a transition before the last probe, as a later transition has not shown its floor (our choice).
     The exponents of the tail and of the loss come from the same tokens; their difference is taken
     resample by resample.
 

@@ -30,7 +30,7 @@ from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.laws import ZeroSumPair, ZeroSumResult
 from megatron_tokscale.store import Run
 
-_FARTHEST = math.sqrt(2)  # greatest factor between a probe's step and the exact double
+_FARTHEST = math.sqrt(2)  # greatest ratio of a probe's step and the exact double
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ZeroSumIntervals:
 def doubling_pairs(step_K: ArrayLike) -> Integers:
     """Return (P, 2) indices of probes at step t and of the nearest probe, in ln t, to 2t.
 
-    Only pairs whose steps are apart by a factor from sqrt 2 to 2 sqrt 2; step 0 has no double.
+    The steps of a pair differ by a factor from sqrt 2 to 2 sqrt 2; step 0 has no double.
 
     Raises:
         TokscaleError: the steps do not ascend.
@@ -160,8 +160,8 @@ class ZeroSum:
     def intervals(self, weight_RU: ArrayLike) -> ZeroSumIntervals:
         """Return 95% percentile intervals over resamples of units.
 
-        They do not contain the noise that all tokens of a run share. They are NaN where the
-        resamples do not surround the metric of the data as they are.
+        The intervals do not contain the noise that all tokens of a run share. They are NaN where
+        the resamples do not surround the metric of the data as they are.
         """
         resampled, whole = self.resampled(weight_RU), self.metrics()
         return ZeroSumIntervals(

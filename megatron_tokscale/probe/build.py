@@ -30,8 +30,8 @@ __all__ = ["ProbeSettings", "build_probe_set", "describe"]
 
 _FLAGS = {"tokens": "--tokens", "sequences": "--sequences, or a smaller --budget"}
 _RESERVE = 2
-"""Windows searched for duplicates per window to keep, where duplicates are dropped; our choice: it
-is enough where at most half of the windows are duplicates."""
+"""Windows that are searched for duplicates for each window to keep, if duplicates are dropped; our
+choice: enough if at most half of the windows are duplicates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class ProbeSettings:
         seq_length: sequence length of the job in tokens.
         vocab_size: vocabulary size of the job's tokenizer (its --vocab-size).
         n_tokens: approximate number of tokens to watch.
-        n_sequences: exact number of sequences. Give this or `n_tokens`.
+        n_sequences: exact number of sequences. Set this or `n_tokens`.
         per_dataset: "equal": the datasets have equal shares of these; "proportional": shares in
             proportion to their weights.
         eod: id of the end-of-document token, which is not watched; None if there is none.
@@ -119,7 +119,7 @@ def build_probe_set(settings: ProbeSettings, progress: Progress | None = None) -
     if settings.duplicates == "ignore":
         windows = _draw(portions, quota_D, settings)
         return _cut(portions, windows[windows.file_order()], settings)
-    # Draw more than the quotas, and search the training part for all that is drawn.
+    # Draw more than the quotas, and search the training part for all drawn windows.
     training = _open_training(settings)
     windows = _draw(portions, quota_D, settings, _RESERVE if settings.duplicates == "drop" else 1)
     found = find_duplicates(windows, files, settings.seq_length, training, progress or NoProgress())
@@ -129,7 +129,7 @@ def build_probe_set(settings: ProbeSettings, progress: Progress | None = None) -
     chosen = np.flatnonzero(is_chosen_W)
     chosen = chosen[windows[chosen].file_order()]
     probe_set = _cut(portions, windows[chosen], settings)
-    # Count what was met on the way, and the watched tokens in duplicates that were kept.
+    # Count the duplicates found so far, and the watched tokens in those that were kept.
     watched_twice_B = probe_set.mask_BS.sum(axis=1) * found.either_W[chosen]
     counts = []
     for dataset in range(len(files)):
@@ -242,7 +242,7 @@ def _until_enough(
     quota_D: Sequence[int],
     settings: ProbeSettings,
 ) -> Mask:
-    """Return a mask of the windows met, in the order of the draw, until the quotas are full."""
+    """Return a mask of the windows that are drawn until the quotas are full."""
     size_W = windows.size_W(settings.unit)
     if settings.duplicates == "drop":
         size_W = size_W * ~found.either_W

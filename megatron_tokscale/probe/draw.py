@@ -71,7 +71,7 @@ def draw(
     end_D = np.cumsum(_n_windows(lengths_D, seq_length))
     n_windows = int(end_D[-1]) if end_D.size else 0
     order = np.random.default_rng([seed, dataset]).permutation(n_windows)
-    window_W = order[:quota]  # each holds a label at least
+    window_W = order[:quota]  # each window holds at least one label
     index_W = np.searchsorted(end_D, window_W, side="right")
     length_W = lengths_D[index_W].astype(np.int64)
     start_W = (window_W - end_D[index_W] + _n_windows(length_W, seq_length)) * seq_length
@@ -85,12 +85,12 @@ def draw(
 
 
 def count_until(size_W: Integers, quota: int) -> int:
-    """Return how many windows it takes to hold `quota`; one more than all if they do not."""
+    """Return the number of windows that hold `quota`; one more than all if all hold less."""
     return int(np.searchsorted(np.cumsum(size_W), quota)) + 1
 
 
 def _n_windows(lengths: Integers32 | Integers, seq_length: int) -> Integers:
-    """Return the windows per document: its tokens but the first in sequences, the last not full."""
+    """Return the windows per document: sequences of its tokens except the first."""
     counts: Integers = -(-(lengths.astype(np.int64) - 1) // seq_length)
     return np.maximum(counts, 0, out=counts)
 

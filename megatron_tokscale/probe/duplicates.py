@@ -19,8 +19,8 @@ from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.probe.draw import Windows
 
 PASSAGE = 64
-"""Tokens of a passage, of the order of the 50 of Lee et al. 2022 (arXiv 2107.06499), and a power of
-two, so that a hash of a passage is made by doubling."""
+"""Tokens of a passage: near the 50 of Lee et al. 2022 (arXiv 2107.06499), and a power of two, so
+that a passage is hashed by doubling."""
 
 _DOCUMENTS = 1 << 20  # training documents hashed at a time: 8 MB per array
 _TOKENS = 1 << 17  # training tokens hashed at a time: their hashes stay in the CPU's cache
@@ -48,7 +48,7 @@ class Duplicates:
 
     @property
     def either_W(self) -> Mask:
-        """Mask of the windows of which the document or a passage was found."""
+        """Mask of the windows whose document or passage was found."""
         return self.is_whole_W | self.is_shared_W
 
 
@@ -122,7 +122,7 @@ def _keys(stream: Ids, start_D: Integers, length_D: Integers) -> NDArray[np.uint
     if not stream.size:
         return key_D
     for offset_D in (0, length_D // 2, length_D - 1):
-        place_D = np.clip(start_D + offset_D, 0, stream.size - 1)  # of an empty document: any
+        place_D = np.clip(start_D + offset_D, 0, stream.size - 1)  # an empty one has any hash
         key_D = key_D * _KEY_FACTOR + stream[place_D].astype(np.uint64)
     return key_D
 

@@ -40,9 +40,10 @@ class DuplicateCounts:
 
     Attributes:
         documents: documents that were searched for.
-        duplicate_documents: those that are in the training part whole.
+        duplicate_documents: documents that are whole in the training part.
         windows: windows that were searched for.
-        duplicate_windows: those whose document or a passage of them is in the training part.
+        duplicate_windows: windows whose document, or one of whose passages, is in the training
+            part.
         duplicate_tokens: watched tokens of the set in such windows.
     """
 
@@ -55,7 +56,7 @@ class DuplicateCounts:
 
 @dataclass(frozen=True)
 class DuplicateSearch:
-    """The search for duplicates of training text, and what was done about them.
+    """The search for duplicates of training text, and the treatment of those found.
 
     Attributes:
         dropped: true if duplicates were passed over; false if they were kept and counted.
@@ -99,7 +100,7 @@ class ProbeSet:
 
     Attributes:
         tokens_BS: int32 input ids.
-        labels_BS: int32 ids to predict; the loss of a watched token is that of its label.
+        labels_BS: int32 ids to predict; the loss of a watched token is the loss of its label.
         mask_BS: bool, true where the label is watched.
         document_BS: int32 index of the label's document in its dataset.
         position_BS: int32 position of the label in its document, from 0.
@@ -121,7 +122,7 @@ class ProbeSet:
 
     @property
     def prefixes(self) -> list[str]:
-        """The whole prefixes of the datasets; their names in a set that does not know them."""
+        """The whole prefixes of the datasets; their names in a set without prefixes."""
         prefixes = self.origin.prefixes if self.origin else ()
         if len(prefixes) != len(self.datasets):
             return list(self.datasets)
@@ -184,7 +185,7 @@ class ProbeSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (first 16 hex digits) of all that the meaning of a losses file depends on."""
+        """SHA-256 (first 16 hex digits) of all that gives a losses file its meaning."""
         digest = hashlib.sha256()
         digest.update(json.dumps([list(self.datasets), self.vocab_size]).encode())
         for name, dtype in _ARRAYS.items():
@@ -225,7 +226,7 @@ class ProbeSet:
 
     @classmethod
     def _checked(cls, read: Mapping[str, AnyArray], metadata: Mapping[str, str]) -> Self:
-        """Return the probe set of these arrays; a ValueError says what is wrong with them."""
+        """Return the probe set of these arrays; a ValueError names the fault if they do not fit."""
         for name, dtype in _ARRAYS.items():
             if read[name].dtype != dtype or read[name].ndim != 2:
                 raise ValueError(f"{name} has type {read[name].dtype}, shape {read[name].shape}")

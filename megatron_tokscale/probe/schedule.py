@@ -14,7 +14,7 @@ from typing import Self
 
 from megatron_tokscale.core.errors import TokscaleError
 
-DEFAULT_SCHEDULE = "log:per-octave=8"  # our choice: probes are 9% of the time reached apart
+DEFAULT_SCHEDULE = "log:per-octave=8"  # our choice: neighbouring probes are 9% apart in time
 _FORMS = (
     "log:per-octave=8, linear:500, list:0,10,100, each also in consumed tokens as in "
     "tokens:linear:2e9, or first, last, checkpoints, or several joined by '+'"
@@ -28,10 +28,10 @@ class Moment:
 
     Attributes:
         step: optimizer steps completed; 0 is before training.
-        step_before: step of the moment before this one, -1 if there was none; None means
-            `step` - 1. A job can skip steps between the two (--iterations-to-skip).
+        step_before: step of the previous point, -1 if there was none; None means
+            `step` - 1. A job can skip steps between two points (--iterations-to-skip).
         tokens: training tokens consumed.
-        tokens_before: tokens consumed at the moment before this one; -1 before training, so that
+        tokens_before: tokens consumed at the previous point; -1 before training, so that
             the point of 0 tokens is due at step 0.
         is_last: true if the job ends with this step.
         is_checkpoint: true if a checkpoint is saved at this step.
@@ -124,7 +124,7 @@ class ProbeSchedule:
         )
 
     def is_due(self, moment: Moment) -> bool:
-        """Return whether a probe is due at this moment of a job."""
+        """Return whether a probe is due at this point of a job."""
         before = moment.step - 1 if moment.step_before is None else moment.step_before
         return (
             self.in_steps.reached(before, moment.step)

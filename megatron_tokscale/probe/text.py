@@ -67,7 +67,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def load_tokenizer(path: Path, probe_set: ProbeSet) -> Tokenizer:
-    """Read a tokenizer.json that knows every id of the probe set.
+    """Read a tokenizer.json whose vocabulary has every id of the probe set.
 
     Raises:
         TokscaleError: the file cannot be read, or has too small a vocabulary.
@@ -87,7 +87,8 @@ def passages(
 ) -> list[Passage]:
     """Return each watched token with at most `BEFORE` tokens before it and `AFTER` after it.
 
-    The tokens before are those of its sequence; the tokens after end at the first unwatched one.
+    The tokens before come from the token's sequence; the tokens after end at the first unwatched
+    one.
     """
     row_N, column_N = np.nonzero(probe_set.mask_BS)
     found = []
@@ -107,9 +108,9 @@ def _passage(
 ) -> Passage:
     """Return the text of all ids, cut where the target's begins and ends.
 
-    A token of a byte-level vocabulary may be a part of a character, which has no text alone. So the
-    ids before, with the target, and with the ids after are decoded, and each cut is the end of the
-    text that two of these have in common.
+    A token of a byte-level vocabulary may be part of a character and has no text alone. So three
+    sequences are decoded: the ids before, those with the target, and all. Each cut is the end of
+    the text that two of the sequences share.
     """
     if tokenizer is None:
         return Passage(

@@ -1,4 +1,4 @@
-"""Figures as inline SVG, and what they share: the time axis, and the choice of datasets.
+"""Figures as inline SVG, with their time axis and their choice of datasets.
 
 Shapes: K probe steps, G grid points.
 """
@@ -26,10 +26,10 @@ LABELS: Final[dict[Time, str]] = {
     "lr-sum": "sum of learning rates over their peak",
 }
 UNITS: Final[dict[Time, str]] = {"step": "steps", "tokens": "tokens", "lr-sum": "peak-rate steps"}
-MAX_SHOWN: Final = 6  # datasets in one figure: as many as have colours of their own
+MAX_SHOWN: Final = 6  # datasets in one figure: one for each colour
 
-_ZERO_GAP: Final = 2.0  # first positive time over the place of time 0: an octave is easily seen
-_WIDE: Final = 100.0  # last over first time above which powers of ten alone are labelled
+_ZERO_GAP: Final = 2.0  # first positive time over the place of time 0: an octave is visible
+_WIDE: Final = 100.0  # last over first time above which only powers of ten are labelled
 _SUFFIXES: Final = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _DASHES: Final = ("-", (0, (5, 1.5)), (0, (1.5, 1)), (0, (5, 1, 1, 1)))
 _WIDTH: Final = 8.6  # inches; the page shows every figure as wide as its text

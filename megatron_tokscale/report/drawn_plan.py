@@ -1,4 +1,4 @@
-"""The samples that a run's plan asked for, and those that the run drew, from files and index.
+"""The samples due by a run's plan and those that the run drew, from its files and index.
 
 Shapes: D datasets, Z strata, W windows of consumed samples.
 """
@@ -30,12 +30,12 @@ from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import Run
 
 N_WINDOWS: Final = 50  # points in the figure of shares
-_MIN_SAMPLES: Final = 20  # in a window: the share of fewer samples says nothing
+_MIN_SAMPLES: Final = 20  # least samples in a window: the share of fewer is mostly noise
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnPlan:
-    """A plan and the samples that a run drew by it. Make one with `read_plan`.
+    """A plan and the samples that a run drew under it. Make one with `read_plan`.
 
     Attributes:
         plan: the plan that the run follows, with the decisions made while it trained.
@@ -49,7 +49,7 @@ class DrawnPlan:
         base_from: source of `base_D`: the `plan`, or the weights of its first `stage`.
         size_Z: samples in one epoch.
         size_from: source of `size_Z`: the `job`, which has counted the samples; the `plan`, which
-            was made for so many; or the `tokens` of the whole datasets, an estimate.
+            was made for that number; or the `tokens` of the whole datasets, an estimate.
         colour_D: number of each dataset's colour: the probe set's, if it has the dataset.
     """
 
@@ -222,6 +222,6 @@ def _colours(plan: Plan, probe_set: ProbeSet) -> tuple[int, ...]:
     free = count(len(probe_set.datasets))
     try:
         datasets = probe_set.dataset_indices([dataset.path for dataset in plan.datasets])
-    except TokscaleError:  # namesakes that cannot be told apart have colours of their own
+    except TokscaleError:  # namesakes that cannot be told apart get free colours
         datasets = [None] * len(plan.datasets)
     return tuple(next(free) if dataset is None else dataset for dataset in datasets)

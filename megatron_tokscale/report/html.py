@@ -44,7 +44,7 @@ def dataset_colour(index: int) -> str:
 
 
 def number(value: float | None, pattern: str = ",.3f") -> str:
-    """Return a number for people, all digits in its `value` attribute; a dash for no number."""
+    """Return a rounded number, with all digits in its `value` attribute; a dash for NaN or None."""
     if value is None or not math.isfinite(value):
         return "–"
     exact = int(value) if isinstance(value, int) else float(value)
@@ -126,7 +126,7 @@ def facts(rows: Sequence[Sequence[str]]) -> str:
 
 
 def details(summary: str, *parts: str) -> str:
-    """Return parts that stay folded behind the line `summary` until the reader opens them."""
+    """Return parts that are folded under the line `summary` until the reader opens them."""
     return "\n".join(["<details>", f"<summary>{summary}</summary>", *parts, "</details>"])
 
 

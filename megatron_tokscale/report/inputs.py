@@ -1,4 +1,4 @@
-"""What the page is made from: a run, its analysis, and the other runs and plans that it shows.
+"""The inputs of the page: a run, its analysis, and the other runs and plans that it shows.
 
 Shapes: N tokens.
 """
@@ -37,7 +37,7 @@ class ReportInputs:
         transfers: tests of other runs' learning times on this run.
         laws: the laws of the run; None if there are none.
         axes: losses over runs of growing size.
-        plan: the data plan that the run followed, and what it drew; None if there is none.
+        plan: the data plan that the run followed, and the samples drawn; None without a plan.
         beside: a run that trained under a plan, to compare with this run; None if there is none.
         plan_beside: the data plan that the run `beside` followed.
         tokenizer: decodes the tokens' ids; None shows the ids.

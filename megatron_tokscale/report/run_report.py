@@ -21,7 +21,7 @@ def report_run(
     seed: int = DEFAULT_SEED,
     out: Path | None = None,
 ) -> Path:
-    """Write the report of a run as one self-contained HTML page; the same inputs, the same bytes.
+    """Write the report of a run as one self-contained HTML page; equal inputs give equal bytes.
 
     Args:
         run: an opened run with its fits and spectra.

@@ -18,9 +18,9 @@ class Words(NamedTuple):
 
 
 TESTED: Final = Words("passed", "not shown", "undefined")
-"""Words for a test that shows something when it is passed."""
+"""Words for a test whose passing is evidence."""
 CLAIMED: Final = Words("holds", "does not hold", "undecided")
-"""Words for a prediction: not being refuted shows nothing."""
+"""Words for a prediction: that it is not refuted is no evidence."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Verdict:
         anchor: id of the section, or part of it, that shows the test.
         question: the claim that was tested.
         passed: the outcome, or one for each grouping of the tokens; None where it is undefined.
-        estimate: the number that decides, with its interval.
-        meaning: what that number is, and when the test is passed.
+        estimate: the number that determines the verdict, with its interval.
+        meaning: meaning of that number, and the condition for passing.
         words: `TESTED` or `CLAIMED`.
     """
 

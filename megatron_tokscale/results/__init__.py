@@ -1,4 +1,4 @@
-"""The only reader of RUN/analysis: its files are whole, and belong to the run as it is now."""
+"""The only reader of RUN/analysis; it accepts whole files that belong to the run as it is now."""
 
 from megatron_tokscale.results.axis import AxisResult, read_axis
 from megatron_tokscale.results.fitted import FittedRun, non_finite_line, read_fit

@@ -42,7 +42,7 @@ class SizedRun:
 
 @dataclass(frozen=True)
 class AcrossAxes:
-    """Learning times along T of one run, tested on the falls along this axis.
+    """Test of one run's learning times along T on the falls along this axis.
 
     Attributes:
         source: name of that run's directory.
@@ -110,7 +110,7 @@ class AxisResult:
 
 
 def read_axis(run: Run, folder: Path) -> AxisResult:
-    """Read what `axis_run` left in a folder, of runs that watch the tokens of `run`.
+    """Read the results that `axis_run` wrote into a folder, of runs that watch the tokens of `run`.
 
     Raises:
         TokscaleError: a file is missing or damaged, of another schema or of another probe set.

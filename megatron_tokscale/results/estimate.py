@@ -1,4 +1,4 @@
-"""A number with its 95% interval, or the reason why there is none; and the one way to print it.
+"""A number with its 95% interval, or the reason why it is undefined; and its form in print.
 
 Shapes: R resamples (the first is the data as they are).
 """
@@ -16,7 +16,7 @@ from megatron_tokscale.core.errors import UndefinedError
 
 @dataclass(frozen=True)
 class Undefined:
-    """Reason in the place of a result that the data do not define.
+    """Reason why the data do not determine a result.
 
     Attributes:
         undefined: the reason, a sentence for people.
@@ -60,11 +60,11 @@ class Estimate:
 
         A score such as R^2 is worse on few documents than on many, because the measured values that
         it compares with are noisier. Resamples are worse by as much again, which shows the bias:
-        their median less the value of the data as they are. Twice the bias is subtracted from the
+        their median minus the value of the data as they are. Twice the bias is subtracted from the
         median and from the percentiles of the resamples alike: value and interval are those that
         many documents would give, and the value is always in its interval (our choice; measured
         coverage: benchmarks/results/evidence.md). All three are then clipped to the range of the
-        number, which the correction does not know. Without an interval the value is that of the
+            number, which the correction may leave. Without an interval the value is that of the
         data as they are.
 
         Args:
@@ -86,7 +86,7 @@ class Estimate:
 
 
 def defined_or_reason[T](compute: Callable[[], T]) -> T | Undefined:
-    """Return the result of `compute`, or why it is undefined; bad input (TokscaleError) goes on."""
+    """Return the result of `compute`, or why it is undefined; a `TokscaleError` propagates."""
     try:
         return compute()
     except UndefinedError as error:

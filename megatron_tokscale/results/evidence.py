@@ -41,18 +41,18 @@ class WidthQuartiles:
 
 @dataclass(frozen=True)
 class WidthSample:
-    """How wide the transitions of a sample of tokens are.
+    """Widths of the transitions of a sample of tokens.
 
     Attributes:
         tokens: tokens in the sample.
-        falling: falling tokens with a trusted midpoint: only these are counted.
+        falling: falling tokens with a trusted midpoint; only these count below.
         class_shares: share of the sample's tokens in each `TokenClass`, by its label; NaN in an
             empty sample.
         width_x: widths in units of x.
         width_decades: widths in decades of time.
         width_of_range: widths over the probed range of x.
-        fall_in_windows: fall of the counted tokens inside their own 10-90% windows, over the fall
-            of all.
+        fall_in_windows: fall of the falling tokens inside their own 10-90% windows, over their
+            whole fall.
     """
 
     tokens: int
@@ -106,8 +106,9 @@ class ForwardPrediction:
         fall: measured fall of the mean loss from the cut to the last probe, in nats.
         tokens: forecast by the tokens' own fits.
         power_law: forecast by a power law of the mean loss.
-        uniform: forecast by a uniform spectrum: the loss falls on as in the factor of two before.
-        gain_over_best_rival: the smaller error of the two rivals less that of the tokens, in nats.
+        uniform: forecast by a uniform spectrum: the loss keeps the slope of the factor of two
+            before.
+        gain_over_best_rival: the smaller error of the two rivals minus the tokens' error, in nats.
         groups: skill for the falls that set groups of tokens apart, by grouping.
     """
 
@@ -129,7 +130,7 @@ class SpectrumSettings:
     Attributes:
         n_resamples: bootstrap resamples of the documents.
         null_tokens: tokens that were fitted again, as mean-curve tokens and on the first part.
-        seed: seed of everything drawn.
+        seed: seed of all draws.
     """
 
     n_resamples: int
@@ -142,7 +143,7 @@ class Evidence:
     """The content of reconstruction.json.
 
     Attributes:
-        fit: the fits that the spectrum is made of.
+        fit: the fits that the spectrum is made from.
         arrays_crc32: checksum of spectrum.npz.
         documents: number of documents that the intervals are over.
         non_finite: losses that are not finite.
@@ -151,7 +152,7 @@ class Evidence:
         other_documents: R^2 of each reconstruction fitted on one half of the documents and measured
             on the other half.
         other_documents_note: what `other_documents` does not show, for people.
-        falls: where along x the reconstructions miss.
+        falls: falls along x, measured and reconstructed.
         fall_before_first_finite_probe: fall of the mean loss from step 0 to the first probe after
             it, in nats, which is at no finite x; None without a probe at step 0.
         classes: shares of each `TokenClass` but the unfitted, by its label.

@@ -19,7 +19,7 @@ from megatron_tokscale.fit.summary import FitIdentity, FitSummary, NonFiniteLoss
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.reader import Time
 
-_VALUES_PER_READ = 2**24  # 64 MB of losses in a block
+_VALUES_PER_READ = 2**24  # losses of a block: 64 MB
 _DIFFERENCES: Final = {
     "probe_fingerprint": "of other probes",
     "run_id": "of another run",
@@ -79,7 +79,7 @@ def check_identity(path: Path, found: FitIdentity, here: FitIdentity, again: str
 
 
 def non_finite_line(counts: NonFiniteLosses) -> list[str]:
-    """Return the line that tells of losses that are not finite; no line if there are none."""
+    """Return the line that counts losses that are not finite; no line if all are finite."""
     if not counts.losses:
         return []
     return [
@@ -106,7 +106,7 @@ class FittedRun:
 
     @classmethod
     def open(cls, run: Run) -> Self:
-        """Open a run that is fitted on the losses that it has now, with fits that are whole.
+        """Open a run whose fits are whole and made from its present losses.
 
         The file of the fits is read once for its checksum.
 

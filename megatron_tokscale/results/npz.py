@@ -37,8 +37,8 @@ def read_npz[T](kind: type[T], path: Path, checksum: str, again: str) -> T:
         again: what to do about a file that cannot be used, e.g. "run `...` again".
 
     Raises:
-        TokscaleError: the file is missing or damaged, is not the one of that checksum, or has not
-            just the arrays of `kind`.
+        TokscaleError: the file is missing or damaged, has another checksum, or has other arrays
+            than `kind`.
     """
     found = read_arrays(path, checksum, again)
     expected = array_forms(kind)

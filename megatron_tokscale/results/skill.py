@@ -1,4 +1,4 @@
-"""How well learning times tell groups of tokens apart, beside their rivals."""
+"""Skill of learning times in predicting groups of tokens, beside their rivals."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ class GroupSkill:
             drop.
         full: skill of the class models of all tokens.
         source: skill of the other run's measured curves; None where there is no other run.
-        own: skill of the run's own learning events; None where they were not tried.
-        gain_over_permuted: skill of the learning events less that of the null model.
-        p_value: share of permutations with as much skill; NaN if it is not defined.
+        own: skill of the run's own learning events; None where they were not tested.
+        gain_over_permuted: skill of the learning events minus that of the null model.
+        p_value: share of permutations with at least the same skill; NaN if it is not defined.
     """
 
     groups: int

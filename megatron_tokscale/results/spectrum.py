@@ -1,4 +1,4 @@
-"""The spectrum that `megatron-tokscale spectrum` left in a run, and its evidence.
+"""The spectrum that `megatron-tokscale spectrum` wrote into a run, and its evidence.
 
 Shapes: K probe steps, R resamples (the first is the data as they are), D datasets, G grid points of
 x, C bins of x, W bins of transition widths (their edges are one more), F groups of tokens by
@@ -41,12 +41,12 @@ class SpectrumSummary:
     """The content of spectrum.json.
 
     Attributes:
-        fit: the fits that the spectrum is made of.
+        fit: the fits that the spectrum is made from.
         arrays_crc32: checksum of spectrum.npz.
         units: unit of each kind of number in spectrum.npz, for people.
         n_tokens: fitted tokens.
         n_events: learning events that count in the spectrum.
-        drop_of_events: their drops, in nats per fitted token.
+        drop_of_events: sum of the events' drops, in nats per fitted token.
         fall: fall of the mean loss from the first probe to the last, in nats.
         bandwidth_x: standard deviation of the spectrum's kernel, in units of x.
         common_width_x: drop-weighted median width of the events, in units of x.
@@ -156,7 +156,7 @@ class SpectrumArrays:
 
 @dataclass(frozen=True)
 class SpectrumResult:
-    """The content of spectrum.json, spectrum.npz and reconstruction.json, of the run as it is.
+    """The content of spectrum.json, spectrum.npz and reconstruction.json.
 
     Attributes:
         run: the run.
@@ -183,7 +183,7 @@ class SpectrumResult:
 
         Raises:
             TokscaleError: the run is not fitted or has no spectrum; a file is damaged, of another
-                schema, of another file's writing, or of other fits than the run has now.
+                schema, not written with the others, or made from other fits than the run has now.
         """
         verb = f"run `megatron-tokscale spectrum {run.path}`"
         again = f"{verb} again"

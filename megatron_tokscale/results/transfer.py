@@ -14,13 +14,13 @@ from megatron_tokscale.store import Run
 
 @dataclass(frozen=True)
 class LearningOrder:
-    """How well ranks in the learning order of this run are predicted.
+    """Predictions of the ranks in the learning order of this run.
 
     Attributes:
         tokens: tokens with a learning time in both runs: the ranks are among these.
         spearman: Spearman's correlation of the ranks with each predictor, by its name.
         explained_by_baseline: share of the ranks' variance that the baseline predictors explain.
-        explained_with_time: share that they and the other run's learning times explain.
+        explained_with_time: share that the baseline predictors and the other run's times explain.
         gain: difference of the two, which is never negative.
         partial: correlation of the two runs' ranks beyond the baseline predictors.
         passes: the verdict: is the whole interval of `partial` above zero? None if it has none.
@@ -42,7 +42,7 @@ class TransferSettings:
     Attributes:
         n_resamples: bootstrap resamples of the documents.
         permutations: permutations of the learning times.
-        seed: seed of everything drawn.
+        seed: seed of all draws.
     """
 
     n_resamples: int
@@ -85,7 +85,7 @@ class Transfers:
 
 
 def read_transfer(run: Run, fit: FitSummary) -> tuple[Transfer, ...]:
-    """Return the transfers in transfer.json, all of them tested on `fit`; none without the file.
+    """Return the transfers in transfer.json, all tested on `fit`; no transfers without the file.
 
     Raises:
         TokscaleError: the file is damaged or of another schema, or a transfer is of other fits.
@@ -101,7 +101,7 @@ def read_transfer(run: Run, fit: FitSummary) -> tuple[Transfer, ...]:
 
 
 def transfers_to_keep(run: Run, fit: FitSummary) -> tuple[Transfer, ...]:
-    """Return the transfers in transfer.json that a new one may stand beside: those of `fit`.
+    """Return the transfers in transfer.json that were tested on `fit`, to keep beside a new one.
 
     Raises:
         TokscaleError: the file is damaged, or of a newer schema.

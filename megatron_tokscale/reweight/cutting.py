@@ -1,4 +1,4 @@
-"""The strata of a dataset before there is a job: their names, shares, and statistics of samples.
+"""The strata of a dataset before a job runs: their names, shares, and statistics of samples.
 
 Megatron's order of a dataset's samples is known in the job alone, where `data/strata.py` fills the
 strata. Here the training documents are laid end to end in a random order of our own and cut into
@@ -23,9 +23,9 @@ from megatron_tokscale.data.plan_parts import Cut
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
 from megatron_tokscale.data.scores import DocumentScores, scores_file
 
-MIN_SAMPLES: Final = 50  # of a stratum; our choice: means over fewer are mostly noise
-MIN_UNLEARNED: Final = 0.01  # of the samples, for a stratum of its own; our choice
-MAX_SAMPLES: Final = 20_000  # of a stratum that are used; our choice: more change no mean visibly
+MIN_SAMPLES: Final = 50  # least samples of a stratum; our choice: means over fewer are mostly noise
+MIN_UNLEARNED: Final = 0.01  # least share of the samples for a separate stratum; our choice
+MAX_SAMPLES: Final = 20_000  # most samples used per stratum; our choice: enough for the means
 
 MIN_SPREAD: Final = 0.1
 """Smallest spread of a sample's drop, in ln(tokens): about the spacing of probes at 8 an octave
@@ -37,8 +37,8 @@ class CutSettings:
     """Settings by which datasets are cut into strata.
 
     Attributes:
-        quantiles: strata of equal shares in the order of learning time; fewer where one would hold
-            less than 50 samples.
+        quantiles: number of strata of equal shares, by learning time; lower if a stratum would hold
+            fewer than 50 samples.
         unlearned: samples with a larger share of never-learned tokens form their own stratum, if
             there are at least 50 of them and at least 1%.
 
@@ -187,7 +187,7 @@ def cut_dataset(
 
     Raises:
         TokscaleError: a training document has no score, there are too few tokens for a sample, or
-            the scores do not tell of their reference run.
+            the scores do not hold the range of their reference run.
     """
     x_range = _check_scores(portion, scores)
     sample_scores = SampleScores.from_document_scores(scores, lay_out(portion, seq_length, seed))
@@ -238,8 +238,8 @@ def _check_scores(portion: Portion, scores: DocumentScores) -> tuple[float, floa
         )
     if scores.details.log_tokens_range is None:
         raise TokscaleError(
-            f"the scores of {portion.name} do not tell how far their reference run went; expected "
-            "its range of tokens; make them again with `megatron-tokscale score`"
+            f"the scores of {portion.name} do not hold the range of their reference run; expected "
+            f"its first and last tokens; make them again with `megatron-tokscale score`"
         )
     return scores.details.log_tokens_range
 
@@ -257,7 +257,7 @@ def _stratum_counts(scores: SampleScores, settings: CutSettings) -> tuple[int, i
 def _drawn_samples(
     scores: SampleScores, members: Integers, generator: np.random.Generator
 ) -> StratumSamples:
-    """Return a stratum's samples; of more than 20,000 as many at random."""
+    """Return a stratum's samples; if they are more than 20,000, as many at random."""
     if members.size > MAX_SAMPLES:
         members = generator.choice(members, MAX_SAMPLES, replace=False)
     spread_N = np.maximum(np.nan_to_num(scores.spread_N[members]), MIN_SPREAD)

@@ -25,7 +25,7 @@ class Guards:
     Attributes:
         floor: smallest weight of a stratum, as a fraction of its base weight.
         max_change: largest factor by which a weight grows or shrinks from one stage to the next.
-        max_epochs: largest number of epochs of a stratum in the whole plan; None is no limit.
+        max_epochs: largest number of epochs of a stratum in the whole plan; None for no limit.
             Up to 4 times, repeated text is nearly as good as new (Muennighoff et al., "Scaling
             Data-Constrained Language Models", 2023).
 
@@ -74,7 +74,7 @@ def limit_change(weights_TZ: Floats, max_change: float) -> Floats:
 def limit_repetition(
     weights_TZ: Floats, base_Z: Floats, length_T: Integers, limit_Z: Floats
 ) -> Floats:
-    """Damp a whole plan towards its base weights until no stratum gives more than its limit.
+    """Move a whole plan towards its base weights until every stratum is within its limit.
 
     Args:
         weights_TZ: the plan's weights.

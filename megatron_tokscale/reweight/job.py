@@ -113,7 +113,7 @@ def cut_job(
     """Cut the datasets of a job into strata by their scores.
 
     Args:
-        data_path: as of `job_of`; so are split and seq_length.
+        data_path: as in `job_of`; so are split and seq_length.
         split: Megatron's --split.
         seq_length: sequence length in tokens.
         seed: seed of the order in which the documents are laid out.

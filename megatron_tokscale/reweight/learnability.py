@@ -26,7 +26,7 @@ class Spectra:
         x_G: natural logarithm of the run's time, ascending.
         density_DG: drop-weighted spectrum in nats per token of that dataset and unit of x.
         x_K: natural logarithm of the run's time at its probes after step 0, ascending.
-        log_samples_K: natural logarithm of the samples consumed by then, ascending.
+        log_samples_K: natural logarithm of the samples consumed at these probes, ascending.
     """
 
     names: tuple[str, ...]
@@ -39,7 +39,7 @@ class Spectra:
         """Return the run's x when it had consumed `n_samples`, at most its end.
 
         Between probes the logarithms are interpolated linearly, which is exact while the batch
-        size is constant; before the first probe its batch size is carried back.
+        size is constant; before the first probe the batch size is taken as at that probe.
         """
         log_samples = float(np.log(n_samples))
         if log_samples < self.log_samples_K[0]:
@@ -48,7 +48,7 @@ class Spectra:
 
     @property
     def n_samples(self) -> float:
-        """Samples that the run had consumed at its last probe: the spectra reach so far."""
+        """Samples that the run had consumed at its last probe, where the spectra end."""
         return float(np.exp(self.log_samples_K[-1]))
 
     def learnability_D(self, start: float, stop: float) -> Floats:
@@ -75,7 +75,7 @@ class Spectra:
 
 
 def watched_names(run: Run, datasets: Sequence[DatasetIdentity]) -> list[str]:
-    """Return the names by which a run's probe set knows the datasets of a job.
+    """Return the names of a job's datasets in a run's probe set.
 
     Raises:
         TokscaleError: the run did not watch one of them, or namesakes cannot be told apart.
@@ -96,11 +96,11 @@ def _refuse_missing(missing: Sequence[str], watched: Sequence[str]) -> None:
 
 
 def read_spectra(run: Run) -> Spectra:
-    """Read the spectra per dataset that `megatron-tokscale spectrum` left in a run.
+    """Read the spectra per dataset that `megatron-tokscale spectrum` wrote into a run.
 
     Raises:
-        TokscaleError: the run has no spectrum, a damaged one or one of other fits than it has
-            now, or no record of consumed samples.
+        TokscaleError: the run has no spectrum, a damaged spectrum or one made from other fits than
+            its present ones, or no record of consumed samples.
     """
     spectrum = SpectrumResult.open(run)
     path = run.paths.spectrum_arrays
@@ -122,13 +122,13 @@ def _time_in_samples(run: Run, x_K: Floats) -> tuple[Floats, Floats]:
     """Return x and ln(consumed samples) of a run's probes after the first samples.
 
     Raises:
-        TokscaleError: the probes do not tell the consumed samples.
+        TokscaleError: the probes do not hold the consumed samples.
     """
     samples_K = np.array([record.consumed_samples for record in run.records], dtype=np.float64)
     taken = samples_K > 0
     if taken.sum() < 2 or (np.diff(samples_K[taken]) <= 0).any():
         raise TokscaleError(
-            f"the probes of {run.path} do not tell its consumed samples; expected ascending counts "
+            f"the probes of {run.path} do not hold its consumed samples; expected ascending counts "
             "at two steps or more; give another run"
         )
     return x_K[taken].astype(np.float64), np.log(samples_K[taken])

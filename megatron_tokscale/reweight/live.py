@@ -3,7 +3,7 @@
     python -m megatron_tokscale.reweight.live RUN --until STEP
 
 prints {"weights": [...]}, or {"reason": "..."} where the losses define no weights. A training job
-starts it (`--tokscale-replan-interval`); the same command by hand prints the same.
+starts it (`--tokscale-replan-interval`); run by hand, the command prints the same.
 
 A dataset's learnability is taken to be its present slope: -dL/dx of its watched tokens over the
 last factor of two of training, x = ln(step). That is the drop-weighted spectrum at the present,
@@ -28,17 +28,17 @@ from megatron_tokscale.data import Decision, Plan, dataset_names, followed_plan,
 from megatron_tokscale.reweight.guards import apply_floor, limit_change
 from megatron_tokscale.store import Run
 
-WINDOW: Final = 2.0  # factor of steps that a slope is fitted over; our choice: recent, above noise
-_FEWEST_PROBES: Final = 4  # that a slope needs; our choice: a straight line has two parameters
+WINDOW: Final = 2.0  # factor of steps under a slope; our choice: recent, yet above noise
+_FEWEST_PROBES: Final = 4  # least probes under a slope; our choice: a line has two parameters
 
 
 def decide(run: Run, plan: Plan, step: int) -> Floats:
     """Return weights of the plan's datasets, summing to one, from the losses up to `step`.
 
-    A weight is the base weight times (slope / mean slope) ** strength, as the plan's `replanning`
-    has both; then its limits apply: the floor, the limit on change against the weights that hold
-    now or are decided already, and as much of the move as keeps every stratum that grows within the
-    plan's limit on epochs to the end of training.
+    A weight is the base weight times (slope / mean slope) ** strength, with the base weights and
+    the strength of the plan's `replanning`. Then its limits apply: the floor; the limit on change
+    against the weights that hold now or are decided already; and the plan's limit on epochs, which
+    shortens the move until every growing stratum stays within it to the end of training.
 
     Raises:
         TokscaleError: the run does not watch a dataset, has too few probes, or no loss falls.
@@ -54,7 +54,7 @@ def decide(run: Run, plan: Plan, step: int) -> Floats:
     base_D = np.array(settings.base_weights or plan.segments[0].weights)
     base_D = base_D / base_D.sum()
 
-    # The weights that the slopes call for.
+    # The weights by the slopes.
     slope_D = slopes(run, plan, step)
     mean = float(base_D @ slope_D)
     if mean <= 0:
@@ -126,10 +126,10 @@ def _mean_losses(run: Run, step: int, names: Sequence[str]) -> Floats:
 
 
 def _train_samples(run: Run, plan: Plan, step: int) -> int:
-    """Return the samples consumed at the end of the job that trains on from `step`.
+    """Return the samples consumed at the end of the job that continues from `step`.
 
     Raises:
-        TokscaleError: neither plan nor run says when it ends.
+        TokscaleError: neither the plan nor the run holds the end of the training.
     """
     if plan.replanning.train_samples is not None:
         return plan.replanning.train_samples
@@ -143,7 +143,7 @@ def _train_samples(run: Run, plan: Plan, step: int) -> int:
 
 
 def _epoch_samples_Z(plan: Plan) -> Floats:
-    """Return each stratum's samples; if the plan does not say, those of all of its datasets."""
+    """Return each stratum's samples; if the plan lacks them, from the whole datasets."""
     every = [dataset.n_tokens // plan.seq_length for dataset in plan.datasets]
     sizes_D = np.array(plan.replanning.epoch_samples or every, dtype=np.int64)
     return plan.sizes_Z(sizes_D).astype(np.float64)

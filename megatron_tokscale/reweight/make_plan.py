@@ -78,7 +78,7 @@ def make_plan(
 
 
 def _draft(job: Job, policy: Policy, guards: Guards, provenance: PlanProvenance) -> Plan:
-    """Return the plan of a policy, but with base weights throughout."""
+    """Return the plan of a policy with base weights throughout."""
     cuts: tuple[Cut | None, ...] = ()
     if isinstance(policy, Frontier | EasyFirst):
         strata = tuple(
@@ -125,7 +125,7 @@ def _guarded_together(policy: BySpectrum | Frontier | EasyFirst) -> list[slice]:
 
 
 def _moves_shares(policy: Policy) -> bool:
-    """Return whether a policy changes the weights of datasets, and not only within them."""
+    """Return whether a policy changes the weights of datasets, not only of strata within them."""
     return isinstance(policy, Manual | BySpectrum) or (
         isinstance(policy, Frontier) and policy.move_shares
     )
@@ -162,7 +162,7 @@ def _plan_stages(draft: Plan, job: Job, stages: PolicyStages, policy: Policy) ->
     return tuple(
         Stage(
             int(start),
-            # Kept shares are kept to the last bit: then a job draws as without a plan.
+            # Shares are kept to the last bit, so that a job draws as without a plan.
             tuple(weights_D.tolist()) if _moves_shares(policy) else tuple(job.base_weights),
             tuple(weights_Z.tolist()) if is_cut else None,
         )

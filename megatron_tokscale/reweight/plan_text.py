@@ -1,4 +1,4 @@
-"""A plan for a terminal: its weights in a table, and drawn over training. At most 100 wide.
+"""A plan for a terminal, at most 100 characters wide: table of weights, picture over training.
 
 Shapes: Z strata, R lines, C columns of the picture.
 """
@@ -13,7 +13,7 @@ from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.data import Plan, dataset_names
 
 WIDTH: Final = 100  # characters of a line
-MAX_LINES: Final = 40  # strata; of more a line is a dataset, so that a plan fits a screen or two
+MAX_LINES: Final = 40  # most lines for strata; with more, a line is a dataset
 
 _TABLE_STAGES: Final = 7  # stages in the table of weights: more do not fit the width
 _MAX_NAME: Final = 24  # characters of a name
@@ -27,7 +27,7 @@ _LEGEND: Final = (
 
 
 def describe_plan(plan: Plan, train_samples: int | None = None) -> str:
-    """Return weights in percent at up to seven stages, and a picture of all of them.
+    """Return weights in percent at up to seven stages, and a picture of all stages.
 
     Args:
         plan: the plan.
@@ -50,7 +50,7 @@ class _PlanLines:
         names: names of the lines.
         line_Z: line of each stratum.
         base_R: share without the plan.
-        size_R: samples in an epoch; None if the plan does not say.
+        size_R: samples in an epoch; None if the plan does not hold them.
         is_by_dataset: whether the lines are datasets that have strata.
     """
 
@@ -164,7 +164,7 @@ def _live_starts(plan: Plan) -> set[int]:
 
 
 def _totals(plan: Plan, rows: _PlanLines, end: int | None) -> list[list[str]]:
-    """Return header and rows of the samples and epochs that are drawn by the end."""
+    """Return header and rows of the samples and epochs drawn by the end."""
     if end is None:
         return [[""] for _ in range(len(rows.names) + 1)]
     draws_R = rows.sums(plan.target_Z(end))
@@ -200,7 +200,7 @@ def _shade(ratio: float) -> str:
 
 
 def shortened(name: str) -> str:
-    """Return a long name shortened from the left: its end distinguishes strata."""
+    """Return a long name cut at its start, since its end distinguishes strata."""
     return name if len(name) <= _MAX_NAME else "…" + name[1 - _MAX_NAME :]
 
 

@@ -1,4 +1,4 @@
-"""The plans that `megatron-tokscale plan build` makes, one function for each kind.
+"""The plans of `megatron-tokscale plan build`, one function for each kind.
 
 Shapes: G grid points.
 """
@@ -54,7 +54,7 @@ def plan_run(
 
     Args:
         run: the reference run, with its spectrum.
-        job: the training to plan.
+        job: the job to plan for.
         out: the plan's file; an existing one is not overwritten.
         guards: limits on the plan.
         datasets: the run's dataset for each dataset of the job; by default that of its prefix.
@@ -98,7 +98,7 @@ def plan_frontier(
 
     Args:
         datasets: the job's datasets, cut into strata (`cut_job`).
-        job: the training to plan.
+        job: the job to plan for.
         out: the plan's file; an existing one is not overwritten.
         control: make this control instead. The frequency-matched control has the policy's weights
             and other samples.

@@ -17,8 +17,8 @@ from megatron_tokscale.reweight.learnability import Spectra
 from megatron_tokscale.reweight.time_map import TokenTimeMap
 
 _SEEN: Final = 0.5
-"""The share of a window, in log time, that the reference run must have seen. Our choice: with less
-the weights would rest on a forecast of its learning."""
+"""The share of a window, in log time, that must lie within the reference run. Our choice: with
+less, the weights would depend on a forecast of learning after its end."""
 
 
 class PolicyStages(NamedTuple):
@@ -56,18 +56,18 @@ class Manual:
 
 @dataclass(frozen=True)
 class BySpectrum:
-    """The policy that favours datasets which a reference run was about to learn at this point.
+    """Policy that favours the datasets that a reference run was about to learn at this point.
 
     A dataset's learnability at consumed sample t is the drop, in nats per token, whose learning
-    time lies between t and `window` * t: drops that are learned already, and those out of reach, do
-    not count. Its weight is its base weight times (learnability / mean learnability) ** `strength`;
-    the mean is over base weights. Before `first`, and where no drop is ahead, the base weights
-    hold; where the reference run ends before half of the window (in log time), the weights before
-    it hold. All of this is our choice.
+    time lies between t and `window` * t: drops that are learned already, and drops after the
+    window, do not count. Its weight is its base weight times (learnability / mean learnability) **
+    `strength`; the mean is over base weights. Before `first`, and where no drop is ahead, the base
+    weights hold; where the reference run ends before half of the window (in log time), the weights
+    before it hold. All of this is our choice.
 
     Attributes:
         spectra: spectra of the reference run, one per dataset of the plan, in its order.
-        window: end of the look ahead, as a factor of training time.
+        window: horizon, as a factor of training time.
         strength: 0 keeps the base weights, 1 is proportional.
         n_stages: number of stages, evenly spaced in the logarithm of consumed samples.
         first: consumed samples before the second stage; by default a fiftieth of training.
@@ -85,14 +85,14 @@ class BySpectrum:
 
 @dataclass(frozen=True)
 class Frontier:
-    """The policy that favours strata of each dataset which a reference run was about to learn.
+    """Policy that favours the strata of each dataset that a reference run was about to learn.
 
     A stratum's learnability at consumed tokens t is the drop, in nats per token, whose learning
-    time lies between t and `window` * t as the time map has them: the mean over samples of
+    time lies between t and `window` * t under the time map: the mean over samples of
     drop * (Phi((x1 - c) / s) - Phi((x0 - c) / s)), c and s the sample's learning time and spread in
     x = ln(tokens), x0 and x1 the mapped ends of the window. So drops that are learned already, and
-    those out of reach, do not count. Its weight in its dataset is its share times (learnability /
-    mean learnability) ** `strength`; the mean is over shares. Before `first`, and in a dataset
+    drops after the window, do not count. Its weight in its dataset is its share times (learnability
+    / mean learnability) ** `strength`; the mean is over shares. Before `first`, and in a dataset
     where no drop is ahead, the shares hold; where the time map ends before half of the window (in
     log time), the weights before it hold. All of this is our choice.
 
@@ -100,7 +100,7 @@ class Frontier:
         datasets: the plan's datasets, cut into strata.
         time_map: maps the training to the reference run.
         seq_length: sequence length in tokens.
-        window: end of the look ahead, as a factor of training time.
+        window: horizon, as a factor of training time.
         strength: 0 keeps the shares, 1 is proportional.
         n_stages: number of stages, evenly spaced in the logarithm of consumed samples.
         first: consumed samples before the second stage; by default a fiftieth of training.
@@ -130,8 +130,8 @@ class EasyFirst:
 
     Attributes:
         datasets: the plan's datasets, cut into strata.
-        competence: c0, the part at the start; our choice.
-        n_stages: as of `Frontier`, and at the same samples; so is first.
+        competence: c0, the part of each dataset that is drawn from at the start; our choice.
+        n_stages: as in `Frontier`, with the same starts; so is first.
     """
 
     datasets: Sequence[CutDataset]

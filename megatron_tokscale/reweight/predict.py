@@ -1,4 +1,4 @@
-"""Scores of documents that nobody watched, by ridge regression on their tokens.
+"""Predicted scores of unwatched documents, by ridge regression on their tokens.
 
 Shapes: Q documents of a dataset, W watched ones, L some of either, T tokens, C hashed columns,
 P columns in all, A ridge penalties, F folds.
@@ -20,15 +20,15 @@ from megatron_tokscale.data.scores import HeldOutError
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-MIN_DOCUMENTS: Final = 50  # to learn from; our choice: ten in each of five folds
-FIRST_TOKENS: Final = 4096  # of a document that are read; our choice: they tell its kind
+MIN_DOCUMENTS: Final = 50  # least documents to fit; our choice: ten in each of five folds
+FIRST_TOKENS: Final = 4096  # tokens read per document; our choice: enough to show its kind
 
 _COLUMNS: Final = 2**16  # hashed tokens and pairs; `_mixed` keeps 16 bits
-_PENALTIES: Final = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # of features of mean square 1
+_PENALTIES: Final = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # for features of mean square 1
 _FOLDS: Final = 5
-_TOLERANCE: Final = 1e-3  # relative, of the solver: far below the noise of a fold's error
-_TRAINING_TOKENS: Final = 2**24  # to learn from; our choice: minutes of time, a gigabyte of memory
-_BLOCK_TOKENS: Final = 2**21  # of which features are made at once: some 50 MB
+_TOLERANCE: Final = 1e-3  # relative tolerance of the solver: far below the noise of a fold's error
+_TRAINING_TOKENS: Final = 2**24  # most tokens to fit; our choice: some minutes and a gigabyte
+_BLOCK_TOKENS: Final = 2**21  # tokens whose features are made at once: some 50 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ class Predictor:
 
     Attributes:
         features: features of the dataset it was made for.
-        documents: number of watched documents that it was learned from.
+        documents: number of watched documents that it was fitted to.
     """
 
     features: Features
@@ -156,7 +156,7 @@ class Predictor:
     def predict(self, document_L: Integers) -> dict[str, Floats]:
         """Return each target for documents that are not empty, in bounded memory.
 
-        A prediction does not leave the range of the documents that it was learned from; it is NaN
+        A prediction stays within the range of the fitted documents; it is NaN
         where no document had a value.
         """
         parts: list[dict[str, Floats]] = []
@@ -179,13 +179,13 @@ def fit_predictor(
 ) -> Predictor:
     """Fit ridge regressions of `targets` to the watched documents.
 
-    The penalty is the one with the least error in five folds. The reported errors are those of
-    held-out documents, with the penalty that is chosen on the other folds.
+    The penalty is the one with the least error in five folds. The reported errors are on held-out
+    documents, with the penalty chosen on the other folds.
 
     Args:
         features: features of the dataset.
-        document_W: the watched documents, none empty; of very many, as many at random are used as
-            have 2^24 tokens to read.
+        document_W: the watched documents, none empty; above 2^24 tokens to read, a random part of
+            them is used.
         targets: scores to predict.
         seed: seed of the folds, and of the draw of documents.
         progress: receiver of the name of each stage; None for none.
@@ -201,7 +201,7 @@ def fit_predictor(
             f"prediction from; expected {MIN_DOCUMENTS}; watch more of them"
         )
 
-    # The documents to learn from, in random order, and their folds.
+    # The documents to fit, in random order, and their folds.
     random = np.random.default_rng(seed)
     order_W = random.permutation(len(document_W))
     used_W = np.cumsum(features.used_L(document_W[order_W]))
@@ -307,7 +307,7 @@ def _fit_target(design_WP: "csr_matrix", target: Target, fold_W: Integers) -> _M
         for a, penalty in enumerate(_PENALTIES):
             predicted_AW[a, ~learn_W] = _ridge(*learned, penalty).predict(held_out_LP)
 
-    # The best penalty of all folds, and for each fold that of the other folds.
+    # The best penalty over all folds, and for each fold the best over the other folds.
     square_AW = weight_W * (predicted_AW - value_W) ** 2
     square_AF = np.stack([square_AW[:, fold_W == f].sum(axis=1) for f in range(_FOLDS)], axis=1)
     chosen_F = np.argmin(square_AF.sum(axis=1, keepdims=True) - square_AF, axis=0)

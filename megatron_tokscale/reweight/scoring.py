@@ -45,7 +45,7 @@ from megatron_tokscale.reweight.watched import (
 from megatron_tokscale.store import Run
 
 _PREDICTOR: Final = "ridge on hashed tokens and pairs, mean surprisal, log length"
-_PREDICTOR_SEED: Final = 0  # of the predictor's folds: the same data get the same scores
+_PREDICTOR_SEED: Final = 0  # seed of the predictor's folds: equal data get equal scores
 _QUARTILES: Final = (0.25, 0.5, 0.75)
 
 type Quartiles = tuple[float, float, float]
@@ -95,7 +95,7 @@ def score_run(
 ) -> list[ScoreSummary]:
     """Score the training documents of a job's data, one file per dataset.
 
-    A document's scores are those of its tokens that the run watched: learning events are
+    A document is scored by its watched tokens: learning events are
     `spectrum.density.events_of`, and their times ln(consumed tokens), between probes in proportion
     to the fits' own x. Other documents are predicted (`reweight/predict.py`). Surprisal needs no
     run: -ln p by the counts of single tokens in the training part of all datasets, plus one.
@@ -112,7 +112,7 @@ def score_run(
 
     Raises:
         TokscaleError: the run is not fitted, watched other data, held-out documents or too few, or
-            does not know its consumed tokens; a file is in the way or cannot be written.
+            has no record of its consumed tokens; a file is in the way or cannot be written.
     """
     progress = progress or NoProgress()
     if min_tokens < 1:
@@ -120,7 +120,7 @@ def score_run(
             f"--min-tokens is {min_tokens}; expected at least 1 watched token; give another"
         )
 
-    # The checks that need no work, first.
+    # Check first what needs no work.
     portions = DataSource(data_path, split).portions("train")
     paths = _output_paths(portions, out, force)
     source = FittedRun.open(run)
@@ -171,7 +171,7 @@ def _check_enough(
     min_tokens: int,
     predict: bool,
 ) -> None:
-    """Refuse too few watched documents to score, or to learn a prediction from."""
+    """Refuse too few watched documents to score, or to fit a prediction to."""
     if not any(documents.document_W.size for documents in watched):
         raise TokscaleError(
             f"the run watched no training document of these data by {min_tokens} tokens or more; "
@@ -276,7 +276,7 @@ def _scores(
     for name, target in documents.targets().items():
         values[name][documents.document_W] = target.value_W
 
-    # The others; without a predicted drop there is no learning time.
+    # The predicted documents; without a predicted drop there is no learning time.
     if predictor:
         left = _unwatched(portion, documents)
         for name, predicted_L in predictor.predict(left).items():

@@ -20,10 +20,10 @@ class TokenTimeMap(Protocol):
 
     @property
     def end(self) -> float:
-        """ln(consumed tokens) of the training up to which the map is known."""
+        """ln(consumed tokens) of the training at which the map ends."""
 
     def x(self, log_tokens_E: Floats) -> Floats:
-        """Return x of the reference run; at most that of its end."""
+        """Return x of the reference run, at most its last x."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SameTokens:
 
 @dataclass(frozen=True, eq=False)
 class LearnedByTime:
-    """The drop that a run has learned by each number of consumed tokens.
+    """The drop that a run has learned by each count of consumed tokens.
 
     Attributes:
         log_tokens_G: ln(consumed tokens), ascending to its last probe.
@@ -63,14 +63,14 @@ class LearnedByTime:
             base_D: weights of these datasets in the mean.
 
         Raises:
-            TokscaleError: the run has no spectrum, watched other data, or does not know its
+            TokscaleError: the run has no spectrum, watched other data, or has no record of its
                 consumed tokens.
         """
         spectra = read_spectra(run).select(names)
         log_tokens_K = run.x_K("tokens")[-len(spectra.x_K) :].astype(np.float64)
         if not np.isfinite(log_tokens_K).all() or (np.diff(log_tokens_K) <= 0).any():
             raise TokscaleError(
-                f"the probes of {run.path} do not tell how many tokens were consumed; expected "
+                f"the probes of {run.path} do not hold the consumed tokens; expected "
                 "ascending counts; give another run as --time-map"
             )
         log_tokens_G = np.interp(spectra.x_G, spectra.x_K, log_tokens_K)
@@ -79,12 +79,12 @@ class LearnedByTime:
 
 @dataclass(frozen=True, eq=False)
 class ByRank:
-    """The map by rank in the learning order, not by absolute step (our choice of how).
+    """The map by rank in the learning order, not by absolute step (the construction is our choice).
 
-    When another run, of the size to train, has learned a share of the whole drop, the training is
-    mapped to where the reference run had learned the same share. The whole drop is the one
-    that the other run had learned by its end, or that of the reference run if it is larger: then
-    the other run has ended early. So the first part of a training can map the training itself.
+    The other run is of the size to train. Where it has learned a share of the whole drop, the
+    training is mapped to the point at which the reference run had learned the same share. The whole
+    drop is the larger of the drops that the two runs learned by their ends. So the other run may
+    end early: the first part of a training can map the training itself.
 
     Attributes:
         learned: drop that the other run has learned by each number of tokens.

@@ -21,8 +21,8 @@ from megatron_tokscale.reweight.predict import Target
 from megatron_tokscale.spectrum.density import events_of
 
 _COMPARED_TOKENS: Final = 2**14
-"""Watched tokens of a dataset that are compared with its files: enough to tell another tokenizer or
-another order of documents, and read in seconds."""
+"""Watched tokens of a dataset that are compared with its files: enough to detect another tokenizer
+or another order of documents, and read in seconds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +42,14 @@ class TokensByTime:
         """Read the consumed tokens of a fitted run.
 
         Raises:
-            TokscaleError: the run does not know its consumed tokens.
+            TokscaleError: the run has no record of its consumed tokens.
         """
         timed_K = np.isfinite(source.x_K)
         log_tokens_K = source.run.x_K("tokens")[timed_K]
         if not np.isfinite(log_tokens_K).all() or (np.diff(log_tokens_K) <= 0).any():
             raise TokscaleError(
-                f"the probes of {source.run.path} do not tell how many tokens were consumed; "
-                "expected ascending counts; give another run"
+                f"the probes of {source.run.path} do not hold the consumed tokens; expected "
+                f"ascending counts; give another run"
             )
         return cls(source.x_K[timed_K], log_tokens_K)
 
@@ -91,7 +91,7 @@ class WatchedDocuments:
         return self.rows(self.tokens_W >= min_tokens)
 
     def targets(self) -> dict[str, Target]:
-        """Return the scores to learn a prediction from; learning times are weighted by drop."""
+        """Return the scores to fit a prediction to; learning times are weighted by drop."""
         by_drop_W = self.tokens_W * self.drop_W
         return {
             "learning_time": Target(self.learning_time_W, by_drop_W),
@@ -133,7 +133,7 @@ def _check_tokens(probe_set: ProbeSet, index_N: Integers, tokens: IndexedTokens)
     """Compare up to 2^14 of a dataset's watched tokens with its files.
 
     Raises:
-        TokscaleError: naming the first token that is not there, or is another.
+        TokscaleError: naming the first token that is missing or differs.
     """
     advice = "give the data, from the tokenizer, that the probe set was built from"
     document_N, position_N = probe_set.document_N[index_N], probe_set.position_N[index_N]
@@ -167,7 +167,7 @@ def read_watched(
         tokens_by_time: the tokens that it had consumed.
         datasets: numbers of the datasets in its probe set; None has no watched documents.
     """
-    # A number for every watched document.
+    # Number the watched documents.
     probe_set = source.run.probe_set
     key_N = probe_set.dataset_N.astype(np.int64) << 32 | probe_set.document_N
     key_U, unit_N = np.unique(key_N, return_inverse=True)

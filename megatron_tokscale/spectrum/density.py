@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from megatron_tokscale.core.arrays import Floats, Integers, Mask
 from megatron_tokscale.fit import SigmoidFits, Transitions
 
-GRID_POINTS = 256  # of x; the kernel, about a probe spacing wide, spans several of them
-_BINS = 2048  # over the probed range; far narrower than probes resolve a midpoint
+GRID_POINTS = 256  # points of x; the kernel, about a probe spacing wide, spans several of them
+_BINS = 2048  # bins over the probed range; far narrower than probes resolve a midpoint
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Bins:
 def events_of(fits: SigmoidFits) -> Transitions:
     """Return the learning events of the fitted tokens that miss no loss.
 
-    An event is a falling transition whose midpoint can be trusted: that of a falling token, or
-    either of a two-step token that falls. Forgetting, gradual and flat tokens are no events, nor is
-    a midpoint at a bound; they stay in the number of tokens that a mean is over.
+    An event is a falling transition with a trusted midpoint: the transition of a falling token, or
+    either one of a two-step token if it falls. Rising, gradual and flat tokens have no events, nor
+    has a midpoint at a bound; but these tokens count in every mean.
     """
     moves = fits.transitions
     return moves.rows(moves.placed_E & (moves.drop_E > 0) & fits.complete_N[moves.token_E])

@@ -17,8 +17,8 @@ from megatron_tokscale.core.errors import UndefinedError
 
 _NEIGHBOURS = 7  # probes per parabola of three parameters; more smooth more (our choice)
 _LEAST_PROBES = 4  # a parabola through three of them leaves no residual
-_LEAST_REACH = 1 / 20  # of the probed range: dense probes are smoothed over that much (our choice)
-_BEYOND = 1.01  # the kernel ends beyond the farthest neighbour, which so keeps some weight
+_LEAST_REACH = 1 / 20  # least reach as a share of the probed range, for dense probes (our choice)
+_BEYOND = 1.01  # the kernel ends just beyond the farthest neighbour, to give it some weight
 
 
 def measured_derivative(
@@ -26,9 +26,9 @@ def measured_derivative(
 ) -> tuple[Floats, Floats]:
     """Return -dL/dx in nats per unit of x at `x_G`, and its standard error.
 
-    Step 0 (x = -inf) is left out: it is nowhere on the axis. The error is that of the probes'
-    common noise, whose variance is estimated from the residuals of the local fit and taken as the
-    same at all probes; the sampling of tokens and the bias of the smoothing are not in it.
+    Step 0 (x = -inf) is left out: it has no place on the axis. The error covers the probes' common
+    noise, whose variance is estimated from the residuals of the local fit and taken as the same at
+    all probes; the sampling of tokens and the bias of the smoothing are not in it.
 
     Raises:
         UndefinedError: fewer than four finite probes.
@@ -64,9 +64,9 @@ def derivative_weights(x_K: ArrayLike, x_G: ArrayLike) -> Floats:
 
 
 def _local_weights(x_K: Floats, x_G: Floats, order: int) -> Floats:
-    """Return weights that give a coefficient of the local parabola around each grid point.
+    """Return the weights of a coefficient of the local parabola around each grid point.
 
-    The coefficient is that of the power `order`: 0 for its value there, 1 for its slope.
+    `order` is the power of the coefficient: 0 for the value at the point, 1 for the slope.
     """
     offset_GK = x_K - x_G[:, None]
     distance_GK = np.abs(offset_GK)

@@ -1,4 +1,4 @@
-"""Losses and learning times by the frequency of the token, which theories in `laws` predict.
+"""Losses and learning times by token frequency, for the predictions of theories in `laws`.
 
 Shapes: N tokens, E learning events, K probe steps, F groups by frequency (deciles), I fine bins of
 frequency, R resamples (the first is the data as they are).
@@ -29,7 +29,7 @@ class FrequencyMeans:
         share_F: share of the tokens in each decile.
         frequency_I: frequency in each fine bin with events, as a share of all tokens: the
             drop-weighted geometric mean.
-        time_I: learning time there, the drop-weighted geometric mean.
+        time_I: learning time in each fine bin, the drop-weighted geometric mean.
     """
 
     loss_RFK: Floats

@@ -32,8 +32,8 @@ class Groups:
 def log_frequency(tokens: ProbeSet) -> Floats:
     """Return the logarithm of the count of each token's id among all labels of the probe set.
 
-    The probe set is held-out text of the same kind as the training data, but little of it: a rare
-    token's frequency is known badly.
+    The probe set is a small sample of held-out text, so the frequency of a rare token has a large
+    error.
     """
     count = np.bincount(tokens.labels_BS.ravel(), minlength=tokens.vocab_size)
     return np.asarray(np.log(count[tokens.label_N]))
@@ -57,10 +57,10 @@ def baseline_predictors(tokens: ProbeSet) -> dict[str, Floats]:
 
 
 def learning_times(fits: SigmoidFits) -> Floats:
-    """Return one learning time per falling token, the midpoint of its one sigmoid in x; else NaN.
+    """Return each falling token's learning time, the midpoint of its one sigmoid in x; else NaN.
 
-    A two-step token has one too: the time at which half of its fall is done. Its single steps are
-    learning events of the spectrum, but the smaller step is often noise: on the demo's runs the
+    A two-step token has one too: about the time at which half of its fall is done. Its single steps
+    are learning events of the spectrum, but the smaller step is often noise: on the demo's runs the
     order by the one sigmoids agrees between seeds with a rank correlation of 0.94, the order by the
     drop-weighted mean of the events with 0.87.
     """
@@ -70,7 +70,7 @@ def learning_times(fits: SigmoidFits) -> Floats:
 
 
 def groupings(tokens: ProbeSet, time_N: Floats | None = None) -> dict[str, Groups]:
-    """Return the groupings by dataset (if there are several) and by decile of frequency, position.
+    """Return groupings by dataset (if there are several), and by deciles of frequency and position.
 
     If `time_N` holds learning times, deciles of these are a further grouping; tokens without one
     are a group of it.

@@ -1,8 +1,8 @@
 """`axis_run`: the loss along D or M, from the last losses of several runs with one probe set.
 
 The mean loss of each run, its fall from run to run and its slope over the axis need no fit. The
-test across the axes then asks: do the learning times along T of one run tell which groups of tokens
-gain along this axis?
+test across the axes: do the learning times along T of one run predict which groups of tokens gain
+along this axis?
 
 Shapes: N tokens, K runs by ascending size, G grid points, U resampling units, R resamples.
 """
@@ -72,7 +72,7 @@ def axis_run(
         out: folder to write into.
         size: the measure of the size on M: parameters, non-embedding parameters, or FLOPs per
             token.
-        source: a fitted run whose learning times along T are tested; None for none.
+        source: a fitted run whose learning times along T are tested; None for no test.
         n_resamples: bootstrap resamples of the documents.
         seed: seed of the bootstrap and the permutations.
         progress: receiver of the name of each stage; None for none.
@@ -81,8 +81,8 @@ def axis_run(
         The content of axis.json.
 
     Raises:
-        TokscaleError: fewer than four runs, other probe sets, sizes that are unknown or the same,
-            or no token that has a finite loss in all runs.
+        TokscaleError: fewer than four runs, different probe sets, unknown or equal sizes, or no
+            token with a finite loss in all runs.
     """
     progress = progress or NoProgress()
     runs, x_K = _ordered(runs, axis, size)
@@ -150,7 +150,7 @@ def _size(run: Run, axis: AxisOfRuns, size: ModelSize) -> float:
         raise TokscaleError(f"{run.path} has no probes; train it, or leave it out")
     if axis == "D" and run.records[-1].consumed_tokens is None:
         raise TokscaleError(
-            f"{run.path} does not know how many tokens it has consumed, which the axis D needs; "
+            f"{run.path} has no record of its consumed tokens, which the axis D needs; "
             "leave the run out"
         )
     found = run.records[-1].consumed_tokens if axis == "D" else run.info.size.get(_SIZES[size])

@@ -40,7 +40,7 @@ from megatron_tokscale.store import Run
 
 _HELD_OUT_NOTE = (
     "Fitted on one half of the documents, measured on the other half of the same run. The mean "
-    "curves of the halves agree, so this is nearly algebra: low would be news, high is not."
+    "curves of the halves agree, so this is nearly algebra: only a low value would be news."
 )
 _UNITS = {
     "x": "natural logarithm of time; -inf at step 0",
@@ -61,9 +61,9 @@ def spectrum_run(
 ) -> Evidence:
     """Write spectra, measured slope and reconstructions of a fitted run into RUN/analysis.
 
-    The files are spectrum.npz (arrays), spectrum.json (what they are) and reconstruction.json (how
-    well the fits reconstruct the measured slope; the widths of the transitions beside those of the
-    null model; the forecast of the last factor of two in time from the losses before it).
+    The files are spectrum.npz (arrays), spectrum.json (their description) and reconstruction.json
+    (the agreement of the fits with the measured slope; the widths of the transitions beside those
+    of the null model; the forecast of the last factor of two in time from the losses before it).
     Every number has a 95% interval over documents. The tokens are read once, by blocks.
 
     Args:
@@ -96,7 +96,7 @@ def spectrum_run(
     progress.stage("forward in time")
     forward = defined_or_reason(lambda: _forward(source, sample, weight_RU, seed))
     arrays = _arrays(run.step_K, curves, widths.histograms(), frequency.means(weight_RU))
-    # No file is written before all that can be refused has been computed.
+    # Compute everything that may be refused before the first file is written.
     checksum = write_npz(run.paths.spectrum_arrays, arrays)
     evidence = Evidence(
         fit=source.fit.identity,
@@ -331,6 +331,6 @@ def class_shares(sums: DocumentSums, weight_RU: Floats) -> dict[str, ClassShare]
 
 
 def _fall_before(x_K: Floats, loss_RK: Floats) -> Estimate | None:
-    """Return the mean loss at step 0 minus that at the first finite probe, which no x holds."""
+    """Return the fall of the mean loss from step 0 to the first finite probe."""
     first = int(np.isfinite(x_K).argmax())
     return Estimate.from_resamples(loss_RK[:, 0] - loss_RK[:, first]) if first else None

@@ -17,7 +17,7 @@ _VERDICTS = {True: "yes", False: "not shown", None: "undefined"}
 
 
 def describe_spectrum(evidence: Evidence) -> str:
-    """Return reconstructions, widths beside their null, and the forward prediction as lines."""
+    """Return reconstructions, widths beside the null model's, and the forecast as lines."""
     widths = evidence.widths
     lines = [
         *non_finite_line(evidence.non_finite),
@@ -47,13 +47,13 @@ def _forward(forward: ForwardPrediction | Undefined) -> list[str]:
     forecasts = {
         "tokens fitted on the part before": forward.tokens,
         "the power law of the part before": forward.power_law,
-        "a uniform spectrum: it goes on as before": forward.uniform,
+        "a uniform spectrum: the slope stays": forward.uniform,
     }
     return [
         f"  the last factor of two, where the loss fell by {format_estimate(forward.fall)} nats; "
         "mean error predicted from before:",
         *(f"    {name:<42}{format_estimate(each.error)}" for name, each in forecasts.items()),
-        "  error of the best rival less that of the tokens: "
+        "  error of the best rival minus that of the tokens: "
         + format_estimate(forward.gain_over_best_rival),
         *(
             f"    which {name} falls, skill gained over permuted times: "
@@ -135,5 +135,5 @@ def _skills(tests: Mapping[str, GroupTest]) -> dict[str, list[Estimate | None]]:
 
 
 def _value(skill: Estimate | None) -> str:
-    """Return a skill without its interval; nothing where it was not tried."""
+    """Return a skill without its interval; an empty text if it was not tested."""
     return "" if skill is None else format_estimate(Estimate(skill.value))

@@ -1,4 +1,4 @@
-"""Sums over tokens by resampling unit, in one pass; every resample is then a small matrix product.
+"""Sums over tokens by resampling unit, in one pass; each resample is then a small matrix product.
 
 Shapes: N tokens, E events, U units, K probe steps, C bins of x (in `loss_sums` and `model_sums`:
 cells), V bins of ln width, J classes, R resamples.
@@ -22,7 +22,7 @@ from megatron_tokscale.spectrum.kernels import add_losses, add_ramps, add_sigmoi
 CLASSES = tuple(each for each in TokenClass if each is not TokenClass.UNFITTED)
 """The classes of tokens that miss no loss, in the order of the axis J."""
 _BEFORE_TRAINING = -1e6  # stands for x = -inf, where every sigmoid is one
-_WIDTH_BINS = 512  # of ln width, each about 2% wide: finer than any interval of a median width
+_WIDTH_BINS = 512  # bins of ln width, each about 2% wide: finer than any interval of a median width
 _THREADS = 2  # blocks summed at once; each more takes the memory of a block
 
 type TokenBlock = tuple[SigmoidFits, Floats32, Integers | Integers32]
@@ -68,7 +68,7 @@ class DocumentSums:
         return total
 
     def resampled(self, x_K: Floats, weight_RU: Floats) -> "Resampled":
-        """Return means over tokens under each row of weights, NaN where these leave no token."""
+        """Return means over tokens under each row of weights; NaN where a row leaves no token."""
         tokens_R = weight_RU @ self.tokens_U
         with np.errstate(invalid="ignore"):
             mean = {
@@ -197,7 +197,7 @@ def _add(a: DocumentSums, b: DocumentSums) -> DocumentSums:
 
 
 def _results_in_order(pending: Iterable[Future[DocumentSums]]) -> Iterator[DocumentSums]:
-    """Yield results in order, with no more blocks under way than there are threads."""
+    """Yield results in order, with at most one block in progress per thread."""
     queue: list[Future[DocumentSums]] = []
     for future in pending:
         queue.append(future)

@@ -1,4 +1,4 @@
-"""A thread that writes losses while training goes on, one probe at a time.
+"""A thread that writes losses while training continues, one probe at a time.
 
 Shapes: N watched tokens.
 """
@@ -11,7 +11,7 @@ from megatron_tokscale.store.writer import RunWriter
 
 
 class BackgroundWriter:
-    """Hands probes to a thread that writes them; at most one is under way.
+    """Hands probes to a thread that writes them, one at a time.
 
     The interpreter waits for the thread before it ends, so a probe that was handed over is written
     unless the process is killed.

@@ -1,4 +1,4 @@
-"""run.json: what a run is, and the launches that trained it."""
+"""run.json: the identity of a run, and the launches that trained it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,9 +81,9 @@ class Identity:
 
 
 def merged(known: Sequence[Launch], found: Sequence[Launch]) -> tuple[Launch, ...]:
-    """Return a replayed run's launches: the known ones, and those found to start at other steps.
+    """Return a replayed run's launches: the known launches, and new ones that start at other steps.
 
-    A known launch is kept although it is not found: its checkpoints may be gone since.
+    A known launch that is not found again is kept: its checkpoints may have been deleted.
     """
     starts = {launch.step for launch in known}
     new = [launch for launch in found if launch.step not in starts]

@@ -33,7 +33,7 @@ class Batch:
             tokens.
         decrease_batch_size_if_needed: round down to a multiple of micro-batch times ranks.
         train_iters: planned number of steps.
-        train_samples: planned number of samples; None where the job counts in steps.
+        train_samples: planned number of samples; None for a job that counts in steps.
     """
 
     global_batch_size: int
@@ -102,7 +102,7 @@ class LearningRates:
         decay_samples: samples until the minimum.
         wsd_decay_style: linear, cosine, exponential or minus_sqrt, for WSD.
         wsd_decay_samples: samples of the decay at the end, for WSD.
-        warmup_iters: --lr-warmup-iters; None if the job gives the warm-up in another way.
+        warmup_iters: --lr-warmup-iters; None if the job sets the warm-up by another flag.
         warmup_fraction: share of the decay that is warm-up.
         decay_iters: steps until the minimum.
         wsd_decay_iters: steps of the decay at the end.
@@ -269,9 +269,9 @@ class Launch:
 def parting(
     on_disk: Sequence[Launch], past: Sequence[Launch], step: int, *, is_whole: bool = True
 ) -> Launch | None:
-    """Return the first launch that only one of two histories up to `step` has; None without one.
+    """Return the first launch that only one of two histories up to `step` has; None if both agree.
 
-    From the step of that launch on, the histories are of two branches or of two runs. Launches of
+    From that launch on, the histories belong to two branches or two runs. Launches of
     jobs without the plugin have no id and are not compared.
 
     Args:

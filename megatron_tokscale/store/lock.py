@@ -13,7 +13,7 @@ from megatron_tokscale.core.errors import TokscaleError
 
 
 class RunLock:
-    """A lock on a run's directory that ends with the process that holds it, however it ends.
+    """Lock on a run's directory that is released when its process ends, by whatever cause.
 
     A POSIX record lock: it is not inherited by forked data-loader workers (which may outlive a
     killed rank by seconds) and holds between the nodes of a shared file system that has locks.
@@ -39,14 +39,14 @@ class RunLock:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 return False
             raise refusal from error
-        with suppress(OSError):  # the holder's name only serves the other job's message
+        with suppress(OSError):  # the holder's name is only for the other job's message
             os.truncate(descriptor, 0)
             os.write(descriptor, f"host {socket.gethostname()}, process {os.getpid()}\n".encode())
         self._descriptor = descriptor
         return True
 
     def check(self) -> bool:
-        """Check that no job holds the lock, without taking it; return False if that is not known.
+        """Check that no job holds the lock, without taking it; return False if that is unknown.
 
         Raises:
             TokscaleError: another job holds the lock.

@@ -22,13 +22,13 @@ from megatron_tokscale.core.schemas import LOSSES_SCHEMA
 _CHECKED_AT_ONCE = 2**20  # losses of a file that are read at a time: 4 MB in float32
 _LOOKED_AT_FIRST = 2**12  # losses searched for a finite one first: most files have one there
 _DTYPES: Final = ("F16", "F32", "F64")  # safetensors' names of the types that losses may have
-_REMEDY: Final = "remove it to go on without it"
+_REMEDY: Final = "remove it to continue without it"
 _NAME = re.compile(r"step_(\d{8,})\.safetensors")
 
 
 @dataclass(frozen=True)
 class LossRecord:
-    """The metadata of one probe: its step, what the training had done by then, its cost.
+    """The metadata of one probe: its step, the state of the training, the probe's cost.
 
     Attributes:
         step: optimizer steps completed.
@@ -172,7 +172,7 @@ def read_record(path: Path) -> tuple[LossRecord, int]:
             raise TokscaleError(f"{path} is not a losses file; remove it from the losses folder")
         check_schema(path, schema_version(path, metadata), LOSSES_SCHEMA, _REMEDY)
         n_tokens = _Losses(file, path).n_tokens
-    if unknown := metadata.keys() - _NAMES:  # a checksum of a damaged name would not be compared
+    if unknown := metadata.keys() - _NAMES:  # a checksum with a damaged name is not checked
         raise _damaged(path, f"its record has a value named {min(unknown)!r}")
     if metadata.get("record_crc32", _record_checksum(metadata)) != _record_checksum(metadata):
         raise _damaged(path, "the checksum of its record is wrong")
@@ -191,7 +191,7 @@ def read_record(path: Path) -> tuple[LossRecord, int]:
 
 
 def _record(metadata: Mapping[str, str]) -> LossRecord:
-    """Return the record in the metadata, whose values are texts.
+    """Return the record in the metadata, whose values are strings.
 
     Raises:
         KeyError, ValueError: a value is missing or is not a number.
@@ -245,7 +245,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 
 def mark_checked(path: Path) -> None:
-    """Note that a losses file, as it is now, needs no further check in this process."""
+    """Mark a losses file, as it is now, as checked in this process."""
     _stamps_of_checked[path.absolute()] = _stamp(path)
 
 

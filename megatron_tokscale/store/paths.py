@@ -1,4 +1,4 @@
-"""Every path of a run, in one class: what a job writes, and what analyses write.
+"""Every path of a run, in one class: the files of its job and of its analyses.
 
 ROOT/tokscale/
   run.json                    what the run is, and the launches that trained it
@@ -21,13 +21,13 @@ from megatron_tokscale.store.losses import losses_name
 
 @dataclass(frozen=True)
 class RunPaths:
-    """The paths of the run in directory `root`, whether or not anything is there yet."""
+    """The paths of the run in directory `root`, whether or not the files exist."""
 
     root: Path
 
     @property
     def folder(self) -> Path:
-        """The folder of all that the training job writes."""
+        """The folder of all files that the training job writes."""
         return self.root / "tokscale"
 
     @property
@@ -61,7 +61,7 @@ class RunPaths:
 
     @property
     def lock(self) -> Path:
-        """The file that the writing job holds a lock on."""
+        """The file that the writing job locks."""
         return self.folder / ".lock"
 
     @property
@@ -90,7 +90,7 @@ class RunPaths:
 
     @property
     def analysis(self) -> Path:
-        """The folder of all that is computed from the run."""
+        """The folder of all files that are computed from the run."""
         return self.root / "analysis"
 
     @property
@@ -100,12 +100,12 @@ class RunPaths:
 
     @property
     def fit(self) -> Path:
-        """The summary of the fits, and what they were made of."""
+        """The summary of the fits, and their inputs."""
         return self.analysis / "fit.json"
 
     @property
     def fit_parts(self) -> Path:
-        """The folder of finished blocks of a fit that is under way."""
+        """The folder of finished blocks of a fit in progress."""
         return self.analysis / "fit.parts"
 
     @property
@@ -135,5 +135,5 @@ class RunPaths:
 
     @property
     def report(self) -> Path:
-        """The page that shows all of these."""
+        """The report page."""
         return self.analysis / "report.html"

@@ -42,7 +42,7 @@ class Run:
         probe_set: the watched tokens.
         records: one record per probe that has a finite loss, by ascending step.
         left_out: steps of the probes without any finite loss, as after a divergence; they are not
-            in `records`. A run that has no finite loss at all leaves none out.
+            in `records`. A run without any finite loss leaves no probe out.
     """
 
     path: Path
@@ -98,7 +98,7 @@ class Run:
 
     @property
     def analysis(self) -> Path:
-        """The folder of all that is computed from the run."""
+        """The folder of all files that are computed from the run."""
         return self.paths.analysis
 
     @property
@@ -127,7 +127,7 @@ class Run:
         """
         if not self.launches:
             raise TokscaleError(
-                f"{self.path} does not know the settings it was trained with; replay checkpoints "
+                f"{self.path} has no record of the settings of its training; replay checkpoints "
                 "of a job with the plugin"
             )
         return launch_of(self.launches, step)
@@ -136,7 +136,7 @@ class Run:
     def peak_learning_rate(self) -> float:
         """Highest peak of the schedules that took steps up to the last probe; NaN if unknown.
 
-        One number for the whole run, so that the sum over it ascends with the sum.
+        It is one number for the whole run, so that the divided sum ascends too.
         """
         last = int(self.step_K[-1]) if self.records else 0
         used = [launch for launch in self.launches if launch.step < last] or self.launches[:1]
@@ -150,13 +150,14 @@ class Run:
                 rates of the steps taken, over `peak_learning_rate`).
 
         Raises:
-            TokscaleError: the run does not know that time, or it stands still between two probes.
+            TokscaleError: the run has no record of that time, or the time does not ascend.
         """
         time_K = self._time_K(time)
         if unknown := np.flatnonzero(~np.isfinite(time_K)).tolist():
             step = self.records[unknown[0]].step
             raise TokscaleError(
-                f"{self.path} does not know its {time} at step {step} and {len(unknown) - 1} later "
+                f"{self.path} has no record of its {time} at step {step} and {len(unknown) - 1} "
+                f"later "
                 "probes; use the time 'step'"
             )
         stalled = np.flatnonzero((np.diff(time_K) <= 0) & (time_K[1:] > 0))
@@ -172,7 +173,7 @@ class Run:
             return np.log(time_K)
 
     def knows(self, time: Time) -> bool:
-        """Return whether the run knows that time at every probe."""
+        """Return whether the run has a record of that time at every probe."""
         return bool(np.isfinite(self._time_K(time)).all())
 
     def _time_K(self, time: Time) -> Floats:

@@ -1,4 +1,4 @@
-"""The writer of a run, of which a training job has one.
+"""The writer of a run's files; a training job has one.
 
 Shapes: N watched tokens.
 """
@@ -73,8 +73,8 @@ class RunWriter:
         """Take the run's lock, create the files of a new run, and tidy up after an earlier job.
 
         A job that resumes from `resume_step` abandons the losses of later steps, and the launches
-        that have taken no step by then. It also abandons the losses from the step on at which the
-        launches in the directory part from those that led to the job's checkpoint. A job that
+        that had taken no step by then. If the launches in the directory differ from those that led
+        to the job's checkpoint, the losses after the first difference are abandoned too. A job that
         starts at step 0 has fresh weights, and a job whose first launch is not the directory's
         belongs to another run: both set aside all files of the run before. A replay of checkpoints
         abandons nothing.
@@ -95,7 +95,7 @@ class RunWriter:
             OSError: the directory cannot be written.
             TokscaleError: another job writes into it, or its run.json cannot be read.
         """
-        # The lock comes first: what a living job writes is not tidied up.
+        # Lock first, so that no file of a running job is tidied up.
         self.paths.losses.mkdir(parents=True, exist_ok=True)
         is_locked = self._lock.acquire()
         for folder in (self.folder, self.paths.losses):
@@ -112,12 +112,12 @@ class RunWriter:
         abandoned = [step for step in steps if step > (last or 0) or last == 0]
         for step in abandoned:
             self._abandon(step)
-        # A run that this one replaces leaves nothing in its place.
+        # Set aside all files of a run that this one replaces.
         replaced = known.run_id if known and last == 0 else None
         if replaced:
             self._set_aside(replaced)
             known = None
-        # run.json is written where it is new or another.
+        # Write run.json if it is new or has changed.
         if known is None:
             probe_set.save(self.paths.probe_set)
             new = Identity(
@@ -148,7 +148,7 @@ class RunWriter:
     def _set_aside(self, run_id: str) -> None:
         """Move the files of the run before into a folder for abandoned runs.
 
-        Its losses are abandoned already; the journal tells of all runs in its directory.
+        Its losses are abandoned already; the journal covers all runs in its directory.
         """
         paths, folder = self.paths, self.paths.abandoned(run_id)
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,8 +161,8 @@ class RunWriter:
         """Refuse a directory whose losses are not of the steps that led to a checkpoint.
 
         Args:
-            launches: launches that led to the checkpoint; if none is of a job with the plugin,
-                nothing is known and nothing refused.
+            launches: launches that led to the checkpoint; if no job with the plugin is among them,
+                nothing is refused.
             step: step of the checkpoint.
 
         Raises:
@@ -171,12 +171,12 @@ class RunWriter:
         parted = parting(self.launches(), launches, step, is_whole=False)
         if parted is not None and any(launch.launch_id for launch in launches):
             raise TokscaleError(
-                f"{self.folder} holds losses of a run that parts from the checkpoints' at step "
+                f"{self.folder} holds losses of a run that differs from the checkpoints' from step "
                 f"{parted.step}; choose another --tokscale-dir"
             )
 
     def check_free(self) -> bool:
-        """Check that no job writes into the directory; return False if that cannot be known.
+        """Check that no job writes into the directory; return False if the file system cannot say.
 
         Raises:
             TokscaleError: another job writes into the directory.
@@ -242,7 +242,7 @@ class RunWriter:
         )
 
     def journal(self, event: str, **values: JSON) -> None:
-        """Append an event to the journal; a line that a kill has torn stays a line of its own.
+        """Append an event to the journal; a partial line left by a kill stays a separate line.
 
         Raises:
             OSError: the journal cannot be written.

@@ -1,7 +1,7 @@
 """The record of a job's data from the descriptions that Megatron keeps in its data cache.
 
-It lets jobs be traced that never ran with the plugin. Megatron names the files of a dataset by the
-MD5 of its description, and a blend's description holds those of its datasets
+With this record, jobs that never ran with the plugin can be traced. Megatron names the files of a
+dataset by the MD5 of its description, and a blend's description holds those of its datasets
 (core/datasets/{blended,megatron}_dataset.py).
 """
 
@@ -34,7 +34,7 @@ class Description:
     Attributes:
         file: path of the description.
         text: text of the file.
-        content: the JSON object that the text is.
+        content: the text, parsed as a JSON object.
     """
 
     file: Path
@@ -58,7 +58,7 @@ class Description:
         return cast("list[_Object]", rows)
 
     def __str__(self) -> str:
-        """Return one line that tells this description from others."""
+        """Return one line that distinguishes this description from others."""
         rows = self.datasets or [self.content]
         named = ", ".join(_named(row) for row in rows[:_NAMED])
         if len(rows) > _NAMED:
@@ -75,7 +75,7 @@ def find_record(cache_dir: Path, match: Sequence[str] = (), extra: int = 1) -> D
         cache_dir: the job's --data-cache-path; without one Megatron keeps the indices of a single
             dataset in PREFIX/cache/GPTDataset_indices, and none of a blend.
         match: words that the job's description, or its file's name, must hold, to choose one.
-        extra: tokens that a sample reads beyond its sequence length; the cache does not tell.
+        extra: tokens that a sample reads beyond its sequence length; the cache does not hold them.
 
     Raises:
         TokscaleError: no job matches, or several do, which are listed.
@@ -147,7 +147,7 @@ def _record(one: Description, cache_dir: Path, extra: int) -> DataRecord:
     """Return the record of a described dataset or blend.
 
     Raises:
-        TokscaleError: a file of it is missing or damaged, or it is not of GPT datasets.
+        TokscaleError: one of its files is missing or damaged, or it does not describe GPT datasets.
     """
     try:
         if "datasets" not in one.content:

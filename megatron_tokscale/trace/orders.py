@@ -43,7 +43,7 @@ class SampleOrder(Protocol):
     def __len__(self) -> int: ...
 
     def origin(self, i: int) -> SampleOrigin:
-        """Return where sample i comes from."""
+        """Return the origin of sample i."""
 
     def find(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
         """Return the samples from `start` to `stop` that are any of `numbers` of a dataset.
@@ -53,7 +53,7 @@ class SampleOrder(Protocol):
 
 
 class SingleOrder:
-    """One dataset as it is."""
+    """A single dataset in its own order."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -91,7 +91,7 @@ class BlendOrder:
         return len(self.dataset_N)
 
     def origin(self, i: int) -> SampleOrigin:
-        """Return where sample i of the blend comes from."""
+        """Return the origin of sample i of the blend."""
         return SampleOrigin(int(self.dataset_N[i]), int(self.number_N[i]))
 
     def find(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
@@ -108,7 +108,7 @@ class PlanOrder:
 
     def __init__(self, plan: Plan, record: PlanRecord, sizes_D: Sequence[int]) -> None:
         self.plan = plan
-        # No file holds the index of a plan that was extended while the job trained.
+        # The index of a plan that changed while the job trained is in no file.
         self.index = load_or_compute_index(plan, record.n_samples, Path(record.cache_dir))
         files = [None if file is None else Path(file) for file in record.strata]
         self.strata = map_strata(plan, sizes_D, files)
@@ -120,7 +120,7 @@ class PlanOrder:
         return len(self.index)
 
     def origin(self, i: int) -> SampleOrigin:
-        """Return where sample i of the plan comes from."""
+        """Return the origin of sample i of the plan."""
         stratum = int(self.index.stratum_N[i])
         dataset, epoch, number = self.strata.locate(stratum, int(self.index.draw_N[i]))
         return SampleOrigin(dataset, number, self.plan.strata[stratum].name, epoch)
@@ -142,7 +142,7 @@ class PlanOrder:
 
 
 class UntracedOrder:
-    """An order that the job's record does not know; it has no end.
+    """An order that cannot be traced; it has no end.
 
     Args:
         reason: the flag or the dataset that makes the order.
@@ -164,7 +164,7 @@ class UntracedOrder:
         raise self.refusal("the samples that read a document are not known")
 
     def refusal(self, what: str) -> TokscaleError:
-        """Return the error that says that `what` is so, and why."""
+        """Return the error with the message `what` and its reason."""
         return TokscaleError(
             f"{what}: from sample {self.start} on {self.reason} orders the job's samples; expected "
             "Megatron's GPT datasets and --dataloader-type single"

@@ -53,7 +53,7 @@ def describe_document(trace: Trace, dataset: str, document: int, until: int | No
 
     Args:
         trace: trace of the job.
-        dataset: as of `Trace.document`; so are document and until.
+        dataset: as in `Trace.document`; so are document and until.
         document: number of the document.
         until: only samples before this one.
 

@@ -73,7 +73,7 @@ class Span:
         return self.record.start
 
     def origin(self, k: int) -> SampleOrigin:
-        """Return where sample k of the job comes from."""
+        """Return the origin of sample k of the job."""
         return self.order.origin(k - self.record.offset)
 
     def find(self, dataset: int, numbers: Integers, until: int) -> Integers:
@@ -115,7 +115,7 @@ class Trace:
 
         Args:
             cache_dir: the --data-cache-path of a job with --dataloader-type single, Megatron's
-                default; the cache does not say so, and for another job the trace is wrong.
+                default; the cache does not hold that flag, and for another type the trace is wrong.
             match: words that only the job's description holds, if the cache holds several.
             extra: tokens that a sample reads beyond its sequence length.
 
@@ -146,7 +146,7 @@ class Trace:
         )
 
     def __len__(self) -> int:
-        """Return the number of samples, consumed or not, up to those whose order is not known."""
+        """Return the number of samples, consumed or not, before the first one of unknown order."""
         last = self.spans[-1]
         return last.start if isinstance(last.order, UntracedOrder) else last.stop
 
@@ -166,9 +166,7 @@ class Trace:
             known = "none"
             if len(self) > self.spans[0].start:
                 known = f"from {self.spans[0].start} to {len(self) - 1}"
-            raise TokscaleError(
-                f"sample {k} is not among those that are known of this job: {known}"
-            )
+            raise TokscaleError(f"sample {k} is not among the known samples of this job: {known}")
         origin = span.origin(k)
         dataset = span.record.datasets[origin.dataset]
         pieces = tuple(_open_index(dataset).pieces(origin.number))
@@ -234,7 +232,7 @@ class Trace:
 
 @lru_cache(maxsize=1024)
 def _open_index(record: DatasetRecord) -> SampleIndex:
-    """Map the three indices that Megatron's cache has of a dataset.
+    """Map the three indices of a dataset in Megatron's cache.
 
     Raises:
         TokscaleError: a file is missing, damaged, or of another number of samples.
@@ -252,7 +250,7 @@ def _open_index(record: DatasetRecord) -> SampleIndex:
 
 @dataclass(frozen=True, eq=False)
 class _CachedIndex(SampleIndex):
-    """An index in Megatron's cache, which has no checksums: impossible numbers are refused."""
+    """An index in Megatron's cache; as it has no checksums, impossible numbers are refused."""
 
     files: tuple[str | None, ...] = ()
 

@@ -33,8 +33,8 @@ class TokscaleConfig:
     joined by '+'. Default: log:per-octave=8; all checkpoints for --tokscale-replay."""
 
     tokscale_probe_at_exit: bool = field(default=False, metadata=_PROBE | _NOT_IN_A_REPLAY)
-    """Take one more probe when the job ends in order: at its last step, at an exit interval or
-    duration, or on a signal (with --exit-signal-handler), after the checkpoint is saved."""
+    """Take one more probe when the job ends without an error: at its last step, at an exit interval
+    or duration, or on a signal (with --exit-signal-handler), after the checkpoint is saved."""
 
     tokscale_loss_dtype: Literal["float32", "float16"] = field(default="float32", metadata=_PROBE)
     """Precision of the losses on disk; float16 halves the space and keeps 3 digits."""
@@ -87,9 +87,9 @@ def config_from_args(args: Namespace) -> TokscaleConfig:
     """Read the flags back from Megatron's parsed arguments.
 
     Raises:
-        TokscaleError: a flag is given that does nothing without another one, or beside one; its
-            value is empty or out of range; or the flags are not among the arguments: Megatron drops
-            the command line for --yaml-cfg.
+        TokscaleError: a flag has no effect without another flag, or beside one; a value is empty or
+            out of range; or the flags are not among the arguments, since Megatron drops the command
+            line for --yaml-cfg.
     """
     if not hasattr(args, "tokscale_probe_set"):
         raise TokscaleError(
@@ -115,7 +115,7 @@ def flag_of(name: str) -> str:
 
 
 def _check_needs(config: TokscaleConfig, given: Field[Any]) -> None:
-    """Refuse a flag that does nothing without others that are not given."""
+    """Refuse a flag that has no effect without flags that are not set."""
     flag = flag_of(given.name)
     for needed in given.metadata.get("needs", ()):
         if getattr(config, f"tokscale_{needed}") is None:

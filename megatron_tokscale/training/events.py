@@ -1,9 +1,9 @@
 """The events of a training job, and the parts of the plugin that act on them.
 
-Every rank of a job holds the same list of parts (`parts.py` makes it), and tells each part of each
-event, in the order of the list. `plugin.py` finds the events in Megatron's own functions; its table
-`HOOKS` says which function gives which event. Another source of events, such as a callback of a
-training loop, makes a `TrainingState` and calls the same methods.
+Every rank of a job holds the same list of parts (`parts.py` makes it), and passes each event to
+each part, in the order of the list. `plugin.py` finds the events in Megatron's own functions; its
+table `HOOKS` says which function gives which event. Another source of events, such as a callback of
+a training loop, makes a `TrainingState` and calls the same methods.
 
 | event | when | function of Megatron | state | ranks |
 |---|---|---|---|---|
@@ -52,7 +52,7 @@ class TrainingState:
         args: Megatron's arguments.
         model: the model's chunks on this rank; empty before the model is built.
         optimizer: None before the model is built, and in a job that trains nothing.
-        scheduler: of the learning rate; None as the optimizer is.
+        scheduler: the learning rate's scheduler; None whenever the optimizer is.
         forward_step: the user's forward step; None before `pretrain` is called.
     """
 
@@ -72,7 +72,7 @@ class BuiltDatasets:
     Attributes:
         datasets: training, validation and test dataset; None for each on a rank that reads none.
             The tuple itself is empty or None where the provider returns nothing.
-        n_samples: the samples that the job asks for: training, validation, test.
+        n_samples: the samples that the job requests: training, validation, test.
         is_distributed: True if the provider runs on every rank.
     """
 
@@ -105,7 +105,7 @@ class JobPart:
         """Act when the model is built."""
 
     def on_data(self, state: TrainingState, built: BuiltDatasets) -> BuiltDatasets:
-        """Return the datasets that the job is to read: by default those that were built."""
+        """Return the datasets that the job is to read: by default those built by its provider."""
         return built
 
     def on_train_start(self, state: TrainingState) -> None:
@@ -130,7 +130,7 @@ class JobPart:
         """Act after the job's last step."""
 
     def close(self) -> None:
-        """Release the part's files and processes, on this rank alone: no other need be alive."""
+        """Release the part's files and processes on this rank; other ranks may have ended."""
 
     def on_job_end(self) -> None:
         """Act when the job returns or an error of Megatron's ends it."""
@@ -140,12 +140,12 @@ class JobPart:
 def closing(parts: Sequence[JobPart], *, on_success: bool = True) -> Iterator[None]:
     """Close the parts, the last one first, when the block ends.
 
-    An error of a part's `close` is raised, unless another error has ended the block: it is printed
-    beside that one then.
+    An error of a part's `close` is raised, unless another error has ended the block: then it is
+    printed beside that error.
 
     Args:
-        parts: of the job.
-        on_success: close them also if the block ends without an error.
+        parts: the parts of the job.
+        on_success: close the parts also if the block ends without an error.
     """
     ending: BaseException | None = None
     try:

@@ -1,9 +1,10 @@
 """The flags of Megatron that `megatron_tokscale.pretrain` reads, and those that it refuses.
 
 Megatron's parser has the flags of all of its training scripts. megatron.core and megatron.training
-read most of them themselves; the rest are for the script. Of the rest `megatron_tokscale.pretrain`
-reads those in the first two tables and in its own source, and refuses the others. The tables follow
-pretrain_gpt.py and the parsers of 0.17.1, 0.18.2, 0.19.0 and main (August 2026).
+read most of them themselves; the remaining flags are for the script. Of these
+`megatron_tokscale.pretrain` reads the flags in the first two tables and in its own source, and
+refuses the others. The tables follow pretrain_gpt.py and the parsers of 0.17.1, 0.18.2, 0.19.0 and
+main (August 2026).
 """
 
 from argparse import ArgumentParser, Namespace
@@ -120,7 +121,8 @@ class _RaisingParser(ArgumentParser):
 def megatron_parser() -> ArgumentParser:
     """Return Megatron's parser with the --tokscale-* flags, whether the plugin is installed or not.
 
-    Its error is a `TokscaleError`; some of its readers of values raise KeyError or AssertionError.
+    The parser raises `TokscaleError`; some of its readers of values raise KeyError or
+    AssertionError.
     """
     from megatron.training import arguments
 
@@ -167,7 +169,7 @@ def _refusals_of_flag(parser: ArgumentParser, flag: str) -> list[Refusal]:
     if named or not any(map(is_refused, spellings)):
         return named
     if flag.startswith(_QUALIFIERS):
-        return [Refusal(flag, f"it qualifies what it does not support; {SCRIPT}")]
+        return [Refusal(flag, f"it qualifies an unsupported flag; {SCRIPT}")]
     return [Refusal(flag, "GPT pre-training does not read it; drop it")]
 
 

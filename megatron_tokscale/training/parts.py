@@ -1,4 +1,4 @@
-"""The parts of a job: which of them its flags ask for, in the order in which they act."""
+"""The parts of a job that its flags request, in the order in which they act."""
 
 from argparse import Namespace
 
@@ -10,7 +10,7 @@ from megatron_tokscale.training.support import SKIP_TRAIN
 def parts_of_job(args: Namespace) -> list[JobPart]:
     """Check the flags and the files that they name, and make the parts of the job.
 
-    Megatron is initialised, and has built no model. No other rank is asked.
+    Megatron is initialised, and has built no model. No rank communicates.
 
     Raises:
         TokscaleError: a flag is refused, or a file does not fit the job.

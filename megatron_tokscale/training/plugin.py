@@ -1,4 +1,4 @@
-"""The hooks in Megatron: which of its functions gives which event of `events.py`.
+"""The hooks in Megatron: the functions that give the events of `events.py`.
 
 A hook is a module global of Megatron that has had one name and one set of leading arguments since
 0.12 and is looked up when it is called; each is wrapped, none replaced.
@@ -30,10 +30,10 @@ class Call:
     """A call of a function of Megatron's, not made yet.
 
     Attributes:
-        function: Megatron's own.
-        names: of its leading arguments.
-        args: by position.
-        kwargs: by name.
+        function: Megatron's own function.
+        names: names of its leading arguments.
+        args: arguments by position.
+        kwargs: arguments by name.
     """
 
     function: Function
@@ -43,7 +43,7 @@ class Call:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments by name; of those by position the leading ones."""
+        """The arguments by name, including the leading positional ones."""
         return {**dict(zip(self.names, self.args, strict=False)), **self.kwargs}
 
     def with_argument(self, name: str, value: object) -> "Call":
@@ -60,7 +60,7 @@ class Call:
 
 
 class Plugin:
-    """Installs the hooks once, holds the job's parts, and tells them of the events."""
+    """Installs the hooks once, holds the job's parts, and passes the events to them."""
 
     def __init__(self) -> None:
         self._parts: list[JobPart] = []
@@ -79,7 +79,7 @@ class Plugin:
             hook.install(self)
         megatron.training.pretrain = training.pretrain
 
-    # A method for each row of HOOKS. It makes the call, and returns the call's result.
+    # One method for each row of HOOKS: it makes the call and returns its result.
 
     def add_flags(self, call: Call) -> ArgumentParser:
         """Add the --tokscale-* flags to Megatron's parser."""
@@ -89,7 +89,7 @@ class Plugin:
         return parser
 
     def make_parts(self, call: Call) -> Any:
-        """Make the parts that the flags ask for, before the model is built."""
+        """Make the parts that the flags request, before the model is built."""
         result = call.result()
         with _exit_with_one_line():
             from megatron.training import get_args
@@ -101,7 +101,7 @@ class Plugin:
         return result
 
     def around_job(self, call: Call) -> Any:
-        """Tell of `on_data` through the user's datasets provider, and of `on_job_end`."""
+        """Send `on_data` through the user's datasets provider, and `on_job_end`."""
         provider = "train_valid_test_dataset_provider"
         call = call.with_argument(provider, self._planned(call.arguments[provider]))
         self._forward_step = call.arguments["forward_step_func"]
@@ -109,7 +109,7 @@ class Plugin:
             try:
                 result = call.result()
             except (Exception, SystemExit) as error:
-                if getattr(error, "code", None) != EXIT_CODE:  # which has a line of its own
+                if getattr(error, "code", None) != EXIT_CODE:  # has printed its line
                     self._end_job()
                 raise
             self._end_job()
@@ -135,14 +135,14 @@ class Plugin:
         return provide
 
     def after_load(self, call: Call) -> Any:
-        """Tell of `on_load`."""
+        """Send `on_load`."""
         result = call.result()
         for part in self._parts:
             part.on_load(result[0])
         return result
 
     def after_setup(self, call: Call) -> Any:
-        """Tell of `on_setup`; a part may end the job there."""
+        """Send `on_setup`; a part may end the job there."""
         result = call.result()
         names = ("model", "optimizer", "opt_param_scheduler")
         state = self._state(dict(zip(names, result, strict=False)))
@@ -152,7 +152,7 @@ class Plugin:
         return result
 
     def around_training(self, call: Call) -> Any:
-        """Tell of `on_train_start`, of `on_train_end`, and close the parts."""
+        """Send `on_train_start` and `on_train_end`, and close the parts."""
         with _exit_with_one_line(), closing(self._parts):
             state = self._state(call.arguments)
             for part in self._parts:
@@ -165,13 +165,13 @@ class Plugin:
             return result
 
     def before_log(self, call: Call) -> Any:
-        """Tell of `on_log`."""
+        """Send `on_log`."""
         for part in self._parts:
             part.on_log(call.arguments["loss_dict"])
         return call.result()
 
     def after_step(self, call: Call) -> Any:
-        """Tell of `on_step`."""
+        """Send `on_step`."""
         result = call.result()
         state = self._state(call.arguments)
         for part in self._parts:
@@ -179,14 +179,14 @@ class Plugin:
         return result
 
     def before_save(self, call: Call) -> Any:
-        """Tell of `before_checkpoint`."""
+        """Send `before_checkpoint`."""
         state = self._state(call.arguments)
         for part in self._parts:
             part.before_checkpoint(state)
         return call.result()
 
     def after_save(self, call: Call) -> Any:
-        """Tell of `after_checkpoint`."""
+        """Send `after_checkpoint`."""
         result = call.result()
         state = self._state(call.arguments)
         for part in self._parts:
@@ -194,7 +194,7 @@ class Plugin:
         return result
 
     def after_decision(self, call: Call) -> Any:
-        """Tell of `on_exit`, if the job is to end."""
+        """Send `on_exit`, if the job is to end."""
         is_over = call.result()
         if is_over:
             state = self._state(call.arguments)
@@ -205,7 +205,7 @@ class Plugin:
     def _state(self, arguments: dict[str, Any]) -> TrainingState:
         """Return the state of the training, from the arguments of a function of Megatron's.
 
-        Only here does the training's state come from Megatron's counters and its functions' names.
+        This is the only place that reads Megatron's counters and argument names.
         """
         from megatron.training import get_args
 
@@ -226,11 +226,11 @@ class Hook:
     """A function of Megatron that the plugin wraps.
 
     Attributes:
-        module: where the function is looked up.
-        name: of the function.
-        event: of `events.py`, as its table names it.
-        wrap: calls the function and tells of the event.
-        purpose: of the hook, for a user whose Megatron lacks it.
+        module: the module in which Megatron looks the function up.
+        name: name of the function.
+        event: name of the event in the table of `events.py`.
+        wrap: calls the function and sends the event.
+        purpose: purpose of the hook, for a user whose Megatron lacks it.
         arguments: names of the function's leading arguments; empty: the names in its signature.
         is_required: a Megatron without the function is refused.
     """

@@ -11,12 +11,12 @@ import torch
 from megatron_tokscale.core.errors import EXIT_CODE, AgreedError, TokscaleError, leads_node, say
 
 _PATIENCE: Final = timedelta(days=1)
-"""For how long a rank waits for the others to load a checkpoint. Our choice: longer than any load,
-as the launcher ends a job that hangs."""
+"""Time that a rank waits for the others to load a checkpoint. Our choice: longer than any load,
+since the launcher ends a job that hangs."""
 
 _GRACE: Final = timedelta(seconds=10)
-"""For how long a rank that has failed waits for the others. Our choice: those that have failed too
-arrive within seconds, and those in a collective with it never do."""
+"""Time that a failed rank waits for the others. Our choice: other failed ranks arrive within
+seconds, and ranks in a collective with it never arrive."""
 
 
 def sum_over_ranks(*values: float) -> list[float]:
@@ -29,7 +29,7 @@ def sum_over_ranks(*values: float) -> list[float]:
 def first_of_all_ranks(message: str | None) -> str | None:
     """Return the first non-empty message in rank order, on every rank; None if there is none.
 
-    Collective, but for a process without a process group, which gets its own message.
+    Collective, except in a process without a process group, which gets its own message.
     """
     if not torch.distributed.is_initialized():  # with --lazy-mpu-init the caller makes it
         return message
@@ -49,7 +49,7 @@ def refuse_together(refusal: str | None) -> None:
 
 
 def together[Value](action: Callable[[], Value], *, where: bool = True) -> Value | None:
-    """Do `action` on the ranks `where`; return its value there, and None elsewhere.
+    """Call `action` on the ranks `where`; return its value there, and None elsewhere.
 
     Every rank calls it. The action must not communicate: a rank that fails in it would leave the
     others waiting.
@@ -69,7 +69,7 @@ def together[Value](action: Callable[[], Value], *, where: bool = True) -> Value
 
 
 def from_rank_0[Value](action: Callable[[], Value]) -> Value:
-    """Do `action` on rank 0 and return its value on every rank: data that JSON returns unchanged.
+    """Call `action` on rank 0 and return its value, which JSON keeps unchanged, on every rank.
 
     Raises:
         AgreedError: on all ranks, with rank 0's message.
@@ -81,7 +81,7 @@ def from_rank_0[Value](action: Callable[[], Value]) -> Value:
 
 
 def is_first_to_end() -> bool:
-    """Return whether this rank is the first that ends with an error of its own; it says so.
+    """Return whether this rank is the first to end with an error; only that rank prints it.
 
     True where the others cannot be reached: two lines are better than none.
     """
@@ -89,7 +89,7 @@ def is_first_to_end() -> bool:
         return leads_node()
     try:
         return bool(_store().add("tokscale/ended", 1) == 1)
-    except Exception:  # whatever a store raises whose host is gone
+    except Exception:  # a store whose host is gone may raise any error
         return True
 
 
@@ -98,11 +98,11 @@ def ending_together(name: str) -> Iterator[None]:
     """End all ranks with one line and exit code 2 if one ends the block with a `TokscaleError`.
 
     For a block that communicates: the ranks agree through torch.distributed's key-value store,
-    since those that do not fail may wait for ever in a collective with one that has. Such a rank
-    ends when its launcher ends the job.
+    since a rank that did not fail may wait for ever in a collective with one that did. Its launcher
+    then ends it with the job.
 
     Args:
-        name: of the block, the same on all ranks and not used before.
+        name: name of the block, the same on all ranks and not used before.
     """
     message: str | None = None
     try:
@@ -111,14 +111,14 @@ def ending_together(name: str) -> Iterator[None]:
         message = str(error)
     try:
         failed = _outcome(name, message)
-    except Exception:  # the host of the store has ended, with an error of its own
+    except Exception:  # the host of the store has ended with its own error
         failed = True
     if failed:
         raise SystemExit(EXIT_CODE)
 
 
 def _outcome(name: str, message: str | None) -> bool:
-    """Tell the other ranks this one's error, and wait for them; return whether any has failed."""
+    """Send this rank's error to the others, and wait for them; return whether any has failed."""
     store = _store()
     failed, arrived, over = (f"tokscale/{name}/{key}" for key in ("failed", "arrived", "over"))
     if message is not None:

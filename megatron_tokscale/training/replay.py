@@ -1,6 +1,6 @@
 """The part of a job that replays a run: it probes the run's saved checkpoints.
 
-For a run that was trained without the plugin.
+It serves runs that were trained without the plugin.
 
 The job is started as a training job is, with the run's model flags and any parallel layout that
 can load its checkpoints. It builds the model, no optimizer and no data, and ends after the last
@@ -40,7 +40,7 @@ def saved_steps(folder: Path) -> list[int]:
     Megatron names the last whole one in a file of its own; later ones are not whole.
 
     Raises:
-        TokscaleError: there is no checkpoint, or not the last one.
+        TokscaleError: there is no checkpoint, or the last one is missing.
     """
     tracker = folder / "latest_checkpointed_iteration.txt"
     try:
@@ -66,7 +66,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def wanted_steps(folder: Path, saved: Sequence[int], schedule: ProbeSchedule) -> list[int]:
-    """Return the checkpoints that are on the schedule.
+    """Return the steps of the checkpoints that are on the schedule.
 
     Raises:
         AgreedError: no checkpoint is on the schedule.
@@ -100,7 +100,7 @@ def prepare_replay(folder: Path, args: Namespace) -> None:
     args.no_load_optim = True
     args.no_load_rng = True
     args.overlap_param_gather = False
-    args.non_persistent_ckpt_type = None  # a later one would be loaded in a checkpoint's place
+    args.non_persistent_ckpt_type = None  # a later local checkpoint would be loaded instead
 
 
 class Replay(JobPart):
@@ -130,7 +130,7 @@ class Replay(JobPart):
         wanted = wanted_steps(folder, saved, self._schedule)
         todo = [step for step in wanted if step not in prober.steps_on_disk()]
         print_rank_0(f"tokscale: replay of {len(todo)} of the {len(saved)} checkpoints in {folder}")
-        # Of all checkpoints: a change of the settings may lie before one that is on the schedule.
+        # Use all checkpoints: settings may change between two that are on the schedule.
         pasts = together(lambda: pasts_of(folder, saved), where=prober.is_writer) or {}
         launches = pasts[max(pasts)].launches if pasts else ()
         last = max(pasts, default=0)
@@ -181,10 +181,10 @@ def _load_weights(folder: Path, step: int, model: Sequence[Any]) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return in some words why a checkpoint was not loaded."""
+    """Return the reason, in a few words, why a checkpoint was not loaded."""
     if isinstance(error, SystemExit) and error.__context__ is not None:
-        error = error.__context__  # what Megatron has printed before it gave up
-    failures = getattr(error, "failures", None)  # of torch's distributed checkpoints, by rank
+        error = error.__context__  # Megatron has printed the reason before it exited
+    failures = getattr(error, "failures", None)  # by rank, of a distributed checkpoint
     if isinstance(failures, dict) and failures:
         found = next(iter(failures.values()))
         error = found[0] if isinstance(found, tuple) else error
@@ -192,7 +192,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {words[:_SHOWN_CHARACTERS]}" if words else type(error).__name__
 
 
-# A NaN that no arithmetic makes, as bits: a checkpoint of a diverged run holds NaN of other bits.
+# Bits of a NaN that no arithmetic makes: a diverged run's checkpoint holds NaN of other bits.
 _MARKS: Final = {
     torch.float32: (torch.int32, 0x7FC0DEAD),
     torch.bfloat16: (torch.int16, 0x7FDE),
@@ -202,7 +202,7 @@ _MARKS: Final = {
 
 
 def _mark_parameters(model: Sequence[Any]) -> None:
-    """Mark each element of the parameters: Megatron skips weights that it does not find."""
+    """Mark each element of the parameters, to detect weights that Megatron skipped."""
     for _, bits, mark in _parameters_as_bits(model):
         bits.fill_(mark)
 

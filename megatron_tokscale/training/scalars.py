@@ -1,4 +1,4 @@
-"""Numbers to TensorBoard and W&B, on the rank that has them: the last."""
+"""Scalars for TensorBoard and W&B, logged by the last rank, which holds their writers."""
 
 from collections.abc import Mapping
 

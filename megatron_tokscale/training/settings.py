@@ -12,21 +12,21 @@ from megatron_tokscale.store import RunPaths
 from megatron_tokscale.training.config import TokscaleConfig, config_from_args
 
 DECISION_STEPS: Final = 4
-"""Optimizer steps between the probe whose losses decide new weights, and the decision: time for the
-process beside the training. Our choice: fewer steps may keep the training waiting, more steps make
-the weights older."""
+"""Optimizer steps between a probe and the decision on weights from its losses: time for the process
+that computes them. Our choice: with fewer steps the training may wait, with more the weights are
+older."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobProbeSettings:
-    """Which tokens a job watches, when, and how their losses are kept.
+    """Settings of a job's probes: the watched tokens, the schedule, and the files of losses.
 
     Attributes:
         probe_set: file of the probe set.
-        schedule_text: of the probes, as given or by default.
+        schedule_text: the probe schedule, from the flag or by default.
         loss_dtype: precision of the losses on disk.
-        fall_threshold: in nats; the share of tokens that fall by more is logged.
-        takes_probe_at_exit: one more probe is taken when the job ends in order.
+        fall_threshold: nats; the share of tokens that fall by more is logged.
+        takes_probe_at_exit: one more probe is taken when the job ends without an error.
         verifies_isolation: the training's state is hashed before and after each probe.
         stops_on_write_error: the job ends if losses cannot be written.
         is_replay: the job probes saved checkpoints.
@@ -48,7 +48,7 @@ class JobProbeSettings:
         """The steps after which a probe is due.
 
         Raises:
-            TokscaleError: the schedule cannot be read, or is of checkpoints that are not saved.
+            TokscaleError: the schedule cannot be read, or needs checkpoints that are not saved.
         """
         schedule = ProbeSchedule.parse(self.schedule_text)
         if schedule.in_tokens and self.is_replay:
@@ -67,7 +67,7 @@ class JobProbeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class JobPlanSettings:
-    """Which data plan a job follows.
+    """Settings of a job's data plan.
 
     Attributes:
         path: file of the plan.
@@ -85,10 +85,10 @@ class JobPlanSettings:
 
     @cached_property
     def replan_interval(self) -> int | None:
-        """Optimizer steps from one decision on the weights to the next; None for no decisions.
+        """Optimizer steps between two decisions on the weights; None without decisions.
 
         Raises:
-            TokscaleError: there are too few for a decision to be made.
+            TokscaleError: the interval is too short for a decision.
         """
         steps = self.steps_between_decisions
         if steps is not None and steps <= DECISION_STEPS:
@@ -110,7 +110,7 @@ class JobSettings:
         probe: None in a job without a probe set.
         plan: None in a job without a plan.
         replay: folder of the checkpoints to probe; None in a job that trains.
-        run_dir: the folder given for the run; None without one.
+        run_dir: --tokscale-dir; None without it.
         data_cache: Megatron's --data-cache-path.
     """
 
@@ -148,15 +148,15 @@ class JobSettings:
 
     @property
     def has_part(self) -> bool:
-        """Whether the flags ask for a probe or a plan."""
+        """True if the flags request a probe or a plan."""
         return self.probe is not None or self.plan is not None
 
     @cached_property
     def run(self) -> Path:
-        """The run directory: --tokscale-dir, or else where the checkpoints are.
+        """The run directory: --tokscale-dir, or else the directory of the checkpoints.
 
         Raises:
-            TokscaleError: neither is given.
+            TokscaleError: neither is set.
         """
         if self.run_dir is None:
             raise TokscaleError("there is no place for the losses; give --tokscale-dir or --save")

@@ -1,4 +1,4 @@
-"""The settings that the plugin refuses, with the reasons: better no number than a wrong one.
+"""The settings that the plugin refuses, with the reasons: no number is better than a wrong one.
 
 The tables follow the sources of megatron-core 0.17.1, 0.18.2, 0.19.2 and main (August 2026). These
 settings are safe, and are not refused: `--cuda-graph-impl transformer_engine` replays graphs in
@@ -28,8 +28,8 @@ class Refusal(NamedTuple):
     """A flag of Megatron that is refused.
 
     Attributes:
-        flag: as on the command line.
-        reason: the end of the message.
+        flag: the flag, as on the command line.
+        reason: reason for the refusal, the end of the message.
         values: the refused values; empty where every value that turns the flag on is refused.
     """
 
@@ -95,13 +95,13 @@ SKIP_TRAIN: Final = (
     "--skip-train trains nothing, so no probe is taken and no plan is followed; --tokscale-replay "
     "probes saved checkpoints"
 )
-"""The line with which a job that only evaluates answers a probe set or a plan."""
+"""The refusal of a probe set or a plan in a job that only evaluates."""
 
 PARTS_UNKNOWN: Final = (
     "whether the job's --split is the plan's is not known: the plan does not say which documents "
     "it was made for; make it again to have that checked"
 )
-"""The line on a plan that was made before plans held their training documents."""
+"""The warning for a plan of an older version, which does not hold its training documents."""
 
 
 def probe_refusals(args: Namespace) -> list[str]:
@@ -144,11 +144,12 @@ def plan_refusals(args: Namespace) -> list[str]:
 def probe_set_misfits(
     probe_set: ProbeSet, path: str, seq_length: int | None, vocab_size: int | None
 ) -> list[str]:
-    """Return the reasons if a probe set is not for a job of this sequence length and vocabulary.
+    """Return the reasons why a probe set does not fit a job of this sequence length and vocabulary.
 
     Args:
-        seq_length: of the job in tokens; None if it is not known.
-        vocab_size: of the job's tokenizer, without padding; None if it is not known.
+        seq_length: sequence length of the job in tokens; None if it is not known.
+        vocab_size: vocabulary size of the job's tokenizer, without padding; None if it is not
+            known.
     """
     found = []
     if seq_length is not None and probe_set.seq_length != seq_length:
@@ -165,7 +166,7 @@ def probe_set_misfits(
 
 
 def plan_misfits(plan: Plan, path: str, seq_length: int) -> list[str]:
-    """Return the reason, if a plan is not for a job of this sequence length."""
+    """Return the reason why a plan does not fit a job of this sequence length."""
     if plan.seq_length == seq_length:
         return []
     return [
@@ -186,9 +187,9 @@ def scores_of_plan(
     Args:
         plan: the plan.
         dataset: number of the dataset in the plan.
-        prefix: of the dataset's .bin/.idx.
+        prefix: prefix of the dataset's .bin/.idx.
         documents: the documents that the job trains on.
-        folder: of the scores; None: beside the data.
+        folder: folder of the scores; None: beside the data.
 
     Raises:
         TokscaleError: the scores are missing, of other data, or not those of the plan.
@@ -251,14 +252,14 @@ def _refusals(refusing: str, table: tuple[Refusal, ...], args: Namespace) -> lis
 
 
 def _value(refusal: Refusal, args: Namespace) -> list[str]:
-    """Return the value to name beside the flag, where not every value is refused."""
+    """Return the value to name beside the flag, if only some values are refused."""
     return [str(getattr(args, refusal.dest))] if refusal.values else []
 
 
 def _stages_parameters_among_gradients(args: Namespace) -> bool:
-    """Return whether a forced parameter gather reads a buffer that holds gradients then.
+    """Return whether a forced parameter gather would read a buffer that holds gradients.
 
-    From 0.19 on Megatron puts the parameters there first, if it is given the optimizer.
+    From 0.19 on Megatron first copies the parameters into the buffer, if the optimizer is passed.
     """
     names = ("reuse_grad_buf_for_mxfp8_param_ag", "overlap_param_gather")
     if not all(getattr(args, name, False) for name in names):

@@ -1,4 +1,4 @@
-"""Faults of Megatron that are mended at run time, for every user, with a GPU or without."""
+"""Run-time fixes of faults in Megatron, for every user, with or without a GPU."""
 
 import importlib.util
 from argparse import ArgumentParser
@@ -8,9 +8,9 @@ from pathlib import Path
 def mend_compile_helpers() -> None:
     """Skip Megatron's compilation of its dataset helpers where it could only fail.
 
-    The megatron-core wheel has the compiled helpers and not their Makefile: `compile_helpers` runs
-    `make` in the installed package, and exits. Nothing is done in a source checkout, which has the
-    Makefile, nor where the helpers are not compiled.
+    The megatron-core wheel has the compiled helpers but not their Makefile, so `compile_helpers`
+    fails in `make` and exits. Nothing is changed in a source checkout, which has the Makefile, nor
+    where the helpers are not compiled.
     """
     import megatron.core.datasets.utils as dataset_utils
 
@@ -21,7 +21,7 @@ def mend_compile_helpers() -> None:
 
 
 def _already_compiled() -> None:
-    """Stand in for `compile_helpers`: the wheel's helpers are compiled."""
+    """Do nothing in the place of `compile_helpers`: the wheel's helpers are compiled."""
 
 
 def escape_percent_signs(parser: ArgumentParser) -> None:

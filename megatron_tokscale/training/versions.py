@@ -31,9 +31,9 @@ def installed_versions() -> dict[str, str]:
 def find_megatron() -> MegatronInstall | None:
     """Find megatron.core without importing it; None if there is none.
 
-    A checkout may stand before an installed wheel on the path, and has no metadata. It states its
-    version in a file, with the commit; in a wheel that would be the commit of any repository around
-    the environment.
+    A checkout may precede an installed wheel on the path, and has no metadata. Its version file
+    gives version and commit; in a wheel that commit could belong to any repository around the
+    environment.
     """
     try:
         spec = importlib.util.find_spec("megatron.core")

@@ -213,7 +213,7 @@ CANNOT_BE_ACCEPTED = {
     ),
     "of new data under an old name": (
         plan_of("a", Stage(0, (1,)), datasets=(DatasetIdentity("a", 9, 130),)),
-        "other data under a name that the run's past knows, a/0",
+        "other data under a name in the run's past, a/0",
     ),
 }
 

@@ -37,7 +37,7 @@ def test_other_data_are_refused():
         match_datasets(plan_of(A, B), [larger, B], 8)
     with pytest.raises(TokscaleError, match=r"it has b .* the job has no other dataset"):
         match_datasets(plan_of(A, B), [A], 8)
-    with pytest.raises(TokscaleError, match="it does not know c"):
+    with pytest.raises(TokscaleError, match="it lacks c"):
         match_datasets(plan_of(A, B), [A, B, C], 8)
     with pytest.raises(TokscaleError, match="sequence length 8, the job's is 16"):
         match_datasets(plan_of(A), [A], 16)

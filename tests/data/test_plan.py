@@ -321,7 +321,7 @@ def test_twin_datasets_are_taken_in_order():
         ([WEB, CODE], 128, "sequence length 64, the job's is 128"),
         ([WEB], 64, "it has code .* the job has no other dataset"),
         ([WEB, replace(CODE, n_tokens=901)], 64, r"900 tokens\), the job has code .* 901 tokens"),
-        ([WEB, CODE, DatasetIdentity("more", 1, 1)], 64, "it does not know more"),
+        ([WEB, CODE, DatasetIdentity("more", 1, 1)], 64, "it lacks more"),
         ([WEB, WEB], 64, "it has code"),
     ],
 )

@@ -83,10 +83,10 @@ def test_another_model_chunk_shares_the_index(plan, tmp_path):
 
 def test_nothing_is_written_for_a_plan_that_repeats_a_stratum_too_often(plan, tmp_path):
     strict = replace(plan, max_epochs=1.0)
-    with pytest.raises(TokscaleError, match="'a/0' of the plan would be gone through"):
+    with pytest.raises(TokscaleError, match="'a/0' of the plan would be repeated"):
         prepare(strict, parts(), N, tmp_path, build=True)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(TokscaleError, match="'a/0' of the plan would be gone through"):
+    with pytest.raises(TokscaleError, match="'a/0' of the plan would be repeated"):
         check_draws(strict, SIZES, N, 0)
     with pytest.raises(TokscaleError, match="'b' of the plan has no training samples"):
         check_draws(plan, (SIZES[0], 0), N, 0)

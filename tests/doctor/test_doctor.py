@@ -151,7 +151,7 @@ def test_a_directory_that_cannot_be_written_gets_a_warning(examine, flags, tmp_p
     assert code == 0
     (warning,) = found["WARNING"]
     assert warning.startswith(f"losses cannot be written to {tmp_path / 'run/tokscale'}: [Errno 17")
-    assert warning.endswith("training goes on WITHOUT probes")
+    assert warning.endswith("training continues WITHOUT probes")
     code, found = examine(*flags, "--tokscale-on-write-error", "abort")
     assert code == 2
     assert found["REFUSED"] == [warning.partition("; training")[0]]
@@ -174,7 +174,7 @@ def test_values_that_megatron_sets_later_are_not_checked(examine, planned):
     assert code == 0, found
     unchecked = " | ".join(found["not checked"])
     assert "the sequence length: no --seq-length is given, the plan's is 32" in unchecked
-    assert "how often each stratum is gone through" in unchecked
+    assert "how often each stratum is repeated" in unchecked
 
 
 def test_a_directory_of_another_run_is_refused(examine, flags, tmp_path):

@@ -134,7 +134,7 @@ def test_an_empty_document_needs_no_score():
 def test_scores_that_do_not_know_their_reference_are_refused():
     portion = portion_of([300] * 400)
     scores = scores_of(portion, TIMES, log_tokens_range=None)
-    with pytest.raises(TokscaleError, match="how far their reference run went"):
+    with pytest.raises(TokscaleError, match="the range of their reference run"):
         cut_dataset("web", portion, scores, CutSettings(), SEQ_LENGTH, 1)
 
 

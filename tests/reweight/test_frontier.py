@@ -301,7 +301,7 @@ def test_a_time_map_by_a_run_without_a_spectrum_of_these_data_is_refused(tmp_pat
 def test_a_time_map_by_a_run_that_does_not_know_its_tokens_is_refused(tmp_path):
     run = run_of(tmp_path / "run", ["web", "code"], [100, 200])
     run.x_K = lambda time: np.log(np.array([1, 1, 3, 10, 30, 100, 300, 1000.0]) * 0 + 1)
-    with pytest.raises(TokscaleError, match="how many tokens"):
+    with pytest.raises(TokscaleError, match="consumed tokens"):
         LearnedByTime.from_run(run, ["web", "code"], np.array([0.5, 0.5]))
 
 

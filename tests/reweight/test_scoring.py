@@ -434,7 +434,7 @@ def test_a_run_without_fits_or_with_older_ones_is_refused(run, data_path, tmp_pa
 
 def test_a_run_that_does_not_count_its_tokens_is_refused(run, data_path, tmp_path):
     records = tuple(replace(record, consumed_tokens=0) for record in run.records)
-    with pytest.raises(TokscaleError, match="do not tell how many tokens"):
+    with pytest.raises(TokscaleError, match="do not hold the consumed tokens"):
         score_run(replace(run, records=records), data_path, SPLIT, out=tmp_path)
 
 

@@ -166,7 +166,7 @@ def test_unknown_tokens_stay_unknown_on_disk(tmp_path):
     record = dataclasses.replace(run.records[1], step=8, consumed_tokens=None)
     RunWriter(tmp_path).write(np.ones(16, np.float32), record)
     assert Run.open(tmp_path).records[2] == record
-    with pytest.raises(TokscaleError, match="does not know its tokens at step 8"):
+    with pytest.raises(TokscaleError, match="has no record of its tokens at step 8"):
         Run.open(tmp_path).x_K("tokens")
 
 
@@ -176,7 +176,7 @@ def test_a_run_without_known_launches_refuses_what_needs_them(tmp_path):
     run = Run.open(tmp_path)
     assert run.x_K()[1] == np.log(4)
     for use in (lambda: run.x_K("lr-sum"), lambda: run.launch_of(1), lambda: learning_rates(run)):
-        with pytest.raises((TokscaleError, UndefinedError), match="not know"):
+        with pytest.raises((TokscaleError, UndefinedError), match=r"no record of|not known"):
             use()
 
 
@@ -267,7 +267,7 @@ def test_a_directory_of_another_run_is_set_aside_on_resume(tmp_path):
     other = dataclasses.replace(run.info, launches=(launch(0, launch_id="other"),))
     other.save(tmp_path / "tokscale/run.json")
     writer = RunWriter(tmp_path)
-    with pytest.raises(TokscaleError, match="of a run that parts from the checkpoints' at step 0"):
+    with pytest.raises(TokscaleError, match="differs from the checkpoints' from step 0"):
         writer.check_launches((own,), 8)
     writer.open(run.probe_set, {}, (own, later), 8)
     writer.close()

@@ -64,7 +64,7 @@ def test_times_are_logarithms(run):
 
 def test_a_time_the_run_does_not_know_is_refused(run, probe_set):
     RunWriter(run).write(loss_of(16, probe_set), record(16, probe_set, lr_sum=float("nan")))
-    with pytest.raises(TokscaleError, match="does not know its lr-sum"):
+    with pytest.raises(TokscaleError, match="has no record of its lr-sum"):
         Run.open(run).x_K("lr-sum")
 
 

@@ -1,1 +1,1 @@
-"""The data exponent from the statistics of the language (Cagnetta et al.)."""
+"""The data exponent predicted from the statistics of the language (Cagnetta et al.)."""

@@ -1,4 +1,4 @@
-"""Data exponent gamma / (2 beta) of Cagnetta et al. (docs/references.md 2), held against a run.
+"""Data exponent gamma / (2 beta) of Cagnetta et al. (docs/references.md 2), compared with a run.
 
 gamma is measured on a run's losses by length of context, beta on the training data. Shapes: N
 tokens.
@@ -63,7 +63,7 @@ def data_exponent(gamma: float, gamma_se: float, beta: float, beta_se: float) ->
 def compare_exponents(
     predicted: DataExponent, exponent: float, se: float, name: str
 ) -> ExponentComparison:
-    """Return the predicted less a measured exponent, the two taken as independent.
+    """Return the predicted minus the measured exponent, the two taken as independent.
 
     Args:
         predicted: the prediction.
@@ -159,9 +159,10 @@ def _compare(
     overall: LossPowerLaw | Undefined,
     chinchilla: ChinchillaLaw | Undefined,
 ) -> ExponentComparison:
-    """Compare the prediction with Chinchilla's beta or, as a makeshift, with this run's exponent.
+    """Compare the prediction with Chinchilla's beta or, without it, with this run's own exponent.
 
-    Along one run data and steps grow together, and the learning rate has not decayed.
+    The second is a substitute: along one run data and steps grow together, and the learning rate
+    has not decayed.
     """
     if not isinstance(chinchilla, Undefined):
         beta = chinchilla.beta

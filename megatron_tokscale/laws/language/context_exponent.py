@@ -17,8 +17,8 @@ from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.laws.estimates import percentile_estimate
 from megatron_tokscale.results.laws import ContextExponent
 
-MIN_POINTS = 5  # lengths of context; our choice: more than the three parameters
-FLOOR_STEP = 0.005  # nats, of the grid; this and the next four are of docs/references.md 2.5
+MIN_POINTS = 5  # least lengths of context; our choice: more than the three parameters
+FLOOR_STEP = 0.005  # nats, between floors; this and the next four: docs/references.md 2.5
 MIN_GAMMA = 0.05  # least gamma that counts as a power law
 MIN_R2 = 0.9  # least R^2 that counts as a power law
 MAX_WIDTH = 0.15  # greatest range of gamma over floors that fit as well
@@ -38,7 +38,7 @@ def fit_context_exponent(
 ) -> ContextExponent:
     """Fit L_n = H_inf + A n^-gamma: lines of ln(L_n - H) on ln n, for the floor H of highest R^2.
 
-    Choose a window of short contexts whose losses have converged: losses of longer contexts tell
+    Choose a window of short contexts whose losses have converged: losses of longer contexts show
     how far the run has learned, not the statistics of the language. With an unknown floor, even an
     exact law leaves gamma undetermined (`width`) by 0.16 over the authors' n = 1 to 16, by 0.11
     over 1 to 64, and by 0.08 over 1 to 512.
@@ -56,7 +56,7 @@ def fit_context_exponent(
             in steps of 0.005 nats.
         to_context: longest context to fit; by default all are fitted.
         n_resamples: number of resamples of the residuals.
-        seed: seed of these.
+        seed: seed of these resamples.
 
     Raises:
         TokscaleError: the arguments do not fit together.

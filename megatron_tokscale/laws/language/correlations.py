@@ -23,13 +23,13 @@ from megatron_tokscale.results.laws import CorrelationExponent
 
 MAX_TOKENS = 4_000_000  # our choice: a minute or two of computing
 LAGS = tuple(sorted({*range(1, 33), *np.geomspace(33, 8192, 20).round().astype(int).tolist()}))
-"""Default lags; they and the numbers from SIGNAL to MIN_R2 are of docs/references.md 2.5."""
-MIN_PAIRS = 1000  # of tokens at a lag; our choice
-SIGNAL = 1.5  # norm over its floor from where on a lag counts as a signal
+"""Default lags; they and the constants from SIGNAL to MIN_R2 are from docs/references.md 2.5."""
+MIN_PAIRS = 1000  # least pairs of tokens at a lag; our choice
+SIGNAL = 1.5  # least norm over its floor at which a lag has a signal
 END_OF_SIGNAL = 3  # lags in a row without a signal
 MIN_REACH = 10  # least lag up to which there must be a signal
 MIN_R2 = 0.7  # least R^2 that counts as a power law
-MIN_DOCUMENTS = 10.0  # effective number; our choice: with fewer an error of beta means little
+MIN_DOCUMENTS = 10.0  # effective number; our choice: fewer give no useful error of beta
 
 
 def draw_documents(
@@ -149,10 +149,10 @@ def correlation_exponent(
 ) -> CorrelationExponent:
     """Fit ln ||C(n)|| on ln n by ordinary least squares, up to the end of the signal.
 
-    The fit is that of docs/references.md 2.3, its end that of 2.5: the last lag before three in a
-    row without a signal. Measured coverage: the documents' error alone held the exact slope in 57
-    of 60 planted corpora of 150 documents. Neither error allows for a law that bends: check `r2`
-    and the norms.
+    The fit follows docs/references.md 2.3 and ends as in 2.5: at the last lag before three in a row
+    without a signal. Measured coverage: the documents' error alone held the exact slope in 57 of 60
+    planted corpora of 150 documents. Neither error allows for a law that bends: check `r2` and the
+    norms.
 
     Args:
         correlations: from `token_correlations`.

@@ -16,7 +16,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 from megatron_tokscale.core.arrays import Floats, Integers32, Mask
 from megatron_tokscale.core.errors import UndefinedError
 
-_TOLERANCE = 1e-2  # of the singular vectors; the tolerance of the norm is its square
+_TOLERANCE = 1e-2  # tolerance of the singular vectors; its square is the tolerance of the norm
 
 
 @dataclass(frozen=True)
@@ -176,12 +176,12 @@ class Pairs:
 
     @cached_property
     def _weight_D(self) -> Floats:
-        """Share of the pairs in each document, over the number of its ordered pairs of places."""
+        """Share of the pairs in each document, divided by its number of ordered pairs of places."""
         length_D = self.documents.length_D
         n_pairs_D = np.maximum(length_D - self.lag, 0)
         return np.asarray(n_pairs_D / np.maximum(length_D * (length_D - 1), 1) / self.n)
 
     @cached_property
     def _repeat_V(self) -> Floats:
-        """Weight that each token's pairs with itself have in the mean over permutations."""
+        """Weight of each token's pairs with itself in the mean over permutations."""
         return np.asarray(self.documents.counts_DV.T @ self._weight_D)

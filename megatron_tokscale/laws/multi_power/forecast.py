@@ -17,13 +17,13 @@ from megatron_tokscale.laws.multi_power.multi_power import (
 from megatron_tokscale.results.laws import ScheduleForecast
 from megatron_tokscale.store import Run
 
-_LEAST_SKIPPED = 10  # a tenth of the steps is left out at least (docs/references.md 8.4)
+_LEAST_SKIPPED = 10  # at least a tenth of the steps is left out (docs/references.md 8.4)
 
 
 def forecast_longest(runs: Sequence[Run], losses: Sequence[Floats]) -> ScheduleForecast:
     """Fit the law to shorter runs of the commonest model size, and score it on the longest run.
 
-    Runs as long as the longest are left out, so that the fit has not seen its schedule.
+    Other runs of that length are left out, so that the fit has not seen the schedule.
 
     Args:
         runs: the runs.
@@ -60,7 +60,7 @@ def forecast_longest(runs: Sequence[Run], losses: Sequence[Floats]) -> ScheduleF
 
 
 def _loss_curve(run: Run, loss_K: Floats) -> LossCurve:
-    """Return the losses after the warm-up; the probe after n steps is at the n-th rate, from 0."""
+    """Return the losses after the warm-up; the probe after n steps has rate number n, from 0."""
     rate_T = learning_rates(run)
     later_K = run.step_K > max(int(rate_T.argmax()), len(rate_T) // _LEAST_SKIPPED)
     return LossCurve(rate_T, run.step_K[later_K] - 1, loss_K[later_K])

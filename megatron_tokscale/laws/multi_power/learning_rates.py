@@ -16,7 +16,7 @@ def learning_rates(run: Run) -> Floats:
     """Return the rate that Megatron's scheduler gave each step, launch by launch.
 
     Raises:
-        UndefinedError: the run does not know the settings of all its steps, or the sums of the
+        UndefinedError: the run has no record of the settings of all its steps, or the sums of the
             rates differ from those recorded at the probes.
     """
     n_steps = int(run.step_K[-1])
@@ -25,7 +25,7 @@ def learning_rates(run: Run) -> Floats:
     if start > 0 or not launches:
         raise UndefinedError(
             f"the learning rates of {run.path} before step {start} are not known: the checkpoint "
-            "that it started from does not tell them"
+            f"that it started from does not hold them"
         )
     ends = [*(launch.step for launch in launches[1:]), n_steps]
     try:
@@ -47,7 +47,7 @@ def _check_sums(run: Run, rate_T: Floats) -> None:
         return
     k = int(np.argmin(is_right_K))
     reason = (
-        "the run does not know it"
+        "the run has no record of it"
         if np.isnan(recorded_K[k])
         else "updates were skipped, or the rate was not set by Megatron's scheduler alone"
     )

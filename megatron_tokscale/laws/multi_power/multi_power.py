@@ -22,8 +22,8 @@ from megatron_tokscale.laws.multi_power.schedule import LearningRateSchedule, lo
 from megatron_tokscale.laws.multi_power.schedule_fit import HELD, HeldDrop, Point, Problem
 from megatron_tokscale.results.laws import ForecastScore, MultiPowerLaw
 
-MIN_POINTS = 10  # losses after the warm-up; our choice: more than the seven parameters
-_FLAT = 1e-6  # relative change of the learning rate that counts as none
+MIN_POINTS = 10  # least losses after the warm-up; our choice: more than the seven parameters
+_FLAT = 1e-6  # largest relative change of the learning rate that counts as no change
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ def _check_curves(curves: Sequence[LossCurve]) -> None:
     lowest = min(c.learning_rate_T[c.step_I].min() for c in curves if len(c.step_I))
     if lowest > peak * (1 - _FLAT):
         raise UndefinedError(
-            "the learning rate never falls before the last loss, so nothing tells what a lower one "
-            "gains; add a curve with a decay, or fit a power law of time"
+            "the learning rate never falls before the last loss, so the gain of a lower one is "
+            "not determined; add a curve with a decay, or fit a power law of time"
         )
 
 

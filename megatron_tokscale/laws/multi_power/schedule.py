@@ -11,7 +11,7 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats, Integers
 
 _BLOCK = 16  # losses at a time: the intermediates then fit the caches
-_LOWEST_RATE = 1e-12  # instead of a rate of zero, of which ln and a negative power are infinite
+_LOWEST_RATE = 1e-12  # stands for a rate of zero, whose ln and negative powers are infinite
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,13 @@ from megatron_tokscale.laws.multi_power.schedule import LearningRateSchedule, lo
 from megatron_tokscale.laws.power_law.huber import DELTA
 
 GROUP = 16  # steps whose changes are merged: the authors' losses move by less than 1e-4 nats
-_DESCENTS = 4  # from the best starts; our choice: cost against missed minima
+_DESCENTS = 4  # descents from the best starts; our choice: cost against missed minima
 # The grid of starts, about the authors' parameters (docs/references.md 8.2); our choice.
 _ALPHAS = (0.2, 0.4, 0.6, 1.0)
 _SPEEDS = (3.0, 30.0, 300.0, 3000.0, 30_000.0)
 _BETAS, _GAMMAS = (0.2, 0.5, 1.0, 2.0), (0.0, 0.5, 1.0)
 _AT_ONCE = 1e30  # a speed C at which G = 1
-_NO_LEVEL = 1e-6  # instead of zero, whose logarithm is infinite, for an absent term of a start
+_NO_LEVEL = 1e-6  # stands for zero, whose logarithm is infinite, if a start lacks a term
 
 Point = Floats
 Bounds = tuple[tuple[float, float], ...]
@@ -87,7 +87,7 @@ class Problem:
 
     @classmethod
     def from_curves(cls, curves: Sequence[tuple[Floats, Integers, Floats]]) -> Self:
-        """Take curves, each the rates of all its steps, its steps with losses, and the losses."""
+        """Scale curves: rates of all steps, steps with losses, and these losses."""
         schedules = [
             LearningRateSchedule.from_rates(rate_T, step_I, GROUP) for rate_T, step_I, _ in curves
         ]

@@ -1,1 +1,1 @@
-"""The one-third law of Liu et al., and the test by groups that tells it from quanta."""
+"""The one-third law of Liu et al., and the test by groups that separates it from quanta."""

@@ -31,7 +31,7 @@ from megatron_tokscale.results.laws import GroupExponents
 def group_exponents(
     losses: GroupLosses, models: Mapping[str, GroupModel], fits: Mapping[str, GroupFit]
 ) -> GroupExponents:
-    """Profile the squared error over the exponent, for each group and for all together."""
+    """Profile the squared error over the exponent, for each group and for all groups together."""
     own, common = fits["own slopes"], fits["one slope"]
     n_groups, n_probes = own.residual_RGK.shape[1:]
     log_exponent_Q = models["own slopes"].common_Q

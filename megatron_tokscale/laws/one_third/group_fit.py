@@ -19,11 +19,11 @@ from megatron_tokscale.results.laws.one_third import ONE_THIRD
 
 _FLAT = 1e-12  # relative determinant of a curve that does not change over the probes
 _LEAST_EXPONENT, _GREATEST_EXPONENT = 0.01, 5.0  # wider than the exponents of any loss; our choice
-_N_EXPONENTS = 120  # of the grid, 5% apart
-_LEAST_WIDTH = 0.05  # units of ln tau: narrower than the spacing of probes; our choice
-_N_MIDPOINTS, _N_WIDTHS = 48, 10  # of the grids; our choice: cost against missed minima
-_ROUNDS = 14  # of refinement: the last step is 0.65^14, a four-hundredth, of the grid's spacing
-_SHRINK = 0.65  # of the step per round: slow enough to follow a narrow valley
+_N_EXPONENTS = 120  # exponents in the grid, 5% apart
+_LEAST_WIDTH = 0.05  # least width in units of ln tau: narrower than the probes' spacing; our choice
+_N_MIDPOINTS, _N_WIDTHS = 48, 10  # points of the grids; our choice: cost against missed minima
+_ROUNDS = 14  # rounds of refinement: the last step is 0.65^14 = 1/400 of the spacing
+_SHRINK = 0.65  # factor of the step per round: slow enough to follow a narrow valley
 
 
 @dataclass(frozen=True)

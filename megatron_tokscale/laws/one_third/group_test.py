@@ -28,8 +28,8 @@ from megatron_tokscale.laws.one_third.lr_sum import checked_losses, probes_from
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.laws import GroupDrops, GroupTest, ModelScore
 
-FIRST_GROUP_TAU_SHARE = 0.01  # of the last tau; our choice: from a tenth on few drops are whole
-MIN_BLOCKS = 4  # two of them are held out, the least that has a variance
+FIRST_GROUP_TAU_SHARE = 0.01  # of the last tau; our choice: later starts cut off drops
+MIN_BLOCKS = 4  # two of the blocks are held out, the least that has a variance
 _POINTS_PER_BLOCK = 2  # least number of probes of a block
 
 
@@ -62,7 +62,7 @@ def group_test(
 
     Measured on 50 planted data sets each, 10 or 4 groups, 24 or 45 probes over two decades, AR(1)
     noise of 0.5% (rho 0.5 within each group, or rho 0.7 and nearly the same noise in all groups):
-    all 200 sets of one slope and all 250 of own times, w 0.2 to 0.8, had the right verdict. At
+    all 200 sets with one slope and all 250 with own times, w 0.2 to 0.8, had the right verdict. At
     noise of 2% no verdict was wrong, and 2 of 100 were missing. Q's p-value is below 5% for 0 to
     12% of data sets with one exponent; each group's interval covers in 92 to 94%, the common one in
     90 to 96%.
@@ -97,7 +97,7 @@ def group_test(
     models = group_models(float(x_K[-1]))
     losses = GroupLosses(x_K, loss_SGK[:1], weights_G)
     fits = {name: losses.fit(model) for name, model in models.items()}
-    # The residuals of the closest fit tell the noise.
+    # Estimate the noise from the residuals of the closest fit.
     closest = min(fits, key=lambda name: losses.error(fits[name]))
     per_group = models[closest].n_parameters(len(weights_G)) / len(weights_G)
     noise = GroupNoise.from_residuals(fits[closest].residual_RGK[0], per_group)

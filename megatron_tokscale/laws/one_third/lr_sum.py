@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 
-_ROUNDING = 1e-8  # relative error of tau that counts as none
+_ROUNDING = 1e-8  # largest relative error of tau that counts as no error
 
 
 def checked_losses(lr_sum_K: ArrayLike, loss_K: ArrayLike) -> tuple[Floats, Floats]:

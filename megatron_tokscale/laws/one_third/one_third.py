@@ -28,7 +28,7 @@ from megatron_tokscale.results.laws.one_third import ONE_THIRD
 from megatron_tokscale.store import Run
 
 MIN_POINTS = 6  # twice the parameters; our choice
-FIRST_TAU_SHARE = 0.1  # of the last tau (docs/references.md 8.4)
+FIRST_TAU_SHARE = 0.1  # first tau over the last (docs/references.md 8.4)
 DISCARDED_POINTS = 2  # first probes that Liu et al. mostly leave out (docs/references.md 3.2)
 
 
@@ -87,10 +87,11 @@ def measure_one_third(run: Run, inputs: Inputs) -> OneThirdResult:
     """Fit the one-third law to a run's mean loss, and test it by groups of token frequency.
 
     Raises:
-        UndefinedError: the run does not know its sums of learning rates, or as in `fit_one_third`.
+        UndefinedError: the run has no record of its sums of learning rates, or as in
+            `fit_one_third`.
     """
     if not run.knows("lr-sum"):
-        raise UndefinedError(f"{run.path} does not know its sums of learning rates")
+        raise UndefinedError(f"{run.path} has no record of its sums of learning rates")
     lr_sum_K = np.exp(run.x_K("lr-sum"))
     begun_K = lr_sum_K > 0  # the first step of a warm-up may have a learning rate of zero
     lr_sum_K = lr_sum_K[begun_K]

@@ -1,7 +1,7 @@
 """Fit of E + B t^-alpha to a loss curve: Huber loss on log residuals, from many starts.
 
-Besiroglu et al. fit Chinchilla's law so (docs/references.md 8.3); here time is the only variable.
-Shapes: K probe steps.
+Besiroglu et al. fit Chinchilla's law in this way (docs/references.md 8.3); here time is the only
+variable. Shapes: K probe steps.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from scipy.optimize import minimize
 
 from megatron_tokscale.core.arrays import Floats
 
-DELTA = 1e-3  # log residual from where on the Huber loss is linear (docs/references.md 8.3)
+DELTA = 1e-3  # log residual at which the Huber loss becomes linear (docs/references.md 8.3)
 EXPONENT_BOUNDS = (1e-3, 10.0)  # wider than any published exponent; our choice
-_LEVEL_BOUNDS = (-50.0, 50.0)  # of logarithms: keeps a wild step of the descent from overflow
+_LEVEL_BOUNDS = (-50.0, 50.0)  # bounds of ln B: keep a wild step of the descent from overflow
 _FLOOR_SHARES = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-"""Floors that descents start from, over the lowest loss: closer together near it, where the
+"""Floors that descents start from, as shares of the lowest loss: closer together near 1, where the
 exponent changes fastest (our choice)."""
 
 

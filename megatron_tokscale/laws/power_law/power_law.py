@@ -26,9 +26,9 @@ from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.laws import LossPowerLaw, PowerLaw
 
 MIN_POINTS = 6  # twice the parameters; our choice
-FIRST_TIME_SHARE = 0.1  # of the last time (docs/references.md 8.4)
+FIRST_TIME_SHARE = 0.1  # first time over the last (docs/references.md 8.4)
 _PARAMETERS = 3  # floor, scale, exponent
-_ROUNDING = 1e-8  # relative error of times and losses that counts as none
+_ROUNDING = 1e-8  # largest relative error of times and losses that counts as no error
 
 
 def fit_power_law(
@@ -105,7 +105,7 @@ def measure_power_law(
         loss_RK: mean loss of the data as they are, then of resamples of the documents, in nats.
         start: first time to fit.
         n_resamples: number of resamples of the residuals, for the intervals over the probes.
-        seed: seed of these.
+        seed: seed of these resamples.
 
     Raises:
         UndefinedError: as in `fit_power_law`.
@@ -116,7 +116,7 @@ def measure_power_law(
     best = Solution(floor, math.log(scale), exponent, law.converged)
     exponent_R, floor_R = np.full((2, len(loss_RK)), np.nan)
     exponent_R[0], floor_R[0] = exponent, floor
-    # A resample without a loss keeps its place: the tail's exponents are paired with these.
+    # A resample without a loss keeps its row: the tail's exponents are paired by resample.
     for r in np.flatnonzero(np.isfinite(loss_RK).all(axis=1))[1:]:
         curve = Curve(np.log(t_K[fitted_K]), np.log(loss_RK[r, fitted_K]))
         near = curve.solve_near(best)
@@ -168,7 +168,7 @@ class _Noise:
 
     Attributes:
         residual_K: residuals of log losses.
-        student: factor in them for Student's t, by which a standard error is too large.
+        student: factor for Student's t in the residuals, to be divided out of a standard error.
     """
 
     residual_K: Floats

@@ -15,9 +15,9 @@ from megatron_tokscale.laws.inputs import Inputs
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.laws import LossPowerLaw, TailExponent, TailMinusLaw
 
-_STEEPEST = 200.0  # greatest a times the tail's length that is solved for
-_STEPS = 40_001  # of the table of solutions, 0.01 apart
-_LEAST_BINS = 8  # of a tail; our choice: in fewer the slope depends on where the bins begin
+_STEEPEST = 200.0  # greatest solution for a times the tail's length
+_STEPS = 40_001  # entries in the table of solutions, 0.01 apart
+_LEAST_BINS = 8  # our choice: with fewer the slope depends on the bins' edges
 
 
 def tail_exponent(
@@ -81,7 +81,7 @@ def measure_tail(inputs: Inputs, start: float) -> TailExponent:
 
 
 def compare_tail(tail: TailExponent | Undefined, overall: LossPowerLaw | Undefined) -> TailMinusLaw:
-    """Return the tail's exponent less the loss's, paired by resample of the documents.
+    """Return the tail's exponent minus the loss's, paired by resample of the documents.
 
     Resamples of documents do not contain the scatter of the probes about the law: its standard
     error is added in quadrature.

@@ -15,13 +15,13 @@ from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.laws import FrequencyExponent
 
 MIN_GROUPS = 5  # our choice: the ranks of fewer groups have hardly an interval
-MAX_GROUPS = 5000  # whose pairs of slopes take 200 MB
+MAX_GROUPS = 5000  # the pairs of slopes of so many groups take 200 MB
 
 
 def frequency_exponent(frequency_I: ArrayLike, time_I: ArrayLike) -> FrequencyExponent:
     """Return the slope of ln(time) on ln(frequency), with its sign turned.
 
-    b is 1 if a model learns a thing after seeing it a fixed number of times; it is 0.81 among the
+    b is 1 if a model learns a group after seeing it a fixed number of times; it is 0.81 among the
     subtasks of sparse parity (docs/references.md 4.2). Groups that were not learned by the end of
     the run have no time, and they are rare ones: leaving them out lowers b. Take only frequencies
     at which every group was learned.

@@ -15,28 +15,30 @@ from megatron_tokscale.laws.inputs import Inputs
 from megatron_tokscale.results.laws import MonogenicShare
 from megatron_tokscale.store import Run
 
-HEIGHT = 0.7  # nats, of a band; this and the next three are those of the authors' search (4.3)
+HEIGHT = 0.7  # nats, height of a band; this and the next three are the authors' (4.3)
 LOWEST_UPPER = 2.7  # nats, least lower end of the upper band
 HIGHEST_UPPER = 11.0  # nats, greatest lower end of the upper band
 MIN_FALL = 2.0  # nats, least distance of the bands' lower ends
 _BLOCK = 65_536  # tokens at a time, which bounds the memory of the running extremes
 _SAMPLE = 20_000  # tokens of a run; our choice: a share then has a standard error below 0.4%
-_LEAST_TIME = 1e-300  # instead of a time of zero, of which the logarithm is infinite
+_LEAST_TIME = 1e-300  # stands for a time of zero, whose logarithm is infinite
 
 
 def monogenic_mask(loss_NK: ArrayLike, *, max_before: int | None = None) -> Mask:
-    """Mark the tokens whose first j losses lie in one band, and all others in a band well below.
+    """Mark the tokens whose first j losses lie in one band and all later ones in a lower band.
+
+
 
     The upper band is [u, u + 0.7] nats with u from 2.7 to 11, the lower [l, l + 0.7] with l from 0
     to u - 2. The authors' search steps u and l by 0.2; here they are any numbers, which needs no
-    search. Their code compares the first j losses with both bands, which no token can pass; this is
-    the rule of their text. Their losses are of models 2 to 3 times apart in size: the closer the
-    probes, the fewer tokens pass; thin the probes to compare.
+    search. Their code compares the first j losses with both bands, which no token can pass; this
+    function follows their text. Their losses come from models 2 to 3 times apart in size. With
+    closer probes fewer tokens pass, so thin the probes to compare.
 
     Args:
         loss_NK: losses in nats, N x K; a memory map is read by blocks of tokens. Begin where the
             run has learned what all tokens share (the unigram frequencies).
-        max_before: the largest j; by default all but one of the probes. The authors have 5.
+        max_before: the largest j; by default all but one of the probes. The authors use 5.
 
     Returns:
         mask_N; False for a token that misses losses (NaN).
@@ -127,7 +129,7 @@ def measure_monogenic(run: Run, inputs: Inputs, seed: int) -> MonogenicShare:
 def scaled_mean_curve(mean_K: ArrayLike, loss_NK: ArrayLike) -> Floats:
     """Return the null's losses: a run's mean losses, scaled to each token's first and last loss.
 
-    They have no noise, which can only bring them nearer to plateaus.
+    These losses have no noise; its absence can only bring them nearer to plateaus.
 
     Raises:
         UndefinedError: first and last mean loss are the same.

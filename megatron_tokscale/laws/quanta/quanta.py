@@ -51,7 +51,7 @@ def alpha_from(steps: float, *, b: float = 1.0) -> float:
 def measure_quanta(
     run: Run, inputs: Inputs, overall: LossPowerLaw | Undefined, seed: int
 ) -> QuantaResult:
-    """Hold three predictions of the model against a run, each undefined by itself.
+    """Compare three predictions of the model with a run; each may be undefined alone.
 
     Args:
         run: the run.

@@ -1,4 +1,4 @@
-"""The sections on the axes D and M: what tokens gain from more data, or a larger model.
+"""The sections on the axes D and M: gains of tokens from more data or a larger model.
 
 Shapes: G grid points, R resamples (the first is the data as they are), K runs.
 """
@@ -104,7 +104,7 @@ def _across_axes(axis: AxisSummary) -> list[str]:
 
 
 def _verdicts(anchor: str, axis: AxisSummary) -> list[Verdict]:
-    """Return the verdict, if it was tested: do learning times along T tell who gains here?"""
+    """Return the verdict, if tested: do learning times along T predict the gains on this axis?"""
     if axis.across is None:
         return []
     question = (

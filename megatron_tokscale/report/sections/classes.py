@@ -1,4 +1,4 @@
-"""The section on the classes of trajectories: the share of the tokens and of the fall in each.
+"""The section on the classes of trajectories: the tokens and the fall in each class.
 
 Shapes: N tokens, D datasets.
 """

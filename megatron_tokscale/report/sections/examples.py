@@ -19,10 +19,10 @@ from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.classes import CLASS_MEANINGS
 from megatron_tokscale.store.reader import Time
 
-MIN_R2: Final = 0.8  # our choice: a worse fit is no example of its class
+MIN_R2: Final = 0.8  # our choice: a worse fit does not illustrate its class
 MAX_MIDPOINT_SE: Final = 0.25  # in x: a learning time known to a quarter
-_SHARE_OF_CLASS: Final = 12  # a twelfth of the examples is of each class but falling
-_MODEL_POINTS: Final = 80  # of the drawn model: smooth at the size of the figure
+_SHARE_OF_CLASS: Final = 12  # one of twelve examples comes from each class other than falling
+_MODEL_POINTS: Final = 80  # points of the drawn model: smooth at the size of the figure
 _TEN_NINETY_DECADES: Final = 2 * math.log(9) / math.log(10)  # 10-90% width in decades, over w
 _WIDTH: Final = 300  # of a trajectory's SVG, in its own units
 _HEIGHT: Final = 118
@@ -30,7 +30,7 @@ _LEFT: Final = 26  # margins: labels of the y axis at the left, of the x axis be
 _RIGHT: Final = 6
 _TOP: Final = 6
 _BOTTOM: Final = 18
-_MAX_POINTS: Final = 120  # more probes than that cannot be told apart in so small a figure
+_MAX_POINTS: Final = 120  # most probes in a figure; more could not be told apart
 
 
 def examples_section(inputs: ReportInputs) -> list[Section]:
@@ -64,7 +64,7 @@ def examples_section(inputs: ReportInputs) -> list[Section]:
 
 
 def choose(fits: SigmoidFits, n_tokens: int, seed: int) -> dict[TokenClass, Integers]:
-    """Choose at most `n_tokens` tokens: a twelfth of each class but falling, the rest falling."""
+    """Choose at most `n_tokens` tokens: a twelfth from each class, the others falling."""
     chosen: dict[TokenClass, Integers] = {TokenClass.FALLING: np.zeros(0, np.int64)}
     for token_class in CLASS_MEANINGS:
         if token_class not in (TokenClass.FALLING, TokenClass.UNFITTED):

@@ -1,4 +1,4 @@
-"""The section on the forecast: fitted on the first part of the run, held against the rest of it."""
+"""The section on the forecast: fitted on the first part of the run, scored on the last octave."""
 
 import math
 from typing import Final

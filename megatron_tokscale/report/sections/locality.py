@@ -61,7 +61,7 @@ def locality_section(inputs: ReportInputs) -> list[Section]:
 
 
 def _verdict(widths: Locality) -> Verdict:
-    """Return the verdict: are the transitions narrower than those of the null?"""
+    """Return the verdict: are the transitions narrower than under the null model?"""
     return Verdict(
         "locality",
         "Tokens are learned in narrow windows of time",

@@ -1,4 +1,4 @@
-"""The head of the page: what was run, and how its loss fell.
+"""The head of the page: the settings of the run, and its loss curve.
 
 Shapes: K probe steps.
 """
@@ -83,7 +83,7 @@ def run_section(inputs: ReportInputs) -> list[Section]:
 
 
 def _launches(launches: Sequence[Launch]) -> Iterator[list[str]]:
-    """Yield the settings of the first launch, and for each later one what it has changed."""
+    """Yield the settings of the first launch, and the changes made by each later one."""
     known: dict[str, JSON] = {}
     for launch in launches:
         content = launch.to_json()
@@ -152,7 +152,7 @@ def _non_finite(counts: NonFiniteLosses) -> str:
 
 
 def _left_out_probes(steps: Sequence[int]) -> str:
-    """Return a warning that the fits leave out probes at these steps; nothing without any."""
+    """Return a warning that the fits leave out probes at these steps; empty without such probes."""
     if not steps:
         return ""
     named = ", ".join(number(step, ",") for step in steps)

@@ -96,7 +96,7 @@ def _anchor(n: int) -> str:
 
 
 def _skill_verdict(anchor: str, transfer: Transfer, aligned: str, tests: GroupTests) -> Verdict:
-    """Return the verdict: do the source run's learning times tell groups of tokens apart?"""
+    """Return the verdict: do the source run's times predict which groups of tokens fall?"""
     question = (
         f"Learning times of {escape(transfer.source)} predict which groups of tokens fall in this "
         f"run, compared {aligned}"
@@ -236,7 +236,7 @@ def _learning_order(order: LearningOrder | Undefined) -> list[str]:
 
 
 def least_p(settings: TransferSettings) -> str:
-    """Return a sentence on the smallest p that so many permutations can give."""
+    """Return a sentence on the smallest p that this number of permutations can give."""
     return (
         f" With {number(settings.permutations, ',')} permutations and the tokens' own order, p is "
         f"at least {number(1 / (settings.permutations + 1))}."
@@ -246,7 +246,7 @@ def least_p(settings: TransferSettings) -> str:
 def groupings_table(caption: str, skills: Mapping[str, GroupSkill]) -> str:
     """Return a table with a row per grouping: skill, null, gain, p, verdict, and tested rivals.
 
-    There is no column of verdicts for skills without them, and none of a rival without a skill.
+    Skills without verdicts have no column of verdicts, and a rival without a skill has no column.
     """
     has_verdicts = any(isinstance(each, GroupTest) for each in skills.values())
     header = ["grouping (groups)", "learning times", "permuted (null)", "gain", "p"]

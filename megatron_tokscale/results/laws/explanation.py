@@ -1,4 +1,4 @@
-"""The table of explanations: what each theory claims of a run, and whether the claim holds."""
+"""The table of explanations: the claims of each theory on a run, and their verdicts."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,7 +14,7 @@ class ClaimVerdict(StrEnum):
 
     @classmethod
     def from_test(cls, holds: bool | None) -> Self:
-        """Return the verdict of a test; None where the run does not decide."""
+        """Return the verdict for a test's outcome; None gives "undecided"."""
         return cls({True: "holds", False: "does not hold", None: "undecided"}[holds])
 
 

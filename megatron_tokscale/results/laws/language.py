@@ -1,4 +1,4 @@
-"""The data exponent from the statistics of the language (Cagnetta et al.), held against a run."""
+"""The data exponent from the statistics of the language (Cagnetta et al.), compared with a run."""
 
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ class CorrelationExponent:
         se: standard error of beta, from the documents and from the scatter about the line, in
             quadrature: noise that lags do not share counts twice.
         document_se: standard error from the documents alone (infinitesimal jackknife).
-        lag_se: standard error from a bootstrap over lags, as the authors have it.
+        lag_se: standard error from a bootstrap over lags, as the authors report it.
         lag_interval: percentiles of that bootstrap.
         r2: R^2 of the log norms.
         to_lag: last fitted lag.
@@ -69,7 +69,7 @@ class CorrelationExponent:
 
 @dataclass(frozen=True)
 class DataExponent:
-    """alpha_D, with which a loss falls in the tokens of training, from the language alone.
+    """Exponent alpha_D of the loss in the training tokens, predicted from the language alone.
 
     Attributes:
         exponent: gamma / (2 beta), with a normal 95% interval.
@@ -82,11 +82,11 @@ class DataExponent:
 
 @dataclass(frozen=True)
 class ExponentComparison:
-    """A predicted exponent less a measured one.
+    """A predicted exponent minus a measured one.
 
     Attributes:
         measured: name of the measured exponent.
-        difference: predicted less measured.
+        difference: predicted minus measured.
         se: standard error of the difference, the two exponents taken as independent.
         z: difference over its standard error; beyond 1.96 either way they disagree at the 5% level.
     """
@@ -99,13 +99,13 @@ class ExponentComparison:
 
 @dataclass(frozen=True)
 class CagnettaResult:
-    """The data exponent that the language predicts, and the one that was measured.
+    """The data exponent that the language predicts, and its comparison with a measured exponent.
 
     Attributes:
         gamma: exponent of the losses by context.
         beta: exponent of the token correlations of the training data.
         predicted: gamma / (2 beta).
-        comparison: the prediction less the exponent over the runs, or along this one run.
+        comparison: the prediction minus the exponent over the runs, or along this one run.
     """
 
     gamma: ContextExponent | Undefined

@@ -26,7 +26,7 @@ class OneThirdLaw:
         scale: c, in nats times the unit of tau to the power of the exponent.
         exponent: alpha, with an interval that counts neighbouring residuals as correlated; does not
             depend on the unit of tau.
-        exponent_se: standard error as Liu et al. give it: it takes residuals for independent.
+        exponent_se: standard error as Liu et al. compute it: it takes residuals as independent.
         r2: R^2 of the log losses.
         r2_one_third: R^2 with the exponent held at 1/3.
         autocorrelation: lag-1 correlation of the residuals, corrected for the fit's bias.
@@ -80,7 +80,7 @@ class ModelScore:
 class GroupExponents:
     """Exponents of power laws with floors, common and by group, with 95% profile intervals.
 
-    An interval is open, from 0 or to infinity, where the losses do not tell; JSON has null there.
+    An interval is open, from 0 or to infinity, where the losses give no bound; JSON has null there.
 
     Attributes:
         common: alpha of "one slope".
@@ -138,7 +138,7 @@ class GroupTest:
             "own slopes": floor_g + scale_g tau^-alpha_g,
             "own times": floor_g + drop_g / (1 + exp((x - c_g) / w)),
             "own times and widths": the same with w_g.
-        difference: held-out error of "one slope" less that of "own times", with an interval over
+        difference: held-out error of "one slope" minus that of "own times", with an interval over
             the blocks of probes, Student's t.
         resample_interval: 95% of the differences of the resamples; None without resamples.
         exponents: exponents of the power laws.

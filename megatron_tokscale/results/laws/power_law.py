@@ -20,7 +20,7 @@ class PowerLaw:
     """L(t) = floor + scale * t^-exponent, in nats, with intervals over the scatter of the probes.
 
     Attributes:
-        floor: E, the loss that never goes away; 0 where the curve shows none.
+        floor: E, the loss at infinite time; 0 where the curve shows no floor.
         scale: B, in nats times the unit of time to the power of the exponent.
         exponent: alpha; does not depend on the unit of time.
         exponent_se: standard error of the exponent.
@@ -119,10 +119,10 @@ class TailExponent:
 
 @dataclass(frozen=True)
 class TailMinusLaw:
-    """Exponent of the tail less the exponent of the loss, paired by resample.
+    """Exponent of the tail minus the exponent of the loss, paired by resample.
 
     Attributes:
-        difference: tail less loss, with a normal 95% interval of `se`.
+        difference: tail minus loss, with a normal 95% interval from `se`.
         se: standard error over documents and, in quadrature, over the scatter of the probes.
         agree: zero is in the interval.
     """

@@ -1,4 +1,4 @@
-"""The quantization model of Michaud et al., held against a run."""
+"""The quantization model of Michaud et al., compared with a run."""
 
 from dataclasses import dataclass
 
@@ -59,7 +59,7 @@ class MonogenicShare:
 
 @dataclass(frozen=True)
 class QuantaResult:
-    """Three predictions of the quantization model, held against a run.
+    """Three predictions of the quantization model, compared with a run.
 
     Attributes:
         frequency: learning time against frequency.

@@ -53,7 +53,7 @@ class LawsResult:
         datasets: power law of each dataset.
         other_starts: power law of all tokens, fitted from other times on.
         tail: tail of the spectrum.
-        tail_minus_law: exponent of the tail less the exponent of the loss.
+        tail_minus_law: exponent of the tail minus the exponent of the loss.
         one_third: one-third law in the summed learning rate.
         quanta: quantization model.
         cagnetta: data exponent from the statistics of the language.
@@ -86,7 +86,7 @@ class LawsResult:
 
 
 def read_laws(run: Run, fit: FitSummary) -> LawsResult | None:
-    """Return the content of laws.json, made of the fits in `fit`; None without such a file.
+    """Return the content of laws.json, made from the fits in `fit`; None without the file.
 
     Raises:
         TokscaleError: the file is damaged, of another schema, or of other fits.

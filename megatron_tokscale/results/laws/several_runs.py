@@ -15,7 +15,7 @@ class RunLoss:
 
     Attributes:
         name: name of the run's directory.
-        parameters: number of parameters; None where run.json does not tell.
+        parameters: number of parameters; None if run.json does not hold it.
         non_embedding: number of parameters without embeddings.
         flops_per_token: FLOPs that a token of training costs.
         tokens: number of training tokens.
@@ -35,7 +35,7 @@ class ChinchillaLaw:
     """L(N, D) = floor + A N^-alpha + B D^-beta, in nats, with 95% intervals.
 
     Attributes:
-        floor: E, the loss of an infinite model on infinite data; 0 where the runs show none.
+        floor: E, the loss of an infinite model on infinite data; 0 where the runs show no floor.
         A: loss due to the model's size at one parameter, if the law held there, in nats.
         B: loss due to the data's size at one token, if the law held there, in nats.
         alpha: exponent of the parameters.
@@ -65,19 +65,19 @@ class ChinchillaLaw:
 
 @dataclass(frozen=True)
 class MultiPowerLaw:
-    """The multi-power law in its authors' parameters, for learning rates as they were given.
+    """The multi-power law in its authors' parameters, for unscaled learning rates.
 
     Attributes:
         L0: floor, in nats.
         A: reducible loss at a learning-rate sum of one, in nats.
         alpha: exponent of the learning-rate sum.
-        B: what a lower rate gains in the end, in nats per unit of learning rate.
+        B: final gain of a lower learning rate, in nats per unit of learning rate.
         C: speed of that gain, per unit of eta^-gamma S.
         beta: exponent of that approach.
         gamma: exponent of the learning rate in the approach.
-        mae: mean absolute residual of the fitted losses, in nats. It is no interval: with the
-            default of `fit_multi_power` the authors' schedules three times as long came out up to
-            2.6 times as far off.
+        mae: mean absolute residual of the fitted losses, in nats. It is not an error of forecasts:
+            with the default of `fit_multi_power`, the errors on the authors' schedules three times
+            as long were up to 2.6 times as large.
         n_points: number of losses fitted.
         converged: the optimiser reached a minimum, and no parameter is at a bound.
     """

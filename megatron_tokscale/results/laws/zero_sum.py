@@ -1,4 +1,4 @@
-"""Zero-sum learning (Mircea et al.): how far tokens' changes of loss cancel out in the mean."""
+"""Zero-sum learning (Mircea et al.): how far tokens' changes of loss cancel in the mean."""
 
 from dataclasses import dataclass
 

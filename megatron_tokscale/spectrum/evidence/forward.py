@@ -1,7 +1,7 @@
 """Forward in time: fitted on the first part of a run, do the tokens predict the next factor of two?
 
 The rivals see the same probes: the best power law of the mean loss, from a tenth of that time on,
-and a uniform spectrum, under which the loss goes on falling as it did in the factor of two before.
+and a uniform spectrum, under which the loss keeps the slope of the factor of two before.
 
 Shapes: N tokens, K probes, H probes held out, U units, R resamples (the first is the data as they
 are).
@@ -28,7 +28,7 @@ from megatron_tokscale.spectrum.sums import loss_sums, model_sums
 
 _LEAST_FITTED = 8  # probes; a sigmoid has four parameters (our choice)
 _LEAST_HELD_OUT = 2  # probes, for a mean error over more than one (our choice)
-_ROUNDING = 1e-9  # in x: a probe at just half of the last time belongs to the first part
+_ROUNDING = 1e-9  # in x: a probe at exactly half of the last time belongs to the first part
 
 
 def predict_forward(
@@ -42,8 +42,9 @@ def predict_forward(
     """Fit all but the last factor of two in time, and compare the forecast with its losses.
 
     There is no verdict: a token whose fall has not begun is extrapolated flat, so the fits miss
-    every fall that begins after the cut. The skill for groups of tokens is that of the falls since
-    the cut (`TransferSums.skills`); its null model has learning times permuted over the tokens.
+    every fall that begins after the cut. The skill for groups of tokens is measured on the falls
+    since the cut (`TransferSums.skills`); its null model permutes the learning times over the
+    tokens.
 
     Args:
         x_K: natural logarithm of time at the probes.
@@ -132,7 +133,7 @@ class _Cut:
 
     @property
     def from_last_K(self) -> Mask:
-        """The last probe of the first part and those after it."""
+        """Mask of the last probe of the first part and all later probes."""
         chosen = ~self.first_K
         chosen[self.last] = True
         return chosen
@@ -144,7 +145,7 @@ class _Cut:
         return Alignment(x_K[self.from_last_K], operator_HX)
 
     def power_law(self, x_K: Floats, mean_RK: Floats) -> Floats:
-        """Return mean losses at the probes held out, by a power law of those before, (R, H)."""
+        """Return mean losses at the probes held out, by the power law before the cut, (R, H)."""
         held_K = ~self.first_K
         late = (
             self.first_K

@@ -1,9 +1,9 @@
 """Locality: widths of the transitions, beside those of tokens that merely follow the mean curve.
 
-If learning is local, a token falls in a narrow window of x. The null model destroys just that:
-every token gets the shape of the mean loss curve, with its own level and amplitude, plus noise as
-large and as autocorrelated as its own, and goes through the same fit with the same classes
-(docs/architecture.md; the construction is our choice).
+If learning is local, a token falls in a narrow window of x. The null model destroys only this
+locality: every token gets the shape of the mean loss curve, with its own level and amplitude, plus
+noise as large and as autocorrelated as its own, and goes through the same fit with the same classes
+(docs/architecture.md 6; the construction is our choice).
 
 Shapes: N tokens, K probe steps, W bins of widths, R resamples (the first is the data as they are),
 U units.
@@ -25,9 +25,9 @@ from megatron_tokscale.spectrum.density import finite_range
 TEN_NINETY = 2 * math.log(9)
 """10-90% width of a sigmoid of width one."""
 
-WIDTH_BINS = 40  # of the histograms; fine enough to see, coarse enough to be full (our choice)
+WIDTH_BINS = 40  # bins of the histograms; fine enough to see, coarse enough to be full (our choice)
 _QUARTILES = {"p25": 0.25, "p50": 0.5, "p75": 0.75}
-_LARGEST_CORRELATION = 0.95  # of the null's noise; at one it would be a random walk (our choice)
+_LARGEST_CORRELATION = 0.95  # of the null's noise; at 1 it would be a random walk (our choice)
 LOCAL_BELOW = 0.95
 """Margin for the ratio of median widths: the null model's own bias is 0.01 (our choice)."""
 
@@ -74,9 +74,9 @@ class FittedSample:
     def fall_in_windows(self, weight_RU: Floats) -> Floats:
         """Return the counted tokens' fall inside their own 10-90% windows, over the fall of all.
 
-        The fall of all is between the first and the last finite probe. A perfect sigmoid has by
-        definition 0.8 of its fall in its window: the number tells of tokens that are no sigmoids,
-        and only beside the widths.
+        The whole fall is between the first and the last finite probe. A perfect sigmoid has by
+        definition 0.8 of its fall in its window: the number shows deviations from sigmoids, and has
+        a meaning only beside the widths.
         """
         finite_NK = self.loss_NK[:, np.isfinite(self.fits.x_K)].astype(np.float64)
         inside_N = np.zeros(len(self.fits))
@@ -141,7 +141,7 @@ class WidthHistograms:
 
 @dataclass(frozen=True)
 class Widths:
-    """A sample of tokens, and the sample that the null model makes of it."""
+    """A sample of tokens, and the null model's sample made from it."""
 
     observed: FittedSample
     null: FittedSample
@@ -166,8 +166,8 @@ class Widths:
         """Return the numbers of both samples, the ratio of their median widths, and the verdict.
 
         On mean-curve tokens the ratio is one to about a hundredth, because the null model's noise
-        is not quite theirs. With many tokens so small a difference would be significant; hence the
-        margin `LOCAL_BELOW`.
+        differs slightly from theirs. With many tokens so small a difference would be significant;
+        hence the margin `LOCAL_BELOW`.
         """
         medians = [each.quartiles(weight_RU)["p50"] for each in (self.observed, self.null)]
         ratio = Estimate.from_resamples(medians[0] / medians[1], least=0)
@@ -194,7 +194,7 @@ def width_edges(x_K: Floats) -> Floats:
 
 
 def mean_curve_losses(fits: SigmoidFits, loss_NK: Floats | Floats32, seed: int) -> Floats32:
-    """Draw losses from the null model: token i is a_i + b_i m(x) plus its own kind of noise.
+    """Draw losses from the null model: token i is a_i + b_i m(x) plus noise like its own.
 
     m is the mean loss of the tokens; a_i and b_i come from least squares on the token's own
     losses. The noise is Gaussian, has the residual variance SSE/(K - 4) of the token's own sigmoid
@@ -223,7 +223,7 @@ def _autoregressive(phi_N: Floats | Floats32, n_probes: int, seed: int) -> Float
 
 
 def _crossing(below_RN: Floats, value_N: Floats, share: float) -> Floats:
-    """Return the smallest value that at least `share` of each row's weight does not exceed."""
+    """Return each row's smallest value that at least `share` of its weight does not exceed."""
     found_R = np.full(len(below_RN), np.nan)
     if not len(value_N):
         return found_R

@@ -1,6 +1,6 @@
 """The learning order: does a token's rank in one run predict its rank in another?
 
-The test asks for more than the baseline predictors (frequency, position, mean loss) give.
+The test requires more than the baseline predictors (frequency, position, mean loss) predict.
 
 Shapes: N tokens, P variables, U units, R resamples (the first is the data as they are).
 """
@@ -18,7 +18,7 @@ from megatron_tokscale.results.transfer import LearningOrder
 OTHER_RUN = "learning time in the other run"
 """The name of the predictor that is tested."""
 _LEAST_TOKENS = 50  # below it, cubics in three or four predictors nearly fit the ranks (our choice)
-_RIDGE = 1e-9  # of the ranks' unit range: keeps the regression solvable for equal predictors
+_RIDGE = 1e-9  # for ranks in a unit range: keeps the regression solvable for equal predictors
 
 
 def learning_order(
@@ -30,8 +30,8 @@ def learning_order(
 ) -> LearningOrder:
     """Test whether learning times in run A predict the order of those in run B.
 
-    The tokens are those with a learning time in both runs. Ranks are those among all of these; only
-    the tokens' weights are resampled.
+    Only tokens with a learning time in both runs are used. Ranks are among all of these; only the
+    tokens' weights are resampled.
 
     Args:
         source_time_N: learning times in run A, NaN for none (`learning_times`).
@@ -41,9 +41,9 @@ def learning_order(
         weight_RU: weights of the units (`Units.weights`).
 
     Returns:
-        Correlations and explained variances. The explained variances are those of linear
-        regressions of B's ranks on cubics in the ranks of the baseline predictors, without and with
-        A's ranks; `partial` is the correlation of A's and B's ranks beyond those cubics.
+        Correlations and explained variances. The explained variances come from linear regressions
+        of B's ranks on cubics in the ranks of the baseline predictors, without and with A's ranks;
+        `partial` is the correlation of A's and B's ranks beyond those cubics.
 
     Raises:
         UndefinedError: fewer than 50 tokens have a learning time in both runs.
@@ -54,7 +54,8 @@ def learning_order(
         raise UndefinedError(
             f"only {n_tokens} tokens have a learning time in both runs; expected {_LEAST_TOKENS}"
         )
-    # Columns: the rank in B, in A, by each baseline predictor; then squares and cubes of the last.
+    # Columns: ranks in B, in A, and by each baseline predictor; then the predictors' squares and
+    # cubes.
     columns = [target_time_N, source_time_N, *baseline.values()]
     rank_NP = np.stack([rankdata(column[both_N]) for column in columns], axis=1)
     rank_NP = rank_NP / len(rank_NP) - 0.5
@@ -104,7 +105,7 @@ def _explained(covariance_RPP: Floats, chosen: slice) -> Floats:
 
 
 def _partial(covariance_RPP: Floats) -> Floats:
-    """Return the correlation of the first two variables' residuals from regressions on the rest."""
+    """Return the partial correlation of the first two variables, given the others."""
     inner_RPP = covariance_RPP[:, 2:, 2:]
     inner_RPP = inner_RPP + _RIDGE * np.eye(inner_RPP.shape[1])
     with_both_RP2 = covariance_RPP[:, 2:, :2]

@@ -1,16 +1,16 @@
 """The slope -dL/dx reconstructed from the fits, in three ways, against the measured slope.
 
 - full: the mean over tokens of the model of each token's class: its own bump, two bumps for
-  two-step tokens, a negative one for rising tokens, a constant after the onset for gradual ones,
-  none for flat ones.
+  two-step tokens, a negative one for rising tokens, a constant slope after the onset for gradual
+  tokens, zero for flat tokens.
 - kernel: the drop-weighted spectrum with one common kernel: every learning event keeps its drop and
   midpoint, all have the same width.
 - spectrum: learning times alone: all events have the same (mean) drop and the same width.
 
-(docs/references.md 1.4; which tokens have events: `events_of`.) A measured slope is smoothed. For a
-fair comparison each model is turned into a mean loss at the probes, and the very same linear
-estimator is applied to it. On the tokens that were fitted, "full" is nearly algebra: it is no
-evidence (docs/architecture.md).
+(docs/references.md 1.4; for the events see `events_of`.) A measured slope is smoothed. For a
+fair comparison each model is turned into a mean loss at the probes, and the same linear estimator
+is applied to it. On the tokens that were fitted, agreement of "full" is nearly algebra and no
+evidence (docs/architecture.md 6).
 
 Shapes: N tokens, K probe steps, G grid points, R resamples of the documents (the first is the data
 as they are).
@@ -31,7 +31,7 @@ from megatron_tokscale.spectrum.sums import DocumentSums
 
 NAMES = ("full", "kernel", "spectrum")
 """The reconstructions."""
-_PARTS = 8  # of the range of x: enough to see where a reconstruction misses (our choice)
+_PARTS = 8  # parts of the range of x: enough to see where a reconstruction misses (our choice)
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Reconstruction:
     """One reconstruction beside the measured slope.
 
     Attributes:
-        derivative_RG: -dL/dx in nats per unit of x, smoothed as the measured one is.
-        r2_R: share of the measured slope's variance over the grid that it explains; negative
-            if a constant does better.
+        derivative_RG: -dL/dx in nats per unit of x, smoothed as the measured slope is.
+        r2_R: share of the measured slope's variance over the grid that the reconstruction explains;
+            negative if a constant explains more.
     """
 
     derivative_RG: Floats
@@ -105,8 +105,8 @@ def reconstruct(
 ) -> Comparison:
     """Reconstruct the slope of `mean_loss_K` from fits (all of them, or the mask `tokens_N`).
 
-    `mean_loss_K` (nats, at the fits' probes) may be of the same tokens or of others. There is one
-    row, R = 1: without documents there are no intervals.
+    `mean_loss_K` (nats, at the fits' probes) may be of the same tokens or of other tokens. There is
+    one row, R = 1: without documents there are no intervals.
 
     Raises:
         UndefinedError: fewer than four finite probes, or no token is fitted at all probes.

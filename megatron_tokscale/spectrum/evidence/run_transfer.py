@@ -33,8 +33,8 @@ from megatron_tokscale.spectrum.run_spectrum import draw_tokens
 from megatron_tokscale.spectrum.sums import loss_sums
 from megatron_tokscale.store import Run
 
-_RANKED_TOKENS = 500_000  # drawn for the learning order: a table of a few hundred MB (our choice)
-_VALUES_PER_GROUP, _LEAST_UNITS = 2**16, 128  # bound the tables of units, groups and probes
+_RANKED_TOKENS = 500_000  # tokens for the learning order: a table of a few hundred MB (our choice)
+_VALUES_PER_GROUP, _LEAST_UNITS = 2**16, 128  # bounds of the tables of units, groups and probes
 
 
 def transfer_run(
@@ -62,8 +62,8 @@ def transfer_run(
         (`learning_order`).
 
     Raises:
-        TokscaleError: the runs are one, watch other tokens, count other times, or one is not
-            fitted; no token has all losses in both; the target's transfer.json is damaged.
+        TokscaleError: the runs are the same, watch other tokens, are fitted in other times, or one
+            is not fitted; no token has all losses in both; the target's transfer.json is damaged.
     """
     progress = progress or NoProgress()
     pair = FittedPair.open(source, target)
@@ -113,7 +113,7 @@ type _PairBlock = tuple[slice, SigmoidFits, Floats32, SigmoidFits, Floats32]
 
 @dataclass(frozen=True)
 class FittedPair:
-    """Two fitted runs that a transfer can be tested between. Make one with `FittedPair.open`."""
+    """Two fitted runs for a test of transfer. Make one with `FittedPair.open`."""
 
     source: FittedRun
     target: FittedRun
@@ -136,7 +136,7 @@ class FittedPair:
                 "with one probe set"
             )
         pair = cls(FittedRun.open(source), FittedRun.open(target))
-        transfers_to_keep(target, pair.target.fit)  # refuses a damaged file before the work
+        transfers_to_keep(target, pair.target.fit)  # refuse a damaged file before the long work
         if pair.source.time != pair.target.time:
             raise TokscaleError(
                 f"{source.path} is fitted in {pair.source.time}, {target.path} in "
@@ -159,7 +159,7 @@ class FittedPair:
         rest: list[SigmoidFits] = []
         ahead = self.target.blocks()
         for at, fits, loss_NK in self.source.blocks():
-            # The target's blocks may be cut elsewhere: join as many as cover the source's block.
+            # The target's blocks may have other bounds: join as many as cover the source's block.
             have = sum(map(len, rest))
             while have < len(fits):
                 rest.append(next(ahead)[1])

@@ -1,7 +1,7 @@
 """Skill score: share of the between-group variance of curves that a prediction explains.
 
 The mean curve of all tokens is easy to predict; a learning time claims that *these* tokens fall now
-and those later. So the mean curve of all tokens is subtracted from the measured and from the
+and others later. So the mean curve of all tokens is subtracted from the measured and from the
 predicted curves of the groups, and
 
     skill = 1 - sum_g share_g |measured_g - predicted_g|^2 / sum_g share_g |measured_g|^2.
@@ -57,7 +57,7 @@ class GroupSums:
     def deviations(
         self, name: str, weight_RU: Floats, operator_KX: Floats
     ) -> tuple[Floats, Floats]:
-        """Return deviations of the groups' mean curves from that of all tokens, and their shares.
+        """Return the groups' deviations from the mean curve of all tokens, and their shares.
 
         Returns:
             deviation_RGX: the deviations, multiplied by `operator_KX`; zero for an empty group.
@@ -91,7 +91,7 @@ class DocumentGroups(GroupSums):
     """Sums with every document as a group (or every resampling unit, if there are more documents).
 
     Each group lies in one unit, and its error is resampled with it; the mean curve of all tokens is
-    that of the data as they are.
+    not resampled.
     """
 
     def __init__(self, units: Units):

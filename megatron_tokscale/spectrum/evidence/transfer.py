@@ -1,20 +1,19 @@
-"""Do the learning times of one run tell when another run learns the same tokens?
+"""Test of transfer: do learning times of one run predict when another run learns the same tokens?
 
 Run A is fitted; run B is measured. A's learning events (midpoint, drop, width of each token) give a
 mean curve for every group of tokens, which is compared with the curve that B measured for that
-group. The skill (`skill`) tells how well it is known which groups fall when, beyond the mean curve.
-The rivals:
+group. The skill (`skill`) measures how well the times of the groups' falls are predicted beyond the
+mean curve. The rivals:
 
-- permuted: A's learning times permuted over the tokens of about the same drop. It destroys just
-  what is claimed, that a time belongs to its token. A's drops may still tell groups apart, and how
-  well a time is known still depends on the drop.
+- permuted: A's learning times permuted over the tokens of about the same drop. This destroys only
+the claim that a time belongs to its token. A's drops may still separate groups, and the error of a
+time still depends on the drop.
 - full: the class models of all tokens, gradual and forgetting ones too.
 - source: A's measured curves of the groups, without any fit.
 - own: B's own learning events: the most that learning times can explain.
 
-Two alignments of the axes: "absolute", at the same time; "by loss", where A's mean loss is that of
-B, which needs the order alone and also suits runs of another size (Xia et al. 2023,
-docs/references.md 6).
+Two alignments of the axes: "absolute", at the same time; "by loss", at the same mean loss, which
+needs the order alone and also suits runs of another size (Xia et al. 2023, docs/references.md 6).
 
 Shapes: N tokens, E events, K probes of B, G groups, C cells, R resamples, X compared values, P
 permutations, S bins of drop, U resampling units.
@@ -46,8 +45,8 @@ LEVEL = 0.05
 """Largest p-value of a grouping that passes."""
 PERMUTATIONS = 199
 """Permutations of the learning times; with the tokens' own order, p is at least 1/200."""
-_LEAST_SLOPES = 4  # losses of B inside A's range, for a slope (`derivative_weights`)
-_LEAST_FALLS = 3  # losses of B inside A's range, for two falls
+_LEAST_SLOPES = 4  # least losses of B inside A's range for a slope (`derivative_weights`)
+_LEAST_FALLS = 3  # least losses of B inside A's range for two falls
 _PERMUTED_TOKENS = 30_000  # sampled for the permutations, whose cost grows with them (our choice)
 _DROP_EDGES = np.geomspace(0.25, 16, 13)
 """Drops in nats, half an octave apart, between which times are permuted (our choice)."""
@@ -80,7 +79,7 @@ class Alignment:
         *,
         falls: bool = False,
     ) -> Self:
-        """Align each probe of B with the x at which A's mean loss first was as low.
+        """Align each probe of B with the x at which A's mean loss first was that low.
 
         Only B's probes inside A's range of losses count. Slopes are compared, or, for a few probes
         far apart, the `falls` between neighbours.
@@ -148,8 +147,8 @@ class TransferSums:
         alike = replace(events, drop_E=np.ones(len(events.drop_E)))
         self._shape_SK += _event_sums(alike, drop_bin_E, len(self._shape_SK), x_K)
         self._events_S += np.bincount(drop_bin_E, minlength=len(self._events_S))
-        # Sums by cell of every grouping: measured curves, predicted curves and the drops that the
-        # permuted curves follow from.
+        # Sums by cell of every grouping: measured curves, predicted curves, and the drops that give
+        # the permuted curves.
         if source_NK is not None:
             source_at_NK = _interpolated(source_NK[whole_N], fits.x_K, x_K)
         own_events = None if own is None else events_of(own.rows(whole_N))
@@ -189,8 +188,8 @@ class TransferSums:
         """Return the skills by grouping, with intervals, p-values and verdicts.
 
         A grouping passes if the skill, and its gain over permuted times, are above zero with their
-        whole intervals, and at most 5% of permutations of a sample's events over tokens have as
-        much skill.
+        whole intervals, and at most 5% of the permutations of a sample's events over tokens have at
+        least the same skill.
         """
         return {
             name: GroupTest(**vars(each), passes=_passes(each))
@@ -271,7 +270,7 @@ class _PermutationSample:
         )
 
     def p_value(self, sums: GroupSums, operator_KX: Floats, seed: int) -> float:
-        """Return the share of permutations of the events over tokens that have as much skill.
+        """Return the share of permutations of the events over tokens with at least the same skill.
 
         It is NaN if there are no events or fewer than two groups.
         """

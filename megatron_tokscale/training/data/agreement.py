@@ -25,8 +25,8 @@ class FollowedPlan:
     """A plan and the decisions made under it: the content of a run's plan.json and replans.json.
 
     Attributes:
-        base: the plan that was given, or accepted after another one.
-        decisions: made since, in their order.
+        base: the plan that the run started with, or accepted later.
+        decisions: decisions made since, in their order.
     """
 
     base: Plan
@@ -55,12 +55,12 @@ class FollowedPlan:
 def agree_on_plan(given: Plan, run: Path, state: TrainingState, *, overrides: bool) -> FollowedPlan:
     """Return the plan and decisions that a job with the plan `given` follows in `run`.
 
-    The other ranks take it from rank 0: their file system may not show its files yet.
+    The other ranks receive it from rank 0, whose files their file system may not show yet.
 
     Args:
         given: the plan of --tokscale-plan.
         run: the run directory.
-        state: says where the job starts.
+        state: state of the training at the job's start.
         overrides: `given` may replace a plan with another past.
 
     Raises:
@@ -78,12 +78,12 @@ def agree_on_plan(given: Plan, run: Path, state: TrainingState, *, overrides: bo
 def agree_on_decision(
     followed: FollowedPlan, decision: Decision, write: Callable[[FollowedPlan], str | None]
 ) -> FollowedPlan | str:
-    """Return the plan under one more decision; or why it is not followed.
+    """Return the plan under one more decision, or the reason to ignore the decision.
 
     Args:
         followed: the plan so far.
         decision: the same on every rank.
-        write: writes the new plan, on rank 0; returns the reason if that cannot be.
+        write: writes the new plan, on rank 0; returns the reason for a failure.
 
     Raises:
         AgreedError: the ranks follow different plans.
@@ -106,7 +106,7 @@ def refuse_edits(followed: FollowedPlan, run: Path) -> None:
     """Stop the job if the plan in the run directory is not the one that it follows.
 
     Raises:
-        AgreedError: somebody has changed it.
+        AgreedError: the plan has changed.
     """
     refuse_together(_edit(followed, run) if torch.distributed.get_rank() == 0 else None)
 
@@ -115,10 +115,10 @@ def _edit(followed: FollowedPlan, run: Path) -> str | None:
     """Return the message on an edited plan; None if the plan on disk is the followed one."""
     try:
         base, decisions = load_run_plan(run)
-        base = replace(base, provenance=followed.base.provenance)  # it is for people
+        base = replace(base, provenance=followed.base.provenance)  # for people: not compared
         if FollowedPlan(base, tuple(decisions)) == followed:
             return None
-        reason = "it is another now"
+        reason = "it has other content now"
     except (TokscaleError, OSError) as error:
         reason = str(error)
     return (

@@ -45,8 +45,8 @@ from megatron_tokscale.training.support import (
 )
 
 _SHOWN_WITHIN_SECONDS: Final = 10
-"""For how long a rank waits for a file of rank 0's to appear. Our choice: network file systems
-cache a missing file for some seconds; a file that is really missing is reported so much later."""
+"""Seconds that a rank waits for a file of rank 0 to appear. Our choice: network file systems cache
+the absence of a file for some seconds; the report of a missing file is delayed by as much."""
 
 
 class Follower(JobPart):
@@ -58,7 +58,7 @@ class Follower(JobPart):
     """
 
     def __init__(self, plan: JobPlanSettings, settings: JobSettings, args: Namespace) -> None:
-        """Read the plan and check what can be checked before the data is opened.
+        """Read the plan and make all checks that need no open data.
 
         Raises:
             TokscaleError: the plan is damaged, for another sequence length, or cannot be followed.
@@ -109,7 +109,7 @@ class Follower(JobPart):
         return built.with_train(mapped if made is None else made)
 
     def _settle(self, state: TrainingState) -> None:
-        """Agree on the plan: once, when it is known how many samples are consumed."""
+        """Agree on the plan, once, when the number of consumed samples is known."""
         if self._is_settled:
             return
         self.followed = agree_on_plan(
@@ -121,7 +121,7 @@ class Follower(JobPart):
             print_rank_0(f"tokscale: plan {self._given.fingerprint} holds from here on")
 
     def _build(self, state: TrainingState, train: Any, n_samples: int) -> PlannedDataset:
-        """Make the planned dataset and the files that it needs; on rank 0."""
+        """Make the planned dataset and its files, on rank 0."""
         try:
             return self._prepared(state, train, n_samples, build=True)
         except OSError as error:
@@ -132,7 +132,7 @@ class Follower(JobPart):
             planned = self._prepared(state, train, n_samples, build=True)
         except OSError as error:
             raise TokscaleError(
-                f"{reason}, and nor can {self._cache} ({error}); expected a place for the plan's "
+                f"{reason}, nor can {self._cache} ({error}); expected a place for the plan's "
                 "files; make room or get permission in either"
             ) from error
         print_rank_0(f"tokscale: {reason}; the plan's files are in {self._cache}")
@@ -237,7 +237,7 @@ class Follower(JobPart):
         """Stop the job if the plan in its run directory was changed; all ranks call it.
 
         Raises:
-            AgreedError: somebody has changed it.
+            AgreedError: the plan has changed.
         """
         refuse_edits(self.followed, self._run)
 
@@ -249,7 +249,7 @@ class Follower(JobPart):
             consumed: samples consumed by now.
 
         Returns:
-            The reason if the decision is not followed: it would go through a stratum too often, or
+            The reason if the decision is not followed: it would repeat a stratum too often, or
             cannot be written.
 
         Raises:
@@ -262,7 +262,7 @@ class Follower(JobPart):
         if self.planned is not None:
             extend_index(self.plan, self.planned.index, decision.start)
         if torch.distributed.get_rank() == 0:
-            with suppress(OSError):  # the record serves a look back, and the job has its decision
+            with suppress(OSError):  # only `trace` needs the record: the job continues without it
                 self._record(consumed)
         return None
 
@@ -278,9 +278,9 @@ class Follower(JobPart):
 
 
 def _once_shown(action: Callable[[], PlannedDataset]) -> PlannedDataset:
-    """Do `action`, again while a file that rank 0 has written is not there.
+    """Call `action`; repeat it while a file that rank 0 has written is not there.
 
-    A network file system may show it late.
+    A network file system may show such a file late.
     """
     deadline = time.monotonic() + _SHOWN_WITHIN_SECONDS
     while True:

@@ -1,7 +1,7 @@
 """Check that watched tokens are held out of the training data: a line for the log and the doctor.
 
-The prefixes and the numbers of documents decide, and no token is read: a text that is in the data
-twice is the business of `megatron-tokscale probe build --report-duplicates`.
+The check compares prefixes and document numbers, and reads no token. Text that occurs twice in the
+data is found by `megatron-tokscale probe build --report-duplicates`.
 
 Shapes: N watched tokens.
 """
@@ -29,14 +29,14 @@ class TrainedPart(NamedTuple):
 
 
 class HeldOutFinding(NamedTuple):
-    """The finding, and the line that says it."""
+    """The finding, and the line that reports it."""
 
     state: Literal["held out", "trained on", "unknown"]
     line: str
 
 
 class HeldOutNote(JobPart):
-    """Says at the start of a job whether the watched tokens are held out of its training data."""
+    """Reports at a job's start whether the watched tokens are held out of its training data."""
 
     def __init__(self, probe_set: ProbeSet) -> None:
         self._probe_set = probe_set
@@ -61,7 +61,7 @@ class HeldOutNote(JobPart):
 
 
 def held_out(probe_set: ProbeSet, parts: Sequence[TrainedPart] | None) -> HeldOutFinding:
-    """Return the finding: how many of the watched documents and tokens a job trains on.
+    """Return the finding: the number of watched documents and tokens that a job trains on.
 
     Args:
         probe_set: the watched tokens.
@@ -122,20 +122,20 @@ def _trained_line(probe_set: ProbeSet, is_trained_N: Mask, prefixes: Sequence[st
 
 
 def _prefixes(probe_set: ProbeSet) -> list[str]:
-    """Return the prefix of each dataset, or its name where the probe set knows no more."""
+    """Return the prefix of each dataset, or its name if the probe set has no prefix."""
     prefixes = probe_set.origin.prefixes if probe_set.origin else ()
     return list(prefixes if len(prefixes) == len(probe_set.datasets) else probe_set.datasets)
 
 
 def _is_same(known: str, found: str) -> bool | None:
-    """Return True if two prefixes are of the same data, None if that cannot be told here."""
+    """Return True if two prefixes are of the same data, None if this machine cannot tell."""
     if os.path.realpath(known) == os.path.realpath(found):
         return True
     is_namesake = Path(known).name == Path(found).name
     files = [Path(f"{prefix}{suffix}") for prefix in (known, found) for suffix in (".idx", ".bin")]
     try:
         stats = [file.stat() for file in files]
-    except OSError:  # not here, or in a folder that this user may not enter
+    except OSError:  # missing, or in a folder that this user may not enter
         return None if is_namesake else False
     if os.path.samestat(stats[0], stats[2]):
         return True

@@ -1,4 +1,4 @@
-"""Megatron's own datasets, as a plan and the run's records see them."""
+"""Megatron's own datasets, as the plan and the run's records need them."""
 
 import copy
 from argparse import Namespace
@@ -50,13 +50,13 @@ def job_dataset(dataset: GPTDataset) -> JobDataset:
 def documents_of(dataset: GPTDataset) -> tuple[int, int]:
     """Return the first document of a training dataset, and the one after its last."""
     indices = dataset.indices
-    if indices is None:  # of a part of its own (--train-data-path), under fast cache load
+    if indices is None:  # --train-data-path, under fast cache load
         return 0, len(dataset.dataset.sequence_lengths)
     return (int(indices[0]), int(indices[-1]) + 1) if len(indices) else (0, 0)
 
 
 def trained_parts(train: Any) -> list[TrainedPart] | None:
-    """Return the documents of a training dataset; None if a part of it is no GPTDataset."""
+    """Return the documents of a training dataset; None if it blends other than GPTDatasets."""
     datasets: Sequence[Any] = blended_datasets(train)
     if any(not isinstance(each, GPTDataset) or each.dataset_path is None for each in datasets):
         return None
@@ -64,14 +64,15 @@ def trained_parts(train: Any) -> list[TrainedPart] | None:
 
 
 def one_epoch(dataset: GPTDataset, cache: Path | None, *, build: bool) -> GPTDataset:
-    """Return the same documents as one epoch, however many samples the job asked for.
+    """Return the dataset's documents as one epoch, whatever the job's number of samples.
 
-    So the order does not depend on --train-iters, and no draw can run past the end. The indices of
-    one epoch are new to Megatron's cache: the rank that builds them may neither take them to be
-    there (--dataloader-fast-cache-load) nor open them later (--dataloader-defer-npy-index-mmap).
+    So the order does not depend on --train-iters, and no draw lies past the end. Megatron's cache
+    does not have the indices of one epoch yet: the rank that builds them may neither assume that
+    they exist (--dataloader-fast-cache-load) nor open them later
+    (--dataloader-defer-npy-index-mmap).
 
     Args:
-        dataset: the job's.
+        dataset: the job's dataset.
         cache: folder of the indices, if not the one of `dataset`.
         build: this rank makes the indices.
 
@@ -79,7 +80,7 @@ def one_epoch(dataset: GPTDataset, cache: Path | None, *, build: bool) -> GPTDat
         OSError: the indices cannot be written, or are damaged.
     """
     indices, config = dataset.indices, dataset.config
-    if indices is None:  # of a part of its own (--train-data-path), under fast cache load
+    if indices is None:  # --train-data-path, under fast cache load
         indices = np.arange(len(dataset.dataset.sequence_lengths), dtype=np.int32)
     if build or cache:
         config = copy.copy(config)

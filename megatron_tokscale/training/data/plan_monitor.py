@@ -18,12 +18,12 @@ from megatron_tokscale.training.ranks import sum_over_ranks
 from megatron_tokscale.training.scalars import log_scalars
 
 _MOST_STRATA: Final = 64
-"""With more strata than this only the datasets have scalars of their own. Our choice: a board with
-three curves for each of 64 strata is the most that anybody reads."""
+"""With more strata than this, scalars are logged for the datasets only. Our choice: nobody reads
+more than three curves for each of 64 strata."""
 
 
 class PlanMonitor(JobPart):
-    """Counts the samples on rank 0, which holds data, and logs on the last rank. All hold one."""
+    """Counts samples on rank 0, which holds data, and logs on the last rank. All ranks hold one."""
 
     def __init__(self, follower: Follower, args: Namespace) -> None:
         self._follower, self._log_interval = follower, int(args.log_interval)
@@ -42,7 +42,7 @@ class PlanMonitor(JobPart):
         shares = RealisedShares(
             self._follower.plan, consumed, count_Z.astype(np.int64), size_Z.astype(np.int64)
         )
-        # A dataset that the job no longer has is of unknown size.
+        # The size of a dataset that the job no longer has is unknown.
         epochs_Z = np.where(shares.size_Z > 0, shares.epochs_Z, 0.0)
         worst = int(np.argmax(epochs_Z))
         off_D = shares.by_dataset(shares.count_Z - shares.target_Z)
@@ -54,7 +54,7 @@ class PlanMonitor(JobPart):
         log_scalars(named_shares(shares), step, consumed)
 
     def _count(self, consumed: int) -> list[float]:
-        """Return the samples drawn so far, by stratum, and then the samples of one epoch."""
+        """Return the samples drawn so far by stratum, then the samples of one epoch."""
         planned, n_strata = self._follower.planned, self._follower.plan.n_strata
         assert planned is not None, "rank 0 holds the training data"
         if len(self._count_Z) != n_strata:

@@ -42,10 +42,10 @@ def record_plan(
         datasets: records of the plan's datasets.
         cache: folder of the plan's files.
         consumed: samples consumed by now.
-        fingerprint: of the plan under its decisions.
+        fingerprint: fingerprint of the plan under its decisions.
 
     Raises:
-        TokscaleError: the record that is there cannot be read.
+        TokscaleError: the existing record cannot be read.
         OSError: the record cannot be written.
     """
     order = PlanRecord(
@@ -68,7 +68,7 @@ class BlendRecorder(JobPart):
         self._train: Any = None
 
     def on_data(self, state: TrainingState, built: BuiltDatasets) -> BuiltDatasets:
-        """Remember the training dataset; the last model chunk that reads data has it."""
+        """Remember the training dataset of the last model chunk that reads data."""
         if built.train is not None:
             self._train = built.train
         return built
@@ -76,9 +76,9 @@ class BlendRecorder(JobPart):
     def on_train_start(self, state: TrainingState) -> None:
         """Write the record, now that the run directory is this job's own; on rank 0 alone.
 
-        Samples in an order that `trace` does not know are recorded as such, lest an earlier record
-        answer for them. A record that cannot be written must not stop a job; an earlier one is
-        removed then.
+        Samples in an order that cannot be traced are recorded as such, lest an earlier record be
+        taken for theirs. A record that cannot be written must not stop a job; the earlier record is
+        removed instead.
         """
         if torch.distributed.get_rank() > 0:
             return
@@ -98,7 +98,7 @@ class BlendRecorder(JobPart):
         except OSError:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
-        except TokscaleError as error:  # trace refuses what it cannot read, too
+        except TokscaleError as error:  # `trace` refuses an unreadable record too
             print_rank_0(f"tokscale: the job's data is not recorded: {error}")
 
     def _record(self, state: TrainingState) -> DataRecord:

@@ -4,8 +4,8 @@ At the first probe at or after every N steps the rank that writes the losses sta
 own (`megatron_tokscale.reweight.live`: no analysis code is loaded into the job). A fixed number of
 steps later all ranks take its answer, waiting for it if they must, and the new weights hold from a
 sample on that no data loader can have fetched. So the training data depend on the losses and not on
-how fast anything was. Decisions are on disk before a checkpoint that comes after them; a job that
-resumes from an earlier checkpoint makes the later decisions again.
+the speed of any process. Decisions are on disk before a checkpoint that comes after them; a job
+that resumes from an earlier checkpoint makes the later decisions again.
 """
 
 import json
@@ -31,18 +31,18 @@ from megatron_tokscale.training.settings import DECISION_STEPS
 _PREFETCH_FACTOR: Final = 2
 """Microbatches that a worker of torch's DataLoader fetches ahead, by its default."""
 
-_SHOWN_CHARACTERS: Final = 500  # of the process's error: its end, which names the cause
-_SHOWN_OF_ANSWER: Final = 200  # characters of an answer that cannot be read
+_SHOWN_CHARACTERS: Final = 500  # from the end of the process's error, which names the cause
+_SHOWN_OF_ANSWER: Final = 200  # characters shown of an answer that cannot be read
 
 _TIMER: Final = "tokscale-replan-interval"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer of the process that decides.
+    """Answer of the process that computes the weights.
 
     Attributes:
-        weights: of the plan's datasets.
+        weights: weights of the plan's datasets.
         reason: why there are no weights; empty if there are.
     """
 
@@ -51,7 +51,7 @@ class Answer:
 
 
 class Replanner(JobPart):
-    """Asks for weights after probes, and adds the answers to the plan. All ranks hold one."""
+    """Requests weights after probes, and adds the answers to the plan. All ranks hold one."""
 
     def __init__(
         self, interval: int, run: Path, follower: Follower, prober: Prober, args: Namespace
@@ -83,7 +83,7 @@ class Replanner(JobPart):
 
     def after_checkpoint(self, state: TrainingState) -> None:
         """Make a request after the probe of this checkpoint, if one was taken and is due."""
-        if self._prober.is_open:  # not the checkpoint after the training
+        if self._prober.is_open:  # not for the checkpoint after the training
             self._ask_if_due(state.step)
 
     def _ask_if_due(self, step: int) -> None:
@@ -114,7 +114,7 @@ class Replanner(JobPart):
                 self._failure = str(error)
 
     def _decide(self, state: TrainingState) -> None:
-        """Take the answer to the pending request, and follow it if it can be followed."""
+        """Take the answer to the pending request, and follow it if the plan allows it."""
         timers, step = get_timers(), state.step
         timers(_TIMER, log_level=0).start(barrier=True)
         asked, self._asked = self._asked, None
@@ -128,7 +128,7 @@ class Replanner(JobPart):
         consumed = state.consumed_samples
         decision = Decision(asked, self._first_unfetched(consumed), answer.weights)
         reason = answer.reason or self._follower.add(decision, consumed)
-        # Say it, in the log and in the journal.
+        # Report the decision in the log and in the journal.
         if reason:
             print_rank_0(f"tokscale: no new weights at step {step}: {reason}")
             self._prober.note("plan kept", step=step, losses_until=asked, reason=reason)
@@ -165,7 +165,7 @@ class Replanner(JobPart):
             return Answer(reason=f"the process that decides has answered {shown!r}")
 
     def _first_unfetched(self, consumed: int) -> int:
-        """Return the first sample of a global batch that no data loader has asked for."""
+        """Return the first sample of a global batch that no data loader has requested."""
         args = self._args
         microbatches = max(int(args.num_workers), 0) * _PREFETCH_FACTOR + 1
         ranks = int(mpu.get_data_parallel_world_size())
@@ -174,7 +174,7 @@ class Replanner(JobPart):
         return consumed + -(-fetched // batch) * batch
 
     def close(self) -> None:
-        """End a process that is still at work."""
+        """End the process if it still runs."""
         if self._process:
             self._process.kill()
             self._process.communicate()

@@ -1,1 +1,1 @@
-"""Steps, samples and tokens of a run up to the present, also of steps before this job."""
+"""Steps, samples and tokens of a run up to the present, including those before this job."""

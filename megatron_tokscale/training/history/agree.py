@@ -22,17 +22,17 @@ def agree_on_past(
 ) -> Past:
     """Return the past of the run, with this job's launch as the last; all ranks call it.
 
-    The rank that writes finds it, and tells the others.
+    The rank that writes finds the past, and sends it to the others.
 
     Args:
-        state: of the training, at the job's start.
+        state: state of the training at the job's start.
         saved: content of the checkpoint that the job has loaded.
         store: the run directory.
-        schedule: of the probes.
+        schedule: the probe schedule.
 
     Raises:
         AgreedError: the run directory cannot be read; or the schedule counts tokens, and the number
-            of the consumed ones is unknown.
+            of consumed tokens is unknown.
     """
 
     def find() -> str:
@@ -52,8 +52,8 @@ def agree_on_past(
     past = Past.from_json(json.loads(text or "null"))
     if past.tokens is None and schedule.in_tokens:
         raise AgreedError(
-            f"--tokscale-probe-schedule {schedule.spec} counts tokens, and how many were consumed "
-            f"by step {state.step} is unknown: the checkpoint's settings do not tell; give a "
+            f"--tokscale-probe-schedule {schedule.spec} counts tokens, and the number consumed by "
+            f"step {state.step} is unknown: the checkpoint does not hold it; give a "
             "schedule in steps"
         )
     _say_if_reckoned(past)
@@ -61,7 +61,7 @@ def agree_on_past(
 
 
 def _say_if_reckoned(past: Past) -> None:
-    """Print the origin of a run's past, unless the plugin has counted it."""
+    """Print the origin of a run's past, unless the plugin itself counted it."""
     is_known = past.tokens is not None and past.lr_sum is not None
     if past.step == 0 or (is_known and past.source != RECKONED):
         return

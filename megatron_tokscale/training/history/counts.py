@@ -11,7 +11,7 @@ class TrainingCounts:
     """Tokens consumed and learning rates summed, from a step of a run on. All ranks hold one."""
 
     def __init__(self, past: Past, seq_length: int, scheduler: Any = None, optimizer: Any = None):
-        """Start at `past`. Without a scheduler (a saved checkpoint) the counts stay as they are."""
+        """Start at `past`; without a scheduler (for a saved checkpoint) the counts stay."""
         self._past = past
         self._seq_length = seq_length
         self._tokens = past.tokens
@@ -61,7 +61,7 @@ class TrainingCounts:
         Args:
             step: optimizer steps completed at the checkpoint.
             samples: training samples consumed by then.
-            launches: of the run, the present one as the last.
+            launches: launches of the run, the present one last.
         """
         return Past(
             step=step,
@@ -75,7 +75,7 @@ class TrainingCounts:
 
 
 def learning_rate(optimizer: Any) -> float:
-    """Return the learning rate of the next step; NaN if this rank knows none."""
+    """Return the learning rate of the next step; NaN if this rank has none."""
     group = canonical_group(optimizer)
     return float("nan") if group is None else float(group["lr"])
 

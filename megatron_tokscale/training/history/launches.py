@@ -33,12 +33,12 @@ def launch_of_job(
 
     Args:
         args: Megatron's arguments.
-        scheduler: of the learning rate, after a checkpoint has been loaded.
-        optimizer: Megatron's, after a checkpoint has been loaded; its first group with the default
-            settings has the rates that count.
-        past: of the run.
-        schedule: of the probes.
-        versions: of the packages, by name.
+        scheduler: the learning rate's scheduler, after a checkpoint has been loaded.
+        optimizer: Megatron's optimizer, after a checkpoint has been loaded; the rates are those of
+            its first group with the default settings.
+        past: past of the run.
+        schedule: the probe schedule.
+        versions: versions of the packages, by name.
     """
     group = canonical_group(optimizer) or {}
     state = {name: value for name, value in vars(scheduler).items() if name != "optimizer"}
@@ -78,7 +78,7 @@ def _batch(args: Namespace) -> Batch:
         rampup_batch_size=[int(word) for word in rampup] if rampup else None,
         step_batch_size_schedule=getattr(args, "step_batch_size_schedule", None),
         decrease_batch_size_if_needed=bool(getattr(args, "decrease_batch_size_if_needed", False)),
-        # A job that counts in samples has a number of steps too, made from them.
+        # A job that counts in samples also has a number of steps, computed from them.
         train_iters=None
         if getattr(args, "train_samples", None)
         else _int_or_none(getattr(args, "train_iters", None)),

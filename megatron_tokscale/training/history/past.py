@@ -1,7 +1,7 @@
 """The past of a run at a step: steps, samples and tokens, summed learning rate, launches.
 
 A checkpoint of a job with the plugin holds its past in a note; of other checkpoints the past is
-reckoned (`reckon.py`), or unknown. It is never taken from the flags of the job that resumes.
+reckoned (`reckon.py`), or unknown. The flags of the job that resumes are never used.
 """
 
 from argparse import Namespace
@@ -23,7 +23,7 @@ class Past:
         step: optimizer steps completed.
         samples: training samples consumed.
         tokens: training tokens consumed; None if unknown.
-        tokens_before: those consumed before the last step; None if unknown.
+        tokens_before: training tokens consumed before the last step; None if unknown.
         lr_sum: sum of the learning rates of the steps taken; None if unknown.
         scheduler_samples: count of the learning rate's scheduler; None if unknown.
         launches: the launches that took the steps, ascending; empty if unknown.
@@ -76,7 +76,7 @@ def write_note(args: Namespace, past: Past) -> None:
 
 
 def read_note(args: Namespace, step: int, samples: int) -> Past | None:
-    """Return the past that a checkpoint's note holds; None without a note of that very moment.
+    """Return the past in a checkpoint's note; None without a note for that step and sample.
 
     Args:
         args: the arguments that the checkpoint holds.
@@ -89,6 +89,6 @@ def read_note(args: Namespace, step: int, samples: int) -> Past | None:
         return None
     if (past.step, past.samples) != (step, samples):
         return None
-    # A launch that starts at this very step has taken no step before it.
+    # A launch that starts at this step has taken no step yet.
     launches = tuple(launch for launch in past.launches if launch.step < step)
     return replace(past, launches=launches, source="the checkpoint")

@@ -1,9 +1,9 @@
-"""The past of a run, from what its checkpoints hold, for steps taken without the plugin.
+"""The past of a run, from the content of its checkpoints, for steps taken without the plugin.
 
 A checkpoint holds the flags of the job that saved it, the samples consumed by then, and the state
 of the learning rate's scheduler. Steps between two checkpoints are reckoned where these agree;
-where they do not, or where settings have changed at a step that cannot be told, the counts are
-unknown from there on.
+where they do not agree, or where settings changed at an unknown step, the counts are unknown from
+there on.
 """
 
 import math
@@ -37,7 +37,7 @@ def past_of_job(
         step: optimizer steps completed.
         samples: training samples consumed.
         saved: content of the checkpoint that the job has loaded.
-        record: of the losses of that very step in the job's run directory.
+        record: record of the losses at that step in the job's run directory.
         known: launches in the run directory.
     """
     if step == 0:
@@ -79,7 +79,7 @@ def pasts_of(folder: Path, steps: Sequence[int]) -> dict[int, Past]:
 
     Args:
         folder: the --save directory.
-        steps: of its checkpoints, ascending.
+        steps: steps of its checkpoints, ascending.
     """
     past, previous = beginning(0), None
     found = {}
@@ -96,7 +96,7 @@ def pasts_of(folder: Path, steps: Sequence[int]) -> dict[int, Past]:
 def reckon_if_told(
     before: Past, previous: SavedCheckpoint | None, saved: SavedCheckpoint
 ) -> Past | None:
-    """Return the past that `reckon` finds; None if the checkpoint lacks some of the settings."""
+    """Return the past by `reckon`; None if the checkpoint lacks some of the settings."""
     try:
         return reckon(before, previous, saved)
     except (AttributeError, TypeError, ValueError, TokscaleError):
@@ -127,7 +127,7 @@ def reckon(before: Past, previous: SavedCheckpoint | None, saved: SavedCheckpoin
     )
     if n_steps <= 0 or not _fits(launch, n_steps, saved.samples):
         return past
-    # Samples that only the later settings explain: the change was at the earlier checkpoint.
+    # If only the later settings explain the samples, they changed at the earlier checkpoint.
     is_placed = is_same or (old is not None and not _fits(old, n_steps, saved.samples))
     tokens, tokens_before = None, None
     is_known = is_placed or (old is not None and old.seq_length == launch.seq_length)
@@ -145,12 +145,12 @@ def _batch_sizes(launch: Launch, n_steps: int) -> list[int]:
 
 
 def _fits(launch: Launch, n_steps: int, samples: int) -> bool:
-    """Return whether `n_steps` of a launch end at that many consumed samples."""
+    """Return whether `n_steps` steps of a launch end at `samples` consumed samples."""
     return launch.consumed_samples + sum(_batch_sizes(launch, n_steps)) == samples
 
 
 def _with_its_ramp_up(launch: Launch, n_steps: int, samples: int) -> Launch:
-    """Return the launch, without its ramp-up if its Megatron is one that ignores the flag."""
+    """Return the launch, without its ramp-up if its Megatron version ignores the flag."""
     if launch.batch.rampup_batch_size is None or _fits(launch, n_steps, samples):
         return launch
     plain = replace(launch, batch=replace(launch.batch, rampup_batch_size=None))
@@ -158,7 +158,7 @@ def _with_its_ramp_up(launch: Launch, n_steps: int, samples: int) -> Launch:
 
 
 def _scheduler_count(saved: SavedCheckpoint) -> int | None:
-    """Return the scheduler's count at a checkpoint; None if nothing tells it."""
+    """Return the scheduler's count at a checkpoint; None if it is unknown."""
     if saved.scheduler is not None and isinstance(saved.scheduler.get("num_steps"), int):
         return int(saved.scheduler["num_steps"])
     may_differ = any(getattr(saved.args, name, False) for name in ("fp16", "no_load_optim"))
@@ -172,21 +172,21 @@ def _lr_sum(
     launch: Launch,
     other: Launch | None,
 ) -> float | None:
-    """Return the summed learning rate at a checkpoint; None if its settings do not tell.
+    """Return the summed learning rate at a checkpoint; None if its settings do not determine it.
 
     Args:
         before: the past at the previous checkpoint.
         previous: content of the previous checkpoint.
         saved: content of this checkpoint.
         launch: settings that this checkpoint holds.
-        other: settings that may have held for some of the steps, if it is not known for which.
+        other: settings that may have held for an unknown part of the steps.
     """
     rates = launch.learning_rate
     overrides = rates.overrides_checkpoint
     if before.lr_sum is None or (overrides and previous is None):
         return None
     if overrides and previous is not None:
-        # Some versions of Megatron keep the rates of the checkpoint's optimizer all the same.
+        # Some versions of Megatron keep the rates of the checkpoint's optimizer nevertheless.
         known = launch_of_saved(previous, before).learning_rate
         if (known.peak, known.minimum) != (rates.peak, rates.minimum):
             return None
@@ -205,7 +205,7 @@ def _lr_sum(
 def _scheduler_counts(
     before: Past, previous: SavedCheckpoint | None, saved: SavedCheckpoint, launch: Launch
 ) -> Iterator[int] | None:
-    """Yield the scheduler's count at each step that it has taken between two checkpoints."""
+    """Return the scheduler's count at each step between two checkpoints; None if unknown."""
     start, end = before.scheduler_samples, _scheduler_count(saved)
     consumed = saved.samples - before.samples
     expected = consumed - saved.skipped + (previous.skipped if previous else 0)
@@ -215,7 +215,7 @@ def _scheduler_counts(
     if end - start != expected:
         may_overflow = getattr(args, "fp16", False) and not getattr(args, "no_load_optim", False)
         if end == expected:
-            start = 0  # the optimizer's state was left behind at the earlier checkpoint
+            start = 0  # the job did not load the optimizer's state of the earlier checkpoint
         elif not (may_overflow and 0 <= end - start < expected):
             return None
     if launch.batch.is_constant:

@@ -48,7 +48,8 @@ class SavedCheckpoint:
 def read_checkpoint(folder: Path, step: int) -> SavedCheckpoint | None:
     """Return the content of the checkpoint of `step` in a --save directory, without its weights.
 
-    None if its format cannot be read without the weights, or if it is damaged: loading it says so.
+    None if its format cannot be read without the weights, or if it is damaged: loading it reports
+    that.
     """
     from megatron.core import dist_checkpointing
 
@@ -61,7 +62,7 @@ def read_checkpoint(folder: Path, step: int) -> SavedCheckpoint | None:
             state = torch.load(file, map_location="cpu", mmap=True)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # of a damaged file: torch's CheckpointException is no Exception
+    except BaseException:  # for a damaged file: torch's CheckpointException is no Exception
         return None
     saved = SavedCheckpoint.from_state_dict(state)
     return saved if saved and saved.step == step else None

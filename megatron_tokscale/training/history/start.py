@@ -1,8 +1,8 @@
 """The step and the samples at which a job resumes, read from its checkpoint without loading it.
 
-A checkpoint of Megatron's has its arguments in a pickle inside a zip file, which is a file of its
-own or, from 0.19 on, a shard of a distributed checkpoint. Only the pickle is read. Of its classes
-only `Namespace` and `OrderedDict` are made: no code of the file runs.
+A checkpoint of Megatron's has its arguments in a pickle inside a zip file, which is a separate file
+or, from 0.19 on, a shard of a distributed checkpoint. Only the pickle is read, and only its
+`Namespace` and `OrderedDict` objects are built: no code of the file runs.
 """
 
 import io
@@ -36,7 +36,7 @@ def start_of(args: Namespace) -> JobStart | None:
         return JobStart(0, 0)
     try:
         step = int(args.ckpt_step or (Path(args.load) / _TRACKER).read_text())
-    except (OSError, ValueError):  # a "release" among them
+    except (OSError, ValueError):  # such as "release"
         return None
     saved = read_arguments(Path(args.load) / f"iter_{step:07d}")
     if saved is None:
@@ -49,7 +49,7 @@ def read_arguments(folder: Path) -> Namespace | None:
     paths = [path for pattern in _FILES_WITH_ARGUMENTS for path in sorted(folder.glob(pattern))]
     try:
         content = _read_pickle(paths[0].open("rb")) if paths else _read_common_state(folder)
-    except Exception:  # a damaged pickle may raise anything; Megatron will say what is wrong
+    except Exception:  # a damaged pickle may raise any error; Megatron will report it
         return None
     found = content.get("args") if isinstance(content, dict) else None
     return found if isinstance(found, Namespace) else None

@@ -1,1 +1,1 @@
-"""The probe in the job: when, the pass itself, isolation, metrics."""
+"""The probe in the job: its schedule, its pass, its isolation and its metrics."""

@@ -7,12 +7,12 @@ from megatron_tokscale.training.settings import JobProbeSettings
 
 
 class DueProbes:
-    """Rule that says whether a probe is due: a point of the schedule lies after the last moment.
+    """Rule for due probes: a probe is due if a point of the schedule lies after the last call.
 
-    Between two moments a job can skip steps or resume; a probe missed there is due at the next one.
+    Between two calls a job can skip steps or resume; a probe missed there is due at the next call.
 
     Attributes:
-        step: up to which the job has its probes; -1 before training.
+        step: step up to which the job has its probes; -1 before training.
     """
 
     def __init__(self, settings: JobProbeSettings, args: Namespace) -> None:
@@ -22,12 +22,12 @@ class DueProbes:
         self.step = -1
 
     def is_due(self, step: int, tokens: int, tokens_before: int, *, is_checkpoint: bool) -> bool:
-        """Return whether a probe is due after `step`, since the last call for which it was asked.
+        """Return whether a probe is due after `step`, since the last call.
 
         Args:
             step: optimizer steps completed.
             tokens: training tokens consumed; 0 if unknown.
-            tokens_before: tokens consumed at the last time.
+            tokens_before: tokens consumed at the last call.
             is_checkpoint: a checkpoint is saved at this step.
         """
         is_last = step >= self._args.train_iters
@@ -47,7 +47,7 @@ class DueProbes:
         return self._schedule.is_due(Moment(step=step, step_before=-1, tokens=tokens))
 
     def saves_at(self, step: int) -> bool:
-        """Return whether Megatron saves a checkpoint after `step`, whatever else happens."""
+        """Return whether Megatron saves a checkpoint after `step` by its intervals."""
         args = self._args
         intervals = args.save_interval, getattr(args, "non_persistent_save_interval", None)
         is_regular = any(interval and step % interval == 0 for interval in intervals)

@@ -1,4 +1,4 @@
-"""Isolation of a probe: the training goes on, to the bit, as if no probe had been taken."""
+"""Isolation of a probe: the training continues, to the bit, as if no probe had been taken."""
 
 import hashlib
 import inspect
@@ -96,7 +96,7 @@ def _call_with_optimizer(
 
 @contextmanager
 def _evaluation_mode(model: Sequence[Any]) -> Iterator[None]:
-    """Put all modules in evaluation mode, and afterwards each one in the mode that it had.
+    """Put all modules in evaluation mode, and restore the mode of each afterwards.
 
     `model.train()` would also switch modules that the user keeps in evaluation mode.
     """
@@ -136,7 +136,7 @@ def _no_schedule_timers(model: Sequence[Any]) -> Iterator[None]:
 def _no_router_jitter(model: Sequence[Any]) -> Iterator[None]:
     """Turn off MoE input jitter, which Megatron applies in evaluation mode too.
 
-    Under virtual pipelining each chunk may have a config of its own.
+    Under virtual pipelining each chunk may have its own config.
     """
     modules = [module for chunk in model for module in chunk.modules()]
     found: list[Any] = [module.config for module in modules if hasattr(module, "config")]

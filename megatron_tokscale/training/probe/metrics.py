@@ -14,7 +14,7 @@ from megatron_tokscale.probe import ProbeSet
 
 
 class Detokenizer(Protocol):
-    """A tokenizer of Megatron's, as far as it turns ids into text."""
+    """The part of Megatron's tokenizers that turns ids into text."""
 
     def detokenize(self, ids: list[int], /) -> str:
         """Return the text of token ids."""
@@ -28,7 +28,7 @@ class Metrics:
     last probe, and the number of tokens without a finite loss, in all and per dataset. Means are
     over the tokens whose loss is finite, the share is over the tokens whose loss is finite at both
     probes. Bits per byte are unknown where a token's loss is not finite, as its bytes are unknown
-    too. An unknown value is NaN and is not named; nor is a number of 0 tokens.
+    too. An unknown value is NaN and is not logged; nor is a count of 0 tokens.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class Metrics:
 
         Args:
             probe_set: the watched tokens.
-            fall_threshold: in nats.
+            fall_threshold: least fall that is counted, in nats.
             tokenizer: turns ids into text (Megatron's `detokenize`), if there is a text.
-            names: of the D datasets; by default the probe set's own.
+            names: names of the D datasets; by default the probe set's names.
         """
         self._probe_set = probe_set
         self._threshold = fall_threshold
@@ -118,6 +118,6 @@ def _text_bytes(tokenizer: Detokenizer | None, ids: list[int]) -> float:
         return math.nan
     try:
         text = tokenizer.detokenize(ids)
-    except Exception:  # whatever a tokenizer raises, a metric does not stop a training job
+    except Exception:  # a tokenizer may raise any error, and a metric must not stop a training job
         return math.nan
     return len(text.encode("utf-8", errors="replace")) if isinstance(text, str) else math.nan

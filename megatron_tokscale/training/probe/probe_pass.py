@@ -24,7 +24,7 @@ Microbatch = dict[str, torch.Tensor]
 
 _MISPLACED: Final = (
     "the forward step does not pass the batch's loss_mask through unchanged to its loss function, "
-    "so the probe cannot tell which loss is whose; return functools.partial(loss_func, loss_mask, "
+    "so the probe cannot assign losses to tokens; return functools.partial(loss_func, loss_mask, "
     "...) with the mask of the batch, as Megatron's pretrain_gpt.py does"
 )
 
@@ -119,7 +119,7 @@ def _microbatches(
 def _probe_forward_step(
     forward_step: Callable[..., Any], iterator: Any, chunk: Any, *rest: Any
 ) -> tuple[Any, Callable[..., Any]]:
-    """Call the user's forward step, and return our collector in the place of its loss function."""
+    """Call the user's forward step, and return the probe's collector as its loss function."""
     output, loss_func = forward_step(iterator, chunk, *rest)
     mask = loss_func.args[0] if isinstance(loss_func, partial) and loss_func.args else None
     return output, partial(_collect, mask)
@@ -137,8 +137,8 @@ def _collect(
 ) -> _Collected:
     """Keep the token losses of one microbatch on the device, with their coordinates.
 
-    A forward step that binds no mask to its loss function gives no coordinates. They are known all
-    the same without context parallelism, where a row of losses is a row of the batch.
+    A forward step that binds no mask to its loss function gives no coordinates. Without context
+    parallelism they are known nevertheless: a row of losses is a row of the batch.
     """
     loss_bs = output.detach().float()
     if isinstance(mask, torch.Tensor) and mask.numel() == loss_bs.numel():
@@ -186,7 +186,7 @@ def place_losses(
         messages_R: [R, M * b * s + s + 1], the packed losses of each rank.
         shape: (M, b, s).
         dp_size: number of data-parallel ranks.
-        probe_set: tells the number of real rows, and the watched tokens.
+        probe_set: gives the number of real rows, and the watched tokens.
 
     Returns:
         loss_N in nats.

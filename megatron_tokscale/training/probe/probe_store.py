@@ -29,7 +29,7 @@ class ProbeStore:
     Attributes:
         is_writer: this rank writes.
         is_active: no write has failed; after a failure no more probes are taken.
-        is_open: the job has the directory.
+        is_open: the job holds the directory's lock.
         untraced_from: consumed samples from which on the directory held another branch, whose
             losses are set aside; None without one.
     """
@@ -37,10 +37,10 @@ class ProbeStore:
     def __init__(
         self, run: Path, probe_set: ProbeSet, args: Namespace, *, stops_on_error: bool
     ) -> None:
-        """Check that the directory is of this probe set and model, or new.
+        """Check that the directory is new, or of this probe set and model.
 
         Raises:
-            TokscaleError: it is of another run.
+            TokscaleError: the directory is of another run.
         """
         self._probe_set, self._model = probe_set, model_info(args)
         self._stops_on_error = stops_on_error
@@ -60,20 +60,20 @@ class ProbeStore:
     def open(
         self, launches: Sequence[Launch], resume_step: int | None, size: Mapping[str, int]
     ) -> Floats32 | None:
-        """Open the directory, on the rank that writes, and agree on how that went.
+        """Open the directory, on the rank that writes, and agree on the outcome.
 
         Args:
-            launches: of the run, the present one as the last.
+            launches: launches of the run, the present one last.
             resume_step: the step at which training resumes; None in a replay, which abandons no
                 losses.
-            size: of the model, for the record of a new run.
+            size: size of the model, for the record of a new run.
 
         Returns:
             previous_N: the last losses on disk, on the rank that writes.
 
         Raises:
             AgreedError: the directory is locked by another job, or is not writable and the job is
-                to stop for that.
+                to stop in that case.
         """
         self.is_open = True
         previous_N: Floats32 | None = None
@@ -97,7 +97,7 @@ class ProbeStore:
         return previous_N
 
     def _note_parting(self, launch: Launch) -> None:
-        """Say that losses were set aside; from that launch's first sample on they tell no data."""
+        """Report the losses set aside; the record of data is invalid from that launch on."""
         self.untraced_from = launch.consumed_samples
         print_rank_0(
             f"tokscale: the losses in {self.folder} from after step {launch.step} are not of the "
@@ -105,7 +105,7 @@ class ProbeStore:
             "--tokscale-dir of its own"
         )
 
-    # Read by the rank that writes, alone.
+    # Methods that only the writer calls.
 
     def record(self, step: int) -> LossRecord | None:
         """Return the record of the losses at `step`; None if there are none that can be read."""
@@ -127,29 +127,29 @@ class ProbeStore:
         """
         self._writer.check_launches(launches, step)
 
-    # Read by all ranks together.
+    # Methods that all ranks call together.
 
     def steps_on_disk(self) -> list[int]:
         """Return the steps whose losses are on disk, ascending; all ranks agree."""
         own = None
-        with suppress(OSError):  # of a directory that is gone: the next probe meets it too
+        with suppress(OSError):  # the directory is gone: the next probe reports it
             own = json.dumps(self._writer.steps()) if self.is_writer else None
         steps: list[int] = json.loads(first_of_all_ranks(own) or "[]")
         return steps
 
     def tokens_on_disk(self, step: int) -> int | None:
-        """Return the tokens consumed by the probe of `step`; None if that cannot be read."""
+        """Return the tokens consumed by the probe of `step`; None if its record cannot be read."""
         record = self._writer.record(step) if self.is_writer else None
         tokens = None if record is None else record.consumed_tokens
         text = first_of_all_ranks(None if tokens is None else str(tokens))
         return int(text) if text else None
 
-    # Written.
+    # Methods that write.
 
     def note(self, event: str, **values: JSON) -> None:
-        """Write an event into the run's journal, as far as that can be written."""
+        """Write an event into the run's journal, if possible."""
         if self.is_writer and self.is_active:
-            with suppress(OSError):  # the losses' own errors are met at the next probe
+            with suppress(OSError):  # the next probe reports an error of the disk
                 self._writer.journal(event, **values)
 
     def submit(self, loss_N: Floats32 | NDArray[np.float16], record: LossRecord) -> None:
@@ -159,12 +159,12 @@ class ProbeStore:
     def wait(self) -> None:
         """Wait until the losses so far are on disk, or have failed to be written.
 
-        An error is kept for the next probe, at which the ranks agree what to do about it.
+        An error is kept for the next probe, at which the ranks agree on the reaction.
         """
         self._background.wait()
 
     def join(self) -> OSError | None:
-        """Wait for the losses so far; return the error with which they failed on this rank."""
+        """Wait for the losses so far; return this rank's error, if writing failed."""
         return self._background.join()
 
     def stop_probing(self, reason: str | None) -> None:
@@ -177,14 +177,14 @@ class ProbeStore:
         if self._stops_on_error:
             raise AgreedError(message)
         self.is_active = False
-        print_rank_0(f"tokscale: {message}; training goes on WITHOUT probes")
+        print_rank_0(f"tokscale: {message}; training continues WITHOUT probes")
 
     def finish(self) -> None:
         """Wait for the last losses, at the end of the training; all ranks call it.
 
         Raises:
-            AgreedError: losses could not be written and the job is to stop for that: on all ranks,
-                before one of them has left the others waiting.
+            AgreedError: losses could not be written and the job is to stop in that case: on all
+                ranks, so that none waits for another.
         """
         error = self.join()
         if error and not self._stops_on_error:
@@ -194,12 +194,12 @@ class ProbeStore:
         refuse_together(self._unwritable(str(error)) if error else None)
 
     def close(self) -> None:
-        """Wait for the last losses, say so if they are lost, and release the directory.
+        """Wait for the last losses, report them if lost, and release the directory.
 
-        This rank alone; no other need be alive.
+        It acts on this rank alone: other ranks may have ended.
 
         Raises:
-            TokscaleError: losses could not be written and the job is to stop for that.
+            TokscaleError: losses could not be written and the job is to stop in that case.
         """
         error = self.join()
         self._writer.close()

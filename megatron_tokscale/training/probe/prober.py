@@ -1,4 +1,4 @@
-"""The part of a job that probes: it takes a probe at each event at which one is due."""
+"""The part of a job that probes: it takes a probe at each event at which a probe is due."""
 
 import gc
 from argparse import Namespace
@@ -35,7 +35,7 @@ class Prober(JobPart):
     """
 
     def __init__(self, settings: JobProbeSettings, run: Path, args: Namespace) -> None:
-        """Check everything that can be checked before the model is built.
+        """Make all checks that need no model.
 
         Raises:
             TokscaleError: the probe set does not fit the job, or a setting is not supported.
@@ -59,21 +59,21 @@ class Prober(JobPart):
         self._losses: Mapping[str, torch.Tensor] = {}
         self._has_trained = False
 
-    # For the parts that depend on the probes.
+    # Methods for the parts that depend on the probes.
 
     @property
     def is_writer(self) -> bool:
-        """Whether this rank writes the losses."""
+        """True if this rank writes the losses."""
         return self.store.is_writer
 
     @property
     def is_open(self) -> bool:
-        """Whether the job has the run directory: from the start to the end of its training."""
+        """True if the job holds the run directory: from the start to the end of its training."""
         return self.store.is_open
 
     @property
     def untraced_from(self) -> int | None:
-        """The sample from which on the run directory told of another branch; None without one."""
+        """First sample of another branch in the run directory; None without one."""
         return self.store.untraced_from
 
     @property
@@ -90,13 +90,13 @@ class Prober(JobPart):
         self.store.wait()
 
     def note(self, event: str, **values: JSON) -> None:
-        """Write an event into the run's journal, as far as that can be written."""
+        """Write an event into the run's journal, if possible."""
         self.store.note(event, **values)
 
     # Events.
 
     def on_load(self, checkpoint: object) -> None:
-        """Remember the content of the checkpoint, which tells the run's past."""
+        """Remember the content of the checkpoint, which holds the run's past."""
         saved = SavedCheckpoint.from_state_dict(checkpoint)
         known = self._saved
         if saved and not (known and known.step == saved.step and saved.scheduler is None):
@@ -109,11 +109,11 @@ class Prober(JobPart):
     def on_train_start(self, state: TrainingState) -> None:
         """Open the run, and take the probe of the first step if it is due and not on disk.
 
-        Due is also a probe that the run has missed since its last one.
+        A probe that the run has missed since its last one is due too.
 
         Raises:
-            TokscaleError: see `ProbeStore.open`; or the schedule counts tokens, and it is not known
-                how many the run has consumed.
+            TokscaleError: see `ProbeStore.open`; or the schedule counts tokens, and the run's
+                consumed tokens are unknown.
         """
         self._has_trained = True
         step = state.step
@@ -124,7 +124,7 @@ class Prober(JobPart):
         if step and self.store.is_active and not self._has_note(state) and self.steps_on_disk():
             print_rank_0(
                 f"tokscale: a job without the plugin saved the checkpoint of step {step}, which "
-                f"does not tell its run; the losses in {self.store.folder} are taken for this "
+                f"does not name its run; the losses in {self.store.folder} are taken for this "
                 "run's; if they are not, give another --tokscale-dir"
             )
         before = self._tokens if past.tokens_before is None else past.tokens_before
@@ -162,7 +162,7 @@ class Prober(JobPart):
             self._take_between_steps(state)
 
     def on_exit(self, state: TrainingState) -> None:
-        """Take the probe of a job that ends in order after this step, if the flags ask for it."""
+        """Take the probe of a job that ends after this step, if the flags request it."""
         is_wanted = self._settings.takes_probe_at_exit and self.store.is_active
         if is_wanted and state.step != self.last_step:
             self._take_between_steps(state)
@@ -187,7 +187,7 @@ class Prober(JobPart):
         self.store.close()
 
     def on_job_end(self) -> None:
-        """Say so if the job has ended before it trained."""
+        """Report a job that has ended before it trained."""
         if not self._has_trained and not self._settings.is_replay:
             print_rank_0(
                 "tokscale: the job has ended before its first training step, so no probe was taken"
@@ -201,7 +201,7 @@ class Prober(JobPart):
         """Open the run directory.
 
         Args:
-            state: of the training; its model's size goes into the record.
+            state: state of the training; the size of its model goes into the record.
             launches: of the run, the present one as the last.
             resume_step: the step at which training resumes; None in a replay.
 
@@ -220,11 +220,11 @@ class Prober(JobPart):
         self._taker.take(state, self._counts, self._losses)
 
     def take_saved(self, past: Past, state: TrainingState) -> None:
-        """Take the probe of a checkpoint that was loaded, whose past is known.
+        """Take the probe of a loaded checkpoint, whose past is known.
 
         Args:
-            past: of the run at the checkpoint.
-            state: of the job, which trains nothing: it has no optimizer.
+            past: past of the run at the checkpoint.
+            state: state of the job, which trains nothing and has no optimizer.
         """
         rate = float("nan")
         if past.launches and past.scheduler_samples is not None:
@@ -267,17 +267,17 @@ class Prober(JobPart):
         return self._counts.tokens or 0
 
     def _has_note(self, state: TrainingState) -> bool:
-        """Return whether the checkpoint that the job has loaded tells the launches before it."""
+        """Return whether the loaded checkpoint holds the launches before it."""
         past = (
             read_note(self._saved.args, state.step, state.consumed_samples) if self._saved else None
         )
         return bool(past and past.launches)
 
     def _last_moment(self, step: int, tokens_before: int) -> tuple[int, int]:
-        """Return the step and the tokens up to which the run at `step` has its probes.
+        """Return the step and the tokens up to which a run at `step` has its probes.
 
         Args:
-            step: at which the job starts.
+            step: step at which the job starts.
             tokens_before: training tokens consumed before the last step.
         """
         if step == 0 or not self.store.is_active:
@@ -288,7 +288,7 @@ class Prober(JobPart):
             if self._due.was_due_by(*moment):
                 print_rank_0(
                     f"tokscale: no probe from before step {step} is in {self.store.folder}, and "
-                    "those that were due cannot be taken any more; --tokscale-replay probes saved "
+                    "those that were due can no longer be taken; --tokscale-replay probes saved "
                     "checkpoints"
                 )
             return moment

@@ -49,7 +49,7 @@ def model_size(model: Sequence[Any], args: Namespace) -> dict[str, int]:
 
 
 def _counts_here(parameter: torch.nn.Parameter) -> bool:
-    """Return whether this rank counts the parameter: one of the ranks that hold it does."""
+    """Return whether this rank counts the parameter: exactly one of its holders does."""
     if getattr(parameter, "shared", False):  # the last stage's copy of a tied embedding
         return False
     is_sharded = getattr(parameter, "tensor_model_parallel", False)

@@ -36,7 +36,7 @@ class ProbeTaker:
     """Takes probes. All ranks hold one and act together.
 
     Attributes:
-        last_step: of the last probe that was taken; -1 before the first.
+        last_step: step of the last probe taken; -1 before the first.
         previous_N: losses of the last probe, on the rank that writes.
     """
 
@@ -59,14 +59,14 @@ class ProbeTaker:
         """Take the probe of the present step, and hand its losses over to be written.
 
         Args:
-            state: of the training.
-            counts: of the training, for the record.
-            losses: of the last training step, for the record.
+            state: state of the training.
+            counts: counts of the training, for the record.
+            losses: losses of the last training step, for the record.
 
         Raises:
             TokscaleError: the forward step does not fit, the probe has changed the training's state
                 (with --tokscale-verify-isolation), or losses cannot be written and the job is to
-                stop for that.
+                stop in that case.
         """
         write_error = self._store.join()
         timers = get_timers()
@@ -79,7 +79,7 @@ class ProbeTaker:
             values_V = self._metrics.measure(losses_N, self.previous_N)
             self.previous_N = losses_N
         timers(_TIMER).stop()
-        # One message tells all ranks how each of them fared, and the metrics.
+        # One message gives all ranks the outcome of each rank, and the metrics.
         failed, refused, *summed_V = sum_over_ranks(
             float(write_error is not None), float(refusal is not None), *values_V
         )
@@ -96,7 +96,7 @@ class ProbeTaker:
             self._store.submit(losses_N.astype(self._settings.loss_dtype), record)
 
     def _run_pass(self, state: TrainingState) -> tuple[torch.Tensor | None, str | None]:
-        """Return loss_N, on the rank that writes, and the refusal of a rank's forward step."""
+        """Return loss_N, on the rank that writes, and the refusal by a rank's forward step."""
         assert state.forward_step is not None
         model, optimizer = state.model, state.optimizer
         with (
@@ -139,9 +139,9 @@ class ProbeTaker:
 
 
 def _names_in_log(probe_set: ProbeSet, args: Namespace) -> list[str]:
-    """Return the datasets' names, numbered as the job's training data, whose plan is logged too.
+    """Return the datasets' names, numbered as in the job's training data and its logged plan.
 
-    The probe set may be of the validation part, whose datasets can come in another order.
+    The probe set may come from the validation part, whose datasets can have another order.
     """
     try:
         known = DataSource.from_flags(args).names("train")

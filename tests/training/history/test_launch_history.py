@@ -146,7 +146,7 @@ def test_losses_beside_a_checkpoint_without_a_note_are_taken_for_the_runs_with_a
     train(corpus, *flags, *other)
     on = ("--load", str(tmp_path / "a"), "--save", str(tmp_path / "b"), "--exit-interval", "8")
     output = train(corpus, *flags, *on, *probe(corpus))
-    assert "does not tell its run" in output
+    assert "does not name its run" in output
 
 
 def test_tokens_of_another_sequence_length_are_added(corpus, trunk, tmp_path):

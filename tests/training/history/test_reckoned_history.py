@@ -95,14 +95,14 @@ def test_counts_that_the_last_settings_do_not_explain_are_unknown(corpus, change
     assert tokens(run) == {16: None, 18: None}
     assert np.isnan(list(sums(run).values())).all()
     assert "consumed tokens unknown, summed learning rate unknown" in output
-    with pytest.raises(TokscaleError, match="does not know its tokens at step 16"):
+    with pytest.raises(TokscaleError, match="has no record of its tokens at step 16"):
         run.x_K("tokens")
     words = (*save, *probe(corpus, "tokens:linear:512"), "--tokscale-dir", str(tmp_path / "t"))
     flags = job_flags(corpus, *BY_SAMPLES, *words, without=IN_ITERS)
     job = start(1, "-m", "megatron_tokscale.pretrain", *flags)
     assert job.code == 2
     (line,) = job.refusals
-    assert "counts tokens, and how many were consumed by step 16 is unknown" in line
+    assert "counts tokens, and the number consumed by step 16 is unknown" in line
     assert not (tmp_path / "t").exists()
 
 

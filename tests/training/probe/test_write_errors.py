@@ -33,7 +33,7 @@ def test_a_full_disk(corpus, tmp_path):
         job = run_alone(corpus, *flags_for(corpus, run, tmp_path / "checkpoints"))
         assert job.returncode == 0, job.stderr[-3000:]
         assert "No space left" in job.stdout
-        assert "training goes on WITHOUT probes" in job.stdout
+        assert "training continues WITHOUT probes" in job.stdout
         assert is_trained(tmp_path / "checkpoints")
         whole = Run.open(run)
         assert 0 < len(whole.records) < 4
@@ -52,7 +52,7 @@ def test_a_read_only_directory(corpus, tmp_path):
         job = run_alone(corpus, *flags_for(corpus, run, tmp_path / "checkpoints"))
     assert job.returncode == 0, job.stderr[-3000:]
     assert "Read-only file system" in job.stdout
-    assert "training goes on WITHOUT probes" in job.stdout
+    assert "training continues WITHOUT probes" in job.stdout
     assert is_trained(tmp_path / "checkpoints")
 
 

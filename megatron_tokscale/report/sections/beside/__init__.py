@@ -57,7 +57,7 @@ def beside_sections(inputs: ReportInputs) -> list[Section]:
 
 
 def _comparison(baseline: Run, planned: Run) -> Section:
-    """Return the section with the losses of both runs, and how much sooner one has a loss."""
+    """Return the section with the losses of both runs, and the time saved to the same loss."""
     curves, dropped = mean_curves((baseline, planned))
     names = baseline.probe_set.datasets
     shown = largest_datasets(baseline.probe_set)
@@ -96,7 +96,7 @@ def _comparison(baseline: Run, planned: Run) -> Section:
 
 
 def verdict(baseline: Curves, planned: Curves) -> str:
-    """Return a sentence on how much sooner the planned run has the baseline's final loss."""
+    """Return a sentence on the time that the planned run saves to the baseline's final loss."""
     steps, target = int(baseline.step_K[-1]), float(baseline.loss_FK[0, -1])
     reached = time_to_reach(planned.step_K, planned.loss_FK[0], target)
     share = faster(steps, reached)
@@ -116,7 +116,7 @@ def verdict(baseline: Curves, planned: Curves) -> str:
 
 
 def _early(baseline: Curves, target: float) -> str:
-    """Return a warning if the baseline itself had its final loss long before its end."""
+    """Return a warning if the baseline itself reached its final loss long before its end."""
     first = time_to_reach(baseline.step_K, baseline.loss_FK[0], target)
     if first is None or first > 0.99 * baseline.step_K[-1]:
         return ""
@@ -162,7 +162,7 @@ def _in_words(value: JSON) -> str:
 
 
 def _settings(run: Run) -> dict[str, JSON]:
-    """Return the settings that could tell two runs apart, and changes of them by launch."""
+    """Return the settings in which two runs could differ, and their changes by launch."""
     settings: dict[str, JSON] = {"model": run.info.model}
     known: dict[str, JSON] = {}
     for launch in run.launches:
@@ -242,7 +242,7 @@ def _losses_figure(shown: dict[int, str], curves: tuple[Curves, Curves]) -> str:
         ):
             positive = np.concatenate([time_K[time_K > 0] for time_K in times])
             if not len(positive):
-                axes.set_axis_off()  # neither run knows its consumed tokens
+                axes.set_axis_off()  # neither run has a record of its consumed tokens
                 continue
             scale = TimeScale.from_times(positive)
             for f, colour in _groups(shown):

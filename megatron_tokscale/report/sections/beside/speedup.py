@@ -1,4 +1,4 @@
-"""Two runs on the same probe set: their mean losses, and how much sooner one has a loss.
+"""Two runs on the same probe set: their mean losses, and the time saved to the same loss.
 
 Shapes: N tokens, K probe steps, F groups of tokens (all of them, then each dataset).
 """
@@ -88,5 +88,5 @@ def time_to_reach(time_K: Integers | Floats, loss_K: Floats, target: float) -> f
 
 
 def faster(baseline: float, reached: float | None) -> float | None:
-    """Return the share of the baseline's time that a run saves which has its loss at `reached`."""
+    """Return the share of the baseline's time that a run with its loss at `reached` saves."""
     return None if reached is None else 1 - reached / baseline

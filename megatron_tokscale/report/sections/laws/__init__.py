@@ -1,4 +1,4 @@
-"""The section on laws: power laws of the loss, and what rival explanations predict of this run.
+"""The section on laws: power laws of the loss, and predictions of rival explanations.
 
 Shapes: P pairs of probes, from a step to about its double.
 """
@@ -86,7 +86,7 @@ def laws_section(inputs: ReportInputs) -> list[Section]:
 
 
 def _verdicts(laws: LawsResult) -> list[Verdict]:
-    """Return the verdict on the tail, and those on the claims of rivals that were decided."""
+    """Return the verdicts on the tail, and on the claims of rivals that are not undecided."""
     return [
         tail_verdict(laws),
         *(
@@ -105,7 +105,7 @@ def _verdicts(laws: LawsResult) -> list[Verdict]:
 
 
 def _explanations(laws: LawsResult) -> str:
-    """Return the table of what each explanation predicts, and what was measured."""
+    """Return the table of each explanation's prediction and the measurement."""
     rows = [
         [
             *(_words(text) for text in (each.explanation, each.claim)),
@@ -128,7 +128,7 @@ def _words(text: str) -> str:
 
 
 def _zero_sum(result: ZeroSumResult | Undefined) -> list[str]:
-    """Return figure and table of how far losses move while the step doubles, or why not."""
+    """Return figure and table of how losses move while the step doubles, or the reason for none."""
     if isinstance(result, Undefined):
         return [undecided("Zero-sum learning", result)]
     return [
@@ -194,7 +194,7 @@ def _doublings(pairs: Sequence[ZeroSumPair]) -> list[list[str]]:
 
 
 def _laws_over_runs(several: SeveralRuns | None) -> list[str]:
-    """Return the table of the runs and the two laws of them; nothing if there was one run."""
+    """Return the table of the runs and the two laws over them; nothing for a single run."""
     if several is None:
         return []
     rows = [

@@ -89,7 +89,7 @@ def _law_row(name: str, found: LossPowerLaw | Undefined) -> list[str]:
 
 
 def doubt(law: PowerLaw) -> str:
-    """Return the reasons to doubt a fitted law; nothing without any."""
+    """Return the reasons to doubt a fitted law; an empty text if there are none."""
     doubts = [] if law.converged else ["not converged"]
     if law.drifts:
         doubts.append(f"residuals drift (ρ {number(law.autocorrelation, '.2f')}): no power law")
@@ -148,7 +148,7 @@ def _law_probes(axes: Axes, law: PowerLaw, time_K: Floats, loss_K: Floats, colou
 
 
 def tail(laws: LawsResult) -> str:
-    """Return a sentence on the exponent of the spectrum's tail, beside that of the loss."""
+    """Return a sentence on the exponent of the spectrum's tail, beside the exponent of the loss."""
     tail, difference = laws.tail, laws.tail_minus_law
     if isinstance(tail, Undefined):
         return undecided("Tail of the spectrum", tail, "verdict")

@@ -1,4 +1,4 @@
-"""The section on the data plan: what it meant to draw, and what was drawn.
+"""The section on the data plan: the samples due by it, and the samples drawn.
 
 Shapes: D datasets, Z strata.
 """
@@ -31,7 +31,7 @@ _Values = Integers | Floats
 
 MAX_ROWS: Final = 40  # rows of the table of shares above which strata are folded away
 _MAX_DECISIONS: Final = 12  # decisions above which their table is folded away
-_MAX_NAMED: Final = 6  # names in one line
+_MAX_NAMED: Final = 6  # most names in one line
 _HEADER: Final = (
     "base share",
     "target share",
@@ -63,8 +63,8 @@ def data_plan(drawn: DrawnPlan | None, anchor: str, entry: str, title: str) -> l
         return []
     parts = [
         paragraph(
-            "This section compares the samples that the plan asks for with the samples that the "
-            "run drew. " + _range(drawn)
+            "This section compares the samples due by the plan with the samples that the run "
+            "drew. " + _range(drawn)
         ),
         facts(_facts(drawn)),
         _changes(drawn),
@@ -82,7 +82,7 @@ def _range(drawn: DrawnPlan) -> str:
     start = f"after the first {number(drawn.start, ',')}, drawn without the plan, "
     return (
         f"The samples drawn are counted in the plan's index, {start if drawn.start else ''}up to "
-        f"sample {number(drawn.stop, ',')}, the last one that the run's last probe knows of."
+        f"sample {number(drawn.stop, ',')}, the last one consumed at the run's last probe."
     )
 
 
@@ -174,7 +174,7 @@ def _limits(drawn: DrawnPlan) -> str:
     """Return the plan's limits on weights and epochs."""
     how, most = drawn.plan.replanning, drawn.plan.max_epochs
     epochs = "epochs without limit" if most is None else f"at most {number(most, 'g')} epochs"
-    # Weights that are not derived from a run are drawn as given, but for the limit on epochs.
+    # Weights that are not derived from a run are only limited in epochs.
     policy = drawn.plan.provenance.policy
     if policy in ("unknown", "uniform", "manual") and not drawn.plan.decisions:
         return epochs
