@@ -109,7 +109,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def bootstrap(path: Path, seed: int) -> dict[str, Any]:
-    """The few of the bootstrap's `Peer`: a whole small run."""
+    """Time the bootstrap of a whole small run, the peer of the package's own."""
     source = FittedRun.open(Run.open(path))
     tokens, x_K = source.run.probe_set, source.x_K
     units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed)
