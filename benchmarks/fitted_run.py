@@ -12,8 +12,9 @@ from scipy.special import expit
 
 from megatron_tokscale.core.arrays import AnyArray, Floats32
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass, fit_run
+from megatron_tokscale.fit.part_table import part_table
 from megatron_tokscale.fit.parts import Parts
-from megatron_tokscale.fit.run_fit import part_key, part_table
+from megatron_tokscale.fit.run_fit import part_key
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import Identity, Run, RunPaths
 from megatron_tokscale.store.losses import write_losses

@@ -9,7 +9,10 @@ import os
 import sys
 import time
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol, TextIO
+
+if TYPE_CHECKING:
+    import tqdm as bars
 
 _LINES: Final = 10
 """Lines that a meter prints in a log, one per tenth of the work: enough to see that it advances."""
@@ -65,7 +68,7 @@ class _StderrMeter:
         self._what, self._total, self._unit = what, total, unit
         self._started = time.monotonic()
         self._tenths_shown = 0
-        self._bar: Any = None
+        self._bar: bars.tqdm[NoReturn] | None = None
         if _can_draw(sys.stderr):
             from tqdm import tqdm
 
@@ -103,7 +106,7 @@ def print_line(line: str) -> None:
             mute(sys.stderr)
 
 
-def mute(stream: Any) -> None:
+def mute(stream: TextIO) -> None:
     """Redirect a stream to nowhere, so that the interpreter's last flush of it cannot fail."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -126,7 +129,7 @@ def _in_ascii(error: UnicodeError) -> tuple[str, int]:
     return "".join(_ASCII.get(character, "?") for character in lacking), error.end
 
 
-def _can_draw(stream: Any) -> bool:
+def _can_draw(stream: TextIO | None) -> bool:
     """Return whether a bar can be redrawn on a stream: on a terminal that has a width."""
     if stream is None or not stream.isatty() or os.environ.get("TERM") == "dumb":
         return False

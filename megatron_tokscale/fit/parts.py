@@ -19,6 +19,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json, remove_temporaries, whole_or_absent, write_json
 from megatron_tokscale.core.records import JSON, from_json, to_json
 from megatron_tokscale.fit.joining import LaunchedProcess, is_launched, join
+from megatron_tokscale.fit.summary import FitSettings
 from megatron_tokscale.store.lock import RunLock
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class PartKey:
     x: tuple[float | None, ...]
     block_tokens: int
     device: str
-    settings: Mapping[str, JSON]
+    settings: FitSettings
     columns: tuple[str, ...]
     crc32: Mapping[str, str]
 

@@ -3,11 +3,9 @@
 Shapes: N tokens, K probe steps, B sequences.
 """
 
-import json
-import math
 import os
 import time as clock
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,47 +15,30 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from megatron_tokscale import __version__
 from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.checked import file_checksum, write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import Meter, NoProgress, Progress
-from megatron_tokscale.core.records import JSON, from_json
+from megatron_tokscale.core.records import JSON
 from megatron_tokscale.core.schemas import FIT_SCHEMA
+from megatron_tokscale.fit.part_table import PartTotals, part_table
 from megatron_tokscale.fit.parts import PartKey, Parts, Ranks, Stamp
 from megatron_tokscale.fit.probe_axis import MIN_PROBES, ProbeAxis
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
-from megatron_tokscale.fit.summary import (
-    ClassTotal,
-    FitIdentity,
-    FitSettings,
-    FitSummary,
-    NonFiniteLosses,
-)
-from megatron_tokscale.fit.table import (
-    ExtraColumns,
-    FitStatus,
-    ParquetRows,
-    SigmoidFits,
-    TokenClass,
-)
+from megatron_tokscale.fit.summary import FitIdentity, FitSettings, FitSummary, NonFiniteLosses
+from megatron_tokscale.fit.table import FitStatus, ParquetRows, SigmoidFits
 from megatron_tokscale.store.losses import mark_checked
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import torch
 
-    from megatron_tokscale.probe import ProbeSet
     from megatron_tokscale.store import Run
     from megatron_tokscale.store.reader import Time
 
 _BLOCK_VALUES = 2**24  # most losses of a block: 64 MB in float32
 _BLOCK_TOKENS = 2**14, 2**18  # fewest and most tokens of a block, see `_block_tokens`
 _BLOCKS = 64  # blocks of a run: a fit that is stopped loses at most a 64th of its work per process
-_HEADING = "version", "run_id", "time", "steps", "probe_fingerprint"
-_NON_FINITE = b"non_finite"
 
 
 def fits_path(run: "Run") -> Path:
@@ -151,16 +132,16 @@ def part_key(run: "Run", time: "Time", block_tokens: int | None, device_type: st
     )
 
 
-def _settings() -> dict[str, JSON]:
+def _settings() -> FitSettings:
     from megatron_tokscale.fit import classes
 
-    return {
-        "criterion": "BIC",
-        "noise": "autoregressive of order one, estimated for every token",
-        "margin": classes.MARGIN,
-        "parameters": classes.PARAMETERS,
-        "known_below_nats": classes.KNOWN_BELOW,
-    }
+    return FitSettings(
+        criterion="BIC",
+        noise="autoregressive of order one, estimated for every token",
+        margin=classes.MARGIN,
+        parameters=classes.PARAMETERS,
+        known_below_nats=classes.KNOWN_BELOW,
+    )
 
 
 def _block_tokens(n_tokens: int, n_probes: int) -> int:
@@ -284,46 +265,6 @@ class _Work:
         self.parts.write(block, part_table(fits, loss_NK, self.run.probe_set, tokens))
 
 
-def part_table(
-    fits: SigmoidFits, loss_NK: Floats32, probe_set: "ProbeSet", tokens: slice
-) -> "pa.Table":
-    """Return the table of a part: fits, columns of the probe set, counts of non-finite losses.
-
-    Args:
-        fits: the fits of a block of tokens.
-        loss_NK: their losses.
-        probe_set: the probe set of the run.
-        tokens: the place of the block among the watched tokens.
-    """
-    non_finite_NK = ~np.isfinite(loss_NK)
-    counts = {
-        "tokens": int(non_finite_NK.any(axis=1).sum()),
-        "losses_K": non_finite_NK.sum(axis=0).tolist(),
-    }
-    table = fits.to_arrow(_probe_columns(probe_set, tokens))
-    return table.replace_schema_metadata({_NON_FINITE: json.dumps(counts)})
-
-
-def _probe_columns(tokens: "ProbeSet", part: slice) -> ExtraColumns:
-    """Return label, dataset, document, position and context of a slice of the watched tokens.
-
-    Only the sequences that hold the slice are read.
-    """
-    first_B = np.concatenate([[0], tokens.mask_BS.sum(axis=1).cumsum()])
-    low = int(np.searchsorted(first_B, part.start, side="right")) - 1
-    rows = slice(low, int(np.searchsorted(first_B, part.stop)))
-    part = slice(part.start - int(first_B[low]), part.stop - int(first_B[low]))
-    mask_BS = tokens.mask_BS[rows]
-    context_N = (np.nonzero(mask_BS)[1] + 1).astype(np.int32)
-    return {
-        "label": (tokens.labels_BS[rows][mask_BS][part], "token id"),
-        "dataset": (tokens.dataset_BS[rows][mask_BS][part], "index into the probe set's datasets"),
-        "document": (tokens.document_BS[rows][mask_BS][part], "index in the dataset"),
-        "position": (tokens.position_BS[rows][mask_BS][part], "tokens from the document's start"),
-        "context": (context_N[part], "tokens predicted from"),
-    }
-
-
 def _assemble(work: _Work, key: PartKey, seconds: float) -> FitSummary:
     """Write fits.parquet and fit.json from the parts, remove these, and return the summary.
 
@@ -333,38 +274,46 @@ def _assemble(work: _Work, key: PartKey, seconds: float) -> FitSummary:
     run, parts = work.run, work.parts
     if run.checksums() != key.crc32:
         raise TokscaleError(f"losses in {run.path} were replaced while they were fitted; fit again")
-    made_of = key.to_json()
+    identity = FitIdentity(
+        run_id=key.run_id,
+        probe_fingerprint=key.probe_fingerprint,
+        steps=key.steps,
+        losses_crc32=tuple(key.crc32.values()),
+        time=key.time,
+        fit_id=key.digest,
+    )
     heading: dict[str, JSON] = {
-        **{name: made_of[name] for name in _HEADING},
-        "losses_crc32": list(key.crc32.values()),
-        "fit_id": parts.digest,
+        "version": key.version,
+        "run_id": key.run_id,
+        "time": key.time,
+        "steps": key.steps,
+        "probe_fingerprint": key.probe_fingerprint,
+        "losses_crc32": identity.losses_crc32,
+        "fit_id": key.digest,
     }
-    tally = _Tally(len(run.records))
+    totals = PartTotals(len(run.records))
     fits, summary_path = run.paths.fits, run.paths.fit
     with parts.writing():
         with ParquetRows(parts.folder / fits.name, work.x_K, heading) as rows:
             for block in range(len(work.blocks)):
                 table = parts.read(block)
-                tally.add(table)
+                totals.add(table)
                 rows.append_table(table)
         resumed = work.tokens(work.resumed)
-        classes, fall_nats = tally.classes()
+        classes, fall_nats = totals.classes()
         summary = FitSummary(
-            identity=from_json(
-                FitIdentity,
-                {name: heading[name] for name in FitIdentity.__dataclass_fields__},
-            ),
+            identity=identity,
             n_tokens=run.n_tokens,
             n_probes=len(run.records),
             left_out=tuple(run.left_out),
             classes=classes,
             fall_nats=fall_nats,
-            status={status.label: tally.statuses[status] for status in FitStatus},
+            status={status.label: totals.statuses[status] for status in FitStatus},
             non_finite=NonFiniteLosses(
-                int(tally.non_finite_K.sum()), tally.non_finite_tokens, run.n_tokens
+                int(totals.non_finite_K.sum()), totals.non_finite_tokens, run.n_tokens
             ),
-            non_finite_K=tuple(tally.non_finite_K.tolist()),
-            settings=from_json(FitSettings, made_of["settings"]),
+            non_finite_K=tuple(totals.non_finite_K.tolist()),
+            settings=key.settings,
             seconds=round(seconds, 3),
             tokens_per_second=round((run.n_tokens - resumed) / max(seconds, 1e-9), 1),
             resumed_tokens=resumed,
@@ -376,45 +325,3 @@ def _assemble(work: _Work, key: PartKey, seconds: float) -> FitSummary:
             os.replace(parts.folder / path.name, path)
     parts.remove()
     return summary
-
-
-class _Tally:
-    """Totals over the parts: tokens and fall per class, tokens per status, non-finite losses."""
-
-    def __init__(self, n_probes: int) -> None:
-        self.tokens: Counter[int] = Counter()
-        self.statuses: Counter[int] = Counter()
-        self.fall = dict.fromkeys(TokenClass, 0.0)
-        self.non_finite_tokens = 0
-        self.non_finite_K = np.zeros(n_probes, np.int64)
-
-    def add(self, table: "pa.Table") -> None:
-        """Add one part, a pyarrow table."""
-        class_N, fall_N = (table[name].to_numpy() for name in ("class", "fall"))
-        non_finite = json.loads(table.schema.metadata[_NON_FINITE])
-        self.non_finite_tokens += non_finite["tokens"]
-        self.non_finite_K += non_finite["losses_K"]
-        self.statuses.update(table["status"].to_pylist())
-        for token_class in TokenClass:
-            of_class = class_N == token_class
-            self.tokens[token_class] += int(of_class.sum())
-            self.fall[token_class] += float(np.nansum(fall_N[of_class], dtype=np.float64))
-
-    def classes(self) -> tuple[dict[str, ClassTotal], float]:
-        """Return the totals of each class by its label, and the fall of all tokens in nats.
-
-        A class's share of the fall is its part of the sum over tokens of the measured loss at the
-        first probe minus that at the last: no model is used, the shares add up to one, and a class
-        that forgets has a negative share.
-        """
-        n_tokens, fall = self.tokens.total(), sum(self.fall.values())
-        classes = {
-            token_class.label: ClassTotal(
-                tokens=self.tokens[token_class],
-                share=self.tokens[token_class] / max(n_tokens, 1),
-                fall_nats=self.fall[token_class],
-                fall_share=self.fall[token_class] / fall if fall else math.nan,
-            )
-            for token_class in TokenClass
-        }
-        return classes, fall
