@@ -321,7 +321,7 @@ def test_an_edited_file_stops_the_job(following, plan, tmp_path, file):
         content["decisions"][plan.fingerprint].append(row)
         (tmp_path / "tokscale" / file).write_text(json.dumps(sealed(content)))
     with pytest.raises(
-        TokscaleError, match=r"changed under this job \(it is another now\); restore"
+        TokscaleError, match=r"changed under this job \(it has other content now\); restore"
     ):
         following.refuse_edits()
 
