@@ -54,7 +54,7 @@ class TokenClass(IntEnum):
 
 
 class FitStatus(IntEnum):
-    """How the one-sigmoid fit of a token ended.
+    """Outcome of the one-sigmoid fit of a token.
 
     CONVERGED: an optimum inside the bounds.
     AT_BOUND: the midpoint lies outside the probed range, or the width is the whole range; the

@@ -45,7 +45,7 @@ class TokscaleConfig:
     tokscale_on_write_error: Literal["continue", "abort"] = field(
         default="continue", metadata=_PROBE
     )
-    """When losses cannot be written, continue the training without probes, or abort the job."""
+    """Continue the training without probes, or abort the job, when losses cannot be written."""
 
     tokscale_verify_isolation: bool = field(default=False, metadata=_PROBE | _NOT_IN_A_REPLAY)
     """Hash parameters, buffers, optimizer state and generators before and after every probe, and

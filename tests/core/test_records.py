@@ -1,4 +1,4 @@
-"""What goes to JSON comes back as it was, or a message names what is wrong."""
+"""Records come back from JSON as they were, or a message names the wrong field."""
 
 import enum
 import json

@@ -62,7 +62,7 @@ PLACES = ("torch.zeros(2, device='cuda')", "torch.ones(2).to('cuda:0')", "torch.
 
 @pytest.fixture(scope="module")
 def devices():
-    """Where each of `PLACES` is, in one process with the CPU runtime."""
+    """The device of each of `PLACES`, in one process with the CPU runtime."""
     job = run_python(
         "import warnings; warnings.simplefilter('ignore')\n"
         "from megatron_tokscale import cpu; cpu.enable()\n"

@@ -1,4 +1,4 @@
-"""What a document tells a user to type is taken: verbs, flags of the job, blocks of Python."""
+"""The parsers take every command, flag and Python block of the documents."""
 
 import os
 import re
