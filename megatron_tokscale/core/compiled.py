@@ -57,7 +57,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         self._cache_file = _SealedFiles(
             cache_path=self._impl.locator.get_cache_path(),
             filename_base=self._impl.filename_base,
-            source_stamp=(self._impl.locator.get_source_stamp(), __version__),
+            source_stamp=(self._impl.locator.get_source_stamp(), _called(function), __version__),
         )
 
     def load_overload(self, *key: object) -> object:
@@ -68,6 +68,18 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     def save_overload(self, *key_and_code: object) -> None:
         with suppress(Exception):
             super().save_overload(*key_and_code)
+
+
+def _called(function: Callable[..., object]) -> list[tuple[int, int]]:
+    """Return time of change and size of the files of the compiled functions that it can call.
+
+    Numba looks at the function's own file alone, and runs old code after a change in a function
+    that another file defines.
+    """
+    compiled_ = (each for each in function.__globals__.values() if hasattr(each, "py_func"))
+    files = {each.py_func.__code__.co_filename for each in compiled_}
+    stats = [Path(file).stat() for file in sorted(files)]
+    return [(stat.st_mtime_ns, stat.st_size) for stat in stats]
 
 
 class _SealedFiles(IndexDataCacheFile):  # type: ignore[misc]

@@ -7,7 +7,7 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32
 from megatron_tokscale.core.compiled import FAST, compiled
-from megatron_tokscale.fit.kernels import sigmoid
+from megatron_tokscale.fit.kernel_rows import sigmoid
 
 
 @compiled(**FAST)

@@ -1,4 +1,4 @@
-"""Compiled code that is kept on disk, whole, damaged or not at all."""
+"""The cache of compiled code: whole, damaged, of other code, or absent."""
 
 import importlib.util
 import os
@@ -13,7 +13,7 @@ from numba.core.dispatcher import Dispatcher
 
 from megatron_tokscale.core import compiled as compiled_module
 from megatron_tokscale.data import draws, feistel
-from megatron_tokscale.fit import kernels
+from megatron_tokscale.fit import kernel_rows, kernels
 from megatron_tokscale.spectrum import kernels as spectrum_kernels
 
 LOOP = """
@@ -27,10 +27,21 @@ def total(n):
     return sum_
 """
 
+TERM = """
+from megatron_tokscale.core.compiled import EXACT, compiled
+
+@compiled(**EXACT)
+def term(i):
+    return {}
+"""
+
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """A function that loads the loop as a new process would, and calls it."""
+    """A function that loads the loop as a new process would, calls it, and returns two values.
+
+    They are the result, and true if the compiled code came from the cache.
+    """
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
     source = tmp_path / "loop.py"
     source.write_text(LOOP)
@@ -126,6 +137,20 @@ def test_code_of_another_version_is_compiled_anew(load, monkeypatch):
     assert load() == (285, False)
 
 
+def test_a_change_in_a_called_loop_of_another_file_compiles_anew(load, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "loop.py").write_text("from term import term\n" + LOOP.replace("i * i", "term(i)"))
+
+    def load_with(term):
+        (tmp_path / "term.py").write_text(TERM.format(term))
+        monkeypatch.delitem(sys.modules, "term", raising=False)
+        return load()
+
+    assert load_with("i * i") == (285, False)
+    assert load() == (285, True)
+    assert load_with("i * i * i") == (2025, False)
+
+
 def test_a_full_disk_caches_nothing(load, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -143,7 +168,7 @@ def test_without_a_cache_folder_nothing_is_cached(load, monkeypatch):
 
 @pytest.mark.parametrize("name", ["FunctionCache", "IndexDataCacheFile"])
 def test_with_another_numba_nothing_is_cached(load, monkeypatch, name):
-    """Its private classes are of another shape."""
+    """Another numba may lack the private classes, or have others of the same names."""
     kind = "_Cache" if name == "FunctionCache" else "_SealedFiles"
     monkeypatch.setattr(compiled_module, kind, type(kind, (), {}))
     assert load() == (285, False)
@@ -163,7 +188,7 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(tmp_path):
         assert {done.stdout for done in pool.map(run, range(3))} == {"285 14\n"}
 
 
-@pytest.mark.parametrize("module", [draws, feistel, kernels, spectrum_kernels])
+@pytest.mark.parametrize("module", [draws, feistel, kernel_rows, kernels, spectrum_kernels])
 def test_every_compiled_loop_uses_the_sealed_cache(module):
     loops = [value for value in vars(module).values() if isinstance(value, Dispatcher)]
     assert loops

@@ -1,4 +1,4 @@
-"""A fit that is stopped, shared, crowded or short of disk ends with the same files, or one line.
+"""A fit that is stopped, shared or short of disk writes the same files, or ends with one line.
 
 Shapes: N tokens, K probe steps.
 """
@@ -31,7 +31,7 @@ from megatron_tokscale.store.losses import losses_name, read_losses, read_record
 N_TOKENS, BLOCK = 288, 32
 STEPS = probe_steps(16, last=4000)
 
-# `megatron-tokscale fit RUN` with small blocks, and an accident on one rank if told so.
+# `megatron-tokscale fit RUN` with small blocks; with the argument "failing", rank 1 fails.
 COMMAND = f"""
 import os, sys, time
 from pathlib import Path
@@ -81,7 +81,7 @@ def one_fit(loss_NK):
 
 @pytest.fixture
 def quick_fitter(one_fit):
-    """In the place of fit_sigmoids: numbers that depend on the losses and on the time, at once."""
+    """Replace fit_sigmoids by a quick function whose numbers depend on the losses and the time."""
 
     def fit(x_K, loss_NK, device=None):
         columns = {
@@ -110,7 +110,7 @@ def whole(tmp_path, loss_NK, quick_fitter):
 
 @pytest.fixture
 def fitted_run(tmp_path, loss_NK):
-    """A run for other processes to fit, with the fitter they have."""
+    """A run that other processes fit with the real fit_sigmoids."""
     return write_run(tmp_path / "run", STEPS, loss_NK)
 
 
@@ -121,7 +121,7 @@ def fitted_whole(tmp_path_factory, loss_NK):
 
 @pytest.fixture(scope="module")
 def forkserver():
-    """Starts processes that have imported everything, and computed nothing."""
+    """A context that forks processes which have imported all modules, and computed nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["megatron_tokscale.fit.block", "pyarrow.parquet"])
     return context
@@ -138,7 +138,7 @@ def fit_at_once(path, loss_NK):
 
 
 def outcome(run):
-    """fits.parquet to the bit, and what fit.json says but for the time it took."""
+    """Return the bytes of fits.parquet, and fit.json without its times and its checksum."""
     summary = json.loads((run.analysis / "fit.json").read_text())
     for name in ("seconds", "tokens_per_second", "resumed_tokens", "checksum"):
         del summary[name]

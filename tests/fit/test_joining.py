@@ -1,4 +1,4 @@
-"""Processes that a fit waits for, and those that it does not."""
+"""A fit waits for the other processes of its launcher, and for no others."""
 
 import os
 import subprocess
@@ -53,7 +53,7 @@ def test_a_shell_of_a_pod_fits_alone(run, environment, capsys, variables):
 
 
 @pytest.mark.parametrize("local_rank", ["3", "", "x"])
-def test_a_shell_of_a_pod_is_told_of_errors(run, environment, capsys, local_rank):
+def test_a_shell_of_a_pod_prints_errors_of_the_fit(run, environment, capsys, local_rank):
     environment({**POD, "LOCAL_RANK": local_rank})
     with pytest.raises(SystemExit) as end:
         main(["fit", str(run.path / "elsewhere")])
@@ -123,14 +123,14 @@ def test_the_first_process_says_which_others_it_waits_for(run, first):
     """Another launcher than torchrun starts the processes one after the other."""
     port = free_port()
     early = start(run, first, port)
-    told = early.stderr.readline()
+    message = early.stderr.readline()
     if first == 0:
         expected = "megatron-tokscale: waiting for 1 more process of this fit (WORLD_SIZE is 2)\n"
     else:
         expected = f"megatron-tokscale: waiting for process 0 of this fit at 127.0.0.1:{port}\n"
-    while told.startswith("[W"):  # torch's own complaint that nobody answers
-        told = early.stderr.readline()
-    assert told == expected
+    while message.startswith("[W"):  # torch's own warning that nobody answers
+        message = early.stderr.readline()
+    assert message == expected
     late = start(run, 1 - first, port)
     outputs = [process.communicate(timeout=120) for process in (early, late)]
     assert [early.returncode, late.returncode] == [0, 0], outputs

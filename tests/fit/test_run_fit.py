@@ -12,7 +12,7 @@ from recorded_progress import RecordedProgress
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import to_json
-from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids, read_metadata, table
+from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids, fits_file, read_metadata
 from megatron_tokscale.fit.summary import NonFiniteLosses
 
 STEPS = np.unique(np.round(np.geomspace(1, 4000, 40))).astype(int)
@@ -39,7 +39,7 @@ def equal(one, other):
     ) or pytest.fail("the fits differ")
 
 
-def test_saved_fits_are_read_back_whole(planted, tmp_path):
+def test_saved_fits_are_read_back_equal(planted, tmp_path):
     data = planted(100, 30)
     fits = fit_sigmoids(data.x_K, data.loss_NK)
     fits.save(tmp_path / "fits.parquet", {"note": "x"})
@@ -57,7 +57,7 @@ def test_every_column_has_a_unit(planted, tmp_path):
     assert schema.field("drop").metadata[b"unit"] == b"nats"
 
 
-def test_run_is_fitted_as_in_memory_with_any_block(run):
+def test_a_run_fitted_in_blocks_equals_a_fit_in_memory(run):
     fit_run(run, block_tokens=64)
     in_blocks = SigmoidFits.load(run.analysis / "fits.parquet")
     in_memory = fit_sigmoids(run.x_K(), run.read_losses())
@@ -130,10 +130,10 @@ def test_a_damaged_losses_file_is_refused_and_old_fits_stay(run):
     assert (run.analysis / "fits.parquet").read_bytes() == before
 
 
-def test_fits_of_an_older_version_are_to_be_made_again(planted, tmp_path, monkeypatch):
+def test_fits_of_an_older_schema_are_refused(planted, tmp_path, monkeypatch):
     data = planted(10, 30)
     with monkeypatch.context() as patch:
-        patch.setattr(table, "FITS_SCHEMA", 1)
+        patch.setattr(fits_file, "FITS_SCHEMA", 1)
         fit_sigmoids(data.x_K, data.loss_NK).save(tmp_path / "fits.parquet")
     with pytest.raises(TokscaleError, match="older schema; fit the run again"):
         SigmoidFits.load(tmp_path / "fits.parquet")

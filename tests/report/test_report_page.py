@@ -11,9 +11,9 @@ import sys
 
 import numpy as np
 import pytest
+from analyses import edit
 from html_page import Page, numbers_of
 
-from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_run
 from megatron_tokscale.report import report_run
@@ -201,8 +201,7 @@ def test_a_damaged_spectrum_is_refused(copied):
 
 
 def test_a_newer_analysis_is_refused(copied):
-    content = content_of(copied, "reconstruction.json") | {"schema_version": 99}
-    write_result(copied.analysis / "reconstruction.json", content)
+    edit(copied.analysis / "reconstruction.json", schema_version=99)
     with pytest.raises(TokscaleError, match="schema version 99"):
         report_run(copied)
 
@@ -212,10 +211,7 @@ def test_a_newer_analysis_is_refused(copied):
     [("fit.json", "fit"), ("spectrum.json", "spectrum"), ("reconstruction.json", "spectrum")],
 )
 def test_an_older_analysis_says_what_to_run_again(copied, name, verb):
-    content = content_of(copied, name)
-    write_result(
-        copied.analysis / name, content | {"schema_version": content["schema_version"] - 1}
-    )
+    edit(copied.analysis / name, schema_version=content_of(copied, name)["schema_version"] - 1)
     with pytest.raises(
         TokscaleError, match=rf"{name} is of an older schema; run `.* {verb} .*` again"
     ) as error:

@@ -5,9 +5,9 @@ import json
 import re
 
 import pytest
+from analyses import edit
 from html_page import Page, numbers_of
 
-from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.report import report_run
@@ -240,7 +240,7 @@ def test_a_transfer_to_other_fits_or_of_another_schema_is_refused(copied, change
     path = copied.analysis / "transfer.json"
     content = json.loads(path.read_text())
     change(content)
-    write_result(path, content)
+    edit(path, **content)
     with pytest.raises(TokscaleError, match=r"transfer.json .*remove it, and test") as error:
         report_run(copied, n_tokens=0)
     assert "\n" not in str(error.value)

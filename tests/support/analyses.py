@@ -8,12 +8,8 @@ from typing import Literal, TypeAliasType, Union, get_args, get_origin, get_type
 
 import numpy as np
 
-from megatron_tokscale.core.checked import (
-    file_checksum,
-    write_arrays,
-    write_result,
-    write_typed_result,
-)
+from megatron_tokscale.core.checked import file_checksum, write_arrays, write_typed_result
+from megatron_tokscale.core.files import sealed, write_json
 from megatron_tokscale.core.schemas import FIT_SCHEMA, SPECTRUM_SCHEMA
 from megatron_tokscale.fit import fits_path
 from megatron_tokscale.fit.summary import FitIdentity, FitSummary
@@ -26,7 +22,7 @@ EVIDENCE = ("spectrum.json", "reconstruction.json")
 
 def edit(path, **changes):
     """Change some keys of a JSON file that carries a checksum."""
-    write_result(path, json.loads(path.read_text()) | changes)
+    write_json(path, sealed(json.loads(path.read_text()) | changes))
 
 
 def edit_identity(path, key, **changes):

@@ -31,9 +31,9 @@ def mean_curve(n_tokens=1500):
 
 def widths_of(loss_NK):
     """The widths of documents of ten tokens, and the weights of their resamples."""
-    units = Units.from_documents(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 10)
+    units = Units.from_documents(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 10, seed=0)
     widths = Widths.from_fits(fit_sigmoids(X_K, loss_NK), loss_NK, units.unit_N, seed=0)
-    return widths, units.weights(100)
+    return widths, units.weights(100, seed=0)
 
 
 def test_local_transitions_are_narrower_than_their_null():

@@ -25,7 +25,7 @@ def pair():
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(30, rng)
     loss_NK, again_NK = planted_pairs.genuine(text, x_K, rng)
     tokens = text.probe_set
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
     return text, x_K, loss_NK, again_NK, fit_sigmoids(x_K, loss_NK), units
 
 
@@ -37,7 +37,7 @@ def result_of(pair, alignment=None, cuts=(), n_resamples=50):
     for start, stop in pairwise(ends):
         at = slice(start, stop)
         sums.add(at, fits.rows(at), again_NK[at], loss_NK[at], own.rows(at), x_K)
-    return sums.tests(units.weights(n_resamples), seed=0)
+    return sums.tests(units.weights(n_resamples, seed=0), seed=0)
 
 
 def skill_of(prediction_NK, measured_NK, group_N, operator_KX):
@@ -110,7 +110,7 @@ def test_the_p_value_is_the_share_of_real_permutations():
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(6, rng)
     loss_NK, again_NK = planted_pairs.permuted(text, x_K, rng)
     fits, tokens = fit_sigmoids(x_K, loss_NK), text.probe_set
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
     small = text, x_K, loss_NK, again_NK, fits, units
     found = result_of(small, n_resamples=2)["document"].p_value
     weights_KX = derivative_weights(x_K, default_grid(x_K)).T
@@ -150,10 +150,10 @@ def test_alignment_by_loss_finds_the_same_run_with_its_time_stretched():
     alignment = Alignment.by_loss(x_K, mean_K, 1.5 * x_K + 2, mean_K)
     lowest = mean_K[1:] <= np.minimum.accumulate(mean_K[1:])
     np.testing.assert_allclose(alignment.x_K[1:][lowest], x_K[1:][lowest], atol=1e-9)
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
     sums = TransferSums(alignment, groupings(tokens), units)
     sums.add(slice(0, len(text)), fit_sigmoids(x_K, loss_NK), loss_NK)
-    for name, each in sums.tests(units.weights(50), seed=0).items():
+    for name, each in sums.tests(units.weights(50, seed=0), seed=0).items():
         assert each.events.value > 0.9, name
 
 
@@ -175,6 +175,6 @@ def test_one_group_has_no_skill(pair):
         Alignment.absolute(x_K), {"all": Groups(np.zeros(len(text), int), ("all",))}, units
     )
     sums.add(slice(0, len(text)), fits, again_NK)
-    found = sums.tests(units.weights(20), seed=0)["all"]
+    found = sums.tests(units.weights(20, seed=0), seed=0)["all"]
     assert found.passes is None
     assert np.isnan([found.p_value, found.events.value]).all()
