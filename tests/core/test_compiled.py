@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
 from numba.core.dispatcher import Dispatcher
 
 from megatron_tokscale.core import compiled as compiled_module
+from megatron_tokscale.core.compiled import FAST, compiled
 from megatron_tokscale.data import draws, feistel
 from megatron_tokscale.fit import kernel_rows, kernels
 from megatron_tokscale.spectrum import kernels as spectrum_kernels
@@ -193,3 +195,16 @@ def test_every_compiled_loop_uses_the_sealed_cache(module):
     loops = [value for value in vars(module).values() if isinstance(value, Dispatcher)]
     assert loops
     assert all(isinstance(loop._cache, compiled_module._Cache) for loop in loops)
+
+
+def test_quotients_are_no_estimates_that_differ_between_makes_of_processor():
+    @compiled(**FAST)
+    def quotients(x):
+        for i in range(x.shape[0]):
+            x[i] = np.float32(1) / (np.float32(1) + x[i])
+
+    values = np.linspace(0, 9, 1000, dtype=np.float32)
+    expected = np.float32(1) / (np.float32(1) + values)
+    quotients(values)
+    assert np.array_equal(values, expected)
+    assert not any("rcp" in code for code in quotients.inspect_asm().values())
