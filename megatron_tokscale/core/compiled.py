@@ -75,13 +75,13 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 def _called(function: Callable[..., object]) -> list[tuple[int, int]]:
-    """Return time of change and size of the files of the compiled functions that it can call.
+    """Return time of change and size of this file and of those with functions that it can call.
 
-    Numba looks at the function's own file alone, and runs old code after a change in a function
-    that another file defines.
+    Numba looks at the function's own file alone, and runs old code after a change of the options
+    above, or of a compiled function that another file defines.
     """
     compiled_ = (each for each in function.__globals__.values() if hasattr(each, "py_func"))
-    files = {each.py_func.__code__.co_filename for each in compiled_}
+    files = {__file__, *(each.py_func.__code__.co_filename for each in compiled_)}
     stats = [Path(file).stat() for file in sorted(files)]
     return [(stat.st_mtime_ns, stat.st_size) for stat in stats]
 
