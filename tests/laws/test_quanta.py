@@ -73,7 +73,7 @@ def test_a_wild_group_moves_least_squares_and_not_the_median_of_slopes():
 @pytest.mark.parametrize(
     ("frequency", "time", "message"),
     [
-        ([1, 2, 3, 4], [4, 3, 2, 1], "4 groups are not between 5 and 5000"),
+        ([1, 2, 3, 4], [4, 3, 2, 1], "there are 4 groups; expected 5 to 5000"),
         (np.ones(9), np.ones(8), "one of each per group"),
         ([1, 2, 3, 4, 0], np.ones(5), "not learned"),
         ([1, 2, 3, 4, 5], [1, 2, 3, 4, np.inf], "not learned"),

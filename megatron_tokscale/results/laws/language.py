@@ -51,8 +51,8 @@ class CorrelationExponent:
         n_documents: effective number of documents: one over the sum of the squares of their shares
             of the tokens.
         n_tokens: number of tokens read.
-        centred: correlations are taken about permutations within documents, not about the product
-            of the marginals.
+        centred: whether the mean over permutations within documents was subtracted from the
+            correlations, instead of the product of the marginals.
     """
 
     beta: Estimate
