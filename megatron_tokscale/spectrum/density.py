@@ -43,8 +43,8 @@ def events_of(fits: SigmoidFits) -> Transitions:
     """Return the learning events of the fitted tokens that miss no loss.
 
     An event is a falling transition with a trusted midpoint: the transition of a falling token, or
-    either one of a two-step token if it falls. A rising, gradual or flat token has no event, and a
-    transition with its midpoint at a bound is none; but all these tokens count in every mean.
+    either one of a two-step token if it falls. A rising, gradual or flat token has no event, and
+    neither has a token whose midpoint is at a bound; but all these tokens count in every mean.
     """
     moves = fits.transitions
     return moves.rows(moves.placed_E & (moves.drop_E > 0) & fits.complete_N[moves.token_E])

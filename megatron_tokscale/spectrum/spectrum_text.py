@@ -50,8 +50,8 @@ def _forward(forward: ForwardPrediction | Undefined) -> list[str]:
         "a uniform spectrum: the slope stays": forward.uniform,
     }
     return [
-        f"  the last factor of two in time, where the loss fell by {format_estimate(forward.fall)} "
-        "nats; mean error of forecasts from the first half:",
+        f"  the last factor of two in time: the loss fell by {format_estimate(forward.fall)} nats",
+        "  mean error of forecasts from the first half, in nats:",
         *(f"    {name:<42}{format_estimate(each.error)}" for name, each in forecasts.items()),
         "  error of the best rival minus error of the tokens' fits: "
         + format_estimate(forward.gain_over_best_rival),
