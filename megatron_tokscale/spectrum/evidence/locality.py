@@ -27,7 +27,7 @@ TEN_NINETY = 2 * math.log(9)
 
 WIDTH_BINS = 40  # bins of the histograms: enough to show a shape, with tokens in each (our choice)
 _QUARTILES = {"p25": 0.25, "p50": 0.5, "p75": 0.75}
-_LARGEST_CORRELATION = 0.95  # of the null model's noise; at 1 it would be a random walk (our choice)
+_LARGEST_CORRELATION = 0.95  # of the null model's noise; 1 is a random walk (our choice)
 LOCAL_BELOW = 0.95
 """Ratio of median widths below which learning is local; the null model's bias is 0.01 (our
 choice)."""
