@@ -1,4 +1,4 @@
-"""A run and its fits, checked to belong together, and the check of every analysis of them.
+"""A run and its fits, checked to belong together, and the check of analyses against the fits.
 
 Shapes: K probe steps.
 """
@@ -35,10 +35,10 @@ Block = tuple[slice, SigmoidFits, Floats32]
 
 
 def read_fit(run: Run) -> FitSummary:
-    """Return the content of fit.json, if it is of the losses that the run has now.
+    """Return the content of fit.json, if it was made from the losses that the run has now.
 
-    The checksums of all losses are verified too, also for an analysis that reads no losses: every
-    verb refuses a damaged file, before it writes any.
+    The checksums of all losses are verified as well, even for an analysis that reads no losses:
+    every verb refuses a damaged file before it writes a file.
 
     Raises:
         TokscaleError: the run is not fitted, a losses file is damaged, or fit.json is damaged,
@@ -161,7 +161,7 @@ class FittedRun:
             TokscaleError: the fits are damaged, or are not those of all tokens.
         """
         at = 0
-        # A row group of the parquet is cut further, so that a block's losses fit into memory.
+        # A row group of the parquet is divided further, so that a block's losses fit into memory.
         block = max(_VALUES_PER_READ // len(self.x_K), 1)
         for group in SigmoidFits.blocks(fits_path(self.run)):
             for start in range(0, len(group), block):

@@ -1,8 +1,8 @@
 """`axis_run`: the loss along D or M, from the last losses of several runs with one probe set.
 
 The mean loss of each run, its fall from run to run and its slope over the axis need no fit. The
-test across the axes: do the learning times along T of one run predict which groups of tokens gain
-along this axis?
+test across the axes asks: do the learning times of one run along T predict which groups of tokens
+fall along this axis?
 
 Shapes: N tokens, K runs by ascending size, G grid points, U resampling units, R resamples.
 """
@@ -62,7 +62,7 @@ def axis_run(
     seed: int = DEFAULT_SEED,
     progress: Progress | None = None,
 ) -> AxisSummary:
-    """Measure the losses over the axis, and test across the axes, to OUT/axis.json and axis.npz.
+    """Measure the losses over the axis, test across the axes, write OUT/axis.json and OUT/axis.npz.
 
     A token counts if its last losses are finite in all runs.
 
@@ -72,7 +72,7 @@ def axis_run(
         out: folder to write into.
         size: the measure of the size on M: parameters, non-embedding parameters, or FLOPs per
             token.
-        source: a fitted run whose learning times along T are tested; None for no test.
+        source: a fitted run whose learning times along T are tested; without one there is no test.
         n_resamples: bootstrap resamples of the documents.
         seed: seed of the bootstrap and the permutations.
         progress: receiver of the name of each stage; None for none.
@@ -138,8 +138,8 @@ def _ordered(runs: Sequence[Run], axis: AxisOfRuns, size: ModelSize) -> tuple[li
     if (np.diff(x_K) <= 0).any():
         k = int((np.diff(x_K) <= 0).argmax())
         raise TokscaleError(
-            f"{runs[order[k]].path} and {runs[order[k + 1]].path} have one size on the axis "
-            f"{axis}; leave one out"
+            f"{runs[order[k]].path} and {runs[order[k + 1]].path} have the same size on the "
+            f"axis {axis}; leave one out"
         )
     return [runs[i] for i in order], x_K
 

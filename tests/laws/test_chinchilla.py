@@ -62,7 +62,7 @@ def test_the_gradient_is_that_of_the_objective():
 
 
 def test_no_other_minimum_has_a_lower_huber_loss():
-    """Nelder-Mead in Chinchilla's own parameters, from starts about the planted law."""
+    """Search with Nelder-Mead in Chinchilla's parameters, from starts around the planted law."""
     loss = noisy(2)
 
     def huber(p):

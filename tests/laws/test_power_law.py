@@ -46,7 +46,7 @@ def test_intervals_cover_a_planted_law_under_white_and_correlated_noise(correlat
 
 
 def test_the_fit_agrees_with_scipys_curve_fit_on_log_losses():
-    """Least squares of Liu et al. (docs/references.md 3.2); Huber differs within the noise."""
+    """Compare with the least squares of Liu et al. (docs/references.md 3.2), within the noise."""
     rng = np.random.default_rng(1)
     loss = law(T_K) * np.exp(0.002 * rng.standard_normal(len(T_K)))
     (floor, scale, exponent), covariance = curve_fit(
@@ -67,7 +67,7 @@ def test_the_fit_agrees_with_scipys_curve_fit_on_log_losses():
 
 
 def test_no_other_minimum_has_a_lower_huber_loss():
-    """Nelder-Mead without a gradient, from random starts, in Chinchilla's own parameters."""
+    """Search with Nelder-Mead from random starts, in Chinchilla's parameters."""
     rng = np.random.default_rng(2)
     loss = law(T_K) * np.exp(0.005 * rng.standard_normal(len(T_K)))
 
@@ -108,7 +108,7 @@ def test_the_exponent_does_not_depend_on_the_unit_of_time():
 
 
 def test_correlated_residuals_widen_the_intervals():
-    """By sqrt((1 + 0.7) / (1 - 0.7)) = 2.4 for as many probes as one likes; here by less."""
+    """The factor is sqrt((1 + 0.7) / (1 - 0.7)) = 2.4 for many probes; it is smaller for these."""
     rng = np.random.default_rng(4)
     error = {0.0: 0.0, 0.7: 0.0}
     for correlation in [0.0, 0.7] * 8:

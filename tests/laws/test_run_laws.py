@@ -1,4 +1,4 @@
-"""laws.json of planted runs on disk, through the real fit and spectrum. N tokens, K probe steps."""
+"""`laws_run` on planted runs, fitted and with their spectra. N tokens, K probe steps."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ EXPONENT, FLOOR, N_TOKENS = 0.5, 2.0, 2400
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Learning times after a power law from step 10 on, far beyond the end of the run."""
+    """A run whose learning times follow a power law from step 10 to far beyond its end."""
     rng = np.random.default_rng(0)
     midpoint_N = np.log(10) + rng.exponential(1 / EXPONENT, N_TOKENS)
     drop_N = rng.uniform(2, 6, N_TOKENS)
@@ -49,7 +49,7 @@ def result(run):
 
 
 def altered(run, tmp_path, **arrays):
-    """A copy of the run in which arrays of the spectrum are others."""
+    """Return a copy of the run with other arrays in its spectrum."""
     copy = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
     (copy.analysis / "laws.json").unlink(missing_ok=True)
     replace_arrays(copy, **arrays)
@@ -75,7 +75,7 @@ def test_the_planted_exponent_is_in_every_interval(result):
 
 
 def test_the_tail_of_other_times_does_not_agree_with_the_loss(run, tmp_path):
-    """The drops of the spectrum mirrored in x: late learning, which the loss does not show."""
+    """Mirror the drops of the spectrum in x: late learning, which the loss does not show."""
     with np.load(run.analysis / "spectrum.npz") as file:
         mirrored_RC = file["drop_RC"][:, ::-1]
     result = laws_run(altered(run, tmp_path, drop_RC=mirrored_RC), n_resamples=10)
@@ -105,8 +105,8 @@ def test_the_start_of_the_fit_can_be_chosen(run):
 
 
 def test_groups_with_own_times_and_with_one_slope_get_their_verdicts(run, tmp_path, result):
-    """Frequency groups planted as drops one after the other, and as one power law."""
-    assert isinstance(result.one_third.frequency_groups, Undefined)  # every token is there once
+    """Plant frequency groups that drop one after the other, and groups of one power law."""
+    assert isinstance(result.one_third.frequency_groups, Undefined)  # every token occurs once
     x_K = log_time(STEPS)
     drops_FK = np.stack([2 + 3 * expit((c - x_K) / 0.3) for c in np.linspace(4.5, 8, 6)])
     slopes_FK = np.stack([2 + s * np.maximum(STEPS, 1) ** (-1 / 3) for s in range(3, 9)])
@@ -227,7 +227,7 @@ def test_laws_of_one_document_have_no_intervals_over_documents(run, tmp_path):
 
 
 def test_the_corpus_gives_the_correlations_of_its_tokens(run, corpus):
-    """Text of a Markov chain: a beta, or why there is none; either is in the table."""
+    """The table shows beta of a Markov chain's text, or the reason why beta is undefined."""
     result = laws_run(run, corpus=corpus.data_path, n_resamples=2)
     beta = result.cagnetta.beta
     reason = beta.undefined if isinstance(beta, Undefined) else ""
@@ -242,7 +242,7 @@ def test_a_corpus_that_is_not_there_is_refused(run, tmp_path):
 
 
 def test_a_resample_without_a_loss_keeps_its_place():
-    """Exponents are paired by resample: a missing one must not move those after it."""
+    """Exponents are paired by resample: a missing exponent must not move the later ones."""
     t_K = np.geomspace(1, 1000, 40)
     exponents = (0.5, 0.45, np.nan, 0.55, 0.6)
     loss_RK = np.stack([2 + 5 * t_K**-a for a in exponents])

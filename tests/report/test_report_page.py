@@ -1,4 +1,4 @@
-"""The page as a browser gets it: whole, alone, escaped, and with the numbers of the analysis.
+"""The page as a browser gets it: self-contained, escaped, with the numbers of the analysis.
 
 Shapes: N tokens.
 """

@@ -1,4 +1,4 @@
-"""Results on disk: read as they were written, and refused where they are of anything else."""
+"""Results on disk: read as they were written, and refused if they belong to other data."""
 
 from dataclasses import dataclass, replace
 
@@ -74,13 +74,13 @@ def test_a_spectrum_is_read_as_it_was_written(tmp_path):
         {"document": blank(GroupTest, passes=False, p_value=0.2)},
     ],
 )
-def test_an_undefined_result_is_told_from_a_defined_one(value):
+def test_undefined_and_defined_results_are_read_as_what_they_are(value):
     kind = {dict: dict[str, GroupTest] | Undefined}.get(type(value), ForwardPrediction | Undefined)
     assert to_json(from_json(kind, to_json(value))) == to_json(value)
     assert type(from_json(kind, to_json(value))) is type(value)
 
 
-def test_every_result_survives_the_way_to_json_and_back():
+def test_every_result_is_read_from_json_as_it_was_written():
     group = {"document": blank(GroupTest, passes=True)}
     results = [
         blank(FitSummary),
@@ -225,7 +225,7 @@ def test_an_axis_is_read_for_runs_of_its_probe_set_alone(tmp_path):
         read_axis(other, tmp_path / "D")
 
 
-def test_a_planted_spectrum_is_a_whole_one(tmp_path):
+def test_a_planted_spectrum_can_be_opened(tmp_path):
     run = planted(tmp_path / "run")
     x_G = np.linspace(0, 7, 9)
     plant_spectrum(run, {"prose": 5, "code": 0}, x_G=x_G, drop_weighted_DG=np.ones((2, 9)))
@@ -247,7 +247,7 @@ def test_a_summary_is_read_with_the_line_that_it_needs(analysed):
         read_typed_result(FitSummary, path, 3, "run `megatron-tokscale fit` again")
 
 
-def test_losses_that_are_not_finite_are_told_in_one_line_or_none():
+def test_losses_that_are_not_finite_are_counted_in_one_line():
     assert non_finite_line(NonFiniteLosses(0, 0, 10)) == []
     assert non_finite_line(NonFiniteLosses(1200, 3, 4000)) == [
         "  1,200 losses of 3 of 4,000 tokens are NaN or infinite; these tokens are left out of "

@@ -149,7 +149,7 @@ def test_data_are_counted_in_tokens(tmp_path):
 def test_bad_axes_are_refused_with_one_line(models, folder, tmp_path):
     with pytest.raises(TokscaleError, match="3 runs are too few"):
         axis_run(models[:3], "M", folder / "x")
-    with pytest.raises(TokscaleError, match="have one size on the axis D"):
+    with pytest.raises(TokscaleError, match="have the same size on the axis D"):
         axis_run(models, "D", folder / "x")
     plain = write_run(tmp_path / "plain", [0, 9], np.ones((N_TOKENS, 2)))
     with pytest.raises(TokscaleError, match="does not say how large its model is"):

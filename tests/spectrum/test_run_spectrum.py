@@ -55,7 +55,7 @@ def test_files_hold_spectra_overall_and_per_dataset(fitted):
     assert (low_G <= high_G).all()
 
 
-def test_local_learning_is_reconstructed_and_narrower_than_the_null(fitted):
+def test_local_learning_is_reconstructed_and_narrower_than_the_null_model(fitted):
     result = spectrum_run(fitted, n_resamples=50, seed=0)
     assert result.same_tokens["kernel"].value > 0.98
     assert result.other_documents["full"].value > 0.8
@@ -67,7 +67,7 @@ def test_local_learning_is_reconstructed_and_narrower_than_the_null(fitted):
     assert "learning is local: yes" in describe_spectrum(result)
 
 
-def test_mean_curve_tokens_are_not_local(make_run):
+def test_tokens_that_follow_the_mean_curve_are_not_local(make_run):
     steps, rng = probe_steps(50, last=5000), np.random.default_rng(0)
     mean_K = 3 * expit((5.5 - log_time(steps)) / 0.9)
     loss_NK = rng.uniform(0.5, 2, (800, 1)) * mean_K + 1 + 0.1 * rng.standard_normal((800, 50))

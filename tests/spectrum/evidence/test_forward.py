@@ -34,7 +34,7 @@ def seen():
     return x_K, planted_pairs.seen_beginning(text, x_K, rng), units, groupings(tokens)
 
 
-def test_only_the_part_before_the_last_factor_of_two_is_fitted(seen):
+def test_only_the_first_half_of_the_time_is_fitted(seen):
     x_K, loss_NK, units, _ = seen
     found = forward_of(*seen[:3])
     first = x_K <= x_K[-1] - DOUBLING + 1e-9
@@ -83,7 +83,7 @@ def test_the_rivals_are_a_line_and_a_power_law(seen):
 
 
 def test_the_power_law_predicts_a_run_whose_loss_is_a_power_law():
-    """Narrow steps, none of them under way at the cut, whose mean is a power law."""
+    """Plant narrow steps whose mean is a power law, none of them at the end of the first half."""
     rng = np.random.default_rng(1)
     x_K = planted_pairs.axis(60)
     midpoint_N = 1 + rng.exponential(2.0, 4000)
@@ -97,7 +97,7 @@ def test_the_power_law_predicts_a_run_whose_loss_is_a_power_law():
     assert found.tokens.error.value > 2 * found.power_law.error.value
 
 
-def test_groups_that_fall_after_the_cut_are_predicted(seen):
+def test_groups_that_fall_after_the_first_half_are_predicted(seen):
     found = forward_of(*seen, n_resamples=50)
     assert found.gain_over_best_rival.low > 0
     for name in ("frequency decile", "document"):

@@ -73,7 +73,7 @@ def test_runs_of_other_probe_sets_are_refused(genuine, tmp_path):
         tmp_path / "other", STEPS, np.ones((400, 40), np.float32), plain_probe_set(400)
     )
     fit_run(other)
-    with pytest.raises(TokscaleError, match="watch other tokens"):
+    with pytest.raises(TokscaleError, match="watch different tokens"):
         transfer_run(other, genuine[1])
 
 
