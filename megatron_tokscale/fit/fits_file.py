@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import AnyArray, Floats
+from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import check_schema, schema_version, whole_or_absent
 from megatron_tokscale.core.records import JSON, from_json
@@ -88,8 +88,10 @@ def read_metadata(path: Path) -> dict[str, JSON]:
     return metadata
 
 
-def read_rows(path: Path, names: Sequence[str]) -> tuple[Floats, Iterator[list[AnyArray]]]:
+def read_rows(path: Path, names: Sequence[str]) -> tuple[Floats, Iterator[list[Any]]]:
     """Return the probes' x, and an iterator over the row groups: their columns `names`, in order.
+
+    The columns are arrays of the types that pyarrow gives them.
 
     Raises:
         TokscaleError: as `read_metadata`; the iterator raises it too.
@@ -101,7 +103,7 @@ def read_rows(path: Path, names: Sequence[str]) -> tuple[Floats, Iterator[list[A
         x_row = from_json(list[float | None], metadata["x"], "x")
         x_K = np.array([-np.inf if x is None else x for x in x_row], dtype=np.float64)
 
-    def groups() -> Iterator[list[AnyArray]]:
+    def groups() -> Iterator[list[Any]]:
         with _damage_named(path):
             file = pq.ParquetFile(path)
         with file:
