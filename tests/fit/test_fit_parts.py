@@ -4,7 +4,6 @@ Shapes: N tokens, K probe steps.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -15,11 +14,14 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from forked import Forked, launched
+from jobs import free_port
 from recorded_progress import RecordedProgress
 from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
 import megatron_tokscale.fit.run_fit as run_module
+from megatron_tokscale.cli import main
 from megatron_tokscale.core import files
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids
@@ -31,7 +33,7 @@ from megatron_tokscale.store.losses import losses_name, read_losses, read_record
 N_TOKENS, BLOCK = 288, 32
 STEPS = probe_steps(16, last=4000)
 
-# `megatron-tokscale fit RUN` with small blocks; with the argument "failing", rank 1 fails.
+# `megatron-tokscale fit RUN` with small blocks, and a failure on rank 1.
 COMMAND = f"""
 import os, sys, time
 from pathlib import Path
@@ -49,8 +51,7 @@ def failing(self, block, table):
         time.sleep(0.05)
     time.sleep(0.5)
     write(self, block, table)
-if sys.argv[2:] == ["failing"]:
-    run.Parts.write = failing
+run.Parts.write = failing
 cli.main(["fit", sys.argv[1]])
 """
 HOLD_LOCK = """
@@ -119,16 +120,21 @@ def fitted_whole(tmp_path_factory, loss_NK):
     return fit_at_once(tmp_path_factory.mktemp("whole"), loss_NK)
 
 
-@pytest.fixture(scope="module")
-def forkserver():
-    """A context that forks processes which have imported all modules, and computed nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["megatron_tokscale.fit.block", "pyarrow.parquet"])
-    return context
-
-
 def fit_alone(path):
     fit_run(Run.open(path), block_tokens=BLOCK)
+
+
+def fit_slowly(words):
+    """The verb `fit` with small blocks, of which each takes its time."""
+    run_module._BLOCK_TOKENS = BLOCK, BLOCK
+    write = run_module.Parts.write
+
+    def write_late(*block):
+        time.sleep(0.5)
+        write(*block)
+
+    run_module.Parts.write = write_late
+    main(words)
 
 
 def fit_at_once(path, loss_NK):
@@ -144,23 +150,6 @@ def outcome(run):
         del summary[name]
     assert sorted(path.name for path in run.analysis.iterdir()) == ["fit.json", "fits.parquet"]
     return (run.analysis / "fits.parquet").read_bytes(), summary
-
-
-def command(tmp_path, run, *launcher, accident=()):
-    script = tmp_path / "command.py"
-    script.write_text(COMMAND)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(script), str(run.path), *accident],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def torchrun(n_ranks):
-    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks))
 
 
 def parts(run):
@@ -224,11 +213,16 @@ def test_fits_and_summary_never_disagree(run, whole, monkeypatch, n_published):
     assert outcome(run) == whole
 
 
-def test_three_processes_write_the_same_bytes(fitted_run, fitted_whole, tmp_path):
+def test_three_processes_write_the_same_bytes(fitted_run, fitted_whole, forkserver, tmp_path):
     fit_and_stop(fitted_run, 2)
-    process = command(tmp_path, fitted_run, *torchrun(3))
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
+    words, port = ["fit", str(fitted_run.path)], free_port()
+    ranks = [
+        Forked(forkserver, tmp_path, fit_slowly, words, launched(rank, 3, port))
+        for rank in range(3)
+    ]
+    ends = [rank.end() for rank in ranks]
+    output, errors = ("".join(texts) for texts in zip(*(end[1:] for end in ends), strict=True))
+    assert [code for code, *_ in ends] == [0, 0, 0], errors
     assert output.count("tokens at 16 probe steps") == 1
     assert "64 tokens were fitted before" in output
     assert "224 of 224 tokens" in errors
@@ -236,12 +230,21 @@ def test_three_processes_write_the_same_bytes(fitted_run, fitted_whole, tmp_path
 
 
 def test_a_rank_that_fails_ends_all(fitted_run, tmp_path):
-    process = command(tmp_path, fitted_run, *torchrun(2), accident=["failing"])
-    output, errors = process.communicate(timeout=300)
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = subprocess.run(
+        [sys.executable, *torchrun, str(script), str(fitted_run.path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert process.returncode != 0
-    assert errors.count("megatron-tokscale: ") == 1
-    assert "megatron-tokscale: rank 1 has met a bad block\n" in errors
-    assert output == ""
+    assert process.stderr.count("megatron-tokscale: ") == 1
+    assert "megatron-tokscale: rank 1 has met a bad block\n" in process.stderr
+    assert process.stdout == ""
     assert 0 < len(parts(fitted_run)) < 5  # rank 0 alone would have made 5
 
 

@@ -27,6 +27,7 @@ from megatron_tokscale.store import Run
 
 STEPS = probe_steps(45, last=5000)
 EXPONENT, FLOOR, N_TOKENS = 0.5, 2.0, 2400
+N_RESAMPLES = 50
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +40,13 @@ def run(tmp_path_factory):
     noise_NK = 0.05 * rng.standard_normal(mean_NK.shape)
     run = write_run(tmp_path_factory.mktemp("laws") / "run", STEPS, FLOOR + mean_NK + noise_NK)
     fit_run(run)
-    spectrum_run(run, null_tokens=200, seed=0)
+    spectrum_run(run, null_tokens=200, n_resamples=N_RESAMPLES, seed=0)
     return run
 
 
 @pytest.fixture(scope="module")
 def result(run):
-    return laws_run(run)
+    return laws_run(run, n_resamples=N_RESAMPLES)
 
 
 def altered(run, tmp_path, **arrays):
@@ -84,8 +85,10 @@ def test_the_tail_of_other_times_does_not_agree_with_the_loss(run, tmp_path):
 
 
 def test_undefined_laws_say_why(run, tmp_path):
-    rising_RK = np.tile(np.sqrt(np.maximum(STEPS, 0.5)), (201, 1))
-    copy = altered(run, tmp_path, mean_loss_RK=rising_RK, drop_RC=np.zeros((201, 2048), np.float32))
+    rows = 1 + N_RESAMPLES
+    rising_RK = np.tile(np.sqrt(np.maximum(STEPS, 0.5)), (rows, 1))
+    drop_RC = np.zeros((rows, 2048), np.float32)
+    copy = altered(run, tmp_path, mean_loss_RK=rising_RK, drop_RC=drop_RC)
     result = laws_run(copy, n_resamples=2)
     assert "does not fall" in result.overall.undefined
     assert "no tail" in result.tail.undefined
