@@ -142,10 +142,8 @@ def _build_frontier(arguments: Arguments) -> None:
     if arguments.control == "uniform":
         _print(plan_uniform(job, arguments.out, guards=guards))
         return
-    source = DataSource.from_flags(arguments)
     datasets = cut_job(
-        source.words,
-        source.split,
+        DataSource.from_flags(arguments),
         job.seq_length,
         job.seed,
         scores=arguments.scores,

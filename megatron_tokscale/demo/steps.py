@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json, write_json
 from megatron_tokscale.core.progress import ProgressOnStderr
+from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.demo import corpus
 from megatron_tokscale.demo.job import FULL, QUICK, SPLIT, Size, is_trained, megatron_flags, train
 from megatron_tokscale.store import Run
@@ -165,8 +166,8 @@ class _Demo:
     def _job(self) -> "Job":
         from megatron_tokscale.reweight import job_of
 
-        size = self.size
-        return job_of(self.data_path, SPLIT, size.train_samples, size.seq_length, _SEED)
+        size, data = self.size, DataSource(self.data_path, SPLIT)
+        return job_of(data, size.train_samples, size.seq_length, _SEED)
 
     def write_report(self) -> None:
         """Write one page about both runs."""

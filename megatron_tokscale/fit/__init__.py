@@ -1,7 +1,7 @@
 """The fit of one sigmoid per token, many tokens at a time; its import does not load torch."""
 
 from megatron_tokscale.fit.probe_axis import MIN_PROBES
-from megatron_tokscale.fit.run_fit import fit_run, fits_path
+from megatron_tokscale.fit.run_fit import fit_run
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
 from megatron_tokscale.fit.summary import FitSummary
 from megatron_tokscale.fit.table import (
@@ -21,6 +21,5 @@ __all__ = [
     "Transitions",
     "fit_run",
     "fit_sigmoids",
-    "fits_path",
     "read_metadata",
 ]

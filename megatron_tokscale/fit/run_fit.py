@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_tokscale import __version__
@@ -39,11 +38,6 @@ if TYPE_CHECKING:
 _BLOCK_VALUES = 2**24  # most losses of a block: 64 MB in float32
 _BLOCK_TOKENS = 2**14, 2**18  # fewest and most tokens of a block, see `_block_tokens`
 _BLOCKS = 64  # blocks of a run: a fit that is stopped loses at most a 64th of its work per process
-
-
-def fits_path(run: "Run") -> Path:
-    """Return the file of a run's fits, which `fit_run` writes."""
-    return run.paths.fits
 
 
 def fit_run(

@@ -130,6 +130,21 @@ def plan_that_exists(run, corpus):
     return build_plan("frontier", corpus, run / "tokscale/run.json", *flags)
 
 
+def plan_in_the_place_of_a_folder(run, corpus):
+    return build_plan("frontier", corpus, run, "--control", "uniform")
+
+
+def plan_under_a_file(run, corpus):
+    out = run / "tokscale/run.json/plan.json"
+    return build_plan("frontier", corpus, out, "--control", "uniform")
+
+
+def probe_set_under_a_file(run, corpus):
+    out = run / "tokscale/run.json/probe.safetensors"
+    flags = ["--vocab-size", str(VOCAB_SIZE), "--out", str(out)]
+    return ["probe", "build", *data_flags(corpus), *flags]
+
+
 def unreadable_weights(run, corpus):
     return build_plan("manual", corpus, run / "plan.json", "--weights", "0:a,b")
 
@@ -176,6 +191,9 @@ BAD_INPUT = {
     plan_of_zero_weights: "not all 0",
     plan_of_too_many_epochs: "would be repeated for",
     plan_that_exists: "choose another name",
+    plan_in_the_place_of_a_folder: "expected a new file; choose another name",
+    plan_under_a_file: "expected a path in a folder that you may write to",
+    probe_set_under_a_file: "expected a path in a folder that you may write to",
     unreadable_weights: "cannot read '0:a,b'",
     flag_that_the_verb_lacks: "--bogus 3; see `megatron-tokscale plan build frontier --help`",
     folder_for_a_probe_set: "it is a directory; name a file",

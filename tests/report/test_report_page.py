@@ -41,7 +41,7 @@ def evidence(planted):
 
 
 def content_of(run, name):
-    return json.loads((run.analysis / name).read_text())
+    return json.loads((run.paths.analysis / name).read_text())
 
 
 def test_page_refers_to_nothing_outside_itself(html, page):
@@ -118,7 +118,7 @@ def test_classes_are_those_of_the_analysis(planted, evidence, page):
 
 
 def test_classes_per_dataset_are_counted_over_its_tokens(planted, page):
-    fits = SigmoidFits.load(planted.run.analysis / "fits.parquet")
+    fits = SigmoidFits.load(planted.run.paths.fits)
     prose = fits.rows(planted.run.probe_set.dataset_N == 0)
     shares = page.row("classes", "prose")
     n_classes = len(shares) // 2
@@ -153,7 +153,7 @@ def test_names_are_escaped_and_not_typeset(copied):
     names = ("a<b>&", "$x_1$")
     probe_set = dataclasses.replace(copied.probe_set, datasets=names)
     probe_set.save(copied.path / "tokscale" / "probe.safetensors")
-    (copied.analysis / "transfer.json").unlink()
+    copied.paths.transfer.unlink()
     renamed = dataclasses.replace(copied, probe_set=probe_set)
     fit_run(renamed)
     spectrum_run(renamed, null_tokens=100)
@@ -171,14 +171,14 @@ def test_page_stays_small(html):
     "name", ["fits.parquet", "fit.json", "spectrum.npz", "reconstruction.json"]
 )
 def test_a_missing_analysis_is_one_sentence(copied, name):
-    (copied.analysis / name).unlink()
-    (copied.analysis / "report.html").unlink(missing_ok=True)
+    (copied.paths.analysis / name).unlink()
+    copied.paths.report.unlink(missing_ok=True)
     with pytest.raises(
         TokscaleError, match=r"run `megatron-tokscale (fit|spectrum) .*` (first|again)"
     ) as error:
         report_run(copied)
     assert name in str(error.value) and "\n" not in str(error.value)
-    assert not (copied.analysis / "report.html").exists()
+    assert not copied.paths.report.exists()
 
 
 def test_an_analysis_of_other_probes_is_refused(copied):
@@ -194,7 +194,7 @@ def test_a_spectrum_of_another_time_than_the_fits_is_refused(copied):
 
 
 def test_a_damaged_spectrum_is_refused(copied):
-    path = copied.analysis / "spectrum.npz"
+    path = copied.paths.spectrum_arrays
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(TokscaleError, match="damaged"):
         report_run(copied)
@@ -202,7 +202,7 @@ def test_a_damaged_spectrum_is_refused(copied):
 
 def test_a_newer_analysis_is_refused(copied):
     content = content_of(copied, "reconstruction.json") | {"schema_version": 99}
-    write_result(copied.analysis / "reconstruction.json", content)
+    write_result(copied.paths.reconstruction, content)
     with pytest.raises(TokscaleError, match="schema version 99"):
         report_run(copied)
 
@@ -214,7 +214,7 @@ def test_a_newer_analysis_is_refused(copied):
 def test_an_older_analysis_says_what_to_run_again(copied, name, verb):
     content = content_of(copied, name)
     write_result(
-        copied.analysis / name, content | {"schema_version": content["schema_version"] - 1}
+        copied.paths.analysis / name, content | {"schema_version": content["schema_version"] - 1}
     )
     with pytest.raises(
         TokscaleError, match=rf"{name} is of an older schema; run `.* {verb} .*` again"
@@ -271,6 +271,6 @@ def test_the_users_matplotlib_settings_are_left_alone(planted, tmp_path):
 def test_a_run_fitted_in_tokens_says_so(copied):
     fit_run(copied, time="tokens")
     spectrum_run(copied, null_tokens=100)
-    (copied.analysis / "transfer.json").unlink()
+    copied.paths.transfer.unlink()
     html = report_run(copied).read_text()
     assert "time = training tokens" in html and " tokens</b>" in html
