@@ -102,6 +102,11 @@ class ReportInputs:
 
 
 def _check_beside(run: Run, beside: Run) -> None:
+    if beside.path.resolve() == run.path.resolve():
+        raise TokscaleError(
+            f"--beside {beside.path} is the run itself; expected another run with its probe set; "
+            "name that run, or leave --beside out"
+        )
     if beside.probe_set.fingerprint != run.probe_set.fingerprint:
         raise TokscaleError(
             f"{run.path} and {beside.path} do not share a probe set; "

@@ -241,6 +241,34 @@ def test_a_tokenizer_of_a_smaller_vocabulary_is_refused(planted, tmp_path):
         report_run(planted.run, tokenizer=path)
 
 
+def test_a_run_beside_itself_is_refused(copied):
+    copied.paths.report.unlink(missing_ok=True)
+    with pytest.raises(TokscaleError, match="is the run itself; expected another run"):
+        report_run(copied, beside=copied)
+    assert not copied.paths.report.exists()
+
+
+def test_a_page_under_a_file_is_refused(copied):
+    with pytest.raises(TokscaleError, match="expected a path in a folder that you may write to"):
+        report_run(copied, out=copied.paths.identity / "page.html")
+
+
+@pytest.mark.parametrize("taken", ["probe.safetensors", "losses", "run.json"])
+def test_the_page_replaces_nothing_but_an_earlier_report(copied, taken):
+    path = copied.paths.folder / taken
+    before = None if path.is_dir() else path.read_bytes()
+    with pytest.raises(TokscaleError, match="expected a new file or an earlier report"):
+        report_run(copied, out=path)
+    assert before is None or path.read_bytes() == before
+
+
+def test_a_page_is_written_again_in_its_place(planted, tmp_path):
+    page = report_run(planted.run, out=tmp_path / "page.html")
+    first = page.read_bytes()
+    page.write_bytes(first + b"older")
+    assert report_run(planted.run, out=page).read_bytes() == first
+
+
 @pytest.mark.parametrize("package", ["matplotlib", "tokenizers"])
 def test_a_missing_package_is_one_sentence(planted, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
