@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_tokscale import __version__
@@ -47,11 +46,6 @@ larger blocks would make the reports of progress rare."""
 _BLOCKS = 64
 """Blocks of a run, within these bounds; our choice. A fit that is stopped loses at most a 64th of
 its work per process."""
-
-
-def fits_path(run: "Run") -> Path:
-    """Return the file of a run's fits, which `fit_run` writes."""
-    return run.paths.fits
 
 
 def fit_run(

@@ -14,7 +14,7 @@ from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.checked import file_checksum, read_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.schemas import FIT_SCHEMA
-from megatron_tokscale.fit import FitStatus, SigmoidFits, fits_path
+from megatron_tokscale.fit import FitStatus, SigmoidFits
 from megatron_tokscale.fit.summary import FitIdentity, FitSummary, NonFiniteLosses
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.reader import Time
@@ -114,7 +114,7 @@ class FittedRun:
             TokscaleError: the run is not fitted, or fitted on other losses, or a file is damaged.
         """
         fit = read_fit(run)
-        path = fits_path(run)
+        path = run.paths.fits
         again = f"run `megatron-tokscale fit {run.path}` again"
         if not path.is_file():
             raise TokscaleError(f"{path} is not there; {again}")
@@ -163,7 +163,7 @@ class FittedRun:
         at = 0
         # A row group of the parquet is divided further, so that a block's losses fit into memory.
         block = max(_VALUES_PER_READ // len(self.x_K), 1)
-        for group in SigmoidFits.blocks(fits_path(self.run)):
+        for group in SigmoidFits.blocks(self.run.paths.fits):
             for start in range(0, len(group), block):
                 fits = group.rows(slice(start, start + block))
                 where = slice(at, at + len(fits))
@@ -171,6 +171,6 @@ class FittedRun:
                 at = where.stop
         if at != self.run.n_tokens:
             raise TokscaleError(
-                f"{fits_path(self.run)} has fits of {at} tokens; expected {self.run.n_tokens}; "
+                f"{self.run.paths.fits} has fits of {at} tokens; expected {self.run.n_tokens}; "
                 f"run `megatron-tokscale fit {self.run.path}` again"
             )

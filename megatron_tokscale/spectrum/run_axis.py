@@ -20,6 +20,7 @@ from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.core.schemas import AXIS_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
+from megatron_tokscale.core.writable import unwritable
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.results.axis import (
     AcrossAxes,
@@ -82,9 +83,15 @@ def axis_run(
 
     Raises:
         TokscaleError: fewer than four runs, different probe sets, unknown or equal sizes, or no
-            token with a finite loss in all runs.
+            token with a finite loss in all runs; or `out` is no folder that this user may write
+            to.
     """
     progress = progress or NoProgress()
+    if reason := unwritable(out, "axis.json"):
+        raise TokscaleError(
+            f"{out} cannot be written to ({reason}); expected a folder for the result; choose "
+            "another --out"
+        )
     runs, x_K = _ordered(runs, axis, size)
     fitted = None
     if source is not None:

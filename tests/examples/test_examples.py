@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -184,8 +183,6 @@ def test_every_verb_of_the_demos_axes_is_parsed(monkeypatch, tmp_path):
     example = importlib.import_module("demo_axes")
     commands = []
     monkeypatch.setattr(example, "tokscale", lambda *words: commands.append([*map(str, words)]))
-    monkeypatch.setattr(example, "Run", SimpleNamespace(open=lambda path: path))
-    monkeypatch.setattr(example, "fits_path", lambda run: run / "fits.parquet")
     example.analyse(tmp_path)
     assert [words[0] for words in commands] == [*["fit"] * 3, *["spectrum"] * 3, "laws", "report"]
     for words in commands:

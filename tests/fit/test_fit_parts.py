@@ -145,15 +145,18 @@ def fit_at_once(path, loss_NK):
 
 def outcome(run):
     """Return the bytes of fits.parquet, and fit.json without its times and its checksum."""
-    summary = json.loads((run.analysis / "fit.json").read_text())
+    summary = json.loads(run.paths.fit.read_text())
     for name in ("seconds", "tokens_per_second", "resumed_tokens", "checksum"):
         del summary[name]
-    assert sorted(path.name for path in run.analysis.iterdir()) == ["fit.json", "fits.parquet"]
-    return (run.analysis / "fits.parquet").read_bytes(), summary
+    assert sorted(path.name for path in run.paths.analysis.iterdir()) == [
+        "fit.json",
+        "fits.parquet",
+    ]
+    return run.paths.fits.read_bytes(), summary
 
 
 def parts(run):
-    return list((run.analysis / "fit.parts").glob("part-*.arrow"))
+    return list(run.paths.fit_parts.glob("part-*.arrow"))
 
 
 class Stopped(BaseException):
@@ -185,7 +188,7 @@ def test_kills_at_any_moment_change_nothing(fitted_run, fitted_whole, forkserver
         process.kill()
         process.join()
         assert process.exitcode == -9
-        assert not (fitted_run.analysis / "fits.parquet").exists()
+        assert not fitted_run.paths.fits.exists()
     n_parts = len(parts(fitted_run))
     assert fit_run(fitted_run, block_tokens=BLOCK).resumed_tokens == n_parts * BLOCK
     assert n_parts >= 6
@@ -198,7 +201,7 @@ def test_fits_and_summary_never_disagree(run, whole, monkeypatch, n_published):
     replace, published = os.replace, []
 
     def replace_or_stop(source, target):
-        if target.parent == run.analysis:
+        if target.parent == run.paths.analysis:
             if len(published) == n_published:
                 raise Stopped
             published.append(target)
@@ -207,7 +210,7 @@ def test_fits_and_summary_never_disagree(run, whole, monkeypatch, n_published):
     monkeypatch.setattr(os, "replace", replace_or_stop)
     with pytest.raises(Stopped):
         fit_run(run, block_tokens=BLOCK)
-    assert not (run.analysis / "fit.json").exists()
+    assert not run.paths.fit.exists()
     monkeypatch.undo()
     assert fit_run(run, block_tokens=BLOCK).resumed_tokens == N_TOKENS
     assert outcome(run) == whole
@@ -289,7 +292,7 @@ def test_parts_of_another_version_are_removed(run, whole, monkeypatch):
 
 
 def test_a_second_fit_is_refused(run, whole):
-    lock = run.analysis / "fit.parts" / ".lock"
+    lock = run.paths.fit_parts / ".lock"
     lock.parent.mkdir(parents=True)
     with subprocess.Popen(
         [sys.executable, "-c", HOLD_LOCK, str(lock)],
@@ -344,7 +347,7 @@ def test_losses_that_change_during_the_fit_are_refused(run):
     progress = RecordedProgress(lambda done, total: other_losses(run))
     with pytest.raises(TokscaleError, match="were replaced while they were fitted"):
         fit_run(run, block_tokens=BLOCK, progress=progress)
-    assert not (run.analysis / "fits.parquet").exists()
+    assert not run.paths.fits.exists()
 
 
 def test_losses_that_vanish_during_the_fit_are_refused(run):
@@ -382,7 +385,7 @@ def test_a_full_disk_gets_one_line_and_keeps_finished_blocks(run, whole, monkeyp
 
 
 def test_a_folder_that_cannot_be_made_gets_one_line(run):
-    run.analysis.write_text("in the way")
+    run.paths.analysis.write_text("in the way")
     with pytest.raises(TokscaleError, match=r"cannot write .*analysis"):
         fit_run(run)
 
@@ -390,7 +393,7 @@ def test_a_folder_that_cannot_be_made_gets_one_line(run):
 def test_a_device_that_is_not_there_is_refused(run):
     with pytest.raises(TokscaleError, match="cannot compute on device 'nowhere'"):
         fit_run(run, device="nowhere")
-    assert not run.analysis.exists()
+    assert not run.paths.analysis.exists()
 
 
 def test_every_block_is_a_row_group_and_names_its_tokens(tmp_path, loss_NK, quick_fitter):
@@ -402,7 +405,7 @@ def test_every_block_is_a_row_group_and_names_its_tokens(tmp_path, loss_NK, quic
     n_tokens = probe_set.n_tokens
     run = write_run(tmp_path / "run", STEPS, loss_NK[:n_tokens], probe_set)
     fit_run(run, block_tokens=50)
-    file = pq.ParquetFile(run.analysis / "fits.parquet")
+    file = pq.ParquetFile(run.paths.fits)
     assert file.metadata.num_row_groups == -(-n_tokens // 50)
     table = file.read()
     for name in ("label", "dataset", "document", "position", "context"):

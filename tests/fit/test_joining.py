@@ -48,7 +48,7 @@ def test_a_shell_of_a_pod_fits_alone(run, environment, capsys, variables):
     environment(variables)
     main(["fit", str(run.path)])
     assert "64 tokens" in capsys.readouterr().out
-    assert (run.analysis / "fits.parquet").exists()
+    assert run.paths.fits.exists()
 
 
 @pytest.mark.parametrize("local_rank", ["3", "", "x"])
@@ -88,7 +88,7 @@ def test_a_launcher_with_an_odd_variable_gets_one_line(
     assert end.value.code == 2
     assert error.startswith(f"megatron-tokscale: {name} is {value!r}; expected ")
     assert error.count("\n") == 1
-    assert not run.analysis.exists()
+    assert not run.paths.analysis.exists()
 
 
 def test_missing_variables_get_one_line(run, environment, capsys):
@@ -125,7 +125,7 @@ def test_the_first_process_says_which_others_it_waits_for(run, forkserver, tmp_p
     assert [code for code, *_ in ends] == [0, 0], ends
     assert sum("64 tokens" in output for _, output, _ in ends) == 1
     assert np.isfinite(run.read_losses()).all()
-    assert (run.analysis / "fits.parquet").exists()
+    assert run.paths.fits.exists()
 
 
 def test_a_port_that_is_taken_gets_one_line(run, environment, capsys):

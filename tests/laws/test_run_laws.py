@@ -52,13 +52,13 @@ def result(run):
 def altered(run, tmp_path, **arrays):
     """Return a copy of the run with other arrays in its spectrum."""
     copy = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
-    (copy.analysis / "laws.json").unlink(missing_ok=True)
+    copy.paths.laws.unlink(missing_ok=True)
     replace_arrays(copy, **arrays)
     return copy
 
 
 def test_the_file_holds_the_returned_result(run, result):
-    content = json.loads((run.analysis / "laws.json").read_text())
+    content = json.loads(run.paths.laws.read_text())
     for name in ("schema_version", "version", "checksum"):
         del content[name]
     assert content == json.loads(json.dumps(to_json(result)))
@@ -77,7 +77,7 @@ def test_the_planted_exponent_is_in_every_interval(result):
 
 def test_the_tail_of_other_times_does_not_agree_with_the_loss(run, tmp_path):
     """Mirror the drops of the spectrum in x: late learning, which the loss does not show."""
-    with np.load(run.analysis / "spectrum.npz") as file:
+    with np.load(run.paths.spectrum_arrays) as file:
         mirrored_RC = file["drop_RC"][:, ::-1]
     result = laws_run(altered(run, tmp_path, drop_RC=mirrored_RC), n_resamples=10)
     assert not result.tail_minus_law.agree
@@ -98,7 +98,7 @@ def test_undefined_laws_say_why(run, tmp_path):
 
 def test_the_start_of_the_fit_can_be_chosen(run):
     result = laws_run(run, from_=50, n_resamples=2)
-    with np.load(run.analysis / "spectrum.npz") as file:
+    with np.load(run.paths.spectrum_arrays) as file:
         mean_K = file["mean_loss_K"]
     by_hand = fit_power_law(STEPS, mean_K, from_=50, n_resamples=2)
     law = result.overall.law
@@ -198,19 +198,19 @@ def test_runs_of_unknown_size_have_no_chinchilla_law(run):
 )
 def test_a_spectrum_that_is_not_there_or_damaged_is_refused(run, tmp_path, spoil, message):
     copy = altered(run, tmp_path)
-    spoil(copy.analysis / "spectrum.npz")
+    spoil(copy.paths.spectrum_arrays)
     with pytest.raises(TokscaleError, match=message):
         laws_run(copy)
-    assert not (copy.analysis / "laws.json").exists()
+    assert not copy.paths.laws.exists()
 
 
 def test_a_spectrum_of_other_probes_or_of_an_older_version_is_refused(run, tmp_path):
     copy = altered(run, tmp_path / "a")
-    edit_identity(copy.analysis / "spectrum.json", "fit", steps=(STEPS + 1).tolist())
+    edit_identity(copy.paths.spectrum, "fit", steps=(STEPS + 1).tolist())
     with pytest.raises(TokscaleError, match="of other probes"):
         laws_run(copy)
     copy = altered(run, tmp_path / "b")
-    edit(copy.analysis / "spectrum.json", schema_version=1)
+    edit(copy.paths.spectrum, schema_version=1)
     with pytest.raises(TokscaleError, match="of an older schema"):
         laws_run(copy)
 

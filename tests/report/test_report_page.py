@@ -41,7 +41,7 @@ def evidence(planted):
 
 
 def content_of(run, name):
-    return json.loads((run.analysis / name).read_text())
+    return json.loads((run.paths.analysis / name).read_text())
 
 
 def test_page_refers_to_nothing_outside_itself(html, page):
@@ -118,7 +118,7 @@ def test_classes_are_those_of_the_analysis(planted, evidence, page):
 
 
 def test_classes_per_dataset_are_counted_over_its_tokens(planted, page):
-    fits = SigmoidFits.load(planted.run.analysis / "fits.parquet")
+    fits = SigmoidFits.load(planted.run.paths.fits)
     prose = fits.rows(planted.run.probe_set.dataset_N == 0)
     shares = page.row("classes", "prose")
     n_classes = len(shares) // 2
@@ -153,7 +153,7 @@ def test_names_are_escaped_and_not_typeset(copied):
     names = ("a<b>&", "$x_1$")
     probe_set = dataclasses.replace(copied.probe_set, datasets=names)
     probe_set.save(copied.path / "tokscale" / "probe.safetensors")
-    (copied.analysis / "transfer.json").unlink()
+    copied.paths.transfer.unlink()
     renamed = dataclasses.replace(copied, probe_set=probe_set)
     fit_run(renamed)
     spectrum_run(renamed, n_resamples=10, null_tokens=100)
@@ -171,14 +171,14 @@ def test_page_stays_small(html):
     "name", ["fits.parquet", "fit.json", "spectrum.npz", "reconstruction.json"]
 )
 def test_a_missing_analysis_is_one_sentence(copied, name):
-    (copied.analysis / name).unlink()
-    (copied.analysis / "report.html").unlink(missing_ok=True)
+    (copied.paths.analysis / name).unlink()
+    copied.paths.report.unlink(missing_ok=True)
     with pytest.raises(
         TokscaleError, match=r"run `megatron-tokscale (fit|spectrum) .*` (first|again)"
     ) as error:
         report_run(copied)
     assert name in str(error.value) and "\n" not in str(error.value)
-    assert not (copied.analysis / "report.html").exists()
+    assert not copied.paths.report.exists()
 
 
 def test_an_analysis_of_other_probes_is_refused(copied):
@@ -194,14 +194,14 @@ def test_a_spectrum_of_another_time_than_the_fits_is_refused(copied):
 
 
 def test_a_damaged_spectrum_is_refused(copied):
-    path = copied.analysis / "spectrum.npz"
+    path = copied.paths.spectrum_arrays
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(TokscaleError, match="damaged"):
         report_run(copied)
 
 
 def test_a_newer_analysis_is_refused(copied):
-    edit(copied.analysis / "reconstruction.json", schema_version=99)
+    edit(copied.paths.reconstruction, schema_version=99)
     with pytest.raises(TokscaleError, match="schema version 99"):
         report_run(copied)
 
@@ -211,7 +211,8 @@ def test_a_newer_analysis_is_refused(copied):
     [("fit.json", "fit"), ("spectrum.json", "spectrum"), ("reconstruction.json", "spectrum")],
 )
 def test_an_older_analysis_says_what_to_run_again(copied, name, verb):
-    edit(copied.analysis / name, schema_version=content_of(copied, name)["schema_version"] - 1)
+    older = content_of(copied, name)["schema_version"] - 1
+    edit(copied.paths.analysis / name, schema_version=older)
     with pytest.raises(
         TokscaleError, match=rf"{name} is of an older schema; run `.* {verb} .*` again"
     ) as error:
@@ -235,6 +236,34 @@ def test_a_tokenizer_of_a_smaller_vocabulary_is_refused(planted, tmp_path):
     Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(path))
     with pytest.raises(TokscaleError, match="has 2 tokens"):
         report_run(planted.run, tokenizer=path)
+
+
+def test_a_run_beside_itself_is_refused(copied):
+    copied.paths.report.unlink(missing_ok=True)
+    with pytest.raises(TokscaleError, match="is the run itself; expected another run"):
+        report_run(copied, beside=copied)
+    assert not copied.paths.report.exists()
+
+
+def test_a_page_under_a_file_is_refused(copied):
+    with pytest.raises(TokscaleError, match="expected a path in a folder that you may write to"):
+        report_run(copied, out=copied.paths.identity / "page.html")
+
+
+@pytest.mark.parametrize("taken", ["probe.safetensors", "losses", "run.json"])
+def test_the_page_replaces_nothing_but_an_earlier_report(copied, taken):
+    path = copied.paths.folder / taken
+    before = None if path.is_dir() else path.read_bytes()
+    with pytest.raises(TokscaleError, match="expected a new file or an earlier report"):
+        report_run(copied, out=path)
+    assert before is None or path.read_bytes() == before
+
+
+def test_a_page_is_written_again_in_its_place(planted, tmp_path):
+    page = report_run(planted.run, out=tmp_path / "page.html")
+    first = page.read_bytes()
+    page.write_bytes(first + b"older")
+    assert report_run(planted.run, out=page).read_bytes() == first
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "tokenizers"])
@@ -266,6 +295,6 @@ def test_the_users_matplotlib_settings_are_left_alone(planted, html, tmp_path):
 def test_a_run_fitted_in_tokens_says_so(copied):
     fit_run(copied, time="tokens")
     spectrum_run(copied, n_resamples=10, null_tokens=100)
-    (copied.analysis / "transfer.json").unlink()
+    copied.paths.transfer.unlink()
     html = report_run(copied).read_text()
     assert "time = training tokens" in html and " tokens</b>" in html

@@ -336,11 +336,11 @@ def test_provenance_of_another_shape_stops_no_report(following, odd):
 def test_a_damaged_file_is_one_line_that_says_what_to_do(following, name):
     run = following(make_plan())
     (run.path / "tokscale" / name).write_text('{"kind": ')
-    (run.analysis / "report.html").unlink(missing_ok=True)
+    run.paths.report.unlink(missing_ok=True)
     with pytest.raises(TokscaleError, match=rf"{name}.*move .*plan\.json away") as error:
         report_run(run)
     assert "\n" not in str(error.value)
-    assert not (run.analysis / "report.html").exists()
+    assert not run.paths.report.exists()
 
 
 def many_strata(n_datasets, n_strata):

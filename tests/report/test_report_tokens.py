@@ -19,7 +19,7 @@ from megatron_tokscale.report.sections.examples import choose, trajectory, well_
 
 @pytest.fixture(scope="module")
 def fits(planted):
-    return SigmoidFits.load(planted.run.analysis / "fits.parquet")
+    return SigmoidFits.load(planted.run.paths.fits)
 
 
 @pytest.fixture(scope="module")
