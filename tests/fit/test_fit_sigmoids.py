@@ -24,13 +24,19 @@ from megatron_tokscale.fit import (
 FAR = -1e4
 
 
-@pytest.mark.parametrize(("n_probes", "n_tokens"), [(24, 6000), (60, 2000), (200, 500)])
-def test_sum_of_squares_is_scipys_or_lower(planted, n_probes, n_tokens):
-    """benchmarks/results/fit_accuracy.md has the same comparison of more tokens."""
+@pytest.mark.parametrize(
+    ("n_probes", "n_tokens", "most_above"),
+    [(24, 6000, 0.002), (60, 2000, 0.001), (200, 500, 0.001)],
+)
+def test_sum_of_squares_is_scipys_or_lower(planted, n_probes, n_tokens, most_above):
+    """benchmarks/results/fit_accuracy.md has the same comparison of more tokens.
+
+    It found 0.100% above with 24 probes, so 6,000 tokens have six, give or take two or three.
+    """
     data = planted(n_tokens, n_probes, seed=1)
     ratio_N, inside_N = compare_with_scipy(data.x_K, data.loss_NK)
     assert inside_N.mean() > 0.99
-    assert (ratio_N[inside_N] > 1 + 1e-4).mean() <= 0.001
+    assert (ratio_N[inside_N] > 1 + 1e-4).mean() <= most_above
 
 
 def test_reported_sum_of_squares_belongs_to_the_reported_parameters(planted):
