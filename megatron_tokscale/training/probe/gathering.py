@@ -81,9 +81,9 @@ def gather(message_X: torch.Tensor, group: torch.distributed.ProcessGroup) -> Fl
     """
     if group.size() == 1:
         return message_X[None].cpu().numpy()
-    message_RX = message_X.new_empty(group.size(), len(message_X))
-    torch.distributed.all_gather_into_tensor(message_RX, message_X, group=group)
-    return message_RX.cpu().numpy() if group.rank() == 0 else None
+    messages = message_X.new_empty(group.size() * len(message_X))
+    torch.distributed.all_gather_into_tensor(messages, message_X, group=group)
+    return messages.view(group.size(), -1).cpu().numpy() if group.rank() == 0 else None
 
 
 def place_losses(message_RX: Floats32, rows_PMb: Integers, probe_set: ProbeSet) -> Floats32:
