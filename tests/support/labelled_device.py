@@ -20,6 +20,7 @@ The order of streams, kernels' own arithmetic, NCCL, and the allocator have no c
 Gradients are not followed. The rules hold in the thread that has entered the block.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -94,12 +95,16 @@ class LabelledDevice:
             device" and "synchronize".
         operations: number of operations on the device, views among them.
         largest: bytes of the largest tensor.
+        peak: most bytes of tensors alive at a time, without what a kernel needs beside its result.
     """
 
     def __init__(self) -> None:
         self.synchronisations: Counter[str] = Counter()
         self.operations = 0
         self.largest = 0
+        self.peak = 0
+        self._live = 0
+        self._users: Counter[int] = Counter()  # tensors of each memory, by its address
         self._pinned: dict[int, torch.Tensor] = {}  # held, lest other memory has its address
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -145,10 +150,26 @@ class LabelledDevice:
         def label(tensor: torch.Tensor) -> torch.Tensor:
             if id(tensor) in known:
                 return known[id(tensor)]
-            self.largest = max(self.largest, tensor.untyped_storage().nbytes())
-            return LabelledTensor(tensor)
+            labelled_tensor = LabelledTensor(tensor)
+            self._follow(labelled_tensor)
+            return labelled_tensor
 
         return _map(label, result)
+
+    def _follow(self, tensor: LabelledTensor) -> None:
+        """Count the memory of a tensor until it and all other tensors of that memory are gone."""
+        memory = tensor.held.untyped_storage()
+        address, size = memory.data_ptr(), memory.nbytes()
+        if not self._users[address]:
+            self._live += size
+            self.peak, self.largest = max(self.peak, self._live), max(self.largest, size)
+        self._users[address] += 1
+        weakref.finalize(tensor, self._release, address, size)
+
+    def _release(self, address: int, size: int) -> None:
+        self._users[address] -= 1
+        if not self._users[address]:
+            self._live -= size
 
     def _count(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], target: str | None

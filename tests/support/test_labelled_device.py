@@ -145,12 +145,21 @@ def test_products_round_to_tf32_where_torch_lets_them():
             assert (row * column).item() == fine
 
 
-def test_the_largest_tensor_is_known():
+def test_the_memory_of_tensors_is_known():
     with labelled_cuda() as gpu:
         table = torch.ones(10, 1, device="cuda").expand(10, 1000)
-        assert gpu.largest == 40
-        table.contiguous()
+        assert gpu.largest == gpu.peak == 40
+        table.contiguous()  # gone at once
+        copy = table.contiguous()
         assert gpu.largest == 40_000
+        assert gpu.peak == 40_040
+        row = copy[0]
+        del copy, table
+        torch.ones(10, device="cuda")
+        assert gpu.peak == 40_040, "a view keeps its memory"
+        del row
+        torch.ones(10_001, device="cuda")
+        assert gpu.peak == 40_040
 
 
 def test_all_is_restored_also_after_an_error():
