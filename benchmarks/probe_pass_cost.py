@@ -38,8 +38,8 @@ LOGIT_ROWS = 512  # tokens whose logits are there at a time
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sequences", type=int, default=16, help="of the timed pass")
-    parser.add_argument("--rounds", type=int, default=5, help="passes of each way, in turns")
+    parser.add_argument("--sequences", type=int, default=8, help="of the timed pass")
+    parser.add_argument("--rounds", type=int, default=3, help="passes of each way, in turns")
     parser.add_argument("--slots", type=int, default=10_000_000, help="of the memory")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

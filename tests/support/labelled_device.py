@@ -280,6 +280,7 @@ def labelled_cuda() -> Iterator[LabelledDevice]:
         "is_initialized": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
+        "get_device_capability": lambda *_: (9, 0),  # of an H100
         "synchronize": synchronize,
     }
     torch._C._ensureCUDADeviceGuardSet()  # without a driver: the guard says device 0, for good

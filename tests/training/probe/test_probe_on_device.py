@@ -8,14 +8,14 @@ import sys
 import pytest
 from integer_losses import SEQ_LENGTH, numbered_probe_set
 from jobs import TESTS, job_environment
-from labelled_pass import CASES, number_of
+from labelled_pass import CASES, STEPS, file_name, number_of
 
 pytestmark = pytest.mark.megatron
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """A function (ranks) -> what each of the ranks of `labelled_pass` has found."""
+    """A function (case, step) -> what each rank of `labelled_pass` has found."""
     folder = tmp_path_factory.mktemp("found")
     result = subprocess.run(
         [sys.executable, str(TESTS / "labelled_pass.py"), str(folder)],
@@ -26,9 +26,9 @@ def found(tmp_path_factory):
     )
     assert result.returncode == 0, result.stderr[-6000:]
 
-    def of_ranks(ranks):
-        texts = ((folder / f"{ranks}.{rank}.json").read_text() for rank in range(ranks))
-        return [json.loads(text) for text in texts]
+    def of_ranks(case, step):
+        names = [file_name(case, step, rank) for rank in range(case[0])]
+        return [json.loads((folder / name).read_text()) for name in names]
 
     return of_ranks
 
@@ -46,10 +46,11 @@ def expected_losses(n_sequences):
     return losses
 
 
-@pytest.mark.parametrize(("ranks", "n_sequences"), CASES)
-def test_the_pass_gives_every_loss_and_waits_once(found, ranks, n_sequences):
-    writer, *others = found(ranks)
-    assert writer["losses"] == expected_losses(n_sequences)
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_pass_gives_every_loss_and_waits_once(found, case, step):
+    writer, *others = found(case, step)
+    assert writer["losses"] == expected_losses(case[-1])
     assert writer["synchronisations"] == {"device to host": 1}
     assert writer["operations"] > 0
     for other in others:
