@@ -11,6 +11,7 @@ operation on it runs on the CPU and gives true values. It obeys these rules of C
 
 - all tensors of an operation are on one device, except CPU tensors of no dimension in element-wise
   operations, and CPU indices of a CUDA tensor;
+- a collective takes contiguous tensors only, as NCCL does;
 - what makes the host wait for the device is counted, by kind, in `LabelledDevice.synchronisations`.
 
 Where torch lets a GPU round to TF32 (`torch.backends.cuda.matmul`), matrix products of float32 have
@@ -118,6 +119,8 @@ class LabelledDevice:
         self.operations += 1
         if labelled and func not in _COPIES:
             _check_devices(func, args, tensors)
+        if func.namespace == "c10d" and not all(each.is_contiguous() for each in labelled):
+            raise ValueError(f"{func}: tensors must be contiguous")
         if torch.Tag.inplace_view in func.tags:
             raise NotImplementedError(f"{func} changes the shape of a LabelledTensor in place")
         self._count(func, args, kwargs, target)

@@ -125,6 +125,24 @@ def test_values_are_those_of_the_cpu_also_through_views_and_in_place():
     assert found == computed("cpu")
 
 
+@pytest.fixture
+def one_rank():
+    """A process group of this process alone."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_collective_takes_contiguous_tensors_only():
+    with labelled_cuda():
+        row = torch.arange(3.0, device="cuda")
+        torch.distributed.broadcast(row, 0)
+        with pytest.raises(ValueError, match="contiguous"):
+            torch.distributed.broadcast(row.expand(2, 3), 0)
+
+
 def test_numpy_and_tensors_left_over_are_refused():
     with labelled_cuda():
         tensor = torch.ones(3, device="cuda")
