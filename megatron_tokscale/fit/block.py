@@ -50,8 +50,8 @@ _GRID_VALUES = 2**16
 """Losses of a chunk on a CPU for the grid search, whose table has a row per cell: 256 kB in
 float32, so that the table stays in the CPU's caches."""
 _CUDA_TABLE_VALUES = 2**28
-"""Most values of a table on a GPU: 1 GB in float32, some of which are there at a time. Our choice:
-10^5 tokens or more fit in, below which the start of a kernel takes longer than its work."""
+"""Most values of a table on a GPU: 1 GB in float32; a few tables exist at a time. Our choice: it
+holds 10^5 tokens or more, below which the start of a kernel takes longer than its work."""
 
 
 @dataclass(frozen=True)
