@@ -57,6 +57,9 @@ token: 2 MB in float32, so that the rows stay in the CPU's caches."""
 _GRID_VALUES = 2**16
 """Losses of a chunk on a CPU for the grid search, whose table has a row per cell: 256 kB in
 float32, so that the table stays in the CPU's caches."""
+_CUDA_TABLE_VALUES = 2**28
+"""Most values of a table on a GPU: 1 GB in float32; a few tables exist at a time. Our choice: it
+holds 10^5 tokens or more, below which the start of a kernel takes longer than its work."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,23 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
 def _cached_tokens(data: Trajectories, chunk_tokens: int, values: int) -> int:
     """Return the tokens of a chunk of `values` losses on a CPU; on a GPU, `chunk_tokens`."""
     return min(chunk_tokens, values // len(data.y_KN) + 1) if data.on_cpu else chunk_tokens
+
+
+def _search_tokens(data: Trajectories, chunk_tokens: int, n_cells: int) -> int:
+    """Return the tokens of a chunk of a grid search, whose table has a row for each cell."""
+    if data.on_cpu:
+        return _cached_tokens(data, chunk_tokens, _GRID_VALUES)
+    return max(min(chunk_tokens, _CUDA_TABLE_VALUES // n_cells), 1)
+
+
+def cuda_chunk_tokens(grid: Grid) -> int:
+    """Return the tokens of a chunk on a GPU, by the largest of its tables except the searches'.
+
+    The tables of one token are, for two sigmoids, 7 rows of K values and 64 products of rows
+    (`varpro`), and the products of one sigmoid's 4 tangents with all coarse cells (`Grid.second`).
+    """
+    per_token = max(7 * len(grid.x_K), 64, 4 * len(grid.coarse_CK))
+    return max(_CUDA_TABLE_VALUES // per_token, 1)
 
 
 def _fit_group(
@@ -189,6 +209,8 @@ def settle(
     search = Search.join(parts)
     for steps in others:
         slow = (~varpro.converged(search, box)).nonzero()[:, 0]
+        if not len(slow):  # `_chunks` has an empty chunk for no tokens, which costs as many kernels
+            break
         for part in _chunks(len(slow), chunk_tokens):
             index_N = slow[part]
             start = search.theta_PN[:, index_N], search.linear_LN[:, index_N]
@@ -203,7 +225,7 @@ def fit_one(grid: Grid, data: Trajectories, chunk_tokens: int) -> Search:
     if its SSE is close (`_RIVAL_SSE`), and a wider sigmoid in the place of a jump (`Grid.wider`).
     """
     # The best cell of each band of widths; a descent from the best of these cells.
-    small = _cached_tokens(data, chunk_tokens, _GRID_VALUES)
+    small = _search_tokens(data, chunk_tokens, len(grid.curve_CB))
     started = [grid.starts(data.tokens(part)) for part in _chunks(len(data), small)]
     theta_SPN = torch.stack(
         [torch.cat([starts[s][0] for starts in started], 1) for s in range(len(grid.bands))]
@@ -292,7 +314,7 @@ def fit_two(
     for part in _chunks(len(data), chunk_tokens):
         few = data.tokens(part)
         added = varpro.descend(theta_PN[:, part], linear_LN[:, part], few, grid.box, _PAIR_STEPS)
-        small = _cached_tokens(data, chunk_tokens, _GRID_VALUES)
+        small = _search_tokens(data, chunk_tokens, len(grid.pair_CK))
         cells = [grid.pair(few.tokens(each)) for each in _chunks(len(few), small)]
         nothing_LN = torch.zeros_like(linear_LN[:, part])
         pair = varpro.descend(torch.cat(cells, 1), nothing_LN, few, grid.box, _PAIR_STEPS)

@@ -26,7 +26,7 @@ from megatron_tokscale.fit.fits_file import FitsWriter
 from megatron_tokscale.fit.part_table import PartTotals, part_table
 from megatron_tokscale.fit.parts import PartKey, Parts, Ranks, Stamp
 from megatron_tokscale.fit.probe_axis import MIN_PROBES, ProbeAxis
-from megatron_tokscale.fit.sigmoids import fit_sigmoids
+from megatron_tokscale.fit.sigmoids import PRECISION, fit_sigmoids
 from megatron_tokscale.fit.summary import FitIdentity, FitSettings, FitSummary, NonFiniteLosses
 from megatron_tokscale.fit.table import FitStatus, SigmoidFits
 from megatron_tokscale.store.losses import mark_checked
@@ -144,6 +144,7 @@ def _settings() -> FitSettings:
         margin=classes.MARGIN,
         parameters=classes.PARAMETERS,
         known_below_nats=classes.KNOWN_BELOW,
+        precision=PRECISION,
     )
 
 

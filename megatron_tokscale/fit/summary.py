@@ -74,6 +74,7 @@ class FitSettings:
         margin: by how much the criterion of a model with one more change must be lower.
         parameters: number of parameters of each model.
         known_below_nats: a flat token whose mean loss is below it counts as known.
+        precision: the arithmetic of the fit, in words.
     """
 
     criterion: str
@@ -81,6 +82,7 @@ class FitSettings:
     margin: float
     parameters: dict[str, int]
     known_below_nats: float
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)

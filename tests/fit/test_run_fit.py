@@ -100,6 +100,7 @@ def test_summary_counts_every_token_and_the_whole_fall(run):
     )
     assert summary.identity.steps == tuple(STEPS.tolist())
     assert summary.identity.probe_fingerprint == run.probe_set.fingerprint
+    assert stored["settings"]["precision"] == "float32, TF32 off"
 
 
 def test_time_in_tokens_shifts_midpoints_by_the_tokens_per_step(run):

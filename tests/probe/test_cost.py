@@ -137,7 +137,7 @@ def test_a_budget_is_used_up_and_not_exceeded(share, ranks, spec):
 
 
 def test_microbatches_are_filled_up_as_the_probe_pass_fills_them():
-    from megatron_tokscale.training.probe.probe_pass import rows_of_this_rank
+    from megatron_tokscale.training.probe.microbatches import deal_rows
 
     generator = np.random.default_rng(0)
     for n, micro, ranks in generator.integers(1, 20, (50, 3)).tolist():
@@ -148,8 +148,7 @@ def test_microbatches_are_filled_up_as_the_probe_pass_fills_them():
             micro_batch_size=micro,
             data_parallel_size=ranks,
         )
-        rows = [rows_of_this_rank(n, micro, rank, ranks, 1).size for rank in range(ranks)]
-        assert batch.rows(n) == sum(rows)
+        assert batch.rows(n) == deal_rows(n, micro, ranks, 1).size
 
 
 def test_steps_of_a_job_in_samples_are_megatrons():

@@ -81,7 +81,17 @@ def forward_step(iterator: Any, chunk: Chunk) -> Any:
     from megatron_tokscale.pretrain import get_batch, loss_func
 
     batch = get_batch(iterator, chunk.vp_stage)
+    if batch["attention_mask"] is not None:
+        check_attention_mask(batch)
     return chunk(batch["tokens"], batch["labels"]), partial(loss_func, batch["loss_mask"])
+
+
+def check_attention_mask(batch: dict[str, Any]) -> None:
+    """Compare the mask that has come through Megatron's broadcast and cut, query by query."""
+    positions_bs, mask_b1sS = batch["position_ids"], batch["attention_mask"]
+    for positions_s, mask_1sS in zip(positions_bs, mask_b1sS, strict=True):
+        for position, mask_S in zip(positions_s.tolist(), mask_1sS[0].tolist(), strict=True):
+            assert mask_S == [key > position for key in range(SEQ_LENGTH)], "another mask"
 
 
 def build_chunks(sizes: dict[str, Any]) -> list[Chunk]:
@@ -134,14 +144,14 @@ def main() -> None:
             seq_length=SEQ_LENGTH,
             decoder_seq_length=None,
             context_parallel_size=sizes.get("cp", 1),
-            create_attention_mask_in_dataloader=False,
+            create_attention_mask_in_dataloader=True,
             mtp_num_layers=None,
         )
         global_vars.set_args(args)
         with torch.no_grad():
             loss_N = probe_pass.run(numbered_probe_set(n_sequences), forward_step, chunks, args)
         assert (loss_N is not None) == probe_pass.is_writer()
-        found[n_sequences, micro_batch_size] = loss_N
+        found[n_sequences, micro_batch_size] = None if loss_N is None else torch.tensor(loss_N)
     if probe_pass.is_writer():
         torch.save(found, out)
 

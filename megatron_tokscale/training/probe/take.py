@@ -74,10 +74,9 @@ class ProbeTaker:
         started = time.perf_counter()
         loss_N, refusal = self._run_pass(state)
         values_V = np.zeros(self._metrics.n_values)
-        losses_N = None if loss_N is None else loss_N.cpu().numpy()
-        if losses_N is not None:
-            values_V = self._metrics.measure(losses_N, self.previous_N)
-            self.previous_N = losses_N
+        if loss_N is not None:
+            values_V = self._metrics.measure(loss_N, self.previous_N)
+            self.previous_N = loss_N
         timers(_TIMER).stop()
         # One message gives all ranks the outcome of each rank, and the metrics.
         failed, refused, *summed_V = sum_over_ranks(
@@ -90,12 +89,12 @@ class ProbeTaker:
         timers.log([_TIMER])
         if failed:
             self._store.stop_probing(first_of_all_ranks(str(write_error) if write_error else None))
-        elif losses_N is not None:
+        elif loss_N is not None:
             duration = time.perf_counter() - started
             record = self._record(state, counts, losses, duration)
-            self._store.submit(losses_N.astype(self._settings.loss_dtype), record)
+            self._store.submit(loss_N.astype(self._settings.loss_dtype), record)
 
-    def _run_pass(self, state: TrainingState) -> tuple[torch.Tensor | None, str | None]:
+    def _run_pass(self, state: TrainingState) -> tuple[Floats32 | None, str | None]:
         """Return loss_N, on the rank that writes, and the refusal by a rank's forward step."""
         assert state.forward_step is not None
         model, optimizer = state.model, state.optimizer

@@ -5,12 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from integer_losses import SEQ_LENGTH, SIZES, numbered_probe_set
+from integer_losses import SEQ_LENGTH, SIZES
 from jobs import TESTS, run_forked
 from numpy.testing import assert_array_equal
-
-from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.training.probe.probe_pass import place_losses, rows_of_this_rank
 
 # Ranks, and the sizes of the layout; what the sizes leave is data-parallel.
 LAYOUTS = [
@@ -57,25 +54,3 @@ def test_integers_as_losses_come_back_in_order(layout, tmp_path):
     for (n_sequences, _), loss_N in found.items():
         numbers = np.arange(n_sequences * SEQ_LENGTH)
         assert_array_equal(loss_N, numbers[numbers % 3 > 0] + n_chunks)
-
-
-@pytest.mark.parametrize(("n_sequences", "multiple"), [(1, 1), (31, 4), (32, 2)])
-def test_every_sequence_is_in_one_place_of_one_rank(n_sequences, multiple):
-    rows = [rows_of_this_rank(n_sequences, 2, rank, 3, multiple) for rank in range(3)]
-    assert len({len(rows_Mb) for rows_Mb in rows}) == 1
-    assert len(rows[0]) % multiple == 0
-    assert sorted(np.concatenate(rows).flatten()) == list(range(np.size(rows)))
-
-
-@pytest.mark.parametrize("column", [-1, 1, SEQ_LENGTH, 99, SEQ_LENGTH - 1])
-def test_a_mask_that_was_not_passed_through_is_noticed(column):
-    probe_set = numbered_probe_set(2)
-    columns_S = torch.arange(float(SEQ_LENGTH))
-    losses = torch.arange(2.0 * SEQ_LENGTH)
-    message = torch.cat([losses, columns_S, torch.zeros(1)])
-    shape = (1, 2, SEQ_LENGTH)
-    watched = losses[losses % 3 > 0]
-    assert_array_equal(place_losses(message[None], shape, 1, probe_set), watched)
-    message[len(losses)] = column
-    with pytest.raises(TokscaleError, match="loss_mask"):
-        place_losses(message[None], shape, 1, probe_set)
