@@ -12,15 +12,15 @@ demo: env
 quick: env
 	$(BIN)/megatron-tokscale demo --quick --out demo-run-quick
 
-test: env
-	$(BIN)/python -m pytest
-
-# Before each commit: the lint, and the quick tests that start no Megatron job. Jobs need ports and a
-# warm launcher, so they run one after the other in `make test`. With the slow ones of tests/slow.txt:
-# make check CHECK="not megatron"
-CHECK := not megatron and not slow
+# Before each commit: the lint, and all tests that start no Megatron job.
+WITHOUT_JOBS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not megatron" -n 2 --dist worksteal
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(CHECK)" -n 2 --dist worksteal
+	$(WITHOUT_JOBS)
+
+# The same tests, and then the jobs, one after the other: they share ports and a warm launcher. The
+# jobs run even if a test before them fails; the exit code is then 1.
+test: env
+	$(WITHOUT_JOBS); code=$$?; $(BIN)/python -m pytest -m megatron && exit $$code
 
 soak: env
 	PYTHONPATH=tests/support $(BIN)/python tools/soak.py --kills 100 --folder soak-run

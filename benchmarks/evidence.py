@@ -65,7 +65,7 @@ def pair_verdicts(make, seed, documents=PAIR_DOCUMENTS):
     loss_NK, again_NK = make(text, x_K, rng)
     fits, own = fit_sigmoids(x_K, loss_NK), fit_sigmoids(x_K, again_NK)
     tokens = text.probe_set
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
     weight_RU = units.weights(RESAMPLES, seed)
     time_N = learning_times(fits)
     widths = Widths.from_fits(own, again_NK, units.unit_N, seed).result(weight_RU)
@@ -149,7 +149,7 @@ def statistics(seed, documents, resamples):
     rng = np.random.default_rng([seed, documents])
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(documents, rng)
     tokens = text.probe_set
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
     weight_RU = units.weights(resamples, seed)
     loss_NK, again_NK = planted_pairs.genuine(text, x_K, rng)
     fits, own = fit_sigmoids(x_K, loss_NK), fit_sigmoids(x_K, again_NK)

@@ -32,7 +32,7 @@ from table import heading, markdown
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.progress import NoProgress
-from megatron_tokscale.fit import SigmoidFits, fits_path
+from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.spectrum import Bins, DocumentSums, Units, events_of
 from megatron_tokscale.spectrum.run_spectrum import spectrum_run
@@ -121,7 +121,7 @@ def bootstrap(path: Path, seed: int) -> dict[str, Any]:
         return [found.loss_RK, found.full_RK, found.count_RC, found.drop_RC]
 
     def brute() -> list[Floats]:
-        fits = SigmoidFits.load(fits_path(source.run))
+        fits = SigmoidFits.load(source.run.paths.fits)
         loss_NK = source.run.read_losses(0, source.run.n_tokens)
         model_NK = fits.predict(x_K).astype(np.float32)
         events, edges = events_of(fits), Bins.over(x_K).edges

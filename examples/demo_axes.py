@@ -17,8 +17,7 @@ from pathlib import Path
 
 from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.demo.job import FULL, SPLIT, is_trained, megatron_flags, train
-from megatron_tokscale.fit import fits_path
-from megatron_tokscale.store import Run
+from megatron_tokscale.store.paths import RunPaths
 
 DENSE, SPARSE = "log:per-octave=8+last", "log:per-octave=2+last"
 WIDTHS, STEPS = (32, 48, 64, 96, 128), (40, 80, 160, 320)
@@ -63,7 +62,7 @@ def analyse(demo: Path) -> None:
     """Run the verbs that a user would type, and print each before it runs."""
     baseline, axes = demo / "baseline", demo / "axes"
     for run in (baseline, axes / "seed2", axes / "hidden64"):
-        if not fits_path(Run.open(run)).is_file():
+        if not RunPaths(run).fits.is_file():
             tokscale("fit", run)
     tokscale("spectrum", baseline, "--source", axes / "seed2", axes / "hidden64")
     models = [axes / f"hidden{width}" for width in WIDTHS]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from megatron_tokscale.fit import SigmoidFits, TokenClass, fits_path
+from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.store import Run
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     run = Run.open(arguments.run)
-    fits = SigmoidFits.load(fits_path(run))
+    fits = SigmoidFits.load(run.paths.fits)
     token = best_known_token(fits) if arguments.token is None else arguments.token
     losses_K = run.read_losses(token, token + 1)[0]
     x_K = run.x_K()

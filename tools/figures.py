@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from megatron_tokscale.fit import SigmoidFits, TokenClass, fits_path
+from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.spectrum import LearningTimeSpectrum, measured_derivative
 from megatron_tokscale.store import Run
 
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
     run = Run.open(arguments.run)
-    fits = SigmoidFits.load(fits_path(run))
+    fits = SigmoidFits.load(run.paths.fits)
     figure = Figure(figsize=(9.6, 3.6), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2)
     draw_tokens(left, run, fits, arguments.tokenizer)

@@ -18,8 +18,7 @@ from corpora import WEIGHTS, write_data
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json, write_json
 from megatron_tokscale.demo.job import is_trained
-from megatron_tokscale.fit import fits_path
-from megatron_tokscale.store import Run
+from megatron_tokscale.store.paths import RunPaths
 
 SPLIT = "90,10,0"
 METHOD = "frontier"
@@ -206,7 +205,7 @@ class Study:
 
     def _is_fitted(self) -> bool:
         return is_trained(self.reference, self.settings.last_step) and (
-            fits_path(Run.open(self.reference)).exists()
+            RunPaths(self.reference).fits.exists()
         )
 
     # The verbs of the loop

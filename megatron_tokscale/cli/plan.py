@@ -142,10 +142,8 @@ def _build_frontier(arguments: Arguments) -> None:
     if arguments.control == "uniform":
         _print(plan_uniform(job, arguments.out, guards=guards))
         return
-    source = DataSource.from_flags(arguments)
     datasets = cut_job(
-        source.words,
-        source.split,
+        DataSource.from_flags(arguments),
         job.seq_length,
         job.seed,
         scores=arguments.scores,
@@ -195,15 +193,20 @@ def _build_manual(arguments: Arguments) -> None:
 
 def _read_weights(words: list[str]) -> dict[int, list[float]]:
     """Return the manual weights of the datasets, by the sample from which they hold."""
-    points = {}
+    points: dict[int, list[float]] = {}
     for word in words:
         start, _, weights = word.partition(":")
         try:
-            points[int(start)] = [float(weight) for weight in weights.split(",")]
+            sample, values = int(start), [float(weight) for weight in weights.split(",")]
         except ValueError as error:
             raise TokscaleError(
                 f"--weights: cannot read '{word}'; give SAMPLE:WEIGHT,WEIGHT,..."
             ) from error
+        if sample in points:
+            raise TokscaleError(
+                f"--weights has two entries for sample {sample}; expected one; leave one out"
+            )
+        points[sample] = values
     return points
 
 

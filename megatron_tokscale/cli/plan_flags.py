@@ -77,14 +77,17 @@ def add_guards_and_out(parser: argparse.ArgumentParser) -> None:
 
 
 def read_job(arguments: Arguments) -> "Job":
-    """Return the training job that the flags describe."""
+    """Return the training job that the flags describe.
+
+    --out is checked first, so that a path in use is refused before any data are read.
+    """
     from megatron_tokscale.corpus.source import DataSource
     from megatron_tokscale.reweight import job_of
+    from megatron_tokscale.reweight.planning import check_new_plan
 
-    source = DataSource.from_flags(arguments)
-    return job_of(
-        source.words, source.split, arguments.train_samples, arguments.seq_length, arguments.seed
-    )
+    check_new_plan(arguments.out)
+    data = DataSource.from_flags(arguments)
+    return job_of(data, arguments.train_samples, arguments.seq_length, arguments.seed)
 
 
 def read_guards(arguments: Arguments) -> "Guards":

@@ -10,8 +10,8 @@ from megatron_tokscale.cli.probe_cost import (
     refuse_training,
     sequences_of_budget,
 )
-from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import ProgressOnStderr
+from megatron_tokscale.core.writable import check_new_file
 
 
 def add_verb(verbs: Verbs) -> None:
@@ -106,10 +106,7 @@ def _build(arguments: Arguments) -> None:
     from megatron_tokscale.corpus.source import DataSource
     from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
 
-    if arguments.out.exists():
-        raise TokscaleError(
-            f"{arguments.out} exists, and runs may depend on it; choose another name"
-        )
+    check_new_file(arguments.out, "runs may depend on it")
     source = DataSource.from_flags(arguments)
     n_sequences = arguments.sequences
     if arguments.budget is not None:

@@ -27,7 +27,10 @@ def add_verb(verbs: Verbs) -> None:
     )
     add_tokenizer(parser, "tokens")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the page (default: RUN/analysis/report.html)"
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page, a new file or an earlier report (default: RUN/analysis/report.html)",
     )
     parser.set_defaults(verb=_report)
 

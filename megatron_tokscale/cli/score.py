@@ -47,11 +47,9 @@ def _score(arguments: Arguments) -> None:
     from megatron_tokscale.reweight.score_text import describe_scores
     from megatron_tokscale.reweight.scoring import score_run
 
-    source = DataSource.from_flags(arguments)
     summaries = score_run(
         open_run(arguments.run),
-        source.words,
-        source.split,
+        DataSource.from_flags(arguments),
         out=arguments.out,
         predict=arguments.predict,
         min_tokens=arguments.min_tokens,

@@ -33,39 +33,6 @@ _DAMAGE: Final = (
 """Errors that numpy raises while it reads a damaged .npz file."""
 
 
-def write_result(path: Path, content: Mapping[str, JSON]) -> dict[str, JSON]:
-    """Write `content` and its checksum to `path` as JSON, whole or not at all; return both.
-
-    NaN and infinity are refused.
-    """
-    result = sealed(content)
-    write_json(path, result)
-    return result
-
-
-def read_result(path: Path, schema: int, again: str) -> dict[str, JSON]:
-    """Return the content of a JSON file that `write_result` wrote, of exactly this schema.
-
-    Args:
-        path: the file.
-        schema: the schema version to expect.
-        again: what to do about a file that cannot be used, e.g. "run `...` again".
-
-    Raises:
-        TokscaleError: the file is missing, damaged, or of another schema.
-    """
-    if not is_there(path):
-        raise TokscaleError(f"{path} is not there; {again}")
-    try:
-        content = read_json(path)
-    except TokscaleError as error:
-        raise TokscaleError(f"{path} is damaged ({error}); {again}") from error
-    check_schema(path, schema_version(path, content), schema, again)
-    if content.get("checksum") != json_checksum(content):
-        raise TokscaleError(f"{path} is damaged: its checksum is wrong; {again}")
-    return content
-
-
 _ENVELOPE: Final = {"schema_version", "version", "checksum"}
 """The keys of a file that are about the file, not its content."""
 
@@ -79,17 +46,31 @@ def write_typed_result(path: Path, schema: int, record: object) -> None:
         TypeError: JSON has no form for a value of the record.
     """
     content = cast("Mapping[str, JSON]", to_json(record))
-    write_result(path, {"schema_version": schema, "version": __version__, **content})
+    write_json(path, sealed({"schema_version": schema, "version": __version__, **content}))
 
 
 def read_typed_result[T](kind: type[T], path: Path, schema: int, again: str) -> T:
-    """Read the dataclass that `write_typed_result` wrote, of just this schema.
+    """Read the dataclass that `write_typed_result` wrote, of exactly this schema.
+
+    Args:
+        kind: the dataclass.
+        path: the file.
+        schema: the schema version to expect.
+        again: what to do about a file that cannot be used, e.g. "run `...` again"; the message of
+            every error ends with it.
 
     Raises:
-        TokscaleError: the file is missing, damaged, of another schema, or holds no `kind`; the
-            message ends with `again`.
+        TokscaleError: the file is missing, damaged, of another schema, or holds no `kind`.
     """
-    content = read_result(path, schema, again)
+    if not is_there(path):
+        raise TokscaleError(f"{path} is not there; {again}")
+    try:
+        content = read_json(path)
+    except TokscaleError as error:
+        raise TokscaleError(f"{path} is damaged ({error}); {again}") from error
+    check_schema(path, schema_version(path, content), schema, again)
+    if content.get("checksum") != json_checksum(content):
+        raise TokscaleError(f"{path} is damaged: its checksum is wrong; {again}")
     record = {name: value for name, value in content.items() if name not in _ENVELOPE}
     return read_as(kind, record, path, again)
 

@@ -21,11 +21,15 @@ _DIGEST = 32  # bytes of a SHA-256
 EXACT: Final[dict[str, str | bool]] = {"nogil": True, "error_model": "numpy"}
 """Options for loops whose results must be the same to the bit on every machine."""
 
-FAST: Final[dict[str, str | bool]] = {**EXACT, "fastmath": True}
-"""Options for loops whose sums may be taken in any order."""
+FAST: Final[dict[str, str | bool | set[str]]] = {
+    **EXACT,
+    "fastmath": {"reassoc", "contract", "nsz", "nnan", "ninf"},
+}
+"""Options for loops whose sums may be taken in any order. Quotients stay those of IEEE 754: what
+`arcp` and `afn` would put in their place is an estimate that differs between makes of processor."""
 
 
-def compiled[R](**options: str | bool) -> Callable[[Callable[..., R]], Callable[..., R]]:
+def compiled[R](**options: str | bool | set[str]) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Return the decorator that compiles a function with these options of `numba.njit`.
 
     The compiled function takes what numba can compile it for, also where that is wider than its
@@ -57,7 +61,7 @@ class _Cache(FunctionCache):  # type: ignore[misc]
         self._cache_file = _SealedFiles(
             cache_path=self._impl.locator.get_cache_path(),
             filename_base=self._impl.filename_base,
-            source_stamp=(self._impl.locator.get_source_stamp(), __version__),
+            source_stamp=(self._impl.locator.get_source_stamp(), _called(function), __version__),
         )
 
     def load_overload(self, *key: object) -> object:
@@ -68,6 +72,18 @@ class _Cache(FunctionCache):  # type: ignore[misc]
     def save_overload(self, *key_and_code: object) -> None:
         with suppress(Exception):
             super().save_overload(*key_and_code)
+
+
+def _called(function: Callable[..., object]) -> list[tuple[int, int]]:
+    """Return time of change and size of this file and of those with functions that it can call.
+
+    Numba looks at the function's own file alone, and runs old code after a change of the options
+    above, or of a compiled function that another file defines.
+    """
+    compiled_ = (each for each in function.__globals__.values() if hasattr(each, "py_func"))
+    files = {__file__, *(each.py_func.__code__.co_filename for each in compiled_)}
+    stats = [Path(file).stat() for file in sorted(files)]
+    return [(stat.st_mtime_ns, stat.st_size) for stat in stats]
 
 
 class _SealedFiles(IndexDataCacheFile):  # type: ignore[misc]

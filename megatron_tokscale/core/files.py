@@ -161,7 +161,9 @@ def read_json(path: Path) -> dict[str, JSON]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise TokscaleError(f"cannot read {path}: {error.strerror}") from error
+        raise TokscaleError(
+            f"cannot read {path}: {error.strerror}; restore it, or name another file"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise TokscaleError(
             f"{path} is not JSON ({error}); restore it, or name another file"

@@ -42,7 +42,7 @@ class Units:
 
     @classmethod
     def from_documents(
-        cls, dataset_N: ArrayLike, document_N: ArrayLike, seed: int = 0, most: int = MOST_UNITS
+        cls, dataset_N: ArrayLike, document_N: ArrayLike, seed: int, most: int = MOST_UNITS
     ) -> Self:
         """Deal documents into at most `most` units, but at least one per dataset.
 
@@ -62,7 +62,7 @@ class Units:
         unit_N = np.repeat(unit[document_of_run].astype(np.int32), lengths)
         return cls(unit_N, dataset_U, len(keys))
 
-    def weights(self, n_resamples: int, seed: int = 0) -> Floats:
+    def weights(self, n_resamples: int, seed: int) -> Floats:
         """Return weight_RU: a row of ones, then `n_resamples` rows of Poisson(1) weights.
 
         No row is all zero. A single unit cannot be resampled: its rows are NaN, and so is every
@@ -76,7 +76,7 @@ class Units:
             drawn_RU[empty_R] = rng.poisson(1.0, (int(empty_R.sum()), len(self)))
         return np.concatenate([np.ones((1, len(self))), drawn_RU])
 
-    def half(self, seed: int = 0) -> Mask:
+    def half(self, seed: int) -> Mask:
         """Return a random half of the units of each dataset, as a mask over units."""
         rank_U = np.random.default_rng([seed, 1]).permutation(len(self))
         half_U = np.zeros(len(self), bool)

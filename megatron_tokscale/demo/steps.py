@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json, write_json
 from megatron_tokscale.core.progress import ProgressOnStderr
+from megatron_tokscale.core.writable import unwritable
+from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.demo import corpus
 from megatron_tokscale.demo.job import FULL, QUICK, SPLIT, Size, is_trained, megatron_flags, train
 from megatron_tokscale.store import Run
@@ -27,7 +29,8 @@ def run_demo(out: Path, *, quick: bool = False) -> Path:
     A demo that was stopped resumes.
 
     Raises:
-        TokscaleError: `out` holds a demo of another size, or a step failed.
+        TokscaleError: `out` cannot be written, holds other files or a demo of another size, or a
+            step failed.
     """
     size = QUICK if quick else FULL
     _claim(out, size)
@@ -51,9 +54,22 @@ def run_demo(out: Path, *, quick: bool = False) -> Path:
 
 
 def _claim(out: Path, size: Size) -> None:
-    """Note the demo's size in `out`, or refuse a folder that holds a demo of another size."""
+    """Note the demo's size in `out`, a new or empty folder or that of a demo which was stopped.
+
+    Raises:
+        TokscaleError: `out` cannot be written, or holds other files or a demo of another size.
+    """
     known = out / "demo.json"
+    if reason := unwritable(out, known.name):
+        raise TokscaleError(
+            f"{out} cannot be written to ({reason}); expected a folder; give another --out"
+        )
     if not known.exists():
+        if out.exists() and any(out.iterdir()):
+            raise TokscaleError(
+                f"{out} holds other files than a demo's; expected a new or an empty folder; give "
+                "another --out"
+            )
         write_json(known, asdict(size))
     elif read_json(known) != asdict(size):
         raise TokscaleError(f"{out} holds a demo of another size; remove it or give another --out")
@@ -165,8 +181,8 @@ class _Demo:
     def _job(self) -> "Job":
         from megatron_tokscale.reweight import job_of
 
-        size = self.size
-        return job_of(self.data_path, SPLIT, size.train_samples, size.seq_length, _SEED)
+        size, data = self.size, DataSource(self.data_path, SPLIT)
+        return job_of(data, size.train_samples, size.seq_length, _SEED)
 
     def write_report(self) -> None:
         """Write one page about both runs."""

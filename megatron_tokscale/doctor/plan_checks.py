@@ -10,6 +10,7 @@ from pathlib import Path
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import is_there
+from megatron_tokscale.core.writable import unwritable
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.source import DEFAULT_SPLIT, DataSource
 from megatron_tokscale.data import Plan, match_datasets, with_decisions
@@ -19,7 +20,6 @@ from megatron_tokscale.data.prepare import check_draws
 from megatron_tokscale.data.record import DatasetRecord, check_order, load_records, record_path
 from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.doctor.findings import Findings, error_of, known_arguments
-from megatron_tokscale.doctor.writable import unwritable
 from megatron_tokscale.store import RunPaths
 from megatron_tokscale.training.history.start import start_of
 from megatron_tokscale.training.settings import JobPlanSettings, JobSettings

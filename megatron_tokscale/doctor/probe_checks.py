@@ -4,6 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.writable import unwritable
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.doctor.findings import (
     OF_THE_CHECKPOINT,
@@ -11,7 +12,6 @@ from megatron_tokscale.doctor.findings import (
     known_arguments,
     takes_arguments,
 )
-from megatron_tokscale.doctor.writable import unwritable
 from megatron_tokscale.probe import ProbeSchedule, ProbeSet
 from megatron_tokscale.store import RunWriter
 from megatron_tokscale.training.data.held_out import TrainedPart, held_out
@@ -116,12 +116,12 @@ def _check_run_directory(
     writer, n_refused = RunWriter(run), len(findings.refused)
     findings.attempt(lambda: writer.check(probe_set, _known_sizes(args)))
     if findings.attempt(writer.check_free) is False:
-        findings.unchecked.append(f"whether another job has {writer.folder}")
+        findings.unchecked.append(f"whether another job has {writer.paths.folder}")
     paths = writer.paths
     files = (paths.losses / "a", paths.lock, paths.journal, paths.folder / "a")
     reasons = [unwritable(file.parent, file.name) for file in files]
     if reason := next(filter(None, reasons), None):
-        message = f"losses cannot be written to {writer.folder}: {reason}"
+        message = f"losses cannot be written to {writer.paths.folder}: {reason}"
         if probe.stops_on_write_error:
             findings.refused.append(message)
         else:
@@ -129,7 +129,7 @@ def _check_run_directory(
     elif len(findings.refused) == n_refused:
         is_new = not paths.identity.exists()
         state = "is new" if is_new else "holds a run of this probe set and model"
-        findings.passed.append(f"run directory {writer.folder} {state}")
+        findings.passed.append(f"run directory {writer.paths.folder} {state}")
 
 
 def _known_sizes(args: Namespace) -> dict[str, int | None]:

@@ -1,16 +1,11 @@
 """The fit of one sigmoid per token, many tokens at a time; its import does not load torch."""
 
+from megatron_tokscale.fit.fits_file import read_metadata
 from megatron_tokscale.fit.probe_axis import MIN_PROBES
-from megatron_tokscale.fit.run_fit import fit_run, fits_path
+from megatron_tokscale.fit.run_fit import fit_run
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
 from megatron_tokscale.fit.summary import FitSummary
-from megatron_tokscale.fit.table import (
-    FitStatus,
-    SigmoidFits,
-    TokenClass,
-    Transitions,
-    read_metadata,
-)
+from megatron_tokscale.fit.table import FitStatus, SigmoidFits, TokenClass, Transitions
 
 __all__ = [
     "MIN_PROBES",
@@ -21,6 +16,5 @@ __all__ = [
     "Transitions",
     "fit_run",
     "fit_sigmoids",
-    "fits_path",
     "read_metadata",
 ]

@@ -1,7 +1,10 @@
-"""The fit of one block of tokens: grid search, refinement, errors, classes.
+"""The fit of one block of tokens: grid search, descent, standard errors, classes.
+
+SSE is the sum of squared residuals of a model. A start is the point (midpoints, log-widths) from
+which a descent begins.
 
 Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters, L = 1 + M linear
-ones, C cells.
+parameters, J parameters in all (floor, M drops, M midpoints, M widths), S starts.
 """
 
 from collections.abc import Iterator
@@ -23,26 +26,31 @@ from megatron_tokscale.fit.columns import (
 from megatron_tokscale.fit.grid import Grid
 from megatron_tokscale.fit.noise import Residuals
 from megatron_tokscale.fit.probe_axis import MIN_PROBES, ProbeAxis
+from megatron_tokscale.fit.search import Box, Search, Trajectories
 from megatron_tokscale.fit.table import SigmoidFits, TokenClass
-from megatron_tokscale.fit.varpro import Box, Search, Trajectories
 
 _MOST_STEPS = 56
-"""Most Gauss-Newton steps of one token in the compiled loops; a token that needs more has the
-status STEP_LIMIT. Tokens take 7 to 15 on average (benchmarks/results/fit_throughput.md)."""
+"""Most Gauss-Newton steps of one token in the compiled loops; our choice. A token that needs more
+has the status STEP_LIMIT. Tokens take 7 to 15 steps on average
+(benchmarks/results/fit_throughput.md)."""
 _ROUNDS = (2, 4, 8, 16, 24)
-"""Steps of the rounds on a GPU, about `_MOST_STEPS` in all. After each round the tokens that have
-not converged are packed together; the rounds grow, as fewer tokens need each further step."""
+"""Steps of each round on a GPU, about `_MOST_STEPS` in all. After each round the tokens that have
+not converged are packed together. The rounds grow, since fewer tokens need each further step, and
+packing takes time. Our choice."""
 _PAIR_STEPS = 3
-"""Steps from each start of two sigmoids before only the better start continues; our choice: few
-steps separate a wrong basin from a right one, and the search for two sigmoids costs the most time.
-"""
+"""Steps from each of the two starts of two sigmoids, before only the better one continues. Our
+choice: few steps show which start is in the better basin, and the search for two sigmoids takes the
+most time of the fit."""
 _RIVAL_SSE = 1.1
-"""SSE of another band's best cell, over the SSE reached, below which that cell is refined too; our
-choice. A cell's SSE is above that of the bottom it leads to: a larger value refines more cells in
-vain, a smaller one misses bottoms. With it, 0% to 0.2% of planted sigmoids end in a wrong basin
-(benchmarks/results/fit_accuracy.md)."""
-_INSIDE = 0.05  # our choice: a probe is inside a transition where 0.05 < s < 0.95
-_MIN_PLATEAU = 2  # probes between the two transitions of a two-step token, see `_is_two`
+"""SSE of the best cell of another band of widths, over the SSE reached, below which a descent from
+that cell is tried too. Our choice: a larger value costs descents in vain, a smaller one misses
+lower bottoms, since a cell's SSE is above the SSE at the bottom that it leads to. With this value
+0% to 0.2% of planted sigmoids end in a wrong basin (benchmarks/results/fit_accuracy.md)."""
+_INSIDE = 0.05
+"""A probe is inside a transition if s there is more than this above 0 and below 1; our choice."""
+_MIN_PLATEAU = 2
+"""Least number of probes between the two transitions of a two-step token. Our choice: a single
+probe between two steps is an outlier, not a state of the token."""
 _ROW_VALUES = 2**19
 """Losses of a chunk on a CPU for the residuals and their tangents, which take several rows per
 token: 2 MB in float32, so that the rows stay in the CPU's caches."""
@@ -66,13 +74,13 @@ class BlockSettings:
 
 def fit_block(axis: ProbeAxis, grid: Grid, loss_NK: Tensor, settings: BlockSettings) -> SigmoidFits:
     """Fit every token of a block; tokens with too few finite losses stay unfitted."""
-    # The usual case: no loss is missing.
+    # The usual case: no loss is missing, or is not finite.
     whole_N = loss_NK.sum(dim=1).isfinite()
     if whole_N.all():
         columns = _fit_group(axis, grid, loss_NK, None, settings)
         columns["n_probes_N"] = torch.full_like(whole_N, axis.n_probes, dtype=torch.int32)
         return as_fits(axis, columns)
-    # Tokens with all losses, and tokens that miss some, are two groups.
+    # Tokens that have all losses, and tokens that miss some, are fitted as two groups.
     present_NK = loss_NK.isfinite()
     whole_N = present_NK.all(dim=1)
     timed_K = torch.tensor(axis.timed_K, device=loss_NK.device)
@@ -106,8 +114,8 @@ def _fit_group(
     weight_NK: Tensor | None,
     settings: BlockSettings,
 ) -> Columns:
-    """Fit tokens that all have every loss, or that all miss some."""
-    # The best sigmoid of every token, with its residuals, its errors and the best ramp.
+    """Fit a group of tokens; `weight_NK` is None if no token of the group misses a loss."""
+    # The best sigmoid of every token, its noise and its errors, and the best ramp.
     losses = ScaledLosses.from_losses(loss_NK, grid.x_K, weight_NK)
     data, chunk_tokens = losses.data, settings.chunk_tokens
     one = fit_one(grid, data, chunk_tokens)
@@ -119,14 +127,14 @@ def _fit_group(
         "sigmoid": one.sse_N,
         "ramp": found["ramp_sse_N"],
     }
-    # Two sigmoids, only for the tokens that a second one may describe better than all other models.
+    # Two sigmoids, only for the tokens that they may describe better than all other models.
     hopeful = classes.in_reach(
         "two", one.sse_N - found["second_gain_N"], sse, data.count_N
     ).nonzero()[:, 0]
     two = fit_two(
         grid, data.tokens(hopeful), one.tokens(hopeful), found["second_N"][hopeful], chunk_tokens
     )
-    # The SSE, errors and noise of the two sigmoids, at the places of those tokens.
+    # SSE, errors and noise of the two sigmoids of those tokens.
     two_sse_N = torch.full_like(one.sse_N, torch.inf)
     two_sse_N[hopeful] = torch.where(_is_two(grid, data.tokens(hopeful), two), two.sse_N, torch.inf)
     two_se_JN, phi_N = two.sse_N.new_empty(7, len(hopeful)), found["phi_N"].clone()
@@ -134,7 +142,7 @@ def _fit_group(
         residuals = Residuals.from_fit(two.tokens(part), data.tokens(hopeful[part]))
         two_se_JN[:, part] = noise.standard_errors(two.tokens(part), residuals)
         phi_N[hopeful[part]] = torch.minimum(residuals.phi_N, phi_N[hopeful[part]])
-    # The class of every token, by the criterion of all four models.
+    # The class of every token: the model with the lowest criterion.
     class_N, runner_up_N, evidence_N = classes.choose(
         sse | {"two": two_sse_N},
         one.drop_MN[0],
@@ -143,7 +151,7 @@ def _fit_group(
         phi_N,
         settings.known_below,
     )
-    # The columns of each model; those of two sigmoids are NaN but for two-step tokens.
+    # The columns of each model; the columns of two sigmoids are NaN except for two-step tokens.
     columns: Columns = {
         "level_N": losses.level_N,
         "fall_N": losses.fall_N,
@@ -167,11 +175,11 @@ def _fit_group(
 def settle(
     theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box, chunk_tokens: int
 ) -> Search:
-    """Descend from `theta_PN` to the bottom, a chunk at a time.
+    """Descend from `theta_PN` until the search of each token has converged, a chunk at a time.
 
-    In compiled loops every token takes the steps that it needs. On a GPU all tokens of a chunk take
-    the same number of steps; after each round those that have not converged are packed together, so
-    that the few that need many steps do not cost the others as many.
+    On a CPU each token takes just the steps that it needs. On a GPU all tokens of a chunk take the
+    same number of steps: after each round the tokens that have not converged are packed together,
+    so that few tokens take the steps of the long rounds.
     """
     first, *others = (_MOST_STEPS,) if data.on_cpu else _ROUNDS
     parts = []
@@ -189,13 +197,12 @@ def settle(
 
 
 def fit_one(grid: Grid, data: Trajectories, chunk_tokens: int) -> Search:
-    """Return the best sigmoid: the best cell of the grid, refined.
+    """Return the best sigmoid of each token: the end of the descent from the best cell.
 
-    The best cell of another band of widths is refined as well if its SSE is at most a tenth above
-    the SSE reached: it may lead to a lower bottom. So may a slower transition in the place of one
-    that has become a jump between two probes.
+    Other starts may lead to a lower SSE, and are tried too: the best cell of another band of widths
+    if its SSE is close (`_RIVAL_SSE`), and a wider sigmoid in the place of a jump (`Grid.wider`).
     """
-    # The best cell of each band of widths, and the best of these.
+    # The best cell of each band of widths; a descent from the best of these cells.
     small = _cached_tokens(data, chunk_tokens, _GRID_VALUES)
     started = [grid.starts(data.tokens(part)) for part in _chunks(len(data), small)]
     theta_SPN = torch.stack(
@@ -207,12 +214,12 @@ def fit_one(grid: Grid, data: Trajectories, chunk_tokens: int) -> Search:
     best_N = sse_SN.argmin(dim=0)
     theta_PN = theta_SPN.gather(0, best_N.expand(1, 2, -1))[0]
     search = settle(theta_PN, torch.zeros_like(theta_PN), data, grid.box, chunk_tokens)
-    # Refine the best cells of other bands.
+    # Descents from the best cells of other bands.
     rival_SN = sse_SN < _RIVAL_SSE * search.sse_N
     rival_SN.scatter_(0, best_N[None], False)
     start, index_N = rival_SN.nonzero().T
     _try(search, index_N, theta_SPN[start, :, index_N].T, data, grid.box, chunk_tokens)
-    # Refine wider starts in the place of jumps.
+    # Descents from wider starts in the place of jumps.
     sharp, theta_PN = grid.wider(search.theta_PN)
     _try(search, sharp, theta_PN, data, grid.box, chunk_tokens)
     return search
@@ -226,7 +233,10 @@ def _try(
     box: Box,
     chunk_tokens: int,
 ) -> None:
-    """Refine other starts of the tokens at `index_N`, a token once or more; keep the best."""
+    """Descend from other starts, and put each end that has a lower SSE into `search`.
+
+    `index_N` has the token of each start; a token may have several starts.
+    """
     linear_LN = theta_PN.new_zeros(2, len(index_N))
     other = settle(theta_PN, linear_LN, data.tokens(index_N), box, chunk_tokens)
     best_N = search.sse_N.scatter_reduce(0, index_N, other.sse_N, "amin")[index_N]
@@ -235,11 +245,11 @@ def _try(
 
 
 def _examine(grid: Grid, data: Trajectories, one: Search) -> Columns:
-    """Return noise, errors, best second sigmoid and best ramp of one chunk of tokens."""
+    """Return the noise, errors, best second cell and best ramp of one chunk of tokens, by name."""
     residuals = Residuals.from_fit(one, data)
     second_N, second_gain_N = grid.second(residuals, data)
     onset_N, slope_N, ramp_level_N, ramp_sse_N = grid.ramp(data)
-    # The probes inside the transition, and the nearest ones on either side of it.
+    # The number of probes inside the transition, and the nearest probe on either side of it.
     s_KN, x_K1 = residuals.s_KN, data.x_K[:, None]
     before_KN, after_KN = s_KN >= 1 - _INSIDE, s_KN <= _INSIDE
     if data.weight_KN is not None:
@@ -268,11 +278,12 @@ def _examine(grid: Grid, data: Trajectories, one: Search) -> Columns:
 def fit_two(
     grid: Grid, data: Trajectories, one: Search, second_N: Tensor, chunk_tokens: int
 ) -> Search:
-    """Return the best two sigmoids, from two starts; after a few steps only the better continues.
+    """Return the best two sigmoids of each token, from the better of two starts.
 
-    One start is the best sigmoid and the cell that lowers its SSE most. The other is the best pair
-    of coarse cells: it finds two steps that the best sigmoid takes for one slow step, and a step
-    down with a step up.
+    One start is the best single sigmoid with the coarse cell `second_N`, which lowers its SSE most.
+    The other is the best pair of coarse cells. It finds two steps that a single sigmoid describes
+    as one slow step, and a step down with a step up. A descent of `_PAIR_STEPS` steps from each
+    shows which one is better.
     """
     second_PN = grid.coarse_PC[:, second_N]
     theta_PN = torch.stack([one.theta_PN[0], second_PN[0], one.theta_PN[1], second_PN[1]])
@@ -291,9 +302,9 @@ def fit_two(
 
 
 def _is_two(grid: Grid, data: Trajectories, two: Search) -> Tensor:
-    """Return whether both midpoints lie in the probed range, two probes or more apart.
+    """Return a mask of the tokens whose two transitions count as two steps.
 
-    A single probe between two steps is an outlier, not a state of the token (our choice).
+    Both midpoints must lie in the probed range, with `_MIN_PLATEAU` or more probes between them.
     """
     midpoint_MN = two.theta_PN[:2]
     before_MKN = grid.x_K[:, None] < midpoint_MN[:, None]

@@ -1,17 +1,24 @@
 """The choice of the model that describes a trajectory: flat, one sigmoid, two sigmoids, or a ramp.
 
-The criterion is the Bayesian information criterion K' ln(SSE/K) + p ln K: K' is the number of
-independent losses that a token's K losses are worth (`noise.effective_count`), p the number of
-parameters: flat 1, ramp 3 (level, onset, slope), sigmoid 4, two sigmoids 7. Midpoints and onsets
-are searched over the whole axis, which BIC does not allow for: a model of one change must beat
-flat, and a model of two changes a model of one, by `MARGIN` more ("strong evidence" of Kass and
-Raftery 1995). The models, the margin and the level that separates flat tokens are our choice; the
-classes of planted trajectories and of noise: benchmarks/results/fit_accuracy.md.
+A ramp is constant until its onset, and straight in x from there to the last probe: the form of a
+loss that falls as a power law, as long as the fall is small against the loss. Step 0 counts as the
+first finite probe.
 
-A ramp is constant until its onset and straight in x from there to the last probe: a loss that falls
-as a power law where it is small against its level. Step 0 counts as the first finite probe.
+The criterion of a model is the Bayesian information criterion (BIC) plus a margin:
 
-Shapes: N tokens.
+    K' ln(SSE / K) + p ln K + MARGIN * changes
+
+- K: the number of losses of the token. SSE: the sum of squared residuals of the model.
+- K': how many independent losses they are worth (`noise.effective_count`).
+- p: the number of parameters: flat 1, ramp 3 (level, onset, slope), sigmoid 4, two sigmoids 7.
+- changes: flat 0, ramp and sigmoid 1, two sigmoids 2.
+
+The model with the lowest criterion gives the class. Midpoints and onsets are searched over the
+whole axis, which BIC does not allow for: the margin per change makes up for it. The models, the
+margin and the level that separates flat tokens are our choice. benchmarks/results/fit_accuracy.md
+has the classes of planted trajectories and of noise.
+
+Shapes: N tokens, M models.
 """
 
 import math
@@ -25,27 +32,34 @@ from megatron_tokscale.fit.noise import effective_count
 from megatron_tokscale.fit.table import TokenClass
 
 MARGIN = 6.0
-"""Decrease of the criterion that a model must reach for each change that it has: Kass and Raftery's
-"strong evidence" begins at 6. At 60 probes, 0.2% of tokens of white noise are then classed other
-than flat, and 2% with an autocorrelation of 0.6."""
+"""Decrease of BIC that each further change of a model must bring. Kass and Raftery (1995) call a
+decrease of 6 "strong evidence". At 60 probes it leaves 0.2% of the tokens of white noise in another
+class than flat, and 2% if the noise has an autocorrelation of 0.6."""
 KNOWN_BELOW = math.log(2)
-"""Mean loss in nats below which a flat token is known: the token is more likely right than
-wrong."""
+"""Mean loss in nats below which a flat token is flat-known: the model gives the token a probability
+above 1/2."""
 
 PARAMETERS = {"flat": 1, "sigmoid": 4, "ramp": 3, "two": 7}
 """Number of parameters of each model."""
 _CHANGES = {"flat": 0, "sigmoid": 1, "ramp": 1, "two": 2}
-"""Number of changes of each model, each of which costs `MARGIN`."""
-_RESOLUTION = 1e-12  # least mean squared residual of losses of unit variance in float32
+"""Number of changes of each model; each change adds `MARGIN` to the criterion."""
+_RESOLUTION = 1e-12
+"""Least mean squared residual of losses of unit variance. Smaller ones are rounding errors of
+float32, and zero has no logarithm."""
 _REACH = 10.0
-"""Two sigmoids are fitted only if their criterion is at most this much above the best rival's.
-Their SSE is first estimated from the best second cell, and the search may still lower it; our
-choice."""
-_QUANTILES = 200  # degrees of freedom in the table of Student's t, near its limit
+"""Two sigmoids are fitted if their estimated criterion is at most this much above that of the best
+other model. Our choice: the estimate comes from the best second cell, and the search may still
+lower the SSE."""
+_QUANTILES = 200
+"""Degrees of freedom in the table of Student's t: with more of them, the quantile is within 1% of
+the last entry."""
 
 
 def criterion(model: str, sse_N: Tensor, count_N: Tensor, phi_N: Tensor) -> Tensor:
-    """Return BIC plus the margin, for losses of unit variance; infinite with too few losses."""
+    """Return the criterion of a model, for losses of unit variance.
+
+    It is infinite for a token that has no more losses than the model has parameters.
+    """
     parameters = PARAMETERS[model]
     misfit_N = (sse_N / count_N).clamp_min(_RESOLUTION).log() * effective_count(count_N, phi_N)
     bic_N = misfit_N + parameters * count_N.log() + MARGIN * _CHANGES[model]
@@ -53,9 +67,17 @@ def criterion(model: str, sse_N: Tensor, count_N: Tensor, phi_N: Tensor) -> Tens
 
 
 def in_reach(model: str, sse_N: Tensor, rivals: dict[str, Tensor], count_N: Tensor) -> Tensor:
-    """Return whether `model`, not yet at its optimum, is within `_REACH` of the best of `rivals`.
+    """Return a mask of the tokens for which `model` may still have the lowest criterion.
 
-    The noise is taken for white: its autocorrelation is known only when all models are fitted.
+    Its estimated criterion is at most `_REACH` above the best criterion of `rivals`.
+
+    The noise counts as white here: its autocorrelation is known only when all models are fitted.
+
+    Args:
+        model: a model that is still to be fitted.
+        sse_N: its estimated SSE.
+        rivals: SSE of each fitted model.
+        count_N: number of losses of each token.
     """
     white_N = torch.zeros_like(count_N)
     best_N = torch.stack(
@@ -65,8 +87,7 @@ def in_reach(model: str, sse_N: Tensor, rivals: dict[str, Tensor], count_N: Tens
 
 
 def student(free_N: Tensor) -> Tensor:
-    """Return the 97.5% quantile of Student's t, to 1%, for each number of degrees of freedom (>
-    0)."""
+    """Return the 97.5% quantile of Student's t, to 1%, for 1 or more degrees of freedom."""
     table = stats.t.ppf(0.975, np.arange(1, _QUANTILES + 1))
     return free_N.new_tensor(table)[(free_N.long() - 1).clamp(0, _QUANTILES - 1)]
 
@@ -79,15 +100,16 @@ def choose(
     phi_N: Tensor,
     known_below: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the class of every token, the runner-up, and the difference of their criteria.
+    """Return the class of every token, the next best class, and the difference of their criteria.
 
     Args:
-        sse_N: SSE of each model of `PARAMETERS`; infinite to rule it out.
+        sse_N: SSE of each model of `PARAMETERS`; infinite for tokens that the model must not
+            describe.
         drop_N: drop of the one sigmoid, whose sign separates falling from rising.
         level_N: mean loss in nats.
         count_N: number of losses of each token.
         phi_N: lag-one autocorrelation of the noise.
-        known_below: nats; see `KNOWN_BELOW`.
+        known_below: mean loss in nats below which a flat token is flat-known.
     """
     bic_NM = torch.stack([criterion(m, sse_N[m], count_N, phi_N) for m in PARAMETERS], dim=1)
     best = bic_NM.topk(2, dim=1, largest=False)

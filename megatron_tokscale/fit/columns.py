@@ -14,17 +14,20 @@ from torch import Tensor
 from megatron_tokscale.fit import classes, noise, varpro
 from megatron_tokscale.fit.grid import Grid
 from megatron_tokscale.fit.probe_axis import ProbeAxis
+from megatron_tokscale.fit.search import Search, Trajectories
 from megatron_tokscale.fit.table import FitStatus, SigmoidFits, TokenClass
-from megatron_tokscale.fit.varpro import Search, Trajectories
 
 _ROUNDING = 1e-6
-"""Standard deviation over the largest loss below which a trajectory is constant but for rounding:
-eight times the resolution of float32."""
-_FEWEST_INSIDE = 2  # probes inside a transition from which its midpoint and width have errors
-_LEAST_SPREAD = 1e-12  # least sum of squares of s about its mean, lest it be zero in a denominator
+"""Least standard deviation of a trajectory that moves, over its largest loss: eight times the
+resolution of float32. Below it, only rounding distinguishes the losses."""
+_FEWEST_INSIDE = 2
+"""Fewest probes inside a transition for errors of its midpoint and width; our choice: with fewer,
+neither is a smooth function of the losses."""
+_LEAST_SPREAD = 1e-12
+"""Least sum of squares of s about its mean, so that no denominator is zero."""
 _UNDETERMINED_FROM = 0.5
 """Half the length of the 95% interval of a midpoint, in units of the probed range, from which the
-losses do not determine the midpoint: the interval is then as long as the range."""
+midpoint counts as undetermined. Our choice: the whole interval is then as long as the range."""
 _NAN = torch.nan
 
 Columns = dict[str, Tensor]
@@ -39,7 +42,7 @@ _CODES = {
 
 
 def unfitted_columns(present_NK: Tensor) -> Columns:
-    """Return the columns of tokens that are not fitted; only their numbers of losses are set."""
+    """Return the columns of tokens that are not fitted, with the number of losses of each."""
     shape, device = (len(present_NK),), present_NK.device
     columns = {name: torch.full(shape, _NAN, device=device) for name in SigmoidFits.columns()}
     for name, (value, dtype) in _CODES.items():
@@ -62,12 +65,12 @@ def as_fits(axis: ProbeAxis, columns: Columns) -> SigmoidFits:
 
 @dataclass(frozen=True)
 class ScaledLosses:
-    """The losses of a group of tokens, scaled for the search.
+    """The losses of a group of tokens, scaled to mean 0 and variance 1 for the search.
 
     Attributes:
-        data: losses less their mean, of unit variance; zero where there is nothing to fit.
+        data: the scaled losses; zero for a token that does not move.
         level_N: mean loss in nats.
-        scale_N: standard deviation over the probes in nats; 1 where there is nothing to fit.
+        scale_N: standard deviation over the probes in nats; 1 for a token that does not move.
         fall_N: first loss minus last, in nats.
         moves_N: true if the losses differ by more than rounding.
     """
@@ -84,7 +87,7 @@ class ScaledLosses:
         dtype = torch.float64 if loss_NK.dtype == torch.float64 else torch.float32
         loss_KN = loss_NK.to(dtype).T
         weight_KN = None if weight_NK is None else weight_NK.T
-        # Level, and first and last loss, of the losses that are there.
+        # Mean, first and last of the losses that are not missing.
         if weight_KN is None:
             level_N = loss_KN.mean(dim=0)
             y_KN = loss_KN - level_N
@@ -98,7 +101,7 @@ class ScaledLosses:
             first = weight_KN.argmax(dim=0, keepdim=True)
             last = len(weight_KN) - 1 - weight_KN.flip(0).argmax(dim=0, keepdim=True)
             first_N, last_N = (loss_KN.gather(0, which)[0] for which in (first, last))
-        # Unit variance, where there is any.
+        # Unit variance for the tokens that move.
         scale_N = (y_KN.square().sum(dim=0) / count).sqrt()
         moves_N = scale_N > _ROUNDING * loss_KN.abs().amax(dim=0)
         y_KN *= torch.where(moves_N, 1 / scale_N, 0)
@@ -112,10 +115,11 @@ def one_columns(
 ) -> Columns:
     """Return the status and the columns of the one-sigmoid fit.
 
-    A constant token has a floor and a drop of zero; its midpoint and width are NaN. With fewer than
-    two probes where 0.05 < s < 0.95 neither c nor w is a smooth function of the losses there: c is
-    then taken for uniform between the probes on either side (standard deviation: their distance
-    over sqrt 12), w has no error, and f and A have their errors for fixed c and w.
+    A constant token has a drop of zero; its midpoint and width are NaN. With fewer than two probes
+    inside the transition, the losses determine the midpoint c only to the distance of the probes on
+    either side. So c counts as uniformly distributed between them, with their distance over sqrt 12
+    as its standard error. Width w then has no error, and floor f and drop A have their errors for
+    fixed c and w.
     """
     # Standard errors, in units of the scaled losses and of the probed range.
     moves_N, count_N = losses.moves_N, losses.data.count_N
@@ -130,7 +134,7 @@ def one_columns(
     drop_se_N = torch.where(smooth_N, drop_se_N, drop_fixed_N)
     midpoint_se_N = torch.where(smooth_N, midpoint_se_N, gap_N / math.sqrt(12))
     width_se_N = torch.where(smooth_N, width_se_N, _NAN)
-    # Status: a later line overrules an earlier one.
+    # Status; where several hold, the last of these lines decides.
     midpoint_N, log_width_N = one.theta_PN
     unknown_N = (
         midpoint_se_N * classes.student(count_N - classes.PARAMETERS["sigmoid"])
@@ -145,7 +149,7 @@ def one_columns(
     status_N = torch.where(at_bound_N, int(FitStatus.AT_BOUND), status_N)
     has_errors_N = moves_N & ~at_bound_N
     status_N = torch.where(moves_N, status_N, int(FitStatus.CONVERGED))
-    # Back to nats and units of x; NaN where a value is not known.
+    # Values in nats and in units of x; NaN where a value is not known.
     scale_N = losses.scale_N
     drop_N = torch.where(moves_N, one.drop_MN[0], 0)
     floor_N = torch.where(moves_N, one.linear_LN[0], 0)

@@ -1,12 +1,19 @@
-"""The global search: the best cells of a grid of (midpoint, width) by one matrix product.
+"""The global search: the best cells of a grid of (midpoint, width), by one matrix product.
 
-For a centred loss y and a centred curve u of unit length the best amplitude lowers the SSE by the
-square of their inner product: floor and drop need no search (model: docs/references.md 1.4; the
-grid is our choice). A cell is only a start: the descent from it moves midpoint and width freely. So
-the grid is just fine enough for the best cell to lie in the right basin (wrong basins:
-benchmarks/results/fit_accuracy.md; cost: benchmarks/results/fit_throughput.md).
+A cell is a pair (midpoint c, width w). Its curve is the sigmoid s((c - x)/w) at the probes' x
+(docs/references.md 1.4). Floor and drop need no search: for a centred loss y and a centred curve u
+of unit length the best drop lowers the SSE (the sum of squared residuals) by (u . y)^2, the gain of
+the cell.
 
-Shapes: N tokens, K probe steps, B bins of probes, C cells.
+A cell is only a start: the descent from it moves midpoint and width freely. So the grid is just
+fine enough for the best cell to lie in the right basin, the region from which the descent leads to
+the lowest SSE. The grid is our choice. benchmarks/results/fit_accuracy.md has the share of wrong
+basins, benchmarks/results/fit_throughput.md the cost.
+
+All x are in units of the probed range: 0 at the first finite probe, 1 at the last.
+
+Shapes: N tokens, K probe steps, B bins of probes, C cells, P = 2 parameters of a cell, or 4 of a
+pair of cells (midpoints, then log-widths).
 """
 
 import math
@@ -22,57 +29,76 @@ from torch import Tensor
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.fit.noise import Residuals
 from megatron_tokscale.fit.probe_axis import ProbeAxis
-from megatron_tokscale.fit.varpro import Box, Trajectories
+from megatron_tokscale.fit.search import Box, Trajectories
 
 _MOST_BINS = 96
-"""Most bins of probes in the grid search; neighbouring probes share a bin above it. The cost of the
-search grows with the bins, and a cell needs only to find the basin."""
-_WIDTHS_PER_OCTAVE = 1.5  # widths per factor of two: neighbours differ by a factor of 1.6
-_CELLS_PER_WIDTH = 1.5  # midpoints two thirds of a width apart, so that neighbouring curves overlap
+"""Most bins of probes; with more probes, neighbours share a bin. The cost of the search grows with
+the bins, and a cell needs only to find the basin. Our choice."""
+_WIDTHS_PER_OCTAVE = 1.5
+"""Widths per factor of two: neighbouring widths differ by a factor of 1.6. Our choice."""
+_CELLS_PER_WIDTH = 1.5
+"""Midpoints per width: neighbouring midpoints are two thirds of a width apart, so that their curves
+overlap. Our choice."""
 _REACH = 2.5
-"""Distance of a midpoint from the nearest probe, in widths, up to which there is a cell: beyond it,
-s differs from 0 or 1 by less than 0.08 at every probe, as does a step between two probes."""
+"""Largest distance of a midpoint from the nearest bin, in widths. Beyond it, s differs from 0 or 1
+by less than 0.08 at every bin, so that the curve is nearly a step between two bins."""
 _FINEST = 1e-3
-"""Least width of the grid in units of the probed range. Probes may come in bursts, whose spacing
-would make the grid very fine everywhere."""
-_BANDS = 3  # narrow, middle and wide sigmoids; the best cell of each is a start
+"""Least width of the regular grid, in units of the probed range; our choice. Probes may come in
+bursts, whose small spacing would make the grid very fine everywhere."""
+_BANDS = 3
+"""Bands of widths: narrow, middle and wide. The best cell of each band is a start. Our choice."""
 _COARSE = ((32, 40), (8, 10))
-"""Cells for a second sigmoid, as (number of midpoints, probed range over width): 32 of a fortieth
-of the range and 8 of a tenth. All pairs of cells are tried, so their number is kept small."""
-_NEARLY_SAME = 0.99  # cosine of two coarse curves above which they are one direction, not a pair
+"""Coarse cells for a second sigmoid, as (number of midpoints, probed range over width): 32 with a
+width of a fortieth of the range, and 8 with a tenth. Our choice: the 780 pairs of them are tried
+for each token, so their number is small."""
+_NEARLY_SAME = 0.99
+"""Cosine of two centred coarse curves above which they are no pair: the best fit of two such
+curves has large drops of opposite signs. Our choice."""
 _INDEX_BITS = 12
-"""Bits of a float32 that hold a cell's number in `_argmax_size`: up to 4,095 cells, while the 11
-bits that are left of the mantissa keep the value to 5e-4."""
+"""Bits of a float32 that hold the number of a cell in `_argmax_size`. They number up to 4,095
+cells; the 11 bits that remain of the mantissa keep the value to 5e-4."""
 _NEARLY_SPANNED = 1e-2
-"""Squared length of a coarse curve outside of the first sigmoid's tangents, at most about K/4,
-below which the curve is taken for a move of the first sigmoid and gains nothing."""
+"""Least squared length of a coarse curve's part outside of the tangents of the first sigmoid; it
+is at most about K/4. Below it, the curve counts as a move of the first sigmoid, and has no gain.
+Our choice."""
 _LEAST_LENGTH = 1e-3
-"""Length of a centred curve over all probes below which its cell is dropped: the curve is flat
-there, and its amplitude would be a thousand times the losses'."""
-_LEAST_SPREAD = 1e-6  # `_LEAST_LENGTH` squared, for a curve over the losses that a token has
-_RAMP_ONSETS = 32  # onsets of ramps; a ramp's SSE is not refined, and changes little between two
-_LATEST_ONSET = 2 / 3  # in units of the probed range: a shorter ramp is the beginning of a step
-_SHARP = (4, 8)  # widths of steps between two neighbouring bins: their gap over these
-_JUMP = 5  # a sigmoid narrower than the gap between two probes over this is a jump, see `wider`
+"""Least length of a centred curve over all probes. A cell with a shorter curve is dropped: the
+curve is flat over the probes, and its best drop could be a thousand times the losses themselves."""
+_LEAST_SPREAD = 1e-6
+"""Square of `_LEAST_LENGTH`, for a curve over the losses that a token has."""
+_RAMP_ONSETS = 32
+"""Onsets of ramps. Our choice: the SSE of a ramp is not refined, and changes little from one onset
+to the next."""
+_LATEST_ONSET = 2 / 3
+"""Latest onset of a ramp, in units of the probed range; our choice. A shorter ramp looks like the
+beginning of a step."""
+_SHARP = (4, 8)
+"""Distance of two neighbouring bins over the width of a step between them. At the bins, such steps
+are complete to 12% and to 2%."""
+_JUMP = 5
+"""Distance of two neighbouring probes over the width of a sigmoid, above which the sigmoid between
+them is a jump (`Grid.wider`). Halfway between the two probes, s is then within 8% of 0 and 1 at
+them. Our choice."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Cells of (midpoint, log-width) and their centred unit curves, over bins of the probes.
+    """The grid of a probe axis: its cells and their curves, over bins of the probes.
 
     Attributes:
-        bin_BK: 1 where a probe belongs to a bin; None if every probe is a bin.
+        bin_BK: 1 where a probe belongs to a bin; None if every probe is a bin of its own.
         theta_PC: midpoint and log-width of each cell, by ascending width.
-        curve_CB: the sigmoid of each cell, averaged over each bin.
-        unit_CB: `curve_CB` centred and of unit length over all probes.
-        bands: the cells of narrow, middle and wide sigmoids.
-        x_K: the probes, in units of the probed range; step 0 at a finite place far left.
-        ramp_onset_C: onsets of the ramps (constant until the onset, then straight).
-        ramp_CK: those ramps.
-        coarse_PC: fewer cells, for two sigmoids at once.
-        coarse_CK: their curves.
-        pair_PC: midpoints, then log-widths of pairs of coarse cells.
-        pair_CK: an orthonormal basis of each pair: first all sums, then all differences.
+        curve_CB: curve of each cell, averaged over each bin.
+        unit_CB: `curve_CB`, centred and of unit length over all probes.
+        bands: the cells of each band of widths, narrow to wide.
+        x_K: the probes' x; step 0 has a finite x far left of the others.
+        ramp_onset_C: onset of each ramp. A ramp is constant until its onset, then straight.
+        ramp_CK: curve of each ramp, with a slope of one.
+        coarse_PC: midpoint and log-width of each coarse cell, for a second sigmoid.
+        coarse_CK: curve of each coarse cell.
+        pair_PC: midpoints, then log-widths of each pair of coarse cells.
+        pair_CK: an orthonormal basis of the two curves of each pair: the sums of all pairs, then
+            the differences of all pairs.
         box: bounds of the search.
     """
 
@@ -92,19 +118,12 @@ class Grid:
 
     @classmethod
     def over(cls, axis: ProbeAxis, device: torch.device) -> Self:
-        """Lay the grid over an axis.
-
-        There are three widths in two octaves, from half the bins' spacing (or a thousandth of the
-        range, if that is more) to the whole range. Midpoints are two thirds of a width apart,
-        wherever a probe is within 2.5 widths: elsewhere the curve is a step between two probes.
-        Such steps, and steps with one probe on the way down, are cells of their own. Ramps begin at
-        one of 32 onsets and are at least a third of the range long.
-        """
+        """Lay the grid over an axis; `_cells` describes its cells."""
 
         def tensor(array: Floats) -> Tensor:
             return torch.tensor(np.ascontiguousarray(array), dtype=torch.float32, device=device)
 
-        # Bins of probes, and cells over those of a finite x.
+        # Bins of probes, and cells over the bins whose probes have a finite x.
         x_K = axis.unit_K
         bin_K = _bins(axis)
         x_B = np.array([x_K[bin_K == b].mean() for b in range(bin_K[-1] + 1)])
@@ -120,10 +139,10 @@ class Grid:
         usable_C = length_C > _LEAST_LENGTH
         cells, curve_BC = cells[:, usable_C], curve_BC[:, usable_C]
         unit_BC = centred_BC[:, usable_C] / length_C[usable_C]
-        # Bands of equal ratios of widths; cells ascend by width.
+        # Bands of widths: the ratio of the widest to the narrowest is the same in each.
         width_edges = np.geomspace(np.exp(cells[1, 0]), np.exp(cells[1, -1]), _BANDS + 1)[1:-1]
         edges = [0, *np.searchsorted(cells[1], np.log(width_edges)), cells.shape[1]]
-        # Ramps, and coarse cells alone and in pairs.
+        # Onsets of ramps; coarse cells, alone and in pairs.
         onset_C = np.linspace(0, _LATEST_ONSET, _RAMP_ONSETS)
         coarse = np.array(
             [
@@ -151,7 +170,11 @@ class Grid:
         )
 
     def starts(self, data: Trajectories) -> list[tuple[Tensor, Tensor]]:
-        """Return the best cell of each band of widths: theta_PN, and the SSE there."""
+        """Return the best cell of each band of widths: its theta_PN, and its SSE of shape (N,).
+
+        For tokens that miss losses, `_spread` gives the length of each curve over the losses that
+        they have.
+        """
         y_BN = data.y_KN if self.bin_BK is None else self.bin_BK @ data.y_KN
         if data.weight_KN is None:
             gain_CN = self.unit_CB @ y_BN
@@ -163,9 +186,13 @@ class Grid:
         return [(self.theta_PC[:, c], data.count_N - size_N**2) for c, size_N in best]
 
     def wider(self, theta_PN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the tokens that jump from one probe to the next, and a wider start for each.
+        """Return the tokens whose sigmoid is a jump between two probes, and a wider start for each.
 
-        The start is halfway between the two probes, and a third of their distance wide.
+        The SSE hardly depends on the width of a jump, so a descent cannot leave it. The wider start
+        has its midpoint halfway between the two probes, and a third of their distance as its width.
+
+        Args:
+            theta_PN: midpoint and log-width of the sigmoid of each token.
         """
         after_N = torch.searchsorted(self.x_K, theta_PN[0].contiguous())
         after_N = after_N.clamp(1, len(self.x_K) - 1)
@@ -177,7 +204,7 @@ class Grid:
         return index_N, start_PN[:, index_N]
 
     def ramp(self, data: Trajectories) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the best ramp: its onset, its slope, the loss before the onset, and its SSE."""
+        """Return the best ramp of each token: onset, slope, loss before the onset, and SSE."""
         weight_KN = data.y_KN.new_ones(len(data.y_KN), 1)
         if data.weight_KN is not None:
             weight_KN = data.weight_KN
@@ -190,12 +217,12 @@ class Grid:
         return self.ramp_onset_C[best_N], slope_N, level_N, (data.count_N - gain_N).clamp_min(0)
 
     def second(self, found: Residuals, data: Trajectories) -> tuple[Tensor, Tensor]:
-        """Return the coarse cell that lowers the SSE most as a second sigmoid, and its gain.
+        """Return the best coarse cell for a second sigmoid, and its gain in SSE.
 
-        The gain is of first order: the first sigmoid, the floor and the drops move along their
-        tangents.
+        The gain is of first order: beside the second sigmoid, it allows for moves of the floor and
+        of the first sigmoid along their tangents.
         """
-        # Each curve's part along the tangents, and the squared length of its remainder.
+        # The squared length of each curve's remainder, outside of the tangents.
         n_tangents, n_probes, n_tokens = found.tangent_JKN.shape
         tangent_IK = found.tangent_JKN.permute(2, 0, 1).reshape(-1, n_probes)
         along_NJC = (tangent_IK @ self.coarse_CK.T).view(n_tokens, n_tangents, len(self.coarse_CK))
@@ -204,14 +231,17 @@ class Grid:
             length_NC = data.weight_KN.T @ self.coarse_CK.T.square()
         for j in range(n_tangents):
             length_NC = torch.addcmul(length_NC, along_NJC[:, j], along_NJC[:, j], value=-1)
-        # The gain of the remainder.
+        # The gain of the remainder: its squared product with the residuals, over that length.
         gain_NC = (found.residual_KN.T @ self.coarse_CK.T).square_()
         gain_NC = torch.where(length_NC > _NEARLY_SPANNED, gain_NC / length_NC, 0)
         gain_N, cell_N = gain_NC.max(dim=1)
         return cell_N, gain_N
 
     def pair(self, data: Trajectories) -> Tensor:
-        """Return the best pair of coarse cells, theta_PN; missing losses count as the mean."""
+        """Return the best pair of coarse cells, theta_PN; a missing loss counts as the mean loss.
+
+        The gain of a pair is the sum of the gains of the two curves of its orthonormal basis.
+        """
         gain_CN = (self.pair_CK @ data.y_KN).square_()
         sums_CN, differences_CN = gain_CN.chunk(2)
         [(cell_N, _)] = _argmax_size(sums_CN.add_(differences_CN), (slice(None),))
@@ -219,17 +249,21 @@ class Grid:
 
 
 def _spread(curve_CK: Tensor, weight_KN: Tensor, count_N: Tensor) -> Tensor:
-    """Return the sum of squares of each curve about its mean over the losses of each token."""
+    """Return the sum of squares of each curve about its mean, over the losses of each token.
+
+    A curve that is flat over these losses has an infinite spread, so that its gain is zero.
+    """
     length_CN = curve_CK.square() @ weight_KN
     length_CN -= (curve_CK @ weight_KN).square_() / count_N
     return torch.where(length_CN > _LEAST_SPREAD, length_CN, torch.inf)
 
 
 def _argmax_size(value_CN: Tensor, parts: tuple[slice, ...]) -> list[tuple[Tensor, Tensor]]:
-    """Return the row with the largest |value| in each part of the rows, and |value| to 5e-4.
+    """Return the row with the largest |value| in each part of the rows, and that |value| to 5e-4.
 
-    It takes one pass: the row's number replaces the last bits of the value, and as positive floats
-    are ordered like their bits, one maximum gives both. `value_CN` is overwritten.
+    The number of the row replaces the last bits of its values. Positive floats are ordered like
+    their bits, so one pass for the maximum gives both the value and its row. `value_CN` is
+    overwritten.
     """
     assert len(value_CN) < 1 << _INDEX_BITS
     low_bits = (1 << _INDEX_BITS) - 1
@@ -241,9 +275,9 @@ def _argmax_size(value_CN: Tensor, parts: tuple[slice, ...]) -> list[tuple[Tenso
 
 
 def _pairs(cell_PC: Floats, curve_CK: Floats) -> tuple[Floats, Floats]:
-    """Return all pairs of cells that differ, and an orthonormal basis of each pair's curves.
+    """Return all pairs of cells whose curves differ, and an orthonormal basis of each pair.
 
-    The basis is the sum and the difference of the two unit curves, which are orthogonal.
+    Sum and difference of two curves of unit length are orthogonal: scaled, they are the basis.
     """
     unit_CK = curve_CK - curve_CK.mean(axis=1, keepdims=True)
     length_C1 = np.linalg.norm(unit_CK, axis=1, keepdims=True)
@@ -258,7 +292,7 @@ def _pairs(cell_PC: Floats, curve_CK: Floats) -> tuple[Floats, Floats]:
 
 
 def _bins(axis: ProbeAxis) -> Integers:
-    """Return the bin of each probe: at most 96 bins, and one for each probe at x = -inf."""
+    """Return the bin of each probe: at most `_MOST_BINS`, and one for each probe at x = -inf."""
     finite_K = np.isfinite(axis.x_K)
     per_bin = -(-int(finite_K.sum()) // _MOST_BINS)
     first = int((~finite_K).sum())
@@ -274,14 +308,19 @@ def _box(axis: ProbeAxis) -> Box:
 
 
 def _cells(x_B: Floats, axis: ProbeAxis) -> Floats:
-    """Return midpoints and log-widths by ascending width, for bins at `x_B` (0 to 1)."""
+    """Return midpoint and log-width of every cell, by ascending width, for bins at `x_B`.
+
+    A regular grid holds widths from half the spacing of the bins (at least `_FINEST`) to the whole
+    range. It has midpoints only where a bin is near: elsewhere the curve is a step between two
+    bins. Such steps, and steps with one bin on the way down, are cells of their own.
+    """
     # Steps between two bins, and steps with one bin on the way down.
     gap = np.diff(x_B)
     middle_B = x_B[:-1] + gap / 2
     between = [np.stack([middle_B, np.log(gap / narrower)]) for narrower in _SHARP]
     beside = np.minimum(np.append(gap, gap[-1]), np.append(gap[0], gap)) / 4
     at = [np.stack([x_B + shift * beside, np.log(beside)]) for shift in (-1, 1)]
-    # Wider sigmoids, on a regular grid.
+    # The regular grid.
     narrowest = max(np.median(gap) / 2, _FINEST)
     n_widths = int(np.ceil(np.log2(1 / narrowest) * _WIDTHS_PER_OCTAVE)) + 1
     levels = [_cells_of_width(width, x_B) for width in np.geomspace(narrowest, 1, n_widths)]
@@ -290,7 +329,7 @@ def _cells(x_B: Floats, axis: ProbeAxis) -> Floats:
 
 
 def _cells_of_width(width: float, x_B: Floats) -> Floats:
-    """Return the cells of one width whose midpoint is near a bin."""
+    """Return the regular cells of one width, without those whose midpoint is far from all bins."""
     beyond = np.median(np.diff(x_B)) / 2
     count = int(np.ceil((1 + 2 * beyond) * _CELLS_PER_WIDTH / width)) + 1
     midpoint = np.linspace(-beyond, 1 + beyond, max(count, 3))

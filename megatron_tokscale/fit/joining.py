@@ -14,10 +14,14 @@ from megatron_tokscale.core.errors import TokscaleError, say
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-_JOINED: Final = "joined"  # key that counts the processes
-_QUIET_SECONDS: Final = 5.0  # wait before a message: longer than a launcher needs to start all
-_WAIT: Final = timedelta(minutes=30)  # a queue of a cluster can hold some of the processes back
-_PAUSE_SECONDS: Final = 0.05  # between two reads of the count
+_JOINED: Final = "joined"
+"""Key of the store under which the processes count themselves."""
+_QUIET_SECONDS: Final = 5.0
+"""Wait before a message; our choice: a launcher starts all processes within it."""
+_WAIT: Final = timedelta(minutes=30)
+"""Longest wait for the other processes; our choice: a cluster can start some of them late."""
+_PAUSE_SECONDS: Final = 0.05
+"""Time between two reads of the count; our choice: a read is cheap, and the delay short."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def join(process: LaunchedProcess) -> "Store":
     is_host = process.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address = f"{process.host}:{process.port}"
     try:
-        with _told_after_a_while(f"waiting for process 0 of this fit at {address}"):
+        with _message_if_slow(f"waiting for process 0 of this fit at {address}"):
             tcp = distributed.TCPStore(  # type: ignore[attr-defined]
                 process.host,
                 process.port,
@@ -99,21 +103,21 @@ def join(process: LaunchedProcess) -> "Store":
 
 
 def _wait_for_all(store: "Store", size: int) -> None:
-    started, told = time.monotonic(), 0
+    started, reported = time.monotonic(), 0
     while (missing := size - store.add(_JOINED, 0)) > 0:
         waited = time.monotonic() - started
         if waited > _WAIT.total_seconds():
             raise RuntimeError(f"{missing} are missing")
-        if waited > _QUIET_SECONDS and missing != told:
-            told = missing
+        if waited > _QUIET_SECONDS and missing != reported:
+            reported = missing
             plural = "" if missing == 1 else "es"
             say(f"waiting for {missing} more process{plural} of this fit (WORLD_SIZE is {size})")
         time.sleep(_PAUSE_SECONDS)
 
 
 @contextmanager
-def _told_after_a_while(line: str) -> Iterator[None]:
-    """Print a line if the block takes longer than `_QUIET_SECONDS`."""
+def _message_if_slow(line: str) -> Iterator[None]:
+    """Print a line if the `with` block takes longer than `_QUIET_SECONDS`."""
     timer = threading.Timer(_QUIET_SECONDS, say, [line])
     timer.daemon = True
     timer.start()

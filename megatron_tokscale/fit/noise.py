@@ -1,14 +1,26 @@
-"""Noise estimated from the residuals, and standard errors that allow for its autocorrelation.
+"""The noise of each token, estimated from its residuals, and standard errors that allow for it.
 
-Successive probes share part of their noise: a wandering weight affects several of them. The noise
-is modelled as an autoregression of order one, r_k = phi r_{k-1} + white noise, with phi from the
-token's own residuals. Two consequences, both Bartlett's (1946): the variance of an estimate whose
-influence on the probes has the lag-one autocorrelation rho is (1 + phi rho)/(1 - phi rho) times its
-variance with white noise, and K probes are worth K (1 - phi)/(1 + phi) independent ones for a slow
-change. The model and the estimate of phi are our choice; benchmarks/results/fit_accuracy.md has the
-phi found for planted noise, and the coverage of the intervals.
+Successive probes share part of their noise: a weight of the model that wanders affects the losses
+of several probes. The noise is modelled as an autoregression of order one,
 
-Shapes: N tokens, K probe steps, J parameters (floor, M drops, M midpoints, M widths).
+    r_k = phi r_(k-1) + white noise,
+
+where r_k is the residual at probe k, and phi the lag-one autocorrelation of the token's own
+residuals. Two formulas follow (Bartlett 1946):
+
+- An estimate is a weighted sum of the losses. If its weights have the lag-one autocorrelation rho,
+  its variance is (1 + phi rho)/(1 - phi rho) times the variance with white noise (`inflation`).
+- For a slow change K probes are worth K (1 - phi)/(1 + phi) independent probes
+  (`effective_count`; docs/references.md 8.4).
+
+The model and the estimate of phi are our choice. benchmarks/results/fit_accuracy.md has the phi
+found for planted noise, and how often the intervals cover the truth.
+
+A tangent is a direction in which the model's curve moves when a parameter changes: one each for
+floor, drops, midpoints and widths. SSE is the sum of squared residuals.
+
+Shapes: N tokens, K probe steps, M sigmoids per token, J = 3M + 1 tangents, and as many parameters
+(floor, M drops, M midpoints, M widths).
 """
 
 from dataclasses import dataclass
@@ -18,31 +30,36 @@ import torch
 from torch import Tensor
 
 from megatron_tokscale.fit import kernels
-from megatron_tokscale.fit.varpro import Search, Trajectories, basis
+from megatron_tokscale.fit.search import Search, Trajectories
+from megatron_tokscale.fit.varpro import basis
 
 _MOST_AUTOCORRELATION = 0.95
-"""Largest lag-one autocorrelation; at it, 40 probes are worth one. Few residuals can estimate a
-value near one by chance, with which no token would have a class."""
+"""Largest phi; our choice. At it, 40 probes are worth one independent probe. Few residuals can give
+a phi near 1 by chance, with which no token would have a class."""
 _SINGULAR = 1e-4
-"""Share of a tangent's length outside of the earlier tangents below which it counts as spanned by
-them: in float32 such a remainder is mostly rounding error."""
-_ITERATIONS = 3  # alternations between phi and the noise, which depend on each other
-_TINY = 1e-30  # least sum of squares in a denominator
+"""Least share of a row's length that lies outside of the earlier tangents. Below it the row counts
+as spanned by them: in float32 such a remainder is mostly rounding error."""
+_ITERATIONS = 3
+"""Rounds of the estimate of phi, which depends on the part of the noise that the fit absorbs, which
+depends on phi. Our choice."""
+_TINY = 1e-30
+"""Least sum of squares in a denominator: far below every other, and not zero."""
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """The residuals of a fit, its tangents, and the estimated noise.
+    """The residuals of a fit, the tangents of its model, and the estimated noise.
 
     Attributes:
         residual_KN: losses less the model, 0 where missing.
         s_KN: the first sigmoid, 0 where a loss is missing.
-        tangent_JKN: orthonormal vectors along which the model can move; 0 if there are fewer.
-        weight_JJN: weights that combine a row of ones, the sigmoids and the further rows of
-            `varpro.basis` into the tangents.
-        lag_one_JJN: sums of products of the tangents at successive probes, symmetric.
+        tangent_JKN: an orthonormal basis of the tangents; a vector that earlier ones span is 0.
+        weight_JJN: weights of a row of ones, the sigmoids and the further rows of `varpro.basis` in
+            each vector of that basis.
+        lag_one_JJN: products of each two vectors of the basis at successive probes, summed over the
+            probes, and averaged over which of the two comes first.
         phi_N: lag-one autocorrelation, between 0 and 0.95.
-        variance_N: the noise's variance.
+        variance_N: variance of the noise, in squared units of the scaled losses.
     """
 
     residual_KN: Tensor
@@ -57,10 +74,11 @@ class Residuals:
     def from_fit(cls, search: Search, data: Trajectories) -> Self:
         """Estimate the noise from the residuals of a fit.
 
-        A fit absorbs the projection of the noise on its tangents, which biases the residuals' sums
-        of squares and of lag-one products low. The expected loss is added back; it depends on phi,
-        so this is repeated.
+        A fit absorbs the noise along its tangents. So the residuals' sum of squares and their sum
+        of lag-one products are smaller than those of the noise. The expected differences are added
+        back. They depend on phi, so the estimate is repeated.
         """
+        # Residuals, tangents, and the numbers of losses and of successive pairs of them.
         space = _tangents_on_cpu if data.on_cpu else _tangents
         residual_KN, s_KN, tangent_JKN, weight_JJN, lag_one_JJN, product_N = space(search, data)
         own_JN = lag_one_JJN.diagonal().T
@@ -68,6 +86,7 @@ class Residuals:
         pairs_N = count_N - 1
         if data.weight_KN is not None:
             pairs_N = _lag_one(data.weight_KN, data.weight_KN)
+        # phi and the absorbed noise, in turns; then the variance.
         ratio_N = product_N / search.sse_N.clamp_min(_TINY)
         phi_N = torch.zeros_like(ratio_N)
         for _ in range(_ITERATIONS):
@@ -84,10 +103,7 @@ Tangents = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _tangents(search: Search, data: Trajectories) -> Tangents:
-    """Return residuals, first sigmoid, tangents, their weights and lag-one products, in torch.
-
-    The last tensor is the residuals' sum of lag-one products.
-    """
+    """Return the first five fields of `Residuals`, and the residuals' sum of lag-one products."""
     *rows, residual_KN = basis(search.theta_PN, search.anchor_MN, search.linear_LN, data)
     s_KN = rows[0]
     ones_KN = torch.ones_like(residual_KN) if data.weight_KN is None else data.weight_KN
@@ -98,7 +114,7 @@ def _tangents(search: Search, data: Trajectories) -> Tangents:
 
 
 def _tangents_on_cpu(search: Search, data: Trajectories) -> Tangents:
-    """Return the values of `_tangents`, from compiled loops."""
+    """Return what `_tangents` returns, from compiled loops."""
     n_tangents, n_tokens = 3 * (len(search.theta_PN) // 2) + 1, len(data)
     inputs = (
         each.contiguous().numpy() for each in (search.theta_PN, search.linear_LN, search.anchor_MN)
@@ -116,22 +132,25 @@ def _tangents_on_cpu(search: Search, data: Trajectories) -> Tangents:
 
 
 def inflation(phi: Tensor, rho: Tensor) -> Tensor:
-    """Return the variance of an estimate over its variance with white noise."""
+    """Return the variance of an estimate over its variance with white noise, see the file's top."""
     return (1 + phi * rho) / (1 - phi * rho)
 
 
 def effective_count(count_N: Tensor, phi_N: Tensor) -> Tensor:
-    """Return the number of independent probes that a token's probes are worth for a slow change."""
+    """Return how many independent probes the probes of a token are worth for a slow change."""
     return count_N * (1 - phi_N) / (1 + phi_N)
 
 
 def standard_errors(search: Search, found: Residuals) -> Tensor:
-    """Return standard errors of floor, drops, midpoints and widths, se_JN; units of losses and x_K.
+    """Return the standard errors of floor, drops, midpoints and widths, se_JN.
 
-    They come from (J^T J)^-1 and the residual variance, each times the `inflation` by the noise's
-    autocorrelation. A direction that the losses do not distinguish from others counts as fixed.
+    Floor and drops are in units of the scaled losses, midpoints and widths in units of the probed
+    range. The variances are the diagonal of (J^T J)^-1, where J is the Jacobian of the model, times
+    the variance of the noise and the `inflation`. A direction that earlier ones span counts as
+    fixed.
     """
-    # Influence of the losses on each parameter, in the basis of the tangents.
+    # Weights of the losses in each estimate, in the basis of the tangents. Midpoint and width
+    # follow from q = (c - a)/w and ln w by the chain rule, with a the anchor.
     n_sigmoids = len(search.theta_PN) // 2
     slope_JN = torch.cat([torch.ones_like(search.linear_LN), -search.drop_MN, search.drop_MN])
     influence_JJN = found.weight_JJN.transpose(0, 1) / slope_JN[:, None]
@@ -140,7 +159,7 @@ def standard_errors(search: Search, found: Residuals) -> Tensor:
     offset_MN = (midpoint_MN - search.anchor_MN)[:, None]
     by_q, by_log_width = influence_JJN[1 + n_sigmoids :].chunk(2)
     by_midpoint = width_MN * by_q + offset_MN * by_log_width
-    # Its variance, for the lag-one autocorrelation of that influence.
+    # Variance of each estimate, inflated by the lag-one autocorrelation rho of its weights.
     variances = []
     for row_JN in torch.cat(
         [influence_JJN[: 1 + n_sigmoids], by_midpoint, width_MN * by_log_width]
@@ -158,7 +177,7 @@ def _lag_one(one_KN: Tensor, other_KN: Tensor) -> Tensor:
 
 
 def _lag_one_products(rows_JKN: Tensor) -> Tensor:
-    """Return the mean of `_lag_one` in both directions, for all pairs of rows."""
+    """Return `_lag_one` of all pairs of rows, averaged over which of the two comes first."""
     size = len(rows_JKN)
     table = rows_JKN.new_empty(size, size, rows_JKN.shape[2])
     for i, row_KN in enumerate(rows_JKN):
@@ -171,9 +190,9 @@ def _lag_one_products(rows_JKN: Tensor) -> Tensor:
 
 
 def _orthonormal(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return orthonormal combinations of the rows, and their weights, by modified Gram-Schmidt.
+    """Return an orthonormal basis of the rows, and the weights of the rows in each of its vectors.
 
-    A row that earlier ones span to 1e-4 gives zero.
+    By modified Gram-Schmidt; a row that earlier ones span (see `_SINGULAR`) gives a zero vector.
     """
     made_JKN = rows[0].new_empty(len(rows), *rows[0].shape)
     weight_JJN = rows[0].new_zeros(len(rows), len(rows), rows[0].shape[1])

@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 
     from megatron_tokscale.store.reader import Time
 
-_PATIENCE = timedelta(days=30)  # a rank's wait for the others: a block may be long, a rank slow
-_FAILED = "failed"  # key of the message of a rank that has failed
+_PATIENCE = timedelta(days=30)
+"""Longest wait of a rank for the others; our choice: it only ends a wait that has no other end."""
+_FAILED = "failed"
+"""Key of the store for the message of a rank that has failed."""
 _CRC_BYTES = 4
-_POLL_SECONDS = 1.0  # between two reports of progress while the others are not done
+"""Length of the CRC-32 at the end of a part, in bytes."""
+_POLL_SECONDS = 1.0
+"""Time between two reports of progress while a rank waits for the others; our choice."""
 
 Stamp = list[int]
 """Size in bytes and time of change in nanoseconds of a file."""
@@ -40,7 +44,7 @@ Stamp = list[int]
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that fit a run together; by default one alone. `Ranks.joined` makes several.
+    """The processes that fit a run together: one alone, or those of `Ranks.joined`.
 
     An error that one of them meets ends all of them: `together` and `on_first` raise the same
     `TokscaleError` on every rank.
@@ -118,7 +122,8 @@ class Ranks:
     ) -> Value:
         """Call `action` on every rank; return its value once all are done.
 
-        A rank that is done calls `meanwhile` every second until the others are done, and then once.
+        A rank that is done calls `meanwhile` every second until the others are done, and once more
+        after that.
 
         Raises:
             TokscaleError: the action failed on a rank.
@@ -217,8 +222,8 @@ class PartKey:
 class Parts:
     """The folder of finished blocks; a block is finished if its part is there.
 
-    The name of a part holds the digest of its key, so that a part of another key is never taken for
-    it. note.json holds the key, and the stamps of the losses files that were checked.
+    The name of a part holds the digest of its key, so that no fit uses parts of another key.
+    note.json holds the key, and the stamps of the losses files that were checked.
     """
 
     def __init__(self, folder: Path, key: PartKey) -> None:

@@ -13,22 +13,26 @@ from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.core.errors import TokscaleError
 
 MIN_PROBES = 5
-"""Least number of losses that a sigmoid is fitted to: one more than it has parameters."""
+"""Least number of losses of a token that is fitted: one more than a sigmoid has parameters."""
 _FAR = 1000.0
-"""Distance of step 0 from the first finite probe, in units of the probed range. A midpoint lies at
-most one spacing before the range and a width is at most the range, so that s = 1 to the last
-bit."""
-_NARROWEST = 20  # closest distance of two probes over the least width, see `width_bounds`
-_BURST = 10  # the median distance of two probes over the least distance that is counted; our choice
+"""Distance at which step 0 is placed before the first finite probe, in units of the probed range. A
+midpoint lies at most one spacing before the range, and a width is at most the range. So s at step 0
+is 1 to the last bit, as it is at x = -inf."""
+_NARROWEST = 20
+"""Closest distance of two probes over the least width. Halfway between two probes a sigmoid of that
+width is a step to 5e-5, and a narrower one looks the same."""
+_BURST = 10
+"""Median distance of two probes over the least distance that counts as `closest`. Our choice: a few
+probes in a burst must not allow very narrow sigmoids everywhere."""
 
 
 @dataclass(frozen=True)
 class ProbeAxis:
-    """The places of the probes on the x axis. Make one with `ProbeAxis.from_x`.
+    """The places of the probes on the x axis; `ProbeAxis.from_x` checks them.
 
     Attributes:
-        x_K: x of each probe, ascending; -inf for step 0, and for later probes at which no time has
-            passed (a first step at learning rate 0, in summed learning rates).
+        x_K: x of each probe, ascending; -inf at time 0. Besides step 0, that can be a later probe
+            on the axis of summed learning rates, if the first rates are 0.
         low: smallest finite x.
         high: largest x.
         spacing: median distance of neighbouring finite probes.
@@ -43,7 +47,7 @@ class ProbeAxis:
 
     @classmethod
     def from_x(cls, x_K: ArrayLike) -> Self:
-        """Check `x_K` and measure its spacing.
+        """Return the axis of the probes at `x_K`.
 
         Raises:
             TokscaleError: fewer than five probes, x not ascending, NaN, or +inf.
@@ -94,10 +98,7 @@ class ProbeAxis:
 
     @property
     def width_bounds(self) -> tuple[float, float]:
-        """The bounds of a width: from a step between two probes to the whole range.
-
-        At a twentieth of their distance a sigmoid halfway between two probes is a step to 5e-5.
-        """
+        """The bounds of a width: from a step between two probes (`_NARROWEST`) to the range."""
         return self.closest / _NARROWEST, self.span
 
     @property
@@ -109,7 +110,7 @@ class ProbeAxis:
     def unit_K(self) -> Floats:
         """The x in units of the probed range: 0 at the first finite probe, 1 at the last.
 
-        Step 0 is at a finite place so far left that s = 1 and s' = 0 to the last bit.
+        An x of -inf becomes -`_FAR`, where s = 1 and s' = 0 to the last bit.
         """
         return np.where(np.isfinite(self.x_K), (self.x_K - self.low) / self.span, -_FAR)
 

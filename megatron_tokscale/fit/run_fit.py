@@ -22,12 +22,13 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import Meter, NoProgress, Progress
 from megatron_tokscale.core.records import JSON
 from megatron_tokscale.core.schemas import FIT_SCHEMA
+from megatron_tokscale.fit.fits_file import FitsWriter
 from megatron_tokscale.fit.part_table import PartTotals, part_table
 from megatron_tokscale.fit.parts import PartKey, Parts, Ranks, Stamp
 from megatron_tokscale.fit.probe_axis import MIN_PROBES, ProbeAxis
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
 from megatron_tokscale.fit.summary import FitIdentity, FitSettings, FitSummary, NonFiniteLosses
-from megatron_tokscale.fit.table import FitStatus, ParquetRows, SigmoidFits
+from megatron_tokscale.fit.table import FitStatus, SigmoidFits
 from megatron_tokscale.store.losses import mark_checked
 
 if TYPE_CHECKING:
@@ -36,14 +37,16 @@ if TYPE_CHECKING:
     from megatron_tokscale.store import Run
     from megatron_tokscale.store.reader import Time
 
-_BLOCK_VALUES = 2**24  # most losses of a block: 64 MB in float32
-_BLOCK_TOKENS = 2**14, 2**18  # fewest and most tokens of a block, see `_block_tokens`
-_BLOCKS = 64  # blocks of a run: a fit that is stopped loses at most a 64th of its work per process
-
-
-def fits_path(run: "Run") -> Path:
-    """Return the file of a run's fits, which `fit_run` writes."""
-    return run.paths.fits
+_BLOCK_VALUES = 2**24
+"""Most losses of a block: 64 MB in float32, so that a block and the next one, which is read ahead,
+stay small beside the memory of a machine. Our choice."""
+_BLOCK_TOKENS = 2**14, 2**18
+"""Fewest and most tokens of a block; our choice. To open all losses files takes 40% of the time in
+which a block of 2^14 tokens is read, and 20% at 2^15. A block of 2^18 tokens takes seconds to fit:
+larger blocks would make the reports of progress rare."""
+_BLOCKS = 64
+"""Blocks of a run, within these bounds; our choice. A fit that is stopped loses at most a 64th of
+its work per process."""
 
 
 def fit_run(
@@ -57,14 +60,14 @@ def fit_run(
 ) -> FitSummary:
     """Fit every watched token of `run`; write RUN/analysis/fits.parquet and fit.json.
 
-    Every finished block of tokens is a file under RUN/analysis/fit.parts until all blocks are
-    finished. A fit that was stopped resumes from these files if it is called with the same settings
-    for the same losses; otherwise it starts anew. The final files are the same to the bit, however
-    often the fit was stopped and however many processes shared it.
+    Every finished block of tokens is a file under RUN/analysis/fit.parts, until all blocks are
+    finished. A call resumes a stopped fit from these files, if its settings and the losses are the
+    same; otherwise it starts anew. The final files are the same to the bit, however often the fit
+    was stopped and however many processes shared it.
 
-    Besides the probe set, memory does not grow with the number of tokens. The parquet has one row
-    per token: the columns of `SigmoidFits` and the token's label, dataset, document, position and
-    context length.
+    The memory for the probe set grows with the number of tokens, all other memory does not. The
+    parquet has one row per token: the columns of `SigmoidFits` and the token's label, dataset,
+    document, position and context length.
 
     Args:
         run: an opened run. Losses that appear later are left out.
@@ -90,7 +93,7 @@ def fit_run(
     run = ranks.together(partial(_same_probes, run, key))
     blocks = _cut(run.n_tokens, key.block_tokens)
     parts = Parts(run.paths.fit_parts, key)
-    # The blocks that no earlier call has finished are fitted; rank 0 joins all of them.
+    # The ranks fit the blocks that no earlier call has finished; rank 0 joins all blocks.
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(parts.locked()))
         checked = _check_losses(run, parts, ranks)
@@ -145,11 +148,7 @@ def _settings() -> FitSettings:
 
 
 def _block_tokens(n_tokens: int, n_probes: int) -> int:
-    """Return the tokens of a block: a 64th of the run, but 2^14 to 2^18, and at most 2^24 losses.
-
-    Every block opens all losses files, which takes 40% of a block's reading time at 2^14 tokens and
-    20% at 2^15.
-    """
+    """Return the tokens of a block: a 64th of the run, within the bounds of the constants above."""
     fewest, most = _BLOCK_TOKENS
     return max(min(max(n_tokens // _BLOCKS, fewest), most, _BLOCK_VALUES // n_probes), 1)
 
@@ -201,7 +200,7 @@ class _Work:
     """The blocks still to fit, shared among the ranks.
 
     Attributes:
-        run: with the probes that all ranks see.
+        run: the run, with the probes that all ranks see.
         x_K: natural logarithm of the time of each probe.
         device: the device to compute on.
         blocks: the tokens of every block.
@@ -266,62 +265,71 @@ class _Work:
 
 
 def _assemble(work: _Work, key: PartKey, seconds: float) -> FitSummary:
-    """Write fits.parquet and fit.json from the parts, remove these, and return the summary.
-
-    The old fit.json is removed before fits.parquet is replaced, and the new one is put in place
-    after: the two never disagree.
-    """
+    """Write fits.parquet and fit.json from the parts, remove these, and return the summary."""
     run, parts = work.run, work.parts
     if run.checksums() != key.crc32:
         raise TokscaleError(f"losses in {run.path} were replaced while they were fitted; fit again")
-    identity = FitIdentity(
-        run_id=key.run_id,
-        probe_fingerprint=key.probe_fingerprint,
-        steps=key.steps,
-        losses_crc32=tuple(key.crc32.values()),
-        time=key.time,
-        fit_id=key.digest,
-    )
+    fits, fit = parts.folder / run.paths.fits.name, parts.folder / run.paths.fit.name
+    with parts.writing():
+        totals = _join_parts(work, key, fits)
+        summary = _summary(work, key, totals, seconds, file_checksum(fits))
+        write_typed_result(fit, FIT_SCHEMA, summary)
+        # fit.json is gone while fits.parquet is replaced: the two never disagree.
+        run.paths.fit.unlink(missing_ok=True)
+        os.replace(fits, run.paths.fits)
+        os.replace(fit, run.paths.fit)
+    parts.remove()
+    return summary
+
+
+def _join_parts(work: _Work, key: PartKey, path: Path) -> PartTotals:
+    """Write the rows of all parts to `path`, a table of fits; return their totals."""
     heading: dict[str, JSON] = {
         "version": key.version,
         "run_id": key.run_id,
         "time": key.time,
         "steps": key.steps,
         "probe_fingerprint": key.probe_fingerprint,
-        "losses_crc32": identity.losses_crc32,
+        "losses_crc32": tuple(key.crc32.values()),
         "fit_id": key.digest,
     }
-    totals = PartTotals(len(run.records))
-    fits, summary_path = run.paths.fits, run.paths.fit
-    with parts.writing():
-        with ParquetRows(parts.folder / fits.name, work.x_K, heading) as rows:
-            for block in range(len(work.blocks)):
-                table = parts.read(block)
-                totals.add(table)
-                rows.append_table(table)
-        resumed = work.tokens(work.resumed)
-        classes, fall_nats = totals.classes()
-        summary = FitSummary(
-            identity=identity,
-            n_tokens=run.n_tokens,
-            n_probes=len(run.records),
-            left_out=tuple(run.left_out),
-            classes=classes,
-            fall_nats=fall_nats,
-            status={status.label: totals.statuses[status] for status in FitStatus},
-            non_finite=NonFiniteLosses(
-                int(totals.non_finite_K.sum()), totals.non_finite_tokens, run.n_tokens
-            ),
-            non_finite_K=tuple(totals.non_finite_K.tolist()),
-            settings=key.settings,
-            seconds=round(seconds, 3),
-            tokens_per_second=round((run.n_tokens - resumed) / max(seconds, 1e-9), 1),
-            resumed_tokens=resumed,
-            fits_crc32=file_checksum(parts.folder / fits.name),
-        )
-        write_typed_result(parts.folder / summary_path.name, FIT_SCHEMA, summary)
-        summary_path.unlink(missing_ok=True)
-        for path in (fits, summary_path):
-            os.replace(parts.folder / path.name, path)
-    parts.remove()
-    return summary
+    totals = PartTotals(len(work.run.records))
+    with FitsWriter(path, work.x_K, heading) as rows:
+        for block in range(len(work.blocks)):
+            table = work.parts.read(block)
+            totals.add(table)
+            rows.append(table)
+    return totals
+
+
+def _summary(
+    work: _Work, key: PartKey, totals: PartTotals, seconds: float, fits_crc32: str
+) -> FitSummary:
+    """Return the content of fit.json."""
+    run, resumed = work.run, work.tokens(work.resumed)
+    classes, fall_nats = totals.classes()
+    return FitSummary(
+        identity=FitIdentity(
+            run_id=key.run_id,
+            probe_fingerprint=key.probe_fingerprint,
+            steps=key.steps,
+            losses_crc32=tuple(key.crc32.values()),
+            time=key.time,
+            fit_id=key.digest,
+        ),
+        n_tokens=run.n_tokens,
+        n_probes=len(run.records),
+        left_out=tuple(run.left_out),
+        classes=classes,
+        fall_nats=fall_nats,
+        status={status.label: totals.statuses[status] for status in FitStatus},
+        non_finite=NonFiniteLosses(
+            int(totals.non_finite_K.sum()), totals.non_finite_tokens, run.n_tokens
+        ),
+        non_finite_K=tuple(totals.non_finite_K.tolist()),
+        settings=key.settings,
+        seconds=round(seconds, 3),
+        tokens_per_second=round((run.n_tokens - resumed) / max(seconds, 1e-9), 1),
+        resumed_tokens=resumed,
+        fits_crc32=fits_crc32,
+    )

@@ -1,16 +1,13 @@
-"""The table of fits: arrays with a row per token, and their parquet file.
+"""The table of fits: arrays with a row per token, their units, and the curves that they describe.
 
 Shapes: N tokens, K probe steps, G grid points, E transitions.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, NamedTuple, Self, get_type_hints
 
 import numpy as np
@@ -26,14 +23,15 @@ from megatron_tokscale.core.arrays import (
     Integers32,
     Mask,
 )
-from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.core.files import check_schema, schema_version, whole_or_absent
-from megatron_tokscale.core.records import JSON, from_json
-from megatron_tokscale.core.schemas import FITS_SCHEMA
-from megatron_tokscale.fit.probe_axis import x_as_metadata
+from megatron_tokscale.core.records import JSON
+from megatron_tokscale.fit.fits_file import FitsWriter, read_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+ExtraColumns = Mapping[str, tuple[AnyArray, str]]
+"""Array and unit of further columns of a table of fits, by name."""
 
 
 class TokenClass(IntEnum):
@@ -267,7 +265,7 @@ class SigmoidFits:
             & np.concatenate([self.trusted_N[single], np.ones(2 * len(double), bool)]),
         )
 
-    def to_arrow(self, extra: "ExtraColumns | None" = None) -> "pa.Table":
+    def to_arrow(self, extra: ExtraColumns | None = None) -> "pa.Table":
         """Return a pyarrow table with a unit per column, and the `extra` columns."""
         import pyarrow as pa
 
@@ -290,8 +288,8 @@ class SigmoidFits:
 
     def save(self, path: Path, metadata: Mapping[str, JSON] | None = None) -> None:
         """Write the table and its metadata to `path` (parquet), whole or not at all."""
-        with ParquetRows(path, self.x_K, metadata or {}) as rows:
-            rows.append(self)
+        with FitsWriter(path, self.x_K, metadata or {}) as rows:
+            rows.append(self.to_arrow())
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -309,97 +307,7 @@ class SigmoidFits:
         Raises:
             TokscaleError: as `load`.
         """
-        import pyarrow.parquet as pq
-
-        metadata = read_metadata(path)
-        names = [name.removesuffix("_N") for name in cls.columns()]
-        with _damage_named(path):
-            x_row = from_json(list[float | None], metadata["x"], "x")
-            x_K = np.array([-np.inf if x is None else x for x in x_row], dtype=np.float64)
-            file = pq.ParquetFile(path)
-        with file:
-            for block in range(file.num_row_groups):
-                with _damage_named(path):
-                    table = file.read_row_group(block, columns=names)
-                    columns = [table[name].to_numpy() for name in names]
-                yield cls(x_K, *columns)
-
-
-ExtraColumns = Mapping[str, tuple[AnyArray, str]]
-"""Array and unit of further columns of a table of fits, by name."""
-
-
-class ParquetRows:
-    """A parquet file of fits that is written block by block, whole or absent.
-
-    Use it as a context manager: the file appears at its end, and only without an error.
-    """
-
-    def __init__(self, path: Path, x_K: Floats, metadata: Mapping[str, JSON]) -> None:
-        self._path = path
-        self._open = ExitStack()
-        self._metadata = {
-            **metadata,
-            "kind": "tokscale-fits",
-            "schema_version": FITS_SCHEMA,
-            "x": x_as_metadata(x_K),
-        }
-        self._writer: pa.parquet.ParquetWriter | None = None
-
-    def __enter__(self) -> "ParquetRows":
-        self._temporary = self._open.enter_context(whole_or_absent(self._path))
-        return self
-
-    def append(self, fits: SigmoidFits, extra: ExtraColumns | None = None) -> None:
-        """Add the tokens of `fits` as one row group."""
-        self.append_table(fits.to_arrow(extra))
-
-    def append_table(self, table: "pa.Table") -> None:
-        """Add the rows of a pyarrow table of fits as one row group."""
-        import pyarrow.parquet as pq
-
-        if self._writer is None:
-            schema = table.schema.with_metadata({"tokscale": json.dumps(self._metadata)})
-            self._writer = self._open.enter_context(
-                pq.ParquetWriter(self._temporary, schema, compression="zstd")
-            )
-        self._writer.write_table(table)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._open.__exit__(kind, error, traceback)
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Turn the errors of reading a damaged table of fits into a `TokscaleError`."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except OSError as error:
-        raise TokscaleError(f"cannot read fits {path}: {error.strerror or error}") from error
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise TokscaleError(f"fits {path} are damaged ({error}); fit the run again") from error
-
-
-def read_metadata(path: Path) -> dict[str, JSON]:
-    """Return the metadata of a table of fits: its run, its losses, and its probes' x.
-
-    Raises:
-        TokscaleError: the file is missing, damaged, of another schema, or not a table of fits.
-    """
-    import pyarrow.parquet as pq
-
-    with _damage_named(path):
-        metadata: dict[str, JSON] = dict(
-            json.loads((pq.read_schema(path).metadata or {}).get(b"tokscale", b"{}"))
-        )
-    if metadata.get("kind") != "tokscale-fits":
-        raise TokscaleError(f"{path} is not a table of fits; make one with `megatron-tokscale fit`")
-    check_schema(path, schema_version(path, metadata), FITS_SCHEMA, "fit the run again")
-    return metadata
+        columns = cls.columns()
+        x_K, groups = read_rows(path, [name.removesuffix("_N") for name in columns])
+        for arrays in groups:
+            yield cls(x_K, *arrays)

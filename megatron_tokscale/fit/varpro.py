@@ -1,54 +1,71 @@
-"""Sums of sigmoids by variable projection: damped Gauss-Newton for all tokens at once.
+"""The search for the best sum of sigmoids: variable projection, and damped Gauss-Newton steps.
 
-Only midpoints and log-widths are searched; floor and drops are linear, and eliminated in closed
-form (Golub and Pereyra 1973, with Kaufman's 1975 Jacobian). The step of a token never depends on
-another token. Residuals are formed explicitly, so that float32 is enough: a sum of squares that is
-a millionth of the variance is still known to four digits.
+A token's model is f + sum over m of A_m s(u_m), with u_m = (c_m - x)/w_m and s(u) = 1/(1 + exp(-u))
+(docs/references.md 1.4): floor f, drops A, midpoints c, widths w. SSE is its sum of squared
+residuals over the probes.
 
-A step is taken in q = (c - x_a)/w and ln w, x_a being the probe next to the midpoint. With few
-probes in a transition, steps in c and w would follow a bent ridge of constant s at x_a. q fixes s
-at x_a, and ln w is then a nearly independent direction.
+**Variable projection.** Floor and drops are linear. So the search is over midpoints and log-widths
+only, and for each of them the best floor and drops follow in closed form (Golub and Pereyra 1973;
+the Jacobian is Kaufman's of 1975).
 
-Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters (theta_PN: the M
-midpoints, then the M log-widths), L = 1 + M linear ones (floor, then drops), R = 3M + 1 rows. The
-tokens come last: every operation runs along them. On a CPU the inner loops are those of `kernels`.
+**Directions.** A step is taken in ln w and in q = (c - a)/w. The anchor a is the probe next to the
+midpoint. The sigmoid at its anchor is s(q), so q fixes its value there, and ln w is a nearly
+independent direction. With few probes in a transition many pairs (c, w) give the same value at the
+anchor, and steps in c and w would follow that bent ridge.
+
+**Rounding.** Residuals are computed one by one, and not from sums over losses, so that float32 is
+enough: an SSE of a millionth of the variance still has four correct digits.
+
+All tokens take their steps at once, and no token's steps depend on another token. On a CPU the
+inner loops are those of `kernels`; on a GPU they are the torch functions here.
+
+Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters (theta_PN: M
+midpoints, then M log-widths), L = 1 + M linear parameters (floor, then M drops), R = 3M + 1 rows.
+Tokens are the last axis: every torch operation runs along them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
 from itertools import combinations_with_replacement
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_tokscale.core.arrays import Floats32
 from megatron_tokscale.fit import kernels
+from megatron_tokscale.fit.search import Box, Search, Trajectories
 
-_TINY = 1e-30  # least denominator
+_TINY = 1e-30
+"""Least denominator: far below every denominator of losses of unit variance, and not zero."""
 _SINGULAR = 1e-6
-"""Mean square of a row per probe, outside of the rows before it, below which its amplitude is zero:
-a sigmoid is then constant to 1e-3 over the probes, and its drop cannot be told from the floor."""
+"""Least mean square over the probes of a row's part outside of the rows before it. A sigmoid below
+it is constant to 1e-3 over the probes: its drop cannot be separated from the floor, and stays at
+its guess."""
 _LONGEST_STEP = 2.0
-"""Longest step in q and in ln w: a width changes by a factor of 7 at most, and a midpoint by two
-widths, beyond which the linear model of a sigmoid is useless."""
+"""Longest step in q and in ln w. It changes a width by a factor of 7 at most, and a midpoint by two
+widths at most. Beyond, the linear model of a sigmoid is useless."""
 _FLAT = 1e-4
-"""Curvature added to each direction, in units of the SSE: steps are short along a direction in
-which a step of one could lower the SSE by at most 1e-4 of it."""
+"""Curvature that is added in every direction, in units of the SSE. It keeps steps short in a nearly
+flat direction, in which a step of one lowers the SSE by at most a share of 1e-4."""
 _LEAST_DAMPING = 1e-3
-"""Damping of the first step, and least damping; relative to the diagonal of the curvature, as
-Marquardt's. Small, because most starts are close to the bottom, where Gauss-Newton converges fast.
-"""
-_MOST_DAMPING = 4.0  # after a step that lowered the SSE
-_DAMPING_FALL = 8.0  # largest factor by which the damping falls from step to step
-_DAMPING_RISE = 4.0  # factor of the damping after a step that raised the SSE, ...
-_LEAST_RAISED = 0.1  # ... and least damping after it, so that one failure has an effect
+"""Damping of the first step, and least damping, relative to the diagonal of the curvature (as
+Marquardt's). It is small, since most starts lie close to the bottom, where undamped Gauss-Newton
+steps converge fast."""
+_MOST_DAMPING = 4.0
+"""Most damping after a step that lowered the SSE: the next step is a fifth of the undamped one, and
+a search that makes progress is not slowed down more. Our choice."""
+_DAMPING_FALL = 8.0
+"""Largest factor by which damping falls from one step to the next: four steps lead from the most
+damping to the least. Our choice."""
+_DAMPING_RISE = 4.0
+"""Factor of the damping after a step that raised the SSE; our choice."""
+_LEAST_RAISED = 0.1
+"""Damping, before that factor, that a step which raised the SSE leaves at least. A rise from the
+least damping would not change the next step."""
 _LONGEST_STRETCH = 3.0
-"""Largest factor on a step, where the step before gained more than the curvature predicted."""
+"""Largest factor on a step, used where the step before gained more than the curvature predicted.
+Our choice: `_LONGEST_STEP` bounds the product as well."""
 CONVERGED_BELOW = 1e-6
-"""Share of the SSE: a search has converged if an undamped step would lower the SSE by less."""
-
+"""A search has converged if an undamped step would lower the SSE by less than this share of it. It
+is eight times the resolution of float32."""
 
 KERNEL_SETTINGS = np.array(
     [
@@ -58,125 +75,13 @@ KERNEL_SETTINGS = np.array(
     ],
     np.float32,
 )
-"""These constants as `kernels.descend` takes them."""
-
-
-@dataclass(frozen=True)
-class Trajectories:
-    """Centred losses of unit variance, the places of their probes, and the mask of missing losses.
-
-    Attributes:
-        y_KN: losses less their mean, over their standard deviation; 0 where missing.
-        x_K: places of the probes, in units of the probed range: 0 at its start, 1 at its end.
-        weight_KN: 1 where there is a loss, 0 where it is missing; None if none is missing.
-    """
-
-    y_KN: Tensor
-    x_K: Tensor
-    weight_KN: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.y_KN.shape[1]
-
-    def tokens(self, index: Tensor | slice) -> "Trajectories":
-        """Return the trajectories of some of the tokens."""
-        weight_KN = None if self.weight_KN is None else _columns(self.weight_KN, index)
-        return Trajectories(_columns(self.y_KN, index), self.x_K, weight_KN)
-
-    def as_numpy(self) -> tuple[Floats32, Floats32, Floats32]:
-        """Return y_NK, x_K and weight_NK (of shape (0, 1) if no loss is missing), for `kernels`."""
-        weight_KN = self.y_KN.new_empty(1, 0) if self.weight_KN is None else self.weight_KN
-        return self.y_KN.T.numpy(), self.x_K.numpy(), weight_KN.T.numpy()
-
-    @property
-    def on_cpu(self) -> bool:
-        """True if the compiled loops of `kernels` can work on them."""
-        return self.y_KN.device.type == "cpu"
-
-    @property
-    def count_N(self) -> Tensor:
-        """Number of losses of each token."""
-        if self.weight_KN is None:
-            return self.y_KN.new_full((len(self),), len(self.y_KN))
-        return self.weight_KN.sum(dim=0)
-
-
-def _columns(value_KN: Tensor, index: Tensor | slice) -> Tensor:
-    """Return some tokens' values, contiguous along the probes on a CPU, along tokens on a GPU."""
-    if value_KN.device.type == "cpu":
-        return value_KN.T[index].contiguous().T
-    return value_KN[:, index].contiguous()
-
-
-@dataclass(frozen=True)
-class Box:
-    """Bounds of a midpoint and of a log-width.
-
-    Attributes:
-        midpoint: bounds in units of the probed range.
-        log_width: bounds of ln w, w in units of the probed range.
-    """
-
-    midpoint: tuple[float, float]
-    log_width: tuple[float, float]
-
-    def limits(self, theta_PN: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the lower and upper bound of every entry of theta, each of shape (P, 1)."""
-        n_sigmoids = len(theta_PN) // 2
-        bounds = [self.midpoint] * n_sigmoids + [self.log_width] * n_sigmoids
-        low_P1, high_P1 = theta_PN.new_tensor(bounds)[..., None].unbind(dim=1)
-        return low_P1, high_P1
-
-
-@dataclass(frozen=True)
-class Search:
-    """The state of the search.
-
-    Attributes:
-        theta_PN: midpoints and log-widths.
-        anchor_MN: the probe next to each midpoint.
-        linear_LN: the best floor (of centred losses) and drops for this theta.
-        sse_N: sum of squared residuals.
-        curvature_PPN: J^T J by the q and log-widths, with floor and drops projected out.
-        descent_PN: J^T r; the Gauss-Newton step solves curvature step = descent.
-    """
-
-    theta_PN: Tensor
-    anchor_MN: Tensor
-    linear_LN: Tensor
-    sse_N: Tensor
-    curvature_PPN: Tensor
-    descent_PN: Tensor
-
-    @property
-    def drop_MN(self) -> Tensor:
-        """The drops."""
-        return self.linear_LN[1:]
-
-    def where(self, mask_N: Tensor, other: "Search") -> "Search":
-        """Return this state where `mask_N` is true, and `other` elsewhere."""
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        return Search(*(torch.where(mask_N, a, b) for a, b in pairs))
-
-    def tokens(self, index: Tensor | slice) -> "Search":
-        """Return the state of some of the tokens."""
-        return Search(*(getattr(self, f.name)[..., index] for f in fields(self)))
-
-    def put(self, index_N: Tensor, other: "Search") -> None:
-        """Replace the tokens at `index_N` by those of `other`, in place."""
-        for f in fields(self):
-            getattr(self, f.name)[..., index_N] = getattr(other, f.name)
-
-    @classmethod
-    def join(cls, parts: Sequence["Search"]) -> Self:
-        """Return the tokens of all parts, in order."""
-        return cls(*(torch.cat([getattr(p, f.name) for p in parts], -1) for f in fields(cls)))
+"""The constants above in the order in which `kernels.descend` unpacks them."""
 
 
 def solve(matrix_PPN: Tensor, right_PRN: Tensor) -> Tensor:
-    """Solve N small symmetric positive systems by Gauss-Jordan elimination, unrolled over P.
+    """Solve N small symmetric positive systems by Gauss-Jordan elimination, one column at a time.
 
-    A singular direction gives a large but finite solution.
+    The solution is large but finite where a system is singular.
     """
     size = len(matrix_PPN)
     table = torch.cat([matrix_PPN, right_PRN], dim=1)
@@ -188,16 +93,16 @@ def solve(matrix_PPN: Tensor, right_PRN: Tensor) -> Tensor:
 
 
 def anchor(theta_PN: Tensor, x_K: Tensor) -> Tensor:
-    """Return the x of the probe next to each midpoint, x_MN."""
+    """Return the x of the probe next to each midpoint, of shape (M, N)."""
     midpoint_MN = theta_PN[: len(theta_PN) // 2].contiguous()
     return x_K[torch.bucketize(midpoint_MN, (x_K[1:] + x_K[:-1]) / 2)]
 
 
 def basis(theta_PN: Tensor, anchor_MN: Tensor, linear_LN: Tensor, data: Trajectories) -> Tensor:
-    """Return the rows from which a step is computed, rows_RKN.
+    """Return the rows from which a step is computed, rows_RKN; they are 0 where a loss is missing.
 
-    In this order: the sigmoids s(u), u = (c - x)/w; -s'(u), the negative of their derivatives by q;
-    their derivatives by ln w at that q; the residuals of `linear_LN`. Zero where a loss is missing.
+    The order is: the M sigmoids s(u); for each of them s^2 - s = -s'(u), the negative of its
+    derivative by q; for each its derivative by ln w at a fixed q; and the residuals of `linear_LN`.
     """
     n_sigmoids = len(theta_PN) // 2
     midpoint_MN, log_width_MN = theta_PN.chunk(2)
@@ -223,9 +128,9 @@ def basis(theta_PN: Tensor, anchor_MN: Tensor, linear_LN: Tensor, data: Trajecto
 
 
 def products(theta_PN: Tensor, anchor_MN: Tensor, linear_LN: Tensor, data: Trajectories) -> Tensor:
-    """Return the sums over the probes of products of all pairs of rows of `basis`.
+    """Return the products of all pairs of rows of `basis`, each summed over the probes.
 
-    A row of ones comes before those rows: the table is of shape (R + 1, R + 1, N).
+    A row of ones precedes the rows of `basis`, so that the table has the shape (R + 1, R + 1, N).
     """
     size = 3 * (len(theta_PN) // 2) + 2
     table = theta_PN.new_empty(size, size, len(data))
@@ -242,16 +147,18 @@ def products(theta_PN: Tensor, anchor_MN: Tensor, linear_LN: Tensor, data: Traje
 
 
 def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Search:
-    """Return the state at `theta_PN`, with floor and drops projected out of the curvature.
+    """Return the state of the search at `theta_PN`, with the best floor and drops.
 
-    `linear_LN` is a guess of floor and drops: the closer it is, the smaller the rounding errors.
+    `linear_LN` is a guess of floor and drops. The residuals are those of the guess, so that a
+    closer guess leaves smaller rounding errors.
     """
-    # All sums, from one table of products.
+    # The table of products, which holds every sum over the probes that is needed.
     n_sigmoids = len(theta_PN) // 2
     n_linear = 1 + n_sigmoids
     anchor_MN = anchor(theta_PN, data.x_K)
     table = products(theta_PN, anchor_MN, linear_LN, data)
-    # Eliminate floor and drops; a singular one stays at its guess.
+    # Eliminate floor and drops from the table, and solve for them. A singular one (see `_SINGULAR`)
+    # stays at its guess.
     pivots = []
     for p in range(n_linear):
         usable_N = table[p, p] > _SINGULAR * len(data.y_KN)
@@ -262,7 +169,8 @@ def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Search:
     for p in reversed(range(n_linear)):
         for q in range(p + 1, n_linear):
             linear[p] = linear[p] - pivots[p][q - p] * linear[q]
-    # The remaining products are of the rows' parts outside of the span of ones and sigmoids.
+    # What remains in the table are products of the rows' parts outside of the span of ones and
+    # sigmoids: SSE, curvature and descent with floor and drops projected out.
     linear_LN = linear_LN + torch.stack(linear)
     slope_PN = torch.cat([-linear_LN[1:], linear_LN[1:]])
     searched = slice(n_linear, -1)
@@ -273,7 +181,7 @@ def evaluate(theta_PN: Tensor, linear_LN: Tensor, data: Trajectories) -> Search:
 
 
 def _free(search: Search, box: Box) -> Tensor:
-    """Return a mask of the parameters that are not at a bound the descent would cross."""
+    """Return a mask of the free parameters: those that the descent does not push over a bound."""
     low_P1, high_P1 = box.limits(search.theta_PN)
     outward = (search.theta_PN <= low_P1) & (search.descent_PN < 0)
     outward |= (search.theta_PN >= high_P1) & (search.descent_PN > 0)
@@ -281,17 +189,16 @@ def _free(search: Search, box: Box) -> Tensor:
 
 
 def _step(search: Search, damping_N: Tensor | float, free_PN: Tensor) -> Tensor:
-    """Return Marquardt's step within the free parameters; see `_FLAT` for nearly flat
-    directions."""
+    """Return the Marquardt step, step_PN, in q and ln w; it is zero in the fixed parameters."""
     free_PN = free_PN.to(search.sse_N.dtype)
     curvature_PPN = search.curvature_PPN * (free_PN * free_PN[:, None])
-    diagonal_PN = curvature_PPN.diagonal().T  # a view, tokens last
+    diagonal_PN = curvature_PPN.diagonal().T  # a view: the next line changes curvature_PPN
     diagonal_PN += diagonal_PN * damping_N + _FLAT * search.sse_N + (1 - free_PN)
     return solve(curvature_PPN, (search.descent_PN * free_PN)[:, None])[:, 0]
 
 
 def _move(search: Search, step_PN: Tensor, box: Box) -> Tensor:
-    """Return midpoints and log-widths after a step in q and log-width, within the box."""
+    """Return theta_PN after a step in q and ln w, bounded by the box."""
     midpoint_MN, log_width_MN = search.theta_PN.chunk(2)
     by_q_MN, by_log_width_MN = step_PN.chunk(2)
     q_MN = (midpoint_MN - search.anchor_MN) * (-log_width_MN).exp() + by_q_MN
@@ -305,10 +212,17 @@ def descend(
 ) -> Search:
     """Try `steps` damped Gauss-Newton steps from `theta_PN`; take those that lower the SSE.
 
-    `linear_LN` is a guess of floor and drops (`evaluate`).
+    The gain of a step is the fall of the SSE. Along a step d with slope g = d^T J^T r, the SSE of a
+    quadratic with curvature B falls by 2 g - B. So the measured gain gives B. J^T J leaves out
+    second derivatives, and gives d^T J^T J d instead. The ratio of the two sets the damping of the
+    next step if it is above 1, and lengthens the next step if it is below 1 (our choice).
 
-    J^T J leaves out the second derivatives. The gain of a step gives the ratio of the true
-    curvature along it to J^T J's: the next step is damped, or lengthened, by that ratio.
+    Args:
+        theta_PN: the starts.
+        linear_LN: a guess of floor and drops, see `evaluate`.
+        data: the trajectories of the tokens.
+        box: bounds of the search.
+        steps: steps to try. On a CPU a token stops earlier if it has converged.
     """
     if data.on_cpu:
         return _descend_on_cpu(theta_PN, linear_LN, data, box, steps)
@@ -316,16 +230,18 @@ def descend(
     damping_N = torch.full_like(search.sse_N, _LEAST_DAMPING)
     stretch_N = torch.ones_like(search.sse_N)
     for _ in range(steps):
+        # Try the damped step, stretched and bounded.
         step_PN = _step(search, damping_N, _free(search, box)) * stretch_N
         step_PN = step_PN.clamp(-_LONGEST_STEP, _LONGEST_STEP)
         theta_PN = _move(search, step_PN, box)
         trial = evaluate(theta_PN, search.linear_LN, data)
-        # The ratio of the curvatures, from the predicted and the true gain of the step.
+        # The ratio of the true curvature along the step to that of J^T J.
         gain_N = search.sse_N - trial.sse_N
         better_N = gain_N > 0
         along_N = (step_PN * search.descent_PN).sum(dim=0)
         bend_N = ((search.curvature_PPN * step_PN).sum(dim=1) * step_PN).sum(dim=0)
         ratio_N = (2 * along_N - gain_N) / bend_N.clamp_min(_TINY)
+        # Take the step if it lowers the SSE; set damping and stretch of the next one.
         search = trial.where(better_N, search)
         damped_N = torch.maximum(
             damping_N / _DAMPING_FALL, (ratio_N - 1).clamp(_LEAST_DAMPING, _MOST_DAMPING)
@@ -340,7 +256,7 @@ def descend(
 def _descend_on_cpu(
     theta_PN: Tensor, linear_LN: Tensor, data: Trajectories, box: Box, steps: int
 ) -> Search:
-    """Descend in compiled loops, in which a token that has converged takes no more steps."""
+    """Descend as `descend`, in compiled loops; a token that has converged takes no more steps."""
     n_parameters, n_tokens = theta_PN.shape
     theta_PN = theta_PN.clone(memory_format=torch.contiguous_format)
     linear_LN = linear_LN.clone(memory_format=torch.contiguous_format)
@@ -361,7 +277,7 @@ def _descend_on_cpu(
 
 
 def converged(search: Search, box: Box) -> Tensor:
-    """Return whether the next undamped step would lower the SSE by less than 1e-6 of it."""
+    """Return a mask of the tokens whose search has converged, see `CONVERGED_BELOW`."""
     free_PN = _free(search, box)
     promised_N = (_step(search, 0.0, free_PN) * search.descent_PN * free_PN).sum(dim=0)
     return promised_N <= CONVERGED_BELOW * search.sse_N + _TINY

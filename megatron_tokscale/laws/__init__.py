@@ -1,13 +1,13 @@
 """Scaling laws of runs, and theories to compare learning times with.
 
-A theory's module fits and tests it, its dataclass in `results/laws` is its part of laws.json,
+The module of a theory fits and tests it. Its dataclass in `results/laws` is its part of laws.json,
 `run_laws.py` calls it, and `explain.py` gives its rows of the table of explanations.
 
 To add a theory:
 1. `results/laws/<theory>.py`: a frozen dataclass of its numbers (`Estimate` for a number with an
    interval), and a field `<theory>: <Result> | Undefined` of `LawsResult`; raise `LAWS_SCHEMA`.
 2. `laws/<theory>.py`, or a folder: `measure_<theory>(run, inputs, ...)` that returns the dataclass,
-or raises `UndefinedError` if the run does not determine it. Call it in `run_laws.py` within
+   or raises `UndefinedError` if the run does not determine it. Call it in `run_laws.py` within
    `defined_or_reason`.
 3. `laws/explain.py`: a function that returns its rows, called in `explanations`.
 Test the fit against an independent source (scipy, a closed form, the authors' figures).

@@ -1,4 +1,4 @@
-"""Chinchilla's law L = E + A N^-alpha + B D^-beta over runs, and the best split of compute.
+"""Chinchilla's law L = E + A N^-alpha + B D^-beta over runs, and the best use of compute.
 
 The fit is Besiroglu et al.'s (docs/references.md 8.3). Shapes: I runs, P = 5 parameters (E, ln A,
 ln B, alpha, beta, centred), R bootstrap resamples.
@@ -40,9 +40,9 @@ def fit_chinchilla(
     """Fit L = E + A N^-alpha + B D^-beta, E >= 0: Huber loss (delta 1e-3) on log residuals.
 
     The objective is the sum over runs; L-BFGS-B minimises it with its exact gradient from the best
-    of a grid of exponents. Intervals are percentiles of a bootstrap over runs: they take runs as
+    of a grid of exponents. Intervals are percentiles of a bootstrap over runs: they count runs as
     independent, which checkpoints of one run are not. With few runs, or a narrow range of N or D, A
-    and B are known to no better than an order of magnitude, and alpha, beta and a are known better.
+    and B are known only to an order of magnitude; alpha, beta and a are known better.
 
     Measured coverage of the 95% intervals: 96-98% in 57 planted repeats of 30 runs over two decades
     of N and D, noise 0.3%.
@@ -56,8 +56,8 @@ def fit_chinchilla(
 
     Raises:
         TokscaleError: the arguments do not fit together.
-        UndefinedError: there are fewer than six runs, or fewer than three different N or D, N and D
-            only vary together, all losses are the same, or a number is not finite and positive.
+        UndefinedError: there are fewer than six runs, or fewer than three different N or D; N and D
+            vary only together; all losses are the same; or a number is not finite and positive.
     """
     runs = _checked_runs(parameters_I, tokens_I, loss_I)
     best_P, converged = runs.solve()
@@ -106,9 +106,9 @@ def chinchilla_over_runs(rows: Sequence[RunLoss], n_resamples: int, seed: int) -
 class Runs:
     """Logarithms of N and D, and the losses, of the fitted runs.
 
-    The optimiser works on ln N and ln D less their means, and on losses over the lowest: A and B
-    are then losses at the middle of the runs, and hardly correlate with alpha and beta. E itself is
-    a parameter, not its logarithm, as in `huber.Curve`.
+    The optimiser works on ln N minus its mean, on ln D minus its mean, and on losses divided by the
+    lowest loss. A and B are then losses at the middle of the runs, and hardly correlate with alpha
+    and beta. E itself is a parameter, not its logarithm, as in `huber.Curve`.
     """
 
     log_parameters: Floats
@@ -128,7 +128,10 @@ class Runs:
         return np.asarray(np.log(self.loss / self.loss.min()))
 
     def solve(self) -> tuple[Floats, bool]:
-        """Return the best of the minima reached from the best starts, and whether it is one."""
+        """Return the best point reached from the best starts, and whether it is a minimum.
+
+        A point at a bound of an exponent is no minimum.
+        """
         every_I = np.ones_like(self.loss)
         starts = [self._start(alpha, beta) for alpha, beta in product(_EXPONENTS, repeat=2)]
         starts.sort(key=lambda start_P: self.objective(start_P, every_I)[0])
@@ -138,7 +141,7 @@ class Runs:
         return best_P, success and bool(((best_P[3:] > low) & (best_P[3:] < high)).all())
 
     def descend(self, start_P: Floats, weight_I: Floats) -> tuple[Floats, float, bool]:
-        """Return the minimum reached from `start_P`, its objective, and whether it is one."""
+        """Return the point reached from `start_P`, its objective, and whether it is a minimum."""
         best = minimize(
             self.objective,
             start_P,
@@ -221,7 +224,7 @@ def _checked_runs(parameters_I: ArrayLike, tokens_I: ArrayLike, loss_I: ArrayLik
     if abs(np.corrcoef(runs.log_parameters, runs.log_tokens)[0, 1]) > 1 - _COLLINEAR:
         raise UndefinedError(
             "parameters and tokens of the runs vary only together, so alpha and beta cannot be "
-            "told apart; add runs with other tokens per parameter"
+            "separated; add runs with other tokens per parameter"
         )
     if np.ptp(runs.loss) == 0:
         raise UndefinedError("all runs have the same loss, so there is no law; check the losses")

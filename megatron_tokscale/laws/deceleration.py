@@ -34,7 +34,7 @@ WINDOW = 1.2  # the authors' log window
 _PARAMETERS = 5  # parameters of the broken law
 _LINE_PARAMETERS = 2  # parameters of a straight power law
 _STARTS = 4  # descents from the best pairs of the grid; our choice
-_LEAST_WIDTH, _GREATEST_WIDTH = 0.02, 2.0  # of a break, in ln step: kink to slow bend
+_LEAST_WIDTH, _GREATEST_WIDTH = 0.02, 2.0  # of a break, in ln step: kink to slow bend; our choice
 _N_BREAKS, _N_WIDTHS = 24, 5  # grid of breaks and widths; our choice: cost against missed minima
 
 
@@ -70,20 +70,21 @@ def fit_deceleration(
 ) -> Deceleration:
     """Fit the broken power law of Mircea et al. by least squares on log losses.
 
-    Mircea et al. (docs/references.md 8.1) drop the first 100 steps, average the losses of every
-    step over a log window of 1.2, take them at steps 1, 2, .., 10, 20, .., and descend from d1 =
-    6000 and f1 = 0.3. Here probes are few and spaced by the user, so by default they are neither
-    averaged (`window` 1) nor thinned. A run may end before step 6000, so d1 and f1 start from the
-    best of a grid over the fitted steps, on which the other parameters are linear. Probes should
-    lie evenly in ln step.
+    Mircea et al. (docs/references.md 8.1) leave out the first 100 steps, average the losses of all
+    steps over a log window of 1.2, take the averages at steps 1, 2, .., 10, 20, .., and descend
+    from d1 = 6000 and f1 = 0.3. Here probes are few and spaced by the user, so by default they are
+    neither averaged (`window` 1) nor thinned. A run may end before step 6000, so the descent starts
+    from the best d1 and f1 of a grid over the fitted steps; given these, the other parameters are
+    linear. Probes should lie evenly in ln step.
 
     Intervals are percentiles of a residual bootstrap scaled for serial correlation, as in
-    `fit_power_law`; they hold under the law only. A smooth curve with a floor bends as well: a
-    clear break shows that one power law without a floor is not enough, not that there are two.
+    `fit_power_law`; they hold only if the loss follows the law. A smooth curve with a floor bends
+    as well: a clear break shows that one power law without a floor is not enough. It does not show
+    two power laws.
 
-    Measured on 60 planted runs each of 40 or 60 probes, AR(1) noise of 0.5%: at rho 0 to 0.5 every
-    break from rate 0.2 to 0.02 was found, at rho 0.7 and 40 probes 92%; of straight power laws 0 to
-    2% were called a break. The 95% intervals covered in 85 to 100%.
+    Measured on 60 planted runs for each setting, of 40 or 60 probes with AR(1) noise of 0.5%: every
+    break from rate 0.2 to 0.02 was found at rho 0 to 0.5, and 92% at rho 0.7 and 40 probes. A break
+    was found in 0 to 2% of straight power laws. The 95% intervals covered in 85 to 100%.
 
     Args:
         step_K: steps of the probes, ascending.
@@ -164,7 +165,7 @@ class _BrokenLaw:
 
 
 def _columns(x_K: Floats, x_break: ArrayLike, width: ArrayLike) -> Floats:
-    """Return (..., K, 3) factors of level, early rate and bend, for any breaks and widths."""
+    """Return (..., K, 3): the factors of level, early rate and bend, for each break and width."""
     x_break, width = np.asarray(x_break)[..., None], np.asarray(width)[..., None]
     after = x_K - x_break
     return np.stack([np.ones_like(after), -after, -width * np.logaddexp(0, after / width)], axis=-1)
@@ -180,7 +181,7 @@ class _Grid:
 
     @classmethod
     def over(cls, x_K: Floats) -> Self:
-        """Span the breaks strictly inside the fitted steps, and the widths, evenly in logarithm."""
+        """Return the grid of breaks inside the fitted steps, and of widths, even in logarithm."""
         x_break_J, log_width_J = np.meshgrid(
             np.linspace(x_K[0], x_K[-1], _N_BREAKS + 2)[1:-1],
             np.linspace(np.log(_LEAST_WIDTH), np.log(_GREATEST_WIDTH), _N_WIDTHS),
@@ -196,7 +197,7 @@ class _Grid:
 
 
 def _fit(x_K: Floats, target_K: Floats, grid: _Grid, n_starts: int = _STARTS) -> _BrokenLaw:
-    """Return the best law reached from the best pairs of the grid."""
+    """Return the best law of the descents from the `n_starts` best pairs of the grid."""
     descents = [_descend(x_K, target_K, start) for start in grid.starts(target_K, n_starts)]
     return min(descents, key=lambda law: float(((target_K - law.predict(x_K)) ** 2).sum()))
 
@@ -220,7 +221,7 @@ def _descend(x_K: Floats, target_K: Floats, start: tuple[float, float]) -> _Brok
 
 
 def _scaled_residuals(residual_K: Floats, effective: float) -> Floats:
-    """Return residuals to draw one by one, scaled for their correlation and lost freedom."""
+    """Return residuals to draw one by one, scaled for correlation and the fitted parameters."""
     freedom = max(effective - _PARAMETERS, LEAST_FREEDOM)
     return np.asarray((residual_K - residual_K.mean()) * np.sqrt(len(residual_K) / freedom))
 
@@ -234,7 +235,10 @@ def _delta_bic(x_K: Floats, target_K: Floats, residual_K: Floats, effective: flo
 def _fitted_losses(
     step_K: ArrayLike, loss_K: ArrayLike, start: float, window: float
 ) -> tuple[Floats, Floats]:
-    """Return steps and losses to fit; averages come first, as windows begin before the start."""
+    """Return steps and losses to fit.
+
+    Losses are averaged before the first steps are left out, as the first window reaches into them.
+    """
     step, loss = np.asarray(step_K, dtype=np.float64), np.asarray(loss_K, dtype=np.float64)
     if step.ndim != 1 or step.shape != loss.shape or not len(step):
         raise TokscaleError(

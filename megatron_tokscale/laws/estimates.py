@@ -18,15 +18,15 @@ def percentile_estimate(value: float, value_R: ArrayLike) -> Estimate:
 
 
 def symmetric_estimate(value: float, reach: float) -> Estimate:
-    """Return a number with the interval `reach` to both sides of it."""
+    """Return a number with an interval that ends `reach` below and above it."""
     return Estimate(value, value - reach, value + reach)
 
 
 def defined[T](result: T | Undefined) -> T:
-    """Return a result, if it is defined.
+    """Return a result that is defined.
 
     Raises:
-        UndefinedError: the result is undefined; the reason is the same.
+        UndefinedError: the result is undefined; its reason is the message.
     """
     if isinstance(result, Undefined):
         raise UndefinedError(result.undefined)

@@ -20,7 +20,7 @@ from megatron_tokscale.results.laws import (
 
 SPECTRUM = "learning-time spectrum"
 _B_OF_THEORY, _B_OF_PARITY = 1.0, 0.81  # docs/references.md 4.1 and 4.2
-_AGREES_AT_5_PERCENT = 1.96  # greatest |z| at which two exponents agree
+_AGREES_AT_5_PERCENT = 1.96  # greatest |z| at which two exponents agree, at the 5% level
 
 
 def explanations(laws: LawsResult, widths: Locality) -> tuple[ExplanationRow, ...]:
@@ -45,7 +45,7 @@ def _locality(widths: Locality) -> ExplanationRow:
     return ExplanationRow(
         SPECTRUM,
         "transitions are narrower than the mean curve's",
-        "median width over that of the null below 1",
+        "median width over the null model's below 1",
         format_estimate(widths.median_over_null),
         ClaimVerdict.from_test(widths.local),
     )
@@ -78,7 +78,7 @@ def _one_third(theory: OneThirdResult | Undefined) -> list[ExplanationRow]:
 
 
 def _frequency_groups(name: str, test: GroupTest | Undefined) -> ExplanationRow:
-    claim = "tokens by frequency share one slope; quanta: each has its own time"
+    claim = "groups by frequency share one slope, and do not drop each at its own time"
     if isinstance(test, Undefined):
         return _undecided(name, claim, "one slope", test)
     decided = {GroupVerdict.ONE_SLOPE: True, GroupVerdict.OWN_TIMES: False}
@@ -100,10 +100,10 @@ def _quanta(theory: QuantaResult) -> list[ExplanationRow]:
     measured = (
         single.undefined
         if isinstance(single, Undefined)
-        else f"{100 * single.share:.2f}% of tokens; null {100 * single.null_share:.2f}%"
+        else f"{100 * single.share:.2f}% of tokens; null model {100 * single.null_share:.2f}%"
     )
     claim = "tokens fall from plateau to plateau"
-    steps = ExplanationRow(name, claim, "some do", measured, ClaimVerdict.UNDECIDED)
+    steps = ExplanationRow(name, claim, "some tokens do", measured, ClaimVerdict.UNDECIDED)
     return [by_frequency, steps]
 
 
@@ -150,7 +150,7 @@ def _several(theory: SeveralRuns | None) -> list[ExplanationRow]:
     )
     claim = "L = E + A N^-alpha + B D^-beta"
     rows = [ExplanationRow("Chinchilla", claim, "-", measured, ClaimVerdict.UNDECIDED)]
-    name, claim = "multi-power law", "the loss under a schedule it has not seen"
+    name, claim = "multi-power law", "the loss under a schedule that was not fitted"
     if isinstance(forecast, Undefined):
         return [*rows, _undecided(name, claim, "-", forecast)]
     measured = (

@@ -24,12 +24,12 @@ class Inputs:
         mean_loss_RDK: mean loss of each dataset in nats.
         x_C: centres of the bins of x.
         drop_RC: drop of the learning events in each bin, in nats per token.
-        margin: two typical widths of a transition, in units of x: a transition that is closer to
-            the last probe has not shown its floor (our choice).
+        margin: two typical widths of a transition, in units of x. A transition whose midpoint is
+            closer to the last probe has not reached its floor (our choice).
         frequency_loss_RFK: mean loss of the tokens of each decile by frequency, in nats.
         frequency_share_F: share of the tokens in each decile.
-        frequency_I: frequency, as a share of all tokens.
-        frequency_time_I: learning time of the tokens of that frequency.
+        frequency_I: frequency of the tokens in each fine bin, as a share of all tokens.
+        frequency_time_I: learning time of the tokens in each fine bin.
         datasets: names of the datasets.
     """
 

@@ -34,7 +34,7 @@ def _power_law(name: str, found: LossPowerLaw | Undefined) -> str:
     law = found.law
     doubt = "" if law.converged else "  not converged"
     if law.drifts:
-        doubt += f"  residuals drift (rho {law.autocorrelation:.2f}): no power law here"
+        doubt += f"  residuals drift (rho {law.autocorrelation:.2f}), so it is no power law"
     columns = (law.floor, law.exponent, found.exponent_documents)
     return (
         f"  {name:<16}{''.join(f'{format_estimate(column):<24}' for column in columns)}"
@@ -45,20 +45,20 @@ def _power_law(name: str, found: LossPowerLaw | Undefined) -> str:
 def _tail(laws: LawsResult) -> str:
     tail, compared = laws.tail, laws.tail_minus_law
     if isinstance(tail, Undefined):
-        return f"  no tail of the spectrum: {tail.undefined}"
+        return f"  tail exponent of the spectrum: undefined: {tail.undefined}"
     words = f"  tail exponent of the spectrum: {format_estimate(tail.exponent)}"
     if isinstance(compared, Undefined):
         return words
-    agree = "they agree" if compared.agree else "they do not agree"
-    return f"{words}; less alpha: {format_estimate(compared.difference)}: {agree}"
+    verdict = "they agree" if compared.agree else "they do not agree"
+    return f"{words}; minus alpha: {format_estimate(compared.difference)}: {verdict}"
 
 
 def _zero_sum(found: ZeroSumResult | Undefined) -> str:
     if isinstance(found, Undefined):
-        return f"  zero-sum learning: {found.undefined}"
+        return f"  zero-sum learning: undefined: {found.undefined}"
     last = found.pairs[-1]
     return (
         f"  from step {last.from_step:,.0f} to {last.to_step:,.0f} a token's loss moved by "
-        f"{format_estimate(last.movement)} nats, a share of {format_estimate(last.interference)} "
-        "of which cancelled (zero-sum learning)"
+        f"{format_estimate(last.movement)} nats; a share of {format_estimate(last.interference)} "
+        "of the movement cancels in the mean (zero-sum learning)"
     )

@@ -1,13 +1,15 @@
 """`laws_run`: open a run's spectrum and losses, compute its laws, write laws.json."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Self
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.schemas import LAWS_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
+from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.source import DEFAULT_SPLIT, DataPath, DataSource
 from megatron_tokscale.laws.deceleration import fit_deceleration
 from megatron_tokscale.laws.explain import explanations
@@ -30,7 +32,9 @@ from megatron_tokscale.results.laws import (
 )
 from megatron_tokscale.store import Run, check_same_tokens
 
-_OTHER_STARTS = (0.01, 0.03, 0.3)  # of the last time: does the exponent depend on the start?
+_OTHER_STARTS = (0.01, 0.03, 0.3)
+"""Other first times of the loss fit, as shares of the last time: they show whether the exponent
+depends on the first time (our choice)."""
 
 
 def laws_run(
@@ -47,16 +51,16 @@ def laws_run(
     """Fit the laws of a run's mean losses and spectrum, test the theories, write laws.json.
 
     The tail of the spectrum starts at the first time of the loss fit. It ends two typical widths of
-    a transition before the last probe, as a later transition has not shown its floor (our choice).
-    The exponents of the tail and of the loss come from the same tokens; their difference is taken
-    resample by resample.
+    a transition before the last probe, as a later transition has not reached its floor (our
+    choice). The exponents of the tail and of the loss come from the same tokens, so their
+    difference is taken resample by resample.
 
     Args:
         run: an opened run with RUN/analysis/spectrum.npz, spectrum.json and reconstruction.json.
         others: further runs with the same probe set, for the laws over runs.
         from_: first time to fit, in the spectrum's time; by default a tenth of the last.
-        corpus: words of the job's --data-path, or of each part; the correlations of the tokens of
-            the training part take a minute or two.
+        corpus: words of the job's --data-path, or of each part; empty for no corpus. The
+            correlations of the training part's tokens take a minute or two.
         split: the job's --split; None with per-split arguments.
         n_resamples: number of bootstrap resamples of each fit.
         seed: seed of the bootstrap.
@@ -69,45 +73,74 @@ def laws_run(
         TokscaleError: the run has no spectrum, or one of other probes; the others watch other
             tokens; the corpus cannot be read.
     """
-    # Open and check all inputs.
     progress = progress or NoProgress()
-    check_same_tokens([run, *others])
-    spectrum = SpectrumResult.open(run)
-    inputs = Inputs.from_spectrum(spectrum)
-    for each in (run, *others):
-        each.verify()
-    portions = DataSource(corpus, split).portions("train") if corpus else []
+    sources = _Sources.open(run, others, corpus, split)
+    start = FIRST_TIME_SHARE * sources.last_time if from_ is None else from_
+    laws = _laws(sources, LawsSettings(start, n_resamples, seed), progress)
+    laws = replace(laws, explanations=explanations(laws, sources.spectrum.evidence.widths))
+    write_typed_result(run.paths.laws, LAWS_SCHEMA, laws)
+    return laws
 
-    # Compute.
-    end = float(inputs.t_K[-1])
-    start = FIRST_TIME_SHARE * end if from_ is None else from_
 
-    def power_law(loss_RK: Floats, first: float = start) -> LossPowerLaw | Undefined:
-        return defined_or_reason(
-            lambda: measure_power_law(inputs.t_K, loss_RK, first, n_resamples, seed)
-        )
+@dataclass(frozen=True)
+class _Sources:
+    """Inputs of the laws, all checked. Make them with `_Sources.open`.
 
+    Attributes:
+        run: the run.
+        others: further runs with the same probe set.
+        spectrum: spectrum of the run.
+        inputs: arrays of the spectrum that laws need.
+        portions: training parts of the corpus; empty without a corpus.
+    """
+
+    run: Run
+    others: Sequence[Run]
+    spectrum: SpectrumResult
+    inputs: Inputs
+    portions: Sequence[Portion]
+
+    @classmethod
+    def open(cls, run: Run, others: Sequence[Run], corpus: DataPath, split: str | None) -> Self:
+        """Open the spectrum and the corpus, and verify the losses of all runs.
+
+        Raises:
+            TokscaleError: see `laws_run`.
+        """
+        check_same_tokens([run, *others])
+        spectrum = SpectrumResult.open(run)
+        inputs = Inputs.from_spectrum(spectrum)
+        for each in (run, *others):
+            each.verify()
+        portions = DataSource(corpus, split).portions("train") if corpus else []
+        return cls(run, others, spectrum, inputs, portions)
+
+    @property
+    def last_time(self) -> float:
+        """Time of the last probe."""
+        return float(self.inputs.t_K[-1])
+
+
+def _laws(sources: _Sources, settings: LawsSettings, progress: Progress) -> LawsResult:
+    """Return all laws and theories, without the table of explanations."""
+    run, inputs = sources.run, sources.inputs
+    n_resamples, seed = settings.n_resamples, settings.seed
     progress.stage("power laws")
-    overall = power_law(inputs.mean_loss_RK)
-    tail = defined_or_reason(lambda: measure_tail(inputs, start))
+    power_laws = _PowerLaws.fit(sources, settings)
+    overall = power_laws.overall
+    tail = defined_or_reason(lambda: measure_tail(inputs, settings.start))
     several = None
-    if others:
+    if sources.others:
         progress.stage("laws over runs")
-        several = several_runs([run, *others], n_resamples=n_resamples, seed=seed)
+        several = several_runs([run, *sources.others], n_resamples=n_resamples, seed=seed)
     progress.stage("rival theories")
-    laws = LawsResult(
-        fit=spectrum.fit.identity,
-        non_finite=spectrum.fit.non_finite,
-        settings=LawsSettings(start, n_resamples, seed),
+    return LawsResult(
+        fit=sources.spectrum.fit.identity,
+        non_finite=sources.spectrum.fit.non_finite,
+        settings=settings,
         overall=overall,
-        datasets=tuple(
-            DatasetPowerLaw(name, power_law(inputs.mean_loss_RDK[:, d]))
-            for d, name in enumerate(inputs.datasets)
-        ),
-        other_starts=tuple(
-            OtherStart(share * end, power_law(inputs.mean_loss_RK, share * end))
-            for share in _OTHER_STARTS
-        ),
+        datasets=power_laws.datasets,
+        other_starts=power_laws.other_starts,
         tail=tail,
         tail_minus_law=defined_or_reason(lambda: compare_tail(tail, overall)),
         one_third=defined_or_reason(lambda: measure_one_third(run, inputs)),
@@ -121,15 +154,43 @@ def laws_run(
         several=several,
         cagnetta=measure_cagnetta(
             run,
-            portions,
+            sources.portions,
             overall,
             several.chinchilla if several else Undefined("one run has no laws over runs"),
             n_resamples=n_resamples,
             seed=seed,
         ),
     )
-    laws = replace(laws, explanations=explanations(laws, spectrum.evidence.widths))
 
-    # Write.
-    write_typed_result(run.paths.laws, LAWS_SCHEMA, laws)
-    return laws
+
+@dataclass(frozen=True)
+class _PowerLaws:
+    """Power laws of a run's mean losses: the fields of `LawsResult` with the same names."""
+
+    overall: LossPowerLaw | Undefined
+    datasets: tuple[DatasetPowerLaw, ...]
+    other_starts: tuple[OtherStart, ...]
+
+    @classmethod
+    def fit(cls, sources: _Sources, settings: LawsSettings) -> Self:
+        """Fit a power law to all tokens, to each dataset, and to all tokens from other times on."""
+        inputs = sources.inputs
+
+        def law(loss_RK: Floats, start: float = settings.start) -> LossPowerLaw | Undefined:
+            return defined_or_reason(
+                lambda: measure_power_law(
+                    inputs.t_K, loss_RK, start, settings.n_resamples, settings.seed
+                )
+            )
+
+        starts = [share * sources.last_time for share in _OTHER_STARTS]
+        return cls(
+            overall=law(inputs.mean_loss_RK),
+            datasets=tuple(
+                DatasetPowerLaw(name, law(inputs.mean_loss_RDK[:, d]))
+                for d, name in enumerate(inputs.datasets)
+            ),
+            other_starts=tuple(
+                OtherStart(start, law(inputs.mean_loss_RK, start)) for start in starts
+            ),
+        )

@@ -1,4 +1,4 @@
-"""Laws over several runs: Chinchilla's law, and the forecast of a schedule that was not fitted.
+"""Laws over several runs: Chinchilla's law, and the forecast of a run that was not fitted.
 
 Shapes: K probe steps.
 """
@@ -38,10 +38,10 @@ def several_runs(runs: Sequence[Run], *, n_resamples: int, seed: int) -> Several
 
 
 def mean_losses(run: Run) -> Floats:
-    """Return the mean loss at each probe, over tokens whose losses are finite at all, in nats.
+    """Return the mean loss at each probe in nats, over tokens with finite losses at all probes.
 
     Raises:
-        TokscaleError: there are no such tokens.
+        TokscaleError: no token has finite losses at all probes.
     """
     total_K, count = np.zeros(len(run.records)), 0
     for _, loss_NK in run.finite_blocks():

@@ -7,10 +7,10 @@ Between two probes with changes dl of the tokens' losses:
 over pairs of a probe and the one nearest to twice its step. Sums over tokens are enough, so a run
 of any size streams through `ZeroSum` in blocks of tokens.
 
-Noise moves tokens as well: with a standard deviation s of one measured loss (arithmetic, dropout, a
-mini-batch's jitter of the weights) a token that learns nothing has dl ~ N(0, 2 s^2) and a mean |dl|
-of 2 s / sqrt(pi). This is the least value of M, where D is near 1. A movement near it is noise, not
-learning that cancels out.
+Noise moves losses as well (arithmetic, dropout, the jitter of the weights from mini-batches). If a
+measured loss has the standard deviation s, a token that learns nothing has dl ~ N(0, 2 s^2), and a
+mean |dl| of 2 s / sqrt(pi). This is the least value of M, at which D is near 1. A movement near it
+is noise, and not learning that cancels.
 
 Shapes: K probe steps, P pairs, N tokens of a block, U units of resampling, R resamples.
 """
@@ -89,7 +89,7 @@ def doubling_pairs(step_K: ArrayLike) -> Integers:
 
 
 class ZeroSum:
-    """Sums over blocks of tokens, in float64, of the changes of their losses between pairs.
+    """Sums over tokens, block by block in float64, of the changes of loss between paired probes.
 
     Attributes:
         from_step_P: first step of each pair.
@@ -100,7 +100,7 @@ class ZeroSum:
     """
 
     def __init__(self, step_K: ArrayLike, n_units: int = 1) -> None:
-        """Start sums for probes at `step_K` and `n_units` units of resampling, as documents."""
+        """Start sums for probes at `step_K` and `n_units` resampling units, such as documents."""
         self._pair_P2 = doubling_pairs(step_K)
         self._n_probes = len(np.asarray(step_K))
         self.from_step_P, self.to_step_P = np.asarray(step_K, dtype=np.float64)[self._pair_P2].T
@@ -160,8 +160,8 @@ class ZeroSum:
     def intervals(self, weight_RU: ArrayLike) -> ZeroSumIntervals:
         """Return 95% percentile intervals over resamples of units.
 
-        The intervals do not contain the noise that all tokens of a run share. They are NaN where
-        the resamples do not surround the metric of the data as they are.
+        The intervals do not cover the noise that all tokens of a run share. An interval is NaN if
+        the metric of the data as they are lies outside of it.
         """
         resampled, whole = self.resampled(weight_RU), self.metrics()
         return ZeroSumIntervals(

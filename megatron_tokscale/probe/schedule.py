@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import count, takewhile
-from typing import Self
+from typing import Final, Self
 
 from megatron_tokscale.core.errors import TokscaleError
 
 DEFAULT_SCHEDULE = "log:per-octave=8"  # our choice: neighbouring probes are 9% apart in time
+_MOST_PROBES: Final = 10**7  # our choice: a list that still fits in memory; no run has as many
 _FORMS = (
     "log:per-octave=8, linear:500, list:0,10,100, each also in consumed tokens as in "
     "tokens:linear:2e9, or first, last, checkpoints, or several joined by '+'"
@@ -146,8 +147,10 @@ class ProbeSchedule:
                 at the end. None if the job saves no checkpoint.
 
         Raises:
-            TokscaleError: the schedule counts tokens, and `tokens_per_step` is not given.
+            TokscaleError: the schedule counts tokens, and `tokens_per_step` is not given; or it has
+                more than 10 million probes.
         """
+        self._check_number(final_step, tokens_per_step, save_interval)
         due = set(self.in_steps.up_to(final_step))
         due |= self._token_steps(final_step, tokens_per_step)
         if self.first:
@@ -157,6 +160,22 @@ class ProbeSchedule:
         if self.checkpoints and save_interval and final_step:
             due |= {*range(save_interval, final_step, save_interval), final_step}
         return sorted(due)
+
+    def _check_number(
+        self, final_step: int, tokens_per_step: int, save_interval: int | None
+    ) -> None:
+        """Refuse a schedule whose steps are too many to list."""
+        counts = [final_step // every for every in self.in_steps.every]
+        counts += [
+            min(final_step, final_step * tokens_per_step // every) for every in self.in_tokens.every
+        ]
+        if self.checkpoints and save_interval:
+            counts.append(final_step // save_interval)
+        if (most := max(counts, default=0)) > _MOST_PROBES:
+            raise TokscaleError(
+                f"probe schedule '{self.spec}' has {most:,} probes up to step {final_step:,}; "
+                f"expected {_MOST_PROBES:,} at most; space them wider"
+            )
 
     def _token_steps(self, final_step: int, tokens_per_step: int) -> set[int]:
         if not self.in_tokens:

@@ -16,6 +16,7 @@ __all__ = [
     "DATASET_COLOURS",
     "MEASURED",
     "NULL",
+    "TITLE",
     "bar",
     "dataset",
     "dataset_colour",
@@ -33,6 +34,7 @@ __all__ = [
     "table",
 ]
 
+TITLE = "When tokens were learned"  # of every report page; `report --out` knows one by it
 MEASURED = "#111111"
 NULL = "#8a8a8a"
 DATASET_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.fit import SigmoidFits, fits_path
+from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.probe.text import Tokenizer, load_tokenizer
 from megatron_tokscale.report.drawn_plan import DrawnPlan, read_plan
 from megatron_tokscale.results import (
@@ -87,7 +87,7 @@ class ReportInputs:
         spectrum = SpectrumResult.open(run)
         return cls(
             run,
-            SigmoidFits.load(fits_path(run)),
+            SigmoidFits.load(run.paths.fits),
             spectrum,
             read_transfer(run, fit),
             read_laws(run, fit),
@@ -102,6 +102,11 @@ class ReportInputs:
 
 
 def _check_beside(run: Run, beside: Run) -> None:
+    if beside.path.resolve() == run.path.resolve():
+        raise TokscaleError(
+            f"--beside {beside.path} is the run itself; expected another run with its probe set; "
+            "name that run, or leave --beside out"
+        )
     if beside.probe_set.fingerprint != run.probe_set.fingerprint:
         raise TokscaleError(
             f"{run.path} and {beside.path} do not share a probe set; "

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from megatron_tokscale import __version__
-from megatron_tokscale.report.html import CSS, escape, paragraph
+from megatron_tokscale.report.html import CSS, TITLE, escape, paragraph
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.axes import axis_sections
@@ -41,7 +41,7 @@ _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 def render(inputs: ReportInputs) -> str:
     """Return the whole page as HTML."""
-    title = f"When tokens were learned: {inputs.run.path.name}"
+    title = f"{TITLE}: {inputs.run.path.name}"
     sections = with_verdicts([section for make in SECTIONS for section in make(inputs)])
     entries = "".join(
         f'<li><a href="#{each.anchor}">{escape(each.entry)}</a></li>' for each in sections

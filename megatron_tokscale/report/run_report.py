@@ -3,12 +3,17 @@
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.core.files import write_text
+from megatron_tokscale.core.files import is_there, write_text
 from megatron_tokscale.core.seed import DEFAULT_SEED
+from megatron_tokscale.core.writable import unwritable
+from megatron_tokscale.report.html import TITLE
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.store import Run
+
+_BYTES_TO_THE_TITLE: Final = 2**12  # more than the lines before the title of any version's page
 
 
 def report_run(
@@ -36,10 +41,13 @@ def report_run(
         The path of the page, which is whole or absent.
 
     Raises:
-        TokscaleError: the analysis is missing or of other probes, a package is missing, the
+        TokscaleError: something other than a report is at the path of the page, or it cannot be
+            written; the analysis is missing or of other probes, a package is missing, the
             tokenizer does not fit, or another run or an axis is of another probe set.
         OSError: the page cannot be written.
     """
+    path = out or run.paths.report
+    _check_page(path)
     _require("matplotlib")
     if tokenizer is not None:
         _require("tokenizers")
@@ -49,9 +57,37 @@ def report_run(
 
     from megatron_tokscale.report.page import render  # imports matplotlib
 
-    path = out or run.paths.report
     write_text(path, render(inputs))
     return path
+
+
+def _check_page(path: Path) -> None:
+    """Refuse a path for the page that this user could not write, or that is taken.
+
+    Raises:
+        TokscaleError: something other than an earlier report is at `path`, or no file can be made
+            there.
+    """
+    if reason := unwritable(path.parent, path.name):
+        raise TokscaleError(
+            f"{path} cannot be written ({reason}); expected a path in a folder that you may write "
+            "to; choose another --out"
+        )
+    if not is_there(path):
+        return
+    try:
+        with path.open("rb") as file:
+            start = file.read(_BYTES_TO_THE_TITLE)
+    except OSError as error:
+        raise TokscaleError(
+            f"{path} cannot be read ({error.strerror}); expected a new file or an earlier report; "
+            "choose another --out"
+        ) from error
+    if f"<title>{TITLE}".encode() not in start:
+        raise TokscaleError(
+            f"{path} exists and is no report; expected a new file or an earlier report; choose "
+            "another --out"
+        )
 
 
 def _require(package: str) -> None:

@@ -27,7 +27,7 @@ class Undefined:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95% interval, which holds it; the interval is NaN where it is not known.
+    """A number and its 95% interval; the number lies in it. An unknown interval is NaN.
 
     Attributes:
         value: the number, corrected for its bias if it has an interval; NaN where it is not
@@ -58,13 +58,13 @@ class Estimate:
     ) -> Self:
         """Return the bias-corrected value and its interval.
 
-        A score such as R^2 is worse on few documents than on many, because the measured values that
-        it compares with are noisier. Resamples are worse by as much again, which shows the bias:
-        their median minus the value of the data as they are. Twice the bias is subtracted from the
-        median and from the percentiles of the resamples alike: value and interval are those that
+        A score such as R^2 is lower on few documents than on many, because the measured values that
+        it compares with are noisier. Resamples are lower by the same amount again, so they show the
+        bias: their median minus the value of the data as they are. Twice the bias is subtracted
+        from the median and from the percentiles of the resamples: value and interval are those that
         many documents would give, and the value is always in its interval (our choice; measured
-        coverage: benchmarks/results/evidence.md). All three are then clipped to the range of the
-            number, which the correction may leave. Without an interval the value is that of the
+        coverage: benchmarks/results/evidence.md). The correction may move them out of the range of
+        the number; all three are then clipped to it. Without an interval, the value is that of the
         data as they are.
 
         Args:

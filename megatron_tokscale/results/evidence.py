@@ -70,10 +70,10 @@ class Locality:
 
     Attributes:
         observed: the watched tokens.
-        mean_curve_null: the null model: every token with the shape of the mean loss curve.
+        mean_curve_null: the null model: every token follows the shape of the mean loss curve.
         median_over_null: ratio of their median widths.
-        local: the verdict: is the whole interval of the ratio below the margin? None if the ratio
-            or its interval is not defined.
+        local: the verdict: whether the whole interval of the ratio is below the margin. None if the
+            ratio or its interval is not defined.
     """
 
     observed: WidthSample
@@ -88,7 +88,7 @@ class Forecast:
 
     Attributes:
         error: mean absolute error over the probes held out, in nats.
-        fall: fall that it predicts from the cut to the last probe, in nats.
+        fall: predicted fall from the end of the first half to the last probe, in nats.
     """
 
     error: Estimate
@@ -97,19 +97,21 @@ class Forecast:
 
 @dataclass(frozen=True)
 class ForwardPrediction:
-    """The last factor of two in time, predicted from the losses before it.
+    """The last factor of two in time, predicted from the losses of the first half.
 
     Attributes:
-        from_x: x of the cut: the last probe that the forecasts have seen.
+        from_x: x of the last probe of the first half, the last that is fitted.
         to_x: x of the last probe.
         probes: number of probes held out.
-        fall: measured fall of the mean loss from the cut to the last probe, in nats.
+        fall: measured fall of the mean loss from the end of the first half to the last probe, in
+            nats.
         tokens: forecast by the tokens' own fits.
         power_law: forecast by a power law of the mean loss.
-        uniform: forecast by a uniform spectrum: the loss keeps the slope of the factor of two
-            before.
-        gain_over_best_rival: the smaller error of the two rivals minus the tokens' error, in nats.
-        groups: skill for the falls that set groups of tokens apart, by grouping.
+        uniform: forecast by a uniform spectrum: the loss keeps its slope over the factor of two in
+            time before.
+        gain_over_best_rival: the smaller error of the two rivals minus the error of the tokens'
+            fits, in nats.
+        groups: skill in predicting which groups of tokens fall, by grouping.
     """
 
     from_x: float
@@ -129,7 +131,8 @@ class SpectrumSettings:
 
     Attributes:
         n_resamples: bootstrap resamples of the documents.
-        null_tokens: tokens that were fitted again, as mean-curve tokens and on the first part.
+        null_tokens: tokens that were fitted again: as tokens that follow the mean curve, and on the
+            first half of the time.
         seed: seed of all draws.
     """
 
@@ -151,11 +154,11 @@ class Evidence:
             slope, on the tokens that were fitted.
         other_documents: R^2 of each reconstruction fitted on one half of the documents and measured
             on the other half.
-        other_documents_note: what `other_documents` does not show, for people.
+        other_documents_note: a note for people on the limits of `other_documents`.
         falls: falls along x, measured and reconstructed.
-        fall_before_first_finite_probe: fall of the mean loss from step 0 to the first probe after
-            it, in nats, which is at no finite x; None without a probe at step 0.
-        classes: shares of each `TokenClass` but the unfitted, by its label.
+        fall_before_first_finite_probe: fall of the mean loss from step 0, which is at x = -inf, to
+            the first probe after it, in nats; None without a probe at step 0.
+        classes: shares of each `TokenClass` except "unfitted", by its label.
         widths: the test of locality.
         forward: the forecast of the last factor of two in time.
         settings: settings of `spectrum_run`.

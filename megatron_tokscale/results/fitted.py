@@ -1,4 +1,4 @@
-"""A run and its fits, checked to belong together, and the check of every analysis of them.
+"""A run and its fits, checked to belong together, and the check of analyses against the fits.
 
 Shapes: K probe steps.
 """
@@ -14,7 +14,7 @@ from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.checked import file_checksum, read_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.schemas import FIT_SCHEMA
-from megatron_tokscale.fit import FitStatus, SigmoidFits, fits_path
+from megatron_tokscale.fit import FitStatus, SigmoidFits
 from megatron_tokscale.fit.summary import FitIdentity, FitSummary, NonFiniteLosses
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.reader import Time
@@ -35,10 +35,10 @@ Block = tuple[slice, SigmoidFits, Floats32]
 
 
 def read_fit(run: Run) -> FitSummary:
-    """Return the content of fit.json, if it is of the losses that the run has now.
+    """Return the content of fit.json, if it was made from the losses that the run has now.
 
-    The checksums of all losses are verified too, also for an analysis that reads no losses: every
-    verb refuses a damaged file, before it writes any.
+    The checksums of all losses are verified as well, even for an analysis that reads no losses:
+    every verb refuses a damaged file before it writes a file.
 
     Raises:
         TokscaleError: the run is not fitted, a losses file is damaged, or fit.json is damaged,
@@ -114,7 +114,7 @@ class FittedRun:
             TokscaleError: the run is not fitted, or fitted on other losses, or a file is damaged.
         """
         fit = read_fit(run)
-        path = fits_path(run)
+        path = run.paths.fits
         again = f"run `megatron-tokscale fit {run.path}` again"
         if not path.is_file():
             raise TokscaleError(f"{path} is not there; {again}")
@@ -161,9 +161,9 @@ class FittedRun:
             TokscaleError: the fits are damaged, or are not those of all tokens.
         """
         at = 0
-        # A row group of the parquet is cut further, so that a block's losses fit into memory.
+        # A row group of the parquet is divided further, so that a block's losses fit into memory.
         block = max(_VALUES_PER_READ // len(self.x_K), 1)
-        for group in SigmoidFits.blocks(fits_path(self.run)):
+        for group in SigmoidFits.blocks(self.run.paths.fits):
             for start in range(0, len(group), block):
                 fits = group.rows(slice(start, start + block))
                 where = slice(at, at + len(fits))
@@ -171,6 +171,6 @@ class FittedRun:
                 at = where.stop
         if at != self.run.n_tokens:
             raise TokscaleError(
-                f"{fits_path(self.run)} has fits of {at} tokens; expected {self.run.n_tokens}; "
+                f"{self.run.paths.fits} has fits of {at} tokens; expected {self.run.n_tokens}; "
                 f"run `megatron-tokscale fit {self.run.path}` again"
             )

@@ -1,4 +1,4 @@
-"""Skill of learning times in predicting groups of tokens, beside their rivals."""
+"""Skill of learning times in predicting which groups of tokens fall, beside the rivals' skill."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,8 @@ class GroupSkill:
         source: skill of the other run's measured curves; None where there is no other run.
         own: skill of the run's own learning events; None where they were not tested.
         gain_over_permuted: skill of the learning events minus that of the null model.
-        p_value: share of permutations with at least the same skill; NaN if it is not defined.
+        p_value: share of the permutations with at least the skill of the learning events; NaN if it
+            is not defined.
     """
 
     groups: int

@@ -84,7 +84,7 @@ class SpectrumArrays:
         drop_weighted_interval_2G: its interval.
         drop_weighted_DG: drop-weighted spectrum of each dataset.
         measured_G: measured slope of the mean loss, -dL/dx.
-        measured_se_G: its standard error for the probes' common noise.
+        measured_se_G: its standard error from the noise that all tokens of a probe share.
         measured_interval_2G: its interval.
         measured_DG: measured slope of each dataset.
         measured_interval_D2G: its interval.
@@ -99,7 +99,7 @@ class SpectrumArrays:
         drop_RC: drop of the learning events per bin, in nats per token.
         width_edges_W: edges of the bins of 10-90% widths, in units of x.
         width_observed_W: share of the falling tokens' drop per bin of their width.
-        width_null_W: the same share for tokens that follow the mean curve.
+        width_null_W: the same share under the null model: tokens that follow the mean curve.
         frequency_loss_RFK: mean loss of the deciles of tokens by frequency.
         frequency_share_F: share of the tokens in each decile.
         frequency_I: frequency of the tokens of each fine bin, as a share of all tokens.

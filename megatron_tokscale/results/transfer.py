@@ -21,9 +21,10 @@ class LearningOrder:
         spearman: Spearman's correlation of the ranks with each predictor, by its name.
         explained_by_baseline: share of the ranks' variance that the baseline predictors explain.
         explained_with_time: share that the baseline predictors and the other run's times explain.
-        gain: difference of the two, which is never negative.
+        gain: the second share minus the first, which is never negative.
         partial: correlation of the two runs' ranks beyond the baseline predictors.
-        passes: the verdict: is the whole interval of `partial` above zero? None if it has none.
+        passes: the verdict: whether the whole interval of `partial` is above zero. None without an
+            interval.
     """
 
     tokens: int

@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.corpus.source import DataPath, DataSource
+from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data import DatasetIdentity, dataset_names
 from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.reweight.cutting import CutDataset, CutSettings, cut_dataset, read_scores
@@ -73,15 +73,12 @@ class Job:
         return np.asarray(weights_D / weights_D.sum())
 
 
-def job_of(
-    data_path: DataPath, split: str | None, train_samples: int, seq_length: int, seed: int
-) -> Job:
-    """Return the job with this --data-path, --split, --train-samples and --seq-length.
+def job_of(data: DataSource, train_samples: int, seq_length: int, seed: int) -> Job:
+    """Return the job with these data, --train-samples and --seq-length.
 
     Args:
-        data_path: Megatron's words: prefixes, or weights and prefixes in turn; or those of each
-            part. Without weights the datasets have the weights of their sizes, as in Megatron.
-        split: Megatron's --split; None with per-split arguments.
+        data: the data of the job. Without weights the datasets have the weights of their sizes, as
+            in Megatron.
         train_samples: samples that the job consumes.
         seq_length: sequence length in tokens.
         seed: keys the order of the samples.
@@ -89,7 +86,7 @@ def job_of(
     Raises:
         TokscaleError: a file is missing or damaged, or these do not fit together.
     """
-    portions = DataSource(data_path, split).portions("train")
+    portions = data.portions("train")
     return Job(
         datasets=[identity_of(portion.tokens) for portion in portions],
         base_weights=[portion.weight for portion in portions],
@@ -102,8 +99,7 @@ def job_of(
 
 
 def cut_job(
-    data_path: DataPath,
-    split: str | None,
+    data: DataSource,
     seq_length: int,
     seed: int,
     *,
@@ -113,8 +109,7 @@ def cut_job(
     """Cut the datasets of a job into strata by their scores.
 
     Args:
-        data_path: as in `job_of`; so are split and seq_length.
-        split: Megatron's --split.
+        data: the data of the job.
         seq_length: sequence length in tokens.
         seed: seed of the order in which the documents are laid out.
         scores: folder of the scores; None: beside their .bin/.idx.
@@ -123,7 +118,7 @@ def cut_job(
     Raises:
         TokscaleError: a training document has no score, or the scores are of other data.
     """
-    portions = DataSource(data_path, split).portions("train")
+    portions = data.portions("train")
     # All scores are read before any dataset is cut, so that a missing file is reported at once.
     read = [read_scores(portion.tokens, scores) for portion in portions]
     return [

@@ -12,6 +12,7 @@ import numpy as np
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import JSON
+from megatron_tokscale.core.writable import check_new_file
 from megatron_tokscale.data import Plan, PlanProvenance, PlanSources, dataset_names
 from megatron_tokscale.reweight.cutting import CutDataset
 from megatron_tokscale.reweight.guards import Guards
@@ -185,10 +186,16 @@ def plan_by_hand(manual: Manual, job: Job, out: Path, *, guards: Guards | None =
     return _write(make_plan(job, manual, guards, provenance), out)
 
 
+def check_new_plan(out: Path) -> None:
+    """Refuse a path for a new plan that exists already, or that this user could not write.
+
+    Raises:
+        TokscaleError: something is at `out`, or no file can be made there.
+    """
+    check_new_file(out, "a job may be following it")
+
+
 def _write(plan: Plan, out: Path) -> Plan:
-    if out.exists():
-        raise TokscaleError(
-            f"{out} exists, and a job may be following it; expected a new file; choose another name"
-        )
+    check_new_plan(out)
     plan.save(out)
     return plan

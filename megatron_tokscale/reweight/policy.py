@@ -216,12 +216,14 @@ def _normalised(weights: Sequence[float], start: int, n_datasets: int) -> Floats
             "expected one for each"
         )
     weights_D = np.array(weights, dtype=np.float64)
-    if not np.isfinite(weights_D).all() or (weights_D < 0).any() or not weights_D.sum() > 0:
+    with np.errstate(over="ignore"):
+        total = weights_D.sum()
+    if (weights_D < 0).any() or not 0 < total < np.inf:
         raise TokscaleError(
             f"the weights at sample {start} are {list(weights)}; expected finite ones of 0 or more "
             "that are not all 0; give others in --weights"
         )
-    return weights_D / weights_D.sum()
+    return weights_D / total
 
 
 def _stage_starts(n_stages: int, first: int | None, train_samples: int) -> Integers:

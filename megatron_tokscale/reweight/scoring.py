@@ -16,7 +16,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.names import whole_prefix
-from megatron_tokscale.corpus.source import DataPath, DataSource
+from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data.scores import (
     DocumentScores,
     HeldOutError,
@@ -84,8 +84,7 @@ class ScoreSummary:
 
 def score_run(
     run: Run,
-    data_path: DataPath,
-    split: str | None,
+    data: DataSource,
     *,
     out: Path | None = None,
     predict: bool = True,
@@ -102,8 +101,7 @@ def score_run(
 
     Args:
         run: a fitted run whose probe set watches training documents of these data.
-        data_path: the job's --data-path words, or those of each part.
-        split: the job's --split; None with per-split arguments.
+        data: the data of the job.
         out: folder for the scores; None: beside their .bin/.idx.
         predict: whether to predict the scores of documents that were not watched.
         min_tokens: a document with fewer watched tokens counts as not watched.
@@ -121,7 +119,7 @@ def score_run(
         )
 
     # Check first what needs no work.
-    portions = DataSource(data_path, split).portions("train")
+    portions = data.portions("train")
     paths = _output_paths(portions, out, force)
     source = FittedRun.open(run)
     tokens_by_time = TokensByTime.from_fitted_run(source)

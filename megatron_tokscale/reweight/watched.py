@@ -14,7 +14,7 @@ from megatron_tokscale.core.arrays import Floats, Integers, Mask
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.corpus.names import listed, whole_prefix
-from megatron_tokscale.fit import SigmoidFits, TokenClass, fits_path
+from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.reweight.predict import Target
@@ -177,7 +177,7 @@ def read_watched(
     centre = float(tokens_by_time.log_tokens_K.mean())
     tokens_U, unlearned_U, drop_U, first_U, second_U = np.zeros((5, n_units))
     at = 0
-    for fits in SigmoidFits.blocks(fits_path(source.run)):
+    for fits in SigmoidFits.blocks(source.run.paths.fits):
         unit = unit_N[at : at + len(fits)]
         at += len(fits)
         complete = fits.complete_N

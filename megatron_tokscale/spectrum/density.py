@@ -1,4 +1,4 @@
-"""The learning-time spectrum: density of learning events over x, each counting once or by its drop.
+"""The learning-time spectrum: density of events over x. An event counts once, or by its drop.
 
 Shapes: N tokens, E transitions, K probe steps, G grid points, C bins.
 """
@@ -13,12 +13,12 @@ from megatron_tokscale.core.arrays import Floats, Integers, Mask
 from megatron_tokscale.fit import SigmoidFits, Transitions
 
 GRID_POINTS = 256  # points of x; the kernel, about a probe spacing wide, spans several of them
-_BINS = 2048  # bins over the probed range; far narrower than probes resolve a midpoint
+_BINS = 2048  # bins over the probed range: much narrower than the error of a midpoint
 
 
 @dataclass(frozen=True)
 class Bins:
-    """2,048 bins over the probed range, far narrower than probes resolve a midpoint.
+    """2,048 bins of x over the probed range.
 
     Attributes:
         edges: their edges.
@@ -43,8 +43,8 @@ def events_of(fits: SigmoidFits) -> Transitions:
     """Return the learning events of the fitted tokens that miss no loss.
 
     An event is a falling transition with a trusted midpoint: the transition of a falling token, or
-    either one of a two-step token if it falls. Rising, gradual and flat tokens have no events, nor
-    has a midpoint at a bound; but these tokens count in every mean.
+    either one of a two-step token if it falls. A rising, gradual or flat token has no event, and
+    neither has a token whose midpoint is at a bound; but all these tokens count in every mean.
     """
     moves = fits.transitions
     return moves.rows(moves.placed_E & (moves.drop_E > 0) & fits.complete_N[moves.token_E])
@@ -56,12 +56,12 @@ class LearningTimeSpectrum:
 
     Attributes:
         x_G: grid of x.
-        density_G: density of the events' midpoints per unit of x; integrates to one, but for the
-            part of the kernel beyond the ends of the range.
+        density_G: density of the events' midpoints per unit of x. It integrates to one, except for
+            the part of the kernel beyond the ends of the range.
         drop_weighted_G: rho(x) of docs/references.md 1.4 in nats per unit of x: each event counts
             by its drop, divided by the number of all fitted tokens.
-        bandwidth: standard deviation of the kernel: the median spacing of the probes, to which
-            they resolve a midpoint without a fit.
+        bandwidth: standard deviation of the kernel: the median spacing of the probes, which is the
+            error of a midpoint without a fit.
         n_events: events counted.
         n_tokens: fitted tokens.
     """

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import UndefinedError
 
-_NEIGHBOURS = 7  # probes per parabola of three parameters; more smooth more (our choice)
+_NEIGHBOURS = 7  # probes per parabola of three parameters; more would smooth more (our choice)
 _LEAST_PROBES = 4  # a parabola through three of them leaves no residual
 _LEAST_REACH = 1 / 20  # least reach as a share of the probed range, for dense probes (our choice)
 _BEYOND = 1.01  # the kernel ends just beyond the farthest neighbour, to give it some weight
@@ -26,9 +26,10 @@ def measured_derivative(
 ) -> tuple[Floats, Floats]:
     """Return -dL/dx in nats per unit of x at `x_G`, and its standard error.
 
-    Step 0 (x = -inf) is left out: it has no place on the axis. The error covers the probes' common
-    noise, whose variance is estimated from the residuals of the local fit and taken as the same at
-    all probes; the sampling of tokens and the bias of the smoothing are not in it.
+    Step 0 (x = -inf) is left out: it has no place on the axis. The error covers the noise that all
+    tokens of a probe share. Its variance is estimated from the residuals of the local fit, and
+    taken as the same at all probes. The error does not cover the sampling of tokens and the bias of
+    the smoothing.
 
     Raises:
         UndefinedError: fewer than four finite probes.

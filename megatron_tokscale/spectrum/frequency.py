@@ -1,4 +1,4 @@
-"""Losses and learning times by token frequency, for the predictions of theories in `laws`.
+"""Losses and learning times by token frequency, for the tests of theories in `laws`.
 
 Shapes: N tokens, E learning events, K probe steps, F groups by frequency (deciles), I fine bins of
 frequency, R resamples (the first is the data as they are).

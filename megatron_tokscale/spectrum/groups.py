@@ -57,12 +57,12 @@ def baseline_predictors(tokens: ProbeSet) -> dict[str, Floats]:
 
 
 def learning_times(fits: SigmoidFits) -> Floats:
-    """Return each falling token's learning time, the midpoint of its one sigmoid in x; else NaN.
+    """Return each falling token's learning time: the midpoint of its one sigmoid, in x; else NaN.
 
-    A two-step token has one too: about the time at which half of its fall is done. Its single steps
-    are learning events of the spectrum, but the smaller step is often noise: on the demo's runs the
-    order by the one sigmoids agrees between seeds with a rank correlation of 0.94, the order by the
-    drop-weighted mean of the events with 0.87.
+    A two-step token has a learning time too, about the time at which half of its fall is done. Each
+    of its two steps is a learning event of the spectrum, but the smaller step is often noise. On
+    the demo's runs, the order of the one sigmoids agrees between seeds with a rank correlation of
+    0.94, and the order of the drop-weighted means of the events with 0.87.
     """
     falls = fits.is_class(TokenClass.FALLING, TokenClass.TWO_STEP) & (fits.drop_N > 0)
     known_N = falls & fits.trusted_N & fits.complete_N
@@ -72,8 +72,8 @@ def learning_times(fits: SigmoidFits) -> Floats:
 def groupings(tokens: ProbeSet, time_N: Floats | None = None) -> dict[str, Groups]:
     """Return groupings by dataset (if there are several), and by deciles of frequency and position.
 
-    If `time_N` holds learning times, deciles of these are a further grouping; tokens without one
-    are a group of it.
+    If `time_N` has learning times, their deciles are a further grouping, in which the tokens
+    without a learning time are one group.
     """
     found = {
         "frequency decile": deciles(log_frequency(tokens)),

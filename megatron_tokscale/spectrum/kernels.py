@@ -7,7 +7,7 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32
 from megatron_tokscale.core.compiled import FAST, compiled
-from megatron_tokscale.fit.kernels import sigmoid
+from megatron_tokscale.fit.kernel_rows import sigmoid
 
 
 @compiled(**FAST)
@@ -30,7 +30,7 @@ def add_sigmoids(
 ) -> None:
     """Add drop * s((midpoint - x)/width) of every transition to its cell's row.
 
-    The sums are float64, the sigmoids float32; x is finite.
+    The sums are float64, and the sigmoids float32. All x are finite.
     """
     for e in range(len(cell_E)):
         cell, drop = cell_E[e], drop_E[e]

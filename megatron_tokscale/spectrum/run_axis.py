@@ -1,8 +1,8 @@
 """`axis_run`: the loss along D or M, from the last losses of several runs with one probe set.
 
 The mean loss of each run, its fall from run to run and its slope over the axis need no fit. The
-test across the axes: do the learning times along T of one run predict which groups of tokens gain
-along this axis?
+test across the axes asks: do the learning times of one run along T predict which groups of tokens
+fall along this axis?
 
 Shapes: N tokens, K runs by ascending size, G grid points, U resampling units, R resamples.
 """
@@ -20,6 +20,7 @@ from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.core.schemas import AXIS_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
+from megatron_tokscale.core.writable import unwritable
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.results.axis import (
     AcrossAxes,
@@ -62,7 +63,7 @@ def axis_run(
     seed: int = DEFAULT_SEED,
     progress: Progress | None = None,
 ) -> AxisSummary:
-    """Measure the losses over the axis, and test across the axes, to OUT/axis.json and axis.npz.
+    """Measure the losses over the axis, test across the axes, write OUT/axis.json and OUT/axis.npz.
 
     A token counts if its last losses are finite in all runs.
 
@@ -72,7 +73,7 @@ def axis_run(
         out: folder to write into.
         size: the measure of the size on M: parameters, non-embedding parameters, or FLOPs per
             token.
-        source: a fitted run whose learning times along T are tested; None for no test.
+        source: a fitted run whose learning times along T are tested; without one there is no test.
         n_resamples: bootstrap resamples of the documents.
         seed: seed of the bootstrap and the permutations.
         progress: receiver of the name of each stage; None for none.
@@ -82,9 +83,15 @@ def axis_run(
 
     Raises:
         TokscaleError: fewer than four runs, different probe sets, unknown or equal sizes, or no
-            token with a finite loss in all runs.
+            token with a finite loss in all runs; or `out` is no folder that this user may write
+            to.
     """
     progress = progress or NoProgress()
+    if reason := unwritable(out, "axis.json"):
+        raise TokscaleError(
+            f"{out} cannot be written to ({reason}); expected a folder for the result; choose "
+            "another --out"
+        )
     runs, x_K = _ordered(runs, axis, size)
     fitted = None
     if source is not None:
@@ -138,8 +145,8 @@ def _ordered(runs: Sequence[Run], axis: AxisOfRuns, size: ModelSize) -> tuple[li
     if (np.diff(x_K) <= 0).any():
         k = int((np.diff(x_K) <= 0).argmax())
         raise TokscaleError(
-            f"{runs[order[k]].path} and {runs[order[k + 1]].path} have one size on the axis "
-            f"{axis}; leave one out"
+            f"{runs[order[k]].path} and {runs[order[k + 1]].path} have the same size on the "
+            f"axis {axis}; leave one out"
         )
     return [runs[i] for i in order], x_K
 

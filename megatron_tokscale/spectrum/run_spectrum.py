@@ -1,4 +1,4 @@
-"""`spectrum_run`: from a run's fits to spectrum.npz, spectrum.json and reconstruction.json.
+"""`spectrum_run`: make spectrum.npz, spectrum.json and reconstruction.json from a run's fits.
 
 Shapes: N tokens, K probe steps, G grid points, D datasets, C bins, U resampling units, R resamples
 (the first is the data as they are), J classes.
@@ -40,7 +40,7 @@ from megatron_tokscale.store import Run
 
 _HELD_OUT_NOTE = (
     "Fitted on one half of the documents, measured on the other half of the same run. The mean "
-    "curves of the halves agree, so this is nearly algebra: only a low value would be news."
+    "curves of the halves agree, so a high value is nearly algebra; only a low value is evidence."
 )
 _UNITS = {
     "x": "natural logarithm of time; -inf at step 0",
@@ -61,16 +61,17 @@ def spectrum_run(
 ) -> Evidence:
     """Write spectra, measured slope and reconstructions of a fitted run into RUN/analysis.
 
-    The files are spectrum.npz (arrays), spectrum.json (their description) and reconstruction.json
-    (the agreement of the fits with the measured slope; the widths of the transitions beside those
-    of the null model; the forecast of the last factor of two in time from the losses before it).
-    Every number has a 95% interval over documents. The tokens are read once, by blocks.
+    There are three files: spectrum.npz with the arrays; spectrum.json with their description; and
+    reconstruction.json with the agreement of the fits with the measured slope, the widths of the
+    transitions beside those of the null model, and the forecast of the last factor of two in time
+    from the losses before it. Every number has a 95% interval over documents. The tokens are read
+    once, by blocks.
 
     Args:
         run: an opened run with RUN/analysis/fits.parquet.
         n_resamples: bootstrap resamples of the documents.
-        null_tokens: tokens (drawn by `seed`) that are fitted again, as mean-curve tokens and on the
-            first part of the run.
+        null_tokens: number of tokens, drawn by `seed`, that are fitted again: as tokens of the null
+            model, and on the first half of the time.
         seed: seed of the draws, the null model's noise, the split of documents and the bootstrap.
         progress: receiver of the name of each stage; None for none.
 
@@ -91,7 +92,7 @@ def spectrum_run(
     sums, frequency, sample = _read_tokens(source, units, chosen)
     progress.stage("reconstructions")
     curves = _Curves.from_sums(source, sums, units, weight_RU, seed)
-    progress.stage("widths and their null")
+    progress.stage("widths and their null model")
     widths = Widths.from_fits(sample.fits, sample.loss_NK, sample.units.unit_N, seed)
     progress.stage("forward in time")
     forward = defined_or_reason(lambda: _forward(source, sample, weight_RU, seed))
@@ -120,7 +121,7 @@ def spectrum_run(
 
 
 def draw_tokens(n_tokens: int, count: int, seed: int) -> Integers:
-    """Draw at most `count` tokens, ascending."""
+    """Draw `count` tokens, or all if there are fewer; their numbers ascend."""
     if n_tokens <= count:
         return np.arange(n_tokens)
     chosen = np.random.default_rng(seed).choice(n_tokens, count, replace=False)
@@ -147,7 +148,7 @@ class _DrawnTokens:
 def _read_tokens(
     source: FittedRun, units: Units, chosen: Integers
 ) -> tuple[DocumentSums, FrequencySums, _DrawnTokens]:
-    """Sum over all tokens and keep the chosen ones, in one pass over the blocks."""
+    """Return the sums over all tokens, and the chosen tokens, from one pass over the blocks."""
     frequency = FrequencySums(source.run.probe_set, units)
     kept: list[tuple[SigmoidFits, Floats32]] = []
 
@@ -192,7 +193,7 @@ class _Curves:
     def from_sums(
         cls, source: FittedRun, sums: DocumentSums, units: Units, weight_RU: Floats, seed: int
     ) -> Self:
-        """Resample the sums over documents.
+        """Return the curves of all resamples of the documents.
 
         Raises:
             TokscaleError: the mean loss does not change.

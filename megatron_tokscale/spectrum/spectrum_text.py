@@ -33,7 +33,7 @@ def describe_spectrum(evidence: Evidence) -> str:
 
 
 def _reconstructions(evidence: Evidence) -> list[str]:
-    lines = [f"  {'-dL/dx rebuilt from':<46}{'R^2 (95%)':<26}{'other documents'}"]
+    lines = [f"  {'-dL/dx reconstructed from':<46}{'R^2 (95%)':<26}{'other documents'}"]
     for name, meaning in _RECONSTRUCTIONS.items():
         same = format_estimate(evidence.same_tokens[name])
         other = format_estimate(evidence.other_documents[name])
@@ -43,20 +43,20 @@ def _reconstructions(evidence: Evidence) -> list[str]:
 
 def _forward(forward: ForwardPrediction | Undefined) -> list[str]:
     if isinstance(forward, Undefined):
-        return [f"  forward in time: {forward.undefined}"]
+        return [f"  forward in time: undefined: {forward.undefined}"]
     forecasts = {
-        "tokens fitted on the part before": forward.tokens,
-        "the power law of the part before": forward.power_law,
+        "the tokens' fits": forward.tokens,
+        "a power law of the mean loss": forward.power_law,
         "a uniform spectrum: the slope stays": forward.uniform,
     }
     return [
-        f"  the last factor of two, where the loss fell by {format_estimate(forward.fall)} nats; "
-        "mean error predicted from before:",
+        f"  the last factor of two in time: the loss fell by {format_estimate(forward.fall)} nats",
+        "  mean error of forecasts from the first half, in nats:",
         *(f"    {name:<42}{format_estimate(each.error)}" for name, each in forecasts.items()),
-        "  error of the best rival minus that of the tokens: "
+        "  error of the best rival minus error of the tokens' fits: "
         + format_estimate(forward.gain_over_best_rival),
         *(
-            f"    which {name} falls, skill gained over permuted times: "
+            f"    which {name} falls, skill minus skill of permuted times: "
             f"{format_estimate(each.gain_over_permuted)}"
             for name, each in forward.groups.items()
         ),
@@ -72,7 +72,7 @@ def describe_transfer(transfer: Transfer) -> str:
     ]
     order = transfer.order
     if isinstance(order, Undefined):
-        return "\n".join([*lines, f"  learning order: {order.undefined}"])
+        return "\n".join([*lines, f"  learning order: undefined: {order.undefined}"])
     lines.append(f"  rank in the learning order of {order.tokens:,} tokens, Spearman's rho with")
     lines += [f"    {name:<40}{format_estimate(rho)}" for name, rho in order.spearman.items()]
     lines.append(
@@ -107,7 +107,7 @@ def describe_axis(summary: AxisSummary) -> str:
 
 def _alignment(name: str, tests: GroupTests) -> list[str]:
     if isinstance(tests, Undefined):
-        return [f"  aligned {name}: {tests.undefined}"]
+        return [f"  aligned {name}: undefined: {tests.undefined}"]
     columns = {
         column: skills
         for column, skills in _skills(tests).items()

@@ -1,4 +1,4 @@
-"""Sums over tokens by resampling unit, in one pass; each resample is then a small matrix product.
+"""Sums over tokens by resampling unit, from one pass; a resample is then a small matrix product.
 
 Shapes: N tokens, E events, U units, K probe steps, C bins of x (in `loss_sums` and `model_sums`:
 cells), V bins of ln width, J classes, R resamples.
@@ -23,7 +23,7 @@ CLASSES = tuple(each for each in TokenClass if each is not TokenClass.UNFITTED)
 """The classes of tokens that miss no loss, in the order of the axis J."""
 _BEFORE_TRAINING = -1e6  # stands for x = -inf, where every sigmoid is one
 _WIDTH_BINS = 512  # bins of ln width, each about 2% wide: finer than any interval of a median width
-_THREADS = 2  # blocks summed at once; each more takes the memory of a block
+_THREADS = 2  # blocks summed at once: each of them takes the memory of a block (our choice)
 
 type TokenBlock = tuple[SigmoidFits, Floats32, Integers | Integers32]
 """Fits, losses (NK) and resampling units (N) of some tokens."""
@@ -68,7 +68,7 @@ class DocumentSums:
         return total
 
     def resampled(self, x_K: Floats, weight_RU: Floats) -> "Resampled":
-        """Return means over tokens under each row of weights; NaN where a row leaves no token."""
+        """Return means over tokens under each row of weights; NaN for a row that draws no token."""
         tokens_R = weight_RU @ self.tokens_U
         with np.errstate(invalid="ignore"):
             mean = {
@@ -87,7 +87,7 @@ class Resampled:
 
     Attributes:
         x_K: probes.
-        tokens_R: tokens, each as often as its document was drawn.
+        tokens_R: number of tokens, each counted as often as its document was drawn.
         loss_RK: measured mean loss in nats.
         full_RK: mean loss by the model of each token's class.
         count_RC: events per token and bin.
@@ -215,7 +215,10 @@ def _log_widths(x_K: Floats) -> Floats:
 
 
 def _medians(weight_RV: Floats, edges_V: Floats) -> Floats:
-    """Return e to the weighted median of each row, linear in a bin; NaN if a row has no weight."""
+    """Return e to the power of each row's weighted median; NaN for a row without weight.
+
+    Within a bin the weight is spread evenly.
+    """
     below_RV = np.cumsum(weight_RV, axis=1)
     total_R = below_RV[:, -1]
     median_R = np.full(len(weight_RV), np.nan)

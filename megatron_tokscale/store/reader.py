@@ -97,11 +97,6 @@ class Run:
         return RunPaths(self.path)
 
     @property
-    def analysis(self) -> Path:
-        """The folder of all files that are computed from the run."""
-        return self.paths.analysis
-
-    @property
     def n_tokens(self) -> int:
         """Number of watched tokens N."""
         return self.probe_set.n_tokens

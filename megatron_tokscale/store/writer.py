@@ -37,7 +37,6 @@ class RunWriter:
 
     def __init__(self, path: Path):
         self.paths = RunPaths(path)
-        self.folder = self.paths.folder
         self._lock = RunLock(self.paths.lock)
 
     def check(self, probe_set: ProbeSet, model: Mapping[str, int | None]) -> None:
@@ -51,14 +50,14 @@ class RunWriter:
         known = Identity.load(self.paths.identity)
         if known.probe_fingerprint != probe_set.fingerprint:
             raise TokscaleError(
-                f"{self.folder} holds losses of probe set {known.probe_fingerprint}, this job "
-                f"has {probe_set.fingerprint}; give it that probe set or another --tokscale-dir"
+                f"{self.paths.folder} holds losses of probe set {known.probe_fingerprint}, this "
+                f"job has {probe_set.fingerprint}; give it that probe set or another --tokscale-dir"
             )
         for name, value in model.items():
             if name in known.model and known.model[name] != value:
                 raise TokscaleError(
-                    f"{self.folder} is of a run with {name} {known.model[name]}, this job has "
-                    f"{value}; choose another --tokscale-dir"
+                    f"{self.paths.folder} is of a run with {name} {known.model[name]}, this job "
+                    f"has {value}; choose another --tokscale-dir"
                 )
 
     def open(
@@ -95,55 +94,80 @@ class RunWriter:
             OSError: the directory cannot be written.
             TokscaleError: another job writes into it, or its run.json cannot be read.
         """
-        # Lock first, so that no file of a running job is tidied up.
+        is_locked = self._lock_and_tidy_up()
+        found = Identity.load(self.paths.identity) if self.paths.identity.exists() else None
+        parted, last = _past(found, launches, resume_step)
+        abandoned = self._abandon_after(last)
+        replaced = found.run_id if found and last == 0 else None
+        if replaced:
+            self._set_aside(replaced)
+        known = None if replaced else found
+        new = self._write_identity(known, probe_set, model, launches, resume_step, size or {})
+        self.journal(
+            "started",
+            step=resume_step,
+            abandoned=abandoned,
+            set_aside=replaced,
+            abandoned_launches=[launch.to_json() for launch in _dropped(known, new)],
+            layout=launches[-1].layout if launches else None,
+            locked=is_locked,
+        )
+        return parted
+
+    def _lock_and_tidy_up(self) -> bool:
+        """Take the run's lock, then remove an earlier job's temporary files.
+
+        The lock comes first, so that no file of a running job is removed.
+
+        Returns:
+            False if the file system cannot lock.
+
+        Raises:
+            TokscaleError: another job writes into the directory.
+        """
         self.paths.losses.mkdir(parents=True, exist_ok=True)
         is_locked = self._lock.acquire()
-        for folder in (self.folder, self.paths.losses):
+        for folder in (self.paths.folder, self.paths.losses):
             remove_temporaries(folder)
-        # The losses that belong to the job's past stay, the others are abandoned.
-        path = self.paths.identity
-        known = Identity.load(path) if path.exists() else None
-        parted, last = None, resume_step
-        if known and resume_step:
-            is_whole = not known.is_replay
-            parted = parting(known.launches, launches, resume_step, is_whole=is_whole)
-            last = resume_step if parted is None else parted.step
+        return is_locked
+
+    def _abandon_after(self, last: int | None) -> list[int]:
+        """Abandon the losses after step `last`, at 0 those of step 0 too; None abandons nothing.
+
+        Returns:
+            The steps of the abandoned losses, ascending.
+        """
         steps = [] if last is None else list_losses(self.paths.losses)
         abandoned = [step for step in steps if step > (last or 0) or last == 0]
         for step in abandoned:
             self._abandon(step)
-        # Set aside all files of a run that this one replaces.
-        replaced = known.run_id if known and last == 0 else None
-        if replaced:
-            self._set_aside(replaced)
-            known = None
-        # Write run.json if it is new or has changed.
+        return abandoned
+
+    def _write_identity(
+        self,
+        known: Identity | None,
+        probe_set: ProbeSet,
+        model: Mapping[str, int | None],
+        launches: Sequence[Launch],
+        resume_step: int | None,
+        size: Mapping[str, int],
+    ) -> Identity:
+        """Write run.json if the run is new (`known` is None) or has changed, and return it."""
         if known is None:
             probe_set.save(self.paths.probe_set)
             new = Identity(
                 secrets.token_hex(8),
                 probe_set.fingerprint,
                 model=model,
-                size=size or {},
+                size=size,
                 is_replay=resume_step is None,
                 launches=tuple(launches),
             )
         else:
             new = _resumed(known, launches, resume_step)
         if new != known:
-            new.save(path)
-        kept = {launch.step for launch in new.launches}
-        dropped = [launch for launch in known.launches if launch.step not in kept] if known else []
-        self.journal(
-            "started",
-            step=resume_step,
-            abandoned=abandoned,
-            set_aside=replaced,
-            abandoned_launches=[launch.to_json() for launch in dropped],
-            layout=launches[-1].layout if launches else None,
-            locked=is_locked,
-        )
-        return parted
+            new.save(self.paths.identity)
+        return new
 
     def _set_aside(self, run_id: str) -> None:
         """Move the files of the run before into a folder for abandoned runs.
@@ -171,8 +195,8 @@ class RunWriter:
         parted = parting(self.launches(), launches, step, is_whole=False)
         if parted is not None and any(launch.launch_id for launch in launches):
             raise TokscaleError(
-                f"{self.folder} holds losses of a run that differs from the checkpoints' from step "
-                f"{parted.step}; choose another --tokscale-dir"
+                f"{self.paths.folder} holds losses of a run that differs from the checkpoints' "
+                f"from step {parted.step}; choose another --tokscale-dir"
             )
 
     def check_free(self) -> bool:
@@ -232,7 +256,9 @@ class RunWriter:
             OSError: the disk is full, or the directory is gone or cannot be written.
         """
         if not self.paths.identity.exists():
-            raise FileNotFoundError(errno.ENOENT, "the run directory is gone", str(self.folder))
+            raise FileNotFoundError(
+                errno.ENOENT, "the run directory is gone", str(self.paths.folder)
+            )
         write_losses(self.paths.losses_at(record.step), loss_N, record)
         self.journal(
             "probe",
@@ -257,6 +283,27 @@ class RunWriter:
             file.write(line.encode() + b"\n")
             file.flush()
             sync(file.fileno())
+
+
+def _past(
+    found: Identity | None, launches: Sequence[Launch], resume_step: int | None
+) -> tuple[Launch | None, int | None]:
+    """Return what of the directory's losses belongs to the past of a job.
+
+    Returns:
+        The launch at which the directory's past and the job's part, None without one; and the last
+        step whose losses stay: 0 if none stay, None if all do, as for a replay.
+    """
+    if not (found and resume_step):
+        return None, resume_step
+    parted = parting(found.launches, launches, resume_step, is_whole=not found.is_replay)
+    return parted, resume_step if parted is None else parted.step
+
+
+def _dropped(known: Identity | None, new: Identity) -> list[Launch]:
+    """Return the launches of the run before that are no part of it any more."""
+    kept = {launch.step for launch in new.launches}
+    return [launch for launch in known.launches if launch.step not in kept] if known else []
 
 
 def _resumed(known: Identity, launches: Sequence[Launch], resume_step: int | None) -> Identity:

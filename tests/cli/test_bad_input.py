@@ -130,6 +130,38 @@ def plan_that_exists(run, corpus):
     return build_plan("frontier", corpus, run / "tokscale/run.json", *flags)
 
 
+def plan_in_the_place_of_a_folder(run, corpus):
+    return build_plan("frontier", corpus, run, "--control", "uniform")
+
+
+def plan_under_a_file(run, corpus):
+    out = run / "tokscale/run.json/plan.json"
+    return build_plan("frontier", corpus, out, "--control", "uniform")
+
+
+def probe_set_under_a_file(run, corpus):
+    out = run / "tokscale/run.json/probe.safetensors"
+    flags = ["--vocab-size", str(VOCAB_SIZE), "--out", str(out)]
+    return ["probe", "build", *data_flags(corpus), *flags]
+
+
+def two_weights_of_one_sample(run, corpus):
+    flags = ["--weights", "0:1,1", "100:1,2", "100:2,1"]
+    return build_plan("manual", corpus, run / "plan.json", *flags)
+
+
+def weights_without_a_finite_sum(run, corpus):
+    return build_plan("manual", corpus, run / "plan.json", "--weights", "0:1e308,1e308")
+
+
+def more_probes_than_a_list_holds(run, corpus):
+    model = ["--num-layers", "2", "--hidden-size", "64", "--num-attention-heads", "4"]
+    training = ["--global-batch-size", "8", "--train-iters", str(2**63 - 1)]
+    sizes = ["--tokens", "1000", "--seq-length", "8", "--vocab-size", "16"]
+    schedule = ["--tokscale-probe-schedule", "linear:1"]
+    return ["probe", "cost", *model, *training, *sizes, *schedule]
+
+
 def unreadable_weights(run, corpus):
     return build_plan("manual", corpus, run / "plan.json", "--weights", "0:a,b")
 
@@ -176,6 +208,12 @@ BAD_INPUT = {
     plan_of_zero_weights: "not all 0",
     plan_of_too_many_epochs: "would be repeated for",
     plan_that_exists: "choose another name",
+    plan_in_the_place_of_a_folder: "expected a new file; choose another name",
+    two_weights_of_one_sample: "two entries for sample 100; expected one",
+    weights_without_a_finite_sum: "expected finite ones",
+    more_probes_than_a_list_holds: "expected 10,000,000 at most; space them wider",
+    plan_under_a_file: "expected a path in a folder that you may write to",
+    probe_set_under_a_file: "expected a path in a folder that you may write to",
     unreadable_weights: "cannot read '0:a,b'",
     flag_that_the_verb_lacks: "--bogus 3; see `megatron-tokscale plan build frontier --help`",
     folder_for_a_probe_set: "it is a directory; name a file",

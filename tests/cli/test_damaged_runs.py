@@ -299,7 +299,7 @@ def test_probes_without_a_finite_loss_are_left_out_and_named(tmp_path, change, c
         main([*verb, str(run.path)])
         said = capsys.readouterr().err
         assert f"at steps {', '.join(map(str, run.left_out))} have no finite loss" in said
-    with np.load(run.analysis / "spectrum.npz") as arrays:
+    with np.load(run.paths.spectrum_arrays) as arrays:
         expected_K = whole[:, kept_K].astype(np.float32).mean(axis=0)
         np.testing.assert_allclose(arrays["mean_loss_K"], expected_K, rtol=1e-5)
 
@@ -308,7 +308,7 @@ def test_a_run_without_a_finite_loss_is_fitted_and_has_no_spectrum(tmp_path, cap
     run = nan_run(tmp_path / "run", lambda loss_NK: loss_NK.fill(np.nan))
     main(["fit", str(run.path)])
     assert "are NaN or infinite" in capsys.readouterr().out
-    assert json.loads((run.analysis / "fit.json").read_text())["status"]["non-finite"] == N_TOKENS
+    assert json.loads(run.paths.fit.read_text())["status"]["non-finite"] == N_TOKENS
     assert "nothing to analyse" in refused(["spectrum", run.path], run.path, capsys)
 
 
@@ -355,7 +355,7 @@ def estimates(content, path=""):
 
 @pytest.mark.parametrize("name", ["spectrum.json", "reconstruction.json", "laws.json"])
 def test_every_value_lies_in_its_interval_and_in_its_range(analysed, name):
-    found = list(estimates(json.loads((analysed.analysis / name).read_text())))
+    found = list(estimates(json.loads((analysed.paths.analysis / name).read_text())))
     assert found
     for path, value, (low, high) in found:
         if low is None or high is None:

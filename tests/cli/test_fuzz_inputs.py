@@ -41,7 +41,7 @@ def stopped(tmp_path):
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["part", "note"])
 def test_a_resumed_fit_refuses_or_redoes_a_damaged_part(stopped, name, damage):
-    path = min((stopped.analysis / "fit.parts").glob(f"{name}*"))
+    path = min(stopped.paths.fit_parts.glob(f"{name}*"))
     whole = write_run(stopped.path.parent / "whole", STEPS, planted_losses(240))
     DAMAGES[damage](path)
     try:
@@ -50,10 +50,10 @@ def test_a_resumed_fit_refuses_or_redoes_a_damaged_part(stopped, name, damage):
         assert type(error).__name__ == "TokscaleError", repr(error)
         assert path.name in str(error)
         assert "\n" not in str(error)
-        assert not (stopped.analysis / "fits.parquet").exists()
+        assert not stopped.paths.fits.exists()
     else:
         fit_run(whole, block_tokens=80)
-        fits = [(run.analysis / "fits.parquet").read_bytes() for run in (stopped, whole)]
+        fits = [run.paths.fits.read_bytes() for run in (stopped, whole)]
         assert fits[0] == fits[1]
 
 

@@ -216,7 +216,7 @@ def test_losses_that_are_not_finite_or_constant_are_fitted_and_counted(tmp_path,
     run = write_run(tmp_path / "run", STEPS, loss_NK)
     main(["fit", str(run.path)])
     printed = capsys.readouterr()
-    summary = json.loads((run.analysis / "fit.json").read_text())
+    summary = json.loads(run.paths.fit.read_text())
     assert summary["classes"][expected.name]["share"] >= expected.least
     assert summary["left_out"] == list(expected.left_out)
     assert summary["n_probes"] == len(STEPS) - len(expected.left_out)
@@ -244,10 +244,10 @@ def test_losses_that_are_not_finite_or_constant_are_fitted_and_counted(tmp_path,
         kept_NK = loss_NK[:, kept_K]
         whole_N = np.isfinite(kept_NK).all(axis=1)
         assert whole_N.sum() == 240 - expected.n_tokens
-        arrays = np.load(run.analysis / "spectrum.npz")
+        arrays = np.load(run.paths.spectrum_arrays)
         np.testing.assert_array_equal(arrays["step_K"], STEPS[kept_K])
         mean_K = kept_NK[whole_N].astype(np.float64).mean(axis=0)
         np.testing.assert_allclose(arrays["mean_loss_K"], mean_K, rtol=1e-6)
-        laws = json.loads((run.analysis / "laws.json").read_text())
+        laws = json.loads(run.paths.laws.read_text())
         assert laws["fit"]["steps"] == [*STEPS[kept_K]]
-        assert (run.analysis / "report.html").stat().st_size > 10_000
+        assert run.paths.report.stat().st_size > 10_000

@@ -10,9 +10,9 @@ from megatron_tokscale.cli import main
 def test_the_whole_loop_by_verbs(run, corpus, tmp_path, capsys):
     main(["fit", str(run)])
     assert "falling" in capsys.readouterr().out
-    main(["spectrum", str(run)])
+    main(["spectrum", str(run), "--resamples", "10"])
     assert "full: every token's own transition" in capsys.readouterr().out
-    main(["laws", str(run)])
+    main(["laws", str(run), "--resamples", "10"])
     capsys.readouterr()
     plan = tmp_path / "plan.json"
     main(build_plan("dataset", corpus, plan, "--run", str(run)))

@@ -1,8 +1,10 @@
 """`plan`: each policy, its controls, and what a run follows."""
 
+import pytest
 from verb_world import build_plan
 
 from megatron_tokscale.cli import main
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data import Decision, Plan
 from megatron_tokscale.data.history import save_run_plan
 
@@ -67,3 +69,30 @@ def test_show_draws_what_a_run_follows(run, corpus, scores, tmp_path, capsys):
     capsys.readouterr()
     main(["plan", "show", str(run)])
     assert "1 decided while the job trained (*)" in capsys.readouterr().out
+
+
+POLICIES = {
+    "frontier": ["--control", "uniform"],
+    "dataset": ["--run", "no-run"],
+    "manual": ["--weights", "0:1,1"],
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("place", ["", "plan.json/plan.json"])
+def test_a_path_in_use_is_refused_before_any_data_are_read(
+    corpus, tmp_path, capsys, monkeypatch, policy, place
+):
+    def refuse(prefix):
+        raise AssertionError(f"{prefix} was read")
+
+    monkeypatch.setattr(IndexedTokens, "open", refuse)
+    path = tmp_path / "plan.json"
+    path.write_text("the plan of a job")
+    with pytest.raises(SystemExit) as exit_:
+        main(build_plan(policy, corpus, tmp_path / (place or "plan.json"), *POLICIES[policy]))
+    line = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert line.count("\n") == 1
+    assert f"{path}" in line
+    assert path.read_text() == "the plan of a job"

@@ -114,7 +114,7 @@ def test_a_verb_in_a_bare_container(run, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert (run.analysis / "report.html").exists()
+    assert run.paths.report.exists()
 
 
 def test_written_files_have_the_permissions_of_the_umask(run):
@@ -123,7 +123,7 @@ def test_written_files_have_the_permissions_of_the_umask(run):
         main(["fit", str(run.path)])
     finally:
         os.umask(before)
-    assert (run.analysis / "fits.parquet").stat().st_mode & 0o777 == 0o640
+    assert run.paths.fits.stat().st_mode & 0o777 == 0o640
 
 
 def in_bash(line, *words):
@@ -145,7 +145,7 @@ def test_a_reader_that_leaves_ends_a_verb_quietly(run):
 
 def test_a_verb_whose_readers_leave_has_written_its_file(run, monkeypatch):
     """Both streams are pipes whose readers are gone."""
-    (run.analysis / "fits.parquet").unlink(missing_ok=True)
+    run.paths.fits.unlink(missing_ok=True)
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as pipe, os.fdopen(os.dup(writer), "w") as other:
@@ -154,7 +154,7 @@ def test_a_verb_whose_readers_leave_has_written_its_file(run, monkeypatch):
         with pytest.raises(SystemExit) as end:
             main(["fit", str(run.path)])
     assert end.value.code == 141
-    assert (run.analysis / "fits.parquet").exists()
+    assert run.paths.fits.exists()
 
 
 @pytest.mark.parametrize("line", ["VERB >&-", "VERB 2>&-", "VERB >&- 2>&-", "VERB <&-"])
@@ -232,7 +232,7 @@ def test_an_unreadable_command_line_gets_one_line(capsys, words):
 
 
 def test_an_interrupted_fit_leaves_no_partial_file(run, monkeypatch):
-    (run.analysis / "fits.parquet").unlink(missing_ok=True)
+    run.paths.fits.unlink(missing_ok=True)
 
     def interrupted(*_):
         raise KeyboardInterrupt

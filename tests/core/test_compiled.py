@@ -1,4 +1,4 @@
-"""Compiled code that is kept on disk, whole, damaged or not at all."""
+"""The cache of compiled code: whole, damaged, of other code, or absent."""
 
 import importlib.util
 import os
@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
 from numba.core.dispatcher import Dispatcher
 
 from megatron_tokscale.core import compiled as compiled_module
+from megatron_tokscale.core.compiled import FAST, compiled
 from megatron_tokscale.data import draws, feistel
-from megatron_tokscale.fit import kernels
+from megatron_tokscale.fit import kernel_rows, kernels
 from megatron_tokscale.spectrum import kernels as spectrum_kernels
 
 LOOP = """
@@ -27,10 +29,21 @@ def total(n):
     return sum_
 """
 
+TERM = """
+from megatron_tokscale.core.compiled import EXACT, compiled
+
+@compiled(**EXACT)
+def term(i):
+    return {}
+"""
+
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """A function that loads the loop as a new process would, and calls it."""
+    """A function that loads the loop as a new process would, calls it, and returns two values.
+
+    They are the result, and true if the compiled code came from the cache.
+    """
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
     source = tmp_path / "loop.py"
     source.write_text(LOOP)
@@ -126,6 +139,20 @@ def test_code_of_another_version_is_compiled_anew(load, monkeypatch):
     assert load() == (285, False)
 
 
+def test_a_change_in_a_called_loop_of_another_file_compiles_anew(load, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "loop.py").write_text("from term import term\n" + LOOP.replace("i * i", "term(i)"))
+
+    def load_with(term):
+        (tmp_path / "term.py").write_text(TERM.format(term))
+        monkeypatch.delitem(sys.modules, "term", raising=False)
+        return load()
+
+    assert load_with("i * i") == (285, False)
+    assert load() == (285, True)
+    assert load_with("i * i * i") == (2025, False)
+
+
 def test_a_full_disk_caches_nothing(load, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -143,7 +170,7 @@ def test_without_a_cache_folder_nothing_is_cached(load, monkeypatch):
 
 @pytest.mark.parametrize("name", ["FunctionCache", "IndexDataCacheFile"])
 def test_with_another_numba_nothing_is_cached(load, monkeypatch, name):
-    """Its private classes are of another shape."""
+    """Another numba may lack the private classes, or have others of the same names."""
     kind = "_Cache" if name == "FunctionCache" else "_SealedFiles"
     monkeypatch.setattr(compiled_module, kind, type(kind, (), {}))
     assert load() == (285, False)
@@ -163,8 +190,21 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(tmp_path):
         assert {done.stdout for done in pool.map(run, range(3))} == {"285 14\n"}
 
 
-@pytest.mark.parametrize("module", [draws, feistel, kernels, spectrum_kernels])
+@pytest.mark.parametrize("module", [draws, feistel, kernel_rows, kernels, spectrum_kernels])
 def test_every_compiled_loop_uses_the_sealed_cache(module):
     loops = [value for value in vars(module).values() if isinstance(value, Dispatcher)]
     assert loops
     assert all(isinstance(loop._cache, compiled_module._Cache) for loop in loops)
+
+
+def test_quotients_are_no_estimates_that_differ_between_makes_of_processor():
+    @compiled(**FAST)
+    def quotients(x):
+        for i in range(x.shape[0]):
+            x[i] = np.float32(1) / (np.float32(1) + x[i])
+
+    values = np.linspace(0, 9, 1000, dtype=np.float32)
+    expected = np.float32(1) / (np.float32(1) + values)
+    quotients(values)
+    assert np.array_equal(values, expected)
+    assert not any("rcp" in code for code in quotients.inspect_asm().values())

@@ -1,4 +1,4 @@
-"""File systems that cannot do all that a local disk can."""
+"""Files that are whole or absent, on file systems that lack what a local disk has."""
 
 import errno
 import fcntl
@@ -65,7 +65,7 @@ def test_a_rename_that_is_not_synced_is_an_error(tmp_path, monkeypatch, name):
 
 
 def test_a_folder_that_cannot_be_opened_keeps_its_file(tmp_path, monkeypatch):
-    """With permission to write and search, not to read; root may read all the same."""
+    """The test itself refuses to open folders, since root may open one without permission."""
     open_ = os.open
 
     def refusing(path, flags, *rest, **names):

@@ -1,4 +1,4 @@
-"""Records come back from JSON as they were, or a message names the wrong field."""
+"""Records are read from JSON as they were written, or a message names the wrong field."""
 
 import enum
 import json
@@ -50,7 +50,7 @@ def through_json(value):
     return json.loads(json.dumps(to_json(value), allow_nan=False))
 
 
-def test_a_result_comes_back_as_it_was():
+def test_a_result_is_read_as_it_was_written():
     read = from_json(Result, through_json(RESULT))
     assert math.isnan(read.by_name["a"].low)
     assert read.by_name["a"].value == 1.5
@@ -68,7 +68,7 @@ def test_numbers_and_arrays_of_numpy_are_plain_values():
     assert to_json(np.True_) is True
 
 
-def test_a_whole_number_is_read_as_a_float_where_one_is_meant():
+def test_a_whole_number_in_a_float_field_is_read_as_a_float():
     read = from_json(Number, {"value": 2})
     assert type(read.value) is float
 

@@ -1,4 +1,4 @@
-"""Whole documents are drawn, and an interval is scipy's.
+"""Resamples draw whole documents, and their intervals equal those of scipy.
 
 Shapes: N tokens, U units, R resamples.
 """
@@ -10,24 +10,24 @@ from scipy import stats
 from megatron_tokscale.spectrum import Estimate, Units
 
 
-def test_documents_stay_whole_and_apart():
+def test_each_document_is_one_unit_of_its_own():
     dataset_N = np.repeat([0, 1], 60)
     document_N = np.tile(np.repeat(np.arange(12), 5), 2)
-    units = Units.from_documents(dataset_N, document_N)
+    units = Units.from_documents(dataset_N, document_N, seed=0)
     assert units.documents == len(units) == 24
     assert len(set(zip(dataset_N, document_N, units.unit_N, strict=True))) == 24
     assert (units.dataset_U[units.unit_N] == dataset_N).all()
 
 
 def test_a_document_that_comes_back_later_is_the_same_unit():
-    units = Units.from_documents(np.zeros(6), [4, 4, 7, 7, 4, 7])
+    units = Units.from_documents(np.zeros(6), [4, 4, 7, 7, 4, 7], seed=0)
     assert units.unit_N.tolist() == [0, 0, 1, 1, 0, 1]
 
 
 def test_many_documents_are_dealt_evenly_and_no_unit_mixes_datasets():
     document_N = np.repeat(np.arange(4000), 3)
     dataset_N = np.repeat([0, 1, 2], [9000, 2997, 3])
-    units = Units.from_documents(dataset_N, document_N)
+    units = Units.from_documents(dataset_N, document_N, seed=0)
     assert units.documents == 4000
     assert abs(len(units) - 1024) <= 1
     assert (units.dataset_U[units.unit_N] == dataset_N).all()
@@ -47,8 +47,8 @@ def test_the_seed_decides_the_units():
     assert (same != other).any()
 
 
-def test_weights_are_the_data_and_then_poisson():
-    weight_RU = Units.from_documents(np.zeros(500), np.arange(500)).weights(400, seed=1)
+def test_weights_are_a_row_of_ones_and_then_poisson():
+    weight_RU = Units.from_documents(np.zeros(500), np.arange(500), seed=0).weights(400, seed=1)
     assert (weight_RU[0] == 1).all()
     drawn = weight_RU[1:].ravel()
     observed = np.bincount(drawn.astype(int), minlength=7)[:7]
@@ -57,15 +57,15 @@ def test_weights_are_the_data_and_then_poisson():
 
 
 def test_a_half_takes_half_of_every_dataset():
-    units = Units.from_documents(np.repeat([0, 1, 2], [40, 7, 1]), np.arange(48))
+    units = Units.from_documents(np.repeat([0, 1, 2], [40, 7, 1]), np.arange(48), seed=0)
     half_U = units.half(seed=3)
     assert [half_U[units.dataset_U == d].sum() for d in range(3)] == [20, 4, 1]
     assert (half_U != units.half(seed=4)).any()
 
 
 @pytest.mark.parametrize("statistic", [np.mean, np.median, np.std])
-def test_intervals_are_those_of_scipys_bias_corrected_bootstrap(statistic):
-    """BCa of scipy differs by its acceleration alone, which is about zero for normal data."""
+def test_intervals_equal_those_of_scipys_bias_corrected_bootstrap(statistic):
+    """scipy's BCa differs only by its acceleration, which is about zero for normal data."""
     value_N = np.random.default_rng(5).standard_normal(400)
     rng = np.random.default_rng(6)
     drawn = [statistic(rng.choice(value_N, 400)) for _ in range(4000)]
@@ -84,7 +84,7 @@ def test_a_symmetric_bootstrap_gives_plain_percentiles():
 
 
 @pytest.mark.parametrize("value_R", [[1.0], [1.0, 2.0], [np.nan, 1, 2, 3], [1, 2, np.nan, np.nan]])
-def test_resamples_that_define_no_interval_give_none(value_R):
+def test_resamples_that_define_no_interval_give_an_estimate_without_one(value_R):
     estimate = Estimate.from_resamples(value_R)
     assert not estimate.has_interval
     np.testing.assert_equal(estimate.value, 1.0 if value_R[0] == 1 else np.nan)
@@ -94,9 +94,9 @@ def test_a_statistic_that_never_varies_has_an_interval_of_no_width():
     assert Estimate.from_resamples(np.ones(50)) == Estimate(1.0, 1.0, 1.0)
 
 
-def test_every_resample_has_a_document():
-    units = Units.from_documents([0, 0, 0], [0, 1, 1])
-    weight_RU = units.weights(500)
+def test_every_resample_draws_a_unit():
+    units = Units.from_documents([0, 0, 0], [0, 1, 1], seed=0)
+    weight_RU = units.weights(500, seed=0)
     assert (weight_RU[0] == 1).all()
     assert weight_RU.any(axis=1).all()
     assert (weight_RU == 0).any()

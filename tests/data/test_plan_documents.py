@@ -8,6 +8,7 @@ from jobs import Corpus
 from planned_jobs import plan_of
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data import Plan
 from megatron_tokscale.data.match import check_documents
 from megatron_tokscale.data.take_over import take_over
@@ -27,12 +28,16 @@ def plan(corpus: Corpus):
     ("split", "documents"), [("90,10,0", AT_90), ("900,100,0", AT_90), ("80,20,0", AT_80)]
 )
 def test_a_plan_that_is_made_knows_its_training_part(corpus, tmp_path, split, documents):
-    made = make_plan(job_of(corpus.data_path, split, 64, 32, 1), Uniform())
+    made = make_plan(job_of(DataSource(corpus.data_path, split), 64, 32, 1), Uniform())
     assert made.documents == documents
     made.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == made
     parts = {"train": corpus.data_path, "valid": corpus.data_path}
-    assert make_plan(job_of(parts, None, 64, 32, 1), Uniform()).documents == ((0, 300), (0, 300))
+    made = make_plan(job_of(DataSource(parts, None), 64, 32, 1), Uniform())
+    assert made.documents == (
+        (0, 300),
+        (0, 300),
+    )
 
 
 def test_a_plan_that_does_not_say_its_training_part_is_read(plan, tmp_path):

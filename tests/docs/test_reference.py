@@ -1,6 +1,5 @@
 """The reference is made from the code, and complete."""
 
-import fnmatch
 import re
 import tomllib
 from pathlib import Path
@@ -61,13 +60,3 @@ def test_the_map_has_the_layers_of_the_import_contract():
     settings = tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]
     layers = next(row["layers"] for row in settings["contracts"] if row["type"] == "layers")
     assert f"    {' > '.join(layers)}\n" in read("docs/architecture.md")
-
-
-def test_every_pattern_of_slow_tests_finds_one():
-    ids = [
-        f"{path.relative_to(ROOT)}::{name}"
-        for path in ROOT.glob("tests/**/test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
-    ]
-    for pattern in read("tests/slow.txt").splitlines():
-        assert pattern.startswith("#") or fnmatch.filter(ids, pattern), pattern

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from findings import run_doctor
-from jobs import Corpus, job_flags, warm_launcher
+from jobs import Corpus, ask_launcher, job_flags
 from planned_jobs import plan_of
 
 from megatron_tokscale.core.files import sealed
@@ -30,13 +30,7 @@ def _keep_path(monkeypatch):
 
 def run(words) -> tuple[int, str]:
     """Start a job's only rank, forked from a process that has Megatron; its code and output."""
-    launcher = warm_launcher()
-    words = ["-m", "megatron_tokscale.pretrain", *words]
-    assert launcher.stdin
-    assert launcher.stdout
-    launcher.stdin.write(json.dumps({"ranks": 1, "argv": words}) + "\n")
-    launcher.stdin.flush()
-    answer = json.loads(launcher.stdout.readline())
+    answer = ask_launcher(1, ["-m", "megatron_tokscale.pretrain", *words])
     return answer["code"], answer["output"]
 
 

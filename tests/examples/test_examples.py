@@ -6,13 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from jobs import job_environment
 
-from megatron_tokscale.cli.entry import make_parser
+from megatron_tokscale.cli.entry import main, make_parser
 from megatron_tokscale.probe import ProbeSet
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -69,19 +68,24 @@ def started(tmp_path):
     return start
 
 
-def doctor(*words):
-    command = [sys.executable, "-m", "megatron_tokscale.cli", "doctor", "--", *words]
-    return subprocess.run(
-        command, env=job_environment(), capture_output=True, text=True, check=False
-    )
+@pytest.fixture
+def doctor(capsys, monkeypatch):
+    """A function that runs the doctor on the words of a job, and returns what it prints."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def examine(*words):
+        capsys.readouterr()
+        main(["doctor", "--", *words])
+        return capsys.readouterr().out
+
+    return examine
 
 
-def assert_refuses_nothing(job, probe_set):
-    assert job.returncode == 0, job.stdout + job.stderr
-    assert "REFUSED" not in job.stdout
-    assert "the probe supports all of Megatron's settings" in job.stdout
-    assert "not among this Megatron's flags" not in job.stdout
-    assert f"fits: {ProbeSet.load(probe_set).n_tokens} tokens" in job.stdout
+def assert_refuses_nothing(found, probe_set):
+    assert "REFUSED" not in found
+    assert "the probe supports all of Megatron's settings" in found
+    assert "not among this Megatron's flags" not in found
+    assert f"fits: {ProbeSet.load(probe_set).n_tokens} tokens" in found
 
 
 @pytest.mark.parametrize("script", sorted(EXAMPLES.rglob("*.sh")), ids=lambda path: path.name)
@@ -90,10 +94,11 @@ def test_bash_can_read_every_script(script):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_doctor_refuses_nothing_of_the_6b_job(probe_sets, tmp_path):
+def test_the_doctor_refuses_nothing_of_the_6b_job(started, doctor, probe_sets, tmp_path):
     variables = {"ACTION": "doctor", "PROBE": probe_sets["6b"]}
-    job = run("train_6b.sh", tmp_path / "run", "1.0", "web", **variables)
-    assert_refuses_nothing(job, probe_sets["6b"])
+    program, verb, *words = started("train_6b.sh", tmp_path / "run", "1.0", "web", **variables)
+    assert (program, verb, words[0]) == ("megatron-tokscale", "doctor", "--")
+    assert_refuses_nothing(doctor(*words[1:]), probe_sets["6b"])
 
 
 def test_the_probes_of_the_6b_job_cost_well_under_a_thousandth(probe_sets, tmp_path):
@@ -132,7 +137,7 @@ def test_an_unknown_action_is_refused():
     assert "ACTION=fly is unknown; give build, cost" in done.stderr
 
 
-def test_the_doctor_refuses_nothing_of_the_small_job(started, probe_sets, tmp_path):
+def test_the_doctor_refuses_nothing_of_the_small_job(started, doctor, probe_sets, tmp_path):
     words = started("train_gpt.sh", tmp_path / "run", "web", probe_sets["gpt"])
     at = words.index("megatron_tokscale.run")
     assert words[0] == "torchrun" and words[at - 1] == "-m"
@@ -178,8 +183,6 @@ def test_every_verb_of_the_demos_axes_is_parsed(monkeypatch, tmp_path):
     example = importlib.import_module("demo_axes")
     commands = []
     monkeypatch.setattr(example, "tokscale", lambda *words: commands.append([*map(str, words)]))
-    monkeypatch.setattr(example, "Run", SimpleNamespace(open=lambda path: path))
-    monkeypatch.setattr(example, "fits_path", lambda run: run / "fits.parquet")
     example.analyse(tmp_path)
     assert [words[0] for words in commands] == [*["fit"] * 3, *["spectrum"] * 3, "laws", "report"]
     for words in commands:

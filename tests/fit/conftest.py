@@ -1,5 +1,6 @@
 """Planted trajectories, and a run on disk that holds them."""
 
+import multiprocessing
 from functools import partial
 
 import pytest
@@ -11,6 +12,15 @@ from runs import write_run
 def planted():
     """A function (n_tokens, n_probes, seed) -> sigmoids over wide ranges, with white noise."""
     return sigmoids
+
+
+@pytest.fixture(scope="session")
+def forkserver():
+    """Starts processes that have imported everything, and computed nothing."""
+    context = multiprocessing.get_context("forkserver")
+    rooms = ["megatron_tokscale.cli.fit", "megatron_tokscale.fit.block"]
+    context.set_forkserver_preload([*rooms, "pyarrow.parquet", "torch.distributed"])
+    return context
 
 
 @pytest.fixture

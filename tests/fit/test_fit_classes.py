@@ -1,4 +1,4 @@
-"""Classes on planted trajectories of each kind, and on noise.
+"""The classes of planted trajectories of each kind, and of noise.
 
 Shapes: N tokens, K probe steps.
 """
@@ -52,7 +52,7 @@ def test_planted_classes_are_found(token_class):
 
 
 @pytest.mark.parametrize("n_probes", [24, 60])
-def test_pure_noise_is_flat_but_for_one_in_a_hundred(n_probes):
+def test_at_most_one_in_a_hundred_tokens_of_pure_noise_is_not_flat(n_probes):
     noise_NK = np.random.default_rng(1).standard_normal((10_000, n_probes))
     x_K = np.concatenate([[-np.inf], np.linspace(0, 8, n_probes - 1)])
     fits = fit_sigmoids(x_K, 5 + noise_NK)
@@ -60,7 +60,7 @@ def test_pure_noise_is_flat_but_for_one_in_a_hundred(n_probes):
 
 
 @pytest.mark.parametrize(("n_probes", "autocorrelation"), [(60, 0.3), (60, 0.6), (200, 0.8)])
-def test_correlated_noise_is_seldom_taken_for_a_change(n_probes, autocorrelation):
+def test_correlated_noise_is_seldom_classed_as_a_change(n_probes, autocorrelation):
     rng = np.random.default_rng(1)
     x_K = np.concatenate([[-np.inf], np.linspace(0, 8, n_probes - 1)])
     noise_NK = correlated_noise(rng, (10_000, n_probes), autocorrelation)
@@ -72,7 +72,7 @@ def test_correlated_noise_is_seldom_taken_for_a_change(n_probes, autocorrelation
 @pytest.mark.parametrize("token_class", [c for c in TokenClass if c != TokenClass.UNFITTED])
 @pytest.mark.parametrize(("autocorrelation", "least"), [(0.0, 0.9), (DEMO_AUTOCORRELATION, 0.6)])
 def test_classes_at_the_noise_of_the_demo(token_class, autocorrelation, least):
-    """The whole table: benchmarks/results/fit_accuracy.md."""
+    """benchmarks/results/fit_accuracy.md has the whole table."""
     row = dict(zip(CLASSES, confusion_of(token_class, 1000, autocorrelation), strict=True))
     assert max(row, key=row.get) == token_class
     assert row[token_class] > 100 * least
@@ -86,7 +86,7 @@ def test_the_runner_up_is_the_next_best_model():
     assert np.median(two.evidence_N) > 20
 
 
-def test_known_and_unlearned_are_told_apart_by_level():
+def test_the_level_separates_flat_known_from_flat_unlearned():
     loss_NK = noisy(np.array([[0.5], [0.9]]) + np.zeros((2, 60)))
     assert list(fit_sigmoids(X_K, loss_NK).class_N) == [
         TokenClass.FLAT_KNOWN,

@@ -1,4 +1,4 @@
-"""The compiled inner loops against the same in torch, and both against calculus.
+"""The compiled inner loops against the torch code, and both against automatic differentiation.
 
 Shapes: N tokens, K probe steps, M sigmoids per token, P = 2M searched parameters.
 """
@@ -10,14 +10,14 @@ from correlated import correlated_noise
 from planted import of_class
 
 from megatron_tokscale.fit import FitStatus, TokenClass, fit_sigmoids, noise, varpro
-from megatron_tokscale.fit.varpro import Box, Trajectories
+from megatron_tokscale.fit.search import Box, Trajectories
 
 BOX = Box((-0.1, 1.1), (-6.0, 0.0))
 
 
 @pytest.fixture
 def in_torch(monkeypatch):
-    """A function (call) -> its result with the torch code of a GPU, on the CPU."""
+    """A function that returns the result of `call` with the torch code of a GPU, on the CPU."""
 
     def run(call):
         with monkeypatch.context() as patch:
@@ -49,7 +49,7 @@ def problem(n_sigmoids, masked, n_tokens=40, n_probes=37, dtype=torch.float32):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("n_sigmoids", [1, 2])
-def test_products_are_those_of_torch(in_torch, n_sigmoids, masked):
+def test_compiled_products_equal_those_of_torch(in_torch, n_sigmoids, masked):
     theta_PN, linear_LN, data = problem(n_sigmoids, masked)
     anchor_MN = varpro.anchor(theta_PN, data.x_K)
     ours, theirs = (
@@ -61,7 +61,7 @@ def test_products_are_those_of_torch(in_torch, n_sigmoids, masked):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("n_sigmoids", [1, 2])
-def test_residuals_are_those_of_torch(in_torch, n_sigmoids, masked):
+def test_compiled_residuals_equal_those_of_torch(in_torch, n_sigmoids, masked):
     theta_PN, linear_LN, data = problem(n_sigmoids, masked)
     search = varpro.evaluate(theta_PN, linear_LN, data)
     ours, theirs = (
@@ -98,7 +98,7 @@ def test_a_whole_fit_is_the_same_in_torch(in_torch):
 
 @pytest.mark.parametrize("n_sigmoids", [1, 2])
 def test_curvature_and_descent_are_those_of_a_projected_jacobian(n_sigmoids):
-    """J by automatic differentiation of the model, floor and drops projected out by numpy."""
+    """J comes from automatic differentiation; numpy projects floor and drops out of it."""
     theta_PN, linear_LN, data = problem(n_sigmoids, masked=False, n_tokens=5)
     search = varpro.evaluate(theta_PN, linear_LN, data)
     x_K, y_KN = data.x_K.double(), data.y_KN.double()

@@ -1,10 +1,9 @@
-"""A fit that is stopped, shared, crowded or short of disk ends with the same files, or one line.
+"""A fit that is stopped, shared or short of disk writes the same files, or ends with one line.
 
 Shapes: N tokens, K probe steps.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -15,11 +14,14 @@ import time
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from forked import Forked, launched
+from jobs import free_port
 from recorded_progress import RecordedProgress
 from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
 import megatron_tokscale.fit.run_fit as run_module
+from megatron_tokscale.cli import main
 from megatron_tokscale.core import files
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids
@@ -31,7 +33,7 @@ from megatron_tokscale.store.losses import losses_name, read_losses, read_record
 N_TOKENS, BLOCK = 288, 32
 STEPS = probe_steps(16, last=4000)
 
-# `megatron-tokscale fit RUN` with small blocks, and an accident on one rank if told so.
+# `megatron-tokscale fit RUN` with small blocks, and a failure on rank 1.
 COMMAND = f"""
 import os, sys, time
 from pathlib import Path
@@ -49,8 +51,7 @@ def failing(self, block, table):
         time.sleep(0.05)
     time.sleep(0.5)
     write(self, block, table)
-if sys.argv[2:] == ["failing"]:
-    run.Parts.write = failing
+run.Parts.write = failing
 cli.main(["fit", sys.argv[1]])
 """
 HOLD_LOCK = """
@@ -81,7 +82,7 @@ def one_fit(loss_NK):
 
 @pytest.fixture
 def quick_fitter(one_fit):
-    """In the place of fit_sigmoids: numbers that depend on the losses and on the time, at once."""
+    """Replace fit_sigmoids by a quick function whose numbers depend on the losses and the time."""
 
     def fit(x_K, loss_NK, device=None):
         columns = {
@@ -110,7 +111,7 @@ def whole(tmp_path, loss_NK, quick_fitter):
 
 @pytest.fixture
 def fitted_run(tmp_path, loss_NK):
-    """A run for other processes to fit, with the fitter they have."""
+    """A run that other processes fit with the real fit_sigmoids."""
     return write_run(tmp_path / "run", STEPS, loss_NK)
 
 
@@ -119,16 +120,21 @@ def fitted_whole(tmp_path_factory, loss_NK):
     return fit_at_once(tmp_path_factory.mktemp("whole"), loss_NK)
 
 
-@pytest.fixture(scope="module")
-def forkserver():
-    """Starts processes that have imported everything, and computed nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["megatron_tokscale.fit.block", "pyarrow.parquet"])
-    return context
-
-
 def fit_alone(path):
     fit_run(Run.open(path), block_tokens=BLOCK)
+
+
+def fit_slowly(words):
+    """The verb `fit` with small blocks, of which each takes its time."""
+    run_module._BLOCK_TOKENS = BLOCK, BLOCK
+    write = run_module.Parts.write
+
+    def write_late(*block):
+        time.sleep(0.5)
+        write(*block)
+
+    run_module.Parts.write = write_late
+    main(words)
 
 
 def fit_at_once(path, loss_NK):
@@ -138,33 +144,19 @@ def fit_at_once(path, loss_NK):
 
 
 def outcome(run):
-    """fits.parquet to the bit, and what fit.json says but for the time it took."""
-    summary = json.loads((run.analysis / "fit.json").read_text())
+    """Return the bytes of fits.parquet, and fit.json without its times and its checksum."""
+    summary = json.loads(run.paths.fit.read_text())
     for name in ("seconds", "tokens_per_second", "resumed_tokens", "checksum"):
         del summary[name]
-    assert sorted(path.name for path in run.analysis.iterdir()) == ["fit.json", "fits.parquet"]
-    return (run.analysis / "fits.parquet").read_bytes(), summary
-
-
-def command(tmp_path, run, *launcher, accident=()):
-    script = tmp_path / "command.py"
-    script.write_text(COMMAND)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(script), str(run.path), *accident],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def torchrun(n_ranks):
-    return ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n_ranks))
+    assert sorted(path.name for path in run.paths.analysis.iterdir()) == [
+        "fit.json",
+        "fits.parquet",
+    ]
+    return run.paths.fits.read_bytes(), summary
 
 
 def parts(run):
-    return list((run.analysis / "fit.parts").glob("part-*.arrow"))
+    return list(run.paths.fit_parts.glob("part-*.arrow"))
 
 
 class Stopped(BaseException):
@@ -196,7 +188,7 @@ def test_kills_at_any_moment_change_nothing(fitted_run, fitted_whole, forkserver
         process.kill()
         process.join()
         assert process.exitcode == -9
-        assert not (fitted_run.analysis / "fits.parquet").exists()
+        assert not fitted_run.paths.fits.exists()
     n_parts = len(parts(fitted_run))
     assert fit_run(fitted_run, block_tokens=BLOCK).resumed_tokens == n_parts * BLOCK
     assert n_parts >= 6
@@ -209,7 +201,7 @@ def test_fits_and_summary_never_disagree(run, whole, monkeypatch, n_published):
     replace, published = os.replace, []
 
     def replace_or_stop(source, target):
-        if target.parent == run.analysis:
+        if target.parent == run.paths.analysis:
             if len(published) == n_published:
                 raise Stopped
             published.append(target)
@@ -218,17 +210,22 @@ def test_fits_and_summary_never_disagree(run, whole, monkeypatch, n_published):
     monkeypatch.setattr(os, "replace", replace_or_stop)
     with pytest.raises(Stopped):
         fit_run(run, block_tokens=BLOCK)
-    assert not (run.analysis / "fit.json").exists()
+    assert not run.paths.fit.exists()
     monkeypatch.undo()
     assert fit_run(run, block_tokens=BLOCK).resumed_tokens == N_TOKENS
     assert outcome(run) == whole
 
 
-def test_three_processes_write_the_same_bytes(fitted_run, fitted_whole, tmp_path):
+def test_three_processes_write_the_same_bytes(fitted_run, fitted_whole, forkserver, tmp_path):
     fit_and_stop(fitted_run, 2)
-    process = command(tmp_path, fitted_run, *torchrun(3))
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors
+    words, port = ["fit", str(fitted_run.path)], free_port()
+    ranks = [
+        Forked(forkserver, tmp_path, fit_slowly, words, launched(rank, 3, port))
+        for rank in range(3)
+    ]
+    ends = [rank.end() for rank in ranks]
+    output, errors = ("".join(texts) for texts in zip(*(end[1:] for end in ends), strict=True))
+    assert [code for code, *_ in ends] == [0, 0, 0], errors
     assert output.count("tokens at 16 probe steps") == 1
     assert "64 tokens were fitted before" in output
     assert "224 of 224 tokens" in errors
@@ -236,12 +233,21 @@ def test_three_processes_write_the_same_bytes(fitted_run, fitted_whole, tmp_path
 
 
 def test_a_rank_that_fails_ends_all(fitted_run, tmp_path):
-    process = command(tmp_path, fitted_run, *torchrun(2), accident=["failing"])
-    output, errors = process.communicate(timeout=300)
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = subprocess.run(
+        [sys.executable, *torchrun, str(script), str(fitted_run.path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert process.returncode != 0
-    assert errors.count("megatron-tokscale: ") == 1
-    assert "megatron-tokscale: rank 1 has met a bad block\n" in errors
-    assert output == ""
+    assert process.stderr.count("megatron-tokscale: ") == 1
+    assert "megatron-tokscale: rank 1 has met a bad block\n" in process.stderr
+    assert process.stdout == ""
     assert 0 < len(parts(fitted_run)) < 5  # rank 0 alone would have made 5
 
 
@@ -286,7 +292,7 @@ def test_parts_of_another_version_are_removed(run, whole, monkeypatch):
 
 
 def test_a_second_fit_is_refused(run, whole):
-    lock = run.analysis / "fit.parts" / ".lock"
+    lock = run.paths.fit_parts / ".lock"
     lock.parent.mkdir(parents=True)
     with subprocess.Popen(
         [sys.executable, "-c", HOLD_LOCK, str(lock)],
@@ -341,7 +347,7 @@ def test_losses_that_change_during_the_fit_are_refused(run):
     progress = RecordedProgress(lambda done, total: other_losses(run))
     with pytest.raises(TokscaleError, match="were replaced while they were fitted"):
         fit_run(run, block_tokens=BLOCK, progress=progress)
-    assert not (run.analysis / "fits.parquet").exists()
+    assert not run.paths.fits.exists()
 
 
 def test_losses_that_vanish_during_the_fit_are_refused(run):
@@ -379,7 +385,7 @@ def test_a_full_disk_gets_one_line_and_keeps_finished_blocks(run, whole, monkeyp
 
 
 def test_a_folder_that_cannot_be_made_gets_one_line(run):
-    run.analysis.write_text("in the way")
+    run.paths.analysis.write_text("in the way")
     with pytest.raises(TokscaleError, match=r"cannot write .*analysis"):
         fit_run(run)
 
@@ -387,7 +393,7 @@ def test_a_folder_that_cannot_be_made_gets_one_line(run):
 def test_a_device_that_is_not_there_is_refused(run):
     with pytest.raises(TokscaleError, match="cannot compute on device 'nowhere'"):
         fit_run(run, device="nowhere")
-    assert not run.analysis.exists()
+    assert not run.paths.analysis.exists()
 
 
 def test_every_block_is_a_row_group_and_names_its_tokens(tmp_path, loss_NK, quick_fitter):
@@ -399,7 +405,7 @@ def test_every_block_is_a_row_group_and_names_its_tokens(tmp_path, loss_NK, quic
     n_tokens = probe_set.n_tokens
     run = write_run(tmp_path / "run", STEPS, loss_NK[:n_tokens], probe_set)
     fit_run(run, block_tokens=50)
-    file = pq.ParquetFile(run.analysis / "fits.parquet")
+    file = pq.ParquetFile(run.paths.fits)
     assert file.metadata.num_row_groups == -(-n_tokens // 50)
     table = file.read()
     for name in ("label", "dataset", "document", "position", "context"):

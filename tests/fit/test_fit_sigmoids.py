@@ -24,16 +24,22 @@ from megatron_tokscale.fit import (
 FAR = -1e4
 
 
-@pytest.mark.parametrize(("n_probes", "n_tokens"), [(24, 6000), (60, 2000), (200, 1000)])
-def test_sum_of_squares_is_scipys_or_lower(planted, n_probes, n_tokens):
-    """At scale in benchmarks/results/fit_accuracy.md, by the same functions."""
+@pytest.mark.parametrize(
+    ("n_probes", "n_tokens", "most_above"),
+    [(24, 6000, 0.002), (60, 2000, 0.001), (200, 500, 0.001)],
+)
+def test_sum_of_squares_is_scipys_or_lower(planted, n_probes, n_tokens, most_above):
+    """benchmarks/results/fit_accuracy.md has the same comparison of more tokens.
+
+    It found 0.100% above with 24 probes, so 6,000 tokens have six, give or take two or three.
+    """
     data = planted(n_tokens, n_probes, seed=1)
     ratio_N, inside_N = compare_with_scipy(data.x_K, data.loss_NK)
     assert inside_N.mean() > 0.99
-    assert (ratio_N[inside_N] > 1 + 1e-4).mean() <= 0.001
+    assert (ratio_N[inside_N] > 1 + 1e-4).mean() <= most_above
 
 
-def test_reported_sum_of_squares_is_that_of_the_reported_parameters(planted):
+def test_reported_sum_of_squares_belongs_to_the_reported_parameters(planted):
     for n_probes in (24, 200):
         data = planted(500, n_probes, seed=2)
         fits = fit_sigmoids(data.x_K, data.loss_NK)
@@ -101,7 +107,7 @@ def test_step_zero_counts_as_the_upper_plateau():
     assert np.nanmedian(without.drop_se_N) > 5 * np.median(with_zero.drop_se_N)
 
 
-def test_scale_and_shift_leave_midpoint_and_width(planted):
+def test_scale_and_shift_of_the_losses_change_neither_midpoint_nor_width(planted):
     data = planted(500, 40, seed=5)
     loss_NK = data.loss_NK.astype(np.float64)
     one = fit_sigmoids(data.x_K, loss_NK)
@@ -134,7 +140,7 @@ def test_blocks_and_order_do_not_matter(planted, block_tokens):
     assert np.nanmax(off_N) < 0.05
 
 
-def test_torch_in_is_numpy_out(planted):
+def test_a_torch_tensor_gives_the_same_numpy_columns_as_an_array(planted):
     data = planted(20, 30, seed=8)
     fits = fit_sigmoids(torch.tensor(data.x_K), torch.tensor(data.loss_NK))
     assert isinstance(fits.midpoint_N, np.ndarray)
@@ -142,14 +148,14 @@ def test_torch_in_is_numpy_out(planted):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_cuda_gives_what_the_cpu_gives(planted):
+def test_cuda_and_cpu_give_the_same_sums_of_squares(planted):
     data = planted(2000, 60, seed=9)
     cpu, cuda = (fit_sigmoids(data.x_K, data.loss_NK, device=d) for d in ("cpu", "cuda"))
     np.testing.assert_allclose(cuda.sse_N, cpu.sse_N, rtol=1e-3)
 
 
 def test_missing_losses_are_left_out(planted):
-    """As if the probe steps were not there, which each token then shows by itself."""
+    """Compare with a fit without those probe steps."""
     data = planted(300, 40, seed=10)
     kept_K = np.ones(40, dtype=bool)
     kept_K[[3, 17, 18, 31]] = False
@@ -235,7 +241,7 @@ def test_bad_input_gets_one_line(x_K, loss_shape, words):
         fit_sigmoids(x_K, np.ones(loss_shape))
 
 
-def test_five_probes_and_no_tokens_are_enough():
+def test_five_probes_or_an_empty_array_can_be_fitted():
     fits = fit_sigmoids(np.arange(5.0), np.array([[5.0, 4.9, 2.0, 0.1, 0.0]]))
     np.testing.assert_allclose(fits.predict(np.arange(5.0)).mean(), 12 / 5, rtol=0.05)
     assert len(fit_sigmoids(np.arange(5.0), np.empty((0, 5)))) == 0
@@ -247,7 +253,7 @@ def test_importing_the_room_loads_no_torch():
 
 
 def test_several_probes_may_come_before_time_starts(planted):
-    """As with a first step at learning rate 0, on the axis of summed learning rates."""
+    """On the axis of summed learning rates, a first step at learning rate 0 has x = -inf too."""
     truth = planted(200, 40)
     clean_NK = truth.floor_N[:, None] + truth.drop_N[:, None] * expit(
         (truth.midpoint_N[:, None] - truth.x_K) / truth.width_N[:, None]
@@ -292,7 +298,7 @@ def test_one_bad_token_does_not_touch_the_others(planted):
     np.testing.assert_allclose(fits.sse_N[others], whole.sse_N[others], rtol=1e-4)
 
 
-def test_many_threads_and_blocks_are_one_fit(planted):
+def test_threads_and_blocks_do_not_change_the_fit(planted):
     data = planted(3000, 30, seed=14)
     whole = fit_sigmoids(data.x_K, data.loss_NK)
     threads = torch.get_num_threads()
@@ -305,7 +311,7 @@ def test_many_threads_and_blocks_are_one_fit(planted):
     np.testing.assert_allclose(blocks.sse_N, whole.sse_N, rtol=1e-4)
 
 
-def test_five_probes_do_not_tell_every_midpoint_and_the_status_says_so():
+def test_a_midpoint_that_five_probes_do_not_determine_has_the_status_undetermined():
     rng = np.random.default_rng(0)
     x_K = np.arange(1.0, 6.0)
     midpoint, drop = rng.uniform(1.5, 4.5, (600, 1)), rng.uniform(2, 6, (600, 1))

@@ -1,11 +1,10 @@
-"""Processes that a fit waits for, and those that it does not."""
+"""A fit waits for the other processes of its launcher, and for no others."""
 
-import os
-import subprocess
-import sys
+import time
 
 import numpy as np
 import pytest
+from forked import Forked
 from jobs import free_port
 from planted import sigmoids
 from runs import probe_steps, write_run
@@ -49,11 +48,11 @@ def test_a_shell_of_a_pod_fits_alone(run, environment, capsys, variables):
     environment(variables)
     main(["fit", str(run.path)])
     assert "64 tokens" in capsys.readouterr().out
-    assert (run.analysis / "fits.parquet").exists()
+    assert run.paths.fits.exists()
 
 
 @pytest.mark.parametrize("local_rank", ["3", "", "x"])
-def test_a_shell_of_a_pod_is_told_of_errors(run, environment, capsys, local_rank):
+def test_a_shell_of_a_pod_prints_errors_of_the_fit(run, environment, capsys, local_rank):
     environment({**POD, "LOCAL_RANK": local_rank})
     with pytest.raises(SystemExit) as end:
         main(["fit", str(run.path / "elsewhere")])
@@ -89,7 +88,7 @@ def test_a_launcher_with_an_odd_variable_gets_one_line(
     assert end.value.code == 2
     assert error.startswith(f"megatron-tokscale: {name} is {value!r}; expected ")
     assert error.count("\n") == 1
-    assert not run.analysis.exists()
+    assert not run.paths.analysis.exists()
 
 
 def test_missing_variables_get_one_line(run, environment, capsys):
@@ -99,44 +98,34 @@ def test_missing_variables_get_one_line(run, environment, capsys):
     assert "WORLD_SIZE is ''; expected a number from 1" in capsys.readouterr().err
 
 
-def start(run, rank, port, size=2):
-    variables = {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": "0"}
-    variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "megatron_tokscale.cli",
-            "fit",
-            str(run.path),
-            "--distributed",
-        ],
-        env={**os.environ, **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.mark.parametrize("first", [0, 1])
-def test_the_first_process_says_which_others_it_waits_for(run, first):
+def test_the_first_process_says_which_others_it_waits_for(run, forkserver, tmp_path, first):
     """Another launcher than torchrun starts the processes one after the other."""
     port = free_port()
-    early = start(run, first, port)
-    told = early.stderr.readline()
+
+    def start(rank):
+        variables = {**POD, "RANK": str(rank), "MASTER_PORT": str(port)}
+        words = ["fit", str(run.path), "--distributed"]
+        return Forked(forkserver, tmp_path, main, words, variables)
+
+    early = start(first)
     if first == 0:
         expected = "megatron-tokscale: waiting for 1 more process of this fit (WORLD_SIZE is 2)\n"
     else:
         expected = f"megatron-tokscale: waiting for process 0 of this fit at 127.0.0.1:{port}\n"
-    while told.startswith("[W"):  # torch's own complaint that nobody answers
-        told = early.stderr.readline()
-    assert told == expected
-    late = start(run, 1 - first, port)
-    outputs = [process.communicate(timeout=120) for process in (early, late)]
-    assert [early.returncode, late.returncode] == [0, 0], outputs
-    assert sum("64 tokens" in output for output, _ in outputs) == 1
+    said = []
+    while not said:
+        assert early.process.is_alive()
+        time.sleep(0.05)
+        lines = early.errors.read_text().splitlines(keepends=True)
+        # All but torch's own warning that nobody answers, and a line that is being written.
+        said = [line for line in lines if not line.startswith("[W") and line.endswith("\n")]
+    assert said == [expected]
+    ends = [process.end() for process in (early, start(1 - first))]
+    assert [code for code, *_ in ends] == [0, 0], ends
+    assert sum("64 tokens" in output for _, output, _ in ends) == 1
     assert np.isfinite(run.read_losses()).all()
-    assert (run.analysis / "fits.parquet").exists()
+    assert run.paths.fits.exists()
 
 
 def test_a_port_that_is_taken_gets_one_line(run, environment, capsys):

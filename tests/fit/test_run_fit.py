@@ -12,7 +12,7 @@ from recorded_progress import RecordedProgress
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import to_json
-from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids, read_metadata, table
+from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids, fits_file, read_metadata
 from megatron_tokscale.fit.summary import NonFiniteLosses
 
 STEPS = np.unique(np.round(np.geomspace(1, 4000, 40))).astype(int)
@@ -39,7 +39,7 @@ def equal(one, other):
     ) or pytest.fail("the fits differ")
 
 
-def test_saved_fits_are_read_back_whole(planted, tmp_path):
+def test_saved_fits_are_read_back_equal(planted, tmp_path):
     data = planted(100, 30)
     fits = fit_sigmoids(data.x_K, data.loss_NK)
     fits.save(tmp_path / "fits.parquet", {"note": "x"})
@@ -57,9 +57,9 @@ def test_every_column_has_a_unit(planted, tmp_path):
     assert schema.field("drop").metadata[b"unit"] == b"nats"
 
 
-def test_run_is_fitted_as_in_memory_with_any_block(run):
+def test_a_run_fitted_in_blocks_equals_a_fit_in_memory(run):
     fit_run(run, block_tokens=64)
-    in_blocks = SigmoidFits.load(run.analysis / "fits.parquet")
+    in_blocks = SigmoidFits.load(run.paths.fits)
     in_memory = fit_sigmoids(run.x_K(), run.read_losses())
     np.testing.assert_array_equal(in_blocks.class_N, in_memory.class_N)
     np.testing.assert_allclose(in_blocks.midpoint_N, in_memory.midpoint_N, atol=1e-4)
@@ -67,7 +67,7 @@ def test_run_is_fitted_as_in_memory_with_any_block(run):
 
 def test_parquet_names_each_token(run):
     fit_run(run)
-    table = pq.read_table(run.analysis / "fits.parquet")
+    table = pq.read_table(run.paths.fits)
     assert table.num_rows == run.n_tokens
     for column, array in {
         "label": run.probe_set.label_N,
@@ -84,7 +84,7 @@ def test_summary_counts_every_token_and_the_whole_fall(run):
     summary = fit_run(run, block_tokens=100, progress=progress)
     assert progress.reports == {"fit": [(0, 240), (100, 240), (200, 240), (240, 240)]}
     assert progress.units == {"fit": "tokens"}
-    stored = json.loads((run.analysis / "fit.json").read_text())
+    stored = json.loads(run.paths.fit.read_text())
     assert to_json(summary).items() <= stored.items()
     assert sum(each.tokens for each in summary.classes.values()) == 240
     assert sum(summary.status.values()) == 240
@@ -104,9 +104,9 @@ def test_summary_counts_every_token_and_the_whole_fall(run):
 
 def test_time_in_tokens_shifts_midpoints_by_the_tokens_per_step(run):
     fit_run(run)
-    by_step = SigmoidFits.load(run.analysis / "fits.parquet")
+    by_step = SigmoidFits.load(run.paths.fits)
     fit_run(run, time="tokens")
-    by_token = SigmoidFits.load(run.analysis / "fits.parquet")
+    by_token = SigmoidFits.load(run.paths.fits)
     shift_N = (by_token.midpoint_N - by_step.midpoint_N)[by_step.status_N == 0]
     np.testing.assert_allclose(shift_N, np.log(32), atol=1e-3)
 
@@ -115,25 +115,25 @@ def test_four_probes_are_refused_and_nothing_is_written(make_run):
     run = make_run([0, 1, 2, 4], np.ones((16, 4), np.float32))
     with pytest.raises(TokscaleError, match="has 4 probe steps, a sigmoid needs at least 5"):
         fit_run(run)
-    assert not run.analysis.exists()
+    assert not run.paths.analysis.exists()
 
 
 def test_a_damaged_losses_file_is_refused_and_old_fits_stay(run):
     fit_run(run)
-    before = (run.analysis / "fits.parquet").read_bytes()
+    before = run.paths.fits.read_bytes()
     path = run.paths.losses_at(int(STEPS[7]))
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
     with pytest.raises(TokscaleError, match="wrong checksum"):
         fit_run(run)
-    assert (run.analysis / "fits.parquet").read_bytes() == before
+    assert run.paths.fits.read_bytes() == before
 
 
-def test_fits_of_an_older_version_are_to_be_made_again(planted, tmp_path, monkeypatch):
+def test_fits_of_an_older_schema_are_refused(planted, tmp_path, monkeypatch):
     data = planted(10, 30)
     with monkeypatch.context() as patch:
-        patch.setattr(table, "FITS_SCHEMA", 1)
+        patch.setattr(fits_file, "FITS_SCHEMA", 1)
         fit_sigmoids(data.x_K, data.loss_NK).save(tmp_path / "fits.parquet")
     with pytest.raises(TokscaleError, match="older schema; fit the run again"):
         SigmoidFits.load(tmp_path / "fits.parquet")

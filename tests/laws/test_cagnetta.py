@@ -86,7 +86,7 @@ def test_only_the_window_of_short_contexts_counts():
         (CONTEXT_S, law(CONTEXT_S)[::-1], {}, "gamma is -"),
         (CONTEXT_S, law(CONTEXT_S, floor=0), {}, "floor is at the end of its grid"),
         (CONTEXT_S, 3 + np.arange(16) % 2 - 0.05 * np.arange(16), {}, r"R\^2 is 0"),
-        (CONTEXT_S[:8], law(CONTEXT_S[:8]), {}, "floors as good give gammas"),
+        (CONTEXT_S[:8], law(CONTEXT_S[:8]), {}, "floors that fit as well give gammas"),
         (
             CONTEXT_S,
             law(CONTEXT_S),

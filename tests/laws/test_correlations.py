@@ -17,7 +17,7 @@ BETA, SCALE = 1.2, 1.0
 
 
 def rough_documents(rng, n_documents=40, length=30, n_tokens=7):
-    """Documents with words of their own, each token a copy of the one before with p = 1/2."""
+    """Draw documents that prefer different words; half of the tokens repeat the token before."""
     documents = []
     for _ in range(n_documents):
         words = rng.choice(n_tokens, size=length, p=rng.dirichlet(np.full(n_tokens, 0.5)))
@@ -28,7 +28,7 @@ def rough_documents(rng, n_documents=40, length=30, n_tokens=7):
 
 
 def dense_joint(documents, lag, n_tokens=7, weights=None):
-    """P(X_i = mu, X_{i+n} = nu) by a loop over pairs."""
+    """Return P(X_i = mu, X_{i+n} = nu) from a loop over pairs."""
     joint = np.zeros((n_tokens, n_tokens))
     weights = np.ones(len(documents)) if weights is None else weights
     for weight, words in zip(weights, documents, strict=True):
@@ -43,10 +43,10 @@ def dense_norm(documents, lag, weights=None):
 
 
 def spins(rng, n_documents, length, n_tokens=4):
-    """Chains of a hidden spin that flips at a rate of its document's, shown by one of V/2 tokens.
+    """Draw chains of a hidden spin; each state of the spin shows itself by one of V/2 tokens.
 
-    With rates from a gamma distribution the mean of exp(-rate n) is (1 + SCALE n)^-BETA, and
-    ||C(n)|| is that over V.
+    The spin flips at a rate of its document. With rates from a gamma distribution, the mean of
+    exp(-rate n) is (1 + SCALE n)^-BETA, and ||C(n)|| is this mean divided by V.
     """
     kept = np.exp(-rng.gamma(BETA, SCALE, (n_documents, 1)))
     flips = np.where(rng.random((n_documents, length)) < (1 - kept) / 2, -1, 1)
@@ -192,7 +192,7 @@ def test_few_or_equal_tokens_are_refused():
 
 
 class _Stored(IndexedTokens):
-    """Sequence i holds i in its first digits."""
+    """Sequences of which number i has i as its first digits."""
 
     def sequence(self, index):
         return np.arange(self.lengths[index]) + 100 * index

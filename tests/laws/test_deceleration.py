@@ -12,7 +12,7 @@ STEP_K = np.geomspace(100, 20_000, 50)
 
 
 def log_bnsl(step, log_b, c0, c1, log_d1, f1):
-    """As written in docs/references.md 8.1."""
+    """Return the log loss of the law in docs/references.md 8.1."""
     x = np.log(step)
     return log_b - c0 * x - c1 * f1 * np.log(1 + np.exp((x - log_d1) / f1))
 
@@ -56,7 +56,7 @@ def test_a_break_is_found_wherever_it_lies(break_step, width):
     ],
 )
 def test_final_losses_are_those_of_the_papers_table(break_loss, break_step, late_rate, final_loss):
-    """14M to 285M, T = 262144. The rate is rounded to 5e-4, the losses to 5e-3."""
+    """Compare for 14M to 285M, T = 262144. The rate is rounded to 5e-4, the losses to 5e-3."""
     predicted = late_loss(break_loss, break_step, late_rate, 262_144)
     rounding = 5e-3 + 5e-3 + 5e-4 * np.log(262_144 / break_step) * final_loss
     assert predicted == pytest.approx(final_loss, abs=rounding)

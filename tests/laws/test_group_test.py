@@ -1,4 +1,4 @@
-"""Planted groups, scipy's curve_fit and numpy's lstsq. K probes, G groups, R resamples."""
+"""`group_test` against planted groups, scipy and numpy. K probes, G groups, R resamples."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def quanta_groups(rng, n_groups=5, width=0.4):
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_groups_of_one_slope_and_of_own_times_are_told_apart(seed):
+def test_groups_with_one_slope_and_with_own_times_get_the_right_verdict(seed):
     rng = np.random.default_rng(seed)
     softmax = noisy(rng, softmax_groups(rng))
     quanta = noisy(rng, quanta_groups(rng, width=rng.uniform(0.2, 0.8)))
@@ -33,13 +33,13 @@ def test_groups_of_one_slope_and_of_own_times_are_told_apart(seed):
     assert group_test(TAU_K, quanta).verdict == OWN_TIMES
 
 
-def test_noise_larger_than_the_signal_leaves_the_verdict_open():
+def test_noise_larger_than_the_signal_gives_no_verdict():
     rng = np.random.default_rng(0)
     flat = noisy(rng, np.full((5, 30), 3.0), 0.02)
     assert group_test(TAU_K, flat).verdict == "not decided"
 
 
-def test_exact_groups_of_own_times_give_their_numbers():
+def test_groups_with_own_times_and_no_noise_are_fitted_exactly():
     loss = quanta_groups(np.random.default_rng(3))
     x = np.log(TAU_K)
     test = group_test(TAU_K, loss)
@@ -50,8 +50,8 @@ def test_exact_groups_of_own_times_give_their_numbers():
     assert test.drops.width == pytest.approx(0.4, rel=1e-2)
 
 
-def test_each_groups_power_law_is_scipys():
-    """curve_fit of relative residuals, on groups whose floors are inside the bounds."""
+def test_the_power_law_of_each_group_agrees_with_scipy():
+    """Compare with curve_fit on relative residuals; the floors are inside the bounds."""
     rng = np.random.default_rng(4)
     loss = noisy(rng, softmax_groups(rng), 0.002)
     test = group_test(TAU_K, loss)
@@ -67,7 +67,7 @@ def test_each_groups_power_law_is_scipys():
     assert test.models["own slopes"].error == pytest.approx(total, rel=1e-4)
 
 
-def test_each_groups_sigmoid_is_scipys():
+def test_the_sigmoid_of_each_group_agrees_with_scipy():
     def sigmoid(x, floor, drop, midpoint, width):
         return floor + drop / (1 + np.exp((x - midpoint) / width))
 
@@ -86,7 +86,7 @@ def test_each_groups_sigmoid_is_scipys():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_linear_part_of_the_one_third_law_is_least_squares(seed):
-    """numpy where both coefficients are positive; scipy's nnls where a floor would be negative."""
+    """Compare with numpy if both coefficients are positive, else with scipy's nnls."""
     rng = np.random.default_rng(seed)
     loss = noisy(rng, np.vstack([softmax_groups(rng), 30 * TAU_K**-0.8, 1 + 1e-4 * TAU_K]))
     errors = []
@@ -136,7 +136,7 @@ def test_bic_prefers_the_planted_model():
         assert min(models, key=lambda name: models[name].bic) in names
 
 
-def test_heterogeneity_tells_one_exponent_from_two():
+def test_heterogeneity_is_significant_for_two_exponents_and_not_for_one():
     rng = np.random.default_rng(9)
     alike = noisy(rng, softmax_groups(rng, exponent=0.5), 0.002)
     test = group_test(TAU_K, alike).exponents
@@ -147,7 +147,7 @@ def test_heterogeneity_tells_one_exponent_from_two():
     assert group_test(TAU_K, np.vstack([alike, other])).exponents.heterogeneity_p < 1e-3
 
 
-def test_groups_intervals_hold_the_planted_third():
+def test_intervals_of_the_groups_contain_the_planted_third():
     held, homogeneous = 0, 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -159,7 +159,7 @@ def test_groups_intervals_hold_the_planted_third():
     assert homogeneous >= 15
 
 
-def test_noise_that_groups_share_is_seen():
+def test_noise_that_groups_share_is_measured():
     rng = np.random.default_rng(10)
     loss = softmax_groups(rng, 8)
     own = group_test(TAU_K, noisy(rng, loss)).noise
@@ -184,7 +184,7 @@ def test_resamples_give_an_interval_around_the_difference():
     assert group_test(TAU_K, loss).resample_interval is None
 
 
-def test_resamples_that_disagree_leave_the_verdict_open():
+def test_resamples_that_disagree_give_no_verdict():
     rng = np.random.default_rng(12)
     loss, other = noisy(rng, quanta_groups(rng)), noisy(rng, softmax_groups(rng))
     test = group_test(TAU_K, loss, loss_RGK=np.stack([loss, other] * 5))

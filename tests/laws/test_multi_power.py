@@ -134,7 +134,7 @@ def test_held_parameters_stay_fixed():
 
 
 def test_the_first_half_of_a_run_forecasts_its_decay():
-    """One run's own probes: a jump of the rate at 8000, of whose approach half is yet to come."""
+    """Fit one run to the middle of its approach after a jump of the learning rate at step 8000."""
     whole = planted("wsdcon_9", every=64, noise=0.0005)
     seen = whole.step_I < 12_000
     fit = fit_multi_power(LossCurve(whole.learning_rate_T, whole.step_I[seen], whole.loss_I[seen]))
@@ -177,7 +177,7 @@ def test_the_published_figures_are_reached(size, r2, mae, worst):
     assert np.mean([s.worst_relative for s in scores]) <= worst
 
 
-def test_a_score_is_that_of_its_definitions():
+def test_a_score_agrees_with_its_definitions():
     result = score_forecast([2.0, 3.0, 5.0], [2.0, 4.0, 4.0])
     assert result.r2 == pytest.approx(1 - 2 / (8 / 3))
     assert (result.mae, result.worst_relative) == pytest.approx((2 / 3, 0.25))
@@ -219,7 +219,7 @@ def test_curves_that_determine_no_law_are_refused(rate, loss, message):
         fit_multi_power(LossCurve(rate, STEP_I, loss))
 
 
-def test_a_held_drop_of_nothing_is_refused():
+def test_a_held_drop_of_zero_is_refused():
     with pytest.raises(UndefinedError, match="positive rest"):
         HeldDrop(rest=0.0)
 

@@ -10,7 +10,7 @@ from megatron_tokscale.laws.one_third.one_third import fit_one_third
 
 
 def test_one_curve_is_fitted_as_liu_et_al_do():
-    """docs/references.md 3.2, word for word."""
+    """Repeat the fit that docs/references.md 3.2 describes."""
     loss = noisy(np.random.default_rng(0), law(TAU_K), correlation=0)
     (c, alpha, floor), covariance = curve_fit(
         lambda t, c, alpha, floor: np.log(c / t**alpha + floor),
@@ -26,14 +26,14 @@ def test_one_curve_is_fitted_as_liu_et_al_do():
     assert fit.n_points == 28
 
 
-def test_an_exact_law_gives_its_numbers():
+def test_a_law_without_noise_is_found_exactly():
     fit = fit_one_third(TAU_K, law(TAU_K), from_=0)
     assert (fit.scale, fit.exponent.value, fit.floor) == pytest.approx((12, 1 / 3, 2), rel=1e-4)
     assert (fit.r2, fit.r2_one_third) == pytest.approx((1, 1))
     assert fit.predict(TAU_K) == pytest.approx(law(TAU_K), rel=1e-6)
 
 
-def test_another_exponent_is_told_from_one_third():
+def test_another_exponent_than_one_third_is_found():
     fit = fit_one_third(TAU_K, law(TAU_K, scale=400, exponent=1.2), from_=0)
     assert fit.exponent.value == pytest.approx(1.2, rel=1e-3)
     assert not fit.holds_one_third

@@ -32,21 +32,21 @@ def test_a_law_without_noise_is_found_exactly(floor, exponent):
 @pytest.mark.parametrize("correlation", [0.0, 0.4])
 def test_intervals_cover_a_planted_law_under_white_and_correlated_noise(correlation):
     rng = np.random.default_rng(7)
-    n_runs = 100
+    n_runs = 60
     covered = np.zeros(3)
     for _ in range(n_runs):
         noise = 0.003 * correlated_noise(rng, len(T_K), correlation)
-        fit = fit_power_law(T_K, law(T_K) * np.exp(noise), from_=0, n_resamples=80)
+        fit = fit_power_law(T_K, law(T_K) * np.exp(noise), from_=0, n_resamples=40)
         found = (fit.floor, fit.scale, fit.exponent)
         intervals = np.array([(each.low, each.high) for each in found])
         truth = [2.0, 8.0, 0.3]
         covered += (intervals[:, 0] <= truth) & (truth <= intervals[:, 1])
-    # Two standard deviations of 95% in 100 runs are 4%; quantiles of 80 resamples lose 2% more.
-    assert (covered >= 0.88 * n_runs).all()
+    # Two standard deviations of 95% in 60 runs are 6%; quantiles of 40 resamples lose 3% more.
+    assert (covered >= 0.86 * n_runs).all()
 
 
 def test_the_fit_agrees_with_scipys_curve_fit_on_log_losses():
-    """Least squares of Liu et al. (docs/references.md 3.2); Huber differs within the noise."""
+    """Compare with the least squares of Liu et al. (docs/references.md 3.2), within the noise."""
     rng = np.random.default_rng(1)
     loss = law(T_K) * np.exp(0.002 * rng.standard_normal(len(T_K)))
     (floor, scale, exponent), covariance = curve_fit(
@@ -67,7 +67,7 @@ def test_the_fit_agrees_with_scipys_curve_fit_on_log_losses():
 
 
 def test_no_other_minimum_has_a_lower_huber_loss():
-    """Nelder-Mead without a gradient, from random starts, in Chinchilla's own parameters."""
+    """Search with Nelder-Mead from random starts, in Chinchilla's parameters."""
     rng = np.random.default_rng(2)
     loss = law(T_K) * np.exp(0.005 * rng.standard_normal(len(T_K)))
 
@@ -108,7 +108,7 @@ def test_the_exponent_does_not_depend_on_the_unit_of_time():
 
 
 def test_correlated_residuals_widen_the_intervals():
-    """By sqrt((1 + 0.7) / (1 - 0.7)) = 2.4 for as many probes as one likes; here by less."""
+    """The factor is sqrt((1 + 0.7) / (1 - 0.7)) = 2.4 for many probes; it is smaller for these."""
     rng = np.random.default_rng(4)
     error = {0.0: 0.0, 0.7: 0.0}
     for correlation in [0.0, 0.7] * 8:

@@ -27,7 +27,7 @@ def test_exponents_follow_from_alpha_and_back():
 
 @pytest.mark.parametrize("b", [1.0, 0.81])
 def test_quanta_learned_in_turn_make_the_exponent_in_steps(b):
-    """Quantum n needs p_n^-b steps; the loss is the sum of p_k over k > n: its slope, far out."""
+    """Quantum n needs p_n^-b steps; the loss is the sum of p_k over k > n. Take its late slope."""
     n = np.array([1e6, 1e7])
     alpha = 0.4
     steps = n ** (b * (alpha + 1))
@@ -62,7 +62,7 @@ def test_intervals_of_b_cover():
     assert covered_ols >= 0.91 * n_runs
 
 
-def test_a_wild_group_moves_least_squares_and_not_the_median_of_slopes():
+def test_an_outlier_moves_least_squares_and_not_the_median_of_slopes():
     time = P_K**-0.81
     time[-1] *= 1e6
     found = frequency_exponent(P_K, time)
@@ -73,7 +73,7 @@ def test_a_wild_group_moves_least_squares_and_not_the_median_of_slopes():
 @pytest.mark.parametrize(
     ("frequency", "time", "message"),
     [
-        ([1, 2, 3, 4], [4, 3, 2, 1], "4 groups are not between 5 and 5000"),
+        ([1, 2, 3, 4], [4, 3, 2, 1], "there are 4 groups; expected 5 to 5000"),
         (np.ones(9), np.ones(8), "one of each per group"),
         ([1, 2, 3, 4, 0], np.ones(5), "not learned"),
         ([1, 2, 3, 4, 5], [1, 2, 3, 4, np.inf], "not learned"),
@@ -86,7 +86,7 @@ def test_groups_without_a_slope_are_refused(frequency, time, message):
 
 
 def is_monogenic(loss_K, max_before):
-    """The rule word by word, over every j, u and l (`low`) at which a band can begin to fit."""
+    """Apply the rule in a loop over every j, u and l (`low`) at which a band can begin to fit."""
     corners = [*loss_K, *(loss_K - 0.7)]
     for j in range(1, max_before + 1):
         for u in [2.7, 11.0, *corners]:
@@ -100,8 +100,8 @@ def is_monogenic(loss_K, max_before):
 
 
 @pytest.mark.parametrize("max_before", [2, 5])
-def test_the_mask_is_the_rule_word_by_word(max_before):
-    """Falls between noisy plateaus, whose heights and noise sit at the rule's limits."""
+def test_the_mask_agrees_with_a_loop_over_all_bands(max_before):
+    """Plant falls between noisy plateaus whose heights and noise are near the rule's limits."""
     rng = np.random.default_rng(2)
     n_tokens, n_probes = 1000, 6
     high = rng.uniform(2, 12, n_tokens)
@@ -117,7 +117,7 @@ def test_the_mask_is_the_rule_word_by_word(max_before):
     assert not mask[:10].any()
 
 
-def test_blocks_change_nothing(monkeypatch):
+def test_the_mask_does_not_depend_on_the_blocks(monkeypatch):
     rng = np.random.default_rng(3)
     loss_NK = np.cumsum(rng.uniform(-4, 0.5, (500, 4)), axis=1) + 12
     whole = monogenic_mask(loss_NK)
@@ -127,7 +127,7 @@ def test_blocks_change_nothing(monkeypatch):
 
 
 def test_steps_are_monogenic_and_scaled_mean_curves_are_not():
-    """Tokens that step one after the other: their mean falls smoothly, as the paper says."""
+    """Plant tokens that step one after the other: their mean falls smoothly, as the paper says."""
     at = np.linspace(0.5, 11.5, 24)
     loss_NK = np.where(np.arange(13) > at[:, None], 0.5, 5.0)
     null_NK = scaled_mean_curve(loss_NK.mean(axis=0), loss_NK)

@@ -1,4 +1,4 @@
-"""laws.json of planted runs on disk, through the real fit and spectrum. N tokens, K probe steps."""
+"""`laws_run` on planted runs, fitted and with their spectra. N tokens, K probe steps."""
 
 import json
 import shutil
@@ -27,11 +27,12 @@ from megatron_tokscale.store import Run
 
 STEPS = probe_steps(45, last=5000)
 EXPONENT, FLOOR, N_TOKENS = 0.5, 2.0, 2400
+N_RESAMPLES = 50
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Learning times after a power law from step 10 on, far beyond the end of the run."""
+    """A run whose learning times follow a power law from step 10 to far beyond its end."""
     rng = np.random.default_rng(0)
     midpoint_N = np.log(10) + rng.exponential(1 / EXPONENT, N_TOKENS)
     drop_N = rng.uniform(2, 6, N_TOKENS)
@@ -39,25 +40,25 @@ def run(tmp_path_factory):
     noise_NK = 0.05 * rng.standard_normal(mean_NK.shape)
     run = write_run(tmp_path_factory.mktemp("laws") / "run", STEPS, FLOOR + mean_NK + noise_NK)
     fit_run(run)
-    spectrum_run(run, null_tokens=200, seed=0)
+    spectrum_run(run, null_tokens=200, n_resamples=N_RESAMPLES, seed=0)
     return run
 
 
 @pytest.fixture(scope="module")
 def result(run):
-    return laws_run(run)
+    return laws_run(run, n_resamples=N_RESAMPLES)
 
 
 def altered(run, tmp_path, **arrays):
-    """A copy of the run in which arrays of the spectrum are others."""
+    """Return a copy of the run with other arrays in its spectrum."""
     copy = Run.open(shutil.copytree(run.path, tmp_path / "copy"))
-    (copy.analysis / "laws.json").unlink(missing_ok=True)
+    copy.paths.laws.unlink(missing_ok=True)
     replace_arrays(copy, **arrays)
     return copy
 
 
 def test_the_file_holds_the_returned_result(run, result):
-    content = json.loads((run.analysis / "laws.json").read_text())
+    content = json.loads(run.paths.laws.read_text())
     for name in ("schema_version", "version", "checksum"):
         del content[name]
     assert content == json.loads(json.dumps(to_json(result)))
@@ -75,8 +76,8 @@ def test_the_planted_exponent_is_in_every_interval(result):
 
 
 def test_the_tail_of_other_times_does_not_agree_with_the_loss(run, tmp_path):
-    """The drops of the spectrum mirrored in x: late learning, which the loss does not show."""
-    with np.load(run.analysis / "spectrum.npz") as file:
+    """Mirror the drops of the spectrum in x: late learning, which the loss does not show."""
+    with np.load(run.paths.spectrum_arrays) as file:
         mirrored_RC = file["drop_RC"][:, ::-1]
     result = laws_run(altered(run, tmp_path, drop_RC=mirrored_RC), n_resamples=10)
     assert not result.tail_minus_law.agree
@@ -84,8 +85,10 @@ def test_the_tail_of_other_times_does_not_agree_with_the_loss(run, tmp_path):
 
 
 def test_undefined_laws_say_why(run, tmp_path):
-    rising_RK = np.tile(np.sqrt(np.maximum(STEPS, 0.5)), (201, 1))
-    copy = altered(run, tmp_path, mean_loss_RK=rising_RK, drop_RC=np.zeros((201, 2048), np.float32))
+    rows = 1 + N_RESAMPLES
+    rising_RK = np.tile(np.sqrt(np.maximum(STEPS, 0.5)), (rows, 1))
+    drop_RC = np.zeros((rows, 2048), np.float32)
+    copy = altered(run, tmp_path, mean_loss_RK=rising_RK, drop_RC=drop_RC)
     result = laws_run(copy, n_resamples=2)
     assert "does not fall" in result.overall.undefined
     assert "no tail" in result.tail.undefined
@@ -95,7 +98,7 @@ def test_undefined_laws_say_why(run, tmp_path):
 
 def test_the_start_of_the_fit_can_be_chosen(run):
     result = laws_run(run, from_=50, n_resamples=2)
-    with np.load(run.analysis / "spectrum.npz") as file:
+    with np.load(run.paths.spectrum_arrays) as file:
         mean_K = file["mean_loss_K"]
     by_hand = fit_power_law(STEPS, mean_K, from_=50, n_resamples=2)
     law = result.overall.law
@@ -105,8 +108,8 @@ def test_the_start_of_the_fit_can_be_chosen(run):
 
 
 def test_groups_with_own_times_and_with_one_slope_get_their_verdicts(run, tmp_path, result):
-    """Frequency groups planted as drops one after the other, and as one power law."""
-    assert isinstance(result.one_third.frequency_groups, Undefined)  # every token is there once
+    """Plant frequency groups that drop one after the other, and groups of one power law."""
+    assert isinstance(result.one_third.frequency_groups, Undefined)  # every token occurs once
     x_K = log_time(STEPS)
     drops_FK = np.stack([2 + 3 * expit((c - x_K) / 0.3) for c in np.linspace(4.5, 8, 6)])
     slopes_FK = np.stack([2 + s * np.maximum(STEPS, 1) ** (-1 / 3) for s in range(3, 9)])
@@ -195,19 +198,19 @@ def test_runs_of_unknown_size_have_no_chinchilla_law(run):
 )
 def test_a_spectrum_that_is_not_there_or_damaged_is_refused(run, tmp_path, spoil, message):
     copy = altered(run, tmp_path)
-    spoil(copy.analysis / "spectrum.npz")
+    spoil(copy.paths.spectrum_arrays)
     with pytest.raises(TokscaleError, match=message):
         laws_run(copy)
-    assert not (copy.analysis / "laws.json").exists()
+    assert not copy.paths.laws.exists()
 
 
 def test_a_spectrum_of_other_probes_or_of_an_older_version_is_refused(run, tmp_path):
     copy = altered(run, tmp_path / "a")
-    edit_identity(copy.analysis / "spectrum.json", "fit", steps=(STEPS + 1).tolist())
+    edit_identity(copy.paths.spectrum, "fit", steps=(STEPS + 1).tolist())
     with pytest.raises(TokscaleError, match="of other probes"):
         laws_run(copy)
     copy = altered(run, tmp_path / "b")
-    edit(copy.analysis / "spectrum.json", schema_version=1)
+    edit(copy.paths.spectrum, schema_version=1)
     with pytest.raises(TokscaleError, match="of an older schema"):
         laws_run(copy)
 
@@ -227,7 +230,7 @@ def test_laws_of_one_document_have_no_intervals_over_documents(run, tmp_path):
 
 
 def test_the_corpus_gives_the_correlations_of_its_tokens(run, corpus):
-    """Text of a Markov chain: a beta, or why there is none; either is in the table."""
+    """The table shows beta of a Markov chain's text, or the reason why beta is undefined."""
     result = laws_run(run, corpus=corpus.data_path, n_resamples=2)
     beta = result.cagnetta.beta
     reason = beta.undefined if isinstance(beta, Undefined) else ""
@@ -242,7 +245,7 @@ def test_a_corpus_that_is_not_there_is_refused(run, tmp_path):
 
 
 def test_a_resample_without_a_loss_keeps_its_place():
-    """Exponents are paired by resample: a missing one must not move those after it."""
+    """Exponents are paired by resample: a missing exponent must not move the later ones."""
     t_K = np.geomspace(1, 1000, 40)
     exponents = (0.5, 0.45, np.nan, 0.55, 0.6)
     loss_RK = np.stack([2 + 5 * t_K**-a for a in exponents])

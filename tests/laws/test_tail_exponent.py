@@ -26,7 +26,7 @@ def test_an_exact_tail_gives_its_exponent(exponent):
 
 
 def test_the_exponent_maximises_the_likelihood():
-    """Of a truncated exponential, found by scipy on the weighted events themselves."""
+    """Maximise the likelihood of a truncated exponential with scipy, on the weighted events."""
     rng = np.random.default_rng(0)
     midpoint_N, drop_N = rng.exponential(2, 3000), rng.uniform(0.1, 5, 3000)
     inside = (midpoint_N >= 1) & (midpoint_N <= 7)
@@ -92,6 +92,6 @@ def test_drops_of_other_bins_are_refused():
         tail_exponent(X_C, np.ones((1, 3)), from_x=1, to_x=9)
 
 
-def test_a_tail_of_no_length_is_refused():
+def test_a_tail_of_length_zero_is_refused():
     with pytest.raises(UndefinedError, match="start it earlier"):
         tail_exponent(X_C, np.ones((1, 2048)), from_x=9, to_x=8)

@@ -128,7 +128,7 @@ def test_intervals_cover_the_planted_movement():
         ({"loss_NK": np.ones((3, 7)), "unit_N": [0.0, 1.0, 1.0]}, "are not 3 integers"),
     ],
 )
-def test_a_block_that_does_not_fit_is_refused_and_leaves_no_trace(given, message):
+def test_a_block_of_another_shape_is_refused_and_changes_no_sum(given, message):
     zero_sum = ZeroSum(STEPS, 2)
     with pytest.raises(TokscaleError, match=message):
         zero_sum.add(**given)
@@ -143,7 +143,7 @@ def test_steps_without_a_doubling_pair_are_refused(steps):
 
 
 @pytest.mark.parametrize("weight", [np.ones((2, 3)), np.ones(2), [[-1.0, 2.0]], [[0.0, 0.0]]])
-def test_weights_that_resample_nothing_are_refused(weight):
+def test_weights_that_draw_no_token_are_refused(weight):
     zero_sum = added(random_losses(), 2)
     with pytest.raises((TokscaleError, UndefinedError), match=r"do not resample|no token"):
         zero_sum.intervals(weight)

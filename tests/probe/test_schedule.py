@@ -31,6 +31,23 @@ def log_points(per_octave, end):
     return [0, *sorted(point for point in rounded if point <= end)]
 
 
+@pytest.mark.parametrize(
+    ("spec", "many"),
+    [
+        ("linear:2", {"final_step": 10**9}),
+        ("tokens:linear:3000", {"final_step": 10**9, "tokens_per_step": 1000}),
+        ("tokens:linear:1", {"final_step": 10**9, "tokens_per_step": 1000}),
+        ("checkpoints", {"final_step": 10**9, "save_interval": 3}),
+    ],
+)
+def test_more_probes_than_a_list_holds_are_refused(spec, many):
+    schedule = ProbeSchedule.parse(spec)
+    with pytest.raises(TokscaleError, match="expected 10,000,000 at most"):
+        schedule.steps(**many)
+    few = schedule.steps(**many | {"final_step": 600})
+    assert 200 <= len(few) <= 601
+
+
 @pytest.mark.parametrize("per_octave", [1, 3, 8, 50])
 def test_log_points_are_the_rounded_powers(per_octave):
     expected = log_points(per_octave, 5000)

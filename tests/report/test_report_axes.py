@@ -1,17 +1,16 @@
 """Sections on the axis D: the numbers of axis.json; refusals of axes of other tokens."""
 
 import dataclasses
-import json
 import shutil
 
 import numpy as np
 import pytest
+from analyses import edit
 from html_page import Page, numbers_of
 from report_losses import planted_losses
 from runs import write_run
 
 from megatron_tokscale.cli import main
-from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.report import report_run
 from megatron_tokscale.report.inputs import ReportInputs
@@ -134,8 +133,7 @@ def test_folders_are_given_on_the_command_line(planted, folder, tmp_path, capsys
 
 def changed(folder, tmp_path, **change):
     shutil.copytree(folder, tmp_path / "axis")
-    content = json.loads((folder / "axis.json").read_text())
-    write_result(tmp_path / "axis" / "axis.json", content | change)
+    edit(tmp_path / "axis" / "axis.json", **change)
     return tmp_path / "axis"
 
 

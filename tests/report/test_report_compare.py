@@ -1,4 +1,4 @@
-"""Two runs on one probe set: the second has the loss of the first sooner, later or never.
+"""Two runs on one probe set: the second reaches the loss of the first sooner, later or never.
 
 Shapes: K probe steps, F groups of tokens.
 """
@@ -62,7 +62,7 @@ def test_a_slower_run_is_called_slower():
     assert "after 64.0 steps: 100.0% slower" in said
 
 
-def test_a_run_that_never_gets_there_is_called_not_faster():
+def test_a_run_that_never_reaches_the_loss_is_called_not_faster():
     said = text_of(verdict(falling(), falling(speed=0.5)))
     assert "never reaches" in said and "not faster" in said and "%" not in said
 
@@ -87,7 +87,7 @@ def test_means_are_over_tokens_finite_in_both_runs(planted, second_run):
 
 
 @pytest.mark.parametrize(("delay", "word"), [(-0.5, "faster"), (0.5, "not faster")])
-def test_page_says_which_way_it_came_out(planted, second_run, tmp_path, delay, word):
+def test_the_page_says_whether_the_second_run_is_faster(planted, second_run, tmp_path, delay, word):
     out = report_run(planted.run, beside=second_run(delay), out=tmp_path / "report.html")
     html = out.read_text()
     verdict_text = re.search(r'<h2 id="comparison".*?class="verdict">(.*?)</p>', html, re.DOTALL)

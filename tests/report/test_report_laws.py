@@ -6,9 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
+from analyses import edit
 from html_page import Page, numbers_of
 
-from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.laws import laws_run
 from megatron_tokscale.report import report_run
@@ -241,7 +241,7 @@ def test_laws_of_other_fits_or_an_older_schema_are_refused(run, tmp_path, change
     path = tmp_path / "run" / "analysis" / "laws.json"
     content = json.loads(path.read_text())
     change(content)
-    write_result(path, content)
+    edit(path, **content)
     again = rf"laws\.json is of .*{what}.* run `megatron-tokscale laws .*` again"
     with pytest.raises(TokscaleError) as error:
         read(Run.open(tmp_path / "run"))
@@ -251,7 +251,6 @@ def test_laws_of_other_fits_or_an_older_schema_are_refused(run, tmp_path, change
 
 def test_laws_of_a_newer_version_are_refused(run, tmp_path):
     shutil.copytree(run.path, tmp_path / "run")
-    path = tmp_path / "run" / "analysis" / "laws.json"
-    write_result(path, json.loads(path.read_text()) | {"schema_version": 99})
+    edit(tmp_path / "run" / "analysis" / "laws.json", schema_version=99)
     with pytest.raises(TokscaleError, match="schema version 99"):
         read(Run.open(tmp_path / "run"))

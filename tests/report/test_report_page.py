@@ -1,4 +1,4 @@
-"""The page as a browser gets it: whole, alone, escaped, and with the numbers of the analysis.
+"""The page as a browser gets it: self-contained, escaped, with the numbers of the analysis.
 
 Shapes: N tokens.
 """
@@ -11,9 +11,9 @@ import sys
 
 import numpy as np
 import pytest
+from analyses import edit
 from html_page import Page, numbers_of
 
-from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_run
 from megatron_tokscale.report import report_run
@@ -41,7 +41,7 @@ def evidence(planted):
 
 
 def content_of(run, name):
-    return json.loads((run.analysis / name).read_text())
+    return json.loads((run.paths.analysis / name).read_text())
 
 
 def test_page_refers_to_nothing_outside_itself(html, page):
@@ -118,7 +118,7 @@ def test_classes_are_those_of_the_analysis(planted, evidence, page):
 
 
 def test_classes_per_dataset_are_counted_over_its_tokens(planted, page):
-    fits = SigmoidFits.load(planted.run.analysis / "fits.parquet")
+    fits = SigmoidFits.load(planted.run.paths.fits)
     prose = fits.rows(planted.run.probe_set.dataset_N == 0)
     shares = page.row("classes", "prose")
     n_classes = len(shares) // 2
@@ -153,10 +153,10 @@ def test_names_are_escaped_and_not_typeset(copied):
     names = ("a<b>&", "$x_1$")
     probe_set = dataclasses.replace(copied.probe_set, datasets=names)
     probe_set.save(copied.path / "tokscale" / "probe.safetensors")
-    (copied.analysis / "transfer.json").unlink()
+    copied.paths.transfer.unlink()
     renamed = dataclasses.replace(copied, probe_set=probe_set)
     fit_run(renamed)
-    spectrum_run(renamed, null_tokens=100)
+    spectrum_run(renamed, n_resamples=10, null_tokens=100)
     html = report_run(renamed).read_text()
     assert "a<b>" not in html
     texts = [text.strip() for tags, text in Page(html).texts if "svg" in tags]
@@ -171,14 +171,14 @@ def test_page_stays_small(html):
     "name", ["fits.parquet", "fit.json", "spectrum.npz", "reconstruction.json"]
 )
 def test_a_missing_analysis_is_one_sentence(copied, name):
-    (copied.analysis / name).unlink()
-    (copied.analysis / "report.html").unlink(missing_ok=True)
+    (copied.paths.analysis / name).unlink()
+    copied.paths.report.unlink(missing_ok=True)
     with pytest.raises(
         TokscaleError, match=r"run `megatron-tokscale (fit|spectrum) .*` (first|again)"
     ) as error:
         report_run(copied)
     assert name in str(error.value) and "\n" not in str(error.value)
-    assert not (copied.analysis / "report.html").exists()
+    assert not copied.paths.report.exists()
 
 
 def test_an_analysis_of_other_probes_is_refused(copied):
@@ -194,15 +194,14 @@ def test_a_spectrum_of_another_time_than_the_fits_is_refused(copied):
 
 
 def test_a_damaged_spectrum_is_refused(copied):
-    path = copied.analysis / "spectrum.npz"
+    path = copied.paths.spectrum_arrays
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(TokscaleError, match="damaged"):
         report_run(copied)
 
 
 def test_a_newer_analysis_is_refused(copied):
-    content = content_of(copied, "reconstruction.json") | {"schema_version": 99}
-    write_result(copied.analysis / "reconstruction.json", content)
+    edit(copied.paths.reconstruction, schema_version=99)
     with pytest.raises(TokscaleError, match="schema version 99"):
         report_run(copied)
 
@@ -212,10 +211,8 @@ def test_a_newer_analysis_is_refused(copied):
     [("fit.json", "fit"), ("spectrum.json", "spectrum"), ("reconstruction.json", "spectrum")],
 )
 def test_an_older_analysis_says_what_to_run_again(copied, name, verb):
-    content = content_of(copied, name)
-    write_result(
-        copied.analysis / name, content | {"schema_version": content["schema_version"] - 1}
-    )
+    older = content_of(copied, name)["schema_version"] - 1
+    edit(copied.paths.analysis / name, schema_version=older)
     with pytest.raises(
         TokscaleError, match=rf"{name} is of an older schema; run `.* {verb} .*` again"
     ) as error:
@@ -241,6 +238,34 @@ def test_a_tokenizer_of_a_smaller_vocabulary_is_refused(planted, tmp_path):
         report_run(planted.run, tokenizer=path)
 
 
+def test_a_run_beside_itself_is_refused(copied):
+    copied.paths.report.unlink(missing_ok=True)
+    with pytest.raises(TokscaleError, match="is the run itself; expected another run"):
+        report_run(copied, beside=copied)
+    assert not copied.paths.report.exists()
+
+
+def test_a_page_under_a_file_is_refused(copied):
+    with pytest.raises(TokscaleError, match="expected a path in a folder that you may write to"):
+        report_run(copied, out=copied.paths.identity / "page.html")
+
+
+@pytest.mark.parametrize("taken", ["probe.safetensors", "losses", "run.json"])
+def test_the_page_replaces_nothing_but_an_earlier_report(copied, taken):
+    path = copied.paths.folder / taken
+    before = None if path.is_dir() else path.read_bytes()
+    with pytest.raises(TokscaleError, match="expected a new file or an earlier report"):
+        report_run(copied, out=path)
+    assert before is None or path.read_bytes() == before
+
+
+def test_a_page_is_written_again_in_its_place(planted, tmp_path):
+    page = report_run(planted.run, out=tmp_path / "page.html")
+    first = page.read_bytes()
+    page.write_bytes(first + b"older")
+    assert report_run(planted.run, out=page).read_bytes() == first
+
+
 @pytest.mark.parametrize("package", ["matplotlib", "tokenizers"])
 def test_a_missing_package_is_one_sentence(planted, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
@@ -257,20 +282,19 @@ def test_importing_the_room_loads_no_matplotlib():
     assert shown.stdout.strip() == "set()"
 
 
-def test_the_users_matplotlib_settings_are_left_alone(planted, tmp_path):
+def test_the_users_matplotlib_settings_are_left_alone(planted, html, tmp_path):
     import matplotlib as mpl
 
     with mpl.rc_context({"font.size": 31, "svg.fonttype": "path"}):
         before = dict(mpl.rcParams)
         out = report_run(planted.run, tokenizer=planted.tokenizer, out=tmp_path / "styled.html")
         assert dict(mpl.rcParams) == before
-    again = report_run(planted.run, tokenizer=planted.tokenizer, out=tmp_path / "plain.html")
-    assert out.read_bytes() == again.read_bytes()
+    assert out.read_text() == html
 
 
 def test_a_run_fitted_in_tokens_says_so(copied):
     fit_run(copied, time="tokens")
-    spectrum_run(copied, null_tokens=100)
-    (copied.analysis / "transfer.json").unlink()
+    spectrum_run(copied, n_resamples=10, null_tokens=100)
+    copied.paths.transfer.unlink()
     html = report_run(copied).read_text()
     assert "time = training tokens" in html and " tokens</b>" in html

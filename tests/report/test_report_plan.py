@@ -1,4 +1,4 @@
-"""The section on the data plan: its samples are those that the index holds.
+"""The section on the data plan: its samples are those of the plan index.
 
 Shapes: D datasets, Z strata, W windows.
 """
@@ -223,7 +223,7 @@ def test_sizes_that_the_job_has_counted_come_first(following):
         np.testing.assert_allclose(counted.row("plan", name)[4] * after, epochs)
 
 
-def test_unknown_sizes_are_estimated_and_labelled_so(following):
+def test_unknown_sizes_are_estimated_and_labelled_as_estimates(following):
     html, page = section_of(following(make_plan()))
     assert "estimated: as if all tokens" in html
     cells = page.row("plan", "code")
@@ -231,7 +231,7 @@ def test_unknown_sizes_are_estimated_and_labelled_so(following):
 
 
 def test_only_what_was_drawn_by_the_plan_is_counted(following):
-    """A job that got its plan at sample 2,000, and went on without it at 6,000."""
+    """Take a job that followed its plan from sample 2,000 to sample 6,000 only."""
     run = following(make_plan())
     blend = BlendRecord(None, None, 10_000)
     for each in (record(1, 0, blend), record(1000, 2000), record(1, 6000, blend)):
@@ -243,7 +243,7 @@ def test_only_what_was_drawn_by_the_plan_is_counted(following):
     assert "drawn without the plan" in page.words("plan")
 
 
-def test_the_index_that_the_job_kept_is_the_one_that_is_counted(following, tmp_path):
+def test_the_plan_index_that_the_job_kept_is_counted(following, tmp_path):
     plan, cache = make_plan(), tmp_path / "cache"
     run = following(plan)
     before = read_plan(run).count_WZ
@@ -278,7 +278,7 @@ def test_an_accepted_plan_is_named_with_its_first_sample(following):
 
 
 def test_a_dataset_that_was_left_out_has_no_epochs(following):
-    """A job that goes on without it has not opened it: nobody knows how large it is."""
+    """A job without the dataset has not opened it, so its size is unknown."""
     given = dataclasses.replace(
         make_plan(),
         replanning=Replanning((1,)),
@@ -336,11 +336,11 @@ def test_provenance_of_another_shape_stops_no_report(following, odd):
 def test_a_damaged_file_is_one_line_that_says_what_to_do(following, name):
     run = following(make_plan())
     (run.path / "tokscale" / name).write_text('{"kind": ')
-    (run.analysis / "report.html").unlink(missing_ok=True)
+    run.paths.report.unlink(missing_ok=True)
     with pytest.raises(TokscaleError, match=rf"{name}.*move .*plan\.json away") as error:
         report_run(run)
     assert "\n" not in str(error.value)
-    assert not (run.analysis / "report.html").exists()
+    assert not run.paths.report.exists()
 
 
 def many_strata(n_datasets, n_strata):

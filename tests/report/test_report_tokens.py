@@ -1,4 +1,4 @@
-"""Example tokens: chosen by rule, in their own context, drawn at their time and loss.
+"""Example tokens: chosen by rule, shown in their context, drawn at their time and loss.
 
 Shapes: N tokens, K probe steps.
 """
@@ -19,7 +19,7 @@ from megatron_tokscale.report.sections.examples import choose, trajectory, well_
 
 @pytest.fixture(scope="module")
 def fits(planted):
-    return SigmoidFits.load(planted.run.analysis / "fits.parquet")
+    return SigmoidFits.load(planted.run.paths.fits)
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +102,14 @@ def test_invisible_text_is_made_visible():
     assert marked("\x00\u202e\x7f") == "\u2400\ufffd\u2421"
 
 
-def test_numbers_keep_their_digits_beside_what_is_shown():
+def test_numbers_keep_all_digits_beside_the_shown_text():
     assert number(0.123456789) == '<data value="0.123456789">0.123</data>'
     assert number(np.float64(-0.5), ".1%") == '<data value="-0.5">−50.0%</data>'
     assert number(-1e-9, ".1%") == '<data value="-1e-09">0.0%</data>'
     assert number(None) == number(math.nan) == "–"
 
 
-def test_trajectory_puts_points_where_time_and_loss_say():
+def test_points_of_a_trajectory_are_drawn_at_their_time_and_loss():
     time_K = np.array([0.0, 1, 10, 100])
     scale = TimeScale.from_times(time_K)
     loss_K = np.array([4.0, 4, 2, np.nan])

@@ -5,9 +5,9 @@ import json
 import re
 
 import pytest
+from analyses import edit
 from html_page import Page, numbers_of
 
-from megatron_tokscale.core.checked import write_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.report import report_run
@@ -219,7 +219,7 @@ def test_names_of_other_runs_are_escaped(html, page):
 
 
 def test_without_transfer_there_is_no_section(copied):
-    (copied.analysis / "transfer.json").unlink()
+    copied.paths.transfer.unlink()
     page = Page(report_run(copied, n_tokens=0).read_text())
     assert not page.words("transfer")
     assert "Learning times of" not in page.words("verdicts")
@@ -237,10 +237,10 @@ def test_without_transfer_there_is_no_section(copied):
     ],
 )
 def test_a_transfer_to_other_fits_or_of_another_schema_is_refused(copied, change):
-    path = copied.analysis / "transfer.json"
+    path = copied.paths.transfer
     content = json.loads(path.read_text())
     change(content)
-    write_result(path, content)
+    edit(path, **content)
     with pytest.raises(TokscaleError, match=r"transfer.json .*remove it, and test") as error:
         report_run(copied, n_tokens=0)
     assert "\n" not in str(error.value)
@@ -251,7 +251,7 @@ def test_nothing_undefined_leaks_into_the_page(html):
 
 
 def test_without_resamples_there_are_numbers_but_no_verdicts(copied):
-    (copied.analysis / "transfer.json").unlink()
+    copied.paths.transfer.unlink()
     spectrum_run(copied, n_resamples=1, null_tokens=100)
     html = report_run(copied, n_tokens=0).read_text()
     assert not re.search(_LEAKS, html)
@@ -266,7 +266,7 @@ def test_a_run_of_one_dataset(copied):
     tokens = copied.probe_set
     single = dataclasses.replace(tokens, datasets=("prose",), dataset_BS=0 * tokens.dataset_BS)
     single.save(copied.path / "tokscale" / "probe.safetensors")
-    (copied.analysis / "transfer.json").unlink()
+    copied.paths.transfer.unlink()
     run = dataclasses.replace(copied, probe_set=single)
     fit_run(run)
     spectrum_run(run, null_tokens=100)

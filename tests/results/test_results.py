@@ -1,4 +1,4 @@
-"""Results on disk: read as they were written, and refused where they are of anything else."""
+"""Results on disk: read as they were written, and refused if they belong to other data."""
 
 from dataclasses import dataclass, replace
 
@@ -74,13 +74,13 @@ def test_a_spectrum_is_read_as_it_was_written(tmp_path):
         {"document": blank(GroupTest, passes=False, p_value=0.2)},
     ],
 )
-def test_an_undefined_result_is_told_from_a_defined_one(value):
+def test_undefined_and_defined_results_are_read_as_what_they_are(value):
     kind = {dict: dict[str, GroupTest] | Undefined}.get(type(value), ForwardPrediction | Undefined)
     assert to_json(from_json(kind, to_json(value))) == to_json(value)
     assert type(from_json(kind, to_json(value))) is type(value)
 
 
-def test_every_result_survives_the_way_to_json_and_back():
+def test_every_result_is_read_from_json_as_it_was_written():
     group = {"document": blank(GroupTest, passes=True)}
     results = [
         blank(FitSummary),
@@ -106,13 +106,13 @@ def test_every_result_survives_the_way_to_json_and_back():
 )
 @pytest.mark.parametrize("name", ["spectrum.json", "reconstruction.json"])
 def test_a_spectrum_of_other_fits_is_refused(analysed, name, changes, message):
-    edit_identity(analysed.analysis / name, "fit", **changes)
+    edit_identity(analysed.paths.analysis / name, "fit", **changes)
     with pytest.raises(TokscaleError, match=f"{name} {message} than the run has now; run `.*again"):
         SpectrumResult.open(analysed)
 
 
 def test_two_files_of_two_spectra_are_refused(analysed):
-    edit(analysed.analysis / "reconstruction.json", arrays_crc32="00000000")
+    edit(analysed.paths.reconstruction, arrays_crc32="00000000")
     with pytest.raises(TokscaleError, match=r"reconstruction\.json is of another spectrum"):
         SpectrumResult.open(analysed)
 
@@ -126,7 +126,7 @@ def test_two_files_of_two_spectra_are_refused(analysed):
     ],
 )
 def test_a_file_of_another_form_is_refused(analysed, changes, message):
-    edit(analysed.analysis / "spectrum.json", **changes)
+    edit(analysed.paths.spectrum, **changes)
     with pytest.raises(TokscaleError, match=f"is damaged: {message}.*run `megatron-tokscale"):
         SpectrumResult.open(analysed)
 
@@ -186,7 +186,7 @@ def transfer(run, source_id, **changes):
 
 
 def write_transfers(run, *transfers):
-    write_typed_result(run.analysis / "transfer.json", TRANSFER_SCHEMA, Transfers(transfers))
+    write_typed_result(run.paths.transfer, TRANSFER_SCHEMA, Transfers(transfers))
 
 
 def test_transfers_of_other_fits_are_refused_and_not_kept(analysed):
@@ -204,9 +204,9 @@ def test_transfers_of_other_fits_are_refused_and_not_kept(analysed):
 def test_transfers_of_an_older_schema_are_not_kept_and_damaged_ones_are_refused(analysed):
     fit = read_fit(analysed)
     write_transfers(analysed, transfer(analysed, "a"))
-    edit(analysed.analysis / "transfer.json", schema_version=TRANSFER_SCHEMA - 1)
+    edit(analysed.paths.transfer, schema_version=TRANSFER_SCHEMA - 1)
     assert transfers_to_keep(analysed, fit) == ()
-    edit(analysed.analysis / "transfer.json", schema_version=TRANSFER_SCHEMA, transfers=[{}])
+    edit(analysed.paths.transfer, schema_version=TRANSFER_SCHEMA, transfers=[{}])
     with pytest.raises(TokscaleError, match=r"is damaged: transfers\[0\].* is missing; remove it"):
         transfers_to_keep(analysed, fit)
 
@@ -225,7 +225,7 @@ def test_an_axis_is_read_for_runs_of_its_probe_set_alone(tmp_path):
         read_axis(other, tmp_path / "D")
 
 
-def test_a_planted_spectrum_is_a_whole_one(tmp_path):
+def test_a_planted_spectrum_can_be_opened(tmp_path):
     run = planted(tmp_path / "run")
     x_G = np.linspace(0, 7, 9)
     plant_spectrum(run, {"prose": 5, "code": 0}, x_G=x_G, drop_weighted_DG=np.ones((2, 9)))
@@ -235,19 +235,19 @@ def test_a_planted_spectrum_is_a_whole_one(tmp_path):
 
 
 def test_fits_that_were_not_written_with_their_summary_are_refused(analysed):
-    edit(analysed.analysis / "fit.json", fits_crc32="00000000")
+    edit(analysed.paths.fit, fits_crc32="00000000")
     with pytest.raises(TokscaleError, match=r"fits\.parquet is damaged, or was not written toget"):
         FittedRun.open(analysed)
 
 
 def test_a_summary_is_read_with_the_line_that_it_needs(analysed):
-    path = analysed.analysis / "fit.json"
+    path = analysed.paths.fit
     edit(path, n_tokens=None)
     with pytest.raises(TokscaleError, match="n_tokens is None; expected a whole number; run `meg"):
         read_typed_result(FitSummary, path, 3, "run `megatron-tokscale fit` again")
 
 
-def test_losses_that_are_not_finite_are_told_in_one_line_or_none():
+def test_losses_that_are_not_finite_are_counted_in_one_line():
     assert non_finite_line(NonFiniteLosses(0, 0, 10)) == []
     assert non_finite_line(NonFiniteLosses(1200, 3, 4000)) == [
         "  1,200 losses of 3 of 4,000 tokens are NaN or infinite; these tokens are left out of "

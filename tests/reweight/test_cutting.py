@@ -9,6 +9,7 @@ from scored import RANGE, SEQ_LENGTH, cut, portion_of, scores_of
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
+from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data.scores import (
     DocumentScores,
     ScoreDetails,
@@ -204,8 +205,8 @@ def test_scores_of_another_tokenizer_or_of_other_data_are_refused(prefix, tmp_pa
 def test_a_job_is_cut_and_described_from_its_training_part(prefix):
     """32 of 40 documents of 4 tokens: 127 tokens to predict."""
     save_scores(prefix)
-    (dataset,) = cut_job([prefix], "80,20,0", 2, seed=1)
-    job = job_of([prefix], "80,20,0", train_samples=10, seq_length=2, seed=1)
+    (dataset,) = cut_job(DataSource([prefix], "80,20,0"), 2, seed=1)
+    job = job_of(DataSource([prefix], "80,20,0"), train_samples=10, seq_length=2, seed=1)
     assert dataset.n_samples == job.epoch_samples[0] == 127 // 2
     assert dataset.names == ("web",)
 
@@ -213,12 +214,13 @@ def test_a_job_is_cut_and_described_from_its_training_part(prefix):
 def test_without_weights_a_dataset_weighs_as_much_as_its_training_part(prefix, tmp_path):
     (tmp_path / "more").mkdir()
     other = write_documents(tmp_path / "more" / "code", [[1, 2]] * 40)
-    job = job_of([prefix, other], "80,20,0", train_samples=10, seq_length=2, seed=1)
+    job = job_of(DataSource([prefix, other], "80,20,0"), train_samples=10, seq_length=2, seed=1)
     np.testing.assert_allclose(job.base_D, [2 / 3, 1 / 3])
-    job = job_of(["1", prefix, "4", other], "80,20,0", train_samples=10, seq_length=2, seed=1)
+    weighted = DataSource(["1", prefix, "4", other], "80,20,0")
+    job = job_of(weighted, train_samples=10, seq_length=2, seed=1)
     np.testing.assert_allclose(job.base_D, [0.2, 0.8])
 
 
 def test_per_split_data_are_the_whole_of_their_training_datasets(prefix):
-    job = job_of({"train": [prefix], "valid": [], "test": []}, None, 10, 2, 1)
+    job = job_of(DataSource({"train": [prefix], "valid": [], "test": []}, None), 10, 2, 1)
     assert job.epoch_samples == [159 // 2]

@@ -291,7 +291,7 @@ def test_a_time_map_by_a_run_without_a_spectrum_of_these_data_is_refused(tmp_pat
     with pytest.raises(TokscaleError, match="watched no tokens of code"):
         plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", time_map=run)
     run = run_of(tmp_path / "bare", ["web", "code"], [100, 200])
-    (run.analysis / "spectrum.npz").unlink()
+    run.paths.spectrum_arrays.unlink()
     with pytest.raises(TokscaleError, match="is not there; run `megatron-tokscale spectrum"):
         plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", time_map=run)
     with pytest.raises(TokscaleError, match="learned nothing; expected"):

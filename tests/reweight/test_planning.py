@@ -34,7 +34,7 @@ def run(tmp_path):
 
 
 def edit_info(run, **changes):
-    edit(run.analysis / "spectrum.json", **changes)
+    edit(run.paths.spectrum, **changes)
 
 
 def test_a_plan_from_a_run_leads_from_what_is_learned_first_to_what_is_learned_later(run, tmp_path):
@@ -129,7 +129,7 @@ def test_a_job_that_does_not_fit_together_is_refused(change, sentence):
 
 
 def test_a_run_without_a_spectrum_is_refused(run):
-    (run.analysis / "spectrum.npz").unlink()
+    run.paths.spectrum_arrays.unlink()
     with pytest.raises(
         TokscaleError, match=r"spectrum\.npz is not there; run `megatron-tokscale spectrum"
     ):
@@ -137,7 +137,7 @@ def test_a_run_without_a_spectrum_is_refused(run):
 
 
 def test_a_damaged_spectrum_is_refused(run):
-    path = run.analysis / "spectrum.npz"
+    path = run.paths.spectrum_arrays
     whole = path.read_bytes()
     for damaged in (b"", whole[:300], b"x" * 100):
         path.write_bytes(damaged)

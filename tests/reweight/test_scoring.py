@@ -19,7 +19,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data.scores import DocumentScores, scores_path
-from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass, fit_run, fits_path
+from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass, fit_run
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.reweight import surprisal
 from megatron_tokscale.reweight.score_text import describe_scores
@@ -89,6 +89,11 @@ def prefixes(tmp_path_factory):
 @pytest.fixture
 def data_path(prefixes):
     return ["0.5", prefixes[0], "0.5", prefixes[1]]
+
+
+@pytest.fixture
+def data(data_path):
+    return DataSource(data_path, SPLIT)
 
 
 @pytest.fixture
@@ -166,15 +171,15 @@ def check_by_hand(run, fits, time, scores, min_tokens):
 
 
 @pytest.mark.parametrize("min_tokens", [1, 16])
-def test_scores_are_those_of_a_loop_over_tokens(run, data_path, tmp_path, min_tokens):
-    fits = SigmoidFits.load(fits_path(run))
-    summaries = score_run(run, data_path, SPLIT, out=tmp_path, predict=False, min_tokens=min_tokens)
+def test_scores_are_those_of_a_loop_over_tokens(run, data, tmp_path, min_tokens):
+    fits = SigmoidFits.load(run.paths.fits)
+    summaries = score_run(run, data, out=tmp_path, predict=False, min_tokens=min_tokens)
     n_scored = check_by_hand(run, fits, "step", loaded(summaries), min_tokens)
     assert n_scored == sum(summary.watched for summary in summaries) > 100
 
 
 @pytest.mark.parametrize("time", ["step", "tokens", "lr-sum"])
-def test_times_are_converted_before_they_are_averaged(run, data_path, tmp_path, time):
+def test_times_are_converted_before_they_are_averaged(run, data, tmp_path, time):
     """With a growing batch and a warm-up the axes bend against each other."""
     records = tuple(
         replace(record, consumed_tokens=int(record.step**1.3 * 50), lr_sum=record.step**1.7)
@@ -182,11 +187,11 @@ def test_times_are_converted_before_they_are_averaged(run, data_path, tmp_path, 
     )
     run = replace(run, records=records)
     fits = plant_fits(run, time)
-    scores = loaded(score_run(run, data_path, SPLIT, out=tmp_path, predict=False))
+    scores = loaded(score_run(run, data, out=tmp_path, predict=False))
     assert check_by_hand(run, fits, time, scores, 16) > 100
 
 
-def test_the_axis_of_the_fits_does_not_change_learning_times(tmp_path, data_path):
+def test_the_axis_of_the_fits_does_not_change_learning_times(tmp_path, data_path, data):
     probe_set = probe_set_of(data_path, n_tokens=600)
     random = np.random.default_rng(0)
     midpoint = random.uniform(3, 8, (probe_set.n_tokens, 1))
@@ -199,7 +204,7 @@ def test_the_axis_of_the_fits_does_not_change_learning_times(tmp_path, data_path
     for time in ("step", "tokens", "lr-sum"):
         fit_run(run, time=time)
         out = tmp_path / time
-        found[time] = loaded(score_run(run, data_path, SPLIT, out=out, predict=False))
+        found[time] = loaded(score_run(run, data, out=out, predict=False))
     tokens_per_step = run.records[1].consumed_tokens
     for dataset, name in enumerate(probe_set.datasets):
         steps, tokens, lr_sum = (found[time][name] for time in found)
@@ -219,11 +224,11 @@ def test_the_axis_of_the_fits_does_not_change_learning_times(tmp_path, data_path
 
 @pytest.mark.parametrize("block", [2**22, 64, 1])
 def test_surprisal_is_that_of_the_counts_of_the_training_part(
-    run, data_path, tmp_path, monkeypatch, block
+    run, data, tmp_path, monkeypatch, block
 ):
     monkeypatch.setattr(surprisal, "_BLOCK_TOKENS", block)
-    scores = loaded(score_run(run, data_path, SPLIT, out=tmp_path, predict=False))
-    portions = DataSource(data_path, SPLIT).portions("train")
+    scores = loaded(score_run(run, data, out=tmp_path, predict=False))
+    portions = data.portions("train")
     counts, total = [1] * VOCAB_SIZE, VOCAB_SIZE
     for portion in portions:
         for q in portion.sequences:
@@ -239,12 +244,10 @@ def test_surprisal_is_that_of_the_counts_of_the_training_part(
             np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_training_documents_are_predicted_and_no_others(run, data_path, tmp_path):
-    alone = loaded(score_run(run, data_path, SPLIT, out=tmp_path / "a", predict=False))
-    summaries = score_run(run, data_path, SPLIT, out=tmp_path / "b")
-    for summary, portion in zip(
-        summaries, DataSource(data_path, SPLIT).portions("train"), strict=True
-    ):
+def test_training_documents_are_predicted_and_no_others(run, data, tmp_path):
+    alone = loaded(score_run(run, data, out=tmp_path / "a", predict=False))
+    summaries = score_run(run, data, out=tmp_path / "b")
+    for summary, portion in zip(summaries, data.portions("train"), strict=True):
         before, after = alone[summary.dataset], DocumentScores.load(summary.path)
         np.testing.assert_array_equal(after.watched_Q, before.watched_Q)
         watched = before.watched_Q > 0
@@ -267,8 +270,8 @@ def test_training_documents_are_predicted_and_no_others(run, data_path, tmp_path
 
 def test_a_prediction_finds_what_the_tokens_decide(prefixes, tmp_path):
     """Learning time by the share of high ids in a document: known for those not watched."""
-    data_path = [prefixes[0]]
-    run = plain_run(tmp_path / "run", data_path, n_tokens=7000)
+    data = DataSource([prefixes[0]], SPLIT)
+    run = plain_run(tmp_path / "run", data.words, n_tokens=7000)
     tokens = IndexedTokens.open(prefixes[0])
     low, high = np.log(STEPS[1]), np.log(STEPS[-1])
     high_Q = np.array([(tokens.sequence(q) > EOD / 2).sum() for q in range(tokens.n_sequences)])
@@ -283,7 +286,7 @@ def test_a_prediction_finds_what_the_tokens_decide(prefixes, tmp_path):
         n_probes_N=len(STEPS),
         midpoint_N=truth_Q[run.probe_set.document_N],
     )
-    summary = score_run(run, data_path, SPLIT, out=tmp_path)[0]
+    summary = score_run(run, data, out=tmp_path)[0]
     scores = DocumentScores.load(summary.path)
     predicted = np.flatnonzero((scores.watched_Q == 0) & np.isfinite(scores.drop_Q))
     tokens_per_step = run.records[1].consumed_tokens
@@ -296,8 +299,8 @@ def test_a_prediction_finds_what_the_tokens_decide(prefixes, tmp_path):
     np.testing.assert_allclose(scores.unlearned_Q[predicted], 0)
 
 
-def test_the_summary_is_that_of_the_file(run, data_path, tmp_path):
-    for summary in score_run(run, data_path, SPLIT, out=tmp_path):
+def test_the_summary_is_that_of_the_file(run, data_path, data, tmp_path):
+    for summary in score_run(run, data, out=tmp_path):
         scores = DocumentScores.load(summary.path)
         tokens = IndexedTokens.open(next(p for p in data_path if p.endswith(summary.dataset)))
         scores.check(tokens)
@@ -314,34 +317,34 @@ def test_scores_lie_beside_the_data_and_are_replaced_only_by_force(run, tmp_path
     prefix = write_documents(tmp_path / "left", markov_documents(0))
     run = plain_run(tmp_path / "other", [prefix])
     plant_fits(run)
-    (summary,) = score_run(run, [prefix], SPLIT, predict=False)
+    (summary,) = score_run(run, DataSource([prefix], SPLIT), predict=False)
     assert summary.path == scores_path(prefix)
     before = summary.path.read_bytes()
     with pytest.raises(TokscaleError, match="exists; choose another folder"):
-        score_run(run, [prefix], SPLIT, predict=False)
+        score_run(run, DataSource([prefix], SPLIT), predict=False)
     assert summary.path.read_bytes() == before
-    score_run(run, [prefix], SPLIT, force=True)
+    score_run(run, DataSource([prefix], SPLIT), force=True)
     assert summary.path.read_bytes() != before
     summary.path.write_text("something else")
     with pytest.raises(TokscaleError, match="holds no scores; move it away"):
-        score_run(run, [prefix], SPLIT, force=True)
+        score_run(run, DataSource([prefix], SPLIT), force=True)
     assert summary.path.read_text() == "something else"
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused_before_any_work(run, data_path, tmp_path):
+def test_a_file_in_the_place_of_the_folder_is_refused_before_any_work(run, data, tmp_path):
     (tmp_path / "file").touch()
     progress = RecordedProgress()
     with pytest.raises(TokscaleError, match="is a file; expected a folder"):
-        score_run(run, data_path, SPLIT, out=tmp_path / "file", progress=progress)
+        score_run(run, data, out=tmp_path / "file", progress=progress)
     assert progress.stages == []
 
 
-def test_a_dataset_that_nobody_watched_has_surprisal_alone(run, data_path, prefixes, tmp_path):
+def test_a_dataset_that_nobody_watched_has_surprisal_alone(run, data, prefixes, tmp_path):
     run = plain_run(tmp_path / "other", [prefixes[0]])
     plant_fits(run)
     with pytest.raises(TokscaleError, match="0 training documents of right are watched"):
-        score_run(run, data_path, SPLIT, out=tmp_path)
-    left, right = score_run(run, data_path, SPLIT, out=tmp_path, predict=False)
+        score_run(run, data, out=tmp_path)
+    left, right = score_run(run, data, out=tmp_path, predict=False)
     assert left.watched > 0
     assert (right.watched, right.predicted, right.drop, right.learning_time) == (0, 0, None, None)
     scores = DocumentScores.load(right.path)
@@ -350,8 +353,8 @@ def test_a_dataset_that_nobody_watched_has_surprisal_alone(run, data_path, prefi
     assert "–" in describe_scores([right])
 
 
-def test_the_table_shows_counts_and_errors(run, data_path, tmp_path):
-    summaries = score_run(run, data_path, SPLIT, out=tmp_path)
+def test_the_table_shows_counts_and_errors(run, data, tmp_path):
+    summaries = score_run(run, data, out=tmp_path)
     text = describe_scores(summaries)
     for summary in summaries:
         assert str(summary.path) in text
@@ -371,11 +374,11 @@ def other_probe_set(run, **changes):
     return other
 
 
-def test_held_out_documents_are_refused(data_path, tmp_path):
+def test_held_out_documents_are_refused(data_path, data, tmp_path):
     run = plain_run(tmp_path / "run", data_path, part="valid", n_tokens=600)
     plant_fits(run)
     with pytest.raises(TokscaleError, match="watched documents of the valid part"):
-        score_run(run, data_path, SPLIT, out=tmp_path / "out")
+        score_run(run, data, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -391,11 +394,11 @@ def test_held_out_documents_are_refused(data_path, tmp_path):
     ],
 )
 def test_a_run_on_other_data_is_refused_and_nothing_is_written(
-    run, data_path, tmp_path, change, sentence
+    run, data, tmp_path, change, sentence
 ):
     other = other_probe_set(run, **change(run.probe_set))
     with pytest.raises(TokscaleError, match=sentence) as caught:
-        score_run(other, data_path, SPLIT, out=tmp_path / "out", predict=False)
+        score_run(other, data, out=tmp_path / "out", predict=False)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -406,7 +409,7 @@ def test_the_same_files_in_another_order_of_documents_are_refused(tmp_path, pref
     plant_fits(run)
     other = write_documents(tmp_path / "right", documents[::-1])
     with pytest.raises(TokscaleError, match="that the probe set was built from"):
-        score_run(run, [other], SPLIT)
+        score_run(run, DataSource([other], SPLIT))
 
 
 @pytest.mark.parametrize(
@@ -417,36 +420,36 @@ def test_the_same_files_in_another_order_of_documents_are_refused(tmp_path, pref
         ({"min_tokens": 60}, r"a prediction for the other \d+ needs 50"),
     ],
 )
-def test_settings_that_leave_nothing_to_score_are_refused(run, data_path, settings, sentence):
+def test_settings_that_leave_nothing_to_score_are_refused(run, data_path, data, settings, sentence):
     with pytest.raises(TokscaleError, match=sentence) as caught:
-        score_run(run, data_path, SPLIT, **settings)
+        score_run(run, data, **settings)
     assert "\n" not in str(caught.value)
     assert not scores_path(data_path[1]).exists()
 
 
-def test_a_run_without_fits_or_with_older_ones_is_refused(run, data_path, tmp_path):
+def test_a_run_without_fits_or_with_older_ones_is_refused(run, data, tmp_path):
     with pytest.raises(TokscaleError, match="of other probes than the run has now"):
-        score_run(replace(run, records=run.records[:-1]), data_path, SPLIT, out=tmp_path)
-    fits_path(run).unlink()
+        score_run(replace(run, records=run.records[:-1]), data, out=tmp_path)
+    run.paths.fits.unlink()
     with pytest.raises(TokscaleError, match="megatron-tokscale fit"):
-        score_run(run, data_path, SPLIT, out=tmp_path)
+        score_run(run, data, out=tmp_path)
 
 
-def test_a_run_that_does_not_count_its_tokens_is_refused(run, data_path, tmp_path):
+def test_a_run_that_does_not_count_its_tokens_is_refused(run, data, tmp_path):
     records = tuple(replace(record, consumed_tokens=0) for record in run.records)
     with pytest.raises(TokscaleError, match="do not hold the consumed tokens"):
-        score_run(replace(run, records=records), data_path, SPLIT, out=tmp_path)
+        score_run(replace(run, records=records), data, out=tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(run, data_path, tmp_path):
+def test_a_folder_that_cannot_be_written_is_one_line(run, data, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TokscaleError, match=r"cannot write .*; choose a folder"):
-        score_run(run, data_path, SPLIT, out=tmp_path / "file" / "out", predict=False)
+        score_run(run, data, out=tmp_path / "file" / "out", predict=False)
 
 
 def test_per_split_data_are_whole(prefixes, tmp_path):
     data_path = {"train": [prefixes[1]], "valid": [prefixes[0]]}
     run = plain_run(tmp_path / "run", data_path, split=None, n_tokens=4000)
     plant_fits(run)
-    (summary,) = score_run(run, data_path, None, out=tmp_path)
+    (summary,) = score_run(run, DataSource(data_path, None), out=tmp_path)
     assert summary.documents == 200 == summary.watched + summary.predicted

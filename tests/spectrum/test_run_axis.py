@@ -10,6 +10,7 @@ from scipy.special import expit
 from megatron_tokscale.cli import main
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import read_json, sealed, write_json
+from megatron_tokscale.core.progress import NoProgress
 from megatron_tokscale.core.records import to_json
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.results.estimate import Undefined
@@ -149,7 +150,7 @@ def test_data_are_counted_in_tokens(tmp_path):
 def test_bad_axes_are_refused_with_one_line(models, folder, tmp_path):
     with pytest.raises(TokscaleError, match="3 runs are too few"):
         axis_run(models[:3], "M", folder / "x")
-    with pytest.raises(TokscaleError, match="have one size on the axis D"):
+    with pytest.raises(TokscaleError, match="have the same size on the axis D"):
         axis_run(models, "D", folder / "x")
     plain = write_run(tmp_path / "plain", [0, 9], np.ones((N_TOKENS, 2)))
     with pytest.raises(TokscaleError, match="does not say how large its model is"):
@@ -163,6 +164,19 @@ def test_bad_axes_are_refused_with_one_line(models, folder, tmp_path):
     with pytest.raises(TokscaleError, match="no token has a finite last loss in all 8 runs"):
         axis_run([*models, lost], "M", folder / "x")
     assert not (folder / "x").exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_any_work(models, tmp_path):
+    class Refusing(NoProgress):
+        def stage(self, name):
+            raise AssertionError(f"{name} was begun")
+
+    file = tmp_path / "file"
+    file.write_text("something else")
+    for out in (file, file / "axis"):
+        with pytest.raises(TokscaleError, match="expected a folder for the result"):
+            axis_run(models, "M", out, progress=Refusing())
+    assert file.read_text() == "something else"
 
 
 def test_the_verb_prints_the_axis(models, along_t, folder, capsys):

@@ -32,11 +32,11 @@ def fitted(make_run, local_losses):
 
 def test_files_hold_spectra_overall_and_per_dataset(fitted):
     result = spectrum_run(fitted, null_tokens=200, n_resamples=20, seed=0)
-    stored = json.loads((fitted.analysis / "reconstruction.json").read_text())
+    stored = json.loads(fitted.paths.reconstruction.read_text())
     assert to_json(result).items() <= stored.items()
-    about = json.loads((fitted.analysis / "spectrum.json").read_text())
+    about = json.loads(fitted.paths.spectrum.read_text())
     assert [dataset["name"] for dataset in about["datasets"]] == ["prose", "code"]
-    arrays = np.load(fitted.analysis / "spectrum.npz", allow_pickle=False)
+    arrays = np.load(fitted.paths.spectrum_arrays, allow_pickle=False)
     finite_N = np.isfinite(fitted.read_losses()).all(axis=1)
     mean_K = fitted.read_losses()[finite_N].astype(float).mean(axis=0)
     np.testing.assert_allclose(arrays["mean_loss_K"], mean_K, rtol=1e-6)
@@ -55,7 +55,7 @@ def test_files_hold_spectra_overall_and_per_dataset(fitted):
     assert (low_G <= high_G).all()
 
 
-def test_local_learning_is_reconstructed_and_narrower_than_the_null(fitted):
+def test_local_learning_is_reconstructed_and_narrower_than_the_null_model(fitted):
     result = spectrum_run(fitted, n_resamples=50, seed=0)
     assert result.same_tokens["kernel"].value > 0.98
     assert result.other_documents["full"].value > 0.8
@@ -67,7 +67,7 @@ def test_local_learning_is_reconstructed_and_narrower_than_the_null(fitted):
     assert "learning is local: yes" in describe_spectrum(result)
 
 
-def test_mean_curve_tokens_are_not_local(make_run):
+def test_tokens_that_follow_the_mean_curve_are_not_local(make_run):
     steps, rng = probe_steps(50, last=5000), np.random.default_rng(0)
     mean_K = 3 * expit((5.5 - log_time(steps)) / 0.9)
     loss_NK = rng.uniform(0.5, 2, (800, 1)) * mean_K + 1 + 0.1 * rng.standard_normal((800, 50))
@@ -120,7 +120,7 @@ def test_fits_of_other_probe_steps_are_refused(fitted):
 
 
 def test_means_predicted_by_the_fits_are_the_measured_ones(fitted):
-    fits = SigmoidFits.load(fitted.analysis / "fits.parquet")
+    fits = SigmoidFits.load(fitted.paths.fits)
     finite_N = fits.complete_N
     measured_K = fitted.read_losses()[finite_N].mean(axis=0)
     np.testing.assert_allclose(fits.predict(fits.x_K)[finite_N].mean(axis=0), measured_K, atol=0.02)

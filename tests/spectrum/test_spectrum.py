@@ -112,7 +112,7 @@ def test_kernel_reconstruction_is_exact_where_all_widths_are_one():
     assert by_name["spectrum"].r2 > 0.97
 
 
-def test_spectrum_alone_misses_what_unequal_drops_do():
+def test_learning_times_alone_do_not_reconstruct_unequal_drops():
     rng = np.random.default_rng(5)
     early, late = rng.normal(3, 0.3, (1500, 1)), rng.normal(6, 0.3, (500, 1))
     c = np.concatenate([early, late])

@@ -72,7 +72,7 @@ def test_sums_do_not_depend_on_the_cuts_between_blocks(tokens, cuts):
 
 def test_a_weight_of_w_is_w_copies_of_the_document(tokens):
     fits, loss_NK, unit_N = tokens
-    weight_RU = Units.from_documents(np.zeros(UNITS), np.arange(UNITS)).weights(3, seed=2)
+    weight_RU = Units.from_documents(np.zeros(UNITS), np.arange(UNITS), seed=0).weights(3, seed=2)
     resampled = sums_of(tokens).resampled(X_K, weight_RU)
     for r, weight_U in enumerate(weight_RU.astype(int)):
         copies = np.repeat(np.arange(len(unit_N)), weight_U[unit_N])

@@ -8,14 +8,9 @@ from typing import Literal, TypeAliasType, Union, get_args, get_origin, get_type
 
 import numpy as np
 
-from megatron_tokscale.core.checked import (
-    file_checksum,
-    write_arrays,
-    write_result,
-    write_typed_result,
-)
+from megatron_tokscale.core.checked import file_checksum, write_arrays, write_typed_result
+from megatron_tokscale.core.files import sealed, write_json
 from megatron_tokscale.core.schemas import FIT_SCHEMA, SPECTRUM_SCHEMA
-from megatron_tokscale.fit import fits_path
 from megatron_tokscale.fit.summary import FitIdentity, FitSummary
 from megatron_tokscale.results.evidence import Evidence
 from megatron_tokscale.results.npz import array_forms, write_npz
@@ -26,7 +21,7 @@ EVIDENCE = ("spectrum.json", "reconstruction.json")
 
 def edit(path, **changes):
     """Change some keys of a JSON file that carries a checksum."""
-    write_result(path, json.loads(path.read_text()) | changes)
+    write_json(path, sealed(json.loads(path.read_text()) | changes))
 
 
 def edit_identity(path, key, **changes):
@@ -36,11 +31,11 @@ def edit_identity(path, key, **changes):
 
 def replace_arrays(run, **arrays):
     """Change arrays of a run's spectrum.npz."""
-    path = run.analysis / "spectrum.npz"
+    path = run.paths.spectrum_arrays
     with np.load(path) as file:
         checksum = write_arrays(path, dict(file) | arrays)
     for name in EVIDENCE:
-        edit(run.analysis / name, arrays_crc32=checksum)
+        edit(run.paths.analysis / name, arrays_crc32=checksum)
 
 
 def blank(kind, **values):
@@ -83,9 +78,9 @@ def identity_of(run, time="step"):
 def plant_fits(run, fits, time="step"):
     """The files of a fit, with the fits of these tokens."""
     identity = identity_of(run, time)
-    fits.save(fits_path(run), vars(identity))
-    summary = blank(FitSummary, identity=identity, fits_crc32=file_checksum(fits_path(run)))
-    write_typed_result(run.analysis / "fit.json", FIT_SCHEMA, summary)
+    fits.save(run.paths.fits, vars(identity))
+    summary = blank(FitSummary, identity=identity, fits_crc32=file_checksum(run.paths.fits))
+    write_typed_result(run.paths.fit, FIT_SCHEMA, summary)
 
 
 def plant_spectrum(run, datasets, **arrays):
@@ -94,14 +89,12 @@ def plant_spectrum(run, datasets, **arrays):
     `datasets` maps each dataset to its number of tokens.
     """
     identity = identity_of(run)
-    write_typed_result(run.analysis / "fit.json", FIT_SCHEMA, blank(FitSummary, identity=identity))
+    write_typed_result(run.paths.fit, FIT_SCHEMA, blank(FitSummary, identity=identity))
     forms = array_forms(SpectrumArrays)
     empty = {name: np.zeros((1,) * n_axes, dtype) for name, (dtype, n_axes) in forms.items()}
-    checksum = write_npz(run.analysis / "spectrum.npz", SpectrumArrays(**empty | arrays))
+    checksum = write_npz(run.paths.spectrum_arrays, SpectrumArrays(**empty | arrays))
     made_of = {"fit": identity, "arrays_crc32": checksum}
     counts = tuple(DatasetCounts(name, n_tokens, 0) for name, n_tokens in datasets.items())
     summary = blank(SpectrumSummary, **made_of, datasets=counts)
-    write_typed_result(run.analysis / "spectrum.json", SPECTRUM_SCHEMA, summary)
-    write_typed_result(
-        run.analysis / "reconstruction.json", SPECTRUM_SCHEMA, blank(Evidence, **made_of)
-    )
+    write_typed_result(run.paths.spectrum, SPECTRUM_SCHEMA, summary)
+    write_typed_result(run.paths.reconstruction, SPECTRUM_SCHEMA, blank(Evidence, **made_of))

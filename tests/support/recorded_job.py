@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jobs import Corpus, job_flags, warm_launcher
+from jobs import Corpus, ask_launcher, job_flags
 
 Sample = tuple[int, ...]
 """The tokens that a sample reads: its inputs, and the label of the last of them."""
@@ -34,11 +34,7 @@ class Result(NamedTuple):
 
 def start(n_processes: int, *words: str, python_path: str = "") -> Result:
     """Run a script, or `-m MODULE`, on ranks forked from the warm launcher, to any end."""
-    launcher = warm_launcher(python_path)
-    assert launcher.stdin and launcher.stdout
-    launcher.stdin.write(json.dumps({"ranks": n_processes, "argv": words}) + "\n")
-    launcher.stdin.flush()
-    answer = json.loads(launcher.stdout.readline())
+    answer = ask_launcher(n_processes, words, python_path=python_path)
     return Result(answer["code"], answer["output"])
 
 

@@ -166,7 +166,7 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             ),
         ),
         "report": (
-            "report run --out new.html --beside other --axis-dir axis --tokenizer tokenizer.json",
+            "report run --out new.html --beside planned --axis-dir axis --tokenizer tokenizer.json",
             (
                 LOSSES[1],
                 "run/analysis/fit.json",
@@ -177,12 +177,8 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
                 "axis/axis.json",
                 "axis/axis.npz",
                 "tokenizer.json",
-                "other/tokscale/run.json",
+                *(f"planned/tokscale/{name}.json" for name in ("run", "plan", "replans")),
             ),
-        ),
-        "report of a plan": (
-            "report run --out new.html --beside planned",
-            ("planned/tokscale/plan.json", "planned/tokscale/replans.json"),
         ),
     }
     return {name: Command(_words(argv), reads) for name, (argv, reads) in table.items()}

@@ -1,8 +1,9 @@
 """Start jobs from a process that has imported Megatron already: torchrun's part, without the wait.
 
 Reads one job per line from stdin, {"ranks": 2, "argv": [...]}, forks its ranks, and answers on
-stdout with {"code": ..., "output": ...}. argv is what would follow `python`: `-m MODULE ...` or a
-script. As with torchrun, one rank that fails ends the job.
+stdout with {"code": ..., "output": ..., "errors": ...}. argv is what would follow `python`:
+`-m MODULE ...` or a script. The output has stderr too, unless the job has `"apart": true`. As with
+torchrun, one rank that fails ends the job.
 """
 
 import atexit
@@ -34,7 +35,7 @@ def import_everything() -> None:
     filesystem_async.get_write_results_queue.__wrapped__.__defaults__ = ("fork",)
 
 
-def become_rank(rank: int, ranks: int, port: int, output: TextIO) -> None:
+def become_rank(rank: int, ranks: int, port: int, streams: tuple[TextIO, TextIO]) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -44,8 +45,8 @@ def become_rank(rank: int, ranks: int, port: int, output: TextIO) -> None:
         "MASTER_PORT": str(port),
     }
     signal.alarm(0)
-    for stream in (1, 2):
-        os.dup2(output.fileno(), stream)
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(stream.fileno(), number)
 
 
 def run_target(argv: list[str]) -> int:
@@ -86,19 +87,21 @@ def wait_for(running: set[int]) -> int:
     return first_failure
 
 
-def run(ranks: int, argv: list[str]) -> dict[str, object]:
-    with tempfile.TemporaryFile("w+") as output:
+def run(ranks: int, argv: list[str], apart: bool = False) -> dict[str, object]:
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        streams = (output, errors if apart else output)
         port = free_port()
         running = set()
         for rank in range(ranks):
             child = os.fork()
             if child == 0:
-                become_rank(rank, ranks, port, output)
+                become_rank(rank, ranks, port, streams)
                 os._exit(run_target(argv))
             running.add(child)
         code = wait_for(running)
         output.seek(0)
-        return {"code": code, "output": output.read()}
+        errors.seek(0)
+        return {"code": code, "output": output.read(), "errors": errors.read()}
 
 
 def give_up(*_: object) -> None:

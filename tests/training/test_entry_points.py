@@ -6,7 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, job_environment, run_alone, run_job
+from jobs import (
+    EOD,
+    SEQ_LENGTH,
+    VOCAB_SIZE,
+    Corpus,
+    job_environment,
+    job_flags,
+    run_alone,
+    torchrun,
+)
 
 import megatron_tokscale
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
@@ -44,7 +53,11 @@ def test_a_script_of_ones_own_is_probed(corpus: Corpus, tmp_path, way_in):
     script.write_text(SCRIPT.format(first_line=first_line))
     launcher = ("-m", "megatron_tokscale.run") if way_in == "run" else ()
     probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-dir", str(tmp_path / "run"))
-    run_job(corpus, 1, "--train-iters", "2", *probe, target=(*launcher, str(script)))
+    words = [*launcher, str(script), *job_flags(corpus, "--train-iters", "2", *probe)]
+    job = subprocess.run(
+        torchrun(1, words), env=job_environment(), capture_output=True, text=True, check=False
+    )
+    assert job.returncode == 0, job.stderr[-6000:]
     assert Run.open(tmp_path / "run").step_K.tolist() == [0, 1, 2]
 
 

@@ -1,15 +1,11 @@
 """`megatron_tokscale.pretrain` reads or refuses each flag that Megatron itself does not read."""
 
 import ast
-import functools
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from jobs import Corpus, job_environment, run_alone
-from megatrons import INSTALLED, OLD, python_path
+from jobs import Corpus, run_alone
+from megatrons import VERSIONS, scan
 
 from megatron_tokscale import pretrain
 from megatron_tokscale.training.gpt_flags import (
@@ -51,61 +47,6 @@ READ_BY_PRETRAIN_GPT = """
 # Read of the arguments by what pretrain.py calls: the layer specs read the number of experts from
 # the model's configuration, and a snapshot's path is for --record-memory-history.
 READ_ELSEWHERE = {"num_experts", "pipeline_model_parallel_size", "memory_snapshot_path"}
-
-SCAN = """
-import ast, inspect, json
-from argparse import ArgumentParser
-from dataclasses import fields
-from pathlib import Path
-import megatron.core, megatron.training
-from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
-from megatron.core.models.gpt import GPTModel
-from megatron.training import training
-from megatron.training.arguments import add_megatron_arguments
-
-def names(node):
-    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-        if ast.unparse(node.value).split(".")[-1] in ("args", "get_args()", "global_args"):
-            yield node.attr
-    if isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
-        yield from (word.value for word in node.args[1:2] if isinstance(word, ast.Constant))
-    # Megatron's configurations take the arguments of the names of their fields.
-    if isinstance(node, ast.ClassDef) and "Config" in node.name:
-        for row in node.body:
-            if isinstance(row, ast.AnnAssign):
-                yield ast.unparse(row.target)
-
-parser = ArgumentParser(allow_abbrev=False)
-add_megatron_arguments(parser)
-read = set()
-for package in (megatron.core, megatron.training):
-    for path in Path(package.__path__[0]).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            read.update(names(node))
-print(json.dumps({
-    "flags": {action.dest: action.option_strings for action in parser._actions},
-    "read": sorted(map(str, read)),
-    "dataset": [field.name for field in fields(GPTDatasetConfig) if field.init],
-    "model": list(inspect.signature(GPTModel).parameters),
-    "pretrain": list(inspect.signature(training.pretrain).parameters),
-}))
-"""
-
-
-VERSIONS = [*OLD, INSTALLED]
-
-
-@functools.cache
-def scan(version):
-    """The flags of a Megatron, and the arguments that its packages read."""
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCAN],
-        env=job_environment() | {"PYTHONPATH": python_path(version)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(result.stdout.splitlines()[-1])
 
 
 @pytest.fixture(params=VERSIONS)

@@ -1,15 +1,11 @@
 """Settings that are refused and settings that are not; the flags in the refusals are Megatron's."""
 
-import json
 import re
-import subprocess
-import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
-from jobs import job_environment
-from megatrons import INSTALLED, OLD, python_path
+from megatrons import INSTALLED, OLD, VERSIONS, scan
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training import support
@@ -86,23 +82,6 @@ VALUES = {
     "--dataloader-type single, not cyclic": "--dataloader-type cyclic",
     "--dataloader-type single, not external": "--dataloader-type external",
 }
-PROGRAM = """
-import json
-from argparse import ArgumentParser, Namespace
-from megatron.training.arguments import add_megatron_arguments
-from megatron_tokscale.training.support import probe_refusals
-
-parser = ArgumentParser(allow_abbrev=False)
-add_megatron_arguments(parser)
-choices = {
-    flag: [str(choice) for choice in action.choices or ()]
-    for action in parser._actions for flag in action.option_strings
-}
-shared_buffer = Namespace(
-    seq_length=32, reuse_grad_buf_for_mxfp8_param_ag=True, overlap_param_gather=True
-)
-print(json.dumps({"choices": choices, "refusals": probe_refusals(shared_buffer)}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -165,18 +144,7 @@ def test_all_reasons_are_given_and_the_first_is_raised(parser):
 @pytest.fixture(scope="module")
 def by_version():
     """The flags of each supported Megatron with their choices, read by its own parser."""
-
-    def read(version):
-        result = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
-            env=job_environment() | {"PYTHONPATH": python_path(version)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return json.loads(result.stdout.splitlines()[-1])
-
-    return {version: read(version) for version in [*OLD, INSTALLED]}
+    return {version: scan(version) for version in VERSIONS}
 
 
 def test_every_flag_that_is_named_is_one_of_megatrons(by_version):

@@ -37,7 +37,7 @@ computing time."""
 
 
 def data_exponent(gamma: float, gamma_se: float, beta: float, beta_se: float) -> DataExponent:
-    """Return alpha_D = gamma / (2 beta), which holds where all contexts are learned fast.
+    """Return alpha_D = gamma / (2 beta), the exponent if all contexts in reach are learned fast.
 
     The formula and its error are Eq. 40 and Eq. 56 of docs/references.md 2.1.
 
@@ -63,7 +63,7 @@ def data_exponent(gamma: float, gamma_se: float, beta: float, beta_se: float) ->
 def compare_exponents(
     predicted: DataExponent, exponent: float, se: float, name: str
 ) -> ExponentComparison:
-    """Return the predicted minus the measured exponent, the two taken as independent.
+    """Return the predicted minus the measured exponent; the two count as independent.
 
     Args:
         predicted: the prediction.
@@ -93,7 +93,7 @@ def measure_cagnetta(
     n_resamples: int,
     seed: int,
 ) -> CagnettaResult:
-    """Predict the data exponent and compare it with the one over the runs, or along this run.
+    """Predict the data exponent, and compare it with the measured one over runs or along this run.
 
     Args:
         run: the run.
@@ -128,7 +128,7 @@ def measure_contexts(run: Run, n_resamples: int, seed: int) -> ContextExponent:
 def measure_correlations(portions: Sequence[Portion], seed: int) -> CorrelationExponent:
     """Return beta of the training data.
 
-    Where the differences between documents hide the signal, correlations are centred.
+    If the differences between documents hide the signal, the correlations are centred.
 
     Raises:
         UndefinedError: there are no data, or as in `correlation_exponent`.
@@ -161,8 +161,8 @@ def _compare(
 ) -> ExponentComparison:
     """Compare the prediction with Chinchilla's beta or, without it, with this run's own exponent.
 
-    The second is a substitute: along one run data and steps grow together, and the learning rate
-    has not decayed.
+    This run's exponent is a substitute: along one run, data and steps grow together, and the
+    learning rate has not decayed before the end.
     """
     if not isinstance(chinchilla, Undefined):
         beta = chinchilla.beta

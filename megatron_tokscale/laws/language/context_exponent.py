@@ -21,8 +21,8 @@ MIN_POINTS = 5  # least lengths of context; our choice: more than the three para
 FLOOR_STEP = 0.005  # nats, between floors; this and the next four: docs/references.md 2.5
 MIN_GAMMA = 0.05  # least gamma that counts as a power law
 MIN_R2 = 0.9  # least R^2 that counts as a power law
-MAX_WIDTH = 0.15  # greatest range of gamma over floors that fit as well
-_WIDTH_R2 = 0.001  # fall of R^2 within which floors fit as well
+MAX_WIDTH = 0.15  # greatest range of gamma over floors that fit as well as the best
+_WIDTH_R2 = 0.001  # largest R^2 below the best at which a floor fits as well
 _PARAMETERS = 3  # floor, scale, exponent
 
 
@@ -38,22 +38,22 @@ def fit_context_exponent(
 ) -> ContextExponent:
     """Fit L_n = H_inf + A n^-gamma: lines of ln(L_n - H) on ln n, for the floor H of highest R^2.
 
-    Choose a window of short contexts whose losses have converged: losses of longer contexts show
-    how far the run has learned, not the statistics of the language. With an unknown floor, even an
-    exact law leaves gamma undetermined (`width`) by 0.16 over the authors' n = 1 to 16, by 0.11
-    over 1 to 64, and by 0.08 over 1 to 512.
+    Choose a window of short contexts whose losses have converged. Losses of longer contexts show
+    how far the run has learned, and not the statistics of the language. While the floor is unknown,
+    even an exact law leaves a range of gamma undetermined (`width`): 0.16 over the authors' n = 1
+    to 16, 0.11 over 1 to 64, and 0.08 over 1 to 512.
 
-    Measured coverage of the 95% interval of gamma, 200 planted runs each over n = 1 to 64: 92-97%
-    where the means have errors up to 0.02 nats (some 15,000 tokens each); at errors of 0.05 nats
-    86-93%, and gamma is 6% too low.
+    Measured coverage of the 95% interval of gamma, on 200 planted runs for each setting over n = 1
+    to 64: 92-97% if the means have errors up to 0.02 nats (some 15,000 tokens each). At errors of
+    0.05 nats it is 86-93%, and gamma is 6% too low.
 
     Args:
         context_S: lengths of context, ascending: numbers of tokens that a token is predicted from.
         loss_S: mean losses at the last probe, in nats.
-        loss_RS: mean losses of bootstrap resamples, as from `ContextBins.resample`. Without them
-            the residuals of the fit are resampled, which contain only the scatter about the law.
-        floor: H_inf where it is known, in nats, and taken as exact; by default the best of a grid
-            in steps of 0.005 nats.
+        loss_RS: mean losses of bootstrap resamples, as from `ContextBins.resample`. Without them,
+            the residuals of the fit are resampled, which show only the scatter about the law.
+        floor: H_inf in nats, taken as exact, if it is known; by default the best of a grid in steps
+            of 0.005 nats.
         to_context: longest context to fit; by default all are fitted.
         n_resamples: number of resamples of the residuals.
         seed: seed of these resamples.
@@ -135,6 +135,7 @@ class _Lines:
 
     @classmethod
     def through(cls, x_S: Floats, loss_S: Floats, floor_G: Floats) -> Self:
+        """Fit the lines to losses at x = ln n, for each floor."""
         y_GS = np.log(loss_S - floor_G[:, None])
         centred_S = x_S - x_S.mean()
         y_G = y_GS.mean(axis=1)
@@ -144,18 +145,19 @@ class _Lines:
         return cls(gamma_G, y_G + gamma_G * x_S.mean(), r2_G)
 
     def width(self) -> float:
+        """Return the range of gamma over the floors that fit as well as the best."""
         return float(np.ptp(self.gamma_G[self.r2_G >= self.r2_G.max() - _WIDTH_R2]))
 
 
 def _check_is_law(lines: _Lines, best: int, width: float, floor: float | None) -> None:
     gamma, r2 = lines.gamma_G[best], lines.r2_G[best]
+    at_end = floor is None and best in (0, len(lines.r2_G) - 1)
     doubts = {
         f"gamma is {gamma:.3f}, expected above {MIN_GAMMA:g}": gamma <= MIN_GAMMA,
         f"R^2 is {r2:.3f}, expected {MIN_R2:g} or more": r2 < MIN_R2,
-        "the best floor is at the end of its grid": floor is None
-        and best in (0, len(lines.r2_G) - 1),
-        f"floors as good give gammas {width:.2f} apart, expected {MAX_WIDTH:g} or less": width
-        > MAX_WIDTH,
+        "the best floor is at the end of its grid": at_end,
+        f"floors that fit as well give gammas {width:.2f} apart, "
+        f"expected {MAX_WIDTH:g} or less": width > MAX_WIDTH,
     }
     reasons = [reason for reason, applies in doubts.items() if applies]
     if reasons:

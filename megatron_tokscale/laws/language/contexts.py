@@ -33,7 +33,7 @@ class ContextBins:
 
     @classmethod
     def from_contexts(cls, context_N: ArrayLike, *, edges: ArrayLike | None = None) -> Self:
-        """Sort tokens into bins; a bin contains its lower edge.
+        """Return the bins of tokens; a bin contains its lower edge.
 
         Args:
             context_N: context length of each token; 0 leaves a token out.
@@ -75,8 +75,8 @@ class ContextBins:
     ) -> Floats:
         """Return mean losses loss_RS of bootstrap resamples of clusters, by default of tokens.
 
-        Poisson weights with mean one replace drawing with replacement. Where a resample has no
-        token of a bin its mean loss is NaN.
+        Poisson weights with mean one replace drawing with replacement. If a resample has no token
+        in a bin, the mean loss of the bin is NaN.
 
         Args:
             loss_N: losses in nats.

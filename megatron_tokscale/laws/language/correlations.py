@@ -69,8 +69,8 @@ class Correlations:
         influence_LD: derivatives of the norm by the documents' weights; they sum to 0.
         share_D: share of the tokens in each document.
         n_tokens: number of tokens read.
-        centred: correlations are taken about permutations within documents, not about the product
-            of the marginals.
+        centred: whether the mean over permutations within documents was subtracted, instead of the
+            product of the marginals.
     """
 
     lag_L: Integers32
@@ -98,19 +98,23 @@ def token_correlations(
     """Measure the norm of C(n) and its floor, from lag 1 until three lags in a row show no signal.
 
     Pairs lie within one document, and the marginals are those of the pairs' left and right ends
-    (docs/references.md 2.5). Under a permutation, C(n) keeps noise, which falls as P^-1/2 in the
-    number of pairs, and the documents' preference for words, which does not depend on the lag. In
-    few long documents this preference hides the correlation that is due to order: `centred`
-    subtracts it, by its exact mean over all permutations. This also subtracts correlations as long
-    as a document: in planted documents of 100 tokens, lags to 20, beta was 1.38 instead of 0.95, in
-    documents of 1000 tokens 1.00. Noise adds to a norm, by the theory of spiked matrices 15% where
-    it is 1.5 times a floor of noise, and lowers beta.
+    (docs/references.md 2.5). The floor is the norm under permutations of the tokens within their
+    documents. Two parts of C(n) are in the floor: noise, which falls as P^-1/2 with the number P of
+    pairs, and each document's preference for some words, which does not depend on the lag.
+
+    In few long documents this preference hides the correlation that is due to the order of tokens.
+    `centred` subtracts the preference: the exact mean of C(n) over all permutations. It also
+    subtracts correlations that are as long as a document: for lags to 20, beta was 1.38 instead of
+    0.95 in planted documents of 100 tokens, and 1.00 in documents of 1000 tokens.
+
+    Noise raises a norm, and so lowers beta. By the theory of spiked matrices it raises a norm by
+    15% where the norm is 1.5 times a floor of noise alone.
 
     Args:
         documents: from `draw_documents` or `Documents.from_sequences`.
         lags: lags to take, ascending, up to the first with fewer than 1000 pairs.
         centred: subtract the documents' preference for words; the authors' beta is not centred.
-        n_permutations: number of permutations of which the floor is the highest norm.
+        n_permutations: number of permutations; the floor is the highest of their norms.
         seed: seed of the permutations.
 
     Raises:
@@ -150,9 +154,9 @@ def correlation_exponent(
     """Fit ln ||C(n)|| on ln n by ordinary least squares, up to the end of the signal.
 
     The fit follows docs/references.md 2.3 and ends as in 2.5: at the last lag before three in a row
-    without a signal. Measured coverage: the documents' error alone held the exact slope in 57 of 60
-    planted corpora of 150 documents. Neither error allows for a law that bends: check `r2` and the
-    norms.
+    without a signal. Measured coverage: the interval from the documents' error alone had the exact
+    slope in it for 57 of 60 planted corpora of 150 documents. Neither of the two errors shows that
+    a law bends: check `r2` and the norms.
 
     Args:
         correlations: from `token_correlations`.
@@ -160,8 +164,8 @@ def correlation_exponent(
         seed: seed of the bootstrap.
 
     Raises:
-        UndefinedError: there is no signal, it ends before lag 10, is no power law (R^2 under 0.7),
-            or comes from too few documents.
+        UndefinedError: there is no signal, it ends before lag 10, it is no power law (R^2 under
+            0.7), or it comes from too few documents.
     """
     n_documents = float(1 / (correlations.share_D**2).sum())
     n_lags = _signal_end(correlations.valid_L)
@@ -207,7 +211,7 @@ def _check_signal(n_tokens: int, to_lag: int, n_documents: float) -> None:
         )
     if n_documents < MIN_DOCUMENTS:
         raise UndefinedError(
-            f"the tokens are of {n_documents:.1f} documents (effective number); expected "
+            f"the tokens come from {n_documents:.1f} documents (effective number); expected "
             f"{MIN_DOCUMENTS:g} or more for an error of beta; read more tokens"
         )
 

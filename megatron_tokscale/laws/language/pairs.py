@@ -74,13 +74,13 @@ class Documents:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of tokens at one lag, both ends in one document.
+    """Pairs of tokens at one lag, both tokens in the same document.
 
     Attributes:
         documents: the documents.
-        lag: distance n of the two ends.
-        centred: C(n) is the joint distribution less its mean over all permutations of the tokens
-            within each document, instead of less the product of the marginals.
+        lag: distance n of the two tokens.
+        centred: whether C(n) is the joint distribution minus its mean over all permutations of the
+            tokens within each document, instead of minus the product of the marginals.
     """
 
     documents: Documents
@@ -94,9 +94,9 @@ class Pairs:
     def norm_and_influence(self) -> tuple[float, Floats]:
         """Return the norm s, and its derivatives by the documents' weights.
 
-        This is the infinitesimal jackknife. To first order s changes by u'(dC)v, a sum over pairs:
-        leaving out documents in turn would take as many singular values, and resampling would add
-        noise to the matrix, and so to its norm.
+        This is the infinitesimal jackknife: to first order s changes by u'(dC)v, a sum over pairs.
+        It needs one singular value; leaving out one document at a time would need as many as there
+        are documents. Resampling would add noise to the matrix, and so raise its norm.
         """
         u_V, norm, v_V = self._top()
         u_M, v_M = u_V[self._left_M], v_V[self._right_M]
@@ -127,7 +127,7 @@ class Pairs:
         return self.documents.document_N[: -self.lag][self._within_N]
 
     def _expected(self, u_V: Floats, v_V: Floats, u_M: Floats, v_M: Floats) -> Floats:
-        """Return each pair's part of u'Ev, E the matrix that C(n) subtracts from the joint one."""
+        """Return each pair's part of u'Ev, with E the matrix that C(n) subtracts."""
         if not self.centred:
             return np.asarray(u_M * v_M.mean() + v_M * u_M.mean() - u_M.mean() * v_M.mean())
         counts_DV, length_D = self.documents.counts_DV, self.documents.length_D

@@ -17,21 +17,21 @@ from megatron_tokscale.laws.multi_power.multi_power import (
 from megatron_tokscale.results.laws import ScheduleForecast
 from megatron_tokscale.store import Run
 
-_LEAST_SKIPPED = 10  # at least a tenth of the steps is left out (docs/references.md 8.4)
+_LEAST_SKIPPED = 10  # one over the share of first steps that are left out (docs/references.md 8.4)
 
 
 def forecast_longest(runs: Sequence[Run], losses: Sequence[Floats]) -> ScheduleForecast:
     """Fit the law to shorter runs of the commonest model size, and score it on the longest run.
 
-    Other runs of that length are left out, so that the fit has not seen the schedule.
+    Other runs as long as it are left out: they may have its schedule, which must not be fitted.
 
     Args:
         runs: the runs.
         losses: loss_K of each run, in nats.
 
     Raises:
-        UndefinedError: there is no shorter run of the same model, learning rates are not known, or
-            as in `fit_multi_power`.
+        UndefinedError: there is no shorter run of the same model, the learning rates of a run are
+            not known, or as in `fit_multi_power`.
     """
     sizes = [run.info.size.get("parameters") for run in runs]
     common = max(sizes, key=sizes.count)
@@ -60,7 +60,10 @@ def forecast_longest(runs: Sequence[Run], losses: Sequence[Floats]) -> ScheduleF
 
 
 def _loss_curve(run: Run, loss_K: Floats) -> LossCurve:
-    """Return the losses after the warm-up; the probe after n steps has rate number n, from 0."""
+    """Return the losses after the warm-up.
+
+    The probe after n steps belongs to step n - 1, as steps are counted from 0.
+    """
     rate_T = learning_rates(run)
     later_K = run.step_K > max(int(rate_T.argmax()), len(rate_T) // _LEAST_SKIPPED)
     return LossCurve(rate_T, run.step_K[later_K] - 1, loss_K[later_K])

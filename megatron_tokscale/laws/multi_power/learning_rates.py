@@ -1,4 +1,4 @@
-"""Learning rate of every step of a run, from its launches, checked against the recorded sums.
+"""Learning rate of every step of a run, from its launches, checked against its probes' records.
 
 Shapes: T steps, K probe steps.
 """
@@ -16,8 +16,8 @@ def learning_rates(run: Run) -> Floats:
     """Return the rate that Megatron's scheduler gave each step, launch by launch.
 
     Raises:
-        UndefinedError: the run has no record of the settings of all its steps, or the sums of the
-            rates differ from those recorded at the probes.
+        UndefinedError: the run has no record of the settings of all its steps, or the summed
+            learning rates differ from those recorded at the probes.
     """
     n_steps = int(run.step_K[-1])
     launches = [launch for launch in run.launches if launch.step < n_steps] or run.launches[:1]

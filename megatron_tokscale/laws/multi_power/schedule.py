@@ -1,6 +1,7 @@
-"""Loss drop of the multi-power law, a sum over a learning-rate schedule, and its derivatives.
+"""Loss drop of the multi-power law: a sum over the changes of a learning rate, with derivatives.
 
-Shapes: T steps, I steps with a loss, J changes of the learning rate (or groups of them).
+Shapes: T steps, I steps with a loss, J changes of the learning rate (or merged ones), B steps of a
+block.
 """
 
 from dataclasses import dataclass
@@ -16,13 +17,13 @@ _LOWEST_RATE = 1e-12  # stands for a rate of zero, whose ln and negative powers 
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """Changes of a learning rate, and its sums at the steps with a loss.
+    """Changes of a learning rate at steps k, and the summed learning rate at steps with a loss.
 
     Attributes:
-        sum_I: learning-rate sum up to each step, the step included.
-        fall_J: eta_{k-1} - eta_k, where it is not zero; negative where the rate rises.
-        log_rate_J: ln eta_k after the change.
-        before_J: learning-rate sum before step k.
+        sum_I: summed learning rate up to each step with a loss, the step included.
+        fall_J: eta_{k-1} - eta_k, which is not zero; negative where the rate rises.
+        log_rate_J: ln eta_k, after the change.
+        before_J: summed learning rate before step k.
     """
 
     sum_I: Floats
@@ -32,15 +33,15 @@ class LearningRateSchedule:
 
     @classmethod
     def from_rates(cls, rate_T: Floats, step_I: Integers, group: int = 1) -> Self:
-        """Merge all changes within `group` steps into one; 1 keeps the schedule exact.
+        """Return a schedule, with all changes within `group` steps merged into one.
 
-        A group lies at the mean place of its changes, weighted by their size: a jump keeps its
-        place among small changes.
+        A merged change lies at the mean place of its changes, weighted by their sizes, so that a
+        jump among small changes keeps its place.
 
         Args:
             rate_T: learning rate of every step from 0 on.
             step_I: steps with a loss.
-            group: number of steps.
+            group: number of steps; 1 merges nothing.
         """
         sum_T = np.cumsum(rate_T)
         change_J = np.flatnonzero(np.diff(rate_T)) + 1
@@ -64,7 +65,8 @@ def loss_drop(schedule: LearningRateSchedule, c: float, beta: float, gamma: floa
     """Return sum_k (eta_{k-1} - eta_k) G(eta_k^-gamma S_k(t)), and its derivatives.
 
     Returns:
-        (I, 4): the sum in units of the learning rate, its derivatives by ln C, beta and gamma.
+        (I, 4): the sum, in the unit of the learning rate, and its derivatives by ln C, beta and
+            gamma.
     """
     speed_J = c * np.exp(-gamma * schedule.log_rate_J)
     fall_log_rate_J = schedule.fall_J * schedule.log_rate_J
@@ -82,7 +84,10 @@ def loss_drop(schedule: LearningRateSchedule, c: float, beta: float, gamma: floa
 
 
 def _drop_block(x_BJ: Floats, fall_J: Floats, fall_log_rate_J: Floats, beta: float) -> Floats:
-    """Return the rows of `loss_drop` for a block of losses; x is C eta_k^-gamma S_k, 0 before k."""
+    """Return the rows of `loss_drop` for a block of steps.
+
+    x is C eta_k^-gamma S_k, and 0 at a step before k.
+    """
     log_BJ = np.log1p(x_BJ)
     left_BJ = np.exp(-beta * log_BJ)
     slope_BJ = beta * left_BJ * x_BJ / (1 + x_BJ)

@@ -2,7 +2,7 @@
 
 Shapes: I losses of a curve, J changes of its learning rate, P = 7 parameters (L0, ln A, alpha,
 ln B, ln C, beta, gamma), in units of the lowest loss, the peak learning rate and the geometric mean
-of the learning-rate sums. In these units the parameters are near one.
+of the summed learning rates. In these units the parameters are near one.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.laws.multi_power.schedule import LearningRateSchedule, loss_drop
 from megatron_tokscale.laws.power_law.huber import DELTA
 
-GROUP = 16  # steps whose changes are merged: the authors' losses move by less than 1e-4 nats
+GROUP = 16  # steps whose changes are merged: this moves no loss of the authors by 1e-4 nats
 _DESCENTS = 4  # descents from the best starts; our choice: cost against missed minima
 # The grid of starts, about the authors' parameters (docs/references.md 8.2); our choice.
 _ALPHAS = (0.2, 0.4, 0.6, 1.0)
@@ -46,10 +46,11 @@ class HeldDrop:
     """Parameters of the loss drop that are held fixed (our choice; see `fit_multi_power`).
 
     Attributes:
-        rest: B over the B of the law with G = 1, in which a lower rate gains at once.
-        beta: exponent of the approach.
-        gamma: exponent of the learning rate; with 0 the approach depends on the learning-rate sum
-            only.
+        rest: B as a share of the B of the law with G = 1, in which a lower learning rate has its
+            full gain at once.
+        beta: exponent of the approach to that gain.
+        gamma: exponent of the learning rate in the approach; with 0, the approach depends on the
+            summed learning rate alone.
 
     Raises:
         UndefinedError: rest or beta is not positive.
@@ -61,7 +62,9 @@ class HeldDrop:
 
     def __post_init__(self) -> None:
         if not (self.rest > 0 and self.beta > 0):
-            raise UndefinedError(f"{self} has no loss drop; give a positive rest and beta")
+            raise UndefinedError(
+                f"{self} has no loss drop; expected a positive rest and beta; give larger ones"
+            )
 
 
 HELD = HeldDrop()
@@ -69,14 +72,14 @@ HELD = HeldDrop()
 
 @dataclass(frozen=True)
 class Problem:
-    """Fitted curves, and units of the parameters.
+    """Fitted curves, and the units of the parameters.
 
     Attributes:
-        schedules: learning-rate schedule of each curve, in these units.
-        log_losses: logarithm of the losses of each curve, over the lowest.
-        lowest: lowest loss, in nats.
-        peak: peak learning rate.
-        middle: geometric mean of the learning-rate sums.
+        schedules: learning-rate schedule of each curve, in units of `peak` and `middle`.
+        log_losses: logarithm of each curve's losses, in units of `lowest`.
+        lowest: lowest loss of all curves, in nats.
+        peak: peak learning rate of all curves.
+        middle: geometric mean of the summed learning rates at all losses.
     """
 
     schedules: tuple[LearningRateSchedule, ...]
@@ -87,7 +90,7 @@ class Problem:
 
     @classmethod
     def from_curves(cls, curves: Sequence[tuple[Floats, Integers, Floats]]) -> Self:
-        """Scale curves: rates of all steps, steps with losses, and these losses."""
+        """Return the problem of curves: (rates of all steps, steps with a loss, these losses)."""
         schedules = [
             LearningRateSchedule.from_rates(rate_T, step_I, GROUP) for rate_T, step_I, _ in curves
         ]
@@ -106,7 +109,7 @@ class Problem:
         """Return the best point, and whether it is a minimum inside the bounds."""
         if held is None:
             return self._best(_BOUNDS, _BETAS, _GAMMAS, _SPEEDS)
-        # First the law with G = 1, then the law whose B is `rest` of it.
+        # First fit the law with G = 1, then the law whose B is the share `rest` of its B.
         shape = (*_BOUNDS[:4], _fixed(np.log(_AT_ONCE)), _fixed(held.beta), _fixed(held.gamma))
         at_once, found = self._best(shape, (held.beta,), (held.gamma,), (_AT_ONCE,))
         log_b = float(at_once[3]) + np.log(held.rest)
@@ -153,7 +156,7 @@ class Problem:
         return np.asarray(best.x), bool(best.success and inside)
 
     def _starts(self, speed: float, beta: float, gamma: float) -> list[tuple[float, Point]]:
-        """Return a start and its error for each alpha: L0, A and B by least squares."""
+        """Return a start and its error for each alpha of the grid: L0, A and B by least squares."""
         relative_I = np.exp(-np.concatenate(self.log_losses))
         sum_I = np.concatenate([schedule.sum_I for schedule in self.schedules])
         drops = [loss_drop(schedule, speed, beta, gamma)[:, 0] for schedule in self.schedules]

@@ -1,4 +1,4 @@
-"""Exponents of groups of tokens, by profiles of their squared errors.
+"""Exponents of the groups' power laws, with intervals from profiles of their squared errors.
 
 Shapes: K probe steps, G groups, Q exponents of a grid.
 """
@@ -31,10 +31,11 @@ from megatron_tokscale.results.laws import GroupExponents
 def group_exponents(
     losses: GroupLosses, models: Mapping[str, GroupModel], fits: Mapping[str, GroupFit]
 ) -> GroupExponents:
-    """Profile the squared error over the exponent, for each group and for all groups together."""
+    """Return the exponents of the groups and the common one, with profile intervals."""
     own, common = fits["own slopes"], fits["one slope"]
     n_groups, n_probes = own.residual_RGK.shape[1:]
     log_exponent_Q = models["own slopes"].common_Q
+    # Profile the squared error over the exponent, for each group alone.
     error_GQ = grid_errors(models["own slopes"], losses.x_K, losses.loss_RGK)[0, :, 0]
     best_G = (own.residual_RGK[0] ** 2).sum(axis=1)
     effective_G = effective_points(n_probes, serial_correlation(own.residual_RGK[0], 3))
@@ -44,6 +45,7 @@ def group_exponents(
             error_GQ, own.common_RG[0], best_G, effective_G, strict=True
         )
     ]
+    # The same for all groups together, whose errors are correlated.
     noise = GroupNoise.from_residuals(common.residual_RGK[0], 2 + 1 / n_groups)
     together = _Profile.from_errors(
         log_exponent_Q,
@@ -66,7 +68,14 @@ def group_exponents(
 
 @dataclass(frozen=True)
 class _Profile:
-    """Profile z(ln alpha): distance of each exponent from the best, in signed standard errors."""
+    """Profile z(ln alpha): signed distance of an exponent from the best, in standard errors.
+
+    Attributes:
+        log_best: logarithm of the best exponent.
+        freedom: effective degrees of freedom of the errors.
+        log_exponent_Q: logarithms of the exponents of the grid, and of the best, ascending.
+        z_Q: the distance at each of them, ascending.
+    """
 
     log_best: float
     freedom: float
@@ -77,7 +86,7 @@ class _Profile:
     def from_errors(
         cls, log_exponent_Q: Floats, error_Q: Floats, log_best: float, best: float, freedom: float
     ) -> Self:
-        """Take the root of freedom (error / best - 1), make it monotone, add the best to the grid.
+        """Return z = +-sqrt(freedom (error / best - 1)), made monotone, with the best on the grid.
 
         Args:
             log_exponent_Q: logarithms of the exponents of the grid.
@@ -100,11 +109,14 @@ class _Profile:
         )
 
     def at(self, log_exponent: Floats) -> Floats:
-        """Return z at the exponents, linear between those of the grid."""
+        """Return z at exponents, linear between the exponents of the grid."""
         return np.interp(log_exponent, self.log_exponent_Q, self.z_Q)
 
     def between(self, reach: float) -> Interval:
-        """Return the exponents within `reach` standard errors; open ends are 0 and infinity."""
+        """Return the range of exponents within `reach` standard errors of the best.
+
+        Where the grid ends before, the end of the range is open: 0 or infinity.
+        """
         low, high = np.exp(
             np.interp([-reach, reach], self.z_Q, self.log_exponent_Q, left=-np.inf, right=np.inf)
         ).tolist()
@@ -123,8 +135,8 @@ class _Profile:
 def _heterogeneity(profiles: list[_Profile], log_exponent_Q: Floats) -> float:
     """Return Cochran's Q: the least sum of the groups' z^2 over one common exponent.
 
-    The error is estimated, which inflates z^2 by freedom / (freedom - 2), the variance of Student's
-    t; z^2 is deflated by as much.
+    The errors are estimated, which makes z^2 too large by freedom / (freedom - 2), the variance of
+    Student's t. Each z^2 is divided by that factor.
     """
     fine = np.linspace(log_exponent_Q[0], log_exponent_Q[-1], 50 * len(log_exponent_Q))
     deflation = [1 - 2 / max(profile.freedom, 2 * LEAST_FREEDOM) for profile in profiles]

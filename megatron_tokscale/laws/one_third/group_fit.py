@@ -1,10 +1,12 @@
 """Least-squares fit of floor_g + drop_g h(x; own_g, common) to the losses of all groups.
 
-Residuals are relative. Floor and drop have a closed form. The other two parameters are searched on
-grids that close in on the minimum, for all groups and resamples at once.
+Residuals are relative. For a given curve h, the best floor and drop have a closed form. The two
+parameters of h are searched on grids that close in on the minimum, for all groups and resamples at
+once: `own`, the midpoint of a group's drop, and `common`, the logarithm of an exponent or of a
+width, which all groups may share.
 
-Shapes: K probe steps, G groups, R data sets, B blocks of probes, P values of a group's own
-parameter, Q values of the parameter that groups may share.
+Shapes: K probe steps, G groups, R data sets, B blocks of probes, P values of `own`, Q values of
+`common`.
 """
 
 from collections.abc import Callable
@@ -22,8 +24,8 @@ _LEAST_EXPONENT, _GREATEST_EXPONENT = 0.01, 5.0  # wider than the exponents of a
 _N_EXPONENTS = 120  # exponents in the grid, 5% apart
 _LEAST_WIDTH = 0.05  # least width in units of ln tau: narrower than the probes' spacing; our choice
 _N_MIDPOINTS, _N_WIDTHS = 48, 10  # points of the grids; our choice: cost against missed minima
-_ROUNDS = 14  # rounds of refinement: the last step is 0.65^14 = 1/400 of the spacing
-_SHRINK = 0.65  # factor of the step per round: slow enough to follow a narrow valley
+_ROUNDS = 14  # rounds of refinement: the last step is 0.65^14 = 1/400 of the grid's spacing
+_SHRINK = 0.65  # factor of the step per round: slow enough to follow a narrow valley; our choice
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,10 @@ class GroupModel:
     """Model floor_g + drop_g curve(x; own_g, common) of all groups.
 
     Attributes:
-        curve: function of x, the own and the common parameter.
-        own_P: even grid of the group's own parameter; of one value if it is not fitted.
-        common_Q: even grid of the other parameter; of one value if it is not fitted.
-        shared: all groups share the other parameter.
+        curve: function of x, `own` and `common`.
+        own_P: even grid of `own`; a single value if it is not fitted.
+        common_Q: even grid of `common`; a single value if it is not fitted.
+        shared: whether all groups have the same value of `common`.
     """
 
     curve: Callable[[Floats, Floats, Floats], Floats]
@@ -50,24 +52,27 @@ class GroupModel:
 
 
 def group_models(length: float) -> dict[str, GroupModel]:
-    """Return the models of `group_test` for probes over `length` units of x from 0 on."""
-    none_P = np.zeros(1)
+    """Return the models of `group_test` for probes at x from 0 to `length`."""
+    not_fitted_P = np.zeros(1)
     third_Q = np.log([ONE_THIRD])
     exponent_Q = np.linspace(np.log(_LEAST_EXPONENT), np.log(_GREATEST_EXPONENT), _N_EXPONENTS)
     midpoint_P = np.linspace(0, length, _N_MIDPOINTS)
     greatest = max(length / (2 * np.log(9)), 2 * _LEAST_WIDTH)
     width_Q = np.linspace(np.log(_LEAST_WIDTH), np.log(greatest), _N_WIDTHS)
     return {
-        "one third": GroupModel(_power, none_P, third_Q, True),
-        "one slope": GroupModel(_power, none_P, exponent_Q, True),
-        "own slopes": GroupModel(_power, none_P, exponent_Q, False),
+        "one third": GroupModel(_power, not_fitted_P, third_Q, True),
+        "one slope": GroupModel(_power, not_fitted_P, exponent_Q, True),
+        "own slopes": GroupModel(_power, not_fitted_P, exponent_Q, False),
         "own times": GroupModel(_sigmoid, midpoint_P, width_Q, True),
         "own times and widths": GroupModel(_sigmoid, midpoint_P, width_Q, False),
     }
 
 
 def _power(x: Floats, shift: Floats, log_exponent: Floats) -> Floats:
-    """Return tau^-exponent; its shift is never fitted, as scale_g takes it up."""
+    """Return tau^-exponent, tau = e^(x - shift).
+
+    The shift is never fitted: it only multiplies the curve by a factor, as the drop does.
+    """
     return np.asarray(np.exp(np.exp(log_exponent) * (shift - x)))
 
 
@@ -77,7 +82,7 @@ def _sigmoid(x: Floats, midpoint: Floats, log_width: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class GroupFit:
-    """Parameters of a model and relative residuals, for every data set and group."""
+    """Parameters of a model, and its relative residuals at all probes, by data set and group."""
 
     own_RG: Floats
     common_RG: Floats
@@ -88,17 +93,19 @@ class GroupFit:
 
 @dataclass(frozen=True)
 class GroupLosses:
-    """Losses of groups at x, with the groups' weights.
-
-    A squared relative residual is a squared residual weighted by loss^-2.
-    """
+    """Losses of groups at x, and the groups' weights, which sum to one."""
 
     x_K: Floats
     loss_RGK: Floats
     weight_G: Floats
 
     def fit(self, model: GroupModel, held_out_K: Mask | None = None) -> GroupFit:
-        """Search the model's grids, then ever finer ones around the best."""
+        """Return the fit of a model: search its grids, then finer and finer grids around the best.
+
+        Args:
+            model: the model.
+            held_out_K: mask of the probes that are left out of the fit; None fits all probes.
+        """
         kept_K = np.ones(len(self.x_K), bool) if held_out_K is None else ~held_out_K
         x_K, loss_RGK = self.x_K[kept_K], self.loss_RGK[:, :, kept_K]
         many = (*loss_RGK.shape[:2], 1)
@@ -110,11 +117,11 @@ class GroupLosses:
             common_RGQ = _around(common_RG, model.common_Q, shrink)
             h_RGPQK = model.curve(x_K, own_RGP[..., None, None], common_RGQ[..., None, :, None])
             error_RGPQ = _best_floor_and_drop(
-                _Moments.from_curves(h_RGPQK, loss_RGK[:, :, None, None])
+                _Sums.from_curves(h_RGPQK, loss_RGK[:, :, None, None])
             ).error
             own_RG, common_RG = self._best(model.shared, own_RGP, common_RGQ, error_RGPQ)
         h_RGK = model.curve(self.x_K, own_RG[..., None], common_RG[..., None])
-        linear = _best_floor_and_drop(_Moments.from_curves(h_RGK[:, :, kept_K], loss_RGK))
+        linear = _best_floor_and_drop(_Sums.from_curves(h_RGK[:, :, kept_K], loss_RGK))
         fitted_RGK = linear.floor[..., None] + linear.drop[..., None] * h_RGK
         residual_RGK = fitted_RGK / self.loss_RGK - 1
         return GroupFit(own_RG, common_RG, linear.floor, linear.drop, residual_RGK)
@@ -124,7 +131,10 @@ class GroupLosses:
         return float(self.weight_G @ (fit.residual_RGK[0] ** 2).mean(axis=-1))
 
     def held_out_errors(self, model: GroupModel, n_blocks: int) -> Floats:
-        """Return (R, B) mean squared relative residuals at each inner block, fitted without it."""
+        """Return (R, B) errors at each block of probes but the first and the last.
+
+        The error at a block is the mean squared relative residual of the fit to all other probes.
+        """
         block_K = np.arange(len(self.x_K)) * n_blocks // len(self.x_K)
         blocks = [block_K == block for block in range(1, n_blocks - 1)]
         return np.stack([self._held_out_error(model, held_out_K) for held_out_K in blocks], axis=1)
@@ -136,7 +146,10 @@ class GroupLosses:
     def _best(
         self, shared: bool, own_RGP: Floats, common_RGQ: Floats, error_RGPQ: Floats
     ) -> tuple[Floats, Floats]:
-        """Return own and common parameters of least error, the second over all groups if shared."""
+        """Return the `own` and `common` of least error, by data set and group.
+
+        If `common` is shared, it has the least weighted error over all groups.
+        """
         error_RGQ = error_RGPQ.min(axis=2)
         if shared:
             total_RQ = np.einsum("rgq,g->rq", error_RGQ, self.weight_G)
@@ -148,7 +161,10 @@ class GroupLosses:
 
 
 def _around(value_RG: Floats, grid_P: Floats, shrink: float) -> Floats:
-    """Return the value and one to each side, a share of the grid's spacing away, in the grid."""
+    """Return each value with two neighbours, `shrink` times the grid's spacing to either side.
+
+    Neighbours outside of the grid are moved to its end.
+    """
     if len(grid_P) == 1:
         return value_RG[..., None]
     step = (grid_P[1] - grid_P[0]) * shrink
@@ -157,8 +173,17 @@ def _around(value_RG: Floats, grid_P: Floats, shrink: float) -> Floats:
 
 
 @dataclass(frozen=True)
-class _Moments:
-    """Sums over probes, with u = loss^-2: of u, u h, u h^2, u loss, u loss h, u loss^2."""
+class _Sums:
+    """Sums over probes, each weighted by loss^-2, which makes the residuals relative.
+
+    Attributes:
+        u: sum of the weights.
+        uh: sum of the curve h.
+        uhh: sum of h^2.
+        uy: sum of the losses.
+        uyh: sum of loss times h.
+        uyy: sum of loss^2, which is the number of probes.
+    """
 
     u: Floats
     uh: Floats
@@ -169,7 +194,7 @@ class _Moments:
 
     @classmethod
     def from_curves(cls, h_K: Floats, loss_K: Floats) -> Self:
-        """Sum over curves and losses whose leading shapes broadcast."""
+        """Return the sums over probes of curves and losses, whose leading shapes broadcast."""
         y_K = 1 / loss_K
         uh_K = y_K**2 * h_K
         return cls(
@@ -191,18 +216,19 @@ class _Linear:
     error: Floats
 
 
-def _best_floor_and_drop(m: _Moments) -> _Linear:
+def _best_floor_and_drop(s: _Sums) -> _Linear:
     """Solve the normal equations of floor and drop, neither negative.
 
-    Where one of them would be negative it is 0, and the other alone is fitted; as all sums are
-    positive, the other one is then not negative. A curve that is flat at the probes has no drop.
+    Where the solution for one of them is negative, it is set to 0, and the other alone is fitted.
+    The other one is then not negative, as all sums are positive. The drop of a curve that is flat
+    at the probes is 0.
     """
-    determinant = m.u * m.uhh - m.uh**2
-    curved = determinant > _FLAT * m.u * m.uhh
-    drop = np.maximum(m.u * m.uyh - m.uh * m.uy, 0) / np.where(curved, determinant, np.inf)
-    floor = np.maximum(m.uy - drop * m.uh, 0) / m.u
-    drop = np.where(floor > 0, drop, m.uyh / m.uhh)
-    return _Linear(floor, drop, np.maximum(m.uyy - floor * m.uy - drop * m.uyh, 0))
+    determinant = s.u * s.uhh - s.uh**2
+    curved = determinant > _FLAT * s.u * s.uhh
+    drop = np.maximum(s.u * s.uyh - s.uh * s.uy, 0) / np.where(curved, determinant, np.inf)
+    floor = np.maximum(s.uy - drop * s.uh, 0) / s.u
+    drop = np.where(floor > 0, drop, s.uyh / s.uhh)
+    return _Linear(floor, drop, np.maximum(s.uyy - floor * s.uy - drop * s.uyh, 0))
 
 
 def grid_errors(model: GroupModel, x_K: Floats, loss_RGK: Floats) -> Floats:
@@ -211,7 +237,7 @@ def grid_errors(model: GroupModel, x_K: Floats, loss_RGK: Floats) -> Floats:
     h_KJ = h_PQK.reshape(-1, len(x_K)).T
     y_RGK = 1 / loss_RGK
     u_RGK = y_RGK**2
-    moments = _Moments(
+    sums = _Sums(
         u_RGK.sum(axis=-1, keepdims=True),
         u_RGK @ h_KJ,
         u_RGK @ h_KJ**2,
@@ -219,4 +245,4 @@ def grid_errors(model: GroupModel, x_K: Floats, loss_RGK: Floats) -> Floats:
         y_RGK @ h_KJ,
         len(x_K),
     )
-    return _best_floor_and_drop(moments).error.reshape(*loss_RGK.shape[:2], *h_PQK.shape[:2])
+    return _best_floor_and_drop(sums).error.reshape(*loss_RGK.shape[:2], *h_PQK.shape[:2])

@@ -1,4 +1,4 @@
-"""Checks of losses over tau, the sum of the learning rates, and the choice of the fitted probes.
+"""Checks of losses over tau, the summed learning rate, and the choice of the fitted probes.
 
 Shapes: K probe steps.
 """
@@ -13,7 +13,7 @@ _ROUNDING = 1e-8  # largest relative error of tau that counts as no error
 
 
 def checked_losses(lr_sum_K: ArrayLike, loss_K: ArrayLike) -> tuple[Floats, Floats]:
-    """Return tau and the losses, in double precision; the losses' last axis is the probes.
+    """Return tau and the losses in double precision; the last axis of the losses is the probes.
 
     Raises:
         TokscaleError: the shapes do not fit together.
@@ -22,13 +22,13 @@ def checked_losses(lr_sum_K: ArrayLike, loss_K: ArrayLike) -> tuple[Floats, Floa
     tau_K, loss = np.asarray(lr_sum_K, dtype=np.float64), np.asarray(loss_K, dtype=np.float64)
     if tau_K.ndim != 1 or not len(tau_K) or loss.shape[-1:] != tau_K.shape:
         raise TokscaleError(
-            f"sums of learning rates are of shape {tau_K.shape} for losses of shape {loss.shape}; "
+            f"summed learning rates are of shape {tau_K.shape} for losses of shape {loss.shape}; "
             "expected one sum per probe"
         )
     if not np.isfinite(tau_K).all() or tau_K[0] < 0 or (np.diff(tau_K) <= 0).any():
         raise UndefinedError(
-            "sums of learning rates do not ascend from 0 or later, or are not finite; sort the "
-            "probes and leave out those at a learning rate of 0"
+            "summed learning rates do not ascend from 0 or later, or are not finite; sort the "
+            "probes, and leave out probes after steps at a learning rate of 0"
         )
     if not (np.isfinite(loss) & (loss > 0)).all():
         raise UndefinedError(

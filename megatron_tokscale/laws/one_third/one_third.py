@@ -1,7 +1,7 @@
 """The one-third law of Liu et al. (docs/references.md 3), fitted to one loss curve as they do.
 
-tau is the sum of the learning rates. Shapes: K probe steps, R resamples of the documents, F groups
-of tokens by frequency.
+tau is the summed learning rate. Shapes: K probe steps, R resamples of the documents, F groups of
+tokens by frequency.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from megatron_tokscale.results.laws.one_third import ONE_THIRD
 from megatron_tokscale.store import Run
 
 MIN_POINTS = 6  # twice the parameters; our choice
-FIRST_TAU_SHARE = 0.1  # first tau over the last (docs/references.md 8.4)
+FIRST_TAU_SHARE = 0.1  # first tau as a share of the last (docs/references.md 8.4)
 DISCARDED_POINTS = 2  # first probes that Liu et al. mostly leave out (docs/references.md 3.2)
 
 
@@ -38,22 +38,22 @@ def fit_one_third(
     """Fit L = L_0 + c tau^-alpha with scipy's curve_fit on log losses, as Liu et al. do.
 
     The start (c, alpha, L_0) = (1, 0.33, last loss), the bounds c >= 0, alpha >= 0, 0 <= L_0 <=
-    last loss, and the standard error are those of Liu et al. (docs/references.md 3.2). They drop
-    one or two early checkpoints of thirteen by eye. The interval is our choice: K residuals with
-    lag-1 correlation rho count as n = K (1 - rho) / (1 + rho), with Student's t for n - 3 (as in
-    `fit_power_law`).
+    last loss, and the standard error are those of Liu et al. (docs/references.md 3.2). By eye, they
+    leave out the first one or two of thirteen checkpoints. The interval is our choice: K residuals
+    with lag-1 correlation rho count as n = K (1 - rho) / (1 + rho), with Student's t for n - 3 (as
+    in `fit_power_law`).
 
     Args:
-        lr_sum_K: tau, the sum of the learning rates up to each probe, ascending; a tau of 0 is
-            always left out.
+        lr_sum_K: tau, the summed learning rate at each probe, ascending; a tau of 0 is always left
+            out.
         loss_K: loss in nats.
         from_: first tau to fit. By default a tenth of the last tau (docs/references.md 8.4), but at
-            least the third tau above 0, as Liu et al. mostly drop the first two.
+            least the third tau above 0, as Liu et al. mostly leave out the first two.
 
     Raises:
         TokscaleError: the arguments do not fit together.
-        UndefinedError: fewer than six points, tau that does not ascend, losses that are not finite
-            and positive, no minimum.
+        UndefinedError: there are fewer than six points, tau does not ascend, losses are not finite
+            and positive, or no minimum is found.
     """
     tau_K, loss = checked_losses(lr_sum_K, loss_K)
     if loss.ndim != 1:
@@ -87,11 +87,11 @@ def measure_one_third(run: Run, inputs: Inputs) -> OneThirdResult:
     """Fit the one-third law to a run's mean loss, and test it by groups of token frequency.
 
     Raises:
-        UndefinedError: the run has no record of its sums of learning rates, or as in
+        UndefinedError: the run has no record of its summed learning rate, or as in
             `fit_one_third`.
     """
     if not run.knows("lr-sum"):
-        raise UndefinedError(f"{run.path} has no record of its sums of learning rates")
+        raise UndefinedError(f"{run.path} has no record of its summed learning rate")
     lr_sum_K = np.exp(run.x_K("lr-sum"))
     begun_K = lr_sum_K > 0  # the first step of a warm-up may have a learning rate of zero
     lr_sum_K = lr_sum_K[begun_K]
@@ -121,7 +121,13 @@ def _log_one_third(tau_K: Floats, scale: float, floor: float) -> Floats:
 def _curve_fit(
     law: Callable[..., Floats], tau_K: Floats, target_K: Floats, start: list[float]
 ) -> tuple[Floats, Floats]:
-    """Call curve_fit with parameters from 0 on and the last one, the floor, up to the last loss."""
+    """Return curve_fit's best parameters and their covariance.
+
+    No parameter is negative; the last one, the floor, is at most the last loss.
+
+    Raises:
+        UndefinedError: curve_fit finds no minimum.
+    """
     highest = [np.inf] * (len(start) - 1) + [start[-1]]
     try:
         best, covariance = curve_fit(
@@ -139,7 +145,13 @@ def _r2(target_K: Floats, residual_K: Floats) -> float:
 
 
 def _interval_reach(se: float, n_points: int, rho: float) -> float:
-    """Return half a 95% interval from a standard error that takes residuals for independent."""
+    """Return half the width of a 95% interval for correlated residuals.
+
+    Args:
+        se: standard error that counts the residuals as independent.
+        n_points: number of residuals.
+        rho: their lag-1 correlation.
+    """
     effective = float(effective_points(n_points, rho))
     freedom = max(effective - 3, LEAST_FREEDOM)
     widened = se * np.sqrt((n_points - 3) / freedom)

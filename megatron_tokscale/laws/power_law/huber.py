@@ -37,7 +37,7 @@ class Curve:
     The optimiser's parameters are E / L, ln(B t_0^-alpha / L) and alpha, with L the lowest loss and
     t_0 the geometric mean of the times. They are near one and depend neither on the unit of time
     nor on the unit of loss. E itself is a parameter, and not ln E as in Chinchilla's fits: where a
-    curve shows no floor, the descent stops at E = 0 instead of running to -inf.
+    curve shows no floor, the descent ends at E = 0, while ln E would go to -inf.
     """
 
     x_K: Floats
@@ -106,7 +106,7 @@ class Curve:
 def _objective(parameters: Floats, centred_K: Floats, log_loss_K: Floats) -> tuple[float, Floats]:
     """Return the sum of the Huber losses over delta, and its gradient.
 
-    With the mean in place of the sum, L-BFGS would meet its tolerance before the minimum
+    The sum is taken, not the mean: with the mean, L-BFGS meets its tolerance before the minimum
     (docs/references.md 8.3).
     """
     floor, level, exponent = parameters

@@ -41,19 +41,20 @@ def fit_power_law(
 ) -> PowerLaw:
     """Fit L = E + B t^-alpha, E >= 0, to a loss curve: Huber loss (delta 1e-3) on log residuals.
 
-    With that delta the fit comes close to least absolute deviations, for which a Jacobian gives no
-    standard errors; the intervals are percentiles of a residual bootstrap instead. The residuals of
-    neighbouring probes are correlated; rho is their lag-1 correlation. The law is smooth against
-    the spacing of the probes, so K probes count as n = K (1 - rho) / (1 + rho) (docs/references.md
-    8.4). The residuals are drawn one by one and scaled by sqrt(K / n), by sqrt(n / (n - 3)) for
-    three parameters, and by Student's t for n - 3 (at least 2) over the normal quantile. Where the
-    curve bends away from any power law, rho is high and the intervals are very wide.
+    With that delta the fit is close to least absolute deviations, for which a Jacobian gives no
+    standard errors. So the intervals are percentiles of a residual bootstrap.
 
-    Measured coverage of the 95% intervals on 300 planted runs each of 20 to 60 probes over one or
-    two decades, noise 0.3%: 93-95% at rho 0, 91-94% at rho 0.3 to 0.6. A bootstrap of blocks of
-    residuals, which needs no rho, covered in 84-89% and 71-88%: a run has too few probes for it.
-    Where noise of 1% hides the floor of a single decade, coverage is 86%. Correlation between
-    probes that are not neighbours is not estimated.
+    Residuals of neighbouring probes are correlated; rho is their lag-1 correlation. The law changes
+    slowly from probe to probe, so K probes count as n = K (1 - rho) / (1 + rho) independent ones
+    (docs/references.md 8.4). Residuals are drawn one by one, and scaled by three factors: sqrt(K /
+    n); sqrt(n / (n - 3)), for three parameters; and the quantile of Student's t for n - 3 (at least
+    2) over the normal quantile. Where the curve follows no power law, rho is high and the intervals
+    are very wide. Correlation between probes that are not neighbours is not estimated.
+
+    Measured coverage of the 95% intervals, on 300 planted runs for each setting, of 20 to 60 probes
+    over one or two decades with noise of 0.3%: 93-95% at rho 0, 91-94% at rho 0.3 to 0.6. A
+    bootstrap of blocks of residuals, which needs no rho, covered in 84-89% and 71-88%, as a run has
+    few probes. Over a single decade, where noise of 1% hides the floor, coverage is 86%.
 
     Args:
         t_K: time (steps, tokens, ...), ascending; time 0 is always left out.
@@ -64,9 +65,9 @@ def fit_power_law(
         seed: seed of the bootstrap.
 
     Raises:
-        TokscaleError: the arguments do not fit together.
-        UndefinedError: fewer than six points, times that do not ascend, losses that are not finite,
-            not positive or do not fall.
+        TokscaleError: the arguments do not fit together, or the times do not ascend.
+        UndefinedError: there are fewer than six points, or losses are not finite, not positive or
+            do not fall.
     """
     time_K, loss = _checked_curve(t_K, loss_K)
     start = FIRST_TIME_SHARE * time_K[-1] if from_ is None else from_
@@ -167,8 +168,8 @@ class _Noise:
     """Residuals to draw from, scaled for 95% intervals.
 
     Attributes:
-        residual_K: residuals of log losses.
-        student: factor for Student's t in the residuals, to be divided out of a standard error.
+        residual_K: scaled residuals of log losses.
+        student: factor for Student's t in `residual_K`. A standard error is divided by it.
     """
 
     residual_K: Floats
@@ -176,7 +177,7 @@ class _Noise:
 
     @classmethod
     def from_residuals(cls, residual_K: Floats, rho: float) -> Self:
-        """Scale residuals of lag-1 correlation `rho`."""
+        """Return the noise of residuals with the lag-1 correlation `rho`."""
         n = len(residual_K)
         effective = float(effective_points(n, rho))
         freedom = max(effective - _PARAMETERS, LEAST_FREEDOM)
@@ -188,7 +189,7 @@ class _Noise:
 def _resample(
     curve: Curve, best: Solution, noise_K: Floats, n_resamples: int, seed: int
 ) -> list[Solution]:
-    """Fit the law again to itself plus residuals drawn with replacement."""
+    """Return fits to the best law's own losses plus residuals drawn with replacement."""
     fitted_K = curve.predict(best)
     drawn_RK = np.random.default_rng(seed).choice(noise_K, (n_resamples, len(noise_K)))
     return [Curve(curve.x_K, fitted_K + drawn_K).solve_near(best) for drawn_K in drawn_RK]

@@ -1,4 +1,4 @@
-"""Exponent of the tail of the drop-weighted spectrum, and its comparison with the loss's exponent.
+"""Exponent of the tail of the drop-weighted spectrum, compared with the exponent of the loss.
 
 If rho(x) ~ exp(-a x) in x = ln t then L - E ~ t^-a (docs/references.md 1.4). Shapes: R resamples
 of the documents (the first is the data as they are), C bins of x, U values of a times the tail's
@@ -25,20 +25,20 @@ def tail_exponent(
 ) -> TailExponent:
     """Fit a truncated exponential by maximum likelihood, each event weighted by its drop.
 
-    With m the drop-weighted mean of x - from_x over the tail and h = to_x - from_x, the exponent
-    solves m = 1/a - h/(e^(a h) - 1): Hill's estimator with both ends cut. The histogram needs no
-    smoothing.
+    Let m be the drop-weighted mean of x - from_x over the tail, and h = to_x - from_x. The exponent
+    a solves m = 1/a - h/(e^(a h) - 1): Hill's estimator for a tail with two ends. The histogram
+    needs no smoothing.
 
     Args:
         x_C: centres of uniform bins of x, natural logarithm of time.
         drop_RC: drop of the events in each bin.
         from_x: start of the tail.
-        to_x: end of the tail. A run does not see the transitions that end after it, so the
-            spectrum is cut off near its end: stop before.
+        to_x: end of the tail. Transitions that end after the run are censored, so the spectrum is
+            too low near the end of the run: give an earlier end.
 
     Raises:
         TokscaleError: the arguments do not fit together.
-        UndefinedError: drops that are not finite or negative, or a tail without events.
+        UndefinedError: drops are negative or not finite, or hardly any events are in the tail.
     """
     x, drop_RC = np.asarray(x_C, dtype=np.float64), np.asarray(drop_RC, dtype=np.float64)
     if x.ndim != 1 or drop_RC.ndim != 2 or drop_RC.shape[1:] != x.shape:
@@ -70,7 +70,7 @@ def tail_exponent(
 
 
 def measure_tail(inputs: Inputs, start: float) -> TailExponent:
-    """Return the exponent of a run's tail, from time `start` to where transitions are cut off.
+    """Return the exponent of a run's tail, from time `start` to `inputs.margin` before the end.
 
     Raises:
         UndefinedError: as in `tail_exponent`.
@@ -81,10 +81,10 @@ def measure_tail(inputs: Inputs, start: float) -> TailExponent:
 
 
 def compare_tail(tail: TailExponent | Undefined, overall: LossPowerLaw | Undefined) -> TailMinusLaw:
-    """Return the tail's exponent minus the loss's, paired by resample of the documents.
+    """Return the tail's exponent minus the loss's exponent, paired by resample of the documents.
 
-    Resamples of documents do not contain the scatter of the probes about the law: its standard
-    error is added in quadrature.
+    Resamples of documents do not show the scatter of the probes about the law. The standard error
+    from that scatter is added in quadrature.
 
     Raises:
         UndefinedError: one of the two is undefined, or there are no resamples.

@@ -14,17 +14,17 @@ from megatron_tokscale.laws.estimates import symmetric_estimate
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.laws import FrequencyExponent
 
-MIN_GROUPS = 5  # our choice: the ranks of fewer groups have hardly an interval
-MAX_GROUPS = 5000  # the pairs of slopes of so many groups take 200 MB
+MIN_GROUPS = 5  # our choice: the ranks of fewer groups give no useful interval
+MAX_GROUPS = 5000  # the slopes of all pairs of so many groups take 200 MB
 
 
 def frequency_exponent(frequency_I: ArrayLike, time_I: ArrayLike) -> FrequencyExponent:
     """Return the slope of ln(time) on ln(frequency), with its sign turned.
 
     b is 1 if a model learns a group after seeing it a fixed number of times; it is 0.81 among the
-    subtasks of sparse parity (docs/references.md 4.2). Groups that were not learned by the end of
-    the run have no time, and they are rare ones: leaving them out lowers b. Take only frequencies
-    at which every group was learned.
+    subtasks of sparse parity (docs/references.md 4.2). The learning time of a group that was not
+    learned by the end of the run is censored. Such groups have low frequencies, so leaving them out
+    lowers b. Give only frequencies at which every group was learned.
 
     Args:
         frequency_I: share or count of each group's tokens in training, above 0.
@@ -32,8 +32,8 @@ def frequency_exponent(frequency_I: ArrayLike, time_I: ArrayLike) -> FrequencyEx
 
     Raises:
         TokscaleError: the arguments do not fit together.
-        UndefinedError: there are fewer than 5 or more than 5000 groups, values are not positive, or
-            all frequencies are the same.
+        UndefinedError: there are fewer than 5 or more than 5000 groups, a number is not positive
+            and finite, or all frequencies are the same.
     """
     frequency, time = np.asarray(frequency_I, np.float64), np.asarray(time_I, np.float64)
     _check_groups(frequency, time)
@@ -58,7 +58,7 @@ def _check_groups(frequency_I: Floats, time_I: Floats) -> None:
         )
     if not MIN_GROUPS <= len(frequency_I) <= MAX_GROUPS:
         raise UndefinedError(
-            f"{len(frequency_I)} groups are not between {MIN_GROUPS} and {MAX_GROUPS}; split or "
+            f"there are {len(frequency_I)} groups; expected {MIN_GROUPS} to {MAX_GROUPS}; split or "
             "merge them"
         )
     both_I = np.stack([frequency_I, time_I])

@@ -27,13 +27,13 @@ _LEAST_TIME = 1e-300  # stands for a time of zero, whose logarithm is infinite
 def monogenic_mask(loss_NK: ArrayLike, *, max_before: int | None = None) -> Mask:
     """Mark the tokens whose first j losses lie in one band and all later ones in a lower band.
 
+    The upper band is [u, u + 0.7] nats, with u from 2.7 to 11; the lower one is [l, l + 0.7], with
+    l from 0 to u - 2. The authors' code searches u and l in steps of 0.2. Here u and l are any
+    numbers, which needs no search. That code compares the first j losses with both bands, which no
+    token can pass; this function follows the authors' text.
 
-
-    The upper band is [u, u + 0.7] nats with u from 2.7 to 11, the lower [l, l + 0.7] with l from 0
-    to u - 2. The authors' search steps u and l by 0.2; here they are any numbers, which needs no
-    search. Their code compares the first j losses with both bands, which no token can pass; this
-    function follows their text. Their losses come from models 2 to 3 times apart in size. With
-    closer probes fewer tokens pass, so thin the probes to compare.
+    The authors' losses come from models whose sizes are 2 to 3 times apart. Fewer tokens pass with
+    probes that are closer, so thin the probes before you compare.
 
     Args:
         loss_NK: losses in nats, N x K; a memory map is read by blocks of tokens. Begin where the
@@ -59,7 +59,10 @@ def monogenic_mask(loss_NK: ArrayLike, *, max_before: int | None = None) -> Mask
 
 
 def _block_mask(loss_NK: Floats, max_before: int | None) -> Mask:
-    """Mark monogenic tokens; column j - 1 of the bands' ends is for j losses before the fall."""
+    """Mark the monogenic tokens of a block.
+
+    Column j - 1 of the arrays below stands for a fall between the first j losses and the others.
+    """
     before_NK, after_NK = loss_NK[:, :-1], loss_NK[:, :0:-1]
     lowest_before = np.minimum.accumulate(before_NK, axis=1)
     highest_before = np.maximum.accumulate(before_NK, axis=1)
@@ -78,16 +81,16 @@ def _block_mask(loss_NK: Floats, max_before: int | None) -> Mask:
 def monogenic_share(
     blocks: Iterable[tuple[ArrayLike, ArrayLike]], *, max_before: int | None = None
 ) -> MonogenicShare:
-    """Return the share of monogenic tokens over blocks of tokens, and the share under the null.
+    """Return the share of monogenic tokens over blocks, and the share under the null model.
 
     Args:
-        blocks: loss_NK, and losses of the same shape of tokens without steps of their own, as from
+        blocks: pairs of loss_NK and the null model's losses, of the same shape, as from
             `scaled_mean_curve`.
         max_before: see `monogenic_mask`.
 
     Raises:
         TokscaleError: losses and null losses are of different shapes.
-        UndefinedError: there are no tokens, or fewer than two probes.
+        UndefinedError: there are no tokens, or there are fewer than two probes.
     """
     n_tokens, n_monogenic, n_null = 0, 0, 0
     for loss_NK, null_NK in blocks:
@@ -107,7 +110,8 @@ def monogenic_share(
 def measure_monogenic(run: Run, inputs: Inputs, seed: int) -> MonogenicShare:
     """Return the share of monogenic tokens in a sample of a run's tokens, drawn by `seed`.
 
-    One probe per octave of time is taken: noise carries losses of dense probes out of the bands.
+    Only one probe per octave of time is used: over more probes, noise moves more losses out of the
+    bands.
 
     Raises:
         UndefinedError: as in `monogenic_share` and `scaled_mean_curve`.
@@ -127,12 +131,13 @@ def measure_monogenic(run: Run, inputs: Inputs, seed: int) -> MonogenicShare:
 
 
 def scaled_mean_curve(mean_K: ArrayLike, loss_NK: ArrayLike) -> Floats:
-    """Return the null's losses: a run's mean losses, scaled to each token's first and last loss.
+    """Return the null model's losses: the mean curve, scaled to each token's first and last loss.
 
-    These losses have no noise; its absence can only bring them nearer to plateaus.
+    They have no noise. Noise would move losses out of the bands, so the share of monogenic tokens
+    under the null model is rather too high than too low.
 
     Raises:
-        UndefinedError: first and last mean loss are the same.
+        UndefinedError: the first and the last mean loss are the same.
     """
     mean, loss = np.asarray(mean_K, np.float64), np.asarray(loss_NK, np.float64)
     if mean[0] == mean[-1]:

@@ -21,8 +21,9 @@ def exponents_from(alpha: float, *, b: float = 1.0) -> QuantaExponents:
 
     Args:
         alpha: alpha of the quanta, above 0.
-        b: learning times go as p_k^-b, so S steps learn n ~ S^(1 / (b (alpha + 1))) quanta. The
-            theory has b = 1; sparse parities showed 0.81 (docs/references.md 4.2). Our extension.
+        b: exponent of learning times ~ p_k^-b, so that S steps learn n ~ S^(1 / (b (alpha + 1)))
+            quanta. The theory has b = 1; sparse parity has 0.81 (docs/references.md 4.2). Any b but
+            1 is our extension.
 
     Raises:
         TokscaleError: alpha or b is not positive.
@@ -51,7 +52,7 @@ def alpha_from(steps: float, *, b: float = 1.0) -> float:
 def measure_quanta(
     run: Run, inputs: Inputs, overall: LossPowerLaw | Undefined, seed: int
 ) -> QuantaResult:
-    """Compare three predictions of the model with a run; each may be undefined alone.
+    """Compare three predictions of the model with a run; each may be undefined on its own.
 
     Args:
         run: the run.

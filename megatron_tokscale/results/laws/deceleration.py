@@ -23,8 +23,8 @@ class Deceleration:
         early_rate: c0, the exponent before the break.
         break_width: f1, in units of ln step.
         final_loss: L_T = L_d (T / t_d)^-r_d at the last probe T, in nats.
-        delta_bic: BIC of a straight line in ln L over ln step less the BIC of the broken law, for
-            effective points; below 0 the line is the better description.
+        delta_bic: BIC of a straight line in ln L over ln step minus BIC of the broken law, both for
+            the number of effective points; below 0 the line is the better description.
         autocorrelation: lag-1 correlation of the residuals, corrected for the fit's bias.
         r2: R^2 of the log losses.
         n_points: number of probes fitted.

@@ -6,7 +6,7 @@ from typing import Self
 
 
 class ClaimVerdict(StrEnum):
-    """Outcome of a claim: it holds if it was tested and not refuted."""
+    """Outcome of a claim: it holds if a test could have refuted it and did not."""
 
     HOLDS = "holds"
     DOES_NOT_HOLD = "does not hold"
@@ -25,7 +25,7 @@ class ExplanationRow:
     Attributes:
         explanation: name of the theory.
         claim: the claim, in words.
-        predicted: the prediction, in words; "-" where there is none.
+        predicted: the prediction, in words; "-" without a prediction.
         measured: the measured number, or why it is undefined, in words.
         verdict: outcome of the claim.
     """

@@ -38,20 +38,21 @@ class CorrelationExponent:
     """||C(n)|| = const * n^-beta from lag 1 to the end of the signal, with 95% intervals.
 
     Attributes:
-        beta: the exponent; its interval is by `se` and Student's t over the effective number of
+        beta: the exponent; its interval is from `se` and Student's t for the effective number of
             documents.
         se: standard error of beta, from the documents and from the scatter about the line, in
-            quadrature: noise that lags do not share counts twice.
+            quadrature. Noise that the lags do not share is in both, so it counts twice.
         document_se: standard error from the documents alone (infinitesimal jackknife).
         lag_se: standard error from a bootstrap over lags, as the authors report it.
         lag_interval: percentiles of that bootstrap.
         r2: R^2 of the log norms.
         to_lag: last fitted lag.
         n_lags: number of lags fitted.
-        n_documents: effective number of documents, one over the sum of squared shares of tokens.
+        n_documents: effective number of documents: one over the sum of the squares of their shares
+            of the tokens.
         n_tokens: number of tokens read.
-        centred: correlations are taken about permutations within documents, not about the product
-            of the marginals.
+        centred: whether the mean over permutations within documents was subtracted from the
+            correlations, instead of the product of the marginals.
     """
 
     beta: Estimate

@@ -1,6 +1,6 @@
 """The one-third law of Liu et al., and its test by groups of tokens.
 
-tau is the sum of the learning rates. Shapes: G groups, B blocks of probes.
+tau is the summed learning rate. Shapes: G groups, B blocks of probes.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class OneThirdLaw:
     Attributes:
         floor: L_0, at most the last loss.
         scale: c, in nats times the unit of tau to the power of the exponent.
-        exponent: alpha, with an interval that counts neighbouring residuals as correlated; does not
-            depend on the unit of tau.
-        exponent_se: standard error as Liu et al. compute it: it takes residuals as independent.
+        exponent: alpha, which does not depend on the unit of tau; its interval counts neighbouring
+            residuals as correlated.
+        exponent_se: standard error as Liu et al. compute it: it counts residuals as independent.
         r2: R^2 of the log losses.
         r2_one_third: R^2 with the exponent held at 1/3.
         autocorrelation: lag-1 correlation of the residuals, corrected for the fit's bias.
@@ -66,7 +66,8 @@ class ModelScore:
         error: error at all probes, fitted to all.
         held_out_error: error at probes that the fit did not see, mean over blocks.
         held_out_error_B: held-out error of each block.
-        bic: n ln(error) + n_parameters ln(n) for n effective points; lower is better.
+        bic: Bayesian information criterion, n ln(error) + n_parameters ln(n) for n effective
+            points; lower is better.
     """
 
     n_parameters: int
@@ -88,9 +89,10 @@ class GroupExponents:
         exponent_G: alpha_g of "own slopes".
         se_G: half of the one-sigma profile interval.
         interval_G2: interval of each alpha_g.
-        heterogeneity: Cochran's Q, the groups' squared distances from one exponent in standard
-            errors, along their profiles.
-        heterogeneity_p: p-value of Q, chi-squared of G - 1; near 0, one exponent is not enough.
+        heterogeneity: Cochran's Q: the sum over groups of the squared distance to one exponent, in
+            standard errors, along the group's profile.
+        heterogeneity_p: p-value of Q, by chi-squared with G - 1 degrees of freedom. Near 0, one
+            exponent does not describe all groups.
     """
 
     common: float
@@ -140,9 +142,10 @@ class GroupTest:
             "own times and widths": the same with w_g.
         difference: held-out error of "one slope" minus that of "own times", with an interval over
             the blocks of probes, Student's t.
-        resample_interval: 95% of the differences of the resamples; None without resamples.
-        exponents: exponents of the power laws.
-        drops: sigmoids with a common width.
+        resample_interval: 95% interval of the difference over the resamples; None without
+            resamples.
+        exponents: exponents of "one slope" and "own slopes".
+        drops: sigmoids of "own times".
         noise: correlations of the noise.
         n_points: number of probes fitted.
         from_lr_sum: first fitted tau.
@@ -178,7 +181,7 @@ class OneThirdResult:
 
     Attributes:
         law: the fitted law.
-        frequency_groups: the test, or why there is none.
+        frequency_groups: the test, or why it is undefined.
     """
 
     law: OneThirdLaw

@@ -12,7 +12,9 @@ from numpy.typing import ArrayLike
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.results.estimate import Estimate, Undefined
 
-DRIFT: Final = 0.7  # correlation of neighbouring residuals; our choice: 40 probes then count as 7
+DRIFT: Final = 0.7
+"""Largest lag-1 correlation of residuals that scatter about a law; at it, 40 probes count as 7 (our
+choice)."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,14 @@ class PowerLaw:
     Attributes:
         floor: E, the loss at infinite time; 0 where the curve shows no floor.
         scale: B, in nats times the unit of time to the power of the exponent.
-        exponent: alpha; does not depend on the unit of time.
+        exponent: alpha, which does not depend on the unit of time.
         exponent_se: standard error of the exponent.
         r2: R^2 of the log losses.
         autocorrelation: lag-1 correlation of the residuals, corrected for the fit's bias.
         n_points: number of probes fitted.
         from_time: first fitted time.
         to_time: last fitted time.
-        converged: the optimiser reached a minimum, and the exponent is not at a bound.
+        converged: whether the optimiser reached a minimum, with the exponent not at a bound.
     """
 
     floor: Estimate
@@ -77,7 +79,7 @@ class DatasetPowerLaw:
 
     Attributes:
         name: name of the dataset.
-        power_law: the law, or why there is none.
+        power_law: the law, or why it is undefined.
     """
 
     name: str
@@ -90,7 +92,7 @@ class OtherStart:
 
     Attributes:
         start: first time that may be fitted.
-        power_law: the law, or why there is none.
+        power_law: the law, or why it is undefined.
     """
 
     start: float
@@ -124,7 +126,7 @@ class TailMinusLaw:
     Attributes:
         difference: tail minus loss, with a normal 95% interval from `se`.
         se: standard error over documents and, in quadrature, over the scatter of the probes.
-        agree: zero is in the interval.
+        agree: whether zero is in the interval.
     """
 
     difference: Estimate

@@ -10,8 +10,8 @@ class FrequencyExponent:
     """Learning time = const * frequency^-b, with 95% intervals.
 
     Attributes:
-        b: the exponent by Theil and Sen, the median slope of all pairs of groups; its interval is
-            by ranks and takes the groups as independent.
+        b: the exponent by Theil and Sen: the median slope of all pairs of groups. Its interval is
+            by ranks, and counts the groups as independent.
         b_ols: the exponent by least squares, with Student's t interval.
         se_ols: standard error of `b_ols`.
         r2: R^2 of the log times, least squares.
@@ -48,7 +48,7 @@ class MonogenicShare:
 
     Attributes:
         share: share of the run's tokens.
-        null_share: share of the same tokens if each followed the mean curve.
+        null_share: share under the null model: the same tokens, each following the mean curve.
         n_tokens: number of tokens.
     """
 
@@ -63,7 +63,7 @@ class QuantaResult:
 
     Attributes:
         frequency: learning time against frequency.
-        implied: exponents that the loss's exponent along the run implies.
+        implied: exponents of the axes, from the loss's exponent along the run.
         monogenic: share of the tokens that fall in one step.
     """
 

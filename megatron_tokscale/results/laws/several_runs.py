@@ -1,4 +1,4 @@
-"""Laws over several runs: Chinchilla's law, and the multi-power law of a schedule not fitted."""
+"""Laws over several runs: Chinchilla's law, and the multi-power law's forecast of a schedule."""
 
 from dataclasses import dataclass
 
@@ -69,15 +69,15 @@ class MultiPowerLaw:
 
     Attributes:
         L0: floor, in nats.
-        A: reducible loss at a learning-rate sum of one, in nats.
-        alpha: exponent of the learning-rate sum.
+        A: reducible loss at a summed learning rate of one, in nats.
+        alpha: exponent of the summed learning rate.
         B: final gain of a lower learning rate, in nats per unit of learning rate.
-        C: speed of that gain, per unit of eta^-gamma S.
-        beta: exponent of that approach.
-        gamma: exponent of the learning rate in the approach.
-        mae: mean absolute residual of the fitted losses, in nats. It is not an error of forecasts:
-            with the default of `fit_multi_power`, the errors on the authors' schedules three times
-            as long were up to 2.6 times as large.
+        C: speed of the approach to that gain, per unit of eta^-gamma S.
+        beta: exponent of the approach.
+        gamma: exponent of the learning rate eta in the approach.
+        mae: mean absolute residual of the fitted losses, in nats. Forecasts have larger errors: up
+            to 2.6 times as large on the authors' schedules, which are three times as long, with the
+            default of `fit_multi_power`.
         n_points: number of losses fitted.
         converged: the optimiser reached a minimum, and no parameter is at a bound.
     """
@@ -115,7 +115,7 @@ class ForecastScore:
 
 @dataclass(frozen=True)
 class ScheduleForecast:
-    """The multi-power law of shorter runs, scored on the longest run, whose schedule it never saw.
+    """The multi-power law of shorter runs, scored on the longest run, which was not fitted.
 
     Attributes:
         fitted_on: names of the fitted runs.
@@ -140,8 +140,8 @@ class SeveralRuns:
 
     Attributes:
         runs: size and last loss of each run.
-        chinchilla: Chinchilla's law, or why there is none.
-        multi_power: the forecast of a schedule, or why there is none.
+        chinchilla: Chinchilla's law, or why it is undefined.
+        multi_power: the forecast of a schedule, or why it is undefined.
     """
 
     runs: tuple[RunLoss, ...]

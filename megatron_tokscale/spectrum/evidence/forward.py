@@ -1,7 +1,8 @@
-"""Forward in time: fitted on the first part of a run, do the tokens predict the next factor of two?
+"""Forward in time: do fits of the first half of a run predict the last factor of two in time?
 
-The rivals see the same probes: the best power law of the mean loss, from a tenth of that time on,
-and a uniform spectrum, under which the loss keeps the slope of the factor of two before.
+Two rivals see the same probes: the best power law of the mean loss, from a tenth of the first
+half's end on, and a uniform spectrum, under which the loss keeps its slope over the factor of two
+in time before.
 
 Shapes: N tokens, K probes, H probes held out, U units, R resamples (the first is the data as they
 are).
@@ -26,9 +27,9 @@ from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.sums import loss_sums, model_sums
 
-_LEAST_FITTED = 8  # probes; a sigmoid has four parameters (our choice)
-_LEAST_HELD_OUT = 2  # probes, for a mean error over more than one (our choice)
-_ROUNDING = 1e-9  # in x: a probe at exactly half of the last time belongs to the first part
+_LEAST_FITTED = 8  # probes of the first half: twice the parameters of a sigmoid (our choice)
+_LEAST_HELD_OUT = 2  # probes held out, for a mean error over more than one (our choice)
+_ROUNDING = 1e-9  # in x: a probe at exactly half of the last time belongs to the first half
 
 
 def predict_forward(
@@ -39,12 +40,12 @@ def predict_forward(
     weight_RU: Floats,
     seed: int,
 ) -> ForwardPrediction:
-    """Fit all but the last factor of two in time, and compare the forecast with its losses.
+    """Fit the first half of the time, and compare the forecast with the last factor of two.
 
-    There is no verdict: a token whose fall has not begun is extrapolated flat, so the fits miss
-    every fall that begins after the cut. The skill for groups of tokens is measured on the falls
-    since the cut (`TransferSums.skills`); its null model permutes the learning times over the
-    tokens.
+    There is no verdict. The fit of a token whose fall has not begun by the end of the first half
+    stays flat, so the fits miss every fall that begins later. The skill for groups of tokens is
+    measured on falls from the end of the first half (`TransferSums.skills`); its null model
+    permutes the learning times over the tokens.
 
     Args:
         x_K: natural logarithm of time at the probes.
@@ -55,33 +56,36 @@ def predict_forward(
         seed: seed of the permutations.
 
     Raises:
-        UndefinedError: fewer than eight finite probes before the cut, or two after it.
+        UndefinedError: there are fewer than eight finite probes in the first half of the time, or
+            fewer than two after it.
     """
-    cut = _Cut.before_last_octave(x_K)
-    fits = fit_sigmoids(x_K[cut.first_K], loss_NK[:, cut.first_K])
+    half = _FirstHalf.of(x_K)
+    fits = fit_sigmoids(x_K[half.first_K], loss_NK[:, half.first_K])
+    # Measured mean losses of the resamples that have tokens.
     n_units = len(units)
     tokens_U = np.bincount(units.unit_N, minlength=n_units).astype(np.float64)
     weight_RU = weight_RU[weight_RU @ tokens_U > 0]
     share_RU = weight_RU / (weight_RU @ tokens_U)[:, None]
     mean_RK = share_RU @ loss_sums(loss_NK, units.unit_N, n_units)
-    at_cut_R, measured_RH = mean_RK[:, cut.last], mean_RK[:, ~cut.first_K]
+    at_half_R, measured_RH = mean_RK[:, half.last], mean_RK[:, ~half.first_K]
 
     def forecast(predicted_RH: Floats) -> Forecast:
         return Forecast(
             error=Estimate.from_resamples(_error(predicted_RH, measured_RH), least=0),
-            fall=Estimate.from_resamples(at_cut_R - predicted_RH[:, -1]),
+            fall=Estimate.from_resamples(at_half_R - predicted_RH[:, -1]),
         )
 
-    tokens_RH = _mean_of_fits(fits, units, weight_RU, x_K[~cut.first_K])
-    power_law_RH, uniform_RH = cut.power_law(x_K, mean_RK), cut.uniform(x_K, mean_RK)
+    # Forecasts, and the skill for the falls of groups.
+    tokens_RH = _mean_of_fits(fits, units, weight_RU, x_K[~half.first_K])
+    power_law_RH, uniform_RH = half.power_law(x_K, mean_RK), half.uniform(x_K, mean_RK)
     best_R = np.minimum(_error(power_law_RH, measured_RH), _error(uniform_RH, measured_RH))
-    transfer = TransferSums(cut.falls(x_K), groupings, units)
-    transfer.add(slice(0, len(loss_NK)), fits, loss_NK[:, cut.from_last_K])
+    transfer = TransferSums(half.falls(x_K), groupings, units)
+    transfer.add(slice(0, len(loss_NK)), fits, loss_NK[:, half.from_last_K])
     return ForwardPrediction(
-        from_x=float(x_K[cut.last]),
+        from_x=float(x_K[half.last]),
         to_x=float(x_K[-1]),
         probes=measured_RH.shape[1],
-        fall=Estimate.from_resamples(at_cut_R - measured_RH[:, -1]),
+        fall=Estimate.from_resamples(at_half_R - measured_RH[:, -1]),
         tokens=forecast(tokens_RH),
         power_law=forecast(power_law_RH),
         uniform=forecast(uniform_RH),
@@ -104,11 +108,11 @@ def _mean_of_fits(fits: SigmoidFits, units: Units, weight_RU: Floats, x_H: Float
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """The end of the first part of a run.
+class _FirstHalf:
+    """Probes in the first half of a run's time: all but the last factor of two.
 
     Attributes:
-        first_K: mask of the probes of the first part.
+        first_K: mask of the probes of the first half.
         last: index of its last probe.
     """
 
@@ -116,11 +120,11 @@ class _Cut:
     last: int
 
     @classmethod
-    def before_last_octave(cls, x_K: Floats) -> Self:
-        """Return the cut at half of the last time.
+    def of(cls, x_K: Floats) -> Self:
+        """Return the first half of the probes at `x_K`: up to half of the last time.
 
         Raises:
-            UndefinedError: too few probes before it or after it.
+            UndefinedError: there are too few probes in it, or after it.
         """
         first_K = x_K <= x_K[-1] - math.log(2) + _ROUNDING
         fitted, held_out = (first_K & np.isfinite(x_K)).sum(), (~first_K).sum()
@@ -133,19 +137,19 @@ class _Cut:
 
     @property
     def from_last_K(self) -> Mask:
-        """Mask of the last probe of the first part and all later probes."""
+        """Mask of the last probe of the first half and all later probes."""
         chosen = ~self.first_K
         chosen[self.last] = True
         return chosen
 
     def falls(self, x_K: Floats) -> Alignment:
-        """Return the comparison of falls since the cut at each probe held out."""
+        """Return the comparison of falls, from the end of the first half to each probe held out."""
         held_out = int((~self.first_K).sum())
         operator_HX = np.concatenate([np.ones((1, held_out)), -np.eye(held_out)])
         return Alignment(x_K[self.from_last_K], operator_HX)
 
     def power_law(self, x_K: Floats, mean_RK: Floats) -> Floats:
-        """Return mean losses at the probes held out, by the power law before the cut, (R, H)."""
+        """Return mean losses at the probes held out, by a power law of the first half, (R, H)."""
         held_K = ~self.first_K
         late = (
             self.first_K
@@ -161,7 +165,10 @@ class _Cut:
         return law_RH
 
     def uniform(self, x_K: Floats, mean_RK: Floats) -> Floats:
-        """Return mean losses at the probes held out, by a line in x through the factor of two."""
+        """Return mean losses at the probes held out, by a line in x, (R, H).
+
+        The line is fitted to the last factor of two in time of the first half.
+        """
         recent = self.first_K & np.isfinite(x_K) & (x_K >= x_K[self.last] - math.log(2) - _ROUNDING)
         slope_R, level_R = np.polyfit(x_K[recent], mean_RK[:, recent].T, 1)
         return np.asarray(level_R[:, None] + slope_R[:, None] * x_K[~self.first_K])

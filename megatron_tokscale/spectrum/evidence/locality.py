@@ -1,9 +1,9 @@
-"""Locality: widths of the transitions, beside those of tokens that merely follow the mean curve.
+"""Locality: widths of the transitions, beside those of tokens that only follow the mean curve.
 
 If learning is local, a token falls in a narrow window of x. The null model destroys only this
-locality: every token gets the shape of the mean loss curve, with its own level and amplitude, plus
-noise as large and as autocorrelated as its own, and goes through the same fit with the same classes
-(docs/architecture.md 6; the construction is our choice).
+locality. Every token gets the shape of the mean loss curve, with its own level and amplitude, plus
+noise as large and as autocorrelated as its own. The null tokens go through the same fit, with the
+same classes (docs/architecture.md 6; the construction is our choice).
 
 Shapes: N tokens, K probe steps, W bins of widths, R resamples (the first is the data as they are),
 U units.
@@ -25,11 +25,12 @@ from megatron_tokscale.spectrum.density import finite_range
 TEN_NINETY = 2 * math.log(9)
 """10-90% width of a sigmoid of width one."""
 
-WIDTH_BINS = 40  # bins of the histograms; fine enough to see, coarse enough to be full (our choice)
+WIDTH_BINS = 40  # bins of the histograms: enough to show a shape, with tokens in each (our choice)
 _QUARTILES = {"p25": 0.25, "p50": 0.5, "p75": 0.75}
-_LARGEST_CORRELATION = 0.95  # of the null's noise; at 1 it would be a random walk (our choice)
+_LARGEST_CORRELATION = 0.95  # of the null model's noise; 1 is a random walk (our choice)
 LOCAL_BELOW = 0.95
-"""Margin for the ratio of median widths: the null model's own bias is 0.01 (our choice)."""
+"""Ratio of median widths below which learning is local; the null model's bias is 0.01 (our
+choice)."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ class FittedSample:
     def fall_in_windows(self, weight_RU: Floats) -> Floats:
         """Return the counted tokens' fall inside their own 10-90% windows, over the fall of all.
 
-        The whole fall is between the first and the last finite probe. A perfect sigmoid has by
-        definition 0.8 of its fall in its window: the number shows deviations from sigmoids, and has
-        a meaning only beside the widths.
+        The fall of all tokens is from the first to the last finite probe. By definition, a perfect
+        sigmoid has 0.8 of its fall in its window. So the number shows deviations from sigmoids, and
+        has a meaning only beside the widths.
         """
         finite_NK = self.loss_NK[:, np.isfinite(self.fits.x_K)].astype(np.float64)
         inside_N = np.zeros(len(self.fits))
@@ -165,9 +166,9 @@ class Widths:
     def result(self, weight_RU: Floats) -> Locality:
         """Return the numbers of both samples, the ratio of their median widths, and the verdict.
 
-        On mean-curve tokens the ratio is one to about a hundredth, because the null model's noise
-        differs slightly from theirs. With many tokens so small a difference would be significant;
-        hence the margin `LOCAL_BELOW`.
+        For tokens that follow the mean curve, the ratio differs from 1 by about 0.01, as the null
+        model's noise differs slightly from theirs. Among many tokens so small a difference would be
+        significant; `LOCAL_BELOW` is a margin against it.
         """
         medians = [each.quartiles(weight_RU)["p50"] for each in (self.observed, self.null)]
         ratio = Estimate.from_resamples(medians[0] / medians[1], least=0)
@@ -223,7 +224,7 @@ def _autoregressive(phi_N: Floats | Floats32, n_probes: int, seed: int) -> Float
 
 
 def _crossing(below_RN: Floats, value_N: Floats, share: float) -> Floats:
-    """Return each row's smallest value that at least `share` of its weight does not exceed."""
+    """Return, for each row, the smallest value at or below which lies `share` of its weight."""
     found_R = np.full(len(below_RN), np.nan)
     if not len(value_N):
         return found_R

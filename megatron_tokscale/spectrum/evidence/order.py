@@ -1,6 +1,7 @@
 """The learning order: does a token's rank in one run predict its rank in another?
 
-The test requires more than the baseline predictors (frequency, position, mean loss) predict.
+The prediction must be better than that of the baseline predictors (frequency, bigram, position and
+mean loss) alone.
 
 Shapes: N tokens, P variables, U units, R resamples (the first is the data as they are).
 """
@@ -17,7 +18,7 @@ from megatron_tokscale.results.transfer import LearningOrder
 
 OTHER_RUN = "learning time in the other run"
 """The name of the predictor that is tested."""
-_LEAST_TOKENS = 50  # below it, cubics in three or four predictors nearly fit the ranks (our choice)
+_LEAST_TOKENS = 50  # cubics in three or four predictors nearly fit the ranks of fewer (our choice)
 _RIDGE = 1e-9  # for ranks in a unit range: keeps the regression solvable for equal predictors
 
 
@@ -30,11 +31,11 @@ def learning_order(
 ) -> LearningOrder:
     """Test whether learning times in run A predict the order of those in run B.
 
-    Only tokens with a learning time in both runs are used. Ranks are among all of these; only the
-    tokens' weights are resampled.
+    Only tokens with a learning time in both runs are used, and all of them are ranked. A resample
+    changes the weights of the tokens, not their ranks.
 
     Args:
-        source_time_N: learning times in run A, NaN for none (`learning_times`).
+        source_time_N: learning times in run A; NaN for a token without one (`learning_times`).
         target_time_N: learning times in run B.
         baseline: baseline predictors by name.
         unit_N: resampling unit of each token.
@@ -52,7 +53,8 @@ def learning_order(
     n_tokens = int(both_N.sum())
     if n_tokens < _LEAST_TOKENS:
         raise UndefinedError(
-            f"only {n_tokens} tokens have a learning time in both runs; expected {_LEAST_TOKENS}"
+            f"only {n_tokens} tokens have a learning time in both runs; expected {_LEAST_TOKENS} "
+            "or more; watch more tokens"
         )
     # Columns: ranks in B, in A, and by each baseline predictor; then the predictors' squares and
     # cubes.

@@ -1,10 +1,10 @@
-"""The slope -dL/dx reconstructed from the fits, in three ways, against the measured slope.
+"""The slope -dL/dx reconstructed from the fits, in three ways, beside the measured slope.
 
-- full: the mean over tokens of the model of each token's class: its own bump, two bumps for
-  two-step tokens, a negative one for rising tokens, a constant slope after the onset for gradual
-  tokens, zero for flat tokens.
+- full: the mean over tokens of the slope of each token's class: a bump for a falling token, two for
+  a two-step token, a negative one for a rising token; a constant slope after the onset for a
+  gradual token; zero for a flat token.
 - kernel: the drop-weighted spectrum with one common kernel: every learning event keeps its drop and
-  midpoint, all have the same width.
+  midpoint, and all have the same width.
 - spectrum: learning times alone: all events have the same (mean) drop and the same width.
 
 (docs/references.md 1.4; for the events see `events_of`.) A measured slope is smoothed. For a
@@ -103,10 +103,15 @@ def reconstruct(
     tokens_N: Mask | None = None,
     x_G: ArrayLike | None = None,
 ) -> Comparison:
-    """Reconstruct the slope of `mean_loss_K` from fits (all of them, or the mask `tokens_N`).
+    """Reconstruct the slope of a mean loss from fits.
 
-    `mean_loss_K` (nats, at the fits' probes) may be of the same tokens or of other tokens. There is
-    one row, R = 1: without documents there are no intervals.
+    There is one row, R = 1: without documents there are no intervals.
+
+    Args:
+        fits: fits of the tokens.
+        mean_loss_K: mean loss at the fits' probes in nats, of the same tokens or of others.
+        tokens_N: mask of the tokens to reconstruct from; by default all.
+        x_G: grid of the slope; by default 256 points over the probed range.
 
     Raises:
         UndefinedError: fewer than four finite probes, or no token is fitted at all probes.

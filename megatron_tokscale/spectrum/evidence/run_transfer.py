@@ -1,4 +1,4 @@
-"""`transfer_run`: learning times of one run against the losses of another, to transfer.json.
+"""`transfer_run`: test learning times of one run on the losses of another, write transfer.json.
 
 Shapes: N tokens, K probe steps, U resampling units, R resamples.
 """
@@ -45,9 +45,9 @@ def transfer_run(
     seed: int = DEFAULT_SEED,
     progress: Progress | None = None,
 ) -> Transfer:
-    """Test learning times of `source` on the losses of `target`, into `target`'s transfer.json.
+    """Test learning times of `source` on the losses of `target`, and write the transfer.
 
-    The file has one transfer per source run; an older one of the same run is replaced.
+    The target's transfer.json has one transfer per source run; an older one is replaced.
 
     Args:
         source: a fitted run (A).
@@ -62,8 +62,9 @@ def transfer_run(
         (`learning_order`).
 
     Raises:
-        TokscaleError: the runs are the same, watch other tokens, are fitted in other times, or one
-            is not fitted; no token has all losses in both; the target's transfer.json is damaged.
+        TokscaleError: the runs are the same, watch different tokens, or are fitted in different
+            times; one is not fitted; no token has all losses in both; the target's transfer.json is
+            damaged.
     """
     progress = progress or NoProgress()
     pair = FittedPair.open(source, target)
@@ -108,7 +109,7 @@ def transfer_run(
 
 
 type _PairBlock = tuple[slice, SigmoidFits, Floats32, SigmoidFits, Floats32]
-"""Tokens; the source's fits and losses of them; the target's fits and losses."""
+"""Slice of tokens; their fits and losses in the source; their fits and losses in the target."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class FittedPair:
             )
         if source.probe_set.fingerprint != target.probe_set.fingerprint:
             raise TokscaleError(
-                f"{source.path} and {target.path} watch other tokens: their probe sets are "
+                f"{source.path} and {target.path} watch different tokens: their probe sets are "
                 f"{source.probe_set.fingerprint} and {target.probe_set.fingerprint}; test runs "
                 "with one probe set"
             )
@@ -146,7 +147,10 @@ class FittedPair:
         return pair
 
     def units(self, n_resamples: int, seed: int) -> tuple[Units, Floats]:
-        """Return the resampling units, fewer for many probes, and their weights."""
+        """Return the resampling units and their weights; many probes leave fewer units.
+
+        Tables of units, groups and probes are kept in memory, which bounds the units.
+        """
         tokens = self.target.run.probe_set
         most = max(_VALUES_PER_GROUP // len(self.target.x_K), _LEAST_UNITS)
         units = Units.from_documents(
@@ -176,8 +180,8 @@ class _Curves:
     Attributes:
         source_loss_K: mean loss of the source at its probes, in nats.
         target_loss_K: mean loss of the target at its probes.
-        source_time_N: learning times in the source, in x; NaN for none.
-        target_time_N: learning times in the target.
+        source_time_N: learning times in the source, in x; NaN for a token without one.
+        target_time_N: learning times in the target, in the same form.
         source_level_N: each token's mean loss in the source.
     """
 
@@ -189,7 +193,7 @@ class _Curves:
 
     @classmethod
     def from_pair(cls, pair: FittedPair) -> Self:
-        """Take means and times in one pass over the tokens.
+        """Return means and times, from one pass over the tokens.
 
         Raises:
             TokscaleError: no token has a fit and finite losses at all probes of both runs.
@@ -207,8 +211,8 @@ class _Curves:
             columns.append((learning_times(fits), learning_times(own), level_N))
         if not count:
             raise TokscaleError(
-                "no token has a fit and finite losses at all probes of both runs; expected one at "
-                "least; test runs without losses that are NaN or infinite"
+                "no token has a fit and finite losses at all probes of both runs; expected at "
+                "least one; test runs without losses that are NaN or infinite"
             )
         times = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
         return cls(source_K / count, target_K / count, *times)
@@ -235,7 +239,7 @@ def _sums(
 
 
 def _store(target: FittedRun, transfer: Transfer) -> None:
-    """Write the transfer beside those of other sources."""
+    """Write the transfer beside the transfers of other sources."""
     others = (
         each
         for each in transfers_to_keep(target.run, target.fit)

@@ -1,13 +1,13 @@
 """Skill score: share of the between-group variance of curves that a prediction explains.
 
-The mean curve of all tokens is easy to predict; a learning time claims that *these* tokens fall now
-and others later. So the mean curve of all tokens is subtracted from the measured and from the
-predicted curves of the groups, and
+The mean curve of all tokens is easy to predict. The claim of learning times is another one: that
+these tokens fall now, and others later. So the mean curve of all tokens is subtracted from the
+measured and from the predicted curves of the groups, and
 
     skill = 1 - sum_g share_g |measured_g - predicted_g|^2 / sum_g share_g |measured_g|^2.
 
-1 is a perfect prediction; 0 is the skill of predicting the same curve for all groups; a negative
-skill is worse than that.
+A perfect prediction has the skill 1. The prediction of the same curve for all groups has the skill
+0; a worse prediction has a negative skill.
 
 Shapes: N tokens, R resamples (the first is the data as they are), U units, G groups, C cells (pairs
 of a unit and a group), K probe steps, X values that are compared (grid points, or falls).
@@ -21,7 +21,12 @@ from megatron_tokscale.spectrum.groups import Groups
 
 
 class GroupSums:
-    """Sums of tokens' curves by unit and group, for several kinds of curve by name."""
+    """Sums of tokens' curves by unit and group. Each kind of curve has a name.
+
+    Attributes:
+        names: names of the groups.
+        group_N: group of each token.
+    """
 
     def __init__(self, groups: Groups, units: Units):
         self.names, self.group_N = groups.names, groups.group_N
@@ -39,7 +44,10 @@ class GroupSums:
         return self._cell_N[at]
 
     def add(self, name: str, total_CK: Floats) -> None:
-        """Add a block's sums to those of `name`; the numbers of tokens are named "tokens"."""
+        """Add a block's sums by cell to the sums of `name`.
+
+        The numbers of tokens, (C, 1), have the name "tokens"; every mean is over them.
+        """
         self._sum_CK[name] = self._sum_CK[name] + total_CK if name in self._sum_CK else total_CK
 
     def put(self, name: str, total_CK: Floats) -> None:
@@ -57,7 +65,7 @@ class GroupSums:
     def deviations(
         self, name: str, weight_RU: Floats, operator_KX: Floats
     ) -> tuple[Floats, Floats]:
-        """Return the groups' deviations from the mean curve of all tokens, and their shares.
+        """Return the groups' deviations from the mean curve of all tokens, and the groups' shares.
 
         Returns:
             deviation_RGX: the deviations, multiplied by `operator_KX`; zero for an empty group.
@@ -88,10 +96,9 @@ class GroupSums:
 
 
 class DocumentGroups(GroupSums):
-    """Sums with every document as a group (or every resampling unit, if there are more documents).
+    """Sums with every resampling unit as a group: a document, or several whole documents.
 
-    Each group lies in one unit, and its error is resampled with it; the mean curve of all tokens is
-    not resampled.
+    A resample draws each unit with its error. The mean curve of all tokens is not resampled.
     """
 
     def __init__(self, units: Units):

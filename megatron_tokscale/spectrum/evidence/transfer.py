@@ -1,19 +1,20 @@
 """Test of transfer: do learning times of one run predict when another run learns the same tokens?
 
-Run A is fitted; run B is measured. A's learning events (midpoint, drop, width of each token) give a
-mean curve for every group of tokens, which is compared with the curve that B measured for that
-group. The skill (`skill`) measures how well the times of the groups' falls are predicted beyond the
-mean curve. The rivals:
+Run A is fitted; run B is measured. The learning events of A (midpoint, drop and width of each
+transition) give a mean curve for every group of tokens. It is compared with the curve that B
+measured for the group. The skill (`skill.py`) says how well A predicts when the groups fall, beyond
+the mean curve of all tokens. It stands beside the skill of four rivals:
 
-- permuted: A's learning times permuted over the tokens of about the same drop. This destroys only
-the claim that a time belongs to its token. A's drops may still separate groups, and the error of a
-time still depends on the drop.
-- full: the class models of all tokens, gradual and forgetting ones too.
+- permuted: the null model. A's learning times are permuted over the events of about the same drop,
+which destroys only the claim that a time belongs to its token. A's drops still differ between
+groups, and the error of a time still depends on the drop.
+- full: the class models of all tokens, those of gradual and rising tokens too.
 - source: A's measured curves of the groups, without any fit.
 - own: B's own learning events: the most that learning times can explain.
 
-Two alignments of the axes: "absolute", at the same time; "by loss", at the same mean loss, which
-needs the order alone and also suits runs of another size (Xia et al. 2023, docs/references.md 6).
+The runs are aligned in two ways: "absolute", at the same time; and "by loss", at the same mean
+loss. Alignment by loss tests the order of learning alone, and also suits runs of another size (Xia
+et al. 2023, docs/references.md 6).
 
 Shapes: N tokens, E events, K probes of B, G groups, C cells, R resamples, X compared values, P
 permutations, S bins of drop, U resampling units.
@@ -42,23 +43,25 @@ from megatron_tokscale.spectrum.kernels import add_sigmoids
 from megatron_tokscale.spectrum.sums import at_probes, loss_sums, model_sums, table_of
 
 LEVEL = 0.05
-"""Largest p-value of a grouping that passes."""
+"""Largest p-value of a grouping that passes (our choice)."""
 PERMUTATIONS = 199
-"""Permutations of the learning times; with the tokens' own order, p is at least 1/200."""
+"""Permutations of the learning times. The tokens' own order counts as one more, so p is at least
+1/200."""
 _LEAST_SLOPES = 4  # least losses of B inside A's range for a slope (`derivative_weights`)
 _LEAST_FALLS = 3  # least losses of B inside A's range for two falls
-_PERMUTED_TOKENS = 30_000  # sampled for the permutations, whose cost grows with them (our choice)
+_PERMUTED_TOKENS = 30_000  # most tokens whose events are permuted: bounds the cost (our choice)
 _DROP_EDGES = np.geomspace(0.25, 16, 13)
 """Drops in nats, half an octave apart, between which times are permuted (our choice)."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """The places of B's probes on A's axis, and the comparison of the losses there.
+    """The places of B's probes on A's axis, and the values that are compared.
 
     Attributes:
         x_K: x of A at each probe of B.
-        operator_KX: matrix from losses to the compared values: -dL/dx on B's grid, or falls.
+        operator_KX: matrix from losses at B's probes to the compared values: -dL/dx on a grid of
+            B's x, or falls between probes.
     """
 
     x_K: Floats
@@ -81,11 +84,18 @@ class Alignment:
     ) -> Self:
         """Align each probe of B with the x at which A's mean loss first was that low.
 
-        Only B's probes inside A's range of losses count. Slopes are compared, or, for a few probes
-        far apart, the `falls` between neighbours.
+        Only the probes of B inside the range of A's mean losses count.
+
+        Args:
+            source_x_K: x of A's probes.
+            source_loss_K: mean losses of A, in nats.
+            x_K: x of B's probes.
+            loss_K: mean losses of B, in nats.
+            falls: whether to compare falls between neighbouring probes, for a few probes far apart;
+                otherwise slopes are compared.
 
         Raises:
-            UndefinedError: fewer than four probes of B (for falls, three) are inside.
+            UndefinedError: fewer than four probes of B (for falls, three) are inside that range.
         """
         finite = np.isfinite(source_x_K)
         before_K = np.minimum.accumulate(source_loss_K[finite])[:-1]
@@ -107,12 +117,17 @@ class Alignment:
 
 
 class TransferSums:
-    """Sums over tokens for the skills of one alignment, added up block by block."""
+    """Sums over tokens for the skills of one alignment, added up block by block.
+
+    Attributes:
+        alignment: the alignment.
+    """
 
     def __init__(self, alignment: Alignment, groupings: Mapping[str, Groups], units: Units):
         self.alignment = alignment
         self._sums = {name: GroupSums(groups, units) for name, groups in groupings.items()}
         self._sums["document"] = DocumentGroups(units)
+        # Sums of the events' sigmoids of height one, and numbers of events, by bin of drop.
         self._shape_SK = np.zeros((len(_DROP_EDGES) + 1, len(alignment.x_K)))
         self._events_S = np.zeros(len(_DROP_EDGES) + 1)
         self._samples: list[_PermutationSample] = []
@@ -138,7 +153,7 @@ class TransferSums:
             own: fits of run B, for the rival "own".
             own_x_K: B's probes, with `own`.
         """
-        # Tokens with a fit in A and all losses in B; A's events, by bin of their drop.
+        # Take the tokens with a fit in A and all losses in B, and A's events by bin of drop.
         whole_N = fits.complete_N & np.isfinite(loss_NK).all(axis=1)
         x_K = at_probes(self.alignment.x_K)
         fits, loss_NK = fits.rows(whole_N), loss_NK[whole_N]
@@ -147,8 +162,8 @@ class TransferSums:
         alike = replace(events, drop_E=np.ones(len(events.drop_E)))
         self._shape_SK += _event_sums(alike, drop_bin_E, len(self._shape_SK), x_K)
         self._events_S += np.bincount(drop_bin_E, minlength=len(self._events_S))
-        # Sums by cell of every grouping: measured curves, predicted curves, and the drops that give
-        # the permuted curves.
+        # Add up by cell of every grouping: measured curves, predicted curves, and the drops that
+        # give the permuted curves.
         if source_NK is not None:
             source_at_NK = _interpolated(source_NK[whole_N], fits.x_K, x_K)
         own_events = None if own is None else events_of(own.rows(whole_N))
@@ -187,9 +202,9 @@ class TransferSums:
     def tests(self, weight_RU: Floats, seed: int) -> dict[str, GroupTest]:
         """Return the skills by grouping, with intervals, p-values and verdicts.
 
-        A grouping passes if the skill, and its gain over permuted times, are above zero with their
-        whole intervals, and at most 5% of the permutations of a sample's events over tokens have at
-        least the same skill.
+        A grouping passes if three conditions are met. The whole interval of the events' skill is
+        above zero; so is the whole interval of the gain over permuted times; and at most 5% of the
+        permutations of a sample's events have at least the same skill.
         """
         return {
             name: GroupTest(**vars(each), passes=_passes(each))
@@ -208,7 +223,11 @@ class TransferSums:
     def _skill(
         self, sums: GroupSums, weight_RU: Floats, operator_KX: Floats, p_value: float
     ) -> GroupSkill:
-        """Return the skills for one grouping."""
+        """Return the skills for one grouping.
+
+        Under the null model, an event's sigmoid is replaced by the mean sigmoid of its bin of drop:
+        the mean over all permutations within the bin.
+        """
         mean_shape_SK = self._shape_SK / np.maximum(self._events_S, 1)[:, None]
         sums.put("permuted", sums.cell_sum("drop") @ mean_shape_SK)
 
@@ -247,8 +266,8 @@ class _PermutationSample:
         token_N: number of each token.
         row_E: row of each event's token.
         drop_E: drop of each event.
-        s_EK: its sigmoid at B's probes.
-        loss_NK: B's losses.
+        s_EK: sigmoid of each event at B's probes.
+        loss_NK: losses of each token in B.
     """
 
     token_N: Integers
@@ -270,7 +289,7 @@ class _PermutationSample:
         )
 
     def p_value(self, sums: GroupSums, operator_KX: Floats, seed: int) -> float:
-        """Return the share of permutations of the events over tokens with at least the same skill.
+        """Return the share of permutations whose skill is at least that of the events' own order.
 
         It is NaN if there are no events or fewer than two groups.
         """
@@ -308,7 +327,10 @@ class _PermutationSample:
 
 
 def _shortest(operator_KX: Floats) -> Floats:
-    """Return an operator to at most K values that keeps all sums of squares and products."""
+    """Return an operator with at most K columns, under which all skills are the same.
+
+    Skills depend on sums of squares and products of the compared values alone.
+    """
     if operator_KX.shape[1] <= len(operator_KX):
         return operator_KX
     return np.asarray(np.linalg.qr(operator_KX.T, mode="r").T)
@@ -323,7 +345,7 @@ def _event_sums(events: Transitions, cell_E: Integers, n_cells: int, x_K: Floats
 
 
 def _interpolated(loss_NK: Floats32, x_K: Floats, at_K: Floats) -> Floats32:
-    """Return losses at other x, linear in x; before the first finite probe those at that probe."""
+    """Return losses at other x, interpolated linearly; outside of the probes, the nearest loss."""
     finite = np.flatnonzero(np.isfinite(x_K))
     inner_K = x_K[finite]
     right = np.clip(np.searchsorted(inner_K, at_K), 1, len(inner_K) - 1)

@@ -55,7 +55,7 @@ class ProbeStore:
     @property
     def folder(self) -> Path:
         """The folder of the losses."""
-        return self._writer.folder
+        return self._writer.paths.folder
 
     def open(
         self, launches: Sequence[Launch], resume_step: int | None, size: Mapping[str, int]

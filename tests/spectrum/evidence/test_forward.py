@@ -19,7 +19,9 @@ DOUBLING = np.log(2)
 
 
 def forward_of(x_K, loss_NK, units, groups=None, n_resamples=20):
-    return predict_forward(x_K, loss_NK, units, groups or {}, units.weights(n_resamples), seed=0)
+    return predict_forward(
+        x_K, loss_NK, units, groups or {}, units.weights(n_resamples, seed=0), seed=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +30,11 @@ def seen():
     rng = np.random.default_rng(0)
     x_K, text = planted_pairs.axis(60), planted_pairs.text_of(30, rng)
     tokens = text.probe_set
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
     return x_K, planted_pairs.seen_beginning(text, x_K, rng), units, groupings(tokens)
 
 
-def test_only_the_part_before_the_last_factor_of_two_is_fitted(seen):
+def test_only_the_first_half_of_the_time_is_fitted(seen):
     x_K, loss_NK, units, _ = seen
     found = forward_of(*seen[:3])
     first = x_K <= x_K[-1] - DOUBLING + 1e-9
@@ -81,7 +83,7 @@ def test_the_rivals_are_a_line_and_a_power_law(seen):
 
 
 def test_the_power_law_predicts_a_run_whose_loss_is_a_power_law():
-    """Narrow steps, none of them under way at the cut, whose mean is a power law."""
+    """Plant narrow steps whose mean is a power law, none of them at the end of the first half."""
     rng = np.random.default_rng(1)
     x_K = planted_pairs.axis(60)
     midpoint_N = 1 + rng.exponential(2.0, 4000)
@@ -89,13 +91,13 @@ def test_the_power_law_predicts_a_run_whose_loss_is_a_power_law():
     midpoint_N = midpoint_N[~near]
     shape_NK = expit((midpoint_N[:, None] - x_K) / 0.02)
     loss_NK = (1 + 4 * shape_NK + 0.02 * rng.standard_normal(shape_NK.shape)).astype(np.float32)
-    units = Units.from_documents(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 20)
+    units = Units.from_documents(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 20, seed=0)
     found = forward_of(x_K, loss_NK, units)
     assert found.gain_over_best_rival.low <= 0
     assert found.tokens.error.value > 2 * found.power_law.error.value
 
 
-def test_groups_that_fall_after_the_cut_are_predicted(seen):
+def test_groups_that_fall_after_the_first_half_are_predicted(seen):
     found = forward_of(*seen, n_resamples=50)
     assert found.gain_over_best_rival.low > 0
     for name in ("frequency decile", "document"):
@@ -114,6 +116,6 @@ def test_a_forward_prediction_has_no_verdict(seen):
 def test_too_few_probes_are_refused(n_probes):
     x_K = np.array([-np.inf, *np.linspace(0, 8, n_probes - 1)])
     loss_NK = np.ones((16, n_probes), np.float32)
-    units = Units.from_documents(np.zeros(16), np.arange(16) // 4)
+    units = Units.from_documents(np.zeros(16), np.arange(16) // 4, seed=0)
     with pytest.raises(UndefinedError, match=r"too few to predict it.*probe more often"):
         forward_of(x_K, loss_NK, units)

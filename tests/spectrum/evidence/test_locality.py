@@ -31,12 +31,12 @@ def mean_curve(n_tokens=1500):
 
 def widths_of(loss_NK):
     """The widths of documents of ten tokens, and the weights of their resamples."""
-    units = Units.from_documents(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 10)
+    units = Units.from_documents(np.zeros(len(loss_NK)), np.arange(len(loss_NK)) // 10, seed=0)
     widths = Widths.from_fits(fit_sigmoids(X_K, loss_NK), loss_NK, units.unit_N, seed=0)
-    return widths, units.weights(100)
+    return widths, units.weights(100, seed=0)
 
 
-def test_local_transitions_are_narrower_than_their_null():
+def test_local_transitions_are_narrower_than_under_the_null_model():
     widths, weight_RU = widths_of(local())
     result = widths.result(weight_RU)
     observed, null = result.observed, result.mean_curve_null
@@ -52,7 +52,7 @@ def test_local_transitions_are_narrower_than_their_null():
     assert ratio.low < ratio.value < ratio.high < 0.5
 
 
-def test_mean_curve_tokens_look_like_their_null():
+def test_tokens_that_follow_the_mean_curve_have_the_null_models_widths():
     widths, weight_RU = widths_of(mean_curve())
     result = widths.result(weight_RU)
     assert result.local is False
@@ -112,7 +112,7 @@ def test_quartiles_are_those_of_widths_repeated_by_their_drop_and_weight(r):
         assert observed.quartiles(weight_RU)[name][r] == expected
 
 
-def test_histograms_share_out_the_drop_of_the_counted_tokens():
+def test_histograms_sum_to_the_drop_of_the_counted_tokens():
     widths, _ = widths_of(local(200))
     histograms = widths.histograms()
     np.testing.assert_allclose(histograms.edges_W, width_edges(X_K))

@@ -39,7 +39,7 @@ def genuine(tmp_path_factory):
 def test_times_that_agree_transfer_and_the_text_says_so(genuine):
     source, target = genuine
     transfer = transfer_run(source, target, n_resamples=100, seed=0)
-    stored = json.loads((target.analysis / "transfer.json").read_text())
+    stored = json.loads(target.paths.transfer.read_text())
     assert stored["transfers"] == [to_json(transfer)]
     for tests in (transfer.absolute, transfer.by_loss):
         assert set(tests) >= {"dataset", "frequency decile", "document"}
@@ -64,7 +64,7 @@ def test_the_same_source_replaces_its_entry(genuine):
     source, target = genuine
     for seed in (1, 2):
         transfer_run(source, target, n_resamples=5, seed=seed)
-    stored = json.loads((target.analysis / "transfer.json").read_text())
+    stored = json.loads(target.paths.transfer.read_text())
     assert [each["settings"]["seed"] for each in stored["transfers"]] == [2]
 
 
@@ -73,7 +73,7 @@ def test_runs_of_other_probe_sets_are_refused(genuine, tmp_path):
         tmp_path / "other", STEPS, np.ones((400, 40), np.float32), plain_probe_set(400)
     )
     fit_run(other)
-    with pytest.raises(TokscaleError, match="watch other tokens"):
+    with pytest.raises(TokscaleError, match="watch different tokens"):
         transfer_run(other, genuine[1])
 
 

@@ -58,7 +58,7 @@ def skill_by_loops(measured_NK, predicted_NK, group_N, weight_N):
     return 1 - miss / spread
 
 
-def test_skill_of_groups_is_its_definition_in_every_resample(curves):
+def test_skill_of_groups_agrees_with_its_definition_in_every_resample(curves):
     measured_NK, predicted_NK, groups, units = curves
     operator_KX = np.random.default_rng(1).standard_normal((N_PROBES, 9))
     weight_RU = units.weights(4, seed=2)
@@ -74,7 +74,7 @@ def test_skill_of_groups_is_its_definition_in_every_resample(curves):
         np.testing.assert_allclose(skill_R[r], expected, rtol=1e-9)
 
 
-def test_skill_of_documents_is_its_definition(curves):
+def test_skill_of_documents_agrees_with_its_definition(curves):
     measured_NK, predicted_NK, _, units = curves
     sums = filled(DocumentGroups(units), measured_NK, predicted_NK)
     skill_R = sums.skill("events", "measured", np.ones((1, N_UNITS)), np.eye(N_PROBES))
@@ -83,7 +83,7 @@ def test_skill_of_documents_is_its_definition(curves):
 
 
 def test_documents_are_drawn_with_their_errors(curves):
-    """A weight of w counts a document's miss and spread w times about the mean of the data."""
+    """A weight of w counts a document's error and spread w times, around the mean of the data."""
     measured_NK, predicted_NK, _, units = curves
     sums = filled(DocumentGroups(units), measured_NK, predicted_NK)
     weight_RU = units.weights(1, seed=3)
@@ -98,7 +98,7 @@ def test_documents_are_drawn_with_their_errors(curves):
     np.testing.assert_allclose(skill_R[1], 1 - miss / spread, rtol=1e-9)
 
 
-def test_perfect_is_one_and_knowing_no_group_is_zero(curves):
+def test_a_perfect_prediction_has_skill_one_and_one_curve_for_all_groups_zero(curves):
     measured_NK, _, groups, units = curves
     mean_NK = np.broadcast_to(measured_NK.mean(axis=0), measured_NK.shape)
     for predicted_NK, expected in ((measured_NK, 1.0), (mean_NK, 0.0)):

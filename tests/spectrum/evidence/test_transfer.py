@@ -1,4 +1,4 @@
-"""Transfer between runs: the null in closed form, the alignments, and planted pairs.
+"""Transfer between runs: the null model in closed form, the alignments, and planted pairs.
 
 Shapes: N tokens, K probe steps, U units.
 """
@@ -25,7 +25,7 @@ def pair():
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(30, rng)
     loss_NK, again_NK = planted_pairs.genuine(text, x_K, rng)
     tokens = text.probe_set
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
     return text, x_K, loss_NK, again_NK, fit_sigmoids(x_K, loss_NK), units
 
 
@@ -37,11 +37,11 @@ def result_of(pair, alignment=None, cuts=(), n_resamples=50):
     for start, stop in pairwise(ends):
         at = slice(start, stop)
         sums.add(at, fits.rows(at), again_NK[at], loss_NK[at], own.rows(at), x_K)
-    return sums.tests(units.weights(n_resamples), seed=0)
+    return sums.tests(units.weights(n_resamples, seed=0), seed=0)
 
 
 def skill_of(prediction_NK, measured_NK, group_N, operator_KX):
-    """The skill by its definition."""
+    """Return the skill by its definition."""
     measured_NX, predicted_NX = measured_NK @ operator_KX, prediction_NK @ operator_KX
     miss = spread = 0.0
     for g in np.unique(group_N):
@@ -54,7 +54,7 @@ def skill_of(prediction_NK, measured_NK, group_N, operator_KX):
 
 
 def curves_of(events, x_K, n_tokens, order=slice(None)):
-    """Every token's sum of drop * s, the times taken in another order."""
+    """Return every token's sum of drop * s, with the times in another order."""
     s_EK = expit((events.midpoint_E[order, None] - x_K) / events.width_E[order, None])
     curve_NK = np.zeros((n_tokens, len(x_K)))
     np.add.at(curve_NK, events.token_E, events.drop_E[:, None] * s_EK)
@@ -62,7 +62,7 @@ def curves_of(events, x_K, n_tokens, order=slice(None)):
 
 
 def shuffled(events, rng):
-    """A permutation of the events among those of about the same drop, with a loop."""
+    """Permute the events among those of about the same drop, in a loop."""
     order = np.arange(len(events.drop_E))
     drop_bin = np.searchsorted(_DROP_EDGES, events.drop_E)
     for each in np.unique(drop_bin):
@@ -72,7 +72,7 @@ def shuffled(events, rng):
 
 
 @pytest.mark.parametrize("grouping", ["dataset", "frequency decile", "document"])
-def test_skills_are_those_of_their_definition(pair, grouping):
+def test_skills_agree_with_their_definition(pair, grouping):
     text, x_K, loss_NK, again_NK, fits, units = pair
     weights_KX = derivative_weights(x_K, default_grid(x_K)).T
     groups = groupings(text.probe_set)
@@ -90,8 +90,8 @@ def test_skills_are_those_of_their_definition(pair, grouping):
     np.testing.assert_allclose(found.source.uncorrected, source, atol=1e-3)
 
 
-def test_the_permuted_null_is_the_mean_over_real_permutations(pair):
-    """Permutations of events within bins of drop; the mean of every group's predicted curve."""
+def test_the_null_model_is_the_mean_over_real_permutations(pair):
+    """Permute events within bins of drop, and average every group's predicted curve."""
     text, x_K, _, again_NK, fits, _ = pair
     weights_KX = derivative_weights(x_K, default_grid(x_K)).T
     x_K = np.maximum(x_K, -1e6)
@@ -105,12 +105,12 @@ def test_the_permuted_null_is_the_mean_over_real_permutations(pair):
 
 
 def test_the_p_value_is_the_share_of_real_permutations():
-    """The pair is so small, and its times so alike, that permutations often have as much skill."""
+    """Take so few tokens with so similar times that permutations often have as much skill."""
     rng = np.random.default_rng(2)
     x_K, text = planted_pairs.axis(), planted_pairs.text_of(6, rng)
     loss_NK, again_NK = planted_pairs.permuted(text, x_K, rng)
     fits, tokens = fit_sigmoids(x_K, loss_NK), text.probe_set
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
     small = text, x_K, loss_NK, again_NK, fits, units
     found = result_of(small, n_resamples=2)["document"].p_value
     weights_KX = derivative_weights(x_K, default_grid(x_K)).T
@@ -150,10 +150,10 @@ def test_alignment_by_loss_finds_the_same_run_with_its_time_stretched():
     alignment = Alignment.by_loss(x_K, mean_K, 1.5 * x_K + 2, mean_K)
     lowest = mean_K[1:] <= np.minimum.accumulate(mean_K[1:])
     np.testing.assert_allclose(alignment.x_K[1:][lowest], x_K[1:][lowest], atol=1e-9)
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N)
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
     sums = TransferSums(alignment, groupings(tokens), units)
     sums.add(slice(0, len(text)), fit_sigmoids(x_K, loss_NK), loss_NK)
-    for name, each in sums.tests(units.weights(50), seed=0).items():
+    for name, each in sums.tests(units.weights(50, seed=0), seed=0).items():
         assert each.events.value > 0.9, name
 
 
@@ -175,6 +175,6 @@ def test_one_group_has_no_skill(pair):
         Alignment.absolute(x_K), {"all": Groups(np.zeros(len(text), int), ("all",))}, units
     )
     sums.add(slice(0, len(text)), fits, again_NK)
-    found = sums.tests(units.weights(20), seed=0)["all"]
+    found = sums.tests(units.weights(20, seed=0), seed=0)["all"]
     assert found.passes is None
     assert np.isnan([found.p_value, found.events.value]).all()

@@ -185,7 +185,7 @@ def test_a_start_at_step_0_is_a_new_run(corpus, tmp_path):
     assert run.info.run_id != before.info.run_id
     assert sums(run) == constant_sums(0, 4)
     assert run.x_K("lr-sum")[1] == pytest.approx(np.log(4))
-    assert not run.analysis.exists()
+    assert not run.paths.analysis.exists()
     kept = tmp_path / "tokscale/abandoned" / before.info.run_id
     assert (kept / "analysis/fits.parquet").read_text() == "of the old run"
     assert json.loads((kept / "run.json").read_text())["launches"][0]["seed"] == 1

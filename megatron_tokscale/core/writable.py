@@ -1,8 +1,30 @@
-"""A check whether this user could make a file, without making it."""
+"""Checks whether this user could make a file, without making it."""
 
 import errno
 import os
 from pathlib import Path
+
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import is_there
+
+
+def check_new_file(path: Path, use: str) -> None:
+    """Refuse the path of a new file that exists already, or that this user could not write.
+
+    Args:
+        path: the file to make.
+        use: why an existing file is not replaced, as in "a job may be following it".
+
+    Raises:
+        TokscaleError: something is at `path`, or no file can be made there.
+    """
+    if is_there(path):
+        raise TokscaleError(f"{path} exists, and {use}; expected a new file; choose another name")
+    if reason := unwritable(path.parent, path.name):
+        raise TokscaleError(
+            f"{path} cannot be written ({reason}); expected a path in a folder that you may write "
+            "to; choose another"
+        )
 
 
 def unwritable(folder: Path, name: str) -> str | None:
