@@ -1,7 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 # Python >= 3.12 is found by itself; to choose one: make PYTHON=/path/to/python3.12 ...
 
-.PHONY: demo quick test check soak accuracy evidence lint reference figures wheel env clean
+.PHONY: demo quick test check gpu-check soak accuracy evidence lint reference figures wheel env clean
 BIN := .venv/bin
 OVERLAYS := $(addprefix .venv/overlays/megatron-core-,$(shell cat tests/old-megatron.txt))
 export PYTHON
@@ -21,6 +21,10 @@ check: lint
 # jobs run even if a test before them fails; the exit code is then 1.
 test: env
 	$(WITHOUT_JOBS); code=$$?; $(BIN)/python -m pytest -m megatron && exit $$code
+
+# On a machine with a GPU; PYTHON then has torch and the rest, and no .venv is made.
+gpu-check:
+	$(if $(PYTHON),$(PYTHON),python3) tools/gpu_check --out gpu-check-run/table.md
 
 soak: env
 	PYTHONPATH=tests/support $(BIN)/python tools/soak.py --kills 100 --folder soak-run
@@ -65,4 +69,4 @@ env: .venv/ready $(OVERLAYS)
 	@mv $@.part $@
 
 clean:
-	rm -rf .venv dist demo-run demo-run-quick soak-run evidence-run study-run
+	rm -rf .venv dist demo-run demo-run-quick gpu-check-run soak-run evidence-run study-run

@@ -24,13 +24,13 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
     contents = {
-        str(path.relative_to(folder)): torch.load(path, weights_only=False)
+        str(path.relative_to(folder)): torch.load(path, weights_only=False, map_location="cpu")
         for path in folder.glob("**/*.pt")
     }
     if (folder / ".metadata").exists():
         with tempfile.NamedTemporaryFile() as file:
             dcp_to_torch_save(folder, file.name)
-            contents["sharded"] = torch.load(file.name, weights_only=False)
+            contents["sharded"] = torch.load(file.name, weights_only=False, map_location="cpu")
     return contents
 
 

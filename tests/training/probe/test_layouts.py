@@ -14,6 +14,7 @@ import torch
 from checkpoints import checkpoint_differences, read_checkpoint
 from jobs import MODEL, TESTS, Corpus, job_flags, run_forked
 from numpy.testing import assert_allclose
+from plain_gpt import plain_losses
 
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import Run
@@ -254,48 +255,13 @@ def test_losses_are_those_of_a_plain_torch_model(jobs):
     run = jobs.reference("dense")
     weights = read_checkpoint(run / "iter_0000008")["sharded"]
     probe_set = Run.open(run).probe_set
-    expected_BS = plain_losses(weights, probe_set.tokens_BS, probe_set.labels_BS)
+    expected_BS = plain_losses(
+        weights,
+        probe_set.tokens_BS,
+        probe_set.labels_BS,
+        n_layers=int(MODEL["--num-layers"]),
+        n_heads=int(MODEL["--num-attention-heads"]),
+    )
     expected_N = expected_BS[torch.from_numpy(probe_set.mask_BS)]
     losses_N = Run.open(run).read_losses()[:, -1]
     assert_allclose(losses_N, expected_N.numpy(), rtol=0, atol=1e-5)
-
-
-def plain_losses(weights, tokens_BS, labels_BS):
-    """A GPT in plain torch: RMSNorm, rotary attention, SwiGLU, and the cross-entropy by token."""
-    from torch.nn import functional
-
-    n_heads, head = int(MODEL["--num-attention-heads"]), 8
-    n_layers = int(MODEL["--num-layers"])
-
-    def weight(name, layer=None):
-        value = weights[name]
-        return (value if layer is None else value[layer]).float()
-
-    def norm(x, scale):
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * scale
-
-    def rotate(x, angle_Sh):
-        first, second = x.chunk(2, dim=-1)
-        turned = torch.cat([-second, first], dim=-1)
-        return x * angle_Sh.cos() + turned * angle_Sh.sin()
-
-    tokens, labels = torch.from_numpy(tokens_BS).long(), torch.from_numpy(labels_BS).long()
-    n, length = tokens.shape
-    frequency = 10000.0 ** (-torch.arange(0, head, 2).float() / head)
-    angle = torch.outer(torch.arange(length).float(), frequency).repeat(1, 2)
-    x = weight("embedding.word_embeddings.weight")[tokens]
-    for layer in range(n_layers):
-        prefix = "decoder.layers."
-        y = norm(x, weight(prefix + "self_attention.linear_qkv.layer_norm_weight", layer))
-        qkv = y @ weight(prefix + "self_attention.linear_qkv.weight", layer).T
-        q, k, v = qkv.view(n, length, n_heads, 3 * head).transpose(1, 2).split(head, dim=-1)
-        y = functional.scaled_dot_product_attention(
-            rotate(q, angle), rotate(k, angle), v, is_causal=True
-        )
-        y = y.transpose(1, 2).reshape(n, length, -1)
-        x = x + y @ weight(prefix + "self_attention.linear_proj.weight", layer).T
-        y = norm(x, weight(prefix + "mlp.linear_fc1.layer_norm_weight", layer))
-        gate, up = (y @ weight(prefix + "mlp.linear_fc1.weight", layer).T).chunk(2, dim=-1)
-        x = x + (functional.silu(gate) * up) @ weight(prefix + "mlp.linear_fc2.weight", layer).T
-    logits = norm(x, weight("decoder.final_layernorm.weight")) @ weight("output_layer.weight").T
-    return functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
