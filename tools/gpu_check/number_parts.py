@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from statistics import median
 from typing import Final
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from gpu_check.checks import FAILED, MEASURED, Check, check
 from gpu_check.inspect_job import read_record
-from gpu_check.site import INSPECT, Job, Site
+from gpu_check.site import INSPECT, Job, Site, random_probe_set
 from megatron_tokscale.store import Run
 
 _CLOSE: Final = 2e-3
@@ -19,6 +20,60 @@ _COST: Final = 1.05
 """A probe may cost this many of Megatron's own evaluations of the same sequences."""
 _GROWTH: Final = 64 * 2**20
 """Bytes by which reserved memory may grow over 19 probes: one block of the caching allocator."""
+
+
+def gathering(site: Site) -> Iterator[Check]:
+    """Check the way of the losses from the device to the writer's host, and its memory."""
+    import torch
+
+    from megatron_tokscale.training.probe.gathering import LossCollector, gather, place_losses
+    from megatron_tokscale.training.probe.microbatches import deal_rows
+
+    size = replace(site.long, micro_batch=2, sequences=9 if site.on_cpu else 256)
+    probe_set = random_probe_set(size)
+    generator = np.random.default_rng(0)
+    expected_BS = generator.random(probe_set.tokens_BS.shape, np.float32)
+    column_S = generator.permutation(size.length)  # as context parallelism permutes them
+    rows_PMb = deal_rows(size.sequences, size.micro_batch, 1, 1)
+    mask_bS = torch.from_numpy(column_S + 1).float().repeat(size.micro_batch, 1).to(site.device)
+    before = _allocated(site, starts=True)
+    collector = LossCollector(rows_PMb.shape[1], 0)
+    for rows_b in rows_PMb[0] % size.sequences:
+        loss_bS = torch.from_numpy(expected_BS[rows_b][:, column_S]).to(site.device)
+        collector.collect(mask_bS, loss_bS)
+    message_RX = gather(collector.message(), _Alone())  # type: ignore[arg-type]
+    assert message_RX is not None
+    loss_N = place_losses(message_RX, rows_PMb, probe_set)
+    per_slot = (_allocated(site) - before) / expected_BS.size
+    yield check(
+        "losses arrive in their places, to the bit",
+        holds=bool(np.array_equal(loss_N, expected_BS[probe_set.mask_BS])),
+        detail=f"{expected_BS.size:,} slots",
+    )
+    yield check(
+        "the writer's GPU holds at most 8 bytes a token",
+        holds=per_slot <= 8,
+        detail=f"{per_slot:.1f}",
+    )
+
+
+class _Alone:
+    """A group of one rank, as far as `gather` looks at it."""
+
+    def size(self) -> int:
+        return 1
+
+
+def _allocated(site: Site, *, starts: bool = False) -> int:
+    """Return the bytes allocated on the device: now, if a measurement starts, or the peak since."""
+    import torch
+
+    if site.on_cpu:
+        return 0
+    if starts:
+        torch.cuda.reset_peak_memory_stats()
+        return int(torch.cuda.memory_allocated())
+    return int(torch.cuda.max_memory_allocated())
 
 
 def losses(site: Site) -> Iterator[Check]:

@@ -6,6 +6,7 @@ from gpu_check import layout_parts, number_parts, training_parts
 from gpu_check.checks import Part
 
 PARTS: Final = (
+    Part("gathering", 15, number_parts.gathering),
     Part("isolation", 60, training_parts.isolation),
     Part("restore", 50, training_parts.restore),
     Part("losses", 30, number_parts.losses),

@@ -173,7 +173,7 @@ class Site:
         path = self.folder / f"probe-{size.length}.safetensors"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _random_probe_set(size).save(path)
+            random_probe_set(size).save(path)
         return {"--tokscale-probe-set": str(path), "--tokscale-probe-schedule": schedule}
 
     def run_all(self, jobs: Mapping[str, Job]) -> dict[str, Ended]:
@@ -249,7 +249,7 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _random_probe_set(size: Size) -> "ProbeSet":  # noqa: F821 - imported where it is made
+def random_probe_set(size: Size) -> "ProbeSet":  # noqa: F821 - imported where it is made
     """Return a probe set of random ids: what is checked does not depend on the text."""
     from megatron_tokscale.probe import ProbeSet
 
