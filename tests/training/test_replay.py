@@ -51,6 +51,18 @@ def test_replayed_losses_are_those_of_the_probed_twin(corpus, plain, tmp_path):
     assert run.launches[0].learning_rate == twin.launches[0].learning_rate
 
 
+def test_the_scalars_of_a_replay_are_all_in_tensorboard(corpus, plain, tmp_path):
+    """A job that ends before its training must flush what TensorBoard would write later."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder, _ = plain
+    board = ("--tensorboard-dir", str(tmp_path / "board"))
+    replay(corpus, folder, 1, "--tokscale-dir", str(tmp_path), *board)
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    logged = events.Scalars("tokscale/loss")
+    assert [event.step for event in logged] == [3, 6, 9]
+
+
 def test_a_replay_in_another_layout_goes_on_where_it_was_stopped(corpus, plain, tmp_path):
     folder, twin = plain
     shutil.copytree(folder, tmp_path / "saved")
