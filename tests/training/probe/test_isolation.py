@@ -38,11 +38,11 @@ isolation.restored_generators = contextlib.nullcontext
 """
 
 
-def train(corpus: Corpus, run, *flags, meddle="pass", setup=""):
+def train(corpus: Corpus, run, *flags, meddle="pass", setup="", n_ranks=1):
     script = run.with_suffix(".py")
     script.write_text(SCRIPT.format(meddle=meddle, setup=setup))
     save = ("--save", str(run), "--save-interval", "4", "--train-iters", "4")
-    run_forked(1, str(script), *job_flags(corpus, *save, *flags))
+    run_forked(n_ranks, str(script), *job_flags(corpus, *save, *flags))
     return run
 
 
@@ -106,6 +106,32 @@ def test_a_probe_that_moves_generators_changes_the_training_and_is_detected(
     assert "decoder.layers.0" in changed
     with pytest.raises(AssertionError, match="step 0 changed Megatron's generator tracker"):
         train(corpus, tmp_path / "stopped", *probe(corpus, *VERIFIED), **broken)
+
+
+# Rank 1 starts with other weights, as after an error in loading; ranks are not made equal then.
+UNEQUAL = """
+import os
+model_provider = pretrain.model_provider
+
+def unequal_model_provider(*args, **kwargs):
+    model = model_provider(*args, **kwargs)
+    if os.environ["RANK"] == "1":
+        for parameter in model.parameters():
+            parameter.data += 1e-3
+    return model
+
+pretrain.model_provider = unequal_model_provider
+"""
+OVERLAPS = ("--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather")
+
+
+def test_a_probe_before_the_first_step_gathers_no_parameters(corpus, tmp_path):
+    """Megatron gathers none before it either: a gather would repair ranks, or spread an error."""
+    flags = (*OVERLAPS, "--ckpt-format", "torch_dist", "--dist-ckpt-optim-fully-reshardable")
+    ranks = {"n_ranks": 2, "setup": UNEQUAL}
+    unprobed = train(corpus, tmp_path / "unprobed", *flags, **ranks)
+    probed = train(corpus, tmp_path / "probed", *flags, *probe(corpus, *VERIFIED), **ranks)
+    assert checkpoint_differences(probed, unprobed) == []
 
 
 def write_checkpoint(run, **changed):
