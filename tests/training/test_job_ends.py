@@ -272,16 +272,26 @@ def test_a_script_with_process_groups_of_its_own_is_refused(corpus: Corpus, tmp_
     assert not (tmp_path / "run").exists()
 
 
-SLOW_CHECKPOINT = """
-import time
-from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+ASYNCHRONOUS = """
+from megatron.training import async_utils, initialize
 from megatron_tokscale import pretrain
 
-write = FileSystemWriterAsync.write_preloaded_data
-def write_late(*args, **kwargs):
-    time.sleep(5)
-    write(*args, **kwargs)
-FileSystemWriterAsync.write_preloaded_data = staticmethod(write_late)
+class LateQueue:
+    # Writes a checkpoint only when the job waits for it; the worker of Megatron's needs a GPU.
+    def __init__(self):
+        self.requests = []
+    def schedule_async_request(self, request):
+        self.requests.append(request)
+    def get_num_unfinalized_calls(self):
+        return len(self.requests)
+    def maybe_finalize_async_calls(self, blocking, no_dist):
+        while blocking and self.requests:
+            self.requests.pop().execute_sync()
+    def close(self):
+        pass
+
+async_utils._async_calls_queue = LateQueue()
+initialize.init_persistent_async_worker = lambda *args, **kwargs: None
 
 forward_step = pretrain.forward_step
 def spoiling_forward_step(iterator, model):
@@ -296,9 +306,10 @@ pretrain.main()
 def test_an_asynchronous_checkpoint_is_finished_before_an_error_of_ours_ends_the_job(
     corpus: Corpus, tmp_path
 ):
-    (tmp_path / "script.py").write_text(SLOW_CHECKPOINT)
-    save = ("--save", str(tmp_path / "saved"), "--save-interval", "2", "--async-save")
-    flags = (*save, "--ckpt-format", "torch_dist", "--train-iters", "4")
+    (tmp_path / "script.py").write_text(ASYNCHRONOUS)
+    save = ("--save", str(tmp_path / "saved"), "--save-interval", "2")
+    late = ("--async-save", "--use-persistent-ckpt-worker", "--async-strategy", "mcore")
+    flags = (*save, *late, "--ckpt-format", "torch_dist", "--train-iters", "4")
     stop = ("--tokscale-probe-schedule", "list:3", "--tokscale-verify-isolation")
     words = job_flags(corpus, *flags, *probe(corpus, tmp_path / "run"), *stop)
     result = start(2, str(tmp_path / "script.py"), *words)
