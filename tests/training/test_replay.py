@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from jobs import Corpus, run_alone, run_job
+from jobs import Corpus, job_flags, run_alone, run_forked, run_job
 from numpy.testing import assert_allclose, assert_array_equal
 
 from megatron_tokscale.store import Run
@@ -31,10 +31,15 @@ def plain(corpus: Corpus, tmp_path_factory):
     return folder / "plain", Run.open(folder / "twin")
 
 
+REPLAY = ("--ckpt-format", "torch_dist", "--train-iters", "9", "--lr", "1")
+
+
 def replay(corpus, folder, n_processes, *extra):
-    flags = ("--ckpt-format", "torch_dist", "--train-iters", "9", "--lr", "1")
-    probe = ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-replay", str(folder))
-    return run_job(corpus, n_processes, *flags, *probe, *extra)
+    return run_job(corpus, n_processes, *REPLAY, *replayed(corpus, folder), *extra)
+
+
+def replayed(corpus, folder):
+    return ("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-replay", str(folder))
 
 
 def test_replayed_losses_are_those_of_the_probed_twin(corpus, plain, tmp_path):
@@ -52,14 +57,16 @@ def test_replayed_losses_are_those_of_the_probed_twin(corpus, plain, tmp_path):
 
 
 def test_the_scalars_of_a_replay_are_all_in_tensorboard(corpus, plain, tmp_path):
-    """A job that ends before its training must flush what TensorBoard would write later."""
+    """The ranks end here without the clean-up of Python, which would flush TensorBoard's file."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder, _ = plain
     board = ("--tensorboard-dir", str(tmp_path / "board"))
-    replay(corpus, folder, 1, "--tokscale-dir", str(tmp_path), *board)
+    flags = (*REPLAY, *replayed(corpus, folder), "--tokscale-dir", str(tmp_path), *board)
+    words = job_flags(corpus, *flags)
+    run_forked(1, "-m", "megatron_tokscale.pretrain", *words)
     events = EventAccumulator(str(tmp_path / "board")).Reload()
-    logged = events.Scalars("tokscale/loss")
+    logged = events.Scalars("tokscale/probe loss")
     assert [event.step for event in logged] == [3, 6, 9]
 
 
