@@ -193,10 +193,11 @@ def forward_step(
         On the last pipeline stage the loss of each token in nats, [micro batch, sequence / CP]
         (elsewhere the activations to send on), and `loss_func` bound to the loss mask.
     """
-    from megatron.core.utils import StragglerDetector, get_attr_wrapped_model
+    from megatron.core.utils import get_attr_wrapped_model
     from megatron.training import get_timers
+    from megatron.training.training import stimer as stragglers  # a new one would turn it off
 
-    timers, stragglers = get_timers(), StragglerDetector()
+    timers = get_timers()
     timers("batch-generator", log_level=2).start()
     with stragglers(bdata=True):
         batch = get_batch(data_iterator, get_attr_wrapped_model(model, "vp_stage"))

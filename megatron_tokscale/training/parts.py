@@ -1,16 +1,21 @@
 """The parts of a job that its flags request, in the order in which they act."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 
 from megatron_tokscale.training.events import JobPart
 from megatron_tokscale.training.settings import JobSettings
-from megatron_tokscale.training.support import SKIP_TRAIN
+from megatron_tokscale.training.support import SKIP_TRAIN, group_refusals, raise_first
 
 
-def parts_of_job(args: Namespace) -> list[JobPart]:
+def parts_of_job(args: Namespace, given: Sequence[str] = ()) -> list[JobPart]:
     """Check the flags and the files that they name, and make the parts of the job.
 
     Megatron is initialised, and has built no model. No rank communicates.
+
+    Args:
+        args: Megatron's arguments.
+        given: names of the arguments that the training script gives to `pretrain`.
 
     Raises:
         TokscaleError: a flag is refused, or a file does not fit the job.
@@ -23,6 +28,8 @@ def parts_of_job(args: Namespace) -> list[JobPart]:
             print_rank_0(f"tokscale: {SKIP_TRAIN}")
         return []
     settings.check()
+    if settings.probe:
+        raise_first(group_refusals(given))
     return _parts(settings, args) if settings.has_part else []
 
 

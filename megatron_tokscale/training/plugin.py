@@ -8,12 +8,17 @@ import functools
 import importlib
 import inspect
 from argparse import ArgumentParser
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from megatron_tokscale.core.errors import EXIT_CODE, TokscaleError, exit_with_one_line
+from megatron_tokscale.core.errors import (
+    EXIT_CODE,
+    AgreedError,
+    TokscaleError,
+    exit_with_one_line,
+)
 from megatron_tokscale.training.config import add_arguments
 from megatron_tokscale.training.events import (
     BuiltDatasets,
@@ -65,6 +70,7 @@ class Plugin:
     def __init__(self) -> None:
         self._parts: list[JobPart] = []
         self._forward_step: Function | None = None
+        self._given: list[str] = []
 
     def install(self) -> None:
         """Wrap the functions of the table `HOOKS`.
@@ -97,7 +103,7 @@ class Plugin:
             from megatron_tokscale.training.parts import parts_of_job
             from megatron_tokscale.training.ranks import together
 
-            self._parts = together(lambda: parts_of_job(get_args())) or []
+            self._parts = together(lambda: parts_of_job(get_args(), self._given)) or []
         return result
 
     def around_job(self, call: Call) -> Any:
@@ -105,6 +111,7 @@ class Plugin:
         provider = "train_valid_test_dataset_provider"
         call = call.with_argument(provider, self._planned(call.arguments[provider]))
         self._forward_step = call.arguments["forward_step_func"]
+        self._given = [name for name, value in call.arguments.items() if value is not None]
         with _exit_with_one_line():
             try:
                 result = call.result()
@@ -153,7 +160,7 @@ class Plugin:
 
     def around_training(self, call: Call) -> Any:
         """Send `on_train_start` and `on_train_end`, and close the parts."""
-        with _exit_with_one_line(), closing(self._parts):
+        with _exit_with_one_line(), closing(self._parts), _finishing_saves():
             state = self._state(call.arguments)
             for part in self._parts:
                 part.on_train_start(state)
@@ -364,3 +371,22 @@ def _exit_with_one_line() -> AbstractContextManager[None]:
     from megatron_tokscale.training.ranks import is_first_to_end
 
     return exit_with_one_line(is_first_to_end)
+
+
+@contextmanager
+def _finishing_saves() -> Iterator[None]:
+    """Finish an asynchronous checkpoint, and flush the scalars, if all ranks end with an error.
+
+    Megatron does both at the end of its loop, which the error skips. Finishing is collective, so an
+    error of one rank alone must not wait for it.
+    """
+    try:
+        yield
+    except AgreedError:
+        from megatron.training.async_utils import maybe_finalize_async_save
+
+        from megatron_tokscale.training.scalars import flush_scalars
+
+        flush_scalars()
+        maybe_finalize_async_save(blocking=True, terminate=True)
+        raise

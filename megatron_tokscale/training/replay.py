@@ -29,6 +29,7 @@ from megatron_tokscale.training.ranks import (
     from_rank_0,
     together,
 )
+from megatron_tokscale.training.scalars import flush_scalars
 
 _FOLDER: Final = re.compile(r"iter_(\d{7,})")
 _SHOWN_CHARACTERS: Final = 300  # of a reason: an error of torch can hold all tensor names
@@ -141,6 +142,7 @@ class Replay(JobPart):
                 prober.open(state, launches, None)
             past = pasts.get(step) or Past(step=step, samples=samples)
             prober.take_saved(past, replace(state, consumed_samples=samples))
+        flush_scalars()
         torch.distributed.barrier()
         raise SystemExit(0)
 

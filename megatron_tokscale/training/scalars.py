@@ -14,3 +14,9 @@ def log_scalars(values: Mapping[str, float], step: int, consumed_samples: int) -
             writer.add_scalar(f"{key} vs samples", value, consumed_samples)
     if wandb := global_vars.get_wandb_writer():
         wandb.log(keyed, step)
+
+
+def flush_scalars() -> None:
+    """Write out TensorBoard's scalars, which a job that ends would lose; W&B writes its own."""
+    if writer := global_vars.get_tensorboard_writer():
+        writer.flush()

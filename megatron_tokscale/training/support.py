@@ -4,13 +4,16 @@ The tables follow the sources of megatron-core 0.17.1, 0.18.2, 0.19.2 and main (
 settings are safe, and are not refused: `--cuda-graph-impl transformer_engine` replays graphs in
 training only; a batch size that ramps up keeps the microbatch; `--reset-position-ids` has nothing
 to reset in windows of one document; `--logits-load-dir` changes the loss function and not the
-losses. Where experts drop tokens (`--moe-expert-capacity-factor`) a token's loss depends on the
+losses; the attention logits of `--qk-clip` and `--log-max-attention-logit` are restored after a
+probe. Where experts drop tokens (`--moe-expert-capacity-factor`) a token's loss depends on the
 microbatch around it. That microbatch is always the same part of the probe set, so losses compare
 within a run of one micro-batch size.
 """
 
 import inspect
+import re
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -72,7 +75,6 @@ _REFUSED_FOR_PROBE: Final = (
     Refusal("--moe-router-force-biased", _RANDOM_ROUTING),
     Refusal("--moe-expert-rank-capacity-factor", "its overflow handling wraps the forward pass"),
     Refusal("--moe-routing-trace-path", "the trace would record the probe's tokens too"),
-    Refusal("--qk-clip", "the probe's attention logits would enter the next step's clipping"),
     Refusal(
         "--fine-grained-activation-offloading",
         "it plans what to offload from the passes that it sees, a probe among them",
@@ -123,7 +125,39 @@ def probe_refusals(args: Namespace) -> list[str]:
             "--overlap-param-gather in this Megatron: its forced gather, before 0.19, takes "
             "gradients for parameters"
         )
+    found += [
+        f"the probe does not support --{flag} {shards}, more than there are tensor-parallel ranks: "
+        f"{_UNVERIFIED}"
+        for flag, shards in _weight_shards(args).items()
+    ]
+    if _uses_modelopt(args):
+        found.append(
+            "the probe does not support ModelOpt (--export-kd-teacher-load, or a checkpoint of "
+            "ModelOpt's in --load): a pipeline may carry a teacher's tensors beside the student's"
+        )
+    if _has_evaluation_recipe(args):
+        found.append(
+            f"the probe does not support --te-precision-config-file {args.te_precision_config_file}"
+            " with an evaluation_recipe: the losses would be those of another precision than the "
+            "training's; drop the evaluation_recipe"
+        )
     return found
+
+
+def group_refusals(given: Sequence[str]) -> list[str]:
+    """Return a line if the training script hands process groups of its own to `pretrain`.
+
+    Args:
+        given: names of the arguments of `pretrain` that the script gives.
+    """
+    found = [name for name in ("pg_collection", "p2p_communicator") if name in given]
+    if not found:
+        return []
+    return [
+        f"the probe does not support {' and '.join(found)} of the training script's own: it "
+        "gathers the losses through Megatron's global process groups; leave them out of the call "
+        "of pretrain"
+    ]
 
 
 def plan_refusals(args: Namespace) -> list[str]:
@@ -267,3 +301,32 @@ def _stages_parameters_among_gradients(args: Namespace) -> bool:
     from megatron.training import training
 
     return "optimizer" not in inspect.signature(training.force_param_sync).parameters
+
+
+def _weight_shards(args: Namespace) -> dict[str, int]:
+    """Return the flags that cut weights into more shards than tensor parallelism needs."""
+    size = getattr(args, "tensor_model_parallel_size", None) or 1
+    sizes = {
+        "tensor-parallel-num-weight-shards": size,
+        "expert-tensor-parallel-num-weight-shards": (
+            getattr(args, "expert_tensor_parallel_size", None) or size
+        ),
+    }
+    shards = {flag: getattr(args, flag.replace("-", "_"), None) or 1 for flag in sizes}
+    return {flag: n for flag, n in shards.items() if n > sizes[flag]}
+
+
+def _uses_modelopt(args: Namespace) -> bool:
+    """Return whether Megatron's script has found a teacher, or a checkpoint of ModelOpt's."""
+    names = ("modelopt_enabled", "export_kd_teacher_load")
+    return any(getattr(args, name, None) for name in names)
+
+
+def _has_evaluation_recipe(args: Namespace) -> bool:
+    """Return whether a file of precisions names one for evaluation, outside a comment."""
+    path = getattr(args, "te_precision_config_file", None)
+    try:
+        text = Path(path).read_text(encoding="utf-8") if path else ""
+    except (OSError, UnicodeDecodeError):  # Megatron reports it when it builds the model
+        return False
+    return bool(re.search(r"^[^#\n]*\bevaluation_recipe\b", text, re.MULTILINE))

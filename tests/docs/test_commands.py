@@ -26,6 +26,7 @@ OF_OTHERS = {
     *("--nnodes", "--nproc-per-node"),  # of torchrun
     *("--unidiff-zero", "--include"),  # of git apply
     "--until",  # of megatron_tokscale.reweight.live
+    "--export-kd-teacher-load",  # of Megatron-LM's megatron.post_training, in no wheel
 }
 
 

@@ -45,6 +45,8 @@ def _differences(left: Any, right: Any, where: str = "") -> list[str]:
         pairs = enumerate(zip(left, right, strict=True)) if same_length else []
         inner = [d for i, (a, b) in pairs for d in _differences(a, b, f"{where}[{i}]")]
         return inner if same_length else [where]
+    if isinstance(left, torch.Generator) and isinstance(right, torch.Generator):
+        left, right = left.get_state(), right.get_state()
     if torch.is_tensor(left):
         return [] if torch.is_tensor(right) and torch.equal(left, right) else [where]
     if isinstance(left, np.ndarray):

@@ -246,3 +246,72 @@ def test_nan_losses_are_counted_in_the_log_of_a_job(corpus: Corpus, tmp_path):
     logged = {e.step: e.value for e in events.Scalars("tokscale/tokens without finite loss")}
     assert_array_equal([logged.get(k, 0) for k in range(4)], n_lost_K)
     assert f"tokens without finite loss: {n_lost_K[-1]:.6E}" in result.output
+
+
+WITH_GROUPS = """
+import functools
+from megatron_tokscale import pretrain
+from megatron_tokscale.launch import prepare
+prepare()
+import megatron.training
+theirs = megatron.training.pretrain
+@functools.wraps(theirs)
+def with_groups(**flow):
+    return theirs(**flow, {name}=object())
+megatron.training.pretrain = with_groups
+pretrain.train()
+"""
+
+
+@pytest.mark.parametrize("name", ["pg_collection", "p2p_communicator"])
+def test_a_script_with_process_groups_of_its_own_is_refused(corpus: Corpus, tmp_path, name):
+    script = tmp_path / "script.py"
+    script.write_text(WITH_GROUPS.format(name=name))
+    result = start(1, str(script), *job_flags(corpus, *probe(corpus, tmp_path / "run")))
+    assert_refused(result, "the probe does not support", name)
+    assert not (tmp_path / "run").exists()
+
+
+ASYNCHRONOUS = """
+from megatron.training import async_utils, initialize
+from megatron_tokscale import pretrain
+
+class LateQueue:
+    # Writes a checkpoint only when the job waits for it; the worker of Megatron's needs a GPU.
+    def __init__(self):
+        self.requests = []
+    def schedule_async_request(self, request):
+        self.requests.append(request)
+    def get_num_unfinalized_calls(self):
+        return len(self.requests)
+    def maybe_finalize_async_calls(self, blocking, no_dist):
+        while blocking and self.requests:
+            self.requests.pop().execute_sync()
+    def close(self):
+        pass
+
+async_utils._async_calls_queue = LateQueue()
+initialize.init_persistent_async_worker = lambda *args, **kwargs: None
+
+forward_step = pretrain.forward_step
+def spoiling_forward_step(iterator, model):
+    if not model.training:
+        next(model.parameters()).data.flatten()[0] += 1e-3
+    return forward_step(iterator, model)
+pretrain.forward_step = spoiling_forward_step
+pretrain.main()
+"""
+
+
+def test_an_asynchronous_checkpoint_is_finished_before_an_error_of_ours_ends_the_job(
+    corpus: Corpus, tmp_path
+):
+    (tmp_path / "script.py").write_text(ASYNCHRONOUS)
+    save = ("--save", str(tmp_path / "saved"), "--save-interval", "2")
+    late = ("--async-save", "--use-persistent-ckpt-worker", "--async-strategy", "mcore")
+    flags = (*save, *late, "--ckpt-format", "torch_dist", "--train-iters", "4")
+    stop = ("--tokscale-probe-schedule", "list:3", "--tokscale-verify-isolation")
+    words = job_flags(corpus, *flags, *probe(corpus, tmp_path / "run"), *stop)
+    result = start(2, str(tmp_path / "script.py"), *words)
+    assert_refused(result, "the probe at step 3 changed parameters")
+    assert (tmp_path / "saved/latest_checkpointed_iteration.txt").read_text() == "2"

@@ -1,14 +1,20 @@
 """A run that was trained without the plugin, probed from its checkpoints."""
 
 import shutil
+from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from jobs import Corpus, run_alone, run_job
+from megatron.training import global_vars
 from numpy.testing import assert_allclose, assert_array_equal
 
+from megatron_tokscale.probe import ProbeSchedule
 from megatron_tokscale.store import Run
+from megatron_tokscale.training import replay as replaying
+from megatron_tokscale.training.events import TrainingState
 
 pytestmark = pytest.mark.megatron
 
@@ -65,6 +71,23 @@ def test_a_replay_in_another_layout_goes_on_where_it_was_stopped(corpus, plain, 
     run = Run.open(tmp_path / "saved")
     assert run.step_K.tolist() == [3, 6, 9]
     assert_allclose(run.read_losses(), twin.read_losses(), rtol=0, atol=1e-5)
+
+
+def test_a_replay_flushes_its_scalars_before_it_ends_the_job(monkeypatch, tmp_path):
+    """Megatron flushes them after a training, which the end of a replay skips."""
+    calls = []
+    writer = SimpleNamespace(flush=lambda: calls.append("flushed"))
+    monkeypatch.setattr(global_vars, "_GLOBAL_TENSORBOARD_WRITER", writer)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: calls.append("barrier"))
+    monkeypatch.setattr(replaying, "from_rank_0", lambda action: action())
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
+    (tmp_path / "iter_0000003").mkdir()
+    prober = SimpleNamespace(steps_on_disk=lambda: [3], is_writer=False)
+    schedule = ProbeSchedule.parse("checkpoints")
+    part = replaying.Replay(tmp_path, schedule, prober, Namespace())
+    with pytest.raises(SystemExit, match="0"):
+        part.on_setup(TrainingState(step=0, consumed_samples=0, args=Namespace()))
+    assert calls == ["flushed", "barrier"]
 
 
 def test_weights_that_are_not_loaded_are_named():

@@ -33,11 +33,12 @@ REFUSED_FOR_PROBE = [
     "--moe-router-force-biased",
     "--moe-expert-rank-capacity-factor",
     "--moe-routing-trace-path",
-    "--qk-clip",
     "--fine-grained-activation-offloading",
     "--fake-process-group",
     "--yaml-cfg",
     "--decoder-seq-length 16",
+    "--tensor-parallel-num-weight-shards",
+    "--expert-tensor-parallel-num-weight-shards",
 ]
 ALLOWED_FOR_PROBE = [
     "--cuda-graph-impl transformer_engine",
@@ -50,6 +51,12 @@ ALLOWED_FOR_PROBE = [
     "--reset-position-ids --reset-attention-mask --eod-mask-loss",
     "--moe-expert-capacity-factor 1.0",
     "--save-activations-interval 2",
+    "--qk-clip",
+    "--log-max-attention-logit",
+    "--log-straggler",
+    "--defer-embedding-wgrad-compute",
+    "--tensor-parallel-num-weight-shards 2 --tensor-model-parallel-size 2",
+    "--expert-tensor-parallel-num-weight-shards 2 --expert-tensor-parallel-size 2",
     "--decoder-seq-length 32",
     "--dataloader-type external",
     "--reuse-grad-buf-for-mxfp8-param-ag --overlap-param-gather",
@@ -79,6 +86,8 @@ VALUES = {
     "--logits-save-dir": "folder",
     "--moe-routing-trace-path": "folder",
     "--yaml-cfg": "file",
+    "--tensor-parallel-num-weight-shards": "2",
+    "--expert-tensor-parallel-num-weight-shards": "2",
     "--dataloader-type single, not cyclic": "--dataloader-type cyclic",
     "--dataloader-type single, not external": "--dataloader-type external",
 }
@@ -108,6 +117,39 @@ def test_a_probe_is_refused_under_settings_that_would_spoil_it(parser, words):
         check_probe(args)
 
 
+@pytest.mark.parametrize("name", ["modelopt_enabled", "export_kd_teacher_load"])
+def test_a_probe_is_refused_beside_a_teacher(parser, name):
+    """Megatron-LM's script adds these arguments, if ModelOpt is installed."""
+    args = parse(parser, "--use-distributed-optimizer")
+    for value in (None, False, ""):
+        setattr(args, name, value)
+        assert probe_refusals(args) == []
+    setattr(args, name, "folder")
+    (refusal,) = probe_refusals(args)
+    assert "--export-kd-teacher-load" in refusal
+
+
+RECIPES = """
+configs:
+  half:
+    transformer_engine_config_type: TEQuantizationParams
+    training_recipe: {fp8_quantization_recipe: tensorwise}
+    # no evaluation_recipe here
+"""
+
+
+def test_a_probe_is_refused_in_another_precision_than_the_trainings(parser, tmp_path):
+    file = tmp_path / "recipes.yaml"
+    args = parse(parser, f"--te-precision-config-file {file}")
+    assert probe_refusals(args) == []  # Megatron reports that the file is missing
+    file.write_text(RECIPES)
+    assert probe_refusals(args) == []
+    for line in ("    evaluation_recipe: {}", "  whole: {evaluation_recipe: {}}"):
+        file.write_text(f"{RECIPES}{line}\n")
+        (refusal,) = probe_refusals(args)
+        assert f"--te-precision-config-file {file} with an evaluation_recipe" in refusal
+
+
 @pytest.mark.parametrize("words", ALLOWED_FOR_PROBE)
 def test_a_probe_is_not_refused_without_need(parser, words):
     args = parse(parser, words)
@@ -130,13 +172,15 @@ def test_a_plan_is_not_refused_without_need(parser, words):
 
 
 def test_all_reasons_are_given_and_the_first_is_raised(parser):
-    args = parser.parse_args(["--sft", "--qk-clip", "--dataloader-type", "cyclic", "--mock-data"])
+    args = parser.parse_args(
+        ["--sft", "--use-torch-fsdp2", "--dataloader-type", "cyclic", "--mock-data"]
+    )
     assert [refusal.split()[5].strip(":") for refusal in probe_refusals(args)] == [
+        "--use-torch-fsdp2",
         "--sft",
-        "--qk-clip",
     ]
     assert len(plan_refusals(args)) == 3
-    with pytest.raises(TokscaleError, match="--sft"):
+    with pytest.raises(TokscaleError, match="--use-torch-fsdp2"):
         check_probe(args)
     check_plan(parser.parse_args(["--seq-length", "32"]))
 
@@ -151,6 +195,7 @@ def test_every_flag_that_is_named_is_one_of_megatrons(by_version):
     source = Path(support.__file__).read_text()
     named = {flag for flag in re.findall(r"--[a-z][a-z0-9-]+", source) if "tokscale" not in flag}
     known = {flag for found in by_version.values() for flag in found["choices"]}
+    known.add("--export-kd-teacher-load")  # of Megatron-LM's megatron.post_training, in no wheel
     assert len(named) > 25
     assert named - known == set()
 

@@ -43,7 +43,7 @@ if {unrestored}:
     @contextmanager
     def nothing():
         yield
-    isolation.generators = nothing
+    isolation.restored_generators = nothing
 pretrain.train()
 """
 

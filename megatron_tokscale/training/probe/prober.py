@@ -132,7 +132,7 @@ class Prober(JobPart):
         is_checkpoint = step > 0 and bool(state.args.save)
         is_due = self._is_due(step, tokens_before, is_checkpoint=is_checkpoint)
         if is_due and step not in self.steps_on_disk():
-            self.take(state)
+            self.take(state, before_first_step=True)
         self._due.step = step
 
     def on_step(self, state: TrainingState) -> None:
@@ -211,13 +211,17 @@ class Prober(JobPart):
         size = model_size(state.model, state.args)
         self._taker.previous_N = self.store.open(launches, resume_step, size)
 
-    def take(self, state: TrainingState) -> None:
+    def take(self, state: TrainingState, *, before_first_step: bool = False) -> None:
         """Take the probe of the present step.
+
+        Args:
+            state: state of the training.
+            before_first_step: True if the job has not taken a training step yet.
 
         Raises:
             TokscaleError: see `ProbeTaker.take`.
         """
-        self._taker.take(state, self._counts, self._losses)
+        self._taker.take(state, self._counts, self._losses, before_first_step=before_first_step)
 
     def take_saved(self, past: Past, state: TrainingState) -> None:
         """Take the probe of a loaded checkpoint, whose past is known.

@@ -54,7 +54,12 @@ class ProbeTaker:
         self.previous_N: Floats32 | None = None
 
     def take(
-        self, state: TrainingState, counts: TrainingCounts, losses: Mapping[str, torch.Tensor]
+        self,
+        state: TrainingState,
+        counts: TrainingCounts,
+        losses: Mapping[str, torch.Tensor],
+        *,
+        before_first_step: bool = False,
     ) -> None:
         """Take the probe of the present step, and hand its losses over to be written.
 
@@ -62,6 +67,7 @@ class ProbeTaker:
             state: state of the training.
             counts: counts of the training, for the record.
             losses: losses of the last training step, for the record.
+            before_first_step: True if the job has not taken a training step yet.
 
         Raises:
             TokscaleError: the forward step does not fit, the probe has changed the training's state
@@ -72,7 +78,7 @@ class ProbeTaker:
         timers = get_timers()
         timers(_TIMER, log_level=0).start(barrier=True)
         started = time.perf_counter()
-        loss_N, refusal = self._run_pass(state)
+        loss_N, refusal = self._run_pass(state, before_first_step)
         values_V = np.zeros(self._metrics.n_values)
         if loss_N is not None:
             values_V = self._metrics.measure(loss_N, self.previous_N)
@@ -94,17 +100,19 @@ class ProbeTaker:
             record = self._record(state, counts, losses, duration)
             self._store.submit(loss_N.astype(self._settings.loss_dtype), record)
 
-    def _run_pass(self, state: TrainingState) -> tuple[Floats32 | None, str | None]:
+    def _run_pass(
+        self, state: TrainingState, before_first_step: bool
+    ) -> tuple[Floats32 | None, str | None]:
         """Return loss_N, on the rank that writes, and the refusal by a rank's forward step."""
         assert state.forward_step is not None
-        model, optimizer = state.model, state.optimizer
+        model, optimizer, args = state.model, state.optimizer, state.args
         with (
-            synced_parameters(model, optimizer, state.args),
+            synced_parameters(model, optimizer, args, before_first_step=before_first_step),
             verified(model, optimizer, state.step, is_on=self._settings.verifies_isolation),
-            isolated(model),
+            isolated(model, args),
         ):
             try:
-                return probe_pass.run(self._probe_set, state.forward_step, model, state.args), None
+                return probe_pass.run(self._probe_set, state.forward_step, model, args), None
             except TokscaleError as error:
                 return None, str(error)
 

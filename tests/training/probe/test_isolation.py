@@ -15,6 +15,7 @@ import random
 import numpy as np
 import torch
 from megatron_tokscale import pretrain
+{setup}
 
 forward_step = pretrain.forward_step
 
@@ -28,17 +29,29 @@ pretrain.main()
 """
 
 
-def train(corpus: Corpus, run, *flags, meddle="pass"):
+# Transformer Engine's tracker is not installed; a tracker of the tests stands in for it.
+WITH_GENERATORS = "import generator_tracker; generator_tracker.install()"
+WITHOUT_RESTORING = """
+import contextlib
+from megatron_tokscale.training.probe import isolation
+isolation.restored_generators = contextlib.nullcontext
+"""
+
+
+def train(corpus: Corpus, run, *flags, meddle="pass", setup="", n_ranks=1):
     script = run.with_suffix(".py")
-    script.write_text(SCRIPT.format(meddle=meddle))
+    script.write_text(SCRIPT.format(meddle=meddle, setup=setup))
     save = ("--save", str(run), "--save-interval", "4", "--train-iters", "4")
-    run_forked(1, str(script), *job_flags(corpus, *save, *flags))
+    run_forked(n_ranks, str(script), *job_flags(corpus, *save, *flags))
     return run
 
 
-def probe(corpus: Corpus):
+def probe(corpus: Corpus, *extra):
     probe_set = ("--tokscale-probe-set", str(corpus.probe_set))
-    return (*probe_set, "--tokscale-probe-schedule", "list:0,1,3", "--tokscale-verify-isolation")
+    return (*probe_set, "--tokscale-probe-schedule", "list:0,1,3", *extra)
+
+
+VERIFIED = ("--tokscale-verify-isolation",)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +68,7 @@ UNDONE = {
 
 @pytest.mark.parametrize("meddle", UNDONE)
 def test_state_that_a_forward_step_changes_is_restored(corpus, tmp_path, untouched, meddle):
-    run = train(corpus, tmp_path / "run", *probe(corpus), meddle=UNDONE[meddle])
+    run = train(corpus, tmp_path / "run", *probe(corpus, *VERIFIED), meddle=UNDONE[meddle])
     assert Run.open(run).step_K.tolist() == [0, 1, 3]
     assert checkpoint_differences(run, untouched) == []
 
@@ -63,7 +76,62 @@ def test_state_that_a_forward_step_changes_is_restored(corpus, tmp_path, untouch
 def test_a_forward_step_that_changes_a_weight_stops_the_job(corpus, tmp_path):
     meddle = "next(model.parameters()).data.flatten()[0] += 1e-3"
     with pytest.raises(AssertionError, match="the probe at step 0 changed parameters"):
-        train(corpus, tmp_path / "run", *probe(corpus), meddle=meddle)
+        train(corpus, tmp_path / "run", *probe(corpus, *VERIFIED), meddle=meddle)
+
+
+@pytest.fixture(scope="module")
+def untouched_with_generators(corpus, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "generators"
+    return train(corpus, run, setup=WITH_GENERATORS)
+
+
+def test_generators_from_which_a_probe_draws_are_restored(
+    corpus, tmp_path, untouched_with_generators
+):
+    flags = probe(corpus, *VERIFIED)
+    draw = "generator_tracker.draw()"
+    run = train(corpus, tmp_path / "run", *flags, meddle=draw, setup=WITH_GENERATORS)
+    assert Run.open(run).step_K.tolist() == [0, 1, 3]
+    assert checkpoint_differences(run, untouched_with_generators) == []
+
+
+def test_a_probe_that_moves_generators_changes_the_training_and_is_detected(
+    corpus, tmp_path, untouched_with_generators
+):
+    """The proof that the tests above would see a generator that is not restored."""
+    broken = {"meddle": "generator_tracker.draw()", "setup": WITH_GENERATORS + WITHOUT_RESTORING}
+    run = train(corpus, tmp_path / "run", *probe(corpus), **broken)
+    changed = "\n".join(checkpoint_differences(run, untouched_with_generators))
+    assert "model-parallel-rng" in changed
+    assert "decoder.layers.0" in changed
+    with pytest.raises(AssertionError, match="step 0 changed Megatron's generator tracker"):
+        train(corpus, tmp_path / "stopped", *probe(corpus, *VERIFIED), **broken)
+
+
+# Rank 1 starts with other weights, as after an error in loading; ranks are not made equal then.
+UNEQUAL = """
+import os
+model_provider = pretrain.model_provider
+
+def unequal_model_provider(*args, **kwargs):
+    model = model_provider(*args, **kwargs)
+    if os.environ["RANK"] == "1":
+        for parameter in model.parameters():
+            parameter.data += 1e-3
+    return model
+
+pretrain.model_provider = unequal_model_provider
+"""
+OVERLAPS = ("--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather")
+
+
+def test_a_probe_before_the_first_step_gathers_no_parameters(corpus, tmp_path):
+    """Megatron gathers none before it either: a gather would repair ranks, or spread an error."""
+    flags = (*OVERLAPS, "--ckpt-format", "torch_dist", "--dist-ckpt-optim-fully-reshardable")
+    ranks = {"n_ranks": 2, "setup": UNEQUAL}
+    unprobed = train(corpus, tmp_path / "unprobed", *flags, **ranks)
+    probed = train(corpus, tmp_path / "probed", *flags, *probe(corpus, *VERIFIED), **ranks)
+    assert checkpoint_differences(probed, unprobed) == []
 
 
 def write_checkpoint(run, **changed):
