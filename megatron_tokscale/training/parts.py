@@ -1,16 +1,24 @@
 """The parts of a job that its flags request, in the order in which they act."""
 
 from argparse import Namespace
+from typing import TYPE_CHECKING
 
 from megatron_tokscale.training.events import JobPart
 from megatron_tokscale.training.settings import JobSettings
 from megatron_tokscale.training.support import SKIP_TRAIN
 
+if TYPE_CHECKING:
+    from megatron_tokscale.training.replay import Load
 
-def parts_of_job(args: Namespace) -> list[JobPart]:
+
+def parts_of_job(args: Namespace, load: "Load | None" = None) -> list[JobPart]:
     """Check the flags and the files that they name, and make the parts of the job.
 
-    Megatron is initialised, and has built no model. No rank communicates.
+    Megatron is initialised. No rank communicates.
+
+    Args:
+        args: Megatron's arguments.
+        load: loads a checkpoint for a replay; None: as Megatron does.
 
     Raises:
         TokscaleError: a flag is refused, or a file does not fit the job.
@@ -23,10 +31,10 @@ def parts_of_job(args: Namespace) -> list[JobPart]:
             print_rank_0(f"tokscale: {SKIP_TRAIN}")
         return []
     settings.check()
-    return _parts(settings, args) if settings.has_part else []
+    return _parts(settings, args, load) if settings.has_part else []
 
 
-def _parts(settings: JobSettings, args: Namespace) -> list[JobPart]:
+def _parts(settings: JobSettings, args: Namespace, load: "Load | None") -> list[JobPart]:
     from megatron_tokscale.training.data.follower import Follower
     from megatron_tokscale.training.data.held_out import HeldOutNote
     from megatron_tokscale.training.data.plan_monitor import PlanMonitor
@@ -51,5 +59,5 @@ def _parts(settings: JobSettings, args: Namespace) -> list[JobPart]:
     if follower:
         parts.append(PlanMonitor(follower, args))
     if prober and settings.probe and settings.replay:
-        parts.append(Replay(settings.replay, settings.probe.schedule, prober, args))
+        parts.append(Replay(settings.replay, settings.probe.schedule, prober, args, load))
     return parts

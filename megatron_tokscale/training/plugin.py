@@ -1,7 +1,7 @@
 """The hooks in Megatron: the functions that give the events of `events.py`.
 
-A hook is a module global of Megatron that has had one name and one set of leading arguments since
-0.12 and is looked up when it is called; each is wrapped, none replaced.
+A hook is a module global of Megatron that has had one name since 0.12 and is looked up when it is
+called; each is wrapped, none replaced. Its arguments are known by the names in its signature.
 """
 
 import functools
@@ -22,7 +22,12 @@ from megatron_tokscale.training.events import (
     TrainingState,
     closing,
 )
-from megatron_tokscale.training.upstream import escape_percent_signs
+from megatron_tokscale.training.upstream import (
+    adopt_loader_settings,
+    escape_percent_signs,
+    samples_consumed,
+    steps_taken,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Call:
 
     Attributes:
         function: Megatron's own function.
-        names: names of its leading arguments.
+        names: names of its arguments, in order.
         args: arguments by position.
         kwargs: arguments by name.
     """
@@ -65,6 +70,7 @@ class Plugin:
     def __init__(self) -> None:
         self._parts: list[JobPart] = []
         self._forward_step: Function | None = None
+        self._config: Any = None
 
     def install(self) -> None:
         """Wrap the functions of the table `HOOKS`.
@@ -91,13 +97,15 @@ class Plugin:
     def make_parts(self, call: Call) -> Any:
         """Make the parts that the flags request, before the model is built."""
         result = call.result()
-        with _exit_with_one_line():
+        with exit_rank_with_one_line():
             from megatron.training import get_args
 
             from megatron_tokscale.training.parts import parts_of_job
             from megatron_tokscale.training.ranks import together
 
-            self._parts = together(lambda: parts_of_job(get_args())) or []
+            args = get_args()
+            adopt_loader_settings(args, self._config)
+            self._parts = together(lambda: parts_of_job(args)) or []
         return result
 
     def around_job(self, call: Call) -> Any:
@@ -105,7 +113,8 @@ class Plugin:
         provider = "train_valid_test_dataset_provider"
         call = call.with_argument(provider, self._planned(call.arguments[provider]))
         self._forward_step = call.arguments["forward_step_func"]
-        with _exit_with_one_line():
+        self._config = call.arguments.get("cfg_container")
+        with exit_rank_with_one_line():
             try:
                 result = call.result()
             except (Exception, SystemExit) as error:
@@ -127,7 +136,7 @@ class Plugin:
             datasets = provider(n_samples, *args, **kwargs)
             is_distributed = bool(getattr(provider, "is_distributed", False))
             built = BuiltDatasets(datasets, n_samples, is_distributed)
-            with _exit_with_one_line():
+            with exit_rank_with_one_line():
                 for part in self._parts:
                     built = part.on_data(self._state({}), built)
             return built.datasets
@@ -146,20 +155,20 @@ class Plugin:
         result = call.result()
         names = ("model", "optimizer", "opt_param_scheduler")
         state = self._state(dict(zip(names, result, strict=False)))
-        with _exit_with_one_line(), closing(self._parts, on_success=False):
+        with exit_rank_with_one_line(), closing(self._parts, on_success=False):
             for part in self._parts:
                 part.on_setup(state)
         return result
 
     def around_training(self, call: Call) -> Any:
         """Send `on_train_start` and `on_train_end`, and close the parts."""
-        with _exit_with_one_line(), closing(self._parts):
+        with exit_rank_with_one_line(), closing(self._parts):
             state = self._state(call.arguments)
             for part in self._parts:
                 part.on_train_start(state)
             result = call.result()
-            step, *_ = result
-            state = self._state(call.arguments | {"iteration": step})
+            last = {"iteration": result[0]} if isinstance(result, tuple) else {}
+            state = self._state(call.arguments | last)
             for part in self._parts:
                 part.on_train_end(state)
             return result
@@ -205,14 +214,17 @@ class Plugin:
     def _state(self, arguments: dict[str, Any]) -> TrainingState:
         """Return the state of the training, from the arguments of a function of Megatron's.
 
-        This is the only place that reads Megatron's counters and argument names.
+        This is the only place that reads Megatron's argument names. Megatron's newest `train`
+        takes one object, `context`, with several of them as attributes.
         """
         from megatron.training import get_args
 
         args = get_args()
+        arguments = {**getattr(arguments.get("context"), "__dict__", {}), **arguments}
+        step = arguments.get("iteration")
         return TrainingState(
-            step=int(arguments.get("iteration", args.iteration)),
-            consumed_samples=int(args.consumed_train_samples),
+            step=steps_taken(args) if step is None else int(step),
+            consumed_samples=samples_consumed(args),
             args=args,
             model=arguments.get("model", ()),
             optimizer=arguments.get("optimizer"),
@@ -231,7 +243,7 @@ class Hook:
         event: name of the event in the table of `events.py`.
         wrap: calls the function and sends the event.
         purpose: purpose of the hook, for a user whose Megatron lacks it.
-        arguments: names of the function's leading arguments; empty: the names in its signature.
+        arguments: names of the function's leading arguments, for one whose signature names none.
         is_required: a Megatron without the function is refused.
     """
 
@@ -260,7 +272,10 @@ class Hook:
             )
 
     def _wrapped(self, plugin: Plugin, function: Function) -> Function:
-        names = self.arguments or tuple(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters.values()
+        unnamed = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        named = tuple(each.name for each in parameters if each.kind not in unnamed)
+        names = named or self.arguments
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -359,7 +374,7 @@ HOOKS: Final = (
 )
 
 
-def _exit_with_one_line() -> AbstractContextManager[None]:
+def exit_rank_with_one_line() -> AbstractContextManager[None]:
     """End this rank as `exit_with_one_line` does; the first rank to fail prints its own error."""
     from megatron_tokscale.training.ranks import is_first_to_end
 

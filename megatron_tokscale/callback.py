@@ -1,0 +1,219 @@
+"""The probe as a callback of a training loop: Megatron's own, or Megatron-Bridge's.
+
+    from megatron_tokscale.callback import TokscaleCallback, TokscaleConfig
+
+    settings = TokscaleConfig(tokscale_probe_set="probe.safetensors")
+    pretrain(config, forward_step, callbacks=[TokscaleCallback(settings)])
+
+Neither Megatron nor Megatron-Bridge is imported before the loop calls the callback.
+"""
+
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.training.config import TokscaleConfig
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from megatron_tokscale.training.events import Function, JobPart, TrainingState
+    from megatron_tokscale.training.loops.loop import Counters, Loop
+    from megatron_tokscale.training.plugin import Call
+
+__all__ = ["TokscaleCallback", "TokscaleConfig"]
+
+_NO_PLAN: Final = (
+    "--tokscale-plan is set in a callback, which cannot replace the training dataset; start the "
+    "job with -m megatron_tokscale.run, or drop the plan"
+)
+
+
+class TokscaleCallback:
+    """Takes the probes of a job, or replays its checkpoints.
+
+    A loop finds the methods by their names; the class needs no base class of the loop's. All ranks
+    hold one, and each rank calls every method.
+    """
+
+    def __init__(self, settings: TokscaleConfig) -> None:
+        """Keep the settings; they are checked when the loop has built its model.
+
+        Args:
+            settings: the settings that a job without a callback takes from its --tokscale-* flags.
+        """
+        self._settings = settings
+        self._loop: Loop | None = None
+        self._args: Namespace | None = None
+        self._parts: list[JobPart] = []
+        self._forward_step: Function | None = None
+        self._scheduler: Any = None
+        self._context: Any = None
+        self._last_step = -1
+        self._wraps = ExitStack()
+
+    def on_data_init_start(self, context: Any) -> None:
+        """Check the settings and make the parts of the job; a replay ends the job here."""
+        from megatron_tokscale.training.events import closing
+        from megatron_tokscale.training.loops import loop_of
+        from megatron_tokscale.training.loops.loop import wrapped
+        from megatron_tokscale.training.ranks import together
+
+        loop = self._loop = loop_of(context)
+        with _exit_with_one_line():
+            self._parts = together(lambda: self._make_parts(loop)) or []
+            state = self._state(context, loop.counters(in_step=False))
+            with closing(self._parts, on_success=False):
+                for part in self._parts:
+                    part.on_setup(state)
+        self._wraps.enter_context(wrapped(loop.data, self._around_data))
+        self._wraps.enter_context(wrapped(loop.train, self._around_training))
+
+    def _make_parts(self, loop: "Loop") -> "list[JobPart]":
+        from megatron_tokscale.training.parts import parts_of_job
+
+        if self._settings.tokscale_plan is not None:
+            raise TokscaleError(_NO_PLAN)
+        self._args = loop.arguments(self._settings)
+        return parts_of_job(self._args, loop.load)
+
+    def on_train_start(self, context: Any) -> None:
+        """Open the run, and take the probe of the first step if it is due."""
+        assert self._loop is not None
+        assert self._args is not None
+        counters = self._loop.counters(in_step=False)
+        with _exit_with_one_line():
+            saved = _saved(self._args, counters.step)
+            state = self._state(context, counters)
+            for part in self._parts if saved else ():
+                part.on_load(saved)
+            with self._loop.undisturbed():
+                for part in self._parts:
+                    part.on_train_start(state)
+
+    def on_train_step_end(self, context: Any) -> None:
+        """Take a probe if one is due, and make the losses safe before the next checkpoint."""
+        assert self._loop is not None
+        assert self._args is not None
+        counters = self._loop.counters(in_step=True)
+        self._last_step, self._context = counters.step, context
+        with _exit_with_one_line():
+            state = self._state(context, counters)
+            for part in self._parts:
+                part.on_log(context.loss_dict or {})
+            with self._loop.undisturbed():
+                for part in self._parts:
+                    part.on_step(state)
+            # The loop has no event before a checkpoint, so that every step makes ready for one.
+            for part in self._parts:
+                part.before_checkpoint(state)
+            self._loop.before_checkpoint(self._args, counters.step)
+
+    def on_checkpoint_save(self, context: Any) -> None:
+        """Write the run's past beside the checkpoint, and take its probe if one is due."""
+        assert self._loop is not None
+        counters = self._loop.counters(in_step=False)
+        with _exit_with_one_line():
+            is_now = self._loop.after_checkpoint() and counters.step == self._last_step
+            state = self._state(context, counters)
+            with self._loop.undisturbed():
+                for part in self._parts if is_now else ():
+                    part.after_checkpoint(state)
+
+    def on_train_end(self, context: Any) -> None:
+        """Take a probe that is due at the end, and wait for the last losses."""
+        assert self._loop is not None
+        with _exit_with_one_line(), self._loop.undisturbed():
+            state = self._state(context, self._loop.counters(in_step=False))
+            for part in self._parts:
+                part.on_train_end(state)
+
+    def _around_data(self, call: "Call") -> Any:
+        """Send `on_data` through the user's datasets provider."""
+        assert self._loop is not None
+        name = self._loop.data.argument
+        provider = call.arguments[name]
+        return call.with_argument(name, self._observed(provider)).result()
+
+    def _observed(self, provider: "Function") -> "Function":
+        """Return the user's datasets provider, whose datasets the parts are shown."""
+        import functools
+
+        from megatron_tokscale.training.events import BuiltDatasets
+
+        @functools.wraps(provider)
+        def provide(n_samples: Any, *args: Any, **kwargs: Any) -> Any:
+            datasets = provider(n_samples, *args, **kwargs)
+            assert self._loop is not None
+            state = self._state(None, self._loop.counters(in_step=False))
+            with _exit_with_one_line():
+                for part in self._parts:
+                    part.on_data(state, BuiltDatasets(datasets, n_samples, is_distributed=True))
+            return datasets
+
+        return provide
+
+    def _around_training(self, call: "Call") -> Any:
+        """Keep the user's forward step, and close the parts when the training ends or fails."""
+        from megatron_tokscale.training.events import closing
+
+        assert self._loop is not None
+        arguments = {**getattr(call.arguments.get("context"), "__dict__", {}), **call.arguments}
+        self._forward_step = self._loop.prepared(arguments[self._loop.train.argument])
+        with self._wraps, _exit_with_one_line(), closing(self._parts):
+            try:
+                return call.result()
+            except SystemExit as ending:
+                if not ending.code:
+                    self._on_exit()
+                raise
+
+    def _on_exit(self) -> None:
+        """Take the probe of a job that ends by an interval or a signal, if the settings say so."""
+        assert self._loop is not None
+        state = self._state(self._context, self._loop.counters(in_step=False))
+        with self._loop.undisturbed():
+            for part in self._parts:
+                part.on_exit(state)
+
+    def _state(self, context: Any, counters: "Counters") -> "TrainingState":
+        from megatron_tokscale.training.events import TrainingState
+
+        assert self._args is not None
+        self._scheduler = getattr(context, "scheduler", None) or self._scheduler
+        return TrainingState(
+            step=counters.step,
+            consumed_samples=counters.samples,
+            args=self._args,
+            model=getattr(context, "model", ()),
+            optimizer=getattr(context, "optimizer", None),
+            scheduler=self._scheduler,
+            forward_step=self._forward_step,
+        )
+
+
+def _saved(args: "Namespace", step: int) -> object:
+    """Return the content of the checkpoint that the job has loaded, read by rank 0; or None."""
+    import torch
+
+    from megatron_tokscale.training.history.saved import read_checkpoint
+
+    if not (args.load and step):
+        return None
+    is_first = torch.distributed.get_rank() == 0
+    found = [read_checkpoint(Path(args.load), step) if is_first else None]
+    torch.distributed.broadcast_object_list(found)
+    if (saved := found[0]) is None:
+        return None
+    return {
+        "args": saved.args,
+        "iteration": saved.step,
+        "opt_param_scheduler": saved.scheduler,
+    }
+
+
+def _exit_with_one_line() -> AbstractContextManager[None]:
+    from megatron_tokscale.training.plugin import exit_rank_with_one_line
+
+    return exit_rank_with_one_line()
