@@ -10,9 +10,8 @@ Neither Megatron nor Megatron-Bridge is imported before the loop calls the callb
 
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training.config import TokscaleConfig
 
 if TYPE_CHECKING:
@@ -23,11 +22,6 @@ if TYPE_CHECKING:
     from megatron_tokscale.training.plugin import Call
 
 __all__ = ["TokscaleCallback", "TokscaleConfig"]
-
-_NO_PLAN: Final = (
-    "--tokscale-plan is set in a callback, which cannot replace the training dataset; start the "
-    "job with -m megatron_tokscale.run, or drop the plan"
-)
 
 
 class TokscaleCallback:
@@ -73,8 +67,6 @@ class TokscaleCallback:
     def _make_parts(self, loop: "Loop") -> "list[JobPart]":
         from megatron_tokscale.training.parts import parts_of_job
 
-        if self._settings.tokscale_plan is not None:
-            raise TokscaleError(_NO_PLAN)
         self._args = loop.arguments(self._settings)
         return parts_of_job(self._args, loop.load)
 
@@ -131,28 +123,17 @@ class TokscaleCallback:
 
     def _around_data(self, call: "Call") -> Any:
         """Send `on_data` through the user's datasets provider."""
-        assert self._loop is not None
-        name = self._loop.data.argument
-        provider = call.arguments[name]
-        return call.with_argument(name, self._observed(provider)).result()
+        from megatron_tokscale.training.plugin import planned
 
-    def _observed(self, provider: "Function") -> "Function":
-        """Return the user's datasets provider, whose datasets the parts are shown."""
-        import functools
+        loop = self._loop
+        assert loop is not None
+        provider = call.arguments[loop.data.argument]
 
-        from megatron_tokscale.training.events import BuiltDatasets
+        def state() -> "TrainingState":
+            return self._state(None, loop.counters(in_step=False))
 
-        @functools.wraps(provider)
-        def provide(n_samples: Any, *args: Any, **kwargs: Any) -> Any:
-            datasets = provider(n_samples, *args, **kwargs)
-            assert self._loop is not None
-            state = self._state(None, self._loop.counters(in_step=False))
-            with _exit_with_one_line():
-                for part in self._parts:
-                    part.on_data(state, BuiltDatasets(datasets, n_samples, is_distributed=True))
-            return datasets
-
-        return provide
+        replaced = planned(provider, self._parts, state, is_distributed=loop.is_distributed)
+        return call.with_argument(loop.data.argument, replaced).result()
 
     def _around_training(self, call: "Call") -> Any:
         """Keep the user's forward step, and close the parts when the training ends or fails."""

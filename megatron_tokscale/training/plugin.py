@@ -8,7 +8,7 @@ import functools
 import importlib
 import inspect
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -105,13 +105,15 @@ class Plugin:
 
             args = get_args()
             adopt_loader_settings(args, self._config)
-            self._parts = together(lambda: parts_of_job(args)) or []
+            self._parts[:] = together(lambda: parts_of_job(args)) or []
         return result
 
     def around_job(self, call: Call) -> Any:
         """Send `on_data` through the user's datasets provider, and `on_job_end`."""
         provider = "train_valid_test_dataset_provider"
-        call = call.with_argument(provider, self._planned(call.arguments[provider]))
+        call = call.with_argument(
+            provider, planned(call.arguments[provider], self._parts, lambda: self._state({}))
+        )
         self._forward_step = call.arguments["forward_step_func"]
         self._config = call.arguments.get("cfg_container")
         with exit_rank_with_one_line():
@@ -127,21 +129,6 @@ class Plugin:
     def _end_job(self) -> None:
         for part in self._parts:
             part.on_job_end()
-
-    def _planned(self, provider: Function) -> Function:
-        """Return the user's datasets provider, whose datasets the parts may replace."""
-
-        @functools.wraps(provider)
-        def provide(n_samples: Any, *args: Any, **kwargs: Any) -> Any:
-            datasets = provider(n_samples, *args, **kwargs)
-            is_distributed = bool(getattr(provider, "is_distributed", False))
-            built = BuiltDatasets(datasets, n_samples, is_distributed)
-            with exit_rank_with_one_line():
-                for part in self._parts:
-                    built = part.on_data(self._state({}), built)
-            return built.datasets
-
-        return provide
 
     def after_load(self, call: Call) -> Any:
         """Send `on_load`."""
@@ -231,6 +218,35 @@ class Plugin:
             scheduler=arguments.get("opt_param_scheduler"),
             forward_step=arguments.get("forward_step_func", self._forward_step),
         )
+
+
+def planned(
+    provider: Function,
+    parts: Sequence[JobPart],
+    state: Callable[[], TrainingState],
+    *,
+    is_distributed: bool = False,
+) -> Function:
+    """Return the user's datasets provider, whose datasets the parts may replace.
+
+    Args:
+        provider: returns the training, validation and test dataset.
+        parts: the parts of the job.
+        state: returns the state of the training.
+        is_distributed: every rank calls the provider, also if the provider does not say so.
+    """
+
+    @functools.wraps(provider)
+    def provide(n_samples: Any, *args: Any, **kwargs: Any) -> Any:
+        datasets = provider(n_samples, *args, **kwargs)
+        on_all = is_distributed or bool(getattr(provider, "is_distributed", False))
+        built = BuiltDatasets(datasets, n_samples, on_all)
+        with exit_rank_with_one_line():
+            for part in parts:
+                built = part.on_data(state(), built)
+        return built.datasets
+
+    return provide
 
 
 @dataclass(frozen=True)

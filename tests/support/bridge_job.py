@@ -20,6 +20,8 @@ class Settings:
     train_iters: int
     save: str | None = None
     load: str | None = None
+    ckpt_step: int | None = None
+    exit_interval: int | None = None
     save_interval: int = 1000
     overlap: bool = False
     tensor_parallel: int = 1
@@ -38,7 +40,7 @@ def config(settings: Settings) -> Any:
     model = GPTModelProvider(
         num_layers=4,
         hidden_size=32,
-        ffn_hidden_size=88,
+        ffn_hidden_size=64,
         num_attention_heads=4,
         seq_length=SEQ_LENGTH,
         position_embedding_type="rope",
@@ -71,7 +73,10 @@ def config(settings: Settings) -> Any:
     return bridge.ConfigContainer(
         model=model,
         train=bridge.TrainingConfig(
-            train_iters=settings.train_iters, global_batch_size=8, micro_batch_size=2
+            train_iters=settings.train_iters,
+            global_batch_size=8,
+            micro_batch_size=2,
+            exit_interval=settings.exit_interval,
         ),
         validation=bridge.ValidationConfig(eval_interval=1000, eval_iters=1),
         optimizer=bridge.OptimizerConfig(
@@ -105,9 +110,11 @@ def config(settings: Settings) -> Any:
         checkpoint=bridge.CheckpointConfig(
             save=settings.save,
             load=settings.load,
+            ckpt_step=settings.ckpt_step,
             save_interval=settings.save_interval,
             ckpt_format="torch_dist",
             async_save=False,
+            dist_ckpt_optim_fully_reshardable=True,
         ),
         rng=bridge.RNGConfig(seed=1234),
         dist=bridge.DistributedInitConfig(distributed_backend="gloo"),

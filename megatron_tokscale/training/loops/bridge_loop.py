@@ -41,6 +41,7 @@ class BridgeLoop:
         "setup_data_iterators",
         "train_valid_test_datasets_provider",
     )
+    is_distributed = True
 
     def __init__(self, state: Any) -> None:
         self.state = state

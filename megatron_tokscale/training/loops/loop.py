@@ -41,11 +41,13 @@ class Loop(Protocol):
         train: the function that trains, and its argument with the user's forward step.
         data: the function that builds the data iterators, and its argument with the user's
             datasets provider.
+        is_distributed: every rank calls that provider, whatever the provider says of itself.
         load: loads one saved checkpoint, for a replay; None: as Megatron's own loop does.
     """
 
     train: Place
     data: Place
+    is_distributed: bool
     load: Load | None
 
     def arguments(self, settings: TokscaleConfig) -> Namespace:

@@ -25,6 +25,7 @@ class MegatronLoop:
         "build_train_valid_test_data_iterators",
         "build_train_valid_test_datasets_provider",
     )
+    is_distributed = False
     load = None
 
     def arguments(self, settings: TokscaleConfig) -> Namespace:
