@@ -10,6 +10,7 @@ Neither Megatron nor Megatron-Bridge is imported before the loop calls the callb
 
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from megatron_tokscale.training.config import TokscaleConfig
@@ -48,8 +49,7 @@ class TokscaleCallback:
         self._wraps = ExitStack()
 
     def on_data_init_start(self, context: Any) -> None:
-        """Check the settings and make the parts of the job; a replay ends the job here."""
-        from megatron_tokscale.training.events import closing
+        """Check the settings and make the parts of the job."""
         from megatron_tokscale.training.loops import loop_of
         from megatron_tokscale.training.loops.loop import wrapped
         from megatron_tokscale.training.ranks import together
@@ -57,10 +57,6 @@ class TokscaleCallback:
         loop = self._loop = loop_of(context)
         with _exit_with_one_line():
             self._parts = together(lambda: self._make_parts(loop)) or []
-            state = self._state(context, loop.counters(in_step=False))
-            with closing(self._parts, on_success=False):
-                for part in self._parts:
-                    part.on_setup(state)
         self._wraps.enter_context(wrapped(loop.data, self._around_data))
         self._wraps.enter_context(wrapped(loop.train, self._around_training))
 
@@ -136,13 +132,21 @@ class TokscaleCallback:
         return call.with_argument(loop.data.argument, replaced).result()
 
     def _around_training(self, call: "Call") -> Any:
-        """Keep the user's forward step, and close the parts when the training ends or fails."""
+        """Keep the user's forward step, and close the parts when the training ends or fails.
+
+        A replay takes its probes here, and ends the job.
+        """
         from megatron_tokscale.training.events import closing
 
-        assert self._loop is not None
-        arguments = {**getattr(call.arguments.get("context"), "__dict__", {}), **call.arguments}
-        self._forward_step = self._loop.prepared(arguments[self._loop.train.argument])
+        loop, given = self._loop, call.arguments
+        assert loop is not None
+        arguments = {**getattr(given.get("context"), "__dict__", {}), **given}
+        self._forward_step = loop.prepared(arguments[loop.train.argument])
         with self._wraps, _exit_with_one_line(), closing(self._parts):
+            built = SimpleNamespace(**{name: arguments[name] for name in ("model", "optimizer")})
+            state = self._state(built, loop.counters(in_step=False))
+            for part in self._parts:
+                part.on_setup(state)
             try:
                 return call.result()
             except SystemExit as ending:

@@ -8,6 +8,7 @@ from argparse import Namespace
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training.config import TokscaleConfig
 from megatron_tokscale.training.events import Function
 from megatron_tokscale.training.loops.loop import Counters, Place
@@ -29,7 +30,16 @@ class MegatronLoop:
     load = None
 
     def arguments(self, settings: TokscaleConfig) -> Namespace:
-        """Put the plugin's settings among Megatron's arguments, and return these."""
+        """Put the plugin's settings among Megatron's arguments, and return these.
+
+        Raises:
+            TokscaleError: the settings request a replay.
+        """
+        if settings.tokscale_replay is not None:
+            raise TokscaleError(
+                "--tokscale-replay is set in a callback of Megatron's own loop, which builds data "
+                "and optimizer; start the job with -m megatron_tokscale.run"
+            )
         args = _args()
         for name, value in vars(settings).items():
             setattr(args, name, value)
