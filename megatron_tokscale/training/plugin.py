@@ -271,6 +271,13 @@ class Hook:
     arguments: tuple[str, ...] = ()
     is_required: bool = True
 
+    def way(self, function: Function) -> str:
+        """Return in words how the arguments of the function are known."""
+        named = inspect.signature(function).parameters
+        if "context" in named:
+            return "arguments in its context"
+        return "arguments by name" if set(self.arguments) <= set(named) else "arguments by place"
+
     def install(self, plugin: Plugin) -> None:
         """Wrap the function.
 

@@ -96,6 +96,23 @@ def adopt_loader_settings(args: Namespace, config: Any) -> None:
             setattr(args, name, getattr(dataset, name))
 
 
+def ways() -> dict[str, str]:
+    """Return in words the places where this Megatron has what its versions have in several."""
+    import inspect
+
+    import megatron.training
+    from megatron.training import global_vars
+
+    has_services = hasattr(global_vars, "initialize_runtime_services")
+    has_state = hasattr(global_vars, "get_train_state")
+    calls_back = "callbacks" in inspect.signature(megatron.training.pretrain).parameters
+    return {
+        "timers, tokenizer": "made by the script" if has_services else "made with the flags",
+        "counters": "in the train state" if has_state else "among the arguments",
+        "callbacks": "of pretrain, as megatron_tokscale.callback" if calls_back else "none",
+    }
+
+
 def initialize_runtime_services(args: Namespace) -> None:
     """Make Megatron's timers, writers and tokenizer, which 0.19 and earlier make with the flags.
 

@@ -8,6 +8,7 @@ from future_megatron import FutureMegatron, TrainState, container
 
 from megatron_tokscale import pretrain
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.doctor.installed import hooks
 from megatron_tokscale.training import parts, upstream
 from megatron_tokscale.training.events import JobPart
 from megatron_tokscale.training.plugin import HOOKS, Plugin
@@ -121,6 +122,21 @@ def test_counters_are_read_and_reset_where_megatron_keeps_them(monkeypatch):
     assert (upstream.steps_taken(old), upstream.samples_consumed(old)) == (5, 40)
     upstream.forget_samples(Namespace())
     assert (state.consumed_train_samples, state.consumed_valid_samples) == (0, 0)
+
+
+def test_the_doctor_says_what_is_found_in_a_newer_way(job, monkeypatch):
+    from megatron.training import global_vars
+
+    found, _ = job
+    new = {line.text: line.state for line in hooks(is_needed=True)}
+    way = "in its context" if found.takes_context else "by name"
+    trains = (text for text in new if text.startswith("megatron.training.training.train: "))
+    assert next(trains).endswith(f"(arguments {way})")
+    assert new["in the train state"] == "counters"
+    assert new["of pretrain, as megatron_tokscale.callback"] == "callbacks"
+    assert "made by the script" not in new
+    monkeypatch.setattr(global_vars, "initialize_runtime_services", print, raising=False)
+    assert "made by the script" in {line.text for line in hooks(is_needed=True)}
 
 
 @pytest.mark.parametrize("is_new", [True, False])
