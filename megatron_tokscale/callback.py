@@ -10,7 +10,6 @@ Neither Megatron nor Megatron-Bridge is imported before the loop calls the callb
 
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from megatron_tokscale.training.config import TokscaleConfig
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from megatron_tokscale.training.events import Function, JobPart, TrainingState
-    from megatron_tokscale.training.loops.loop import Counters, Loop
+    from megatron_tokscale.training.loops.loop import Loop
     from megatron_tokscale.training.plugin import Call
 
 __all__ = ["TokscaleCallback", "TokscaleConfig"]
@@ -32,6 +31,13 @@ class TokscaleCallback:
     hold one, and each rank calls every method.
     """
 
+    # Known from `on_data_init_start` on.
+    _loop: "Loop"
+    _args: "Namespace"
+    _context: Any  # the last one with a scheduler
+    # Known when the loop calls its function that trains.
+    _forward_step: "Function | None" = None
+
     def __init__(self, settings: TokscaleConfig) -> None:
         """Keep the settings; they are checked when the loop has built its model.
 
@@ -39,12 +45,7 @@ class TokscaleCallback:
             settings: the settings that a job without a callback takes from its --tokscale-* flags.
         """
         self._settings = settings
-        self._loop: Loop | None = None
-        self._args: Namespace | None = None
         self._parts: list[JobPart] = []
-        self._forward_step: Function | None = None
-        self._scheduler: Any = None
-        self._context: Any = None
         self._last_step = -1
         self._wraps = ExitStack()
 
@@ -54,26 +55,24 @@ class TokscaleCallback:
         from megatron_tokscale.training.loops.loop import wrapped
         from megatron_tokscale.training.ranks import together
 
-        loop = self._loop = loop_of(context)
+        self._context, self._loop = context, loop_of(context)
         with _exit_with_one_line():
-            self._parts = together(lambda: self._make_parts(loop)) or []
-        self._wraps.enter_context(wrapped(loop.data, self._around_data))
-        self._wraps.enter_context(wrapped(loop.train, self._around_training))
+            self._parts = together(self._make_parts) or []
+        self._wraps.enter_context(wrapped(self._loop.data, self._around_data))
+        self._wraps.enter_context(wrapped(self._loop.train, self._around_training))
 
-    def _make_parts(self, loop: "Loop") -> "list[JobPart]":
+    def _make_parts(self) -> "list[JobPart]":
         from megatron_tokscale.training.parts import parts_of_job
 
-        self._args = loop.arguments(self._settings)
-        return parts_of_job(self._args, loop.load)
+        self._args = self._loop.arguments(self._settings)
+        return parts_of_job(self._args, self._loop.load)
 
     def on_train_start(self, context: Any) -> None:
         """Open the run, and take the probe of the first step if it is due."""
-        assert self._loop is not None
-        assert self._args is not None
-        counters = self._loop.counters(in_step=False)
+        self._context = context
         with _exit_with_one_line():
-            saved = _saved(self._args, counters.step)
-            state = self._state(context, counters)
+            state = self._state()
+            saved = _saved(self._args, state.step)
             for part in self._parts if saved else ():
                 part.on_load(saved)
             with self._loop.undisturbed():
@@ -82,12 +81,10 @@ class TokscaleCallback:
 
     def on_train_step_end(self, context: Any) -> None:
         """Take a probe if one is due, and make the losses safe before the next checkpoint."""
-        assert self._loop is not None
-        assert self._args is not None
-        counters = self._loop.counters(in_step=True)
-        self._last_step, self._context = counters.step, context
+        self._context = context
         with _exit_with_one_line():
-            state = self._state(context, counters)
+            state = self._state(in_step=True)
+            self._last_step = state.step
             for part in self._parts:
                 part.on_log(context.loss_dict or {})
             with self._loop.undisturbed():
@@ -96,24 +93,22 @@ class TokscaleCallback:
             # The loop has no event before a checkpoint, so that every step makes ready for one.
             for part in self._parts:
                 part.before_checkpoint(state)
-            self._loop.before_checkpoint(self._args, counters.step)
+            self._loop.before_checkpoint(self._args, state.step)
 
     def on_checkpoint_save(self, context: Any) -> None:
         """Write the run's past beside the checkpoint, and take its probe if one is due."""
-        assert self._loop is not None
-        counters = self._loop.counters(in_step=False)
         with _exit_with_one_line():
-            is_now = self._loop.after_checkpoint() and counters.step == self._last_step
-            state = self._state(context, counters)
+            state = self._state()
+            is_now = self._loop.after_checkpoint() and state.step == self._last_step
             with self._loop.undisturbed():
                 for part in self._parts if is_now else ():
                     part.after_checkpoint(state)
 
     def on_train_end(self, context: Any) -> None:
         """Take a probe that is due at the end, and wait for the last losses."""
-        assert self._loop is not None
+        self._context = context
         with _exit_with_one_line(), self._loop.undisturbed():
-            state = self._state(context, self._loop.counters(in_step=False))
+            state = self._state()
             for part in self._parts:
                 part.on_train_end(state)
 
@@ -121,15 +116,11 @@ class TokscaleCallback:
         """Send `on_data` through the user's datasets provider."""
         from megatron_tokscale.training.plugin import planned
 
-        loop = self._loop
-        assert loop is not None
-        provider = call.arguments[loop.data.argument]
-
-        def state() -> "TrainingState":
-            return self._state(None, loop.counters(in_step=False))
-
-        replaced = planned(provider, self._parts, state, is_distributed=loop.is_distributed)
-        return call.with_argument(loop.data.argument, replaced).result()
+        name, is_distributed = self._loop.data.argument, self._loop.is_distributed
+        provider = planned(
+            call.arguments[name], self._parts, self._state, is_distributed=is_distributed
+        )
+        return call.with_argument(name, provider).result()
 
     def _around_training(self, call: "Call") -> Any:
         """Keep the user's forward step, and close the parts when the training ends or fails.
@@ -138,42 +129,41 @@ class TokscaleCallback:
         """
         from megatron_tokscale.training.events import closing
 
-        loop, given = self._loop, call.arguments
-        assert loop is not None
+        name, given = self._loop.train.argument, call.arguments
         arguments = {**getattr(given.get("context"), "__dict__", {}), **given}
-        self._forward_step = loop.prepared(arguments[loop.train.argument])
+        self._forward_step = self._loop.prepared(arguments[name])
         with self._wraps, _exit_with_one_line(), closing(self._parts):
-            built = SimpleNamespace(**{name: arguments[name] for name in ("model", "optimizer")})
-            state = self._state(built, loop.counters(in_step=False))
             for part in self._parts:
-                part.on_setup(state)
+                part.on_setup(self._state())
             try:
                 return call.result()
             except SystemExit as ending:
-                if not ending.code:
+                if not ending.code and self._last_step > 0:
                     self._on_exit()
                 raise
 
     def _on_exit(self) -> None:
         """Take the probe of a job that ends by an interval or a signal, if the settings say so."""
-        assert self._loop is not None
-        state = self._state(self._context, self._loop.counters(in_step=False))
         with self._loop.undisturbed():
             for part in self._parts:
-                part.on_exit(state)
+                part.on_exit(self._state())
 
-    def _state(self, context: Any, counters: "Counters") -> "TrainingState":
+    def _state(self, *, in_step: bool = False) -> "TrainingState":
+        """Return the state of the training.
+
+        Args:
+            in_step: the loop has not counted the step yet that it has just taken.
+        """
         from megatron_tokscale.training.events import TrainingState
 
-        assert self._args is not None
-        self._scheduler = getattr(context, "scheduler", None) or self._scheduler
+        counters = self._loop.counters(in_step=in_step)
         return TrainingState(
             step=counters.step,
             consumed_samples=counters.samples,
             args=self._args,
-            model=getattr(context, "model", ()),
-            optimizer=getattr(context, "optimizer", None),
-            scheduler=self._scheduler,
+            model=self._context.model,
+            optimizer=self._context.optimizer,
+            scheduler=self._context.scheduler,
             forward_step=self._forward_step,
         )
 

@@ -4,12 +4,15 @@ The stand-ins are put in the places of the installed Megatron's functions, where
 them. They train nothing: they record what they are given.
 """
 
+import sys
 from argparse import Namespace
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from megatron_tokscale.training.events import JobPart
 
 TRAINING = "megatron.training.training"
 
@@ -42,6 +45,8 @@ class FutureMegatron:
     takes_context: bool = True
     state: TrainState = field(default_factory=TrainState)
     calls: list[tuple[str, Any]] = field(default_factory=list)
+    callbacks: list[Any] = field(default_factory=list)
+    is_stopped: bool = False
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Put the functions in the places of the installed Megatron's."""
@@ -66,6 +71,7 @@ class FutureMegatron:
         train = self.train_in_context if self.takes_context else self.train
         patch.setattr(training, "train", train)
         patch.setattr(megatron.training, "pretrain", training.pretrain)
+        patch.setattr(training, "build_train_valid_test_data_iterators", self.build_iterators)
 
     def pretrain(
         self,
@@ -81,7 +87,10 @@ class FutureMegatron:
 
         training.initialize_megatron()
         model, optimizer, scheduler = training.setup_model_and_optimizer(model_type)
-        train_valid_test_dataset_provider([16, 0, 0])
+        self.callbacks = callbacks or []
+        context = SimpleNamespace(model=model, optimizer=optimizer, scheduler=scheduler)
+        self._fire("on_data_init_start", context)
+        training.build_train_valid_test_data_iterators(train_valid_test_dataset_provider)
         self.calls.append(("callbacks", callbacks))
         if self.takes_context:
             context = PretrainContext(forward_step_func, model, optimizer, "train", "valid")
@@ -95,6 +104,13 @@ class FutureMegatron:
                 *("train", "valid", None, cfg_container, {}, None),
                 callback_manager=callbacks,
             )
+
+    def build_iterators(self, build_train_valid_test_datasets_provider: Any) -> None:
+        self.calls.append(("datasets", build_train_valid_test_datasets_provider([16, 0, 0])))
+
+    def _fire(self, event: str, context: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event, lambda context: None)(context)
 
     def initialize_megatron(self) -> None:
         self.calls.append(("initialize_megatron", None))
@@ -134,13 +150,21 @@ class FutureMegatron:
     def _loop(self, model: Any, optimizer: Any, scheduler: Any) -> None:
         from megatron.training import training
 
+        context = SimpleNamespace(model=model, optimizer=optimizer, scheduler=scheduler)
+        self._fire("on_train_start", context)
         for _ in range(2):
+            self.args.curr_iteration = self.state.step
+            context.loss_dict = {"lm loss": float(self.state.step + 1)}
+            self._fire("on_train_step_end", context)
             self.state.step += 1
             self.state.consumed_train_samples += 8
             step = self.state.step
-            training.training_log({"lm loss": float(step)}, {}, 0.1, step)
+            training.training_log(context.loss_dict, {}, 0.1, step)
             training.post_training_step_callbacks(model, optimizer, scheduler, step, None, 0.0)
             training.checkpoint_and_decide_exit(model, optimizer, scheduler, step, 0.0, {}, None)
+        if self.is_stopped:
+            sys.exit(0)
+        self._fire("on_train_end", context)
 
     def training_log(
         self, loss_dict: Any, total_loss_dict: Any, learning_rate: Any, iteration: int
@@ -187,3 +211,30 @@ class FutureMegatron:
 def container(**dataset: Any) -> SimpleNamespace:
     """A config container whose dataset config holds the data loader's settings."""
     return SimpleNamespace(dataset=SimpleNamespace(**dataset))
+
+
+class Recorder(JobPart):
+    """Keeps the step, samples, model, optimizer, scheduler and forward step of every event."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+
+    def _note(self, event: str, state: Any) -> None:
+        values = (state.step, state.consumed_samples, list(state.model))
+        rest = (state.optimizer, state.scheduler, state.forward_step)
+        self.heard.append((event, *values, *rest))
+
+    def on_data(self, state: Any, built: Any) -> Any:
+        self.heard.append(("on_data", state.step, built.train))
+        return built
+
+    def on_log(self, losses: Any) -> None:
+        self.heard.append(("on_log", losses["lm loss"]))
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in {
+            *("on_setup", "on_train_start", "on_step", "before_checkpoint"),
+            *("after_checkpoint", "on_exit", "on_train_end"),
+        }:
+            return lambda state: self._note(name, state)
+        return super().__getattribute__(name)

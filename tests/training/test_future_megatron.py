@@ -4,42 +4,14 @@ from argparse import Namespace
 from dataclasses import replace
 
 import pytest
-from future_megatron import FutureMegatron, TrainState, container
+from future_megatron import FutureMegatron, Recorder, TrainState, container
 
 from megatron_tokscale import pretrain
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.doctor.installed import hooks
 from megatron_tokscale.training import parts, upstream
-from megatron_tokscale.training.events import JobPart
 from megatron_tokscale.training.plugin import HOOKS, Plugin
 from megatron_tokscale.training.support import check_plan
-
-
-class Recorder(JobPart):
-    """Keeps the step, samples, model, optimizer, scheduler and forward step of every event."""
-
-    def __init__(self):
-        self.heard = []
-
-    def _note(self, event, state):
-        values = (state.step, state.consumed_samples, list(state.model))
-        rest = (state.optimizer, state.scheduler, state.forward_step)
-        self.heard.append((event, *values, *rest))
-
-    def on_data(self, state, built):
-        self.heard.append(("on_data", state.step, built.train))
-        return built
-
-    def on_log(self, losses):
-        self.heard.append(("on_log", losses["lm loss"]))
-
-    def __getattribute__(self, name):
-        if name in {
-            *("on_setup", "on_train_start", "on_step", "before_checkpoint"),
-            *("after_checkpoint", "on_exit", "on_train_end"),
-        }:
-            return lambda state: self._note(name, state)
-        return super().__getattribute__(name)
 
 
 def forward_step(data_iterator, model):

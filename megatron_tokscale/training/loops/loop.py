@@ -42,13 +42,15 @@ class Loop(Protocol):
         data: the function that builds the data iterators, and its argument with the user's
             datasets provider.
         is_distributed: every rank calls that provider, whatever the provider says of itself.
-        load: loads one saved checkpoint, for a replay; None: as Megatron's own loop does.
     """
 
     train: Place
     data: Place
     is_distributed: bool
-    load: Load | None
+
+    @property
+    def load(self) -> Load | None:
+        """The function that loads a checkpoint for a replay; None: Megatron's."""
 
     def arguments(self, settings: TokscaleConfig) -> Namespace:
         """Return Megatron's arguments, with the plugin's settings among them.

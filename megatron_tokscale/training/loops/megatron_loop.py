@@ -12,6 +12,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training.config import TokscaleConfig
 from megatron_tokscale.training.events import Function
 from megatron_tokscale.training.loops.loop import Counters, Place
+from megatron_tokscale.training.replay import Load
 from megatron_tokscale.training.upstream import samples_consumed, steps_taken
 
 _TRAINING: Final = "megatron.training.training"
@@ -27,7 +28,7 @@ class MegatronLoop:
         "build_train_valid_test_datasets_provider",
     )
     is_distributed = False
-    load = None
+    load: Load | None = None
 
     def arguments(self, settings: TokscaleConfig) -> Namespace:
         """Put the plugin's settings among Megatron's arguments, and return these.
