@@ -26,6 +26,7 @@ OF_OTHERS = {
     *("--nnodes", "--nproc-per-node"),  # of torchrun
     *("--unidiff-zero", "--include"),  # of git apply
     "--until",  # of megatron_tokscale.reweight.live
+    "--sequence-packing-scheduler",  # of a Megatron after 0.19
 }
 
 
