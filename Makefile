@@ -1,9 +1,10 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 # Python >= 3.12 is found by itself; to choose one: make PYTHON=/path/to/python3.12 ...
 
-.PHONY: demo quick test check gpu-check soak accuracy evidence lint reference figures wheel env clean
+.PHONY: demo quick test check gpu-check soak accuracy evidence lint reference figures wheel env env-bridge clean
 BIN := .venv/bin
 OVERLAYS := $(addprefix .venv/overlays/megatron-core-,$(shell cat tests/old-megatron.txt))
+BRIDGE := .venv/overlays/megatron-bridge-$(shell sed -n 's/^megatron-bridge==//p' tests/megatron-bridge.txt)
 export PYTHON
 
 demo: env
@@ -66,6 +67,16 @@ env: .venv/ready $(OVERLAYS)
 	@rm -rf $@.part
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@.part \
 		megatron-core==$*
+	@mv $@.part $@
+
+# Megatron-Bridge and its packages, in a folder of their own (300 MB): without it the tests of its loop
+# are skipped.
+env-bridge: env $(BRIDGE)
+
+.venv/overlays/megatron-bridge-%: tests/megatron-bridge.txt | .venv/ready
+	@rm -rf $@ $@.part
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@.part \
+		--requirement tests/megatron-bridge.txt
 	@mv $@.part $@
 
 clean:

@@ -31,6 +31,7 @@ from megatron_tokscale.training.gpt_flags import (
     value_refusals,
 )
 from megatron_tokscale.training.support import raise_first
+from megatron_tokscale.training.upstream import initialize_runtime_services
 
 # A loss this many times the largest one seen is reported; as in Megatron's pretrain_gpt.py.
 _SPIKY_LOSS_FACTOR: Final = 10
@@ -306,9 +307,9 @@ def train() -> None:
     if "cfg_container" in inspect.signature(pretrain).parameters:
         from megatron.training.argument_utils import pretrain_cfg_container_from_args
 
-        flow["cfg_container"] = pretrain_cfg_container_from_args(
-            arguments.parse_and_validate_args(args_defaults=defaults)
-        )
+        args = arguments.parse_and_validate_args(args_defaults=defaults)
+        flow["cfg_container"] = pretrain_cfg_container_from_args(args)
+        initialize_runtime_services(args)
     else:
         flow["args_defaults"] = defaults
     pretrain(**flow)

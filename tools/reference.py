@@ -33,6 +33,7 @@ ROOMS = {
     "reweight": "From fits and scores to plans.",
     "report": "The page.",
     "demo": "The demo.",
+    "callback": "For a training loop that calls callbacks.",
 }
 _MARKED = re.compile(
     r"(<!-- (fields of|record of|columns of|schema versions)(.*?) -->\n).*?(<!-- end -->)", re.S

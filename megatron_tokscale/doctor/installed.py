@@ -5,7 +5,12 @@ import importlib.metadata
 import importlib.util
 import platform
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
+
+_OLD: Final = (
+    "its wheels have that from 0.17 on, and pip installs 0.16.1 on Python before 3.12; install "
+    "megatron-core 0.17 or later, or put a checkout of Megatron-LM on PYTHONPATH"
+)
 
 
 class Line(NamedTuple):
@@ -23,6 +28,7 @@ def installed() -> list[Line]:
         Line("Python", platform.python_version()),
         Line("torch", _torch()),
         _megatron(),
+        Line("Megatron-Bridge", _version("megatron-bridge")),
         Line("Transformer Engine", _transformer_engine()),
         Line("apex", _apex()),
         Line("others", ", ".join(numbers)),
@@ -59,7 +65,7 @@ def _megatron() -> Line:
         )
     origin = "wheel" if found.is_wheel else "checkout"
     has_training = importlib.util.find_spec("megatron.training") is not None
-    training = "with megatron.training" if has_training else "without megatron.training"
+    training = "with megatron.training" if has_training else f"without megatron.training: {_OLD}"
     return Line("megatron-core", f"{found.version}, {origin} in {found.folder}, {training}")
 
 
@@ -97,13 +103,21 @@ def hooks(is_needed: bool) -> list[Line]:
 
     if find_megatron() is None:
         return [Line("not looked up", "no Megatron", is_wrong=is_needed)]
-    lines = []
-    for hook in HOOKS:
-        name = f"{hook.module}.{hook.name}: {hook.purpose}"
-        try:
-            is_there = hasattr(importlib.import_module(hook.module), hook.name)
-        except Exception as error:  # Megatron's own imports may fail in any way
-            lines.append(Line("MISSING", f"{name} ({_one_line(error)})", hook.is_required))
-            continue
-        lines.append(Line("found", name) if is_there else Line("MISSING", name, hook.is_required))
+    lines = [_hook(hook) for hook in HOOKS]
+    if not any(line.is_wrong for line in lines):
+        from megatron_tokscale.training.upstream import ways
+
+        lines += [Line(name, way) for name, way in ways().items()]
     return lines
+
+
+def _hook(hook: Any) -> Line:
+    """Look up one function, and how its arguments are known."""
+    name = f"{hook.module}.{hook.name}: {hook.purpose}"
+    try:
+        function = getattr(importlib.import_module(hook.module), hook.name, None)
+    except Exception as error:  # Megatron's own imports may fail in any way
+        return Line("MISSING", f"{name} ({_one_line(error)})", hook.is_required)
+    if function is None:
+        return Line("MISSING", name, hook.is_required)
+    return Line("found", f"{name} ({hook.way(function)})" if hook.arguments else name)

@@ -187,6 +187,8 @@ class Launch:
         learning_rate: the schedule of the learning rate.
         seed: seed of the training.
         layout: sizes of the parallel layout, by name.
+        logit_dtype: precision of the output logits, where it is not that of the model; with fp32
+            the losses have other last bits.
         schedule: the probe schedule; None if the job had none.
         versions: versions of the packages, by name.
         launch_id: drawn at random by the job; empty for a job without the plugin.
@@ -203,6 +205,7 @@ class Launch:
     learning_rate: LearningRates
     seed: int | None = None
     layout: dict[str, int | None] = field(default_factory=dict)
+    logit_dtype: str | None = None
     schedule: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     launch_id: str = ""

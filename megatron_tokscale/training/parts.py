@@ -2,20 +2,27 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from megatron_tokscale.training.events import JobPart
 from megatron_tokscale.training.settings import JobSettings
 from megatron_tokscale.training.support import SKIP_TRAIN, group_refusals, raise_first
 
+if TYPE_CHECKING:
+    from megatron_tokscale.training.replay import Load
 
-def parts_of_job(args: Namespace, given: Sequence[str] = ()) -> list[JobPart]:
+
+def parts_of_job(
+    args: Namespace, given: Sequence[str] = (), load: "Load | None" = None
+) -> list[JobPart]:
     """Check the flags and the files that they name, and make the parts of the job.
 
-    Megatron is initialised, and has built no model. No rank communicates.
+    Megatron is initialised. No rank communicates.
 
     Args:
         args: Megatron's arguments.
         given: names of the arguments that the training script gives to `pretrain`.
+        load: loads a checkpoint for a replay; None: as Megatron does.
 
     Raises:
         TokscaleError: a flag is refused, or a file does not fit the job.
@@ -30,10 +37,10 @@ def parts_of_job(args: Namespace, given: Sequence[str] = ()) -> list[JobPart]:
     settings.check()
     if settings.probe:
         raise_first(group_refusals(given))
-    return _parts(settings, args) if settings.has_part else []
+    return _parts(settings, args, load) if settings.has_part else []
 
 
-def _parts(settings: JobSettings, args: Namespace) -> list[JobPart]:
+def _parts(settings: JobSettings, args: Namespace, load: "Load | None") -> list[JobPart]:
     from megatron_tokscale.training.data.follower import Follower
     from megatron_tokscale.training.data.held_out import HeldOutNote
     from megatron_tokscale.training.data.plan_monitor import PlanMonitor
@@ -58,5 +65,5 @@ def _parts(settings: JobSettings, args: Namespace) -> list[JobPart]:
     if follower:
         parts.append(PlanMonitor(follower, args))
     if prober and settings.probe and settings.replay:
-        parts.append(Replay(settings.replay, settings.probe.schedule, prober, args))
+        parts.append(Replay(settings.replay, settings.probe.schedule, prober, args, load))
     return parts

@@ -1,14 +1,14 @@
 """The hooks in Megatron: the functions that give the events of `events.py`.
 
-A hook is a module global of Megatron that has had one name and one set of leading arguments since
-0.12 and is looked up when it is called; each is wrapped, none replaced.
+A hook is a module global of Megatron that has had one name since 0.12 and is looked up when it is
+called; each is wrapped, none replaced. Its arguments are known by the names in its signature.
 """
 
 import functools
 import importlib
 import inspect
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,7 +27,12 @@ from megatron_tokscale.training.events import (
     TrainingState,
     closing,
 )
-from megatron_tokscale.training.upstream import escape_percent_signs
+from megatron_tokscale.training.upstream import (
+    adopt_loader_settings,
+    escape_percent_signs,
+    samples_consumed,
+    steps_taken,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Call:
 
     Attributes:
         function: Megatron's own function.
-        names: names of its leading arguments.
+        names: names of its arguments, in order.
         args: arguments by position.
         kwargs: arguments by name.
     """
@@ -71,6 +76,7 @@ class Plugin:
         self._parts: list[JobPart] = []
         self._forward_step: Function | None = None
         self._given: list[str] = []
+        self._config: Any = None
 
     def install(self) -> None:
         """Wrap the functions of the table `HOOKS`.
@@ -97,22 +103,27 @@ class Plugin:
     def make_parts(self, call: Call) -> Any:
         """Make the parts that the flags request, before the model is built."""
         result = call.result()
-        with _exit_with_one_line():
+        with exit_rank_with_one_line():
             from megatron.training import get_args
 
             from megatron_tokscale.training.parts import parts_of_job
             from megatron_tokscale.training.ranks import together
 
-            self._parts = together(lambda: parts_of_job(get_args(), self._given)) or []
+            args = get_args()
+            adopt_loader_settings(args, self._config)
+            self._parts[:] = together(lambda: parts_of_job(args, self._given)) or []
         return result
 
     def around_job(self, call: Call) -> Any:
         """Send `on_data` through the user's datasets provider, and `on_job_end`."""
         provider = "train_valid_test_dataset_provider"
-        call = call.with_argument(provider, self._planned(call.arguments[provider]))
+        call = call.with_argument(
+            provider, planned(call.arguments[provider], self._parts, lambda: self._state({}))
+        )
         self._forward_step = call.arguments["forward_step_func"]
         self._given = [name for name, value in call.arguments.items() if value is not None]
-        with _exit_with_one_line():
+        self._config = call.arguments.get("cfg_container")
+        with exit_rank_with_one_line():
             try:
                 result = call.result()
             except (Exception, SystemExit) as error:
@@ -126,21 +137,6 @@ class Plugin:
         for part in self._parts:
             part.on_job_end()
 
-    def _planned(self, provider: Function) -> Function:
-        """Return the user's datasets provider, whose datasets the parts may replace."""
-
-        @functools.wraps(provider)
-        def provide(n_samples: Any, *args: Any, **kwargs: Any) -> Any:
-            datasets = provider(n_samples, *args, **kwargs)
-            is_distributed = bool(getattr(provider, "is_distributed", False))
-            built = BuiltDatasets(datasets, n_samples, is_distributed)
-            with _exit_with_one_line():
-                for part in self._parts:
-                    built = part.on_data(self._state({}), built)
-            return built.datasets
-
-        return provide
-
     def after_load(self, call: Call) -> Any:
         """Send `on_load`."""
         result = call.result()
@@ -153,20 +149,20 @@ class Plugin:
         result = call.result()
         names = ("model", "optimizer", "opt_param_scheduler")
         state = self._state(dict(zip(names, result, strict=False)))
-        with _exit_with_one_line(), closing(self._parts, on_success=False):
+        with exit_rank_with_one_line(), closing(self._parts, on_success=False):
             for part in self._parts:
                 part.on_setup(state)
         return result
 
     def around_training(self, call: Call) -> Any:
         """Send `on_train_start` and `on_train_end`, and close the parts."""
-        with _exit_with_one_line(), closing(self._parts), _finishing_saves():
+        with exit_rank_with_one_line(), closing(self._parts), _finishing_saves():
             state = self._state(call.arguments)
             for part in self._parts:
                 part.on_train_start(state)
             result = call.result()
-            step, *_ = result
-            state = self._state(call.arguments | {"iteration": step})
+            last = {"iteration": result[0]} if isinstance(result, tuple) else {}
+            state = self._state(call.arguments | last)
             for part in self._parts:
                 part.on_train_end(state)
             return result
@@ -212,20 +208,52 @@ class Plugin:
     def _state(self, arguments: dict[str, Any]) -> TrainingState:
         """Return the state of the training, from the arguments of a function of Megatron's.
 
-        This is the only place that reads Megatron's counters and argument names.
+        This is the only place that reads Megatron's argument names. Megatron's newest `train`
+        takes one object, `context`, with several of them as attributes.
         """
         from megatron.training import get_args
 
         args = get_args()
+        arguments = {**getattr(arguments.get("context"), "__dict__", {}), **arguments}
+        step = arguments.get("iteration")
         return TrainingState(
-            step=int(arguments.get("iteration", args.iteration)),
-            consumed_samples=int(args.consumed_train_samples),
+            step=steps_taken(args) if step is None else int(step),
+            consumed_samples=samples_consumed(args),
             args=args,
             model=arguments.get("model", ()),
             optimizer=arguments.get("optimizer"),
             scheduler=arguments.get("opt_param_scheduler"),
             forward_step=arguments.get("forward_step_func", self._forward_step),
         )
+
+
+def planned(
+    provider: Function,
+    parts: Sequence[JobPart],
+    state: Callable[[], TrainingState],
+    *,
+    is_distributed: bool = False,
+) -> Function:
+    """Return the user's datasets provider, whose datasets the parts may replace.
+
+    Args:
+        provider: returns the training, validation and test dataset.
+        parts: the parts of the job.
+        state: returns the state of the training.
+        is_distributed: every rank calls the provider, also if the provider does not say so.
+    """
+
+    @functools.wraps(provider)
+    def provide(n_samples: Any, *args: Any, **kwargs: Any) -> Any:
+        datasets = provider(n_samples, *args, **kwargs)
+        on_all = is_distributed or bool(getattr(provider, "is_distributed", False))
+        built = BuiltDatasets(datasets, n_samples, on_all)
+        with exit_rank_with_one_line():
+            for part in parts:
+                built = part.on_data(state(), built)
+        return built.datasets
+
+    return provide
 
 
 @dataclass(frozen=True)
@@ -238,7 +266,7 @@ class Hook:
         event: name of the event in the table of `events.py`.
         wrap: calls the function and sends the event.
         purpose: purpose of the hook, for a user whose Megatron lacks it.
-        arguments: names of the function's leading arguments; empty: the names in its signature.
+        arguments: names of the function's leading arguments, for one whose signature names none.
         is_required: a Megatron without the function is refused.
     """
 
@@ -249,6 +277,13 @@ class Hook:
     purpose: str
     arguments: tuple[str, ...] = ()
     is_required: bool = True
+
+    def way(self, function: Function) -> str:
+        """Return in words how the arguments of the function are known."""
+        named = inspect.signature(function).parameters
+        if "context" in named:
+            return "arguments in its context"
+        return "arguments by name" if set(self.arguments) <= set(named) else "arguments by place"
 
     def install(self, plugin: Plugin) -> None:
         """Wrap the function.
@@ -267,7 +302,10 @@ class Hook:
             )
 
     def _wrapped(self, plugin: Plugin, function: Function) -> Function:
-        names = self.arguments or tuple(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters.values()
+        unnamed = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+        named = tuple(each.name for each in parameters if each.kind not in unnamed)
+        names = named or self.arguments
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -366,7 +404,7 @@ HOOKS: Final = (
 )
 
 
-def _exit_with_one_line() -> AbstractContextManager[None]:
+def exit_rank_with_one_line() -> AbstractContextManager[None]:
     """End this rank as `exit_with_one_line` does; the first rank to fail prints its own error."""
     from megatron_tokscale.training.ranks import is_first_to_end
 

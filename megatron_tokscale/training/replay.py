@@ -9,7 +9,7 @@ checkpoint.
 
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,11 @@ from megatron_tokscale.training.ranks import (
     together,
 )
 from megatron_tokscale.training.scalars import flush_scalars
+from megatron_tokscale.training.upstream import forget_samples, samples_consumed
+
+type Load = Callable[[Path, int, Sequence[Any]], tuple[int, int]]
+"""A function that loads the weights of one checkpoint, by --save directory and step, into a model.
+It returns the step that the checkpoint names, and the training samples consumed by then."""
 
 _FOLDER: Final = re.compile(r"iter_(\d{7,})")
 _SHOWN_CHARACTERS: Final = 300  # of a reason: an error of torch can hold all tensor names
@@ -108,14 +113,27 @@ class Replay(JobPart):
     """Probes the checkpoints of a run in the place of the training, and ends the job."""
 
     def __init__(
-        self, folder: Path, schedule: ProbeSchedule, prober: Prober, args: Namespace
+        self,
+        folder: Path,
+        schedule: ProbeSchedule,
+        prober: Prober,
+        args: Namespace,
+        load: Load | None = None,
     ) -> None:
         """Set Megatron's arguments for a job that trains nothing.
+
+        Args:
+            folder: the --save directory of the run.
+            schedule: the probe schedule.
+            prober: takes the probes.
+            args: Megatron's arguments.
+            load: loads a checkpoint; None: as Megatron does.
 
         Raises:
             TokscaleError: there is no checkpoint.
         """
         self._folder, self._schedule, self._prober = folder, schedule, prober
+        self._load = load or load_by_megatron
         prepare_replay(folder, args)
 
     def on_setup(self, state: TrainingState) -> None:
@@ -137,7 +155,7 @@ class Replay(JobPart):
         last = max(pasts, default=0)
         together(lambda: prober.store.check_launches(launches, last), where=prober.is_writer)
         for step in todo:
-            samples = _load(folder, step, state.model)
+            samples = _load(self._load, folder, step, state.model)
             if step == todo[0]:
                 prober.open(state, launches, None)
             past = pasts.get(step) or Past(step=step, samples=samples)
@@ -147,27 +165,37 @@ class Replay(JobPart):
         raise SystemExit(0)
 
 
-def _load(folder: Path, step: int, model: Sequence[Any]) -> int:
-    """Load one checkpoint's weights, and return the training samples consumed by then."""
+def load_by_megatron(folder: Path, step: int, model: Sequence[Any]) -> tuple[int, int]:
+    """Load one checkpoint's weights as Megatron's own loop does: see `Load`."""
     args = get_args()
     args.load, args.ckpt_step = str(folder), step
-    args.consumed_train_samples = args.consumed_valid_samples = 0
+    forget_samples(args)
+    loaded, _ = checkpointing.load_checkpoint(model, None, None)
+    return loaded, samples_consumed(args)
+
+
+def _load(load: Load, folder: Path, step: int, model: Sequence[Any]) -> int:
+    """Load one checkpoint's weights, and return the training samples consumed by then."""
     _mark_parameters(model)
+    samples = 0
     with ending_together(f"checkpoint {step}"):
-        _load_weights(folder, step, model)
+        samples = _load_weights(load, folder, step, model)
     if message := first_of_all_ranks(_unloaded_parameter(model)):
         raise AgreedError(f"checkpoint {step} in {folder} does not hold {message}")
-    return int(args.consumed_train_samples)
+    return samples
 
 
-def _load_weights(folder: Path, step: int, model: Sequence[Any]) -> None:
-    """Call Megatron's loading, which ends in an error of any kind, or the process with code 0.
+def _load_weights(load: Load, folder: Path, step: int, model: Sequence[Any]) -> int:
+    """Call the loading, which ends in an error of any kind, or the process with code 0.
+
+    Returns:
+        The training samples consumed by the step.
 
     Raises:
         TokscaleError: the checkpoint cannot be loaded on this rank, or is of another step.
     """
     try:
-        loaded, _ = checkpointing.load_checkpoint(model, None, None)
+        loaded, samples = load(folder, step, model)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # torch's CheckpointException and SystemExit are no Exception
@@ -180,6 +208,7 @@ def _load_weights(folder: Path, step: int, model: Sequence[Any]) -> None:
             f"the checkpoint of step {step} in {folder} says it is of step {loaded}; expected the "
             "step that its folder is named after; restore it"
         )
+    return samples
 
 
 def _reason(error: BaseException) -> str:

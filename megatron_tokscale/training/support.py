@@ -89,6 +89,7 @@ _REFUSED_FOR_PLAN: Final = (
     Refusal("--sft", "its samples are packed while they are read"),
     Refusal("--perform-rl-step", "its samples are rollouts"),
     Refusal("--hybrid-context-parallel", "its sampler orders the samples by length"),
+    Refusal("--sequence-packing-scheduler", "it moves samples between data-parallel ranks"),
     Refusal("--yaml-cfg", _YAML),
 )
 

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +22,14 @@ def installed_versions() -> dict[str, str]:
     import torch
 
     megatron = find_megatron()
-    return {
+    versions = {
         "megatron-tokscale": __version__,
         "megatron-core": megatron.version if megatron else "of unknown version",
         "torch": str(torch.__version__),
     }
+    if bridge := sys.modules.get("megatron.bridge"):
+        versions["megatron-bridge"] = str(bridge.__version__)
+    return versions
 
 
 def find_megatron() -> MegatronInstall | None:

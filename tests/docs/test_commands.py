@@ -27,6 +27,7 @@ OF_OTHERS = {
     *("--unidiff-zero", "--include"),  # of git apply
     "--until",  # of megatron_tokscale.reweight.live
     "--export-kd-teacher-load",  # of Megatron-LM's megatron.post_training, in no wheel
+    "--sequence-packing-scheduler",  # of a Megatron after 0.19
 }
 
 

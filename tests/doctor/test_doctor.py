@@ -1,6 +1,7 @@
 """The doctor lists the installed packages, and every reason for which a job would be refused."""
 
 import importlib.metadata
+import importlib.util
 import shlex
 import subprocess
 import sys
@@ -195,6 +196,31 @@ def test_a_missing_hook_is_named(examine, flags, monkeypatch, name, code):
     assert found_code == code
     assert len(found["MISSING"]) == 1
     assert f"megatron.training.training.{name}: " in found["MISSING"][0]
+
+
+def test_the_doctor_says_how_each_hook_is_found(capsys):
+    cli.main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    (train,) = (line for line in lines if "training.train: " in line)
+    assert train.endswith("(arguments by name)")
+    found = {line[2:22].strip(): line[22:] for line in lines if line.startswith("  ")}
+    assert found["timers, tokenizer"] == "made with the flags"
+    assert found["counters"] == "among the arguments"
+    assert found["callbacks"] == "none"
+
+
+def test_a_megatron_without_its_training_part_is_explained(capsys, monkeypatch):
+    """As pip installs it on a Python before 3.12."""
+    find_spec = importlib.util.find_spec
+
+    def find(name, *args):
+        return None if name == "megatron.training" else find_spec(name, *args)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    cli.main(["doctor"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "  megatron-core " in line)
+    assert "without megatron.training: its wheels have that from 0.17 on" in line
+    assert "pip installs 0.16.1 on Python before 3.12" in line
 
 
 WITHOUT_MEGATRON = """

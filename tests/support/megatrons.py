@@ -94,3 +94,19 @@ def scan(version: str) -> dict[str, Any]:
         check=True,
     )
     return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def bridge_overlay() -> Path:
+    """The folder of Megatron-Bridge, whether it is there or not.
+
+    MEGATRON_BRIDGE_OVERLAY names another one.
+    """
+    pins = (ROOT / "tests/megatron-bridge.txt").read_text().split()
+    version = next(pin for pin in pins if pin.startswith("megatron-bridge==")).split("==")[1]
+    default = ROOT / f".venv/overlays/megatron-bridge-{version}"
+    return Path(os.environ.get("MEGATRON_BRIDGE_OVERLAY", default))
+
+
+def bridge_path() -> str:
+    """A PYTHONPATH that brings Megatron-Bridge over the installed Megatron."""
+    return os.pathsep.join(filter(None, [str(bridge_overlay()), os.environ.get("PYTHONPATH", "")]))

@@ -7,6 +7,8 @@ torchrun, one rank that fails ends the job.
 """
 
 import atexit
+import contextlib
+import importlib.util
 import json
 import os
 import runpy
@@ -26,10 +28,17 @@ def import_everything() -> None:
 
     cpu.enable()
     import megatron.core.models.gpt
-    import megatron.training.training  # noqa: F401
+    import megatron.training.training
     from megatron.core.dist_checkpointing.strategies import filesystem_async
 
     import megatron_tokscale.training.probe.prober  # noqa: F401
+
+    if importlib.util.find_spec("megatron.bridge"):
+        from bridge_stand_ins import stand_in
+
+        stand_in()
+        import megatron.bridge.training.gpt_step
+        import megatron.bridge.training.pretrain  # noqa: F401
 
     # A checkpoint's writer has a helper process; a spawned one would import all of this anew.
     filesystem_async.get_write_results_queue.__wrapped__.__defaults__ = ("fork",)
@@ -109,7 +118,8 @@ def give_up(*_: object) -> None:
 
 
 def main() -> None:
-    import_everything()
+    with contextlib.redirect_stdout(sys.stderr):
+        import_everything()
     signal.signal(signal.SIGALRM, give_up)
     for line in sys.stdin:
         print(json.dumps(run(**json.loads(line))), flush=True)

@@ -9,7 +9,7 @@ import pytest
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training import events
 from megatron_tokscale.training.events import BuiltDatasets, JobPart, closing
-from megatron_tokscale.training.plugin import HOOKS, Call, Plugin
+from megatron_tokscale.training.plugin import HOOKS, Call, Plugin, planned
 
 TABLE = [
     [cell.strip() for cell in line.strip("|").split("|")]
@@ -80,9 +80,9 @@ def test_each_part_may_replace_the_training_dataset(plugin):
         return "train", "valid", "test"
 
     provide.is_distributed = True
-    planned = found._planned(provide)
-    assert planned([8, 1, 1], vp_stage=1) == ("trainab", "valid", "test")
-    assert planned.is_distributed
+    replaced = planned(provide, found._parts, lambda: found._state({}))
+    assert replaced([8, 1, 1], vp_stage=1) == ("trainab", "valid", "test")
+    assert replaced.is_distributed
 
 
 def test_a_provider_that_returns_nothing_is_let_through():

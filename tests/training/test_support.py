@@ -171,6 +171,14 @@ def test_a_plan_is_not_refused_without_need(parser, words):
     assert plan_refusals(parse(parser, words)) == []
 
 
+def test_a_plan_is_refused_where_samples_move_between_ranks(parser):
+    args = parse(parser, "")
+    assert plan_refusals(args) == []
+    args.sequence_packing_scheduler = "dp_balanced"
+    (refusal,) = plan_refusals(args)
+    assert "--sequence-packing-scheduler: it moves samples between data-parallel ranks" in refusal
+
+
 def test_all_reasons_are_given_and_the_first_is_raised(parser):
     args = parser.parse_args(
         ["--sft", "--use-torch-fsdp2", "--dataloader-type", "cyclic", "--mock-data"]
@@ -193,11 +201,12 @@ def by_version():
 
 def test_every_flag_that_is_named_is_one_of_megatrons(by_version):
     source = Path(support.__file__).read_text()
+    newer = {"--sequence-packing-scheduler"}  # after 0.19
     named = {flag for flag in re.findall(r"--[a-z][a-z0-9-]+", source) if "tokscale" not in flag}
     known = {flag for found in by_version.values() for flag in found["choices"]}
     known.add("--export-kd-teacher-load")  # of Megatron-LM's megatron.post_training, in no wheel
     assert len(named) > 25
-    assert named - known == set()
+    assert named - known == newer
 
 
 def test_every_value_that_is_refused_is_one_of_megatrons(by_version):

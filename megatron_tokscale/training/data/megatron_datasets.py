@@ -15,6 +15,7 @@ from megatron_tokscale.data import DatasetIdentity
 from megatron_tokscale.data.prepare import JobDataset
 from megatron_tokscale.data.samples import SampleIndex
 from megatron_tokscale.training.data.held_out import TrainedPart
+from megatron_tokscale.training.upstream import steps_taken
 
 
 def gpt_datasets(train: Any) -> list[GPTDataset]:
@@ -113,5 +114,5 @@ def phase_start(args: Namespace) -> int:
     (`build_train_valid_test_data_loaders`).
     """
     transitions = getattr(args, "phase_transition_iterations", None) or []
-    began = max(iteration for iteration in (0, *transitions) if iteration <= args.iteration)
+    began = max(iteration for iteration in (0, *transitions) if iteration <= steps_taken(args))
     return int(began) * int(args.global_batch_size) if transitions else 0

@@ -53,6 +53,7 @@ def launch_of_job(
 
 def launch_of_args(args: Namespace, scheduler: Mapping[str, Any], past: Past) -> Launch:
     """Return a launch from a job's arguments and the known values of its scheduler."""
+    logits = getattr(args, "logit_dtype", None)
     return Launch(
         step=past.step,
         consumed_samples=past.samples,
@@ -65,6 +66,7 @@ def launch_of_args(args: Namespace, scheduler: Mapping[str, Any], past: Past) ->
         learning_rate=_learning_rates(args, scheduler),
         seed=getattr(args, "seed", None),
         layout=_layout(args),
+        logit_dtype=None if logits is None else str(logits).removeprefix("torch."),
     )
 
 

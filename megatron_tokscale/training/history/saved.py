@@ -1,12 +1,18 @@
 """The content of a checkpoint besides its weights."""
 
+import json
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
+
+from megatron_tokscale.training.history.past import NOTE
+
+NOTE_FILE: Final = "tokscale_history.json"
+"""File of the plugin's note in a checkpoint's folder, for a loop that saves no arguments."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ def read_checkpoint(folder: Path, step: int) -> SavedCheckpoint | None:
     from megatron.core import dist_checkpointing
 
     path = folder / f"iter_{step:07d}"
+    if note := _read_note_file(path):
+        return note
     try:
         if dist_checkpointing.check_is_distributed_checkpoint(str(path)):
             state = dist_checkpointing.load_common_state_dict(str(path))
@@ -66,3 +74,13 @@ def read_checkpoint(folder: Path, step: int) -> SavedCheckpoint | None:
         return None
     saved = SavedCheckpoint.from_state_dict(state)
     return saved if saved and saved.step == step else None
+
+
+def _read_note_file(folder: Path) -> SavedCheckpoint | None:
+    """Return the content of the note beside a checkpoint; None if there is none to be read."""
+    try:
+        note = json.loads((folder / NOTE_FILE).read_text(encoding="utf-8"))
+        args = Namespace(consumed_train_samples=int(note["samples"]), **{NOTE: note})
+        return SavedCheckpoint(int(note["step"]), args, None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

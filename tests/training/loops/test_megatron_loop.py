@@ -1,0 +1,85 @@
+"""The callback in Megatron's own loop: what it records is what the plugin's hooks record."""
+
+import json
+
+import pytest
+from bridge_runs import probed
+from checkpoints import checkpoint_differences
+from jobs import TESTS, Corpus, job_flags, run_forked
+from numpy.testing import assert_array_equal
+from planned_jobs import plan_of
+
+from megatron_tokscale.store import Run
+
+pytestmark = pytest.mark.megatron
+
+SHARDED = ("--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather")
+
+
+def flags_of(corpus: Corpus, run, *extra: str) -> list[str]:
+    saved = ("--train-iters", "6", "--save", str(run), "--save-interval", "3")
+    return job_flags(corpus, *saved, *extra)
+
+
+def train(corpus: Corpus, run, *extra: str) -> str:
+    """Train with the plugin's hooks, or, without its flags, without it."""
+    return run_forked(2, "-m", "megatron_tokscale.pretrain", *flags_of(corpus, run, *extra))
+
+
+def train_with_callback(corpus: Corpus, run, *extra: str, **settings) -> str:
+    settings = probed(corpus, **settings)
+    words = (str(TESTS / "callback_job.py"), json.dumps(settings, default=str))
+    return run_forked(2, *words, *flags_of(corpus, run, *extra))
+
+
+def rows(run: Run) -> list[tuple[object, ...]]:
+    return [
+        (
+            *(row.step, row.consumed_samples, row.consumed_tokens),
+            *(row.lr_sum, row.learning_rate, repr(row.training_loss)),
+        )
+        for row in run.records
+    ]
+
+
+@pytest.mark.parametrize("is_planned", [False, True], ids=["blend", "plan"])
+def test_the_callback_and_the_hooks_record_the_same(corpus, tmp_path, is_planned):
+    """In a run of two jobs: the second resumes from the first one's checkpoint at step 3."""
+    settings, flags = {}, []
+    if is_planned:
+        path = tmp_path / "plan.json"
+        plan_of(corpus.prefixes, {0: (0.7, 0.3), 20: (0.1, 0.9)}).save(path)
+        settings, flags = {"tokscale_plan": path}, ["--tokscale-plan", str(path)]
+    hooks = (
+        *("--tokscale-probe-set", str(corpus.probe_set)),
+        *("--tokscale-probe-schedule", "linear:2+list:1", *flags),
+    )
+    for way in ("hooks", "callback"):
+        run = tmp_path / way
+        for extra in (("--exit-interval", "3"), ("--load", str(run))):
+            if way == "hooks":
+                train(corpus, run, *extra, *hooks)
+            else:
+                train_with_callback(corpus, run, *extra, **settings)
+    by_hooks, by_callback = (Run.open(tmp_path / way) for way in ("hooks", "callback"))
+    assert by_callback.step_K.tolist() == [0, 1, 2, 4, 6]
+    assert_array_equal(by_callback.read_losses(), by_hooks.read_losses())
+    assert rows(by_callback) == rows(by_hooks)
+    assert [launch.past for launch in by_callback.launches] == [
+        launch.past for launch in by_hooks.launches
+    ]
+    assert checkpoint_differences(tmp_path / "hooks", tmp_path / "callback") == []
+
+
+def test_training_is_the_same_to_the_bit_with_and_without_the_callback(corpus, tmp_path):
+    train_with_callback(corpus, tmp_path / "with", *SHARDED, tokscale_probe_schedule="linear:1")
+    train(corpus, tmp_path / "without", *SHARDED)
+    assert checkpoint_differences(tmp_path / "without", tmp_path / "with") == []
+    assert len(Run.open(tmp_path / "with").step_K) == 7
+
+
+def test_a_replay_is_refused_where_the_loop_would_train(corpus, tmp_path):
+    with pytest.raises(AssertionError) as failure:
+        train_with_callback(corpus, tmp_path / "run", tokscale_replay=str(tmp_path))
+    line = "megatron-tokscale: --tokscale-replay is set in a callback of Megatron's own loop"
+    assert str(failure.value).count(line) == 1
