@@ -75,7 +75,7 @@ def join(process: LaunchedProcess) -> "Store":
     is_host = process.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     address = f"{process.host}:{process.port}"
     try:
-        with _told_after_a_while(f"waiting for process 0 of this fit at {address}"):
+        with _reporting_if_slow(f"waiting for process 0 of this fit at {address}"):
             tcp = distributed.TCPStore(  # type: ignore[attr-defined]
                 process.host,
                 process.port,
@@ -112,7 +112,7 @@ def _wait_for_all(store: "Store", size: int) -> None:
 
 
 @contextmanager
-def _told_after_a_while(line: str) -> Iterator[None]:
+def _reporting_if_slow(line: str) -> Iterator[None]:
     """Print a line if the block takes longer than `_QUIET_SECONDS`."""
     timer = threading.Timer(_QUIET_SECONDS, say, [line])
     timer.daemon = True

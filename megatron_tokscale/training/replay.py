@@ -18,7 +18,7 @@ import torch
 from megatron.training import checkpointing, get_args, print_rank_0
 
 from megatron_tokscale.core.errors import AgreedError, TokscaleError
-from megatron_tokscale.probe import Moment, ProbeSchedule
+from megatron_tokscale.probe import JobPoint, ProbeSchedule
 from megatron_tokscale.training.events import JobPart, TrainingState
 from megatron_tokscale.training.history.past import Past
 from megatron_tokscale.training.history.reckon import pasts_of
@@ -75,7 +75,7 @@ def wanted_steps(folder: Path, saved: Sequence[int], schedule: ProbeSchedule) ->
         step
         for step in saved
         if schedule.is_due(
-            Moment(step=step, is_checkpoint=True, is_last=step == saved[-1], tokens_before=0)
+            JobPoint(step=step, is_checkpoint=True, is_last=step == saved[-1], tokens_before=0)
         )
     ]
     if not wanted:
