@@ -1,6 +1,16 @@
-"""Agreement among the ranks of a job: on values, on decisions, and on errors that end it."""
+"""Agreement among the ranks of a job: on values, on decisions, and on errors that end it.
 
-import json
+Ranks agree in two ways:
+- By collectives, where every rank arrives within seconds. A reduction of one number finds the first
+  rank that has a message, and that rank broadcasts it. So the bytes that a rank sends, receives and
+  holds do not grow with the number of ranks.
+- Through torch.distributed's key-value store, where one rank works for minutes or hours
+  (`while_others_wait`), or may fail while the others are in a collective (`ending_together`). A
+  collective that waits longer than --distributed-timeout-minutes is aborted, and the job with it; a
+  rank that polls the store is in no collective.
+"""
+
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +28,11 @@ _GRACE: Final = timedelta(seconds=10)
 """Time that a failed rank waits for the others. Our choice: other failed ranks arrive within
 seconds, and ranks in a collective with it never arrive."""
 
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 2.0
+"""Seconds between two looks into the key-value store: the first ones, and the longest. Our choice:
+short work is noticed at once, and 2,048 ranks that wait for hours send 1,000 requests a second,
+which the store answers on one core."""
+
 
 def sum_over_ranks(*values: float) -> list[float]:
     """Sum each value over all ranks."""
@@ -33,9 +48,19 @@ def first_of_all_ranks(message: str | None) -> str | None:
     """
     if not torch.distributed.is_initialized():  # with --lazy-mpu-init the caller makes it
         return message
-    found: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, message)
-    return next((text for text in found if text), None)
+    n_ranks = torch.distributed.get_world_size()
+    own = torch.distributed.get_rank() if message else n_ranks
+    first = torch.tensor([own], device=torch.cuda.current_device())
+    torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
+    sender = int(first)
+    return None if sender == n_ranks else _broadcast(message, sender)
+
+
+def _broadcast[Value](value: Value, sender: int) -> Value:
+    """Return the value of the rank `sender`, on every rank."""
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=sender)
+    return values[0]
 
 
 def refuse_together(refusal: str | None) -> None:
@@ -52,32 +77,86 @@ def together[Value](action: Callable[[], Value], *, where: bool = True) -> Value
     """Call `action` on the ranks `where`; return its value there, and None elsewhere.
 
     Every rank calls it. The action must not communicate: a rank that fails in it would leave the
-    others waiting.
+    others waiting. It takes seconds at most, and about as long on all of these ranks, since the
+    others wait in a collective; longer work of one rank is for `while_others_wait`.
 
     Raises:
         AgreedError: on all ranks, if the action has failed on one with a `TokscaleError` or an
             `OSError`; its message is the first one in rank order.
     """
-    value, refusal = None, None
-    if where:
-        try:
-            value = action()
-        except (TokscaleError, OSError) as error:
-            refusal = str(error) or type(error).__name__
+    value, refusal = _attempt(action) if where else (None, None)
     refuse_together(refusal)
     return value
 
 
 def from_rank_0[Value](action: Callable[[], Value]) -> Value:
-    """Call `action` on rank 0 and return its value, which JSON keeps unchanged, on every rank.
+    """Call `action` on rank 0, and return its value on every rank; the value can be pickled.
+
+    The action takes seconds at most, as in `together`.
 
     Raises:
         AgreedError: on all ranks, with rank 0's message.
     """
-    is_first = torch.distributed.get_rank() == 0
-    text = together(lambda: json.dumps(action()), where=is_first)
-    value: Value = json.loads(first_of_all_ranks(text) or "null")
+    own = together(action, where=torch.distributed.get_rank() == 0)
+    value: Value = _broadcast(own, 0)
     return value
+
+
+def while_others_wait[Value](action: Callable[[], Value], *, where: bool) -> Value | None:
+    """Call `action` on the one rank `where`; return its value there, and None elsewhere.
+
+    Every rank calls it, in the same order as other calls of this function. The others wait without
+    a time limit: as long as that rank lives, whatever the time limit of a collective is.
+
+    Args:
+        action: work that may take hours; it must not communicate.
+        where: True on one rank.
+
+    Raises:
+        AgreedError: on all ranks, if the action has failed with a `TokscaleError` or an `OSError`,
+            with its message; or, on the others, if the host of the store has ended.
+    """
+    store = _store()
+    # Each rank counts its calls in the store, so that a new process group begins anew.
+    turn = store.add(f"tokscale/turn/{torch.distributed.get_rank()}", 1)
+    key = f"tokscale/done/{turn}"
+    value, refusal = None, None
+    if where:
+        value, refusal = _attempt(action)
+        store.set(key, "")
+    else:
+        _wait_until_set(store, key)
+    refuse_together(refusal)
+    return value
+
+
+def _attempt[Value](action: Callable[[], Value]) -> tuple[Value | None, str | None]:
+    """Return the action's value, or the message of its error."""
+    try:
+        return action(), None
+    except (TokscaleError, OSError) as error:
+        return None, str(error) or type(error).__name__
+
+
+def _wait_until_set(store: Any, key: str) -> None:
+    """Wait until another rank has set a key, however long that takes.
+
+    It asks again and again: a single request that waits would keep torch's own threads, which use
+    the same connection, from the store.
+
+    Raises:
+        AgreedError: the store is gone, since the process that hosts it has ended.
+    """
+    pause = _FIRST_PAUSE
+    try:
+        while not store.check([key]):
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+    except RuntimeError as error:  # torch's DistError
+        raise AgreedError(
+            "a rank has ended while this one waited for its work; expected it to end the work; its "
+            "own output says why"
+        ) from error
 
 
 def is_first_to_end() -> bool:

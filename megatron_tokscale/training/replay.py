@@ -28,6 +28,7 @@ from megatron_tokscale.training.ranks import (
     first_of_all_ranks,
     from_rank_0,
     together,
+    while_others_wait,
 )
 
 _FOLDER: Final = re.compile(r"iter_(\d{7,})")
@@ -131,7 +132,7 @@ class Replay(JobPart):
         todo = [step for step in wanted if step not in prober.steps_on_disk()]
         print_rank_0(f"tokscale: replay of {len(todo)} of the {len(saved)} checkpoints in {folder}")
         # Use all checkpoints: settings may change between two that are on the schedule.
-        pasts = together(lambda: pasts_of(folder, saved), where=prober.is_writer) or {}
+        pasts = while_others_wait(lambda: pasts_of(folder, saved), where=prober.is_writer) or {}
         launches = pasts[max(pasts)].launches if pasts else ()
         last = max(pasts, default=0)
         together(lambda: prober.store.check_launches(launches, last), where=prober.is_writer)

@@ -6,15 +6,20 @@ from recorded_job import start
 pytestmark = pytest.mark.megatron
 
 HEAD = """
+import time
+from datetime import timedelta
 import torch
+TIME_LIMIT = 4  # seconds of a collective
 from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
-from megatron_tokscale.training.ranks import ending_together, from_rank_0, is_first_to_end, together
-torch.distributed.init_process_group("gloo")
+from megatron_tokscale.training.ranks import (
+    ending_together, first_of_all_ranks, from_rank_0, is_first_to_end, together, while_others_wait,
+)
+torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=TIME_LIMIT))
 rank = torch.distributed.get_rank()
 """
 
 FAILURES = {
-    "a rank that others wait for": """
+    "a rank that the others meet in a collective": """
 with ending_together("loading"):
     if rank == 1:
         raise TokscaleError("rank 1 alone")
@@ -41,6 +46,17 @@ with exit_with_one_line(is_first_to_end):
 with exit_with_one_line(is_first_to_end):
     from_rank_0(lambda: open("/not/here").read())
 """,
+    "a rank that the others wait for": """
+with exit_with_one_line(is_first_to_end):
+    while_others_wait(lambda: open("/not/here").read(), where=rank == 0)
+""",
+    "a rank that fails after the time limit of a collective": """
+def work():
+    time.sleep(2 * TIME_LIMIT)
+    raise TokscaleError("rank 1 alone")
+with exit_with_one_line(is_first_to_end):
+    while_others_wait(work, where=rank == 1)
+""",
 }
 
 
@@ -63,6 +79,27 @@ for name in ("one", "two"):
         torch.distributed.barrier()
 assert together(lambda: rank, where=rank == 1) == (1 if rank == 1 else None)
 assert from_rank_0(lambda: [rank, "a"]) == [0, "a"]
+assert first_of_all_ranks(None) is None
+assert first_of_all_ranks("") is None
+assert first_of_all_ranks(f"rank {rank}" if rank else None) == "rank 1"
+for turn in range(3):
+    assert while_others_wait(lambda: (turn, rank), where=rank == turn) == (
+        (turn, rank) if rank == turn else None
+    )
+"""
+    )
+    result = start(3, str(tmp_path / "script.py"))
+    assert result.code == 0, result.output
+
+
+def test_work_that_takes_longer_than_a_collective_may(tmp_path):
+    (tmp_path / "script.py").write_text(
+        HEAD
+        + """
+assert while_others_wait(lambda: time.sleep(2 * TIME_LIMIT) or "done", where=rank == 0) == (
+    "done" if rank == 0 else None
+)
+torch.distributed.barrier()
 """
     )
     result = start(3, str(tmp_path / "script.py"))

@@ -34,7 +34,7 @@ from megatron_tokscale.training.data.megatron_datasets import (
 )
 from megatron_tokscale.training.data.records import record_plan
 from megatron_tokscale.training.events import BuiltDatasets, JobPart, TrainingState
-from megatron_tokscale.training.ranks import from_rank_0, together
+from megatron_tokscale.training.ranks import from_rank_0, together, while_others_wait
 from megatron_tokscale.training.settings import JobPlanSettings, JobSettings
 from megatron_tokscale.training.support import (
     PARTS_UNKNOWN,
@@ -86,7 +86,7 @@ class Follower(JobPart):
 
         Every rank calls this, also those that hold no data, once for each model chunk. Rank 0
         builds the files that the others then map: in the job's data cache, or in the run's own
-        where that cannot be written.
+        where that cannot be written. It may take hours; the others wait in no collective.
 
         Raises:
             TokscaleError: the datasets are not those of the plan, or not of a supported kind.
@@ -99,7 +99,9 @@ class Follower(JobPart):
         self._settle(state)
         train, n_samples = built.train, built.n_samples[0]
         is_first, has_data = torch.distributed.get_rank() == 0, train is not None
-        made = together(lambda: self._build(state, train, n_samples), where=has_data and is_first)
+        made = while_others_wait(
+            lambda: self._build(state, train, n_samples) if has_data else None, where=is_first
+        )
         if from_rank_0(lambda: self._is_moved):
             self._move()
         mapped = together(
