@@ -95,8 +95,9 @@ class Plugin:
             from megatron.training import get_args
 
             from megatron_tokscale.training.parts import parts_of_job
-            from megatron_tokscale.training.ranks import together
+            from megatron_tokscale.training.ranks import begin_job, together
 
+            begin_job()
             self._parts = together(lambda: parts_of_job(get_args())) or []
         return result
 
@@ -361,6 +362,6 @@ HOOKS: Final = (
 
 def _exit_with_one_line() -> AbstractContextManager[None]:
     """End this rank as `exit_with_one_line` does; the first rank to fail prints its own error."""
-    from megatron_tokscale.training.ranks import is_first_to_end
+    from megatron_tokscale.training.ranks import is_first_to_end, meet_to_end
 
-    return exit_with_one_line(is_first_to_end)
+    return exit_with_one_line(is_first_to_end, meet_to_end)

@@ -10,9 +10,10 @@ Ranks agree in two ways:
   rank that polls the store is in no collective.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Final
 
@@ -28,10 +29,17 @@ _GRACE: Final = timedelta(seconds=10)
 """Time that a failed rank waits for the others. Our choice: other failed ranks arrive within
 seconds, and ranks in a collective with it never arrive."""
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 2.0
-"""Seconds between two looks into the key-value store: the first ones, and the longest. Our choice:
-short work is noticed at once, and 2,048 ranks that wait for hours send 1,000 requests a second,
-which the store answers on one core."""
+_FIRST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 2.0
+"""Seconds between two looks into the key-value store: the first pause, and the longest. Our choice:
+the end of short work is seen at once, and 2,048 ranks that wait for hours send 1,000 requests a
+second, which the store answers on one core."""
+
+_ENDED: Final = "tokscale/ended"
+"""Key of the number of ranks that have ended with an error of their own."""
+
+_MET: Final = "tokscale/met"
+"""Key of the number of ranks that have met the error that ends them all."""
 
 
 def sum_over_ranks(*values: float) -> list[float]:
@@ -56,7 +64,7 @@ def first_of_all_ranks(message: str | None) -> str | None:
     return None if sender == n_ranks else _broadcast(message, sender)
 
 
-def _broadcast[Value](value: Value, sender: int) -> Value:
+def _broadcast(value: Any, sender: int) -> Any:
     """Return the value of the rank `sender`, on every rank."""
     values = [value]
     torch.distributed.broadcast_object_list(values, src=sender)
@@ -105,8 +113,8 @@ def from_rank_0[Value](action: Callable[[], Value]) -> Value:
 def while_others_wait[Value](action: Callable[[], Value], *, where: bool) -> Value | None:
     """Call `action` on the one rank `where`; return its value there, and None elsewhere.
 
-    Every rank calls it, in the same order as other calls of this function. The others wait without
-    a time limit: as long as that rank lives, whatever the time limit of a collective is.
+    Every rank calls it. The others wait without a time limit: as long as that rank lives, whatever
+    the time limit of a collective is.
 
     Args:
         action: work that may take hours; it must not communicate.
@@ -116,10 +124,7 @@ def while_others_wait[Value](action: Callable[[], Value], *, where: bool) -> Val
         AgreedError: on all ranks, if the action has failed with a `TokscaleError` or an `OSError`,
             with its message; or, on the others, if the host of the store has ended.
     """
-    store = _store()
-    # Each rank counts its calls in the store, so that a new process group begins anew.
-    turn = store.add(f"tokscale/turn/{torch.distributed.get_rank()}", 1)
-    key = f"tokscale/done/{turn}"
+    store, key = _store(), _new_key()
     value, refusal = None, None
     if where:
         value, refusal = _attempt(action)
@@ -159,6 +164,16 @@ def _wait_until_set(store: Any, key: str) -> None:
         ) from error
 
 
+def begin_job() -> None:
+    """Forget the errors of an earlier attempt at this job; every rank calls it before a collective.
+
+    A launcher that restarts ranks may keep the key-value store, with all that they wrote into it.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() == 0:
+        for key in (_ENDED, _MET):
+            _store().delete_key(key)
+
+
 def is_first_to_end() -> bool:
     """Return whether this rank is the first to end with an error; only that rank prints it.
 
@@ -167,39 +182,52 @@ def is_first_to_end() -> bool:
     if not torch.distributed.is_initialized():
         return leads_node()
     try:
-        return bool(_store().add("tokscale/ended", 1) == 1)
+        return bool(_store().add(_ENDED, 1) == 1)
     except Exception:  # a store whose host is gone may raise any error
         return True
 
 
+def meet_to_end() -> None:
+    """Wait until every rank has met the error that all ranks meet, but not for long.
+
+    The ranks that have printed it arrive after they have.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    deadline = time.monotonic() + _GRACE.total_seconds()
+    with suppress(RuntimeError):  # torch's DistError: the host of the store has met all, and ended
+        store, n_ranks = _store(), torch.distributed.get_world_size()
+        store.add(_MET, 1)
+        while store.add(_MET, 0) < n_ranks and time.monotonic() < deadline:
+            time.sleep(_FIRST_PAUSE)
+
+
 @contextmanager
-def ending_together(name: str) -> Iterator[None]:
+def ending_together() -> Iterator[None]:
     """End all ranks with one line and exit code 2 if one ends the block with a `TokscaleError`.
 
     For a block that communicates: the ranks agree through torch.distributed's key-value store,
     since a rank that did not fail may wait for ever in a collective with one that did. Its launcher
     then ends it with the job.
-
-    Args:
-        name: name of the block, the same on all ranks and not used before.
     """
+    key = _new_key()
     message: str | None = None
     try:
         yield
     except TokscaleError as error:
         message = str(error)
     try:
-        failed = _outcome(name, message)
+        failed = _outcome(key, message)
     except Exception:  # the host of the store has ended with its own error
         failed = True
     if failed:
         raise SystemExit(EXIT_CODE)
 
 
-def _outcome(name: str, message: str | None) -> bool:
+def _outcome(key: str, message: str | None) -> bool:
     """Send this rank's error to the others, and wait for them; return whether any has failed."""
     store = _store()
-    failed, arrived, over = (f"tokscale/{name}/{key}" for key in ("failed", "arrived", "over"))
+    failed, arrived, over = (f"{key}/{word}" for word in ("failed", "arrived", "over"))
     if message is not None:
         store.set(failed, message)
         if is_first_to_end():
@@ -211,6 +239,14 @@ def _outcome(name: str, message: str | None) -> bool:
     except RuntimeError:  # DistStoreError: a rank did not come in time
         store.set(over, "")
     return bool(store.check([failed]))
+
+
+def _new_key() -> str:
+    """Return a key that the store has not held before, the same on every rank; all ranks call it.
+
+    A counter would not do: a launcher that restarts ranks may keep the store of those before.
+    """
+    return f"tokscale/{_broadcast(secrets.token_hex(8), 0)}"
 
 
 def _store() -> Any:

@@ -152,7 +152,7 @@ def _load(folder: Path, step: int, model: Sequence[Any]) -> int:
     args.load, args.ckpt_step = str(folder), step
     args.consumed_train_samples = args.consumed_valid_samples = 0
     _mark_parameters(model)
-    with ending_together(f"checkpoint {step}"):
+    with ending_together():
         _load_weights(folder, step, model)
     if message := first_of_all_ranks(_unloaded_parameter(model)):
         raise AgreedError(f"checkpoint {step} in {folder} does not hold {message}")

@@ -12,15 +12,26 @@ import torch
 TIME_LIMIT = 4  # seconds of a collective
 from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.training.ranks import (
-    ending_together, first_of_all_ranks, from_rank_0, is_first_to_end, together, while_others_wait,
+    begin_job, ending_together, first_of_all_ranks, from_rank_0, is_first_to_end, together,
+    while_others_wait,
 )
 torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=TIME_LIMIT))
 rank = torch.distributed.get_rank()
 """
 
 FAILURES = {
+    "a rank of a job that was started again": """
+torch.distributed.distributed_c10d._get_default_store().add("tokscale/ended", 1)
+torch.distributed.barrier()
+begin_job()
+torch.distributed.barrier()
+with exit_with_one_line(is_first_to_end):
+    if rank == 1:
+        raise TokscaleError("rank 1 alone")
+    torch.distributed.TCPStore("127.0.0.1", 0, is_master=True).wait(["never"])
+""",
     "a rank that the others meet in a collective": """
-with ending_together("loading"):
+with ending_together():
     if rank == 1:
         raise TokscaleError("rank 1 alone")
     try:
@@ -29,7 +40,7 @@ with ending_together("loading"):
         raise TokscaleError(str(error)) from error
 """,
     "all ranks, each with its own message": """
-with ending_together("loading"):
+with ending_together():
     raise TokscaleError(f"rank {rank} alone")
 """,
     "ranks with an error of their own": """
@@ -74,8 +85,8 @@ def test_blocks_without_an_error_go_on(tmp_path):
     (tmp_path / "script.py").write_text(
         HEAD
         + """
-for name in ("one", "two"):
-    with ending_together(name):
+for _ in range(2):
+    with ending_together():
         torch.distributed.barrier()
 assert together(lambda: rank, where=rank == 1) == (1 if rank == 1 else None)
 assert from_rank_0(lambda: [rank, "a"]) == [0, "a"]

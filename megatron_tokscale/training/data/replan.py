@@ -170,7 +170,8 @@ class Replanner(JobPart):
         except subprocess.TimeoutExpired:
             self.close()
             return Answer(
-                reason=f"the process that decides has not ended within {_PATIENCE_SECONDS} s"
+                reason=f"the process that decides has not ended within {_PATIENCE_SECONDS} s of "
+                "the decision; expected seconds; look at the disk that holds the losses"
             )
         code, self._process = self._process.returncode, None
         if code:

@@ -1,0 +1,241 @@
+"""Collective calls and bytes of the plugin per rank, in jobs of 2 to 2,048 ranks.
+
+    PYTHONPATH=tests/support python benchmarks/collectives.py [--gloo 2 4 8] [--fake 8 128 2048]
+        [--out FILE]
+
+The jobs train a tiny model under a plan, with probes and decisions on the plan's weights. Those of
+--gloo are real. Those of --fake are one process each, for rank 0, for the rank that writes the
+losses, and for one more, on torch's fake process group: its collectives bring nothing, so the
+process gets the values that the ranks of a real job have sent each other
+(`recorded_collectives.py`). Nothing is computed from the number of ranks.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jobs import (
+    EOD,
+    SEQ_LENGTH,
+    TRAINING,
+    VOCAB_SIZE,
+    Corpus,
+    free_port,
+    job_environment,
+    job_flags,
+    make_corpus,
+    torchrun,
+)
+from planned_jobs import plan_of
+from recorded_collectives import DECISION, FORWARD, LOG, PROBE, START
+from table import heading, markdown
+
+SCRIPT = Path(__file__).parent / "recorded_collectives.py"
+SEQUENCES = 256  # of the probe set; 2,048 ranks as TP4 x PP4 x DP128 take two each
+STEPS = 12
+SPLIT = "500,500,0"  # so that the small corpus has sequences enough to watch
+
+
+class Layout(NamedTuple):
+    """A job's numbers of ranks."""
+
+    tensor: int
+    pipeline: int
+    ranks: int
+
+    @property
+    def data(self) -> int:
+        return self.ranks // (self.tensor * self.pipeline)
+
+    @property
+    def roles(self) -> dict[str, int]:
+        """The ranks that are unlike each other."""
+        return {
+            "rank 0": 0,
+            "writer": self.ranks // self.pipeline * (self.pipeline - 1),
+            "other": 1,
+        }
+
+    def __str__(self) -> str:
+        return f"{self.ranks} (TP{self.tensor} PP{self.pipeline} DP{self.data})"
+
+
+LAYOUTS = {
+    2: Layout(1, 2, 2),
+    4: Layout(2, 2, 4),
+    8: Layout(2, 2, 8),
+    128: Layout(4, 4, 128),
+    2048: Layout(4, 4, 2048),
+}
+
+
+class Recorded(NamedTuple):
+    """Calls by phase (name, bytes sent, bytes received), and the peak of its tensors' bytes."""
+
+    calls: dict[str, list[tuple[str, int, int]]]
+    peak: dict[str, int]
+
+    def totals(self, phase: str) -> tuple[int, int, int]:
+        """Return calls, bytes sent and bytes received."""
+        rows = self.calls.get(phase, [])
+        return len(rows), sum(row[1] for row in rows), sum(row[2] for row in rows)
+
+    def names(self, phase: str) -> Counter[str]:
+        """Return the number of calls by name."""
+        return Counter(row[0] for row in self.calls.get(phase, []))
+
+    @classmethod
+    def read(cls, file: Path) -> "Recorded":
+        content = json.loads(file.read_text())
+        calls = {phase: [tuple(row) for row in rows] for phase, rows in content["calls"].items()}
+        return cls(calls, content["peak"])
+
+
+def make_job(folder: Path) -> Corpus:
+    """Write data, a probe set of SEQUENCES sequences, and a plan."""
+    from megatron_tokscale.data import Replanning
+    from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
+
+    corpus = make_corpus(folder)
+    settings = ProbeSettings(
+        data_path=corpus.data_path,
+        split=SPLIT,
+        seq_length=SEQ_LENGTH,
+        vocab_size=VOCAB_SIZE,
+        n_sequences=SEQUENCES,
+        eod=EOD,
+    )
+    build_probe_set(settings).save(corpus.probe_set)
+    how = Replanning(strength=3.0, floor=0.25, max_change=1.5)
+    plan_of(corpus.prefixes, {0: (0.5, 0.5)}, replanning=how).save(folder / "plan.json")
+    return corpus
+
+
+def words_of(corpus: Corpus, layout: Layout, run: Path, role: str, *extra: str) -> list[str]:
+    """Return the command line of a job behind `python`; its records go to `run`."""
+    folder = corpus.probe_set.parent
+    run.mkdir(parents=True)
+    batch = max(8, layout.data)
+    flags = {
+        "--tensor-model-parallel-size": layout.tensor,
+        "--pipeline-model-parallel-size": layout.pipeline,
+        "--micro-batch-size": 1,
+        "--global-batch-size": batch,
+        "--train-iters": STEPS,
+        "--split": SPLIT,
+        "--seed": int(TRAINING.get("--seed", 1234)),
+        "--tokscale-probe-set": corpus.probe_set,
+        "--tokscale-probe-schedule": "linear:3",
+        "--tokscale-plan": folder / "plan.json",
+        "--tokscale-replan-interval": 6,
+        "--tokscale-dir": run,
+    }
+    job = [str(word) for pair in flags.items() for word in pair]
+    transcript = str(folder / "transcript")
+    return [str(SCRIPT), str(run), transcript, role, *job_flags(corpus, *job, *extra)]
+
+
+def run_real(corpus: Corpus, layout: Layout, run: Path) -> dict[str, Recorded]:
+    """Run a job on gloo; return the records of its unlike ranks."""
+    _run(torchrun(layout.ranks, words_of(corpus, layout, run, "real")), {})
+    return {role: Recorded.read(run / f"{rank}.json") for role, rank in layout.roles.items()}
+
+
+def run_fake(corpus: Corpus, layout: Layout, run: Path) -> dict[str, Recorded]:
+    """Run the unlike ranks of a job, one after the other, on the fake process group."""
+    found = {}
+    for role, rank in layout.roles.items():
+        out = run / role.replace(" ", "-")
+        flags = ("--fake-process-group", "--no-check-for-nan-in-loss-and-grad")
+        words = words_of(corpus, layout, out, role, *flags, "--rerun-mode", "disabled")
+        ranks = {"RANK": rank, "LOCAL_RANK": rank % 8, "WORLD_SIZE": layout.ranks}
+        ranks |= {"LOCAL_WORLD_SIZE": 8, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        _run([sys.executable, *words], {name: str(value) for name, value in ranks.items()})
+        found[role] = Recorded.read(out / f"{rank}.json")
+    return found
+
+
+def _run(command: Sequence[str], variables: dict[str, str]) -> None:
+    path = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = job_environment() | variables | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{(done.stdout + done.stderr)[-6000:]}")
+
+
+def rows_of(name: str, layout: Layout, found: dict[str, Recorded]) -> list[list[str]]:
+    """Return the rows of a job in the table."""
+    rows = []
+    for role, record in found.items():
+        row = [f"{layout} {name}", role]
+        for phase in (START, PROBE, DECISION, LOG):
+            calls, sent, received = record.totals(phase)
+            row.append(f"{calls}: {sent:,} / {received:,}")
+        row.append(f"{record.peak.get(PROBE, 0):,}")
+        rows.append(row)
+    return rows
+
+
+def names_of(found: dict[str, Recorded]) -> list[str]:
+    """Return a line per phase: the calls of the writer by name."""
+    lines = []
+    for phase in (START, PROBE, DECISION, LOG, FORWARD):
+        names = found["writer"].names(phase)
+        lines.append(f"- {phase}: " + ", ".join(f"{n} {name}" for name, n in names.items()))
+    return lines
+
+
+def main() -> None:
+    """Run the jobs, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gloo", type=int, nargs="*", default=[2, 4, 8])
+    parser.add_argument("--fake", type=int, nargs="*", default=[8, 128, 2048])
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        corpus, rows, found = make_job(folder), [], {}
+        # The job of 4 real ranks gives the values that the fake group's processes get.
+        for n_ranks in sorted({4, *arguments.gloo}, key=lambda n: n != 4):
+            layout = LAYOUTS[n_ranks]
+            found = run_real(corpus, layout, folder / f"gloo{n_ranks}")
+            rows += rows_of("gloo", layout, found)
+            print(*rows[-3:], sep="\n", flush=True)
+        for n_ranks in arguments.fake:
+            layout = LAYOUTS[n_ranks]
+            found = run_fake(corpus, layout, folder / f"fake{n_ranks}")
+            rows += rows_of("fake", layout, found)
+            print(*rows[-3:], sep="\n", flush=True)
+    columns = ["ranks", "rank", START, PROBE, DECISION, LOG, "peak of a probe's tensors, bytes"]
+    from importlib.metadata import version
+
+    text = "\n".join(
+        [
+            heading(torch=torch.__version__, **{"megatron-core": version("megatron-core")}),
+            "",
+            "Collective calls of the plugin: bytes sent / received, per rank. Probe set: "
+            f"{SEQUENCES} sequences of {SEQ_LENGTH} tokens. Megatron's forward pass is left out.",
+            "",
+            markdown(columns, rows),
+            "",
+            "Calls of the writer by name, in the last job:",
+            "",
+            *names_of(found),
+            "",
+        ]
+    )
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
