@@ -14,10 +14,9 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,10 +24,8 @@ import torch
 from jobs import (
     EOD,
     SEQ_LENGTH,
-    TRAINING,
     VOCAB_SIZE,
     Corpus,
-    free_port,
     job_environment,
     job_flags,
     make_corpus,
@@ -40,8 +37,12 @@ from table import heading, markdown
 
 SCRIPT = Path(__file__).parent / "recorded_collectives.py"
 SEQUENCES = 256  # of the probe set; 2,048 ranks as TP4 x PP4 x DP128 take two each
-STEPS = 12
+STEPS = 10  # the weights are decided 4 steps after the probe at step 6
 SPLIT = "500,500,0"  # so that the small corpus has sequences enough to watch
+
+
+type Start = Callable[[int, list[str]], None]
+"""Runs a script on a number of processes, to the end."""
 
 
 class Layout(NamedTuple):
@@ -119,8 +120,15 @@ def make_job(folder: Path) -> Corpus:
     return corpus
 
 
-def words_of(corpus: Corpus, layout: Layout, run: Path, role: str, *extra: str) -> list[str]:
-    """Return the command line of a job behind `python`; its records go to `run`."""
+def words_of(corpus: Corpus, layout: Layout, run: Path, role: str = "real") -> list[str]:
+    """Return the command line of a job behind `python`; its records go to `run`.
+
+    Args:
+        corpus: the data, with the probe set.
+        layout: numbers of ranks.
+        run: the run directory, which is made.
+        role: role of the rank that a single process plays; "real" in a job of real ranks.
+    """
     folder = corpus.probe_set.parent
     run.mkdir(parents=True)
     batch = max(8, layout.data)
@@ -131,7 +139,6 @@ def words_of(corpus: Corpus, layout: Layout, run: Path, role: str, *extra: str) 
         "--global-batch-size": batch,
         "--train-iters": STEPS,
         "--split": SPLIT,
-        "--seed": int(TRAINING.get("--seed", 1234)),
         "--tokscale-probe-set": corpus.probe_set,
         "--tokscale-probe-schedule": "linear:3",
         "--tokscale-plan": folder / "plan.json",
@@ -139,43 +146,45 @@ def words_of(corpus: Corpus, layout: Layout, run: Path, role: str, *extra: str) 
         "--tokscale-dir": run,
     }
     job = [str(word) for pair in flags.items() for word in pair]
-    transcript = str(folder / "transcript")
-    return [str(SCRIPT), str(run), transcript, role, *job_flags(corpus, *job, *extra)]
+    if role != "real":
+        job += ["--fake-process-group", "--no-check-for-nan-in-loss-and-grad"]
+        job += ["--rerun-mode", "disabled"]
+    rank, n_ranks = str(layout.roles.get(role)), str(layout.ranks)
+    script = [str(SCRIPT), str(run), str(folder / "transcript"), role, rank, n_ranks]
+    return [*script, *job_flags(corpus, *job)]
 
 
-def run_real(corpus: Corpus, layout: Layout, run: Path) -> dict[str, Recorded]:
+def run_real(corpus: Corpus, layout: Layout, run: Path, start: Start) -> dict[str, Recorded]:
     """Run a job on gloo; return the records of its unlike ranks."""
-    _run(torchrun(layout.ranks, words_of(corpus, layout, run, "real")), {})
+    start(layout.ranks, words_of(corpus, layout, run))
     return {role: Recorded.read(run / f"{rank}.json") for role, rank in layout.roles.items()}
 
 
-def run_fake(corpus: Corpus, layout: Layout, run: Path) -> dict[str, Recorded]:
+def run_fake(corpus: Corpus, layout: Layout, run: Path, start: Start) -> dict[str, Recorded]:
     """Run the unlike ranks of a job, one after the other, on the fake process group."""
     found = {}
     for role, rank in layout.roles.items():
         out = run / role.replace(" ", "-")
-        flags = ("--fake-process-group", "--no-check-for-nan-in-loss-and-grad")
-        words = words_of(corpus, layout, out, role, *flags, "--rerun-mode", "disabled")
-        ranks = {"RANK": rank, "LOCAL_RANK": rank % 8, "WORLD_SIZE": layout.ranks}
-        ranks |= {"LOCAL_WORLD_SIZE": 8, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        _run([sys.executable, *words], {name: str(value) for name, value in ranks.items()})
+        start(1, words_of(corpus, layout, out, role))
         found[role] = Recorded.read(out / f"{rank}.json")
     return found
 
 
-def _run(command: Sequence[str], variables: dict[str, str]) -> None:
+def start_anew(n_processes: int, words: list[str]) -> None:
+    """Run a script on new processes, by torchrun."""
     path = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = job_environment() | variables | {"PYTHONPATH": path}
+    environment = job_environment() | {"PYTHONPATH": path}
+    command = torchrun(n_processes, words)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{(done.stdout + done.stderr)[-6000:]}")
 
 
-def rows_of(name: str, layout: Layout, found: dict[str, Recorded]) -> list[list[str]]:
+def rows_of(name: str, n_ranks: int, found: dict[str, Recorded]) -> list[list[str]]:
     """Return the rows of a job in the table."""
     rows = []
     for role, record in found.items():
-        row = [f"{layout} {name}", role]
+        row = [f"{LAYOUTS[n_ranks]} {name}", role]
         for phase in (START, PROBE, DECISION, LOG):
             calls, sent, received = record.totals(phase)
             row.append(f"{calls}: {sent:,} / {received:,}")
@@ -200,20 +209,19 @@ def main() -> None:
     parser.add_argument("--fake", type=int, nargs="*", default=[8, 128, 2048])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        corpus, rows, found = make_job(folder), [], {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        corpus, found = make_job(folder), {}
         # The job of 4 real ranks gives the values that the fake group's processes get.
-        for n_ranks in sorted({4, *arguments.gloo}, key=lambda n: n != 4):
-            layout = LAYOUTS[n_ranks]
-            found = run_real(corpus, layout, folder / f"gloo{n_ranks}")
-            rows += rows_of("gloo", layout, found)
-            print(*rows[-3:], sep="\n", flush=True)
-        for n_ranks in arguments.fake:
-            layout = LAYOUTS[n_ranks]
-            found = run_fake(corpus, layout, folder / f"fake{n_ranks}")
-            rows += rows_of("fake", layout, found)
-            print(*rows[-3:], sep="\n", flush=True)
+        jobs = [("gloo", 4), *(("fake", n) for n in arguments.fake)]
+        jobs += [("gloo", n) for n in arguments.gloo if n != 4]
+        for name, n_ranks in jobs:
+            run = run_real if name == "gloo" else run_fake
+            place = folder / f"{name}{n_ranks}"
+            found[name, n_ranks] = run(corpus, LAYOUTS[n_ranks], place, start_anew)
+            print(*rows_of(name, n_ranks, found[name, n_ranks]), sep="\n", flush=True)
+    order = sorted(found, key=lambda job: (job[0] == "fake", job[1]))
+    rows = [row for job in order for row in rows_of(*job, found[job])]
     columns = ["ranks", "rank", START, PROBE, DECISION, LOG, "peak of a probe's tensors, bytes"]
     from importlib.metadata import version
 
@@ -226,9 +234,9 @@ def main() -> None:
             "",
             markdown(columns, rows),
             "",
-            "Calls of the writer by name, in the last job:",
+            "Calls of the writer by name, in the job of 4 ranks:",
             "",
-            *names_of(found),
+            *names_of(found["gloo", 4]),
             "",
         ]
     )

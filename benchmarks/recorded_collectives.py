@@ -1,6 +1,6 @@
 """A Megatron job that notes every collective call of the plugin, with its bytes.
 
-    recorded_collectives.py OUT TRANSCRIPT ROLE <flags of megatron_tokscale.pretrain>
+    recorded_collectives.py OUT TRANSCRIPT ROLE RANK RANKS <flags of megatron_tokscale.pretrain>
 
 A call is noted as it reaches torch's dispatcher, whoever makes it and however: its name, the bytes
 that this rank hands in and the bytes that it gets. The calls of each rank go to a file in OUT.
@@ -8,7 +8,7 @@ that this rank hands in and the bytes that it gets. The calls of each rank go to
 On real ranks (ROLE "real") the values that ranks send each other are written to TRANSCRIPT too. On
 torch's fake process group (ROLE "rank 0", "writer" or "other") there is one process, whose
 collectives return at once and bring nothing: it gets the values of the transcript in their place.
-So it runs the code, and makes the calls, of its rank in a job of WORLD_SIZE ranks.
+So it runs the code, and makes the calls, of rank RANK in a job of RANKS ranks.
 """
 
 import functools
@@ -153,8 +153,9 @@ class Transcript:
     def answer(self) -> dict[str, Any]:
         """Return the last answer of the process that decides on weights."""
         texts = [value for _, value in self.entries if isinstance(value, str)]
-        found: dict[str, Any] = json.loads(next(text for text in texts if '"weights"' in text))
-        return found
+        found = [json.loads(text) for text in texts if text.startswith("{")]
+        answer: dict[str, Any] = next(row for row in found if {"weights", "reason"} == set(row))
+        return answer
 
 
 def writer_rank() -> int:
@@ -163,6 +164,15 @@ def writer_rank() -> int:
 
     stages = int(mpu.get_pipeline_model_parallel_world_size())
     return torch.distributed.get_world_size() // stages * (stages - 1)
+
+
+def replace_everywhere(old: Any, new: Any) -> None:
+    """Put a function in the place of another, in every module of the plugin that has it."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("megatron_tokscale."):
+            for attribute, value in list(vars(module).items()):
+                if value is old:
+                    setattr(module, attribute, new)
 
 
 def note_values(transcript: Transcript) -> None:
@@ -183,7 +193,8 @@ def note_values(transcript: Transcript) -> None:
         transcript.add("rank 0" if sender == 0 else "writer", found)
         return found
 
-    ranks.first_of_all_ranks, ranks._broadcast = first, noted
+    replace_everywhere(first_of_all_ranks, first)
+    replace_everywhere(broadcast, noted)
 
 
 def play_values(transcript: Transcript, recorder: Recorder, role: str) -> None:
@@ -215,7 +226,8 @@ def play_values(transcript: Transcript, recorder: Recorder, role: str) -> None:
         return broadcast(value, sender)
 
     recorder.deliver = deliver
-    ranks.first_of_all_ranks, ranks._broadcast = first, played
+    replace_everywhere(first_of_all_ranks, first)
+    replace_everywhere(broadcast, played)
     ranks._wait_until_set = lambda store, key: None
 
 
@@ -287,11 +299,16 @@ def use_fake_group(transcript: Transcript) -> None:
 
 def main() -> None:
     """Run the job, and write down its calls."""
-    out, transcript_file, role = Path(sys.argv.pop(1)), Path(sys.argv.pop(1)), sys.argv.pop(1)
+    out, transcript_file, role, rank, n_ranks = (sys.argv.pop(1) for _ in range(5))
+    out, transcript_file, is_real = Path(out), Path(transcript_file), role == "real"
+    if not is_real:
+        os.environ |= {"RANK": rank, "WORLD_SIZE": n_ranks, "LOCAL_RANK": str(int(rank) % 8)}
+        os.environ |= {"LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    rank = os.environ["RANK"]
     from megatron_tokscale import cpu
 
     cpu.enable()
-    recorder, is_real = Recorder(), role == "real"
+    recorder = Recorder()
     if is_real:
         transcript = Transcript()
         note_values(transcript)
@@ -304,7 +321,6 @@ def main() -> None:
 
     with recorder:
         pretrain.main()
-    rank = os.environ["RANK"]
     if is_real and rank == "1":
         transcript_file.write_bytes(pickle.dumps(transcript.entries))
     content = {

@@ -4,6 +4,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -13,7 +14,7 @@ from megatron.training import print_rank_0
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Decision, Plan
 from megatron_tokscale.data.dataset import PlannedDataset
-from megatron_tokscale.data.history import save_decisions, save_run_plan
+from megatron_tokscale.data.history import resume, save_decisions, save_run_plan
 from megatron_tokscale.data.index import extend_index
 from megatron_tokscale.data.prepare import PlanPart, match_job, prepare
 from megatron_tokscale.data.record import DatasetRecord, check_order, record_path
@@ -109,6 +110,24 @@ class Follower(JobPart):
             where=has_data and not is_first,
         )
         return built.with_train(mapped if made is None else made)
+
+    def make_files(self, state: TrainingState, train: Any, n_samples: int) -> Path:
+        """Make the plan's files before the job, in a process of its own; return their folder.
+
+        Args:
+            state: state in which the job will start.
+            train: the job's training dataset, or an object with its `datasets`.
+            n_samples: samples of the job's training dataset.
+
+        Raises:
+            TokscaleError: the job would be refused, or no folder can be written.
+            OSError: a file of the run or of the plan cannot be read.
+        """
+        consumed, step, overrides = state.consumed_samples, state.step, self._settings.overrides
+        base, decisions = resume(self._given, self._run, consumed, step, accept=overrides)
+        self.followed = FollowedPlan(base, tuple(decisions))
+        self._build(state, train, n_samples)
+        return self._cache
 
     def _settle(self, state: TrainingState) -> None:
         """Agree on the plan, once, when the number of consumed samples is known."""
