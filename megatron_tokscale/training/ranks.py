@@ -10,6 +10,7 @@ Ranks agree in two ways:
   rank that polls the store is in no collective.
 """
 
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -30,9 +31,9 @@ _GRACE: Final = timedelta(seconds=10)
 seconds, and ranks in a collective with it never arrive."""
 
 _FIRST_PAUSE: Final = 0.01
-_LONGEST_PAUSE: Final = 2.0
+_LONGEST_PAUSE: Final = 1.0
 """Seconds between two looks into the key-value store: the first pause, and the longest. Our choice:
-the end of short work is seen at once, and 2,048 ranks that wait for hours send 1,000 requests a
+the end of short work is seen at once, and 2,048 ranks that wait for hours send 2,000 requests a
 second, which the store answers on one core."""
 
 _ENDED: Final = "tokscale/ended"
@@ -146,22 +147,28 @@ def _attempt[Value](action: Callable[[], Value]) -> tuple[Value | None, str | No
 def _wait_until_set(store: Any, key: str) -> None:
     """Wait until another rank has set a key, however long that takes.
 
-    It asks again and again: a single request that waits would keep torch's own threads, which use
-    the same connection, from the store.
-
     Raises:
         AgreedError: the store is gone, since the process that hosts it has ended.
     """
-    pause = _FIRST_PAUSE
     try:
-        while not store.check([key]):
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
+        _poll(lambda: bool(store.check([key])), math.inf)
     except RuntimeError as error:  # torch's DistError
         raise AgreedError(
             "a rank has ended while this one waited for its work; expected it to end the work; its "
             "own output says why"
         ) from error
+
+
+def _poll(is_over: Callable[[], bool], seconds: float) -> None:
+    """Ask the store again and again until something is over, or for some seconds.
+
+    A single request that waits would keep torch's own threads, which use the same connection, from
+    the store.
+    """
+    pause, deadline = _FIRST_PAUSE, time.monotonic() + seconds
+    while not is_over() and time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def begin_job() -> None:
@@ -190,16 +197,17 @@ def is_first_to_end() -> bool:
 def meet_to_end() -> None:
     """Wait until every rank has met the error that all ranks meet, but not for long.
 
-    The ranks that have printed it arrive after they have.
+    Ranks that print it arrive after they have. Rank 0 leaves last: it may host the store.
     """
     if not torch.distributed.is_initialized():
         return
-    deadline = time.monotonic() + _GRACE.total_seconds()
-    with suppress(RuntimeError):  # torch's DistError: the host of the store has met all, and ended
-        store, n_ranks = _store(), torch.distributed.get_world_size()
+    n_ranks = torch.distributed.get_world_size()
+    with suppress(RuntimeError):  # torch's DistError: the host of the store has ended
+        store = _store()
         store.add(_MET, 1)
-        while store.add(_MET, 0) < n_ranks and time.monotonic() < deadline:
-            time.sleep(_FIRST_PAUSE)
+        _poll(lambda: bool(store.add(_MET, 0) >= n_ranks), _GRACE.total_seconds())
+    if torch.distributed.get_rank() == 0:
+        time.sleep(_LONGEST_PAUSE)
 
 
 @contextmanager

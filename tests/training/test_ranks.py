@@ -1,6 +1,9 @@
 """Errors of some ranks end all of them with one line, without Megatron."""
 
+import re
+
 import pytest
+from nodes import start_ranks
 from recorded_job import start
 
 pytestmark = pytest.mark.megatron
@@ -12,8 +15,8 @@ import torch
 TIME_LIMIT = 4  # seconds of a collective
 from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.training.ranks import (
-    begin_job, ending_together, first_of_all_ranks, from_rank_0, is_first_to_end, together,
-    while_others_wait,
+    begin_job, ending_together, first_of_all_ranks, from_rank_0, is_first_to_end, meet_to_end,
+    together, while_others_wait,
 )
 torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=TIME_LIMIT))
 rank = torch.distributed.get_rank()
@@ -115,3 +118,41 @@ torch.distributed.barrier()
     )
     result = start(3, str(tmp_path / "script.py"))
     assert result.code == 0, result.output
+
+
+def test_an_error_of_all_ranks_is_printed_before_the_first_of_them_ends(tmp_path):
+    """A launcher kills the first rank of a node as soon as another has ended."""
+    (tmp_path / "script.py").write_text(
+        HEAD
+        + """
+with exit_with_one_line(is_first_to_end, meet_to_end):
+    try:
+        together(lambda: open("/not/here"), where=rank == 1)
+    finally:
+        time.sleep(3 * (rank == 0))
+"""
+    )
+    result = start(3, str(tmp_path / "script.py"))
+    assert result.code == 2, result.output
+    (line,) = result.refusals
+    assert "/not/here" in line
+
+
+def test_ranks_end_that_wait_for_one_that_is_killed(tmp_path):
+    (tmp_path / "script.py").write_text(
+        HEAD
+        + """
+import os, signal
+def die():
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+with exit_with_one_line(is_first_to_end, meet_to_end):
+    while_others_wait(die, where=rank == 0)
+"""
+    )
+    codes, outputs = start_ranks(str(tmp_path / "script.py"))
+    assert codes == [-9, 2, 2, 2], outputs
+    first, second = (re.findall(r"megatron-tokscale: .*", output) for output in outputs)
+    assert first == []  # the rank that prints on this node is the one that was killed
+    (line,) = second
+    assert "a rank has ended while this one waited" in line
