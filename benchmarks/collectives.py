@@ -12,8 +12,6 @@ process gets the values that the ranks of a real job have sent each other
 
 import argparse
 import json
-import os
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -26,13 +24,12 @@ from jobs import (
     SEQ_LENGTH,
     VOCAB_SIZE,
     Corpus,
-    job_environment,
     job_flags,
     make_corpus,
-    torchrun,
 )
 from planned_jobs import plan_of
 from recorded_collectives import DECISION, FORWARD, LOG, PROBE, START
+from recorded_job import start
 from table import heading, markdown
 
 SCRIPT = Path(__file__).parent / "recorded_collectives.py"
@@ -154,30 +151,27 @@ def words_of(corpus: Corpus, layout: Layout, run: Path, role: str = "real") -> l
     return [*script, *job_flags(corpus, *job)]
 
 
-def run_real(corpus: Corpus, layout: Layout, run: Path, start: Start) -> dict[str, Recorded]:
+def run_real(corpus: Corpus, layout: Layout, run: Path, start_job: Start) -> dict[str, Recorded]:
     """Run a job on gloo; return the records of its unlike ranks."""
-    start(layout.ranks, words_of(corpus, layout, run))
+    start_job(layout.ranks, words_of(corpus, layout, run))
     return {role: Recorded.read(run / f"{rank}.json") for role, rank in layout.roles.items()}
 
 
-def run_fake(corpus: Corpus, layout: Layout, run: Path, start: Start) -> dict[str, Recorded]:
+def run_fake(corpus: Corpus, layout: Layout, run: Path, start_job: Start) -> dict[str, Recorded]:
     """Run the unlike ranks of a job, one after the other, on the fake process group."""
     found = {}
     for role, rank in layout.roles.items():
         out = run / role.replace(" ", "-")
-        start(1, words_of(corpus, layout, out, role))
+        start_job(1, words_of(corpus, layout, out, role))
         found[role] = Recorded.read(out / f"{rank}.json")
     return found
 
 
-def start_anew(n_processes: int, words: list[str]) -> None:
-    """Run a script on new processes, by torchrun."""
-    path = os.pathsep.join([str(SCRIPT.parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = job_environment() | {"PYTHONPATH": path}
-    command = torchrun(n_processes, words)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{(done.stdout + done.stderr)[-6000:]}")
+def start_forked(n_processes: int, words: list[str]) -> None:
+    """Run a script on ranks that a process with Megatron in it forks."""
+    job = start(n_processes, *words)
+    if job.code:
+        raise SystemExit(job.output[-6000:])
 
 
 def rows_of(name: str, n_ranks: int, found: dict[str, Recorded]) -> list[list[str]]:
@@ -218,7 +212,7 @@ def main() -> None:
         for name, n_ranks in jobs:
             run = run_real if name == "gloo" else run_fake
             place = folder / f"{name}{n_ranks}"
-            found[name, n_ranks] = run(corpus, LAYOUTS[n_ranks], place, start_anew)
+            found[name, n_ranks] = run(corpus, LAYOUTS[n_ranks], place, start_forked)
             print(*rows_of(name, n_ranks, found[name, n_ranks]), sep="\n", flush=True)
     order = sorted(found, key=lambda job: (job[0] == "fake", job[1]))
     rows = [row for job in order for row in rows_of(*job, found[job])]

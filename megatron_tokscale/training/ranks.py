@@ -15,19 +15,18 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from typing import Any, Final
 
 import torch
 
 from megatron_tokscale.core.errors import EXIT_CODE, AgreedError, TokscaleError, leads_node, say
 
-_PATIENCE: Final = timedelta(days=1)
-"""Time that a rank waits for the others to load a checkpoint. Our choice: longer than any load,
+_PATIENCE: Final = 24 * 3600.0
+"""Seconds that a rank waits for the others to load a checkpoint. Our choice: longer than any load,
 since the launcher ends a job that hangs."""
 
-_GRACE: Final = timedelta(seconds=10)
-"""Time that a failed rank waits for the others. Our choice: other failed ranks arrive within
+_GRACE: Final = 10.0
+"""Seconds that a failed rank waits for the others. Our choice: other failed ranks arrive within
 seconds, and ranks in a collective with it never arrive."""
 
 _FIRST_PAUSE: Final = 0.01
@@ -205,7 +204,7 @@ def meet_to_end() -> None:
     with suppress(RuntimeError):  # torch's DistError: the host of the store has ended
         store = _store()
         store.add(_MET, 1)
-        _poll(lambda: bool(store.add(_MET, 0) >= n_ranks), _GRACE.total_seconds())
+        _poll(lambda: bool(store.add(_MET, 0) >= n_ranks), _GRACE)
     if torch.distributed.get_rank() == 0:
         time.sleep(_LONGEST_PAUSE)
 
@@ -242,10 +241,8 @@ def _outcome(key: str, message: str | None) -> bool:
             say(message)
     if store.add(arrived, 1) == torch.distributed.get_world_size():
         store.set(over, "")
-    try:
-        store.wait([over], _PATIENCE if message is None else _GRACE)
-    except RuntimeError:  # DistStoreError: a rank did not come in time
-        store.set(over, "")
+    _poll(lambda: bool(store.check([over])), _PATIENCE if message is None else _GRACE)
+    store.set(over, "")  # also for ranks that come when this one waits no more
     return bool(store.check([failed]))
 
 
