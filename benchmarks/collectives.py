@@ -56,11 +56,9 @@ class Layout(NamedTuple):
     @property
     def roles(self) -> dict[str, int]:
         """The ranks that are unlike each other."""
-        return {
-            "rank 0": 0,
-            "writer": self.ranks // self.pipeline * (self.pipeline - 1),
-            "other": 1,
-        }
+        writer = self.ranks // self.pipeline * (self.pipeline - 1)
+        other = self.tensor if self.data > 1 else 1  # if possible, one that reads data
+        return {"rank 0": 0, "writer": writer, "other": other}
 
     def __str__(self) -> str:
         return f"{self.ranks} (TP{self.tensor} PP{self.pipeline} DP{self.data})"
@@ -182,7 +180,8 @@ def rows_of(name: str, n_ranks: int, found: dict[str, Recorded]) -> list[list[st
         for phase in (START, PROBE, DECISION, LOG):
             calls, sent, received = record.totals(phase)
             row.append(f"{calls}: {sent:,} / {received:,}")
-        row.append(f"{record.peak.get(PROBE, 0):,}")
+        # Where no losses come from other ranks, the writer has none to put in order.
+        row.append(f"{record.peak.get(PROBE, 0):,}" if name == "gloo" else "not measured")
         rows.append(row)
     return rows
 
@@ -223,8 +222,11 @@ def main() -> None:
         [
             heading(torch=torch.__version__, **{"megatron-core": version("megatron-core")}),
             "",
-            "Collective calls of the plugin: bytes sent / received, per rank. Probe set: "
-            f"{SEQUENCES} sequences of {SEQ_LENGTH} tokens. Megatron's forward pass is left out.",
+            "`PYTHONPATH=tests/support python benchmarks/collectives.py`",
+            "",
+            "Collective calls of the plugin on one rank: bytes sent / received. Probe set: "
+            f"{SEQUENCES} sequences of {SEQ_LENGTH} tokens. Megatron's own forward pass is left "
+            "out. A fake job is one process of that rank on torch's fake process group.",
             "",
             markdown(columns, rows),
             "",

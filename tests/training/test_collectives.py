@@ -4,8 +4,6 @@ A process on torch's fake process group stands for a rank of 8 or 128: it runs t
 a Megatron job, and gets the values that the ranks of a real job have sent each other.
 """
 
-from collections import Counter
-
 import pytest
 from collectives import LAYOUTS, make_job, run_fake, run_real
 from recorded_collectives import DECISION, LOG, PROBE, START
@@ -40,18 +38,30 @@ def on_128(corpus, on_4, tmp_path_factory):
     return run_fake(corpus, LAYOUTS[128], tmp_path_factory.mktemp("on_128") / "run", run)
 
 
+_DIGITS = 16
+"""Bytes by which two jobs may differ: the digits of their numbers of ranks, in the run's record."""
+
+
 @pytest.mark.parametrize("phase", [START, DECISION, LOG])
-def test_calls_and_bytes_are_equal_on_8_and_128_ranks(on_4, on_8, on_128, phase):
-    for role, record in on_128.items():
-        assert record.calls[phase], role
-        assert record.calls[phase] == on_8[role].calls[phase]
-        assert record.names(phase) == on_4[role].names(phase)
+def test_calls_and_bytes_are_equal_on_8_and_128_ranks(on_8, on_128, phase):
+    for role, many in on_128.items():
+        few = on_8[role]
+        assert many.calls[phase], role
+        assert [row[0] for row in many.calls[phase]] == [row[0] for row in few.calls[phase]]
+        for one, other in zip(many.totals(phase), few.totals(phase), strict=True):
+            assert abs(one - other) <= _DIGITS
 
 
-def test_a_probe_grows_on_the_writer_by_nothing_and_elsewhere_shrinks(on_8, on_128):
-    """The ranks share the probe set: more ranks, fewer losses of each."""
+@pytest.mark.parametrize("phase", [START, PROBE, DECISION, LOG])
+def test_a_process_that_stands_for_a_rank_makes_the_calls_of_a_real_one(on_4, on_8, phase):
+    for role in ("rank 0", "writer"):
+        assert on_8[role].names(phase) == on_4[role].names(phase)
+
+
+def test_a_probe_costs_a_rank_no_more_when_more_ranks_share_it(on_8, on_128):
     for role, record in on_128.items():
-        assert Counter(record.names(PROBE)) == Counter(on_8[role].names(PROBE))
-        assert record.totals(PROBE)[1] <= on_8[role].totals(PROBE)[1]
-    few, many = (jobs["writer"].totals(PROBE)[2] for jobs in (on_8, on_128))
-    assert many <= 1.1 * few
+        assert record.names(PROBE) == on_8[role].names(PROBE)
+        (_, sent, received), few = record.totals(PROBE), on_8[role].totals(PROBE)
+        assert sent <= few[1]
+        # The writer gets the losses, and with those of each rank the places of a sequence.
+        assert received <= few[2] * (1.05 if role == "writer" else 1)
