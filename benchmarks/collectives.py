@@ -28,7 +28,7 @@ from jobs import (
     make_corpus,
 )
 from planned_jobs import plan_of
-from recorded_collectives import DECISION, FORWARD, LOG, PROBE, START
+from recorded_collectives import DECISION, LOG, PROBE, START
 from recorded_job import start
 from table import heading, markdown
 
@@ -189,7 +189,7 @@ def rows_of(name: str, n_ranks: int, found: dict[str, Recorded]) -> list[list[st
 def names_of(found: dict[str, Recorded]) -> list[str]:
     """Return a line per phase: the calls of the writer by name."""
     lines = []
-    for phase in (START, PROBE, DECISION, LOG, FORWARD):
+    for phase in (START, PROBE, DECISION, LOG):
         names = found["writer"].names(phase)
         lines.append(f"- {phase}: " + ", ".join(f"{n} {name}" for name, n in names.items()))
     return lines
@@ -229,6 +229,9 @@ def main() -> None:
             "out. A fake job is one process of that rank on torch's fake process group.",
             "",
             markdown(columns, rows),
+            "",
+            "In a probe the writer gets the losses of the probe set, and from each data-parallel rank "
+            "the places of one sequence. Its start-up sends the number of ranks in digits.",
             "",
             "Calls of the writer by name, in the job of 4 ranks:",
             "",
