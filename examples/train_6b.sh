@@ -1,6 +1,6 @@
 #!/bin/bash
 # A 6B model on 300B tokens, TP4 x PP4, watched by a probe of a million held-out tokens. Run it on
-# every node, with NODE_RANK set (under Slurm: srun --ntasks-per-node 1 examples/train_6b.sh ...).
+# every node, with NODE_RANK set (under Slurm: sbatch examples/slurm/train_6b.sbatch ...).
 #
 #   MEGATRON=Megatron-LM TOKENIZER=tokenizer NODE_RANK=0 MASTER_ADDR=node0 \
 #       examples/train_6b.sh RUN WEIGHT PREFIX [WEIGHT PREFIX ...]

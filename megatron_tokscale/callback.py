@@ -53,10 +53,11 @@ class TokscaleCallback:
         """Check the settings and make the parts of the job."""
         from megatron_tokscale.training.loops import loop_of
         from megatron_tokscale.training.loops.loop import wrapped
-        from megatron_tokscale.training.ranks import together
+        from megatron_tokscale.training.ranks import begin_job, together
 
         self._context, self._loop = context, loop_of(context)
         with _exit_with_one_line():
+            begin_job()
             self._parts = together(self._make_parts) or []
         self._wraps.enter_context(wrapped(self._loop.data, self._around_data))
         self._wraps.enter_context(wrapped(self._loop.train, self._around_training))
@@ -65,7 +66,7 @@ class TokscaleCallback:
         from megatron_tokscale.training.parts import parts_of_job
 
         self._args = self._loop.arguments(self._settings)
-        return parts_of_job(self._args, self._loop.load)
+        return parts_of_job(self._args, load=self._loop.load)
 
     def on_train_start(self, context: Any) -> None:
         """Open the run, and take the probe of the first step if it is due."""

@@ -10,12 +10,10 @@ with `-m megatron_tokscale.run` for those.
 """
 
 import inspect
-import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -23,7 +21,6 @@ import torch
 from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
 from megatron_tokscale.launch import prepare
 from megatron_tokscale.training.gpt_flags import (
-    DATASET_ARGUMENTS,
     MODEL_ARGUMENTS,
     flag_refusals,
     from_args,
@@ -222,31 +219,19 @@ def train_valid_test_datasets_provider(
     from megatron.core.datasets.blended_megatron_dataset_builder import (
         BlendedMegatronDatasetBuilder,
     )
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
-    from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+    from megatron.core.datasets.gpt_dataset import GPTDataset, MockGPTDataset
     from megatron.training import get_args, print_rank_0
-    from megatron.training.utils import get_blend_and_blend_per_split
+
+    from megatron_tokscale.training.data.megatron_datasets import gpt_dataset_config
 
     args = get_args()
-    blend, blend_per_split = get_blend_and_blend_per_split(args)
-    config = GPTDatasetConfig(
-        blend=blend,
-        blend_per_split=blend_per_split,
-        tokenizer=build_tokenizer(args),
-        sequence_parallel_size=args.tensor_model_parallel_size * args.sequence_parallel,
-        sequences_per_dataset=(
-            json.loads(Path(args.per_dataset_sequences_path).read_text(encoding="utf-8"))
-            if args.per_dataset_sequences_path
-            else None
-        ),
-        **from_args(DATASET_ARGUMENTS, args),
-    )
 
     def is_built_here() -> bool:
         return mpu.get_tensor_model_parallel_rank() == 0 and _needs_batch(args, vp_stage)
 
     print_rank_0("> building train, validation, and test datasets for GPT ...")
     dataset_type = MockGPTDataset if args.mock_data else GPTDataset
+    config = gpt_dataset_config(args)
     builder = BlendedMegatronDatasetBuilder(dataset_type, num_samples, is_built_here, config)
     train, valid, test = builder.build()
     return train, valid, test

@@ -20,7 +20,7 @@ _JOB = "Give the data flags, --split and --seq-length as the training job has th
 
 
 def add_verb(verbs: Verbs) -> None:
-    """Add `plan build` with a verb per policy, and `plan show`."""
+    """Add `plan build` with a verb per policy, `plan prepare`, and `plan show`."""
     plan = verbs.add_parser("plan", help="make and show data plans")
     plan_verbs = plan.add_subparsers(required=True, metavar="VERB")
     build = plan_verbs.add_parser(
@@ -32,6 +32,16 @@ def add_verb(verbs: Verbs) -> None:
     _add_frontier(policies)
     _add_dataset(policies)
     _add_manual(policies)
+    prepare = plan_verbs.add_parser(
+        "prepare",
+        usage="%(prog)s -- [SCRIPT] FLAG ...",
+        help="make the files of a job's plan before the job",
+        description="Make the files that a job of these flags makes at its start, on rank 0, while "
+        "its other ranks wait: Megatron's indices of one epoch, the strata and the index of the "
+        "plan. Needs no GPU. Files that are there stay.",
+    )
+    prepare.add_argument("job", nargs="+", metavar="WORD", help="a training job's script and flags")
+    prepare.set_defaults(verb=_prepare)
     show = plan_verbs.add_parser("show", help="draw a plan in the terminal")
     show.add_argument(
         "file", type=Path, metavar="PLAN", help="a plan, or the run that follows one so far"
@@ -214,6 +224,12 @@ def _print(plan: "Plan") -> None:
     from megatron_tokscale.reweight import describe_plan
 
     print(describe_plan(plan), end="")
+
+
+def _prepare(arguments: Arguments) -> None:
+    from megatron_tokscale.doctor.plan_files import prepare_plan
+
+    print(f"the plan's files are in {prepare_plan(arguments.job)}")
 
 
 def _show(arguments: Arguments) -> None:

@@ -32,7 +32,9 @@ def leads_node() -> bool:
 
 
 @contextmanager
-def exit_with_one_line(speaks: Callable[[], bool] = leads_node) -> Iterator[None]:
+def exit_with_one_line(
+    speaks: Callable[[], bool] = leads_node, meet: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Turn a `TokscaleError` into one line on stderr and `SystemExit(2)`.
 
     The first process of each node prints an error that all ranks meet: an `AgreedError`, or one
@@ -41,12 +43,18 @@ def exit_with_one_line(speaks: Callable[[], bool] = leads_node) -> Iterator[None
 
     Args:
         speaks: returns whether this process prints an error that it may have met alone.
+        meet: waits for the other ranks after an `AgreedError`, when this process has printed it or
+            need not. A launcher kills the ranks of a node as soon as one has ended, so no rank may
+            end before the first of its node has printed the line.
     """
     try:
         yield
     except (TokscaleError, UndefinedError) as error:
-        if leads_node() if isinstance(error, AgreedError) else speaks():
+        is_agreed = isinstance(error, AgreedError)
+        if leads_node() if is_agreed else speaks():
             say(str(error))
+        if is_agreed and meet is not None:
+            meet()
         raise SystemExit(EXIT_CODE) from error
 
 

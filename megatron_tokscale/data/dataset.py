@@ -36,7 +36,7 @@ class PlannedDataset(Dataset[dict[str, object]]):
         offset: number in the plan of sample 0 of the dataset.
         consumed: samples of the plan that are drawn already.
         split: the split, which Megatron's samplers read to tell training from validation.
-        index_split: the same, as Megatron's single datasets name it.
+        index_split: the split under the name that Megatron's single datasets give it.
 
     Raises:
         TokscaleError: the index draws from a stratum that has no samples, or too often.

@@ -25,8 +25,8 @@ class JobDataset:
     """A training dataset of a job, as its headers describe it.
 
     Attributes:
-        identity: of the whole .bin/.idx pair.
-        documents: the first document that the job trains on, and the one after the last.
+        identity: identity of the whole .bin/.idx pair.
+        documents: first document that the job trains on, and the document after the last one.
     """
 
     identity: DatasetIdentity
@@ -111,7 +111,7 @@ def prepare(
         shares_index: keep the index in memory that forked processes share, so that it can change.
         like: a dataset of the same plan and samples, whose index and strata are reused.
         split: Megatron's samplers read it to tell training from validation.
-        index_split: the same, as Megatron's single datasets name it.
+        index_split: the split under the name that Megatron's single datasets give it.
 
     Raises:
         TokscaleError: the plan cannot be drawn from these datasets; a file is damaged, or missing

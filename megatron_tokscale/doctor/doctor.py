@@ -30,8 +30,8 @@ def examine(words: Sequence[str]) -> None:
     Raises:
         SystemExit: with code 2, if something is wrong.
     """
-    flags, is_own_script = _enter_folder_of_script(words)
-    with _quiet():
+    flags, is_own_script = enter_folder_of_script(words)
+    with quiet():
         found = hooks(bool(flags))
         sections = {"installed": installed(), "hooks": found}
         if flags:
@@ -49,7 +49,7 @@ def examine(words: Sequence[str]) -> None:
         raise SystemExit(EXIT_CODE)
 
 
-def _enter_folder_of_script(words: Sequence[str]) -> tuple[list[str], bool]:
+def enter_folder_of_script(words: Sequence[str]) -> tuple[list[str], bool]:
     """Drop `-m MODULE` and the script; import Megatron from the script's checkout.
 
     Returns:
@@ -68,7 +68,7 @@ def _enter_folder_of_script(words: Sequence[str]) -> tuple[list[str], bool]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress the output of Megatron and torch when they are imported without a GPU."""
     with (
         warnings.catch_warnings(),

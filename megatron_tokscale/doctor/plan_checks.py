@@ -202,7 +202,7 @@ def _check_epochs(
         findings: takes the finding.
         n_refused: refusals before the checks of the data.
     """
-    n_samples = _train_samples(args)
+    n_samples = train_samples(args)
     if n_samples is None:
         findings.unchecked.append(
             "how often each stratum is repeated: the samples of the job are not known from "
@@ -229,7 +229,7 @@ def _records(portions: Sequence[Portion], args: Namespace) -> list[DatasetRecord
     return [replace(DatasetRecord.unused(row.tokens.prefix), order=order) for row in portions]
 
 
-def _train_samples(args: Namespace) -> int | None:
+def train_samples(args: Namespace) -> int | None:
     """Return the samples of the whole job; None where only Megatron's validation computes them."""
     if getattr(args, "phase_transition_iterations", None):
         return None

@@ -27,7 +27,7 @@ def check_flags(words: Sequence[str], *, is_own_script: bool = True) -> Findings
         is_own_script: the job is `-m megatron_tokscale.pretrain`, not a script of the user's.
     """
     findings = Findings()
-    parsed = findings.attempt(lambda: _parse(words))
+    parsed = findings.attempt(lambda: parse(words))
     if parsed is None:
         return findings
     args, unknown = parsed
@@ -64,7 +64,7 @@ def _check_parts(settings: JobSettings, args: Namespace, findings: Findings) -> 
         check_plan(settings.plan, settings, run, args, findings)
 
 
-def _parse(words: Sequence[str]) -> tuple[Namespace, list[str]]:
+def parse(words: Sequence[str]) -> tuple[Namespace, list[str]]:
     """Return the parsed arguments, and the words that Megatron's parser does not recognise."""
     parser = megatron_parser()
     try:

@@ -24,7 +24,7 @@ _NUMBER = r"\d+(?:\.\d+)?(?:e\d{1,2})?"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class JobPoint:
     """A point of a job at which a probe may be due.
 
     Attributes:
@@ -124,15 +124,15 @@ class ProbeSchedule:
             *(event in events for event in ("first", "last", "checkpoints")),
         )
 
-    def is_due(self, moment: Moment) -> bool:
+    def is_due(self, point: JobPoint) -> bool:
         """Return whether a probe is due at this point of a job."""
-        before = moment.step - 1 if moment.step_before is None else moment.step_before
+        before = point.step - 1 if point.step_before is None else point.step_before
         return (
-            self.in_steps.reached(before, moment.step)
-            or self.in_tokens.reached(moment.tokens_before, moment.tokens)
-            or (self.first and moment.step == 0)
-            or (self.last and moment.is_last)
-            or (self.checkpoints and moment.is_checkpoint)
+            self.in_steps.reached(before, point.step)
+            or self.in_tokens.reached(point.tokens_before, point.tokens)
+            or (self.first and point.step == 0)
+            or (self.last and point.is_last)
+            or (self.checkpoints and point.is_checkpoint)
         )
 
     def steps(

@@ -107,8 +107,9 @@ class Plugin:
             from megatron.training import get_args
 
             from megatron_tokscale.training.parts import parts_of_job
-            from megatron_tokscale.training.ranks import together
+            from megatron_tokscale.training.ranks import begin_job, together
 
+            begin_job()
             args = get_args()
             adopt_loader_settings(args, self._config)
             self._parts[:] = together(lambda: parts_of_job(args, self._given)) or []
@@ -406,9 +407,9 @@ HOOKS: Final = (
 
 def exit_rank_with_one_line() -> AbstractContextManager[None]:
     """End this rank as `exit_with_one_line` does; the first rank to fail prints its own error."""
-    from megatron_tokscale.training.ranks import is_first_to_end
+    from megatron_tokscale.training.ranks import is_first_to_end, meet_to_end
 
-    return exit_with_one_line(is_first_to_end)
+    return exit_with_one_line(is_first_to_end, meet_to_end)
 
 
 @contextmanager

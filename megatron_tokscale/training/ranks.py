@@ -1,22 +1,45 @@
-"""Agreement among the ranks of a job: on values, on decisions, and on errors that end it."""
+"""Agreement among the ranks of a job: on values, on decisions, and on errors that end it.
 
-import json
+Ranks agree in two ways:
+- By collectives, where every rank arrives within seconds. A reduction of one number finds the first
+  rank that has a message, and that rank broadcasts it. So the bytes that a rank sends, receives and
+  holds do not grow with the number of ranks.
+- Through torch.distributed's key-value store, where one rank works for minutes or hours
+  (`while_others_wait`), or may fail while the others are in a collective (`ending_together`). A
+  collective that waits longer than --distributed-timeout-minutes is aborted, and the job with it; a
+  rank that polls the store is in no collective.
+"""
+
+import math
+import secrets
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import torch
 
 from megatron_tokscale.core.errors import EXIT_CODE, AgreedError, TokscaleError, leads_node, say
 
-_PATIENCE: Final = timedelta(days=1)
-"""Time that a rank waits for the others to load a checkpoint. Our choice: longer than any load,
+_PATIENCE: Final = 24 * 3600.0
+"""Seconds that a rank waits for the others to load a checkpoint. Our choice: longer than any load,
 since the launcher ends a job that hangs."""
 
-_GRACE: Final = timedelta(seconds=10)
-"""Time that a failed rank waits for the others. Our choice: other failed ranks arrive within
+_GRACE: Final = 10.0
+"""Seconds that a failed rank waits for the others. Our choice: other failed ranks arrive within
 seconds, and ranks in a collective with it never arrive."""
+
+_FIRST_PAUSE: Final = 0.01
+_LONGEST_PAUSE: Final = 1.0
+"""Seconds between two looks into the key-value store: the first pause, and the longest. Our choice:
+the end of short work is seen at once, and 2,048 ranks that wait for hours send 2,000 requests a
+second, which the store answers on one core."""
+
+_ENDED: Final = "tokscale/ended"
+"""Key of the number of ranks that have ended with an error of their own."""
+
+_MET: Final = "tokscale/met"
+"""Key of the number of ranks that have met the error that ends them all."""
 
 
 def sum_over_ranks(*values: float) -> list[float]:
@@ -33,9 +56,19 @@ def first_of_all_ranks(message: str | None) -> str | None:
     """
     if not torch.distributed.is_initialized():  # with --lazy-mpu-init the caller makes it
         return message
-    found: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, message)
-    return next((text for text in found if text), None)
+    n_ranks = torch.distributed.get_world_size()
+    own = torch.distributed.get_rank() if message else n_ranks
+    first = torch.tensor([own], device=torch.cuda.current_device())
+    torch.distributed.all_reduce(first, torch.distributed.ReduceOp.MIN)
+    sender = int(first)
+    return None if sender == n_ranks else _broadcast(message, sender)
+
+
+def _broadcast(value: Any, sender: int) -> Any:
+    """Return the value of the rank `sender`, on every rank."""
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=sender)
+    return values[0]
 
 
 def refuse_together(refusal: str | None) -> None:
@@ -52,32 +85,99 @@ def together[Value](action: Callable[[], Value], *, where: bool = True) -> Value
     """Call `action` on the ranks `where`; return its value there, and None elsewhere.
 
     Every rank calls it. The action must not communicate: a rank that fails in it would leave the
-    others waiting.
+    others waiting. It takes seconds at most, and about as long on all of these ranks, since the
+    others wait in a collective; longer work of one rank is for `while_others_wait`.
 
     Raises:
         AgreedError: on all ranks, if the action has failed on one with a `TokscaleError` or an
             `OSError`; its message is the first one in rank order.
     """
-    value, refusal = None, None
-    if where:
-        try:
-            value = action()
-        except (TokscaleError, OSError) as error:
-            refusal = str(error) or type(error).__name__
+    value, refusal = _attempt(action) if where else (None, None)
     refuse_together(refusal)
     return value
 
 
 def from_rank_0[Value](action: Callable[[], Value]) -> Value:
-    """Call `action` on rank 0 and return its value, which JSON keeps unchanged, on every rank.
+    """Call `action` on rank 0, and return its value on every rank; the value can be pickled.
+
+    The action takes seconds at most, as in `together`.
 
     Raises:
         AgreedError: on all ranks, with rank 0's message.
     """
-    is_first = torch.distributed.get_rank() == 0
-    text = together(lambda: json.dumps(action()), where=is_first)
-    value: Value = json.loads(first_of_all_ranks(text) or "null")
+    own = together(action, where=torch.distributed.get_rank() == 0)
+    value: Value = _broadcast(own, 0)
     return value
+
+
+def while_others_wait[Value](action: Callable[[], Value], *, where: bool) -> Value | None:
+    """Call `action` on the one rank `where`; return its value there, and None elsewhere.
+
+    Every rank calls it. The others wait without a time limit: as long as that rank lives, whatever
+    the time limit of a collective is.
+
+    Args:
+        action: work that may take hours; it must not communicate.
+        where: True on one rank.
+
+    Raises:
+        AgreedError: on all ranks, if the action has failed with a `TokscaleError` or an `OSError`,
+            with its message; or, on the others, if the host of the store has ended.
+    """
+    store, key = _store(), _new_key()
+    value, refusal = None, None
+    if where:
+        value, refusal = _attempt(action)
+        store.set(key, "")
+    else:
+        _wait_until_set(store, key)
+    refuse_together(refusal)
+    return value
+
+
+def _attempt[Value](action: Callable[[], Value]) -> tuple[Value | None, str | None]:
+    """Return the action's value, or the message of its error."""
+    try:
+        return action(), None
+    except (TokscaleError, OSError) as error:
+        return None, str(error) or type(error).__name__
+
+
+def _wait_until_set(store: Any, key: str) -> None:
+    """Wait until another rank has set a key, however long that takes.
+
+    Raises:
+        AgreedError: the store is gone, since the process that hosts it has ended.
+    """
+    try:
+        _poll(lambda: bool(store.check([key])), math.inf)
+    except RuntimeError as error:  # torch's DistError
+        raise AgreedError(
+            "a rank has ended while this one waited for its work; expected it to end the work; its "
+            "own output says why"
+        ) from error
+
+
+def _poll(is_over: Callable[[], bool], seconds: float) -> None:
+    """Ask the store again and again until something is over, or for some seconds.
+
+    A single request that waits would keep torch's own threads, which use the same connection, from
+    the store.
+    """
+    pause, deadline = _FIRST_PAUSE, time.monotonic() + seconds
+    while not is_over() and time.monotonic() < deadline:
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def begin_job() -> None:
+    """Forget the errors of an earlier attempt at this job; every rank calls it before a collective.
+
+    A launcher that restarts ranks may keep the key-value store, with all that they wrote into it.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_rank() == 0:
+        for key in (_ENDED, _MET):
+            _store().delete_key(key)
 
 
 def is_first_to_end() -> bool:
@@ -88,50 +188,70 @@ def is_first_to_end() -> bool:
     if not torch.distributed.is_initialized():
         return leads_node()
     try:
-        return bool(_store().add("tokscale/ended", 1) == 1)
+        return bool(_store().add(_ENDED, 1) == 1)
     except Exception:  # a store whose host is gone may raise any error
         return True
 
 
+def meet_to_end() -> None:
+    """Wait until every rank has met the error that all ranks meet, but not for long.
+
+    Ranks that print it arrive after they have. Rank 0 leaves last: it may host the store.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    n_ranks = torch.distributed.get_world_size()
+    with suppress(RuntimeError):  # torch's DistError: the host of the store has ended
+        store = _store()
+        store.add(_MET, 1)
+        _poll(lambda: bool(store.add(_MET, 0) >= n_ranks), _GRACE)
+    if torch.distributed.get_rank() == 0:
+        time.sleep(_LONGEST_PAUSE)
+
+
 @contextmanager
-def ending_together(name: str) -> Iterator[None]:
+def ending_together() -> Iterator[None]:
     """End all ranks with one line and exit code 2 if one ends the block with a `TokscaleError`.
 
     For a block that communicates: the ranks agree through torch.distributed's key-value store,
     since a rank that did not fail may wait for ever in a collective with one that did. Its launcher
     then ends it with the job.
-
-    Args:
-        name: name of the block, the same on all ranks and not used before.
     """
+    key = _new_key()
     message: str | None = None
     try:
         yield
     except TokscaleError as error:
         message = str(error)
     try:
-        failed = _outcome(name, message)
+        failed = _outcome(key, message)
     except Exception:  # the host of the store has ended with its own error
         failed = True
     if failed:
         raise SystemExit(EXIT_CODE)
 
 
-def _outcome(name: str, message: str | None) -> bool:
+def _outcome(key: str, message: str | None) -> bool:
     """Send this rank's error to the others, and wait for them; return whether any has failed."""
     store = _store()
-    failed, arrived, over = (f"tokscale/{name}/{key}" for key in ("failed", "arrived", "over"))
+    failed, arrived, over = (f"{key}/{word}" for word in ("failed", "arrived", "over"))
     if message is not None:
         store.set(failed, message)
         if is_first_to_end():
             say(message)
     if store.add(arrived, 1) == torch.distributed.get_world_size():
         store.set(over, "")
-    try:
-        store.wait([over], _PATIENCE if message is None else _GRACE)
-    except RuntimeError:  # DistStoreError: a rank did not come in time
-        store.set(over, "")
+    _poll(lambda: bool(store.check([over])), _PATIENCE if message is None else _GRACE)
+    store.set(over, "")  # also for ranks that come when this one waits no more
     return bool(store.check([failed]))
+
+
+def _new_key() -> str:
+    """Return a key that the store has not held before, the same on every rank; all ranks call it.
+
+    A counter would not do: a launcher that restarts ranks may keep the store of those before.
+    """
+    return f"tokscale/{_broadcast(secrets.token_hex(8), 0)}"
 
 
 def _store() -> Any:

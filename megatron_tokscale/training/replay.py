@@ -18,7 +18,7 @@ import torch
 from megatron.training import checkpointing, get_args, print_rank_0
 
 from megatron_tokscale.core.errors import AgreedError, TokscaleError
-from megatron_tokscale.probe import Moment, ProbeSchedule
+from megatron_tokscale.probe import JobPoint, ProbeSchedule
 from megatron_tokscale.training.events import JobPart, TrainingState
 from megatron_tokscale.training.history.past import Past
 from megatron_tokscale.training.history.reckon import pasts_of
@@ -28,6 +28,7 @@ from megatron_tokscale.training.ranks import (
     first_of_all_ranks,
     from_rank_0,
     together,
+    while_others_wait,
 )
 from megatron_tokscale.training.scalars import flush_scalars
 from megatron_tokscale.training.upstream import forget_samples, samples_consumed
@@ -81,7 +82,7 @@ def wanted_steps(folder: Path, saved: Sequence[int], schedule: ProbeSchedule) ->
         step
         for step in saved
         if schedule.is_due(
-            Moment(step=step, is_checkpoint=True, is_last=step == saved[-1], tokens_before=0)
+            JobPoint(step=step, is_checkpoint=True, is_last=step == saved[-1], tokens_before=0)
         )
     ]
     if not wanted:
@@ -150,7 +151,7 @@ class Replay(JobPart):
         todo = [step for step in wanted if step not in prober.steps_on_disk()]
         print_rank_0(f"tokscale: replay of {len(todo)} of the {len(saved)} checkpoints in {folder}")
         # Use all checkpoints: settings may change between two that are on the schedule.
-        pasts = together(lambda: pasts_of(folder, saved), where=prober.is_writer) or {}
+        pasts = while_others_wait(lambda: pasts_of(folder, saved), where=prober.is_writer) or {}
         launches = pasts[max(pasts)].launches if pasts else ()
         last = max(pasts, default=0)
         together(lambda: prober.store.check_launches(launches, last), where=prober.is_writer)
@@ -178,7 +179,7 @@ def _load(load: Load, folder: Path, step: int, model: Sequence[Any]) -> int:
     """Load one checkpoint's weights, and return the training samples consumed by then."""
     _mark_parameters(model)
     samples = 0
-    with ending_together(f"checkpoint {step}"):
+    with ending_together():
         samples = _load_weights(load, folder, step, model)
     if message := first_of_all_ranks(_unloaded_parameter(model)):
         raise AgreedError(f"checkpoint {step} in {folder} does not hold {message}")

@@ -23,7 +23,7 @@ COMMANDS = [
 PYTHON = [pytest.param(block, id=str(block)) for name in GUIDES for block in blocks(name, "python")]
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z0-9](?![\w*-])")
 OF_OTHERS = {
-    *("--nnodes", "--nproc-per-node"),  # of torchrun
+    *("--nnodes", "--nproc-per-node", "--max-restarts"),  # of torchrun
     *("--unidiff-zero", "--include"),  # of git apply
     "--until",  # of megatron_tokscale.reweight.live
     "--export-kd-teacher-load",  # of Megatron-LM's megatron.post_training, in no wheel

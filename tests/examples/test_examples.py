@@ -88,7 +88,10 @@ def assert_refuses_nothing(found, probe_set):
     assert f"fits: {ProbeSet.load(probe_set).n_tokens} tokens" in found
 
 
-@pytest.mark.parametrize("script", sorted(EXAMPLES.rglob("*.sh")), ids=lambda path: path.name)
+SCRIPTS = sorted([*EXAMPLES.rglob("*.sh"), *EXAMPLES.rglob("*.sbatch")])
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_bash_can_read_every_script(script):
     done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -129,6 +132,38 @@ def test_a_plan_adds_one_flag_to_the_6b_job(started):
     train = started("train_6b.sh", "RUN", "1.0", "web")
     planned = started("train_6b.sh", "RUN", "1.0", "web", PLAN="plan.json")
     assert planned == [*train, "--tokscale-plan", "plan.json"]
+
+
+# Stands for srun: runs the command behind its options on one node.
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+"""
+SCONTROL = """#!/bin/bash
+[[ "$*" == "show hostnames node[7-8]" ]] && printf 'node7\\nnode8\\n'
+"""
+
+
+def test_slurm_starts_the_6b_job_on_every_node(started, tmp_path):
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_SUBMIT_DIR": EXAMPLES.parent, "SLURM_JOB_ID": 1230042}
+    slurm |= {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": 2}
+    job = ("RUN", "0.7", "web", "0.3", "code")
+    for node in range(2):
+        found = started("slurm/train_6b.sbatch", *job, SLURM_NODEID=node, PLAN="p.json", **slurm)
+        by_hand = {"NODE_RANK": node, "NUM_NODES": 2, "MASTER_ADDR": "node7", "MASTER_PORT": 20042}
+        assert found == started("train_6b.sh", *job, PLAN="p.json", **by_hand)
+
+
+def test_slurm_asks_for_the_ranks_of_the_6b_job(started):
+    words = started("train_6b.sh", "RUN", "1.0", "web")
+    text = (EXAMPLES / "slurm/train_6b.sbatch").read_text()
+    asked = dict(re.findall(r"^#SBATCH --(\S+?)=(\S+)$", text, re.M))
+    assert asked["nodes"] == words[words.index("--nnodes") + 1]
+    assert asked["gpus-per-node"] == words[words.index("--nproc_per_node") + 1]
+    assert asked["ntasks-per-node"] == "1"
 
 
 def test_an_unknown_action_is_refused():

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.probe import Moment, ProbeSchedule
+from megatron_tokscale.probe import JobPoint, ProbeSchedule
 
 
-def moments(final_step, tokens_per_step=0, save_interval=None):
-    """Every moment of an unbroken job, as the training loop would tell them."""
+def points(final_step, tokens_per_step=0, save_interval=None):
+    """Every point of an unbroken job, as the training loop would tell them."""
     for step in range(final_step + 1):
         at_interval = save_interval is not None and step % save_interval == 0
-        yield Moment(
+        yield JobPoint(
             step=step,
             tokens=step * tokens_per_step,
             tokens_before=(step - 1) * tokens_per_step if step else -1,
@@ -53,7 +53,7 @@ def test_log_points_are_the_rounded_powers(per_octave):
     expected = log_points(per_octave, 5000)
     schedule = ProbeSchedule.parse(f"log:per-octave={per_octave}")
     assert schedule.steps(5000) == expected
-    assert [moment.step for moment in moments(5000) if schedule.is_due(moment)] == expected
+    assert [point.step for point in points(5000) if schedule.is_due(point)] == expected
 
 
 def test_points_do_not_move_when_training_gets_longer():
@@ -95,8 +95,8 @@ SPECS = [
 @pytest.mark.parametrize("save_interval", [None, 1, 25, 60])
 def test_steps_are_those_at_which_a_probe_is_due(spec, tokens_per_step, save_interval):
     schedule = ProbeSchedule.parse(spec)
-    job = list(moments(300, tokens_per_step, save_interval))
-    expected = [moment.step for moment in job if schedule.is_due(moment)]
+    job = list(points(300, tokens_per_step, save_interval))
+    expected = [point.step for point in job if schedule.is_due(point)]
     assert schedule.steps(300, tokens_per_step, save_interval) == expected
 
 
@@ -115,20 +115,20 @@ def test_every_token_point_is_probed_once_under_a_growing_batch(spec, points):
     due = [
         now
         for step, (before, now) in enumerate(pairwise([-1, 0, *consumed]))
-        if schedule.is_due(Moment(step=step, tokens=now, tokens_before=before))
+        if schedule.is_due(JobPoint(step=step, tokens=now, tokens_before=before))
     ]
     reached = [min((now for now in [0, *consumed] if now >= point), default=0) for point in points]
     assert due == sorted({now for now, point in zip(reached, points, strict=True) if now >= point})
 
 
-def test_points_in_steps_that_are_skipped_are_due_at_the_next_moment():
+def test_points_in_steps_that_are_skipped_are_due_at_the_next_point():
     """As in a job that skips steps 4, 5 and 16 of 16."""
     schedule = ProbeSchedule.parse("linear:4+last")
     taken = [0, 1, 2, 3, *range(6, 16), 16]
     due = [
         step
         for before, step in pairwise([-1, *taken])
-        if schedule.is_due(Moment(step=step, step_before=before, is_last=step == 16))
+        if schedule.is_due(JobPoint(step=step, step_before=before, is_last=step == 16))
     ]
     assert due == [0, 6, 8, 12, 16]
 

@@ -4,6 +4,9 @@ Reads one job per line from stdin, {"ranks": 2, "argv": [...]}, forks its ranks,
 stdout with {"code": ..., "output": ..., "errors": ...}. argv is what would follow `python`:
 `-m MODULE ...` or a script. The output has stderr too, unless the job has `"apart": true`. As with
 torchrun, one rank that fails ends the job.
+
+With "per_node" the ranks are those of several nodes, and nothing watches them, as without torchrun.
+The answer is {"codes": [...], "outputs": [...]}: a code for each rank and an output for each node.
 """
 
 import atexit
@@ -44,12 +47,14 @@ def import_everything() -> None:
     filesystem_async.get_write_results_queue.__wrapped__.__defaults__ = ("fork",)
 
 
-def become_rank(rank: int, ranks: int, port: int, streams: tuple[TextIO, TextIO]) -> None:
+def become_rank(
+    rank: int, ranks: int, per_node: int, port: int, streams: tuple[TextIO, TextIO]
+) -> None:
     os.environ |= {
         "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
+        "LOCAL_RANK": str(rank % per_node),
         "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(per_node),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
@@ -78,39 +83,61 @@ def run_target(argv: list[str]) -> int:
     return code
 
 
-def wait_for(running: set[int]) -> int:
-    """The first exit code that is not 0; the other ranks are killed then, or at the time limit."""
-    first_failure = 0
+def wait_for(running: set[int], *, is_watched: bool = True) -> dict[int, int]:
+    """The exit codes by process, in the order of their ends.
+
+    The ranks that still run are killed at the time limit and, of a job that is watched, when one
+    rank has failed.
+    """
+    codes: dict[int, int] = {}
     try:
         signal.alarm(TIME_LIMIT)
-        while running and not first_failure:
+        while running and not (is_watched and any(codes.values())):
             child, status = os.wait()
             running.discard(child)
-            first_failure = os.waitstatus_to_exitcode(status)
+            codes[child] = os.waitstatus_to_exitcode(status)
     except TimeoutError:
-        first_failure = -signal.SIGALRM
+        codes |= dict.fromkeys(running, -signal.SIGALRM)
     signal.alarm(0)
     for child in running:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    return first_failure
+    return codes
 
 
-def run(ranks: int, argv: list[str], apart: bool = False) -> dict[str, object]:
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        streams = (output, errors if apart else output)
-        port = free_port()
-        running = set()
-        for rank in range(ranks):
-            child = os.fork()
-            if child == 0:
-                become_rank(rank, ranks, port, streams)
-                os._exit(run_target(argv))
-            running.add(child)
-        code = wait_for(running)
-        output.seek(0)
-        errors.seek(0)
-        return {"code": code, "output": output.read(), "errors": errors.read()}
+def fork(
+    ranks: int, per_node: int, argv: list[str], streams: list[tuple[TextIO, TextIO]]
+) -> list[int]:
+    """The processes of the ranks, which write to the streams of their node."""
+    port, children = free_port(), []
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            become_rank(rank, ranks, per_node, port, streams[rank // per_node])
+            os._exit(run_target(argv))
+        children.append(child)
+    return children
+
+
+def text_of(stream: TextIO) -> str:
+    stream.seek(0)
+    return stream.read()
+
+
+def run(ranks: int, argv: list[str], apart: bool = False, per_node: int = 0) -> dict[str, object]:
+    n_nodes = ranks // per_node if per_node else 1
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(n_nodes)]
+        errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+        streams = [(output, errors if apart else output) for output in outputs]
+        children = fork(ranks, per_node or ranks, argv, streams)
+        codes = wait_for(set(children), is_watched=not per_node)
+        texts = [text_of(output) for output in outputs]
+        error_text = text_of(errors)
+    if per_node:
+        return {"codes": [codes[child] for child in children], "outputs": texts}
+    first_failure = next((code for code in codes.values() if code), 0)
+    return {"code": first_failure, "output": texts[0], "errors": error_text}
 
 
 def give_up(*_: object) -> None:

@@ -168,6 +168,52 @@ def plan(corpus: Corpus, tmp_path_factory):
     return ("--tokscale-plan", str(folder / "plan.json"), "--tokscale-scores-dir", str(folder))
 
 
+SLOW_RANK_0 = """
+import time
+from datetime import timedelta
+import torch
+init = torch.distributed.init_process_group
+def init_impatiently(*args, **kwargs):
+    init(*args, **kwargs | {"timeout": timedelta(seconds=10)})
+torch.distributed.init_process_group = init_impatiently
+from megatron_tokscale.training.data.follower import Follower
+build = Follower._build
+def build_slowly(self, *args):
+    time.sleep(15)
+    return build(self, *args)
+Follower._build = build_slowly
+from megatron_tokscale.pretrain import main
+main()
+"""
+
+
+def test_a_plan_is_prepared_for_longer_than_a_collective_may_take(corpus: Corpus, plan, tmp_path):
+    """As an index of billions of samples beyond --distributed-timeout-minutes."""
+    (tmp_path / "script.py").write_text(SLOW_RANK_0)
+    flags = (*plan, "--train-iters", "2", "--tokscale-dir", str(tmp_path / "run"), *TP2)
+    result = start(2, str(tmp_path / "script.py"), *job_flags(corpus, *flags))
+    assert result.code == 0, result.output[-4000:]
+
+
+FULL_FOR_THE_INDEX = """
+import errno
+from megatron_tokscale.data import index
+def fail(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+index.write_array = fail
+from megatron_tokscale.pretrain import main
+main()
+"""
+
+
+def test_a_plan_for_whose_index_no_disk_has_room_gets_one_line(corpus: Corpus, plan, tmp_path):
+    (tmp_path / "script.py").write_text(FULL_FOR_THE_INDEX)
+    flags = (*plan, "--train-iters", "2", "--tokscale-dir", str(tmp_path / "run"), *PP2)
+    flags = (*flags, "--data-cache-path", str(tmp_path / "cache"))
+    result = start(2, str(tmp_path / "script.py"), *job_flags(corpus, *flags))
+    assert_refused(result, "No space left", "make room or get permission")
+
+
 def order(folder: Path) -> list[tuple[str, int]]:
     trace = Trace.open(folder)
     found = [trace.sample(k) for k in range(32)]

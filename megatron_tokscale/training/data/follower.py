@@ -4,6 +4,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -13,7 +14,7 @@ from megatron.training import print_rank_0
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Decision, Plan
 from megatron_tokscale.data.dataset import PlannedDataset
-from megatron_tokscale.data.history import save_decisions, save_run_plan
+from megatron_tokscale.data.history import resume, save_decisions, save_run_plan
 from megatron_tokscale.data.index import extend_index
 from megatron_tokscale.data.prepare import PlanPart, match_job, prepare
 from megatron_tokscale.data.record import DatasetRecord, check_order, record_path
@@ -34,7 +35,7 @@ from megatron_tokscale.training.data.megatron_datasets import (
 )
 from megatron_tokscale.training.data.records import record_plan
 from megatron_tokscale.training.events import BuiltDatasets, JobPart, TrainingState
-from megatron_tokscale.training.ranks import from_rank_0, together
+from megatron_tokscale.training.ranks import from_rank_0, together, while_others_wait
 from megatron_tokscale.training.settings import JobPlanSettings, JobSettings
 from megatron_tokscale.training.support import (
     PARTS_UNKNOWN,
@@ -86,7 +87,7 @@ class Follower(JobPart):
 
         Every rank calls this, also those that hold no data, once for each model chunk. Rank 0
         builds the files that the others then map: in the job's data cache, or in the run's own
-        where that cannot be written.
+        where that cannot be written. It may take hours; the others wait in no collective.
 
         Raises:
             TokscaleError: the datasets are not those of the plan, or not of a supported kind.
@@ -99,7 +100,9 @@ class Follower(JobPart):
         self._settle(state)
         train, n_samples = built.train, built.n_samples[0]
         is_first, has_data = torch.distributed.get_rank() == 0, train is not None
-        made = together(lambda: self._build(state, train, n_samples), where=has_data and is_first)
+        made = while_others_wait(
+            lambda: self._build(state, train, n_samples) if has_data else None, where=is_first
+        )
         if from_rank_0(lambda: self._is_moved):
             self._move()
         mapped = together(
@@ -107,6 +110,24 @@ class Follower(JobPart):
             where=has_data and not is_first,
         )
         return built.with_train(mapped if made is None else made)
+
+    def make_files(self, state: TrainingState, train: Any, n_samples: int) -> Path:
+        """Make the plan's files before the job, in a process of its own; return their folder.
+
+        Args:
+            state: state in which the job will start.
+            train: the job's training dataset, or an object with its `datasets`.
+            n_samples: samples of the job's training dataset.
+
+        Raises:
+            TokscaleError: the job would be refused, or no folder can be written.
+            OSError: a file of the run or of the plan cannot be read.
+        """
+        consumed, step, overrides = state.consumed_samples, state.step, self._settings.overrides
+        base, decisions = resume(self._given, self._run, consumed, step, accept=overrides)
+        self.followed = FollowedPlan(base, tuple(decisions))
+        self._build(state, train, n_samples)
+        return self._cache
 
     def _settle(self, state: TrainingState) -> None:
         """Agree on the plan, once, when the number of consumed samples is known."""

@@ -1,13 +1,16 @@
 """Megatron's own datasets, as the plan and the run's records need them."""
 
 import copy
+import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from megatron.core.datasets.gpt_dataset import GPTDataset
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
+from megatron.training.utils import get_blend_and_blend_per_split
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.names import whole_prefix
@@ -15,7 +18,24 @@ from megatron_tokscale.data import DatasetIdentity
 from megatron_tokscale.data.prepare import JobDataset
 from megatron_tokscale.data.samples import SampleIndex
 from megatron_tokscale.training.data.held_out import TrainedPart
+from megatron_tokscale.training.gpt_flags import DATASET_ARGUMENTS, from_args
 from megatron_tokscale.training.upstream import steps_taken
+
+
+def gpt_dataset_config(args: Namespace) -> GPTDatasetConfig:
+    """Return the configuration of the GPT datasets of a job, as Megatron's flags give it."""
+    blend, blend_per_split = get_blend_and_blend_per_split(args)
+    counts = args.per_dataset_sequences_path
+    return GPTDatasetConfig(
+        blend=blend,
+        blend_per_split=blend_per_split,
+        tokenizer=build_tokenizer(args),
+        sequence_parallel_size=args.tensor_model_parallel_size * args.sequence_parallel,
+        sequences_per_dataset=(
+            json.loads(Path(counts).read_text(encoding="utf-8")) if counts else None
+        ),
+        **from_args(DATASET_ARGUMENTS, args),
+    )
 
 
 def gpt_datasets(train: Any) -> list[GPTDataset]:

@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,7 @@ from megatron_tokscale.data import Decision
 from megatron_tokscale.training.data.follower import Follower
 from megatron_tokscale.training.events import JobPart, TrainingState
 from megatron_tokscale.training.probe.prober import Prober
-from megatron_tokscale.training.ranks import first_of_all_ranks
+from megatron_tokscale.training.ranks import first_of_all_ranks, while_others_wait
 from megatron_tokscale.training.settings import DECISION_STEPS
 
 _PREFETCH_FACTOR: Final = 2
@@ -33,6 +34,15 @@ _PREFETCH_FACTOR: Final = 2
 
 _SHOWN_CHARACTERS: Final = 500  # from the end of the process's error, which names the cause
 _SHOWN_OF_ANSWER: Final = 200  # characters shown of an answer that cannot be read
+
+_PATIENCE_SECONDS: Final = 600
+"""Seconds that a job waits for the process when the weights are due. Our choice: the process takes
+seconds, a minute from a slow disk; a job that stands still for longer costs more than new weights
+are worth."""
+
+_KILL_SECONDS: Final = 5
+"""Seconds that a job waits for the process to end after SIGKILL. Our choice: a process that still
+runs then waits for a disk or a network."""
 
 _TIMER: Final = "tokscale-replan-interval"
 
@@ -120,8 +130,10 @@ class Replanner(JobPart):
         asked, self._asked = self._asked, None
         assert asked is not None
         self._follower.refuse_edits()
-        # All ranks take the answer from the rank that started the process.
-        own = json.dumps(to_json(self._answer())) if self._prober.is_writer else None
+        # All ranks take the answer from the rank that started the process, and wait for it there.
+        own = while_others_wait(
+            lambda: json.dumps(to_json(self._answer())), where=self._prober.is_writer
+        )
         text = first_of_all_ranks(own)
         assert text is not None, "the rank that writes the losses has an answer"
         answer = from_json(Answer, json.loads(text))
@@ -153,7 +165,14 @@ class Replanner(JobPart):
         """Return the answer of the process, waiting for it; a reason, if it has failed."""
         if self._process is None:
             return Answer(reason=f"the process that decides cannot be started: {self._failure}")
-        output, errors = self._process.communicate()
+        try:
+            output, errors = self._process.communicate(timeout=_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.close()
+            return Answer(
+                reason=f"the process that decides has not ended within {_PATIENCE_SECONDS} s of "
+                "the decision; expected seconds; look at the disk that holds the losses"
+            )
         code, self._process = self._process.returncode, None
         if code:
             said = " ".join(errors.split())[-_SHOWN_CHARACTERS:]
@@ -177,5 +196,6 @@ class Replanner(JobPart):
         """End the process if it still runs."""
         if self._process:
             self._process.kill()
-            self._process.communicate()
+            with suppress(subprocess.TimeoutExpired):  # it hangs in a file system: leave it there
+                self._process.communicate(timeout=_KILL_SECONDS)
             self._process = None

@@ -27,7 +27,7 @@ class Past:
         lr_sum: sum of the learning rates of the steps taken; None if unknown.
         scheduler_samples: count of the learning rate's scheduler; None if unknown.
         launches: the launches that took the steps, ascending; empty if unknown.
-        source: origin of the counts, in words.
+        source: where the counts come from, in words.
     """
 
     step: int

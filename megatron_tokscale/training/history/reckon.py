@@ -56,7 +56,7 @@ def past_of_job(
         of_losses = replace(past, tokens=record.consumed_tokens, lr_sum=lr_sum)
         past = _completed(past, of_losses, "the losses on disk")
     if saved is not None and (past.tokens is None or past.lr_sum is None):
-        reckoned = reckon_if_told(beginning(0), None, saved)
+        reckoned = reckon_or_none(beginning(0), None, saved)
         past = past if reckoned is None else _completed(past, reckoned, RECKONED)
     return past
 
@@ -87,13 +87,13 @@ def pasts_of(folder: Path, steps: Sequence[int]) -> dict[int, Past]:
         saved = read_checkpoint(folder, step)
         if saved is None:
             continue
-        new = read_note(saved.args, step, saved.samples) or reckon_if_told(past, previous, saved)
+        new = read_note(saved.args, step, saved.samples) or reckon_or_none(past, previous, saved)
         if new is not None:
             past, previous, found[step] = new, saved, new
     return found
 
 
-def reckon_if_told(
+def reckon_or_none(
     before: Past, previous: SavedCheckpoint | None, saved: SavedCheckpoint
 ) -> Past | None:
     """Return the past by `reckon`; None if the checkpoint lacks some of the settings."""

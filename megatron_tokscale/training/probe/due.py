@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from megatron_tokscale.probe import Moment
+from megatron_tokscale.probe import JobPoint
 from megatron_tokscale.training.settings import JobProbeSettings
 
 
@@ -31,7 +31,7 @@ class DueProbes:
             is_checkpoint: a checkpoint is saved at this step.
         """
         is_last = step >= self._args.train_iters
-        moment = Moment(
+        point = JobPoint(
             step=step,
             step_before=self.step,
             tokens=tokens,
@@ -40,11 +40,11 @@ class DueProbes:
             is_checkpoint=is_checkpoint,
         )
         at_exit = is_last and self._takes_probe_at_exit
-        return at_exit or self._schedule.is_due(moment)
+        return at_exit or self._schedule.is_due(point)
 
     def was_due_by(self, step: int, tokens: int) -> bool:
         """Return whether a probe was due at `step` or before it, in a run without any probe."""
-        return self._schedule.is_due(Moment(step=step, step_before=-1, tokens=tokens))
+        return self._schedule.is_due(JobPoint(step=step, step_before=-1, tokens=tokens))
 
     def saves_at(self, step: int) -> bool:
         """Return whether Megatron saves a checkpoint after `step` by its intervals."""

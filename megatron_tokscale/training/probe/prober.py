@@ -128,7 +128,7 @@ class Prober(JobPart):
                 "run's; if they are not, give another --tokscale-dir"
             )
         before = self._tokens if past.tokens_before is None else past.tokens_before
-        self._due.step, tokens_before = self._last_moment(step, before)
+        self._due.step, tokens_before = self._last_point(step, before)
         is_checkpoint = step > 0 and bool(state.args.save)
         is_due = self._is_due(step, tokens_before, is_checkpoint=is_checkpoint)
         if is_due and step not in self.steps_on_disk():
@@ -202,7 +202,7 @@ class Prober(JobPart):
 
         Args:
             state: state of the training; the size of its model goes into the record.
-            launches: of the run, the present one as the last.
+            launches: launches of the run, the present one last.
             resume_step: the step at which training resumes; None in a replay.
 
         Raises:
@@ -277,7 +277,7 @@ class Prober(JobPart):
         )
         return bool(past and past.launches)
 
-    def _last_moment(self, step: int, tokens_before: int) -> tuple[int, int]:
+    def _last_point(self, step: int, tokens_before: int) -> tuple[int, int]:
         """Return the step and the tokens up to which a run at `step` has its probes.
 
         Args:
@@ -287,14 +287,14 @@ class Prober(JobPart):
         if step == 0 or not self.store.is_active:
             return step - 1, -1
         on_disk = [known for known in self.steps_on_disk() if known <= step]
-        moment = step - 1, tokens_before
+        point = step - 1, tokens_before
         if not on_disk:
-            if self._due.was_due_by(*moment):
+            if self._due.was_due_by(*point):
                 print_rank_0(
                     f"tokscale: no probe from before step {step} is in {self.store.folder}, and "
                     "those that were due can no longer be taken; --tokscale-replay probes saved "
                     "checkpoints"
                 )
-            return moment
+            return point
         tokens = self.store.tokens_on_disk(on_disk[-1])
-        return min(on_disk[-1], moment[0]), moment[1] if tokens is None else min(tokens, moment[1])
+        return min(on_disk[-1], point[0]), point[1] if tokens is None else min(tokens, point[1])

@@ -92,7 +92,9 @@ class ProbeTaker:
             raise AgreedError(message)
         self.last_step = state.step
         self._log(state, self._metrics.named(np.array(summed_V)))
-        timers.log([_TIMER])
+        # Megatron's `timers.log` would gather the times of all ranks on every rank.
+        seconds = timers(_TIMER).elapsed()
+        print_rank_last(f"    time (ms) on the last rank | {_TIMER}: {1000 * seconds:.2f}")
         if failed:
             self._store.stop_probing(first_of_all_ranks(str(write_error) if write_error else None))
         elif loss_N is not None:

@@ -332,6 +332,32 @@ def test_an_edited_provenance_does_not_stop_the_job(following, plan, tmp_path):
     following.refuse_edits()
 
 
+def test_a_process_that_does_not_end_keeps_the_plan(monkeypatch, tmp_path):
+    asking = Asked(10)
+    asking._prober.is_writer, asking._run = True, tmp_path
+    endless = tmp_path / "endless"
+    endless.write_text("#!/bin/sh\nexec sleep 1000\n")
+    endless.chmod(0o755)
+    monkeypatch.setattr(replan.sys, "executable", str(endless))
+    monkeypatch.setattr(replan, "_PATIENCE_SECONDS", 0.1)
+    asking._ask(10)
+    process = asking._process
+    assert asking._answer() == Answer(
+        reason="the process that decides has not ended within 0.1 s of the decision; expected "
+        "seconds; look at the disk that holds the losses"
+    )
+    assert process.poll() is not None
+    assert asking._process is None
+
+
+def test_a_process_without_an_answer_keeps_the_plan(monkeypatch, tmp_path):
+    asking = Asked(10)
+    asking._prober.is_writer, asking._run = True, tmp_path
+    monkeypatch.setattr(replan.sys, "executable", "/bin/true")
+    asking._ask(10)
+    assert asking._answer() == Answer(reason="the process that decides has answered ''")
+
+
 def test_a_failing_process_keeps_the_plan(monkeypatch, tmp_path):
     asking = Asked(10)
     asking._prober.is_writer, asking._run = True, tmp_path

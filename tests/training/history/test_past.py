@@ -9,7 +9,7 @@ from runs import launch, plain_probe_set
 from megatron_tokscale.store import LossRecord
 from megatron_tokscale.training.history.counts import TrainingCounts
 from megatron_tokscale.training.history.past import NOTE, beginning, read_note
-from megatron_tokscale.training.history.reckon import past_of_job, reckon, reckon_if_told
+from megatron_tokscale.training.history.reckon import past_of_job, reckon, reckon_or_none
 from megatron_tokscale.training.history.saved import SavedCheckpoint
 
 RATE = 3e-3
@@ -148,7 +148,7 @@ def test_a_job_takes_its_past_from_the_note_then_the_losses_then_the_settings():
 
 def test_a_checkpoint_that_lacks_settings_tells_nothing():
     bare = SavedCheckpoint(8, Namespace(consumed_train_samples=64), None)
-    assert reckon_if_told(beginning(0), None, bare) is None
+    assert reckon_or_none(beginning(0), None, bare) is None
     assert past_of_job(8, 64, bare, None, ()).tokens is None
     assert SavedCheckpoint.from_state_dict({"args": None, "iteration": 8}) is None
     assert SavedCheckpoint.from_state_dict(None) is None
