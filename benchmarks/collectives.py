@@ -230,9 +230,9 @@ def main() -> None:
             "",
             markdown(columns, rows),
             "",
-            "In a probe each rank that holds losses gets those of the probe set, 4 bytes a token, and "
-            "from each data-parallel rank the places of one sequence. Its start-up sends the number of "
-            "ranks in digits.",
+            "In a probe each rank that holds losses gets those of the probe set, 4 bytes a token, "
+            "and from each data-parallel rank the places of one sequence. The writer's start-up "
+            "sends the number of ranks in digits.",
             "",
             "Calls of the writer by name, in the job of 4 ranks:",
             "",
