@@ -230,8 +230,8 @@ def main() -> None:
             "",
             markdown(columns, rows),
             "",
-            "In a probe the writer gets the losses of the probe set, and from each data-parallel rank "
-            "the places of one sequence. Its start-up sends the number of ranks in digits.",
+            "In a probe the writer gets the losses of the probe set, and from each data-parallel "
+            "rank the places of one sequence. Its start-up sends the number of ranks in digits.",
             "",
             "Calls of the writer by name, in the job of 4 ranks:",
             "",
