@@ -11,6 +11,7 @@ Ranks agree in two ways:
 """
 
 import math
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -196,7 +197,7 @@ def is_first_to_end() -> bool:
 def meet_to_end() -> None:
     """Wait until every rank has met the error that all ranks meet, but not for long.
 
-    Ranks that print it arrive after they have. Rank 0 leaves last: it may host the store.
+    Ranks that print it arrive after they have. Rank 0 leaves last if it hosts the store.
     """
     if not torch.distributed.is_initialized():
         return
@@ -205,7 +206,8 @@ def meet_to_end() -> None:
         store = _store()
         store.add(_MET, 1)
         _poll(lambda: bool(store.add(_MET, 0) >= n_ranks), _GRACE)
-    if torch.distributed.get_rank() == 0:
+    is_host = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if is_host and torch.distributed.get_rank() == 0:
         time.sleep(_LONGEST_PAUSE)
 
 

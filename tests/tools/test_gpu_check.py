@@ -62,7 +62,7 @@ def test_other_versions_run_all_parts_again(recorded, run, tmp_path):
 
 def test_a_promise_that_did_not_hold_is_in_the_table_and_in_the_exit_code(recorded, run, tmp_path):
     recorded.holds = False
-    out = tmp_path / "table.md"
+    out = tmp_path / "table"
     assert run("--on-cpu", "--out", str(out)) == 1
     assert "| two | promise of two | FAILED | a / b |" in out.read_text()
 
@@ -85,7 +85,7 @@ def test_no_part_starts_that_would_end_too_late(recorded, run, monkeypatch, tmp_
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "a GPU")
     monkeypatch.setattr(parts, "PARTS", (recorded.part("long", 600), recorded.part("short", 1)))
-    out = tmp_path / "table.md"
+    out = tmp_path / "table"
     assert run("--minutes", "8", "--out", str(out)) == 0
     assert recorded.runs == ["short"]
     assert "| long | part 'long' | not run |" in out.read_text()

@@ -1,7 +1,7 @@
 """Run the parts of the check, and print a table of what was proven.
 
     make gpu-check                       # python -m gpu_check --folder gpu-check-run
-    python tools/gpu_check --only fit,cost --minutes 3 --out benchmarks/results/gpu_check.md
+    python tools/gpu_check --only fit,cost --minutes 3 --out FILE
 
 It needs one GPU, torch, numpy, scipy, numba, safetensors, pyarrow, megatron-core and this checkout;
 `--wheels FOLDER` unpacks wheels that are not installed. It takes about eight minutes. A part that
