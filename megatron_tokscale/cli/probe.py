@@ -11,7 +11,6 @@ from megatron_tokscale.cli.probe_cost import (
     sequences_of_budget,
 )
 from megatron_tokscale.core.progress import ProgressOnStderr
-from megatron_tokscale.core.writable import check_new_file
 
 
 def add_verb(verbs: Verbs) -> None:
@@ -103,6 +102,7 @@ def _add_duplicates(build: argparse.ArgumentParser) -> None:
 
 
 def _build(arguments: Arguments) -> None:
+    from megatron_tokscale.core.writable import check_new_file
     from megatron_tokscale.corpus.source import DataSource
     from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
 
