@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from arms import PHASES, Settings, Study, run_steps
-from table import report
+from tables import report
 
 from megatron_tokscale.core.errors import exit_with_one_line
 from megatron_tokscale.core.files import write_text

@@ -13,7 +13,7 @@ import pytest
 from numba.core.dispatcher import Dispatcher
 
 from megatron_tokscale.core import compiled as compiled_module
-from megatron_tokscale.core.compiled import FAST, compiled
+from megatron_tokscale.core.compiled import FAST
 from megatron_tokscale.data import draws, feistel
 from megatron_tokscale.fit import kernel_rows, kernels
 from megatron_tokscale.spectrum import kernels as spectrum_kernels
@@ -198,7 +198,7 @@ def test_every_compiled_loop_uses_the_sealed_cache(module):
 
 
 def test_quotients_are_no_estimates_that_differ_between_makes_of_processor():
-    @compiled(**FAST)
+    @numba.njit(**FAST)
     def quotients(x):
         for i in range(x.shape[0]):
             x[i] = np.float32(1) / (np.float32(1) + x[i])

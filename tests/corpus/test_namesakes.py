@@ -245,6 +245,7 @@ def job(folder, tmp_path_factory):
     return out, run_recorded(corpus, out / "seen", 1, *flags, without=("--split",), data=data)
 
 
+@pytest.mark.megatron
 def test_a_job_on_namesakes_learns_from_the_right_one(job, folder):
     out, output = job
     run = Run.open(out / "run")

@@ -64,8 +64,8 @@ def test_every_flag_in_a_document_exists(name, known_flags):
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_every_target_of_make_exists(name):
-    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.M))
-    for words in re.findall(r"(?:`|^    )make ((?:[a-z]+ ?)+)", read(name), re.M):
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.M))
+    for words in re.findall(r"(?:`|^    )make ((?:[a-z-]+ ?)+)", read(name), re.M):
         assert set(words.split()) <= targets, words
 
 

@@ -17,7 +17,7 @@ from megatron_tokscale.core.errors import TokscaleError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "learnability_study"
 STEP_K = np.arange(0, 1001, 20)
-MODULES = ("corpora", "arms", "speed", "table", "study")
+MODULES = ("corpora", "arms", "speed", "tables", "study")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def found(example, arms, speed):
     slopes = {"baseline": 1e-3, "frontier": 2e-3, "uniform": 1e-4}
     curves = {(arm, seed): curve(slope, seed) for arm, slope in slopes.items() for seed in range(3)}
     del curves["frontier", 2]
-    return example["table"].Found(arms.Settings(steps=800), curves)
+    return example["tables"].Found(arms.Settings(steps=800), curves)
 
 
 def test_a_method_twice_as_steep_is_50_percent_faster(found):
@@ -162,7 +162,7 @@ def test_a_blend_weighs_its_datasets(speed):
 
 
 def test_a_report_names_the_runs_that_it_lacks(example, study):
-    text = example["table"].report(study)
+    text = example["tables"].report(study)
     assert "Not finished: baseline seed 0" in text
     assert "frequency seed 2" in text
     assert "`python examples/learnability_study/study.py`" in text

@@ -169,7 +169,7 @@ def test_the_error_over_lags_is_that_of_a_bootstrap_of_points():
     ("norm_L", "n_documents", "message"),
     [
         (np.arange(1.0, 10) ** -1, 20, "up to lag 9; expected lag 10"),
-        (np.arange(1.0, 16) ** -1, 5, "of 5.0 documents"),
+        (np.arange(1.0, 16) ** -1, 5, "from 5.0 documents"),
         (1 + np.arange(15) % 2 - 1e-3 * np.arange(15), 20, "no falling power law"),
         (np.arange(1.0, 16), 20, "no falling power law"),
     ],

@@ -379,7 +379,8 @@ def test_the_second_run_has_a_section_of_its_own(run, planted, tmp_path):
     np.testing.assert_allclose(
         page.row("compared-plan", "code"), brute_force(plan=followed_plan(run.path))[3], atol=1e-6
     )
-    both = report_run(run, beside=run, out=tmp_path / "both.html").read_text()
+    other = Run.open(shutil.copytree(run.path, tmp_path / "other"))
+    both = report_run(run, beside=other, out=tmp_path / "both.html").read_text()
     ids = [value for _, name, value in Page(both).attributes if name == "id"]
     assert len(ids) == len(set(ids)) and {"plan", "compared-plan"} <= set(ids)
 

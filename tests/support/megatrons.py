@@ -1,13 +1,14 @@
 """The Megatrons that the tests run under: the installed one, and older ones laid over it."""
 
-import functools
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from jobs import job_environment
 
 ROOT = Path(__file__).parents[2]
@@ -79,13 +80,22 @@ def python_path(version: str) -> str:
     return os.pathsep.join(filter(None, paths))
 
 
-@functools.cache
 def scan(version: str) -> dict[str, Any]:
     """Return the flags of a Megatron with their choices, and the arguments that its packages read.
 
     `refusals` are those of a probe whose job shares the buffer of gradients with parameters. A
-    process that imports Megatron takes seconds, so there is one for each version.
+    process that imports Megatron takes seconds, so all processes of a test run share one for each
+    version.
     """
+    of_run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    path = Path(tempfile.gettempdir()) / f"megatron-scan-{of_run}-{version}.json"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            path.write_text(_scanned(version))
+    return dict(json.loads(path.read_text()))
+
+
+def _scanned(version: str) -> str:
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _SCAN],
         env=job_environment() | {"PYTHONPATH": python_path(version)},
@@ -93,7 +103,7 @@ def scan(version: str) -> dict[str, Any]:
         text=True,
         check=True,
     )
-    return dict(json.loads(result.stdout.splitlines()[-1]))
+    return str(result.stdout.splitlines()[-1])
 
 
 def bridge_overlay() -> Path:

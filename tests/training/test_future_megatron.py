@@ -27,7 +27,7 @@ def job(request, monkeypatch):
     recorder = Recorder()
     found = FutureMegatron(Namespace(), takes_context=request.param)
     found.install(monkeypatch)
-    monkeypatch.setattr(parts, "parts_of_job", lambda args: [recorder])
+    monkeypatch.setattr(parts, "parts_of_job", lambda args, given: [recorder])
     Plugin().install()
     return found, recorder
 
@@ -68,7 +68,7 @@ def test_callbacks_and_their_manager_pass_through(job):
 def test_a_loader_setting_in_the_dataset_config_is_refused_like_a_flag(job, monkeypatch):
     found, _ = job
 
-    def made(args):
+    def made(args, given):
         check_plan(args)
         return []
 

@@ -8,6 +8,7 @@ from jobs import Corpus, run_alone
 from megatrons import VERSIONS, scan
 
 from megatron_tokscale import pretrain
+from megatron_tokscale.training.data import megatron_datasets
 from megatron_tokscale.training.gpt_flags import (
     DATASET_ARGUMENTS,
     MODEL_ARGUMENTS,
@@ -55,11 +56,14 @@ def scanned(request):
 
 
 def read_here():
-    """The arguments that pretrain.py reads: in its tables, and as `args.NAME`."""
-    tree = ast.parse(Path(pretrain.__file__).read_text())
+    """The arguments that pretrain.py reads: in tables, and as `args.NAME`.
+
+    Its datasets are configured in megatron_datasets.py, where `plan prepare` finds the same.
+    """
+    sources = [Path(module.__file__).read_text() for module in (pretrain, megatron_datasets)]
     direct = {
         node.attr
-        for node in ast.walk(tree)
+        for node in ast.walk(ast.parse("\n".join(sources)))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "args"
     }
     return direct | {*DATASET_ARGUMENTS.values(), *MODEL_ARGUMENTS.values()}

@@ -90,6 +90,7 @@ def expected_weights(run: Run, asked: int, current_D) -> np.ndarray:
     return current_D + step_D * min(1, *(most_D / np.abs(step_D)))
 
 
+@pytest.mark.megatron
 def test_weights_follow_the_losses_of_the_run(undisturbed, plan):
     folder, output = undisturbed
     run = Run.open(folder / "run")
@@ -116,6 +117,7 @@ def test_weights_follow_the_losses_of_the_run(undisturbed, plan):
         assert output.count(f"plan {fingerprint}") == 1
 
 
+@pytest.mark.megatron
 def test_the_job_trains_on_the_decided_samples(undisturbed, corpus, tmp_path):
     """Workers had fetched ahead under the weights before, and none past the new ones' start."""
     folder, _ = undisturbed
@@ -135,6 +137,7 @@ def assert_same_run(left, right):
     assert_array_equal(left.read_losses(), right.read_losses())
 
 
+@pytest.mark.megatron
 def test_killed_between_request_and_decision_a_resumed_run_is_the_undisturbed_one(
     undisturbed, corpus, plan, tmp_path
 ):
@@ -146,6 +149,7 @@ def test_killed_between_request_and_decision_a_resumed_run_is_the_undisturbed_on
     assert read_samples(tmp_path / "seen") == read_samples(undisturbed[0] / "seen")
 
 
+@pytest.mark.megatron
 def test_from_an_earlier_checkpoint_later_decisions_are_made_again(undisturbed, corpus, tmp_path):
     """From step 8: the first question was asked before it and answered after it."""
     folder, _ = undisturbed
@@ -162,6 +166,7 @@ def test_from_an_earlier_checkpoint_later_decisions_are_made_again(undisturbed, 
     assert resumed.items() <= read_samples(folder / "seen").items()
 
 
+@pytest.mark.megatron
 def test_a_plan_edited_under_a_running_job_stops_it(corpus, plan, tmp_path):
     plan.save(tmp_path / "plan.json")
     file = tmp_path / "run/tokscale/plan.json"

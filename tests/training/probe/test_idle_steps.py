@@ -38,7 +38,7 @@ def taken(monkeypatch) -> Iterator[list[int]]:
     """The steps at which a probe was taken; a probe reads the losses, as its record does."""
     steps: list[int] = []
 
-    def note(self, state, counts, losses):
+    def note(self, state, counts, losses, **_):
         steps.append(state.step)
         float(losses["lm loss"])
 
