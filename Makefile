@@ -13,15 +13,15 @@ demo: env
 quick: env
 	$(BIN)/megatron-tokscale demo --quick --out demo-run-quick
 
-# Before each commit: the lint, and all tests that start no Megatron job.
-WITHOUT_JOBS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not megatron" -n 2 --dist worksteal
+# Before each commit: the lint, and the quick tests that start no Megatron job.
+IN_PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 check: lint
-	$(WITHOUT_JOBS)
+	$(IN_PARALLEL) -m "not megatron and not slow"
 
-# The same tests, and then the jobs, one after the other: they share ports and a warm launcher. The
-# jobs run even if a test before them fails; the exit code is then 1.
+# All tests that start no job, and then the jobs, one after the other: they share ports and a warm
+# launcher. The jobs run even if a test before them fails; the exit code is then 1.
 test: env
-	$(WITHOUT_JOBS); code=$$?; $(BIN)/python -m pytest -m megatron && exit $$code
+	$(IN_PARALLEL) -m "not megatron"; code=$$?; $(BIN)/python -m pytest -m megatron && exit $$code
 
 # On a machine with a GPU; PYTHON then has torch and the rest, and no .venv is made.
 gpu-check:

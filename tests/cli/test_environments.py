@@ -199,6 +199,8 @@ drop_overrides()
 RUN_ALL = """
 import json, sys
 from test_environments import run_all
+
+pytestmark = pytest.mark.slow
 json.dump(run_all(json.loads(sys.argv[1]), "latin-1"), open(sys.argv[2], "w"))
 """
 

@@ -72,6 +72,7 @@ def test_no_verb_reads_the_journal(world, capsys, damage):
 
 
 @pytest.mark.parametrize("path", ["probe.safetensors", "plan.json"])
+@pytest.mark.slow
 def test_the_doctor_names_a_damaged_file(world, capsys, path):
     restore(world)
     flags = {**MODEL, **TRAINING, "--split": "1,0,0", "--train-iters": "10"}

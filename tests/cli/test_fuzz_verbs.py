@@ -67,6 +67,7 @@ NAMES = tuple(commands(("cache/a-dataset_index.npy",), ()))
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_a_verb_refuses_a_damaged_file(world, capsys, name):
     command = world.commands[name]
     assert end_of(command, capsys)[0] == 0, "on whole files"
@@ -210,6 +211,7 @@ SPOILED = {
 
 
 @pytest.mark.parametrize("kind", SPOILED)
+@pytest.mark.slow
 def test_losses_that_are_not_finite_or_constant_are_fitted_and_counted(tmp_path, capsys, kind):
     expected = SPOILED[kind]
     loss_NK = expected.losses(kind)

@@ -7,6 +7,7 @@ from verb_world import build_plan
 from megatron_tokscale.cli import main
 
 
+@pytest.mark.slow
 def test_the_whole_loop_by_verbs(run, corpus, tmp_path, capsys):
     main(["fit", str(run)])
     assert "falling" in capsys.readouterr().out

@@ -95,6 +95,7 @@ def test_a_file_name_that_is_not_utf8_is_printed(run, tmp_path):
     assert shown.stderr.count(b"\n") == 1
 
 
+@pytest.mark.slow
 def test_a_verb_in_a_bare_container(run, tmp_path):
     """There is no home and no temporary folder, and the working directory cannot be written."""
     bare = {"TMPDIR": str(tmp_path / "gone"), "XDG_CACHE_HOME": "/proc", "MPLCONFIGDIR": "/proc/x"}

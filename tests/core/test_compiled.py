@@ -176,6 +176,7 @@ def test_with_another_numba_nothing_is_cached(load, monkeypatch, name):
     assert load() == (285, False)
 
 
+@pytest.mark.slow
 def test_processes_that_compile_at_once_do_not_disturb_each_other(tmp_path):
     script = tmp_path / "main.py"
     (tmp_path / "loop.py").write_text(LOOP)

@@ -76,6 +76,7 @@ def scored(path, names):
     return list(found.values())
 
 
+@pytest.mark.slow
 def test_scores_and_plans_of_namesakes_are_those_of_other_names(folder, tmp_path, capsys):
     """The same data, once under unique names; and the blend of `score` is not that of `plan`."""
     plans, runs = {}, {}

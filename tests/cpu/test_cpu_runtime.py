@@ -11,6 +11,8 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.cpu import enable, is_enabled, is_requested, required_flags
 from megatron_tokscale.training.upstream import mend_compile_helpers
 
+pytestmark = pytest.mark.slow
+
 
 def run_python(code):
     return subprocess.run(

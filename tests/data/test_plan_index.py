@@ -185,6 +185,7 @@ def test_across_changes_of_weights_every_prefix_stays_within_little_more_than_a_
         assert max(deviation(stratified_plan(rng, stages, [3, 4]), 800)) < 1.25
 
 
+@pytest.mark.slow
 def test_many_strata_and_many_changes_stay_within_two_samples_of_the_plan():
     rng = np.random.default_rng(5)
     for n_strata in (6, 30, 500):
@@ -193,6 +194,7 @@ def test_many_strata_and_many_changes_stay_within_two_samples_of_the_plan():
 
 
 @pytest.mark.parametrize("length", [3, 8, 10, 12, 64])
+@pytest.mark.slow
 def test_many_short_stages_neither_starve_nor_favour_a_small_stratum(length):
     tilt = [[0.55, 0.44, 0.01], [0.44, 0.55, 0.01]]
     plan = plan_of(*((length * i, tilt[i % 2]) for i in range(200)))
@@ -288,6 +290,7 @@ def test_a_mapped_index_is_pickled_as_its_paths(tmp_path):
     assert_same(pickle.loads(pickle.dumps(in_memory)), in_memory)
 
 
+@pytest.mark.slow
 def test_without_a_folder_for_compiled_code_it_is_compiled_each_time():
     """As in a read-only install with no home: numba then refuses to cache."""
     script = (

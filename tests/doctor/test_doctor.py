@@ -233,6 +233,7 @@ main(["doctor", "--", "--num-layers", "2"])
 """
 
 
+@pytest.mark.slow
 def test_a_machine_without_megatron_is_good_for_an_analysis():
     words = [sys.executable, "-c", WITHOUT_MEGATRON]
     result = subprocess.run(words, capture_output=True, text=True, check=False)

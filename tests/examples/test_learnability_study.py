@@ -273,6 +273,7 @@ def texts(corpora):
     return corpora.texts(20_000)
 
 
+@pytest.mark.slow
 def test_every_kind_of_text_is_there_in_documents_of_the_right_length(corpora, texts):
     assert list(texts) == list(corpora.WEIGHTS)
     for name, documents in texts.items():
@@ -282,6 +283,7 @@ def test_every_kind_of_text_is_there_in_documents_of_the_right_length(corpora, t
         assert all(200 <= len(document) <= 1500 for document in documents)
 
 
+@pytest.mark.slow
 def test_texts_are_the_same_on_every_call(corpora, texts):
     assert corpora.texts(20_000) == texts
 

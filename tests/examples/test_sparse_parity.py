@@ -13,6 +13,8 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 

@@ -51,6 +51,7 @@ def on_cuda(loss_NK):
     return fit
 
 
+@pytest.mark.slow
 def test_classes_are_the_cpus(loss_NK):
     """Tokens that miss losses, some too many, are there as well."""
     loss_NK = loss_NK[:160].copy()
@@ -70,6 +71,7 @@ def test_classes_are_the_cpus(loss_NK):
     assert off_N[moves_N].max() < 0.1
 
 
+@pytest.mark.slow
 def test_tf32_changes_no_class(on_cpu, on_cuda, monkeypatch):
     with tf32_allowed():
         np.testing.assert_array_equal(on_cuda().class_N, on_cpu.class_N)
@@ -114,6 +116,7 @@ def test_chunks_keep_a_gpu_busy_and_every_table_below_a_gigabyte(n_probes):
     assert n_tokens >= 10**5 or n_probes > 60
 
 
+@pytest.mark.slow
 def test_the_largest_table_of_a_fit_has_the_size_that_is_set(monkeypatch):
     """At few probes the search for pairs of cells has it: more than 1,500 values a token."""
     loss_NK = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32).cumsum(axis=1)

@@ -177,6 +177,7 @@ def fit_and_stop(run, n_blocks=3, **settings):
     assert len(parts(run)) == n_blocks
 
 
+@pytest.mark.slow
 def test_kills_at_any_moment_change_nothing(fitted_run, fitted_whole, forkserver):
     rng = random.Random(0)
     for enough in (1, 3, 6):
@@ -216,6 +217,7 @@ def test_fits_and_summary_never_disagree(run, whole, monkeypatch, n_published):
     assert outcome(run) == whole
 
 
+@pytest.mark.slow
 def test_three_processes_write_the_same_bytes(fitted_run, fitted_whole, forkserver, tmp_path):
     fit_and_stop(fitted_run, 2)
     words, port = ["fit", str(fitted_run.path)], free_port()
@@ -232,6 +234,7 @@ def test_three_processes_write_the_same_bytes(fitted_run, fitted_whole, forkserv
     assert outcome(fitted_run) == fitted_whole
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_all(fitted_run, tmp_path):
     script = tmp_path / "command.py"
     script.write_text(COMMAND)

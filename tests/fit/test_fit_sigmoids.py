@@ -28,6 +28,7 @@ FAR = -1e4
     ("n_probes", "n_tokens", "most_above"),
     [(24, 6000, 0.002), (60, 2000, 0.001), (200, 500, 0.001)],
 )
+@pytest.mark.slow
 def test_sum_of_squares_is_scipys_or_lower(planted, n_probes, n_tokens, most_above):
     """benchmarks/results/fit_accuracy.md has the same comparison of more tokens.
 

@@ -99,6 +99,7 @@ def test_missing_variables_get_one_line(run, environment, capsys):
 
 
 @pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.slow
 def test_the_first_process_says_which_others_it_waits_for(run, forkserver, tmp_path, first):
     """Another launcher than torchrun starts the processes one after the other."""
     port = free_port()

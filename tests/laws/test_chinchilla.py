@@ -34,6 +34,7 @@ def test_a_law_without_noise_is_found_exactly(floor, alpha, beta):
     assert fit.predict(N_I, D_I) == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_intervals_cover_a_planted_law():
     n_repeats = 20
     covered = np.zeros(len(TRUTH) + 1)

@@ -102,6 +102,7 @@ def test_a_planted_decay_is_measured_lag_by_lag():
     assert (error_L < 0.1 * found.norm_L).all()
 
 
+@pytest.mark.slow
 def test_beta_and_its_documents_error_cover_a_planted_decay():
     """The truth is the slope of the exact norms over the same lags.
 

@@ -30,6 +30,7 @@ def test_a_law_without_noise_is_found_exactly(floor, exponent):
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.4])
+@pytest.mark.slow
 def test_intervals_cover_a_planted_law_under_white_and_correlated_noise(correlation):
     rng = np.random.default_rng(7)
     n_runs = 60

@@ -69,6 +69,7 @@ def read_here():
     return direct | {*DATASET_ARGUMENTS.values(), *MODEL_ARGUMENTS.values()}
 
 
+@pytest.mark.slow
 def test_every_flag_is_read_or_refused(scanned):
     read = read_here() | set(scanned["read"])
     dropped = {
@@ -81,6 +82,7 @@ def test_every_flag_is_read_or_refused(scanned):
     assert len(scanned["flags"]) > 700
 
 
+@pytest.mark.slow
 def test_the_tables_are_those_of_this_megatron(scanned):
     assert {*DATASET_ARGUMENTS.values(), *MODEL_ARGUMENTS.values()} <= {
         *scanned["flags"],
@@ -92,12 +94,14 @@ def test_the_tables_are_those_of_this_megatron(scanned):
     assert "get_embedding_ranks" in scanned["pretrain"]
 
 
+@pytest.mark.slow
 def test_every_flag_that_pretrain_gpt_reads_is_read_or_refused():
     flags = {name: "--" + name.replace("_", "-") for name in READ_BY_PRETRAIN_GPT.split()}
     dropped = {name for name, flag in flags.items() if not is_refused(flag)} - read_here()
     assert dropped == READ_ELSEWHERE
 
 
+@pytest.mark.slow
 def test_every_refused_flag_is_one_of_megatrons():
     flags = {
         flag for version in VERSIONS for row in scan(version)["flags"].values() for flag in row

@@ -199,6 +199,7 @@ def by_version():
     return {version: scan(version) for version in VERSIONS}
 
 
+@pytest.mark.slow
 def test_every_flag_that_is_named_is_one_of_megatrons(by_version):
     source = Path(support.__file__).read_text()
     newer = {"--sequence-packing-scheduler"}  # after 0.19
@@ -209,6 +210,7 @@ def test_every_flag_that_is_named_is_one_of_megatrons(by_version):
     assert named - known == newer
 
 
+@pytest.mark.slow
 def test_every_value_that_is_refused_is_one_of_megatrons(by_version):
     for words in REFUSED_FOR_PROBE:
         flag, _, value = words.partition(" ")
@@ -217,6 +219,7 @@ def test_every_value_that_is_refused_is_one_of_megatrons(by_version):
             assert any(value in known for known in choices), words
 
 
+@pytest.mark.slow
 def test_only_old_megatrons_gather_parameters_from_among_gradients(by_version):
     refused = {version: len(found["refusals"]) for version, found in by_version.items()}
     assert refused == {**dict.fromkeys(OLD, 1), INSTALLED: 0}
