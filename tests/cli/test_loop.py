@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from verb_world import build_plan
 
 from megatron_tokscale.cli import main
