@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from labelled_device import labelled_cuda
 from megatron.core import tensor_parallel
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 from megatron.training import training
@@ -125,3 +126,16 @@ def test_cached_weights_that_a_step_makes_anew_are_no_change(world):
     world.chunk.quantised._fp8_workspaces = {"weight": torch.ones(2)}
     with verified([world.chunk], world.parts, 7, is_on=True):
         world.chunk.quantised._fp8_workspaces["weight"] += 1
+
+
+def test_state_on_a_device_is_hashed(world):
+    with labelled_cuda() as gpu:
+        world.norm.running_mean = torch.ones(3, device="cuda")
+        with verified([world.chunk], world.parts, 7, is_on=True):
+            pass
+        with (
+            pytest.raises(TokscaleError, match=r"changed buffers$"),
+            verified([world.chunk], world.parts, 7, is_on=True),
+        ):
+            world.norm.running_mean.add_(1)
+    assert set(gpu.synchronisations) == {"device to host"}
