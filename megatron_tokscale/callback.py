@@ -17,9 +17,9 @@ from megatron_tokscale.training.config import TokscaleConfig
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from megatron_tokscale.training.calls import Call
     from megatron_tokscale.training.events import Function, JobPart, TrainingState
     from megatron_tokscale.training.loops.loop import Loop
-    from megatron_tokscale.training.plugin import Call
 
 __all__ = ["TokscaleCallback", "TokscaleConfig"]
 

@@ -8,8 +8,9 @@ import pytest
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training import events
+from megatron_tokscale.training.calls import Call
 from megatron_tokscale.training.events import BuiltDatasets, JobPart, closing
-from megatron_tokscale.training.plugin import HOOKS, Call, Plugin, planned
+from megatron_tokscale.training.plugin import HOOKS, Plugin, planned
 
 TABLE = [
     [cell.strip() for cell in line.strip("|").split("|")]

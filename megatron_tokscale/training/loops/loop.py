@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, Protocol
 
+from megatron_tokscale.training.calls import Call
 from megatron_tokscale.training.config import TokscaleConfig
 from megatron_tokscale.training.events import Function
-from megatron_tokscale.training.plugin import Call
 from megatron_tokscale.training.replay import Load
 
 

@@ -14,9 +14,10 @@ import torch
 from labelled_device import labelled_cuda
 from runs import plain_probe_set
 
+from megatron_tokscale.training.calls import Call
 from megatron_tokscale.training.history.counts import TrainingCounts
 from megatron_tokscale.training.history.past import Past
-from megatron_tokscale.training.plugin import Call, Plugin
+from megatron_tokscale.training.plugin import Plugin
 from megatron_tokscale.training.probe import probe_store, prober, take
 from megatron_tokscale.training.probe.prober import Prober
 from megatron_tokscale.training.settings import JobProbeSettings
