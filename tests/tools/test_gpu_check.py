@@ -71,7 +71,7 @@ def test_parts_can_be_named(recorded, run, capsys):
     assert run("--on-cpu", "--only", "two") == 0
     assert recorded.runs == ["two"]
     assert run("--on-cpu", "--only", "three") == 2
-    assert capsys.readouterr().err == "--only three is unknown; expected one, two\n"
+    assert capsys.readouterr().err == "--only three is unknown; expected parts among one, two\n"
 
 
 def test_a_machine_without_a_gpu_gets_one_line(recorded, run, monkeypatch, capsys):
