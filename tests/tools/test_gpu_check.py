@@ -62,7 +62,7 @@ def test_other_versions_run_all_parts_again(recorded, run, tmp_path):
 
 def test_a_promise_that_did_not_hold_is_in_the_table_and_in_the_exit_code(recorded, run, tmp_path):
     recorded.holds = False
-    out = tmp_path / "table"
+    out = tmp_path / "new/table"
     assert run("--on-cpu", "--out", str(out)) == 1
     assert "| two | promise of two | FAILED | a / b |" in out.read_text()
 

@@ -115,6 +115,7 @@ def _run(site: "Site", names: list[str], minutes: float, out: Path | None) -> in
         table += [(part.name, check) for check in checks]
     text = _markdown(identity, table)
     if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
     print(text)
     return int(any(check.verdict == FAILED for _, check in table))
