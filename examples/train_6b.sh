@@ -10,7 +10,8 @@
 # trains; started again it resumes. ACTION=replay probes the checkpoints of a finished run.
 #
 # To train under a data plan: REFERENCE=OTHER ACTION=score scores the training documents by a fitted
-# run that watched some of them, PLAN=plan.json ACTION=plan makes the plan, and PLAN=plan.json beside
+# run that watched some of them, PLAN=plan.json ACTION=plan makes the plan, ACTION=prepare makes
+# the plan's files (else the job's rank 0 makes them while all GPUs wait), and PLAN=plan.json beside
 # ACTION=doctor or train follows it. A run has one plan; without PLAN the blend is Megatron's.
 
 set -euo pipefail
@@ -142,13 +143,14 @@ plan)
         --seq-length $SEQ_LENGTH --train-samples $((GLOBAL_BATCH * STEPS)) \
         --out "${PLAN:?give the file to write}"
     ;;
+prepare) megatron-tokscale plan prepare -- "${JOB[@]}" ;;
 doctor) megatron-tokscale doctor -- "${JOB[@]}" ;;
 train) torchrun "${DISTRIBUTED_ARGS[@]}" -m megatron_tokscale.run "${JOB[@]}" ;;
 replay)
     torchrun "${DISTRIBUTED_ARGS[@]}" -m megatron_tokscale.run "${JOB[@]}" --tokscale-replay "$RUN"
     ;;
 *)
-    echo "$0: ACTION=$ACTION is unknown; give build, cost, score, plan, doctor, train or replay" >&2
+    echo "$0: ACTION=$ACTION is unknown; give build, cost, score, plan, prepare, doctor, train or replay" >&2
     exit 2
     ;;
 esac

@@ -25,7 +25,7 @@ __all__ = ["TokscaleCallback", "TokscaleConfig"]
 
 
 class TokscaleCallback:
-    """Takes the probes of a job, or replays its checkpoints.
+    """Callback that takes the probes of a job, or replays its checkpoints.
 
     A loop finds the methods by their names; the class needs no base class of the loop's. All ranks
     hold one, and each rank calls every method.
@@ -34,7 +34,7 @@ class TokscaleCallback:
     # Known from `on_data_init_start` on.
     _loop: "Loop"
     _args: "Namespace"
-    _context: Any  # the last one with a scheduler
+    _context: Any  # of the last event whose context has a scheduler
     # Known when the loop calls its function that trains.
     _forward_step: "Function | None" = None
 
@@ -91,7 +91,7 @@ class TokscaleCallback:
             with self._loop.undisturbed():
                 for part in self._parts:
                     part.on_step(state)
-            # The loop has no event before a checkpoint, so that every step makes ready for one.
+            # The loop has no event before a checkpoint, so every step prepares for one.
             for part in self._parts:
                 part.before_checkpoint(state)
             self._loop.before_checkpoint(self._args, state.step)
@@ -114,7 +114,7 @@ class TokscaleCallback:
                 part.on_train_end(state)
 
     def _around_data(self, call: "Call") -> Any:
-        """Send `on_data` through the user's datasets provider."""
+        """Wrap the user's datasets provider, so that the training dataset can follow a plan."""
         from megatron_tokscale.training.plugin import planned
 
         name, is_distributed = self._loop.data.argument, self._loop.is_distributed

@@ -154,13 +154,13 @@ def _wait_until_set(store: Any, key: str) -> None:
         _poll(lambda: bool(store.check([key])), math.inf)
     except RuntimeError as error:  # torch's DistError
         raise AgreedError(
-            "a rank has ended while this one waited for its work; expected it to end the work; its "
-            "own output says why"
+            "a rank has ended while this one waited for its work; expected it to finish the work; "
+            "read its own output for the reason"
         ) from error
 
 
 def _poll(is_over: Callable[[], bool], seconds: float) -> None:
-    """Ask the store again and again until something is over, or for some seconds.
+    """Call `is_over`, which asks the store, with pauses until it is true, or for `seconds`.
 
     A single request that waits would keep torch's own threads, which use the same connection, from
     the store.
@@ -195,9 +195,9 @@ def is_first_to_end() -> bool:
 
 
 def meet_to_end() -> None:
-    """Wait until every rank has met the error that all ranks meet, but not for long.
+    """Wait up to 10 s until every rank has met the error that ends all ranks.
 
-    Ranks that print it arrive after they have. Rank 0 leaves last if it hosts the store.
+    A rank that prints the error calls this after it has. Rank 0 leaves last if it hosts the store.
     """
     if not torch.distributed.is_initialized():
         return
@@ -244,7 +244,7 @@ def _outcome(key: str, message: str | None) -> bool:
     if store.add(arrived, 1) == torch.distributed.get_world_size():
         store.set(over, "")
     _poll(lambda: bool(store.check([over])), _PATIENCE if message is None else _GRACE)
-    store.set(over, "")  # also for ranks that come when this one waits no more
+    store.set(over, "")  # also for ranks that arrive after this one has stopped waiting
     return bool(store.check([failed]))
 
 

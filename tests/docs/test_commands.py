@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from documents import GUIDES, blocks, commands, read
+from gpu_check.__main__ import parser as gpu_check_parser
 from reference import flags_parser, verbs, verbs_parser
 from runs import log_time, probe_steps, write_run
 from scipy.special import expit
@@ -23,7 +24,8 @@ COMMANDS = [
 PYTHON = [pytest.param(block, id=str(block)) for name in GUIDES for block in blocks(name, "python")]
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*[a-z0-9](?![\w*-])")
 OF_OTHERS = {
-    *("--nnodes", "--nproc-per-node", "--max-restarts"),  # of torchrun
+    *("--nnodes", "--nproc-per-node", "--max-restarts", "--rdzv-backend"),  # of torchrun
+    *("--nodes", "--ntasks", "--gpus-per-node", "--kill-on-bad-exit"),  # of srun
     *("--unidiff-zero", "--include"),  # of git apply
     "--until",  # of megatron_tokscale.reweight.live
     "--export-kd-teacher-load",  # of Megatron-LM's megatron.post_training, in no wheel
@@ -49,9 +51,10 @@ def options(parser):
 
 @pytest.fixture(scope="module")
 def known_flags():
-    """Flags of the verbs, of the plugin in a job, and of Megatron itself."""
+    """Flags of the verbs, of the plugin in a job, of Megatron, and of the check on a GPU."""
     found = [options(parser) for _, _, parser in verbs(verbs_parser())]
-    return OF_OTHERS.union(*found, options(flags_parser()), options(megatron_parser()))
+    parsers = (flags_parser(), megatron_parser(), gpu_check_parser())
+    return OF_OTHERS.union(*found, *map(options, parsers))
 
 
 @pytest.mark.parametrize("name", [name for name in GUIDES if not name.startswith("benchmarks/")])

@@ -113,7 +113,7 @@ def test_the_probes_of_the_6b_job_cost_well_under_a_thousandth(probe_sets, tmp_p
     assert 0.01 < share < 0.03
 
 
-@pytest.mark.parametrize("action", ["build", "cost", "score", "plan", "doctor"])
+@pytest.mark.parametrize("action", ["build", "cost", "score", "plan", "prepare", "doctor"])
 def test_every_verb_of_the_6b_script_is_parsed(started, action):
     variables = {"ACTION": action, "REFERENCE": "reference", "PLAN": "plan.json"}
     program, *words = started("train_6b.sh", "RUN", "0.7", "web", "0.3", "code", **variables)

@@ -62,7 +62,7 @@ def test_other_versions_run_all_parts_again(recorded, run, tmp_path):
 
 def test_a_promise_that_did_not_hold_is_in_the_table_and_in_the_exit_code(recorded, run, tmp_path):
     recorded.holds = False
-    out = tmp_path / "table"
+    out = tmp_path / "new/table"
     assert run("--on-cpu", "--out", str(out)) == 1
     assert "| two | promise of two | FAILED | a / b |" in out.read_text()
 
@@ -71,7 +71,7 @@ def test_parts_can_be_named(recorded, run, capsys):
     assert run("--on-cpu", "--only", "two") == 0
     assert recorded.runs == ["two"]
     assert run("--on-cpu", "--only", "three") == 2
-    assert capsys.readouterr().err == "--only three is unknown; expected one, two\n"
+    assert capsys.readouterr().err == "--only three is unknown; expected parts among one, two\n"
 
 
 def test_a_machine_without_a_gpu_gets_one_line(recorded, run, monkeypatch, capsys):

@@ -1,12 +1,12 @@
 """Run the parts of the check, and print a table of what was proven.
 
-    make gpu-check                       # python -m gpu_check --folder gpu-check-run
-    python tools/gpu_check --only fit,cost --minutes 3 --out FILE
+    make gpu-check                       # python3 tools/gpu_check --out FILE
+    python3 tools/gpu_check --only fit,cost --minutes 3 --out FILE
 
 It needs one GPU, torch, numpy, scipy, numba, safetensors, pyarrow, megatron-core and this checkout;
-`--wheels FOLDER` unpacks wheels that are not installed. It takes about eight minutes. A part that
-has run is not run again; `--only NAME` names parts. Without a GPU, `--on-cpu` tries the check
-itself at toy sizes.
+`--wheels FOLDER` unpacks wheels and imports them before what is installed. It takes about eight
+minutes on one GPU without Transformer Engine. A part that has run is not run again; `--only PART`
+runs some parts. Without a GPU, `--on-cpu` runs the check itself at toy sizes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT / each) for each in (".", "tools", "benchmarks", "tests
 
 def main() -> int:
     """Run the check; return 1 if a promise did not hold."""
-    arguments = _parse()
+    arguments = parser().parse_args()
     if arguments.wheels:
         _unpack(arguments.wheels, arguments.folder / "wheels")
     import torch
@@ -42,22 +42,35 @@ def main() -> int:
     unknown = sorted(set(names) - {part.name for part in PARTS})
     if unknown:
         known = ", ".join(part.name for part in PARTS)
-        print(f"--only {unknown[0]} is unknown; expected {known}", file=sys.stderr)
+        print(f"--only {unknown[0]} is unknown; expected parts among {known}", file=sys.stderr)
         return 2
     return _run(site, names, arguments.minutes, arguments.out)
 
 
-def _parse() -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the check's flags."""
     parser = argparse.ArgumentParser(prog="gpu_check", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("gpu-check-run"), help="its files")
-    parser.add_argument("--only", metavar="PART,...", help="parts to run; the default is all")
     parser.add_argument(
-        "--minutes", type=float, default=8.0, help="start no part that would end later than this"
+        "--folder",
+        type=Path,
+        default=Path("gpu-check-run"),
+        help="folder of the results and of the jobs' files",
+    )
+    parser.add_argument("--only", metavar="PART,...", help="parts to run (default: all)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8.0,
+        help="start no part that would end later, counted from the start of this call (default: 8)",
     )
     parser.add_argument("--out", type=Path, help="file for the table, in markdown")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels to use besides what is there")
-    parser.add_argument("--on-cpu", action="store_true", help="toy sizes, Megatron on the CPU")
-    return parser.parse_args()
+    parser.add_argument(
+        "--wheels", type=Path, help="folder of wheels to unpack, and to import before the installed"
+    )
+    parser.add_argument(
+        "--on-cpu", action="store_true", help="run the check itself, at toy sizes on the CPU"
+    )
+    return parser
 
 
 def _unpack(wheels: Path, target: Path) -> None:
@@ -88,7 +101,8 @@ def _run(site: "Site", names: list[str], minutes: float, out: Path | None) -> in
         if checks is None and part.name not in names:
             continue
         if checks is None and part.seconds > left and not site.on_cpu:
-            checks = [Check(f"part '{part.name}'", NOT_RUN, f"{left:.0f} s left; run it again")]
+            detail = f"needs {part.seconds} s of --minutes, {max(left, 0):.0f} s are left"
+            checks = [Check(f"part '{part.name}'", NOT_RUN, f"{detail}; run the check again")]
         elif checks is None:
             print(f"[{part.name}] about {part.seconds} s", flush=True)
             part_started = time.monotonic()
@@ -101,13 +115,14 @@ def _run(site: "Site", names: list[str], minutes: float, out: Path | None) -> in
         table += [(part.name, check) for check in checks]
     text = _markdown(identity, table)
     if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8")
     print(text)
     return int(any(check.verdict == FAILED for _, check in table))
 
 
 def _identity(site: "Site") -> dict[str, str]:  # noqa: F821
-    """Return what decides the results of a part: the machine and the versions."""
+    """Return the machine and the versions: results of a part with others are not used."""
     import torch
 
     from megatron_tokscale import __version__

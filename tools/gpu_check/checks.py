@@ -18,11 +18,11 @@ MEASURED: Final[Verdict] = "measured"
 
 @dataclass(frozen=True)
 class Check:
-    """A promise, and whether it held.
+    """Promise and its verdict.
 
     Attributes:
         promise: one sentence.
-        verdict: whether it held; "measured" for a figure without a limit.
+        verdict: "proven" or "FAILED"; "measured" for a figure without a limit; "not run".
         detail: figures, or the reason for the verdict.
     """
 
@@ -32,13 +32,13 @@ class Check:
 
 
 def check(promise: str, *, holds: bool, detail: str = "") -> Check:
-    """Return the check of a promise that has held or has not."""
+    """Return the check of a promise: proven if it `holds`, else failed."""
     return Check(promise, PROVEN if holds else FAILED, detail)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the check.
+    """Part of the check.
 
     Attributes:
         name: name on the command line and on disk.

@@ -3,7 +3,7 @@
     GPU_CHECK_INSPECT=probes|steps python -m gpu_check.inspect_job <Megatron flags>
 
 `probes`: after three steps, probes and Megatron's own evaluation of the same sequences in turns:
-mean losses, times, memory. `steps`: what the steps 6 to 35 copy and wait for, by torch's profiler.
+mean losses, times, memory. `steps`: copies and waits of the steps 6 to 35, by torch's profiler.
 """
 
 import json
@@ -17,9 +17,9 @@ from typing import Any, Final
 MARK: Final = "gpu_check: "
 
 _WARM_STEPS: Final = 3
-"""Steps before the measurement, in which kernels are chosen and memory is reserved."""
+"""Steps before the measurement, in which kernels are chosen and memory is reserved (our choice)."""
 _ROUNDS: Final = 20
-"""Probes in a row: memory that a probe leaked would show."""
+"""Probes in a row, our choice: enough to show memory that a probe leaks."""
 _PROFILED: Final = (6, 35)
 _WAITS: Final = ("Synchronize", "Memcpy")
 
@@ -32,7 +32,7 @@ def read_record(output: str) -> dict[str, Any]:
     """Return the record in a job's output.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the output has no record.
     """
     lines = [line for line in output.splitlines() if MARK in line]
     if not lines:
@@ -188,7 +188,7 @@ def inspect_steps() -> None:
 
 
 def main() -> None:
-    """Install what the environment names, and train."""
+    """Install the measurement that GPU_CHECK_INSPECT names, and train."""
     from megatron_tokscale import pretrain
 
     pretrain.prepare()

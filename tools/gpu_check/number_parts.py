@@ -17,13 +17,14 @@ from megatron_tokscale.store import Run
 _CLOSE: Final = 2e-3
 """Nats by which two means of the same losses in bfloat16 may differ: their sums differ in order."""
 _COST: Final = 1.05
-"""A probe may cost this many of Megatron's own evaluations of the same sequences."""
+"""Limit of a probe's time, in evaluations of the same sequences by Megatron. Our choice: above the
+noise of the medians."""
 _GROWTH: Final = 64 * 2**20
 """Bytes by which reserved memory may grow over 19 probes: one block of the caching allocator."""
 
 
 def gathering(site: Site) -> Iterator[Check]:
-    """Check the way of the losses from the device to the writer's host, and its memory."""
+    """Check that losses reach their places on the writer's host, and the memory on its GPU."""
     import torch
 
     from megatron_tokscale.training.probe.gathering import LossCollector, gather, place_losses
@@ -58,7 +59,7 @@ def gathering(site: Site) -> Iterator[Check]:
 
 
 class _Alone:
-    """A group of one rank, as far as `gather` looks at it."""
+    """Group of one rank, with the one method of it that `gather` calls."""
 
     def size(self) -> int:
         return 1
@@ -127,7 +128,7 @@ def cost(site: Site) -> Iterator[Check]:
     yield check(
         f"a probe costs at most {_COST} evaluations",
         holds=probe / evaluation <= _COST,
-        detail=f"{probe:.3f} s and {evaluation:.3f} s, {probe / evaluation:.3f} of it",
+        detail=f"{probe:.3f} s and {evaluation:.3f} s, ratio {probe / evaluation:.3f}",
     )
     peaks = max(record["peak"]) / 2**20, record["training peak"] / 2**20
     yield check(
@@ -162,7 +163,9 @@ def steps(site: Site) -> Iterator[Check]:
         detail=f"in 30 steps {waits['on']}" if waits["on"] == waits["off"] else f"{waits}",
     )
     ratio = records["on"]["seconds"] / records["off"]["seconds"]
-    yield Check("time of such a step over one with the plugin off", MEASURED, f"{ratio:.3f}")
+    yield Check(
+        "time of steps with no probe due, over steps with the plugin off", MEASURED, f"{ratio:.3f}"
+    )
 
 
 _FIT: Final = """
@@ -196,7 +199,7 @@ print(json.dumps({"tokens per second": n_tokens / seconds, "peak MiB": peak / 2*
 
 
 def fit(site: Site) -> Iterator[Check]:
-    """Check that a GPU fits as a CPU does, whatever the container says about TF32."""
+    """Check that a GPU fits as a CPU does, also if the environment turns TF32 on."""
     n_tokens = 400 if site.on_cpu else 200_000
     site.folder.mkdir(parents=True, exist_ok=True)
     script = site.folder / "fit.py"
@@ -217,7 +220,7 @@ def fit(site: Site) -> Iterator[Check]:
     of = {name: dict(np.load(site.folder / f"fit-{name}.npz")) for name in kinds}
     for name, promise in (
         ("gpu", "a GPU gives the classes that a CPU gives"),
-        ("tf32", "so it does with TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1"),
+        ("tf32", "a GPU gives these classes with TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1"),
     ):
         n_other = int((of[name]["class_N"] != of["cpu"]["class_N"]).sum())
         # Sums in another order may decide a token that lies on a criterion's edge.

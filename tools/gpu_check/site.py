@@ -16,10 +16,9 @@ import numpy as np
 
 _ROOT: Final = Path(__file__).parents[2]
 _AT_ONCE: Final = 4
-"""Jobs that share the GPU. Our choice: their start is work of one core, and few have more time to
-spare than the check."""
+"""Jobs that share the GPU. Our choice: most of their time is their start, on one core each."""
 _TIME_LIMIT: Final = 240
-"""Seconds after which a job counts as hung: ten times what one needs."""
+"""Seconds after which a job counts as hung. Our choice: ten times the duration of a job."""
 
 PRETRAIN: Final = ("-m", "megatron_tokscale.pretrain")
 INSPECT: Final = ("-m", "gpu_check.inspect_job")
@@ -136,7 +135,7 @@ class Site:
 
     Attributes:
         folder: folder of the check's files.
-        on_cpu: the check itself is tried: toy sizes, Megatron on the CPU.
+        on_cpu: True if the check itself is run, at toy sizes with Megatron on the CPU.
         gpus: number of GPUs.
     """
 
@@ -230,7 +229,7 @@ class Site:
 
 
 def _wait(process: subprocess.Popen[bytes], log: Path, job: Job) -> int:
-    """Wait for a job, kill it where that is its test or where it hangs; return its exit code."""
+    """Wait for a job, kill it at `kill_at` or if it hangs, and return its exit code."""
     deadline = time.monotonic() + _TIME_LIMIT
     is_killed = job.kill_at is None
     while (code := process.poll()) is None:
@@ -250,7 +249,7 @@ def _free_port() -> int:
 
 
 def random_probe_set(size: Size) -> "ProbeSet":  # noqa: F821 - imported where it is made
-    """Return a probe set of random ids: what is checked does not depend on the text."""
+    """Return a probe set of random ids: no check depends on the text."""
     from megatron_tokscale.probe import ProbeSet
 
     shape = (size.sequences, size.length)

@@ -1,4 +1,4 @@
-"""Parts on training: it is the same, to the bit, with probes and without them."""
+"""Parts on training, which is the same to the bit with probes and without them."""
 
 import importlib.util
 import signal
@@ -84,7 +84,7 @@ def isolation(site: Site) -> Iterator[Check]:
 
 
 def restore(site: Site) -> Iterator[Check]:
-    """Check that draws in a probe are undone, and that both comparisons would see it if not."""
+    """Check that random draws of a probe are undone, and that draws left in are detected."""
     scripts = {}
     for name, unrestored in (("restored", False), ("unrestored", True)):
         scripts[name] = site.folder / f"{name}.py"
@@ -102,11 +102,14 @@ def restore(site: Site) -> Iterator[Check]:
     )
     caught = jobs.pop("caught")
     yield from _ended_well(jobs)
-    yield _equal(site, "draws of a probe's forward pass are undone", "undrawn", "drawn")
+    yield _equal(site, "random draws of a probe's forward pass are undone", "undrawn", "drawn")
     differences = checkpoint_differences(site.folder / "undrawn", site.folder / "kept")
-    yield check("the comparison sees draws that are not undone", holds=bool(differences))
     yield check(
-        "--tokscale-verify-isolation stops the job on them",
+        "the comparison of checkpoints detects random draws that are not undone",
+        holds=bool(differences),
+    )
+    yield check(
+        "--tokscale-verify-isolation stops the job on random draws that are not undone",
         holds=caught.code != 0 and "changed" in caught.output and "generator" in caught.output,
         detail=caught.last_line,
     )
@@ -184,7 +187,7 @@ def endings(site: Site) -> Iterator[Check]:
             holds=steps == list(range(11)),
             detail=f"steps {steps}",
         )
-        yield _equal(site, f"after {name} training is that of a whole job", "whole", name)
+        yield _equal(site, f"after {name} training is the same as without it", "whole", name)
 
 
 def _ended_well(jobs: Mapping[str, Ended]) -> Iterator[Check]:

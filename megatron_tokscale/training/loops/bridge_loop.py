@@ -29,7 +29,7 @@ _COUNTS: Final = "_flops_"  # attributes of Bridge's state that a forward pass a
 
 
 class BridgeLoop:
-    """Bridge's loop, by its global state.
+    """Bridge's loop, read through its global state.
 
     Attributes:
         state: Bridge's `GlobalState`.

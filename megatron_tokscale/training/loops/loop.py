@@ -1,4 +1,4 @@
-"""A training loop as a callback sees it: its arguments, its counters, its forward step.
+"""Interface of a training loop for a callback: its arguments, counters and forward step.
 
 A loop calls a callback with a context. Megatron's context holds no configuration and no counters;
 these are global variables of Megatron's. Megatron-Bridge's context holds all of them. Neither holds
@@ -20,7 +20,7 @@ from megatron_tokscale.training.replay import Load
 
 
 class Place(NamedTuple):
-    """A module global that a loop looks up when it calls it, and an argument of the function."""
+    """Function that a loop looks up in its module at each call, and the name of an argument."""
 
     module: str
     name: str
@@ -60,7 +60,7 @@ class Loop(Protocol):
         """
 
     def counters(self, *, in_step: bool) -> Counters:
-        """Return the counters; those after the step, if the loop is at the end of one.
+        """Return the counters: at the end of a step, those after it.
 
         Args:
             in_step: the loop has not counted the step yet that it has just taken.
@@ -81,7 +81,7 @@ class Loop(Protocol):
 
 @contextmanager
 def wrapped(place: Place, around: Callable[[Call], Any]) -> Iterator[None]:
-    """Send the calls of a function through `around` inside the block."""
+    """Replace the calls of a function by calls of `around` inside the block."""
     module = importlib.import_module(place.module)
     function = getattr(module, place.name)
     names = tuple(inspect.signature(function).parameters)

@@ -39,7 +39,8 @@ class MegatronLoop:
         if settings.tokscale_replay is not None:
             raise TokscaleError(
                 "--tokscale-replay is set in a callback of Megatron's own loop, which builds data "
-                "and optimizer; start the job with -m megatron_tokscale.run"
+                "and optimizer; expected a job that stops before; start it with "
+                "-m megatron_tokscale.run"
             )
         args = _args()
         for name, value in vars(settings).items():

@@ -1,4 +1,4 @@
-"""Megatron's switches between training and evaluation, and those that it lacks."""
+"""Megatron's switches between training and evaluation, and switches that Megatron lacks."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from megatron.training import ft_integration
 def evaluation_modes(model: Sequence[Any]) -> Iterator[None]:
     """Put all modules in evaluation mode, and restore the mode of each afterwards.
 
-    `model.train()` would also switch modules that the user keeps in evaluation mode. A class with
-    a `train` of its own is told nevertheless: Mamba's marks a cache as stale there.
+    `model.train()` would also switch modules that the user keeps in evaluation mode. A `train`
+    method that a class has of its own is called nevertheless: Mamba's marks a cache as stale.
     """
     modes = [(module, module.training) for chunk in model for module in chunk.modules()]
     for chunk in model:
@@ -57,7 +57,7 @@ def configs_of(model: Sequence[Any]) -> list[Any]:
 
 @contextmanager
 def evaluation_configs(model: Sequence[Any]) -> Iterator[None]:
-    """Turn off what Megatron's configs let a forward pass do beyond the losses."""
+    """Turn off the settings in Megatron's configs by which a forward pass does more than losses."""
     found = [
         (config, name, getattr(config, name))
         for config in configs_of(model)
@@ -77,11 +77,12 @@ def evaluation_configs(model: Sequence[Any]) -> Iterator[None]:
 def no_heartbeat_timeout() -> Iterator[None]:
     """Tell Megatron's fault tolerance that this is evaluation, not a hang.
 
-    Evaluation steps beyond the first few count as training steps, whose time is limited and whose
-    times set that limit. A whole pass must not: inside the block no such step has been seen yet.
+    Fault tolerance counts evaluation steps beyond the first few as training steps: it limits their
+    time, and sets that limit by their times. A probe's pass must not count, so inside the block
+    the number of evaluation steps so far is reset.
     """
     seen = ft_integration._curr_eval_iter_idx
-    ft_integration._curr_eval_iter_idx = -1  # with 0, --ft-num-warmup-iters 0 would count it
+    ft_integration._curr_eval_iter_idx = -1  # with 0, --ft-num-warmup-iters 0 would count the pass
     ft_integration.on_eval_step_start()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The proof that a probe has changed nothing: hashes of the training's state (`verified`)."""
+"""Comparison of the training's state before and after a probe, by hashes (`verified`)."""
 
 import hashlib
 import random
@@ -36,7 +36,10 @@ def verified(model: Sequence[Any], optimizer: Any, step: int, *, is_on: bool) ->
     after = _digests(model, optimizer)
     changed = [name for name, digest in before.items() if after[name] != digest]
     if found := first_of_all_ranks(", ".join(changed) or None):
-        raise AgreedError(f"the probe at step {step} changed {found}")
+        raise AgreedError(
+            f"the probe at step {step} changed {found}; expected the training's state unchanged; "
+            "train without --tokscale-probe-set, and report the job's settings"
+        )
 
 
 def _digests(model: Sequence[Any], optimizer: Any) -> dict[str, str]:
