@@ -18,6 +18,7 @@ from megatron_tokscale.core.errors import (
     AgreedError,
     TokscaleError,
     exit_with_one_line,
+    say,
 )
 from megatron_tokscale.training.config import add_arguments
 from megatron_tokscale.training.events import (
@@ -417,15 +418,26 @@ def _finishing_saves() -> Iterator[None]:
     """Finish an asynchronous checkpoint, and flush the scalars, if all ranks end with an error.
 
     Megatron does both at the end of its loop, which the error skips. Finishing is collective, so an
-    error of one rank alone must not wait for it.
+    error of one rank alone must not wait for it. A checkpoint that cannot be finished is reported
+    beside the error.
     """
     try:
         yield
     except AgreedError:
-        from megatron.training.async_utils import maybe_finalize_async_save
-
         from megatron_tokscale.training.scalars import flush_scalars
 
         flush_scalars()
-        maybe_finalize_async_save(blocking=True, terminate=True)
+        _finish_save()
         raise
+
+
+def _finish_save() -> None:
+    """Finish an asynchronous checkpoint; print why, if that fails."""
+    from megatron.training.async_utils import maybe_finalize_async_save
+
+    try:
+        maybe_finalize_async_save(blocking=True, terminate=True)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception
+        say(f"the checkpoint that was being saved is not finished: {error}")
