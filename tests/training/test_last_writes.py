@@ -14,6 +14,7 @@ from megatron_tokscale.core.errors import AgreedError
 from megatron_tokscale.training.events import JobPart
 from megatron_tokscale.training.loops.bridge_loop import BridgeLoop
 from megatron_tokscale.training.plugin import Call, Plugin
+from megatron_tokscale.training.scalars import log_scalars
 
 FULL = OSError(28, "No space left on device")
 
@@ -49,6 +50,19 @@ def test_a_rank_whose_scalars_are_lost_finishes_the_checkpoint_with_the_others(m
     assert calls == [{"blocking": True, "terminate": True}]
     assert ["No space left" in line for line in lines] == [True, False]
     assert "the losses cannot be written" in lines[1]
+
+
+def test_a_finished_writer_does_not_end_the_rank_that_holds_it(monkeypatch, capsys):
+    """A loop finishes W&B before it exits, and a callback takes the last probe after that."""
+    logged = []
+    holder = SimpleNamespace(add_scalar=lambda *words: logged.append(words))
+    monkeypatch.setattr(global_vars, "_GLOBAL_TENSORBOARD_WRITER", holder)
+    monkeypatch.setattr(global_vars, "_GLOBAL_WANDB_WRITER", SimpleNamespace(log=fail))
+    log_scalars({"probe loss": 2.0}, 3, 24)
+    name = "tokscale/probe loss"
+    assert logged == [(name, 2.0, 3), (f"{name} vs samples", 2.0, 24)]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "step 3 are not in W&B" in line
 
 
 @pytest.mark.parametrize("error", [FULL, CheckpointException("no rank has written", {})])
