@@ -158,7 +158,7 @@ class Plugin:
 
     def around_training(self, call: Call) -> Any:
         """Send `on_train_start` and `on_train_end`, and close the parts."""
-        with exit_rank_with_one_line(), closing(self._parts), _finishing_saves():
+        with exit_rank_with_one_line(), closing(self._parts), finishing_saves(finish_save):
             state = self._state(call.arguments)
             for part in self._parts:
                 part.on_train_start(state)
@@ -414,12 +414,15 @@ def exit_rank_with_one_line() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _finishing_saves() -> Iterator[None]:
+def finishing_saves(finish: Callable[[], None]) -> Iterator[None]:
     """Finish an asynchronous checkpoint, and flush the scalars, if all ranks end with an error.
 
-    Megatron does both at the end of its loop, which the error skips. Finishing is collective, so an
-    error of one rank alone must not wait for it. A checkpoint that cannot be finished is reported
-    beside the error.
+    A training loop does both at its end, which the error skips. A checkpoint that cannot be
+    finished is reported beside the error.
+
+    Args:
+        finish: finishes the checkpoint. It is collective, so an error of one rank alone must not
+            wait for it.
     """
     try:
         yield
@@ -427,17 +430,17 @@ def _finishing_saves() -> Iterator[None]:
         from megatron_tokscale.training.scalars import flush_scalars
 
         flush_scalars()
-        _finish_save()
+        try:
+            finish()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # torch's CheckpointException is no Exception
+            say(f"the checkpoint that was being saved is not finished: {error}")
         raise
 
 
-def _finish_save() -> None:
-    """Finish an asynchronous checkpoint; print why, if that fails."""
+def finish_save() -> None:
+    """Finish an asynchronous checkpoint of Megatron's own loop; all ranks call it together."""
     from megatron.training.async_utils import maybe_finalize_async_save
 
-    try:
-        maybe_finalize_async_save(blocking=True, terminate=True)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # torch's CheckpointException is no Exception
-        say(f"the checkpoint that was being saved is not finished: {error}")
+    maybe_finalize_async_save(blocking=True, terminate=True)

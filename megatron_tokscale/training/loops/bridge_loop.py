@@ -126,6 +126,13 @@ class BridgeLoop:
                     _write_note(folder / NOTE_FILE, note)
         return not settings.async_save
 
+    def finish_save(self) -> None:
+        """Finish an asynchronous checkpoint; all ranks call it together."""
+        from megatron.bridge.training.checkpointing import maybe_finalize_async_save
+
+        settings = self.state.cfg.checkpoint
+        maybe_finalize_async_save(self.state, settings, blocking=True, terminate=True)
+
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """Restore the counts of a step's FLOPs, which a checkpoint holds, after the block."""

@@ -12,6 +12,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training.config import TokscaleConfig
 from megatron_tokscale.training.events import Function
 from megatron_tokscale.training.loops.loop import Counters, Place
+from megatron_tokscale.training.plugin import finish_save
 from megatron_tokscale.training.replay import Load
 from megatron_tokscale.training.upstream import samples_consumed, steps_taken
 
@@ -67,6 +68,10 @@ class MegatronLoop:
     def after_checkpoint(self) -> bool:
         """Return True; Megatron's loop has no event for it."""
         return True
+
+    def finish_save(self) -> None:
+        """Finish an asynchronous checkpoint; all ranks call it together."""
+        finish_save()
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Return an empty block: the probe's isolation covers all that Megatron counts."""
