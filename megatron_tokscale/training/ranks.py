@@ -145,10 +145,8 @@ def while_others_wait[Value](action: Callable[[], Value], *, where: bool) -> Val
             store.set(key, _FAILED)
             raise
         store.set(key, _DONE)
-    else:
-        _wait_until_set(store, key)
-        if store.get(key).decode() == _FAILED:
-            raise TokscaleError(_LEFT_ALONE)
+    elif _value_when_set(store, key) == _FAILED:
+        raise TokscaleError(_LEFT_ALONE)
     refuse_together(refusal)
     return value
 
@@ -161,14 +159,15 @@ def _attempt[Value](action: Callable[[], Value]) -> tuple[Value | None, str | No
         return None, str(error) or type(error).__name__
 
 
-def _wait_until_set(store: Any, key: str) -> None:
-    """Wait until another rank has set a key, however long that takes.
+def _value_when_set(store: Any, key: str) -> str:
+    """Wait until another rank has set a key, however long that takes; return its value.
 
     Raises:
         AgreedError: the store is gone, since the process that hosts it has ended.
     """
     try:
         _poll(lambda: bool(store.check([key])), math.inf)
+        return str(store.get(key).decode())
     except RuntimeError as error:  # torch's DistError
         raise AgreedError(_LEFT_ALONE) from error
 
