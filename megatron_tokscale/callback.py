@@ -8,7 +8,8 @@
 Neither Megatron nor Megatron-Bridge is imported before the loop calls the callback.
 """
 
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ class TokscaleCallback:
     def on_train_start(self, context: Any) -> None:
         """Open the run, and take the probe of the first step if it is due."""
         self._context = context
-        with _exit_with_one_line():
+        with self._ending_in_order():
             state = self._state()
             saved = _saved(self._args, state.step)
             for part in self._parts if saved else ():
@@ -83,7 +84,7 @@ class TokscaleCallback:
     def on_train_step_end(self, context: Any) -> None:
         """Take a probe if one is due, and make the losses safe before the next checkpoint."""
         self._context = context
-        with _exit_with_one_line():
+        with self._ending_in_order():
             state = self._state(in_step=True)
             self._last_step = state.step
             for part in self._parts:
@@ -98,7 +99,7 @@ class TokscaleCallback:
 
     def on_checkpoint_save(self, context: Any) -> None:
         """Write the run's past beside the checkpoint, and take its probe if one is due."""
-        with _exit_with_one_line():
+        with self._ending_in_order():
             state = self._state()
             is_now = self._loop.after_checkpoint() and state.step == self._last_step
             with self._loop.undisturbed():
@@ -108,10 +109,18 @@ class TokscaleCallback:
     def on_train_end(self, context: Any) -> None:
         """Take a probe that is due at the end, and wait for the last losses."""
         self._context = context
-        with _exit_with_one_line(), self._loop.undisturbed():
+        with self._ending_in_order(), self._loop.undisturbed():
             state = self._state()
             for part in self._parts:
                 part.on_train_end(state)
+
+    @contextmanager
+    def _ending_in_order(self) -> Iterator[None]:
+        """End the job with one line, and with no checkpoint half saved."""
+        from megatron_tokscale.training.endings import finishing_saves
+
+        with _exit_with_one_line(), finishing_saves(self._loop.finish_save):
+            yield
 
     def _around_data(self, call: "Call") -> Any:
         """Wrap the user's datasets provider, so that the training dataset can follow a plan."""
@@ -190,6 +199,6 @@ def _saved(args: "Namespace", step: int) -> object:
 
 
 def _exit_with_one_line() -> AbstractContextManager[None]:
-    from megatron_tokscale.training.plugin import exit_rank_with_one_line
+    from megatron_tokscale.training.endings import exit_rank_with_one_line
 
     return exit_rank_with_one_line()

@@ -79,10 +79,15 @@ class RunLock:
         )
 
     def release(self) -> None:
-        """Release the lock, if it is held."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Release the lock, if it is held.
+
+        Closing reports a holder's name that could not be written: NFS says so here, if its disk is
+        full. The lock is released nevertheless.
+        """
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with suppress(OSError):
+                os.close(descriptor)
 
 
 def _read_holder(descriptor: int) -> str:

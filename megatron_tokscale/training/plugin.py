@@ -8,19 +8,18 @@ import functools
 import importlib
 import inspect
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from megatron_tokscale.core.errors import (
-    EXIT_CODE,
-    AgreedError,
-    TokscaleError,
-    exit_with_one_line,
-)
+from megatron_tokscale.core.errors import EXIT_CODE, TokscaleError
 from megatron_tokscale.training.calls import Call
 from megatron_tokscale.training.config import add_arguments
+from megatron_tokscale.training.endings import (
+    exit_rank_with_one_line,
+    finish_save,
+    finishing_saves,
+)
 from megatron_tokscale.training.events import (
     BuiltDatasets,
     Function,
@@ -124,7 +123,7 @@ class Plugin:
 
     def around_training(self, call: Call) -> Any:
         """Send `on_train_start` and `on_train_end`, and close the parts."""
-        with exit_rank_with_one_line(), closing(self._parts), _finishing_saves():
+        with exit_rank_with_one_line(), closing(self._parts), finishing_saves(finish_save):
             state = self._state(call.arguments)
             for part in self._parts:
                 part.on_train_start(state)
@@ -370,29 +369,3 @@ HOOKS: Final = (
         _MODEL_FIRST,
     ),
 )
-
-
-def exit_rank_with_one_line() -> AbstractContextManager[None]:
-    """End this rank as `exit_with_one_line` does; the first rank to fail prints its own error."""
-    from megatron_tokscale.training.ranks import is_first_to_end, meet_to_end
-
-    return exit_with_one_line(is_first_to_end, meet_to_end)
-
-
-@contextmanager
-def _finishing_saves() -> Iterator[None]:
-    """Finish an asynchronous checkpoint, and flush the scalars, if all ranks end with an error.
-
-    Megatron does both at the end of its loop, which the error skips. Finishing is collective, so an
-    error of one rank alone must not wait for it.
-    """
-    try:
-        yield
-    except AgreedError:
-        from megatron.training.async_utils import maybe_finalize_async_save
-
-        from megatron_tokscale.training.scalars import flush_scalars
-
-        flush_scalars()
-        maybe_finalize_async_save(blocking=True, terminate=True)
-        raise

@@ -42,6 +42,15 @@ _ENDED: Final = "tokscale/ended"
 _MET: Final = "tokscale/met"
 """Key of the number of ranks that have met the error that ends them all."""
 
+_DONE: Final = "done"
+_FAILED: Final = "failed"
+"""Values of the key of a rank's work: how the work has ended."""
+
+_LEFT_ALONE: Final = (
+    "a rank has ended while this one waited for its work; expected it to finish the work; read its "
+    "own output for the reason"
+)
+
 
 def sum_over_ranks(*values: float) -> list[float]:
     """Sum each value over all ranks."""
@@ -114,8 +123,8 @@ def from_rank_0[Value](action: Callable[[], Value]) -> Value:
 def while_others_wait[Value](action: Callable[[], Value], *, where: bool) -> Value | None:
     """Call `action` on the one rank `where`; return its value there, and None elsewhere.
 
-    Every rank calls it. The others wait without a time limit: as long as that rank lives, whatever
-    the time limit of a collective is.
+    Every rank calls it. The others wait without a time limit, whatever the time limit of a
+    collective is. If that rank is killed, and does not host the store, its launcher must end them.
 
     Args:
         action: work that may take hours; it must not communicate.
@@ -124,14 +133,20 @@ def while_others_wait[Value](action: Callable[[], Value], *, where: bool) -> Val
     Raises:
         AgreedError: on all ranks, if the action has failed with a `TokscaleError` or an `OSError`,
             with its message; or, on the others, if the host of the store has ended.
+        TokscaleError: on the others, if the action has failed with another error, which ends its
+            rank alone.
     """
     store, key = _store(), _new_key()
     value, refusal = None, None
     if where:
-        value, refusal = _attempt(action)
-        store.set(key, "")
-    else:
-        _wait_until_set(store, key)
+        try:
+            value, refusal = _attempt(action)
+        except BaseException:
+            store.set(key, _FAILED)
+            raise
+        store.set(key, _DONE)
+    elif _value_when_set(store, key) == _FAILED:
+        raise TokscaleError(_LEFT_ALONE)
     refuse_together(refusal)
     return value
 
@@ -144,19 +159,17 @@ def _attempt[Value](action: Callable[[], Value]) -> tuple[Value | None, str | No
         return None, str(error) or type(error).__name__
 
 
-def _wait_until_set(store: Any, key: str) -> None:
-    """Wait until another rank has set a key, however long that takes.
+def _value_when_set(store: Any, key: str) -> str:
+    """Wait until another rank has set a key, however long that takes; return its value.
 
     Raises:
         AgreedError: the store is gone, since the process that hosts it has ended.
     """
     try:
         _poll(lambda: bool(store.check([key])), math.inf)
+        return str(store.get(key).decode())
     except RuntimeError as error:  # torch's DistError
-        raise AgreedError(
-            "a rank has ended while this one waited for its work; expected it to finish the work; "
-            "read its own output for the reason"
-        ) from error
+        raise AgreedError(_LEFT_ALONE) from error
 
 
 def _poll(is_over: Callable[[], bool], seconds: float) -> None:
@@ -177,8 +190,9 @@ def begin_job() -> None:
     A launcher that restarts ranks may keep the key-value store, with all that they wrote into it.
     """
     if torch.distributed.is_initialized() and torch.distributed.get_rank() == 0:
-        for key in (_ENDED, _MET):
-            _store().delete_key(key)
+        with suppress(RuntimeError):  # the store of --fake-process-group holds no keys
+            for key in (_ENDED, _MET):
+                _store().delete_key(key)
 
 
 def is_first_to_end() -> bool:

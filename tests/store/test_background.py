@@ -1,5 +1,7 @@
 """Losses written on a thread, by one writer per directory."""
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -126,6 +128,23 @@ def test_a_lock_is_not_inherited_by_forked_children(tmp_path):
         raise_from_another_process(path)
     finally:
         subprocess.run(["kill", "-9", str(child)], check=True)
+
+
+def test_a_lock_is_released_where_closing_its_file_reports_a_full_disk(tmp_path, monkeypatch):
+    """NFS reports at the close what it could not write, here the holder's name."""
+    path, close = tmp_path / ".lock", os.close
+    lock = RunLock(path)
+    assert lock.acquire()
+
+    def close_and_fail(descriptor):
+        close(descriptor)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", close_and_fail)
+        lock.release()
+    lock.release()  # once: the descriptor may be another file's by now
+    raise_from_another_process(path)
 
 
 def raise_from_another_process(path):

@@ -3,13 +3,13 @@
 import subprocess
 import sys
 from argparse import Namespace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from future_megatron import FutureMegatron, Recorder
 
 from megatron_tokscale.callback import TokscaleCallback, TokscaleConfig
-from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.errors import AgreedError, TokscaleError
 from megatron_tokscale.training import parts
 
 TRAINING = (["chunk"], "optimizer", "scheduler")
@@ -86,6 +86,47 @@ def test_a_job_that_stops_after_a_step_is_at_its_exit_and_closes_the_parts(job):
         run()
     assert ending.value.code == 0
     assert recorder.heard == expected("on_exit")
+
+
+def test_an_error_of_all_ranks_ends_the_job_when_an_asynchronous_checkpoint_is_finished(
+    job, monkeypatch, capsys
+):
+    from megatron.training import async_utils
+
+    class Stopping(Closing):
+        def on_log(self, losses):
+            raise AgreedError("the losses cannot be written")
+
+    recorder = Stopping()
+    monkeypatch.setattr(parts, "parts_of_job", lambda args, load: [recorder])
+    monkeypatch.setattr(
+        async_utils,
+        "maybe_finalize_async_save",
+        lambda **options: recorder.heard.append(("finished", options)),
+    )
+
+    with pytest.raises(SystemExit) as ending:
+        run()
+    assert ending.value.code == 2
+    finished = ("finished", {"blocking": True, "terminate": True})
+    assert [words[0] for words in recorder.heard[:-2]] == ["on_data", "on_setup", "on_train_start"]
+    assert recorder.heard[-2:] == [finished, ("close",)]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the losses cannot be written" in line
+
+
+def test_an_asynchronous_checkpoint_of_bridge_is_finished_by_bridge(monkeypatch):
+    from megatron_tokscale.training.loops.bridge_loop import BridgeLoop
+
+    calls = []
+    module = ModuleType("megatron.bridge.training.checkpointing")
+    module.maybe_finalize_async_save = lambda *words, **options: calls.append((words, options))
+    for name in ("megatron.bridge", "megatron.bridge.training"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    state = SimpleNamespace(cfg=SimpleNamespace(checkpoint="settings"))
+    BridgeLoop(state).finish_save()
+    assert calls == [((state, "settings"), {"blocking": True, "terminate": True})]
 
 
 def test_the_settings_are_among_megatrons_arguments(job):

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import torch
 
-from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError, say
 from megatron_tokscale.core.files import write_text
 from megatron_tokscale.training.config import TokscaleConfig
 from megatron_tokscale.training.events import Function
@@ -113,15 +113,25 @@ class BridgeLoop:
             self._notes[step] = json.dumps(getattr(args, NOTE))
 
     def after_checkpoint(self) -> bool:
-        """Write the run's past into the folders of the checkpoints that are there, on rank 0."""
+        """Write the run's past into the folders of the checkpoints that are there, on rank 0.
+
+        A note that cannot be written is reported: it must not end the job, and rank 0 alone.
+        """
         settings = self.state.cfg.checkpoint
         for step in list(self._notes):
             folder = Path(settings.save) / f"iter_{step:07d}"
             if folder.is_dir():
                 note = self._notes.pop(step)
                 if torch.distributed.get_rank() == 0:
-                    write_text(folder / NOTE_FILE, note)
+                    _write_note(folder / NOTE_FILE, note)
         return not settings.async_save
+
+    def finish_save(self) -> None:
+        """Finish an asynchronous checkpoint; all ranks call it together."""
+        from megatron.bridge.training.checkpointing import maybe_finalize_async_save
+
+        settings = self.state.cfg.checkpoint
+        maybe_finalize_async_save(self.state, settings, blocking=True, terminate=True)
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -137,6 +147,13 @@ class BridgeLoop:
             for name in [name for name in vars(self.state) if name.startswith(_COUNTS)]:
                 delattr(self.state, name)
             vars(self.state).update(counts)
+
+
+def _write_note(path: Path, note: str) -> None:
+    try:
+        write_text(path, note)
+    except OSError as error:
+        say(f"the run's past cannot be kept in {path} ({error}); a job that resumes there lacks it")
 
 
 def refuse(config: Any) -> None:

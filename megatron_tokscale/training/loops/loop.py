@@ -75,6 +75,9 @@ class Loop(Protocol):
     def after_checkpoint(self) -> bool:
         """Act when a checkpoint is saved; return True if the training waits for that."""
 
+    def finish_save(self) -> None:
+        """Finish an asynchronous checkpoint; all ranks call it together."""
+
     def undisturbed(self) -> AbstractContextManager[None]:
         """Return a block after which the loop's own counts are as before it."""
 

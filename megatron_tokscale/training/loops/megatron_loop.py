@@ -10,6 +10,7 @@ from typing import Final
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.training.config import TokscaleConfig
+from megatron_tokscale.training.endings import finish_save
 from megatron_tokscale.training.events import Function
 from megatron_tokscale.training.loops.loop import Counters, Place
 from megatron_tokscale.training.replay import Load
@@ -68,6 +69,10 @@ class MegatronLoop:
     def after_checkpoint(self) -> bool:
         """Return True; Megatron's loop has no event for it."""
         return True
+
+    def finish_save(self) -> None:
+        """Finish an asynchronous checkpoint; all ranks call it together."""
+        finish_save()
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Return an empty block: the probe's isolation covers all that Megatron counts."""

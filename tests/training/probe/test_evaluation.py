@@ -42,6 +42,17 @@ def test_each_module_gets_its_own_mode_back():
     assert [module.training for module in chunk.modules()] == [True, True, True, False, False]
 
 
+def test_a_module_of_two_owners_gets_its_own_mode_back():
+    """The second owner's `train` comes after the module, and changes its mode."""
+    shared, owner = torch.nn.Linear(1, 1), Mixer(1, 1)
+    owner.inner = shared
+    chunk = torch.nn.Sequential(shared, owner)
+    shared.eval()
+    with evaluation.evaluation_modes([chunk]):
+        pass
+    assert (chunk.training, owner.training, shared.training) == (True, True, False)
+
+
 def test_a_mode_that_was_set_past_train_is_restored():
     mixer = NeverTrained(1, 1)
     mixer.training = True

@@ -22,10 +22,11 @@ def evaluation_modes(model: Sequence[Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        # Modules come before their submodules, whose modes `train` changes too.
+        # `train` changes the modes of submodules too, one of which another module may share.
         for module, mode in modes:
             if type(module).train is not torch.nn.Module.train:
                 module.train(mode)
+        for module, mode in modes:
             module.training = mode
 
 
