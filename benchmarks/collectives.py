@@ -66,7 +66,7 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     2: Layout(1, 2, 2),
-    4: Layout(2, 2, 4),
+    4: Layout(1, 2, 4),
     8: Layout(2, 2, 8),
     128: Layout(4, 4, 128),
     2048: Layout(4, 4, 2048),

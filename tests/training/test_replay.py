@@ -80,6 +80,7 @@ def test_a_replay_flushes_its_scalars_before_it_ends_the_job(monkeypatch, tmp_pa
     monkeypatch.setattr(global_vars, "_GLOBAL_TENSORBOARD_WRITER", writer)
     monkeypatch.setattr(torch.distributed, "barrier", lambda: calls.append("barrier"))
     monkeypatch.setattr(replaying, "from_rank_0", lambda action: action())
+    monkeypatch.setattr(replaying, "while_others_wait", lambda action, where: None)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
     (tmp_path / "iter_0000003").mkdir()
     prober = SimpleNamespace(steps_on_disk=lambda: [3], is_writer=False)
