@@ -37,6 +37,8 @@ from megatron_tokscale.cli import main
 from megatron_tokscale.store import Run
 from megatron_tokscale.trace import trace as trace_module
 
+pytestmark = pytest.mark.slow
+
 OWN_FOLDERS = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
 
 POD = {
@@ -199,8 +201,6 @@ drop_overrides()
 RUN_ALL = """
 import json, sys
 from test_environments import run_all
-
-pytestmark = pytest.mark.slow
 json.dump(run_all(json.loads(sys.argv[1]), "latin-1"), open(sys.argv[2], "w"))
 """
 
