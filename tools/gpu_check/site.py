@@ -86,7 +86,7 @@ _LOCAL: Final = {
     "--no-masked-softmax-fusion": "",
     "--no-rope-fusion": "",
 }
-_OVERLAPS: Final = {
+OVERLAPS: Final = {
     "--use-distributed-optimizer": "",
     "--overlap-grad-reduce": "",
     "--overlap-param-gather": "",
@@ -160,7 +160,7 @@ class Site:
 
     def training(self, size: Size | None = None) -> dict[str, str]:
         """Return flags of a deterministic job in bfloat16 with dropout and all overlaps."""
-        flags = (size or self.size).flags() | _OVERLAPS
+        flags = (size or self.size).flags() | OVERLAPS
         flags |= {"--attention-dropout": "0.1", "--hidden-dropout": "0.1"}
         if self.on_cpu:
             return flags | {"--tokscale-cpu": ""}
@@ -234,7 +234,9 @@ def _wait(process: subprocess.Popen[bytes], log: Path, job: Job) -> int:
     is_killed = job.kill_at is None
     while (code := process.poll()) is None:
         if not is_killed and job.kill_at in log.read_text(errors="replace"):
-            os.killpg(process.pid, job.kill_by)
+            # A signal to end is the rank's alone: it still needs its checkpoint's writer.
+            send = os.killpg if job.kill_by == signal.SIGKILL else os.kill
+            send(process.pid, job.kill_by)
             is_killed = True
         if time.monotonic() > deadline:
             os.killpg(process.pid, signal.SIGKILL)
