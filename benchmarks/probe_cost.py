@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from random_probe_set import random_probe_set
 from table import heading, markdown
 
 _ROOT = Path(__file__).parent.parent
@@ -57,26 +58,6 @@ _TRAINING = (
     "--eval-interval 100000 --log-interval 1 --num-workers 0 --tokenizer-type NullTokenizer "
     "--attention-dropout 0 --hidden-dropout 0 --mock-data --split 90,10,0"
 )
-
-
-def make_probe_set(path: Path, size: dict[str, Any]) -> None:
-    """Return a probe set of random ids: the cost does not depend on the text."""
-    from megatron_tokscale.probe import ProbeSet
-
-    length = int(re.search(r"--seq-length (\d+)", size["model"])[1])
-    shape = (size["sequences"], length)
-    ids_BS = np.random.default_rng(0).integers(0, size["vocabulary"], (*shape[:1], length + 1))
-    rows_BS = np.repeat(np.arange(shape[0], dtype=np.int32)[:, None], length, axis=1)
-    ProbeSet(
-        ids_BS[:, :-1].astype(np.int32),
-        ids_BS[:, 1:].astype(np.int32),
-        np.ones(shape, bool),
-        rows_BS,
-        np.tile(np.arange(1, length + 1, dtype=np.int32), (shape[0], 1)),
-        np.zeros(shape, np.int16),
-        ("random",),
-        size["vocabulary"],
-    ).save(path)
 
 
 def run_job(size: dict[str, Any], folder: Path, script: list[str], *extra: str, **env: str) -> str:
@@ -120,7 +101,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_probe_set(folder / "probe.safetensors", size)
+        length = int(re.search(r"--seq-length (\d+)", size["model"])[1])
+        probe_set = random_probe_set(size["sequences"], length, size["vocabulary"])
+        probe_set.save(folder / "probe.safetensors")
         probe = ["--tokscale-probe-set", str(folder / "probe.safetensors")]
         measured = json.loads(_measure_inside(size, folder, probe, arguments.rounds))
         off: list[float] = []

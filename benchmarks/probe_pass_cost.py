@@ -1,4 +1,4 @@
-"""What a probe takes on the host per microbatch, and on the writer's GPU per token slot.
+"""Cost of a probe: on the host per microbatch, and on the writer's GPU per token slot.
 
     PYTHONPATH=tests/support python benchmarks/probe_pass_cost.py [--out FILE]
 
@@ -27,6 +27,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from random_probe_set import random_probe_set
 from table import heading, markdown
 
 from megatron_tokscale.probe import ProbeSet
@@ -59,21 +60,6 @@ def main() -> None:
     print(text)
     if arguments.out:
         arguments.out.write_text(text + "\n")
-
-
-def random_probe_set(n_sequences: int, seq_length: int = SEQ_LENGTH) -> ProbeSet:
-    ids_BS = np.random.default_rng(0).integers(0, VOCABULARY, (n_sequences, seq_length + 1))
-    zeros_BS = np.zeros((n_sequences, seq_length), np.int32)
-    return ProbeSet(
-        tokens_BS=ids_BS[:, :-1].astype(np.int32),
-        labels_BS=ids_BS[:, 1:].astype(np.int32),
-        mask_BS=np.ones_like(zeros_BS, bool),
-        document_BS=zeros_BS,
-        position_BS=zeros_BS,
-        dataset_BS=zeros_BS.astype(np.int16),
-        datasets=("random",),
-        vocab_size=VOCABULARY,
-    )
 
 
 # Time.
@@ -158,7 +144,7 @@ def time_table(n_sequences: int, rounds: int) -> str:
         mtp_num_layers=None,
     )
     global_vars.set_args(args)
-    probe_set, model = random_probe_set(n_sequences), Model()
+    probe_set, model = random_probe_set(n_sequences, SEQ_LENGTH, VOCABULARY), Model()
     n_microbatches = -(-n_sequences // MICRO_BATCH)
 
     def take() -> tuple[float, float, Any]:

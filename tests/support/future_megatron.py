@@ -28,7 +28,7 @@ class TrainState:
 
 @dataclass
 class PretrainContext:
-    """What `train` gets in the place of its first arguments."""
+    """The context that `train` gets in the place of its first arguments."""
 
     forward_step_func: Any
     model: list[Any]

@@ -1,4 +1,4 @@
-"""What a rank sends, receives and calls for the plugin does not grow with the number of ranks.
+"""A rank's calls and bytes for the plugin do not grow with the number of ranks.
 
 A process on torch's fake process group stands for a rank of 8 or 128: it runs the plugin's code in
 a Megatron job, and gets the values that the ranks of a real job have sent each other.

@@ -1,4 +1,4 @@
-"""What the ranks say to each other through torch.distributed's key-value store, without a job."""
+"""Messages of the ranks through torch.distributed's key-value store, without a job."""
 
 from threading import Thread
 

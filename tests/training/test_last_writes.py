@@ -1,6 +1,6 @@
-"""What is still written while an error ends a job, or beside a checkpoint, may fail too.
+"""Files that one rank writes while an error ends a job, or beside a checkpoint, may fail too.
 
-One rank writes it, and the others may wait for that rank in a collective.
+The other ranks may wait for that rank in a collective.
 """
 
 from types import SimpleNamespace

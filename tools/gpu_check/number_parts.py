@@ -11,7 +11,7 @@ import numpy as np
 
 from gpu_check.checks import FAILED, MEASURED, Check, check
 from gpu_check.inspect_job import read_record
-from gpu_check.site import INSPECT, Job, Site, random_probe_set
+from gpu_check.site import INSPECT, Job, Site, probe_set_of
 from megatron_tokscale.store import Run
 
 _CLOSE: Final = 2e-3
@@ -31,7 +31,7 @@ def gathering(site: Site) -> Iterator[Check]:
     from megatron_tokscale.training.probe.microbatches import deal_rows
 
     size = replace(site.long, micro_batch=2, sequences=9 if site.on_cpu else 256)
-    probe_set = random_probe_set(size)
+    probe_set = probe_set_of(size)
     generator = np.random.default_rng(0)
     expected_BS = generator.random(probe_set.tokens_BS.shape, np.float32)
     column_S = generator.permutation(size.length)  # as context parallelism permutes them

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
+from random_probe_set import random_probe_set
+
+from megatron_tokscale.probe import ProbeSet
 
 _ROOT: Final = Path(__file__).parents[2]
 _AT_ONCE: Final = 4
@@ -172,7 +174,7 @@ class Site:
         path = self.folder / f"probe-{size.length}.safetensors"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            random_probe_set(size).save(path)
+            probe_set_of(size).save(path)
         return {"--tokscale-probe-set": str(path), "--tokscale-probe-schedule": schedule}
 
     def run_all(self, jobs: Mapping[str, Job]) -> dict[str, Ended]:
@@ -250,22 +252,6 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def random_probe_set(size: Size) -> "ProbeSet":  # noqa: F821 - imported where it is made
-    """Return a probe set of random ids: no check depends on the text."""
-    from megatron_tokscale.probe import ProbeSet
-
-    shape = (size.sequences, size.length)
-    generator = np.random.default_rng(0)
-    ids_BS = generator.integers(0, size.vocabulary, (size.sequences, size.length + 1))
-    rows_BS = np.repeat(np.arange(size.sequences, dtype=np.int32)[:, None], size.length, axis=1)
-    positions_S = np.arange(1, size.length + 1, dtype=np.int32)
-    return ProbeSet(
-        ids_BS[:, :-1].astype(np.int32),
-        ids_BS[:, 1:].astype(np.int32),
-        np.ones(shape, bool),
-        rows_BS,
-        np.tile(positions_S, (size.sequences, 1)),
-        np.zeros(shape, np.int16),
-        ("random",),
-        size.vocabulary,
-    )
+def probe_set_of(size: Size) -> ProbeSet:
+    """Return a probe set of random ids."""
+    return random_probe_set(size.sequences, size.length, size.vocabulary)

@@ -337,9 +337,15 @@ def test_an_edited_provenance_does_not_stop_the_job(following, plan, tmp_path):
     following.refuse_edits()
 
 
-def test_a_process_that_does_not_end_keeps_the_plan(monkeypatch, tmp_path):
+@pytest.fixture
+def asking(tmp_path):
+    """The re-planner of the rank that starts the process."""
     asking = Asked(10)
     asking._prober.is_writer, asking._run = True, tmp_path
+    return asking
+
+
+def test_a_process_that_does_not_end_keeps_the_plan(asking, monkeypatch, tmp_path):
     endless = tmp_path / "endless"
     endless.write_text("#!/bin/sh\nexec sleep 1000\n")
     endless.chmod(0o755)
@@ -355,17 +361,13 @@ def test_a_process_that_does_not_end_keeps_the_plan(monkeypatch, tmp_path):
     assert asking._process is None
 
 
-def test_a_process_without_an_answer_keeps_the_plan(monkeypatch, tmp_path):
-    asking = Asked(10)
-    asking._prober.is_writer, asking._run = True, tmp_path
+def test_a_process_without_an_answer_keeps_the_plan(asking, monkeypatch):
     monkeypatch.setattr(replan.sys, "executable", "/bin/true")
     asking._ask(10)
     assert asking._answer() == Answer(reason="the process that decides has answered ''")
 
 
-def test_a_failing_process_keeps_the_plan(monkeypatch, tmp_path):
-    asking = Asked(10)
-    asking._prober.is_writer, asking._run = True, tmp_path
+def test_a_failing_process_keeps_the_plan(asking, monkeypatch):
     monkeypatch.setattr(replan.sys, "executable", "/bin/false")
     asking._ask(10)
     assert asking._answer() == Answer(reason="exit code 1")
