@@ -91,3 +91,20 @@ def test_no_part_starts_that_would_end_too_late(recorded, run, monkeypatch, tmp_
     assert "| long | part 'long' | not run |" in out.read_text()
     assert run("--minutes", "11") == 0
     assert recorded.runs == ["short", "long"]
+
+
+def test_a_cpu_proves_nothing_about_the_memory_of_a_gpu(run, tmp_path):
+    out = tmp_path / "table"
+    assert run("--on-cpu", "--only", "gathering", "--out", str(out)) == 0
+    losses, memory = (line for line in out.read_text().splitlines() if "| gathering |" in line)
+    assert "| proven |" in losses
+    assert "| not run | no GPU here |" in memory
+
+
+@pytest.mark.megatron
+def test_a_job_that_inspects_its_probes_finds_the_mean_of_megatrons_evaluation(run, tmp_path):
+    out = tmp_path / "table"
+    assert run("--on-cpu", "--only", "cost", "--out", str(out)) == 0
+    mean, *rest = (line for line in out.read_text().splitlines() if "| cost |" in line)
+    assert "evaluate()" in mean and "| proven |" in mean
+    assert len(rest) == 3 and all("| not run | no GPU here |" in line for line in rest)

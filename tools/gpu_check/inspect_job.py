@@ -116,8 +116,8 @@ def inspect_probes() -> None:
             args.eval_global_batch_size = kept
             return float(losses["lm loss"])
 
-    def with_inspector(args: Any) -> Sequence[JobPart]:
-        made = make_parts(args)
+    def with_inspector(*args: Any, **kwargs: Any) -> Sequence[JobPart]:
+        made = make_parts(*args, **kwargs)
         prober = next(part for part in made if isinstance(part, Prober))
         return [*made, Inspector(prober)]
 

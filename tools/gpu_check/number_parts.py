@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from gpu_check.checks import FAILED, MEASURED, Check, check
+from gpu_check.checks import FAILED, MEASURED, NOT_RUN, Check, check
 from gpu_check.inspect_job import read_record
 from gpu_check.site import INSPECT, Job, Site, probe_set_of
 from megatron_tokscale.store import Run
@@ -51,11 +51,12 @@ def gathering(site: Site) -> Iterator[Check]:
         holds=bool(np.array_equal(loss_N, expected_BS[probe_set.mask_BS])),
         detail=f"{expected_BS.size:,} slots",
     )
-    yield check(
+    found = check(
         "the writer's GPU holds at most 8 bytes a token",
         holds=per_slot <= 8,
         detail=f"{per_slot:.1f}",
     )
+    yield _on_gpu(site, found)
 
 
 class _Alone:
@@ -75,6 +76,11 @@ def _allocated(site: Site, *, starts: bool = False) -> int:
         torch.cuda.reset_peak_memory_stats()
         return int(torch.cuda.memory_allocated())
     return int(torch.cuda.max_memory_allocated())
+
+
+def _on_gpu(site: Site, found: Check) -> Check:
+    """Return a check of the GPU's own doing; on a CPU it would hold, or fail, for no reason."""
+    return replace(found, verdict=NOT_RUN, detail="no GPU here") if site.on_cpu else found
 
 
 def losses(site: Site) -> Iterator[Check]:
@@ -125,23 +131,26 @@ def cost(site: Site) -> Iterator[Check]:
         detail=f"{mean:.5f} and {record['mean']:.5f} nats",
     )
     probe, evaluation = (median(record[name][1:]) for name in ("probe", "evaluate"))
-    yield check(
+    found = check(
         f"a probe costs at most {_COST} evaluations",
         holds=probe / evaluation <= _COST,
         detail=f"{probe:.3f} s and {evaluation:.3f} s, ratio {probe / evaluation:.3f}",
     )
+    yield _on_gpu(site, found)
     peaks = max(record["peak"]) / 2**20, record["training peak"] / 2**20
-    yield check(
+    found = check(
         "a probe's peak of memory is below training's",
         holds=peaks[0] <= peaks[1],
         detail=f"{peaks[0]:.0f} and {peaks[1]:.0f} MiB",
     )
+    yield _on_gpu(site, found)
     growth = record["reserved"][-1] - record["reserved"][0]
-    yield check(
+    found = check(
         "reserved memory stays the same over 20 probes",
         holds=growth <= _GROWTH,
         detail=f"grows by {growth / 2**20:.0f} MiB",
     )
+    yield _on_gpu(site, found)
 
 
 def steps(site: Site) -> Iterator[Check]:
@@ -157,11 +166,12 @@ def steps(site: Site) -> Iterator[Check]:
             return
         records[name] = read_record(job.output)
     waits = {name: record["waits"] for name, record in records.items()}
-    yield check(
+    found = check(
         "steps with no probe due copy and wait as often as with the plugin off",
         holds=waits["on"] == waits["off"],
         detail=f"in 30 steps {waits['on']}" if waits["on"] == waits["off"] else f"{waits}",
     )
+    yield _on_gpu(site, found)
     ratio = records["on"]["seconds"] / records["off"]["seconds"]
     yield Check(
         "time of steps with no probe due, over steps with the plugin off", MEASURED, f"{ratio:.3f}"
