@@ -18,4 +18,4 @@ FIT_SCHEMA: Final = 3  # fit.json
 SPECTRUM_SCHEMA: Final = 5  # spectrum.json, reconstruction.json
 TRANSFER_SCHEMA: Final = 4  # transfer.json
 LAWS_SCHEMA: Final = 5  # laws.json
-AXIS_SCHEMA: Final = 4  # axis.json
+AXIS_SCHEMA: Final = 5  # axis.json
