@@ -120,9 +120,9 @@ def axis_run(
         size="tokens" if axis == "D" else size,
         probe_fingerprint=tokens.fingerprint,
         runs=tuple(
-            SizedRun(name, float(np.exp(x)), float(loss), int(counted_K.sum()))
-            for name, x, loss, counted_K in zip(
-                ordered.names, ordered.log_size_I, last_RI[0], probes.counted_IK, strict=True
+            SizedRun(name, float(number), float(loss), int(counted_K.sum()))
+            for name, number, loss, counted_K in zip(
+                ordered.names, ordered.size_I, last_RI[0], probes.counted_IK, strict=True
             )
         ),
         documents=units.documents,

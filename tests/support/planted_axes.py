@@ -1,9 +1,9 @@
 """Planted runs of several sizes, in which larger models learn the same earlier, or other tokens.
 
 Every token has one sigmoid in ln time. In a run that is smaller by u = ln size - ln largest size
-its midpoint comes later by -kappa u; and a share 1 - exp(missing u) of the tokens, drawn once, never
-falls. The last probe is at step 640, the noise has a lag-one autocorrelation of 0.6, and every
-run has its own jitter of the midpoints, of 0.3.
+its midpoint comes later by -kappa u; and a share 1 - exp(missing u) of the tokens, drawn once,
+never falls. The last probe is at step 640, the noise has a lag-one autocorrelation of 0.6, and
+every run has its own jitter of the midpoints, of 0.3.
 
 Shapes: N tokens, K probes, R runs, S values of u.
 """

@@ -35,7 +35,7 @@ class AxisRuns:
 
     Attributes:
         runs: the runs.
-        log_size_I: natural logarithm of each run's size; equal sizes are allowed.
+        size_I: each run's size; equal sizes are allowed.
         clock: unit of time of the clock: the first of lr-sum, tokens, step that all runs know.
         x_I: the clock at the probes of each run; -inf at step 0.
         trunk: index of the trunk; None if no run is a branch.
@@ -43,7 +43,7 @@ class AxisRuns:
     """
 
     runs: Sequence[Run]
-    log_size_I: Floats
+    size_I: Floats
     clock: Time
     x_I: Sequence[Floats]
     trunk: int | None
@@ -77,8 +77,13 @@ class AxisRuns:
         branches: list[int | None] = [None] * len(ordered)
         if axis == "D" or trunk is not None:
             chosen, branches = _branches(ordered, chosen)
-        log_size_I = np.log(np.array(sizes, dtype=np.float64)[order])
-        return cls(ordered, log_size_I, clock, x_I, chosen, branches)
+        size_I = np.array(sizes, dtype=np.float64)[order]
+        return cls(ordered, size_I, clock, x_I, chosen, branches)
+
+    @property
+    def log_size_I(self) -> Floats:
+        """Return the natural logarithm of each run's size."""
+        return np.asarray(np.log(self.size_I))
 
     @property
     def names(self) -> list[str]:
@@ -136,13 +141,14 @@ def _branches(runs: Sequence[Run], chosen: int | None) -> tuple[int | None, list
     """Return the trunk and each run's step of branching off; no trunk where there are no branches.
 
     A branch begins after step 0, or has the trunk's own losses for half of its steps or longer. The
-    trunk is the run that is given, or else the one with most probes of those that begin first.
+    trunk is the run that is given, or else the one with most probes (and then the longest) of those
+    that begin first.
     """
     first_I = [int(run.step_K[0]) for run in runs]
     trunk = chosen
     if trunk is None:
         earliest = [i for i, first in enumerate(first_I) if first == min(first_I)]
-        trunk = max(earliest, key=lambda i: len(runs[i].step_K))
+        trunk = max(earliest, key=lambda i: (len(runs[i].step_K), int(runs[i].step_K[-1])))
     steps = [_branch_step(runs[trunk], run) if i != trunk else None for i, run in enumerate(runs)]
     if chosen is not None:
         steps = [

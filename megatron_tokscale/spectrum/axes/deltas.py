@@ -18,10 +18,19 @@ def run_deltas(model: ShiftModel, points: Points, loss_P: Floats) -> Floats:
     The shift is that of least squares between the run's mean curve and the model's, whose floor is
     kept. It is relative to the mean shift of the largest runs.
     """
-    delta_I = np.full(points.n_runs, np.nan)
-    for run in np.unique(points.run_P):
-        own_P = points.run_P == run
-        delta_I[run] = _delta(model, points.x_P[own_P], float(points.u_I[run]), loss_P[own_P])
+    run_P, u_P, step = points.run_P, points.u_P, 1e-3
+    late_I = np.zeros(points.n_runs)
+    for _ in range(_STEPS):
+        x_P = points.x_P - late_I[run_P]
+        at_P, before_P, after_P = model.predict(
+            np.concatenate([x_P, x_P - step, x_P + step]), np.tile(u_P, 3)
+        )[0].reshape(3, -1)
+        fall_P = (before_P - after_P) / (2 * step)
+        # A curve that is later by d lies above by d times its fall per unit of x.
+        above_I = np.bincount(run_P, (loss_P - at_P) * fall_P, points.n_runs)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            late_I += above_I / np.bincount(run_P, fall_P**2, points.n_runs)
+    delta_I = late_I - model.kappa * points.u_I
     return np.asarray(delta_I - np.nanmean(delta_I[points.u_I == 0]))
 
 
@@ -33,15 +42,3 @@ def seed_noise(delta_I: Floats, u_I: Floats) -> float:
         squares += float(((of_size - of_size.mean()) ** 2).sum()) if len(of_size) else 0.0
         freedom += max(len(of_size) - 1, 0)
     return float(np.sqrt(squares / freedom)) if freedom else float("nan")
-
-
-def _delta(model: ShiftModel, x_K: Floats, u: float, loss_K: Floats) -> float:
-    """Return the shift of one run against the largest."""
-    u_K, late, step = np.full(len(x_K), u), 0.0, 1e-3
-    for _ in range(_STEPS):
-        residual_K = loss_K - model.predict(x_K - late, u_K)[0]
-        ahead_K = model.predict(x_K - late + step, u_K)[0]
-        fall_K = (model.predict(x_K - late - step, u_K)[0] - ahead_K) / (2 * step)
-        # A curve that is later by d lies above by d times its fall per unit of x.
-        late += float(residual_K @ fall_K / max(fall_K @ fall_K, 1e-12))
-    return late - model.kappa * u

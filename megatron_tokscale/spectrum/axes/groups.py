@@ -53,11 +53,12 @@ def predict_groups(fitted: Fitted, curves: GroupCurves) -> GroupPrediction:
     if (curves.share_RC[0] > 0).sum() < 2:
         raise UndefinedError("one group holds all tokens")
     error_RI, null_RI = _squares(fitted, curves)
-    skill_R = 1 - error_RI.sum(axis=1) / null_RI.sum(axis=1)
-    others = [
-        1 - np.delete(error_RI[0], i).sum() / np.delete(null_RI[0], i).sum()
-        for i in range(error_RI.shape[1])
-    ]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        skill_R = 1 - error_RI.sum(axis=1) / null_RI.sum(axis=1)
+        others = [
+            1 - np.delete(error_RI[0], i).sum() / np.delete(null_RI[0], i).sum()
+            for i in range(error_RI.shape[1])
+        ]
     skill = fitted.spread(skill_R.tolist(), others, most=1)
     return GroupPrediction(
         skill=skill,

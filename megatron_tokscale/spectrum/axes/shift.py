@@ -20,6 +20,7 @@ Shapes: P points, C cells, M knots, S values of s.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -29,7 +30,7 @@ from scipy.optimize import minimize_scalar
 from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.spectrum.axes.curves import Points
 
-KNOTS: Final = 12
+KNOTS: Final = 24
 """Most knots of G (our choice): the form of a curve without the noise of its probes."""
 _POINTS_PER_KNOT: Final = 4
 _MOST_SHIFT: Final = 3.0  # kappa is sought from -3 to 3; sizes differ by a few e-folds (our choice)
@@ -78,8 +79,9 @@ class ShiftModel:
         """
         step = 1e-4
         at_S = x_S + self.kappa * u_S
-        shape_CS = self.shape(at_S)
-        fall_CS = (self.shape(at_S - step) - self.shape(at_S + step)) / (2 * step)
+        all_CS = self.shape(np.concatenate([at_S, at_S - step, at_S + step]))
+        shape_CS, before_CS, after_CS = np.split(all_CS, 3, axis=1)
+        fall_CS = (before_CS - after_CS) / (2 * step)
         scale_CS = np.where(self.known_C[:, None], 1 + self.floor_C[:, None] * u_S, 1.0)
         return (
             np.asarray(self.kappa * scale_CS * fall_CS),
@@ -101,7 +103,7 @@ def natural_spline(knot_M: Floats, s_S: Floats) -> Floats:
 
     Beyond the first and the last knot a spline goes on as a straight line.
     """
-    spline = CubicSpline(knot_M, np.eye(len(knot_M)), bc_type="natural")
+    spline = _cardinal(tuple(knot_M.tolist()))
     inside_S = np.clip(s_S, knot_M[0], knot_M[-1])
     value_SM = spline(inside_S)
     outside = inside_S != s_S
@@ -109,6 +111,12 @@ def natural_spline(knot_M: Floats, s_S: Floats) -> Floats:
         beyond_S = (s_S - inside_S)[outside]
         value_SM[outside] += beyond_S[:, None] * spline(inside_S[outside], 1)
     return np.asarray(value_SM)
+
+
+@lru_cache(maxsize=64)
+def _cardinal(knots: tuple[float, ...]) -> CubicSpline:
+    """Return the natural cubic splines that are 1 at one knot: one for each."""
+    return CubicSpline(knots, np.eye(len(knots)), bc_type="natural")
 
 
 def fit_shift(
