@@ -17,7 +17,6 @@ from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.core.progress import NoProgress, Progress
-from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.core.schemas import AXIS_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.core.writable import unwritable
@@ -100,8 +99,8 @@ def axis_run(
         )
     ordered = AxisRuns.of(runs, axis, size, trunk)
     timed = _source(ordered, source)
-    tokens = ordered.runs[0].probe_set
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed, UNITS)
+    tokens = ordered.runs[0].tokens
+    units = tokens.units(seed, UNITS)
     weight_RU = units.weights(n_resamples, seed)
     weight_RU = weight_RU[np.isfinite(weight_RU).all(axis=1)]  # one document has no resamples
     by_name = {ALL: Groups(np.zeros(tokens.n_tokens, np.int64), (ALL,))}

@@ -18,6 +18,7 @@ from megatron_tokscale.results.axis import Top, read_axis
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.verdict import Verdict
 from megatron_tokscale.spectrum import axis_run, groupings
+from megatron_tokscale.store import WatchedTokens
 
 N_TOKENS = 1600
 STEPS = np.array([0, 50, 100, 200, 400, 800, 1600])
@@ -190,7 +191,7 @@ def test_the_verb_refuses_with_one_line(probed, words, message, capsys, monkeypa
 
 def test_without_learning_times_there_are_no_deciles_of_them():
     tokens = plain_probe_set(80)
-    found = groupings(tokens, np.full(80, np.nan))
+    found = groupings(WatchedTokens(tokens), np.full(80, np.nan))
     assert set(found) == {"dataset", "frequency decile", "position decile"}
 
 
