@@ -254,6 +254,7 @@ class AxisSummary:
         probe_fingerprint: fingerprint of the probe set that all runs watch.
         runs: the runs by ascending size.
         documents: number of documents that the intervals are over.
+        note_on_units: what stands in for documents; None where documents are known.
         fall: fall of the mean last loss from the smallest run to the largest, in nats.
         falls: fall from each run to the next, in nats.
         clock: the unit of time of the clock.
@@ -270,6 +271,7 @@ class AxisSummary:
     probe_fingerprint: str
     runs: tuple[SizedRun, ...]
     documents: int
+    note_on_units: str | None
     fall: Estimate
     falls: tuple[Estimate, ...]
     clock: Time

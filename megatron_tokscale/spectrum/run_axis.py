@@ -125,6 +125,7 @@ def axis_run(
             )
         ),
         documents=units.documents,
+        note_on_units=tokens.note_on_units(),
         fall=Estimate.from_resamples(last_RI[:, 0] - last_RI[:, -1]),
         falls=tuple(
             Estimate.from_resamples(last_RI[:, i] - last_RI[:, i + 1])
@@ -178,7 +179,7 @@ class _Probes:
         its gain is no shift.
         """
         ranges = [
-            scored_range_of(run, x_K, curve_RK[0])
+            scored_range_of(run, x_K, curve_RK[0]) if np.isfinite(x_K).any() else None
             for run, x_K, curve_RK in zip(runs.runs, runs.x_I, curve_IRK, strict=True)
         ]
         counted_IK = [
@@ -186,12 +187,17 @@ class _Probes:
             for x_K, branch, each in zip(runs.x_I, runs.branch_I, ranges, strict=True)
         ]
         used = [i for i, counted_K in enumerate(counted_IK) if counted_K.any()]
-        if used and all(ranges[i].start_reason is RangeStart.UNIGRAM_PHASE for i in used):
-            for i in used:
-                counted_IK[i] &= runs.x_I[i] >= ranges[i].from_x
+        starts = [each.from_x for i in used if (each := ranges[i]) and _ends_unigrams(each)]
+        if used and len(starts) == len(used):
+            for i, start in zip(used, starts, strict=True):
+                counted_IK[i] &= runs.x_I[i] >= start
             return cls(counted_IK, Top.UNIGRAM)
         before = all(np.isneginf(runs.x_I[i][0]) for i in used)
         return cls(counted_IK, Top.BEFORE if used and before else None)
+
+
+def _ends_unigrams(scored: ScoredRange) -> bool:
+    return scored.start_reason is RangeStart.UNIGRAM_PHASE
 
 
 def _counted(x_K: Floats, branch: int | None, scored: ScoredRange | None) -> Mask:

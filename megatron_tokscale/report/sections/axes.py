@@ -64,6 +64,7 @@ def _section(anchor: str, found: AxisResult) -> Section:
     size = _SIZES[axis.size]
     falls = ["–", *(estimate(fall) for fall in axis.falls)]
     parts = [
+        *([] if axis.note_on_units is None else [paragraph(f"{escape(axis.note_on_units)}.")]),
         table(
             "The runs by size. From the smallest to the largest, the mean last loss falls by "
             f"{estimate(axis.fall)} nats.",

@@ -19,6 +19,7 @@ def describe_axis(summary: AxisSummary) -> str:
     """Return the runs, the check of the clock and the shift model as lines."""
     falls = ["", *(f", a fall of {format_estimate(fall)}" for fall in summary.falls)]
     lines = [
+        *([] if summary.note_on_units is None else [f"  {summary.note_on_units}"]),
         f"  axis {summary.axis} ({summary.size}), {len(summary.runs)} runs; the mean loss "
         f"falls by {format_estimate(summary.fall)} nats",
         *(
