@@ -5,7 +5,7 @@ its midpoint comes later by -kappa u; and a share 1 - exp(missing u) of the toke
 never falls. The last probe is at step 640, the noise has a lag-one autocorrelation of 0.6, and
 every run has its own jitter of the midpoints, of 0.3.
 
-Shapes: N tokens, K probes, R runs, S values of u.
+Shapes: N tokens, K probes of a run, P probes of all runs, R resamples, S values of u.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from correlated import correlated_noise
 from scipy.special import expit
+
+from megatron_tokscale.results.axis import Top
+from megatron_tokscale.spectrum.axes.curves import Points
+from megatron_tokscale.spectrum.axes.groups import GroupCurves, corrected, predict_groups
+from megatron_tokscale.spectrum.axes.measured import Curves, Fitted, measure_shift
+from megatron_tokscale.spectrum.groups import deciles
 
 LAST_STEP = 640
 JITTER = 0.3
@@ -89,3 +95,80 @@ def true_share(tokens, kappa, missing, x=None, points=33):
     never_S = missing * learnable_S * fall_S
     earlier, never = np.trapezoid(earlier_S, u_S), np.trapezoid(never_S, u_S)
     return float(earlier / (earlier + never))
+
+
+@dataclass(frozen=True)
+class World:
+    """Runs of a planted world.
+
+    Attributes:
+        tokens: the tokens.
+        points: the probes after step 0 of all runs.
+        loss_NP: losses there.
+        top_N: losses at step 0, the mean over the runs.
+        weight_RN: weight of each token in every resample of 50 documents.
+    """
+
+    tokens: Tokens
+    points: Points
+    loss_NP: np.ndarray
+    top_N: np.ndarray
+    weight_RN: np.ndarray
+
+    @classmethod
+    def draw(
+        cls,
+        sizes,
+        *,
+        kappa,
+        missing=0.0,
+        seeds=1,
+        noise=0.45,
+        n_tokens=2000,
+        documents=50,
+        resamples=20,
+        seed=0,
+    ):
+        """Train the runs."""
+        rng = np.random.default_rng(seed)
+        tokens = Tokens.draw(n_tokens, rng)
+        x, u_I = clock(), log_sizes(sizes, seeds)
+        loss_NP, top_N = [], np.zeros(n_tokens)
+        for u in u_I:
+            loss_NK = tokens.losses(x, u, rng, kappa=kappa, missing=missing, noise=noise)
+            loss_NP.append(loss_NK[:, 1:])
+            top_N += loss_NK[:, 0] / len(u_I)
+        drawn = rng.poisson(1, (resamples, documents))
+        weight = np.concatenate([np.ones((1, documents)), drawn])
+        return cls(
+            tokens,
+            Points.of_runs([x[1:]] * len(u_I), u_I),
+            np.concatenate(loss_NP, axis=1),
+            top_N,
+            weight[:, np.arange(n_tokens) * documents // n_tokens],
+        )
+
+    def means(self, group_N, groups):
+        """Return weights (R, C), losses (R, C, P) and tops (R, C) of groups."""
+        chosen = [group_N == g for g in range(groups)]
+        count = np.stack([self.weight_RN[:, g].sum(axis=1) for g in chosen], 1)
+        loss = np.stack([self.weight_RN[:, g] @ self.loss_NP[g] for g in chosen], 1)
+        top = np.stack([self.weight_RN[:, g] @ self.top_N[g] for g in chosen], 1)
+        return count, loss / count[:, :, None], top / count
+
+    def fitted(self):
+        """Return the shift models of the mean curves."""
+        _, loss, top = self.means(np.zeros(len(self.top_N), int), 1)
+        return Fitted.of(Curves(self.points, loss[:, 0], top[:, 0], Top.BEFORE))
+
+    def groups(self, time_N=None):
+        """Return the curves of deciles of learning time, by default of the true ones."""
+        groups = deciles(self.tokens.midpoint_N if time_N is None else time_N)
+        count, loss, top = self.means(groups.group_N, len(groups.names))
+        return GroupCurves(groups.names, count / count.sum(axis=1, keepdims=True), loss, top)
+
+    def measured(self, time_N=None):
+        """Return the shift model as a result, with the groups by learning time."""
+        fitted = self.fitted()
+        found = corrected({"time": predict_groups(fitted, self.groups(time_N))})
+        return measure_shift(fitted, [f"m{i}" for i in range(self.points.n_runs)], found)

@@ -6,66 +6,23 @@ Shapes: N tokens, P points, R resamples.
 import numpy as np
 import planted_axes
 import pytest
+from planted_axes import World
 
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.results.axis import Top
 from megatron_tokscale.results.verdict import Verdict
-from megatron_tokscale.spectrum.axes.curves import Points
-from megatron_tokscale.spectrum.axes.groups import GroupCurves, corrected, predict_groups
-from megatron_tokscale.spectrum.axes.measured import Curves, Fitted, measure_shift
+from megatron_tokscale.spectrum.axes.groups import predict_groups
 from megatron_tokscale.spectrum.axes.tops import choose_top, highest_first
-from megatron_tokscale.spectrum.groups import deciles
-
-N_TOKENS, DOCUMENTS, RESAMPLES = 2000, 50, 20
-
-
-class World:
-    """Runs of a planted world, with their tokens, curves and groups by true learning time."""
-
-    def __init__(self, sizes, kappa, missing, seed=0):
-        rng = np.random.default_rng(seed)
-        self.tokens = planted_axes.Tokens.draw(N_TOKENS, rng)
-        x, u = planted_axes.clock(), planted_axes.log_sizes(sizes)
-        loss = [self.tokens.losses(x, v, rng, kappa=kappa, missing=missing) for v in u]
-        self.points = Points.of_runs([x[1:]] * len(u), u)
-        self.loss_NP = np.concatenate([run[:, 1:] for run in loss], axis=1).astype(float)
-        self.top_N = np.mean([run[:, 0] for run in loss], axis=0)
-        drawn = rng.poisson(1, (RESAMPLES, DOCUMENTS)).astype(float)
-        self.weight_RN = np.concatenate([np.ones((1, DOCUMENTS)), drawn])[
-            :, np.arange(N_TOKENS) % DOCUMENTS
-        ]
-
-    def means(self, group_N, groups):
-        count = np.stack([self.weight_RN[:, group_N == g].sum(axis=1) for g in range(groups)], 1)
-        chosen = [group_N == g for g in range(groups)]
-        loss = np.stack([self.weight_RN[:, g] @ self.loss_NP[g] for g in chosen], 1)
-        top = np.stack([self.weight_RN[:, g] @ self.top_N[g] for g in chosen], 1)
-        return count, loss / count[:, :, None], top / count
-
-    def fitted(self):
-        _, loss, top = self.means(np.zeros(N_TOKENS, int), 1)
-        return Fitted.of(Curves(self.points, loss[:, 0], top[:, 0], Top.BEFORE))
-
-    def groups(self):
-        groups = deciles(self.tokens.midpoint_N)
-        count, loss, top = self.means(groups.group_N, len(groups.names))
-        return GroupCurves(groups.names, count / count.sum(axis=1, keepdims=True), loss, top)
-
-    def measured(self):
-        fitted = self.fitted()
-        found = corrected({"time": predict_groups(fitted, self.groups())})
-        names = [f"m{i}" for i in range(self.points.n_runs)]
-        return measure_shift(fitted, names, found)
 
 
 @pytest.fixture(scope="module")
 def earlier():
-    return World(5, kappa=1.0, missing=0.0).measured()
+    return World.draw(5, kappa=1.0).measured()
 
 
 @pytest.fixture(scope="module")
 def others():
-    return World(5, kappa=0.0, missing=0.2).measured()
+    return World.draw(5, kappa=0.0, missing=0.2).measured()
 
 
 def test_a_world_that_learns_the_same_earlier(earlier):
@@ -94,7 +51,7 @@ def test_groups_by_learning_time_gain_as_the_shift_predicts(earlier):
 
 
 def test_the_parts_of_each_group_add_up_to_its_measured_gain(earlier):
-    world = World(5, kappa=1.0, missing=0.0)
+    world = World.draw(5, kappa=1.0)
     first, *_, last = np.flatnonzero(world.points.x_P == world.points.x_P.max())
     measured = world.groups().loss_RCP[0, :, first] - world.groups().loss_RCP[0, :, last]
     groups = earlier.groups["time"].groups
@@ -106,7 +63,7 @@ def test_the_parts_of_each_group_add_up_to_its_measured_gain(earlier):
 
 
 def test_a_model_without_shift_and_floor_is_the_null_model():
-    world = World(4, kappa=0.5, missing=0.1)
+    world = World.draw(4, kappa=0.5, missing=0.1)
     fitted = world.fitted()
     for model in fitted.without:
         object.__setattr__(model, "kappa", 0.0)
@@ -118,7 +75,7 @@ def test_a_model_without_shift_and_floor_is_the_null_model():
 
 
 def test_a_mixed_world_is_divided_as_it_was_planted():
-    world = World(6, kappa=0.5, missing=0.1)
+    world = World.draw(6, kappa=0.5, missing=0.1)
     shift = world.measured()
     truth = planted_axes.true_share(world.tokens, 0.5, 0.1, points=9)
     assert shift.share.both.value == pytest.approx(truth, abs=0.1)
@@ -126,7 +83,7 @@ def test_a_mixed_world_is_divided_as_it_was_planted():
 
 
 def test_an_unknown_top_is_the_first_loss_where_the_curves_begin_on_it():
-    world = World(5, kappa=0.0, missing=0.2)
+    world = World.draw(5, kappa=0.0, missing=0.2)
     mean_P = world.loss_NP.mean(axis=0)
     assert choose_top(world.points, mean_P) is Top.FIRST
     first = world.points.x_P == world.points.x_P.min()
@@ -134,7 +91,7 @@ def test_an_unknown_top_is_the_first_loss_where_the_curves_begin_on_it():
 
 
 def test_one_group_is_no_prediction():
-    world = World(4, kappa=0.5, missing=0.0)
+    world = World.draw(4, kappa=0.5)
     curves = world.groups()
     curves.share_RC[:, 1:] = 0
     with pytest.raises(UndefinedError, match="one group holds all tokens"):
