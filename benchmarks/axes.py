@@ -52,10 +52,10 @@ null model has 0. "earlier": verdicts on "the gain of size is the same tokens, l
 least half of it).
 
 """
-DELTAS = """The shift of the smallest run against the largest, by two estimators: by the alignment of mean
-curves (the shift model, the package's choice), and by the median over tokens of the difference of
-their fitted learning times. A token that the smaller run learns too late has no learning time
-there: the median is over the early ones, and too small.
+DELTAS = """The shift of the smallest run against the largest, by two estimators: by the alignment
+of mean curves (the shift model, the package's choice), and by the median over tokens of the
+difference of their fitted learning times. A token that the smaller run learns too late has no
+learning time there: the median is over the early ones, and too small.
 
 """
 
