@@ -145,7 +145,7 @@ def _shift(anchor: str, found: AxisResult) -> list[str]:
             "u, never comes. The top, from which the fall counts, is "
             f"{escape(str(shift.top))}."
         ),
-        _numbers(shift, unit),
+        _numbers(axis, shift, unit),
         figure(
             _curves_figure(anchor, axis, found.arrays, clock),
             "Left: the mean loss of each run. Right: the same, each run moved by the shift model "
@@ -175,18 +175,26 @@ def _shift(anchor: str, found: AxisResult) -> list[str]:
     ]
 
 
-def _numbers(shift: Shift, unit: str) -> str:
+def _numbers(axis: AxisSummary, shift: Shift, unit: str) -> str:
+    """Return the table of the constants, and on M the parts of the gain at one clock."""
     rows: dict[str, Spread] = {
         "kappa: shift per unit of ln size": shift.kappa,
         f"floor per unit of ln size ({unit})": shift.floor,
-        "gain of size (nats)": shift.gain,
-        "the same tokens earlier (nats)": shift.earlier,
-        "what the smaller never learns (nats)": shift.never,
-        "share of the same tokens earlier": shift.share,
     }
+    caption = "The shift model."
+    if axis.axis == "M":
+        rows |= {
+            "gain of size (nats)": shift.gain,
+            "the same tokens earlier (nats)": shift.earlier,
+            "what the smaller never learns (nats)": shift.never,
+            "share of the same tokens earlier": shift.share,
+        }
+        caption = (
+            "The shift model, and the gain from the smallest size to the largest at the last "
+            f"common probe ({number(math.exp(shift.x), ',.4g')})."
+        )
     return table(
-        "The shift model, and the gain from the smallest size to the largest at the last common "
-        f"probe ({number(math.exp(shift.x), ',.4g')}).",
+        caption,
         ["", "over documents and runs", "interval over documents", "interval over runs"],
         [
             [name, estimate(each.both), _interval(each.documents), _interval(each.runs)]
@@ -262,8 +270,9 @@ def _verdicts(anchor: str, axis: AxisSummary) -> list[Verdict]:
         tests.append((axis.same_clock.test.claim.name, axis.same_clock.test, meaning))
     if isinstance(axis.shift, Shift):
         shift = axis.shift
+        if axis.axis == "M":
+            tests.append((shift.earlier_test.claim.name, shift.earlier_test, "share of the gain"))
         tests += [
-            (shift.earlier_test.claim.name, shift.earlier_test, "share of the gain"),
             (shift.left_out_test.claim.name, shift.left_out_test, "R² of their last losses"),
         ]
         tests += [

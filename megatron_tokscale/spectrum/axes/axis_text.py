@@ -75,15 +75,22 @@ def _shift(summary: AxisSummary) -> list[str]:
         f"    {'':<34}{'(documents and runs)':<28}{'(documents)':<22}(runs)",
         _spread("kappa", shift.kappa),
         _spread(f"floor ({unit})", shift.floor),
-        f"  the gain from the smallest size to the largest at {summary.clock} "
+        *(_parts(shift, summary.clock) if summary.axis == "M" else []),
+        *_left_out(shift),
+        *_groups(summary, shift),
+    ]
+
+
+def _parts(shift: Shift, clock: str) -> list[str]:
+    """Return the parts of the gain. On the axis D there is no gain at one clock to divide."""
+    return [
+        f"  the gain from the smallest size to the largest at {clock} "
         f"{math.exp(shift.x):,.4g}, in nats",
         _spread("all", shift.gain),
         _spread("the same tokens earlier", shift.earlier),
         _spread("what the smaller never learns", shift.never),
         _spread("share of the same tokens earlier", shift.share),
         _verdict(shift.earlier_test),
-        *_left_out(shift),
-        *_groups(summary, shift),
     ]
 
 

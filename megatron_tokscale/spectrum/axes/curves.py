@@ -23,7 +23,7 @@ class Points:
     Attributes:
         x_P: the clock at each probe, the natural logarithm of time; finite.
         run_P: run of each probe.
-        u_I: ln size of each run minus that of the largest, so at most 0; equal sizes are allowed.
+        u_I: ln size of each run minus that of the largest with probes; equal sizes are allowed.
     """
 
     x_P: Floats
@@ -33,8 +33,10 @@ class Points:
     @classmethod
     def of_runs(cls, x_I: Sequence[Floats], log_size_I: Floats) -> Self:
         """Return the points of runs from each run's clock and ln size."""
-        run_P = np.repeat(np.arange(len(x_I)), [len(x_K) for x_K in x_I])
-        return cls(np.concatenate(x_I), run_P, log_size_I - log_size_I.max())
+        probes_I = np.array([len(x_K) for x_K in x_I])
+        largest = log_size_I[probes_I > 0].max(initial=-np.inf)
+        run_P = np.repeat(np.arange(len(x_I)), probes_I)
+        return cls(np.concatenate(x_I), run_P, log_size_I - largest)
 
     @property
     def u_P(self) -> Floats:

@@ -111,6 +111,16 @@ def test_each_run_has_its_own_shift_and_seeds_show_its_noise():
     assert np.isnan(seed_noise(np.arange(3.0), np.array([-2.0, -1.0, 0.0])))
 
 
+def test_a_run_without_probes_is_not_the_largest():
+    where = Points.of_runs([X, X, X, X[:0]], np.array([18.0, 19.0, 20.0, 25.0]))
+    assert where.u_I.tolist() == [-2, -1, 0, 5]
+    loss_P = np.concatenate([curve(X + 0.5 * u) for u in (-2, -1, 0)])
+    model = fit_shift(where, loss_P[None], UNKNOWN)
+    delta = run_deltas(model, where, loss_P)
+    assert delta[:3] == pytest.approx([1.0, 0.5, 0], abs=0.02)
+    assert np.isnan(delta[3])
+
+
 @pytest.mark.parametrize(
     ("u", "x", "message"),
     [
