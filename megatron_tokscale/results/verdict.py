@@ -43,6 +43,10 @@ class Claim:
     most: float = np.inf
 
     def __post_init__(self) -> None:
+        # JSON has no infinity: a limit that is not there is read as NaN.
+        for name, limit in (("least", -np.inf), ("most", np.inf)):
+            if np.isnan(getattr(self, name)):
+                object.__setattr__(self, name, limit)
         if not self.least < self.most:
             raise ValueError(f"no number lies from {self.least} to {self.most}")
 
