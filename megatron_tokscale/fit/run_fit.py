@@ -125,7 +125,7 @@ def part_key(run: "Run", time: "Time", block_tokens: int | None, device_type: st
         run_id=run.info.run_id,
         time=time,
         steps=tuple(run.step_K.tolist()),
-        probe_fingerprint=run.probe_set.fingerprint,
+        probe_fingerprint=run.tokens.fingerprint,
         x=tuple(ProbeAxis.from_x(run.x_K(time)).as_metadata()),
         block_tokens=block_tokens or _block_tokens(run.n_tokens, n_probes),
         device=device_type,
@@ -262,7 +262,7 @@ class _Work:
     def _fit(self, block: int, loss_NK: Floats32) -> None:
         fits = fit_sigmoids(self.x_K, loss_NK, device=self.device)
         tokens = self.blocks[block]
-        self.parts.write(block, part_table(fits, loss_NK, self.run.probe_set, tokens))
+        self.parts.write(block, part_table(fits, loss_NK, self.run.tokens.rows(tokens)))
 
 
 def _assemble(work: _Work, key: PartKey, seconds: float) -> FitSummary:

@@ -52,7 +52,7 @@ def read_fit(run: Run) -> FitSummary:
     here = replace(
         fit.identity,
         run_id=run.info.run_id,
-        probe_fingerprint=run.probe_set.fingerprint,
+        probe_fingerprint=run.tokens.fingerprint,
         steps=tuple(run.step_K.tolist()),
         losses_crc32=tuple(run.checksums().values()),
     )
