@@ -4,16 +4,16 @@ y_ij is the fall of token i in octave j of run A, less the mean fall of the toke
 the same in octave k of run B. M_jk = Cov_i(y_ij, z_ik) has no noise of single losses, since that of
 two runs is independent.
 
-- Without steps, a token follows its group's curve with an amplitude of its own that both runs share.
-  Then M_jk = Var(amplitude) m_j m_k, which is positive everywhere.
+- Without steps, a token follows its group's curve with an amplitude of its own, which both runs
+  share. Then M_jk = Var(amplitude) m_j m_k, which is positive everywhere.
 - With steps, a token that falls in one octave has nothing left for the others. Then M is negative
   away from the diagonal, whatever the spread of the drops. Close to it M is positive, as far as a
   transition is wide.
 
-The number that is tested is the mean of M over octaves far apart, divided by its mean diagonal. Far
-is three octaves or more; two or more where only four octaves are measured. With w = 0.6 a transition
-takes 3.8 octaves from 10% to 90%: neighbours at a distance of two still share transitions, and would
-hide the steps (our choice, by the planted worlds of benchmarks/results/evidence.md).
+The number that is tested is the mean of M over octaves far apart, divided by its mean diagonal.
+Far is three octaves or more; two or more where only four octaves are measured. With w = 0.6 a
+transition takes 3.8 octaves from 10% to 90%: octaves at a distance of two still share transitions,
+which would hide the steps (our choice, by the planted worlds of benchmarks/results/evidence.md).
 
 Shapes: N tokens, J octaves, K probe steps, G groups, U resampling units, C cells (pairs of a unit
 and a group), R resamples (the first is the data as they are).
@@ -23,14 +23,14 @@ from typing import Final
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Floats, Floats32
+from megatron_tokscale.core.arrays import Floats, Floats32, Mask
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.primary import COVARIANCE
 from megatron_tokscale.results.transfer import FallCovariance
 from megatron_tokscale.results.verdict import ClaimTest
-from megatron_tokscale.spectrum.evidence.falls import OCTAVE, intervals
+from megatron_tokscale.spectrum.evidence.falls import OCTAVE, fall_weights, intervals
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.sums import loss_sums
 
@@ -57,10 +57,26 @@ def octaves(from_x: float, to_x: float) -> Floats:
 
 
 class FallSums:
-    """Sums over tokens for the covariance of falls, added up block by block."""
+    """Sums over tokens for the covariance of falls, added up block by block.
 
-    def __init__(self, edges: Floats, groups: Groups, units: Units):
+    Args:
+        edges: edges of the octaves.
+        source_x_K: x of run A's probes.
+        target_x_K: x of run B's probes, on the same clock.
+        groups: groups whose mean falls are subtracted.
+        units: resampling units of the tokens.
+    """
+
+    def __init__(
+        self,
+        edges: Floats,
+        source_x_K: Floats,
+        target_x_K: Floats,
+        groups: Groups,
+        units: Units,
+    ):
         self._edges, self._n_groups, self._n_units = edges, len(groups.names), len(units)
+        self._operators = [fall_weights(x_K, edges) for x_K in (source_x_K, target_x_K)]
         self._unit_N = units.unit_N
         self._cell_N = units.unit_N.astype(np.int64) * self._n_groups + groups.group_N
         n_octaves = len(edges) - 1
@@ -69,11 +85,15 @@ class FallSums:
         self._fall_CJ = np.zeros((2, self._n_units * self._n_groups, n_octaves))
         self._tokens_C = np.zeros(self._n_units * self._n_groups)
 
-    def add(self, at: slice, source_NJ: Floats | Floats32, target_NJ: Floats | Floats32) -> None:
-        """Add the falls of the tokens in the slice in both runs; NaN leaves a token out."""
-        whole_N = np.isfinite(source_NJ).all(axis=1) & np.isfinite(target_NJ).all(axis=1)
+    def add(self, at: slice, source_NK: Floats | Floats32, target_NK: Floats | Floats32) -> None:
+        """Add the tokens in the slice by their losses in A and in B; NaN leaves a token out."""
+        losses = (source_NK, target_NK)
+        whole_N = np.logical_and(*(np.isfinite(loss_NK).all(axis=1) for loss_NK in losses))
         unit_N, cell_N = self._unit_N[at][whole_N], self._cell_N[at][whole_N]
-        both = [each[whole_N].astype(np.float64) for each in (source_NJ, target_NJ)]
+        both = [
+            loss_NK[whole_N] @ operator_KJ.astype(loss_NK.dtype)
+            for loss_NK, operator_KJ in zip(losses, self._operators, strict=True)
+        ]
         self._tokens_C += np.bincount(cell_N, minlength=len(self._tokens_C))
         for run, fall_NJ in enumerate(both):
             self._fall_CJ[run] += loss_sums(fall_NJ, cell_N, len(self._tokens_C))
@@ -145,7 +165,7 @@ class FallSums:
         return (covariance_RJJ + covariance_RJJ.swapaxes(1, 2)) / 2, variance_RJ
 
 
-def _without_steps(diagonal_J: Floats, far_JJ: Floats) -> float:
+def _without_steps(diagonal_J: Floats, far_JJ: Mask) -> float:
     """Return the tested number of a world without steps whose M has this diagonal.
 
     There M_jk is the geometric mean of M_jj and M_kk.

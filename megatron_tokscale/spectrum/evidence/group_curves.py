@@ -119,7 +119,7 @@ class _GroupCurves:
         """Return the model whose fits leave residuals like those of the observed tokens."""
         chosen = rng.permutation(len(self.group_N))[:_SCALING_TOKENS]
         model, wanted = self, self.rows(chosen)
-        groups, group_N = np.unique(wanted.group_N, return_inverse=True)
+        group_N = np.unique(wanted.group_N, return_inverse=True)[1]
         for _ in range(_ROUNDS):
             # The shrunk amplitudes are those of all tokens; only the drawing is of some.
             null_NK = model.shrunk().rows(chosen)._with_noise(rng)

@@ -4,18 +4,18 @@ The tokens are cut into 20 bins of equal size by their learning time in run A; t
 not learn are one bin more. The slope -dL/dx of each bin in run B, over x, is a surface, here as
 falls per half octave. It says more than the slope of all tokens, which is one of its margins.
 
-Run A predicts the surface in four ways: by its learning times alone, by drops and times, by its fits
-of all tokens, and by its own measured surface. The null model is made from run A too: every bin has
-the mean curve of all tokens, scaled to the bin's own total fall. The skill is the share of the
-misfit that the null model leaves,
+Run A predicts the surface in four ways: by its learning times alone, by drops and times, by its
+fits of all tokens, and by its own measured surface. The null model is made from run A too: every
+bin has the mean curve of all tokens, scaled to the bin's own total fall. The skill is the share of
+the misfit that the null model leaves,
 
     skill = 1 - sum_b share_b |B_b - predicted_b|^2 / sum_b share_b |B_b - null_b|^2.
 
 In a world without steps the bins are cut by noise, and no prediction has a skill above 0.
 
-Shapes: N tokens, A probe steps of run A, K probe steps of run B, J intervals, B bins of learning time, U resampling units, C
-cells (pairs of a unit and a bin), X fine bins of x, V bins of widths, R resamples (the first is the
-data as they are).
+Shapes: N tokens, A probe steps of run A, K probe steps of run B, J intervals, B bins of learning
+time, U resampling units, C cells (pairs of a unit and a bin), X fine bins of x, V bins of widths, R
+resamples (the first is the data as they are).
 """
 
 from typing import Final
@@ -178,7 +178,9 @@ class SurfaceSums:
         own_RB = source_RBJ.sum(axis=2) / mean_RJ.sum(axis=1)[:, None]
         null_RBJ = mean_RJ[:, None] * own_RB[..., None]
         flat_RBJ = np.broadcast_to(mean_RJ[:, None], null_RBJ.shape)
-        return _surface(int(self._tokens_C.sum()), target_RBJ, share_RB, predicted, null_RBJ, flat_RBJ)
+        return _surface(
+            int(self._tokens_C.sum()), target_RBJ, share_RB, predicted, null_RBJ, flat_RBJ
+        )
 
 
 def _surface(

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Integers, Integers16
-from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.spectrum.groups import Groups, log_frequency
+from megatron_tokscale.store import WatchedTokens
 
 _FREQUENCIES: Final = 10  # groups by frequency in a dataset
 _LEAST_TOKENS: Final = 50
@@ -17,7 +17,7 @@ _LEAST_TOKENS: Final = 50
 share is 2% (our choice)."""
 
 
-def token_groups(tokens: ProbeSet) -> Groups:
+def token_groups(tokens: WatchedTokens) -> Groups:
     """Return the groups of `groups_by_frequency` for the watched tokens."""
     return groups_by_frequency(tokens.dataset_N, log_frequency(tokens))
 

@@ -33,9 +33,9 @@ from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import SigmoidFits, Transitions
-from megatron_tokscale.results.estimate import Estimate
-from megatron_tokscale.results.skill import GroupSkill, GroupTest
-from megatron_tokscale.results.verdict import LEVEL, Claim, ClaimTest, Verdict
+from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.skill import GroupSkill, GroupTest, GroupTests
+from megatron_tokscale.results.verdict import LEVEL, Claim, ClaimTest, Verdict, holm
 from megatron_tokscale.spectrum.density import default_grid, events_of
 from megatron_tokscale.spectrum.derivative import derivative_weights
 from megatron_tokscale.spectrum.evidence.skill import DocumentGroups, GroupSums, skill
@@ -70,9 +70,15 @@ class Alignment:
     operator_KX: Floats
 
     @classmethod
-    def absolute(cls, x_K: Floats) -> Self:
-        """Align the runs at the same time, and compare slopes."""
-        return cls(x_K, derivative_weights(x_K, default_grid(x_K)).T)
+    def absolute(cls, x_K: Floats, place_K: Floats | None = None) -> Self:
+        """Align the runs at the same time, and compare slopes.
+
+        Args:
+            x_K: x of B's probes.
+            place_K: x of A at the same times; None if the runs have the same x.
+        """
+        place_K = x_K if place_K is None else place_K
+        return cls(place_K, derivative_weights(x_K, default_grid(x_K)).T)
 
     @classmethod
     def by_loss(
@@ -263,6 +269,24 @@ def _test(name: str, grouping: GroupSkill) -> ClaimTest:
     holds = skill_test.verdict is Verdict.HOLDS and largest <= LEVEL
     verdict = Verdict.HOLDS if holds else Verdict.UNDECIDED
     return replace(gain, verdict=verdict, p_value=largest if holds else 1.0)
+
+
+def corrected(families: Sequence[GroupTests]) -> list[GroupTests]:
+    """Return tests of several alignments with Holm's correction over all of them."""
+    rows = [
+        (n, name, each.test)
+        for n, tests in enumerate(families)
+        if not isinstance(tests, Undefined)
+        for name, each in tests.items()
+        if each.test is not None
+    ]
+    after = dict(zip([row[:2] for row in rows], holm([row[2] for row in rows]), strict=True))
+    return [
+        tests
+        if isinstance(tests, Undefined)
+        else {name: replace(each, test=after.get((n, name))) for name, each in tests.items()}
+        for n, tests in enumerate(families)
+    ]
 
 
 @dataclass(frozen=True)
