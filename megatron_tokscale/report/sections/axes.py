@@ -25,10 +25,9 @@ from megatron_tokscale.report.sections.transfer import (
     PERMUTED,
     SKILL,
     groupings_table,
-    groups_verdict,
     least_p,
 )
-from megatron_tokscale.report.verdicts import Verdict, outcome
+from megatron_tokscale.report.verdicts import VerdictRow, outcome
 from megatron_tokscale.results.axis import AxisArrays, AxisResult, AxisSummary
 from megatron_tokscale.results.estimate import Undefined
 
@@ -103,15 +102,18 @@ def _across_axes(axis: AxisSummary) -> list[str]:
     ]
 
 
-def _verdicts(anchor: str, axis: AxisSummary) -> list[Verdict]:
-    """Return the verdict, if tested: do learning times along T predict the gains on this axis?"""
-    if axis.across is None:
+def _verdicts(anchor: str, axis: AxisSummary) -> list[VerdictRow]:
+    """Return the verdicts, if tested: do learning times along T predict the gains on this axis?"""
+    if axis.across is None or isinstance(axis.across.groups, Undefined):
         return []
-    question = (
-        f"Learning times along T of {escape(axis.across.source)} predict which groups of tokens "
-        f"gain along {axis.axis}"
+    claim = (
+        f"Learning times along T of {escape(axis.across.source)} predict gains along {axis.axis}"
     )
-    return [groups_verdict(anchor, question, axis.across.groups)]
+    return [
+        VerdictRow.of(anchor, each.test, "gain over permuted times", claim=f"{claim}: {name}")
+        for name, each in axis.across.groups.items()
+        if each.test is not None
+    ]
 
 
 def _derivative_figure(anchor: str, arrays: AxisArrays, size: str) -> str:

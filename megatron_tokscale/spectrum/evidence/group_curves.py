@@ -28,8 +28,9 @@ from megatron_tokscale.fit import SigmoidFits, fit_sigmoids
 from megatron_tokscale.spectrum.sums import at_probes, loss_sums
 
 _LARGEST_CORRELATION: Final = 0.95  # of the null model's noise; 1 is a random walk (our choice)
-_ROUNDS: Final = 3  # fits that scale the noise: the third changes it by about 2% (our choice)
+_ROUNDS: Final = 2  # fits that scale the noise: a third changes it by about 2% (our choice)
 _SCALING_TOKENS: Final = 4_000  # tokens of these fits: the noise's scale is then known to 1%
+_FIRST_SCALE, _FIRST_SHIFT = 1.3, 0.1  # near those of 30 probes with a correlation of 0.5
 _PARAMETERS: Final = 4  # of a sigmoid
 _PHI_RESPONSE: Final = 0.8  # change of the residuals' correlation with that of the noise
 
@@ -80,8 +81,8 @@ class _GroupCurves:
     amplitude_N: Floats
     sse_N: Floats
     phi_N: Floats
-    scale: float = 1.0
-    shift: float = 0.0
+    scale: float = _FIRST_SCALE
+    shift: float = _FIRST_SHIFT
 
     @classmethod
     def from_losses(cls, fits: SigmoidFits, loss_NK: Floats, group_N: Integers) -> Self:
