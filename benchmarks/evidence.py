@@ -26,7 +26,12 @@ from megatron_tokscale.spectrum import Units, Widths, learning_order, learning_t
 from megatron_tokscale.spectrum.evidence.fall_covariance import FallSums, octaves
 from megatron_tokscale.spectrum.evidence.falls import OCTAVE, fall_weights, intervals
 from megatron_tokscale.spectrum.evidence.order import OTHER_RUN
-from megatron_tokscale.spectrum.evidence.surface import SurfaceSums, moving_times, time_bins
+from megatron_tokscale.spectrum.evidence.surface import (
+    Comparison,
+    SurfaceSums,
+    moving_times,
+    time_bins,
+)
 from megatron_tokscale.spectrum.evidence.token_groups import groups_by_frequency
 
 RESAMPLES = 200
@@ -93,13 +98,8 @@ def repetition(world, common, seed, tokens=12_000, resamples=RESAMPLES):
         "reproducible share": falls.reproducible,
     }
     try:
-        surface = SurfaceSums(
-            time_bins(moving_times(fits)),
-            x_K,
-            x_K,
-            fall_weights(x_K, intervals(from_x, to_x, OCTAVE / 2)),
-            units,
-        )
+        compared = Comparison(x_K, x_K, fall_weights(x_K, intervals(from_x, to_x, OCTAVE / 2)))
+        surface = SurfaceSums(time_bins(moving_times(fits)), groups, compared, units)
         surface.add(all_tokens, fits, a_NK, b_NK)
         result = surface.result(weight_RU)
         found["surface, null"] = result.null

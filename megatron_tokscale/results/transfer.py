@@ -74,8 +74,8 @@ class Surface:
         tokens: tokens with a fit in the other run and finite losses in both.
         bins: bins of tokens, with that of the tokens without a learning time.
         intervals: intervals of x, of about half an octave.
-        null: share of the variance between the bins that the null model explains: every bin has the
-            mean curve times its own total fall.
+        null: share of the variance between the bins, beyond their groups, that the null model
+            explains: every token has the mean curve of its group, scaled to its own total fall.
         tests: tests of the skill of each prediction beyond the null model, by the prediction's
             name, with Holm's correction over them.
     """

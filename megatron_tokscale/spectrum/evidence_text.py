@@ -105,8 +105,8 @@ def _surface(surface: Surface | Undefined) -> list[str]:
     if isinstance(surface, Undefined):
         return [f"  falls of learning-time bins: undefined: {surface.undefined}"]
     return [
-        f"  falls of {surface.bins} learning-time bins: the mean curve times each bin's fall "
-        f"explains {format_estimate(surface.null)}; of the rest",
+        f"  falls of {surface.bins} learning-time bins: each token's group and total fall "
+        f"explain {format_estimate(surface.null)}; of the rest",
         *(
             f"    {name:<40}{format_estimate(test.estimate)}: {test.verdict}"
             for name, test in surface.tests.items()

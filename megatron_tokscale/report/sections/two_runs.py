@@ -83,9 +83,9 @@ def surface_parts(surface: Surface | Undefined) -> list[str]:
         paragraph(
             f"The tokens are cut into {number(surface.bins, ',')} bins by their learning time in "
             "the other run, the tokens without one being the last bin. How much each bin falls in "
-            f"each of {number(surface.intervals, ',')} intervals of this run is predicted from the "
-            "other run. The null model gives every bin the mean curve, scaled to the bin's total "
-            "fall in the other run; it explains "
+            f"each of {number(surface.intervals, ',')} intervals of this run, beyond the mean fall "
+            "of its groups, is predicted from the other run. The null model gives every token the "
+            "mean curve of its group, scaled to its total fall in the other run; it explains "
             f"{estimate(surface.null, '.1%')} of the variance between the bins."
         ),
         table(

@@ -32,7 +32,12 @@ from megatron_tokscale.spectrum.evidence.fall_covariance import FallSums, octave
 from megatron_tokscale.spectrum.evidence.falls import OCTAVE, fall_weights, intervals
 from megatron_tokscale.spectrum.evidence.order import learning_order
 from megatron_tokscale.spectrum.evidence.shared_clock import SharedClock
-from megatron_tokscale.spectrum.evidence.surface import SurfaceSums, moving_times, time_bins
+from megatron_tokscale.spectrum.evidence.surface import (
+    Comparison,
+    SurfaceSums,
+    moving_times,
+    time_bins,
+)
 from megatron_tokscale.spectrum.evidence.token_groups import token_groups
 from megatron_tokscale.spectrum.evidence.transfer import (
     PERMUTATIONS,
@@ -167,7 +172,8 @@ def _falls_and_surface(
     def surface_sums() -> SurfaceSums:
         bins = time_bins(curves.moving_time_N)
         operator_KJ = fall_weights(clock.target_x_K, intervals(from_x, to_x, OCTAVE / 2))
-        return SurfaceSums(bins, pair.source.x_K, clock.place_K(), operator_KJ, units)
+        compared = Comparison(pair.source.x_K, clock.place_K(), operator_KJ)
+        return SurfaceSums(bins, groups, compared, units)
 
     falls, surface = defined_or_reason(fall_sums), defined_or_reason(surface_sums)
     for at, fits, source_NK, _, loss_NK in pair.blocks():
