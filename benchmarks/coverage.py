@@ -1,18 +1,16 @@
-"""Pass rates of the evidence tests on planted pairs of runs, and coverage of their intervals.
+"""Coverage of the intervals of a run's spectrum: slopes, reconstructions, classes and exponents.
 
-    python benchmarks/evidence.py [--pairs 200] [--runs 400] [--folder FOLDER] [--out FILE]
+    python benchmarks/coverage.py [--runs 400] [--folder FOLDER] [--out FILE]
 
-Every finished repetition is a line in FOLDER; an interrupted study resumes there. About
-half an hour on one core.
+Every finished repetition is a line in FOLDER; an interrupted study resumes there.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import planted_pairs
-from scipy import stats
+from evidence import Lines, share
 
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.laws.power_law.huber import Curve
@@ -22,127 +20,33 @@ from megatron_tokscale.spectrum import (
     DocumentSums,
     Estimate,
     Units,
-    Widths,
     compare,
     derivative_weights,
 )
 from megatron_tokscale.spectrum.evidence.locality import FittedSample
-from megatron_tokscale.spectrum.evidence.order import OTHER_RUN, learning_order
 from megatron_tokscale.spectrum.evidence.reconstruction import NAMES
-from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
-from megatron_tokscale.spectrum.groups import baseline_predictors, groupings, learning_times
 from megatron_tokscale.spectrum.sums import CLASSES
-from megatron_tokscale.store import WatchedTokens
 
-PAIR_DOCUMENTS, RUN_DOCUMENTS = 40, 60
+RUN_DOCUMENTS = 60
 RESAMPLES, SLOW_RESAMPLES = 200, 100  # few, since each fits a power law
 MANY, LARGE = 3000, 8  # documents and runs that define the true values
 AT = (2.5, 4.5, 6.5)
 TAIL = (3.0, 9.0)
-ABOUT = """# What the evidence tests pass, and what the intervals cover
+ABOUT = """# What the intervals of a spectrum cover
 
-`python benchmarks/evidence.py --out benchmarks/results/evidence.md`, seeds 0, 1, 2, ...
+`python benchmarks/coverage.py --out benchmarks/results/coverage.md`, seeds 0, 1, 2, ...
 
 {about}
 
 The planted runs: `tests/support/planted_pairs.py`. 40 probes; documents of 8 to 32 tokens in two
-datasets, 40 of them in a pair of runs and 60 in a run for the coverage. Noise has a lag-one
-autocorrelation of 0.6, a part of it common to the document. A test that should fail is allowed 5%.
-A test that should pass may lack power: position and dataset set few of these times
-apart beyond what the drops tell, which the permuted times keep.
+datasets, 60 of them in a run. Noise has a lag-one autocorrelation of 0.6, a part of it common to
+the document.
 
 """
 NOTES = """True: the same number on eight runs of 3,000 documents, and for the exponents what was
 planted. R^2 of few documents is worse than of many, for the noise in the measured derivative;
-the interval allows for it more than enough. Spearman's rho is resampled with the ranks of all
-tokens, which makes its interval a tenth too short where rho is near one.
+the interval allows for it more than enough.
 """
-
-
-def pair_verdicts(make, seed, documents=PAIR_DOCUMENTS):
-    """Return whether each evidence test passes on a pair of runs."""
-    rng = np.random.default_rng(seed)
-    x_K, text = planted_pairs.axis(), planted_pairs.text_of(documents, rng)
-    loss_NK, again_NK = make(text, x_K, rng)
-    fits, own = fit_sigmoids(x_K, loss_NK), fit_sigmoids(x_K, again_NK)
-    tokens = text.probe_set
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
-    weight_RU = units.weights(RESAMPLES, seed)
-    time_N = learning_times(fits)
-    widths = Widths.from_fits(own, again_NK, units.unit_N, seed).result(weight_RU)
-    baseline = baseline_predictors(WatchedTokens(tokens))
-    baseline["mean loss in the other run"] = fits.level_N.astype(float)
-    order = learning_order(time_N, learning_times(own), baseline, units.unit_N, weight_RU)
-    passes = {"locality": widths.local, "order": order.passes}
-    mean_K, again_K = loss_NK.mean(axis=0), again_NK.mean(axis=0)
-    alignments = {
-        "absolute": lambda: Alignment.absolute(x_K),
-        "by loss": lambda: Alignment.by_loss(x_K, mean_K, x_K, again_K),
-    }
-    for name, align in alignments.items():
-        sums = TransferSums(align(), groupings(WatchedTokens(tokens), time_N), units)
-        sums.add(slice(0, len(text)), fits, again_NK, loss_NK, own, x_K)
-        for group, each in sums.tests(weight_RU, seed).items():
-            passes[f"transfer {name}, {group}"] = each.passes
-    return passes
-
-
-LOCAL, ORDER, ABSOLUTE, BY_LOSS = ("locality", "order", "transfer absolute", "transfer by loss")
-SCENARIOS = {
-    "genuine": {LOCAL, ORDER, ABSOLUTE, BY_LOSS},
-    "mean_curve": set(),
-    "permuted": {LOCAL},
-    "drifting": {LOCAL},
-    "later": {LOCAL, ORDER, BY_LOSS},
-}
-"""The tests that each scenario of `planted_pairs` should pass."""
-
-
-def verdicts(scenario, seed):
-    """Return whether each evidence test passes on one planted pair of a scenario."""
-    return pair_verdicts(getattr(planted_pairs, scenario), seed)
-
-
-class Lines:
-    """Results by key in a file of JSON lines, which a resumed study reads."""
-
-    def __init__(self, path):
-        self.path, self.by_key = path, {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            for line in path.read_text().splitlines():
-                entry = json.loads(line)
-                self.by_key[tuple(entry["key"])] = entry["result"]
-
-    def once(self, key, compute):
-        """Return the result of this key, computed unless the file holds it."""
-        if key not in self.by_key:
-            result = compute()
-            with self.path.open("a") as file:
-                file.write(json.dumps({"key": key, "result": result}) + "\n")
-            self.by_key[key] = result
-        return self.by_key[key]
-
-
-def share(passed):
-    """Return a share of trials in percent with its exact binomial interval."""
-    passed = [each for each in passed if each is not None]
-    if not passed:
-        return "undefined"
-    found = stats.binomtest(sum(passed), len(passed))
-    low, high = found.proportion_ci()
-    return f"{100 * found.statistic:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def pair_rows(n_pairs, lines):
-    for seed in range(n_pairs):
-        for scenario in SCENARIOS:
-            lines.once((scenario, seed), lambda name=scenario, seed=seed: verdicts(name, seed))
-    for scenario, should_pass in SCENARIOS.items():
-        found = [lines.by_key[scenario, seed] for seed in range(n_pairs)]
-        for test in found[0]:
-            expected = "pass" if test.split(",")[0] in should_pass else "fail"
-            yield [scenario.replace("_", " "), test, expected, share([r[test] for r in found])]
 
 
 def statistics(seed, documents, resamples):
@@ -152,8 +56,8 @@ def statistics(seed, documents, resamples):
     tokens = text.probe_set
     units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
     weight_RU = units.weights(resamples, seed)
-    loss_NK, again_NK = planted_pairs.genuine(text, x_K, rng)
-    fits, own = fit_sigmoids(x_K, loss_NK), fit_sigmoids(x_K, again_NK)
+    loss_NK, _ = planted_pairs.genuine(text, x_K, rng)
+    fits = fit_sigmoids(x_K, loss_NK)
     sums = DocumentSums.from_blocks(x_K, [(fits, loss_NK, units.unit_N)], len(units))
     whole = sums.resampled(x_K, weight_RU)
     compared = compare(x_K, whole.curves(), whole.loss_RK).by_name
@@ -176,17 +80,7 @@ def statistics(seed, documents, resamples):
         "tail exponent": tail.exponent_R,
         "loss exponent": loss_exponents(x_K, drawn.loss_RK[: SLOW_RESAMPLES + 1]),
     }
-    order = learning_order(
-        learning_times(fits),
-        learning_times(own),
-        {"position": baseline_predictors(WatchedTokens(tokens))["position"]},
-        units.unit_N,
-        weight_RU,
-    )
-    return {name: Estimate.from_resamples(value_R) for name, value_R in drawn_by_name.items()} | {
-        "Spearman's rho": order.spearman[OTHER_RUN],
-        "partial correlation": order.partial,
-    }
+    return {name: Estimate.from_resamples(value_R) for name, value_R in drawn_by_name.items()}
 
 
 def loss_exponents(x_K, loss_RK):
@@ -222,7 +116,13 @@ def run_rows(n_runs, lines, documents=RUN_DOCUMENTS):
         known = np.isfinite(low)
         bias = (value.mean() - true) / value.std()
         covered = (low[known] <= true) & (true <= high[known])
-        yield [name, f"{true:.4f}", f"{value.mean():.4f}", f"{bias:+.1f}", share(covered.tolist())]
+        yield [
+            name,
+            f"{true:.4f}",
+            f"{value.mean():.4f}",
+            f"{bias:+.1f}",
+            share(int(covered.sum()), len(covered)),
+        ]
     for name in ("tail exponent", "loss exponent"):
         values = np.array([each[name] for each in large])
         yield [f"{name}, very many documents", "", f"{values.mean():.4f}", "", ""]
@@ -230,9 +130,8 @@ def run_rows(n_runs, lines, documents=RUN_DOCUMENTS):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--runs", type=int, default=400)
-    parser.add_argument("--folder", type=Path, default=Path("evidence-run"))
+    parser.add_argument("--folder", type=Path, default=Path("coverage-run"))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     import scipy
@@ -241,11 +140,6 @@ def main():
 
     torch.set_num_threads(1)
     sections = [
-        (
-            f"Share of {arguments.pairs} planted pairs of runs that pass each test",
-            ["planted", "test", "should", "passes"],
-            pair_rows(arguments.pairs, Lines(arguments.folder / "pairs.jsonl")),
-        ),
         (
             f"Coverage of the 95% intervals over documents, {arguments.runs} planted runs",
             ["number", "true", "mean", "bias (sd)", "covered"],

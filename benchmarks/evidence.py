@@ -130,6 +130,12 @@ class Lines:
                 entry = json.loads(line)
                 self.by_key[tuple(entry["key"])] = entry["result"]
 
+    def once(self, key, compute):
+        """Return the result of this key, computed unless the file holds it."""
+        if key not in self.by_key:
+            self.add(key, compute())
+        return self.by_key[key]
+
     def add(self, key, result):
         """Keep a result, and write its line."""
         with self.path.open("a") as file:

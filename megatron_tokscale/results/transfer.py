@@ -47,8 +47,6 @@ class FallCovariance:
         far_octaves: least distance of octaves that count as far apart.
         covariance: covariance of falls in each two octaves, in nats^2; symmetric.
         profile: mean covariance at each distance of octaves over that at distance 0.
-        without_steps: the tested number of a world without steps with the same diagonal: every
-            token has the curve of its group times an amplitude that both runs share.
         reproducible: share of the variance of a token's fall in an octave, beyond its group, that
             both runs share.
         test: test of `primary.COVARIANCE` on the mean covariance of octaves far apart, over that
@@ -61,7 +59,6 @@ class FallCovariance:
     far_octaves: int
     covariance: tuple[tuple[float, ...], ...]
     profile: tuple[Estimate, ...]
-    without_steps: float
     reproducible: Estimate
     test: ClaimTest
 

@@ -94,8 +94,7 @@ def _falls(falls: FallCovariance | Undefined) -> list[str]:
     profile = ", ".join(f"{each.value:.2f}" for each in falls.profile)
     return [
         f"  covariance of falls at a distance of 0, 1, ... octaves: {profile}",
-        f"    far is {falls.far_octaves} octaves or more; without steps it would be "
-        f"{falls.without_steps:.2f}",
+        f"    far is {falls.far_octaves} octaves or more; without steps it is positive, near 1",
         "    variance of a token's fall in an octave that both runs share: "
         + format_estimate(falls.reproducible),
     ]

@@ -5,7 +5,8 @@ the same in octave k of run B. M_jk = Cov_i(y_ij, z_ik) has no noise of single l
 two runs is independent.
 
 - Without steps, a token follows its group's curve with an amplitude of its own, which both runs
-  share. Then M_jk = Var(amplitude) m_j m_k, which is positive everywhere.
+  share. Then M_jk = Var(amplitude) m_j m_k, which is positive everywhere, and about as large far
+  from the diagonal as on it.
 - With steps, a token that falls in one octave has nothing left for the others. Then M is negative
   away from the diagonal, whatever the spread of the drops. Close to it M is positive, as far as a
   transition is wide.
@@ -23,7 +24,7 @@ from typing import Final
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Floats, Floats32, Mask
+from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.results.estimate import Estimate
@@ -130,7 +131,6 @@ class FallSums:
                 Estimate.from_resamples(over_diagonal_RJJ[:, distance_JJ == distance].mean(axis=1))
                 for distance in range(n_octaves)
             ),
-            without_steps=_without_steps(diagonal_RJ[0], distance_JJ >= far),
             reproducible=Estimate.from_resamples(share_R, most=1),
             test=ClaimTest.of(
                 COVARIANCE,
@@ -163,13 +163,3 @@ class FallSums:
         ]
         variance_RJ = np.sqrt(np.maximum(variances[0] * variances[1], 0))
         return (covariance_RJJ + covariance_RJJ.swapaxes(1, 2)) / 2, variance_RJ
-
-
-def _without_steps(diagonal_J: Floats, far_JJ: Mask) -> float:
-    """Return the tested number of a world without steps whose M has this diagonal.
-
-    There M_jk is the geometric mean of M_jj and M_kk.
-    """
-    root_J = np.sqrt(np.maximum(diagonal_J, 0))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.outer(root_J, root_J)[far_JJ].mean() / diagonal_J.mean())
