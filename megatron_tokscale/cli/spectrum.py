@@ -73,7 +73,8 @@ def _spectrum(arguments: Arguments) -> None:
 def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run"]) -> None:
     from megatron_tokscale.spectrum import spectrum_run, transfer_run
     from megatron_tokscale.spectrum.evidence.run_transfer import FittedPair
-    from megatron_tokscale.spectrum.spectrum_text import describe_spectrum, describe_transfer
+    from megatron_tokscale.spectrum.evidence_text import describe_transfer
+    from megatron_tokscale.spectrum.spectrum_text import describe_spectrum
 
     if len(runs) > 1 or arguments.out or arguments.trunk:
         raise TokscaleError(

@@ -17,8 +17,14 @@ from megatron_tokscale.results.laws import (
     QuantaResult,
     SeveralRuns,
 )
+from megatron_tokscale.results.verdict import Verdict
 
 SPECTRUM = "learning-time spectrum"
+_VERDICTS = {
+    Verdict.HOLDS: ClaimVerdict.HOLDS,
+    Verdict.FAILS: ClaimVerdict.DOES_NOT_HOLD,
+    Verdict.UNDECIDED: ClaimVerdict.UNDECIDED,
+}
 _B_OF_THEORY, _B_OF_PARITY = 1.0, 0.81  # docs/references.md 4.1 and 4.2
 _AGREES_AT_5_PERCENT = 1.96  # greatest |z| at which two exponents agree, at the 5% level
 
@@ -46,8 +52,8 @@ def _locality(widths: Locality) -> ExplanationRow:
         SPECTRUM,
         "transitions are narrower than the mean curve's",
         "median width over the null model's below 1",
-        format_estimate(widths.median_over_null),
-        ClaimVerdict.from_test(widths.local),
+        format_estimate(widths.test.estimate),
+        _VERDICTS[widths.test.verdict],
     )
 
 

@@ -5,7 +5,8 @@ from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum, events_of
 from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
 from megatron_tokscale.spectrum.evidence.forward import predict_forward
-from megatron_tokscale.spectrum.evidence.locality import Widths, mean_curve_losses
+from megatron_tokscale.spectrum.evidence.group_curves import group_curve_losses
+from megatron_tokscale.spectrum.evidence.locality import Widths
 from megatron_tokscale.spectrum.evidence.order import learning_order
 from megatron_tokscale.spectrum.evidence.reconstruction import (
     Comparison,
@@ -36,10 +37,10 @@ __all__ = [
     "compare",
     "derivative_weights",
     "events_of",
+    "group_curve_losses",
     "groupings",
     "learning_order",
     "learning_times",
-    "mean_curve_losses",
     "measured_derivative",
     "predict_forward",
     "reconstruct",

@@ -33,8 +33,10 @@ from megatron_tokscale.spectrum.derivative import derivative_weights, measured_d
 from megatron_tokscale.spectrum.evidence.forward import predict_forward
 from megatron_tokscale.spectrum.evidence.locality import WidthHistograms, Widths
 from megatron_tokscale.spectrum.evidence.reconstruction import NAMES, Comparison, compare
+from megatron_tokscale.spectrum.evidence.token_groups import token_groups
 from megatron_tokscale.spectrum.frequency import FrequencyMeans, FrequencySums
 from megatron_tokscale.spectrum.groups import groupings
+from megatron_tokscale.spectrum.scored_range import scored_range_of
 from megatron_tokscale.spectrum.sums import CLASSES, DocumentSums, Resampled, TokenBlock
 from megatron_tokscale.store import Run
 
@@ -93,7 +95,14 @@ def spectrum_run(
     progress.stage("reconstructions")
     curves = _Curves.from_sums(source, sums, units, weight_RU, seed)
     progress.stage("widths and their null model")
-    widths = Widths.from_fits(sample.fits, sample.loss_NK, sample.units.unit_N, seed)
+    scored = scored_range_of(run, source.x_K, curves.whole.loss_RK[0]).holds(source.x_K)
+    widths = Widths.from_losses(
+        source.x_K[scored],
+        sample.loss_NK[:, scored],
+        token_groups(run.tokens).group_N[chosen],
+        sample.units.unit_N,
+        seed,
+    )
     progress.stage("forward in time")
     forward = defined_or_reason(lambda: _forward(source, sample, weight_RU, seed))
     arrays = _arrays(run.step_K, curves, widths.histograms(), frequency.means(weight_RU))

@@ -109,9 +109,8 @@ def test_verdicts_are_those_of_the_axis(axis, page):
         "Axis D: the last losses of left-out runs": axis.shift.left_out_test,
         "Axis D: on the clock of the runs": axis.same_clock.test,
     }
-    words = {"holds": "holds", "fails": "does not hold", "undecided": "undecided"}
     for name, test in tests.items():
-        assert words[test.verdict] in page.cells("verdicts", name)
+        assert str(test.verdict) in page.cells("verdicts", name)
 
 
 def test_each_axis_has_an_anchor_of_its_own(page):

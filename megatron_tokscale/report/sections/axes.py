@@ -25,8 +25,7 @@ from megatron_tokscale.report.html import (
 )
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
-from megatron_tokscale.report.verdicts import CLAIMED, Verdict, outcome
-from megatron_tokscale.results import verdict
+from megatron_tokscale.report.verdicts import VerdictRow, outcome
 from megatron_tokscale.results.axis import (
     AxisArrays,
     AxisResult,
@@ -47,11 +46,6 @@ _SIZES: Final = {
     "flops": "FLOPs per token",
 }
 _CLOCKS: Final = {"lr-sum": "summed learning rate", "tokens": "tokens", "step": "steps"}
-_PASSED: Final = {
-    verdict.Verdict.HOLDS: True,
-    verdict.Verdict.FAILS: False,
-    verdict.Verdict.UNDECIDED: None,
-}
 
 
 def axis_sections(inputs: ReportInputs) -> list[Section]:
@@ -262,7 +256,7 @@ def _gains(name: str, prediction: GroupPrediction) -> str:
     )
 
 
-def _verdicts(anchor: str, axis: AxisSummary) -> list[Verdict]:
+def _verdicts(anchor: str, axis: AxisSummary) -> list[VerdictRow]:
     """Return the verdicts on the axis."""
     tests: list[tuple[str, ClaimTest, str]] = []
     if isinstance(axis.same_clock, ClockCheck):
@@ -280,13 +274,11 @@ def _verdicts(anchor: str, axis: AxisSummary) -> list[Verdict]:
             for name, each in shift.groups.items()
         ]
     return [
-        Verdict(
+        VerdictRow.of(
             anchor,
-            f"Axis {axis.axis}: {escape(name)}",
-            _PASSED[test.verdict],
-            "–" if isinstance(test.estimate, Undefined) else estimate(test.estimate),
-            f"{meaning}; {test.claim.rule}. Intervals cover documents and runs.",
-            CLAIMED,
+            test,
+            f"{meaning} (its interval is over documents and runs)",
+            claim=f"Axis {axis.axis}: {escape(name)}",
         )
         for name, test, meaning in tests
     ]

@@ -37,7 +37,7 @@ from megatron_tokscale.report.sections.laws.power_laws import (
     tail_verdict,
     undecided,
 )
-from megatron_tokscale.report.verdicts import CLAIMED, Verdict, outcome
+from megatron_tokscale.report.verdicts import VerdictRow, outcome
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.laws import (
     ChinchillaLaw,
@@ -48,11 +48,12 @@ from megatron_tokscale.results.laws import (
     ZeroSumPair,
     ZeroSumResult,
 )
+from megatron_tokscale.results.verdict import Verdict
 
 _OUTCOMES: Final = {
-    ClaimVerdict.HOLDS: True,
-    ClaimVerdict.DOES_NOT_HOLD: False,
-    ClaimVerdict.UNDECIDED: None,
+    ClaimVerdict.HOLDS: Verdict.HOLDS,
+    ClaimVerdict.DOES_NOT_HOLD: Verdict.FAILS,
+    ClaimVerdict.UNDECIDED: Verdict.UNDECIDED,
 }
 
 
@@ -85,18 +86,17 @@ def laws_section(inputs: ReportInputs) -> list[Section]:
     return [Section("laws", "Laws", "Laws and rival explanations", parts, _verdicts(laws))]
 
 
-def _verdicts(laws: LawsResult) -> list[Verdict]:
+def _verdicts(laws: LawsResult) -> list[VerdictRow]:
     """Return the verdicts on the tail, and on the claims of rivals that are not undecided."""
     return [
         tail_verdict(laws),
         *(
-            Verdict(
+            VerdictRow(
                 "laws",
                 f"{escape(each.explanation)}: {escape(each.claim)}",
                 _OUTCOMES[each.verdict],
                 _words(each.measured),
                 f"predicted: {_words(each.predicted)}",
-                CLAIMED,
             )
             for each in laws.explanations
             if each.explanation != SPECTRUM and each.verdict != ClaimVerdict.UNDECIDED
@@ -110,7 +110,7 @@ def _explanations(laws: LawsResult) -> str:
         [
             *(_words(text) for text in (each.explanation, each.claim)),
             *(_words(text) for text in (each.predicted, each.measured)),
-            outcome(_OUTCOMES[each.verdict], CLAIMED),
+            outcome(_OUTCOMES[each.verdict]),
         ]
         for each in laws.explanations
     ]

@@ -33,9 +33,10 @@ from megatron_tokscale.report.html import (
     table,
 )
 from megatron_tokscale.report.inputs import ReportInputs
-from megatron_tokscale.report.verdicts import CLAIMED, Verdict, outcome
+from megatron_tokscale.report.verdicts import VerdictRow, outcome
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.laws import LawsResult, LossPowerLaw, PowerLaw
+from megatron_tokscale.results.verdict import Verdict
 
 _HEADER: Final = [
     "mean loss of",
@@ -161,35 +162,38 @@ def tail(laws: LawsResult) -> str:
     if isinstance(difference, Undefined):
         reason = escape(difference.undefined)
         return paragraph(
-            f"{_TAIL_CLAIM}: {outcome(None, CLAIMED)}: {reason}. {measured}", "verdict"
+            f"{_TAIL_CLAIM}: {outcome(Verdict.UNDECIDED)}: {reason}. {measured}", "verdict"
         )
     against = "" if isinstance(laws.overall, Undefined) else doubt(laws.overall.law)
     warning = f" The law of the loss is in doubt: {against}." if against else ""
     return paragraph(
-        f"{_TAIL_CLAIM}: {outcome(difference.agree, CLAIMED)}. {measured} The exponent of the "
+        f"{_TAIL_CLAIM}: {outcome(_agreement(difference.agree))}. {measured} The exponent of the "
         "tail minus the exponent of the loss is "
         f"{estimate(difference.difference, '+,.3f')}.{warning}",
         "verdict",
     )
 
 
-def tail_verdict(laws: LawsResult) -> Verdict:
+def _agreement(agree: bool | None) -> Verdict:
+    return {True: Verdict.HOLDS, False: Verdict.FAILS, None: Verdict.UNDECIDED}[agree]
+
+
+def tail_verdict(laws: LawsResult) -> VerdictRow:
     """Return the verdict: does the tail have the exponent of the loss?"""
     difference = laws.tail_minus_law
     if isinstance(difference, Undefined):
-        return Verdict("laws", _TAIL_CLAIM, None, "–", escape(difference.undefined), CLAIMED)
-    return Verdict(
+        return VerdictRow("laws", _TAIL_CLAIM, Verdict.UNDECIDED, "–", escape(difference.undefined))
+    return VerdictRow(
         "laws",
         _TAIL_CLAIM,
-        difference.agree,
+        _agreement(difference.agree),
         estimate(difference.difference, "+,.3f"),
         "exponent of the tail minus exponent of the loss; holds if zero is in its interval, which "
         "is over documents and the scatter of the probes",
-        CLAIMED,
     )
 
 
 def undecided(claim: str, reason: Undefined, kind: str = "", more: str = "") -> str:
     """Return a paragraph of the class `kind`: a claim is undecided, the reason, and `more`."""
-    text = f"{claim}: {outcome(None, CLAIMED)}: {escape(reason.undefined)}.{more}"
+    text = f"{claim}: {outcome(Verdict.UNDECIDED)}: {escape(reason.undefined)}.{more}"
     return paragraph(text, kind)
