@@ -148,7 +148,7 @@ def _laws(sources: _Sources, settings: LawsSettings, progress: Progress) -> Laws
         zero_sum=defined_or_reason(lambda: measure_zero_sum(run, n_resamples, seed)),
         deceleration=defined_or_reason(
             lambda: fit_deceleration(
-                run.step_K, inputs.mean_loss_RK[0], n_resamples=n_resamples, seed=seed
+                run.time_K(), inputs.mean_loss_RK[0], n_resamples=n_resamples, seed=seed
             )
         ),
         several=several,
