@@ -31,8 +31,9 @@ class ProbeAxis:
     """The places of the probes on the x axis; `ProbeAxis.from_x` checks them.
 
     Attributes:
-        x_K: x of each probe, ascending; runs of one size have one x; -inf at time 0. Besides step 0, that can be a later probe
-            on the axis of summed learning rates, if the first rates are 0.
+        x_K: x of each probe, ascending; equal for runs of one size; -inf at time 0. Besides step 0,
+            that can be a later probe on the axis of summed learning rates, if the first rates are
+            0.
         low: smallest finite x.
         high: largest x.
         spacing: median distance of neighbouring finite probes.
@@ -73,8 +74,8 @@ class ProbeAxis:
         distinct = np.unique(finite)
         if len(distinct) < MIN_PROBES - 1:
             raise TokscaleError(
-                f"only {len(distinct)} probes have a finite x of their own, a sigmoid needs {MIN_PROBES - 1}; "
-                "train on, or probe more often (--tokscale-probe-schedule)"
+                f"only {len(distinct)} probes have a finite x of their own, a sigmoid needs "
+                f"{MIN_PROBES - 1}; train on, or probe more often (--tokscale-probe-schedule)"
             )
         distances = np.diff(distinct)
         spacing = float(np.median(distances))
