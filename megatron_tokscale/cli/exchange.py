@@ -29,9 +29,10 @@ def _add_import(verbs: Verbs) -> None:
         "import",
         help="make a run from a matrix of token losses",
         description="Make a run directory from losses of N tokens at K values of an axis: a "
-        "losses.npz of the interchange format (or its folder), a matrix in .npy, .npz, .safetensors "
-        "or .parquet, or a run directory of an older schema. Several files, or a manifest (.json "
-        "or .csv with file, name, size, tokens, seed), become one run each in the folder --out. "
+        "losses.npz of the interchange format, or its folder; a matrix in .npy, .npz, "
+        ".safetensors or .parquet; or a run directory of an older schema. Several files, or a "
+        "manifest (.json or .csv with file, name, size, tokens, seed), become one run each in the "
+        "folder --out. "
         "docs/guides/import.md describes the formats.",
     )
     parser.add_argument(
@@ -144,7 +145,7 @@ def _add_export(verbs: Verbs) -> None:
 
 def _import(arguments: Arguments) -> None:
     from megatron_tokscale.store.exchange.import_run import import_run
-    from megatron_tokscale.store.exchange.import_text import describe_import
+    from megatron_tokscale.store.exchange.import_text import describe_imports
     from megatron_tokscale.store.exchange.old_run import import_old_run, is_run_directory
     from megatron_tokscale.store.exchange.several import MANIFESTS, import_runs
 
@@ -157,8 +158,7 @@ def _import(arguments: Arguments) -> None:
         summaries = [import_old_run(files[0], arguments.out, progress)]
     else:
         summaries = [import_run(files[0], arguments.out, settings, progress)]
-    for summary in summaries:
-        print(describe_import(summary))
+    print(describe_imports(summaries))
 
 
 def _settings(arguments: Arguments) -> "ImportSettings":

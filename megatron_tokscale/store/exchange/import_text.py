@@ -1,38 +1,56 @@
 """A summary of an import for a terminal: what is there, and what will not work without the rest."""
 
+from collections.abc import Sequence
+
 from megatron_tokscale.store.exchange.import_run import ImportSummary
 from megatron_tokscale.store.tokens import WatchedTokens
 
 
-def describe_import(summary: ImportSummary) -> str:
-    """Return the size, the axis and the known columns of an imported run, as lines."""
-    imported, tokens = summary.imported, summary.tokens
+def describe_imports(summaries: Sequence[ImportSummary]) -> str:
+    """Return size and axis of imported runs, and once what is known of their tokens, as lines."""
+    lines: list[str] = []
+    for k, summary in enumerate(summaries):
+        lines += _size_and_axis(summary)
+        about = _about_tokens(summary)
+        if k == len(summaries) - 1 or about != _about_tokens(summaries[k + 1]):
+            lines += about
+    return "\n".join(lines)
+
+
+def _size_and_axis(summary: ImportSummary) -> list[str]:
+    imported = summary.imported
     values = [column.value for column in imported.columns]
     lines = [
-        f"{summary.path}: {tokens.n_tokens:,} tokens at {len(values)} values of "
+        f"{summary.path}: {summary.tokens.n_tokens:,} tokens at {len(values)} values of "
         f"{imported.named}, from {values[0]:g} to {values[-1]:g}",
-        f"  {_what_a_column_is(summary)}",
+        *_what_a_column_is(summary),
     ]
     if len(set(values)) < len(values):
         lines.append(f"  {len(values) - len(set(values))} columns share a value with another")
-    lines += [f"  there: {_listed(known(summary))}", *map("  not there: {}".format, gaps(summary))]
     if summary.non_finite:
         lines.append(f"  {summary.non_finite:,} losses are NaN or infinite; they are kept")
     if summary.unused:
         lines.append(f"  not imported: the arrays {', '.join(summary.unused)}")
     if summary.manifest:
         lines.append(f"  manifest: {summary.manifest}")
-    return "\n".join(lines)
+    return lines
 
 
-def _what_a_column_is(summary: ImportSummary) -> str:
+def _about_tokens(summary: ImportSummary) -> list[str]:
+    return [
+        f"  there: {_listed(known(summary))}",
+        *map("  not there: {}".format, gaps(summary)),
+    ]
+
+
+def _what_a_column_is(summary: ImportSummary) -> list[str]:
     if summary.imported.axis == "T":
-        return f"one run over time; next: megatron-tokscale fit {summary.path}"
-    return (
-        "a column per run, no probes along T: learned or not, time to the threshold and falls by "
-        f"group, without a fit; next: megatron-tokscale spectrum {summary.path}; a shift of the "
-        "clock needs a matrix along T of every run"
-    )
+        return [f"  one run over time; next: megatron-tokscale fit {summary.path}"]
+    return [
+        "  a column per run, no probes along T: learned or not, time to the threshold and falls by",
+        f"  group, without a fit; next: megatron-tokscale spectrum {summary.path}",
+        "  a shift of the clock needs a matrix along T of every run",
+    ]
 
 
 def known(summary: ImportSummary) -> list[str]:
