@@ -125,8 +125,11 @@ def _numbered(file: ArrayFile, name: str, most: int) -> tuple[Integers32, list[o
     numbers: dict[object, int] = {}
     pieces = [np.zeros(0, np.int32)]
     for _, piece in file.pieces(name):
-        values, code_n = np.unique(_plain(piece), return_inverse=True)
-        table = [numbers.setdefault(value, len(numbers)) for value in values.tolist()]
+        found, first, code_n = np.unique(_plain(piece), return_index=True, return_inverse=True)
+        values = found.tolist()
+        for i in np.argsort(first).tolist():
+            numbers.setdefault(values[i], len(numbers))
+        table = [numbers[value] for value in values]
         if len(numbers) > most:
             raise TokscaleError(
                 f"array '{name}' of {file.path} has more than {most:,} distinct values; expected "
