@@ -63,7 +63,8 @@ def write_file(folder: str, form: str, n_tokens: int, n_columns: int) -> None:
     if form.startswith("npz"):
         loss_NK = np.load(matrix, mmap_mode="r")
         save = np.savez_compressed if form == "npz deflated" else np.savez
-        save(path, loss_matrix=loss_NK)
+        number_N = np.arange(n_tokens)
+        save(path, loss_matrix=loss_NK, sample_id=number_N // 1000, token_pos=number_N % 1000)
     elif form == "safetensors":
         from safetensors.numpy import save_file
 

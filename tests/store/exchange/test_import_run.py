@@ -9,10 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from matrices import N_TOKENS, VALUES_T, losses, write_interchange
+from runs import plain_probe_set
 from safetensors.numpy import save_file
 
+from megatron_tokscale.cli.parsing import tell_left_out
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, RunWriter
 from megatron_tokscale.store import losses as store_losses
 from megatron_tokscale.store.exchange import export_run, raw_arrays, sources
 from megatron_tokscale.store.exchange import import_run as module
@@ -295,3 +297,19 @@ def test_run_json_says_where_the_losses_come_from(tmp_path):
     content = json.loads(run.paths.identity.read_text())["imported"]
     assert (content["source"], content["axis"], content["unit"]) == ("losses.npz", "T", "step")
     assert [column["value"] for column in content["columns"]] == VALUES_T.tolist()
+
+
+def test_a_job_does_not_write_into_an_imported_run(tmp_path):
+    run, _ = imported(write_interchange(tmp_path / "in"), tmp_path / "run")
+    with pytest.raises(TokscaleError, match="holds imported losses"):
+        RunWriter(run.path).check(plain_probe_set(16), {})
+
+
+def test_a_column_without_a_finite_loss_is_left_out_and_named(tmp_path, capsys):
+    loss_NK = losses(n_columns=4)
+    loss_NK[:, 2] = np.nan
+    value_K = np.array([0.5, 1.5, 2.5, 3.5])
+    run, _ = imported(write_interchange(tmp_path / "in", loss_NK, value_K), tmp_path / "run")
+    assert run.time_K().tolist() == [0.5, 1.5, 3.5]
+    tell_left_out(run)
+    assert "at values 2.5 of the axis have no finite loss" in capsys.readouterr().err
