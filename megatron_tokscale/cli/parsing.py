@@ -146,16 +146,20 @@ def add_tokenizer(parser: argparse.ArgumentParser, use: str) -> None:
 
 
 def open_run(path: Path) -> "Run":
-    """Open a run, and say on stderr which of its probes are left out."""
+    """Open a run; say on stderr which probes are left out, and what stands in for documents."""
     from megatron_tokscale.store import Run
 
     run = Run.open(path)
     tell_left_out(run)
+    if (note := run.tokens.note_on_units()) is not None:
+        say(f"{run.path}: {note}")
     return run
 
 
 def tell_left_out(run: "Run") -> None:
     """Say on stderr which probes of a run are left out of every analysis, if any are."""
     if run.left_out:
-        steps = ", ".join(map(str, run.left_out))
-        say(f"the probes of {run.path} at steps {steps} have no finite loss and are left out")
+        value_of = run.imported.value_of if run.imported else {}
+        steps = ", ".join(f"{value_of.get(step, step):.10g}" for step in run.left_out)
+        where = f"values {steps} of the axis" if run.default_time == "axis" else f"steps {steps}"
+        say(f"the probes of {run.path} at {where} have no finite loss and are left out")

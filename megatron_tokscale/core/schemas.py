@@ -8,7 +8,8 @@ from typing import Final
 
 PROBE_SET_SCHEMA: Final = 2  # probe.safetensors
 LOSSES_SCHEMA: Final = 1  # losses/step_*.safetensors
-RUN_SCHEMA: Final = 2  # run.json
+RUN_SCHEMA: Final = 3  # run.json
+TOKENS_SCHEMA: Final = 1  # tokens.safetensors of an imported run
 PLAN_SCHEMA: Final = 4  # plan.json
 DECISIONS_SCHEMA: Final = 1  # replans.json
 DATA_SCHEMA: Final = 3  # data.json
@@ -19,3 +20,4 @@ SPECTRUM_SCHEMA: Final = 6  # spectrum.json, reconstruction.json
 TRANSFER_SCHEMA: Final = 5  # transfer.json
 LAWS_SCHEMA: Final = 5  # laws.json
 AXIS_SCHEMA: Final = 5  # axis.json
+MATRIX_SCHEMA: Final = 1  # matrix.json

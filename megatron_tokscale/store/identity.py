@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, cast
+from typing import Final, Self, cast
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import (
@@ -15,12 +15,15 @@ from megatron_tokscale.core.files import (
 )
 from megatron_tokscale.core.records import JSON, read_as, to_json
 from megatron_tokscale.core.schemas import RUN_SCHEMA
+from megatron_tokscale.store.imported import Imported
 from megatron_tokscale.store.launches import Launch, check_starts
 
+OLDEST_READ: Final = 2
+"""Oldest schema of run.json that is read: since then, runs can be imported."""
 _ENVELOPE = {"schema_version", "checksum"}  # keys of run.json that are about the file
 _REMEDY = (
-    "probe into another --tokscale-dir, or replay the run's checkpoints there; its losses files "
-    "stay readable with store.losses.read_losses"
+    "probe into another --tokscale-dir, or read its losses into a new run with `megatron-tokscale "
+    "import RUN --out NEW`"
 )
 
 
@@ -35,6 +38,7 @@ class Identity:
         size: parameters, non-embedding parameters and FLOPs per token; empty if unknown.
         is_replay: true if the losses are of saved checkpoints, probed after the training.
         launches: settings of each job, ascending by the step at which it starts.
+        imported: source and axis of losses that were imported; None for a run of a job.
 
     Raises:
         ValueError: on construction, if the launches do not ascend.
@@ -46,6 +50,7 @@ class Identity:
     size: Mapping[str, int] = field(default_factory=dict)
     is_replay: bool = False
     launches: tuple[Launch, ...] = ()
+    imported: Imported | None = None
 
     def __post_init__(self) -> None:
         check_starts(self.launches)
@@ -73,7 +78,7 @@ class Identity:
                 f"{path} is damaged: schema_version is {version!r}; expected a whole number; "
                 "restore it"
             )
-        check_schema(path, version, RUN_SCHEMA, _REMEDY)
+        check_schema(path, version, RUN_SCHEMA, _REMEDY if version < OLDEST_READ else None)
         rest = {name: value for name, value in content.items() if name not in _ENVELOPE}
         identity = read_as(cls, rest, path, "restore it")
         check_seal(path, content)

@@ -45,7 +45,12 @@ _SIZES: Final = {
     "non-embedding": "parameters without embeddings",
     "flops": "FLOPs per token",
 }
-_CLOCKS: Final = {"lr-sum": "summed learning rate", "tokens": "tokens", "step": "steps"}
+_CLOCKS: Final = {
+    "lr-sum": "summed learning rate",
+    "tokens": "tokens",
+    "step": "steps",
+    "axis": "imported axis",
+}
 
 
 def axis_sections(inputs: ReportInputs) -> list[Section]:

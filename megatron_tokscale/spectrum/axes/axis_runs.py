@@ -17,8 +17,9 @@ from megatron_tokscale.store.reader import Time
 
 LEAST_RUNS: Final = 3
 """Fewest runs of an axis (our choice): two show no trend that could fail."""
-_CLOCKS: Final[tuple[Time, ...]] = ("lr-sum", "tokens", "step")
-"""Clocks by preference. Between runs with other learning rates, time is the summed rate."""
+_CLOCKS: Final[tuple[Time, ...]] = ("lr-sum", "tokens", "step", "axis")
+"""Clocks by preference. Between runs with other learning rates, time is the summed rate; an
+imported run may have no time but that of its file."""
 _LEAST_SHARED: Final = 0.5
 """Share of a branch's steps that are the trunk's: a warm-up alone makes no branch (our choice)."""
 _SIZES: Final = {
@@ -36,7 +37,8 @@ class AxisRuns:
     Attributes:
         runs: the runs.
         size_I: each run's size; equal sizes are allowed.
-        clock: unit of time of the clock: the first of lr-sum, tokens, step that all runs know.
+        clock: unit of time of the clock: the first of lr-sum, tokens, step, and the unit of an
+            imported axis that all runs know.
         x_I: the clock at the probes of each run; -inf at step 0.
         trunk: index of the trunk; None if no run is a branch.
         branch_I: step of the trunk at which each run branches off; None for other runs.
@@ -57,7 +59,7 @@ class AxisRuns:
 
         Raises:
             TokscaleError: fewer than three runs, one size only, an unknown size, other probe sets,
-                or a trunk that is not among the runs.
+                no common unit of time, or a trunk that is not among the runs.
         """
         if len(runs) < LEAST_RUNS:
             raise TokscaleError(
@@ -117,12 +119,15 @@ def size_of(run: Run, axis: AxisOfRuns, size: ModelSize) -> float:
 
 def _common_clock(runs: Sequence[Run]) -> tuple[Time, list[Floats]]:
     """Return the first clock that every run has a record of, and its values at the probes."""
-    for clock in _CLOCKS[:-1]:
+    for clock in _CLOCKS:
         try:
             return clock, [run.x_K(clock) for run in runs]
         except TokscaleError:  # a run without a record of it: the next clock
             continue
-    return "step", [run.x_K("step") for run in runs]
+    raise TokscaleError(
+        f"{runs[0].path} and the other runs count time in different units; expected one that all "
+        "of them know; import them with the same unit"
+    )
 
 
 def _chosen_trunk(runs: Sequence[Run], trunk: Run | None) -> int | None:
