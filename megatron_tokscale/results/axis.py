@@ -217,6 +217,21 @@ class ClockCheck:
 
 
 @dataclass(frozen=True)
+class GroupFall:
+    """The fall of one group of tokens in the last losses, from the smallest size to the largest.
+
+    Attributes:
+        name: name of the group.
+        share_of_tokens: share of the tokens in the group.
+        fall: the fall, in nats.
+    """
+
+    name: str
+    share_of_tokens: float
+    fall: Estimate
+
+
+@dataclass(frozen=True)
 class LastLosses:
     """What the last losses alone tell of the tokens.
 
@@ -257,6 +272,7 @@ class AxisSummary:
         note_on_units: what stands in for documents; None where documents are known.
         fall: fall of the mean last loss from the smallest run to the largest, in nats.
         falls: fall from each run to the next, in nats.
+        group_falls: falls of the groups, by grouping.
         clock: the unit of time of the clock.
         learning_times: name of the run whose learning times form deciles; None without one.
         last_losses: what the last losses alone tell; or why they tell nothing.
@@ -274,6 +290,7 @@ class AxisSummary:
     note_on_units: str | None
     fall: Estimate
     falls: tuple[Estimate, ...]
+    group_falls: dict[str, tuple[GroupFall, ...]]
     clock: Time
     learning_times: str | None
     last_losses: LastLosses | Undefined

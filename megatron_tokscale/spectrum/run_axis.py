@@ -26,6 +26,7 @@ from megatron_tokscale.results.axis import (
     AxisOfRuns,
     AxisSettings,
     AxisSummary,
+    GroupFall,
     GroupPrediction,
     LastLosses,
     ModelSize,
@@ -131,6 +132,9 @@ def axis_run(
             Estimate.from_resamples(last_RI[:, i] - last_RI[:, i + 1])
             for i in range(len(ordered.runs) - 1)
         ),
+        group_falls={
+            name: _group_falls(ordered, sums, name, weight_RU) for name in by_name if name != ALL
+        },
         clock=ordered.clock,
         learning_times=None if timed is None else timed.run.path.name,
         last_losses=defined_or_reason(lambda: _last_losses(ordered, sums)),
@@ -251,6 +255,22 @@ def _shift(
         except UndefinedError:  # too few runs, or one group: there is nothing to predict
             continue
     return measure_shift(fitted, runs.names, corrected(groups)), fitted
+
+
+def _group_falls(
+    runs: AxisRuns, sums: AxisSums, name: str, weight_RU: Floats
+) -> tuple[GroupFall, ...]:
+    """Return the falls of the groups that have tokens, between the smallest and largest sizes."""
+    loss_RCP, share_RC = sums.means(name, weight_RU)
+    last_I = np.cumsum([len(x_K) for x_K in runs.x_I]) - 1
+    smallest_I = runs.size_I == runs.size_I[0]
+    largest_I = runs.size_I == runs.size_I[-1]
+    fall_RC = loss_RCP[..., last_I[smallest_I]].mean(-1) - loss_RCP[..., last_I[largest_I]].mean(-1)
+    return tuple(
+        GroupFall(group, float(share_RC[0, c]), Estimate.from_resamples(fall_RC[:, c]))
+        for c, group in enumerate(sums.names[name])
+        if share_RC[0, c] > 0
+    )
 
 
 def _last_losses(runs: AxisRuns, sums: AxisSums) -> LastLosses:

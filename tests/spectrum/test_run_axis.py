@@ -77,6 +77,18 @@ def test_the_axis_is_ordered_and_measured(models, folder):
     assert read_axis(models[0], folder / "M").summary == result
 
 
+def test_falls_by_group_are_those_of_their_tokens(models, folder):
+    result = axis_run(models, "M", folder / "groups", n_resamples=20, seed=0)
+    first_N, last_N = (models[k].read_losses()[:, -1] for k in (0, -1))
+    dataset_N = plain_probe_set(N_TOKENS).dataset_N
+    found = result.group_falls["dataset"]
+    assert [each.name for each in found] == ["prose", "code"]
+    for d, each in enumerate(found):
+        fall = (first_N - last_N)[dataset_N == d].mean()
+        assert each.fall.uncorrected == pytest.approx(fall, rel=1e-5)
+        assert each.share_of_tokens == 0.5
+
+
 def test_last_losses_alone_tell_the_size_at_which_a_token_is_learned(models, folder):
     result = axis_run(models, "M", folder / "last", n_resamples=2, seed=0)
     order_N, drop_N = token()

@@ -4,6 +4,7 @@ Shapes: P probes of all runs, S places on the clock of the largest run.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import matplotlib as mpl
@@ -31,6 +32,7 @@ from megatron_tokscale.results.axis import (
     AxisResult,
     AxisSummary,
     ClockCheck,
+    GroupFall,
     GroupPrediction,
     Shift,
     Spread,
@@ -73,11 +75,27 @@ def _section(anchor: str, found: AxisResult) -> Section:
                 for each, fall in zip(axis.runs, falls, strict=True)
             ],
         ),
+        *(_falls(name, groups) for name, groups in axis.group_falls.items()),
         *_same_clock(axis),
         *_shift(anchor, found),
     ]
     entry = f"Axis {axis.axis}"
     return Section(anchor, entry, f"{entry}: {size}", parts, _verdicts(anchor, axis))
+
+
+def _falls(name: str, groups: Sequence[GroupFall]) -> str:
+    return details(
+        f"Falls by {escape(name)}",
+        table(
+            "Falls of the last losses from the smallest size to the largest, with intervals over "
+            "documents.",
+            ["group", "share of tokens", "fall (nats)"],
+            [
+                [escape(each.name), number(each.share_of_tokens, ".1%"), estimate(each.fall)]
+                for each in groups
+            ],
+        ),
+    )
 
 
 def _same_clock(axis: AxisSummary) -> list[str]:

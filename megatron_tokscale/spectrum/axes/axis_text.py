@@ -14,6 +14,8 @@ from megatron_tokscale.results.axis import (
 from megatron_tokscale.results.estimate import Estimate, Undefined, format_estimate
 from megatron_tokscale.results.verdict import ClaimTest
 
+_SHOWN = ("dataset", "learning-time decile")  # groupings whose falls are printed
+
 
 def describe_axis(summary: AxisSummary) -> str:
     """Return the runs, the check of the clock and the shift model as lines."""
@@ -27,6 +29,7 @@ def describe_axis(summary: AxisSummary) -> str:
             for run, fall in zip(summary.runs, falls, strict=True)
         ),
         _last_losses(summary.last_losses),
+        *_group_falls(summary),
         *_same_clock(summary.same_clock, summary.clock),
         *_shift(summary),
     ]
@@ -41,6 +44,16 @@ def _last_losses(found: LastLosses | Undefined) -> str:
         f"  {found.fallen_share:.1%} of {found.tokens:,} tokens fall by a nat or more over sizes; "
         f"half of their fall is done at size {middle} (quartiles {low} to {high})"
     )
+
+
+def _group_falls(summary: AxisSummary) -> list[str]:
+    """Return the falls of datasets, and of deciles by learning time."""
+    return [
+        f"  fall from the smallest size to the largest by {name}, in nats: "
+        + ", ".join(f"{each.name} {format_estimate(Estimate(each.fall.value))}" for each in groups)
+        for name, groups in summary.group_falls.items()
+        if name in _SHOWN
+    ]
 
 
 def _same_clock(check: ClockCheck | Undefined | None, clock: str) -> list[str]:
