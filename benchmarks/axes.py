@@ -44,7 +44,7 @@ PLANTED = """Every token has one sigmoid in ln time; a run that is smaller by u 
 it later by -kappa u, and never learns a share 1 - exp(missing u) of the tokens
 (`tests/support/planted_axes.py`: 3,000 tokens in 60 documents, 74 probes to step 640, sizes over
 2.9 e-folds, noise 0.45 nats unless the name says another, seeds jitter each midpoint by 0.3).
-"covered": the planted kappa lies in its 95% interval over documents and runs. "share": of the gain
+"covered": the planted number lies in its 95% interval over documents and runs. "share": of the gain
 of size, the same tokens earlier; planted and found. R²: of the last losses of runs that were left
 out of the fit. Errors are mean absolute errors on left-out runs in nats. "groups": skill for the
 gains of deciles by learning time (fitted in the largest run) from the largest run's own curves; the
@@ -109,6 +109,7 @@ def planted_rows(worlds, lines):
             covered(kappa, settings["kappa"]),
             f"{true:.2f}",
             f"{share[:, 0].mean():.2f} ± {share[:, 0].std():.2f}",
+            covered(share, np.array([each["true share"] for each in found])),
             f"{min(each['r2'] for each in found):.3f}",
             " / ".join(f"{error:.3f}" for error in errors),
             f"{np.mean([each['groups'] for each in found]):.2f}",
@@ -174,7 +175,16 @@ def main():
             f"Planted worlds, {arguments.worlds} of each",
             PLANTED,
             [
-                *("world", "kappa", "found (mean ± sd)", "covered", "share", "found", "least R²"),
+                *(
+                    "world",
+                    "kappa",
+                    "found (mean ± sd)",
+                    "covered",
+                    "share",
+                    "found",
+                    "covered",
+                    "least R²",
+                ),
                 "errors: shift and floor / plain shift / E + A N^-a + B t^-b",
                 *("groups", "earlier"),
             ],

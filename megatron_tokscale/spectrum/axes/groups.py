@@ -15,9 +15,10 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import UndefinedError
-from megatron_tokscale.results.axis import GroupGain, GroupPrediction
+from megatron_tokscale.results.axis import GroupGain, GroupPrediction, Spread
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.verdict import Claim, ClaimTest, holm
+from megatron_tokscale.spectrum.axes.left_out import both_spreads, over_runs
 from megatron_tokscale.spectrum.axes.measured import Fitted
 from megatron_tokscale.spectrum.axes.parts import Parts
 from megatron_tokscale.spectrum.axes.shift import ShiftModel, fit_shift
@@ -59,7 +60,9 @@ def predict_groups(fitted: Fitted, curves: GroupCurves) -> GroupPrediction:
             1 - np.delete(error_RI[0], i).sum() / np.delete(null_RI[0], i).sum()
             for i in range(error_RI.shape[1])
         ]
-    skill = fitted.spread(skill_R.tolist(), others, most=1)
+    documents = Estimate.from_resamples(skill_R, most=1)
+    runs = over_runs(float(skill_R[0]), np.array(others), most=1)
+    skill = Spread(documents, runs, both_spreads(documents, runs, most=1))
     return GroupPrediction(
         skill=skill,
         error=float(np.sqrt(error_RI[0].mean())),

@@ -92,19 +92,36 @@ def over_runs(value: float, left_out_I: Floats, most: float = np.inf) -> Estimat
     return Estimate(value, value - half, min(value + half, max(most, value)), value)
 
 
-def both_spreads(documents: Estimate, runs: Estimate, most: float = np.inf) -> Estimate:
-    """Return the interval over documents and runs: on each side, the root of the summed squares.
+def both_spreads(
+    documents: Estimate, runs: Estimate, cells: Estimate | None = None, most: float = np.inf
+) -> Estimate:
+    """Return the interval over documents and runs.
 
-    The two are independent. Without an interval over runs there is none over both; a run of one
+    On each side its squared length is documents + runs - cells (Cameron, Gelbach and Miller 2011):
+    the noise of each document in each run is in both intervals, and is counted once. It is at least
+    the longer of the two. Without an interval over runs there is none over both; a run of one
     document has its interval over runs alone.
+
+    Args:
+        documents: the interval over documents.
+        runs: the interval over runs.
+        cells: the interval if every run has documents of its own; None to count that noise twice.
+        most: the largest value that the number can have.
     """
     if not (documents.has_interval and runs.has_interval):
         return Estimate(documents.value) if not runs.has_interval else runs
-    low = np.hypot(documents.value - documents.low, runs.value - runs.low)
-    high = np.hypot(documents.high - documents.value, runs.high - runs.value)
+    cell = cells if cells is not None and cells.has_interval else Estimate(0.0, 0.0, 0.0)
+    low = _joined(*(each.value - each.low for each in (documents, runs, cell)))
+    high = _joined(*(each.high - each.value for each in (documents, runs, cell)))
     value = documents.value
-    highest = min(float(value + high), max(most, value))
-    return Estimate(value, float(value - low), highest, documents.uncorrected)
+    highest = min(value + high, max(most, value))
+    return Estimate(value, value - low, highest, documents.uncorrected)
+
+
+def _joined(documents: float, runs: float, cells: float) -> float:
+    """Return the length of one side of the interval over documents and runs."""
+    squares = documents**2 + runs**2 - cells**2
+    return float(np.sqrt(max(squares, documents**2, runs**2)))
 
 
 def fit_additive(points: Points, loss_P: Floats) -> Predict:

@@ -3,7 +3,7 @@
 Shapes: I runs, P points, R resamples of the documents (the first is the data as they are).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +36,7 @@ EARLIER = Claim("the gain of size is the same tokens, learned earlier", least=0.
 """Half of the gain: the larger part (our choice)."""
 LEFT_OUT = Claim("the last losses of left-out runs are predicted", least=0.9)
 """R^2 (our choice)."""
+_MIXED = 100  # resamples for the part of the variance that is counted twice (our choice)
 _LEAST_LEFT_OUT = 4  # runs; without one of them, three are left for the model
 
 
@@ -60,6 +61,15 @@ class Curves:
         rows = slice(resample, resample + 1)
         return fit_shift(self.points, self.loss_RP[rows], self.top_R[rows], near=near)
 
+    def mixed(self) -> "Curves":
+        """Return the resamples with other documents in every run: their rows are dealt anew."""
+        rows_R = np.arange(1, len(self.loss_RP))
+        loss_RP = self.loss_RP[1:].copy()
+        for run in range(self.points.n_runs):
+            own_P = self.points.run_P == run
+            loss_RP[:, own_P] = self.loss_RP[np.roll(rows_R, run)][:, own_P]
+        return Curves(self.points, loss_RP, self.top_R[1:], self.top)
+
     @property
     def last_x(self) -> float:
         """Return the earliest of the runs' last clocks."""
@@ -79,12 +89,14 @@ class Fitted:
     Attributes:
         curves: the curves that they are fitted to.
         model_R: models of the resamples.
+        mixed: models of resamples in which every run has documents of its own.
         without: models without each run of `runs`; empty where fewer than four runs have points.
         runs: numbers of the runs with points.
     """
 
     curves: Curves
     model_R: Sequence[ShiftModel]
+    mixed: Sequence[ShiftModel]
     without: Sequence[ShiftModel]
     runs: Sequence[int]
 
@@ -98,6 +110,8 @@ class Fitted:
         first, points = curves.fit(), curves.points
         resampled = range(1, len(curves.loss_RP))
         models = [first, *(curves.fit(r, first.kappa) for r in resampled)]
+        shuffled = curves.mixed()
+        mixed = [shuffled.fit(r, first.kappa) for r in range(min(len(resampled), _MIXED))]
         runs = np.unique(points.run_P).tolist()
         without = []
         if len(runs) >= _LEAST_LEFT_OUT:
@@ -108,15 +122,15 @@ class Fitted:
                 )
                 if len(np.unique(others.points.u_P)) > 1:
                     without.append(others.fit(near=first.kappa))
-        return cls(curves, models, without if len(without) == len(runs) else [], runs)
+        return cls(curves, models, mixed, without if len(without) == len(runs) else [], runs)
 
-    def spread(
-        self, value_R: Sequence[float], left_out_I: Sequence[float], most: float = np.inf
-    ) -> Spread:
-        """Return a number, at most `most`, with its intervals over documents, runs, and both."""
-        documents = Estimate.from_resamples(value_R, most=most)
-        runs = over_runs(float(value_R[0]), np.array(left_out_I, dtype=np.float64), most)
-        return Spread(documents, runs, both_spreads(documents, runs, most))
+    def spread(self, number: Callable[[ShiftModel], float]) -> Spread:
+        """Return a number of the model with its intervals over documents, runs, and both."""
+        value_R = [number(model) for model in self.model_R]
+        documents = Estimate.from_resamples(value_R)
+        runs = over_runs(value_R[0], np.array([number(model) for model in self.without]))
+        cells = Estimate.from_resamples([value_R[0], *map(number, self.mixed)])
+        return Spread(documents, runs, both_spreads(documents, runs, cells))
 
 
 def measure_shift(
@@ -131,14 +145,9 @@ def measure_shift(
     """
     curves = fitted.curves
     points, x, least_u = curves.points, curves.last_x, curves.least_u
-    part_R = [Parts.of(model, x, least_u) for model in fitted.model_R]
-    part_I = [Parts.of(model, x, least_u) for model in fitted.without]
 
     def spread(name: str) -> Spread:
-        return fitted.spread(
-            [float(getattr(part, name)[0]) for part in part_R],
-            [float(getattr(part, name)[0]) for part in part_I],
-        )
+        return fitted.spread(lambda model: float(getattr(Parts.of(model, x, least_u), name)[0]))
 
     delta_RI = np.stack(
         [
@@ -152,13 +161,8 @@ def measure_shift(
     r2 = errors if isinstance(errors, Undefined) else errors.last_r2
     return Shift(
         top=curves.top,
-        kappa=fitted.spread(
-            [model.kappa for model in fitted.model_R], [model.kappa for model in fitted.without]
-        ),
-        floor=fitted.spread(
-            [float(model.floor_C[0]) for model in fitted.model_R],
-            [float(model.floor_C[0]) for model in fitted.without],
-        ),
+        kappa=fitted.spread(lambda model: model.kappa),
+        floor=fitted.spread(lambda model: float(model.floor_C[0])),
         x=x,
         gain=spread("gain_C"),
         earlier=spread("earlier_C"),

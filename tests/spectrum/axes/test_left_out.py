@@ -34,6 +34,8 @@ def test_the_jackknife_of_a_mean_is_students_interval():
 def test_both_spreads_add_their_squares():
     both = both_spreads(Estimate(1.0, 0.7, 1.4), Estimate(1.1, 0.7, 1.4))
     assert (both.value, both.low, both.high) == pytest.approx((1.0, 0.5, 1.5))
+    once = both_spreads(Estimate(1.0, 0.7, 1.4), Estimate(1.1, 0.7, 1.4), Estimate(1, 0.8, 1.39))
+    assert (once.low, once.high) == pytest.approx((1 - np.sqrt(0.09 + 0.16 - 0.04), 1.4))
     assert not both_spreads(Estimate(1.0, 0.7, 1.4), Estimate(1.1)).has_interval
     assert both_spreads(Estimate(1.0), Estimate(1.1, 0.7, 1.4)).low == 0.7
 
