@@ -81,4 +81,4 @@ env-bridge: env $(BRIDGE)
 	@mv $@.part $@
 
 clean:
-	rm -rf .venv dist demo-run demo-run-quick gpu-check-run soak-run evidence-run study-run
+	rm -rf .venv dist demo-run demo-run-quick gpu-check-run soak-run evidence-run axes-run study-run
