@@ -73,7 +73,10 @@ def test_the_axis_is_ordered_and_measured(models, folder):
     for each, fall in zip(result.falls, -np.diff(last), strict=True):
         assert each.low < fall < each.high
     assert isinstance(result.shift, Undefined)
-    assert "0 runs have probes along T; a shift of the clock needs" in result.shift.undefined
+    assert (
+        "the number of runs with probes along T is 0; a shift of the clock needs"
+        in result.shift.undefined
+    )
     assert read_axis(models[0], folder / "M").summary == result
 
 
@@ -178,7 +181,7 @@ def test_the_verb_prints_the_axis(models, probed, folder, capsys):
     printed = capsys.readouterr().out
     assert "axis M (non-embedding), 7 runs; the mean loss falls by" in printed
     assert printed.count("nats, a fall of") == 6
-    assert "shift of the clock: undefined: 0 runs have probes along T" in printed
+    assert "shift of the clock: undefined: the number of runs with probes along T is 0" in printed
 
 
 @pytest.mark.parametrize(
@@ -278,7 +281,7 @@ def test_branches_are_found_and_their_decay_is_measured(trunk_and_branches, fold
     # The trunk is read on the straight line between its probes in ln time: exactly its curve.
     assert gains == pytest.approx([0.2, 0.3], abs=1e-4)
     assert check.error_at_clock == pytest.approx(0.25, abs=1e-4)
-    assert "1 runs have probes along T" in result.shift.undefined
+    assert "the number of runs with probes along T is 1" in result.shift.undefined
     assert [run.probes for run in result.runs] == [0, 0, 5]
 
 

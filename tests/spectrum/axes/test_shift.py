@@ -124,7 +124,7 @@ def test_a_run_without_probes_is_not_the_largest():
 @pytest.mark.parametrize(
     ("u", "x", "message"),
     [
-        ([-1.0, 0.0], X, "2 runs have probes along T"),
+        ([-1.0, 0.0], X, "runs with probes along T is 2"),
         ([0.0, 0.0, 0.0], X, "all runs have one size"),
         ([-1.0, 0.0, 0.0], X[:3], "a run has 3 probes along T"),
     ],
