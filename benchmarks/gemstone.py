@@ -38,7 +38,9 @@ shows the top of the model, and kappa depends on it: both choices are in the tab
 with the smaller squares, which `spectrum` takes. The floor is a share of the fall from the top; in
 nats if the top is not known. Intervals: over items and models; in the round brackets over items,
 then over models. Errors: mean absolute error of a left-out model's curve over its 35 checkpoints,
-in nats. Groups: items by decile of their learning time in 2048x27.
+in nats. Groups: items by decile of their learning time in 2048x27; without a top the floor is the
+same for all groups, so that nothing but kappa tells them apart. A gain whose interval holds 0 has
+no share.
 
 """
 M_COLUMNS = [
@@ -144,6 +146,8 @@ def m_row(data, task, rank):
 
 def spread(found):
     """Return a number with its intervals over both, over items, and over models."""
+    if not found.both.has_interval:
+        return format_estimate(found.both, ".2f")
     parts = (f"[{each.low:.2f}, {each.high:.2f}]" for each in (found.documents, found.runs))
     return f"{format_estimate(found.both, '.2f')} ({'; '.join(parts)})"
 

@@ -152,7 +152,8 @@ class Shift:
         gain: fall of the mean loss there from the smallest size to the largest, by the model.
         earlier: part of the gain by the shift, in nats.
         never: part by the floor, in nats.
-        share: share of the gain that is learned earlier.
+        share: share of the gain that is learned earlier; NaN unless the whole interval of the gain
+            is above 0.
         runs: shifts of the runs, by ascending size.
         seed_noise: standard deviation of delta between runs of one size; NaN without such runs.
         errors: errors of runs that were left out; or why there are none.

@@ -175,6 +175,8 @@ def _number(value: float, pattern: str = ".3f") -> str:
 
 
 def _verdict(test: ClaimTest) -> str:
+    if isinstance(test.estimate, Undefined):
+        return f"    {test.claim.name}: {test.verdict}: {test.estimate.undefined}"
     return (
         f"    {test.claim.name} ({test.claim.rule}): {format_estimate(test.estimate)}: "
         f"{test.verdict}"

@@ -65,8 +65,8 @@ class Points:
         runs, probes = np.unique(self.run_P, return_counts=True)
         if len(runs) < 3:
             raise UndefinedError(
-                f"the number of runs with probes along T is {len(runs)}; a shift of the clock needs "
-                "3"
+                f"the number of runs with probes along T is {len(runs)}; a shift of the clock "
+                "needs 3"
             )
         if len(np.unique(self.u_I[runs])) < 2:
             raise UndefinedError("all runs have one size; a shift over the axis needs two or more")

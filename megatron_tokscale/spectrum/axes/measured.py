@@ -157,14 +157,15 @@ def measure_shift(
     )
     left_out = _left_out(fitted)
     errors = defined_or_reason(lambda: _errors(curves, left_out))
-    share = spread("share_C")
+    gain = spread("gain_C")
+    share, of_share = _share(gain, spread("share_C"))
     r2 = errors if isinstance(errors, Undefined) else errors.last_r2
     return Shift(
         top=curves.top,
         kappa=fitted.spread(lambda model: model.kappa),
         floor=fitted.spread(lambda model: float(model.floor_C[0])),
         x=x,
-        gain=spread("gain_C"),
+        gain=gain,
         earlier=spread("earlier_C"),
         never=spread("never_C"),
         share=share,
@@ -172,8 +173,18 @@ def measure_shift(
         seed_noise=seed_noise(delta_RI[0], points.u_I),
         errors=errors,
         groups=groups,
-        earlier_test=ClaimTest.of(EARLIER, share.both),
+        earlier_test=ClaimTest.of(EARLIER, of_share),
         left_out_test=ClaimTest.of(LEFT_OUT, r2),
+    )
+
+
+def _share(gain: Spread, share: Spread) -> tuple[Spread, Estimate | Undefined]:
+    """Return the share of the gain, and the number of its claim: there is none without a gain."""
+    if not gain.both.has_interval or gain.both.low > 0:
+        return share, share.both
+    none = Estimate(float("nan"))
+    return Spread(none, none, none), Undefined(
+        "the gain of size is not above 0 in its whole interval, so it has no parts"
     )
 
 

@@ -96,3 +96,11 @@ def test_one_group_is_no_prediction():
     curves.share_RC[:, 1:] = 0
     with pytest.raises(UndefinedError, match="one group holds all tokens"):
         predict_groups(world.fitted(), curves)
+
+
+def test_sizes_without_a_gain_have_no_share():
+    shift = World.draw(5, kappa=0.0).measured()
+    assert shift.gain.both.low < 0 < shift.gain.both.high
+    assert np.isnan(shift.share.both.value)
+    assert shift.earlier_test.verdict is Verdict.UNDECIDED
+    assert "it has no parts" in shift.earlier_test.estimate.undefined
