@@ -17,7 +17,8 @@ from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.page import with_verdicts
 from megatron_tokscale.report.sections.axes import axis_sections
 from megatron_tokscale.results import read_axis
-from megatron_tokscale.results.estimate import Undefined
+from megatron_tokscale.results.axis import Spread
+from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.spectrum import axis_run
 
 HOSTILE = "<script>$x_1$</script>"
@@ -133,8 +134,9 @@ def test_names_of_runs_are_escaped(html, page):
 
 def test_the_gain_is_divided_on_the_axis_of_sizes_alone(axis, edited, page):
     assert "share of the same tokens earlier" not in page.words("axis-1")
-    sizes = edited(axis="M", size="parameters", same_clock=None)
-    share = axis.shift.share
+    share = Spread(Estimate(0.6, 0.5, 0.7), Estimate(0.6, 0.4, 0.7), Estimate(0.6, 0.3, 0.8))
+    shift = dataclasses.replace(axis.shift, share=share)
+    sizes = edited(axis="M", size="parameters", same_clock=None, shift=shift)
     ends = [share.documents.low, share.documents.high, share.runs.low, share.runs.high]
     found = sizes.row("axis-1", "share of the same tokens earlier")
     assert found == [*numbers_of(share.both), *ends]
