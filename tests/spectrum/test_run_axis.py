@@ -14,6 +14,7 @@ from megatron_tokscale.core.progress import NoProgress
 from megatron_tokscale.core.records import to_json
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.results.estimate import Undefined
+from megatron_tokscale.results.verdict import Verdict
 from megatron_tokscale.spectrum import axis_run, groupings
 from megatron_tokscale.store import WatchedTokens
 
@@ -120,7 +121,7 @@ def test_the_size_can_be_chosen(models, folder, size, factor):
 def test_learning_times_along_t_predict_the_axis(models, along_t, folder):
     result = axis_run(models, "M", folder / "across", source=along_t, n_resamples=40, seed=0)
     decile = result.across.groups["learning-time decile"]
-    assert decile.passes is True
+    assert decile.test.verdict is Verdict.HOLDS
     assert decile.source is not None and decile.own is None
     assert decile.events.value > 0.5
 
@@ -132,7 +133,7 @@ def test_learning_times_of_other_tokens_do_not_predict_the_axis(models, folder):
     run = write_run(folder / "other", steps, losses(progress_K, order_N, drop_N))
     fit_run(run)
     result = axis_run(models, "M", folder / "not", source=run, n_resamples=40, seed=0)
-    assert result.across.groups["learning-time decile"].passes is False
+    assert result.across.groups["learning-time decile"].test.verdict is not Verdict.HOLDS
 
 
 def test_data_are_counted_in_tokens(tmp_path):
@@ -215,7 +216,7 @@ def test_a_source_that_learned_nothing_has_no_learning_times_to_test(models, fol
     fit_run(run)
     across = axis_run(models, "M", folder / "nothing", source=run, n_resamples=5, seed=0).across
     assert isinstance(across.groups, Undefined) or not any(
-        each.passes for each in across.groups.values()
+        each.test and each.test.verdict is Verdict.HOLDS for each in across.groups.values()
     )
 
 

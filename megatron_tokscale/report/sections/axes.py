@@ -30,6 +30,7 @@ from megatron_tokscale.report.sections.transfer import (
 from megatron_tokscale.report.verdicts import VerdictRow, outcome
 from megatron_tokscale.results.axis import AxisArrays, AxisResult, AxisSummary
 from megatron_tokscale.results.estimate import Undefined
+from megatron_tokscale.results.verdict import Verdict
 
 _SIZES: Final = {
     "tokens": "training tokens",
@@ -104,11 +105,14 @@ def _across_axes(axis: AxisSummary) -> list[str]:
 
 def _verdicts(anchor: str, axis: AxisSummary) -> list[VerdictRow]:
     """Return the verdicts, if tested: do learning times along T predict the gains on this axis?"""
-    if axis.across is None or isinstance(axis.across.groups, Undefined):
+    if axis.across is None:
         return []
     claim = (
         f"Learning times along T of {escape(axis.across.source)} predict gains along {axis.axis}"
     )
+    if isinstance(axis.across.groups, Undefined):
+        reason = escape(axis.across.groups.undefined)
+        return [VerdictRow(anchor, claim, Verdict.UNDECIDED, reason, "–")]
     return [
         VerdictRow.of(anchor, each.test, "gain over permuted times", claim=f"{claim}: {name}")
         for name, each in axis.across.groups.items()

@@ -277,8 +277,18 @@ def _surface(tokens: int, beyond: dict[str, Floats], null_RBJ: Floats, share_RB:
     target_RBJ = beyond.pop(_TARGET)
 
     def misfit(predicted_RBJ: Floats | float) -> Floats:
+        """Return the mean square without the part of the means' own errors.
+
+        These raise the mean square of the data by as much as that of the resamples once more.
+        """
         square_RB = ((target_RBJ - predicted_RBJ) ** 2).sum(axis=2)
-        return np.asarray((share_RB * square_RB).sum(axis=1))
+        square_R = (share_RB * square_RB).sum(axis=1)
+        if len(square_R) < 2:
+            return np.asarray(square_R)
+        raised = square_R[1:].mean() - square_R[0]
+        square_R[0] -= raised
+        square_R[1:] -= 2 * raised
+        return np.asarray(square_R)
 
     with np.errstate(divide="ignore", invalid="ignore"):
         skill_R = {name: 1 - misfit(each) / misfit(null_RBJ) for name, each in beyond.items()}
@@ -296,6 +306,6 @@ def _surface(tokens: int, beyond: dict[str, Floats], null_RBJ: Floats, share_RB:
         tokens=tokens,
         bins=target_RBJ.shape[1],
         intervals=target_RBJ.shape[2],
-        null=Estimate.from_resamples(null_R, most=1),
+        null=float(null_R[0]),
         tests=dict(zip(skill_R, tests, strict=True)),
     )
