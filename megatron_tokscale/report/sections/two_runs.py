@@ -89,8 +89,8 @@ def surface_parts(surface: Surface | Undefined) -> list[str]:
             f"{number(surface.null, '.1%')} of the variance between the bins."
         ),
         table(
-            "Skill: the share of the null model's misfit that a prediction leaves out. A is the "
-            "other run.",
+            "Skill: the share of the null model's misfit that a prediction leaves out; below 0, "
+            "the null model leaves out that share of the prediction's. A is the other run.",
             ["prediction", "skill", "verdict"],
             [
                 [escape(name), _shown(test), outcome(test.verdict)]

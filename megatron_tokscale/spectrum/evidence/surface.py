@@ -12,8 +12,9 @@ misfit that the null model leaves,
 
     skill = 1 - sum_b share_b |B_b - predicted_b|^2 / sum_b share_b |B_b - null_b|^2.
 
-In a world without steps the bins are cut by noise and by group, and no prediction has a skill above
-0 (our choice of bins, intervals and null model).
+If the prediction's misfit is the larger one, the two change places and the skill is negative: -1
+means that the null model is exact. In a world without steps the bins are cut by noise and by group,
+and no prediction has a skill above 0 (our choice of bins, intervals and null model).
 
 Shapes: N tokens, A probe steps of run A, K probe steps of run B, J intervals, B bins of learning
 time, G groups, U resampling units, C cells (pairs of a unit and a bin, or of a unit and a group), X
@@ -291,13 +292,13 @@ def _surface(tokens: int, beyond: dict[str, Floats], null_RBJ: Floats, share_RB:
         return np.asarray(square_R)
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        skill_R = {name: 1 - misfit(each) / misfit(null_RBJ) for name, each in beyond.items()}
+        skill_R = {name: _skill(misfit(each), misfit(null_RBJ)) for name, each in beyond.items()}
         null_R = 1 - misfit(null_RBJ) / misfit(0.0)
     tests = holm(
         [
             ClaimTest.of(
                 Claim(f"{name} say more than each token's group and total fall", least=0.0),
-                Estimate.from_resamples(each_R, most=1),
+                Estimate.from_resamples(each_R, -1, 1),
             )
             for name, each_R in skill_R.items()
         ]
@@ -309,3 +310,10 @@ def _surface(tokens: int, beyond: dict[str, Floats], null_RBJ: Floats, share_RB:
         null=float(null_R[0]),
         tests=dict(zip(skill_R, tests, strict=True)),
     )
+
+
+def _skill(miss_R: Floats, null_R: Floats) -> Floats:
+    """Return 1 - miss/null, or null/miss - 1 where the null model misses less; from -1 to 1."""
+    miss_R, null_R = np.maximum(miss_R, 0), np.maximum(null_R, 0)
+    smaller_R = np.minimum(miss_R, null_R) / np.maximum(miss_R, null_R)
+    return np.asarray(np.where(miss_R <= null_R, 1 - smaller_R, smaller_R - 1))
