@@ -127,7 +127,8 @@ class SurfaceSums:
             units.unit_N.astype(np.int64) * self._shape[1] + bins.group_N
         ) * self._shape[2] + groups.group_N
         self._tokens_UBG, self._fall_UBG = np.zeros((2, *self._shape))
-        self._width_V = np.zeros(_WIDTH_BINS)
+        self._width_UV = np.zeros((len(units), _WIDTH_BINS))
+        self._unit_N = units.unit_N
 
     def add(
         self, at: slice, fits: SigmoidFits, source_NA: Floats32, loss_NK: Floats | Floats32
@@ -143,7 +144,8 @@ class SurfaceSums:
         whole_N = fits.complete_N & np.isfinite(loss_NK).all(axis=1)
         fits, source_NA, loss_NK = fits.rows(whole_N), source_NA[whole_N], loss_NK[whole_N]
         moves = _Moves.of(fits, self._compared)
-        self._width_V += moves.width_V
+        unit_N = self._unit_N[at][whole_N][moves.moving]
+        self._width_UV += table_of(self._width_UV.shape, unit_N, moves.width_N, moves.drop_N)
         for margin in self._margins:
             margin.add(at, whole_N, fits, moves, source_NA, loss_NK)
         total_A = self._compared.source_operator_AJ.sum(axis=1).astype(source_NA.dtype)
@@ -159,8 +161,8 @@ class SurfaceSums:
         tokens_RB = tokens_RBG.sum(axis=2)
         count_RB1 = np.maximum(tokens_RB, 1e-300)[..., None]
         within_RBG = tokens_RBG / count_RB1
-        kernel_XK = self._kernel()
-        by_bin, by_group = (margin.falls(weight_RU, kernel_XK) for margin in self._margins)
+        kernel_RXJ = self._kernels(weight_RU)
+        by_bin, by_group = (margin.falls(weight_RU, kernel_RXJ) for margin in self._margins)
         beyond = {name: by_bin[name] - within_RBG @ by_group[name] for name in by_bin}
         # The null model: deviations of a bin's total falls from those of its groups, each with the
         # shape of the group's mean curve.
@@ -172,20 +174,21 @@ class SurfaceSums:
         share_RB = tokens_RB / tokens_RB.sum(axis=1, keepdims=True)
         return _surface(int(self._tokens_UBG.sum()), beyond, null_RBJ, share_RB)
 
-    def _kernel(self) -> Floats:
-        """Return the mean sigmoid of the moving tokens for each fine bin at B's probes, (X, K).
+    def _kernels(self, weight_RU: Floats) -> Floats:
+        """Return the falls of the mean sigmoid of the moving tokens at each fine bin, (R, X, J).
 
         Each token's width counts by its drop.
         """
-        edges, width_edges = self._compared.fine_edges, self._compared.width_edges
+        compared = self._compared
+        edges, width_edges = compared.fine_edges, compared.width_edges
         x_X, log_w_V = ((each[1:] + each[:-1]) / 2 for each in (edges, width_edges))
-        share_V = self._width_V / max(self._width_V.sum(), 1e-300)
-        away_XK = x_X[:, None] - at_probes(self._compared.place_K)
-        total_XK = np.zeros(away_XK.shape)
-        for share, log_w in zip(share_V, log_w_V, strict=True):
-            if share > 0:
-                total_XK += share * expit(away_XK / np.exp(log_w))
-        return total_XK
+        away_XK = x_X[:, None] - at_probes(compared.place_K)
+        fall_VXJ = np.stack(
+            [expit(away_XK / np.exp(log_w)) @ compared.operator_KJ for log_w in log_w_V]
+        )
+        width_RV = weight_RU @ self._width_UV
+        share_RV = width_RV / np.maximum(width_RV.sum(axis=1, keepdims=True), 1e-300)
+        return np.tensordot(share_RV, fall_VXJ, axes=1)
 
 
 @dataclass(frozen=True)
@@ -196,13 +199,13 @@ class _Moves:
         moving: their rows in the block.
         fine_N: fine bin of the learning time of each.
         drop_N: drop of each, in nats.
-        width_V: their drops by bin of ln w.
+        width_N: bin of ln w of each.
     """
 
     moving: Integers
     fine_N: Integers
     drop_N: Floats
-    width_V: Floats
+    width_N: Integers
 
     @classmethod
     def of(cls, fits: SigmoidFits, compared: Comparison) -> "_Moves":
@@ -210,12 +213,11 @@ class _Moves:
         moving = np.flatnonzero(np.isfinite(time_N))
         drop_N = fits.drop_N[moving].astype(np.float64)
         log_w_N = np.log(fits.width_N[moving].astype(np.float64))
-        width_N = np.searchsorted(compared.width_edges[1:-1], log_w_N)
         return cls(
             moving,
             np.searchsorted(compared.fine_edges[1:-1], time_N[moving]),
             drop_N,
-            np.bincount(width_N, drop_N, _WIDTH_BINS),
+            np.searchsorted(compared.width_edges[1:-1], log_w_N),
         )
 
 
@@ -252,24 +254,27 @@ class _Margin:
         self._count_CX += table_of(shape, cells, moves.fine_N)
         self._drop_CX += table_of(shape, cells, moves.fine_N, moves.drop_N)
 
-    def falls(self, weight_RU: Floats, kernel_XK: Floats) -> dict[str, Floats]:
+    def falls(self, weight_RU: Floats, kernel_RXJ: Floats) -> dict[str, Floats]:
         """Return mean falls per group, (R, groups, J), of run B and of every prediction."""
         operator_KJ = self._compared.operator_KJ
-        mean_drop = self._drop_CX.sum() / max(self._count_CX.sum(), 1)
-        kernel_XJ = kernel_XK @ operator_KJ
         sums = {
             _TARGET: self._loss_CK @ operator_KJ,
-            TIMES: mean_drop * self._count_CX @ kernel_XJ,
-            DROPS: self._drop_CX @ kernel_XJ,
             FITS: self._model_CK @ operator_KJ,
             MEASURED: self._source_CA @ self._compared.source_operator_AJ,
         }
         tokens_RG = weight_RU @ self._tokens_C.reshape(self._n_units, self._n_groups)
         count_RG1 = np.maximum(tokens_RG, 1e-300)[..., None]
-        return {
-            name: (weight_RU @ sum_CJ.reshape(self._n_units, -1)).reshape(*tokens_RG.shape, -1)
-            / count_RG1
-            for name, sum_CJ in sums.items()
+
+        def means(sum_C: Floats) -> Floats:
+            drawn = weight_RU @ sum_C.reshape(self._n_units, -1)
+            return np.asarray(drawn.reshape(*tokens_RG.shape, -1) / count_RG1)
+
+        events_RGX, drop_RGX = means(self._count_CX), means(self._drop_CX)
+        total_R, events_R = ((each * count_RG1).sum(axis=(1, 2)) for each in (drop_RGX, events_RGX))
+        mean_drop_R = total_R / np.maximum(events_R, 1e-300)
+        return {name: means(sum_CJ) for name, sum_CJ in sums.items()} | {
+            TIMES: mean_drop_R[:, None, None] * (events_RGX @ kernel_RXJ),
+            DROPS: drop_RGX @ kernel_RXJ,
         }
 
 
@@ -294,13 +299,14 @@ def _surface(tokens: int, beyond: dict[str, Floats], null_RBJ: Floats, share_RB:
     with np.errstate(divide="ignore", invalid="ignore"):
         skill_R = {name: _skill(misfit(each), misfit(null_RBJ)) for name, each in beyond.items()}
         null_R = 1 - misfit(null_RBJ) / misfit(0.0)
+    names = (TIMES, DROPS, FITS, MEASURED)
     tests = holm(
         [
             ClaimTest.of(
                 Claim(f"{name} say more than each token's group and total fall", least=0.0),
-                Estimate.from_resamples(each_R, -1, 1),
+                Estimate.from_resamples(skill_R[name], -1, 1),
             )
-            for name, each_R in skill_R.items()
+            for name in names
         ]
     )
     return Surface(
@@ -308,7 +314,7 @@ def _surface(tokens: int, beyond: dict[str, Floats], null_RBJ: Floats, share_RB:
         bins=target_RBJ.shape[1],
         intervals=target_RBJ.shape[2],
         null=float(null_R[0]),
-        tests=dict(zip(skill_R, tests, strict=True)),
+        tests=dict(zip(names, tests, strict=True)),
     )
 
 
