@@ -75,9 +75,10 @@ def summary(rows: Sequence[VerdictRow]) -> list[str]:
         paragraph(
             "The table lists every claim that the data of this run could have refuted: first the "
             "three primary tests of steps of single tokens, then claims about learning times, and "
-            "claims of rival explanations. A claim <b>holds</b> if the whole 95% interval of its "
-            "number is where the rule says, and <b>fails</b> if the whole interval is elsewhere. "
-            "An interval on both sides excludes nothing: the claim is <b>undecided</b>."
+            "claims of rival explanations. A claim <strong>holds</strong> if the whole 95% "
+            "interval of its number is where the rule says, and <strong>fails</strong> if the "
+            "whole interval is elsewhere. "
+            "An interval on both sides excludes nothing: the claim is <strong>undecided</strong>."
         ),
         paragraph(
             "The primary tests are not corrected for each other. All others are corrected within "
@@ -99,7 +100,12 @@ def summary(rows: Sequence[VerdictRow]) -> list[str]:
 
 def _cells(row: VerdictRow) -> list[str]:
     claim = f'<a href="#{row.anchor}">{row.claim}</a>'
-    return [f"<b>{claim}</b>" if row.primary else claim, outcome(row.verdict), row.number, row.rule]
+    return [
+        f"<strong>{claim}</strong>" if row.primary else claim,
+        outcome(row.verdict),
+        row.number,
+        row.rule,
+    ]
 
 
 def _sentence(words: str) -> str:

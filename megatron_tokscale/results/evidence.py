@@ -133,8 +133,8 @@ class SpectrumSettings:
 
     Attributes:
         n_resamples: bootstrap resamples of the documents.
-        null_tokens: tokens that were fitted again: as tokens that follow the mean curve, and on the
-            first half of the time.
+        null_tokens: tokens that were fitted again: on the scored range, as tokens that follow their
+            group, and on the first half of the time.
         seed: seed of all draws.
     """
 

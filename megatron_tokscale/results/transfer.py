@@ -80,7 +80,7 @@ class Surface:
     tokens: int
     bins: int
     intervals: int
-    null: Estimate
+    null: float
     tests: dict[str, ClaimTest]
 
 

@@ -105,7 +105,7 @@ def _surface(surface: Surface | Undefined) -> list[str]:
         return [f"  falls of learning-time bins: undefined: {surface.undefined}"]
     return [
         f"  falls of {surface.bins} learning-time bins: each token's group and total fall "
-        f"explain {format_estimate(surface.null)}; of the rest",
+        f"explain {surface.null:.3f}; of the rest",
         *(
             f"    {name:<40}{format_estimate(test.estimate)}: {test.verdict}"
             for name, test in surface.tests.items()

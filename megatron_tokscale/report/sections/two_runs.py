@@ -86,11 +86,11 @@ def surface_parts(surface: Surface | Undefined) -> list[str]:
             f"each of {number(surface.intervals, ',')} intervals of this run, beyond the mean fall "
             "of its groups, is predicted from the other run. The null model gives every token the "
             "mean curve of its group, scaled to its total fall in the other run; it explains "
-            f"{estimate(surface.null, '.1%')} of the variance between the bins."
+            f"{number(surface.null, '.1%')} of the variance between the bins."
         ),
         table(
-            "Skill: the share of the null model's misfit that a prediction leaves out. A is the "
-            "other run.",
+            "Skill: the share of the null model's misfit that a prediction leaves out; below 0, "
+            "the null model leaves out that share of the prediction's. A is the other run.",
             ["prediction", "skill", "verdict"],
             [
                 [escape(name), _shown(test), outcome(test.verdict)]

@@ -49,15 +49,12 @@ def group_curve_losses(
     Returns:
         Losses of as many tokens at the same probes, in the same order.
     """
-    model = _GroupCurves.from_losses(fits, loss_NK.astype(np.float64), group_N)
     rng = np.random.default_rng(seed)
-    if len(fits):
-        model = model.with_scaled_noise(rng)
-    return model.draw(rng)
+    return GroupCurves.from_losses(fits, loss_NK, group_N).with_scaled_noise(rng).draw(rng)
 
 
 @dataclass(frozen=True)
-class _GroupCurves:
+class GroupCurves:
     """Curves of the groups, and level, amplitude and noise of each token.
 
     Attributes:
@@ -85,7 +82,9 @@ class _GroupCurves:
     shift: float = _FIRST_SHIFT
 
     @classmethod
-    def from_losses(cls, fits: SigmoidFits, loss_NK: Floats, group_N: Integers) -> Self:
+    def from_losses(cls, fits: SigmoidFits, loss_NK: Floats | Floats32, group_N: Integers) -> Self:
+        """Return the curves of the groups of tokens that miss no loss; the noise is not scaled."""
+        loss_NK = loss_NK.astype(np.float64)
         mean_GK = _means(loss_NK, group_N)
         shape_GK = mean_GK - mean_GK.mean(axis=1, keepdims=True)
         square_G = np.maximum((shape_GK**2).sum(axis=1), 1e-300)
@@ -118,6 +117,8 @@ class _GroupCurves:
 
     def with_scaled_noise(self, rng: np.random.Generator) -> Self:
         """Return the model whose fits leave residuals like those of the observed tokens."""
+        if not len(self.group_N):
+            return self
         chosen = rng.permutation(len(self.group_N))[:_SCALING_TOKENS]
         model, wanted = self, self.rows(chosen)
         group_N = np.unique(wanted.group_N, return_inverse=True)[1]
@@ -153,8 +154,12 @@ class _GroupCurves:
         true_G = np.clip(1 - spread_G2[:, 1] / np.maximum(spread_G2[:, 0], 1e-300), 0, 1)
         return replace(self, amplitude_N=mean_N + off_N * np.sqrt(true_G)[group_N])
 
+    def with_noise_of(self, other: "GroupCurves") -> Self:
+        """Return the model with the scale and the correlation of another model's noise."""
+        return replace(self, scale=other.scale, shift=other.shift)
+
     def draw(self, rng: np.random.Generator) -> Floats32:
-        """Draw losses of all tokens."""
+        """Draw losses of all tokens: each follows its group's mean curve, and has noise."""
         return self.shrunk()._with_noise(rng)
 
     def _with_noise(self, rng: np.random.Generator) -> Floats32:

@@ -25,12 +25,13 @@ from megatron_tokscale.results.evidence import Locality, WidthQuartiles, WidthSa
 from megatron_tokscale.results.primary import LOCALITY
 from megatron_tokscale.results.verdict import ClaimTest
 from megatron_tokscale.spectrum.density import finite_range
-from megatron_tokscale.spectrum.evidence.group_curves import group_curve_losses
+from megatron_tokscale.spectrum.evidence.group_curves import GroupCurves
 
 TEN_NINETY = 2 * math.log(9)
 """10-90% width of a sigmoid of width one."""
 
 WIDTH_BINS = 40  # bins of the histograms: enough to show a shape, with tokens in each (our choice)
+_HALVINGS = 2  # of the documents, for the null model's error: each costs a fit (our choice)
 _QUARTILES = {"p25": 0.25, "p50": 0.5, "p75": 0.75}
 
 
@@ -143,10 +144,19 @@ class WidthHistograms:
 
 @dataclass(frozen=True)
 class Widths:
-    """A sample of tokens, and the null model's sample made from it."""
+    """A sample of tokens, and the null model's sample made from it.
+
+    Attributes:
+        observed: the tokens.
+        null: the tokens of the null model.
+        null_error: relative standard error of the null model's median width. Resamples of documents
+            do not show it, as they keep the groups' curves: it comes from halves of the documents
+            with curves of their own.
+    """
 
     observed: FittedSample
     null: FittedSample
+    null_error: float
 
     @classmethod
     def from_losses(
@@ -168,24 +178,28 @@ class Widths:
         """
         whole_N = np.isfinite(loss_NK).all(axis=1)
         loss_NK, unit_N = np.ascontiguousarray(loss_NK[whole_N]), unit_N[whole_N]
-        fits = fit_sigmoids(x_K, loss_NK)
-        null_NK = group_curve_losses(fits, loss_NK, group_N[whole_N], seed)
-        return cls(
-            FittedSample(fits, loss_NK, unit_N),
-            FittedSample(fit_sigmoids(x_K, null_NK), null_NK, unit_N),
-        )
+        group_N, rng = group_N[whole_N], np.random.default_rng(seed)
+        observed = FittedSample(fit_sigmoids(x_K, loss_NK), loss_NK, unit_N)
+        model = GroupCurves.from_losses(observed.fits, loss_NK, group_N).with_scaled_noise(rng)
+        null = _fitted(model, unit_N, rng)
+        return cls(observed, null, _null_error(observed, group_N, model, rng))
 
     def result(self, weight_RU: Floats) -> Locality:
-        """Return the numbers of both samples, and the test of the ratio of their median widths."""
+        """Return the numbers of both samples, and the test of the ratio of their median widths.
+
+        The numbers of the null model have no intervals.
+        """
         medians = [each.quartiles(weight_RU)["p50"] for each in (self.observed, self.null)]
-        ratio = Estimate.from_resamples(medians[0] / medians[1], least=0)
+        ratio_R = medians[0] / medians[1]
+        error_R = np.random.default_rng(0).standard_normal(len(ratio_R)) * self.null_error
+        ratio_R[1:] *= np.exp(error_R[1:])
         low, high = finite_range(self.observed.fits.x_K)
         return Locality(
             from_x=low,
             to_x=high,
             observed=self.observed.result(weight_RU),
-            group_null=self.null.result(weight_RU),
-            test=ClaimTest.of(LOCALITY, ratio),
+            group_null=self.null.result(weight_RU[:1]),
+            test=ClaimTest.of(LOCALITY, Estimate.from_resamples(ratio_R, least=0)),
         )
 
     def histograms(self) -> WidthHistograms:
@@ -201,6 +215,36 @@ def width_edges(x_K: Floats) -> Floats:
     low, high = finite_range(x_K)
     spacing = float(np.median(np.diff(x_K[np.isfinite(x_K)])))
     return np.geomspace(spacing / 10, TEN_NINETY * (high - low), WIDTH_BINS + 1)
+
+
+def _fitted(model: GroupCurves, unit_N: Integers32, rng: np.random.Generator) -> FittedSample:
+    """Return a draw of the null model with its fits."""
+    null_NK = model.draw(rng)
+    return FittedSample(fit_sigmoids(model.x_K, null_NK), null_NK, unit_N)
+
+
+def _null_error(
+    observed: FittedSample, group_N: Integers, model: GroupCurves, rng: np.random.Generator
+) -> float:
+    """Return the relative standard error of the null model's median width; 0 if it has none.
+
+    Halves of the units give two medians; half their difference has the error of the whole sample's
+    median (McCarthy 1969, half-sample replication).
+    """
+    units = np.unique(observed.unit_N)
+    squares = []
+    for _ in range(_HALVINGS):
+        first_N = np.isin(observed.unit_N, rng.permutation(units)[: len(units) // 2])
+        medians = []
+        for half_N in (first_N, ~first_N):
+            half = GroupCurves.from_losses(
+                observed.fits.rows(half_N), observed.loss_NK[half_N], group_N[half_N]
+            )
+            drawn = _fitted(half.with_noise_of(model), np.zeros(half_N.sum(), np.int32), rng)
+            medians.append(drawn.quartiles(np.ones((1, 1)))["p50"][0])
+        squares.append((np.log(medians[0] / medians[1]) / 2) ** 2)
+    error = math.sqrt(np.mean(squares))
+    return error if math.isfinite(error) else 0.0
 
 
 def _crossing(below_RN: Floats, value_N: Floats, share: float) -> Floats:

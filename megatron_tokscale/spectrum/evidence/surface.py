@@ -12,8 +12,9 @@ misfit that the null model leaves,
 
     skill = 1 - sum_b share_b |B_b - predicted_b|^2 / sum_b share_b |B_b - null_b|^2.
 
-In a world without steps the bins are cut by noise and by group, and no prediction has a skill above
-0 (our choice of bins, intervals and null model).
+If the prediction's misfit is the larger one, the two change places and the skill is negative: -1
+means that the null model is exact. In a world without steps the bins are cut by noise and by group,
+and no prediction has a skill above 0 (our choice of bins, intervals and null model).
 
 Shapes: N tokens, A probe steps of run A, K probe steps of run B, J intervals, B bins of learning
 time, G groups, U resampling units, C cells (pairs of a unit and a bin, or of a unit and a group), X
@@ -126,7 +127,8 @@ class SurfaceSums:
             units.unit_N.astype(np.int64) * self._shape[1] + bins.group_N
         ) * self._shape[2] + groups.group_N
         self._tokens_UBG, self._fall_UBG = np.zeros((2, *self._shape))
-        self._width_V = np.zeros(_WIDTH_BINS)
+        self._width_UV = np.zeros((len(units), _WIDTH_BINS))
+        self._unit_N = units.unit_N
 
     def add(
         self, at: slice, fits: SigmoidFits, source_NA: Floats32, loss_NK: Floats | Floats32
@@ -142,7 +144,8 @@ class SurfaceSums:
         whole_N = fits.complete_N & np.isfinite(loss_NK).all(axis=1)
         fits, source_NA, loss_NK = fits.rows(whole_N), source_NA[whole_N], loss_NK[whole_N]
         moves = _Moves.of(fits, self._compared)
-        self._width_V += moves.width_V
+        unit_N = self._unit_N[at][whole_N][moves.moving]
+        self._width_UV += table_of(self._width_UV.shape, unit_N, moves.width_N, moves.drop_N)
         for margin in self._margins:
             margin.add(at, whole_N, fits, moves, source_NA, loss_NK)
         total_A = self._compared.source_operator_AJ.sum(axis=1).astype(source_NA.dtype)
@@ -158,8 +161,8 @@ class SurfaceSums:
         tokens_RB = tokens_RBG.sum(axis=2)
         count_RB1 = np.maximum(tokens_RB, 1e-300)[..., None]
         within_RBG = tokens_RBG / count_RB1
-        kernel_XK = self._kernel()
-        by_bin, by_group = (margin.falls(weight_RU, kernel_XK) for margin in self._margins)
+        kernel_RXJ = self._kernels(weight_RU)
+        by_bin, by_group = (margin.falls(weight_RU, kernel_RXJ) for margin in self._margins)
         beyond = {name: by_bin[name] - within_RBG @ by_group[name] for name in by_bin}
         # The null model: deviations of a bin's total falls from those of its groups, each with the
         # shape of the group's mean curve.
@@ -171,20 +174,21 @@ class SurfaceSums:
         share_RB = tokens_RB / tokens_RB.sum(axis=1, keepdims=True)
         return _surface(int(self._tokens_UBG.sum()), beyond, null_RBJ, share_RB)
 
-    def _kernel(self) -> Floats:
-        """Return the mean sigmoid of the moving tokens for each fine bin at B's probes, (X, K).
+    def _kernels(self, weight_RU: Floats) -> Floats:
+        """Return the falls of the mean sigmoid of the moving tokens at each fine bin, (R, X, J).
 
         Each token's width counts by its drop.
         """
-        edges, width_edges = self._compared.fine_edges, self._compared.width_edges
+        compared = self._compared
+        edges, width_edges = compared.fine_edges, compared.width_edges
         x_X, log_w_V = ((each[1:] + each[:-1]) / 2 for each in (edges, width_edges))
-        share_V = self._width_V / max(self._width_V.sum(), 1e-300)
-        away_XK = x_X[:, None] - at_probes(self._compared.place_K)
-        total_XK = np.zeros(away_XK.shape)
-        for share, log_w in zip(share_V, log_w_V, strict=True):
-            if share > 0:
-                total_XK += share * expit(away_XK / np.exp(log_w))
-        return total_XK
+        away_XK = x_X[:, None] - at_probes(compared.place_K)
+        fall_VXJ = np.stack(
+            [expit(away_XK / np.exp(log_w)) @ compared.operator_KJ for log_w in log_w_V]
+        )
+        width_RV = weight_RU @ self._width_UV
+        share_RV = width_RV / np.maximum(width_RV.sum(axis=1, keepdims=True), 1e-300)
+        return np.tensordot(share_RV, fall_VXJ, axes=1)
 
 
 @dataclass(frozen=True)
@@ -195,13 +199,13 @@ class _Moves:
         moving: their rows in the block.
         fine_N: fine bin of the learning time of each.
         drop_N: drop of each, in nats.
-        width_V: their drops by bin of ln w.
+        width_N: bin of ln w of each.
     """
 
     moving: Integers
     fine_N: Integers
     drop_N: Floats
-    width_V: Floats
+    width_N: Integers
 
     @classmethod
     def of(cls, fits: SigmoidFits, compared: Comparison) -> "_Moves":
@@ -209,12 +213,11 @@ class _Moves:
         moving = np.flatnonzero(np.isfinite(time_N))
         drop_N = fits.drop_N[moving].astype(np.float64)
         log_w_N = np.log(fits.width_N[moving].astype(np.float64))
-        width_N = np.searchsorted(compared.width_edges[1:-1], log_w_N)
         return cls(
             moving,
             np.searchsorted(compared.fine_edges[1:-1], time_N[moving]),
             drop_N,
-            np.bincount(width_N, drop_N, _WIDTH_BINS),
+            np.searchsorted(compared.width_edges[1:-1], log_w_N),
         )
 
 
@@ -251,24 +254,27 @@ class _Margin:
         self._count_CX += table_of(shape, cells, moves.fine_N)
         self._drop_CX += table_of(shape, cells, moves.fine_N, moves.drop_N)
 
-    def falls(self, weight_RU: Floats, kernel_XK: Floats) -> dict[str, Floats]:
+    def falls(self, weight_RU: Floats, kernel_RXJ: Floats) -> dict[str, Floats]:
         """Return mean falls per group, (R, groups, J), of run B and of every prediction."""
         operator_KJ = self._compared.operator_KJ
-        mean_drop = self._drop_CX.sum() / max(self._count_CX.sum(), 1)
-        kernel_XJ = kernel_XK @ operator_KJ
         sums = {
             _TARGET: self._loss_CK @ operator_KJ,
-            TIMES: mean_drop * self._count_CX @ kernel_XJ,
-            DROPS: self._drop_CX @ kernel_XJ,
             FITS: self._model_CK @ operator_KJ,
             MEASURED: self._source_CA @ self._compared.source_operator_AJ,
         }
         tokens_RG = weight_RU @ self._tokens_C.reshape(self._n_units, self._n_groups)
         count_RG1 = np.maximum(tokens_RG, 1e-300)[..., None]
-        return {
-            name: (weight_RU @ sum_CJ.reshape(self._n_units, -1)).reshape(*tokens_RG.shape, -1)
-            / count_RG1
-            for name, sum_CJ in sums.items()
+
+        def means(sum_C: Floats) -> Floats:
+            drawn = weight_RU @ sum_C.reshape(self._n_units, -1)
+            return np.asarray(drawn.reshape(*tokens_RG.shape, -1) / count_RG1)
+
+        events_RGX, drop_RGX = means(self._count_CX), means(self._drop_CX)
+        total_R, events_R = ((each * count_RG1).sum(axis=(1, 2)) for each in (drop_RGX, events_RGX))
+        mean_drop_R = total_R / np.maximum(events_R, 1e-300)
+        return {name: means(sum_CJ) for name, sum_CJ in sums.items()} | {
+            TIMES: mean_drop_R[:, None, None] * (events_RGX @ kernel_RXJ),
+            DROPS: drop_RGX @ kernel_RXJ,
         }
 
 
@@ -277,25 +283,43 @@ def _surface(tokens: int, beyond: dict[str, Floats], null_RBJ: Floats, share_RB:
     target_RBJ = beyond.pop(_TARGET)
 
     def misfit(predicted_RBJ: Floats | float) -> Floats:
+        """Return the mean square without the part of the means' own errors.
+
+        These raise the mean square of the data by as much as that of the resamples once more.
+        """
         square_RB = ((target_RBJ - predicted_RBJ) ** 2).sum(axis=2)
-        return np.asarray((share_RB * square_RB).sum(axis=1))
+        square_R = (share_RB * square_RB).sum(axis=1)
+        if len(square_R) < 2:
+            return np.asarray(square_R)
+        raised = square_R[1:].mean() - square_R[0]
+        square_R[0] -= raised
+        square_R[1:] -= 2 * raised
+        return np.asarray(square_R)
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        skill_R = {name: 1 - misfit(each) / misfit(null_RBJ) for name, each in beyond.items()}
+        skill_R = {name: _skill(misfit(each), misfit(null_RBJ)) for name, each in beyond.items()}
         null_R = 1 - misfit(null_RBJ) / misfit(0.0)
+    names = (TIMES, DROPS, FITS, MEASURED)
     tests = holm(
         [
             ClaimTest.of(
                 Claim(f"{name} say more than each token's group and total fall", least=0.0),
-                Estimate.from_resamples(each_R, most=1),
+                Estimate.from_resamples(skill_R[name], -1, 1),
             )
-            for name, each_R in skill_R.items()
+            for name in names
         ]
     )
     return Surface(
         tokens=tokens,
         bins=target_RBJ.shape[1],
         intervals=target_RBJ.shape[2],
-        null=Estimate.from_resamples(null_R, most=1),
-        tests=dict(zip(skill_R, tests, strict=True)),
+        null=float(null_R[0]),
+        tests=dict(zip(names, tests, strict=True)),
     )
+
+
+def _skill(miss_R: Floats, null_R: Floats) -> Floats:
+    """Return 1 - miss/null, or null/miss - 1 where the null model misses less; from -1 to 1."""
+    miss_R, null_R = np.maximum(miss_R, 0), np.maximum(null_R, 0)
+    smaller_R = np.minimum(miss_R, null_R) / np.maximum(miss_R, null_R)
+    return np.asarray(np.where(miss_R <= null_R, 1 - smaller_R, smaller_R - 1))

@@ -3,6 +3,8 @@
 Shapes: N tokens, K probe steps, U units.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import planted_worlds
 import pytest
@@ -131,3 +133,30 @@ def test_a_run_in_which_nothing_falls_has_no_verdict():
     result = widths.result(weight_RU)
     assert result.test.verdict is Verdict.UNDECIDED
     assert result.observed.tokens == 40
+
+
+def test_the_ratio_allows_for_the_null_models_error_and_the_null_model_has_no_intervals():
+    """Few documents: the null model's curves, and so its widths, are those of few tokens."""
+    widths, weight_RU = widths_of(local(400))
+    result = widths.result(weight_RU)
+    alone = replace(widths, null_error=0.0).result(weight_RU)
+    assert 0 < widths.null_error < 0.2
+    lengths = [each.test.estimate.high - each.test.estimate.low for each in (result, alone)]
+    assert lengths[0] > lengths[1]
+    assert result.test.estimate.uncorrected == alone.test.estimate.uncorrected
+    assert not result.group_null.width_x.p50.has_interval
+    assert result.observed.width_x.p50.has_interval
+
+
+def test_the_null_models_error_is_the_spread_over_other_samples():
+    """Tokens with one curve: samples of 600 give median widths that differ by this error."""
+    errors, medians = [], []
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        mean_K = 3 * expit((4 - X_K) / 1.2)
+        noise_NK = 0.3 * correlated_noise(rng, (600, len(X_K)), 0.5)
+        loss_NK = rng.uniform(0.5, 2, (600, 1)) * mean_K + noise_NK
+        widths, weight_RU = widths_of(loss_NK)
+        errors.append(widths.null_error)
+        medians.append(np.log(widths.null.quartiles(weight_RU[:1])["p50"][0]))
+    assert 0.4 < np.sqrt(np.mean(np.square(errors))) / np.std(medians, ddof=1) < 2.5
