@@ -24,7 +24,7 @@ from megatron_tokscale.spectrum import (
     Units,
     Widths,
     compare,
-    derivative_weights,
+    SlopeEstimator,
 )
 from megatron_tokscale.spectrum.evidence.locality import FittedSample
 from megatron_tokscale.spectrum.evidence.order import OTHER_RUN, learning_order
@@ -75,7 +75,7 @@ def pair_verdicts(make, seed, documents=PAIR_DOCUMENTS):
     passes = {"locality": widths.local, "order": order.passes}
     mean_K, again_K = loss_NK.mean(axis=0), again_NK.mean(axis=0)
     alignments = {
-        "absolute": lambda: Alignment.absolute(x_K),
+        "absolute": lambda: Alignment.absolute(x_K, again_K),
         "by loss": lambda: Alignment.by_loss(x_K, mean_K, x_K, again_K),
     }
     for name, align in alignments.items():
@@ -156,7 +156,7 @@ def statistics(seed, documents, resamples):
     sums = DocumentSums.from_blocks(x_K, [(fits, loss_NK, units.unit_N)], len(units))
     whole = sums.resampled(x_K, weight_RU)
     compared = compare(x_K, whole.curves(), whole.loss_RK).by_name
-    derivative_RX = whole.loss_RK @ derivative_weights(x_K, AT).T
+    derivative_RX = SlopeEstimator.from_curve(x_K, whole.loss_RK[0]).slopes(whole.loss_RK, AT)
     share_RJ = weight_RU @ (sums.class_UJ / sums.tokens_U.sum())
     share_RJ /= share_RJ.sum(axis=1, keepdims=True)
     widths = FittedSample(fits, loss_NK, units.unit_N)

@@ -80,9 +80,10 @@ def test_text_of_the_corpus_is_escaped(planted, tmp_path):
 
 @pytest.mark.parametrize("name", ["full", "kernel", "spectrum"])
 def test_scores_are_those_of_the_analysis(evidence, page, name):
-    expected = numbers_of(evidence.same_tokens[name], evidence.other_documents[name])
+    same, other = evidence.same_tokens[name], evidence.other_documents[name]
+    expected = numbers_of(same.r2, other.r2, same.ceiling, same.loss_error)
     assert page.row("spectrum", f"{name}:") == expected
-    assert len(expected) == 6
+    assert len(expected) == 12
 
 
 def test_falls_by_part_of_the_range_are_those_of_the_analysis(evidence, page):

@@ -77,7 +77,9 @@ def transfer_run(
         return _sums(pair, alignment(), groups, units).tests(weight_RU, seed)
 
     progress.stage("groups of tokens")
-    absolute = defined_or_reason(lambda: tests(lambda: Alignment.absolute(pair.target.x_K)))
+    absolute = defined_or_reason(
+        lambda: tests(lambda: Alignment.absolute(pair.target.x_K, curves.target_loss_K))
+    )
     progress.stage("groups of tokens, aligned by loss")
     by_loss = defined_or_reason(lambda: tests(lambda: curves.alignment_by_loss(pair)))
     progress.stage("learning order")
