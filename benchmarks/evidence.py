@@ -21,10 +21,10 @@ from megatron_tokscale.spectrum import (
     Bins,
     DocumentSums,
     Estimate,
+    SlopeEstimator,
     Units,
     Widths,
     compare,
-    SlopeEstimator,
 )
 from megatron_tokscale.spectrum.evidence.locality import FittedSample
 from megatron_tokscale.spectrum.evidence.order import OTHER_RUN, learning_order

@@ -60,7 +60,7 @@ class SmoothingSpline:
     noise: float
     noise_interval: tuple[float, float]
     noise_variance: float
-    _basis: "_Basis" = field(repr=False)
+    _basis: "SplineBasis" = field(repr=False)
 
     @classmethod
     def from_values(
@@ -84,7 +84,7 @@ class SmoothingSpline:
                 f"{len(x_J)} points are too few for a smooth curve; expected at least "
                 f"{LEAST_POINTS} distinct x; train on, or probe more often"
             )
-        basis = _Basis.over(x_J, count_J)
+        basis = SplineBasis.over(x_J, count_J)
         evidence = _Evidence.from_values(basis, group_K, np.asarray(value_K, np.float64))
         scaled = evidence.best() if smoothing is None else smoothing / basis.length**3
         low, median, high = evidence.noise_quantiles((0.025, 0.5, 0.975))
@@ -106,7 +106,7 @@ class SmoothingSpline:
         return float(2 + (gamma_P / (gamma_P + self._scaled)).sum())
 
     def weights(self, x_G: ArrayLike) -> Floats:
-        """Return the matrix from the K values to the curve at `x_G`; beyond the x it is straight."""
+        """Return the matrix from the K values to the curve at `x_G`; beyond them it is straight."""
         return self._spread(self._operator(np.asarray(x_G, np.float64), 0)[0])
 
     def slope_weights(self, x_G: ArrayLike) -> Floats:
@@ -182,7 +182,7 @@ class SmoothingSpline:
 
 
 @dataclass(frozen=True)
-class _Basis:
+class SplineBasis:
     """The basis of Demmler and Reinsch for distinct x, scaled to the range [0, 1].
 
     Attributes:
@@ -207,6 +207,7 @@ class _Basis:
 
     @classmethod
     def over(cls, x_J: Floats, count_J: Integers) -> Self:
+        """Return the basis for distinct, ascending x with so many values each."""
         length = float(np.ptp(x_J))
         u_J, root_J = (x_J - x_J[0]) / length, np.sqrt(count_J)
         lines_J2 = np.stack([np.ones_like(u_J), u_J], axis=1) * root_J[:, None]
@@ -217,6 +218,13 @@ class _Basis:
         gamma_P = np.maximum(gamma_P, np.finfo(np.float64).eps * gamma_P[-1])
         rough_JP = rest_JP @ vector_PP
         return cls(length, u_J, root_J, q_JJ[:, :2], r_J2[:2], rough_JP, gamma_P, motion_JJ)
+
+    @cached_property
+    def search_S(self) -> Floats:
+        """Smoothing parameters for scaled x, from "through every value" to "straight line"."""
+        highest = self.gamma_P[-1] * _BEYOND
+        lowest = max(self.gamma_P[0] / _BEYOND, self.gamma_P[-1] * _RESOLUTION)
+        return np.geomspace(lowest, highest, _SEARCH)
 
     def line_weights(self, u_G: Floats, order: int) -> Floats:
         """Return the matrix from weighted means to their straight line, or to its slope, at u."""
@@ -229,31 +237,28 @@ class _Evidence:
     """The restricted likelihood of the smoothing parameter.
 
     Attributes:
-        gamma_P: see `_Basis`.
+        basis: basis of the spline.
         square_P: squared coordinates of the values.
         within: sum of squares of the values around the means at their x.
         count: values less two, the degrees of freedom beyond the straight line.
     """
 
-    gamma_P: Floats
+    basis: SplineBasis
     square_P: Floats
     within: float
     count: int
 
     @classmethod
-    def from_values(cls, basis: _Basis, group_K: Integers, value_K: Floats) -> Self:
+    def from_values(cls, basis: SplineBasis, group_K: Integers, value_K: Floats) -> Self:
         count_J = basis.root_J**2
         mean_J = np.bincount(group_K, value_K, len(count_J)) / count_J
         within = float(((value_K - mean_J[group_K]) ** 2).sum())
         square_P = (basis.rough_JP.T @ (basis.root_J * mean_J)) ** 2
-        return cls(basis.gamma_P, square_P, within, len(value_K) - 2)
+        return cls(basis, square_P, within, len(value_K) - 2)
 
-    @cached_property
+    @property
     def _search_S(self) -> Floats:
-        """Smoothing parameters from "through every value" to "straight line"."""
-        highest = self.gamma_P[-1] * _BEYOND
-        lowest = max(self.gamma_P[0] / _BEYOND, self.gamma_P[-1] * _RESOLUTION)
-        return np.geomspace(lowest, highest, _SEARCH)
+        return self.basis.search_S
 
     @property
     def _least_noise(self) -> float:
@@ -263,13 +268,13 @@ class _Evidence:
 
     def noise(self, smoothing_S: Floats) -> Floats:
         """Return the noise variance of the largest likelihood at each smoothing parameter."""
-        shrunk_SP = smoothing_S[:, None] / (self.gamma_P + smoothing_S[:, None])
+        shrunk_SP = smoothing_S[:, None] / (self.basis.gamma_P + smoothing_S[:, None])
         return np.asarray((shrunk_SP @ self.square_P + self.within) / self.count)
 
     def deviance(self, smoothing_S: Floats) -> Floats:
         """Return minus twice the profile of the restricted log-likelihood, up to a constant."""
         noise_S = np.maximum(self.noise(smoothing_S), self._least_noise)
-        inflation_S = np.log1p(self.gamma_P / smoothing_S[:, None]).sum(axis=1)
+        inflation_S = np.log1p(self.basis.gamma_P / smoothing_S[:, None]).sum(axis=1)
         return np.asarray(self.count * np.log(noise_S) + inflation_S)
 
     def best(self) -> float:
@@ -287,8 +292,8 @@ class _Evidence:
     def mean_noise_variance(self) -> float:
         """Return the posterior mean of the noise variance.
 
-        At a given smoothing the noise variance has a scaled inverse chi-squared posterior, here with
-        flat priors on the logarithms of the noise and of the smoothing (our choice).
+        At a given smoothing the noise variance has a scaled inverse chi-squared posterior. The
+        priors are flat on the logarithms of the noise and of the smoothing (our choice).
         """
         noise_S, weight_S = self._posterior
         return float(weight_S @ noise_S * self.count / max(self.count - 2, 1))
@@ -298,13 +303,15 @@ class _Evidence:
         noise_S, weight_S = self._posterior
         if not noise_S.max() > 0:
             return [0.0] * len(probabilities)
-        ends = np.log([noise_S.min() / 1e6, noise_S.max() * 1e6])
+        low, high = np.log([noise_S.min() / 1e6, noise_S.max() * 1e6]).tolist()
 
         def excess(log_variance: float, probability: float) -> float:
             below_S = chi2.sf(self.count * noise_S / np.exp(log_variance), self.count)
             return float(weight_S @ below_S) - probability
 
-        return [float(np.exp(brentq(excess, *ends, args=(each,)) / 2)) for each in probabilities]
+        return [
+            float(np.exp(brentq(excess, low, high, args=(each,)) / 2)) for each in probabilities
+        ]
 
     @cached_property
     def _posterior(self) -> tuple[Floats, Floats]:

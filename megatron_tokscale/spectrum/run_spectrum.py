@@ -6,6 +6,7 @@ Shapes: N tokens, K probe steps, G grid points, D datasets, C bins, U resampling
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -96,6 +97,9 @@ def spectrum_run(
     progress.stage("sums over the documents")
     chosen = draw_tokens(run.n_tokens, null_tokens, seed)
     sums, frequency, sample = _read_tokens(source, units, chosen)
+    # The measured mean loss has the common shifts, which the fits and their losses are without.
+    shift_UK = source.shift_DK[units.dataset_U]
+    sums = replace(sums, loss_UK=sums.loss_UK + sums.tokens_U[:, None] * shift_UK)
     progress.stage("reconstructions")
     curves = _Curves.from_sums(source, sums, units, weight_RU, seed)
     progress.stage("widths and their null model")
@@ -230,11 +234,12 @@ class _Curves:
         """Return the noise of the mean loss of each dataset, by its name."""
         x_K, x_G = self.whole.x_K, self.overall.x_G
 
-        def noise_of(loss_RK: Floats) -> SlopeNoise:
-            return slope_noise(SlopeEstimator.from_curve(x_K, loss_RK[0]), loss_RK, x_G)
+        def noise_of(part: Resampled) -> SlopeNoise:
+            estimator = SlopeEstimator.from_curve(x_K, part.loss_RK[0])
+            return slope_noise(estimator, part.loss_RK, x_G)
 
         return {
-            name: defined_or_reason(lambda part=part: noise_of(part.loss_RK))
+            name: defined_or_reason(partial(noise_of, part))
             for name, part in zip(names, self.by_dataset, strict=True)
         }
 

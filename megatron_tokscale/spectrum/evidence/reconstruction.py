@@ -223,12 +223,18 @@ def slope_noise(estimator: SlopeEstimator, loss_RK: Floats, x_G: Floats) -> Slop
     return SlopeNoise(
         probes=int(estimator.used_K.sum()),
         freedom=spline.freedom,
-        noise=Estimate(*ends.tolist(), uncorrected=spline.noise),
+        noise=_estimate(ends),
         own=float(np.sqrt(own_variance)),
-        shared=Estimate(*shared.tolist(), uncorrected=float(shared[0])),
+        shared=_estimate(shared),
         lag_one_correlation=estimator.lag_one_correlation,
         ceiling=Estimate(ceiling, low, high, ceiling),
     )
+
+
+def _estimate(ends: Floats) -> Estimate:
+    """Return an estimate from its value, its lower and its upper end."""
+    value, low, high = ends.tolist()
+    return Estimate(value, low, high, value)
 
 
 def _not_measured(noise: SlopeNoise) -> str:
