@@ -32,6 +32,7 @@ from megatron_tokscale.spectrum.evidence.reconstruction import NAMES
 from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import baseline_predictors, groupings, learning_times
 from megatron_tokscale.spectrum.sums import CLASSES
+from megatron_tokscale.store import WatchedTokens
 
 PAIR_DOCUMENTS, RUN_DOCUMENTS = 40, 60
 RESAMPLES, SLOW_RESAMPLES = 200, 100  # few, since each fits a power law
@@ -69,7 +70,7 @@ def pair_verdicts(make, seed, documents=PAIR_DOCUMENTS):
     weight_RU = units.weights(RESAMPLES, seed)
     time_N = learning_times(fits)
     widths = Widths.from_fits(own, again_NK, units.unit_N, seed).result(weight_RU)
-    baseline = baseline_predictors(tokens)
+    baseline = baseline_predictors(WatchedTokens(tokens))
     baseline["mean loss in the other run"] = fits.level_N.astype(float)
     order = learning_order(time_N, learning_times(own), baseline, units.unit_N, weight_RU)
     passes = {"locality": widths.local, "order": order.passes}
@@ -79,7 +80,7 @@ def pair_verdicts(make, seed, documents=PAIR_DOCUMENTS):
         "by loss": lambda: Alignment.by_loss(x_K, mean_K, x_K, again_K),
     }
     for name, align in alignments.items():
-        sums = TransferSums(align(), groupings(tokens, time_N), units)
+        sums = TransferSums(align(), groupings(WatchedTokens(tokens), time_N), units)
         sums.add(slice(0, len(text)), fits, again_NK, loss_NK, own, x_K)
         for group, each in sums.tests(weight_RU, seed).items():
             passes[f"transfer {name}, {group}"] = each.passes
@@ -178,7 +179,7 @@ def statistics(seed, documents, resamples):
     order = learning_order(
         learning_times(fits),
         learning_times(own),
-        {"position": baseline_predictors(tokens)["position"]},
+        {"position": baseline_predictors(WatchedTokens(tokens))["position"]},
         units.unit_N,
         weight_RU,
     )

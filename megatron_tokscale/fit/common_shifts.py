@@ -35,13 +35,14 @@ def common_shifts(run: "Run", x_K: Floats) -> tuple[DatasetShifts, ...]:
         run: an opened run.
         x_K: natural logarithm of the time of its probes; -inf at step 0, which has no shift.
     """
-    dataset_N, names = run.probe_set.dataset_N, run.probe_set.datasets
     size = max(_BLOCK_VALUES // max(len(x_K), 1), 1)
-    starts = range(0, run.n_tokens, size)
-    blocks = (
-        (run.read_losses(start, start + size), dataset_N[start : start + size]) for start in starts
+    parts = (
+        slice(start, min(start + size, run.n_tokens)) for start in range(0, run.n_tokens, size)
     )
-    return shifts_of(x_K, blocks, names)
+    blocks = (
+        (run.read_losses(part.start, part.stop), run.tokens.rows(part).dataset_N) for part in parts
+    )
+    return shifts_of(x_K, blocks, run.tokens.datasets)
 
 
 def shifts_of(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_tokscale import __version__
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers16
+from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.checked import file_checksum, write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import Meter, NoProgress, Progress
@@ -145,7 +145,7 @@ def part_key(
         run_id=run.info.run_id,
         time=time,
         steps=tuple(run.step_K.tolist()),
-        probe_fingerprint=run.probe_set.fingerprint,
+        probe_fingerprint=run.tokens.fingerprint,
         x=tuple(ProbeAxis.from_x(run.x_K(time)).as_metadata()),
         block_tokens=block_tokens or _block_tokens(run.n_tokens, n_probes),
         device=device_type,
@@ -283,16 +283,13 @@ class _Work:
         loss_NK = self.run.read_losses(tokens.start, tokens.stop)
         if self.shifts is None:
             return loss_NK
-        return without_shifts(loss_NK, shift_table(self.shifts), self._dataset_N[tokens])
-
-    @cached_property
-    def _dataset_N(self) -> Integers16:
-        return self.run.probe_set.dataset_N
+        dataset_N = self.run.tokens.rows(tokens).dataset_N
+        return without_shifts(loss_NK, shift_table(self.shifts), dataset_N)
 
     def _fit(self, block: int, loss_NK: Floats32) -> None:
         fits = fit_sigmoids(self.x_K, loss_NK, device=self.device)
         tokens = self.blocks[block]
-        self.parts.write(block, part_table(fits, loss_NK, self.run.probe_set, tokens))
+        self.parts.write(block, part_table(fits, loss_NK, self.run.tokens.rows(tokens)))
 
 
 def _assemble(work: _Work, key: PartKey, seconds: float) -> FitSummary:

@@ -54,7 +54,7 @@ def read_fit(run: Run) -> FitSummary:
     here = replace(
         fit.identity,
         run_id=run.info.run_id,
-        probe_fingerprint=run.probe_set.fingerprint,
+        probe_fingerprint=run.tokens.fingerprint,
         steps=tuple(run.step_K.tolist()),
         losses_crc32=tuple(run.checksums().values()),
     )
@@ -139,7 +139,7 @@ class FittedRun:
         Slopes and their ceilings need that mean: without the shifts it would look free of noise.
         """
         if self.fit.common_shifts is None:
-            return np.zeros((len(self.run.probe_set.datasets), len(self.x_K)))
+            return np.zeros((len(self.run.tokens.datasets), len(self.x_K)))
         return shift_table(self.fit.common_shifts)
 
     def check_complete(self) -> None:
@@ -176,7 +176,7 @@ class FittedRun:
         Raises:
             TokscaleError: the fits are damaged, or are not those of all tokens.
         """
-        at, dataset_N = 0, self.run.probe_set.dataset_N
+        at = 0
         # A row group of the parquet is divided further, so that a block's losses fit into memory.
         block = max(_VALUES_PER_READ // len(self.x_K), 1)
         for group in SigmoidFits.blocks(self.run.paths.fits):
@@ -184,7 +184,8 @@ class FittedRun:
                 fits = group.rows(slice(start, start + block))
                 where = slice(at, at + len(fits))
                 loss_NK = self.run.read_losses(where.start, where.stop)
-                yield where, fits, without_shifts(loss_NK, self.shift_DK, dataset_N[where])
+                dataset_N = self.run.tokens.rows(where).dataset_N
+                yield where, fits, without_shifts(loss_NK, self.shift_DK, dataset_N)
                 at = where.stop
         if at != self.run.n_tokens:
             raise TokscaleError(

@@ -97,10 +97,10 @@ def axis_run(
     if source is not None:
         check_same_tokens([runs[0], source])
         fitted = FittedRun.open(source)
-    tokens = runs[0].probe_set
+    tokens = runs[0].tokens
     progress.stage("last losses of the runs")
     last = _LastLosses.read(runs)
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed)
+    units = tokens.units(seed)
     weight_RU = units.weights(n_resamples, seed)
     mean_loss_RK = last.means(units.unit_N, weight_RU)
     across = None
@@ -230,7 +230,7 @@ def _across(
         alignment = Alignment.by_loss(
             source.x_K, total_K / max(count, 1), x_K, mean_loss_K, falls=True
         )
-        groups = groupings(source.run.probe_set, np.concatenate(times))
+        groups = groupings(source.run.tokens, np.concatenate(times))
         sums = TransferSums(alignment, groups, units)
         for at, fits, source_NK in source.blocks():
             sums.add(at, fits, last.loss_NK[at], source_NK)

@@ -92,7 +92,7 @@ def spectrum_run(
     progress = progress or NoProgress()
     source = FittedRun.open(run)
     source.check_complete()
-    units = Units.from_documents(run.probe_set.dataset_N, run.probe_set.document_N, seed)
+    units = run.tokens.units(seed)
     weight_RU = units.weights(n_resamples, seed)
     progress.stage("sums over the documents")
     chosen = draw_tokens(run.n_tokens, null_tokens, seed)
@@ -115,7 +115,7 @@ def spectrum_run(
         documents=units.documents,
         non_finite=source.fit.non_finite,
         slope_noise=curves.overall.noise,
-        dataset_noise=curves.dataset_noise(run.probe_set.datasets),
+        dataset_noise=curves.dataset_noise(run.tokens.datasets),
         same_tokens=curves.overall.scores(),
         other_documents=curves.held_out.scores(),
         other_documents_note=_HELD_OUT_NOTE,
@@ -161,7 +161,7 @@ def _read_tokens(
     source: FittedRun, units: Units, chosen: Integers
 ) -> tuple[DocumentSums, FrequencySums, _DrawnTokens]:
     """Return the sums over all tokens, and the chosen tokens, from one pass over the blocks."""
-    frequency = FrequencySums(source.run.probe_set, units)
+    frequency = FrequencySums(source.run.tokens, units)
     kept: list[tuple[SigmoidFits, Floats32]] = []
 
     def blocks() -> Iterator[TokenBlock]:
@@ -225,7 +225,7 @@ class _Curves:
         held_out = compare(x_K, model.curves(), target.loss_RK, estimator=whole_only)
         by_dataset = [
             sums.resampled(x_K, weight_RU * (units.dataset_U == d))
-            for d in range(len(source.run.probe_set.datasets))
+            for d in range(len(source.run.tokens.datasets))
         ]
         spectra = [_spectrum(each) for each in by_dataset]
         return cls(whole, by_dataset, _spectrum(whole), spectra, overall, held_out)
@@ -245,7 +245,7 @@ class _Curves:
 
     def summary(self, source: FittedRun, checksum: str) -> SpectrumSummary:
         """Return the content of spectrum.json beside a spectrum.npz with this checksum."""
-        loss_RK, names = self.whole.loss_RK, source.run.probe_set.datasets
+        loss_RK, names = self.whole.loss_RK, source.run.tokens.datasets
         return SpectrumSummary(
             fit=source.fit.identity,
             arrays_crc32=checksum,
@@ -279,7 +279,7 @@ def _forward(
         source.x_K,
         sample.loss_NK[finite_N],
         replace(sample.units, unit_N=sample.units.unit_N[finite_N]),
-        {name: each.rows(token_N) for name, each in groupings(source.run.probe_set).items()},
+        {name: each.rows(token_N) for name, each in groupings(source.run.tokens).items()},
         weight_RU,
         seed,
     )

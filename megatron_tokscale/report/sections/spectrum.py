@@ -53,7 +53,7 @@ _INGREDIENTS: Final = {
 
 def spectrum_section(inputs: ReportInputs) -> list[Section]:
     """Return the section with the measured slope, its reconstructions and their agreement."""
-    tokens, evidence = inputs.run.probe_set, inputs.spectrum.evidence
+    tokens, evidence = inputs.run.tokens, inputs.spectrum.evidence
     parts = [
         paragraph(_what_is_shown(inputs)),
         figure(
@@ -202,7 +202,7 @@ def _datasets_figure(inputs: ReportInputs) -> str:
     arrays = inputs.spectrum.arrays
     time_G = time_of(arrays.x_G)
     scale = TimeScale.from_times(time_G)
-    shown = largest_datasets(inputs.run.probe_set)
+    shown = largest_datasets(inputs.run.tokens)
 
     def paint(figure: Figure) -> None:
         columns = min(len(shown), 3)

@@ -16,6 +16,7 @@ from megatron_tokscale.spectrum import SlopeEstimator, Units, events_of
 from megatron_tokscale.spectrum.density import default_grid
 from megatron_tokscale.spectrum.evidence.transfer import _DROP_EDGES, Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import Groups, groupings
+from megatron_tokscale.store import WatchedTokens
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def result_of(pair, alignment=None, cuts=(), n_resamples=50):
     text, x_K, loss_NK, again_NK, fits, units = pair
     sums = TransferSums(
         alignment or Alignment.absolute(x_K, again_NK.mean(axis=0)),
-        groupings(text.probe_set),
+        groupings(WatchedTokens(text.probe_set)),
         units,
     )
     own = fit_sigmoids(x_K, again_NK)
@@ -85,7 +86,7 @@ def shuffled(events, rng):
 def test_skills_agree_with_their_definition(pair, grouping):
     text, x_K, loss_NK, again_NK, fits, units = pair
     weights_KX = slope_weights(x_K, again_NK)
-    groups = groupings(text.probe_set)
+    groups = groupings(WatchedTokens(text.probe_set))
     group_N = units.unit_N if grouping == "document" else groups[grouping].group_N
     found = result_of(pair)[grouping]
     x_K = np.maximum(x_K, -1e6)
@@ -108,7 +109,7 @@ def test_the_null_model_is_the_mean_over_real_permutations(pair):
     rng = np.random.default_rng(1)
     events = events_of(fits)
     drawn = [curves_of(events, x_K, len(text), shuffled(events, rng)) for _ in range(400)]
-    group_N = groupings(text.probe_set)["frequency decile"].group_N
+    group_N = groupings(WatchedTokens(text.probe_set))["frequency decile"].group_N
     expected = skill_of(np.mean(drawn, axis=0), again_NK.astype(float), group_N, weights_KX)
     found = result_of(pair)["frequency decile"].permuted.uncorrected
     np.testing.assert_allclose(found, expected, atol=5e-3)
@@ -161,7 +162,7 @@ def test_alignment_by_loss_finds_the_same_run_with_its_time_stretched():
     lowest = mean_K[1:] <= np.minimum.accumulate(mean_K[1:])
     np.testing.assert_allclose(alignment.x_K[1:][lowest], x_K[1:][lowest], atol=1e-9)
     units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
-    sums = TransferSums(alignment, groupings(tokens), units)
+    sums = TransferSums(alignment, groupings(WatchedTokens(tokens)), units)
     sums.add(slice(0, len(text)), fit_sigmoids(x_K, loss_NK), loss_NK)
     for name, each in sums.tests(units.weights(50, seed=0), seed=0).items():
         assert each.events.value > 0.9, name
