@@ -21,10 +21,10 @@ from megatron_tokscale.spectrum import (
     Bins,
     DocumentSums,
     Estimate,
+    SlopeEstimator,
     Units,
     Widths,
     compare,
-    derivative_weights,
 )
 from megatron_tokscale.spectrum.evidence.locality import FittedSample
 from megatron_tokscale.spectrum.evidence.order import OTHER_RUN, learning_order
@@ -32,6 +32,7 @@ from megatron_tokscale.spectrum.evidence.reconstruction import NAMES
 from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import baseline_predictors, groupings, learning_times
 from megatron_tokscale.spectrum.sums import CLASSES
+from megatron_tokscale.store import WatchedTokens
 
 PAIR_DOCUMENTS, RUN_DOCUMENTS = 40, 60
 RESAMPLES, SLOW_RESAMPLES = 200, 100  # few, since each fits a power law
@@ -69,17 +70,17 @@ def pair_verdicts(make, seed, documents=PAIR_DOCUMENTS):
     weight_RU = units.weights(RESAMPLES, seed)
     time_N = learning_times(fits)
     widths = Widths.from_fits(own, again_NK, units.unit_N, seed).result(weight_RU)
-    baseline = baseline_predictors(tokens)
+    baseline = baseline_predictors(WatchedTokens(tokens))
     baseline["mean loss in the other run"] = fits.level_N.astype(float)
     order = learning_order(time_N, learning_times(own), baseline, units.unit_N, weight_RU)
     passes = {"locality": widths.local, "order": order.passes}
     mean_K, again_K = loss_NK.mean(axis=0), again_NK.mean(axis=0)
     alignments = {
-        "absolute": lambda: Alignment.absolute(x_K),
+        "absolute": lambda: Alignment.absolute(x_K, again_K),
         "by loss": lambda: Alignment.by_loss(x_K, mean_K, x_K, again_K),
     }
     for name, align in alignments.items():
-        sums = TransferSums(align(), groupings(tokens, time_N), units)
+        sums = TransferSums(align(), groupings(WatchedTokens(tokens), time_N), units)
         sums.add(slice(0, len(text)), fits, again_NK, loss_NK, own, x_K)
         for group, each in sums.tests(weight_RU, seed).items():
             passes[f"transfer {name}, {group}"] = each.passes
@@ -156,7 +157,7 @@ def statistics(seed, documents, resamples):
     sums = DocumentSums.from_blocks(x_K, [(fits, loss_NK, units.unit_N)], len(units))
     whole = sums.resampled(x_K, weight_RU)
     compared = compare(x_K, whole.curves(), whole.loss_RK).by_name
-    derivative_RX = whole.loss_RK @ derivative_weights(x_K, AT).T
+    derivative_RX = SlopeEstimator.from_curve(x_K, whole.loss_RK[0]).slopes(whole.loss_RK, AT)
     share_RJ = weight_RU @ (sums.class_UJ / sums.tokens_U.sum())
     share_RJ /= share_RJ.sum(axis=1, keepdims=True)
     widths = FittedSample(fits, loss_NK, units.unit_N)
@@ -178,7 +179,7 @@ def statistics(seed, documents, resamples):
     order = learning_order(
         learning_times(fits),
         learning_times(own),
-        {"position": baseline_predictors(tokens)["position"]},
+        {"position": baseline_predictors(WatchedTokens(tokens))["position"]},
         units.unit_N,
         weight_RU,
     )

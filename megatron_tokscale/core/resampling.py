@@ -8,13 +8,15 @@ Shapes: N tokens, U units, R resamples (the first is the data as they are).
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from megatron_tokscale.core.arrays import Floats, Integers, Integers16, Integers32, Mask
 
+type UnitKind = Literal["documents", "samples", "blocks"]
+"""Members of the units: documents; samples or blocks of tokens where documents are not known."""
 MOST_UNITS = 1024
 """Most units of resampling; our choice: enough of them for percentiles, and the weights of 1,000
 resamples take 8 MB."""
@@ -30,19 +32,27 @@ class Units:
     Attributes:
         unit_N: unit of each token.
         dataset_U: dataset of each unit; a unit has documents of one dataset only.
-        documents: number of documents.
+        documents: number of documents, or of the samples or blocks that stand in for them.
+        kind: which of the three they are.
     """
 
     unit_N: Integers32
     dataset_U: Integers16
     documents: int
+    kind: UnitKind = "documents"
 
     def __len__(self) -> int:
         return len(self.dataset_U)
 
     @classmethod
     def from_documents(
-        cls, dataset_N: ArrayLike, document_N: ArrayLike, seed: int, most: int = MOST_UNITS
+        cls,
+        dataset_N: ArrayLike,
+        document_N: ArrayLike,
+        seed: int,
+        most: int = MOST_UNITS,
+        *,
+        kind: UnitKind = "documents",
     ) -> Self:
         """Deal documents into at most `most` units, but at least one per dataset.
 
@@ -51,6 +61,7 @@ class Units:
             document_N: document of each token, numbered within its dataset.
             seed: seed of the dealing.
             most: most units.
+            kind: the kind of the documents.
         """
         dataset_N, document_N = np.asarray(dataset_N), np.asarray(document_N)
         key_N = dataset_N.astype(np.int64) << 32 | document_N.astype(np.int64)
@@ -60,7 +71,7 @@ class Units:
         dataset = (keys >> 32).astype(np.int16)
         unit, dataset_U = _deal(dataset, seed, most)
         unit_N = np.repeat(unit[document_of_run].astype(np.int32), lengths)
-        return cls(unit_N, dataset_U, len(keys))
+        return cls(unit_N, dataset_U, len(keys), kind)
 
     def weights(self, n_resamples: int, seed: int) -> Floats:
         """Return weight_RU: a row of ones, then `n_resamples` rows of Poisson(1) weights.

@@ -1,12 +1,12 @@
 """The table of a part of a fit, and the totals over the parts.
 
-Shapes: N tokens, K probe steps, B sequences.
+Shapes: N tokens, K probe steps.
 """
 
 import json
 import math
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -17,48 +17,40 @@ from megatron_tokscale.fit.table import ExtraColumns, SigmoidFits, TokenClass
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from megatron_tokscale.probe import ProbeSet
+    from megatron_tokscale.store.tokens import TokenColumns
 
 _NON_FINITE = b"non_finite"  # metadata of a part: numbers of tokens and losses that are not finite
+_UNITS: Final = {
+    "label_N": "token id",
+    "dataset_N": "index into the names of the datasets",
+    "document_N": "index in the dataset",
+    "sample_N": "index in the dataset",
+    "position_N": "tokens from the start of the document or sample",
+    "context_N": "tokens predicted from",
+}
 
 
-def part_table(
-    fits: SigmoidFits, loss_NK: Floats32, probe_set: "ProbeSet", tokens: slice
-) -> "pa.Table":
-    """Return the table of a part: fits, columns of the probe set, counts of non-finite losses.
+def part_table(fits: SigmoidFits, loss_NK: Floats32, tokens: "TokenColumns") -> "pa.Table":
+    """Return the table of a part: fits, what is known of the tokens, counts of non-finite losses.
 
     Args:
         fits: the fits of a block of tokens.
         loss_NK: their losses.
-        probe_set: the probe set of the run.
-        tokens: the place of the block among the watched tokens.
+        tokens: what is known of the tokens.
     """
     non_finite_NK = ~np.isfinite(loss_NK)
     counts = {
         "tokens": int(non_finite_NK.any(axis=1).sum()),
         "losses_K": non_finite_NK.sum(axis=0).tolist(),
     }
-    table = fits.to_arrow(_probe_columns(probe_set, tokens))
+    table = fits.to_arrow(_token_columns(tokens))
     return table.replace_schema_metadata({_NON_FINITE: json.dumps(counts)})
 
 
-def _probe_columns(tokens: "ProbeSet", part: slice) -> ExtraColumns:
-    """Return label, dataset, document, position and context of a slice of the watched tokens.
-
-    Only the sequences that hold the slice are read.
-    """
-    first_B = np.concatenate([[0], tokens.mask_BS.sum(axis=1).cumsum()])
-    low = int(np.searchsorted(first_B, part.start, side="right")) - 1
-    rows = slice(low, int(np.searchsorted(first_B, part.stop)))
-    part = slice(part.start - int(first_B[low]), part.stop - int(first_B[low]))
-    mask_BS = tokens.mask_BS[rows]
-    context_N = (np.nonzero(mask_BS)[1] + 1).astype(np.int32)
+def _token_columns(tokens: "TokenColumns") -> ExtraColumns:
+    """Return what is known of the tokens: dataset, document, sample, position, context, label."""
     return {
-        "label": (tokens.labels_BS[rows][mask_BS][part], "token id"),
-        "dataset": (tokens.dataset_BS[rows][mask_BS][part], "index into the probe set's datasets"),
-        "document": (tokens.document_BS[rows][mask_BS][part], "index in the dataset"),
-        "position": (tokens.position_BS[rows][mask_BS][part], "tokens from the document's start"),
-        "context": (context_N[part], "tokens predicted from"),
+        name.removesuffix("_N"): (array_N, _UNITS[name]) for name, array_N in tokens.known().items()
     }
 
 

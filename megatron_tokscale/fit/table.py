@@ -273,7 +273,7 @@ class SigmoidFits:
             name.removesuffix("_N"): (getattr(self, name), *about)
             for name, about in self.columns().items()
         } | {
-            name: (array, unit, "from the probe set")
+            name: (array, unit, "from the watched tokens")
             for name, (array, unit) in (extra or {}).items()
         }
         schema = pa.schema(

@@ -25,7 +25,7 @@ from scipy.sparse import csr_array
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.core.resampling import Units, percentile_interval
+from megatron_tokscale.core.resampling import percentile_interval
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.laws import ZeroSumPair, ZeroSumResult
 from megatron_tokscale.store import Run
@@ -214,7 +214,7 @@ def measure_zero_sum(run: Run, n_resamples: int, seed: int) -> ZeroSumResult:
     Raises:
         UndefinedError: no probe lies near twice the step of another, or no token has finite losses.
     """
-    units = Units.from_documents(run.probe_set.dataset_N, run.probe_set.document_N, seed)
+    units = run.tokens.units(seed)
     sums = ZeroSum(run.step_K, len(units))
     for at_N, loss_NK in run.finite_blocks():
         sums.add(loss_NK, unit_N=units.unit_N[at_N])

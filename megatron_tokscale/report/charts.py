@@ -16,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_tokscale.core.arrays import Floats
-from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.report.html import DATASET_COLOURS, escape
+from megatron_tokscale.store import WatchedTokens
 from megatron_tokscale.store.reader import Time
 
 LABELS: Final[dict[Time, str]] = {
@@ -167,16 +167,16 @@ def dataset_line(index: int) -> str | tuple[int, tuple[float, ...]]:
     return _DASHES[index // len(DATASET_COLOURS) % len(_DASHES)]
 
 
-def largest_datasets(probe_set: ProbeSet) -> dict[int, str]:
+def largest_datasets(tokens: WatchedTokens) -> dict[int, str]:
     """Return index and name of the six datasets with the most watched tokens, by index."""
-    count_D = np.bincount(probe_set.dataset_N, minlength=len(probe_set.datasets))
+    count_D = np.bincount(tokens.dataset_N, minlength=len(tokens.datasets))
     chosen = np.argsort(-count_D, kind="stable")[:MAX_SHOWN].tolist()
-    return {d: probe_set.datasets[d] for d in sorted(chosen)}
+    return {d: tokens.datasets[d] for d in sorted(chosen)}
 
 
-def left_out(shown: dict[int, str], probe_set: ProbeSet) -> str:
+def left_out(shown: dict[int, str], tokens: WatchedTokens) -> str:
     """Return a sentence for the caption of a figure that does not show every dataset."""
-    count = len(probe_set.datasets)
+    count = len(tokens.datasets)
     return f" Shown: the {len(shown)} largest of {count} datasets." if len(shown) < count else ""
 
 

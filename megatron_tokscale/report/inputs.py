@@ -107,7 +107,7 @@ def _check_beside(run: Run, beside: Run) -> None:
             f"--beside {beside.path} is the run itself; expected another run with its probe set; "
             "name that run, or leave --beside out"
         )
-    if beside.probe_set.fingerprint != run.probe_set.fingerprint:
+    if beside.tokens.fingerprint != run.tokens.fingerprint:
         raise TokscaleError(
             f"{run.path} and {beside.path} do not share a probe set; "
             "compare runs that watch the same tokens"

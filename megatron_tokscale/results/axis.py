@@ -117,7 +117,7 @@ def read_axis(run: Run, folder: Path) -> AxisResult:
     """
     again = "run `megatron-tokscale spectrum --axis D|M RUN ... --out` again"
     summary = read_typed_result(AxisSummary, folder / "axis.json", AXIS_SCHEMA, again)
-    if summary.probe_fingerprint != run.probe_set.fingerprint:
+    if summary.probe_fingerprint != run.tokens.fingerprint:
         raise TokscaleError(
             f"the runs of {folder} watch other tokens than {run.path}; show axes of runs with "
             "the same probe set"

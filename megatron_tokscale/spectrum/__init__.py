@@ -3,7 +3,7 @@
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum, events_of
-from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
+from megatron_tokscale.spectrum.derivative import SlopeEstimator, measured_derivative
 from megatron_tokscale.spectrum.evidence.forward import predict_forward
 from megatron_tokscale.spectrum.evidence.locality import Widths, mean_curve_losses
 from megatron_tokscale.spectrum.evidence.order import learning_order
@@ -12,6 +12,7 @@ from megatron_tokscale.spectrum.evidence.reconstruction import (
     Reconstruction,
     compare,
     reconstruct,
+    slope_noise,
 )
 from megatron_tokscale.spectrum.evidence.run_transfer import transfer_run
 from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
@@ -29,12 +30,12 @@ __all__ = [
     "LearningTimeSpectrum",
     "Reconstruction",
     "Resampled",
+    "SlopeEstimator",
     "TransferSums",
     "Units",
     "Widths",
     "axis_run",
     "compare",
-    "derivative_weights",
     "events_of",
     "groupings",
     "learning_order",
@@ -43,6 +44,7 @@ __all__ = [
     "measured_derivative",
     "predict_forward",
     "reconstruct",
+    "slope_noise",
     "spectrum_run",
     "transfer_run",
 ]

@@ -11,11 +11,11 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import SigmoidFits
-from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.spectrum.density import events_of
 from megatron_tokscale.spectrum.evidence.skill import GroupSums
 from megatron_tokscale.spectrum.groups import deciles, log_frequency
 from megatron_tokscale.spectrum.sums import loss_sums
+from megatron_tokscale.store import WatchedTokens
 
 _BINS = 40  # of ln frequency over its range: enough for a slope, each with many events (our choice)
 
@@ -39,11 +39,18 @@ class FrequencyMeans:
 
 
 class FrequencySums:
-    """Sums over the tokens that miss no loss, by the frequency of the token in the probe set."""
+    """Sums over the tokens that miss no loss, by the frequency of the token in the probe set.
 
-    def __init__(self, tokens: ProbeSet, units: Units):
-        log_count_N = log_frequency(tokens)
-        self._log_share_N = log_count_N - np.log(tokens.labels_BS.size)
+    Without labels there are no frequencies, and the means have no groups.
+    """
+
+    def __init__(self, tokens: WatchedTokens, units: Units):
+        self._n_probes = 0
+        log_count_N, count_V = log_frequency(tokens), tokens.label_count_V
+        self._is_known = log_count_N is not None and count_V is not None
+        if log_count_N is None or count_V is None:
+            return
+        self._log_share_N = log_count_N - np.log(count_V.sum())
         self._losses = GroupSums(deciles(log_count_N), units)
         edges = np.linspace(self._log_share_N.min(), self._log_share_N.max(), _BINS + 1)[1:-1]
         self._bin_N = np.searchsorted(edges, self._log_share_N)
@@ -51,6 +58,9 @@ class FrequencySums:
 
     def add(self, at: slice, fits: SigmoidFits, loss_NK: Floats32) -> None:
         """Add the tokens in the slice."""
+        self._n_probes = loss_NK.shape[1]
+        if not self._is_known:
+            return
         whole_N = fits.complete_N
         cell_N, n_cells = self._losses.cells(at)[whole_N], self._losses.n_cells
         self._losses.add("tokens", np.bincount(cell_N, minlength=n_cells)[:, None].astype(float))
@@ -63,6 +73,9 @@ class FrequencySums:
 
     def means(self, weight_RU: Floats) -> FrequencyMeans:
         """Return the means under each row of weights."""
+        if not self._is_known:
+            loss_RFK = np.zeros((len(weight_RU), 0, self._n_probes))
+            return FrequencyMeans(loss_RFK, *(np.zeros(0) for _ in range(3)))
         share_RF, loss_RFK = self._losses.means("loss", weight_RU)
         drop_I, log_share_I, midpoint_I = self._sum_3I[:, self._sum_3I[0] > 0]
         return FrequencyMeans(

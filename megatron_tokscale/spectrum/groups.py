@@ -10,6 +10,7 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store import WatchedTokens
 
 
 @dataclass(frozen=True)
@@ -29,31 +30,41 @@ class Groups:
         return Groups(self.group_N[index_N], self.names)
 
 
-def log_frequency(tokens: ProbeSet) -> Floats:
+def log_frequency(tokens: WatchedTokens) -> Floats | None:
     """Return the logarithm of the count of each token's id among all labels of the probe set.
 
     The probe set is a small sample of held-out text, so the frequency of a rare token has a large
-    error.
+    error. An imported run without labels has no frequencies: None.
     """
-    count = np.bincount(tokens.labels_BS.ravel(), minlength=tokens.vocab_size)
-    return np.asarray(np.log(count[tokens.label_N]))
+    count_V = tokens.label_count_V
+    if tokens.label_N is None or count_V is None:
+        return None
+    return np.asarray(np.log(count_V[tokens.label_N]))
 
 
-def baseline_predictors(tokens: ProbeSet) -> dict[str, Floats]:
+def baseline_predictors(tokens: WatchedTokens) -> dict[str, Floats]:
     """Return predictors of the learning order that need no training, by name.
 
     Returns:
         unigram, bigram: logarithm of the count of the token, or of it and the token before it.
         position: logarithm of the number of tokens that it is predicted from.
+        Of an imported run, those that are known: the bigram needs text.
     """
+    found = {}
+    if (log_count_N := log_frequency(tokens)) is not None:
+        found["unigram"] = log_count_N
+    if tokens.probe_set is not None:
+        found["bigram"] = _log_pair_frequency(tokens.probe_set)
+    if tokens.context_N is not None:
+        found["position"] = np.log(tokens.context_N)
+    return found
+
+
+def _log_pair_frequency(tokens: ProbeSet) -> Floats:
+    """Return the logarithm of the count of each token and the token before it."""
     pair_BS = tokens.tokens_BS.astype(np.int64) * tokens.vocab_size + tokens.labels_BS
     pairs, pair_count = np.unique(pair_BS, return_counts=True)
-    pair_N = np.searchsorted(pairs, pair_BS[tokens.mask_BS])
-    return {
-        "unigram": log_frequency(tokens),
-        "bigram": np.log(pair_count[pair_N]),
-        "position": np.log(tokens.context_N),
-    }
+    return np.asarray(np.log(pair_count[np.searchsorted(pairs, pair_BS[tokens.mask_BS])]))
 
 
 def learning_times(fits: SigmoidFits) -> Floats:
@@ -69,19 +80,20 @@ def learning_times(fits: SigmoidFits) -> Floats:
     return np.where(known_N, fits.midpoint_N.astype(np.float64), np.nan)
 
 
-def groupings(tokens: ProbeSet, time_N: Floats | None = None) -> dict[str, Groups]:
+def groupings(tokens: WatchedTokens, time_N: Floats | None = None) -> dict[str, Groups]:
     """Return groupings by dataset (if there are several), and by deciles of frequency and position.
 
-    If `time_N` has learning times, their deciles are a further grouping, in which the tokens
-    without a learning time are one group.
+    Of an imported run, a grouping by a column that is not known is left out. If `time_N` has
+    learning times, their deciles are a further grouping, in which the tokens without a learning
+    time are one group.
     """
-    found = {
-        "frequency decile": deciles(log_frequency(tokens)),
-        "position decile": deciles(np.log(tokens.context_N)),
-    }
+    found = {}
     if len(tokens.datasets) > 1:
-        datasets = Groups(tokens.dataset_N.astype(np.int64), tokens.datasets)
-        found = {"dataset": datasets} | found
+        found["dataset"] = Groups(tokens.dataset_N.astype(np.int64), tokens.datasets)
+    if (log_count_N := log_frequency(tokens)) is not None:
+        found["frequency decile"] = deciles(log_count_N)
+    if tokens.context_N is not None:
+        found["position decile"] = deciles(np.log(tokens.context_N))
     if time_N is not None and np.isfinite(time_N).any():
         found["learning-time decile"] = deciles(time_N)
     return found

@@ -35,14 +35,14 @@ from megatron_tokscale.results.npz import write_npz
 from megatron_tokscale.results.skill import GroupTest
 from megatron_tokscale.results.transfer import TransferSettings
 from megatron_tokscale.spectrum.density import default_grid
-from megatron_tokscale.spectrum.derivative import derivative_weights
+from megatron_tokscale.spectrum.derivative import SlopeEstimator
 from megatron_tokscale.spectrum.evidence.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import groupings, learning_times
 from megatron_tokscale.spectrum.sums import loss_sums
 from megatron_tokscale.store import Run, check_same_tokens
 
 LEAST_RUNS = 4
-"""The slope over the axis needs four losses (`derivative_weights`); the test across axes, three."""
+"""The slope over the axis needs four losses (`SlopeEstimator`); the test across axes, three."""
 
 _SIZES = {
     "parameters": "parameters",
@@ -97,10 +97,10 @@ def axis_run(
     if source is not None:
         check_same_tokens([runs[0], source])
         fitted = FittedRun.open(source)
-    tokens = runs[0].probe_set
+    tokens = runs[0].tokens
     progress.stage("last losses of the runs")
     last = _LastLosses.read(runs)
-    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed)
+    units = tokens.units(seed)
     weight_RU = units.weights(n_resamples, seed)
     mean_loss_RK = last.means(units.unit_N, weight_RU)
     across = None
@@ -108,7 +108,7 @@ def axis_run(
         progress.stage(f"learning times along T of {fitted.run.path.name}")
         across = _across(fitted, x_K, last, mean_loss_RK[0], units, weight_RU, seed)
     x_G = default_grid(x_K)
-    measured_RG = mean_loss_RK @ derivative_weights(x_K, x_G).T
+    measured_RG = SlopeEstimator.from_curve(x_K, mean_loss_RK[0]).slopes(mean_loss_RK, x_G)
     checksum = write_npz(out / "axis.npz", AxisArrays(x_K, mean_loss_RK, x_G, measured_RG))
     summary = AxisSummary(
         axis=axis,
@@ -230,7 +230,7 @@ def _across(
         alignment = Alignment.by_loss(
             source.x_K, total_K / max(count, 1), x_K, mean_loss_K, falls=True
         )
-        groups = groupings(source.run.probe_set, np.concatenate(times))
+        groups = groupings(source.run.tokens, np.concatenate(times))
         sums = TransferSums(alignment, groups, units)
         for at, fits, source_NK in source.blocks():
             sums.add(at, fits, last.loss_NK[at], source_NK)

@@ -4,8 +4,9 @@ Shapes: N tokens, K probe steps, G grid points, D datasets, C bins, U resampling
 (the first is the data as they are), J classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -19,20 +20,26 @@ from megatron_tokscale.core.schemas import SPECTRUM_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.results import FittedRun
-from megatron_tokscale.results.estimate import Estimate, defined_or_reason
+from megatron_tokscale.results.estimate import Estimate, Undefined, defined_or_reason
 from megatron_tokscale.results.evidence import (
     ClassShare,
     Evidence,
     ForwardPrediction,
+    SlopeNoise,
     SpectrumSettings,
 )
 from megatron_tokscale.results.npz import write_npz
 from megatron_tokscale.results.spectrum import DatasetCounts, SpectrumArrays, SpectrumSummary
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum
-from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
+from megatron_tokscale.spectrum.derivative import SlopeEstimator
 from megatron_tokscale.spectrum.evidence.forward import predict_forward
 from megatron_tokscale.spectrum.evidence.locality import WidthHistograms, Widths
-from megatron_tokscale.spectrum.evidence.reconstruction import NAMES, Comparison, compare
+from megatron_tokscale.spectrum.evidence.reconstruction import (
+    NAMES,
+    Comparison,
+    compare,
+    slope_noise,
+)
 from megatron_tokscale.spectrum.frequency import FrequencyMeans, FrequencySums
 from megatron_tokscale.spectrum.groups import groupings
 from megatron_tokscale.spectrum.sums import CLASSES, DocumentSums, Resampled, TokenBlock
@@ -85,11 +92,14 @@ def spectrum_run(
     progress = progress or NoProgress()
     source = FittedRun.open(run)
     source.check_complete()
-    units = Units.from_documents(run.probe_set.dataset_N, run.probe_set.document_N, seed)
+    units = run.tokens.units(seed)
     weight_RU = units.weights(n_resamples, seed)
     progress.stage("sums over the documents")
     chosen = draw_tokens(run.n_tokens, null_tokens, seed)
     sums, frequency, sample = _read_tokens(source, units, chosen)
+    # The measured mean loss has the common shifts, which the fits and their losses are without.
+    shift_UK = source.shift_DK[units.dataset_U]
+    sums = replace(sums, loss_UK=sums.loss_UK + sums.tokens_U[:, None] * shift_UK)
     progress.stage("reconstructions")
     curves = _Curves.from_sums(source, sums, units, weight_RU, seed)
     progress.stage("widths and their null model")
@@ -104,8 +114,10 @@ def spectrum_run(
         arrays_crc32=checksum,
         documents=units.documents,
         non_finite=source.fit.non_finite,
-        same_tokens=curves.overall.r2(),
-        other_documents=curves.held_out.r2(),
+        slope_noise=curves.overall.noise,
+        dataset_noise=curves.dataset_noise(run.tokens.datasets),
+        same_tokens=curves.overall.scores(),
+        other_documents=curves.held_out.scores(),
         other_documents_note=_HELD_OUT_NOTE,
         falls=curves.overall.falls(),
         fall_before_first_finite_probe=_fall_before(source.x_K, curves.whole.loss_RK),
@@ -149,7 +161,7 @@ def _read_tokens(
     source: FittedRun, units: Units, chosen: Integers
 ) -> tuple[DocumentSums, FrequencySums, _DrawnTokens]:
     """Return the sums over all tokens, and the chosen tokens, from one pass over the blocks."""
-    frequency = FrequencySums(source.run.probe_set, units)
+    frequency = FrequencySums(source.run.tokens, units)
     kept: list[tuple[SigmoidFits, Floats32]] = []
 
     def blocks() -> Iterator[TokenBlock]:
@@ -209,17 +221,31 @@ class _Curves:
         overall = compare(x_K, whole.curves(), whole.loss_RK)
         half_U = units.half(seed)
         model, target = (sums.resampled(x_K, weight_RU * each_U) for each_U in (half_U, ~half_U))
-        held_out = compare(x_K, model.curves(), target.loss_RK)
+        whole_only = None if (~half_U).any() else overall.estimator  # one unit has no halves
+        held_out = compare(x_K, model.curves(), target.loss_RK, estimator=whole_only)
         by_dataset = [
             sums.resampled(x_K, weight_RU * (units.dataset_U == d))
-            for d in range(len(source.run.probe_set.datasets))
+            for d in range(len(source.run.tokens.datasets))
         ]
         spectra = [_spectrum(each) for each in by_dataset]
         return cls(whole, by_dataset, _spectrum(whole), spectra, overall, held_out)
 
+    def dataset_noise(self, names: Sequence[str]) -> dict[str, SlopeNoise | Undefined]:
+        """Return the noise of the mean loss of each dataset, by its name."""
+        x_K, x_G = self.whole.x_K, self.overall.x_G
+
+        def noise_of(part: Resampled) -> SlopeNoise:
+            estimator = SlopeEstimator.from_curve(x_K, part.loss_RK[0])
+            return slope_noise(estimator, part.loss_RK, x_G)
+
+        return {
+            name: defined_or_reason(partial(noise_of, part))
+            for name, part in zip(names, self.by_dataset, strict=True)
+        }
+
     def summary(self, source: FittedRun, checksum: str) -> SpectrumSummary:
         """Return the content of spectrum.json beside a spectrum.npz with this checksum."""
-        loss_RK, names = self.whole.loss_RK, source.run.probe_set.datasets
+        loss_RK, names = self.whole.loss_RK, source.run.tokens.datasets
         return SpectrumSummary(
             fit=source.fit.identity,
             arrays_crc32=checksum,
@@ -253,7 +279,7 @@ def _forward(
         source.x_K,
         sample.loss_NK[finite_N],
         replace(sample.units, unit_N=sample.units.unit_N[finite_N]),
-        {name: each.rows(token_N) for name, each in groupings(source.run.probe_set).items()},
+        {name: each.rows(token_N) for name, each in groupings(source.run.tokens).items()},
         weight_RU,
         seed,
     )
@@ -265,8 +291,10 @@ def _arrays(
     """Return the arrays of spectrum.npz."""
     whole, by_dataset, overall = curves.whole, curves.by_dataset, curves.overall
     x_K, x_G = whole.x_K, overall.x_G
-    weights_KG = derivative_weights(x_K, x_G).T
-    measured_DRG = np.stack([np.nan_to_num(part.loss_RK) @ weights_KG for part in by_dataset])
+    slopes = overall.estimator
+    measured_DRG = np.stack(
+        [slopes.slopes(np.nan_to_num(part.loss_RK), x_G) for part in by_dataset]
+    )
     full, kernel, spectrum = (overall.by_name[name].derivative_G for name in NAMES)
     half_full, half_kernel, half_spectrum = (
         curves.held_out.by_name[name].derivative_G for name in NAMES
@@ -286,7 +314,7 @@ def _arrays(
         drop_weighted_interval_2G=_interval(curves.spectrum.drop_weighted_G),
         drop_weighted_DG=np.stack([each.drop_weighted_G[0] for each in curves.dataset_spectra]),
         measured_G=overall.measured_G,
-        measured_se_G=measured_derivative(x_K, whole.loss_RK[0], x_G)[1],
+        measured_se_G=slopes.error(x_G),
         measured_interval_2G=_interval(overall.measured_RG),
         measured_DG=measured_DRG[:, 0],
         measured_interval_D2G=np.stack([_interval(part_RG) for part_RG in measured_DRG]),

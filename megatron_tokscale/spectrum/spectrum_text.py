@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from megatron_tokscale.results import Transfer, non_finite_line
 from megatron_tokscale.results.axis import AxisSummary
 from megatron_tokscale.results.estimate import Estimate, Undefined, format_estimate
-from megatron_tokscale.results.evidence import Evidence, ForwardPrediction
+from megatron_tokscale.results.evidence import Evidence, ForwardPrediction, SlopeNoise
 from megatron_tokscale.results.skill import GroupTest, GroupTests
 
 _RECONSTRUCTIONS = {
@@ -33,12 +33,32 @@ def describe_spectrum(evidence: Evidence) -> str:
 
 
 def _reconstructions(evidence: Evidence) -> list[str]:
-    lines = [f"  {'-dL/dx reconstructed from':<46}{'R^2 (95%)':<26}{'other documents'}"]
+    """Return the noise of the mean loss, and the table of the reconstructions."""
+    noise, scores = evidence.slope_noise, evidence.same_tokens
+    lines = [
+        f"  noise of the mean loss in nats: {format_estimate(noise.noise, '.4f')}, shared by all "
+        f"tokens {format_estimate(noise.shared, '.4f')}; lag-one correlation "
+        f"{noise.lag_one_correlation:.2f}",
+        *(f"    {name}: {_noise_of(each)}" for name, each in evidence.dataset_noise.items()),
+        f"  R^2 of -dL/dx that a perfect model would reach: {format_estimate(noise.ceiling)}",
+    ]
+    reasons = {each.r2.undefined for each in scores.values() if isinstance(each.r2, Undefined)}
+    lines += [f"  {reason}" for reason in sorted(reasons)]
+    head = f"{'R^2 (95%)':<26}{'other documents':<26}{'error of the loss, nats'}"
+    lines.append(f"  {'-dL/dx reconstructed from':<46}{head}")
     for name, meaning in _RECONSTRUCTIONS.items():
-        same = format_estimate(evidence.same_tokens[name])
-        other = format_estimate(evidence.other_documents[name])
-        lines.append(f"  {name + ': ' + meaning:<46}{same:<26}{other}")
+        same, other = scores[name], evidence.other_documents[name].r2
+        lines.append(
+            f"  {name + ': ' + meaning:<46}{format_estimate(same.r2):<26}"
+            f"{format_estimate(other):<26}{format_estimate(same.loss_error)}"
+        )
     return lines
+
+
+def _noise_of(noise: SlopeNoise | Undefined) -> str:
+    if isinstance(noise, Undefined):
+        return f"undefined: {noise.undefined}"
+    return f"shared {format_estimate(noise.shared, '.4f')}, ceiling {noise.ceiling.value:.3f}"
 
 
 def _forward(forward: ForwardPrediction | Undefined) -> list[str]:

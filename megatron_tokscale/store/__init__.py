@@ -6,6 +6,7 @@ from megatron_tokscale.store.launches import Batch, Launch, LearningRates
 from megatron_tokscale.store.losses import LossRecord
 from megatron_tokscale.store.paths import RunPaths
 from megatron_tokscale.store.reader import Run, check_same_tokens
+from megatron_tokscale.store.tokens import WatchedTokens
 from megatron_tokscale.store.writer import RunWriter
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "Run",
     "RunPaths",
     "RunWriter",
+    "WatchedTokens",
     "check_same_tokens",
 ]

@@ -1,4 +1,4 @@
-"""A run on disk, read-only: its probe set, its probe steps, and loss_NK by blocks of tokens.
+"""A run on disk, read-only: its watched tokens, its probe steps, and loss_NK by blocks of tokens.
 
 Shapes: N watched tokens, K probe steps.
 """
@@ -27,6 +27,7 @@ from megatron_tokscale.store.losses import (
     read_record,
 )
 from megatron_tokscale.store.paths import RunPaths
+from megatron_tokscale.store.tokens import WatchedTokens
 
 _VALUES_PER_READ = 2**24  # losses of a block of tokens: 64 MB in float32
 Time = Literal["step", "tokens", "lr-sum"]
@@ -39,7 +40,7 @@ class Run:
     Attributes:
         path: the run directory (which holds `tokscale/` and `analysis/`).
         info: the content of run.json.
-        probe_set: the watched tokens.
+        tokens: the watched tokens.
         records: one record per probe that has a finite loss, by ascending step.
         left_out: steps of the probes without any finite loss, as after a divergence; they are not
             in `records`. A run without any finite loss leaves no probe out.
@@ -47,7 +48,7 @@ class Run:
 
     path: Path
     info: Identity
-    probe_set: ProbeSet
+    tokens: WatchedTokens
     records: tuple[LossRecord, ...]
     left_out: tuple[int, ...] = ()
 
@@ -81,7 +82,9 @@ class Run:
             if record.probe_fingerprint != probe_set.fingerprint:
                 raise TokscaleError(f"losses file {file} is of another probe set; remove the file")
             records.append(record)
-        return cls(paths.root, info, probe_set, tuple(records))._without_empty_probes()
+        return cls(
+            paths.root, info, WatchedTokens(probe_set), tuple(records)
+        )._without_empty_probes()
 
     def _without_empty_probes(self) -> Self:
         steps = [record.step for record in self.records]
@@ -99,7 +102,21 @@ class Run:
     @property
     def n_tokens(self) -> int:
         """Number of watched tokens N."""
-        return self.probe_set.n_tokens
+        return self.tokens.n_tokens
+
+    @property
+    def probe_set(self) -> ProbeSet:
+        """The probe set: the watched tokens with their text.
+
+        Raises:
+            TokscaleError: the run was imported, so it has no text.
+        """
+        if self.tokens.probe_set is None:
+            raise TokscaleError(
+                f"{self.path} was imported and has no text, which this needs; expected a run of a "
+                "job with the plugin; name such a run"
+            )
+        return self.tokens.probe_set
 
     @cached_property
     def step_K(self) -> Integers:
@@ -233,7 +250,7 @@ def check_same_tokens(runs: Sequence[Run]) -> None:
         TokscaleError: the probe sets differ; the message names the first that does.
     """
     for run in runs:
-        if run.probe_set.fingerprint != runs[0].probe_set.fingerprint:
+        if run.tokens.fingerprint != runs[0].tokens.fingerprint:
             raise TokscaleError(
                 f"{run.path} watches other tokens than {runs[0].path}; give runs of one probe set"
             )

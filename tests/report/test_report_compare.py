@@ -18,7 +18,7 @@ from megatron_tokscale.report.sections.beside.speedup import (
     mean_curves,
     time_to_reach,
 )
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, WatchedTokens
 
 STEPS = np.array([0, 1, 2, 4, 8, 16, 32])
 
@@ -111,11 +111,11 @@ def test_runs_of_other_probe_sets_are_refused(planted, second_run):
     other = second_run(0.0)
     tokens = dataclasses.replace(other.probe_set, vocab_size=other.probe_set.vocab_size + 1)
     with pytest.raises(TokscaleError, match="do not share a probe set"):
-        report_run(planted.run, beside=dataclasses.replace(other, probe_set=tokens))
+        report_run(planted.run, beside=dataclasses.replace(other, tokens=WatchedTokens(tokens)))
 
 
 def test_a_run_without_probes_is_refused(planted, second_run):
     other = second_run(0.0)
-    empty = Run(other.path, other.info, other.probe_set, ())
+    empty = Run(other.path, other.info, other.tokens, ())
     with pytest.raises(TokscaleError, match="no probes yet"):
         report_run(planted.run, beside=empty)

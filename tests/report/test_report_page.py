@@ -19,7 +19,7 @@ from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_run
 from megatron_tokscale.report import report_run
 from megatron_tokscale.results import SpectrumResult, read_fit
 from megatron_tokscale.spectrum import spectrum_run
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, WatchedTokens
 from megatron_tokscale.store.losses import losses_name
 
 HOSTILE = "<script>alert(1)</script>"
@@ -80,9 +80,10 @@ def test_text_of_the_corpus_is_escaped(planted, tmp_path):
 
 @pytest.mark.parametrize("name", ["full", "kernel", "spectrum"])
 def test_scores_are_those_of_the_analysis(evidence, page, name):
-    expected = numbers_of(evidence.same_tokens[name], evidence.other_documents[name])
+    same, other = evidence.same_tokens[name], evidence.other_documents[name]
+    expected = numbers_of(same.r2, other.r2, same.ceiling, same.loss_error)
     assert page.row("spectrum", f"{name}:") == expected
-    assert len(expected) == 6
+    assert len(expected) == 12
 
 
 def test_falls_by_part_of_the_range_are_those_of_the_analysis(evidence, page):
@@ -154,7 +155,7 @@ def test_names_are_escaped_and_not_typeset(copied):
     probe_set = dataclasses.replace(copied.probe_set, datasets=names)
     probe_set.save(copied.path / "tokscale" / "probe.safetensors")
     copied.paths.transfer.unlink()
-    renamed = dataclasses.replace(copied, probe_set=probe_set)
+    renamed = dataclasses.replace(copied, tokens=WatchedTokens(probe_set))
     fit_run(renamed)
     spectrum_run(renamed, n_resamples=10, null_tokens=100)
     html = report_run(renamed).read_text()

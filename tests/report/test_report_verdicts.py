@@ -17,6 +17,7 @@ from megatron_tokscale.report.verdicts import outcome
 from megatron_tokscale.results import SpectrumResult
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.spectrum import spectrum_run
+from megatron_tokscale.store import WatchedTokens
 
 OTHER = "other <b>&$x_1$"
 _LEAKS = r"\b(nan|inf|None|True|False)\b"
@@ -267,7 +268,7 @@ def test_a_run_of_one_dataset(copied):
     single = dataclasses.replace(tokens, datasets=("prose",), dataset_BS=0 * tokens.dataset_BS)
     single.save(copied.path / "tokscale" / "probe.safetensors")
     copied.paths.transfer.unlink()
-    run = dataclasses.replace(copied, probe_set=single)
+    run = dataclasses.replace(copied, tokens=WatchedTokens(single))
     fit_run(run)
     spectrum_run(run, null_tokens=100)
     page = Page(report_run(run, n_tokens=0).read_text())

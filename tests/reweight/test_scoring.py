@@ -24,6 +24,7 @@ from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.reweight import surprisal
 from megatron_tokscale.reweight.score_text import describe_scores
 from megatron_tokscale.reweight.scoring import score_run
+from megatron_tokscale.store import WatchedTokens
 
 SPLIT = "900,100,0"
 STEPS = probe_steps(20)
@@ -369,7 +370,7 @@ def other_probe_set(run, **changes):
     """The run as it would be if its probe set were another one."""
     probe_set = replace(run.probe_set, **changes)
     records = tuple(replace(r, probe_fingerprint=probe_set.fingerprint) for r in run.records)
-    other = replace(run, probe_set=probe_set, records=records)
+    other = replace(run, tokens=WatchedTokens(probe_set), records=records)
     plant_fits(other)
     return other
 

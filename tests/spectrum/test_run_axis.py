@@ -15,6 +15,7 @@ from megatron_tokscale.core.records import to_json
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.spectrum import axis_run, groupings
+from megatron_tokscale.store import WatchedTokens
 
 N_TOKENS = 1600
 STEPS = np.array([0, 50, 100, 200, 400, 800, 1600])
@@ -220,5 +221,5 @@ def test_a_source_that_learned_nothing_has_no_learning_times_to_test(models, fol
 
 def test_without_learning_times_there_are_no_deciles_of_them():
     tokens = plain_probe_set(80)
-    found = groupings(tokens, np.full(80, np.nan))
+    found = groupings(WatchedTokens(tokens), np.full(80, np.nan))
     assert set(found) == {"dataset", "frequency decile", "position decile"}

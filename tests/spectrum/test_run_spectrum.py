@@ -57,8 +57,8 @@ def test_files_hold_spectra_overall_and_per_dataset(fitted):
 
 def test_local_learning_is_reconstructed_and_narrower_than_the_null_model(fitted):
     result = spectrum_run(fitted, n_resamples=50, seed=0)
-    assert result.same_tokens["kernel"].value > 0.98
-    assert result.other_documents["full"].value > 0.8
+    assert result.same_tokens["kernel"].r2.value > 0.98
+    assert result.other_documents["full"].r2.value > 0.8
     widths = result.widths
     assert widths.local is True
     assert widths.observed.width_x.p50.value < widths.mean_curve_null.width_x.p50.value / 2
@@ -87,8 +87,8 @@ def test_one_document_has_numbers_and_no_intervals(tmp_path, local_losses):
     fit_run(run)
     result = spectrum_run(run, n_resamples=50, seed=0)
     assert result.documents == 1
-    assert result.same_tokens["kernel"].value > 0.9
-    assert not result.same_tokens["kernel"].has_interval
+    assert result.same_tokens["kernel"].r2.value > 0.9
+    assert not result.same_tokens["kernel"].r2.has_interval
     assert result.widths.median_over_null.value < 1
     assert result.widths.local is None
     assert "learning is local: undefined" in describe_spectrum(result)

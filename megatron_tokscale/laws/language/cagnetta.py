@@ -114,14 +114,15 @@ def measure_contexts(run: Run, n_resamples: int, seed: int) -> ContextExponent:
     """Return gamma, from the losses of the last probe by length of context.
 
     Raises:
-        UndefinedError: as in `fit_context_exponent`.
+        UndefinedError: lengths of context are not known, or as in `fit_context_exponent`.
     """
-    tokens = run.probe_set
+    if run.tokens.context_N is None:
+        raise UndefinedError("the tokens' lengths of context are not known")
     loss_N = run.read_losses_at(int(run.step_K[-1])).astype(np.float64)
-    bins = ContextBins.from_contexts(np.where(np.isfinite(loss_N), tokens.context_N, 0))
+    bins = ContextBins.from_contexts(np.where(np.isfinite(loss_N), run.tokens.context_N, 0))
     loss_N = np.nan_to_num(loss_N)
-    document_N = tokens.dataset_N.astype(np.int64) << 32 | tokens.document_N
-    loss_RS = bins.resample(loss_N, cluster_N=document_N, n_resamples=n_resamples, seed=seed)
+    cluster_N = run.tokens.cluster_N
+    loss_RS = bins.resample(loss_N, cluster_N=cluster_N, n_resamples=n_resamples, seed=seed)
     return fit_context_exponent(bins.context_S, bins.mean(loss_N), loss_RS=loss_RS)
 
 

@@ -98,6 +98,8 @@ def measure_one_third(run: Run, inputs: Inputs) -> OneThirdResult:
     law = fit_one_third(lr_sum_K, inputs.mean_loss_RK[0, begun_K])
 
     def test_groups() -> GroupTest:
+        if not len(inputs.frequency_share_F):
+            raise UndefinedError("the labels and so the frequencies of the tokens are not known")
         loss_RFK = inputs.frequency_loss_RFK[:, :, begun_K]
         loss_RFK = loss_RFK[np.isfinite(loss_RFK).all(axis=(1, 2))]
         return group_test(

@@ -68,7 +68,7 @@ def _rows(inputs: ReportInputs) -> list[list[str]]:
 
 
 def _classes_by_dataset(inputs: ReportInputs) -> list[str]:
-    fits, tokens = inputs.fits, inputs.run.probe_set
+    fits, tokens = inputs.fits, inputs.run.tokens
     shown = [each for each in CLASS_MEANINGS if fits.is_class(each).any()]
     fall_N = np.nan_to_num(fits.fall_N.astype(np.float64))
     header = ["dataset", *(each.label for each in shown)]

@@ -45,8 +45,7 @@ def examples_section(inputs: ReportInputs) -> list[Section]:
     unit = UNITS[inputs.time]
     parts = [
         paragraph(
-            "The network predicts the marked token from the text before it, of which the last "
-            f"{BEFORE} tokens are shown. Points: loss of the token in nats at each probe, against "
+            f"{_what_is_shown(inputs)} Points: loss of the token in nats at each probe, against "
             f"{unit} on a logarithmic axis. Line: the fitted model of its class. Dotted line: its "
             "learning time."
         ),
@@ -61,6 +60,15 @@ def examples_section(inputs: ReportInputs) -> list[Section]:
         *cards,
     ]
     return [Section("tokens", "Example tokens", "Example tokens", parts)]
+
+
+def _what_is_shown(inputs: ReportInputs) -> str:
+    if inputs.run.tokens.probe_set is None:
+        return "The losses were imported without text."
+    return (
+        "The network predicts the marked token from the text before it, of which the last "
+        f"{BEFORE} tokens are shown."
+    )
 
 
 def choose(fits: SigmoidFits, n_tokens: int, seed: int) -> dict[TokenClass, Integers]:
@@ -105,7 +113,12 @@ def _cards(inputs: ReportInputs, tokens: Integers) -> list[str]:
     scale = TimeScale.from_times(time_K)
     time_G = np.geomspace(scale.low, scale.high, _MODEL_POINTS)
     model_NG = fits.predict(np.log(time_G))
-    texts = passages(run.probe_set, tokens.tolist(), inputs.tokenizer)
+    probe_set = run.tokens.probe_set
+    texts = (
+        passages(probe_set, tokens.tolist(), inputs.tokenizer)
+        if probe_set
+        else [Passage("", f"token {token}", "") for token in tokens.tolist()]
+    )
     cards = []
     for i, (token, text) in enumerate(zip(tokens.tolist(), texts, strict=True)):
         fit = fits.rows(slice(i, i + 1))
@@ -129,13 +142,19 @@ def _card(text: Passage, place: str, facts: str, svg: str) -> str:
 
 
 def _place(inputs: ReportInputs, token: int) -> str:
-    """Return dataset, document and position of a token."""
-    tokens = inputs.run.probe_set
+    """Return dataset, document, position and id of a token, as far as they are known."""
+    tokens = inputs.run.tokens
     index = int(tokens.dataset_N[token])
-    return (
-        f"{dataset(index, tokens.datasets[index])}, document {int(tokens.document_N[token])}, "
-        f"position {int(tokens.position_N[token])}, id {int(tokens.label_N[token])}"
+    columns = {
+        "document": tokens.document_N,
+        "sample": tokens.sample_N,
+        "position": tokens.position_N,
+        "id": tokens.label_N,
+    }
+    known = (
+        f"{name} {int(value_N[token])}" for name, value_N in columns.items() if value_N is not None
     )
+    return ", ".join([dataset(index, tokens.datasets[index]), *known])
 
 
 def _midpoints(fit: SigmoidFits) -> list[float]:

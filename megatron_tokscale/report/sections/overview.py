@@ -38,7 +38,7 @@ from megatron_tokscale.report.html import (
 )
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
-from megatron_tokscale.store import Launch
+from megatron_tokscale.store import Launch, WatchedTokens
 
 _GROUPS: Final = {
     "layout": "Parallel layout",
@@ -54,7 +54,7 @@ _GROUPS: Final = {
 def run_section(inputs: ReportInputs) -> list[Section]:
     """Return the section with model, layout, schedule, versions, probe set and time axis."""
     run = inputs.run
-    info, tokens = run.info, run.probe_set
+    info, tokens = run.info, run.tokens
     seconds = sum(record.duration for record in run.records)
     rows = [
         ["Run", escape(f"{run.path.name} (id {info.run_id})")],
@@ -62,12 +62,7 @@ def run_section(inputs: ReportInputs) -> list[Section]:
         *_launches(run.launches),
         ["Probes", _probes(inputs)],
         ["Time spent on probes", f"{number(seconds, ',.1f')} s"],
-        [
-            "Probe set",
-            f"{plural(tokens.n_tokens, 'token')} in {plural(tokens.n_sequences, 'sequence')} of "
-            f"{number(tokens.seq_length, ',')}, vocabulary {number(tokens.vocab_size, ',')}, "
-            f"fingerprint {tokens.fingerprint}",
-        ],
+        ["Probe set" if tokens.probe_set else "Imported tokens", _tokens(tokens)],
         ["Time axis", f"x = ln time, time = {LABELS[inputs.time]}"],
     ]
     parts = [
@@ -80,6 +75,18 @@ def run_section(inputs: ReportInputs) -> list[Section]:
         _datasets(inputs),
     ]
     return [Section("run", "What was run", "What was run", parts)]
+
+
+def _tokens(tokens: WatchedTokens) -> str:
+    """Return the number of watched tokens, the shape of their text if there is one, and its id."""
+    text = tokens.probe_set
+    shape = (
+        f" in {plural(text.n_sequences, 'sequence')} of {number(text.seq_length, ',')}, "
+        f"vocabulary {number(text.vocab_size, ',')}"
+        if text
+        else ", without text"
+    )
+    return f"{plural(tokens.n_tokens, 'token')}{shape}, fingerprint {tokens.fingerprint}"
 
 
 def _launches(launches: Sequence[Launch]) -> Iterator[list[str]]:
@@ -162,22 +169,23 @@ def _left_out_probes(steps: Sequence[int]) -> str:
 
 
 def _datasets(inputs: ReportInputs) -> str:
-    tokens = inputs.run.probe_set
+    tokens = inputs.run.tokens
+    cluster_N, kind = tokens.cluster_N, tokens.unit_kind
     rows = []
     for d, name in enumerate(tokens.datasets):
         inside = tokens.dataset_N == d
-        documents = len(np.unique(tokens.document_N[inside]))
-        rows.append([dataset(d, name), number(int(inside.sum()), ","), number(documents, ",")])
+        clusters = len(np.unique(cluster_N[inside]))
+        rows.append([dataset(d, name), number(int(inside.sum()), ","), number(clusters, ",")])
     return table(
-        "Watched tokens of each dataset, and the documents that they come from.",
-        ["dataset", "tokens", "documents"],
+        f"Watched tokens of each dataset, and the {kind} that they come from.",
+        ["dataset", "tokens", kind],
         rows,
     )
 
 
 def loss_section(inputs: ReportInputs) -> list[Section]:
     """Return the section with the loss curve and the losses at its ends."""
-    tokens = inputs.run.probe_set
+    tokens = inputs.run.tokens
     arrays = inputs.spectrum.arrays
     curves = [
         ("all probe tokens", arrays.mean_loss_K),
@@ -214,7 +222,7 @@ def _loss_figure(inputs: ReportInputs) -> str:
         axes = figure.add_subplot()
         place_K = scale.place(time_K)
         axes.plot(place_K, training_K, ".", ms=3, color=NULL, label="training loss of the step")
-        for d, name in largest_datasets(run.probe_set).items():
+        for d, name in largest_datasets(run.tokens).items():
             _curve(axes, scale, time_K, arrays.mean_loss_DK[d], dataset_colour(d), name, d)
         _curve(axes, scale, time_K, arrays.mean_loss_K, MEASURED, "all probe tokens")
         time_axis(axes, scale, LABELS[inputs.time])

@@ -53,7 +53,7 @@ _INGREDIENTS: Final = {
 
 def spectrum_section(inputs: ReportInputs) -> list[Section]:
     """Return the section with the measured slope, its reconstructions and their agreement."""
-    tokens, evidence = inputs.run.probe_set, inputs.spectrum.evidence
+    tokens, evidence = inputs.run.tokens, inputs.spectrum.evidence
     parts = [
         paragraph(_what_is_shown(inputs)),
         figure(
@@ -112,10 +112,17 @@ def _agreement(evidence: Evidence) -> str:
     """Return the table of R² of the reconstructions, on the same tokens and other documents."""
     rows = []
     for name, (colour, _) in _RECONSTRUCTIONS.items():
-        scores = (evidence.same_tokens[name], evidence.other_documents[name])
+        same, other = evidence.same_tokens[name], evidence.other_documents[name]
         title = f"{swatch(colour, name)}: {_INGREDIENTS[name]}"
-        rows.append([title, *(estimate(score) for score in scores)])
-    header = ["reconstruction", "R², same tokens", "R², other documents"]
+        cells = (same.r2, other.r2, same.ceiling, same.loss_error)
+        rows.append([title, *(estimate(cell) for cell in cells)])
+    header = [
+        "reconstruction",
+        "R², same tokens",
+        "R², other documents",
+        "R² of a perfect model",
+        "error of the loss, nats",
+    ]
     return table(
         "Agreement of the reconstructions with the measured slope over the probed range, with 95% "
         "intervals over documents.",
@@ -195,7 +202,7 @@ def _datasets_figure(inputs: ReportInputs) -> str:
     arrays = inputs.spectrum.arrays
     time_G = time_of(arrays.x_G)
     scale = TimeScale.from_times(time_G)
-    shown = largest_datasets(inputs.run.probe_set)
+    shown = largest_datasets(inputs.run.tokens)
 
     def paint(figure: Figure) -> None:
         columns = min(len(shown), 3)

@@ -71,18 +71,20 @@ def transfer_run(
     units, weight_RU = pair.units(n_resamples, seed)
     progress.stage("mean curves and learning times")
     curves = _Curves.from_pair(pair)
-    groups = groupings(target.probe_set, curves.source_time_N)
+    groups = groupings(target.tokens, curves.source_time_N)
 
     def tests(alignment: Callable[[], Alignment]) -> dict[str, GroupTest]:
         return _sums(pair, alignment(), groups, units).tests(weight_RU, seed)
 
     progress.stage("groups of tokens")
-    absolute = defined_or_reason(lambda: tests(lambda: Alignment.absolute(pair.target.x_K)))
+    absolute = defined_or_reason(
+        lambda: tests(lambda: Alignment.absolute(pair.target.x_K, curves.target_loss_K))
+    )
     progress.stage("groups of tokens, aligned by loss")
     by_loss = defined_or_reason(lambda: tests(lambda: curves.alignment_by_loss(pair)))
     progress.stage("learning order")
     sample = draw_tokens(target.n_tokens, _RANKED_TOKENS, seed)
-    baseline = baseline_predictors(target.probe_set)
+    baseline = baseline_predictors(target.tokens)
     baseline["mean loss in the other run"] = curves.source_level_N
     order = defined_or_reason(
         lambda: learning_order(
@@ -130,10 +132,10 @@ class FittedPair:
             raise TokscaleError(
                 f"{source.path} is its own source; test the times of another run on it"
             )
-        if source.probe_set.fingerprint != target.probe_set.fingerprint:
+        if source.tokens.fingerprint != target.tokens.fingerprint:
             raise TokscaleError(
                 f"{source.path} and {target.path} watch different tokens: their probe sets are "
-                f"{source.probe_set.fingerprint} and {target.probe_set.fingerprint}; test runs "
+                f"{source.tokens.fingerprint} and {target.tokens.fingerprint}; test runs "
                 "with one probe set"
             )
         pair = cls(FittedRun.open(source), FittedRun.open(target))
@@ -151,11 +153,8 @@ class FittedPair:
 
         Tables of units, groups and probes are kept in memory, which bounds the units.
         """
-        tokens = self.target.run.probe_set
         most = max(_VALUES_PER_GROUP // len(self.target.x_K), _LEAST_UNITS)
-        units = Units.from_documents(
-            tokens.dataset_N, tokens.document_N, seed, min(most, MOST_UNITS)
-        )
+        units = self.target.run.tokens.units(seed, min(most, MOST_UNITS))
         return units, units.weights(n_resamples, seed)
 
     def blocks(self) -> Iterator[_PairBlock]:

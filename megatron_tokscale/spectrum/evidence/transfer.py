@@ -36,7 +36,7 @@ from megatron_tokscale.fit import SigmoidFits, Transitions
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.skill import GroupSkill, GroupTest
 from megatron_tokscale.spectrum.density import default_grid, events_of
-from megatron_tokscale.spectrum.derivative import derivative_weights
+from megatron_tokscale.spectrum.derivative import SlopeEstimator
 from megatron_tokscale.spectrum.evidence.skill import DocumentGroups, GroupSums, skill
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.kernels import add_sigmoids
@@ -47,7 +47,7 @@ LEVEL = 0.05
 PERMUTATIONS = 199
 """Permutations of the learning times. The tokens' own order counts as one more, so p is at least
 1/200."""
-_LEAST_SLOPES = 4  # least losses of B inside A's range for a slope (`derivative_weights`)
+_LEAST_SLOPES = 4  # least losses of B inside A's range for a slope (`SlopeEstimator`)
 _LEAST_FALLS = 3  # least losses of B inside A's range for two falls
 _PERMUTED_TOKENS = 30_000  # most tokens whose events are permuted: bounds the cost (our choice)
 _DROP_EDGES = np.geomspace(0.25, 16, 13)
@@ -68,9 +68,9 @@ class Alignment:
     operator_KX: Floats
 
     @classmethod
-    def absolute(cls, x_K: Floats) -> Self:
-        """Align the runs at the same time, and compare slopes."""
-        return cls(x_K, derivative_weights(x_K, default_grid(x_K)).T)
+    def absolute(cls, x_K: Floats, loss_K: Floats) -> Self:
+        """Align the runs at the same time, and compare slopes, as measured on B's mean losses."""
+        return cls(x_K, SlopeEstimator.from_curve(x_K, loss_K).weights(default_grid(x_K)).T)
 
     @classmethod
     def by_loss(
@@ -113,7 +113,8 @@ class Alignment:
             chosen, probes_KK = np.flatnonzero(inside), np.eye(len(x_K))
             return cls(at_K, (probes_KK[chosen[:-1]] - probes_KK[chosen[1:]]).T)
         inside_x_K = np.where(inside, x_K, -np.inf)
-        return cls(at_K, derivative_weights(inside_x_K, default_grid(inside_x_K)).T)
+        slopes = SlopeEstimator.from_curve(inside_x_K, loss_K)
+        return cls(at_K, slopes.weights(default_grid(inside_x_K)).T)
 
 
 class TransferSums:

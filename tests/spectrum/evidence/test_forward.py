@@ -14,6 +14,7 @@ from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.spectrum import Units
 from megatron_tokscale.spectrum.evidence.forward import predict_forward
 from megatron_tokscale.spectrum.groups import groupings
+from megatron_tokscale.store import WatchedTokens
 
 DOUBLING = np.log(2)
 
@@ -31,7 +32,12 @@ def seen():
     x_K, text = planted_pairs.axis(60), planted_pairs.text_of(30, rng)
     tokens = text.probe_set
     units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
-    return x_K, planted_pairs.seen_beginning(text, x_K, rng), units, groupings(tokens)
+    return (
+        x_K,
+        planted_pairs.seen_beginning(text, x_K, rng),
+        units,
+        groupings(WatchedTokens(tokens)),
+    )
 
 
 def test_only_the_first_half_of_the_time_is_fitted(seen):

@@ -12,10 +12,11 @@ from scipy.special import expit
 
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
-from megatron_tokscale.spectrum import Units, derivative_weights, events_of
+from megatron_tokscale.spectrum import SlopeEstimator, Units, events_of
 from megatron_tokscale.spectrum.density import default_grid
 from megatron_tokscale.spectrum.evidence.transfer import _DROP_EDGES, Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import Groups, groupings
+from megatron_tokscale.store import WatchedTokens
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,11 @@ def pair():
 
 def result_of(pair, alignment=None, cuts=(), n_resamples=50):
     text, x_K, loss_NK, again_NK, fits, units = pair
-    sums = TransferSums(alignment or Alignment.absolute(x_K), groupings(text.probe_set), units)
+    sums = TransferSums(
+        alignment or Alignment.absolute(x_K, again_NK.mean(axis=0)),
+        groupings(WatchedTokens(text.probe_set)),
+        units,
+    )
     own = fit_sigmoids(x_K, again_NK)
     ends = [0, *cuts, len(text)]
     for start, stop in pairwise(ends):
@@ -61,6 +66,12 @@ def curves_of(events, x_K, n_tokens, order=slice(None)):
     return curve_NK
 
 
+def slope_weights(x_K, loss_NK):
+    """Return the matrix from losses to slopes, as measured on the mean loss of B."""
+    slopes = SlopeEstimator.from_curve(x_K, loss_NK.mean(axis=0))
+    return slopes.weights(default_grid(x_K)).T
+
+
 def shuffled(events, rng):
     """Permute the events among those of about the same drop, in a loop."""
     order = np.arange(len(events.drop_E))
@@ -74,8 +85,8 @@ def shuffled(events, rng):
 @pytest.mark.parametrize("grouping", ["dataset", "frequency decile", "document"])
 def test_skills_agree_with_their_definition(pair, grouping):
     text, x_K, loss_NK, again_NK, fits, units = pair
-    weights_KX = derivative_weights(x_K, default_grid(x_K)).T
-    groups = groupings(text.probe_set)
+    weights_KX = slope_weights(x_K, again_NK)
+    groups = groupings(WatchedTokens(text.probe_set))
     group_N = units.unit_N if grouping == "document" else groups[grouping].group_N
     found = result_of(pair)[grouping]
     x_K = np.maximum(x_K, -1e6)
@@ -93,12 +104,12 @@ def test_skills_agree_with_their_definition(pair, grouping):
 def test_the_null_model_is_the_mean_over_real_permutations(pair):
     """Permute events within bins of drop, and average every group's predicted curve."""
     text, x_K, _, again_NK, fits, _ = pair
-    weights_KX = derivative_weights(x_K, default_grid(x_K)).T
+    weights_KX = slope_weights(x_K, again_NK)
     x_K = np.maximum(x_K, -1e6)
     rng = np.random.default_rng(1)
     events = events_of(fits)
     drawn = [curves_of(events, x_K, len(text), shuffled(events, rng)) for _ in range(400)]
-    group_N = groupings(text.probe_set)["frequency decile"].group_N
+    group_N = groupings(WatchedTokens(text.probe_set))["frequency decile"].group_N
     expected = skill_of(np.mean(drawn, axis=0), again_NK.astype(float), group_N, weights_KX)
     found = result_of(pair)["frequency decile"].permuted.uncorrected
     np.testing.assert_allclose(found, expected, atol=5e-3)
@@ -113,7 +124,7 @@ def test_the_p_value_is_the_share_of_real_permutations():
     units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
     small = text, x_K, loss_NK, again_NK, fits, units
     found = result_of(small, n_resamples=2)["document"].p_value
-    weights_KX = derivative_weights(x_K, default_grid(x_K)).T
+    weights_KX = slope_weights(x_K, again_NK)
     x_K, events = np.maximum(x_K, -1e6), events_of(fits)
     skills = [
         skill_of(
@@ -151,7 +162,7 @@ def test_alignment_by_loss_finds_the_same_run_with_its_time_stretched():
     lowest = mean_K[1:] <= np.minimum.accumulate(mean_K[1:])
     np.testing.assert_allclose(alignment.x_K[1:][lowest], x_K[1:][lowest], atol=1e-9)
     units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
-    sums = TransferSums(alignment, groupings(tokens), units)
+    sums = TransferSums(alignment, groupings(WatchedTokens(tokens)), units)
     sums.add(slice(0, len(text)), fit_sigmoids(x_K, loss_NK), loss_NK)
     for name, each in sums.tests(units.weights(50, seed=0), seed=0).items():
         assert each.events.value > 0.9, name
@@ -172,7 +183,9 @@ def test_alignment_by_loss_leaves_out_losses_that_the_other_run_never_had():
 def test_one_group_has_no_skill(pair):
     text, x_K, _, again_NK, fits, units = pair
     sums = TransferSums(
-        Alignment.absolute(x_K), {"all": Groups(np.zeros(len(text), int), ("all",))}, units
+        Alignment.absolute(x_K, again_NK.mean(axis=0)),
+        {"all": Groups(np.zeros(len(text), int), ("all",))},
+        units,
     )
     sums.add(slice(0, len(text)), fits, again_NK)
     found = sums.tests(units.weights(20, seed=0), seed=0)["all"]

@@ -59,8 +59,8 @@ def beside_sections(inputs: ReportInputs) -> list[Section]:
 def _comparison(baseline: Run, planned: Run) -> Section:
     """Return the section with the losses of both runs, and the time saved to the same loss."""
     curves, dropped = mean_curves((baseline, planned))
-    names = baseline.probe_set.datasets
-    shown = largest_datasets(baseline.probe_set)
+    names = baseline.tokens.datasets
+    shown = largest_datasets(baseline.tokens)
     gap = _differences_figure(shown, curves)
     without = f" Left out: {plural(dropped, 'token')} with NaN or infinite losses."
     parts = [
@@ -80,7 +80,7 @@ def _comparison(baseline: Run, planned: Run) -> Section:
         figure(
             _losses_figure(shown, curves),
             "Dashed lines: the baseline. Solid lines: the run under the plan. Black lines: all "
-            "probe tokens." + left_out(shown, baseline.probe_set),
+            "probe tokens." + left_out(shown, baseline.tokens),
         ),
         figure(
             gap,

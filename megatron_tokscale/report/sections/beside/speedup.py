@@ -49,7 +49,7 @@ def _blocks(run: Run) -> Iterator[tuple[slice, Floats32]]:
 
 def _curves(run: Run, used_N: Mask) -> Curves:
     """Return the mean losses of the tokens in `used_N`."""
-    dataset_N, n_datasets = run.probe_set.dataset_N, len(run.probe_set.datasets)
+    dataset_N, n_datasets = run.tokens.dataset_N, len(run.tokens.datasets)
     sum_DK, count_D = np.zeros((n_datasets, len(run.records))), np.zeros(n_datasets)
     for rows, loss_NK in _blocks(run):
         for d in range(n_datasets):

@@ -61,7 +61,7 @@ def laws_section(inputs: ReportInputs) -> list[Section]:
     laws = inputs.laws
     if laws is None:
         return []
-    tokens = inputs.run.probe_set
+    tokens = inputs.run.tokens
     picture = loss_figure(inputs, laws)
     parts = [
         _explanations(laws),

@@ -101,7 +101,7 @@ def loss_figure(inputs: ReportInputs, laws: LawsResult) -> str:
     arrays = inputs.spectrum.arrays
     shown = [
         (name, laws.datasets[d].power_law, arrays.mean_loss_DK[d], dataset_colour(d), d)
-        for d, name in largest_datasets(inputs.run.probe_set).items()
+        for d, name in largest_datasets(inputs.run.tokens).items()
     ]
     shown.append(("all probe tokens", laws.overall, arrays.mean_loss_K, MEASURED, 0))
     curves = [
