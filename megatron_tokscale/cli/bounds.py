@@ -15,6 +15,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     **dict.fromkeys(("seed", "sample", "until_sample", "min_tokens"), (0, _LARGEST)),
     **dict.fromkeys(("seq_length", "vocab_size"), (1, _LARGEST_ID)),
     "eod": (0, _LARGEST_ID),
+    "training_seed": (0, _LARGEST),
     "resamples": (2, 10**6),  # one resample has no interval
     "quantiles": (1, 10**4),
     "stages": (1, 10**5),

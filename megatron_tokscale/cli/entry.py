@@ -11,6 +11,7 @@ from megatron_tokscale import __version__
 from megatron_tokscale.cli import (
     demo,
     doctor,
+    exchange,
     fit,
     laws,
     plan,
@@ -54,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="print the version and exit",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for module in (probe, fit, spectrum, laws, score, plan, trace, report, demo, doctor):
+    for module in (probe, fit, spectrum, laws, score, plan, trace, report, exchange, demo, doctor):
         module.add_verb(verbs)
     check_numbers(parser)
     return parser

@@ -16,9 +16,9 @@ def add_verb(verbs: Verbs) -> None:
     add_run(parser)
     parser.add_argument(
         "--time",
-        choices=["step", "tokens", "lr-sum"],
-        default="step",
-        help="training time in optimizer steps, consumed tokens, or summed learning rate",
+        choices=["step", "tokens", "lr-sum", "axis"],
+        help="training time in optimizer steps, consumed tokens, summed learning rate, or the "
+        "values of an imported axis (default: step; axis where imported losses count no steps)",
     )
     parser.add_argument(
         "--keep-common-shifts",

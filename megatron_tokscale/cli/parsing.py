@@ -146,11 +146,13 @@ def add_tokenizer(parser: argparse.ArgumentParser, use: str) -> None:
 
 
 def open_run(path: Path) -> "Run":
-    """Open a run, and say on stderr which of its probes are left out."""
+    """Open a run; say on stderr which probes are left out, and what stands in for documents."""
     from megatron_tokscale.store import Run
 
     run = Run.open(path)
     tell_left_out(run)
+    if (note := run.tokens.note_on_units()) is not None:
+        say(f"{run.path}: {note}")
     return run
 
 

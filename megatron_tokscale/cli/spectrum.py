@@ -51,6 +51,13 @@ def add_verb(verbs: Verbs) -> None:
         metavar="FOLDER",
         help="folder for the result; required with D and M (default: with T, RUN/analysis)",
     )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="NATS",
+        help="of an imported matrix along D or M: loss at or below which a token is learned "
+        "(default: ln 2, a probability of one half)",
+    )
     add_resampling(parser)
     parser.set_defaults(verb=_spectrum)
 
@@ -58,10 +65,33 @@ def add_verb(verbs: Verbs) -> None:
 def _spectrum(arguments: Arguments) -> None:
     runs = [open_run(path) for path in arguments.runs]
     sources = [open_run(path) for path in arguments.sources]
-    if arguments.axis == "T":
+    if any(run.imported and run.imported.axis != "T" for run in runs):
+        _spectrum_of_matrix(arguments, runs, sources)
+    elif arguments.axis == "T":
         _spectrum_of_run(arguments, runs, sources)
     else:
         _spectrum_over_runs(arguments, runs, sources)
+
+
+def _spectrum_of_matrix(arguments: Arguments, runs: list["Run"], sources: list["Run"]) -> None:
+    from megatron_tokscale.spectrum.matrix import THRESHOLD, matrix_run
+    from megatron_tokscale.spectrum.matrix_text import describe_matrix
+
+    if len(runs) > 1 or sources or arguments.out or arguments.axis != "T":
+        raise TokscaleError(
+            "an imported matrix along D or M has its runs as columns; expected it alone, without "
+            "--axis, --source and --out; give one RUN"
+        )
+    result = matrix_run(
+        runs[0],
+        threshold=arguments.threshold or THRESHOLD,
+        n_resamples=arguments.resamples,
+        seed=arguments.seed,
+        progress=ProgressOnStderr(),
+    )
+    print(describe_matrix(result.summary))
+    if runs[0].paths.fit.is_file():  # enough columns for a fit per token
+        _spectrum_of_run(arguments, runs, sources)
 
 
 def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run"]) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -43,6 +44,31 @@ def whole_or_absent(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_or_absent_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside `path`, with a hidden name; on success rename it to `path`.
+
+    On an error the folder is removed. The caller syncs the files in it.
+
+    Raises:
+        TokscaleError: something is at `path`.
+        OSError: the folder cannot be made.
+    """
+    if is_there(path):
+        raise TokscaleError(f"{path} exists; expected a new folder; choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.absolute().with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if is_there(path):  # an empty folder would be replaced without an error
+            raise TokscaleError(f"{path} was made meanwhile; choose another name")
+        os.replace(temporary, path)
+        _sync_folder(path.absolute().parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_temporaries(folder: Path) -> None:

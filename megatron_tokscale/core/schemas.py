@@ -8,7 +8,9 @@ from typing import Final
 
 PROBE_SET_SCHEMA: Final = 2  # probe.safetensors
 LOSSES_SCHEMA: Final = 1  # losses/step_*.safetensors
-RUN_SCHEMA: Final = 2  # run.json
+RUN_SCHEMA: Final = 3  # run.json
+OLDEST_RUN_SCHEMA: Final = 2  # oldest run.json that is read: a run that was not imported
+TOKENS_SCHEMA: Final = 1  # tokens.safetensors of an imported run
 PLAN_SCHEMA: Final = 4  # plan.json
 DECISIONS_SCHEMA: Final = 1  # replans.json
 DATA_SCHEMA: Final = 3  # data.json
@@ -18,4 +20,5 @@ FIT_SCHEMA: Final = 4  # fit.json
 SPECTRUM_SCHEMA: Final = 6  # spectrum.json, reconstruction.json
 TRANSFER_SCHEMA: Final = 4  # transfer.json
 LAWS_SCHEMA: Final = 5  # laws.json
+MATRIX_SCHEMA: Final = 1  # matrix.json
 AXIS_SCHEMA: Final = 4  # axis.json

@@ -292,11 +292,15 @@ def _pairs(cell_PC: Floats, curve_CK: Floats) -> tuple[Floats, Floats]:
 
 
 def _bins(axis: ProbeAxis) -> Integers:
-    """Return the bin of each probe: at most `_MOST_BINS`, and one for each probe at x = -inf."""
+    """Return the bin of each probe: at most `_MOST_BINS`, and one for each probe at x = -inf.
+
+    Probes with one x, as of several runs of one size, have one bin.
+    """
     finite_K = np.isfinite(axis.x_K)
-    per_bin = -(-int(finite_K.sum()) // _MOST_BINS)
+    distinct, place_K = np.unique(axis.x_K[finite_K], return_inverse=True)
+    per_bin = -(-len(distinct) // _MOST_BINS)
     first = int((~finite_K).sum())
-    later = first + np.arange(int(finite_K.sum())) // per_bin
+    later = first + place_K // per_bin
     return np.concatenate([np.arange(first), later])
 
 

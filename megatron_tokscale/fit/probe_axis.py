@@ -31,8 +31,9 @@ class ProbeAxis:
     """The places of the probes on the x axis; `ProbeAxis.from_x` checks them.
 
     Attributes:
-        x_K: x of each probe, ascending; -inf at time 0. Besides step 0, that can be a later probe
-            on the axis of summed learning rates, if the first rates are 0.
+        x_K: x of each probe, ascending; equal for runs of one size; -inf at time 0. Besides step 0,
+            that can be a later probe on the axis of summed learning rates, if the first rates are
+            0.
         low: smallest finite x.
         high: largest x.
         spacing: median distance of neighbouring finite probes.
@@ -66,17 +67,17 @@ class ProbeAxis:
             raise TokscaleError("the probes' x has NaN or +inf; use another time axis")
         finite = x_K[np.isfinite(x_K)]
         before = x_K[: len(x_K) - len(finite)]
-        if not np.isneginf(before).all() or not (np.diff(finite) > 0).all():
+        if not np.isneginf(before).all() or not (np.diff(finite) >= 0).all():
             raise TokscaleError(
-                "the probes' x does not ascend (two probes at one time, or out of order); "
-                "sort the probes, or use the time 'step'"
+                "the probes' x does not ascend; sort the probes, or use the time 'step'"
             )
-        if len(finite) < MIN_PROBES - 1:
+        distinct = np.unique(finite)
+        if len(distinct) < MIN_PROBES - 1:
             raise TokscaleError(
-                f"only {len(finite)} probes have a finite x, a sigmoid needs {MIN_PROBES - 1}; "
-                "train on, or probe more often (--tokscale-probe-schedule)"
+                f"only {len(distinct)} probes have a finite x of their own, a sigmoid needs "
+                f"{MIN_PROBES - 1}; train on, or probe more often (--tokscale-probe-schedule)"
             )
-        distances = np.diff(finite)
+        distances = np.diff(distinct)
         spacing = float(np.median(distances))
         closest = max(float(distances.min()), spacing / _BURST)
         return cls(x_K, float(finite[0]), float(finite[-1]), spacing, closest)

@@ -51,6 +51,9 @@ _BLOCK_TOKENS = 2**14, 2**18
 """Fewest and most tokens of a block; our choice. To open all losses files takes 40% of the time in
 which a block of 2^14 tokens is read, and 20% at 2^15. A block of 2^18 tokens takes seconds to fit:
 larger blocks would make the reports of progress rare."""
+LEAST_RUNS_TO_FIT = 20
+"""Fewest runs along D or M to which a token's sigmoid is fitted; our choice: a sigmoid has four
+parameters, and each run brings noise of its own that all of its tokens share."""
 _BLOCKS = 64
 """Blocks of a run, within these bounds; our choice. A fit that is stopped loses at most a 64th of
 its work per process."""
@@ -59,7 +62,7 @@ its work per process."""
 def fit_run(
     run: "Run",
     *,
-    time: "Time" = "step",
+    time: "Time | None" = None,
     keep_common_shifts: bool = False,
     block_tokens: int | None = None,
     device: "torch.device | str | None" = None,
@@ -83,7 +86,8 @@ def fit_run(
 
     Args:
         run: an opened run. Losses that appear later are left out.
-        time: "step", "tokens" or "lr-sum"; x is its natural logarithm.
+        time: "step", "tokens", "lr-sum" or "axis"; x is its natural logarithm. By default that of
+            the run (`Run.default_time`).
         keep_common_shifts: whether to fit the losses as they are.
         block_tokens: tokens fitted at a time; by default at most 64 MB of losses.
         device: torch device to compute on; by default the CPU. A bare "cuda" is the rank's own GPU.
@@ -100,7 +104,7 @@ def fit_run(
             no such device, another fit of the run under way, or a disk that cannot be written.
     """
     # All ranks agree on the device, on the key of the parts, and on the probes.
-    ranks = ranks or Ranks()
+    ranks, time = ranks or Ranks(), time or run.default_time
     place = ranks.together(partial(ranks.device, device))
     key = ranks.on_first(partial(part_key, run, time, block_tokens, place.type, keep_common_shifts))
     run = ranks.together(partial(_same_probes, run, key))
@@ -134,6 +138,13 @@ def part_key(
         TokscaleError: the run has too few probes, or no record of the time.
     """
     n_probes = len(run.records)
+    imported = run.imported
+    if imported and imported.axis != "T" and n_probes < LEAST_RUNS_TO_FIT:
+        raise TokscaleError(
+            f"{run.path} has one column per run along {imported.axis} and {n_probes} of them; "
+            f"expected at least {LEAST_RUNS_TO_FIT} for a sigmoid per token; run "
+            f"`megatron-tokscale spectrum {run.path}`, which needs no fit"
+        )
     if n_probes < MIN_PROBES:
         empty = f" besides {len(run.left_out)} without a finite loss" if run.left_out else ""
         raise TokscaleError(

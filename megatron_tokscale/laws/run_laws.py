@@ -6,6 +6,7 @@ from typing import Self
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.checked import write_typed_result
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.schemas import LAWS_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
@@ -107,6 +108,12 @@ class _Sources:
         Raises:
             TokscaleError: see `laws_run`.
         """
+        for each in (run, *others):
+            if each.imported and each.imported.axis != "T":
+                raise TokscaleError(
+                    f"{each.path} has one column per run along {each.imported.axis}; laws need "
+                    "losses over time; import a matrix along T of each run"
+                )
         check_same_tokens([run, *others])
         spectrum = SpectrumResult.open(run)
         inputs = Inputs.from_spectrum(spectrum)
@@ -148,7 +155,7 @@ def _laws(sources: _Sources, settings: LawsSettings, progress: Progress) -> Laws
         zero_sum=defined_or_reason(lambda: measure_zero_sum(run, n_resamples, seed)),
         deceleration=defined_or_reason(
             lambda: fit_deceleration(
-                run.step_K, inputs.mean_loss_RK[0], n_resamples=n_resamples, seed=seed
+                run.time_K(), inputs.mean_loss_RK[0], n_resamples=n_resamples, seed=seed
             )
         ),
         several=several,

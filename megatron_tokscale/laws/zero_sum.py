@@ -215,7 +215,7 @@ def measure_zero_sum(run: Run, n_resamples: int, seed: int) -> ZeroSumResult:
         UndefinedError: no probe lies near twice the step of another, or no token has finite losses.
     """
     units = run.tokens.units(seed)
-    sums = ZeroSum(run.step_K, len(units))
+    sums = ZeroSum(run.time_K(), len(units))
     for at_N, loss_NK in run.finite_blocks():
         sums.add(loss_NK, unit_N=units.unit_N[at_N])
     whole = sums.metrics()

@@ -24,8 +24,14 @@ LABELS: Final[dict[Time, str]] = {
     "step": "training step",
     "tokens": "training tokens",
     "lr-sum": "sum of learning rates over their peak",
+    "axis": "axis of the imported losses",
 }
-UNITS: Final[dict[Time, str]] = {"step": "steps", "tokens": "tokens", "lr-sum": "peak-rate steps"}
+UNITS: Final[dict[Time, str]] = {
+    "step": "steps",
+    "tokens": "tokens",
+    "lr-sum": "peak-rate steps",
+    "axis": "units of the axis",
+}
 MAX_SHOWN: Final = 6  # datasets in one figure: one for each colour
 
 _ZERO_GAP: Final = 2.0  # first positive time over the place of time 0: an octave is visible

@@ -14,13 +14,14 @@ from megatron_tokscale.core.files import (
     write_json,
 )
 from megatron_tokscale.core.records import JSON, read_as, to_json
-from megatron_tokscale.core.schemas import RUN_SCHEMA
+from megatron_tokscale.core.schemas import OLDEST_RUN_SCHEMA, RUN_SCHEMA
+from megatron_tokscale.store.imported import Imported
 from megatron_tokscale.store.launches import Launch, check_starts
 
 _ENVELOPE = {"schema_version", "checksum"}  # keys of run.json that are about the file
 _REMEDY = (
-    "probe into another --tokscale-dir, or replay the run's checkpoints there; its losses files "
-    "stay readable with store.losses.read_losses"
+    "probe into another --tokscale-dir, or read its losses into a new run with `megatron-tokscale "
+    "import RUN --out NEW`"
 )
 
 
@@ -35,6 +36,7 @@ class Identity:
         size: parameters, non-embedding parameters and FLOPs per token; empty if unknown.
         is_replay: true if the losses are of saved checkpoints, probed after the training.
         launches: settings of each job, ascending by the step at which it starts.
+        imported: source and axis of losses that were imported; None for a run of a job.
 
     Raises:
         ValueError: on construction, if the launches do not ascend.
@@ -46,6 +48,7 @@ class Identity:
     size: Mapping[str, int] = field(default_factory=dict)
     is_replay: bool = False
     launches: tuple[Launch, ...] = ()
+    imported: Imported | None = None
 
     def __post_init__(self) -> None:
         check_starts(self.launches)
@@ -73,7 +76,7 @@ class Identity:
                 f"{path} is damaged: schema_version is {version!r}; expected a whole number; "
                 "restore it"
             )
-        check_schema(path, version, RUN_SCHEMA, _REMEDY)
+        check_schema(path, version, RUN_SCHEMA, _REMEDY if version < OLDEST_RUN_SCHEMA else None)
         rest = {name: value for name, value in content.items() if name not in _ENVELOPE}
         identity = read_as(cls, rest, path, "restore it")
         check_seal(path, content)

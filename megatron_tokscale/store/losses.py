@@ -82,16 +82,22 @@ def write_losses(path: Path, loss_N: AnyFloats, record: LossRecord) -> None:
     from safetensors.numpy import save
 
     array = np.ascontiguousarray(loss_N)
+    metadata = losses_metadata(record, zlib.crc32(array.tobytes()))
+    with whole_or_absent(path) as temporary:
+        temporary.write_bytes(save({"loss": array}, metadata))
+
+
+def losses_metadata(record: LossRecord, crc32: int) -> dict[str, str]:
+    """Return the metadata of a losses file, for losses with this CRC-32."""
     metadata = {name: repr(value) for name, value in asdict(record).items()} | {
         "kind": "tokscale-losses",
         "schema_version": str(LOSSES_SCHEMA),
         "probe_fingerprint": record.probe_fingerprint,
         "versions": record.versions,
-        "crc32": f"{zlib.crc32(array.tobytes()):08x}",
+        "crc32": f"{crc32:08x}",
     }
     metadata["record_crc32"] = _record_checksum(metadata)
-    with whole_or_absent(path) as temporary:
-        temporary.write_bytes(save({"loss": array}, metadata))
+    return metadata
 
 
 def _record_checksum(metadata: Mapping[str, str]) -> str:
@@ -275,7 +281,16 @@ def _compare(path: Path, found: int, file: _File) -> None:
 
 
 def read_losses(path: Path, start: int = 0, stop: int | None = None) -> Floats32:
-    """Return the losses of tokens `start` to `stop` in nats, as float32.
+    """Return the losses of tokens `start` to `stop` in nats, as float32; see `read_stored_losses`.
+
+    Raises:
+        TokscaleError: the file is truncated, damaged, or its checksum is wrong.
+    """
+    return read_stored_losses(path, start, stop).astype(np.float32, copy=False)
+
+
+def read_stored_losses(path: Path, start: int = 0, stop: int | None = None) -> AnyFloats:
+    """Return the losses of tokens `start` to `stop` in nats, in the type that they are stored in.
 
     Before the first part of a file is read, the whole file is checked against its CRC-32, once in a
     process; a whole file is checked while it is read.
@@ -292,4 +307,4 @@ def read_losses(path: Path, start: int = 0, stop: int | None = None) -> Floats32
         if is_whole:
             _compare(path, zlib.crc32(array), file)
             _stamps_of_checked[path.absolute()] = stamp
-    return array.astype(np.float32, copy=False)
+    return array

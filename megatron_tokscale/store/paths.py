@@ -2,7 +2,7 @@
 
 ROOT/tokscale/
   run.json                    what the run is, and the launches that trained it
-  probe.safetensors           the probe set
+  probe.safetensors           the probe set; an imported run has tokens.safetensors instead
   losses/step_*.safetensors   one file per probe; losses/abandoned/ of branches given up
   journal.jsonl               one line per event
   data.json                   where the training samples come from
@@ -39,6 +39,11 @@ class RunPaths:
     def probe_set(self) -> Path:
         """The run's copy of the probe set."""
         return self.folder / "probe.safetensors"
+
+    @property
+    def tokens(self) -> Path:
+        """What an imported run knows of its tokens."""
+        return self.folder / "tokens.safetensors"
 
     @property
     def losses(self) -> Path:
@@ -132,6 +137,16 @@ class RunPaths:
     def laws(self) -> Path:
         """The scaling laws and theories."""
         return self.analysis / "laws.json"
+
+    @property
+    def matrix(self) -> Path:
+        """The numbers of a matrix along D or M that need no fit."""
+        return self.analysis / "matrix.json"
+
+    @property
+    def matrix_arrays(self) -> Path:
+        """Learned or not, and the time to the threshold, of every token of such a matrix."""
+        return self.analysis / "matrix.npz"
 
     @property
     def report(self) -> Path:

@@ -15,6 +15,7 @@ from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.identity import Identity
+from megatron_tokscale.store.imported import Imported, load_tokens
 from megatron_tokscale.store.launches import Launch, launch_of
 from megatron_tokscale.store.losses import (
     LossRecord,
@@ -30,7 +31,7 @@ from megatron_tokscale.store.paths import RunPaths
 from megatron_tokscale.store.tokens import WatchedTokens
 
 _VALUES_PER_READ = 2**24  # losses of a block of tokens: 64 MB in float32
-Time = Literal["step", "tokens", "lr-sum"]
+Time = Literal["step", "tokens", "lr-sum", "axis"]
 
 
 @dataclass(frozen=True)
@@ -66,25 +67,21 @@ class Run:
                 f"no run in {path}: {paths.identity} is not there; name the directory of a run"
             )
         info = Identity.load(paths.identity)
-        probe_set = ProbeSet.load(paths.probe_set)
-        if info.probe_fingerprint != probe_set.fingerprint:
-            raise TokscaleError(
-                f"{paths.probe_set} is not the probe set of {paths.identity}; restore it"
-            )
+        tokens = _read_tokens(paths, info)
         records = []
         for file in list_losses(paths.losses).values():
             record, n_tokens = read_record(file)
-            if n_tokens != probe_set.n_tokens:
+            if n_tokens != tokens.n_tokens:
                 raise TokscaleError(
                     f"losses file {file} has {n_tokens} tokens, the probe set has "
-                    f"{probe_set.n_tokens}; remove the file"
+                    f"{tokens.n_tokens}; remove the file"
                 )
-            if record.probe_fingerprint != probe_set.fingerprint:
+            if record.probe_fingerprint != tokens.fingerprint:
                 raise TokscaleError(f"losses file {file} is of another probe set; remove the file")
+            if info.imported and record.step not in info.imported.value_of:
+                raise TokscaleError(f"losses file {file} was not imported; remove the file")
             records.append(record)
-        return cls(
-            paths.root, info, WatchedTokens(probe_set), tuple(records)
-        )._without_empty_probes()
+        return cls(paths.root, info, tokens, tuple(records))._without_empty_probes()
 
     def _without_empty_probes(self) -> Self:
         steps = [record.step for record in self.records]
@@ -154,26 +151,59 @@ class Run:
         used = [launch for launch in self.launches if launch.step < last] or self.launches[:1]
         return max((launch.learning_rate.peak for launch in used), default=np.nan)
 
-    def x_K(self, time: Time = "step") -> Floats:
+    @property
+    def imported(self) -> Imported | None:
+        """Source and axis of losses that were imported; None for a run of a job."""
+        return self.info.imported
+
+    @property
+    def default_time(self) -> Time:
+        """The time that a fit counts in by default: steps, or what an imported axis counts."""
+        return "axis" if self.imported and not self.imported.counts_steps else "step"
+
+    def time_K(self, time: Time | None = None) -> Floats:
+        """Return the training time at each probe; NaN where the run has no record of it.
+
+        Args:
+            time: as in `x_K`.
+        """
+        time = time or self.default_time
+        if time == "axis":
+            values = self.imported.value_of if self.imported else {}
+            return np.array([values.get(record.step, np.nan) for record in self.records])
+        if time == "step":
+            known = self.default_time == "step"
+            return self.step_K.astype(np.float64) if known else np.full(len(self.records), np.nan)
+        if time == "tokens":
+            tokens = [record.consumed_tokens for record in self.records]
+            return np.array([np.nan if n is None else n for n in tokens], np.float64)
+        sum_K = np.array([record.lr_sum for record in self.records], np.float64)
+        return sum_K / (self.peak_learning_rate or np.nan)
+
+    def x_K(self, time: Time | None = None) -> Floats:
         """Return the natural logarithm of training time at each probe; -inf at step 0.
 
         Args:
-            time: "step", "tokens" (consumed training tokens), or "lr-sum" (sum of the learning
-                rates of the steps taken, over `peak_learning_rate`).
+            time: "step", "tokens" (consumed training tokens), "lr-sum" (sum of the learning rates
+                of the steps taken, over `peak_learning_rate`), or "axis" (the values of an imported
+                axis, in their unit; on the axes D and M they may be equal). By default the run's
+                own, `default_time`.
 
         Raises:
             TokscaleError: the run has no record of that time, or the time does not ascend.
         """
-        time_K = self._time_K(time)
+        time = time or self.default_time
+        time_K = self.time_K(time)
         if unknown := np.flatnonzero(~np.isfinite(time_K)).tolist():
             step = self.records[unknown[0]].step
             raise TokscaleError(
                 f"{self.path} has no record of its {time} at step {step} and {len(unknown) - 1} "
                 f"later "
-                "probes; use the time 'step'"
+                f"probes; use the time '{self.default_time}'"
             )
         stalled = np.flatnonzero((np.diff(time_K) <= 0) & (time_K[1:] > 0))
-        if len(stalled):
+        may_be_equal = time == "axis" and self.imported is not None and self.imported.axis != "T"
+        if len(stalled) and not may_be_equal:
             k = int(stalled[0])
             raise TokscaleError(
                 f"the {time} of {self.path} does not ascend from the probe at step "
@@ -186,16 +216,7 @@ class Run:
 
     def knows(self, time: Time) -> bool:
         """Return whether the run has a record of that time at every probe."""
-        return bool(np.isfinite(self._time_K(time)).all())
-
-    def _time_K(self, time: Time) -> Floats:
-        if time == "step":
-            return self.step_K.astype(np.float64)
-        if time == "tokens":
-            tokens = [record.consumed_tokens for record in self.records]
-            return np.array([np.nan if n is None else n for n in tokens], np.float64)
-        sum_K = np.array([record.lr_sum for record in self.records], np.float64)
-        return sum_K / (self.peak_learning_rate or np.nan)
+        return bool(np.isfinite(self.time_K(time)).all())
 
     def read_losses(self, start: int = 0, stop: int | None = None) -> Floats32:
         """Return loss_NK (nats, float32) of the tokens from `start` to `stop`, all probes.
@@ -241,6 +262,21 @@ class Run:
         """Return the CRC-32 in each losses file's metadata by file name; no losses are read."""
         paths = map(self.paths.losses_at, self.step_K)
         return {path.name: read_checksum(path) for path in paths}
+
+
+def _read_tokens(paths: RunPaths, info: Identity) -> WatchedTokens:
+    """Return the watched tokens of a run, from its probe set or from the imported file.
+
+    Raises:
+        TokscaleError: the file is missing, damaged, or of another run.
+    """
+    if info.imported and not paths.probe_set.is_file():
+        path, tokens = paths.tokens, WatchedTokens(load_tokens(paths.tokens))
+    else:
+        path, tokens = paths.probe_set, WatchedTokens(ProbeSet.load(paths.probe_set))
+    if info.probe_fingerprint != tokens.fingerprint:
+        raise TokscaleError(f"{path} is not the probe set of {paths.identity}; restore it")
+    return tokens
 
 
 def check_same_tokens(runs: Sequence[Run]) -> None:

@@ -232,7 +232,8 @@ def test_a_midpoint_beyond_the_last_probe_is_a_status():
     [
         (np.arange(4.0), (3, 4), "at least 5 probe steps"),
         (np.arange(6.0), (3, 5), "do not match 6 probes"),
-        (np.array([0.0, 1, 1, 2, 3]), (3, 5), "does not ascend"),
+        (np.array([0.0, 1, 1, 1, 3]), (3, 5), "only 3 probes have a finite x of their own"),
+        (np.array([0.0, 1, 0.5, 2, 3]), (3, 5), "does not ascend"),
         (np.array([0.0, 1, 2, 3, np.inf]), (3, 5), "NaN or \\+inf"),
         (np.array([0.0, 1, 2, 3, np.nan]), (3, 5), "NaN or \\+inf"),
     ],

@@ -1,0 +1,1 @@
+"""Losses of other people's files as runs, and runs as files that other people read."""

@@ -1,0 +1,115 @@
+"""The axis of an imported matrix: which one it is, and a value for every column.
+
+Shapes: K columns.
+"""
+
+import math
+from pathlib import Path
+from typing import Final, cast
+
+import numpy as np
+
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.store.exchange.files import MATRIX, VALUES, ArrayFile
+from megatron_tokscale.store.imported import Axis
+
+_AXES: Final[dict[str, Axis]] = {"t": "T", "d": "D", "m": "M", "step": "T", "steps": "T"}
+"""Axes by the names that leave no doubt; other names need --axis."""
+UNITS: Final = {"step": "step", "steps": "step", "tokens": "tokens"}
+"""Units by the names of an axis that give them."""
+
+
+def find_axis(path: Path, given: Axis | None, name: str) -> Axis:
+    """Return the axis.
+
+    Raises:
+        TokscaleError: it is not known, or the file contradicts the user.
+    """
+    named = _AXES.get(name.lower())
+    if given is None and named is None:
+        state = f"names its axis '{name}'" if name else "does not name its axis"
+        raise TokscaleError(
+            f"{path} {state}; expected T (time), D (training tokens) or M (model size); give it "
+            "with --axis"
+        )
+    if given and named and given != named:
+        raise TokscaleError(
+            f"{path} names its axis '{name}', --axis is {given}; leave --axis out, or correct it"
+        )
+    return cast("Axis", given or named)
+
+
+def check_values(path: Path, axis: Axis, unit: str | None, value_K: Floats) -> None:
+    """Refuse values that are no times or sizes.
+
+    Raises:
+        TokscaleError: a value is not finite, negative, or 0 on D or M; two values along T are
+            equal; or steps are not whole numbers.
+    """
+    least = 0 if axis == "T" else math.ulp(0.0)
+    bad = [value for value in value_K.tolist() if not (math.isfinite(value) and value >= least)]
+    if bad:
+        raise TokscaleError(
+            f"the axis {axis} of {path} has the value {bad[0]:g}; expected numbers "
+            f"{'from' if axis == 'T' else 'above'} 0; correct the values, or give others with "
+            "--values"
+        )
+    equal = np.flatnonzero(np.diff(np.sort(value_K)) == 0)
+    if axis == "T" and len(equal):
+        raise TokscaleError(
+            f"the axis T of {path} has the value {np.sort(value_K)[equal[0]]:g} twice; expected "
+            "one column per time; leave a column out, or give the axis D or M"
+        )
+    if axis == "T" and unit == "step" and (value_K != np.round(value_K)).any():
+        raise TokscaleError(
+            f"the axis of {path} is in steps but its values are not whole numbers; give another "
+            "--unit"
+        )
+
+
+def read_values(file: ArrayFile, given: str | None, n_columns: int) -> Floats:
+    """Return the values of the axis.
+
+    Raises:
+        TokscaleError: they are not given, cannot be read, or are not one per column.
+    """
+    if given is None and VALUES not in file.arrays:
+        raise TokscaleError(
+            f"{file.path} has no array {VALUES}; expected a value of the axis for each of its "
+            f"{n_columns} columns; give them with --values"
+        )
+    name = VALUES if given is None else given
+    if name in file.arrays:
+        found = file.small(name)
+        if found.ndim != 1 or found.dtype.kind not in "iuf":
+            raise TokscaleError(
+                f"array '{name}' of {file.path} has shape {found.shape} and type {found.dtype}; "
+                "expected a number per column; name another with --values"
+            )
+        value_K = found.astype(np.float64)
+    else:
+        value_K = _numbers(name)
+    if len(value_K) != n_columns:
+        raise TokscaleError(
+            f"{len(value_K)} values of the axis are given for {file.path}, which has {n_columns} "
+            "columns; expected one per column; give others with --values"
+        )
+    return value_K
+
+
+def _numbers(given: str) -> Floats:
+    """Return the numbers in a file, or in a text with commas or spaces between them."""
+    path = Path(given)
+    text = given
+    if path.is_file():
+        if path.suffix == ".npy":
+            return ArrayFile.open(path).small(MATRIX).astype(np.float64).ravel()
+        text = path.read_text(encoding="utf-8")
+    try:
+        return np.array([float(word) for word in text.replace(",", " ").split()])
+    except ValueError as error:
+        raise TokscaleError(
+            f"--values {given} is no array of the file, no file of numbers and no list "
+            f"({error}); expected one of them"
+        ) from error
