@@ -18,9 +18,9 @@ def add_verb(verbs: Verbs) -> None:
         help="learning-time spectrum of a fitted run",
         description="Along training time (--axis T): the spectrum of one fitted run, the part of "
         "-dL/dx that it reconstructs, and tests that can fail; --source tests another run's "
-        "learning times on it. Along D (training tokens) or M (model size): the last losses of "
-        "four or more runs with one probe set. Every number has a 95% interval over documents "
-        "and is corrected for bias.",
+        "learning times on it. Along D (training tokens) or M (model size): how far the clock of "
+        "three or more runs with one probe set is shifted, and what smaller runs never learn. "
+        "Every number has a 95% interval over documents and is corrected for bias.",
     )
     add_runs(parser)
     parser.add_argument(
@@ -36,14 +36,20 @@ def add_verb(verbs: Verbs) -> None:
         nargs="+",
         default=[],
         metavar="OTHER",
-        help="fitted runs whose learning times are tested on RUN; with D or M one run (default: "
-        "test none)",
+        help="fitted runs whose learning times are tested on RUN (default: test none); with D or M "
+        "one run whose learning times group the tokens (default: the largest, if it is fitted)",
     )
     parser.add_argument(
         "--size",
         choices=["parameters", "non-embedding", "flops"],
         default="non-embedding",
         help="model size that M counts; flops are per token",
+    )
+    parser.add_argument(
+        "--trunk",
+        type=Path,
+        metavar="RUN",
+        help="with D, the run that the other runs are branches of (default: found by their losses)",
     )
     parser.add_argument(
         "--out",
@@ -99,10 +105,10 @@ def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run
     from megatron_tokscale.spectrum.evidence.run_transfer import FittedPair
     from megatron_tokscale.spectrum.spectrum_text import describe_spectrum, describe_transfer
 
-    if len(runs) > 1 or arguments.out:
+    if len(runs) > 1 or arguments.out or arguments.trunk:
         raise TokscaleError(
-            "--axis T takes one RUN and writes to RUN/analysis; give one RUN without --out, or "
-            "--axis D or M"
+            "--axis T takes one RUN and writes to RUN/analysis; give one RUN without --out and "
+            "--trunk, or --axis D or M"
         )
     target, n_resamples, seed = runs[0], arguments.resamples, arguments.seed
     progress = ProgressOnStderr()
@@ -119,7 +125,7 @@ def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run
 
 def _spectrum_over_runs(arguments: Arguments, runs: list["Run"], sources: list["Run"]) -> None:
     from megatron_tokscale.spectrum import axis_run
-    from megatron_tokscale.spectrum.spectrum_text import describe_axis
+    from megatron_tokscale.spectrum.axes.axis_text import describe_axis
 
     if arguments.out is None:
         raise TokscaleError(
@@ -129,12 +135,15 @@ def _spectrum_over_runs(arguments: Arguments, runs: list["Run"], sources: list["
         raise TokscaleError(
             f"--source has {len(sources)} runs; expected one with --axis {arguments.axis}"
         )
+    if arguments.trunk and arguments.axis == "M":
+        raise TokscaleError("--trunk is given with --axis M; expected it with --axis D alone")
     result = axis_run(
         runs,
         arguments.axis,
         arguments.out,
         size=arguments.size,
         source=sources[0] if sources else None,
+        trunk=open_run(arguments.trunk) if arguments.trunk else None,
         n_resamples=arguments.resamples,
         seed=arguments.seed,
         progress=ProgressOnStderr(),

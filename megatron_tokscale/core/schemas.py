@@ -21,4 +21,4 @@ SPECTRUM_SCHEMA: Final = 6  # spectrum.json, reconstruction.json
 TRANSFER_SCHEMA: Final = 4  # transfer.json
 LAWS_SCHEMA: Final = 5  # laws.json
 MATRIX_SCHEMA: Final = 1  # matrix.json
-AXIS_SCHEMA: Final = 4  # axis.json
+AXIS_SCHEMA: Final = 5  # axis.json

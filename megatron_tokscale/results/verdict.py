@@ -43,6 +43,10 @@ class Claim:
     most: float = np.inf
 
     def __post_init__(self) -> None:
+        # JSON has no infinity: a missing end is stored as null, and read as NaN.
+        for name, missing in (("least", -np.inf), ("most", np.inf)):
+            if np.isnan(getattr(self, name)):
+                object.__setattr__(self, name, missing)
         if not self.least < self.most:
             raise ValueError(f"no number lies from {self.least} to {self.most}")
 

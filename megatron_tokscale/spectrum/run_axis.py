@@ -1,10 +1,10 @@
-"""`axis_run`: the loss along D or M, from the last losses of several runs with one probe set.
+"""`axis_run`: runs of several sizes (M) or lengths (D), as shifts of one clock.
 
-The mean loss of each run, its fall from run to run and its slope over the axis need no fit. The
-test across the axes asks: do the learning times of one run along T predict which groups of tokens
-fall along this axis?
+A sigmoid per token over a handful of runs holds no information; the shift of the mean curves does,
+and each run has many probes along T to show it. See `axes/shift.py` for the model.
 
-Shapes: N tokens, K runs by ascending size, G grid points, U resampling units, R resamples.
+Shapes: N tokens, I runs by ascending size, P probes of all runs, C groups, R resamples of the
+documents (the first is the data as they are).
 """
 
 from collections.abc import Sequence
@@ -13,43 +13,44 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers32, Mask
+from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.core.checked import write_typed_result
-from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.core.progress import NoProgress, Progress
-from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.core.schemas import AXIS_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.core.writable import unwritable
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.results.axis import (
-    AcrossAxes,
     AxisArrays,
     AxisOfRuns,
+    AxisSettings,
     AxisSummary,
+    GroupPrediction,
+    LastLosses,
     ModelSize,
+    Shift,
     SizedRun,
+    Top,
 )
-from megatron_tokscale.results.estimate import Estimate, defined_or_reason
+from megatron_tokscale.results.estimate import Estimate, Undefined, defined_or_reason
 from megatron_tokscale.results.npz import write_npz
-from megatron_tokscale.results.skill import GroupTest
-from megatron_tokscale.results.transfer import TransferSettings
-from megatron_tokscale.spectrum.density import default_grid
-from megatron_tokscale.spectrum.derivative import SlopeEstimator
-from megatron_tokscale.spectrum.evidence.transfer import PERMUTATIONS, Alignment, TransferSums
-from megatron_tokscale.spectrum.groups import groupings, learning_times
-from megatron_tokscale.spectrum.sums import loss_sums
+from megatron_tokscale.results.spectrum import RangeStart, ScoredRange
+from megatron_tokscale.spectrum.axes.axis_runs import AxisRuns
+from megatron_tokscale.spectrum.axes.axis_sums import UNITS, AxisSums
+from megatron_tokscale.spectrum.axes.curves import LEAST_PROBES, Points
+from megatron_tokscale.spectrum.axes.final_losses import size_thresholds
+from megatron_tokscale.spectrum.axes.groups import GroupCurves, corrected, predict_groups
+from megatron_tokscale.spectrum.axes.measured import Curves, Fitted, measure_shift
+from megatron_tokscale.spectrum.axes.same_clock import check_same_clock
+from megatron_tokscale.spectrum.axes.tops import choose_top, first_losses, highest_first
+from megatron_tokscale.spectrum.groups import Groups, groupings, learning_times
+from megatron_tokscale.spectrum.scored_range import scored_range_of
 from megatron_tokscale.store import Run, check_same_tokens
 
-LEAST_RUNS = 4
-"""The slope over the axis needs four losses (`SlopeEstimator`); the test across axes, three."""
-
-_SIZES = {
-    "parameters": "parameters",
-    "non-embedding": "non_embedding",
-    "flops": "flops_per_token",
-}
-"""Keys of run.json by the measure of a model's size."""
+ALL = "all tokens"
+_SHAPE_POINTS = 200  # places on the clock at which the model's curve is stored
+_LEAST_FALL = 1.0  # nats that a token falls over sizes to count as learned by them (our choice)
 
 
 def axis_run(
@@ -59,32 +60,36 @@ def axis_run(
     *,
     size: ModelSize = "non-embedding",
     source: Run | None = None,
+    trunk: Run | None = None,
     n_resamples: int = 200,
     seed: int = DEFAULT_SEED,
     progress: Progress | None = None,
 ) -> AxisSummary:
-    """Measure the losses over the axis, test across the axes, write OUT/axis.json and OUT/axis.npz.
+    """Measure the losses and the shifts over the axis, write OUT/axis.json and OUT/axis.npz.
 
-    A token counts if its last losses are finite in all runs.
+    A token counts if its losses are finite at all probes of all runs. Intervals over documents come
+    from at most 256 units of resampling.
 
     Args:
-        runs: four or more runs with one probe set, in any order, of different sizes.
+        runs: three or more runs with one probe set, in any order, of two or more sizes.
         axis: "D", tokens that a run was trained on; "M", the size of its model.
         out: folder to write into.
         size: the measure of the size on M: parameters, non-embedding parameters, or FLOPs per
             token.
-        source: a fitted run whose learning times along T are tested; without one there is no test.
+        source: a fitted run whose learning times form deciles of tokens; by default the largest
+            run, if it is fitted.
+        trunk: the run that all other runs are branches of, on D; by default it is found.
         n_resamples: bootstrap resamples of the documents.
-        seed: seed of the bootstrap and the permutations.
+        seed: seed of the bootstrap.
         progress: receiver of the name of each stage; None for none.
 
     Returns:
         The content of axis.json.
 
     Raises:
-        TokscaleError: fewer than four runs, different probe sets, unknown or equal sizes, or no
-            token with a finite loss in all runs; or `out` is no folder that this user may write
-            to.
+        TokscaleError: fewer than three runs, one size only, different probe sets, unknown sizes, or
+            no token with finite losses in all runs; or `out` is no folder that this user may
+            write to.
     """
     progress = progress or NoProgress()
     if reason := unwritable(out, "axis.json"):
@@ -92,148 +97,185 @@ def axis_run(
             f"{out} cannot be written to ({reason}); expected a folder for the result; choose "
             "another --out"
         )
-    runs, x_K = _ordered(runs, axis, size)
-    fitted = None
-    if source is not None:
-        check_same_tokens([runs[0], source])
-        fitted = FittedRun.open(source)
-    tokens = runs[0].tokens
-    progress.stage("last losses of the runs")
-    last = _LastLosses.read(runs)
-    units = tokens.units(seed)
+    ordered = AxisRuns.of(runs, axis, size, trunk)
+    timed = _source(ordered, source)
+    tokens = ordered.runs[0].tokens
+    units = tokens.units(seed, UNITS)
     weight_RU = units.weights(n_resamples, seed)
-    mean_loss_RK = last.means(units.unit_N, weight_RU)
-    across = None
-    if fitted is not None:
-        progress.stage(f"learning times along T of {fitted.run.path.name}")
-        across = _across(fitted, x_K, last, mean_loss_RK[0], units, weight_RU, seed)
-    x_G = default_grid(x_K)
-    measured_RG = SlopeEstimator.from_curve(x_K, mean_loss_RK[0]).slopes(mean_loss_RK, x_G)
-    checksum = write_npz(out / "axis.npz", AxisArrays(x_K, mean_loss_RK, x_G, measured_RG))
+    weight_RU = weight_RU[np.isfinite(weight_RU).all(axis=1)]  # one document has no resamples
+    by_name = {ALL: Groups(np.zeros(tokens.n_tokens, np.int64), (ALL,))}
+    by_name |= groupings(tokens, None if timed is None else _times(timed))
+    sums = AxisSums.read(ordered.runs, by_name, units, progress)
+    mean_RP = sums.means(ALL, weight_RU)[0][:, 0]
+    ends = np.cumsum([len(x_K) for x_K in ordered.x_I])[:-1]
+    curve_IRK = np.split(mean_RP, ends, axis=1)
+    probes = _Probes.of(ordered, curve_IRK, axis)
+    progress.stage("shifts of the clock")
+    shift, fitted = _shift(ordered, probes, sums, weight_RU, mean_RP)
+    checksum = write_npz(out / "axis.npz", _arrays(ordered, fitted))
+    last_RI = np.stack([curve_RK[:, -1] for curve_RK in curve_IRK], axis=1)
     summary = AxisSummary(
         axis=axis,
         size="tokens" if axis == "D" else size,
         probe_fingerprint=tokens.fingerprint,
         runs=tuple(
-            SizedRun(run.path.name, float(np.exp(x)), float(loss))
-            for run, x, loss in zip(runs, x_K, mean_loss_RK[0], strict=True)
+            SizedRun(name, float(number), float(loss), int(counted_K.sum()))
+            for name, number, loss, counted_K in zip(
+                ordered.names, ordered.size_I, last_RI[0], probes.counted_IK, strict=True
+            )
         ),
         documents=units.documents,
-        fall=Estimate.from_resamples(mean_loss_RK[:, 0] - mean_loss_RK[:, -1]),
+        fall=Estimate.from_resamples(last_RI[:, 0] - last_RI[:, -1]),
         falls=tuple(
-            Estimate.from_resamples(mean_loss_RK[:, k] - mean_loss_RK[:, k + 1])
-            for k in range(len(runs) - 1)
+            Estimate.from_resamples(last_RI[:, i] - last_RI[:, i + 1])
+            for i in range(len(ordered.runs) - 1)
         ),
-        across=across,
-        settings=TransferSettings(n_resamples, PERMUTATIONS, seed),
+        clock=ordered.clock,
+        learning_times=None if timed is None else timed.run.path.name,
+        last_losses=defined_or_reason(lambda: _last_losses(ordered, sums)),
+        shift=shift,
+        same_clock=(
+            defined_or_reason(lambda: check_same_clock(ordered, curve_IRK)) if axis == "D" else None
+        ),
+        settings=AxisSettings(n_resamples, seed),
         arrays_crc32=checksum,
     )
     write_typed_result(out / "axis.json", AXIS_SCHEMA, summary)
     return summary
 
 
-def _ordered(runs: Sequence[Run], axis: AxisOfRuns, size: ModelSize) -> tuple[list[Run], Floats]:
-    """Return the runs by ascending size, and the logarithms of the sizes."""
-    if len(runs) < LEAST_RUNS:
-        raise TokscaleError(
-            f"{len(runs)} runs are too few for a slope over the axis; expected {LEAST_RUNS} or more"
-        )
-    check_same_tokens(runs)
-    sizes = [_size(run, axis, size) for run in runs]
-    order = np.argsort(sizes, kind="stable")
-    x_K = np.log(np.array(sizes, dtype=np.float64)[order])
-    if (np.diff(x_K) <= 0).any():
-        k = int((np.diff(x_K) <= 0).argmax())
-        raise TokscaleError(
-            f"{runs[order[k]].path} and {runs[order[k + 1]].path} have the same size on the "
-            f"axis {axis}; leave one out"
-        )
-    return [runs[i] for i in order], x_K
+def _source(runs: AxisRuns, source: Run | None) -> FittedRun | None:
+    """Return the fitted run whose learning times form deciles: `source`, or else the largest."""
+    if source is not None:
+        check_same_tokens([runs.runs[0], source])
+        return FittedRun.open(source)
+    largest = runs.runs[-1]
+    return FittedRun.open(largest) if largest.paths.fits.is_file() else None
 
 
-def _size(run: Run, axis: AxisOfRuns, size: ModelSize) -> float:
-    """Return the size of a run on the axis."""
-    if not run.records:
-        raise TokscaleError(f"{run.path} has no probes; train it, or leave it out")
-    if axis == "D" and run.records[-1].consumed_tokens is None:
-        raise TokscaleError(
-            f"{run.path} has no record of its consumed tokens, which the axis D needs; "
-            "leave the run out"
-        )
-    found = run.records[-1].consumed_tokens if axis == "D" else run.info.size.get(_SIZES[size])
-    if not found:
-        raise TokscaleError(
-            f"run.json of {run.path} does not say how large its model is: an older version wrote "
-            "it; leave the run out"
-            if axis == "M"
-            else f"the last probe of {run.path} is before training; train on, or leave the run out"
-        )
-    return float(found)
+def _times(source: FittedRun) -> Floats:
+    """Return the learning time of every token in a fitted run; NaN for a token without one."""
+    return np.concatenate([learning_times(fits) for _, fits, _ in source.blocks()])
 
 
 @dataclass(frozen=True)
-class _LastLosses:
-    """Last losses of all tokens in every run.
+class _Probes:
+    """The probes that count in the shift model.
 
     Attributes:
-        loss_NK: the losses in nats.
-        whole_N: mask of the tokens with a finite loss in all runs.
+        counted_IK: mask of the probes of each run.
+        top: the top of the model that the probes show; None if they show none.
     """
 
-    loss_NK: Floats32
-    whole_N: Mask
+    counted_IK: Sequence[Mask]
+    top: Top | None
 
     @classmethod
-    def read(cls, runs: Sequence[Run]) -> "_LastLosses":
-        """Read the last losses of the runs.
+    def of(cls, runs: AxisRuns, curve_IRK: Sequence[Floats], axis: AxisOfRuns) -> "_Probes":
+        """Choose the probes: from the end of the unigram phase on, if all runs show it.
 
-        Raises:
-            TokscaleError: no token has a finite loss in all runs.
+        On D, branches of a trunk do not count, and neither does the decay of the learning rate:
+        its gain is no shift.
         """
-        loss_NK = np.stack([run.read_losses_at(int(run.step_K[-1])) for run in runs], axis=1)
-        whole_N = np.isfinite(loss_NK).all(axis=1)
-        if not whole_N.any():
-            raise TokscaleError(
-                f"no token has a finite last loss in all {len(runs)} runs; leave out the runs that "
-                "have diverged"
-            )
-        return cls(loss_NK, whole_N)
+        ranges = [
+            scored_range_of(run, x_K, curve_RK[0])
+            for run, x_K, curve_RK in zip(runs.runs, runs.x_I, curve_IRK, strict=True)
+        ]
+        counted_IK = [
+            _counted(x_K, branch, each if axis == "D" else None)
+            for x_K, branch, each in zip(runs.x_I, runs.branch_I, ranges, strict=True)
+        ]
+        used = [i for i, counted_K in enumerate(counted_IK) if counted_K.any()]
+        if used and all(ranges[i].start_reason is RangeStart.UNIGRAM_PHASE for i in used):
+            for i in used:
+                counted_IK[i] &= runs.x_I[i] >= ranges[i].from_x
+            return cls(counted_IK, Top.UNIGRAM)
+        before = all(np.isneginf(runs.x_I[i][0]) for i in used)
+        return cls(counted_IK, Top.BEFORE if used and before else None)
 
-    def means(self, unit_N: Integers32, weight_RU: Floats) -> Floats:
-        """Return the mean loss of each run under each row of weights, (R, K) in nats."""
-        n_units, unit_N = weight_RU.shape[1], unit_N[self.whole_N]
-        tokens_U = np.bincount(unit_N, minlength=n_units).astype(np.float64)
-        loss_UK = loss_sums(self.loss_NK[self.whole_N], unit_N, n_units)
-        with np.errstate(invalid="ignore"):
-            return np.asarray(weight_RU @ loss_UK / (weight_RU @ tokens_U)[:, None])
+
+def _counted(x_K: Floats, branch: int | None, scored: ScoredRange | None) -> Mask:
+    """Return the mask of the finite probes of a run that may count: none if there are too few."""
+    counted_K = np.isfinite(x_K)
+    if scored is not None:
+        counted_K &= x_K <= scored.to_x
+    if branch is not None or counted_K.sum() < LEAST_PROBES:
+        counted_K[:] = False
+    return np.asarray(counted_K)
 
 
-def _across(
-    source: FittedRun,
-    x_K: Floats,
-    last: _LastLosses,
-    mean_loss_K: Floats,
-    units: Units,
-    weight_RU: Floats,
-    seed: int,
-) -> AcrossAxes:
-    """Test learning times along T on the losses of this axis, aligned by the mean loss."""
-    # The source's mean loss over the tokens that count on both axes, and its learning times.
-    total_K, count, times = np.zeros(len(source.x_K)), 0, []
-    for at, fits, source_NK in source.blocks():
-        both_N = last.whole_N[at] & fits.complete_N
-        total_K += source_NK[both_N].sum(axis=0, dtype=np.float64)
-        count += int(both_N.sum())
-        times.append(learning_times(fits))
+def _shift(
+    runs: AxisRuns, probes: _Probes, sums: AxisSums, weight_RU: Floats, mean_RP: Floats
+) -> tuple[Shift | Undefined, Fitted | None]:
+    """Return the shift model of the axis, and its fits; or why there is none."""
+    counted_P = np.concatenate(probes.counted_IK)
+    points = Points.of_runs(
+        [x_K[counted_K] for x_K, counted_K in zip(runs.x_I, probes.counted_IK, strict=True)],
+        runs.log_size_I,
+    )
+    try:
+        points.check()
+    except UndefinedError as error:
+        return Undefined(str(error)), None
+    top = probes.top or choose_top(points, mean_RP[0, counted_P])
+    first_P = np.concatenate([np.arange(len(x_K)) == 0 for x_K in runs.x_I])
+    used_P = np.repeat([mask.any() for mask in probes.counted_IK], [len(x) for x in runs.x_I])
 
-    def tests() -> dict[str, GroupTest]:
-        alignment = Alignment.by_loss(
-            source.x_K, total_K / max(count, 1), x_K, mean_loss_K, falls=True
+    def tops(loss_RCP: Floats) -> Floats:
+        """Return the top of every cell, (R, C)."""
+        match top:
+            case Top.BEFORE:
+                return np.asarray(loss_RCP[..., first_P & used_P].mean(axis=-1))
+            case Top.UNIGRAM:
+                return first_losses(points, loss_RCP[..., counted_P])
+            case Top.FIRST:
+                return highest_first(points, loss_RCP[..., counted_P])
+        return np.full(loss_RCP.shape[:-1], np.nan)
+
+    top_R = tops(mean_RP[:, None])[:, 0]
+    fitted = Fitted.of(Curves(points, mean_RP[:, counted_P], top_R, top))
+    groups: dict[str, GroupPrediction] = {}
+    for name in sums.loss_UCP:
+        if name == ALL:
+            continue
+        loss_RCP, share_RC = sums.means(name, weight_RU)
+        curves = GroupCurves(sums.names[name], share_RC, loss_RCP[..., counted_P], tops(loss_RCP))
+        try:
+            groups[name] = predict_groups(fitted, curves)
+        except UndefinedError:  # too few runs, or one group: there is nothing to predict
+            continue
+    return measure_shift(fitted, runs.names, corrected(groups)), fitted
+
+
+def _last_losses(runs: AxisRuns, sums: AxisSums) -> LastLosses:
+    """Return what the last losses alone tell of the tokens."""
+    at_N, fall_N = size_thresholds(runs.log_size_I, sums.last_NI)
+    fallen_N = fall_N >= _LEAST_FALL
+    if not fallen_N.any():
+        raise UndefinedError(f"no token falls by {_LEAST_FALL:g} nat over the sizes")
+    low, middle, high = np.exp(np.quantile(at_N[fallen_N], [0.25, 0.5, 0.75])).tolist()
+    return LastLosses(len(at_N), float(fallen_N.mean()), (low, middle, high))
+
+
+def _arrays(runs: AxisRuns, fitted: Fitted | None) -> AxisArrays:
+    """Return the content of axis.npz."""
+    if fitted is None:
+        none = np.zeros(0)
+        return AxisArrays(
+            runs.log_size_I, none, np.zeros(0, np.int64), none, none, none, none, none
         )
-        groups = groupings(source.run.tokens, np.concatenate(times))
-        sums = TransferSums(alignment, groups, units)
-        for at, fits, source_NK in source.blocks():
-            sums.add(at, fits, last.loss_NK[at], source_NK)
-        return sums.tests(weight_RU, seed)
-
-    return AcrossAxes(source.run.path.name, source.time, defined_or_reason(tests))
+    points, model = fitted.curves.points, fitted.model_R[0]
+    loss_P = fitted.curves.loss_RP[0]
+    shifted_P = points.x_P + model.kappa * points.u_P
+    floor_P = model.predict(points.x_P, points.u_P)[0] - model.shape(shifted_P)[0]
+    s_S = np.linspace(shifted_P.min(), shifted_P.max(), _SHAPE_POINTS)
+    return AxisArrays(
+        log_size_I=runs.log_size_I,
+        x_P=points.x_P,
+        run_P=points.run_P,
+        loss_P=loss_P,
+        shifted_P=shifted_P,
+        aligned_P=loss_P - floor_P,
+        s_S=s_S,
+        shape_S=model.shape(s_S)[0],
+    )

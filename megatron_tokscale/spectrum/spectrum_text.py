@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from megatron_tokscale.results import Transfer, non_finite_line
-from megatron_tokscale.results.axis import AxisSummary
 from megatron_tokscale.results.estimate import Estimate, Undefined, format_estimate
 from megatron_tokscale.results.evidence import Evidence, ForwardPrediction, SlopeNoise
 from megatron_tokscale.results.skill import GroupTest, GroupTests
@@ -104,24 +103,6 @@ def describe_transfer(transfer: Transfer) -> str:
         f"{format_estimate(order.explained_by_baseline)}, with the learning time "
         f"{format_estimate(order.explained_with_time)}"
     )
-    return "\n".join(lines)
-
-
-def describe_axis(summary: AxisSummary) -> str:
-    """Return the losses along D or M and the test across the axes as lines."""
-    falls = ["", *(f", a fall of {format_estimate(fall)}" for fall in summary.falls)]
-    lines = [
-        f"  axis {summary.axis} ({summary.size}), {len(summary.runs)} runs; the mean loss "
-        f"falls by {format_estimate(summary.fall)} nats",
-        *(
-            f"    {run.name:<24}{run.size:>16,.0f}{run.loss:>9.3f} nats{fall}"
-            for run, fall in zip(summary.runs, falls, strict=True)
-        ),
-    ]
-    across = summary.across
-    if across is not None:
-        lines.append(f"  learning times along T of {across.source} against this axis")
-        lines += _alignment("by loss", across.groups)
     return "\n".join(lines)
 
 

@@ -17,7 +17,6 @@ from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.page import with_verdicts
 from megatron_tokscale.report.sections.axes import axis_sections
 from megatron_tokscale.results import read_axis
-from megatron_tokscale.results.axis import AcrossAxes
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.spectrum import axis_run
 
@@ -26,18 +25,14 @@ HOSTILE = "<script>$x_1$</script>"
 
 @pytest.fixture(scope="module")
 def folder(planted, tmp_path_factory):
-    """Return the axis of five runs of growing length, tested with the planted run's times."""
+    """Return the axis of five runs of growing length, with the planted run's learning times."""
     path = tmp_path_factory.mktemp("axis")
-    loss_NK = planted_losses(planted.run.n_tokens, [8, 32, 128, 512, 2000])
-    runs = [
-        write_run(
-            path / f"{steps}{HOSTILE.replace('/', '')}",
-            [0, steps],
-            np.stack([np.full(len(loss_NK), 9.0), loss_NK[:, k]], axis=1),
-            planted.run.probe_set,
-        )
-        for k, steps in enumerate([8, 32, 128, 512, 2000])
-    ]
+    runs = []
+    for k, last in enumerate([64, 128, 256, 512, 2000]):
+        steps = np.unique(np.geomspace(1, last, 14).astype(int))
+        loss_NK = planted_losses(planted.run.n_tokens, steps, delay=0.05 * k)
+        name = f"{last}{HOSTILE.replace('/', '')}"
+        runs.append(write_run(path / name, steps, loss_NK, planted.run.probe_set))
     axis_run(runs, "D", path / "D", source=planted.run, n_resamples=10)
     return path / "D"
 
@@ -78,18 +73,47 @@ def test_runs_are_those_of_the_axis(axis, page):
     assert len(axis.runs) == 5
     falls = [[], *(numbers_of(fall) for fall in axis.falls)]
     for each, fall in zip(axis.runs, falls, strict=True):
-        assert page.row("axis-1", each.name) == [each.size, each.loss, *fall]
+        cells = [each.size, each.loss, *fall]
+        assert page.row("axis-1", each.name)[: len(cells)] == cells
 
 
-def test_skills_across_the_axes_are_those_of_the_axis(axis, page):
-    groups = axis.across.groups
-    for grouping, each in groups.items():
-        skills = numbers_of(each.events, each.permuted)
-        assert page.row("axis-1", f"{grouping} (")[: len(skills)] == skills
-    least = page.row("verdicts", "Learning times along T of run")  # the same axis twice
-    assert least[: len(least) // 2] in [
-        numbers_of(each.gain_over_permuted) for each in groups.values()
-    ]
+def test_the_shift_is_that_of_the_axis(axis, page):
+    shift = axis.shift
+    rows = {
+        "kappa: shift per unit of ln size": shift.kappa,
+        "share of the same tokens earlier": shift.share,
+        "what the smaller never learns (nats)": shift.never,
+    }
+    for name, spread in rows.items():
+        ends = [spread.documents.low, spread.documents.high, spread.runs.low, spread.runs.high]
+        assert page.row("axis-1", name) == [*numbers_of(spread.both), *ends]
+    errors = page.words("axis-1")
+    assert f"{shift.errors.shift_and_floor:.4f} nats; without a floor" in errors
+
+
+def test_groups_and_their_gains_are_those_of_the_axis(axis, page):
+    for name, each in axis.shift.groups.items():
+        found = page.row("axis-1", name)
+        assert found == [*numbers_of(each.skill.both), each.error, each.null_error]
+    assert "learning-time decile" in axis.shift.groups
+
+
+def test_the_check_of_the_clock_is_that_of_the_axis(axis, page):
+    check = axis.same_clock
+    assert len(check.runs) == 4
+    assert "The axis D as the axis T in the summed learning rate" in page.words("axis-1")
+    assert "branches off at step" in page.words("axis-1")
+
+
+def test_verdicts_are_those_of_the_axis(axis, page):
+    tests = {
+        "Axis D: the gain of size is the same tokens": axis.shift.earlier_test,
+        "Axis D: the last losses of left-out runs": axis.shift.left_out_test,
+        "Axis D: on the clock of the runs": axis.same_clock.test,
+    }
+    words = {"holds": "holds", "fails": "does not hold", "undecided": "undecided"}
+    for name, test in tests.items():
+        assert words[test.verdict] in page.cells("verdicts", name)
 
 
 def test_each_axis_has_an_anchor_of_its_own(page):
@@ -99,10 +123,10 @@ def test_each_axis_has_an_anchor_of_its_own(page):
     assert "#axis-1" in targets and "#axis-2" in targets
 
 
-def test_the_axis_is_labelled_with_the_sizes_of_the_runs(axis, page):
+def test_the_figure_is_labelled_with_the_clock(axis, page):
     labels = [text.strip() for tags, text in page.texts if "svg" in tags]
-    assert "training tokens" in labels
-    assert axis.runs[0].size == 8 * 4 * 32 and "1.02k" in labels
+    assert {"summed learning rate", "summed learning rate, moved"} <= set(labels)
+    assert axis.runs[0].size == 64 * 4 * 32
 
 
 def test_names_of_runs_are_escaped(html, page):
@@ -110,17 +134,10 @@ def test_names_of_runs_are_escaped(html, page):
     assert "<script>$x_1$<script>" in page.words("axis-1")
 
 
-def test_an_axis_that_was_not_tested_across_has_no_verdict_on_it(edited):
-    page = edited(across=None)
-    assert "were not tested on this axis" in page.words("axis-1")
-    assert "Learning times along T" not in page.words("verdicts")
-
-
-def test_an_undefined_test_across_axes_says_why(edited):
-    page = edited(across=AcrossAxes(HOSTILE, "step", Undefined(f"none inside {HOSTILE}")))
+def test_an_undefined_shift_says_why(edited):
+    page = edited(shift=Undefined(f"none inside {HOSTILE}"), same_clock=Undefined(HOSTILE))
     assert f"undefined: none inside {HOSTILE}." in page.words("axis-1")
-    cells = page.cells("verdicts", f"Learning times along T of {HOSTILE}")
-    assert "undefined" in cells and f"none inside {HOSTILE}" in cells
+    assert "left-out runs" not in page.words("verdicts")
 
 
 def test_folders_are_given_on_the_command_line(planted, folder, tmp_path, capsys):

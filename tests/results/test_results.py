@@ -23,12 +23,13 @@ from megatron_tokscale.results import (
     read_transfer,
     transfers_to_keep,
 )
-from megatron_tokscale.results.axis import AcrossAxes, AxisSummary
+from megatron_tokscale.results.axis import AxisSummary, GroupPrediction, Shift, Top
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.evidence import Evidence, ForwardPrediction
 from megatron_tokscale.results.npz import array_forms, read_npz, write_npz
 from megatron_tokscale.results.skill import GroupTest
 from megatron_tokscale.results.transfer import LearningOrder, Transfer, Transfers
+from megatron_tokscale.results.verdict import Claim, ClaimTest
 from megatron_tokscale.spectrum import axis_run, spectrum_run
 
 N_TOKENS, STEPS = 160, probe_steps(20, last=2000)
@@ -80,13 +81,20 @@ def test_undefined_and_defined_results_are_read_as_what_they_are(value):
     assert type(from_json(kind, to_json(value))) is type(value)
 
 
+def _shift():
+    test = ClaimTest.of(Claim("a claim", least=0.5), Estimate(1.0, 0.7, 1.2))
+    prediction = blank(GroupPrediction, test=test)
+    tests = {"earlier_test": test, "left_out_test": replace(test, estimate=Undefined("one run"))}
+    return blank(Shift, top=Top.UNKNOWN, groups={"dataset": prediction}, **tests)
+
+
 def test_every_result_is_read_from_json_as_it_was_written():
     group = {"document": blank(GroupTest, passes=True)}
     results = [
         blank(FitSummary),
         blank(Evidence),
         blank(Transfer, absolute=group, order=blank(LearningOrder, passes=None)),
-        blank(AxisSummary, across=AcrossAxes("run", "tokens", group), falls=(Estimate(1.0),)),
+        blank(AxisSummary, shift=_shift(), falls=(Estimate(1.0),)),
         blank(AxisSummary),
     ]
     for result in results:
@@ -219,7 +227,7 @@ def test_an_axis_is_read_for_runs_of_its_probe_set_alone(tmp_path):
     summary = axis_run(runs, "D", tmp_path / "D", n_resamples=3)
     found = read_axis(runs[0], tmp_path / "D")
     assert to_json(found.summary) == to_json(summary)
-    np.testing.assert_allclose(np.exp(found.arrays.x_K), [run.size for run in summary.runs])
+    np.testing.assert_allclose(np.exp(found.arrays.log_size_I), [run.size for run in summary.runs])
     other = write_run(tmp_path / "other", [0, 9], np.ones((80, 2)), plain_probe_set(80))
     with pytest.raises(TokscaleError, match="watch other tokens"):
         read_axis(other, tmp_path / "D")

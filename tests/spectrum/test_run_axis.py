@@ -3,8 +3,9 @@
 import json
 
 import numpy as np
+import planted_axes
 import pytest
-from runs import log_time, plain_probe_set, probe_steps, write_run
+from runs import plain_probe_set, write_run
 from scipy.special import expit
 
 from megatron_tokscale.cli import main
@@ -13,7 +14,9 @@ from megatron_tokscale.core.files import read_json, sealed, write_json
 from megatron_tokscale.core.progress import NoProgress
 from megatron_tokscale.core.records import to_json
 from megatron_tokscale.fit import fit_run
+from megatron_tokscale.results.axis import Top, read_axis
 from megatron_tokscale.results.estimate import Undefined
+from megatron_tokscale.results.verdict import Verdict
 from megatron_tokscale.spectrum import axis_run, groupings
 from megatron_tokscale.store import WatchedTokens
 
@@ -57,17 +60,6 @@ def models(folder):
     return runs
 
 
-@pytest.fixture(scope="module")
-def along_t(folder):
-    """A run in which the same tokens are learned in the same order along T, at other times."""
-    order_N, drop_N = token()
-    steps = probe_steps(40, last=3000)
-    progress_K = np.where(steps > 0, (log_time(np.maximum(steps, 1)) / 8) ** 2, -5.0)
-    run = write_run(folder / "t", steps, losses(progress_K, order_N, drop_N))
-    fit_run(run)
-    return run
-
-
 def test_the_axis_is_ordered_and_measured(models, folder):
     shuffled = [models[i] for i in (3, 0, 6, 1, 5, 2, 4)]
     result = axis_run(shuffled, "M", folder / "M", n_resamples=20, seed=0)
@@ -80,23 +72,23 @@ def test_the_axis_is_ordered_and_measured(models, folder):
     assert [each.uncorrected for each in result.falls] == pytest.approx(-np.diff(last), abs=1e-5)
     for each, fall in zip(result.falls, -np.diff(last), strict=True):
         assert each.low < fall < each.high
-    with np.load(folder / "M/axis.npz") as arrays:
-        assert set(arrays) == {"x_K", "mean_loss_RK", "x_G", "measured_RG"}
-        np.testing.assert_allclose(arrays["mean_loss_RK"][0], last, rtol=1e-5)
-        assert arrays["measured_RG"].shape == (21, len(arrays["x_G"]))
+    assert isinstance(result.shift, Undefined)
+    assert "0 runs have probes along T; a shift of the clock needs" in result.shift.undefined
+    assert read_axis(models[0], folder / "M").summary == result
 
 
-def test_the_slope_of_a_straight_loss_is_that_of_the_line(folder):
-    runs = []
-    for k, size in enumerate(SIZES[:4]):
-        last_N = 5 - 0.25 * np.log(size / SIZES[0]) + np.zeros(N_TOKENS)
-        runs.append(run_of_size(folder / f"line{k}", size, np.stack([last_N, last_N], 1), [0, 9]))
-    axis_run(runs, "M", folder / "line", n_resamples=2, seed=0)
-    with np.load(folder / "line/axis.npz") as arrays:
-        np.testing.assert_allclose(arrays["measured_RG"], 0.25, rtol=1e-4)
+def test_last_losses_alone_tell_the_size_at_which_a_token_is_learned(models, folder):
+    result = axis_run(models, "M", folder / "last", n_resamples=2, seed=0)
+    order_N, drop_N = token()
+    # The k-th of seven sizes has learned the tokens up to k / 6 of the order.
+    fallen = (drop_N * (expit(order_N / 0.06) - expit((order_N - 1) / 0.06))) >= 1
+    assert result.last_losses.tokens == N_TOKENS
+    assert result.last_losses.fallen_share == pytest.approx(fallen.mean(), abs=0.02)
+    half = np.exp(np.quantile(order_N[fallen], 0.5) * np.log(64)) * 1e6
+    assert result.last_losses.size_quartiles[1] == pytest.approx(half, rel=0.15)
 
 
-def test_a_token_counts_if_its_loss_is_finite_in_all_runs(folder):
+def test_a_token_counts_if_its_losses_are_finite_in_all_runs(folder):
     order_N, drop_N = token()
     runs, last_NK = [], []
     for k, size in enumerate(SIZES[:4]):
@@ -117,24 +109,6 @@ def test_the_size_can_be_chosen(models, folder, size, factor):
     assert result.runs[0].size == pytest.approx(factor * SIZES[0])
 
 
-def test_learning_times_along_t_predict_the_axis(models, along_t, folder):
-    result = axis_run(models, "M", folder / "across", source=along_t, n_resamples=40, seed=0)
-    decile = result.across.groups["learning-time decile"]
-    assert decile.passes is True
-    assert decile.source is not None and decile.own is None
-    assert decile.events.value > 0.5
-
-
-def test_learning_times_of_other_tokens_do_not_predict_the_axis(models, folder):
-    order_N, drop_N = token(seed=99)
-    steps = probe_steps(40, last=3000)
-    progress_K = np.where(steps > 0, log_time(np.maximum(steps, 1)) / 8, -5.0)
-    run = write_run(folder / "other", steps, losses(progress_K, order_N, drop_N))
-    fit_run(run)
-    result = axis_run(models, "M", folder / "not", source=run, n_resamples=40, seed=0)
-    assert result.across.groups["learning-time decile"].passes is False
-
-
 def test_data_are_counted_in_tokens(tmp_path):
     order_N, drop_N = token()
     runs = []
@@ -149,10 +123,12 @@ def test_data_are_counted_in_tokens(tmp_path):
 
 
 def test_bad_axes_are_refused_with_one_line(models, folder, tmp_path):
-    with pytest.raises(TokscaleError, match="3 runs are too few"):
-        axis_run(models[:3], "M", folder / "x")
-    with pytest.raises(TokscaleError, match="have the same size on the axis D"):
+    with pytest.raises(TokscaleError, match="2 runs are too few for an axis; expected 3"):
+        axis_run(models[:2], "M", folder / "x")
+    with pytest.raises(TokscaleError, match="all 7 runs have the same size on the axis D"):
         axis_run(models, "D", folder / "x")
+    with pytest.raises(TokscaleError, match="is not among the runs of the axis"):
+        axis_run(models[:5], "M", folder / "x", trunk=models[6])
     plain = write_run(tmp_path / "plain", [0, 9], np.ones((N_TOKENS, 2)))
     with pytest.raises(TokscaleError, match="does not say how large its model is"):
         axis_run([*models, plain], "M", folder / "x")
@@ -162,7 +138,9 @@ def test_bad_axes_are_refused_with_one_line(models, folder, tmp_path):
     lost = run_of_size(
         tmp_path / "lost", SIZES[-1] * 2, np.full((N_TOKENS, 2), np.nan, np.float32), [0, 9]
     )
-    with pytest.raises(TokscaleError, match="no token has a finite last loss in all 8 runs"):
+    with pytest.raises(
+        TokscaleError, match="no token has finite losses at all probes of all 8 runs"
+    ):
         axis_run([*models, lost], "M", folder / "x")
     assert not (folder / "x").exists()
 
@@ -180,13 +158,15 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_any_work(models, tm
     assert file.read_text() == "something else"
 
 
-def test_the_verb_prints_the_axis(models, along_t, folder, capsys):
+def test_the_verb_prints_the_axis(models, probed, folder, capsys):
     words = ["spectrum", "--axis", "M", *(str(run.path) for run in models)]
-    main([*words, "--source", str(along_t.path), "--out", str(folder / "cli"), "--resamples", "5"])
+    main(
+        [*words, "--source", str(probed[-1].path), "--out", str(folder / "cli"), "--resamples", "5"]
+    )
     printed = capsys.readouterr().out
     assert "axis M (non-embedding), 7 runs; the mean loss falls by" in printed
     assert printed.count("nats, a fall of") == 6
-    assert "learning-time decile" in printed
+    assert "shift of the clock: undefined: 0 runs have probes along T" in printed
 
 
 @pytest.mark.parametrize(
@@ -196,10 +176,12 @@ def test_the_verb_prints_the_axis(models, along_t, folder, capsys):
         (["--axis", "M", "--out", "x", "--source", "a", "a"], "--source has 2 runs; expected one"),
         (["--resamples", "1"], "--resamples: '1' is not a whole number from 2"),
         (["--out", "x"], "--axis T takes one RUN"),
+        (["--trunk", "x"], "--axis T takes one RUN"),
+        (["--axis", "M", "--out", "x", "--trunk", "a"], "--trunk is given with --axis M"),
     ],
 )
-def test_the_verb_refuses_with_one_line(along_t, words, message, capsys, monkeypatch):
-    path = str(along_t.path)
+def test_the_verb_refuses_with_one_line(probed, words, message, capsys, monkeypatch):
+    path = str(probed[-1].path)
     words = [path if word == "a" else word for word in words]
     with pytest.raises(SystemExit) as stop:
         main(["spectrum", path, *words])
@@ -207,19 +189,90 @@ def test_the_verb_refuses_with_one_line(along_t, words, message, capsys, monkeyp
     assert message in capsys.readouterr().err
 
 
-def test_a_source_that_learned_nothing_has_no_learning_times_to_test(models, folder):
-    steps = probe_steps(40, last=3000)
-    flat_NK = 5 - 1e-3 * np.arange(40) * np.ones((N_TOKENS, 1))
-    flat_NK += 0.3 * np.random.default_rng(0).standard_normal(flat_NK.shape)
-    run = write_run(folder / "flat", steps, flat_NK)
-    fit_run(run)
-    across = axis_run(models, "M", folder / "nothing", source=run, n_resamples=5, seed=0).across
-    assert isinstance(across.groups, Undefined) or not any(
-        each.passes for each in across.groups.values()
-    )
-
-
 def test_without_learning_times_there_are_no_deciles_of_them():
     tokens = plain_probe_set(80)
     found = groupings(WatchedTokens(tokens), np.full(80, np.nan))
     assert set(found) == {"dataset", "frequency decile", "position decile"}
+
+
+@pytest.fixture(scope="module")
+def probed(folder):
+    """Runs of four sizes, the largest twice, with probes along T: the smaller, the later."""
+    rng = np.random.default_rng(0)
+    tokens = planted_axes.Tokens.draw(N_TOKENS, rng)
+    x, steps = planted_axes.clock()[::3], planted_axes.steps().astype(int)[::3]
+    runs = []
+    for k, u in enumerate((-2.9, -2.0, -1.0, 0.0, 0.0)):
+        loss_NK = tokens.losses(x, u, rng, kappa=0.7)
+        runs.append(run_of_size(folder / f"t{k}", round(1e8 * np.exp(u)), loss_NK, steps))
+    fit_run(runs[-1])
+    return runs
+
+
+def test_probes_along_t_give_the_shift_of_the_clock(probed, folder):
+    result = axis_run(probed, "M", folder / "shift", n_resamples=20, seed=0)
+    shift = result.shift
+    assert result.clock == "lr-sum"
+    assert shift.top in (Top.BEFORE, Top.UNIGRAM)
+    assert shift.kappa.both.low < 0.7 < shift.kappa.both.high
+    assert [run.delta.value for run in shift.runs] == pytest.approx([2.03, 1.4, 0.7, 0, 0], abs=0.1)
+    assert 0 < shift.seed_noise < 0.1
+    assert shift.earlier_test.verdict is Verdict.HOLDS
+    assert result.learning_times == "t4"
+    assert shift.groups["learning-time decile"].skill.both.value > 0.6
+    assert all(run.probes > 10 for run in result.runs)
+    assert read_axis(probed[0], folder / "shift").summary == result
+
+
+def test_the_verb_prints_the_shift(probed, folder, capsys):
+    words = ["spectrum", "--axis", "M", *(str(run.path) for run in probed), "--resamples", "3"]
+    main([*words, "--out", str(folder / "printed")])
+    printed = capsys.readouterr().out
+    for words in (
+        "shift of the clock (lr-sum) per unit of ln size",
+        "share of the same tokens earlier",
+        "mean absolute error on left-out runs, in nats: shift and floor",
+        "learning-time decile",
+    ):
+        assert words in printed
+
+
+def curve(steps):
+    return 6 - 0.5 * np.log(np.asarray(steps))
+
+
+def branch_run(path, steps, loss_K):
+    offset_N = np.random.default_rng(0).uniform(-0.5, 0.5, N_TOKENS)
+    return write_run(path, steps, offset_N[:, None] - offset_N.mean() + np.asarray(loss_K))
+
+
+@pytest.fixture(scope="module")
+def trunk_and_branches(folder):
+    """A trunk, and two branches that decay: their last losses lie 0.2 and 0.3 nats lower."""
+    trunk = branch_run(folder / "trunk", [10, 20, 40, 80, 160], curve([10, 20, 40, 80, 160]))
+    early = branch_run(folder / "early", [10, 20, 40, 50], [*curve([10, 20, 40]), curve(50) - 0.2])
+    late = branch_run(
+        folder / "late", [10, 20, 40, 80, 100], [*curve([10, 20, 40, 80]), curve(100) - 0.3]
+    )
+    return [trunk, early, late]
+
+
+def test_branches_are_found_and_their_decay_is_measured(trunk_and_branches, folder):
+    result = axis_run(trunk_and_branches, "D", folder / "trunks", n_resamples=10, seed=0)
+    check = result.same_clock
+    assert check.reference == "trunk"
+    assert [(run.name, run.branch_step) for run in check.runs] == [("early", 40), ("late", 80)]
+    gains = [run.at_clock.value for run in check.runs]
+    # The trunk is read on the straight line between its probes in ln time: exactly its curve.
+    assert gains == pytest.approx([0.2, 0.3], abs=1e-4)
+    assert check.error_at_clock == pytest.approx(0.25, abs=1e-4)
+    assert "1 runs have probes along T" in result.shift.undefined
+    assert [run.probes for run in result.runs] == [0, 0, 5]
+
+
+def test_a_trunk_can_be_named(trunk_and_branches, folder):
+    late = trunk_and_branches[2]
+    result = axis_run(trunk_and_branches, "D", folder / "named", trunk=late, n_resamples=2, seed=0)
+    assert result.same_clock.reference == "late"
+    steps = {run.name: run.branch_step for run in result.same_clock.runs}
+    assert steps == {"early": 40, "trunk": 80}

@@ -1,42 +1,56 @@
-"""The sections on the axes D and M: gains of tokens from more data or a larger model.
+"""The sections on the axes D and M: shifts of the clock, and what smaller runs never learn.
 
-Shapes: G grid points, R resamples (the first is the data as they are), K runs.
+Shapes: P probes of all runs, S places on the clock of the largest run.
 """
 
+import math
 from typing import Final
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from megatron_tokscale.report.charts import TimeScale, band, draw, short, time_axis
+from megatron_tokscale.report.charts import TimeScale, draw, time_axis
 from megatron_tokscale.report.html import (
     MEASURED,
+    details,
     escape,
     estimate,
     figure,
+    interval,
     number,
     paragraph,
     table,
 )
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
-from megatron_tokscale.report.sections.transfer import (
-    PASSES,
-    PERMUTED,
-    SKILL,
-    groupings_table,
-    groups_verdict,
-    least_p,
+from megatron_tokscale.report.verdicts import CLAIMED, Verdict, outcome
+from megatron_tokscale.results import verdict
+from megatron_tokscale.results.axis import (
+    AxisArrays,
+    AxisResult,
+    AxisSummary,
+    ClockCheck,
+    GroupPrediction,
+    Shift,
+    Spread,
+    Top,
 )
-from megatron_tokscale.report.verdicts import Verdict, outcome
-from megatron_tokscale.results.axis import AxisArrays, AxisResult, AxisSummary
-from megatron_tokscale.results.estimate import Undefined
+from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.verdict import ClaimTest
 
 _SIZES: Final = {
     "tokens": "training tokens",
     "parameters": "parameters",
     "non-embedding": "parameters without embeddings",
     "flops": "FLOPs per token",
+}
+_CLOCKS: Final = {"lr-sum": "summed learning rate", "tokens": "tokens", "step": "steps"}
+_PASSED: Final = {
+    verdict.Verdict.HOLDS: True,
+    verdict.Verdict.FAILS: False,
+    verdict.Verdict.UNDECIDED: None,
 }
 
 
@@ -50,13 +64,8 @@ def _section(anchor: str, found: AxisResult) -> Section:
     size = _SIZES[axis.size]
     falls = ["–", *(estimate(fall) for fall in axis.falls)]
     parts = [
-        paragraph(
-            f"On this axis, the last losses of {number(len(axis.runs), ',')} runs of growing "
-            f"size take the place of losses over time: x = ln of {size}. There is one run of each "
-            "size: the intervals are over documents, and do not cover other seeds."
-        ),
         table(
-            "The runs by size. From the smallest to the largest, the mean loss falls by "
+            "The runs by size. From the smallest to the largest, the mean last loss falls by "
             f"{estimate(axis.fall)} nats.",
             ["run", size, "mean loss (nats)", "fall from the run before (nats)"],
             [
@@ -64,72 +73,233 @@ def _section(anchor: str, found: AxisResult) -> Section:
                 for each, fall in zip(axis.runs, falls, strict=True)
             ],
         ),
-        figure(
-            _derivative_figure(anchor, found.arrays, size),
-            "Line and band: the smoothed slope of the mean loss, with its 95% interval over "
-            "documents. Dotted lines: the runs; nothing was measured between them.",
-        ),
-        *_across_axes(axis),
+        *_same_clock(axis),
+        *_shift(anchor, found),
     ]
     entry = f"Axis {axis.axis}"
     return Section(anchor, entry, f"{entry}: {size}", parts, _verdicts(anchor, axis))
 
 
-def _across_axes(axis: AxisSummary) -> list[str]:
-    """Return the parts on the learning times of the axis T, tested on this axis."""
-    across = axis.across
-    if across is None:
-        return [
-            paragraph(
-                f"Learning times of a run were not tested on this axis: {outcome(None)} "
-                "(<code>spectrum --source RUN</code> tests them)."
-            )
+def _same_clock(axis: AxisSummary) -> list[str]:
+    """Return the check of the axis D against one run's curve."""
+    check = axis.same_clock
+    if check is None:
+        return []
+    clock = _CLOCKS[axis.clock]
+    title = f"<h3>The axis D as the axis T in the {clock}</h3>"
+    if isinstance(check, Undefined):
+        return [title, paragraph(f"{outcome(None)}: {escape(check.undefined)}.")]
+    rows = [
+        [
+            escape(run.name),
+            "–" if run.branch_step is None else number(run.branch_step, ","),
+            number(run.loss),
+            estimate(run.at_clock),
+            estimate(run.at_step),
         ]
-    source = escape(across.source)
-    title = f"<h3>Learning times along T of {source} on the axis {axis.axis}</h3>"
-    if isinstance(across.groups, Undefined):
-        return [title, paragraph(f"{outcome(None)}: {escape(across.groups.undefined)}.")]
+        for run in check.runs
+    ]
     return [
         title,
         paragraph(
-            "The runs are compared where their mean losses are the same. "
-            f"{SKILL} {PERMUTED} {PASSES}{least_p(axis.settings)}"
+            "Runs that differ in length alone learn the same from the same data. If one run's "
+            f"curve over the {clock} holds the last losses of the others, it holds the whole axis. "
+            "For a branch with a decay of the learning rate, the difference is the gain of the "
+            "decay."
         ),
-        groupings_table(
-            f"Skill of the learning times of {source} for the falls from run to run; the intervals "
-            f"are over {number(axis.documents, ',')} documents.",
-            across.groups,
+        table(
+            f"The curve of {escape(check.reference)} minus the last loss of each run, in nats: the "
+            f"mean absolute error is {number(check.error_at_clock)} nats at the same {clock}, and "
+            f"{number(check.error_at_step)} at the same step.",
+            [
+                "run",
+                "branches off at step",
+                "last loss",
+                f"at the same {clock}",
+                "at the same step",
+            ],
+            rows,
         ),
     ]
 
 
-def _verdicts(anchor: str, axis: AxisSummary) -> list[Verdict]:
-    """Return the verdict, if tested: do learning times along T predict the gains on this axis?"""
-    if axis.across is None:
-        return []
-    question = (
-        f"Learning times along T of {escape(axis.across.source)} predict which groups of tokens "
-        f"gain along {axis.axis}"
+def _shift(anchor: str, found: AxisResult) -> list[str]:
+    """Return the parts on the shift model."""
+    axis, shift = found.summary, found.summary.shift
+    title = "<h3>The shift of the clock</h3>"
+    if isinstance(shift, Undefined):
+        return [title, paragraph(f"{outcome(None)}: {escape(shift.undefined)}.")]
+    unit = "nats" if shift.top is Top.UNKNOWN else "share of the fall"
+    clock = _CLOCKS[axis.clock]
+    noise = (
+        "No size has two runs: how far seeds alone move a run is unknown."
+        if math.isnan(shift.seed_noise)
+        else f"Between runs of one size it has a standard deviation of {number(shift.seed_noise)}."
     )
-    return [groups_verdict(anchor, question, axis.across.groups)]
+    return [
+        title,
+        paragraph(
+            "The model: all runs share one curve of the mean loss. A run whose ln size is smaller "
+            f"by u is later by kappa u on ln of the {clock}, and a part of the fall, floor times "
+            "u, never comes. The top, from which the fall counts, is "
+            f"{escape(str(shift.top))}."
+        ),
+        _numbers(shift, unit),
+        figure(
+            _curves_figure(anchor, axis, found.arrays, clock),
+            "Left: the mean loss of each run. Right: the same, each run moved by the shift model "
+            "to the clock of the largest, without the floor. Line: the common curve. Darker "
+            "points: larger runs.",
+        ),
+        table(
+            f"The runs, moved and left out. {noise}",
+            [
+                "run",
+                "later than the largest by (ln time)",
+                "error where left out (nats)",
+                "error of its last loss (nats)",
+            ],
+            [
+                [
+                    escape(run.name),
+                    estimate(run.delta),
+                    number(run.left_out_error),
+                    number(run.last_error),
+                ]
+                for run in shift.runs
+            ],
+        ),
+        _errors(shift),
+        *_groups(axis, shift),
+    ]
 
 
-def _derivative_figure(anchor: str, arrays: AxisArrays, size: str) -> str:
-    """Draw the measured -dL/dx over the size, with the sizes of the runs."""
-    size_G, size_K = np.exp(arrays.x_G), np.exp(arrays.x_K)
-    measured_RG = arrays.measured_RG
+def _numbers(shift: Shift, unit: str) -> str:
+    rows: dict[str, Spread] = {
+        "kappa: shift per unit of ln size": shift.kappa,
+        f"floor per unit of ln size ({unit})": shift.floor,
+        "gain of size (nats)": shift.gain,
+        "the same tokens earlier (nats)": shift.earlier,
+        "what the smaller never learns (nats)": shift.never,
+        "share of the same tokens earlier": shift.share,
+    }
+    return table(
+        "The shift model, and the gain from the smallest size to the largest at the last common "
+        f"probe ({number(math.exp(shift.x), ',.4g')}).",
+        ["", "over documents and runs", "interval over documents", "interval over runs"],
+        [
+            [name, estimate(each.both), _interval(each.documents), _interval(each.runs)]
+            for name, each in rows.items()
+        ],
+    )
+
+
+def _interval(value: Estimate) -> str:
+    return interval(value).strip() or "unknown"
+
+
+def _errors(shift: Shift) -> str:
+    errors = shift.errors
+    if isinstance(errors, Undefined):
+        return paragraph(f"Left-out runs: {outcome(None)}: {escape(errors.undefined)}.")
+    return paragraph(
+        "Mean absolute error on runs that were left out of the fit: "
+        f"{number(errors.shift_and_floor, '.4f')} nats; without a floor "
+        f"{number(errors.plain_shift, '.4f')}; with E + A N^-a + B t^-b "
+        f"{number(errors.additive, '.4f')}."
+    )
+
+
+def _groups(axis: AxisSummary, shift: Shift) -> list[str]:
+    if not shift.groups:
+        return []
+    times = (
+        "No run is fitted, so there are no deciles by learning time."
+        if axis.learning_times is None
+        else f"Learning times are those of {escape(axis.learning_times)}."
+    )
+    rows = [
+        [name, estimate(each.skill.both), number(each.error), number(each.null_error)]
+        for name, each in shift.groups.items()
+    ]
+    return [
+        table(
+            "Which groups gain, by the largest run's curves moved by the shift. The null model: "
+            f"every group gains what the mean gains. {times}",
+            ["groups", "skill", "error of a group (nats)", "error of the null model (nats)"],
+            rows,
+        ),
+        *(_gains(name, each) for name, each in shift.groups.items()),
+    ]
+
+
+def _gains(name: str, prediction: GroupPrediction) -> str:
+    return details(
+        f"Gains by {escape(name)}",
+        table(
+            "Parts of the gain from the smallest size to the largest, with intervals over "
+            "documents.",
+            ["group", "share of tokens", "the same tokens earlier (nats)", "never learned (nats)"],
+            [
+                [
+                    escape(each.name),
+                    number(each.share_of_tokens, ".1%"),
+                    estimate(each.earlier),
+                    estimate(each.never),
+                ]
+                for each in prediction.groups
+            ],
+        ),
+    )
+
+
+def _verdicts(anchor: str, axis: AxisSummary) -> list[Verdict]:
+    """Return the verdicts on the axis."""
+    tests: list[tuple[str, ClaimTest, str]] = []
+    if isinstance(axis.same_clock, ClockCheck):
+        meaning = "excess of the error at the same clock over that at the same step, in nats"
+        tests.append((axis.same_clock.test.claim.name, axis.same_clock.test, meaning))
+    if isinstance(axis.shift, Shift):
+        shift = axis.shift
+        tests += [
+            (shift.earlier_test.claim.name, shift.earlier_test, "share of the gain"),
+            (shift.left_out_test.claim.name, shift.left_out_test, "R² of their last losses"),
+        ]
+        tests += [
+            (f"{each.test.claim.name}: {name}", each.test, "skill beyond the mean gain")
+            for name, each in shift.groups.items()
+        ]
+    return [
+        Verdict(
+            anchor,
+            f"Axis {axis.axis}: {escape(name)}",
+            _PASSED[test.verdict],
+            "–" if isinstance(test.estimate, Undefined) else estimate(test.estimate),
+            f"{meaning}; {test.claim.rule}. Intervals cover documents and runs.",
+            CLAIMED,
+        )
+        for name, test, meaning in tests
+    ]
+
+
+def _curves_figure(anchor: str, axis: AxisSummary, arrays: AxisArrays, clock: str) -> str:
+    """Draw the mean losses over the clock, as measured and moved by the shift model."""
+    shade_R = np.linspace(0.15, 0.95, len(axis.runs))
+    colours = [mpl.colormaps["viridis_r"](shade) for shade in shade_R]
+
+    def points(axes: Axes, x_P: np.ndarray, loss_P: np.ndarray) -> None:
+        for run in np.unique(arrays.run_P):
+            own_P = arrays.run_P == run
+            axes.plot(np.exp(x_P[own_P]), loss_P[own_P], ".", ms=3, color=colours[run])
+        scale = TimeScale(float(np.exp(x_P.min())), float(np.exp(x_P.max())), has_zero=False)
+        time_axis(axes, scale, clock)
 
     def paint(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        if len(measured_RG) > 2:
-            band(axes, size_G, np.quantile(measured_RG[1:], [0.025, 0.975], axis=0), MEASURED)
-        axes.plot(size_G, measured_RG[0], color=MEASURED, lw=2.4)
-        for each in size_K:
-            axes.axvline(each, color="#999999", lw=0.8, ls=(0, (1, 2)))
-        time_axis(axes, TimeScale(float(size_K[0]), float(size_K[-1]), has_zero=False), size)
-        axes.set_xticks(size_K, [short(each) for each in size_K])
-        axes.set_xticks([], minor=True)
-        axes.set_ylabel("−dL/dx (nats per unit of x)")
+        left, right = figure.subplots(1, 2, sharey=True)
+        points(left, arrays.x_P, arrays.loss_P)
+        points(right, arrays.shifted_P, arrays.aligned_P)
+        right.plot(np.exp(arrays.s_S), arrays.shape_S, color=MEASURED, lw=1.4)
+        right.set_xlabel(f"{clock}, moved")
+        left.set_ylabel("mean loss (nats)")
 
-    alt = f"Measured slope of the mean loss over {size}"
-    return draw(anchor, alt, 3.4, paint)
+    return draw(anchor, f"Mean losses of the runs over the {clock}", 3.4, paint)
