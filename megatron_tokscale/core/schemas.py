@@ -17,5 +17,5 @@ FITS_SCHEMA: Final = 3  # fits.parquet
 FIT_SCHEMA: Final = 3  # fit.json
 SPECTRUM_SCHEMA: Final = 5  # spectrum.json, reconstruction.json
 TRANSFER_SCHEMA: Final = 4  # transfer.json
-LAWS_SCHEMA: Final = 5  # laws.json
+LAWS_SCHEMA: Final = 6  # laws.json
 AXIS_SCHEMA: Final = 4  # axis.json

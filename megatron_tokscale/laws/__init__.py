@@ -9,7 +9,8 @@ To add a theory:
 2. `laws/<theory>.py`, or a folder: `measure_<theory>(run, inputs, ...)` that returns the dataclass,
    or raises `UndefinedError` if the run does not determine it. Call it in `run_laws.py` within
    `defined_or_reason`.
-3. `laws/explain.py`: a function that returns its rows, called in `explanations`.
+3. `results/laws/<theory>.py`: a `Claim` with its margin, and a property `test` of the result;
+   `laws/explain.py`: a function that returns its rows, called in `explanations`.
 Test the fit against an independent source (scipy, a closed form, the authors' figures).
 """
 

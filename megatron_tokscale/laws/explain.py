@@ -1,114 +1,115 @@
 """The table of explanations: each theory's claims on a run, with predictions and measurements.
 
-A function per theory returns its rows; `explanations` joins them.
+A function per theory returns its rows; `explanations` joins them, and corrects their verdicts as
+one family.
 """
 
+from dataclasses import dataclass
+
 from megatron_tokscale.results.estimate import Undefined, format_estimate
-from megatron_tokscale.results.evidence import Locality
 from megatron_tokscale.results.laws import (
     CagnettaResult,
-    ClaimVerdict,
     Deceleration,
     ExplanationRow,
     GroupTest,
-    GroupVerdict,
     LawsResult,
     OneThirdResult,
     QuantaResult,
+    ScheduleForecast,
     SeveralRuns,
+    language,
+    one_third,
+    power_law,
+    quanta,
 )
+from megatron_tokscale.results.laws import deceleration as deceleration_claims
+from megatron_tokscale.results.laws import several_runs as runs_claims
+from megatron_tokscale.results.verdict import Claim, ClaimTest, holm
 
 SPECTRUM = "learning-time spectrum"
-_B_OF_THEORY, _B_OF_PARITY = 1.0, 0.81  # docs/references.md 4.1 and 4.2
-_AGREES_AT_5_PERCENT = 1.96  # greatest |z| at which two exponents agree, at the 5% level
 
 
-def explanations(laws: LawsResult, widths: Locality) -> tuple[ExplanationRow, ...]:
-    """Return the rows of the table.
+@dataclass(frozen=True)
+class _Row:
+    """A row before the correction for the number of tests."""
+
+    explanation: str
+    test: ClaimTest
+    predicted: str
+    measured: str
+
+
+def explanations(laws: LawsResult) -> tuple[ExplanationRow, ...]:
+    """Return the rows of the table; all its claims are one family (Holm).
 
     Args:
         laws: laws of a run; its own table is not read.
-        widths: the test of locality of the run's transitions.
     """
-    return (
-        _locality(widths),
+    rows = [
         _tail(laws),
         *_one_third(laws.one_third),
-        *_quanta(laws.quanta),
+        _quanta(laws.quanta),
         _cagnetta(laws.cagnetta),
         _deceleration(laws.deceleration),
         *_several(laws.several),
+    ]
+    tests = holm([row.test for row in rows])
+    return tuple(
+        ExplanationRow(
+            row.explanation,
+            test.claim.name,
+            row.predicted,
+            row.measured,
+            test.verdict,
+            test.p_value,
+        )
+        for row, test in zip(rows, tests, strict=True)
     )
 
 
-def _locality(widths: Locality) -> ExplanationRow:
-    return ExplanationRow(
-        SPECTRUM,
-        "transitions are narrower than the mean curve's",
-        "median width over the null model's below 1",
-        format_estimate(widths.median_over_null),
-        ClaimVerdict.from_test(widths.local),
-    )
-
-
-def _tail(laws: LawsResult) -> ExplanationRow:
-    claim = "the spectrum's tail has the exponent of the loss"
-    tail, law, difference = laws.tail, laws.overall, laws.tail_minus_law
+def _tail(laws: LawsResult) -> _Row:
+    difference = laws.tail_minus_law
     if isinstance(difference, Undefined):
-        return _undecided(SPECTRUM, claim, "-", difference)
-    exponent = Undefined("") if isinstance(tail, Undefined) else tail.exponent
-    of_loss = Undefined("") if isinstance(law, Undefined) else law.exponent_documents
-    return ExplanationRow(
-        SPECTRUM,
-        claim,
-        f"alpha = {format_estimate(exponent)}",
-        f"alpha = {format_estimate(of_loss)}",
-        ClaimVerdict.from_test(difference.agree),
+        return _undecided(SPECTRUM, power_law.CLAIM, difference)
+    tail = Undefined("") if isinstance(laws.tail, Undefined) else laws.tail.exponent
+    measured = (
+        f"alpha = {format_estimate(tail)} for {format_estimate(difference.law.exponent_documents)}"
     )
+    predicted = f"a difference {difference.test.claim.rule}"
+    return _Row(SPECTRUM, difference.test, predicted, measured)
 
 
-def _one_third(theory: OneThirdResult | Undefined) -> list[ExplanationRow]:
-    name, claim = "one-third law (softmax)", "loss exponent in the summed learning rate"
+def _one_third(theory: OneThirdResult | Undefined) -> list[_Row]:
+    name = "one-third law (softmax)"
     if isinstance(theory, Undefined):
-        return [_undecided(name, claim, "1/3", theory)]
+        return [_undecided(name, one_third.CLAIM, theory)]
     law = theory.law
-    holds = ClaimVerdict.from_test(law.holds_one_third)
-    exponent = ExplanationRow(name, claim, "1/3", format_estimate(law.exponent), holds)
+    measured = format_estimate(law.exponent)
+    exponent = _Row(name, law.test, f"1/3: {law.test.claim.rule}", measured)
     return [exponent, _frequency_groups(name, theory.frequency_groups)]
 
 
-def _frequency_groups(name: str, test: GroupTest | Undefined) -> ExplanationRow:
-    claim = "groups by frequency share one slope, and do not drop each at its own time"
-    if isinstance(test, Undefined):
-        return _undecided(name, claim, "one slope", test)
-    decided = {GroupVerdict.ONE_SLOPE: True, GroupVerdict.OWN_TIMES: False}
-    holds = ClaimVerdict.from_test(decided.get(test.verdict))
-    return ExplanationRow(name, claim, "one slope", test.verdict.value, holds)
+def _frequency_groups(name: str, groups: GroupTest | Undefined) -> _Row:
+    if isinstance(groups, Undefined):
+        return _undecided(name, one_third.GROUP_CLAIM, groups)
+    slope, times = (groups.models[model].held_out_error for model in ("one slope", "own times"))
+    measured = f"held-out error {slope:.3g} with one slope, {times:.3g} with own times"
+    return _Row(name, groups.test, "one slope errs less", measured)
 
 
-def _quanta(theory: QuantaResult) -> list[ExplanationRow]:
-    name, claim = "quantization model", "learning time ~ frequency^-b"
-    predicted, frequency = "b = 1 (0.81 in parity)", theory.frequency
+def _quanta(theory: QuantaResult) -> _Row:
+    name, frequency = "quantization model", theory.frequency
     if isinstance(frequency, Undefined):
-        by_frequency = _undecided(name, claim, predicted, frequency)
-    else:
-        b = frequency.b
-        holds = any(b.low <= value <= b.high for value in (_B_OF_THEORY, _B_OF_PARITY))
-        verdict = ClaimVerdict.from_test(holds)
-        by_frequency = ExplanationRow(name, claim, predicted, f"b = {format_estimate(b)}", verdict)
-    single = theory.monogenic
+        return _undecided(name, quanta.CLAIM, frequency)
     measured = (
-        single.undefined
-        if isinstance(single, Undefined)
-        else f"{100 * single.share:.2f}% of tokens; null model {100 * single.null_share:.2f}%"
+        f"frequency^-b with b = {format_estimate(frequency.b)}, onset {frequency.onset:,.4g}; "
+        f"without an onset {format_estimate(frequency.b_without_onset)}"
     )
-    claim = "tokens fall from plateau to plateau"
-    steps = ExplanationRow(name, claim, "some tokens do", measured, ClaimVerdict.UNDECIDED)
-    return [by_frequency, steps]
+    return _Row(name, frequency.test, f"b = 1: {frequency.test.claim.rule}", measured)
 
 
-def _cagnetta(theory: CagnettaResult) -> ExplanationRow:
-    name, claim = "statistics of the language", "data exponent gamma / (2 beta)"
+def _cagnetta(theory: CagnettaResult) -> _Row:
+    name = "statistics of the language"
     gamma, beta, comparison = theory.gamma, theory.beta, theory.comparison
     if isinstance(theory.predicted, Undefined):
         found = {
@@ -118,47 +119,52 @@ def _cagnetta(theory: CagnettaResult) -> ExplanationRow:
             "beta": beta.undefined if isinstance(beta, Undefined) else format_estimate(beta.beta),
         }
         measured = "; ".join(f"{each}: {words}" for each, words in found.items())
-        return ExplanationRow(name, claim, "-", measured, ClaimVerdict.UNDECIDED)
+        return _undecided(name, language.CLAIM, Undefined(measured))
     predicted = f"alpha_D = {format_estimate(theory.predicted.exponent)}"
     if isinstance(comparison, Undefined):
-        return _undecided(name, claim, predicted, comparison)
-    holds = ClaimVerdict.from_test(abs(comparison.z) <= _AGREES_AT_5_PERCENT)
-    return ExplanationRow(name, claim, predicted, f"z = {comparison.z:.2f}", holds)
+        return _undecided(name, language.CLAIM, comparison, predicted)
+    measured = f"predicted minus measured {format_estimate(comparison.difference)}"
+    return _Row(
+        name, comparison.test, f"{predicted}; difference {comparison.test.claim.rule}", measured
+    )
 
 
-def _deceleration(theory: Deceleration | Undefined) -> ExplanationRow:
-    name, claim = "loss deceleration", "the power law breaks to a slower one"
+def _deceleration(theory: Deceleration | Undefined) -> _Row:
+    name = "loss deceleration"
     if isinstance(theory, Undefined):
-        return _undecided(name, claim, "-", theory)
+        return _undecided(name, deceleration_claims.CLAIM, theory)
     measured = (
-        f"at step {theory.break_step.value:,.0f}, rate {theory.early_rate:.3f} to "
+        f"late rate over early {format_estimate(theory.rate_ratio)}; break at step "
+        f"{theory.break_step.value:,.0f}, rate {theory.early_rate:.3f} to "
         f"{theory.late_rate.value:.3f}; delta BIC {theory.delta_bic:.1f}"
     )
-    verdict = ClaimVerdict.from_test(theory.decelerates)
-    return ExplanationRow(name, claim, "a break inside the run", measured, verdict)
+    return _Row(name, theory.test, f"a ratio {theory.test.claim.rule}", measured)
 
 
-def _several(theory: SeveralRuns | None) -> list[ExplanationRow]:
+def _several(theory: SeveralRuns | None) -> list[_Row]:
     if theory is None:
         return []
-    law, forecast = theory.chinchilla, theory.multi_power
-    measured = (
-        law.undefined
-        if isinstance(law, Undefined)
-        else f"alpha {format_estimate(law.alpha)}, beta {format_estimate(law.beta)}, "
-        f"R^2 {law.r2:.3f}"
-    )
-    claim = "L = E + A N^-alpha + B D^-beta"
-    rows = [ExplanationRow("Chinchilla", claim, "-", measured, ClaimVerdict.UNDECIDED)]
-    name, claim = "multi-power law", "the loss under a schedule that was not fitted"
+    forecast, name = theory.chinchilla_forecast, "Chinchilla"
     if isinstance(forecast, Undefined):
-        return [*rows, _undecided(name, claim, "-", forecast)]
+        rows = [_undecided(name, runs_claims.CHINCHILLA_CLAIM, forecast)]
+    else:
+        measured = f"mean relative error {format_estimate(forecast.error, '+.4f')}"
+        rows = [_Row(name, forecast.test, f"an error {forecast.test.claim.rule}", measured)]
+    name = "multi-power law"
+    if isinstance(theory.multi_power, Undefined):
+        return [*rows, _undecided(name, runs_claims.MULTI_POWER_CLAIM, theory.multi_power)]
+    return [*rows, *(_schedule(name, each) for each in theory.multi_power)]
+
+
+def _schedule(name: str, forecast: ScheduleForecast) -> _Row:
+    score = forecast.score
     measured = (
-        f"{forecast.held_out}: R^2 {forecast.score.r2:.3f}, mean error {forecast.score.mae:.4f} "
-        f"nats, last loss {forecast.last_loss_predicted:.3f} for {forecast.last_loss:.3f}"
+        f"{forecast.held_out}: mean relative error {format_estimate(score.mean_relative, '.4f')}, "
+        f"R^2 {score.r2:.3f}, last loss {forecast.last_loss_predicted:.3f} for "
+        f"{forecast.last_loss:.3f}"
     )
-    return [*rows, ExplanationRow(name, claim, "R^2 near 1", measured, ClaimVerdict.UNDECIDED)]
+    return _Row(name, forecast.test, f"an error {forecast.test.claim.rule}", measured)
 
 
-def _undecided(name: str, claim: str, predicted: str, reason: Undefined) -> ExplanationRow:
-    return ExplanationRow(name, claim, predicted, reason.undefined, ClaimVerdict.UNDECIDED)
+def _undecided(name: str, claim: Claim, reason: Undefined, predicted: str = "-") -> _Row:
+    return _Row(name, ClaimTest.of(claim, reason), predicted, reason.undefined)

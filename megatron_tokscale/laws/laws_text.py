@@ -18,7 +18,7 @@ def describe_laws(laws: LawsResult) -> str:
         *non_finite_line(laws.non_finite),
         _tail(laws),
         _zero_sum(laws.zero_sum),
-        f"  {'explanation':<28}{'claim; predicted; measured'}",
+        f"  {'explanation':<28}{'claim and verdict (Holm); predicted; measured'}",
     ]
     for row in laws.explanations:
         lines += [
@@ -49,8 +49,10 @@ def _tail(laws: LawsResult) -> str:
     words = f"  tail exponent of the spectrum: {format_estimate(tail.exponent)}"
     if isinstance(compared, Undefined):
         return words
-    verdict = "they agree" if compared.agree else "they do not agree"
-    return f"{words}; minus alpha: {format_estimate(compared.difference)}: {verdict}"
+    return (
+        f"{words}; minus alpha from {compared.law.law.from_time:,.0f} on: "
+        f"{format_estimate(compared.difference)}"
+    )
 
 
 def _zero_sum(found: ZeroSumResult | Undefined) -> str:
