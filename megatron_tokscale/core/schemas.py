@@ -18,4 +18,5 @@ FIT_SCHEMA: Final = 3  # fit.json
 SPECTRUM_SCHEMA: Final = 5  # spectrum.json, reconstruction.json
 TRANSFER_SCHEMA: Final = 4  # transfer.json
 LAWS_SCHEMA: Final = 6  # laws.json
+CURVE_LAWS_SCHEMA: Final = 1  # curve_laws.json
 AXIS_SCHEMA: Final = 4  # axis.json

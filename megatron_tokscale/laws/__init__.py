@@ -31,6 +31,8 @@ from megatron_tokscale.laws.power_law.power_law import fit_power_law
 from megatron_tokscale.laws.power_law.tail import tail_exponent
 from megatron_tokscale.laws.quanta.learning_times import frequency_exponent
 from megatron_tokscale.laws.run_laws import laws_run
+from megatron_tokscale.laws.tables.curve_laws import laws_curves
+from megatron_tokscale.laws.tables.curves_text import describe_curves
 from megatron_tokscale.laws.zero_sum import ZeroSum
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "ZeroSum",
     "correlation_exponent",
     "data_exponent",
+    "describe_curves",
     "describe_laws",
     "fit_chinchilla",
     "fit_context_exponent",
@@ -47,6 +50,7 @@ __all__ = [
     "fit_power_law",
     "frequency_exponent",
     "group_test",
+    "laws_curves",
     "laws_run",
     "predict_losses",
     "tail_exponent",

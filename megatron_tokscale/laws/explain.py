@@ -4,39 +4,32 @@ A function per theory returns its rows; `explanations` joins them, and corrects 
 one family.
 """
 
-from dataclasses import dataclass
-
+from megatron_tokscale.laws.claims import (
+    ONE_THIRD,
+    ClaimRow,
+    chinchilla_row,
+    corrected,
+    deceleration_row,
+    multi_power_rows,
+    one_third_row,
+    undecided,
+)
 from megatron_tokscale.results.estimate import Undefined, format_estimate
 from megatron_tokscale.results.laws import (
     CagnettaResult,
-    Deceleration,
     ExplanationRow,
     GroupTest,
     LawsResult,
     OneThirdResult,
     QuantaResult,
-    ScheduleForecast,
     SeveralRuns,
     language,
     one_third,
     power_law,
     quanta,
 )
-from megatron_tokscale.results.laws import deceleration as deceleration_claims
-from megatron_tokscale.results.laws import several_runs as runs_claims
-from megatron_tokscale.results.verdict import Claim, ClaimTest, holm
 
 SPECTRUM = "learning-time spectrum"
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A row before the correction for the number of tests."""
-
-    explanation: str
-    test: ClaimTest
-    predicted: str
-    measured: str
 
 
 def explanations(laws: LawsResult) -> tuple[ExplanationRow, ...]:
@@ -45,70 +38,56 @@ def explanations(laws: LawsResult) -> tuple[ExplanationRow, ...]:
     Args:
         laws: laws of a run; its own table is not read.
     """
-    rows = [
-        _tail(laws),
-        *_one_third(laws.one_third),
-        _quanta(laws.quanta),
-        _cagnetta(laws.cagnetta),
-        _deceleration(laws.deceleration),
-        *_several(laws.several),
-    ]
-    tests = holm([row.test for row in rows])
-    return tuple(
-        ExplanationRow(
-            row.explanation,
-            test.claim.name,
-            row.predicted,
-            row.measured,
-            test.verdict,
-            test.p_value,
-        )
-        for row, test in zip(rows, tests, strict=True)
+    return corrected(
+        [
+            _tail(laws),
+            *_one_third(laws.one_third),
+            _quanta(laws.quanta),
+            _cagnetta(laws.cagnetta),
+            deceleration_row(laws.deceleration),
+            *_several(laws.several),
+        ]
     )
 
 
-def _tail(laws: LawsResult) -> _Row:
+def _tail(laws: LawsResult) -> ClaimRow:
     difference = laws.tail_minus_law
     if isinstance(difference, Undefined):
-        return _undecided(SPECTRUM, power_law.CLAIM, difference)
+        return undecided(SPECTRUM, power_law.CLAIM, difference)
     tail = Undefined("") if isinstance(laws.tail, Undefined) else laws.tail.exponent
     measured = (
         f"alpha = {format_estimate(tail)} for {format_estimate(difference.law.exponent_documents)}"
     )
     predicted = f"a difference {difference.test.claim.rule}"
-    return _Row(SPECTRUM, difference.test, predicted, measured)
+    return ClaimRow(SPECTRUM, difference.test, predicted, measured)
 
 
-def _one_third(theory: OneThirdResult | Undefined) -> list[_Row]:
-    name = "one-third law (softmax)"
+def _one_third(theory: OneThirdResult | Undefined) -> list[ClaimRow]:
     if isinstance(theory, Undefined):
-        return [_undecided(name, one_third.CLAIM, theory)]
-    law = theory.law
-    measured = format_estimate(law.exponent)
-    exponent = _Row(name, law.test, f"1/3: {law.test.claim.rule}", measured)
-    return [exponent, _frequency_groups(name, theory.frequency_groups)]
+        return [one_third_row(theory)]
+    return [one_third_row(theory.law), _frequency_groups(theory.frequency_groups)]
 
 
-def _frequency_groups(name: str, groups: GroupTest | Undefined) -> _Row:
+def _frequency_groups(groups: GroupTest | Undefined) -> ClaimRow:
     if isinstance(groups, Undefined):
-        return _undecided(name, one_third.GROUP_CLAIM, groups)
+        return undecided(ONE_THIRD, one_third.GROUP_CLAIM, groups)
     slope, times = (groups.models[model].held_out_error for model in ("one slope", "own times"))
     measured = f"held-out error {slope:.3g} with one slope, {times:.3g} with own times"
-    return _Row(name, groups.test, "one slope errs less", measured)
+    return ClaimRow(ONE_THIRD, groups.test, "one slope errs less", measured)
 
 
-def _quanta(theory: QuantaResult) -> _Row:
+def _quanta(theory: QuantaResult) -> ClaimRow:
     name, frequency = "quantization model", theory.frequency
     if isinstance(frequency, Undefined):
-        return _undecided(name, quanta.CLAIM, frequency)
+        return undecided(name, quanta.CLAIM, frequency)
     measured = (
         f"frequency^-b with b = {format_estimate(frequency.b)}, onset {frequency.onset:,.4g}; "
         f"without an onset {format_estimate(frequency.b_without_onset)}"
     )
-    return _Row(name, frequency.test, f"b = 1: {frequency.test.claim.rule}", measured)
+    return ClaimRow(name, frequency.test, f"b = 1: {frequency.test.claim.rule}", measured)
 
 
-def _cagnetta(theory: CagnettaResult) -> _Row:
+def _cagnetta(theory: CagnettaResult) -> ClaimRow:
     name = "statistics of the language"
     gamma, beta, comparison = theory.gamma, theory.beta, theory.comparison
     if isinstance(theory.predicted, Undefined):
@@ -119,52 +98,16 @@ def _cagnetta(theory: CagnettaResult) -> _Row:
             "beta": beta.undefined if isinstance(beta, Undefined) else format_estimate(beta.beta),
         }
         measured = "; ".join(f"{each}: {words}" for each, words in found.items())
-        return _undecided(name, language.CLAIM, Undefined(measured))
+        return undecided(name, language.CLAIM, Undefined(measured))
     predicted = f"alpha_D = {format_estimate(theory.predicted.exponent)}"
     if isinstance(comparison, Undefined):
-        return _undecided(name, language.CLAIM, comparison, predicted)
+        return undecided(name, language.CLAIM, comparison, predicted)
     measured = f"predicted minus measured {format_estimate(comparison.difference)}"
-    return _Row(
-        name, comparison.test, f"{predicted}; difference {comparison.test.claim.rule}", measured
-    )
+    rule = comparison.test.claim.rule
+    return ClaimRow(name, comparison.test, f"{predicted}; difference {rule}", measured)
 
 
-def _deceleration(theory: Deceleration | Undefined) -> _Row:
-    name = "loss deceleration"
-    if isinstance(theory, Undefined):
-        return _undecided(name, deceleration_claims.CLAIM, theory)
-    measured = (
-        f"late rate over early {format_estimate(theory.rate_ratio)}; break at step "
-        f"{theory.break_step.value:,.0f}, rate {theory.early_rate:.3f} to "
-        f"{theory.late_rate.value:.3f}; delta BIC {theory.delta_bic:.1f}"
-    )
-    return _Row(name, theory.test, f"a ratio {theory.test.claim.rule}", measured)
-
-
-def _several(theory: SeveralRuns | None) -> list[_Row]:
+def _several(theory: SeveralRuns | None) -> list[ClaimRow]:
     if theory is None:
         return []
-    forecast, name = theory.chinchilla_forecast, "Chinchilla"
-    if isinstance(forecast, Undefined):
-        rows = [_undecided(name, runs_claims.CHINCHILLA_CLAIM, forecast)]
-    else:
-        measured = f"mean relative error {format_estimate(forecast.error, '+.4f')}"
-        rows = [_Row(name, forecast.test, f"an error {forecast.test.claim.rule}", measured)]
-    name = "multi-power law"
-    if isinstance(theory.multi_power, Undefined):
-        return [*rows, _undecided(name, runs_claims.MULTI_POWER_CLAIM, theory.multi_power)]
-    return [*rows, *(_schedule(name, each) for each in theory.multi_power)]
-
-
-def _schedule(name: str, forecast: ScheduleForecast) -> _Row:
-    score = forecast.score
-    measured = (
-        f"{forecast.held_out}: mean relative error {format_estimate(score.mean_relative, '.4f')}, "
-        f"R^2 {score.r2:.3f}, last loss {forecast.last_loss_predicted:.3f} for "
-        f"{forecast.last_loss:.3f}"
-    )
-    return _Row(name, forecast.test, f"an error {forecast.test.claim.rule}", measured)
-
-
-def _undecided(name: str, claim: Claim, reason: Undefined, predicted: str = "-") -> _Row:
-    return _Row(name, ClaimTest.of(claim, reason), predicted, reason.undefined)
+    return [chinchilla_row(theory.chinchilla_forecast), *multi_power_rows(theory.multi_power)]
