@@ -20,7 +20,12 @@ import scipy
 from table import heading, markdown
 
 from megatron_tokscale.core.arrays import Floats
-from megatron_tokscale.laws import fit_chinchilla, fit_deceleration, fit_multi_power
+from megatron_tokscale.laws import (
+    LossCurve,
+    fit_chinchilla,
+    fit_deceleration,
+    fit_multi_power,
+)
 from megatron_tokscale.laws.chinchilla import forecast_chinchilla
 from megatron_tokscale.laws.multi_power.forecast import NamedCurve
 from megatron_tokscale.laws.multi_power.multi_power import predict_losses, score_forecast
@@ -187,7 +192,10 @@ def forecast(
 
 
 def published_rows(folder: Path) -> Iterator[list[str]]:
-    """Yield the scores on the authors' curves, their mean over the six that are not fitted."""
+    """Yield the scores on the authors' curves, their mean over the six that are not fitted.
+
+    As the authors do, all rows of a file are fitted and scored; they begin after the warm-up.
+    """
     for size, published in PUBLISHED_SCORES.items():
         curves = {}
         for name in (*TRAINED, *TESTED):
@@ -196,7 +204,7 @@ def published_rows(folder: Path) -> Iterator[list[str]]:
             )
             (curve,) = table.curves
             step_K = curve.step_K.astype(np.int64)
-            curves[name] = NamedCurve.after_warmup(name, table.rates(), step_K, curve.loss_K)
+            curves[name] = NamedCurve(name, LossCurve(table.rates(), step_K - 1, curve.loss_K))
         for label, held in (("default", HELD), ("all fitted", None)):
             scores = forecast(
                 [curves[name] for name in TRAINED], [curves[name] for name in TESTED], held

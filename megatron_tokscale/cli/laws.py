@@ -43,15 +43,23 @@ def _add_tables(parser: Parser) -> None:
         "of step, tokens, learning rate and losses. Columns are found by their names (see the "
         "guide); rows without a loss are left out, rows of one step are merged.",
     )
-    tables.add_argument("--curves", type=Path, nargs="+", metavar="FILE", help="tables")
+    tables.add_argument(
+        "--curves", type=Path, nargs="+", metavar="FILE", help="tables, instead of a RUN"
+    )
     tables.add_argument(
         "--manifest",
         type=Path,
         metavar="FILE",
         help="CSV or JSON with a row per table: file, and optionally name, parameters (without "
-        "embeddings) and tokens_per_step; without --curves, all its files are read",
+        "embeddings) and tokens_per_step; all its files are read if it is given instead of "
+        "--curves",
     )
-    tables.add_argument("--out", type=Path, metavar="FOLDER", help="folder of curve_laws.json")
+    tables.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of curve_laws.json (required with tables; default: none)",
+    )
     for flag, what in (("step", "step"), ("tokens", "tokens"), ("lr", "learning rate")):
         tables.add_argument(
             f"--{flag}-column",

@@ -78,15 +78,12 @@ def decimal_rows(step_K: ArrayLike) -> Integers:
     Args:
         step_K: steps of the rows, ascending.
     """
-    step = np.asarray(step_K, dtype=np.float64)
-    wanted = [np.arange(1.0, 10.0)]
-    decade, last = 10.0, float(step[-1])
-    while decade <= last:
-        every = 10 ** min(np.log10(decade) - 1, _DECIMALS)
-        wanted.append(np.arange(decade, min(10 * decade, last + 1), every))
-        decade *= 10
-    rows = np.searchsorted(step, np.round(np.concatenate(wanted)))
-    return np.unique(np.append(rows[rows < len(step)], len(step) - 1))
+    step = np.maximum(np.asarray(step_K, dtype=np.float64), 0.5)
+    every_K = 10 ** np.clip(np.floor(np.log10(step)) - 1, 0, _DECIMALS)
+    grid_K = np.floor(step / every_K) * every_K
+    begins_K = (np.diff(grid_K, prepend=0.0) > 0) & (step >= 1)
+    begins_K[-1] = True
+    return np.flatnonzero(begins_K)
 
 
 def fit_deceleration(

@@ -86,9 +86,9 @@ def score_forecast(predicted: ArrayLike, measured: ArrayLike) -> ForecastScore:
     effective = float(effective_points(m.size, serial_correlation(relative, 1)))
     freedom = max(effective - 1, LEAST_FREEDOM)
     reach = float(relative.std(ddof=1) / np.sqrt(effective) * student_t.ppf(0.975, freedom))
-    mean = float(relative.mean())
+    mean, total = float(relative.mean()), float(((m - m.mean()) ** 2).sum())
     return ForecastScore(
-        r2=float(1 - (error**2).sum() / ((m - m.mean()) ** 2).sum()),
+        r2=float(1 - (error**2).sum() / total) if total > 0 else float("nan"),
         mae=float(error.mean()),
         rmse=float(np.sqrt((error**2).mean())),
         mean_relative=Estimate(mean, max(mean - reach, 0.0), mean + reach),

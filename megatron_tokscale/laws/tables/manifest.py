@@ -65,7 +65,7 @@ def _read_manifest(path: Path) -> list[TableFacts]:
         text = path.read_text(encoding="utf-8-sig")
         is_json = path.suffix.lower() == ".json"
         rows = json.loads(text) if is_json else list(csv.DictReader(text.splitlines()))
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise TokscaleError(
             f"cannot read the manifest {path}: {error}; expected CSV or JSON"
         ) from error
