@@ -2,7 +2,7 @@
 
 from megatron_tokscale.results import non_finite_line
 from megatron_tokscale.results.estimate import Undefined, format_estimate
-from megatron_tokscale.results.laws import LawsResult, LossPowerLaw, ZeroSumResult
+from megatron_tokscale.results.laws import LawsResult, LossPowerLaw, MonogenicShare, ZeroSumResult
 
 
 def describe_laws(laws: LawsResult) -> str:
@@ -18,6 +18,7 @@ def describe_laws(laws: LawsResult) -> str:
         *non_finite_line(laws.non_finite),
         _tail(laws),
         _zero_sum(laws.zero_sum),
+        _monogenic(laws.quanta.monogenic),
         f"  {'explanation':<28}{'claim and verdict (Holm); predicted; measured'}",
     ]
     for row in laws.explanations:
@@ -63,4 +64,13 @@ def _zero_sum(found: ZeroSumResult | Undefined) -> str:
         f"  from step {last.from_step:,.0f} to {last.to_step:,.0f} a token's loss moved by "
         f"{format_estimate(last.movement)} nats; a share of {format_estimate(last.interference)} "
         "of the movement cancels in the mean (zero-sum learning)"
+    )
+
+
+def _monogenic(found: MonogenicShare | Undefined) -> str:
+    if isinstance(found, Undefined):
+        return f"  tokens that fall from plateau to plateau: undefined: {found.undefined}"
+    return (
+        f"  {found.share:.2%} of {found.n_tokens:,} tokens fall from plateau to plateau in one step; "
+        f"under the null model {found.null_share:.2%}"
     )
