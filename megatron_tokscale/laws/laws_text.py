@@ -71,6 +71,6 @@ def _monogenic(found: MonogenicShare | Undefined) -> str:
     if isinstance(found, Undefined):
         return f"  tokens that fall from plateau to plateau: undefined: {found.undefined}"
     return (
-        f"  {found.share:.2%} of {found.n_tokens:,} tokens fall from plateau to plateau in one step; "
-        f"under the null model {found.null_share:.2%}"
+        f"  {found.share:.2%} of {found.n_tokens:,} tokens fall from plateau to plateau in one "
+        f"step; under the null model {found.null_share:.2%}"
     )
