@@ -19,7 +19,7 @@ class Words(NamedTuple):
 
 TESTED: Final = Words("passed", "not shown", "undefined")
 """Words for a test whose passing is evidence."""
-CLAIMED: Final = Words("holds", "does not hold", "undecided")
+CLAIMED: Final = Words("holds", "fails", "undecided")
 """Words for a prediction: that it is not refuted is no evidence."""
 
 

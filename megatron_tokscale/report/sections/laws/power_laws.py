@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.laws.explain import SPECTRUM
 from megatron_tokscale.report.charts import (
     LABELS,
     UNITS,
@@ -36,6 +37,7 @@ from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.verdicts import CLAIMED, Verdict, outcome
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.laws import LawsResult, LossPowerLaw, PowerLaw
+from megatron_tokscale.results.verdict import Verdict as ClaimOutcome
 
 _HEADER: Final = [
     "mean loss of",
@@ -48,6 +50,16 @@ _HEADER: Final = [
     "doubts",
 ]
 _TAIL_CLAIM: Final = "The tail of the learning-time spectrum has the exponent of the loss"
+_OUTCOMES: Final = {
+    ClaimOutcome.HOLDS: True,
+    ClaimOutcome.FAILS: False,
+    ClaimOutcome.UNDECIDED: None,
+}
+
+
+def passed(verdict: ClaimOutcome) -> bool | None:
+    """Return the verdict of a claim as the outcome of a test; None for an undecided one."""
+    return _OUTCOMES[verdict]
 
 
 def law_table(laws: LawsResult) -> str:
@@ -163,14 +175,22 @@ def tail(laws: LawsResult) -> str:
         return paragraph(
             f"{_TAIL_CLAIM}: {outcome(None, CLAIMED)}: {reason}. {measured}", "verdict"
         )
-    against = "" if isinstance(laws.overall, Undefined) else doubt(laws.overall.law)
+    against = doubt(difference.law.law)
     warning = f" The law of the loss is in doubt: {against}." if against else ""
     return paragraph(
-        f"{_TAIL_CLAIM}: {outcome(difference.agree, CLAIMED)}. {measured} The exponent of the "
-        "tail minus the exponent of the loss is "
+        f"{_TAIL_CLAIM}: {outcome(passed(tail_outcome(laws)), CLAIMED)}. {measured} The exponent "
+        "of the tail minus the exponent of the loss from there on is "
         f"{estimate(difference.difference, '+,.3f')}.{warning}",
         "verdict",
     )
+
+
+def tail_outcome(laws: LawsResult) -> ClaimOutcome:
+    """Return the verdict on the tail, as corrected in the table of explanations."""
+    for row in laws.explanations:
+        if row.explanation == SPECTRUM:
+            return row.verdict
+    return ClaimOutcome.UNDECIDED
 
 
 def tail_verdict(laws: LawsResult) -> Verdict:
@@ -181,10 +201,10 @@ def tail_verdict(laws: LawsResult) -> Verdict:
     return Verdict(
         "laws",
         _TAIL_CLAIM,
-        difference.agree,
+        passed(tail_outcome(laws)),
         estimate(difference.difference, "+,.3f"),
-        "exponent of the tail minus exponent of the loss; holds if zero is in its interval, which "
-        "is over documents and the scatter of the probes",
+        f"exponent of the tail minus exponent of the loss; holds {difference.test.claim.rule}, "
+        "with the whole interval, which is over documents and the scatter of the probes",
         CLAIMED,
     )
 
