@@ -15,6 +15,8 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     **dict.fromkeys(("seed", "sample", "until_sample", "min_tokens"), (0, _LARGEST)),
     **dict.fromkeys(("seq_length", "vocab_size"), (1, _LARGEST_ID)),
     "eod": (0, _LARGEST_ID),
+    **dict.fromkeys(("size", "training_tokens"), (1, _LARGEST)),
+    "threshold": (_ABOVE_ZERO, 1000),  # nats: far above any token's loss
     "training_seed": (0, _LARGEST),
     "resamples": (2, 10**6),  # one resample has no interval
     "quantiles": (1, 10**4),

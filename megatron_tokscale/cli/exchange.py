@@ -49,7 +49,8 @@ def _add_import(verbs: Verbs) -> None:
     axis.add_argument(
         "--axis",
         choices=["T", "D", "M"],
-        help="T: training time of one run; D: training tokens, M: model size, a column per run",
+        help="T: training time of one run; D: training tokens, M: model size, a column per run "
+        "(default: by axis_name in FILE)",
     )
     axis.add_argument(
         "--values",

@@ -159,5 +159,7 @@ def open_run(path: Path) -> "Run":
 def tell_left_out(run: "Run") -> None:
     """Say on stderr which probes of a run are left out of every analysis, if any are."""
     if run.left_out:
-        steps = ", ".join(map(str, run.left_out))
-        say(f"the probes of {run.path} at steps {steps} have no finite loss and are left out")
+        value_of = run.imported.value_of if run.imported else {}
+        steps = ", ".join(f"{value_of.get(step, step):.10g}" for step in run.left_out)
+        where = f"values {steps} of the axis" if run.default_time == "axis" else f"steps {steps}"
+        say(f"the probes of {run.path} at {where} have no finite loss and are left out")

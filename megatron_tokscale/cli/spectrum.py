@@ -73,6 +73,10 @@ def _spectrum(arguments: Arguments) -> None:
     sources = [open_run(path) for path in arguments.sources]
     if any(run.imported and run.imported.axis != "T" for run in runs):
         _spectrum_of_matrix(arguments, runs, sources)
+    elif arguments.threshold is not None:
+        raise TokscaleError(
+            "--threshold is of an imported matrix along D or M; leave it out, or name such a run"
+        )
     elif arguments.axis == "T":
         _spectrum_of_run(arguments, runs, sources)
     else:

@@ -9,7 +9,6 @@ from typing import Final
 PROBE_SET_SCHEMA: Final = 2  # probe.safetensors
 LOSSES_SCHEMA: Final = 1  # losses/step_*.safetensors
 RUN_SCHEMA: Final = 3  # run.json
-OLDEST_RUN_SCHEMA: Final = 2  # oldest run.json that is read: a run that was not imported
 TOKENS_SCHEMA: Final = 1  # tokens.safetensors of an imported run
 PLAN_SCHEMA: Final = 4  # plan.json
 DECISIONS_SCHEMA: Final = 1  # replans.json

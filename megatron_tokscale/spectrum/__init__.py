@@ -17,6 +17,7 @@ from megatron_tokscale.spectrum.evidence.reconstruction import (
 from megatron_tokscale.spectrum.evidence.run_transfer import transfer_run
 from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import groupings, learning_times
+from megatron_tokscale.spectrum.matrix import matrix_run, threshold_times
 from megatron_tokscale.spectrum.run_axis import axis_run
 from megatron_tokscale.spectrum.run_spectrum import spectrum_run
 from megatron_tokscale.spectrum.sums import DocumentSums, Resampled
@@ -40,11 +41,13 @@ __all__ = [
     "groupings",
     "learning_order",
     "learning_times",
+    "matrix_run",
     "mean_curve_losses",
     "measured_derivative",
     "predict_forward",
     "reconstruct",
     "slope_noise",
     "spectrum_run",
+    "threshold_times",
     "transfer_run",
 ]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, cast
+from typing import Final, Self, cast
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import (
@@ -14,10 +14,12 @@ from megatron_tokscale.core.files import (
     write_json,
 )
 from megatron_tokscale.core.records import JSON, read_as, to_json
-from megatron_tokscale.core.schemas import OLDEST_RUN_SCHEMA, RUN_SCHEMA
+from megatron_tokscale.core.schemas import RUN_SCHEMA
 from megatron_tokscale.store.imported import Imported
 from megatron_tokscale.store.launches import Launch, check_starts
 
+OLDEST_READ: Final = 2
+"""Oldest schema of run.json that is read: since then, runs can be imported."""
 _ENVELOPE = {"schema_version", "checksum"}  # keys of run.json that are about the file
 _REMEDY = (
     "probe into another --tokscale-dir, or read its losses into a new run with `megatron-tokscale "
@@ -76,7 +78,7 @@ class Identity:
                 f"{path} is damaged: schema_version is {version!r}; expected a whole number; "
                 "restore it"
             )
-        check_schema(path, version, RUN_SCHEMA, _REMEDY if version < OLDEST_RUN_SCHEMA else None)
+        check_schema(path, version, RUN_SCHEMA, _REMEDY if version < OLDEST_READ else None)
         rest = {name: value for name, value in content.items() if name not in _ENVELOPE}
         identity = read_as(cls, rest, path, "restore it")
         check_seal(path, content)

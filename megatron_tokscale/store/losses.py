@@ -32,11 +32,12 @@ class LossRecord:
 
     Attributes:
         step: optimizer steps completed.
-        consumed_samples: training samples consumed.
+        consumed_samples: training samples consumed; 0 in an imported run, where it is unknown.
         consumed_tokens: training tokens consumed; None if unknown.
         learning_rate: learning rate of the next step; NaN if unknown.
         lr_sum: sum of the learning rates of all steps taken; NaN if unknown.
-        training_loss: mean training loss of the last step in nats; NaN before the first.
+        training_loss: mean training loss of the last step in nats; NaN before the first, or if
+            unknown.
         wall_time: Unix time in seconds when the probe ended.
         duration: seconds the probe took.
         probe_fingerprint: fingerprint of the probe set that was probed.

@@ -199,7 +199,8 @@ class WatchedTokens:
         """Return the resampling units of the tokens.
 
         The units are documents; without documents, samples; without either, blocks of consecutive
-        tokens (`block_length`). Above `most` of them, they are dealt into `most` units.
+        tokens (`block_length`). A unit is of one dataset: a sample with tokens of two datasets is
+        two units. Above `most` of them, they are dealt into `most` units.
 
         Args:
             seed: seed of the dealing.

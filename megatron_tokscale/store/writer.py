@@ -43,11 +43,16 @@ class RunWriter:
         """Refuse a directory that belongs to another run.
 
         Raises:
-            TokscaleError: the directory holds losses of another probe set or of another model.
+            TokscaleError: the directory holds losses of another probe set or of another model, or
+                imported ones.
         """
         if not self.paths.identity.exists():
             return
         known = Identity.load(self.paths.identity)
+        if known.imported is not None:
+            raise TokscaleError(
+                f"{self.paths.folder} holds imported losses; choose another --tokscale-dir"
+            )
         if known.probe_fingerprint != probe_set.fingerprint:
             raise TokscaleError(
                 f"{self.paths.folder} holds losses of probe set {known.probe_fingerprint}, this "

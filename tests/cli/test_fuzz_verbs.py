@@ -25,6 +25,8 @@ SLOW = ("spectrum", "laws", "report")
 MAY_PASS = (
     (r"\.idx", r"bit.*|byte.*"),
     (r"words\.txt", r"cut.*|bit.*"),
+    (r"losses\.npy|losses\.csv", r"bit.*|byte.*|zeros|cut.*"),
+    (r"manifest\.yaml", r"bit.*|byte.*|cut.*|object|list"),
     (r"parts\.json|tokenizer\.json", r"bit.*"),
     (r"\.bin", r"bit.*|byte.*|zeros|deep"),  # any bytes are token ids
     (r"curves\.csv", r"cut.*|bit.*|byte.*"),
@@ -38,6 +40,7 @@ MAY_NAME_ANOTHER = (
     (r"words\.txt", r".*"),  # a prefix that is in it, and has no files
     (r"\.idx", r"bit.*|byte.*"),  # the .bin that it does not fit
     (r".*\.json|.*\.txt", r"bit.*"),
+    (r"losses\.csv", r"bit.*|byte.*|cut.*"),
     (r"scores/.*", r"bit.*"),  # the reference run, of another name than the other scores'
     (r"\.bin", r"bit.*|byte.*|zeros"),  # a token that the run has not watched, of this name
     (r"analysis/spectrum\.npz", r"directory|dangling"),  # the run, which has no spectrum
@@ -94,6 +97,7 @@ ODD_NUMBERS = ("-1", "0", "nan", "inf", "-inf", "1e308", "10" * 15, "1.5e", "")
 # The odd numbers that are good ones: (option, value).
 GOOD = {
     ("--seed", "0"),
+    ("--training-seed", "0"),
     ("--sample", "0"),
     ("--until-sample", "0"),
     ("--eod", "0"),

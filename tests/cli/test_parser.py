@@ -46,7 +46,7 @@ def test_every_verb_is_there():
         *(f"probe {verb}" for verb in ("build", "show", "cost")),
         *("fit", "spectrum", "laws", "score"),
         *(f"plan build {policy}" for policy in ("frontier", "dataset", "manual")),
-        *("plan prepare", "plan show", "trace", "report", "demo", "doctor"),
+        *("plan prepare", "plan show", "trace", "report", "import", "export", "demo", "doctor"),
     }
 
 

@@ -196,9 +196,9 @@ def spoil(*path, value=None):
     ("change", "message"),
     [
         (spoil("schema_version"), "schema_version is None; expected a whole number"),
-        (spoil("schema_version", value="2"), "schema_version is '2'"),
-        (spoil("schema_version", value=1), "older schema.*schema version is 1; expected 2"),
-        (spoil("schema_version", value=3), "schema version 3.* up to 2"),
+        (spoil("schema_version", value="3"), "schema_version is '3'"),
+        (spoil("schema_version", value=1), "older schema.*schema version is 1; expected 3"),
+        (spoil("schema_version", value=4), "schema version 4.* up to 3"),
         (spoil("run_id"), "run_id is missing"),
         (spoil("model", value=[1]), r"model is \[1\]"),
         (spoil("launches"), "its checksum is wrong"),

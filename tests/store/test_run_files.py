@@ -143,7 +143,7 @@ def test_losses_of_another_set_are_refused(run, probe_set):
 def test_a_newer_schema_is_refused(run):
     path = run / "tokscale/run.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
-    with pytest.raises(TokscaleError, match=r"schema version 99.* up to 2"):
+    with pytest.raises(TokscaleError, match=r"schema version 99.* up to 3"):
         Run.open(run)
 
 

@@ -49,6 +49,7 @@ SPECTRUM = (
     "run/analysis/reconstruction.json",
 )
 DATA = tuple(f"{name}.{kind}" for name in NAMES for kind in ("idx", "bin"))
+EXPORTED = ("exported/losses.npz", "exported/manifest.yaml")
 INDEX = tuple(f"{name}.idx" for name in NAMES)
 SCORES = tuple(f"scores/{name}.tokscale.safetensors" for name in NAMES)
 
@@ -114,6 +115,20 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
                 FITS,
             ),
         ),
+        "import": ("import exported --out new", EXPORTED),
+        "import of a matrix": (
+            f"import losses.npy --out new --axis T --values {','.join(map(str, STEPS))}",
+            ("losses.npy",),
+        ),
+        "import of a manifest": (
+            f"import losses.csv --out new --axis T --values {','.join(map(str, STEPS))}",
+            ("losses.csv", "losses.npy"),
+        ),
+        "fit of an imported run": (
+            "fit imported",
+            ("imported/tokscale/run.json", "imported/tokscale/tokens.safetensors"),
+        ),
+        "export": ("export run --out new.npz", RUN),
         "laws": ("laws run --resamples 2", (LOSSES[1], *SPECTRUM)),
         "laws of several": (
             "laws run other --resamples 2",
@@ -227,6 +242,10 @@ def make_world(folder: Path) -> dict[str, Command]:
     for seed, name in enumerate(("run", "other", "planned")):
         write_run(folder / name, STEPS, planted_losses(n_tokens, seed=seed), probe_set)
         call(f"fit {name}")
+    call("export run --out exported")
+    call("import exported --out imported")
+    np.save(folder / "losses.npy", planted_losses(n_tokens))
+    (folder / "losses.csv").write_text("file\nlosses.npy\n")
     call("spectrum run --resamples 2 --source other")
     call("laws run --resamples 2")
     (folder / "scores").mkdir()

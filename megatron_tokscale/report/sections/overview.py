@@ -136,7 +136,14 @@ def _settings(value: JSON) -> str:
 
 
 def _probes(inputs: ReportInputs) -> str:
-    first, last = inputs.run.records[0], inputs.run.records[-1]
+    run, first, last = inputs.run, inputs.run.records[0], inputs.run.records[-1]
+    if run.imported and run.default_time == "axis":
+        time_K = run.time_K()
+        return (
+            f"{number(len(time_K), ',')} values of {escape(run.imported.named)}, from "
+            f"{number(float(time_K[0]))} to {number(float(time_K[-1]))}, imported from "
+            f"{escape(run.imported.source)}"
+        )
     tokens = (
         "unknown number of" if last.consumed_tokens is None else number(last.consumed_tokens, ",")
     )

@@ -18,7 +18,7 @@ from typing import IO, Final
 import numpy as np
 
 from megatron_tokscale import __version__
-from megatron_tokscale.core.arrays import AnyArray, AnyFloats
+from megatron_tokscale.core.arrays import AnyArray, AnyFloats, Integers, Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import whole_or_absent, whole_or_absent_folder, write_text
 from megatron_tokscale.core.progress import NoProgress, Progress
@@ -153,8 +153,7 @@ def _array_names(tokens: WatchedTokens) -> dict[str, str]:
 def _token_members(tokens: WatchedTokens) -> Iterator[_Member]:
     """Yield `sample_id`, and an array for every column that is known."""
     if tokens.unit_kind != "blocks":
-        _, sample_N = np.unique(tokens.cluster_N, return_inverse=True)
-        yield _Member.of(SAMPLE, sample_N.astype(np.int32))
+        yield _Member.of(SAMPLE, _numbered(tokens.cluster_N))
     if tokens.datasets != (UNKNOWN_DATASET,):
         names = np.array(tokens.datasets)
         rows = range(0, tokens.n_tokens, max(PIECE_VALUES // names.itemsize, 1))
@@ -163,6 +162,13 @@ def _token_members(tokens: WatchedTokens) -> Iterator[_Member]:
     for name, column in _COLUMN_NAMES.values():
         if (value_N := getattr(tokens, column)) is not None:
             yield _Member.of(name, value_N)
+
+
+def _numbered(cluster_N: Integers) -> Integers32:
+    """Return the rank of each value among the distinct values; neighbours are mostly equal."""
+    starts = np.flatnonzero(np.diff(cluster_N, prepend=-1))
+    _, rank = np.unique(cluster_N[starts], return_inverse=True)
+    return np.repeat(rank.astype(np.int32), np.diff(starts, append=len(cluster_N)))
 
 
 def _loss_pieces(run: Run, dtype: np.dtype[np.generic], progress: Progress) -> Iterator[AnyFloats]:

@@ -24,6 +24,7 @@ from megatron_tokscale.store.exchange.raw_arrays import (
 )
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 MATRIX: Final = "loss_matrix"
@@ -145,19 +146,24 @@ class _TableColumns:
     def pieces(self) -> Iterator[tuple[slice, AnyArray]]:
         import pyarrow.parquet as pq
 
-        # Half the numbers of a piece: the batch and its transposed copy are in memory together.
-        rows = max(PIECE_VALUES // 2 // len(self.names), 1)
+        # One column of one row group at a time: pyarrow's own batches keep several groups.
         with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(rows, columns=list(self.names)):
-                columns = [batch.column(name) for name in self.names]
-                if len(self.shape) == 1:
-                    yield slice(0, 1), _numbers(columns[0])
-                elif len(columns) == 1:  # a column of lists
-                    values = _numbers(columns[0].flatten())
-                    yield slice(0, self.shape[1]), values.reshape(-1, self.shape[1])
-                else:
-                    piece = np.stack([_numbers(column) for column in columns], axis=1)
-                    yield slice(0, len(columns)), piece.astype(self.dtype, copy=False)
+            for group in range(file.num_row_groups):
+                for k, name in enumerate(self.names):
+                    column = file.read_row_group(group, columns=[name]).column(0)
+                    yield from self._rows(k, column.combine_chunks())
+
+    def _rows(self, k: int, column: "pa.Array") -> Iterator[tuple[slice, AnyArray]]:
+        """Yield the rows of column number `k` in a row group."""
+        if len(self.shape) == 1:
+            yield slice(0, 1), _numbers(column)
+        elif len(self.names) > 1:
+            yield slice(k, k + 1), _numbers(column)[:, None].astype(self.dtype, copy=False)
+        else:  # lists
+            rows = max(PIECE_VALUES // max(self.shape[1], 1), 1)
+            for start in range(0, len(column), rows):
+                values = _numbers(column.slice(start, rows).flatten())
+                yield slice(0, self.shape[1]), values.reshape(-1, self.shape[1])
 
 
 def _numbers(column: object) -> AnyArray:

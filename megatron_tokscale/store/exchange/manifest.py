@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import is_there
 from megatron_tokscale.core.records import JSON
 from megatron_tokscale.store.exchange.files import Array
 
@@ -48,7 +49,7 @@ def check_manifest(facts: FileFacts) -> str | None:
         TokscaleError: the manifest cannot be read, or contradicts the file.
     """
     path = facts.path.with_name(MANIFEST)
-    if not path.is_file():
+    if not is_there(path):
         return None
     content = _read(path)
     entries = _entries_of(content, facts.path) or _only_entry(content)
@@ -81,7 +82,11 @@ def _read(path: Path) -> JSON:
         raise TokscaleError(
             f"{path} cannot be read ({reason}); expected YAML; restore it, or pass --no-manifest"
         ) from error
-    return content
+    if isinstance(content, Mapping) or (isinstance(content, list) and content):
+        return content
+    raise TokscaleError(
+        f"{path} has no entries; expected those of files; restore it, or pass --no-manifest"
+    )
 
 
 def _walk(content: JSON, key: str = "") -> Iterator[tuple[str, Mapping[str, JSON]]]:

@@ -21,13 +21,13 @@ from megatron_tokscale.core.arrays import AnyArray
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import json_checksum, read_json, whole_or_absent_folder
 from megatron_tokscale.core.progress import NoProgress, Progress
-from megatron_tokscale.core.schemas import OLDEST_RUN_SCHEMA, RUN_SCHEMA
+from megatron_tokscale.core.schemas import RUN_SCHEMA
 from megatron_tokscale.core.tensors import TensorFile
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.exchange.import_run import ImportSummary
 from megatron_tokscale.store.exchange.raw_arrays import PIECE_VALUES
 from megatron_tokscale.store.exchange.token_arrays import UNKNOWN_DATASET
-from megatron_tokscale.store.identity import Identity
+from megatron_tokscale.store.identity import OLDEST_READ, Identity
 from megatron_tokscale.store.imported import (
     Imported,
     ImportedColumn,
@@ -99,9 +99,7 @@ def import_old_run(source: Path, out: Path, progress: Progress | None = None) ->
             tokens.probe_set.save(new.probe_set)
         elif isinstance(tokens.source, ImportedTokens):
             save_tokens(new.tokens, tokens.source)
-        Identity(secrets.token_hex(8), fingerprint, is_replay=True, imported=imported).save(
-            new.identity
-        )
+        Identity(secrets.token_hex(8), fingerprint, imported=imported).save(new.identity)
     return ImportSummary(out, imported, tokens, non_finite, None, ())
 
 
@@ -111,7 +109,7 @@ def _refuse_readable(paths: RunPaths) -> None:
         return
     content = read_json(paths.identity)
     version = content.get("schema_version")
-    if isinstance(version, int) and OLDEST_RUN_SCHEMA <= version <= RUN_SCHEMA:
+    if isinstance(version, int) and OLDEST_READ <= version <= RUN_SCHEMA:
         raise TokscaleError(
             f"{paths.root} is a run that every verb reads as it is (schema {version}); name it to "
             "`megatron-tokscale fit`"

@@ -136,6 +136,7 @@ class MatrixSource:
         if settings.checks_manifest:
             manifest = check_manifest(FileFacts(path, path.stat().st_size, sha256, file.arrays))
         used = {matrix, VALUES, AXIS_NAME, OWN, *settings.arrays.named, settings.values}
+        used |= {SAMPLE} if own else set()  # `export` makes it from the other arrays
         numbered = file.path.suffix == ".parquet" and matrix == MATRIX
         unused = tuple(
             name for name in file.arrays if name not in used and not (numbered and _is_float(name))

@@ -110,9 +110,14 @@ def _groups(file: ArrayFile, name: str | None) -> Integers32 | None:
     if name is None:
         return None
     if file.arrays[name].dtype.kind in "iu":
-        value_N = file.small(name).astype(np.int64)
-        if not len(value_N) or (value_N.min() >= 0 and value_N.max() <= _LARGEST):
-            return value_N.astype(np.int32)
+        pieces = [np.zeros(0, np.int32)]
+        for _, piece in file.pieces(name):
+            value_n = piece.astype(np.int64)
+            if value_n.min() < 0 or value_n.max() > _LARGEST:
+                break
+            pieces.append(value_n.astype(np.int32))
+        else:
+            return np.concatenate(pieces)
     return _numbered(file, name, _LARGEST)[0]
 
 
@@ -125,8 +130,11 @@ def _numbered(file: ArrayFile, name: str, most: int) -> tuple[Integers32, list[o
     numbers: dict[object, int] = {}
     pieces = [np.zeros(0, np.int32)]
     for _, piece in file.pieces(name):
-        values, code_n = np.unique(_plain(piece), return_inverse=True)
-        table = [numbers.setdefault(value, len(numbers)) for value in values.tolist()]
+        found, first, code_n = np.unique(_plain(piece), return_index=True, return_inverse=True)
+        values = found.tolist()
+        for i in np.argsort(first).tolist():
+            numbers.setdefault(values[i], len(numbers))
+        table = [numbers[value] for value in values]
         if len(numbers) > most:
             raise TokscaleError(
                 f"array '{name}' of {file.path} has more than {most:,} distinct values; expected "
@@ -152,11 +160,14 @@ def _counts(file: ArrayFile, name: str | None, least: int = 0) -> Integers32 | N
     if name is None:
         return None
     is_number = file.arrays[name].dtype.kind in "iuf"
-    value_N = file.small(name).astype(np.float64) if is_number else np.full(1, np.nan)
-    is_count_N = (value_N >= least) & (value_N <= _LARGEST) & (value_N == value_N.round())
-    if not is_count_N.all():
-        raise TokscaleError(
-            f"array '{name}' of {file.path} has values that are not whole numbers from {least}; "
-            "expected such numbers; name another array"
-        )
-    return value_N.astype(np.int32)
+    pieces = [np.zeros(0, np.int32)]
+    for _, piece in file.pieces(name):
+        value_n = piece.astype(np.float64) if is_number else np.full(len(piece), np.nan)
+        is_count_n = (value_n >= least) & (value_n <= _LARGEST) & (value_n == value_n.round())
+        if not is_count_n.all():
+            raise TokscaleError(
+                f"array '{name}' of {file.path} has values that are not whole numbers from "
+                f"{least}; expected such numbers; name another array"
+            )
+        pieces.append(value_n.astype(np.int32))
+    return np.concatenate(pieces)

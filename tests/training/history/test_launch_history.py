@@ -201,7 +201,7 @@ def test_a_run_of_an_older_schema_is_refused_and_left_as_it_was(corpus, trunk, t
     assert job.returncode == 2
     assert job.stderr.count("megatron-tokscale:") == 1
     assert "run.json is of an older schema" in job.stderr
-    assert "its schema version is 1; expected 2" in job.stderr
+    assert "its schema version is 1; expected 3" in job.stderr
     assert before == {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
 
 
