@@ -54,9 +54,12 @@ ABOUT = """# The noise of the measured slope
 The planted worlds: `tests/support/planted_worlds.py`; {tokens:,} tokens, from step {from_step} on.
 Noise: common to all tokens, as given, and the tokens' own {own:.2f} nats with an autocorrelation of
 {phi}. Found and covered: the shared noise and its 95% interval. Slope covered: share of 256 points
-at which the 95% interval of the slope holds the true one. Error: root mean square error of the slope over the
-standard deviation of the true one. Ceiling and R^2 of the perfect model, the planted mean loss: of
-the runs whose ceiling is at least {least}; the others are not measured.
+at which the 95% interval of the slope holds the true one. Error: root mean square error of the
+slope over the standard deviation of the true one. Measured: runs whose ceiling is at least {least};
+ceiling and R^2 of the perfect model, the planted mean loss, are those of these runs.
+
+Common shifts: the estimated noise, the share of the losses' departures from the line between their
+neighbours that the shifts carried, and the variance of the common noise that is left after them.
 
 """
 
@@ -278,7 +281,7 @@ def main():
         import scipy
 
         about = ABOUT.format(
-            command=f"--runs {arguments.runs} --fits {arguments.fits}",
+            command=f"--runs {arguments.runs} --fits {arguments.fits} --data DIR",
             about=heading(scipy=scipy.__version__, numpy=np.__version__),
             tokens=TOKENS,
             from_step=FROM_STEP,
