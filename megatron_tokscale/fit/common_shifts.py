@@ -108,7 +108,10 @@ class _MeanSums:
         mean_K = self.loss_K / self.tokens
         curve = MeanCurve.from_means(self.x_K[timed_K], mean_K[timed_K])
         own = self._own_variance()
+        rounding = float(np.finfo(np.float32).eps * np.abs(mean_K).max()) ** 2
         shared = max(curve.noise_variance - own, 0.0)
+        if shared <= rounding:
+            shared = 0.0
         # The mean of the tokens' own noise stays in: it is no shift, but a sum of other errors.
         shift_K[timed_K] = curve.departure_T * (shared / max(curve.noise_variance, 1e-300))
         breaks = np.flatnonzero(timed_K)[list(curve.jumps)]

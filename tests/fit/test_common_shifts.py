@@ -95,6 +95,12 @@ def test_a_sharp_fall_of_all_tokens_stays_in_their_losses():
     assert shifts[0].jumps == (int((x_K >= 3).argmax()),)
 
 
+def test_losses_that_never_change_have_no_shifts():
+    loss_NK = np.full((50, 20), 2.7, np.float32)
+    (found,) = shifts_of(np.arange(20.0), [(loss_NK, np.zeros(50, np.int16))], ("all",))
+    assert_array_equal(found.shift_K, 0)
+
+
 def test_few_probes_have_no_shifts():
     loss_NK = np.random.default_rng(3).standard_normal((50, 7)).astype(np.float32)
     (found,) = shifts_of(np.arange(7.0), [(loss_NK, np.zeros(50, np.int16))], ("all",))
