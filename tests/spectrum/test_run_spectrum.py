@@ -103,6 +103,7 @@ def test_a_slope_that_is_noise_has_no_r2_and_the_text_says_why(make_run):
     for each in result.same_tokens.values():
         assert "cannot be measured" in each.r2.undefined
     assert "the slope cannot be measured" in describe_spectrum(result)
+    assert SpectrumResult.open(run).evidence.same_tokens == result.same_tokens
 
 
 def test_tokens_that_follow_the_mean_curve_are_not_local(make_run):
