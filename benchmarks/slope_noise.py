@@ -42,8 +42,8 @@ CLASS_COLUMNS = [
     *("changed, left in", "changed, taken out"),
 ]
 REAL_COLUMNS = [
-    *("task", "axis", "shared noise, nats", "items' own", "lag-one", "freedom"),
-    *("ceiling", "measured"),
+    *("task", "axis", "shared noise, nats", "items' own", "share of departures", "lag-one"),
+    *("freedom", "ceiling", "measured"),
 ]
 ABOUT = """# The noise of the measured slope
 
@@ -195,7 +195,12 @@ def real_noise(loss_NK, x_K):
     loss_RK = weight_RU @ sum_UK / (weight_RU @ np.bincount(units.unit_N))[:, None]
     estimator = SlopeEstimator.from_curve(x_K, loss_RK[0])
     found = slope_noise(estimator, loss_RK, np.linspace(x_K.min(), x_K.max(), 256))
+    share_of_shifts = None
+    if (np.diff(x_K) > 0).all():
+        blocks = [(loss_NK.astype(np.float32), np.zeros(len(items), np.int16))]
+        share_of_shifts = shifts_of(x_K, blocks, ("items",))[0].share
     return {
+        "share": share_of_shifts,
         "shared": [found.shared.value, found.shared.low, found.shared.high],
         "own": found.own,
         "correlation": found.lag_one_correlation,
@@ -213,12 +218,12 @@ def real_rows(data, lines):
         loss_NMK = items["loss_NMK"][items["task_N"] == task].astype(np.float64)
         along_t = [
             lines.once(
-                ("real", name, model), real_noise, loss_NMK[:, m], np.log(step_K.astype(float))
+                ("along T", name, model), real_noise, loss_NMK[:, m], np.log(step_K.astype(float))
             )
             for m, model in enumerate(models)
         ]
         along_m = [
-            lines.once(("real", name, int(step)), real_noise, loss_NMK[:, :, k], size_M)
+            lines.once(("along M", name, int(step)), real_noise, loss_NMK[:, :, k], size_M)
             for k, step in enumerate(step_K)
         ]
         at = models.index("2048x27")
@@ -226,6 +231,11 @@ def real_rows(data, lines):
         yield real_row(name, f"T, {len(models)} models", along_t)
         yield real_row(name, "M, last checkpoint", along_m[-1:])
         yield real_row(name, f"M, {len(step_K)} checkpoints", along_m)
+
+
+def known(found, key):
+    """Return the values of a key that are not None."""
+    return [each[key] for each in found if each[key] is not None]
 
 
 def real_row(task, curves, found):
@@ -241,6 +251,7 @@ def real_row(task, curves, found):
         curves,
         f"{shared[0]:.3f} [{shared[1]:.3f}, {shared[2]:.3f}]",
         f"{middle['own']:.4f}",
+        f"{100 * np.median(shares):.1f}%" if (shares := known(found, "share")) else "-",
         f"{middle['correlation']:+.2f}",
         f"{middle['freedom']:.1f}",
         f"{middle['ceiling']:.2f}" if middle["ceiling"] > 0 else "below 0",
