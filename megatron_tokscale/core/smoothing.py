@@ -7,7 +7,9 @@ plus an integrated Brownian motion, and smoothing = noise variance / variance of
 (REML) estimates them (Wahba 1985, "generalized maximum likelihood"). In the basis of Demmler and
 Reinsch (1975) the coordinates of the values are independent with variances
 noise * (1 + gamma / smoothing), so the likelihood has one parameter beside the noise. The posterior
-variance of f is the error; it includes the bias of the smoothing on average over x (Wahba 1983).
+variance of f is the error; it includes the bias of the smoothing on average over x (Wahba 1983). It
+is averaged over the smoothing parameters by their likelihood: few values leave several of them
+likely.
 
 Shapes: K values, J distinct x, P = J - 2 coordinates outside of the straight lines, G grid points,
 S smoothing parameters of a search.
