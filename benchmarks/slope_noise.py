@@ -18,7 +18,7 @@ from resumable import Lines, share
 from table import heading, markdown
 
 from megatron_tokscale.core.resampling import Units
-from megatron_tokscale.fit import fit_sigmoids
+from megatron_tokscale.fit import TokenClass, fit_sigmoids
 from megatron_tokscale.fit.common_shifts import shift_table, shifts_of, without_shifts
 from megatron_tokscale.spectrum import SlopeEstimator, compare, slope_noise
 from megatron_tokscale.spectrum.evidence.reconstruction import LEAST_CEILING
@@ -44,6 +44,10 @@ CLASS_COLUMNS = [
 REAL_COLUMNS = [
     *("task", "axis", "shared noise, nats", "items' own", "share of departures", "lag-one"),
     *("freedom", "ceiling", "measured"),
+]
+REAL_CLASS_COLUMNS = [
+    *("task", "flat, left in", "flat, taken out", "falling, left in", "falling, taken out"),
+    "changed",
 ]
 ABOUT = """# The noise of the measured slope
 
@@ -259,6 +263,31 @@ def real_row(task, curves, found):
     ]
 
 
+def real_classes(loss_NK, x_K):
+    """Return shares of the items' classes with the common shifts left in and taken out."""
+    loss_NK, dataset_N = loss_NK.astype(np.float32), np.zeros(len(loss_NK), np.int16)
+    shifts = shifts_of(x_K, [(loss_NK, dataset_N)], ("items",))
+    out_NK = without_shifts(loss_NK, shift_table(shifts), dataset_N)
+    left, out = (fit_sigmoids(x_K, each) for each in (loss_NK, out_NK))
+    flat, falling = (TokenClass.FLAT_UNLEARNED, TokenClass.FLAT_KNOWN), (TokenClass.FALLING,)
+    return {
+        "flat": [float(np.isin(each.class_N, flat).mean()) for each in (left, out)],
+        "falling": [float(np.isin(each.class_N, falling).mean()) for each in (left, out)],
+        "changed": float((left.class_N != out.class_N).mean()),
+    }
+
+
+def real_class_rows(data, lines, model="2048x27"):
+    items = np.load(data / "gemstone_items.npz")
+    m = [str(name) for name in items["models"]].index(model)
+    x_K = np.log(items["step_K"].astype(float))
+    for task, name in enumerate(str(each) for each in items["tasks"]):
+        loss_NK = items["loss_NMK"][items["task_N"] == task, m]
+        found = lines.once(("classes", name, model), real_classes, loss_NK, x_K)
+        shares = (f"{100 * each:.1f}%" for key in ("flat", "falling") for each in found[key])
+        yield [name, *shares, f"{100 * found['changed']:.1f}%"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=20)
@@ -283,6 +312,8 @@ def main():
     if arguments.data:
         title = "Losses of items of real models, medians over the curves"
         sections.append((title, REAL_COLUMNS, real_rows(arguments.data, lines)))
+        title = "Classes of the items of the model 2048x27, common shifts left in and taken out"
+        sections.append((title, REAL_CLASS_COLUMNS, real_class_rows(arguments.data, lines)))
     text = ""
     for title, columns, rows in sections:
         section = f"**{title}**\n\n{markdown(columns, list(rows))}\n\n"
