@@ -7,12 +7,15 @@ plus an integrated Brownian motion, and smoothing = noise variance / variance of
 (REML) estimates them (Wahba 1985, "generalized maximum likelihood"). In the basis of Demmler and
 Reinsch (1975) the coordinates of the values are independent with variances
 noise * (1 + gamma / smoothing), so the likelihood has one parameter beside the noise. The posterior
-variance of f is the error; it includes the bias of the smoothing on average over x (Wahba 1983).
+variance of f is the error; it includes the bias of the smoothing on average over x (Wahba 1983). It
+is averaged over the smoothing parameters by their likelihood: few values leave several of them
+likely.
 
 Shapes: K values, J distinct x, P = J - 2 coordinates outside of the straight lines, G grid points,
 S smoothing parameters of a search.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
@@ -33,6 +36,7 @@ _BEYOND = 10.0
 """The search ends where the smoothest coordinate is shrunk by this factor, and the roughest one by
 1 + 1/10; beyond, the curve is a straight line, or goes through every value, and the likelihood is
 flat (our choice)."""
+_NO_WEIGHT = 1e-5  # posterior weight of a smoothing parameter below which it does not count
 _ROUNDING = 1e-14  # least noise as a share of the values' departures from a straight line
 _RESOLUTION = 1e-13  # least smoothing, as a share of the largest gamma, in double precision
 
@@ -61,6 +65,7 @@ class SmoothingSpline:
     noise_interval: tuple[float, float]
     noise_variance: float
     _basis: "SplineBasis" = field(repr=False)
+    _evidence: "_Evidence" = field(repr=False)
 
     @classmethod
     def from_values(
@@ -71,7 +76,8 @@ class SmoothingSpline:
         Args:
             x_K: finite x in any order; several values may have the same x.
             value_K: finite values.
-            smoothing: the smoothing parameter; None for the one of the largest likelihood.
+            smoothing: the smoothing parameter, if it is known; None for the one of the largest
+                likelihood.
 
         Raises:
             UndefinedError: fewer than four distinct x.
@@ -85,18 +91,19 @@ class SmoothingSpline:
                 f"{LEAST_POINTS} distinct x; train on, or probe more often"
             )
         basis = SplineBasis.over(x_J, count_J)
-        evidence = _Evidence.from_values(basis, group_K, np.asarray(value_K, np.float64))
-        scaled = evidence.best() if smoothing is None else smoothing / basis.length**3
+        scaled = None if smoothing is None else smoothing / basis.length**3
+        evidence = _Evidence.from_values(basis, group_K, np.asarray(value_K, np.float64), scaled)
         low, median, high = evidence.noise_quantiles((0.025, 0.5, 0.975))
         return cls(
             x_J=x_J,
             group_K=group_K,
             count_J=count_J,
-            smoothing=scaled * basis.length**3,
+            smoothing=evidence.best() * basis.length**3,
             noise=median,
             noise_interval=(low, high),
             noise_variance=evidence.mean_noise_variance(),
             _basis=basis,
+            _evidence=evidence,
         )
 
     @property
@@ -107,19 +114,22 @@ class SmoothingSpline:
 
     def weights(self, x_G: ArrayLike) -> Floats:
         """Return the matrix from the K values to the curve at `x_G`; beyond them it is straight."""
-        return self._spread(self._operator(np.asarray(x_G, np.float64), 0)[0])
+        return self._spread(self._predictor(x_G, 0).weights(self._scaled))
 
     def slope_weights(self, x_G: ArrayLike) -> Floats:
         """Return the matrix from the K values to the curve's slope at `x_G`."""
-        return self._spread(self._operator(np.asarray(x_G, np.float64), 1)[0])
+        return self._spread(self._predictor(x_G, 1).weights(self._scaled))
 
     def error(self, x_G: ArrayLike) -> Floats:
-        """Return the standard error of the curve: the square root of its posterior variance."""
-        return self._operator(np.asarray(x_G, np.float64), 0)[1]
+        """Return the standard error of the curve: the root of its posterior mean square error.
+
+        It includes that the smoothing parameter is known with an error only, if it is not given.
+        """
+        return self._predictor(x_G, 0).error(self._scaled, self._evidence)
 
     def slope_error(self, x_G: ArrayLike) -> Floats:
-        """Return the standard error of the curve's slope."""
-        return self._operator(np.asarray(x_G, np.float64), 1)[1]
+        """Return the standard error of the curve's slope, as `error` that of the curve."""
+        return self._predictor(x_G, 1).error(self._scaled, self._evidence)
 
     def lag_one_correlation(self, value_K: ArrayLike) -> float:
         """Return the correlation of neighbouring residuals, less that of independent noise.
@@ -158,27 +168,9 @@ class SmoothingSpline:
         """Return the weights of single values from those of the weighted means."""
         return np.asarray((weight_GJ / np.sqrt(self.count_J))[:, self.group_K])
 
-    def _operator(self, x_G: Floats, order: int) -> tuple[Floats, Floats]:
-        """Return weights of the weighted means, and the posterior standard deviation.
-
-        `order` is that of the derivative: 0 for the curve, 1 for its slope. The part of the curve
-        beyond the straight line that the values' own line predicts has covariance `k_GP` with the
-        coordinates, in units of the motion's variance (universal kriging, Cressie 1993, 3.4).
-        """
-        basis, smoothing = self._basis, self._scaled
-        u_G = (x_G - self.x_J[0]) / basis.length
-        line_GJ = basis.line_weights(u_G, order)
-        c_GJ = _motion_covariance(u_G, basis.u_J, order) * basis.root_J
-        k_GP = (c_GJ - line_GJ @ basis.motion_JJ) @ basis.rough_JP
-        shrunk_GP = k_GP / (basis.gamma_P + smoothing)
-        weight_GJ = line_GJ + shrunk_GP @ basis.rough_JP.T
-        own_G = np.maximum(u_G, 0) ** (3 - 2 * order) / (3 if order == 0 else 1)
-        motion_G = own_G - 2 * (line_GJ * c_GJ).sum(axis=1)
-        motion_G += ((line_GJ @ basis.motion_JJ) * line_GJ).sum(axis=1)
-        posterior_G = np.maximum(motion_G - (k_GP * shrunk_GP).sum(axis=1), 0) / smoothing
-        variance_G = self.noise_variance * ((line_GJ**2).sum(axis=1) + posterior_G)
-        scale = basis.length**-order
-        return weight_GJ * scale, np.sqrt(variance_G) * scale
+    def _predictor(self, x_G: ArrayLike, order: int) -> "_Predictor":
+        u_G = (np.asarray(x_G, np.float64) - self.x_J[0]) / self._basis.length
+        return _Predictor.at(self._basis, u_G, order)
 
 
 @dataclass(frozen=True)
@@ -233,43 +225,96 @@ class SplineBasis:
 
 
 @dataclass(frozen=True)
+class _Predictor:
+    """The prediction of a curve, or of its slope, at grid points for any smoothing parameter.
+
+    The part of the curve beyond the straight line through the values has the covariance `k_GP` with
+    the coordinates of the values, and the variance `motion_G`, in units of the variance of the
+    motion (universal kriging, Cressie 1993, 3.4).
+
+    Attributes:
+        basis: the basis of the spline.
+        line_GJ: matrix from weighted means to their straight line.
+        k_GP: see above.
+        motion_G: see above.
+        scale: factor from scaled x to x.
+    """
+
+    basis: SplineBasis
+    line_GJ: Floats
+    k_GP: Floats
+    motion_G: Floats
+    scale: float
+
+    @classmethod
+    def at(cls, basis: SplineBasis, u_G: Floats, order: int) -> Self:
+        """Return the predictor of the derivative of an order, 0 or 1, at scaled x."""
+        line_GJ = basis.line_weights(u_G, order)
+        c_GJ = _motion_covariance(u_G, basis.u_J, order) * basis.root_J
+        of_line_GJ = line_GJ @ basis.motion_JJ
+        motion_G = np.maximum(u_G, 0) ** (3 - 2 * order) / (1 if order else 3)
+        motion_G += (line_GJ * (of_line_GJ - 2 * c_GJ)).sum(axis=1)
+        k_GP = (c_GJ - of_line_GJ) @ basis.rough_JP
+        return cls(basis, line_GJ, k_GP, motion_G, basis.length**-order)
+
+    def weights(self, smoothing: float) -> Floats:
+        """Return the matrix from weighted means to the prediction."""
+        shrunk_GP = self.k_GP / (self.basis.gamma_P + smoothing)
+        return np.asarray((self.line_GJ + shrunk_GP @ self.basis.rough_JP.T) * self.scale)
+
+    def error(self, smoothing: float, evidence: "_Evidence") -> Floats:
+        """Return the root of the posterior mean square error of the prediction at `smoothing`."""
+        rough_GP = self.k_GP * evidence.z_P
+        predicted_G = rough_GP @ (1 / (self.basis.gamma_P + smoothing))
+        line_G = (self.line_GJ**2).sum(axis=1)
+        square_G = np.zeros(len(line_G))
+        for each, noise, weight in evidence.posterior():
+            inverse_P = 1 / (self.basis.gamma_P + each)
+            motion_G = np.maximum(self.motion_G - self.k_GP**2 @ inverse_P, 0)
+            off_G = rough_GP @ inverse_P - predicted_G
+            square_G += weight * (noise * (line_G + motion_G / each) + off_G**2)
+        return np.asarray(np.sqrt(square_G) * self.scale)
+
+
+@dataclass(frozen=True)
 class _Evidence:
     """The restricted likelihood of the smoothing parameter.
 
     Attributes:
         basis: basis of the spline.
-        square_P: squared coordinates of the values.
+        z_P: coordinates of the values.
         within: sum of squares of the values around the means at their x.
         count: values less two, the degrees of freedom beyond the straight line.
+        search_S: the smoothing parameters that are searched: one, if it is known.
     """
 
     basis: SplineBasis
-    square_P: Floats
+    z_P: Floats
     within: float
     count: int
+    search_S: Floats
 
     @classmethod
-    def from_values(cls, basis: SplineBasis, group_K: Integers, value_K: Floats) -> Self:
+    def from_values(
+        cls, basis: SplineBasis, group_K: Integers, value_K: Floats, smoothing: float | None
+    ) -> Self:
         count_J = basis.root_J**2
         mean_J = np.bincount(group_K, value_K, len(count_J)) / count_J
         within = float(((value_K - mean_J[group_K]) ** 2).sum())
-        square_P = (basis.rough_JP.T @ (basis.root_J * mean_J)) ** 2
-        return cls(basis, square_P, within, len(value_K) - 2)
-
-    @property
-    def _search_S(self) -> Floats:
-        return self.basis.search_S
+        z_P = basis.rough_JP.T @ (basis.root_J * mean_J)
+        search_S = basis.search_S if smoothing is None else np.array([smoothing])
+        return cls(basis, z_P, within, len(value_K) - 2, search_S)
 
     @property
     def _least_noise(self) -> float:
         """Noise variance of rounding errors in double precision."""
-        total = float(self.square_P.sum()) + self.within
+        total = float((self.z_P**2).sum()) + self.within
         return max(total * _ROUNDING**2, np.finfo(np.float64).tiny)
 
     def noise(self, smoothing_S: Floats) -> Floats:
         """Return the noise variance of the largest likelihood at each smoothing parameter."""
         shrunk_SP = smoothing_S[:, None] / (self.basis.gamma_P + smoothing_S[:, None])
-        return np.asarray((shrunk_SP @ self.square_P + self.within) / self.count)
+        return np.asarray((shrunk_SP @ self.z_P**2 + self.within) / self.count)
 
     def deviance(self, smoothing_S: Floats) -> Floats:
         """Return minus twice the profile of the restricted log-likelihood, up to a constant."""
@@ -279,7 +324,9 @@ class _Evidence:
 
     def best(self) -> float:
         """Return the smoothing parameter of the largest restricted likelihood."""
-        search_S = self._search_S
+        search_S = self.search_S
+        if len(search_S) == 1:
+            return float(search_S[0])
         at = int(self.deviance(search_S).argmin())
         low, high = (search_S[max(at - 1, 0)], search_S[min(at + 1, _SEARCH - 1)])
         found = minimize_scalar(
@@ -295,8 +342,7 @@ class _Evidence:
         At a given smoothing the noise variance has a scaled inverse chi-squared posterior. The
         priors are flat on the logarithms of the noise and of the smoothing (our choice).
         """
-        noise_S, weight_S = self._posterior
-        return float(weight_S @ noise_S * self.count / max(self.count - 2, 1))
+        return sum(noise * weight for _, noise, weight in self.posterior())
 
     def noise_quantiles(self, probabilities: tuple[float, ...]) -> list[float]:
         """Return quantiles of the posterior of the noise's standard deviation."""
@@ -313,12 +359,19 @@ class _Evidence:
             float(np.exp(brentq(excess, low, high, args=(each,)) / 2)) for each in probabilities
         ]
 
+    def posterior(self) -> Iterator[tuple[float, float, float]]:
+        """Yield the smoothing parameters that count: each, its mean noise variance, its weight."""
+        noise_S, weight_S = self._posterior
+        mean_S = noise_S * self.count / max(self.count - 2, 1)
+        for s in np.flatnonzero(weight_S > _NO_WEIGHT):
+            yield float(self.search_S[s]), float(mean_S[s]), float(weight_S[s])
+
     @cached_property
     def _posterior(self) -> tuple[Floats, Floats]:
         """Noise variance at each smoothing parameter of the search, and the weights of these."""
-        deviance_S = self.deviance(self._search_S)
+        deviance_S = self.deviance(self.search_S)
         weight_S = np.exp(-0.5 * (deviance_S - deviance_S.min()))
-        noise_S = np.maximum(self.noise(self._search_S), self._least_noise)
+        noise_S = np.maximum(self.noise(self.search_S), self._least_noise)
         return noise_S, weight_S / weight_S.sum()
 
 

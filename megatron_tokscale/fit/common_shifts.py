@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _LEAST_PROBES = 8
 """Least number of probes after step 0; our choice: with fewer, a curve with jumps follows every
 mean."""
+_LEAST_TOKENS = 100
+"""Least number of tokens of a dataset; our choice: the mean of fewer has a tenth of a token's own
+noise or more, which hides the noise that they share."""
 _BLOCK_VALUES = 2**23  # losses read at a time: 32 MB in float32
 
 
@@ -103,12 +106,15 @@ class _MeanSums:
         """Return the shifts of the dataset."""
         timed_K = np.isfinite(self.x_K)
         shift_K = np.zeros(len(self.x_K))
-        if self.tokens < 2 or timed_K.sum() < _LEAST_PROBES:
+        if self.tokens < _LEAST_TOKENS or timed_K.sum() < _LEAST_PROBES:
             return DatasetShifts(name, self.tokens, tuple(shift_K.tolist()), 0.0, 0.0, 0.0, ())
         mean_K = self.loss_K / self.tokens
         curve = MeanCurve.from_means(self.x_K[timed_K], mean_K[timed_K])
         own = self._own_variance()
+        rounding = float(np.finfo(np.float32).eps * np.abs(mean_K).max()) ** 2
         shared = max(curve.noise_variance - own, 0.0)
+        if shared <= rounding:
+            shared = 0.0
         # The mean of the tokens' own noise stays in: it is no shift, but a sum of other errors.
         shift_K[timed_K] = curve.departure_T * (shared / max(curve.noise_variance, 1e-300))
         breaks = np.flatnonzero(timed_K)[list(curve.jumps)]

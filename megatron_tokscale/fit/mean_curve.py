@@ -22,7 +22,9 @@ from megatron_tokscale.core.smoothing import SplineBasis
 _LEVEL = 0.05
 """Chance to accept a candidate on a smooth curve with independent noise; our choice."""
 _SEARCH = 50  # smoothing parameters of the search
-_MOST_ACCEPTED = 0.25  # of the probes: more would leave no residuals to tell noise by (our choice)
+_MOST_ACCEPTED = 0.25, 25
+"""Most accepted candidates, as a share of the probes and by number; our choice. More would leave no
+residuals to tell noise by, and take long."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class MeanCurve:
         """Fit the curve to the means at distinct, ascending x."""
         search = _Search.of(x_T, mean_T)
         accepted: list[int] = []
-        most = int(_MOST_ACCEPTED * len(x_T))
+        share, number = _MOST_ACCEPTED
+        most = min(int(share * len(x_T)), number)
         threshold = float(chi2.isf(_LEVEL / search.n_candidates, 1))
         while len(accepted) < most:
             deviance, best, gain = search.try_all(accepted)

@@ -142,6 +142,13 @@ class FittedRun:
             return np.zeros((len(self.run.tokens.datasets), len(self.x_K)))
         return shift_table(self.fit.common_shifts)
 
+    def fitted_losses(self, tokens: slice) -> Floats32:
+        """Return the losses of a slice of the tokens as they were fitted: without common shifts."""
+        loss_NK = self.run.read_losses(tokens.start, tokens.stop)
+        if not self.shift_DK.any():
+            return loss_NK
+        return without_shifts(loss_NK, self.shift_DK, self.run.tokens.rows(tokens).dataset_N)
+
     def check_complete(self) -> None:
         """Refuse a run of which no token has finite losses at all probes.
 
@@ -183,9 +190,7 @@ class FittedRun:
             for start in range(0, len(group), block):
                 fits = group.rows(slice(start, start + block))
                 where = slice(at, at + len(fits))
-                loss_NK = self.run.read_losses(where.start, where.stop)
-                dataset_N = self.run.tokens.rows(where).dataset_N
-                yield where, fits, without_shifts(loss_NK, self.shift_DK, dataset_N)
+                yield where, fits, self.fitted_losses(where)
                 at = where.stop
         if at != self.run.n_tokens:
             raise TokscaleError(

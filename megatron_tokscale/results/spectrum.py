@@ -156,7 +156,8 @@ class SpectrumArrays:
         width_edges_W: edges of the bins of 10-90% widths, in units of x.
         width_observed_W: share of the falling tokens' drop per bin of their width.
         width_null_W: the same share under the null model: tokens that follow the mean curve.
-        frequency_loss_RFK: mean loss of the deciles of tokens by frequency.
+        frequency_loss_RFK: mean loss of the deciles of tokens by frequency, without the common
+            shifts.
         frequency_share_F: share of the tokens in each decile.
         frequency_I: frequency of the tokens of each fine bin, as a share of all tokens.
         frequency_time_I: their learning time.

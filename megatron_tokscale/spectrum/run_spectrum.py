@@ -231,11 +231,11 @@ class _Curves:
         return cls(whole, by_dataset, _spectrum(whole), spectra, overall, held_out)
 
     def dataset_noise(self, names: Sequence[str]) -> dict[str, SlopeNoise | Undefined]:
-        """Return the noise of the mean loss of each dataset, by its name."""
+        """Return the noise of the mean loss of each dataset, by its name, over the same range."""
         x_K, x_G = self.whole.x_K, self.overall.x_G
 
         def noise_of(part: Resampled) -> SlopeNoise:
-            estimator = SlopeEstimator.from_curve(x_K, part.loss_RK[0])
+            estimator = SlopeEstimator.from_curve(x_K, part.loss_RK[0], from_x=x_G[0], to_x=x_G[-1])
             return slope_noise(estimator, part.loss_RK, x_G)
 
         return {

@@ -95,10 +95,27 @@ def test_a_sharp_fall_of_all_tokens_stays_in_their_losses():
     assert shifts[0].jumps == (int((x_K >= 3).argmax()),)
 
 
-def test_few_probes_have_no_shifts():
-    loss_NK = np.random.default_rng(3).standard_normal((50, 7)).astype(np.float32)
-    (found,) = shifts_of(np.arange(7.0), [(loss_NK, np.zeros(50, np.int16))], ("all",))
+def test_losses_that_never_change_have_no_shifts():
+    loss_NK = np.full((150, 20), 2.7, np.float32)
+    (found,) = shifts_of(np.arange(20.0), [(loss_NK, np.zeros(150, np.int16))], ("all",))
     assert_array_equal(found.shift_K, 0)
+
+
+def test_few_probes_have_no_shifts():
+    loss_NK = np.random.default_rng(3).standard_normal((150, 7)).astype(np.float32)
+    (found,) = shifts_of(np.arange(7.0), [(loss_NK, np.zeros(150, np.int16))], ("all",))
+    assert_array_equal(found.shift_K, 0)
+
+
+def test_few_tokens_have_no_shifts():
+    """A dataset of 40 tokens is beside one of 400."""
+    rng = np.random.default_rng(3)
+    loss_NK = (rng.standard_normal((440, 30)) + rng.standard_normal(30)).astype(np.float32)
+    dataset_N = (np.arange(440) < 40).astype(np.int16)
+    many, few = shifts_of(np.arange(30.0), [(loss_NK, dataset_N)], NAMES)
+    assert few.tokens == 40
+    assert_array_equal(few.shift_K, 0)
+    assert np.std(many.shift_K) > 0.5
 
 
 @pytest.fixture

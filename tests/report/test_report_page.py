@@ -45,7 +45,7 @@ def content_of(run, name):
 
 
 def test_page_refers_to_nothing_outside_itself(html, page):
-    assert "http:" not in html and "https:" not in html
+    assert "://" not in html  # a watched token may be "https:"
     assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
     for _, name, value in page.attributes:
         assert name not in ("src", "srcset", "action", "data") and not name.startswith("on")

@@ -11,7 +11,7 @@ from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.checked import read_typed_result, write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import from_json, to_json
-from megatron_tokscale.core.schemas import TRANSFER_SCHEMA
+from megatron_tokscale.core.schemas import FIT_SCHEMA, TRANSFER_SCHEMA
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.fit.summary import FitSummary, NonFiniteLosses
 from megatron_tokscale.results import (
@@ -252,7 +252,7 @@ def test_a_summary_is_read_with_the_line_that_it_needs(analysed):
     path = analysed.paths.fit
     edit(path, n_tokens=None)
     with pytest.raises(TokscaleError, match="n_tokens is None; expected a whole number; run `meg"):
-        read_typed_result(FitSummary, path, 3, "run `megatron-tokscale fit` again")
+        read_typed_result(FitSummary, path, FIT_SCHEMA, "run `megatron-tokscale fit` again")
 
 
 def test_losses_that_are_not_finite_are_counted_in_one_line():

@@ -67,6 +67,45 @@ def test_local_learning_is_reconstructed_and_narrower_than_the_null_model(fitted
     assert "learning is local: yes" in describe_spectrum(result)
 
 
+def test_noise_of_the_checkpoints_is_reported_and_is_in_the_measured_mean(make_run):
+    """The fits are without the common shifts, and the mean loss and its ceiling are with them."""
+    steps, rng = probe_steps(50, last=5000), np.random.default_rng(1)
+    midpoint_N = rng.uniform(3, 7, (800, 1))
+    loss_NK = 1 + 3 * expit((midpoint_N - log_time(steps)) / 0.5)
+    shared_K = 0.05 * rng.standard_normal(50)
+    loss_NK += shared_K + 0.1 * rng.standard_normal((800, 50))
+    run = make_run(steps, loss_NK.astype(np.float32))
+    fit_run(run)
+    result = spectrum_run(run, n_resamples=50, null_tokens=200, seed=0)
+    arrays = np.load(run.paths.spectrum_arrays, allow_pickle=False)
+    np.testing.assert_allclose(arrays["mean_loss_K"], loss_NK.mean(axis=0), atol=1e-5)
+    noise = result.slope_noise
+    assert noise.shared.low < shared_K[1:].std() < noise.shared.high
+    assert noise.own < 0.01
+    assert set(result.dataset_noise) == {"prose", "code"}
+    full = result.same_tokens["full"]
+    assert full.r2.value > 0.7
+    assert full.ceiling == noise.ceiling
+    assert 0.03 < full.loss_error.value < 0.07  # a perfect model has the noise as its error
+    text = describe_spectrum(result)
+    assert f"shared by all tokens {noise.shared.value:.4f}" in text
+    assert f"would reach: {noise.ceiling.value:.3f}" in text
+
+
+def test_a_slope_that_is_noise_has_no_r2_and_the_text_says_why(make_run):
+    steps, rng = np.arange(0, 3600, 100), np.random.default_rng(2)
+    x_K = np.maximum(log_time(steps), 0)
+    loss_NK = 6 - 0.2 * x_K + rng.standard_normal(36) + 0.1 * rng.standard_normal((400, 36))
+    run = make_run(steps, loss_NK.astype(np.float32))
+    fit_run(run)
+    result = spectrum_run(run, n_resamples=20, null_tokens=100, seed=0)
+    assert result.slope_noise.ceiling.value < 0.5
+    for each in result.same_tokens.values():
+        assert "cannot be measured" in each.r2.undefined
+    assert "the slope cannot be measured" in describe_spectrum(result)
+    assert SpectrumResult.open(run).evidence.same_tokens == result.same_tokens
+
+
 def test_tokens_that_follow_the_mean_curve_are_not_local(make_run):
     steps, rng = probe_steps(50, last=5000), np.random.default_rng(0)
     mean_K = 3 * expit((5.5 - log_time(steps)) / 0.9)

@@ -169,7 +169,7 @@ class FittedPair:
                 have += len(rest[-1])
             joined = SigmoidFits.concatenate(rest)
             own, rest = joined.rows(slice(0, len(fits))), [joined.rows(slice(len(fits), None))]
-            yield at, fits, loss_NK, own, self.target.run.read_losses(at.start, at.stop)
+            yield at, fits, loss_NK, own, self.target.fitted_losses(at)
 
 
 @dataclass(frozen=True)
