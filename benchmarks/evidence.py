@@ -26,11 +26,12 @@ from megatron_tokscale.spectrum import (
     Widths,
     compare,
 )
+from megatron_tokscale.spectrum.events import learning_times
 from megatron_tokscale.spectrum.evidence.locality import FittedSample
 from megatron_tokscale.spectrum.evidence.order import OTHER_RUN, learning_order
 from megatron_tokscale.spectrum.evidence.reconstruction import NAMES
 from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
-from megatron_tokscale.spectrum.groups import baseline_predictors, groupings, learning_times
+from megatron_tokscale.spectrum.groups import baseline_predictors, groupings
 from megatron_tokscale.spectrum.sums import CLASSES
 from megatron_tokscale.store import WatchedTokens
 

@@ -1,10 +1,19 @@
 """The content of reconstruction.json: the tests that a spectrum can fail."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from megatron_tokscale.fit.summary import FitIdentity, NonFiniteLosses
 from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.scored_range import ScoredRange
 from megatron_tokscale.results.skill import GroupSkill
+
+RECONSTRUCTIONS: Final = {
+    "full": "each token's fit",
+    "kernel": "drops + times",
+    "spectrum": "times only",
+}
+"""Words for the reconstructions, by their names in code and files."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,21 @@ class ReconstructionScore:
     r2: Estimate | Undefined
     ceiling: Estimate
     loss_error: Estimate
+
+
+@dataclass(frozen=True)
+class Twins:
+    """R^2 of the reconstructions of two planted twins of the run, see `spectrum.twins`.
+
+    Attributes:
+        tokens: tokens of each twin.
+        without_steps: R^2 by name where each token follows the mean curve of its group.
+        with_steps: R^2 by name where each token follows the model of its class.
+    """
+
+    tokens: int
+    without_steps: dict[str, Estimate]
+    with_steps: dict[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -193,6 +217,8 @@ class Evidence:
         arrays_crc32: checksum of spectrum.npz.
         documents: number of documents that the intervals are over.
         non_finite: losses that are not finite.
+        scored: the range of x that the reconstructions are scored in: the part of the run's scored
+            range that ends at least two widths of a transition before the last probe.
         slope_noise: the noise of the mean loss of all tokens.
         dataset_noise: the noise of the mean loss of each dataset, by its name.
         same_tokens: score of each reconstruction ("full", "kernel", "spectrum") of the measured
@@ -200,6 +226,7 @@ class Evidence:
         other_documents: score of each reconstruction fitted on one half of the documents and
             measured on the other half.
         other_documents_note: a note for people on the limits of `other_documents`.
+        twins: R^2 of the same reconstructions of planted twins with and without steps.
         falls: falls along x, measured and reconstructed.
         fall_before_first_finite_probe: fall of the mean loss from step 0, which is at x = -inf, to
             the first probe after it, in nats; None without a probe at step 0.
@@ -213,11 +240,13 @@ class Evidence:
     arrays_crc32: str
     documents: int
     non_finite: NonFiniteLosses
+    scored: ScoredRange
     slope_noise: SlopeNoise
     dataset_noise: dict[str, SlopeNoise | Undefined]
     same_tokens: dict[str, ReconstructionScore]
     other_documents: dict[str, ReconstructionScore]
     other_documents_note: str
+    twins: Twins | Undefined
     falls: FallsByPart
     fall_before_first_finite_probe: Estimate | None
     classes: dict[str, ClassShare]

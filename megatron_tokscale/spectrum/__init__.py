@@ -2,8 +2,10 @@
 
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.results.estimate import Estimate
-from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum, events_of
+from megatron_tokscale.spectrum.clock import map_clock
+from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum
 from megatron_tokscale.spectrum.derivative import SlopeEstimator, measured_derivative
+from megatron_tokscale.spectrum.events import Events, events_of, learning_times
 from megatron_tokscale.spectrum.evidence.forward import predict_forward
 from megatron_tokscale.spectrum.evidence.locality import Widths, mean_curve_losses
 from megatron_tokscale.spectrum.evidence.order import learning_order
@@ -16,11 +18,13 @@ from megatron_tokscale.spectrum.evidence.reconstruction import (
 )
 from megatron_tokscale.spectrum.evidence.run_transfer import transfer_run
 from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
-from megatron_tokscale.spectrum.groups import groupings, learning_times
+from megatron_tokscale.spectrum.groups import groupings
 from megatron_tokscale.spectrum.matrix import matrix_run, threshold_times
 from megatron_tokscale.spectrum.run_axis import axis_run
 from megatron_tokscale.spectrum.run_spectrum import spectrum_run
+from megatron_tokscale.spectrum.scored_range import scored_range_of
 from megatron_tokscale.spectrum.sums import DocumentSums, Resampled
+from megatron_tokscale.spectrum.survival import product_limit
 
 __all__ = [
     "Alignment",
@@ -28,6 +32,7 @@ __all__ = [
     "Comparison",
     "DocumentSums",
     "Estimate",
+    "Events",
     "LearningTimeSpectrum",
     "Reconstruction",
     "Resampled",
@@ -41,11 +46,14 @@ __all__ = [
     "groupings",
     "learning_order",
     "learning_times",
+    "map_clock",
     "matrix_run",
     "mean_curve_losses",
     "measured_derivative",
     "predict_forward",
+    "product_limit",
     "reconstruct",
+    "scored_range_of",
     "slope_noise",
     "spectrum_run",
     "threshold_times",

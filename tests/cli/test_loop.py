@@ -13,7 +13,7 @@ def test_the_whole_loop_by_verbs(run, corpus, tmp_path, capsys):
     main(["fit", str(run)])
     assert "falling" in capsys.readouterr().out
     main(["spectrum", str(run), "--resamples", "10"])
-    assert "full: every token's own transition" in capsys.readouterr().out
+    assert "each token's fit" in capsys.readouterr().out
     main(["laws", str(run), "--resamples", "10"])
     capsys.readouterr()
     plan = tmp_path / "plan.json"

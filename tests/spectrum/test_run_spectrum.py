@@ -10,12 +10,14 @@ import pytest
 from runs import log_time, plain_probe_set, probe_steps, write_run
 from scipy.special import expit
 
+from megatron_tokscale.cli import main
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import to_json
 from megatron_tokscale.fit import SigmoidFits, fit_run
 from megatron_tokscale.results import SpectrumResult
+from megatron_tokscale.results.scored_range import RangeEnd, RangeStart
 from megatron_tokscale.spectrum import spectrum_run
-from megatron_tokscale.spectrum.spectrum_text import describe_spectrum
+from megatron_tokscale.spectrum.spectrum_text import describe_datasets, describe_spectrum
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.losses import losses_name
 
@@ -46,11 +48,12 @@ def test_files_hold_spectra_overall_and_per_dataset(fitted):
         of_dataset = finite_N & (fitted.probe_set.dataset_N == d)
         mean_K = fitted.read_losses()[of_dataset].astype(float).mean(axis=0)
         np.testing.assert_allclose(arrays["mean_loss_DK"][d], mean_K, rtol=1e-6)
-    share_D = np.array([dataset["n_tokens"] for dataset in about["datasets"]]) / about["n_tokens"]
+    count_D = np.array([dataset["n_tokens"] for dataset in about["datasets"]])
+    share_D = count_D / about["overall"]["n_tokens"]
     np.testing.assert_allclose(
         share_D @ arrays["drop_weighted_DG"], arrays["drop_weighted_G"], atol=1e-9
     )
-    assert arrays["x_G"].shape == arrays["full_G"].shape == arrays["half_full_G"].shape
+    assert arrays["x_G"].shape == arrays["full_G"].shape == arrays["unlearned_G"].shape
     low_G, high_G = arrays["measured_interval_2G"]
     assert (low_G <= high_G).all()
 
@@ -63,7 +66,8 @@ def test_local_learning_is_reconstructed_and_narrower_than_the_null_model(fitted
     assert widths.local is True
     assert widths.observed.width_x.p50.value < widths.mean_curve_null.width_x.p50.value / 2
     summary = SpectrumResult.open(fitted).summary
-    np.testing.assert_allclose(summary.drop_of_events.value, summary.fall.value, rtol=0.05)
+    learned_nats = summary.overall.learned_nats.value
+    np.testing.assert_allclose(learned_nats, summary.fall.value, rtol=0.05)
     assert "learning is local: yes" in describe_spectrum(result)
 
 
@@ -163,3 +167,56 @@ def test_means_predicted_by_the_fits_are_the_measured_ones(fitted):
     finite_N = fits.complete_N
     measured_K = fitted.read_losses()[finite_N].mean(axis=0)
     np.testing.assert_allclose(fits.predict(fits.x_K)[finite_N].mean(axis=0), measured_K, atol=0.02)
+
+
+@pytest.fixture
+def imported(tmp_path, local_losses):
+    """A run without labels and documents, whose losses were imported."""
+    steps, loss_NK, _, _ = local_losses
+    np.savez(tmp_path / "losses.npz", loss_matrix=loss_NK, axis_values=steps)
+    line = f"import {tmp_path / 'losses.npz'} --axis T --unit step --out {tmp_path / 'imported'}"
+    main(line.split())
+    run = Run.open(tmp_path / "imported")
+    fit_run(run)
+    return run
+
+
+def test_without_labels_the_range_starts_at_the_first_probe_and_says_so(imported):
+    result = spectrum_run(imported, null_tokens=200, n_resamples=10, seed=0)
+    assert result.scored.start_reason is RangeStart.NO_LABELS
+    assert result.scored.from_x == imported.x_K()[1]
+    assert "as the labels are not known" in describe_spectrum(result)
+    summary = SpectrumResult.open(imported).summary
+    assert summary.scored.end_reason is RangeEnd.NO_RATES
+    assert result.same_tokens["spectrum"].r2.value > 0.9
+
+
+def test_the_table_says_what_became_of_the_tokens_of_each_dataset(make_run, local_losses):
+    steps, loss_NK, midpoint_N, drop_N = local_losses
+    loss_NK = loss_NK.copy()
+    later_N = np.arange(len(loss_NK)) % 16 == 1  # tokens of the first dataset
+    loss_NK[later_N] = 7 + 0.1 * np.random.default_rng(1).standard_normal((100, len(steps)))
+    run = make_run(steps, loss_NK)
+    fit_run(run)
+    spectrum_run(run, null_tokens=100, n_resamples=20, seed=0)
+    result = SpectrumResult.open(run)
+    prose, code = result.summary.datasets
+    assert (prose.n_tokens, code.n_tokens) == (800, 800)
+    assert abs(prose.censored - 100) <= 10 and code.censored <= 10
+    assert prose.n_events + prose.censored + prose.known + prose.forgotten == 800
+    of_prose = run.probe_set.dataset_N == 0
+    learned_N = of_prose & ~later_N
+    expected = drop_N[learned_N].mean() * 100 / 800
+    np.testing.assert_allclose(prose.expected_nats.value, expected, rtol=0.15)
+    np.testing.assert_allclose(prose.learned_nats.value, drop_N[learned_N].sum() / 800, rtol=0.05)
+    time_N = np.where(later_N, np.inf, midpoint_N)
+    assert prose.median_x.low - 0.05 < np.median(time_N[of_prose]) < prose.median_x.high + 0.05
+    lines = describe_datasets(result.summary).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["all", "prose", "code"]
+    assert "800" in lines[3] and "12." in lines[3]
+    left_G = result.arrays.unlearned_G
+    assert (np.diff(left_G) <= 1e-12).all()
+    total = prose.learned_nats.value + prose.expected_nats.value
+    total += code.learned_nats.value + code.expected_nats.value
+    last = (prose.expected_nats.value + code.expected_nats.value) / total
+    np.testing.assert_allclose(left_G[-1], last, atol=0.01)

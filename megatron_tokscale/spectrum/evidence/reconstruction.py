@@ -3,9 +3,10 @@
 - full: the mean over tokens of the slope of each token's class: a bump for a falling token, two for
   a two-step token, a negative one for a rising token; a constant slope after the onset for a
   gradual token; zero for a flat token.
-- kernel: the drop-weighted spectrum with one common kernel: every learning event keeps its drop and
-  midpoint, and all have the same width.
-- spectrum: learning times alone: all events have the same (mean) drop and the same width.
+- kernel: drops and times: every learning event keeps its drop and midpoint, and has the mean kernel
+  of the events of its period (`Resampled.curves`).
+- spectrum: times only: all events from the start of the scored range on have the same (mean) drop,
+  and the mean kernel of their period.
 
 (docs/references.md 1.4; for the events see `events_of`.) A measured slope is smoothed. For a
 fair comparison each model is turned into a mean loss at the probes, and the same linear estimator
@@ -154,7 +155,8 @@ def reconstruct(
     fits = fits if tokens_N is None else fits.rows(tokens_N)
     no_losses_NK = np.zeros((len(fits), len(fits.x_K)), np.float32)
     block = (fits, no_losses_NK, np.zeros(len(fits), np.int32))
-    model = DocumentSums.from_blocks(fits.x_K, [block], 1).resampled(fits.x_K, np.ones((1, 1)))
+    sums = DocumentSums.from_blocks(fits.x_K, [block], 1, from_x=from_x)
+    model = sums.resampled(fits.x_K, np.ones((1, 1)), from_x=from_x)
     loss_RK = np.asarray(mean_loss_K, dtype=np.float64)[None]
     return compare(fits.x_K, model.curves(), loss_RK, x_G, from_x=from_x, to_x=to_x)
 

@@ -21,13 +21,13 @@ from megatron_tokscale.results import FittedRun, Transfer, transfers_to_keep
 from megatron_tokscale.results.estimate import defined_or_reason
 from megatron_tokscale.results.skill import GroupTest
 from megatron_tokscale.results.transfer import Transfers, TransferSettings
+from megatron_tokscale.spectrum.events import learning_times
 from megatron_tokscale.spectrum.evidence.order import learning_order
 from megatron_tokscale.spectrum.evidence.transfer import PERMUTATIONS, Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import (
     Groups,
     baseline_predictors,
     groupings,
-    learning_times,
 )
 from megatron_tokscale.spectrum.run_spectrum import draw_tokens
 from megatron_tokscale.spectrum.sums import loss_sums

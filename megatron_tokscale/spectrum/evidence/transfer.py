@@ -32,11 +32,12 @@ from scipy.special import expit
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Units
-from megatron_tokscale.fit import SigmoidFits, Transitions
+from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.skill import GroupSkill, GroupTest
-from megatron_tokscale.spectrum.density import default_grid, events_of
+from megatron_tokscale.spectrum.density import default_grid
 from megatron_tokscale.spectrum.derivative import SlopeEstimator
+from megatron_tokscale.spectrum.events import Events, events_of
 from megatron_tokscale.spectrum.evidence.skill import DocumentGroups, GroupSums, skill
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.kernels import add_sigmoids
@@ -184,7 +185,7 @@ class TransferSums:
                 sums.add("own", _event_sums(own_events, own_cell_E, n_cells, at_probes(own_x_K)))
         self._keep(np.flatnonzero(whole_N) + at.start, events, loss_NK)
 
-    def _keep(self, token_N: Integers, events: Transitions, loss_NK: Floats32) -> None:
+    def _keep(self, token_N: Integers, events: Events, loss_NK: Floats32) -> None:
         """Keep the sampled tokens' events and losses for the permutations."""
         kept_N = self._sampled_N[token_N]
         events = events.rows(kept_N[events.token_E])
@@ -337,7 +338,7 @@ def _shortest(operator_KX: Floats) -> Floats:
     return np.asarray(np.linalg.qr(operator_KX.T, mode="r").T)
 
 
-def _event_sums(events: Transitions, cell_E: Integers, n_cells: int, x_K: Floats) -> Floats:
+def _event_sums(events: Events, cell_E: Integers, n_cells: int, x_K: Floats) -> Floats:
     """Return sums by cell of drop * s((midpoint - x)/width) over events."""
     total_CK = np.zeros((n_cells, len(x_K)))
     columns = (events.drop_E, events.midpoint_E, events.width_E, x_K)
