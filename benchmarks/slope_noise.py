@@ -21,7 +21,7 @@ from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import TokenClass, fit_sigmoids
 from megatron_tokscale.fit.common_shifts import shift_table, shifts_of, without_shifts
 from megatron_tokscale.spectrum import SlopeEstimator, compare, slope_noise
-from megatron_tokscale.spectrum.evidence.reconstruction import LEAST_CEILING
+from megatron_tokscale.spectrum.evidence.reconstruction import LEAST_CEILING, why_not_measured
 
 FROM_STEP = 40  # the unigram phase of the planted worlds is over
 TOKENS, FIT_TOKENS = 12_000, 4_000
@@ -59,8 +59,9 @@ The planted worlds: `tests/support/planted_worlds.py`; {tokens:,} tokens, from s
 Noise: common to all tokens, as given, and the tokens' own {own:.2f} nats with an autocorrelation of
 {phi}. Found and covered: the shared noise and its 95% interval. Slope covered: share of 256 points
 at which the 95% interval of the slope holds the true one. Error: root mean square error of the
-slope over the standard deviation of the true one. Measured: runs whose ceiling is at least {least};
-ceiling and R^2 of the perfect model, the planted mean loss, are those of these runs.
+slope over the standard deviation of the true one. Measured: runs whose ceiling is at least {least}
+and whose mean loss differs from a straight line at the 5% level; ceiling and R^2 of the perfect
+model, the planted mean loss, are those of these runs.
 
 Common shifts: the estimated noise, the share of the losses' departures from the line between their
 neighbours that the shifts carried, and the variance of the common noise that is left after them.
@@ -101,6 +102,7 @@ def repetition(name, axis_name, common, seed):
         "ceiling": found.noise.ceiling.value,
         "r2": found.by_name["full"].r2,
         "correlation": found.noise.lag_one_correlation,
+        "measured": why_not_measured(found.noise) is None,
     }
 
 
@@ -125,7 +127,7 @@ def planted_rows(runs, lines):
 def planted_row(found, common):
     """Return the cells of one row from the repetitions."""
     value, low, high = np.array([each["shared"] for each in found]).T
-    measured = [each for each in found if each["ceiling"] >= LEAST_CEILING]
+    measured = [each for each in found if each["measured"]]
     reached, ceiling = ([each[key] for each in measured] for key in ("r2", "ceiling"))
     error = np.std(reached) / len(reached) ** 0.5 if measured else 0
     return [
@@ -210,6 +212,7 @@ def real_noise(loss_NK, x_K):
         "correlation": found.lag_one_correlation,
         "freedom": found.freedom,
         "ceiling": found.ceiling.value,
+        "measured": why_not_measured(found) is None,
     }
 
 
@@ -245,7 +248,7 @@ def known(found, key):
 def real_row(task, curves, found):
     """Return a row: the median over the curves."""
     shared = np.median([each["shared"] for each in found], axis=0)
-    measured = sum(each["ceiling"] >= LEAST_CEILING for each in found)
+    measured = sum(each["measured"] for each in found)
     middle = {
         key: np.median([each[key] for each in found])
         for key in ("own", "correlation", "freedom", "ceiling")

@@ -27,18 +27,13 @@ from scipy.stats import chi2
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import UndefinedError
+from megatron_tokscale.core.spline_basis import SplineBasis, motion_covariance
 
 LEAST_POINTS = 4
 """Least number of distinct x: a straight line takes two of them, and a variance needs two more (our
 choice)."""
-_SEARCH = 200  # values of the smoothing on a logarithmic grid: neighbours differ by 30% at most
-_BEYOND = 10.0
-"""The search ends where the smoothest coordinate is shrunk by this factor, and the roughest one by
-1 + 1/10; beyond, the curve is a straight line, or goes through every value, and the likelihood is
-flat (our choice)."""
 _NO_WEIGHT = 1e-5  # posterior weight of a smoothing parameter below which it does not count
 _ROUNDING = 1e-14  # least noise as a share of the values' departures from a straight line
-_RESOLUTION = 1e-13  # least smoothing, as a share of the largest gamma, in double precision
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ class SmoothingSpline:
     noise: float
     noise_interval: tuple[float, float]
     noise_variance: float
-    _basis: "SplineBasis" = field(repr=False)
+    _basis: SplineBasis = field(repr=False)
     _evidence: "_Evidence" = field(repr=False)
 
     @classmethod
@@ -131,6 +126,18 @@ class SmoothingSpline:
         """Return the standard error of the curve's slope, as `error` that of the curve."""
         return self._predictor(x_G, 1).error(self._scaled, self._evidence)
 
+    @property
+    def straight_p_value(self) -> float:
+        """Return the p-value of "the curve is a straight line", by the restricted likelihoods.
+
+        The variance of the motion cannot be below 0, so twice the logarithm of their ratio is 0 or
+        chi-squared with one degree of freedom, at equal odds (Self and Liang 1987); for few values
+        the test is a little conservative (Crainiceanu and Ruppert 2004).
+        """
+        deviance_S = self._evidence.deviance(self._basis.search_S)
+        ratio = float(deviance_S[-1] - deviance_S.min())
+        return float(chi2.sf(ratio, 1) / 2) if ratio > 0 else 1.0
+
     def lag_one_correlation(self, value_K: ArrayLike) -> float:
         """Return the correlation of neighbouring residuals, less that of independent noise.
 
@@ -174,57 +181,6 @@ class SmoothingSpline:
 
 
 @dataclass(frozen=True)
-class SplineBasis:
-    """The basis of Demmler and Reinsch for distinct x, scaled to the range [0, 1].
-
-    Attributes:
-        length: range of x.
-        u_J: scaled x.
-        root_J: square root of the number of values at each x.
-        line_J2: orthonormal basis of the weighted straight lines.
-        triangle_22: the matrix that turns it into the weighted lines 1 and u.
-        rough_JP: orthonormal basis of all else; the coordinates of the values are independent.
-        gamma_P: variance of the motion's coordinates.
-        motion_JJ: covariance of the weighted motion at the x.
-    """
-
-    length: float
-    u_J: Floats
-    root_J: Floats
-    line_J2: Floats
-    triangle_22: Floats
-    rough_JP: Floats
-    gamma_P: Floats
-    motion_JJ: Floats
-
-    @classmethod
-    def over(cls, x_J: Floats, count_J: Integers) -> Self:
-        """Return the basis for distinct, ascending x with so many values each."""
-        length = float(np.ptp(x_J))
-        u_J, root_J = (x_J - x_J[0]) / length, np.sqrt(count_J)
-        lines_J2 = np.stack([np.ones_like(u_J), u_J], axis=1) * root_J[:, None]
-        q_JJ, r_J2 = np.linalg.qr(lines_J2, mode="complete")
-        motion_JJ = root_J[:, None] * _motion_covariance(u_J, u_J, 0) * root_J
-        rest_JP = q_JJ[:, 2:]
-        gamma_P, vector_PP = np.linalg.eigh(rest_JP.T @ motion_JJ @ rest_JP)
-        gamma_P = np.maximum(gamma_P, np.finfo(np.float64).eps * gamma_P[-1])
-        rough_JP = rest_JP @ vector_PP
-        return cls(length, u_J, root_J, q_JJ[:, :2], r_J2[:2], rough_JP, gamma_P, motion_JJ)
-
-    @cached_property
-    def search_S(self) -> Floats:
-        """Smoothing parameters for scaled x, from "through every value" to "straight line"."""
-        highest = self.gamma_P[-1] * _BEYOND
-        lowest = max(self.gamma_P[0] / _BEYOND, self.gamma_P[-1] * _RESOLUTION)
-        return np.geomspace(lowest, highest, _SEARCH)
-
-    def line_weights(self, u_G: Floats, order: int) -> Floats:
-        """Return the matrix from weighted means to their straight line, or to its slope, at u."""
-        powers_G2 = np.stack([np.full_like(u_G, 1 - order), u_G ** (1 - order)], axis=1)
-        return np.asarray(np.linalg.solve(self.triangle_22.T, powers_G2.T).T @ self.line_J2.T)
-
-
-@dataclass(frozen=True)
 class _Predictor:
     """The prediction of a curve, or of its slope, at grid points for any smoothing parameter.
 
@@ -250,7 +206,7 @@ class _Predictor:
     def at(cls, basis: SplineBasis, u_G: Floats, order: int) -> Self:
         """Return the predictor of the derivative of an order, 0 or 1, at scaled x."""
         line_GJ = basis.line_weights(u_G, order)
-        c_GJ = _motion_covariance(u_G, basis.u_J, order) * basis.root_J
+        c_GJ = motion_covariance(u_G, basis.u_J, order) * basis.root_J
         of_line_GJ = line_GJ @ basis.motion_JJ
         motion_G = np.maximum(u_G, 0) ** (3 - 2 * order) / (1 if order else 3)
         motion_G += (line_GJ * (of_line_GJ - 2 * c_GJ)).sum(axis=1)
@@ -328,7 +284,7 @@ class _Evidence:
         if len(search_S) == 1:
             return float(search_S[0])
         at = int(self.deviance(search_S).argmin())
-        low, high = (search_S[max(at - 1, 0)], search_S[min(at + 1, _SEARCH - 1)])
+        low, high = (search_S[max(at - 1, 0)], search_S[min(at + 1, len(search_S) - 1)])
         found = minimize_scalar(
             lambda log: float(self.deviance(np.exp([log]))[0]),
             bounds=(np.log(low), np.log(high)),
@@ -373,16 +329,3 @@ class _Evidence:
         weight_S = np.exp(-0.5 * (deviance_S - deviance_S.min()))
         noise_S = np.maximum(self.noise(self.search_S), self._least_noise)
         return noise_S, weight_S / weight_S.sum()
-
-
-def _motion_covariance(s_G: Floats, t_J: Floats, order: int) -> Floats:
-    """Return the covariance of an integrated Brownian motion from 0, or of its slope, at s and t.
-
-    The covariance is a^2 (3 b - a) / 6, with a the smaller and b the larger of the two (Wahba
-    1978); `order` 1 differentiates by s. Before 0 the motion is zero.
-    """
-    s_G1 = np.maximum(s_G, 0)[:, None]
-    if order == 0:
-        low_GJ, high_GJ = np.minimum(s_G1, t_J), np.maximum(s_G1, t_J)
-        return np.asarray(low_GJ**2 * (3 * high_GJ - low_GJ) / 6)
-    return np.asarray(np.where(s_G1 <= t_J, s_G1 * t_J - s_G1**2 / 2, t_J**2 / 2))

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import chi2
 
 from megatron_tokscale.core.arrays import Floats, Integers
-from megatron_tokscale.core.smoothing import SplineBasis
+from megatron_tokscale.core.spline_basis import SplineBasis
 
 _LEVEL = 0.05
 """Chance to accept a candidate on a smooth curve with independent noise; our choice."""

@@ -47,6 +47,7 @@ class SlopeNoise:
             independent noise leaves; the estimates take the noise for independent.
         ceiling: R^2 of the slope that a perfect model would reach on this noise; the interval is
             that of the noise.
+        straight_p_value: p-value of "the true curve is a straight line in x".
     """
 
     probes: int
@@ -56,6 +57,7 @@ class SlopeNoise:
     shared: Estimate
     lag_one_correlation: float
     ceiling: Estimate
+    straight_p_value: float
 
 
 @dataclass(frozen=True)

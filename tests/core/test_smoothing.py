@@ -151,6 +151,20 @@ def test_residuals_of_independent_noise_have_no_correlation_beyond_the_expected(
     assert 0.3 < found[0.5] < 0.6
 
 
+def test_a_straight_line_is_rejected_as_often_as_the_level_and_a_curve_always():
+    rng = np.random.default_rng(3)
+    x_K = np.linspace(0, 4, 35)
+    straight, curved = (
+        [
+            SmoothingSpline.from_values(x_K, curve_K + rng.standard_normal(35)).straight_p_value
+            for _ in range(200)
+        ]
+        for curve_K in (3 - 2 * x_K, 20 * np.exp(-x_K))
+    )
+    assert np.mean(np.array(straight) < 0.05) < 0.09
+    assert max(curved) < 0.01
+
+
 def test_values_without_noise_leave_none():
     x_K = np.linspace(1, 4, 20)
     line = SmoothingSpline.from_values(x_K, 3 - 2 * x_K)

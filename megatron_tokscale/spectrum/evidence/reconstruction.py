@@ -16,8 +16,10 @@ algebra and no evidence (docs/architecture.md 6).
 The measured slope has noise that no model can predict. The ceiling is the R^2 that a perfect model
 would reach: with the linear estimator D and noise of variance s^2 at every probe, a perfect model
 misses by tr(D s^2 D^T) on average, while the squares of the measured slope around its mean already
-contain the noise and need no correction for it. Where the ceiling is below one half, noise has more
-of the slope's variance than the slope has, and no R^2 is given.
+contain the noise and need no correction for it. No R^2 is given where the ceiling is below one
+half: noise has more of the slope's variance than the slope has. Nor is one given where the mean
+losses do not differ from a straight line: by chance the noise alone then often looks like a slope
+that varies, and its ceiling is too high.
 
 Shapes: N tokens, K probe steps, G grid points, R resamples of the documents (the first is the data
 as they are).
@@ -32,6 +34,7 @@ from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.evidence import FallsByPart, ReconstructionScore, SlopeNoise
+from megatron_tokscale.results.verdict import LEVEL
 from megatron_tokscale.spectrum.density import GRID_POINTS
 from megatron_tokscale.spectrum.derivative import SlopeEstimator
 from megatron_tokscale.spectrum.sums import DocumentSums
@@ -100,14 +103,10 @@ class Comparison:
         return {name: self._score(each) for name, each in self.by_name.items()}
 
     def _score(self, each: Reconstruction) -> ReconstructionScore:
-        ceiling = self.noise.ceiling
-        r2 = (
-            Undefined(_not_measured(self.noise))
-            if ceiling.value < LEAST_CEILING
-            else Estimate.from_resamples(each.r2_R, most=1)
-        )
+        reason = why_not_measured(self.noise)
+        r2 = Estimate.from_resamples(each.r2_R, most=1) if reason is None else Undefined(reason)
         error = Estimate.from_resamples(each.loss_error_R, least=0)
-        return ReconstructionScore(r2, ceiling, error)
+        return ReconstructionScore(r2, self.noise.ceiling, error)
 
     def falls(self) -> FallsByPart:
         """Return the fall in nats within each eighth of the range, measured and reconstructed."""
@@ -230,6 +229,7 @@ def slope_noise(estimator: SlopeEstimator, loss_RK: Floats, x_G: Floats) -> Slop
         shared=_estimate(shared),
         lag_one_correlation=estimator.lag_one_correlation,
         ceiling=Estimate(ceiling, low, high, ceiling),
+        straight_p_value=spline.straight_p_value,
     )
 
 
@@ -239,12 +239,20 @@ def _estimate(ends: Floats) -> Estimate:
     return Estimate(value, low, high, value)
 
 
-def _not_measured(noise: SlopeNoise) -> str:
-    return (
-        f"the slope cannot be measured: on noise of {noise.noise.value:.2g} nats at "
-        f"{noise.probes} probes a perfect model would reach R^2 {max(noise.ceiling.value, 0):.2f}; "
-        f"at least {LEAST_CEILING} is needed"
-    )
+def why_not_measured(noise: SlopeNoise) -> str | None:
+    """Return why R^2 of the slope says nothing, or None if it says something."""
+    at = f"on noise of {noise.noise.value:.2g} nats at {noise.probes} probes"
+    if noise.ceiling.value < LEAST_CEILING:
+        return (
+            f"the slope cannot be measured: {at} a perfect model would reach "
+            f"R^2 {max(noise.ceiling.value, 0):.2f}; at least {LEAST_CEILING} is needed"
+        )
+    if noise.straight_p_value > LEVEL:
+        return (
+            f"the slope cannot be measured: {at} the mean loss is not told from a straight line "
+            f"in x (p = {noise.straight_p_value:.2f}; at most {LEVEL} is needed)"
+        )
+    return None
 
 
 def _loss_error(miss_RK: Floats, with_level: bool) -> Floats:
