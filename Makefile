@@ -35,6 +35,7 @@ accuracy: env
 
 evidence: env
 	PYTHONPATH=tests/support $(BIN)/python benchmarks/evidence.py --folder evidence-run --out benchmarks/results/evidence.md
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/coverage.py --folder coverage-run --out benchmarks/results/coverage.md
 
 lint: env
 	$(BIN)/ruff check .

@@ -108,11 +108,8 @@ def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run
     from megatron_tokscale.results import SpectrumResult
     from megatron_tokscale.spectrum import spectrum_run, transfer_run
     from megatron_tokscale.spectrum.evidence.run_transfer import FittedPair
-    from megatron_tokscale.spectrum.spectrum_text import (
-        describe_datasets,
-        describe_spectrum,
-        describe_transfer,
-    )
+    from megatron_tokscale.spectrum.evidence_text import describe_transfer
+    from megatron_tokscale.spectrum.spectrum_text import describe_datasets, describe_spectrum
 
     if len(runs) > 1 or arguments.out or arguments.trunk:
         raise TokscaleError(

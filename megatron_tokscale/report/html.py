@@ -177,7 +177,8 @@ tbody th { font-weight: 400; min-width: 9rem; }
 .dense tbody th { min-width: 7rem; }
 td .interval { display: block; color: var(--soft); font-size: .8rem; white-space: nowrap; }
 .outcome { font-weight: 600; white-space: nowrap; }
-.outcome.passed { color: #00634a; }
+.outcome.holds { color: #00634a; }
+.outcome.fails { color: #a03c00; }
 .outcome.undefined, .outcome.undecided { color: var(--soft); }
 .part { padding-left: 1.3rem; }
 details { margin: .6rem 0; }

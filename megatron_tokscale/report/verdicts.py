@@ -2,83 +2,88 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Self
 
-from megatron_tokscale.report.html import paragraph, table
-
-Outcome = bool | Sequence[bool | None] | None
-
-
-class Words(NamedTuple):
-    """Words for the outcomes True, False and None of a test."""
-
-    passed: str
-    failed: str
-    undefined: str
-
-
-TESTED: Final = Words("passed", "not shown", "undefined")
-"""Words for a test whose passing is evidence."""
-CLAIMED: Final = Words("holds", "fails", "undecided")
-"""Words for a prediction: that it is not refuted is no evidence."""
+from megatron_tokscale.report.html import escape, estimate, paragraph, table
+from megatron_tokscale.results.estimate import Undefined
+from megatron_tokscale.results.verdict import ClaimTest, Verdict
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """One test and its outcome; the texts are HTML.
+class VerdictRow:
+    """One claim and its verdict; the texts are HTML.
 
     Attributes:
         anchor: id of the section, or part of it, that shows the test.
-        question: the claim that was tested.
-        passed: the outcome, or one for each grouping of the tokens; None where it is undefined.
-        estimate: the number that determines the verdict, with its interval.
-        meaning: meaning of that number, and the condition for passing.
-        words: `TESTED` or `CLAIMED`.
+        claim: the claim that was tested.
+        verdict: the verdict.
+        number: the number that determines it, with its interval; why there is none.
+        rule: meaning of that number, and the condition under which the claim holds.
+        primary: true for a primary test, which stands first and is not corrected for others.
     """
 
     anchor: str
-    question: str
-    passed: Outcome
-    estimate: str
-    meaning: str
-    words: Words = TESTED
+    claim: str
+    verdict: Verdict
+    number: str
+    rule: str
+    primary: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        anchor: str,
+        test: ClaimTest,
+        meaning: str,
+        *,
+        claim: str = "",
+        pattern: str = ",.3f",
+        primary: bool = False,
+    ) -> Self:
+        """Return the row of a test.
+
+        Args:
+            anchor: id of the section that shows the test.
+            test: the test.
+            meaning: meaning of its number, as HTML.
+            claim: the claim as HTML; by default the test's own words.
+            pattern: format of the number.
+            primary: whether the test is a primary one.
+        """
+        found = test.estimate
+        undefined = isinstance(found, Undefined)
+        return cls(
+            anchor,
+            claim or _sentence(test.claim.name),
+            test.verdict,
+            escape(found.undefined) if isinstance(found, Undefined) else estimate(found, pattern),
+            meaning if undefined else f"{meaning}; holds {test.claim.rule}",
+            primary,
+        )
 
 
-def outcome(passed: Outcome, words: Words = TESTED) -> str:
-    """Return the verdict in words; for several tests that differ, how many are passed."""
-    if isinstance(passed, Sequence):
-        return _several_outcomes(passed, words)
-    word = words.undefined if passed is None else words.passed if passed else words.failed
-    return f'<span class="outcome {word.replace(" ", "-")}">{word}</span>'
+def outcome(verdict: Verdict | None) -> str:
+    """Return the verdict in words as HTML; "undefined" for None, a number that there is not."""
+    word = "undefined" if verdict is None else str(verdict)
+    return f'<span class="outcome {word}">{word}</span>'
 
 
-def _several_outcomes(results: Sequence[bool | None], words: Words) -> str:
-    count = results.count(True)
-    if 0 < count < len(results):
-        return f'<span class="outcome">{words.passed} for {count} of {len(results)}</span>'
-    if count:
-        return outcome(True, words)
-    return outcome(False if False in results else None, words)
-
-
-def summary(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return the text and the table of all verdicts, as parts of a section."""
-    rows = [
-        [
-            f'<a href="#{each.anchor}">{each.question}</a>',
-            outcome(each.passed, each.words),
-            each.estimate,
-            each.meaning,
-        ]
-        for each in verdicts
-    ]
+def summary(rows: Sequence[VerdictRow]) -> list[str]:
+    """Return the text and the table of all verdicts, the primary tests first."""
+    ordered = sorted(rows, key=lambda row: not row.primary)
     return [
         paragraph(
-            "The table lists every claim that the data of this run could have refuted: claims "
-            "about learning times, and claims of rival explanations. “Not shown” means that a test "
-            "was not passed; the null model is shown to be better only if the whole interval is on "
-            "its side. “Holds” means that the data do not refute a prediction; a wide interval "
-            "refutes little. One claim is not tested: that the fits add up to the run's own loss "
+            "The table lists every claim that the data of this run could have refuted: first the "
+            "three primary tests of steps of single tokens, then claims about learning times, and "
+            "claims of rival explanations. A claim <strong>holds</strong> if the whole 95% "
+            "interval of its number is where the rule says, and <strong>fails</strong> if the "
+            "whole interval is elsewhere. "
+            "An interval on both sides excludes nothing: the claim is <strong>undecided</strong>."
+        ),
+        paragraph(
+            "The primary tests are not corrected for each other. All others are corrected within "
+            "their family (Holm), so an interval that excludes something alone may be undecided. "
+            "One claim is not tested: that the fits add up to the run's own loss "
             'is <a href="#spectrum">nearly algebra</a>.'
         ),
         table(
@@ -87,7 +92,22 @@ def summary(verdicts: Sequence[Verdict]) -> list[str]:
             "such an interval, and the interval, are corrected for the bias that the bootstrap "
             "shows.",
             ["claim", "verdict", "number", "meaning of the number, and rule of the verdict"],
-            rows,
+            [_cells(row) for row in ordered],
             "words",
         ),
     ]
+
+
+def _cells(row: VerdictRow) -> list[str]:
+    claim = f'<a href="#{row.anchor}">{row.claim}</a>'
+    return [
+        f"<strong>{claim}</strong>" if row.primary else claim,
+        outcome(row.verdict),
+        row.number,
+        row.rule,
+    ]
+
+
+def _sentence(words: str) -> str:
+    """Return words from a claim as HTML that begins with a capital letter."""
+    return escape(words[:1].upper() + words[1:])

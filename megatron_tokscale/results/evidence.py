@@ -7,6 +7,7 @@ from megatron_tokscale.fit.summary import FitIdentity, NonFiniteLosses
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.scored_range import ScoredRange
 from megatron_tokscale.results.skill import GroupSkill
+from megatron_tokscale.results.verdict import ClaimTest
 
 RECONSTRUCTIONS: Final = {
     "full": "each token's fit",
@@ -135,20 +136,21 @@ class WidthSample:
 
 @dataclass(frozen=True)
 class Locality:
-    """The test of locality: transitions beside those of tokens that follow the mean curve.
+    """The test of locality: transitions beside those of tokens that follow their group's curve.
 
     Attributes:
+        from_x: x of the first probe that both samples are fitted on.
+        to_x: x of the last.
         observed: the watched tokens.
-        mean_curve_null: the null model: every token follows the shape of the mean loss curve.
-        median_over_null: ratio of their median widths.
-        local: the verdict: whether the whole interval of the ratio is below the margin. None if the
-            ratio or its interval is not defined.
+        group_null: the null model: every token follows the mean curve of its group.
+        test: test of `primary.LOCALITY` on the ratio of their median widths.
     """
 
+    from_x: float
+    to_x: float
     observed: WidthSample
-    mean_curve_null: WidthSample
-    median_over_null: Estimate
-    local: bool | None
+    group_null: WidthSample
+    test: ClaimTest
 
 
 @dataclass(frozen=True)
@@ -200,8 +202,8 @@ class SpectrumSettings:
 
     Attributes:
         n_resamples: bootstrap resamples of the documents.
-        null_tokens: tokens that were fitted again: as tokens that follow the mean curve, and on the
-            first half of the time.
+        null_tokens: tokens that were fitted again: on the scored range, as tokens that follow their
+            group, and on the first half of the time.
         seed: seed of all draws.
     """
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.verdict import ClaimTest
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class GroupSkill:
 
 @dataclass(frozen=True)
 class GroupTest(GroupSkill):
-    """Skills for one grouping of the tokens, and a verdict.
+    """Skills for one grouping of the tokens, and the test of the gain over permuted times.
 
     Attributes:
-        passes: the verdict; None if an interval or the p-value is not defined.
+        test: the test; None for a grouping that worlds without steps predict as well.
     """
 
-    passes: bool | None
+    test: ClaimTest | None
 
 
 type GroupTests = dict[str, GroupTest] | Undefined

@@ -116,7 +116,8 @@ class SpectrumArrays:
             they are shown, not scored.
         width_edges_W: edges of the bins of 10-90% widths, in units of x.
         width_observed_W: share of the falling tokens' drop per bin of their width.
-        width_null_W: the same share under the null model: tokens that follow the mean curve.
+        width_null_W: the same share under the null model: tokens that follow the mean curve of
+            their group.
         frequency_loss_RFK: mean loss of the deciles of tokens by frequency, without the common
             shifts.
         frequency_share_F: share of the tokens in each decile.

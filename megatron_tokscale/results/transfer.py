@@ -9,7 +9,9 @@ from megatron_tokscale.fit.summary import FitIdentity, FitSummary
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.fitted import check_identity
 from megatron_tokscale.results.skill import GroupTests
+from megatron_tokscale.results.verdict import ClaimTest
 from megatron_tokscale.store import Run
+from megatron_tokscale.store.reader import Time
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,8 @@ class LearningOrder:
         explained_by_baseline: share of the ranks' variance that the baseline predictors explain.
         explained_with_time: share that the baseline predictors and the other run's times explain.
         gain: the second share minus the first, which is never negative.
-        partial: correlation of the two runs' ranks beyond the baseline predictors.
-        passes: the verdict: whether the whole interval of `partial` is above zero. None without an
-            interval.
+        test: test of `primary.ORDER` on the correlation of the two runs' ranks beyond the baseline
+            predictors.
     """
 
     tokens: int
@@ -32,8 +33,55 @@ class LearningOrder:
     explained_by_baseline: Estimate
     explained_with_time: Estimate
     gain: Estimate
-    partial: Estimate
-    passes: bool | None
+    test: ClaimTest
+
+
+@dataclass(frozen=True)
+class FallCovariance:
+    """Covariance of tokens' falls per octave of time between two runs, within groups.
+
+    Attributes:
+        tokens: tokens with finite losses in both runs.
+        groups: groups of tokens, whose mean falls are subtracted.
+        edges: edges of the octaves in x of the common clock.
+        far_octaves: least distance of octaves that count as far apart.
+        covariance: covariance of falls in each two octaves, in nats^2; symmetric.
+        profile: mean covariance at each distance of octaves over that at distance 0.
+        reproducible: share of the variance of a token's fall in an octave, beyond its group, that
+            both runs share.
+        test: test of `primary.COVARIANCE` on the mean covariance of octaves far apart, over that
+            at distance 0.
+    """
+
+    tokens: int
+    groups: int
+    edges: tuple[float, ...]
+    far_octaves: int
+    covariance: tuple[tuple[float, ...], ...]
+    profile: tuple[Estimate, ...]
+    reproducible: Estimate
+    test: ClaimTest
+
+
+@dataclass(frozen=True)
+class Surface:
+    """Falls of learning-time bins of tokens, predicted by another run.
+
+    Attributes:
+        tokens: tokens with a fit in the other run and finite losses in both.
+        bins: bins of tokens, with that of the tokens without a learning time.
+        intervals: intervals of x, of about half an octave.
+        null: share of the variance between the bins, beyond their groups, that the null model
+            explains: every token has the mean curve of its group, scaled to its own total fall.
+        tests: tests of the skill of each prediction beyond the null model, by the prediction's
+            name, with Holm's correction over them.
+    """
+
+    tokens: int
+    bins: int
+    intervals: int
+    null: float
+    tests: dict[str, ClaimTest]
 
 
 @dataclass(frozen=True)
@@ -61,9 +109,13 @@ class Transfer:
         source_steps: probe steps of the source.
         fit: this run's fits.
         documents: number of documents that the intervals are over.
-        absolute: tests with the runs aligned at the same time.
-        by_loss: tests with the runs aligned at the same mean loss.
+        absolute: skills with the runs aligned at the same time. The tests of both alignments are
+            one family with Holm's correction.
+        by_loss: skills with the runs aligned at the same mean loss.
+        clock: time at which the runs are compared.
         order: the learning order of the tokens.
+        falls: the covariance of the tokens' falls.
+        surface: the falls of learning-time bins.
         settings: settings of `transfer_run`.
     """
 
@@ -74,7 +126,10 @@ class Transfer:
     documents: int
     absolute: GroupTests
     by_loss: GroupTests
+    clock: Time
     order: LearningOrder | Undefined
+    falls: FallCovariance | Undefined
+    surface: Surface | Undefined
     settings: TransferSettings
 
 

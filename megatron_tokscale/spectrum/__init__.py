@@ -7,7 +7,8 @@ from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum
 from megatron_tokscale.spectrum.derivative import SlopeEstimator, measured_derivative
 from megatron_tokscale.spectrum.events import Events, events_of, learning_times
 from megatron_tokscale.spectrum.evidence.forward import predict_forward
-from megatron_tokscale.spectrum.evidence.locality import Widths, mean_curve_losses
+from megatron_tokscale.spectrum.evidence.group_curves import group_curve_losses
+from megatron_tokscale.spectrum.evidence.locality import Widths
 from megatron_tokscale.spectrum.evidence.order import learning_order
 from megatron_tokscale.spectrum.evidence.reconstruction import (
     Comparison,
@@ -43,12 +44,12 @@ __all__ = [
     "axis_run",
     "compare",
     "events_of",
+    "group_curve_losses",
     "groupings",
     "learning_order",
     "learning_times",
     "map_clock",
     "matrix_run",
-    "mean_curve_losses",
     "measured_derivative",
     "predict_forward",
     "product_limit",

@@ -102,7 +102,14 @@ def spectrum_run(
         lambda: sample.twins(curves.certain, weight_RU, seed, source.shift_DK)
     )
     progress.stage("widths and their null model")
-    widths = Widths.from_fits(sample.fits, sample.loss_NK, sample.units.unit_N, seed)
+    scored_K = scored.holds(source.x_K)
+    widths = Widths.from_losses(
+        source.x_K[scored_K],
+        sample.loss_NK[:, scored_K],
+        token_groups(run.tokens).group_N[chosen],
+        sample.units.unit_N,
+        seed,
+    )
     progress.stage("forward in time")
     forward = defined_or_reason(lambda: _forward(source, sample, weight_RU, seed))
     frequency = pass_over.frequency.means(weight_RU)

@@ -1,10 +1,8 @@
 """Results of the spectrum room as tables for a terminal."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from megatron_tokscale.results import Transfer, non_finite_line
+from megatron_tokscale.results import non_finite_line
 from megatron_tokscale.results.estimate import Estimate, Undefined, format_estimate
 from megatron_tokscale.results.evidence import (
     RECONSTRUCTIONS,
@@ -12,24 +10,17 @@ from megatron_tokscale.results.evidence import (
     ForwardPrediction,
     SlopeNoise,
 )
-from megatron_tokscale.results.skill import GroupTest, GroupTests
 from megatron_tokscale.results.spectrum import DatasetCounts, SpectrumSummary
-
-_VERDICTS = {True: "yes", False: "not shown", None: "undefined"}
+from megatron_tokscale.spectrum.evidence_text import describe_locality
 
 
 def describe_spectrum(evidence: Evidence) -> str:
     """Return reconstructions, widths beside the null model's, and the forecast as lines."""
-    widths = evidence.widths
     lines = [
         *non_finite_line(evidence.non_finite),
         f"  scored: {evidence.scored.describe(evidence.fit.time)}",
         *_reconstructions(evidence),
-        "  10-90% width, median, in decades of time: "
-        + format_estimate(widths.observed.width_decades.p50),
-        "  if every token followed the mean curve:   "
-        + format_estimate(widths.mean_curve_null.width_decades.p50),
-        "  learning is local: " + _VERDICTS[widths.local],
+        *describe_locality(evidence.widths),
         *_forward(evidence.forward),
     ]
     return "\n".join(lines)
@@ -130,59 +121,3 @@ def _forward(forward: ForwardPrediction | Undefined) -> list[str]:
     ]
 
 
-def describe_transfer(transfer: Transfer) -> str:
-    """Return skills by group of tokens and the learning order as lines."""
-    lines = [
-        f"  learning times of {transfer.source}, {transfer.documents} documents",
-        *_alignment("absolute", transfer.absolute),
-        *_alignment("by loss", transfer.by_loss),
-    ]
-    order = transfer.order
-    if isinstance(order, Undefined):
-        return "\n".join([*lines, f"  learning order: undefined: {order.undefined}"])
-    lines.append(f"  rank in the learning order of {order.tokens:,} tokens, Spearman's rho with")
-    lines += [f"    {name:<40}{format_estimate(rho)}" for name, rho in order.spearman.items()]
-    lines.append(
-        f"  beyond the baseline predictors: {format_estimate(order.partial)}: "
-        f"{_VERDICTS[order.passes]}"
-    )
-    lines.append(
-        "  variance of the ranks explained by the baseline predictors "
-        f"{format_estimate(order.explained_by_baseline)}, with the learning time "
-        f"{format_estimate(order.explained_with_time)}"
-    )
-    return "\n".join(lines)
-
-
-def _alignment(name: str, tests: GroupTests) -> list[str]:
-    if isinstance(tests, Undefined):
-        return [f"  aligned {name}: undefined: {tests.undefined}"]
-    columns = {
-        column: skills
-        for column, skills in _skills(tests).items()
-        if any(skill is not None for skill in skills)
-    }
-    head = "".join(f"{column:>10}" for column in columns)
-    lines = [f"  {'aligned ' + name:<24}{head}   gain of events over permuted"]
-    for row, (grouping, test) in enumerate(tests.items()):
-        cells = "".join(f"{_value(skills[row]):>10}" for skills in columns.values())
-        gain = format_estimate(test.gain_over_permuted)
-        lines.append(f"    {grouping:<22}{cells}   {gain}: {_VERDICTS[test.passes]}")
-    return lines
-
-
-def _skills(tests: Mapping[str, GroupTest]) -> dict[str, list[Estimate | None]]:
-    """Return the skills of every grouping, by the name of the prediction."""
-    rows = tests.values()
-    return {
-        "events": [each.events for each in rows],
-        "permuted": [each.permuted for each in rows],
-        "full": [each.full for each in rows],
-        "source": [each.source for each in rows],
-        "own": [each.own for each in rows],
-    }
-
-
-def _value(skill: Estimate | None) -> str:
-    """Return a skill without its interval; an empty text if it was not tested."""
-    return "" if skill is None else format_estimate(Estimate(skill.value))

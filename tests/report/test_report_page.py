@@ -117,7 +117,7 @@ def test_falls_by_part_of_the_range_are_those_of_the_analysis(evidence, page):
 
 
 def test_widths_are_those_of_the_analysis(evidence, page):
-    both = [evidence.widths.observed, evidence.widths.mean_curve_null]
+    both = [evidence.widths.observed, evidence.widths.group_null]
     decades = [each.width_decades for each in both]
     expected = {
         "fitted": [each.tokens for each in both],

@@ -1,4 +1,4 @@
-"""Verdicts of the page: passed, not shown or undefined, with the numbers of the analysis."""
+"""Verdicts of the page: holds, fails or undecided, with the numbers of the analysis."""
 
 import dataclasses
 import json
@@ -13,16 +13,15 @@ from megatron_tokscale.fit import fit_run
 from megatron_tokscale.report import report_run
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.page import render
-from megatron_tokscale.report.verdicts import outcome
 from megatron_tokscale.results import SpectrumResult
 from megatron_tokscale.results.estimate import Undefined
+from megatron_tokscale.results.verdict import Verdict
 from megatron_tokscale.spectrum import spectrum_run
 from megatron_tokscale.store import WatchedTokens
 
 OTHER = "other <b>&$x_1$"
 _LEAKS = r"\b(nan|inf|None|True|False)\b"
-ORDER = f"Learning times of {OTHER} predict the order"
-WORDS = {True: "passed", False: "not shown", None: "undefined"}
+LOCAL, AGREES, EXCLUDES = "Transitions of single", "The order of learning", "A token that falls"
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +64,36 @@ def with_transfers(inputs, *transfers):
 
 
 def test_verdicts_hold_the_numbers_of_the_analysis(evidence, transfer, page):
-    local = numbers_of(evidence.widths.median_over_null)
-    assert page.row("verdicts", "Tokens are learned") == local
+    for claim, test in (
+        (LOCAL, evidence.widths.test),
+        (AGREES, transfer.order.test),
+        (EXCLUDES, transfer.falls.test),
+    ):
+        assert page.row("verdicts", claim) == numbers_of(test.estimate)
+        assert f"holds {test.claim.rule}" in page.cells("verdicts", claim)
     for tests, words in ((transfer.absolute, "time"), (transfer.by_loss, "mean loss")):
-        least = page.row("verdicts", _question(words))
-        assert least in [numbers_of(each.gain_over_permuted) for each in tests.values()]
+        for grouping, each in tests.items():
+            shown = [] if each.test is None else numbers_of(each.gain_over_permuted)
+            # The rule has a number too: the largest p-value.
+            assert page.row("verdicts", _question(grouping, words))[: len(shown)] == shown
+    for name, test in transfer.surface.tests.items():
+        claim = f"Falls of learning-time bins, predicted from {OTHER}: {name}"
+        assert page.row("verdicts", claim) == numbers_of(test.estimate)
 
 
-def _question(words):
-    groups = f"Learning times of {OTHER} predict which groups of tokens fall in this run"
-    return f"{groups}, compared at the same {words}"
+def _question(grouping, words):
+    times = f"Learning times of {OTHER} predict which {grouping} falls when in this run"
+    return f"{times}, compared at the same {words}"
+
+
+def test_the_primary_tests_stand_first(html):
+    table = html[html.index('id="verdicts"') :]
+    claims = re.findall(r'<th scope="row">(<strong>)?<a href="#[^"]*">(.*?)</a>', table)
+    assert [bool(bold) for bold, _ in claims[:4]] == [True, True, True, False]
+    starts = [LOCAL, AGREES, EXCLUDES]
+    assert [claim.startswith(start) for (_, claim), start in zip(claims, starts, strict=False)] == [
+        True
+    ] * 3
 
 
 def test_every_verdict_leads_to_its_section(page):
@@ -84,11 +103,12 @@ def test_every_verdict_leads_to_its_section(page):
     assert {"#locality", "#transfer-1"} <= targets
 
 
-@pytest.mark.parametrize("passed", [True, False, None])
-def test_the_verdict_on_locality_is_shown_in_words(inputs, evidence, passed):
-    page = with_evidence(inputs, widths=dataclasses.replace(evidence.widths, local=passed))
-    assert WORDS[passed] in page.cells("verdicts", "Tokens are learned")
-    assert f"Local learning: {WORDS[passed]}." in page.words("locality")
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_the_verdict_on_locality_is_shown_in_words(inputs, evidence, verdict):
+    test = dataclasses.replace(evidence.widths.test, verdict=verdict)
+    page = with_evidence(inputs, widths=dataclasses.replace(evidence.widths, test=test))
+    assert str(verdict) in page.cells("verdicts", LOCAL)
+    assert f"Local learning: {verdict}." in page.words("locality")
 
 
 def test_a_forecast_that_cannot_be_made_says_why(inputs):
@@ -112,7 +132,7 @@ def test_the_forecast_holds_the_numbers_of_the_analysis(evidence, page):
     assert said in page.words("forward").replace("−", "-")
     for grouping, each in forward.groups.items():
         assert page.row("forward", f"{grouping} (") == _grouping(each)
-    assert not any(word in page.words("forward") for word in WORDS.values())
+    assert not any(str(verdict) in page.words("forward").split() for verdict in Verdict)
 
 
 def _grouping(each):
@@ -140,60 +160,48 @@ def test_the_learning_order_stands_beside_baseline_predictors(transfer, page):
     assert page.row("transfer", "all but") == numbers_of(order.explained_by_baseline)
     assert page.row("transfer", "with the") == numbers_of(order.explained_with_time)
     assert page.row("transfer", "gain") == numbers_of(order.gain)
-    assert page.row("verdicts", ORDER) == numbers_of(order.partial)
     assert f"at least {1 / (transfer.settings.permutations + 1):.3f}" in page.words("transfer")
     assert f"the last at step {transfer.source_steps[-1]:,}" in page.words("transfer")
 
 
-@pytest.mark.parametrize("passed", [True, False, None])
-def test_the_verdict_on_the_learning_order_is_shown_in_words(inputs, transfer, passed):
-    order = dataclasses.replace(transfer.order, passes=passed)
-    page = with_transfers(inputs, dataclasses.replace(transfer, order=order))
-    assert WORDS[passed] in page.cells("verdicts", ORDER)
-    assert f"beyond the baseline predictors: {WORDS[passed]}." in page.words("transfer")
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_the_verdicts_between_two_runs_are_shown_in_words(inputs, transfer, verdict):
+    order, falls = (
+        dataclasses.replace(each, test=dataclasses.replace(each.test, verdict=verdict))
+        for each in (transfer.order, transfer.falls)
+    )
+    page = with_transfers(inputs, dataclasses.replace(transfer, order=order, falls=falls))
+    for claim in (AGREES, EXCLUDES):
+        assert str(verdict) in page.cells("verdicts", claim)
+    assert f"beyond the baseline predictors: {verdict}." in page.words("transfer")
+    assert f"Octaves far apart: {verdict}." in page.words("transfer")
 
 
-def test_the_rule_for_local_learning_is_that_of_the_spectrum(page):
-    from megatron_tokscale.spectrum.evidence import locality as widths
-
-    below = f"its whole interval is below {widths.LOCAL_BELOW}"
-    assert below in page.cells("verdicts", "Tokens are learned")
-
-
-def test_groupings_that_differ_are_counted(inputs, transfer):
-    tests = {
-        name: dataclasses.replace(each, passes=n > 0)
-        for n, (name, each) in enumerate(transfer.absolute.items())
-    }
-    page = with_transfers(inputs, dataclasses.replace(transfer, absolute=tests))
-    assert re.search(r"passed for (\d+) of", page.cells("verdicts", _question("time")))
-    name, first = next(iter(tests.items()))
-    assert f"{name}: " in page.cells("verdicts", _question("time"))
-    assert page.row("verdicts", _question("time")) == numbers_of(first.gain_over_permuted)
-
-
-@pytest.mark.parametrize(
-    ("passed", "said"),
-    [
-        ([True, True], ">passed<"),
-        ([True, False, None], ">passed for 1 of 3<"),
-        ([False, None], ">not shown<"),
-        ([None, None], ">undefined<"),
-        ([], ">undefined<"),
-    ],
-)
-def test_the_outcome_of_several_tests(passed, said):
-    assert said in outcome(passed)
+def test_the_covariance_and_the_surface_hold_the_numbers_of_the_analysis(transfer, page):
+    for distance, each in enumerate(transfer.falls.profile):
+        # Groupings of the tokens have rows, too, whose names may begin with a number.
+        assert page.row("transfer", str(distance))[:3] == numbers_of(each)
+    for name, test in transfer.surface.tests.items():
+        assert page.row("transfer", name) == numbers_of(test.estimate)
+    shared = transfer.falls.reproducible
+    assert f"{shared.value:.1%} [{shared.low:.1%}, {shared.high:.1%}]" in page.words("transfer")
 
 
 def test_an_alignment_and_an_order_that_are_undefined_say_why(inputs, transfer):
     order = Undefined("only 7 tokens have a learning time in both runs")
     by_loss = Undefined("no <probe> inside")
-    page = with_transfers(inputs, dataclasses.replace(transfer, by_loss=by_loss, order=order))
+    falls, surface = Undefined("3.2 octaves <only>"), Undefined("9 tokens fall")
+    page = with_transfers(
+        inputs,
+        dataclasses.replace(transfer, by_loss=by_loss, order=order, falls=falls, surface=surface),
+    )
     assert "at the same mean loss: undefined: no <probe> inside." in page.words("transfer")
     assert "only 7 tokens have a learning time in both runs" in page.words("transfer")
-    assert "only 7 tokens" in page.cells("verdicts", ORDER)
-    assert "undefined" in page.cells("verdicts", _question("mean loss"))
+    assert "only 7 tokens" in page.cells("verdicts", AGREES)
+    assert "undecided" in page.cells("verdicts", _question("group", "mean loss"))
+    for words in (page.cells("verdicts", EXCLUDES), page.words("transfer")):
+        assert "3.2 octaves <only>" in words
+    assert "9 tokens fall" in page.words("transfer")
 
 
 def test_gains_without_an_alignment_have_no_figure(inputs, transfer):
@@ -219,12 +227,14 @@ def test_names_of_other_runs_are_escaped(html, page):
     assert f"Learning times of {OTHER} (id " in page.words("transfer")
 
 
-def test_without_transfer_there_is_no_section(copied):
+def test_without_a_second_run_the_tests_between_two_runs_say_that_they_need_one(copied):
     copied.paths.transfer.unlink()
     page = Page(report_run(copied, n_tokens=0).read_text())
-    assert not page.words("transfer")
+    for claim in (AGREES, EXCLUDES):
+        assert "undecided" in page.cells("verdicts", claim)
+        assert "needs a second run" in page.cells("verdicts", claim)
+    assert "needs a second run" in page.words("transfer")
     assert "Learning times of" not in page.words("verdicts")
-    assert "#transfer" not in [value for _, name, value in page.attributes if name == "href"]
 
 
 @pytest.mark.parametrize(
@@ -258,9 +268,9 @@ def test_without_resamples_there_are_numbers_but_no_verdicts(copied):
     assert not re.search(_LEAKS, html)
     assert 'class="interval"' not in html
     page = Page(html)
-    ratio = SpectrumResult.open(copied).evidence.widths.median_over_null
-    assert page.row("verdicts", "Tokens are learned") == [ratio.value]
-    assert "undefined" in page.cells("verdicts", "Tokens are learned")
+    ratio = SpectrumResult.open(copied).evidence.widths.test.estimate
+    assert page.row("verdicts", LOCAL) == [ratio.value]
+    assert "undecided" in page.cells("verdicts", LOCAL)
 
 
 def test_a_run_of_one_dataset(copied):

@@ -27,8 +27,15 @@ from megatron_tokscale.results.axis import AxisSummary, GroupPrediction, Shift, 
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.evidence import Evidence, ForwardPrediction
 from megatron_tokscale.results.npz import array_forms, read_npz, write_npz
+from megatron_tokscale.results.primary import COVARIANCE, ORDER
 from megatron_tokscale.results.skill import GroupTest
-from megatron_tokscale.results.transfer import LearningOrder, Transfer, Transfers
+from megatron_tokscale.results.transfer import (
+    FallCovariance,
+    LearningOrder,
+    Surface,
+    Transfer,
+    Transfers,
+)
 from megatron_tokscale.results.verdict import Claim, ClaimTest
 from megatron_tokscale.spectrum import axis_run, spectrum_run
 
@@ -71,7 +78,7 @@ def test_a_spectrum_is_read_as_it_was_written(tmp_path):
     [
         Undefined("too few probes"),
         blank(ForwardPrediction, groups={}, fall=Estimate(1.0, 0.5, 2.0, 1.1)),
-        {"document": blank(GroupTest, passes=False, p_value=0.2)},
+        {"document": blank(GroupTest, test=ClaimTest.of(ORDER, Estimate(0.3, 0.2, 0.4)))},
     ],
 )
 def test_undefined_and_defined_results_are_read_as_what_they_are(value):
@@ -88,11 +95,21 @@ def _shift():
 
 
 def test_every_result_is_read_from_json_as_it_was_written():
-    group = {"document": blank(GroupTest, passes=True)}
+    order, covariance = (
+        ClaimTest.of(claim, Estimate(0.3, 0.2, 0.4)) for claim in (ORDER, COVARIANCE)
+    )
+    group = {"document": blank(GroupTest, test=order), "frequency": blank(GroupTest, test=None)}
     results = [
         blank(FitSummary),
         blank(Evidence),
-        blank(Transfer, absolute=group, order=blank(LearningOrder, passes=None)),
+        blank(
+            Transfer,
+            absolute=group,
+            order=blank(LearningOrder, test=order),
+            falls=blank(FallCovariance, test=covariance),
+            surface=Undefined("few tokens fall"),
+        ),
+        blank(Transfer, surface=blank(Surface, tests={"A's fits": covariance})),
         blank(AxisSummary, shift=_shift(), falls=(Estimate(1.0),)),
         blank(AxisSummary),
     ]

@@ -15,7 +15,9 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import to_json
 from megatron_tokscale.fit import SigmoidFits, fit_run
 from megatron_tokscale.results import SpectrumResult
+from megatron_tokscale.results.estimate import format_estimate
 from megatron_tokscale.results.scored_range import RangeEnd, RangeStart
+from megatron_tokscale.results.verdict import Verdict
 from megatron_tokscale.spectrum import spectrum_run
 from megatron_tokscale.spectrum.spectrum_text import describe_datasets, describe_spectrum
 from megatron_tokscale.store import Run
@@ -63,12 +65,15 @@ def test_local_learning_is_reconstructed_and_narrower_than_the_null_model(fitted
     assert result.same_tokens["kernel"].r2.value > 0.98
     assert result.other_documents["full"].r2.value > 0.8
     widths = result.widths
-    assert widths.local is True
-    assert widths.observed.width_x.p50.value < widths.mean_curve_null.width_x.p50.value / 2
+    assert widths.test.verdict is Verdict.HOLDS
+    assert widths.observed.width_x.p50.value < widths.group_null.width_x.p50.value / 2
     summary = SpectrumResult.open(fitted).summary
     learned_nats = summary.overall.learned_nats.value
     np.testing.assert_allclose(learned_nats, summary.fall.value, rtol=0.05)
-    assert "learning is local: yes" in describe_spectrum(result)
+    assert f"holds: {format_estimate(widths.test.estimate)} (at most 0.95)" in describe_spectrum(
+        result
+    )
+    assert describe_spectrum(result).count("needs a second run") == 2
 
 
 def test_noise_of_the_checkpoints_is_reported_and_is_in_the_measured_mean(make_run):
@@ -117,8 +122,8 @@ def test_tokens_that_follow_the_mean_curve_are_not_local(make_run):
     run = make_run(steps, loss_NK.astype(np.float32))
     fit_run(run)
     result = spectrum_run(run, n_resamples=50, seed=0)
-    assert result.widths.local is False
-    assert "learning is local: not shown" in describe_spectrum(result)
+    assert result.widths.test.verdict is not Verdict.HOLDS
+    assert f"{result.widths.test.verdict}: " in describe_spectrum(result)
 
 
 def test_one_document_has_numbers_and_no_intervals(tmp_path, local_losses):
@@ -132,9 +137,9 @@ def test_one_document_has_numbers_and_no_intervals(tmp_path, local_losses):
     assert result.documents == 1
     assert result.same_tokens["kernel"].r2.value > 0.9
     assert not result.same_tokens["kernel"].r2.has_interval
-    assert result.widths.median_over_null.value < 1
-    assert result.widths.local is None
-    assert "learning is local: undefined" in describe_spectrum(result)
+    assert result.widths.test.estimate.value < 1
+    assert result.widths.test.verdict is Verdict.UNDECIDED
+    assert "undecided: " in describe_spectrum(result)
 
 
 def test_too_few_probes_leave_the_forward_prediction_undefined(make_run, local_losses):

@@ -5,6 +5,7 @@ import json
 import math
 import types
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from typing import Literal, TypeAliasType, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -59,6 +60,8 @@ def _blank(annotation):
         return get_args(annotation)[0]
     if is_dataclass(annotation):
         return blank(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return next(iter(annotation))
     if annotation is float:
         return math.nan
     if isinstance(annotation, enum.EnumType):

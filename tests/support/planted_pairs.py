@@ -113,12 +113,6 @@ def local_shape(x_K, midpoint_N, rng, width=0.2):
     return expit((midpoint_N[:, None] - x_K) / width_N[:, None])
 
 
-def mean_curve_shape(x_K):
-    """The mean of all those sigmoids: (K,), to be given to every token."""
-    score, weight = np.polynomial.hermite_e.hermegauss(60)
-    return weight / weight.sum() @ expit((CENTRE + SPREAD * score[:, None] - x_K) / 0.2)
-
-
 def times(text):
     """Learning times, in units of x, of a run like any other."""
     return CENTRE + SPREAD * text.score_N
@@ -130,21 +124,9 @@ def genuine(text, x_K, rng):
     return tuple(losses(text, local_shape(x_K, c, rng), rng) for c in (times(text), again_N))
 
 
-def mean_curve(text, x_K, rng):
-    """No token has a time of its own; levels and amplitudes differ and agree between the runs."""
-    shape_NK = np.broadcast_to(mean_curve_shape(x_K), (len(text), len(x_K)))
-    return losses(text, shape_NK, rng), losses(text, shape_NK, rng)
-
-
 def permuted(text, x_K, rng):
     """Run B has run A's times, at other tokens."""
     again_N = rng.permutation(times(text))
-    return tuple(losses(text, local_shape(x_K, c, rng), rng) for c in (times(text), again_N))
-
-
-def drifting(text, x_K, rng):
-    """Every time moves by an amount of its own, evenly around the circle of x from 2 to 7."""
-    again_N = 2 + (times(text) - 2 + rng.uniform(0, 5, len(text))) % 5
     return tuple(losses(text, local_shape(x_K, c, rng), rng) for c in (times(text), again_N))
 
 

@@ -7,7 +7,7 @@ To add a section:
 2. Files are read in `ReportInputs.read` alone, which checks that they belong to the run.
 3. Text and tables are made with `report/html.py`, figures with `draw` of `report/charts.py`. A
    number goes through `number` or `estimate`, a text that comes from outside through `escape`.
-4. A claim that the data could have refuted gets a `Verdict`.
+4. A claim that the data could have refuted gets a `VerdictRow`.
 5. Name the function in `SECTIONS` of `report/page.py`: their order is that of the page.
 6. Test in `tests/report` that the numbers of the page are those of the analysis, and that hostile
    names stay text.
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_tokscale.report.html import section
-from megatron_tokscale.report.verdicts import Verdict
+from megatron_tokscale.report.verdicts import VerdictRow
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Section:
     entry: str
     title: str
     parts: Sequence[str]
-    verdicts: Sequence[Verdict] = ()
+    verdicts: Sequence[VerdictRow] = ()
 
     @property
     def html(self) -> str:

@@ -25,8 +25,7 @@ from megatron_tokscale.report.html import (
 )
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
-from megatron_tokscale.report.verdicts import CLAIMED, Verdict, outcome
-from megatron_tokscale.results import verdict
+from megatron_tokscale.report.verdicts import VerdictRow, outcome
 from megatron_tokscale.results.axis import (
     AxisArrays,
     AxisResult,
@@ -47,11 +46,6 @@ _SIZES: Final = {
     "flops": "FLOPs per token",
 }
 _CLOCKS: Final = {"lr-sum": "summed learning rate", "tokens": "tokens", "step": "steps"}
-_PASSED: Final = {
-    verdict.Verdict.HOLDS: True,
-    verdict.Verdict.FAILS: False,
-    verdict.Verdict.UNDECIDED: None,
-}
 
 
 def axis_sections(inputs: ReportInputs) -> list[Section]:
@@ -64,6 +58,7 @@ def _section(anchor: str, found: AxisResult) -> Section:
     size = _SIZES[axis.size]
     falls = ["–", *(estimate(fall) for fall in axis.falls)]
     parts = [
+        *([] if axis.note_on_units is None else [paragraph(f"{escape(axis.note_on_units)}.")]),
         table(
             "The runs by size. From the smallest to the largest, the mean last loss falls by "
             f"{estimate(axis.fall)} nats.",
@@ -144,7 +139,7 @@ def _shift(anchor: str, found: AxisResult) -> list[str]:
             "u, never comes. The top, from which the fall counts, is "
             f"{escape(str(shift.top))}."
         ),
-        _numbers(shift, unit),
+        _numbers(axis, shift, unit),
         figure(
             _curves_figure(anchor, axis, found.arrays, clock),
             "Left: the mean loss of each run. Right: the same, each run moved by the shift model "
@@ -174,18 +169,26 @@ def _shift(anchor: str, found: AxisResult) -> list[str]:
     ]
 
 
-def _numbers(shift: Shift, unit: str) -> str:
+def _numbers(axis: AxisSummary, shift: Shift, unit: str) -> str:
+    """Return the table of the constants, and on M the parts of the gain at one clock."""
     rows: dict[str, Spread] = {
         "kappa: shift per unit of ln size": shift.kappa,
         f"floor per unit of ln size ({unit})": shift.floor,
-        "gain of size (nats)": shift.gain,
-        "the same tokens earlier (nats)": shift.earlier,
-        "what the smaller never learns (nats)": shift.never,
-        "share of the same tokens earlier": shift.share,
     }
+    caption = "The shift model."
+    if axis.axis == "M":
+        rows |= {
+            "gain of size (nats)": shift.gain,
+            "the same tokens earlier (nats)": shift.earlier,
+            "what the smaller never learns (nats)": shift.never,
+            "share of the same tokens earlier": shift.share,
+        }
+        caption = (
+            "The shift model, and the gain from the smallest size to the largest at the last "
+            f"common probe ({number(math.exp(shift.x), ',.4g')})."
+        )
     return table(
-        "The shift model, and the gain from the smallest size to the largest at the last common "
-        f"probe ({number(math.exp(shift.x), ',.4g')}).",
+        caption,
         ["", "over documents and runs", "interval over documents", "interval over runs"],
         [
             [name, estimate(each.both), _interval(each.documents), _interval(each.runs)]
@@ -253,7 +256,7 @@ def _gains(name: str, prediction: GroupPrediction) -> str:
     )
 
 
-def _verdicts(anchor: str, axis: AxisSummary) -> list[Verdict]:
+def _verdicts(anchor: str, axis: AxisSummary) -> list[VerdictRow]:
     """Return the verdicts on the axis."""
     tests: list[tuple[str, ClaimTest, str]] = []
     if isinstance(axis.same_clock, ClockCheck):
@@ -261,8 +264,9 @@ def _verdicts(anchor: str, axis: AxisSummary) -> list[Verdict]:
         tests.append((axis.same_clock.test.claim.name, axis.same_clock.test, meaning))
     if isinstance(axis.shift, Shift):
         shift = axis.shift
+        if axis.axis == "M":
+            tests.append((shift.earlier_test.claim.name, shift.earlier_test, "share of the gain"))
         tests += [
-            (shift.earlier_test.claim.name, shift.earlier_test, "share of the gain"),
             (shift.left_out_test.claim.name, shift.left_out_test, "R² of their last losses"),
         ]
         tests += [
@@ -270,13 +274,11 @@ def _verdicts(anchor: str, axis: AxisSummary) -> list[Verdict]:
             for name, each in shift.groups.items()
         ]
     return [
-        Verdict(
+        VerdictRow.of(
             anchor,
-            f"Axis {axis.axis}: {escape(name)}",
-            _PASSED[test.verdict],
-            "–" if isinstance(test.estimate, Undefined) else estimate(test.estimate),
-            f"{meaning}; {test.claim.rule}. Intervals cover documents and runs.",
-            CLAIMED,
+            test,
+            f"{meaning} (its interval is over documents and runs)",
+            claim=f"Axis {axis.axis}: {escape(name)}",
         )
         for name, test, meaning in tests
     ]

@@ -8,7 +8,6 @@ from megatron_tokscale.report.html import escape, estimate, number, paragraph, t
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.transfer import PERMUTED, SKILL, groupings_table
-from megatron_tokscale.report.verdicts import outcome
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.evidence import ForwardPrediction
 
@@ -26,7 +25,7 @@ def forward_section(inputs: ReportInputs) -> list[Section]:
 
 def _forecast(found: ForwardPrediction | Undefined, unit: str) -> list[str]:
     if isinstance(found, Undefined):
-        return [paragraph(f"{outcome(None)}: {escape(found.undefined)}.")]
+        return [paragraph(f"undefined: {escape(found.undefined)}.")]
     first, last = (short(math.exp(x)) for x in (found.from_x, found.to_x))
     forecasts = [
         ("the tokens' fits to the losses before", found.tokens),

@@ -1,4 +1,4 @@
-"""The section on locality: the widths of the transitions beside those of mean-curve tokens.
+"""The section on locality: the widths of transitions beside those of tokens that follow a group.
 
 Shapes: W bins of widths, K probe steps.
 """
@@ -21,27 +21,30 @@ from megatron_tokscale.report.html import (
 )
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
-from megatron_tokscale.report.verdicts import Verdict, outcome
+from megatron_tokscale.report.verdicts import VerdictRow, outcome
+from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.evidence import Locality, WidthSample
-from megatron_tokscale.spectrum.evidence.locality import LOCAL_BELOW
+from megatron_tokscale.results.verdict import Verdict
 
 _REASONS: Final = {
-    True: "The transitions are narrower than if every token followed the mean curve.",
-    False: f"The interval of the ratio is not below {LOCAL_BELOW}: the data do not exclude "
-    "transitions as wide as those of tokens that follow the mean curve.",
-    None: "There are too few falling tokens or documents for a ratio with an interval.",
+    Verdict.HOLDS: "The transitions are narrower than if every token followed its group.",
+    Verdict.FAILS: "The transitions are as wide as those of tokens that follow their group.",
+    Verdict.UNDECIDED: "The interval of the ratio excludes neither narrow transitions nor "
+    "transitions as wide as those of tokens that follow their group.",
 }
 
 
 def locality_section(inputs: ReportInputs) -> list[Section]:
-    """Return the section that compares the widths with those of tokens on the mean curve."""
+    """Return the section that compares the widths with those of tokens that follow a group."""
     widths = inputs.spectrum.evidence.widths
     parts = [
         paragraph(
             "The width of a transition is the time from 10% to 90% of it, in decades of time. The "
             "null model shows the widths that would be found if no token had a learning time of "
-            "its own: its tokens all follow the mean curve, each with its own level, amplitude and "
-            "noise, and are fitted in the same way."
+            "its own: each of its tokens follows the mean curve of the tokens of its dataset and "
+            "of about its frequency, with a level, an amplitude and noise of its own, and is "
+            "fitted in the same way. Both are fitted on the probes after the unigram phase, in "
+            "which all tokens fall together, and before the decay of the learning rate."
         ),
         paragraph(_verdict_sentence(widths), "verdict"),
         figure(
@@ -53,35 +56,34 @@ def locality_section(inputs: ReportInputs) -> list[Section]:
         table(
             "The window of a token is the time from 10% to 90% of its own transition; a perfect "
             "sigmoid has 80% of its fall there. The 95% intervals are over documents.",
-            ["", "observed", "null: mean-curve tokens"],
-            _rows(widths.observed, widths.mean_curve_null),
+            ["", "observed", "null: tokens that follow their group"],
+            _rows(widths.observed, widths.group_null),
         ),
     ]
     return [Section("locality", "Locality", "How local learning is", parts, [_verdict(widths)])]
 
 
-def _verdict(widths: Locality) -> Verdict:
+def _verdict(widths: Locality) -> VerdictRow:
     """Return the verdict: are the transitions narrower than under the null model?"""
-    return Verdict(
-        "locality",
-        "Tokens are learned in narrow windows of time",
-        widths.local,
-        estimate(widths.median_over_null),
-        f"median width divided by that of mean-curve tokens; passed if its whole interval is below "
-        f"{LOCAL_BELOW}",
-    )
+    meaning = "median width divided by that of tokens that follow their group"
+    return VerdictRow.of("locality", widths.test, meaning, primary=True)
 
 
 def _verdict_sentence(widths: Locality) -> str:
     half = [
         number(sample.width_decades.p50.value, ".2f")
-        for sample in (widths.observed, widths.mean_curve_null)
+        for sample in (widths.observed, widths.group_null)
     ]
+    ratio = widths.test.estimate
+    if isinstance(ratio, Undefined) or not ratio.has_interval:
+        reason = "There are too few falling tokens or documents for a ratio with an interval."
+    else:
+        reason = _REASONS[widths.test.verdict]
+    shown = "–" if isinstance(ratio, Undefined) else estimate(ratio)
     return (
-        f"Local learning: {outcome(widths.local)}. Half of the falling tokens' drop is in "
-        f"transitions narrower than {half[0]} decades; for mean-curve tokens this median width is "
-        f"{half[1]} decades. The ratio of the two is {estimate(widths.median_over_null)}. "
-        f"{_REASONS[widths.local]}"
+        f"Local learning: {outcome(widths.test.verdict)}. Half of the falling tokens' drop is in "
+        f"transitions narrower than {half[0]} decades; for tokens that follow their group this "
+        f"median width is {half[1]} decades. The ratio of the two is {shown}. {reason}"
     )
 
 
@@ -116,10 +118,11 @@ def _rows(observed: WidthSample, null: WidthSample) -> list[list[str]]:
 
 
 def _widths_figure(inputs: ReportInputs) -> str:
-    """Draw histograms of the 10-90% widths, observed and of mean-curve tokens, in decades."""
+    """Draw histograms of the 10-90% widths, observed and of the null model, in decades."""
     arrays = inputs.spectrum.arrays
     edges_W = arrays.width_edges_W / math.log(10)
-    x_K = arrays.x_K[np.isfinite(arrays.x_K)]
+    widths = inputs.spectrum.evidence.widths
+    x_K = arrays.x_K[(arrays.x_K >= widths.from_x) & (arrays.x_K <= widths.to_x)]
     spacing, span = np.median(np.diff(x_K)) / math.log(10), np.ptp(x_K) / math.log(10)
 
     def paint(figure: Figure) -> None:
@@ -130,7 +133,7 @@ def _widths_figure(inputs: ReportInputs) -> str:
             fill=True,
             color=NULL,
             alpha=0.45,
-            label="mean-curve tokens (null)",
+            label="tokens that follow their group (null)",
         )
         axes.stairs(
             100 * arrays.width_observed_W, edges_W, color=MEASURED, lw=1.6, label="observed"
@@ -158,5 +161,5 @@ def _widths_figure(inputs: ReportInputs) -> str:
         axes.set_ylabel("share of the drop per bin (%)")
         axes.legend(loc="upper left")
 
-    alt = "Histogram of transition widths, observed and of tokens that follow the mean curve"
+    alt = "Histogram of transition widths, observed and of tokens that follow their group"
     return draw("widths", alt, 3.0, paint)

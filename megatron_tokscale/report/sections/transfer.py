@@ -22,11 +22,13 @@ from megatron_tokscale.report.html import (
 )
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
-from megatron_tokscale.report.verdicts import Verdict, outcome
+from megatron_tokscale.report.sections.two_runs import falls_parts, surface_parts, two_run_rows
+from megatron_tokscale.report.verdicts import VerdictRow, outcome
 from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.primary import COVARIANCE, NEEDS_SECOND_RUN, ORDER
 from megatron_tokscale.results.skill import GroupSkill, GroupTest, GroupTests
 from megatron_tokscale.results.transfer import LearningOrder, Transfer, TransferSettings
-from megatron_tokscale.spectrum.evidence.transfer import LEVEL
+from megatron_tokscale.results.verdict import LEVEL, ClaimTest, Verdict
 
 _AT_TIME: Final = "at the same time"
 _AT_LOSS: Final = "at the same mean loss"
@@ -47,15 +49,13 @@ PERMUTED: Final = (
     "token keeps its drop: only the link between a token and its learning time is destroyed."
 )
 PASSES: Final = (
-    "A grouping of the tokens passes if two conditions hold. First, the skill of the learning "
-    "times and their gain over the null model are above zero with their whole 95% intervals over "
-    f"documents. Second, at most {LEVEL:.0%} of the permutations, in a sample of the tokens, have "
-    "as high a skill; p is their share."
+    "The claim for a grouping holds if the skill of the learning times, and their gain over the "
+    "null model, are above zero with their whole 95% intervals over documents, and if at most "
+    f"{LEVEL:.0%} of the permutations, in a sample of the tokens, have as high a skill; p is their "
+    "share. Frequency has no verdict: where rare tokens are learned later without any steps, its "
+    "skill and its gain are the same."
 )
-_LEAST: Final = (
-    "skill gained over permuted learning times, in the weakest grouping; passed if its whole "
-    f"interval and that of the skill are above zero, and p is at most {LEVEL:.0%}"
-)
+_GAIN: Final = f"skill gained over permuted learning times, with the skill and p &le; {LEVEL:.0%}"
 _RIVALS_MEANING: Final = (
     "The other columns are for comparison. “All models” uses the other run's models of all "
     "classes. “Curves of the other run” uses its measured losses, without any fit. “Own learning "
@@ -63,53 +63,63 @@ _RIVALS_MEANING: Final = (
 )
 _GAINS: Final = (
     "Skill gained over permuted learning times, with its 95% interval over documents. Filled dots: "
-    "passed. Hollow dots: not passed."
+    "the claim holds. Hollow dots: it fails, is undecided, or is none."
 )
 
 
 def transfer_section(inputs: ReportInputs) -> list[Section]:
-    """Return the section with skills and learning order for every other run that was tested."""
+    """Return the section with the tests between this run and every other run that was tested."""
+    title = ("transfer", "Two runs", "Do two runs learn the same tokens at the same time?")
     if not inputs.transfers:
-        return []
+        reason = escape(NEEDS_SECOND_RUN.undefined)
+        return [Section(*title, [paragraph(f"Not tested: it {reason}.")], _without_second_run())]
     parts = [
         paragraph(
-            "Another run gave learning times to the same tokens. This section compares them with "
-            f"the losses of this run, group of tokens by group. {SKILL}"
+            "Another run was trained on the same tokens. This section compares the two, token by "
+            "token and group of tokens by group."
         ),
-        paragraph(f"{PERMUTED} {PASSES}"),
-        paragraph(_RIVALS_MEANING, "soft"),
         *(part for n, transfer in enumerate(inputs.transfers) for part in _from_run(n, transfer)),
     ]
-    verdicts = [
-        verdict
+    rows = [
+        row
         for n, transfer in enumerate(inputs.transfers)
-        for verdict in (
-            *(_skill_verdict(_anchor(n), transfer, *each) for each in _alignments(transfer)),
-            _order_verdict(_anchor(n), transfer),
+        for row in (
+            _order_row(_anchor(n), transfer),
+            *two_run_rows(_anchor(n), transfer),
+            *(row for each in _alignments(transfer) for row in _rows(_anchor(n), transfer, *each)),
         )
     ]
-    return [Section("transfer", "Transfer", "Do learning times transfer?", parts, verdicts)]
+    return [Section(*title, parts, rows)]
+
+
+def _without_second_run() -> list[VerdictRow]:
+    return [
+        VerdictRow.of("transfer", ClaimTest.of(claim, NEEDS_SECOND_RUN), "–", primary=True)
+        for claim in (ORDER, COVARIANCE)
+    ]
 
 
 def _anchor(n: int) -> str:
     return f"transfer-{n + 1}"
 
 
-def _skill_verdict(anchor: str, transfer: Transfer, aligned: str, tests: GroupTests) -> Verdict:
-    """Return the verdict: do the source run's times predict which groups of tokens fall?"""
-    question = (
-        f"Learning times of {escape(transfer.source)} predict which groups of tokens fall in this "
-        f"run, compared {aligned}"
+def _rows(anchor: str, transfer: Transfer, aligned: str, tests: GroupTests) -> list[VerdictRow]:
+    """Return a verdict per grouping: do the source run's times predict which groups of tokens fall?
+
+    An alignment that is undefined has one row.
+    """
+    claim = (
+        f"Learning times of {escape(transfer.source)} predict which {{}} falls when in this run, "
+        f"compared {aligned}"
     )
-    return groups_verdict(anchor, question, tests)
-
-
-def groups_verdict(anchor: str, question: str, tests: GroupTests) -> Verdict:
-    """Return the verdict on all groupings of the tokens, with the number of the weakest."""
     if isinstance(tests, Undefined):
-        return Verdict(anchor, question, None, "–", escape(tests.undefined))
-    passes = [each.passes for each in tests.values()]
-    return Verdict(anchor, question, passes, _weakest(tests), _LEAST)
+        reason = escape(tests.undefined)
+        return [VerdictRow(anchor, claim.format("group"), Verdict.UNDECIDED, reason, "–")]
+    return [
+        VerdictRow.of(anchor, each.test, _GAIN, claim=claim.format(escape(name)), pattern="+,.3f")
+        for name, each in tests.items()
+        if each.test is not None
+    ]
 
 
 def _from_run(n: int, transfer: Transfer) -> list[str]:
@@ -121,11 +131,16 @@ def _from_run(n: int, transfer: Transfer) -> list[str]:
         f'<h3 id="{_anchor(n)}">Learning times of {source} (id {run_id})</h3>',
         paragraph(
             f"The learning times are from {number(len(steps), ',')} probes, the last at step "
-            f"{number(steps[-1], ',')}." + least_p(transfer.settings)
+            f"{number(steps[-1], ',')}. The clock of both runs is {escape(transfer.clock)}."
         ),
+        *_learning_order(transfer.order),
+        *falls_parts(transfer.falls, transfer.clock),
+        *surface_parts(transfer.surface),
+        paragraph(f"Which groups of tokens fall when? {SKILL}"),
+        paragraph(f"{PERMUTED} {PASSES}{least_p(transfer.settings)}"),
+        paragraph(_RIVALS_MEANING, "soft"),
         figure(picture, _GAINS) if picture else "",
         *(_aligned(transfer, *each) for each in _alignments(transfer)),
-        *_learning_order(transfer.order),
     ]
 
 
@@ -179,27 +194,20 @@ def _gain(axes: Axes, place: float, test: GroupTest, colour: str, marker: str) -
         return
     if gain.has_interval:
         axes.plot([gain.low, gain.high], [place, place], color=colour, lw=1.4)
-    face = colour if test.passes else "white"
+    holds = test.test is not None and test.test.verdict is Verdict.HOLDS
+    face = colour if holds else "white"
     axes.plot([gain.value], [place], marker, ms=5, mec=colour, mfc=face)
 
 
-def _order_verdict(anchor: str, transfer: Transfer) -> Verdict:
+def _order_row(anchor: str, transfer: Transfer) -> VerdictRow:
     """Return the verdict: do learning times predict the order beyond the baseline predictors?"""
     order = transfer.order
-    question = (
-        f"Learning times of {escape(transfer.source)} predict the order of learning in this run, "
-        "beyond frequency, position and mean loss"
+    test = ClaimTest.of(ORDER, order) if isinstance(order, Undefined) else order.test
+    meaning = (
+        f"correlation of the ranks with those of {escape(transfer.source)}, beyond the baseline "
+        "predictors"
     )
-    if isinstance(order, Undefined):
-        return Verdict(anchor, question, None, "–", escape(order.undefined))
-    return Verdict(
-        anchor,
-        question,
-        order.passes,
-        estimate(order.partial),
-        "correlation of the two runs' ranks beyond the baseline predictors; passed if its whole "
-        "interval is above zero",
-    )
+    return VerdictRow.of(anchor, test, meaning, primary=True)
 
 
 def _learning_order(order: LearningOrder | Undefined) -> list[str]:
@@ -212,9 +220,9 @@ def _learning_order(order: LearningOrder | Undefined) -> list[str]:
     ]
     return [
         paragraph(
-            f"Learning order beyond the baseline predictors: {outcome(order.passes)}. The "
+            f"Learning order beyond the baseline predictors: {outcome(order.test.verdict)}. The "
             "correlation of the two runs' ranks, without the part that the baseline predictors "
-            f"explain, is {estimate(order.partial)}."
+            f"explain, is {_shown(order.test)}; the claim is {ORDER.rule}."
         ),
         table(
             f"Spearman's ρ between the learning times in this run and each predictor, over the "
@@ -258,7 +266,7 @@ def groupings_table(caption: str, skills: Mapping[str, GroupSkill]) -> str:
             estimate(each.permuted, ",.2f"),
             estimate(each.gain_over_permuted, "+,.3f"),
             number(each.p_value),
-            *([outcome(each.passes)] if isinstance(each, GroupTest) else []),
+            *([_group_outcome(each)] if isinstance(each, GroupTest) else []),
         ]
         for grouping, each in skills.items()
     ]
@@ -275,14 +283,9 @@ def groupings_table(caption: str, skills: Mapping[str, GroupSkill]) -> str:
     return table(caption, header, rows, "dense")
 
 
-def _weakest(tests: Mapping[str, GroupTest]) -> str:
-    """Return the grouping with the smallest gain as HTML; one that is not passed comes first."""
-    gains = [
-        (each.passes is True, each.gain_over_permuted.value, name)
-        for name, each in tests.items()
-        if not math.isnan(each.gain_over_permuted.value)
-    ]
-    if not gains:
-        return "–"
-    *_, name = min(gains, key=lambda each: each[:2])
-    return f"{escape(name)}: {estimate(tests[name].gain_over_permuted, '+,.3f')}"
+def _group_outcome(each: GroupTest) -> str:
+    return "–" if each.test is None else outcome(each.test.verdict)
+
+
+def _shown(test: ClaimTest) -> str:
+    return "–" if isinstance(test.estimate, Undefined) else estimate(test.estimate)

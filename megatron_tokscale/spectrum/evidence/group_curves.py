@@ -28,8 +28,9 @@ from megatron_tokscale.fit import SigmoidFits, fit_sigmoids
 from megatron_tokscale.spectrum.sums import at_probes, loss_sums
 
 _LARGEST_CORRELATION: Final = 0.95  # of the null model's noise; 1 is a random walk (our choice)
-_ROUNDS: Final = 3  # fits that scale the noise: the third changes it by about 2% (our choice)
+_ROUNDS: Final = 2  # fits that scale the noise: a third changes it by about 2% (our choice)
 _SCALING_TOKENS: Final = 4_000  # tokens of these fits: the noise's scale is then known to 1%
+_FIRST_SCALE, _FIRST_SHIFT = 1.3, 0.1  # near those of 30 probes with a correlation of 0.5
 _PARAMETERS: Final = 4  # of a sigmoid
 _PHI_RESPONSE: Final = 0.8  # change of the residuals' correlation with that of the noise
 
@@ -48,15 +49,12 @@ def group_curve_losses(
     Returns:
         Losses of as many tokens at the same probes, in the same order.
     """
-    model = _GroupCurves.from_losses(fits, loss_NK.astype(np.float64), group_N)
     rng = np.random.default_rng(seed)
-    if len(fits):
-        model = model.with_scaled_noise(rng)
-    return model.draw(rng)
+    return GroupCurves.from_losses(fits, loss_NK, group_N).with_scaled_noise(rng).draw(rng)
 
 
 @dataclass(frozen=True)
-class _GroupCurves:
+class GroupCurves:
     """Curves of the groups, and level, amplitude and noise of each token.
 
     Attributes:
@@ -80,11 +78,13 @@ class _GroupCurves:
     amplitude_N: Floats
     sse_N: Floats
     phi_N: Floats
-    scale: float = 1.0
-    shift: float = 0.0
+    scale: float = _FIRST_SCALE
+    shift: float = _FIRST_SHIFT
 
     @classmethod
-    def from_losses(cls, fits: SigmoidFits, loss_NK: Floats, group_N: Integers) -> Self:
+    def from_losses(cls, fits: SigmoidFits, loss_NK: Floats | Floats32, group_N: Integers) -> Self:
+        """Return the curves of the groups of tokens that miss no loss; the noise is not scaled."""
+        loss_NK = loss_NK.astype(np.float64)
         mean_GK = _means(loss_NK, group_N)
         shape_GK = mean_GK - mean_GK.mean(axis=1, keepdims=True)
         square_G = np.maximum((shape_GK**2).sum(axis=1), 1e-300)
@@ -117,6 +117,8 @@ class _GroupCurves:
 
     def with_scaled_noise(self, rng: np.random.Generator) -> Self:
         """Return the model whose fits leave residuals like those of the observed tokens."""
+        if not len(self.group_N):
+            return self
         chosen = rng.permutation(len(self.group_N))[:_SCALING_TOKENS]
         model, wanted = self, self.rows(chosen)
         group_N = np.unique(wanted.group_N, return_inverse=True)[1]
@@ -152,8 +154,12 @@ class _GroupCurves:
         true_G = np.clip(1 - spread_G2[:, 1] / np.maximum(spread_G2[:, 0], 1e-300), 0, 1)
         return replace(self, amplitude_N=mean_N + off_N * np.sqrt(true_G)[group_N])
 
+    def with_noise_of(self, other: "GroupCurves") -> Self:
+        """Return the model with the scale and the correlation of another model's noise."""
+        return replace(self, scale=other.scale, shift=other.shift)
+
     def draw(self, rng: np.random.Generator) -> Floats32:
-        """Draw losses of all tokens."""
+        """Draw losses of all tokens: each follows its group's mean curve, and has noise."""
         return self.shrunk()._with_noise(rng)
 
     def _with_noise(self, rng: np.random.Generator) -> Floats32:

@@ -1,9 +1,11 @@
-"""Locality: widths of the transitions, beside those of tokens that only follow the mean curve.
+"""Locality: widths of the transitions, beside those of tokens that follow their group's curve.
 
 If learning is local, a token falls in a narrow window of x. The null model destroys only this
-locality. Every token gets the shape of the mean loss curve, with its own level and amplitude, plus
-noise as large and as autocorrelated as its own. The null tokens go through the same fit, with the
-same classes (docs/architecture.md 6; the construction is our choice).
+locality: every token follows the mean curve of its group, the tokens of its dataset of about its
+frequency (`group_curves`). A null model with one mean curve for all tokens would not do: where the
+groups fall at different times, tokens without any step of their own are narrower than the mean of
+all. Observed and null tokens go through the same fit, on the probes after the unigram phase, which
+all tokens go through together (docs/architecture.md 6).
 
 Shapes: N tokens, K probe steps, W bins of widths, R resamples (the first is the data as they are),
 U units.
@@ -16,21 +18,21 @@ from typing import Self
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers32, Mask
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32, Mask
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_sigmoids
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.evidence import Locality, WidthQuartiles, WidthSample
+from megatron_tokscale.results.primary import LOCALITY
+from megatron_tokscale.results.verdict import ClaimTest
 from megatron_tokscale.spectrum.density import finite_range
+from megatron_tokscale.spectrum.evidence.group_curves import GroupCurves
 
 TEN_NINETY = 2 * math.log(9)
 """10-90% width of a sigmoid of width one."""
 
 WIDTH_BINS = 40  # bins of the histograms: enough to show a shape, with tokens in each (our choice)
+_HALVINGS = 2  # of the documents, for the null model's error: each costs a fit (our choice)
 _QUARTILES = {"p25": 0.25, "p50": 0.5, "p75": 0.75}
-_LARGEST_CORRELATION = 0.95  # of the null model's noise; 1 is a random walk (our choice)
-LOCAL_BELOW = 0.95
-"""Ratio of median widths below which learning is local; the null model's bias is 0.01 (our
-choice)."""
 
 
 @dataclass(frozen=True)
@@ -142,41 +144,62 @@ class WidthHistograms:
 
 @dataclass(frozen=True)
 class Widths:
-    """A sample of tokens, and the null model's sample made from it."""
+    """A sample of tokens, and the null model's sample made from it.
+
+    Attributes:
+        observed: the tokens.
+        null: the tokens of the null model.
+        null_error: relative standard error of the null model's median width. Resamples of documents
+            do not show it, as they keep the groups' curves: it comes from halves of the documents
+            with curves of their own.
+    """
 
     observed: FittedSample
     null: FittedSample
+    null_error: float
 
     @classmethod
-    def from_fits(cls, fits: SigmoidFits, loss_NK: Floats32, unit_N: Integers32, seed: int) -> Self:
-        """Draw and fit the null model of the tokens that miss no loss.
+    def from_losses(
+        cls,
+        x_K: Floats,
+        loss_NK: Floats32,
+        group_N: Integers,
+        unit_N: Integers32,
+        seed: int,
+    ) -> Self:
+        """Fit the tokens that miss no loss; draw their null model, and fit it as well.
 
         Args:
-            fits: fits of the tokens.
-            loss_NK: their losses in nats.
-            unit_N: their resampling units.
+            x_K: the probes that count.
+            loss_NK: losses in nats at these probes.
+            group_N: group of each token, whose mean curve the null model follows.
+            unit_N: resampling unit of each token.
             seed: seed of the null model's noise.
         """
-        whole_N = fits.complete_N
-        observed = FittedSample(fits.rows(whole_N), loss_NK[whole_N], unit_N[whole_N])
-        null_NK = mean_curve_losses(observed.fits, observed.loss_NK, seed)
-        null_fits = fit_sigmoids(fits.x_K, null_NK)
-        return cls(observed, FittedSample(null_fits, null_NK, observed.unit_N))
+        whole_N = np.isfinite(loss_NK).all(axis=1)
+        loss_NK, unit_N = np.ascontiguousarray(loss_NK[whole_N]), unit_N[whole_N]
+        group_N, rng = group_N[whole_N], np.random.default_rng(seed)
+        observed = FittedSample(fit_sigmoids(x_K, loss_NK), loss_NK, unit_N)
+        model = GroupCurves.from_losses(observed.fits, loss_NK, group_N).with_scaled_noise(rng)
+        null = _fitted(model, unit_N, rng)
+        return cls(observed, null, _null_error(observed, group_N, model, rng))
 
     def result(self, weight_RU: Floats) -> Locality:
-        """Return the numbers of both samples, the ratio of their median widths, and the verdict.
+        """Return the numbers of both samples, and the test of the ratio of their median widths.
 
-        For tokens that follow the mean curve, the ratio differs from 1 by about 0.01, as the null
-        model's noise differs slightly from theirs. Among many tokens so small a difference would be
-        significant; `LOCAL_BELOW` is a margin against it.
+        The numbers of the null model have no intervals.
         """
         medians = [each.quartiles(weight_RU)["p50"] for each in (self.observed, self.null)]
-        ratio = Estimate.from_resamples(medians[0] / medians[1], least=0)
+        ratio_R = medians[0] / medians[1]
+        error_R = np.random.default_rng(0).standard_normal(len(ratio_R)) * self.null_error
+        ratio_R[1:] *= np.exp(error_R[1:])
+        low, high = finite_range(self.observed.fits.x_K)
         return Locality(
+            from_x=low,
+            to_x=high,
             observed=self.observed.result(weight_RU),
-            mean_curve_null=self.null.result(weight_RU),
-            median_over_null=ratio,
-            local=ratio.high < LOCAL_BELOW if ratio.has_interval else None,
+            group_null=self.null.result(weight_RU[:1]),
+            test=ClaimTest.of(LOCALITY, Estimate.from_resamples(ratio_R, least=0)),
         )
 
     def histograms(self) -> WidthHistograms:
@@ -194,33 +217,34 @@ def width_edges(x_K: Floats) -> Floats:
     return np.geomspace(spacing / 10, TEN_NINETY * (high - low), WIDTH_BINS + 1)
 
 
-def mean_curve_losses(fits: SigmoidFits, loss_NK: Floats | Floats32, seed: int) -> Floats32:
-    """Draw losses from the null model: token i is a_i + b_i m(x) plus noise like its own.
+def _fitted(model: GroupCurves, unit_N: Integers32, rng: np.random.Generator) -> FittedSample:
+    """Return a draw of the null model with its fits."""
+    null_NK = model.draw(rng)
+    return FittedSample(fit_sigmoids(model.x_K, null_NK), null_NK, unit_N)
 
-    m is the mean loss of the tokens; a_i and b_i come from least squares on the token's own
-    losses. The noise is Gaussian, has the residual variance SSE/(K - 4) of the token's own sigmoid
-    and is autoregressive of order one, with the correlation that the fit found in its residuals.
+
+def _null_error(
+    observed: FittedSample, group_N: Integers, model: GroupCurves, rng: np.random.Generator
+) -> float:
+    """Return the relative standard error of the null model's median width; 0 if it has none.
+
+    Halves of the units give two medians; half their difference has the error of the whole sample's
+    median (McCarthy 1969, half-sample replication).
     """
-    loss_NK = loss_NK.astype(np.float64)
-    mean_K = loss_NK.mean(axis=0)
-    shape_K = mean_K - mean_K.mean()
-    level_N = loss_NK.mean(axis=1, keepdims=True)
-    amplitude_N = loss_NK @ shape_K / max(float(shape_K @ shape_K), 1e-300)
-    noise_N = np.sqrt(fits.sse_N.astype(np.float64) / (loss_NK.shape[1] - 4))
-    phi_N = np.clip(np.nan_to_num(fits.autocorrelation_N), 0, _LARGEST_CORRELATION)
-    noise_NK = _autoregressive(phi_N, loss_NK.shape[1], seed) * noise_N[:, None]
-    null_NK = level_N + amplitude_N[:, None] * shape_K + noise_NK
-    return np.asarray(null_NK, dtype=np.float32)
-
-
-def _autoregressive(phi_N: Floats | Floats32, n_probes: int, seed: int) -> Floats:
-    """Draw Gaussian noise of variance one with correlation phi between neighbouring probes."""
-    shock_NK = np.random.default_rng(seed).standard_normal((len(phi_N), n_probes))
-    noise_NK = shock_NK.copy()
-    innovation_N = np.sqrt(1 - phi_N**2)
-    for k in range(1, n_probes):
-        noise_NK[:, k] = phi_N * noise_NK[:, k - 1] + innovation_N * shock_NK[:, k]
-    return noise_NK
+    units = np.unique(observed.unit_N)
+    squares = []
+    for _ in range(_HALVINGS):
+        first_N = np.isin(observed.unit_N, rng.permutation(units)[: len(units) // 2])
+        medians = []
+        for half_N in (first_N, ~first_N):
+            half = GroupCurves.from_losses(
+                observed.fits.rows(half_N), observed.loss_NK[half_N], group_N[half_N]
+            )
+            drawn = _fitted(half.with_noise_of(model), np.zeros(half_N.sum(), np.int32), rng)
+            medians.append(drawn.quartiles(np.ones((1, 1)))["p50"][0])
+        squares.append((np.log(medians[0] / medians[1]) / 2) ** 2)
+    error = math.sqrt(np.mean(squares))
+    return error if math.isfinite(error) else 0.0
 
 
 def _crossing(below_RN: Floats, value_N: Floats, share: float) -> Floats:

@@ -3,8 +3,9 @@
 Shapes: N tokens, K probe steps, U resampling units, R resamples.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -18,18 +19,40 @@ from megatron_tokscale.core.schemas import TRANSFER_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.results import FittedRun, Transfer, transfers_to_keep
-from megatron_tokscale.results.estimate import defined_or_reason
-from megatron_tokscale.results.skill import GroupTest
-from megatron_tokscale.results.transfer import Transfers, TransferSettings
+from megatron_tokscale.results.estimate import Undefined, defined_or_reason
+from megatron_tokscale.results.skill import GroupTests
+from megatron_tokscale.results.transfer import (
+    FallCovariance,
+    LearningOrder,
+    Surface,
+    Transfers,
+    TransferSettings,
+)
 from megatron_tokscale.spectrum.events import learning_times
+from megatron_tokscale.spectrum.evidence.fall_covariance import FallSums, octaves
+from megatron_tokscale.spectrum.evidence.falls import OCTAVE, fall_weights, intervals
 from megatron_tokscale.spectrum.evidence.order import learning_order
-from megatron_tokscale.spectrum.evidence.transfer import PERMUTATIONS, Alignment, TransferSums
+from megatron_tokscale.spectrum.evidence.shared_clock import SharedClock
+from megatron_tokscale.spectrum.evidence.surface import (
+    Comparison,
+    SurfaceSums,
+    moving_times,
+    time_bins,
+)
+from megatron_tokscale.spectrum.evidence.token_groups import token_groups
+from megatron_tokscale.spectrum.evidence.transfer import (
+    PERMUTATIONS,
+    Alignment,
+    TransferSums,
+    corrected,
+)
 from megatron_tokscale.spectrum.groups import (
     Groups,
     baseline_predictors,
     groupings,
 )
 from megatron_tokscale.spectrum.run_spectrum import draw_tokens
+from megatron_tokscale.spectrum.scored_range import scored_range_of
 from megatron_tokscale.spectrum.sums import loss_sums
 from megatron_tokscale.store import Run
 
@@ -58,12 +81,12 @@ def transfer_run(
         progress: receiver of the name of each stage; None for none.
 
     Returns:
-        The skills by alignment and grouping (`TransferSums.tests`), and the learning order
-        (`learning_order`).
+        The learning order (`learning_order`), the covariance of falls (`fall_covariance`), the
+        surface (`surface`), and the skills by alignment and grouping (`TransferSums.tests`).
 
     Raises:
-        TokscaleError: the runs are the same, watch different tokens, or are fitted in different
-            times; one is not fitted; no token has all losses in both; the target's transfer.json is
+        TokscaleError: the runs are the same, watch different tokens, or have no common clock;
+            one is not fitted; no token has all losses in both; the target's transfer.json is
             damaged.
     """
     progress = progress or NoProgress()
@@ -71,30 +94,11 @@ def transfer_run(
     units, weight_RU = pair.units(n_resamples, seed)
     progress.stage("mean curves and learning times")
     curves = _Curves.from_pair(pair)
-    groups = groupings(target.tokens, curves.source_time_N)
-
-    def tests(alignment: Callable[[], Alignment]) -> dict[str, GroupTest]:
-        return _sums(pair, alignment(), groups, units).tests(weight_RU, seed)
-
-    progress.stage("groups of tokens")
-    absolute = defined_or_reason(
-        lambda: tests(lambda: Alignment.absolute(pair.target.x_K, curves.target_loss_K))
-    )
-    progress.stage("groups of tokens, aligned by loss")
-    by_loss = defined_or_reason(lambda: tests(lambda: curves.alignment_by_loss(pair)))
+    progress.stage("falls of tokens, and of bins of learning time")
+    falls, surface = _falls_and_surface(pair, curves, units, weight_RU)
     progress.stage("learning order")
-    sample = draw_tokens(target.n_tokens, _RANKED_TOKENS, seed)
-    baseline = baseline_predictors(target.tokens)
-    baseline["mean loss in the other run"] = curves.source_level_N
-    order = defined_or_reason(
-        lambda: learning_order(
-            curves.source_time_N[sample],
-            curves.target_time_N[sample],
-            {name: value_N[sample] for name, value_N in baseline.items()},
-            units.unit_N[sample],
-            weight_RU,
-        )
-    )
+    order = defined_or_reason(lambda: _order(pair, curves, units, weight_RU, seed))
+    absolute, by_loss = _group_tests(pair, curves, units, weight_RU, seed, progress)
     transfer = Transfer(
         source=source.path.name,
         source_run_id=source.info.run_id,
@@ -103,11 +107,84 @@ def transfer_run(
         documents=units.documents,
         absolute=absolute,
         by_loss=by_loss,
+        clock=pair.clock.time,
         order=order,
+        falls=falls,
+        surface=surface,
         settings=TransferSettings(n_resamples, PERMUTATIONS, seed),
     )
     _store(pair.target, transfer)
     return transfer
+
+
+def _group_tests(
+    pair: "FittedPair",
+    curves: "_Curves",
+    units: Units,
+    weight_RU: Floats,
+    seed: int,
+    progress: Progress,
+) -> tuple[GroupTests, GroupTests]:
+    """Return the tests by grouping at the same time and at the same mean loss, one family."""
+    groups = groupings(pair.target.run.tokens)
+    found: list[GroupTests] = []
+    for words, alignment in (
+        ("groups of tokens", pair.alignment_at_time),
+        ("groups of tokens, aligned by loss", lambda: curves.alignment_by_loss(pair)),
+    ):
+        progress.stage(words)
+        found.append(
+            defined_or_reason(
+                lambda: _sums(pair, alignment(), groups, units).tests(weight_RU, seed)  # noqa: B023
+            )
+        )
+    absolute, by_loss = corrected(found)
+    return absolute, by_loss
+
+
+def _order(
+    pair: "FittedPair", curves: "_Curves", units: Units, weight_RU: Floats, seed: int
+) -> LearningOrder:
+    tokens = pair.target.run.tokens
+    sample = draw_tokens(tokens.n_tokens, _RANKED_TOKENS, seed)
+    baseline = baseline_predictors(tokens)
+    baseline["mean loss in the other run"] = curves.source_level_N
+    return learning_order(
+        curves.source_time_N[sample],
+        curves.target_time_N[sample],
+        {name: value_N[sample] for name, value_N in baseline.items()},
+        units.unit_N[sample],
+        weight_RU,
+    )
+
+
+def _falls_and_surface(
+    pair: "FittedPair", curves: "_Curves", units: Units, weight_RU: Floats
+) -> tuple[FallCovariance | Undefined, Surface | Undefined]:
+    """Return the covariance of falls and the surface, from one pass over the tokens."""
+    clock, (from_x, to_x) = pair.clock, curves.common_range(pair)
+    groups = token_groups(pair.target.run.tokens)
+
+    def fall_sums() -> FallSums:
+        edges = octaves(from_x, to_x)
+        return FallSums(edges, clock.source_x_K, clock.target_x_K, groups, units)
+
+    def surface_sums() -> SurfaceSums:
+        bins = time_bins(curves.moving_time_N)
+        operator_KJ = fall_weights(clock.target_x_K, intervals(from_x, to_x, OCTAVE / 2))
+        compared = Comparison(pair.source.x_K, clock.place_K(), operator_KJ)
+        return SurfaceSums(bins, groups, compared, units)
+
+    falls, surface = defined_or_reason(fall_sums), defined_or_reason(surface_sums)
+    for at, fits, source_NK, _, loss_NK in pair.blocks():
+        if not isinstance(falls, Undefined):
+            falls.add(at, source_NK, loss_NK)
+        if not isinstance(surface, Undefined):
+            surface.add(at, fits, source_NK, loss_NK)
+    return (
+        falls if isinstance(falls, Undefined) else falls.result(weight_RU),
+        surface if isinstance(surface, Undefined) else surface.result(weight_RU),
+    )
 
 
 type _PairBlock = tuple[slice, SigmoidFits, Floats32, SigmoidFits, Floats32]
@@ -123,7 +200,7 @@ class FittedPair:
 
     @classmethod
     def open(cls, source: Run, target: Run) -> Self:
-        """Open two runs that watch the same tokens and are fitted in the same time.
+        """Open two runs that watch the same tokens and have a common clock.
 
         Raises:
             TokscaleError: see `transfer_run`.
@@ -140,13 +217,17 @@ class FittedPair:
             )
         pair = cls(FittedRun.open(source), FittedRun.open(target))
         transfers_to_keep(target, pair.target.fit)  # refuse a damaged file before the long work
-        if pair.source.time != pair.target.time:
-            raise TokscaleError(
-                f"{source.path} is fitted in {pair.source.time}, {target.path} in "
-                f"{pair.target.time}; run `megatron-tokscale fit {source.path} --time "
-                f"{pair.target.time}`"
-            )
+        SharedClock.of(pair.source, pair.target)  # refuses runs without one
         return pair
+
+    @cached_property
+    def clock(self) -> SharedClock:
+        """The clock on which the runs are compared."""
+        return SharedClock.of(self.source, self.target)
+
+    def alignment_at_time(self) -> Alignment:
+        """Align the runs at the same time of the clock."""
+        return Alignment.absolute(self.target.x_K, self.clock.place_K())
 
     def units(self, n_resamples: int, seed: int) -> tuple[Units, Floats]:
         """Return the resampling units and their weights; many probes leave fewer units.
@@ -181,6 +262,7 @@ class _Curves:
         target_loss_K: mean loss of the target at its probes.
         source_time_N: learning times in the source, in x; NaN for a token without one.
         target_time_N: learning times in the target, in the same form.
+        moving_time_N: midpoints of all tokens that fall in the source (`moving_times`).
         source_level_N: each token's mean loss in the source.
     """
 
@@ -188,6 +270,7 @@ class _Curves:
     target_loss_K: Floats
     source_time_N: Floats
     target_time_N: Floats
+    moving_time_N: Floats
     source_level_N: Floats
 
     @classmethod
@@ -207,14 +290,26 @@ class _Curves:
             target_K += loss_sums(loss_NK[whole_N], one_cell_N, 1)[0]
             count += int(whole_N.sum())
             level_N = fits.level_N.astype(np.float64)
-            columns.append((learning_times(fits), learning_times(own), level_N))
+            times = (learning_times(fits), learning_times(own), moving_times(fits))
+            columns.append((*times, level_N))
         if not count:
             raise TokscaleError(
                 "no token has a fit and finite losses at all probes of both runs; expected at "
                 "least one; test runs without losses that are NaN or infinite"
             )
-        times = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
-        return cls(source_K / count, target_K / count, *times)
+        joined = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+        return cls(source_K / count, target_K / count, *joined)
+
+    def common_range(self, pair: FittedPair) -> tuple[float, float]:
+        """Return the ends of the range of the clock that is in the scored range of both runs."""
+        ends = []
+        for fitted, loss_K, clock_K in (
+            (pair.source, self.source_loss_K, pair.clock.source_x_K),
+            (pair.target, self.target_loss_K, pair.clock.target_x_K),
+        ):
+            scored = scored_range_of(fitted.run, fitted.x_K, loss_K).holds(fitted.x_K)
+            ends.append(clock_K[scored][[0, -1]])
+        return float(max(first for first, _ in ends)), float(min(last for _, last in ends))
 
     def alignment_by_loss(self, pair: FittedPair) -> Alignment:
         """Align the runs by these mean losses.

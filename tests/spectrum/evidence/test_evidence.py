@@ -1,25 +1,34 @@
-"""Every evidence test passes on runs that have what it claims, and fails on runs that do not.
+"""The primary tests in planted worlds: they hold with steps, and do not without.
 
-A few pairs of each kind; the rates over 200: benchmarks/results/evidence.md.
+One pair of runs of each kind; the rates over 500: benchmarks/results/evidence.md.
 """
 
 import evidence
 import pytest
 
-SEEDS = (1000, 1001, 1002)
-POWERFUL = {"frequency decile", "learning-time decile", "document"}
+SEED, TOKENS = 1000, 6000
 
 
-@pytest.mark.parametrize("scenario", list(evidence.SCENARIOS))
-def test_each_evidence_test_passes_where_its_claim_is_planted_and_only_there(scenario):
-    should_pass = evidence.SCENARIOS[scenario]
-    for_certain = {}
-    for seed in SEEDS:
-        for test, passed in evidence.verdicts(scenario, seed).items():
-            claim, _, grouping = test.partition(", ")
-            if claim not in should_pass or grouping in POWERFUL | {""}:
-                for_certain.setdefault((test, claim in should_pass), []).append(passed)
-    assert for_certain
-    for (test, expected), passed in for_certain.items():
-        right = sum(each is expected for each in passed)
-        assert right >= len(SEEDS) - 1, f"{test} on {scenario}: {passed}"
+@pytest.mark.slow
+@pytest.mark.parametrize("common", evidence.COMMON)
+@pytest.mark.parametrize("world", ["A3", "B1", "B2"])
+def test_every_primary_test_holds_where_tokens_fall_in_steps(world, common):
+    found = evidence.repetition(world, common, SEED, TOKENS)
+    assert found["verdicts"] == dict.fromkeys(evidence.PRIMARY, "holds")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("common", evidence.COMMON)
+@pytest.mark.parametrize("world", ["C", "D"])
+def test_no_primary_test_holds_without_steps(world, common):
+    found = evidence.repetition(world, common, SEED, TOKENS)
+    assert "holds" not in found["verdicts"].values()
+
+
+def test_a_study_that_was_stopped_computes_no_repetition_twice(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    evidence.Lines(path).add(("run", "B1", 0.0, 0, 100), {"verdicts": {}})
+    lines = evidence.Lines(path)
+    assert lines.once(("run", "B1", 0.0, 0, 100), None) == {"verdicts": {}}
+    assert lines.once(("run", "C", 0.0, 0, 100), lambda: 1) == 1
+    assert len(path.read_text().splitlines()) == 2

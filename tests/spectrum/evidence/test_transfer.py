@@ -3,6 +3,7 @@
 Shapes: N tokens, K probe steps, U units.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,9 +13,16 @@ from scipy.special import expit
 
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
+from megatron_tokscale.results.estimate import Undefined
+from megatron_tokscale.results.verdict import Verdict
 from megatron_tokscale.spectrum import SlopeEstimator, Units, events_of
 from megatron_tokscale.spectrum.density import default_grid
-from megatron_tokscale.spectrum.evidence.transfer import _DROP_EDGES, Alignment, TransferSums
+from megatron_tokscale.spectrum.evidence.transfer import (
+    _DROP_EDGES,
+    Alignment,
+    TransferSums,
+    corrected,
+)
 from megatron_tokscale.spectrum.groups import Groups, groupings
 from megatron_tokscale.store import WatchedTokens
 
@@ -189,5 +197,56 @@ def test_one_group_has_no_skill(pair):
     )
     sums.add(slice(0, len(text)), fits, again_NK)
     found = sums.tests(units.weights(20, seed=0), seed=0)["all"]
-    assert found.passes is None
+    assert found.test.verdict is Verdict.UNDECIDED
     assert np.isnan([found.p_value, found.events.value]).all()
+
+
+def test_times_of_documents_that_agree_hold_and_permuted_ones_do_not(pair):
+    holds = result_of(pair, n_resamples=200)
+    assert holds["document"].test.verdict is Verdict.HOLDS
+    text, x_K, _, _, _, units = pair
+    loss_NK, again_NK = planted_pairs.permuted(text, x_K, np.random.default_rng(1))
+    other = text, x_K, loss_NK, again_NK, fit_sigmoids(x_K, loss_NK), units
+    found = [each.test for each in result_of(other, n_resamples=200).values() if each.test]
+    assert len(found) == 3
+    assert all(test.verdict is not Verdict.HOLDS for test in found)
+
+
+def test_frequency_deciles_have_skills_and_no_test(pair):
+    found = result_of(pair)["frequency decile"]
+    assert found.test is None
+    assert found.gain_over_permuted.has_interval
+
+
+def test_runs_that_learn_in_one_order_agree_where_their_losses_do():
+    """Run B is six times as late: at the same time its groups do not fall as predicted."""
+    rng = np.random.default_rng(5)
+    x_K, text = planted_pairs.axis(), planted_pairs.text_of(40, rng)
+    loss_NK, again_NK = planted_pairs.later(text, x_K, rng)
+    tokens = text.probe_set
+    units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
+    pair = text, x_K, loss_NK, again_NK, fit_sigmoids(x_K, loss_NK), units
+    mean_K, again_K = loss_NK.mean(axis=0), again_NK.mean(axis=0)
+    by_loss = result_of(pair, Alignment.by_loss(x_K, mean_K, x_K, again_K), n_resamples=200)
+    absolute = result_of(pair, n_resamples=200)
+    assert by_loss["document"].test.verdict is Verdict.HOLDS
+    assert absolute["document"].test.verdict is not Verdict.HOLDS
+
+
+def test_both_alignments_are_one_family(pair):
+    """Holm's correction over six tests: the smallest p-value must be below a sixth of 5%."""
+    tests = result_of(pair, n_resamples=200)
+    p_values = {"dataset": 0.0084, "position decile": 0.6, "document": 0.02}
+    family = [
+        {
+            name: replace(each, test=each.test and replace(each.test, p_value=p_values[name]))
+            for name, each in tests.items()
+        }
+    ] * 2
+    for each in corrected(family):
+        verdicts = {name: row.test.verdict for name, row in each.items() if row.test}
+        assert set(verdicts.values()) == {Verdict.UNDECIDED}
+    reason = Undefined("no loss in common")
+    alone, undefined = corrected([family[0], reason])
+    assert undefined is reason
+    assert alone["dataset"].test.verdict is tests["dataset"].test.verdict

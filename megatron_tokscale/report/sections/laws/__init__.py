@@ -32,12 +32,11 @@ from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.laws.power_laws import (
     law_table,
     loss_figure,
-    passed,
     tail,
     tail_verdict,
     undecided,
 )
-from megatron_tokscale.report.verdicts import CLAIMED, Verdict, outcome
+from megatron_tokscale.report.verdicts import VerdictRow, outcome
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.laws import (
     ChinchillaForecast,
@@ -48,7 +47,7 @@ from megatron_tokscale.results.laws import (
     ZeroSumPair,
     ZeroSumResult,
 )
-from megatron_tokscale.results.verdict import Verdict as ClaimOutcome
+from megatron_tokscale.results.verdict import Verdict
 
 
 def laws_section(inputs: ReportInputs) -> list[Section]:
@@ -80,21 +79,20 @@ def laws_section(inputs: ReportInputs) -> list[Section]:
     return [Section("laws", "Laws", "Laws and rival explanations", parts, _verdicts(laws))]
 
 
-def _verdicts(laws: LawsResult) -> list[Verdict]:
+def _verdicts(laws: LawsResult) -> list[VerdictRow]:
     """Return the verdicts on the tail, and on the claims of rivals that are not undecided."""
     return [
         tail_verdict(laws),
         *(
-            Verdict(
+            VerdictRow(
                 "laws",
                 f"{escape(each.explanation)}: {escape(each.claim)}",
-                passed(each.verdict),
+                each.verdict,
                 _words(each.measured),
                 f"predicted: {_words(each.predicted)}",
-                CLAIMED,
             )
             for each in laws.explanations
-            if each.explanation != SPECTRUM and each.verdict != ClaimOutcome.UNDECIDED
+            if each.explanation != SPECTRUM and each.verdict != Verdict.UNDECIDED
         ),
     ]
 
@@ -105,7 +103,7 @@ def _explanations(laws: LawsResult) -> str:
         [
             *(_words(text) for text in (each.explanation, each.claim)),
             *(_words(text) for text in (each.predicted, each.measured)),
-            outcome(passed(each.verdict), CLAIMED),
+            outcome(each.verdict),
         ]
         for each in laws.explanations
     ]

@@ -34,10 +34,10 @@ from megatron_tokscale.report.html import (
     table,
 )
 from megatron_tokscale.report.inputs import ReportInputs
-from megatron_tokscale.report.verdicts import CLAIMED, Verdict, outcome
+from megatron_tokscale.report.verdicts import VerdictRow, outcome
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.laws import LawsResult, LossPowerLaw, PowerLaw
-from megatron_tokscale.results.verdict import Verdict as ClaimOutcome
+from megatron_tokscale.results.verdict import Verdict
 
 _HEADER: Final = [
     "mean loss of",
@@ -50,16 +50,6 @@ _HEADER: Final = [
     "doubts",
 ]
 _TAIL_CLAIM: Final = "The tail of the learning-time spectrum has the exponent of the loss"
-_OUTCOMES: Final = {
-    ClaimOutcome.HOLDS: True,
-    ClaimOutcome.FAILS: False,
-    ClaimOutcome.UNDECIDED: None,
-}
-
-
-def passed(verdict: ClaimOutcome) -> bool | None:
-    """Return the verdict of a claim as the outcome of a test; None for an undecided one."""
-    return _OUTCOMES[verdict]
 
 
 def law_table(laws: LawsResult) -> str:
@@ -173,43 +163,42 @@ def tail(laws: LawsResult) -> str:
     if isinstance(difference, Undefined):
         reason = escape(difference.undefined)
         return paragraph(
-            f"{_TAIL_CLAIM}: {outcome(None, CLAIMED)}: {reason}. {measured}", "verdict"
+            f"{_TAIL_CLAIM}: {outcome(Verdict.UNDECIDED)}: {reason}. {measured}", "verdict"
         )
     against = doubt(difference.law.law)
     warning = f" The law of the loss is in doubt: {against}." if against else ""
     return paragraph(
-        f"{_TAIL_CLAIM}: {outcome(passed(tail_outcome(laws)), CLAIMED)}. {measured} The exponent "
+        f"{_TAIL_CLAIM}: {outcome(tail_outcome(laws))}. {measured} The exponent "
         "of the tail minus the exponent of the loss from there on is "
         f"{estimate(difference.difference, '+,.3f')}.{warning}",
         "verdict",
     )
 
 
-def tail_outcome(laws: LawsResult) -> ClaimOutcome:
+def tail_outcome(laws: LawsResult) -> Verdict:
     """Return the verdict on the tail, as corrected in the table of explanations."""
     for row in laws.explanations:
         if row.explanation == SPECTRUM:
             return row.verdict
-    return ClaimOutcome.UNDECIDED
+    return Verdict.UNDECIDED
 
 
-def tail_verdict(laws: LawsResult) -> Verdict:
+def tail_verdict(laws: LawsResult) -> VerdictRow:
     """Return the verdict: does the tail have the exponent of the loss?"""
     difference = laws.tail_minus_law
     if isinstance(difference, Undefined):
-        return Verdict("laws", _TAIL_CLAIM, None, "–", escape(difference.undefined), CLAIMED)
-    return Verdict(
+        return VerdictRow("laws", _TAIL_CLAIM, Verdict.UNDECIDED, "–", escape(difference.undefined))
+    return VerdictRow(
         "laws",
         _TAIL_CLAIM,
-        passed(tail_outcome(laws)),
+        tail_outcome(laws),
         estimate(difference.difference, "+,.3f"),
         f"exponent of the tail minus exponent of the loss; holds {difference.test.claim.rule}, "
         "with the whole interval, which is over documents and the scatter of the probes",
-        CLAIMED,
     )
 
 
 def undecided(claim: str, reason: Undefined, kind: str = "", more: str = "") -> str:
     """Return a paragraph of the class `kind`: a claim is undecided, the reason, and `more`."""
-    text = f"{claim}: {outcome(None, CLAIMED)}: {escape(reason.undefined)}.{more}"
+    text = f"{claim}: {outcome(Verdict.UNDECIDED)}: {escape(reason.undefined)}.{more}"
     return paragraph(text, kind)

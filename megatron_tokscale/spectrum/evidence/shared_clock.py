@@ -1,0 +1,72 @@
+"""One clock for two runs: the sum of learning rates where both know it, else the fits' time.
+
+Steps of two runs with other learning rates are worth different amounts of training; runs of one
+size have about the same loss at the same sum of learning rates.
+
+Shapes: K probe steps.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.results import FittedRun
+from megatron_tokscale.store.reader import Time
+
+
+@dataclass(frozen=True)
+class SharedClock:
+    """Times of the probes of two runs on one clock.
+
+    Attributes:
+        time: the unit of the clock.
+        source_x_K: natural logarithm of the clock at the source's probes; -inf at step 0.
+        target_x_K: the same at the target's probes.
+        source_fit_x_K: x of the source's fits at its probes.
+    """
+
+    time: Time
+    source_x_K: Floats
+    target_x_K: Floats
+    source_fit_x_K: Floats
+
+    @classmethod
+    def of(cls, source: FittedRun, target: FittedRun) -> Self:
+        """Return the clock of two runs.
+
+        Raises:
+            TokscaleError: the runs are fitted in different times, and one has no learning rates.
+        """
+        sums = [_lr_sum(each) for each in (source, target)]
+        if sums[0] is not None and sums[1] is not None:
+            return cls("lr-sum", sums[0], sums[1], source.x_K)
+        if source.time != target.time:
+            raise TokscaleError(
+                f"{source.run.path} is fitted in {source.time}, {target.run.path} in "
+                f"{target.time}, and the learning rates of one are not known; run "
+                f"`megatron-tokscale fit {source.run.path} --time {target.time}`"
+            )
+        return cls(source.time, source.x_K, target.x_K, source.x_K)
+
+    def place_K(self) -> Floats:
+        """Return x of the source's fits at the time of each probe of the target.
+
+        Between the source's probes it is interpolated; beyond them x advances as the clock does.
+        """
+        finite = np.isfinite(self.source_x_K)
+        clock, fit = self.source_x_K[finite], self.source_fit_x_K[finite]
+        inside_K = np.clip(self.target_x_K, clock[0], clock[-1])
+        return np.asarray(np.interp(inside_K, clock, fit) + (self.target_x_K - inside_K))
+
+
+def _lr_sum(fitted: FittedRun) -> Floats | None:
+    """Return ln of the sum of learning rates at the probes; None if unknown or standing still."""
+    if not fitted.run.knows("lr-sum"):
+        return None
+    try:
+        return fitted.run.x_K("lr-sum")
+    except TokscaleError:
+        return None

@@ -1,0 +1,132 @@
+"""The surface of learning-time bins against loops, and in worlds with and without steps.
+
+Shapes: N tokens, K probe steps, J intervals.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import planted_worlds
+import pytest
+
+from megatron_tokscale.core.errors import UndefinedError
+from megatron_tokscale.core.resampling import Units
+from megatron_tokscale.fit import SigmoidFits, fit_sigmoids
+from megatron_tokscale.results.verdict import Verdict
+from megatron_tokscale.spectrum.evidence.falls import OCTAVE, fall_weights, intervals
+from megatron_tokscale.spectrum.evidence.surface import (
+    BINS,
+    FITS,
+    MEASURED,
+    Comparison,
+    SurfaceSums,
+    moving_times,
+    time_bins,
+)
+from megatron_tokscale.spectrum.evidence.token_groups import groups_by_frequency
+
+
+@dataclass
+class Pair:
+    """A planted pair and the sums of its surface."""
+
+    x_K: np.ndarray
+    losses: list
+    fits: SigmoidFits
+    bin_N: np.ndarray
+    group_N: np.ndarray
+    operator_KJ: np.ndarray
+    units: Units
+    sums: SurfaceSums
+
+
+def pair_of(world, tokens):
+    rng = np.random.default_rng(0)
+    text, x_K = planted_worlds.text_of(tokens, rng), planted_worlds.axis()
+    losses = planted_worlds.seeds(planted_worlds.WORLDS[world], text, x_K, rng)
+    fits = fit_sigmoids(x_K, losses[0])
+    operator_KJ = fall_weights(x_K, intervals(np.log(38), float(x_K[-1]), OCTAVE / 2))
+    units = Units.from_documents(text.dataset_N, text.document_N, seed=0)
+    bins, groups = (
+        time_bins(moving_times(fits)),
+        groups_by_frequency(text.dataset_N, text.log_share_N),
+    )
+    sums = SurfaceSums(bins, groups, Comparison(x_K, x_K, operator_KJ), units)
+    for at in (slice(0, tokens // 3), slice(tokens // 3, tokens)):
+        sums.add(at, fits.rows(at), losses[0][at], losses[1][at])
+    return Pair(x_K, losses, fits, bins.group_N, groups.group_N, operator_KJ, units, sums)
+
+
+@pytest.fixture(scope="module")
+def stepwise():
+    return pair_of("B1", 3000)
+
+
+def beyond_groups(fall_NJ, group_N):
+    means = [fall_NJ[group_N == g].mean(axis=0) for g in range(group_N.max() + 1)]
+    return fall_NJ - np.stack(means)[group_N]
+
+
+def test_the_skills_are_those_of_loops_over_tokens(stepwise):
+    """Every token of the null model has its group's mean curve, scaled to its own fall."""
+    pair = stepwise
+    source_NJ, target_NJ = (loss_NK.astype(float) @ pair.operator_KJ for loss_NK in pair.losses)
+    null_NJ = np.empty_like(source_NJ)
+    curves = [source_NJ[pair.group_N == g].mean(axis=0) for g in range(pair.group_N.max() + 1)]
+    for n, g in enumerate(pair.group_N):
+        null_NJ[n] = source_NJ[n].sum() * curves[g] / curves[g].sum()
+    fitted_NJ = pair.fits.predict(np.maximum(pair.x_K, -1e6)) @ pair.operator_KJ
+    by_name = {"target": target_NJ, "null": null_NJ, MEASURED: source_NJ, FITS: fitted_NJ}
+    surface = {
+        name: [
+            beyond_NJ[pair.bin_N == b].mean(axis=0) if (pair.bin_N == b).any() else np.zeros(1)
+            for b in range(BINS + 1)
+        ]
+        for name, fall_NJ in by_name.items()
+        for beyond_NJ in [beyond_groups(fall_NJ, pair.group_N)]
+    }
+
+    def misfit(name):
+        return sum(
+            (pair.bin_N == b).sum() * ((surface["target"][b] - surface[name][b]) ** 2).sum()
+            for b in range(BINS + 1)
+        )
+
+    found = pair.sums.result(pair.units.weights(0, seed=0))
+    for name in (MEASURED, FITS):
+        expected = 1 - misfit(name) / misfit("null")
+        np.testing.assert_allclose(found.tests[name].estimate.uncorrected, expected, atol=1e-4)
+    total = sum(
+        (pair.bin_N == b).sum() * (surface["target"][b] ** 2).sum() for b in range(BINS + 1)
+    )
+    np.testing.assert_allclose(found.null, 1 - misfit("null") / total, atol=1e-4)
+
+
+def test_bins_of_learning_time_ascend_and_tokens_without_one_are_the_last():
+    time_N = np.concatenate(
+        [np.random.default_rng(0).permutation(400.0 + np.arange(400)), [np.nan]]
+    )
+    groups = time_bins(time_N)
+    assert len(groups.names) == BINS + 1
+    assert groups.group_N[-1] == BINS
+    assert np.bincount(groups.group_N).tolist() == [20] * BINS + [1]
+    order = np.argsort(time_N[:400])
+    assert (np.diff(groups.group_N[:400][order]) >= 0).all()
+
+
+def test_few_tokens_with_a_learning_time_have_no_surface():
+    with pytest.raises(UndefinedError, match="150 tokens fall in the other run; expected at least"):
+        time_bins(np.concatenate([np.arange(150.0), np.full(1000, np.nan)]))
+
+
+def test_where_tokens_fall_in_steps_every_prediction_says_more(stepwise):
+    found = stepwise.sums.result(stepwise.units.weights(200, seed=0))
+    assert {test.verdict for test in found.tests.values()} == {Verdict.HOLDS}
+    assert found.tests[MEASURED].estimate.value > found.tests[FITS].estimate.value > 0.8
+
+
+@pytest.mark.parametrize("world", ["C", "D"])
+def test_without_steps_no_prediction_says_more(world):
+    pair = pair_of(world, 6000)
+    found = pair.sums.result(pair.units.weights(200, seed=0))
+    assert {test.verdict for test in found.tests.values()} == {Verdict.FAILS}
