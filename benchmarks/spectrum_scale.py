@@ -122,7 +122,7 @@ def bootstrap(path: Path, seed: int) -> dict[str, Any]:
 
     def brute() -> list[Floats]:
         fits = SigmoidFits.load(source.run.paths.fits)
-        loss_NK = source.run.read_losses(0, source.run.n_tokens)
+        loss_NK = np.concatenate([block_NK for _, _, block_NK in source.blocks()])
         model_NK = fits.predict(x_K).astype(np.float32)
         events, edges = events_of(fits), Bins.over(x_K).edges
         rows = []

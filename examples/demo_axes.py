@@ -1,54 +1,98 @@
-"""Evidence on real text: the demo's run beside a second seed, smaller models and less data.
+"""Evidence on real text: the demo's run beside a second seed, other model sizes and less data.
 
     python examples/demo_axes.py [--demo demo-run]
 
-after `make demo`. It trains ten more runs of the demo (about 15 minutes on two cores), fits them,
-and tests the paper's claims: do learning times carry over to another seed and another size, do
-learning times along T predict what more data (D) and a larger model (M) learn, and which law
-explains the losses? The answers are printed, and are sections of DEMO/axes/report.html. A run that
-is trained or fitted already is not trained or fitted again.
+after `make demo`. It trains 15 more runs of the demo (under an hour on two cores, with the
+analysis):
+
+- seed2: the same training with another seed, for the tests that need two runs;
+- hidden32 to hidden192: other widths of the model, for the axis M;
+- tokens100 to tokens1280: branches of the demo's run, for the axis D. The demo's run is the trunk:
+  its learning rate stays constant. A branch starts from one of its checkpoints, and its learning
+  rate decays to zero over the last fifth of its steps.
+
+Then it fits them and runs the tests: do learning times carry over to another seed and another size,
+how far does the size of the model or the amount of data shift the clock, and which law explains the
+losses? The answers are printed, and are sections of DEMO/axes/report.html. A run that is trained or
+fitted is not trained or fitted again: a script that was stopped resumes.
 """
 
 import argparse
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
-from megatron_tokscale.demo.job import FULL, SPLIT, is_trained, megatron_flags, train
+from megatron_tokscale.demo.job import FULL, SPLIT, Size, is_trained, megatron_flags, train
 from megatron_tokscale.store.paths import RunPaths
 
-DENSE, SPARSE = "log:per-octave=8+last", "log:per-octave=2+last"
-WIDTHS, STEPS = (32, 48, 64, 96, 128), (40, 80, 160, 320)
+SCHEDULE = "log:per-octave=8+last"
+WIDTHS = {32: 4e-3, 48: 3.3e-3, 64: 2.8e-3, 96: 2.3e-3, 192: 1.6e-3}
+"""Learning rates by width: as the root of the width, from 2e-3 at the demo's width of 128 (our
+choice)."""
+BRANCHES = (80, 160, 240, 320, 480, 640, 800, 960)
+"""Steps of the trunk at which a branch starts: multiples of `Size.save_interval`. Its decay takes a
+quarter as many steps: a fifth of the branch."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training of this script.
+
+    Attributes:
+        size: size of the job.
+        flags: further flags of Megatron's.
+        branch_at: step of the trunk at which it starts; None for a training of its own.
+    """
+
+    size: Size
+    flags: tuple[str, ...] = ()
+    branch_at: int | None = None
+
+
+def branch(start: int) -> Job:
+    """Return the job that decays the learning rate to zero from a step of the trunk on."""
+    decay = start // 4
+    size = replace(FULL, train_iters=start + decay)
+    rates = {
+        "--lr-decay-style": "WSD",
+        "--lr-wsd-decay-style": "linear",
+        "--lr-wsd-decay-iters": decay,
+        "--lr-decay-iters": size.train_iters,
+        "--min-lr": 0,
+    }
+    words = [str(word) for pair in rates.items() for word in pair]
+    return Job(size, (*words, "--override-opt_param-scheduler"), start)
+
+
 JOBS = {
-    "seed2": (FULL, DENSE, ["--seed", "4321"]),
+    "seed2": Job(FULL, ("--seed", "4321")),
     **{
-        f"hidden{width}": (
-            replace(FULL, hidden_size=width),
-            DENSE if width == 64 else SPARSE,
-            [],
-        )
-        for width in WIDTHS
+        f"hidden{width}": Job(replace(FULL, hidden_size=width, learning_rate=rate))
+        for width, rate in WIDTHS.items()
     },
-    **{f"steps{n}": (replace(FULL, train_iters=n), SPARSE, []) for n in STEPS},
+    **{f"tokens{start * 5 // 4}": branch(start) for start in BRANCHES},
 }
-"""Size, probe schedule and further flags by name. hidden128 is the last point of the axis D too."""
+"""The trainings by name. The demo's own run is the last point of both axes."""
 
 
 def train_all(demo: Path) -> None:
     """Train the jobs that are not trained yet, one after the other."""
-    probe_set = demo / "probe.safetensors"
-    if not probe_set.is_file():
-        raise TokscaleError(f"{probe_set} is missing; run `make demo` first")
-    for name, (size, schedule, extra) in JOBS.items():
+    probe_set, plan = demo / "probe.safetensors", demo / "uniform.json"
+    for file in (probe_set, plan):
+        if not file.is_file():
+            raise TokscaleError(f"{file} is missing; run `make demo` first")
+    probe = ["--tokscale-probe-set", str(probe_set), "--tokscale-probe-schedule", SCHEDULE]
+    for name, job in JOBS.items():
         run = demo / "axes" / name
-        if is_trained(run, size.train_iters):
+        if is_trained(run, job.size.train_iters):
             continue
-        probe = ["--tokscale-probe-set", str(probe_set), "--tokscale-probe-schedule", schedule]
-        flags = megatron_flags(size, data_path(demo), demo / "cache")
-        train(name, run, size, [*flags, *probe, *extra])
-        if not is_trained(run, size.train_iters):
+        flags = megatron_flags(job.size, data_path(demo), demo / "cache")
+        branch_from = None if job.branch_at is None else (demo / "baseline", job.branch_at)
+        flags += [*probe, "--tokscale-plan", str(plan), *job.flags]
+        train(name, run, job.size, flags, branch_from)
+        if not is_trained(run, job.size.train_iters):
             raise TokscaleError(f"the job ended early; see the end of {run / 'train.log'}")
 
 
@@ -61,14 +105,14 @@ def data_path(demo: Path) -> list[str]:
 def analyse(demo: Path) -> None:
     """Run the verbs that a user would type, and print each before it runs."""
     baseline, axes = demo / "baseline", demo / "axes"
-    for run in (baseline, axes / "seed2", axes / "hidden64"):
+    models = [axes / name for name in JOBS if name.startswith("hidden")]
+    data = [axes / name for name in JOBS if name.startswith("tokens")]
+    for run in (baseline, axes / "seed2", *models):
         if not RunPaths(run).fits.is_file():
             tokscale("fit", run)
     tokscale("spectrum", baseline, "--source", axes / "seed2", axes / "hidden64")
-    models = [axes / f"hidden{width}" for width in WIDTHS]
-    data = [*(axes / f"steps{n}" for n in STEPS), axes / "hidden128"]
     for axis, runs in (("M", models), ("D", data)):
-        tokscale("spectrum", "--axis", axis, *runs, "--source", baseline, "--out", axes / axis)
+        tokscale("spectrum", "--axis", axis, *runs, baseline, "--out", axes / axis)
     others = [axes / name for name in JOBS]
     tokscale("laws", baseline, *others, "--data-path", *data_path(demo), "--split", SPLIT)
     tokscale(

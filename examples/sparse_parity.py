@@ -59,7 +59,7 @@ class Watched:
         held_loss_TK: mean loss of every subtask over the odd documents.
         learned_x_T: ln(learning time) by the fits; NaN where the samples' drops are under half
             of ln 2 nats each.
-        event_x_T: the same from the events that the spectrum counts.
+        event_x_T: the same from all falling steps of the samples.
         converged_x_T: ln(convergence time) on the odd documents; NaN if not reached in the run.
     """
 
@@ -110,7 +110,7 @@ def learned_x(fits: SigmoidFits, task_N: Integers, tasks: int) -> Floats:
 
 
 def event_x(fits: SigmoidFits, task_N: Integers, tasks: int) -> Floats:
-    """Return the same from the events that the spectrum counts: up to two per two-step sample."""
+    """Return the same from all falling steps: up to two per two-step sample."""
     moves = fits.transitions
     falls_E = moves.placed_E & (moves.drop_E > 0)
     task_E = task_N[moves.token_E[falls_E]]

@@ -1,6 +1,6 @@
 #!/bin/bash
-# The demo's training job as a launch script in Megatron's own style: a small GPT on a CPU in two
-# pipeline stages, watched by the probe. `make demo` (or `megatron-tokscale demo`) makes its data.
+# A training job on the demo's data, as a launch script in Megatron's own style: a small GPT on a CPU
+# in two pipeline stages, watched by the probe. `make demo` (or `megatron-tokscale demo`) makes the data.
 #
 #   examples/train_demo.sh RUN [DEMO]
 #
@@ -47,9 +47,9 @@ TRAINING_ARGS=(
     --micro-batch-size 4
     --global-batch-size 16
     --train-iters 256
-    --lr 3e-3
-    --min-lr 3e-4
-    --lr-decay-style cosine
+    --lr 2e-3
+    --min-lr 2e-3
+    --lr-decay-style constant
     --lr-warmup-iters 32
     --weight-decay 0.1
     --clip-grad 1.0

@@ -21,6 +21,12 @@ def add_verb(verbs: Verbs) -> None:
         "values of an imported axis (default: step; axis where imported losses count no steps)",
     )
     parser.add_argument(
+        "--keep-common-shifts",
+        action="store_true",
+        help="fit the losses as they are; by default the shift that all tokens of a dataset share "
+        "at a probe is taken out first",
+    )
+    parser.add_argument(
         "--device",
         metavar="DEVICE",
         help="device that computes; 'cuda' is every process's own GPU (default: cpu)",
@@ -45,6 +51,7 @@ def _fit(arguments: Arguments) -> None:
         summary = fit_run(
             run,
             time=arguments.time,
+            keep_common_shifts=arguments.keep_common_shifts,
             device=arguments.device,
             progress=ProgressOnStderr(),
             ranks=ranks,

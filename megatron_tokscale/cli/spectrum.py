@@ -105,10 +105,11 @@ def _spectrum_of_matrix(arguments: Arguments, runs: list["Run"], sources: list["
 
 
 def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run"]) -> None:
+    from megatron_tokscale.results import SpectrumResult
     from megatron_tokscale.spectrum import spectrum_run, transfer_run
     from megatron_tokscale.spectrum.evidence.run_transfer import FittedPair
     from megatron_tokscale.spectrum.evidence_text import describe_transfer
-    from megatron_tokscale.spectrum.spectrum_text import describe_spectrum
+    from megatron_tokscale.spectrum.spectrum_text import describe_datasets, describe_spectrum
 
     if len(runs) > 1 or arguments.out or arguments.trunk:
         raise TokscaleError(
@@ -121,6 +122,7 @@ def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run
         FittedPair.open(source, target)  # refuses an unsuitable source before the long work
     spectrum = spectrum_run(target, n_resamples=n_resamples, seed=seed, progress=progress)
     print(describe_spectrum(spectrum))
+    print(describe_datasets(SpectrumResult.open(target).summary))
     for source in sources:
         transfer = transfer_run(
             source, target, n_resamples=n_resamples, seed=seed, progress=progress

@@ -24,6 +24,11 @@ def describe_fit(summary: FitSummary) -> str:
         f"{share[FitStatus.UNDETERMINED]:.1f}% not determined, "
         f"{share[FitStatus.AT_BOUND]:.1f}% at a bound"
     )
+    lines += [
+        f"  common shifts taken out of {each.dataset}: {each.shared:.2g} nats, "
+        f"{100 * each.share:.1f}% of the losses' departures from their neighbours"
+        for each in summary.common_shifts or ()
+    ]
     if summary.resumed_tokens:
         lines[0] += f"; {summary.resumed_tokens:,} tokens were fitted before"
     if summary.non_finite.tokens:

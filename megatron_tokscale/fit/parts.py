@@ -192,6 +192,7 @@ class PartKey:
         block_tokens: tokens of a block.
         device: type of the device: fits on a GPU differ in their last digits.
         settings: choices of the fit.
+        keeps_common_shifts: whether the common shifts were left in the losses.
         columns: names of the columns.
         crc32: CRC-32 of each losses file, by file name.
     """
@@ -205,6 +206,7 @@ class PartKey:
     block_tokens: int
     device: str
     settings: FitSettings
+    keeps_common_shifts: bool
     columns: tuple[str, ...]
     crc32: Mapping[str, str]
 

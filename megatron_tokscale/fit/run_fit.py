@@ -22,12 +22,19 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import Meter, NoProgress, Progress
 from megatron_tokscale.core.records import JSON
 from megatron_tokscale.core.schemas import FIT_SCHEMA
+from megatron_tokscale.fit.common_shifts import common_shifts, shift_table, without_shifts
 from megatron_tokscale.fit.fits_file import FitsWriter
 from megatron_tokscale.fit.part_table import PartTotals, part_table
 from megatron_tokscale.fit.parts import PartKey, Parts, Ranks, Stamp
 from megatron_tokscale.fit.probe_axis import MIN_PROBES, ProbeAxis
 from megatron_tokscale.fit.sigmoids import PRECISION, fit_sigmoids
-from megatron_tokscale.fit.summary import FitIdentity, FitSettings, FitSummary, NonFiniteLosses
+from megatron_tokscale.fit.summary import (
+    DatasetShifts,
+    FitIdentity,
+    FitSettings,
+    FitSummary,
+    NonFiniteLosses,
+)
 from megatron_tokscale.fit.table import FitStatus, SigmoidFits
 from megatron_tokscale.store.losses import mark_checked
 
@@ -56,12 +63,17 @@ def fit_run(
     run: "Run",
     *,
     time: "Time | None" = None,
+    keep_common_shifts: bool = False,
     block_tokens: int | None = None,
     device: "torch.device | str | None" = None,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
 ) -> FitSummary:
     """Fit every watched token of `run`; write RUN/analysis/fits.parquet and fit.json.
+
+    First one pass over the losses finds the shift that all tokens of a dataset share at each probe
+    (`fit.common_shifts`), and the fits are of losses without it: noise of a checkpoint must not
+    decide the class of a token.
 
     Every finished block of tokens is a file under RUN/analysis/fit.parts, until all blocks are
     finished. A call resumes a stopped fit from these files, if its settings and the losses are the
@@ -76,6 +88,7 @@ def fit_run(
         run: an opened run. Losses that appear later are left out.
         time: "step", "tokens", "lr-sum" or "axis"; x is its natural logarithm. By default that of
             the run (`Run.default_time`).
+        keep_common_shifts: whether to fit the losses as they are.
         block_tokens: tokens fitted at a time; by default at most 64 MB of losses.
         device: torch device to compute on; by default the CPU. A bare "cuda" is the rank's own GPU.
         progress: receiver, on rank 0, of the tokens done at the start and after every block, and of
@@ -93,7 +106,7 @@ def fit_run(
     # All ranks agree on the device, on the key of the parts, and on the probes.
     ranks, time = ranks or Ranks(), time or run.default_time
     place = ranks.together(partial(ranks.device, device))
-    key = ranks.on_first(partial(part_key, run, time, block_tokens, place.type))
+    key = ranks.on_first(partial(part_key, run, time, block_tokens, place.type, keep_common_shifts))
     run = ranks.together(partial(_same_probes, run, key))
     blocks = _cut(run.n_tokens, key.block_tokens)
     parts = Parts(run.paths.fit_parts, key)
@@ -103,15 +116,22 @@ def fit_run(
         checked = _check_losses(run, parts, ranks)
         ranks.on_first(partial(parts.prepare, checked))
         resumed = ranks.on_first(parts.finished)
-        progress = progress or NoProgress()
-        work = _Work(run, run.x_K(time), place, blocks, parts, resumed, ranks, progress)
+        progress, x_K = progress or NoProgress(), run.x_K(time)
+        shifts = None if keep_common_shifts else ranks.on_first(partial(common_shifts, run, x_K))
+        work = _Work(run, x_K, shifts, place, blocks, parts, resumed, ranks, progress)
         started = clock.monotonic()
         ranks.together(work.do, meanwhile=work.report)
         seconds = clock.monotonic() - started
         return ranks.on_first(partial(_assemble, work, key, seconds))
 
 
-def part_key(run: "Run", time: "Time", block_tokens: int | None, device_type: str) -> PartKey:
+def part_key(
+    run: "Run",
+    time: "Time",
+    block_tokens: int | None,
+    device_type: str,
+    keep_common_shifts: bool = False,
+) -> PartKey:
     """Return the key of the parts of a run's fit.
 
     Raises:
@@ -141,6 +161,7 @@ def part_key(run: "Run", time: "Time", block_tokens: int | None, device_type: st
         block_tokens=block_tokens or _block_tokens(run.n_tokens, n_probes),
         device=device_type,
         settings=_settings(),
+        keeps_common_shifts=keep_common_shifts,
         columns=tuple(SigmoidFits.columns()),
         crc32=run.checksums(),
     )
@@ -214,6 +235,7 @@ class _Work:
     Attributes:
         run: the run, with the probes that all ranks see.
         x_K: natural logarithm of the time of each probe.
+        shifts: the common shifts that are taken out of the losses; None to leave them in.
         device: the device to compute on.
         blocks: the tokens of every block.
         parts: the folder of finished blocks.
@@ -224,6 +246,7 @@ class _Work:
 
     run: "Run"
     x_K: Floats
+    shifts: tuple[DatasetShifts, ...] | None
     device: "torch.device"
     blocks: list[slice]
     parts: Parts
@@ -268,7 +291,11 @@ class _Work:
 
     def _read(self, block: int) -> Floats32:
         tokens = self.blocks[block]
-        return self.run.read_losses(tokens.start, tokens.stop)
+        loss_NK = self.run.read_losses(tokens.start, tokens.stop)
+        if self.shifts is None:
+            return loss_NK
+        dataset_N = self.run.tokens.rows(tokens).dataset_N
+        return without_shifts(loss_NK, shift_table(self.shifts), dataset_N)
 
     def _fit(self, block: int, loss_NK: Floats32) -> None:
         fits = fit_sigmoids(self.x_K, loss_NK, device=self.device)
@@ -339,6 +366,7 @@ def _summary(
             int(totals.non_finite_K.sum()), totals.non_finite_tokens, run.n_tokens
         ),
         non_finite_K=tuple(totals.non_finite_K.tolist()),
+        common_shifts=work.shifts,
         settings=key.settings,
         seconds=round(seconds, 3),
         tokens_per_second=round((run.n_tokens - resumed) / max(seconds, 1e-9), 1),

@@ -48,6 +48,30 @@ class NonFiniteLosses:
 
 
 @dataclass(frozen=True)
+class DatasetShifts:
+    """The common shifts of one dataset, in nats; see `fit.common_shifts`.
+
+    Attributes:
+        dataset: name of the dataset.
+        tokens: its tokens that miss no loss.
+        shift_K: shift of each probe, which is taken out of the losses; 0 at step 0.
+        shared: standard deviation of the noise that all tokens of a probe share.
+        own: standard deviation of the tokens' own noise in their mean.
+        share: share that the shifts carried of the mean square departure of a loss from the
+            straight line between the losses of the probes before and after it.
+        jumps: probes before which the mean jumps, by index; jumps stay in the losses.
+    """
+
+    dataset: str
+    tokens: int
+    shift_K: tuple[float, ...]
+    shared: float
+    own: float
+    share: float
+    jumps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ClassTotal:
     """Tokens of one class, and the fall of their measured losses from the first probe to the last.
 
@@ -99,6 +123,8 @@ class FitSummary:
         status: tokens of each `FitStatus`, by its label.
         non_finite: losses that are not finite.
         non_finite_K: number of such losses at each probe step.
+        common_shifts: the common shifts of each dataset, which the fits are without; None if they
+            were left in.
         settings: choices of the fit.
         seconds: wall time of the call that finished the fit.
         tokens_per_second: tokens that it fitted per second.
@@ -115,6 +141,7 @@ class FitSummary:
     status: dict[str, int]
     non_finite: NonFiniteLosses
     non_finite_K: tuple[int, ...]
+    common_shifts: tuple[DatasetShifts, ...] | None
     settings: FitSettings
     seconds: float
     tokens_per_second: float

@@ -9,7 +9,8 @@ To add a theory:
 2. `laws/<theory>.py`, or a folder: `measure_<theory>(run, inputs, ...)` that returns the dataclass,
    or raises `UndefinedError` if the run does not determine it. Call it in `run_laws.py` within
    `defined_or_reason`.
-3. `laws/explain.py`: a function that returns its rows, called in `explanations`.
+3. `results/laws/<theory>.py`: a `Claim` with its margin, and a property `test` of the result;
+   `laws/explain.py`: a function that returns its rows, called in `explanations`.
 Test the fit against an independent source (scipy, a closed form, the authors' figures).
 """
 
@@ -30,6 +31,8 @@ from megatron_tokscale.laws.power_law.power_law import fit_power_law
 from megatron_tokscale.laws.power_law.tail import tail_exponent
 from megatron_tokscale.laws.quanta.learning_times import frequency_exponent
 from megatron_tokscale.laws.run_laws import laws_run
+from megatron_tokscale.laws.tables.curve_laws import laws_curves
+from megatron_tokscale.laws.tables.curves_text import describe_curves
 from megatron_tokscale.laws.zero_sum import ZeroSum
 
 __all__ = [
@@ -37,6 +40,7 @@ __all__ = [
     "ZeroSum",
     "correlation_exponent",
     "data_exponent",
+    "describe_curves",
     "describe_laws",
     "fit_chinchilla",
     "fit_context_exponent",
@@ -46,6 +50,7 @@ __all__ = [
     "fit_power_law",
     "frequency_exponent",
     "group_test",
+    "laws_curves",
     "laws_run",
     "predict_losses",
     "tail_exponent",

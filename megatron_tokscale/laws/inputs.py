@@ -24,6 +24,7 @@ class Inputs:
         mean_loss_RDK: mean loss of each dataset in nats.
         x_C: centres of the bins of x.
         drop_RC: drop of the learning events in each bin, in nats per token.
+        first_x: x at which the spectrum starts.
         margin: two typical widths of a transition, in units of x. A transition whose midpoint is
             closer to the last probe has not reached its floor (our choice).
         frequency_loss_RFK: mean loss of the tokens of each decile by frequency, in nats.
@@ -38,6 +39,7 @@ class Inputs:
     mean_loss_RDK: Floats
     x_C: Floats
     drop_RC: Floats
+    first_x: float
     margin: float
     frequency_loss_RFK: Floats
     frequency_share_F: Floats
@@ -61,6 +63,7 @@ class Inputs:
             mean_loss_RDK=arrays.mean_loss_RDK,
             x_C=arrays.x_C,
             drop_RC=arrays.drop_RC.astype(np.float64),
+            first_x=float(arrays.x_K[np.isfinite(arrays.x_K)][0]),
             margin=2 * max(summary.bandwidth_x, width if math.isfinite(width) else 0.0),
             frequency_loss_RFK=arrays.frequency_loss_RFK,
             frequency_share_F=arrays.frequency_share_F,

@@ -2,7 +2,7 @@
 
 from megatron_tokscale.results import non_finite_line
 from megatron_tokscale.results.estimate import Undefined, format_estimate
-from megatron_tokscale.results.laws import LawsResult, LossPowerLaw, ZeroSumResult
+from megatron_tokscale.results.laws import LawsResult, LossPowerLaw, MonogenicShare, ZeroSumResult
 
 
 def describe_laws(laws: LawsResult) -> str:
@@ -18,7 +18,8 @@ def describe_laws(laws: LawsResult) -> str:
         *non_finite_line(laws.non_finite),
         _tail(laws),
         _zero_sum(laws.zero_sum),
-        f"  {'explanation':<28}{'claim; predicted; measured'}",
+        _monogenic(laws.quanta.monogenic),
+        f"  {'explanation':<28}{'claim and verdict (Holm); predicted; measured'}",
     ]
     for row in laws.explanations:
         lines += [
@@ -49,8 +50,10 @@ def _tail(laws: LawsResult) -> str:
     words = f"  tail exponent of the spectrum: {format_estimate(tail.exponent)}"
     if isinstance(compared, Undefined):
         return words
-    verdict = "they agree" if compared.agree else "they do not agree"
-    return f"{words}; minus alpha: {format_estimate(compared.difference)}: {verdict}"
+    return (
+        f"{words}; minus alpha from {compared.law.law.from_time:,.0f} on: "
+        f"{format_estimate(compared.difference)}"
+    )
 
 
 def _zero_sum(found: ZeroSumResult | Undefined) -> str:
@@ -61,4 +64,13 @@ def _zero_sum(found: ZeroSumResult | Undefined) -> str:
         f"  from step {last.from_step:,.0f} to {last.to_step:,.0f} a token's loss moved by "
         f"{format_estimate(last.movement)} nats; a share of {format_estimate(last.interference)} "
         "of the movement cancels in the mean (zero-sum learning)"
+    )
+
+
+def _monogenic(found: MonogenicShare | Undefined) -> str:
+    if isinstance(found, Undefined):
+        return f"  tokens that fall from plateau to plateau: undefined: {found.undefined}"
+    return (
+        f"  {found.share:.2%} of {found.n_tokens:,} tokens fall from plateau to plateau in one "
+        f"step; under the null model {found.null_share:.2%}"
     )

@@ -1,5 +1,6 @@
 """`laws_run`: open a run's spectrum and losses, compute its laws, write laws.json."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -13,6 +14,7 @@ from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.source import DEFAULT_SPLIT, DataPath, DataSource
 from megatron_tokscale.laws.deceleration import fit_deceleration
+from megatron_tokscale.laws.estimates import defined
 from megatron_tokscale.laws.explain import explanations
 from megatron_tokscale.laws.inputs import Inputs
 from megatron_tokscale.laws.language.cagnetta import measure_cagnetta
@@ -30,6 +32,8 @@ from megatron_tokscale.results.laws import (
     LawsSettings,
     LossPowerLaw,
     OtherStart,
+    TailExponent,
+    TailMinusLaw,
 )
 from megatron_tokscale.store import Run, check_same_tokens
 
@@ -51,15 +55,16 @@ def laws_run(
 ) -> LawsResult:
     """Fit the laws of a run's mean losses and spectrum, test the theories, write laws.json.
 
-    The tail of the spectrum starts at the first time of the loss fit. It ends two typical widths of
-    a transition before the last probe, as a later transition has not reached its floor (our
-    choice). The exponents of the tail and of the loss come from the same tokens, so their
-    difference is taken resample by resample.
+    The tail of the spectrum ends two typical widths of a transition before the last probe, as a
+    later transition has not reached its floor, and starts a decade earlier (our choice). It is
+    compared with the power law of the loss from the same start on. The exponents come from the same
+    tokens, so their difference is taken resample by resample.
 
     Args:
         run: an opened run with RUN/analysis/spectrum.npz, spectrum.json and reconstruction.json.
         others: further runs with the same probe set, for the laws over runs.
-        from_: first time to fit, in the spectrum's time; by default a tenth of the last.
+        from_: first time to fit, in the spectrum's time, and start of the tail; by default a tenth
+            of the last time for the loss.
         corpus: words of the job's --data-path, or of each part; empty for no corpus. The
             correlations of the training part's tokens take a minute or two.
         split: the job's --split; None with per-split arguments.
@@ -77,8 +82,8 @@ def laws_run(
     progress = progress or NoProgress()
     sources = _Sources.open(run, others, corpus, split)
     start = FIRST_TIME_SHARE * sources.last_time if from_ is None else from_
-    laws = _laws(sources, LawsSettings(start, n_resamples, seed), progress)
-    laws = replace(laws, explanations=explanations(laws, sources.spectrum.evidence.widths))
+    laws = _laws(sources, LawsSettings(start, n_resamples, seed), from_, progress)
+    laws = replace(laws, explanations=explanations(laws))
     write_typed_result(run.paths.laws, LAWS_SCHEMA, laws)
     return laws
 
@@ -128,14 +133,16 @@ class _Sources:
         return float(self.inputs.t_K[-1])
 
 
-def _laws(sources: _Sources, settings: LawsSettings, progress: Progress) -> LawsResult:
+def _laws(
+    sources: _Sources, settings: LawsSettings, tail_start: float | None, progress: Progress
+) -> LawsResult:
     """Return all laws and theories, without the table of explanations."""
     run, inputs = sources.run, sources.inputs
     n_resamples, seed = settings.n_resamples, settings.seed
     progress.stage("power laws")
     power_laws = _PowerLaws.fit(sources, settings)
     overall = power_laws.overall
-    tail = defined_or_reason(lambda: measure_tail(inputs, settings.start))
+    tail = defined_or_reason(lambda: measure_tail(inputs, tail_start))
     several = None
     if sources.others:
         progress.stage("laws over runs")
@@ -149,7 +156,7 @@ def _laws(sources: _Sources, settings: LawsSettings, progress: Progress) -> Laws
         datasets=power_laws.datasets,
         other_starts=power_laws.other_starts,
         tail=tail,
-        tail_minus_law=defined_or_reason(lambda: compare_tail(tail, overall)),
+        tail_minus_law=defined_or_reason(lambda: _tail_minus_law(inputs, tail, settings)),
         one_third=defined_or_reason(lambda: measure_one_third(run, inputs)),
         quanta=measure_quanta(run, inputs, overall, seed),
         zero_sum=defined_or_reason(lambda: measure_zero_sum(run, n_resamples, seed)),
@@ -168,6 +175,25 @@ def _laws(sources: _Sources, settings: LawsSettings, progress: Progress) -> Laws
             seed=seed,
         ),
     )
+
+
+def _tail_minus_law(
+    inputs: Inputs, tail: TailExponent | Undefined, settings: LawsSettings
+) -> TailMinusLaw:
+    """Compare the tail with the power law of the loss from the start of the tail on.
+
+    Raises:
+        UndefinedError: as in `measure_power_law` and `compare_tail`, or there is no tail.
+    """
+    tail = defined(tail)
+    law = measure_power_law(
+        inputs.t_K,
+        inputs.mean_loss_RK,
+        math.exp(tail.from_x),
+        settings.n_resamples,
+        settings.seed,
+    )
+    return compare_tail(tail, law)
 
 
 @dataclass(frozen=True)

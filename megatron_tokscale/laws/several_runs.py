@@ -9,8 +9,8 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.laws.chinchilla import chinchilla_over_runs
-from megatron_tokscale.laws.multi_power.forecast import forecast_longest
+from megatron_tokscale.laws.chinchilla import chinchilla_over_runs, forecast_chinchilla
+from megatron_tokscale.laws.multi_power.forecast import forecast_runs
 from megatron_tokscale.results.estimate import defined_or_reason
 from megatron_tokscale.results.laws import RunLoss, SeveralRuns
 from megatron_tokscale.store import Run, check_same_tokens
@@ -33,7 +33,10 @@ def several_runs(runs: Sequence[Run], *, n_resamples: int, seed: int) -> Several
     return SeveralRuns(
         runs=rows,
         chinchilla=defined_or_reason(lambda: chinchilla_over_runs(rows, n_resamples, seed)),
-        multi_power=defined_or_reason(lambda: forecast_longest(runs, losses)),
+        chinchilla_forecast=defined_or_reason(
+            lambda: forecast_chinchilla(rows, n_resamples=n_resamples, seed=seed)
+        ),
+        multi_power=defined_or_reason(lambda: forecast_runs(runs, losses)),
     )
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.estimate import Estimate, Undefined
 
 __all__ = [
     "CSS",
@@ -56,8 +56,10 @@ def number(value: float | None, pattern: str = ",.3f") -> str:
     return f'<data value="{exact!r}">{text}</data>'
 
 
-def estimate(value: Estimate, pattern: str = ",.3f") -> str:
-    """Return a number and its 95% interval, if it has one."""
+def estimate(value: Estimate | Undefined, pattern: str = ",.3f") -> str:
+    """Return a number and its 95% interval, if it has one; a dash where it is undefined."""
+    if isinstance(value, Undefined):
+        return "-"
     return number(value.value, pattern) + interval(value, pattern)
 
 

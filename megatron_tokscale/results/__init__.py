@@ -3,6 +3,7 @@
 from megatron_tokscale.results.axis import AxisResult, read_axis
 from megatron_tokscale.results.fitted import FittedRun, non_finite_line, read_fit
 from megatron_tokscale.results.laws import LawsResult, read_laws
+from megatron_tokscale.results.matrix import MatrixResult, read_matrix
 from megatron_tokscale.results.spectrum import SpectrumResult
 from megatron_tokscale.results.transfer import Transfer, read_transfer, transfers_to_keep
 
@@ -10,12 +11,14 @@ __all__ = [
     "AxisResult",
     "FittedRun",
     "LawsResult",
+    "MatrixResult",
     "SpectrumResult",
     "Transfer",
     "non_finite_line",
     "read_axis",
     "read_fit",
     "read_laws",
+    "read_matrix",
     "read_transfer",
     "transfers_to_keep",
 ]

@@ -1,11 +1,20 @@
 """The content of reconstruction.json: the tests that a spectrum can fail."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from megatron_tokscale.fit.summary import FitIdentity, NonFiniteLosses
 from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.scored_range import ScoredRange
 from megatron_tokscale.results.skill import GroupSkill
 from megatron_tokscale.results.verdict import ClaimTest
+
+RECONSTRUCTIONS: Final = {
+    "full": "each token's fit",
+    "kernel": "drops + times",
+    "spectrum": "times only",
+}
+"""Words for the reconstructions, by their names in code and files."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,66 @@ class FallsByPart:
     edges: tuple[float, ...]
     measured: tuple[float, ...]
     by_name: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class SlopeNoise:
+    """The noise of a mean loss curve, and how well its slope can be measured.
+
+    Attributes:
+        probes: probes of the curve that count.
+        freedom: effective degrees of freedom of the smooth curve through them.
+        noise: standard deviation of the mean loss around the smooth curve, in nats.
+        own: the part of it that comes from the choice of documents: the tokens' own noise in the
+            mean, in nats; NaN without resamples.
+        shared: the rest, which all tokens of a probe share, in nats; its interval is that of the
+            noise.
+        lag_one_correlation: correlation of the residuals of neighbouring probes, beyond that which
+            independent noise leaves; the estimates take the noise for independent.
+        ceiling: R^2 of the slope that a perfect model would reach on this noise; the interval is
+            that of the noise.
+        straight_p_value: p-value of "the true curve is a straight line in x".
+    """
+
+    probes: int
+    freedom: float
+    noise: Estimate
+    own: float
+    shared: Estimate
+    lag_one_correlation: float
+    ceiling: Estimate
+    straight_p_value: float
+
+
+@dataclass(frozen=True)
+class ReconstructionScore:
+    """The agreement of one reconstruction with the measured mean loss.
+
+    Attributes:
+        r2: R^2 of the measured slope; undefined where the slope cannot be measured.
+        ceiling: R^2 that a perfect model would reach.
+        loss_error: root mean square over the probes of the reconstructed minus the measured mean
+            loss, in nats; a reconstruction that is known up to a constant has the best constant.
+    """
+
+    r2: Estimate | Undefined
+    ceiling: Estimate
+    loss_error: Estimate
+
+
+@dataclass(frozen=True)
+class Twins:
+    """R^2 of the reconstructions of two planted twins of the run, see `spectrum.twins`.
+
+    Attributes:
+        tokens: tokens of each twin.
+        without_steps: R^2 by name where each token follows the mean curve of its group.
+        with_steps: R^2 by name where each token follows the model of its class.
+    """
+
+    tokens: int
+    without_steps: dict[str, Estimate]
+    with_steps: dict[str, Estimate]
 
 
 @dataclass(frozen=True)
@@ -152,11 +221,16 @@ class Evidence:
         arrays_crc32: checksum of spectrum.npz.
         documents: number of documents that the intervals are over.
         non_finite: losses that are not finite.
-        same_tokens: R^2 of each reconstruction ("full", "kernel", "spectrum") of the measured
+        scored: the range of x that the reconstructions are scored in: the part of the run's scored
+            range that ends at least two widths of a transition before the last probe.
+        slope_noise: the noise of the mean loss of all tokens.
+        dataset_noise: the noise of the mean loss of each dataset, by its name.
+        same_tokens: score of each reconstruction ("full", "kernel", "spectrum") of the measured
             slope, on the tokens that were fitted.
-        other_documents: R^2 of each reconstruction fitted on one half of the documents and measured
-            on the other half.
+        other_documents: score of each reconstruction fitted on one half of the documents and
+            measured on the other half.
         other_documents_note: a note for people on the limits of `other_documents`.
+        twins: R^2 of the same reconstructions of planted twins with and without steps.
         falls: falls along x, measured and reconstructed.
         fall_before_first_finite_probe: fall of the mean loss from step 0, which is at x = -inf, to
             the first probe after it, in nats; None without a probe at step 0.
@@ -170,9 +244,13 @@ class Evidence:
     arrays_crc32: str
     documents: int
     non_finite: NonFiniteLosses
-    same_tokens: dict[str, Estimate]
-    other_documents: dict[str, Estimate]
+    scored: ScoredRange
+    slope_noise: SlopeNoise
+    dataset_noise: dict[str, SlopeNoise | Undefined]
+    same_tokens: dict[str, ReconstructionScore]
+    other_documents: dict[str, ReconstructionScore]
     other_documents_note: str
+    twins: Twins | Undefined
     falls: FallsByPart
     fall_before_first_finite_probe: Estimate | None
     classes: dict[str, ClassShare]

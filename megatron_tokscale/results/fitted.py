@@ -5,6 +5,7 @@ Shapes: K probe steps.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
 
@@ -15,6 +16,7 @@ from megatron_tokscale.core.checked import file_checksum, read_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.schemas import FIT_SCHEMA
 from megatron_tokscale.fit import FitStatus, SigmoidFits
+from megatron_tokscale.fit.common_shifts import shift_table, without_shifts
 from megatron_tokscale.fit.summary import FitIdentity, FitSummary, NonFiniteLosses
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.reader import Time
@@ -129,6 +131,24 @@ class FittedRun:
         time = fit.identity.time
         return cls(run, run.x_K(time), time, fit)
 
+    @cached_property
+    def shift_DK(self) -> Floats:
+        """Common shifts in nats that the fits are without, of each dataset; zero if left in.
+
+        The measured mean loss of a dataset is the mean of the losses of `blocks` plus its shifts.
+        Slopes and their ceilings need that mean: without the shifts it would look free of noise.
+        """
+        if self.fit.common_shifts is None:
+            return np.zeros((len(self.run.tokens.datasets), len(self.x_K)))
+        return shift_table(self.fit.common_shifts)
+
+    def fitted_losses(self, tokens: slice) -> Floats32:
+        """Return the losses of a slice of the tokens as they were fitted: without common shifts."""
+        loss_NK = self.run.read_losses(tokens.start, tokens.stop)
+        if not self.shift_DK.any():
+            return loss_NK
+        return without_shifts(loss_NK, self.shift_DK, self.run.tokens.rows(tokens).dataset_N)
+
     def check_complete(self) -> None:
         """Refuse a run of which no token has finite losses at all probes.
 
@@ -157,6 +177,9 @@ class FittedRun:
     def blocks(self) -> Iterator[Block]:
         """Yield all tokens once, by blocks: (slice of tokens, their fits, their losses).
 
+        The losses are those that were fitted, without the common shifts: residuals, widths and
+        covariances of falls are of single tokens, and a shift of all tokens is none of theirs.
+
         Raises:
             TokscaleError: the fits are damaged, or are not those of all tokens.
         """
@@ -167,7 +190,7 @@ class FittedRun:
             for start in range(0, len(group), block):
                 fits = group.rows(slice(start, start + block))
                 where = slice(at, at + len(fits))
-                yield where, fits, self.run.read_losses(where.start, where.stop)
+                yield where, fits, self.fitted_losses(where)
                 at = where.stop
         if at != self.run.n_tokens:
             raise TokscaleError(

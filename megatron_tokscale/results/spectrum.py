@@ -5,91 +5,49 @@ x, C bins of x, W bins of transition widths (their edges are one more), F groups
 frequency, I fine bins of frequency; 2 is the lower and the upper end of a 95% interval.
 """
 
-import math
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Self
 
-import numpy as np
-
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Mask
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.checked import read_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.schemas import SPECTRUM_SCHEMA
 from megatron_tokscale.fit.summary import FitIdentity, FitSummary
-from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.evidence import Evidence
 from megatron_tokscale.results.fitted import check_identity, read_fit
 from megatron_tokscale.results.npz import read_npz
+from megatron_tokscale.results.scored_range import ScoredRange
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.reader import Time
 
 
-class RangeStart(StrEnum):
-    """Reason why a scored range starts where it does."""
-
-    UNIGRAM_PHASE = "the end of the unigram phase"
-    NO_LABELS = "the first probe, as the labels are not known"
-    NEVER_BELOW = "the first probe, as the mean loss stays above the entropy of the labels"
-    FEW_PROBES = "the first probe, as too few probes follow the unigram phase"
-
-
-class RangeEnd(StrEnum):
-    """Reason why a scored range ends where it does."""
-
-    LAST_PROBE = "the last probe"
-    DECAY = "the last probe before the learning rate falls below half its peak"
-    NO_RATES = "the last probe, as the learning rates are not known"
-    FEW_PROBES = "the last probe, as too few probes precede the decay of the learning rate"
-
-
-@dataclass(frozen=True)
-class ScoredRange:
-    """The range of x in which spectra and their tests count.
-
-    Attributes:
-        from_x: x of its first probe.
-        to_x: x of its last probe.
-        start_reason: why it starts there.
-        end_reason: why it ends there.
-        label_entropy: entropy of the labels in nats, which ends the unigram phase; None if the
-            labels are not known.
-    """
-
-    from_x: float
-    to_x: float
-    start_reason: RangeStart
-    end_reason: RangeEnd
-    label_entropy: float | None = None
-
-    def holds(self, x: Floats) -> Mask:
-        """Return a mask of the values of x in the range."""
-        return np.asarray((x >= self.from_x) & (x <= self.to_x))
-
-    def describe(self, time: Time) -> str:
-        """Return the range and its reasons in one line."""
-        start = str(self.start_reason)
-        if self.start_reason is RangeStart.UNIGRAM_PHASE:
-            start += f" (a mean loss of {self.label_entropy:.2f} nats, the entropy of the labels)"
-        return (
-            f"scored range: {time} {math.exp(self.from_x):.4g} to {math.exp(self.to_x):.4g}, "
-            f"from {start} to {self.end_reason}"
-        )
-
-
 @dataclass(frozen=True)
 class DatasetCounts:
-    """Tokens and learning events of one dataset.
+    """What became of the tokens of one dataset by the end of the scored range.
 
     Attributes:
         name: the dataset.
         n_tokens: fitted tokens.
-        n_events: learning events that count in its spectrum.
+        n_events: learned tokens, each of which has one learning event.
+        censored: tokens that have not fallen half-way by the end.
+        known: tokens that were known before the first probe.
+        forgotten: tokens whose loss rises.
+        learned_nats: drops of the learned tokens, in nats per fitted token.
+        expected_nats: expected drops of the censored tokens, in nats per fitted token: each counts
+            with the mean drop of the learned tokens of its group.
+        median_x: x by which half of the learned and censored tokens are learned (Kaplan-Meier).
     """
 
     name: str
     n_tokens: int
     n_events: int
+    censored: int
+    known: int
+    forgotten: int
+    learned_nats: Estimate
+    expected_nats: Estimate
+    median_x: Estimate | Undefined
 
 
 @dataclass(frozen=True)
@@ -100,21 +58,23 @@ class SpectrumSummary:
         fit: the fits that the spectrum is made from.
         arrays_crc32: checksum of spectrum.npz.
         units: unit of each kind of number in spectrum.npz, for people.
-        n_tokens: fitted tokens.
-        n_events: learning events that count in the spectrum.
-        drop_of_events: sum of the events' drops, in nats per fitted token.
+        scored: the scored range.
+        certain_to_x: x behind which drops and times of events are uncertain: two common widths
+            before the last probe.
+        overall: what became of all tokens, under the name "all".
         fall: fall of the mean loss from the first probe to the last, in nats.
         bandwidth_x: standard deviation of the spectrum's kernel, in units of x.
-        common_width_x: drop-weighted median width of the events, in units of x.
-        datasets: counts of each dataset, in the order of the probe set.
+        common_width_x: drop-weighted median width of the events from the start of the scored range
+            on, in units of x.
+        datasets: what became of the tokens of each dataset, in the order of the watched tokens.
     """
 
     fit: FitIdentity
     arrays_crc32: str
     units: dict[str, str]
-    n_tokens: int
-    n_events: int
-    drop_of_events: Estimate
+    scored: ScoredRange
+    certain_to_x: float
+    overall: DatasetCounts
     fall: Estimate
     bandwidth_x: float
     common_width_x: Estimate
@@ -139,25 +99,27 @@ class SpectrumArrays:
         drop_weighted_G: the spectrum with each event counting by its drop.
         drop_weighted_interval_2G: its interval.
         drop_weighted_DG: drop-weighted spectrum of each dataset.
+        unlearned_G: share of the learned and expected drops that is not learned by x (Kaplan-Meier,
+            each token with its drop, a censored one with the mean drop of its group); NaN behind
+            the scored range.
+        unlearned_interval_2G: its interval.
         measured_G: measured slope of the mean loss, -dL/dx.
         measured_se_G: its standard error from the noise that all tokens of a probe share.
         measured_interval_2G: its interval.
         measured_DG: measured slope of each dataset.
         measured_interval_D2G: its interval.
-        full_G: slope reconstructed from each token's own transitions.
-        kernel_G: slope reconstructed from the drop-weighted spectrum and one kernel.
-        spectrum_G: slope reconstructed from learning times alone.
-        half_measured_G: measured slope of one half of the documents.
-        half_full_G: as `full_G`, reconstructed from the other half of the documents.
-        half_kernel_G: as `kernel_G`, from the other half.
-        half_spectrum_G: as `spectrum_G`, from the other half.
-        x_C: centres of the bins of x.
-        drop_RC: drop of the learning events per bin, in nats per token.
+        full_G: slope reconstructed from each token's fit.
+        kernel_G: slope reconstructed from drops and learning times, with mean kernels.
+        spectrum_G: slope reconstructed from learning times only, with mean kernels.
+        x_C: centres of the bins of x over the probed range.
+        drop_RC: drop of the learning events per bin, in nats per token. Behind the scored range
+            they are shown, not scored.
         width_edges_W: edges of the bins of 10-90% widths, in units of x.
         width_observed_W: share of the falling tokens' drop per bin of their width.
         width_null_W: the same share under the null model: tokens that follow the mean curve of
             their group.
-        frequency_loss_RFK: mean loss of the deciles of tokens by frequency.
+        frequency_loss_RFK: mean loss of the deciles of tokens by frequency, without the common
+            shifts.
         frequency_share_F: share of the tokens in each decile.
         frequency_I: frequency of the tokens of each fine bin, as a share of all tokens.
         frequency_time_I: their learning time.
@@ -176,6 +138,8 @@ class SpectrumArrays:
     drop_weighted_G: Floats
     drop_weighted_interval_2G: Floats
     drop_weighted_DG: Floats
+    unlearned_G: Floats
+    unlearned_interval_2G: Floats
     measured_G: Floats
     measured_se_G: Floats
     measured_interval_2G: Floats
@@ -184,10 +148,6 @@ class SpectrumArrays:
     full_G: Floats
     kernel_G: Floats
     spectrum_G: Floats
-    half_measured_G: Floats
-    half_full_G: Floats
-    half_kernel_G: Floats
-    half_spectrum_G: Floats
     x_C: Floats
     drop_RC: Floats32
     width_edges_W: Floats
@@ -201,14 +161,6 @@ class SpectrumArrays:
     def reconstructions(self) -> dict[str, Floats]:
         """Return the reconstructed slopes by the name of the reconstruction."""
         return {"full": self.full_G, "kernel": self.kernel_G, "spectrum": self.spectrum_G}
-
-    def half_reconstructions(self) -> dict[str, Floats]:
-        """Return the slopes reconstructed from one half of the documents, by name."""
-        return {
-            "full": self.half_full_G,
-            "kernel": self.half_kernel_G,
-            "spectrum": self.half_spectrum_G,
-        }
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def score_run(
     """Score the training documents of a job's data, one file per dataset.
 
     A document is scored by its watched tokens: learning events are
-    `spectrum.density.events_of`, and their times ln(consumed tokens), between probes in proportion
+    `spectrum.events.events_of`, and their times ln(consumed tokens), between probes in proportion
     to the fits' own x. Other documents are predicted (`reweight/predict.py`). Surprisal needs no
     run: -ln p by the counts of single tokens in the training part of all datasets, plus one.
 

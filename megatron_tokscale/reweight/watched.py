@@ -18,7 +18,8 @@ from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.reweight.predict import Target
-from megatron_tokscale.spectrum.density import events_of
+from megatron_tokscale.spectrum.density import finite_range
+from megatron_tokscale.spectrum.events import events_of
 
 _COMPARED_TOKENS: Final = 2**14
 """Watched tokens of a dataset that are compared with its files: enough to detect another tokenizer
@@ -182,7 +183,8 @@ def read_watched(
         at += len(fits)
         complete = fits.complete_N
         never = complete & fits.is_class(TokenClass.FLAT_UNLEARNED)
-        events = events_of(fits)
+        events = events_of(fits).learned
+        events = events.rows(events.midpoint_E >= finite_range(fits.x_K)[0])
         unit_E, drop_E = unit[events.token_E], events.drop_E
         time_E = tokens_by_time.log_tokens(events.midpoint_E) - centre
         tokens_U += np.bincount(unit[complete], minlength=n_units)

@@ -2,8 +2,10 @@
 
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.results.estimate import Estimate
-from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum, events_of
-from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
+from megatron_tokscale.spectrum.clock import map_clock
+from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum
+from megatron_tokscale.spectrum.derivative import SlopeEstimator, measured_derivative
+from megatron_tokscale.spectrum.events import Events, events_of, learning_times
 from megatron_tokscale.spectrum.evidence.forward import predict_forward
 from megatron_tokscale.spectrum.evidence.group_curves import group_curve_losses
 from megatron_tokscale.spectrum.evidence.locality import Widths
@@ -13,13 +15,17 @@ from megatron_tokscale.spectrum.evidence.reconstruction import (
     Reconstruction,
     compare,
     reconstruct,
+    slope_noise,
 )
 from megatron_tokscale.spectrum.evidence.run_transfer import transfer_run
 from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
-from megatron_tokscale.spectrum.groups import groupings, learning_times
+from megatron_tokscale.spectrum.groups import groupings
+from megatron_tokscale.spectrum.matrix import matrix_run, threshold_times
 from megatron_tokscale.spectrum.run_axis import axis_run
 from megatron_tokscale.spectrum.run_spectrum import spectrum_run
+from megatron_tokscale.spectrum.scored_range import scored_range_of
 from megatron_tokscale.spectrum.sums import DocumentSums, Resampled
+from megatron_tokscale.spectrum.survival import product_limit
 
 __all__ = [
     "Alignment",
@@ -27,23 +33,30 @@ __all__ = [
     "Comparison",
     "DocumentSums",
     "Estimate",
+    "Events",
     "LearningTimeSpectrum",
     "Reconstruction",
     "Resampled",
+    "SlopeEstimator",
     "TransferSums",
     "Units",
     "Widths",
     "axis_run",
     "compare",
-    "derivative_weights",
     "events_of",
     "group_curve_losses",
     "groupings",
     "learning_order",
     "learning_times",
+    "map_clock",
+    "matrix_run",
     "measured_derivative",
     "predict_forward",
+    "product_limit",
     "reconstruct",
+    "scored_range_of",
+    "slope_noise",
     "spectrum_run",
+    "threshold_times",
     "transfer_run",
 ]

@@ -1,83 +1,139 @@
-"""The slope -dL/dx of a mean loss curve, measured by local quadratic regression (our choice).
+"""The slope -dL/dx of a mean loss curve, with a bandwidth that follows from the curve's noise.
 
-At every grid point a parabola is fitted to the finite probes around it, weighted by the tricube
-kernel (Cleveland 1979); the slope of the loss is the parabola's slope there. The kernel reaches as
-far as the seventh nearest probe (the farthest, if there are fewer), and at least a twentieth of the
-probed range. The estimate is linear in the losses, so that a model's curve can be smoothed in the
-same way: `derivative_weights`.
+A mean over many tokens has two kinds of noise: the tokens' own, which the mean makes small, and
+the noise that all tokens of a probe share (a lucky or unlucky state of the weights), which no
+number of tokens makes smaller. The curve is smoothed by a smoothing spline whose smoothness and
+noise come from the curve itself by REML (`core.smoothing`), so probes that are dense in x do not
+turn their noise into slope. The estimate is linear in the losses: a model's curve, the curves of
+resamples and those of groups are smoothed by the same operator.
 
-Shapes: K probe steps, G grid points.
+Shapes: K probe steps, G grid points, R resamples.
 """
+
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.core.errors import UndefinedError
+from megatron_tokscale.core.smoothing import LEAST_POINTS, SmoothingSpline
 
-_NEIGHBOURS = 7  # probes per parabola of three parameters; more would smooth more (our choice)
-_LEAST_PROBES = 4  # a parabola through three of them leaves no residual
-_LEAST_REACH = 1 / 20  # least reach as a share of the probed range, for dense probes (our choice)
-_BEYOND = 1.01  # the kernel ends just beyond the farthest neighbour, to give it some weight
+
+@dataclass(frozen=True)
+class SlopeEstimator:
+    """A linear estimator of -dL/dx, made for the noise of one mean loss curve.
+
+    Attributes:
+        used_K: mask of the probes that count: those after step 0 and inside the scored range.
+        loss_K: the mean loss that the estimator was made from, in nats.
+        spline: the smoothing spline over the probes that count.
+    """
+
+    used_K: Mask
+    loss_K: Floats
+    spline: SmoothingSpline
+
+    @classmethod
+    def from_curve(
+        cls,
+        x_K: ArrayLike,
+        mean_loss_K: ArrayLike,
+        *,
+        from_x: float = -np.inf,
+        to_x: float = np.inf,
+    ) -> Self:
+        """Make the estimator of a mean loss curve from its probes with `from_x` <= x <= `to_x`.
+
+        Step 0 (x = -inf) is left out: it has no place on the axis. Several probes may have the same
+        x, as runs of the same size on an axis have.
+
+        Args:
+            x_K: natural logarithm of time, or of another size, in any order.
+            mean_loss_K: mean loss in nats; probes where it is not finite are left out.
+            from_x: start of the range.
+            to_x: its end.
+
+        Raises:
+            UndefinedError: fewer than four probes in the range.
+        """
+        x_K = np.asarray(x_K, dtype=np.float64)
+        loss_K = np.asarray(mean_loss_K, dtype=np.float64)
+        used_K = np.isfinite(x_K) & np.isfinite(loss_K) & (x_K >= from_x) & (x_K <= to_x)
+        distinct = len(np.unique(x_K[used_K]))
+        if distinct < LEAST_POINTS:
+            raise UndefinedError(
+                f"{distinct} probes after step 0 in the range are too few for a slope; expected at "
+                f"least {LEAST_POINTS} probes; train on, or probe more often "
+                "(--tokscale-probe-schedule)"
+            )
+        return cls(used_K, loss_K, SmoothingSpline.from_values(x_K[used_K], loss_K[used_K]))
+
+    def weights(self, x_G: ArrayLike) -> Floats:
+        """Return the matrix from losses at the K probes to -dL/dx at `x_G`.
+
+        Probes that do not count have weight zero. Apply it to losses by `weights @ loss_K`, with
+        zero in the place of a loss that is not finite.
+        """
+        weights_GK = np.zeros((len(np.asarray(x_G)), len(self.used_K)))
+        weights_GK[:, self.used_K] = -self.spline.slope_weights(x_G)
+        return weights_GK
+
+    def slopes(self, loss_RK: Floats, x_G: ArrayLike) -> Floats:
+        """Return -dL/dx of each row of losses, in nats per unit of x."""
+        return np.asarray(loss_RK[:, self.used_K] @ -self.spline.slope_weights(x_G).T)
+
+    def error(self, x_G: ArrayLike) -> Floats:
+        """Return the standard error of -dL/dx for noise of the curve's size.
+
+        It includes the bias of the smoothing, on average over the range; for smooth curves it is
+        rather too large (benchmarks/results/slope_noise.md).
+        """
+        return self.spline.slope_error(x_G)
+
+    def residuals(self, loss_RK: Floats) -> Floats:
+        """Return the departures of each row from its smooth curve, at the probes that count."""
+        used_RK = loss_RK[:, self.used_K]
+        weights_KK = self.spline.weights(self.spline.x_J[self.spline.group_K])
+        return np.asarray(used_RK - used_RK @ weights_KK.T)
+
+    def own_noise_variance(self, loss_RK: Floats) -> float:
+        """Return the part of the noise variance that the choice of documents explains.
+
+        Resamples of the documents have the same shared noise and other noise of tokens. So the
+        variance of their residuals over the resamples is that of the tokens' own noise in the mean.
+        It is NaN for fewer than two finite resamples.
+
+        Args:
+            loss_RK: mean losses of the data as they are, then of resamples of the documents.
+        """
+        drawn_RK = loss_RK[1:][np.isfinite(loss_RK[1:][:, self.used_K]).all(axis=1)]
+        if len(drawn_RK) < 2:
+            return float("nan")
+        square = float(self.residuals(drawn_RK).var(axis=0, ddof=1).sum())
+        return square / self._residual_freedom
+
+    @property
+    def lag_one_correlation(self) -> float:
+        """Correlation of neighbouring residuals beyond that of independent noise; 0 expected."""
+        return self.spline.lag_one_correlation(self.loss_K[self.used_K])
+
+    @property
+    def _residual_freedom(self) -> float:
+        """Sum of the squared residuals of independent noise of variance one."""
+        weights_KK = self.spline.weights(self.spline.x_J[self.spline.group_K])
+        return float(((np.eye(len(weights_KK)) - weights_KK) ** 2).sum())
 
 
 def measured_derivative(
     x_K: ArrayLike, mean_loss_K: ArrayLike, x_G: ArrayLike
 ) -> tuple[Floats, Floats]:
-    """Return -dL/dx in nats per unit of x at `x_G`, and its standard error.
-
-    Step 0 (x = -inf) is left out: it has no place on the axis. The error covers the noise that all
-    tokens of a probe share. Its variance is estimated from the residuals of the local fit, and
-    taken as the same at all probes. The error does not cover the sampling of tokens and the bias of
-    the smoothing.
+    """Return -dL/dx in nats per unit of x at `x_G`, and its standard error (`SlopeEstimator`).
 
     Raises:
         UndefinedError: fewer than four finite probes.
     """
-    x_K = np.asarray(x_K, dtype=np.float64)
-    loss_K = np.asarray(mean_loss_K, dtype=np.float64)
-    slope_GK = derivative_weights(x_K, x_G)
-    finite = np.isfinite(x_K)
-    value_KK = _local_weights(x_K[finite], x_K[finite], order=0)
-    residual_K = loss_K[finite] - value_KK @ loss_K[finite]
-    freedom = finite.sum() - 2 * np.trace(value_KK) + (value_KK**2).sum()
-    variance = (residual_K**2).sum() / max(freedom, 1.0)
-    error_G = np.sqrt(variance * (slope_GK**2).sum(axis=1))
-    return slope_GK @ np.where(finite, loss_K, 0.0), error_G
-
-
-def derivative_weights(x_K: ArrayLike, x_G: ArrayLike) -> Floats:
-    """Return the matrix that turns losses at `x_K` into -dL/dx at `x_G`; step 0 has weight zero.
-
-    Raises:
-        UndefinedError: fewer than four finite probes.
-    """
-    x_K = np.asarray(x_K, dtype=np.float64)
-    finite = np.isfinite(x_K)
-    if finite.sum() < _LEAST_PROBES:
-        raise UndefinedError(
-            f"{finite.sum()} probes after step 0 are too few for a slope; expected at least "
-            f"{_LEAST_PROBES} probes; train on, or probe more often (--tokscale-probe-schedule)"
-        )
-    weights_GK = np.zeros((len(np.asarray(x_G)), len(x_K)))
-    weights_GK[:, finite] = -_local_weights(x_K[finite], np.asarray(x_G, np.float64), order=1)
-    return weights_GK
-
-
-def _local_weights(x_K: Floats, x_G: Floats, order: int) -> Floats:
-    """Return the weights of a coefficient of the local parabola around each grid point.
-
-    `order` is the power of the coefficient: 0 for the value at the point, 1 for the slope.
-    """
-    offset_GK = x_K - x_G[:, None]
-    distance_GK = np.abs(offset_GK)
-    neighbours = min(_NEIGHBOURS, len(x_K))
-    nearest_G = np.partition(distance_GK, neighbours - 1, axis=1)[:, neighbours - 1]
-    reach_G = np.maximum(nearest_G * _BEYOND, _LEAST_REACH * np.ptp(x_K))
-    kernel_GK = np.clip(1 - (distance_GK / reach_G[:, None]) ** 3, 0, None) ** 3
-    unit_GK = offset_GK / reach_G[:, None]
-    powers_GPK = np.stack([np.ones_like(unit_GK), unit_GK, unit_GK**2], axis=1)
-    weighted_GPK = powers_GPK * kernel_GK[:, None, :]
-    normal_GPP = weighted_GPK @ powers_GPK.transpose(0, 2, 1)
-    solution_GPK = np.linalg.solve(normal_GPP, weighted_GPK)
-    return np.asarray(solution_GPK[:, order] / reach_G[:, None] ** order)
+    estimator = SlopeEstimator.from_curve(x_K, mean_loss_K)
+    loss_1K = np.asarray(mean_loss_K, dtype=np.float64)[None]
+    return estimator.slopes(loss_1K, x_G)[0], estimator.error(x_G)

@@ -11,7 +11,8 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import SigmoidFits
-from megatron_tokscale.spectrum.density import events_of
+from megatron_tokscale.results.scored_range import ScoredRange
+from megatron_tokscale.spectrum.events import events_of
 from megatron_tokscale.spectrum.evidence.skill import GroupSums
 from megatron_tokscale.spectrum.groups import deciles, log_frequency
 from megatron_tokscale.spectrum.sums import loss_sums
@@ -44,7 +45,8 @@ class FrequencySums:
     Without labels there are no frequencies, and the means have no groups.
     """
 
-    def __init__(self, tokens: WatchedTokens, units: Units):
+    def __init__(self, tokens: WatchedTokens, units: Units, scored: ScoredRange):
+        self._scored = scored
         self._n_probes = 0
         log_count_N, count_V = log_frequency(tokens), tokens.label_count_V
         self._is_known = log_count_N is not None and count_V is not None
@@ -65,7 +67,7 @@ class FrequencySums:
         cell_N, n_cells = self._losses.cells(at)[whole_N], self._losses.n_cells
         self._losses.add("tokens", np.bincount(cell_N, minlength=n_cells)[:, None].astype(float))
         self._losses.add("loss", loss_sums(loss_NK[whole_N], cell_N, n_cells))
-        events = events_of(fits)
+        events = events_of(fits, from_x=self._scored.from_x, to_x=self._scored.to_x).learned
         bin_E = self._bin_N[at][events.token_E]
         log_share_E = self._log_share_N[at][events.token_E]
         for row, value_E in enumerate((1.0, log_share_E, events.midpoint_E)):

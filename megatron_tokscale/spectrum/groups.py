@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Integers
-from megatron_tokscale.fit import SigmoidFits, TokenClass
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import WatchedTokens
 
@@ -65,19 +64,6 @@ def _log_pair_frequency(tokens: ProbeSet) -> Floats:
     pair_BS = tokens.tokens_BS.astype(np.int64) * tokens.vocab_size + tokens.labels_BS
     pairs, pair_count = np.unique(pair_BS, return_counts=True)
     return np.asarray(np.log(pair_count[np.searchsorted(pairs, pair_BS[tokens.mask_BS])]))
-
-
-def learning_times(fits: SigmoidFits) -> Floats:
-    """Return each falling token's learning time: the midpoint of its one sigmoid, in x; else NaN.
-
-    A two-step token has a learning time too, about the time at which half of its fall is done. Each
-    of its two steps is a learning event of the spectrum, but the smaller step is often noise. On
-    the demo's runs, the order of the one sigmoids agrees between seeds with a rank correlation of
-    0.94, and the order of the drop-weighted means of the events with 0.87.
-    """
-    falls = fits.is_class(TokenClass.FALLING, TokenClass.TWO_STEP) & (fits.drop_N > 0)
-    known_N = falls & fits.trusted_N & fits.complete_N
-    return np.where(known_N, fits.midpoint_N.astype(np.float64), np.nan)
 
 
 def groupings(tokens: WatchedTokens, time_N: Floats | None = None) -> dict[str, Groups]:

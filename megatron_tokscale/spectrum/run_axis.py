@@ -36,7 +36,7 @@ from megatron_tokscale.results.axis import (
 )
 from megatron_tokscale.results.estimate import Estimate, Undefined, defined_or_reason
 from megatron_tokscale.results.npz import write_npz
-from megatron_tokscale.results.spectrum import RangeStart, ScoredRange
+from megatron_tokscale.results.scored_range import RangeStart, ScoredRange
 from megatron_tokscale.spectrum.axes.axis_runs import AxisRuns
 from megatron_tokscale.spectrum.axes.axis_sums import UNITS, AxisSums
 from megatron_tokscale.spectrum.axes.curves import LEAST_PROBES, Points
@@ -45,7 +45,8 @@ from megatron_tokscale.spectrum.axes.groups import GroupCurves, corrected, predi
 from megatron_tokscale.spectrum.axes.measured import Curves, Fitted, measure_shift
 from megatron_tokscale.spectrum.axes.same_clock import check_same_clock
 from megatron_tokscale.spectrum.axes.tops import choose_top, first_losses, highest_first
-from megatron_tokscale.spectrum.groups import Groups, groupings, learning_times
+from megatron_tokscale.spectrum.events import learning_times
+from megatron_tokscale.spectrum.groups import Groups, groupings
 from megatron_tokscale.spectrum.scored_range import scored_range_of
 from megatron_tokscale.store import Run, check_same_tokens
 

@@ -1,7 +1,7 @@
 """`spectrum_run`: make spectrum.npz, spectrum.json and reconstruction.json from a run's fits.
 
-Shapes: N tokens, K probe steps, G grid points, D datasets, C bins, U resampling units, R resamples
-(the first is the data as they are), J classes.
+Shapes: N tokens, K probe steps, D datasets, U resampling units, R resamples (the first is the data
+as they are), J classes.
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,8 @@ from typing import Self
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers16
 from megatron_tokscale.core.checked import write_typed_result
-from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.core.schemas import SPECTRUM_SCHEMA
@@ -25,32 +24,27 @@ from megatron_tokscale.results.evidence import (
     Evidence,
     ForwardPrediction,
     SpectrumSettings,
+    Twins,
 )
 from megatron_tokscale.results.npz import write_npz
-from megatron_tokscale.results.spectrum import DatasetCounts, SpectrumArrays, SpectrumSummary
-from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum
-from megatron_tokscale.spectrum.derivative import derivative_weights, measured_derivative
+from megatron_tokscale.results.scored_range import ScoredRange
+from megatron_tokscale.spectrum.events import events_of
 from megatron_tokscale.spectrum.evidence.forward import predict_forward
-from megatron_tokscale.spectrum.evidence.locality import WidthHistograms, Widths
-from megatron_tokscale.spectrum.evidence.reconstruction import NAMES, Comparison, compare
+from megatron_tokscale.spectrum.evidence.locality import Widths
 from megatron_tokscale.spectrum.evidence.token_groups import token_groups
-from megatron_tokscale.spectrum.frequency import FrequencyMeans, FrequencySums
+from megatron_tokscale.spectrum.frequency import FrequencySums
 from megatron_tokscale.spectrum.groups import groupings
-from megatron_tokscale.spectrum.scored_range import scored_range_of
-from megatron_tokscale.spectrum.sums import CLASSES, DocumentSums, Resampled, TokenBlock
+from megatron_tokscale.spectrum.run_curves import RunCurves
+from megatron_tokscale.spectrum.scored_range import mean_loss, scored_range_of
+from megatron_tokscale.spectrum.sums import CLASSES, DocumentSums, TokenBlock
+from megatron_tokscale.spectrum.survival import OutcomeSums
+from megatron_tokscale.spectrum.twins import MOST_TOKENS, TwinTokens, make_twins
 from megatron_tokscale.store import Run
 
 _HELD_OUT_NOTE = (
     "Fitted on one half of the documents, measured on the other half of the same run. The mean "
     "curves of the halves agree, so a high value is nearly algebra; only a low value is evidence."
 )
-_UNITS = {
-    "x": "natural logarithm of time; -inf at step 0",
-    "density": "events per unit of x, integrates to one",
-    "drop_weighted": "nats per unit of x, mean over all fitted tokens",
-    "measured": "-dL/dx, nats per unit of x",
-    "interval": "95%, over documents",
-}
 
 
 def spectrum_run(
@@ -64,16 +58,16 @@ def spectrum_run(
     """Write spectra, measured slope and reconstructions of a fitted run into RUN/analysis.
 
     There are three files: spectrum.npz with the arrays; spectrum.json with their description; and
-    reconstruction.json with the agreement of the fits with the measured slope, the widths of the
-    transitions beside those of the null model, and the forecast of the last factor of two in time
-    from the losses before it. Every number has a 95% interval over documents. The tokens are read
-    once, by blocks.
+    reconstruction.json with the agreement of the fits with the measured slope, between that of two
+    planted twins; the widths of the transitions beside those of the null model; and the forecast of
+    the last factor of two in time from the losses before it. Every number has a 95% interval over
+    documents. The losses are read twice by blocks, once for the scored range, and the fits once.
 
     Args:
         run: an opened run with RUN/analysis/fits.parquet.
         n_resamples: bootstrap resamples of the documents.
-        null_tokens: number of tokens, drawn by `seed`, that are fitted again: as tokens of the null
-            model, and on the first half of the time.
+        null_tokens: number of tokens, drawn by `seed`, that are fitted again: as twins, as tokens
+            of the null model, and on the first half of the time; at most 100,000.
         seed: seed of the draws, the null model's noise, the split of documents and the bootstrap.
         progress: receiver of the name of each stage; None for none.
 
@@ -89,23 +83,37 @@ def spectrum_run(
     source.check_complete()
     units = run.tokens.units(seed)
     weight_RU = units.weights(n_resamples, seed)
+    progress.stage("scored range")
+    scored = scored_range_of(run, source.x_K, mean_loss(run))
     progress.stage("sums over the documents")
-    chosen = draw_tokens(run.n_tokens, null_tokens, seed)
-    sums, frequency, sample = _read_tokens(source, units, chosen)
+    chosen = draw_tokens(run.n_tokens, min(null_tokens, MOST_TOKENS), seed)
+    pass_over = _Pass.over(source, scored, units, chosen)
+    sample = pass_over.drawn
+    # The measured mean loss has the common shifts, which the fits and their losses are without.
+    shift_UK = source.shift_DK[units.dataset_U]
+    sums = replace(
+        pass_over.sums,
+        loss_UK=pass_over.sums.loss_UK + pass_over.sums.tokens_U[:, None] * shift_UK,
+    )
     progress.stage("reconstructions")
-    curves = _Curves.from_sums(source, sums, units, weight_RU, seed)
+    curves = RunCurves.from_sums(source, scored, sums, pass_over.outcomes, units, weight_RU, seed)
+    progress.stage("twins")
+    twins = defined_or_reason(
+        lambda: sample.twins(curves.certain, weight_RU, seed, source.shift_DK)
+    )
     progress.stage("widths and their null model")
-    scored = scored_range_of(run, source.x_K, curves.whole.loss_RK[0]).holds(source.x_K)
+    scored_K = scored.holds(source.x_K)
     widths = Widths.from_losses(
-        source.x_K[scored],
-        sample.loss_NK[:, scored],
+        source.x_K[scored_K],
+        sample.loss_NK[:, scored_K],
         token_groups(run.tokens).group_N[chosen],
         sample.units.unit_N,
         seed,
     )
     progress.stage("forward in time")
     forward = defined_or_reason(lambda: _forward(source, sample, weight_RU, seed))
-    arrays = _arrays(run.step_K, curves, widths.histograms(), frequency.means(weight_RU))
+    frequency = pass_over.frequency.means(weight_RU)
+    arrays = curves.arrays(run.step_K, widths.histograms(), frequency)
     # Compute everything that may be refused before the first file is written.
     checksum = write_npz(run.paths.spectrum_arrays, arrays)
     evidence = Evidence(
@@ -113,11 +121,15 @@ def spectrum_run(
         arrays_crc32=checksum,
         documents=units.documents,
         non_finite=source.fit.non_finite,
-        same_tokens=curves.overall.r2(),
-        other_documents=curves.held_out.r2(),
+        scored=curves.certain,
+        slope_noise=curves.overall.noise,
+        dataset_noise=curves.dataset_noise(run.tokens.datasets),
+        same_tokens=curves.overall.scores(),
+        other_documents=curves.held_out.scores(),
         other_documents_note=_HELD_OUT_NOTE,
-        falls=curves.overall.falls(),
-        fall_before_first_finite_probe=_fall_before(source.x_K, curves.whole.loss_RK),
+        twins=twins,
+        falls=curves.shown.falls(),
+        fall_before_first_finite_probe=_fall_before(source.x_K, curves.whole.means.loss_RK),
         classes=class_shares(sums, weight_RU),
         widths=widths.result(weight_RU),
         forward=forward,
@@ -146,110 +158,67 @@ class _DrawnTokens:
         fits: their fits.
         loss_NK: their losses in nats.
         units: their resampling units.
+        group_N: their groups.
+        dataset_N: their datasets.
     """
 
     token_N: Integers
     fits: SigmoidFits
     loss_NK: Floats32
     units: Units
+    group_N: Integers
+    dataset_N: Integers16
 
-
-def _read_tokens(
-    source: FittedRun, units: Units, chosen: Integers
-) -> tuple[DocumentSums, FrequencySums, _DrawnTokens]:
-    """Return the sums over all tokens, and the chosen tokens, from one pass over the blocks."""
-    frequency = FrequencySums(source.run.tokens, units)
-    kept: list[tuple[SigmoidFits, Floats32]] = []
-
-    def blocks() -> Iterator[TokenBlock]:
-        for at, fits, loss_NK in source.blocks():
-            frequency.add(at, fits, loss_NK)
-            rows = chosen[(chosen >= at.start) & (chosen < at.stop)] - at.start
-            kept.append((fits.rows(rows), loss_NK[rows]))
-            yield fits, loss_NK, units.unit_N[at]
-
-    sums = DocumentSums.from_blocks(source.x_K, blocks(), len(units))
-    drawn = _DrawnTokens(
-        chosen,
-        SigmoidFits.concatenate([fits for fits, _ in kept]),
-        np.concatenate([loss_NK for _, loss_NK in kept]),
-        replace(units, unit_N=units.unit_N[chosen]),
-    )
-    return sums, frequency, drawn
+    def twins(self, scored: ScoredRange, weight_RU: Floats, seed: int, shift_DK: Floats) -> Twins:
+        """Return R² of the reconstructions of twins of these tokens, with common shifts."""
+        tokens = TwinTokens(
+            self.fits, self.loss_NK, self.group_N, self.units.unit_N, self.dataset_N
+        )
+        return make_twins(tokens, scored, weight_RU, seed, shift_DK)
 
 
 @dataclass(frozen=True)
-class _Curves:
-    """Resampled curves, spectra and reconstructions of a run.
+class _Pass:
+    """Sums over all tokens, and the drawn tokens, from one pass.
 
     Attributes:
-        whole: resampled means over all tokens.
-        by_dataset: resampled means over the tokens of each dataset.
-        spectrum: spectra of the resamples.
-        dataset_spectra: spectra of the resamples of each dataset.
-        overall: reconstructions of all tokens against their measured slope.
-        held_out: reconstructions of one half of the documents against the slope of the other half.
+        sums: sums over the documents.
+        frequency: sums by frequency.
+        outcomes: outcomes and drops by group.
+        drawn: tokens that are fitted again.
     """
 
-    whole: Resampled
-    by_dataset: list[Resampled]
-    spectrum: LearningTimeSpectrum
-    dataset_spectra: list[LearningTimeSpectrum]
-    overall: Comparison
-    held_out: Comparison
+    sums: DocumentSums
+    frequency: FrequencySums
+    outcomes: OutcomeSums
+    drawn: _DrawnTokens
 
     @classmethod
-    def from_sums(
-        cls, source: FittedRun, sums: DocumentSums, units: Units, weight_RU: Floats, seed: int
-    ) -> Self:
-        """Return the curves of all resamples of the documents.
+    def over(cls, source: FittedRun, scored: ScoredRange, units: Units, chosen: Integers) -> Self:
+        """Read all tokens once, by blocks; keep the `chosen` tokens."""
+        tokens = source.run.tokens
+        groups = token_groups(tokens)
+        frequency, outcomes = FrequencySums(tokens, units, scored), OutcomeSums(groups, units)
+        kept: list[tuple[SigmoidFits, Floats32]] = []
 
-        Raises:
-            TokscaleError: the mean loss does not change.
-            UndefinedError: fewer than four finite probes.
-        """
-        x_K = source.x_K
-        whole = sums.resampled(x_K, weight_RU)
-        if not np.ptp(whole.loss_RK[0]) > 0:
-            raise TokscaleError(
-                f"the mean loss of {source.run.path} is the same at all probes; a spectrum needs "
-                "one that changes; train on"
-            )
-        overall = compare(x_K, whole.curves(), whole.loss_RK)
-        half_U = units.half(seed)
-        model, target = (sums.resampled(x_K, weight_RU * each_U) for each_U in (half_U, ~half_U))
-        held_out = compare(x_K, model.curves(), target.loss_RK)
-        by_dataset = [
-            sums.resampled(x_K, weight_RU * (units.dataset_U == d))
-            for d in range(len(source.run.tokens.datasets))
-        ]
-        spectra = [_spectrum(each) for each in by_dataset]
-        return cls(whole, by_dataset, _spectrum(whole), spectra, overall, held_out)
+        def blocks() -> Iterator[TokenBlock]:
+            for at, fits, loss_NK in source.blocks():
+                frequency.add(at, fits, loss_NK)
+                outcomes.add(at, fits, events_of(fits, from_x=scored.from_x, to_x=scored.to_x))
+                rows = chosen[(chosen >= at.start) & (chosen < at.stop)] - at.start
+                kept.append((fits.rows(rows), loss_NK[rows]))
+                yield fits, loss_NK, units.unit_N[at]
 
-    def summary(self, source: FittedRun, checksum: str) -> SpectrumSummary:
-        """Return the content of spectrum.json beside a spectrum.npz with this checksum."""
-        loss_RK, names = self.whole.loss_RK, source.run.tokens.datasets
-        return SpectrumSummary(
-            fit=source.fit.identity,
-            arrays_crc32=checksum,
-            units=_UNITS,
-            n_tokens=self.spectrum.n_tokens,
-            n_events=self.spectrum.n_events,
-            drop_of_events=Estimate.from_resamples(self.whole.drop_RC.sum(axis=1), least=0),
-            fall=Estimate.from_resamples(loss_RK[:, 0] - loss_RK[:, -1]),
-            bandwidth_x=self.spectrum.bandwidth,
-            common_width_x=Estimate.from_resamples(self.whole.width_R, least=0),
-            datasets=tuple(
-                DatasetCounts(name, each.n_tokens, each.n_events)
-                for name, each in zip(names, self.dataset_spectra, strict=True)
-            ),
+        sums = DocumentSums.from_blocks(source.x_K, blocks(), len(units), from_x=scored.from_x)
+        drawn = _DrawnTokens(
+            chosen,
+            SigmoidFits.concatenate([fits for fits, _ in kept]),
+            np.concatenate([loss_NK for _, loss_NK in kept]),
+            replace(units, unit_N=units.unit_N[chosen]),
+            groups.group_N[chosen],
+            tokens.dataset_N[chosen],
         )
-
-
-def _spectrum(part: Resampled) -> LearningTimeSpectrum:
-    """Return the spectrum of every resample; the arrays have a leading R."""
-    count_RC, drop_RC = np.nan_to_num(part.count_RC), np.nan_to_num(part.drop_RC)
-    return LearningTimeSpectrum.from_bins(part.x_K, count_RC, drop_RC, int(part.tokens_R[0]))
+        return cls(sums, frequency, outcomes, drawn)
 
 
 def _forward(
@@ -266,63 +235,6 @@ def _forward(
         weight_RU,
         seed,
     )
-
-
-def _arrays(
-    step_K: Integers, curves: _Curves, widths: WidthHistograms, frequency: FrequencyMeans
-) -> SpectrumArrays:
-    """Return the arrays of spectrum.npz."""
-    whole, by_dataset, overall = curves.whole, curves.by_dataset, curves.overall
-    x_K, x_G = whole.x_K, overall.x_G
-    weights_KG = derivative_weights(x_K, x_G).T
-    measured_DRG = np.stack([np.nan_to_num(part.loss_RK) @ weights_KG for part in by_dataset])
-    full, kernel, spectrum = (overall.by_name[name].derivative_G for name in NAMES)
-    half_full, half_kernel, half_spectrum = (
-        curves.held_out.by_name[name].derivative_G for name in NAMES
-    )
-    return SpectrumArrays(
-        step_K=step_K,
-        x_K=x_K,
-        mean_loss_K=whole.loss_RK[0],
-        mean_loss_RK=whole.loss_RK,
-        mean_loss_DK=np.stack([part.loss_RK[0] for part in by_dataset]),
-        mean_loss_RDK=np.stack([part.loss_RK for part in by_dataset], axis=1),
-        x_G=x_G,
-        density_G=curves.spectrum.density_G[0],
-        density_interval_2G=_interval(curves.spectrum.density_G),
-        density_DG=np.stack([each.density_G[0] for each in curves.dataset_spectra]),
-        drop_weighted_G=curves.spectrum.drop_weighted_G[0],
-        drop_weighted_interval_2G=_interval(curves.spectrum.drop_weighted_G),
-        drop_weighted_DG=np.stack([each.drop_weighted_G[0] for each in curves.dataset_spectra]),
-        measured_G=overall.measured_G,
-        measured_se_G=measured_derivative(x_K, whole.loss_RK[0], x_G)[1],
-        measured_interval_2G=_interval(overall.measured_RG),
-        measured_DG=measured_DRG[:, 0],
-        measured_interval_D2G=np.stack([_interval(part_RG) for part_RG in measured_DRG]),
-        full_G=full,
-        kernel_G=kernel,
-        spectrum_G=spectrum,
-        half_measured_G=curves.held_out.measured_G,
-        half_full_G=half_full,
-        half_kernel_G=half_kernel,
-        half_spectrum_G=half_spectrum,
-        x_C=Bins.over(x_K).x_C,
-        drop_RC=whole.drop_RC.astype(np.float32),
-        width_edges_W=widths.edges_W,
-        width_observed_W=widths.observed_W,
-        width_null_W=widths.null_W,
-        frequency_loss_RFK=frequency.loss_RFK,
-        frequency_share_F=frequency.share_F,
-        frequency_I=frequency.frequency_I,
-        frequency_time_I=frequency.time_I,
-    )
-
-
-def _interval(value_RG: Floats) -> Floats:
-    """Return the 2.5% and 97.5% percentiles of the resamples; NaN without resamples."""
-    if len(value_RG) < 2:
-        return np.full((2, value_RG.shape[1]), np.nan)
-    return np.asarray(np.quantile(value_RG[1:], [0.025, 0.975], axis=0))
 
 
 def class_shares(sums: DocumentSums, weight_RU: Floats) -> dict[str, ClassShare]:

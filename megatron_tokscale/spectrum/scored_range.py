@@ -10,12 +10,13 @@ tokens together as well.
 Shapes: N tokens, K probe steps, V ids of labels.
 """
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Integers, Integers32
-from megatron_tokscale.results.spectrum import RangeEnd, RangeStart, ScoredRange
+from megatron_tokscale.results.scored_range import RangeEnd, RangeStart, ScoredRange
 from megatron_tokscale.spectrum.density import finite_range
 from megatron_tokscale.store import Run
 
@@ -33,7 +34,8 @@ def scored_range_of(run: Run, x_K: Floats, mean_loss_K: Floats) -> ScoredRange:
         x_K: natural logarithm of time at its probes, in any time.
         mean_loss_K: its mean loss in nats over all watched tokens that miss no loss.
     """
-    entropy = label_entropy(run.probe_set.label_N)
+    label_N = run.tokens.label_N
+    entropy = None if label_N is None else label_entropy(label_N)
     return scored_range(x_K, mean_loss_K, entropy, learning_rates(run))
 
 
@@ -62,6 +64,45 @@ def scored_range(
     if np.sum((x_K >= from_x) & (x_K <= to_x)) < LEAST_PROBES:
         return ScoredRange(first, to_x, RangeStart.FEW_PROBES, end, entropy)
     return ScoredRange(from_x, to_x, RangeStart.UNIGRAM_PHASE, end, entropy)
+
+
+def certain_part(scored: ScoredRange, x_K: Floats, width: float) -> ScoredRange:
+    """Return the part of a scored range in which events are certain.
+
+    An event less than two widths before the last probe has not reached its floor: its drop and its
+    midpoint are fitted together, and are uncertain. If less than half of the range would remain, or
+    too few probes, the range is returned as it is: R² of a slope that hardly varies over a short
+    range is ill-conditioned (our choice).
+
+    Args:
+        scored: the scored range.
+        x_K: the probes.
+        width: common width of the events; NaN without events.
+    """
+    to_x = certain_end(x_K, width)
+    if not to_x < scored.to_x:
+        return scored
+    is_short = to_x - scored.from_x < (scored.to_x - scored.from_x) / 2
+    if is_short or np.sum((x_K >= scored.from_x) & (x_K <= to_x)) < LEAST_PROBES:
+        return scored
+    return replace(scored, to_x=to_x, end_reason=RangeEnd.UNCERTAIN)
+
+
+def certain_end(x_K: Floats, width: float) -> float:
+    """Return x two widths before the last probe; the last probe if the width is NaN."""
+    return float(x_K[-1] - 2 * np.nan_to_num(width))
+
+
+def mean_loss(run: Run) -> Floats:
+    """Return the mean loss at each probe over the tokens that miss no loss, (K,), in nats.
+
+    The losses are read once, by blocks.
+    """
+    total_K, count = np.zeros(len(run.records)), 0
+    for number_N, loss_NK in run.finite_blocks():
+        total_K += loss_NK.sum(axis=0, dtype=np.float64)
+        count += len(number_N)
+    return np.asarray(total_K / max(count, 1))
 
 
 def label_entropy(label_N: Integers | Integers32) -> float:

@@ -17,8 +17,8 @@ from megatron_tokscale.core.resampling import MOST_UNITS, UnitKind, Units
 from megatron_tokscale.probe import ProbeSet
 
 LONGEST_BLOCK: Final = 256
-"""Most consecutive tokens of a block that stands in for a document. Our choice: the order of the
-demo's losses along the text is correlated over tens of tokens, and few texts are shorter."""
+"""Most consecutive tokens of a block that stands in for a document. Our choice: losses of
+neighbours in a text are alike, so a block should be long; longer blocks leave few units."""
 _LEAST_BLOCKS: Final = 64
 """Blocks of a short matrix, whose blocks are shorter; our choice: fewer give no percentiles."""
 

@@ -204,7 +204,6 @@ def test_the_demo_script_trains_as_the_demo_does(started):
         "--hidden-size": FULL.hidden_size,
         "--seq-length": FULL.seq_length,
         "--vocab-size": FULL.vocab_size,
-        "--micro-batch-size": FULL.micro_batch_size,
         "--global-batch-size": FULL.global_batch_size,
         "--split": SPLIT,
     }
@@ -219,7 +218,7 @@ def test_every_verb_of_the_demos_axes_is_parsed(monkeypatch, tmp_path):
     commands = []
     monkeypatch.setattr(example, "tokscale", lambda *words: commands.append([*map(str, words)]))
     example.analyse(tmp_path)
-    assert [words[0] for words in commands] == [*["fit"] * 3, *["spectrum"] * 3, "laws", "report"]
+    assert [words[0] for words in commands] == [*["fit"] * 7, *["spectrum"] * 3, "laws", "report"]
     for words in commands:
         make_parser().parse_args(words)
     sys.modules.pop("demo_axes")

@@ -274,7 +274,13 @@ def fewer_probes(run):
     return {}
 
 
-@pytest.mark.parametrize("change", [other_time, other_blocks, other_losses, fewer_probes])
+def shifts_left_in(run):
+    return {"keep_common_shifts": True}
+
+
+@pytest.mark.parametrize(
+    "change", [other_time, other_blocks, other_losses, fewer_probes, shifts_left_in]
+)
 def test_parts_of_another_fit_are_removed(run, tmp_path, change):
     fit_and_stop(run)
     settings = {"block_tokens": BLOCK, **change(run)}

@@ -58,7 +58,7 @@ def test_every_column_has_a_unit(planted, tmp_path):
 
 
 def test_a_run_fitted_in_blocks_equals_a_fit_in_memory(run):
-    fit_run(run, block_tokens=64)
+    fit_run(run, block_tokens=64, keep_common_shifts=True)
     in_blocks = SigmoidFits.load(run.paths.fits)
     in_memory = fit_sigmoids(run.x_K(), run.read_losses())
     np.testing.assert_array_equal(in_blocks.class_N, in_memory.class_N)
@@ -81,7 +81,7 @@ def test_parquet_names_each_token(run):
 
 def test_summary_counts_every_token_and_the_whole_fall(run):
     progress = RecordedProgress()
-    summary = fit_run(run, block_tokens=100, progress=progress)
+    summary = fit_run(run, block_tokens=100, keep_common_shifts=True, progress=progress)
     assert progress.reports == {"fit": [(0, 240), (100, 240), (200, 240), (240, 240)]}
     assert progress.units == {"fit": "tokens"}
     stored = json.loads(run.paths.fit.read_text())

@@ -9,6 +9,7 @@ from megatron_tokscale.laws.language.context_exponent import fit_context_exponen
 from megatron_tokscale.laws.language.contexts import ContextBins
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.laws import DataExponent
+from megatron_tokscale.results.verdict import Verdict
 
 CONTEXT_S = np.array([1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 26, 32, 41, 51, 64])
 
@@ -153,8 +154,12 @@ def test_the_error_is_that_of_a_monte_carlo():
 def test_agreement_is_a_difference_in_standard_errors():
     predicted = DataExponent(Estimate(0.185), 0.012)
     found = compare_exponents(predicted, 0.160, 0.005, "measured")
-    assert (found.difference, found.se) == (pytest.approx(0.025), pytest.approx(0.013))
-    assert found.z == pytest.approx(0.025 / 0.013)
+    assert found.difference.value == pytest.approx(0.025)
+    assert found.difference.high - 0.025 == pytest.approx(1.96 * 0.013)
+    assert found.test.verdict is Verdict.UNDECIDED  # from -0.0005 to 0.0505: just beyond 0.05
+    near = compare_exponents(predicted, 0.170, 0.005, "measured")
+    assert near.test.verdict is Verdict.HOLDS
+    assert compare_exponents(predicted, 0.100, 0.005, "measured").test.verdict is Verdict.FAILS
     with pytest.raises(UndefinedError, match="cannot be compared"):
         compare_exponents(DataExponent(Estimate(0.2), 0.0), 0.2, 0.0, "measured")
 

@@ -1,14 +1,34 @@
 """Planted breaks, straight laws, the table of Mircea et al. (docs/references.md 8.1). K probes."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from correlated import correlated_noise
 from scipy.optimize import curve_fit
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.deceleration import fit_deceleration, late_loss, log_window_mean
+from megatron_tokscale.laws.deceleration import (
+    decimal_rows,
+    fit_deceleration,
+    late_loss,
+    log_window_mean,
+)
+from megatron_tokscale.results.verdict import Verdict
 
 STEP_K = np.geomspace(100, 20_000, 50)
+ZSL = Path(__file__).parents[2] / ".." / "shared" / "data" / "zsl" / "bnsl_fit.json"
+PUBLISHED_BREAKS = {
+    "14M": 5877,
+    "37M": 5907,
+    "78M": 5929,
+    "144M": 6074,
+    "285M": 5264,
+    "472M": 4644,
+    "OLMo-1B": 3718,
+    "OLMo-7B": 4628,
+}
 
 
 def log_bnsl(step, log_b, c0, c1, log_d1, f1):
@@ -24,8 +44,7 @@ def planted(step=STEP_K, break_loss=3.6, break_step=1500.0, early=0.2, late=0.02
 
 
 def test_a_break_without_noise_is_found_exactly():
-    fit = fit_deceleration(STEP_K, planted(), n_resamples=2)
-    assert fit.decelerates
+    fit = fit_deceleration(STEP_K, planted(), from_=100, n_resamples=2)
     assert fit.break_loss.value == pytest.approx(3.6)
     assert fit.break_step.value == pytest.approx(1500)
     assert (fit.early_rate, fit.late_rate.value) == pytest.approx((0.2, 0.02))
@@ -73,7 +92,7 @@ def test_the_fit_is_at_least_as_good_as_scipys_from_the_papers_start():
         method="dogbox",
         maxfev=100_000,
     )
-    fit = fit_deceleration(STEP_K, loss, n_resamples=2)
+    fit = fit_deceleration(STEP_K, loss, from_=100, n_resamples=2)
     ours = ((np.log(fit.predict(STEP_K)) - np.log(loss)) ** 2).sum()
     assert ours <= ((log_bnsl(STEP_K, *theirs) - np.log(loss)) ** 2).sum() * (1 + 1e-6)
     assert fit.break_step.value == pytest.approx(np.exp(theirs[3]), rel=1e-2)
@@ -86,8 +105,8 @@ def test_intervals_cover_a_planted_break(correlation):
     covered = np.zeros(4)
     for seed in range(12):
         noise = 0.005 * correlated_noise(np.random.default_rng(seed), len(STEP_K), correlation)
-        fit = fit_deceleration(STEP_K, planted() * np.exp(noise), n_resamples=30)
-        assert fit.decelerates
+        fit = fit_deceleration(STEP_K, planted() * np.exp(noise), from_=100, n_resamples=30)
+        assert fit.test.verdict is Verdict.HOLDS
         low, high = np.array(
             [
                 (each.low, each.high)
@@ -101,29 +120,33 @@ def test_intervals_cover_a_planted_break(correlation):
 @pytest.mark.parametrize("correlation", [0.0, 0.5])
 def test_a_straight_power_law_does_not_decelerate(correlation):
     called = 0
-    for seed in range(25):
+    for seed in range(15):
         noise = 0.005 * correlated_noise(np.random.default_rng(seed), len(STEP_K), correlation)
-        fit = fit_deceleration(STEP_K, 8 * STEP_K**-0.12 * np.exp(noise), n_resamples=2)
-        called += fit.decelerates
+        fit = fit_deceleration(STEP_K, 8 * STEP_K**-0.12 * np.exp(noise), n_resamples=20)
+        called += fit.test.verdict is Verdict.HOLDS
     assert called <= 1
 
 
 def test_a_straight_power_law_without_noise_does_not_decelerate():
-    assert not fit_deceleration(STEP_K, 8 * STEP_K**-0.12, n_resamples=2).decelerates
+    fit = fit_deceleration(STEP_K, 8 * STEP_K**-0.12, n_resamples=10)
+    assert fit.rate_ratio.value == pytest.approx(1)
+    assert fit.test.verdict is Verdict.FAILS
 
 
 def test_an_acceleration_is_no_deceleration():
-    fit = fit_deceleration(STEP_K, planted(early=0.02, late=0.2), n_resamples=2)
+    noise = 0.001 * np.random.default_rng(3).standard_normal(len(STEP_K))
+    loss = planted(early=0.02, late=0.2) * np.exp(noise)
+    fit = fit_deceleration(STEP_K, loss, n_resamples=20)
     assert fit.delta_bic > 10
-    assert not fit.decelerates
+    assert fit.test.verdict is Verdict.FAILS
 
 
 def test_the_first_hundred_steps_are_left_out():
     step = np.concatenate([[0], np.geomspace(1, 20_000, 80)])
     loss = np.where(step < 100, 11, planted(np.maximum(step, 1)))
     fit = fit_deceleration(step, loss, n_resamples=2)
-    assert fit.from_step >= 100
-    assert fit.n_points == (step >= 100).sum()
+    assert fit.from_step > 100
+    assert fit.n_points == (step > 100).sum()
     assert fit.break_step.value == pytest.approx(1500)
 
 
@@ -135,6 +158,33 @@ def test_the_log_window_is_the_papers_for_every_step():
     assert log_window_mean([10, 20, 40], [3, 2, 1], 1.2).tolist() == [3, 2, 1]
 
 
+def test_the_rows_of_the_papers_subsample():
+    """Repeat the condition of fit_bnsl.ipynb (mirandrom/zsl), step % 10^min(floor(lg - 1), 3)."""
+    step = np.arange(1, 25_432)
+    wanted = [s for s in step if s % 10 ** min(np.floor(np.log10(s) - 1), 3) == 0 or s < 10]
+    assert step[decimal_rows(step)].tolist() == [*wanted, 25_431]
+    coarse = np.array([0, 128, 256, 1280, 12_800])
+    assert decimal_rows(coarse).tolist() == [1, 2, 3, 4]  # each wanted step takes the next row
+
+
+def test_a_step_that_comes_twice_counts_once_with_its_mean_loss():
+    twice = np.insert(STEP_K, [20, 50], STEP_K[[20, 49]])
+    loss = planted(twice)
+    loss[[20, 21]] += [0.2, -0.2]
+    fit = fit_deceleration(twice, loss, from_=100, n_resamples=2)
+    assert fit.n_points == 50
+    assert fit.break_step.value == pytest.approx(1500)
+
+
+@pytest.mark.skipif(not ZSL.exists(), reason="the curves of Mircea et al. are not here")
+def test_the_breaks_of_the_papers_curves_are_those_published():
+    curves = json.loads(ZSL.read_text())
+    for name, step in PUBLISHED_BREAKS.items():
+        smoothed = curves[name]["smoothed_loss"]
+        fit = fit_deceleration(smoothed["x"], smoothed["y"], n_resamples=2)
+        assert fit.break_step.value == pytest.approx(step, rel=1e-3)
+
+
 def test_the_same_seed_gives_the_same_intervals():
     loss = planted() * np.exp(0.005 * np.random.default_rng(5).standard_normal(len(STEP_K)))
     first, again = (fit_deceleration(STEP_K, loss, n_resamples=5) for _ in range(2))
@@ -144,7 +194,7 @@ def test_the_same_seed_gives_the_same_intervals():
 @pytest.mark.parametrize(
     ("step", "loss", "message"),
     [
-        (STEP_K[:9], planted()[:9], "9 probes from step 100 on are too few"),
+        (STEP_K[:9], planted()[:9], "8 probes after step 100 are too few"),
         (STEP_K, planted() - 5, "not finite and positive"),
         (STEP_K[::-1], planted(), "do not ascend"),
         (STEP_K, planted()[:-1], "are not a loss curve"),

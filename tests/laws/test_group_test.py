@@ -7,9 +7,7 @@ from scipy.optimize import curve_fit, nnls
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.one_third.group_test import group_test
-
-OWN_TIMES = "each group drops at its own time"
-ONE_SLOPE = "all groups share one slope"
+from megatron_tokscale.results.verdict import Verdict
 
 
 def softmax_groups(rng, n_groups=5, exponent=1 / 3):
@@ -29,14 +27,14 @@ def test_groups_with_one_slope_and_with_own_times_get_the_right_verdict(seed):
     rng = np.random.default_rng(seed)
     softmax = noisy(rng, softmax_groups(rng))
     quanta = noisy(rng, quanta_groups(rng, width=rng.uniform(0.2, 0.8)))
-    assert group_test(TAU_K, softmax).verdict == ONE_SLOPE
-    assert group_test(TAU_K, quanta).verdict == OWN_TIMES
+    assert group_test(TAU_K, softmax).test.verdict is Verdict.HOLDS
+    assert group_test(TAU_K, quanta).test.verdict is Verdict.FAILS
 
 
 def test_noise_larger_than_the_signal_gives_no_verdict():
     rng = np.random.default_rng(0)
     flat = noisy(rng, np.full((5, 30), 3.0), 0.02)
-    assert group_test(TAU_K, flat).verdict == "not decided"
+    assert group_test(TAU_K, flat).test.verdict is Verdict.UNDECIDED
 
 
 def test_groups_with_own_times_and_no_noise_are_fitted_exactly():
@@ -189,14 +187,14 @@ def test_resamples_that_disagree_give_no_verdict():
     loss, other = noisy(rng, quanta_groups(rng)), noisy(rng, softmax_groups(rng))
     test = group_test(TAU_K, loss, loss_RGK=np.stack([loss, other] * 5))
     assert test.difference.low > 0
-    assert test.verdict == "not decided"
+    assert test.test.verdict is Verdict.UNDECIDED
 
 
 def test_a_group_of_negligible_weight_does_not_count():
     rng = np.random.default_rng(13)
     loss = np.vstack([noisy(rng, softmax_groups(rng, 4)), noisy(rng, quanta_groups(rng, 1))])
     test = group_test(TAU_K, loss, weight_G=[1, 1, 1, 1, 1e-9])
-    assert test.verdict == ONE_SLOPE
+    assert test.test.verdict is Verdict.HOLDS
     assert test.difference.value == pytest.approx(
         group_test(TAU_K, loss[:4]).difference.value, rel=0.05
     )

@@ -90,10 +90,11 @@ def test_the_longest_schedule_is_forecast_from_shorter_ones_alone(tmp_path):
         loss_K = predict_losses(truth, rate_T, steps - 1)
         runs.append(run_of(tmp_path / name, "cosine", rate_T, loss_K, steps))
     found = several_runs(runs, n_resamples=2, seed=0).multi_power
-    assert found.fitted_on == ("a", "b")
-    assert found.held_out == "long"
-    assert found.score.r2 > 0.9
-    assert found.last_loss_predicted == pytest.approx(found.last_loss, abs=0.05)
+    assert [each.held_out for each in found] == ["long", "longer"]
+    for each in found:
+        assert each.fitted_on == ("a", "b")
+        assert each.score.r2 > 0.9
+        assert each.last_loss_predicted == pytest.approx(each.last_loss, abs=0.05)
 
 
 def test_without_a_shorter_run_the_forecast_is_undefined(tmp_path):

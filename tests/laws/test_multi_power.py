@@ -181,7 +181,7 @@ def test_a_score_agrees_with_its_definitions():
     result = score_forecast([2.0, 3.0, 5.0], [2.0, 4.0, 4.0])
     assert result.r2 == pytest.approx(1 - 2 / (8 / 3))
     assert (result.mae, result.worst_relative) == pytest.approx((2 / 3, 0.25))
-    assert (result.rmse, result.mean_relative) == pytest.approx((np.sqrt(2 / 3), 0.5 / 3))
+    assert (result.rmse, result.mean_relative.value) == pytest.approx((np.sqrt(2 / 3), 0.5 / 3))
 
 
 RATE_T = np.full(100, 1e-3)

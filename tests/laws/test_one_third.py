@@ -7,6 +7,7 @@ from scipy.optimize import curve_fit
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.one_third.one_third import fit_one_third
+from megatron_tokscale.results.verdict import Verdict
 
 
 def test_one_curve_is_fitted_as_liu_et_al_do():
@@ -36,18 +37,28 @@ def test_a_law_without_noise_is_found_exactly():
 def test_another_exponent_than_one_third_is_found():
     fit = fit_one_third(TAU_K, law(TAU_K, scale=400, exponent=1.2), from_=0)
     assert fit.exponent.value == pytest.approx(1.2, rel=1e-3)
-    assert not fit.holds_one_third
+    assert fit.test.verdict is Verdict.FAILS
     assert fit.r2 > fit.r2_one_third
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.6])
 def test_the_interval_of_one_curve_covers_one_third(correlation):
     rng = np.random.default_rng(1)
-    covered = sum(
-        fit_one_third(TAU_K, noisy(rng, law(TAU_K), 0.002, correlation), from_=0).holds_one_third
+    fits = [
+        fit_one_third(TAU_K, noisy(rng, law(TAU_K), 0.002, correlation), from_=0)
         for _ in range(100)
-    )
-    assert covered >= 85
+    ]
+    assert sum(fit.exponent.low <= 1 / 3 <= fit.exponent.high for fit in fits) >= 85
+    assert all(fit.test.verdict is not Verdict.FAILS for fit in fits)
+
+
+def test_an_interval_that_excludes_nothing_is_undecided():
+    """Two noisy octaves of tau tell no exponent: the claim neither holds nor fails."""
+    tau = np.geomspace(250, 1000, 8)
+    rng = np.random.default_rng(0)
+    exponent = fit_one_third(tau, noisy(rng, law(tau), 0.01, 0.0), from_=0)
+    assert exponent.exponent.high - exponent.exponent.low > 1
+    assert exponent.test.verdict is Verdict.UNDECIDED
 
 
 def test_a_tenth_of_tau_and_the_first_two_probes_are_left_out():

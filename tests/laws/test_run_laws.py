@@ -21,7 +21,8 @@ from megatron_tokscale.laws.several_runs import several_runs
 from megatron_tokscale.results import read_laws
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.fitted import read_fit
-from megatron_tokscale.results.laws import ClaimVerdict, TailExponent
+from megatron_tokscale.results.laws import TailExponent
+from megatron_tokscale.results.verdict import Verdict
 from megatron_tokscale.spectrum import spectrum_run
 from megatron_tokscale.store import Run
 
@@ -72,7 +73,8 @@ def test_the_file_is_read_as_it_was_written(run, result):
 def test_the_planted_exponent_is_in_every_interval(result):
     for exponent in (result.overall.exponent_documents, result.tail.exponent):
         assert exponent.low < EXPONENT < exponent.high
-    assert result.tail_minus_law.agree
+    difference = result.tail_minus_law.difference
+    assert difference.low < 0 < difference.high
 
 
 def test_the_tail_of_other_times_does_not_agree_with_the_loss(run, tmp_path):
@@ -80,8 +82,16 @@ def test_the_tail_of_other_times_does_not_agree_with_the_loss(run, tmp_path):
     with np.load(run.paths.spectrum_arrays) as file:
         mirrored_RC = file["drop_RC"][:, ::-1]
     result = laws_run(altered(run, tmp_path, drop_RC=mirrored_RC), n_resamples=10)
-    assert not result.tail_minus_law.agree
-    assert "they do not agree" in describe_laws(result)
+    assert result.tail_minus_law.test.verdict is Verdict.FAILS
+
+
+def test_the_tail_is_a_decade_long_and_a_shorter_one_is_refused(run, result):
+    assert result.tail.to_x - result.tail.from_x == pytest.approx(np.log(10), abs=0.02)
+    assert result.tail_minus_law.law.law.from_time >= np.exp(result.tail.from_x)
+    short = laws_run(run, from_=STEPS[-1] / 5, n_resamples=2)
+    assert "expected 1 or more" in short.tail.undefined
+    (row,) = (row for row in short.explanations if row.explanation == "learning-time spectrum")
+    assert row.verdict is Verdict.UNDECIDED and "decades" in row.measured
 
 
 def test_undefined_laws_say_why(run, tmp_path):
@@ -122,8 +132,8 @@ def test_groups_with_own_times_and_with_one_slope_get_their_verdicts(run, tmp_pa
             run, tmp_path / str(number), frequency_loss_RFK=noisy_RFK, frequency_share_F=share_F
         )
         found = laws_run(copy, n_resamples=2).one_third.frequency_groups
-        verdicts.append(found.verdict)
-    assert verdicts == ["each group drops at its own time", "all groups share one slope"]
+        verdicts.append(found.test.verdict)
+    assert verdicts == [Verdict.FAILS, Verdict.HOLDS]
 
 
 def test_the_table_has_every_explanation(result):
@@ -136,7 +146,8 @@ def test_the_table_has_every_explanation(result):
     for row in result.explanations:
         assert row.claim in text
         assert row.measured in text
-        assert row.verdict in ClaimVerdict
+        assert row.verdict in Verdict
+        assert np.isnan(row.p_value) or 0 <= row.p_value <= 1
 
 
 def test_zero_sum_figures_are_those_of_a_loop(run, result):
@@ -176,6 +187,11 @@ def test_chinchilla_is_fitted_over_runs(tmp_path):
     assert law.floor.value == pytest.approx(1.5, abs=0.05)
     assert [row.tokens for row in found.runs[:3]] == [3200, 12_800, 51_200]
     assert isinstance(found.multi_power, Undefined)
+    forecast = found.chinchilla_forecast
+    assert forecast.names == tuple(f"64000000-{last}" for last in (100, 400, 1600))
+    assert forecast.law.n_runs == 9
+    assert forecast.predicted_S == pytest.approx(forecast.loss_S, rel=1e-3)
+    assert forecast.test.verdict is Verdict.HOLDS
 
 
 def test_runs_that_watch_other_tokens_are_refused(run, tmp_path):
@@ -186,7 +202,7 @@ def test_runs_that_watch_other_tokens_are_refused(run, tmp_path):
 
 def test_runs_of_unknown_size_have_no_chinchilla_law(run):
     found = several_runs([run, run], n_resamples=2, seed=0)
-    assert "does not say how large" in found.chinchilla.undefined
+    assert "is not known" in found.chinchilla.undefined
 
 
 @pytest.mark.parametrize(

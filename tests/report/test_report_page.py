@@ -18,6 +18,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_run
 from megatron_tokscale.report import report_run
 from megatron_tokscale.results import SpectrumResult, read_fit
+from megatron_tokscale.results.evidence import RECONSTRUCTIONS
 from megatron_tokscale.spectrum import spectrum_run
 from megatron_tokscale.store import Run, WatchedTokens
 from megatron_tokscale.store.losses import losses_name
@@ -45,7 +46,7 @@ def content_of(run, name):
 
 
 def test_page_refers_to_nothing_outside_itself(html, page):
-    assert "http:" not in html and "https:" not in html
+    assert "://" not in html  # a watched token may be "https:"
     assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
     for _, name, value in page.attributes:
         assert name not in ("src", "srcset", "action", "data") and not name.startswith("on")
@@ -80,9 +81,30 @@ def test_text_of_the_corpus_is_escaped(planted, tmp_path):
 
 @pytest.mark.parametrize("name", ["full", "kernel", "spectrum"])
 def test_scores_are_those_of_the_analysis(evidence, page, name):
-    expected = numbers_of(evidence.same_tokens[name], evidence.other_documents[name])
-    assert page.row("spectrum", f"{name}:") == expected
-    assert len(expected) == 6
+    same, other = evidence.same_tokens[name], evidence.other_documents[name]
+    expected = numbers_of(same.r2, other.r2, same.ceiling, same.loss_error)
+    assert page.row("spectrum", f"{RECONSTRUCTIONS[name]}:") == expected
+    assert len(expected) == 12
+
+
+def test_tokens_and_twins_are_those_of_the_analysis(planted, evidence, page):
+    summary = SpectrumResult.open(planted.run).summary
+    for each in summary.datasets:
+        n_tokens, *shares = page.row("spectrum", each.name)[:5]
+        assert n_tokens == each.n_tokens
+        counts = (each.n_events, each.censored, each.known, each.forgotten)
+        np.testing.assert_allclose(shares, [100 * count / each.n_tokens for count in counts])
+        nats = numbers_of(each.learned_nats, each.expected_nats)
+        assert page.row("spectrum", each.name)[-len(nats) :] == nats
+    whole = summary.overall
+    counts = [whole.n_events, whole.censored, whole.known, whole.forgotten]
+    assert page.row("run", "Tokens by its end") == counts
+    twins = evidence.twins
+    expected = numbers_of(
+        twins.without_steps["kernel"], evidence.same_tokens["kernel"].r2, twins.with_steps["kernel"]
+    )
+    rows = page.rows
+    assert rows["spectrum", "drops + times"] == expected
 
 
 def test_falls_by_part_of_the_range_are_those_of_the_analysis(evidence, page):

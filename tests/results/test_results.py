@@ -11,7 +11,7 @@ from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.checked import read_typed_result, write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import from_json, to_json
-from megatron_tokscale.core.schemas import TRANSFER_SCHEMA
+from megatron_tokscale.core.schemas import FIT_SCHEMA, TRANSFER_SCHEMA
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.fit.summary import FitSummary, NonFiniteLosses
 from megatron_tokscale.results import (
@@ -68,10 +68,9 @@ def test_a_spectrum_is_read_as_it_was_written(tmp_path):
     assert found.fit == read_fit(run) == fit
     assert to_json(found.evidence) == to_json(evidence)
     assert found.summary.fit == evidence.fit == fit.identity
-    assert found.summary.n_tokens == N_TOKENS
+    assert found.summary.overall.n_tokens == N_TOKENS
     assert found.arrays.mean_loss_RK.shape == (6, len(STEPS))
     assert found.arrays.reconstructions()["full"] is found.arrays.full_G
-    assert found.arrays.half_reconstructions()["kernel"] is found.arrays.half_kernel_G
 
 
 @pytest.mark.parametrize(
@@ -145,7 +144,7 @@ def test_two_files_of_two_spectra_are_refused(analysed):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_tokens": "many"}, r"n_tokens is 'many'; expected a whole number"),
+        ({"certain_to_x": "late"}, r"certain_to_x is 'late'; expected a number"),
         ({"more": 1}, "more is unknown"),
         ({"fall": {"undefined": "no"}}, "fall.* is unknown"),
     ],
@@ -269,7 +268,7 @@ def test_a_summary_is_read_with_the_line_that_it_needs(analysed):
     path = analysed.paths.fit
     edit(path, n_tokens=None)
     with pytest.raises(TokscaleError, match="n_tokens is None; expected a whole number; run `meg"):
-        read_typed_result(FitSummary, path, 3, "run `megatron-tokscale fit` again")
+        read_typed_result(FitSummary, path, FIT_SCHEMA, "run `megatron-tokscale fit` again")
 
 
 def test_losses_that_are_not_finite_are_counted_in_one_line():

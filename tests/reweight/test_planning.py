@@ -3,11 +3,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from analyses import edit
+from analyses import blank, edit
 from scored import run_of
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.records import to_json
 from megatron_tokscale.data import DatasetIdentity, Plan, build_index
+from megatron_tokscale.results.spectrum import DatasetCounts
 from megatron_tokscale.reweight import (
     Guards,
     Job,
@@ -144,14 +146,14 @@ def test_a_damaged_spectrum_is_refused(run):
         with pytest.raises(TokscaleError, match="damaged"):
             read_spectra(run)
     path.write_bytes(whole)
-    edit_info(run, datasets=[{"name": "web", "n_tokens": 5, "n_events": 0}])
+    edit_info(run, datasets=[to_json(blank(DatasetCounts, name="web", n_tokens=5))])
     with pytest.raises(TokscaleError, match="has shape"):
         read_spectra(run)
 
 
 def test_a_dataset_without_watched_tokens_has_no_spectrum(run):
     counts = (("web", 5), ("code", 0))
-    datasets = [{"name": name, "n_tokens": n, "n_events": 0} for name, n in counts]
+    datasets = [to_json(blank(DatasetCounts, name=name, n_tokens=n)) for name, n in counts]
     edit_info(run, datasets=datasets)
     assert read_spectra(run).names == ("web",)
 

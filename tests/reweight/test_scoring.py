@@ -133,12 +133,14 @@ def scores_by_hand(run, fits, time, dataset, document):
         n_tokens += 1
         n_unlearned += fits.class_N[n] == TokenClass.FLAT_UNLEARNED
         candidates = []
-        if fits.class_N[n] == TokenClass.FALLING:
-            if fits.status_N[n] in (FitStatus.CONVERGED, FitStatus.TOO_FEW_POINTS):
-                candidates.append((fits.drop_N[n], fits.midpoint_N[n]))
+        if fits.class_N[n] in (TokenClass.FALLING, TokenClass.GRADUAL):
+            candidates.append((fits.drop_N[n], fits.midpoint_N[n]))
         elif fits.class_N[n] == TokenClass.TWO_STEP:
-            candidates.append((fits.step1_drop_N[n], fits.step1_midpoint_N[n]))
-            candidates.append((fits.step2_drop_N[n], fits.step2_midpoint_N[n]))
+            steps = [
+                (fits.step1_drop_N[n], fits.step1_midpoint_N[n]),
+                (fits.step2_drop_N[n], fits.step2_midpoint_N[n]),
+            ]
+            candidates.append(max(steps, key=lambda step: step[0]))
         events += [
             (float(drop), log_tokens_at(run, time, float(x)))
             for drop, x in candidates

@@ -12,11 +12,13 @@ from planted_worlds import UNIGRAM_STEP, WORLDS, axis, seeds, text_of
 from runs import launch, log_time, write_run
 from scipy import stats
 
-from megatron_tokscale.results.spectrum import RangeEnd, RangeStart
+from megatron_tokscale.results.scored_range import RangeEnd, RangeStart
 from megatron_tokscale.spectrum.scored_range import (
     LEAST_PROBES,
+    certain_part,
     label_entropy,
     learning_rates,
+    mean_loss,
     scored_range,
     scored_range_of,
 )
@@ -89,6 +91,30 @@ def test_a_decay_that_leaves_too_few_probes_is_scored():
     assert (found.to_x, found.end_reason) == (X_K[-1], RangeEnd.FEW_PROBES)
 
 
+@pytest.mark.parametrize(
+    ("width", "end"), [(0.3, X_K[-1] - 0.6), (np.nan, X_K[-1]), (2.5, X_K[-1])]
+)
+def test_events_are_certain_up_to_two_widths_before_the_end_unless_little_remains(width, end):
+    scored = scored_range(X_K, LOSS_K, 5.9, CONSTANT_K)
+    found = certain_part(scored, X_K, width)
+    assert (found.from_x, found.to_x) == (scored.from_x, pytest.approx(end))
+    assert (found.end_reason is RangeEnd.UNCERTAIN) == (width == 0.3)
+
+
+def test_a_range_that_ends_before_the_uncertain_events_stays_as_it_is():
+    rate_K = np.where(np.arange(13) < 10, 1.0, 0.1)
+    scored = scored_range(X_K, LOSS_K, None, rate_K)
+    assert certain_part(scored, X_K, 0.3) == scored
+
+
+def test_the_mean_loss_of_a_run_is_over_the_tokens_that_miss_no_loss(tmp_path):
+    loss_NK = np.random.default_rng(0).uniform(1, 5, (16, 13)).astype(np.float32)
+    loss_NK[3, 2] = np.nan
+    run = write_run(tmp_path / "run", np.exp(X_K).round().astype(int), loss_NK)
+    whole_NK = np.delete(loss_NK, 3, axis=0).astype(float)
+    np.testing.assert_allclose(mean_loss(run), whole_NK.mean(axis=0), rtol=1e-6)
+
+
 def test_without_rates_the_range_ends_at_the_last_probe():
     found = scored_range(X_K, LOSS_K, None, np.full(13, np.nan))
     assert (found.to_x, found.end_reason) == (X_K[-1], RangeEnd.NO_RATES)
@@ -105,7 +131,7 @@ def test_rates_come_from_the_schedule_where_a_record_has_none(tmp_path):
     )
     blank = tuple(replace(record, learning_rate=math.nan) for record in run.records)
     info = replace(run.info, launches=(launch(learning_rate=linear),))
-    replayed = Run(run.path, info, run.probe_set, blank)
+    replayed = Run(run.path, info, run.tokens, blank)
     expected_K = 2e-3 * (1 - run.step_K / 100)
     np.testing.assert_allclose(learning_rates(replayed), expected_K)
     assert (learning_rates(run) == 1e-3).all()

@@ -13,6 +13,7 @@ from scipy.special import expit
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import TokenClass, fit_sigmoids
 from megatron_tokscale.spectrum import Bins, DocumentSums, LearningTimeSpectrum, Units, events_of
+from megatron_tokscale.spectrum.density import PERIODS
 from megatron_tokscale.spectrum.sums import CLASSES, loss_sums, model_sums
 
 X_K = np.concatenate([[-np.inf], np.linspace(0, 8, 49)])
@@ -54,7 +55,8 @@ def test_every_sum_is_the_loop_over_its_tokens(tokens):
         np.testing.assert_allclose(
             sums.drop_UC[u], np.histogram(midpoint, edges, weights=drop)[0], rtol=1e-6
         )
-        np.testing.assert_allclose(sums.width_UV[u].sum(), drop.sum())
+        np.testing.assert_allclose(sums.drop_width_UPV[u].sum(), drop.sum())
+        assert sums.count_width_UPV[u].sum() == len(midpoint)
         for j, each in enumerate(CLASSES):
             chosen = own[fits.class_N[own] == each]
             assert sums.class_UJ[u, j] == len(chosen)
@@ -95,17 +97,26 @@ def test_common_width_is_the_drop_weighted_median(tokens):
     np.testing.assert_allclose(width, median, rtol=0.02)
 
 
-def test_reconstructed_curves_are_the_sums_over_events(tokens):
-    fits = tokens[0]
-    resampled = sums_of(tokens).resampled(X_K, np.ones((1, UNITS)))
-    events, n_tokens, width = events_of(fits), fits.complete_N.sum(), resampled.width_R[0]
-    s_EK = expit((events.midpoint_E[:, None] - X_K) / width)
-    curves = resampled.curves()
-    np.testing.assert_allclose(curves["kernel"][0], events.drop_E @ s_EK / n_tokens, atol=2e-3)
-    mean_drop = events.drop_E.mean()
-    np.testing.assert_allclose(
-        curves["spectrum"][0], mean_drop * s_EK.sum(axis=0) / n_tokens, atol=2e-3
-    )
+def test_reconstructed_curves_convolve_events_with_the_mean_kernel_of_their_period(tokens):
+    fits, loss_NK, unit_N = tokens
+    from_x = 2.0
+    sums = DocumentSums.from_blocks(X_K, [(fits, loss_NK, unit_N)], UNITS, from_x=from_x)
+    curves = sums.resampled(X_K, np.ones((1, UNITS)), from_x=from_x).curves()
+    events, n_tokens = events_of(fits, from_x=from_x), fits.complete_N.sum()
+    starts = np.linspace(from_x, X_K[-1], PERIODS)[:-1]
+    period_E = np.searchsorted(starts, events.midpoint_E, side="right")
+    scored_E = period_E > 0
+    alike_E = np.where(scored_E, events.drop_E[scored_E].mean(), events.drop_E[~scored_E].mean())
+    expected = {"kernel": np.zeros(len(X_K)), "spectrum": np.zeros(len(X_K))}
+    for period in np.unique(period_E):
+        part = events.rows(period_E == period)
+        for k, x in enumerate(X_K):
+            s_EE = expit((part.midpoint_E[:, None] - x) / part.width_E)
+            by_drop = s_EE @ part.drop_E / part.drop_E.sum()
+            expected["kernel"][k] += part.drop_E @ by_drop / n_tokens
+            expected["spectrum"][k] += alike_E[period_E == period] @ s_EE.mean(axis=1) / n_tokens
+    for name, loss_K in expected.items():
+        np.testing.assert_allclose(curves[name][0], loss_K, atol=6e-3)
 
 
 def test_the_spectrum_of_the_sums_is_that_of_the_fits(tokens):

@@ -1,5 +1,6 @@
 """Analysis files changed or planted by hand, with checksums that are right."""
 
+import enum
 import json
 import math
 import types
@@ -63,6 +64,8 @@ def _blank(annotation):
         return next(iter(annotation))
     if annotation is float:
         return math.nan
+    if isinstance(annotation, enum.EnumType):
+        return next(iter(annotation))
     return None if annotation is type(None) else (get_origin(annotation) or annotation)()
 
 
@@ -97,7 +100,9 @@ def plant_spectrum(run, datasets, **arrays):
     empty = {name: np.zeros((1,) * n_axes, dtype) for name, (dtype, n_axes) in forms.items()}
     checksum = write_npz(run.paths.spectrum_arrays, SpectrumArrays(**empty | arrays))
     made_of = {"fit": identity, "arrays_crc32": checksum}
-    counts = tuple(DatasetCounts(name, n_tokens, 0) for name, n_tokens in datasets.items())
+    counts = tuple(
+        blank(DatasetCounts, name=name, n_tokens=n_tokens) for name, n_tokens in datasets.items()
+    )
     summary = blank(SpectrumSummary, **made_of, datasets=counts)
     write_typed_result(run.paths.spectrum, SPECTRUM_SCHEMA, summary)
     write_typed_result(run.paths.reconstruction, SPECTRUM_SCHEMA, blank(Evidence, **made_of))

@@ -11,7 +11,7 @@ from megatron_tokscale.data.plan_parts import DatasetIdentity
 from megatron_tokscale.data.scores import DocumentScores, ScoreDetails
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.reweight import CutDataset, CutSettings, cut_dataset
-from megatron_tokscale.store import RunPaths
+from megatron_tokscale.store import RunPaths, WatchedTokens
 
 SEQ_LENGTH = 64
 RANGE = (8.0, 16.0)  # ln(consumed tokens) at the reference run's first and last probe
@@ -84,6 +84,7 @@ def run_of(folder: Path, names, centres, width=0.3, steps=None, end=1000, tokens
         analysis=analysis,
         info=SimpleNamespace(run_id="reference"),
         probe_set=probe_set,
+        tokens=WatchedTokens(probe_set),
         records=records,
         step_K=step_K,
         x_K=x_K.__getitem__,

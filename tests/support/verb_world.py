@@ -5,10 +5,13 @@ Every verb has a command here that succeeds in it, and the list of the files tha
 Shapes: N tokens, K probe steps.
 """
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 from gpt_datasets import gpt_config, gpt_dataset, sample_index
 from jobs import EOD, VOCAB_SIZE, Corpus, markov_documents, write_documents
 from jobs import SEQ_LENGTH as JOB_SEQ_LENGTH
@@ -132,6 +135,11 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             tuple(path.replace("run/", "other/", 1) for path in (*RUN[:2], LOSSES[1])),
         ),
         "laws --data-path": (f"laws run {_DATA} --resamples 2", DATA),
+        "laws --curves": (
+            "laws --curves curves.csv curves.parquet --manifest curves.json --out new "
+            "--resamples 2",
+            ("curves.csv", "curves.parquet", "curves.json"),
+        ),
         "score": (
             f"score run {_DATA} --out new --no-predict --min-tokens 4",
             (LOSSES[1], FITS, *DATA),
@@ -250,9 +258,22 @@ def make_world(folder: Path) -> dict[str, Command]:
     plan = _PLAN.replace("new", "plan")
     call(f"plan build frontier {_DATA} {plan} --scores scores --quantiles 2")
     _write_axis(folder, probe_set)
+    _write_curves(folder)
     cache = _record_blend(folder)
     planned_cache = _record_plan(folder)
     return commands(cache, planned_cache)
+
+
+def _write_curves(folder: Path) -> None:
+    """Write two tables of a loss curve, and their manifest."""
+    step_K = np.arange(100, 2100, 100)
+    loss_K = 2 + 5 * step_K**-0.5
+    rows = [f"{step},1e-3,{loss}" for step, loss in zip(step_K, loss_K, strict=True)]
+    (folder / "curves.csv").write_text("\n".join(["step,lr,loss", *rows]) + "\n")
+    table = pa.table({"step": step_K, "lr": np.full(len(step_K), 1e-3), "loss": loss_K})
+    pyarrow.parquet.write_table(table, folder / "curves.parquet")
+    files = [{"file": "curves.csv", "name": "a"}, {"file": "curves.parquet", "name": "b"}]
+    (folder / "curves.json").write_text(json.dumps(files))
 
 
 def _write_tokenizer(path: Path) -> None:

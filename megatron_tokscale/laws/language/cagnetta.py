@@ -81,7 +81,7 @@ def compare_exponents(
             "expected finite errors, at least one above 0"
         )
     difference = predicted.exponent.value - exponent
-    return ExponentComparison(name, difference, both_se, difference / both_se)
+    return ExponentComparison(name, symmetric_estimate(difference, Z_95 * both_se))
 
 
 def measure_cagnetta(

@@ -1,11 +1,13 @@
-"""Forecast of the longest run's losses by the multi-power law of shorter runs of the same model.
+"""Forecast of the longest runs' losses by the multi-power law of shorter runs of the same model.
 
 Shapes: K probe steps, T steps.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
 
-from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.laws.multi_power.learning_rates import learning_rates
 from megatron_tokscale.laws.multi_power.multi_power import (
@@ -20,50 +22,88 @@ from megatron_tokscale.store import Run
 _LEAST_SKIPPED = 10  # one over the share of first steps that are left out (docs/references.md 8.4)
 
 
-def forecast_longest(runs: Sequence[Run], losses: Sequence[Floats]) -> ScheduleForecast:
-    """Fit the law to shorter runs of the commonest model size, and score it on the longest run.
+@dataclass(frozen=True)
+class NamedCurve:
+    """The loss curve of one run after its warm-up, and the run's name."""
 
-    Other runs as long as it are left out: they may have its schedule, which must not be fitted.
+    name: str
+    curve: LossCurve
+
+    @classmethod
+    def after_warmup(cls, name: str, rate_T: Floats, step_K: Integers, loss_K: Floats) -> Self:
+        """Return the losses after the warm-up, and after the first tenth of the steps.
+
+        The loss after n steps belongs to step n - 1, as steps are counted from 0.
+
+        Args:
+            name: name of the run.
+            rate_T: learning rate of every step from 0 on.
+            step_K: number of steps before each loss.
+            loss_K: the losses, in nats.
+
+        Raises:
+            TokscaleError, UndefinedError: as in `LossCurve`.
+        """
+        later_K = step_K > max(int(rate_T.argmax()), len(rate_T) // _LEAST_SKIPPED)
+        return cls(name, LossCurve(rate_T, step_K[later_K] - 1, loss_K[later_K]))
+
+    @property
+    def n_steps(self) -> int:
+        """Number of steps of the schedule."""
+        return len(self.curve.learning_rate_T)
+
+
+def forecast_longest(curves: Sequence[NamedCurve]) -> tuple[ScheduleForecast, ...]:
+    """Fit the law to the shorter runs of one model, and score it on each of the longest runs.
+
+    Runs as long as the longest are never fitted: they may share a schedule with it.
+
+    Raises:
+        UndefinedError: there is no shorter run, or as in `fit_multi_power`.
+    """
+    longest = max((each.n_steps for each in curves), default=0)
+    shorter = [each for each in curves if each.n_steps < longest]
+    if not shorter:
+        raise UndefinedError(
+            "there is no shorter run of the same model, so no schedule to fit; give one"
+        )
+    law = fit_multi_power([each.curve for each in shorter])
+    forecasts = []
+    for held_out in (each for each in curves if each.n_steps == longest):
+        curve = held_out.curve
+        predicted_I = predict_losses(law, curve.learning_rate_T, curve.step_I)
+        forecasts.append(
+            ScheduleForecast(
+                fitted_on=tuple(each.name for each in shorter),
+                held_out=held_out.name,
+                law=law,
+                score=score_forecast(predicted_I, curve.loss_I),
+                last_loss=float(curve.loss_I[-1]),
+                last_loss_predicted=float(predicted_I[-1]),
+            )
+        )
+    return tuple(forecasts)
+
+
+def forecast_runs(runs: Sequence[Run], losses: Sequence[Floats]) -> tuple[ScheduleForecast, ...]:
+    """Return the forecasts of the longest runs of the commonest model size.
 
     Args:
         runs: the runs.
         losses: loss_K of each run, in nats.
 
     Raises:
-        UndefinedError: there is no shorter run of the same model, the learning rates of a run are
-            not known, or as in `fit_multi_power`.
+        UndefinedError: no size is known, the learning rates of a run are not known, or as in
+            `forecast_longest`.
     """
     sizes = [run.info.size.get("parameters") for run in runs]
     common = max(sizes, key=sizes.count)
-    alike = [
-        (run, loss_K)
-        for run, size, loss_K in zip(runs, sizes, losses, strict=True)
-        if size == common
-    ]
-    longest, longest_loss_K = max(alike, key=lambda pair: int(pair[0].step_K[-1]))
-    shorter = [pair for pair in alike if pair[0].step_K[-1] < longest.step_K[-1]]
-    if common is None or not shorter:
-        raise UndefinedError(
-            "there is no shorter run of the same model, so no schedule to fit; give one"
-        )
-    law = fit_multi_power([_loss_curve(*pair) for pair in shorter])
-    held_out = _loss_curve(longest, longest_loss_K)
-    predicted_I = predict_losses(law, held_out.learning_rate_T, held_out.step_I)
-    return ScheduleForecast(
-        fitted_on=tuple(run.path.name for run, _ in shorter),
-        held_out=longest.path.name,
-        law=law,
-        score=score_forecast(predicted_I, held_out.loss_I),
-        last_loss=float(held_out.loss_I[-1]),
-        last_loss_predicted=float(predicted_I[-1]),
+    if common is None:
+        raise UndefinedError("the sizes of the models are not known, so no runs are of one model")
+    return forecast_longest(
+        [
+            NamedCurve.after_warmup(run.path.name, learning_rates(run), run.step_K, loss_K)
+            for run, size, loss_K in zip(runs, sizes, losses, strict=True)
+            if size == common
+        ]
     )
-
-
-def _loss_curve(run: Run, loss_K: Floats) -> LossCurve:
-    """Return the losses after the warm-up.
-
-    The probe after n steps belongs to step n - 1, as steps are counted from 0.
-    """
-    rate_T = learning_rates(run)
-    later_K = run.step_K > max(int(rate_T.argmax()), len(rate_T) // _LEAST_SKIPPED)
-    return LossCurve(rate_T, run.step_K[later_K] - 1, loss_K[later_K])

@@ -17,11 +17,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import t as student_t
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.serial_correlation import (
+    LEAST_FREEDOM,
+    effective_points,
+    serial_correlation,
+)
 from megatron_tokscale.laws.multi_power.schedule import LearningRateSchedule, loss_drop
 from megatron_tokscale.laws.multi_power.schedule_fit import HELD, HeldDrop, Point, Problem
+from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.laws import ForecastScore, MultiPowerLaw
 
 MIN_POINTS = 10  # least losses after the warm-up; our choice: more than the seven parameters
@@ -75,12 +82,17 @@ def score_forecast(predicted: ArrayLike, measured: ArrayLike) -> ForecastScore:
             "expected as many, and two or more"
         )
     error = np.abs(p - m)
+    relative = error / m
+    effective = float(effective_points(m.size, serial_correlation(relative, 1)))
+    freedom = max(effective - 1, LEAST_FREEDOM)
+    reach = float(relative.std(ddof=1) / np.sqrt(effective) * student_t.ppf(0.975, freedom))
+    mean, total = float(relative.mean()), float(((m - m.mean()) ** 2).sum())
     return ForecastScore(
-        r2=float(1 - (error**2).sum() / ((m - m.mean()) ** 2).sum()),
+        r2=float(1 - (error**2).sum() / total) if total > 0 else float("nan"),
         mae=float(error.mean()),
         rmse=float(np.sqrt((error**2).mean())),
-        mean_relative=float((error / m).mean()),
-        worst_relative=float((error / m).max()),
+        mean_relative=Estimate(mean, max(mean - reach, 0.0), mean + reach),
+        worst_relative=float(relative.max()),
     )
 
 

@@ -143,7 +143,8 @@ def _curve_fit(
 
 
 def _r2(target_K: Floats, residual_K: Floats) -> float:
-    return float(1 - (residual_K**2).sum() / (len(target_K) * target_K.var()))
+    total = len(target_K) * target_K.var()
+    return float(1 - (residual_K**2).sum() / total) if total > 0 else float("nan")
 
 
 def _interval_reach(se: float, n_points: int, rho: float) -> float:

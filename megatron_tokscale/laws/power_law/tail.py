@@ -5,18 +5,22 @@ of the documents (the first is the data as they are), C bins of x, U values of a
 length.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.estimates import Z_95, defined, symmetric_estimate
+from megatron_tokscale.laws.estimates import Z_95, symmetric_estimate
 from megatron_tokscale.laws.inputs import Inputs
-from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.laws import LossPowerLaw, TailExponent, TailMinusLaw
 
 _STEEPEST = 200.0  # greatest solution for a times the tail's length
 _STEPS = 40_001  # entries in the table of solutions, 0.01 apart
+_DECADE = math.log(10)  # least length of a tail, in ln(time); our choice
+_ROUNDING = 1e-6  # of that length
 _LEAST_BINS = 8  # our choice: with fewer the slope depends on the bins' edges
 
 
@@ -69,37 +73,50 @@ def tail_exponent(
     )
 
 
-def measure_tail(inputs: Inputs, start: float) -> TailExponent:
-    """Return the exponent of a run's tail, from time `start` to `inputs.margin` before the end.
+def measure_tail(inputs: Inputs, start: float | None) -> TailExponent:
+    """Return the exponent of a run's tail, up to `inputs.margin` before the last probe.
+
+    Args:
+        inputs: arrays of the run's spectrum.
+        start: time at which the tail starts; by default a decade before its end.
 
     Raises:
-        UndefinedError: as in `tail_exponent`.
+        UndefinedError: the tail is shorter than a decade of time, or as in `tail_exponent`.
     """
-    first = np.log(start) if start > 0 else inputs.x_C[0]
     last = inputs.last_x - inputs.margin
+    first = last - _DECADE - _ROUNDING if start is None else math.log(start)
+    first = max(first, inputs.first_x)
+    if last - first < _DECADE - _ROUNDING:
+        raise UndefinedError(
+            f"the tail of the spectrum is {max(last - first, 0) / _DECADE:.2g} decades of time "
+            "long; expected 1 or more, as a shorter one shows no exponent; train for longer or "
+            "start the tail earlier"
+        )
     return tail_exponent(inputs.x_C, inputs.drop_RC, from_x=first, to_x=last)
 
 
-def compare_tail(tail: TailExponent | Undefined, overall: LossPowerLaw | Undefined) -> TailMinusLaw:
+def compare_tail(tail: TailExponent, law: LossPowerLaw) -> TailMinusLaw:
     """Return the tail's exponent minus the loss's exponent, paired by resample of the documents.
 
     Resamples of documents do not show the scatter of the probes about the law. The standard error
     from that scatter is added in quadrature.
 
+    Args:
+        tail: tail of the spectrum.
+        law: power law of the loss of the same tokens, from the start of the tail on.
+
     Raises:
-        UndefinedError: one of the two is undefined, or there are no resamples.
+        UndefinedError: there are no resamples.
     """
-    tail, overall = defined(tail), defined(overall)
-    difference_R = np.subtract(tail.exponent_R, overall.exponent_R)
+    difference_R = np.subtract(tail.exponent_R, law.exponent_R)
     drawn_R = difference_R[1:][np.isfinite(difference_R[1:])]
     if len(drawn_R) < 2:
         raise UndefinedError(
             "the difference of the exponents has no interval without resamples of the documents; "
             "watch tokens of two documents or more"
         )
-    se = float(np.hypot(drawn_R.std(ddof=1), overall.law.exponent_se))
-    difference = symmetric_estimate(float(difference_R[0]), Z_95 * se)
-    return TailMinusLaw(difference, se, agree=abs(difference.value) <= Z_95 * se)
+    se = float(np.hypot(drawn_R.std(ddof=1), law.law.exponent_se))
+    return TailMinusLaw(symmetric_estimate(float(difference_R[0]), Z_95 * se), se, law)
 
 
 def _exponent_of_mean(mean_R: Floats) -> Floats:

@@ -4,6 +4,8 @@ Quanta k = 1, 2, ... are useful for shares p_k = k^-(alpha + 1) / zeta(alpha + 1
 and are learned in that order.
 """
 
+import math
+
 import numpy as np
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
@@ -54,6 +56,11 @@ def measure_quanta(
 ) -> QuantaResult:
     """Compare three predictions of the model with a run; each may be undefined on its own.
 
+    A frequency is a token's own in the probe set. It stands for the frequency of the quantum that
+    the token waits for, which is not known. Learning times are means over the tokens that were
+    learned; bins of frequency whose mean lies within two typical widths of the last probe, and all
+    rarer bins, count as censored.
+
     Args:
         run: the run.
         inputs: arrays of its spectrum.
@@ -62,7 +69,11 @@ def measure_quanta(
     """
     return QuantaResult(
         frequency=defined_or_reason(
-            lambda: frequency_exponent(inputs.frequency_I, inputs.frequency_time_I)
+            lambda: frequency_exponent(
+                inputs.frequency_I,
+                inputs.frequency_time_I,
+                end=math.exp(inputs.last_x - inputs.margin),
+            )
         ),
         implied=defined_or_reason(
             lambda: exponents_from(alpha_from(defined(overall).law.exponent.value))

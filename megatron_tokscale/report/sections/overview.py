@@ -38,6 +38,7 @@ from megatron_tokscale.report.html import (
 )
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
+from megatron_tokscale.results.spectrum import DatasetCounts
 from megatron_tokscale.store import Launch, WatchedTokens
 
 _GROUPS: Final = {
@@ -64,6 +65,8 @@ def run_section(inputs: ReportInputs) -> list[Section]:
         ["Time spent on probes", f"{number(seconds, ',.1f')} s"],
         ["Probe set" if tokens.probe_set else "Imported tokens", _tokens(tokens)],
         ["Time axis", f"x = ln time, time = {LABELS[inputs.time]}"],
+        ["Scored range", escape(inputs.spectrum.summary.scored.describe(inputs.time))],
+        ["Tokens by its end", _outcomes(inputs.spectrum.summary.overall)],
     ]
     parts = [
         paragraph(
@@ -87,6 +90,16 @@ def _tokens(tokens: WatchedTokens) -> str:
         else ", without text"
     )
     return f"{plural(tokens.n_tokens, 'token')}{shape}, fingerprint {tokens.fingerprint}"
+
+
+def _outcomes(found: DatasetCounts) -> str:
+    counts = {
+        "learned": found.n_events,
+        "censored": found.censored,
+        "known before the first probe": found.known,
+        "forgotten": found.forgotten,
+    }
+    return ", ".join(f"{number(count, ',')} {name}" for name, count in counts.items())
 
 
 def _launches(launches: Sequence[Launch]) -> Iterator[list[str]]:
@@ -136,7 +149,14 @@ def _settings(value: JSON) -> str:
 
 
 def _probes(inputs: ReportInputs) -> str:
-    first, last = inputs.run.records[0], inputs.run.records[-1]
+    run, first, last = inputs.run, inputs.run.records[0], inputs.run.records[-1]
+    if run.imported and run.default_time == "axis":
+        time_K = run.time_K()
+        return (
+            f"{number(len(time_K), ',')} values of {escape(run.imported.named)}, from "
+            f"{number(float(time_K[0]))} to {number(float(time_K[-1]))}, imported from "
+            f"{escape(run.imported.source)}"
+        )
     tokens = (
         "unknown number of" if last.consumed_tokens is None else number(last.consumed_tokens, ",")
     )

@@ -1,7 +1,7 @@
 """Typed content of laws.json: one module per theory, all of them fields of `LawsResult`."""
 
 from megatron_tokscale.results.laws.deceleration import Deceleration
-from megatron_tokscale.results.laws.explanation import ClaimVerdict, ExplanationRow
+from megatron_tokscale.results.laws.explanation import ExplanationRow
 from megatron_tokscale.results.laws.language import (
     CagnettaResult,
     ContextExponent,
@@ -13,7 +13,6 @@ from megatron_tokscale.results.laws.one_third import (
     GroupDrops,
     GroupExponents,
     GroupTest,
-    GroupVerdict,
     ModelScore,
     OneThirdLaw,
     OneThirdResult,
@@ -34,6 +33,7 @@ from megatron_tokscale.results.laws.quanta import (
 )
 from megatron_tokscale.results.laws.result import LawsResult, LawsSettings, read_laws
 from megatron_tokscale.results.laws.several_runs import (
+    ChinchillaForecast,
     ChinchillaLaw,
     ForecastScore,
     MultiPowerLaw,
@@ -45,8 +45,8 @@ from megatron_tokscale.results.laws.zero_sum import ZeroSumPair, ZeroSumResult
 
 __all__ = [
     "CagnettaResult",
+    "ChinchillaForecast",
     "ChinchillaLaw",
-    "ClaimVerdict",
     "ContextExponent",
     "CorrelationExponent",
     "DataExponent",
@@ -59,7 +59,6 @@ __all__ = [
     "GroupDrops",
     "GroupExponents",
     "GroupTest",
-    "GroupVerdict",
     "LawsResult",
     "LawsSettings",
     "LossPowerLaw",

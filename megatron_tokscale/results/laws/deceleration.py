@@ -8,8 +8,10 @@ from numpy.typing import ArrayLike
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.verdict import Claim, ClaimTest
 
-CLEAR_DELTA_BIC: Final = 10.0  # "very strong" evidence (Kass and Raftery 1995)
+CLAIM: Final = Claim("the loss falls at half its first rate or less at the end", most=0.5)
+"""Claim on `Deceleration.rate_ratio` (the half is our choice; the ratio of a power law is 1)."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Deceleration:
         early_rate: c0, the exponent before the break.
         break_width: f1, in units of ln step.
         final_loss: L_T = L_d (T / t_d)^-r_d at the last probe T, in nats.
+        rate_ratio: mean exponent over the last third of the fitted steps, in ln step, over that of
+            the first third; 100 where the loss does not fall at first.
         delta_bic: BIC of a straight line in ln L over ln step minus BIC of the broken law, both for
             the number of effective points; below 0 the line is the better description.
         autocorrelation: lag-1 correlation of the residuals, corrected for the fit's bias.
@@ -38,6 +42,7 @@ class Deceleration:
     early_rate: float
     break_width: float
     final_loss: Estimate
+    rate_ratio: Estimate
     delta_bic: float
     autocorrelation: float
     r2: float
@@ -46,11 +51,9 @@ class Deceleration:
     to_step: float
 
     @property
-    def decelerates(self) -> bool:
-        """True if the run shows a clear break, inside the fitted steps, to a slower rate."""
-        is_inside = self.from_step < self.break_step.value < self.to_step
-        is_slower = self.late_rate.value < self.early_rate
-        return is_inside and is_slower and self.delta_bic > CLEAR_DELTA_BIC
+    def test(self) -> ClaimTest:
+        """The test of `CLAIM`. A power law with a floor passes it as well."""
+        return ClaimTest.of(CLAIM, self.rate_ratio)
 
     def predict(self, step: ArrayLike) -> Floats:
         """Return the law's loss at `step`, in nats."""

@@ -1,9 +1,15 @@
 """The data exponent from the statistics of the language (Cagnetta et al.), compared with a run."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from megatron_tokscale.core.arrays import Interval
 from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.verdict import Claim, ClaimTest
+
+CLAIM: Final = Claim.about("data exponent is gamma / (2 beta)", 0.0, 0.05)
+"""Claim on the predicted minus the measured exponent (the margin is our choice: a third of the
+published exponents)."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +93,17 @@ class ExponentComparison:
 
     Attributes:
         measured: name of the measured exponent.
-        difference: predicted minus measured.
-        se: standard error of the difference, the two exponents taken as independent.
-        z: difference over its standard error; beyond 1.96 either way they disagree at the 5% level.
+        difference: predicted minus measured, with a normal 95% interval; the two exponents count
+            as independent.
     """
 
     measured: str
-    difference: float
-    se: float
-    z: float
+    difference: Estimate
+
+    @property
+    def test(self) -> ClaimTest:
+        """The test of `CLAIM`."""
+        return ClaimTest.of(CLAIM, self.difference)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ tau is the summed learning rate. Shapes: G groups, B blocks of probes.
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 import numpy as np
@@ -13,8 +12,15 @@ from numpy.typing import ArrayLike
 from megatron_tokscale.core.arrays import Floats, Interval
 from megatron_tokscale.core.serial_correlation import GroupNoise
 from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.verdict import Claim, ClaimTest
 
 ONE_THIRD: Final = 1 / 3  # the exponent that Liu et al. derive for a softmax
+CLAIM: Final = Claim.about("loss exponent in the summed learning rate is 1/3", ONE_THIRD, 0.05)
+"""Claim on the exponent (the margin is our choice: two standard errors of Liu et al.'s fits)."""
+GROUP_CLAIM: Final = Claim(
+    "groups by frequency share one slope, and do not drop each at its own time", most=0.0
+)
+"""Claim on `GroupTest.difference`."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,9 @@ class OneThirdLaw:
     to_lr_sum: float
 
     @property
-    def holds_one_third(self) -> bool:
-        """True if 1/3 is in the interval of the exponent."""
-        return self.exponent.low <= ONE_THIRD <= self.exponent.high
+    def test(self) -> ClaimTest:
+        """The test of `CLAIM`."""
+        return ClaimTest.of(CLAIM, self.exponent)
 
     def predict(self, lr_sum: ArrayLike) -> Floats:
         """Return the law's loss at `lr_sum`, in nats."""
@@ -121,14 +127,6 @@ class GroupDrops:
     drop_G: tuple[float, ...]
 
 
-class GroupVerdict(StrEnum):
-    """Outcome of the test by groups, in words."""
-
-    OWN_TIMES = "each group drops at its own time"
-    ONE_SLOPE = "all groups share one slope"
-    NOT_DECIDED = "not decided"
-
-
 @dataclass(frozen=True)
 class GroupTest:
     """Test of one slope in ln tau for all groups against drops at the groups' own times.
@@ -163,16 +161,16 @@ class GroupTest:
     to_lr_sum: float
 
     @property
-    def verdict(self) -> GroupVerdict:
-        """The outcome: decided if every interval of the difference is on the same side of zero."""
-        intervals = [(self.difference.low, self.difference.high)]
+    def test(self) -> ClaimTest:
+        """The test of `GROUP_CLAIM`, by the widest of the difference's intervals.
+
+        It fails where each group drops at its own time.
+        """
+        low, high = self.difference.low, self.difference.high
         if self.resample_interval is not None:
-            intervals.append(self.resample_interval)
-        if all(low > 0 for low, _ in intervals):
-            return GroupVerdict.OWN_TIMES
-        if all(high < 0 for _, high in intervals):
-            return GroupVerdict.ONE_SLOPE
-        return GroupVerdict.NOT_DECIDED
+            low = min(low, self.resample_interval[0])
+            high = max(high, self.resample_interval[1])
+        return ClaimTest.of(GROUP_CLAIM, Estimate(self.difference.value, low, high))
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,15 @@ from numpy.typing import ArrayLike
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.verdict import Claim, ClaimTest
 
 DRIFT: Final = 0.7
 """Largest lag-1 correlation of residuals that scatter about a law; at it, 40 probes count as 7 (our
 choice)."""
+
+
+CLAIM: Final = Claim.about("the spectrum's tail has the exponent of the loss", 0.0, 0.1)
+"""Claim on the exponent of the tail minus that of the loss (the margin is our choice)."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +131,14 @@ class TailMinusLaw:
     Attributes:
         difference: tail minus loss, with a normal 95% interval from `se`.
         se: standard error over documents and, in quadrature, over the scatter of the probes.
-        agree: whether zero is in the interval.
+        law: power law of the mean loss of all tokens from the start of the tail on.
     """
 
     difference: Estimate
     se: float
-    agree: bool
+    law: LossPowerLaw
+
+    @property
+    def test(self) -> ClaimTest:
+        """The test of `CLAIM`."""
+        return ClaimTest.of(CLAIM, self.difference)

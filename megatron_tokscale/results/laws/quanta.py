@@ -1,28 +1,44 @@
 """The quantization model of Michaud et al., compared with a run."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.verdict import Claim, ClaimTest
+
+CLAIM: Final = Claim.about("learning time = onset + E / frequency", 1.0, 0.1)
+"""Claim on the exponent b of the frequency (the margin is our choice)."""
 
 
 @dataclass(frozen=True)
 class FrequencyExponent:
-    """Learning time = const * frequency^-b, with 95% intervals.
+    """Learning time = onset + exposures * frequency^-b.
 
     Attributes:
-        b: the exponent by Theil and Sen: the median slope of all pairs of groups. Its interval is
-            by ranks, and counts the groups as independent.
-        b_ols: the exponent by least squares, with Student's t interval.
-        se_ols: standard error of `b_ols`.
-        r2: R^2 of the log times, least squares.
-        n_groups: number of groups.
+        b: the exponent, with a 95% profile interval that counts the groups as independent.
+        onset: time that all groups share, in the unit of the learning times; 0 where the data show
+            none.
+        exposures: E, the exposures of a group that the model needs if b is 1, for frequencies per
+            unit of time; in general a time times a frequency to the power of b.
+        b_without_onset: the slope of ln(time) on ln(frequency) with its sign turned, by unweighted
+            least squares with Student's t: lower than b where there is an onset.
+        r2: R^2 of the log times, weighted as in the fit.
+        n_groups: number of fitted groups.
+        n_censored: number of groups left out because they, or commoner groups, were not learned.
     """
 
     b: Estimate
-    b_ols: Estimate
-    se_ols: float
+    onset: float
+    exposures: float
+    b_without_onset: Estimate
     r2: float
     n_groups: int
+    n_censored: int
+
+    @property
+    def test(self) -> ClaimTest:
+        """The test of `CLAIM`."""
+        return ClaimTest.of(CLAIM, self.b)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,19 @@
 """Laws over several runs: Chinchilla's law, and the multi-power law's forecast of a schedule."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.verdict import Claim, ClaimTest
+
+CHINCHILLA_CLAIM: Final = Claim.about("the law of smaller models predicts the largest", 0.0, 0.01)
+"""Claim on the mean relative error of the predicted losses (the margin is our choice)."""
+MULTI_POWER_CLAIM: Final = Claim("the loss under a schedule that was not fitted", most=0.005)
+"""Claim on the mean of error over loss (our choice; Luo et al. publish 0.0011 to 0.0017)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,31 @@ class ChinchillaLaw:
 
 
 @dataclass(frozen=True)
+class ChinchillaForecast:
+    """Chinchilla's law of the smaller models, and its predictions for the largest.
+
+    Attributes:
+        law: the law fitted to all runs but those of the largest model.
+        names: names of the predicted runs, S of them.
+        loss_S: their measured losses, in nats.
+        predicted_S: their predicted losses, in nats.
+        error: mean of (predicted - measured) / measured, over resamples of the fitted runs and of
+            the predicted ones.
+    """
+
+    law: ChinchillaLaw
+    names: tuple[str, ...]
+    loss_S: tuple[float, ...]
+    predicted_S: tuple[float, ...]
+    error: Estimate
+
+    @property
+    def test(self) -> ClaimTest:
+        """The test of `CHINCHILLA_CLAIM`."""
+        return ClaimTest.of(CHINCHILLA_CLAIM, self.error)
+
+
+@dataclass(frozen=True)
 class MultiPowerLaw:
     """The multi-power law in its authors' parameters, for unscaled learning rates.
 
@@ -102,20 +134,21 @@ class ForecastScore:
         r2: R^2 of the losses.
         mae: mean absolute error, in nats.
         rmse: root mean squared error, in nats.
-        mean_relative: mean of error over loss.
+        mean_relative: mean of error over loss, with a 95% interval by Student's t that counts
+            neighbouring errors as correlated.
         worst_relative: greatest error over loss.
     """
 
     r2: float
     mae: float
     rmse: float
-    mean_relative: float
+    mean_relative: Estimate
     worst_relative: float
 
 
 @dataclass(frozen=True)
 class ScheduleForecast:
-    """The multi-power law of shorter runs, scored on the longest run, which was not fitted.
+    """The multi-power law of shorter runs, scored on a longest run, which was not fitted.
 
     Attributes:
         fitted_on: names of the fitted runs.
@@ -133,6 +166,11 @@ class ScheduleForecast:
     last_loss: float
     last_loss_predicted: float
 
+    @property
+    def test(self) -> ClaimTest:
+        """The test of `MULTI_POWER_CLAIM`."""
+        return ClaimTest.of(MULTI_POWER_CLAIM, self.score.mean_relative)
+
 
 @dataclass(frozen=True)
 class SeveralRuns:
@@ -141,9 +179,11 @@ class SeveralRuns:
     Attributes:
         runs: size and last loss of each run.
         chinchilla: Chinchilla's law, or why it is undefined.
-        multi_power: the forecast of a schedule, or why it is undefined.
+        chinchilla_forecast: its forecast of the largest model, or why it is undefined.
+        multi_power: the forecast of each longest run, or why there is none.
     """
 
     runs: tuple[RunLoss, ...]
     chinchilla: ChinchillaLaw | Undefined
-    multi_power: ScheduleForecast | Undefined
+    chinchilla_forecast: ChinchillaForecast | Undefined
+    multi_power: tuple[ScheduleForecast, ...] | Undefined

@@ -28,6 +28,7 @@ from megatron_tokscale.results.transfer import (
     Transfers,
     TransferSettings,
 )
+from megatron_tokscale.spectrum.events import learning_times
 from megatron_tokscale.spectrum.evidence.fall_covariance import FallSums, octaves
 from megatron_tokscale.spectrum.evidence.falls import OCTAVE, fall_weights, intervals
 from megatron_tokscale.spectrum.evidence.order import learning_order
@@ -49,7 +50,6 @@ from megatron_tokscale.spectrum.groups import (
     Groups,
     baseline_predictors,
     groupings,
-    learning_times,
 )
 from megatron_tokscale.spectrum.run_spectrum import draw_tokens
 from megatron_tokscale.spectrum.scored_range import scored_range_of
@@ -250,7 +250,7 @@ class FittedPair:
                 have += len(rest[-1])
             joined = SigmoidFits.concatenate(rest)
             own, rest = joined.rows(slice(0, len(fits))), [joined.rows(slice(len(fits), None))]
-            yield at, fits, loss_NK, own, self.target.run.read_losses(at.start, at.stop)
+            yield at, fits, loss_NK, own, self.target.fitted_losses(at)
 
 
 @dataclass(frozen=True)

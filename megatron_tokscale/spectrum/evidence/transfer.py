@@ -32,12 +32,13 @@ from scipy.special import expit
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Units
-from megatron_tokscale.fit import SigmoidFits, Transitions
+from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.skill import GroupSkill, GroupTest, GroupTests
 from megatron_tokscale.results.verdict import LEVEL, Claim, ClaimTest, Verdict, holm
-from megatron_tokscale.spectrum.density import default_grid, events_of
-from megatron_tokscale.spectrum.derivative import derivative_weights
+from megatron_tokscale.spectrum.density import default_grid
+from megatron_tokscale.spectrum.derivative import SlopeEstimator
+from megatron_tokscale.spectrum.events import Events, events_of
 from megatron_tokscale.spectrum.evidence.skill import DocumentGroups, GroupSums, skill
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.kernels import add_sigmoids
@@ -49,7 +50,7 @@ same skill and gain (benchmarks/results/evidence.md)."""
 PERMUTATIONS = 199
 """Permutations of the learning times. The tokens' own order counts as one more, so p is at least
 1/200."""
-_LEAST_SLOPES = 4  # least losses of B inside A's range for a slope (`derivative_weights`)
+_LEAST_SLOPES = 4  # least losses of B inside A's range for a slope (`SlopeEstimator`)
 _LEAST_FALLS = 3  # least losses of B inside A's range for two falls
 _PERMUTED_TOKENS = 30_000  # most tokens whose events are permuted: bounds the cost (our choice)
 _DROP_EDGES = np.geomspace(0.25, 16, 13)
@@ -70,15 +71,16 @@ class Alignment:
     operator_KX: Floats
 
     @classmethod
-    def absolute(cls, x_K: Floats, place_K: Floats | None = None) -> Self:
-        """Align the runs at the same time, and compare slopes.
+    def absolute(cls, x_K: Floats, loss_K: Floats, place_K: Floats | None = None) -> Self:
+        """Align the runs at the same time, and compare slopes, as measured on B's mean losses.
 
         Args:
             x_K: x of B's probes.
+            loss_K: mean loss of B at its probes, in nats.
             place_K: x of A at the same times; None if the runs have the same x.
         """
         place_K = x_K if place_K is None else place_K
-        return cls(place_K, derivative_weights(x_K, default_grid(x_K)).T)
+        return cls(place_K, SlopeEstimator.from_curve(x_K, loss_K).weights(default_grid(x_K)).T)
 
     @classmethod
     def by_loss(
@@ -121,7 +123,8 @@ class Alignment:
             chosen, probes_KK = np.flatnonzero(inside), np.eye(len(x_K))
             return cls(at_K, (probes_KK[chosen[:-1]] - probes_KK[chosen[1:]]).T)
         inside_x_K = np.where(inside, x_K, -np.inf)
-        return cls(at_K, derivative_weights(inside_x_K, default_grid(inside_x_K)).T)
+        slopes = SlopeEstimator.from_curve(inside_x_K, loss_K)
+        return cls(at_K, slopes.weights(default_grid(inside_x_K)).T)
 
 
 class TransferSums:
@@ -191,7 +194,7 @@ class TransferSums:
                 sums.add("own", _event_sums(own_events, own_cell_E, n_cells, at_probes(own_x_K)))
         self._keep(np.flatnonzero(whole_N) + at.start, events, loss_NK)
 
-    def _keep(self, token_N: Integers, events: Transitions, loss_NK: Floats32) -> None:
+    def _keep(self, token_N: Integers, events: Events, loss_NK: Floats32) -> None:
         """Keep the sampled tokens' events and losses for the permutations."""
         kept_N = self._sampled_N[token_N]
         events = events.rows(kept_N[events.token_E])
@@ -367,7 +370,7 @@ def _shortest(operator_KX: Floats) -> Floats:
     return np.asarray(np.linalg.qr(operator_KX.T, mode="r").T)
 
 
-def _event_sums(events: Transitions, cell_E: Integers, n_cells: int, x_K: Floats) -> Floats:
+def _event_sums(events: Events, cell_E: Integers, n_cells: int, x_K: Floats) -> Floats:
     """Return sums by cell of drop * s((midpoint - x)/width) over events."""
     total_CK = np.zeros((n_cells, len(x_K)))
     columns = (events.drop_E, events.midpoint_E, events.width_E, x_K)

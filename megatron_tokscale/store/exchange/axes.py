@@ -4,6 +4,7 @@ Shapes: K columns.
 """
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, cast
 
@@ -99,17 +100,24 @@ def read_values(file: ArrayFile, given: str | None, n_columns: int) -> Floats:
 
 
 def _numbers(given: str) -> Floats:
-    """Return the numbers in a file, or in a text with commas or spaces between them."""
-    path = Path(given)
-    text = given
-    if path.is_file():
+    """Return the numbers in a text with commas or spaces between them, or in a file of that name.
+
+    Raises:
+        TokscaleError: it is neither.
+    """
+    with suppress(ValueError):
+        return _split(given)
+    try:
+        path = Path(given)
         if path.suffix == ".npy":
             return ArrayFile.open(path).small(MATRIX).astype(np.float64).ravel()
-        text = path.read_text(encoding="utf-8")
-    try:
-        return np.array([float(word) for word in text.replace(",", " ").split()])
-    except ValueError as error:
+        return _split(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise TokscaleError(
-            f"--values {given} is no array of the file, no file of numbers and no list "
-            f"({error}); expected one of them"
+            f"--values {given[:60]} is no list of numbers, no array of the file and no file of "
+            f"numbers ({getattr(error, 'strerror', None) or error}); expected one of them"
         ) from error
+
+
+def _split(text: str) -> Floats:
+    return np.array([float(word) for word in text.replace(",", " ").split()])

@@ -111,7 +111,6 @@ def write_run(source: MatrixSource, folder: Path, path: Path, progress: Progress
         run_id=secrets.token_hex(8),
         probe_fingerprint=tokens.fingerprint,
         size=source.settings.size,
-        is_replay=True,
         imported=imported,
     ).save(paths.identity)
     return ImportSummary(

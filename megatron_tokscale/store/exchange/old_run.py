@@ -99,9 +99,7 @@ def import_old_run(source: Path, out: Path, progress: Progress | None = None) ->
             tokens.probe_set.save(new.probe_set)
         elif isinstance(tokens.source, ImportedTokens):
             save_tokens(new.tokens, tokens.source)
-        Identity(secrets.token_hex(8), fingerprint, is_replay=True, imported=imported).save(
-            new.identity
-        )
+        Identity(secrets.token_hex(8), fingerprint, imported=imported).save(new.identity)
     return ImportSummary(out, imported, tokens, non_finite, None, ())
 
 

@@ -69,7 +69,8 @@ class RawArray:
             return
         columns = slice(0, int(np.prod(self.shape[1:])))
         with self.opened() as file:
-            for piece in self._read(file, self.shape[0], self.shape[1:]):
+            # An array without dimensions is one row.
+            for piece in self._read(file, (*self.shape, 1)[0], self.shape[1:]):
                 yield columns, piece
 
     def _read(self, file: IO[bytes], n_rows: int, row: tuple[int, ...]) -> Iterator[AnyArray]:

@@ -151,7 +151,7 @@ def _read_manifest(path: Path) -> tuple[ListedRun, ...]:
         content: JSON = json.loads(text) if path.suffix == ".json" else _rows(text)
         if isinstance(content, dict) and set(content) == {"runs"}:
             content = content["runs"]
-        runs = from_json(tuple[ListedRun, ...], content, "runs")
+        runs = from_json(tuple[ListedRun, ...], _with_whole_numbers(content), "runs")
     except (OSError, ValueError, RecursionError) as error:
         raise TokscaleError(
             f"manifest {path} cannot be read ({error}); expected runs with file, and perhaps name, "
@@ -160,6 +160,23 @@ def _read_manifest(path: Path) -> tuple[ListedRun, ...]:
     if not runs:
         raise TokscaleError(f"manifest {path} lists no run; expected one or more")
     return runs
+
+
+def _with_whole_numbers(content: JSON) -> JSON:
+    """Return JSON rows whose numbers such as 1.3e9 are whole; other values stay as they are."""
+    if not isinstance(content, list):
+        return content
+    return [
+        {
+            name: int(value)
+            if name in _NUMBERS and isinstance(value, float) and value.is_integer()
+            else value
+            for name, value in row.items()
+        }
+        if isinstance(row, dict)
+        else row
+        for row in content
+    ]
 
 
 def _rows(text: str) -> list[JSON]:

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Final, cast
 
@@ -99,6 +98,7 @@ class MatrixSource:
         matrix: name of the matrix.
         value_K: values of the axis, in the order of the columns.
         own: what `export` has added; None for other files.
+        sha256: SHA-256 of the file.
         manifest: a sentence on the manifest; None without one.
         unused: arrays of the file that are not imported.
     """
@@ -110,6 +110,7 @@ class MatrixSource:
     matrix: str
     value_K: Floats
     own: OwnMetadata | None
+    sha256: str
     manifest: str | None
     unused: tuple[str, ...]
 
@@ -136,28 +137,13 @@ class MatrixSource:
         if settings.checks_manifest:
             manifest = check_manifest(FileFacts(path, path.stat().st_size, sha256, file.arrays))
         used = {matrix, VALUES, AXIS_NAME, OWN, *settings.arrays.named, settings.values}
+        used |= {SAMPLE} if own else set()  # `export` makes it from the other arrays
         numbered = file.path.suffix == ".parquet" and matrix == MATRIX
         unused = tuple(
             name for name in file.arrays if name not in used and not (numbered and _is_float(name))
         )
-        source = cls(
-            file,
-            replace(settings, unit=unit),
-            axis,
-            axis_name,
-            matrix,
-            value_K,
-            own,
-            manifest,
-            unused,
-        )
-        source.__dict__["sha256"] = sha256
-        return source
-
-    @cached_property
-    def sha256(self) -> str:
-        """SHA-256 of the file."""
-        return file_sha256(self.file.path)
+        settings = replace(settings, unit=unit)
+        return cls(file, settings, axis, axis_name, matrix, value_K, own, sha256, manifest, unused)
 
     @property
     def n_tokens(self) -> int:

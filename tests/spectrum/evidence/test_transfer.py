@@ -15,7 +15,7 @@ from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.verdict import Verdict
-from megatron_tokscale.spectrum import Units, derivative_weights, events_of
+from megatron_tokscale.spectrum import SlopeEstimator, Units, events_of
 from megatron_tokscale.spectrum.density import default_grid
 from megatron_tokscale.spectrum.evidence.transfer import (
     _DROP_EDGES,
@@ -41,7 +41,9 @@ def pair():
 def result_of(pair, alignment=None, cuts=(), n_resamples=50):
     text, x_K, loss_NK, again_NK, fits, units = pair
     sums = TransferSums(
-        alignment or Alignment.absolute(x_K), groupings(WatchedTokens(text.probe_set)), units
+        alignment or Alignment.absolute(x_K, again_NK.mean(axis=0)),
+        groupings(WatchedTokens(text.probe_set)),
+        units,
     )
     own = fit_sigmoids(x_K, again_NK)
     ends = [0, *cuts, len(text)]
@@ -72,6 +74,12 @@ def curves_of(events, x_K, n_tokens, order=slice(None)):
     return curve_NK
 
 
+def slope_weights(x_K, loss_NK):
+    """Return the matrix from losses to slopes, as measured on the mean loss of B."""
+    slopes = SlopeEstimator.from_curve(x_K, loss_NK.mean(axis=0))
+    return slopes.weights(default_grid(x_K)).T
+
+
 def shuffled(events, rng):
     """Permute the events among those of about the same drop, in a loop."""
     order = np.arange(len(events.drop_E))
@@ -85,7 +93,7 @@ def shuffled(events, rng):
 @pytest.mark.parametrize("grouping", ["dataset", "frequency decile", "document"])
 def test_skills_agree_with_their_definition(pair, grouping):
     text, x_K, loss_NK, again_NK, fits, units = pair
-    weights_KX = derivative_weights(x_K, default_grid(x_K)).T
+    weights_KX = slope_weights(x_K, again_NK)
     groups = groupings(WatchedTokens(text.probe_set))
     group_N = units.unit_N if grouping == "document" else groups[grouping].group_N
     found = result_of(pair)[grouping]
@@ -104,7 +112,7 @@ def test_skills_agree_with_their_definition(pair, grouping):
 def test_the_null_model_is_the_mean_over_real_permutations(pair):
     """Permute events within bins of drop, and average every group's predicted curve."""
     text, x_K, _, again_NK, fits, _ = pair
-    weights_KX = derivative_weights(x_K, default_grid(x_K)).T
+    weights_KX = slope_weights(x_K, again_NK)
     x_K = np.maximum(x_K, -1e6)
     rng = np.random.default_rng(1)
     events = events_of(fits)
@@ -124,7 +132,7 @@ def test_the_p_value_is_the_share_of_real_permutations():
     units = Units.from_documents(tokens.dataset_N, tokens.document_N, seed=0)
     small = text, x_K, loss_NK, again_NK, fits, units
     found = result_of(small, n_resamples=2)["document"].p_value
-    weights_KX = derivative_weights(x_K, default_grid(x_K)).T
+    weights_KX = slope_weights(x_K, again_NK)
     x_K, events = np.maximum(x_K, -1e6), events_of(fits)
     skills = [
         skill_of(
@@ -183,7 +191,9 @@ def test_alignment_by_loss_leaves_out_losses_that_the_other_run_never_had():
 def test_one_group_has_no_skill(pair):
     text, x_K, _, again_NK, fits, units = pair
     sums = TransferSums(
-        Alignment.absolute(x_K), {"all": Groups(np.zeros(len(text), int), ("all",))}, units
+        Alignment.absolute(x_K, again_NK.mean(axis=0)),
+        {"all": Groups(np.zeros(len(text), int), ("all",))},
+        units,
     )
     sums.add(slice(0, len(text)), fits, again_NK)
     found = sums.tests(units.weights(20, seed=0), seed=0)["all"]

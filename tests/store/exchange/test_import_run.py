@@ -193,6 +193,8 @@ BAD = {
     "half a step": ({"value_K": VALUES_T / 2}, {"unit": "step"}, "not whole numbers"),
     "too few values": ({}, {"values": "1,2"}, "2 values of the axis .* 7 columns"),
     "words as values": ({}, {"values": "a,b"}, "no list"),
+    "a long list": ({}, {"values": "0.125," * 500}, "500 values of the axis"),
+    "a folder as values": ({}, {"values": "/"}, "Is a directory"),
     "no values": ({"axis_values": None}, {}, "no array axis_values"),
     "integers": ({"loss_matrix": np.ones((4, 7), int)}, {}, "type int64"),
     "a row": ({"loss_matrix": np.ones(7)}, {}, "shape \\(7,\\)"),

@@ -1,6 +1,7 @@
 """The manifest beside a file is compared with it, in the layouts that its description allows."""
 
 import hashlib
+import sys
 
 import pytest
 import yaml
@@ -83,3 +84,12 @@ def test_a_manifest_that_is_no_yaml_is_refused(source):
     with pytest.raises(TokscaleError, match="expected YAML") as caught:
         import_run(source, source.parents[1] / "run", ImportSettings())
     assert "\n" not in str(caught.value)
+
+
+def test_a_manifest_without_pyyaml_is_refused_with_the_way_out(source, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    source.with_name("manifest.yaml").write_text("a: 1")
+    with pytest.raises(TokscaleError, match=r"pip install pyyaml.*--no-manifest"):
+        import_run(source, source.parents[1] / "run", ImportSettings())
+    settings = ImportSettings(checks_manifest=False)
+    assert import_run(source, source.parents[1] / "run", settings).manifest is None

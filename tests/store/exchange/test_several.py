@@ -76,3 +76,9 @@ def test_all_runs_are_made_or_none(folder):
     with pytest.raises(TokscaleError, match=r"d.npy is not there"):
         import_runs([folder / "m.csv"], folder / "out", SETTINGS, "parameters")
     assert not (folder / "out").exists()
+
+
+def test_numbers_of_json_may_have_an_exponent(tmp_path):
+    (tmp_path / "m.json").write_text('[{"file": "a.npy", "size": 1.3e9, "tokens": 2e10}]')
+    (run,) = listed_runs([tmp_path / "m.json"])
+    assert (run.size, run.tokens) == (1_300_000_000, 20_000_000_000)

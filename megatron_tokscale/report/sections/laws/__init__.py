@@ -4,7 +4,6 @@ Shapes: P pairs of probes, from a step to about its double.
 """
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -40,8 +39,8 @@ from megatron_tokscale.report.sections.laws.power_laws import (
 from megatron_tokscale.report.verdicts import VerdictRow, outcome
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.laws import (
+    ChinchillaForecast,
     ChinchillaLaw,
-    ClaimVerdict,
     LawsResult,
     ScheduleForecast,
     SeveralRuns,
@@ -49,12 +48,6 @@ from megatron_tokscale.results.laws import (
     ZeroSumResult,
 )
 from megatron_tokscale.results.verdict import Verdict
-
-_OUTCOMES: Final = {
-    ClaimVerdict.HOLDS: Verdict.HOLDS,
-    ClaimVerdict.DOES_NOT_HOLD: Verdict.FAILS,
-    ClaimVerdict.UNDECIDED: Verdict.UNDECIDED,
-}
 
 
 def laws_section(inputs: ReportInputs) -> list[Section]:
@@ -94,12 +87,12 @@ def _verdicts(laws: LawsResult) -> list[VerdictRow]:
             VerdictRow(
                 "laws",
                 f"{escape(each.explanation)}: {escape(each.claim)}",
-                _OUTCOMES[each.verdict],
+                each.verdict,
                 _words(each.measured),
                 f"predicted: {_words(each.predicted)}",
             )
             for each in laws.explanations
-            if each.explanation != SPECTRUM and each.verdict != ClaimVerdict.UNDECIDED
+            if each.explanation != SPECTRUM and each.verdict != Verdict.UNDECIDED
         ),
     ]
 
@@ -110,13 +103,15 @@ def _explanations(laws: LawsResult) -> str:
         [
             *(_words(text) for text in (each.explanation, each.claim)),
             *(_words(text) for text in (each.predicted, each.measured)),
-            outcome(_OUTCOMES[each.verdict]),
+            outcome(each.verdict),
         ]
         for each in laws.explanations
     ]
     return table(
-        "Predictions of each explanation for this run. A claim holds if this run could refute it "
-        "and does not. A claim is undecided if this run cannot refute it, or did not measure it.",
+        "Predictions of each explanation for this run, with the margin of the claim. A claim holds "
+        "if the whole 95% interval of its number is within the margin, and fails if the whole "
+        "interval is outside; else it is undecided, as is a claim that was not measured. The "
+        "verdicts are corrected for their number (Holm).",
         ["explanation", "claim", "predicted", "measured [95%]", "verdict"],
         rows,
         "words",
@@ -212,6 +207,7 @@ def _laws_over_runs(several: SeveralRuns | None) -> list[str]:
         "<h3>Laws over runs</h3>",
         table("Mean loss of the watched tokens at each run's last probe.", header, rows),
         _chinchilla(several.chinchilla),
+        _chinchilla_forecast(several.chinchilla_forecast),
         *_multi_power(several.multi_power),
     ]
 
@@ -236,9 +232,30 @@ def _chinchilla(law: ChinchillaLaw | Undefined) -> str:
     )
 
 
-def _multi_power(forecast: ScheduleForecast | Undefined) -> list[str]:
+def _chinchilla_forecast(forecast: ChinchillaForecast | Undefined) -> str:
     if isinstance(forecast, Undefined):
-        return [undecided("Multi-power law", forecast)]
+        return undecided("Forecast of the largest model", forecast)
+    rows = [
+        [escape(name), number(loss), number(predicted), number(predicted / loss - 1, "+.2%")]
+        for name, loss, predicted in zip(
+            forecast.names, forecast.loss_S, forecast.predicted_S, strict=True
+        )
+    ]
+    return table(
+        f"Runs of the largest model, predicted by the law of the other {forecast.law.n_runs} runs. "
+        f"Mean relative error: {estimate(forecast.error, '+.4f')}.",
+        ["run", "last loss (nats)", "predicted", "error"],
+        rows,
+    )
+
+
+def _multi_power(forecasts: Sequence[ScheduleForecast] | Undefined) -> list[str]:
+    if isinstance(forecasts, Undefined):
+        return [undecided("Multi-power law", forecasts)]
+    return [part for each in forecasts for part in _schedule_forecast(each)]
+
+
+def _schedule_forecast(forecast: ScheduleForecast) -> list[str]:
     fitted = ", ".join(escape(name) for name in forecast.fitted_on)
     return [
         paragraph(
@@ -250,6 +267,7 @@ def _multi_power(forecast: ScheduleForecast | Undefined) -> list[str]:
             [
                 ["R² of the losses", number(forecast.score.r2)],
                 ["Mean absolute error", f"{number(forecast.score.mae, '.4f')} nats"],
+                ["Mean of error over loss", estimate(forecast.score.mean_relative, ".4f")],
                 [
                     "Last loss",
                     f"{number(forecast.last_loss_predicted)} nats predicted, "

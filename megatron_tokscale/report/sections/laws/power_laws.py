@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.laws.explain import SPECTRUM
 from megatron_tokscale.report.charts import (
     LABELS,
     UNITS,
@@ -164,18 +165,22 @@ def tail(laws: LawsResult) -> str:
         return paragraph(
             f"{_TAIL_CLAIM}: {outcome(Verdict.UNDECIDED)}: {reason}. {measured}", "verdict"
         )
-    against = "" if isinstance(laws.overall, Undefined) else doubt(laws.overall.law)
+    against = doubt(difference.law.law)
     warning = f" The law of the loss is in doubt: {against}." if against else ""
     return paragraph(
-        f"{_TAIL_CLAIM}: {outcome(_agreement(difference.agree))}. {measured} The exponent of the "
-        "tail minus the exponent of the loss is "
+        f"{_TAIL_CLAIM}: {outcome(tail_outcome(laws))}. {measured} The exponent "
+        "of the tail minus the exponent of the loss from there on is "
         f"{estimate(difference.difference, '+,.3f')}.{warning}",
         "verdict",
     )
 
 
-def _agreement(agree: bool | None) -> Verdict:
-    return {True: Verdict.HOLDS, False: Verdict.FAILS, None: Verdict.UNDECIDED}[agree]
+def tail_outcome(laws: LawsResult) -> Verdict:
+    """Return the verdict on the tail, as corrected in the table of explanations."""
+    for row in laws.explanations:
+        if row.explanation == SPECTRUM:
+            return row.verdict
+    return Verdict.UNDECIDED
 
 
 def tail_verdict(laws: LawsResult) -> VerdictRow:
@@ -186,10 +191,10 @@ def tail_verdict(laws: LawsResult) -> VerdictRow:
     return VerdictRow(
         "laws",
         _TAIL_CLAIM,
-        _agreement(difference.agree),
+        tail_outcome(laws),
         estimate(difference.difference, "+,.3f"),
-        "exponent of the tail minus exponent of the loss; holds if zero is in its interval, which "
-        "is over documents and the scatter of the probes",
+        f"exponent of the tail minus exponent of the loss; holds {difference.test.claim.rule}, "
+        "with the whole interval, which is over documents and the scatter of the probes",
     )
 
 

@@ -1,0 +1,1 @@
+"""Laws of loss curves in tables, as W&B and TensorBoard export them: CSV or parquet."""

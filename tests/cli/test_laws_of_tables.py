@@ -1,0 +1,65 @@
+"""`laws` on tables of loss curves: the result, and one line with exit code 2 for wrong input."""
+
+import json
+
+import numpy as np
+import pytest
+
+from megatron_tokscale.cli import main
+
+
+@pytest.fixture
+def table(tmp_path):
+    step = np.arange(100, 3100, 100)
+    loss = 2 + 5 * step**-0.5
+    rows = [f"{s},{s * 512},1e-3,{x},{x + 1}" for s, x in zip(step, loss, strict=True)]
+    path = tmp_path / "run.csv"
+    path.write_text("\n".join(["_step,tokens,lr,train/loss,eval/loss", *rows]) + "\n")
+    return path
+
+
+def test_laws_of_a_table_are_printed_and_written(table, tmp_path, capsys):
+    main(["laws", "--curves", str(table), "--out", str(tmp_path / "out"), "--resamples", "4"])
+    shown = capsys.readouterr().out
+    assert "step: _step; tokens: tokens; learning rate: lr" in shown
+    assert "one-third law (softmax)" in shown and "loss deceleration" in shown
+    written = json.loads((tmp_path / "out/curve_laws.json").read_text())
+    (run,) = written["tables"]
+    assert [curve["losses"] for curve in run["curves"]] == ["train/loss", "eval/loss"]
+    assert run["curves"][0]["tokens"] == 3000 * 512
+    assert run["curves"][0]["power_law"]["exponent"]["value"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_columns_can_be_named_by_flags(table, tmp_path):
+    flags = ["--loss-column", "eval/loss", "--step-column", "tokens", "--resamples", "4"]
+    main(["laws", "--curves", str(table), "--out", str(tmp_path / "out"), *flags])
+    (run,) = json.loads((tmp_path / "out/curve_laws.json").read_text())["tables"]
+    assert [curve["losses"] for curve in run["curves"]] == ["eval/loss"]
+    assert run["step_column"] == "tokens"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--curves", "{table}"], "--out is missing"),
+        (["--out", "{out}"], "there are no tables of losses"),
+        (["run", "--curves", "{table}", "--out", "{out}"], "RUN is given together with tables"),
+        (
+            ["--curves", "{table}", "--split", "9,1,0", "--out", "{out}"],
+            "--split is given together",
+        ),
+        (["--curves", "{out}/none.csv", "--out", "{out}"], "cannot read the table"),
+        (["--curves", "{table}", "--step-column", "x", "--out", "{out}"], "column 'x' of numbers"),
+        (["--manifest", "{table}", "--out", "{out}"], "has the unknown column '_step'"),
+        (["--curves", "{table}", "{table}", "--out", "{out}"], "two tables are named 'run'"),
+        ([], "there is nothing to fit laws to"),
+    ],
+)
+def test_wrong_input_ends_with_one_line(table, tmp_path, capsys, words, message):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as end:
+        main(["laws", *(word.format(table=table, out=out) for word in words)])
+    assert end.value.code == 2
+    *_, line = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("megatron-tokscale: ") and message in line
+    assert not out.exists()
