@@ -2,7 +2,6 @@
 
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.results.estimate import Estimate
-from megatron_tokscale.spectrum.clock import map_clock
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum
 from megatron_tokscale.spectrum.derivative import SlopeEstimator, measured_derivative
 from megatron_tokscale.spectrum.events import Events, events_of, learning_times
@@ -48,7 +47,6 @@ __all__ = [
     "groupings",
     "learning_order",
     "learning_times",
-    "map_clock",
     "matrix_run",
     "measured_derivative",
     "predict_forward",

@@ -3,7 +3,7 @@
 Shapes: N tokens, K probe steps, U resampling units, R resamples.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -20,6 +20,7 @@ from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.results import FittedRun, Transfer, transfers_to_keep
 from megatron_tokscale.results.estimate import Undefined, defined_or_reason
+from megatron_tokscale.results.scored_range import ScoredRange
 from megatron_tokscale.results.skill import GroupTests
 from megatron_tokscale.results.transfer import (
     FallCovariance,
@@ -52,7 +53,7 @@ from megatron_tokscale.spectrum.groups import (
     groupings,
 )
 from megatron_tokscale.spectrum.run_spectrum import draw_tokens
-from megatron_tokscale.spectrum.scored_range import scored_range_of
+from megatron_tokscale.spectrum.scored_range import mean_loss, scored_range_of
 from megatron_tokscale.spectrum.sums import loss_sums
 from megatron_tokscale.store import Run
 
@@ -128,14 +129,15 @@ def _group_tests(
     """Return the tests by grouping at the same time and at the same mean loss, one family."""
     groups = groupings(pair.target.run.tokens)
     found: list[GroupTests] = []
-    for words, alignment in (
-        ("groups of tokens", pair.alignment_at_time),
-        ("groups of tokens, aligned by loss", lambda: curves.alignment_by_loss(pair)),
-    ):
+    alignments: dict[str, Callable[[FittedPair], Alignment]] = {
+        "groups of tokens": curves.alignment_at_time,
+        "groups of tokens, aligned by loss": curves.alignment_by_loss,
+    }
+    for words, alignment in alignments.items():
         progress.stage(words)
         found.append(
             defined_or_reason(
-                lambda: _sums(pair, alignment(), groups, units).tests(weight_RU, seed)  # noqa: B023
+                lambda: _sums(pair, alignment(pair), groups, units).tests(weight_RU, seed)  # noqa: B023
             )
         )
     absolute, by_loss = corrected(found)
@@ -162,7 +164,7 @@ def _falls_and_surface(
     pair: "FittedPair", curves: "_Curves", units: Units, weight_RU: Floats
 ) -> tuple[FallCovariance | Undefined, Surface | Undefined]:
     """Return the covariance of falls and the surface, from one pass over the tokens."""
-    clock, (from_x, to_x) = pair.clock, curves.common_range(pair)
+    clock, (from_x, to_x) = pair.clock, pair.common_range()
     groups = token_groups(pair.target.run.tokens)
 
     def fall_sums() -> FallSums:
@@ -225,9 +227,26 @@ class FittedPair:
         """The clock on which the runs are compared."""
         return SharedClock.of(self.source, self.target)
 
-    def alignment_at_time(self) -> Alignment:
-        """Align the runs at the same time of the clock."""
-        return Alignment.absolute(self.target.x_K, self.clock.place_K())
+    @cached_property
+    def ranges(self) -> tuple[ScoredRange, ScoredRange]:
+        """The scored ranges of source and target, each in the time of its own fits."""
+        source, target = (
+            scored_range_of(each.run, each.x_K, mean_loss(each.run))
+            for each in (self.source, self.target)
+        )
+        return source, target
+
+    def common_range(self) -> tuple[float, float]:
+        """Return the ends of the range of the clock that is in the scored range of both runs."""
+        source, target = self.ranges
+        ends = [
+            clock_K[scored.holds(x_K)][[0, -1]]
+            for scored, x_K, clock_K in (
+                (source, self.source.x_K, self.clock.source_x_K),
+                (target, self.target.x_K, self.clock.target_x_K),
+            )
+        ]
+        return float(max(first for first, _ in ends)), float(min(last for _, last in ends))
 
     def units(self, n_resamples: int, seed: int) -> tuple[Units, Floats]:
         """Return the resampling units and their weights; many probes leave fewer units.
@@ -290,8 +309,11 @@ class _Curves:
             target_K += loss_sums(loss_NK[whole_N], one_cell_N, 1)[0]
             count += int(whole_N.sum())
             level_N = fits.level_N.astype(np.float64)
-            times = (learning_times(fits), learning_times(own), moving_times(fits))
-            columns.append((*times, level_N))
+            times = [
+                learning_times(each, from_x=scored.from_x, to_x=scored.to_x)
+                for each, scored in zip((fits, own), pair.ranges, strict=True)
+            ]
+            columns.append((*times, moving_times(fits), level_N))
         if not count:
             raise TokscaleError(
                 "no token has a fit and finite losses at all probes of both runs; expected at "
@@ -300,16 +322,13 @@ class _Curves:
         joined = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
         return cls(source_K / count, target_K / count, *joined)
 
-    def common_range(self, pair: FittedPair) -> tuple[float, float]:
-        """Return the ends of the range of the clock that is in the scored range of both runs."""
-        ends = []
-        for fitted, loss_K, clock_K in (
-            (pair.source, self.source_loss_K, pair.clock.source_x_K),
-            (pair.target, self.target_loss_K, pair.clock.target_x_K),
-        ):
-            scored = scored_range_of(fitted.run, fitted.x_K, loss_K).holds(fitted.x_K)
-            ends.append(clock_K[scored][[0, -1]])
-        return float(max(first for first, _ in ends)), float(min(last for _, last in ends))
+    def alignment_at_time(self, pair: FittedPair) -> Alignment:
+        """Align the runs at the same time of the clock.
+
+        Raises:
+            UndefinedError: fewer than four probes of the target.
+        """
+        return Alignment.absolute(pair.target.x_K, self.target_loss_K, pair.clock.place_K())
 
     def alignment_by_loss(self, pair: FittedPair) -> Alignment:
         """Align the runs by these mean losses.

@@ -51,7 +51,6 @@ PERMUTATIONS = 199
 """Permutations of the learning times. The tokens' own order counts as one more, so p is at least
 1/200."""
 _LEAST_SLOPES = 4  # least losses of B inside A's range for a slope (`SlopeEstimator`)
-_LEAST_FALLS = 3  # least losses of B inside A's range for two falls
 _PERMUTED_TOKENS = 30_000  # most tokens whose events are permuted: bounds the cost (our choice)
 _DROP_EDGES = np.geomspace(0.25, 16, 13)
 """Drops in nats, half an octave apart, between which times are permuted (our choice)."""
@@ -64,7 +63,7 @@ class Alignment:
     Attributes:
         x_K: x of A at each probe of B.
         operator_KX: matrix from losses at B's probes to the compared values: -dL/dx on a grid of
-            B's x, or falls between probes.
+            B's x.
     """
 
     x_K: Floats
@@ -89,8 +88,6 @@ class Alignment:
         source_loss_K: Floats,
         x_K: Floats,
         loss_K: Floats,
-        *,
-        falls: bool = False,
     ) -> Self:
         """Align each probe of B with the x at which A's mean loss first was that low.
 
@@ -101,11 +98,9 @@ class Alignment:
             source_loss_K: mean losses of A, in nats.
             x_K: x of B's probes.
             loss_K: mean losses of B, in nats.
-            falls: whether to compare falls between neighbouring probes, for a few probes far apart;
-                otherwise slopes are compared.
 
         Raises:
-            UndefinedError: fewer than four probes of B (for falls, three) are inside that range.
+            UndefinedError: fewer than four probes of B are inside that range.
         """
         finite = np.isfinite(source_x_K)
         before_K = np.minimum.accumulate(source_loss_K[finite])[:-1]
@@ -113,15 +108,11 @@ class Alignment:
         fallen_K = source_loss_K[finite][lowest]
         inside = np.isfinite(x_K) & (loss_K <= fallen_K[0]) & (loss_K >= fallen_K[-1])
         at_K = np.interp(-loss_K, -fallen_K, source_x_K[finite][lowest])
-        least = _LEAST_FALLS if falls else _LEAST_SLOPES
-        if inside.sum() < least:
+        if inside.sum() < _LEAST_SLOPES:
             raise UndefinedError(
                 f"only {inside.sum()} of {len(x_K)} losses are in the range of the other run's "
-                f"mean loss; expected at least {least}"
+                f"mean loss; expected at least {_LEAST_SLOPES}"
             )
-        if falls:
-            chosen, probes_KK = np.flatnonzero(inside), np.eye(len(x_K))
-            return cls(at_K, (probes_KK[chosen[:-1]] - probes_KK[chosen[1:]]).T)
         inside_x_K = np.where(inside, x_K, -np.inf)
         slopes = SlopeEstimator.from_curve(inside_x_K, loss_K)
         return cls(at_K, slopes.weights(default_grid(inside_x_K)).T)
