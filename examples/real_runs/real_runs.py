@@ -3,7 +3,7 @@
     python examples/real_runs/real_runs.py --data DIR --out FOLDER
 
 DIR is a folder that `convert.py` beside this script writes; the repositories and commits are named
-there. A part of DIR that is missing is left out. On two cores it takes ten minutes:
+there. A part of DIR that is missing is left out. It takes three minutes of one core:
 
 - gemstone_items: losses of the items of four tasks in 22 models. Each model and task becomes a run
   along T, so that a task has curves, noise and common shifts of its own. Four models are fitted;
@@ -14,7 +14,7 @@ there. A part of DIR that is missing is left out. On two cores it takes ten minu
 - olmo_ladder, multi_power_law: the laws of loss curves.
 - zsl: loss deceleration.
 
-The answers are printed, kept in FOLDER/logs, and summed up in FOLDER/tables.md. A step with a log
+The answers are printed, kept in FOLDER/logs, and summed up in FOLDER/tables.txt. A step with a log
 is not run again: a script that was stopped resumes.
 
 Shapes: N items, M models, K checkpoints.

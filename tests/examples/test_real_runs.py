@@ -150,7 +150,7 @@ def test_a_matrix_of_each_model_and_the_halves_of_the_reference(real_runs, tmp_p
 def test_the_script_sums_up_what_the_verbs_find(real_runs, tmp_path, capsys):
     write_items(tmp_path / "data", 300)
     real_runs.main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
-    text = (tmp_path / "out" / "tables.md").read_text()
+    text = (tmp_path / "out" / "tables.txt").read_text()
     tables = re.findall(r"^## (.*)$", text, re.M)
     assert tables == [
         "Noise of the mean loss along T",
@@ -159,7 +159,7 @@ def test_the_script_sums_up_what_the_verbs_find(real_runs, tmp_path, capsys):
         "The axis M",
         "Last losses along M, without a fit",
     ]
-    orders = re.findall(r"\| piqa \| 2048x27 \| (\S+) \| .*?: (\w+) \|", text)
+    orders = re.findall(r"\| piqa \| 2048x27 \| (\d+x\d+) \| .*?: (\w+) \|", text)
     assert sorted(orders) == [(name, "holds") for name in ("1536x50", "3072x12", "512x16")]
     axis = text.split("## The axis M")[1]
     low, high = re.search(r"\| piqa \| [^|]* \| \S+ \[(\S+), (\S+)\]", axis).groups()
