@@ -71,8 +71,9 @@ def certain_part(scored: ScoredRange, x_K: Floats, width: float) -> ScoredRange:
 
     An event less than two widths before the last probe has not reached its floor: its drop and its
     midpoint are fitted together, and are uncertain. If less than half of the range would remain, or
-    too few probes, the range is returned as it is: R² of a slope that hardly varies over a short
-    range is ill-conditioned (our choice).
+    less than half of its probes, or too few, the range is returned as it is: R² of a slope that
+    hardly varies over a short range is ill-conditioned, and checkpoints that are evenly spaced in
+    steps have most of their probes at the end, which tell the noise of all (our choice).
 
     Args:
         scored: the scored range.
@@ -83,7 +84,10 @@ def certain_part(scored: ScoredRange, x_K: Floats, width: float) -> ScoredRange:
     if not to_x < scored.to_x:
         return scored
     is_short = to_x - scored.from_x < (scored.to_x - scored.from_x) / 2
-    if is_short or np.sum((x_K >= scored.from_x) & (x_K <= to_x)) < LEAST_PROBES:
+    remaining, counted = (
+        np.sum((x_K >= scored.from_x) & (x_K <= end)) for end in (to_x, scored.to_x)
+    )
+    if is_short or remaining < max(LEAST_PROBES, counted / 2):
         return scored
     return replace(scored, to_x=to_x, end_reason=RangeEnd.UNCERTAIN)
 

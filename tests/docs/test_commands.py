@@ -31,6 +31,7 @@ OF_OTHERS = {
     "--export-kd-teacher-load",  # of Megatron-LM's megatron.post_training, in no wheel
     "--sequence-packing-scheduler",  # of a Megatron after 0.19
 }
+EXAMPLES = ("convert", "real_runs")  # scripts whose flags the guides name
 
 
 @pytest.mark.parametrize("words", COMMANDS)
@@ -51,10 +52,11 @@ def options(parser):
 
 @pytest.fixture(scope="module")
 def known_flags():
-    """Flags of the verbs, of the plugin in a job, of Megatron, and of the check on a GPU."""
+    """Flags of verbs, of the plugin in a job, of Megatron, of the check on a GPU, of an example."""
     found = [options(parser) for _, _, parser in verbs(verbs_parser())]
     parsers = (flags_parser(), megatron_parser(), gpu_check_parser())
-    return OF_OTHERS.union(*found, *map(options, parsers))
+    example = (FLAG.findall(read(f"examples/real_runs/{name}.py")) for name in EXAMPLES)
+    return OF_OTHERS.union(*found, *map(options, parsers), *example)
 
 
 @pytest.mark.parametrize("name", [name for name in GUIDES if not name.startswith("benchmarks/")])

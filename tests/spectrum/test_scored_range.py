@@ -101,6 +101,13 @@ def test_events_are_certain_up_to_two_widths_before_the_end_unless_little_remain
     assert (found.end_reason is RangeEnd.UNCERTAIN) == (width == 0.3)
 
 
+def test_most_probes_count_where_checkpoints_are_evenly_spaced():
+    x_K = log_time(np.arange(1, 36))
+    scored = scored_range(x_K, np.linspace(4, 3, 35), None, np.full(35, np.nan))
+    assert certain_part(scored, x_K, 0.6) == scored  # 10 of 35 would remain, and 66% of the range
+    assert certain_part(scored, x_K, 0.3).end_reason is RangeEnd.UNCERTAIN  # 19 of 35 remain
+
+
 def test_a_range_that_ends_before_the_uncertain_events_stays_as_it_is():
     rate_K = np.where(np.arange(13) < 10, 1.0, 0.1)
     scored = scored_range(X_K, LOSS_K, None, rate_K)

@@ -11,6 +11,11 @@ two runs is independent.
   away from the diagonal, whatever the spread of the drops. Close to it M is positive, as far as a
   transition is wide.
 
+A checkpoint may also shift each item by an amount of its own that both runs share, as a change in
+how losses of answers depend on their length does. M then has the signs of the checkpoints' shifts,
+with steps or without. Falls cannot do this: their covariance does not grow from a distance of one
+octave to two. Where it does, beyond the intervals, the test is undefined.
+
 The number that is tested is the mean of M over octaves far apart, divided by its mean diagonal.
 Far is three octaves or more; two or more where only four octaves are measured. With w = 0.6 a
 transition takes 3.8 octaves from 10% to 90%: octaves at a distance of two still share transitions,
@@ -27,7 +32,7 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Units
-from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.primary import COVARIANCE
 from megatron_tokscale.results.transfer import FallCovariance
 from megatron_tokscale.results.verdict import ClaimTest
@@ -39,6 +44,10 @@ LEAST_OCTAVES: Final = 4
 """Least octaves for a pair two apart with an octave between them on either side (our choice)."""
 _FAR: Final = 3  # octaves
 _FAR_OF_FEW: Final = 2  # octaves, where no more than four are measured
+_SHARED_NOISE: Final = Undefined(
+    "the covariance is larger two octaves apart than one octave apart: checkpoints shift each "
+    "token by an amount of its own that both runs share, which hides falls"
+)
 
 
 def octaves(from_x: float, to_x: float) -> Floats:
@@ -121,20 +130,22 @@ class FallSums:
         with np.errstate(divide="ignore", invalid="ignore"):
             over_diagonal_RJJ = covariance_RJJ / diagonal_RJ.mean(axis=1)[:, None, None]
             share_R = diagonal_RJ.mean(axis=1) / variance_RJ.mean(axis=1)
+        profile = tuple(
+            Estimate.from_resamples(over_diagonal_RJJ[:, distance_JJ == distance].mean(axis=1))
+            for distance in range(n_octaves)
+        )
+        far_R = over_diagonal_RJJ[:, distance_JJ >= far].mean(axis=1)
+        is_noise = profile[1].high < profile[2].low
         return FallCovariance(
             tokens=int(self._tokens_C.sum()),
             groups=self._n_groups,
             edges=tuple(self._edges.tolist()),
             far_octaves=far,
             covariance=tuple(tuple(row) for row in covariance_RJJ[0].tolist()),
-            profile=tuple(
-                Estimate.from_resamples(over_diagonal_RJJ[:, distance_JJ == distance].mean(axis=1))
-                for distance in range(n_octaves)
-            ),
+            profile=profile,
             reproducible=Estimate.from_resamples(share_R, most=1),
             test=ClaimTest.of(
-                COVARIANCE,
-                Estimate.from_resamples(over_diagonal_RJJ[:, distance_JJ >= far].mean(axis=1)),
+                COVARIANCE, _SHARED_NOISE if is_noise else Estimate.from_resamples(far_R)
             ),
         )
 

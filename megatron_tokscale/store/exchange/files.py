@@ -86,12 +86,12 @@ class ArrayFile:
             yield from self.arrays[name].pieces()
 
     def small(self, name: str) -> AnyArray:
-        """Return a whole array of one dimension.
+        """Return a whole array as one dimension; one without dimensions has one value.
 
         Raises:
             TokscaleError: the file is damaged.
         """
-        pieces = [piece for _, piece in self.pieces(name)]
+        pieces = [piece.ravel() for _, piece in self.pieces(name)]
         return np.concatenate(pieces) if pieces else np.zeros(0, self.arrays[name].dtype)
 
 

@@ -193,7 +193,7 @@ def _own_metadata(file: ArrayFile) -> OwnMetadata | None:
 
 def _text(file: ArrayFile, name: str) -> str:
     """Return the text in an array with one string."""
-    values = file.small(name).ravel() if file.arrays[name].shape else np.array([])
+    values = file.small(name)
     if len(values) != 1 or values.dtype.kind not in "USO":
         raise TokscaleError(
             f"array '{name}' of {file.path} has {len(values)} values of type {values.dtype}; "

@@ -121,3 +121,22 @@ def test_without_steps_the_covariance_is_positive(world):
     found = sums.result(units.weights(200, seed=0))
     assert found.test.verdict is Verdict.FAILS
     assert found.test.estimate.value > 0.4
+
+
+def test_shifts_of_tokens_that_both_runs_share_are_not_taken_for_steps():
+    """World C has no steps. Shifts with a size per token give each octave's fall a sign."""
+    rng = np.random.default_rng(0)
+    text, x_K = planted_worlds.text_of(4000, rng), planted_worlds.axis()
+    losses = planted_worlds.seeds(planted_worlds.WORLDS["C"], text, x_K, rng)
+    edges = octaves(FROM_X, float(x_K[-1]))
+    # The shift of a checkpoint changes its sign with every edge of the octaves.
+    shift_K = np.interp(x_K, edges, (-1.0) ** np.arange(len(edges)))
+    size_N1 = rng.normal(size=(4000, 1))
+    shifted = [loss_NK + size_N1 * shift_K for loss_NK in losses]
+    units = Units.from_documents(text.dataset_N, text.document_N, seed=0)
+    sums = FallSums(edges, x_K, x_K, groups_by_frequency(text.dataset_N, text.log_share_N), units)
+    sums.add(slice(0, 4000), *shifted)
+    found = sums.result(units.weights(100, seed=0))
+    assert found.profile[1].value < 0 < found.profile[2].value
+    assert found.test.verdict is Verdict.UNDECIDED
+    assert "by an amount of its own" in found.test.estimate.undefined

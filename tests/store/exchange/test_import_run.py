@@ -49,6 +49,12 @@ def test_the_interchange_format_keeps_every_bit(tmp_path, dtype):
     run.verify()
 
 
+def test_the_name_of_the_axis_may_have_no_dimensions(tmp_path):
+    source = write_interchange(tmp_path / "in", axis_name="T")  # np.savez makes it so of a string
+    run, _ = imported(source, tmp_path / "run")
+    assert (run.imported.axis, run.imported.axis_name) == ("T", "T")
+
+
 def test_pieces_of_one_row_make_the_same_run(tmp_path, monkeypatch):
     monkeypatch.setattr(raw_arrays, "PIECE_VALUES", 1)
     loss_NK = losses()
