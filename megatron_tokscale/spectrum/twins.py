@@ -1,7 +1,7 @@
 """Planted twins of a run: R² that its estimators give where the claim is true, and where it is not.
 
 R² of a reconstruction depends on the run's schedule, noise and length as much as on its tokens. So
-each R² is shown between those of two twins of the same tokens, which go through the same fit and
+each R² is shown beside those of two twins of the same tokens, which go through the same fit and
 the same estimators:
 
 - with steps: each token follows the model of its class, plus noise of its own;

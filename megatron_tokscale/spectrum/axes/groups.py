@@ -1,4 +1,4 @@
-"""Which groups of tokens gain from size: measured, and predicted from the largest run alone.
+"""Gains of groups of tokens from size: measured, and predicted from the largest run alone.
 
 The prediction for a run: each group's curve in the largest run, read at the clock that the shift
 model moves the run's last probe to, with the model's floor. kappa and the floor come from mean
