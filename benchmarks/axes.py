@@ -3,7 +3,7 @@
     PYTHONPATH=tests/support python benchmarks/axes.py [--worlds 20] [--data DIR]
         [--folder FOLDER] [--out FILE]
 
-DIR holds gemstone_items.npz (docs/guides/fit.md names its source). Every finished repetition is a
+DIR holds gemstone_items.npz (gemstone.py names its source). Every finished repetition is a
 line in FOLDER; an interrupted study resumes there. About ten seconds a repetition and world, and
 five minutes for the real models, on one core.
 """

@@ -7,7 +7,7 @@ noise come from the curve itself by REML (`core.smoothing`), so probes that are 
 turn their noise into slope. The estimate is linear in the losses: a model's curve, the curves of
 resamples and those of groups are smoothed by the same operator.
 
-Shapes: K probe steps, G grid points, R resamples.
+Shapes: K probe steps, J distinct x among them, G grid points, R resamples.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
 Along D or M every value is another run, and there are few of them. A sigmoid per token would have
 as many parameters as there are losses; an isotonic regression has none to choose.
 
-Shapes: N tokens, K columns, V distinct values of the axis, ascending.
+Shapes: N tokens, K columns, V distinct values of the axis, ascending, J of them from one on.
 """
 
 import numpy as np

@@ -4,7 +4,7 @@ Along D or M every column is another run. No curve is fitted; a token is learned
 losses are low enough (`isotonic.py`).
 
 Shapes: N tokens, n tokens of a block, K columns, V distinct values of the axis, U resampling units,
-R resamples (the first is the data as they are), G groups.
+R resamples (the first is the data as they are), G groups, C cells (pairs of a unit and a group).
 """
 
 import math

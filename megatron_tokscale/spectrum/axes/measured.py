@@ -1,6 +1,7 @@
 """The shift model of an axis with its intervals, its errors on left-out runs and its verdicts.
 
-Shapes: I runs, P points, R resamples of the documents (the first is the data as they are).
+Shapes: I runs, P points, C cells (here one, of all tokens), R resamples of the documents (the first
+is the data as they are).
 """
 
 from collections.abc import Callable, Sequence

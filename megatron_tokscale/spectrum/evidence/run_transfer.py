@@ -1,6 +1,6 @@
 """`transfer_run`: test learning times of one run on the losses of another, write transfer.json.
 
-Shapes: N tokens, K probe steps, U resampling units, R resamples.
+Shapes: N tokens, K probe steps, J intervals of x, U resampling units, R resamples.
 """
 
 from collections.abc import Callable, Iterator, Mapping
