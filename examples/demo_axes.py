@@ -5,7 +5,8 @@
 after `make demo`. It trains 15 more runs of the demo (under an hour on two cores, with the
 analysis):
 
-- seed2: the same training with another seed, for the tests that need two runs;
+- seed2: the same training with another seed, for the tests that need two runs, and for the shift
+  that a seed alone makes on the axis M;
 - hidden32 to hidden192: other widths of the model, for the axis M;
 - tokens100 to tokens1280: branches of the demo's run, for the axis D. The demo's run is the trunk:
   its learning rate stays constant. A branch starts from one of its checkpoints, and its learning
@@ -111,7 +112,7 @@ def analyse(demo: Path) -> None:
         if not RunPaths(run).fits.is_file():
             tokscale("fit", run)
     tokscale("spectrum", baseline, "--source", axes / "seed2", axes / "hidden64")
-    for axis, runs in (("M", models), ("D", data)):
+    for axis, runs in (("M", [*models, axes / "seed2"]), ("D", data)):
         tokscale("spectrum", "--axis", axis, *runs, baseline, "--out", axes / axis)
     others = [axes / name for name in JOBS]
     tokscale("laws", baseline, *others, "--data-path", *data_path(demo), "--split", SPLIT)

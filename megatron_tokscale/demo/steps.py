@@ -159,7 +159,7 @@ class _Demo:
         from megatron_tokscale.fit.fit_text import describe_fit
         from megatron_tokscale.results import SpectrumResult
         from megatron_tokscale.spectrum import spectrum_run
-        from megatron_tokscale.spectrum.spectrum_text import describe_spectrum
+        from megatron_tokscale.spectrum.spectrum_text import describe_datasets, describe_spectrum
 
         run = Run.open(path)
         if not run.paths.reconstruction.exists():
@@ -167,7 +167,8 @@ class _Demo:
             spectrum_run(run, seed=_ANALYSIS_SEED)
         spectrum = SpectrumResult.open(run)
         _print_indented(describe_fit(spectrum.fit))
-        print(describe_spectrum(spectrum.evidence), flush=True)
+        print(describe_spectrum(spectrum.evidence))
+        print(describe_datasets(spectrum.summary), flush=True)
 
     def make_plan(self) -> None:
         """Make and print a plan: weights per kind of text, from the first run's spectra."""

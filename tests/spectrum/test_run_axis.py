@@ -1,5 +1,6 @@
 """The loss along D and M, from planted last losses of runs. N tokens, K runs."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -18,7 +19,7 @@ from megatron_tokscale.results.axis import Top, read_axis
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.verdict import Verdict
 from megatron_tokscale.spectrum import axis_run, groupings
-from megatron_tokscale.store import WatchedTokens
+from megatron_tokscale.store import Run, WatchedTokens
 
 N_TOKENS = 1600
 STEPS = np.array([0, 50, 100, 200, 400, 800, 1600])
@@ -283,6 +284,24 @@ def test_branches_are_found_and_their_decay_is_measured(trunk_and_branches, fold
     assert check.error_at_clock == pytest.approx(0.25, abs=1e-4)
     assert "the number of runs with probes along T is 1" in result.shift.undefined
     assert [run.probes for run in result.runs] == [0, 0, 5]
+
+
+def test_a_branch_is_known_by_the_trunks_launches(folder):
+    def launched(name, steps, loss_K, *launches):
+        run = branch_run(folder / name, steps, loss_K)
+        first = dataclasses.replace(run.launches[0], launch_id=launches[0][1])
+        rows = [dataclasses.replace(first, step=step, launch_id=each) for step, each in launches]
+        dataclasses.replace(run.info, launches=tuple(rows)).save(run.paths.identity)
+        return Run.open(run.path)
+
+    steps = [10, 20, 40, 80, 160]
+    trunk = launched("launched-trunk", steps, curve(steps), (0, "a"))
+    # The branches were probed after they left the trunk alone.
+    early = launched("launched-early", [41, 50], curve([41, 50]) - 0.2, (0, "a"), (36, "b"))
+    late = launched("launched-late", [90, 100], curve([90, 100]) - 0.3, (0, "a"), (80, "c"))
+    result = axis_run([trunk, early, late], "D", folder / "launched", n_resamples=2, seed=0)
+    steps = {run.name: run.branch_step for run in result.same_clock.runs}
+    assert steps == {"launched-early": 36, "launched-late": 80}
 
 
 def test_a_trunk_can_be_named(trunk_and_branches, folder):

@@ -153,6 +153,9 @@ def _branches(runs: Sequence[Run], chosen: int | None) -> tuple[int | None, list
 
 def _branch_step(trunk: Run, run: Run) -> int | None:
     """Return the step at which a run leaves the trunk; None for a run of its own."""
+    recorded = _recorded_branch_step(trunk, run)
+    if recorded is not None:
+        return recorded
     shared: int | None = None
     checksums, own = trunk.checksums(), run.checksums()
     for step, name in zip(run.step_K.tolist(), own, strict=True):
@@ -165,3 +168,18 @@ def _branch_step(trunk: Run, run: Run) -> int | None:
         return shared
     started = run.launches[0].step if run.launches else int(run.step_K[0])
     return int(started) if started > 0 and started >= int(trunk.step_K[0]) else None
+
+
+def _recorded_branch_step(trunk: Run, run: Run) -> int | None:
+    """Return the step of the first launch that is not the trunk's, if those before it are.
+
+    A job that starts from a checkpoint of the trunk takes over the record of the trunk's launches.
+    """
+    common = 0
+    for own, trunks in zip(run.launches, trunk.launches, strict=False):
+        if not own.launch_id or own.launch_id != trunks.launch_id:
+            break
+        common += 1
+    if not common or common == len(run.launches):
+        return None
+    return int(run.launches[common].step)
