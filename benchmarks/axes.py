@@ -3,7 +3,7 @@
     PYTHONPATH=tests/support python benchmarks/axes.py [--worlds 20] [--data DIR]
         [--folder FOLDER] [--out FILE]
 
-DIR holds gemstone_items.npz (docs/guides/fit.md names its source). Every finished repetition is a
+DIR holds gemstone_items.npz (gemstone.py names its source). Every finished repetition is a
 line in FOLDER; an interrupted study resumes there. About ten seconds a repetition and world, and
 five minutes for the real models, on one core.
 """
@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import planted_axes
-from lines import Lines
-from scipy import stats
+from resumable import Lines, share
 from table import heading, markdown
 
 from megatron_tokscale.fit import fit_sigmoids
-from megatron_tokscale.spectrum.groups import learning_times
+from megatron_tokscale.spectrum import learning_times
 
 RESAMPLES, TOKENS, DOCUMENTS = 100, 3000, 60
 SCENARIOS = {
@@ -98,7 +97,7 @@ def planted_rows(worlds, lines):
     for name, settings in SCENARIOS.items():
         found = [lines.by_key[name, seed] for seed in range(worlds)]
         kappa = np.array([each["kappa"] for each in found])
-        share = np.array([each["share"] for each in found])
+        earlier = np.array([each["share"] for each in found])
         true = np.mean([each["true share"] for each in found])
         errors = np.mean([each["errors"] for each in found], axis=0)
         verdicts = [each["verdict"] for each in found]
@@ -108,8 +107,8 @@ def planted_rows(worlds, lines):
             f"{kappa[:, 0].mean():.3f} ± {kappa[:, 0].std():.3f}",
             covered(kappa, settings["kappa"]),
             f"{true:.2f}",
-            f"{share[:, 0].mean():.2f} ± {share[:, 0].std():.2f}",
-            covered(share, np.array([each["true share"] for each in found])),
+            f"{earlier[:, 0].mean():.2f} ± {earlier[:, 0].std():.2f}",
+            covered(earlier, np.array([each["true share"] for each in found])),
             f"{min(each['r2'] for each in found):.3f}",
             " / ".join(f"{error:.3f}" for error in errors),
             f"{np.mean([each['groups'] for each in found]):.2f}",
@@ -120,9 +119,7 @@ def planted_rows(worlds, lines):
 def covered(interval_W3, true):
     """Return the share of the intervals that hold the planted value, with its exact interval."""
     inside = (interval_W3[:, 1] <= true) & (true <= interval_W3[:, 2])
-    found = stats.binomtest(int(inside.sum()), len(inside))
-    low, high = found.proportion_ci()
-    return f"{100 * found.statistic:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
+    return share(inside.sum(), len(inside))
 
 
 def deltas(kappa, seed):

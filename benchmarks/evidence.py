@@ -8,7 +8,6 @@ Every finished repetition is a line in FOLDER; an interrupted study resumes ther
 """
 
 import argparse
-import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import planted_worlds
 from planted_worlds import WORLDS
+from resumable import Lines, share
 from scipy import stats
 
 from megatron_tokscale.core.errors import UndefinedError
@@ -118,30 +118,6 @@ def repetition(world, common, seed, tokens=12_000, resamples=RESAMPLES):
     }
 
 
-class Lines:
-    """Results by key in a file of JSON lines, which a resumed study reads."""
-
-    def __init__(self, path):
-        self.path, self.by_key = path, {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            for line in path.read_text().splitlines():
-                entry = json.loads(line)
-                self.by_key[tuple(entry["key"])] = entry["result"]
-
-    def once(self, key, compute):
-        """Return the result of this key, computed unless the file holds it."""
-        if key not in self.by_key:
-            self.add(key, compute())
-        return self.by_key[key]
-
-    def add(self, key, result):
-        """Keep a result, and write its line."""
-        with self.path.open("a") as file:
-            file.write(json.dumps({"key": key, "result": result}) + "\n")
-        self.by_key[key] = result
-
-
 def _job(key):
     kind, world, common, seed, tokens = key
     resamples = TRUTH_RESAMPLES if kind == "truth" else RESAMPLES
@@ -159,12 +135,6 @@ def compute(runs, tokens, lines, processes):
     with ProcessPoolExecutor(processes) as pool:
         for key, result in pool.map(_job, missing):
             lines.add(key, result)
-
-
-def share(count, total):
-    """Return a share in percent with its exact binomial interval."""
-    low, high = stats.binomtest(count, total).proportion_ci()
-    return f"{100 * count / total:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def verdict_rows(runs, tokens, lines):
@@ -221,7 +191,7 @@ def main():
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import scipy
     import torch
-    from table import heading, markdown
+    from table import heading, print_sections
 
     torch.set_num_threads(1)
     runs, tokens = arguments.runs, arguments.tokens
@@ -241,11 +211,7 @@ def main():
             coverage,
         ),
     ]
-    text = ""
-    for title, columns, rows in sections:
-        section = f"**{title}**\n\n{markdown(columns, rows)}\n\n"
-        print(section, flush=True)
-        text += section
+    text = print_sections(sections)
     if arguments.out:
         about = heading(torch=torch.__version__, scipy=scipy.__version__, numpy=np.__version__)
         head = ABOUT.format(

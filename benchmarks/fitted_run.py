@@ -159,6 +159,6 @@ def write_fits(run: Run, rng: np.random.Generator, columns: Mapping[str, AnyArra
             for name in names
         )
         loss_NK = run.read_losses(tokens.start, tokens.stop)
-        table = part_table(SigmoidFits(x_K, *values), loss_NK, run.probe_set, tokens)
-        parts.write(block, table)
+        fits = SigmoidFits(x_K, *values)
+        parts.write(block, part_table(fits, loss_NK, run.tokens.rows(tokens)))
     fit_run(run, block_tokens=BLOCK)

@@ -11,12 +11,12 @@ from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.results.axis import Top
 from megatron_tokscale.results.estimate import UndefinedError, format_estimate
 from megatron_tokscale.spectrum.axes.curves import Points
-from megatron_tokscale.spectrum.axes.final_losses import isotonic
 from megatron_tokscale.spectrum.axes.groups import GroupCurves, corrected, predict_groups
 from megatron_tokscale.spectrum.axes.measured import Curves, Fitted, measure_shift
 from megatron_tokscale.spectrum.axes.tops import choose_top, highest_first
 from megatron_tokscale.spectrum.evidence.order import OTHER_RUN, learning_order
 from megatron_tokscale.spectrum.groups import deciles
+from megatron_tokscale.spectrum.isotonic import isotonic
 
 RESAMPLES = 200
 LEAST_FALL = 0.5  # nats that an item falls by, to have a learning time

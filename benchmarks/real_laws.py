@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy
-from table import heading, markdown
+from table import heading, print_sections
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.laws import (
@@ -302,11 +302,7 @@ def main(words: Sequence[str] | None = None) -> None:
             break_rows(data / "zsl" / "bnsl_fit.json"),
         ),
     ]
-    text = ""
-    for title, columns, rows in sections:
-        section = f"**{title}**\n\n{markdown(columns, list(rows))}\n\n"
-        print(section, flush=True)
-        text += section
+    text = print_sections(sections)
     if arguments.out:
         command = "python benchmarks/real_laws.py --data DIR --out benchmarks/results/real_laws.md"
         about = heading(scipy=scipy.__version__, numpy=np.__version__)

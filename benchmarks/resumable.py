@@ -19,15 +19,17 @@ class Lines:
     def once(self, key, compute, *inputs):
         """Return the result of `compute(*inputs)`, unless the file holds the result of this key."""
         if key not in self.by_key:
-            result = compute(*inputs)
-            with self.path.open("a") as file:
-                file.write(json.dumps({"key": key, "result": result}) + "\n")
-            self.by_key[key] = result
+            self.add(key, compute(*inputs))
         return self.by_key[key]
 
+    def add(self, key, result):
+        """Keep a result, and write its line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"key": key, "result": result}) + "\n")
+        self.by_key[key] = result
 
-def share(passed):
+
+def share(count, total):
     """Return a share of trials in percent with its exact binomial interval."""
-    found = stats.binomtest(int(sum(passed)), len(passed))
-    low, high = found.proportion_ci()
-    return f"{100 * found.statistic:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+    low, high = stats.binomtest(int(count), int(total)).proportion_ci()
+    return f"{100 * count / total:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"

@@ -15,7 +15,7 @@ import numpy as np
 from correlated import correlated_noise
 from planted_worlds import AUTOCORRELATION, DOCUMENT_TOKENS, WORLDS, axis, noise, text_of
 from resumable import Lines, share
-from table import heading, markdown
+from table import heading, print_sections
 
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import TokenClass, fit_sigmoids
@@ -132,7 +132,7 @@ def planted_row(found, common):
     error = np.std(reached) / len(reached) ** 0.5 if measured else 0
     return [
         f"{value.mean():.4f}",
-        share((low <= common) & (common <= high)),
+        share(((low <= common) & (common <= high)).sum(), len(found)),
         f"{np.mean([each['correlation'] for each in found]):+.2f}",
         f"{100 * np.mean([each['covered'] for each in found]):.1f}%",
         f"{np.mean([each['error'] for each in found]):.3f}",
@@ -317,11 +317,7 @@ def main():
         sections.append((title, REAL_COLUMNS, real_rows(arguments.data, lines)))
         title = "Classes of the items of the model 2048x27, common shifts left in and taken out"
         sections.append((title, REAL_CLASS_COLUMNS, real_class_rows(arguments.data, lines)))
-    text = ""
-    for title, columns, rows in sections:
-        section = f"**{title}**\n\n{markdown(columns, list(rows))}\n\n"
-        print(section, flush=True)
-        text += section
+    text = print_sections(sections)
     if arguments.out:
         import scipy
 

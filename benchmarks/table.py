@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterable
 
 import megatron_tokscale
 
@@ -22,3 +23,13 @@ def markdown(columns: list[str], rows: list[list[str]]) -> str:
     """Return a markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def print_sections(sections: Iterable[tuple[str, list[str], Iterable[list[str]]]]) -> str:
+    """Print title and table of every section as its rows are there; return all as one text."""
+    text = ""
+    for title, columns, rows in sections:
+        section = f"**{title}**\n\n{markdown(columns, list(rows))}\n\n"
+        print(section, flush=True)
+        text += section
+    return text

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from megatron_tokscale.fit import SigmoidFits, TokenClass
-from megatron_tokscale.spectrum import LearningTimeSpectrum, measured_derivative
+from megatron_tokscale.spectrum import LearningTimeSpectrum, SlopeEstimator
 from megatron_tokscale.store import Run
 
 OUT = Path(__file__).parents[1] / "docs/images"
@@ -116,7 +116,9 @@ def draw_spectrum(axes: Axes, run: Run, fits: SigmoidFits) -> None:
     spectrum = LearningTimeSpectrum.from_fits(fits)
     complete_N = fits.complete_N
     mean_K = run.read_losses()[complete_N].mean(axis=0, dtype=np.float64)
-    slope_G, error_G = measured_derivative(fits.x_K, mean_K, spectrum.x_G)
+    estimator = SlopeEstimator.from_curve(fits.x_K, mean_K)
+    slope_G = estimator.slopes(mean_K[None], spectrum.x_G)[0]
+    error_G = estimator.error(spectrum.x_G)
     step_G = np.exp(spectrum.x_G)
     axes.fill_between(
         step_G,

@@ -3,19 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_tokscale.cli.parsing import Arguments, Verbs, add_run, open_run
+from megatron_tokscale.cli.parsing import Arguments, Parser, Verbs, add_run, open_run
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.model_size import SIZE_KEYS
 from megatron_tokscale.core.progress import ProgressOnStderr
 
 if TYPE_CHECKING:
     from megatron_tokscale.store.exchange.sources import ImportSettings
-
-_SIZES = {
-    "parameters": "parameters",
-    "non-embedding": "non_embedding",
-    "flops": "flops_per_token",
-}
-"""Keys of run.json by the measure of a model's size."""
 
 
 def add_verb(verbs: Verbs) -> None:
@@ -45,6 +39,18 @@ def _add_import(verbs: Verbs) -> None:
         metavar="RUN",
         help="new run directory, or folder of runs",
     )
+    _add_axis(parser)
+    _add_tokens(parser)
+    _add_run_of_matrix(parser)
+    parser.add_argument(
+        "--no-manifest",
+        action="store_true",
+        help="do not compare the file with the manifest.yaml beside it",
+    )
+    parser.set_defaults(verb=_import)
+
+
+def _add_axis(parser: Parser) -> None:
     axis = parser.add_argument_group("the axis (where the file does not say it)")
     axis.add_argument(
         "--axis",
@@ -69,6 +75,9 @@ def _add_import(verbs: Verbs) -> None:
         metavar="NAME",
         help="matrix in FILE (default: loss_matrix, or the only matrix)",
     )
+
+
+def _add_tokens(parser: Parser) -> None:
     tokens = parser.add_argument_group(
         "the tokens (names of arrays in FILE with a value per token)"
     )
@@ -95,11 +104,14 @@ def _add_import(verbs: Verbs) -> None:
         help="a name for the watched tokens: runs that are imported with one name watch the same "
         "(default: positions or labels tell; without them no other import is comparable)",
     )
+
+
+def _add_run_of_matrix(parser: Parser) -> None:
     run = parser.add_argument_group("the run of a matrix along T")
     run.add_argument("--size", type=float, metavar="N", help="size of its model (default: unknown)")
     run.add_argument(
         "--size-measure",
-        choices=list(_SIZES),
+        choices=list(SIZE_KEYS),
         default="non-embedding",
         help="the measure of --size and of a manifest's sizes; flops are per token",
     )
@@ -112,12 +124,6 @@ def _add_import(verbs: Verbs) -> None:
     run.add_argument(
         "--training-seed", type=int, metavar="N", help="seed of its training (default: unknown)"
     )
-    parser.add_argument(
-        "--no-manifest",
-        action="store_true",
-        help="do not compare the file with the manifest.yaml beside it",
-    )
-    parser.set_defaults(verb=_import)
 
 
 def _add_export(verbs: Verbs) -> None:
@@ -153,7 +159,7 @@ def _import(arguments: Arguments) -> None:
     files: list[Path] = arguments.files
     settings, progress = _settings(arguments), ProgressOnStderr()
     if len(files) > 1 or files[0].suffix in MANIFESTS:
-        measure = _SIZES[arguments.size_measure]
+        measure = SIZE_KEYS[arguments.size_measure]
         summaries = import_runs(files, arguments.out, settings, measure, progress)
     elif is_run_directory(files[0]):
         summaries = [import_old_run(files[0], arguments.out, progress)]
@@ -171,7 +177,7 @@ def _settings(arguments: Arguments) -> "ImportSettings":
             f"--size and --training-tokens are of one run, but along {arguments.axis} every column "
             "is a run; give sizes or tokens as --values"
         )
-    size = {_SIZES[arguments.size_measure]: round(arguments.size)} if arguments.size else {}
+    size = {SIZE_KEYS[arguments.size_measure]: round(arguments.size)} if arguments.size else {}
     return ImportSettings(
         axis=arguments.axis,
         unit=arguments.unit,

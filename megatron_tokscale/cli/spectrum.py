@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from megatron_tokscale.cli.parsing import Arguments, Verbs, add_resampling, add_runs, open_run
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.model_size import SIZE_KEYS
 from megatron_tokscale.core.progress import ProgressOnStderr
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def add_verb(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--size",
-        choices=["parameters", "non-embedding", "flops"],
+        choices=list(SIZE_KEYS),
         default="non-embedding",
         help="model size that M counts; flops are per token",
     )
@@ -121,7 +122,7 @@ def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run
     for source in sources:
         FittedPair.open(source, target)  # refuses an unsuitable source before the long work
     spectrum = spectrum_run(target, n_resamples=n_resamples, seed=seed, progress=progress)
-    print(describe_spectrum(spectrum))
+    print(describe_spectrum(spectrum, alone=not sources))
     print(describe_datasets(SpectrumResult.open(target).summary))
     for source in sources:
         transfer = transfer_run(

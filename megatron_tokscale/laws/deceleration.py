@@ -4,7 +4,7 @@ The law (docs/references.md 8.1) is a broken neural scaling law with one break i
 ln L = ln b - c0 x - c1 f1 ln(1 + exp((x - ln d1) / f1)). Given d1 and f1 it is linear in ln b, c0
 and c1.
 
-Shapes: K probe steps, J pairs of d1 and f1 on a grid, R bootstrap resamples.
+Shapes: K probe steps, I distinct steps, J pairs of d1 and f1 on a grid, R bootstrap resamples.
 """
 
 from collections.abc import Callable

@@ -5,10 +5,7 @@ Shapes: K probe steps.
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from megatron_tokscale.core.arrays import Floats
-from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.laws.chinchilla import chinchilla_over_runs, forecast_chinchilla
 from megatron_tokscale.laws.multi_power.forecast import forecast_runs
 from megatron_tokscale.results.estimate import defined_or_reason
@@ -28,7 +25,7 @@ def several_runs(runs: Sequence[Run], *, n_resamples: int, seed: int) -> Several
         TokscaleError: the runs watch different tokens, or no token of a run has finite losses.
     """
     check_same_tokens(runs)
-    losses = [mean_losses(run) for run in runs]
+    losses = [run.mean_losses() for run in runs]
     rows = tuple(_last_loss(run, loss_K) for run, loss_K in zip(runs, losses, strict=True))
     return SeveralRuns(
         runs=rows,
@@ -38,23 +35,6 @@ def several_runs(runs: Sequence[Run], *, n_resamples: int, seed: int) -> Several
         ),
         multi_power=defined_or_reason(lambda: forecast_runs(runs, losses)),
     )
-
-
-def mean_losses(run: Run) -> Floats:
-    """Return the mean loss at each probe in nats, over tokens with finite losses at all probes.
-
-    Raises:
-        TokscaleError: no token has finite losses at all probes.
-    """
-    total_K, count = np.zeros(len(run.records)), 0
-    for _, loss_NK in run.finite_blocks():
-        total_K += loss_NK.sum(axis=0, dtype=np.float64)
-        count += len(loss_NK)
-    if not count:
-        raise TokscaleError(
-            f"no token of {run.path} has finite losses at all probes; leave the run out"
-        )
-    return total_K / count
 
 
 def _last_loss(run: Run, loss_K: Floats) -> RunLoss:

@@ -12,6 +12,7 @@ from typing import Literal
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.checked import read_typed_result
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.model_size import ModelSize
 from megatron_tokscale.core.schemas import AXIS_SCHEMA
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.npz import read_npz
@@ -21,8 +22,6 @@ from megatron_tokscale.store.reader import Time
 
 type AxisOfRuns = Literal["D", "M"]
 """The axis that runs differ along: D, tokens trained on; M, size of the model."""
-type ModelSize = Literal["parameters", "non-embedding", "flops"]
-"""The measure of a model's size."""
 
 
 class Top(StrEnum):
@@ -121,7 +120,7 @@ class GroupGain:
 
 @dataclass(frozen=True)
 class GroupPrediction:
-    """Which groups gain from size: predicted from the largest run alone, and measured.
+    """Gains of groups from size, predicted from the largest run alone, and measured.
 
     Attributes:
         skill: share of the variance between groups, beyond the null model that every group gains
@@ -234,7 +233,7 @@ class GroupFall:
 
 @dataclass(frozen=True)
 class LastLosses:
-    """What the last losses alone tell of the tokens.
+    """Falls of single tokens over the sizes, from the last losses alone.
 
     Attributes:
         tokens: tokens of the sample.

@@ -24,7 +24,7 @@ from megatron_tokscale.store.reader import Time
 
 @dataclass(frozen=True)
 class DatasetCounts:
-    """What became of the tokens of one dataset by the end of the scored range.
+    """Outcomes of the tokens of one dataset by the end of the scored range.
 
     Attributes:
         name: the dataset.

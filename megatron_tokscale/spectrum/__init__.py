@@ -3,7 +3,7 @@
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.spectrum.density import Bins, LearningTimeSpectrum
-from megatron_tokscale.spectrum.derivative import SlopeEstimator, measured_derivative
+from megatron_tokscale.spectrum.derivative import SlopeEstimator
 from megatron_tokscale.spectrum.events import Events, events_of, learning_times
 from megatron_tokscale.spectrum.evidence.forward import predict_forward
 from megatron_tokscale.spectrum.evidence.group_curves import group_curve_losses
@@ -19,7 +19,8 @@ from megatron_tokscale.spectrum.evidence.reconstruction import (
 from megatron_tokscale.spectrum.evidence.run_transfer import transfer_run
 from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import groupings
-from megatron_tokscale.spectrum.matrix import matrix_run, threshold_times
+from megatron_tokscale.spectrum.isotonic import threshold_times
+from megatron_tokscale.spectrum.matrix import matrix_run
 from megatron_tokscale.spectrum.run_axis import axis_run
 from megatron_tokscale.spectrum.run_spectrum import spectrum_run
 from megatron_tokscale.spectrum.scored_range import scored_range_of
@@ -48,7 +49,6 @@ __all__ = [
     "learning_order",
     "learning_times",
     "matrix_run",
-    "measured_derivative",
     "predict_forward",
     "product_limit",
     "reconstruct",

@@ -7,7 +7,7 @@ noise come from the curve itself by REML (`core.smoothing`), so probes that are 
 turn their noise into slope. The estimate is linear in the losses: a model's curve, the curves of
 resamples and those of groups are smoothed by the same operator.
 
-Shapes: K probe steps, G grid points, R resamples.
+Shapes: K probe steps, J distinct x among them, G grid points, R resamples.
 """
 
 from dataclasses import dataclass
@@ -124,16 +124,3 @@ class SlopeEstimator:
         """Sum of the squared residuals of independent noise of variance one."""
         weights_KK = self.spline.weights(self.spline.x_J[self.spline.group_K])
         return float(((np.eye(len(weights_KK)) - weights_KK) ** 2).sum())
-
-
-def measured_derivative(
-    x_K: ArrayLike, mean_loss_K: ArrayLike, x_G: ArrayLike
-) -> tuple[Floats, Floats]:
-    """Return -dL/dx in nats per unit of x at `x_G`, and its standard error (`SlopeEstimator`).
-
-    Raises:
-        UndefinedError: fewer than four finite probes.
-    """
-    estimator = SlopeEstimator.from_curve(x_K, mean_loss_K)
-    loss_1K = np.asarray(mean_loss_K, dtype=np.float64)[None]
-    return estimator.slopes(loss_1K, x_G)[0], estimator.error(x_G)

@@ -27,7 +27,7 @@ _MOVING = (TokenClass.FALLING, TokenClass.RISING, TokenClass.TWO_STEP, TokenClas
 
 
 class Outcome(IntEnum):
-    """What became of a token by the end."""
+    """Outcome of a token by the end of the scored range."""
 
     UNFITTED = -1
     KNOWN = 0

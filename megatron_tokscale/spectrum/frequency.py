@@ -1,7 +1,7 @@
 """Losses and learning times by token frequency, for the tests of theories in `laws`.
 
 Shapes: N tokens, E learning events, K probe steps, F groups by frequency (deciles), I fine bins of
-frequency, R resamples (the first is the data as they are).
+frequency, V ids of tokens, R resamples (the first is the data as they are).
 """
 
 from dataclasses import dataclass

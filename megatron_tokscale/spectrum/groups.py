@@ -1,6 +1,6 @@
 """Groups of tokens, and predictors of a token's learning time that need no training.
 
-Shapes: N tokens.
+Shapes: N tokens, V ids of tokens, B sequences, S positions.
 """
 
 from dataclasses import dataclass

@@ -1,10 +1,10 @@
-"""`matrix_run`: what the losses of several runs along D or M say of each token without a fit.
+"""`matrix_run`: tokens learned, times to a threshold and falls of a matrix along D or M.
 
-Along D or M every column is another run, and there are few of them. A sigmoid per token would have
-as many parameters as there are losses; an isotonic regression has none to choose.
+Along D or M every column is another run. No curve is fitted; a token is learned where its isotonic
+losses are low enough (`isotonic.py`).
 
 Shapes: N tokens, n tokens of a block, K columns, V distinct values of the axis, U resampling units,
-R resamples (the first is the data as they are), G groups.
+R resamples (the first is the data as they are), G groups, C cells (pairs of a unit and a group).
 """
 
 import math
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from megatron_tokscale.core.arrays import Floats, Integers, Integers32
 from megatron_tokscale.core.checked import write_typed_result
@@ -31,6 +30,8 @@ from megatron_tokscale.results.matrix import (
 )
 from megatron_tokscale.results.npz import write_npz
 from megatron_tokscale.spectrum.groups import Groups, groupings
+from megatron_tokscale.spectrum.isotonic import threshold_times
+from megatron_tokscale.spectrum.sums import loss_sums
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.imported import Imported
 
@@ -38,31 +39,6 @@ THRESHOLD: Final = math.log(2)
 """Loss in nats at or below which a token counts as learned: the model gives it a probability of at
 least one half. Our choice."""
 _COUNT, _FIRST, _LAST, _LEARNED = range(4)  # rows of a group's sums
-
-
-def threshold_times(value_K: ArrayLike, loss_NK: ArrayLike, threshold: float) -> Floats:
-    """Return the smallest value at which the isotonic regression of each token is low enough.
-
-    The regression is the least-squares fit that never rises along the axis; columns with equal
-    values are pooled. It need not be computed: the values at which it is above the threshold are
-    the prefix with the largest sum of (loss - threshold), and the shortest such prefix (Barlow et
-    al. 1972, Statistical Inference under Order Restrictions, section 1.2).
-
-    Args:
-        value_K: value of the axis of each column, ascending; equal values are allowed.
-        loss_NK: finite losses in nats.
-        threshold: the highest loss that is low enough, in nats.
-
-    Returns:
-        A value of the axis per token; infinity where the regression is above the threshold at the
-        largest value.
-    """
-    value_V, first_V = np.unique(np.asarray(value_K, np.float64), return_index=True)
-    excess_NK = np.asarray(loss_NK, np.float64) - threshold
-    sum_NV = np.add.reduceat(excess_NK, first_V, axis=1).cumsum(axis=1)
-    # Place of the largest sum over a prefix, the empty one included.
-    prefix_N = np.concatenate([np.zeros((len(sum_NV), 1)), sum_NV], axis=1).argmax(axis=1)
-    return np.append(value_V, np.inf)[prefix_N]
 
 
 def matrix_run(
@@ -186,24 +162,18 @@ class _Sums:
 
     def _add(self, unit_n: Integers32, token_n: Integers, loss_nV: Floats, time_n: Floats) -> None:
         """Add a block of tokens."""
-        n_units, n_values = self.loss_UV.shape
+        n_units = len(self.token_U)
+        learned_nV = (time_n[:, None] <= self.arrays.value_V).astype(np.float64)
         self.token_U[:] += np.bincount(unit_n, minlength=n_units)
-        for v in range(n_values):
-            self.loss_UV[:, v] += np.bincount(unit_n, loss_nV[:, v], n_units)
-            learned_n = (time_n <= self.arrays.value_V[v]).astype(np.float64)
-            self.learned_UV[:, v] += np.bincount(unit_n, learned_n, n_units)
-        rows = {
-            _COUNT: np.ones(len(unit_n)),
-            _FIRST: loss_nV[:, 0],
-            _LAST: loss_nV[:, -1],
-            _LEARNED: np.isfinite(time_n).astype(np.float64),
-        }
+        self.loss_UV[:] += loss_sums(loss_nV, unit_n, n_units)
+        self.learned_UV[:] += loss_sums(learned_nV, unit_n, n_units)
+        rows = [np.ones(len(unit_n)), loss_nV[:, 0], loss_nV[:, -1], np.isfinite(time_n)]
+        row_n4 = np.stack(rows, axis=1).astype(np.float64)
         for groups, sum_4UG in self.by_grouping.values():
-            n_cells = n_units * len(groups.names)
-            cell_n = unit_n.astype(np.int64) * len(groups.names) + groups.group_N[token_n]
-            for row, value_n in rows.items():
-                total = np.bincount(cell_n, value_n, n_cells)
-                sum_4UG[row] += total.reshape(n_units, len(groups.names))
+            n_groups = len(groups.names)
+            cell_n = unit_n.astype(np.int64) * n_groups + groups.group_N[token_n]
+            total_C4 = loss_sums(row_n4, cell_n, n_units * n_groups)
+            sum_4UG[:] += total_C4.T.reshape(sum_4UG.shape)
 
     def values(self, value_K: Floats, weight_RU: Floats) -> tuple[ValueOfAxis, ...]:
         """Return mean loss and share of learned tokens at every value."""

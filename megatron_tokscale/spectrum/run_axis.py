@@ -16,6 +16,7 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.model_size import ModelSize
 from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.schemas import AXIS_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
@@ -29,7 +30,6 @@ from megatron_tokscale.results.axis import (
     GroupFall,
     GroupPrediction,
     LastLosses,
-    ModelSize,
     Shift,
     SizedRun,
     Top,
@@ -48,7 +48,7 @@ from megatron_tokscale.spectrum.axes.tops import choose_top, first_losses, highe
 from megatron_tokscale.spectrum.events import learning_times
 from megatron_tokscale.spectrum.groups import Groups, groupings
 from megatron_tokscale.spectrum.scored_range import scored_range_of
-from megatron_tokscale.store import Run, check_same_tokens
+from megatron_tokscale.store import Run, WatchedTokens, check_same_tokens
 
 ALL = "all tokens"
 _SHAPE_POINTS = 200  # places on the clock at which the model's curve is stored
@@ -102,12 +102,11 @@ def axis_run(
     ordered = AxisRuns.of(runs, axis, size, trunk)
     timed = _source(ordered, source)
     tokens = ordered.runs[0].tokens
+    groups = _groups(tokens, timed)
     units = tokens.units(seed, UNITS)
     weight_RU = units.weights(n_resamples, seed)
     weight_RU = weight_RU[np.isfinite(weight_RU).all(axis=1)]  # one document has no resamples
-    by_name = {ALL: Groups(np.zeros(tokens.n_tokens, np.int64), (ALL,))}
-    by_name |= groupings(tokens, None if timed is None else _times(timed))
-    sums = AxisSums.read(ordered.runs, by_name, units, progress)
+    sums = AxisSums.read(ordered.runs, groups, units, progress)
     mean_RP = sums.means(ALL, weight_RU)[0][:, 0]
     ends = np.cumsum([len(x_K) for x_K in ordered.x_I])[:-1]
     curve_IRK = np.split(mean_RP, ends, axis=1)
@@ -120,21 +119,13 @@ def axis_run(
         axis=axis,
         size="tokens" if axis == "D" else size,
         probe_fingerprint=tokens.fingerprint,
-        runs=tuple(
-            SizedRun(name, float(number), float(loss), int(counted_K.sum()))
-            for name, number, loss, counted_K in zip(
-                ordered.names, ordered.size_I, last_RI[0], probes.counted_IK, strict=True
-            )
-        ),
+        runs=_sized_runs(ordered, probes, last_RI[0]),
         documents=units.documents,
         note_on_units=tokens.note_on_units(),
         fall=Estimate.from_resamples(last_RI[:, 0] - last_RI[:, -1]),
-        falls=tuple(
-            Estimate.from_resamples(last_RI[:, i] - last_RI[:, i + 1])
-            for i in range(len(ordered.runs) - 1)
-        ),
+        falls=tuple(map(Estimate.from_resamples, (last_RI[:, :-1] - last_RI[:, 1:]).T)),
         group_falls={
-            name: _group_falls(ordered, sums, name, weight_RU) for name in by_name if name != ALL
+            name: _group_falls(ordered, sums, name, weight_RU) for name in groups if name != ALL
         },
         clock=ordered.clock,
         learning_times=None if timed is None else timed.run.path.name,
@@ -159,9 +150,13 @@ def _source(runs: AxisRuns, source: Run | None) -> FittedRun | None:
     return FittedRun.open(largest) if largest.paths.fits.is_file() else None
 
 
-def _times(source: FittedRun) -> Floats:
-    """Return the learning time of every token in a fitted run; NaN for a token without one."""
-    return np.concatenate([learning_times(fits) for _, fits, _ in source.blocks()])
+def _groups(tokens: WatchedTokens, timed: FittedRun | None) -> dict[str, Groups]:
+    """Return all tokens as one group, the groupings, and deciles by learning time in a run."""
+    time_N = None
+    if timed is not None:
+        time_N = np.concatenate([learning_times(fits) for _, fits, _ in timed.blocks()])
+    every = Groups(np.zeros(tokens.n_tokens, np.int64), (ALL,))
+    return {ALL: every, **groupings(tokens, time_N)}
 
 
 @dataclass(frozen=True)
@@ -199,6 +194,16 @@ class _Probes:
             return cls(counted_IK, Top.UNIGRAM)
         before = all(np.isneginf(runs.x_I[i][0]) for i in used)
         return cls(counted_IK, Top.BEFORE if used and before else None)
+
+
+def _sized_runs(runs: AxisRuns, probes: _Probes, last_I: Floats) -> tuple[SizedRun, ...]:
+    """Return name, size, last loss and number of counted probes of every run."""
+    return tuple(
+        SizedRun(name, float(size), float(loss), int(counted_K.sum()))
+        for name, size, loss, counted_K in zip(
+            runs.names, runs.size_I, last_I, probes.counted_IK, strict=True
+        )
+    )
 
 
 def _ends_unigrams(scored: ScoredRange) -> bool:

@@ -1,7 +1,7 @@
 """The resampled curves of a run: spectra, slopes, reconstructions and outcomes, and their arrays.
 
-Shapes: N tokens, K probe steps, G grid points, D datasets, C bins of x, U resampling units, R
-resamples (the first is the data as they are).
+Shapes: N tokens, K probe steps, G grid points, D datasets, C bins of x, W bins of widths, F groups
+and I bins of frequency, U resampling units, R resamples (the first is the data as they are).
 """
 
 from collections.abc import Sequence

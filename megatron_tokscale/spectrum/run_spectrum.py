@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers16
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers16, Mask
 from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.resampling import Units
@@ -35,7 +35,7 @@ from megatron_tokscale.spectrum.evidence.token_groups import token_groups
 from megatron_tokscale.spectrum.frequency import FrequencySums
 from megatron_tokscale.spectrum.groups import groupings
 from megatron_tokscale.spectrum.run_curves import RunCurves
-from megatron_tokscale.spectrum.scored_range import mean_loss, scored_range_of
+from megatron_tokscale.spectrum.scored_range import scored_range_of
 from megatron_tokscale.spectrum.sums import CLASSES, DocumentSums, TokenBlock
 from megatron_tokscale.spectrum.survival import OutcomeSums
 from megatron_tokscale.spectrum.twins import MOST_TOKENS, TwinTokens, make_twins
@@ -58,7 +58,7 @@ def spectrum_run(
     """Write spectra, measured slope and reconstructions of a fitted run into RUN/analysis.
 
     There are three files: spectrum.npz with the arrays; spectrum.json with their description; and
-    reconstruction.json with the agreement of the fits with the measured slope, between that of two
+    reconstruction.json with the agreement of the fits with the measured slope, beside that of two
     planted twins; the widths of the transitions beside those of the null model; and the forecast of
     the last factor of two in time from the losses before it. Every number has a 95% interval over
     documents. The losses are read twice by blocks, once for the scored range, and the fits once.
@@ -84,17 +84,12 @@ def spectrum_run(
     units = run.tokens.units(seed)
     weight_RU = units.weights(n_resamples, seed)
     progress.stage("scored range")
-    scored = scored_range_of(run, source.x_K, mean_loss(run))
+    scored = scored_range_of(run, source.x_K, run.mean_losses())
     progress.stage("sums over the documents")
     chosen = draw_tokens(run.n_tokens, min(null_tokens, MOST_TOKENS), seed)
     pass_over = _Pass.over(source, scored, units, chosen)
     sample = pass_over.drawn
-    # The measured mean loss has the common shifts, which the fits and their losses are without.
-    shift_UK = source.shift_DK[units.dataset_U]
-    sums = replace(
-        pass_over.sums,
-        loss_UK=pass_over.sums.loss_UK + pass_over.sums.tokens_U[:, None] * shift_UK,
-    )
+    sums = pass_over.measured(source.shift_DK[units.dataset_U])
     progress.stage("reconstructions")
     curves = RunCurves.from_sums(source, scored, sums, pass_over.outcomes, units, weight_RU, seed)
     progress.stage("twins")
@@ -102,14 +97,7 @@ def spectrum_run(
         lambda: sample.twins(curves.certain, weight_RU, seed, source.shift_DK)
     )
     progress.stage("widths and their null model")
-    scored_K = scored.holds(source.x_K)
-    widths = Widths.from_losses(
-        source.x_K[scored_K],
-        sample.loss_NK[:, scored_K],
-        token_groups(run.tokens).group_N[chosen],
-        sample.units.unit_N,
-        seed,
-    )
+    widths = sample.widths(scored.holds(source.x_K), seed)
     progress.stage("forward in time")
     forward = defined_or_reason(lambda: _forward(source, sample, weight_RU, seed))
     frequency = pass_over.frequency.means(weight_RU)
@@ -176,6 +164,11 @@ class _DrawnTokens:
         )
         return make_twins(tokens, scored, weight_RU, seed, shift_DK)
 
+    def widths(self, scored_K: Mask, seed: int) -> Widths:
+        """Return the widths of these tokens and of their null model, fitted on the given probes."""
+        x_K, loss_NK = self.fits.x_K[scored_K], self.loss_NK[:, scored_K]
+        return Widths.from_losses(x_K, loss_NK, self.group_N, self.units.unit_N, seed)
+
 
 @dataclass(frozen=True)
 class _Pass:
@@ -219,6 +212,14 @@ class _Pass:
             tokens.dataset_N[chosen],
         )
         return cls(sums, frequency, outcomes, drawn)
+
+    def measured(self, shift_UK: Floats) -> DocumentSums:
+        """Return the sums with the common shifts of each unit's tokens in the measured losses.
+
+        The measured mean loss has the shifts, which the fits and their losses are without.
+        """
+        loss_UK = self.sums.loss_UK + self.sums.tokens_U[:, None] * shift_UK
+        return replace(self.sums, loss_UK=loss_UK)
 
 
 def _forward(

@@ -36,7 +36,7 @@ def scored_range_of(run: Run, x_K: Floats, mean_loss_K: Floats) -> ScoredRange:
     """
     label_N = run.tokens.label_N
     entropy = None if label_N is None else label_entropy(label_N)
-    return scored_range(x_K, mean_loss_K, entropy, learning_rates(run))
+    return scored_range(x_K, mean_loss_K, entropy, probe_rates(run))
 
 
 def scored_range(
@@ -97,18 +97,6 @@ def certain_end(x_K: Floats, width: float) -> float:
     return float(x_K[-1] - 2 * np.nan_to_num(width))
 
 
-def mean_loss(run: Run) -> Floats:
-    """Return the mean loss at each probe over the tokens that miss no loss, (K,), in nats.
-
-    The losses are read once, by blocks.
-    """
-    total_K, count = np.zeros(len(run.records)), 0
-    for number_N, loss_NK in run.finite_blocks():
-        total_K += loss_NK.sum(axis=0, dtype=np.float64)
-        count += len(number_N)
-    return np.asarray(total_K / max(count, 1))
-
-
 def label_entropy(label_N: Integers | Integers32) -> float:
     """Return the entropy of the labels' ids in nats.
 
@@ -122,7 +110,7 @@ def label_entropy(label_N: Integers | Integers32) -> float:
     return float(entropy)
 
 
-def learning_rates(run: Run) -> Floats:
+def probe_rates(run: Run) -> Floats:
     """Return the learning rate at each probe, (K,); NaN where neither record nor launch has it."""
     return np.array([_rate(run, k) for k in range(len(run.records))], dtype=np.float64)
 

@@ -14,13 +14,16 @@ from megatron_tokscale.results.spectrum import DatasetCounts, SpectrumSummary
 from megatron_tokscale.spectrum.evidence_text import describe_locality
 
 
-def describe_spectrum(evidence: Evidence) -> str:
-    """Return reconstructions, widths beside the null model's, and the forecast as lines."""
+def describe_spectrum(evidence: Evidence, *, alone: bool = True) -> str:
+    """Return reconstructions, widths beside the null model's, and the forecast as lines.
+
+    If the run is `alone`, the primary tests between two runs are listed without a verdict.
+    """
     lines = [
         *non_finite_line(evidence.non_finite),
         f"  scored: {evidence.scored.describe(evidence.fit.time)}",
         *_reconstructions(evidence),
-        *describe_locality(evidence.widths),
+        *describe_locality(evidence.widths, alone),
         *_forward(evidence.forward),
     ]
     return "\n".join(lines)
@@ -50,19 +53,20 @@ def _reconstructions(evidence: Evidence) -> list[str]:
 
 
 def _twins(evidence: Evidence) -> list[str]:
-    """Return each R² between those of the planted twins; nothing where there is no R²."""
+    """Return each R² beside those of the planted twins; nothing where there is no R²."""
     twins = evidence.twins
     if all(isinstance(each.r2, Undefined) for each in evidence.same_tokens.values()):
         return []
     if isinstance(twins, Undefined):
         return [f"  planted twins: undefined: {twins.undefined}"]
-    lines = [f"  R^2 between those of planted twins of {twins.tokens:,} tokens"]
+    twin = f"R^2 beside planted twins of {twins.tokens:,} tokens"
+    lines = [f"  {twin:<48}{'without steps':<16}{'the run':<10}with steps"]
     for name, words in RECONSTRUCTIONS.items():
         r2 = evidence.same_tokens[name].r2
         value = "-" if isinstance(r2, Undefined) else f"{r2.value:.2f}"
         lines.append(
-            f"    {words:<26}{value} between {twins.without_steps[name].value:.2f} (without steps) "
-            f"and {twins.with_steps[name].value:.2f} (with steps)"
+            f"    {words:<46}{twins.without_steps[name].value:<16.2f}{value:<10}"
+            f"{twins.with_steps[name].value:.2f}"
         )
     return lines
 

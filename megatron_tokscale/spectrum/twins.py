@@ -1,7 +1,7 @@
 """Planted twins of a run: R² that its estimators give where the claim is true, and where it is not.
 
 R² of a reconstruction depends on the run's schedule, noise and length as much as on its tokens. So
-each R² is shown between those of two twins of the same tokens, which go through the same fit and
+each R² is shown beside those of two twins of the same tokens, which go through the same fit and
 the same estimators:
 
 - with steps: each token follows the model of its class, plus noise of its own;
@@ -23,13 +23,16 @@ from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_sigmoids
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.evidence import Twins
 from megatron_tokscale.results.scored_range import ScoredRange
-from megatron_tokscale.spectrum.evidence.group_curves import group_curve_losses
+from megatron_tokscale.spectrum.evidence.group_curves import (
+    LARGEST_CORRELATION,
+    autoregressive,
+    group_curve_losses,
+)
 from megatron_tokscale.spectrum.evidence.reconstruction import compare
 from megatron_tokscale.spectrum.sums import DocumentSums, at_probes
 
 MOST_TOKENS = 100_000  # tokens of a twin: the mean's own noise is then far below the shared noise
 _PARAMETERS = {TokenClass.TWO_STEP: 7, TokenClass.GRADUAL: 3}  # of a class model; else 4 or 1
-_LARGEST_CORRELATION = 0.95  # of the noise; 1 is a random walk (our choice)
 
 
 @dataclass(frozen=True)
@@ -103,18 +106,9 @@ def stepwise_losses(fits: SigmoidFits, loss_NK: Floats | Floats32, seed: int) ->
     for each, parameters in _PARAMETERS.items():
         used_N[fits.is_class(each)] = parameters
     variance_N = (residual_NK**2).sum(axis=1) / np.maximum(n_probes - used_N, 1)
-    phi_N = np.clip(np.nan_to_num(fits.autocorrelation_N), 0, _LARGEST_CORRELATION)
-    noise_NK = _correlated_noise(phi_N.astype(np.float64), n_probes, seed)
+    phi_N = np.clip(np.nan_to_num(fits.autocorrelation_N), 0, LARGEST_CORRELATION)
+    noise_NK = autoregressive(phi_N.astype(np.float64), n_probes, np.random.default_rng(seed))
     return np.asarray(model_NK + np.sqrt(variance_N)[:, None] * noise_NK, dtype=np.float32)
-
-
-def _correlated_noise(phi_N: Floats, n_probes: int, seed: int) -> Floats:
-    """Draw Gaussian noise of variance one with correlation phi between neighbouring probes."""
-    noise_NK = np.random.default_rng(seed).standard_normal((len(phi_N), n_probes))
-    innovation_N = np.sqrt(1 - phi_N**2)
-    for k in range(1, n_probes):
-        noise_NK[:, k] = phi_N * noise_NK[:, k - 1] + innovation_N * noise_NK[:, k]
-    return noise_NK
 
 
 def _r2_of(

@@ -48,7 +48,7 @@ class ImportedColumn:
 
 @dataclass(frozen=True)
 class Imported:
-    """Where the losses of an imported run come from, and their axis.
+    """Source of the losses of an imported run, and their axis.
 
     Attributes:
         source: name of the file.

@@ -42,7 +42,7 @@ class RunPaths:
 
     @property
     def tokens(self) -> Path:
-        """What an imported run knows of its tokens."""
+        """Known columns of the watched tokens of an imported run."""
         return self.folder / "tokens.safetensors"
 
     @property

@@ -245,6 +245,25 @@ class Run:
             finite_N = np.isfinite(loss_NK).all(axis=1)
             yield start + np.flatnonzero(finite_N), loss_NK[finite_N]
 
+    def mean_losses(self) -> Floats:
+        """Return the mean loss at each probe over the tokens that miss no loss, (K,), in nats.
+
+        The losses are read once, by blocks.
+
+        Raises:
+            TokscaleError: every token misses a loss, or a losses file is damaged.
+        """
+        total_K, count = np.zeros(len(self.records)), 0
+        for _, loss_NK in self.finite_blocks():
+            total_K += loss_NK.sum(axis=0, dtype=np.float64)
+            count += len(loss_NK)
+        if not count:
+            raise TokscaleError(
+                f"no token of {self.path} has finite losses at all {len(self.records)} probes; "
+                "leave the run out, or train it again"
+            )
+        return np.asarray(total_K / count)
+
     def verify(self, steps: Iterable[int] | None = None) -> None:
         """Check the checksums of the losses at `steps`, by default at all probe steps.
 

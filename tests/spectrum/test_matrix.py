@@ -1,47 +1,18 @@
-"""A matrix along D or M without a fit: against scipy's isotonic regression and planted falls."""
-
-import math
+"""A matrix along D or M without a fit: against planted falls."""
 
 import numpy as np
 import pytest
 from matrices import write_interchange
-from scipy.optimize import isotonic_regression
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.results.matrix import read_matrix
-from megatron_tokscale.spectrum.matrix import matrix_run, threshold_times
+from megatron_tokscale.spectrum.matrix import matrix_run
 from megatron_tokscale.spectrum.matrix_text import describe_matrix
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.exchange.import_run import import_run
 from megatron_tokscale.store.exchange.sources import ImportSettings
 from megatron_tokscale.store.exchange.token_arrays import TokenArrays
-
-
-def by_scipy(value_K, loss_K, threshold):
-    """The first value at which the antitonic fit of the means at each value is low enough."""
-    value_V, count_V = np.unique(value_K, return_counts=True)
-    mean_V = [loss_K[value_K == value].mean() for value in value_V]
-    fit_V = isotonic_regression(mean_V, weights=count_V, increasing=False).x
-    low = np.flatnonzero(fit_V <= threshold)
-    return value_V[low[0]] if len(low) else np.inf
-
-
-@pytest.mark.parametrize("value_K", [np.arange(1.0, 9), np.array([1.0, 1, 2, 3, 3, 3, 4, 8])])
-def test_the_threshold_is_met_where_scipys_isotonic_regression_meets_it(value_K):
-    generator = np.random.default_rng(0)
-    fall_N = generator.uniform(-1, 4, (300, 1))
-    loss_NK = 2 - fall_N * np.linspace(0, 1, 8) + generator.normal(0, 0.7, (300, 8))
-    found = threshold_times(value_K, loss_NK, 0.9)
-    expected = [by_scipy(value_K, loss_K, 0.9) for loss_K in loss_NK]
-    assert found.tolist() == expected
-    assert 50 < np.isfinite(expected).sum() < 250
-
-
-def test_a_fit_at_the_threshold_is_learned():
-    assert threshold_times([1, 2, 4], [[3.0, 1.0, 1.0]], 1.0).tolist() == [2]
-    assert threshold_times([1, 2, 4], [[1.0, 1.0, 1.0]], 1.0).tolist() == [1]
-    assert threshold_times([1, 2, 4], [[3.0, 3.0, 1.5]], 1.0).tolist() == [math.inf]
 
 
 @pytest.fixture

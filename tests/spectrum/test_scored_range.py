@@ -17,8 +17,7 @@ from megatron_tokscale.spectrum.scored_range import (
     LEAST_PROBES,
     certain_part,
     label_entropy,
-    learning_rates,
-    mean_loss,
+    probe_rates,
     scored_range,
     scored_range_of,
 )
@@ -114,14 +113,6 @@ def test_a_range_that_ends_before_the_uncertain_events_stays_as_it_is():
     assert certain_part(scored, X_K, 0.3) == scored
 
 
-def test_the_mean_loss_of_a_run_is_over_the_tokens_that_miss_no_loss(tmp_path):
-    loss_NK = np.random.default_rng(0).uniform(1, 5, (16, 13)).astype(np.float32)
-    loss_NK[3, 2] = np.nan
-    run = write_run(tmp_path / "run", np.exp(X_K).round().astype(int), loss_NK)
-    whole_NK = np.delete(loss_NK, 3, axis=0).astype(float)
-    np.testing.assert_allclose(mean_loss(run), whole_NK.mean(axis=0), rtol=1e-6)
-
-
 def test_without_rates_the_range_ends_at_the_last_probe():
     found = scored_range(X_K, LOSS_K, None, np.full(13, np.nan))
     assert (found.to_x, found.end_reason) == (X_K[-1], RangeEnd.NO_RATES)
@@ -140,12 +131,12 @@ def test_rates_come_from_the_schedule_where_a_record_has_none(tmp_path):
     info = replace(run.info, launches=(launch(learning_rate=linear),))
     replayed = Run(run.path, info, run.tokens, blank)
     expected_K = 2e-3 * (1 - run.step_K / 100)
-    np.testing.assert_allclose(learning_rates(replayed), expected_K)
-    assert (learning_rates(run) == 1e-3).all()
+    np.testing.assert_allclose(probe_rates(replayed), expected_K)
+    assert (probe_rates(run) == 1e-3).all()
 
 
 def test_a_run_has_the_range_of_its_labels_and_rates(tmp_path):
     run = write_run(tmp_path / "run", np.exp(X_K).round().astype(int), np.ones((16, 13)))
     found = scored_range_of(run, run.x_K(), LOSS_K)
     entropy = label_entropy(run.probe_set.label_N)
-    assert found == scored_range(run.x_K(), LOSS_K, entropy, learning_rates(run))
+    assert found == scored_range(run.x_K(), LOSS_K, entropy, probe_rates(run))

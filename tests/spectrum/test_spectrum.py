@@ -16,7 +16,6 @@ from megatron_tokscale.spectrum import (
     LearningTimeSpectrum,
     SlopeEstimator,
     compare,
-    measured_derivative,
     reconstruct,
     slope_noise,
 )
@@ -44,11 +43,16 @@ def fits_and_losses():
     return fit_sigmoids(X_K, loss_NK), loss_NK
 
 
+def measured_slope(x_K, loss_K, x_G):
+    estimator = SlopeEstimator.from_curve(x_K, loss_K)
+    return estimator.slopes(loss_K[None], x_G)[0], estimator.error(x_G)
+
+
 def test_derivative_of_a_smooth_curve_without_noise_is_its_slope_at_uneven_probes():
     rng = np.random.default_rng(1)
     x_K = np.concatenate([[-np.inf], np.sort(rng.uniform(0, 8, 60))])
     loss_K = np.concatenate([[50.0], -np.sin(0.6 * x_K[1:])])
-    derivative_G, error_G = measured_derivative(x_K, loss_K, X_G[20:-20])
+    derivative_G, error_G = measured_slope(x_K, loss_K, X_G[20:-20])
     np.testing.assert_allclose(derivative_G, 0.6 * np.cos(0.6 * X_G[20:-20]), atol=3e-3)
     assert (error_G < 0.15).all()
 
@@ -78,7 +82,7 @@ def test_evenly_spaced_checkpoints_make_no_slope_of_their_noise():
     worst = []
     for _ in range(50):
         loss_K = 2 * np.exp(-0.7 * (x_K - x_K[0])) + 0.1 * rng.standard_normal(35)
-        slope_G, error_G = measured_derivative(x_K, loss_K, x_G)
+        slope_G, error_G = measured_slope(x_K, loss_K, x_G)
         worst.append(np.abs(slope_G - truth_G).max())
         assert np.mean(np.abs(slope_G - truth_G) < 1.96 * error_G) > 0.5
     assert np.median(worst) < 0.4  # differences of neighbours at the end have errors of 5
@@ -90,7 +94,7 @@ def test_the_standard_error_of_the_slope_covers_the_truth():
     inside = []
     for _ in range(50):
         loss_K = -np.sin(0.6 * X_K[1:]) + 0.05 * rng.standard_normal(80)
-        derivative_G, error_G = measured_derivative(X_K[1:], loss_K, X_G[20:-20])
+        derivative_G, error_G = measured_slope(X_K[1:], loss_K, X_G[20:-20])
         inside.append(np.abs(derivative_G - truth_G) < 1.96 * error_G)
     assert np.mean(inside) > 0.93
 
@@ -167,7 +171,7 @@ def test_the_error_of_the_loss_is_free_of_the_constant_where_it_is_not_known():
 
 def test_too_few_probes_for_a_derivative_are_refused():
     with pytest.raises(UndefinedError, match="at least 4 probes"):
-        measured_derivative(np.arange(3.0), np.ones(3), X_G)
+        SlopeEstimator.from_curve(np.arange(3.0), np.ones(3))
     with pytest.raises(UndefinedError, match="at least 4 probes"):
         SlopeEstimator.from_curve(X_K, np.ones(81), from_x=7.8)
 

@@ -1,4 +1,4 @@
-"""What is known of a run's watched tokens, with text and without."""
+"""Known columns of a run's watched tokens, with text and without."""
 
 import numpy as np
 import pytest

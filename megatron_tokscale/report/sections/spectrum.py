@@ -177,7 +177,7 @@ def _agreement(evidence: Evidence) -> str:
 
 
 def _twins(evidence: Evidence) -> str:
-    """Return the table of each R² between those of the planted twins."""
+    """Return the table of each R² beside those of the planted twins."""
     twins = evidence.twins
     if all(isinstance(each.r2, Undefined) for each in evidence.same_tokens.values()):
         return ""  # no R² to compare: the slope cannot be measured
@@ -193,7 +193,7 @@ def _twins(evidence: Evidence) -> str:
         for name, (colour, _) in _RECONSTRUCTIONS.items()
     ]
     return table(
-        f"R² of the run between those of two planted twins of {plural(twins.tokens, 'token')}, "
+        f"R² of the run beside those of two planted twins of {plural(twins.tokens, 'token')}, "
         "which go through the same fit and the same estimators. Without steps, each token follows "
         "the mean curve of its group; with steps, it follows the model of its class. Where both "
         "twins have about the same R², R² does not tell them apart.",

@@ -11,7 +11,9 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.results.axis import AxisOfRuns, ModelSize
+from megatron_tokscale.core.model_size import SIZE_KEYS, ModelSize
+from megatron_tokscale.results.axis import AxisOfRuns
+from megatron_tokscale.spectrum.common_clock import common_clock
 from megatron_tokscale.store import Run, check_same_tokens
 from megatron_tokscale.store.reader import Time
 
@@ -22,12 +24,6 @@ _CLOCKS: Final[tuple[Time, ...]] = ("lr-sum", "tokens", "step", "axis")
 imported run may have no time but that of its file."""
 _LEAST_SHARED: Final = 0.5
 """Share of a branch's steps that are the trunk's: a warm-up alone makes no branch (our choice)."""
-_SIZES: Final = {
-    "parameters": "parameters",
-    "non-embedding": "non_embedding",
-    "flops": "flops_per_token",
-}
-"""Keys of run.json by the measure of a model's size."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,13 @@ class AxisRuns:
             )
         order = np.argsort(sizes, kind="stable")
         ordered = [runs[i] for i in order]
-        clock, x_I = _common_clock(ordered)
+        found = common_clock(ordered, _CLOCKS)
+        if found is None:
+            raise TokscaleError(
+                f"{ordered[0].path} and the other runs count time in different units; expected one "
+                "that all of them know; import them with the same unit"
+            )
+        clock, x_I = found
         chosen = _chosen_trunk(ordered, trunk)
         branches: list[int | None] = [None] * len(ordered)
         if axis == "D" or trunk is not None:
@@ -106,7 +108,7 @@ def size_of(run: Run, axis: AxisOfRuns, size: ModelSize) -> float:
             f"{run.path} has no record of its consumed tokens, which the axis D needs; "
             "leave the run out"
         )
-    found = run.records[-1].consumed_tokens if axis == "D" else run.info.size.get(_SIZES[size])
+    found = run.records[-1].consumed_tokens if axis == "D" else run.info.size.get(SIZE_KEYS[size])
     if not found:
         raise TokscaleError(
             f"run.json of {run.path} does not say how large its model is: an older version wrote "
@@ -115,19 +117,6 @@ def size_of(run: Run, axis: AxisOfRuns, size: ModelSize) -> float:
             else f"the last probe of {run.path} is before training; train on, or leave the run out"
         )
     return float(found)
-
-
-def _common_clock(runs: Sequence[Run]) -> tuple[Time, list[Floats]]:
-    """Return the first clock that every run has a record of, and its values at the probes."""
-    for clock in _CLOCKS:
-        try:
-            return clock, [run.x_K(clock) for run in runs]
-        except TokscaleError:  # a run without a record of it: the next clock
-            continue
-    raise TokscaleError(
-        f"{runs[0].path} and the other runs count time in different units; expected one that all "
-        "of them know; import them with the same unit"
-    )
 
 
 def _chosen_trunk(runs: Sequence[Run], trunk: Run | None) -> int | None:

@@ -1,6 +1,6 @@
-"""What the last losses alone tell of each token: how far it falls over sizes, and at which size.
+"""Fall of each token's last loss over the sizes, and the size at which half of it is done.
 
-It needs no fit: the losses are made to descend with size (isotonic regression), and the size at
+They need no fit: the losses are made to descend with size (isotonic regression), and the size at
 which half of the fall is done is read off. Runs of one size are averaged.
 
 Shapes: N tokens, I runs, S different sizes, ascending.
@@ -10,23 +10,7 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.errors import UndefinedError
-
-
-def isotonic(loss_NS: Floats | Floats32, weight_S: Floats) -> Floats:
-    """Return the closest losses that never rise with size, (N, S), by weighted least squares.
-
-    By the formula of minima and maxima of means (Robertson, Wright and Dykstra 1988, 1.4): the
-    value at k is the least over i <= k of the greatest over j >= k of the mean from i to j.
-    """
-    n, sizes = loss_NS.shape
-    sum_NS = np.concatenate([np.zeros((n, 1)), np.cumsum(loss_NS * weight_S, axis=1)], axis=1)
-    weight = np.concatenate([[0.0], np.cumsum(weight_S)])
-    value_NS = np.full((n, sizes), np.inf)
-    for i in range(sizes):
-        mean_NJ = (sum_NS[:, i + 1 :] - sum_NS[:, i : i + 1]) / (weight[i + 1 :] - weight[i])
-        greatest_NJ = np.maximum.accumulate(mean_NJ[:, ::-1], axis=1)[:, ::-1]
-        value_NS[:, i:] = np.minimum(value_NS[:, i:], greatest_NJ)
-    return value_NS
+from megatron_tokscale.spectrum.isotonic import isotonic
 
 
 def size_thresholds(log_size_I: Floats, loss_NI: Floats32) -> tuple[Floats, Floats]:

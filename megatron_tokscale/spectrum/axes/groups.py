@@ -1,4 +1,4 @@
-"""Which groups of tokens gain from size: measured, and predicted from the largest run alone.
+"""Gains of groups of tokens from size: measured, and predicted from the largest run alone.
 
 The prediction for a run: each group's curve in the largest run, read at the clock that the shift
 model moves the run's last probe to, with the model's floor. kappa and the floor come from mean
@@ -22,6 +22,7 @@ from megatron_tokscale.spectrum.axes.left_out import both_spreads, over_runs
 from megatron_tokscale.spectrum.axes.measured import Fitted
 from megatron_tokscale.spectrum.axes.parts import Parts
 from megatron_tokscale.spectrum.axes.shift import ShiftModel, fit_shift
+from megatron_tokscale.spectrum.interpolation import interpolated
 
 SKILL = Claim("groups gain as the shift predicts, better than all alike", least=0)
 
@@ -109,10 +110,7 @@ def _predicted(
     model: ShiftModel, x_K: Floats, loss_RCK: Floats, top_RC: Floats, x: float, u: float
 ) -> Floats:
     """Return the predicted losses of the groups of a run at clock `x`, (R, C) in nats."""
-    moved = float(np.clip(x + model.kappa * u, x_K[0], x_K[-1]))
-    k = int(np.clip(np.searchsorted(x_K, moved), 1, len(x_K) - 1))
-    share = (moved - x_K[k - 1]) / (x_K[k] - x_K[k - 1])
-    shape_RC = (1 - share) * loss_RCK[:, :, k - 1] + share * loss_RCK[:, :, k]
+    shape_RC = interpolated(loss_RCK, x_K, np.array([x + model.kappa * u]))[..., 0]
     never_RC = np.where(np.isfinite(top_RC), shape_RC - top_RC, -1.0)
     return np.asarray(shape_RC + float(model.floor_C[0]) * u * never_RC)
 

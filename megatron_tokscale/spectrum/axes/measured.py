@@ -1,6 +1,7 @@
 """The shift model of an axis with its intervals, its errors on left-out runs and its verdicts.
 
-Shapes: I runs, P points, R resamples of the documents (the first is the data as they are).
+Shapes: I runs, P points, C cells (here one, of all tokens), R resamples of the documents (the first
+is the data as they are).
 """
 
 from collections.abc import Callable, Sequence
@@ -146,8 +147,8 @@ def measure_shift(
     curves = fitted.curves
     points, x, least_u = curves.points, curves.last_x, curves.least_u
 
-    def spread(name: str) -> Spread:
-        return fitted.spread(lambda model: float(getattr(Parts.of(model, x, least_u), name)[0]))
+    def spread(part: Callable[[Parts], Floats]) -> Spread:
+        return fitted.spread(lambda model: float(part(Parts.of(model, x, least_u))[0]))
 
     delta_RI = np.stack(
         [
@@ -157,8 +158,8 @@ def measure_shift(
     )
     left_out = _left_out(fitted)
     errors = defined_or_reason(lambda: _errors(curves, left_out))
-    gain = spread("gain_C")
-    share, of_share = _share(gain, spread("share_C"))
+    gain = spread(lambda parts: parts.gain_C)
+    share, of_share = _share(gain, spread(lambda parts: parts.share_C))
     r2 = errors if isinstance(errors, Undefined) else errors.last_r2
     return Shift(
         top=curves.top,
@@ -166,8 +167,8 @@ def measure_shift(
         floor=fitted.spread(lambda model: float(model.floor_C[0])),
         x=x,
         gain=gain,
-        earlier=spread("earlier_C"),
-        never=spread("never_C"),
+        earlier=spread(lambda parts: parts.earlier_C),
+        never=spread(lambda parts: parts.never_C),
         share=share,
         runs=_run_shifts(fitted.runs, names, delta_RI, left_out),
         seed_noise=seed_noise(delta_RI[0], points.u_I),

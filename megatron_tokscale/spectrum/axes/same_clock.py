@@ -18,6 +18,7 @@ from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.verdict import Claim, ClaimTest
 from megatron_tokscale.spectrum.axes.axis_runs import AxisRuns
 from megatron_tokscale.spectrum.axes.left_out import both_spreads, over_runs
+from megatron_tokscale.spectrum.interpolation import interpolated
 
 SAME_CLOCK = Claim(
     "on the clock of the runs one curve holds them all, better than by steps", most=0
@@ -67,9 +68,7 @@ def curve_at(x_K: Floats, loss_RK: Floats, x: float) -> Floats:
     x_K, loss_RK = x_K[finite_K], loss_RK[:, finite_K]
     if len(x_K) < 2 or not x_K[0] <= x <= x_K[-1] + 1e-9:
         return np.full(len(loss_RK), np.nan)
-    k = int(np.clip(np.searchsorted(x_K, x), 1, len(x_K) - 1))
-    share = (x - x_K[k - 1]) / (x_K[k] - x_K[k - 1])
-    return np.asarray((1 - share) * loss_RK[:, k - 1] + share * loss_RK[:, k])
+    return interpolated(loss_RK, x_K, np.array([x]))[:, 0]
 
 
 def _check(

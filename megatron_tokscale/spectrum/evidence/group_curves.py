@@ -27,7 +27,8 @@ from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.fit import SigmoidFits, fit_sigmoids
 from megatron_tokscale.spectrum.sums import at_probes, loss_sums
 
-_LARGEST_CORRELATION: Final = 0.95  # of the null model's noise; 1 is a random walk (our choice)
+LARGEST_CORRELATION: Final = 0.95
+"""Largest lag-one correlation of drawn noise; 1 is a random walk (our choice)."""
 _ROUNDS: Final = 2  # fits that scale the noise: a third changes it by about 2% (our choice)
 _SCALING_TOKENS: Final = 4_000  # tokens of these fits: the noise's scale is then known to 1%
 _FIRST_SCALE, _FIRST_SHIFT = 1.3, 0.1  # near those of 30 probes with a correlation of 0.5
@@ -103,7 +104,7 @@ class GroupCurves:
     @property
     def correlation_N(self) -> Floats:
         """Lag-one correlation of each token's noise."""
-        return np.clip(self.phi_N + self.shift, 0, _LARGEST_CORRELATION)
+        return np.clip(self.phi_N + self.shift, 0, LARGEST_CORRELATION)
 
     @property
     def variance_N(self) -> Floats:
@@ -163,7 +164,7 @@ class GroupCurves:
         return self.shrunk()._with_noise(rng)
 
     def _with_noise(self, rng: np.random.Generator) -> Floats32:
-        noise_NK = _autoregressive(self.correlation_N, len(self.x_K), rng)
+        noise_NK = autoregressive(self.correlation_N, len(self.x_K), rng)
         noise_NK *= np.sqrt(self.variance_N)[:, None]
         clean_NK = self.amplitude_N[:, None] * self.shape_GK[self.group_N]
         return np.asarray(self.level_N[:, None] + clean_NK + noise_NK, dtype=np.float32)
@@ -191,7 +192,7 @@ def _means(value_NK: Floats, group_N: Integers) -> Floats:
     return np.asarray(total_GK / np.maximum(count_G, 1)[:, None])
 
 
-def _autoregressive(phi_N: Floats, n_probes: int, rng: np.random.Generator) -> Floats:
+def autoregressive(phi_N: Floats, n_probes: int, rng: np.random.Generator) -> Floats:
     """Draw Gaussian noise of variance one with correlation phi between neighbouring probes."""
     noise_NK = rng.standard_normal((len(phi_N), n_probes))
     innovation_N = np.sqrt(1 - phi_N**2)

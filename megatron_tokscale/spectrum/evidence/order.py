@@ -4,7 +4,8 @@ The prediction must be better than that of the baseline predictors (frequency, b
 mean loss) alone. The size of the partial correlation counts, not that it differs from zero: in
 worlds without steps, in which rare tokens are learned later, it is 0.04 and may differ from zero.
 
-Shapes: N tokens, P variables, U units, R resamples (the first is the data as they are).
+Shapes: N tokens, T distinct values of a variable, P variables, U units, R resamples (the first is
+the data as they are).
 """
 
 from collections.abc import Mapping, Sequence

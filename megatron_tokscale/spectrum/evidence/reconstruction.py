@@ -21,8 +21,8 @@ half: noise has more of the slope's variance than the slope has. Nor is one give
 losses do not differ from a straight line: by chance the noise alone then often looks like a slope
 that varies, and its ceiling is too high.
 
-Shapes: N tokens, K probe steps, G grid points, R resamples of the documents (the first is the data
-as they are).
+Shapes: N tokens, K probe steps, J distinct x among them, G grid points, R resamples of the
+documents (the first is the data as they are).
 """
 
 from dataclasses import dataclass

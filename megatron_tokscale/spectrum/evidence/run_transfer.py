@@ -1,6 +1,6 @@
 """`transfer_run`: test learning times of one run on the losses of another, write transfer.json.
 
-Shapes: N tokens, K probe steps, U resampling units, R resamples.
+Shapes: N tokens, K probe steps, J intervals of x, U resampling units, R resamples.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -53,7 +53,7 @@ from megatron_tokscale.spectrum.groups import (
     groupings,
 )
 from megatron_tokscale.spectrum.run_spectrum import draw_tokens
-from megatron_tokscale.spectrum.scored_range import mean_loss, scored_range_of
+from megatron_tokscale.spectrum.scored_range import scored_range_of
 from megatron_tokscale.spectrum.sums import loss_sums
 from megatron_tokscale.store import Run
 
@@ -231,7 +231,7 @@ class FittedPair:
     def ranges(self) -> tuple[ScoredRange, ScoredRange]:
         """The scored ranges of source and target, each in the time of its own fits."""
         source, target = (
-            scored_range_of(each.run, each.x_K, mean_loss(each.run))
+            scored_range_of(each.run, each.x_K, each.run.mean_losses())
             for each in (self.source, self.target)
         )
         return source, target

@@ -14,6 +14,7 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.results import FittedRun
+from megatron_tokscale.spectrum.common_clock import common_clock
 from megatron_tokscale.store.reader import Time
 
 
@@ -40,9 +41,10 @@ class SharedClock:
         Raises:
             TokscaleError: the runs are fitted in different times, and one has no learning rates.
         """
-        sums = [_lr_sum(each) for each in (source, target)]
-        if sums[0] is not None and sums[1] is not None:
-            return cls("lr-sum", sums[0], sums[1], source.x_K)
+        found = common_clock((source.run, target.run), ("lr-sum",))
+        if found is not None:
+            clock, (source_x_K, target_x_K) = found
+            return cls(clock, source_x_K, target_x_K, source.x_K)
         if source.time != target.time:
             raise TokscaleError(
                 f"{source.run.path} is fitted in {source.time}, {target.run.path} in "
@@ -60,13 +62,3 @@ class SharedClock:
         clock, fit = self.source_x_K[finite], self.source_fit_x_K[finite]
         inside_K = np.clip(self.target_x_K, clock[0], clock[-1])
         return np.asarray(np.interp(inside_K, clock, fit) + (self.target_x_K - inside_K))
-
-
-def _lr_sum(fitted: FittedRun) -> Floats | None:
-    """Return ln of the sum of learning rates at the probes; None if unknown or standing still."""
-    if not fitted.run.knows("lr-sum"):
-        return None
-    try:
-        return fitted.run.x_K("lr-sum")
-    except TokscaleError:
-        return None

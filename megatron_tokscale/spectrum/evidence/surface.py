@@ -35,8 +35,8 @@ from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.transfer import Surface
 from megatron_tokscale.results.verdict import Claim, ClaimTest, holm
 from megatron_tokscale.spectrum.density import finite_range
-from megatron_tokscale.spectrum.evidence.transfer import interpolated
 from megatron_tokscale.spectrum.groups import Groups
+from megatron_tokscale.spectrum.interpolation import interpolated
 from megatron_tokscale.spectrum.sums import at_probes, loss_sums, model_sums, table_of
 
 BINS: Final = 20

@@ -41,6 +41,7 @@ from megatron_tokscale.spectrum.derivative import SlopeEstimator
 from megatron_tokscale.spectrum.events import Events, events_of
 from megatron_tokscale.spectrum.evidence.skill import DocumentGroups, GroupSums, skill
 from megatron_tokscale.spectrum.groups import Groups
+from megatron_tokscale.spectrum.interpolation import interpolated
 from megatron_tokscale.spectrum.kernels import add_sigmoids
 from megatron_tokscale.spectrum.sums import at_probes, loss_sums, model_sums, table_of
 
@@ -367,14 +368,3 @@ def _event_sums(events: Events, cell_E: Integers, n_cells: int, x_K: Floats) -> 
     columns = (events.drop_E, events.midpoint_E, events.width_E, x_K)
     add_sigmoids(total_CK, cell_E, *(column.astype(np.float32) for column in columns))
     return total_CK
-
-
-def interpolated[T: (Floats, Floats32)](loss_NK: T, x_K: Floats, at_K: Floats) -> T:
-    """Return losses at other x, interpolated linearly; outside of the probes, the nearest loss."""
-    finite = np.flatnonzero(np.isfinite(x_K))
-    inner_K = x_K[finite]
-    right = np.clip(np.searchsorted(inner_K, at_K), 1, len(inner_K) - 1)
-    share = (at_K - inner_K[right - 1]) / (inner_K[right] - inner_K[right - 1])
-    share = np.clip(share, 0, 1).astype(loss_NK.dtype)
-    before, after = loss_NK[:, finite[right - 1]], loss_NK[:, finite[right]]
-    return np.asarray(before + share * (after - before))

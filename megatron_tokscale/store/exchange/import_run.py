@@ -33,7 +33,7 @@ _TOKENS_PER_UNIT: Final = {"tokens": 1.0, "billion-tokens": 1e9}
 
 @dataclass(frozen=True)
 class ImportSummary:
-    """What was imported, and what of it is known.
+    """Summary of an import: the run, and the columns that the file has.
 
     Attributes:
         path: the run directory.

@@ -24,7 +24,7 @@ _FACTS: Final = _HASHES | _SIZES
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What a manifest can say of a file.
+    """Facts of a file that a manifest can state.
 
     Attributes:
         path: the file.

@@ -33,7 +33,7 @@ _HASHED_AT_ONCE: Final = 2**22
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSettings:
-    """What the user says of a file of losses; None where the file says it, or nobody does.
+    """Settings of an import by the user; None where the file says it, or nobody does.
 
     Attributes:
         axis: the axis of the matrix.
@@ -65,7 +65,7 @@ class ImportSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnMetadata:
-    """What `export` adds to the interchange format, so that `import` restores the run.
+    """Metadata that `export` adds to the interchange format, so that `import` restores the run.
 
     Attributes:
         fingerprint: fingerprint of the watched tokens.

@@ -1,4 +1,4 @@
-"""What a file says of its tokens: arrays with one value per row, as columns of whole numbers.
+"""Arrays of a file with one value per token, as columns of whole numbers.
 
 Shapes: N tokens, n tokens of a piece.
 """

@@ -1,18 +1,10 @@
-"""Isotonic losses over sizes against scipy. N tokens, S sizes."""
+"""Sizes at which half of a fall is done, against falls by hand. N tokens."""
 
 import numpy as np
 import pytest
-from scipy.optimize import isotonic_regression
 
 from megatron_tokscale.core.errors import UndefinedError
-from megatron_tokscale.spectrum.axes.final_losses import isotonic, size_thresholds
-
-
-def test_isotonic_losses_are_scipys():
-    rng = np.random.default_rng(0)
-    loss_NS, weight = rng.standard_normal((40, 7)) - 0.3 * np.arange(7), rng.integers(1, 4, 7)
-    expected = [isotonic_regression(row, weights=weight, increasing=False).x for row in loss_NS]
-    np.testing.assert_allclose(isotonic(loss_NS, weight.astype(float)), expected, atol=1e-12)
+from megatron_tokscale.spectrum.axes.final_losses import size_thresholds
 
 
 def test_the_size_of_half_the_fall_is_interpolated_and_equal_sizes_are_averaged():

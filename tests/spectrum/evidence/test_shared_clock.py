@@ -3,6 +3,9 @@
 Shapes: K probe steps.
 """
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from runs import write_run
@@ -36,9 +39,12 @@ def test_step_0_stays_before_training():
 
 @pytest.fixture
 def fitted(tmp_path):
-    def make(name, time="step", **record):
-        run = write_run(tmp_path / name, STEPS, np.ones((40, len(STEPS))), **record)
+    def make(name, time="step", lr_sums_known=True):
+        run = write_run(tmp_path / name, STEPS, np.ones((40, len(STEPS))))
         fit_run(run, time=time)
+        if not lr_sums_known:
+            records = tuple(replace(record, lr_sum=math.nan) for record in run.records)
+            run = replace(run, records=records)
         return FittedRun.open(run)
 
     return make
@@ -52,9 +58,10 @@ def test_runs_with_learning_rates_share_their_sum_whatever_their_fits_count(fitt
     np.testing.assert_allclose(found.place_K(), source.x_K)
 
 
-def test_without_learning_rates_the_clock_is_that_of_the_fits_or_there_is_none(fitted, monkeypatch):
-    source, target = fitted("a"), fitted("b")
-    monkeypatch.setattr(type(source.run), "knows", lambda run, time: False)
-    assert SharedClock.of(source, target).time == "step"
+def test_without_learning_rates_the_clock_is_that_of_the_fits_or_there_is_none(fitted):
+    source, target = fitted("a"), fitted("b", lr_sums_known=False)
+    found = SharedClock.of(source, target)
+    assert found.time == "step"
+    np.testing.assert_allclose(found.target_x_K, target.x_K)
     with pytest.raises(TokscaleError, match=r"learning rates .* not known; run .*--time tokens"):
-        SharedClock.of(source, fitted("c", time="tokens"))
+        SharedClock.of(source, fitted("c", time="tokens", lr_sums_known=False))
