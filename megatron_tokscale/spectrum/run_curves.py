@@ -179,7 +179,8 @@ class RunCurves:
             sums.resampled(x_K, weight_RU * each_U, from_x=scored.from_x)
             for each_U in (half_U, ~half_U)
         )
-        whole_only = None if (~half_U).any() else overall.estimator  # one unit has no halves
+        # One unit has no halves, and a half may have no token that misses no loss.
+        whole_only = None if np.isfinite(target.loss_RK[0]).any() else overall.estimator
         held_out = compare_certain(model.curves(), target.loss_RK, estimator=whole_only)
         by_dataset = [
             Part.from_sums(x_K, sums, outcomes, weight_RU * (units.dataset_U == d), scored)

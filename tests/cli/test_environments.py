@@ -49,9 +49,10 @@ POD = {
     "MASTER_PORT": "29777",
 }
 WIDE = "neu→🚀"  # the name of every file that a verb writes with --out
-# Times and speeds differ from run to run, and checksums over them.
+# Times and speeds differ from run to run, and checksums over them; an import draws its run's id.
 VARYING = re.compile(
-    r"[\d,.]+ tokens/s|[\d.]+ s\b|\"(seconds|tokens_per_second|checksum|fit_id|arrays_crc32)\": .*"
+    r"[\d,.]+ tokens/s|[\d.]+ s\b"
+    r"|\"(seconds|tokens_per_second|checksum|fit_id|run_id|arrays_crc32)\": .*"
 )
 
 
@@ -73,7 +74,7 @@ def in_a_pod(monkeypatch) -> None:
 
 def run_all(world: dict[str, list[str]], encoding: str) -> dict[str, tuple[int, str, dict]]:
     """Run every command from the world as it is, and return its exit code, text and files."""
-    pristine = files_in(Path())
+    pristine, folders = files_in(Path()), folders_in(Path())
     ends = {}
     for name, argv in world.items():
         code, text = run_verb(argv, encoding)
@@ -85,6 +86,8 @@ def run_all(world: dict[str, list[str]], encoding: str) -> dict[str, tuple[int, 
                 Path(path).write_bytes(pristine[path])
             else:
                 Path(path).unlink()
+        for folder in sorted(folders_in(Path()) - folders, reverse=True):
+            folder.rmdir()
     return ends
 
 
@@ -109,6 +112,10 @@ def run_verb(argv: list[str], encoding: str) -> tuple[int, str]:
 
 def files_in(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def folders_in(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_dir()}
 
 
 def shown(text: str, encoding: str) -> str:
