@@ -9,16 +9,19 @@ from megatron_tokscale.results.transfer import FallCovariance, LearningOrder, Su
 from megatron_tokscale.results.verdict import Claim, ClaimTest
 
 
-def describe_locality(widths: Locality) -> list[str]:
-    """Return the lines on locality, and on the primary tests that need a second run."""
+def describe_locality(widths: Locality, has_second_run: bool = False) -> list[str]:
+    """Return the lines on locality, and on the primary tests that wait for a second run."""
     observed, null = widths.observed.width_decades.p50, widths.group_null.width_decades.p50
     return [
         f"  10-90% width, median, in decades of time:   {format_estimate(observed)}",
         f"  if every token followed its group's curve:  {format_estimate(null)}",
         "  primary tests",
         *_primary(widths.test),
-        *_primary(ClaimTest.of(ORDER, NEEDS_SECOND_RUN)),
-        *_primary(ClaimTest.of(COVARIANCE, NEEDS_SECOND_RUN)),
+        *(
+            line
+            for claim in (() if has_second_run else (ORDER, COVARIANCE))
+            for line in _primary(ClaimTest.of(claim, NEEDS_SECOND_RUN))
+        ),
     ]
 
 

@@ -45,7 +45,7 @@ def test_a_matrix_along_m_says_what_it_cannot_give(tmp_path, capsys):
     main(["import", str(path), "--out", str(tmp_path / "run")])
     said = capsys.readouterr().out
     assert "a column per run, no probes along T" in said
-    assert "1 columns share a value" in said
+    assert "2 columns share a value" in said
     main(["spectrum", str(tmp_path / "run"), "--threshold", "3", "--resamples", "20"])
     assert "learned: isotonic loss at most 3 nats" in capsys.readouterr().out
     fails("fit", tmp_path / "run")

@@ -127,7 +127,7 @@ class MatrixSource:
         own = _own_metadata(file)
         settings = _completed(file, settings, own)
         matrix = _matrix_name(file, settings.array)
-        value_K = read_values(file, settings.values, file.arrays[matrix].shape[1])
+        value_K = read_values(file, settings.values, file.arrays[matrix].shape)
         axis_name = _axis_name(file)
         axis = find_axis(path, settings.axis, axis_name)
         unit = settings.unit or UNITS.get(axis_name.lower())
@@ -193,13 +193,13 @@ def _own_metadata(file: ArrayFile) -> OwnMetadata | None:
 
 def _text(file: ArrayFile, name: str) -> str:
     """Return the text in an array with one string."""
-    values = file.small(name).ravel() if file.arrays[name].shape else np.array([])
-    if len(values) != 1 or values.dtype.kind not in "USO":
+    array = file.arrays[name]
+    if math.prod(array.shape) != 1 or array.dtype.kind not in "USO":
         raise TokscaleError(
-            f"array '{name}' of {file.path} has {len(values)} values of type {values.dtype}; "
+            f"array '{name}' of {file.path} has shape {array.shape} and type {array.dtype}; "
             "expected one string; write it again"
         )
-    value = values[0]
+    value = file.small(name).ravel()[0]
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
