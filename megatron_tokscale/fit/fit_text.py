@@ -30,6 +30,8 @@ def describe_fit(summary: FitSummary) -> str:
         f"{100 * each.share:.1f}% of the losses' departures from their neighbours"
         for each in summary.common_shifts or ()
     ]
+    if summary.common_shifts is None:
+        lines.append("  common shifts are kept (--keep-common-shifts)")
     if summary.resumed_tokens:
         lines[0] += f"; {summary.resumed_tokens:,} tokens were fitted before"
     if summary.non_finite.tokens:

@@ -55,18 +55,18 @@ def _reconstructions(evidence: Evidence) -> list[str]:
 
 
 def _twins(evidence: Evidence) -> list[str]:
-    """Return each R² between those of the planted twins; nothing where there is no R²."""
+    """Return each R² beside those of the planted twins; nothing where there is no R²."""
     twins = evidence.twins
     if all(isinstance(each.r2, Undefined) for each in evidence.same_tokens.values()):
         return []
     if isinstance(twins, Undefined):
         return [f"  planted twins: undefined: {twins.undefined}"]
-    lines = [f"  R^2 between those of planted twins of {twins.tokens:,} tokens"]
+    lines = [f"  R^2 beside those of planted twins of {twins.tokens:,} tokens"]
     for name, words in RECONSTRUCTIONS.items():
         r2 = evidence.same_tokens[name].r2
         value = "-" if isinstance(r2, Undefined) else f"{r2.value:.2f}"
         lines.append(
-            f"    {words:<26}{value} between {twins.without_steps[name].value:.2f} (without steps) "
+            f"    {words:<26}{value} beside {twins.without_steps[name].value:.2f} (without steps) "
             f"and {twins.with_steps[name].value:.2f} (with steps)"
         )
     return lines

@@ -159,8 +159,10 @@ def _agreement(evidence: Evidence) -> str:
     for name, (colour, _) in _RECONSTRUCTIONS.items():
         same, other = evidence.same_tokens[name], evidence.other_documents[name]
         title = f"{swatch(colour, RECONSTRUCTIONS[name])}: {_INGREDIENTS[name]}"
-        cells = (same.r2, other.r2, same.ceiling, same.loss_error)
-        rows.append([title, *(estimate(cell) for cell in cells)])
+        # An R² below 0 of a perfect model says that there is no signal; its size says nothing.
+        ceiling = estimate(same.ceiling) if same.ceiling.value >= 0 else "below 0"
+        r2 = (estimate(same.r2), estimate(other.r2))
+        rows.append([title, *r2, ceiling, estimate(same.loss_error)])
     header = [
         "reconstruction",
         "R², same tokens",
@@ -177,7 +179,7 @@ def _agreement(evidence: Evidence) -> str:
 
 
 def _twins(evidence: Evidence) -> str:
-    """Return the table of each R² between those of the planted twins."""
+    """Return the table of each R² beside those of the planted twins."""
     twins = evidence.twins
     if all(isinstance(each.r2, Undefined) for each in evidence.same_tokens.values()):
         return ""  # no R² to compare: the slope cannot be measured
@@ -193,7 +195,7 @@ def _twins(evidence: Evidence) -> str:
         for name, (colour, _) in _RECONSTRUCTIONS.items()
     ]
     return table(
-        f"R² of the run between those of two planted twins of {plural(twins.tokens, 'token')}, "
+        f"R² of the run beside those of two planted twins of {plural(twins.tokens, 'token')}, "
         "which go through the same fit and the same estimators. Without steps, each token follows "
         "the mean curve of its group; with steps, it follows the model of its class. Where both "
         "twins have about the same R², R² does not tell them apart.",
