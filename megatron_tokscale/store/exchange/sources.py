@@ -232,8 +232,9 @@ def _matrix_name(file: ArrayFile, name: str | None) -> str:
     if name is None:
         if MATRIX not in file.arrays and len(matrices) != 1:
             raise TokscaleError(
-                f"{file.path} has {len(matrices)} matrices ({', '.join(matrices)}); expected one, "
-                f"or one with the name {MATRIX}; name it with --array"
+                f"{file.path} has {len(matrices)} matrices among its arrays "
+                f"{', '.join(file.arrays)}; expected one, or one with the name {MATRIX}; name it "
+                "with --array"
             )
         name = MATRIX if MATRIX in file.arrays else matrices[0]
     if name not in file.arrays:
