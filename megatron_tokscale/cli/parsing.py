@@ -161,5 +161,8 @@ def tell_left_out(run: "Run") -> None:
     if run.left_out:
         value_of = run.imported.value_of if run.imported else {}
         steps = ", ".join(f"{value_of.get(step, step):.10g}" for step in run.left_out)
-        where = f"values {steps} of the axis" if run.default_time == "axis" else f"steps {steps}"
-        say(f"the probes of {run.path} at {where} have no finite loss and are left out")
+        several = len(run.left_out) > 1
+        word = ("value" if run.default_time == "axis" else "step") + "s" * several
+        where = f"{word} {steps}" + " of the axis" * (run.default_time == "axis")
+        probes, have, are = ("probes", "have", "are") if several else ("probe", "has", "is")
+        say(f"the {probes} of {run.path} at {where} {have} no finite loss and {are} left out")

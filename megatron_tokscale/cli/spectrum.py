@@ -122,7 +122,7 @@ def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run
     for source in sources:
         FittedPair.open(source, target)  # refuses an unsuitable source before the long work
     spectrum = spectrum_run(target, n_resamples=n_resamples, seed=seed, progress=progress)
-    print(describe_spectrum(spectrum, alone=not sources))
+    print(describe_spectrum(spectrum, has_second_run=bool(sources)))
     print(describe_datasets(SpectrumResult.open(target).summary))
     for source in sources:
         transfer = transfer_run(

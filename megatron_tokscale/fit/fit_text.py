@@ -2,6 +2,7 @@
 
 import math
 
+from megatron_tokscale.core.words import counted
 from megatron_tokscale.fit.summary import FitSummary
 from megatron_tokscale.fit.table import FitStatus
 
@@ -9,12 +10,12 @@ from megatron_tokscale.fit.table import FitStatus
 def describe_fit(summary: FitSummary) -> str:
     """Return the shares of the classes, in tokens and in the fall of the loss, as lines."""
     lines = [
-        f"{summary.n_tokens:,} tokens at {summary.n_probes} probe steps "
+        f"{counted(summary.n_tokens, 'token')} at {counted(summary.n_probes, 'probe')} "
         f"(time: {summary.identity.time}), {summary.tokens_per_second:,.0f} tokens/s",
         f"  {'class':<16}{'tokens':>8}{'fall of the loss':>18}",
     ]
     for name, row in summary.classes.items():
-        fall = f"{100 * row.fall_share:.1f}%" if math.isfinite(row.fall_share) else "-"
+        fall = f"{100 * row.fall_share:z.1f}%" if math.isfinite(row.fall_share) else "-"
         lines.append(f"  {name:<16}{100 * row.share:>7.1f}%{fall:>18}")
     n_tokens = max(summary.n_tokens, 1)
     share = {status: 100 * summary.status[status.label] / n_tokens for status in FitStatus}
@@ -29,6 +30,8 @@ def describe_fit(summary: FitSummary) -> str:
         f"{100 * each.share:.1f}% of the losses' departures from their neighbours"
         for each in summary.common_shifts or ()
     ]
+    if summary.common_shifts is None:
+        lines.append("  common shifts are kept (--keep-common-shifts)")
     if summary.resumed_tokens:
         lines[0] += f"; {summary.resumed_tokens:,} tokens were fitted before"
     if summary.non_finite.tokens:

@@ -259,7 +259,7 @@ def _checked_runs(parameters_I: ArrayLike, tokens_I: ArrayLike, loss_I: ArrayLik
             )
     if len(arrays["loss"]) < MIN_RUNS:
         raise UndefinedError(
-            f"{len(arrays['loss'])} runs are too few for five parameters; give {MIN_RUNS} or more"
+            f"five parameters need {MIN_RUNS} fitted runs or more; given: {len(arrays['loss'])}"
         )
     for name in ("parameters", "tokens"):
         if len(np.unique(arrays[name])) < MIN_LEVELS:

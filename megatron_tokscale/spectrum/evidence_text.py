@@ -9,8 +9,8 @@ from megatron_tokscale.results.transfer import FallCovariance, LearningOrder, Su
 from megatron_tokscale.results.verdict import Claim, ClaimTest
 
 
-def describe_locality(widths: Locality, alone: bool) -> list[str]:
-    """Return the lines on locality; of a run alone also the tests that need a second run."""
+def describe_locality(widths: Locality, has_second_run: bool = False) -> list[str]:
+    """Return the lines on locality, and on the primary tests that wait for a second run."""
     observed, null = widths.observed.width_decades.p50, widths.group_null.width_decades.p50
     return [
         f"  10-90% width, median, in decades of time:   {format_estimate(observed)}",
@@ -19,7 +19,7 @@ def describe_locality(widths: Locality, alone: bool) -> list[str]:
         *_primary(widths.test),
         *(
             line
-            for claim in ((ORDER, COVARIANCE) if alone else ())
+            for claim in (() if has_second_run else (ORDER, COVARIANCE))
             for line in _primary(ClaimTest.of(claim, NEEDS_SECOND_RUN))
         ),
     ]

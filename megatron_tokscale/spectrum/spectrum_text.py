@@ -14,16 +14,18 @@ from megatron_tokscale.results.spectrum import DatasetCounts, SpectrumSummary
 from megatron_tokscale.spectrum.evidence_text import describe_locality
 
 
-def describe_spectrum(evidence: Evidence, *, alone: bool = True) -> str:
+def describe_spectrum(evidence: Evidence, *, has_second_run: bool = False) -> str:
     """Return reconstructions, widths beside the null model's, and the forecast as lines.
 
-    If the run is `alone`, the primary tests between two runs are listed without a verdict.
+    Args:
+        evidence: the tests of one run.
+        has_second_run: true if `describe_transfer` of a second run follows.
     """
     lines = [
         *non_finite_line(evidence.non_finite),
         f"  scored: {evidence.scored.describe(evidence.fit.time)}",
         *_reconstructions(evidence),
-        *describe_locality(evidence.widths, alone),
+        *describe_locality(evidence.widths, has_second_run),
         *_forward(evidence.forward),
     ]
     return "\n".join(lines)
@@ -37,7 +39,7 @@ def _reconstructions(evidence: Evidence) -> list[str]:
         f"tokens {format_estimate(noise.shared, '.4f')}; lag-one correlation "
         f"{noise.lag_one_correlation:.2f}",
         *(f"    {name}: {_noise_of(each)}" for name, each in evidence.dataset_noise.items()),
-        f"  R^2 of -dL/dx that a perfect model would reach: {format_estimate(noise.ceiling)}",
+        f"  R^2 of -dL/dx that a perfect model would reach: {_ceiling(noise.ceiling)}",
     ]
     reasons = {each.r2.undefined for each in scores.values() if isinstance(each.r2, Undefined)}
     lines += [f"  {reason}" for reason in sorted(reasons)]
@@ -100,7 +102,13 @@ def _dataset(each: DatasetCounts) -> str:
 def _noise_of(noise: SlopeNoise | Undefined) -> str:
     if isinstance(noise, Undefined):
         return f"undefined: {noise.undefined}"
-    return f"shared {format_estimate(noise.shared, '.4f')}, ceiling {noise.ceiling.value:.3f}"
+    ceiling = _ceiling(Estimate(noise.ceiling.value))
+    return f"shared {format_estimate(noise.shared, '.4f')}, ceiling {ceiling}"
+
+
+def _ceiling(ceiling: Estimate) -> str:
+    """Return an R² that a perfect model would reach; below 0, its size says nothing."""
+    return format_estimate(ceiling) if ceiling.value >= 0 else "below 0"
 
 
 def _forward(forward: ForwardPrediction | Undefined) -> list[str]:

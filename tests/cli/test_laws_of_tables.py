@@ -63,3 +63,11 @@ def test_wrong_input_ends_with_one_line(table, tmp_path, capsys, words, message)
     *_, line = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("megatron-tokscale: ") and message in line
     assert not out.exists()
+
+
+def test_a_name_with_a_nul_ends_with_one_line(tmp_path, capsys):
+    (tmp_path / "m.json").write_text('[{"file": "a\\u0000.csv"}]')
+    with pytest.raises(SystemExit) as end:
+        main(["laws", "--manifest", str(tmp_path / "m.json"), "--out", str(tmp_path / "out")])
+    assert end.value.code == 2
+    assert "cannot read the table" in capsys.readouterr().err.splitlines()[-1]

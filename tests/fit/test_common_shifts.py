@@ -166,7 +166,8 @@ def test_shifts_that_are_kept_are_another_fit(run):
     assert not source.shift_DK.any()
     for at, _, loss_NK in source.blocks():
         assert_array_equal(loss_NK, run.read_losses(at.start, at.stop))
-    assert "common shifts" not in describe_fit(kept)
+    assert "common shifts taken out" not in describe_fit(kept)
+    assert "common shifts are kept" in describe_fit(kept)
 
 
 def test_fewer_classes_change_than_with_the_common_noise_left_in():

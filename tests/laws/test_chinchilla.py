@@ -105,7 +105,7 @@ LOSS_I = law(N_I, D_I)
 @pytest.mark.parametrize(
     ("n", "d", "loss", "message"),
     [
-        (N_I[:5], D_I[:5], LOSS_I[:5], "5 runs are too few"),
+        (N_I[:5], D_I[:5], LOSS_I[:5], "need 6 fitted runs or more; given: 5"),
         (np.full(30, 1e9), D_I, LOSS_I, "different numbers of parameters"),
         (N_I, np.full(30, 1e9), LOSS_I, "different numbers of tokens"),
         (N_I, 20 * N_I, LOSS_I, "vary only together"),

@@ -96,7 +96,9 @@ def forecast_runs(runs: Sequence[Run], losses: Sequence[Floats]) -> tuple[Schedu
         UndefinedError: no size is known, the learning rates of a run are not known, or as in
             `forecast_longest`.
     """
-    sizes = [run.info.size.get("parameters") for run in runs]
+    measures = ("parameters", "non_embedding", "flops_per_token")
+    known = [each for each in measures if all(each in run.info.size for run in runs)]
+    sizes = [run.info.size.get(known[0] if known else measures[0]) for run in runs]
     common = max(sizes, key=sizes.count)
     if common is None:
         raise UndefinedError("the sizes of the models are not known, so no runs are of one model")

@@ -14,7 +14,12 @@ from megatron_tokscale.laws.inputs import Inputs
 from megatron_tokscale.laws.quanta.learning_times import frequency_exponent
 from megatron_tokscale.laws.quanta.monogenic import measure_monogenic
 from megatron_tokscale.results.estimate import Undefined, defined_or_reason
-from megatron_tokscale.results.laws import LossPowerLaw, QuantaExponents, QuantaResult
+from megatron_tokscale.results.laws import (
+    FrequencyExponent,
+    LossPowerLaw,
+    QuantaExponents,
+    QuantaResult,
+)
 from megatron_tokscale.store import Run
 
 
@@ -68,18 +73,19 @@ def measure_quanta(
         seed: seed of the sample of tokens.
     """
     return QuantaResult(
-        frequency=defined_or_reason(
-            lambda: frequency_exponent(
-                inputs.frequency_I,
-                inputs.frequency_time_I,
-                end=math.exp(inputs.last_x - inputs.margin),
-            )
-        ),
+        frequency=defined_or_reason(lambda: _frequency_exponent(run, inputs)),
         implied=defined_or_reason(
             lambda: exponents_from(alpha_from(defined(overall).law.exponent.value))
         ),
         monogenic=defined_or_reason(lambda: measure_monogenic(run, inputs, seed)),
     )
+
+
+def _frequency_exponent(run: Run, inputs: Inputs) -> FrequencyExponent:
+    if run.tokens.label_N is None:
+        raise UndefinedError("the tokens' labels are not known, so their frequencies are not")
+    end = math.exp(inputs.last_x - inputs.margin)
+    return frequency_exponent(inputs.frequency_I, inputs.frequency_time_I, end=end)
 
 
 def _check_positive(**values: float) -> None:

@@ -1,5 +1,6 @@
 """The laws of tables of curves as a table for a terminal."""
 
+from megatron_tokscale.core.words import counted
 from megatron_tokscale.results.estimate import Undefined, format_estimate
 from megatron_tokscale.results.laws.curves import (
     CurveClaim,
@@ -27,7 +28,7 @@ def _table(table: TableLaws) -> list[str]:
         f"tokens: {table.tokens_column or 'no column'}; "
         f"learning rate: {table.learning_rate_column or 'no column'}"
     )
-    rows = f"{table.n_rows:,} rows"
+    rows = counted(table.n_rows, "row")
     if table.n_without_step:
         rows += f", {table.n_without_step:,} without a step left out"
     return [
@@ -76,5 +77,5 @@ def _claim(claim: CurveClaim) -> list[str]:
     row = claim.row
     return [
         f"  {row.verdict.value:<10}{row.explanation}: {row.claim} ({claim.runs}, {claim.losses})",
-        f"  {'':<10}predicted {row.predicted}; measured {row.measured}",
+        f"  {'':<10}{row.outcome}",
     ]

@@ -56,7 +56,7 @@ def read_table(path: Path) -> Table:
     """
     try:
         table = _read(path)
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:  # a name with a NUL
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise TokscaleError(
             f"cannot read the table {path}: {reason}; expected CSV with a row of names, or parquet"

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.records import JSON
+from megatron_tokscale.core.words import time_text
 from megatron_tokscale.fit.summary import NonFiniteLosses
 from megatron_tokscale.report.charts import (
     LABELS,
@@ -154,7 +155,7 @@ def _probes(inputs: ReportInputs) -> str:
         time_K = run.time_K()
         return (
             f"{number(len(time_K), ',')} values of {escape(run.imported.named)}, from "
-            f"{number(float(time_K[0]))} to {number(float(time_K[-1]))}, imported from "
+            f"{time_text(float(time_K[0]))} to {time_text(float(time_K[-1]))}, imported from "
             f"{escape(run.imported.source)}"
         )
     tokens = (
@@ -203,6 +204,16 @@ def _datasets(inputs: ReportInputs) -> str:
     )
 
 
+_LOSS_LINES: Final = "The lines show the mean loss of the watched tokens, in nats, at every probe."
+_TRAINING_LOSS: Final = (
+    " The grey dots show the training loss of the step before each probe. They are noisy, because "
+    "they are losses of one batch, and that batch is other text."
+)
+_STEP_0: Final = (
+    "The probe at step 0, before training, is the single point left of the dotted line."
+)
+
+
 def loss_section(inputs: ReportInputs) -> list[Section]:
     """Return the section with the loss curve and the losses at its ends."""
     tokens = inputs.run.tokens
@@ -216,14 +227,10 @@ def loss_section(inputs: ReportInputs) -> list[Section]:
         for name, loss_K in curves
     ]
     parts = [
-        paragraph(
-            "The lines show the mean loss of the watched tokens, in nats, at every probe. The grey "
-            "dots show the training loss of the step before each probe. They are noisy, because "
-            "they are losses of one batch, and that batch is other text."
-        ),
+        paragraph(_LOSS_LINES + ("" if inputs.run.imported else _TRAINING_LOSS)),
         figure(
             _loss_figure(inputs),
-            "The probe at step 0, before training, is the single point left of the dotted line."
+            (_STEP_0 if inputs.run.time_K()[0] == 0 else "")
             + left_out(largest_datasets(tokens), tokens),
         ),
         table("Mean losses in nats per token.", ["", "first probe", "last probe", "fall"], rows),

@@ -159,8 +159,10 @@ def _agreement(evidence: Evidence) -> str:
     for name, (colour, _) in _RECONSTRUCTIONS.items():
         same, other = evidence.same_tokens[name], evidence.other_documents[name]
         title = f"{swatch(colour, RECONSTRUCTIONS[name])}: {_INGREDIENTS[name]}"
-        cells = (same.r2, other.r2, same.ceiling, same.loss_error)
-        rows.append([title, *(estimate(cell) for cell in cells)])
+        # An R² below 0 of a perfect model says that there is no signal; its size says nothing.
+        ceiling = estimate(same.ceiling) if same.ceiling.value >= 0 else "below 0"
+        r2 = (estimate(same.r2), estimate(other.r2))
+        rows.append([title, *r2, ceiling, estimate(same.loss_error)])
     header = [
         "reconstruction",
         "R², same tokens",

@@ -24,3 +24,10 @@ class ExplanationRow:
     measured: str
     verdict: Verdict
     p_value: float
+
+    @property
+    def outcome(self) -> str:
+        """Prediction and measurement in words, or the reason why there is neither."""
+        if self.predicted == "-":
+            return f"not determined: {self.measured}"
+        return f"predicted {self.predicted}; measured {self.measured}"

@@ -50,7 +50,7 @@ def _group_falls(summary: AxisSummary) -> list[str]:
     """Return the falls of datasets, and of deciles by learning time."""
     return [
         f"  fall from the smallest size to the largest by {name}, in nats: "
-        + ", ".join(f"{each.name} {format_estimate(Estimate(each.fall.value))}" for each in groups)
+        + ", ".join(f"{each.name}: {format_estimate(Estimate(each.fall.value))}" for each in groups)
         for name, groups in summary.group_falls.items()
         if name in _SHOWN
     ]

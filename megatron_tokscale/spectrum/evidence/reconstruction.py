@@ -243,9 +243,11 @@ def why_not_measured(noise: SlopeNoise) -> str | None:
     """Return why R^2 of the slope says nothing, or None if it says something."""
     at = f"on noise of {noise.noise.value:.2g} nats at {noise.probes} probes"
     if noise.ceiling.value < LEAST_CEILING:
+        ceiling = noise.ceiling.value
         return (
-            f"the slope cannot be measured: {at} a perfect model would reach "
-            f"R^2 {max(noise.ceiling.value, 0):.2f}; at least {LEAST_CEILING} is needed"
+            f"the slope cannot be measured: {at} a perfect model would reach an R^2 "
+            f"{f'of {ceiling:.2f}' if ceiling >= 0 else 'below 0'}; at least {LEAST_CEILING} is "
+            "needed"
         )
     if noise.straight_p_value > LEVEL:
         return (

@@ -17,6 +17,10 @@ from megatron_tokscale.store.imported import Axis
 
 _AXES: Final[dict[str, Axis]] = {"t": "T", "d": "D", "m": "M", "step": "T", "steps": "T"}
 """Axes by the names that leave no doubt; other names need --axis."""
+_LARGEST: Final = 2.0**62
+"""Largest step or number of training tokens: a 64-bit integer holds it."""
+_LARGEST_VALUE: Final = 1e100
+"""Largest value in other units; our choice: far above the FLOPs of any training."""
 UNITS: Final = {"step": "step", "steps": "step", "tokens": "tokens"}
 """Units by the names of an axis that give them."""
 
@@ -45,8 +49,8 @@ def check_values(path: Path, axis: Axis, unit: str | None, value_K: Floats) -> N
     """Refuse values that are no times or sizes.
 
     Raises:
-        TokscaleError: a value is not finite, negative, or 0 on D or M; two values along T are
-            equal; or steps are not whole numbers.
+        TokscaleError: a value is not finite, negative, too large, or 0 on D or M; two values along
+            T are equal; or steps are not whole numbers.
     """
     least = 0 if axis == "T" else math.ulp(0.0)
     bad = [value for value in value_K.tolist() if not (math.isfinite(value) and value >= least)]
@@ -55,6 +59,14 @@ def check_values(path: Path, axis: Axis, unit: str | None, value_K: Floats) -> N
             f"the axis {axis} of {path} has the value {bad[0]:g}; expected numbers "
             f"{'from' if axis == 'T' else 'above'} 0; correct the values, or give others with "
             "--values"
+        )
+    counts = unit in ("tokens", "billion-tokens") or (axis == "T" and unit == "step")
+    scale = 1e9 if unit == "billion-tokens" else 1.0
+    largest = _LARGEST / scale if counts else _LARGEST_VALUE
+    if value_K.max() > largest:
+        raise TokscaleError(
+            f"the axis {axis} of {path} has the value {value_K.max():g}; expected at most "
+            f"{largest:.2g}; correct the values, or the --unit"
         )
     equal = np.flatnonzero(np.diff(np.sort(value_K)) == 0)
     if axis == "T" and len(equal):
@@ -69,8 +81,8 @@ def check_values(path: Path, axis: Axis, unit: str | None, value_K: Floats) -> N
         )
 
 
-def read_values(file: ArrayFile, given: str | None, n_columns: int) -> Floats:
-    """Return the values of the axis.
+def read_values(file: ArrayFile, given: str | None, shape: tuple[int, ...]) -> Floats:
+    """Return the values of the axis of a matrix of shape (N, K), (K).
 
     Raises:
         TokscaleError: they are not given, cannot be read, or are not one per column.
@@ -78,25 +90,36 @@ def read_values(file: ArrayFile, given: str | None, n_columns: int) -> Floats:
     if given is None and VALUES not in file.arrays:
         raise TokscaleError(
             f"{file.path} has no array {VALUES}; expected a value of the axis for each of its "
-            f"{n_columns} columns; give them with --values"
+            f"{shape[1]} columns; give them with --values"
         )
     name = VALUES if given is None else given
     if name in file.arrays:
-        found = file.small(name)
-        if found.ndim != 1 or found.dtype.kind not in "iuf":
+        array = file.arrays[name]
+        if len(array.shape) != 1 or array.dtype.kind not in "iuf":
             raise TokscaleError(
-                f"array '{name}' of {file.path} has shape {found.shape} and type {found.dtype}; "
+                f"array '{name}' of {file.path} has shape {array.shape} and type {array.dtype}; "
                 "expected a number per column; name another with --values"
             )
-        value_K = found.astype(np.float64)
-    else:
-        value_K = _numbers(name)
-    if len(value_K) != n_columns:
-        raise TokscaleError(
-            f"{len(value_K)} values of the axis are given for {file.path}, which has {n_columns} "
-            "columns; expected one per column; give others with --values"
-        )
+        _check_number(file, array.shape[0], shape)
+        return file.small(name).astype(np.float64)
+    value_K = _numbers(name)
+    _check_number(file, len(value_K), shape)
     return value_K
+
+
+def _check_number(file: ArrayFile, n_values: int, shape: tuple[int, ...]) -> None:
+    """Refuse values that are not one per column, before they are read.
+
+    Raises:
+        TokscaleError: their number is another.
+    """
+    if n_values == shape[1]:
+        return
+    turned = "; its rows are as many: transpose it" if n_values == shape[0] else ""
+    raise TokscaleError(
+        f"{n_values} values of the axis are given for {file.path}, which has {shape[1]} columns"
+        f"{turned}; expected one per column; give others with --values"
+    )
 
 
 def _numbers(given: str) -> Floats:

@@ -31,7 +31,15 @@ MATRIX: Final = "loss_matrix"
 VALUES: Final = "axis_values"
 """Names of the two arrays of the interchange format; of a table, the columns with numbers as names,
 and these numbers."""
-_DAMAGE: Final = (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError)
+_DAMAGE: Final = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    OverflowError,
+    RuntimeError,  # an encrypted member, a compression that zipfile lacks, JSON nested too deep
+)
 
 
 class Array(Protocol):
@@ -162,8 +170,20 @@ class _TableColumns:
         else:  # lists
             rows = max(PIECE_VALUES // max(self.shape[1], 1), 1)
             for start in range(0, len(column), rows):
-                values = _numbers(column.slice(start, rows).flatten())
+                lists = column.slice(start, rows)
+                self._check_lengths(lists)
+                values = _numbers(lists.flatten())
                 yield slice(0, self.shape[1]), values.reshape(-1, self.shape[1])
+
+    def _check_lengths(self, lists: "pa.Array") -> None:
+        """Refuse a missing list, or one of another length, whose numbers would move to others."""
+        import pyarrow.compute as pc
+
+        lengths = pc.list_value_length(lists)
+        if lists.null_count or pc.any(pc.not_equal(lengths, self.shape[1])).as_py():
+            raise ValueError(
+                f"a list of column '{self.names[0]}' is missing, or not of {self.shape[1]} numbers"
+            )
 
 
 def _numbers(column: object) -> AnyArray:
@@ -198,7 +218,7 @@ def _column(path: Path, file: "pq.ParquetFile", name: str) -> Array:
     kind, n_rows = file.schema_arrow.field(name).type, file.metadata.num_rows
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         first = next(file.iter_batches(1, columns=[name]), None)
-        width = 0 if first is None else len(first.column(0)[0])
+        width = 0 if first is None else len(first.column(0)[0].as_py() or ())
         return _TableColumns(path, (name,), (n_rows, width), _dtype_of(kind.value_type))
     return _TableColumns(path, (name,), (n_rows,), _dtype_of(kind))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from megatron_tokscale.core.words import counted
 from megatron_tokscale.store.exchange.import_run import ImportSummary
 from megatron_tokscale.store.tokens import WatchedTokens
 
@@ -21,14 +22,17 @@ def _size_and_axis(summary: ImportSummary) -> list[str]:
     imported = summary.imported
     values = [column.value for column in imported.columns]
     lines = [
-        f"{summary.path}: {summary.tokens.n_tokens:,} tokens at {len(values)} values of "
-        f"{imported.named}, from {values[0]:g} to {values[-1]:g}",
+        f"{summary.path}: {counted(summary.tokens.n_tokens, 'token')} at "
+        f"{counted(len(values), 'value')} of {imported.named}, from {values[0]:g} to "
+        f"{values[-1]:g}",
         *_what_a_column_is(summary),
     ]
     if len(set(values)) < len(values):
-        lines.append(f"  {len(values) - len(set(values))} columns share a value with another")
+        shared = counted(sum(values.count(value) > 1 for value in values), "column")
+        lines.append(f"  {shared} share a value with another")
     if summary.non_finite:
-        lines.append(f"  {summary.non_finite:,} losses are NaN or infinite; they are kept")
+        bad = counted(summary.non_finite, "loss", "losses")
+        lines.append(f"  {bad} {'is' if summary.non_finite == 1 else 'are'} NaN or infinite, kept")
     if summary.unused:
         lines.append(f"  not imported: the arrays {', '.join(summary.unused)}")
     if summary.manifest:
@@ -66,7 +70,7 @@ def known(summary: ImportSummary) -> list[str]:
     }
     found = [name for name, column in columns.items() if column is not None]
     if _names_datasets(tokens):
-        found.insert(0, f"{len(tokens.datasets)} datasets")
+        found.insert(0, counted(len(tokens.datasets), "dataset"))
     return [*found, "step 0"] if _has_step_0(summary) else found
 
 

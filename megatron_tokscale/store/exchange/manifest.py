@@ -19,6 +19,8 @@ MANIFEST: Final = "manifest.yaml"
 _HASHES: Final = {"sha256", "sha-256", "sha_256"}
 _SIZES: Final = {"bytes", "size", "size_bytes", "n_bytes", "nbytes"}
 _NAMES: Final = {"path", "file", "filename", "file_name", "name"}
+_MOST_VALUES: Final = 100_000
+"""Most values of a manifest; our choice: a thousand files with a hundred facts each."""
 _FACTS: Final = _HASHES | _SIZES
 
 
@@ -77,6 +79,7 @@ def _read(path: Path) -> JSON:
         ) from error
     try:
         content: JSON = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _check_size(content)
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise TokscaleError(
@@ -87,6 +90,24 @@ def _read(path: Path) -> JSON:
     raise TokscaleError(
         f"{path} has no entries; expected those of files; restore it, or pass --no-manifest"
     )
+
+
+def _check_size(content: JSON) -> None:
+    """Refuse a content that aliases of YAML have made too large, or without end.
+
+    Raises:
+        ValueError: it has too many values.
+    """
+    left, count = [content], 0
+    while left:
+        count += 1
+        if count > _MOST_VALUES:
+            raise ValueError(f"it has more than {_MOST_VALUES:,} values, or holds itself")
+        value = left.pop()
+        if isinstance(value, Mapping):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
 
 
 def _walk(content: JSON, key: str = "") -> Iterator[tuple[str, Mapping[str, JSON]]]:

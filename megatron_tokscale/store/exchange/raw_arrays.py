@@ -7,12 +7,14 @@ Shapes: N rows, K columns, n rows of a piece.
 """
 
 import json
+import math
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Final
 
 import numpy as np
@@ -95,6 +97,7 @@ def npy_array(path: Path) -> RawArray:
     with path.open("rb") as file:
         shape, is_column_major, dtype = _read_header(file)
         start = file.tell()
+    _check_size(shape, dtype, path.stat().st_size - start)
 
     def opened() -> IO[bytes]:
         file = path.open("rb")
@@ -108,16 +111,20 @@ def npz_arrays(path: Path) -> dict[str, RawArray]:
     """Return the arrays of an .npz file by name; members that are no arrays are left out.
 
     Raises:
-        OSError, ValueError, zipfile.BadZipFile: the file cannot be read or is no .npz file.
+        OSError, ValueError, RuntimeError, zipfile.BadZipFile: the file cannot be read or is no
+            .npz file.
     """
     with zipfile.ZipFile(path) as archive:
         members = [name for name in archive.namelist() if name.endswith(".npy")]
+        if len(set(members)) < len(members):
+            raise ValueError("two of its arrays have one name")
         return {name.removesuffix(".npy"): _member(path, archive, name) for name in members}
 
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str) -> RawArray:
     with archive.open(name) as file:
         shape, is_column_major, dtype = _read_header(file)
+        _check_size(shape, dtype, archive.getinfo(name).file_size - file.tell())
 
     def opened() -> IO[bytes]:
         with zipfile.ZipFile(path) as again:
@@ -135,13 +142,29 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.ge
         ValueError: no array begins here, or one of Python objects, which reading would run.
     """
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        shape, is_column_major, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, is_column_major, dtype = np.lib.format.read_array_header_2_0(file)
+    try:
+        if version == (1, 0):
+            shape, is_column_major, dtype = np.lib.format.read_array_header_1_0(file)
+        else:
+            shape, is_column_major, dtype = np.lib.format.read_array_header_2_0(file)
+    except (ValueError, MemoryError, RecursionError, TokenError) as error:
+        # numpy's own message advises to unpickle.
+        raise ValueError("the header of an array is damaged") from error
     if dtype.hasobject:
         raise ValueError("it has Python objects, which are not read")
     return shape, is_column_major and len(shape) > 1, dtype
+
+
+def _check_size(shape: tuple[int, ...], dtype: np.dtype[np.generic], n_bytes: int) -> None:
+    """Refuse a shape that is none, or that needs more than the `n_bytes` that are there.
+
+    Raises:
+        ValueError: the shape is such.
+    """
+    if any(isinstance(size, bool) or size < 0 for size in shape):
+        raise ValueError(f"an array has the shape {shape}")
+    if math.prod(shape) * dtype.itemsize > n_bytes:
+        raise ValueError(f"it ends early: an array of shape {shape} has {n_bytes} bytes")
 
 
 def safetensors_arrays(path: Path) -> dict[str, RawArray]:
@@ -157,10 +180,15 @@ def safetensors_arrays(path: Path) -> dict[str, RawArray]:
         header = json.loads(file.read(length))
     if not isinstance(header, dict):
         raise ValueError("it is no safetensors file")
-    found = {}
-    for name, about in header.items():
-        if name != "__metadata__" and about["dtype"] in _SAFETENSORS:
-            found[name] = _tensor(path, 8 + length, about)
+    tensors = {name: about for name, about in header.items() if name != "__metadata__"}
+    found = {
+        name: _tensor(path, 8 + length, about)
+        for name, about in tensors.items()
+        if about["dtype"] in _SAFETENSORS
+    }
+    if tensors and not found:
+        types = ", ".join(sorted({str(about["dtype"]) for about in tensors.values()}))
+        raise ValueError(f"its arrays are of {types}, which numpy does not have")
     return found
 
 
@@ -168,8 +196,10 @@ def _tensor(path: Path, data: int, about: Mapping[str, object]) -> RawArray:
     dtype = np.dtype(_SAFETENSORS[str(about["dtype"])])
     begin, end = (int(each) for each in about["data_offsets"])  # type: ignore[attr-defined]
     shape = tuple(int(each) for each in about["shape"])  # type: ignore[attr-defined]
-    if end - begin != int(np.prod(shape)) * dtype.itemsize:
-        raise ValueError(f"an array of shape {shape} has {end - begin} bytes")
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if min(begin, *shape, 0) < 0 or end - begin != n_bytes:
+        raise ValueError(f"an array of shape {shape} has {end - begin} bytes from byte {begin}")
+    _check_size(shape, dtype, path.stat().st_size - data - begin)
 
     def opened() -> IO[bytes]:
         file = path.open("rb")

@@ -5,6 +5,7 @@ header. Its keys are the fields of `ListedRun`; a file is relative to the manife
 """
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -66,15 +67,17 @@ def listed_runs(files: Sequence[Path]) -> tuple[ListedRun, ...]:
     else:
         runs = tuple(ListedRun(str(path)) for path in files)
     for k, run in enumerate(runs):
-        if (
-            run.folder in {other.folder for other in runs[:k]}
-            or Path(run.folder).name != run.folder
-        ):
+        if not _is_folder_name(run.folder) or run.folder in {each.folder for each in runs[:k]}:
             raise TokscaleError(
-                f"'{run.folder}' is no name for the directory of {run.file}, or another run has "
+                f"{run.folder!r} is no name for the directory of {run.file}, or another run has "
                 "it; expected a name of its own without '/'; name the runs in a manifest"
             )
     return runs
+
+
+def _is_folder_name(name: str) -> bool:
+    """Return whether a folder in another folder can have this name, which verbs print."""
+    return Path(name).name == name and name != ".." and name.isprintable() and len(name) <= 200
 
 
 def import_runs(
@@ -147,12 +150,13 @@ def _check_alike(source: MatrixSource, first: MatrixSource) -> None:
 
 def _read_manifest(path: Path) -> tuple[ListedRun, ...]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
         content: JSON = json.loads(text) if path.suffix == ".json" else _rows(text)
         if isinstance(content, dict) and set(content) == {"runs"}:
             content = content["runs"]
         runs = from_json(tuple[ListedRun, ...], _with_whole_numbers(content), "runs")
-    except (OSError, ValueError, RecursionError) as error:
+        _check_numbers(runs)
+    except (OSError, ValueError, csv.Error, RecursionError) as error:
         raise TokscaleError(
             f"manifest {path} cannot be read ({error}); expected runs with file, and perhaps name, "
             "size, tokens and seed"
@@ -160,6 +164,19 @@ def _read_manifest(path: Path) -> tuple[ListedRun, ...]:
     if not runs:
         raise TokscaleError(f"manifest {path} lists no run; expected one or more")
     return runs
+
+
+def _check_numbers(runs: Sequence[ListedRun]) -> None:
+    """Refuse numbers that are none of a run.
+
+    Raises:
+        ValueError: a size, a number of tokens or a seed is negative or above 64 bits.
+    """
+    for run in runs:
+        for name in _NUMBERS:
+            value: int | None = getattr(run, name)
+            if value is not None and not 0 <= value <= _LARGEST:
+                raise ValueError(f"{name} of {run.file} is {value:.6g}; expected 0 to {_LARGEST:g}")
 
 
 def _with_whole_numbers(content: JSON) -> JSON:
@@ -186,7 +203,7 @@ def _rows(text: str) -> list[JSON]:
         ValueError: a number cannot be read, or a row has more cells than the header.
     """
     rows: list[JSON] = []
-    for row in csv.DictReader(text.splitlines(), skipinitialspace=True):
+    for row in csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True):
         if None in row:
             raise ValueError(f"a row has more cells than the header: {row}")
         known = {name.strip(): value.strip() for name, value in row.items() if value}
@@ -203,6 +220,6 @@ def _rows(text: str) -> list[JSON]:
 def _whole(name: str, value: str) -> int:
     """Return the whole number that a cell such as 1.3e9 gives."""
     number = float(value)
-    if number != round(number) or not 0 <= number <= _LARGEST:
+    if not 0 <= number <= _LARGEST or number != round(number):  # in this order: infinity, NaN
         raise ValueError(f"{name} is {value}; expected a whole number")
     return int(value) if value.isdecimal() else int(number)

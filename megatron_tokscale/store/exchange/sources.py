@@ -127,7 +127,7 @@ class MatrixSource:
         own = _own_metadata(file)
         settings = _completed(file, settings, own)
         matrix = _matrix_name(file, settings.array)
-        value_K = read_values(file, settings.values, file.arrays[matrix].shape[1])
+        value_K = read_values(file, settings.values, file.arrays[matrix].shape)
         axis_name = _axis_name(file)
         axis = find_axis(path, settings.axis, axis_name)
         unit = settings.unit or UNITS.get(axis_name.lower())
@@ -193,13 +193,13 @@ def _own_metadata(file: ArrayFile) -> OwnMetadata | None:
 
 def _text(file: ArrayFile, name: str) -> str:
     """Return the text in an array with one string."""
-    values = file.small(name)
-    if len(values) != 1 or values.dtype.kind not in "USO":
+    array = file.arrays[name]
+    if math.prod(array.shape) != 1 or array.dtype.kind not in "USO":
         raise TokscaleError(
-            f"array '{name}' of {file.path} has {len(values)} values of type {values.dtype}; "
+            f"array '{name}' of {file.path} has shape {array.shape} and type {array.dtype}; "
             "expected one string; write it again"
         )
-    value = values[0]
+    value = file.small(name).ravel()[0]
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -232,8 +232,9 @@ def _matrix_name(file: ArrayFile, name: str | None) -> str:
     if name is None:
         if MATRIX not in file.arrays and len(matrices) != 1:
             raise TokscaleError(
-                f"{file.path} has {len(matrices)} matrices ({', '.join(matrices)}); expected one, "
-                f"or one with the name {MATRIX}; name it with --array"
+                f"{file.path} has {len(matrices)} matrices among its arrays "
+                f"{', '.join(file.arrays)}; expected one, or one with the name {MATRIX}; name it "
+                "with --array"
             )
         name = MATRIX if MATRIX in file.arrays else matrices[0]
     if name not in file.arrays:

@@ -192,7 +192,7 @@ BAD = {
     "a name that leaves doubt": ({"name": "data"}, {}, "names its axis 'data'"),
     "another axis": ({"name": "D"}, {"axis": "M"}, "names its axis 'D', --axis is M"),
     "no axis": ({"axis_name": None}, {}, "does not name its axis"),
-    "two names": ({"axis_name": np.array(["T", "D"])}, {}, "2 values .* expected one string"),
+    "two names": ({"axis_name": np.array(["T", "D"])}, {}, "shape \\(2,\\) .* expected one string"),
     "a negative time": ({"value_K": VALUES_T - 1}, {}, "has the value -1"),
     "a size of 0": ({"name": "M"}, {}, "has the value 0; expected numbers above 0"),
     "NaN": ({"value_K": np.where(VALUES_T == 4, np.nan, VALUES_T)}, {}, "has the value nan"),
@@ -223,6 +223,16 @@ BAD = {
         "not whole numbers",
     ),
     "objects": ({"loss_matrix": np.array([[None]])}, {}, "cannot be read|Python objects"),
+    "a matrix on its side": (
+        {"loss_matrix": np.ones((7, 40)), "sample_id": None, "token_pos": None},
+        {},
+        "has 40 columns; its rows are as many: transpose it",
+    ),
+    "steps that no integer holds": (
+        {"value_K": VALUES_T * 1e30},
+        {"unit": "step"},
+        "has the value 3.2e\\+31; expected at most",
+    ),
 }
 
 
@@ -233,6 +243,12 @@ def test_bad_input_gets_one_line_and_leaves_nothing(tmp_path, content, settings,
         imported(source, tmp_path / "run", **settings)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_the_name_of_the_axis_may_have_no_dimension(tmp_path):
+    path = write_interchange(tmp_path / "in", axis_name=np.array("step"))
+    run, _ = imported(path, tmp_path / "run")
+    assert (run.imported.axis, run.imported.unit) == ("T", "step")
 
 
 @pytest.mark.parametrize("cut", ["half", "crc", "text"])
@@ -320,4 +336,4 @@ def test_a_column_without_a_finite_loss_is_left_out_and_named(tmp_path, capsys):
     run, _ = imported(write_interchange(tmp_path / "in", loss_NK, value_K), tmp_path / "run")
     assert run.time_K().tolist() == [0.5, 1.5, 3.5]
     tell_left_out(run)
-    assert "at values 2.5 of the axis have no finite loss" in capsys.readouterr().err
+    assert "at value 2.5 of the axis has no finite loss" in capsys.readouterr().err

@@ -93,3 +93,17 @@ def test_a_manifest_without_pyyaml_is_refused_with_the_way_out(source, monkeypat
         import_run(source, source.parents[1] / "run", ImportSettings())
     settings = ImportSettings(checks_manifest=False)
     assert import_run(source, source.parents[1] / "run", settings).manifest is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [x, x, x]\n" + "".join(f"{c}{c}: &b{c} [*a, *a]\n" for c in "bcd") + "e: &e {f: *e}",
+        "a0: &a0 [x]\n" + "".join(f"a{n + 1}: &a{n + 1} [{f'*a{n}, ' * 9}]\n" for n in range(9)),
+    ],
+    ids=["holds itself", "grows by its aliases"],
+)
+def test_aliases_do_not_make_a_manifest_without_end(source, text):
+    source.with_name("manifest.yaml").write_text(text)
+    with pytest.raises(TokscaleError, match="more than 100,000 values, or holds itself"):
+        import_run(source, source.parent.parent / "run", ImportSettings())

@@ -58,6 +58,12 @@ def test_files_and_folders_may_be_listed_as_they_are(folder):
         ("m.json", '[{"file": "a.npy", "name": "../a"}]', "is no name"),
         ("m.csv", "file,size\na.npy,1.5\n", "size is 1.5; expected a whole number"),
         ("m.csv", "file\na.npy,3\n", "more cells than the header"),
+        ("m.csv", "file,size\na.npy,1e400\n", "size is 1e400; expected a whole number"),
+        ("m.csv", "file,name\na.npy,..\n", "is no name"),
+        ("m.json", '[{"file": "a.npy", "size": -5}]', "size of a.npy is -5; expected 0 to"),
+        ("m.json", '[{"file": "a.npy", "tokens": 1e40}]', "tokens of a.npy is 1e\\+40"),
+        ("m.json", '[{"file": "a.npy", "name": "a\\u0000b"}]', "is no name"),
+        ("m.json", '[{"file": "a.npy", "name": "a\\nb"}]', "is no name"),
     ],
 )
 def test_a_bad_manifest_gets_one_line(tmp_path, name, content, words):
@@ -82,3 +88,9 @@ def test_numbers_of_json_may_have_an_exponent(tmp_path):
     (tmp_path / "m.json").write_text('[{"file": "a.npy", "size": 1.3e9, "tokens": 2e10}]')
     (run,) = listed_runs([tmp_path / "m.json"])
     assert (run.size, run.tokens) == (1_300_000_000, 20_000_000_000)
+
+
+def test_a_table_of_a_spreadsheet_is_read(tmp_path):
+    (tmp_path / "m.csv").write_bytes(b'\xef\xbb\xbffile,name\r\n"a,b.npy","first run"\r\n')
+    (run,) = listed_runs([tmp_path / "m.csv"])
+    assert (run.file, run.folder) == ("a,b.npy", "first run")
