@@ -30,7 +30,6 @@ from megatron_tokscale.results.verdict import ClaimTest
 from megatron_tokscale.spectrum import SlopeEstimator, slope_noise
 from megatron_tokscale.spectrum.evidence.order import OTHER_RUN
 from megatron_tokscale.spectrum.evidence.reconstruction import why_not_measured
-from megatron_tokscale.spectrum.scored_range import mean_loss
 from megatron_tokscale.store import Run
 
 BREAKS = {
@@ -117,7 +116,7 @@ def noise_rows(tasks: Sequence[Path]) -> Rows:
 
 def noise_of(run: Run) -> SlopeNoise:
     """Return the noise of a run's mean loss over all its checkpoints."""
-    x_K, loss_K = run.x_K(), mean_loss(run)
+    x_K, loss_K = run.x_K(), run.mean_losses()
     estimator = SlopeEstimator.from_curve(x_K, loss_K)
     return slope_noise(estimator, loss_K[None], np.linspace(x_K[0], x_K[-1], GRID))
 

@@ -297,8 +297,9 @@ def test_probes_without_a_finite_loss_are_left_out_and_named(tmp_path, change, c
     assert list(run.left_out) == STEPS[~kept_K].tolist()
     for verb in (["fit"], ["spectrum", "--resamples", "4"], ["laws", "--resamples", "4"]):
         main([*verb, str(run.path)])
+        steps = f"at step{'s' * (len(run.left_out) > 1)} {', '.join(map(str, run.left_out))} "
         said = capsys.readouterr().err
-        assert f"at steps {', '.join(map(str, run.left_out))} have no finite loss" in said
+        assert steps + ("has" if len(run.left_out) == 1 else "have") + " no finite loss" in said
     with np.load(run.paths.spectrum_arrays) as arrays:
         expected_K = whole[:, kept_K].astype(np.float32).mean(axis=0)
         np.testing.assert_allclose(arrays["mean_loss_K"], expected_K, rtol=1e-5)

@@ -228,7 +228,7 @@ def test_three_processes_write_the_same_bytes(fitted_run, fitted_whole, forkserv
     ends = [rank.end() for rank in ranks]
     output, errors = ("".join(texts) for texts in zip(*(end[1:] for end in ends), strict=True))
     assert [code for code, *_ in ends] == [0, 0, 0], errors
-    assert output.count("tokens at 16 probe steps") == 1
+    assert output.count("tokens at 16 probes") == 1
     assert "64 tokens were fitted before" in output
     assert "224 of 224 tokens" in errors
     assert outcome(fitted_run) == fitted_whole

@@ -74,7 +74,7 @@ def test_local_learning_is_reconstructed_and_narrower_than_the_null_model(fitted
         result
     )
     assert describe_spectrum(result).count("needs a second run") == 2
-    assert "needs a second run" not in describe_spectrum(result, alone=False)
+    assert "needs a second run" not in describe_spectrum(result, has_second_run=True)
 
 
 def test_noise_of_the_checkpoints_is_reported_and_is_in_the_measured_mean(make_run):
