@@ -6,7 +6,7 @@ from typing import Final
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.verdict import Claim, ClaimTest
 
-CLAIM: Final = Claim.about("learning time = onset + E / frequency", 1.0, 0.1)
+CLAIM: Final = Claim.about("learning time = onset + E / unigram frequency", 1.0, 0.1)
 """Claim on the exponent b of the frequency (the margin is our choice)."""
 
 
