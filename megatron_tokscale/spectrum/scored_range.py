@@ -71,9 +71,9 @@ def certain_part(scored: ScoredRange, x_K: Floats, width: float) -> ScoredRange:
 
     An event less than two widths before the last probe has not reached its floor: its drop and its
     midpoint are fitted together, and are uncertain. If less than half of the range would remain, or
-    less than half of its probes, or too few, the range is returned as it is: R² of a slope that
-    hardly varies over a short range is ill-conditioned, and checkpoints that are evenly spaced in
-    steps have most of their probes at the end, which tell the noise of all (our choice).
+    less than half of its probes, or too few, the range is returned as it is. R² of a slope that
+    hardly varies over a short range is ill-conditioned; and checkpoints that are evenly spaced in
+    steps have most of their probes at the end, without which the noise is not known (our choice).
 
     Args:
         scored: the scored range.
