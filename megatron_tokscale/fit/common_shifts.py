@@ -143,20 +143,24 @@ class _MeanSums:
         x_T = self.x_K[np.isfinite(self.x_K)]
         return np.asarray((x_T[1:-1] - x_T[:-2]) / (x_T[2:] - x_T[:-2]))
 
+    @property
+    def _mean_departure_T(self) -> Floats:
+        """Departure of the mean loss at each inner probe, in nats."""
+        return np.asarray(self._departures(self.loss_K[None] / self.tokens)[0])
+
     def _own_variance(self) -> float:
         """Return the variance of the mean that the tokens' own noise gives, for independent noise.
 
         It follows from the spread of the departures over the tokens. The median over the probes
         leaves out those at which many tokens move.
         """
-        mean_T = self._departures(self.loss_K[None] / self.tokens)[0]
-        spread_T = self.square_T / self.tokens - mean_T**2
+        spread_T = self.square_T / self.tokens - self._mean_departure_T**2
         of_white_T = 1 + self._after_T**2 + (1 - self._after_T) ** 2
         return float(np.median(np.maximum(spread_T, 0) / of_white_T)) / self.tokens
 
     def _share(self, shift_K: Floats) -> float:
         """Return the share of the tokens' mean square departure that goes with the shifts."""
         of_shift_T = self._departures(shift_K[None])[0]
-        mean_T = self._departures(self.loss_K[None] / self.tokens)[0]
         before = float(self.square_T.sum()) / self.tokens
-        return float((2 * of_shift_T * mean_T - of_shift_T**2).sum()) / max(before, 1e-300)
+        removed_T = 2 * of_shift_T * self._mean_departure_T - of_shift_T**2
+        return float(removed_T.sum()) / max(before, 1e-300)
