@@ -21,8 +21,7 @@ from megatron_tokscale.spectrum.density import finite_range
 from megatron_tokscale.store import Run
 
 LEAST_PROBES: Final = 8
-"""Least number of probes in a scored range: one more than a slope's parabola reaches (our
-choice)."""
+"""Least number of probes in a scored range: twice the least of a slope (our choice)."""
 _DECAYED: Final = 0.5  # share of the peak rate below which probes lie in the decay (our choice)
 
 
