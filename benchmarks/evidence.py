@@ -1,13 +1,14 @@
 """Verdicts of the evidence tests in planted worlds with and without steps, and their coverage.
 
-    python benchmarks/evidence.py [--runs 500] [--tokens 12000] [--processes 2] [--folder FOLDER]
-                                  [--out FILE]
+    python benchmarks/evidence.py [--runs 500] [--tokens 4000] [--processes 2] [--folder FOLDER]
+                                  [--tally FILE] [--out FILE]
 
 Every finished repetition is a line in FOLDER; an interrupted study resumes there. A repetition of
-12,000 tokens takes 2.7 s of one core: the whole study takes about three and a half hours on two.
+4,000 tokens takes 1.2 s of one core: the whole study takes about an hour and a half on two.
 """
 
 import argparse
+import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -37,8 +38,10 @@ from megatron_tokscale.spectrum.evidence.token_groups import groups_by_frequency
 
 RESAMPLES, TRUTH_RESAMPLES = 200, 50  # the latter correct the bias alone
 COMMON = (0.0, 0.05)
-LARGE, LARGE_TOKENS = 4, 96_000  # repetitions that give the true values, and tokens of each
+DOCUMENT_TOKENS = 100  # 40 documents to resample from 4,000 tokens, as the demo's probe set has 44
+LARGE, LARGE_TOKENS = 4, 48_000  # repetitions that give the true values, and tokens of each
 AFTER_UNIGRAMS = 38  # step at which the planted unigram phase is over
+CONFIGURATIONS = [(world, common) for common in COMMON for world in WORLDS]
 PRIMARY = {"locality": LOCALITY, "order": ORDER, "covariance": COVARIANCE}
 LEVEL = 0.05
 ABOUT = """# What the evidence tests say in worlds with and without steps
@@ -61,7 +64,7 @@ rejects below {least:.1e}. Intervals count wherever they are defined.
 """
 
 
-def repetition(world, common, seed, tokens=12_000, resamples=RESAMPLES):
+def repetition(world, common, seed, tokens=4_000, resamples=RESAMPLES):
     """Return verdicts and intervals on one planted pair of runs.
 
     Returns:
@@ -69,7 +72,7 @@ def repetition(world, common, seed, tokens=12_000, resamples=RESAMPLES):
         intervals: value, low and high of every number, by its name.
     """
     rng = np.random.default_rng([seed, tokens, list(WORLDS).index(world), COMMON.index(common)])
-    text, x_K = planted_worlds.text_of(tokens, rng), planted_worlds.axis()
+    text, x_K = planted_worlds.text_of(tokens, rng, DOCUMENT_TOKENS), planted_worlds.axis()
     a_NK, b_NK = planted_worlds.seeds(WORLDS[world], text, x_K, rng, common=common)
     units = Units.from_documents(text.dataset_N, text.document_N, seed=0)
     weight_RU = units.weights(resamples, seed)
@@ -124,58 +127,78 @@ def _job(key):
     return key, repetition(world, common, seed, tokens, resamples)
 
 
-def compute(runs, tokens, lines, processes):
+def compute(seeds, tokens, lines, processes):
     """Compute the repetitions that have no line yet: a seed of all worlds after the other."""
-    configurations = [(world, common) for common in COMMON for world in WORLDS]
     keys = [
-        ("truth", *each, seed, LARGE_TOKENS) for seed in range(LARGE) for each in configurations
+        ("truth", *each, seed, LARGE_TOKENS) for seed in range(LARGE) for each in CONFIGURATIONS
     ]
-    keys = [("run", *each, seed, tokens) for seed in range(runs) for each in configurations] + keys
+    keys += [("run", *each, seed, tokens) for seed in seeds for each in CONFIGURATIONS]
     missing = [key for key in keys if key not in lines.by_key]
     with ProcessPoolExecutor(processes) as pool:
         for key, result in pool.map(_job, missing):
             lines.add(key, result)
 
 
-def verdict_rows(runs, tokens, lines):
+def first_tally(tokens):
+    """Return the counts of no repetition."""
+    worlds = {
+        f"{world}, {common:g}": {"verdicts": {}, "numbers": {}} for world, common in CONFIGURATIONS
+    }
+    return {"tokens": tokens, "runs": 0, "worlds": worlds}
+
+
+def add_to_tally(tally, runs, lines):
+    """Count the repetitions up to `runs` that the tally does not hold yet.
+
+    Of every verdict it holds the count of each outcome; of every number the true value, how many
+    repetitions define it, how many intervals cover the true value, and the sum of the values.
+    """
+    for world, common in CONFIGURATIONS:
+        row = tally["worlds"][f"{world}, {common:g}"]
+        if not row["numbers"]:
+            large = [
+                lines.by_key["truth", world, common, seed, LARGE_TOKENS]["intervals"]
+                for seed in range(LARGE)
+            ]
+            for name in large[0]:
+                true = float(np.mean([each[name][0] for each in large]))
+                row["numbers"][name] = [true, 0, 0, 0.0]
+        for seed in range(tally["runs"], runs):
+            found = lines.by_key["run", world, common, seed, tally["tokens"]]
+            for test, outcome in found["verdicts"].items():
+                counts = row["verdicts"].setdefault(test, {})
+                counts[outcome] = counts.get(outcome, 0) + 1
+            for name, (value, low, high) in found["intervals"].items():
+                if name in row["numbers"] and np.isfinite(low):
+                    true, known, covered, total = row["numbers"][name]
+                    covers = int(low <= true <= high)
+                    row["numbers"][name] = [true, known + 1, covered + covers, total + value]
+    tally["runs"] = runs
+
+
+def verdict_rows(tally):
     """Yield a row per world and primary test: shares of the three verdicts."""
-    for common in COMMON:
-        for world, planted in WORLDS.items():
-            found = [lines.by_key["run", world, common, seed, tokens] for seed in range(runs)]
-            for test, claim in PRIMARY.items():
-                counts = [
-                    sum(each["verdicts"][test] == outcome for each in found) for outcome in Verdict
-                ]
-                expected = "holds" if planted.stepwise else "does not hold"
-                shares = [share(count, runs) for count in counts]
-                yield [world, f"{common:g}", f"{test}: {claim.rule}", expected, *shares]
+    for world, common in CONFIGURATIONS:
+        verdicts = tally["worlds"][f"{world}, {common:g}"]["verdicts"]
+        for test, claim in PRIMARY.items():
+            expected = "holds" if WORLDS[world].stepwise else "does not hold"
+            counts = [verdicts[test].get(str(outcome), 0) for outcome in Verdict]
+            shares = [share(count, tally["runs"]) for count in counts]
+            yield [world, f"{common:g}", f"{test}: {claim.rule}", expected, *shares]
 
 
-def coverage_rows(runs, tokens, lines):
+def coverage_rows(tally):
     """Return a row per world and number: truth, mean, coverage and its p-value."""
     rows = []
-    for common in COMMON:
-        for world in WORLDS:
-            found = [lines.by_key["run", world, common, seed, tokens] for seed in range(runs)]
-            large = [
-                lines.by_key["truth", world, common, seed, LARGE_TOKENS] for seed in range(LARGE)
-            ]
-            for name in large[0]["intervals"]:
-                true = np.mean([each["intervals"][name][0] for each in large])
-                drawn = [each["intervals"].get(name, [np.nan] * 3) for each in found]
-                value, low, high = np.array(drawn, dtype=float).T
-                known = np.isfinite(low)
-                if not known.any():
-                    continue
-                covered = int(((low <= true) & (true <= high))[known].sum())
-                p_value = stats.binomtest(covered, int(known.sum()), 1 - LEVEL).pvalue
+    for world, common in CONFIGURATIONS:
+        for name, (true, known, covered, total) in tally["worlds"][f"{world}, {common:g}"][
+            "numbers"
+        ].items():
+            if known:
+                p_value = stats.binomtest(covered, known, 1 - LEVEL).pvalue
+                numbers = [f"{true:.4f}", f"{total / known:.4f}"]
                 rows.append(
-                    [
-                        *(world, f"{common:g}", name, f"{true:.4f}"),
-                        f"{value[known].mean():.4f}",
-                        share(covered, int(known.sum())),
-                        f"{p_value:.2g}",
-                    ]
+                    [world, f"{common:g}", name, *numbers, share(covered, known), f"{p_value:.2g}"]
                 )
     return rows
 
@@ -183,9 +206,10 @@ def coverage_rows(runs, tokens, lines):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=500, help="pairs of runs of each world")
-    parser.add_argument("--tokens", type=int, default=12_000, help="watched tokens of a run")
+    parser.add_argument("--tokens", type=int, default=4_000, help="watched tokens of a run")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("evidence-run"))
+    parser.add_argument("--tally", type=Path, help="counts of earlier runs; these are added to it")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -196,14 +220,20 @@ def main():
     torch.set_num_threads(1)
     runs, tokens = arguments.runs, arguments.tokens
     lines = Lines(arguments.folder / "worlds.jsonl")
-    compute(runs, tokens, lines, arguments.processes)
-    coverage = coverage_rows(runs, tokens, lines)
+    tally = first_tally(tokens)
+    if arguments.tally and arguments.tally.is_file():
+        tally = json.loads(arguments.tally.read_text())
+    compute(range(tally["runs"], runs), tokens, lines, arguments.processes)
+    add_to_tally(tally, runs, lines)
+    if arguments.tally:
+        arguments.tally.write_text(json.dumps(tally) + "\n")
+    coverage = coverage_rows(tally)
     shares = [f'share of "{outcome}"' for outcome in Verdict]
     sections = [
         (
             f"Verdicts of the primary tests, {runs} pairs of runs of each world",
             ["world", "common noise", "test", "should", *shares],
-            list(verdict_rows(runs, tokens, lines)),
+            list(verdict_rows(tally)),
         ),
         (
             f"Coverage of the 95% intervals over documents, {runs} pairs of runs of each world",
@@ -217,7 +247,7 @@ def main():
         head = ABOUT.format(
             about=about,
             tokens=tokens,
-            length=planted_worlds.DOCUMENT_TOKENS,
+            length=DOCUMENT_TOKENS,
             common=COMMON[1],
             after=AFTER_UNIGRAMS,
         )

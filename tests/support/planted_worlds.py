@@ -58,12 +58,12 @@ class World:
     draw: Callable[[Text, np.ndarray, np.random.Generator], np.ndarray]
 
 
-def text_of(n_tokens, rng):
+def text_of(n_tokens, rng, document_tokens=DOCUMENT_TOKENS):
     """A text of whole documents."""
     share_V = 1 / (np.arange(VOCABULARY) + 5.0)
     share_V /= share_V.sum()
     label_N = rng.choice(VOCABULARY, n_tokens, p=share_V)
-    document_N = (np.arange(n_tokens) // DOCUMENT_TOKENS).astype(np.int32)
+    document_N = (np.arange(n_tokens) // document_tokens).astype(np.int32)
     entropy = float(-(share_V * np.log(share_V)).sum())
     dataset_N = (document_N % 2).astype(np.int16)
     return Text(label_N, np.log(share_V)[label_N], document_N, dataset_N, entropy)
