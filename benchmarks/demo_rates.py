@@ -2,9 +2,9 @@
 
     python benchmarks/demo_rates.py [--demo demo-run] [--folder FOLDER] [--out FILE]
 
-after `make demo`. Every width trains 320 steps, with the demo's warm-up of 64, at the constant
-rate of the root rule (2e-3 at the demo's width of 128) times 1/sqrt(2), 1 and sqrt(2). The score is the mean loss of the demo's
-probe set at the last step. A training that is done is not done again.
+after `make demo`. Every width trains 320 steps, with the demo's warm-up of 64, at the constant rate
+of the root rule (2e-3 at the demo's width of 128) times 1/sqrt(2), 1 and sqrt(2). The score is the
+mean loss of the demo's probe set at the last step. A training that is done is not done again.
 """
 
 import argparse
