@@ -185,7 +185,9 @@ def _falls_and_surface(
             surface.add(at, fits, source_NK, loss_NK)
     return (
         falls if isinstance(falls, Undefined) else falls.result(weight_RU),
-        surface if isinstance(surface, Undefined) else surface.result(weight_RU),
+        surface
+        if isinstance(surface, Undefined)
+        else defined_or_reason(lambda: surface.result(weight_RU)),
     )
 
 
