@@ -296,8 +296,8 @@ def _check_fall(run: str, tokens_RG: Floats, fall_RGJ: Floats) -> None:
     fall = Estimate.from_resamples(total_R / tokens_RG.sum(axis=1))
     if (fall.low if fall.has_interval else fall.value) <= 0:
         raise UndefinedError(
-            f"the mean loss of {run} falls by {format_estimate(fall)} nats over the compared range; "
-            "expected a fall above 0 with its whole interval; train on, or watch more tokens"
+            f"the mean loss of {run} falls by {format_estimate(fall)} nats over the compared "
+            "range; expected a fall above 0 with its whole interval; train on, or watch more tokens"
         )
 
 

@@ -140,5 +140,5 @@ def test_without_steps_no_prediction_says_more(world):
 def test_noise_has_no_surface():
     """The tokens that seem to fall rise as often: there is no fall of the mean to predict."""
     pair = pair_of(NOISE, 40_000)
-    with pytest.raises(UndefinedError, match="the mean loss of the other run falls by .* nats"):
+    with pytest.raises(UndefinedError, match=r"the mean loss of the other run falls by .* nats"):
         pair.sums.result(pair.units.weights(200, seed=0))
