@@ -39,13 +39,13 @@ from megatron_tokscale.results.scored_range import RangeStart, ScoredRange
 from megatron_tokscale.spectrum.axes.axis_runs import AxisRuns
 from megatron_tokscale.spectrum.axes.axis_sums import UNITS, AxisSums
 from megatron_tokscale.spectrum.axes.curves import LEAST_PROBES, Points
-from megatron_tokscale.spectrum.axes.final_losses import size_thresholds
 from megatron_tokscale.spectrum.axes.groups import GroupCurves, corrected, predict_groups
 from megatron_tokscale.spectrum.axes.measured import Curves, Fitted, measure_shift
 from megatron_tokscale.spectrum.axes.same_clock import check_same_clock
 from megatron_tokscale.spectrum.axes.tops import choose_top, first_losses, highest_first
 from megatron_tokscale.spectrum.events import learning_times
 from megatron_tokscale.spectrum.groups import Groups, groupings
+from megatron_tokscale.spectrum.isotonic import size_thresholds
 from megatron_tokscale.spectrum.scored_range import scored_range_of
 from megatron_tokscale.store import Run, WatchedTokens, check_same_tokens
 from megatron_tokscale.store.paths import check_result

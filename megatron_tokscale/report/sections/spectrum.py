@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from megatron_tokscale.laws.estimates import Z_95
 from megatron_tokscale.report.charts import (
     TimeScale,
     band,
@@ -68,8 +69,9 @@ def spectrum_section(inputs: ReportInputs) -> list[Section]:
             "Gaussian with a standard deviation of "
             f"{number(inputs.spectrum.summary.bandwidth_x)} in x. "
             f"Dark band and thin lines: their 95% intervals over {units}, without the noise that "
-            "all tokens of a probe share. Coloured lines: the reconstructions, smoothed as the "
-            "measured slope is. Shaded: probes that are not scored, before and behind the scored "
+            "all tokens of a probe share. Light band: the 95% interval of the measured slope with "
+            "that noise. Coloured lines: the reconstructions, smoothed as the measured slope is. "
+            "Shaded: probes that are not scored, before and behind the scored "
             "range. Dotted line: behind it, drops and times of events are uncertain.",
         ),
         _tokens_table(inputs),
@@ -239,6 +241,8 @@ def _derivative_figure(inputs: ReportInputs) -> str:
         axes.fill_between(time_G, weighted_G, color=_FILL, lw=0, label="drop-weighted spectrum")
         for bound_G in arrays.drop_weighted_interval_2G:
             axes.plot(time_G, bound_G, color=NULL, lw=0.6)
+        low_G, high_G = (arrays.measured_G + side * arrays.measured_se_G for side in (-Z_95, Z_95))
+        axes.fill_between(time_G, low_G, high_G, color=MEASURED, alpha=0.1, lw=0)
         band(axes, time_G, arrays.measured_interval_2G, MEASURED)
         axes.plot(time_G, arrays.measured_G, color=MEASURED, lw=2.4, label="measured")
         for name, (colour, line) in _RECONSTRUCTIONS.items():
