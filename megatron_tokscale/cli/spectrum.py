@@ -70,7 +70,8 @@ def add_verb(verbs: Verbs) -> None:
 
 
 def _spectrum(arguments: Arguments) -> None:
-    paths = [*arguments.runs, *arguments.sources, *filter(None, [arguments.trunk])]
+    trunks = [arguments.trunk] if arguments.trunk and arguments.axis == "D" else []
+    paths = [*arguments.runs, *arguments.sources, *trunks]
     run_of = dict(zip(paths, open_runs(paths), strict=True))
     runs = [run_of[path] for path in arguments.runs]
     sources = [run_of[path] for path in arguments.sources]
@@ -148,7 +149,7 @@ def _spectrum_over_runs(
         raise TokscaleError(
             f"--source has {len(sources)} runs; expected one with --axis {arguments.axis}"
         )
-    if trunk and arguments.axis == "M":
+    if arguments.trunk and arguments.axis == "M":
         raise TokscaleError("--trunk is given with --axis M; expected it with --axis D alone")
     result = axis_run(
         runs,

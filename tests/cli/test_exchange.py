@@ -78,6 +78,7 @@ def test_an_imported_run_goes_through_every_verb_that_needs_no_text(tmp_path, ca
     assert "imported without text" in page
     assert "training loss of the step before" not in page
     assert "Model</th>" not in page and "Time spent on probes" not in page
+    assert "intervals resample blocks of 10 consecutive tokens" in page
     assert "T (in tokens)" in page and "over blocks" in page and "over documents" not in page
     fails("score", run, "--data-path", "x", "--out", tmp_path / "scores")
 

@@ -79,6 +79,7 @@ def run_section(inputs: ReportInputs) -> list[Section]:
         _non_finite(inputs.spectrum.fit.non_finite),
         _left_out_probes(inputs.spectrum.fit.left_out),
         facts(rows),
+        _note_on_units(tokens),
         _datasets(inputs),
     ]
     return [Section("run", "What was run", "What was run", parts)]
@@ -190,6 +191,12 @@ def _left_out_probes(steps: Sequence[int]) -> str:
     return paragraph(
         f"The analysis leaves out the probes at steps {named}: they have no finite loss.", "warning"
     )
+
+
+def _note_on_units(tokens: WatchedTokens) -> str:
+    """Return a sentence on what stands in for documents; nothing where they are known."""
+    note = tokens.note_on_units()
+    return "" if note is None else paragraph(f"{note[:1].upper()}{note[1:]}.")
 
 
 def _datasets(inputs: ReportInputs) -> str:
