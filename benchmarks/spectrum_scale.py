@@ -41,7 +41,7 @@ from megatron_tokscale.store import Run
 PROBES = 60
 RESAMPLES = 200
 PEER_TOKENS = 50_000
-RESAMPLED = "sums over the documents", "reconstructions"
+RESAMPLED = "sums over the tokens", "reconstructions"
 
 
 @dataclass(frozen=True)

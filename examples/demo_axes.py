@@ -111,8 +111,10 @@ def analyse(demo: Path) -> None:
     for run in (baseline, axes / "seed2", *models):
         if not RunPaths(run).fits.is_file():
             tokscale("fit", run)
+    tokscale("spectrum", axes / "seed2", "--source", baseline)
     tokscale("spectrum", baseline, "--source", axes / "seed2", axes / "hidden64")
     for axis, runs in (("M", [*models, axes / "seed2"]), ("D", data)):
+        (axes / axis / "axis.json").unlink(missing_ok=True)  # of an earlier call of this script
         tokscale("spectrum", "--axis", axis, *runs, baseline, "--out", axes / axis)
     others = [axes / name for name in JOBS]
     tokscale("laws", baseline, *others, "--data-path", *data_path(demo), "--split", SPLIT)

@@ -68,9 +68,14 @@ class Steps:
         return self.out / "logs" / f"{name}.txt"
 
     def run(self, name: str, *words: str | Path) -> None:
-        """Run a verb, print and keep what it prints; do nothing if the step has a log."""
+        """Run a verb, print and keep what it prints; do nothing if the step has a log.
+
+        The result of a step that was stopped is removed before.
+        """
         if self.log(name).is_file():
             return
+        if "--out" in words:
+            shutil.rmtree(words[words.index("--out") + 1], ignore_errors=True)
         print("\n$ megatron-tokscale", *words, flush=True)
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
@@ -78,12 +83,6 @@ class Steps:
         print(printed.getvalue(), flush=True)
         self.log(name).parent.mkdir(parents=True, exist_ok=True)
         write_text(self.log(name), printed.getvalue())
-
-    def imports(self, name: str, file: Path, run: Path, *words: str) -> None:
-        """Import a file; what an import without a log has left is removed before."""
-        if not self.log(name).is_file():
-            shutil.rmtree(run, ignore_errors=True)
-        self.run(name, "import", file, "--out", run, *words)
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,9 @@ def gemstone(path: Path, steps: Steps) -> None:
         manifest = steps.out / "files" / items.task / "runs.csv"
         if not steps.log(name).is_file():
             items.write(manifest.parent)
-        steps.imports(name, manifest, runs, *OF_ITEMS, "--axis", "T", "--unit", "tokens")
+        steps.run(
+            name, "import", manifest, "--out", runs, *OF_ITEMS, "--axis", "T", "--unit", "tokens"
+        )
         halves = [f"{REFERENCE}-{half}" for half in HALVES]
         for model in (REFERENCE, *SOURCES, *halves):
             steps.run(f"{items.task}-fit-{model}", "fit", runs / model)
@@ -174,7 +175,7 @@ def last_losses(tasks: list[Items], steps: Steps) -> None:
         item=np.arange(sum(n_items)),
     )
     words = (*OF_ITEMS, "--axis", "M", "--unit", "parameters", "--datasets", "task")
-    steps.imports("sizes-import", file, run, *words)
+    steps.run("sizes-import", "import", file, "--out", run, *words)
     steps.run("sizes-spectrum", "spectrum", run, "--threshold", str(THRESHOLD))
 
 

@@ -8,7 +8,7 @@ from megatron_tokscale.cli.parsing import (
     Verbs,
     add_data,
     add_resampling,
-    open_run,
+    open_runs,
 )
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import ProgressOnStderr
@@ -99,7 +99,7 @@ def _laws_of_runs(arguments: Arguments) -> None:
         raise TokscaleError(
             "there is nothing to fit laws to; give a RUN, or tables of loss curves by --curves"
         )
-    run, *others = (open_run(path) for path in arguments.runs)
+    run, *others = open_runs(arguments.runs)
     source = DataSource.from_flags(arguments) if DataSource.is_given(arguments) else None
     result = laws_run(
         run,

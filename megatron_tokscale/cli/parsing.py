@@ -5,6 +5,7 @@ Imports stay cheap: whatever needs numpy or torch is imported by the function th
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -130,7 +131,7 @@ def add_resampling(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=200,
         metavar="N",
-        help="resamples of documents for the 95%% intervals",
+        help="resamples of documents, or of what stands in for them, for 95%% intervals",
     )
     add_seed(parser, "seed of all draws: resamples, permutations, samples of tokens")
 
@@ -147,13 +148,23 @@ def add_tokenizer(parser: argparse.ArgumentParser, use: str) -> None:
 
 def open_run(path: Path) -> "Run":
     """Open a run; say on stderr which probes are left out, and what stands in for documents."""
+    return open_runs([path])[0]
+
+
+def open_runs(paths: Iterable[Path]) -> "list[Run]":
+    """Open runs as `open_run` does; what stands in for documents in several of them is said once.
+
+    All are open before the first word: a run that cannot be opened leaves one line.
+    """
     from megatron_tokscale.store import Run
 
-    run = Run.open(path)
-    tell_left_out(run)
-    if (note := run.tokens.note_on_units()) is not None:
-        say(f"{run.path}: {note}")
-    return run
+    runs = [Run.open(path) for path in paths]
+    for run in runs:
+        tell_left_out(run)
+    for note in dict.fromkeys(run.tokens.note_on_units() for run in runs):
+        if note is not None:
+            say(note)
+    return runs
 
 
 def tell_left_out(run: "Run") -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from megatron_tokscale.cli.parsing import Arguments, Verbs, add_run, add_tokenizer, open_run
+from megatron_tokscale.cli.parsing import Arguments, Verbs, add_run, add_tokenizer, open_runs
 
 
 def add_verb(verbs: Verbs) -> None:
@@ -38,10 +38,10 @@ def add_verb(verbs: Verbs) -> None:
 def _report(arguments: Arguments) -> None:
     from megatron_tokscale.report import report_run
 
-    other = open_run(arguments.beside) if arguments.beside else None
+    run, *others = open_runs(path for path in (arguments.run, arguments.beside) if path)
     path = report_run(
-        open_run(arguments.run),
-        beside=other,
+        run,
+        beside=others[0] if others else None,
         axes=arguments.axes,
         tokenizer=arguments.tokenizer,
         out=arguments.out,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_tokscale.cli.parsing import Arguments, Verbs, add_resampling, add_runs, open_run
+from megatron_tokscale.cli.parsing import Arguments, Verbs, add_resampling, add_runs, open_runs
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.model_size import SIZE_KEYS
 from megatron_tokscale.core.progress import ProgressOnStderr
@@ -70,8 +70,12 @@ def add_verb(verbs: Verbs) -> None:
 
 
 def _spectrum(arguments: Arguments) -> None:
-    runs = [open_run(path) for path in arguments.runs]
-    sources = [open_run(path) for path in arguments.sources]
+    trunks = [arguments.trunk] if arguments.trunk and arguments.axis == "D" else []
+    paths = [*arguments.runs, *arguments.sources, *trunks]
+    run_of = dict(zip(paths, open_runs(paths), strict=True))
+    runs = [run_of[path] for path in arguments.runs]
+    sources = [run_of[path] for path in arguments.sources]
+    trunk = run_of.get(arguments.trunk)
     if any(run.imported and run.imported.axis != "T" for run in runs):
         _spectrum_of_matrix(arguments, runs, sources)
     elif arguments.threshold is not None:
@@ -81,7 +85,7 @@ def _spectrum(arguments: Arguments) -> None:
     elif arguments.axis == "T":
         _spectrum_of_run(arguments, runs, sources)
     else:
-        _spectrum_over_runs(arguments, runs, sources)
+        _spectrum_over_runs(arguments, runs, sources, trunk)
 
 
 def _spectrum_of_matrix(arguments: Arguments, runs: list["Run"], sources: list["Run"]) -> None:
@@ -131,7 +135,9 @@ def _spectrum_of_run(arguments: Arguments, runs: list["Run"], sources: list["Run
         print(describe_transfer(transfer))
 
 
-def _spectrum_over_runs(arguments: Arguments, runs: list["Run"], sources: list["Run"]) -> None:
+def _spectrum_over_runs(
+    arguments: Arguments, runs: list["Run"], sources: list["Run"], trunk: "Run | None"
+) -> None:
     from megatron_tokscale.spectrum import axis_run
     from megatron_tokscale.spectrum.axes.axis_text import describe_axis
 
@@ -151,7 +157,7 @@ def _spectrum_over_runs(arguments: Arguments, runs: list["Run"], sources: list["
         arguments.out,
         size=arguments.size,
         source=sources[0] if sources else None,
-        trunk=open_run(arguments.trunk) if arguments.trunk else None,
+        trunk=trunk,
         n_resamples=arguments.resamples,
         seed=arguments.seed,
         progress=ProgressOnStderr(),

@@ -115,15 +115,11 @@ class SmoothingSpline:
         """Return the matrix from the K values to the curve's slope at `x_G`."""
         return self._spread(self._predictor(x_G, 1).weights(self._scaled))
 
-    def error(self, x_G: ArrayLike) -> Floats:
-        """Return the standard error of the curve: the root of its posterior mean square error.
+    def slope_error(self, x_G: ArrayLike) -> Floats:
+        """Return the standard error of the slope: the root of its posterior mean square error.
 
         It includes that the smoothing parameter is known with an error only, if it is not given.
         """
-        return self._predictor(x_G, 0).error(self._scaled, self._evidence)
-
-    def slope_error(self, x_G: ArrayLike) -> Floats:
-        """Return the standard error of the curve's slope, as `error` that of the curve."""
         return self._predictor(x_G, 1).error(self._scaled, self._evidence)
 
     @property

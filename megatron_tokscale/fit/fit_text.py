@@ -11,7 +11,7 @@ def describe_fit(summary: FitSummary) -> str:
     """Return the shares of the classes, in tokens and in the fall of the loss, as lines."""
     lines = [
         f"{counted(summary.n_tokens, 'token')} at {counted(summary.n_probes, 'probe')} "
-        f"(time: {summary.identity.time}), {summary.tokens_per_second:,.0f} tokens/s",
+        f"(time: {summary.identity.time_name}), {summary.tokens_per_second:,.0f} tokens/s",
         f"  {'class':<16}{'tokens':>8}{'fall of the loss':>18}",
     ]
     for name, row in summary.classes.items():

@@ -137,14 +137,8 @@ def part_key(
     Raises:
         TokscaleError: the run has too few probes, or no record of the time.
     """
+    check_columns(run)
     n_probes = len(run.records)
-    imported = run.imported
-    if imported and imported.axis != "T" and n_probes < LEAST_RUNS_TO_FIT:
-        raise TokscaleError(
-            f"{run.path} has one column per run along {imported.axis} and {n_probes} of them; "
-            f"expected at least {LEAST_RUNS_TO_FIT} for a sigmoid per token; run "
-            f"`megatron-tokscale spectrum {run.path}`, which needs no fit"
-        )
     if n_probes < MIN_PROBES:
         empty = f" besides {len(run.left_out)} without a finite loss" if run.left_out else ""
         raise TokscaleError(
@@ -165,6 +159,21 @@ def part_key(
         columns=tuple(SigmoidFits.columns()),
         crc32=run.checksums(),
     )
+
+
+def check_columns(run: "Run") -> None:
+    """Refuse a matrix along D or M with too few columns for a fit.
+
+    Raises:
+        TokscaleError: see above; it names the verb that needs no fit.
+    """
+    imported, n_columns = run.imported, len(run.records)
+    if imported and imported.axis != "T" and n_columns < LEAST_RUNS_TO_FIT:
+        raise TokscaleError(
+            f"{run.path} has one column per run along {imported.axis} and {n_columns} of them; "
+            f"expected at least {LEAST_RUNS_TO_FIT} for a sigmoid per token; run "
+            f"`megatron-tokscale spectrum {run.path}`, which needs no fit"
+        )
 
 
 def _settings() -> FitSettings:
@@ -355,6 +364,8 @@ def _summary(
             losses_crc32=tuple(key.crc32.values()),
             time=key.time,
             fit_id=key.digest,
+            time_name=run.time_name(key.time),
+            unit_kind=run.tokens.unit_kind,
         ),
         n_tokens=run.n_tokens,
         n_probes=len(run.records),

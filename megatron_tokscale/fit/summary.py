@@ -5,6 +5,7 @@ Shapes: K probe steps.
 
 from dataclasses import dataclass
 
+from megatron_tokscale.core.resampling import UnitKind
 from megatron_tokscale.store.reader import Time
 
 
@@ -22,6 +23,8 @@ class FitIdentity:
         losses_crc32: checksum of the losses of each of these steps.
         time: the unit that time is counted in.
         fit_id: digest of all fits and of the settings that they were made with.
+        time_name: name of the time for people (`Run.time_name`).
+        unit_kind: what the intervals of an analysis resample.
     """
 
     run_id: str
@@ -30,6 +33,8 @@ class FitIdentity:
     losses_crc32: tuple[str, ...]
     time: Time
     fit_id: str
+    time_name: str
+    unit_kind: UnitKind
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from scipy.optimize import minimize, nnls
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.core.seed import DEFAULT_SEED
+from megatron_tokscale.core.words import counted
 from megatron_tokscale.laws.estimates import percentile_estimate
 from megatron_tokscale.laws.power_law.huber import DELTA, EXPONENT_BOUNDS
 from megatron_tokscale.results.laws import ChinchillaForecast, ChinchillaLaw, RunLoss
@@ -73,10 +74,17 @@ def forecast_chinchilla(
     over the fitted and over the predicted runs.
 
     Raises:
-        UndefinedError: a run's size or tokens are unknown, or as in `fit_chinchilla`.
+        UndefinedError: a run's size or tokens are unknown, there are too few runs of smaller
+            models, or as in `fit_chinchilla`.
     """
     n_I, d_I, loss_I = _sizes(rows)
     held_I = n_I == n_I.max()
+    smaller = int((~held_I).sum())
+    if smaller < MIN_RUNS:
+        raise UndefinedError(
+            f"{counted(smaller, 'run')} of models smaller than the largest are too few to forecast "
+            f"it from; expected {MIN_RUNS} or more; add runs of smaller models"
+        )
     fit = _Fit.to(_checked_runs(n_I[~held_I], d_I[~held_I], loss_I[~held_I]), n_resamples, seed)
     n_S, d_S, loss_S = n_I[held_I], d_I[held_I], loss_I[held_I]
     predicted_S = fit.law.predict(n_S, d_S)
@@ -259,7 +267,8 @@ def _checked_runs(parameters_I: ArrayLike, tokens_I: ArrayLike, loss_I: ArrayLik
             )
     if len(arrays["loss"]) < MIN_RUNS:
         raise UndefinedError(
-            f"five parameters need {MIN_RUNS} fitted runs or more; given: {len(arrays['loss'])}"
+            f"{len(arrays['loss'])} runs are too few for the five constants of Chinchilla's law; "
+            f"expected {MIN_RUNS} or more; add runs"
         )
     for name in ("parameters", "tokens"):
         if len(np.unique(arrays[name])) < MIN_LEVELS:

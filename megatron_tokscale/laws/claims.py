@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_tokscale.core.words import time_text
 from megatron_tokscale.results.estimate import Undefined, format_estimate
 from megatron_tokscale.results.laws import (
     ChinchillaForecast,
@@ -73,9 +74,9 @@ def deceleration_row(law: Deceleration | Undefined) -> ClaimRow:
     if isinstance(law, Undefined):
         return undecided(DECELERATION, deceleration.CLAIM, law)
     measured = (
-        f"late rate over early {format_estimate(law.rate_ratio)}; break at step "
-        f"{law.break_step.value:,.0f}, rate {law.early_rate:.3f} to {law.late_rate.value:.3f}; "
-        f"delta BIC {law.delta_bic:.1f}"
+        f"late rate over early {format_estimate(law.rate_ratio)}; break at "
+        f"{time_text(law.break_step.value)}, rate {law.early_rate:.3f} to "
+        f"{law.late_rate.value:.3f}; delta BIC {law.delta_bic:.1f}"
     )
     return ClaimRow(DECELERATION, law.test, f"a ratio {law.test.claim.rule}", measured)
 

@@ -24,6 +24,7 @@ from megatron_tokscale.core.serial_correlation import (
     effective_points,
     serial_correlation,
 )
+from megatron_tokscale.core.words import time_text
 from megatron_tokscale.laws.estimates import percentile_estimate
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.laws import Deceleration
@@ -127,12 +128,19 @@ def fit_deceleration(
 
     Raises:
         TokscaleError: the arguments do not fit together, or the steps descend.
-        UndefinedError: there are fewer than ten probes, or losses are not finite and positive.
+        UndefinedError: there are fewer than ten probes, losses are not finite and positive, or the
+            fitted loss does not fall from the first probe to the last.
     """
     step, loss = _fitted_losses(step_K, loss_K, from_, window)
     x_K, target_K = np.log(step), np.log(loss)
     grid = _Grid.over(x_K)
     best = _fit(x_K, target_K, grid)
+    first, last = np.exp(best.predict(x_K[[0, -1]]))
+    if last >= first:
+        raise UndefinedError(
+            f"the loss does not fall: {first:.4g} nats at {time_text(step[0])} and {last:.4g} at "
+            f"{time_text(step[-1])}; expected a fall, which could slow down; train on"
+        )
     residual_K = target_K - best.predict(x_K)
     rho = float(serial_correlation(residual_K, _PARAMETERS))
     effective = float(effective_points(len(x_K), rho))

@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.results import SpectrumResult
 
 
@@ -24,13 +24,14 @@ class Inputs:
         mean_loss_RDK: mean loss of each dataset in nats.
         x_C: centres of the bins of x.
         drop_RC: drop of the learning events in each bin, in nats per token.
-        first_x: x at which the spectrum starts.
+        first_x: x at which the scored range starts.
         margin: two typical widths of a transition, in units of x. A transition whose midpoint is
             closer to the last probe has not reached its floor (our choice).
         frequency_loss_RFK: mean loss of the tokens of each decile by frequency, in nats.
         frequency_share_F: share of the tokens in each decile.
         frequency_I: frequency of the tokens in each fine bin, as a share of all tokens.
         frequency_time_I: learning time of the tokens in each fine bin.
+        frequency_events_I: number of learning events in each fine bin.
         datasets: names of the datasets.
     """
 
@@ -45,6 +46,7 @@ class Inputs:
     frequency_share_F: Floats
     frequency_I: Floats
     frequency_time_I: Floats
+    frequency_events_I: Integers
     datasets: tuple[str, ...]
 
     @property
@@ -63,11 +65,12 @@ class Inputs:
             mean_loss_RDK=arrays.mean_loss_RDK,
             x_C=arrays.x_C,
             drop_RC=arrays.drop_RC.astype(np.float64),
-            first_x=float(arrays.x_K[np.isfinite(arrays.x_K)][0]),
+            first_x=summary.scored.from_x,
             margin=2 * max(summary.bandwidth_x, width if math.isfinite(width) else 0.0),
             frequency_loss_RFK=arrays.frequency_loss_RFK,
             frequency_share_F=arrays.frequency_share_F,
             frequency_I=arrays.frequency_I,
             frequency_time_I=arrays.frequency_time_I,
+            frequency_events_I=arrays.frequency_events_I,
             datasets=tuple(dataset.name for dataset in summary.datasets),
         )

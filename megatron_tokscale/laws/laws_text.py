@@ -8,11 +8,12 @@ from megatron_tokscale.results.laws import LawsResult, LossPowerLaw, MonogenicSh
 
 def describe_laws(laws: LawsResult) -> str:
     """Return the fitted laws with their intervals, the spectrum's tail, and all explanations."""
+    kind = laws.fit.unit_kind
     lines = [
         f"  L = E + B t^-alpha, t = {laws.time} from {time_text(laws.settings.start)} on, 95% "
         "intervals of alpha",
-        "  over the scatter of the probes, and over documents",
-        f"  {'':<16}{'E (nats)':<24}{'alpha (probes)':<24}{'(documents)':<24}{'R^2':>6}  points",
+        f"  over the scatter of the probes, and over {kind}",
+        f"  {'':<16}{'E (nats)':<24}{'alpha (probes)':<24}{f'({kind})':<24}{'R^2':>6}  points",
         _power_law("all tokens", laws.overall),
         *(_power_law(dataset.name, dataset.power_law) for dataset in laws.datasets),
         *(

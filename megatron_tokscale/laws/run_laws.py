@@ -70,7 +70,8 @@ def laws_run(
         split: the job's --split; None with per-split arguments.
         n_resamples: number of bootstrap resamples of each fit.
         seed: seed of the bootstrap.
-        progress: receiver of the name of each stage; None for none.
+        progress: receiver of the name of each stage, and of the lags of the correlations that are
+            done; None for none.
 
     Returns:
         The content of laws.json.
@@ -173,6 +174,7 @@ def _laws(
             several.chinchilla if several else Undefined("one run has no laws over runs"),
             n_resamples=n_resamples,
             seed=seed,
+            progress=progress,
         ),
     )
 

@@ -18,19 +18,16 @@ from matplotlib.figure import Figure
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.report.html import DATASET_COLOURS, escape
 from megatron_tokscale.store import WatchedTokens
-from megatron_tokscale.store.reader import Time
 
-LABELS: Final[dict[Time, str]] = {
+_LABELS: Final = {
     "step": "training step",
     "tokens": "training tokens",
     "lr-sum": "sum of learning rates over their peak",
-    "axis": "axis of the imported losses",
 }
-UNITS: Final[dict[Time, str]] = {
+_UNITS: Final = {
     "step": "steps",
     "tokens": "tokens",
     "lr-sum": "peak-rate steps",
-    "axis": "units of the axis",
 }
 MAX_SHOWN: Final = 6  # datasets in one figure: one for each colour
 
@@ -63,6 +60,16 @@ _SETTINGS: Final = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
 }
+
+
+def time_label(name: str) -> str:
+    """Return the label of a time axis by the name of the time: an imported axis has its own."""
+    return _LABELS.get(name, name)
+
+
+def time_unit(name: str) -> str:
+    """Return the unit of a time by its name, as HTML."""
+    return escape(_UNITS.get(name, name))
 
 
 @dataclass(frozen=True)

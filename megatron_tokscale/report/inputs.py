@@ -23,7 +23,6 @@ from megatron_tokscale.results import (
     read_transfer,
 )
 from megatron_tokscale.store import Run
-from megatron_tokscale.store.reader import Time
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,14 @@ class ReportInputs:
     seed: int
 
     @property
-    def time(self) -> Time:
-        """The unit that time is counted in."""
-        return self.spectrum.time
+    def time(self) -> str:
+        """The name of the time."""
+        return self.spectrum.fit.identity.time_name
+
+    @property
+    def units(self) -> str:
+        """The units that the intervals resample: documents, samples or blocks."""
+        return self.spectrum.fit.identity.unit_kind
 
     @classmethod
     def read(

@@ -42,7 +42,9 @@ _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 def render(inputs: ReportInputs) -> str:
     """Return the whole page as HTML."""
     title = f"{TITLE}: {inputs.run.path.name}"
-    sections = with_verdicts([section for make in SECTIONS for section in make(inputs)])
+    sections = with_verdicts(
+        [section for make in SECTIONS for section in make(inputs)], inputs.units
+    )
     entries = "".join(
         f'<li><a href="#{each.anchor}">{escape(each.entry)}</a></li>' for each in sections
     )
@@ -61,7 +63,7 @@ def render(inputs: ReportInputs) -> str:
     )
 
 
-def with_verdicts(sections: Sequence[Section]) -> list[Section]:
+def with_verdicts(sections: Sequence[Section], units: str) -> list[Section]:
     """Return the sections below a first one, the table of all their verdicts."""
     verdicts = [verdict for each in sections for verdict in each.verdicts]
-    return [Section("verdicts", "Verdicts", "Verdicts", summary(verdicts)), *sections]
+    return [Section("verdicts", "Verdicts", "Verdicts", summary(verdicts, units)), *sections]

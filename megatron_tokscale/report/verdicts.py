@@ -68,8 +68,13 @@ def outcome(verdict: Verdict | None) -> str:
     return f'<span class="outcome {word}">{word}</span>'
 
 
-def summary(rows: Sequence[VerdictRow]) -> list[str]:
-    """Return the text and the table of all verdicts, the primary tests first."""
+def summary(rows: Sequence[VerdictRow], units: str) -> list[str]:
+    """Return the text and the table of all verdicts, the primary tests first.
+
+    Args:
+        rows: the verdicts.
+        units: what the intervals resample: documents, samples or blocks.
+    """
     ordered = sorted(rows, key=lambda row: not row.primary)
     return [
         paragraph(
@@ -87,7 +92,7 @@ def summary(rows: Sequence[VerdictRow]) -> list[str]:
             'is <a href="#spectrum">nearly algebra</a>.'
         ),
         table(
-            "All intervals are 95%. They are from a bootstrap over documents unless the text names "
+            f"All intervals are 95%. They are from a bootstrap over {units} unless the text names "
             "another source: they cover other text, not other seeds of the training. A number with "
             "such an interval, and the interval, are corrected for the bias that the bootstrap "
             "shows.",

@@ -13,12 +13,12 @@ from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.checked import read_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.model_size import ModelSize
+from megatron_tokscale.core.resampling import UnitKind
 from megatron_tokscale.core.schemas import AXIS_SCHEMA
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.npz import read_npz
 from megatron_tokscale.results.verdict import ClaimTest
 from megatron_tokscale.store import Run
-from megatron_tokscale.store.reader import Time
 
 type AxisOfRuns = Literal["D", "M"]
 """The axis that runs differ along: D, tokens trained on; M, size of the model."""
@@ -268,12 +268,12 @@ class AxisSummary:
         size: the unit of the sizes.
         probe_fingerprint: fingerprint of the probe set that all runs watch.
         runs: the runs by ascending size.
-        documents: number of documents that the intervals are over.
-        note_on_units: what stands in for documents; None where documents are known.
+        n_units: number of documents, samples or blocks that the intervals are over.
+        unit_kind: which of the three they are.
         fall: fall of the mean last loss from the smallest run to the largest, in nats.
         falls: fall from each run to the next, in nats.
         group_falls: falls of the groups, by grouping.
-        clock: the unit of time of the clock.
+        clock: name of the time of the clock.
         learning_times: name of the run whose learning times form deciles; None without one.
         last_losses: what the last losses alone tell; or why they tell nothing.
         shift: the shift model; or why the runs hold no shift.
@@ -286,12 +286,12 @@ class AxisSummary:
     size: ModelSize | Literal["tokens"]
     probe_fingerprint: str
     runs: tuple[SizedRun, ...]
-    documents: int
-    note_on_units: str | None
+    n_units: int
+    unit_kind: UnitKind
     fall: Estimate
     falls: tuple[Estimate, ...]
     group_falls: dict[str, tuple[GroupFall, ...]]
-    clock: Time
+    clock: str
     learning_times: str | None
     last_losses: LastLosses | Undefined
     shift: Shift | Undefined

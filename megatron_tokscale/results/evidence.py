@@ -219,7 +219,7 @@ class Evidence:
     Attributes:
         fit: the fits that the spectrum is made from.
         arrays_crc32: checksum of spectrum.npz.
-        documents: number of documents that the intervals are over.
+        n_units: number of documents, samples or blocks that the intervals are over.
         non_finite: losses that are not finite.
         scored: the range of x that the reconstructions are scored in: the part of the run's scored
             range that ends at least two widths of a transition before the last probe.
@@ -242,7 +242,7 @@ class Evidence:
 
     fit: FitIdentity
     arrays_crc32: str
-    documents: int
+    n_units: int
     non_finite: NonFiniteLosses
     scored: ScoredRange
     slope_noise: SlopeNoise

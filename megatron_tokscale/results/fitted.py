@@ -17,6 +17,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.schemas import FIT_SCHEMA
 from megatron_tokscale.fit import FitStatus, SigmoidFits
 from megatron_tokscale.fit.common_shifts import shift_table, without_shifts
+from megatron_tokscale.fit.run_fit import check_columns
 from megatron_tokscale.fit.summary import FitIdentity, FitSummary, NonFiniteLosses
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.reader import Time
@@ -49,6 +50,7 @@ def read_fit(run: Run) -> FitSummary:
     path = run.paths.fit
     verb = f"run `megatron-tokscale fit {run.path}`"
     if not path.is_file():
+        check_columns(run)
         raise TokscaleError(f"{path} is not there; {verb} first")
     fit = read_typed_result(FitSummary, path, FIT_SCHEMA, f"{verb} again")
     here = replace(

@@ -7,7 +7,6 @@ from enum import StrEnum
 import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Mask
-from megatron_tokscale.store.reader import Time
 
 
 class RangeStart(StrEnum):
@@ -52,7 +51,7 @@ class ScoredRange:
         """Return a mask of the values of x in the range."""
         return np.asarray((x >= self.from_x) & (x <= self.to_x))
 
-    def describe(self, time: Time) -> str:
+    def describe(self, time: str) -> str:
         """Return the range and its reasons in one line."""
         start = str(self.start_reason)
         if self.start_reason is RangeStart.UNIGRAM_PHASE:

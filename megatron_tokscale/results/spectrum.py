@@ -123,6 +123,7 @@ class SpectrumArrays:
         frequency_share_F: share of the tokens in each decile.
         frequency_I: frequency of the tokens of each fine bin, as a share of all tokens.
         frequency_time_I: their learning time.
+        frequency_events_I: number of their learning events.
     """
 
     step_K: Integers
@@ -157,6 +158,7 @@ class SpectrumArrays:
     frequency_share_F: Floats
     frequency_I: Floats
     frequency_time_I: Floats
+    frequency_events_I: Integers
 
     def reconstructions(self) -> dict[str, Floats]:
         """Return the reconstructed slopes by the name of the reconstruction."""

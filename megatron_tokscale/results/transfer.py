@@ -11,7 +11,6 @@ from megatron_tokscale.results.fitted import check_identity
 from megatron_tokscale.results.skill import GroupTests
 from megatron_tokscale.results.verdict import ClaimTest
 from megatron_tokscale.store import Run
-from megatron_tokscale.store.reader import Time
 
 
 @dataclass(frozen=True)
@@ -108,11 +107,11 @@ class Transfer:
         source_run_id: id of the source.
         source_steps: probe steps of the source.
         fit: this run's fits.
-        documents: number of documents that the intervals are over.
+        n_units: number of documents, samples or blocks that the intervals are over.
         absolute: skills with the runs aligned at the same time. The tests of both alignments are
             one family with Holm's correction.
         by_loss: skills with the runs aligned at the same mean loss.
-        clock: time at which the runs are compared.
+        clock: name of the time at which the runs are compared.
         order: the learning order of the tokens.
         falls: the covariance of the tokens' falls.
         surface: the falls of learning-time bins.
@@ -123,10 +122,10 @@ class Transfer:
     source_run_id: str
     source_steps: tuple[int, ...]
     fit: FitIdentity
-    documents: int
+    n_units: int
     absolute: GroupTests
     by_loss: GroupTests
-    clock: Time
+    clock: str
     order: LearningOrder | Undefined
     falls: FallCovariance | Undefined
     surface: Surface | Undefined

@@ -29,8 +29,8 @@ def describe_transfer(transfer: Transfer) -> str:
     """Return the tests between two runs as lines."""
     return "\n".join(
         [
-            f"  learning times of {transfer.source}, {transfer.documents} documents; "
-            f"the clock of both runs is {transfer.clock}",
+            f"  learning times of {transfer.source}; 95% intervals over {transfer.n_units:,} "
+            f"{transfer.fit.unit_kind}; the clock of both runs is {transfer.clock}",
             "  primary tests",
             *_primary(_test(ORDER, transfer.order)),
             *_primary(_test(COVARIANCE, transfer.falls)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Floats, Floats32
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.results.scored_range import ScoredRange
@@ -31,12 +31,14 @@ class FrequencyMeans:
         frequency_I: frequency in each fine bin with events, as a share of all tokens: the
             drop-weighted geometric mean.
         time_I: learning time in each fine bin, the drop-weighted geometric mean.
+        events_I: number of learning events in each fine bin.
     """
 
     loss_RFK: Floats
     share_F: Floats
     frequency_I: Floats
     time_I: Floats
+    events_I: Integers
 
 
 class FrequencySums:
@@ -57,6 +59,7 @@ class FrequencySums:
         edges = np.linspace(self._log_share_N.min(), self._log_share_N.max(), _BINS + 1)[1:-1]
         self._bin_N = np.searchsorted(edges, self._log_share_N)
         self._sum_3I = np.zeros((3, _BINS))  # of 1, ln frequency and x, weighted by the drops
+        self._events_I = np.zeros(_BINS, np.int64)
 
     def add(self, at: slice, fits: SigmoidFits, loss_NK: Floats32) -> None:
         """Add the tokens in the slice."""
@@ -69,6 +72,7 @@ class FrequencySums:
         self._losses.add("loss", loss_sums(loss_NK[whole_N], cell_N, n_cells))
         events = events_of(fits, from_x=self._scored.from_x, to_x=self._scored.to_x).learned
         bin_E = self._bin_N[at][events.token_E]
+        self._events_I += np.bincount(bin_E, minlength=_BINS)
         log_share_E = self._log_share_N[at][events.token_E]
         for row, value_E in enumerate((1.0, log_share_E, events.midpoint_E)):
             self._sum_3I[row] += np.bincount(bin_E, value_E * events.drop_E, _BINS)
@@ -77,12 +81,15 @@ class FrequencySums:
         """Return the means under each row of weights."""
         if not self._is_known:
             loss_RFK = np.zeros((len(weight_RU), 0, self._n_probes))
-            return FrequencyMeans(loss_RFK, *(np.zeros(0) for _ in range(3)))
+            none = np.zeros(0)
+            return FrequencyMeans(loss_RFK, none, none, none, np.zeros(0, np.int64))
         share_RF, loss_RFK = self._losses.means("loss", weight_RU)
-        drop_I, log_share_I, midpoint_I = self._sum_3I[:, self._sum_3I[0] > 0]
+        has_events_I = self._sum_3I[0] > 0
+        drop_I, log_share_I, midpoint_I = self._sum_3I[:, has_events_I]
         return FrequencyMeans(
             loss_RFK=loss_RFK,
             share_F=share_RF[0],
             frequency_I=np.exp(log_share_I / drop_I),
             time_I=np.exp(midpoint_I / drop_I),
+            events_I=self._events_I[has_events_I],
         )

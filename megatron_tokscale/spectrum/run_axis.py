@@ -15,12 +15,11 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.core.checked import write_typed_result
-from megatron_tokscale.core.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.model_size import ModelSize
 from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.schemas import AXIS_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
-from megatron_tokscale.core.writable import unwritable
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.results.axis import (
     AxisArrays,
@@ -40,15 +39,16 @@ from megatron_tokscale.results.scored_range import RangeStart, ScoredRange
 from megatron_tokscale.spectrum.axes.axis_runs import AxisRuns
 from megatron_tokscale.spectrum.axes.axis_sums import UNITS, AxisSums
 from megatron_tokscale.spectrum.axes.curves import LEAST_PROBES, Points
-from megatron_tokscale.spectrum.axes.final_losses import size_thresholds
 from megatron_tokscale.spectrum.axes.groups import GroupCurves, corrected, predict_groups
 from megatron_tokscale.spectrum.axes.measured import Curves, Fitted, measure_shift
 from megatron_tokscale.spectrum.axes.same_clock import check_same_clock
 from megatron_tokscale.spectrum.axes.tops import choose_top, first_losses, highest_first
 from megatron_tokscale.spectrum.events import learning_times
 from megatron_tokscale.spectrum.groups import Groups, groupings
+from megatron_tokscale.spectrum.isotonic import size_thresholds
 from megatron_tokscale.spectrum.scored_range import scored_range_of
 from megatron_tokscale.store import Run, WatchedTokens, check_same_tokens
+from megatron_tokscale.store.paths import check_result
 
 ALL = "all tokens"
 _SHAPE_POINTS = 200  # places on the clock at which the model's curve is stored
@@ -90,15 +90,10 @@ def axis_run(
 
     Raises:
         TokscaleError: fewer than three runs, one size only, different probe sets, unknown sizes, or
-            no token with finite losses in all runs; or `out` is no folder that this user may
-            write to.
+            no token with finite losses in all runs; or `out` is refused by `check_result`.
     """
     progress = progress or NoProgress()
-    if reason := unwritable(out, "axis.json"):
-        raise TokscaleError(
-            f"{out} cannot be written to ({reason}); expected a folder for the result; choose "
-            "another --out"
-        )
+    check_result(out, "axis.json")
     ordered = AxisRuns.of(runs, axis, size, trunk)
     timed = _source(ordered, source)
     tokens = ordered.runs[0].tokens
@@ -120,14 +115,14 @@ def axis_run(
         size="tokens" if axis == "D" else size,
         probe_fingerprint=tokens.fingerprint,
         runs=_sized_runs(ordered, probes, last_RI[0]),
-        documents=units.documents,
-        note_on_units=tokens.note_on_units(),
+        n_units=units.documents,
+        unit_kind=units.kind,
         fall=Estimate.from_resamples(last_RI[:, 0] - last_RI[:, -1]),
         falls=tuple(map(Estimate.from_resamples, (last_RI[:, :-1] - last_RI[:, 1:]).T)),
         group_falls={
             name: _group_falls(ordered, sums, name, weight_RU) for name in groups if name != ALL
         },
-        clock=ordered.clock,
+        clock=ordered.runs[-1].time_name(ordered.clock),
         learning_times=None if timed is None else timed.run.path.name,
         last_losses=defined_or_reason(lambda: _last_losses(ordered, sums)),
         shift=shift,

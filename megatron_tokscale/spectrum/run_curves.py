@@ -45,7 +45,6 @@ _UNITS = {
     "drop_weighted": "nats per unit of x, mean over all fitted tokens",
     "unlearned": "share of the drops that is not learned, Kaplan-Meier",
     "measured": "-dL/dx, nats per unit of x",
-    "interval": "95%, over documents",
 }
 
 
@@ -209,7 +208,7 @@ class RunCurves:
         return SpectrumSummary(
             fit=source.fit.identity,
             arrays_crc32=checksum,
-            units=_UNITS,
+            units=_UNITS | {"interval": f"95%, over {source.fit.identity.unit_kind}"},
             scored=self.scored,
             certain_to_x=certain_end(means.x_K, means.width_R[0]),
             overall=self.whole.counts("all", self.scored),
@@ -267,6 +266,7 @@ class RunCurves:
             frequency_share_F=frequency.share_F,
             frequency_I=frequency.frequency_I,
             frequency_time_I=frequency.time_I,
+            frequency_events_I=frequency.events_I,
         )
 
 

@@ -42,8 +42,8 @@ from megatron_tokscale.spectrum.twins import MOST_TOKENS, TwinTokens, make_twins
 from megatron_tokscale.store import Run
 
 _HELD_OUT_NOTE = (
-    "Fitted on one half of the documents, measured on the other half of the same run. The mean "
-    "curves of the halves agree, so a high value is nearly algebra; only a low value is evidence."
+    "Fitted on one half of the {}, measured on the other half of the same run. The mean curves of "
+    "the halves agree, so a high value is nearly algebra; only a low value is evidence."
 )
 
 
@@ -85,7 +85,7 @@ def spectrum_run(
     weight_RU = units.weights(n_resamples, seed)
     progress.stage("scored range")
     scored = scored_range_of(run, source.x_K, run.mean_losses())
-    progress.stage("sums over the documents")
+    progress.stage("sums over the tokens")
     chosen = draw_tokens(run.n_tokens, min(null_tokens, MOST_TOKENS), seed)
     pass_over = _Pass.over(source, scored, units, chosen)
     sample = pass_over.drawn
@@ -107,14 +107,14 @@ def spectrum_run(
     evidence = Evidence(
         fit=source.fit.identity,
         arrays_crc32=checksum,
-        documents=units.documents,
+        n_units=units.documents,
         non_finite=source.fit.non_finite,
         scored=curves.certain,
         slope_noise=curves.overall.noise,
         dataset_noise=curves.dataset_noise(run.tokens.datasets),
         same_tokens=curves.overall.scores(),
         other_documents=curves.held_out.scores(),
-        other_documents_note=_HELD_OUT_NOTE,
+        other_documents_note=_HELD_OUT_NOTE.format(units.kind),
         twins=twins,
         falls=curves.shown.falls(),
         fall_before_first_finite_probe=_fall_before(source.x_K, curves.whole.means.loss_RK),

@@ -23,7 +23,7 @@ def describe_spectrum(evidence: Evidence, *, has_second_run: bool = False) -> st
     """
     lines = [
         *non_finite_line(evidence.non_finite),
-        f"  scored: {evidence.scored.describe(evidence.fit.time)}",
+        f"  scored: {evidence.scored.describe(evidence.fit.time_name)}",
         *_reconstructions(evidence),
         *describe_locality(evidence.widths, has_second_run),
         *_forward(evidence.forward),
@@ -43,7 +43,8 @@ def _reconstructions(evidence: Evidence) -> list[str]:
     ]
     reasons = {each.r2.undefined for each in scores.values() if isinstance(each.r2, Undefined)}
     lines += [f"  {reason}" for reason in sorted(reasons)]
-    head = f"{'R^2 (95%)':<26}{'other documents':<26}{'error of the loss, nats'}"
+    other_half = f"other {evidence.fit.unit_kind}"
+    head = f"{'R^2 (95%)':<26}{other_half:<26}{'error of the loss, nats'}"
     lines.append(f"  {'-dL/dx reconstructed from':<28}{head}")
     for name, words in RECONSTRUCTIONS.items():
         same, other = scores[name], evidence.other_documents[name].r2
@@ -75,11 +76,11 @@ def _twins(evidence: Evidence) -> list[str]:
 
 def describe_datasets(summary: SpectrumSummary) -> str:
     """Return the table of what became of the tokens of each dataset."""
-    time = summary.fit.time
     head = f"{'tokens':>11}{'learned':>9}{'censored':>10}{'known':>7}{'forgotten':>11}"
+    scored = summary.scored.describe(summary.fit.time_name)
     lines = [
-        f"  tokens by the end of the scored range: {summary.scored.describe(time)}",
-        f"    {'dataset':<22}{head}  {'median ' + time:<34}{'nats learned':<22}nats expected",
+        f"  tokens by the end of the scored range: {scored}",
+        f"    {'dataset':<22}{head}  {'median':<34}{'nats learned':<22}nats expected",
     ]
     rows = [summary.overall, *(summary.datasets if len(summary.datasets) > 1 else ())]
     return "\n".join([*lines, *(_dataset(each) for each in rows)])

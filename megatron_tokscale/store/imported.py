@@ -80,8 +80,10 @@ class Imported:
 
     @property
     def named(self) -> str:
-        """The axis and its unit in words."""
-        return f"{self.axis} (in {self.unit})" if self.unit else f"{self.axis} (unit unknown)"
+        """The axis, its name in the file and its unit: "M (model_size, in parameters)"."""
+        unit = f"in {self.unit}" if self.unit else "unit unknown"
+        named = self.axis_name and self.axis_name.lower() not in (self.axis.lower(), self.unit)
+        return f"{self.axis} ({self.axis_name}, {unit})" if named else f"{self.axis} ({unit})"
 
 
 def fingerprint_of(columns: TokenColumns, *identity: str) -> str:

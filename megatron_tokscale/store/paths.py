@@ -16,7 +16,27 @@ ROOT/analysis/                fits, spectra, laws and the report
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import is_there
+from megatron_tokscale.core.writable import check_new_file
 from megatron_tokscale.store.losses import losses_name
+
+
+def check_result(folder: Path, name: str) -> None:
+    """Refuse a folder for the result of several runs: one of a run, or with a file of this name.
+
+    Raises:
+        TokscaleError: `folder` is a run directory or a folder of a run's files, holds the file
+            already, or cannot be written to.
+    """
+    around = RunPaths(folder.parent)
+    is_inside = folder in (around.folder, around.analysis) and is_there(around.identity)
+    if is_inside or is_there(RunPaths(folder).identity):
+        raise TokscaleError(
+            f"{folder} holds the files of a run; expected a folder for the result; choose another "
+            "--out"
+        )
+    check_new_file(folder / name, "it is not replaced")
 
 
 @dataclass(frozen=True)

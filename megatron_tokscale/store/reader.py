@@ -161,6 +161,10 @@ class Run:
         """The time that a fit counts in by default: steps, or what an imported axis counts."""
         return "axis" if self.imported and not self.imported.counts_steps else "step"
 
+    def time_name(self, time: Time) -> str:
+        """Return the name of a time for people: of an imported axis, its own name and unit."""
+        return self.imported.named if time == "axis" and self.imported else time
+
     def time_K(self, time: Time | None = None) -> Floats:
         """Return the training time at each probe; NaN where the run has no record of it.
 

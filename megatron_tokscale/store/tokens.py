@@ -214,10 +214,7 @@ class WatchedTokens:
             case "documents":
                 return None
             case "samples":
-                return (
-                    "documents are not known: intervals resample samples, and count samples where "
-                    "they say documents"
-                )
+                return "documents are not known: intervals resample samples"
             case "blocks":
                 return (
                     "documents and samples are not known: intervals resample blocks of "

@@ -50,6 +50,8 @@ def test_a_matrix_along_m_says_what_it_cannot_give(tmp_path, capsys):
     assert "learned: isotonic loss at most 3 nats" in capsys.readouterr().out
     fails("fit", tmp_path / "run")
     assert "expected at least 20" in capsys.readouterr().err
+    fails("report", tmp_path / "run")
+    assert f"run `megatron-tokscale spectrum {tmp_path / 'run'}`" in capsys.readouterr().err
     fails("laws", tmp_path / "run")
     fails("spectrum", tmp_path / "run", "--axis", "M", "--out", tmp_path / "x")
     assert "expected it alone" in capsys.readouterr().err.splitlines()[-1]
@@ -59,20 +61,38 @@ def test_a_matrix_along_m_says_what_it_cannot_give(tmp_path, capsys):
 def test_an_imported_run_goes_through_every_verb_that_needs_no_text(tmp_path, capsys):
     np.save(tmp_path / "m.npy", sigmoids(640))
     values = ",".join(map(str, STEPS))
-    words = ["--axis", "T", "--unit", "step", "--values", values]
+    words = ["--axis", "T", "--unit", "tokens", "--values", values]
     run = str(tmp_path / "run")
     main(["import", str(tmp_path / "m.npy"), "--out", run, *words])
     main(["fit", run])
+    assert "(time: T (in tokens))" in capsys.readouterr().out
     for verb in ("spectrum", "laws", "report"):
         main([verb, run] + ([] if verb == "report" else ["--resamples", "20"]))
         said = capsys.readouterr()
         assert said.err.count("intervals resample blocks of 10 consecutive tokens") == 1
         reason = "not determined: the tokens' labels are not known, so their frequencies are not"
         assert (reason in said.out) == (verb == "laws")
+        assert ("T (in tokens)" in said.out) == (verb != "report")
+        assert "axis" not in said.out.replace("--axis", "") and "documents" not in said.out
     page = (tmp_path / "run/analysis/report.html").read_text()
     assert "imported without text" in page
     assert "training loss of the step before" not in page
+    assert "Model</th>" not in page and "Time spent on probes" not in page
+    assert "intervals resample blocks of 10 consecutive tokens" in page
+    assert "T (in tokens)" in page and "over blocks" in page and "over documents" not in page
     fails("score", run, "--data-path", "x", "--out", tmp_path / "scores")
+
+
+def test_what_stands_in_for_documents_is_said_once_for_all_runs(tmp_path, capsys):
+    np.save(tmp_path / "m.npy", losses())
+    runs = [str(tmp_path / name) for name in "ab"]
+    for run in runs:
+        words = ["--axis", "T", "--values", "1,2,3,4,5,6,7", "--out", run]
+        main(["import", str(tmp_path / "m.npy"), *words])
+    capsys.readouterr()
+    fails("laws", *runs)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "documents and samples are not known" in said[0]
 
 
 def test_one_run_says_no_more_than_before(tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from runs import write_run
 
 from megatron_tokscale.cli import main
 
@@ -63,6 +64,18 @@ def test_wrong_input_ends_with_one_line(table, tmp_path, capsys, words, message)
     *_, line = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("megatron-tokscale: ") and message in line
     assert not out.exists()
+
+
+def test_a_folder_that_is_taken_is_refused_before_the_tables_are_read(tmp_path, capsys):
+    write_run(tmp_path / "run", [0, 1, 2], np.ones((16, 3)))
+    (tmp_path / "curve_laws.json").write_text("an earlier result")
+    for out, message in ((tmp_path / "run", "holds the files of a run"), (tmp_path, "exists")):
+        with pytest.raises(SystemExit) as end:
+            main(["laws", "--curves", str(tmp_path / "none.csv"), "--out", str(out)])
+        assert end.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    assert (tmp_path / "curve_laws.json").read_text() == "an earlier result"
 
 
 def test_a_name_with_a_nul_ends_with_one_line(tmp_path, capsys):

@@ -5,7 +5,8 @@ import pytest
 from scipy.optimize import check_grad, minimize
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.laws.chinchilla import Runs, fit_chinchilla
+from megatron_tokscale.laws.chinchilla import Runs, fit_chinchilla, forecast_chinchilla
+from megatron_tokscale.results.laws import RunLoss
 
 TRUTH = {"floor": 1.8, "A": 480.0, "B": 2000.0, "alpha": 0.35, "beta": 0.37}
 N_I, D_I = (
@@ -105,7 +106,12 @@ LOSS_I = law(N_I, D_I)
 @pytest.mark.parametrize(
     ("n", "d", "loss", "message"),
     [
-        (N_I[:5], D_I[:5], LOSS_I[:5], "need 6 fitted runs or more; given: 5"),
+        (
+            N_I[:5],
+            D_I[:5],
+            LOSS_I[:5],
+            "5 runs are too few for the five constants of Chinchilla's law; expected 6",
+        ),
         (np.full(30, 1e9), D_I, LOSS_I, "different numbers of parameters"),
         (N_I, np.full(30, 1e9), LOSS_I, "different numbers of tokens"),
         (N_I, 20 * N_I, LOSS_I, "vary only together"),
@@ -118,3 +124,9 @@ LOSS_I = law(N_I, D_I)
 def test_runs_that_determine_no_law_are_refused(n, d, loss, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         fit_chinchilla(n, d, loss)
+
+
+def test_a_forecast_says_how_many_smaller_models_it_lacks():
+    rows = [RunLoss(f"r{i}", None, 10**9, None, 10 ** (9 + i), 3.0 - i / 10) for i in range(3)]
+    with pytest.raises(UndefinedError, match=r"^0 runs of models smaller than the largest are too"):
+        forecast_chinchilla(rows)

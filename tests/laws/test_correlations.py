@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from recorded_progress import RecordedProgress
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
@@ -124,12 +125,15 @@ def test_beta_and_its_documents_error_cover_a_planted_decay():
 def test_tokens_without_order_have_no_signal_and_no_beta():
     rng = np.random.default_rng(5)
     documents = Documents.from_sequences(list(rng.integers(200, size=(100, 1000))))
+    progress = RecordedProgress()
     for centred in (False, True):
-        found = token_correlations(documents, centred=centred)
+        found = token_correlations(documents, centred=centred, lags=range(1, 9), progress=progress)
         assert not found.valid_L.any()
         assert found.lag_L.tolist() == [1, 2, 3]
         with pytest.raises(UndefinedError, match="up to lag 0; expected lag 10"):
             correlation_exponent(found)
+    counted = [(1, 8), (2, 8), (3, 8), (8, 8)]
+    assert list(progress.reports.values()) == [counted, counted]
 
 
 def known(norm_L, valid_L, n_documents=20):

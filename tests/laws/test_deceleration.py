@@ -141,6 +141,13 @@ def test_an_acceleration_is_no_deceleration():
     assert fit.test.verdict is Verdict.FAILS
 
 
+def test_a_rising_loss_has_no_deceleration():
+    step = np.geomspace(101, 10_000, 40)
+    noise = np.random.default_rng(0).normal(0, 0.005, 40)
+    with pytest.raises(UndefinedError, match=r"does not fall: .* nats at 101 and 4\.\d+ at 10,0"):
+        fit_deceleration(step, 3 * (step / 101) ** 0.1 * np.exp(noise))
+
+
 def test_the_first_hundred_steps_are_left_out():
     step = np.concatenate([[0], np.geomspace(1, 20_000, 80)])
     loss = np.where(step < 100, 11, planted(np.maximum(step, 1)))

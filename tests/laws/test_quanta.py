@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import curve_fit
 from scipy.special import zeta
+from scipy.stats import t as student_t
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.quanta.learning_times import frequency_exponent
@@ -81,6 +82,19 @@ def test_the_fit_agrees_with_scipys_curve_fit_on_weighted_log_times():
     assert (found.onset, found.exposures, found.b.value) == pytest.approx(
         (onset, exposures, b), rel=1e-3
     )
+
+
+def test_the_line_without_an_onset_is_numpys_weighted_one():
+    rng = np.random.default_rng(4)
+    time_I = (60 + 20 / RATE_I) * np.exp(0.1 * rng.standard_normal(40))
+    weight_I = rng.uniform(1, 9, 40)
+    (slope, _), covariance = np.polyfit(
+        np.log(RATE_I), np.log(time_I), 1, w=np.sqrt(weight_I), cov=True
+    )
+    found = frequency_exponent(RATE_I, time_I, weight_I=weight_I).b_without_onset
+    assert found.value == pytest.approx(-slope)
+    reach = student_t.ppf(0.975, 38) * np.sqrt(covariance[0, 0])
+    assert found.high - found.value == pytest.approx(reach)
 
 
 @pytest.mark.parametrize(("b", "onset"), [(1.0, 60.0), (0.81, 0.0)])

@@ -136,6 +136,22 @@ def test_groups_with_own_times_and_with_one_slope_get_their_verdicts(run, tmp_pa
     assert verdicts == [Verdict.FAILS, Verdict.HOLDS]
 
 
+def test_bins_of_frequency_with_few_events_hardly_move_the_exponent_of_learning_times(
+    run, tmp_path
+):
+    frequency_I = np.geomspace(1e-3, 1e-1, 12)
+    few_I = np.arange(12) < 2
+    copy = altered(
+        run,
+        tmp_path,
+        frequency_I=frequency_I,
+        frequency_time_I=np.where(few_I, 3, 1) / frequency_I,
+        frequency_events_I=np.where(few_I, 1, 10_000),
+    )
+    found = laws_run(copy, n_resamples=2).quanta.frequency
+    assert found.b.value == pytest.approx(1, abs=0.01)
+
+
 def test_the_table_has_every_explanation(result):
     names = {row.explanation for row in result.explanations}
     assert names == {

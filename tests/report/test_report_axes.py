@@ -63,7 +63,7 @@ def edited(planted, folder):
         (axis,) = inputs.axes
         axis = dataclasses.replace(axis, summary=dataclasses.replace(axis.summary, **change))
         changed = dataclasses.replace(inputs, axes=(axis,))
-        html = "".join(each.html for each in with_verdicts(axis_sections(changed)))
+        html = "".join(each.html for each in with_verdicts(axis_sections(changed), "documents"))
         assert "<script" not in html
         return Page(html)
 

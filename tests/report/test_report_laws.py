@@ -111,7 +111,7 @@ def edited(inputs):
 
     def make(**change):
         changed = dataclasses.replace(inputs, laws=dataclasses.replace(inputs.laws, **change))
-        html = "".join(each.html for each in with_verdicts(laws_section(changed)))
+        html = "".join(each.html for each in with_verdicts(laws_section(changed), "documents"))
         assert "<script" not in html and "<b>" not in html
         return Page(html)
 

@@ -161,17 +161,25 @@ def test_bad_axes_are_refused_with_one_line(models, folder, tmp_path):
     assert not (folder / "x").exists()
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused_before_any_work(models, tmp_path):
+def test_a_folder_that_is_taken_is_refused_before_any_work(models, tmp_path):
     class Refusing(NoProgress):
         def stage(self, name):
             raise AssertionError(f"{name} was begun")
 
     file = tmp_path / "file"
     file.write_text("something else")
-    for out in (file, file / "axis"):
-        with pytest.raises(TokscaleError, match="expected a folder for the result"):
+    (tmp_path / "axis.json").write_text("an earlier result")
+    for out, message in (
+        (file, "expected a path in a folder"),
+        (file / "axis", "expected a path in a folder"),
+        (tmp_path, "axis.json exists, and it is not replaced"),
+        (models[0].path, "holds the files of a run"),
+        (models[0].path / "analysis", "holds the files of a run"),
+    ):
+        with pytest.raises(TokscaleError, match=message):
             axis_run(models, "M", out, progress=Refusing())
     assert file.read_text() == "something else"
+    assert (tmp_path / "axis.json").read_text() == "an earlier result"
 
 
 def test_the_verb_prints_the_axis(models, probed, folder, capsys):
@@ -180,7 +188,7 @@ def test_the_verb_prints_the_axis(models, probed, folder, capsys):
         [*words, "--source", str(probed[-1].path), "--out", str(folder / "cli"), "--resamples", "5"]
     )
     printed = capsys.readouterr().out
-    assert "axis M (non-embedding), 7 runs; the mean loss falls by" in printed
+    assert "axis M (non-embedding), 7 runs; 95% intervals over" in printed
     assert printed.count("nats, a fall of") == 6
     assert "shift of the clock: undefined: the number of runs with probes along T is 0" in printed
 

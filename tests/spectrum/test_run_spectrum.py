@@ -55,6 +55,7 @@ def test_files_hold_spectra_overall_and_per_dataset(fitted):
     np.testing.assert_allclose(
         share_D @ arrays["drop_weighted_DG"], arrays["drop_weighted_G"], atol=1e-9
     )
+    assert arrays["frequency_events_I"].sum() == about["overall"]["n_events"]
     assert arrays["x_G"].shape == arrays["full_G"].shape == arrays["unlearned_G"].shape
     low_G, high_G = arrays["measured_interval_2G"]
     assert (low_G <= high_G).all()
@@ -135,7 +136,7 @@ def test_one_document_has_numbers_and_no_intervals(tmp_path, local_losses):
     run = write_run(tmp_path / "one", steps, loss_NK[:400], probe_set)
     fit_run(run)
     result = spectrum_run(run, n_resamples=50, seed=0)
-    assert result.documents == 1
+    assert result.n_units == 1
     assert result.same_tokens["kernel"].r2.value > 0.9
     assert not result.same_tokens["kernel"].r2.has_interval
     assert result.widths.test.estimate.value < 1

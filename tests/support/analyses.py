@@ -78,6 +78,8 @@ def identity_of(run, time="step"):
         losses_crc32=tuple(run.checksums().values()),
         time=time,
         fit_id="0123456789abcdef",
+        time_name=time,
+        unit_kind="documents",
     )
 
 

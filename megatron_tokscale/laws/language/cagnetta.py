@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from megatron_tokscale.core.errors import UndefinedError
+from megatron_tokscale.core.progress import Progress
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.laws.estimates import Z_95, defined, symmetric_estimate
 from megatron_tokscale.laws.language.context_exponent import fit_context_exponent
@@ -92,6 +93,7 @@ def measure_cagnetta(
     *,
     n_resamples: int,
     seed: int,
+    progress: Progress,
 ) -> CagnettaResult:
     """Predict the data exponent, and compare it with the measured one over runs or along this run.
 
@@ -102,9 +104,10 @@ def measure_cagnetta(
         chinchilla: Chinchilla's law over the runs.
         n_resamples: number of bootstrap resamples of the documents.
         seed: seed of the resamples and of the documents that are drawn.
+        progress: receiver of the lags whose correlations are done.
     """
     gamma = defined_or_reason(lambda: measure_contexts(run, n_resamples, seed))
-    beta = defined_or_reason(lambda: measure_correlations(portions, seed))
+    beta = defined_or_reason(lambda: measure_correlations(portions, seed, progress))
     predicted = defined_or_reason(lambda: _predict(gamma, beta))
     comparison = defined_or_reason(lambda: _compare(predicted, overall, chinchilla))
     return CagnettaResult(gamma, beta, predicted, comparison)
@@ -126,7 +129,9 @@ def measure_contexts(run: Run, n_resamples: int, seed: int) -> ContextExponent:
     return fit_context_exponent(bins.context_S, bins.mean(loss_N), loss_RS=loss_RS)
 
 
-def measure_correlations(portions: Sequence[Portion], seed: int) -> CorrelationExponent:
+def measure_correlations(
+    portions: Sequence[Portion], seed: int, progress: Progress
+) -> CorrelationExponent:
     """Return beta of the training data.
 
     If the differences between documents hide the signal, the correlations are centred.
@@ -139,7 +144,9 @@ def measure_correlations(portions: Sequence[Portion], seed: int) -> CorrelationE
     documents = draw_documents(portions, seed=seed)
 
     def beta(*, centred: bool) -> CorrelationExponent:
-        measured = token_correlations(documents, lags=_LAGS, centred=centred, seed=seed)
+        measured = token_correlations(
+            documents, lags=_LAGS, centred=centred, seed=seed, progress=progress
+        )
         return correlation_exponent(measured, seed=seed)
 
     try:

@@ -14,6 +14,7 @@ from scipy.stats import t as student_t
 
 from megatron_tokscale.core.arrays import Floats, Integers32, Mask
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
+from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.resampling import percentile_interval
 from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.corpus.bin_idx import Portion
@@ -94,6 +95,7 @@ def token_correlations(
     centred: bool = False,
     n_permutations: int = 3,
     seed: int = DEFAULT_SEED,
+    progress: Progress | None = None,
 ) -> Correlations:
     """Measure the norm of C(n) and its floor, from lag 1 until three lags in a row show no signal.
 
@@ -116,6 +118,7 @@ def token_correlations(
         centred: subtract the documents' preference for words; the authors' beta is not centred.
         n_permutations: number of permutations; the floor is the highest of their norms.
         seed: seed of the permutations.
+        progress: receiver of the lags done; None for none.
 
     Raises:
         TokscaleError: lags do not ascend from 1 or more, or there is no permutation.
@@ -130,6 +133,8 @@ def token_correlations(
     permuted = [documents.permuted(rng) for _ in range(n_permutations)]
     taken: list[tuple[int, float, float, Floats]] = []
     n_without = 0
+    what = "correlations within documents" if centred else "correlations of the tokens"
+    meter = (progress or NoProgress()).meter(what, len(lags), "lags")
     for lag in lags:
         pairs = Pairs(documents, lag, centred)
         if pairs.n < MIN_PAIRS or n_without == END_OF_SIGNAL:
@@ -138,6 +143,8 @@ def token_correlations(
         floor = max(Pairs(other, lag, centred).norm() for other in permuted)
         taken.append((lag, norm, floor, influence_D))
         n_without = 0 if norm >= SIGNAL * floor else n_without + 1
+        meter(len(taken))
+    meter(len(lags))  # the lags after the end of the signal are done, too
     if not taken:
         raise UndefinedError(
             f"the documents have {pairs.n} pairs of tokens {lag} apart; expected {MIN_PAIRS} or "

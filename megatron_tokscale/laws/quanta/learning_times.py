@@ -3,6 +3,7 @@
 Shapes: I groups of tokens (subtasks, token types).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq, minimize_scalar
 from scipy.special import expit
 from scipy.stats import f as f_distribution
-from scipy.stats import linregress
 from scipy.stats import t as student_t
 
 from megatron_tokscale.core.arrays import Floats, Mask
@@ -65,14 +65,14 @@ def frequency_exponent(
     groups = _Groups.checked(frequency_I, time_I, weight_I, np.inf if end is None else end)
     best = groups.best()
     interval = _interval(groups, best)
-    line = linregress(groups.x_I, groups.y_I)
-    reach = float(line.stderr * student_t.ppf(0.975, groups.n - 2))
+    slope, stderr = groups.line()
+    reach = stderr * float(student_t.ppf(0.975, groups.n - 2))
     total = float(groups.weight_I @ (groups.y_I - groups.weight_I @ groups.y_I) ** 2)
     return FrequencyExponent(
         b=Estimate(best.b, *interval),
         onset=best.onset,
         exposures=best.exposures,
-        b_without_onset=symmetric_estimate(-float(line.slope), reach),
+        b_without_onset=symmetric_estimate(-slope, reach),
         r2=1 - best.square / total if total > 0 else float("nan"),
         n_groups=groups.n,
         n_censored=groups.n_censored,
@@ -134,6 +134,15 @@ class _Groups:
                 "all groups have the same frequency, so there is no slope; group by something else"
             )
         return cls(np.log(frequency), np.log(time), weight / weight.sum(), int((~kept_I).sum()))
+
+    def line(self) -> tuple[float, float]:
+        """Return the slope of the weighted straight line through the logarithms, and its error."""
+        away_I = self.x_I - self.weight_I @ self.x_I
+        spread = float(self.weight_I @ away_I**2)
+        slope = float((self.weight_I * away_I) @ self.y_I) / spread
+        residual_I = self.y_I - self.weight_I @ self.y_I - slope * away_I
+        square = float(self.weight_I @ residual_I**2) / (self.n - 2)
+        return slope, math.sqrt(square / spread)
 
     def best(self) -> _Law:
         """Return the law with the least mean square over all b."""

@@ -63,8 +63,9 @@ def measure_quanta(
 
     A frequency is a token's own in the probe set. It stands for the frequency of the quantum that
     the token waits for, which is not known. Learning times are means over the tokens that were
-    learned; bins of frequency whose mean lies within two typical widths of the last probe, and all
-    rarer bins, count as censored.
+    learned. A bin of frequency weighs by its number of learning events: the mean of n times has a
+    variance n times smaller, and the bins of rare labels hold few. Bins whose mean lies within two
+    typical widths of the last probe, and all rarer bins, count as censored.
 
     Args:
         run: the run.
@@ -85,7 +86,12 @@ def _frequency_exponent(run: Run, inputs: Inputs) -> FrequencyExponent:
     if run.tokens.label_N is None:
         raise UndefinedError("the tokens' labels are not known, so their frequencies are not")
     end = math.exp(inputs.last_x - inputs.margin)
-    return frequency_exponent(inputs.frequency_I, inputs.frequency_time_I, end=end)
+    return frequency_exponent(
+        inputs.frequency_I,
+        inputs.frequency_time_I,
+        weight_I=inputs.frequency_events_I,
+        end=end,
+    )
 
 
 def _check_positive(**values: float) -> None:

@@ -47,6 +47,7 @@ from megatron_tokscale.results.laws.curves import (
     ModelForecast,
     TableLaws,
 )
+from megatron_tokscale.store.paths import check_result
 
 FILE_NAME: Final = "curve_laws.json"
 ALL_RUNS: Final = "all runs"
@@ -79,9 +80,12 @@ def laws_curves(
         progress: receiver of the name of each stage; None for none.
 
     Raises:
-        TokscaleError: a file cannot be read, has no steps or no losses, or as in `find_columns`.
+        TokscaleError: a file cannot be read, has no steps or no losses, or as in `find_columns`;
+            `out` is refused by `check_result`.
     """
     progress = progress or NoProgress()
+    if out is not None:
+        check_result(out, FILE_NAME)
     progress.stage("tables")
     facts = tables_of(files, manifest)
     tables = [CurveTable.read(each, columns or ColumnNames()) for each in facts]

@@ -51,7 +51,6 @@ _CLOCKS: Final = {
     "lr-sum": "summed learning rate",
     "tokens": "tokens",
     "step": "steps",
-    "axis": "imported axis",
 }
 
 
@@ -65,7 +64,6 @@ def _section(anchor: str, found: AxisResult) -> Section:
     size = _SIZES[axis.size]
     falls = ["–", *(estimate(fall) for fall in axis.falls)]
     parts = [
-        *([] if axis.note_on_units is None else [paragraph(f"{escape(axis.note_on_units)}.")]),
         table(
             "The runs by size. From the smallest to the largest, the mean last loss falls by "
             f"{estimate(axis.fall)} nats.",
@@ -75,7 +73,7 @@ def _section(anchor: str, found: AxisResult) -> Section:
                 for each, fall in zip(axis.runs, falls, strict=True)
             ],
         ),
-        *(_falls(name, groups) for name, groups in axis.group_falls.items()),
+        *(_falls(name, groups, axis.unit_kind) for name, groups in axis.group_falls.items()),
         *_same_clock(axis),
         *_shift(anchor, found),
     ]
@@ -83,12 +81,12 @@ def _section(anchor: str, found: AxisResult) -> Section:
     return Section(anchor, entry, f"{entry}: {size}", parts, _verdicts(anchor, axis))
 
 
-def _falls(name: str, groups: Sequence[GroupFall]) -> str:
+def _falls(name: str, groups: Sequence[GroupFall], units: str) -> str:
     return details(
         f"Falls by {escape(name)}",
         table(
             "Falls of the last losses from the smallest size to the largest, with intervals over "
-            "documents.",
+            f"{units}.",
             ["group", "share of tokens", "fall (nats)"],
             [
                 [escape(each.name), number(each.share_of_tokens, ".1%"), estimate(each.fall)]
@@ -103,7 +101,7 @@ def _same_clock(axis: AxisSummary) -> list[str]:
     check = axis.same_clock
     if check is None:
         return []
-    clock = _CLOCKS[axis.clock]
+    clock = _CLOCKS.get(axis.clock, axis.clock)
     title = f"<h3>The axis D as the axis T in the {clock}</h3>"
     if isinstance(check, Undefined):
         return [title, paragraph(f"{outcome(None)}: {escape(check.undefined)}.")]
@@ -148,7 +146,7 @@ def _shift(anchor: str, found: AxisResult) -> list[str]:
     if isinstance(shift, Undefined):
         return [title, paragraph(f"{outcome(None)}: {escape(shift.undefined)}.")]
     unit = "nats" if shift.top is Top.UNKNOWN else "share of the fall"
-    clock = _CLOCKS[axis.clock]
+    clock = _CLOCKS.get(axis.clock, axis.clock)
     noise = (
         "No size has two runs: how far seeds alone move a run is unknown."
         if math.isnan(shift.seed_noise)
@@ -198,7 +196,7 @@ def _numbers(axis: AxisSummary, shift: Shift, unit: str) -> str:
         "kappa: shift per unit of ln size": shift.kappa,
         f"floor per unit of ln size ({unit})": shift.floor,
     }
-    caption = "The shift model."
+    caption, units = "The shift model.", axis.unit_kind
     if axis.axis == "M":
         rows |= {
             "gain of size (nats)": shift.gain,
@@ -212,7 +210,7 @@ def _numbers(axis: AxisSummary, shift: Shift, unit: str) -> str:
         )
     return table(
         caption,
-        ["", "over documents and runs", "interval over documents", "interval over runs"],
+        ["", f"over {units} and runs", f"interval over {units}", "interval over runs"],
         [
             [name, estimate(each.both), _interval(each.documents), _interval(each.runs)]
             for name, each in rows.items()
@@ -255,16 +253,16 @@ def _groups(axis: AxisSummary, shift: Shift) -> list[str]:
             ["groups", "skill", "error of a group (nats)", "error of the null model (nats)"],
             rows,
         ),
-        *(_gains(name, each) for name, each in shift.groups.items()),
+        *(_gains(name, each, axis.unit_kind) for name, each in shift.groups.items()),
     ]
 
 
-def _gains(name: str, prediction: GroupPrediction) -> str:
+def _gains(name: str, prediction: GroupPrediction, units: str) -> str:
     return details(
         f"Gains by {escape(name)}",
         table(
             "Parts of the gain from the smallest size to the largest, with intervals over "
-            "documents.",
+            f"{units}.",
             ["group", "share of tokens", "the same tokens earlier (nats)", "never learned (nats)"],
             [
                 [
@@ -300,7 +298,7 @@ def _verdicts(anchor: str, axis: AxisSummary) -> list[VerdictRow]:
         VerdictRow.of(
             anchor,
             test,
-            f"{meaning} (its interval is over documents and runs)",
+            f"{meaning} (its interval is over {axis.unit_kind} and runs)",
             claim=f"Axis {axis.axis}: {escape(name)}",
         )
         for name, test, meaning in tests

@@ -44,7 +44,7 @@ def classes_section(inputs: ReportInputs) -> list[Section]:
         table(
             f"The falls of all {number(fit.n_tokens, ',')} tokens add up to "
             f"{number(fit.fall_nats, ',.0f')} nats. The shares are shares of the tokens "
-            "with finite losses at all probes, with 95% intervals over documents.",
+            f"with finite losses at all probes, with 95% intervals over {inputs.units}.",
             ["class", "tokens", "share of tokens", "share of the fall"],
             _rows(inputs),
         ),

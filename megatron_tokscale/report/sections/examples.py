@@ -12,12 +12,11 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats, Integers, Mask
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.probe.text import BEFORE, Passage, passages
-from megatron_tokscale.report.charts import UNITS, TimeScale, time_of
+from megatron_tokscale.report.charts import TimeScale, time_of, time_unit
 from megatron_tokscale.report.html import dataset, escape, number, paragraph
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.classes import CLASS_MEANINGS
-from megatron_tokscale.store.reader import Time
 
 MIN_R2: Final = 0.8  # our choice: a worse fit does not illustrate its class
 MAX_MIDPOINT_SE: Final = 0.25  # in x: a learning time known to a quarter
@@ -42,7 +41,7 @@ def examples_section(inputs: ReportInputs) -> list[Section]:
             title = f"{token_class.label}: {CLASS_MEANINGS[token_class]}"
             cards.append(f"<h3>{escape(title)}</h3>")
             cards += _cards(inputs, tokens)
-    unit = UNITS[inputs.time]
+    unit = time_unit(inputs.time)
     parts = [
         paragraph(
             f"{_what_is_shown(inputs)} Points: loss of the token in nats at each probe, against "
@@ -162,9 +161,9 @@ def _midpoints(fit: SigmoidFits) -> list[float]:
     return sorted(np.exp(fit.transitions.midpoint_E).tolist())
 
 
-def _facts(fit: SigmoidFits, time: Time) -> str:
+def _facts(fit: SigmoidFits, time: str) -> str:
     """Return the parameters of the model of the one token in `fit`, in words."""
-    token_class, unit = TokenClass(int(fit.class_N[0])), UNITS[time]
+    token_class, unit = TokenClass(int(fit.class_N[0])), time_unit(time)
     if token_class is TokenClass.TWO_STEP:
         return "; ".join(
             f"{'fell' if drop > 0 else 'rose'} by {number(abs(drop), '.2f')} nats at "

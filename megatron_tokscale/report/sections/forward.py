@@ -3,7 +3,7 @@
 import math
 from typing import Final
 
-from megatron_tokscale.report.charts import UNITS, short
+from megatron_tokscale.report.charts import short, time_unit
 from megatron_tokscale.report.html import escape, estimate, number, paragraph, table
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
@@ -19,11 +19,11 @@ _NO_VERDICT: Final = (
 
 def forward_section(inputs: ReportInputs) -> list[Section]:
     """Return the section on the forecast of the last octave: mean loss, and which groups fall."""
-    parts = _forecast(inputs.spectrum.evidence.forward, UNITS[inputs.time])
+    parts = _forecast(inputs.spectrum.evidence.forward, time_unit(inputs.time), inputs.units)
     return [Section("forward", "Forward in time", "Forward in time", parts)]
 
 
-def _forecast(found: ForwardPrediction | Undefined, unit: str) -> list[str]:
+def _forecast(found: ForwardPrediction | Undefined, unit: str, units: str) -> list[str]:
     if isinstance(found, Undefined):
         return [paragraph(f"undefined: {escape(found.undefined)}.")]
     first, last = (short(math.exp(x)) for x in (found.from_x, found.to_x))
@@ -40,7 +40,7 @@ def _forecast(found: ForwardPrediction | Undefined, unit: str) -> list[str]:
         ),
         table(
             f"Forecasts of the mean loss from {first} to {last} {unit}, in nats per token: mean "
-            "absolute error over the probes, and fall, with 95% intervals over documents.",
+            f"absolute error over the probes, and fall, with 95% intervals over {units}.",
             ["forecast by", "mean error", "fall"],
             [
                 *([name, estimate(each.error), estimate(each.fall)] for name, each in forecasts),

@@ -55,7 +55,7 @@ def locality_section(inputs: ReportInputs) -> list[Section]:
         ),
         table(
             "The window of a token is the time from 10% to 90% of its own transition; a perfect "
-            "sigmoid has 80% of its fall there. The 95% intervals are over documents.",
+            f"sigmoid has 80% of its fall there. The 95% intervals are over {inputs.units}.",
             ["", "observed", "null: tokens that follow their group"],
             _rows(widths.observed, widths.group_null),
         ),
@@ -76,7 +76,7 @@ def _verdict_sentence(widths: Locality) -> str:
     ]
     ratio = widths.test.estimate
     if isinstance(ratio, Undefined) or not ratio.has_interval:
-        reason = "There are too few falling tokens or documents for a ratio with an interval."
+        reason = "There are too few falling tokens or units for a ratio with an interval."
     else:
         reason = _REASONS[widths.test.verdict]
     shown = "–" if isinstance(ratio, Undefined) else estimate(ratio)

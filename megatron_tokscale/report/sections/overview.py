@@ -15,13 +15,13 @@ from megatron_tokscale.core.records import JSON
 from megatron_tokscale.core.words import time_text
 from megatron_tokscale.fit.summary import NonFiniteLosses
 from megatron_tokscale.report.charts import (
-    LABELS,
     TimeScale,
     dataset_line,
     draw,
     largest_datasets,
     left_out,
     time_axis,
+    time_label,
     time_of,
 )
 from megatron_tokscale.report.html import (
@@ -60,22 +60,26 @@ def run_section(inputs: ReportInputs) -> list[Section]:
     seconds = sum(record.duration for record in run.records)
     rows = [
         ["Run", escape(f"{run.path.name} (id {info.run_id})")],
-        ["Model", _settings(info.model)],
+        *([["Model", _settings(info.model)]] if info.model else []),
         *_launches(run.launches),
         ["Probes", _probes(inputs)],
-        ["Time spent on probes", f"{number(seconds, ',.1f')} s"],
+        *([] if run.imported else [["Time spent on probes", f"{number(seconds, ',.1f')} s"]]),
         ["Probe set" if tokens.probe_set else "Imported tokens", _tokens(tokens)],
-        ["Time axis", f"x = ln time, time = {LABELS[inputs.time]}"],
+        ["Time axis", f"x = ln time, time = {escape(time_label(inputs.time))}"],
         ["Scored range", escape(inputs.spectrum.summary.scored.describe(inputs.time))],
         ["Tokens by its end", _outcomes(inputs.spectrum.summary.overall)],
     ]
     parts = [
         paragraph(
-            "These are the settings of the training job, and the tokens that its probes watched."
+            "These are the losses that were imported, and what is known of their tokens."
+            if run.imported
+            else "These are the settings of the training job, and the tokens that its probes "
+            "watched."
         ),
         _non_finite(inputs.spectrum.fit.non_finite),
         _left_out_probes(inputs.spectrum.fit.left_out),
         facts(rows),
+        _note_on_units(tokens),
         _datasets(inputs),
     ]
     return [Section("run", "What was run", "What was run", parts)]
@@ -189,6 +193,12 @@ def _left_out_probes(steps: Sequence[int]) -> str:
     )
 
 
+def _note_on_units(tokens: WatchedTokens) -> str:
+    """Return a sentence on what stands in for documents; nothing where they are known."""
+    note = tokens.note_on_units()
+    return "" if note is None else paragraph(f"{note[:1].upper()}{note[1:]}.")
+
+
 def _datasets(inputs: ReportInputs) -> str:
     tokens = inputs.run.tokens
     cluster_N, kind = tokens.cluster_N, tokens.unit_kind
@@ -252,7 +262,7 @@ def _loss_figure(inputs: ReportInputs) -> str:
         for d, name in largest_datasets(run.tokens).items():
             _curve(axes, scale, time_K, arrays.mean_loss_DK[d], dataset_colour(d), name, d)
         _curve(axes, scale, time_K, arrays.mean_loss_K, MEASURED, "all probe tokens")
-        time_axis(axes, scale, LABELS[inputs.time])
+        time_axis(axes, scale, time_label(inputs.time))
         axes.set_ylabel("mean loss (nats per token)")
         axes.legend()
 

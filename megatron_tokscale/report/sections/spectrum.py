@@ -11,9 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from megatron_tokscale.laws.estimates import Z_95
 from megatron_tokscale.report.charts import (
-    LABELS,
-    UNITS,
     TimeScale,
     band,
     draw,
@@ -21,7 +20,9 @@ from megatron_tokscale.report.charts import (
     left_out,
     short,
     time_axis,
+    time_label,
     time_of,
+    time_unit,
 )
 from megatron_tokscale.report.html import (
     MEASURED,
@@ -59,7 +60,7 @@ _UNSCORED: Final = "#f1efe6"
 
 def spectrum_section(inputs: ReportInputs) -> list[Section]:
     """Return the section with the measured slope, its reconstructions and their agreement."""
-    tokens, evidence = inputs.run.tokens, inputs.spectrum.evidence
+    tokens, evidence, units = inputs.run.tokens, inputs.spectrum.evidence, inputs.units
     parts = [
         paragraph(_what_is_shown(inputs)),
         figure(
@@ -67,15 +68,16 @@ def spectrum_section(inputs: ReportInputs) -> list[Section]:
             "Black line: the measured slope. Grey area: the drop-weighted spectrum, smoothed by a "
             "Gaussian with a standard deviation of "
             f"{number(inputs.spectrum.summary.bandwidth_x)} in x. "
-            "Dark band and thin lines: their 95% intervals over documents, without the noise that "
-            "all tokens of a probe share. Coloured lines: the reconstructions, smoothed as the "
-            "measured slope is. Shaded: probes that are not scored, before and behind the scored "
+            f"Dark band and thin lines: their 95% intervals over {units}, without the noise that "
+            "all tokens of a probe share. Light band: the 95% interval of the measured slope with "
+            "that noise. Coloured lines: the reconstructions, smoothed as the measured slope is. "
+            "Shaded: probes that are not scored, before and behind the scored "
             "range. Dotted line: behind it, drops and times of events are uncertain.",
         ),
         _tokens_table(inputs),
         figure(
             _unlearned_figure(inputs),
-            "Share of the drops that is not learned yet, with its 95% interval over documents "
+            f"Share of the drops that is not learned yet, with its 95% interval over {units} "
             "(Kaplan-Meier). A token that has not fallen by the end of the scored range counts "
             "with the mean drop of its group: its dataset and frequency decile.",
         ),
@@ -91,11 +93,11 @@ def spectrum_section(inputs: ReportInputs) -> list[Section]:
             "Fall of each reconstruction minus the measured fall, in each part of the probed "
             "range. Above zero, a reconstruction has more learning than was measured.",
         ),
-        _falls(evidence.falls, UNITS[inputs.time]),
+        _falls(evidence.falls, time_unit(inputs.time)),
         figure(
             _datasets_figure(inputs),
             "One panel per dataset. Line and band: measured −dL/dx, with its 95% interval over "
-            "documents. Filled area: drop-weighted spectrum."
+            f"{units}. Filled area: drop-weighted spectrum."
             + left_out(largest_datasets(tokens), tokens),
         ),
     ]
@@ -114,8 +116,8 @@ def _what_is_shown(inputs: ReportInputs) -> str:
         )
     return (
         "The figure shows how fast the mean loss falls, in nats per unit of x "
-        f"(x = ln of {LABELS[inputs.time]}), and how fast it falls according to the tokens' "
-        f"learning times. Of the {number(summary.overall.n_tokens, ',')} fitted tokens, "
+        f"(x = ln of {escape(time_label(inputs.time))}), and how fast it falls according to the "
+        f"tokens' learning times. Of the {number(summary.overall.n_tokens, ',')} fitted tokens, "
         f"{number(summary.overall.n_events, ',')} are learned by the end of the scored range, with "
         f"a total drop of {estimate(summary.overall.learned_nats)} nats per token. The mean loss "
         f"fell by {estimate(summary.fall)} nats.{share} The tokens count over "
@@ -131,7 +133,7 @@ def _tokens_table(inputs: ReportInputs) -> str:
     if len(summary.datasets) > 1:
         rows += [_outcomes(dataset(d, each.name), each) for d, each in enumerate(summary.datasets)]
     header = ["tokens of", "tokens", "learned", "censored", "known", "forgotten"]
-    header += [f"median ({UNITS[inputs.time]})", "nats learned", "nats expected"]
+    header += [f"median ({time_unit(inputs.time)})", "nats learned", "nats expected"]
     return table(
         "Tokens by the end of the scored range: learned, not fallen half-way (censored), known "
         "before the first probe, or forgotten. Median: the time by which half of the learned and "
@@ -155,7 +157,7 @@ def _outcomes(title: str, each: DatasetCounts) -> list[str]:
 
 def _agreement(evidence: Evidence) -> str:
     """Return the table of R² of the reconstructions, on the same tokens and other documents."""
-    rows = []
+    rows, units = [], evidence.fit.unit_kind
     for name, (colour, _) in _RECONSTRUCTIONS.items():
         same, other = evidence.same_tokens[name], evidence.other_documents[name]
         title = f"{swatch(colour, RECONSTRUCTIONS[name])}: {_INGREDIENTS[name]}"
@@ -166,13 +168,13 @@ def _agreement(evidence: Evidence) -> str:
     header = [
         "reconstruction",
         "R², same tokens",
-        "R², other documents",
+        f"R², other {units}",
         "R² of a perfect model",
         "error of the loss, nats",
     ]
     return table(
         "Agreement of the reconstructions with the measured slope in the scored range, with 95% "
-        "intervals over documents.",
+        f"intervals over {units}.",
         header,
         rows,
     )
@@ -239,13 +241,15 @@ def _derivative_figure(inputs: ReportInputs) -> str:
         axes.fill_between(time_G, weighted_G, color=_FILL, lw=0, label="drop-weighted spectrum")
         for bound_G in arrays.drop_weighted_interval_2G:
             axes.plot(time_G, bound_G, color=NULL, lw=0.6)
+        low_G, high_G = (arrays.measured_G + side * arrays.measured_se_G for side in (-Z_95, Z_95))
+        axes.fill_between(time_G, low_G, high_G, color=MEASURED, alpha=0.1, lw=0)
         band(axes, time_G, arrays.measured_interval_2G, MEASURED)
         axes.plot(time_G, arrays.measured_G, color=MEASURED, lw=2.4, label="measured")
         for name, (colour, line) in _RECONSTRUCTIONS.items():
             rebuilt_G = arrays.reconstructions()[name]
             axes.plot(time_G, rebuilt_G, color=colour, ls=line, lw=1.5, label=RECONSTRUCTIONS[name])
         axes.axhline(0, color="#999999", lw=0.7)
-        time_axis(axes, scale, LABELS[inputs.time])
+        time_axis(axes, scale, time_label(inputs.time))
         axes.set_ylabel("−dL/dx (nats per unit of x)")
         figure.legend(loc="outside upper left", ncols=7)
 
@@ -278,7 +282,7 @@ def _unlearned_figure(inputs: ReportInputs) -> str:
         band(axes, time_G, arrays.unlearned_interval_2G, MEASURED)
         axes.plot(time_G, arrays.unlearned_G, color=MEASURED, lw=1.8)
         axes.set_ylim(0, 1)
-        time_axis(axes, TimeScale.from_times(time_G), LABELS[inputs.time])
+        time_axis(axes, TimeScale.from_times(time_G), time_label(inputs.time))
         axes.set_ylabel("share not learned")
 
     alt = "Share of the drops that is not learned yet, against time"
@@ -297,7 +301,7 @@ def _misses_figure(inputs: ReportInputs) -> str:
             label = RECONSTRUCTIONS[name]
             axes.stairs(miss, edges, baseline=None, color=colour, ls=line, lw=1.6, label=label)
         axes.axhline(0, color="#999999", lw=0.8)
-        time_axis(axes, TimeScale.from_times(edges), LABELS[inputs.time])
+        time_axis(axes, TimeScale.from_times(edges), time_label(inputs.time))
         axes.set_ylabel("rebuilt − measured (nats)")
         figure.legend(loc="outside upper left", ncols=3)
 
@@ -322,7 +326,7 @@ def _datasets_figure(inputs: ReportInputs) -> str:
             band(panel, time_G, arrays.measured_interval_D2G[d], colour)
             panel.plot(time_G, arrays.measured_DG[d], color=colour, lw=2.4)
             panel.set_title(name)
-            time_axis(panel, scale, LABELS[inputs.time])
+            time_axis(panel, scale, time_label(inputs.time))
         for panel in panels[len(shown) :]:
             panel.set_axis_off()
         figure.supylabel("nats per unit of x", fontsize=8.5)

@@ -50,7 +50,7 @@ PERMUTED: Final = (
 )
 PASSES: Final = (
     "The claim for a grouping holds if the skill of the learning times, and their gain over the "
-    "null model, are above zero with their whole 95% intervals over documents, and if at most "
+    "null model, are above zero with their whole 95% intervals, and if at most "
     f"{LEVEL:.0%} of the permutations, in a sample of the tokens, have as high a skill; p is their "
     "share. Frequency has no verdict: where rare tokens are learned later without any steps, its "
     "skill and its gain are the same."
@@ -62,7 +62,7 @@ _RIVALS_MEANING: Final = (
     "times” uses those of this run: it shows how far learning times can go."
 )
 _GAINS: Final = (
-    "Skill gained over permuted learning times, with its 95% interval over documents. Filled dots: "
+    "Skill gained over permuted learning times, with its 95% interval. Filled dots: "
     "the claim holds. Hollow dots: it fails, is undecided, or is none."
 )
 
@@ -153,7 +153,8 @@ def _aligned(transfer: Transfer, aligned: str, tests: GroupTests) -> str:
         return paragraph(f"Compared {aligned}: {outcome(None)}: {escape(tests.undefined)}.")
     return groupings_table(
         f"Skill of the learning times of {escape(transfer.source)} in this run, compared "
-        f"{aligned}; the intervals are over {number(transfer.documents, ',')} documents.",
+        f"{aligned}; the intervals are over {number(transfer.n_units, ',')} "
+        f"{transfer.fit.unit_kind}.",
         tests,
     )
 

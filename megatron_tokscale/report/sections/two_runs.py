@@ -3,14 +3,13 @@
 import math
 from typing import Final
 
-from megatron_tokscale.report.charts import UNITS, short
+from megatron_tokscale.report.charts import short, time_unit
 from megatron_tokscale.report.html import escape, estimate, number, paragraph, table
 from megatron_tokscale.report.verdicts import VerdictRow, outcome
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.primary import COVARIANCE
 from megatron_tokscale.results.transfer import FallCovariance, Surface, Transfer
 from megatron_tokscale.results.verdict import ClaimTest
-from megatron_tokscale.store.reader import Time
 
 _COVARIANCE: Final = (
     "mean covariance of falls in octaves far apart, over that in the same octave; without steps it "
@@ -39,7 +38,7 @@ def two_run_rows(anchor: str, transfer: Transfer) -> list[VerdictRow]:
     return rows
 
 
-def falls_parts(falls: FallCovariance | Undefined, clock: Time) -> list[str]:
+def falls_parts(falls: FallCovariance | Undefined, clock: str) -> list[str]:
     """Return the text and the table of the covariance of falls, or why it is undefined."""
     title = "<h4>Falls of a token in two octaves of time</h4>"
     if isinstance(falls, Undefined):
@@ -64,7 +63,7 @@ def falls_parts(falls: FallCovariance | Undefined, clock: Time) -> list[str]:
         ),
         table(
             f"Mean covariance of falls by the distance of the octaves, over that at distance 0: "
-            f"{octaves} octaves from {first} to {last} {UNITS[clock]}, "
+            f"{octaves} octaves from {first} to {last} {time_unit(clock)}, "
             f"{number(falls.tokens, ',')} tokens in {number(falls.groups, ',')} groups. Far is a "
             f"distance of {falls.far_octaves} or more.",
             ["distance (octaves)", "covariance"],

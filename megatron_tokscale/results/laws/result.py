@@ -23,7 +23,6 @@ from megatron_tokscale.results.laws.quanta import QuantaResult
 from megatron_tokscale.results.laws.several_runs import SeveralRuns
 from megatron_tokscale.results.laws.zero_sum import ZeroSumResult
 from megatron_tokscale.store import Run
-from megatron_tokscale.store.reader import Time
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,9 @@ class LawsResult:
     explanations: tuple[ExplanationRow, ...] = ()
 
     @property
-    def time(self) -> Time:
-        """The unit that time is counted in."""
-        return self.fit.time
+    def time(self) -> str:
+        """The name of the time."""
+        return self.fit.time_name
 
 
 def read_laws(run: Run, fit: FitSummary) -> LawsResult | None:

@@ -21,9 +21,9 @@ def describe_axis(summary: AxisSummary) -> str:
     """Return the runs, the check of the clock and the shift model as lines."""
     falls = ["", *(f", a fall of {format_estimate(fall)}" for fall in summary.falls)]
     lines = [
-        *([] if summary.note_on_units is None else [f"  {summary.note_on_units}"]),
-        f"  axis {summary.axis} ({summary.size}), {len(summary.runs)} runs; the mean loss "
-        f"falls by {format_estimate(summary.fall)} nats",
+        f"  axis {summary.axis} ({summary.size}), {len(summary.runs)} runs; 95% intervals "
+        f"over {summary.n_units:,} {summary.unit_kind}; the mean loss falls by "
+        f"{format_estimate(summary.fall)} nats",
         *(
             f"    {run.name:<24}{run.size:>16,.0f}{run.loss:>9.3f} nats{fall}"
             for run, fall in zip(summary.runs, falls, strict=True)
@@ -82,10 +82,10 @@ def _shift(summary: AxisSummary) -> list[str]:
     shift = summary.shift
     if isinstance(shift, Undefined):
         return [f"  shift of the clock: undefined: {shift.undefined}"]
-    unit = "nats" if shift.top is Top.UNKNOWN else "of the fall"
+    unit, kind = "nats" if shift.top is Top.UNKNOWN else "of the fall", summary.unit_kind
     return [
         f"  shift of the clock ({summary.clock}) per unit of ln size; top: {shift.top}",
-        f"    {'':<34}{'(documents and runs)':<28}{'(documents)':<22}(runs)",
+        f"    {'':<34}{f'({kind} and runs)':<28}{f'({kind})':<22}(runs)",
         _spread("kappa", shift.kappa),
         _spread(f"floor ({unit})", shift.floor),
         *(_parts(shift, summary.clock) if summary.axis == "M" else []),

@@ -105,10 +105,10 @@ def transfer_run(
         source_run_id=source.info.run_id,
         source_steps=tuple(source.step_K.tolist()),
         fit=pair.target.fit.identity,
-        documents=units.documents,
+        n_units=units.documents,
         absolute=absolute,
         by_loss=by_loss,
-        clock=pair.clock.time,
+        clock=target.time_name(pair.clock.time),
         order=order,
         falls=falls,
         surface=surface,
@@ -185,7 +185,9 @@ def _falls_and_surface(
             surface.add(at, fits, source_NK, loss_NK)
     return (
         falls if isinstance(falls, Undefined) else falls.result(weight_RU),
-        surface if isinstance(surface, Undefined) else surface.result(weight_RU),
+        surface
+        if isinstance(surface, Undefined)
+        else defined_or_reason(lambda: surface.result(weight_RU)),
     )
 
 

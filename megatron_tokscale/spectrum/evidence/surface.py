@@ -14,7 +14,8 @@ misfit that the null model leaves,
 
 If the prediction's misfit is the larger one, the two change places and the skill is negative: -1
 means that the null model is exact. In a world without steps the bins are cut by noise and by group,
-and no prediction has a skill above 0 (our choice of bins, intervals and null model).
+and no prediction has a skill above 0 (our choice of bins, intervals and null model). Where the mean
+loss does not fall, as in noise, no group has a shape to compare with, and the skill is undefined.
 
 Shapes: N tokens, A probe steps of run A, K probe steps of run B, J intervals, B bins of learning
 time, G groups, U resampling units, C cells (pairs of a unit and a bin, or of a unit and a group), X
@@ -31,7 +32,7 @@ from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Mask
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import SigmoidFits, TokenClass
-from megatron_tokscale.results.estimate import Estimate
+from megatron_tokscale.results.estimate import Estimate, format_estimate
 from megatron_tokscale.results.transfer import Surface
 from megatron_tokscale.results.verdict import Claim, ClaimTest, holm
 from megatron_tokscale.spectrum.density import finite_range
@@ -154,7 +155,11 @@ class SurfaceSums:
         self._fall_UBG += np.bincount(cell_N, source_NA @ total_A, n_cells).reshape(self._shape)
 
     def result(self, weight_RU: Floats) -> Surface:
-        """Return the skill of every prediction, and its test."""
+        """Return the skill of every prediction, and its test.
+
+        Raises:
+            UndefinedError: the mean loss of one of the runs does not fall.
+        """
         tokens_RBG, fall_RBG = (
             np.tensordot(weight_RU, each, axes=1) for each in (self._tokens_UBG, self._fall_UBG)
         )
@@ -163,6 +168,9 @@ class SurfaceSums:
         within_RBG = tokens_RBG / count_RB1
         kernel_RXJ = self._kernels(weight_RU)
         by_bin, by_group = (margin.falls(weight_RU, kernel_RXJ) for margin in self._margins)
+        tokens_RG = tokens_RBG.sum(axis=1)
+        _check_fall("the other run", tokens_RG, by_group[MEASURED])
+        _check_fall("this run", tokens_RG, by_group[_TARGET])
         beyond = {name: by_bin[name] - within_RBG @ by_group[name] for name in by_bin}
         # The null model: deviations of a bin's total falls from those of its groups, each with the
         # shape of the group's mean curve.
@@ -276,6 +284,21 @@ class _Margin:
             TIMES: mean_drop_R[:, None, None] * (events_RGX @ kernel_RXJ),
             DROPS: drop_RGX @ kernel_RXJ,
         }
+
+
+def _check_fall(run: str, tokens_RG: Floats, fall_RGJ: Floats) -> None:
+    """Refuse groups of tokens whose mean loss does not fall with the whole 95% interval.
+
+    Raises:
+        UndefinedError: see above.
+    """
+    total_R = (tokens_RG * fall_RGJ.sum(axis=2)).sum(axis=1)
+    fall = Estimate.from_resamples(total_R / tokens_RG.sum(axis=1))
+    if (fall.low if fall.has_interval else fall.value) <= 0:
+        raise UndefinedError(
+            f"the mean loss of {run} falls by {format_estimate(fall)} nats over the compared "
+            "range; expected a fall above 0 with its whole interval; train on, or watch more tokens"
+        )
 
 
 def _surface(tokens: int, beyond: dict[str, Floats], null_RBJ: Floats, share_RB: Floats) -> Surface:

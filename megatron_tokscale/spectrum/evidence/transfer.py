@@ -129,7 +129,7 @@ class TransferSums:
     def __init__(self, alignment: Alignment, groupings: Mapping[str, Groups], units: Units):
         self.alignment = alignment
         self._sums = {name: GroupSums(groups, units) for name, groups in groupings.items()}
-        self._sums["document"] = DocumentGroups(units)
+        self._sums[units.kind.removesuffix("s")] = DocumentGroups(units)
         # Sums of the events' sigmoids of height one, and numbers of events, by bin of drop.
         self._shape_SK = np.zeros((len(_DROP_EDGES) + 1, len(alignment.x_K)))
         self._events_S = np.zeros(len(_DROP_EDGES) + 1)

@@ -126,7 +126,9 @@ def write_run(source: MatrixSource, folder: Path, path: Path, progress: Progress
 def _tokens(source: MatrixSource) -> ImportedTokens:
     """Return what the file says of its tokens."""
     settings, own = source.settings, source.own
-    columns, datasets = read_columns(source.file, settings.arrays, source.n_tokens)
+    columns, datasets = read_columns(
+        source.file, settings.arrays, source.n_tokens, settings.vocab_size
+    )
     if own is not None and own.arrays.get("datasets") == settings.arrays.datasets:
         columns, datasets = _in_order(columns, datasets, own.datasets)
     return ImportedTokens(

@@ -48,7 +48,7 @@ class TokenArrays:
 
 
 def read_columns(
-    file: ArrayFile, names: TokenArrays, n_tokens: int
+    file: ArrayFile, names: TokenArrays, n_tokens: int, vocab_size: int | None
 ) -> tuple[TokenColumns, tuple[str, ...]]:
     """Return the columns of the tokens, and the names of the datasets.
 
@@ -57,7 +57,8 @@ def read_columns(
     which they come.
 
     Raises:
-        TokscaleError: an array is not there, has another length, or has values of another kind.
+        TokscaleError: an array is not there, has another length, or has values of another kind; a
+            label is no id of a vocabulary of `vocab_size` tokens.
     """
     for name in names.named:
         _check_length(file, name, n_tokens)
@@ -68,7 +69,7 @@ def read_columns(
         sample_N=_groups(file, names.samples),
         position_N=_counts(file, names.positions),
         context_N=_counts(file, names.contexts, least=1),
-        label_N=_counts(file, names.labels),
+        label_N=_labels(file, names.labels, vocab_size),
     )
     return columns, datasets
 
@@ -171,3 +172,14 @@ def _counts(file: ArrayFile, name: str | None, least: int = 0) -> Integers32 | N
             )
         pieces.append(value_n.astype(np.int32))
     return np.concatenate(pieces)
+
+
+def _labels(file: ArrayFile, name: str | None, vocab_size: int | None) -> Integers32 | None:
+    """Return the id of each token."""
+    label_N = _counts(file, name)
+    if label_N is not None and vocab_size is not None and label_N.max(initial=0) >= vocab_size:
+        raise TokscaleError(
+            f"array '{name}' of {file.path} has the label {label_N.max()}; expected ids below the "
+            f"vocabulary's size of {vocab_size}; name another array, or give --vocab-size"
+        )
+    return label_N

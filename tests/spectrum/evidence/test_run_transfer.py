@@ -51,7 +51,7 @@ def test_times_that_agree_transfer_and_the_text_says_so(genuine):
     for found in (transfer.order, transfer.falls):
         assert found.test.verdict is Verdict.HOLDS
     assert {test.verdict for test in transfer.surface.tests.values()} == {Verdict.HOLDS}
-    assert transfer.documents == 30
+    assert (transfer.n_units, transfer.fit.unit_kind) == (30, "documents")
     assert transfer.clock == "lr-sum"
     lines = describe_transfer(transfer).splitlines()
     by_document = [line for line in lines if line.strip().startswith("document ")]

@@ -40,10 +40,13 @@ class Pair:
     sums: SurfaceSums
 
 
+NOISE = planted_worlds.World(False, lambda text, x_K, rng: np.full((len(text), len(x_K)), 4.0))
+
+
 def pair_of(world, tokens):
     rng = np.random.default_rng(0)
     text, x_K = planted_worlds.text_of(tokens, rng), planted_worlds.axis()
-    losses = planted_worlds.seeds(planted_worlds.WORLDS[world], text, x_K, rng)
+    losses = planted_worlds.seeds(world, text, x_K, rng)
     fits = fit_sigmoids(x_K, losses[0])
     operator_KJ = fall_weights(x_K, intervals(np.log(38), float(x_K[-1]), OCTAVE / 2))
     units = Units.from_documents(text.dataset_N, text.document_N, seed=0)
@@ -59,7 +62,7 @@ def pair_of(world, tokens):
 
 @pytest.fixture(scope="module")
 def stepwise():
-    return pair_of("B1", 3000)
+    return pair_of(planted_worlds.WORLDS["B1"], 3000)
 
 
 def beyond_groups(fall_NJ, group_N):
@@ -119,14 +122,23 @@ def test_few_tokens_with_a_learning_time_have_no_surface():
         time_bins(np.concatenate([np.arange(150.0), np.full(1000, np.nan)]))
 
 
-def test_where_tokens_fall_in_steps_every_prediction_says_more(stepwise):
-    found = stepwise.sums.result(stepwise.units.weights(200, seed=0))
+@pytest.mark.parametrize("world", ["A1", "B1"])
+def test_where_tokens_fall_in_steps_every_prediction_says_more(world):
+    pair = pair_of(planted_worlds.WORLDS[world], 3000)
+    found = pair.sums.result(pair.units.weights(200, seed=0))
     assert {test.verdict for test in found.tests.values()} == {Verdict.HOLDS}
     assert found.tests[MEASURED].estimate.value > found.tests[FITS].estimate.value > 0.8
 
 
 @pytest.mark.parametrize("world", ["C", "D"])
 def test_without_steps_no_prediction_says_more(world):
-    pair = pair_of(world, 6000)
+    pair = pair_of(planted_worlds.WORLDS[world], 6000)
     found = pair.sums.result(pair.units.weights(200, seed=0))
     assert {test.verdict for test in found.tests.values()} == {Verdict.FAILS}
+
+
+def test_noise_has_no_surface():
+    """The tokens that seem to fall rise as often: there is no fall of the mean to predict."""
+    pair = pair_of(NOISE, 40_000)
+    with pytest.raises(UndefinedError, match=r"the mean loss of the other run falls by .* nats"):
+        pair.sums.result(pair.units.weights(200, seed=0))

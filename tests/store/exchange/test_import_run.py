@@ -222,6 +222,11 @@ BAD = {
         {"arrays": TokenArrays(labels="label")},
         "not whole numbers",
     ),
+    "a label beyond the vocabulary": (
+        {"label": np.arange(40)},
+        {"arrays": TokenArrays(labels="label"), "vocab_size": 39},
+        "has the label 39; expected ids below the vocabulary's size of 39",
+    ),
     "objects": ({"loss_matrix": np.array([[None]])}, {}, "cannot be read|Python objects"),
     "a matrix on its side": (
         {"loss_matrix": np.ones((7, 40)), "sample_id": None, "token_pos": None},

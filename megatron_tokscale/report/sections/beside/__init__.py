@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from megatron_tokscale.core.files import is_there
 from megatron_tokscale.core.records import JSON
 from megatron_tokscale.report.charts import (
-    LABELS,
     TimeScale,
     draw,
     largest_datasets,
     left_out,
     time_axis,
+    time_label,
 )
 from megatron_tokscale.report.html import (
     MEASURED,
@@ -237,8 +237,8 @@ def _losses_figure(shown: dict[int, str], curves: tuple[Curves, Curves]) -> str:
         steps = [each.step_K.astype(np.float64) for each in curves]
         tokens = [each.tokens_K for each in curves]
         for axes, times, label in (
-            (left, steps, LABELS["step"]),
-            (right, tokens, LABELS["tokens"]),
+            (left, steps, time_label("step")),
+            (right, tokens, time_label("tokens")),
         ):
             positive = np.concatenate([time_K[time_K > 0] for time_K in times])
             if not len(positive):
@@ -276,7 +276,7 @@ def _differences_figure(shown: dict[int, str], curves: tuple[Curves, Curves]) ->
             gap_K = planned.loss_FK[f, second] - baseline.loss_FK[f, first]
             axes.plot(scale.place(step_K.astype(np.float64)), gap_K, color=colour, marker=".", ms=3)
         axes.axhline(0, color="#999999", lw=0.8)
-        time_axis(axes, scale, LABELS["step"])
+        time_axis(axes, scale, time_label("step"))
         axes.set_ylabel("planned − baseline (nats)")
 
     return draw("gap", "Loss under the plan minus loss of the baseline", 2.4, paint)

@@ -13,15 +13,15 @@ from matplotlib.figure import Figure
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.laws.explain import SPECTRUM
 from megatron_tokscale.report.charts import (
-    LABELS,
-    UNITS,
     TimeScale,
     dataset_line,
     draw,
     largest_datasets,
     short,
     time_axis,
+    time_label,
     time_of,
+    time_unit,
 )
 from megatron_tokscale.report.html import (
     MEASURED,
@@ -42,9 +42,9 @@ from megatron_tokscale.results.verdict import Verdict
 _HEADER: Final = [
     "mean loss of",
     "E (nats)",
-    "E, over documents",
+    "E, over {}",
     "α",
-    "α, over documents",
+    "α, over {}",
     "R²",
     "probes",
     "doubts",
@@ -54,7 +54,7 @@ _TAIL_CLAIM: Final = "The tail of the learning-time spectrum has the exponent of
 
 def law_table(laws: LawsResult) -> str:
     """Return the table of the fitted laws: all tokens, each dataset, other starts of the fit."""
-    unit = UNITS[laws.time]
+    unit, units = time_unit(laws.time), laws.fit.unit_kind
     rows = [
         _law_row("all probe tokens", laws.overall),
         *(_law_row(dataset(d, each.name), each.power_law) for d, each in enumerate(laws.datasets)),
@@ -66,9 +66,9 @@ def law_table(laws: LawsResult) -> str:
     return table(
         f"L = E + B t<sup>−α</sup> with t in {unit}, fitted from {short(laws.settings.start)} "
         f"{unit} on. The 95% intervals of E and α are over the scatter of the probes about the "
-        "law, with its serial correlation. In the columns “over documents”, value and 95% interval "
-        "are from a bootstrap over documents, corrected for its bias.",
-        _HEADER,
+        f"law, with its serial correlation. In the columns “over {units}”, value and 95% interval "
+        "are from a bootstrap, corrected for its bias.",
+        [title.format(units) for title in _HEADER],
         rows,
         "dense",
     )
@@ -124,7 +124,7 @@ def loss_figure(inputs: ReportInputs, laws: LawsResult) -> str:
             ends = np.geomspace(law.from_time, law.to_time, 2)
             height = law.scale.value * ends**-law.exponent.value
             axes.plot(ends, height, color=colour, ls=line, label=name)
-        time_axis(axes, TimeScale.from_times(time_K[later]), LABELS[inputs.time])
+        time_axis(axes, TimeScale.from_times(time_K[later]), time_label(inputs.time))
         axes.set_ylabel("mean loss − E (nats)")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(_two_or_five)
@@ -157,7 +157,7 @@ def tail(laws: LawsResult) -> str:
     first, last = (short(math.exp(x)) for x in (tail.from_x, tail.to_x))
     measured = (
         f"The drop-weighted spectrum falls with exponent {estimate(tail.exponent)} from {first}"
-        f" to {last} {UNITS[laws.time]}; {number(tail.share, '.1%')} of its drop lies in "
+        f" to {last} {time_unit(laws.time)}; {number(tail.share, '.1%')} of its drop lies in "
         "this range."
     )
     if isinstance(difference, Undefined):
@@ -194,7 +194,8 @@ def tail_verdict(laws: LawsResult) -> VerdictRow:
         tail_outcome(laws),
         estimate(difference.difference, "+,.3f"),
         f"exponent of the tail minus exponent of the loss; holds {difference.test.claim.rule}, "
-        "with the whole interval, which is over documents and the scatter of the probes",
+        f"with the whole interval, which is over {laws.fit.unit_kind} and the scatter of the "
+        "probes",
     )
 
 
