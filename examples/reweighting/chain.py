@@ -1,0 +1,381 @@
+"""The chain of a study, by the verbs of the README: from data to jobs under the plans of its arms.
+
+    data -> probe set of the valid part -> reference run -> probe set of training documents that it
+    has not seen -> replay of its checkpoints -> fit -> scores -> a plan per arm and seed -> probe
+    sets of the documents that the plans keep out -> jobs
+
+A step whose result exists is skipped, and a job that was stopped resumes from its checkpoint. The
+curve of a finished job goes into the ledger; a run of the ledger is not trained again.
+"""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from reweighting.arms import ARMS, Arm
+from reweighting.ledger import Ledger
+from reweighting.steps import Step, run_logged
+
+from megatron_tokscale.core.files import write_text
+from megatron_tokscale.demo.job import is_trained
+from megatron_tokscale.store.paths import RunPaths
+
+type Word = str | int | float | Path
+
+_SEED: Final = 0  # of the draws of probe sets
+_CHECKPOINTS: Final = 4  # of a run, from which it resumes if it is stopped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Model, data and training of all runs of a study.
+
+    Attributes:
+        layers: layers of the model.
+        hidden: width of a layer.
+        heads: attention heads.
+        seq_length: tokens of a sample.
+        vocab_size: tokens of the vocabulary.
+        split: Megatron's --split.
+        batch: samples of a step.
+        steps: T, the step at which arms are compared.
+        last_step: step at which all runs end, after T, so that slower ones can arrive too.
+        learning_rate: constant after the warm-up.
+        warmup: steps of the warm-up.
+        save_every: steps between checkpoints of the reference run, all of which are replayed.
+        valid_tokens: held-out tokens that every run watches, about.
+        probe_every: steps between probes.
+        scored_tokens: training tokens that the replay watches, about.
+        quantiles: strata of documents of a dataset.
+        held_out: documents of each stratum that no plan draws, and that `fall-live` watches.
+        replan_every: steps between the decisions of `fall-live`.
+        arms: names of the arms, in the order of the tables.
+        seeds: seeds of every arm; a seed changes the first weights and the order of the data.
+        reference_seed: seed of the reference run.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    seq_length: int
+    vocab_size: int
+    split: str
+    batch: int
+    steps: int
+    last_step: int
+    learning_rate: float
+    warmup: int
+    save_every: int
+    valid_tokens: int
+    probe_every: int
+    scored_tokens: int
+    quantiles: int
+    held_out: int
+    replan_every: int
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    reference_seed: int
+
+    @property
+    def train_samples(self) -> int:
+        """Samples of a run."""
+        return self.last_step * self.batch
+
+
+@dataclass(frozen=True)
+class Chain(ABC):
+    """The files of a study, and the steps that make them.
+
+    A study derives from it, and gives its data, its curves, and arms of its own.
+
+    Attributes:
+        folder: folder of all files.
+        training: model, data and training.
+        ledger: the results.
+    """
+
+    folder: Path
+    training: Training
+    ledger: Ledger
+
+    @property
+    @abstractmethod
+    def data_path(self) -> list[str]:
+        """Words of Megatron's --data-path."""
+
+    @abstractmethod
+    def write_data(self) -> None:
+        """Write the datasets, and `data_done` at the end."""
+
+    @abstractmethod
+    def result_of(self, run: Path) -> Mapping[str, object]:
+        """Return the ledger's entry of a finished run: steps, losses and what the study adds."""
+
+    @property
+    def arms(self) -> Mapping[str, Arm]:
+        """The arms by name."""
+        return ARMS
+
+    # Files
+
+    @property
+    def data_done(self) -> Path:
+        """The file that says that the datasets are whole."""
+        return self.folder / "data" / "data.json"
+
+    @property
+    def valid(self) -> Path:
+        """The probe set of the valid part, which every run watches."""
+        return self.folder / "valid.safetensors"
+
+    @property
+    def unseen(self) -> Path:
+        """The probe set of training documents that the reference run has not seen."""
+        return self.folder / "unseen.safetensors"
+
+    @property
+    def reference(self) -> Path:
+        """The reference run, with its checkpoints."""
+        return self.folder / "reference"
+
+    @property
+    def replay(self) -> Path:
+        """The replay of the reference's checkpoints on the unseen documents."""
+        return self.folder / "replay"
+
+    @property
+    def scores(self) -> Path:
+        """The folder of the scores of the datasets' documents."""
+        return self.folder / "scores"
+
+    def plan(self, arm: str, seed: int) -> Path:
+        """Return the plan of an arm."""
+        return self.folder / "plans" / f"{arm}-{seed}.json"
+
+    def strata(self, arm: str, seed: int) -> Path:
+        """Return the probe set of the documents that an arm's plan keeps out."""
+        return self.folder / "plans" / f"{arm}-{seed}.strata.safetensors"
+
+    def run(self, arm: str, seed: int) -> Path:
+        """Return the run of an arm."""
+        return self.folder / f"{arm}-{seed}"
+
+    @staticmethod
+    def result_name(arm: str, seed: int) -> str:
+        """Return the name of a run in the ledger."""
+        return f"{arm}/{seed}"
+
+    # Steps
+
+    def missing(self) -> list[tuple[str, int]]:
+        """Return the runs that the ledger misses, all arms of a seed before the next seed."""
+        runs = [(arm, seed) for seed in self.training.seeds for arm in self.training.arms]
+        return [run for run in runs if self.result_name(*run) not in self.ledger]
+
+    def phases(self) -> dict[str, list[Step]]:
+        """Return the steps by phase, in order; a step needs earlier phases alone.
+
+        There are none once the ledger has every run.
+        """
+        missing = self.missing()
+        if not missing:
+            return {}
+        live = [run for run in missing if self.arms[run[0]].is_live]
+        return {
+            "data": [Step("data", self.data_done.exists, self.write_data)],
+            "valid": [Step("probe set of the valid part", self.valid.exists, self._build_valid)],
+            "reference": [
+                Step("reference run", lambda: self._has_ended(self.reference), self._refer)
+            ],
+            "unseen": [Step("probe set of unseen documents", self.unseen.exists, self._unseen)],
+            "replay": [self.replay_step("replay", self.unseen, self.replay)],
+            "fit": [Step("fit of the replay", RunPaths(self.replay).fit.exists, self._fit)],
+            "scores": [Step("scores", self._scored.exists, self._score)],
+            "plans": [self._plan_step(*run) for run in missing],
+            "strata": [self._strata_step(*run) for run in live],
+            "jobs": [self._job_step(*run) for run in missing],
+        }
+
+    def replay_step(self, name: str, probe_set: Path, replay: Path) -> Step:
+        """Return the step that probes the checkpoints of the reference run on a probe set."""
+        flags: list[Word] = ["--tokscale-probe-set", probe_set, "--tokscale-replay", self.reference]
+        return Step(
+            name,
+            lambda: self._has_ended(replay),
+            lambda: self._megatron(
+                replay, self.training.reference_seed, *flags, "--tokscale-dir", replay
+            ),
+        )
+
+    def _plan_step(self, arm: str, seed: int) -> Step:
+        return Step(
+            f"plan of {arm}, seed {seed}",
+            self.plan(arm, seed).exists,
+            lambda: self.build_plan(arm, seed),
+        )
+
+    def _strata_step(self, arm: str, seed: int) -> Step:
+        plan, out = self.plan(arm, seed), self.strata(arm, seed)
+        return Step(
+            f"probe set of strata of {arm}, seed {seed}",
+            out.exists,
+            lambda: self.tokscale(out.stem, "probe", "build", "--plan", plan, "--out", out),
+        )
+
+    def _job_step(self, arm: str, seed: int) -> Step:
+        def train() -> None:
+            run = self.run(arm, seed)
+            if not self._has_ended(run):
+                self._train_arm(arm, seed)
+            if self._has_ended(run):
+                self.ledger.add(self.result_name(arm, seed), self.result_of(run))
+
+        return Step(
+            f"{arm}, seed {seed}", lambda: self.result_name(arm, seed) in self.ledger, train
+        )
+
+    def _has_ended(self, run: Path) -> bool:
+        return is_trained(run, self.training.last_step)
+
+    @property
+    def _scored(self) -> Path:
+        return self.scores / "done"
+
+    # The verbs
+
+    def tokscale(self, log: str, *words: Word) -> None:
+        """Run a verb, and append what it prints to a log of the folder.
+
+        Raises:
+            TokscaleError: the verb failed.
+        """
+        command = [sys.executable, "-m", "megatron_tokscale.cli", *map(str, words)]
+        run_logged(command, self.log(log))
+
+    def log(self, name: str) -> Path:
+        """Return the file of what a verb printed."""
+        return self.folder / "logs" / f"{name}.log"
+
+    def build_plan(self, arm: str, seed: int) -> None:
+        """Make the plan of an arm, on the document strata of all arms."""
+        size = self.training
+        self.tokscale(
+            f"plan-{arm}-{seed}",
+            *("plan", "build", *self.arms[arm].build, *self._data_of_samples()),
+            *("--strata", "documents", "--by", "fall", "--quantiles", size.quantiles),
+            *("--held-out", size.held_out, "--scores", self.scores),
+            *("--train-samples", size.train_samples, "--seed", seed),
+            *("--out", self.plan(arm, seed)),
+        )
+
+    def build_probe_set(self, part: str, tokens: int, out: Path, *flags: Word) -> None:
+        """Draw a probe set of about `tokens` tokens from a part of the data."""
+        size = self.training
+        self.tokscale(
+            out.stem,
+            *("probe", "build", *self._data_of_samples(), "--part", part),
+            *("--per-dataset", "proportional", "--vocab-size", size.vocab_size),
+            *("--tokens", tokens, "--seed", _SEED, *flags, "--out", out),
+        )
+
+    def _build_valid(self) -> None:
+        self.build_probe_set("valid", self.training.valid_tokens, self.valid)
+
+    def _unseen(self) -> None:
+        flags = ("--unseen-by", self.reference)
+        self.build_probe_set("train", self.training.scored_tokens, self.unseen, *flags)
+
+    def _fit(self) -> None:
+        self.tokscale("fit", "fit", self.replay)
+
+    def _score(self) -> None:
+        self.scores.mkdir(parents=True, exist_ok=True)
+        # A step that was stopped between two datasets has left scores of the first one.
+        self.tokscale("score", "score", self.replay, *self._data(), "--out", self.scores, "--force")
+        write_text(self._scored, "")
+
+    def _data(self) -> list[str]:
+        return ["--data-path", *self.data_path, "--split", self.training.split]
+
+    def _data_of_samples(self) -> list[str]:
+        return [*self._data(), "--seq-length", str(self.training.seq_length)]
+
+    # The jobs
+
+    def _refer(self) -> None:
+        size = self.training
+        self._train(self.reference, size.reference_seed, size.save_every, *self._watch(self.valid))
+
+    def _train_arm(self, arm: str, seed: int) -> None:
+        size = self.training
+        plan: list[Word] = [
+            "--tokscale-plan",
+            self.plan(arm, seed),
+            "--tokscale-scores-dir",
+            self.scores,
+        ]
+        watched = [self.valid]
+        if self.arms[arm].is_live:
+            plan += ["--tokscale-replan-interval", size.replan_every]
+            watched.append(self.strata(arm, seed))
+        save_every = max(size.last_step // _CHECKPOINTS, 1)
+        self._train(self.run(arm, seed), seed, save_every, *plan, *self._watch(*watched))
+
+    def _watch(self, *probe_sets: Path) -> list[Word]:
+        schedule = f"linear:{self.training.probe_every}+last"
+        return ["--tokscale-probe-set", *probe_sets, "--tokscale-probe-schedule", schedule]
+
+    def _train(self, run: Path, seed: int, save_every: int, *flags: Word) -> None:
+        saving: list[Word] = ["--save", run, "--load", run, "--save-interval", save_every]
+        self._megatron(run, seed, *saving, *flags)
+
+    def _megatron(self, run: Path, seed: int, *flags: Word) -> None:
+        command = [
+            *(sys.executable, "-m", "megatron_tokscale.pretrain", "--tokscale-cpu"),
+            *self._megatron_flags(seed),
+            *map(str, flags),
+        ]
+        run_logged(command, run / "train.log")
+
+    def _megatron_flags(self, seed: int) -> list[str]:
+        size = self.training
+        model = {
+            "--num-layers": size.layers,
+            "--hidden-size": size.hidden,
+            "--num-attention-heads": size.heads,
+            "--seq-length": size.seq_length,
+            "--max-position-embeddings": size.seq_length,
+            "--position-embedding-type": "rope",
+            "--normalization": "RMSNorm",
+            "--init-method-std": 0.02,
+            "--attention-dropout": 0.0,
+            "--hidden-dropout": 0.0,
+        }
+        training = {
+            "--micro-batch-size": size.batch,
+            "--global-batch-size": size.batch,
+            "--train-iters": size.last_step,
+            "--lr": size.learning_rate,
+            "--lr-decay-style": "constant",
+            "--lr-warmup-iters": size.warmup,
+            "--weight-decay": 0.1,
+            "--clip-grad": 1.0,
+            "--adam-beta2": 0.95,
+            "--seed": seed + 1,  # Megatron requires a positive seed
+        }
+        data = {
+            "--tokenizer-type": "NullTokenizer",
+            "--vocab-size": size.vocab_size,
+            "--data-cache-path": self.folder / "cache",
+            "--num-workers": 0,
+            "--eval-interval": size.last_step,
+            "--eval-iters": 1,
+            "--log-interval": 20,
+            "--ckpt-format": "torch",
+        }
+        words = [str(word) for pair in (model | training | data).items() for word in pair]
+        switches = ["--swiglu", "--disable-bias-linear", "--untie-embeddings-and-output-weights"]
+        return [*words, *switches, *self._data()]
