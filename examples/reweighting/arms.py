@@ -22,10 +22,14 @@ class Arm:
     Attributes:
         build: words behind `plan build`: the policy and its flags.
         is_live: whether the job corrects the weights by its own losses.
+        scores: folder of the scores, within the study's folder.
+        quantiles: strata of documents; None for those of the other arms.
     """
 
     build: tuple[str, ...]
     is_live: bool = False
+    scores: str = "scores"
+    quantiles: int | None = None
 
 
 ARMS = {

@@ -45,16 +45,17 @@ class Training:
         last_step: step at which all runs end, after T, so that slower ones can arrive too.
         learning_rate: constant after the warm-up.
         warmup: steps of the warm-up.
-        save_every: steps between checkpoints of the reference run, all of which are replayed.
+        save_every: steps between checkpoints of the reference run, all of which are replayed. It
+            divides T / 4, the first of the two steps between which documents are scored.
         valid_tokens: held-out tokens that every run watches, about.
-        probe_every: steps between probes.
+        schedule: schedule of the probes of every run but the replay.
         scored_tokens: training tokens that the replay watches, about.
         quantiles: strata of documents of a dataset.
         held_out: documents of each stratum that no plan draws, and that `fall-live` watches.
         replan_every: steps between the decisions of `fall-live`.
         arms: names of the arms, in the order of the tables.
         seeds: seeds of every arm; a seed changes the first weights and the order of the data.
-        reference_seed: seed of the reference run.
+        reference_seed: seed of the reference run, which ends at T.
     """
 
     layers: int
@@ -70,7 +71,7 @@ class Training:
     warmup: int
     save_every: int
     valid_tokens: int
-    probe_every: int
+    schedule: str
     scored_tokens: int
     quantiles: int
     held_out: int
@@ -151,6 +152,10 @@ class Chain(ABC):
         """The folder of the scores of the datasets' documents."""
         return self.folder / "scores"
 
+    def scores_of(self, arm: str) -> Path:
+        """Return the folder of the scores that an arm's plan is made from."""
+        return self.folder / self.arms[arm].scores
+
     def plan(self, arm: str, seed: int) -> Path:
         """Return the plan of an arm."""
         return self.folder / "plans" / f"{arm}-{seed}.json"
@@ -175,46 +180,60 @@ class Chain(ABC):
         runs = [(arm, seed) for seed in self.training.seeds for arm in self.training.arms]
         return [run for run in runs if self.result_name(*run) not in self.ledger]
 
-    def phases(self) -> dict[str, list[Step]]:
-        """Return the steps by phase, in order; a step needs earlier phases alone.
+    def planned(self) -> list[tuple[str, int]]:
+        """Return the runs whose plans are needed: those that the ledger misses."""
+        return self.missing()
 
-        There are none once the ledger has every run.
-        """
-        missing = self.missing()
-        if not missing:
-            return {}
-        live = [run for run in missing if self.arms[run[0]].is_live]
+    def is_complete(self) -> bool:
+        """Return whether the ledger has all results, so that no step is needed."""
+        return not self.missing()
+
+    def phases(self) -> dict[str, list[Step]]:
+        """Return the steps by phase, in order; a step needs earlier phases alone."""
+        planned = self.planned()
+        live = [run for run in planned if self.arms[run[0]].is_live]
         return {
             "data": [Step("data", self.data_done.exists, self.write_data)],
             "valid": [Step("probe set of the valid part", self.valid.exists, self._build_valid)],
             "reference": [
-                Step("reference run", lambda: self._has_ended(self.reference), self._refer)
+                Step("reference run", lambda: self._has_replay(self.reference), self._refer)
             ],
             "unseen": [Step("probe set of unseen documents", self.unseen.exists, self._unseen)],
             "replay": [self.replay_step("replay", self.unseen, self.replay)],
             "fit": [Step("fit of the replay", RunPaths(self.replay).fit.exists, self._fit)],
             "scores": [Step("scores", self._scored.exists, self._score)],
-            "plans": [self._plan_step(*run) for run in missing],
+            "plans": [self._plan_step(*run) for run in planned],
             "strata": [self._strata_step(*run) for run in live],
-            "jobs": [self._job_step(*run) for run in missing],
+            "jobs": [self._job_step(*run) for run in self.missing()],
         }
 
-    def replay_step(self, name: str, probe_set: Path, replay: Path) -> Step:
+    def replay_step(self, name: str, probe_set: Path, replay: Path, *flags: Word) -> Step:
         """Return the step that probes the checkpoints of the reference run on a probe set."""
-        flags: list[Word] = ["--tokscale-probe-set", probe_set, "--tokscale-replay", self.reference]
+        flags = ("--tokscale-probe-set", probe_set, "--tokscale-dir", replay, *flags)
+        size = self.training
         return Step(
             name,
-            lambda: self._has_ended(replay),
+            lambda: self._has_replay(replay),
             lambda: self._megatron(
-                replay, self.training.reference_seed, *flags, "--tokscale-dir", replay
+                *(replay, size.reference_seed, size.steps),
+                *("--tokscale-replay", self.reference, *flags),
             ),
+        )
+
+    def training_step(self, arm: str, seed: int) -> Step:
+        """Return the step that trains an arm, whether or not the ledger has its result."""
+        run = self.run(arm, seed)
+        return Step(
+            f"{arm}, seed {seed}",
+            lambda: is_trained(run, self.training.last_step),
+            lambda: self._train_arm(arm, seed),
         )
 
     def _plan_step(self, arm: str, seed: int) -> Step:
         return Step(
             f"plan of {arm}, seed {seed}",
             self.plan(arm, seed).exists,
-            lambda: self.build_plan(arm, seed),
+            lambda: self._build_plan(arm, seed),
         )
 
     def _strata_step(self, arm: str, seed: int) -> Step:
@@ -226,19 +245,18 @@ class Chain(ABC):
         )
 
     def _job_step(self, arm: str, seed: int) -> Step:
+        training, name = self.training_step(arm, seed), self.result_name(arm, seed)
+
         def train() -> None:
-            run = self.run(arm, seed)
-            if not self._has_ended(run):
-                self._train_arm(arm, seed)
-            if self._has_ended(run):
-                self.ledger.add(self.result_name(arm, seed), self.result_of(run))
+            if not training.is_done():
+                training.do()
+            if training.is_done():
+                self.ledger.add(name, self.result_of(self.run(arm, seed)))
 
-        return Step(
-            f"{arm}, seed {seed}", lambda: self.result_name(arm, seed) in self.ledger, train
-        )
+        return Step(training.name, lambda: name in self.ledger, train)
 
-    def _has_ended(self, run: Path) -> bool:
-        return is_trained(run, self.training.last_step)
+    def _has_replay(self, run: Path) -> bool:
+        return is_trained(run, self.training.steps)
 
     @property
     def _scored(self) -> Path:
@@ -259,14 +277,15 @@ class Chain(ABC):
         """Return the file of what a verb printed."""
         return self.folder / "logs" / f"{name}.log"
 
-    def build_plan(self, arm: str, seed: int) -> None:
+    def _build_plan(self, arm: str, seed: int) -> None:
         """Make the plan of an arm, on the document strata of all arms."""
-        size = self.training
+        size, own = self.training, self.arms[arm]
         self.tokscale(
             f"plan-{arm}-{seed}",
-            *("plan", "build", *self.arms[arm].build, *self._data_of_samples()),
-            *("--strata", "documents", "--by", "fall", "--quantiles", size.quantiles),
-            *("--held-out", size.held_out, "--scores", self.scores),
+            *("plan", "build", *own.build, *self._data_of_samples()),
+            *("--strata", "documents", "--by", "fall"),
+            *("--quantiles", own.quantiles or size.quantiles),
+            *("--held-out", size.held_out, "--scores", self.scores_of(arm)),
             *("--train-samples", size.train_samples, "--seed", seed),
             *("--out", self.plan(arm, seed)),
         )
@@ -306,41 +325,34 @@ class Chain(ABC):
     # The jobs
 
     def _refer(self) -> None:
-        size = self.training
-        self._train(self.reference, size.reference_seed, size.save_every, *self._watch(self.valid))
+        size, run = self.training, self.reference
+        flags = [*_saving(run, size.save_every), *self._watch(self.valid)]
+        self._megatron(run, size.reference_seed, size.steps, *flags)
 
     def _train_arm(self, arm: str, seed: int) -> None:
-        size = self.training
-        plan: list[Word] = [
-            "--tokscale-plan",
-            self.plan(arm, seed),
-            "--tokscale-scores-dir",
-            self.scores,
-        ]
+        size, run = self.training, self.run(arm, seed)
+        flags: list[Word] = ["--tokscale-plan", self.plan(arm, seed)]
+        flags += ["--tokscale-scores-dir", self.scores_of(arm)]
         watched = [self.valid]
         if self.arms[arm].is_live:
-            plan += ["--tokscale-replan-interval", size.replan_every]
+            flags += ["--tokscale-replan-interval", size.replan_every]
             watched.append(self.strata(arm, seed))
-        save_every = max(size.last_step // _CHECKPOINTS, 1)
-        self._train(self.run(arm, seed), seed, save_every, *plan, *self._watch(*watched))
+        flags += [*_saving(run, max(size.last_step // _CHECKPOINTS, 1)), *self._watch(*watched)]
+        self._megatron(run, seed, size.last_step, *flags)
 
     def _watch(self, *probe_sets: Path) -> list[Word]:
-        schedule = f"linear:{self.training.probe_every}+last"
+        schedule = self.training.schedule
         return ["--tokscale-probe-set", *probe_sets, "--tokscale-probe-schedule", schedule]
 
-    def _train(self, run: Path, seed: int, save_every: int, *flags: Word) -> None:
-        saving: list[Word] = ["--save", run, "--load", run, "--save-interval", save_every]
-        self._megatron(run, seed, *saving, *flags)
-
-    def _megatron(self, run: Path, seed: int, *flags: Word) -> None:
+    def _megatron(self, run: Path, seed: int, last_step: int, *flags: Word) -> None:
         command = [
             *(sys.executable, "-m", "megatron_tokscale.pretrain", "--tokscale-cpu"),
-            *self._megatron_flags(seed),
+            *self._megatron_flags(seed, last_step),
             *map(str, flags),
         ]
         run_logged(command, run / "train.log")
 
-    def _megatron_flags(self, seed: int) -> list[str]:
+    def _megatron_flags(self, seed: int, last_step: int) -> list[str]:
         size = self.training
         model = {
             "--num-layers": size.layers,
@@ -357,7 +369,7 @@ class Chain(ABC):
         training = {
             "--micro-batch-size": size.batch,
             "--global-batch-size": size.batch,
-            "--train-iters": size.last_step,
+            "--train-iters": last_step,
             "--lr": size.learning_rate,
             "--lr-decay-style": "constant",
             "--lr-warmup-iters": size.warmup,
@@ -371,7 +383,7 @@ class Chain(ABC):
             "--vocab-size": size.vocab_size,
             "--data-cache-path": self.folder / "cache",
             "--num-workers": 0,
-            "--eval-interval": size.last_step,
+            "--eval-interval": last_step,
             "--eval-iters": 1,
             "--log-interval": 20,
             "--ckpt-format": "torch",
@@ -379,3 +391,8 @@ class Chain(ABC):
         words = [str(word) for pair in (model | training | data).items() for word in pair]
         switches = ["--swiglu", "--disable-bias-linear", "--untie-embeddings-and-output-weights"]
         return [*words, *switches, *self._data()]
+
+
+def _saving(run: Path, every: int) -> list[Word]:
+    """Return the flags by which a job saves checkpoints in `run`, and resumes from the last."""
+    return ["--save", run, "--load", run, "--save-interval", every]
