@@ -15,7 +15,6 @@ trains nothing and writes them.
 """
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,10 +30,10 @@ from quanta_corpus.learned import what_was_learned
 from quanta_corpus.links import Drawn, TrueFalls, links, log_speedup, true_falls
 from quanta_corpus.tables import report
 from reweighting.arms import ARMS, UNIFORM, Arm
-from reweighting.chain import Chain, Training
+from reweighting.chain import Chain, Training, run_phases
 from reweighting.ledger import Ledger
 from reweighting.speed import at_end
-from reweighting.steps import Step, run_steps
+from reweighting.steps import Step
 from scipy.stats import spearmanr
 
 from megatron_tokscale.core.arrays import Floats
@@ -175,7 +174,7 @@ class QuantaStudy(Chain):
             ],
             "truth": [
                 self.replay_step(
-                    *("true falls of every kind", watched, self.truth),
+                    *("true falls of every kind", self.reference, watched, self.truth),
                     *("--tokscale-probe-schedule", schedule),
                 )
             ],
@@ -260,7 +259,7 @@ class QuantaStudy(Chain):
         for arm in self.training.arms:
             drawn = self._drawn(arm)
             expected[arm] = log_speedup(drawn.weight_Q, falls.document_Q[drawn.document_Q])
-            printed[arm] = at_most(self.log(f"plan-{arm}-{self.training.seeds[0]}"))
+            printed[arm] = self.at_most(arm, self.training.seeds[0])
         reliability = scores.details.reliability["fall"]
         used = slice(*Plan.load(self.plan(UNIFORM, self.training.seeds[0])).documents[0])
         score_Q, of_kind_Q = scores.fall_Q[used], falls.kind_G[kind_Q[used]]
@@ -317,12 +316,6 @@ class QuantaStudy(Chain):
         return Truth.load(self.prefix)
 
 
-def at_most(log: Path) -> float | None:
-    """Return the last "at most X%" that `plan build` has printed; None if it has printed none."""
-    found = re.findall(r"at most ([\d.]+)%", log.read_text(encoding="utf-8"))
-    return float(found[-1]) if found else None
-
-
 def squared_variation(value_Q: Floats) -> float:
     """Return CV^2: the variance over the squared mean."""
     return float(np.var(value_Q) / np.mean(value_Q) ** 2)
@@ -353,15 +346,6 @@ def main(words: Sequence[str] | None = None) -> None:
             print(text)
             if given.out:
                 write_text(given.out, text)
-
-
-def run_phases(study: QuantaStudy, until: str, at_once: int) -> None:
-    """Run the steps up to a phase; none if the ledger is complete."""
-    if until == "none" or study.is_complete():
-        return
-    phases = list(study.phases().items())
-    last = PHASES.index(until)
-    run_steps([steps for _, steps in phases[: last + 1]], at_once)
 
 
 if __name__ == "__main__":

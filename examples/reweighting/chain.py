@@ -8,16 +8,17 @@ A step whose result exists is skipped, and a job that was stopped resumes from i
 curve of a finished job goes into the ledger; a run of the ledger is not trained again.
 """
 
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from reweighting.arms import ARMS, Arm
 from reweighting.ledger import Ledger
-from reweighting.steps import Step, run_logged
+from reweighting.steps import Step, run_logged, run_steps
 
 from megatron_tokscale.core.files import write_text
 from megatron_tokscale.demo.job import is_trained
@@ -39,6 +40,7 @@ class Training:
         heads: attention heads.
         seq_length: tokens of a sample.
         vocab_size: tokens of the vocabulary.
+        eod: end-of-document token, which no probe set watches; None if documents have none.
         split: Megatron's --split.
         batch: samples of a step.
         steps: T, the step at which arms are compared.
@@ -50,6 +52,7 @@ class Training:
         valid_tokens: held-out tokens that every run watches, about.
         schedule: schedule of the probes of every run but the replay.
         scored_tokens: training tokens that the replay watches, about.
+        by: the score that divides documents into strata.
         quantiles: strata of documents of a dataset.
         held_out: documents of each stratum that no plan draws, and that `fall-live` watches.
         replan_every: steps between the decisions of `fall-live`.
@@ -63,6 +66,7 @@ class Training:
     heads: int
     seq_length: int
     vocab_size: int
+    eod: int | None
     split: str
     batch: int
     steps: int
@@ -73,6 +77,7 @@ class Training:
     valid_tokens: int
     schedule: str
     scored_tokens: int
+    by: Literal["fall", "target"]
     quantiles: int
     held_out: int
     replan_every: int
@@ -194,29 +199,34 @@ class Chain(ABC):
         live = [run for run in planned if self.arms[run[0]].is_live]
         return {
             "data": [Step("data", self.data_done.exists, self.write_data)],
-            "valid": [Step("probe set of the valid part", self.valid.exists, self._build_valid)],
+            "valid": [Step("probe set of the valid part", self.valid.exists, self.build_valid)],
             "reference": [
-                Step("reference run", lambda: self._has_replay(self.reference), self._refer)
+                Step(
+                    "reference run", lambda: self._has_replay(self.reference), self.train_reference
+                )
             ],
-            "unseen": [Step("probe set of unseen documents", self.unseen.exists, self._unseen)],
-            "replay": [self.replay_step("replay", self.unseen, self.replay)],
-            "fit": [Step("fit of the replay", RunPaths(self.replay).fit.exists, self._fit)],
-            "scores": [Step("scores", self._scored.exists, self._score)],
+            "unseen": [
+                Step("probe set of unseen documents", self.unseen.exists, self.build_unseen)
+            ],
+            "replay": [self.replay_step("replay", self.reference, self.unseen, self.replay)],
+            "fit": [Step("fit of the replay", RunPaths(self.replay).fit.exists, self.fit)],
+            "scores": [Step("scores", self._scored.exists, self.score)],
             "plans": [self._plan_step(*run) for run in planned],
             "strata": [self._strata_step(*run) for run in live],
             "jobs": [self._job_step(*run) for run in self.missing()],
         }
 
-    def replay_step(self, name: str, probe_set: Path, replay: Path, *flags: Word) -> Step:
-        """Return the step that probes the checkpoints of the reference run on a probe set."""
-        flags = ("--tokscale-probe-set", probe_set, "--tokscale-dir", replay, *flags)
+    def replay_step(
+        self, name: str, run: Path, probe_set: Path, replay: Path, *flags: Word
+    ) -> Step:
+        """Return the step that probes the checkpoints of a run of T steps on a probe set."""
         size = self.training
+        flags = ("--tokscale-probe-set", probe_set, "--tokscale-dir", replay, *flags)
         return Step(
             name,
             lambda: self._has_replay(replay),
             lambda: self._megatron(
-                *(replay, size.reference_seed, size.steps),
-                *("--tokscale-replay", self.reference, *flags),
+                *(replay, size.reference_seed, size.steps, "--tokscale-replay", run, *flags)
             ),
         )
 
@@ -255,6 +265,9 @@ class Chain(ABC):
 
         return Step(training.name, lambda: name in self.ledger, train)
 
+    def _has_reference(self) -> bool:
+        return self._has_replay(self.reference)
+
     def _has_replay(self, run: Path) -> bool:
         return is_trained(run, self.training.steps)
 
@@ -273,6 +286,12 @@ class Chain(ABC):
         command = [sys.executable, "-m", "megatron_tokscale.cli", *map(str, words)]
         run_logged(command, self.log(log))
 
+    def at_most(self, arm: str, seed: int) -> float | None:
+        """Return the last "at most X%" that `plan build` has printed; None if it printed none."""
+        text = self.log(f"plan-{arm}-{seed}").read_text(encoding="utf-8")
+        found = re.findall(r"at most ([\d.]+)%", text)
+        return float(found[-1]) if found else None
+
     def log(self, name: str) -> Path:
         """Return the file of what a verb printed."""
         return self.folder / "logs" / f"{name}.log"
@@ -283,7 +302,7 @@ class Chain(ABC):
         self.tokscale(
             f"plan-{arm}-{seed}",
             *("plan", "build", *own.build, *self._data_of_samples()),
-            *("--strata", "documents", "--by", "fall"),
+            *("--strata", "documents", "--by", size.by),
             *("--quantiles", own.quantiles or size.quantiles),
             *("--held-out", size.held_out, "--scores", self.scores_of(arm)),
             *("--train-samples", size.train_samples, "--seed", seed),
@@ -297,20 +316,25 @@ class Chain(ABC):
             out.stem,
             *("probe", "build", *self._data_of_samples(), "--part", part),
             *("--per-dataset", "proportional", "--vocab-size", size.vocab_size),
+            *(() if size.eod is None else ("--eod", size.eod)),
             *("--tokens", tokens, "--seed", _SEED, *flags, "--out", out),
         )
 
-    def _build_valid(self) -> None:
+    def build_valid(self) -> None:
+        """Draw the probe set of the valid part."""
         self.build_probe_set("valid", self.training.valid_tokens, self.valid)
 
-    def _unseen(self) -> None:
+    def build_unseen(self) -> None:
+        """Draw the probe set of training documents that the reference run has not seen."""
         flags = ("--unseen-by", self.reference)
         self.build_probe_set("train", self.training.scored_tokens, self.unseen, *flags)
 
-    def _fit(self) -> None:
+    def fit(self) -> None:
+        """Fit the replay."""
         self.tokscale("fit", "fit", self.replay)
 
-    def _score(self) -> None:
+    def score(self) -> None:
+        """Score the documents by the replay."""
         self.scores.mkdir(parents=True, exist_ok=True)
         # A step that was stopped between two datasets has left scores of the first one.
         self.tokscale("score", "score", self.replay, *self._data(), "--out", self.scores, "--force")
@@ -324,7 +348,8 @@ class Chain(ABC):
 
     # The jobs
 
-    def _refer(self) -> None:
+    def train_reference(self) -> None:
+        """Train the reference run, and save its checkpoints."""
         size, run = self.training, self.reference
         flags = [*_saving(run, size.save_every), *self._watch(self.valid)]
         self._megatron(run, size.reference_seed, size.steps, *flags)
@@ -391,6 +416,21 @@ class Chain(ABC):
         words = [str(word) for pair in (model | training | data).items() for word in pair]
         switches = ["--swiglu", "--disable-bias-linear", "--untie-embeddings-and-output-weights"]
         return [*words, *switches, *self._data()]
+
+
+def run_phases(chain: Chain, until: str, at_once: int) -> None:
+    """Run the steps of a chain up to a phase, or none if the ledger has all results.
+
+    Args:
+        chain: the chain.
+        until: name of the last phase; "none" runs nothing.
+        at_once: jobs at the same time.
+    """
+    if until == "none" or chain.is_complete():
+        return
+    phases = chain.phases()
+    names = list(phases)
+    run_steps([phases[name] for name in names[: names.index(until) + 1]], at_once)
 
 
 def _saving(run: Path, every: int) -> list[Word]:
