@@ -224,13 +224,15 @@ def test_each_link_is_one_more_than_the_link_before():
 # Learning times beside the truth
 
 
-def fact_tokens(
-    world, rng, last_step=np.inf, onset=60.0, exposures=20.0, scatter=0.1, a_step=672.0
-):
-    """Tokens of facts that are learned at onset + exposures / rate, with scatter."""
+A_STEP = 32.0 * 21  # triples of a step
+
+
+def fact_tokens(world, last_step=np.inf):
+    """Tokens of facts that are learned at step 60 + 20 / (exposures a step), with some scatter."""
+    rng = np.random.default_rng(0)
     fact_N = rng.choice(len(world.frequency_F), 20_000, p=world.frequency_F / 0.85)
-    rate_N = world.frequency_F[fact_N] * a_step
-    step_N = (onset + exposures / rate_N) * np.exp(rng.normal(0, scatter, len(fact_N)))
+    rate_N = world.frequency_F[fact_N] * A_STEP
+    step_N = (60 + 20 / rate_N) * np.exp(rng.normal(0, 0.1, len(fact_N)))
     return learned.FactTokens(fact_N, np.where(step_N > last_step, np.inf, step_N), 0 * step_N)
 
 
@@ -240,34 +242,34 @@ def full_world():
 
 
 def test_the_planted_order_of_facts_is_found(full_world):
-    tokens = fact_tokens(full_world, np.random.default_rng(0))
+    tokens = fact_tokens(full_world)
     assert learned.learning_order(tokens, full_world)["rho"] > 0.98
     shuffled = replace(tokens, step_N=np.random.default_rng(1).permutation(tokens.step_N))
     assert abs(learned.learning_order(shuffled, full_world)["rho"]) < 0.1
 
 
 def test_facts_that_are_not_learned_come_last(full_world):
-    tokens = fact_tokens(full_world, np.random.default_rng(0), last_step=600)
-    assert 0.1 < tokens.censored_N.mean() < 0.5
+    tokens = fact_tokens(full_world, last_step=600)
+    assert 0.05 < tokens.censored_N.mean() < 0.5
     assert learned.learning_order(tokens, full_world)["rho"] > 0.9
 
 
 def test_onset_and_exposures_of_known_frequencies_are_found(full_world):
-    tokens = fact_tokens(full_world, np.random.default_rng(0), last_step=600)
-    law = learned.known_onset(tokens, full_world, 672.0, 600.0)
+    tokens = fact_tokens(full_world, last_step=600)
+    law = learned.known_onset(tokens, full_world, A_STEP, 600.0)
     assert law["onset"] == pytest.approx(60, rel=0.1)
     assert law["exposures"] == pytest.approx(20, rel=0.15)
     assert law["b"].endswith(": holds")
 
 
 def test_rows_by_exposures_count_every_token_once(full_world):
-    tokens = fact_tokens(full_world, np.random.default_rng(0), last_step=600)
-    rows = learned.by_exposures(tokens, full_world, 672.0)
+    tokens = fact_tokens(full_world, last_step=600)
+    rows = learned.by_exposures(tokens, full_world, A_STEP)
     assert sum(row["tokens"] for row in rows) == len(tokens.fact_N)
     assert [row["at_least"] for row in rows] == [3.0, 1.0, 0.3, 0.1, 0.05, 0.02, 0.0]
     steps = [row["step"] for row in rows]
     assert steps == sorted(steps)
-    rate_N = full_world.frequency_F[tokens.fact_N] * 672
+    rate_N = full_world.frequency_F[tokens.fact_N] * A_STEP
     assert rows[0]["tokens"] == (rate_N >= 3).sum()
     assert rows[0]["censored"] == 0 and rows[-1]["censored"] == 1
 
