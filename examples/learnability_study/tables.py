@@ -17,6 +17,11 @@ POOL: Final = "pool"
 """Name of the counts of the pool in the ledger."""
 MEASURED: Final = "measured"
 """Name of what was known before any arm was trained."""
+_FLAGS: Final = {"fall": "", "target": " --target"}
+_VALIDATION: Final = {
+    "fall": "validation on held-out documents of the pool",
+    "target": "validation on speeches that are neither in the pool nor tuned on",
+}
 GAINS: Final = (2.0, 5.0, 10.0)
 """Gains in percent for which the seeds that show them are given."""
 
@@ -30,12 +35,13 @@ def report(training: Training, policy: str, ledger: Ledger) -> str:
         ledger: the results.
     """
     results = Results(training, ledger)
-    pool = ledger[POOL] if POOL in ledger else None
-    measured = ledger[MEASURED] if MEASURED in ledger else None
+    known = {name: ledger[name] for name in (POOL, MEASURED) if name in ledger}
+    pool, measured = known.get(POOL), known.get(MEASURED)
     parts = [
         f"# Does a plan by `{policy}` train faster on a raw pool?",
+        f"`python examples/learnability_study/study.py{_FLAGS[policy]}`",
         *(_versions(pool) if pool else []),
-        setting(training, *(_pool_words(pool) if pool else [])),
+        setting(training, *(_pool_words(pool) if pool else []), _VALIDATION[policy]),
         results.missing(),
         *(_measured(measured, policy) if measured else []),
         *results.speeds(),
