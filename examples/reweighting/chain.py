@@ -200,14 +200,8 @@ class Chain(ABC):
         return {
             "data": [Step("data", self.data_done.exists, self.write_data)],
             "valid": [Step("probe set of the valid part", self.valid.exists, self.build_valid)],
-            "reference": [
-                Step(
-                    "reference run", lambda: self._has_replay(self.reference), self.train_reference
-                )
-            ],
-            "unseen": [
-                Step("probe set of unseen documents", self.unseen.exists, self.build_unseen)
-            ],
+            "reference": [Step("reference run", self._has_reference, self.train_reference)],
+            "unseen": [Step("unseen documents", self.unseen.exists, self.build_unseen)],
             "replay": [self.replay_step("replay", self.reference, self.unseen, self.replay)],
             "fit": [Step("fit of the replay", RunPaths(self.replay).fit.exists, self.fit)],
             "scores": [Step("scores", self._scored.exists, self.score)],
@@ -373,6 +367,8 @@ class Chain(ABC):
         command = [
             *(sys.executable, "-m", "megatron_tokscale.pretrain", "--tokscale-cpu"),
             *self._megatron_flags(seed, last_step),
+            # Jobs at the same time would write the same index files of a common cache.
+            *("--data-cache-path", str(run / "cache")),
             *map(str, flags),
         ]
         run_logged(command, run / "train.log")
@@ -406,7 +402,6 @@ class Chain(ABC):
         data = {
             "--tokenizer-type": "NullTokenizer",
             "--vocab-size": size.vocab_size,
-            "--data-cache-path": self.folder / "cache",
             "--num-workers": 0,
             "--eval-interval": last_step,
             "--eval-iters": 1,
