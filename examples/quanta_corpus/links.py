@@ -109,8 +109,8 @@ class Drawn:
     @classmethod
     def by(cls, plan: Plan, scores: DocumentScores, prefix: Path, samples: int) -> Self:
         """Return the documents that the first `samples` of a plan of one dataset are drawn from."""
-        with IndexedTokens(str(prefix)) as tokens:
-            strata = documents_of_strata(plan, 0, scores, plan.documents[0], tokens.lengths)
+        lengths_Q = IndexedTokens.open(str(prefix)).lengths
+        strata = documents_of_strata(plan, 0, scores, plan.documents[0], lengths_Q)
         stratum_Q = np.repeat(np.arange(plan.n_strata), [len(stratum) for stratum in strata])
         weight_Z = plan.target_Z(samples) / samples / plan.share_Z
         return cls(np.concatenate(strata), stratum_Q, weight_Z[stratum_Q])

@@ -296,8 +296,7 @@ class Chain(ABC):
         self.tokscale(
             f"plan-{arm}-{seed}",
             *("plan", "build", *own.build, *self._data_of_samples()),
-            *("--strata", "documents", "--by", size.by),
-            *("--quantiles", own.quantiles or size.quantiles),
+            *("--by", size.by, "--quantiles", own.quantiles or size.quantiles),
             *("--held-out", size.held_out, "--scores", self.scores_of(arm)),
             *("--train-samples", size.train_samples, "--seed", seed),
             *("--out", self.plan(arm, seed)),
@@ -327,11 +326,12 @@ class Chain(ABC):
         """Fit the replay."""
         self.tokscale("fit", "fit", self.replay)
 
-    def score(self) -> None:
-        """Score the documents by the replay."""
+    def score(self, *flags: Word) -> None:
+        """Score the documents by the replay, with further flags of the verb."""
         self.scores.mkdir(parents=True, exist_ok=True)
         # A step that was stopped between two datasets has left scores of the first one.
-        self.tokscale("score", "score", self.replay, *self._data(), "--out", self.scores, "--force")
+        words = ["score", self.replay, *self._data(), "--out", self.scores, "--force"]
+        self.tokscale("score", *words, *flags)
         write_text(self._scored, "")
 
     def _data(self) -> list[str]:

@@ -387,12 +387,12 @@ def test_live_arms_watch_the_documents_that_their_plan_keeps_out(study, runner):
 
 def test_all_plans_of_a_seed_share_their_strata(study, runner):
     finish(study)
-    strata = ("--strata", "--by", "--quantiles", "--held-out", "--scores", "--seed")
+    strata = ("--by", "--quantiles", "--held-out", "--scores", "--seed")
     found = set()
     for words in runner.verbs():
         if words[:2] == ["plan", "build"] and words[words.index("--seed") + 1] == "0":
             found.add(tuple(words[words.index(flag) + 1] for flag in strata))
-    assert found == {("documents", "fall", "4", "8", str(study.scores), "0")}
+    assert found == {("fall", "4", "8", str(study.scores), "0")}
 
 
 def test_the_scores_come_from_documents_that_the_reference_has_not_seen(study, runner):
