@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
-from megatron_tokscale.data.document_strata import documents_of_strata
 from quanta_corpus.corpus import NO_FACT, Truth, WatchedTruth, World
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data import DocumentScores, Plan
+from megatron_tokscale.data.document_strata import documents_of_strata
 
 POWER: Final = 0.8
 """Power of the fall in the weights of the policy `fall`."""
