@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final, Self
 
 import numpy as np
-from megatron_tokscale.data.document_strata import documents_of_strata
 from quanta_corpus.corpus import NO_FACT, Truth, WatchedTruth, World
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data import DocumentScores, Plan
+from megatron_tokscale.data.document_strata import documents_of_strata
 
 POWER: Final = 0.8
 """Power of the fall in the weights of the policy `fall`."""
@@ -109,8 +109,8 @@ class Drawn:
     @classmethod
     def by(cls, plan: Plan, scores: DocumentScores, prefix: Path, samples: int) -> Self:
         """Return the documents that the first `samples` of a plan of one dataset are drawn from."""
-        with IndexedTokens(str(prefix)) as tokens:
-            strata = documents_of_strata(plan, 0, scores, plan.documents[0], tokens.lengths)
+        lengths_Q = IndexedTokens.open(str(prefix)).lengths
+        strata = documents_of_strata(plan, 0, scores, plan.documents[0], lengths_Q)
         stratum_Q = np.repeat(np.arange(plan.n_strata), [len(stratum) for stratum in strata])
         weight_Z = plan.target_Z(samples) / samples / plan.share_Z
         return cls(np.concatenate(strata), stratum_Q, weight_Z[stratum_Q])

@@ -36,6 +36,6 @@ ARMS = {
     UNIFORM: Arm(("fall", "--control", "uniform")),
     "fall": Arm(("fall",)),
     "fall-live": Arm(("fall",), is_live=True),
-    "frontier": Arm(("frontier",)),
+    "frontier": Arm(("frontier", "--strata", "documents")),
     "permuted": Arm(("fall", "--control", "permuted")),
 }

@@ -200,14 +200,8 @@ class Chain(ABC):
         return {
             "data": [Step("data", self.data_done.exists, self.write_data)],
             "valid": [Step("probe set of the valid part", self.valid.exists, self.build_valid)],
-            "reference": [
-                Step(
-                    "reference run", lambda: self._has_replay(self.reference), self.train_reference
-                )
-            ],
-            "unseen": [
-                Step("probe set of unseen documents", self.unseen.exists, self.build_unseen)
-            ],
+            "reference": [Step("reference run", self._has_reference, self.train_reference)],
+            "unseen": [Step("unseen documents", self.unseen.exists, self.build_unseen)],
             "replay": [self.replay_step("replay", self.reference, self.unseen, self.replay)],
             "fit": [Step("fit of the replay", RunPaths(self.replay).fit.exists, self.fit)],
             "scores": [Step("scores", self._scored.exists, self.score)],
@@ -302,8 +296,7 @@ class Chain(ABC):
         self.tokscale(
             f"plan-{arm}-{seed}",
             *("plan", "build", *own.build, *self._data_of_samples()),
-            *("--strata", "documents", "--by", size.by),
-            *("--quantiles", own.quantiles or size.quantiles),
+            *("--by", size.by, "--quantiles", own.quantiles or size.quantiles),
             *("--held-out", size.held_out, "--scores", self.scores_of(arm)),
             *("--train-samples", size.train_samples, "--seed", seed),
             *("--out", self.plan(arm, seed)),
@@ -333,11 +326,12 @@ class Chain(ABC):
         """Fit the replay."""
         self.tokscale("fit", "fit", self.replay)
 
-    def score(self) -> None:
-        """Score the documents by the replay."""
+    def score(self, *flags: Word) -> None:
+        """Score the documents by the replay, with further flags of the verb."""
         self.scores.mkdir(parents=True, exist_ok=True)
         # A step that was stopped between two datasets has left scores of the first one.
-        self.tokscale("score", "score", self.replay, *self._data(), "--out", self.scores, "--force")
+        words = ["score", self.replay, *self._data(), "--out", self.scores, "--force"]
+        self.tokscale("score", *words, *flags)
         write_text(self._scored, "")
 
     def _data(self) -> list[str]:
@@ -373,6 +367,8 @@ class Chain(ABC):
         command = [
             *(sys.executable, "-m", "megatron_tokscale.pretrain", "--tokscale-cpu"),
             *self._megatron_flags(seed, last_step),
+            # Jobs at the same time would write the same index files of a common cache.
+            *("--data-cache-path", str(run / "cache")),
             *map(str, flags),
         ]
         run_logged(command, run / "train.log")
@@ -406,7 +402,6 @@ class Chain(ABC):
         data = {
             "--tokenizer-type": "NullTokenizer",
             "--vocab-size": size.vocab_size,
-            "--data-cache-path": self.folder / "cache",
             "--num-workers": 0,
             "--eval-interval": last_step,
             "--eval-iters": 1,

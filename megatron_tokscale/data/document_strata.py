@@ -3,18 +3,28 @@
 They follow from the plan and the scores alone, so that a probe set of the documents that the
 training leaves out is built without the job.
 
-Shapes: Q documents of a dataset (the sequences of its .idx file, all splits).
+In a job one rank writes the documents into a file, and the others map it. Megatron's index of a
+stratum lies in a folder whose name has the digest of the documents: the key under which Megatron
+keeps an index does not hold them, so two strata of a dataset would share one.
+
+Shapes: Q documents of a dataset (the sequences of its .idx file, all splits), Z strata of it.
 """
 
-from typing import Final, NamedTuple
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.core.arrays import Floats, Integers32
+from megatron_tokscale.core.arrays import Floats, Integers, Integers32
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.data.array_files import is_right, map_array, write_array
 from megatron_tokscale.data.permutation import epoch_permutation, stratum_key
-from megatron_tokscale.data.plan import Plan
+from megatron_tokscale.data.plan import ORDER_VERSION, Plan
 from megatron_tokscale.data.plan_parts import Cut
 from megatron_tokscale.data.scores import DocumentScores
 
@@ -71,6 +81,88 @@ def held_out_documents(
     return [found.held_out for found in _members(plan, dataset, scores, documents, lengths_Q)]
 
 
+def load_or_build_documents(
+    plan: Plan,
+    dataset: int,
+    scores: Callable[[], DocumentScores],
+    documents: tuple[int, int],
+    lengths_Q: NDArray[np.integer],
+    cache_dir: Path,
+    *,
+    build: bool,
+) -> list[Integers32]:
+    """Map `documents_of_strata` from `cache_dir`; with `build`, make missing or damaged files first.
+
+    Args:
+        plan: the plan.
+        dataset: number of the dataset in the plan.
+        scores: returns the scores of the dataset's documents; called only when files are built.
+        documents: as in `documents_of_strata`; so is `lengths_Q`.
+        lengths_Q: tokens per document.
+        cache_dir: folder of the files.
+        build: set on one rank; the others call without it afterwards.
+
+    Raises:
+        TokscaleError: a file is missing or damaged, and `build` is not set.
+        OSError: the directory cannot be written.
+    """
+    names = [plan.strata[z].name for z in plan.strata_of(dataset)]
+    content = [ORDER_VERSION, asdict(cut_of(plan, dataset)), plan.seed, names, documents]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    files = [cache_dir / f"tokscale-{key}-{what}.npy" for what in ("documents", "counts")]
+    if build and not all(map(is_right, files)):
+        found = documents_of_strata(plan, dataset, scores(), documents, lengths_Q)
+        write_array(files[0], np.concatenate(found))
+        write_array(files[1], np.array([len(row) for row in found], dtype=np.int64))
+    count_Z = cast(Integers, map_array(files[1], (len(names),), np.int64))
+    every = cast(Integers32, map_array(files[0], (int(count_Z.sum()),), np.int32))
+    return np.split(every, np.cumsum(count_Z)[:-1])
+
+
+def index_folder(documents: Integers32) -> str:
+    """Return the name of the folder of Megatron's index of a stratum of documents."""
+    digest = hashlib.sha256(np.ascontiguousarray(documents).data).hexdigest()[:16]
+    return f"tokscale-{digest}-index"
+
+
+def packing_sizes(
+    plan: Plan,
+    lengths_D: Sequence[NDArray[np.integer] | None],
+    parts_D: Sequence[tuple[int, int]],
+    documents_D: Sequence[Sequence[Integers32]],
+    extra: int = 1,
+) -> list[int]:
+    """Return the samples of each packing of a plan, from the lengths of the documents alone.
+
+    Args:
+        plan: the plan.
+        lengths_D: tokens per document of each dataset; None for one that is not drawn from.
+        parts_D: first document of the training part of each dataset, and the one after its last.
+        documents_D: documents of each stratum; none for a dataset whose documents are not divided.
+        extra: tokens that a sample reads beyond its sequence length.
+    """
+    sizes = []
+    for packing in plan.packings:
+        lengths_Q = lengths_D[packing.dataset]
+        if lengths_Q is None:
+            sizes.append(0)
+            continue
+        documents: Integers32 | slice = slice(*parts_D[packing.dataset])
+        if packing.is_stratum:
+            first = plan.strata_of(packing.dataset).start
+            documents = documents_D[packing.dataset][packing.strata.start - first]
+        n_tokens = int(lengths_Q[documents].sum(dtype=np.int64))
+        sizes.append(max(n_tokens - extra, 0) // plan.seq_length)
+    return sizes
+
+
+def cut_of(plan: Plan, dataset: int) -> Cut:
+    """Return the cut that divides a dataset's documents."""
+    cut = plan.cuts[dataset]
+    assert cut is not None and cut.unit == "documents"
+    return cut
+
+
 def document_score(scores: DocumentScores, cut: Cut) -> Floats:
     """Return the score of each document that divides them by a cut.
 
@@ -94,27 +186,23 @@ def _members(
     documents: tuple[int, int],
     lengths_Q: NDArray[np.integer],
 ) -> list[_Members]:
-    cut = plan.cuts[dataset]
-    assert cut is not None and cut.unit == "documents"
+    cut = cut_of(plan, dataset)
     start, stop = documents
     found = start + np.flatnonzero(lengths_Q[start:stop])
     score = np.nan_to_num(document_score(scores, cut)[found], nan=-np.inf)
     stratum = np.searchsorted(np.array(cut.edges), score, side="right")
     return [
-        _split(found[stratum == place].astype(np.int32), plan, z)
+        _split(found[stratum == place].astype(np.int32), cut.held_out, plan, z)
         for place, z in enumerate(plan.strata_of(dataset))
     ]
 
 
-def _split(documents: Integers32, plan: Plan, z: int) -> _Members:
+def _split(documents: Integers32, held_out: int, plan: Plan, z: int) -> _Members:
     """Divide the documents of a stratum into those of the training and those held out."""
-    stratum = plan.strata[z]
-    cut = plan.cuts[stratum.dataset]
-    assert cut is not None
-    n_held_out = min(cut.held_out, len(documents) // 2)
+    n_held_out = min(held_out, len(documents) // 2)
     is_held_out = np.zeros(len(documents), np.bool_)
     if n_held_out:
-        key = stratum_key(plan.seed, f"{stratum.name}/held-out")
+        key = stratum_key(plan.seed, f"{plan.strata[z].name}/held-out")
         drawn = epoch_permutation(len(documents), key, 0).many(np.arange(n_held_out))
         is_held_out[drawn] = True
     return _Members(documents[~is_held_out], documents[is_held_out])

@@ -361,12 +361,19 @@ def words_without(words, *flags):
 
 def test_arms_without_live_weights_differ_in_their_plan_alone(study, runner):
     finish(study)
-    own = ("--tokscale-plan", "--save", "--load")
+    own = ("--tokscale-plan", "--save", "--load", "--data-cache-path")
     jobs = {name: words_without(words, *own) for name, words in runner.jobs().items()}
     for arm in ("fall", "frontier", "permuted"):
         assert jobs[f"{arm}-1"] == jobs[f"{UNIFORM}-1"]
     live = words_without(jobs["fall-live-1"], "--tokscale-replan-interval", "--tokscale-probe-set")
     assert live == words_without(jobs["fall-1"], "--tokscale-probe-set")
+
+
+def test_no_two_jobs_share_a_data_cache(study, runner):
+    finish(study)
+    jobs = runner.jobs().values()
+    caches = {words[words.index("--data-cache-path") + 1] for words in jobs}
+    assert len(caches) == len(jobs)
 
 
 def test_live_arms_watch_the_documents_that_their_plan_keeps_out(study, runner):
@@ -380,12 +387,12 @@ def test_live_arms_watch_the_documents_that_their_plan_keeps_out(study, runner):
 
 def test_all_plans_of_a_seed_share_their_strata(study, runner):
     finish(study)
-    strata = ("--strata", "--by", "--quantiles", "--held-out", "--scores", "--seed")
+    strata = ("--by", "--quantiles", "--held-out", "--scores", "--seed")
     found = set()
     for words in runner.verbs():
         if words[:2] == ["plan", "build"] and words[words.index("--seed") + 1] == "0":
             found.add(tuple(words[words.index(flag) + 1] for flag in strata))
-    assert found == {("documents", "fall", "4", "8", str(study.scores), "0")}
+    assert found == {("fall", "4", "8", str(study.scores), "0")}
 
 
 def test_the_scores_come_from_documents_that_the_reference_has_not_seen(study, runner):
