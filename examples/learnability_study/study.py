@@ -186,10 +186,13 @@ class PoolStudy(Chain):
 
     # What a plan can gain
 
+    @property
+    def variation(self) -> float:
+        """CV^2 of the falls of documents, as it was measured."""
+        return float(self.ledger[MEASURED]["gain"]["spread"])
+
     def _may_go_on(self) -> bool:
-        if MEASURED not in self.ledger:
-            return False
-        return self.anyway or self.ledger[MEASURED]["gain"]["spread"] >= MIN_SPREAD
+        return MEASURED in self.ledger and (self.anyway or self.variation >= MIN_SPREAD)
 
     def _measure(self) -> None:
         """Add to the ledger what the scores and the first plan tell.
@@ -199,29 +202,22 @@ class PoolStudy(Chain):
         """
         if MEASURED not in self.ledger:
             self.ledger.add(MEASURED, self._measured())
-        found = self.ledger[MEASURED]["gain"]
-        print(
-            f"CV² of falls {found['spread']:.3f}, reliability of the scores "
-            f"{found['reliability']:.2f}, gain at most {found['at_most']:.1f}%",
-            flush=True,
-        )
         if not self._may_go_on():
             raise TokscaleError(
-                f"CV² of falls is {found['spread']:.3f}; expected {MIN_SPREAD:g} or more; change "
+                f"CV² of falls is {self.variation:.3f}; expected {MIN_SPREAD:g} or more; change "
                 "the pool, or train the arms all the same with --anyway"
             )
 
     def _measured(self) -> dict[str, object]:
         plan = Plan.load(self.plan(*self._first))
         gain = gain_in(plan)
-        assert gain is not None, "plans of policies by scores hold their gain"
         scores = {
             name: DocumentScores.load(self.scores / f"{name}.tokscale.safetensors")
             for name in DATASETS
         }
         samples = self.training.steps * self.training.batch
         return {
-            "gain": {**vars(gain), "at_most": 100 * gain.at_most},
+            "gain": gain and {**vars(gain), "at_most": 100 * gain.at_most},
             "reliability": {
                 name: found.details.reliability[self.training.by] for name, found in scores.items()
             },

@@ -101,21 +101,25 @@ def _measured(measured: Mapping[str, Any], policy: str) -> list[str]:
     return [
         "**Before any arm: what falls, and how often the plan draws it**",
         table(columns, of_kinds),
-        _gain(measured["gain"], measured["scored_tokens"]),
+        _gain(measured["gain"], measured["scored_tokens"], policy),
         f"**Scores by `{policy}`**",
         table(scores, of_datasets),
     ]
 
 
-def _gain(gain: Mapping[str, Any], scored_tokens: int) -> str:
-    """Return what the first plan could gain by the falls, in one line."""
-    return (
-        f"CV² of the falls of documents: {number(gain['spread'])}, of which the strata keep "
-        f"{number(gain['kept'], '.0%')}. Reliability of all scores: "
-        f"{number(gain['reliability'], '.2f')}, from {scored_tokens:,} watched tokens. Cost of the "
-        f"reference and the scores: {number(gain['cost'], '.0%')} of a run of this size. Gain of "
-        f"the plan to first order: at most {number(gain['at_most'], '.1f')}%."
-    )
+def _gain(gain: Mapping[str, Any] | None, scored_tokens: int, policy: str) -> str:
+    """Return what the falls of documents tell, and what a plan by them gains at most."""
+    words = [f"Scores from {scored_tokens:,} watched tokens."]
+    if gain:
+        words += [
+            f"CV² of the falls of documents: {number(gain['spread'])}, of which the strata keep "
+            f"{number(gain['kept'], '.0%')}.",
+            f"Reliability of all falls: {number(gain['reliability'], '.2f')}.",
+            f"Cost of the reference and the scores: {number(gain['cost'], '.0%')} of a run.",
+        ]
+    if gain and policy == "fall":
+        words.append(f"Gain of the plan to first order: at most {gain['at_most']:.1f}%.")
+    return " ".join(words)
 
 
 def _forecast(results: Results, measured: Mapping[str, Any], policy: str) -> list[str]:
