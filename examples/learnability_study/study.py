@@ -17,6 +17,7 @@ tables are made from the ledger alone; `--until none` trains nothing and writes 
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -188,8 +189,10 @@ class PoolStudy(Chain):
 
     @property
     def variation(self) -> float:
-        """CV^2 of the falls of documents, as it was measured."""
-        return float(self.ledger[MEASURED]["gain"]["spread"])
+        """CV^2 of the falls of documents, as it was measured; NaN if they do not tell."""
+        gain = self.ledger[MEASURED]["gain"]
+        spread = gain and gain["spread"]
+        return math.nan if spread is None else float(spread)
 
     def _may_go_on(self) -> bool:
         return MEASURED in self.ledger and (self.anyway or self.variation >= MIN_SPREAD)
