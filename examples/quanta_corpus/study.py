@@ -279,8 +279,7 @@ class QuantaStudy(Chain):
                     "true falls of documents": squared_variation(falls.document_Q[used]),
                     "true falls of kinds": squared_variation(of_kind_Q),
                     "scores": squared_variation(score_Q),
-                    "falls by `score`, free of noise": reliability.signal_variance
-                    / reliability.mean**2,
+                    "true falls, by `score`": reliability.signal_variance / reliability.mean**2,
                 },
                 "links": links(self._drawn("fall"), falls, kind_Q, scores.fall_Q),
                 "expected": expected,

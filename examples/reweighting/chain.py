@@ -241,11 +241,12 @@ class Chain(ABC):
         )
 
     def _strata_step(self, arm: str, seed: int) -> Step:
-        plan, out = self.plan(arm, seed), self.strata(arm, seed)
+        out = self.strata(arm, seed)
+        words: list[Word] = ["--plan", self.plan(arm, seed), "--scores-dir", self.scores_of(arm)]
         return Step(
-            f"probe set of strata of {arm}, seed {seed}",
+            f"probe set of the strata of {arm}, seed {seed}",
             out.exists,
-            lambda: self.tokscale(out.stem, "probe", "build", "--plan", plan, "--out", out),
+            lambda: self.tokscale(out.stem, "probe", "build", *words, "--out", out),
         )
 
     def _job_step(self, arm: str, seed: int) -> Step:
