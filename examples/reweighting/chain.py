@@ -243,6 +243,7 @@ class Chain(ABC):
     def _strata_step(self, arm: str, seed: int) -> Step:
         out = self.strata(arm, seed)
         words: list[Word] = ["--plan", self.plan(arm, seed), "--scores-dir", self.scores_of(arm)]
+        words += self._eod()
         return Step(
             f"probe set of the strata of {arm}, seed {seed}",
             out.exists,
@@ -310,8 +311,7 @@ class Chain(ABC):
             out.stem,
             *("probe", "build", *self._data_of_samples(), "--part", part),
             *("--per-dataset", "proportional", "--vocab-size", size.vocab_size),
-            *(() if size.eod is None else ("--eod", size.eod)),
-            *("--tokens", tokens, "--seed", _SEED, *flags, "--out", out),
+            *("--tokens", tokens, "--seed", _SEED, *self._eod(), *flags, "--out", out),
         )
 
     def build_valid(self) -> None:
@@ -334,6 +334,9 @@ class Chain(ABC):
         words = ["score", self.replay, *self._data(), "--out", self.scores, "--force"]
         self.tokscale("score", *words, *flags)
         write_text(self._scored, "")
+
+    def _eod(self) -> list[Word]:
+        return [] if self.training.eod is None else ["--eod", self.training.eod]
 
     def _data(self) -> list[str]:
         return ["--data-path", *self.data_path, "--split", self.training.split]
