@@ -220,7 +220,7 @@ class Chain(ABC):
             name,
             lambda: self._has_replay(replay),
             lambda: self._megatron(
-                *(replay, size.reference_seed, size.steps, "--tokscale-replay", run, *flags)
+                replay, size.reference_seed, size.steps, "--tokscale-replay", run, *flags
             ),
         )
 
@@ -331,8 +331,8 @@ class Chain(ABC):
         """Score the documents by the replay, with further flags of the verb."""
         self.scores.mkdir(parents=True, exist_ok=True)
         # A step that was stopped between two datasets has left scores of the first one.
-        words = ["score", self.replay, *self._data(), "--out", self.scores, "--force"]
-        self.tokscale("score", *words, *flags)
+        words: list[Word] = [*self._data(), "--out", self.scores, "--force", *flags]
+        self.tokscale("score", "score", self.replay, *words)
         write_text(self._scored, "")
 
     def _eod(self) -> list[Word]:
