@@ -243,7 +243,7 @@ class Truth:
 
     def of(self, probe_set: ProbeSet) -> "WatchedTruth":
         """Return the truth about the watched tokens of a probe set of this dataset."""
-        document_N, position_N = probe_set.document_N, probe_set.position_N
+        document_N, position_N = probe_set.document_N.astype(np.int64), probe_set.position_N
         object_N = (position_N > 0) & (position_N % 3 == 0)
         triple_N = np.maximum(position_N // 3 - 1, 0)
         fact_N = np.where(object_N, self.fact_QT[document_N, triple_N], NO_FACT)

@@ -24,7 +24,7 @@ from megatron_tokscale.results.evidence import ForwardPrediction
 from megatron_tokscale.results.laws import FrequencyExponent, TailExponent, TailMinusLaw, read_laws
 from megatron_tokscale.results.transfer import FallCovariance, LearningOrder, read_transfer
 from megatron_tokscale.results.verdict import ClaimTest
-from megatron_tokscale.spectrum.events import Outcome, events_of, outcomes
+from megatron_tokscale.spectrum.events import learning_times
 from megatron_tokscale.store import Run
 
 EDGES: Final = (3.0, 1.0, 0.3, 0.1, 0.05, 0.02)
@@ -32,17 +32,23 @@ EDGES: Final = (3.0, 1.0, 0.3, 0.1, 0.05, 0.02)
 _BINS: Final = 24
 """Bins by frequency for the law of learning times, with equally many watched tokens (our choice: a
 bin then has hundreds, and its median an error of a few percent)."""
+_LAST: Final = 3  # probes at the end whose mean loss says if a fact is known (our choice)
 _LEAST_TOKENS: Final = 3  # of a fact, for a median time that one odd token does not decide
 
 
 @dataclass(frozen=True, eq=False)
 class FactTokens:
-    """The watched objects of facts that a run knows by its end, or not.
+    """The watched objects of facts, and when a run learns each.
+
+    All object tokens fall together, from the unigram entropy to ln(number of objects), when the
+    model learns that an object follows a relation. That is an event of their fits too, but nothing
+    of the fact is known then: a token counts as learned only if its loss ends below half of
+    ln(number of objects). Every other token is censored.
 
     Attributes:
         fact_N: the fact of each token.
         step_N: the step at which it is learned; infinite if it is censored.
-        last_loss_N: its loss at the last probe, in nats.
+        last_loss_N: its mean loss at the last three probes, in nats.
     """
 
     fact_N: Integers
@@ -55,18 +61,16 @@ class FactTokens:
         return np.isinf(self.step_N)
 
     @classmethod
-    def of(cls, spectrum: SpectrumResult, watched: WatchedTruth) -> "FactTokens":
-        """Read the learned and censored tokens of a fitted run whose time is in steps."""
+    def of(cls, spectrum: SpectrumResult, watched: WatchedTruth, world: World) -> "FactTokens":
+        """Read the tokens of a fitted run whose time is in steps; those without a fit are none."""
         scored = spectrum.summary.scored
-        step_N = np.full(len(watched.fact_N), np.nan)
-        last_N = np.full(len(watched.fact_N), np.nan)
+        step_N, last_N = np.full((2, len(watched.fact_N)), np.nan)
         for where, fits, loss_NK in FittedRun.open(spectrum.run).blocks():
-            events = events_of(fits, from_x=scored.from_x, to_x=scored.to_x)
-            found_N = np.full(len(fits), np.nan)
-            found_N[events.token_E] = np.exp(events.midpoint_E)
-            found_N[outcomes(fits, events) == Outcome.CENSORED] = np.inf
-            step_N[where], last_N[where] = found_N, loss_NK[:, -1]
-        kept_N = (watched.fact_N != NO_FACT) & ~np.isnan(step_N)
+            time_N = learning_times(fits, from_x=scored.from_x, to_x=scored.to_x)
+            step_N[where], last_N[where] = np.exp(time_N), loss_NK[:, -_LAST:].mean(axis=1)
+        is_known_N = ~np.isnan(step_N) & (last_N < np.log(world.mix.objects) / 2)
+        step_N = np.where(is_known_N, step_N, np.inf)
+        kept_N = (watched.fact_N != NO_FACT) & np.isfinite(last_N)
         return cls(watched.fact_N[kept_N], step_N[kept_N], last_N[kept_N])
 
     def medians(self, group_N: Integers) -> tuple[Integers, Floats, Integers]:
@@ -151,12 +155,12 @@ def what_was_learned(
         facts_a_step: triples of a step of the training.
     """
     spectrum = SpectrumResult.open(Run.open(run))
-    tokens = FactTokens.of(spectrum, truth.of(spectrum.run.probe_set))
+    tokens = FactTokens.of(spectrum, truth.of(spectrum.run.probe_set), world)
     laws = read_laws(spectrum.run, spectrum.fit)
     assert laws is not None
     scored, overall = spectrum.summary.scored, spectrum.summary.overall
-    # Facts are certain, so a fact that is not learned has its whole loss to lose.
-    ahead = float(tokens.last_loss_N[tokens.censored_N].sum()) / overall.n_tokens
+    # A fact is certain, so what its tokens have not lost by the end is still ahead.
+    ahead = float(tokens.last_loss_N.sum()) / overall.n_tokens
     end = float(np.exp(min(scored.to_x, spectrum.summary.certain_to_x)))
     return {
         "scored": scored.describe(spectrum.time),

@@ -30,7 +30,7 @@ from quanta_corpus.learned import what_was_learned
 from quanta_corpus.links import Drawn, TrueFalls, links, log_speedup, true_falls
 from quanta_corpus.tables import report
 from reweighting.arms import ARMS, UNIFORM, Arm
-from reweighting.chain import Chain, Training, run_phases
+from reweighting.chain import Chain, Training, Word, run_phases
 from reweighting.ledger import Ledger
 from reweighting.speed import at_end
 from reweighting.steps import Step
@@ -215,7 +215,8 @@ class QuantaStudy(Chain):
         run = Run.open(self.truth)
         first, last = (run.read_losses_at(int(step)) for step in run.step_K[[0, -1]])
         watched = Truth.load(self.kinds_prefix).of(run.probe_set)
-        return true_falls(self.world, watched, first - last, self._truth)
+        fall_N = (first - last).astype(np.float64)
+        return true_falls(self.world, watched, fall_N, self._truth)
 
     @property
     def arms(self) -> Mapping[str, Arm]:
@@ -255,6 +256,7 @@ class QuantaStudy(Chain):
         """Add to the ledger how good the scores are, and what each plan gains to first order."""
         falls, kind_Q, scores = self.falls, self._truth.kind_Q, self._scores(UNIFORM)
         assert scores.fall_Q is not None
+        fall_Q = scores.fall_Q.astype(np.float64)
         expected, printed = {}, {}
         for arm in self.training.arms:
             drawn = self._drawn(arm)
@@ -262,7 +264,7 @@ class QuantaStudy(Chain):
             printed[arm] = self.at_most(arm, self.training.seeds[0])
         reliability = scores.details.reliability["fall"]
         used = slice(*Plan.load(self.plan(UNIFORM, self.training.seeds[0])).documents[0])
-        score_Q, of_kind_Q = scores.fall_Q[used], falls.kind_G[kind_Q[used]]
+        score_Q, of_kind_Q = fall_Q[used], falls.kind_G[kind_Q[used]]
         kinds, index_Q = np.unique(kind_Q[used], return_inverse=True)
         score_of_kind = np.bincount(index_Q, score_Q) / np.bincount(index_Q)
         self.ledger.add(
@@ -279,9 +281,9 @@ class QuantaStudy(Chain):
                     "true falls of documents": squared_variation(falls.document_Q[used]),
                     "true falls of kinds": squared_variation(of_kind_Q),
                     "scores": squared_variation(score_Q),
-                    "by the verb": reliability.signal_variance / reliability.mean**2,
+                    "true falls, by `score`": reliability.signal_variance / reliability.mean**2,
                 },
-                "links": links(self._drawn("fall"), falls, kind_Q, scores.fall_Q),
+                "links": links(self._drawn("fall"), falls, kind_Q, fall_Q),
                 "expected": expected,
                 "at_most": printed,
             },
@@ -302,7 +304,7 @@ class QuantaStudy(Chain):
     def _add_learned(self) -> None:
         """Run the verbs on a uniform run and a second seed, and add what they find."""
         run, *others = [self.run(*each) for each in self._analysed]
-        source = ["--source", *others] if others else []
+        source: list[Word] = ["--source", *others] if others else []
         self.tokscale("spectrum", "spectrum", run, *source)
         self.tokscale("laws", "laws", run)
         facts_a_step = float(self.training.batch * self.settings.corpus.triples)

@@ -40,7 +40,7 @@ def _figures(figures: Mapping[str, Any], results: Results) -> list[str]:
         ["the same of the mean scores of kinds", number(rho["kinds"])],
         ["reliability of the score of a watched document", number(reliability["watched"])],
         ["reliability of a predicted score", number(reliability["predicted"])],
-        *([f"CV² of {name}", number(value)] for name, value in cv2.items()),
+        *([f"CV² of the {name}", number(value)] for name, value in cv2.items()),
     ]
     chain = [
         [name, f"{value:.3f}", f"{percent_faster(value):.1f}"]
@@ -93,8 +93,8 @@ def _learned(learned: Mapping[str, Any]) -> list[str]:
         ["b of `laws`, by frequencies of token ids", of_ids["b"]],
         ["exponent of the tail", learned["tail"]],
         ["tail less loss", learned["tail_minus_law"]],
-        ["nats of censored tokens, expected by `spectrum`", learned["ahead"]["expected"]],
-        ["nats of censored facts, known", f"{learned['ahead']['known']:.3f}"],
+        ["nats that censored tokens still hold, by `spectrum`", learned["ahead"]["expected"]],
+        ["nats that facts still hold at the end, known", f"{learned['ahead']['known']:.3f}"],
         *([f"forecast of the last octave: {k}", str(v)] for k, v in learned["forecast"].items()),
     ]
     rows = [

@@ -220,7 +220,7 @@ class Chain(ABC):
             name,
             lambda: self._has_replay(replay),
             lambda: self._megatron(
-                *(replay, size.reference_seed, size.steps, "--tokscale-replay", run, *flags)
+                replay, size.reference_seed, size.steps, "--tokscale-replay", run, *flags
             ),
         )
 
@@ -241,11 +241,13 @@ class Chain(ABC):
         )
 
     def _strata_step(self, arm: str, seed: int) -> Step:
-        plan, out = self.plan(arm, seed), self.strata(arm, seed)
+        out = self.strata(arm, seed)
+        words: list[Word] = ["--plan", self.plan(arm, seed), "--scores-dir", self.scores_of(arm)]
+        words += self._eod()
         return Step(
-            f"probe set of strata of {arm}, seed {seed}",
+            f"probe set of the strata of {arm}, seed {seed}",
             out.exists,
-            lambda: self.tokscale(out.stem, "probe", "build", "--plan", plan, "--out", out),
+            lambda: self.tokscale(out.stem, "probe", "build", *words, "--out", out),
         )
 
     def _job_step(self, arm: str, seed: int) -> Step:
@@ -309,8 +311,7 @@ class Chain(ABC):
             out.stem,
             *("probe", "build", *self._data_of_samples(), "--part", part),
             *("--per-dataset", "proportional", "--vocab-size", size.vocab_size),
-            *(() if size.eod is None else ("--eod", size.eod)),
-            *("--tokens", tokens, "--seed", _SEED, *flags, "--out", out),
+            *("--tokens", tokens, "--seed", _SEED, *self._eod(), *flags, "--out", out),
         )
 
     def build_valid(self) -> None:
@@ -330,9 +331,12 @@ class Chain(ABC):
         """Score the documents by the replay, with further flags of the verb."""
         self.scores.mkdir(parents=True, exist_ok=True)
         # A step that was stopped between two datasets has left scores of the first one.
-        words = ["score", self.replay, *self._data(), "--out", self.scores, "--force"]
-        self.tokscale("score", *words, *flags)
+        words: list[Word] = [*self._data(), "--out", self.scores, "--force", *flags]
+        self.tokscale("score", "score", self.replay, *words)
         write_text(self._scored, "")
+
+    def _eod(self) -> list[Word]:
+        return [] if self.training.eod is None else ["--eod", self.training.eod]
 
     def _data(self) -> list[str]:
         return ["--data-path", *self.data_path, "--split", self.training.split]
