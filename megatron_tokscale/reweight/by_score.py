@@ -112,7 +112,8 @@ class ByTarget:
         Raises:
             TokscaleError: the scores have no target scores.
         """
-        score_Z = _means([dataset.target_Z for dataset in self.datasets], self.datasets, "target")
+        means = [dataset.target_Z for dataset in self.datasets]
+        score_Z = _joined(self.datasets, means, "target scores", "a tuned run (--tuned)")
         order = np.argsort(-score_Z, kind="stable")
         before = np.cumsum(base_Z[order]) - base_Z[order]
         taken_Z = np.zeros_like(base_Z)
@@ -133,17 +134,21 @@ def falls(datasets: Sequence[CutDataset]) -> Floats:
     Raises:
         TokscaleError: the scores of a dataset have none.
     """
-    return _means([dataset.fall_Z for dataset in datasets], datasets, "falls")
+    means = [dataset.fall_Z for dataset in datasets]
+    return _joined(datasets, means, "falls", "a run that watched training documents")
 
 
-def _means(
-    means: Sequence[Floats | None], datasets: Sequence[CutDataset], what: str
+def _joined(
+    datasets: Sequence[CutDataset], means: Sequence[Floats | None], what: str, source: str
 ) -> Floats:
-    for mean_Z, dataset in zip(means, datasets, strict=True):
-        if mean_Z is None:
-            source = "a tuned run (--tuned)" if what == "target" else "a run that watched documents"
-            raise dataset.missing("target scores" if what == "target" else what, source)
-    return np.concatenate([mean_Z for mean_Z in means if mean_Z is not None])
+    """Return the means of the strata of all datasets, or the error that a dataset has none."""
+    found = [mean_Z for mean_Z in means if mean_Z is not None]
+    if len(found) < len(datasets):
+        lacking = [
+            dataset for dataset, mean_Z in zip(datasets, means, strict=True) if mean_Z is None
+        ]
+        raise lacking[0].missing(what, source)
+    return np.concatenate(found)
 
 
 def _check_share_limit(share_limit: float) -> None:

@@ -24,9 +24,7 @@ _DRAWS: Final = 500
 choice: of so many, one comes within a percent for 16 strata or more."""
 
 
-def permuted(
-    weights_TZ: Floats, base_Z: Floats, parts: Sequence[slice], seed: int
-) -> Floats:
+def permuted(weights_TZ: Floats, base_Z: Floats, parts: Sequence[slice], seed: int) -> Floats:
     """Return the weights with the relative weights of other strata.
 
     Every stratum gets the relative weight of another one of about its size, in all stages the same

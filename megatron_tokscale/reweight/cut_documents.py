@@ -3,7 +3,6 @@
 Shapes: P training documents of a dataset that are not empty, Z strata.
 """
 
-from itertools import pairwise
 
 import numpy as np
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Floats, Integers
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.data.plan_parts import Cut
@@ -93,7 +93,7 @@ def cut_samples(
         names, shares = [*names, f"{name}/unlearned"], [*shares, n_unlearned / n_samples]
 
     # The samples of each stratum, by the rule that the job will follow.
-    cut = Cut(scores.fingerprint, unlearned=n_unlearned > 0)
+    cut = Cut(scores.fingerprint, settings.by, unlearned=n_unlearned > 0)
     bounds = np.rint(np.cumsum([0.0, *shares]) * n_samples).astype(np.int64)
     ranked = sample_scores.ranked(cut, n_unlearned)
     strata = [ranked[start:stop] for start, stop in pairwise(bounds)]
@@ -141,7 +141,7 @@ def _learning_times(
     )
 
 
-def _means(value_Q: Floats | None, index: SampleIndex, strata: list[Integers]) -> Floats | None:
+def _means(value_Q: Floats32 | None, index: SampleIndex, strata: list[Integers]) -> Floats | None:
     """Return the mean over the samples of each stratum of a score of documents, if there is one."""
     if value_Q is None:
         return None

@@ -39,12 +39,12 @@ class CutSettings:
     """Settings by which datasets are cut into strata.
 
     Attributes:
-        unit: what a stratum holds: whole documents, or samples as Megatron packs them.
-        by: score that ranks them. Samples are ranked by learning time alone.
         quantiles: number of strata of about equal shares; lower if a stratum would hold fewer than
             50 samples. None: 16 of documents, 8 of samples.
         unlearned: of samples: those with a larger share of never-learned tokens form their own
             stratum, if there are at least 50 of them and at least 1%.
+        unit: what a stratum holds: whole documents, or samples as Megatron packs them.
+        by: score that ranks them. Samples are ranked by learning time or frequency alone.
         held_out: of documents: the number of each stratum that the training leaves out, for a
             probe set to watch.
 
@@ -52,10 +52,10 @@ class CutSettings:
         TokscaleError: on construction, if these are out of range or do not fit together.
     """
 
-    unit: Literal["samples", "documents"] = "samples"
-    by: Order = "learning-time"
     quantiles: int | None = None
     unlearned: float = 0.5
+    unit: Literal["samples", "documents"] = "samples"
+    by: Order = "learning-time"
     held_out: int = 0
 
     def __post_init__(self) -> None:
@@ -74,11 +74,11 @@ class CutSettings:
                 f"the number of documents held out is {self.held_out}; expected 0 or more; give "
                 "another --held-out"
             )
-        if self.unit == "samples" and (self.by != "learning-time" or self.held_out):
-            found = f"ranked by {self.by}" if self.by != "learning-time" else "held out"
+        if self.unit == "samples" and (self.by in ("fall", "target") or self.held_out):
+            found = f"ranked by {self.by}" if self.by in ("fall", "target") else "held out"
             raise TokscaleError(
-                f"strata of samples are {found}; expected samples ranked by learning time, none "
-                "held out; give --strata documents"
+                f"samples are {found}; expected samples ranked by learning time or frequency, none "
+                "of them held out; give --strata documents"
             )
 
     @property
@@ -105,7 +105,9 @@ class LearningTimes:
     tokens_N: Floats
 
     @classmethod
-    def from_scores(cls, time_N: Floats, spread_N: Floats, drop_N: Floats, tokens_N: Floats) -> "LearningTimes":
+    def from_scores(
+        cls, time_N: Floats, spread_N: Floats, drop_N: Floats, tokens_N: Floats
+    ) -> "LearningTimes":
         """Return learning times without NaN, and with spreads that probes can resolve."""
         spread_N = np.maximum(np.nan_to_num(spread_N), MIN_SPREAD)
         return cls(np.nan_to_num(time_N), spread_N, drop_N, tokens_N)
@@ -226,7 +228,9 @@ def check_scored(portion: Portion, scores: DocumentScores, order: str) -> None:
     Raises:
         TokscaleError: naming the first document without a score.
     """
-    value_Q = scores.require_fitted().drop_Q if order == "learning-time" else scores.ordering_Q(order)
+    value_Q = (
+        scores.require_fitted().drop_Q if order == "learning-time" else scores.ordering_Q(order)
+    )
     part = slice(portion.sequences.start, portion.sequences.stop)
     missing = np.isnan(value_Q[part]) & (portion.lengths > 0)
     if missing.any():

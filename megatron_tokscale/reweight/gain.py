@@ -20,7 +20,6 @@ from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import from_json, to_json
 from megatron_tokscale.data import Plan
-from megatron_tokscale.data.scores import Reliability
 from megatron_tokscale.reweight.by_score import falls
 from megatron_tokscale.reweight.cutting import CutDataset
 
@@ -256,28 +255,20 @@ def _spread_and_reliability(
     total = float(base_D @ (variance_D + (mean_D - mean) ** 2))
     spread = total / mean**2 if mean > 0 else None
     own_D = np.array([dataset.watched_share for dataset in datasets])
-    watched = _mean_reliability(found, base_D * own_D, "watched")
-    predicted = _mean_reliability(found, base_D * (1 - own_D), "predicted")
+    watched = _mean_reliability([row.watched for row in found], base_D * own_D)
+    predicted = _mean_reliability([row.predicted for row in found], base_D * (1 - own_D))
     share = float(base_D @ own_D)
-    parts = [(share, watched), (1 - share, predicted)]
-    known = [(part, value) for part, value in parts if part > 0]
-    if not all(value is not None for _, value in known):
-        return spread, watched, predicted, None
-    return spread, watched, predicted, sum(part * (value or 0.0) for part, value in known)
+    over_all = _mean_reliability([watched, predicted], np.array([share, 1 - share]))
+    return spread, watched, predicted, over_all
 
 
-def _mean_reliability(
-    rows: Sequence[Reliability], weight_D: Floats, name: str
-) -> float | None:
+def _mean_reliability(values: Sequence[float | None], weight_D: Floats) -> float | None:
     """Return the mean of a reliability over datasets with weight; None if one lacks it."""
-    values = [
-        (weight, getattr(row, name))
-        for row, weight in zip(rows, weight_D.tolist(), strict=True)
-        if weight > 0
-    ]
-    if not values or any(value is None for _, value in values):
+    rows = [(w, value) for w, value in zip(weight_D.tolist(), values, strict=True) if w > 0]
+    known = [(w, value) for w, value in rows if value is not None]
+    if not rows or len(known) < len(rows):
         return None
-    return sum(w * value for w, value in values) / sum(w for w, _ in values)
+    return float(sum(w * value for w, value in known) / sum(w for w, _ in known))
 
 
 def _reference_cost(
@@ -325,7 +316,10 @@ def describe_gain(gain: Gain) -> list[str]:
             f"watched, {number(gain.predicted, '.2f')} where predicted)",
         ),
         ("kept by the strata", f"{number(gain.kept, '.0%')} of that spread"),
-        ("gain", f"at most {gain.at_most:.1%} (covariance of weights and falls {gain.covariance:.4f})"),
+        (
+            "gain",
+            f"at most {gain.at_most:.1%} (covariance of weights and falls {gain.covariance:.4f})",
+        ),
         ("cost", _cost(gain)),
         ("seeds to see it", _seeds(gain)),
     ]

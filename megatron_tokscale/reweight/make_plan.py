@@ -94,7 +94,9 @@ def make_plan(
     else:
         _refuse_repetition(draft, base_Z * job.train_samples, size_Z)
         if isinstance(policy, ByFall | ByTarget):
-            weights_TZ = limit_shares(weights_TZ, base_Z, draft.dataset_Z, policy.share_limit)
+            weights_TZ = limit_shares(
+                weights_TZ, base_Z, draft.dataset_Z.astype(np.int64), policy.share_limit
+            )
         for part in _kept_together(policy, draft):
             weights_TZ[:, part] = _within_guards(
                 weights_TZ[:, part], guards, base_Z[part], length_T, size_Z[part]
@@ -131,7 +133,7 @@ def _draft(
         )
     else:
         strata = tuple(Stratum(name, d) for d, name in enumerate(dataset_names(job.datasets)))
-    is_by_score = isinstance(policy, ByFall | ByTarget)
+    share_limit = policy.share_limit if isinstance(policy, ByFall | ByTarget) else None
     return Plan(
         datasets=tuple(job.datasets),
         strata=strata,
@@ -153,7 +155,7 @@ def _draft(
             strength=policy.strength if isinstance(policy, BySpectrum | Frontier | ByFall) else 1.0,
             floor=guards.floor,
             max_change=guards.max_change,
-            share_limit=policy.share_limit if is_by_score else None,
+            share_limit=share_limit,
         ),
     )
 

@@ -23,7 +23,9 @@ class PolicyStages(NamedTuple):
     weights_TZ: Floats
 
 
-def stage_starts(n_stages: int, first: int | None, train_samples: int, divisor: int = 50) -> Integers:
+def stage_starts(
+    n_stages: int, first: int | None, train_samples: int, divisor: int = 50
+) -> Integers:
     """Return the starts of stages: 0, and from `first` on evenly spaced in ln samples.
 
     Args:

@@ -75,46 +75,46 @@ def test_weights_follow_the_present_slopes(run):
     assert_allclose(slopes(run, plan_of(), AT), slopes_by_polyfit(run), rtol=1e-10)
     assert_allclose(slopes_by_polyfit(run), (0.4, 0.1), atol=0.05)
     expected_D = np.array([0.5, 0.5]) * slopes_by_polyfit(run)
-    assert_allclose(decide(run, plan_of(how=LOOSE), AT), expected_D / expected_D.sum(), rtol=1e-6)
+    assert_allclose(decide(run, plan_of(how=LOOSE), AT).weights, expected_D / expected_D.sum(), rtol=1e-6)
 
 
 def test_the_base_weights_and_the_strength_are_those_of_the_plan(run):
     how = {**LOOSE, "base_weights": (1.0, 3.0), "strength": 0.5}
     expected_D = np.array([0.25, 0.75]) * np.sqrt(slopes_by_polyfit(run))
-    assert_allclose(decide(run, plan_of(how=how), AT), expected_D / expected_D.sum(), rtol=1e-6)
+    assert_allclose(decide(run, plan_of(how=how), AT).weights, expected_D / expected_D.sum(), rtol=1e-6)
 
 
 def test_no_weight_falls_below_its_floor(run):
     how = {"floor": 0.8, "max_change": 100.0}
-    free_D = decide(run, plan_of(how=LOOSE), AT)
-    assert_allclose(decide(run, plan_of(how=how), AT), 0.8 * 0.5 + 0.2 * free_D, rtol=1e-6)
+    free_D = decide(run, plan_of(how=LOOSE), AT).weights
+    assert_allclose(decide(run, plan_of(how=how), AT).weights, 0.8 * 0.5 + 0.2 * free_D, rtol=1e-6)
 
 
 def test_a_weight_changes_only_so_much_at_a_time(run):
     how = {"floor": 1e-9, "max_change": 1.2}
-    assert_allclose(decide(run, plan_of(how=how), AT), (0.5833333, 0.4166667), rtol=1e-6)
+    assert_allclose(decide(run, plan_of(how=how), AT).weights, (0.5833333, 0.4166667), rtol=1e-6)
 
 
 def test_change_is_counted_from_the_weights_that_hold_or_are_decided_already(run):
     how = {"base_weights": (1.0, 1.0), "floor": 1e-9, "max_change": 1.2}
     consumed = AT * GLOBAL_BATCH
     plan = plan_of(Stage(0, (0.1, 0.9)), Stage(consumed - 1, (0.3, 0.7)), how=how)
-    assert decide(run, plan, AT)[0] == pytest.approx(0.36)
+    assert decide(run, plan, AT).weights[0] == pytest.approx(0.36)
     later = plan_of(Stage(0, (0.3, 0.7)), Stage(consumed + 1, (0.9, 0.1)), how=how)
-    assert decide(run, later, AT)[0] == pytest.approx(0.36)
+    assert decide(run, later, AT).weights[0] == pytest.approx(0.36)
     pending = with_decisions(later, [Decision(90, consumed + 24, (0.5, 0.5))])
-    assert decide(run, pending, AT)[0] == pytest.approx(0.5833333)
+    assert decide(run, pending, AT).weights[0] == pytest.approx(0.5833333)
 
 
 @pytest.mark.parametrize("is_told", [True, False])
 def test_a_dataset_grows_no_further_than_its_limit_on_epochs(run, is_told):
     """400 samples are drawn, 600 left; a half of each is code's, which has 1000 in an epoch."""
     how = {**LOOSE, **({"epoch_samples": (1000, 10_000)} if is_told else {})}
-    free = decide(run, plan_of(how=LOOSE), AT)[0]
+    free = decide(run, plan_of(how=LOOSE), AT).weights[0]
     assert free > 0.7
     for limit, expected in ((0.56, (560 - 200) / 600), (0.4, 0.5), (9.0, free)):
         plan = plan_of(how=how, max_epochs=limit)
-        assert decide(run, plan, AT)[0] == pytest.approx(expected, rel=1e-6)
+        assert decide(run, plan, AT).weights[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_within_a_dataset_the_limit_is_each_stratums(run):
@@ -126,12 +126,12 @@ def test_within_a_dataset_the_limit_is_each_stratums(run):
         cuts=(Cut("scores"), None),
         max_epochs=2.7,
     )
-    assert decide(run, plan, AT)[0] == pytest.approx((2 * 270 - 200) / 600, rel=1e-6)
+    assert decide(run, plan, AT).weights[0] == pytest.approx((2 * 270 - 200) / 600, rel=1e-6)
 
 
 def test_training_is_as_long_as_the_run_says_if_the_plan_does_not(run):
     plan = plan_of(max_epochs=0.28, replanning=Replanning(**LOOSE))  # 130 steps of 4: 520 samples
-    assert decide(run, plan, AT)[0] == pytest.approx((280 - 200) / 120, rel=1e-6)
+    assert decide(run, plan, AT).weights[0] == pytest.approx((280 - 200) / 120, rel=1e-6)
 
 
 def test_training_is_as_long_as_the_job_says_that_goes_on_from_there(run):
@@ -140,17 +140,17 @@ def test_training_is_as_long_as_the_job_says_that_goes_on_from_there(run):
     launches = (*run.launches, launch(90, batch=batch), launch(120))
     changed = replace(run, info=replace(run.info, launches=launches))
     plan = plan_of(max_epochs=0.4, replanning=Replanning(**LOOSE))
-    assert decide(changed, plan, AT)[0] == pytest.approx((400 - 200) / 280, rel=1e-6)
+    assert decide(changed, plan, AT).weights[0] == pytest.approx((400 - 200) / 280, rel=1e-6)
     unknown = replace(run, info=replace(run.info, launches=(launch(),)))
     with pytest.raises(TokscaleError, match="does not say how long the job trains"):
-        decide(unknown, plan, AT)
+        decide(unknown, plan, AT).weights
 
 
 def test_a_dataset_that_rises_keeps_its_floor(tmp_path):
     run = write_run(tmp_path, STEPS, losses_of(prose=-0.3, code=0.4))
     how = {"floor": 0.25, "max_change": 100.0}
     assert slopes(run, plan_of(), AT)[1] == 0
-    assert_allclose(decide(run, plan_of(how=how), AT), (0.875, 0.125))
+    assert_allclose(decide(run, plan_of(how=how), AT).weights, (0.875, 0.125))
 
 
 def test_losses_that_are_not_finite_are_left_out(tmp_path):
@@ -168,28 +168,28 @@ def test_later_losses_do_not_matter(run, tmp_path):
     other = losses_of(0.1, 0.4)
     other[:, STEPS > AT] = 0.0
     changed = write_run(tmp_path / "other", STEPS, other)
-    assert_allclose(decide(changed, plan_of(), AT), decide(run, plan_of(), AT), rtol=0)
+    assert_allclose(decide(changed, plan_of(), AT).weights, decide(run, plan_of(), AT).weights, rtol=0)
 
 
 def test_losses_that_define_no_weights_give_a_reason(run, tmp_path):
     with pytest.raises(TokscaleError, match="has no losses of step 99"):
-        decide(run, plan_of(), 99)
+        decide(run, plan_of(), 99).weights
     with pytest.raises(
         TokscaleError, match="1 of the 4 probes that a slope needs are there since step 20"
     ):
-        decide(run, plan_of(), 40)
+        decide(run, plan_of(), 40).weights
     unwatched = plan_of(datasets=(DatasetIdentity("code", 1, 1), DatasetIdentity("math", 1, 1)))
     with pytest.raises(TokscaleError, match="watches no tokens of math"):
-        decide(run, unwatched, AT)
+        decide(run, unwatched, AT).weights
     rising = write_run(tmp_path / "rising", STEPS, losses_of(-0.3, -0.3))
     with pytest.raises(TokscaleError, match="no dataset's loss falls"):
-        decide(rising, plan_of(), AT)
+        decide(rising, plan_of(), AT).weights
     lost = losses_of(0.1, 0.4)
     lost[plain_probe_set(TOKENS).dataset_N == 1, 6] = np.nan
     with pytest.raises(
         TokscaleError, match=f"a dataset has no finite losses: code at step {STEPS[6]}"
     ):
-        decide(write_run(tmp_path / "lost", STEPS, lost), plan_of(), AT)
+        decide(write_run(tmp_path / "lost", STEPS, lost), plan_of(), AT).weights
 
 
 def test_a_watched_dataset_that_the_plan_does_not_have_may_lose_its_losses(run, tmp_path):
@@ -207,7 +207,7 @@ def test_a_watched_dataset_that_the_plan_does_not_have_may_lose_its_losses(run, 
 def test_the_command_prints_the_same_weights(run, capsys):
     save_run_plan(plan_of(), [], run.path)
     main([str(run.path), "--until", str(AT)])
-    assert json.loads(capsys.readouterr().out) == {"weights": decide(run, plan_of(), AT).tolist()}
+    assert json.loads(capsys.readouterr().out) == {"weights": decide(run, plan_of(), AT).weights, "within": None}
     main([str(run.path), "--until", "7"])
     assert "has no losses of step 7" in json.loads(capsys.readouterr().out)["reason"]
     main([str(run.path / "nowhere"), "--until", "7"])
@@ -216,7 +216,7 @@ def test_the_command_prints_the_same_weights(run, capsys):
 
 def test_provenance_decides_nothing(run, capsys):
     """It is edited where a user would, in the run's directory."""
-    expected_D = decide(run, plan_of(), AT)
+    expected_D = decide(run, plan_of(), AT).weights
     save_run_plan(plan_of(), [], run.path)
     path = run.path / "tokscale/plan.json"
     content = json.loads(path.read_text())
@@ -228,7 +228,7 @@ def test_provenance_decides_nothing(run, capsys):
     del content["checksum"]
     path.write_text(json.dumps(content))
     main([str(run.path), "--until", str(AT)])
-    assert json.loads(capsys.readouterr().out) == {"weights": expected_D.tolist()}
+    assert json.loads(capsys.readouterr().out) == {"weights": expected_D, "within": None}
 
 
 def test_the_command_loads_no_slow_package():

@@ -149,7 +149,12 @@ def make_world(
     groups += [(np.flatnonzero(dataset_G == d), 1, zipf(1500)[None]) for d in range(N_DATASETS)]
     groups += [(np.array([g]), 2, zipf(400)[None]) for g in range(n_topics)]
     blocks = [
-        (topics, Block(part_G3[topics, part, None] * p_GK, np.exp(0.3 * rng.standard_normal(p_GK.shape[1]))))
+        (
+            topics,
+            Block(
+                part_G3[topics, part, None] * p_GK, np.exp(0.3 * rng.standard_normal(p_GK.shape[1]))
+            ),
+        )
         for topics, part, p_GK in groups
     ]
     return World(share_G, dataset_G, blocks)
