@@ -6,6 +6,7 @@ Shapes: T stages, Z strata, Y strata of another cut.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, Literal
 
 import numpy as np
@@ -20,16 +21,17 @@ SIZE_FACTOR: Final = 4.0
 strata of most blends then exchange across datasets too."""
 
 _DRAWS: Final = 500
-"""Permutations that are drawn, of which the one that changes as much as the policy is taken. Our
-choice: of so many, one comes within a percent for 16 strata or more."""
+"""Permutations that are drawn. Our choice: of so many, one meets both criteria within a few percent
+for 16 strata or more."""
 
 
 def permuted(weights_TZ: Floats, base_Z: Floats, parts: Sequence[slice], seed: int) -> Floats:
     """Return the weights with the relative weights of other strata.
 
     Every stratum gets the relative weight of another one of about its size, in all stages the same
-    one's. Of many such permutations the one is taken whose sum of |weight - base weight| is nearest
-    to the policy's.
+    one's. Of many such permutations the best of two criteria together is taken: the sum of
+    |weight - base weight| is that of the policy, and the change has no covariance with the
+    policy's, which a single permutation has by chance.
 
     Args:
         weights_TZ: the policy's weights.
@@ -42,23 +44,28 @@ def permuted(weights_TZ: Floats, base_Z: Floats, parts: Sequence[slice], seed: i
     """
     result_TZ = weights_TZ.copy()
     generator = np.random.default_rng(seed)
-    for part in parts:
-        if part.stop - part.start < 2:
-            continue
-        own_TZ, own_Z = weights_TZ[:, part], base_Z[part]
-        change = np.abs(own_TZ - own_Z).sum()
-        groups = _groups_by_size(own_Z)
-        draws = (
-            _exchanged(own_TZ, own_Z, _derangement(groups, len(own_Z), generator))
-            for _ in range(_DRAWS)
-        )
-        result_TZ[:, part] = min(draws, key=lambda drawn: abs(np.abs(drawn - own_Z).sum() - change))
-    if all(part.stop - part.start < 2 for part in parts):
+    parts = [part for part in parts if part.stop - part.start > 1]
+    if not parts:
         raise TokscaleError(
             "the plan has no two strata that can exchange weights; expected two or more in a "
             "dataset; leave --control permuted out"
         )
+    for part in parts:
+        own_TZ, own_Z = weights_TZ[:, part], base_Z[part]
+        groups = _groups_by_size(own_Z)
+        sources = (_derangement(groups, len(own_Z), generator) for _ in range(_DRAWS))
+        exchanged = map(partial(_exchanged, own_TZ, own_Z), sources)
+        result_TZ[:, part] = min(exchanged, key=partial(_misfit, own_TZ=own_TZ, base_Z=own_Z))
     return result_TZ
+
+
+def _misfit(drawn_TZ: Floats, own_TZ: Floats, base_Z: Floats) -> float:
+    """Return how far permuted weights are from the policy's change, and from no covariance."""
+    change, own = np.abs(drawn_TZ - base_Z).sum(), np.abs(own_TZ - base_Z).sum()
+    covariance = ((drawn_TZ - base_Z) * (own_TZ - base_Z) / base_Z).sum()
+    variance = ((own_TZ - base_Z) ** 2 / base_Z).sum()
+    tiny = np.finfo(np.float64).tiny
+    return float(abs(change / max(own, tiny) - 1) + abs(covariance) / max(variance, tiny))
 
 
 def _groups_by_size(base_Z: Floats) -> list[Integers]:

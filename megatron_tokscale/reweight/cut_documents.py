@@ -3,7 +3,6 @@
 Shapes: P training documents of a dataset that are not empty, Z strata.
 """
 
-
 import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32
@@ -135,6 +134,7 @@ def _strata(
     seed: int,
 ) -> list[Integers32]:
     """Return the training documents of each stratum, as the plan's job will find them."""
+    part = portion.sequences.start, portion.sequences.stop
     alone = Plan(
         datasets=(identity_of(portion.tokens),),
         strata=tuple(Stratum(each, 0, 1 / len(names)) for each in names),
@@ -142,8 +142,8 @@ def _strata(
         seq_length=seq_length,
         seed=seed,
         cuts=(cut,),
+        documents=(part,),
     )
-    part = portion.sequences.start, portion.sequences.stop
     return documents_of_strata(alone, 0, scores, part, portion.tokens.lengths)
 
 

@@ -1,8 +1,8 @@
 """Worlds of known quanta in which a plan's gain can be computed: the quantization model, by hand.
 
-A document kind (a topic) holds quanta that all topics share, quanta of its dataset, and its own. The
-mean loss of a quantum falls with ln(exposure) as a sigmoid. A part of the tokens of a topic is
-noise that nothing learns; junk is noise alone; boilerplate holds the head of the shared quanta.
+A topic holds quanta that all topics share, quanta of its dataset, and quanta of its own. The mean
+loss of a quantum falls with ln(exposure) as a sigmoid. A part of a topic's tokens is noise that
+nothing learns; junk is noise alone; boilerplate holds the head of the shared quanta.
 
 Shapes: G topics, D datasets, K quanta of a block.
 """
@@ -29,21 +29,45 @@ def zipf(count: int) -> Floats:
 
 @dataclass
 class Block:
-    """Quanta that some topics share: topic g holds quantum k in `holds_GK[g, k]` of its tokens."""
+    """Quanta of some topics: topic g holds quantum k in `holds_GK[g, k]` of its tokens.
 
+    Attributes:
+        topics: the topics.
+        holds_GK: share of each quantum in each topic's tokens.
+        need: exposure at which half of a quantum is learned, per quantum (K), or, where each topic
+            has quanta of its own, per topic and quantum (GK).
+    """
+
+    topics: NDArray[np.integer]
     holds_GK: Floats
-    need_K: Floats
+    need: Floats
 
-    def unlearned_K(self, n_G: Floats) -> Floats:
-        """Share of each quantum that is still to be learned after so many tokens of each topic."""
-        return 1 / (1 + (n_G @ self.holds_GK / self.need_K) ** (1 / WIDTH))
+    @property
+    def is_own(self) -> bool:
+        """Whether each topic has quanta of its own, which no other topic teaches."""
+        return self.need.ndim == 2
 
-    def marginal_G(self, n_G: Floats, weight_G: Floats) -> Floats:
-        """Fall of the weighted loss for one more token of each topic."""
-        exposure_K = n_G @ self.holds_GK
-        left_K = self.unlearned_K(n_G)
-        slope_K = left_K * (1 - left_K) / WIDTH / np.maximum(exposure_K, 1e-300)
-        return self.holds_GK @ ((weight_G @ self.holds_GK) * slope_K)
+    def exposure(self, n_G: Floats) -> Floats:
+        """Exposure of the quanta after so many tokens of each topic of the world."""
+        n_g = n_G[self.topics]
+        return n_g[:, None] * self.holds_GK if self.is_own else n_g @ self.holds_GK
+
+    def unlearned(self, n_G: Floats) -> Floats:
+        """Share of each quantum that is still to be learned."""
+        return 1 / (1 + (self.exposure(n_G) / self.need) ** (1 / WIDTH))
+
+    def loss_G(self, n_G: Floats) -> Floats:
+        """Loss of the block's topics by its quanta, in units of the amplitude."""
+        left = self.unlearned(n_G)
+        return (self.holds_GK * left).sum(axis=1) if self.is_own else self.holds_GK @ left
+
+    def marginal_G(self, n_G: Floats, share_G: Floats) -> Floats:
+        """Fall of the pool's loss for one more token of each of the block's topics."""
+        left, share_g = self.unlearned(n_G), share_G[self.topics]
+        slope = left * (1 - left) / WIDTH / np.maximum(self.exposure(n_G), 1e-300)
+        if self.is_own:
+            return share_g * (self.holds_GK**2 * slope).sum(axis=1)
+        return self.holds_GK @ ((share_g @ self.holds_GK) * slope)
 
 
 @dataclass
@@ -53,18 +77,18 @@ class World:
     Attributes:
         share_G: share of each topic among the tokens of the pool.
         dataset_G: dataset of each topic.
-        blocks: their quanta, a block for each group of topics, with the topics.
+        blocks: their quanta.
     """
 
     share_G: Floats
     dataset_G: NDArray[np.integer]
-    blocks: list[tuple[NDArray[np.integer], Block]]
+    blocks: list[Block]
 
     def loss_G(self, n_G: Floats) -> Floats:
         """Learnable loss of each topic, in nats per token, after `n_G` tokens of each."""
         loss_G = np.zeros(len(self.share_G))
-        for topics, block in self.blocks:
-            loss_G[topics] += block.holds_GK @ block.unlearned_K(n_G[topics])
+        for block in self.blocks:
+            loss_G[block.topics] += block.loss_G(n_G)
         return AMPLITUDE * loss_G
 
     def loss(self, n_G: Floats) -> float:
@@ -76,13 +100,12 @@ class World:
         return self.loss_G(start * self.share_G) - self.loss_G(stop * self.share_G)
 
     def ideal_G(self, n_tokens: float) -> Floats:
-        """Constant weights with the least loss after `n_tokens`, by multiplicative gradient steps."""
+        """Constant weights with the least loss after `n_tokens`, by multiplicative steps."""
         best_G = weight_G = self.share_G
-        for _ in range(300):
+        for _ in range(100):
             value_G = np.zeros(len(weight_G))
-            for topics, block in self.blocks:
-                n_G = n_tokens * weight_G[topics]
-                value_G[topics] += block.marginal_G(n_G, self.share_G[topics])
+            for block in self.blocks:
+                value_G[block.topics] += block.marginal_G(n_tokens * weight_G, self.share_G)
             weight_G = weight_G * np.maximum(value_G / (weight_G @ value_G), 1e-12) ** 0.3
             weight_G = weight_G / weight_G.sum()
             if self.loss(n_tokens * weight_G) < self.loss(n_tokens * best_G):
@@ -145,16 +168,14 @@ def make_world(
     head_K[HEAD:] = 0
     head_K /= head_K.sum()
     held_GK = np.where(is_head_G[:, None], head_K, common_K)
-    groups = [(np.arange(n_topics), 0, held_GK)]
-    groups += [(np.flatnonzero(dataset_G == d), 1, zipf(1500)[None]) for d in range(N_DATASETS)]
-    groups += [(np.array([g]), 2, zipf(400)[None]) for g in range(n_topics)]
-    blocks = [
-        (
-            topics,
-            Block(
-                part_G3[topics, part, None] * p_GK, np.exp(0.3 * rng.standard_normal(p_GK.shape[1]))
-            ),
-        )
-        for topics, part, p_GK in groups
-    ]
+
+    def needs(*shape: int) -> Floats:
+        return np.exp(0.3 * rng.standard_normal(shape))
+
+    every = np.arange(n_topics)
+    blocks = [Block(every, part_G3[:, 0, None] * held_GK, needs(4000))]
+    for dataset in range(N_DATASETS):
+        topics = np.flatnonzero(dataset_G == dataset)
+        blocks.append(Block(topics, part_G3[topics, 1, None] * zipf(1500), needs(1500)))
+    blocks.append(Block(every, part_G3[:, 2, None] * zipf(400), needs(n_topics, 400)))
     return World(share_G, dataset_G, blocks)
