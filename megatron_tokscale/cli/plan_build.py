@@ -196,7 +196,7 @@ def _build_fall(arguments: Arguments) -> None:
         n_stages=arguments.stages,
     )
     print_plan(plan)
-    _print_live(plan, cuts, arguments.out)
+    _print_live(arguments, cuts)
 
 
 def _build_target(arguments: Arguments) -> None:
@@ -213,7 +213,7 @@ def _build_target(arguments: Arguments) -> None:
         n_stages=arguments.stages,
     )
     print_plan(plan)
-    _print_live(plan, cuts, arguments.out)
+    _print_live(arguments, cuts)
 
 
 def _build_frontier(arguments: Arguments) -> None:
@@ -232,7 +232,7 @@ def _build_frontier(arguments: Arguments) -> None:
         move_shares=arguments.move_shares,
     )
     print_plan(plan)
-    _print_live(plan, cuts, arguments.out)
+    _print_live(arguments, cuts)
 
 
 def _read(arguments: Arguments) -> tuple["Job", "PlanOptions", "Cuts"]:
@@ -309,15 +309,17 @@ def print_plan(plan: "Plan") -> None:
     print(describe_plan(plan), end="")
 
 
-def _print_live(plan: "Plan", cuts: "Cuts", out: Path) -> None:
+def _print_live(arguments: Arguments, cuts: "Cuts") -> None:
     """Say how a job watches the documents that the plan keeps out, and corrects its weights."""
     held_out = sum(sum(dataset.held_out) for dataset in cuts.by_frequency or cuts.datasets)
     if not held_out:
         return
+    scores = f" --scores-dir {arguments.scores}" if arguments.scores else ""
     print(
-        f"it keeps {held_out:,} documents out of the training, for live weights of strata. Watch "
-        f"them:\n  megatron-tokscale probe build --plan {out} --out strata.safetensors ...\n"
-        "and give the job, with I a twentieth of its steps:\n"
-        f"  --tokscale-plan {out} --tokscale-probe-set ... strata.safetensors "
-        "--tokscale-replan-interval I"
+        f"\nIt keeps {held_out:,} documents out of the training. To correct its weights by them "
+        "while the job trains,\nbuild a probe set of them, and give the job both sets and a "
+        "twentieth of its steps as N:\n"
+        f"  megatron-tokscale probe build --plan {arguments.out}{scores} --out strata.safetensors\n"
+        f"  --tokscale-plan {arguments.out} --tokscale-probe-set probe.safetensors "
+        "strata.safetensors \\\n  --tokscale-replan-interval N"
     )

@@ -8,6 +8,7 @@ from megatron_tokscale.cli.parsing import Arguments, add_data, add_seed
 
 if TYPE_CHECKING:
     from megatron_tokscale.reweight import CutSettings, GainSettings, Guards, Job
+    from megatron_tokscale.reweight.cutting import Order
 
 
 def add_job(parser: argparse.ArgumentParser) -> None:
@@ -184,7 +185,7 @@ def read_settings(arguments: Arguments) -> "CutSettings":
     """
     from megatron_tokscale.reweight import CutSettings
 
-    by = "learning-time" if arguments.control == "easy-first" else arguments.by
+    by: Order = "learning-time" if arguments.control == "easy-first" else arguments.by
     return CutSettings(
         arguments.quantiles, arguments.unlearned, arguments.strata, by, arguments.held_out
     )

@@ -43,8 +43,8 @@ class LiveWeights(NamedTuple):
         within: weight of each stratum among all, where strata are weighed; else None.
     """
 
-    weights: list[float]
-    within: list[float] | None
+    weights: tuple[float, ...]
+    within: tuple[float, ...] | None
 
 
 def decide(run: Run, plan: Plan, step: int) -> LiveWeights:
@@ -100,7 +100,7 @@ def decide(run: Run, plan: Plan, step: int) -> LiveWeights:
         fraction = (room_Z[grows] / (moved_Z - kept_Z)[grows]).clip(0, 1).min(initial=1.0)
         weight_P = current_P + fraction * (weight_P - current_P)
     decision = _decision(plan, step, now, weight_P)
-    return LiveWeights(list(decision.weights), decision.within and list(decision.within))
+    return LiveWeights(decision.weights, decision.within)
 
 
 def _decision(plan: Plan, step: int, start: int, weight_P: Floats) -> Decision:

@@ -214,7 +214,7 @@ def test_the_command_prints_the_same_weights(run, capsys):
     save_run_plan(plan_of(), [], run.path)
     main([str(run.path), "--until", str(AT)])
     assert json.loads(capsys.readouterr().out) == {
-        "weights": decide(run, plan_of(), AT).weights,
+        "weights": [*decide(run, plan_of(), AT).weights],
         "within": None,
     }
     main([str(run.path), "--until", "7"])
@@ -237,7 +237,104 @@ def test_provenance_decides_nothing(run, capsys):
     del content["checksum"]
     path.write_text(json.dumps(content))
     main([str(run.path), "--until", str(AT)])
-    assert json.loads(capsys.readouterr().out) == {"weights": expected_D, "within": None}
+    assert json.loads(capsys.readouterr().out) == {"weights": [*expected_D], "within": None}
+
+
+# Strata
+
+SLOPES = {"code/q1": 0.1, "code/q2": 0.6, "prose/q1": 0.0, "prose/q2": 0.3}
+SHARES = {"code/q1": 0.4, "code/q2": 0.6, "prose/q1": 0.5, "prose/q2": 0.5}
+
+
+def plan_of_strata(how=None, **changes) -> Plan:
+    """Two strata of documents in each dataset."""
+    cut = Cut("scores", "fall", unit="documents", edges=(0.2,), held_out=3)
+    fields = {
+        "strata": tuple(
+            Stratum(name, int(name.startswith("prose")), share) for name, share in SHARES.items()
+        ),
+        "cuts": (cut, cut),
+        "documents": ((0, 50), (0, 100)),
+        "how": {"base_weights": (1.0, 3.0), **LOOSE, "max_change": 1e6, **(how or {})},
+    }
+    return plan_of(Stage(0, (0.25, 0.75)), **fields | changes)
+
+
+def watch_strata(run: Run, names=tuple(SLOPES)) -> None:
+    """Add to a run the probe set of its strata, whose losses fall by these slopes."""
+    plain = plain_probe_set(8 * len(names))
+    place_BS = np.arange(len(names), dtype=np.int16)[:, None] * np.ones(8, np.int16)
+    probe_set = replace(plain, dataset_BS=place_BS, datasets=names)
+    slope_N = np.array([SLOPES[name] for name in names])[probe_set.dataset_N]
+    loss_NK = 8 - slope_N[:, None] * np.log(np.maximum(STEPS, 1))
+    write_run(run.path / "probe-sets/strata", STEPS, loss_NK.astype(np.float32), probe_set)
+
+
+def strata_by_hand(slope_Z, strength=1.0):
+    base_Z = np.array([0.25 * 0.4, 0.25 * 0.6, 0.75 * 0.5, 0.75 * 0.5])
+    tilted_Z = base_Z * np.array(slope_Z) ** strength
+    return tilted_Z / tilted_Z.sum(), base_Z
+
+
+def test_strata_that_a_probe_set_watches_follow_their_own_slopes(run):
+    watch_strata(run)
+    for strength in (1.0, 0.8):
+        weights, within = decide(run, plan_of_strata({"strength": strength}), AT)
+        expected_Z, _ = strata_by_hand([*SLOPES.values()], strength)
+        assert_allclose(within, expected_Z, rtol=1e-4, atol=1e-6)
+        assert_allclose(weights, (expected_Z[:2].sum(), expected_Z[2:].sum()), rtol=1e-4)
+
+
+def test_strata_keep_the_floor_the_limits_on_change_and_on_shares(run):
+    watch_strata(run)
+    expected_Z, base_Z = strata_by_hand([*SLOPES.values()])
+    floored = decide(run, plan_of_strata({"floor": 0.4}), AT).within
+    assert_allclose(floored, 0.4 * base_Z + 0.6 * expected_Z, rtol=1e-4)
+    within = np.array(decide(run, plan_of_strata({"max_change": 1.1}), AT).within)
+    ratio_Z = within / base_Z
+    assert max(ratio_Z.max() / 1.1, 1 / 1.1 / ratio_Z.min()) == pytest.approx(1, rel=1e-6)
+    limited = decide(run, plan_of_strata({"share_limit": 1.2}), AT)
+    assert_allclose(limited.weights, (0.25 * 1.2, 1 - 0.25 * 1.2), rtol=1e-6)
+    assert_allclose(limited.within[:2], 0.3 * expected_Z[:2] / expected_Z[:2].sum(), rtol=1e-4)
+
+
+def test_a_stratum_grows_no_further_than_its_epochs_allow(run):
+    """The second stratum of code has 200 samples: 60 of 400 are drawn, 600 are left."""
+    watch_strata(run)
+    how = {"stratum_samples": (500, 200, 9000, 9000)}
+    weights = decide(run, plan_of_strata(how, max_epochs=0.8), AT)
+    assert 400 * 0.15 + 600 * weights.within[1] == pytest.approx(0.8 * 200, rel=1e-6)
+
+
+def test_a_stratum_that_is_not_watched_falls_as_its_datasets_others(run):
+    watch_strata(run, ("code/q1", "prose/q1", "prose/q2"))
+    expected_Z, _ = strata_by_hand([0.1, 0.1, 0.0, 0.3])
+    assert_allclose(decide(run, plan_of_strata(), AT).within, expected_Z, rtol=1e-4, atol=1e-6)
+
+
+def test_a_dataset_without_a_watched_stratum_gives_a_reason(run):
+    watch_strata(run, ("code/q1", "code/q2"))
+    with pytest.raises(TokscaleError, match="watches no stratum of prose; expected one at least"):
+        decide(run, plan_of_strata(), AT)
+
+
+def test_without_a_probe_set_of_its_strata_a_plan_weighs_datasets(run):
+    other = plain_probe_set(16)
+    losses = np.ones((16, len(STEPS)), np.float32)
+    write_run(run.path / "probe-sets/valid", STEPS, losses, other)
+    weights = decide(run, plan_of_strata(), AT)
+    assert weights.within is None
+    expected_D = np.array([0.25, 0.75]) * slopes_by_polyfit(run)
+    assert_allclose(weights.weights, expected_D / expected_D.sum(), rtol=1e-6)
+
+
+def test_the_command_prints_the_weights_of_strata(run, capsys):
+    watch_strata(run)
+    save_run_plan(plan_of_strata(), [], run.path)
+    main([str(run.path), "--until", str(AT)])
+    expected = decide(run, plan_of_strata(), AT)
+    printed = {"weights": [*expected.weights], "within": [*expected.within]}
+    assert json.loads(capsys.readouterr().out) == printed
 
 
 def test_the_command_loads_no_slow_package():

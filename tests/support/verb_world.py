@@ -148,6 +148,14 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             f"plan build frontier {_DATA} {_PLAN} --scores scores",
             (*INDEX, *SCORES),
         ),
+        "plan build fall": (
+            f"plan build fall {_DATA} {_PLAN} --scores scores --held-out 2",
+            (*INDEX, *SCORES),
+        ),
+        "plan build target": (
+            f"plan build target {_DATA} {_PLAN} --scores scores",
+            (*INDEX, *SCORES),
+        ),
         "plan build frontier --time-map": (
             f"plan build frontier {_DATA} {_PLAN} --scores scores --time-map run",
             (RUN[0], LOSSES[1], *SPECTRUM[:2]),
@@ -251,8 +259,12 @@ def make_world(folder: Path) -> dict[str, Command]:
     (folder / "scores").mkdir()
     for seed, name in enumerate(NAMES):
         scores = make_scores(str(folder / name), seed)
+        fall_Q, target_Q = np.random.default_rng(seed).random((2, scores.n_documents))
         scores = replace(
-            scores, details=ScoreDetails(run_id="reference", log_tokens_range=(9.0, 12.0))
+            scores,
+            fall_Q=fall_Q.astype(np.float32),
+            target_Q=target_Q.astype(np.float32),
+            details=ScoreDetails(run_id="reference", log_tokens_range=(9.0, 12.0)),
         )
         scores.save(folder / "scores" / scores_path(name).name)
     plan = _PLAN.replace("new", "plan")
