@@ -9,6 +9,7 @@ from megatron_tokscale.cli.parsing import Arguments, Verbs, open_run
 from megatron_tokscale.cli.plan_flags import (
     add_gain,
     add_guards_and_out,
+    add_held_out,
     add_job,
     add_score_control,
     add_scores,
@@ -50,6 +51,7 @@ def _add_fall(policies: Verbs) -> None:
     add_score_control(parser)
     add_scores(parser)
     add_strata(parser, by="fall")
+    add_held_out(parser)
     parser.add_argument(
         "--strength",
         type=float,
@@ -84,9 +86,8 @@ def _add_target(policies: Verbs) -> None:
     )
     add_stages(parser)
     add_share_limit(parser)
-    add_gain(parser)
     add_guards_and_out(parser)
-    parser.set_defaults(verb=_build_target, strata="documents", unlearned=0.5)
+    parser.set_defaults(verb=_build_target, strata="documents", unlearned=0.5, held_out=0)
 
 
 def _add_frontier(policies: Verbs) -> None:
@@ -106,6 +107,7 @@ def _add_frontier(policies: Verbs) -> None:
         help="strata of packed samples, or of documents",
     )
     add_strata(parser, by="learning-time")
+    add_held_out(parser)
     parser.add_argument(
         "--unlearned",
         type=float,
@@ -190,7 +192,7 @@ def _build_fall(arguments: Arguments) -> None:
         cuts,
         job,
         arguments.out,
-        options,
+        replace(options, gain=read_gain(arguments)),
         strength=arguments.strength,
         share_limit=arguments.share_limit,
         n_stages=arguments.stages,
@@ -213,7 +215,6 @@ def _build_target(arguments: Arguments) -> None:
         n_stages=arguments.stages,
     )
     print_plan(plan)
-    _print_live(arguments, cuts)
 
 
 def _build_frontier(arguments: Arguments) -> None:
@@ -224,7 +225,7 @@ def _build_frontier(arguments: Arguments) -> None:
         cuts,
         job,
         arguments.out,
-        options,
+        replace(options, gain=read_gain(arguments)),
         time_map=open_run(arguments.time_map) if arguments.time_map else None,
         window=arguments.window,
         strength=arguments.strength,
@@ -241,7 +242,7 @@ def _read(arguments: Arguments) -> tuple["Job", "PlanOptions", "Cuts"]:
     from megatron_tokscale.reweight import Cuts, PlanOptions, cut_job
 
     job = read_job(arguments)
-    options = PlanOptions(arguments.control, read_guards(arguments), read_gain(arguments))
+    options = PlanOptions(arguments.control, read_guards(arguments))
     settings = read_settings(arguments)
     data = DataSource.from_flags(arguments)
     datasets = cut_job(data, job.seq_length, job.seed, scores=arguments.scores, settings=settings)

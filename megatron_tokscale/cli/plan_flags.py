@@ -84,6 +84,10 @@ def add_strata(parser: argparse.ArgumentParser, by: str) -> None:
         metavar="N",
         help="strata per dataset (default: 16 of documents, 8 of samples)",
     )
+
+
+def add_held_out(parser: argparse.ArgumentParser) -> None:
+    """Add --held-out."""
     parser.add_argument(
         "--held-out",
         type=int,

@@ -304,42 +304,46 @@ def gain_in(plan: Plan) -> Gain | None:
 
 def describe_gain(gain: Gain) -> list[str]:
     """Return lines of text on the gain, for a terminal."""
+    lines = ["what it can gain, to first order:"]
+    lines += [f"  {name:<20}{text}" for name, text in gain_rows(gain)]
+    if gain.advice:
+        lines.append("advice: do not train this plan:")
+        lines += [f"  {reason}" for reason in gain.advice]
+    return lines
 
-    def number(value: float | None, form: str) -> str:
-        return "unknown" if value is None else format(value, form)
 
-    rows = [
-        ("spread of falls", f"CV² {number(gain.spread, '.3f')}, free of noise"),
-        (
-            "reliability",
-            f"{number(gain.reliability, '.2f')} of all scores ({number(gain.watched, '.2f')} where "
-            f"watched, {number(gain.predicted, '.2f')} where predicted)",
-        ),
-        ("kept by the strata", f"{number(gain.kept, '.0%')} of that spread"),
+def gain_rows(gain: Gain) -> list[tuple[str, str]]:
+    """Return the numbers of a gain in words, with their names."""
+    parts = f"{_number(gain.watched)} where watched, {_number(gain.predicted)} where predicted"
+    return [
+        ("spread of falls", f"CV² {_number(gain.spread, '.3f')}, free of noise"),
+        ("reliability", f"{_number(gain.reliability)} of all scores ({parts})"),
+        ("kept by the strata", f"{_number(gain.kept, '.0%')} of that spread"),
         (
             "gain",
-            f"at most {gain.at_most:.1%} (covariance of weights and falls {gain.covariance:.4f})",
+            f"at most {gain.at_most:.1%} (weights and falls have covariance {gain.covariance:.4f})",
         ),
         ("cost", _cost(gain)),
         ("seeds to see it", _seeds(gain)),
     ]
-    lines = ["what it can gain, to first order:"]
-    lines += [f"  {name:<20}{text}" for name, text in rows]
-    if gain.advice:
-        lines.append("advice: do not train this plan: " + "; ".join(gain.advice))
-    return lines
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "unknown" if value is None else format(value, form)
 
 
 def _cost(gain: Gain) -> str:
     if gain.cost is None:
         return "unknown: the scores do not say what their reference run took"
-    size = f"{gain.parameters:,} parameters"
-    size += ", the reference's own size; give --parameters" if gain.is_reference_size else ""
-    return f"reference and scores take {gain.cost:.1%} of the training (of {size})"
+    if gain.is_reference_size:
+        size = "the reference's own size; give --parameters"
+    else:
+        size = f"{gain.parameters:,} parameters"
+    return f"reference and scores take {gain.cost:.1%} of a training of {size}"
 
 
 def _seeds(gain: Gain) -> str:
-    setting = f"paired, 80% power, two-sided 5%, at {gain.sd_points:g} points between seeds"
+    setting = f"paired, 80% power, two-sided 5%, sd of {gain.sd_points:g} points between seeds"
     if gain.seeds is None:
         return f"no number of them ({setting})"
     return f"{gain.seeds:,} ({setting})"

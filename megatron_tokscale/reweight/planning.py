@@ -274,7 +274,8 @@ def _plan_by_scores(
     plan = make_plan(
         job, chosen, options.guards, provenance, permute=control == "permuted", drawn=drawn
     )
-    if gain := gain_of(plan, drawn or datasets, options.gain):
+    # What falls in the pool does not tell what a target gains.
+    if name != "target" and (gain := gain_of(plan, drawn or datasets, options.gain)):
         plan = with_gain(plan, gain)
     return _write(plan, out)
 

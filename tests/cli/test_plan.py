@@ -52,12 +52,12 @@ def test_a_plan_by_falls_says_what_it_can_gain(corpus, scores, tmp_path, capsys)
     # A uniform fall from 0.1 to 0.5 has the variance 0.4² / 12 about its mean 0.3.
     assert "CV² 0.148, free of noise" in built
     assert "gain                at most " in built
-    assert "of 1,000,000 parameters)" in built
-    assert "at 3 points between seeds" in built
+    assert "of a training of 1,000,000 parameters" in built
+    assert "sd of 3 points between seeds" in built
     assert json.loads(path.read_text())["provenance"]["settings"]["gain"]["spread"] > 0.1
     small = ["--parameters", "10", "--scores", str(scores)]
     main(build_plan("fall", corpus, tmp_path / "small.json", *small))
-    assert "advice: do not train this plan: it can gain" in capsys.readouterr().out
+    assert "advice: do not train this plan:\n  it can gain" in capsys.readouterr().out
 
 
 def test_a_plan_that_keeps_documents_out_says_how_to_watch_them(corpus, scores, tmp_path, capsys):

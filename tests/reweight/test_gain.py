@@ -197,10 +197,13 @@ def test_the_plan_keeps_and_shows_its_gain(tmp_path):
     text = describe_plan(plan)
     assert f"at most {found.at_most:.1%}" in text
     assert f"CV² {found.spread:.3f}" in text
-    assert "at 3 points between seeds" in text
-    assert "of 1,000,000,000 parameters)" in text
+    assert "sd of 3 points between seeds" in text
+    assert "of a training of 1,000,000,000 parameters" in text
     assert "advice" not in text
     assert max(map(len, text.splitlines())) <= 100
+    dear = describe_plan(plan_fall(Cuts(DATASETS), job_of(), tmp_path / "dear.json"))
+    assert "advice: do not train this plan:" in dear and "own size; give --parameters" in dear
+    assert max(map(len, dear.splitlines())) <= 100
 
 
 def test_an_edited_gain_is_no_error():
