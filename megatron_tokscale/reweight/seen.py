@@ -1,0 +1,50 @@
+"""The note on scored documents that the reference run was trained on.
+
+Shapes: W watched documents of a dataset.
+"""
+
+from collections.abc import Callable, Sequence
+
+from megatron_tokscale.core.arrays import Integers
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.bin_idx import Portion
+from megatron_tokscale.data.record import record_path
+from megatron_tokscale.store import Run
+from megatron_tokscale.trace.drawn import drawn_documents
+from megatron_tokscale.trace.trace import Trace
+
+
+def tell_seen(
+    run: Run,
+    portions: Sequence[Portion],
+    documents: Sequence[Integers],
+    tell: Callable[[str], None],
+) -> None:
+    """Tell how many of the watched documents a run has drawn until its last probe.
+
+    A run without a record of its data, as a replay, gets no note.
+
+    Args:
+        run: the run.
+        portions: the training part of each dataset.
+        documents: the watched documents of each dataset, document_W.
+        tell: receiver of the note.
+    """
+    if not record_path(run.path).is_file():
+        return
+    try:
+        found = drawn_documents(Trace.open(run.path), portions, run.records[-1].consumed_samples)
+    except TokscaleError as error:
+        tell(f"it is not known which documents {run.path} was trained on: {error}")
+        return
+    n_watched = sum(len(document_W) for document_W in documents)
+    n_seen = sum(
+        int(drawn.is_drawn_Q[document_W].sum())
+        for drawn, document_W in zip(found, documents, strict=True)
+    )
+    if n_seen:
+        tell(
+            f"{run.path} was trained on {n_seen} of the {n_watched} watched documents, so their "
+            "losses fall by memory too; expected unseen ones; watch them with `megatron-tokscale "
+            f"probe build --part train --unseen-by {run.path}`, and replay"
+        )
