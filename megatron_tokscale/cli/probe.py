@@ -158,6 +158,7 @@ def _seen(run: Path, source: "DataSource", part: str) -> "tuple[dict[str, Mask],
         TokscaleError: they are not known, or they are all documents of a dataset.
     """
     from megatron_tokscale.corpus.names import whole_prefix
+    from megatron_tokscale.data.record import record_path
     from megatron_tokscale.store import Identity, RunPaths
     from megatron_tokscale.trace.drawn import drawn_documents, planned_samples
     from megatron_tokscale.trace.trace import Trace
@@ -166,6 +167,11 @@ def _seen(run: Path, source: "DataSource", part: str) -> "tuple[dict[str, Mask],
         raise TokscaleError(
             f"--unseen-by {run} is given with --part {part}; expected --part train, as training "
             "draws from no other part; give it, or leave out --unseen-by"
+        )
+    if not (record := record_path(run)).is_file():
+        raise TokscaleError(
+            f"{record} is not there, so it is not known which documents {run} has drawn; expected "
+            "a run that trained with the plugin, which writes it; name such a run"
         )
     portions, trace = source.portions("train"), Trace.open(run)
     found = drawn_documents(trace, portions, planned_samples(run, trace))

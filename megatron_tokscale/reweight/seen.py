@@ -4,6 +4,7 @@ Shapes: W watched documents of a dataset.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from megatron_tokscale.core.arrays import Integers
 from megatron_tokscale.core.errors import TokscaleError
@@ -12,6 +13,10 @@ from megatron_tokscale.data.record import record_path
 from megatron_tokscale.store import Run
 from megatron_tokscale.trace.drawn import drawn_documents
 from megatron_tokscale.trace.trace import Trace
+
+_REMEDY: Final = (
+    "watch them with `megatron-tokscale probe build --part train --unseen-by {run}`, and replay"
+)
 
 
 def tell_seen(
@@ -22,7 +27,7 @@ def tell_seen(
 ) -> None:
     """Tell how many of the watched documents a run has drawn until its last probe.
 
-    A run without a record of its data, as a replay, gets no note.
+    A replay has no record of its data: there the origin of its probe set has to say it.
 
     Args:
         run: the run.
@@ -31,6 +36,12 @@ def tell_seen(
         tell: receiver of the note.
     """
     if not record_path(run.path).is_file():
+        origin = run.probe_set.origin
+        if run.info.is_replay and not (origin and origin.unseen_by):
+            tell(
+                f"{run.path} does not tell if its checkpoints were trained on the watched "
+                f"documents; expected unseen ones; {_REMEDY.format(run='REF')}"
+            )
         return
     try:
         found = drawn_documents(Trace.open(run.path), portions, run.records[-1].consumed_samples)
@@ -45,6 +56,5 @@ def tell_seen(
     if n_seen:
         tell(
             f"{run.path} was trained on {n_seen} of the {n_watched} watched documents, so their "
-            "losses fall by memory too; expected unseen ones; watch them with `megatron-tokscale "
-            f"probe build --part train --unseen-by {run.path}`, and replay"
+            f"losses fall by memory too; expected unseen ones; {_REMEDY.format(run=run.path)}"
         )
