@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_tokscale.cli.parsing import Arguments, Verbs, add_data, add_seed
 from megatron_tokscale.cli.probe_cost import (
@@ -10,7 +11,12 @@ from megatron_tokscale.cli.probe_cost import (
     refuse_training,
     sequences_of_budget,
 )
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import ProgressOnStderr
+
+if TYPE_CHECKING:
+    from megatron_tokscale.core.arrays import Mask
+    from megatron_tokscale.corpus.source import DataSource
 
 
 def add_verb(verbs: Verbs) -> None:
@@ -70,6 +76,13 @@ def _add_build(verbs: Verbs) -> None:
         help="part of the data to draw from; 'train' watches memorisation",
     )
     build.add_argument(
+        "--unseen-by",
+        type=Path,
+        metavar="REF",
+        help="with --part train: watch only documents of which the training of run REF draws no "
+        "token until its planned end; needs the data cache of that job",
+    )
+    build.add_argument(
         "--eod",
         type=int,
         metavar="ID",
@@ -113,6 +126,9 @@ def _build(arguments: Arguments) -> None:
         n_sequences = sequences_of_budget(arguments)
     else:
         refuse_training(arguments)
+    left_out, unseen_by = None, None
+    if arguments.unseen_by is not None:
+        left_out, unseen_by = _seen(arguments.unseen_by, source, arguments.part)
     probe_set = build_probe_set(
         ProbeSettings(
             data_path=source.words,
@@ -125,12 +141,52 @@ def _build(arguments: Arguments) -> None:
             per_dataset=arguments.per_dataset,
             eod=arguments.eod,
             seed=arguments.seed,
+            unseen_by=unseen_by,
             duplicates=arguments.duplicates,
         ),
         ProgressOnStderr(),
+        left_out,
     )
     probe_set.save(arguments.out)
     print(describe(probe_set))
+
+
+def _seen(run: Path, source: "DataSource", part: str) -> "tuple[dict[str, Mask], str]":
+    """Return the documents that a run's training draws, by their datasets, and the run's id.
+
+    Raises:
+        TokscaleError: they are not known, or they are all documents of a dataset.
+    """
+    from megatron_tokscale.corpus.names import whole_prefix
+    from megatron_tokscale.data.record import record_path
+    from megatron_tokscale.store import Identity, RunPaths
+    from megatron_tokscale.trace.drawn import drawn_documents, planned_samples
+    from megatron_tokscale.trace.trace import Trace
+
+    if part != "train":
+        raise TokscaleError(
+            f"--unseen-by {run} is given with --part {part}; expected --part train, as training "
+            "draws from no other part; give it, or leave out --unseen-by"
+        )
+    if not (record := record_path(run)).is_file():
+        raise TokscaleError(
+            f"{record} is not there, so it is not known which documents {run} has drawn; expected "
+            "a run that trained with the plugin, which writes it; name such a run"
+        )
+    portions, trace = source.portions("train"), Trace.open(run)
+    found = drawn_documents(trace, portions, planned_samples(run, trace))
+    seen = {}
+    for portion, drawn in zip(portions, found, strict=True):
+        train = slice(portion.sequences.start, portion.sequences.stop)
+        if (drawn.is_drawn_Q[train] | (portion.lengths < 2)).all():
+            raise TokscaleError(
+                f"the training of {run} draws every document of {portion.name}, in "
+                f"{drawn.epochs:.2f} epochs; expected some that it does not draw; leave the "
+                "dataset out, or name a shorter run"
+            )
+        seen[whole_prefix(portion.tokens.prefix)] = drawn.is_drawn_Q
+    identity = RunPaths(run).identity
+    return seen, Identity.load(identity).run_id if identity.is_file() else str(run)
 
 
 def _show(arguments: Arguments) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Mask
 from megatron_tokscale.data.plan_parts import Cut
 from megatron_tokscale.data.scores import DocumentScores
 
@@ -83,6 +83,24 @@ class SampleIndex:
             last = np.searchsorted(self._bound_N1[:-1], stop, side="left")
             found.append(self.sample_of_stretch_N[first:last])
         return np.unique(np.concatenate(found))
+
+    def read_by(self, numbers: Integers) -> Mask:
+        """Return a mask of the file's documents of which any of the samples reads a token.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        is_read_N = np.zeros(len(self), np.bool_)
+        is_read_N[self.shuffle_N[numbers]] = True
+        before_N1 = np.concatenate([[0], np.cumsum(is_read_N)])
+        # Of each document the first stretch that reads it, and the first one behind it.
+        stop_P = self._start_P + self._length_P
+        first_P = np.searchsorted(self._bound_N1[1:] + self.extra, self._start_P, side="right")
+        last_P = np.searchsorted(self._bound_N1[:-1], stop_P, side="left")
+        is_read_P = before_N1[np.maximum(last_P, first_P)] > before_N1[first_P]
+        found_Q = np.zeros(len(self.lengths_Q), np.bool_)
+        found_Q[self.document_P[is_read_P & (self._length_P > 0)]] = True
+        return found_Q
 
     @cached_property
     def _start_P(self) -> Integers:

@@ -83,6 +83,8 @@ class ProbeSetOrigin:
         eod: id of the end-of-document token, which is not watched; None if there is none.
         prefixes: whole prefixes of the datasets.
         duplicates: the search for duplicates of training text; None if there was none.
+        unseen_by: id or path of the run whose training has drawn none of the documents; None if no
+            run was named.
     """
 
     split: str | None
@@ -92,6 +94,7 @@ class ProbeSetOrigin:
     eod: int | None
     prefixes: tuple[str, ...]
     duplicates: DuplicateSearch | None = None
+    unseen_by: str | None = None
 
 
 @dataclass(frozen=True)

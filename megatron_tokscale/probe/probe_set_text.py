@@ -31,7 +31,9 @@ def _origin(origin: ProbeSetOrigin | None) -> str:
         return "of unknown origin"
     data = f"split {printable(origin.split)}" if origin.split else "per-split data"
     text = f"from the {printable(origin.part)} part of {data}, seed {origin.seed}"
-    if origin.part == "train":
+    if origin.unseen_by:
+        text += f", of documents that run {printable(origin.unseen_by)} has not drawn"
+    elif origin.part == "train":
         text += ": TRAINED ON; this set watches memorisation, not what is learned of unseen text"
     if origin.eod is None:
         text += "; ends of documents are watched (no --eod)"

@@ -51,6 +51,9 @@ class SampleOrder(Protocol):
         They ascend.
         """
 
+    def numbers(self, dataset: int, start: int, stop: int) -> Integers:
+        """Return the numbers in a dataset of those samples from `start` to `stop` that it gives."""
+
 
 class SingleOrder:
     """A single dataset in its own order."""
@@ -68,6 +71,10 @@ class SingleOrder:
     def find(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
         """Return the samples from `start` to `stop` that are any of `numbers`."""
         return np.sort(numbers[(numbers >= start) & (numbers < stop)])
+
+    def numbers(self, dataset: int, start: int, stop: int) -> Integers:
+        """Return the samples from `start` to `stop` themselves."""
+        return np.arange(start, stop)
 
 
 class BlendOrder:
@@ -100,6 +107,13 @@ class BlendOrder:
         for block in blocks(start, stop):
             own = block.start + np.flatnonzero(self.dataset_N[block] == dataset)
             found.append(own[np.isin(self.number_N[own], numbers)])
+        return np.concatenate(found)
+
+    def numbers(self, dataset: int, start: int, stop: int) -> Integers:
+        """Return the numbers of the samples of a dataset from `start` to `stop`."""
+        found = [np.empty(0, np.int64)]
+        for block in blocks(start, stop):
+            found.append(self.number_N[block][self.dataset_N[block] == dataset].astype(np.int64))
         return np.concatenate(found)
 
 
@@ -140,6 +154,16 @@ class PlanOrder:
                 found.append(own[np.isin(number_N, numbers)])
         return np.sort(np.concatenate(found))
 
+    def numbers(self, dataset: int, start: int, stop: int) -> Integers:
+        """Return the numbers of the samples of a dataset from `start` to `stop`."""
+        found = [np.empty(0, np.int64)]
+        for block in blocks(start, stop):
+            stratum_N, draw_N = self.index.stratum_N[block], self.index.draw_N[block]
+            for stratum in self.plan.strata_of(dataset):
+                _, number_N = self.strata.locate_many(stratum, draw_N[stratum_N == stratum])
+                found.append(number_N)
+        return np.concatenate(found)
+
 
 class UntracedOrder:
     """An order that cannot be traced; it has no end.
@@ -162,6 +186,10 @@ class UntracedOrder:
     def find(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
         """Raise the error that says why nothing is known."""
         raise self.refusal("the samples that read a document are not known")
+
+    def numbers(self, dataset: int, start: int, stop: int) -> Integers:
+        """Raise the error that says why nothing is known."""
+        raise self.refusal("the documents that the samples read are not known")
 
     def refusal(self, what: str) -> TokscaleError:
         """Return the error with the message `what` and its reason."""
