@@ -169,12 +169,11 @@ def _check_scores(
     """Look for the document scores that cut the datasets into strata."""
     cache = settings.plan_cache
     for number, portion in enumerate(chosen):
-        if portion is None or followed.cuts[number] is None:
+        if portion is None or (cut := followed.cuts[number]) is None:
             continue
         error = _scores_error(followed, number, portion, plan)
-        if error and any(
-            any(cache.glob(f"tokscale-*-{what}.npy")) for what in ("ranked", "documents")
-        ):
+        unit = "documents" if cut.unit == "documents" else "ranked"
+        if error and any(cache.glob(f"tokscale-*-{unit}.npy")):
             findings.unchecked.append(f"whether the strata are in {cache} already; else: {error}")
         elif error:
             findings.refused.append(" ".join(error.split()))
@@ -207,13 +206,14 @@ def _packed_sizes(
         scores = scores_of_plan(followed, number, prefix, part, plan.scores_dir)
         return documents_of_strata(followed, number, scores, bounds, lengths)
 
-    parts = [row and (row.sequences.start, row.sequences.stop) for row in chosen]
+    parts = [None if row is None else (row.sequences.start, row.sequences.stop) for row in chosen]
     try:
         documents = documents_of_packings(followed, parts, divided)
     except TokscaleError as error:
         findings.unchecked.append(f"how often each stratum of documents is repeated: {error}")
         return None
-    return packing_sizes(followed, [row and row.tokens.lengths for row in chosen], documents)
+    lengths = [None if row is None else row.tokens.lengths for row in chosen]
+    return packing_sizes(followed, lengths, documents)
 
 
 def _check_cache(cache: Path, findings: Findings) -> None:
