@@ -209,16 +209,15 @@ def _sizes(
     plan: Plan, record: DataRecord | None
 ) -> tuple[Integers, Literal["job", "plan", "tokens"]]:
     """Return the samples in one epoch of each stratum, and their source."""
-    names = [dataset.name for dataset in plan.datasets]
-    if record is not None and [dataset.name for dataset in record.datasets] == names:
-        return plan.sizes_Z([dataset.size for dataset in record.datasets]), "job"
+    names = [plan.datasets[packing.dataset].name for packing in plan.packings]
+    if record is not None and [packing.name for packing in record.datasets] == names:
+        return plan.packed_sizes_Z([packing.size for packing in record.datasets]), "job"
     if samples := plan.replanning.stratum_samples:
         return np.array(samples), "plan"
     if samples := plan.replanning.epoch_samples:
         return plan.sizes_Z(samples), "plan"
-    return plan.sizes_Z(
-        [dataset.n_tokens // plan.seq_length for dataset in plan.datasets]
-    ), "tokens"
+    sizes = [dataset.n_tokens // plan.seq_length for dataset in plan.datasets]
+    return plan.sizes_Z(sizes), "tokens"
 
 
 def _colours(plan: Plan, probe_set: ProbeSet) -> tuple[int, ...]:

@@ -53,7 +53,7 @@ class Answer:
 
     Attributes:
         weights: weights of the plan's datasets.
-        within: weights of the strata within them; None where these stay.
+        within: weights of the strata within their datasets; None leaves those that hold.
         reason: why there are no weights; empty if there are.
     """
 
@@ -149,11 +149,11 @@ class Replanner(JobPart):
             self._prober.note("plan kept", step=step, losses_until=asked, reason=reason)
         else:
             fingerprint = self._follower.plan.fingerprint
-            strata = "" if decision.within is None else ", and strata by their own losses"
             print_rank_0(
                 f"tokscale: from sample {decision.start} on the datasets weigh "
-                f"{' '.join(f'{weight:.4f}' for weight in decision.weights)}{strata} (plan "
-                f"{fingerprint}, from losses up to step {asked})"
+                f"{' '.join(f'{weight:.4f}' for weight in decision.weights)}"
+                f"{', and the strata within them have new weights' if decision.within else ''} "
+                f"(plan {fingerprint}, from losses up to step {asked})"
             )
             self._prober.note(
                 "plan changed",
