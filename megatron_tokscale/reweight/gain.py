@@ -323,7 +323,7 @@ def gain_rows(gain: Gain) -> list[tuple[str, str]]:
             "gain",
             f"at most {gain.at_most:.1%} (weights and falls have covariance {gain.covariance:.4f})",
         ),
-        ("cost", _cost(gain)),
+        ("reference's cost", _cost(gain)),
         ("seeds to see it", _seeds(gain)),
     ]
 
@@ -336,10 +336,10 @@ def _cost(gain: Gain) -> str:
     if gain.cost is None:
         return "unknown: the scores do not say what their reference run took"
     if gain.is_reference_size:
-        size = "the reference's own size; give --parameters"
+        size = "its own size; give --parameters"
     else:
         size = f"{gain.parameters:,} parameters"
-    return f"reference and scores take {gain.cost:.1%} of a training of {size}"
+    return f"{gain.cost:.1%} of a training of {size}"
 
 
 def _seeds(gain: Gain) -> str:

@@ -316,7 +316,11 @@ def test_a_plan_by_falls_shows_its_strata_its_limits_and_what_it_can_gain(follow
     assert page.cells("plan", "Strata") == "documents by fall, 64 of each held out: prose"
     assert "share is within a factor of 2 of its base share" in page.cells("plan", "Limits")
     text = page.cells("plan", "Gain")
-    assert "gain: at most 2.0%" in text and "CV² 0.050" in text and "take 3.5%" in text
+    assert (
+        "gain: at most 2.0%" in text
+        and "CV² 0.050" in text
+        and "reference's cost: 3.5% of a training of its own size" in text
+    )
     assert "advice against it: it can gain 2.0% at most and its reference costs 3.5%" in text
 
 
