@@ -1,6 +1,7 @@
 """The doctor's checks of a job's probe, a function for each finding."""
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 from megatron_tokscale.core.errors import TokscaleError
@@ -18,7 +19,11 @@ from megatron_tokscale.training.data.held_out import TrainedPart, held_out
 from megatron_tokscale.training.probe.size import model_info
 from megatron_tokscale.training.replay import saved_steps, wanted_steps
 from megatron_tokscale.training.settings import JobProbeSettings
-from megatron_tokscale.training.support import probe_refusals, probe_set_misfits
+from megatron_tokscale.training.support import (
+    probe_refusals,
+    probe_set_misfits,
+    repeated_probe_sets,
+)
 
 
 def check_probe(
@@ -41,12 +46,16 @@ def check_probe(
     schedule = findings.attempt(lambda: probe.schedule)
     if replay:
         _check_checkpoints(replay, schedule, findings)
-    probe_set = findings.attempt(lambda: ProbeSet.load(probe.probe_set))
-    if probe_set is None:
-        return
-    _check_probe_set(probe, probe_set, args, findings)
-    if run is not None:
-        _check_run_directory(probe, run, probe_set, args, findings)
+    vocab_size, loaded = _vocab_size(args, findings), {}
+    for file in findings.attempt(lambda: probe.probe_sets) or ():
+        probe_set = findings.attempt(partial(ProbeSet.load, file.path))
+        if probe_set is None:
+            continue
+        loaded[str(file.path)] = probe_set
+        _check_probe_set(probe, file.path, probe_set, vocab_size, args, findings)
+        if run is not None:
+            _check_run_directory(probe, file.directory(run), probe_set, args, findings)
+    findings.refused += repeated_probe_sets(loaded)
 
 
 def _check_support(args: Namespace, findings: Findings) -> None:
@@ -67,16 +76,28 @@ def _check_checkpoints(folder: Path, schedule: ProbeSchedule | None, findings: F
 
 
 def _check_probe_set(
-    probe: JobProbeSettings, probe_set: ProbeSet, args: Namespace, findings: Findings
+    probe: JobProbeSettings,
+    path: Path,
+    probe_set: ProbeSet,
+    vocab_size: int | None,
+    args: Namespace,
+    findings: Findings,
 ) -> None:
-    """Compare the probe set with the job's sequence length, vocabulary and training data."""
-    path = probe.probe_set
-    vocab_size = _vocab_size(args, findings)
+    """Compare a probe set with the job's sequence length, vocabulary and training data.
+
+    Args:
+        probe: settings of the probe.
+        path: the file of the probe set.
+        probe_set: its content.
+        vocab_size: size of the job's vocabulary; None if it is not known.
+        args: Megatron's arguments, not validated by it.
+        findings: takes the findings.
+    """
     misfits = probe_set_misfits(probe_set, str(path), args.seq_length, vocab_size)
     findings.refused += misfits
     if args.seq_length is None:
         findings.unchecked.append(
-            f"the sequence length: no --seq-length is given, the probe set's is "
+            f"the sequence length: no --seq-length is given, that of probe set {path} is "
             f"{probe_set.seq_length}"
         )
     if not misfits:
@@ -112,7 +133,7 @@ def _check_held_out(probe_set: ProbeSet, args: Namespace, findings: Findings) ->
 def _check_run_directory(
     probe: JobProbeSettings, run: Path, probe_set: ProbeSet, args: Namespace, findings: Findings
 ) -> None:
-    """Note whether the run directory is this run's or new, free, and writable."""
+    """Note whether a probe set's run directory is this run's or new, free, and writable."""
     writer, n_refused = RunWriter(run), len(findings.refused)
     findings.attempt(lambda: writer.check(probe_set, _known_sizes(args)))
     if findings.attempt(writer.check_free) is False:

@@ -53,7 +53,7 @@ def _parts(settings: JobSettings, args: Namespace, load: "Load | None") -> list[
     prober = follower = None
     if settings.probe:
         prober = Prober(settings.probe, settings.run, args)
-        parts += [prober, HeldOutNote(prober.probe_set)]
+        parts += [prober, HeldOutNote({each.name: each.probe_set for each in prober.sets})]
     if settings.plan:
         follower = Follower(settings.plan, settings, args)
         parts.append(follower)

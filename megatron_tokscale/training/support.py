@@ -13,7 +13,7 @@ within a run of one micro-batch size.
 import inspect
 import re
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -197,6 +197,20 @@ def probe_set_misfits(
             f"probe set {path} is for a vocabulary of {probe_set.vocab_size}, the job has "
             f"{vocab_size}; build a probe set with the job's tokenizer"
         )
+    return found
+
+
+def repeated_probe_sets(probe_sets: Mapping[str, ProbeSet]) -> list[str]:
+    """Return a line for each probe set, by its file, that another file of the job holds too."""
+    known: dict[str, str] = {}
+    found = []
+    for path, probe_set in probe_sets.items():
+        first = known.setdefault(probe_set.fingerprint, path)
+        if first != path:
+            found.append(
+                f"probe set {path} is the probe set of {first}; expected each of "
+                "--tokscale-probe-set once; drop one"
+            )
     return found
 
 

@@ -7,7 +7,7 @@ Shapes: N watched tokens.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -38,8 +38,9 @@ class HeldOutFinding(NamedTuple):
 class HeldOutNote(JobPart):
     """Reports at a job's start whether the watched tokens are held out of its training data."""
 
-    def __init__(self, probe_set: ProbeSet) -> None:
-        self._probe_set = probe_set
+    def __init__(self, probe_sets: Mapping[str, ProbeSet]) -> None:
+        """Report on probe sets, by their names in the log."""
+        self._probe_sets = probe_sets
         self._train: Any = None
 
     def on_data(self, state: TrainingState, built: BuiltDatasets) -> BuiltDatasets:
@@ -49,15 +50,17 @@ class HeldOutNote(JobPart):
         return built
 
     def on_train_start(self, state: TrainingState) -> None:
-        """Print the line, on rank 0."""
+        """Print a line for each probe set, on rank 0."""
         import torch
         from megatron.training import print_rank_0
 
         from megatron_tokscale.training.data.megatron_datasets import trained_parts
 
         if torch.distributed.get_rank() == 0:
-            finding = held_out(self._probe_set, trained_parts(self._train))
-            print_rank_0(f"tokscale: {finding.line}")
+            parts = trained_parts(self._train)
+            for name, probe_set in self._probe_sets.items():
+                of_set = f"{name}: " if name else ""
+                print_rank_0(f"tokscale: {of_set}{held_out(probe_set, parts).line}")
 
 
 def held_out(probe_set: ProbeSet, parts: Sequence[TrainedPart] | None) -> HeldOutFinding:
