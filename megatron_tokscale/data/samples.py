@@ -174,22 +174,26 @@ class SampleScores:
             scores: scores of the dataset's documents.
             index: the dataset's indices.
             cut: compute only the scores that this cut ranks samples by; the others are NaN.
+
+        Raises:
+            TokscaleError: learning times are to be computed, and the scores have none.
         """
         total, unknown_N = index.sum_over_labels, np.full(len(index), np.nan)
         time_N = spread_N = drop_N = unlearned_N = surprisal_N = unknown_N
         if cut is None or cut.order == "frequency":
             surprisal_N = _mean_of_known(scores.surprisal_Q, index)
         if cut is None or cut.order == "learning-time":
-            unlearned_N = _mean_of_known(scores.unlearned_Q, index)
-            drop_Q = np.nan_to_num(scores.drop_Q.astype(np.float64))
-            time_Q = np.where(drop_Q > 0, scores.learning_time_Q, 0.0).astype(np.float64)
+            fitted = scores.require_fitted()
+            unlearned_N = _mean_of_known(fitted.unlearned_Q, index)
+            drop_Q = np.nan_to_num(fitted.drop_Q.astype(np.float64))
+            time_Q = np.where(drop_Q > 0, fitted.learning_time_Q, 0.0).astype(np.float64)
             total_drop_N = total(drop_Q)
             with np.errstate(invalid="ignore", divide="ignore"):
                 mean_N = total(drop_Q * time_Q) / total_drop_N
             time_N = np.where(total_drop_N > 0, mean_N, np.nan)
         if cut is None:
-            drop_N = _mean_of_known(scores.drop_Q, index)
-            spread_Q = np.where(drop_Q > 0, scores.spread_Q, 0.0).astype(np.float64)
+            drop_N = _mean_of_known(fitted.drop_Q, index)
+            spread_Q = np.where(drop_Q > 0, fitted.spread_Q, 0.0).astype(np.float64)
             with np.errstate(invalid="ignore", divide="ignore"):
                 square_N = total(drop_Q * (spread_Q**2 + time_Q**2)) / total_drop_N
             spread_N = np.sqrt(np.maximum(square_N - time_N**2, 0.0))

@@ -226,10 +226,11 @@ def _check_scores(portion: Portion, scores: DocumentScores) -> tuple[float, floa
     """Return ln(consumed tokens) of the scores' reference run at its first and last probe.
 
     Raises:
-        TokscaleError: a training document has no score, or the range is not known.
+        TokscaleError: a training document has no score, the scores have no learning times, or the
+            range is not known.
     """
     part = slice(portion.sequences.start, portion.sequences.stop)
-    missing = np.isnan(scores.drop_Q[part]) & (portion.lengths > 0)
+    missing = np.isnan(scores.require_fitted().drop_Q[part]) & (portion.lengths > 0)
     if missing.any():
         raise TokscaleError(
             f"{int(missing.sum())} of {missing.size} training documents of {portion.name} "

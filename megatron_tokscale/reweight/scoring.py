@@ -19,6 +19,7 @@ from megatron_tokscale.corpus.names import whole_prefix
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data.scores import (
     DocumentScores,
+    FittedScores,
     HeldOutError,
     PredictorDetails,
     ScoreDetails,
@@ -299,7 +300,8 @@ def _summary(
     path: Path,
     held_out: Mapping[str, HeldOutError] | None,
 ) -> ScoreSummary:
-    scored_Q = np.isfinite(scores.drop_Q)
+    fitted = scores.require_fitted()
+    scored_Q = np.isfinite(fitted.drop_Q)
     n_watched = int((scores.watched_Q > 0).sum())
     weight_Q = portion.tokens.lengths[scored_Q].astype(np.float64)
     any_scored = bool(weight_Q.sum() > 0)
@@ -315,15 +317,15 @@ def _summary(
         documents=len(portion.sequences),
         watched=n_watched,
         predicted=int(scored_Q.sum()) - n_watched,
-        drop=mean(scores.drop_Q),
-        unlearned=mean(scores.unlearned_Q),
-        learning_time=_learning_time_quartiles(scores),
+        drop=mean(fitted.drop_Q),
+        unlearned=mean(fitted.unlearned_Q),
+        learning_time=_learning_time_quartiles(fitted),
         held_out=held_out,
     )
 
 
-def _learning_time_quartiles(scores: DocumentScores) -> Quartiles | None:
-    log_time_Q = scores.learning_time_Q[np.isfinite(scores.learning_time_Q)].astype(np.float64)
+def _learning_time_quartiles(fitted: FittedScores) -> Quartiles | None:
+    log_time_Q = fitted.learning_time_Q[np.isfinite(fitted.learning_time_Q)].astype(np.float64)
     if not log_time_Q.size:
         return None
     low, middle, high = np.exp(np.quantile(log_time_Q, _QUARTILES)).tolist()

@@ -254,7 +254,9 @@ def scores_of_plan(
             f"the plan was made with scores {cut.scores} of {scores.dataset.name}, {path} holds "
             f"{scores.fingerprint}; make the plan again, or restore the scores"
         )
-    score_Q = scores.drop_Q if cut.order == "learning-time" else scores.surprisal_Q
+    score_Q = scores.ordering_Q(cut.order)
+    if cut.order == "learning-time":  # NaN too where nothing is learned
+        score_Q = scores.require_fitted().drop_Q
     indices = np.asarray(documents)
     if np.isnan(score_Q[indices[tokens.lengths[indices] > 0]]).any():
         raise TokscaleError(

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -177,6 +178,20 @@ def save_scores(prefix, path=None, digest=None):
         digest=digest or data_digest(tokens),
         details=ScoreDetails(run_id="reference", log_tokens_range=RANGE),
     ).save(path or scores_path(prefix))
+
+
+def test_strata_by_learning_times_need_them_in_the_scores():
+    portion = portion_of([300] * 100)
+    scores = replace(
+        scores_of(portion, 12.0, run="runs/small"),
+        fall_Q=np.ones(100, np.float32),
+        **dict.fromkeys(("learning_time_Q", "spread_Q", "drop_Q", "unlearned_Q")),
+    )
+    with pytest.raises(
+        TokscaleError, match="of web have no learning times; run `megatron-tokscale fit runs/small`"
+    ) as caught:
+        cut_dataset("web", portion, scores, CutSettings(4), SEQ_LENGTH, 1)
+    assert "\n" not in str(caught.value)
 
 
 def test_scores_are_read_beside_the_data_or_from_a_folder(prefix, tmp_path):
