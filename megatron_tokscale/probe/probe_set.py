@@ -83,6 +83,8 @@ class ProbeSetOrigin:
         eod: id of the end-of-document token, which is not watched; None if there is none.
         prefixes: whole prefixes of the datasets.
         duplicates: the search for duplicates of training text; None if there was none.
+        plan: fingerprint of the plan whose training leaves these documents out; each dataset of the
+            set is then a stratum of it. None for documents of a whole part.
     """
 
     split: str | None
@@ -92,6 +94,7 @@ class ProbeSetOrigin:
     eod: int | None
     prefixes: tuple[str, ...]
     duplicates: DuplicateSearch | None = None
+    plan: str | None = None
 
 
 @dataclass(frozen=True)
