@@ -28,7 +28,7 @@ def with_prefixes(probe_set: ProbeSet, *prefixes: str) -> ProbeSet:
 
 def trained(data_path, split) -> list[TrainedPart]:
     return [
-        TrainedPart(part.tokens.prefix, part.sequences.start, part.sequences.stop)
+        TrainedPart(part.tokens.prefix, part.sequences)
         for part in DataSource(data_path, split).portions("train")
     ]
 
@@ -93,6 +93,28 @@ def test_a_set_of_the_training_part_says_that_it_watches_memorisation(corpus):
     n = probe_set.n_tokens
     assert found.line.startswith(f"{n} of the {n} watched tokens")
     assert "built from a training part, and watches memorisation" in found.line
+
+
+def test_single_documents_that_a_job_leaves_out_are_held_out(corpus, probe_set):
+    """As those that a plan keeps out, whose numbers lie among those of the training."""
+    left, right = corpus.prefixes
+    kept_out = np.unique(probe_set.document_N[probe_set.dataset_N == 0])
+    others = np.setdiff1d(np.arange(300, dtype=np.int32), kept_out)
+    parts = [TrainedPart(left, others[::2]), TrainedPart(left, others[1::2])]
+    parts.append(TrainedPart(right, np.zeros(0, np.int32)))
+    assert held_out(probe_set, parts).state == "held out"
+    # One of them in either part is found.
+    for document in (kept_out[0], kept_out[-1]):
+        found = held_out(probe_set, [*parts, TrainedPart(left, np.array([document]))])
+        n = int(((probe_set.document_N == document) & (probe_set.dataset_N == 0)).sum())
+        assert found.line.startswith(f"{n} of the {probe_set.n_tokens} watched tokens (1 of ")
+
+
+def test_a_set_of_a_plan_that_the_job_does_not_follow_names_the_plan(corpus, probe_set):
+    of_plan = replace(probe_set, origin=replace(probe_set.origin, part="train", plan="0123"))
+    found = held_out(of_plan, trained(corpus.data_path, "1,0,0"))
+    assert found.state == "trained on"
+    assert "plan 0123 keeps them out, and the job does not follow it; give the job" in found.line
 
 
 def elsewhere(corpus: Corpus, folder: Path, *, link: bool = False) -> list[str]:
@@ -169,5 +191,5 @@ def test_documents_are_counted_by_dataset():
             prefixes=("x/a", "x/b"),
         ),
     )
-    found = held_out(probe_set, [TrainedPart("x/a", 0, 6), TrainedPart("x/b", 6, 9)])
+    found = held_out(probe_set, [TrainedPart("x/a", range(6)), TrainedPart("x/b", range(6, 9))])
     assert found.line.startswith("4 of the 8 watched tokens (1 of 2 documents)")

@@ -147,7 +147,7 @@ def test_the_log_has_a_sets_name_in_the_keys_of_all_but_the_first(corpus, second
         )
     assert "time (ms) on the last rank | tokscale-probe: " in output
     assert " | tokscale-probe-trained: " in output
-    assert "tokscale: held out: none of the" in output
+    assert "tokscale: held out: the job trains on none of the" in output
     n = Run.open(run_dir / "probe-sets/trained").probe_set.n_tokens
     assert f"tokscale: trained: {n} of the {n} watched tokens (" in output
 
