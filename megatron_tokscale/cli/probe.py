@@ -37,19 +37,19 @@ def _add_build(verbs: Verbs) -> None:
         description="Draw windows of held-out documents from Megatron's .bin/.idx files. Give the "
         "data flags, --split and --seq-length as the training job has them.",
     )
-    add_data(build, "required without --plan")
+    add_data(build, "needed without --plan")
     build.add_argument(
         "--seq-length",
         type=int,
         metavar="N",
-        help="sequence length of the job (required without --plan)",
+        help="sequence length of the job; needed without --plan (default: the plan's)",
     )
     build.add_argument(
         "--vocab-size",
         type=int,
         metavar="N",
-        help="vocabulary size of the job's tokenizer, before padding (required without --plan; "
-        "default: that of the plan's scores)",
+        help="vocabulary size of the job's tokenizer, before padding; needed without --plan "
+        "(default: that of the plan's scores)",
     )
     size = build.add_argument_group("size (one of these)").add_mutually_exclusive_group()
     size.add_argument(

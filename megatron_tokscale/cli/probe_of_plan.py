@@ -36,8 +36,8 @@ def add_plan(build: argparse.ArgumentParser) -> None:
         "--plan",
         type=Path,
         metavar="PLAN",
-        help="watch these documents, in the place of a part of the data; each stratum of the plan "
-        "is a dataset of the set",
+        help="watch these documents, instead of a part of the data; each stratum of the plan is a "
+        "dataset of the set",
     )
     group.add_argument(
         "--scores-dir",
