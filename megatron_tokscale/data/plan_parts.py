@@ -107,6 +107,24 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Documents that Megatron packs into samples together: one GPT dataset of the job.
+
+    The strata of samples of a dataset share a packing of all its training documents. Every stratum
+    of documents has its own, so that no sample mixes documents of two of them.
+
+    Attributes:
+        dataset: index into the plan's datasets.
+        strata: the strata that draw from it.
+        is_stratum: whether it holds the documents of one stratum alone.
+    """
+
+    dataset: int
+    strata: range
+    is_stratum: bool = False
+
+
+@dataclass(frozen=True)
 class Stage:
     """A stretch of consumed samples with constant weights, which ends where the next begins.
 

@@ -95,7 +95,13 @@ def _trained_documents(dataset: GPTDataset) -> range | Integers32:
     return np.asarray(dataset.indices, np.int32)
 
 
-def one_epoch(dataset: GPTDataset, cache: Path | None, *, build: bool) -> GPTDataset:
+def one_epoch(
+    dataset: GPTDataset,
+    cache: Path | None,
+    *,
+    build: bool,
+    documents: Integers32 | None = None,
+) -> GPTDataset:
     """Return the dataset's documents as one epoch, whatever the job's number of samples.
 
     So the order does not depend on --train-iters, and no draw lies past the end. Megatron's cache
@@ -107,11 +113,14 @@ def one_epoch(dataset: GPTDataset, cache: Path | None, *, build: bool) -> GPTDat
         dataset: the job's dataset.
         cache: folder of the indices, if not the one of `dataset`.
         build: this rank makes the indices.
+        documents: those of a stratum, with a `cache` of its own; None: all of the training part.
 
     Raises:
         OSError: the indices cannot be written, or are damaged.
     """
     indices, config = dataset.indices, dataset.config
+    if documents is not None:
+        indices = documents
     if indices is None:  # --train-data-path, under fast cache load
         indices = np.arange(len(dataset.dataset.sequence_lengths), dtype=np.int32)
     if build or cache:
