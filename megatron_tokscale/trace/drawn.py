@@ -3,7 +3,7 @@
 Shapes: Q documents of a dataset's file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from megatron_tokscale.core.arrays import Mask
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.names import listed, match_prefixes, whole_prefix
-from megatron_tokscale.store import Launch, Run, RunPaths
+from megatron_tokscale.store import Identity, Launch, RunPaths
 from megatron_tokscale.trace.orders import UntracedOrder
 from megatron_tokscale.trace.trace import Trace, open_index
 
@@ -61,14 +61,14 @@ def drawn_documents(trace: Trace, portions: Sequence[Portion], until: int) -> li
     ]
 
 
-def planned_samples(run: Path, trace: Trace) -> int:
+def planned_samples(run: Path, trace: Sized) -> int:
     """Return the number of samples at the planned end of a run's training.
 
     A run without a record of its settings counts as trained to the end of its samples.
     """
-    if not RunPaths(run).identity.is_file() or not (launches := Run.open(run).launches):
-        return len(trace)
-    return _planned_end(launches[-1]) or len(trace)
+    identity = RunPaths(run).identity
+    launches = Identity.load(identity).launches if identity.is_file() else ()
+    return (_planned_end(launches[-1]) if launches else None) or len(trace)
 
 
 def _planned_end(launch: Launch) -> int | None:
