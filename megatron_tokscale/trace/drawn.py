@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Mask
+from megatron_tokscale.core.arrays import Integers, Mask
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.names import listed, match_prefixes, whole_prefix
+from megatron_tokscale.data.record import BlendRecord, DatasetRecord
 from megatron_tokscale.store import Identity, Launch, RunPaths
 from megatron_tokscale.trace.orders import UntracedOrder
-from megatron_tokscale.trace.trace import Trace, open_index
+from megatron_tokscale.trace.trace import Span, Trace, open_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +96,17 @@ def _drawn(trace: Trace, portion: Portion, prefix: str | None, until: int) -> Dr
                     f"{portion.tokens.prefix}; expected the same; give the data of that run"
                 )
             numbers = span.numbers(number, until)
+            _check_numbers(span, row, numbers)
             is_drawn_Q |= index.read_by(numbers)
-            n_tokens += int(index.n_labels_N[numbers].sum())
+            n_tokens += int(index.n_labels_of(numbers).sum())
     return DrawnDocuments(is_drawn_Q, n_tokens / max(portion.n_tokens, 1))
+
+
+def _check_numbers(span: Span, row: DatasetRecord, numbers: Integers) -> None:
+    """Refuse samples that a dataset does not have; Megatron's index of a blend has no checksum."""
+    order = span.record.order
+    if isinstance(order, BlendRecord) and not ((numbers >= 0) & (numbers < row.size)).all():
+        raise TokscaleError(
+            f"{order.dataset_sample_index} names samples that {row.name} does not have; expected "
+            f"some of its {row.size}; remove it and start the job, which makes the same"
+        )
