@@ -85,7 +85,7 @@ def _add_build(verbs: Verbs) -> None:
         type=Path,
         metavar="REF",
         help="with --part train: watch only documents of which the training of run REF draws no "
-        "token until its planned end; needs the data cache of that job",
+        "token until its planned end; needs the data cache of that job (default: all documents)",
     )
     build.add_argument(
         "--eod",

@@ -25,7 +25,7 @@ def add_verb(verbs: Verbs) -> None:
         type=Path,
         metavar="TUNED",
         help="a run on the same probe set, of the reference tuned on a sample of a target: score "
-        "documents too by how much lower their loss is there",
+        "documents too by how much lower their loss is there (default: no target scores)",
     )
     add_data(parser)
     parser.add_argument(
