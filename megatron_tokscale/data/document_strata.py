@@ -7,7 +7,8 @@ In a job one rank writes the documents into a file, and the others map it. Megat
 stratum lies in a folder whose name has the digest of the documents: the key under which Megatron
 keeps an index does not hold them, so two strata of a dataset would share one.
 
-Shapes: Q documents of a dataset (the sequences of its .idx file, all splits), Z strata of it.
+Shapes: Q documents of a dataset (the sequences of its .idx file, all splits), D datasets of the
+plan, J packings of the plan, Z strata of a dataset.
 """
 
 import hashlib
@@ -15,26 +16,20 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.core.arrays import Floats, Integers, Integers32
-from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.arrays import Integers, Integers32
 from megatron_tokscale.data.array_files import is_right, map_array, write_array
 from megatron_tokscale.data.permutation import epoch_permutation, stratum_key
 from megatron_tokscale.data.plan import ORDER_VERSION, Plan
 from megatron_tokscale.data.plan_parts import Cut
 from megatron_tokscale.data.scores import DocumentScores
 
-_ARRAYS: Final = {
-    "learning-time": "learning_time_Q",
-    "frequency": "surprisal_Q",
-    "fall": "fall_Q",
-    "target": "target_Q",
-}
-"""Array of a score file by the order of a cut."""
+type Documents = Integers32 | slice | None
+"""Documents of a packing: those of a stratum, a whole training part, or none, not drawn from."""
 
 
 class _Members(NamedTuple):
@@ -81,42 +76,55 @@ def held_out_documents(
     return [found.held_out for found in _members(plan, dataset, scores, documents, lengths_Q)]
 
 
-def load_or_build_documents(
+def build_documents(
     plan: Plan,
     dataset: int,
     scores: Callable[[], DocumentScores],
     documents: tuple[int, int],
     lengths_Q: NDArray[np.integer],
     cache_dir: Path,
-    *,
-    build: bool,
-) -> list[Integers32]:
-    """Map `documents_of_strata` from `cache_dir`; with `build`, make missing or damaged files first.
+) -> None:
+    """Write `documents_of_strata` into `cache_dir`, if it is not there or damaged.
 
     Args:
         plan: the plan.
         dataset: number of the dataset in the plan.
-        scores: returns the scores of the dataset's documents; called only when files are built.
-        documents: as in `documents_of_strata`; so is `lengths_Q`.
+        scores: returns the scores of the dataset's documents; called only when files are made.
+        documents: as in `documents_of_strata`.
         lengths_Q: tokens per document.
         cache_dir: folder of the files.
-        build: set on one rank; the others call without it afterwards.
 
     Raises:
-        TokscaleError: a file is missing or damaged, and `build` is not set.
         OSError: the directory cannot be written.
     """
-    names = [plan.strata[z].name for z in plan.strata_of(dataset)]
-    content = [ORDER_VERSION, asdict(cut_of(plan, dataset)), plan.seed, names, documents]
-    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    files = [cache_dir / f"tokscale-{key}-{what}.npy" for what in ("documents", "counts")]
-    if build and not all(map(is_right, files)):
+    files = _files(plan, dataset, documents, cache_dir)
+    if not all(map(is_right, files)):
         found = documents_of_strata(plan, dataset, scores(), documents, lengths_Q)
         write_array(files[0], np.concatenate(found))
         write_array(files[1], np.array([len(row) for row in found], dtype=np.int64))
-    count_Z = cast(Integers, map_array(files[1], (len(names),), np.int64))
+
+
+def load_documents(
+    plan: Plan, dataset: int, documents: tuple[int, int], cache_dir: Path
+) -> list[Integers32]:
+    """Map the files that `build_documents` wrote; return the documents of each stratum.
+
+    Raises:
+        TokscaleError: a file is missing or damaged.
+    """
+    files = _files(plan, dataset, documents, cache_dir)
+    n_strata = len(plan.strata_of(dataset))
+    count_Z = cast(Integers, map_array(files[1], (n_strata,), np.int64))
     every = cast(Integers32, map_array(files[0], (int(count_Z.sum()),), np.int32))
     return np.split(every, np.cumsum(count_Z)[:-1])
+
+
+def _files(plan: Plan, dataset: int, documents: tuple[int, int], cache_dir: Path) -> list[Path]:
+    """Return the files of the documents, stratum by stratum, and of their number in each."""
+    names = [plan.strata[z].name for z in plan.strata_of(dataset)]
+    content = [ORDER_VERSION, asdict(cut_of(plan, dataset)), plan.seed, names, documents]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    return [cache_dir / f"tokscale-{key}-{what}.npy" for what in ("documents", "counts")]
 
 
 def index_folder(documents: Integers32) -> str:
@@ -125,11 +133,36 @@ def index_folder(documents: Integers32) -> str:
     return f"tokscale-{digest}-index"
 
 
+def documents_of_packings(
+    plan: Plan,
+    parts_D: Sequence[tuple[int, int] | None],
+    divided: Callable[[int], Sequence[Integers32]],
+) -> list[Documents]:
+    """Return the documents of each packing of a plan.
+
+    Args:
+        plan: the plan.
+        parts_D: first document of the training part of each dataset, and the one after its last;
+            None for a dataset that is not drawn from.
+        divided: returns the documents of each stratum of a dataset, by its number in the plan;
+            called for datasets whose documents the plan divides.
+    """
+    found: list[Documents] = []
+    for dataset, (part, cut) in enumerate(zip(parts_D, plan.cuts, strict=True)):
+        is_divided = cut is not None and cut.unit == "documents"
+        if part is None:
+            found += [None] * (len(plan.strata_of(dataset)) if is_divided else 1)
+        elif is_divided:
+            found += divided(dataset)
+        else:
+            found.append(slice(*part))
+    return found
+
+
 def packing_sizes(
     plan: Plan,
     lengths_D: Sequence[NDArray[np.integer] | None],
-    parts_D: Sequence[tuple[int, int]],
-    documents_D: Sequence[Sequence[Integers32]],
+    documents_J: Sequence[Documents],
     extra: int = 1,
 ) -> list[int]:
     """Return the samples of each packing of a plan, from the lengths of the documents alone.
@@ -137,22 +170,17 @@ def packing_sizes(
     Args:
         plan: the plan.
         lengths_D: tokens per document of each dataset; None for one that is not drawn from.
-        parts_D: first document of the training part of each dataset, and the one after its last.
-        documents_D: documents of each stratum; none for a dataset whose documents are not divided.
+        documents_J: documents of each packing.
         extra: tokens that a sample reads beyond its sequence length.
     """
     sizes = []
-    for packing in plan.packings:
+    for packing, documents in zip(plan.packings, documents_J, strict=True):
         lengths_Q = lengths_D[packing.dataset]
-        if lengths_Q is None:
+        if lengths_Q is None or documents is None:
             sizes.append(0)
-            continue
-        documents: Integers32 | slice = slice(*parts_D[packing.dataset])
-        if packing.is_stratum:
-            first = plan.strata_of(packing.dataset).start
-            documents = documents_D[packing.dataset][packing.strata.start - first]
-        n_tokens = int(lengths_Q[documents].sum(dtype=np.int64))
-        sizes.append(max(n_tokens - extra, 0) // plan.seq_length)
+        else:
+            n_tokens = int(lengths_Q[documents].sum(dtype=np.int64))
+            sizes.append(max(n_tokens - extra, 0) // plan.seq_length)
     return sizes
 
 
@@ -161,22 +189,6 @@ def cut_of(plan: Plan, dataset: int) -> Cut:
     cut = plan.cuts[dataset]
     assert cut is not None and cut.unit == "documents"
     return cut
-
-
-def document_score(scores: DocumentScores, cut: Cut) -> Floats:
-    """Return the score of each document that divides them by a cut.
-
-    Raises:
-        TokscaleError: the scores do not have it.
-    """
-    array = getattr(scores, _ARRAYS[cut.order], None)
-    if array is None:
-        raise TokscaleError(
-            f"the scores of {scores.dataset.name} have no {cut.order}, which divides its documents "
-            "in the plan; expected one of each document; score them by it with `megatron-tokscale "
-            "score`, or make the plan by another score"
-        )
-    return np.asarray(array, dtype=np.float64)
 
 
 def _members(
@@ -189,7 +201,8 @@ def _members(
     cut = cut_of(plan, dataset)
     start, stop = documents
     found = start + np.flatnonzero(lengths_Q[start:stop])
-    score = np.nan_to_num(document_score(scores, cut)[found], nan=-np.inf)
+    score = scores.ordering_Q(cut.order)[found].astype(np.float64)
+    score = np.nan_to_num(score, nan=-np.inf)
     stratum = np.searchsorted(np.array(cut.edges), score, side="right")
     return [
         _split(found[stratum == place].astype(np.int32), cut.held_out, plan, z)

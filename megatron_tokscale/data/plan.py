@@ -145,7 +145,8 @@ class Plan:
         return np.concatenate(sizes)
 
     def _sizes_of(self, dataset: int, size: int) -> Integers:
-        return np.diff(np.rint(self.bounds_of(dataset) * size).astype(np.int64))
+        bounds = np.rint(self.bounds_of(dataset) * size).astype(np.int64)
+        return bounds[1:] - bounds[:-1]
 
     def bounds_of(self, dataset: int) -> Floats:
         """Return where a dataset's strata begin and end among its ranked samples, from 0 to 1."""

@@ -158,14 +158,15 @@ def _check_documents(plan: "Plan") -> None:
 
 def _check_replanning(plan: "Plan") -> None:
     settings = plan.replanning
-    for values, name in (
-        (settings.base_weights, "base weights"),
-        (settings.epoch_samples, "numbers of samples in an epoch"),
+    for values, name, count, part in (
+        (settings.base_weights, "base weights", len(plan.datasets), "dataset"),
+        (settings.epoch_samples, "numbers of samples in an epoch", len(plan.datasets), "dataset"),
+        (settings.stratum_samples, "numbers of samples in an epoch", plan.n_strata, "stratum"),
     ):
-        if values and len(values) != len(plan.datasets):
+        if values and len(values) != count:
             raise _misfit(
-                f"the plan's replanning has {len(values)} {name}; expected {len(plan.datasets)}, "
-                "one for each dataset"
+                f"the plan's replanning has {len(values)} {name}; expected {count}, one for each "
+                f"{part}"
             )
         if values and not (all(value >= 0 for value in values) and 0 < sum(values) < math.inf):
             raise _misfit(
@@ -183,6 +184,11 @@ def _check_replanning(plan: "Plan") -> None:
             f"the plan's replanning has strength {settings.strength:g}, floor {settings.floor:g} "
             f"and change {settings.max_change:g}; expected 0 or more, above 0 and at most 1, and "
             "above 1"
+        )
+    if settings.share_limit is not None and not settings.share_limit >= 1:
+        raise _misfit(
+            f"the plan's replanning has a limit of {settings.share_limit:g} on shares; expected a "
+            "factor of 1 or more"
         )
 
 

@@ -140,8 +140,12 @@ class SampleIndex:
     @property
     def n_labels_N(self) -> Integers:
         """Number of tokens that each sample predicts."""
+        return self.n_labels_of(np.arange(len(self)))
+
+    def n_labels_of(self, numbers: Integers) -> Integers:
+        """Return the number of tokens that each of some samples predicts."""
         start_N, stop_N, *_ = self._labels_N
-        return np.asarray((stop_N - start_N)[self.shuffle_N])
+        return np.asarray((stop_N - start_N)[self.shuffle_N[numbers]])
 
     def sum_over_labels(self, value_Q: Floats) -> Floats:
         """Return, for each sample, the sum of the document's value over the tokens it predicts.

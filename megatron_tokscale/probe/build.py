@@ -26,7 +26,7 @@ from megatron_tokscale.probe.probe_set import (
 )
 from megatron_tokscale.probe.probe_set_text import describe
 
-__all__ = ["ProbeSettings", "build_probe_set", "describe"]
+__all__ = ["ProbeSettings", "build_held_out_set", "build_probe_set", "describe"]
 
 _FLAGS = {"tokens": "--tokens", "sequences": "--sequences, or a smaller --budget"}
 _RESERVE = 2
@@ -153,6 +153,42 @@ def build_probe_set(
     )
     assert probe_set.origin is not None
     return replace(probe_set, origin=replace(probe_set.origin, duplicates=search))
+
+
+def build_held_out_set(portions: Sequence[Portion], settings: ProbeSettings, plan: str) -> ProbeSet:
+    """Draw windows of documents that a plan keeps out of the training, stratum by stratum.
+
+    Each stratum is a dataset of the set and gives the same number of tokens, or all that it has.
+
+    Args:
+        portions: the documents of each stratum, under its name.
+        settings: settings of the draw; its data are those of the strata.
+        plan: fingerprint of the plan.
+
+    Raises:
+        TokscaleError: a dataset has ids outside of the vocabulary, or the set would be empty.
+    """
+    quota = settings.size // max(len(portions), 1)
+    if quota < 1:
+        raise TokscaleError(
+            f"{settings.size} tokens are too few for {len(portions)} strata; expected one of each "
+            "at least; ask for more: --tokens"
+        )
+    parts = [
+        draw(
+            portion,
+            stratum,
+            settings.seq_length,
+            min(quota, available(portion, settings.seq_length, "tokens")),
+            "tokens",
+            settings.seed,
+        )
+        for stratum, portion in enumerate(portions)
+    ]
+    windows = Windows.concatenate(parts)
+    probe_set = _cut(portions, windows[windows.file_order()], settings)
+    assert probe_set.origin is not None
+    return replace(probe_set, origin=replace(probe_set.origin, plan=plan))
 
 
 def _open(settings: ProbeSettings, left_out: Mapping[str, Mask]) -> list[Portion]:

@@ -3,20 +3,21 @@
 Shapes: Q documents of a dataset's file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Mask
+from megatron_tokscale.core.arrays import Integers, Mask
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.names import listed, match_prefixes, whole_prefix
-from megatron_tokscale.store import Launch, Run, RunPaths
+from megatron_tokscale.data.record import BlendRecord, DatasetRecord
+from megatron_tokscale.store import Identity, Launch, RunPaths
 from megatron_tokscale.trace.orders import UntracedOrder
-from megatron_tokscale.trace.trace import Trace, open_index
+from megatron_tokscale.trace.trace import Span, Trace, open_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +62,14 @@ def drawn_documents(trace: Trace, portions: Sequence[Portion], until: int) -> li
     ]
 
 
-def planned_samples(run: Path, trace: Trace) -> int:
+def planned_samples(run: Path, trace: Sized) -> int:
     """Return the number of samples at the planned end of a run's training.
 
     A run without a record of its settings counts as trained to the end of its samples.
     """
-    if not RunPaths(run).identity.is_file() or not (launches := Run.open(run).launches):
-        return len(trace)
-    return _planned_end(launches[-1]) or len(trace)
+    identity = RunPaths(run).identity
+    launches = Identity.load(identity).launches if identity.is_file() else ()
+    return (_planned_end(launches[-1]) if launches else None) or len(trace)
 
 
 def _planned_end(launch: Launch) -> int | None:
@@ -95,6 +96,17 @@ def _drawn(trace: Trace, portion: Portion, prefix: str | None, until: int) -> Dr
                     f"{portion.tokens.prefix}; expected the same; give the data of that run"
                 )
             numbers = span.numbers(number, until)
+            _check_numbers(span, row, numbers)
             is_drawn_Q |= index.read_by(numbers)
-            n_tokens += int(index.n_labels_N[numbers].sum())
+            n_tokens += int(index.n_labels_of(numbers).sum())
     return DrawnDocuments(is_drawn_Q, n_tokens / max(portion.n_tokens, 1))
+
+
+def _check_numbers(span: Span, row: DatasetRecord, numbers: Integers) -> None:
+    """Refuse samples that a dataset does not have; Megatron's index of a blend has no checksum."""
+    order = span.record.order
+    if isinstance(order, BlendRecord) and not ((numbers >= 0) & (numbers < row.size)).all():
+        raise TokscaleError(
+            f"{order.dataset_sample_index} names samples that {row.name} does not have; expected "
+            f"some of its {row.size}; remove it and start the job, which makes the same"
+        )

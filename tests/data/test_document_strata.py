@@ -103,7 +103,7 @@ def test_held_out_documents_depend_on_the_seed_and_the_name_of_the_stratum_alone
 
 def test_scores_that_lack_the_score_of_the_plan_are_refused():
     cut = Cut("s", "target", unit="documents", edges=EDGES)
-    with pytest.raises(TokscaleError, match="the scores of web have no target, which divides"):
+    with pytest.raises(TokscaleError, match="the scores of web have no target scores; run"):
         trained(plan_of(cuts=(cut,)))
 
 
