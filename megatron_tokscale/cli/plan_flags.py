@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from megatron_tokscale.cli.parsing import Arguments, add_data, add_seed
 
 if TYPE_CHECKING:
-    from megatron_tokscale.reweight import Guards, Job
+    from megatron_tokscale.reweight import CutSettings, GainSettings, Guards, Job
+    from megatron_tokscale.reweight.cutting import Order
 
 
 def add_job(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +39,92 @@ def add_window(parser: argparse.ArgumentParser) -> None:
         metavar="POWER",
         help="0 keeps the base weights, 1 weights in proportion to what is about to be learned",
     )
+    add_stages(parser)
+
+
+def add_stages(parser: argparse.ArgumentParser) -> None:
+    """Add --stages."""
     parser.add_argument(
         "--stages", type=int, default=24, metavar="N", help="stages of constant weights"
+    )
+
+
+def add_scores(parser: argparse.ArgumentParser) -> None:
+    """Add --scores."""
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the scores (default: beside each .bin/.idx)",
+    )
+
+
+def add_score_control(parser: argparse.ArgumentParser) -> None:
+    """Add --control of a policy by scores."""
+    parser.add_argument(
+        "--control",
+        choices=["uniform", "permuted", "frequency", "easy-first"],
+        help="make a control of the policy instead: the base weights on the same strata; each "
+        "stratum with the weight of another; the policy's weights on strata by token frequency; a "
+        "curriculum by learning time (default: the policy itself)",
+    )
+
+
+def add_strata(parser: argparse.ArgumentParser, by: str) -> None:
+    """Add the flags of strata of documents, whose default score is `by`."""
+    parser.add_argument(
+        "--by",
+        choices=["fall", "target", "learning-time", "frequency"],
+        default=by,
+        help="score that ranks documents into strata",
+    )
+    parser.add_argument(
+        "--quantiles",
+        type=int,
+        metavar="N",
+        help="strata per dataset (default: 16 of documents, 8 of samples)",
+    )
+
+
+def add_held_out(parser: argparse.ArgumentParser) -> None:
+    """Add --held-out."""
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=0,
+        metavar="N",
+        help="documents of each stratum that the training leaves out, for live weights of strata",
+    )
+
+
+def add_share_limit(parser: argparse.ArgumentParser) -> None:
+    """Add --share-limit."""
+    parser.add_argument(
+        "--share-limit",
+        type=float,
+        default=2.0,
+        metavar="FACTOR",
+        help="largest factor by which a dataset's share departs from its base share, either way; "
+        "1 keeps the shares",
+    )
+
+
+def add_gain(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the estimate of what a plan can gain."""
+    gain = parser.add_argument_group("what the plan can gain")
+    gain.add_argument(
+        "--parameters",
+        type=int,
+        metavar="N",
+        help="parameters of the model to train, for the reference's cost (default: as many as the "
+        "reference run's)",
+    )
+    gain.add_argument(
+        "--seed-sd",
+        type=float,
+        default=2.2,
+        metavar="POINTS",
+        help="standard deviation over seeds of a paired difference, in percent of the training",
     )
 
 
@@ -95,3 +180,23 @@ def read_guards(arguments: Arguments) -> "Guards":
     from megatron_tokscale.reweight import Guards
 
     return Guards(arguments.floor, arguments.max_change, arguments.max_epochs)
+
+
+def read_settings(arguments: Arguments) -> "CutSettings":
+    """Return the settings of the strata that the flags give.
+
+    The control `easy-first` takes documents in the order of their learning times.
+    """
+    from megatron_tokscale.reweight import CutSettings
+
+    by: Order = "learning-time" if arguments.control == "easy-first" else arguments.by
+    return CutSettings(
+        arguments.quantiles, arguments.unlearned, arguments.strata, by, arguments.held_out
+    )
+
+
+def read_gain(arguments: Arguments) -> "GainSettings":
+    """Return the settings of the estimate of what the plan can gain."""
+    from megatron_tokscale.reweight import GainSettings
+
+    return GainSettings(arguments.parameters, arguments.seed_sd)

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_tokscale.cli.parsing import Arguments, Verbs, add_data, add_seed
 from megatron_tokscale.cli.probe_cost import (
@@ -10,7 +11,14 @@ from megatron_tokscale.cli.probe_cost import (
     refuse_training,
     sequences_of_budget,
 )
+from megatron_tokscale.cli.probe_of_plan import add_plan, build_from_plan
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import ProgressOnStderr
+
+if TYPE_CHECKING:
+    from megatron_tokscale.core.arrays import Mask
+    from megatron_tokscale.corpus.source import DataSource
+    from megatron_tokscale.probe import ProbeSet
 
 
 def add_verb(verbs: Verbs) -> None:
@@ -31,16 +39,19 @@ def _add_build(verbs: Verbs) -> None:
         description="Draw windows of held-out documents from Megatron's .bin/.idx files. Give the "
         "data flags, --split and --seq-length as the training job has them.",
     )
-    add_data(build)
+    add_data(build, "needed without --plan")
     build.add_argument(
-        "--seq-length", type=int, required=True, metavar="N", help="sequence length of the job"
+        "--seq-length",
+        type=int,
+        metavar="N",
+        help="sequence length of the job; needed without --plan (default: the plan's)",
     )
     build.add_argument(
         "--vocab-size",
         type=int,
-        required=True,
         metavar="N",
-        help="vocabulary size of the job's tokenizer, before padding",
+        help="vocabulary size of the job's tokenizer, before padding; needed without --plan "
+        "(default: that of the plan's scores)",
     )
     size = build.add_argument_group("size (one of these)").add_mutually_exclusive_group()
     size.add_argument(
@@ -70,6 +81,13 @@ def _add_build(verbs: Verbs) -> None:
         help="part of the data to draw from; 'train' watches memorisation",
     )
     build.add_argument(
+        "--unseen-by",
+        type=Path,
+        metavar="REF",
+        help="with --part train: watch only documents of which the training of run REF draws no "
+        "token until its planned end; needs the data cache of that job (default: all documents)",
+    )
+    build.add_argument(
         "--eod",
         type=int,
         metavar="ID",
@@ -77,6 +95,7 @@ def _add_build(verbs: Verbs) -> None:
     )
     add_seed(build, "seed that decides which windows are drawn")
     _add_duplicates(build)
+    add_plan(build)
     add_training(
         build.add_argument_group("training (with --budget alone; the job's own flags)"),
         is_required=False,
@@ -103,17 +122,40 @@ def _add_duplicates(build: argparse.ArgumentParser) -> None:
 
 def _build(arguments: Arguments) -> None:
     from megatron_tokscale.core.writable import check_new_file
-    from megatron_tokscale.corpus.source import DataSource
-    from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
+    from megatron_tokscale.probe.build import describe
 
     check_new_file(arguments.out, "runs may depend on it")
+    probe_set = build_from_plan(arguments) if arguments.plan else _build_from_part(arguments)
+    probe_set.save(arguments.out)
+    print(describe(probe_set))
+
+
+def _build_from_part(arguments: Arguments) -> "ProbeSet":
+    """Return the probe set of documents of a part of the data.
+
+    Raises:
+        TokscaleError: a flag is missing or does nothing, or the documents are too few.
+    """
+    from megatron_tokscale.corpus.source import DataSource
+    from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
+
+    for name in ("seq_length", "vocab_size"):
+        if getattr(arguments, name) is None:
+            raise TokscaleError(
+                f"--{name.replace('_', '-')} is missing; expected the job's; give it, or --plan"
+            )
+    if arguments.scores_dir is not None:
+        raise TokscaleError("--scores-dir does nothing without --plan; give both, or neither")
     source = DataSource.from_flags(arguments)
     n_sequences = arguments.sequences
     if arguments.budget is not None:
         n_sequences = sequences_of_budget(arguments)
     else:
         refuse_training(arguments)
-    probe_set = build_probe_set(
+    left_out, unseen_by = None, None
+    if arguments.unseen_by is not None:
+        left_out, unseen_by = _seen(arguments.unseen_by, source, arguments.part)
+    return build_probe_set(
         ProbeSettings(
             data_path=source.words,
             split=source.split,
@@ -125,12 +167,50 @@ def _build(arguments: Arguments) -> None:
             per_dataset=arguments.per_dataset,
             eod=arguments.eod,
             seed=arguments.seed,
+            unseen_by=unseen_by,
             duplicates=arguments.duplicates,
         ),
         ProgressOnStderr(),
+        left_out,
     )
-    probe_set.save(arguments.out)
-    print(describe(probe_set))
+
+
+def _seen(run: Path, source: "DataSource", part: str) -> "tuple[dict[str, Mask], str]":
+    """Return the documents that a run's training draws, by their datasets, and the run's id.
+
+    Raises:
+        TokscaleError: they are not known, or they are all documents of a dataset.
+    """
+    from megatron_tokscale.corpus.names import whole_prefix
+    from megatron_tokscale.data.record import record_path
+    from megatron_tokscale.store import Identity, RunPaths
+    from megatron_tokscale.trace.drawn import drawn_documents, planned_samples
+    from megatron_tokscale.trace.trace import Trace
+
+    if part != "train":
+        raise TokscaleError(
+            f"--unseen-by {run} is given with --part {part}; expected --part train, as training "
+            "draws from no other part; give it, or leave out --unseen-by"
+        )
+    if not (record := record_path(run)).is_file():
+        raise TokscaleError(
+            f"{record} is not there, so it is not known which documents {run} has drawn; expected "
+            "a run that trained with the plugin, which writes it; name such a run"
+        )
+    portions, trace = source.portions("train"), Trace.open(run)
+    found = drawn_documents(trace, portions, planned_samples(run, trace))
+    seen = {}
+    for portion, drawn in zip(portions, found, strict=True):
+        train = slice(portion.sequences.start, portion.sequences.stop)
+        if (drawn.is_drawn_Q[train] | (portion.lengths < 2)).all():
+            raise TokscaleError(
+                f"the training of {run} draws every document of {portion.name}, in "
+                f"{drawn.epochs:.2f} epochs; expected some that it does not draw; leave the "
+                "dataset out, or name a shorter run"
+            )
+        seen[whole_prefix(portion.tokens.prefix)] = drawn.is_drawn_Q
+    identity = RunPaths(run).identity
+    return seen, Identity.load(identity).run_id if identity.is_file() else str(run)
 
 
 def _show(arguments: Arguments) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from megatron_tokscale.cli.parsing import Arguments, Verbs, add_data, add_run, open_run
+from megatron_tokscale.core.errors import say
 from megatron_tokscale.core.progress import ProgressOnStderr
 
 
@@ -10,14 +11,22 @@ def add_verb(verbs: Verbs) -> None:
     """Add `score`."""
     parser = verbs.add_parser(
         "score",
-        help="score a job's training documents by when they are learned",
-        description="Score the documents of a job's training data by a fitted reference run whose "
-        "probe set watches some of them (probe build --part train): when their tokens are "
-        "learned, how much there is to learn, what is never learned. Documents that were not "
-        "watched are predicted from their words; the error of this prediction on watched "
-        "documents is printed. Writes PREFIX.tokscale.safetensors beside each .bin/.idx.",
+        help="score a job's training documents by how far their loss falls",
+        description="Score the documents of a job's training data by a reference run whose probe "
+        "set watches some of them (probe build --part train --unseen-by REF): the fall of their "
+        "loss from a quarter of the training to its end, and, if the run is fitted, when their "
+        "tokens are learned. Falls are shrunk by their reliability, which is printed. Documents "
+        "that were not watched are predicted from their words. Writes PREFIX.tokscale.safetensors "
+        "beside each .bin/.idx.",
     )
     add_run(parser)
+    parser.add_argument(
+        "--tuned",
+        type=Path,
+        metavar="TUNED",
+        help="a run on the same probe set, of the reference tuned on a sample of a target: score "
+        "documents too by how much lower their loss is there (default: no target scores)",
+    )
     add_data(parser)
     parser.add_argument(
         "--out",
@@ -50,10 +59,12 @@ def _score(arguments: Arguments) -> None:
     summaries = score_run(
         open_run(arguments.run),
         DataSource.from_flags(arguments),
+        tuned=None if arguments.tuned is None else open_run(arguments.tuned),
         out=arguments.out,
         predict=arguments.predict,
         min_tokens=arguments.min_tokens,
         force=arguments.force,
         progress=ProgressOnStderr(),
+        tell=say,
     )
     print(describe_scores(summaries), end="")

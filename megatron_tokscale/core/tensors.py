@@ -60,8 +60,15 @@ class TensorFile:
         if metadata.get("details_crc32", found) != found:
             raise ValueError("the checksum of its details is wrong")
 
-    def read(self, path: Path, names: Sequence[str]) -> tuple[dict[str, AnyArray], dict[str, str]]:
+    def read(
+        self, path: Path, names: Sequence[str], optional: Sequence[str] = ()
+    ) -> tuple[dict[str, AnyArray], dict[str, str]]:
         """Return the arrays of these names, and the metadata.
+
+        Args:
+            path: the file.
+            names: arrays that the file must have.
+            optional: arrays that are read if the file has them.
 
         Raises:
             TokscaleError: the file is missing or damaged, of another schema or of another kind.
@@ -77,7 +84,9 @@ class TensorFile:
                     raise TokscaleError(f"{path} is not a {self.what}; make one with `{self.verb}`")
                 found, again = schema_version(path, metadata), f"make it again with `{self.verb}`"
                 check_schema(path, found, self.schema_version, again)
-                return {name: file.get_tensor(name) for name in names}, metadata
+                every = set(file.keys())
+                present = [name for name in optional if name in every]
+                return {name: file.get_tensor(name) for name in (*names, *present)}, metadata
         except OSError as error:
             raise TokscaleError(
                 f"cannot read {self.what} {path}: {error.strerror or error}"

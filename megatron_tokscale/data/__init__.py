@@ -27,7 +27,7 @@ from megatron_tokscale.data.plan_parts import (
     Stratum,
     dataset_names,
 )
-from megatron_tokscale.data.scores import DocumentScores, ScoreDetails
+from megatron_tokscale.data.scores import DocumentScores, Reliability, ScoreDetails
 
 __all__ = [
     "Acceptance",
@@ -41,6 +41,7 @@ __all__ = [
     "PlanProvenance",
     "PlanSources",
     "RealisedShares",
+    "Reliability",
     "Replanning",
     "ScoreDetails",
     "Segment",

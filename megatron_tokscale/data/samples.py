@@ -15,7 +15,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Mask
 from megatron_tokscale.data.plan_parts import Cut
 from megatron_tokscale.data.scores import DocumentScores
 
@@ -84,6 +84,24 @@ class SampleIndex:
             found.append(self.sample_of_stretch_N[first:last])
         return np.unique(np.concatenate(found))
 
+    def read_by(self, numbers: Integers) -> Mask:
+        """Return a mask of the file's documents of which any of the samples reads a token.
+
+        Raises:
+            IndexError: there is no such sample.
+        """
+        is_read_N = np.zeros(len(self), np.bool_)
+        is_read_N[self.shuffle_N[numbers]] = True
+        before_N1 = np.concatenate([[0], np.cumsum(is_read_N)])
+        # Of each document the first stretch that reads it, and the first one behind it.
+        stop_P = self._start_P + self._length_P
+        first_P = np.searchsorted(self._bound_N1[1:] + self.extra, self._start_P, side="right")
+        last_P = np.searchsorted(self._bound_N1[:-1], stop_P, side="left")
+        is_read_P = before_N1[np.maximum(last_P, first_P)] > before_N1[first_P]
+        found_Q = np.zeros(len(self.lengths_Q), np.bool_)
+        found_Q[self.document_P[is_read_P & (self._length_P > 0)]] = True
+        return found_Q
+
     @cached_property
     def _start_P(self) -> Integers:
         """Place in the stream at which each document begins."""
@@ -122,8 +140,12 @@ class SampleIndex:
     @property
     def n_labels_N(self) -> Integers:
         """Number of tokens that each sample predicts."""
+        return self.n_labels_of(np.arange(len(self)))
+
+    def n_labels_of(self, numbers: Integers) -> Integers:
+        """Return the number of tokens that each of some samples predicts."""
         start_N, stop_N, *_ = self._labels_N
-        return np.asarray((stop_N - start_N)[self.shuffle_N])
+        return np.asarray((stop_N - start_N)[self.shuffle_N[numbers]])
 
     def sum_over_labels(self, value_Q: Floats) -> Floats:
         """Return, for each sample, the sum of the document's value over the tokens it predicts.
@@ -174,22 +196,26 @@ class SampleScores:
             scores: scores of the dataset's documents.
             index: the dataset's indices.
             cut: compute only the scores that this cut ranks samples by; the others are NaN.
+
+        Raises:
+            TokscaleError: learning times are to be computed, and the scores have none.
         """
         total, unknown_N = index.sum_over_labels, np.full(len(index), np.nan)
         time_N = spread_N = drop_N = unlearned_N = surprisal_N = unknown_N
         if cut is None or cut.order == "frequency":
             surprisal_N = _mean_of_known(scores.surprisal_Q, index)
         if cut is None or cut.order == "learning-time":
-            unlearned_N = _mean_of_known(scores.unlearned_Q, index)
-            drop_Q = np.nan_to_num(scores.drop_Q.astype(np.float64))
-            time_Q = np.where(drop_Q > 0, scores.learning_time_Q, 0.0).astype(np.float64)
+            fitted = scores.require_fitted()
+            unlearned_N = _mean_of_known(fitted.unlearned_Q, index)
+            drop_Q = np.nan_to_num(fitted.drop_Q.astype(np.float64))
+            time_Q = np.where(drop_Q > 0, fitted.learning_time_Q, 0.0).astype(np.float64)
             total_drop_N = total(drop_Q)
             with np.errstate(invalid="ignore", divide="ignore"):
                 mean_N = total(drop_Q * time_Q) / total_drop_N
             time_N = np.where(total_drop_N > 0, mean_N, np.nan)
         if cut is None:
-            drop_N = _mean_of_known(scores.drop_Q, index)
-            spread_Q = np.where(drop_Q > 0, scores.spread_Q, 0.0).astype(np.float64)
+            drop_N = _mean_of_known(fitted.drop_Q, index)
+            spread_Q = np.where(drop_Q > 0, fitted.spread_Q, 0.0).astype(np.float64)
             with np.errstate(invalid="ignore", divide="ignore"):
                 square_N = total(drop_Q * (spread_Q**2 + time_Q**2)) / total_drop_N
             spread_N = np.sqrt(np.maximum(square_N - time_N**2, 0.0))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Self, cast
+from typing import Any, Final, NamedTuple, Self, cast
 
 import numpy as np
 
@@ -39,8 +39,21 @@ _RANGES: Final[dict[str, tuple[type[np.generic], float, float]]] = {
     "unlearned": (np.float32, 0.0, 1.0),
     "surprisal": (np.float32, 0.0, np.inf),
     "watched": (np.int32, 0.0, np.inf),
+    "fall": (np.float32, -np.inf, np.inf),
+    "target": (np.float32, -np.inf, np.inf),
 }
 """Type, least and largest value of each array, in the order of the file and the fingerprint."""
+
+_ALWAYS: Final = ("surprisal", "watched")  # the arrays that every score file has
+_FITTED: Final = ("learning_time", "spread", "drop", "unlearned")  # all of them, or none
+
+_ORDERS: Final = {
+    "learning-time": ("learning_time", "learning times"),
+    "frequency": ("surprisal", "surprisals"),
+    "fall": ("fall", "falls"),
+    "target": ("target", "target scores"),
+}
+"""The array by which each order of a cut ranks documents, and its name in messages."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,27 @@ class PredictorDetails:
 
 
 @dataclass(frozen=True)
+class Reliability:
+    """Agreement of a score with the true value of a document, of one dataset.
+
+    Attributes:
+        watched: split-half reliability of the score of a watched document: the share of its
+            variance between documents that is no noise; None if it cannot be estimated.
+        predicted: squared correlation of the predicted score with the true one, on held-out folds;
+            None without a prediction, or likewise.
+        mean: mean score over the tokens of the watched documents, in nats per token.
+        signal_variance: variance between documents that is no noise, in squared nats per token.
+        documents: watched documents with a score.
+    """
+
+    watched: float | None
+    predicted: float | None
+    mean: float
+    signal_variance: float
+    documents: int
+
+
+@dataclass(frozen=True)
 class ScoreDetails:
     """Origin of scores; outside their fingerprint.
 
@@ -96,6 +130,11 @@ class ScoreDetails:
         prefix: whole prefix of the data, which tells namesakes apart.
         train_documents: first document of the training part, and the one after its last.
         predictor: the model that predicted the other documents' scores, if one did.
+        reliability: reliability of "fall" and of "target", where the file has them.
+        fall_tokens: training tokens that the reference run had consumed at the two probes between
+            which a fall is measured; None without falls, or if not known.
+        reference_parameters: parameters of the reference run's model; None if not known.
+        reference_tokens: training tokens that the reference run consumed; None if not known.
     """
 
     version: str = ""
@@ -110,6 +149,10 @@ class ScoreDetails:
     prefix: str = ""
     train_documents: tuple[int, int] | None = None
     predictor: PredictorDetails | None = None
+    reliability: Mapping[str, Reliability] = field(default_factory=dict)
+    fall_tokens: tuple[int, int] | None = None
+    reference_parameters: int | None = None
+    reference_tokens: int | None = None
 
     @property
     def reference(self) -> str:
@@ -117,41 +160,74 @@ class ScoreDetails:
         return self.run_id or self.run
 
 
-@dataclass(frozen=True, eq=False)
+class FittedScores(NamedTuple):
+    """The four scores of documents that come from sigmoids. See `DocumentScores`."""
+
+    learning_time_Q: Floats32
+    spread_Q: Floats32
+    drop_Q: Floats32
+    unlearned_Q: Floats32
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class DocumentScores:
-    """Learning time, learnable drop and surprisal of each document of a dataset.
+    """Scores of each document of a dataset: what falls in it, when it is learned, its surprisal.
+
+    A file has at least one of the falls, the target scores and the four scores of a fitted run
+    (learning time, spread, drop, unlearned), which it has together.
 
     Attributes:
-        learning_time_Q: drop-weighted mean of ln(consumed tokens of the reference run) at the
-            midpoints of the document's tokens; NaN where nothing is learned, or without a score.
-        spread_Q: drop-weighted standard deviation of the same; NaN likewise.
-        drop_Q: learnable drop in nats per token: the sum of the drops over the tokens, at least 0;
-            NaN without a score.
-        unlearned_Q: share of the tokens that are never learned, 0 to 1; NaN without a score.
         surprisal_Q: mean of -ln p(token) in nats under the counts of single tokens in the training
             data; NaN only for empty documents.
         watched_Q: watched tokens behind the score; 0 for a predicted score, or none.
         dataset: the dataset.
         digest: `data_digest` of its files.
         details: origin of the scores.
+        learning_time_Q: drop-weighted mean of ln(consumed tokens of the reference run) at the
+            midpoints of the document's tokens; NaN where nothing is learned, or without a score.
+            None where the reference run is not fitted.
+        spread_Q: drop-weighted standard deviation of the same; NaN and None likewise.
+        drop_Q: learnable drop in nats per token: the sum of the drops over the tokens, at least 0;
+            NaN without a score; None likewise.
+        unlearned_Q: share of the tokens that are never learned, 0 to 1; NaN without a score; None
+            likewise.
+        fall_Q: fall in nats per token: mean loss at a quarter of the reference run less mean loss
+            at its end, shrunk by its reliability; negative where the loss rises; NaN without a
+            score. None where it is not measured.
+        target_Q: mean loss in nats per token under the reference run less that under the reference
+            run tuned on a target, shrunk likewise; NaN without a score. None likewise.
 
     Raises:
         TokscaleError: on construction, if the arrays do not fit together.
     """
 
-    learning_time_Q: Floats32
-    spread_Q: Floats32
-    drop_Q: Floats32
-    unlearned_Q: Floats32
     surprisal_Q: Floats32
     watched_Q: Integers32
     dataset: DatasetIdentity
     digest: str
     details: ScoreDetails = field(default_factory=ScoreDetails)
+    learning_time_Q: Floats32 | None = None
+    spread_Q: Floats32 | None = None
+    drop_Q: Floats32 | None = None
+    unlearned_Q: Floats32 | None = None
+    fall_Q: Floats32 | None = None
+    target_Q: Floats32 | None = None
 
     def __post_init__(self) -> None:
-        for name, (dtype, low, high) in _RANGES.items():
-            array = self._array_Q(name)
+        arrays = self._arrays
+        fitted = [name for name in _FITTED if name in arrays]
+        if 0 < len(fitted) < len(_FITTED):
+            raise TokscaleError(
+                f"the scores of {self.dataset} have {', '.join(fitted)}; expected all of "
+                f"{', '.join(_FITTED)}, or none of them; make the scores again"
+            )
+        if arrays.keys() == set(_ALWAYS):
+            raise TokscaleError(
+                f"the scores of {self.dataset} have no falls, target scores or learning times; "
+                "expected one of them at least; make the scores again"
+            )
+        for name, array in arrays.items():
+            dtype, low, high = _RANGES[name]
             if array.shape != (self.n_documents,) or array.dtype != dtype:
                 raise TokscaleError(
                     f"the scores' {name} are {array.dtype} of shape {array.shape}; expected "
@@ -164,8 +240,56 @@ class DocumentScores:
                     f"range; expected finite ones in [{low:g}, {high:g}]; make the scores again"
                 )
 
-    def _array_Q(self, name: str) -> Floats32:
-        return cast(Floats32, getattr(self, f"{name}_Q"))
+    @property
+    def _arrays(self) -> dict[str, Floats32]:
+        """The arrays that there are, by name, in the order of the file and the fingerprint."""
+        arrays = {name: cast(Floats32 | None, getattr(self, f"{name}_Q")) for name in _RANGES}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    @property
+    def fitted(self) -> FittedScores | None:
+        """The four scores of a fitted run; None where the reference run is not fitted."""
+        arrays = self._arrays
+        if "drop" not in arrays:
+            return None
+        return FittedScores(*(arrays[name] for name in _FITTED))
+
+    def require_fitted(self) -> FittedScores:
+        """Return the four scores of a fitted run.
+
+        Raises:
+            TokscaleError: the reference run is not fitted.
+        """
+        if (fitted := self.fitted) is None:
+            raise self._missing("learning-time")
+        return fitted
+
+    def ordering_Q(self, order: str) -> Floats32:
+        """Return the score by which a cut with this order ranks the documents.
+
+        Args:
+            order: "learning-time", "frequency", "fall" or "target".
+
+        Raises:
+            TokscaleError: the file does not have this score.
+        """
+        found = self._arrays.get(_ORDERS[order][0])
+        if found is None:
+            raise self._missing(order)
+        return found
+
+    def _missing(self, order: str) -> TokscaleError:
+        """Return the error about a score that the file does not have, with what makes it."""
+        run = self.details.run or "RUN"
+        score = f"megatron-tokscale score {run}"
+        remedy = {
+            "learning-time": f"run `megatron-tokscale fit {run}`, then `{score} --force`",
+            "fall": f"watch {run} at a quarter and at the end of its training, then run "
+            f"`{score} --force`",
+            "target": f"run `{score} --tuned TUNED --force`",
+        }[order]
+        words = _ORDERS[order][1]
+        return TokscaleError(f"the scores of {self.dataset.name} have no {words}; {remedy}")
 
     @property
     def n_documents(self) -> int:
@@ -177,8 +301,7 @@ class DocumentScores:
         """SHA-256 (first 16 hex digits) of the scores and of the scored data."""
         digest = hashlib.sha256()
         digest.update(json.dumps([self.dataset.content, self.digest]).encode())
-        for name in _RANGES:
-            array = self._array_Q(name)
+        for name, array in self._arrays.items():
             digest.update(f"{name}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
@@ -193,7 +316,7 @@ class DocumentScores:
             digest=self.digest,
             details=json.dumps(to_json(self.details), allow_nan=False),
         )
-        arrays = {name: np.ascontiguousarray(self._array_Q(name)) for name in _RANGES}
+        arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays.items()}
         with whole_or_absent(path) as temporary:
             save_file(arrays, temporary, metadata)
 
@@ -205,22 +328,12 @@ class DocumentScores:
             TokscaleError: the file is missing, truncated, altered, of another schema version, or
                 holds no scores.
         """
-        arrays, metadata = _FILE.read(path, list(_RANGES))
-        version = int(metadata["schema_version"])
-        if version < SCORES_SCHEMA:
-            raise TokscaleError(
-                f"score file {path} is of an older version, {version}; expected {SCORES_SCHEMA}; "
-                f"{_AGAIN}"
-            )
+        optional = [name for name in _RANGES if name not in _ALWAYS]
+        arrays, metadata = _FILE.read(path, _ALWAYS, optional)
         try:
             _FILE.check_details(metadata, "dataset", "digest")
             scores = cls(
-                learning_time_Q=cast(Floats32, arrays["learning_time"]),
-                spread_Q=cast(Floats32, arrays["spread"]),
-                drop_Q=cast(Floats32, arrays["drop"]),
-                unlearned_Q=cast(Floats32, arrays["unlearned"]),
-                surprisal_Q=cast(Floats32, arrays["surprisal"]),
-                watched_Q=cast(Integers32, arrays["watched"]),
+                **{f"{name}_Q": cast(Any, array) for name, array in arrays.items()},
                 dataset=from_json(DatasetIdentity, json.loads(metadata["dataset"]), "dataset"),
                 digest=metadata["digest"],
                 details=from_json(ScoreDetails, json.loads(metadata["details"]), "details"),

@@ -8,7 +8,7 @@ import importlib
 import random
 import sysconfig
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -73,17 +73,27 @@ def write_dataset(documents: list[str], tokenizer_path: Path, prefix: Path) -> i
     Returns:
         The number of tokens, each document's end-of-document token included.
     """
+    tokenizer = _import_or_advise("tokenizers").Tokenizer.from_file(str(tokenizer_path))
+    eod = tokenizer.token_to_id(EOD)
+    return write_ids(
+        ([*encoding.ids, eod] for encoding in tokenizer.encode_batch(documents)), prefix
+    )
+
+
+def write_ids(documents: Iterable[Sequence[int]], prefix: Path) -> int:
+    """Write documents of token ids below 65,536 into `prefix`.bin/.idx with Megatron's builder.
+
+    Returns:
+        The number of tokens.
+    """
     import torch
 
     with warnings.catch_warnings(record=True):  # Megatron's warnings about optional packages
         from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-    tokenizer = _import_or_advise("tokenizers").Tokenizer.from_file(str(tokenizer_path))
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
-    eod = tokenizer.token_to_id(EOD)
     n_tokens = 0
-    for encoding in tokenizer.encode_batch(documents):
-        ids = [*encoding.ids, eod]
+    for ids in documents:
         builder.add_document(torch.tensor(ids), [len(ids)])
         n_tokens += len(ids)
     builder.finalize(f"{prefix}.idx")

@@ -3,7 +3,7 @@
 Shapes: B sequences, S sequence length, W windows of one dataset, P passages, L their length.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,7 +26,7 @@ from megatron_tokscale.probe.probe_set import (
 )
 from megatron_tokscale.probe.probe_set_text import describe
 
-__all__ = ["ProbeSettings", "build_probe_set", "describe"]
+__all__ = ["ProbeSettings", "build_held_out_set", "build_probe_set", "describe"]
 
 _FLAGS = {"tokens": "--tokens", "sequences": "--sequences, or a smaller --budget"}
 _RESERVE = 2
@@ -47,6 +47,8 @@ class ProbeSettings:
         vocab_size: vocabulary size of the job's tokenizer (its --vocab-size).
         n_tokens: approximate number of tokens to watch.
         n_sequences: exact number of sequences. Set this or `n_tokens`.
+        unseen_by: id or path of the run whose training has drawn none of the documents, for the
+            origin of the set; None if no run is named.
         per_dataset: "equal": the datasets have equal shares of these; "proportional": shares in
             proportion to their weights.
         eod: id of the end-of-document token, which is not watched; None if there is none.
@@ -71,6 +73,7 @@ class ProbeSettings:
     per_dataset: Literal["equal", "proportional"] = "equal"
     eod: int | None = None
     seed: int = DEFAULT_SEED
+    unseen_by: str | None = None
     duplicates: Literal["ignore", "report", "drop"] = "ignore"
 
     def __post_init__(self) -> None:
@@ -98,7 +101,11 @@ class ProbeSettings:
         return "tokens" if self.n_sequences is None else "sequences"
 
 
-def build_probe_set(settings: ProbeSettings, progress: Progress | None = None) -> ProbeSet:
+def build_probe_set(
+    settings: ProbeSettings,
+    progress: Progress | None = None,
+    left_out: Mapping[str, Mask] | None = None,
+) -> ProbeSet:
     """Draw windows of documents, dataset by dataset, with a fixed seed.
 
     Windows begin at multiples of the sequence length in their document, so a drawn window does not
@@ -108,12 +115,14 @@ def build_probe_set(settings: ProbeSettings, progress: Progress | None = None) -
     Args:
         settings: settings of the draw.
         progress: receiver of the progress of the search for duplicates; None for none.
+        left_out: by a dataset's whole prefix, a mask of the documents of its file that are not
+            watched.
 
     Raises:
         TokscaleError: a dataset is missing, has ids outside of the vocabulary, or too few held-out
             tokens.
     """
-    portions = _open(settings)
+    portions = _open(settings, left_out or {})
     files = [portion.tokens for portion in portions]
     quota_D = _quotas(portions, settings)
     if settings.duplicates == "ignore":
@@ -146,14 +155,61 @@ def build_probe_set(settings: ProbeSettings, progress: Progress | None = None) -
     return replace(probe_set, origin=replace(probe_set.origin, duplicates=search))
 
 
-def _open(settings: ProbeSettings) -> list[Portion]:
-    portions = settings.source.portions(settings.part)
+def build_held_out_set(portions: Sequence[Portion], settings: ProbeSettings, plan: str) -> ProbeSet:
+    """Draw windows of documents that a plan keeps out of the training, stratum by stratum.
+
+    Each stratum is a dataset of the set and gives the same number of tokens, or all that it has.
+
+    Args:
+        portions: the documents of each stratum, under its name.
+        settings: settings of the draw; its data are those of the strata.
+        plan: fingerprint of the plan.
+
+    Raises:
+        TokscaleError: a dataset has ids outside of the vocabulary, or the set would be empty.
+    """
+    quota = settings.size // max(len(portions), 1)
+    if quota < 1:
+        raise TokscaleError(
+            f"{settings.size} tokens are too few for {len(portions)} strata; expected one of each "
+            "at least; ask for more: --tokens"
+        )
+    parts = [
+        draw(
+            portion,
+            stratum,
+            settings.seq_length,
+            min(quota, available(portion, settings.seq_length, "tokens")),
+            "tokens",
+            settings.seed,
+        )
+        for stratum, portion in enumerate(portions)
+    ]
+    windows = Windows.concatenate(parts)
+    probe_set = _cut(portions, windows[windows.file_order()], settings)
+    assert probe_set.origin is not None
+    return replace(probe_set, origin=replace(probe_set.origin, plan=plan))
+
+
+def _open(settings: ProbeSettings, left_out: Mapping[str, Mask]) -> list[Portion]:
+    portions = [
+        _without(portion, left_out.get(whole_prefix(portion.tokens.prefix)))
+        for portion in settings.source.portions(settings.part)
+    ]
     if settings.per_dataset == "proportional":
         portions = [portion for portion in portions if portion.weight > 0] or portions
     lacking = [portion for portion in portions if not (portion.lengths > 1).any()]
     if lacking:
         raise TokscaleError(_why_lacking(lacking, len(portions), settings))
     return portions
+
+
+def _without(portion: Portion, is_left_out_Q: Mask | None) -> Portion:
+    """Return a part whose documents in a mask are empty, so that no window is drawn from them."""
+    if is_left_out_Q is None:
+        return portion
+    lengths_Q = np.where(is_left_out_Q, 0, portion.tokens.lengths).astype(np.int32)
+    return replace(portion, tokens=replace(portion.tokens, lengths=lengths_Q))
 
 
 def _why_lacking(lacking: Sequence[Portion], n_datasets: int, settings: ProbeSettings) -> str:
@@ -303,6 +359,7 @@ def _cut(portions: Sequence[Portion], windows: Windows, settings: ProbeSettings)
             seed=settings.seed,
             eod=settings.eod,
             prefixes=tuple(whole_prefix(file.prefix) for file in files),
+            unseen_by=settings.unseen_by,
         ),
     )
 

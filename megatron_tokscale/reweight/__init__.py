@@ -1,16 +1,21 @@
-"""From learning times to a plan for the data. Offline: nothing here runs in a job."""
+"""From scores and learning times to a plan for the data. Offline: nothing here runs in a job."""
 
-from megatron_tokscale.reweight.cutting import CutDataset, CutSettings, cut_dataset, read_scores
+from megatron_tokscale.reweight.by_score import ByFall, ByTarget
+from megatron_tokscale.reweight.cutting import CutDataset, CutSettings, read_scores
+from megatron_tokscale.reweight.gain import Gain, GainSettings, gain_of, seeds_needed
 from megatron_tokscale.reweight.guards import Guards
-from megatron_tokscale.reweight.job import Job, cut_job, job_of
+from megatron_tokscale.reweight.job import Job, cut_dataset, cut_job, job_of
 from megatron_tokscale.reweight.learnability import Spectra, read_spectra
 from megatron_tokscale.reweight.make_plan import make_plan
 from megatron_tokscale.reweight.plan_text import describe_plan
 from megatron_tokscale.reweight.planning import (
-    Control,
+    Cuts,
+    PlanOptions,
     plan_by_hand,
+    plan_fall,
     plan_frontier,
     plan_run,
+    plan_target,
     plan_uniform,
 )
 from megatron_tokscale.reweight.policy import (
@@ -23,27 +28,36 @@ from megatron_tokscale.reweight.policy import (
 )
 
 __all__ = [
+    "ByFall",
     "BySpectrum",
-    "Control",
+    "ByTarget",
     "CutDataset",
     "CutSettings",
+    "Cuts",
     "EasyFirst",
     "Frontier",
+    "Gain",
+    "GainSettings",
     "Guards",
     "Job",
     "Manual",
+    "PlanOptions",
     "Policy",
     "Spectra",
     "Uniform",
     "cut_dataset",
     "cut_job",
     "describe_plan",
+    "gain_of",
     "job_of",
     "make_plan",
     "plan_by_hand",
+    "plan_fall",
     "plan_frontier",
     "plan_run",
+    "plan_target",
     "plan_uniform",
     "read_scores",
     "read_spectra",
+    "seeds_needed",
 ]

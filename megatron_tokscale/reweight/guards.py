@@ -67,7 +67,38 @@ def limit_change(weights_TZ: Floats, max_change: float) -> Floats:
         step_Z = after_Z - before_Z
         room_Z = before_Z * np.where(step_Z > 0, max_change - 1, 1 - 1 / max_change)
         moved = step_Z != 0
-        after_Z[:] = before_Z + step_Z * (room_Z[moved] / np.abs(step_Z[moved])).min(initial=1.0)
+        fraction = (room_Z[moved] / np.abs(step_Z[moved])).min(initial=1.0)
+        if fraction < 1:  # else the weights stay as they are, to the last bit
+            after_Z[:] = before_Z + fraction * step_Z
+    return limited_TZ
+
+
+def limit_shares(
+    weights_TZ: Floats, base_Z: Floats, dataset_Z: Integers, share_limit: float
+) -> Floats:
+    """Move the shares of datasets towards their base shares until each is within a factor of it.
+
+    The proportions of the strata within a dataset stay; they are those of the base weights in a
+    dataset without weight.
+
+    Args:
+        weights_TZ: weights of the strata, summing to one.
+        base_Z: base weights.
+        dataset_Z: dataset of each stratum.
+        share_limit: the factor, either way.
+    """
+    base_D = np.bincount(dataset_Z, base_Z)
+    limited_TZ = np.empty_like(weights_TZ)
+    for weights_Z, limited_Z in zip(weights_TZ, limited_TZ, strict=True):
+        share_D = np.bincount(dataset_Z, weights_Z)
+        change_D = share_D - base_D
+        room_D = base_D * np.where(change_D > 0, share_limit - 1, 1 - 1 / share_limit)
+        moved = change_D != 0
+        fraction = (room_D[moved] / np.abs(change_D[moved])).min(initial=1.0)
+        has_weight_Z = (share_D > 0)[dataset_Z]
+        within_Z = np.where(has_weight_Z, weights_Z, base_Z)
+        within_Z = within_Z / np.bincount(dataset_Z, within_Z)[dataset_Z]
+        limited_Z[:] = (base_D + fraction * change_D)[dataset_Z] * within_Z
     return limited_TZ
 
 

@@ -9,10 +9,13 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data import DatasetIdentity, dataset_names
-from megatron_tokscale.data.scores import identity_of
-from megatron_tokscale.reweight.cutting import CutDataset, CutSettings, cut_dataset, read_scores
+from megatron_tokscale.data.scores import DocumentScores, identity_of
+from megatron_tokscale.reweight.cut_documents import cut_documents
+from megatron_tokscale.reweight.cut_samples import cut_samples
+from megatron_tokscale.reweight.cutting import CutDataset, CutSettings, read_scores
 
 
 @dataclass(frozen=True)
@@ -111,17 +114,35 @@ def cut_job(
     Args:
         data: the data of the job.
         seq_length: sequence length in tokens.
-        seed: seed of the order in which the documents are laid out.
+        seed: seed of the plan. It keys the documents that are held out, and the order in which
+            documents are laid out to cut samples.
         scores: folder of the scores; None: beside their .bin/.idx.
         settings: number and kind of the strata.
 
     Raises:
         TokscaleError: a training document has no score, or the scores are of other data.
     """
+    settings = settings or CutSettings()
     portions = data.portions("train")
     # All scores are read before any dataset is cut, so that a missing file is reported at once.
     read = [read_scores(portion.tokens, scores) for portion in portions]
     return [
-        cut_dataset(portion.name, portion, each, settings or CutSettings(), seq_length, seed)
+        cut_dataset(portion.name, portion, each, settings, seq_length, seed)
         for portion, each in zip(portions, read, strict=True)
     ]
+
+
+def cut_dataset(
+    name: str,
+    portion: Portion,
+    scores: DocumentScores,
+    settings: CutSettings,
+    seq_length: int,
+    seed: int,
+) -> CutDataset:
+    """Cut the training part of a dataset into strata of samples or of documents.
+
+    Arguments and errors are those of `cut_samples` and `cut_documents`.
+    """
+    cut = cut_documents if settings.unit == "documents" else cut_samples
+    return cut(name, portion, scores, settings, seq_length, seed)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.data import Plan, dataset_names
+from megatron_tokscale.reweight.gain import base_weights, describe_gain, gain_in
 
 WIDTH: Final = 100  # characters of a line
 MAX_LINES: Final = 40  # most lines for strata; with more, a line is a dataset
@@ -27,7 +28,7 @@ _LEGEND: Final = (
 
 
 def describe_plan(plan: Plan, train_samples: int | None = None) -> str:
-    """Return weights in percent at up to seven stages, and a picture of all stages.
+    """Return weights in percent at up to seven stages, a picture of all stages, and the gain.
 
     Args:
         plan: the plan.
@@ -39,7 +40,10 @@ def describe_plan(plan: Plan, train_samples: int | None = None) -> str:
     lines = _title(plan, end)
     if rows.is_by_dataset:
         lines.append("more strata than fit: a line is a dataset")
-    return "\n".join([*lines, "", *_table(plan, rows), "", *_picture(plan, rows, end)]) + "\n"
+    lines += ["", *_table(plan, rows), "", *_picture(plan, rows, end)]
+    if gain := gain_in(plan):
+        lines += ["", *describe_gain(gain)]
+    return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +73,13 @@ class _PlanLines:
             line_Z: NDArray[np.integer] = plan.dataset_Z
         else:
             names, line_Z = [stratum.name for stratum in plan.strata], np.arange(plan.n_strata)
-        base_D = np.array(plan.replanning.base_weights or plan.segments[0].weights)
-        base_Z = (base_D / base_D.sum())[plan.dataset_Z] * plan.share_Z
         sizes_D = plan.replanning.epoch_samples
-        size_Z = plan.sizes_Z(sizes_D) if sizes_D else None
+        known = plan.replanning.stratum_samples or (plan.sizes_Z(sizes_D) if sizes_D else None)
+        size_Z = None if known is None else np.array(known)
         return cls(
             names,
             line_Z,
-            np.bincount(line_Z, base_Z),
+            np.bincount(line_Z, base_weights(plan)),
             None if size_Z is None else np.bincount(line_Z, size_Z),
             is_by_dataset,
         )

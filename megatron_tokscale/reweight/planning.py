@@ -4,7 +4,7 @@ Shapes: G grid points.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
@@ -14,20 +14,66 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import JSON
 from megatron_tokscale.core.writable import check_new_file
 from megatron_tokscale.data import Plan, PlanProvenance, PlanSources, dataset_names
+from megatron_tokscale.reweight.by_score import SHARE_LIMIT, STRENGTH, TOP, ByFall, ByTarget
+from megatron_tokscale.reweight.controls import Control
 from megatron_tokscale.reweight.cutting import CutDataset
+from megatron_tokscale.reweight.gain import GainSettings, gain_of, with_gain
 from megatron_tokscale.reweight.guards import Guards
 from megatron_tokscale.reweight.job import Job
 from megatron_tokscale.reweight.learnability import read_spectra, watched_names
 from megatron_tokscale.reweight.make_plan import make_plan
-from megatron_tokscale.reweight.policy import BySpectrum, EasyFirst, Frontier, Manual, Uniform
+from megatron_tokscale.reweight.policy import (
+    BySpectrum,
+    EasyFirst,
+    Frontier,
+    Manual,
+    Policy,
+    Uniform,
+)
 from megatron_tokscale.reweight.time_map import ByRank, LearnedByTime, SameTokens, TokenTimeMap
 from megatron_tokscale.store import Run
 
-type Control = Literal["easy-first", "frequency"]
+type PlainControl = Literal["uniform", "permuted"]
 
 _GRID: Final = 257
 """Points in ln(consumed tokens) of the reference run's learning curve. Our choice: 256 steps over
 its probed range are finer than its probes."""
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The datasets of a job cut into strata, for a policy by scores or for a control of it.
+
+    Attributes:
+        datasets: the datasets in the strata of the policy.
+        by_frequency: the datasets in strata by token frequency, for the control `frequency`.
+    """
+
+    datasets: Sequence[CutDataset]
+    by_frequency: Sequence[CutDataset] = ()
+
+    def __post_init__(self) -> None:
+        references = sorted({dataset.details.reference for dataset in self.datasets})
+        if len(references) > 1:
+            raise TokscaleError(
+                f"the scores are of several reference runs ({', '.join(references)}), whose times "
+                "do not compare; expected one; score all the data from one run"
+            )
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Options of every plan by scores.
+
+    Attributes:
+        control: make this control of the policy instead.
+        guards: limits on the plan.
+        gain: settings of the estimate of what the plan can gain.
+    """
+
+    control: Control | None = None
+    guards: Guards = field(default_factory=Guards)
+    gain: GainSettings = field(default_factory=GainSettings)
 
 
 def plan_uniform(job: Job, out: Path, *, guards: Guards | None = None) -> Plan:
@@ -50,6 +96,7 @@ def plan_run(
     strength: float = 1.0,
     n_stages: int = 24,
     first: int | None = None,
+    control: PlainControl | None = None,
 ) -> Plan:
     """Make the plan of weights per dataset from a reference run and write it to `out`.
 
@@ -60,6 +107,7 @@ def plan_run(
         guards: limits on the plan.
         datasets: the run's dataset for each dataset of the job; by default that of its prefix.
         window: as in `BySpectrum`; so are strength, n_stages and first.
+        control: make this control instead.
 
     Raises:
         TokscaleError: the file exists, the run has no spectrum, or it does not fit the job.
@@ -69,6 +117,7 @@ def plan_run(
     policy = BySpectrum(spectra, window, strength, n_stages, first)
     provenance = PlanProvenance(
         "dataset",
+        control,
         sources=PlanSources(run=str(run.path)),
         settings={
             "datasets": names,
@@ -78,90 +127,172 @@ def plan_run(
             "first": first,
         },
     )
-    return _write(make_plan(job, policy, guards, provenance), out)
+    return _write(_controlled(job, policy, guards, provenance), out)
+
+
+def _controlled(
+    job: Job, policy: Policy, guards: Guards | None, provenance: PlanProvenance
+) -> Plan:
+    """Return the plan of a policy by dataset, or of the control that its provenance names."""
+    if provenance.control == "uniform":
+        policy = Uniform()
+    permute = provenance.control == "permuted"
+    return make_plan(job, policy, guards, provenance, permute=permute)
+
+
+def plan_fall(
+    cuts: Cuts,
+    job: Job,
+    out: Path,
+    options: PlanOptions | None = None,
+    *,
+    strength: float = STRENGTH,
+    share_limit: float = SHARE_LIMIT,
+    n_stages: int = 24,
+    first: int | None = None,
+) -> Plan:
+    """Make the plan of weights by falls and write it to `out`.
+
+    Args:
+        cuts: the job's datasets, cut into strata (`cut_job`).
+        job: the job to plan for.
+        out: the plan's file; an existing one is not overwritten.
+        options: control, guards, settings of the gain.
+        strength: as in `ByFall`; so are share_limit, n_stages and first.
+
+    Raises:
+        TokscaleError: the file exists, the scores have no falls, or these do not fit the job.
+    """
+    policy = ByFall(cuts.datasets, strength, share_limit, n_stages, first)
+    settings: dict[str, JSON] = {"strength": strength, "share_limit": share_limit}
+    return _plan_by_scores("fall", policy, settings, cuts, job, out, options or PlanOptions())
+
+
+def plan_target(
+    cuts: Cuts,
+    job: Job,
+    out: Path,
+    options: PlanOptions | None = None,
+    *,
+    top: float = TOP,
+    share_limit: float = SHARE_LIMIT,
+    n_stages: int = 24,
+    first: int | None = None,
+) -> Plan:
+    """Make the plan of weights by target scores and write it to `out`.
+
+    Args:
+        cuts: as in `plan_fall`; so are job, out and options.
+        top: as in `ByTarget`; so are share_limit, n_stages and first.
+
+    Raises:
+        TokscaleError: the file exists, the scores have no target scores, or these do not fit the
+            job.
+    """
+    policy = ByTarget(cuts.datasets, top, share_limit, n_stages, first)
+    settings: dict[str, JSON] = {"top": top, "share_limit": share_limit}
+    return _plan_by_scores("target", policy, settings, cuts, job, out, options or PlanOptions())
 
 
 def plan_frontier(
-    datasets: Sequence[CutDataset],
+    cuts: Cuts,
     job: Job,
     out: Path,
+    options: PlanOptions | None = None,
     *,
-    control: Control | None = None,
     time_map: Run | None = None,
-    guards: Guards | None = None,
     window: float = 4.0,
     strength: float = 1.0,
     n_stages: int = 24,
     first: int | None = None,
     move_shares: bool = False,
 ) -> Plan:
-    """Make the plan of weights per stratum from document scores and write it to `out`.
+    """Make the plan of weights per stratum from learning times and write it to `out`.
 
     Args:
-        datasets: the job's datasets, cut into strata (`cut_job`).
-        job: the job to plan for.
-        out: the plan's file; an existing one is not overwritten.
-        control: make this control instead. The frequency-matched control has the policy's weights
-            and other samples.
+        cuts: as in `plan_fall`; so are job, out and options.
         time_map: a run with a spectrum, of the size of the training, whose learning order maps
             the training to the reference run (`ByRank`). None maps equal tokens to each other.
-        guards: limits on the plan.
         window: as in `Frontier`; so are strength, n_stages, first and move_shares.
 
     Raises:
-        TokscaleError: the file exists, the scores are of several reference runs, the run of the
-            time map has no spectrum or watched other data, or these do not fit the job.
+        TokscaleError: the file exists, the scores have no learning times, the run of the time map
+            has no spectrum or watched other data, or these do not fit the job.
     """
-    _check_references(datasets)
-    names = dataset_names(job.datasets)
-    scores = {name: dataset.scores for name, dataset in zip(names, datasets, strict=True)}
-    sources = PlanSources(reference=datasets[0].reference, scores=scores)
+    policy = Frontier(
+        cuts.datasets,
+        _time_map(cuts.datasets, job, time_map),
+        job.seq_length,
+        window,
+        strength,
+        n_stages,
+        first,
+        move_shares,
+    )
     settings: dict[str, JSON] = {
-        "cutting": asdict(datasets[0].settings),
-        "n_stages": n_stages,
-        "first": first,
+        "window": window,
+        "strength": strength,
+        "move_shares": move_shares,
     }
-    policy: EasyFirst | Frontier
+    return _plan_by_scores(
+        "frontier", policy, settings, cuts, job, out, options or PlanOptions(), time_map
+    )
+
+
+def _plan_by_scores(
+    name: str,
+    policy: ByFall | ByTarget | Frontier,
+    settings: dict[str, JSON],
+    cuts: Cuts,
+    job: Job,
+    out: Path,
+    options: PlanOptions,
+    time_map: Run | None = None,
+) -> Plan:
+    """Make the plan of a policy by scores, or of its control, with its gain; write it to `out`."""
+    datasets, control = cuts.datasets, options.control
+    drawn = cuts.by_frequency if control == "frequency" else ()
+    settings |= {
+        "cutting": asdict(datasets[0].settings),
+        "n_stages": policy.n_stages,
+        "first": policy.first,
+    }
+    names = dataset_names(job.datasets)
+    sources = PlanSources(
+        reference=datasets[0].details.reference,
+        time_map=None if time_map is None else str(time_map.path),
+        scores={each: dataset.scores for each, dataset in zip(names, datasets, strict=True)},
+    )
+    chosen: Policy = policy
+    if control == "uniform":
+        chosen = Uniform(datasets)
     if control == "easy-first":
-        policy = EasyFirst(datasets, n_stages=n_stages, first=first)
-        settings["competence"] = policy.competence
-    else:
-        policy = Frontier(
-            [_controlled(dataset, control) for dataset in datasets],
-            _time_map(datasets, job, time_map),
-            job.seq_length,
-            window,
-            strength,
-            n_stages,
-            first,
-            move_shares,
-        )
-        sources = replace(sources, time_map=None if time_map is None else str(time_map.path))
-        settings |= {"window": window, "strength": strength, "move_shares": move_shares}
-    provenance = PlanProvenance("frontier", control, sources, settings)
-    return _write(make_plan(job, policy, guards, provenance), out)
+        _check_ranked_by_time(datasets)
+        chosen = EasyFirst(datasets, n_stages=policy.n_stages, first=policy.first)
+        settings["competence"] = chosen.competence
+    provenance = PlanProvenance(name, control, sources, settings)
+    plan = make_plan(
+        job, chosen, options.guards, provenance, permute=control == "permuted", drawn=drawn
+    )
+    # What falls in the pool does not tell what a target gains.
+    if name != "target" and (gain := gain_of(plan, drawn or datasets, options.gain)):
+        plan = with_gain(plan, gain)
+    return _write(plan, out)
 
 
-def _check_references(datasets: Sequence[CutDataset]) -> None:
-    references = sorted({dataset.reference for dataset in datasets})
-    if len(references) > 1:
+def _check_ranked_by_time(datasets: Sequence[CutDataset]) -> None:
+    by = datasets[0].settings.by
+    if by != "learning-time":
         raise TokscaleError(
-            f"the scores are of several reference runs ({', '.join(references)}), whose times do "
-            "not compare; expected one; score all the data from one run"
+            f"the strata of the control easy-first are ranked by {by}; expected the order of "
+            "learning; give --by learning-time"
         )
-
-
-def _controlled(dataset: CutDataset, control: Control | None) -> CutDataset:
-    """Return a dataset with the same strata, filled as the control fills them."""
-    if dataset.cut is None or control != "frequency":
-        return dataset
-    return replace(dataset, cut=replace(dataset.cut, order="frequency"))
 
 
 def _time_map(datasets: Sequence[CutDataset], job: Job, run: Run | None) -> TokenTimeMap:
     """Return the map by a run's learning order, or by equal tokens without a run."""
-    start = min(dataset.x_range[0] for dataset in datasets)
-    end = min(dataset.x_range[1] for dataset in datasets)
+    start = min(dataset.log_tokens_range[0] for dataset in datasets)
+    end = min(dataset.log_tokens_range[1] for dataset in datasets)
     if run is None:
         return SameTokens(end)
     learned = LearnedByTime.from_run(run, watched_names(run, job.datasets), job.base_D)
@@ -170,20 +301,28 @@ def _time_map(datasets: Sequence[CutDataset], job: Job, run: Run | None) -> Toke
     return ByRank(learned, x_G, job.base_D @ np.array(learned_GD))
 
 
-def plan_by_hand(manual: Manual, job: Job, out: Path, *, guards: Guards | None = None) -> Plan:
-    """Make the plan of weights by hand and write it to `out`.
+def plan_by_hand(
+    manual: Manual,
+    job: Job,
+    out: Path,
+    *,
+    guards: Guards | None = None,
+    control: PlainControl | None = None,
+) -> Plan:
+    """Make the plan of weights by hand, or a control of it, and write it to `out`.
 
     Raises:
         TokscaleError: the file exists, or the weights do not fit the job.
     """
     provenance = PlanProvenance(
         "manual",
+        control,
         settings={
             "interpolation": manual.interpolation,
             "points": {str(start): list(weights) for start, weights in manual.points.items()},
         },
     )
-    return _write(make_plan(job, manual, guards, provenance), out)
+    return _write(_controlled(job, manual, guards, provenance), out)
 
 
 def check_new_plan(out: Path) -> None:

@@ -6,14 +6,22 @@ Shapes: T stages, D datasets, Z strata. The weights of a stage sum to one.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Integers, Mask
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.reweight.cutting import CutDataset
+from megatron_tokscale.reweight.by_score import ByFall, ByTarget, static_stages
+from megatron_tokscale.reweight.cutting import CutDataset, strata_slices
 from megatron_tokscale.reweight.learnability import Spectra
+from megatron_tokscale.reweight.stages import (
+    PolicyStages,
+    check_stages,
+    check_strength,
+    stage_starts,
+    tilt,
+)
 from megatron_tokscale.reweight.time_map import TokenTimeMap
 
 _SEEN: Final = 0.5
@@ -21,21 +29,15 @@ _SEEN: Final = 0.5
 less, the weights would depend on a forecast of learning after its end."""
 
 
-class PolicyStages(NamedTuple):
-    """The stages of a policy.
-
-    Attributes:
-        start_T: consumed samples at which each stage begins.
-        weights_TZ: weights of each stage, summing to one.
-    """
-
-    start_T: Integers
-    weights_TZ: Floats
-
-
 @dataclass(frozen=True)
 class Uniform:
-    """Control: the base weights throughout."""
+    """Control: the base weights throughout.
+
+    Attributes:
+        datasets: the plan's datasets, cut into strata; empty: the datasets are the strata.
+    """
+
+    datasets: Sequence[CutDataset] = ()
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class EasyFirst:
             )
 
 
-type Policy = Uniform | Manual | BySpectrum | Frontier | EasyFirst
+type Policy = Uniform | Manual | BySpectrum | Frontier | EasyFirst | ByFall | ByTarget
 
 
 def policy_stages(policy: Policy, base_Z: Floats, train_samples: int) -> PolicyStages:
@@ -173,6 +175,8 @@ def policy_stages(policy: Policy, base_Z: Floats, train_samples: int) -> PolicyS
             return _frontier(policy, base_Z, train_samples)
         case EasyFirst():
             return _easy_first(policy, base_Z, train_samples)
+        case ByFall() | ByTarget():
+            return static_stages(policy, base_Z, train_samples)
 
 
 def _check_window(window: float, strength: float, n_stages: int) -> None:
@@ -180,15 +184,8 @@ def _check_window(window: float, strength: float, n_stages: int) -> None:
         raise TokscaleError(
             f"the window is {window}; expected a factor above 1; give another --window"
         )
-    if not 0 <= strength < np.inf:
-        raise TokscaleError(
-            f"the strength is {strength}; expected a finite number of 0 or more; give another "
-            "--strength"
-        )
-    if n_stages < 2:
-        raise TokscaleError(
-            f"the number of stages is {n_stages}; expected 2 or more; give another --stages"
-        )
+    check_strength(strength)
+    check_stages(n_stages)
 
 
 def _by_hand(policy: Manual, n_datasets: int) -> PolicyStages:
@@ -226,24 +223,13 @@ def _normalised(weights: Sequence[float], start: int, n_datasets: int) -> Floats
     return weights_D / total
 
 
-def _stage_starts(n_stages: int, first: int | None, train_samples: int) -> Integers:
-    first = first if first is not None else max(train_samples // 50, 1)
-    if not 0 < first < train_samples:
-        raise TokscaleError(
-            f"the first stage has {first} samples of a training of {train_samples}; expected 1 or "
-            "more, and fewer than the training has; give another --train-samples"
-        )
-    later_T = np.geomspace(first, train_samples, n_stages)[:-1].round().astype(np.int64)
-    return np.unique(np.concatenate([[0], later_T]))
-
-
 def _by_spectrum(policy: BySpectrum, base_D: Floats, train_samples: int) -> PolicyStages:
-    start_T = _stage_starts(policy.n_stages, policy.first, train_samples)
+    start_T = stage_starts(policy.n_stages, policy.first, train_samples)
     rows = [base_D]
     for start in start_T[1:]:
         learnability_D = _learnability_ahead(policy, int(start))
         rows.append(
-            rows[-1] if learnability_D is None else _tilt(policy.strength, base_D, learnability_D)
+            rows[-1] if learnability_D is None else tilt(policy.strength, base_D, learnability_D)
         )
     return PolicyStages(start_T, np.stack(rows))
 
@@ -257,17 +243,8 @@ def _learnability_ahead(policy: BySpectrum, start: int) -> Floats | None:
     return spectra.learnability_D(start, stop)
 
 
-def _tilt(strength: float, base: Floats, learnability: Floats) -> Floats:
-    """Return base weights times a power of learnability, with the sum of the base weights."""
-    mean = float(base @ learnability) / base.sum()
-    if mean <= 0:
-        return base
-    tilted = base * (learnability / mean) ** strength
-    return np.asarray(tilted * (base.sum() / tilted.sum()))
-
-
 def _frontier(policy: Frontier, base_Z: Floats, train_samples: int) -> PolicyStages:
-    start_T = _stage_starts(policy.n_stages, policy.first, train_samples)
+    start_T = stage_starts(policy.n_stages, policy.first, train_samples)
     seen_T, learnability_TZ = _learnability_of_strata(policy, start_T[1:])
     rows = [base_Z]
     for seen, learnability_Z in zip(seen_T, learnability_TZ, strict=True):
@@ -292,19 +269,19 @@ def _tilt_strata(policy: Frontier, base_Z: Floats, learnability_Z: Floats) -> Fl
     tilted_Z = np.empty_like(base_Z)
     strata = strata_slices(policy.datasets)
     for part in strata:
-        tilted_Z[part] = _tilt(policy.strength, base_Z[part], learnability_Z[part])
+        tilted_Z[part] = tilt(policy.strength, base_Z[part], learnability_Z[part])
     if not policy.move_shares:
         return tilted_Z
     base_D = np.array([base_Z[part].sum() for part in strata])
     mean_D = np.array([base_Z[part] @ learnability_Z[part] for part in strata]) / base_D
-    moved_D = _tilt(policy.strength, base_D, mean_D)
+    moved_D = tilt(policy.strength, base_D, mean_D)
     for d, part in enumerate(strata):
         tilted_Z[part] *= moved_D[d] / base_D[d]
     return tilted_Z
 
 
 def _easy_first(policy: EasyFirst, base_Z: Floats, train_samples: int) -> PolicyStages:
-    start_T = _stage_starts(policy.n_stages, policy.first, train_samples)
+    start_T = stage_starts(policy.n_stages, policy.first, train_samples)
     start = policy.competence**2
     competence_T = np.sqrt(start + start_T / train_samples * (1 - start))
     weights_TZ = np.empty((len(start_T), len(base_Z)))
@@ -314,9 +291,3 @@ def _easy_first(policy: EasyFirst, base_Z: Floats, train_samples: int) -> Policy
         total_T = within_TZ.sum(axis=1, keepdims=True)
         weights_TZ[:, part] = base_Z[part].sum() * within_TZ / total_T
     return PolicyStages(start_T, weights_TZ)
-
-
-def strata_slices(datasets: Sequence[CutDataset]) -> list[slice]:
-    """Return the slice of each dataset's strata among those of all datasets."""
-    stops = np.cumsum([len(dataset.names) for dataset in datasets]).tolist()
-    return [slice(a, b) for a, b in pairwise([0, *stops])]

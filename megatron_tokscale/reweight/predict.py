@@ -5,7 +5,7 @@ P columns in all, A ridge penalties, F folds.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -61,13 +61,17 @@ def held_out_error(value_W: Floats, predicted_W: Floats, weight_W: Floats) -> He
 
 @dataclass(frozen=True, eq=False)
 class _Model:
-    """Linear model of one target; its predictions are NaN if no document has a value."""
+    """Linear model of one target; its predictions are NaN if no document has a value.
+
+    `held_out_W` are the predictions for the fitted documents, each by the folds that it is not in.
+    """
 
     coefficient_P: Floats
     intercept: float
     low: float
     high: float
     held_out: HeldOutError
+    held_out_W: Floats = field(default_factory=lambda: np.empty(0))
 
     def predict(self, design_LP: "csr_matrix") -> Floats:
         raw_L = design_LP @ self.coefficient_P + self.intercept
@@ -140,11 +144,11 @@ class Predictor:
 
     Attributes:
         features: features of the dataset it was made for.
-        documents: number of watched documents that it was fitted to.
+        document_W: the watched documents that it was fitted to.
     """
 
     features: Features
-    documents: int
+    document_W: Integers
     _scaling: "_Scaling"
     _models: Mapping[str, _Model]
 
@@ -152,6 +156,15 @@ class Predictor:
     def held_out(self) -> dict[str, HeldOutError]:
         """Error of each target on documents that were held out, in five folds."""
         return {name: model.held_out for name, model in self._models.items()}
+
+    def predict_held_out(self, name: str, document_L: Integers) -> Floats:
+        """Return one target for documents, those fitted by folds that they are not in."""
+        predicted_L = self.predict(document_L)[name]
+        order_W = np.argsort(self.document_W)
+        at_L = np.searchsorted(self.document_W, document_L, sorter=order_W)
+        at_L = order_W[np.minimum(at_L, len(order_W) - 1)]
+        is_fitted_L = self.document_W[at_L] == document_L
+        return np.where(is_fitted_L, self._models[name].held_out_W[at_L], predicted_L)
 
     def predict(self, document_L: Integers) -> dict[str, Floats]:
         """Return each target for documents that are not empty, in bounded memory.
@@ -217,7 +230,7 @@ def fit_predictor(
         progress.stage(f"predicting {name.replace('_', ' ')}")
         drawn = Target(target.value_W[order_W], target.weight_W[order_W])
         models[name] = _fit_target(design_WP, drawn, fold_W)
-    return Predictor(features, len(order_W), scaling, models)
+    return Predictor(features, document_W[order_W], scaling, models)
 
 
 def check_installed() -> None:
@@ -294,7 +307,9 @@ def _fit_target(design_WP: "csr_matrix", target: Target, fold_W: Integers) -> _M
     if n_known < MIN_DOCUMENTS or np.ptp(value_W) == 0:
         weight_W = target.weight_W[known_W]
         mean = float(np.average(value_W, weights=weight_W)) if n_known else float("nan")
-        return _Model(np.zeros(design_WP.shape[1]), mean, mean, mean, HeldOutError(n_known))
+        held_out_W = np.full(len(known_W), mean)
+        nothing_P = np.zeros(design_WP.shape[1])
+        return _Model(nothing_P, mean, mean, mean, HeldOutError(n_known), held_out_W)
 
     # Predictions of each fold from the other folds, for each penalty.
     weight_W = target.weight_W[known_W] / target.weight_W[known_W].mean()
@@ -314,7 +329,9 @@ def _fit_target(design_WP: "csr_matrix", target: Target, fold_W: Integers) -> _M
     predicted_W = predicted_AW[chosen_F[fold_W], np.arange(n_known)]
     model = _ridge(design_WP, value_W, weight_W, _PENALTIES[square_AF.sum(axis=1).argmin()])
     held_out = held_out_error(value_W, predicted_W, weight_W)
-    return _Model(model.coefficient_P, model.intercept, model.low, model.high, held_out)
+    held_out_W = np.full(len(known_W), np.nan)
+    held_out_W[known_W] = predicted_W
+    return replace(model, held_out=held_out, held_out_W=held_out_W)
 
 
 def _ridge(design_WP: "csr_matrix", value_W: Floats, weight_W: Floats, penalty: float) -> _Model:

@@ -168,10 +168,7 @@ def read_watched(
         tokens_by_time: the tokens that it had consumed.
         datasets: numbers of the datasets in its probe set; None has no watched documents.
     """
-    # Number the watched documents.
-    probe_set = source.run.probe_set
-    key_N = probe_set.dataset_N.astype(np.int64) << 32 | probe_set.document_N
-    key_U, unit_N = np.unique(key_N, return_inverse=True)
+    key_U, unit_N = number_documents(source.run.probe_set)
     n_units = len(key_U)
 
     # Sums over its tokens and events; times from the middle, so that their squares round little.
@@ -208,6 +205,16 @@ def read_watched(
         every_document.rows(key_U >> 32 == (-1 if dataset is None else dataset))
         for dataset in datasets
     ]
+
+
+def number_documents(probe_set: ProbeSet) -> tuple[Integers, Integers]:
+    """Return a key of each watched document, ascending, and the document of each watched token.
+
+    A key is the number of the dataset times 2^32, plus that of the document.
+    """
+    key_N = probe_set.dataset_N.astype(np.int64) << 32 | probe_set.document_N
+    key_U, unit_N = np.unique(key_N, return_inverse=True)
+    return key_U, unit_N
 
 
 def ratio(above: Floats, below: Floats) -> Floats:

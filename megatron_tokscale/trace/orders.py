@@ -25,8 +25,8 @@ class SampleOrigin(NamedTuple):
     """The place that a sample comes from.
 
     Attributes:
-        dataset: number of the dataset.
-        number: number of the sample in the dataset.
+        dataset: number of the dataset in the job's record; under a plan, of the packing.
+        number: number of the sample in it.
         stratum: name of its stratum; None without a plan.
         epoch: epochs of the stratum before this one; None without a plan.
     """
@@ -51,6 +51,9 @@ class SampleOrder(Protocol):
         They ascend.
         """
 
+    def numbers(self, dataset: int, start: int, stop: int) -> Integers:
+        """Return the numbers in a dataset of those samples from `start` to `stop` that it gives."""
+
 
 class SingleOrder:
     """A single dataset in its own order."""
@@ -68,6 +71,10 @@ class SingleOrder:
     def find(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
         """Return the samples from `start` to `stop` that are any of `numbers`."""
         return np.sort(numbers[(numbers >= start) & (numbers < stop)])
+
+    def numbers(self, dataset: int, start: int, stop: int) -> Integers:
+        """Return the samples from `start` to `stop` themselves."""
+        return np.arange(start, stop)
 
 
 class BlendOrder:
@@ -102,16 +109,23 @@ class BlendOrder:
             found.append(own[np.isin(self.number_N[own], numbers)])
         return np.concatenate(found)
 
+    def numbers(self, dataset: int, start: int, stop: int) -> Integers:
+        """Return the numbers of the samples of a dataset from `start` to `stop`."""
+        found = [np.empty(0, np.int64)]
+        for block in blocks(start, stop):
+            found.append(self.number_N[block][self.dataset_N[block] == dataset].astype(np.int64))
+        return np.concatenate(found)
+
 
 class PlanOrder:
     """The dataset that follows a plan."""
 
-    def __init__(self, plan: Plan, record: PlanRecord, sizes_D: Sequence[int]) -> None:
+    def __init__(self, plan: Plan, record: PlanRecord, sizes_J: Sequence[int]) -> None:
         self.plan = plan
         # The index of a plan that changed while the job trained is in no file.
         self.index = load_or_compute_index(plan, record.n_samples, Path(record.cache_dir))
         files = [None if file is None else Path(file) for file in record.strata]
-        self.strata = map_strata(plan, sizes_D, files)
+        self.strata = map_strata(plan, sizes_J, files)
         for path in files:
             if path is not None:
                 check_array(path)
@@ -122,14 +136,14 @@ class PlanOrder:
     def origin(self, i: int) -> SampleOrigin:
         """Return the origin of sample i of the plan."""
         stratum = int(self.index.stratum_N[i])
-        dataset, epoch, number = self.strata.locate(stratum, int(self.index.draw_N[i]))
-        return SampleOrigin(dataset, number, self.plan.strata[stratum].name, epoch)
+        packing, epoch, number = self.strata.locate(stratum, int(self.index.draw_N[i]))
+        return SampleOrigin(packing, number, self.plan.strata[stratum].name, epoch)
 
     def find(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
         """Return the samples from `start` to `stop` that are any of `numbers` of a dataset."""
         strata = [
             stratum
-            for stratum in self.plan.strata_of(dataset)
+            for stratum in self.plan.packings[dataset].strata
             if np.isin(numbers, self.strata.numbers(stratum)).any()
         ]
         found = [np.empty(0, np.int64)]
@@ -139,6 +153,16 @@ class PlanOrder:
                 _, number_N = self.strata.locate_many(stratum, self.index.draw_N[own])
                 found.append(own[np.isin(number_N, numbers)])
         return np.sort(np.concatenate(found))
+
+    def numbers(self, dataset: int, start: int, stop: int) -> Integers:
+        """Return the numbers of the samples of a dataset from `start` to `stop`."""
+        found = [np.empty(0, np.int64)]
+        for block in blocks(start, stop):
+            stratum_N, draw_N = self.index.stratum_N[block], self.index.draw_N[block]
+            for stratum in self.plan.strata_of(dataset):
+                _, number_N = self.strata.locate_many(stratum, draw_N[stratum_N == stratum])
+                found.append(number_N)
+        return np.concatenate(found)
 
 
 class UntracedOrder:
@@ -162,6 +186,10 @@ class UntracedOrder:
     def find(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
         """Raise the error that says why nothing is known."""
         raise self.refusal("the samples that read a document are not known")
+
+    def numbers(self, dataset: int, start: int, stop: int) -> Integers:
+        """Raise the error that says why nothing is known."""
+        raise self.refusal("the documents that the samples read are not known")
 
     def refusal(self, what: str) -> TokscaleError:
         """Return the error with the message `what` and its reason."""

@@ -14,7 +14,7 @@ from typing import Self
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Integers
+from megatron_tokscale.core.arrays import Integers, Mask
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.corpus.names import base_name, listed, numbered, whole_prefix
@@ -80,6 +80,11 @@ class Span:
         """Return the job's samples before `until` that are any of `numbers` of a dataset."""
         offset, stop = self.record.offset, max(min(until, self.stop), self.start)
         return offset + self.order.find(dataset, numbers, self.start - offset, stop - offset)
+
+    def numbers(self, dataset: int, until: int) -> Integers:
+        """Return the numbers in a dataset of the samples before `until` that it gives."""
+        offset, stop = self.record.offset, max(min(until, self.stop), self.start)
+        return self.order.numbers(dataset, self.start - offset, stop - offset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +174,7 @@ class Trace:
             raise TokscaleError(f"sample {k} is not among the known samples of this job: {known}")
         origin = span.origin(k)
         dataset = span.record.datasets[origin.dataset]
-        pieces = tuple(_open_index(dataset).pieces(origin.number))
+        pieces = tuple(open_index(dataset).pieces(origin.number))
         name = span.names[dataset.prefix]
         return SampleTrace(k, origin.stratum, origin.epoch, dataset, origin.number, pieces, name)
 
@@ -201,7 +206,7 @@ class Trace:
         for span in self.spans:
             for number, record in enumerate(span.record.datasets):
                 if record.prefix == prefix and record.size:
-                    numbers = _open_index(record).holding(document)
+                    numbers = open_index(record).holding(document)
                     found.append(span.find(number, numbers, stop))
         return np.sort(np.concatenate(found))
 
@@ -231,7 +236,7 @@ class Trace:
 
 
 @lru_cache(maxsize=1024)
-def _open_index(record: DatasetRecord) -> SampleIndex:
+def open_index(record: DatasetRecord) -> SampleIndex:
     """Map the three indices of a dataset in Megatron's cache.
 
     Raises:
@@ -267,6 +272,12 @@ class _CachedIndex(SampleIndex):
             if self.document_P.min(initial=0) < 0:
                 raise IndexError
             return super().holding(document)
+
+    def read_by(self, numbers: Integers) -> Mask:
+        with self._refused_if_damaged():
+            if self.document_P.min(initial=0) < 0:
+                raise IndexError
+            return super().read_by(numbers)
 
     @contextmanager
     def _refused_if_damaged(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from scipy.special import expit
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data.scores import (
     DocumentScores,
+    Reliability,
     ScoreDetails,
     data_digest,
     identity_of,
@@ -46,7 +47,10 @@ def run(corpus: Corpus, tmp_path):
 
 @pytest.fixture
 def scores(corpus, tmp_path):
-    """A folder with scores of both datasets: the later in the file, the later learned."""
+    """A folder with scores of both datasets: the later in the file, the later learned.
+
+    Falls grow with the place in the file, target scores shrink.
+    """
     folder = tmp_path / "scores"
     folder.mkdir()
     for prefix in corpus.prefixes:
@@ -56,9 +60,17 @@ def scores(corpus, tmp_path):
             learning_time_Q=np.linspace(9, 13, n).astype(np.float32),
             **{f"{key}_Q": np.ones(n, np.float32) for key in ("spread", "drop", "surprisal")},
             unlearned_Q=np.zeros(n, np.float32),
-            watched_Q=np.zeros(n, np.int32),
+            watched_Q=np.full(n, 8, np.int32),
+            fall_Q=np.linspace(0.1, 0.5, n).astype(np.float32),
+            target_Q=np.linspace(1, -1, n).astype(np.float32),
             dataset=identity_of(tokens),
             digest=data_digest(tokens),
-            details=ScoreDetails(run_id="reference", log_tokens_range=(8.0, 14.0)),
+            details=ScoreDetails(
+                run_id="reference",
+                log_tokens_range=(8.0, 14.0),
+                reliability={"fall": Reliability(0.9, None, 0.3, 0.0133, n)},
+                reference_parameters=1000,
+                reference_tokens=2000,
+            ),
         ).save(folder / scores_path(prefix).name)
     return folder

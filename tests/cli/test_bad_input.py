@@ -182,7 +182,24 @@ def trace_of_a_run_without_a_record(run, corpus):
     return ["trace", str(run), "--sample", "0"]
 
 
+def unseen_by_a_run_without_a_record(run, corpus):
+    flags = ["--vocab-size", str(VOCAB_SIZE), "--part", "train", "--unseen-by", str(run)]
+    return ["probe", "build", *data_flags(corpus), *flags, "--out", str(run / "new.safetensors")]
+
+
+def unseen_by_for_held_out_documents(run, corpus):
+    flags = ["--vocab-size", str(VOCAB_SIZE), "--unseen-by", str(run)]
+    return ["probe", "build", *data_flags(corpus), *flags, "--out", str(run / "new.safetensors")]
+
+
+def scores_of_held_out_documents(run, corpus):
+    return ["score", str(run), "--data-path", *corpus.data_path, "--out", str(run / "scores")]
+
+
 BAD_INPUT = {
+    unseen_by_a_run_without_a_record: "data.json is not there, so it is not known which documents",
+    unseen_by_for_held_out_documents: "is given with --part valid; expected --part train",
+    scores_of_held_out_documents: "watched documents of the valid part; expected training",
     few_probes: "at least 5",
     truncated_losses: "truncated",
     damaged_losses: "checksum",

@@ -93,7 +93,7 @@ def run_all(world: dict[str, list[str]], encoding: str) -> dict[str, tuple[int, 
 
 def run_verb(argv: list[str], encoding: str) -> tuple[int, str]:
     """Run a verb on a terminal of this encoding, and return its exit code and what it printed."""
-    trace_module._open_index.cache_clear()
+    trace_module.open_index.cache_clear()
     streams = sys.stdout, sys.stderr
     printed = [io.TextIOWrapper(io.BytesIO(), encoding) for _ in streams]
     sys.stdout, sys.stderr = printed

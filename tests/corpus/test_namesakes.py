@@ -25,7 +25,13 @@ from megatron_tokscale.data import (
 )
 from megatron_tokscale.data.history import load_run_plan
 from megatron_tokscale.data.record import DataRecord, DatasetRecord, check_order
-from megatron_tokscale.data.scores import DocumentScores, data_digest, identity_of, scores_file
+from megatron_tokscale.data.scores import (
+    DocumentScores,
+    ScoreDetails,
+    data_digest,
+    identity_of,
+    scores_file,
+)
 from megatron_tokscale.data.take_over import take_over
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.reweight.live import slopes
@@ -128,11 +134,12 @@ def test_scores_in_a_folder_are_found_by_what_they_are_of(folder, tmp_path):
         tokens = IndexedTokens.open(str(folder / name))
         nothing = np.zeros(tokens.n_sequences, np.float32)
         scores = DocumentScores(
-            *[nothing] * 5,
-            np.zeros(tokens.n_sequences, np.int32),
-            identity_of(tokens),
-            data_digest(tokens),
-            {"prefix": str(folder / name)},
+            surprisal_Q=nothing,
+            watched_Q=np.zeros(tokens.n_sequences, np.int32),
+            dataset=identity_of(tokens),
+            digest=data_digest(tokens),
+            details=ScoreDetails(prefix=str(folder / name)),
+            fall_Q=nothing,
         )
         scores.save(tmp_path / f"text#{n}.tokscale.safetensors")
     found = [

@@ -11,6 +11,7 @@ from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data.plan_parts import DatasetIdentity
 from megatron_tokscale.data.scores import (
     DocumentScores,
+    Reliability,
     ScoreDetails,
     data_digest,
     holds_scores,
@@ -18,7 +19,8 @@ from megatron_tokscale.data.scores import (
     scores_path,
 )
 
-ARRAYS = ("learning_time_Q", "spread_Q", "drop_Q", "unlearned_Q", "surprisal_Q", "watched_Q")
+FITTED = ("learning_time_Q", "spread_Q", "drop_Q", "unlearned_Q")
+ARRAYS = (*FITTED, "surprisal_Q", "watched_Q", "fall_Q", "target_Q")
 DOCUMENTS = [[1, 2, 3], [4, 5], [6, 7, 8, 9]]
 
 
@@ -33,7 +35,16 @@ def some_scores(**changes) -> DocumentScores:
         watched_Q=np.array([30, 16, 0], np.int32),
         dataset=DatasetIdentity("web", 3, 9),
         digest="0123456789abcdef",
-        details=ScoreDetails(run="somewhere", log_tokens_range=(8.5, 14.0)),
+        fall_Q=np.array([0.75, -0.25, nan], np.float32),
+        target_Q=np.array([-0.5, 0.125, nan], np.float32),
+        details=ScoreDetails(
+            run="somewhere",
+            log_tokens_range=(8.5, 14.0),
+            reliability={"fall": Reliability(0.5, None, 0.25, 0.0625, 2)},
+            fall_tokens=(2**20, 2**22),
+            reference_parameters=3,
+            reference_tokens=2**22,
+        ),
     )
     return replace(scores, **changes)
 
@@ -77,6 +88,63 @@ def test_every_score_is_in_the_fingerprint(name):
     assert some_scores(**{name: changed}).fingerprint != some_scores().fingerprint
 
 
+WITHOUT_FITS = dict.fromkeys(FITTED)
+KINDS = [
+    {"fall_Q": None, "target_Q": None},
+    WITHOUT_FITS | {"target_Q": None},
+    WITHOUT_FITS | {"fall_Q": None},
+]
+
+
+@pytest.mark.parametrize("without", KINDS)
+def test_a_file_holds_the_scores_that_there_are(tmp_path, without):
+    written = some_scores(**without)
+    written.save(tmp_path / "some.safetensors")
+    read = DocumentScores.load(tmp_path / "some.safetensors")
+    assert read.fingerprint == written.fingerprint != some_scores().fingerprint
+    for name in ARRAYS:
+        if name in without:
+            assert getattr(read, name) is None
+        else:
+            np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
+
+
+def test_each_order_has_its_score():
+    scores = some_scores()
+    for order, name in (
+        ("learning-time", "learning_time_Q"),
+        ("frequency", "surprisal_Q"),
+        ("fall", "fall_Q"),
+        ("target", "target_Q"),
+    ):
+        assert scores.ordering_Q(order) is getattr(scores, name)
+    assert scores.require_fitted() == scores.fitted == tuple(getattr(scores, n) for n in FITTED)
+
+
+@pytest.mark.parametrize(
+    ("without", "order", "sentence"),
+    [
+        (
+            WITHOUT_FITS,
+            "learning-time",
+            "scores of web have no learning times; run `megatron-tokscale fit somewhere`, then "
+            "`megatron-tokscale score somewhere --force`",
+        ),
+        ({"fall_Q": None}, "fall", "have no falls; watch somewhere at a quarter and at the end"),
+        ({"target_Q": None}, "target", "no target scores; run `megatron-tokscale score somewhere "),
+    ],
+)
+def test_a_score_that_is_not_there_is_named_with_the_verb_that_makes_it(without, order, sentence):
+    scores = some_scores(**without)
+    with pytest.raises(TokscaleError, match=sentence) as caught:
+        scores.ordering_Q(order)
+    assert "\n" not in str(caught.value)
+    if order == "learning-time":
+        assert scores.fitted is None
+        with pytest.raises(TokscaleError, match=sentence):
+            scores.require_fitted()
+
+
 def test_the_data_are_in_the_fingerprint_and_the_details_are_not():
     fingerprint = some_scores().fingerprint
     assert some_scores(digest="another").fingerprint != fingerprint
@@ -94,6 +162,10 @@ def test_the_data_are_in_the_fingerprint_and_the_details_are_not():
         ({"unlearned_Q": np.array([1.5, 0, 0], np.float32)}, "unlearned .* out of range"),
         ({"watched_Q": np.array([-1, 0, 0], np.int32)}, "watched .* out of range"),
         ({"surprisal_Q": np.array([np.inf, 0, 0], np.float32)}, "surprisal .* infinite"),
+        ({"fall_Q": np.zeros(3)}, "fall are float64"),
+        ({"target_Q": np.array([-np.inf, 0, 0], np.float32)}, "target .* infinite"),
+        ({"drop_Q": None}, "expected all of learning_time, spread, drop, unl"),
+        (WITHOUT_FITS | {"fall_Q": None, "target_Q": None}, "expected one of them at least"),
     ],
 )
 def test_scores_that_do_not_fit_together_are_refused(change, sentence):
@@ -108,6 +180,10 @@ def rewritten(path, arrays=lambda a: a, metadata=lambda m: m):
     with safe_open(path, framework="numpy") as file:
         found = file.metadata()
     save_file(arrays(load_file(path)), path, metadata(found))
+
+
+def lacking(arrays, name):
+    return {other: array for other, array in arrays.items() if other != name}
 
 
 def other_dataset(metadata):
@@ -129,7 +205,7 @@ def other_dataset(metadata):
         (lambda path: rewritten(path, metadata=lambda m: m | {"schema_version": "9"}), "version 9"),
         (
             lambda path: rewritten(path, metadata=lambda m: m | {"schema_version": "1"}),
-            "older schema; make it again .*schema version is 1; expected 2",
+            "older schema; make it again .*schema version is 1; expected 3",
         ),
         (lambda path: rewritten(path, metadata=lambda m: m | {"dataset": "{"}), "damaged"),
         (lambda path: rewritten(path, metadata=lambda m: m | {"dataset": "{}"}), "damaged"),
@@ -138,6 +214,8 @@ def other_dataset(metadata):
         (lambda path: rewritten(path, metadata=lambda m: m | {"digest": "?"}), "fingerprint"),
         (lambda path: rewritten(path, lambda a: a | {"drop": a["drop"] + 1}), "fingerprint"),
         (lambda path: rewritten(path, lambda a: {"drop": a["drop"]}), "damaged"),
+        (lambda path: rewritten(path, lambda a: lacking(a, "fall")), "fingerprint"),
+        (lambda path: rewritten(path, lambda a: lacking(a, "spread")), "expected all of"),
         (lambda path: rewritten(path, lambda a: a | {"drop": a["drop"][:2]}), "shape"),
         (lambda path: rewritten(path, lambda a: a | {"drop": a["spread"] - 1}), "out of range"),
     ],

@@ -35,6 +35,8 @@ from megatron_tokscale.report import report_run
 from megatron_tokscale.report.drawn_plan import read_plan, window_edges
 from megatron_tokscale.report.sections.plan import data_plan
 from megatron_tokscale.report.sections.plan.figures import levels, ratios, row_of
+from megatron_tokscale.reweight import Gain
+from megatron_tokscale.reweight.gain import with_gain
 from megatron_tokscale.store import Run
 
 CONSUMED = 8000  # 2000 steps of 4 samples
@@ -296,6 +298,30 @@ def test_a_dataset_that_was_left_out_has_no_epochs(following):
     np.testing.assert_allclose(prose_cells[2], 1500 / CONSUMED, atol=2 / CONSUMED)
     assert len(prose_cells) == 6 and "–" in page.cells("plan", "prose")
     assert "with the most epochs is code, " in page.words("plan")
+
+
+def test_a_plan_by_falls_shows_its_strata_its_limits_and_what_it_can_gain(following):
+    cut = Cut("0123456789abcdef", "fall", unit="documents", edges=(0.1, 0.2), held_out=64)
+    how = dataclasses.replace(HOW, stratum_samples=(500, 300, 200, 999), share_limit=2.0)
+    plan = dataclasses.replace(
+        make_plan(how=how, policy="fall", control=None, settings={"strength": 0.8}),
+        cuts=(cut, None),
+        documents=((0, 10), (0, 10)),
+    )
+    gain = Gain(0.05, 0.8, 0.3, 0.4, 0.6, 0.02, 0.035, 1000, True, 2.2, 12)
+    drawn = read_plan(following(with_gain(plan, gain)))
+    assert drawn.size_Z.tolist() == [500, 300, 200, 999]
+    page = Page(html_of(drawn))
+    assert page.cells("plan", "Policy") == "fall (strength 0.8)"
+    assert page.cells("plan", "Strata") == "documents by fall, 64 of each held out: prose"
+    assert "share is within a factor of 2 of its base share" in page.cells("plan", "Limits")
+    text = page.cells("plan", "Gain")
+    assert (
+        "gain: at most 2.0%" in text
+        and "CV² 0.050" in text
+        and "reference's cost: 3.5% of a training of its own size" in text
+    )
+    assert "advice against it: it can gain 2.0% at most and its reference costs 3.5%" in text
 
 
 @pytest.mark.parametrize("name", [HOSTILE, "a<b>&", "$x_1$"])

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +19,8 @@ from megatron_tokscale.data.scores import (
     scores_path,
 )
 from megatron_tokscale.reweight import CutSettings, cut_dataset, cut_job, job_of, read_scores
-from megatron_tokscale.reweight.cutting import MAX_SAMPLES, MIN_SPREAD, StratumSamples, lay_out
+from megatron_tokscale.reweight.cut_samples import MAX_SAMPLES, lay_out
+from megatron_tokscale.reweight.cutting import MIN_SPREAD, LearningTimes
 
 rng = np.random.default_rng(0)
 TIMES = rng.normal(12, 1, 400)
@@ -52,7 +54,7 @@ def test_quantiles_have_equal_shares_and_follow_in_time():
     assert dataset.names == ("web/q1", "web/q2", "web/q3", "web/q4")
     assert dataset.shares == (0.25,) * 4
     assert dataset.n_samples == (400 * 300 - 1) // SEQ_LENGTH
-    times = [samples.time_N for samples in dataset.samples]
+    times = [times.time_N for times in dataset.learning_Z]
     assert all(a.max() <= b.min() for a, b in pairwise(times))
     assert sum(map(len, times)) == dataset.n_samples
     assert dataset.cut.order == "learning-time"
@@ -98,21 +100,22 @@ def test_a_stratum_holds_fifty_samples_at_least(n_samples, names):
 
 def test_a_part_of_a_large_stratum_is_used():
     dataset = cut("web", TIMES, lengths=[8000] * 400, settings=CutSettings(2))
-    assert [len(samples.time_N) for samples in dataset.samples] == [MAX_SAMPLES] * 2
+    assert [len(times.time_N) for times in dataset.learning_Z] == [MAX_SAMPLES] * 2
 
 
 def test_the_learned_drop_is_the_mean_of_normal_distributions():
     time, drop = np.array([11.0, 12.0, 14.0]), np.array([1.0, 3.0, 0.5])
     spread = np.array([0.4, 1.0, 0.2])
-    learned = StratumSamples(time, spread, drop).learned_by(np.array([10.0, 12.5]))
+    tokens = np.array([100.0, 300.0, 50.0])
+    learned = LearningTimes(time, spread, drop, tokens).learned_by(np.array([10.0, 12.5]))
     for x, value in zip([10.0, 12.5], learned, strict=True):
-        parts = [d * norm(t, s).cdf(x) for t, s, d in zip(time, spread, drop, strict=True)]
-        assert value == pytest.approx(sum(parts) / 3)
+        rows = zip(time, spread, drop, tokens, strict=True)
+        assert value == pytest.approx(sum(n * d * norm(t, s).cdf(x) for t, s, d, n in rows) / 450)
 
 
 def test_a_spread_is_at_least_what_probes_resolve_and_a_missing_drop_gives_no_nan():
     dataset = cut("web", TIMES, spread=0.0)
-    assert min(samples.spread_N.min() for samples in dataset.samples) >= MIN_SPREAD
+    assert min(times.spread_N.min() for times in dataset.learning_Z) >= MIN_SPREAD
     nothing = cut("web", np.full(400, np.nan), spread=np.nan, drop=0.0)
     assert (nothing.learned_by(np.array([20.0])) == 0).all()
 
@@ -133,10 +136,8 @@ def test_an_empty_document_needs_no_score():
 
 
 def test_scores_that_do_not_know_their_reference_are_refused():
-    portion = portion_of([300] * 400)
-    scores = scores_of(portion, TIMES, log_tokens_range=None)
-    with pytest.raises(TokscaleError, match="the range of their reference run"):
-        cut_dataset("web", portion, scores, CutSettings(), SEQ_LENGTH, 1)
+    with pytest.raises(TokscaleError, match="scores of web have no first and last tokens"):
+        _ = cut("web", TIMES, log_tokens_range=None).log_tokens_range
 
 
 def test_a_dataset_shorter_than_a_sample_is_refused():
@@ -150,6 +151,9 @@ def test_a_dataset_shorter_than_a_sample_is_refused():
         (lambda: CutSettings(0), "quantiles is 0; expected 1"),
         (lambda: CutSettings(4, 0.0), "share never learned"),
         (lambda: CutSettings(4, 1.5), "share never learned"),
+        (lambda: CutSettings(held_out=-1, unit="documents"), "documents held out is -1"),
+        (lambda: CutSettings(held_out=5), "samples are held out; expected .* give --strata doc"),
+        (lambda: CutSettings(by="fall"), "samples are ranked by fall"),
     ],
 )
 def test_cut_settings_out_of_range_are_refused(make, sentence):
@@ -177,6 +181,20 @@ def save_scores(prefix, path=None, digest=None):
         digest=digest or data_digest(tokens),
         details=ScoreDetails(run_id="reference", log_tokens_range=RANGE),
     ).save(path or scores_path(prefix))
+
+
+def test_strata_by_learning_times_need_them_in_the_scores():
+    portion = portion_of([300] * 100)
+    scores = replace(
+        scores_of(portion, 12.0, run="runs/small"),
+        fall_Q=np.ones(100, np.float32),
+        **dict.fromkeys(("learning_time_Q", "spread_Q", "drop_Q", "unlearned_Q")),
+    )
+    with pytest.raises(
+        TokscaleError, match="of web have no learning times; run `megatron-tokscale fit runs/small`"
+    ) as caught:
+        cut_dataset("web", portion, scores, CutSettings(4), SEQ_LENGTH, 1)
+    assert "\n" not in str(caught.value)
 
 
 def test_scores_are_read_beside_the_data_or_from_a_folder(prefix, tmp_path):

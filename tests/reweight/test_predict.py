@@ -137,7 +137,7 @@ def test_of_many_watched_tokens_some_are_used(features, linear_Q, monkeypatch):
     monkeypatch.setattr(predict, "_TRAINING_TOKENS", 15_000)
     target = {"drop": Target(linear_Q, np.ones(N_DOCUMENTS))}
     predictor = fit_predictor(features, np.arange(N_DOCUMENTS), target)
-    assert 75 < predictor.documents < 188  # documents have 80 to 199 tokens
+    assert 75 < len(predictor.document_W) < 188  # documents have 80 to 199 tokens
     assert predictor.held_out["drop"].r2 > 0.7
 
 

@@ -268,7 +268,7 @@ def test_training_documents_are_predicted_and_no_others(run, data, tmp_path):
         assert summary.predicted == (expected & ~watched).sum() > 0
         held_out = after.details.predictor.held_out
         assert held_out["drop"].r2 == summary.held_out["drop"].r2
-        assert set(held_out) == set(MEASURED)
+        assert set(held_out) == {*MEASURED, "fall"}
 
 
 def test_a_prediction_finds_what_the_tokens_decide(prefixes, tmp_path):
@@ -430,7 +430,7 @@ def test_settings_that_leave_nothing_to_score_are_refused(run, data_path, data, 
     assert not scores_path(data_path[1]).exists()
 
 
-def test_a_run_without_fits_or_with_older_ones_is_refused(run, data, tmp_path):
+def test_a_run_with_older_fits_or_with_a_part_of_them_is_refused(run, data, tmp_path):
     with pytest.raises(TokscaleError, match="of other probes than the run has now"):
         score_run(replace(run, records=run.records[:-1]), data, out=tmp_path)
     run.paths.fits.unlink()

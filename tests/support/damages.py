@@ -124,7 +124,7 @@ DAMAGES = STRUCTURE | FLIPS
 
 def end_of(command: Command, capsys) -> tuple[object, str]:
     """Return the exit code of a verb, or the exception that it raises, and its stderr."""
-    trace_module._open_index.cache_clear()
+    trace_module.open_index.cache_clear()
     capsys.readouterr()
     try:
         with plain_permissions():

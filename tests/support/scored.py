@@ -25,21 +25,33 @@ def portion_of(lengths, name: str = "web", sequences: range | None = None) -> Po
     return Portion(tokens, sequences or range(lengths.size), 1.0)
 
 
-def scores_of(portion: Portion, time, spread=0.5, drop=1.0, unlearned=0.0, **details):
-    """Scores of all documents; numbers stand for that number everywhere."""
+def scores_of(
+    portion: Portion,
+    time=None,
+    spread=0.5,
+    drop=1.0,
+    unlearned=0.0,
+    surprisal=None,
+    fall=None,
+    target=None,
+    watched=0,
+    **details,
+):
+    """Scores of all documents; numbers stand for that number everywhere; no time: no fits."""
     tokens, rows = portion.tokens, {}
     n = tokens.n_sequences
+    fitted = {"learning_time": time, "spread": spread, "drop": drop, "unlearned": unlearned}
     for key, value in {
-        "learning_time": time,
-        "spread": spread,
-        "drop": drop,
-        "unlearned": unlearned,
-        "surprisal": np.linspace(5, 7, n),
+        **(fitted if time is not None else {}),
+        "surprisal": np.linspace(5, 7, n) if surprisal is None else surprisal,
+        "fall": fall,
+        "target": target,
     }.items():
-        rows[f"{key}_Q"] = np.broadcast_to(np.asarray(value, np.float32), n).copy()
+        if value is not None:
+            rows[f"{key}_Q"] = np.broadcast_to(np.asarray(value, np.float32), n).copy()
     return DocumentScores(
         **rows,
-        watched_Q=np.zeros(n, np.int32),
+        watched_Q=np.broadcast_to(np.asarray(watched, np.int32), n).copy(),
         dataset=DatasetIdentity(tokens.name, n, tokens.n_tokens),
         digest="0123456789abcdef",
         details=ScoreDetails(**{"run_id": "reference", "log_tokens_range": RANGE} | details),
@@ -54,10 +66,17 @@ def cut(name: str, time, lengths=None, settings: CutSettings | None = None, **sc
     )
 
 
+def cut_documents(name: str, lengths, by="fall", quantiles=None, held_out=0, seed=1, **scores):
+    """A dataset of these documents, cut into strata of documents."""
+    portion = portion_of(lengths, name)
+    settings = CutSettings(quantiles, unit="documents", by=by, held_out=held_out)
+    return cut_dataset(name, portion, scores_of(portion, **scores), settings, SEQ_LENGTH, seed)
+
+
 def identity(dataset: CutDataset) -> DatasetIdentity:
     """What a job knows of such a dataset."""
     return DatasetIdentity(
-        dataset.names[0].partition("/")[0], 1000, dataset.n_samples * SEQ_LENGTH + 1
+        dataset.names[0].partition("/")[0], 100_000, dataset.n_samples * SEQ_LENGTH + 1
     )
 
 

@@ -42,6 +42,7 @@ NAMES = ("web", "code")
 AXIS = tuple(f"size{k}" for k in range(5))
 LOSSES = tuple(f"run/tokscale/losses/step_{step:08d}.safetensors" for step in STEPS[[0, 7, -1]])
 RUN = ("run/tokscale/run.json", "run/tokscale/probe.safetensors", *LOSSES)
+TUNED = f"other/tokscale/losses/step_{STEPS[-1]:08d}.safetensors"
 FITS = "run/analysis/fits.parquet"
 SPECTRUM = (
     "run/analysis/spectrum.json",
@@ -96,6 +97,10 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             f"probe build --per-split-data-args-path parts.json {_PROBE}",
             ("parts.json", *INDEX),
         ),
+        "probe build --unseen-by": (
+            f"probe build {_DATA} {_PROBE} --unseen-by run",
+            ("run/tokscale/data.json", *INDEX, *cache),
+        ),
         "probe show": ("probe show probe.safetensors", ("probe.safetensors",)),
         "probe cost": (
             f"probe cost --probe-set probe.safetensors {_SIZES} {_MODEL} --train-iters 100",
@@ -144,8 +149,28 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             f"score run {_DATA} --out new --no-predict --min-tokens 4",
             (LOSSES[1], FITS, *DATA),
         ),
+        "score of two checkpoints": (
+            f"score falls {_DATA} --out new --no-predict --min-tokens 4",
+            (
+                *(f"falls/tokscale/{name}" for name in ("run.json", "probe.safetensors")),
+                *(f"falls/tokscale/losses/step_{step:08d}.safetensors" for step in (250, 1000)),
+                *DATA,
+            ),
+        ),
+        "score --tuned": (
+            f"score falls {_DATA} --tuned other --out new --no-predict --min-tokens 4",
+            ("other/tokscale/run.json", RUN[1].replace("run/", "other/", 1), TUNED),
+        ),
         "plan build frontier": (
             f"plan build frontier {_DATA} {_PLAN} --scores scores",
+            (*INDEX, *SCORES),
+        ),
+        "plan build fall": (
+            f"plan build fall {_DATA} {_PLAN} --scores scores --held-out 2",
+            (*INDEX, *SCORES),
+        ),
+        "plan build target": (
+            f"plan build target {_DATA} {_PLAN} --scores scores",
             (*INDEX, *SCORES),
         ),
         "plan build frontier --time-map": (
@@ -242,6 +267,7 @@ def make_world(folder: Path) -> dict[str, Command]:
     for seed, name in enumerate(("run", "other", "planned")):
         write_run(folder / name, STEPS, planted_losses(n_tokens, seed=seed), probe_set)
         call(f"fit {name}")
+    write_run(folder / "falls", [250, 1000], planted_losses(n_tokens, [250, 1000]), probe_set)
     call("export run --out exported")
     call("import exported --out imported")
     np.save(folder / "losses.npy", planted_losses(n_tokens))
@@ -251,8 +277,12 @@ def make_world(folder: Path) -> dict[str, Command]:
     (folder / "scores").mkdir()
     for seed, name in enumerate(NAMES):
         scores = make_scores(str(folder / name), seed)
+        fall_Q, target_Q = np.random.default_rng(seed).random((2, scores.n_documents))
         scores = replace(
-            scores, details=ScoreDetails(run_id="reference", log_tokens_range=(9.0, 12.0))
+            scores,
+            fall_Q=fall_Q.astype(np.float32),
+            target_Q=target_Q.astype(np.float32),
+            details=ScoreDetails(run_id="reference", log_tokens_range=(9.0, 12.0)),
         )
         scores.save(folder / "scores" / scores_path(name).name)
     plan = _PLAN.replace("new", "plan")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from gpt_datasets import (
 
 from megatron_tokscale.cli import main
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.data import (
     Cut,
     DatasetIdentity,
@@ -41,6 +43,7 @@ from megatron_tokscale.data.record import (
 )
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.data.strata import load_or_build_strata
+from megatron_tokscale.trace.drawn import drawn_documents
 from megatron_tokscale.trace.text import describe_document, describe_sample
 from megatron_tokscale.trace.trace import Trace
 
@@ -147,6 +150,27 @@ def assert_traces(trace, expected, first=0):
         until = first + len(expected) // 2
         some = trace.document(name, document, until)
         assert some[some >= first].tolist() == [k for k in holding if k < until]
+    for until in {first, first + 1, first + len(expected) // 2, first + len(expected)}:
+        assert_drawn(trace, expected[: until - first], until, first)
+
+
+def assert_drawn(trace, expected, until, first):
+    """The documents that are drawn before a sample are those whose tokens Megatron returns."""
+    portions = [
+        Portion(IndexedTokens.open(prefix), range(len(LENGTHS[Path(prefix).name])), 1.0)
+        for prefix in dict.fromkeys(row.prefix for row in trace.datasets)
+    ]
+    before = drawn_documents(trace, portions, first)
+    for portion, past, found in zip(
+        portions, before, drawn_documents(trace, portions, until), strict=True
+    ):
+        name = portion.tokens.name
+        read = {token[1] for row in expected for token in row if token[0] == name}
+        read |= set(np.flatnonzero(past.is_drawn_Q).tolist())
+        assert set(np.flatnonzero(found.is_drawn_Q).tolist()) == read
+        labels = sum(len(row) - 1 for row in expected if row[0][0] == name)
+        drawn = (found.epochs - past.epochs) * portion.n_tokens
+        assert drawn == pytest.approx(labels)
 
 
 @pytest.fixture
@@ -371,7 +395,7 @@ def test_missing_and_damaged_files_are_named(run, prefixes):
 def _fresh(run):
     from megatron_tokscale.trace import trace
 
-    trace._open_index.cache_clear()
+    trace.open_index.cache_clear()
     return Trace.open(run)
 
 

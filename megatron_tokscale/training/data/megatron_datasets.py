@@ -3,7 +3,6 @@
 import copy
 import json
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split
 
+from megatron_tokscale.core.arrays import Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.names import whole_prefix
 from megatron_tokscale.data import DatasetIdentity
@@ -77,14 +77,31 @@ def documents_of(dataset: GPTDataset) -> tuple[int, int]:
 
 
 def trained_parts(train: Any) -> list[TrainedPart] | None:
-    """Return the documents of a training dataset; None if it blends other than GPTDatasets."""
-    datasets: Sequence[Any] = blended_datasets(train)
+    """Return the documents of a training dataset; None if it blends other than GPTDatasets.
+
+    A dataset that follows a plan has None in the place of one that is not drawn from.
+    """
+    datasets = [each for each in blended_datasets(train) if each is not None]
     if any(not isinstance(each, GPTDataset) or each.dataset_path is None for each in datasets):
         return None
-    return [TrainedPart(each.dataset_path, *documents_of(each)) for each in datasets]
+    return [TrainedPart(each.dataset_path, _trained_documents(each)) for each in datasets]
 
 
-def one_epoch(dataset: GPTDataset, cache: Path | None, *, build: bool) -> GPTDataset:
+def _trained_documents(dataset: GPTDataset) -> range | Integers32:
+    """Return the documents of a training dataset, which a plan may have chosen one by one."""
+    whole = range(*documents_of(dataset))
+    if dataset.indices is None or len(dataset.indices) == len(whole):
+        return whole
+    return np.asarray(dataset.indices, np.int32)
+
+
+def one_epoch(
+    dataset: GPTDataset,
+    cache: Path | None,
+    *,
+    build: bool,
+    documents: Integers32 | None = None,
+) -> GPTDataset:
     """Return the dataset's documents as one epoch, whatever the job's number of samples.
 
     So the order does not depend on --train-iters, and no draw lies past the end. Megatron's cache
@@ -96,11 +113,14 @@ def one_epoch(dataset: GPTDataset, cache: Path | None, *, build: bool) -> GPTDat
         dataset: the job's dataset.
         cache: folder of the indices, if not the one of `dataset`.
         build: this rank makes the indices.
+        documents: those of a stratum, with a `cache` of its own; None: all of the training part.
 
     Raises:
         OSError: the indices cannot be written, or are damaged.
     """
     indices, config = dataset.indices, dataset.config
+    if documents is not None:
+        indices = documents
     if indices is None:  # --train-data-path, under fast cache load
         indices = np.arange(len(dataset.dataset.sequence_lengths), dtype=np.int32)
     if build or cache:

@@ -26,6 +26,7 @@ from megatron_tokscale.report.html import (
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.plan.figures import heat_figure, shares_figure
+from megatron_tokscale.reweight.gain import gain_in, gain_rows
 
 _Values = Integers | Floats
 
@@ -45,6 +46,12 @@ _SIZES: Final = {
     "job": "passes through the samples that the job has counted in its datasets",
     "plan": "passes through the samples that the plan was made for",
     "tokens": "estimated: as if all tokens of the datasets were training data",
+}
+_ORDERS: Final = {
+    "learning-time": "learning time",
+    "frequency": "token frequency",
+    "fall": "fall",
+    "target": "target score",
 }
 _BASES: Final = {
     "plan": "the share in the blend without the plan",
@@ -101,6 +108,7 @@ def _facts(drawn: DrawnPlan) -> list[list[str]]:
         ["Strata", _cuts(drawn)],
         ["Stages", _stages(drawn)],
         ["Limits", _limits(drawn)],
+        ["Gain", _gain(drawn)],
     ]
     return [row for row in rows if row[1]]
 
@@ -114,7 +122,7 @@ def _fingerprint(drawn: DrawnPlan) -> str:
 
 def _policy(made: PlanProvenance) -> str:
     control = f", control: {made.control}" if made.control else ""
-    names = ("window", "strength", "n_stages", "first", "interpolation")
+    names = ("window", "strength", "top", "share_limit", "n_stages", "first", "interpolation")
     values = {name: made.settings.get(name) for name in names}
     settings = [f"{name.replace('_', ' ')} {v}" for name, v in values.items() if v is not None]
     if made.settings.get("move_shares"):
@@ -151,10 +159,11 @@ def _cuts(drawn: DrawnPlan) -> str:
     ways: dict[str, list[str]] = {}
     for name, cut in zip(drawn.name_D, drawn.plan.cuts, strict=True):
         if cut is not None:
-            way = "by learning time" if cut.order == "learning-time" else "by token frequency"
+            way = f"{cut.unit} by {_ORDERS[cut.order]}"
             way += (
                 ", with a last stratum of samples that are never learned" if cut.unlearned else ""
             )
+            way += f", {cut.held_out} of each held out" if cut.held_out else ""
             ways.setdefault(way, []).append(name)
     return "; ".join(f"{way}: {escape(_first_names(names))}" for way, names in ways.items())
 
@@ -178,10 +187,25 @@ def _limits(drawn: DrawnPlan) -> str:
     policy = drawn.plan.provenance.policy
     if policy in ("unknown", "uniform", "manual") and not drawn.plan.decisions:
         return epochs
+    shares = (
+        f"; a dataset's share is within a factor of {how.share_limit:g} of its base share"
+        if how.share_limit is not None
+        else ""
+    )
     return (
         f"a weight is at least {how.floor} of base, and changes by at most a factor of "
-        f"{how.max_change} from a stage to the next; {epochs}"
+        f"{how.max_change} from a stage to the next{shares}; {epochs}"
     )
+
+
+def _gain(drawn: DrawnPlan) -> str:
+    """Return what the plan can gain, as its policy has computed it; nothing if it has not."""
+    gain = gain_in(drawn.plan)
+    if gain is None:
+        return ""
+    text = "; ".join(f"{name}: {words}" for name, words in gain_rows(gain))
+    advice = f"; advice against it: {'; '.join(gain.advice)}" if gain.advice else ""
+    return escape(text + advice)
 
 
 def _changes(drawn: DrawnPlan) -> str:

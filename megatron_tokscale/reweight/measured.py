@@ -1,0 +1,123 @@
+"""What a reference run, and a tuned one, measure of the watched documents.
+
+Shapes: W watched documents of a dataset.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_tokscale.core.arrays import Floats, Integers
+from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.bin_idx import Portion
+from megatron_tokscale.results import FittedRun
+from megatron_tokscale.reweight.halves import Halves, Measurement, Pair, fall_steps, read_halves
+from megatron_tokscale.reweight.predict import Target
+from megatron_tokscale.reweight.watched import TokensByTime, WatchedDocuments, read_watched
+from megatron_tokscale.store import Run
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The watched documents of a dataset, and what is measured of them.
+
+    Attributes:
+        document_W: index in the dataset's .idx, ascending.
+        tokens_W: watched tokens behind the scores.
+        fitted: their scores by fitted sigmoids; None if the run is not fitted.
+        differences: their falls and target scores, by the name of the score.
+    """
+
+    document_W: Integers
+    tokens_W: Floats
+    fitted: WatchedDocuments | None
+    differences: Mapping[str, Halves]
+
+    def targets(self) -> dict[str, Target]:
+        """Return the scores to fit a prediction to."""
+        falls = {
+            name: Target(halves.mean_W, halves.count_W) for name, halves in self.differences.items()
+        }
+        return (self.fitted.targets() if self.fitted else {}) | falls
+
+
+def pairs_of(
+    run: Run, tuned: Run | None, is_fitted: bool, tell: Callable[[str], None]
+) -> dict[str, Pair]:
+    """Return the two losses of the fall and of the target score, where they can be measured.
+
+    Raises:
+        TokscaleError: neither can be, and the run is not fitted; or `tuned` watched other tokens.
+    """
+    pairs = {}
+    if tuned is not None:
+        _check_tuned(run, tuned)
+        before = Measurement(run, int(run.step_K[-1]))
+        pairs["target"] = Pair(before, Measurement(tuned, int(tuned.step_K[-1])))
+    try:
+        early, late = fall_steps(run)
+    except TokscaleError as error:
+        if not pairs and not is_fitted:
+            raise
+        tell(f"{error}; the scores have no falls")
+    else:
+        pairs["fall"] = Pair(Measurement(run, early), Measurement(run, late))
+    return pairs
+
+
+def _check_tuned(run: Run, tuned: Run) -> None:
+    """Refuse a tuned run that did not watch the same tokens.
+
+    Raises:
+        TokscaleError: naming what differs.
+    """
+    if tuned.probe_set.fingerprint == run.probe_set.fingerprint:
+        return
+    if tuned.probe_set.vocab_size != run.probe_set.vocab_size:
+        raise TokscaleError(
+            f"{tuned.path} watches tokens of a vocabulary of {tuned.probe_set.vocab_size}, "
+            f"{run.path} of {run.probe_set.vocab_size}: another tokenizer; expected one tokenizer "
+            "and one probe set; tune the run on text from its own tokenizer"
+        )
+    raise TokscaleError(
+        f"{tuned.path} watches probe set {tuned.probe_set.fingerprint}, {run.path} "
+        f"{run.probe_set.fingerprint}; expected one probe set for both; replay both on it, with "
+        "--tokscale-replay"
+    )
+
+
+def measure(
+    portions: Sequence[Portion],
+    datasets: Sequence[int | None],
+    source: FittedRun | None,
+    tokens_by_time: TokensByTime | None,
+    pairs: Mapping[str, Pair],
+    min_tokens: int,
+) -> list[Measured]:
+    """Return the watched documents of each dataset that are in its part and have enough tokens."""
+    fits: list[WatchedDocuments] | None = None
+    if source is not None and tokens_by_time is not None:
+        fits = read_watched(source, tokens_by_time, datasets)
+    halves = {name: read_halves(*pair, datasets) for name, pair in pairs.items()}
+    measured = []
+    for d, portion in enumerate(portions):
+        # All rows are of the same documents: those of the probe set.
+        fitted = None if fits is None else fits[d]
+        differences = {name: each[d] for name, each in halves.items()}
+        counts = [one.count_W for one in differences.values()]
+        counts = ([] if fitted is None else [fitted.tokens_W]) + counts
+        document_W = next(iter(differences.values())).document_W if differences else None
+        document_W = fitted.document_W if fitted is not None else document_W
+        assert document_W is not None
+        chosen_W = (document_W >= portion.sequences.start) & (document_W < portion.sequences.stop)
+        chosen_W &= np.min(counts, axis=0) >= min_tokens
+        measured.append(
+            Measured(
+                document_W[chosen_W],
+                counts[0][chosen_W],
+                None if fitted is None else fitted.rows(chosen_W),
+                {name: one.rows(chosen_W) for name, one in differences.items()},
+            )
+        )
+    return measured
