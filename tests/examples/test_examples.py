@@ -218,7 +218,7 @@ def test_every_verb_of_the_demos_axes_is_parsed(monkeypatch, tmp_path):
     commands = []
     monkeypatch.setattr(example, "tokscale", lambda *words: commands.append([*map(str, words)]))
     example.analyse(tmp_path)
-    assert [words[0] for words in commands] == [*["fit"] * 7, *["spectrum"] * 3, "laws", "report"]
+    assert [words[0] for words in commands] == [*["fit"] * 7, *["spectrum"] * 4, "laws", "report"]
     for words in commands:
         make_parser().parse_args(words)
     sys.modules.pop("demo_axes")
