@@ -29,10 +29,10 @@ class PlannedDataset(Dataset[dict[str, object]]):
 
     Args:
         plan: the plan.
-        datasets: the plan's datasets, in the plan's order, each built at one epoch; None for one
-            that is not drawn from.
+        datasets: the dataset of each of the plan's packings, built at one epoch; None for one that
+            is not drawn from.
         index: the plan's index.
-        strata: the samples of each stratum; None takes every dataset for one stratum.
+        strata: the samples of each stratum; None takes every packing for one stratum.
         offset: number in the plan of sample 0 of the dataset.
         consumed: samples of the plan that are drawn already.
         split: the split, which Megatron's samplers read to tell training from validation.
@@ -54,16 +54,16 @@ class PlannedDataset(Dataset[dict[str, object]]):
         split: object = None,
         index_split: object = None,
     ) -> None:
-        if len(datasets) != len(plan.datasets):
+        if len(datasets) != len(plan.packings):
             raise TokscaleError(
-                f"the plan is for {len(plan.datasets)} datasets, the job has {len(datasets)}; "
+                f"the plan is for {len(plan.packings)} datasets, the job has {len(datasets)}; "
                 "expected the same; make a plan for this job's data"
             )
-        sizes_D = [0 if dataset is None else len(dataset) for dataset in datasets]
+        sizes_J = [0 if dataset is None else len(dataset) for dataset in datasets]
         self.plan = plan
         self.datasets = list(datasets)
         self.index = index
-        self.strata = strata or Strata(plan, sizes_D, [None] * len(datasets))
+        self.strata = strata or Strata(plan, sizes_J, [None] * len(datasets))
         self.offset = offset
         self.split = split
         self.index_split = index_split
@@ -74,7 +74,7 @@ class PlannedDataset(Dataset[dict[str, object]]):
         return len(self.index) - self.offset
 
     def locate(self, k: int) -> tuple[int, int, int]:
-        """Return the stratum and the epoch of sample k, and its number in its dataset.
+        """Return the stratum and the epoch of sample k, and its number in its packing.
 
         Raises:
             IndexError: k is not in range(len(self)).
@@ -93,7 +93,7 @@ class PlannedDataset(Dataset[dict[str, object]]):
     def __getitem__(self, k: int) -> dict[str, object]:
         """Return sample k and its dataset's number in the plan, as BlendedDataset does."""
         stratum, draw = self._draw(k)
-        dataset_id, _, number = self.strata.locate(stratum, draw)
-        dataset = self.datasets[dataset_id]
+        packing, _, number = self.strata.locate(stratum, draw)
+        dataset = self.datasets[packing]
         assert dataset is not None, "Strata.check refuses to draw from a missing dataset"
         return {"dataset_id": self.plan.dataset_Z[stratum], **dataset[number]}

@@ -40,27 +40,29 @@ _KIND: Final = "tokscale-replans"
 def with_decisions(plan: Plan, decisions: Sequence[Decision]) -> Plan:
     """Return the plan under decisions, in the order in which they were made.
 
-    From its start on a decision's weights hold for the datasets, also in later stages of the plan;
-    the plan's weights within the datasets stay.
+    From its start on a decision's weights hold, also in later stages of the plan. A decision
+    without weights within the datasets leaves those that hold.
 
     Raises:
         TokscaleError: a decision does not fit the plan.
     """
     for decision in decisions:
         before = [stage for stage in plan.stages if stage.start < decision.start]
-        at = Stage(decision.start, decision.weights, before[-1].within)
-        later = [
-            replace(stage, weights=decision.weights)
-            for stage in plan.stages
-            if stage.start >= decision.start
-        ]
-        first = [] if later and later[0].start == decision.start else [at]
+        after = [stage for stage in plan.stages if stage.start >= decision.start]
+        if not after or after[0].start > decision.start:
+            after = [replace(before[-1], start=decision.start), *after]
         plan = replace(
             plan,
-            stages=(*before, *first, *later),
+            stages=(*before, *(_decided(stage, decision) for stage in after)),
             decisions=(*plan.decisions, decision),
         )
     return plan
+
+
+def _decided(stage: Stage, decision: Decision) -> Stage:
+    """Return a stage with the weights of a decision."""
+    within = stage.within if decision.within is None else decision.within
+    return replace(stage, weights=decision.weights, within=within)
 
 
 def save_run_plan(plan: Plan, decisions: Sequence[Decision], run: Path) -> None:

@@ -2,7 +2,7 @@
 
 `data/plan_parts.py` has its parts, `data/plan_checks.py` the checks that they fit together.
 
-Shapes: D datasets, Z strata.
+Shapes: D datasets, Z strata, J packings.
 """
 
 import hashlib
@@ -34,6 +34,7 @@ from megatron_tokscale.data.plan_parts import (
     Cut,
     DatasetIdentity,
     Decision,
+    Packing,
     PlanProvenance,
     Replanning,
     Segment,
@@ -112,13 +113,40 @@ class Plan:
         first, last = np.searchsorted(self.dataset_Z, [dataset, dataset + 1])
         return range(int(first), int(last))
 
+    @cached_property
+    def packings(self) -> tuple[Packing, ...]:
+        """The sets of documents that are packed into samples together, in the order of the plan.
+
+        In a plan without strata of documents they are the datasets.
+        """
+        found: list[Packing] = []
+        for dataset, cut in enumerate(self.cuts):
+            strata = self.strata_of(dataset)
+            if cut is not None and cut.unit == "documents":
+                found += [Packing(dataset, range(z, z + 1), is_stratum=True) for z in strata]
+            else:
+                found.append(Packing(dataset, strata))
+        return tuple(found)
+
     def sizes_Z(self, sizes_D: Sequence[int] | Integers) -> Integers:
-        """Return the samples of each stratum in one epoch from the samples of each dataset."""
+        """Return the samples of each stratum in one epoch from the samples of each dataset.
+
+        Of strata of documents this is an estimate by their shares of the tokens.
+        """
+        sizes = [self._sizes_of(dataset, size) for dataset, size in enumerate(sizes_D)]
+        return np.concatenate(sizes)
+
+    def packed_sizes_Z(self, sizes_J: Sequence[int]) -> Integers:
+        """Return the samples of each stratum in one epoch from the samples of each packing."""
         sizes = [
-            np.diff(np.rint(self.bounds_of(dataset) * size).astype(np.int64))
-            for dataset, size in enumerate(sizes_D)
+            np.array([size]) if packing.is_stratum else self._sizes_of(packing.dataset, size)
+            for packing, size in zip(self.packings, sizes_J, strict=True)
         ]
         return np.concatenate(sizes)
+
+    def _sizes_of(self, dataset: int, size: int) -> Integers:
+        bounds = np.rint(self.bounds_of(dataset) * size).astype(np.int64)
+        return bounds[1:] - bounds[:-1]
 
     def bounds_of(self, dataset: int) -> Floats:
         """Return where a dataset's strata begin and end among its ranked samples, from 0 to 1."""

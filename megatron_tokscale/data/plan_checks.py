@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Final, get_args, get_type_hints
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -17,6 +17,13 @@ MAX_STRATA: Final = 32766
 
 _SHARES_TOLERANCE: Final = 1e-6
 """Shares may be off by this much from summing to one: decimal digits in JSON lose less."""
+
+_ORDERS: Final = {
+    "samples": ("learning-time", "frequency"),
+    "documents": ("learning-time", "frequency", "fall", "target"),
+}
+"""Scores that can divide each unit. A mean of falls over packed documents is of no use: packing
+averages away what the strata are to tell apart."""
 
 
 def check_plan(plan: "Plan") -> None:
@@ -79,7 +86,6 @@ def _check_cuts(plan: "Plan") -> None:
             f"the plan has {len(plan.cuts)} cuts; expected {len(plan.datasets)}, one for each "
             "dataset"
         )
-    orders = get_args(get_type_hints(Cut)["order"])
     for dataset, cut in enumerate(plan.cuts):
         name, n_strata = plan.datasets[dataset].name, len(plan.strata_of(dataset))
         if cut is None and n_strata > 1:
@@ -87,10 +93,53 @@ def _check_cuts(plan: "Plan") -> None:
                 f"the plan has no cut for {name}; expected one that divides it into {n_strata} "
                 "strata"
             )
-        if cut is not None and cut.order not in orders:
+        if cut is not None:
+            _check_cut(plan, cut, name, n_strata)
+
+
+def _check_cut(plan: "Plan", cut: Cut, name: str, n_strata: int) -> None:
+    orders = _ORDERS.get(cut.unit)
+    if orders is None:
+        raise _misfit(
+            f"the plan divides {name} by {cut.unit!r}; expected one of {', '.join(_ORDERS)}"
+        )
+    if cut.order not in orders:
+        raise _misfit(
+            f"the plan ranks {name} by {cut.order!r}; expected one of {', '.join(orders)} for "
+            f"strata of {cut.unit}"
+        )
+    if cut.unit == "samples":
+        if cut.edges or cut.held_out:
             raise _misfit(
-                f"the plan ranks {name} by {cut.order!r}; expected one of {', '.join(orders)}"
+                f"the plan cuts {name} by samples and has {len(cut.edges)} edges of scores and "
+                f"{cut.held_out} documents to hold out; expected these for documents alone"
             )
+        return
+    if len(cut.edges) != n_strata - 1:
+        raise _misfit(
+            f"the plan has {len(cut.edges)} edges of scores for the {n_strata} strata of {name}; "
+            f"expected {n_strata - 1}, one between each stratum and the next"
+        )
+    if not np.isfinite(cut.edges).all() or (np.diff(cut.edges) <= 0).any():
+        raise _misfit(
+            f"the edges of the plan's strata of {name} are {list(cut.edges)}; expected finite "
+            "numbers that ascend"
+        )
+    if cut.held_out < 0:
+        raise _misfit(
+            f"the plan holds {cut.held_out} documents out of each stratum of {name}; expected 0 or "
+            "more"
+        )
+    if cut.unlearned:
+        raise _misfit(
+            f"the plan has a stratum of never-learned documents of {name}; expected one of samples "
+            "alone"
+        )
+    if not plan.documents:
+        raise _misfit(
+            f"the plan divides the documents of {name}, and its training part is not known; "
+            "expected the training part of each dataset"
+        )
 
 
 def _check_documents(plan: "Plan") -> None:

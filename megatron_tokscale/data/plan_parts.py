@@ -57,13 +57,15 @@ def dataset_names(datasets: Sequence[DatasetIdentity]) -> list[str]:
 
 @dataclass(frozen=True)
 class Stratum:
-    """A part of a dataset's samples that has one weight.
+    """A part of a dataset that has one weight.
 
     Attributes:
         name: unique in the plan; it keys the order of the stratum's samples, so that strata added
             or reordered in a later plan leave the others' order as it was.
         dataset: index into the plan's datasets.
-        share: fraction of the dataset's samples; the shares of one dataset sum to one.
+        share: fraction of the dataset's samples; of a stratum of documents, its fraction of the
+            tokens of the dataset's training documents that are not held out. The shares of one
+            dataset sum to one.
     """
 
     name: str
@@ -73,19 +75,53 @@ class Stratum:
 
 @dataclass(frozen=True)
 class Cut:
-    """The rule that ranks a dataset's samples, which its strata then take one after the other.
+    """The rule that divides a dataset into its strata.
+
+    It divides samples, as Megatron packs them from the whole dataset, or documents, before any are
+    packed together. Samples are ranked by their mean score, and the strata take their shares one
+    after the other. Documents are divided by the values in `edges`.
 
     Attributes:
-        scores: fingerprint of the document scores that rank the samples.
-        order: `learning-time`, or, as a control, `frequency`: the mean surprisal of a sample's
-            tokens by their frequency alone.
+        scores: fingerprint of the document scores.
+        order: the score: `learning-time`; `fall` or `target`, for documents alone; or, as a
+            control, `frequency`: the mean surprisal of the tokens by their frequency alone.
         unlearned: whether the last stratum takes the samples most of whose tokens are never
             learned (by frequency: the highest surprisal), before the others are ranked.
+        unit: what is divided.
+        edges: of documents: the least score of every stratum but the first, ascending. A document
+            without a score lies in the first stratum.
+        held_out: of documents: the number of each stratum that the training leaves out, for a
+            probe set to watch; fewer in a stratum that has not twice as many.
     """
 
     scores: str
-    order: Literal["learning-time", "frequency"] = "learning-time"
+    order: Literal["learning-time", "frequency", "fall", "target"] = "learning-time"
     unlearned: bool = False
+    unit: Literal["samples", "documents"] = "samples"
+    edges: tuple[float, ...] = ()
+    held_out: int = 0
+
+    def __post_init__(self) -> None:
+        # A fingerprint differs for 1 and 1.0.
+        object.__setattr__(self, "edges", tuple(float(edge) for edge in self.edges))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Documents that Megatron packs into samples together: one GPT dataset of the job.
+
+    The strata of samples of a dataset share a packing of all its training documents. Every stratum
+    of documents has its own, so that no sample mixes documents of two of them.
+
+    Attributes:
+        dataset: index into the plan's datasets.
+        strata: the strata that draw from it.
+        is_stratum: whether it holds the documents of one stratum alone.
+    """
+
+    dataset: int
+    strata: range
+    is_stratum: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,12 +161,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Decision:
-    """Weights of the datasets, decided while a job trains.
+    """Weights of the datasets, and of the strata within them, decided while a job trains.
 
     Attributes:
         step: the probe step whose losses, and those before it, were used.
         start: consumed samples from which on the weights hold.
         weights: weight of each dataset of the plan.
+        within: weight of each stratum in its dataset; None leaves the plan's own.
 
     Raises:
         ValueError: on construction, if the decision is for the first sample, whose weights are the
@@ -140,6 +177,7 @@ class Decision:
     step: int
     start: int
     weights: tuple[float, ...]
+    within: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.step < 0 or self.start < 1:

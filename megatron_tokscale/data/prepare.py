@@ -4,7 +4,7 @@
 `check_draws` refuses a plan that draws too much from too little, from the sizes alone; `prepare`
 makes the dataset that follows the plan, with the plan's files in a cache.
 
-Shapes: D datasets of the plan.
+Shapes: J packings of the plan.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,12 +35,12 @@ class JobDataset:
 
 @dataclass(frozen=True)
 class PlanPart:
-    """A dataset of a plan, opened.
+    """A packing of a plan, opened.
 
     Attributes:
         dataset: its training samples, each once.
         key: identifies the order of the samples.
-        scores: returns the scores that cut the samples into strata; called for a dataset that is
+        scores: returns the scores that cut the samples into strata; called for a packing that is
             cut, and only when files are built.
     """
 
@@ -68,19 +68,19 @@ def match_job(
     return order
 
 
-def check_draws(plan: Plan, sizes_D: Sequence[int], n_samples: int, consumed: int) -> None:
+def check_draws(plan: Plan, sizes_J: Sequence[int], n_samples: int, consumed: int) -> None:
     """Refuse a plan that draws from an empty stratum, or from a stratum too often.
 
     Args:
         plan: the plan.
-        sizes_D: samples of each dataset; 0 for one that is not drawn from.
+        sizes_J: samples of each packing; 0 for one that is not drawn from.
         n_samples: samples of the whole job, from the first of the plan on.
         consumed: how many of them are drawn already.
 
     Raises:
         TokscaleError: naming the stratum.
     """
-    Strata(plan, sizes_D, [None] * len(sizes_D)).check(plan, n_samples, consumed)
+    Strata(plan, sizes_J, [None] * len(sizes_J)).check(plan, n_samples, consumed)
 
 
 def prepare(
@@ -101,7 +101,7 @@ def prepare(
 
     Args:
         plan: the plan.
-        parts: the plan's datasets, in the order of the plan; None for one that is not drawn from.
+        parts: the plan's packings, in the order of the plan; None for one that is not drawn from.
         n_samples: samples of the dataset.
         cache: folder of the plan's files.
         build: make missing or damaged files. Set on one rank; the others call without it
@@ -119,14 +119,14 @@ def prepare(
         OSError: the cache cannot be written.
     """
     datasets = [None if part is None else part.dataset for part in parts]
-    sizes_D = [0 if dataset is None else len(dataset) for dataset in datasets]
-    check_draws(plan, sizes_D, offset + n_samples, consumed)
+    sizes_J = [0 if dataset is None else len(dataset) for dataset in datasets]
+    check_draws(plan, sizes_J, offset + n_samples, consumed)
     if like is not None:
         strata, index = like.strata, like.index
     else:
         keys = ["" if part is None else part.key for part in parts]
         strata = load_or_build_strata(
-            plan, sizes_D, keys, lambda d: _part(parts, d).scores(), cache, build=build
+            plan, sizes_J, keys, lambda j: _part(parts, j).scores(), cache, build=build
         )
         index = load_or_build_index(plan, offset + n_samples, cache, build=build)
         if shares_index:
@@ -144,7 +144,7 @@ def prepare(
 
 
 def _part(parts: Sequence[PlanPart | None], number: int) -> PlanPart:
-    """Return the part of a dataset that is drawn from."""
+    """Return a packing that is drawn from."""
     part = parts[number]
-    assert part is not None, "only datasets that are drawn from are cut into strata"
+    assert part is not None, "only packings that are drawn from are cut into strata"
     return part

@@ -29,12 +29,13 @@ from megatron_tokscale.corpus.names import match_prefixes
 from megatron_tokscale.store import RunPaths
 
 KIND: Final = "tokscale-data"
+_RECORD: Final = "the run's record"  # its name in messages
 _KINDS_UNTIL: Final = 2  # the last schema version whose records had a "kind" beside their order
 
 
 @dataclass(frozen=True)
 class DatasetRecord:
-    """A GPT dataset of the job; all paths are absolute.
+    """A GPT dataset of the job, or of a packing of its plan; all paths are absolute.
 
     Attributes:
         name: base name of the prefix.
@@ -49,6 +50,7 @@ class DatasetRecord:
         key: Megatron's `unique_description_hash`.
         order: the flags that, with the documents, determine the tokens of a sample; empty if not
             known.
+        stratum: name of the stratum whose documents it holds; empty for a whole training part.
     """
 
     name: str
@@ -60,9 +62,10 @@ class DatasetRecord:
     size: int
     key: str
     order: str = ""
+    stratum: str = ""
 
     @classmethod
-    def from_gpt_dataset(cls, dataset: Any) -> Self:
+    def from_gpt_dataset(cls, dataset: Any, stratum: str = "") -> Self:
         """Return the record of Megatron's GPTDataset `dataset`, whose indices it has saved."""
         kind = type(dataset).__name__
         # Without --data-cache-path a GPTDataset keeps its indices beside its data.
@@ -75,7 +78,15 @@ class DatasetRecord:
             len(dataset),
         )
         config = dataset.config
-        return replace(record, order=cls.order_of(config.random_seed, config.split))
+        order = cls.order_of(config.random_seed, config.split)
+        return replace(record, order=order, stratum=stratum)
+
+    @classmethod
+    def of_job(cls, dataset: Any) -> Self:
+        """Return the record of a job's GPTDataset `dataset`, before the plan's own indices."""
+        config = dataset.config
+        order = cls.order_of(config.random_seed, config.split)
+        return replace(cls.unused(dataset.dataset_path), order=order)
 
     @staticmethod
     def order_of(seed: int, split: str | None) -> str:
@@ -107,10 +118,10 @@ class DatasetRecord:
         )
 
     @classmethod
-    def unused(cls, prefix: str) -> Self:
+    def unused(cls, prefix: str, stratum: str = "") -> Self:
         """Return the record of a dataset of a plan that is not drawn from."""
         whole = str(Path(prefix).absolute())
-        return cls(Path(prefix).name, whole, None, None, None, 1, 0, "")
+        return cls(Path(prefix).name, whole, None, None, None, 1, 0, "", stratum=stratum)
 
 
 @dataclass(frozen=True)
@@ -152,7 +163,7 @@ class PlanRecord:
         cache_dir: folder of the plan's index.
         fingerprint: fingerprint of the plan.
         n_samples: samples that the index is built for, counted from the first of the plan.
-        strata: of each dataset the file that ranks its samples; None for one that is not cut.
+        strata: of each packing the file that ranks its samples; None for one of a single stratum.
     """
 
     cache_dir: str
@@ -180,7 +191,8 @@ class DataRecord:
     """The training data of a job from a sample on.
 
     Attributes:
-        datasets: in the order of the plan, or of the blend; empty for an unknown order.
+        datasets: of a plan its packings, else the datasets of the blend; in that order, and empty
+            for an unknown order.
         order: the plan or blend that draws from them; None for a job on one dataset, which reads
             it as it is.
         start: consumed samples from which on the record holds.
@@ -227,7 +239,9 @@ def check_order(path: Path, datasets: Sequence[DatasetRecord]) -> None:
         TokscaleError: naming the dataset and the two orders.
     """
     known = load_records(path)[-1].datasets if is_there(path) else ()
-    for row, past in zip(datasets, _earlier_rows(datasets, known), strict=True):
+    prefixes = [row.prefix for row in known]
+    places = match_prefixes([row.prefix for row in datasets], prefixes, _RECORD)
+    for row, past in zip(datasets, places, strict=True):
         before = known[past].order if past is not None else ""
         if before and row.order and before != row.order:
             raise TokscaleError(
@@ -301,7 +315,21 @@ def _with_past(before: DataRecord, record: DataRecord) -> DataRecord:
 def _earlier_rows(
     datasets: Sequence[DatasetRecord], known: Sequence[DatasetRecord]
 ) -> list[int | None]:
-    """Return the place of each dataset in an earlier record, found by its prefix."""
-    return match_prefixes(
-        [row.prefix for row in datasets], [row.prefix for row in known], "the run's record"
-    )
+    """Return the place of each dataset in an earlier record, found by its stratum and prefix."""
+    places: list[int | None] = [None] * len(datasets)
+    own, theirs = (_by_stratum(rows) for rows in (datasets, known))
+    for stratum, wanted in own.items():
+        among = theirs.get(stratum, [])
+        found = match_prefixes(
+            [datasets[i].prefix for i in wanted], [known[i].prefix for i in among], _RECORD
+        )
+        for i, place in zip(wanted, found, strict=True):
+            places[i] = None if place is None else among[place]
+    return places
+
+
+def _by_stratum(rows: Sequence[DatasetRecord]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(row.stratum, []).append(i)
+    return places

@@ -1,6 +1,6 @@
 """The samples that each stratum of a plan holds in a job, and the order in which they are drawn.
 
-Shapes: D datasets, Z strata, N samples of a dataset.
+Shapes: J packings, Z strata, N samples of a packing.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ class Strata:
 
     Args:
         plan: the plan; its stages are not used.
-        sizes_D: samples of each dataset in one epoch.
-        ranked_D: the samples of each dataset, stratum by stratum; None for one that has a single
-            stratum, which is in the order of the dataset.
+        sizes_J: samples of each packing in one epoch.
+        ranked_J: the samples of each packing, stratum by stratum; None for one that has a single
+            stratum, which is in the order of the packing.
         files: paths that the ranked samples are mapped from. Mapped strata are pickled as their
             paths, so that spawned data loader workers map them too.
     """
@@ -43,49 +43,54 @@ class Strata:
     def __init__(
         self,
         plan: Plan,
-        sizes_D: Sequence[int],
-        ranked_D: Sequence[Integers32 | None],
+        sizes_J: Sequence[int],
+        ranked_J: Sequence[Integers32 | None],
         files: Sequence[Path | None] | None = None,
     ) -> None:
-        self.plan, self.sizes_D = plan, tuple(sizes_D)
-        self.ranked_D, self.files = tuple(ranked_D), files
-        self.size_Z = plan.sizes_Z(self.sizes_D)
-        first_Z = np.cumsum(self.size_Z) - self.size_Z
-        first_Z -= first_Z[[plan.strata_of(int(d)).start for d in plan.dataset_Z]]
-        keys = [stratum_key(plan.seed, stratum.name) for stratum in plan.strata]
-        self._rows = list(
-            zip(plan.dataset_Z.tolist(), first_Z.tolist(), self.size_Z.tolist(), keys, strict=True)
-        )
+        self.plan, self.sizes_J = plan, tuple(sizes_J)
+        self.ranked_J, self.files = tuple(ranked_J), files
+        self.size_Z = plan.packed_sizes_Z(self.sizes_J)
+        before_Z = np.cumsum(self.size_Z) - self.size_Z
+        self._rows = [
+            (
+                j,
+                int(before_Z[z] - before_Z[packing.strata.start]),
+                int(self.size_Z[z]),
+                stratum_key(plan.seed, plan.strata[z].name),
+            )
+            for j, packing in enumerate(plan.packings)
+            for z in packing.strata
+        ]
 
     def __reduce__(self) -> tuple[object, ...]:
         if self.files is not None:
-            return map_strata, (self.plan, self.sizes_D, self.files)
-        return Strata, (self.plan, self.sizes_D, self.ranked_D)
+            return map_strata, (self.plan, self.sizes_J, self.files)
+        return Strata, (self.plan, self.sizes_J, self.ranked_J)
 
     def locate(self, stratum: int, draw: int) -> tuple[int, int, int]:
-        """Return dataset and epoch of a stratum's draw, and its sample's number in the dataset."""
-        dataset, first, size, key = self._rows[stratum]
+        """Return packing and epoch of a stratum's draw, and its sample's number in the packing."""
+        packing, first, size, key = self._rows[stratum]
         epoch, position = divmod(draw, size)
         number = first + epoch_permutation(size, key, epoch).image(position)
-        ranked = self.ranked_D[dataset]
-        return dataset, epoch, number if ranked is None else ranked.item(number)
+        ranked = self.ranked_J[packing]
+        return packing, epoch, number if ranked is None else ranked.item(number)
 
     def locate_many(self, stratum: int, draw_N: Integers) -> tuple[Integers, Integers]:
         """Return epochs and sample numbers of a stratum's draws: `locate` of each, vectorised."""
-        dataset, first, size, key = self._rows[stratum]
+        packing, first, size, key = self._rows[stratum]
         epoch_N, position_N = np.divmod(draw_N, size)
         number_N = np.empty_like(position_N)
         for epoch in np.unique(epoch_N).tolist():
             in_epoch = epoch_N == epoch
             number_N[in_epoch] = epoch_permutation(size, key, epoch).many(position_N[in_epoch])
-        ranked = self.ranked_D[dataset]
+        ranked = self.ranked_J[packing]
         number_N += first
         return epoch_N, number_N if ranked is None else ranked[number_N].astype(np.int64)
 
     def numbers(self, stratum: int) -> NDArray[np.integer]:
-        """Return a stratum's samples by their numbers in the dataset."""
-        dataset, first, size, _ = self._rows[stratum]
-        ranked = self.ranked_D[dataset]
+        """Return a stratum's samples by their numbers in the packing."""
+        packing, first, size, _ = self._rows[stratum]
+        ranked = self.ranked_J[packing]
         return np.arange(first, first + size) if ranked is None else ranked[first : first + size]
 
     def check(self, plan: Plan, n_samples: int, consumed: int = 0) -> None:
@@ -104,11 +109,7 @@ class Strata:
         draws_Z[draws_Z == plan.target_Z(min(consumed, n_samples))] = 0.0
         empty_Z = (draws_Z > 0) & (self.size_Z == 0)
         if empty_Z.any():
-            raise TokscaleError(
-                f"stratum {plan.strata[int(np.argmax(empty_Z))].name!r} of the plan has no "
-                "training samples; expected some, as it has weight; give it weight 0 or check "
-                "--split"
-            )
+            raise _empty(plan, int(np.argmax(empty_Z)))
         if plan.max_epochs is None:
             return
         surplus_Z = draws_Z - plan.max_epochs * self.size_Z
@@ -121,6 +122,19 @@ class Strata:
                 f"{epochs_Z[worst]:.3g} epochs in {n_samples} samples; expected at most "
                 f"{plan.max_epochs:g}; lower its weight or make a plan with a higher limit"
             )
+
+
+def _empty(plan: Plan, z: int) -> TokscaleError:
+    """Return the error on a stratum that has weight and no samples."""
+    stratum = plan.strata[z]
+    cut = plan.cuts[stratum.dataset]
+    missing, remedy = "no training samples; expected some", "give it weight 0 or check --split"
+    if cut is not None and cut.unit == "documents":
+        missing = f"no {plan.seq_length} training tokens for a sample; expected enough"
+        remedy = "make the plan with fewer quantiles, or give the stratum weight 0"
+    return TokscaleError(
+        f"stratum {stratum.name!r} of the plan has {missing}, as it has weight; {remedy}"
+    )
 
 
 def rank_samples(plan: Plan, dataset: int, size: int, scores: SampleScores) -> Integers32:
@@ -142,7 +156,7 @@ def rank_samples(plan: Plan, dataset: int, size: int, scores: SampleScores) -> I
 
 def load_or_build_strata(
     plan: Plan,
-    sizes_D: Sequence[int],
+    sizes_J: Sequence[int],
     data_keys: Sequence[str],
     scores_of: Callable[[int], SampleScores],
     cache_dir: Path,
@@ -153,10 +167,10 @@ def load_or_build_strata(
 
     Args:
         plan: the plan.
-        sizes_D: samples of each dataset in one epoch.
-        data_keys: for each dataset a key of the order of its samples.
-        scores_of: returns the scores of the samples of a dataset, by its number in the plan; called
-            only for datasets that are cut, and only when files are built.
+        sizes_J: samples of each packing in one epoch.
+        data_keys: for each packing a key of the order of its samples.
+        scores_of: returns the scores of the samples of a packing, by its number in the plan; called
+            only for packings that are cut into strata, and only when files are built.
         cache_dir: folder of the files.
         build: set on one rank; the others call without it afterwards.
 
@@ -165,29 +179,30 @@ def load_or_build_strata(
         OSError: the directory cannot be written.
     """
     files: list[Path | None] = []
-    for dataset, (cut, size, data_key) in enumerate(
-        zip(plan.cuts, sizes_D, data_keys, strict=True)
+    for number, (packing, size, data_key) in enumerate(
+        zip(plan.packings, sizes_J, data_keys, strict=True)
     ):
-        if cut is None or not size:
+        dataset, cut = packing.dataset, plan.cuts[packing.dataset]
+        if cut is None or packing.is_stratum or not size:
             files.append(None)
             continue
         content = [ORDER_VERSION, asdict(cut), plan.bounds_of(dataset).tolist()]
         key = hashlib.sha256(json.dumps([*content, size, data_key]).encode()).hexdigest()[:16]
         file = cache_dir / f"tokscale-{key}-ranked.npy"
         if build and not is_right(file):
-            write_array(file, rank_samples(plan, dataset, size, scores_of(dataset)))
+            write_array(file, rank_samples(plan, dataset, size, scores_of(number)))
         files.append(file)
-    return map_strata(plan, sizes_D, files)
+    return map_strata(plan, sizes_J, files)
 
 
-def map_strata(plan: Plan, sizes_D: Sequence[int], files: Sequence[Path | None]) -> Strata:
-    """Map the strata from the files of each dataset; None for one that is not cut.
+def map_strata(plan: Plan, sizes_J: Sequence[int], files: Sequence[Path | None]) -> Strata:
+    """Map the strata from the files of each packing; None for one that is not cut into strata.
 
     Raises:
         TokscaleError: a file is missing or damaged.
     """
-    ranked_D = [
+    ranked_J = [
         None if file is None else cast(Integers32, map_array(file, (size,), np.int32))
-        for file, size in zip(files, sizes_D, strict=True)
+        for file, size in zip(files, sizes_J, strict=True)
     ]
-    return Strata(plan, sizes_D, ranked_D, files)
+    return Strata(plan, sizes_J, ranked_J, files)

@@ -1,19 +1,27 @@
 """The doctor's checks of a job's data plan, a function for each finding.
 
-Shapes: D datasets of the plan.
+Shapes: J packings of the plan.
 """
 
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from megatron_tokscale.core.arrays import Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import is_there
 from megatron_tokscale.core.writable import unwritable
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.source import DEFAULT_SPLIT, DataSource
 from megatron_tokscale.data import Plan, match_datasets, with_decisions
+from megatron_tokscale.data.document_strata import (
+    documents_of_packings,
+    documents_of_strata,
+    load_documents,
+    packing_sizes,
+)
 from megatron_tokscale.data.history import resume
 from megatron_tokscale.data.match import check_documents
 from megatron_tokscale.data.prepare import check_draws
@@ -147,7 +155,8 @@ def _check_data(
     chosen = [None if place is None else portions[place] for place in order]
     _check_scores(followed.plan, chosen, plan, settings, findings)
     _check_cache(settings.plan_cache, findings)
-    _check_epochs(followed, chosen, args, findings, n_refused)
+    if (sizes := _packed_sizes(followed.plan, chosen, plan, settings, findings)) is not None:
+        _check_epochs(followed, sizes, args, findings, n_refused)
 
 
 def _check_scores(
@@ -160,10 +169,11 @@ def _check_scores(
     """Look for the document scores that cut the datasets into strata."""
     cache = settings.plan_cache
     for number, portion in enumerate(chosen):
-        if portion is None or followed.cuts[number] is None:
+        if portion is None or (cut := followed.cuts[number]) is None:
             continue
         error = _scores_error(followed, number, portion, plan)
-        if error and any(cache.glob("tokscale-*-ranked.npy")):
+        unit = "documents" if cut.unit == "documents" else "ranked"
+        if error and any(cache.glob(f"tokscale-*-{unit}.npy")):
             findings.unchecked.append(f"whether the strata are in {cache} already; else: {error}")
         elif error:
             findings.refused.append(" ".join(error.split()))
@@ -177,6 +187,35 @@ def _scores_error(
     return error_of(lambda: scores_of_plan(followed, number, prefix, documents, plan.scores_dir))
 
 
+def _packed_sizes(
+    followed: Plan,
+    chosen: Sequence[Portion | None],
+    plan: JobPlanSettings,
+    settings: JobSettings,
+    findings: Findings,
+) -> list[int] | None:
+    """Return the samples of each packing of a plan; None where the documents are not known."""
+
+    def divided(number: int) -> list[Integers32]:
+        portion = chosen[number]
+        assert portion is not None, "only datasets that are drawn from are divided"
+        prefix, part = portion.tokens.prefix, portion.sequences
+        lengths, bounds = portion.tokens.lengths, (part.start, part.stop)
+        with suppress(TokscaleError):  # no job has made the files yet
+            return load_documents(followed, number, bounds, settings.plan_cache)
+        scores = scores_of_plan(followed, number, prefix, part, plan.scores_dir)
+        return documents_of_strata(followed, number, scores, bounds, lengths)
+
+    parts = [None if row is None else (row.sequences.start, row.sequences.stop) for row in chosen]
+    try:
+        documents = documents_of_packings(followed, parts, divided)
+    except TokscaleError as error:
+        findings.unchecked.append(f"how often each stratum of documents is repeated: {error}")
+        return None
+    lengths = [None if row is None else row.tokens.lengths for row in chosen]
+    return packing_sizes(followed, lengths, documents)
+
+
 def _check_cache(cache: Path, findings: Findings) -> None:
     """Note whether the plan's files can be made."""
     if reason := unwritable(cache, "a"):
@@ -188,7 +227,7 @@ def _check_cache(cache: Path, findings: Findings) -> None:
 
 def _check_epochs(
     followed: _Followed,
-    chosen: Sequence[Portion | None],
+    sizes_J: Sequence[int],
     args: Namespace,
     findings: Findings,
     n_refused: int,
@@ -197,7 +236,7 @@ def _check_epochs(
 
     Args:
         followed: the plan.
-        chosen: the plan's datasets; None for one that is not drawn from.
+        sizes_J: samples of each packing of the plan; 0 for one that is not drawn from.
         args: Megatron's arguments.
         findings: takes the finding.
         n_refused: refusals before the checks of the data.
@@ -210,10 +249,7 @@ def _check_epochs(
         )
         return
     plan = followed.plan
-    sizes_D = [
-        0 if part is None else max(part.n_tokens - 1, 0) // plan.seq_length for part in chosen
-    ]
-    findings.attempt(lambda: check_draws(plan, sizes_D, n_samples, followed.consumed))
+    findings.attempt(lambda: check_draws(plan, sizes_J, n_samples, followed.consumed))
     if len(findings.refused) == n_refused:
         findings.passed.append(
             f"the job's datasets are those of the plan, and {n_samples} samples repeat no stratum "

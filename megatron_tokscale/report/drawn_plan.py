@@ -140,7 +140,7 @@ def read_plan(run: Run) -> DrawnPlan | None:
     record, start, stop = _span(records, max(consumed, default=0))
     edge_W1 = window_edges(start, min((n for n in consumed if n > start), default=stop), stop)
     base_D, base_from = _base(plan)
-    sizes, size_from = _sizes(plan, record)
+    size_Z, size_from = _sizes(plan, record)
     return DrawnPlan(
         plan,
         given.fingerprint,
@@ -149,7 +149,7 @@ def read_plan(run: Run) -> DrawnPlan | None:
         np.diff([plan.target_Z(edge) for edge in edge_W1.tolist()], axis=0),
         base_D,
         base_from,
-        plan.sizes_Z(sizes),
+        size_Z,
         size_from,
         _colours(plan, run.probe_set),
     )
@@ -207,14 +207,15 @@ def _base(plan: Plan) -> tuple[Floats, Literal["plan", "stage"]]:
 
 def _sizes(
     plan: Plan, record: DataRecord | None
-) -> tuple[list[int], Literal["job", "plan", "tokens"]]:
-    """Return the samples in one epoch of each dataset, and their source."""
-    names = [dataset.name for dataset in plan.datasets]
-    if record is not None and [dataset.name for dataset in record.datasets] == names:
-        return [dataset.size for dataset in record.datasets], "job"
+) -> tuple[Integers, Literal["job", "plan", "tokens"]]:
+    """Return the samples in one epoch of each stratum, and their source."""
+    names = [plan.datasets[packing.dataset].name for packing in plan.packings]
+    if record is not None and [packing.name for packing in record.datasets] == names:
+        return plan.packed_sizes_Z([packing.size for packing in record.datasets]), "job"
     if samples := plan.replanning.epoch_samples:
-        return list(samples), "plan"
-    return [dataset.n_tokens // plan.seq_length for dataset in plan.datasets], "tokens"
+        return plan.sizes_Z(samples), "plan"
+    sizes = [dataset.n_tokens // plan.seq_length for dataset in plan.datasets]
+    return plan.sizes_Z(sizes), "tokens"
 
 
 def _colours(plan: Plan, probe_set: ProbeSet) -> tuple[int, ...]:

@@ -25,8 +25,8 @@ class SampleOrigin(NamedTuple):
     """The place that a sample comes from.
 
     Attributes:
-        dataset: number of the dataset.
-        number: number of the sample in the dataset.
+        dataset: number of the dataset in the job's record; under a plan, of the packing.
+        number: number of the sample in it.
         stratum: name of its stratum; None without a plan.
         epoch: epochs of the stratum before this one; None without a plan.
     """
@@ -120,12 +120,12 @@ class BlendOrder:
 class PlanOrder:
     """The dataset that follows a plan."""
 
-    def __init__(self, plan: Plan, record: PlanRecord, sizes_D: Sequence[int]) -> None:
+    def __init__(self, plan: Plan, record: PlanRecord, sizes_J: Sequence[int]) -> None:
         self.plan = plan
         # The index of a plan that changed while the job trained is in no file.
         self.index = load_or_compute_index(plan, record.n_samples, Path(record.cache_dir))
         files = [None if file is None else Path(file) for file in record.strata]
-        self.strata = map_strata(plan, sizes_D, files)
+        self.strata = map_strata(plan, sizes_J, files)
         for path in files:
             if path is not None:
                 check_array(path)
@@ -136,14 +136,14 @@ class PlanOrder:
     def origin(self, i: int) -> SampleOrigin:
         """Return the origin of sample i of the plan."""
         stratum = int(self.index.stratum_N[i])
-        dataset, epoch, number = self.strata.locate(stratum, int(self.index.draw_N[i]))
-        return SampleOrigin(dataset, number, self.plan.strata[stratum].name, epoch)
+        packing, epoch, number = self.strata.locate(stratum, int(self.index.draw_N[i]))
+        return SampleOrigin(packing, number, self.plan.strata[stratum].name, epoch)
 
     def find(self, dataset: int, numbers: Integers, start: int, stop: int) -> Integers:
         """Return the samples from `start` to `stop` that are any of `numbers` of a dataset."""
         strata = [
             stratum
-            for stratum in self.plan.strata_of(dataset)
+            for stratum in self.plan.packings[dataset].strata
             if np.isin(numbers, self.strata.numbers(stratum)).any()
         ]
         found = [np.empty(0, np.int64)]
@@ -159,7 +159,7 @@ class PlanOrder:
         found = [np.empty(0, np.int64)]
         for block in blocks(start, stop):
             stratum_N, draw_N = self.index.stratum_N[block], self.index.draw_N[block]
-            for stratum in self.plan.strata_of(dataset):
+            for stratum in self.plan.packings[dataset].strata:
                 _, number_N = self.strata.locate_many(stratum, draw_N[stratum_N == stratum])
                 found.append(number_N)
         return np.concatenate(found)

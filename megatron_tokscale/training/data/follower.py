@@ -12,11 +12,12 @@ from megatron.core.datasets.gpt_dataset import GPTDataset
 from megatron.training import print_rank_0
 
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.data import Decision, Plan
+from megatron_tokscale.data import Decision, DocumentScores, Plan
 from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.data.history import resume, save_decisions, save_run_plan
 from megatron_tokscale.data.index import extend_index
-from megatron_tokscale.data.prepare import PlanPart, match_job, prepare
+from megatron_tokscale.data.plan_parts import Packing
+from megatron_tokscale.data.prepare import PlanPart, check_draws, match_job, prepare
 from megatron_tokscale.data.record import DatasetRecord, check_order, record_path
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.store import RunPaths
@@ -27,11 +28,16 @@ from megatron_tokscale.training.data.agreement import (
     refuse_edits,
 )
 from megatron_tokscale.training.data.megatron_datasets import (
+    documents_of,
     gpt_datasets,
     job_dataset,
-    one_epoch,
     phase_start,
     sample_index,
+)
+from megatron_tokscale.training.data.packings import (
+    open_packings,
+    packed_documents,
+    packed_sizes,
 )
 from megatron_tokscale.training.data.records import record_plan
 from megatron_tokscale.training.events import BuiltDatasets, JobPart, TrainingState
@@ -171,33 +177,37 @@ class Follower(JobPart):
         found, consumed = gpt_datasets(train), state.consumed_samples
         headers = [job_dataset(each) for each in found]
         order = match_job(self.plan, headers, int(state.args.seq_length), consumed)
-        # Open them at one epoch. Megatron's indices of that epoch are beside the plan's files.
-        cache = self._cache if self._is_moved else None
-        datasets = [
-            None if place is None else one_epoch(found[place], cache, build=build)
-            for place in order
-        ]
-        # Refuse another order of the consumed samples, before any file of the plan is written.
+        chosen = [None if place is None else found[place] for place in order]
+        # Refuse another order of the consumed samples, before any file is written.
+        if build and consumed:
+            check_order(record_path(self._run), [DatasetRecord.of_job(each) for each in found])
+        # Find the documents of strata of documents; refuse a plan that draws too much from them.
+        documents = packed_documents(
+            self.plan, chosen, lambda d: self._scores(d, chosen[d]), self._cache, build=build
+        )
+        offset = phase_start(state.args)
+        if build:
+            sizes = packed_sizes(self.plan, chosen, documents)
+            check_draws(self.plan, sizes, offset + n_samples, consumed)
+        # Open the packings at one epoch. Megatron's indices of that epoch are in the cache too.
+        moved = self._cache if self._is_moved else None
+        packed = open_packings(self.plan, chosen, documents, self._cache, moved, build=build)
         if build:
             self._records = [
-                DatasetRecord.unused(row.path)
-                if dataset is None
-                else DatasetRecord.from_gpt_dataset(dataset)
-                for row, dataset in zip(self.plan.datasets, datasets, strict=True)
+                self._record_of(packing, dataset)
+                for packing, dataset in zip(self.plan.packings, packed, strict=True)
             ]
-            if consumed:
-                check_order(record_path(self._run), self._records)
         self.planned = prepare(
             self.plan,
             [
-                None if dataset is None else self._part(number, dataset)
-                for number, dataset in enumerate(datasets)
+                None if dataset is None else self._part(packing.dataset, dataset)
+                for packing, dataset in zip(self.plan.packings, packed, strict=True)
             ],
             n_samples,
             self._cache,
             build=build,
             consumed=consumed,
-            offset=phase_start(state.args),
+            offset=offset,
             shares_index=self._settings.replan_interval is not None,
             like=self.planned,
             split=getattr(train, "split", None),
@@ -205,22 +215,33 @@ class Follower(JobPart):
         )
         return self.planned
 
+    def _record_of(self, packing: Packing, dataset: GPTDataset | None) -> DatasetRecord:
+        stratum = self.plan.strata[packing.strata.start].name if packing.is_stratum else ""
+        if dataset is None:
+            return DatasetRecord.unused(self.plan.datasets[packing.dataset].path, stratum)
+        return DatasetRecord.from_gpt_dataset(dataset, stratum)
+
     def _part(self, number: int, dataset: GPTDataset) -> PlanPart:
         return PlanPart(
             dataset, dataset.unique_description_hash, lambda: self._sample_scores(number, dataset)
         )
 
     def _sample_scores(self, number: int, dataset: GPTDataset) -> SampleScores:
-        """Return the scores of a dataset's samples, from the file beside its data.
+        """Return the scores of a dataset's samples."""
+        scores = self._scores(number, dataset)
+        return SampleScores.from_document_scores(
+            scores, sample_index(dataset), self.plan.cuts[number]
+        )
+
+    def _scores(self, number: int, dataset: GPTDataset | None) -> DocumentScores:
+        """Return the scores of a dataset's documents, from the file beside its data.
 
         Raises:
             TokscaleError: the scores are missing, of other data, or not those of the plan.
         """
-        folder, prefix = self._settings.scores_dir, dataset.dataset_path
-        scores = scores_of_plan(self.plan, number, prefix, dataset.indices, folder)
-        return SampleScores.from_document_scores(
-            scores, sample_index(dataset), self.plan.cuts[number]
-        )
+        assert dataset is not None, "only datasets that are drawn from are cut into strata"
+        folder, part = self._settings.scores_dir, range(*documents_of(dataset))
+        return scores_of_plan(self.plan, number, dataset.dataset_path, part, folder)
 
     def on_train_start(self, state: TrainingState) -> None:
         """Write the plan into the run directory; all ranks call it.

@@ -12,6 +12,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.tokenizers.utils.build_tokenizer import build_tokenizer
 from megatron.training.utils import get_blend_and_blend_per_split
 
+from megatron_tokscale.core.arrays import Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.names import whole_prefix
 from megatron_tokscale.data import DatasetIdentity
@@ -84,7 +85,13 @@ def trained_parts(train: Any) -> list[TrainedPart] | None:
     return [TrainedPart(each.dataset_path, *documents_of(each)) for each in datasets]
 
 
-def one_epoch(dataset: GPTDataset, cache: Path | None, *, build: bool) -> GPTDataset:
+def one_epoch(
+    dataset: GPTDataset,
+    cache: Path | None,
+    *,
+    build: bool,
+    documents: Integers32 | None = None,
+) -> GPTDataset:
     """Return the dataset's documents as one epoch, whatever the job's number of samples.
 
     So the order does not depend on --train-iters, and no draw lies past the end. Megatron's cache
@@ -96,11 +103,14 @@ def one_epoch(dataset: GPTDataset, cache: Path | None, *, build: bool) -> GPTDat
         dataset: the job's dataset.
         cache: folder of the indices, if not the one of `dataset`.
         build: this rank makes the indices.
+        documents: those of a stratum, with a `cache` of its own; None: all of the training part.
 
     Raises:
         OSError: the indices cannot be written, or are damaged.
     """
     indices, config = dataset.indices, dataset.config
+    if documents is not None:
+        indices = documents
     if indices is None:  # --train-data-path, under fast cache load
         indices = np.arange(len(dataset.dataset.sequence_lengths), dtype=np.int32)
     if build or cache:

@@ -39,7 +39,7 @@ def record_plan(
     Args:
         run: the run directory.
         planned: the training dataset.
-        datasets: records of the plan's datasets.
+        datasets: records of the plan's packings.
         cache: folder of the plan's files.
         consumed: samples consumed by now.
         fingerprint: fingerprint of the plan under its decisions.

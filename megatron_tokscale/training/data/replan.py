@@ -53,10 +53,12 @@ class Answer:
 
     Attributes:
         weights: weights of the plan's datasets.
+        within: weights of the strata within their datasets; None leaves those that hold.
         reason: why there are no weights; empty if there are.
     """
 
     weights: tuple[float, ...] = ()
+    within: tuple[float, ...] | None = None
     reason: str = ""
 
 
@@ -138,7 +140,8 @@ class Replanner(JobPart):
         assert text is not None, "the rank that writes the losses has an answer"
         answer = from_json(Answer, json.loads(text))
         consumed = state.consumed_samples
-        decision = Decision(asked, self._first_unfetched(consumed), answer.weights)
+        start = self._first_unfetched(consumed)
+        decision = Decision(asked, start, answer.weights, answer.within)
         reason = answer.reason or self._follower.add(decision, consumed)
         # Report the decision in the log and in the journal.
         if reason:
@@ -148,8 +151,9 @@ class Replanner(JobPart):
             fingerprint = self._follower.plan.fingerprint
             print_rank_0(
                 f"tokscale: from sample {decision.start} on the datasets weigh "
-                f"{' '.join(f'{weight:.4f}' for weight in decision.weights)} (plan {fingerprint}, "
-                f"from losses up to step {asked})"
+                f"{' '.join(f'{weight:.4f}' for weight in decision.weights)}"
+                f"{', and the strata within them have new weights' if decision.within else ''} "
+                f"(plan {fingerprint}, from losses up to step {asked})"
             )
             self._prober.note(
                 "plan changed",
@@ -157,6 +161,7 @@ class Replanner(JobPart):
                 losses_until=asked,
                 start=decision.start,
                 weights=decision.weights,
+                within=decision.within,
                 plan=fingerprint,
             )
         timers(_TIMER).stop()
