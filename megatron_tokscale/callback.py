@@ -2,7 +2,7 @@
 
     from megatron_tokscale.callback import TokscaleCallback, TokscaleConfig
 
-    settings = TokscaleConfig(tokscale_probe_set="probe.safetensors")
+    settings = TokscaleConfig(tokscale_probe_set=["probe.safetensors"])
     pretrain(config, forward_step, callbacks=[TokscaleCallback(settings)])
 
 Neither Megatron nor Megatron-Bridge is imported before the loop calls the callback.

@@ -11,12 +11,14 @@ from megatron_tokscale.cli.probe_cost import (
     refuse_training,
     sequences_of_budget,
 )
+from megatron_tokscale.cli.probe_of_plan import add_plan, build_from_plan
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import ProgressOnStderr
 
 if TYPE_CHECKING:
     from megatron_tokscale.core.arrays import Mask
     from megatron_tokscale.corpus.source import DataSource
+    from megatron_tokscale.probe import ProbeSet
 
 
 def add_verb(verbs: Verbs) -> None:
@@ -37,16 +39,19 @@ def _add_build(verbs: Verbs) -> None:
         description="Draw windows of held-out documents from Megatron's .bin/.idx files. Give the "
         "data flags, --split and --seq-length as the training job has them.",
     )
-    add_data(build)
+    add_data(build, "needed without --plan")
     build.add_argument(
-        "--seq-length", type=int, required=True, metavar="N", help="sequence length of the job"
+        "--seq-length",
+        type=int,
+        metavar="N",
+        help="sequence length of the job; needed without --plan (default: the plan's)",
     )
     build.add_argument(
         "--vocab-size",
         type=int,
-        required=True,
         metavar="N",
-        help="vocabulary size of the job's tokenizer, before padding",
+        help="vocabulary size of the job's tokenizer, before padding; needed without --plan "
+        "(default: that of the plan's scores)",
     )
     size = build.add_argument_group("size (one of these)").add_mutually_exclusive_group()
     size.add_argument(
@@ -90,6 +95,7 @@ def _add_build(verbs: Verbs) -> None:
     )
     add_seed(build, "seed that decides which windows are drawn")
     _add_duplicates(build)
+    add_plan(build)
     add_training(
         build.add_argument_group("training (with --budget alone; the job's own flags)"),
         is_required=False,
@@ -116,10 +122,30 @@ def _add_duplicates(build: argparse.ArgumentParser) -> None:
 
 def _build(arguments: Arguments) -> None:
     from megatron_tokscale.core.writable import check_new_file
-    from megatron_tokscale.corpus.source import DataSource
-    from megatron_tokscale.probe.build import ProbeSettings, build_probe_set, describe
+    from megatron_tokscale.probe.build import describe
 
     check_new_file(arguments.out, "runs may depend on it")
+    probe_set = build_from_plan(arguments) if arguments.plan else _build_from_part(arguments)
+    probe_set.save(arguments.out)
+    print(describe(probe_set))
+
+
+def _build_from_part(arguments: Arguments) -> "ProbeSet":
+    """Return the probe set of documents of a part of the data.
+
+    Raises:
+        TokscaleError: a flag is missing or does nothing, or the documents are too few.
+    """
+    from megatron_tokscale.corpus.source import DataSource
+    from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
+
+    for name in ("seq_length", "vocab_size"):
+        if getattr(arguments, name) is None:
+            raise TokscaleError(
+                f"--{name.replace('_', '-')} is missing; expected the job's; give it, or --plan"
+            )
+    if arguments.scores_dir is not None:
+        raise TokscaleError("--scores-dir does nothing without --plan; give both, or neither")
     source = DataSource.from_flags(arguments)
     n_sequences = arguments.sequences
     if arguments.budget is not None:
@@ -129,7 +155,7 @@ def _build(arguments: Arguments) -> None:
     left_out, unseen_by = None, None
     if arguments.unseen_by is not None:
         left_out, unseen_by = _seen(arguments.unseen_by, source, arguments.part)
-    probe_set = build_probe_set(
+    return build_probe_set(
         ProbeSettings(
             data_path=source.words,
             split=source.split,
@@ -147,8 +173,6 @@ def _build(arguments: Arguments) -> None:
         ProgressOnStderr(),
         left_out,
     )
-    probe_set.save(arguments.out)
-    print(describe(probe_set))
 
 
 def _seen(run: Path, source: "DataSource", part: str) -> "tuple[dict[str, Mask], str]":

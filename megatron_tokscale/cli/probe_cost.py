@@ -60,7 +60,9 @@ def add_cost(verbs: Verbs) -> None:
     )
     group = cost.add_argument_group("watched tokens (one of these is required)")
     size = group.add_mutually_exclusive_group(required=True)
-    size.add_argument("--probe-set", type=Path, metavar="FILE", help="a probe set")
+    size.add_argument(
+        "--probe-set", type=Path, nargs="+", metavar="FILE", help="the job's probe sets"
+    )
     size.add_argument(
         "--tokens", type=int, metavar="N", help="number of tokens, instead of --probe-set"
     )
@@ -135,22 +137,23 @@ def add_training(group: argparse._ArgumentGroup, *, is_required: bool) -> None:
 
 def _cost(arguments: Arguments) -> None:
     from megatron_tokscale.probe import ProbeSet
-    from megatron_tokscale.probe.cost import GptShape, describe_cost
+    from megatron_tokscale.probe.cost import GptShape, SetSize, describe_cost
 
     model = GptShape(**{field.name: getattr(arguments, field.name) for field in fields(GptShape)})
     batch, schedule = _batch(arguments), _schedule(arguments)
     if arguments.probe_set is None:
-        n_tokens = arguments.tokens
-        n_sequences = -(-n_tokens // model.seq_length)
+        sizes = [SetSize(-(-arguments.tokens // model.seq_length), arguments.tokens)]
     else:
-        probe_set = ProbeSet.load(arguments.probe_set)
-        if probe_set.seq_length != model.seq_length:
-            raise TokscaleError(
-                f"{arguments.probe_set} has sequences of {probe_set.seq_length} tokens, not of "
-                f"--seq-length {model.seq_length}; give the job's probe set"
-            )
-        n_tokens, n_sequences = probe_set.n_tokens, probe_set.n_sequences
-    print(describe_cost(model, batch, schedule, n_sequences, n_tokens))
+        sizes = []
+        for file in arguments.probe_set:
+            probe_set = ProbeSet.load(file)
+            if probe_set.seq_length != model.seq_length:
+                raise TokscaleError(
+                    f"{file} has sequences of {probe_set.seq_length} tokens, not of --seq-length "
+                    f"{model.seq_length}; give the job's probe set"
+                )
+            sizes.append(SetSize(probe_set.n_sequences, probe_set.n_tokens))
+    print(describe_cost(model, batch, schedule, sizes))
 
 
 def sequences_of_budget(arguments: Arguments) -> int:

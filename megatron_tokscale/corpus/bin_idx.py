@@ -226,12 +226,15 @@ class Portion:
         weight: share of the part's samples that Megatron draws from the dataset; the weights of a
             part sum to 1.
         unique_name: name of the dataset, with a number if it has namesakes in the job.
+        chosen: numbers of some of these sequences, ascending, where the others do not count; None
+            for all of them.
     """
 
     tokens: IndexedTokens
     sequences: range
     weight: float
     unique_name: str = ""
+    chosen: Integers32 | None = None
 
     @property
     def name(self) -> str:
@@ -240,8 +243,17 @@ class Portion:
 
     @property
     def lengths(self) -> Integers32:
-        """Tokens per sequence of the part."""
-        return self.tokens.lengths[self.sequences.start : self.sequences.stop]
+        """Tokens per sequence of the part, or of the chosen ones."""
+        lengths = self.tokens.lengths
+        if self.chosen is not None:
+            return lengths[self.chosen]
+        return lengths[self.sequences.start : self.sequences.stop]
+
+    def numbers(self, places: Integers) -> Integers:
+        """Return the numbers in the dataset of sequences, by their places in `lengths`."""
+        if self.chosen is not None:
+            return self.chosen[places].astype(np.int64)
+        return self.sequences.start + places
 
     @property
     def n_tokens(self) -> int:

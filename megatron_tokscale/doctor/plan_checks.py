@@ -24,6 +24,7 @@ from megatron_tokscale.data.document_strata import (
 )
 from megatron_tokscale.data.history import resume
 from megatron_tokscale.data.match import check_documents
+from megatron_tokscale.data.plan_scores import scores_of_plan
 from megatron_tokscale.data.prepare import check_draws
 from megatron_tokscale.data.record import DatasetRecord, check_order, load_records, record_path
 from megatron_tokscale.data.scores import identity_of
@@ -35,7 +36,6 @@ from megatron_tokscale.training.support import (
     PARTS_UNKNOWN,
     plan_misfits,
     plan_refusals,
-    scores_of_plan,
 )
 
 

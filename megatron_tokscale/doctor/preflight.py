@@ -59,7 +59,7 @@ def _check_parts(settings: JobSettings, args: Namespace, findings: Findings) -> 
     """Check the probe and the plan that the flags request."""
     run = findings.attempt(lambda: settings.run)
     if settings.probe:
-        check_probe(settings.probe, settings.replay, run, args, findings)
+        check_probe(settings.probe, settings, run, args, findings)
     if settings.plan:
         check_plan(settings.plan, settings, run, args, findings)
 

@@ -1,11 +1,18 @@
 """The doctor's checks of a job's probe, a function for each finding."""
 
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.writable import unwritable
 from megatron_tokscale.corpus.source import DataSource
+from megatron_tokscale.data import Plan, match_datasets
+from megatron_tokscale.data.document_strata import documents_of_strata
+from megatron_tokscale.data.plan_scores import scores_of_plan
+from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.doctor.findings import (
     OF_THE_CHECKPOINT,
     Findings,
@@ -17,13 +24,17 @@ from megatron_tokscale.store import RunWriter
 from megatron_tokscale.training.data.held_out import TrainedPart, held_out
 from megatron_tokscale.training.probe.size import model_info
 from megatron_tokscale.training.replay import saved_steps, wanted_steps
-from megatron_tokscale.training.settings import JobProbeSettings
-from megatron_tokscale.training.support import probe_refusals, probe_set_misfits
+from megatron_tokscale.training.settings import JobPlanSettings, JobProbeSettings, JobSettings
+from megatron_tokscale.training.support import (
+    probe_refusals,
+    probe_set_misfits,
+    repeated_probe_sets,
+)
 
 
 def check_probe(
     probe: JobProbeSettings,
-    replay: Path | None,
+    settings: JobSettings,
     run: Path | None,
     args: Namespace,
     findings: Findings,
@@ -32,21 +43,31 @@ def check_probe(
 
     Args:
         probe: settings of the probe.
-        replay: folder of the checkpoints that the job probes; None in a job that trains.
+        settings: settings of the job.
         run: the run directory; None if it is refused.
         args: Megatron's arguments, not validated by it.
         findings: takes the findings.
     """
     _check_support(args, findings)
     schedule = findings.attempt(lambda: probe.schedule)
-    if replay:
-        _check_checkpoints(replay, schedule, findings)
-    probe_set = findings.attempt(lambda: ProbeSet.load(probe.probe_set))
-    if probe_set is None:
-        return
-    _check_probe_set(probe, probe_set, args, findings)
-    if run is not None:
-        _check_run_directory(probe, run, probe_set, args, findings)
+    if settings.replay:
+        _check_checkpoints(settings.replay, schedule, findings)
+    vocab_size, loaded = _vocab_size(args, findings), {}
+    for file in findings.attempt(lambda: probe.probe_sets) or ():
+        probe_set = findings.attempt(partial(ProbeSet.load, file.path))
+        if probe_set is None:
+            continue
+        loaded[str(file.path)] = probe_set
+        if _fits(file.path, probe_set, vocab_size, args, findings):
+            is_trained = settings.replay is None
+            state = _check_held_out(probe_set, settings.plan, args, findings) if is_trained else ""
+            findings.passed.append(
+                f"probe set {file.path} fits: {probe_set.n_tokens} tokens in "
+                f"{probe_set.n_sequences} sequences, vocabulary {probe_set.vocab_size}{state}"
+            )
+        if run is not None:
+            _check_run_directory(probe, file.directory(run), probe_set, args, findings)
+    findings.refused += repeated_probe_sets(loaded)
 
 
 def _check_support(args: Namespace, findings: Findings) -> None:
@@ -66,41 +87,37 @@ def _check_checkpoints(folder: Path, schedule: ProbeSchedule | None, findings: F
     findings.unchecked.append(f"whether the {len(saved)} checkpoints in {folder} can be loaded")
 
 
-def _check_probe_set(
-    probe: JobProbeSettings, probe_set: ProbeSet, args: Namespace, findings: Findings
-) -> None:
-    """Compare the probe set with the job's sequence length, vocabulary and training data."""
-    path = probe.probe_set
-    vocab_size = _vocab_size(args, findings)
+def _fits(
+    path: Path, probe_set: ProbeSet, vocab_size: int | None, args: Namespace, findings: Findings
+) -> bool:
+    """Compare a probe set with the job's sequence length and vocabulary; return whether it fits.
+
+    Args:
+        path: the file of the probe set.
+        probe_set: its content.
+        vocab_size: size of the job's vocabulary; None if it is not known.
+        args: Megatron's arguments, not validated by it.
+        findings: takes the findings.
+    """
     misfits = probe_set_misfits(probe_set, str(path), args.seq_length, vocab_size)
     findings.refused += misfits
     if args.seq_length is None:
         findings.unchecked.append(
-            f"the sequence length: no --seq-length is given, the probe set's is "
+            f"the sequence length: no --seq-length is given, that of probe set {path} is "
             f"{probe_set.seq_length}"
         )
-    if not misfits:
-        findings.passed.append(
-            f"probe set {path} fits: {probe_set.n_tokens} tokens in {probe_set.n_sequences} "
-            f"sequences, vocabulary {probe_set.vocab_size}"
-            + ("" if probe.is_replay else _check_held_out(probe_set, args, findings))
-        )
+    return not misfits
 
 
-def _check_held_out(probe_set: ProbeSet, args: Namespace, findings: Findings) -> str:
+def _check_held_out(
+    probe_set: ProbeSet, plan: JobPlanSettings | None, args: Namespace, findings: Findings
+) -> str:
     """Note whether the watched tokens are held out; if they are, return the end of the line."""
-    if args.mock_data:
-        parts = None
-    else:
-        try:
-            portions = DataSource.from_flags(args).portions("train")
-        except TokscaleError as error:
-            findings.unchecked.append(f"whether the watched tokens are held out: {error}")
-            return ""
-        parts = [
-            TrainedPart(row.tokens.prefix, row.sequences.start, row.sequences.stop)
-            for row in portions
-        ]
+    try:
+        parts = None if args.mock_data else _trained_parts(plan, args)
+    except TokscaleError as error:
+        findings.unchecked.append(f"whether the watched tokens are held out: {error}")
+        return ""
     finding = held_out(probe_set, parts)
     if finding.state == "held out":
         return f"; {finding.line}"
@@ -109,10 +126,34 @@ def _check_held_out(probe_set: ProbeSet, args: Namespace, findings: Findings) ->
     return ""
 
 
+def _trained_parts(settings: JobPlanSettings | None, args: Namespace) -> list[TrainedPart]:
+    """Return the documents that the job trains on: of a plan without those that it keeps out.
+
+    Raises:
+        TokscaleError: the data, the plan or its scores cannot be read, or do not fit together.
+    """
+    portions = DataSource.from_flags(args).portions("train")
+    parts = [TrainedPart(row.tokens.prefix, row.sequences) for row in portions]
+    if settings is None:
+        return parts
+    plan = Plan.load(settings.path)
+    identities = [identity_of(row.tokens) for row in portions]
+    order = match_datasets(plan, identities, plan.seq_length, 0)
+    for dataset, (place, cut) in enumerate(zip(order, plan.cuts, strict=True)):
+        if place is None or cut is None or not cut.held_out:
+            continue
+        tokens, documents = portions[place].tokens, portions[place].sequences
+        scores = scores_of_plan(plan, dataset, tokens.prefix, documents, settings.scores_dir)
+        bounds = documents.start, documents.stop
+        strata = documents_of_strata(plan, dataset, scores, bounds, tokens.lengths)
+        parts[place] = TrainedPart(tokens.prefix, np.sort(np.concatenate(strata)))
+    return parts
+
+
 def _check_run_directory(
     probe: JobProbeSettings, run: Path, probe_set: ProbeSet, args: Namespace, findings: Findings
 ) -> None:
-    """Note whether the run directory is this run's or new, free, and writable."""
+    """Note whether a probe set's run directory is this run's or new, free, and writable."""
     writer, n_refused = RunWriter(run), len(findings.refused)
     findings.attempt(lambda: writer.check(probe_set, _known_sizes(args)))
     if findings.attempt(writer.check_free) is False:

@@ -26,7 +26,7 @@ from megatron_tokscale.probe.probe_set import (
 )
 from megatron_tokscale.probe.probe_set_text import describe
 
-__all__ = ["ProbeSettings", "build_probe_set", "describe"]
+__all__ = ["ProbeSettings", "build_held_out_set", "build_probe_set", "describe"]
 
 _FLAGS = {"tokens": "--tokens", "sequences": "--sequences, or a smaller --budget"}
 _RESERVE = 2
@@ -155,6 +155,42 @@ def build_probe_set(
     return replace(probe_set, origin=replace(probe_set.origin, duplicates=search))
 
 
+def build_held_out_set(portions: Sequence[Portion], settings: ProbeSettings, plan: str) -> ProbeSet:
+    """Draw windows of documents that a plan keeps out of the training, stratum by stratum.
+
+    Each stratum is a dataset of the set and gives the same number of tokens, or all that it has.
+
+    Args:
+        portions: the documents of each stratum, under its name.
+        settings: settings of the draw; its data are those of the strata.
+        plan: fingerprint of the plan.
+
+    Raises:
+        TokscaleError: a dataset has ids outside of the vocabulary, or the set would be empty.
+    """
+    quota = settings.size // max(len(portions), 1)
+    if quota < 1:
+        raise TokscaleError(
+            f"{settings.size} tokens are too few for {len(portions)} strata; expected one of each "
+            "at least; ask for more: --tokens"
+        )
+    parts = [
+        draw(
+            portion,
+            stratum,
+            settings.seq_length,
+            min(quota, available(portion, settings.seq_length, "tokens")),
+            "tokens",
+            settings.seed,
+        )
+        for stratum, portion in enumerate(portions)
+    ]
+    windows = Windows.concatenate(parts)
+    probe_set = _cut(portions, windows[windows.file_order()], settings)
+    assert probe_set.origin is not None
+    return replace(probe_set, origin=replace(probe_set.origin, plan=plan))
+
+
 def _open(settings: ProbeSettings, left_out: Mapping[str, Mask]) -> list[Portion]:
     portions = [
         _without(portion, left_out.get(whole_prefix(portion.tokens.prefix)))
@@ -169,11 +205,12 @@ def _open(settings: ProbeSettings, left_out: Mapping[str, Mask]) -> list[Portion
 
 
 def _without(portion: Portion, is_left_out_Q: Mask | None) -> Portion:
-    """Return a part whose documents in a mask are empty, so that no window is drawn from them."""
+    """Return a part without the documents in a mask."""
     if is_left_out_Q is None:
         return portion
-    lengths_Q = np.where(is_left_out_Q, 0, portion.tokens.lengths).astype(np.int32)
-    return replace(portion, tokens=replace(portion.tokens, lengths=lengths_Q))
+    part = slice(portion.sequences.start, portion.sequences.stop)
+    chosen = portion.sequences.start + np.flatnonzero(~is_left_out_Q[part])
+    return replace(portion, chosen=chosen.astype(np.int32))
 
 
 def _why_lacking(lacking: Sequence[Portion], n_datasets: int, settings: ProbeSettings) -> str:

@@ -6,7 +6,9 @@ probes x sequences / (3 x training samples), whatever the model.
 
 import ast
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe.schedule import ProbeSchedule
@@ -219,12 +221,15 @@ def sequences_within(share: float, schedule: ProbeSchedule, length: TrainingLeng
     return n_sequences
 
 
+class SetSize(NamedTuple):
+    """The size of a probe set: its sequences, and its watched tokens."""
+
+    n_sequences: int
+    n_tokens: int
+
+
 def describe_cost(
-    model: GptShape,
-    length: TrainingLength,
-    schedule: ProbeSchedule,
-    n_sequences: int,
-    n_tokens: int,
+    model: GptShape, length: TrainingLength, schedule: ProbeSchedule, sizes: Sequence[SetSize]
 ) -> str:
     """Return the cost of probing in words, a line per quantity.
 
@@ -232,11 +237,11 @@ def describe_cost(
         model: shape of the model.
         length: length and batches of the training.
         schedule: the probe schedule.
-        n_sequences: sequences of the probe set.
-        n_tokens: watched tokens of the probe set.
+        sizes: size of each probe set; a probe fills whole microbatches of each.
     """
     steps = length.probe_steps(schedule)
-    rows = length.rows(n_sequences)
+    n_sequences, n_tokens = (sum(counts) for counts in zip(*sizes, strict=True))
+    rows = sum(length.rows(size.n_sequences) for size in sizes)
     forward = model.forward_flops()
     training = BACKWARD_AND_FORWARD * forward * length.samples
     padding = f" (run as {rows:,}, to fill microbatches)" if rows > n_sequences else ""
@@ -248,7 +253,7 @@ def describe_cost(
             f"one probe: {n_tokens:,} tokens in {n_sequences:,} sequences of "
             f"{model.seq_length}{padding}, {forward * rows:.3g} FLOP, forward only",
             f"all probes: {forward * rows * len(steps):.3g} FLOP, "
-            f"{share_of_training(n_sequences, len(steps), length):.3%} of the training",
+            f"{forward * rows * len(steps) / training:.3%} of the training",
             f"on disk: {_bytes(4 * n_tokens * len(steps))} in float32 "
             f"({_bytes(4 * n_tokens)} a probe), {_bytes(2 * n_tokens * len(steps))} in float16",
         ]

@@ -77,7 +77,7 @@ def draw(
     start_W = (window_W - end_D[index_W] + _n_windows(length_W, seq_length)) * seq_length
     windows = Windows(
         np.full(window_W.size, dataset),
-        portion.sequences.start + index_W,
+        portion.numbers(index_W),
         start_W,
         np.minimum(seq_length, length_W - 1 - start_W),
     )

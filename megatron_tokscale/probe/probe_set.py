@@ -85,6 +85,8 @@ class ProbeSetOrigin:
         duplicates: the search for duplicates of training text; None if there was none.
         unseen_by: id or path of the run whose training has drawn none of the documents; None if no
             run was named.
+        plan: fingerprint of the plan whose training leaves these documents out; each dataset of the
+            set is then a stratum of it. None for documents of a whole part.
     """
 
     split: str | None
@@ -95,6 +97,7 @@ class ProbeSetOrigin:
     prefixes: tuple[str, ...]
     duplicates: DuplicateSearch | None = None
     unseen_by: str | None = None
+    plan: str | None = None
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,20 @@ def printable(text: object) -> str:
 def _origin(origin: ProbeSetOrigin | None) -> str:
     if origin is None:
         return "of unknown origin"
+    if origin.plan is not None:
+        text = f"from documents that plan {printable(origin.plan)} keeps out of the training, seed "
+        return text + str(origin.seed) + _ends(origin)
     data = f"split {printable(origin.split)}" if origin.split else "per-split data"
     text = f"from the {printable(origin.part)} part of {data}, seed {origin.seed}"
     if origin.unseen_by:
         text += f", of documents that run {printable(origin.unseen_by)} has not drawn"
     elif origin.part == "train":
         text += ": TRAINED ON; this set watches memorisation, not what is learned of unseen text"
-    if origin.eod is None:
-        text += "; ends of documents are watched (no --eod)"
-    return text
+    return text + _ends(origin)
+
+
+def _ends(origin: ProbeSetOrigin) -> str:
+    return "; ends of documents are watched (no --eod)" if origin.eod is None else ""
 
 
 def _dataset(probe_set: ProbeSet, dataset: int) -> str:

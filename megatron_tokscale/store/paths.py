@@ -11,12 +11,17 @@ ROOT/tokscale/
   abandoned/RUN-ID/           files of a run that another has replaced
   .lock                       held by the job that writes
 ROOT/analysis/                fits, spectra, laws and the report
+ROOT/probe-sets/NAME/         the run directory of a further probe set of the job: the same files,
+                              but those about the training, which are the job's own
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from megatron_tokscale.store.losses import losses_name
+
+_PROBE_SETS: Final = "probe-sets"
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,27 @@ class RunPaths:
     def folder(self) -> Path:
         """The folder of all files that the training job writes."""
         return self.root / "tokscale"
+
+    @property
+    def of_training(self) -> Path:
+        """The folder of the files about the training: for a further probe set, the job's folder."""
+        root = self.root.absolute()
+        return root.parents[1] / "tokscale" if root.parent.name == _PROBE_SETS else self.folder
+
+    @property
+    def further(self) -> Path:
+        """The folder of the run directories of the job's further probe sets."""
+        return self.root / _PROBE_SETS
+
+    def of_probe_set(self, name: str) -> Path:
+        """Return the run directory of the further probe set of that name."""
+        return self.further / name
+
+    @property
+    def probe_sets(self) -> list[Path]:
+        """The run directories of the further probe sets that hold a run, by name."""
+        folders = sorted(self.further.iterdir()) if self.further.is_dir() else []
+        return [folder for folder in folders if RunPaths(folder).identity.is_file()]
 
     @property
     def identity(self) -> Path:
@@ -72,17 +98,17 @@ class RunPaths:
     @property
     def data_record(self) -> Path:
         """The record of where the run's training samples come from."""
-        return self.folder / "data.json"
+        return self.of_training / "data.json"
 
     @property
     def plan(self) -> Path:
         """The run's copy of the plan that it follows."""
-        return self.folder / "plan.json"
+        return self.of_training / "plan.json"
 
     @property
     def decisions(self) -> Path:
         """The decisions on weights that were made while the run trained."""
-        return self.folder / "replans.json"
+        return self.of_training / "replans.json"
 
     @property
     def cache(self) -> Path:

@@ -177,12 +177,14 @@ class RunWriter:
     def _set_aside(self, run_id: str) -> None:
         """Move the files of the run before into a folder for abandoned runs.
 
-        Its losses are abandoned already; the journal covers all runs in its directory.
+        Its losses are abandoned already; the journal covers all runs in its directory. The losses
+        of further probe sets move with their directories.
         """
         paths, folder = self.paths, self.paths.abandoned(run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        trained_on = (paths.data_record, paths.plan, paths.decisions)
-        for path in (paths.analysis, *trained_on, paths.identity):
+        about_training = (paths.data_record, paths.plan, paths.decisions)
+        own = about_training if paths.of_training == paths.folder else ()
+        for path in (paths.analysis, paths.further, *own, paths.identity):
             if path.exists():
                 os.replace(path, folder / path.name)
 

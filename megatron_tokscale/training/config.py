@@ -20,8 +20,10 @@ _NOT_IN_A_REPLAY: Final = {"not_in_a_replay": True}
 class TokscaleConfig:
     """Watch the loss of single tokens while the model trains, and train under a data plan."""
 
-    tokscale_probe_set: str | None = None
-    """Probe set to watch, made by `megatron-tokscale probe build`. Turns the probe on."""
+    tokscale_probe_set: list[str] | None = None
+    """Probe set to watch, made by `megatron-tokscale probe build`. Turns the probe on. The losses
+    of each further file go to a run directory of its own, DIR/probe-sets/NAME for NAME.safetensors.
+    """
 
     tokscale_dir: str | None = field(default=None, metadata={"needs_one_of": ("probe_set", "plan")})
     """Run directory: the losses and the plan of the run are kept in DIR/tokscale. Default: the
@@ -74,6 +76,11 @@ class TokscaleConfig:
 
     tokscale_cpu: bool = False
     """Run Megatron on the CPU with gloo, on a machine without a GPU."""
+
+    def __post_init__(self) -> None:
+        # A callback's user may give one file as a string.
+        if isinstance(self.tokscale_probe_set, str):
+            object.__setattr__(self, "tokscale_probe_set", [self.tokscale_probe_set])
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -129,7 +136,8 @@ def _check_needs(config: TokscaleConfig, given: Field[Any]) -> None:
 
 def _check_values(config: TokscaleConfig) -> None:
     for each in fields(TokscaleConfig):
-        if getattr(config, each.name) == "":
+        value = getattr(config, each.name)
+        if value == "" or (isinstance(value, list) and "" in value):
             raise TokscaleError(
                 f"{flag_of(each.name)} is empty; expected a value; give one, or drop the flag"
             )

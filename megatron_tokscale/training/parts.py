@@ -53,12 +53,14 @@ def _parts(settings: JobSettings, args: Namespace, load: "Load | None") -> list[
     prober = follower = None
     if settings.probe:
         prober = Prober(settings.probe, settings.run, args)
-        parts += [prober, HeldOutNote(prober.probe_set)]
+        parts.append(prober)
     if settings.plan:
         follower = Follower(settings.plan, settings, args)
         parts.append(follower)
     elif prober:
         parts.append(BlendRecorder(settings.run, prober))
+    if prober:  # behind the follower, whose dataset leaves out what its plan keeps out
+        parts.append(HeldOutNote({each.name: each.probe_set for each in prober.sets}))
     if follower and prober and settings.plan and settings.plan.replan_interval:
         interval = settings.plan.replan_interval
         parts.append(Replanner(interval, settings.run, follower, prober, args))

@@ -27,7 +27,6 @@ from megatron_tokscale.training.ranks import (
     ending_together,
     first_of_all_ranks,
     from_rank_0,
-    together,
     while_others_wait,
 )
 from megatron_tokscale.training.scalars import flush_scalars
@@ -148,13 +147,12 @@ class Replay(JobPart):
         folder, prober = self._folder, self._prober
         saved = from_rank_0(lambda: saved_steps(folder))
         wanted = wanted_steps(folder, saved, self._schedule)
-        todo = [step for step in wanted if step not in prober.steps_on_disk()]
+        todo = [step for step in wanted if prober.lacks(step)]
         print_rank_0(f"tokscale: replay of {len(todo)} of the {len(saved)} checkpoints in {folder}")
         # Use all checkpoints: settings may change between two that are on the schedule.
         pasts = while_others_wait(lambda: pasts_of(folder, saved), where=prober.is_writer) or {}
         launches = pasts[max(pasts)].launches if pasts else ()
-        last = max(pasts, default=0)
-        together(lambda: prober.store.check_launches(launches, last), where=prober.is_writer)
+        prober.check_launches(launches, max(pasts, default=0))
         for step in todo:
             samples = _load(self._load, folder, step, state.model)
             if step == todo[0]:

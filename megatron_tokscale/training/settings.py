@@ -1,10 +1,11 @@
 """The settings of a job, read once from its flags, for the job, the replay and the doctor."""
 
 from argparse import Namespace
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import DEFAULT_SCHEDULE, ProbeSchedule
@@ -17,12 +18,29 @@ that computes them. Our choice: with fewer steps the training may wait, with mor
 older."""
 
 
+class ProbeSetFile(NamedTuple):
+    """A file of `--tokscale-probe-set`.
+
+    Attributes:
+        path: the file.
+        name: name of the set in the log and of its run directory: the file's, without its ending;
+            empty for the job's first set, whose run directory is the job's.
+    """
+
+    path: Path
+    name: str
+
+    def directory(self, run: Path) -> Path:
+        """Return the run directory of the set in a job whose run directory is `run`."""
+        return RunPaths(run).of_probe_set(self.name) if self.name else run
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobProbeSettings:
     """Settings of a job's probes: the watched tokens, the schedule, and the files of losses.
 
     Attributes:
-        probe_set: file of the probe set.
+        files: files of the probe sets, in the order of the flag.
         schedule_text: the probe schedule, from the flag or by default.
         loss_dtype: precision of the losses on disk.
         fall_threshold: nats; the share of tokens that fall by more is logged.
@@ -33,7 +51,7 @@ class JobProbeSettings:
         saves_checkpoints: the job saves checkpoints.
     """
 
-    probe_set: Path
+    files: tuple[Path, ...]
     schedule_text: str
     loss_dtype: Literal["float32", "float16"]
     fall_threshold: float
@@ -42,6 +60,24 @@ class JobProbeSettings:
     stops_on_write_error: bool
     is_replay: bool
     saves_checkpoints: bool
+
+    @cached_property
+    def probe_sets(self) -> tuple[ProbeSetFile, ...]:
+        """The files of the probe sets, with their names.
+
+        Raises:
+            TokscaleError: two files have the same name.
+        """
+        stems = Counter(file.stem for file in self.files)
+        stem, count = stems.most_common(1)[0]
+        if count > 1:
+            same = " and ".join(str(file) for file in self.files if file.stem == stem)
+            raise TokscaleError(
+                f"--tokscale-probe-set has {same}; expected files of different names, since a "
+                "set's losses go to a folder of that name; rename one, or drop it"
+            )
+        first, *further = self.files
+        return (ProbeSetFile(first, ""), *(ProbeSetFile(file, file.stem) for file in further))
 
     @cached_property
     def schedule(self) -> ProbeSchedule:
@@ -174,7 +210,7 @@ class JobSettings:
             TokscaleError: see the properties.
         """
         if self.probe is not None:
-            _ = self.probe.schedule
+            _ = self.probe.probe_sets, self.probe.schedule
         if self.plan is not None:
             _ = self.plan.replan_interval
         if self.has_part:
@@ -182,11 +218,11 @@ class JobSettings:
 
 
 def _probe_settings(config: TokscaleConfig, args: Namespace) -> JobProbeSettings:
-    assert config.tokscale_probe_set is not None
+    assert config.tokscale_probe_set
     is_replay = config.tokscale_replay is not None
     default = "checkpoints" if is_replay else DEFAULT_SCHEDULE
     return JobProbeSettings(
-        probe_set=Path(config.tokscale_probe_set),
+        files=tuple(Path(file) for file in config.tokscale_probe_set),
         schedule_text=config.tokscale_probe_schedule or default,
         loss_dtype=config.tokscale_loss_dtype,
         fall_threshold=config.tokscale_fall_threshold,

@@ -13,17 +13,12 @@ within a run of one micro-batch size.
 import inspect
 import re
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import numpy as np
-
-from megatron_tokscale.core.arrays import Integers32
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.corpus.bin_idx import IndexedTokens
-from megatron_tokscale.data import DocumentScores, Plan
-from megatron_tokscale.data.scores import scores_file
+from megatron_tokscale.data import Plan
 from megatron_tokscale.probe import ProbeSet
 
 
@@ -200,6 +195,20 @@ def probe_set_misfits(
     return found
 
 
+def repeated_probe_sets(probe_sets: Mapping[str, ProbeSet]) -> list[str]:
+    """Return a line for each probe set, by its file, that another file of the job holds too."""
+    known: dict[str, str] = {}
+    found = []
+    for path, probe_set in probe_sets.items():
+        first = known.setdefault(probe_set.fingerprint, path)
+        if first != path:
+            found.append(
+                f"probe set {path} is the probe set of {first}; expected each of "
+                "--tokscale-probe-set once; drop one"
+            )
+    return found
+
+
 def plan_misfits(plan: Plan, path: str, seq_length: int) -> list[str]:
     """Return the reason why a plan does not fit a job of this sequence length."""
     if plan.seq_length == seq_length:
@@ -208,47 +217,6 @@ def plan_misfits(plan: Plan, path: str, seq_length: int) -> list[str]:
         f"plan {path} is for sequence length {plan.seq_length}, the job has --seq-length "
         f"{seq_length}; make a plan for this job"
     ]
-
-
-def scores_of_plan(
-    plan: Plan,
-    dataset: int,
-    prefix: str,
-    documents: Integers32 | range,
-    folder: Path | None,
-) -> DocumentScores:
-    """Read the scores by which the plan cuts a dataset.
-
-    Args:
-        plan: the plan.
-        dataset: number of the dataset in the plan.
-        prefix: prefix of the dataset's .bin/.idx.
-        documents: the documents that the job trains on.
-        folder: folder of the scores; None: beside the data.
-
-    Raises:
-        TokscaleError: the scores are missing, of other data, or not those of the plan.
-    """
-    cut = plan.cuts[dataset]
-    assert cut is not None
-    tokens = IndexedTokens.open(prefix)
-    path = scores_file(tokens, folder)
-    scores = DocumentScores.load(path)
-    scores.check(tokens)
-    if scores.fingerprint != cut.scores:
-        raise TokscaleError(
-            f"the plan was made with scores {cut.scores} of {scores.dataset.name}, {path} holds "
-            f"{scores.fingerprint}; make the plan again, or restore the scores"
-        )
-    score_Q = scores.ordering_Q(cut.order)
-    if cut.order == "learning-time":  # NaN too where nothing is learned
-        score_Q = scores.require_fitted().drop_Q
-    indices = np.asarray(documents)
-    if np.isnan(score_Q[indices[tokens.lengths[indices] > 0]]).any():
-        raise TokscaleError(
-            f"{path} has no score for some training documents; is --split that of the scores?"
-        )
-    return scores
 
 
 def check_probe(args: Namespace) -> None:

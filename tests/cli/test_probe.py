@@ -61,6 +61,16 @@ def test_a_budget_decides_the_size_of_a_probe_set(corpus, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "probes: 11, at steps 0, 100, 200, 300, ..., 900, 1,000" in printed
     assert "0.963% of the training" in printed
+    # Each of several sets fills up its own microbatches: 22 sequences for 21.
+    words = ["probe", "cost", "--probe-set", str(out), str(corpus.probe_set), *model, *sizes, *job]
+    main([*words, "--micro-batch-size", "2"])
+    other = ProbeSet.load(corpus.probe_set)
+    rows = 22 + other.n_sequences + other.n_sequences % 2
+    n_tokens = ProbeSet.load(out).n_tokens + other.n_tokens
+    printed = capsys.readouterr().out
+    assert f"one probe: {n_tokens:,} tokens in {21 + other.n_sequences} sequences" in printed
+    assert f"(run as {rows}, to fill microbatches)" in printed
+    assert f"{11 * rows / 24_000:.3%} of the training" in printed
 
 
 def record_of_training(run, prefix, cache, n_samples):

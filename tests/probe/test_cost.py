@@ -10,6 +10,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import ProbeSchedule
 from megatron_tokscale.probe.cost import (
     GptShape,
+    SetSize,
     TrainingLength,
     describe_cost,
     sequences_within,
@@ -114,7 +115,7 @@ def test_a_million_tokens_cost_a_6b_model_little():
     assert share == pytest.approx(probes / training)
     assert share == pytest.approx(160 * 1e6 / (3 * 300e9), rel=0.01)
     assert share < 0.0002
-    text = describe_cost(GptShape(**SIX_B), LONG, schedule, n_sequences, 10**6)
+    text = describe_cost(GptShape(**SIX_B), LONG, schedule, [SetSize(n_sequences, 10**6)])
     assert "probes: 160," in text
     assert f"{probes:.3g} FLOP, 0.018% of the training" in text
     assert "640 MB in float32 (4 MB a probe), 320 MB in float16" in text

@@ -132,7 +132,7 @@ def test_an_asynchronous_checkpoint_of_bridge_is_finished_by_bridge(monkeypatch)
 def test_the_settings_are_among_megatrons_arguments(job):
     found, _ = job
     run(TokscaleConfig(tokscale_probe_set="a", tokscale_fall_threshold=0.5))
-    assert found.args.tokscale_probe_set == "a"
+    assert found.args.tokscale_probe_set == ["a"]
     assert found.args.tokscale_fall_threshold == 0.5
     assert found.args.tokscale_plan is None
 

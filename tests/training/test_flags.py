@@ -20,14 +20,21 @@ def test_every_flag_is_in_the_reference(flag):
 
 
 def test_flags_are_parsed_into_plain_values():
+    """Megatron pickles them into checkpoints."""
     parser = ArgumentParser()
     add_arguments(parser)
-    args = parser.parse_args(["--tokscale-probe-set", "p", "--tokscale-verify-isolation"])
+    args = parser.parse_args(["--tokscale-probe-set", "p", "q", "--tokscale-verify-isolation"])
+    assert vars(args).pop("tokscale_probe_set") == ["p", "q"]
     assert {type(value) for value in vars(args).values()} <= {str, bool, float, type(None)}
+    args.tokscale_probe_set = ["p", "q"]
     assert config_from_args(args) == TokscaleConfig(
-        tokscale_probe_set="p", tokscale_verify_isolation=True
+        tokscale_probe_set=["p", "q"], tokscale_verify_isolation=True
     )
     assert "watch" in parser.format_help()
+
+
+def test_a_callbacks_user_may_give_one_probe_set_as_a_string():
+    assert TokscaleConfig(tokscale_probe_set="p").tokscale_probe_set == ["p"]
 
 
 def test_metadata_names_flags():
@@ -92,11 +99,32 @@ def test_a_flag_that_does_nothing_is_refused(words):
     [
         (["--tokscale-dir", "run"], "--tokscale-dir does nothing without --tokscale-probe-set or"),
         (["--tokscale-probe-set", ""], "--tokscale-probe-set is empty"),
+        (["--tokscale-probe-set", "p", ""], "--tokscale-probe-set is empty"),
     ],
 )
 def test_a_flag_in_a_job_without_probe_and_plan_is_refused(words, reason):
     with pytest.raises(TokscaleError, match=reason):
         config_from_args(parse(words))
+
+
+@pytest.mark.parametrize(
+    "files", [["a/p.safetensors", "p"], ["x", "q", "q"], ["q.safetensors", "r", "q.safetensors"]]
+)
+def test_probe_sets_have_names_of_their_own(files):
+    words = ["--tokscale-probe-set", *files, "--save", "run"]
+    same = f"{files[0]} and p" if files[1] == "p" else r"q(\.safetensors)? and q"
+    with pytest.raises(TokscaleError, match=f"{same}.*; expected files of different names.*drop"):
+        JobSettings.from_args(parse(words)).check()
+
+
+def test_a_further_probe_set_has_a_run_directory_of_its_own():
+    words = ["--tokscale-probe-set", "a/one.safetensors", "b/two.v2.safetensors", "--save", "run"]
+    settings = JobSettings.from_args(parse(words))
+    settings.check()
+    one, two = settings.probe.probe_sets
+    assert (str(one.path), str(one.directory(settings.run))) == ("a/one.safetensors", "run")
+    assert str(two.path) == "b/two.v2.safetensors"
+    assert str(two.directory(settings.run)) == "run/probe-sets/two.v2"
 
 
 def test_a_replay_takes_no_schedule_of_tokens():

@@ -83,7 +83,9 @@ def test_a_replay_flushes_its_scalars_before_it_ends_the_job(monkeypatch, tmp_pa
     monkeypatch.setattr(replaying, "while_others_wait", lambda action, where: None)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
     (tmp_path / "iter_0000003").mkdir()
-    prober = SimpleNamespace(steps_on_disk=lambda: [3], is_writer=False)
+    prober = SimpleNamespace(
+        lacks=lambda step: False, check_launches=lambda *_: None, is_writer=False
+    )
     schedule = ProbeSchedule.parse("checkpoints")
     part = replaying.Replay(tmp_path, schedule, prober, Namespace())
     with pytest.raises(SystemExit, match="0"):

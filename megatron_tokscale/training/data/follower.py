@@ -17,6 +17,7 @@ from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.data.history import resume, save_decisions, save_run_plan
 from megatron_tokscale.data.index import extend_index
 from megatron_tokscale.data.plan_parts import Packing
+from megatron_tokscale.data.plan_scores import scores_of_plan
 from megatron_tokscale.data.prepare import PlanPart, check_draws, match_job, prepare
 from megatron_tokscale.data.record import DatasetRecord, check_order, record_path
 from megatron_tokscale.data.samples import SampleScores
@@ -48,7 +49,6 @@ from megatron_tokscale.training.support import (
     check_plan,
     plan_misfits,
     raise_first,
-    scores_of_plan,
 )
 
 _SHOWN_WITHIN_SECONDS: Final = 10

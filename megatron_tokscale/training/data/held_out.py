@@ -7,13 +7,14 @@ Shapes: N watched tokens.
 """
 
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Mask
+from megatron_tokscale.core.arrays import Integers32, Mask
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.training.events import BuiltDatasets, JobPart, TrainingState
 
@@ -21,11 +22,19 @@ _MOST_NAMES: Final = 3  # datasets that a line names; more make it too long to r
 
 
 class TrainedPart(NamedTuple):
-    """Documents of one dataset that a job trains on: from `start` to before `stop`."""
+    """Documents of one dataset that a job trains on, ascending."""
 
     prefix: str
-    start: int
-    stop: int
+    documents: range | Integers32
+
+    def holds(self, document_N: Integers32) -> Mask:
+        """Return which of some documents the job trains on."""
+        if isinstance(self.documents, range):
+            return (document_N >= self.documents.start) & (document_N < self.documents.stop)
+        if not len(self.documents):
+            return np.zeros(document_N.size, np.bool_)
+        place_N = np.searchsorted(self.documents, document_N).clip(max=len(self.documents) - 1)
+        return np.asarray(self.documents[place_N] == document_N)
 
 
 class HeldOutFinding(NamedTuple):
@@ -38,26 +47,29 @@ class HeldOutFinding(NamedTuple):
 class HeldOutNote(JobPart):
     """Reports at a job's start whether the watched tokens are held out of its training data."""
 
-    def __init__(self, probe_set: ProbeSet) -> None:
-        self._probe_set = probe_set
+    def __init__(self, probe_sets: Mapping[str, ProbeSet]) -> None:
+        """Report on probe sets, by their names in the log."""
+        self._probe_sets = probe_sets
         self._train: Any = None
 
     def on_data(self, state: TrainingState, built: BuiltDatasets) -> BuiltDatasets:
-        """Remember the user's training dataset."""
+        """Remember the training dataset, which may follow a plan."""
         if self._train is None:
             self._train = built.train
         return built
 
     def on_train_start(self, state: TrainingState) -> None:
-        """Print the line, on rank 0."""
+        """Print a line for each probe set, on rank 0."""
         import torch
         from megatron.training import print_rank_0
 
         from megatron_tokscale.training.data.megatron_datasets import trained_parts
 
         if torch.distributed.get_rank() == 0:
-            finding = held_out(self._probe_set, trained_parts(self._train))
-            print_rank_0(f"tokscale: {finding.line}")
+            parts = trained_parts(self._train)
+            for name, probe_set in self._probe_sets.items():
+                of_set = f"{name}: " if name else ""
+                print_rank_0(f"tokscale: {of_set}{held_out(probe_set, parts).line}")
 
 
 def held_out(probe_set: ProbeSet, parts: Sequence[TrainedPart] | None) -> HeldOutFinding:
@@ -73,22 +85,30 @@ def held_out(probe_set: ProbeSet, parts: Sequence[TrainedPart] | None) -> HeldOu
             "whether the watched tokens are held out is not known: the training data are not "
             "Megatron's GPT datasets on .bin/.idx files",
         )
-    prefixes = _prefixes(probe_set)
+    # Strata of one dataset have its prefix: it is compared once.
+    watched: dict[str, list[int]] = defaultdict(list)
+    for dataset, prefix in enumerate(_prefixes(probe_set)):
+        watched[prefix].append(dataset)
+    trained_parts: dict[str, list[TrainedPart]] = defaultdict(list)
+    for part in parts:
+        trained_parts[part.prefix].append(part)
     is_trained_N = np.zeros(probe_set.n_tokens, np.bool_)
     is_unclear_N = is_trained_N.copy()
     trained: dict[str, None] = {}
     unclear: dict[str, None] = {}
-    for dataset, prefix in enumerate(prefixes):
-        is_dataset_N = probe_set.dataset_N == dataset
-        for part in parts:
-            is_same = _is_same(prefix, part.prefix)
-            document_N = probe_set.document_N
-            is_in_N = is_dataset_N & (document_N >= part.start) & (document_N < part.stop)
-            if is_same is False or not is_in_N.any():
+    for prefix, datasets in watched.items():
+        is_watched_N = np.isin(probe_set.dataset_N, datasets)
+        for trained_prefix, same in trained_parts.items():
+            is_same = _is_same(prefix, trained_prefix)
+            if is_same is False:
                 continue
-            (trained if is_same else unclear)[part.prefix] = None
-            target_N = is_trained_N if is_same else is_unclear_N
-            target_N |= is_in_N
+            is_in_N = np.zeros_like(is_watched_N)
+            for part in same:
+                is_in_N |= is_watched_N & part.holds(probe_set.document_N)
+            if is_in_N.any():
+                (trained if is_same else unclear)[trained_prefix] = None
+                target_N = is_trained_N if is_same else is_unclear_N
+                target_N |= is_in_N
     if is_trained_N.any():
         return HeldOutFinding("trained on", _trained_line(probe_set, is_trained_N, list(trained)))
     if is_unclear_N.any():
@@ -101,8 +121,7 @@ def held_out(probe_set: ProbeSet, parts: Sequence[TrainedPart] | None) -> HeldOu
     n_documents = _n_documents(probe_set, np.ones_like(is_trained_N))
     return HeldOutFinding(
         "held out",
-        f"held out: none of the {n_documents} watched documents is in the training part of the "
-        "job's data",
+        f"held out: the job trains on none of the {n_documents} watched documents",
     )
 
 
@@ -113,6 +132,11 @@ def _trained_line(probe_set: ProbeSet, is_trained_N: Mask, prefixes: Sequence[st
         f"({_n_documents(probe_set, is_trained_N)} of {_n_documents(probe_set, every_N)} "
         f"documents) are in the training part of the job's data ({_listed(prefixes)}): "
     )
+    if probe_set.origin is not None and probe_set.origin.plan is not None:
+        return line + (
+            f"plan {probe_set.origin.plan} keeps them out, and the job does not follow it; give "
+            "the job that plan, or build the probe set of its own"
+        )
     if probe_set.origin is not None and probe_set.origin.part == "train":
         return line + "the probe set was built from a training part, and watches memorisation"
     return line + (

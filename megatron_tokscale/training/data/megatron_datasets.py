@@ -3,7 +3,6 @@
 import copy
 import json
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +77,22 @@ def documents_of(dataset: GPTDataset) -> tuple[int, int]:
 
 
 def trained_parts(train: Any) -> list[TrainedPart] | None:
-    """Return the documents of a training dataset; None if it blends other than GPTDatasets."""
-    datasets: Sequence[Any] = blended_datasets(train)
+    """Return the documents of a training dataset; None if it blends other than GPTDatasets.
+
+    A dataset that follows a plan has None in the place of one that is not drawn from.
+    """
+    datasets = [each for each in blended_datasets(train) if each is not None]
     if any(not isinstance(each, GPTDataset) or each.dataset_path is None for each in datasets):
         return None
-    return [TrainedPart(each.dataset_path, *documents_of(each)) for each in datasets]
+    return [TrainedPart(each.dataset_path, _trained_documents(each)) for each in datasets]
+
+
+def _trained_documents(dataset: GPTDataset) -> range | Integers32:
+    """Return the documents of a training dataset, which a plan may have chosen one by one."""
+    whole = range(*documents_of(dataset))
+    if dataset.indices is None or len(dataset.indices) == len(whole):
+        return whole
+    return np.asarray(dataset.indices, np.int32)
 
 
 def one_epoch(

@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, job_flags, run_forked
+from planned_jobs import make_scores
 
+from megatron_tokscale.cli import main
 from megatron_tokscale.corpus.source import DataSource
+from megatron_tokscale.data import Cut, Plan, Stage, Stratum
 from megatron_tokscale.doctor import doctor
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 from megatron_tokscale.probe.probe_set import ProbeSetOrigin
+from megatron_tokscale.store import Run
 from megatron_tokscale.training.data.held_out import TrainedPart, held_out
 
 
@@ -28,7 +32,7 @@ def with_prefixes(probe_set: ProbeSet, *prefixes: str) -> ProbeSet:
 
 def trained(data_path, split) -> list[TrainedPart]:
     return [
-        TrainedPart(part.tokens.prefix, part.sequences.start, part.sequences.stop)
+        TrainedPart(part.tokens.prefix, part.sequences)
         for part in DataSource(data_path, split).portions("train")
     ]
 
@@ -95,6 +99,28 @@ def test_a_set_of_the_training_part_says_that_it_watches_memorisation(corpus):
     assert "built from a training part, and watches memorisation" in found.line
 
 
+def test_single_documents_that_a_job_leaves_out_are_held_out(corpus, probe_set):
+    """As those that a plan keeps out, whose numbers lie among those of the training."""
+    left, right = corpus.prefixes
+    kept_out = np.unique(probe_set.document_N[probe_set.dataset_N == 0])
+    others = np.setdiff1d(np.arange(300, dtype=np.int32), kept_out)
+    parts = [TrainedPart(left, others[::2]), TrainedPart(left, others[1::2])]
+    parts.append(TrainedPart(right, np.zeros(0, np.int32)))
+    assert held_out(probe_set, parts).state == "held out"
+    # One of them in either part is found.
+    for document in (kept_out[0], kept_out[-1]):
+        found = held_out(probe_set, [*parts, TrainedPart(left, np.array([document]))])
+        n = int(((probe_set.document_N == document) & (probe_set.dataset_N == 0)).sum())
+        assert found.line.startswith(f"{n} of the {probe_set.n_tokens} watched tokens (1 of ")
+
+
+def test_a_set_of_a_plan_that_the_job_does_not_follow_names_the_plan(corpus, probe_set):
+    of_plan = replace(probe_set, origin=replace(probe_set.origin, part="train", plan="0123"))
+    found = held_out(of_plan, trained(corpus.data_path, "1,0,0"))
+    assert found.state == "trained on"
+    assert "plan 0123 keeps them out, and the job does not follow it; give the job" in found.line
+
+
 def elsewhere(corpus: Corpus, folder: Path, *, link: bool = False) -> list[str]:
     folder.mkdir()
     for prefix in corpus.prefixes:
@@ -148,6 +174,46 @@ def test_the_job_and_the_doctor_say_the_same(corpus: Corpus, probe_set, tmp_path
     assert f"WARNING             {expected.line}\n" in capsys.readouterr().out
 
 
+@pytest.mark.megatron
+def test_a_set_of_the_documents_that_the_plan_keeps_out_is_held_out(corpus, tmp_path, capsys):
+    scores = [make_scores(prefix, seed) for seed, prefix in enumerate(corpus.prefixes)]
+    for one in scores:
+        one.save(tmp_path / f"{one.dataset.name}.tokscale.safetensors")
+    cuts = [Cut(one.fingerprint, unit="documents", edges=(10.5,), held_out=7) for one in scores]
+    plan = Plan(
+        datasets=tuple(one.dataset for one in scores),
+        strata=tuple(Stratum(f"{name}/{z}", d, 0.5) for d, name in enumerate("lr") for z in (0, 1)),
+        stages=(Stage(0, (1.0, 1.0)),),
+        seq_length=SEQ_LENGTH,
+        seed=5,
+        cuts=tuple(cuts),
+        documents=((0, 270), (0, 270)),
+    )
+    plan.save(tmp_path / "plan.json")
+    files = ("--plan", str(tmp_path / "plan.json"), "--scores-dir", str(tmp_path))
+    out, vocabulary = str(tmp_path / "strata.safetensors"), ("--vocab-size", str(VOCAB_SIZE))
+    main(["probe", "build", *files, *vocabulary, "--eod", str(EOD), "--out", out])
+    run_dir = ("--tokscale-dir", str(tmp_path / "run"), "--train-iters", "1")
+    words = job_flags(corpus, "--tokscale-probe-set", str(corpus.probe_set), out, *run_dir)
+    follows = ("--tokscale-plan", files[1], "--tokscale-scores-dir", str(tmp_path))
+    for given, state in ((follows, "held out"), ((), "trained on")):
+        output = run_forked(2, "-m", "megatron_tokscale.pretrain", *words, *given)
+        lines = [line for line in output.splitlines() if line.startswith("tokscale: strata: ")]
+        expected = {
+            "held out": "held out: the job trains on none of the 28 watched documents",
+            "trained on": f"plan {plan.fingerprint} keeps them out, and the job does not follow it",
+        }[state]
+        assert len(lines) == 1
+        assert expected in lines[0]
+        doctor.examine([*words, *given])
+        found = capsys.readouterr().out
+        assert lines[0].removeprefix("tokscale: strata: ") in found
+        assert found.count("WARNING") == (state == "trained on")
+    # The losses are of the strata.
+    strata = Run.open(tmp_path / "run/probe-sets/strata")
+    assert strata.probe_set.datasets == tuple(stratum.name for stratum in plan.strata)
+
+
 def test_documents_are_counted_by_dataset():
     """Two datasets have documents of the same number."""
     shape = (2, 4)
@@ -169,5 +235,5 @@ def test_documents_are_counted_by_dataset():
             prefixes=("x/a", "x/b"),
         ),
     )
-    found = held_out(probe_set, [TrainedPart("x/a", 0, 6), TrainedPart("x/b", 6, 9)])
+    found = held_out(probe_set, [TrainedPart("x/a", range(6)), TrainedPart("x/b", range(6, 9))])
     assert found.line.startswith("4 of the 8 watched tokens (1 of 2 documents)")

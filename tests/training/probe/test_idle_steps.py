@@ -39,7 +39,7 @@ def taken(monkeypatch) -> Iterator[list[int]]:
     """The steps at which a probe was taken; a probe reads the losses, as its record does."""
     steps: list[int] = []
 
-    def note(self, state, counts, losses, **_):
+    def note(self, state, counts, losses, sets, **_):
         steps.append(state.step)
         float(losses["lm loss"])
 
@@ -56,7 +56,7 @@ def make_prober(monkeypatch, folder: Path, args: Namespace, schedule: str) -> Pr
     monkeypatch.setattr(probe_store, "model_info", lambda args: {})
     plain_probe_set(4 * SEQ_LENGTH).save(folder / "probe.safetensors")
     settings = JobProbeSettings(
-        probe_set=folder / "probe.safetensors",
+        files=(folder / "probe.safetensors",),
         schedule_text=schedule,
         loss_dtype="float32",
         fall_threshold=0.1,
