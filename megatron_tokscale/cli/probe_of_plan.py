@@ -25,6 +25,7 @@ _OF_A_PART: Final = {
     "part": "valid",
     "per_dataset": "equal",
     "duplicates": "ignore",
+    "unseen_by": None,
 }
 """Flags that choose documents of a part of the data, and their defaults."""
 
