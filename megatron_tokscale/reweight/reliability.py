@@ -38,6 +38,11 @@ _FEWEST: Final = 10
 predictions can leave a cell with any number."""
 
 
+_SURE: Final = 2.0
+"""Standard errors, 1 / sqrt(documents), by which the correlation of halves is above zero before it
+corrects the correlation of predictions; our choice: 95%."""
+
+
 @dataclass(frozen=True)
 class Variances:
     """The two variances of documents' mean differences.
@@ -75,22 +80,25 @@ def reliability(halves: Halves, predicted_W: Floats | None) -> Reliability:
     """Return the reliability of a dataset's mean differences, and of their predictions.
 
     The squared correlation of predictions with y is divided by the reliability of y: Spearman's
-    correction for attenuation. Documents are weighted by their tokens.
+    correction for attenuation. It is None where the halves may agree by chance. Documents are
+    weighted by their tokens.
 
     Args:
         halves: the watched documents, each with a token at least.
         predicted_W: predictions from folds that the document was not in; None without any.
     """
-    weight_W = halves.tokens_W
     found = variances(halves)
     watched = predicted = None
     if found is not None:
         both = halves.rows(halves.has_both_W)
         r = _correlation(both.sum_W2 / both.count_W2, both.tokens_W)
         watched = None if r is None else 2 * r / (1 + r) if r > 0 else 0.0
-    if watched and predicted_W is not None:
-        r = _correlation(np.stack([predicted_W, halves.mean_W], axis=1), weight_W)
-        predicted = min(max(r or 0.0, 0.0) ** 2 / watched, 1.0)
+        is_sure = r is not None and r > _SURE / np.sqrt(len(both.document_W))
+        if watched and is_sure and predicted_W is not None:
+            pair_W2 = np.stack([predicted_W, halves.mean_W], axis=1)
+            of_y = _correlation(pair_W2, halves.tokens_W) or 0.0
+            predicted = min(max(of_y, 0.0) ** 2 / watched, 1.0)
+    weight_W = halves.tokens_W
     return Reliability(
         watched=watched,
         predicted=predicted,

@@ -77,6 +77,17 @@ def test_the_reliability_of_a_prediction_is_its_squared_correlation_with_the_tru
     assert reliability(halves, np.ones(true_W.size)).predicted == 0
 
 
+def test_predictions_of_scores_without_a_sure_signal_have_no_reliability():
+    """Divided by a reliability that is chance, any correlation would look perfect."""
+    random = np.random.default_rng(11)
+    halves = planted(random, np.zeros(30), 10)
+    while not 0 < np.corrcoef((halves.sum_W2 / 10).T)[0, 1] < 2 / np.sqrt(30):
+        halves = planted(random, np.zeros(30), 10)
+    found = reliability(halves, halves.mean_W)
+    assert 0 < found.watched < 0.6
+    assert found.predicted is None
+
+
 def test_scores_of_equal_documents_are_shrunk_by_their_reliability():
     random = np.random.default_rng(5)
     halves = planted(random, true_means(random, 200), 20)
