@@ -19,7 +19,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data import DocumentScores, Plan
@@ -214,7 +213,7 @@ def scores_of_plan(
     plan: Plan,
     dataset: int,
     prefix: str,
-    documents: Integers32 | range,
+    documents: range,
     folder: Path | None,
 ) -> DocumentScores:
     """Read the scores by which the plan cuts a dataset.
@@ -243,8 +242,8 @@ def scores_of_plan(
     score_Q = scores.ordering_Q(cut.order)
     if cut.order == "learning-time":  # NaN too where nothing is learned
         score_Q = scores.require_fitted().drop_Q
-    indices = np.asarray(documents)
-    if np.isnan(score_Q[indices[tokens.lengths[indices] > 0]]).any():
+    part = slice(documents.start, documents.stop)
+    if (np.isnan(score_Q[part]) & (tokens.lengths[part] > 0)).any():
         raise TokscaleError(
             f"{path} has no score for some training documents; is --split that of the scores?"
         )
