@@ -5,10 +5,14 @@
 Index: `build_index` over 24 stages of D datasets x S strata against one call of Megatron's compiled
 `build_blending_indices`, which has no stages; once for the D datasets, and once for as many things
 to blend as there are strata. With the datasets' weights kept (only those of strata change), and
-with both changing. Its peak memory is that of a process that does nothing else. Strata: ranking all
-samples by their scores, from documents; no peer. Reading: `PlannedDataset[k]` against Megatron's
-own BlendedDataset, both over GPTDatasets that read tokens from disk, the same number of samples in
-an order of their own, as in training. Shapes: N samples, D datasets, Z strata.
+with both changing. Its peak memory is that of a process that does nothing else. Strata of samples:
+ranking all samples by their scores, from documents; no peer. Strata of documents: dividing all
+documents by their scores, and Megatron's own index of each stratum beside its index of each whole
+dataset, which strata of samples need; one dataset is measured, and counts for all. Reading:
+`PlannedDataset[k]` against Megatron's own BlendedDataset, both over GPTDatasets that read tokens
+from disk, the same number of samples in an order of their own, as in training. The table of builds
+is in seconds of the processor, so that other work on the machine counts little. Shapes: N samples,
+D datasets, Z strata, Q documents.
 """
 
 import argparse
@@ -17,6 +21,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,15 +33,18 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.helpers_cpp import build_blending_indices
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from megatron.core.datasets.utils import Split
+from numpy.typing import NDArray
 from table import heading, markdown
 
 from megatron_tokscale.data import Cut, DatasetIdentity, Plan, Stage, Stratum, build_index
 from megatron_tokscale.data.dataset import PlannedDataset
+from megatron_tokscale.data.document_strata import documents_of_strata, index_folder
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
 from megatron_tokscale.data.scores import DocumentScores
 from megatron_tokscale.data.strata import Strata, rank_samples
 
 Rows = list[list[str]]
+SEQ_LENGTH = 4096  # of the plan; --seq-length is that of the samples that are read
 
 
 def make_plan(
@@ -61,7 +69,7 @@ def make_plan(
             for i in range(n_strata)
         ),
         stages=tuple(stages),
-        seq_length=4096,
+        seq_length=SEQ_LENGTH,
         seed=seed,
         cuts=(Cut("scores"),) * n_datasets,
     )
@@ -73,6 +81,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def processor_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
 def build(arguments: argparse.Namespace) -> Rows:
     """Time the index and the strata; return their rows."""
     n, d, s = arguments.samples, arguments.datasets, arguments.strata
@@ -81,7 +95,7 @@ def build(arguments: argparse.Namespace) -> Rows:
     for count in (d, d * s):
         dataset_N, sample_N = np.zeros(n, np.int16), np.zeros(n, np.int64)
         weights = np.random.default_rng(0).dirichlet(np.ones(count))
-        peers[count] = seconds(
+        peers[count] = processor_seconds(
             lambda count=count, arrays=(dataset_N, sample_N, weights): build_blending_indices(
                 *arrays, count, n, False
             )
@@ -90,35 +104,45 @@ def build(arguments: argparse.Namespace) -> Rows:
     rows = [[f"Megatron's blend of {count}", f"{t:.1f}", "", ""] for count, t in peers.items()]
     for keep in (True, False):
         plan = make_plan(d, s, n, keep=keep)
-        ours = seconds(lambda plan=plan: build_index(plan, n))
+        ours = processor_seconds(lambda plan=plan: build_index(plan, n))
         what = "index, datasets' weights kept" if keep else "index, all weights changing"
         rows.append([what, f"{ours:.1f}", *(f"{ours / t:.2f}" for t in peers.values())])
-    rows.append(["strata: score and rank all samples", f"{rank(d, s, n):.1f}", "", ""])
-    return rows
+    rows.append(["strata of samples: score and rank all", f"{rank(d, s, n):.1f}", "", ""])
+    return rows + divide(d, s, n)
 
 
-def rank(n_datasets: int, n_strata: int, n_samples: int, documents_per_sample: float = 4) -> float:
-    """Return the seconds to rank the samples of `n_datasets` datasets, `n_samples` in all."""
+def scored_documents(n_samples: int, documents_per_sample: float = 4) -> DocumentScores:
+    """Return scores drawn at random of the documents of a dataset of `n_samples` samples."""
     rng = np.random.default_rng(0)
-    size, seq_length = n_samples // n_datasets, 4096
-    n_documents = int(size * documents_per_sample)
-    length_Q = rng.integers(1, 2 * seq_length / documents_per_sample, n_documents).astype(np.int32)
-    order = rng.permutation(n_documents).astype(np.int32)
+    n_documents = int(n_samples * documents_per_sample)
+    names = ("learning_time", "spread", "drop", "unlearned", "surprisal", "fall")
+    values = {f"{name}_Q": rng.random(n_documents).astype(np.float32) for name in names}
+    return DocumentScores(
+        **values,
+        watched_Q=np.zeros(n_documents, np.int32),
+        dataset=DatasetIdentity("d", n_documents, n_samples * SEQ_LENGTH),
+        digest="",
+    )
+
+
+def lengths(n_samples: int, documents_per_sample: float = 4) -> NDArray[np.int32]:
+    """Return lengths drawn at random of the documents of a dataset of `n_samples` samples."""
+    longest = 2 * SEQ_LENGTH / documents_per_sample
+    n_documents = int(n_samples * documents_per_sample)
+    return np.random.default_rng(1).integers(1, longest, n_documents).astype(np.int32)
+
+
+def rank(n_datasets: int, n_strata: int, n_samples: int) -> float:
+    """Return the seconds to rank the samples of `n_datasets` datasets, `n_samples` in all."""
+    rng, seq_length = np.random.default_rng(0), SEQ_LENGTH
+    length_Q = lengths(n_samples // n_datasets)
+    scores = scored_documents(n_samples // n_datasets)
+    order = rng.permutation(len(length_Q)).astype(np.int32)
     start_P = np.cumsum(length_Q[order], dtype=np.int64) - length_Q[order]
     cut_N1 = np.arange(0, int(length_Q.sum()) - 1, seq_length)
     position_N1 = np.searchsorted(start_P, cut_N1, side="right") - 1
     bound_N12 = np.stack([position_N1, cut_N1 - start_P[position_N1]], axis=1)
     shuffle_N = rng.permutation(len(cut_N1) - 1)
-    values = {
-        name: rng.random(n_documents).astype(np.float32)
-        for name in ("learning_time", "spread", "drop", "unlearned", "surprisal")
-    }
-    scores = DocumentScores(
-        **{f"{name}_Q": array for name, array in values.items()},
-        watched_Q=np.zeros(n_documents, np.int32),
-        dataset=DatasetIdentity("d", n_documents, int(length_Q.sum())),
-        digest="",
-    )
     plan = make_plan(1, n_strata, n_samples, keep=True)
 
     def work() -> None:
@@ -127,7 +151,67 @@ def rank(n_datasets: int, n_strata: int, n_samples: int, documents_per_sample: f
             plan, 0, len(index), SampleScores.from_document_scores(scores, index, plan.cuts[0])
         )
 
-    return n_datasets * min(seconds(work) for _ in range(2))
+    return n_datasets * min(processor_seconds(work) for _ in range(2))
+
+
+def divide(n_datasets: int, n_strata: int, n_samples: int) -> Rows:
+    """Time strata of documents of one dataset; return their rows, for `n_datasets` of them."""
+    length_Q = lengths(n_samples // n_datasets)
+    scores = scored_documents(n_samples // n_datasets)
+    edges = tuple(np.linspace(0, 1, n_strata + 1)[1:-1].tolist())
+    cut = Cut("scores", "fall", unit="documents", edges=edges, held_out=256)
+    part = (0, len(length_Q))
+    plan = replace(
+        make_plan(1, n_strata, n_samples, keep=True),
+        datasets=(scores.dataset,),
+        cuts=(cut,),
+        documents=(part,),
+    )
+    strata: list[NDArray[np.int32]] = []
+
+    def work() -> None:
+        strata[:] = documents_of_strata(plan, 0, scores, part, length_Q)
+        for documents in strata:
+            index_folder(documents)
+
+    what = f"strata of documents: divide all {n_datasets * len(length_Q):,} documents"
+    times = {what: processor_seconds(work)}
+    low = SimpleNamespace(sequence_lengths=length_Q)
+    for what, sets in (
+        (f"{n_datasets} datasets", [np.arange(len(length_Q), dtype=np.int32)]),
+        (f"{n_datasets * n_strata} strata of documents", strata),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            for verb in ("builds", "opens"):
+                times[f"Megatron {verb} the indices of {what}"] = processor_seconds(
+                    lambda folder=folder, sets=sets: [
+                        GPTDataset(
+                            low,
+                            "d",
+                            each,
+                            None,
+                            Split.train,
+                            gpt_config(["d"], f"{folder}/{number}", SEQ_LENGTH),
+                        )
+                        for number, each in enumerate(sets)
+                    ]
+                )
+    return [[what, f"{n_datasets * each:.1f}", "", ""] for what, each in times.items()]
+
+
+def gpt_config(paths: list[str], cache: str, seq_length: int) -> GPTDatasetConfig:
+    return GPTDatasetConfig(
+        random_seed=0,
+        sequence_length=seq_length,
+        blend=(paths, None),
+        split="1,0,0",
+        path_to_cache=cache,
+        tokenizer=SimpleNamespace(eod=0, pad=-1, vocab_size=1000, unique_identifiers={}),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
 
 
 def peak_memory_gb(arguments: argparse.Namespace) -> float:
@@ -154,18 +238,7 @@ def read(arguments: argparse.Namespace, folder: Path) -> Rows:
             builder.add_document(torch.from_numpy(rng.integers(0, 1000, length)), [length])
         builder.finalize(f"{path}.idx")
         paths.append(str(path))
-    config = GPTDatasetConfig(
-        random_seed=0,
-        sequence_length=arguments.seq_length,
-        blend=(paths, None),
-        split="1,0,0",
-        path_to_cache=str(folder / "cache"),
-        tokenizer=SimpleNamespace(eod=0, pad=-1, vocab_size=1000, unique_identifiers={}),
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
+    config = gpt_config(paths, str(folder / "cache"), arguments.seq_length)
     files = [IndexedDataset(path) for path in paths]
     documents = np.arange(300, dtype=np.int32)
 
@@ -215,7 +288,7 @@ def main() -> None:
     about = heading(numpy=np.__version__, **{"megatron-core": version("megatron-core")})
     names = [arguments.datasets, arguments.datasets * arguments.strata]
     built = markdown(
-        ["", "seconds", *(f"over Megatron's blend of {count}" for count in names)],
+        ["", "processor seconds", *(f"over Megatron's blend of {count}" for count in names)],
         build(arguments),
     )
     memory = peak_memory_gb(arguments)
