@@ -41,11 +41,14 @@ def default_of(verb, option):
     return VERBS[verb].get_default(option.removeprefix("--").replace("-", "_"))
 
 
+POLICIES = ("fall", "target", "frontier", "dataset", "manual")
+
+
 def test_every_verb_is_there():
     assert set(VERBS) == {
         *(f"probe {verb}" for verb in ("build", "show", "cost")),
         *("fit", "spectrum", "laws", "score"),
-        *(f"plan build {policy}" for policy in ("frontier", "dataset", "manual")),
+        *(f"plan build {policy}" for policy in POLICIES),
         *("plan prepare", "plan show", "trace", "report", "import", "export", "demo", "doctor"),
     }
 
@@ -119,7 +122,7 @@ def test_defaults_are_those_of_the_functions_called():
         for field in fields(kind):
             if field.default is not MISSING:
                 assert default_of("probe cost", field.name) == field.default, field.name
-    for policy in ("fall", "target", "frontier", "dataset", "manual"):
+    for policy in POLICIES:
         for field in fields(Guards):
             assert default_of(f"plan build {policy}", field.name) == field.default
     flags = {"unit": "strata", "sd_points": "seed_sd"}
