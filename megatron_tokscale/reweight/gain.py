@@ -3,7 +3,7 @@
 To first order in the quantization model a training under a plan is faster by the factor exp(S), S
 the covariance over the pool's tokens of the weight of a token's document, averaged over the
 training and relative to its base weight, with the document's own fall relative to the mean fall.
-The derivation is in docs/guides/plan.md. It is a bound: saturation and upkeep lower it.
+The derivation is in docs/references.md 10.1. It is a bound: saturation and upkeep lower it.
 
 Shapes: D datasets, Z strata.
 """
@@ -191,8 +191,8 @@ def reference_cost(
 ) -> float:
     """Return the compute of a reference run and its scores, as a share of a training's.
 
-    A training takes 6 FLOPs per parameter and token, a forward pass 2; scores take two forward
-    passes over the scored tokens.
+    A training takes 6 FLOPs per parameter and token, a forward pass 2, and scores take two forward
+    passes over the scored tokens (docs/references.md 10.3).
 
     Args:
         parameters: parameters of the model to train.
