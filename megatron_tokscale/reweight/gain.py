@@ -3,7 +3,7 @@
 To first order in the quantization model a training under a plan is faster by the factor exp(S), S
 the covariance over the pool's tokens of the weight of a token's document, averaged over the
 training and relative to its base weight, with the document's own fall relative to the mean fall.
-The derivation is in docs/guides/plan.md. It is a bound: saturation and upkeep lower it.
+The derivation is in docs/references.md 10.1. It is a bound: saturation and upkeep lower it.
 
 Shapes: D datasets, Z strata.
 """
@@ -191,8 +191,8 @@ def reference_cost(
 ) -> float:
     """Return the compute of a reference run and its scores, as a share of a training's.
 
-    A training takes 6 FLOPs per parameter and token, a forward pass 2; scores take two forward
-    passes over the scored tokens.
+    A training takes 6 FLOPs per parameter and token, a forward pass 2, and scores take two forward
+    passes over the scored tokens (docs/references.md 10.3).
 
     Args:
         parameters: parameters of the model to train.
@@ -314,17 +314,26 @@ def describe_gain(gain: Gain) -> list[str]:
 
 def gain_rows(gain: Gain) -> list[tuple[str, str]]:
     """Return the numbers of a gain in words, with their names."""
-    parts = f"{_number(gain.watched)} where watched, {_number(gain.predicted)} where predicted"
     return [
-        ("spread of falls", f"CV² {_number(gain.spread, '.3f')}, free of noise"),
-        ("reliability", f"{_number(gain.reliability)} of all scores ({parts})"),
-        ("kept by the strata", f"{_number(gain.kept, '.0%')} of that spread"),
+        *_spread_rows(gain),
         (
             "gain",
             f"at most {gain.at_most:.1%} (weights and falls have covariance {gain.covariance:.4f})",
         ),
         ("reference's cost", _cost(gain)),
         ("seeds to see it", _seeds(gain)),
+    ]
+
+
+def _spread_rows(gain: Gain) -> list[tuple[str, str]]:
+    """Return the rows on the scores; one, where they do not tell how reliable they are."""
+    if gain.spread is None:
+        return [("spread of falls", "unknown: the scores do not say how reliable they are")]
+    parts = f"{_number(gain.watched)} where watched, {_number(gain.predicted)} where predicted"
+    return [
+        ("spread of falls", f"CV² {gain.spread:.3f}, free of noise"),
+        ("reliability", f"{_number(gain.reliability)} of all scores ({parts})"),
+        ("kept by the strata", f"{_number(gain.kept, '.0%')} of that spread"),
     ]
 
 
