@@ -432,6 +432,29 @@ def test_tables_tell_the_planted_speeds(settings, tmp_path):
     assert str(tmp_path) not in text
 
 
+def test_tables_of_figures_end_with_what_is_measured(settings, tmp_path):
+    ledger = planted(settings, tmp_path)
+    one = {"watched": 0.9, "predicted": None}
+    gains = {"uniform": 0.0, "fall": 0.2}
+    ledger.add(
+        "reference",
+        {
+            "rank_correlation": {"documents": 0.95, "kinds": 0.97},
+            "reliability": one,
+            "cv2": {"scores": 0.5},
+            "links": {"each document by its own true fall": 0.5, "to the power 0.8": 0.4},
+            "expected": gains,
+            "at_most": {"uniform": None, "fall": 22.1},
+        },
+    )
+    text = report(settings.training, World(settings.corpus), ledger)
+    faster = row_of(text, "each document by its own true fall")[2].rstrip(" |")
+    assert float(faster) == pytest.approx(100 * (1 - math.exp(-0.5)), abs=0.05)
+    measured = row_of(text, "saturation and upkeep: measured [95%]")[2].rstrip(" |")
+    assert f"| fall | 22.1 | 18.1 | {measured} |" in text
+    assert "| reliability of a predicted score | - |" in text
+
+
 def test_tables_need_no_result_at_all(settings, tmp_path):
     text = report(settings.training, World(settings.corpus), Ledger(tmp_path / "l.jsonl", {}))
     assert "Not finished: uniform seed 0" in text and "X% faster" not in text
