@@ -10,6 +10,9 @@ from reweighting.ledger import Ledger
 from reweighting.speed import describe, percent_faster
 from reweighting.tables import Results, number, setting, table, versions
 
+FIGURES: Final = "reference"
+LEARNED: Final = "learned"
+"""Names of two results in the ledger: on the scores and plans, and on the learning times."""
 _PACKAGES: Final = ("megatron-tokscale", "megatron-core", "torch", "numpy", "scipy")
 
 
@@ -27,8 +30,8 @@ def report(training: Training, world: World, ledger: Ledger) -> str:
         results.missing(),
         *results.speeds(),
         *results.losses({"loss": "all tokens", "object": "objects"}),
-        *(_figures(ledger["reference"], results) if "reference" in ledger else []),
-        *(_learned(ledger["learned"]) if "learned" in ledger else []),
+        *(_figures(ledger[FIGURES], results) if FIGURES in ledger else []),
+        *(_learned(ledger[LEARNED]) if LEARNED in ledger else []),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
