@@ -99,7 +99,7 @@ class Reliability:
         watched: split-half reliability of the score of a watched document: the share of its
             variance between documents that is no noise; None if it cannot be estimated.
         predicted: squared correlation of the predicted score with the true one, on held-out folds;
-            None without a prediction, or likewise.
+            None without a prediction, or where `watched` may be chance.
         mean: mean score over the tokens of the watched documents, in nats per token.
         signal_variance: variance between documents that is no noise, in squared nats per token.
         documents: watched documents with a score.

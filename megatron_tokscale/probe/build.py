@@ -205,11 +205,12 @@ def _open(settings: ProbeSettings, left_out: Mapping[str, Mask]) -> list[Portion
 
 
 def _without(portion: Portion, is_left_out_Q: Mask | None) -> Portion:
-    """Return a part whose documents in a mask are empty, so that no window is drawn from them."""
+    """Return a part without the documents in a mask."""
     if is_left_out_Q is None:
         return portion
-    lengths_Q = np.where(is_left_out_Q, 0, portion.tokens.lengths).astype(np.int32)
-    return replace(portion, tokens=replace(portion.tokens, lengths=lengths_Q))
+    part = slice(portion.sequences.start, portion.sequences.stop)
+    chosen = portion.sequences.start + np.flatnonzero(~is_left_out_Q[part])
+    return replace(portion, chosen=chosen.astype(np.int32))
 
 
 def _why_lacking(lacking: Sequence[Portion], n_datasets: int, settings: ProbeSettings) -> str:

@@ -314,17 +314,26 @@ def describe_gain(gain: Gain) -> list[str]:
 
 def gain_rows(gain: Gain) -> list[tuple[str, str]]:
     """Return the numbers of a gain in words, with their names."""
-    parts = f"{_number(gain.watched)} where watched, {_number(gain.predicted)} where predicted"
     return [
-        ("spread of falls", f"CV² {_number(gain.spread, '.3f')}, free of noise"),
-        ("reliability", f"{_number(gain.reliability)} of all scores ({parts})"),
-        ("kept by the strata", f"{_number(gain.kept, '.0%')} of that spread"),
+        *_spread_rows(gain),
         (
             "gain",
             f"at most {gain.at_most:.1%} (weights and falls have covariance {gain.covariance:.4f})",
         ),
         ("reference's cost", _cost(gain)),
         ("seeds to see it", _seeds(gain)),
+    ]
+
+
+def _spread_rows(gain: Gain) -> list[tuple[str, str]]:
+    """Return the rows on the scores; one, where they do not tell how reliable they are."""
+    if gain.spread is None:
+        return [("spread of falls", "unknown: the scores do not say how reliable they are")]
+    parts = f"{_number(gain.watched)} where watched, {_number(gain.predicted)} where predicted"
+    return [
+        ("spread of falls", f"CV² {gain.spread:.3f}, free of noise"),
+        ("reliability", f"{_number(gain.reliability)} of all scores ({parts})"),
+        ("kept by the strata", f"{_number(gain.kept, '.0%')} of that spread"),
     ]
 
 

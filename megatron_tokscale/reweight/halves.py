@@ -22,10 +22,13 @@ from megatron_tokscale.store.losses import read_losses
 
 _BLOCK_TOKENS: Final = 2**20  # tokens whose losses are read at once: some 50 MB
 
-QUARTER: Final = 4  # a fall starts at this fraction of the reference's training (science of `fall`)
+QUARTER: Final = 4
+"""A fall starts at this fraction of the reference's training, after what all text has in common is
+learned; our choice: two octaves, so that the fall is large beside the noise of a checkpoint."""
+
 _NEAREST: Final = 1.5
-"""Largest factor between the quarter and its nearest probe; our choice: a schedule of two probes an
-octave passes, and a fall from an eighth of the training on, of other tokens, does not."""
+"""Largest factor between the quarter and its nearest probe; our choice: a fall from a half, or from
+an eighth, is of other tokens."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,14 @@ class Halves:
         return Halves(self.document_W[chosen_W], self.count_W2[chosen_W], self.sum_W2[chosen_W])
 
     @cached_property
-    def count_W(self) -> Floats:
+    def tokens_W(self) -> Floats:
         """Tokens of each document, as floating-point numbers."""
         return self.count_W2.sum(axis=1).astype(np.float64)
 
     @cached_property
     def mean_W(self) -> Floats:
         """Mean difference of each document in nats per token; NaN without a token."""
-        return ratio(self.sum_W2.sum(axis=1), self.count_W)
+        return ratio(self.sum_W2.sum(axis=1), self.tokens_W)
 
     @cached_property
     def has_both_W(self) -> Mask:

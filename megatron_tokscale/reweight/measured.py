@@ -1,4 +1,6 @@
-"""What a reference run, and a tuned one, measure of the watched documents.
+"""The measurements of the watched documents by a reference run, and by a tuned one.
+
+Target scores: docs/references.md 9.2.
 
 Shapes: W watched documents of a dataset.
 """
@@ -37,7 +39,8 @@ class Measured:
     def targets(self) -> dict[str, Target]:
         """Return the scores to fit a prediction to."""
         falls = {
-            name: Target(halves.mean_W, halves.count_W) for name, halves in self.differences.items()
+            name: Target(halves.mean_W, halves.tokens_W)
+            for name, halves in self.differences.items()
         }
         return (self.fitted.targets() if self.fitted else {}) | falls
 
@@ -102,20 +105,17 @@ def measure(
     halves = {name: read_halves(*pair, datasets) for name, pair in pairs.items()}
     measured = []
     for d, portion in enumerate(portions):
-        # All rows are of the same documents: those of the probe set.
         fitted = None if fits is None else fits[d]
         differences = {name: each[d] for name, each in halves.items()}
-        counts = [one.count_W for one in differences.values()]
-        counts = ([] if fitted is None else [fitted.tokens_W]) + counts
-        document_W = next(iter(differences.values())).document_W if differences else None
-        document_W = fitted.document_W if fitted is not None else document_W
-        assert document_W is not None
+        # All of them have the same rows: the documents of the probe set.
+        rows = [each for each in (fitted, *differences.values()) if each is not None]
+        document_W, tokens_W = rows[0].document_W, rows[0].tokens_W
         chosen_W = (document_W >= portion.sequences.start) & (document_W < portion.sequences.stop)
-        chosen_W &= np.min(counts, axis=0) >= min_tokens
+        chosen_W &= np.min([each.tokens_W for each in rows], axis=0) >= min_tokens
         measured.append(
             Measured(
                 document_W[chosen_W],
-                counts[0][chosen_W],
+                tokens_W[chosen_W],
                 None if fitted is None else fitted.rows(chosen_W),
                 {name: one.rows(chosen_W) for name, one in differences.items()},
             )

@@ -6,16 +6,15 @@ it independently, so over documents
 
     Cov(a, b) = Var(theta) = t2                                         (signal variance)
     E[(a_d - b_d - mean)^2] = s2 (1 / n_d1 + 1 / n_d2)                  (noise variance s2)
-    reliability of y = 2 r / (1 + r), where r is the correlation of a and b
-                                               (Spearman 1910; Brown 1910, Br. J. Psychology 3)
+    reliability of y = 2 r / (1 + r), where r is the correlation of a and b    (Spearman and Brown)
 
 and the best linear estimate of theta_d, given the documents of its cell, is
 
-    m + (y_d - m) t2 / (t2 + s2 / n_d)          (Kelley 1927; Morris 1983, J. Am. Stat. Assoc. 78)
+    m + (y_d - m) t2 / (t2 + s2 / n_d)                                         (Kelley; Morris)
 
 with m the mean of y over the cell, weighted by 1 / (t2 + s2 / n_d). A cell holds the documents of a
 dataset of about one length and one predicted score, so t2 is what length and prediction do not tell
-already.
+already. Sources: docs/references.md 9.1.
 
 Shapes: W watched documents of a dataset, 2 halves.
 """
@@ -37,6 +36,11 @@ variance from fewer documents is mostly noise."""
 _FEWEST: Final = 10
 """Documents of a cell that has variances of its own, at least; our choice: equal lengths or
 predictions can leave a cell with any number."""
+
+
+_SURE: Final = 2.0
+"""Standard errors, 1 / sqrt(documents), by which the correlation of halves is above zero before it
+corrects the correlation of predictions; our choice: 95%."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def variances(halves: Halves) -> Variances | None:
     if halves.has_both_W.sum() < 2:
         return None
     halves = halves.rows(halves.has_both_W)
-    weight_W, half_W2 = halves.count_W, halves.sum_W2 / halves.count_W2
+    weight_W, half_W2 = halves.tokens_W, halves.sum_W2 / halves.count_W2
     # Unbiased with weights: their sum less the sum of their squares over their sum.
     effective = weight_W.sum() - (weight_W**2).sum() / weight_W.sum()
     signal = _sum_of_products(half_W2, weight_W)[0, 1] / effective
@@ -76,22 +80,25 @@ def reliability(halves: Halves, predicted_W: Floats | None) -> Reliability:
     """Return the reliability of a dataset's mean differences, and of their predictions.
 
     The squared correlation of predictions with y is divided by the reliability of y: Spearman's
-    correction for attenuation (1904, Am. J. Psychology 15). Documents are weighted by their tokens.
+    correction for attenuation. It is None where the halves may agree by chance. Documents are
+    weighted by their tokens.
 
     Args:
         halves: the watched documents, each with a token at least.
         predicted_W: predictions from folds that the document was not in; None without any.
     """
-    weight_W = halves.count_W
     found = variances(halves)
     watched = predicted = None
     if found is not None:
         both = halves.rows(halves.has_both_W)
-        r = _correlation(both.sum_W2 / both.count_W2, both.count_W)
+        r = _correlation(both.sum_W2 / both.count_W2, both.tokens_W)
         watched = None if r is None else 2 * r / (1 + r) if r > 0 else 0.0
-    if watched and predicted_W is not None:
-        r = _correlation(np.stack([predicted_W, halves.mean_W], axis=1), weight_W)
-        predicted = min(max(r or 0.0, 0.0) ** 2 / watched, 1.0)
+        is_sure = r is not None and r > _SURE / np.sqrt(len(both.document_W))
+        if watched and is_sure and predicted_W is not None:
+            pair_W2 = np.stack([predicted_W, halves.mean_W], axis=1)
+            of_y = _correlation(pair_W2, halves.tokens_W) or 0.0
+            predicted = min(max(of_y, 0.0) ** 2 / watched, 1.0)
+    weight_W = halves.tokens_W
     return Reliability(
         watched=watched,
         predicted=predicted,
@@ -145,9 +152,9 @@ def _shrunk_in(halves: Halves, within_W: Mask) -> Floats | None:
     if found is None:
         return None
     signal = max(found.signal, 0.0)
-    total_W = signal + found.noise / halves.count_W
+    total_W = signal + found.noise / halves.tokens_W
     # Without signal and noise all documents are alike.
-    weight_W = np.divide(1.0, total_W, out=halves.count_W.copy(), where=total_W > 0)
+    weight_W = np.divide(1.0, total_W, out=halves.tokens_W.copy(), where=total_W > 0)
     centre = np.average(halves.mean_W, weights=weight_W)
     share_W = np.divide(signal, total_W, out=np.ones_like(total_W), where=total_W > 0)
     return np.asarray(centre + share_W * (halves.mean_W - centre))

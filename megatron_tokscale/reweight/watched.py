@@ -83,14 +83,6 @@ class WatchedDocuments:
         """Return the documents in a mask."""
         return WatchedDocuments(*(array[chosen_W] for array in vars(self).values()))
 
-    def within(self, sequences: range) -> "WatchedDocuments":
-        """Return the documents of a part of the dataset."""
-        return self.rows((self.document_W >= sequences.start) & (self.document_W < sequences.stop))
-
-    def with_tokens(self, min_tokens: int) -> "WatchedDocuments":
-        """Return the documents with at least this many watched tokens."""
-        return self.rows(self.tokens_W >= min_tokens)
-
     def targets(self) -> dict[str, Target]:
         """Return the scores to fit a prediction to; learning times are weighted by drop."""
         by_drop_W = self.tokens_W * self.drop_W

@@ -159,7 +159,7 @@ class PlanOrder:
         found = [np.empty(0, np.int64)]
         for block in blocks(start, stop):
             stratum_N, draw_N = self.index.stratum_N[block], self.index.draw_N[block]
-            for stratum in self.plan.strata_of(dataset):
+            for stratum in self.plan.packings[dataset].strata:
                 _, number_N = self.strata.locate_many(stratum, draw_N[stratum_N == stratum])
                 found.append(number_N)
         return np.concatenate(found)

@@ -98,7 +98,7 @@ def control_that_the_policy_lacks(run, corpus):
 
 
 def control_of_a_plan_by_hand(run, corpus):
-    flags = ["--weights", "0:1,1", "--control", "uniform"]
+    flags = ["--weights", "0:1,1", "--control", "frequency"]
     return build_plan("manual", corpus, run / "plan.json", *flags)
 
 
@@ -121,8 +121,8 @@ def plan_of_zero_weights(run, corpus):
 
 
 def plan_of_too_many_epochs(run, corpus):
-    flags = ["--control", "uniform", "--max-epochs", "0.5"]
-    return build_plan("frontier", corpus, run / "plan.json", *flags)
+    flags = ["--weights", "0:1,1", "--max-epochs", "0.5"]
+    return build_plan("manual", corpus, run / "plan.json", *flags)
 
 
 def plan_that_exists(run, corpus):
@@ -215,10 +215,10 @@ BAD_INPUT = {
     plan_without_scores: "tokscale score`, or plan with `megatron-tokscale plan build dataset",
     plan_without_run: "the following arguments are required: --run; see `megatron-tokscale plan bu",
     plan_without_policy: "the following arguments are required: POLICY; see",
-    plan_of_an_unknown_policy: "(choose from 'frontier', 'dataset', 'manual')",
+    plan_of_an_unknown_policy: "(choose from 'fall', 'target', 'frontier', 'dataset', 'manual')",
     run_of_a_policy_without_one: "unrecognized arguments: --run ",
-    control_that_the_policy_lacks: "invalid choice: 'easy-first' (choose from 'uniform')",
-    control_of_a_plan_by_hand: "unrecognized arguments: --control uniform",
+    control_that_the_policy_lacks: "invalid choice: 'easy-first' (choose from 'uniform', ",
+    control_of_a_plan_by_hand: "invalid choice: 'frequency' (choose from 'uniform', 'permuted')",
     control_of_a_missing_run: "no run in",
     plan_by_hand_without_weights: "the following arguments are required: --weights",
     weights_of_another_policy: "unrecognized arguments: --weights 0:1,1",

@@ -41,11 +41,14 @@ def default_of(verb, option):
     return VERBS[verb].get_default(option.removeprefix("--").replace("-", "_"))
 
 
+POLICIES = ("fall", "target", "frontier", "dataset", "manual")
+
+
 def test_every_verb_is_there():
     assert set(VERBS) == {
         *(f"probe {verb}" for verb in ("build", "show", "cost")),
         *("fit", "spectrum", "laws", "score"),
-        *(f"plan build {policy}" for policy in ("frontier", "dataset", "manual")),
+        *(f"plan build {policy}" for policy in POLICIES),
         *("plan prepare", "plan show", "trace", "report", "import", "export", "demo", "doctor"),
     }
 
@@ -98,7 +101,16 @@ def test_defaults_are_those_of_the_functions_called():
     from megatron_tokscale.laws import laws_run
     from megatron_tokscale.probe import DEFAULT_SCHEDULE
     from megatron_tokscale.probe.cost import GptShape, TrainingLength
-    from megatron_tokscale.reweight import CutSettings, Guards, Manual, plan_frontier, plan_run
+    from megatron_tokscale.reweight import (
+        CutSettings,
+        GainSettings,
+        Guards,
+        Manual,
+        plan_fall,
+        plan_frontier,
+        plan_run,
+        plan_target,
+    )
     from megatron_tokscale.reweight.scoring import score_run
     from megatron_tokscale.spectrum import axis_run, spectrum_run, transfer_run
 
@@ -110,14 +122,18 @@ def test_defaults_are_those_of_the_functions_called():
         for field in fields(kind):
             if field.default is not MISSING:
                 assert default_of("probe cost", field.name) == field.default, field.name
-    for policy in ("frontier", "dataset", "manual"):
+    for policy in POLICIES:
         for field in fields(Guards):
             assert default_of(f"plan build {policy}", field.name) == field.default
-    for field in fields(CutSettings):
-        assert default_of("plan build frontier", field.name) == field.default
+    flags = {"unit": "strata", "sd_points": "seed_sd"}
+    for field in (*fields(CutSettings), *fields(GainSettings)):
+        name = flags.get(field.name, field.name)
+        assert default_of("plan build frontier", name) == field.default, name
     assert default_of("plan build manual", "interpolation") == Manual({}).interpolation
     names = {"stages": "n_stages", "resamples": "n_resamples"}
     for verb, function, own in (
+        ("plan build fall", plan_fall, ("strength", "share_limit", "stages")),
+        ("plan build target", plan_target, ("top", "share_limit", "stages")),
         ("plan build frontier", plan_frontier, ("window", "strength", "stages", "move_shares")),
         ("plan build dataset", plan_run, ("window", "strength", "stages")),
         ("score", score_run, ("min_tokens", "predict", "force")),

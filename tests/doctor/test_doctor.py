@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from findings import run_doctor
 from jobs import SEQ_LENGTH, VOCAB_SIZE, Corpus, job_environment, job_flags
-from planned_jobs import make_scores, stratified_plan, train_dataset
+from planned_jobs import (
+    document_plan,
+    make_scores,
+    stratified_plan,
+    train_dataset,
+    with_falls,
+)
 from runs import plain_probe_set, write_run
 
 from megatron_tokscale.cli import entry as cli
@@ -340,6 +346,25 @@ def test_the_doctor_and_the_job_count_the_same_samples(planned, corpus, tmp_path
     parts = DataSource(corpus.data_path, "900,100,0").portions("train")
     sizes = [(part.n_tokens - 1) // SEQ_LENGTH for part in parts]
     assert sizes == [len(train_dataset(prefix, tmp_path)) for prefix in corpus.prefixes]
+
+
+def test_strata_of_documents_are_counted_from_their_scores(examine, planned, corpus, tmp_path):
+    scores = [with_falls(one, seed) for seed, one in enumerate(planned[1])]
+    for one in scores:
+        one.save(tmp_path / f"scores/{one.dataset.name}.tokscale.safetensors")
+    plan = document_plan(corpus, scores, max_epochs=9.0)
+    plan.save(tmp_path / "plan.json")
+    code, found = examine(*planned[2])
+    assert code == 0
+    assert any("112 samples repeat no stratum more often" in text for text in found["ok"])
+    cut = replace(plan.cuts[0], edges=(-0.5, 99.0))
+    replace(plan, cuts=(cut, plan.cuts[1])).save(tmp_path / "plan.json")
+    code, found = examine(*planned[2])
+    assert code == 2
+    assert found["REFUSED"] == [
+        "stratum 'left/2' of the plan has no 32 training tokens for a sample; expected enough, as "
+        "it has weight; make the plan with fewer quantiles, or give the stratum weight 0"
+    ]
 
 
 def test_data_given_by_parts_and_a_replan_interval_are_checked(examine, planned, corpus):

@@ -22,7 +22,7 @@ from megatron_tokscale.reweight import (
     plan_fall,
     seeds_needed,
 )
-from megatron_tokscale.reweight.gain import gain_in, reference_cost
+from megatron_tokscale.reweight.gain import describe_gain, gain_in, reference_cost
 
 rng = np.random.default_rng(5)
 N = 3000
@@ -130,6 +130,9 @@ def test_what_the_scores_do_not_tell_is_said():
     assert (gain.spread, gain.watched, gain.reliability, gain.kept) == (None,) * 4
     assert gain.cost is None
     assert gain.covariance == pytest.approx(GAIN.covariance)
+    text = "\n".join(describe_gain(gain))
+    assert "spread of falls     unknown" in text and "cost    unknown" in text
+    assert "reliability" not in text
     predicted_unknown = replace(RELIABILITY[1], predicted=None)
     gain = gain_of(PLAN, datasets_of(reliability=[RELIABILITY[0], predicted_unknown]))
     assert gain.watched is not None and gain.reliability is None

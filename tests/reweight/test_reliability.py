@@ -77,6 +77,17 @@ def test_the_reliability_of_a_prediction_is_its_squared_correlation_with_the_tru
     assert reliability(halves, np.ones(true_W.size)).predicted == 0
 
 
+def test_predictions_of_scores_without_a_sure_signal_have_no_reliability():
+    """Divided by a reliability that is chance, any correlation would look perfect."""
+    random = np.random.default_rng(11)
+    halves = planted(random, np.zeros(30), 10)
+    while not 0 < np.corrcoef((halves.sum_W2 / 10).T)[0, 1] < 2 / np.sqrt(30):
+        halves = planted(random, np.zeros(30), 10)
+    found = reliability(halves, halves.mean_W)
+    assert 0 < found.watched < 0.6
+    assert found.predicted is None
+
+
 def test_scores_of_equal_documents_are_shrunk_by_their_reliability():
     random = np.random.default_rng(5)
     halves = planted(random, true_means(random, 200), 20)
@@ -98,7 +109,7 @@ def test_shrunk_scores_are_nearer_the_truth_and_the_truth_follows_them_one_to_on
     raw, better = np.mean((halves.mean_W - true_W) ** 2), np.mean((found_W - true_W) ** 2)
     assert better < 0.5 * raw
     # The best that is possible: the variance of the truth given cell and measurement.
-    signal_W, noise_W = 0.01 * (cell_W + 1), NOISE / halves.count_W
+    signal_W, noise_W = 0.01 * (cell_W + 1), NOISE / halves.tokens_W
     assert better < 1.05 * np.mean(signal_W * noise_W / (signal_W + noise_W))
     assert np.polyfit(found_W, true_W, 1)[0] == pytest.approx(1, abs=0.02)
     assert np.polyfit(halves.mean_W, true_W, 1)[0] < 0.8
@@ -146,7 +157,7 @@ def test_a_document_of_one_token_is_shrunk_by_the_variances_of_the_others():
     )
     parts = variances(rest)
     assert variances(halves) == parts
-    total_W = parts.signal + parts.noise / halves.count_W
+    total_W = parts.signal + parts.noise / halves.tokens_W
     centre = np.average(halves.mean_W, weights=1 / total_W)
     expected = centre + parts.signal / total_W[-1] * (3.0 - centre)
     found_W = shrunk(halves, np.zeros(61, int))

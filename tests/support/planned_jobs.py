@@ -3,6 +3,7 @@
 Shapes: Q documents of a dataset, N samples.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from megatron_tokscale.data import (
     build_index,
 )
 from megatron_tokscale.data.dataset import PlannedDataset
+from megatron_tokscale.data.document_strata import held_out_documents
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.data.scores import data_digest, identity_of
 from megatron_tokscale.data.strata import Strata, rank_samples
@@ -87,8 +89,48 @@ def stratified_plan(corpus: Corpus, scores: list[DocumentScores], **changes) -> 
     return plan_of(corpus.prefixes, {0: (1, 1)}, **fields | changes)
 
 
-def train_dataset(prefix: str, cache: Path, split: str | None = TRAINING["--split"]):
-    """The training part of a dataset as one epoch, as Megatron lays it out in the tests' jobs."""
+def with_falls(scores: DocumentScores, seed: int) -> DocumentScores:
+    """The scores, and falls drawn at random."""
+    falls = np.random.default_rng(seed).normal(size=scores.n_documents)
+    return replace(scores, fall_Q=falls.astype(np.float32))
+
+
+def document_plan(corpus: Corpus, scores: list[DocumentScores], **changes) -> Plan:
+    """Three strata of documents of left, and strata of samples of right; stages amid a batch."""
+    parts = [split_range(TRAINING["--split"], "train", each.n_documents) for each in scores]
+    cut = Cut(scores[0].fingerprint, "fall", unit="documents", edges=(-0.5, 1.0), held_out=5)
+    fields = {
+        "cuts": (cut, Cut(scores[1].fingerprint, unlearned=True)),
+        "documents": tuple((part.start, part.stop) for part in parts),
+    }
+    return stratified_plan(corpus, scores, **fields | changes)
+
+
+def _documents(plan: Plan, z: int, scores: DocumentScores) -> list[int]:
+    """The documents of a stratum, found one by one."""
+    stratum = plan.strata[z]
+    cut, part = plan.cuts[stratum.dataset], plan.documents[stratum.dataset]
+    lengths = IndexedTokens.open(plan.datasets[stratum.dataset].path).lengths
+    place = z - plan.strata_of(stratum.dataset).start
+    held = held_out_documents(plan, stratum.dataset, scores, part, lengths)[place].tolist()
+    return [
+        document
+        for document in range(*part)
+        if sum(float(scores.fall_Q[document]) >= edge for edge in cut.edges) == place
+        and document not in held
+    ]
+
+
+def train_dataset(
+    prefix: str,
+    cache: Path,
+    split: str | None = TRAINING["--split"],
+    chosen: list[int] | None = None,
+):
+    """The training part of a dataset as one epoch, as Megatron lays it out in the tests' jobs.
+
+    Of `chosen` documents, if given.
+    """
     from gpt_datasets import gpt_config
     from megatron.core.datasets.gpt_dataset import GPTDataset
     from megatron.core.datasets.utils import Split
@@ -96,7 +138,7 @@ def train_dataset(prefix: str, cache: Path, split: str | None = TRAINING["--spli
     config = gpt_config(cache, SEQ_LENGTH, seed=JOB_SEED)
     low = GPTDataset.build_low_level_dataset(prefix, config)
     documents = range(len(low)) if split is None else split_range(split, "train", len(low))
-    indices = np.array(documents, dtype=np.int32)
+    indices = np.array(documents if chosen is None else chosen, dtype=np.int32)
     return GPTDataset(low, prefix, indices, None, Split.train, config)
 
 
@@ -109,17 +151,20 @@ def dataset_of(
     split: str | None = TRAINING["--split"],
 ) -> PlannedDataset:
     """The dataset that follows a plan, put together by hand."""
-    datasets = [train_dataset(prefix, cache, split) for prefix in prefixes]
-    sizes_D = [len(dataset) for dataset in datasets]
-    ranked_D = [
-        None
-        if plan.cuts[d] is None or scores is None
-        else rank_samples(
-            plan, d, sizes_D[d], SampleScores.from_document_scores(scores[d], sample_index(dataset))
-        )
-        for d, dataset in enumerate(datasets)
-    ]
-    strata = Strata(plan, sizes_D, ranked_D)
+    datasets, ranked = [], []
+    for packing in plan.packings:
+        d, z = packing.dataset, packing.strata.start
+        if packing.is_stratum:
+            chosen = _documents(plan, z, scores[d])
+            datasets.append(train_dataset(prefixes[d], cache / str(z), split, chosen))
+        else:
+            datasets.append(train_dataset(prefixes[d], cache, split))
+        if packing.is_stratum or plan.cuts[d] is None or scores is None:
+            ranked.append(None)
+        else:
+            of = SampleScores.from_document_scores(scores[d], sample_index(datasets[-1]))
+            ranked.append(rank_samples(plan, d, len(datasets[-1]), of))
+    strata = Strata(plan, [len(dataset) for dataset in datasets], ranked)
     return PlannedDataset(plan, datasets, build_index(plan, n_samples), strata)
 
 

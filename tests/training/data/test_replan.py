@@ -19,9 +19,11 @@ from runs import read_journal
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import sealed
 from megatron_tokscale.data import (
+    Cut,
     Decision,
     PlanProvenance,
     Replanning,
+    Stratum,
     build_index,
     with_decisions,
 )
@@ -305,6 +307,25 @@ def test_a_decision_that_repeats_a_stratum_too_often_is_not_followed(following, 
     assert_array_equal(
         following.planned.index.stratum_N, build_index(following.plan, 160).stratum_N
     )
+
+
+def test_a_decision_on_strata_is_kept_agreed_on_and_followed(following, plan, tmp_path):
+    strata = (*(Stratum(f"left/{i}", 0, 0.5) for i in range(2)), Stratum("right", 1))
+    base = replace(plan, strata=strata, cuts=(Cut("scores"), None))
+    following.followed = FollowedPlan(base)
+    following.planned.index = build_index(base, 160).shared()
+    following.planned.strata = Strata(base, [110, 1000], [np.arange(110, dtype=np.int32), None])
+    save_run_plan(base, [], tmp_path)
+    decision = Decision(3, 60, (0.6, 0.4), (0.9, 0.1, 1.0))
+    assert following.add(decision, CONSUMED) is None
+    assert load_run_plan(tmp_path) == (base, [decision])
+    assert FollowedPlan.from_text(following.followed.to_text()) == following.followed
+    expected = build_index(with_decisions(base, [decision]), 160)
+    assert_array_equal(following.planned.index.stratum_N, expected.stratum_N)
+    of_left = expected.stratum_N[60:][expected.stratum_N[60:] < 2]
+    assert abs((of_left == 0).mean() - 0.9) < 0.03
+    other = FollowedPlan(base, (replace(decision, within=None),))
+    assert other.plan.fingerprint != following.plan.fingerprint
 
 
 def test_a_decision_that_cannot_be_written_is_not_followed(following, monkeypatch):
