@@ -28,7 +28,7 @@ import numpy as np
 from quanta_corpus.corpus import Mix, Truth, World, write_corpus
 from quanta_corpus.learned import what_was_learned
 from quanta_corpus.links import Drawn, TrueFalls, links, log_speedup, true_falls
-from quanta_corpus.tables import report
+from quanta_corpus.tables import FIGURES, LEARNED, report
 from reweighting.arms import ARMS, UNIFORM, Arm
 from reweighting.chain import Chain, Training, Word, run_phases
 from reweighting.ledger import Ledger
@@ -45,9 +45,6 @@ from megatron_tokscale.store import Run, RunPaths
 
 HERE: Final = Path(__file__).parent
 IDEAL: Final = "ideal"
-FIGURES: Final = "reference"
-LEARNED: Final = "learned"
-"""Names of two results in the ledger: on the scores and plans, and on the learning times."""
 PHASES: Final = (
     *("data", "valid", "reference", "unseen", "replay", "fit", "scores"),
     *("watch", "truth", "ideal", "plans", "figures", "strata", "jobs"),

@@ -16,11 +16,14 @@ from quanta_corpus import learned, links, study
 from quanta_corpus.corpus import NO_FACT, Mix, Truth, WatchedTruth, World, write_corpus
 from quanta_corpus.tables import report
 from reweighting.ledger import Ledger
+from runs import write_run
 
 from megatron_tokscale.cli.entry import make_parser
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import to_json
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
+from megatron_tokscale.data import Cut, DocumentScores, Plan, Stage, Stratum
+from megatron_tokscale.data.scores import data_digest, identity_of
 from megatron_tokscale.probe.build import ProbeSettings, build_probe_set
 
 SMALL = Mix(documents=4000, topics=5, facts=12, subjects=30, relations=4, objects=20)
@@ -135,7 +138,8 @@ def test_what_is_written_is_what_is_read(prefix, documents):
     assert np.array_equal(truth.fact_QT, documents.fact_QT[:200])
 
 
-def test_the_truth_of_a_watched_token_is_that_of_its_label(prefix, world):
+@pytest.fixture
+def probe_set(prefix, world):
     settings = ProbeSettings(
         data_path=[str(prefix)],
         split="50,50,0",
@@ -144,7 +148,10 @@ def test_the_truth_of_a_watched_token_is_that_of_its_label(prefix, world):
         n_tokens=3000,
         eod=None,
     )
-    probe_set = build_probe_set(settings)
+    return build_probe_set(settings)
+
+
+def test_the_truth_of_a_watched_token_is_that_of_its_label(prefix, world, probe_set):
     watched = Truth.load(prefix).of(probe_set)
     assert (watched.document_N >= 100).all()
     is_object_N = probe_set.label_N >= world.first_object
@@ -219,6 +226,33 @@ def test_each_link_is_one_more_than_the_link_before():
     assert found[5] == pytest.approx((power * fall_G).mean() - 1)
     assert found[6] == pytest.approx(0.75 * found[5])
     assert found == sorted(found, reverse=True)
+
+
+def test_a_plan_draws_the_documents_of_its_strata_by_its_mean_weights(prefix):
+    tokens = IndexedTokens.open(str(prefix))
+    scores = DocumentScores(
+        surprisal_Q=np.zeros(200, np.float32),
+        watched_Q=np.zeros(200, np.int32),
+        dataset=identity_of(tokens),
+        digest=data_digest(tokens),
+        fall_Q=np.arange(200, dtype=np.float32),
+    )
+    plan = Plan(
+        datasets=(scores.dataset,),
+        strata=(Stratum("quanta/q1", 0, 0.25), Stratum("quanta/q2", 0, 0.75)),
+        stages=(Stage(0, (1.0,)), Stage(10, (1.0,), (0.1, 0.9))),
+        seq_length=64,
+        seed=0,
+        cuts=(Cut(scores.fingerprint, "fall", unit="documents", edges=(45.0,), held_out=5),),
+        documents=((0, 180),),
+    )
+    drawn = links.Drawn.by(plan, scores, prefix, 40)
+    low, high = (drawn.document_Q[drawn.stratum_Q == z] for z in (0, 1))
+    assert len(low) == 45 - 5 and set(low) < set(range(45))
+    assert len(high) == 135 - 5 and set(high) < set(range(45, 180))
+    # 10 samples at the shares, 30 at 0.1 and 0.9.
+    assert np.unique(drawn.weight_Q).tolist() == pytest.approx([0.1375 / 0.25, 0.8625 / 0.75])
+    assert (drawn.weight_Q[drawn.stratum_Q == 0] < 1).all()
 
 
 # Learning times beside the truth
@@ -342,6 +376,30 @@ def test_the_ideal_plan_has_scores_of_its_own(quanta):
     assert quanta.scores_of("ideal") != quanta.scores_of("fall") == quanta.scores
 
 
+def test_a_result_has_the_curves_of_all_tokens_and_of_objects(
+    settings, prefix, world, probe_set, tmp_path
+):
+    """Losses of 1 + 20 t^-0.3, of objects twice as high, of junk three nats higher."""
+    step_K = np.arange(0, 751, 15)
+    truth = Truth.load(prefix).of(probe_set)
+    curve_K = 1 + 20 * np.maximum(step_K, 1) ** -0.3
+    loss_NK = np.where(truth.object_N, 2.0, 1.0)[:, None] * curve_K
+    loss_NK += 3.0 * (truth.kind_N == world.junk)[:, None]
+    write_run(tmp_path / "uniform-0", step_K, loss_NK, probe_set)
+    small = replace(settings, corpus=SMALL)
+    ledger = Ledger(tmp_path / "ledger.jsonl", {})
+    chain = study.QuantaStudy(tmp_path, small.training, ledger, small)
+    (tmp_path / "data").symlink_to(prefix.parent)
+    result = chain.result_of(tmp_path / "uniform-0")
+    assert np.array_equal(result["step"], step_K)
+    assert result["loss"] == pytest.approx(loss_NK.mean(axis=0), rel=1e-5)
+    assert result["object"] == pytest.approx(loss_NK[truth.object_N].mean(axis=0), rel=1e-5)
+    at_T = 1 + 20 * 600**-0.3
+    of_junk = np.average([1.0, 2.0], weights=[2, 1]) * at_T + 3
+    assert result["groups"]["junk"] == pytest.approx(of_junk, rel=1e-3)
+    assert result["groups"]["boilerplate"] == pytest.approx(of_junk - 3, rel=1e-3)
+
+
 # Tables
 
 
@@ -372,6 +430,29 @@ def test_tables_tell_the_planted_speeds(settings, tmp_path):
         assert mean == pytest.approx(expected, abs=0.3)
     assert "Not finished: fall-live seed 0" in text
     assert str(tmp_path) not in text
+
+
+def test_tables_of_figures_end_with_what_is_measured(settings, tmp_path):
+    ledger = planted(settings, tmp_path)
+    one = {"watched": 0.9, "predicted": None}
+    gains = {"uniform": 0.0, "fall": 0.2}
+    ledger.add(
+        "reference",
+        {
+            "rank_correlation": {"documents": 0.95, "kinds": 0.97},
+            "reliability": one,
+            "cv2": {"scores": 0.5},
+            "links": {"each document by its own true fall": 0.5, "to the power 0.8": 0.4},
+            "expected": gains,
+            "at_most": {"uniform": None, "fall": 22.1},
+        },
+    )
+    text = report(settings.training, World(settings.corpus), ledger)
+    faster = row_of(text, "each document by its own true fall")[2].rstrip(" |")
+    assert float(faster) == pytest.approx(100 * (1 - math.exp(-0.5)), abs=0.05)
+    measured = row_of(text, "saturation and upkeep: measured [95%]")[2].rstrip(" |")
+    assert f"| fall | 22.1 | 18.1 | {measured} |" in text
+    assert "| reliability of a predicted score | - |" in text
 
 
 def test_tables_need_no_result_at_all(settings, tmp_path):
