@@ -300,6 +300,8 @@ def main() -> None:
     text = (
         f"{about}, 1 thread, seed 0: {arguments.samples:,} samples, {arguments.datasets} datasets "
         f"x {arguments.strata} strata, 24 stages\n\n{built}\n\n"
+        "Scores, documents and Megatron's indices: one dataset is measured, its time multiplied.\n"
+        f"Reading: {arguments.repeats} pairs of passes over {arguments.reads:,} samples.\n\n"
         f"Peak memory of a process that builds the index: {memory:.2f} GB\n\n{samples}\n"
     )
     print(text)

@@ -81,6 +81,15 @@ def test_killed_and_resumed_on_more_ranks_the_job_reads_and_traces_the_samples_o
     assert "sample 3: sample" in capsys.readouterr().out
 
 
+@pytest.mark.megatron
+def test_both_chunks_of_a_virtual_pipeline_read_the_same_samples(corpus, plan, scores, tmp_path):
+    flags = (*save(plan, scores, tmp_path), "--tokscale-dir", str(tmp_path / "run"))
+    layout = ("--pipeline-model-parallel-size", "2", "--num-layers-per-virtual-pipeline-stage", "1")
+    run_recorded(corpus, tmp_path / "seen", 2, *layout, *flags)
+    offline = dataset_of(plan, corpus.prefixes, 112, tmp_path / "offline", scores)
+    assert read_samples(tmp_path / "seen") == stream_of(offline)
+
+
 # Without a job
 
 
