@@ -152,8 +152,8 @@ def _joined(
 
 
 def _check_share_limit(share_limit: float) -> None:
-    if not share_limit >= 1:
+    if not 1 <= share_limit < np.inf:
         raise TokscaleError(
-            f"the limit on shares is {share_limit:g}; expected a factor of 1 or more; give another "
-            "--share-limit"
+            f"the limit on shares is {share_limit:g}; expected a finite factor of 1 or more; give "
+            "another --share-limit"
         )

@@ -48,21 +48,23 @@ class GainSettings:
         sd_points: standard deviation over seeds of the paired difference, in percent of training.
 
     Raises:
-        TokscaleError: on construction, if these are not positive.
+        TokscaleError: on construction, if these are out of range.
     """
 
     parameters: int | None = None
     sd_points: float = SD_POINTS
 
     def __post_init__(self) -> None:
-        for name, value, flag in (
-            ("number of parameters", self.parameters, "--parameters"),
-            ("standard deviation over seeds", self.sd_points, "--seed-sd"),
-        ):
-            if value is not None and not 0 < value < math.inf:
-                raise TokscaleError(
-                    f"the {name} is {value:g}; expected a positive number; give another {flag}"
-                )
+        if self.parameters is not None and self.parameters < 1:
+            raise TokscaleError(
+                f"the number of parameters is {self.parameters}; expected 1 or more; give another "
+                "--parameters"
+            )
+        if not 0 < self.sd_points <= 100:
+            raise TokscaleError(
+                f"the standard deviation over seeds is {self.sd_points:g}; expected a percentage "
+                "above 0 and at most 100; give another --seed-sd"
+            )
 
 
 @dataclass(frozen=True)
