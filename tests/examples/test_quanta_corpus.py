@@ -277,7 +277,8 @@ def full_world():
 
 def test_the_planted_order_of_facts_is_found(full_world):
     tokens = fact_tokens(full_world)
-    assert learned.learning_order(tokens, full_world)["rho"] > 0.98
+    order = learned.learning_order(tokens, full_world)
+    assert order["rho"] > 0.98 and order["rho_of_bins"] > 0.999
     shuffled = replace(tokens, step_N=np.random.default_rng(1).permutation(tokens.step_N))
     assert abs(learned.learning_order(shuffled, full_world)["rho"]) < 0.1
 
@@ -286,6 +287,18 @@ def test_facts_that_are_not_learned_come_last(full_world):
     tokens = fact_tokens(full_world, last_step=600)
     assert 0.05 < tokens.censored_N.mean() < 0.5
     assert learned.learning_order(tokens, full_world)["rho"] > 0.9
+
+
+def test_a_known_token_without_a_learning_time_moves_no_median(full_world):
+    tokens = fact_tokens(full_world)
+    some_N = np.random.default_rng(1).random(len(tokens.step_N)) < 0.2
+    fewer = replace(tokens, step_N=np.where(some_N, np.nan, tokens.step_N))
+    found = learned.learning_order(fewer, full_world)
+    assert found["without_event"] == some_N.sum()
+    assert found["rho_of_bins"] > 0.999
+    rows = learned.by_exposures(fewer, full_world, A_STEP)
+    assert sum(row["tokens"] for row in rows) == len(tokens.fact_N)
+    assert not any(math.isnan(row["step"]) for row in rows)
 
 
 def test_onset_and_exposures_of_known_frequencies_are_found(full_world):
