@@ -476,6 +476,6 @@ def test_tables_need_no_result_at_all(settings, tmp_path):
 def test_until_none_writes_the_tables_of_a_ledger_and_trains_nothing(settings, tmp_path, capsys):
     ledger = planted(settings, tmp_path)
     words = ["--folder", tmp_path / "run", "--ledger", ledger.path, "--until", "none"]
-    study.main([str(word) for word in [*words, "--out", tmp_path / "tables.md"]])
-    assert (tmp_path / "tables.md").read_text() in capsys.readouterr().out
-    assert "Against `permuted`" in (tmp_path / "tables.md").read_text()
+    study.main([str(word) for word in [*words, "--out", tmp_path / "tables.txt"]])
+    assert (tmp_path / "tables.txt").read_text() in capsys.readouterr().out
+    assert "Against `permuted`" in (tmp_path / "tables.txt").read_text()
