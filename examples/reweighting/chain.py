@@ -299,7 +299,8 @@ class Chain(ABC):
             f"plan-{arm}-{seed}",
             *("plan", "build", *own.build, *self._data_of_samples()),
             *("--by", size.by, "--quantiles", own.quantiles or size.quantiles),
-            *("--held-out", size.held_out, "--scores", self.scores_of(arm)),
+            *(("--held-out", size.held_out) if size.held_out else ()),
+            *("--scores", self.scores_of(arm)),
             *("--train-samples", size.train_samples, "--seed", seed),
             *("--out", self.plan(arm, seed)),
         )
