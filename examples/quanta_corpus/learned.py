@@ -30,10 +30,9 @@ from megatron_tokscale.store import Run
 EDGES: Final = (3.0, 1.0, 0.3, 0.1, 0.05, 0.02)
 """Edges of the bins of facts in exposures a step (our choice: each about a factor of three)."""
 _BINS: Final = 24
-"""Bins by frequency for the law of learning times, with equally many watched tokens (our choice: a
-bin then has hundreds, and its median an error of a few percent)."""
+"""Bins of facts by frequency, with equally many watched tokens. Our choice: a bin then has hundreds
+of them, and its median an error of a few percent."""
 _LAST: Final = 3  # probes at the end whose mean loss says if a fact is known (our choice)
-_LEAST_TOKENS: Final = 3  # of a fact, for a median time that one odd token does not decide
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +41,12 @@ class FactTokens:
 
     All object tokens fall together, from the unigram entropy to ln(number of objects), when the
     model learns that an object follows a relation. That is an event of their fits too, but nothing
-    of the fact is known then: a token counts as learned only if its loss ends below half of
-    ln(number of objects). Every other token is censored.
+    of the fact is known then: a token is known if its loss ends below half of ln(number of
+    objects), and else censored. A known token whose fit has no event has no learning time.
 
     Attributes:
         fact_N: the fact of each token.
-        step_N: the step at which it is learned; infinite if it is censored.
+        step_N: the step at which it is learned; infinite if it is censored, NaN without an event.
         last_loss_N: its mean loss at the last three probes, in nats.
     """
 
@@ -62,34 +61,52 @@ class FactTokens:
 
     @classmethod
     def of(cls, spectrum: SpectrumResult, watched: WatchedTruth, world: World) -> "FactTokens":
-        """Read the tokens of a fitted run whose time is in steps; those without a fit are none."""
+        """Read the tokens of a fitted run whose time is in steps."""
         scored = spectrum.summary.scored
         step_N, last_N = np.full((2, len(watched.fact_N)), np.nan)
         for where, fits, loss_NK in FittedRun.open(spectrum.run).blocks():
             time_N = learning_times(fits, from_x=scored.from_x, to_x=scored.to_x)
             step_N[where], last_N[where] = np.exp(time_N), loss_NK[:, -_LAST:].mean(axis=1)
-        is_known_N = ~np.isnan(step_N) & (last_N < np.log(world.mix.objects) / 2)
+        is_known_N = last_N < np.log(world.mix.objects) / 2
         step_N = np.where(is_known_N, step_N, np.inf)
         kept_N = (watched.fact_N != NO_FACT) & np.isfinite(last_N)
         return cls(watched.fact_N[kept_N], step_N[kept_N], last_N[kept_N])
 
     def medians(self, group_N: Integers) -> tuple[Integers, Floats, Integers]:
-        """Return the groups that have tokens, the median step of each, and its tokens."""
+        """Return the groups that have times, the median step of each, and its tokens with one."""
+        timed_N = ~np.isnan(self.step_N)
+        step_N, group_N = self.step_N[timed_N], group_N[timed_N]
         groups, inverse_N, counts = np.unique(group_N, return_inverse=True, return_counts=True)
-        medians = [float(np.median(self.step_N[inverse_N == i])) for i in range(len(groups))]
+        medians = [float(np.median(step_N[inverse_N == i])) for i in range(len(groups))]
         return groups, np.array(medians), counts
 
 
 def learning_order(tokens: FactTokens, world: World) -> dict[str, float]:
-    """Return the rank correlation of the facts' learning times with their rarity.
+    """Return the rank correlations of learning times with rarity, of facts and of bins of facts.
 
-    The time of a fact is the median over its watched tokens; a fact that is not learned comes last.
+    The time of a fact or a bin is the median over its watched tokens; those that are not learned
+    come last. A bin has equally many tokens of about one frequency: beside the frequency, a fact's
+    time depends on its share of its topic, which a bin averages.
     """
-    facts, step_I, count_I = tokens.medians(tokens.fact_N)
-    kept_I = count_I >= _LEAST_TOKENS
-    rarity_I = -world.frequency_F[facts[kept_I]]
-    rho = spearmanr(rarity_I, step_I[kept_I]).statistic
-    return {"facts": int(kept_I.sum()), "rho": float(rho)}
+    facts, step_I, _ = tokens.medians(tokens.fact_N)
+    of_bins, _, rate_I = _bins(tokens, world)
+    return {
+        "facts": len(facts),
+        "rho": float(spearmanr(-world.frequency_F[facts], step_I).statistic),
+        "bins": len(of_bins),
+        "rho_of_bins": float(spearmanr(-rate_I, of_bins).statistic),
+        "without_event": int(np.isnan(tokens.step_N).sum()),
+    }
+
+
+def _bins(tokens: FactTokens, world: World) -> tuple[Floats, Integers, Floats]:
+    """Return the median step, the tokens and the mean frequency of bins of facts by frequency."""
+    frequency_N = world.frequency_F[tokens.fact_N]
+    edges = np.unique(np.quantile(frequency_N, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    bin_N = np.searchsorted(edges, frequency_N)
+    bins, step_I, count_I = tokens.medians(bin_N)
+    frequency_I = [np.exp(np.log(frequency_N[bin_N == i]).mean()) for i in bins]
+    return step_I, count_I, np.array(frequency_I)
 
 
 def by_exposures(tokens: FactTokens, world: World, facts_a_step: float) -> list[dict[str, float]]:
@@ -107,7 +124,7 @@ def by_exposures(tokens: FactTokens, world: World, facts_a_step: float) -> list[
         own_N = bin_N == i
         if not own_N.any():
             continue
-        step = float(np.median(tokens.step_N[own_N]))
+        step = float(np.nanmedian(tokens.step_N[own_N]))
         rows.append(
             {
                 "at_least": at_least,
@@ -133,11 +150,8 @@ def known_onset(
         facts_a_step: triples of a step, so that frequencies are in exposures a step.
         end: last step at which a learning time is not biased.
     """
-    rate_N = world.frequency_F[tokens.fact_N] * facts_a_step
-    edges = np.unique(np.quantile(rate_N, np.linspace(0, 1, _BINS + 1)[1:-1]))
-    bin_N = np.searchsorted(edges, rate_N)
-    bins, step_I, count_I = tokens.medians(bin_N)
-    rate_I = [np.exp(np.log(rate_N[bin_N == i]).mean()) for i in bins]
+    step_I, count_I, frequency_I = _bins(tokens, world)
+    rate_I = frequency_I * facts_a_step
     law = defined_or_reason(lambda: frequency_exponent(rate_I, step_I, weight_I=count_I, end=end))
     return _law(law)
 

@@ -1,6 +1,6 @@
 """Study on a corpus of known quanta: does a plan by falls train faster, and what loses the rest?
 
-    python examples/quanta_corpus/study.py [--folder quanta-run] [--ledger FILE] [--out TABLES.md]
+    python examples/quanta_corpus/study.py [--folder quanta-run] [--ledger FILE] [--out FILE]
 
 The corpus (`corpus.py`) has facts whose frequencies are known, junk that nobody can learn, and
 boilerplate that is soon known. The whole chain of the README's verbs runs on it, with Megatron on

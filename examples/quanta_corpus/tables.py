@@ -86,10 +86,9 @@ def _gains(figures: Mapping[str, Any], results: Results) -> list[list[str]]:
 def _learned(learned: Mapping[str, Any]) -> list[str]:
     law, of_ids, order = learned["law"], learned["law_of_ids"], learned["order"]
     tests = [
-        [
-            "learning order of facts against their rarity",
-            f"{order['rho']:.3f}, {order['facts']} facts",
-        ],
+        [f"learning order against rarity, {order['facts']} facts", number(order["rho"])],
+        [f"the same of {order['bins']} bins of facts", number(order["rho_of_bins"])],
+        ["known objects without a learning time", f"{order['without_event']:,}"],
         ["locality against group curves", learned["locality"]],
         ["learning order of two seeds", learned.get("order_of_runs", "-")],
         ["covariance of falls of two seeds", learned.get("covariance", "-")],

@@ -277,7 +277,8 @@ def full_world():
 
 def test_the_planted_order_of_facts_is_found(full_world):
     tokens = fact_tokens(full_world)
-    assert learned.learning_order(tokens, full_world)["rho"] > 0.98
+    order = learned.learning_order(tokens, full_world)
+    assert order["rho"] > 0.98 and order["rho_of_bins"] > 0.999
     shuffled = replace(tokens, step_N=np.random.default_rng(1).permutation(tokens.step_N))
     assert abs(learned.learning_order(shuffled, full_world)["rho"]) < 0.1
 
@@ -286,6 +287,18 @@ def test_facts_that_are_not_learned_come_last(full_world):
     tokens = fact_tokens(full_world, last_step=600)
     assert 0.05 < tokens.censored_N.mean() < 0.5
     assert learned.learning_order(tokens, full_world)["rho"] > 0.9
+
+
+def test_a_known_token_without_a_learning_time_moves_no_median(full_world):
+    tokens = fact_tokens(full_world)
+    some_N = np.random.default_rng(1).random(len(tokens.step_N)) < 0.2
+    fewer = replace(tokens, step_N=np.where(some_N, np.nan, tokens.step_N))
+    found = learned.learning_order(fewer, full_world)
+    assert found["without_event"] == some_N.sum()
+    assert found["rho_of_bins"] > 0.999
+    rows = learned.by_exposures(fewer, full_world, A_STEP)
+    assert sum(row["tokens"] for row in rows) == len(tokens.fact_N)
+    assert not any(math.isnan(row["step"]) for row in rows)
 
 
 def test_onset_and_exposures_of_known_frequencies_are_found(full_world):
@@ -463,6 +476,6 @@ def test_tables_need_no_result_at_all(settings, tmp_path):
 def test_until_none_writes_the_tables_of_a_ledger_and_trains_nothing(settings, tmp_path, capsys):
     ledger = planted(settings, tmp_path)
     words = ["--folder", tmp_path / "run", "--ledger", ledger.path, "--until", "none"]
-    study.main([str(word) for word in [*words, "--out", tmp_path / "tables.md"]])
-    assert (tmp_path / "tables.md").read_text() in capsys.readouterr().out
-    assert "Against `permuted`" in (tmp_path / "tables.md").read_text()
+    study.main([str(word) for word in [*words, "--out", tmp_path / "tables.txt"]])
+    assert (tmp_path / "tables.txt").read_text() in capsys.readouterr().out
+    assert "Against `permuted`" in (tmp_path / "tables.txt").read_text()
