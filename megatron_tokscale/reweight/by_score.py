@@ -24,8 +24,8 @@ from megatron_tokscale.reweight.stages import (
 
 STRENGTH: Final = 0.8
 """Exponent of a stratum's relative fall. Where strata are learned apart and their losses fall as
-n^-a, the least loss is at the exponent 1 / (1 + a): 0.75 to 0.9 for a = 0.1 to 0.3 (derivation in
-docs/guides/plan.md)."""
+n^-a, the least loss is at the exponent 1 / (1 + a), 0.75 to 0.9 for a = 0.1 to 0.3
+(docs/references.md 10.2)."""
 
 SHARE_LIMIT: Final = 2.0
 """Largest factor between a dataset's share and its base share. Our choice: what moves between
@@ -152,8 +152,8 @@ def _joined(
 
 
 def _check_share_limit(share_limit: float) -> None:
-    if not share_limit >= 1:
+    if not 1 <= share_limit < np.inf:
         raise TokscaleError(
-            f"the limit on shares is {share_limit:g}; expected a factor of 1 or more; give another "
-            "--share-limit"
+            f"the limit on shares is {share_limit:g}; expected a finite factor of 1 or more; give "
+            "another --share-limit"
         )

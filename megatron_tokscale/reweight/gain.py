@@ -3,7 +3,7 @@
 To first order in the quantization model a training under a plan is faster by the factor exp(S), S
 the covariance over the pool's tokens of the weight of a token's document, averaged over the
 training and relative to its base weight, with the document's own fall relative to the mean fall.
-The derivation is in docs/guides/plan.md. It is a bound: saturation and upkeep lower it.
+The derivation is in docs/references.md 10.1. It is a bound: saturation and upkeep lower it.
 
 Shapes: D datasets, Z strata.
 """
@@ -48,21 +48,23 @@ class GainSettings:
         sd_points: standard deviation over seeds of the paired difference, in percent of training.
 
     Raises:
-        TokscaleError: on construction, if these are not positive.
+        TokscaleError: on construction, if these are out of range.
     """
 
     parameters: int | None = None
     sd_points: float = SD_POINTS
 
     def __post_init__(self) -> None:
-        for name, value, flag in (
-            ("number of parameters", self.parameters, "--parameters"),
-            ("standard deviation over seeds", self.sd_points, "--seed-sd"),
-        ):
-            if value is not None and not 0 < value < math.inf:
-                raise TokscaleError(
-                    f"the {name} is {value:g}; expected a positive number; give another {flag}"
-                )
+        if self.parameters is not None and self.parameters < 1:
+            raise TokscaleError(
+                f"the number of parameters is {self.parameters}; expected 1 or more; give another "
+                "--parameters"
+            )
+        if not 0 < self.sd_points <= 100:
+            raise TokscaleError(
+                f"the standard deviation over seeds is {self.sd_points:g}; expected a percentage "
+                "above 0 and at most 100; give another --seed-sd"
+            )
 
 
 @dataclass(frozen=True)
@@ -191,8 +193,8 @@ def reference_cost(
 ) -> float:
     """Return the compute of a reference run and its scores, as a share of a training's.
 
-    A training takes 6 FLOPs per parameter and token, a forward pass 2; scores take two forward
-    passes over the scored tokens.
+    A training takes 6 FLOPs per parameter and token, a forward pass 2, and scores take two forward
+    passes over the scored tokens (docs/references.md 10.3).
 
     Args:
         parameters: parameters of the model to train.

@@ -104,6 +104,11 @@ GOOD = {
     ("--min-tokens", "0"),
     ("--strength", "0"),
     ("--max-epochs", "10" * 15),
+    ("--share-limit", "10" * 15),
+    ("--share-limit", "1e308"),
+    ("--parameters", "10" * 15),
+    ("--held-out", "0"),
+    ("--held-out", "10" * 15),
 }
 # Options of which the command may have only one, and those that another needs.
 INSTEAD = {"--sequences": "--tokens", "--budget": "--tokens"}

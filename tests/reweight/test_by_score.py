@@ -244,7 +244,7 @@ def test_a_plan_by_scores_says_all_that_is_needed_to_make_it_again(tmp_path):
     ("make", "sentence"),
     [
         (lambda: ByFall(DATASETS, strength=-1), "strength is -1"),
-        (lambda: ByFall(DATASETS, share_limit=0.5), "limit on shares is 0.5; expected a factor"),
+        (lambda: ByFall(DATASETS, share_limit=0.5), "limit on shares is 0.5; expected a finite"),
         (lambda: ByFall(DATASETS, n_stages=1), "stages is 1"),
         (lambda: ByTarget(DATASETS, top=0), "drawn from is 0; expected a number above 0"),
     ],
