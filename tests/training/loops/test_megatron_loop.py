@@ -1,6 +1,7 @@
 """The callback in Megatron's own loop: what it records is what the plugin's hooks record."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from bridge_runs import probed
@@ -9,6 +10,7 @@ from jobs import TESTS, Corpus, job_flags, run_forked
 from numpy.testing import assert_array_equal
 from planned_jobs import plan_of
 
+from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import Run
 
 pytestmark = pytest.mark.megatron
@@ -32,6 +34,13 @@ def train_with_callback(corpus: Corpus, run, *extra: str, **settings) -> str:
     return run_forked(2, *words, *flags_of(corpus, run, *extra))
 
 
+def half_of(path) -> ProbeSet:
+    """Every second sequence of a probe set."""
+    whole = ProbeSet.load(path)
+    arrays = {name: array[::2] for name, array in vars(whole).items() if name.endswith("_BS")}
+    return replace(whole, **arrays)
+
+
 def rows(run: Run) -> list[tuple[object, ...]]:
     return [
         (
@@ -45,13 +54,16 @@ def rows(run: Run) -> list[tuple[object, ...]]:
 @pytest.mark.parametrize("is_planned", [False, True], ids=["blend", "plan"])
 def test_the_callback_and_the_hooks_record_the_same(corpus, tmp_path, is_planned):
     """In a run of two jobs: the second resumes from the first one's checkpoint at step 3."""
-    settings, flags = {}, []
+    sets = [str(corpus.probe_set), str(tmp_path / "half.safetensors")]
+    half_of(corpus.probe_set).save(tmp_path / "half.safetensors")
+    settings, flags = {"tokscale_probe_set": sets}, []
     if is_planned:
         path = tmp_path / "plan.json"
         plan_of(corpus.prefixes, {0: (0.7, 0.3), 20: (0.1, 0.9)}).save(path)
-        settings, flags = {"tokscale_plan": path}, ["--tokscale-plan", str(path)]
+        settings |= {"tokscale_plan": path}
+        flags = ["--tokscale-plan", str(path)]
     hooks = (
-        *("--tokscale-probe-set", str(corpus.probe_set)),
+        *("--tokscale-probe-set", *sets),
         *("--tokscale-probe-schedule", "linear:2+list:1", *flags),
     )
     for way in ("hooks", "callback"):
@@ -61,13 +73,14 @@ def test_the_callback_and_the_hooks_record_the_same(corpus, tmp_path, is_planned
                 train(corpus, run, *extra, *hooks)
             else:
                 train_with_callback(corpus, run, *extra, **settings)
-    by_hooks, by_callback = (Run.open(tmp_path / way) for way in ("hooks", "callback"))
-    assert by_callback.step_K.tolist() == [0, 1, 2, 4, 6]
-    assert_array_equal(by_callback.read_losses(), by_hooks.read_losses())
-    assert rows(by_callback) == rows(by_hooks)
-    assert [launch.past for launch in by_callback.launches] == [
-        launch.past for launch in by_hooks.launches
-    ]
+    for name in ("", "probe-sets/half"):
+        by_hooks, by_callback = (Run.open(tmp_path / way / name) for way in ("hooks", "callback"))
+        assert by_callback.step_K.tolist() == [0, 1, 2, 4, 6]
+        assert_array_equal(by_callback.read_losses(), by_hooks.read_losses())
+        assert rows(by_callback) == rows(by_hooks)
+        assert [launch.past for launch in by_callback.launches] == [
+            launch.past for launch in by_hooks.launches
+        ]
     assert checkpoint_differences(tmp_path / "hooks", tmp_path / "callback") == []
 
 
