@@ -1,4 +1,4 @@
-"""Kinds of documents in the study's results: what falls in each, and how often a plan draws it.
+"""Kinds of documents in the study's results: the scores of each, and how often a plan draws it.
 
 The kinds come from the side file of the pool. No verb has seen them.
 
@@ -12,11 +12,11 @@ from typing import Self
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Integers
+from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.files import read_json
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.corpus.names import base_name
-from megatron_tokscale.data import DocumentScores, Plan
+from megatron_tokscale.data import Cut, DocumentScores, Plan
 from megatron_tokscale.data.document_strata import documents_of_strata
 from megatron_tokscale.probe import ProbeSet
 
@@ -56,27 +56,27 @@ class OfKind:
         documents: number of documents.
         tokens: their tokens.
         watched: documents that were watched.
-        fall: mean fall in nats per token, by the scores of all documents; NaN without scores.
+        score: mean score by which the plan divides documents, in nats per token.
         weight: weight over share of the kind, averaged over the samples up to T.
     """
 
     documents: int
     tokens: int
     watched: int
-    fall: float
+    score: float
     weight: float
 
 
 def what_is_drawn(
     plan: Plan, scores_D: Sequence[DocumentScores], kinds: Kinds, samples: int
 ) -> dict[str, OfKind]:
-    """Return each kind's documents, falls and weights in the first `samples` of a plan."""
+    """Return each kind's documents, scores and weights in the first `samples` of a plan."""
     n_kinds = len(kinds.names)
     documents_G, watched_G = np.zeros(n_kinds, int), np.zeros(n_kinds, int)
-    tokens_G, fall_G, drawn_G = np.zeros(n_kinds), np.zeros(n_kinds), np.zeros(n_kinds)
+    tokens_G, score_G, drawn_G = np.zeros(n_kinds), np.zeros(n_kinds), np.zeros(n_kinds)
     target_Z = plan.target_Z(samples)
     for d, (dataset, scores) in enumerate(zip(plan.datasets, scores_D, strict=True)):
-        kind_Q = kinds.of_dataset[dataset.name]
+        kind_Q, score_Q = kinds.of_dataset[dataset.name], _score_Q(scores, plan.cuts[d])
         length_Q = IndexedTokens.open(dataset.path).lengths
         strata = documents_of_strata(plan, d, scores, plan.documents[d], length_Q)
         for z, trained in zip(plan.strata_of(d), strata, strict=True):
@@ -86,16 +86,21 @@ def what_is_drawn(
             watched_G += np.bincount(kind, scores.watched_Q[trained] > 0, n_kinds).astype(int)
             tokens_G += stratum_tokens_G
             drawn_G += target_Z[z] * stratum_tokens_G / max(length.sum(), 1)
-            if scores.fall_Q is not None:
-                fall_G += np.bincount(kind, length * np.nan_to_num(scores.fall_Q[trained]), n_kinds)
+            score_G += np.bincount(kind, length * score_Q[trained], n_kinds)
     weight_G = drawn_G / drawn_G.sum() / np.maximum(tokens_G / tokens_G.sum(), 1e-12)
     return {
         kinds.names[g]: OfKind(
             int(documents_G[g]),
             int(tokens_G[g]),
             int(watched_G[g]),
-            float(fall_G[g] / tokens_G[g]),
+            float(score_G[g] / tokens_G[g]),
             float(weight_G[g]),
         )
         for g in np.flatnonzero(tokens_G)
     }
+
+
+def _score_Q(scores: DocumentScores, cut: Cut | None) -> Floats:
+    """Return the score by which a plan divides documents; 0 for an empty document."""
+    assert cut is not None, "the study's plans divide the documents of every dataset"
+    return np.nan_to_num(scores.ordering_Q(cut.order))

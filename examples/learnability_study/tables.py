@@ -78,7 +78,7 @@ def _measured(measured: Mapping[str, Any], policy: str) -> list[str]:
             f"{found['documents']:,}",
             f"{found['tokens'] / tokens:.1%}",
             f"{found['watched']:,}",
-            number(found["fall"]),
+            number(found["score"]),
             number(found["weight"], ".2f"),
         ]
         for kind in KINDS
@@ -95,11 +95,19 @@ def _measured(measured: Mapping[str, Any], policy: str) -> list[str]:
         ]
         for name, found in measured["reliability"].items()
     ]
-    columns = ["kind", "dataset", "documents", "tokens", "watched", "fall, nats", "weight/share"]
+    columns = [
+        "kind",
+        "dataset",
+        "documents",
+        "tokens",
+        "watched",
+        f"{policy}, nats",
+        "weight/share",
+    ]
     scores = ["dataset", "documents watched", "mean, nats", "variance without noise"]
     scores += ["reliability, watched", "reliability, predicted"]
     return [
-        "**Before any arm: what falls, and how often the plan draws it**",
+        "**Before any arm: the scores of kinds, and how often the plan draws them**",
         table(columns, of_kinds),
         _gain(measured["gain"], measured["scored_tokens"], policy),
         f"**Scores by `{policy}`**",

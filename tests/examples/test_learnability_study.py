@@ -213,7 +213,7 @@ def test_watched_tokens_have_the_kind_of_their_document(tmp_path):
     assert names.tolist() == ["code", "stubs", "speeches", "code"]
 
 
-def test_weights_and_falls_of_kinds_are_those_of_a_loop_over_the_documents(tmp_path):
+def test_weights_and_scores_of_kinds_are_those_of_a_loop_over_the_documents(tmp_path):
     draw = np.random.default_rng(0)
     lengths = [draw.integers(1, 40, 60), draw.integers(1, 40, 30)]
     falls = [draw.normal(0.5, 0.3, len(length)).astype(np.float32) for length in lengths]
@@ -263,8 +263,8 @@ def test_weights_and_falls_of_kinds_are_those_of_a_loop_over_the_documents(tmp_p
         assert found[name].documents == len(own)
         assert found[name].tokens == tokens
         assert found[name].watched == sum(q % 2 for _, q, *_ in own)
-        fall = sum(float(falls[d][q]) * length for d, q, length, _ in own) / tokens
-        assert found[name].fall == pytest.approx(fall)
+        score = sum(float(falls[d][q]) * length for d, q, length, _ in own) / tokens
+        assert found[name].score == pytest.approx(score)
         assert found[name].weight == pytest.approx(drawn / (tokens / total))
 
 
@@ -295,8 +295,8 @@ MEASURED = {
     },
     "scored_tokens": 400_000,
     "kinds": {
-        "code": {"documents": 30, "tokens": 3000, "watched": 3, "fall": 0.6, "weight": 1.2},
-        "hashes": {"documents": 10, "tokens": 1000, "watched": 1, "fall": 0.1, "weight": 0.4},
+        "code": {"documents": 30, "tokens": 3000, "watched": 3, "score": 0.6, "weight": 1.2},
+        "hashes": {"documents": 10, "tokens": 1000, "watched": 1, "score": 0.1, "weight": 0.4},
     },
 }
 
@@ -518,7 +518,7 @@ def test_seeds_needed_give_eighty_percent_power(ledger, training):
                 assert fewer.mean() < 0.8 + 0.03
 
 
-def test_kinds_are_listed_with_what_falls_and_how_often_they_are_drawn(ledger, training):
+def test_kinds_are_listed_with_their_scores_and_how_often_they_are_drawn(ledger, training):
     rows = rows_of(tables.report(training, "fall", ledger), "**Before any arm")
     assert rows["code"] == ["source", "30", "75.0%", "3", "0.600", "1.20"]
     assert rows["hashes"] == ["records", "10", "25.0%", "1", "0.100", "0.40"]
