@@ -3,7 +3,8 @@
 To first order in the quantization model a training under a plan is faster by the factor exp(S), S
 the covariance over the pool's tokens of the weight of a token's document, averaged over the
 training and relative to its base weight, with the document's own fall relative to the mean fall.
-The derivation is in docs/references.md 10.1. It is a bound: saturation and upkeep lower it.
+So it saves the share 1 - exp(-S) of the training, which is what "X% faster" says. The derivation is
+in docs/references.md 10.1. It is a bound: saturation and upkeep lower it.
 
 Shapes: D datasets, Z strata.
 """
@@ -104,8 +105,8 @@ class Gain:
 
     @property
     def at_most(self) -> float:
-        """Gain at most, as a fraction: exp(S) - 1, not below 0."""
-        return max(math.expm1(self.covariance), 0.0)
+        """Share of the training that the plan saves at most: 1 - exp(-S), not below 0."""
+        return share_saved(self.covariance)
 
     @property
     def advice(self) -> list[str]:
@@ -140,7 +141,6 @@ def gain_of(
     base_D = np.bincount(plan.dataset_Z, base_Z)
     spread, watched, predicted, over_all = _spread_and_reliability(datasets, base_D)
     between = float(base_Z @ (relative_Z - 1) ** 2)
-    at_most = 100 * max(math.expm1(covariance), 0.0)
     cost, parameters = _reference_cost(plan, datasets, settings)
     return Gain(
         spread=spread,
@@ -153,7 +153,7 @@ def gain_of(
         parameters=parameters,
         is_reference_size=settings.parameters is None,
         sd_points=settings.sd_points,
-        seeds=seeds_needed(at_most, settings.sd_points),
+        seeds=seeds_needed(100 * share_saved(covariance), settings.sd_points),
         is_control=plan.provenance.control is not None,
     )
 
@@ -186,6 +186,11 @@ def first_order(base_Z: Floats, weight_Z: Floats, relative_Z: Floats) -> float:
         relative_Z: relative falls, of mean 1 under the base weights.
     """
     return float((weight_Z - base_Z) @ relative_Z)
+
+
+def share_saved(covariance: float) -> float:
+    """Return the share of a training that a speed-up of exp(covariance) saves, not below 0."""
+    return max(-math.expm1(-covariance), 0.0)
 
 
 def reference_cost(
