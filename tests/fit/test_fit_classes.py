@@ -9,6 +9,7 @@ from correlated import correlated_noise
 from fit_accuracy import CLASSES, confusion_of
 from planted import DEMO_AUTOCORRELATION
 from scipy.special import expit
+from scipy.stats import norm
 
 from megatron_tokscale.fit import TokenClass, fit_sigmoids
 
@@ -76,6 +77,16 @@ def test_classes_at_the_noise_of_the_demo(token_class, autocorrelation, least):
     row = dict(zip(CLASSES, confusion_of(token_class, 1000, autocorrelation), strict=True))
     assert max(row, key=row.get) == token_class
     assert row[token_class] > 100 * least
+
+
+def test_a_smooth_fall_of_another_shape_than_a_sigmoid_is_no_flat_token():
+    rng = np.random.default_rng(2)
+    midpoint_N, width_N = rng.uniform(4, 6, 200), rng.uniform(0.2, 0.8, 200)
+    # From 7 nats to 0, as a normal distribution function: the residuals of a sigmoid are smooth.
+    curve_NK = 7 * norm.sf((X_K - midpoint_N[:, None]) / width_N[:, None])
+    fits = fit_sigmoids(X_K, curve_NK + 1e-3 * rng.standard_normal(curve_NK.shape))
+    assert (fits.autocorrelation_N > 0.9).mean() > 0.5
+    assert fits.is_class(TokenClass.FALLING, TokenClass.TWO_STEP).all()
 
 
 def test_the_runner_up_is_the_next_best_model():
