@@ -210,23 +210,23 @@ class Replanning:
         base_weights: weight of each dataset without the plan; if empty, the weights of the plan's
             first stage.
         epoch_samples: training samples in one epoch of each dataset; empty if unknown.
-        stratum_samples: training samples in one epoch of each stratum; if empty, by the strata's
-            shares in `epoch_samples`.
         train_samples: samples consumed at the end of training; if None, read from the run.
         strength: exponent with which a dataset's weight follows its relative slope.
         floor: smallest weight of a dataset, as a fraction of its base weight.
         max_change: largest factor by which a weight grows or shrinks in one decision.
+        stratum_samples: training samples in one epoch of each stratum; if empty, by the strata's
+            shares in `epoch_samples`.
         share_limit: largest factor by which a dataset's share departs from its base share, either
             way, where strata are weighed; None for no limit.
     """
 
     base_weights: tuple[float, ...] = ()
     epoch_samples: tuple[int, ...] = ()
-    stratum_samples: tuple[int, ...] = ()
     train_samples: int | None = None
     strength: float = 1.0
     floor: float = FLOOR
     max_change: float = MAX_CHANGE
+    stratum_samples: tuple[int, ...] = ()
     share_limit: float | None = None
 
     def __post_init__(self) -> None:

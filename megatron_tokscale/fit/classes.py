@@ -48,8 +48,8 @@ PARAMETERS = {"flat": 1, "sigmoid": 4, "ramp": 3, "two": 7}
 _CHANGES = {"flat": 0, "sigmoid": 1, "ramp": 1, "two": 2}
 """Number of changes of each model; each change adds `MARGIN` to the criterion."""
 _SURE = 0.01
-"""Largest share of its variance that a sigmoid leaves of a token that cannot be flat. Our choice: of
-4,000 random walks 0.2% are left so little at 12 probes, and 0.03% at 34."""
+"""Largest share of its variance that a sigmoid leaves of a token that is not flat. Our choice: it
+leaves so little of 0.2% of random walks at 12 probes, and of 0.03% at 34 (of 4,000)."""
 _SURE_PROBES = 12
 """Least number of losses for the same: of 8 losses, a sigmoid explains as much by chance."""
 _RESOLUTION = 1e-12
