@@ -87,7 +87,7 @@ def covariance_by_hand(plan):
 def test_the_first_order_is_the_covariance_over_the_documents_of_the_pool():
     assert GAIN.covariance == pytest.approx(covariance_by_hand(PLAN), rel=1e-6)
     assert 0.05 < GAIN.covariance < 0.5
-    assert GAIN.at_most == pytest.approx(np.exp(GAIN.covariance) - 1)
+    assert GAIN.at_most == pytest.approx(1 - np.exp(-GAIN.covariance))
 
 
 def test_weights_in_proportion_to_falls_gain_their_variance():
