@@ -30,9 +30,9 @@ from megatron_tokscale.reweight.halves import Halves
 
 _MOST_GROUPS: Final = 10  # deciles of length, and of the prediction
 _CELL_DOCUMENTS: Final = 200
-"""Documents of a cell on average, at least; our choice: fewer groups than deciles then. A cell of 50
-documents takes noise for signal: scores without any signal kept 5% of the variance of their noise
-in a simulation, and strata by them promise a gain that is not there."""
+"""Documents of a cell on average, at least; our choice: fewer groups than deciles then. A cell of
+50 takes noise for signal: in a simulation, scores without any signal kept 5% of the variance of
+their noise, and strata by them promise a gain that is not there."""
 
 _FEWEST: Final = 10
 """Documents of a cell that has variances of its own, at least; our choice: equal lengths or
