@@ -9,10 +9,18 @@
 # would be refused: run each once, on any machine that sees the files. ACTION=train (the default)
 # trains; started again it resumes. ACTION=replay probes the checkpoints of a finished run.
 #
-# To train under a data plan: REFERENCE=OTHER ACTION=score scores the training documents by a fitted
-# run that watched some of them, PLAN=plan.json ACTION=plan makes the plan, ACTION=prepare makes
-# the plan's files (else the job's rank 0 makes them while all GPUs wait), and PLAN=plan.json beside
-# ACTION=doctor or train follows it. A run has one plan; without PLAN the blend is Megatron's.
+# To train under a data plan, with RUN, the weights and the prefixes as above (docs/guides/plan.md):
+#
+#   SIZE=reference                                   $0 REF ...    a small run on the same data
+#   ACTION=unseen REFERENCE=REF PROBE=unseen         $0 RUN ...    documents that it has not drawn
+#   SIZE=reference ACTION=replay PROBE=unseen        $0 REF ...    their losses at its checkpoints
+#   ACTION=score REFERENCE=REF                       $0 RUN ...    the falls of all documents
+#   ACTION=plan PLAN=plan.json                       $0 RUN ...    the plan, and what it can gain
+#   ACTION=strata PLAN=plan.json STRATA=strata       $0 RUN ...    documents that the plan keeps out
+#   ACTION=prepare PLAN=plan.json                    $0 RUN ...    the plan's files, without a GPU
+#   PLAN=plan.json STRATA=strata                     $0 RUN ...    trains, and corrects the weights
+#
+# Without STRATA the weights stay as planned; without PLAN the blend is Megatron's. A run has one plan.
 
 set -euo pipefail
 
@@ -29,7 +37,11 @@ GPUS_PER_NODE=${GPUS_PER_NODE:-8}
 NUM_NODES=${NUM_NODES:-16}
 GLOBAL_BATCH=1024
 SEQ_LENGTH=4096
-STEPS=71525
+case ${SIZE:-6b} in
+6b) STEPS=71525 LAYERS=32 HIDDEN=4096 FFN=10240 HEADS=32 ;;
+reference) STEPS=20000 LAYERS=16 HIDDEN=1024 FFN=2816 HEADS=16 ;;
+*) echo "$0: SIZE=$SIZE is unknown; give 6b or reference" >&2 && exit 2 ;;
+esac
 
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 
@@ -42,10 +54,10 @@ DISTRIBUTED_ARGS=(
 )
 
 SHAPE_ARGS=(
-    --num-layers 32
-    --hidden-size 4096
-    --ffn-hidden-size 10240
-    --num-attention-heads 32
+    --num-layers $LAYERS
+    --hidden-size $HIDDEN
+    --ffn-hidden-size $FFN
+    --num-attention-heads $HEADS
     --num-query-groups 8
     --swiglu
     --seq-length $SEQ_LENGTH
@@ -107,15 +119,18 @@ SAVING_AND_LOGGING_ARGS=(
 )
 
 PROBE_SCHEDULE=log:per-octave=12+last
+if [[ $ACTION == replay ]]; then
+    PROBE_SCHEDULE=checkpoints # next to none of them is at a step of the other schedule
+fi
 
 TOKSCALE_ARGS=(
-    --tokscale-probe-set "$PROBE"
+    --tokscale-probe-set "$PROBE" ${STRATA:+"$STRATA"}
     --tokscale-probe-schedule $PROBE_SCHEDULE
     --tokscale-probe-at-exit
 )
 
 if [[ -n ${PLAN:-} ]]; then
-    TOKSCALE_ARGS+=(--tokscale-plan "$PLAN")
+    TOKSCALE_ARGS+=(--tokscale-plan "$PLAN" ${STRATA:+--tokscale-replan-interval $((STEPS / 20))})
 fi
 
 SCRIPT=${MEGATRON:-Megatron-LM}/pretrain_gpt.py
@@ -124,10 +139,16 @@ JOB=(
     "${DATA_ARGS[@]}" "${SAVING_AND_LOGGING_ARGS[@]}" "${TOKSCALE_ARGS[@]}"
 )
 
+BUILD=(
+    probe build --data-path "${DATA[@]}" --split $SPLIT --seq-length $SEQ_LENGTH
+    --vocab-size "$VOCAB_SIZE" --eod "$EOD" --out "$PROBE"
+)
+
 case $ACTION in
-build)
-    megatron-tokscale probe build --data-path "${DATA[@]}" --split $SPLIT --seq-length $SEQ_LENGTH \
-        --vocab-size "$VOCAB_SIZE" --eod "$EOD" --tokens 1000000 --report-duplicates --out "$PROBE"
+build) megatron-tokscale "${BUILD[@]}" --tokens 1000000 --report-duplicates ;;
+unseen)
+    megatron-tokscale "${BUILD[@]}" --tokens 4000000 --part train \
+        --unseen-by "${REFERENCE:?give the reference run}"
     ;;
 cost)
     megatron-tokscale probe cost --probe-set "$PROBE" "${SHAPE_ARGS[@]}" --vocab-size "$VOCAB_SIZE" \
@@ -135,22 +156,27 @@ cost)
         --tokscale-probe-schedule $PROBE_SCHEDULE
     ;;
 score)
-    megatron-tokscale score "${REFERENCE:?give the fitted reference run}" --data-path "${DATA[@]}" \
+    megatron-tokscale score "${REFERENCE:?give the reference run}/replay" --data-path "${DATA[@]}" \
         --split $SPLIT
     ;;
 plan)
-    megatron-tokscale plan build frontier --data-path "${DATA[@]}" --split $SPLIT \
+    megatron-tokscale plan build fall --data-path "${DATA[@]}" --split $SPLIT \
         --seq-length $SEQ_LENGTH --train-samples $((GLOBAL_BATCH * STEPS)) \
-        --out "${PLAN:?give the file to write}"
+        --parameters 6000000000 --held-out 64 --out "${PLAN:?give the file to write}"
+    ;;
+strata)
+    megatron-tokscale probe build --plan "${PLAN:?give the plan}" --eod "$EOD" \
+        --out "${STRATA:?give the file to write}"
     ;;
 prepare) megatron-tokscale plan prepare -- "${JOB[@]}" ;;
 doctor) megatron-tokscale doctor -- "${JOB[@]}" ;;
 train) torchrun "${DISTRIBUTED_ARGS[@]}" -m megatron_tokscale.run "${JOB[@]}" ;;
 replay)
-    torchrun "${DISTRIBUTED_ARGS[@]}" -m megatron_tokscale.run "${JOB[@]}" --tokscale-replay "$RUN"
+    torchrun "${DISTRIBUTED_ARGS[@]}" -m megatron_tokscale.run "${JOB[@]}" --tokscale-replay "$RUN" \
+        --tokscale-dir "$RUN/replay"
     ;;
 *)
-    echo "$0: ACTION=$ACTION is unknown; give build, cost, score, plan, prepare, doctor, train or replay" >&2
+    echo "$0: ACTION=$ACTION is unknown; give build, cost, unseen, score, plan, strata, prepare, doctor, train or replay" >&2
     exit 2
     ;;
 esac

@@ -1,10 +1,10 @@
 """The gain that a plan can have at most, before it is trained.
 
-To first order in the quantization model a training under a plan is faster by the factor exp(S), S
-the covariance over the pool's tokens of the weight of a token's document, averaged over the
-training and relative to its base weight, with the document's own fall relative to the mean fall.
-So it saves the share 1 - exp(-S) of the training, which is what "X% faster" says. The derivation is
-in docs/references.md 10.1. It is a bound: saturation and upkeep lower it.
+To first order in the quantization model a training under a plan needs exp(-S) of the steps, S the
+covariance over the pool's tokens of the weight of a token's document, averaged over the training
+and relative to its base weight, with the document's own fall relative to the mean fall. So it saves
+1 - exp(-S) of the training, which is what its reference may cost. The derivation is in
+docs/references.md 10.1. Where losses flatten as they fall, saturation lowers the gain.
 
 Shapes: D datasets, Z strata.
 """
@@ -80,7 +80,7 @@ class Gain:
         predicted: the same of predicted falls.
         reliability: the same over all tokens of the pool.
         kept: share of `spread` that lies between the strata, as far as the scores tell them apart.
-        covariance: S, the first order of ln(speed-up).
+        covariance: S; the training needs exp(-S) of the steps.
         cost: compute of the reference run and of its scores, as a share of the training's; None
             where the scores do not tell.
         parameters: parameters of the model to train that `cost` is for; None likewise.
@@ -105,8 +105,8 @@ class Gain:
 
     @property
     def at_most(self) -> float:
-        """Share of the training that the plan saves at most: 1 - exp(-S), not below 0."""
-        return share_saved(self.covariance)
+        """Gain at most, as a share of the training: 1 - exp(-S), not below 0."""
+        return _gain(self.covariance)
 
     @property
     def advice(self) -> list[str]:
@@ -153,9 +153,13 @@ def gain_of(
         parameters=parameters,
         is_reference_size=settings.parameters is None,
         sd_points=settings.sd_points,
-        seeds=seeds_needed(100 * share_saved(covariance), settings.sd_points),
+        seeds=seeds_needed(100 * _gain(covariance), settings.sd_points),
         is_control=plan.provenance.control is not None,
     )
+
+
+def _gain(covariance: float) -> float:
+    return max(-math.expm1(-covariance), 0.0)
 
 
 def base_weights(plan: Plan) -> Floats:
@@ -178,7 +182,7 @@ def relative_falls(base_Z: Floats, fall_Z: Floats) -> Floats | None:
 
 
 def first_order(base_Z: Floats, weight_Z: Floats, relative_Z: Floats) -> float:
-    """Return S, the first order of ln(speed-up) in the quantization model.
+    """Return S, the first order in the quantization model of how far a training is ahead in ln t.
 
     Args:
         base_Z: base weights of the strata, summing to one.
@@ -186,11 +190,6 @@ def first_order(base_Z: Floats, weight_Z: Floats, relative_Z: Floats) -> float:
         relative_Z: relative falls, of mean 1 under the base weights.
     """
     return float((weight_Z - base_Z) @ relative_Z)
-
-
-def share_saved(covariance: float) -> float:
-    """Return the share of a training that a speed-up of exp(covariance) saves, not below 0."""
-    return max(-math.expm1(-covariance), 0.0)
 
 
 def reference_cost(

@@ -72,7 +72,8 @@ class TokscaleConfig:
         default=None, metadata={"needs": ("probe_set", "plan")}
     )
     """Decide the datasets' weights anew at the first probe at or after every so many steps, from
-    the losses so far; the plan's weights hold until then, and those within datasets stay."""
+    the losses so far; the plan's weights hold until then. Weights of strata of documents too, if a
+    further probe set watches the documents that the plan keeps out."""
 
     tokscale_cpu: bool = False
     """Run Megatron on the CPU with gloo, on a machine without a GPU."""

@@ -113,18 +113,22 @@ def test_the_probes_of_the_6b_job_cost_well_under_a_thousandth(probe_sets, tmp_p
     assert 0.01 < share < 0.03
 
 
-@pytest.mark.parametrize("action", ["build", "cost", "score", "plan", "prepare", "doctor"])
+ACTIONS = ["build", "cost", "unseen", "score", "plan", "strata", "prepare", "doctor"]
+
+
+@pytest.mark.parametrize("action", ACTIONS)
 def test_every_verb_of_the_6b_script_is_parsed(started, action):
-    variables = {"ACTION": action, "REFERENCE": "reference", "PLAN": "plan.json"}
+    variables = {"ACTION": action, "REFERENCE": "REF", "PLAN": "p.json", "STRATA": "s.safetensors"}
     program, *words = started("train_6b.sh", "RUN", "0.7", "web", "0.3", "code", **variables)
     assert program == "megatron-tokscale"
     make_parser().parse_args(words)
 
 
-def test_a_replay_differs_from_the_training_by_one_flag(started):
+def test_a_replay_differs_from_the_training_by_its_flags(started):
     train = started("train_6b.sh", "RUN", "1.0", "web")
     replay = started("train_6b.sh", "RUN", "1.0", "web", ACTION="replay")
-    assert replay == [*train, "--tokscale-replay", "RUN"]
+    train[train.index("--tokscale-probe-schedule") + 1] = "checkpoints"
+    assert replay == [*train, "--tokscale-replay", "RUN", "--tokscale-dir", "RUN/replay"]
     assert "-m megatron_tokscale.run" in " ".join(train)
 
 
@@ -132,6 +136,23 @@ def test_a_plan_adds_one_flag_to_the_6b_job(started):
     train = started("train_6b.sh", "RUN", "1.0", "web")
     planned = started("train_6b.sh", "RUN", "1.0", "web", PLAN="plan.json")
     assert planned == [*train, "--tokscale-plan", "plan.json"]
+
+
+def test_the_probe_set_of_strata_corrects_the_plan_of_the_6b_job(started):
+    planned = started("train_6b.sh", "RUN", "1.0", "web", PLAN="p.json")
+    live = started("train_6b.sh", "RUN", "1.0", "web", PLAN="p.json", STRATA="s.safetensors")
+    at = live.index("--tokscale-probe-set") + 2
+    assert live == [
+        *(*planned[:at], "s.safetensors", *planned[at:]),
+        *("--tokscale-replan-interval", "3576"),
+    ]
+
+
+def test_the_reference_of_the_6b_job_has_the_probes_that_falls_need(started):
+    """Its checkpoints, which the replay probes, lie at a quarter of its steps and at their end."""
+    words = started("train_6b.sh", "REF", "1.0", "web", SIZE="reference")
+    steps, every = (int(words[words.index(f"--{x}") + 1]) for x in ("train-iters", "save-interval"))
+    assert steps // 4 % every == 0 and steps % every == 0
 
 
 # Stands for srun: runs the command behind its options on one node.

@@ -134,6 +134,14 @@ def test_without_signal_every_document_of_a_cell_gets_its_mean():
     assert (found.watched, found.signal_variance, found.predicted) == (0.0, 0.0, None)
 
 
+def test_scores_without_signal_keep_next_to_nothing_of_the_spread_of_their_noise():
+    """What they keep is what strata by them promise to gain, and cannot."""
+    random = np.random.default_rng(12)
+    halves = planted(random, np.full(5000, 0.3), 50)
+    found_W = shrunk(halves, cells(random.permutation(5000), random.normal(size=5000)))
+    assert np.var(found_W) < 0.02 * NOISE / 100
+
+
 def test_without_noise_scores_stay_as_they_are():
     true_W = np.linspace(-1, 2, 30)
     halves = Halves(np.arange(30), np.full((30, 2), 3), 3 * np.stack([true_W, true_W], axis=1))
@@ -197,8 +205,8 @@ def test_cells_are_deciles_of_length_and_prediction():
 
 
 def test_few_documents_have_few_cells_and_equal_ones_one():
-    lengths = np.arange(450)
-    assert np.bincount(cells(lengths, None)).tolist() == [50] * 9
-    assert len(np.unique(cells(lengths, np.random.default_rng(0).normal(size=450)))) == 9
-    assert len(np.unique(cells(np.full(450, 64), None))) == 1
-    assert np.unique(cells(lengths[:40], lengths[:40] * 1.0)).tolist() == [0]
+    lengths = np.arange(1800)
+    assert np.bincount(cells(lengths, None)).tolist() == [200] * 9
+    assert len(np.unique(cells(lengths, np.random.default_rng(0).normal(size=1800)))) == 9
+    assert len(np.unique(cells(np.full(1800, 64), None))) == 1
+    assert np.unique(cells(lengths[:190], lengths[:190] * 1.0)).tolist() == [0]
