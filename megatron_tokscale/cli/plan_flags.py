@@ -196,7 +196,9 @@ def read_settings(arguments: Arguments) -> "CutSettings":
 
 
 def read_gain(arguments: Arguments) -> "GainSettings":
-    """Return the settings of the estimate of what the plan can gain."""
+    """Return the settings of the estimate of what the plan can gain; by default without flags."""
     from megatron_tokscale.reweight import GainSettings
 
+    if "parameters" not in arguments:
+        return GainSettings()
     return GainSettings(arguments.parameters, arguments.seed_sd)

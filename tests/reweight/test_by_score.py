@@ -12,14 +12,12 @@ from megatron_tokscale.data import Plan
 from megatron_tokscale.reweight import (
     ByFall,
     ByTarget,
-    Cuts,
     Guards,
     Job,
     PlanOptions,
     Uniform,
     make_plan,
-    plan_fall,
-    plan_target,
+    plan_by_scores,
 )
 
 rng = np.random.default_rng(3)
@@ -157,8 +155,8 @@ def test_only_the_rank_of_a_target_score_counts():
 
 
 def test_the_baseline_has_the_base_weights_on_the_same_strata(tmp_path):
-    plan = plan_fall(Cuts(DATASETS), job_of(), tmp_path / "f")
-    uniform = plan_fall(Cuts(DATASETS), job_of(), tmp_path / "u", PlanOptions("uniform"))
+    plan = plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "f")
+    uniform = plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "u", PlanOptions("uniform"))
     assert (uniform.strata, uniform.cuts, uniform.seed) == (plan.strata, plan.cuts, plan.seed)
     assert len(uniform.segments) == 1
     assert_allclose(last_weights(uniform), BASE_Z)
@@ -203,9 +201,10 @@ def test_frequency_draws_by_rank_of_surprisal_with_the_policys_weights(tmp_path)
     code = cut_documents(
         "code", np.full(N, 300), "frequency", fall=FALLS["code"], surprisal=surprisal
     )
-    cuts = Cuts(DATASETS, [dataset_of("web", "frequency"), code])
-    plan = plan_fall(cuts, job_of(), tmp_path / "f", strength=1.0)
-    control = plan_fall(cuts, job_of(), tmp_path / "c", PlanOptions("frequency"), strength=1.0)
+    options = PlanOptions("frequency", by_frequency=[dataset_of("web", "frequency"), code])
+    policy = ByFall(DATASETS, strength=1.0)
+    plan = plan_by_scores(policy, job_of(), tmp_path / "f")
+    control = plan_by_scores(policy, job_of(), tmp_path / "c", options)
     assert [cut.order for cut in control.cuts] == ["frequency"] * 2
     assert control.n_strata == 16 + len(code.names) < 32
     weights, found = last_weights(plan), last_weights(control)
@@ -218,21 +217,17 @@ def test_frequency_draws_by_rank_of_surprisal_with_the_policys_weights(tmp_path)
 
 def test_easy_first_needs_the_order_of_learning(tmp_path):
     with pytest.raises(TokscaleError, match="ranked by fall; expected the order of learning"):
-        plan_fall(Cuts(DATASETS), job_of(), tmp_path / "e", PlanOptions("easy-first"))
+        plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "e", PlanOptions("easy-first"))
     timed = [dataset_of("web", "learning-time"), dataset_of("code", "learning-time")]
-    plan = plan_fall(Cuts(timed), job_of(), tmp_path / "e", PlanOptions("easy-first"))
+    plan = plan_by_scores(ByFall(timed), job_of(), tmp_path / "e", PlanOptions("easy-first"))
     assert plan.provenance.control == "easy-first"
     drawn_Z = plan.weight_Z(plan.segments[0])
     assert drawn_Z[0] > 3 * drawn_Z[15]
 
 
 def test_a_plan_by_scores_says_all_that_is_needed_to_make_it_again(tmp_path):
-    plan = plan_target(
-        Cuts([dataset_of("web", "target"), dataset_of("code", "target")]),
-        job_of(),
-        tmp_path / "plan.json",
-        top=0.1,
-    )
+    policy = ByTarget([dataset_of("web", "target"), dataset_of("code", "target")], top=0.1)
+    plan = plan_by_scores(policy, job_of(), tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     settings = plan.provenance.settings
     assert (plan.provenance.policy, settings["top"], settings["share_limit"]) == ("target", 0.1, 2)

@@ -12,14 +12,13 @@ from megatron_tokscale.data import Plan
 from megatron_tokscale.data.scores import Reliability
 from megatron_tokscale.reweight import (
     ByFall,
-    Cuts,
     GainSettings,
     Job,
     PlanOptions,
     describe_plan,
     gain_of,
     make_plan,
-    plan_fall,
+    plan_by_scores,
     seeds_needed,
 )
 from megatron_tokscale.reweight.gain import describe_gain, gain_in, reference_cost
@@ -105,7 +104,7 @@ def test_weights_in_proportion_to_falls_gain_their_variance():
 
 
 def test_base_weights_gain_nothing(tmp_path):
-    uniform = plan_fall(Cuts(DATASETS), job_of(), tmp_path / "u", PlanOptions("uniform"))
+    uniform = plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "u", PlanOptions("uniform"))
     gain = gain_in(uniform)
     assert gain.covariance == pytest.approx(0, abs=1e-12)
     assert (gain.seeds, gain.advice) == (None, [])
@@ -193,7 +192,7 @@ def test_a_plan_that_costs_more_than_it_gains_is_advised_against():
 
 def test_the_plan_keeps_and_shows_its_gain(tmp_path):
     options = PlanOptions(gain=GainSettings(parameters=10**9, sd_points=3.0))
-    plan = plan_fall(Cuts(DATASETS), job_of(), tmp_path / "plan.json", options)
+    plan = plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "plan.json", options)
     assert plan.fingerprint == PLAN.fingerprint
     found = gain_in(Plan.load(tmp_path / "plan.json"))
     assert found == gain_of(plan, DATASETS, options.gain)
@@ -204,7 +203,7 @@ def test_the_plan_keeps_and_shows_its_gain(tmp_path):
     assert "of a training of 1,000,000,000 parameters" in text
     assert "advice" not in text
     assert max(map(len, text.splitlines())) <= 100
-    dear = describe_plan(plan_fall(Cuts(DATASETS), job_of(), tmp_path / "dear.json"))
+    dear = describe_plan(plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "dear.json"))
     assert "advice: do not train this plan:" in dear and "own size; give --parameters" in dear
     assert max(map(len, dear.splitlines())) <= 100
 
