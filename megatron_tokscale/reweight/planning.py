@@ -59,13 +59,13 @@ class PlanOptions:
     by_frequency: Sequence[CutDataset] = ()
 
 
-def plan_uniform(job: Job, out: Path, *, guards: Guards | None = None) -> Plan:
+def plan_uniform(job: Job, out: Path) -> Plan:
     """Make the plan of the base weights, a control of every policy, and write it to `out`.
 
     Raises:
         TokscaleError: the file exists, or a dataset is repeated too often.
     """
-    return _write(make_plan(job, Uniform(), guards, PlanProvenance("uniform")), out)
+    return _write(make_plan(job, Uniform(), provenance=PlanProvenance("uniform")), out)
 
 
 def plan_run(

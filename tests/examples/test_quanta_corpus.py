@@ -434,17 +434,6 @@ def row_of(text, name):
     return next(line.split(" | ") for line in text.splitlines() if line.startswith(f"| {name} |"))
 
 
-def test_tables_tell_the_planted_speeds(settings, tmp_path):
-    ledger = planted(settings, tmp_path)
-    text = report(settings.training, World(settings.corpus), ledger)
-    for arm, factor in {"ideal": 1.25, "fall": 1.15}.items():
-        expected = 100 * (1 - math.exp(-(1 - factor**-0.3) / 0.3))
-        mean = float(row_of(text, arm)[2].split()[0])
-        assert mean == pytest.approx(expected, abs=0.3)
-    assert "Not finished: fall-live seed 0" in text
-    assert str(tmp_path) not in text
-
-
 def test_tables_of_figures_end_with_what_is_measured(settings, tmp_path):
     ledger = planted(settings, tmp_path)
     one = {"watched": 0.9, "predicted": None}
