@@ -217,7 +217,7 @@ def test_each_link_is_one_more_than_the_link_before():
     kind_Q = np.repeat([0, 1], 500)
     fall_G = np.array([0.5, 1.5])
     fall_Q = fall_G[kind_Q]
-    power = fall_G**links.POWER / (fall_G**links.POWER).mean()
+    power = fall_G**0.8 / (fall_G**0.8).mean()
     planned_G = 0.25 + 0.75 * power
     drawn = links.Drawn(np.arange(1000), kind_Q, planned_G[kind_Q])
     found = list(links.links(drawn, links.TrueFalls(fall_G, fall_Q), kind_Q, fall_Q).values())

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scored import SEQ_LENGTH, cut_documents, identity
+from scored import cut_documents, job_over
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Plan
@@ -13,7 +13,6 @@ from megatron_tokscale.reweight import (
     ByFall,
     ByTarget,
     Guards,
-    Job,
     PlanOptions,
     Uniform,
     make_plan,
@@ -48,15 +47,8 @@ FALL_Z = np.concatenate([dataset.fall_Z for dataset in DATASETS])
 
 
 def job_of(datasets=DATASETS, **changes):
-    job = Job(
-        datasets=[identity(dataset) for dataset in datasets],
-        base_weights=(0.6, 0.4)[: len(datasets)],
-        train_samples=TRAIN_SAMPLES,
-        seq_length=SEQ_LENGTH,
-        seed=3,
-        epoch_samples=[dataset.n_samples for dataset in datasets],
-        documents=[(0, N)] * len(datasets),
-    )
+    documents = [(0, N)] * len(datasets)
+    job = job_over(datasets, (0.6, 0.4)[: len(datasets)], TRAIN_SAMPLES, documents=documents)
     return replace(job, **changes)
 
 

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from scipy.stats import norm
-from scored import RANGE, SEQ_LENGTH, cut, identity, run_of
+from scored import RANGE, SEQ_LENGTH, cut, job_over, run_of
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Plan
@@ -13,7 +13,6 @@ from megatron_tokscale.reweight import (
     EasyFirst,
     Frontier,
     Guards,
-    Job,
     PlanOptions,
     make_plan,
     plan_by_scores,
@@ -48,14 +47,7 @@ BY_FREQUENCY = two_datasets(settings=CutSettings(4, by="frequency"))
 
 
 def job_of(datasets=DATASETS, **changes):
-    job = Job(
-        datasets=[identity(dataset) for dataset in datasets],
-        base_weights=(0.6, 0.4)[: len(datasets)],
-        train_samples=TRAIN_SAMPLES,
-        seq_length=SEQ_LENGTH,
-        seed=3,
-        epoch_samples=[dataset.n_samples for dataset in datasets],
-    )
+    job = job_over(datasets, (0.6, 0.4)[: len(datasets)], TRAIN_SAMPLES)
     return replace(job, **changes)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
-from scored import SEQ_LENGTH, cut_documents, identity
+from scored import SEQ_LENGTH, cut_documents, job_over
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Plan
@@ -13,7 +13,6 @@ from megatron_tokscale.data.scores import Reliability
 from megatron_tokscale.reweight import (
     ByFall,
     GainSettings,
-    Job,
     PlanOptions,
     describe_plan,
     gain_of,
@@ -50,15 +49,7 @@ DATASETS = datasets_of()
 
 
 def job_of(datasets=DATASETS):
-    return Job(
-        datasets=[identity(dataset) for dataset in datasets],
-        base_weights=(3.0, 1.0),
-        train_samples=10_000,
-        seq_length=SEQ_LENGTH,
-        seed=3,
-        epoch_samples=[dataset.n_samples for dataset in datasets],
-        documents=[(0, N)] * len(datasets),
-    )
+    return job_over(datasets, (3.0, 1.0), 10_000, documents=[(0, N)] * len(datasets))
 
 
 PLAN = make_plan(job_of(), ByFall(DATASETS))
