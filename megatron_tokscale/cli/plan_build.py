@@ -12,7 +12,6 @@ from megatron_tokscale.cli.plan_flags import (
     add_guards_and_out,
     add_held_out,
     add_job,
-    add_score_control,
     add_scores,
     add_share_limit,
     add_stages,
@@ -56,7 +55,6 @@ def _add_fall(policies: Verbs) -> None:
         f"each stratum by its mean fall. {_JOB}",
     )
     add_job(parser)
-    add_score_control(parser)
     add_scores(parser)
     add_strata(parser, by="fall")
     add_held_out(parser)
@@ -82,7 +80,6 @@ def _add_target(policies: Verbs) -> None:
         f"--tuned`), and draw from the strata with the highest ones. {_JOB}",
     )
     add_job(parser)
-    add_score_control(parser)
     add_scores(parser)
     add_strata(parser, by="target")
     parser.add_argument(
@@ -106,7 +103,6 @@ def _add_frontier(policies: Verbs) -> None:
         f"favour the strata that are about to be learned. {_JOB}",
     )
     add_job(parser)
-    add_score_control(parser)
     add_scores(parser)
     parser.add_argument(
         "--strata",

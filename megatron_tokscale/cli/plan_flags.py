@@ -50,23 +50,19 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
 
 
 def add_scores(parser: argparse.ArgumentParser) -> None:
-    """Add --scores."""
-    parser.add_argument(
-        "--scores",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of the scores (default: beside each .bin/.idx)",
-    )
-
-
-def add_score_control(parser: argparse.ArgumentParser) -> None:
-    """Add --control of a policy by scores."""
+    """Add the flags of a policy by scores: --control and --scores."""
     parser.add_argument(
         "--control",
         choices=["uniform", "permuted", "frequency", "easy-first"],
         help="make a control of the policy instead: the base weights on the same strata; each "
         "stratum with the weight of another; the policy's weights on strata by token frequency; a "
         "curriculum by learning time (default: the policy itself)",
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the scores (default: beside each .bin/.idx)",
     )
 
 

@@ -51,12 +51,22 @@ class PlanOptions:
         guards: limits on the plan.
         gain: settings of the estimate of what the plan can gain.
         by_frequency: the datasets in strata by token frequency, for the control `frequency`.
+
+    Raises:
+        TokscaleError: on construction, if the control `frequency` lacks its strata.
     """
 
     control: Control | None = None
     guards: Guards = field(default_factory=Guards)
     gain: GainSettings = field(default_factory=GainSettings)
     by_frequency: Sequence[CutDataset] = ()
+
+    def __post_init__(self) -> None:
+        if self.control == "frequency" and not self.by_frequency:
+            raise TokscaleError(
+                "the control frequency has no strata; expected the datasets in strata by token "
+                "frequency; give them as by_frequency"
+            )
 
 
 def plan_uniform(job: Job, out: Path) -> Plan:

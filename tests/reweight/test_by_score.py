@@ -207,6 +207,11 @@ def test_frequency_draws_by_rank_of_surprisal_with_the_policys_weights(tmp_path)
     assert found.sum() == pytest.approx(1)
 
 
+def test_frequency_without_its_strata_is_refused():
+    with pytest.raises(TokscaleError, match="the control frequency has no strata; expected"):
+        PlanOptions("frequency")
+
+
 def test_easy_first_needs_the_order_of_learning(tmp_path):
     with pytest.raises(TokscaleError, match="ranked by fall; expected the order of learning"):
         plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "e", PlanOptions("easy-first"))
