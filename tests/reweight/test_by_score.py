@@ -170,6 +170,18 @@ def test_permuted_changes_as_much_and_gives_no_stratum_its_own_weight(policy):
     assert np.abs(last_weights(seeded) - last_weights(permuted)).max() > 1e-3
 
 
+def test_permuted_changes_as_much_where_the_limit_on_shares_binds():
+    """Code falls three times as much, so that most of the change that is wanted is between both."""
+    code = cut_documents("code", np.full(N, 300), fall=3 * FALLS["code"])
+    datasets = [DATASETS[0], code]
+    policy = ByFall(datasets, share_limit=1.2)
+    change = [
+        np.abs(last_weights(make_plan(job_of(datasets), policy, permute=flag)) - BASE_Z).sum()
+        for flag in (False, True)
+    ]
+    assert change[1] == pytest.approx(change[0], rel=0.05)
+
+
 def test_permuted_weights_come_from_strata_of_about_the_size():
     """A hundred times as large: nothing is exchanged between the two."""
     policy = ByFall(DATASETS, share_limit=1e9)
