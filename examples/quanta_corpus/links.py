@@ -21,9 +21,7 @@ from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data import DocumentScores, Plan
 from megatron_tokscale.data.document_strata import documents_of_strata
-
-POWER: Final = 0.8
-"""Power of the fall in the weights of the policy `fall`."""
+from megatron_tokscale.reweight.by_score import STRENGTH
 
 _BINS: Final = 24
 """Bins of facts by frequency, with equally many watched tokens, that share a mean fall. Our choice:
@@ -137,7 +135,7 @@ def links(drawn: Drawn, falls: TrueFalls, kind_Q: Integers, score_Q: Floats) -> 
         ),
         "the plan's strata, cut by the scores": by_stratum(true_Q, drawn.stratum_Q),
         "weighted by their mean scores": in_strata_Q,
-        "to the power 0.8": np.maximum(in_strata_Q, 0.0) ** POWER,
+        f"to the power {STRENGTH:g}": np.maximum(in_strata_Q, 0.0) ** STRENGTH,
         "with the floor, and from 5% of the training on: the plan": drawn.weight_Q,
     }
     return {name: log_speedup(weight_Q, true_Q) for name, weight_Q in weights.items()}

@@ -4,7 +4,8 @@ A run's loss near step T is a quadratic in u = ln(t / T), fitted to its probes i
 difference of two runs' values at T, over the slope of the uniform arm, is a shift in ln t: an arm
 whose loss is lower by D nats is "X% faster" with X = 100 (1 - exp(-D / slope)). The slope is the
 mean over the seeds of the uniform arm. A fit to ten probes or more has less noise than the first
-probe that reaches a target; the first passage stands beside it as a check.
+probe that reaches a target; the first passage stands beside it as a check. Intervals over seeds
+take the slope as known: its error scales all arms alike.
 
 Shapes: K probes, S seeds.
 """

@@ -1,6 +1,7 @@
 """`megatron-tokscale plan build`: one verb per policy."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,6 @@ from megatron_tokscale.cli.plan_flags import (
     add_guards_and_out,
     add_held_out,
     add_job,
-    add_score_control,
     add_scores,
     add_share_limit,
     add_stages,
@@ -26,7 +26,14 @@ from megatron_tokscale.core.errors import TokscaleError
 
 if TYPE_CHECKING:
     from megatron_tokscale.data import Plan
-    from megatron_tokscale.reweight import Cuts, Job, PlanOptions
+    from megatron_tokscale.reweight import (
+        ByFall,
+        ByTarget,
+        CutDataset,
+        CutSettings,
+        Frontier,
+        Job,
+    )
 
 _JOB = "Give the data flags, --split and --seq-length as the training job has them."
 
@@ -48,7 +55,6 @@ def _add_fall(policies: Verbs) -> None:
         f"each stratum by its mean fall. {_JOB}",
     )
     add_job(parser)
-    add_score_control(parser)
     add_scores(parser)
     add_strata(parser, by="fall")
     add_held_out(parser)
@@ -74,7 +80,6 @@ def _add_target(policies: Verbs) -> None:
         f"--tuned`), and draw from the strata with the highest ones. {_JOB}",
     )
     add_job(parser)
-    add_score_control(parser)
     add_scores(parser)
     add_strata(parser, by="target")
     parser.add_argument(
@@ -98,7 +103,6 @@ def _add_frontier(policies: Verbs) -> None:
         f"favour the strata that are about to be learned. {_JOB}",
     )
     add_job(parser)
-    add_score_control(parser)
     add_scores(parser)
     parser.add_argument(
         "--strata",
@@ -185,77 +189,65 @@ def _add_control(parser: argparse.ArgumentParser) -> None:
 
 
 def _build_fall(arguments: Arguments) -> None:
-    from megatron_tokscale.reweight import plan_fall
+    from megatron_tokscale.reweight import ByFall
 
-    job, options, cuts = _read(arguments)
-    plan = plan_fall(
-        cuts,
-        job,
-        arguments.out,
-        replace(options, gain=read_gain(arguments)),
-        strength=arguments.strength,
-        share_limit=arguments.share_limit,
-        n_stages=arguments.stages,
-    )
-    print_plan(plan)
-    _print_live(arguments, cuts)
+    job, datasets = _cut(arguments)
+    policy = ByFall(datasets, arguments.strength, arguments.share_limit, arguments.stages)
+    _build(arguments, job, policy)
 
 
 def _build_target(arguments: Arguments) -> None:
-    from megatron_tokscale.reweight import plan_target
+    from megatron_tokscale.reweight import ByTarget
 
-    job, options, cuts = _read(arguments)
-    plan = plan_target(
-        cuts,
-        job,
-        arguments.out,
-        options,
-        top=arguments.top,
-        share_limit=arguments.share_limit,
-        n_stages=arguments.stages,
-    )
-    print_plan(plan)
+    job, datasets = _cut(arguments)
+    policy = ByTarget(datasets, arguments.top, arguments.share_limit, arguments.stages)
+    _build(arguments, job, policy)
 
 
 def _build_frontier(arguments: Arguments) -> None:
-    from megatron_tokscale.reweight import plan_frontier
+    from megatron_tokscale.reweight import Frontier, time_map_of
 
-    job, options, cuts = _read(arguments)
-    plan = plan_frontier(
-        cuts,
-        job,
-        arguments.out,
-        replace(options, gain=read_gain(arguments)),
-        time_map=open_run(arguments.time_map) if arguments.time_map else None,
-        window=arguments.window,
-        strength=arguments.strength,
-        n_stages=arguments.stages,
+    job, datasets = _cut(arguments)
+    run = open_run(arguments.time_map) if arguments.time_map else None
+    policy = Frontier(
+        datasets,
+        time_map_of(datasets, job, run),
+        job.seq_length,
+        arguments.window,
+        arguments.strength,
+        arguments.stages,
         move_shares=arguments.move_shares,
     )
-    print_plan(plan)
-    _print_live(arguments, cuts)
+    _build(arguments, job, policy)
 
 
-def _read(arguments: Arguments) -> tuple["Job", "PlanOptions", "Cuts"]:
-    """Return the job, the options of a plan by scores, and the job's datasets in strata."""
-    from megatron_tokscale.corpus.source import DataSource
-    from megatron_tokscale.reweight import Cuts, PlanOptions, cut_job
-
+def _cut(arguments: Arguments) -> tuple["Job", "list[CutDataset]"]:
+    """Return the job, and its datasets in the strata of the policy."""
     job = read_job(arguments)
-    options = PlanOptions(arguments.control, read_guards(arguments))
-    settings = read_settings(arguments)
+    return job, _strata(arguments, job, read_settings(arguments))
+
+
+def _strata(arguments: Arguments, job: "Job", settings: "CutSettings") -> "list[CutDataset]":
+    from megatron_tokscale.corpus.source import DataSource
+    from megatron_tokscale.reweight import cut_job
+
     data = DataSource.from_flags(arguments)
-    datasets = cut_job(data, job.seq_length, job.seed, scores=arguments.scores, settings=settings)
-    if arguments.control != "frequency":
-        return job, options, Cuts(datasets)
-    by_frequency = cut_job(
-        data,
-        job.seq_length,
-        job.seed,
-        scores=arguments.scores,
-        settings=replace(settings, by="frequency"),
+    return cut_job(data, job.seq_length, job.seed, scores=arguments.scores, settings=settings)
+
+
+def _build(arguments: Arguments, job: "Job", policy: "ByFall | ByTarget | Frontier") -> None:
+    """Make the plan of a policy by scores, or a control of it, and print it."""
+    from megatron_tokscale.reweight import PlanOptions, plan_by_scores
+
+    by_frequency: Sequence[CutDataset] = ()
+    if arguments.control == "frequency":
+        settings = replace(read_settings(arguments), by="frequency")
+        by_frequency = _strata(arguments, job, settings)
+    options = PlanOptions(
+        arguments.control, read_guards(arguments), read_gain(arguments), by_frequency
     )
-    return job, options, Cuts(datasets, by_frequency)
+    print_plan(plan_by_scores(policy, job, arguments.out, options))
+    _print_live(arguments, by_frequency or policy.datasets)
 
 
 def _build_dataset(arguments: Arguments) -> None:
@@ -310,9 +302,9 @@ def print_plan(plan: "Plan") -> None:
     print(describe_plan(plan), end="")
 
 
-def _print_live(arguments: Arguments, cuts: "Cuts") -> None:
+def _print_live(arguments: Arguments, datasets: "Sequence[CutDataset]") -> None:
     """Say how a job watches the documents that the plan keeps out, and corrects its weights."""
-    held_out = sum(sum(dataset.held_out) for dataset in cuts.by_frequency or cuts.datasets)
+    held_out = sum(sum(dataset.held_out) for dataset in datasets)
     if not held_out:
         return
     scores = f" --scores-dir {arguments.scores}" if arguments.scores else ""

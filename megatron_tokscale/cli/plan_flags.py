@@ -50,23 +50,19 @@ def add_stages(parser: argparse.ArgumentParser) -> None:
 
 
 def add_scores(parser: argparse.ArgumentParser) -> None:
-    """Add --scores."""
-    parser.add_argument(
-        "--scores",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of the scores (default: beside each .bin/.idx)",
-    )
-
-
-def add_score_control(parser: argparse.ArgumentParser) -> None:
-    """Add --control of a policy by scores."""
+    """Add the flags of a policy by scores: --control and --scores."""
     parser.add_argument(
         "--control",
         choices=["uniform", "permuted", "frequency", "easy-first"],
         help="make a control of the policy instead: the base weights on the same strata; each "
         "stratum with the weight of another; the policy's weights on strata by token frequency; a "
         "curriculum by learning time (default: the policy itself)",
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of the scores (default: beside each .bin/.idx)",
     )
 
 
@@ -196,7 +192,9 @@ def read_settings(arguments: Arguments) -> "CutSettings":
 
 
 def read_gain(arguments: Arguments) -> "GainSettings":
-    """Return the settings of the estimate of what the plan can gain."""
+    """Return the settings of the estimate of what the plan can gain; by default without flags."""
     from megatron_tokscale.reweight import GainSettings
 
+    if "parameters" not in arguments:
+        return GainSettings()
     return GainSettings(arguments.parameters, arguments.seed_sd)

@@ -87,7 +87,7 @@ class Cut:
             control, `frequency`: the mean surprisal of the tokens by their frequency alone.
         unlearned: whether the last stratum takes the samples most of whose tokens are never
             learned (by frequency: the highest surprisal), before the others are ranked.
-        unit: what is divided.
+        unit: the parts that are divided: packed samples, or documents before they are packed.
         edges: of documents: the least score of every stratum but the first, ascending. A document
             without a score lies in the first stratum.
         held_out: of documents: the number of each stratum that the training leaves out, for a

@@ -9,14 +9,12 @@ from megatron_tokscale.reweight.learnability import Spectra, read_spectra
 from megatron_tokscale.reweight.make_plan import make_plan
 from megatron_tokscale.reweight.plan_text import describe_plan
 from megatron_tokscale.reweight.planning import (
-    Cuts,
     PlanOptions,
     plan_by_hand,
-    plan_fall,
-    plan_frontier,
+    plan_by_scores,
     plan_run,
-    plan_target,
     plan_uniform,
+    time_map_of,
 )
 from megatron_tokscale.reweight.policy import (
     BySpectrum,
@@ -33,7 +31,6 @@ __all__ = [
     "ByTarget",
     "CutDataset",
     "CutSettings",
-    "Cuts",
     "EasyFirst",
     "Frontier",
     "Gain",
@@ -52,12 +49,11 @@ __all__ = [
     "job_of",
     "make_plan",
     "plan_by_hand",
-    "plan_fall",
-    "plan_frontier",
+    "plan_by_scores",
     "plan_run",
-    "plan_target",
     "plan_uniform",
     "read_scores",
     "read_spectra",
     "seeds_needed",
+    "time_map_of",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import Portion
-from megatron_tokscale.data.document_strata import documents_of_strata
+from megatron_tokscale.data.document_strata import documents_of_strata, held_out_documents
 from megatron_tokscale.data.plan import Plan
 from megatron_tokscale.data.plan_parts import Cut, Stage, Stratum
 from megatron_tokscale.data.scores import DocumentScores, identity_of
@@ -18,6 +18,7 @@ from megatron_tokscale.reweight.cutting import (
     CutSettings,
     LearningTimes,
     check_scored,
+    samples_in,
     watched_share,
 )
 
@@ -30,16 +31,9 @@ def cut_documents(
     seq_length: int,
     seed: int,
 ) -> CutDataset:
-    """Cut the documents of a dataset's training part into strata.
+    """Cut the documents of a dataset's training part into strata NAME/q1, ..., by ascending score.
 
-    Args:
-        name: name of the dataset in the plan: its strata are NAME/q1, NAME/q2, ..., by ascending
-            score.
-        portion: the training part.
-        scores: scores of the dataset.
-        settings: the score, the number of the strata, and of the documents held out.
-        seq_length: sequence length in tokens.
-        seed: seed of the plan, which keys the documents that are held out.
+    Arguments as in `cut_dataset`.
 
     Raises:
         TokscaleError: a training document has no score, or a stratum has too few tokens for a
@@ -48,11 +42,7 @@ def cut_documents(
     check_scored(portion, scores, settings.by)
     document_P = portion.sequences.start + np.flatnonzero(portion.lengths)
     length_P = portion.tokens.lengths[document_P].astype(np.int64)
-    if length_P.sum() <= seq_length:
-        raise TokscaleError(
-            f"{portion.tokens.prefix} has not enough training tokens; expected one sample of "
-            f"{seq_length} tokens at least; leave it out"
-        )
+    samples_in(portion, seq_length)
     score_P = scores.ordering_Q(settings.by)[document_P].astype(np.float64)
     least = MIN_SAMPLES * seq_length + 1
     edges = quantile_edges(score_P, length_P, settings.n_quantiles, least)
@@ -62,10 +52,19 @@ def cut_documents(
     names = [f"{name}/q{q}" for q in range(1, len(edges) + 2)]
 
     # The documents of each stratum, by the rule that the job will follow.
-    strata = _strata(names, cut, portion, scores, seq_length, seed)
-    n_documents = np.bincount(
-        np.searchsorted(edges, np.nan_to_num(score_P, nan=-np.inf), side="right"),
-        minlength=len(names),
+    part = portion.sequences.start, portion.sequences.stop
+    alone = Plan(
+        datasets=(identity_of(portion.tokens),),
+        strata=tuple(Stratum(each, 0, 1 / len(names)) for each in names),
+        stages=(Stage(0, (1.0,)),),
+        seq_length=seq_length,
+        seed=seed,
+        cuts=(cut,),
+        documents=(part,),
+    )
+    strata, held_out = (
+        divide(alone, 0, scores, part, portion.tokens.lengths)
+        for divide in (documents_of_strata, held_out_documents)
     )
     tokens_Z = np.array([portion.tokens.lengths[each].sum(dtype=np.int64) for each in strata])
     if (short_Z := tokens_Z <= seq_length).any():
@@ -78,7 +77,7 @@ def cut_documents(
         shares=tuple((tokens_Z / tokens_Z.sum()).tolist()),
         samples=tuple(((tokens_Z - 1) // seq_length).tolist()),
         documents=tuple(len(each) for each in strata),
-        held_out=tuple((n_documents - [len(each) for each in strata]).tolist()),
+        held_out=tuple(len(each) for each in held_out),
         settings=settings,
         cut=cut,
         details=scores.details,
@@ -123,28 +122,6 @@ def quantile_edges(
             edges.append(float(score_P[place]))
             stop = int(before_P[place])
     return tuple(edges)
-
-
-def _strata(
-    names: list[str],
-    cut: Cut,
-    portion: Portion,
-    scores: DocumentScores,
-    seq_length: int,
-    seed: int,
-) -> list[Integers32]:
-    """Return the training documents of each stratum, as the plan's job will find them."""
-    part = portion.sequences.start, portion.sequences.stop
-    alone = Plan(
-        datasets=(identity_of(portion.tokens),),
-        strata=tuple(Stratum(each, 0, 1 / len(names)) for each in names),
-        stages=(Stage(0, (1.0,)),),
-        seq_length=seq_length,
-        seed=seed,
-        cuts=(cut,),
-        documents=(part,),
-    )
-    return documents_of_strata(alone, 0, scores, part, portion.tokens.lengths)
 
 
 def _learning_times(

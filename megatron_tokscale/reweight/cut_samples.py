@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers
-from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.data.plan_parts import Cut
 from megatron_tokscale.data.samples import SampleIndex, SampleScores
@@ -24,6 +23,7 @@ from megatron_tokscale.reweight.cutting import (
     CutSettings,
     LearningTimes,
     check_scored,
+    samples_in,
     watched_share,
 )
 
@@ -41,12 +41,7 @@ def lay_out(portion: Portion, seq_length: int, seed: int) -> SampleIndex:
     document_P = np.random.default_rng(seed).permutation(document_P)
     length_P = portion.tokens.lengths[document_P].astype(np.int64)
     stop_P = np.cumsum(length_P)
-    n_samples = (portion.n_tokens - 1) // seq_length
-    if n_samples < 1:
-        raise TokscaleError(
-            f"{portion.tokens.prefix} has not enough training tokens; expected one sample of "
-            f"{seq_length} tokens at least; leave it out"
-        )
+    n_samples = samples_in(portion, seq_length)
     bound_N1 = seq_length * np.arange(n_samples + 1, dtype=np.int64)
     position_N1 = np.searchsorted(stop_P, bound_N1, side="right")
     offset_N1 = bound_N1 - (stop_P - length_P)[position_N1]
@@ -66,16 +61,10 @@ def cut_samples(
     seq_length: int,
     seed: int,
 ) -> CutDataset:
-    """Cut the samples of a dataset's training part into strata.
+    """Cut the samples of a dataset's training part into strata NAME/q1, ... and NAME/unlearned.
 
-    Args:
-        name: name of the dataset in the plan: its strata are NAME/q1, NAME/q2, ... and
-            NAME/unlearned, or NAME alone.
-        portion: the training part.
-        scores: scores of the dataset.
-        settings: number of the strata.
-        seq_length: sequence length in tokens.
-        seed: seed of the random order, and of the draw of a stratum's samples.
+    A single stratum is named NAME. Arguments as in `cut_dataset`; the seed is that of the random
+    order, and of the draw of a stratum's samples.
 
     Raises:
         TokscaleError: a training document has no score, or there are too few tokens for a sample.

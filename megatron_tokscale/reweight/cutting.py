@@ -241,6 +241,21 @@ def check_scored(portion: Portion, scores: DocumentScores, order: str) -> None:
         )
 
 
+def samples_in(portion: Portion, seq_length: int) -> int:
+    """Return the samples of a training part in one epoch.
+
+    Raises:
+        TokscaleError: the part has too few tokens for one.
+    """
+    n_samples = (portion.n_tokens - 1) // seq_length
+    if n_samples < 1:
+        raise TokscaleError(
+            f"{portion.tokens.prefix} has not enough training tokens; expected one sample of "
+            f"{seq_length} tokens at least; leave it out"
+        )
+    return n_samples
+
+
 def watched_share(portion: Portion, scores: DocumentScores) -> float:
     """Return the share of the training tokens in documents with a score of their own."""
     is_watched = scores.watched_Q[portion.sequences.start : portion.sequences.stop] > 0

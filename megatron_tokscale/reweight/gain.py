@@ -10,6 +10,7 @@ Shapes: D datasets, Z strata.
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -224,17 +225,10 @@ def seeds_needed(gain_points: float, sd_points: float = SD_POINTS) -> int | None
     """
     if gain_points <= 0:
         return None
-    low, high = 1, 2
-    while _power(high, gain_points / sd_points) < POWER:
-        low, high = high, 2 * high
-        if high > 2 * MAX_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (
-            (middle, high) if _power(middle, gain_points / sd_points) < POWER else (low, middle)
-        )
-    return high if high <= MAX_SEEDS else None
+    effect = gain_points / sd_points
+    numbers = range(2, MAX_SEEDS + 1)
+    place = bisect_left(numbers, POWER, key=lambda seeds: _power(seeds, effect))
+    return numbers[place] if place < len(numbers) else None
 
 
 def _power(seeds: int, effect: float) -> float:

@@ -142,7 +142,16 @@ def cut_dataset(
 ) -> CutDataset:
     """Cut the training part of a dataset into strata of samples or of documents.
 
-    Arguments and errors are those of `cut_samples` and `cut_documents`.
+    Args:
+        name: name of the dataset in the plan, with which the names of its strata begin.
+        portion: the training part.
+        scores: scores of the dataset.
+        settings: number and kind of the strata.
+        seq_length: sequence length in tokens.
+        seed: as in `cut_job`.
+
+    Raises:
+        TokscaleError: a training document has no score, or there are too few tokens for a sample.
     """
     cut = cut_documents if settings.unit == "documents" else cut_samples
     return cut(name, portion, scores, settings, seq_length, seed)

@@ -78,8 +78,9 @@ def make_plan(
     start_T, weights_TZ = stages.start_T[begun], stages.weights_TZ[begun]
     length_T = np.diff(start_T, append=job.train_samples)
 
-    # The controls.
+    # The controls. A permutation matches the change that is left within the limit on shares.
     if permute:
+        weights_TZ = _with_shares_limited(policy, draft, weights_TZ, base_Z)
         weights_TZ = permuted(weights_TZ, base_Z, _kept_together(policy, draft), job.seed)
     if drawn:
         pairs = zip(datasets, strata_slices(datasets), drawn, strict=True)
@@ -93,10 +94,7 @@ def make_plan(
         _refuse_repetition(draft, length_T @ weights_TZ, size_Z)
     else:
         _refuse_repetition(draft, base_Z * job.train_samples, size_Z)
-        if isinstance(policy, ByFall | ByTarget):
-            weights_TZ = limit_shares(
-                weights_TZ, base_Z, draft.dataset_Z.astype(np.int64), policy.share_limit
-            )
+        weights_TZ = _with_shares_limited(policy, draft, weights_TZ, base_Z)
         for part in _kept_together(policy, draft):
             weights_TZ[:, part] = _within_guards(
                 weights_TZ[:, part], guards, base_Z[part], length_T, size_Z[part]
@@ -170,6 +168,14 @@ def _refuse_repetition(plan: Plan, draws_Z: Floats, size_Z: Floats) -> None:
     if plan.max_epochs is not None:
         names = [stratum.name for stratum in plan.strata]
         refuse_repetition(names, draws_Z, size_Z, plan.max_epochs)
+
+
+def _with_shares_limited(policy: Policy, plan: Plan, weights_TZ: Floats, base_Z: Floats) -> Floats:
+    """Return weights within the policy's limit on the shares of datasets, if it has one."""
+    if not isinstance(policy, ByFall | ByTarget):
+        return weights_TZ
+    dataset_Z = plan.dataset_Z.astype(np.int64)
+    return limit_shares(weights_TZ, base_Z, dataset_Z, policy.share_limit)
 
 
 def _kept_together(policy: Policy, plan: Plan) -> list[slice]:

@@ -4,7 +4,7 @@ Shapes: G grid points.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Final, Literal
 
@@ -14,7 +14,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import JSON
 from megatron_tokscale.core.writable import check_new_file
 from megatron_tokscale.data import Plan, PlanProvenance, PlanSources, dataset_names
-from megatron_tokscale.reweight.by_score import SHARE_LIMIT, STRENGTH, TOP, ByFall, ByTarget
+from megatron_tokscale.reweight.by_score import ByFall, ByTarget
 from megatron_tokscale.reweight.controls import Control
 from megatron_tokscale.reweight.cutting import CutDataset
 from megatron_tokscale.reweight.gain import GainSettings, gain_of, with_gain
@@ -35,30 +35,11 @@ from megatron_tokscale.store import Run
 
 type PlainControl = Literal["uniform", "permuted"]
 
+_NAMES: Final = {ByFall: "fall", ByTarget: "target", Frontier: "frontier"}
+
 _GRID: Final = 257
 """Points in ln(consumed tokens) of the reference run's learning curve. Our choice: 256 steps over
 its probed range are finer than its probes."""
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """The datasets of a job cut into strata, for a policy by scores or for a control of it.
-
-    Attributes:
-        datasets: the datasets in the strata of the policy.
-        by_frequency: the datasets in strata by token frequency, for the control `frequency`.
-    """
-
-    datasets: Sequence[CutDataset]
-    by_frequency: Sequence[CutDataset] = ()
-
-    def __post_init__(self) -> None:
-        references = sorted({dataset.details.reference for dataset in self.datasets})
-        if len(references) > 1:
-            raise TokscaleError(
-                f"the scores are of several reference runs ({', '.join(references)}), whose times "
-                "do not compare; expected one; score all the data from one run"
-            )
 
 
 @dataclass(frozen=True)
@@ -69,20 +50,32 @@ class PlanOptions:
         control: make this control of the policy instead.
         guards: limits on the plan.
         gain: settings of the estimate of what the plan can gain.
+        by_frequency: the datasets in strata by token frequency, for the control `frequency`.
+
+    Raises:
+        TokscaleError: on construction, if the control `frequency` lacks its strata.
     """
 
     control: Control | None = None
     guards: Guards = field(default_factory=Guards)
     gain: GainSettings = field(default_factory=GainSettings)
+    by_frequency: Sequence[CutDataset] = ()
+
+    def __post_init__(self) -> None:
+        if self.control == "frequency" and not self.by_frequency:
+            raise TokscaleError(
+                "the control frequency has no strata; expected the datasets in strata by token "
+                "frequency; give them as by_frequency"
+            )
 
 
-def plan_uniform(job: Job, out: Path, *, guards: Guards | None = None) -> Plan:
+def plan_uniform(job: Job, out: Path) -> Plan:
     """Make the plan of the base weights, a control of every policy, and write it to `out`.
 
     Raises:
         TokscaleError: the file exists, or a dataset is repeated too often.
     """
-    return _write(make_plan(job, Uniform(), guards, PlanProvenance("uniform")), out)
+    return _write(make_plan(job, Uniform(), provenance=PlanProvenance("uniform")), out)
 
 
 def plan_run(
@@ -140,127 +133,42 @@ def _controlled(
     return make_plan(job, policy, guards, provenance, permute=permute)
 
 
-def plan_fall(
-    cuts: Cuts,
-    job: Job,
-    out: Path,
-    options: PlanOptions | None = None,
-    *,
-    strength: float = STRENGTH,
-    share_limit: float = SHARE_LIMIT,
-    n_stages: int = 24,
-    first: int | None = None,
+def plan_by_scores(
+    policy: ByFall | ByTarget | Frontier, job: Job, out: Path, options: PlanOptions | None = None
 ) -> Plan:
-    """Make the plan of weights by falls and write it to `out`.
+    """Make the plan of a policy by scores, or a control of it, and write it to `out`.
+
+    What the plan can gain is among the settings of its provenance, where the scores tell.
 
     Args:
-        cuts: the job's datasets, cut into strata (`cut_job`).
+        policy: the policy, with the job's datasets cut into strata (`cut_job`).
         job: the job to plan for.
         out: the plan's file; an existing one is not overwritten.
         options: control, guards, settings of the gain.
-        strength: as in `ByFall`; so are share_limit, n_stages and first.
 
     Raises:
-        TokscaleError: the file exists, the scores have no falls, or these do not fit the job.
+        TokscaleError: the file exists, the scores are of several reference runs or lack what the
+            policy needs, or these do not fit the job.
     """
-    policy = ByFall(cuts.datasets, strength, share_limit, n_stages, first)
-    settings: dict[str, JSON] = {"strength": strength, "share_limit": share_limit}
-    return _plan_by_scores("fall", policy, settings, cuts, job, out, options or PlanOptions())
-
-
-def plan_target(
-    cuts: Cuts,
-    job: Job,
-    out: Path,
-    options: PlanOptions | None = None,
-    *,
-    top: float = TOP,
-    share_limit: float = SHARE_LIMIT,
-    n_stages: int = 24,
-    first: int | None = None,
-) -> Plan:
-    """Make the plan of weights by target scores and write it to `out`.
-
-    Args:
-        cuts: as in `plan_fall`; so are job, out and options.
-        top: as in `ByTarget`; so are share_limit, n_stages and first.
-
-    Raises:
-        TokscaleError: the file exists, the scores have no target scores, or these do not fit the
-            job.
-    """
-    policy = ByTarget(cuts.datasets, top, share_limit, n_stages, first)
-    settings: dict[str, JSON] = {"top": top, "share_limit": share_limit}
-    return _plan_by_scores("target", policy, settings, cuts, job, out, options or PlanOptions())
-
-
-def plan_frontier(
-    cuts: Cuts,
-    job: Job,
-    out: Path,
-    options: PlanOptions | None = None,
-    *,
-    time_map: Run | None = None,
-    window: float = 4.0,
-    strength: float = 1.0,
-    n_stages: int = 24,
-    first: int | None = None,
-    move_shares: bool = False,
-) -> Plan:
-    """Make the plan of weights per stratum from learning times and write it to `out`.
-
-    Args:
-        cuts: as in `plan_fall`; so are job, out and options.
-        time_map: a run with a spectrum, of the size of the training, whose learning order maps
-            the training to the reference run (`ByRank`). None maps equal tokens to each other.
-        window: as in `Frontier`; so are strength, n_stages, first and move_shares.
-
-    Raises:
-        TokscaleError: the file exists, the scores have no learning times, the run of the time map
-            has no spectrum or watched other data, or these do not fit the job.
-    """
-    policy = Frontier(
-        cuts.datasets,
-        _time_map(cuts.datasets, job, time_map),
-        job.seq_length,
-        window,
-        strength,
-        n_stages,
-        first,
-        move_shares,
-    )
+    options = options or PlanOptions()
+    datasets, control = policy.datasets, options.control
+    references = sorted({dataset.details.reference for dataset in datasets})
+    if len(references) > 1:
+        raise TokscaleError(
+            f"the scores are of several reference runs ({', '.join(references)}), whose times "
+            "do not compare; expected one; score all the data from one run"
+        )
     settings: dict[str, JSON] = {
-        "window": window,
-        "strength": strength,
-        "move_shares": move_shares,
+        each.name: getattr(policy, each.name)
+        for each in fields(policy)
+        if each.name not in {"datasets", "time_map", "seq_length"}
     }
-    return _plan_by_scores(
-        "frontier", policy, settings, cuts, job, out, options or PlanOptions(), time_map
-    )
-
-
-def _plan_by_scores(
-    name: str,
-    policy: ByFall | ByTarget | Frontier,
-    settings: dict[str, JSON],
-    cuts: Cuts,
-    job: Job,
-    out: Path,
-    options: PlanOptions,
-    time_map: Run | None = None,
-) -> Plan:
-    """Make the plan of a policy by scores, or of its control, with its gain; write it to `out`."""
-    datasets, control = cuts.datasets, options.control
-    drawn = cuts.by_frequency if control == "frequency" else ()
-    settings |= {
-        "cutting": asdict(datasets[0].settings),
-        "n_stages": policy.n_stages,
-        "first": policy.first,
-    }
+    settings["cutting"] = asdict(datasets[0].settings)
+    time_map = policy.time_map if isinstance(policy, Frontier) else None
     names = dataset_names(job.datasets)
     sources = PlanSources(
-        reference=datasets[0].details.reference,
-        time_map=None if time_map is None else str(time_map.path),
+        reference=references[0],
+        time_map=time_map.run if isinstance(time_map, ByRank) else None,
         scores={each: dataset.scores for each, dataset in zip(names, datasets, strict=True)},
     )
     chosen: Policy = policy
@@ -270,14 +178,15 @@ def _plan_by_scores(
         _check_ranked_by_time(datasets)
         chosen = EasyFirst(datasets, n_stages=policy.n_stages, first=policy.first)
         settings["competence"] = chosen.competence
-    provenance = PlanProvenance(name, control, sources, settings)
+    drawn = options.by_frequency if control == "frequency" else ()
+    provenance = PlanProvenance(_NAMES[type(policy)], control, sources, settings)
     plan = make_plan(
         job, chosen, options.guards, provenance, permute=control == "permuted", drawn=drawn
     )
     # What falls in the pool does not tell what a target gains.
-    if name != "target" and (gain := gain_of(plan, drawn or datasets, options.gain)):
-        plan = with_gain(plan, gain)
-    return _write(plan, out)
+    told = not isinstance(policy, ByTarget)
+    gain = gain_of(plan, drawn or datasets, options.gain) if told else None
+    return _write(with_gain(plan, gain) if gain else plan, out)
 
 
 def _check_ranked_by_time(datasets: Sequence[CutDataset]) -> None:
@@ -289,8 +198,19 @@ def _check_ranked_by_time(datasets: Sequence[CutDataset]) -> None:
         )
 
 
-def _time_map(datasets: Sequence[CutDataset], job: Job, run: Run | None) -> TokenTimeMap:
-    """Return the map by a run's learning order, or by equal tokens without a run."""
+def time_map_of(datasets: Sequence[CutDataset], job: Job, run: Run | None = None) -> TokenTimeMap:
+    """Return the map of the policy `Frontier` from a training to the reference run of its scores.
+
+    Args:
+        datasets: the job's datasets, cut into strata.
+        job: the job to plan for.
+        run: a run with a spectrum, of the size of the training, whose learning order maps it
+            (`ByRank`). None maps equal tokens to each other.
+
+    Raises:
+        TokscaleError: the scores have no learning times, or the run has no spectrum or watched
+            other data.
+    """
     start = min(dataset.log_tokens_range[0] for dataset in datasets)
     end = min(dataset.log_tokens_range[1] for dataset in datasets)
     if run is None:
@@ -298,7 +218,7 @@ def _time_map(datasets: Sequence[CutDataset], job: Job, run: Run | None) -> Toke
     learned = LearnedByTime.from_run(run, watched_names(run, job.datasets), job.base_D)
     x_G = np.linspace(start, end, _GRID)
     learned_GD = [dataset.learned_by(x_G) @ np.array(dataset.shares) for dataset in datasets]
-    return ByRank(learned, x_G, job.base_D @ np.array(learned_GD))
+    return ByRank(learned, x_G, job.base_D @ np.array(learned_GD), str(run.path))
 
 
 def plan_by_hand(

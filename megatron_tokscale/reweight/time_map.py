@@ -91,11 +91,13 @@ class ByRank:
         x_G: ln(consumed tokens) of the reference run, ascending to its end.
         learned_G: drop in nats per token that the reference run had learned by then; it never
             decreases.
+        run: path of the other run, for the plan's provenance; None if it is not known.
     """
 
     learned: LearnedByTime
     x_G: Floats
     learned_G: Floats
+    run: str | None = None
 
     def __post_init__(self) -> None:
         if not self._total > 0:

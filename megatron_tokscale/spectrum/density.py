@@ -99,20 +99,10 @@ class LearningTimeSpectrum:
     n_tokens: int
 
     @classmethod
-    def from_fits(
-        cls,
-        fits: SigmoidFits,
-        tokens_N: Mask | None = None,
-        x_G: ArrayLike | None = None,
-        *,
-        from_x: float = -np.inf,
-    ) -> Self:
-        """Return the spectrum of all fitted tokens, or of those in the mask `tokens_N`.
-
-        `from_x` is the start of the scored range, which decides on the step of a two-step token.
-        """
-        counted_N = fits.complete_N if tokens_N is None else fits.complete_N & tokens_N
-        events = events_of(fits, from_x=from_x)
+    def from_fits(cls, fits: SigmoidFits, x_G: ArrayLike | None = None) -> Self:
+        """Return the spectrum of all fitted tokens."""
+        counted_N = fits.complete_N
+        events = events_of(fits)
         events = events.rows(counted_N[events.token_E])
         bins = Bins.over(fits.x_K)
         count_C, _ = np.histogram(events.midpoint_E, bins.edges)

@@ -5,7 +5,6 @@ Shapes: Q documents of a dataset's file.
 
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.names import listed, match_prefixes, whole_prefix
 from megatron_tokscale.data.record import BlendRecord, DatasetRecord
-from megatron_tokscale.store import Identity, Launch, RunPaths
+from megatron_tokscale.store import Identity, RunPaths
 from megatron_tokscale.trace.orders import UntracedOrder
 from megatron_tokscale.trace.trace import Span, Trace, open_index
 
@@ -69,18 +68,7 @@ def planned_samples(run: Path, trace: Sized) -> int:
     """
     identity = RunPaths(run).identity
     launches = Identity.load(identity).launches if identity.is_file() else ()
-    return (_planned_end(launches[-1]) if launches else None) or len(trace)
-
-
-def _planned_end(launch: Launch) -> int | None:
-    """Return the samples at the end of a launch; None if it is not known."""
-    batch = launch.batch
-    if batch.train_samples is not None or batch.train_iters is None:
-        return batch.train_samples
-    n_steps = max(batch.train_iters - launch.step, 0)
-    if batch.is_constant:
-        return launch.consumed_samples + n_steps * batch.size(0, launch.seq_length)
-    return launch.consumed_samples + sum(islice(launch.batches(), n_steps))
+    return (launches[-1].planned_samples() if launches else None) or len(trace)
 
 
 def _drawn(trace: Trace, portion: Portion, prefix: str | None, until: int) -> DrawnDocuments:

@@ -102,14 +102,14 @@ def test_defaults_are_those_of_the_functions_called():
     from megatron_tokscale.probe import DEFAULT_SCHEDULE
     from megatron_tokscale.probe.cost import GptShape, TrainingLength
     from megatron_tokscale.reweight import (
+        ByFall,
+        ByTarget,
         CutSettings,
+        Frontier,
         GainSettings,
         Guards,
         Manual,
-        plan_fall,
-        plan_frontier,
         plan_run,
-        plan_target,
     )
     from megatron_tokscale.reweight.scoring import score_run
     from megatron_tokscale.spectrum import axis_run, spectrum_run, transfer_run
@@ -132,9 +132,9 @@ def test_defaults_are_those_of_the_functions_called():
     assert default_of("plan build manual", "interpolation") == Manual({}).interpolation
     names = {"stages": "n_stages", "resamples": "n_resamples"}
     for verb, function, own in (
-        ("plan build fall", plan_fall, ("strength", "share_limit", "stages")),
-        ("plan build target", plan_target, ("top", "share_limit", "stages")),
-        ("plan build frontier", plan_frontier, ("window", "strength", "stages", "move_shares")),
+        ("plan build fall", ByFall, ("strength", "share_limit", "stages")),
+        ("plan build target", ByTarget, ("top", "share_limit", "stages")),
+        ("plan build frontier", Frontier, ("window", "strength", "stages", "move_shares")),
         ("plan build dataset", plan_run, ("window", "strength", "stages")),
         ("score", score_run, ("min_tokens", "predict", "force")),
         ("spectrum", spectrum_run, ("resamples",)),

@@ -217,7 +217,7 @@ def test_each_link_is_one_more_than_the_link_before():
     kind_Q = np.repeat([0, 1], 500)
     fall_G = np.array([0.5, 1.5])
     fall_Q = fall_G[kind_Q]
-    power = fall_G**links.POWER / (fall_G**links.POWER).mean()
+    power = fall_G**0.8 / (fall_G**0.8).mean()
     planned_G = 0.25 + 0.75 * power
     drawn = links.Drawn(np.arange(1000), kind_Q, planned_G[kind_Q])
     found = list(links.links(drawn, links.TrueFalls(fall_G, fall_Q), kind_Q, fall_Q).values())
@@ -432,17 +432,6 @@ def planted(settings, tmp_path):
 
 def row_of(text, name):
     return next(line.split(" | ") for line in text.splitlines() if line.startswith(f"| {name} |"))
-
-
-def test_tables_tell_the_planted_speeds(settings, tmp_path):
-    ledger = planted(settings, tmp_path)
-    text = report(settings.training, World(settings.corpus), ledger)
-    for arm, factor in {"ideal": 1.25, "fall": 1.15}.items():
-        expected = 100 * (1 - math.exp(-(1 - factor**-0.3) / 0.3))
-        mean = float(row_of(text, arm)[2].split()[0])
-        assert mean == pytest.approx(expected, abs=0.3)
-    assert "Not finished: fall-live seed 0" in text
-    assert str(tmp_path) not in text
 
 
 def test_tables_of_figures_end_with_what_is_measured(settings, tmp_path):

@@ -5,21 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from scored import SEQ_LENGTH, cut_documents, identity
+from scored import cut_documents, job_over
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Plan
 from megatron_tokscale.reweight import (
     ByFall,
     ByTarget,
-    Cuts,
     Guards,
-    Job,
     PlanOptions,
     Uniform,
     make_plan,
-    plan_fall,
-    plan_target,
+    plan_by_scores,
 )
 
 rng = np.random.default_rng(3)
@@ -50,15 +47,8 @@ FALL_Z = np.concatenate([dataset.fall_Z for dataset in DATASETS])
 
 
 def job_of(datasets=DATASETS, **changes):
-    job = Job(
-        datasets=[identity(dataset) for dataset in datasets],
-        base_weights=(0.6, 0.4)[: len(datasets)],
-        train_samples=TRAIN_SAMPLES,
-        seq_length=SEQ_LENGTH,
-        seed=3,
-        epoch_samples=[dataset.n_samples for dataset in datasets],
-        documents=[(0, N)] * len(datasets),
-    )
+    documents = [(0, N)] * len(datasets)
+    job = job_over(datasets, (0.6, 0.4)[: len(datasets)], TRAIN_SAMPLES, documents=documents)
     return replace(job, **changes)
 
 
@@ -157,8 +147,8 @@ def test_only_the_rank_of_a_target_score_counts():
 
 
 def test_the_baseline_has_the_base_weights_on_the_same_strata(tmp_path):
-    plan = plan_fall(Cuts(DATASETS), job_of(), tmp_path / "f")
-    uniform = plan_fall(Cuts(DATASETS), job_of(), tmp_path / "u", PlanOptions("uniform"))
+    plan = plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "f")
+    uniform = plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "u", PlanOptions("uniform"))
     assert (uniform.strata, uniform.cuts, uniform.seed) == (plan.strata, plan.cuts, plan.seed)
     assert len(uniform.segments) == 1
     assert_allclose(last_weights(uniform), BASE_Z)
@@ -178,6 +168,18 @@ def test_permuted_changes_as_much_and_gives_no_stratum_its_own_weight(policy):
     assert again.fingerprint == permuted.fingerprint
     seeded = make_plan(job_of(seed=4), policy, permute=True)
     assert np.abs(last_weights(seeded) - last_weights(permuted)).max() > 1e-3
+
+
+def test_permuted_changes_as_much_where_the_limit_on_shares_binds():
+    """Code falls three times as much, so that most of the change that is wanted is between both."""
+    code = cut_documents("code", np.full(N, 300), fall=3 * FALLS["code"])
+    datasets = [DATASETS[0], code]
+    policy = ByFall(datasets, share_limit=1.2)
+    change = [
+        np.abs(last_weights(make_plan(job_of(datasets), policy, permute=flag)) - BASE_Z).sum()
+        for flag in (False, True)
+    ]
+    assert change[1] == pytest.approx(change[0], rel=0.05)
 
 
 def test_permuted_weights_come_from_strata_of_about_the_size():
@@ -203,9 +205,10 @@ def test_frequency_draws_by_rank_of_surprisal_with_the_policys_weights(tmp_path)
     code = cut_documents(
         "code", np.full(N, 300), "frequency", fall=FALLS["code"], surprisal=surprisal
     )
-    cuts = Cuts(DATASETS, [dataset_of("web", "frequency"), code])
-    plan = plan_fall(cuts, job_of(), tmp_path / "f", strength=1.0)
-    control = plan_fall(cuts, job_of(), tmp_path / "c", PlanOptions("frequency"), strength=1.0)
+    options = PlanOptions("frequency", by_frequency=[dataset_of("web", "frequency"), code])
+    policy = ByFall(DATASETS, strength=1.0)
+    plan = plan_by_scores(policy, job_of(), tmp_path / "f")
+    control = plan_by_scores(policy, job_of(), tmp_path / "c", options)
     assert [cut.order for cut in control.cuts] == ["frequency"] * 2
     assert control.n_strata == 16 + len(code.names) < 32
     weights, found = last_weights(plan), last_weights(control)
@@ -216,23 +219,24 @@ def test_frequency_draws_by_rank_of_surprisal_with_the_policys_weights(tmp_path)
     assert found.sum() == pytest.approx(1)
 
 
+def test_frequency_without_its_strata_is_refused():
+    with pytest.raises(TokscaleError, match="the control frequency has no strata; expected"):
+        PlanOptions("frequency")
+
+
 def test_easy_first_needs_the_order_of_learning(tmp_path):
     with pytest.raises(TokscaleError, match="ranked by fall; expected the order of learning"):
-        plan_fall(Cuts(DATASETS), job_of(), tmp_path / "e", PlanOptions("easy-first"))
+        plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "e", PlanOptions("easy-first"))
     timed = [dataset_of("web", "learning-time"), dataset_of("code", "learning-time")]
-    plan = plan_fall(Cuts(timed), job_of(), tmp_path / "e", PlanOptions("easy-first"))
+    plan = plan_by_scores(ByFall(timed), job_of(), tmp_path / "e", PlanOptions("easy-first"))
     assert plan.provenance.control == "easy-first"
     drawn_Z = plan.weight_Z(plan.segments[0])
     assert drawn_Z[0] > 3 * drawn_Z[15]
 
 
 def test_a_plan_by_scores_says_all_that_is_needed_to_make_it_again(tmp_path):
-    plan = plan_target(
-        Cuts([dataset_of("web", "target"), dataset_of("code", "target")]),
-        job_of(),
-        tmp_path / "plan.json",
-        top=0.1,
-    )
+    policy = ByTarget([dataset_of("web", "target"), dataset_of("code", "target")], top=0.1)
+    plan = plan_by_scores(policy, job_of(), tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
     settings = plan.provenance.settings
     assert (plan.provenance.policy, settings["top"], settings["share_limit"]) == ("target", 0.1, 2)

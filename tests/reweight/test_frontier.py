@@ -4,20 +4,19 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from scipy.stats import norm
-from scored import RANGE, SEQ_LENGTH, cut, identity, run_of
+from scored import RANGE, SEQ_LENGTH, cut, job_over, run_of
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Plan
 from megatron_tokscale.reweight import (
-    Cuts,
     CutSettings,
     EasyFirst,
     Frontier,
     Guards,
-    Job,
     PlanOptions,
     make_plan,
-    plan_frontier,
+    plan_by_scores,
+    time_map_of,
 )
 from megatron_tokscale.reweight.policy import policy_stages
 from megatron_tokscale.reweight.time_map import ByRank, LearnedByTime, SameTokens
@@ -44,19 +43,18 @@ def two_datasets(shift=0.0, **details):
 
 
 DATASETS = two_datasets()
-CUTS = Cuts(DATASETS, two_datasets(settings=CutSettings(4, by="frequency")))
+BY_FREQUENCY = two_datasets(settings=CutSettings(4, by="frequency"))
 
 
 def job_of(datasets=DATASETS, **changes):
-    job = Job(
-        datasets=[identity(dataset) for dataset in datasets],
-        base_weights=(0.6, 0.4)[: len(datasets)],
-        train_samples=TRAIN_SAMPLES,
-        seq_length=SEQ_LENGTH,
-        seed=3,
-        epoch_samples=[dataset.n_samples for dataset in datasets],
-    )
+    job = job_over(datasets, (0.6, 0.4)[: len(datasets)], TRAIN_SAMPLES)
     return replace(job, **changes)
+
+
+def plan_frontier(datasets, job, out, options=None, time_map=None, **settings):
+    time_map = time_map_of(datasets, job, time_map)
+    policy = Frontier(datasets, time_map, job.seq_length, **settings)
+    return plan_by_scores(policy, job, out, options)
 
 
 def weights_of(plan: Plan):
@@ -87,7 +85,7 @@ def test_one_stage_against_a_loop_over_samples():
 
 def test_the_frontier_goes_from_the_first_quantile_to_the_last(tmp_path):
     options = PlanOptions(guards=Guards(max_epochs=None))
-    plan = plan_frontier(CUTS, job_of(), tmp_path / "plan.json", options, n_stages=60)
+    plan = plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", options, n_stages=60)
     names = [stratum.name for stratum in plan.strata]
     assert names == [f"web/q{q}" for q in (1, 2, 3, 4)] + [
         *(f"code/q{q}" for q in (1, 2, 3, 4)),
@@ -101,13 +99,13 @@ def test_the_frontier_goes_from_the_first_quantile_to_the_last(tmp_path):
 
 
 def test_shares_of_datasets_are_kept_to_the_last_bit(tmp_path):
-    plan = plan_frontier(CUTS, job_of(), tmp_path / "plan.json")
+    plan = plan_frontier(DATASETS, job_of(), tmp_path / "plan.json")
     assert len(plan.segments) > 10
     assert {segment.weights for segment in plan.segments} == {(0.6, 0.4)}
 
 
 def test_before_the_first_stage_shares_hold(tmp_path):
-    plan = plan_frontier(CUTS, job_of(), tmp_path / "plan.json", first=500)
+    plan = plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", first=500)
     assert plan.segments[1].start == 500
     base_Z = job_of().base_D[plan.dataset_Z] * plan.share_Z
     np.testing.assert_allclose(plan.weight_Z(plan.segments[0]), base_Z)
@@ -161,7 +159,9 @@ def test_every_stratum_keeps_within_the_guards(tmp_path):
         ("c", "easy-first", {}),
         ("p", "permuted", {}),
     ):
-        plan = plan_frontier(CUTS, job, tmp_path / name, PlanOptions(control, guards), **options)
+        plan = plan_frontier(
+            DATASETS, job, tmp_path / name, PlanOptions(control, guards), **options
+        )
         weights_TZ = weights_of(plan)
         base_Z = job.base_D[plan.dataset_Z] * plan.share_Z
         assert (weights_TZ >= 0.4 * base_Z - 1e-12).all()
@@ -171,7 +171,7 @@ def test_every_stratum_keeps_within_the_guards(tmp_path):
         assert (draws_Z / plan.sizes_Z([4000, 3000])).max() <= 3 + 1e-9
         assert plan.max_epochs == 3.0
     tight = replace(guards, max_epochs=1.81)
-    plan = plan_frontier(CUTS, job, tmp_path / "d", PlanOptions(guards=tight))
+    plan = plan_frontier(DATASETS, job, tmp_path / "d", PlanOptions(guards=tight))
     epochs_Z = plan.target_Z(job.train_samples) / plan.sizes_Z([4000, 3000])
     assert epochs_Z.max() == pytest.approx(1.81, abs=1e-3)
 
@@ -179,12 +179,12 @@ def test_every_stratum_keeps_within_the_guards(tmp_path):
 def test_a_stratum_that_base_weights_repeat_too_often_is_refused(tmp_path):
     job = job_of(epoch_samples=[500, 3000])
     with pytest.raises(TokscaleError, match="stratum 'web/q1' would be repeated for 24 epochs"):
-        plan_frontier(CUTS, job, tmp_path / "plan.json")
+        plan_frontier(DATASETS, job, tmp_path / "plan.json")
     assert not (tmp_path / "plan.json").exists()
 
 
 def test_a_plan_says_all_that_is_needed_to_make_it_again(tmp_path):
-    plan = plan_frontier(CUTS, job_of(), tmp_path / "plan.json", window=3, strength=2)
+    plan = plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", window=3, strength=2)
     assert Plan.load(tmp_path / "plan.json") == plan
     about = plan.provenance
     assert about.sources.scores == {"web": DATASETS[0].scores, "code": DATASETS[1].scores}
@@ -201,15 +201,17 @@ def test_a_plan_says_all_that_is_needed_to_make_it_again(tmp_path):
 def test_scores_of_several_reference_runs_do_not_compare(tmp_path):
     datasets = [DATASETS[0], two_datasets(run_id="other")[1]]
     with pytest.raises(TokscaleError, match="several reference runs"):
-        plan_frontier(Cuts(datasets), job_of(), tmp_path / "plan.json")
+        plan_frontier(datasets, job_of(), tmp_path / "plan.json")
 
 
 # Controls
 
 
 def test_frequency_has_the_same_weights_for_other_samples(tmp_path):
-    plan = plan_frontier(CUTS, job_of(), tmp_path / "plan.json")
-    frequency = plan_frontier(CUTS, job_of(), tmp_path / "f.json", PlanOptions("frequency"))
+    plan = plan_frontier(DATASETS, job_of(), tmp_path / "plan.json")
+    frequency = plan_frontier(
+        DATASETS, job_of(), tmp_path / "f.json", PlanOptions("frequency", by_frequency=BY_FREQUENCY)
+    )
     assert (frequency.stages, frequency.strata) == (plan.stages, plan.strata)
     assert frequency.fingerprint != plan.fingerprint
     assert [cut.order for cut in frequency.cuts] == ["frequency"] * 2
@@ -240,7 +242,7 @@ def plans_by_time_map(tmp_path, time_map, **options):
     for shift in (0.0, math.log(7)):
         datasets = two_datasets(shift, log_tokens_range=(RANGE[0] + shift, RANGE[1] + shift))
         path = tmp_path / f"{shift}-{len(options)}.json"
-        yield plan_frontier(Cuts(datasets), job_of(datasets), path, time_map=time_map, **options)
+        yield plan_frontier(datasets, job_of(datasets), path, time_map=time_map, **options)
 
 
 def test_a_reference_with_stretched_times_gives_the_same_plan_by_the_time_map(tmp_path):
@@ -301,11 +303,11 @@ def test_a_time_map_counts_the_runs_own_tokens(tmp_path):
 def test_a_time_map_by_a_run_without_a_spectrum_of_these_data_is_refused(tmp_path):
     run = run_of(tmp_path / "run", ["web", "other"], [100, 200])
     with pytest.raises(TokscaleError, match="watched no tokens of code"):
-        plan_frontier(CUTS, job_of(), tmp_path / "plan.json", time_map=run)
+        plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", time_map=run)
     run = run_of(tmp_path / "bare", ["web", "code"], [100, 200])
     run.paths.spectrum_arrays.unlink()
     with pytest.raises(TokscaleError, match="is not there; run `megatron-tokscale spectrum"):
-        plan_frontier(CUTS, job_of(), tmp_path / "plan.json", time_map=run)
+        plan_frontier(DATASETS, job_of(), tmp_path / "plan.json", time_map=run)
     with pytest.raises(TokscaleError, match="learned nothing; expected"):
         ByRank(LearnedByTime(np.array([1.0, 2.0]), np.zeros(2)), np.arange(2.0), np.arange(2.0))
 

@@ -5,21 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
-from scored import SEQ_LENGTH, cut_documents, identity
+from scored import SEQ_LENGTH, cut_documents, job_over
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Plan
 from megatron_tokscale.data.scores import Reliability
 from megatron_tokscale.reweight import (
     ByFall,
-    Cuts,
     GainSettings,
-    Job,
     PlanOptions,
     describe_plan,
     gain_of,
     make_plan,
-    plan_fall,
+    plan_by_scores,
     seeds_needed,
 )
 from megatron_tokscale.reweight.gain import describe_gain, gain_in, reference_cost
@@ -51,15 +49,7 @@ DATASETS = datasets_of()
 
 
 def job_of(datasets=DATASETS):
-    return Job(
-        datasets=[identity(dataset) for dataset in datasets],
-        base_weights=(3.0, 1.0),
-        train_samples=10_000,
-        seq_length=SEQ_LENGTH,
-        seed=3,
-        epoch_samples=[dataset.n_samples for dataset in datasets],
-        documents=[(0, N)] * len(datasets),
-    )
+    return job_over(datasets, (3.0, 1.0), 10_000, documents=[(0, N)] * len(datasets))
 
 
 PLAN = make_plan(job_of(), ByFall(DATASETS))
@@ -105,7 +95,7 @@ def test_weights_in_proportion_to_falls_gain_their_variance():
 
 
 def test_base_weights_gain_nothing(tmp_path):
-    uniform = plan_fall(Cuts(DATASETS), job_of(), tmp_path / "u", PlanOptions("uniform"))
+    uniform = plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "u", PlanOptions("uniform"))
     gain = gain_in(uniform)
     assert gain.covariance == pytest.approx(0, abs=1e-12)
     assert (gain.seeds, gain.advice) == (None, [])
@@ -193,7 +183,7 @@ def test_a_plan_that_costs_more_than_it_gains_is_advised_against():
 
 def test_the_plan_keeps_and_shows_its_gain(tmp_path):
     options = PlanOptions(gain=GainSettings(parameters=10**9, sd_points=3.0))
-    plan = plan_fall(Cuts(DATASETS), job_of(), tmp_path / "plan.json", options)
+    plan = plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "plan.json", options)
     assert plan.fingerprint == PLAN.fingerprint
     found = gain_in(Plan.load(tmp_path / "plan.json"))
     assert found == gain_of(plan, DATASETS, options.gain)
@@ -204,7 +194,7 @@ def test_the_plan_keeps_and_shows_its_gain(tmp_path):
     assert "of a training of 1,000,000,000 parameters" in text
     assert "advice" not in text
     assert max(map(len, text.splitlines())) <= 100
-    dear = describe_plan(plan_fall(Cuts(DATASETS), job_of(), tmp_path / "dear.json"))
+    dear = describe_plan(plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "dear.json"))
     assert "advice: do not train this plan:" in dear and "own size; give --parameters" in dear
     assert max(map(len, dear.splitlines())) <= 100
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from quanta_worlds import N_DATASETS, make_world
-from scored import SEQ_LENGTH, cut_documents, identity
+from scored import cut_documents, job_over
 
-from megatron_tokscale.reweight import ByFall, Job, gain_of, make_plan
+from megatron_tokscale.reweight import ByFall, gain_of, make_plan
 
 N_TOKENS = 60_000.0  # of the world's clock: length of the training
 POOL = 5_000_000  # tokens of the documents
@@ -28,15 +28,8 @@ def cut_world(world):
 
 def percent_faster(world, datasets, topics, **options):
     """Tokens that a training under the plan saves, and the plan."""
-    job = Job(
-        datasets=[identity(dataset) for dataset in datasets],
-        base_weights=[world.share_G[own].sum() for own in topics],
-        train_samples=30_000,
-        seq_length=SEQ_LENGTH,
-        seed=1,
-        epoch_samples=[dataset.n_samples for dataset in datasets],
-        documents=[(0, own.size) for own in topics],
-    )
+    weights = [world.share_G[own].sum() for own in topics]
+    job = job_over(datasets, weights, 30_000, 1, documents=[(0, own.size) for own in topics])
     plan = make_plan(job, ByFall(datasets), **options)
     fall_G = world.fall_G(N_TOKENS / 4, N_TOKENS).astype(np.float32)
     stratum_G = np.zeros(len(fall_G), int)

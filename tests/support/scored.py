@@ -10,7 +10,7 @@ from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
 from megatron_tokscale.data.plan_parts import DatasetIdentity
 from megatron_tokscale.data.scores import DocumentScores, ScoreDetails
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.reweight import CutDataset, CutSettings, cut_dataset
+from megatron_tokscale.reweight import CutDataset, CutSettings, Job, cut_dataset
 from megatron_tokscale.store import RunPaths, WatchedTokens
 
 SEQ_LENGTH = 64
@@ -78,6 +78,19 @@ def identity(dataset: CutDataset) -> DatasetIdentity:
     return DatasetIdentity(
         dataset.names[0].partition("/")[0], 100_000, dataset.n_samples * SEQ_LENGTH + 1
     )
+
+
+def job_over(datasets, base_weights, train_samples, seed=3, **changes) -> Job:
+    """The job that trains on these datasets."""
+    parts = {
+        "datasets": [identity(dataset) for dataset in datasets],
+        "base_weights": base_weights,
+        "train_samples": train_samples,
+        "seq_length": SEQ_LENGTH,
+        "seed": seed,
+        "epoch_samples": [dataset.n_samples for dataset in datasets],
+    }
+    return Job(**parts | changes)
 
 
 def run_of(folder: Path, names, centres, width=0.3, steps=None, end=1000, tokens_per_sample=64):

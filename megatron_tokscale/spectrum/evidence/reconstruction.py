@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from megatron_tokscale.core.arrays import Floats, Mask
+from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.evidence import FallsByPart, ReconstructionScore, SlopeNoise
@@ -128,13 +128,7 @@ class Comparison:
 
 
 def reconstruct(
-    fits: SigmoidFits,
-    mean_loss_K: ArrayLike,
-    *,
-    tokens_N: Mask | None = None,
-    x_G: ArrayLike | None = None,
-    from_x: float = -np.inf,
-    to_x: float = np.inf,
+    fits: SigmoidFits, mean_loss_K: ArrayLike, *, x_G: ArrayLike | None = None
 ) -> Comparison:
     """Reconstruct the slope of a mean loss from fits.
 
@@ -143,21 +137,17 @@ def reconstruct(
     Args:
         fits: fits of the tokens.
         mean_loss_K: mean loss at the fits' probes in nats, of the same tokens or of others.
-        tokens_N: mask of the tokens to reconstruct from; by default all.
-        x_G: grid of the slope; by default 256 points over the probes that count.
-        from_x: only probes with `from_x` <= x <= `to_x` count.
-        to_x: see `from_x`.
+        x_G: grid of the slope; by default 256 points over the probes.
 
     Raises:
-        UndefinedError: fewer than four probes in the range, or no token is fitted at all probes.
+        UndefinedError: there are fewer than four probes, or no token is fitted at all probes.
     """
-    fits = fits if tokens_N is None else fits.rows(tokens_N)
     no_losses_NK = np.zeros((len(fits), len(fits.x_K)), np.float32)
     block = (fits, no_losses_NK, np.zeros(len(fits), np.int32))
-    sums = DocumentSums.from_blocks(fits.x_K, [block], 1, from_x=from_x)
-    model = sums.resampled(fits.x_K, np.ones((1, 1)), from_x=from_x)
+    sums = DocumentSums.from_blocks(fits.x_K, [block], 1, from_x=-np.inf)
+    model = sums.resampled(fits.x_K, np.ones((1, 1)), from_x=-np.inf)
     loss_RK = np.asarray(mean_loss_K, dtype=np.float64)[None]
-    return compare(fits.x_K, model.curves(), loss_RK, x_G, from_x=from_x, to_x=to_x)
+    return compare(fits.x_K, model.curves(), loss_RK, x_G)
 
 
 def compare(
