@@ -121,7 +121,7 @@ def _check_held_out(
     finding = held_out(probe_set, parts)
     if finding.state == "held out":
         return f"; {finding.line}"
-    replans = plan is not None and plan.replan_interval is not None
+    replans = plan is not None and plan.steps_between_decisions is not None
     if replans and (refusal := other_strata(probe_set, finding)):
         findings.refused.append(refusal)
         return ""
