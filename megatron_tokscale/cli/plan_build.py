@@ -307,11 +307,12 @@ def _print_live(arguments: Arguments, datasets: "Sequence[CutDataset]") -> None:
     held_out = sum(sum(dataset.held_out) for dataset in datasets)
     if not held_out:
         return
+    documents = held_out + sum(sum(dataset.documents) for dataset in datasets)
     scores = f" --scores-dir {arguments.scores}" if arguments.scores else ""
     print(
-        f"\nIt keeps {held_out:,} documents out of the training. To correct its weights by them "
-        "while the job trains,\nbuild a probe set of them, and give the job both sets and a "
-        "twentieth of its steps as N:\n"
+        f"\nIt keeps {held_out:,} of {documents:,} documents out of the training. To correct its "
+        "weights by them while\nthe job trains, build a probe set of them, and give the job both "
+        "sets and a twentieth of its steps as N:\n"
         f"  megatron-tokscale probe build --plan {arguments.out}{scores} --out strata.safetensors\n"
         f"  --tokscale-plan {arguments.out} --tokscale-probe-set probe.safetensors "
         "strata.safetensors \\\n  --tokscale-replan-interval N"

@@ -136,7 +136,8 @@ def add_guards_and_out(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.25,
         metavar="SHARE",
-        help="smallest weight of a stratum, as a share of its base weight",
+        help="smallest weight of a stratum, as a share of its base weight; that share of the base "
+        "weights is mixed into the policy's",
     )
     guards.add_argument(
         "--max-change",

@@ -139,8 +139,12 @@ def followed_plan(run: Path) -> Plan:
     return with_decisions(*load_run_plan(run))
 
 
-def first_unplanned_sample(run: Path) -> int | None:
+def first_unplanned_sample(run: Path, until: int | None = None) -> int | None:
     """Return the sample from which on a run has no longer followed its plan; None if it does.
+
+    Args:
+        run: the run directory.
+        until: only samples before this one count.
 
     Raises:
         TokscaleError: the run's record of its data is damaged.
@@ -148,7 +152,7 @@ def first_unplanned_sample(run: Path) -> int | None:
     path = record_path(run)
     if not is_there(path):
         return None
-    last = load_records(path)[-1]
+    last = [each for each in load_records(path) if until is None or each.start < until][-1]
     return None if last.kind == "plan" else last.start
 
 
@@ -164,10 +168,11 @@ def resume(
         run: the run directory.
         consumed: samples consumed by `step`.
         step: optimizer steps completed.
-        accept: whether `plan` may take over from a plan with another past, from here on.
+        accept: whether `plan` may take over from another past, from here on.
 
     Raises:
-        TokscaleError: the run has another past, and `plan` may not or cannot take over.
+        TokscaleError: the run has another past, or has left its plan, and `plan` may not or cannot
+            take over.
     """
     if not consumed:
         return plan, []
@@ -180,6 +185,13 @@ def resume(
                 "all the same with --tokscale-override-plan"
             )
         return plan, []
+    unplanned = first_unplanned_sample(run, consumed)
+    if unplanned is not None and not accept:
+        raise TokscaleError(
+            f"the samples {unplanned} to {consumed - 1} were drawn without the plan, so samples "
+            "could come twice; resume from a checkpoint before them, or let the plan hold from "
+            "here on all the same with --tokscale-override-plan"
+        )
     known, decisions = load_run_plan(run)
     decisions = [decision for decision in decisions if decision.step <= step]
 

@@ -34,6 +34,11 @@ def scores_of_plan(
     assert cut is not None
     tokens = IndexedTokens.open(prefix)
     path = scores_file(tokens, folder)
+    if not path.is_file():
+        raise TokscaleError(
+            f"{path} is not there; expected the scores by which the plan cuts {tokens.name}; "
+            "restore it, or name its folder (--scores-dir; of a job --tokscale-scores-dir)"
+        )
     scores = DocumentScores.load(path)
     scores.check(tokens)
     if scores.fingerprint != cut.scores:

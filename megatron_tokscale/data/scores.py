@@ -283,7 +283,8 @@ class DocumentScores:
         run = self.details.run or "RUN"
         score = f"megatron-tokscale score {run}"
         remedy = {
-            "learning-time": f"run `megatron-tokscale fit {run}`, then `{score} --force`",
+            "learning-time": f"run `megatron-tokscale fit {run}`, which needs probes at 5 steps, "
+            f"then `{score} --force`",
             "fall": f"watch {run} at a quarter and at the end of its training, then run "
             f"`{score} --force`",
             "target": f"run `{score} --tuned TUNED --force`",

@@ -62,6 +62,7 @@ def take_over(past: Plan, successor: Plan, consumed: int) -> Plan:
             settings,
             base_weights=_by_dataset(settings.base_weights, successor, datasets),
             epoch_samples=_by_dataset(settings.epoch_samples, successor, datasets),
+            stratum_samples=_samples_of(strata, past, successor),
         ),
         accepted=(
             *past.accepted,
@@ -167,6 +168,17 @@ def _translated(
         _by_dataset(stage.weights, plan, datasets),
         tuple(within.get(stratum.name, stratum.share) for stratum in strata),
     )
+
+
+def _samples_of(strata: Sequence[Stratum], *plans: Plan) -> tuple[int, ...]:
+    """Return the samples of strata in one epoch, by their names; empty if a plan lacks them."""
+    known = {
+        stratum.name: n_samples
+        for plan in plans
+        for stratum, n_samples in zip(plan.strata, plan.replanning.stratum_samples, strict=False)
+    }
+    found = [known[stratum.name] for stratum in strata if stratum.name in known]
+    return tuple(found) if len(found) == len(strata) else ()
 
 
 def _by_dataset[Number: (int, float)](

@@ -21,7 +21,7 @@ from megatron_tokscale.doctor.findings import (
 )
 from megatron_tokscale.probe import ProbeSchedule, ProbeSet
 from megatron_tokscale.store import RunWriter
-from megatron_tokscale.training.data.held_out import TrainedPart, held_out
+from megatron_tokscale.training.data.held_out import TrainedPart, held_out, other_strata
 from megatron_tokscale.training.probe.size import model_info
 from megatron_tokscale.training.replay import saved_steps, wanted_steps
 from megatron_tokscale.training.settings import JobPlanSettings, JobProbeSettings, JobSettings
@@ -121,6 +121,10 @@ def _check_held_out(
     finding = held_out(probe_set, parts)
     if finding.state == "held out":
         return f"; {finding.line}"
+    replans = plan is not None and plan.steps_between_decisions is not None
+    if replans and (refusal := other_strata(probe_set, finding)):
+        findings.refused.append(refusal)
+        return ""
     is_trained_on = finding.state == "trained on"
     (findings.warned if is_trained_on else findings.unchecked).append(finding.line)
     return ""

@@ -71,9 +71,15 @@ class ByFall:
         """Return the weights of the strata, before any limit.
 
         Raises:
-            TokscaleError: the scores have no falls.
+            TokscaleError: the scores have no falls, or no stratum has one above 0.
         """
-        return tilt(self.strength, base_Z, np.maximum(falls(self.datasets), 0.0))
+        fall_Z = falls(self.datasets)
+        if fall_Z.max() <= 0:
+            raise TokscaleError(
+                f"the largest mean fall of a stratum is {fall_Z.max():.3g} nats per token; "
+                "expected one above 0; score by a reference run whose losses still fall"
+            )
+        return tilt(self.strength, base_Z, np.maximum(fall_Z, 0.0))
 
 
 @dataclass(frozen=True)

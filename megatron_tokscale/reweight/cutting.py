@@ -233,12 +233,20 @@ def check_scored(portion: Portion, scores: DocumentScores, order: str) -> None:
     )
     part = slice(portion.sequences.start, portion.sequences.stop)
     missing = np.isnan(value_Q[part]) & (portion.lengths > 0)
-    if missing.any():
+    if not missing.any():
+        return
+    scored = scores.details.train_documents
+    if scored and (part.start < scored[0] or part.stop > scored[1]):
         raise TokscaleError(
-            f"{int(missing.sum())} of {missing.size} training documents of {portion.name} "
-            f"have no score, the first is {part.start + int(np.argmax(missing))}; expected a score "
-            "of each; score them without --no-predict"
+            f"the scores of {portion.name} are of training documents {scored[0]} to {scored[1]}, "
+            f"the data have {part.start} to {part.stop}; expected scores of all; give --split as "
+            "`megatron-tokscale score` had it, or score the data again"
         )
+    raise TokscaleError(
+        f"{int(missing.sum())} of {missing.size} training documents of {portion.name} "
+        f"have no score, the first is {part.start + int(np.argmax(missing))}; expected a score "
+        "of each; score them without --no-predict"
+    )
 
 
 def samples_in(portion: Portion, seq_length: int) -> int:

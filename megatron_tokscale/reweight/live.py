@@ -8,8 +8,8 @@ A training job starts it (`--tokscale-replan-interval`); run by hand, the comman
 The learnability of a dataset or a stratum is taken to be its present slope: -dL/dx of its watched
 tokens over the last factor of two of training, x = ln(step). That is the drop-weighted spectrum at
 the present, seen through the width of the transitions; a fit cannot place a transition that has not
-begun. Strata are weighed if one of the run's further probe sets watches them: the documents that
-the plan keeps out of the training (`probe build --plan`).
+begun. Strata are weighed if one of the run's probe sets watches them: the documents that the plan
+keeps out of the training (`probe build --plan`).
 
 Shapes: D datasets, Z strata, P parts (all datasets, or all strata), K probe steps.
 """
@@ -126,12 +126,12 @@ def _record_at(run: Run, step: int) -> LossRecord:
 
 
 def strata_run(run: Run, plan: Plan) -> Run | None:
-    """Return the run of the further probe set that watches the plan's strata; None without one."""
+    """Return the run of the first probe set that watches the plan's strata; None without one."""
     names = {stratum.name for stratum in plan.strata}
     if len(names) == len(plan.datasets):
         return None
-    further = map(Run.open, run.paths.probe_sets)
-    return next((each for each in further if set(each.probe_set.datasets) <= names), None)
+    runs = (run, *map(Run.open, run.paths.probe_sets))
+    return next((each for each in runs if set(each.probe_set.datasets) <= names), None)
 
 
 def slopes(run: Run, plan: Plan, step: int) -> Floats:

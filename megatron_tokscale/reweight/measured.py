@@ -70,12 +70,17 @@ def pairs_of(
 
 
 def _check_tuned(run: Run, tuned: Run) -> None:
-    """Refuse a tuned run that did not watch the same tokens.
+    """Refuse a tuned run that did not watch the same tokens, or is the reference run.
 
     Raises:
         TokscaleError: naming what differs.
     """
     if tuned.probe_set.fingerprint == run.probe_set.fingerprint:
+        if tuned.path.resolve() == run.path.resolve():
+            raise TokscaleError(
+                f"--tuned {tuned.path} is the reference run itself; expected a replay of the run "
+                "tuned on a target; give that"
+            )
         return
     if tuned.probe_set.vocab_size != run.probe_set.vocab_size:
         raise TokscaleError(

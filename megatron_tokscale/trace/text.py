@@ -67,7 +67,7 @@ def describe_document(trace: Trace, dataset: str, document: int, until: int | No
         f"document {document} of {dataset}, {length} tokens, is read by {len(samples)} of {among}"
     ]
     if not len(samples):
-        lines[0] += "; it may be of another part of --split, or not reached"
+        lines[0] += "; it may be of another part of --split, kept out by the plan, or not reached"
     for k in samples.tolist():
         found = trace.sample(k)
         spans = ", ".join(

@@ -51,6 +51,7 @@ def _parts(settings: JobSettings, args: Namespace, load: "Load | None") -> list[
 
     parts: list[JobPart] = []
     prober = follower = None
+    interval = settings.plan.replan_interval if settings.plan else None
     if settings.probe:
         prober = Prober(settings.probe, settings.run, args)
         parts.append(prober)
@@ -60,9 +61,9 @@ def _parts(settings: JobSettings, args: Namespace, load: "Load | None") -> list[
     elif prober:
         parts.append(BlendRecorder(settings.run, prober))
     if prober:  # behind the follower, whose dataset leaves out what its plan keeps out
-        parts.append(HeldOutNote({each.name: each.probe_set for each in prober.sets}))
-    if follower and prober and settings.plan and settings.plan.replan_interval:
-        interval = settings.plan.replan_interval
+        named = {each.name: each.probe_set for each in prober.sets}
+        parts.append(HeldOutNote(named, replans=interval is not None))
+    if follower and prober and interval:
         parts.append(Replanner(interval, settings.run, follower, prober, args))
     if follower:
         parts.append(PlanMonitor(follower, args))

@@ -65,7 +65,7 @@ def test_a_plan_that_keeps_documents_out_says_how_to_watch_them(corpus, scores, 
     flags = ["--scores", str(scores), "--quantiles", "3", "--held-out", "4"]
     main(build_plan("fall", corpus, path, *flags))
     said = capsys.readouterr().out
-    assert "It keeps 24 documents out of the training" in said
+    assert "It keeps 24 of 540 documents out of the training" in said
     assert f"probe build --plan {path} --scores-dir {scores} --out strata.safetensors" in said
     assert "--tokscale-replan-interval" in said
     assert [cut.held_out for cut in Plan.load(path).cuts] == [4, 4]

@@ -29,6 +29,7 @@ from megatron_tokscale.data.history import (
     save_run_plan,
 )
 from megatron_tokscale.data.index import extend_index
+from megatron_tokscale.data.record import BlendRecord, DataRecord, PlanRecord, record_path
 from megatron_tokscale.data.strata import Strata
 from megatron_tokscale.data.take_over import take_over
 
@@ -192,8 +193,18 @@ def test_replanning_has_the_datasets_in_the_new_order():
     how = Replanning((3.0, 1.0), (16, 5), train_samples=200, strength=2.0)
     given = replace(MOVED, replanning=how, provenance=PlanProvenance("manual"))
     plan = take_over(PAST, given, 60)
-    assert plan.replanning == Replanning((0.0, 3.0, 1.0), (0, 16, 5), 200, strength=2.0)
+    assert plan.replanning == Replanning(
+        (0.0, 3.0, 1.0), (0, 16, 5), train_samples=200, strength=2.0
+    )
     assert plan.provenance == PlanProvenance("manual")
+
+
+def test_strata_keep_their_samples_when_datasets_join_and_leave():
+    """MOVED leaves a out and adds c: its strata are b's three and c's two."""
+    past = replace(PAST, replanning=Replanning(stratum_samples=(7, 8, 4, 3)))
+    given = replace(MOVED, replanning=Replanning(stratum_samples=(8, 4, 3, 2, 1)))
+    assert take_over(past, given, 60).replanning.stratum_samples == (7, 8, 4, 3, 2, 1)
+    assert take_over(PAST, given, 60).replanning.stratum_samples == ()
 
 
 def recut(shares) -> Plan:
@@ -325,6 +336,20 @@ def test_without_a_known_past_a_plan_is_refused(tmp_path):
 
 
 # On disk
+
+
+def test_a_plan_that_was_left_in_between_is_resumed_only_if_accepted(tmp_path):
+    """From sample 40 to 60 the job ran without it; from 60 on it follows it again."""
+    save_run_plan(PAST, [], tmp_path)
+    planned = DataRecord((), PlanRecord("cache", PAST.fingerprint, N, ()))
+    planned.save(record_path(tmp_path))
+    DataRecord((), BlendRecord(None, None, N), start=40).save(record_path(tmp_path))
+    with pytest.raises(TokscaleError, match="samples 40 to 59 were drawn without the plan"):
+        resume(PAST, tmp_path, 60, 15, accept=False)
+    assert resume(PAST, tmp_path, 40, 10, accept=False) == (PAST, [])
+    assert resume(PAST, tmp_path, 60, 15, accept=True) == (PAST, [])
+    replace(planned, start=60).save(record_path(tmp_path))
+    assert resume(PAST, tmp_path, 80, 20, accept=False) == (PAST, [])
 
 
 def test_a_run_killed_while_writing_keeps_its_plan_and_decisions(tmp_path):

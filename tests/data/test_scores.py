@@ -127,8 +127,8 @@ def test_each_order_has_its_score():
         (
             WITHOUT_FITS,
             "learning-time",
-            "scores of web have no learning times; run `megatron-tokscale fit somewhere`, then "
-            "`megatron-tokscale score somewhere --force`",
+            "scores of web have no learning times; run `megatron-tokscale fit somewhere`, which "
+            "needs probes at 5 steps, then `megatron-tokscale score somewhere --force`",
         ),
         ({"fall_Q": None}, "fall", "have no falls; watch somewhere at a quarter and at the end"),
         ({"target_Q": None}, "target", "no target scores; run `megatron-tokscale score somewhere "),

@@ -90,6 +90,12 @@ def test_a_stratum_whose_loss_rises_keeps_its_floor():
     assert_allclose(last_weights(plan)[0], 0.25 * base_Z[0], rtol=1e-6)
 
 
+def test_a_plan_by_falls_is_refused_where_every_loss_rises():
+    rising = [cut_documents("web", np.full(N, 300), fall=FALLS["web"] - 10)]
+    with pytest.raises(TokscaleError, match="nats per token; expected one above 0; score by"):
+        make_plan(job_of(rising), ByFall(rising))
+
+
 def test_shares_of_datasets_move_no_further_than_their_limit():
     """Only code still falls: without a limit it gets everything but the floor."""
     flat = [cut_documents("web", np.full(N, 300), fall=1e-6), DATASETS[1]]

@@ -10,6 +10,7 @@ from megatron_tokscale.data.document_strata import documents_of_strata, held_out
 from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.reweight import CutSettings, cut_dataset
 from megatron_tokscale.reweight.cut_documents import quantile_edges
+from megatron_tokscale.reweight.cutting import check_scored
 
 rng = np.random.default_rng(0)
 LENGTHS = rng.integers(20, 900, 2000)
@@ -143,3 +144,14 @@ def test_a_dataset_or_stratum_shorter_than_a_sample_is_refused():
         cut_documents("web", [SEQ_LENGTH], fall=0.5)
     with pytest.raises(TokscaleError, match="has 60 tokens without the documents held out"):
         cut_documents("web", [30, 30, 30], fall=0.5, held_out=2)
+
+
+def test_scores_of_another_split_are_refused_by_its_documents():
+    """Of the documents 0 to 1800, where the job trains on all 2000."""
+    portion = portion_of(LENGTHS)
+    falls = np.where(np.arange(2000) < 1800, FALLS, np.nan)
+    scores = scores_of(portion, fall=falls, train_documents=(0, 1800))
+    with pytest.raises(TokscaleError, match=r"documents 0 to 1800, the data have 0 to 2000; .*spl"):
+        check_scored(portion, scores, "fall")
+    within = portion_of(LENGTHS, sequences=range(1800))
+    check_scored(within, scores, "fall")

@@ -190,6 +190,12 @@ def test_a_target_needs_no_probe_at_a_quarter(run, data, prefixes, tmp_path):
     assert note.endswith("the scores have no falls")
 
 
+def test_the_reference_is_no_tuned_run(run, data, tmp_path):
+    with pytest.raises(TokscaleError, match="is the reference run itself; expected a replay"):
+        score_run(run, data, tuned=run, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -285,6 +285,12 @@ def test_strata_that_a_probe_set_watches_follow_their_own_slopes(run):
         assert_allclose(weights, (expected_Z[:2].sum(), expected_Z[2:].sum()), rtol=1e-4)
 
 
+def test_the_strata_may_be_the_first_probe_set(run):
+    watch_strata(run)
+    alone = Run.open(run.path / "probe-sets/strata")
+    assert decide(alone, plan_of_strata(), AT) == decide(run, plan_of_strata(), AT)
+
+
 def test_strata_keep_the_floor_the_limits_on_change_and_on_shares(run):
     watch_strata(run)
     expected_Z, base_Z = strata_by_hand([*SLOPES.values()])

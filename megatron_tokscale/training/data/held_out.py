@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 
 from megatron_tokscale.core.arrays import Integers32, Mask
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.training.events import BuiltDatasets, JobPart, TrainingState
 
@@ -47,16 +48,35 @@ class HeldOutFinding(NamedTuple):
 class HeldOutNote(JobPart):
     """Reports at a job's start whether the watched tokens are held out of its training data."""
 
-    def __init__(self, probe_sets: Mapping[str, ProbeSet]) -> None:
-        """Report on probe sets, by their names in the log."""
-        self._probe_sets = probe_sets
+    def __init__(self, probe_sets: Mapping[str, ProbeSet], *, replans: bool = False) -> None:
+        """Report on probe sets, by their names in the log; `replans`: weights follow their losses.
+
+        With it, the strata of another plan are refused before anything is written.
+        """
+        self._probe_sets, self._replans = probe_sets, replans
         self._train: Any = None
 
     def on_data(self, state: TrainingState, built: BuiltDatasets) -> BuiltDatasets:
-        """Remember the training dataset, which may follow a plan."""
+        """Remember the training dataset, which may follow a plan.
+
+        Raises:
+            AgreedError: weights would follow strata of another plan.
+        """
+        from megatron_tokscale.training.ranks import together
+
         if self._train is None:
             self._train = built.train
+        if self._replans:
+            together(self._check_strata, where=self._train is not None)
         return built
+
+    def _check_strata(self) -> None:
+        from megatron_tokscale.training.data.megatron_datasets import trained_parts
+
+        parts = trained_parts(self._train)
+        for probe_set in self._probe_sets.values():
+            if refusal := other_strata(probe_set, held_out(probe_set, parts)):
+                raise TokscaleError(refusal)
 
     def on_train_start(self, state: TrainingState) -> None:
         """Print a line for each probe set, on rank 0."""
@@ -123,6 +143,16 @@ def held_out(probe_set: ProbeSet, parts: Sequence[TrainedPart] | None) -> HeldOu
         "held out",
         f"held out: the job trains on none of the {n_documents} watched documents",
     )
+
+
+def other_strata(probe_set: ProbeSet, finding: HeldOutFinding) -> str:
+    """Return why live weights may not follow a probe set: its strata are of another plan.
+
+    Strata of two plans may have the same names. Two plans may keep the same documents out.
+    """
+    if probe_set.origin is None or not probe_set.origin.plan or finding.state != "trained on":
+        return ""
+    return f"--tokscale-replan-interval would weigh strata by those of another plan: {finding.line}"
 
 
 def _trained_line(probe_set: ProbeSet, is_trained_N: Mask, prefixes: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, job_flags, run_forked
+from jobs import EOD, SEQ_LENGTH, VOCAB_SIZE, Corpus, job_flags, run_alone, run_forked
 from planned_jobs import make_scores
 
 from megatron_tokscale.cli import main
@@ -174,28 +174,67 @@ def test_the_job_and_the_doctor_say_the_same(corpus: Corpus, probe_set, tmp_path
     assert f"WARNING             {expected.line}\n" in capsys.readouterr().out
 
 
-@pytest.mark.megatron
-def test_a_set_of_the_documents_that_the_plan_keeps_out_is_held_out(corpus, tmp_path, capsys):
-    scores = [make_scores(prefix, seed) for seed, prefix in enumerate(corpus.prefixes)]
+def save_plan(corpus: Corpus, folder: Path, seed: int = 5) -> Plan:
+    """Save a plan that keeps seven documents of four strata out, with its scores, in `folder`."""
+    scores = [make_scores(prefix, number) for number, prefix in enumerate(corpus.prefixes)]
     for one in scores:
-        one.save(tmp_path / f"{one.dataset.name}.tokscale.safetensors")
+        one.save(folder / f"{one.dataset.name}.tokscale.safetensors")
     cuts = [Cut(one.fingerprint, unit="documents", edges=(10.5,), held_out=7) for one in scores]
     plan = Plan(
         datasets=tuple(one.dataset for one in scores),
         strata=tuple(Stratum(f"{name}/{z}", d, 0.5) for d, name in enumerate("lr") for z in (0, 1)),
         stages=(Stage(0, (1.0, 1.0)),),
         seq_length=SEQ_LENGTH,
-        seed=5,
+        seed=seed,
         cuts=tuple(cuts),
         documents=((0, 270), (0, 270)),
     )
-    plan.save(tmp_path / "plan.json")
-    files = ("--plan", str(tmp_path / "plan.json"), "--scores-dir", str(tmp_path))
-    out, vocabulary = str(tmp_path / "strata.safetensors"), ("--vocab-size", str(VOCAB_SIZE))
-    main(["probe", "build", *files, *vocabulary, "--eod", str(EOD), "--out", out])
+    plan.save(folder / "plan.json")
+    return plan
+
+
+def build_strata(folder: Path) -> str:
+    """Build the probe set of the documents that the plan in `folder` keeps out."""
+    out = str(folder / "strata.safetensors")
+    files = ("--plan", str(folder / "plan.json"), "--scores-dir", str(folder))
+    vocabulary = ("--vocab-size", str(VOCAB_SIZE), "--eod", str(EOD))
+    main(["probe", "build", *files, *vocabulary, "--out", out])
+    return out
+
+
+@pytest.mark.megatron
+def test_live_weights_by_the_strata_of_another_plan_are_refused(corpus, tmp_path, capsys):
+    """The strata of both have the same names, and each keeps other documents out."""
+    (tmp_path / "other").mkdir()
+    plan = save_plan(corpus, tmp_path, seed=5)
+    other = save_plan(corpus, tmp_path / "other", seed=6)
+    assert plan.strata == other.strata
+    words = (
+        *("--tokscale-probe-set", str(corpus.probe_set), build_strata(tmp_path / "other")),
+        *("--tokscale-plan", str(tmp_path / "plan.json"), "--tokscale-scores-dir", str(tmp_path)),
+        *("--tokscale-replan-interval", "6", "--tokscale-dir", str(tmp_path / "run")),
+        *("--train-iters", "1"),
+    )
+    job = run_alone(corpus, *words)
+    assert job.returncode == 2
+    (line,) = [text for text in job.stderr.splitlines() if text.startswith("megatron-tokscale: ")]
+    assert "would weigh strata by those of another plan: " in line
+    assert f"plan {other.fingerprint} keeps them out" in line
+    assert not (tmp_path / "run").exists()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        doctor.examine(job_flags(corpus, *words))
+    reason = line.removeprefix("megatron-tokscale: ")
+    assert f"REFUSED             {reason}\n" in capsys.readouterr().out
+
+
+@pytest.mark.megatron
+def test_a_set_of_the_documents_that_the_plan_keeps_out_is_held_out(corpus, tmp_path, capsys):
+    plan, out = save_plan(corpus, tmp_path), build_strata(tmp_path)
     run_dir = ("--tokscale-dir", str(tmp_path / "run"), "--train-iters", "1")
     words = job_flags(corpus, "--tokscale-probe-set", str(corpus.probe_set), out, *run_dir)
-    follows = ("--tokscale-plan", files[1], "--tokscale-scores-dir", str(tmp_path))
+    follows = ("--tokscale-plan", str(tmp_path / "plan.json"))
+    follows += ("--tokscale-scores-dir", str(tmp_path))
     for given, state in ((follows, "held out"), ((), "trained on")):
         output = run_forked(2, "-m", "megatron_tokscale.pretrain", *words, *given)
         lines = [line for line in output.splitlines() if line.startswith("tokscale: strata: ")]
