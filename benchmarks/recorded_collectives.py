@@ -155,7 +155,7 @@ class Transcript:
         """Return the last answer of the process that decides on weights."""
         texts = [value for _, value in self.entries if isinstance(value, str)]
         found = [json.loads(text) for text in texts if text.startswith("{")]
-        answer: dict[str, Any] = next(row for row in found if {"weights", "reason"} == set(row))
+        answer: dict[str, Any] = next(row for row in found if {"weights", "reason"} <= set(row))
         return answer
 
 
