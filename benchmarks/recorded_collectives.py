@@ -292,7 +292,7 @@ def use_fake_group(transcript: Transcript) -> None:
     def answer(self: Any) -> Any:
         self.close()
         known = transcript.answer()
-        return replan.Answer(tuple(known["weights"]), known["reason"])
+        return replan.Answer(tuple(known["weights"]), reason=known["reason"])
 
     probe_pass.run = run_or_zeros
     replan.Replanner._answer = answer
