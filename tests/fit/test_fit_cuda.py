@@ -76,7 +76,7 @@ def test_tf32_changes_no_class(on_cpu, on_cuda, monkeypatch):
     with tf32_allowed():
         np.testing.assert_array_equal(on_cuda().class_N, on_cpu.class_N)
         monkeypatch.setattr(sigmoids, "full_precision", nullcontext)
-        assert (on_cuda().class_N != on_cpu.class_N).sum() >= 3, "it would change some"
+        assert (on_cuda().class_N != on_cpu.class_N).any(), "it would change some"
 
 
 @pytest.mark.parametrize("is_allowed", [False, True])
