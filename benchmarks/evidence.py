@@ -46,7 +46,9 @@ PRIMARY = {"locality": LOCALITY, "order": ORDER, "covariance": COVARIANCE}
 LEVEL = 0.05
 ABOUT = """# What the evidence tests say in worlds with and without steps
 
-`python benchmarks/evidence.py --out benchmarks/results/evidence.md`, seeds 0, 1, 2, ...
+`python benchmarks/evidence.py --runs {runs} --tally benchmarks/results/evidence_tally.json --out
+benchmarks/results/evidence.md`, seeds 0, 1, 2, ... The tally holds the counts; a call with more
+runs adds to it.
 
 {about}
 
@@ -246,6 +248,7 @@ def main():
         about = heading(torch=torch.__version__, scipy=scipy.__version__, numpy=np.__version__)
         head = ABOUT.format(
             about=about,
+            runs=runs,
             tokens=tokens,
             length=DOCUMENT_TOKENS,
             common=COMMON[1],

@@ -47,7 +47,7 @@ from megatron_tokscale.spectrum.sums import at_probes, loss_sums, model_sums, ta
 
 DESCRIBED = frozenset({"frequency decile"})
 """Groupings without a test: worlds without steps, in which rare tokens are learned later, have the
-same skill and gain (benchmarks/results/evidence.md)."""
+same skill and gain."""
 PERMUTATIONS = 199
 """Permutations of the learning times. The tokens' own order counts as one more, so p is at least
 1/200."""

@@ -1,6 +1,6 @@
 """The primary tests in planted worlds: they hold with steps, and do not without.
 
-One pair of runs of each kind; the rates over 500: benchmarks/results/evidence.md.
+One pair of runs of each kind; the rates over many: benchmarks/results/evidence.md.
 """
 
 import evidence
