@@ -102,12 +102,24 @@ def measure(
     tokens_by_time: TokensByTime | None,
     pairs: Mapping[str, Pair],
     min_tokens: int,
+    tell: Callable[[str], None],
 ) -> list[Measured]:
-    """Return the watched documents of each dataset that are in its part and have enough tokens."""
+    """Return the watched documents of each dataset that are in its part and have enough tokens.
+
+    `tell` receives a note of one line where losses are not finite.
+    """
     fits: list[WatchedDocuments] | None = None
     if source is not None and tokens_by_time is not None:
         fits = read_watched(source, tokens_by_time, datasets)
     halves = {name: read_halves(*pair, datasets) for name, pair in pairs.items()}
+    known = [dataset for dataset in datasets if dataset is not None]
+    for name, pair in pairs.items():
+        watched = int(np.isin(pair.before.run.probe_set.dataset_N, known).sum())
+        if lost := watched - int(sum(each.tokens_W.sum() for each in halves[name])):
+            tell(
+                f"{lost:,} of {watched:,} watched tokens have a loss that is not finite at one of "
+                f"the two probes; the {name} scores are of the others"
+            )
     measured = []
     for d, portion in enumerate(portions):
         fitted = None if fits is None else fits[d]

@@ -148,7 +148,7 @@ def score_run(
 
     # The watched documents.
     progress.stage("scores of the watched documents")
-    measured = measure(portions, datasets, source, tokens_by_time, pairs, min_tokens)
+    measured = measure(portions, datasets, source, tokens_by_time, pairs, min_tokens, tell)
     _check_enough(portions, measured, min_tokens, predict)
     tell_seen(run, portions, [each.document_W for each in measured], tell)
 

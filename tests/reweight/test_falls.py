@@ -132,6 +132,17 @@ def test_falls_are_means_over_the_documents_tokens_drawn_together(run, data, tmp
     assert mean == pytest.approx(np.average(raw, weights=weights), rel=1e-6)
 
 
+def test_tokens_without_a_finite_loss_are_counted_and_left_out(probe_set, prefixes, data, tmp_path):
+    loss_NK = planted_losses(probe_set, true_falls(prefixes))
+    loss_NK[:50, 0], loss_NK[40:60, 1] = np.nan, np.inf
+    told = []
+    run = write_run(tmp_path / "run", STEPS, loss_NK, probe_set)
+    scored = loaded(score_run(run, data, out=tmp_path / "out", tell=told.append))
+    (note,) = told
+    assert note.startswith(f"60 of {probe_set.n_tokens:,} watched tokens have a loss that is not")
+    assert all(np.isfinite(scores.fall_Q[:270]).all() for scores in scored)
+
+
 def test_details_tell_the_cost_of_the_reference(run, data, tmp_path):
     run = replace(run, info=replace(run.info, size={"parameters": 12_345}))
     details = loaded(score_run(run, data, out=tmp_path / "out"))[0].details
