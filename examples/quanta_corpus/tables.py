@@ -25,6 +25,7 @@ def report(training: Training, world: World, ledger: Ledger) -> str:
     )
     parts = [
         "# A corpus of known quanta",
+        "`python examples/quanta_corpus/study.py --folder DIR --ledger FILE`",
         versions(_PACKAGES),
         setting(training, corpus),
         results.missing(),
