@@ -56,7 +56,7 @@ class FactTokens:
 
     @property
     def censored_N(self) -> Mask:
-        """Whether each token is not learned by the end."""
+        """Mask of the tokens that are not learned by the end."""
         return np.isinf(self.step_N)
 
     @classmethod

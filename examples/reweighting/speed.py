@@ -1,4 +1,4 @@
-"""How much faster an arm trains than the uniform arm, paired by seed.
+"""Speed of an arm against the uniform arm, paired by seed.
 
 A run's loss near step T is a quadratic in u = ln(t / T), fitted to its probes in [0.6 T, T]. The
 difference of two runs' values at T, over the slope of the uniform arm, is a shift in ln t: an arm

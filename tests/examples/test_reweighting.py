@@ -1,4 +1,4 @@
-"""What the studies of data plans share: the metric of speed, the ledger, the steps and the chain.
+"""The parts that the studies of data plans share: metric of speed, ledger, steps and chain.
 
 Nothing is trained here. Shapes: K probes, S seeds.
 """

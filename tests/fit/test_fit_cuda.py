@@ -22,7 +22,7 @@ X_K = np.log(np.geomspace(1, 1e5, N_PROBES))
 
 @pytest.fixture(scope="module")
 def loss_NK():
-    """Losses of one sigmoid, of two, of a ramp, and constant ones, with little noise."""
+    """Losses of one sigmoid, of two, of a ramp, and constant ones, with noise of 0.1 nats."""
     rng = np.random.default_rng(1)
     kind_N = np.arange(N_TOKENS) % 4
     midpoint_N1, width_N1 = rng.uniform(2, 9, (N_TOKENS, 1)), rng.uniform(0.1, 1.5, (N_TOKENS, 1))
@@ -31,7 +31,7 @@ def loss_NK():
     onset_N1 = rng.uniform(0, 5, (N_TOKENS, 1))
     ramp_NK = -rng.uniform(0.1, 0.4, (N_TOKENS, 1)) * np.maximum(X_K - onset_N1, 0)
     curves = np.stack([one_NK, two_NK, ramp_NK, np.zeros_like(one_NK)])
-    noise_NK = rng.normal(0, 0.02, one_NK.shape)
+    noise_NK = rng.normal(0, 0.1, one_NK.shape)
     return (4 + curves[kind_N, np.arange(N_TOKENS)] + noise_NK).astype(np.float32)
 
 
@@ -76,7 +76,7 @@ def test_tf32_changes_no_class(on_cpu, on_cuda, monkeypatch):
     with tf32_allowed():
         np.testing.assert_array_equal(on_cuda().class_N, on_cpu.class_N)
         monkeypatch.setattr(sigmoids, "full_precision", nullcontext)
-        assert (on_cuda().class_N != on_cpu.class_N).any(), "it would change some"
+        assert (on_cuda().class_N != on_cpu.class_N).sum() >= 3, "it would change some"
 
 
 @pytest.mark.parametrize("is_allowed", [False, True])

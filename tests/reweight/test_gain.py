@@ -1,4 +1,4 @@
-"""What a plan can gain, against sums over documents and simulated t tests."""
+"""The gain of a plan at most, against sums over documents and simulated t tests."""
 
 from dataclasses import replace
 

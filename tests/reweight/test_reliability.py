@@ -135,7 +135,7 @@ def test_without_signal_every_document_of_a_cell_gets_its_mean():
 
 
 def test_scores_without_signal_keep_next_to_nothing_of_the_spread_of_their_noise():
-    """What they keep is what strata by them promise to gain, and cannot."""
+    """Strata by such scores promise the spread that is kept as a gain, and cannot give it."""
     random = np.random.default_rng(12)
     halves = planted(random, np.full(5000, 0.3), 50)
     found_W = shrunk(halves, cells(random.permutation(5000), random.normal(size=5000)))

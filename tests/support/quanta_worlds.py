@@ -44,7 +44,7 @@ class Block:
 
     @property
     def is_own(self) -> bool:
-        """Whether each topic has quanta of its own, which no other topic teaches."""
+        """Mask of the topics that have quanta of their own, which no other topic teaches."""
         return self.need.ndim == 2
 
     def exposure(self, n_G: Floats) -> Floats:
