@@ -4,7 +4,10 @@
 
 after `make demo`. Every width trains 320 steps, with the demo's warm-up of 64, at the constant rate
 of the root rule (2e-3 at the demo's width of 128) times 1/sqrt(2), 1 and sqrt(2). The score is the
-mean loss of the demo's probe set at the last step. A training that is done is not done again.
+mean loss of the demo's probe set at the last step. The best rate is the vertex of the parabola in
+ln rate through the three losses, at most one step of the grid beyond it. In the last column every
+width has the same share of its best rate as the demo's rate is of its own. A training that is done
+is not done again.
 """
 
 import argparse
@@ -17,7 +20,7 @@ from megatron_tokscale.core.errors import exit_with_one_line
 from megatron_tokscale.demo.job import FULL, is_trained, megatron_flags, train
 from megatron_tokscale.store import Run
 
-WIDTHS = (32, 48, 64, 96, 192)
+WIDTHS = (32, 48, 64, 96, 128, 192)
 FACTORS = (0.71, 1.0, 1.41)
 STEPS = 320
 
@@ -25,6 +28,20 @@ STEPS = 320
 def rate_of(width, factor):
     """Return the learning rate: the root of the width from the demo's rate, times a factor."""
     return round(FULL.learning_rate * (FULL.hidden_size / width) ** 0.5 * factor, 5)
+
+
+def best_rate(rates, losses):
+    """Return the rate with the least loss of the parabola in ln rate through three points.
+
+    It is at most one step of the grid beyond the outer rates, and the best of the three where the
+    parabola opens downwards.
+    """
+    x_K = np.log(rates)
+    curvature, slope, _ = np.polyfit(x_K - x_K[1], losses, 2)
+    if curvature <= 0:
+        return rates[int(np.argmin(losses))]
+    reach = 2 * float(x_K[-1] - x_K[1])
+    return float(rates[1] * np.exp(np.clip(-slope / (2 * curvature), -reach, reach)))
 
 
 def last_loss(demo, folder, width, rate):
@@ -57,14 +74,18 @@ def main():
     from table import heading, print_sections
 
     with exit_with_one_line():
-        rows = []
+        cells, best = {}, {}
         for width in WIDTHS:
             rates = [rate_of(width, factor) for factor in FACTORS]
             losses = [last_loss(arguments.demo, arguments.folder, width, rate) for rate in rates]
-            best = rates[int(np.argmin(losses))]
-            cells = [f"{loss:.3f} ({rate:g})" for rate, loss in zip(rates, losses, strict=True)]
-            rows.append([str(width), *cells, f"{best:g}"])
-    header = ["width", *(f"x {factor:g}" for factor in FACTORS), "best"]
+            cells[width] = [f"{x:.3f} ({rate:g})" for rate, x in zip(rates, losses, strict=True)]
+            best[width] = best_rate(rates, losses)
+    share = FULL.learning_rate / best[FULL.hidden_size]
+    rows = [
+        [str(width), *cells[width], f"{best[width]:.2g}", f"{share * best[width]:.2g}"]
+        for width in WIDTHS
+    ]
+    header = ["width", *(f"x {factor:g}" for factor in FACTORS), "best rate", "same share of it"]
     title = f"Mean loss in nats after {STEPS} steps (learning rate), by factor of the root rule"
     text = print_sections([(title, header, rows)])
     if arguments.out:
