@@ -371,6 +371,24 @@ def scores_path(prefix: str) -> Path:
     return Path(prefix + SUFFIX)
 
 
+def read_scores(tokens: IndexedTokens, folder: Path | None = None) -> DocumentScores:
+    """Read the scores of a dataset: beside its .bin/.idx, or in a folder.
+
+    Raises:
+        TokscaleError: they are missing, damaged, or made for other data.
+    """
+    path = scores_file(tokens, folder)
+    if not path.is_file():
+        raise TokscaleError(
+            f"{path} is not there; expected the scores of {tokens.name}; restore it, make it with "
+            "`megatron-tokscale score`, or name its folder (--scores of plan build, --scores-dir "
+            "of probe build, --tokscale-scores-dir of a job)"
+        )
+    scores = DocumentScores.load(path)
+    scores.check(tokens)
+    return scores
+
+
 def scores_file(tokens: IndexedTokens, folder: Path | None = None) -> Path:
     """Return the file of a dataset's scores: beside its data, or in a folder.
 
