@@ -39,7 +39,7 @@ def _add_build(verbs: Verbs) -> None:
         description="Draw windows of held-out documents from Megatron's .bin/.idx files. Give the "
         "data flags, --split and --seq-length as the training job has them.",
     )
-    add_data(build, "needed without --plan")
+    add_data(build, "needed without --plan, or where its data have moved")
     build.add_argument(
         "--seq-length",
         type=int,
