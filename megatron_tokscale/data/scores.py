@@ -135,6 +135,8 @@ class ScoreDetails:
             which a fall is measured; None without falls, or if not known.
         reference_parameters: parameters of the reference run's model; None if not known.
         reference_tokens: training tokens that the reference run consumed; None if not known.
+        probes: probes of the reference run, and of the tuned one: forward passes over the watched
+            tokens; None if not known.
     """
 
     version: str = ""
@@ -153,6 +155,7 @@ class ScoreDetails:
     fall_tokens: tuple[int, int] | None = None
     reference_parameters: int | None = None
     reference_tokens: int | None = None
+    probes: int | None = None
 
     @property
     def reference(self) -> str:

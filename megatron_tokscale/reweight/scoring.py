@@ -155,7 +155,7 @@ def score_run(
     # The surprisal of tokens, then the scores of each dataset.
     progress.stage("counting the tokens of the data")
     surprisal_V = token_surprisal(portions, run.probe_set.vocab_size)
-    details = _details(run, source, tokens_by_time, pairs, min_tokens, portions)
+    details = _details(run, tuned, source, tokens_by_time, pairs, min_tokens, portions)
     summaries = [
         _score_dataset(portion, each, surprisal_V, details, path, predict, progress)
         for portion, each, path in zip(portions, measured, paths, strict=True)
@@ -218,6 +218,7 @@ def _unwatched(portion: Portion, documents: Measured) -> Integers:
 
 def _details(
     run: Run,
+    tuned: Run | None,
     source: FittedRun | None,
     tokens_by_time: TokensByTime | None,
     pairs: Mapping[str, Pair],
@@ -246,6 +247,7 @@ def _details(
         fall_tokens=fall_tokens,
         reference_parameters=run.info.size.get("parameters"),
         reference_tokens=run.records[-1].consumed_tokens,
+        probes=len(run.step_K) + (0 if tuned is None else len(tuned.step_K)),
     )
 
 
