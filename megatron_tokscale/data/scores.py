@@ -134,9 +134,12 @@ class ScoreDetails:
         fall_tokens: training tokens that the reference run had consumed at the two probes between
             which a fall is measured; None without falls, or if not known.
         reference_parameters: parameters of the reference run's model; None if not known.
-        reference_tokens: training tokens that the reference run consumed; None if not known.
-        probes: probes of the reference run, and of the tuned one: forward passes over the watched
-            tokens; None if not known.
+        reference_tokens: training tokens that the reference run and its second seed, if there is
+            one, consumed; None if not known.
+        second_run_id: id of the run of a second seed, by which every other token of a document is
+            measured; empty without one.
+        probes: probes of the reference run, its second seed and the tuned run: forward passes over
+            the watched tokens; None if not known.
     """
 
     version: str = ""
@@ -155,6 +158,7 @@ class ScoreDetails:
     fall_tokens: tuple[int, int] | None = None
     reference_parameters: int | None = None
     reference_tokens: int | None = None
+    second_run_id: str = ""
     probes: int | None = None
 
     @property
