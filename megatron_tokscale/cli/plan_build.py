@@ -82,7 +82,8 @@ def _add_target(policies: Verbs) -> None:
         "target",
         help="favour the documents that are most like a target",
         description="Cut each dataset's documents into strata by their target scores (`score "
-        f"--tuned`), and draw from the strata with the highest ones. {_JOB}",
+        "--tuned`), and draw from the strata with the highest ones. No document is held out for "
+        f"live weights: these follow falls, and would undo the weights by target scores. {_JOB}",
     )
     add_job(parser)
     add_scores(parser)
@@ -98,8 +99,7 @@ def _add_target(policies: Verbs) -> None:
     add_share_limit(parser)
     add_parameters(parser)
     add_guards_and_out(parser)
-    parser.add_argument("--held-out", type=int, default=0, help=argparse.SUPPRESS)
-    parser.set_defaults(verb=_build_target, strata="documents", unlearned=0.5)
+    parser.set_defaults(verb=_build_target, strata="documents", unlearned=0.5, held_out=0)
 
 
 def _add_frontier(policies: Verbs) -> None:
@@ -206,12 +206,6 @@ def _build_fall(arguments: Arguments) -> None:
 def _build_target(arguments: Arguments) -> None:
     from megatron_tokscale.reweight import ByTarget
 
-    if arguments.held_out:
-        raise TokscaleError(
-            f"--held-out is {arguments.held_out} with the policy target; expected none, as live "
-            "weights follow the losses of held-out documents, and would undo those by target "
-            "scores; leave it out"
-        )
     job, datasets = _cut(arguments)
     policy = ByTarget(datasets, arguments.top, arguments.share_limit, arguments.stages)
     _build(arguments, job, policy)

@@ -100,7 +100,11 @@ def test_strata_of_documents_serve_every_policy(corpus, scores, tmp_path):
         ("frontier", ["--by", "fall"], "samples are ranked by fall; expected samples ranked by"),
         ("frontier", ["--held-out", "3"], "samples are held out; expected samples ranked by"),
         ("fall", ["--share-limit", "0.5"], "the limit on shares is 0.5; expected a finite factor"),
-        ("target", ["--held-out", "4"], "--held-out is 4 with the policy target; expected none"),
+        (
+            "target",
+            ["--held-out", "4"],
+            "--held-out 4; see `megatron-tokscale plan build target",
+        ),
         ("target", ["--top", "2"], "the share that is drawn from is 2; expected"),
     ],
 )
