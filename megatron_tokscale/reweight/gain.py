@@ -92,15 +92,14 @@ def gain_of(
 
 def target_shift(
     plan: Plan, datasets: Sequence[CutDataset], settings: GainSettings | None = None
-) -> TargetShift:
-    """Return how far a plan moves the mean target score of what is drawn.
+) -> TargetShift | None:
+    """Return how far a plan moves the mean target score; None if the scores have none.
 
     A target score is the difference of two losses, no speed of learning, so that the gain on the
     target does not follow from it. Nor does it follow from falls, which are of the pool.
-
-    Raises:
-        TokscaleError: the scores of a dataset have no target scores.
     """
+    if any(dataset.target_Z is None for dataset in datasets):
+        return None
     target_Z = target_scores(datasets)
     return TargetShift(
         scores=_quality(plan, datasets, "target", settings or GainSettings()),

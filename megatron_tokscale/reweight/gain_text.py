@@ -26,13 +26,10 @@ def gain_rows(plan: Plan) -> list[tuple[str, str]]:
         ]
     if shift := gain_in(plan, TargetShift):
         return [
-            (
-                "gain on the target",
-                "not estimated: target scores rank documents, no more",
-            ),
+            ("gain on the target", "not estimated: target scores rank documents, no more"),
             ("mean target score", f"{shift.plan:.3g} nats per token, {shift.pool:.3g} in the pool"),
             ("reliability", _reliability(shift.scores)),
-            ("reference's cost", f"{_cost(shift.scores)}, without the tuning"),
+            ("cost before tuning", _cost(shift.scores)),
         ]
     return []
 

@@ -240,7 +240,7 @@ def test_a_plan_by_target_scores_says_how_far_it_moves_them_and_no_gain(tmp_path
     text = describe_plan(plan)
     assert "gain on the target  not estimated" in text
     assert f"{shift.plan:.3g} nats per token, {shift.pool:.3g} in the pool" in text
-    assert "own size; give --parameters, without the tuning" in text
+    assert "cost before tuning  " in text and "of its own size; give --parameters" in text
     assert "at most" not in text and "advice" not in text
     assert max(map(len, text.splitlines())) <= 100
 
