@@ -16,7 +16,6 @@ is not trained again, on whatever machine. All settings are in settings.json and
 tables are made from the ledger alone; `--until none` trains nothing and writes them.
 """
 
-import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,17 +31,16 @@ from learnability_study.corpora import DATASETS, TARGET, write_pool
 from learnability_study.kinds import Kinds, what_is_drawn
 from learnability_study.tables import MEASURED, POOL, report
 from reweighting.arms import UNIFORM, Arm
-from reweighting.chain import Chain, Training, Word, run_phases
-from reweighting.ledger import Ledger
+from reweighting.chain import Chain, Word
+from reweighting.command import StudySettings, run_study, study_parser
 from reweighting.speed import at_end
 from reweighting.steps import Step
 
 from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
-from megatron_tokscale.core.files import read_json, write_json, write_text
-from megatron_tokscale.core.records import from_json, to_json
+from megatron_tokscale.core.files import read_json
 from megatron_tokscale.data import DocumentScores, Plan
 from megatron_tokscale.demo.job import is_trained
-from megatron_tokscale.reweight.gain import MIN_SPREAD, gain_in
+from megatron_tokscale.results.gain import MIN_SPREAD, Gain, gain_in
 from megatron_tokscale.store import Run
 
 HERE: Final = Path(__file__).parent
@@ -87,23 +85,16 @@ class Tuning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(StudySettings):
     """Settings of a study.
 
     Attributes:
         pool: size of the pool.
-        training: model, data and training.
         tuning: tuning of the reference; None where the pool itself is the target.
     """
 
     pool: Pool
-    training: Training
     tuning: Tuning | None = None
-
-    @classmethod
-    def load(cls, path: Path) -> "Settings":
-        """Read settings."""
-        return from_json(cls, read_json(path), str(path))
 
 
 @dataclass(frozen=True)
@@ -213,14 +204,14 @@ class PoolStudy(Chain):
 
     def _measured(self) -> dict[str, object]:
         plan = Plan.load(self.plan(*self._first))
-        gain = gain_in(plan)
+        gain = gain_in(plan, Gain)
         scores = {
             name: DocumentScores.load(self.scores / f"{name}.tokscale.safetensors")
             for name in DATASETS
         }
         samples = self.training.steps * self.training.batch
         return {
-            "gain": gain and {**vars(gain), "at_most": 100 * gain.at_most},
+            "gain": gain and {**vars(gain), **vars(gain.scores), "at_most": 100 * gain.at_most},
             "reliability": {
                 name: found.details.reliability[self.training.by] for name, found in scores.items()
             },
@@ -330,29 +321,15 @@ def open_study(folder: Path, settings: Settings, ledger: Path, anyway: bool) -> 
     Raises:
         TokscaleError: `folder` or `ledger` is of other settings.
     """
-    content = to_json(settings)
-    assert isinstance(content, Mapping)
-    known = folder / "study.json"
-    if not known.exists():
-        write_json(known, content)
-    elif read_json(known) != content:
-        raise TokscaleError(
-            f"{folder} holds a study with other settings; expected those given; give another "
-            "--folder"
-        )
     study = TargetStudy if settings.tuning else PoolStudy
-    return study(folder, settings.training, Ledger(ledger, content), settings, anyway)
+    return study(folder, settings.training, settings.open(folder, ledger), settings, anyway)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    about = __doc__.splitlines()[0]
+    defaults = "study-run, or target-run", "settings.json, or target.json"
+    parser = study_parser(about, *defaults, PHASES)
     parser.add_argument("--target", action="store_true", help="the study with a target")
-    parser.add_argument("--folder", type=Path, help="default: study-run, or target-run")
-    parser.add_argument("--settings", type=Path, help="default: settings.json, or target.json")
-    parser.add_argument("--ledger", type=Path, help="default: FOLDER/ledger.jsonl")
-    parser.add_argument("--out", type=Path, help="write the tables here too")
-    parser.add_argument("--at-once", type=int, default=2, help="jobs at once, a core each")
-    parser.add_argument("--until", choices=("none", *PHASES), default=PHASES[-1], help="last phase")
     parser.add_argument("--anyway", action="store_true", help="train arms however small the gain")
     given = parser.parse_args(words)
     folder = given.folder or Path("target-run" if given.target else "study-run")
@@ -360,13 +337,7 @@ def main(words: Sequence[str] | None = None) -> None:
     with exit_with_one_line():
         ledger = given.ledger or folder / "ledger.jsonl"
         study = open_study(folder, Settings.load(settings), ledger, given.anyway)
-        try:
-            run_phases(study, given.until, given.at_once)
-        finally:
-            text = report(study.training, study.policy, study.ledger)
-            print(text)
-            if given.out:
-                write_text(given.out, text)
+        run_study(study, given, lambda: report(study.training, study.policy, study.ledger))
 
 
 if __name__ == "__main__":

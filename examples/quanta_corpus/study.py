@@ -14,7 +14,6 @@ is not trained again, on whatever machine. The tables are made from the ledger a
 trains nothing and writes them.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,16 +29,15 @@ from quanta_corpus.learned import what_was_learned
 from quanta_corpus.links import Drawn, TrueFalls, links, log_speedup, true_falls
 from quanta_corpus.tables import FIGURES, LEARNED, report
 from reweighting.arms import ARMS, UNIFORM, Arm
-from reweighting.chain import Chain, Training, Word, run_phases
-from reweighting.ledger import Ledger
+from reweighting.chain import Chain, Word
+from reweighting.command import StudySettings, run_study, study_parser
 from reweighting.speed import at_end
 from reweighting.steps import Step
 from scipy.stats import spearmanr
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError, exit_with_one_line
-from megatron_tokscale.core.files import read_json, write_json, write_text
-from megatron_tokscale.core.records import from_json, to_json
+from megatron_tokscale.core.files import write_json
 from megatron_tokscale.data import DocumentScores, Plan
 from megatron_tokscale.store import Run, RunPaths
 
@@ -55,23 +53,16 @@ _EVERY_VALUE: Final = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Settings(StudySettings):
     """Settings of the study.
 
     Attributes:
         corpus: the corpus.
-        training: model, data and training.
         watched_of_kind: documents of each kind from which the true falls are measured.
     """
 
     corpus: Mix
-    training: Training
     watched_of_kind: int
-
-    @classmethod
-    def load(cls, path: Path) -> "Settings":
-        """Read settings."""
-        return from_json(cls, read_json(path), str(path))
 
 
 @dataclass(frozen=True)
@@ -92,25 +83,17 @@ class QuantaStudy(Chain):
             TokscaleError: `folder` or `ledger` is of other settings, or the settings do not fit
                 together.
         """
-        content = to_json(settings)
-        assert isinstance(content, Mapping)
-        known = folder / "study.json"
-        if known.exists() and read_json(known) != content:
-            raise TokscaleError(
-                f"{folder} holds a study with other settings; expected those given; give another "
-                "--folder"
-            )
-        study = cls(folder, settings.training, Ledger(ledger, content), settings)
-        found = (settings.training.vocab_size, settings.training.seq_length)
-        expected = (study.world.vocab_size, study.world.length)
+        world, training = World(settings.corpus), settings.training
+        found, expected = (
+            (training.vocab_size, training.seq_length),
+            (world.vocab_size, world.length),
+        )
         if found != expected:
             raise TokscaleError(
                 f"vocab_size and seq_length are {found}; expected {expected}, those of the corpus; "
                 "correct the settings"
             )
-        if not known.exists():
-            write_json(known, content)
-        return study
+        return cls(folder, training, settings.open(folder, ledger), settings)
 
     @cached_property
     def world(self) -> World:
@@ -321,30 +304,19 @@ def squared_variation(value_Q: Floats) -> float:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("quanta-run"))
-    parser.add_argument("--settings", type=Path, default=HERE / "settings.json")
-    parser.add_argument("--ledger", type=Path, help="default: FOLDER/ledger.jsonl")
-    parser.add_argument("--out", type=Path, help="write the tables here too")
-    parser.add_argument("--at-once", type=int, default=2, help="jobs at once, a core each")
-    parser.add_argument("--until", choices=("none", *PHASES), default=PHASES[-1], help="last phase")
+    about = __doc__.splitlines()[0]
+    parser = study_parser(about, "quanta-run", "settings.json", PHASES)
     for name in ("junk", "boilerplate"):
         parser.add_argument(f"--{name}", type=float, help="share of the documents")
     given = parser.parse_args(words)
     with exit_with_one_line():
-        settings = Settings.load(given.settings)
+        folder = given.folder or Path("quanta-run")
+        settings = Settings.load(given.settings or HERE / "settings.json")
         knobs = {name: getattr(given, name) for name in ("junk", "boilerplate")}
         knobs = {name: share for name, share in knobs.items() if share is not None}
         settings = replace(settings, corpus=replace(settings.corpus, **knobs))
-        ledger = given.ledger or given.folder / "ledger.jsonl"
-        study = QuantaStudy.open(given.folder, settings, ledger)
-        try:
-            run_phases(study, given.until, given.at_once)
-        finally:
-            text = report(settings.training, study.world, study.ledger)
-            print(text)
-            if given.out:
-                write_text(given.out, text)
+        study = QuantaStudy.open(folder, settings, given.ledger or folder / "ledger.jsonl")
+        run_study(study, given, lambda: report(settings.training, study.world, study.ledger))
 
 
 if __name__ == "__main__":

@@ -107,6 +107,17 @@ def add_share_limit(parser: argparse.ArgumentParser) -> None:
 
 def add_gain(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the estimate of what a plan can gain."""
+    add_parameters(parser).add_argument(
+        "--seed-sd",
+        type=float,
+        default=2.2,
+        metavar="POINTS",
+        help="standard deviation over seeds of a paired difference, in percent of the training",
+    )
+
+
+def add_parameters(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add --parameters; return its group."""
     gain = parser.add_argument_group("what the plan can gain")
     gain.add_argument(
         "--parameters",
@@ -115,13 +126,7 @@ def add_gain(parser: argparse.ArgumentParser) -> None:
         help="parameters of the model to train, for the reference's cost (default: as many as the "
         "reference run's)",
     )
-    gain.add_argument(
-        "--seed-sd",
-        type=float,
-        default=2.2,
-        metavar="POINTS",
-        help="standard deviation over seeds of a paired difference, in percent of the training",
-    )
+    return gain
 
 
 def add_guards_and_out(parser: argparse.ArgumentParser) -> None:
@@ -193,9 +198,9 @@ def read_settings(arguments: Arguments) -> "CutSettings":
 
 
 def read_gain(arguments: Arguments) -> "GainSettings":
-    """Return the settings of the estimate of what the plan can gain; by default without flags."""
+    """Return the settings of the estimate of what the plan can gain."""
     from megatron_tokscale.reweight import GainSettings
 
-    if "parameters" not in arguments:
-        return GainSettings()
+    if "seed_sd" not in arguments:
+        return GainSettings(arguments.parameters)
     return GainSettings(arguments.parameters, arguments.seed_sd)

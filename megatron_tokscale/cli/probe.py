@@ -39,7 +39,7 @@ def _add_build(verbs: Verbs) -> None:
         description="Draw windows of held-out documents from Megatron's .bin/.idx files. Give the "
         "data flags, --split and --seq-length as the training job has them.",
     )
-    add_data(build, "needed without --plan")
+    add_data(build, "needed without --plan, or where its data have moved")
     build.add_argument(
         "--seq-length",
         type=int,
@@ -83,8 +83,9 @@ def _add_build(verbs: Verbs) -> None:
     build.add_argument(
         "--unseen-by",
         type=Path,
+        nargs="+",
         metavar="REF",
-        help="with --part train: watch only documents of which the training of run REF draws no "
+        help="with --part train: watch only documents of which the training of no run REF draws a "
         "token until its planned end; needs the data cache of that job (default: all documents)",
     )
     build.add_argument(
@@ -152,9 +153,12 @@ def _build_from_part(arguments: Arguments) -> "ProbeSet":
         n_sequences = sequences_of_budget(arguments)
     else:
         refuse_training(arguments)
-    left_out, unseen_by = None, None
-    if arguments.unseen_by is not None:
-        left_out, unseen_by = _seen(arguments.unseen_by, source, arguments.part)
+    left_out: dict[str, Mask] = {}
+    names = []
+    for run in arguments.unseen_by or ():
+        seen, name = _seen(run, source, arguments.part)
+        left_out = {prefix: mask | left_out.get(prefix, mask) for prefix, mask in seen.items()}
+        names.append(name)
     return build_probe_set(
         ProbeSettings(
             data_path=source.words,
@@ -167,11 +171,11 @@ def _build_from_part(arguments: Arguments) -> "ProbeSet":
             per_dataset=arguments.per_dataset,
             eod=arguments.eod,
             seed=arguments.seed,
-            unseen_by=unseen_by,
+            unseen_by=", ".join(names) or None,
             duplicates=arguments.duplicates,
         ),
         ProgressOnStderr(),
-        left_out,
+        left_out or None,
     )
 
 

@@ -12,13 +12,6 @@ if TYPE_CHECKING:
     from megatron_tokscale.probe import ProbeSet
 
 _OF_A_PART: Final = {
-    "data_path": None,
-    "data_args_path": None,
-    "train_data_path": None,
-    "valid_data_path": None,
-    "test_data_path": None,
-    "per_split_data_args_path": None,
-    "split": None,
     "seq_length": None,
     "sequences": None,
     "budget": None,
@@ -38,7 +31,7 @@ def add_plan(build: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PLAN",
         help="watch these documents, instead of a part of the data; each stratum of the plan is a "
-        "dataset of the set",
+        "dataset of the set (its data have moved: give the data flags too)",
     )
     group.add_argument(
         "--scores-dir",
@@ -55,11 +48,13 @@ def build_from_plan(arguments: Arguments) -> "ProbeSet":
         TokscaleError: a flag does nothing beside --plan, the vocabulary is not known, or the plan's
             documents cannot be read or are too few.
     """
+    from megatron_tokscale.corpus.source import DataSource
     from megatron_tokscale.data import Plan
     from megatron_tokscale.data.held_out import held_out_of_plan
     from megatron_tokscale.probe.build import ProbeSettings, build_held_out_set
 
-    for name, default in _OF_A_PART.items():
+    has_moved = DataSource.is_given(arguments)
+    for name, default in (_OF_A_PART if has_moved else {**_OF_A_PART, "split": None}).items():
         if (value := getattr(arguments, name)) != default:
             flag = f"{value}-{name}" if name == "duplicates" else name.replace("_", "-")
             raise TokscaleError(
@@ -68,7 +63,8 @@ def build_from_plan(arguments: Arguments) -> "ProbeSet":
             )
     refuse_training(arguments)
     plan = Plan.load(arguments.plan)
-    portions, vocab_size = held_out_of_plan(plan, arguments.scores_dir)
+    data = DataSource.from_flags(arguments) if has_moved else None
+    portions, vocab_size = held_out_of_plan(plan, arguments.scores_dir, data)
     if (vocab_size := arguments.vocab_size or vocab_size) is None:
         raise TokscaleError(
             "the vocabulary is not known, as the plan's scores do not name it; expected the size "

@@ -27,6 +27,14 @@ def add_verb(verbs: Verbs) -> None:
         help="a run on the same probe set, of the reference tuned on a sample of a target: score "
         "documents too by how much lower their loss is there (default: no target scores)",
     )
+    parser.add_argument(
+        "--second",
+        type=Path,
+        metavar="RUN",
+        help="a run on the same probe set, of another seed of the reference: measure every other "
+        "token of a document by it, so that what one seed alone shows does not count as "
+        "reliability (default: both halves by one seed)",
+    )
     add_data(parser)
     parser.add_argument(
         "--out",
@@ -60,6 +68,7 @@ def _score(arguments: Arguments) -> None:
         open_run(arguments.run),
         DataSource.from_flags(arguments),
         tuned=None if arguments.tuned is None else open_run(arguments.tuned),
+        second=None if arguments.second is None else open_run(arguments.second),
         out=arguments.out,
         predict=arguments.predict,
         min_tokens=arguments.min_tokens,

@@ -8,7 +8,7 @@ from megatron_tokscale.core.arrays import Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data.plan import Plan
-from megatron_tokscale.data.scores import DocumentScores, scores_file
+from megatron_tokscale.data.scores import DocumentScores, read_scores, scores_file
 
 
 def scores_of_plan(
@@ -33,18 +33,12 @@ def scores_of_plan(
     cut = plan.cuts[dataset]
     assert cut is not None
     tokens = IndexedTokens.open(prefix)
-    path = scores_file(tokens, folder)
-    if not path.is_file():
-        raise TokscaleError(
-            f"{path} is not there; expected the scores by which the plan cuts {tokens.name}; "
-            "restore it, or name its folder (--scores-dir; of a job --tokscale-scores-dir)"
-        )
-    scores = DocumentScores.load(path)
-    scores.check(tokens)
+    scores = read_scores(tokens, folder)
     if scores.fingerprint != cut.scores:
         raise TokscaleError(
-            f"the plan was made with scores {cut.scores} of {scores.dataset.name}, {path} holds "
-            f"{scores.fingerprint}; make the plan again, or restore the scores"
+            f"the plan was made with scores {cut.scores} of {tokens.name}, "
+            f"{scores_file(tokens, folder)} holds {scores.fingerprint}; make the plan "
+            "again, or restore the scores"
         )
     score_Q = scores.ordering_Q(cut.order)
     if cut.order == "learning-time":  # NaN too where nothing is learned
@@ -52,6 +46,7 @@ def scores_of_plan(
     indices = np.asarray(documents)
     if np.isnan(score_Q[indices[tokens.lengths[indices] > 0]]).any():
         raise TokscaleError(
-            f"{path} has no score for some training documents; is --split that of the scores?"
+            f"{scores_file(tokens, folder)} has no score for some training documents; is --split "
+            "that of the scores?"
         )
     return scores

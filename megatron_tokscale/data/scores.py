@@ -134,7 +134,12 @@ class ScoreDetails:
         fall_tokens: training tokens that the reference run had consumed at the two probes between
             which a fall is measured; None without falls, or if not known.
         reference_parameters: parameters of the reference run's model; None if not known.
-        reference_tokens: training tokens that the reference run consumed; None if not known.
+        reference_tokens: training tokens that the reference run and its second seed, if there is
+            one, consumed; None if not known.
+        second_run_id: id of the run of a second seed, by which every other token of a document is
+            measured; empty without one.
+        probes: probes of the reference run, its second seed and the tuned run: forward passes over
+            the watched tokens; None if not known.
     """
 
     version: str = ""
@@ -153,6 +158,8 @@ class ScoreDetails:
     fall_tokens: tuple[int, int] | None = None
     reference_parameters: int | None = None
     reference_tokens: int | None = None
+    second_run_id: str = ""
+    probes: int | None = None
 
     @property
     def reference(self) -> str:
@@ -369,6 +376,24 @@ class DocumentScores:
 def scores_path(prefix: str) -> Path:
     """Return the path of the scores of the dataset PREFIX.bin/.idx."""
     return Path(prefix + SUFFIX)
+
+
+def read_scores(tokens: IndexedTokens, folder: Path | None = None) -> DocumentScores:
+    """Read the scores of a dataset: beside its .bin/.idx, or in a folder.
+
+    Raises:
+        TokscaleError: they are missing, damaged, or made for other data.
+    """
+    path = scores_file(tokens, folder)
+    if not path.is_file():
+        raise TokscaleError(
+            f"{path} is not there; expected the scores of {tokens.name}; restore it, make it with "
+            "`megatron-tokscale score`, or name its folder (--scores of plan build, --scores-dir "
+            "of probe build, --tokscale-scores-dir of a job)"
+        )
+    scores = DocumentScores.load(path)
+    scores.check(tokens)
+    return scores
 
 
 def scores_file(tokens: IndexedTokens, folder: Path | None = None) -> Path:

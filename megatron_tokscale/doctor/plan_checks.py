@@ -172,10 +172,15 @@ def _check_scores(
         if portion is None or (cut := followed.cuts[number]) is None:
             continue
         error = _scores_error(followed, number, portion, plan)
-        unit = "documents" if cut.unit == "documents" else "ranked"
-        if error and any(cache.glob(f"tokscale-*-{unit}.npy")):
+        if error is None:
+            continue
+        if cut.unit == "documents" and _cached_documents(followed, number, portion, cache):
+            findings.passed.append(
+                f"the strata of {portion.name} are in {cache} already, so the job needs no scores"
+            )
+        elif cut.unit == "samples" and any(cache.glob("tokscale-*-ranked.npy")):
             findings.unchecked.append(f"whether the strata are in {cache} already; else: {error}")
-        elif error:
+        else:
             findings.refused.append(" ".join(error.split()))
 
 
@@ -185,6 +190,31 @@ def _scores_error(
     """Return the message on scores that the plan cannot use; None if it can."""
     prefix, documents = portion.tokens.prefix, portion.sequences
     return error_of(lambda: scores_of_plan(followed, number, prefix, documents, plan.scores_dir))
+
+
+def trained_documents(
+    followed: Plan, number: int, portion: Portion, plan: JobPlanSettings, cache: Path
+) -> list[Integers32]:
+    """Return the documents that each stratum of a dataset trains on: from the cache, or by scores.
+
+    Raises:
+        TokscaleError: they are not in the cache, and the scores cannot be used.
+    """
+    if found := _cached_documents(followed, number, portion, cache):
+        return found
+    part, tokens = portion.sequences, portion.tokens
+    scores = scores_of_plan(followed, number, tokens.prefix, part, plan.scores_dir)
+    return documents_of_strata(followed, number, scores, (part.start, part.stop), tokens.lengths)
+
+
+def _cached_documents(
+    followed: Plan, number: int, portion: Portion, cache: Path
+) -> list[Integers32]:
+    """Return the documents of each stratum that a job has written; none if no job has."""
+    with suppress(TokscaleError):
+        bounds = portion.sequences.start, portion.sequences.stop
+        return load_documents(followed, number, bounds, cache)
+    return []
 
 
 def _packed_sizes(
@@ -199,12 +229,7 @@ def _packed_sizes(
     def divided(number: int) -> list[Integers32]:
         portion = chosen[number]
         assert portion is not None, "only datasets that are drawn from are divided"
-        prefix, part = portion.tokens.prefix, portion.sequences
-        lengths, bounds = portion.tokens.lengths, (part.start, part.stop)
-        with suppress(TokscaleError):  # no job has made the files yet
-            return load_documents(followed, number, bounds, settings.plan_cache)
-        scores = scores_of_plan(followed, number, prefix, part, plan.scores_dir)
-        return documents_of_strata(followed, number, scores, bounds, lengths)
+        return trained_documents(followed, number, portion, plan, settings.plan_cache)
 
     parts = [None if row is None else (row.sequences.start, row.sequences.stop) for row in chosen]
     try:

@@ -10,8 +10,6 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.writable import unwritable
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data import Plan, match_datasets
-from megatron_tokscale.data.document_strata import documents_of_strata
-from megatron_tokscale.data.plan_scores import scores_of_plan
 from megatron_tokscale.data.scores import identity_of
 from megatron_tokscale.doctor.findings import (
     OF_THE_CHECKPOINT,
@@ -19,12 +17,13 @@ from megatron_tokscale.doctor.findings import (
     known_arguments,
     takes_arguments,
 )
+from megatron_tokscale.doctor.plan_checks import trained_documents
 from megatron_tokscale.probe import ProbeSchedule, ProbeSet
 from megatron_tokscale.store import RunWriter
 from megatron_tokscale.training.data.held_out import TrainedPart, held_out, other_strata
 from megatron_tokscale.training.probe.size import model_info
 from megatron_tokscale.training.replay import saved_steps, wanted_steps
-from megatron_tokscale.training.settings import JobPlanSettings, JobProbeSettings, JobSettings
+from megatron_tokscale.training.settings import JobProbeSettings, JobSettings
 from megatron_tokscale.training.support import (
     probe_refusals,
     probe_set_misfits,
@@ -60,7 +59,7 @@ def check_probe(
         loaded[str(file.path)] = probe_set
         if _fits(file.path, probe_set, vocab_size, args, findings):
             is_trained = settings.replay is None
-            state = _check_held_out(probe_set, settings.plan, args, findings) if is_trained else ""
+            state = _check_held_out(probe_set, settings, args, findings) if is_trained else ""
             findings.passed.append(
                 f"probe set {file.path} fits: {probe_set.n_tokens} tokens in "
                 f"{probe_set.n_sequences} sequences, vocabulary {probe_set.vocab_size}{state}"
@@ -110,11 +109,12 @@ def _fits(
 
 
 def _check_held_out(
-    probe_set: ProbeSet, plan: JobPlanSettings | None, args: Namespace, findings: Findings
+    probe_set: ProbeSet, settings: JobSettings, args: Namespace, findings: Findings
 ) -> str:
     """Note whether the watched tokens are held out; if they are, return the end of the line."""
+    plan = settings.plan
     try:
-        parts = None if args.mock_data else _trained_parts(plan, args)
+        parts = None if args.mock_data else _trained_parts(settings, args)
     except TokscaleError as error:
         findings.unchecked.append(f"whether the watched tokens are held out: {error}")
         return ""
@@ -130,7 +130,7 @@ def _check_held_out(
     return ""
 
 
-def _trained_parts(settings: JobPlanSettings | None, args: Namespace) -> list[TrainedPart]:
+def _trained_parts(settings: JobSettings, args: Namespace) -> list[TrainedPart]:
     """Return the documents that the job trains on: of a plan without those that it keeps out.
 
     Raises:
@@ -138,19 +138,17 @@ def _trained_parts(settings: JobPlanSettings | None, args: Namespace) -> list[Tr
     """
     portions = DataSource.from_flags(args).portions("train")
     parts = [TrainedPart(row.tokens.prefix, row.sequences) for row in portions]
-    if settings is None:
+    if settings.plan is None:
         return parts
-    plan = Plan.load(settings.path)
+    plan = Plan.load(settings.plan.path)
     identities = [identity_of(row.tokens) for row in portions]
     order = match_datasets(plan, identities, plan.seq_length, 0)
     for dataset, (place, cut) in enumerate(zip(order, plan.cuts, strict=True)):
         if place is None or cut is None or not cut.held_out:
             continue
-        tokens, documents = portions[place].tokens, portions[place].sequences
-        scores = scores_of_plan(plan, dataset, tokens.prefix, documents, settings.scores_dir)
-        bounds = documents.start, documents.stop
-        strata = documents_of_strata(plan, dataset, scores, bounds, tokens.lengths)
-        parts[place] = TrainedPart(tokens.prefix, np.sort(np.concatenate(strata)))
+        portion, cache = portions[place], settings.plan_cache
+        strata = trained_documents(plan, dataset, portion, settings.plan, cache)
+        parts[place] = TrainedPart(portion.tokens.prefix, np.sort(np.concatenate(strata)))
     return parts
 
 

@@ -47,7 +47,7 @@ class ProbeSettings:
         vocab_size: vocabulary size of the job's tokenizer (its --vocab-size).
         n_tokens: approximate number of tokens to watch.
         n_sequences: exact number of sequences. Set this or `n_tokens`.
-        unseen_by: id or path of the run whose training has drawn none of the documents, for the
+        unseen_by: ids or paths of runs whose trainings have drawn none of the documents, for the
             origin of the set; None if no run is named.
         per_dataset: "equal": the datasets have equal shares of these; "proportional": shares in
             proportion to their weights.

@@ -83,8 +83,8 @@ class ProbeSetOrigin:
         eod: id of the end-of-document token, which is not watched; None if there is none.
         prefixes: whole prefixes of the datasets.
         duplicates: the search for duplicates of training text; None if there was none.
-        unseen_by: id or path of the run whose training has drawn none of the documents; None if no
-            run was named.
+        unseen_by: ids or paths of the runs whose trainings have drawn none of the documents; None
+            if no run was named.
         plan: fingerprint of the plan whose training leaves these documents out; each dataset of the
             set is then a stratum of it. None for documents of a whole part.
     """

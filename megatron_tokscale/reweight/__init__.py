@@ -1,8 +1,10 @@
 """From scores and learning times to a plan for the data. Offline: nothing here runs in a job."""
 
+from megatron_tokscale.data.scores import read_scores
+from megatron_tokscale.results.gain import Gain
 from megatron_tokscale.reweight.by_score import ByFall, ByTarget
-from megatron_tokscale.reweight.cutting import CutDataset, CutSettings, read_scores
-from megatron_tokscale.reweight.gain import Gain, GainSettings, gain_of, seeds_needed
+from megatron_tokscale.reweight.cutting import CutDataset, CutSettings
+from megatron_tokscale.reweight.gain import GainSettings, gain_of, seeds_needed
 from megatron_tokscale.reweight.guards import Guards
 from megatron_tokscale.reweight.job import Job, cut_dataset, cut_job, job_of
 from megatron_tokscale.reweight.learnability import Spectra, read_spectra

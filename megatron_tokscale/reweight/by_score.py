@@ -118,9 +118,7 @@ class ByTarget:
         Raises:
             TokscaleError: the scores have no target scores.
         """
-        means = [dataset.target_Z for dataset in self.datasets]
-        score_Z = _joined(self.datasets, means, "target scores", "a tuned run (--tuned)")
-        order = np.argsort(-score_Z, kind="stable")
+        order = np.argsort(-target_scores(self.datasets), kind="stable")
         before = np.cumsum(base_Z[order]) - base_Z[order]
         taken_Z = np.zeros_like(base_Z)
         taken_Z[order] = np.clip(self.top * base_Z.sum() - before, 0.0, base_Z[order])
@@ -142,6 +140,16 @@ def falls(datasets: Sequence[CutDataset]) -> Floats:
     """
     means = [dataset.fall_Z for dataset in datasets]
     return _joined(datasets, means, "falls", "a run that watched training documents")
+
+
+def target_scores(datasets: Sequence[CutDataset]) -> Floats:
+    """Return the mean target score of each stratum of all datasets, in nats per token.
+
+    Raises:
+        TokscaleError: the scores of a dataset have none.
+    """
+    means = [dataset.target_Z for dataset in datasets]
+    return _joined(datasets, means, "target scores", "a tuned run (--tuned)")
 
 
 def _joined(

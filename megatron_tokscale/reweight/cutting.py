@@ -9,7 +9,6 @@ points in time.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -17,9 +16,9 @@ from scipy.special import ndtr
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.corpus.bin_idx import IndexedTokens, Portion
+from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.data.plan_parts import Cut
-from megatron_tokscale.data.scores import DocumentScores, ScoreDetails, scores_file
+from megatron_tokscale.data.scores import DocumentScores, ScoreDetails
 
 type Order = Literal["fall", "target", "learning-time", "frequency"]
 
@@ -197,23 +196,6 @@ class CutDataset:
             f"the scores of {name} have no {what}; expected some; make them again with "
             f"`megatron-tokscale score` from {source}"
         )
-
-
-def read_scores(tokens: IndexedTokens, folder: Path | None = None) -> DocumentScores:
-    """Read the scores of a dataset: beside its .bin/.idx, or in a folder.
-
-    Raises:
-        TokscaleError: they are missing, damaged, or made for other data.
-    """
-    path = scores_file(tokens, folder)
-    if not path.is_file():
-        raise TokscaleError(
-            f"{path} is not there: score the data with `megatron-tokscale score`, or plan with "
-            "`megatron-tokscale plan build dataset --run RUN`, which needs no scores"
-        )
-    scores = DocumentScores.load(path)
-    scores.check(tokens)
-    return scores
 
 
 def check_scored(portion: Portion, scores: DocumentScores, order: str) -> None:

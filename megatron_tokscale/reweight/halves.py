@@ -1,7 +1,9 @@
 """Mean differences of two losses over the watched documents, by halves of their tokens.
 
 A document's tokens at even positions are one half, those at odd positions the other: two
-measurements of the same document, whose agreement tells signal from noise (`reliability.py`).
+measurements of the same document, whose agreement tells signal from noise (`reliability.py`). With
+a second seed of the reference run, each half is measured by another seed, so that what a seed
+shares between the halves is no signal either.
 
 Shapes: N watched tokens, U watched documents of all datasets, W those of one dataset, 2 halves.
 """
@@ -40,10 +42,14 @@ class Measurement:
 
 
 class Pair(NamedTuple):
-    """Two measurements of the same tokens, whose difference is a score."""
+    """Two measurements of the same tokens, whose difference is a score.
+
+    `second` has the same two by another seed of the run, or is None.
+    """
 
     before: Measurement
     after: Measurement
+    second: "Pair | None" = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +69,12 @@ class Halves:
     def rows(self, chosen_W: Mask) -> "Halves":
         """Return the documents in a mask."""
         return Halves(self.document_W[chosen_W], self.count_W2[chosen_W], self.sum_W2[chosen_W])
+
+    def crossed(self, second: "Halves") -> "Halves":
+        """Return the first half of these measurements beside the second half of others."""
+        count_W2 = np.stack([self.count_W2[:, 0], second.count_W2[:, 1]], axis=1)
+        sum_W2 = np.stack([self.sum_W2[:, 0], second.sum_W2[:, 1]], axis=1)
+        return Halves(self.document_W, count_W2, sum_W2)
 
     @cached_property
     def tokens_W(self) -> Floats:
@@ -98,6 +110,21 @@ def fall_steps(run: Run) -> tuple[int, int]:
             f"{wanted * _NEAREST:.0f}; probe a checkpoint there too, with --tokscale-replay"
         )
     return nearest, last
+
+
+def read_pair(pair: Pair, datasets: Sequence[int | None]) -> list[Halves]:
+    """Return the differences of a pair over the documents of each dataset, by halves.
+
+    With a second seed the first half is by the first, the second half by the second.
+
+    Raises:
+        TokscaleError: a losses file is damaged.
+    """
+    found = read_halves(pair.before, pair.after, datasets)
+    if pair.second is None:
+        return found
+    others = read_pair(pair.second, datasets)
+    return [each.crossed(other) for each, other in zip(found, others, strict=True)]
 
 
 def read_halves(

@@ -12,10 +12,10 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data import DatasetIdentity, dataset_names
-from megatron_tokscale.data.scores import DocumentScores, identity_of
+from megatron_tokscale.data.scores import DocumentScores, identity_of, read_scores
 from megatron_tokscale.reweight.cut_documents import cut_documents
 from megatron_tokscale.reweight.cut_samples import cut_samples
-from megatron_tokscale.reweight.cutting import CutDataset, CutSettings, read_scores
+from megatron_tokscale.reweight.cutting import CutDataset, CutSettings
 
 
 @dataclass(frozen=True)

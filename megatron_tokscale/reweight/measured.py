@@ -14,7 +14,7 @@ from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import Portion
 from megatron_tokscale.results import FittedRun
-from megatron_tokscale.reweight.halves import Halves, Measurement, Pair, fall_steps, read_halves
+from megatron_tokscale.reweight.halves import Halves, Measurement, Pair, fall_steps, read_pair
 from megatron_tokscale.reweight.predict import Target
 from megatron_tokscale.reweight.watched import TokensByTime, WatchedDocuments, read_watched
 from megatron_tokscale.store import Run
@@ -46,50 +46,64 @@ class Measured:
 
 
 def pairs_of(
-    run: Run, tuned: Run | None, is_fitted: bool, tell: Callable[[str], None]
+    run: Run,
+    tuned: Run | None,
+    second: Run | None,
+    is_fitted: bool,
+    tell: Callable[[str], None],
 ) -> dict[str, Pair]:
     """Return the two losses of the fall and of the target score, where they can be measured.
 
     Raises:
-        TokscaleError: neither can be, and the run is not fitted; or `tuned` watched other tokens.
+        TokscaleError: neither can be, and the run is not fitted; `tuned` or `second` watched other
+            tokens; or `second` has no fall between the same steps.
     """
     pairs = {}
     if tuned is not None:
-        _check_tuned(run, tuned)
+        _check_tokens(run, tuned, "--tuned", "the run tuned on a target")
         before = Measurement(run, int(run.step_K[-1]))
         pairs["target"] = Pair(before, Measurement(tuned, int(tuned.step_K[-1])))
     try:
         early, late = fall_steps(run)
     except TokscaleError as error:
-        if not pairs and not is_fitted:
+        if second is not None or (not pairs and not is_fitted):
             raise
         tell(f"{error}; the scores have no falls")
     else:
         pairs["fall"] = Pair(Measurement(run, early), Measurement(run, late))
+    if second is not None:
+        _check_tokens(run, second, "--second", "another seed of the run")
+        if (found := fall_steps(second)) != (early, late):
+            raise TokscaleError(
+                f"--second {second.path} has falls from step {found[0]} to {found[1]}; expected "
+                f"{early} to {late}, those of {run.path}; replay the same steps"
+            )
+        again = Pair(Measurement(second, early), Measurement(second, late))
+        pairs["fall"] = pairs["fall"]._replace(second=again)
     return pairs
 
 
-def _check_tuned(run: Run, tuned: Run) -> None:
-    """Refuse a tuned run that did not watch the same tokens, or is the reference run.
+def _check_tokens(run: Run, other: Run, flag: str, expected: str) -> None:
+    """Refuse another run that did not watch the same tokens, or is the reference run.
 
     Raises:
         TokscaleError: naming what differs.
     """
-    if tuned.probe_set.fingerprint == run.probe_set.fingerprint:
-        if tuned.path.resolve() == run.path.resolve():
+    if other.probe_set.fingerprint == run.probe_set.fingerprint:
+        if other.path.resolve() == run.path.resolve():
             raise TokscaleError(
-                f"--tuned {tuned.path} is the reference run itself; expected a replay of the run "
-                "tuned on a target; give that"
+                f"{flag} {other.path} is the reference run itself; expected a replay of "
+                f"{expected}; give that"
             )
         return
-    if tuned.probe_set.vocab_size != run.probe_set.vocab_size:
+    if other.probe_set.vocab_size != run.probe_set.vocab_size:
         raise TokscaleError(
-            f"{tuned.path} watches tokens of a vocabulary of {tuned.probe_set.vocab_size}, "
+            f"{other.path} watches tokens of a vocabulary of {other.probe_set.vocab_size}, "
             f"{run.path} of {run.probe_set.vocab_size}: another tokenizer; expected one tokenizer "
-            "and one probe set; tune the run on text from its own tokenizer"
+            "and one probe set; make it with the tokenizer of the reference run"
         )
     raise TokscaleError(
-        f"{tuned.path} watches probe set {tuned.probe_set.fingerprint}, {run.path} "
+        f"{other.path} watches probe set {other.probe_set.fingerprint}, {run.path} "
         f"{run.probe_set.fingerprint}; expected one probe set for both; replay both on it, with "
         "--tokscale-replay"
     )
@@ -111,7 +125,7 @@ def measure(
     fits: list[WatchedDocuments] | None = None
     if source is not None and tokens_by_time is not None:
         fits = read_watched(source, tokens_by_time, datasets)
-    halves = {name: read_halves(*pair, datasets) for name, pair in pairs.items()}
+    halves = {name: read_pair(pair, datasets) for name, pair in pairs.items()}
     known = [dataset for dataset in datasets if dataset is not None]
     for name, pair in pairs.items():
         watched = int(np.isin(pair.before.run.probe_set.dataset_N, known).sum())

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.data import Plan, dataset_names
-from megatron_tokscale.reweight.gain import base_weights, describe_gain, gain_in
+from megatron_tokscale.reweight.gain import base_weights
+from megatron_tokscale.reweight.gain_text import describe_gain
 
 WIDTH: Final = 100  # characters of a line
 MAX_LINES: Final = 40  # most lines for strata; with more, a line is a dataset
@@ -41,8 +42,8 @@ def describe_plan(plan: Plan, train_samples: int | None = None) -> str:
     if rows.is_by_dataset:
         lines.append("more strata than fit: a line is a dataset")
     lines += ["", *_table(plan, rows), "", *_picture(plan, rows, end)]
-    if gain := gain_in(plan):
-        lines += ["", *describe_gain(gain)]
+    if gain := describe_gain(plan):
+        lines += ["", *gain]
     return "\n".join(lines) + "\n"
 
 

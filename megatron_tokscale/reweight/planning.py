@@ -14,10 +14,11 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import JSON
 from megatron_tokscale.core.writable import check_new_file
 from megatron_tokscale.data import Plan, PlanProvenance, PlanSources, dataset_names
+from megatron_tokscale.results.gain import with_gain
 from megatron_tokscale.reweight.by_score import ByFall, ByTarget
 from megatron_tokscale.reweight.controls import Control
 from megatron_tokscale.reweight.cutting import CutDataset
-from megatron_tokscale.reweight.gain import GainSettings, gain_of, with_gain
+from megatron_tokscale.reweight.gain import GainSettings, gain_of, target_shift
 from megatron_tokscale.reweight.guards import Guards
 from megatron_tokscale.reweight.job import Job
 from megatron_tokscale.reweight.learnability import read_spectra, watched_names
@@ -183,9 +184,8 @@ def plan_by_scores(
     plan = make_plan(
         job, chosen, options.guards, provenance, permute=control == "permuted", drawn=drawn
     )
-    # What falls in the pool does not tell what a target gains.
-    told = not isinstance(policy, ByTarget)
-    gain = gain_of(plan, drawn or datasets, options.gain) if told else None
+    estimate = target_shift if isinstance(policy, ByTarget) else gain_of
+    gain = estimate(plan, drawn or datasets, options.gain)
     return _write(with_gain(plan, gain) if gain else plan, out)
 
 

@@ -10,8 +10,8 @@ _NONE = "–"  # for a number that is not known
 _TARGET_TITLE = "target: loss of the reference less that of the tuned run, in nats per token"
 _RELIABILITY_NOTE = (
     "CV^2: variance of the true scores between documents over the squared mean; reliability: "
-    "squared correlation of a score with the true one, of watched documents by split halves, of "
-    "predicted ones on held-out documents"
+    "squared correlation of a score with the true one, of watched documents by split halves "
+    "(with --second by two seeds), of predicted ones on held-out documents"
 )
 _RELIABILITY_HEADER = [
     *("dataset", "documents", "watched", "predicted", "mean", "CV^2"),

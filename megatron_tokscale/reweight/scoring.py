@@ -95,6 +95,7 @@ def score_run(
     data: DataSource,
     *,
     tuned: Run | None = None,
+    second: Run | None = None,
     out: Path | None = None,
     predict: bool = True,
     min_tokens: int = 16,
@@ -117,6 +118,8 @@ def score_run(
             near a quarter of its steps, or with `tuned`.
         data: the data of the job.
         tuned: a run on the same probe set, of the run's model tuned on a sample of a target.
+        second: a run on the same probe set, of another seed of the run: every other token of a
+            document is measured by it, so that a seed's own noise lowers the reliability of falls.
         out: folder for the scores; None: beside their .bin/.idx.
         predict: whether to predict the scores of documents that were not watched.
         min_tokens: a document with fewer watched tokens counts as not watched.
@@ -127,8 +130,8 @@ def score_run(
 
     Raises:
         TokscaleError: nothing can be scored by the run; it watched other data, held-out documents
-            or too few, or is fitted and has no record of its consumed tokens; `tuned` watched other
-            tokens; a file is in the way or cannot be written.
+            or too few, or is fitted and has no record of its consumed tokens; `tuned` or `second`
+            watched other tokens; a file is in the way or cannot be written.
     """
     progress = progress or NoProgress()
     tell = tell or (lambda _: None)
@@ -144,18 +147,20 @@ def score_run(
     is_fitted = run.paths.fit.is_file() or run.paths.fits.is_file()
     source = FittedRun.open(run) if is_fitted else None
     tokens_by_time = None if source is None else TokensByTime.from_fitted_run(source)
-    pairs = pairs_of(run, tuned, is_fitted, tell)
+    pairs = pairs_of(run, tuned, second, is_fitted, tell)
 
     # The watched documents.
     progress.stage("scores of the watched documents")
     measured = measure(portions, datasets, source, tokens_by_time, pairs, min_tokens, tell)
     _check_enough(portions, measured, min_tokens, predict)
-    tell_seen(run, portions, [each.document_W for each in measured], tell)
+    references = [run] if second is None else [run, second]
+    for each in references:
+        tell_seen(each, portions, [one.document_W for one in measured], tell)
 
     # The surprisal of tokens, then the scores of each dataset.
     progress.stage("counting the tokens of the data")
     surprisal_V = token_surprisal(portions, run.probe_set.vocab_size)
-    details = _details(run, source, tokens_by_time, pairs, min_tokens, portions)
+    details = _details(references, tuned, source, tokens_by_time, pairs, min_tokens, portions)
     summaries = [
         _score_dataset(portion, each, surprisal_V, details, path, predict, progress)
         for portion, each, path in zip(portions, measured, paths, strict=True)
@@ -217,7 +222,8 @@ def _unwatched(portion: Portion, documents: Measured) -> Integers:
 
 
 def _details(
-    run: Run,
+    runs: Sequence[Run],
+    tuned: Run | None,
     source: FittedRun | None,
     tokens_by_time: TokensByTime | None,
     pairs: Mapping[str, Pair],
@@ -225,13 +231,14 @@ def _details(
     portions: Sequence[Portion],
 ) -> ScoreDetails:
     """Return the details that the scores of all datasets share."""
+    run, last = runs[0], [each.records[-1].consumed_tokens for each in runs]
     consumed = {record.step: record.consumed_tokens for record in run.records}
     log_range = fall_tokens = None
     if tokens_by_time is not None:
         log_tokens_K = tokens_by_time.log_tokens_K
         log_range = float(log_tokens_K[0]), float(log_tokens_K[-1])
     if "fall" in pairs:
-        early, late = (consumed[one.step] for one in pairs["fall"])
+        early, late = (consumed[one.step] for one in pairs["fall"][:2])
         fall_tokens = (early, late) if early is not None and late is not None else None
     return ScoreDetails(
         version=__version__,
@@ -245,7 +252,9 @@ def _details(
         surprisal_of=tuple(portion.name for portion in portions),
         fall_tokens=fall_tokens,
         reference_parameters=run.info.size.get("parameters"),
-        reference_tokens=run.records[-1].consumed_tokens,
+        reference_tokens=None if None in last else sum(filter(None, last)),
+        second_run_id=", ".join(each.info.run_id for each in runs[1:]),
+        probes=sum(len(each.step_K) for each in (*runs, *filter(None, [tuned]))),
     )
 
 

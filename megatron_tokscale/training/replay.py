@@ -18,6 +18,7 @@ import torch
 from megatron.training import checkpointing, get_args, print_rank_0
 
 from megatron_tokscale.core.errors import AgreedError, TokscaleError
+from megatron_tokscale.corpus.names import listed
 from megatron_tokscale.probe import JobPoint, ProbeSchedule
 from megatron_tokscale.training.events import JobPart, TrainingState
 from megatron_tokscale.training.history.past import Past
@@ -75,8 +76,13 @@ def wanted_steps(folder: Path, saved: Sequence[int], schedule: ProbeSchedule) ->
     """Return the steps of the checkpoints that are on the schedule.
 
     Raises:
-        AgreedError: no checkpoint is on the schedule.
+        AgreedError: the schedule lists a step without a checkpoint, or none is on it.
     """
+    if missing := sorted({*schedule.in_steps.listed} - {*saved}):
+        raise AgreedError(
+            f"--tokscale-probe-schedule lists step {listed([*map(str, missing)])}; expected steps "
+            f"with a checkpoint in {folder}, {listed([*map(str, saved)])}; leave the others out"
+        )
     wanted = [
         step
         for step in saved
@@ -140,8 +146,8 @@ class Replay(JobPart):
         """Take the probe of every checkpoint that the run directory does not have yet.
 
         Raises:
-            TokscaleError: no checkpoint is on the schedule, one does not hold all weights, or see
-                `Prober.take`.
+            TokscaleError: see `wanted_steps` and `Prober.take`; or a checkpoint does not hold all
+                weights.
             SystemExit: with code 0, when all probes are taken.
         """
         folder, prober = self._folder, self._prober

@@ -212,7 +212,7 @@ BAD_INPUT = {
     training_without_a_budget: "--train-iters is given without --budget",
     budget_without_a_training: "--global-batch-size",
     cost_of_another_length: "not of --seq-length 77",
-    plan_without_scores: "tokscale score`, or plan with `megatron-tokscale plan build dataset",
+    plan_without_scores: "tokscale score`, or name its folder",
     plan_without_run: "the following arguments are required: --run; see `megatron-tokscale plan bu",
     plan_without_policy: "the following arguments are required: POLICY; see",
     plan_of_an_unknown_policy: "(choose from 'fall', 'target', 'frontier', 'dataset', 'manual')",

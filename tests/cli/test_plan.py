@@ -1,6 +1,7 @@
 """`plan`: each policy, its controls, and what a run follows."""
 
 import json
+from fnmatch import fnmatch
 
 import pytest
 from verb_world import build_plan
@@ -64,11 +65,24 @@ def test_a_plan_that_keeps_documents_out_says_how_to_watch_them(corpus, scores, 
     path = tmp_path / "plan.json"
     flags = ["--scores", str(scores), "--quantiles", "3", "--held-out", "4"]
     main(build_plan("fall", corpus, path, *flags))
-    said = capsys.readouterr().out
+    said, note = capsys.readouterr()
+    assert note == ""
     assert "It keeps 24 of 540 documents out of the training" in said
     assert f"probe build --plan {path} --scores-dir {scores} --out strata.safetensors" in said
     assert "--tokscale-replan-interval" in said
     assert [cut.held_out for cut in Plan.load(path).cuts] == [4, 4]
+
+
+@pytest.mark.parametrize(("held_out", "share"), [("10", "1?%"), ("90", "50%")])
+def test_a_plan_that_keeps_much_of_a_stratum_out_is_told(
+    held_out, share, corpus, scores, tmp_path, capsys
+):
+    """A stratum has some 90 documents; it keeps out half of them at most."""
+    flags = ["--scores", str(scores), "--quantiles", "3", "--held-out", held_out]
+    main(build_plan("fall", corpus, tmp_path / "plan.json", *flags))
+    note = capsys.readouterr().err
+    assert fnmatch(note, f"*--held-out keeps up to {share} of a stratum's documents out *\n")
+    assert note.count("\n") == 1 and "expected 10% at most; give a lower one" in note
 
 
 def test_strata_of_documents_serve_every_policy(corpus, scores, tmp_path):
@@ -86,6 +100,11 @@ def test_strata_of_documents_serve_every_policy(corpus, scores, tmp_path):
         ("frontier", ["--by", "fall"], "samples are ranked by fall; expected samples ranked by"),
         ("frontier", ["--held-out", "3"], "samples are held out; expected samples ranked by"),
         ("fall", ["--share-limit", "0.5"], "the limit on shares is 0.5; expected a finite factor"),
+        (
+            "target",
+            ["--held-out", "4"],
+            "--held-out 4; see `megatron-tokscale plan build target",
+        ),
         ("target", ["--top", "2"], "the share that is drawn from is 2; expected"),
     ],
 )

@@ -73,11 +73,20 @@ def test_a_budget_decides_the_size_of_a_probe_set(corpus, tmp_path, capsys):
     assert f"{11 * rows / 24_000:.3%} of the training" in printed
 
 
-def record_of_training(run, prefix, cache, n_samples):
+def record_of_training(run, prefix, cache, n_samples, **config):
     """Megatron's dataset of a job on one dataset, and the record that the job keeps of it."""
-    dataset = gpt_dataset(prefix, gpt_config(cache, SEQ_LENGTH), n_samples)
+    dataset = gpt_dataset(prefix, gpt_config(cache, SEQ_LENGTH, **config), n_samples)
     DataRecord((DatasetRecord.from_gpt_dataset(dataset),)).save(record_path(run))
     return dataset
+
+
+def documents_of(dataset, n_samples):
+    """The documents whose text is in the first samples that Megatron returns."""
+    index, found = dataset.document_index, set()
+    for stretch in dataset.shuffle_index[:n_samples]:
+        first, last = (int(dataset.sample_index[stretch + i][0]) for i in (0, 1))
+        found |= set(index[first : last + 1].tolist())
+    return found
 
 
 def build_unseen(corpus, run, out, n_tokens=2000):
@@ -98,10 +107,7 @@ def test_a_probe_set_leaves_out_what_a_training_draws_until_its_planned_end(
     monkeypatch.setattr(drawn, "planned_samples", lambda *_: 100)
     main(build_unseen(corpus, run, out))
     watched = set(ProbeSet.load(out).document_N.tolist())
-    index, read = dataset.document_index, set()
-    for stretch in dataset.shuffle_index[:100]:
-        first, last = (int(dataset.sample_index[stretch + i][0]) for i in (0, 1))
-        read |= set(index[first : last + 1].tolist())
+    read = documents_of(dataset, 100)
     assert len(watched) > 20
     assert not watched & read
     assert "of documents that run" in capsys.readouterr().out
@@ -115,6 +121,24 @@ def test_a_probe_set_leaves_out_what_a_training_draws_until_its_planned_end(
         main(build_unseen(corpus, run, tmp_path / "new", most + 1))
     assert f"has {most} tokens in" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_documents_are_unseen_by_every_run_that_is_named(corpus, tmp_path, monkeypatch):
+    from megatron_tokscale.trace import drawn
+
+    runs, out, read = [tmp_path / "one", tmp_path / "two"], tmp_path / "unseen.safetensors", []
+    for seed, run in enumerate(runs, 1):
+        cache = tmp_path / f"cache{seed}"
+        dataset = record_of_training(run, corpus.prefixes[0], cache, 100, seed=seed)
+        read.append(documents_of(dataset, 50))
+    assert min(len(read[0] - read[1]), len(read[1] - read[0])) > 10
+    monkeypatch.setattr(drawn, "planned_samples", lambda *_: 50)
+    words = build_unseen(corpus, runs[0], out, 1000)
+    at = words.index(str(runs[0]))
+    main([*words[: at + 1], str(runs[1]), *words[at + 1 :]])
+    probe_set = ProbeSet.load(out)
+    assert not set(probe_set.document_N.tolist()) & (read[0] | read[1])
+    assert probe_set.origin.unseen_by == f"{runs[0]}, {runs[1]}"
 
 
 def refused(argv, capsys):

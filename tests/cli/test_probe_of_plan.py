@@ -1,5 +1,6 @@
 """`probe build --plan`: the probe set of the documents that a plan keeps out of the training."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -112,6 +113,23 @@ def test_each_stratum_is_a_dataset_of_its_held_out_documents(corpus, scores, bui
     assert np.bincount(found.dataset_N).tolist() == wanted
 
 
+def test_data_that_have_moved_are_found_by_the_data_flags(corpus, scores, build, tmp_path):
+    plan = plan_of(scores)
+    expected, _ = build(plan)
+    (tmp_path / "strata.safetensors").unlink()
+    (tmp_path / "moved").mkdir()
+    moved = [str(tmp_path / "moved" / name) for name in ("left", "right")]
+    for old, new in zip(corpus.prefixes, moved, strict=True):
+        for kind in (".bin", ".idx"):
+            shutil.copy(old + kind, new + kind)
+    gone = tuple(replace(each, prefix=f"/gone/{each.name}") for each in plan.datasets)
+    code, error = build(replace(plan, datasets=gone))
+    assert (code, error.count("\n")) == (2, 1) and "/gone/left" in error
+    found, _ = build(replace(plan, datasets=gone), "--data-path", *reversed(moved))
+    assert found.fingerprint == expected.fingerprint
+    assert found.origin.prefixes == (moved[0],) * 3 + (moved[1],)
+
+
 def test_strata_share_the_tokens_equally(scores, build):
     found, output = build(plan_of(scores), "--tokens", "800")
     counts = np.bincount(found.dataset_N)
@@ -141,7 +159,8 @@ def test_what_names_no_held_out_documents_gets_one_line(corpus, scores, build):
         (plan, ("--scores-dir", "/nowhere"), "/nowhere/left.tokscale.safetensors"),
         (plan, ("--tokens", "3"), "3 tokens are too few for 4 strata"),
         (plan, ("--vocab-size", "100"), "the vocabulary ends at 99"),
-        (plan, ("--data-path", *corpus.data_path), "--data-path does nothing beside --plan"),
+        (plan, ("--data-path", corpus.prefixes[0]), "the plan is for other data: it has right"),
+        (plan, ("--split", "1,0,0"), "--split does nothing beside --plan"),
         (plan, ("--part", "train"), "--part does nothing beside --plan"),
         (plan, ("--sequences", "9"), "--sequences does nothing beside --plan"),
         (plan, ("--drop-duplicates",), "--drop-duplicates does nothing beside --plan"),

@@ -21,7 +21,9 @@ from planned_jobs import (
 from runs import plain_probe_set, write_run
 
 from megatron_tokscale.cli import entry as cli
+from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.corpus.source import DataSource
+from megatron_tokscale.data.document_strata import build_documents
 from megatron_tokscale.doctor import installed
 from megatron_tokscale.training.plugin import HOOKS
 
@@ -365,6 +367,31 @@ def test_strata_of_documents_are_counted_from_their_scores(examine, planned, cor
         "stratum 'left/2' of the plan has no 32 training tokens for a sample; expected enough, as "
         "it has weight; make the plan with fewer quantiles, or give the stratum weight 0"
     ]
+
+
+def test_strata_in_the_cache_need_no_scores(examine, planned, corpus, tmp_path):
+    """The job reads the scores only where it makes the files of the strata."""
+    scores = [with_falls(one, seed) for seed, one in enumerate(planned[1])]
+    scores[1].save(tmp_path / "scores/right.tokscale.safetensors")
+    (tmp_path / "scores/left.tokscale.safetensors").unlink()
+    plan = document_plan(corpus, scores, max_epochs=9.0)
+    plan.save(tmp_path / "plan.json")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "tokscale-0-documents.npy").touch()  # of another plan
+    probe = ("--tokscale-probe-set", str(corpus.probe_set))
+    flags = [*planned[2], "--data-cache-path", str(cache), *probe]
+    code, found = examine(*flags)
+    assert code == 2
+    assert ["left.tokscale.safetensors is not there" in line for line in found["REFUSED"]] == [True]
+    lengths = IndexedTokens.open(corpus.prefixes[0]).lengths
+    build_documents(plan, 0, lambda: scores[0], plan.documents[0], lengths, cache)
+    code, found = examine(*flags)
+    assert code == 0
+    assert f"the strata of left are in {cache} already, so the job needs no scores" in found["ok"]
+    assert any("112 samples repeat no stratum" in text for text in found["ok"])
+    assert any("held out: the job trains on none" in text for text in found["ok"])
+    assert not any("scores" in text for text in found["not checked"])
 
 
 def test_data_given_by_parts_and_a_replan_interval_are_checked(examine, planned, corpus):

@@ -134,10 +134,10 @@ def of_a_place_that_is_a_file(launch, plan, path):
     return [*words, *place, "--ckpt-format", "torch_dist"]
 
 
-def of_checkpoints_off_the_schedule(launch, plan, path):
+def of_a_schedule_without_its_checkpoints(launch, plan, path):
     words, folder = launch("plain")
     words = [*words[: words.index("--load")], "--tokscale-replay", str(folder)]
-    return [*words, "--tokscale-probe-schedule", "list:5", "--ckpt-format", "torch_dist"]
+    return [*words, "--tokscale-probe-schedule", "list:4,5", "--ckpt-format", "torch_dist"]
 
 
 BAD = {
@@ -149,7 +149,7 @@ BAD = {
     of_a_damaged_data_record: "tokscale/data.json has schema version None; expected a whole number",
     of_a_model_of_experts: "is of a run with num_experts 8, this job has None",
     of_a_place_that_is_a_file: "losses cannot be written to",
-    of_checkpoints_off_the_schedule: "is on the schedule; drop --tokscale-probe-schedule for all",
+    of_a_schedule_without_its_checkpoints: "lists step 5; expected steps with a checkpoint",
 }
 
 

@@ -35,8 +35,7 @@ from megatron_tokscale.report import report_run
 from megatron_tokscale.report.drawn_plan import read_plan, window_edges
 from megatron_tokscale.report.sections.plan import data_plan
 from megatron_tokscale.report.sections.plan.figures import levels, ratios, row_of
-from megatron_tokscale.reweight import Gain
-from megatron_tokscale.reweight.gain import with_gain
+from megatron_tokscale.results.gain import Gain, ScoreQuality, with_gain
 from megatron_tokscale.store import Run
 
 CONSUMED = 8000  # 2000 steps of 4 samples
@@ -308,7 +307,8 @@ def test_a_plan_by_falls_shows_its_strata_its_limits_and_what_it_can_gain(follow
         cuts=(cut, None),
         documents=((0, 10), (0, 10)),
     )
-    gain = Gain(0.05, 0.8, 0.3, 0.4, 0.6, 0.02, 0.035, 1000, True, 2.2, 12)
+    scores = ScoreQuality(0.8, 0.3, 0.4, 0.035, 1000, True)
+    gain = Gain(scores, spread=0.05, kept=0.6, covariance=0.02, sd_points=2.2, seeds=12)
     drawn = read_plan(following(with_gain(plan, gain)))
     assert drawn.size_Z.tolist() == [500, 300, 200, 999]
     page = Page(html_of(drawn))

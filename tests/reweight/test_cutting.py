@@ -199,9 +199,7 @@ def test_strata_by_learning_times_need_them_in_the_scores():
 
 def test_scores_are_read_beside_the_data_or_from_a_folder(prefix, tmp_path):
     tokens = IndexedTokens.open(prefix)
-    with pytest.raises(
-        TokscaleError, match=r"megatron-tokscale score.* plan build dataset --run RUN"
-    ):
+    with pytest.raises(TokscaleError, match="is not there; expected the scores of web; restore it"):
         read_scores(tokens)
     save_scores(prefix)
     beside = read_scores(tokens)

@@ -201,6 +201,42 @@ def test_a_target_needs_no_probe_at_a_quarter(run, data, prefixes, tmp_path):
     assert note.endswith("the scores have no falls")
 
 
+def test_a_second_seed_tells_apart_what_one_seed_alone_shows(probe_set, data, prefixes, tmp_path):
+    """A document's fall differs between seeds by as much as true falls differ between documents."""
+    runs, planted = [], []
+    for seed in (5, 6):
+        random = np.random.default_rng(seed)
+        true = true_falls(prefixes)
+        falls = [fall_Q + random.normal(0, fall_Q.std(), fall_Q.size) for fall_Q in true]
+        planted.append(falls)
+        loss_NK = planted_losses(probe_set, falls, seed)
+        runs.append(write_run(tmp_path / str(seed), STEPS, loss_NK, probe_set))
+    run, second = runs
+    alone = loaded(score_run(run, data, out=tmp_path / "alone", predict=False))
+    both = loaded(score_run(run, data, second=second, out=tmp_path / "both", predict=False))
+    for one, two, first_Q, second_Q in zip(alone, both, *planted, strict=True):
+        np.testing.assert_array_equal(one.watched_Q, two.watched_Q)
+        of_one, of_two = (each.details.reliability["fall"] for each in (one, two))
+        is_watched_Q = two.watched_Q > 0
+        covariance_22 = np.cov(first_Q[is_watched_Q], second_Q[is_watched_Q])
+        assert of_one.signal_variance == pytest.approx(covariance_22[0, 0], rel=0.35)
+        assert of_two.signal_variance == pytest.approx(covariance_22[0, 1], rel=0.35)
+        assert of_two.signal_variance < 0.75 * of_one.signal_variance
+        assert of_two.watched < of_one.watched - 0.1
+        assert two.details.probes == 2 * one.details.probes == 4
+        assert two.details.reference_tokens == 2 * one.details.reference_tokens
+        assert two.details.second_run_id == second.info.run_id
+
+
+def test_a_second_seed_has_the_steps_of_the_first(run, data, tmp_path):
+    with pytest.raises(TokscaleError, match="itself; expected a replay of another seed of the run"):
+        score_run(run, data, second=run, out=tmp_path / "out")
+    other = write_run(tmp_path / "other", (50, 200), run.read_losses(), run.probe_set)
+    with pytest.raises(TokscaleError, match="falls from step 50 to 200; expected 100 to 400"):
+        score_run(run, data, second=other, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_reference_is_no_tuned_run(run, data, tmp_path):
     with pytest.raises(TokscaleError, match="is the reference run itself; expected a replay"):
         score_run(run, data, tuned=run, out=tmp_path / "out")

@@ -10,8 +10,10 @@ from scored import SEQ_LENGTH, cut_documents, job_over
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Plan
 from megatron_tokscale.data.scores import Reliability
+from megatron_tokscale.results.gain import Gain, TargetShift, gain_in, with_gain
 from megatron_tokscale.reweight import (
     ByFall,
+    ByTarget,
     GainSettings,
     PlanOptions,
     describe_plan,
@@ -20,7 +22,8 @@ from megatron_tokscale.reweight import (
     plan_by_scores,
     seeds_needed,
 )
-from megatron_tokscale.reweight.gain import describe_gain, gain_in, reference_cost
+from megatron_tokscale.reweight.gain import reference_cost
+from megatron_tokscale.reweight.gain_text import describe_gain
 
 rng = np.random.default_rng(5)
 N = 3000
@@ -96,7 +99,7 @@ def test_weights_in_proportion_to_falls_gain_their_variance():
 
 def test_base_weights_gain_nothing(tmp_path):
     uniform = plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "u", PlanOptions("uniform"))
-    gain = gain_in(uniform)
+    gain = gain_in(uniform, Gain)
     assert gain.covariance == pytest.approx(0, abs=1e-12)
     assert (gain.seeds, gain.advice) == (None, [])
 
@@ -110,22 +113,23 @@ def test_the_spread_is_that_within_datasets_and_between_their_means():
 def test_reliability_is_weighted_by_tokens():
     own = LENGTHS[:600].sum() / LENGTHS.sum()
     watched, predicted = 0.75 * 0.8 + 0.25 * 0.6, 0.75 * 0.4 + 0.25 * 0.2
-    assert (GAIN.watched, GAIN.predicted) == (pytest.approx(watched), pytest.approx(predicted))
-    assert GAIN.reliability == pytest.approx(own * watched + (1 - own) * predicted)
+    found = GAIN.scores
+    assert (found.watched, found.predicted) == (pytest.approx(watched), pytest.approx(predicted))
+    assert found.reliability == pytest.approx(own * watched + (1 - own) * predicted)
 
 
 def test_what_the_scores_do_not_tell_is_said():
     datasets = datasets_of(reliability=[RELIABILITY[0], None], reference_parameters=None)
     gain = gain_of(PLAN, datasets)
-    assert (gain.spread, gain.watched, gain.reliability, gain.kept) == (None,) * 4
-    assert gain.cost is None
+    assert (gain.spread, gain.scores.watched, gain.scores.reliability, gain.kept) == (None,) * 4
+    assert gain.scores.cost is None
     assert gain.covariance == pytest.approx(GAIN.covariance)
-    text = "\n".join(describe_gain(gain))
+    text = "\n".join(describe_gain(with_gain(PLAN, gain)))
     assert "spread of falls     unknown" in text and "cost    unknown" in text
     assert "reliability" not in text
     predicted_unknown = replace(RELIABILITY[1], predicted=None)
     gain = gain_of(PLAN, datasets_of(reliability=[RELIABILITY[0], predicted_unknown]))
-    assert gain.watched is not None and gain.reliability is None
+    assert gain.scores.watched is not None and gain.scores.reliability is None
 
 
 def test_without_falls_there_is_no_gain_to_state():
@@ -136,16 +140,19 @@ def test_without_falls_there_is_no_gain_to_state():
     assert gain_of(PLAN, target) is None
 
 
-def test_the_reference_costs_its_training_and_two_forward_passes():
+@pytest.mark.parametrize(("probes", "passes"), [(None, 2), (2, 2), (17, 17)])
+def test_the_reference_costs_its_training_and_a_forward_pass_for_each_probe(probes, passes):
     """A training takes 6 N D FLOPs, a forward pass 2 N D."""
     training = 6 * 2e6 * 10_000 * SEQ_LENGTH
-    expected = (6 * 1e6 * 2e6 + 2 * 2 * 1e6 * 2 * WATCHED.sum()) / training
-    gain = gain_of(PLAN, DATASETS, GainSettings(parameters=2_000_000))
-    assert gain.cost == pytest.approx(expected)
-    assert not gain.is_reference_size
-    assert GAIN.cost == pytest.approx(2 * expected)
-    assert GAIN.is_reference_size and GAIN.parameters == 1_000_000
-    assert reference_cost(20, 1000, 1, 0, 1000) == pytest.approx(1 / 30)
+    expected = (6 * 1e6 * 2e6 + passes * 2 * 1e6 * 2 * WATCHED.sum()) / training
+    datasets = datasets_of(probes=probes)
+    given = gain_of(PLAN, datasets, GainSettings(parameters=2_000_000)).scores
+    assert given.cost == pytest.approx(expected)
+    assert not given.is_reference_size
+    own = gain_of(PLAN, datasets).scores
+    assert own.cost == pytest.approx(2 * expected)
+    assert own.is_reference_size and own.parameters == 1_000_000
+    assert reference_cost(20, 1000, 1, 0, 1000, 2) == pytest.approx(1 / 30)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +192,7 @@ def test_the_plan_keeps_and_shows_its_gain(tmp_path):
     options = PlanOptions(gain=GainSettings(parameters=10**9, sd_points=3.0))
     plan = plan_by_scores(ByFall(DATASETS), job_of(), tmp_path / "plan.json", options)
     assert plan.fingerprint == PLAN.fingerprint
-    found = gain_in(Plan.load(tmp_path / "plan.json"))
+    found = gain_in(Plan.load(tmp_path / "plan.json"), Gain)
     assert found == gain_of(plan, DATASETS, options.gain)
     text = describe_plan(plan)
     assert f"at most {found.at_most:.1%}" in text
@@ -199,9 +206,48 @@ def test_the_plan_keeps_and_shows_its_gain(tmp_path):
     assert max(map(len, dear.splitlines())) <= 100
 
 
+def test_a_plan_by_target_scores_says_how_far_it_moves_them_and_no_gain(tmp_path):
+    """Top quarter: by hand over documents, each with the mean relative weight of its stratum."""
+    draw = np.random.default_rng(6)
+    score = draw.normal(0.05, 0.2, N).astype(np.float32)
+    dataset = cut_documents(
+        "web",
+        LENGTHS,
+        "target",
+        target=score,
+        fall=FALLS[0],
+        watched=WATCHED,
+        reliability={"fall": RELIABILITY[1], "target": RELIABILITY[0]},
+        reference_parameters=1_000_000,
+        reference_tokens=2_000_000,
+        probes=3,
+    )
+    job = job_over([dataset], (1.0,), 10_000, documents=[(0, N)])
+    plan = plan_by_scores(ByTarget([dataset]), job, tmp_path / "plan.json")
+    assert gain_in(plan, Gain) is None
+    shift = gain_in(Plan.load(tmp_path / "plan.json"), TargetShift)
+    stratum = np.searchsorted(dataset.cut.edges, score, side="right")
+    drawn = np.bincount(stratum, LENGTHS)
+    relative = plan.target_Z(10_000) / 10_000 / (drawn / drawn.sum())
+    assert shift.pool == pytest.approx(np.average(score, weights=LENGTHS), rel=1e-6)
+    assert shift.plan == pytest.approx(
+        np.average(score, weights=LENGTHS * relative[stratum]), rel=1e-6
+    )
+    assert shift.plan > shift.pool + 0.1
+    assert shift.scores.watched == 0.8
+    spent = 6 * 1e6 * 2e6 + 3 * 2 * 1e6 * WATCHED.sum()
+    assert shift.scores.cost == pytest.approx(spent / (6 * 1e6 * 10_000 * SEQ_LENGTH))
+    text = describe_plan(plan)
+    assert "gain on the target  not estimated" in text
+    assert f"{shift.plan:.3g} nats per token, {shift.pool:.3g} in the pool" in text
+    assert "cost before tuning  " in text and "of its own size; give --parameters" in text
+    assert "at most" not in text and "advice" not in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
 def test_an_edited_gain_is_no_error():
     edited = replace(PLAN, provenance=replace(PLAN.provenance, settings={"gain": {"spread": 1}}))
-    assert gain_in(edited) is None
+    assert gain_in(edited, Gain) is None
     assert "what it can gain" not in describe_plan(edited)
 
 

@@ -11,6 +11,7 @@ from jobs import Corpus, run_alone, run_job
 from megatron.training import global_vars
 from numpy.testing import assert_allclose, assert_array_equal
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.probe import ProbeSchedule
 from megatron_tokscale.store import Run
 from megatron_tokscale.training import replay as replaying
@@ -71,6 +72,18 @@ def test_a_replay_in_another_layout_goes_on_where_it_was_stopped(corpus, plain, 
     run = Run.open(tmp_path / "saved")
     assert run.step_K.tolist() == [3, 6, 9]
     assert_allclose(run.read_losses(), twin.read_losses(), rtol=0, atol=1e-5)
+
+
+def test_a_schedule_chooses_among_the_checkpoints(tmp_path):
+    def wanted(spec):
+        return replaying.wanted_steps(tmp_path, [3, 6, 9], ProbeSchedule.parse(spec))
+
+    assert wanted("list:3+last") == [3, 9]
+    assert wanted("linear:6+tokens:list:5") == [6]
+    with pytest.raises(TokscaleError, match="lists step 0, 7; expected steps with a checkpoint in"):
+        wanted("list:0,3,7+checkpoints")
+    with pytest.raises(TokscaleError, match=r"no checkpoint in .* is on the schedule; drop"):
+        wanted("linear:5")
 
 
 def test_a_replay_flushes_its_scalars_before_it_ends_the_job(monkeypatch, tmp_path):

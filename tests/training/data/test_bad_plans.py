@@ -59,7 +59,7 @@ def repeated_too_often(plan, scores):
 BAD_PLANS = {
     of_other_data: "the plan is for other data: it has left (300 sequences, 1 tokens)",
     of_another_length: "is for sequence length 16, the job has --seq-length 32",
-    without_scores: "is not there; expected the scores by which the plan cuts right; restore",
+    without_scores: "is not there; expected the scores of right; restore",
     of_other_scores: "the plan was made with scores",
     of_another_tokenizer: "made for other data or another tokenizer",
     of_another_split: "has no score for some training documents",

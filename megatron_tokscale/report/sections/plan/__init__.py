@@ -26,7 +26,8 @@ from megatron_tokscale.report.html import (
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.plan.figures import heat_figure, shares_figure
-from megatron_tokscale.reweight.gain import gain_in, gain_rows
+from megatron_tokscale.results.gain import Gain, gain_in
+from megatron_tokscale.reweight.gain_text import gain_rows
 
 _Values = Integers | Floats
 
@@ -200,11 +201,9 @@ def _limits(drawn: DrawnPlan) -> str:
 
 def _gain(drawn: DrawnPlan) -> str:
     """Return what the plan can gain, as its policy has computed it; nothing if it has not."""
-    gain = gain_in(drawn.plan)
-    if gain is None:
-        return ""
-    text = "; ".join(f"{name}: {words}" for name, words in gain_rows(gain))
-    advice = f"; advice against it: {'; '.join(gain.advice)}" if gain.advice else ""
+    text = "; ".join(f"{name}: {words}" for name, words in gain_rows(drawn.plan))
+    gain = gain_in(drawn.plan, Gain)
+    advice = f"; advice against it: {'; '.join(gain.advice)}" if gain and gain.advice else ""
     return escape(text + advice)
 
 
