@@ -2,6 +2,7 @@
 
 from megatron_tokscale.results.axis import AxisResult, read_axis
 from megatron_tokscale.results.fitted import FittedRun, non_finite_line, read_fit
+from megatron_tokscale.results.forecast import Forecast, read_forecast
 from megatron_tokscale.results.laws import LawsResult, read_laws
 from megatron_tokscale.results.matrix import MatrixResult, read_matrix
 from megatron_tokscale.results.spectrum import SpectrumResult
@@ -10,6 +11,7 @@ from megatron_tokscale.results.transfer import Transfer, read_transfer, transfer
 __all__ = [
     "AxisResult",
     "FittedRun",
+    "Forecast",
     "LawsResult",
     "MatrixResult",
     "SpectrumResult",
@@ -17,6 +19,7 @@ __all__ = [
     "non_finite_line",
     "read_axis",
     "read_fit",
+    "read_forecast",
     "read_laws",
     "read_matrix",
     "read_transfer",

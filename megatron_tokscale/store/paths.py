@@ -185,6 +185,11 @@ class RunPaths:
         return self.analysis / "laws.json"
 
     @property
+    def forecast(self) -> Path:
+        """The nats still to come, and the back-tests."""
+        return self.analysis / "forecast.json"
+
+    @property
     def matrix(self) -> Path:
         """The numbers of a matrix along D or M that need no fit."""
         return self.analysis / "matrix.json"
