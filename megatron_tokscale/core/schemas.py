@@ -22,3 +22,4 @@ LAWS_SCHEMA: Final = 7  # laws.json
 CURVE_LAWS_SCHEMA: Final = 1  # curve_laws.json
 MATRIX_SCHEMA: Final = 1  # matrix.json
 AXIS_SCHEMA: Final = 6  # axis.json
+COMPARISON_SCHEMA: Final = 1  # compare.json
