@@ -318,7 +318,7 @@ def _learning(inputs: ReportInputs, shares: StateShares) -> list[str]:
             f"losses in nats over {time_unit(inputs.time)}. Line: fit.",
             "soft",
         ),
-        f'<div class="cards">{"".join(_cards(inputs, tokens, fall_N))}</div>',
+        f'<div class="cards">{"".join(under_way_cards(inputs, tokens, fall_N))}</div>',
     ]
 
 
@@ -341,7 +341,7 @@ def choose_under_way(
     return order[np.sort(first)][:N_SHOWN], fall_N
 
 
-def _cards(inputs: ReportInputs, tokens: Integers, fall_N: Floats) -> list[str]:
+def under_way_cards(inputs: ReportInputs, tokens: Integers, fall_N: Floats) -> list[str]:
     """Return a card per token: its losses, its text, its fall."""
     names, dataset_N = inputs.run.tokens.datasets, inputs.run.tokens.dataset_N
     cards = []
