@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from megatron_tokscale import __version__
 from megatron_tokscale.results.estimate import Estimate, Undefined
 
 __all__ = [
@@ -32,9 +33,11 @@ __all__ = [
     "section",
     "swatch",
     "table",
+    "whole_page",
 ]
 
 TITLE = "When tokens were learned"  # of every report page; `report --out` knows one by it
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 MEASURED = "#111111"
 NULL = "#8a8a8a"
 DATASET_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -95,6 +98,22 @@ def dataset(index: int, name: str) -> str:
 def paragraph(html: str, kind: str = "") -> str:
     """Return a paragraph of the CSS class `kind`."""
     return f'<p class="{kind}">{html}</p>' if kind else f"<p>{html}</p>"
+
+
+def whole_page(title: str, *parts: str) -> str:
+    """Return a page with its title as its heading; no resource of another file, and no script."""
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>",
+            f"<h1>{escape(title)}</h1>",
+            paragraph(f"Written by megatron-tokscale {__version__}. Losses are in nats.", "soft"),
+            *parts,
+            "</main>\n</body>\n</html>\n",
+        ]
+    )
 
 
 def section(anchor: str, title: str, *parts: str) -> str:
