@@ -11,7 +11,7 @@ import numpy as np
 from megatron_tokscale.compare.calls import Calls
 from megatron_tokscale.compare.group_rows import Tables
 from megatron_tokscale.compare.token_table import TokenTable
-from megatron_tokscale.core.arrays import Floats32, Integers, Integers8
+from megatron_tokscale.core.arrays import Floats32, Integers, Integers8, Integers32
 from megatron_tokscale.fit.states import TokenState
 from megatron_tokscale.probe.text import Tokenizer, load_tokenizer, passages
 from megatron_tokscale.results.comparison import NO_SECOND_SEED, ChangedToken, Passage
@@ -81,7 +81,7 @@ def _learned_time(table: TokenTable) -> Floats32:
     return np.where(table.learned_N, table.time_N, np.float32(np.nan))
 
 
-def _known(column_N: Integers | None, token: int) -> int | None:
+def _known(column_N: Integers32 | None, token: int) -> int | None:
     return None if column_N is None else int(column_N[token])
 
 

@@ -102,7 +102,7 @@ def groupings_of(known: Mapping[str, Groups], tables: Tables) -> dict[str, Group
 
     Groups without a compared token are left out.
     """
-    classes = [each for each in TokenClass]
+    classes = list(TokenClass)
     number_N = np.searchsorted([int(each) for each in classes], tables.a.class_N)
     by_class = Groups(number_N.astype(np.int64), tuple(each.label for each in classes))
     every = Groups(np.zeros(len(number_N), np.int64), (ALL,))

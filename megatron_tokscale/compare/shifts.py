@@ -18,7 +18,7 @@ from scipy.stats import t as student
 
 from megatron_tokscale.compare.late_loss import WINDOW, window_weights
 from megatron_tokscale.compare.token_table import TokenTable
-from megatron_tokscale.core.arrays import Floats, Integers, Mask
+from megatron_tokscale.core.arrays import Floats, Integers, Integers32, Mask
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.results.comparison import NO_SECOND_SEED, Sooner
 from megatron_tokscale.results.estimate import Estimate, Undefined
@@ -61,7 +61,7 @@ def median_sooner(
         weight_RU: their weights.
 
     Returns:
-        (R, G), NaN for a group of fewer than `LEAST_TOKENS`; and the number of tokens of each, (G,).
+        (R, G), NaN for a group of fewer than `LEAST_TOKENS`; and the number of tokens, (G,).
     """
     token_E = np.flatnonzero(counted_N)
     earlier_E = (a.time_N[token_E] - b.time_N[token_E]).astype(np.float64)
@@ -79,7 +79,7 @@ def median_sooner(
 
 
 def _weighted_medians(
-    value_E: Floats, drop_E: Floats, unit_E: Integers, weight_RU: Floats
+    value_E: Floats, drop_E: Floats, unit_E: Integers32, weight_RU: Floats
 ) -> Floats:
     """Return the median of ascending values under each row of weights times the drops, (R,)."""
     median_R = np.full(len(weight_RU), np.nan)
