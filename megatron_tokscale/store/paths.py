@@ -184,6 +184,10 @@ class RunPaths:
         """The scaling laws and theories."""
         return self.analysis / "laws.json"
 
+    def comparison(self, other: str) -> Path:
+        """Return the folder of the comparison of this run with the run of that name."""
+        return self.analysis / "compare" / other
+
     @property
     def forecast(self) -> Path:
         """The nats still to come, and the back-tests."""
