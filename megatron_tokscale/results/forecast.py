@@ -113,7 +113,8 @@ class Origin:
         censored: share of the tokens that have not fallen by the origin, and may.
         hazard_per_octave: share of the drops to come that a factor of two in time brings at the
             origin.
-        trend_per_octave: factor by which that share changes from one octave to the next.
+        correction: factor on the falls by the hazard, from the fall of the octave before the origin
+            over its forecast from half the origin's time; 1 where there is no such forecast.
         horizons: the falls by each horizon; of a back-test, those that end by the forecast's own
             origin.
         groups: the parts of the groups in them, by grouping: "dataset", "frequency decile",
@@ -129,7 +130,7 @@ class Origin:
     learned: float
     censored: float
     hazard_per_octave: Estimate
-    trend_per_octave: Estimate
+    correction: float
     horizons: tuple[Horizon, ...]
     groups: dict[str, tuple[GroupFall, ...]]
     group_errors: dict[str, GroupError]
