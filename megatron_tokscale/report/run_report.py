@@ -48,8 +48,7 @@ def report_run(
         OSError: the page cannot be written.
     """
     path = out or run.paths.report
-    _check_page(path)
-    _require("matplotlib")
+    check_page(path)
     if tokenizer is not None:
         _require("tokenizers")
     inputs = ReportInputs.read(
@@ -70,8 +69,7 @@ def report_comparison(found: Comparison, out: Path) -> Path:
             is missing.
         OSError: the page cannot be written.
     """
-    _check_page(out)
-    _require("matplotlib")
+    check_page(out)
 
     from megatron_tokscale.report.comparison_page import render_comparison  # imports matplotlib
 
@@ -79,13 +77,14 @@ def report_comparison(found: Comparison, out: Path) -> Path:
     return out
 
 
-def _check_page(path: Path) -> None:
-    """Refuse a path for the page that this user could not write, or that is taken.
+def check_page(path: Path) -> None:
+    """Refuse a path for a page that this user could not write, or that is taken.
 
     Raises:
-        TokscaleError: something other than an earlier report is at `path`, or no file can be made
-            there.
+        TokscaleError: something other than an earlier report is at `path`, no file can be made
+            there, or the package that draws figures is missing.
     """
+    _require("matplotlib")
     if reason := unwritable(path.parent, path.name):
         raise TokscaleError(
             f"{path} cannot be written ({reason}); expected a path in a folder that you may write "
