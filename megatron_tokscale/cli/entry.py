@@ -13,6 +13,7 @@ from megatron_tokscale.cli import (
     doctor,
     exchange,
     fit,
+    forecast,
     laws,
     plan,
     probe,
@@ -55,7 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="print the version and exit",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for module in (probe, fit, spectrum, laws, score, plan, trace, report, exchange, demo, doctor):
+    for module in (
+        *(probe, fit, spectrum, laws, forecast),
+        *(score, plan, trace, report, exchange, demo, doctor),
+    ):
         module.add_verb(verbs)
     check_numbers(parser)
     return parser
