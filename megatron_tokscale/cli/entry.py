@@ -9,10 +9,12 @@ from typing import Final
 
 from megatron_tokscale import __version__
 from megatron_tokscale.cli import (
+    compare,
     demo,
     doctor,
     exchange,
     fit,
+    forecast,
     laws,
     plan,
     probe,
@@ -55,7 +57,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="print the version and exit",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for module in (probe, fit, spectrum, laws, score, plan, trace, report, exchange, demo, doctor):
+    for module in (
+        *(probe, fit, spectrum, laws, compare, forecast),
+        *(score, plan, trace, report, exchange, demo, doctor),
+    ):
         module.add_verb(verbs)
     check_numbers(parser)
     return parser

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from megatron_tokscale import __version__
-from megatron_tokscale.report.html import CSS, TITLE, escape, paragraph
+from megatron_tokscale.report.first_screen import first_screen
+from megatron_tokscale.report.html import TITLE, escape, whole_page
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.axes import axis_sections
 from megatron_tokscale.report.sections.beside import beside_sections
 from megatron_tokscale.report.sections.classes import classes_section
 from megatron_tokscale.report.sections.examples import examples_section
+from megatron_tokscale.report.sections.forecast import forecast_section
 from megatron_tokscale.report.sections.forward import forward_section
 from megatron_tokscale.report.sections.laws import laws_section
 from megatron_tokscale.report.sections.locality import locality_section
@@ -21,22 +22,21 @@ from megatron_tokscale.report.sections.transfer import transfer_section
 from megatron_tokscale.report.verdicts import summary
 
 SECTIONS: Final[tuple[Callable[[ReportInputs], Sequence[Section]], ...]] = (
-    run_section,
-    plan_section,
     loss_section,
     spectrum_section,
     locality_section,
     classes_section,
+    forecast_section,
     forward_section,
     transfer_section,
     axis_sections,
     laws_section,
     examples_section,
     beside_sections,
+    plan_section,
+    run_section,
 )
-"""The sections in the order of the page, below the table of all verdicts."""
-
-_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+"""The sections in the order of the page, below its first screen and the table of all verdicts."""
 
 
 def render(inputs: ReportInputs) -> str:
@@ -48,18 +48,11 @@ def render(inputs: ReportInputs) -> str:
     entries = "".join(
         f'<li><a href="#{each.anchor}">{escape(each.entry)}</a></li>' for each in sections
     )
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>",
-            f"<h1>{escape(title)}</h1>",
-            paragraph(f"Written by megatron-tokscale {__version__}. Losses are in nats.", "soft"),
-            f'<nav aria-label="Sections"><ol>{entries}</ol></nav>',
-            *(each.html for each in sections),
-            "</main>\n</body>\n</html>\n",
-        ]
+    return whole_page(
+        title,
+        first_screen(inputs),
+        f'<nav aria-label="Evidence and settings"><ol>{entries}</ol></nav>',
+        *(each.html for each in sections),
     )
 
 

@@ -1,4 +1,4 @@
-"""`report_run`: from a run and its analysis to one HTML page."""
+"""From a run and its analysis, or from a comparison of two runs, to one HTML page."""
 
 import importlib
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.core.writable import unwritable
 from megatron_tokscale.report.html import TITLE
 from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.results.comparison import Comparison
 from megatron_tokscale.store import Run
 
 _BYTES_TO_THE_TITLE: Final = 2**12  # more than the lines before the title of any version's page
@@ -47,8 +48,7 @@ def report_run(
         OSError: the page cannot be written.
     """
     path = out or run.paths.report
-    _check_page(path)
-    _require("matplotlib")
+    check_page(path)
     if tokenizer is not None:
         _require("tokenizers")
     inputs = ReportInputs.read(
@@ -61,13 +61,30 @@ def report_run(
     return path
 
 
-def _check_page(path: Path) -> None:
-    """Refuse a path for the page that this user could not write, or that is taken.
+def report_comparison(found: Comparison, out: Path) -> Path:
+    """Write the page of a comparison as one self-contained HTML file, and return its path.
 
     Raises:
-        TokscaleError: something other than an earlier report is at `path`, or no file can be made
-            there.
+        TokscaleError: something other than a report is at `out`, or it cannot be written; a package
+            is missing.
+        OSError: the page cannot be written.
     """
+    check_page(out)
+
+    from megatron_tokscale.report.comparison_page import render_comparison  # imports matplotlib
+
+    write_text(out, render_comparison(found))
+    return out
+
+
+def check_page(path: Path) -> None:
+    """Refuse a path for a page that this user could not write, or that is taken.
+
+    Raises:
+        TokscaleError: something other than an earlier report is at `path`, no file can be made
+            there, or the package that draws figures is missing.
+    """
+    _require("matplotlib")
     if reason := unwritable(path.parent, path.name):
         raise TokscaleError(
             f"{path} cannot be written ({reason}); expected a path in a folder that you may write "

@@ -1,4 +1,4 @@
-"""The head of the page: the settings of the run, and its loss curve.
+"""The sections on the loss curve and on the settings of the run, and the warnings about losses.
 
 Shapes: K probe steps.
 """
@@ -39,7 +39,6 @@ from megatron_tokscale.report.html import (
 )
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
-from megatron_tokscale.results.spectrum import DatasetCounts
 from megatron_tokscale.store import Launch, WatchedTokens
 
 _GROUPS: Final = {
@@ -67,7 +66,6 @@ def run_section(inputs: ReportInputs) -> list[Section]:
         ["Probe set" if tokens.probe_set else "Imported tokens", _tokens(tokens)],
         ["Time axis", f"x = ln time, time = {escape(time_label(inputs.time))}"],
         ["Scored range", escape(inputs.spectrum.summary.scored.describe(inputs.time))],
-        ["Tokens by its end", _outcomes(inputs.spectrum.summary.overall)],
     ]
     parts = [
         paragraph(
@@ -76,13 +74,18 @@ def run_section(inputs: ReportInputs) -> list[Section]:
             else "These are the settings of the training job, and the tokens that its probes "
             "watched."
         ),
-        _non_finite(inputs.spectrum.fit.non_finite),
-        _left_out_probes(inputs.spectrum.fit.left_out),
         facts(rows),
         _note_on_units(tokens),
         _datasets(inputs),
     ]
     return [Section("run", "What was run", "What was run", parts)]
+
+
+def warnings(inputs: ReportInputs) -> list[str]:
+    """Return the warnings about losses that the analysis could not use; none if all are finite."""
+    fit = inputs.spectrum.fit
+    found = (_non_finite(fit.non_finite), _left_out_probes(fit.left_out))
+    return [warning for warning in found if warning]
 
 
 def _tokens(tokens: WatchedTokens) -> str:
@@ -95,16 +98,6 @@ def _tokens(tokens: WatchedTokens) -> str:
         else ", without text"
     )
     return f"{plural(tokens.n_tokens, 'token')}{shape}, fingerprint {tokens.fingerprint}"
-
-
-def _outcomes(found: DatasetCounts) -> str:
-    counts = {
-        "learned": found.n_events,
-        "censored": found.censored,
-        "known before the first probe": found.known,
-        "forgotten": found.forgotten,
-    }
-    return ", ".join(f"{number(count, ',')} {name}" for name, count in counts.items())
 
 
 def _launches(launches: Sequence[Launch]) -> Iterator[list[str]]:
