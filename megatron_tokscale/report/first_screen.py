@@ -31,6 +31,7 @@ from megatron_tokscale.report.html import (
     figure,
     number,
     paragraph,
+    passage,
     plural,
     section,
     swatch,
@@ -339,8 +340,7 @@ def under_way_cards(inputs: ReportInputs, tokens: Integers, fall_N: Floats) -> l
         d = int(dataset_N[token])
         cards.append(
             f'<div class="card">{trajectory_of(inputs, token)}'
-            f'<p class="text" dir="auto"><span>{escape(text.before)}</span>'
-            f"<mark>{escape(text.target)}</mark><span>{escape(text.after)}</span></p>"
+            f"{passage(text.before[-_CONTEXT:], text.target, text.after)}"
             f'<p class="facts">{dataset(d, names[d])}, fell by '
             f"<b>{number(float(fall_N[token]), ',.2f')} nats</b></p></div>"
         )

@@ -29,6 +29,7 @@ __all__ = [
     "interval",
     "number",
     "paragraph",
+    "passage",
     "plural",
     "section",
     "swatch",
@@ -146,6 +147,14 @@ def facts(rows: Sequence[Sequence[str]]) -> str:
     """Return a table without a header, of pairs of a name and a text."""
     body = "\n".join(f'<tr><th scope="row">{name}</th><td>{what}</td></tr>' for name, what in rows)
     return f'<div class="wide"><table class="facts-of"><tbody>\n{body}\n</tbody></table></div>'
+
+
+def passage(before: str, target: str, after: str) -> str:
+    """Return a token's text, marked, between the texts around it; all three are plain text."""
+    return (
+        f'<p class="text" dir="auto"><span>{escape(before)}</span><mark>{escape(target)}</mark>'
+        f"<span>{escape(after)}</span></p>"
+    )
 
 
 def details(summary: str, *parts: str) -> str:
