@@ -189,6 +189,8 @@ p { margin: .5rem 0; max-width: 46rem; }
 .states thead th { white-space: nowrap; }
 .states td:nth-child(n+5) { color: var(--soft); }
 .halves { display: grid; grid-template-columns: 1fr 1fr; gap: 0 2.2rem; }
+.halves > section { min-width: 0; }
+.halves table { min-width: 0; }
 .cards { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 1.1rem 1.4rem; }
 code { font: .85em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   background: var(--tint); padding: .05rem .25rem; overflow-wrap: anywhere; }
@@ -244,5 +246,6 @@ svg.drawn { width: 100%; height: auto; display: block; }
 .drawn .m { stroke: #c0392b; stroke-width: 1.4; fill: none; }
 .drawn .c { stroke: #c0392b; stroke-width: .8; stroke-dasharray: 2 2; fill: none; }
 @media (max-width: 44rem) { .token, .halves, .cards { grid-template-columns: 1fr; } }
-@media print { .token, .card, figure, table { break-inside: avoid; } }
+@media print { .token, .card, .halves, figure, table { break-inside: avoid; }
+  .key, .bar, mark { print-color-adjust: exact; } }
 """
