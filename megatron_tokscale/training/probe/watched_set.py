@@ -80,8 +80,8 @@ class WatchedSet:
     def measure(self, step: int, loss_N: Floats32 | None) -> Floats:
         """Return the V values of the probe at `step`, and remember its losses.
 
-        They are zeros on a rank without losses. The states of tokens depend on losses of earlier probes. Those that this job has not taken
-        are read from disk, at its first probe.
+        They are zeros on a rank without losses. The states of tokens depend on losses of earlier
+        probes. Those that this job has not taken are read from disk, at its first probe.
         """
         if loss_N is None:
             return np.zeros(self.n_values)
