@@ -9,6 +9,7 @@ from typing import Final
 
 from megatron_tokscale import __version__
 from megatron_tokscale.cli import (
+    compare,
     demo,
     doctor,
     exchange,
@@ -55,7 +56,20 @@ def make_parser() -> argparse.ArgumentParser:
         help="print the version and exit",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for module in (probe, fit, spectrum, laws, score, plan, trace, report, exchange, demo, doctor):
+    for module in (
+        probe,
+        fit,
+        spectrum,
+        laws,
+        compare,
+        score,
+        plan,
+        trace,
+        report,
+        exchange,
+        demo,
+        doctor,
+    ):
         module.add_verb(verbs)
     check_numbers(parser)
     return parser

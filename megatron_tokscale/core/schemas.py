@@ -22,3 +22,5 @@ LAWS_SCHEMA: Final = 7  # laws.json
 CURVE_LAWS_SCHEMA: Final = 1  # curve_laws.json
 MATRIX_SCHEMA: Final = 1  # matrix.json
 AXIS_SCHEMA: Final = 6  # axis.json
+FORECAST_SCHEMA: Final = 1  # forecast.json
+COMPARISON_SCHEMA: Final = 1  # compare.json

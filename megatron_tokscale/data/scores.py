@@ -415,6 +415,17 @@ def _prefix_in(path: Path, tokens: IndexedTokens, digest: str) -> str | None:
     return details.prefix if is_own else None
 
 
+def read_score_details(path: Path) -> ScoreDetails | None:
+    """Return the origin of the scores in a file, from its header; None if it holds no scores."""
+    metadata = _metadata(path)
+    if metadata.get("kind") != KIND:
+        return None
+    try:
+        return from_json(ScoreDetails, json.loads(metadata["details"]))
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return None
+
+
 def holds_scores(path: Path) -> bool:
     """Return whether the file at `path` says that it holds document scores, whole or not."""
     return _metadata(path).get("kind") == KIND

@@ -4,6 +4,7 @@ from megatron_tokscale.fit.fits_file import read_metadata
 from megatron_tokscale.fit.probe_axis import MIN_PROBES
 from megatron_tokscale.fit.run_fit import fit_run
 from megatron_tokscale.fit.sigmoids import fit_sigmoids
+from megatron_tokscale.fit.states import TokenState, states_at
 from megatron_tokscale.fit.summary import FitSummary
 from megatron_tokscale.fit.table import FitStatus, SigmoidFits, TokenClass, Transitions
 
@@ -13,8 +14,10 @@ __all__ = [
     "FitSummary",
     "SigmoidFits",
     "TokenClass",
+    "TokenState",
     "Transitions",
     "fit_run",
     "fit_sigmoids",
     "read_metadata",
+    "states_at",
 ]

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from megatron_tokscale import __version__
 from megatron_tokscale.results.estimate import Estimate, Undefined
 
 __all__ = [
@@ -32,9 +33,11 @@ __all__ = [
     "section",
     "swatch",
     "table",
+    "whole_page",
 ]
 
 TITLE = "When tokens were learned"  # of every report page; `report --out` knows one by it
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 MEASURED = "#111111"
 NULL = "#8a8a8a"
 DATASET_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -97,6 +100,22 @@ def paragraph(html: str, kind: str = "") -> str:
     return f'<p class="{kind}">{html}</p>' if kind else f"<p>{html}</p>"
 
 
+def whole_page(title: str, *parts: str) -> str:
+    """Return a page with its title as its heading; no resource of another file, and no script."""
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>",
+            f"<h1>{escape(title)}</h1>",
+            paragraph(f"Written by megatron-tokscale {__version__}. Losses are in nats.", "soft"),
+            *parts,
+            "</main>\n</body>\n</html>\n",
+        ]
+    )
+
+
 def section(anchor: str, title: str, *parts: str) -> str:
     """Return a section with a heading that links can lead to."""
     heading = f'<h2 id="{anchor}">{escape(title)}</h2>'
@@ -155,6 +174,16 @@ p { margin: .5rem 0; max-width: 46rem; }
 .warning { border-left: 4px solid #d55e00; padding: .3rem .8rem; background: #fdf3ec; }
 .verdict { font-size: 1.1rem; border-left: 4px solid #111; padding: .3rem .8rem;
   background: var(--tint); }
+.top h2 { margin-top: 1.5rem; }
+.lead { font-size: 1.15rem; max-width: none; }
+.states th, .states td { padding-left: .4rem; padding-right: .4rem; }
+.states thead th { white-space: nowrap; }
+.states td:nth-child(n+5) { color: var(--soft); }
+.halves { display: grid; grid-template-columns: 1fr 1fr; gap: 0 2.2rem; }
+.cards { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 1.1rem 1.4rem; }
+code { font: .85em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+  background: var(--tint); padding: .05rem .25rem; overflow-wrap: anywhere; }
+nav { border-top: 1px solid var(--line); margin-top: 3rem; padding-top: .4rem; }
 nav ol { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding: 0; margin: 1rem 0;
   list-style: none; font-size: .9rem; }
 a { color: #00558c; }
@@ -190,20 +219,21 @@ summary { cursor: pointer; font-size: .9rem; color: var(--soft); }
   background: linear-gradient(#d3e4f0, #d3e4f0) left / var(--share) 100% no-repeat; }
 .token { display: grid; grid-template-columns: minmax(0, 1fr) 19rem; gap: .4rem 1.4rem;
   padding: .9rem 0; border-top: 1px solid var(--line); align-items: start; }
-.token .text { font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono",
-  monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; padding: .5rem .7rem;
+.token .text, .card .text { font: .82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas,
+  "DejaVu Sans Mono", monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0;
+  padding: .5rem .7rem;
   background: var(--tint); border-radius: 4px; unicode-bidi: isolate; max-width: none; }
-.token .text span { unicode-bidi: isolate; color: #444; }
-.token mark { unicode-bidi: isolate; background: var(--mark); color: #000; font-weight: 600;
+.text span { unicode-bidi: isolate; color: #444; }
+.text mark { unicode-bidi: isolate; background: var(--mark); color: #000; font-weight: 600;
   padding: .05rem 0; border-radius: 2px; }
 .facts { font-size: .85rem; margin: .45rem 0 0; font-variant-numeric: tabular-nums; }
 .facts b { color: var(--ink); font-weight: 600; }
-.token svg { width: 100%; height: auto; display: block; }
-.token svg text { font: 9px system-ui, sans-serif; fill: #5a5a5a; }
-.token svg .a { stroke: #bbb; fill: none; }
-.token svg .p { stroke: #111; stroke-width: 2.6; stroke-linecap: round; fill: none; }
-.token svg .m { stroke: #c0392b; stroke-width: 1.4; fill: none; }
-.token svg .c { stroke: #c0392b; stroke-width: .8; stroke-dasharray: 2 2; fill: none; }
-@media (max-width: 44rem) { .token { grid-template-columns: 1fr; } }
-@media print { .token, figure, table { break-inside: avoid; } }
+svg.drawn { width: 100%; height: auto; display: block; }
+.drawn text { font: 9px system-ui, sans-serif; fill: #5a5a5a; }
+.drawn .a { stroke: #bbb; fill: none; }
+.drawn .p { stroke: #111; stroke-width: 2.6; stroke-linecap: round; fill: none; }
+.drawn .m { stroke: #c0392b; stroke-width: 1.4; fill: none; }
+.drawn .c { stroke: #c0392b; stroke-width: .8; stroke-dasharray: 2 2; fill: none; }
+@media (max-width: 44rem) { .token, .halves, .cards { grid-template-columns: 1fr; } }
+@media print { .token, .card, figure, table { break-inside: avoid; } }
 """

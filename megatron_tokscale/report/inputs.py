@@ -3,22 +3,28 @@
 Shapes: N tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.files import is_there
+from megatron_tokscale.data.record import load_records
+from megatron_tokscale.data.scores import ScoreDetails, read_score_details, scores_path
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.probe.text import Tokenizer, load_tokenizer
 from megatron_tokscale.report.drawn_plan import DrawnPlan, read_plan
 from megatron_tokscale.results import (
     AxisResult,
     FittedRun,
+    Forecast,
     LawsResult,
     SpectrumResult,
     Transfer,
     read_axis,
+    read_forecast,
     read_laws,
     read_transfer,
 )
@@ -35,6 +41,8 @@ class ReportInputs:
         spectrum: the spectrum, its evidence, and the summary of the fits.
         transfers: tests of other runs' learning times on this run.
         laws: the laws of the run; None if there are none.
+        forecast: the nats still to come; None if there is no forecast.
+        scores: origin of the document scores beside the run's training data, by dataset.
         axes: losses over runs of growing size.
         plan: the data plan that the run followed, and the samples drawn; None without a plan.
         beside: a run that trained under a plan, to compare with this run; None if there is none.
@@ -49,6 +57,8 @@ class ReportInputs:
     spectrum: SpectrumResult
     transfers: tuple[Transfer, ...]
     laws: LawsResult | None
+    forecast: Forecast | None
+    scores: Mapping[str, ScoreDetails]
     axes: tuple[AxisResult, ...]
     plan: DrawnPlan | None
     beside: Run | None
@@ -95,6 +105,8 @@ class ReportInputs:
             spectrum,
             read_transfer(run, fit),
             read_laws(run, fit),
+            read_forecast(run, fit),
+            _scores_beside(run),
             tuple(read_axis(run, folder) for folder in axes),
             read_plan(run),
             beside,
@@ -103,6 +115,20 @@ class ReportInputs:
             n_tokens,
             seed,
         )
+
+
+def _scores_beside(run: Run) -> dict[str, ScoreDetails]:
+    """Return the origin of the scores beside the run's training data, as far as they are here."""
+    path = run.paths.data_record
+    if not is_there(path):
+        return {}
+    with suppress(TokscaleError):  # the page can do without scores, `trace` names what is wrong
+        prefixes = {
+            each.prefix: each.name for record in load_records(path) for each in record.datasets
+        }
+        found = {name: read_score_details(scores_path(prefix)) for prefix, name in prefixes.items()}
+        return {name: details for name, details in found.items() if details is not None}
+    return {}
 
 
 def _check_beside(run: Run, beside: Run) -> None:

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from megatron_tokscale import __version__
-from megatron_tokscale.report.html import CSS, TITLE, escape, paragraph
+from megatron_tokscale.report.first_screen import first_screen
+from megatron_tokscale.report.html import TITLE, escape, whole_page
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.axes import axis_sections
@@ -21,8 +21,6 @@ from megatron_tokscale.report.sections.transfer import transfer_section
 from megatron_tokscale.report.verdicts import summary
 
 SECTIONS: Final[tuple[Callable[[ReportInputs], Sequence[Section]], ...]] = (
-    run_section,
-    plan_section,
     loss_section,
     spectrum_section,
     locality_section,
@@ -33,10 +31,10 @@ SECTIONS: Final[tuple[Callable[[ReportInputs], Sequence[Section]], ...]] = (
     laws_section,
     examples_section,
     beside_sections,
+    plan_section,
+    run_section,
 )
-"""The sections in the order of the page, below the table of all verdicts."""
-
-_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+"""The sections in the order of the page, below its first screen and the table of all verdicts."""
 
 
 def render(inputs: ReportInputs) -> str:
@@ -48,18 +46,11 @@ def render(inputs: ReportInputs) -> str:
     entries = "".join(
         f'<li><a href="#{each.anchor}">{escape(each.entry)}</a></li>' for each in sections
     )
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>",
-            f"<h1>{escape(title)}</h1>",
-            paragraph(f"Written by megatron-tokscale {__version__}. Losses are in nats.", "soft"),
-            f'<nav aria-label="Sections"><ol>{entries}</ol></nav>',
-            *(each.html for each in sections),
-            "</main>\n</body>\n</html>\n",
-        ]
+    return whole_page(
+        title,
+        first_screen(inputs),
+        f'<nav aria-label="Evidence and settings"><ol>{entries}</ol></nav>',
+        *(each.html for each in sections),
     )
 
 

@@ -1,4 +1,4 @@
-"""`report_run`: from a run and its analysis to one HTML page."""
+"""From a run and its analysis, or from a comparison of two runs, to one HTML page."""
 
 import importlib
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.core.writable import unwritable
 from megatron_tokscale.report.html import TITLE
 from megatron_tokscale.report.inputs import ReportInputs
+from megatron_tokscale.results.comparison import Comparison
 from megatron_tokscale.store import Run
 
 _BYTES_TO_THE_TITLE: Final = 2**12  # more than the lines before the title of any version's page
@@ -59,6 +60,23 @@ def report_run(
 
     write_text(path, render(inputs))
     return path
+
+
+def report_comparison(found: Comparison, out: Path) -> Path:
+    """Write the page of a comparison as one self-contained HTML file, and return its path.
+
+    Raises:
+        TokscaleError: something other than a report is at `out`, or it cannot be written; a package
+            is missing.
+        OSError: the page cannot be written.
+    """
+    _check_page(out)
+    _require("matplotlib")
+
+    from megatron_tokscale.report.comparison_page import render_comparison  # imports matplotlib
+
+    write_text(out, render_comparison(found))
+    return out
 
 
 def _check_page(path: Path) -> None:

@@ -184,6 +184,15 @@ class RunPaths:
         """The scaling laws and theories."""
         return self.analysis / "laws.json"
 
+    def comparison(self, other: str) -> Path:
+        """Return the folder of the comparison of this run with the run of that name."""
+        return self.analysis / "compare" / other
+
+    @property
+    def forecast(self) -> Path:
+        """The nats still to come, and the back-tests."""
+        return self.analysis / "forecast.json"
+
     @property
     def matrix(self) -> Path:
         """The numbers of a matrix along D or M that need no fit."""

@@ -111,6 +111,12 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     return make_planted(tmp_path_factory.mktemp("planted"))
 
 
+@pytest.fixture(scope="session")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Planted:
+    """Return a run that ends while many of its tokens fall."""
+    return make_planted(tmp_path_factory.mktemp("half"), steps=STEPS[STEPS <= 160])
+
+
 @pytest.fixture
 def copied(planted, tmp_path):
     """Return the planted run in a folder of the test's own."""

@@ -107,26 +107,36 @@ def _spread_over_learning_times(fits: SigmoidFits, count: int, seed: int) -> Int
 
 def _cards(inputs: ReportInputs, tokens: Integers) -> list[str]:
     """Return a card per token: its context, its trajectory, and the facts of its model."""
-    run, fits = inputs.run, inputs.fits.rows(tokens)
-    time_K = time_of(fits.x_K)
+    return [
+        _card(
+            text,
+            _place(inputs, token),
+            _facts(inputs.fits.rows(slice(token, token + 1)), inputs.time),
+            trajectory_of(inputs, token),
+        )
+        for token, text in zip(tokens.tolist(), passages_of(inputs, tokens), strict=True)
+    ]
+
+
+def passages_of(inputs: ReportInputs, tokens: Integers) -> list[Passage]:
+    """Return the text of each token in its context; its number where the run has no text."""
+    probe_set = inputs.run.tokens.probe_set
+    if probe_set is None:
+        return [Passage("", f"token {token}", "") for token in tokens.tolist()]
+    return passages(probe_set, tokens.tolist(), inputs.tokenizer)
+
+
+def trajectory_of(inputs: ReportInputs, token: int) -> str:
+    """Draw the losses of a token and its fitted curve."""
+    fit = inputs.fits.rows(slice(token, token + 1))
+    time_K = time_of(fit.x_K)
     scale = TimeScale.from_times(time_K)
     time_G = np.geomspace(scale.low, scale.high, _MODEL_POINTS)
-    model_NG = fits.predict(np.log(time_G))
-    probe_set = run.tokens.probe_set
-    texts = (
-        passages(probe_set, tokens.tolist(), inputs.tokenizer)
-        if probe_set
-        else [Passage("", f"token {token}", "") for token in tokens.tolist()]
-    )
-    cards = []
-    for i, (token, text) in enumerate(zip(tokens.tolist(), texts, strict=True)):
-        fit = fits.rows(slice(i, i + 1))
-        loss_K = run.read_losses(token, token + 1)[0].astype(np.float64)
-        midpoints = [time for time in _midpoints(fit) if scale.low <= time <= scale.high]
-        alt = f"Loss of this token from {loss_K[0]:.2f} nats at the first probe to {loss_K[-1]:.2f}"
-        svg = trajectory(scale, time_K, loss_K, time_G, model_NG[i], midpoints, alt)
-        cards.append(_card(text, _place(inputs, token), _facts(fit, inputs.time), svg))
-    return cards
+    loss_K = inputs.run.read_losses(token, token + 1)[0].astype(np.float64)
+    midpoints = [time for time in _midpoints(fit) if scale.low <= time <= scale.high]
+    alt = f"Loss of this token from {loss_K[0]:.2f} nats at the first probe to {loss_K[-1]:.2f}"
+    model_G = fit.predict(np.log(time_G))[0]
+    return trajectory(scale, time_K, loss_K, time_G, model_G, midpoints, alt)
 
 
 def _card(text: Passage, place: str, facts: str, svg: str) -> str:
@@ -254,7 +264,8 @@ def trajectory(
     marks = "".join(f"M{x:.1f} {_TOP}V{floor}" for x in across(np.array(midpoints)))
     return "".join(
         [
-            f'<svg role="img" aria-label="{escape(alt)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">',
+            f'<svg class="drawn" role="img" aria-label="{escape(alt)}" '
+            f'viewBox="0 0 {_WIDTH} {_HEIGHT}">',
             f'<path class="a" d="M{_LEFT} {_TOP}V{floor}H{_WIDTH - _RIGHT}"/>',
             _y_labels(top, down),
             _x_labels(scale, across),

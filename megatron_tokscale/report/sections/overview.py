@@ -1,4 +1,4 @@
-"""The head of the page: the settings of the run, and its loss curve.
+"""The sections on the loss curve and on the settings of the run, and the warnings about losses.
 
 Shapes: K probe steps.
 """
@@ -76,13 +76,18 @@ def run_section(inputs: ReportInputs) -> list[Section]:
             else "These are the settings of the training job, and the tokens that its probes "
             "watched."
         ),
-        _non_finite(inputs.spectrum.fit.non_finite),
-        _left_out_probes(inputs.spectrum.fit.left_out),
         facts(rows),
         _note_on_units(tokens),
         _datasets(inputs),
     ]
     return [Section("run", "What was run", "What was run", parts)]
+
+
+def warnings(inputs: ReportInputs) -> list[str]:
+    """Return the warnings about losses that the analysis could not use; none if all are finite."""
+    fit = inputs.spectrum.fit
+    found = (_non_finite(fit.non_finite), _left_out_probes(fit.left_out))
+    return [warning for warning in found if warning]
 
 
 def _tokens(tokens: WatchedTokens) -> str:

@@ -1,0 +1,1 @@
+"""Two runs token by token: gained and lost tokens, shifts of learning times; and forecasts."""

@@ -1,0 +1,152 @@
+"""A comparison as a table for a terminal."""
+
+from typing import Final
+
+from megatron_tokscale.results.comparison import (
+    Change,
+    ChangedToken,
+    Comparison,
+    GroupComparison,
+    Sooner,
+    SpectraTest,
+)
+from megatron_tokscale.results.estimate import Estimate, Undefined, format_estimate
+
+_SHOWN: Final = 5
+"""Tokens shown of each kind; compare.json has more."""
+_SIDE: Final = 48
+"""Characters of text shown before a token; after it, a third of that."""
+
+
+def describe_comparison(comparison: Comparison) -> str:
+    """Return the comparison as lines: runs, table of groups, spectra, strongest tokens."""
+    return "\n".join(
+        [
+            *_head(comparison),
+            *_table(comparison),
+            *_spectra(comparison.spectra),
+            *_tokens("gained", comparison.gained, comparison),
+            *_tokens("lost", comparison.lost, comparison),
+        ]
+    )
+
+
+def _head(comparison: Comparison) -> list[str]:
+    a, b, noise = comparison.a, comparison.b, comparison.noise
+    seeds = ", ".join(each.name for each in noise) or "none"
+    return [
+        f"A: {a.name}; B: {b.name}; further seeds of A: {seeds}",
+        f"  at {comparison.clock_name} {comparison.end:,.6g}; {comparison.compared:,} of "
+        f"{comparison.n_tokens:,} tokens, {comparison.n_units:,} {comparison.unit_kind}",
+        *(f"  note: {note}" for note in comparison.notes),
+    ]
+
+
+def _table(comparison: Comparison) -> list[str]:
+    """Return one line per group, and what the columns mean."""
+    head = (
+        f"  {'':<24}{'tokens':>9}{'learned by':>16}{'loss lower':>27}{'gained':>8}{'lost':>7}"
+        f"{'net beyond seeds':>28}{'sooner, tokens':>24}{'sooner, loss':>24}"
+    )
+    lines = [
+        head,
+        f"  {'':<24}{'':>9}{'A':>8}{'B':>8}{'by, nats':>27}{'':>8}{'':>7}",
+    ]
+    lines.append(_row(comparison.overall))
+    for name, rows in comparison.groups.items():
+        lines.append(f"  {name}")
+        lines += [_row(row, indent="  ") for row in rows]
+    overall = comparison.overall
+    lines += [
+        f"  gained: {_calls(overall.gained, 'B has learned and A has not', comparison)}",
+        f"  lost: {_calls(overall.lost, 'A has learned and B has not', comparison)}",
+        f"  sooner by learning times: {_sooner(overall.learning_times)}",
+        f"  sooner at the late loss: {_sooner(overall.late_loss)}",
+    ]
+    return lines
+
+
+def _row(row: GroupComparison, indent: str = "") -> str:
+    name = (indent + row.name)[:24]
+    net = "-"
+    if isinstance(row.gained.excess, Estimate) and isinstance(row.lost.excess, Estimate):
+        net = f"{_signed(row.gained.excess)} {_signed(row.lost.excess)}"
+    return (
+        f"  {name:<24}{row.tokens:>9,}{row.learned_a:>8.1%}{row.learned_b:>8.1%}"
+        f"{format_estimate(row.lower, '+.3f'):>27}{_count(row.gained):>8}{_count(row.lost):>7}"
+        f"{net:>28}{_factor(row.learning_times):>24}{_factor(row.late_loss):>24}"
+    )
+
+
+def _signed(estimate: Estimate) -> str:
+    return f"{estimate.uncorrected:+.0f}"
+
+
+def _count(change: Change) -> str:
+    return "-" if isinstance(change.called, Undefined) else f"{change.called:,}"
+
+
+def _factor(sooner: Sooner) -> str:
+    return format_estimate(sooner.factor, ".2f")
+
+
+def _calls(change: Change, words: str, comparison: Comparison) -> str:
+    """Return the candidates, those of the noise runs, the excess and the calls in words."""
+    text = f"{change.tokens:,} tokens that {words}"
+    if isinstance(change.called, Undefined):
+        return f"{text}; {change.called.undefined}"
+    assert not isinstance(change.seed, Undefined)
+    return (
+        f"{text}, with another seed of A in the place of B {change.seed:,.0f}: excess "
+        f"{format_estimate(change.excess, '+,.0f')}; beyond the noise between seeds at a false "
+        f"discovery rate of {comparison.settings.rate:.0%}: {change.called:,}"
+    )
+
+
+def _sooner(sooner: Sooner) -> str:
+    """Return the factor over documents, those of the seeds, and the factor over seeds in words."""
+    if isinstance(sooner.factor, Undefined):
+        return f"undefined: {sooner.factor.undefined}"
+    text = f"B {format_estimate(sooner.factor, '.3f')} times, over documents"
+    if isinstance(sooner.recipe, Undefined):
+        return f"{text}; over seeds {sooner.recipe.undefined}"
+    seeds = ", ".join(f"{each:.3f}" for each in sooner.seeds)
+    verdict = "undecided"
+    if sooner.recipe.has_interval and not sooner.recipe.low <= 1 <= sooner.recipe.high:
+        verdict = "sooner" if sooner.recipe.low > 1 else "later"
+    return (
+        f"{text}; other seeds of A {seeds}; over documents and seeds "
+        f"{format_estimate(sooner.recipe, '.3f')}: {verdict}"
+    )
+
+
+def _spectra(test: SpectraTest | Undefined) -> list[str]:
+    if isinstance(test, Undefined):
+        return [f"  spectra: undefined: {test.undefined}"]
+    text = (
+        f"  spectra: distance {format_estimate(test.distance)} nats per token; swapped document by "
+        f"document p = {test.p_documents:.3f}"
+    )
+    if isinstance(test.p_seeds, Undefined):
+        return [f"{text}; {test.p_seeds.undefined}"]
+    seeds = ", ".join(f"{each:.3f}" for each in test.seeds)
+    return [f"{text}; other seeds of A {seeds}, p = {test.p_seeds:.3f}: {test.outcome}"]
+
+
+def _tokens(kind: str, tokens: tuple[ChangedToken, ...], comparison: Comparison) -> list[str]:
+    """Return the strongest changed tokens, a line each."""
+    if not tokens:
+        return [] if comparison.noise else [f"  no token is {kind}"]
+    undecided = "" if comparison.noise else " (undecided: no second seed)"
+    lines = [f"  {kind}, the strongest{undecided}: loss in A, in B, states, z"]
+    for each in tokens[:_SHOWN]:
+        text = f"{each.dataset}"
+        if each.passage is not None:
+            before, after = each.passage.before[-_SIDE:], each.passage.after[: _SIDE // 3]
+            text += f": {before}[{each.passage.target}]{after}"
+        text = " ".join(text.split("\n"))
+        lines.append(
+            f"    {each.late_loss_a:6.2f} {each.late_loss_b:6.2f}  "
+            f"{each.state_a:>9} > {each.state_b:<9} {each.z:5.1f}  {text}"
+        )
+    return lines

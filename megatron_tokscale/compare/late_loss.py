@@ -1,0 +1,85 @@
+"""The late loss of a token: its mean loss over the last half octave before the common end.
+
+It is a weighted sum of the losses at the probes, with the same meaning for any probes: the mean of
+the line that joins them. Its noise follows from the residuals of the token's fit, whose successive
+values are correlated (`fit.noise`).
+
+Shapes: N tokens, K probe steps, L lags.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from megatron_tokscale.core.arrays import Floats, Floats32
+from megatron_tokscale.fit import SigmoidFits, TokenClass
+from megatron_tokscale.spectrum.evidence.falls import OCTAVE
+
+WINDOW: Final = OCTAVE / 2
+"""Length of the window in x (our choice): four probes of eight per octave; a token's loss that
+still falls does so by little within it."""
+_PARAMETERS: Final = {
+    TokenClass.FLAT_KNOWN: 1,
+    TokenClass.FLAT_UNLEARNED: 1,
+    TokenClass.FALLING: 4,
+    TokenClass.RISING: 4,
+    TokenClass.TWO_STEP: 7,
+    TokenClass.GRADUAL: 3,
+}
+"""Parameters of the curve of each class."""
+_LEAST_FREEDOM: Final = 0.5
+"""Least share of the probes that counts as degrees of freedom of the noise (our choice)."""
+_LEAST_SD: Final = 1e-6
+"""Least standard deviation in nats: the resolution of float32."""
+
+
+def window_weights(x_K: Floats, end: float, length: float = WINDOW) -> Floats:
+    """Return the weights (K,) of the losses in their mean from `end - length` to `end`.
+
+    The losses are joined by straight lines in x. A window that begins before the first finite x
+    begins there; behind the last probe the last loss stays.
+    """
+    finite = np.flatnonzero(np.isfinite(x_K))
+    inner_K = x_K[finite]
+    start = min(max(end - length, inner_K[0]), end)
+    inside = inner_K[(inner_K > start) & (inner_K < end)]
+    point_J = np.concatenate([[start], inside, [end]])
+    value_JK = np.stack([np.interp(point_J, inner_K, row) for row in np.eye(len(inner_K))], axis=1)
+    weight_K = np.zeros(len(x_K))
+    if end > start:
+        weight_K[finite] = np.trapezoid(value_JK, point_J, axis=0) / (end - start)
+    else:
+        weight_K[finite] = value_JK[0]
+    return weight_K
+
+
+def late_variance(
+    fits: SigmoidFits, loss_NK: Floats32, weight_K: Floats, n_fitted: int | None = None
+) -> Floats:
+    """Return the variance of the late loss of each token by its own noise, in nats^2, (N,).
+
+    The noise at the probes is an autoregression of order one around the curve of the token's class.
+    Its degrees of freedom are the probes less the parameters, each of which absorbs
+    (1 + phi)/(1 - phi) probes' worth of correlated noise (Bartlett 1946).
+
+    Args:
+        fits: fits of the tokens.
+        loss_NK: losses at all probes.
+        weight_K: weights of the late loss.
+        n_fitted: number of probes that are fitted; None for all.
+    """
+    n_fitted = loss_NK.shape[1] if n_fitted is None else n_fitted
+    x_K = np.where(np.isfinite(fits.x_K), fits.x_K, -1e6)
+    residual_NK = loss_NK[:, :n_fitted] - fits.predict(x_K)
+    squares_N = np.einsum("nk,nk->n", residual_NK, residual_NK)
+    phi_N = np.clip(np.nan_to_num(fits.autocorrelation_N.astype(np.float64)), 0.0, 0.95)
+    parameters_N = np.ones(len(fits))
+    for token_class, parameters in _PARAMETERS.items():
+        parameters_N[fits.is_class(token_class)] = parameters
+    freedom_N = n_fitted - parameters_N * (1 + phi_N) / (1 - phi_N)
+    freedom_N = np.maximum(freedom_N, _LEAST_FREEDOM * n_fitted)
+    product_L = np.correlate(weight_K, weight_K, "full")[len(weight_K) - 1 :]
+    product_L[1:] *= 2
+    last = int(np.flatnonzero(product_L)[-1]) + 1
+    factor_N = np.polynomial.polynomial.polyval(phi_N, product_L[:last])
+    return np.asarray(np.maximum(squares_N / freedom_N * factor_N, _LEAST_SD**2))
