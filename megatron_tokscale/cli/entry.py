@@ -21,6 +21,7 @@ from megatron_tokscale.cli import (
     score,
     spectrum,
     trace,
+    watch,
 )
 from megatron_tokscale.cli.bounds import check_numbers
 from megatron_tokscale.cli.parsing import Parser, flush_stdout
@@ -58,6 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for module in (
         probe,
+        watch,
         fit,
         spectrum,
         laws,

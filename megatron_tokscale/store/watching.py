@@ -54,6 +54,10 @@ class RunView:
     progress: Progress | None
     groups: tuple[GroupProgress, ...]
 
+    def time_of(self, step: int) -> float:
+        """Return the time of a probe: its step, or its value on an imported axis."""
+        return _time_of(self.info, step)
+
     @property
     def unit(self) -> str:
         """The unit of time: "step", or that of an imported axis, "time" where it is not known."""
