@@ -11,7 +11,7 @@ was probed) less its present loss. An *octave ago* is the last probe at or befor
   Whether it ever falls is not known.
 - known: it has not fallen since the start, and its probability is above 1/2.
 - forgotten: it stands above its lowest loss so far by at least 20% of its fall to that lowest loss,
-  and it is not under way.
+  and it is not under way. The lowest loss is that of the means of `_BLOCK` probes in a row.
 
 A fall or a rise counts if it is at least `LEAST_FALL` and at least `BEYOND` standard errors. The
 noise of a token is estimated from its losses at neighbouring probes since an octave ago; a fall
@@ -62,6 +62,8 @@ _MEDIAN_OF_NORMAL: Final = 0.6745
 _LIKE: Final = 0.25
 """Range of losses in nats within which tokens share an estimate of their noise; our choice."""
 _GROUPS: Final = 128  # such ranges; the last has all losses above
+_BLOCK: Final = 8
+"""Probes in a row whose mean loss may be a token's lowest: an octave of the default schedule."""
 _CHUNK: Final = 2**14  # tokens whose departures fit into a CPU's cache
 
 
@@ -138,15 +140,16 @@ class ProgressTracker:
     """Takes the losses of probes in the order of their times, and tells the states of tokens.
 
     It holds the losses of the first probe, of the probes since an octave ago (at most one per tenth
-    of an octave), and each token's lowest loss: at most 16 vectors, whatever the number of probes.
+    of an octave), and each token's lowest mean: at most 17 vectors, whatever the number of probes.
     """
 
     def __init__(self) -> None:
         self._times: list[float] = []
         self._losses: list[Floats32] = []
         self._start: tuple[float, Floats32] | None = None
-        self._lowest_N: Floats32 | None = None
-        self._n_levels = 0
+        self._block_N: Floats32 | None = None  # sum of the losses of the present block
+        self._n_blocked = 0  # probes in all blocks
+        self._lowest_N: Floats32 | None = None  # lowest mean of a block
 
     @property
     def time(self) -> float | None:
@@ -163,8 +166,7 @@ class ProgressTracker:
         if len(self._times) > 1 and not _is_held(self._times[-1], self._times[-2]):
             del self._times[-1], self._losses[-1]
         elif len(self._times) > 1:
-            self._lowest_N = self._lowest_with(self._level(len(self._times) - 2)[0])
-            self._n_levels += 1
+            self._add_to_block(self._losses[-1])
         self._start = self._start or (time, loss_N)
         self._times.append(time)
         self._losses.append(loss_N)
@@ -181,7 +183,9 @@ class ProgressTracker:
         start, start_N = self._start
         before_level_N, variance_before = self._level(before)
         level_N, variance = self._level(now)
-        lowest_N = self._lowest_with(level_N)
+        lowest_N = level_N if self._lowest_N is None else np.fmin(self._lowest_N, level_N)
+        at_start = 0.0 if start == 0 else 1.0  # before training there is no noise of training
+        of_lowest = 1 / _BLOCK
         noise_N = self._noise(level_N)
 
         def counting(fall_N: Floats32, variance: float, more: float = 0.0) -> Floats32:
@@ -194,9 +198,9 @@ class ProgressTracker:
             fall_N = counting(before_level_N - level_N, variance + variance_before)
             state_N = _states(
                 fall_N=fall_N,
-                since_start_N=counting(start_N - level_N, variance + 1),
-                to_lowest_N=counting(start_N - lowest_N, variance + 1),
-                rise_N=counting(level_N - lowest_N, 2 * variance, self._depth_of_lowest(variance)),
+                since_start_N=counting(start_N - level_N, variance + at_start),
+                to_lowest_N=counting(start_N - lowest_N, of_lowest + at_start),
+                rise_N=counting(level_N - lowest_N, variance + of_lowest, self._depth_of_lowest()),
                 level_N=level_N,
             )
             is_known_N = np.isfinite(noise_N + start_N + before_level_N + level_N)
@@ -218,20 +222,22 @@ class ProgressTracker:
         earlier, half = self._times[:-1], max(self._times, default=0.0) / 2
         return max((k for k, time in enumerate(earlier) if time <= half), default=None)
 
-    def _lowest_with(self, level_N: Floats32) -> Floats32:
-        """Return the lowest levels so far, of which `level_N` is one."""
-        return level_N if self._lowest_N is None else np.fmin(self._lowest_N, level_N)
+    def _add_to_block(self, loss_N: Floats32) -> None:
+        """Add the losses of a probe that stays held to the present block; close a full one."""
+        self._block_N = loss_N if self._block_N is None else self._block_N + loss_N
+        self._n_blocked += 1
+        if self._n_blocked % _BLOCK == 0:
+            mean_N = self._block_N / np.float32(_BLOCK)
+            self._lowest_N = mean_N if self._lowest_N is None else np.fmin(self._lowest_N, mean_N)
+            self._block_N = None
 
-    def _depth_of_lowest(self, variance: float) -> float:
-        """Return how far the lowest level of a token that does not move lies below their mean.
+    def _depth_of_lowest(self) -> float:
+        """Return how far the lowest mean of a token that does not move lies below its loss.
 
         It is in standard deviations of one loss: the lowest of n normal numbers lies at most about
         sqrt(2 ln n) of their standard deviations below their mean.
-
-        Args:
-            variance: variance of a level, over that of a loss.
         """
-        return math.sqrt(2 * math.log(max(self._n_levels, 1)) * variance)
+        return math.sqrt(2 * math.log(max(self._n_blocked // _BLOCK, 1)) / _BLOCK)
 
     def _level(self, k: int) -> tuple[Floats32, float]:
         """Return the losses at probe `k` with less noise, and how much of the variance is left.

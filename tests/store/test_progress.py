@@ -117,14 +117,17 @@ class ByHand:
             return fall >= max(0.2, (3 * math.sqrt(variance) + more) * noise)
 
         (end, of_end), (before, of_before) = self.level(row, self.now), self.level(row, self.ago)
-        earlier = [row[0], *(self.level(row, k)[0] for k in range(1, self.now - 1))]
-        lowest, start = min([*earlier, end]), row[0]
-        has_fallen = counts(start - end, 1 + of_end)
+        kept = row[1:-1]  # the first probe, like the last, is in no block
+        blocks = [statistics.mean(kept[k : k + 8]) for k in range(0, len(kept) - 7, 8)]
+        lowest, start = min([*blocks, end]), row[0]
+        of_start = 1 if self.times[0] else 0
+        has_fallen = counts(start - end, of_start + of_end)
         since = start - end if has_fallen else 0
         if counts(before - end, of_end + of_before) and before - end >= 0.2 * since:
             return MeasuredState.UNDER_WAY
-        depth = math.sqrt(2 * math.log(len(earlier)) * of_end)
-        is_lost = counts(end - lowest, 2 * of_end, depth) and counts(start - lowest, 1 + of_end)
+        depth = math.sqrt(2 * math.log(max(len(blocks), 1)) / 8)
+        is_lost = counts(end - lowest, 1 / 8 + of_end, depth)
+        is_lost = is_lost and counts(start - lowest, of_start + 1 / 8)
         if is_lost and end - lowest >= 0.2 * (start - lowest):
             return MeasuredState.FORGOTTEN
         if has_fallen:
@@ -177,19 +180,23 @@ def test_a_tracker_holds_no_more_with_more_probes():
     tracker, most = ProgressTracker(), 0
     for step in range(3000):
         tracker.add(step, np.full(3, 5.0, np.float32))
-        vectors = {id(each) for each in (*tracker._losses, tracker._start[1], tracker._lowest_N)}
+        vectors = {
+            id(each)
+            for each in (*tracker._losses, tracker._start[1], tracker._lowest_N, tracker._block_N)
+        }
         most = max(most, len(vectors - {id(None)}))
-    assert 10 <= most <= 16
+    assert 10 <= most <= 17
 
 
 def test_noise_alone_moves_few_tokens():
-    """White noise of 0.5 nats, 20,000 tokens: at most 0.5% are called under way or forgotten."""
+    """White noise of 0.5 nats after step 0: at most 0.5% of 20,000 tokens are in any other state."""
     rng = np.random.default_rng(3)
     loss_NK = 4 + 0.5 * rng.standard_normal((20_000, len(STEPS)))
+    loss_NK[:, 0] = 4
     state_N = progress_of(STEPS, loss_NK).state_N
-    for state in (MeasuredState.UNDER_WAY, MeasuredState.FORGOTTEN):
-        assert (state_N == state).mean() <= 0.005, state.label
-    assert (state_N == MeasuredState.TO_COME).mean() > 0.98
+    for state in MeasuredState:
+        if state is not MeasuredState.TO_COME:
+            assert (state_N == state).mean() <= 0.005, state.label
 
 
 def test_a_fall_of_six_times_the_noise_is_seen():
