@@ -189,7 +189,7 @@ def test_a_tracker_holds_no_more_with_more_probes():
 
 
 def test_noise_alone_moves_few_tokens():
-    """White noise of 0.5 nats after step 0: at most 0.5% of 20,000 tokens are in any other state."""
+    """White noise of 0.5 nats after step 0: at most 0.5% of tokens are in any state but to come."""
     rng = np.random.default_rng(3)
     loss_NK = 4 + 0.5 * rng.standard_normal((20_000, len(STEPS)))
     loss_NK[:, 0] = 4
