@@ -68,6 +68,7 @@ def test_metrics_in_tensorboard_are_those_of_the_losses(corpus: Corpus, tmp_path
 
     save = str(tmp_path / "save")
     flags = (*probe_flags(corpus, tmp_path, "linear:1"), "--save", save, "--load", save)
+    flags = (*flags, "--save-interval", "6")
     board = ("--tensorboard-dir", str(tmp_path / "board"), "--tokscale-fall-threshold", "0.01")
     layout = ("--train-iters", "8", "--tensor-model-parallel-size", "2")
     run_job(corpus, 2, *flags, *board, *layout, "--exit-interval", "6")
