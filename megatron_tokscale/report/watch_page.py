@@ -10,7 +10,6 @@ from megatron_tokscale.core.words import time_text
 from megatron_tokscale.report.html import (
     STATE_COLOURS,
     STATE_WORDS,
-    bar,
     dataset,
     escape,
     number,
@@ -81,34 +80,30 @@ def render_view(
 def _now(view: RunView, now: float) -> list[str]:
     """Return how far the run is, what fell, and the table of datasets."""
     written = datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    found = [paragraph(f"{escape(where(view, now))}, as of {written}.", "soft")]
+    found = [paragraph(f"{_sentence(where(view, now))}, as of {written}.", "soft")]
     progress = view.progress
     if progress is None:
         return found
     overall = view.groups[0]
-    text = since(view)
-    found.append(paragraph(f"{escape(text[0].upper() + text[1:])}.{_shares(overall)}", "lead"))
+    found.append(paragraph(f"{_sentence(since(view))}.{_shares(overall)}", "lead"))
     is_one = len(view.tokens.datasets) == 1
     names = ["all", *(dataset(d, name) for d, name in enumerate(view.tokens.datasets))]
     groups = view.groups[: 1 if is_one else None]
-    header = ["tokens of", "tokens", "loss", "fell", "share of its fall"]
+    header = ["tokens of", "tokens", "loss", "fell", "share"]
     header += [_named(state) for state in SHOWN_STATES]
     start = f"{escape(view.unit)} {time_text(progress.start)}"
     ago = f"{escape(view.unit)} {time_text(progress.octave_ago)}"
     found += [_stack(name, group) for name, group in zip(names, groups, strict=False)]
-    found.append(
-        table(
-            f"Loss and falls in nats per token. Fell: mean loss at {ago} less that now, and as a "
-            f"share of the fall since {start}. Under way: at least {BEGUN:.0%} of a token's fall "
-            f"since {start} has happened since {ago}. Learned: at least {1 - BEGUN:.0%} had "
-            "happened by then. To come: not fallen. Known: not fallen, and likelier than not. "
-            f"Forgotten: risen by {BEGUN:.0%} of its fall or more. A fall or rise counts from "
-            f"{LEAST_FALL:g} nats and {BEYOND:g} standard errors on.",
-            header,
-            [_row(name, group) for name, group in zip(names, groups, strict=False)],
-            "states",
-        )
+    rows = [_row(name, group) for name, group in zip(names, groups, strict=False)]
+    caption = f"Loss, and its fall since {ago}, in nats per token; shares of tokens by their state."
+    definitions = (
+        f"Share: of the fall since {start}. Under way: at least {BEGUN:.0%} of a token's fall "
+        f"since {start} has happened since {ago}. Learned: at least {1 - BEGUN:.0%} had happened "
+        "by then. To come: not fallen. Known before: not fallen, and its probability is above 1/2. "
+        f"Forgotten: risen by {BEGUN:.0%} of its fall or more. A fall or rise counts from "
+        f"{LEAST_FALL:g} nats and {BEYOND:g} standard errors on."
     )
+    found += [table(caption, header, rows, "states"), paragraph(definitions, "soft")]
     return found
 
 
@@ -123,6 +118,11 @@ def _shares(overall: GroupProgress) -> str:
         f" {learned} of the tokens are learned, {under_way} under way, {to_come} to come and "
         f"{forgotten} forgotten."
     )
+
+
+def _sentence(text: str) -> str:
+    """Return a text as HTML with a capital letter at its start."""
+    return escape(text[0].upper() + text[1:])
 
 
 def _named(state: MeasuredState) -> str:
@@ -141,7 +141,7 @@ def _row(name: str, group: GroupProgress) -> list[str]:
         number(group.n_tokens, ","),
         number(group.loss),
         number(group.fall),
-        bar(group.fall_share),
+        number(group.fall_share, ".1%"),
         *(number(group.share.get(state, math.nan), ".1%") for state in SHOWN_STATES),
     ]
 

@@ -100,7 +100,7 @@ def test_each_new_probe_is_shown_until_the_watching_is_interrupted(
     assert "looking again every 7 s" in shown.err
     html = page.read_text()
     assert '<meta http-equiv="refresh" content="7">' in html
-    assert "step 1,024 of 1,024" in html
+    assert "Step 1,024 of 1,024" in html
 
 
 def test_a_page_of_another_kind_is_not_replaced(run, tmp_path, capsys):

@@ -86,4 +86,4 @@ def test_a_page_without_a_probe_says_so(tmp_path):
     )
     run.paths.losses_at(0).unlink()
     page = Page(render_view(RunWatcher(run.path).look(), [], NOW))
-    assert "no probe yet" in "".join(text for _, text in page.texts)
+    assert "No probe yet" in "".join(text for _, text in page.texts)
