@@ -99,11 +99,11 @@ def _now(view: RunView, now: float) -> list[str]:
     definitions = (
         f"Share: of the fall since {start}. Under way: at least {BEGUN:.0%} of a token's fall "
         f"since {start} has happened since {ago}. Learned: at least {1 - BEGUN:.0%} had happened "
-        "by then. To come: not fallen. Known before: not fallen, and its probability is above 1/2. "
+        "by then. To come: not fallen. Known: not fallen, and its probability is above 1/2. "
         f"Forgotten: risen by {BEGUN:.0%} of its fall or more. A fall or rise counts from "
         f"{LEAST_FALL:g} nats and {BEYOND:g} standard errors on."
     )
-    found += [table(caption, header, rows, "states"), paragraph(definitions, "soft")]
+    found += [table(caption, header, rows, "dense"), paragraph(definitions, "soft")]
     return found
 
 
@@ -126,7 +126,7 @@ def _sentence(text: str) -> str:
 
 
 def _named(state: MeasuredState) -> str:
-    return swatch(*_look(state))
+    return swatch(_look(state)[0], state.label)
 
 
 def _look(state: MeasuredState) -> tuple[str, str]:
