@@ -45,6 +45,13 @@ def add_verb(verbs: Verbs) -> None:
         metavar="FOLDER",
         help="folder for compare.json (default: A/analysis/compare/NAME-OF-B)",
     )
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="FILE",
+        help="write one self-contained HTML page too, a new file or an earlier report (default: "
+        "none)",
+    )
     add_resampling(parser)
     parser.set_defaults(verb=_compare)
 
@@ -52,7 +59,10 @@ def add_verb(verbs: Verbs) -> None:
 def _compare(arguments: Arguments) -> None:
     from megatron_tokscale.compare.compare_text import describe_comparison
     from megatron_tokscale.compare.run_compare import compare_runs
+    from megatron_tokscale.report import check_page, report_comparison
 
+    if arguments.page is not None:
+        check_page(arguments.page)
     a, b, *noise = open_runs([arguments.a, arguments.b, *arguments.noise])
     comparison = compare_runs(
         a,
@@ -66,3 +76,5 @@ def _compare(arguments: Arguments) -> None:
         progress=ProgressOnStderr(),
     )
     print(describe_comparison(comparison))
+    if arguments.page is not None:
+        print(report_comparison(comparison, arguments.page))

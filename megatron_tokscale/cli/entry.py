@@ -14,6 +14,7 @@ from megatron_tokscale.cli import (
     doctor,
     exchange,
     fit,
+    forecast,
     laws,
     plan,
     probe,
@@ -58,19 +59,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for module in (
-        probe,
-        watch,
-        fit,
-        spectrum,
-        laws,
-        compare,
-        score,
-        plan,
-        trace,
-        report,
-        exchange,
-        demo,
-        doctor,
+        *(probe, watch, fit, spectrum, laws, compare, forecast),
+        *(score, plan, trace, report, exchange, demo, doctor),
     ):
         module.add_verb(verbs)
     check_numbers(parser)

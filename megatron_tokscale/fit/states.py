@@ -65,17 +65,19 @@ def states_at(fits: SigmoidFits, x: float | None = None) -> Integers8:
     end_NP = _partial_sums(_transitions(fits, "drop"))
     drop_N, range_N = end_NP.max(axis=1), np.ptp(end_NP, axis=1)
     moving_N = fits.is_class(*_MOVING)
-    conditions = (
-        (~fits.complete_N, TokenState.UNFITTED),
-        (fits.is_class(TokenClass.FLAT_UNLEARNED), TokenState.UNMOVED),
-        (~moving_N | (range_N == 0), TokenState.KNOWN),
-        (risen_N >= BEGUN * range_N, TokenState.FORGOTTEN),
-        (drop_N <= 0, TokenState.KNOWN),
-        (fall_N >= DONE * drop_N, TokenState.LEARNED),
-        (fall_N >= BEGUN * drop_N, TokenState.UNDER_WAY),
-    )
-    state_N = np.select(*zip(*conditions, strict=True), default=TokenState.TO_COME)
-    return state_N.astype(np.int8)
+    state_N = np.full(len(fits), TokenState.TO_COME, dtype=np.int8)
+    # The later of two masks wins.
+    for state, mask_N in (
+        (TokenState.UNDER_WAY, fall_N >= BEGUN * drop_N),
+        (TokenState.LEARNED, fall_N >= DONE * drop_N),
+        (TokenState.KNOWN, drop_N <= 0),
+        (TokenState.FORGOTTEN, risen_N >= BEGUN * range_N),
+        (TokenState.KNOWN, ~moving_N | (range_N == 0)),
+        (TokenState.UNMOVED, fits.is_class(TokenClass.FLAT_UNLEARNED)),
+        (TokenState.UNFITTED, ~fits.complete_N),
+    ):
+        state_N[mask_N] = state
+    return state_N
 
 
 def net_fall(fits: SigmoidFits, x: float) -> tuple[Floats, Floats]:

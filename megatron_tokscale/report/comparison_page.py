@@ -41,10 +41,11 @@ from megatron_tokscale.results.estimate import Estimate, Undefined
 
 _OF_A: Final = MEASURED
 _OF_B: Final = "#d55e00"
+_SHOWN: Final = 12  # tokens of each kind; compare.json has more
 _GROUPINGS: Final = {
-    "frequency decile": "By frequency of the token",
+    "frequency decile": "By frequency of the token, from the rarest decile",
     "class in A": "By class in A",
-    "position decile": "By position in the document",
+    "position decile": "By length of the context, from the shortest decile",
 }
 """Titles of the groupings below the first table, in order; others come after them."""
 
@@ -113,10 +114,16 @@ def _between_seeds(found: Comparison) -> list[str]:
         return []
     lower = ", ".join(number(each, "+,.3f") for each in found.overall.seed_lower)
     sooner = ", ".join(number(each, ",.2f") for each in found.overall.late_loss.seeds)
+    recipe = found.overall.late_loss.recipe
+    over_seeds = (
+        f" Over {found.unit_kind} and seeds, B is {estimate(recipe, ',.2f')} times sooner."
+        if isinstance(recipe, Estimate)
+        else ""
+    )
     return [
         paragraph(
             f"The same for further seeds of A in the place of B: late losses lower by {lower} "
-            f"nats, {sooner} times sooner.",
+            f"nats, {sooner} times sooner.{over_seeds}",
             "soft",
         )
     ]
@@ -270,7 +277,7 @@ def _examples(found: Comparison, tokens: Sequence[ChangedToken], what: str) -> l
         if isinstance(called, Undefined)
         else "The strongest."
     )
-    return [paragraph(intro, "soft"), *(_card(found, each) for each in tokens)]
+    return [paragraph(intro, "soft"), *(_card(found, each) for each in tokens[:_SHOWN])]
 
 
 def _card(found: Comparison, token: ChangedToken) -> str:

@@ -19,7 +19,6 @@ from megatron_tokscale.report.charts import (
     draw,
     largest_datasets,
     left_out,
-    short,
     time_axis,
     time_label,
     time_of,
@@ -45,9 +44,10 @@ from megatron_tokscale.report.sections.examples import (
     passages_of,
     trajectory_of,
 )
+from megatron_tokscale.report.sections.forecast import fall, horizon_names, shown_judgements
 from megatron_tokscale.report.sections.overview import warnings
 from megatron_tokscale.report.token_states import STATES, Shares, StateShares
-from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.forecast import Forecast, Method, Standing
 
 _ASKED: Final = (TokenState.LEARNED, TokenState.UNDER_WAY, TokenState.TO_COME)
@@ -178,45 +178,35 @@ def _rest(inputs: ReportInputs) -> list[str]:
 
 def _verdict(found: Forecast) -> str:
     """Return the sentence on the method of the forecast, and what its back-tests say of it."""
-    best = found.judgements[0]
+    best = shown_judgements(found.judgements)[0]
     link = '<a href="#forecast">back-tests</a>'
+    missed = f"missed the falls that came by {number(best.error, '.0%')} on average."
     text = {
-        Standing.STANDS: f"The {link} of this forecast missed the falls that came by "
-        f"{number(best.error, '.0%')} on average.",
-        Standing.REFUTED: f"The {link} refute this forecast: they missed the falls that came by "
-        f"{number(best.error, '.0%')} on average.",
+        Standing.STANDS: f"The {link} of this forecast {missed}",
+        Standing.REFUTED: f"The {link} refute this forecast: they {missed}",
         Standing.UNTESTED: f"No {link} tell how far this forecast misses.",
     }[best.standing]
-    kind = "warning" if best.standing is Standing.REFUTED else ""
+    if found.best is Method.NOTHING:
+        text += " To say that nothing more falls does better."
     return paragraph(
-        f"By the {escape(best.method)}, if training goes on as it is now. {text}", kind
+        f"Forecast by the {escape(best.method)}, if training goes on as now. {text}",
+        "warning" if best.standing is Standing.REFUTED or found.best is Method.NOTHING else "",
     )
 
 
 def _falls_table(inputs: ReportInputs, found: Forecast) -> str:
     """Return the forecast falls by horizon: of all tokens, and by the hazard of each dataset."""
-    header = [
-        "fall in nats",
-        *(f"by {short(each.time)} {time_unit(inputs.time)}" for each in found.now.horizons),
-    ]
-    rows = [
-        [
-            "all tokens",
-            *(_fall(each.falls.get(found.best)) for each in found.now.horizons),
-        ]
-    ]
+    horizons, best = found.now.horizons, shown_judgements(found.judgements)[0].method
+    rows = [["all tokens", *(fall(each.falls.get(best)) for each in horizons)]]
     names = inputs.run.tokens.datasets
-    groups = found.now.groups.get("dataset", ()) if found.best is Method.HAZARD else ()
+    groups = found.now.groups.get("dataset", ()) if best is Method.HAZARD else ()
     rows += [
         [_named(names, group.name), *(estimate(each) for each in group.falls)] for group in groups
     ]
     caption = "Fall of the mean loss from now on, in nats per token."
     parts = " The falls of the datasets add up to that of all tokens." if groups else ""
+    header = ["", *horizon_names(horizons, time_unit(inputs.time))]
     return table(caption + parts, header, rows, "dense")
-
-
-def _fall(found: Estimate | Undefined | None) -> str:
-    return "–" if found is None else estimate(found)
 
 
 def _named(names: Sequence[str], name: str) -> str:
@@ -227,7 +217,7 @@ def _next(inputs: ReportInputs) -> list[str]:
     """Return what falls now and what is left, by dataset; the plan or scores, or their verbs."""
     falls, summary = last_octave(inputs), inputs.spectrum.summary
     rows = [
-        [dataset(d, each.name), _fall(falls.get(d)), estimate(each.expected_nats)]
+        [dataset(d, each.name), fall(falls.get(d)), estimate(each.expected_nats)]
         for d, each in enumerate(summary.datasets)
     ]
     return [

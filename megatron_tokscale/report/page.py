@@ -11,6 +11,7 @@ from megatron_tokscale.report.sections.axes import axis_sections
 from megatron_tokscale.report.sections.beside import beside_sections
 from megatron_tokscale.report.sections.classes import classes_section
 from megatron_tokscale.report.sections.examples import examples_section
+from megatron_tokscale.report.sections.forecast import forecast_section
 from megatron_tokscale.report.sections.forward import forward_section
 from megatron_tokscale.report.sections.laws import laws_section
 from megatron_tokscale.report.sections.locality import locality_section
@@ -25,6 +26,7 @@ SECTIONS: Final[tuple[Callable[[ReportInputs], Sequence[Section]], ...]] = (
     spectrum_section,
     locality_section,
     classes_section,
+    forecast_section,
     forward_section,
     transfer_section,
     axis_sections,

@@ -49,7 +49,6 @@ def report_run(
     """
     path = out or run.paths.report
     check_page(path)
-    _require("matplotlib")
     if tokenizer is not None:
         _require("tokenizers")
     inputs = ReportInputs.read(
@@ -71,7 +70,6 @@ def report_comparison(found: Comparison, out: Path) -> Path:
         OSError: the page cannot be written.
     """
     check_page(out)
-    _require("matplotlib")
 
     from megatron_tokscale.report.comparison_page import render_comparison  # imports matplotlib
 
@@ -89,8 +87,10 @@ def check_page(path: Path, title: str = TITLE, flag: str = "--out") -> None:
 
     Raises:
         TokscaleError: something other than an earlier page is at `path`, or no file can be made
-            there.
+            there, or the package that draws a report's figures is missing.
     """
+    if title == TITLE:
+        _require("matplotlib")
     if reason := unwritable(path.parent, path.name):
         raise TokscaleError(
             f"{path} cannot be written ({reason}); expected a path in a folder that you may write "

@@ -66,6 +66,7 @@ def test_the_headline_has_loss_factor_and_tokens(found, page):
     assert "B reaches the late loss of A 1.25 [1.15, 1.35] times sooner" in words
     assert "B gained 40 tokens and lost 7 tokens, of 2,000" in words
     assert "lower by +0.010, −0.020 nats, 0.99, 1.02 times sooner" in words
+    assert "Over documents and seeds, B is 1.25 [1.15, 1.35] times sooner." in words
 
 
 def test_a_worse_run_is_called_later_and_not_sooner():

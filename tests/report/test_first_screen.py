@@ -180,6 +180,30 @@ def test_a_forecast_by_another_method_has_no_falls_of_datasets(inputs):
     assert names == ["all tokens"]
 
 
+def test_a_forecast_worse_than_no_fall_says_so(inputs):
+    found = forecast_of(inputs, Standing.REFUTED, judged_first=Method.NOTHING)
+    screen = screen_with(inputs, forecast=found)
+    assert "To say that nothing more falls does better" in screen.words("rest")
+    falls = [each.falls[Method.HAZARD] for each in found.now.horizons]
+    assert screen.row("rest", "all tokens") == numbers_of(*falls)
+
+
+def test_the_section_on_the_forecast_has_every_method_back_test_and_group(inputs):
+    found = forecast_of(inputs, Standing.STANDS)
+    page = Page(render(dataclasses.replace(inputs, forecast=found)))
+    now, test = found.now, found.back_tests[1]
+    falls = [h.falls[Method.HAZARD] for each in (now, test) for h in each.horizons]
+    expected = [*numbers_of(*falls[:3]), 0.12, *numbers_of(*falls[3:])]
+    assert page.row("forecast", Method.HAZARD) == expected
+    assert page.row("forecast", "what came") == numbers_of(test.horizons[0].measured)
+    for group in now.groups["dataset"]:
+        expected = [group.tokens, group.loss, *numbers_of(*group.falls)]
+        assert page.row("forecast", group.name) == expected
+    words = page.words("forecast")
+    assert "No back-test: too <b>few probes." in words and "Assumed: training goes on." in words
+    assert 'id="forecast"' not in render(inputs)
+
+
 def test_the_first_screen_stands_before_the_evidence_and_the_settings_last(inputs):
     html = render(inputs)
     anchors = ("now", "rest", "next", "learning", "verdicts", "spectrum", "run")
@@ -188,28 +212,38 @@ def test_the_first_screen_stands_before_the_evidence_and_the_settings_last(input
     assert html.rindex("<h2 ") == html.index('<h2 id="run"')
 
 
-def forecast_of(inputs, standing, best=Method.HAZARD):
-    """A made-up forecast, by the best method."""
+def forecast_of(inputs, standing, best=Method.HAZARD, judged_first=None):
+    """A made-up forecast by one method, with a back-test and with one that is undefined."""
     fit = inputs.spectrum.fit
-    horizons = tuple(
-        Horizon(
-            factor,
-            160 * factor,
-            {
-                best: Estimate(0.1 * factor, 0.05 * factor, 0.2 * factor),
-                Method.SLOPE: Undefined("no"),
-            },
-        )
-        for factor in (2.0, 4.0, 10.0)
-    )
+
+    def horizon(factor, measured=None):
+        found = Estimate(0.1 * factor, 0.05 * factor, 0.2 * factor)
+        falls = {best: found, Method.SLOPE: Undefined("no")}
+        return Horizon(factor, 160 * factor, falls, measured)
+
     groups = tuple(
         GroupFall(name, 100, 3.0, tuple(Estimate(share * f, 0, f) for f in (0.1, 0.2, 0.5)))
         for name, share in zip(inputs.run.tokens.datasets, (0.3, 0.7), strict=True)
     )
     now = Origin(
-        1.0, 160.0, 20, Estimate(3.0), 0.5, 0.2, Estimate(0.1), Estimate(1.0), horizons,
-        {"dataset": groups}, {},
-    )  # fmt: skip
+        share=1.0,
+        time=160.0,
+        probes=20,
+        loss=Estimate(3.0),
+        learned=0.5,
+        censored=0.2,
+        hazard_per_octave=Estimate(0.1),
+        correction=1.0,
+        horizons=tuple(map(horizon, (2.0, 4.0, 10.0))),
+        groups={"dataset": groups},
+        group_errors={},
+    )
+    test = dataclasses.replace(
+        now, share=0.5, time=80.0, horizons=(horizon(1.0, Estimate(0.15)),), groups={}
+    )
+    judgements = [Judgement(best, standing, "it came <so>", 0.12)]
+    if judged_first is not None:
+        judgements.insert(0, Judgement(judged_first, Standing.STANDS, "nothing fell", 0.1))
     return Forecast(
         fit=fit.identity,
         non_finite=fit.non_finite,
@@ -218,7 +252,7 @@ def forecast_of(inputs, standing, best=Method.HAZARD):
         assumed=("training goes on",),
         missing=(),
         now=now,
-        back_tests=(Undefined("too few probes"),),
-        judgements=(Judgement(best, standing, "reason", 0.12),),
+        back_tests=(Undefined("too <b>few probes"), test),
+        judgements=tuple(judgements),
         settings=ForecastSettings(100, 10, 0),
     )

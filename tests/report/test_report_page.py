@@ -96,9 +96,6 @@ def test_tokens_and_twins_are_those_of_the_analysis(planted, evidence, page):
         np.testing.assert_allclose(shares, [100 * count / each.n_tokens for count in counts])
         nats = numbers_of(each.learned_nats, each.expected_nats)
         assert page.row("spectrum", each.name)[-len(nats) :] == nats
-    whole = summary.overall
-    counts = [whole.n_events, whole.censored, whole.known, whole.forgotten]
-    assert page.row("run", "Tokens by its end") == counts
     twins = evidence.twins
     expected = numbers_of(
         twins.without_steps["kernel"], evidence.same_tokens["kernel"].r2, twins.with_steps["kernel"]

@@ -69,31 +69,52 @@ def fit_power_law(
         UndefinedError: there are fewer than six points, or losses are not finite, not positive or
             do not fall.
     """
-    time_K, loss = _checked_curve(t_K, loss_K)
-    start = FIRST_TIME_SHARE * time_K[-1] if from_ is None else from_
-    fitted_K = (time_K > 0) & (time_K >= start * (1 - _ROUNDING))
-    time_K, loss = time_K[fitted_K], loss[fitted_K]
-    _check_points(time_K, loss, start)
-    curve = Curve(np.log(time_K), np.log(loss))
-    best = curve.solve()
-    residual_K = curve.log_loss_K - curve.predict(best)
-    rho = float(serial_correlation(residual_K, _PARAMETERS))
-    noise = _Noise.from_residuals(residual_K, rho)
-    resamples = _resample(curve, best, noise.residual_K, n_resamples, seed)
+    fit = _Fit.of(t_K, loss_K, from_, n_resamples, seed)
+    best, time_K, resamples = fit.best, fit.time_K, fit.resamples
     exponent_R = [solution.exponent for solution in resamples]
     scale, scale_R = np.exp(best.log_scale), np.exp([law.log_scale for law in resamples])
+    log_loss_K = fit.curve.log_loss_K
     return PowerLaw(
         floor=percentile_estimate(best.floor, [law.floor for law in resamples]),
         scale=percentile_estimate(float(scale), scale_R),
         exponent=percentile_estimate(best.exponent, exponent_R),
-        exponent_se=float(np.std(exponent_R, ddof=1)) / noise.student,
-        r2=float(1 - (residual_K**2).sum() / (len(time_K) * curve.log_loss_K.var())),
-        autocorrelation=rho,
+        exponent_se=float(np.std(exponent_R, ddof=1)) / fit.noise.student,
+        r2=float(1 - (fit.residual_K**2).sum() / (len(time_K) * log_loss_K.var())),
+        autocorrelation=fit.rho,
         n_points=len(time_K),
         from_time=float(time_K[0]),
         to_time=float(time_K[-1]),
         converged=best.converged,
     )
+
+
+def power_law_falls(
+    t_K: ArrayLike,
+    loss_K: ArrayLike,
+    later_H: Floats,
+    *,
+    from_: float | None = None,
+    n_resamples: int = 200,
+    seed: int = DEFAULT_SEED,
+) -> tuple[Estimate, ...]:
+    """Return the falls from the last time to each later time by the law of `fit_power_law`.
+
+    The intervals are percentiles of the same residual bootstrap. Args as there; `later_H` are the
+    later times (H of them). The falls are in nats.
+
+    Raises:
+        TokscaleError, UndefinedError: as in `fit_power_law`.
+    """
+    fit = _Fit.of(t_K, loss_K, from_, n_resamples, seed)
+    x_H = np.log([fit.time_K[-1], *later_H])
+    law_RH = np.array(
+        [
+            law.floor + np.exp(law.log_scale - law.exponent * x_H)
+            for law in (fit.best, *fit.resamples)
+        ]
+    )
+    fall_RH = law_RH[:, :1] - law_RH[:, 1:]
+    return tuple(percentile_estimate(float(fall[0]), fall[1:]) for fall in fall_RH.T)
 
 
 def measure_power_law(
@@ -184,6 +205,47 @@ class _Noise:
         student = float(student_t.ppf(0.975, freedom) / norm.ppf(0.975))
         scale = np.sqrt(n / effective * max(effective / freedom, 1.0)) * student
         return cls((residual_K - residual_K.mean()) * scale, student)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """The best law of a loss curve, its residuals, and the laws of resampled residuals.
+
+    Attributes:
+        time_K: the times that are fitted.
+        curve: their logarithms.
+        best: the best law.
+        residual_K: residuals of the log losses.
+        rho: their lag-1 correlation.
+        noise: the residuals, scaled for 95% intervals.
+        resamples: the laws of the resamples.
+    """
+
+    time_K: Floats
+    curve: Curve
+    best: Solution
+    residual_K: Floats
+    rho: float
+    noise: _Noise
+    resamples: list[Solution]
+
+    @classmethod
+    def of(
+        cls, t_K: ArrayLike, loss_K: ArrayLike, from_: float | None, n_resamples: int, seed: int
+    ) -> Self:
+        """Fit the curve; arguments and errors as in `fit_power_law`."""
+        time_K, loss = _checked_curve(t_K, loss_K)
+        start = FIRST_TIME_SHARE * time_K[-1] if from_ is None else from_
+        fitted_K = (time_K > 0) & (time_K >= start * (1 - _ROUNDING))
+        time_K, loss = time_K[fitted_K], loss[fitted_K]
+        _check_points(time_K, loss, start)
+        curve = Curve(np.log(time_K), np.log(loss))
+        best = curve.solve()
+        residual_K = curve.log_loss_K - curve.predict(best)
+        rho = float(serial_correlation(residual_K, _PARAMETERS))
+        noise = _Noise.from_residuals(residual_K, rho)
+        resamples = _resample(curve, best, noise.residual_K, n_resamples, seed)
+        return cls(time_K, curve, best, residual_K, rho, noise, resamples)
 
 
 def _resample(

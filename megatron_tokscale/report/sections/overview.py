@@ -39,7 +39,6 @@ from megatron_tokscale.report.html import (
 )
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
-from megatron_tokscale.results.spectrum import DatasetCounts
 from megatron_tokscale.store import Launch, WatchedTokens
 
 _GROUPS: Final = {
@@ -67,7 +66,6 @@ def run_section(inputs: ReportInputs) -> list[Section]:
         ["Probe set" if tokens.probe_set else "Imported tokens", _tokens(tokens)],
         ["Time axis", f"x = ln time, time = {escape(time_label(inputs.time))}"],
         ["Scored range", escape(inputs.spectrum.summary.scored.describe(inputs.time))],
-        ["Tokens by its end", _outcomes(inputs.spectrum.summary.overall)],
     ]
     parts = [
         paragraph(
@@ -100,16 +98,6 @@ def _tokens(tokens: WatchedTokens) -> str:
         else ", without text"
     )
     return f"{plural(tokens.n_tokens, 'token')}{shape}, fingerprint {tokens.fingerprint}"
-
-
-def _outcomes(found: DatasetCounts) -> str:
-    counts = {
-        "learned": found.n_events,
-        "censored": found.censored,
-        "known before the first probe": found.known,
-        "forgotten": found.forgotten,
-    }
-    return ", ".join(f"{number(count, ',')} {name}" for name, count in counts.items())
 
 
 def _launches(launches: Sequence[Launch]) -> Iterator[list[str]]:

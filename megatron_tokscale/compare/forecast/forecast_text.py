@@ -1,0 +1,141 @@
+"""A forecast as lines for a terminal."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from megatron_tokscale.results import non_finite_line
+from megatron_tokscale.results.estimate import Estimate, Undefined, format_estimate
+from megatron_tokscale.results.forecast import (
+    Forecast,
+    GroupFall,
+    Horizon,
+    Method,
+    Origin,
+    Standing,
+)
+
+_CLASSES: Final = {
+    "dataset": "dataset",
+    "frequency decile": "frequency decile of the label (10: the most frequent)",
+    "position decile": "position decile (10: the longest contexts)",
+    "label before": "label occurred before in its context",
+}
+_NAME: Final = 34  # width of the first column
+_CELL: Final = 24  # width of a number with its interval
+
+
+def describe_forecast(found: Forecast) -> str:
+    """Return the forecast, its back-tests and what they say of it, as lines."""
+    now, fit = found.now, found.fit
+    lines = [
+        f"  forecast from {found.time} {now.time:,.4g}, mean loss {format_estimate(now.loss)} nats",
+        f"  {found.settings.tokens:,} tokens, {now.probes} probes; 95% intervals over "
+        f"{found.n_units:,} {fit.unit_kind}, probes, and the error of the forecast",
+        f"  scored range: {found.scored.describe(found.time)}",
+        *(f"  assumed: {each}" for each in found.assumed),
+        *(f"  missing: {each}" for each in found.missing),
+        *non_finite_line(found.non_finite),
+        "",
+        *_table("nats per token still to come", found, now.horizons),
+        f"    by the {Method.HAZARD}: {now.learned:.0%} of the tokens have fallen, "
+        f"{now.censored:.0%} wait; a factor of two in time brings "
+        f"{format_estimate(now.hazard_per_octave, '.2f')} of what is left; correction "
+        f"{now.correction:.2f}",
+        "",
+        *(line for test in found.back_tests for line in _back_test(test, found)),
+        "",
+        "  by the back-tests",
+        *(
+            f"    {each.method!s:<{_NAME - 4}}{each.standing}: {each.reason}"
+            for each in found.judgements
+            if each.method is not Method.NOTHING
+        ),
+        *_refutation(found),
+        "",
+        *_classes(found),
+    ]
+    return "\n".join(lines)
+
+
+def _refutation(found: Forecast) -> list[str]:
+    """Return a line if the back-tests refute the hazard, or the method that is printed first."""
+    standing = {each.method: each.standing for each in found.judgements}
+    lines = []
+    if standing[Method.HAZARD] is Standing.REFUTED:
+        lines.append(
+            f"  the forecast by the {Method.HAZARD}, and its classes below, is refuted by its own "
+            "back-test"
+        )
+    if found.best is Method.NOTHING:
+        lines.append("  no method does better here than to say that nothing more falls")
+    return lines
+
+
+def _table(title: str, found: Forecast, horizons: Iterable[Horizon]) -> list[str]:
+    """Return a table of the falls, the method with the smallest error in back-tests first."""
+    horizons = tuple(horizons)
+    heads = [f"by {each.time:,.4g} (x{each.factor:g})" for each in horizons]
+    rows = [f"  {title:<{_NAME}}" + "".join(f"{head:<{_CELL}}" for head in heads)]
+    for judgement in found.judgements:
+        if judgement.method is Method.NOTHING:
+            continue
+        cells = [_cell(each.falls[judgement.method]) for each in horizons]
+        rows.append(
+            f"    {judgement.method!s:<{_NAME - 2}}" + "".join(f"{cell:<{_CELL}}" for cell in cells)
+        )
+    if all(each.measured for each in horizons):
+        cells = [_cell(each.measured) for each in horizons]
+        rows.append(f"    {'came':<{_NAME - 2}}" + "".join(f"{cell:<{_CELL}}" for cell in cells))
+    return [row.rstrip() for row in rows]
+
+
+def _back_test(test: Origin | Undefined, found: Forecast) -> list[str]:
+    if isinstance(test, Undefined):
+        return [f"  no back-test: {test.undefined}"]
+    title = f"back-test from {found.time} {test.time:,.4g} (T/{1 / test.share:g})"
+    lines = _table(title, found, test.horizons)
+    errors = [
+        f"{grouping} {each.hazard:.3f} / {each.slope:.3f} / {each.even:.3f}"
+        for grouping, each in test.group_errors.items()
+        if len(test.groups[grouping]) > 1
+    ]
+    if errors:
+        lines.append(
+            f"    mean error of the groups' falls in nats ({Method.HAZARD} / {Method.SLOPE} / the "
+            f"fall that came, spread evenly): {'; '.join(errors)}"
+        )
+    return lines
+
+
+def _classes(found: Forecast) -> list[str]:
+    """Return the tables of the classes of context, at the middle horizon."""
+    middle = len(found.now.horizons) // 2
+    horizon = found.now.horizons[middle]
+    total = horizon.falls[Method.HAZARD]
+    lines = [
+        f"  in which tokens, by the {Method.HAZARD}, by {horizon.time:,.4g}: share of the tokens, "
+        "their loss now, and share of the nats to come"
+    ]
+    for grouping, groups in found.now.groups.items():
+        tokens = sum(each.tokens for each in groups)
+        lines.append(f"    {_CLASSES.get(grouping, grouping)}")
+        lines += [
+            f"      {each.name:<{_NAME - 4}}{each.tokens / tokens:>7.1%} {each.loss:>8.3f}  "
+            f"{_share(each, middle, total)}"
+            for each in groups
+        ]
+    return lines
+
+
+def _share(group: GroupFall, h: int, total: Estimate | Undefined) -> str:
+    """Return a group's share of the nats to come, and its nats with their interval."""
+    nats = format_estimate(group.falls[h])
+    if isinstance(total, Undefined) or not total.value > 0:
+        return nats
+    return f"{group.falls[h].value / total.value:>6.1%}  {nats}"
+
+
+def _cell(estimate: Estimate | Undefined | None) -> str:
+    if estimate is None or isinstance(estimate, Undefined):
+        return "-"
+    return format_estimate(estimate)

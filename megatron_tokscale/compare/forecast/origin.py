@@ -1,0 +1,335 @@
+"""A forecast from one origin, made from the losses up to it.
+
+The hazard's forecast is corrected by its own error one octave earlier. The same forecast from half
+the origin's time said how much the mean loss falls in the octave before the origin; the ratio of
+what came to what it said is kappa. Half of that error, in logarithms, is taken to persist: the
+falls are multiplied by sqrt(kappa). In planted worlds the exponent that was needed lies between
+0.4 and 1; the interval spans 0 to 1 (our choice, benchmarks/results/forecast.md).
+
+Shapes: N tokens, K probe steps, H horizons, C classes, R resamples (the first is the data as they
+are), U units.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from megatron_tokscale.compare.forecast.hazard import OCTAVE, Census, Rates
+from megatron_tokscale.compare.forecast.levels import (
+    ROUNDING,
+    level_weights,
+    probe_noise,
+    slope_weights,
+)
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers16, Mask
+from megatron_tokscale.core.errors import UndefinedError
+from megatron_tokscale.core.resampling import Units
+from megatron_tokscale.fit import fit_sigmoids
+from megatron_tokscale.fit.common_shifts import shift_table, shifts_of, without_shifts
+from megatron_tokscale.laws.power_law.power_law import FIRST_TIME_SHARE, power_law_falls
+from megatron_tokscale.results.estimate import Estimate, Undefined, defined_or_reason
+from megatron_tokscale.results.forecast import (
+    FACTORS,
+    GroupError,
+    GroupFall,
+    Horizon,
+    Method,
+    Origin,
+)
+from megatron_tokscale.spectrum.groups import Groups
+from megatron_tokscale.spectrum.sums import loss_sums
+
+_Z_95: Final = 1.96
+_PERSISTS: Final = 0.5
+"""Share of the log error of the octave before that is taken to persist (our choice)."""
+_KAPPA_VARIANCE: Final = 0.25
+"""Variance of kappa about 1 before it is measured (our choice): a ratio whose error is 0.5 counts
+half, so that noise of the probes is not taken for an error of the forecast."""
+_KAPPA_BOUNDS: Final = (0.1, 10.0)  # our choice: a larger error leaves no forecast to correct
+_SPREAD: Final = 0.15
+"""Standard deviation of a corrected forecast's log error at the distance of one octave, whose
+square grows with the distance in octaves. Our choice: the errors in planted worlds and in the demo
+(benchmarks/results/forecast.md)."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Losses of the drawn tokens, and what is known of them.
+
+    Attributes:
+        x_K: natural logarithm of time at the probes; -inf at step 0.
+        loss_NK: finite losses in nats, with the common shifts.
+        groups: groups with a hazard of their own.
+        classes: groupings in which the falls are counted, by name.
+        dataset_N: dataset of each token.
+        datasets: names of the datasets.
+        units: resampling units.
+        weight_RU: their weights; a row of ones first.
+        from_x: start of the scored range.
+        to_x: its end, the origin of the forecast.
+        takes_shifts_out: whether common shifts are taken out before tokens are fitted.
+        seed: seed of all draws.
+    """
+
+    x_K: Floats
+    loss_NK: Floats32
+    groups: Groups
+    classes: Mapping[str, Groups]
+    dataset_N: Integers16
+    datasets: tuple[str, ...]
+    units: Units
+    weight_RU: Floats
+    from_x: float
+    to_x: float
+    takes_shifts_out: bool
+    seed: int
+
+    @cached_property
+    def mean_RK(self) -> Floats:
+        """Mean losses of the resamples in nats."""
+        n_units = len(self.units)
+        tokens_R = self.weight_RU @ np.bincount(self.units.unit_N, minlength=n_units)
+        total_UK = loss_sums(self.loss_NK, self.units.unit_N, n_units)
+        return np.asarray(self.weight_RU @ total_UK / tokens_R[:, None])
+
+    def last_probe(self, share: float) -> float:
+        """Return x of the last probe at or before a share of the time of the range's end.
+
+        Raises:
+            UndefinedError: no probe is so early.
+        """
+        early_K = np.isfinite(self.x_K) & (self.x_K <= self.to_x + math.log(share) + ROUNDING)
+        if not early_K.any():
+            raise UndefinedError("the first probe is later than this origin; probe from the start")
+        return float(self.x_K[early_K][-1])
+
+    def until(self, x: float) -> Mask:
+        """Return a mask of the probes up to `x`."""
+        return np.asarray(self.x_K <= x + ROUNDING)
+
+
+class Forecaster:
+    """Forecasts from several origins; each census is taken once."""
+
+    def __init__(self, watched: Watched):
+        self._watched = watched
+        self._taken: dict[float, _Taken | Undefined] = {}
+
+    def origin(self, share: float) -> Origin:
+        """Return the forecast from the last probe at or before a share of the end's time.
+
+        Raises:
+            UndefinedError: too few probes, or no hazard, before the origin.
+        """
+        watched = self._watched
+        x = watched.last_probe(share)
+        until_K = watched.until(x)
+        taken = self._census(x)
+        if isinstance(taken, Undefined):
+            raise UndefinedError(taken.undefined)
+        noise = probe_noise(watched.x_K[until_K], watched.mean_RK[0, until_K])
+        kappa_R = self._kappa(x, noise)
+        factor_R = kappa_R**_PERSISTS
+        spread_RH = self._spread(float(kappa_R[0]))
+        time = math.exp(x)
+        reached = tuple(
+            h
+            for h, factor in enumerate(FACTORS)
+            if share == 1 or x + math.log(factor) <= watched.to_x + ROUNDING
+        )
+        whole = Groups(np.zeros(len(watched.loss_NK), np.int64), ("all",))
+        fall_RH = taken.falls(watched, whole)[:, 0] * factor_R[:, None] * spread_RH
+        rivals = self._rivals(x, noise)
+        horizons = []
+        for h in reached:
+            falls: dict[str, Estimate | Undefined] = {Method.HAZARD: _estimate(fall_RH[:, h], 0.0)}
+            falls |= {method: found[h] for method, found in rivals.items()}
+            measured = None if share == 1 else self._measured(x, FACTORS[h])
+            horizons.append(Horizon(FACTORS[h], FACTORS[h] * time, falls, measured))
+        level_K = level_weights(watched.x_K, x, x)
+        octave_R = 1 - np.exp(-taken.rates.pooled_R * OCTAVE)
+        found = Origin(
+            share=share,
+            time=time,
+            probes=int(until_K.sum()),
+            loss=_with_noise(watched.mean_RK @ level_K, noise, level_K),
+            learned=taken.census.learned,
+            censored=taken.census.censored,
+            hazard_per_octave=_estimate(octave_R, 0.0, 1.0),
+            correction=float(factor_R[0]),
+            horizons=tuple(horizons),
+            groups={},
+            group_errors={},
+        )
+        return self._with_groups(found, taken, x, factor_R[:, None, None] * spread_RH[:, None])
+
+    def _census(self, x: float) -> "_Taken | Undefined":
+        if x not in self._taken:
+            self._taken[x] = defined_or_reason(lambda: _Taken.at(self._watched, x))
+        return self._taken[x]
+
+    def _kappa(self, x: float, noise: float) -> Floats:
+        """Return what came in the octave before `x` over its forecast, of each resample, (R,).
+
+        It is shrunk to one by the error of the ratio, and is one where there is no such forecast.
+        """
+        watched = self._watched
+        none_R = np.ones(len(watched.weight_RU))
+        before = defined_or_reason(lambda: watched.last_probe(math.exp(x - watched.to_x) / 2))
+        taken = self._census(before) if isinstance(before, float) else before
+        if isinstance(taken, Undefined) or isinstance(before, Undefined):
+            return none_R
+        weight_K = self._fall_weights(before, FACTORS[0], until=x)
+        whole = Groups(np.zeros(len(watched.loss_NK), np.int64), ("all",))
+        said_R = taken.falls(watched, whole)[:, 0, 0]
+        error = noise * float(np.sqrt((weight_K**2).sum()))
+        rng = np.random.default_rng([watched.seed, 3])
+        drawn_R = np.concatenate([[0.0], error * rng.standard_normal(len(none_R) - 1)])
+        came_R = watched.mean_RK @ weight_K + drawn_R
+        if not said_R[0] > 0:
+            return none_R
+        kept = _KAPPA_VARIANCE / (_KAPPA_VARIANCE + (error / said_R[0]) ** 2)
+        ratio_R = came_R / np.where(said_R > 0, said_R, said_R[0])
+        return np.asarray(np.clip(1 + (ratio_R - 1) * kept, *_KAPPA_BOUNDS))
+
+    def _spread(self, kappa: float) -> Floats:
+        """Draw factors for the error of the forecast itself, (R, H); the first row is one.
+
+        One draw counts for all horizons: a forecast that is too low by 2T is too low by 10T.
+        """
+        octaves_H = np.log2(FACTORS)
+        # From no correction to the full one are four standard deviations.
+        unsure = math.log(kappa) * _PERSISTS / 2
+        sigma_H = np.sqrt(unsure**2 + _SPREAD**2 * octaves_H)
+        rng = np.random.default_rng([self._watched.seed, 4])
+        z_R = np.concatenate([[0.0], rng.standard_normal(len(self._watched.weight_RU) - 1)])
+        return np.asarray(np.exp(sigma_H * z_R[:, None]))
+
+    def _rivals(self, x: float, noise: float) -> dict[str, tuple[Estimate | Undefined, ...]]:
+        """Return the falls by every other method, by its name and by horizon."""
+        watched = self._watched
+        until_K = watched.until(x) & np.isfinite(watched.x_K)
+        time_K = np.exp(watched.x_K[until_K])
+        law = defined_or_reason(
+            lambda: power_law_falls(
+                time_K,
+                watched.mean_RK[0, until_K],
+                math.exp(x) * np.array(FACTORS),
+                from_=max(math.exp(watched.from_x), FIRST_TIME_SHARE * math.exp(x)),
+                n_resamples=max(len(watched.weight_RU) - 1, 2),
+                seed=watched.seed,
+            )
+        )
+        slope_K = slope_weights(watched.x_K, x)
+        slope = _with_noise(-watched.mean_RK @ slope_K, noise, slope_K)
+        return {
+            Method.POWER_LAW: (law,) * len(FACTORS) if isinstance(law, Undefined) else law,
+            Method.SLOPE: tuple(_times(slope, math.log(factor)) for factor in FACTORS),
+            Method.NOTHING: (Estimate(0.0, 0.0, 0.0),) * len(FACTORS),
+        }
+
+    def _fall_weights(self, x: float, factor: float, until: float) -> Floats:
+        """Return weights of the probes whose sum is the fall from `x` to a later time, (K,)."""
+        x_K, later = self._watched.x_K, x + math.log(factor)
+        return level_weights(x_K, x, until) - level_weights(x_K, later, until)
+
+    def _measured(self, x: float, factor: float) -> Estimate:
+        """Return the fall that came, with an interval over the noise of the probes."""
+        watched = self._watched
+        weight_K = self._fall_weights(x, factor, until=watched.to_x)
+        until_K = watched.until(watched.to_x)
+        noise = probe_noise(watched.x_K[until_K], watched.mean_RK[0, until_K])
+        return _with_noise(watched.mean_RK[:1] @ weight_K, noise, weight_K)
+
+    def _with_groups(self, origin: Origin, taken: "_Taken", x: float, factor_R1H: Floats) -> Origin:
+        """Return the origin with the falls of the classes, and their errors in a back-test."""
+        watched, n_reached = self._watched, len(origin.horizons)
+        level_K, slope_K = level_weights(watched.x_K, x, x), slope_weights(watched.x_K, x)
+        found: dict[str, tuple[GroupFall, ...]] = {}
+        errors: dict[str, GroupError] = {}
+        for grouping, classes in watched.classes.items():
+            fall_RCH = taken.falls(watched, classes) * factor_R1H
+            n_classes = len(classes.names)
+            tokens_C = np.bincount(classes.group_N, minlength=n_classes)
+            mean_CK = loss_sums(watched.loss_NK, classes.group_N, n_classes)
+            mean_CK /= np.maximum(tokens_C, 1)[:, None]
+            share_C = tokens_C / tokens_C.sum()
+            came_CH = np.zeros((n_classes, 0))
+            if origin.share < 1 and n_reached:
+                weight_HK = [
+                    self._fall_weights(x, each.factor, watched.to_x) for each in origin.horizons
+                ]
+                came_CH = share_C[:, None] * (mean_CK @ np.transpose(weight_HK))
+                last = n_reached - 1
+                slope_C = -(mean_CK @ slope_K) * math.log(origin.horizons[last].factor)
+                even_C = share_C * came_CH[:, last].sum()
+                errors[grouping] = GroupError(
+                    *(
+                        float(np.abs(each_C - came_CH[:, last]).sum())
+                        for each_C in (fall_RCH[0, :, last], share_C * slope_C, even_C)
+                    )
+                )
+            found[grouping] = tuple(
+                GroupFall(
+                    name=name,
+                    tokens=int(tokens_C[c]),
+                    loss=float(mean_CK[c] @ level_K),
+                    falls=tuple(_estimate(fall_RCH[:, c, h]) for h in range(n_reached)),
+                    measured=tuple(came_CH[c].tolist()),
+                )
+                for c, name in enumerate(classes.names)
+                if tokens_C[c]
+            )
+        return replace(origin, groups=found, group_errors=errors)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A census and its rates under the weights of the resamples."""
+
+    census: Census
+    rates: Rates
+
+    @classmethod
+    def at(cls, watched: Watched, x: float) -> "_Taken":
+        """Fit the losses up to `x`, and take the census there.
+
+        Raises:
+            UndefinedError: there are too few probes, or there is no hazard.
+        """
+        until_K = watched.until(x)
+        x_K, loss_NK = watched.x_K[until_K], watched.loss_NK[:, until_K]
+        probe_noise(x_K, loss_NK.mean(axis=0, dtype=np.float64))  # refuses too few probes
+        if watched.takes_shifts_out:
+            shifts = shifts_of(x_K, [(loss_NK, watched.dataset_N)], watched.datasets)
+            loss_NK = without_shifts(loss_NK, shift_table(shifts), watched.dataset_N)
+        census = Census.of(fit_sigmoids(x_K, loss_NK), loss_NK, watched.groups, watched.from_x)
+        return cls(census, census.rates(watched.units.unit_N, watched.weight_RU))
+
+    def falls(self, watched: Watched, classes: Groups) -> Floats:
+        """Return the falls of the classes without a correction, (R, C, H)."""
+        return self.census.falls(classes, watched.units.unit_N, watched.weight_RU, self.rates)
+
+
+def _estimate(value_R: Floats, least: float = -np.inf, most: float = np.inf) -> Estimate:
+    """Return a number with the 95% percentiles of its resamples, which hold it."""
+    value, drawn_R = float(value_R[0]), value_R[1:][np.isfinite(value_R[1:])]
+    if len(drawn_R) < 2:
+        return Estimate(value)
+    low, high = np.clip(np.quantile(drawn_R, [0.025, 0.975]), least, most).tolist()
+    return Estimate(value, min(low, value), max(high, value))
+
+
+def _with_noise(value_R: Floats, noise: float, weight_K: Floats) -> Estimate:
+    """Return a weighted sum of mean losses, with an interval over the noise of the probes."""
+    reach = _Z_95 * noise * float(np.sqrt((weight_K**2).sum()))
+    value = float(value_R[0])
+    return Estimate(value, value - reach, value + reach)
+
+
+def _times(estimate: Estimate, factor: float) -> Estimate:
+    return Estimate(estimate.value * factor, estimate.low * factor, estimate.high * factor)
