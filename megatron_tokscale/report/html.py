@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 
 from megatron_tokscale import __version__
+from megatron_tokscale.fit import TokenState
 from megatron_tokscale.results.estimate import Estimate, Undefined
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "DATASET_COLOURS",
     "MEASURED",
     "NULL",
+    "STATE_COLOURS",
+    "STATE_WORDS",
     "TITLE",
     "bar",
     "dataset",
@@ -42,6 +45,25 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 MEASURED = "#111111"
 NULL = "#8a8a8a"
 DATASET_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+STATE_COLOURS = {
+    TokenState.KNOWN: "#b9cfe0",
+    TokenState.LEARNED: "#3b6e96",
+    TokenState.UNDER_WAY: "#e8a33d",
+    TokenState.TO_COME: "#e4e2da",
+    TokenState.UNMOVED: "#c3c1b8",
+    TokenState.FORGOTTEN: "#a6473c",
+}
+STATE_WORDS = {
+    TokenState.KNOWN: "known before",
+    TokenState.LEARNED: "learned",
+    TokenState.UNDER_WAY: "under way",
+    TokenState.TO_COME: "to come",
+    TokenState.UNMOVED: "never moved",
+    TokenState.FORGOTTEN: "forgotten",
+}
+"""Colours and words of the states; a `MeasuredState` has the number of its `TokenState`."""
 
 
 def dataset_colour(index: int) -> str:
@@ -101,12 +123,16 @@ def paragraph(html: str, kind: str = "") -> str:
     return f'<p class="{kind}">{html}</p>' if kind else f"<p>{html}</p>"
 
 
-def whole_page(title: str, *parts: str) -> str:
-    """Return a page with its title as its heading; no resource of another file, and no script."""
+def whole_page(title: str, *parts: str, refresh: float | None = None) -> str:
+    """Return a page with its title as its heading; no resource of another file, and no script.
+
+    A browser loads the page again after `refresh` seconds, if it is given.
+    """
+    again = f'\n<meta http-equiv="refresh" content="{refresh:g}">' if refresh else ""
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">{again}',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>",
             f"<h1>{escape(title)}</h1>",
@@ -194,6 +220,7 @@ p { margin: .5rem 0; max-width: 46rem; }
 .cards { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 1.1rem 1.4rem; }
 code { font: .85em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   background: var(--tint); padding: .05rem .25rem; overflow-wrap: anywhere; }
+.stack { width: 100%; height: 1.1rem; display: block; }
 nav { border-top: 1px solid var(--line); margin-top: 3rem; padding-top: .4rem; }
 nav ol { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding: 0; margin: 1rem 0;
   list-style: none; font-size: .9rem; }
