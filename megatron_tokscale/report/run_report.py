@@ -69,7 +69,7 @@ def report_comparison(found: Comparison, out: Path) -> Path:
             is missing.
         OSError: the page cannot be written.
     """
-    check_page(out)
+    check_page(out, flag="--page")
 
     from megatron_tokscale.report.comparison_page import render_comparison  # imports matplotlib
 

@@ -149,8 +149,9 @@ def test_a_page_in_a_taken_place_stops_the_verb_before_it_writes(planted, tmp_pa
     taken.write_text("mine")
     run = str(planted.run.path)
     out = tmp_path / "found"
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(SystemExit) as stopped:
         main(["compare", run, run, "--out", str(out), "--page", str(taken)])
-    assert error.value.code == 2
-    assert "is no report" in capsys.readouterr().err
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "is no report" in error and "choose another --page" in error
     assert taken.read_text() == "mine" and not out.exists()
