@@ -21,6 +21,7 @@ _BOUNDS: Final[dict[str, tuple[float, float]]] = {
     "resamples": (2, 10**6),  # one resample has no interval
     "quantiles": (1, 10**4),
     "stages": (1, 10**5),
+    "interval": (1, 86_400),  # seconds
     "budget": (_ABOVE_ZERO, 1),
     "unlearned": (_ABOVE_ZERO, 1),
     "floor": (_ABOVE_ZERO, 1),

@@ -62,7 +62,7 @@ def _compare(arguments: Arguments) -> None:
     from megatron_tokscale.report import check_page, report_comparison
 
     if arguments.page is not None:
-        check_page(arguments.page)
+        check_page(arguments.page, flag="--page")
     a, b, *noise = open_runs([arguments.a, arguments.b, *arguments.noise])
     comparison = compare_runs(
         a,

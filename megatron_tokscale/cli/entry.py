@@ -22,6 +22,7 @@ from megatron_tokscale.cli import (
     score,
     spectrum,
     trace,
+    watch,
 )
 from megatron_tokscale.cli.bounds import check_numbers
 from megatron_tokscale.cli.parsing import Parser, flush_stdout
@@ -58,7 +59,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for module in (
-        *(probe, fit, spectrum, laws, compare, forecast),
+        *(probe, watch, fit, spectrum, laws, compare, forecast),
         *(score, plan, trace, report, exchange, demo, doctor),
     ):
         module.add_verb(verbs)

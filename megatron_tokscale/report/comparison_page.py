@@ -22,6 +22,7 @@ from megatron_tokscale.report.html import (
     figure,
     number,
     paragraph,
+    passage,
     plural,
     section,
     swatch,
@@ -34,6 +35,7 @@ from megatron_tokscale.results.comparison import (
     ComparedRun,
     Comparison,
     GroupComparison,
+    Passage,
     Sooner,
     SpectraTest,
 )
@@ -281,13 +283,7 @@ def _examples(found: Comparison, tokens: Sequence[ChangedToken], what: str) -> l
 
 
 def _card(found: Comparison, token: ChangedToken) -> str:
-    text = token.passage
-    shown = (
-        f"<mark>token {number(token.token, 'd')}</mark>"
-        if text is None
-        else f"<span>{escape(text.before)}</span><mark>{escape(text.target)}</mark>"
-        f"<span>{escape(text.after)}</span>"
-    )
+    text = token.passage or Passage("", f"token {token.token}", "")
     places = {"document": token.document, "position": token.position}
     place = ", ".join(
         [
@@ -306,7 +302,7 @@ def _card(found: Comparison, token: ChangedToken) -> str:
         )
     )
     return (
-        f'<div class="token"><p class="text" dir="auto">{shown}</p>'
+        f'<div class="token">{passage(text.before, text.target, text.after)}'
         f'<p class="facts">{place}<br>{by_run}<br>z = {number(token.z, ",.1f")}{q_value}</p></div>'
     )
 

@@ -25,12 +25,15 @@ from megatron_tokscale.report.charts import (
     time_unit,
 )
 from megatron_tokscale.report.html import (
+    STATE_COLOURS,
+    STATE_WORDS,
     dataset,
     escape,
     estimate,
     figure,
     number,
     paragraph,
+    passage,
     plural,
     section,
     swatch,
@@ -48,22 +51,6 @@ from megatron_tokscale.report.token_states import STATES, Shares, StateShares
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.forecast import Forecast, Method, Standing
 
-STATE_COLOURS: Final = {
-    TokenState.KNOWN: "#b9cfe0",
-    TokenState.LEARNED: "#3b6e96",
-    TokenState.UNDER_WAY: "#e8a33d",
-    TokenState.TO_COME: "#e4e2da",
-    TokenState.UNMOVED: "#c3c1b8",
-    TokenState.FORGOTTEN: "#a6473c",
-}
-_WORDS: Final = {
-    TokenState.KNOWN: "known before",
-    TokenState.LEARNED: "learned",
-    TokenState.UNDER_WAY: "under way",
-    TokenState.TO_COME: "to come",
-    TokenState.UNMOVED: "never moved",
-    TokenState.FORGOTTEN: "forgotten",
-}
 _ASKED: Final = (TokenState.LEARNED, TokenState.UNDER_WAY, TokenState.TO_COME)
 _OTHERS: Final = (TokenState.KNOWN, TokenState.UNMOVED, TokenState.FORGOTTEN)
 N_SHOWN: Final = 6  # tokens in two rows
@@ -98,7 +85,7 @@ def _now(inputs: ReportInputs, shares: StateShares) -> list[str]:
     at = f"{escape(inputs.time)} {time_text(math.exp(inputs.fits.x_K[-1]))}"
     header = [
         "tokens of",
-        *(swatch(STATE_COLOURS[state], _WORDS[state]) for state in (*_ASKED, *_OTHERS)),
+        *(swatch(STATE_COLOURS[state], STATE_WORDS[state]) for state in (*_ASKED, *_OTHERS)),
     ]
     rows = [_row("all datasets" if len(tokens.datasets) > 1 else "all", shares.overall)]
     if len(tokens.datasets) > 1:
@@ -157,7 +144,7 @@ def _picture(inputs: ReportInputs, shares: StateShares) -> str:
             below_G = np.zeros(len(time_G))
             for share_G, state in zip(shares.share_DSG[d], STATES, strict=True):
                 colour, above_G = STATE_COLOURS[state], below_G + share_G
-                label = _WORDS[state] if panel is panels[0] else None
+                label = STATE_WORDS[state] if panel is panels[0] else None
                 panel.fill_between(time_G, below_G, above_G, color=colour, lw=0, label=label)
                 below_G = above_G
             panel.set_title(name)
@@ -339,8 +326,7 @@ def under_way_cards(inputs: ReportInputs, tokens: Integers, fall_N: Floats) -> l
         d = int(dataset_N[token])
         cards.append(
             f'<div class="card">{trajectory_of(inputs, token)}'
-            f'<p class="text" dir="auto"><span>{escape(text.before)}</span>'
-            f"<mark>{escape(text.target)}</mark><span>{escape(text.after)}</span></p>"
+            f"{passage(text.before[-_CONTEXT:], text.target, text.after)}"
             f'<p class="facts">{dataset(d, names[d])}, fell by '
             f"<b>{number(float(fall_N[token]), ',.2f')} nats</b></p></div>"
         )

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from html import escape
 
 from megatron_tokscale import __version__
+from megatron_tokscale.fit import TokenState
 from megatron_tokscale.results.estimate import Estimate, Undefined
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "DATASET_COLOURS",
     "MEASURED",
     "NULL",
+    "STATE_COLOURS",
+    "STATE_WORDS",
     "TITLE",
     "bar",
     "dataset",
@@ -29,6 +32,7 @@ __all__ = [
     "interval",
     "number",
     "paragraph",
+    "passage",
     "plural",
     "section",
     "swatch",
@@ -41,6 +45,25 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 MEASURED = "#111111"
 NULL = "#8a8a8a"
 DATASET_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+
+
+STATE_COLOURS = {
+    TokenState.KNOWN: "#b9cfe0",
+    TokenState.LEARNED: "#3b6e96",
+    TokenState.UNDER_WAY: "#e8a33d",
+    TokenState.TO_COME: "#e4e2da",
+    TokenState.UNMOVED: "#c3c1b8",
+    TokenState.FORGOTTEN: "#a6473c",
+}
+STATE_WORDS = {
+    TokenState.KNOWN: "known before",
+    TokenState.LEARNED: "learned",
+    TokenState.UNDER_WAY: "under way",
+    TokenState.TO_COME: "to come",
+    TokenState.UNMOVED: "never moved",
+    TokenState.FORGOTTEN: "forgotten",
+}
+"""Colours and words of the states; a `MeasuredState` has the number of its `TokenState`."""
 
 
 def dataset_colour(index: int) -> str:
@@ -100,12 +123,16 @@ def paragraph(html: str, kind: str = "") -> str:
     return f'<p class="{kind}">{html}</p>' if kind else f"<p>{html}</p>"
 
 
-def whole_page(title: str, *parts: str) -> str:
-    """Return a page with its title as its heading; no resource of another file, and no script."""
+def whole_page(title: str, *parts: str, refresh: float | None = None) -> str:
+    """Return a page with its title as its heading; no resource of another file, and no script.
+
+    A browser loads the page again after `refresh` seconds, if it is given.
+    """
+    again = f'\n<meta http-equiv="refresh" content="{refresh:g}">' if refresh else ""
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">{again}',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>",
             f"<h1>{escape(title)}</h1>",
@@ -148,6 +175,14 @@ def facts(rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table class="facts-of"><tbody>\n{body}\n</tbody></table></div>'
 
 
+def passage(before: str, target: str, after: str) -> str:
+    """Return a token's text, marked, between the texts around it; all three are plain text."""
+    return (
+        f'<p class="text" dir="auto"><span>{escape(before)}</span><mark>{escape(target)}</mark>'
+        f"<span>{escape(after)}</span></p>"
+    )
+
+
 def details(summary: str, *parts: str) -> str:
     """Return parts that are folded under the line `summary` until the reader opens them."""
     return "\n".join(["<details>", f"<summary>{summary}</summary>", *parts, "</details>"])
@@ -180,9 +215,12 @@ p { margin: .5rem 0; max-width: 46rem; }
 .states thead th { white-space: nowrap; }
 .states td:nth-child(n+5) { color: var(--soft); }
 .halves { display: grid; grid-template-columns: 1fr 1fr; gap: 0 2.2rem; }
+.halves > section { min-width: 0; }
+.halves table { min-width: 0; }
 .cards { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: 1.1rem 1.4rem; }
 code { font: .85em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
   background: var(--tint); padding: .05rem .25rem; overflow-wrap: anywhere; }
+.stack { width: 100%; height: 1.1rem; display: block; }
 nav { border-top: 1px solid var(--line); margin-top: 3rem; padding-top: .4rem; }
 nav ol { display: flex; flex-wrap: wrap; gap: .2rem 1.4rem; padding: 0; margin: 1rem 0;
   list-style: none; font-size: .9rem; }
@@ -235,5 +273,6 @@ svg.drawn { width: 100%; height: auto; display: block; }
 .drawn .m { stroke: #c0392b; stroke-width: 1.4; fill: none; }
 .drawn .c { stroke: #c0392b; stroke-width: .8; stroke-dasharray: 2 2; fill: none; }
 @media (max-width: 44rem) { .token, .halves, .cards { grid-template-columns: 1fr; } }
-@media print { .token, .card, figure, table { break-inside: avoid; } }
+@media print { .token, .card, .halves, figure, table { break-inside: avoid; }
+  .key, .bar, mark { print-color-adjust: exact; } }
 """

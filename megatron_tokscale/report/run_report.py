@@ -69,7 +69,7 @@ def report_comparison(found: Comparison, out: Path) -> Path:
             is missing.
         OSError: the page cannot be written.
     """
-    check_page(out)
+    check_page(out, flag="--page")
 
     from megatron_tokscale.report.comparison_page import render_comparison  # imports matplotlib
 
@@ -77,33 +77,40 @@ def report_comparison(found: Comparison, out: Path) -> Path:
     return out
 
 
-def check_page(path: Path) -> None:
+def check_page(path: Path, title: str = TITLE, flag: str = "--out") -> None:
     """Refuse a path for a page that this user could not write, or that is taken.
 
+    Args:
+        path: the file.
+        title: the start of the titles of such pages, by which an earlier one is known.
+        flag: the flag that names the file.
+
     Raises:
-        TokscaleError: something other than an earlier report is at `path`, no file can be made
-            there, or the package that draws figures is missing.
+        TokscaleError: something other than an earlier page is at `path`, or no file can be made
+            there, or the package that draws a report's figures is missing.
     """
-    _require("matplotlib")
+    if title == TITLE:
+        _require("matplotlib")
     if reason := unwritable(path.parent, path.name):
         raise TokscaleError(
             f"{path} cannot be written ({reason}); expected a path in a folder that you may write "
-            "to; choose another --out"
+            f"to; choose another {flag}"
         )
     if not is_there(path):
         return
+    kind = "report" if title == TITLE else "page of this verb"
     try:
         with path.open("rb") as file:
             start = file.read(_BYTES_TO_THE_TITLE)
     except OSError as error:
         raise TokscaleError(
-            f"{path} cannot be read ({error.strerror}); expected a new file or an earlier report; "
-            "choose another --out"
+            f"{path} cannot be read ({error.strerror}); expected a new file or an earlier {kind}; "
+            f"choose another {flag}"
         ) from error
-    if f"<title>{TITLE}".encode() not in start:
+    if f"<title>{title}".encode() not in start:
         raise TokscaleError(
-            f"{path} exists and is no report; expected a new file or an earlier report; choose "
-            "another --out"
+            f"{path} exists and is no {kind}; expected a new file or an earlier {kind}; choose "
+            f"another {flag}"
         )
 
 

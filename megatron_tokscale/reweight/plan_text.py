@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.words import aligned
 from megatron_tokscale.data import Plan, dataset_names
 from megatron_tokscale.reweight.gain import base_weights
 from megatron_tokscale.reweight.gain_text import describe_gain
@@ -206,15 +207,3 @@ def _shade(ratio: float) -> str:
 def shortened(name: str) -> str:
     """Return a long name cut at its start, since its end distinguishes strata."""
     return name if len(name) <= _MAX_NAME else "…" + name[1 - _MAX_NAME :]
-
-
-def aligned(table: list[list[str]]) -> list[str]:
-    """Return the lines of a table with its first column to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in table
-    ]

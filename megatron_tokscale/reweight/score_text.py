@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from megatron_tokscale.core.words import aligned
 from megatron_tokscale.reweight.halves import QUARTER
-from megatron_tokscale.reweight.plan_text import aligned
 from megatron_tokscale.reweight.scoring import ScoreSummary
 
 _NONE = "–"  # for a number that is not known

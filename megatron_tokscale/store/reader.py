@@ -62,24 +62,11 @@ class Run:
                 set.
         """
         paths = RunPaths(Path(path))
-        if not paths.identity.is_file():
-            raise TokscaleError(
-                f"no run in {path}: {paths.identity} is not there; name the directory of a run"
-            )
-        info = Identity.load(paths.identity)
-        tokens = _read_tokens(paths, info)
+        info = read_identity(paths)
+        tokens = read_watched_tokens(paths, info)
         records = []
         for file in list_losses(paths.losses).values():
-            record, n_tokens = read_record(file)
-            if n_tokens != tokens.n_tokens:
-                raise TokscaleError(
-                    f"losses file {file} has {n_tokens} tokens, the probe set has "
-                    f"{tokens.n_tokens}; remove the file"
-                )
-            if record.probe_fingerprint != tokens.fingerprint:
-                raise TokscaleError(f"losses file {file} is of another probe set; remove the file")
-            if info.imported and record.step not in info.imported.value_of:
-                raise TokscaleError(f"losses file {file} was not imported; remove the file")
+            record = read_record_of(file, info, tokens)
             records.append(record)
         return cls(paths.root, info, tokens, tuple(records))._without_empty_probes()
 
@@ -287,7 +274,20 @@ class Run:
         return {path.name: read_checksum(path) for path in paths}
 
 
-def _read_tokens(paths: RunPaths, info: Identity) -> WatchedTokens:
+def read_identity(paths: RunPaths) -> Identity:
+    """Return the identity of the run in a directory.
+
+    Raises:
+        TokscaleError: the directory holds no run, or its run.json is damaged.
+    """
+    if not paths.identity.is_file():
+        raise TokscaleError(
+            f"no run in {paths.root}: {paths.identity} is not there; name the directory of a run"
+        )
+    return Identity.load(paths.identity)
+
+
+def read_watched_tokens(paths: RunPaths, info: Identity) -> WatchedTokens:
     """Return the watched tokens of a run, from its probe set or from the imported file.
 
     Raises:
@@ -300,6 +300,25 @@ def _read_tokens(paths: RunPaths, info: Identity) -> WatchedTokens:
     if info.probe_fingerprint != tokens.fingerprint:
         raise TokscaleError(f"{path} is not the probe set of {paths.identity}; restore it")
     return tokens
+
+
+def read_record_of(file: Path, info: Identity, tokens: WatchedTokens) -> LossRecord:
+    """Return the record of a losses file of a run, without its losses.
+
+    Raises:
+        TokscaleError: the file is damaged, or of another run.
+    """
+    record, n_tokens = read_record(file)
+    if n_tokens != tokens.n_tokens:
+        raise TokscaleError(
+            f"losses file {file} has {n_tokens} tokens, the probe set has {tokens.n_tokens}; "
+            "remove the file"
+        )
+    if record.probe_fingerprint != tokens.fingerprint:
+        raise TokscaleError(f"losses file {file} is of another probe set; remove the file")
+    if info.imported and record.step not in info.imported.value_of:
+        raise TokscaleError(f"losses file {file} was not imported; remove the file")
+    return record
 
 
 def check_same_tokens(runs: Sequence[Run]) -> None:

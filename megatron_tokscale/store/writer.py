@@ -232,6 +232,11 @@ class RunWriter:
         """Return the steps whose losses are on disk, ascending."""
         return list(list_losses(self.paths.losses))
 
+    def files_before(self, step: int) -> dict[float, Path]:
+        """Return the losses files of the steps before `step`, by step, ascending."""
+        files = list_losses(self.paths.losses)
+        return {known: path for known, path in files.items() if known < step}
+
     def record(self, step: int) -> LossRecord | None:
         """Return the record of the losses at `step`; None if no readable file has it."""
         try:

@@ -47,9 +47,19 @@ POLICIES = ("fall", "target", "frontier", "dataset", "manual")
 def test_every_verb_is_there():
     assert set(VERBS) == {
         *(f"probe {verb}" for verb in ("build", "show", "cost")),
-        *("fit", "spectrum", "laws", "score"),
+        *("watch", "fit", "spectrum", "laws", "score"),
         *(f"plan build {policy}" for policy in POLICIES),
-        *("plan prepare", "plan show", "trace", "report", "import", "export", "demo", "doctor"),
+        *(
+            "plan prepare",
+            "plan show",
+            "trace",
+            "watch",
+            "report",
+            "import",
+            "export",
+            "demo",
+            "doctor",
+        ),
     }
 
 

@@ -6,9 +6,12 @@ import pytest
 from html_page import Page, numbers_of
 from made_comparison import HOSTILE, made_comparison
 
+from megatron_tokscale.cli import main
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.fit import fit_run
 from megatron_tokscale.report import report_comparison
 from megatron_tokscale.report.comparison_page import render_comparison
+from megatron_tokscale.results.comparison import read_comparison
 from megatron_tokscale.results.estimate import Undefined
 
 
@@ -128,3 +131,27 @@ def test_a_file_that_is_no_report_is_not_replaced(found, tmp_path):
     with pytest.raises(TokscaleError, match="is no report"):
         report_comparison(found, taken)
     assert taken.read_text() == "mine"
+
+
+def test_the_verb_writes_the_page_of_its_comparison(planted, second_run, tmp_path, capsys):
+    other = second_run(0.4)
+    fit_run(other)
+    out = tmp_path / "page.html"
+    runs = [str(planted.run.path), str(other.path)]
+    main(["compare", *runs, "--out", str(tmp_path / "found"), "--page", str(out)])
+    assert capsys.readouterr().out.rstrip().endswith(str(out))
+    (path,) = (tmp_path / "found").rglob("compare.json")
+    assert out.read_text() == render_comparison(read_comparison(path))
+
+
+def test_a_page_in_a_taken_place_stops_the_verb_before_it_writes(planted, tmp_path, capsys):
+    taken = tmp_path / "notes.txt"
+    taken.write_text("mine")
+    run = str(planted.run.path)
+    out = tmp_path / "found"
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare", run, run, "--out", str(out), "--page", str(taken)])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert "is no report" in error and "choose another --page" in error
+    assert taken.read_text() == "mine" and not out.exists()

@@ -213,6 +213,8 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
                 ),
             ),
         ),
+        # Losses that are damaged are left out: they may be half-copied.
+        "watch": ("watch run --once --tokenizer tokenizer.json", (*RUN[:2], "tokenizer.json")),
         "report": (
             "report run --out new.html --beside planned --axis-dir axis --tokenizer tokenizer.json",
             (

@@ -13,7 +13,7 @@ from megatron_tokscale.core.arrays import Floats, Integers, Mask
 from megatron_tokscale.fit import FitStatus, SigmoidFits, TokenClass
 from megatron_tokscale.probe.text import BEFORE, Passage, passages
 from megatron_tokscale.report.charts import TimeScale, time_of, time_unit
-from megatron_tokscale.report.html import dataset, escape, number, paragraph
+from megatron_tokscale.report.html import dataset, escape, number, paragraph, passage
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.report.sections.classes import CLASS_MEANINGS
@@ -140,12 +140,8 @@ def trajectory_of(inputs: ReportInputs, token: int) -> str:
 
 
 def _card(text: Passage, place: str, facts: str, svg: str) -> str:
-    shown = (
-        f"<span>{escape(text.before)}</span><mark>{escape(text.target)}</mark>"
-        f"<span>{escape(text.after)}</span>"
-    )
     return (
-        f'<div class="token"><div><p class="text" dir="auto">{shown}</p>'
+        f'<div class="token"><div>{passage(text.before, text.target, text.after)}'
         f'<p class="facts">{place}<br>{facts}</p></div>\n{svg}</div>'
     )
 

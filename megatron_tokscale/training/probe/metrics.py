@@ -1,16 +1,19 @@
-"""The metrics of a probe for the log: mean losses, bits per byte, share of tokens that fell.
+"""The metrics of a probe for the log: mean losses, bits per byte, what fell, states of tokens.
 
 Shapes: N watched tokens, D datasets of the probe set, V values of one probe.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store.progress import MeasuredState, Progress, by_group
+
+_LOGGED_STATES: Final = (MeasuredState.UNDER_WAY, MeasuredState.FORGOTTEN)
 
 
 class Detokenizer(Protocol):
@@ -25,10 +28,12 @@ class Metrics:
 
     The metrics are V values in one array: the mean loss (nats) over all tokens and per dataset, the
     same in bits per byte of text, the share of tokens that fell by more than a threshold since the
-    last probe, and the number of tokens without a finite loss, in all and per dataset. Means are
-    over the tokens whose loss is finite, the share is over the tokens whose loss is finite at both
-    probes. Bits per byte are unknown where a token's loss is not finite, as its bytes are unknown
-    too. An unknown value is NaN and is not logged; nor is a count of 0 tokens.
+    last probe, the fall of the mean loss in the last octave (nats) over all tokens and per dataset,
+    the shares of tokens that are under way and forgotten (`store.progress`), and the number of
+    tokens without a finite loss, in all and per dataset. Means are over the tokens whose loss is
+    finite, shares and falls over those whose losses are finite at all probes that they compare.
+    Bits per byte are unknown where a token's loss is not finite, as its bytes are unknown too. An
+    unknown value is NaN and is not logged; nor is a count of 0 tokens.
     """
 
     def __init__(
@@ -54,6 +59,8 @@ class Metrics:
             *(f"probe loss{dataset}" for dataset in datasets),
             *(f"probe bits per byte{dataset}" for dataset in datasets),
             f"share of tokens fallen by {fall_threshold:g} nats",
+            *(f"nats learned in the last octave{dataset}" for dataset in datasets),
+            *(f"share of tokens {state.label}" for state in _LOGGED_STATES),
         ]
         self._count_names = [f"tokens without finite loss{dataset}" for dataset in datasets]
 
@@ -62,8 +69,16 @@ class Metrics:
         """Number of values V."""
         return len(self._names) + len(self._count_names)
 
-    def measure(self, loss_N: Floats32, previous_N: Floats32 | None) -> Floats:
-        """Return the V values, from the losses (nats) and the previous probe's losses, if any."""
+    def measure(
+        self, loss_N: Floats32, previous_N: Floats32 | None, progress: Progress | None = None
+    ) -> Floats:
+        """Return the V values of a probe.
+
+        Args:
+            loss_N: its losses in nats.
+            previous_N: losses of the previous probe; None without one.
+            progress: states of the tokens at the probe; None before they can be told.
+        """
         dataset_N = self._probe_set.dataset_N
         n_datasets = len(self._probe_set.datasets)
         finite_N = np.isfinite(loss_N)
@@ -83,7 +98,17 @@ class Metrics:
             n_fallen = np.count_nonzero((previous_N[both_N] - loss_N[both_N]) > self._threshold)
             fallen = n_fallen / both_N.sum() if both_N.any() else math.nan
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.array([*(nats / count), *(nats / math.log(2) / n_bytes), fallen, *lost])
+            means = [*(nats / count), *(nats / math.log(2) / n_bytes)]
+        return np.array([*means, fallen, *self._of_progress(progress), *lost])
+
+    def _of_progress(self, progress: Progress | None) -> list[float]:
+        """Return the falls in the last octave, in all and per dataset, and the shares of states."""
+        n_datasets = len(self._probe_set.datasets)
+        if progress is None:
+            return [math.nan] * (1 + n_datasets + len(_LOGGED_STATES))
+        groups = by_group(progress, self._probe_set.dataset_N, n_datasets)
+        shares = [groups[0].share.get(state, math.nan) for state in _LOGGED_STATES]
+        return [*(group.fall for group in groups), *shares]
 
     def named(self, values_V: Floats) -> dict[str, float]:
         """Return the known values by name."""

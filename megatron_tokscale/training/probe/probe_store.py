@@ -111,6 +111,12 @@ class ProbeStore:
         """Return the record of the losses at `step`; None if there are none that can be read."""
         return self._writer.record(step)
 
+    def files_before(self, step: int) -> dict[float, Path]:
+        """Return the losses files of the steps before `step`; none if they cannot be listed."""
+        with suppress(OSError):  # the directory is gone: the next probe reports it
+            return self._writer.files_before(step)
+        return {}
+
     def launches(self) -> tuple[Launch, ...]:
         """Return the launches of the run in the directory.
 

@@ -124,7 +124,7 @@ def _run_pass(state: TrainingState, watched: WatchedSet) -> _Pass:
             loss_N = probe_pass.run(watched.probe_set, state.forward_step, state.model, state.args)
         except TokscaleError as error:
             refusal = str(error)
-    values_V = watched.measure(loss_N)
+    values_V = watched.measure(state.step, loss_N)
     timer.stop()
     return _Pass(loss_N, values_V, refusal, time.perf_counter() - started)
 

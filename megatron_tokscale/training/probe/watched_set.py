@@ -16,6 +16,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.names import renamed
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store.progress import ProgressTracker, catch_up
 from megatron_tokscale.training.probe.metrics import Detokenizer, Metrics
 from megatron_tokscale.training.probe.probe_store import ProbeStore
 from megatron_tokscale.training.settings import JobProbeSettings, ProbeSetFile
@@ -63,6 +64,7 @@ class WatchedSet:
             _tokenizer_of_text(args) if self.store.is_writer else None,
             _names_in_log(probe_set, args),
         )
+        self._tracker = ProgressTracker()
         self.previous_N: Floats32 | None = None
 
     @property
@@ -75,11 +77,20 @@ class WatchedSet:
         """Number of values V."""
         return self._metrics.n_values
 
-    def measure(self, loss_N: Floats32 | None) -> Floats:
-        """Return the V values of a probe, and remember its losses; zeros without losses."""
+    def measure(self, step: int, loss_N: Floats32 | None) -> Floats:
+        """Return the V values of the probe at `step`, and remember its losses.
+
+        They are zeros on a rank without losses. The states of tokens depend on losses of earlier
+        probes. Those that this job has not taken are read from disk, at its first probe.
+        """
         if loss_N is None:
             return np.zeros(self.n_values)
-        values_V = self._metrics.measure(loss_N, self.previous_N)
+        if self._tracker.time is not None and self._tracker.time >= step:  # a replay fills a gap
+            self._tracker = ProgressTracker()
+        catch_up(self._tracker, self.store.files_before(step))
+        self._tracker.add(step, loss_N)
+        progress = self._tracker.progress() if self._tracker.time == step else None
+        values_V = self._metrics.measure(loss_N, self.previous_N, progress)
         self.previous_N = loss_N
         return values_V
 

@@ -7,6 +7,7 @@ import pytest
 from runs import plain_probe_set
 
 from megatron_tokscale.probe import ProbeSet
+from megatron_tokscale.store.progress import ProgressTracker
 from megatron_tokscale.training.probe.metrics import Metrics
 
 TEXTS = ["plain words, and no more", "Grüße aus Ōsaka — ½ €"]
@@ -124,3 +125,26 @@ def test_bits_per_byte_are_not_known_where_a_loss_is_not_finite():
     named = metrics.named(metrics.measure(loss_N, None))
     assert [name for name in named if "byte" in name] == ["probe bits per byte/mixed"]
     assert named["probe bits per byte/mixed"] == pytest.approx(1 / math.log(2), rel=1e-12)
+
+
+def test_the_falls_and_states_of_the_last_octave_are_those_of_its_tokens():
+    """Of 32 tokens, 8 fell from 8 to 2 nats in the last octave and 4 have lost a former fall."""
+    probe_set = plain_probe_set(32)
+    tracker = ProgressTracker()
+    for step in [0, *(round(2 ** (k / 8)) for k in range(24, 73))]:  # steps 8 to 512
+        loss_N = np.full(32, 8 if step < 300 else 2, np.float32)
+        loss_N[8:] = 8
+        loss_N[8:12] = 1 if 32 <= step < 128 else 8
+        tracker.add(step, loss_N)
+    progress = tracker.progress()
+    assert progress.octave_ago == 256
+    metrics = Metrics(probe_set, 0.1)
+    named = metrics.named(metrics.measure(loss_N, None, progress))
+    assert named["share of tokens under way"] == pytest.approx(8 / 32)
+    assert named["share of tokens forgotten"] == pytest.approx(4 / 32)
+    fall_N = np.where(np.arange(32) < 8, 6.0, 0.0)
+    assert named["nats learned in the last octave"] == pytest.approx(fall_N.mean())
+    for number, dataset in enumerate(probe_set.datasets):
+        expected = fall_N[probe_set.dataset_N == number].mean()
+        assert named[f"nats learned in the last octave/{dataset}"] == pytest.approx(expected)
+    assert not any("octave" in name for name in metrics.named(metrics.measure(loss_N, None)))

@@ -10,6 +10,7 @@ import pytest
 from jobs import SEQ_LENGTH, TRAINING, Corpus, job_environment, job_flags, run_job, torchrun
 
 from megatron_tokscale.store import Run
+from megatron_tokscale.store.progress import MeasuredState, ProgressTracker
 
 pytestmark = pytest.mark.megatron
 
@@ -62,30 +63,52 @@ def rank_processes(launcher):
 
 
 def test_metrics_in_tensorboard_are_those_of_the_losses(corpus: Corpus, tmp_path):
+    """The second job resumes at step 6: its first metrics depend on losses from disk."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    flags = (*probe_flags(corpus, tmp_path, "linear:2"), "--tokscale-probe-at-exit")
+    save = str(tmp_path / "save")
+    flags = (*probe_flags(corpus, tmp_path, "linear:1"), "--save", save, "--load", save)
+    flags = (*flags, "--save-interval", "6")
     board = ("--tensorboard-dir", str(tmp_path / "board"), "--tokscale-fall-threshold", "0.01")
-    run_job(corpus, 2, *flags, *board, "--train-iters", "5", "--tensor-model-parallel-size", "2")
+    layout = ("--train-iters", "8", "--tensor-model-parallel-size", "2")
+    run_job(corpus, 2, *flags, *board, *layout, "--exit-interval", "6")
+    run_job(corpus, 2, *flags, *board, *layout)
     run = Run.open(tmp_path)
-    assert run.step_K.tolist() == [0, 2, 4, 5]
+    steps = run.step_K.tolist()
+    assert steps == list(range(9))
     loss_NK = run.read_losses().astype(np.float64)
+    of_datasets = {
+        f"/{dataset}": run.probe_set.dataset_N == number
+        for number, dataset in enumerate(run.probe_set.datasets)
+    }
 
     events = EventAccumulator(str(tmp_path / "board")).Reload()
 
     def logged(name):
         return {event.step: event.value for event in events.Scalars(f"tokscale/{name}")}
 
-    def expected(values_K, steps=(0, 2, 4, 5)):
-        return pytest.approx(dict(zip(steps, values_K, strict=True)), rel=1e-6)
+    def expected(values_K, steps=steps):
+        return pytest.approx(dict(zip(steps, values_K, strict=True)), rel=1e-5)
 
-    assert logged("probe loss") == expected(loss_NK.mean(axis=0))
-    for number, dataset in enumerate(run.probe_set.datasets):
-        is_dataset_N = run.probe_set.dataset_N == number
-        assert logged(f"probe loss/{dataset}") == expected(loss_NK[is_dataset_N].mean(axis=0))
+    for name, of_N in {"": run.probe_set.dataset_N >= 0, **of_datasets}.items():
+        mean_K = loss_NK[of_N].mean(axis=0)
+        assert logged(f"probe loss{name}") == expected(mean_K)
+        octave_ago = [step // 2 for step in steps[1:]]  # all steps have probes
+        fall_K = mean_K[octave_ago] - mean_K[1:]
+        assert logged(f"nats learned in the last octave{name}") == expected(fall_K, steps[1:])
     fallen_K = (loss_NK[:, :-1] - loss_NK[:, 1:] > 0.01).mean(axis=0)
     assert 0 < fallen_K[-1] < 1
-    assert logged("share of tokens fallen by 0.01 nats") == expected(fallen_K, (2, 4, 5))
+    assert logged("share of tokens fallen by 0.01 nats") == expected(fallen_K, steps[1:])
+    for state in (MeasuredState.UNDER_WAY, MeasuredState.FORGOTTEN):
+        share_K = [(states_at(loss_NK, step) == state).mean() for step in steps[5:]]
+        assert logged(f"share of tokens {state.label}") == expected(share_K, steps[5:])
     by_samples = logged("probe loss vs samples")
-    assert list(by_samples) == [0, 2 * BATCH, 4 * BATCH, 5 * BATCH]
+    assert list(by_samples) == [step * BATCH for step in steps]
     assert not any("bits per byte" in tag for tag in events.Tags()["scalars"])  # ids are no text
+
+
+def states_at(loss_NK, step):
+    tracker = ProgressTracker()
+    for before in range(step + 1):
+        tracker.add(before, loss_NK[:, before].astype(np.float32))
+    return tracker.progress().state_N
