@@ -2,16 +2,22 @@
 
 A candidate is a token that one run has learned and the other has not, with the lower late loss
 there. Its z is the difference of the late losses over the standard deviation that two seeds of one
-training would show: both runs' own noise, and the variance between seeds in the token's group.
+training would show. Its variance has three parts (our choice):
 
-No distribution is assumed for z, whose tails are heavy: seeds learn a token at different times. Its
-null distribution is what the noise runs show. The share of noise-run candidates at least as far out
-is the token's p-value, which is that of a conformal test (Bates et al. 2023): A has the same
-difference to another seed of its own training as to B, if B is such a seed. Benjamini and
-Hochberg's procedure (1995) on these p-values is the count of the candidates in B against that in
-the noise runs. So 20 calls are the least with one noise run at a rate of 5%, and 10 with two.
+- both runs' own noise (`late_loss.late_variance`);
+- what each run's fitted curve moves if its clock is shifted as the learning times of tokens differ
+  between seeds. A token that B has learned just before the end may be one that another seed of A
+  learns just after it; one that B has learned long before is not;
+- the variance between seeds in the token's group beyond these two.
 
-Shapes: N tokens, G groups.
+No distribution is assumed for z, whose tails are heavy. Its null distribution is what the noise
+runs show. The share of noise-run candidates at least as far out is the token's p-value, which is
+that of a conformal test (Bates et al. 2023): A has the same difference to another seed of its own
+training as to B, if B is such a seed. Benjamini and Hochberg's procedure (1995) on these p-values
+is the count of the candidates in B against that in the noise runs. So 20 calls are the least with
+one noise run at a rate of 5%, and 10 with two.
+
+Shapes: N tokens, H shifts of the clock, S noise runs, J candidates.
 """
 
 from collections.abc import Sequence
@@ -19,8 +25,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from scipy.stats import norm
 
-from megatron_tokscale.compare.token_table import TokenTable
+from megatron_tokscale.compare.token_table import SHIFTS, TokenTable
 from megatron_tokscale.core.arrays import Floats, Integers, Mask
 
 RATE: Final = 0.05
@@ -29,6 +36,9 @@ _PRIOR_TOKENS: Final = 50
 """Tokens that the variance of the wider group counts as in that of a group (our choice)."""
 _MEDIAN_CHI2: Final = 0.4549364
 """Median of the chi-squared distribution with one degree of freedom."""
+_MAD_TO_SD: Final = 1.4826
+"""Standard deviation of a normal distribution over its median absolute deviation."""
+_QUANTILES: Final = 400  # points at which a normal distribution is averaged
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Calls:
 
     Attributes:
         candidate_N: true for candidates of B against A.
-        seed_SN: the same for each noise run in the place of B, one row per noise run (S).
+        seed_SN: the same for each noise run in the place of B.
         z_N: z of the difference, positive where the late loss changes in this direction.
         q_value_N: least false discovery rate at which a candidate is called; 1 for other tokens;
             NaN without noise runs.
@@ -67,85 +77,114 @@ def call_changes(
         noise: further seeds of the baseline.
         groups: groups of the tokens, the finest first; each is a part of the next.
     """
-    between_N = between_seeds(a, noise, groups)
-    z_N = standardized(a, b, between_N)
-    seed_z_SN = np.array([standardized(a, each, between_N) for each in noise])
+    spread = seed_spread(a, noise)
+    between_N = between_seeds(a, noise, groups, spread)
+    z_N = standardized(a, b, between_N, spread)
+    seed_z_SN = np.array([standardized(a, each, between_N, spread) for each in noise])
     seed_z_SN = seed_z_SN.reshape(len(noise), len(z_N))
-    found = []
-    for sign, differ in ((1, gained), (-1, gained_by_first)):
-        candidate_N = differ(a, b) & (sign * z_N > 0)
-        seed_SN = np.array([differ(a, each) for each in noise], bool).reshape(seed_z_SN.shape)
-        seed_SN &= sign * seed_z_SN > 0
-        q_value_N = np.full(len(z_N), np.nan)
-        beyond_SN = np.zeros_like(seed_SN)
-        if len(noise):
-            null = sign * seed_z_SN[seed_SN]
-            q_value_N[:] = 1
-            q_value_N[candidate_N] = q_values(sign * z_N[candidate_N], null, len(noise))
-            last = (sign * z_N)[q_value_N <= RATE].min(initial=np.inf)
-            beyond_SN = seed_SN & (sign * seed_z_SN >= last)
-        found.append(Calls(candidate_N, seed_SN, sign * z_N, q_value_N, beyond_SN))
-    return found[0], found[1]
+    gained_SN = np.array([gained(a, each) for each in noise], bool).reshape(seed_z_SN.shape)
+    lost_SN = np.array([gained(each, a) for each in noise], bool).reshape(seed_z_SN.shape)
+    return (
+        _calls(gained(a, b), z_N, gained_SN, seed_z_SN),
+        _calls(gained(b, a), -z_N, lost_SN, -seed_z_SN),
+    )
 
 
-def gained(a: TokenTable, b: TokenTable) -> Mask:
+def _calls(change_N: Mask, z_N: Floats, seed_change_SN: Mask, seed_z_SN: Floats) -> Calls:
+    """Return the calls of one direction, given which tokens change state in it."""
+    candidate_N, seed_SN = change_N & (z_N > 0), seed_change_SN & (seed_z_SN > 0)
+    if not len(seed_SN):
+        return Calls(candidate_N, seed_SN, z_N, np.full(len(z_N), np.nan), seed_SN)
+    q_value_N = np.ones(len(z_N))
+    q_value_N[candidate_N] = q_values(z_N[candidate_N], seed_z_SN[seed_SN], len(seed_SN))
+    last = z_N[q_value_N <= RATE].min(initial=np.inf)
+    return Calls(candidate_N, seed_SN, z_N, q_value_N, seed_SN & (seed_z_SN >= last))
+
+
+def gained(first: TokenTable, second: TokenTable) -> Mask:
     """Return the mask of the tokens that the second run has learned and the first has not."""
-    return np.asarray(b.learned_N & ~a.learned_N)
+    return np.asarray(second.learned_N & ~first.learned_N)
 
 
-def gained_by_first(a: TokenTable, b: TokenTable) -> Mask:
-    """Return the mask of the tokens that the first run has learned and the second has not."""
-    return gained(b, a)
-
-
-def standardized(a: TokenTable, b: TokenTable, between_N: Floats) -> Floats:
+def standardized(a: TokenTable, b: TokenTable, between_N: Floats, spread: float) -> Floats:
     """Return late loss of A less that of B over the standard deviation of the difference, (N,)."""
     difference_N = a.late_N.astype(np.float64) - b.late_N
-    return np.asarray(difference_N / np.sqrt(own_variance(a, b) + between_N))
+    return np.asarray(difference_N / np.sqrt(known_variance(a, b, spread) + between_N))
 
 
-def own_variance(a: TokenTable, b: TokenTable) -> Floats:
-    """Return the variance of the difference of late losses by both runs' own noise, (N,)."""
-    return np.asarray(a.variance_N.astype(np.float64) + b.variance_N)
+def seed_spread(a: TokenTable, noise: Sequence[TokenTable]) -> float:
+    """Return the standard deviation of the difference of a token's learning times in two seeds.
+
+    It is 1.4826 times the median absolute difference over the tokens that are learned in both, in
+    units of x, and has the errors of the fits in it. It is 0 without noise runs.
+    """
+    both = [a.learned_N & each.learned_N & a.moving_N & each.moving_N for each in noise]
+    apart = [
+        np.abs(a.time_N - each.time_N)[both_N] for each, both_N in zip(noise, both, strict=True)
+    ]
+    known = np.concatenate([np.zeros(0), *apart])
+    return float(_MAD_TO_SD * np.median(known)) if len(known) else 0.0
 
 
-def between_seeds(a: TokenTable, noise: Sequence[TokenTable], groups: Sequence[Integers]) -> Floats:
-    """Return the variance of the difference of late losses of two seeds beyond their own noise.
+def known_variance(a: TokenTable, b: TokenTable, spread: float) -> Floats:
+    """Return the variance of the difference of late losses by noise and by shifts of the clock.
+
+    The second is the mean square of what the fitted curve moves under a normal shift of the clock,
+    summed over both runs, (N,) in nats^2.
+    """
+    curves_N = (a.moved_NH.astype(np.float64) ** 2 + b.moved_NH**2) @ shift_weights(spread)
+    return np.asarray(a.variance_N.astype(np.float64) + b.variance_N + curves_N)
+
+
+def shift_weights(spread: float) -> Floats:
+    """Return weights (H,) of squares at `SHIFTS` in their mean under a normal shift of the clock.
+
+    The square is 0 without a shift, linear between the shifts and constant beyond them.
+    """
+    shift_J = spread * norm.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES)
+    node = np.sort([0.0, *SHIFTS])
+    rows = np.eye(len(node))[node != 0]
+    return np.array([np.interp(shift_J, node, row).mean() for row in rows])
+
+
+def between_seeds(
+    a: TokenTable, noise: Sequence[TokenTable], groups: Sequence[Integers], spread: float
+) -> Floats:
+    """Return the variance of the difference of late losses of two seeds beyond `known_variance`.
 
     In a group it is the robust variance of the differences (their median square over that of a
-    normal deviate) less the median own variance, at least 0. A group of few tokens takes most of it
-    from the next wider group: 50 tokens' worth (our choice).
+    normal deviate) less the median known variance, at least 0. A group of few tokens takes most of
+    it from the next wider group: 50 tokens' worth (our choice).
 
     Args:
         a: the baseline.
         noise: further seeds of it; without any, the variance is 0.
         groups: groups of the tokens, the finest first; each is a part of the next.
+        spread: standard deviation of the shift of the clock between seeds, in x.
 
     Returns:
         (N,) in nats^2.
     """
-    if not len(noise):
-        return np.zeros(len(a.late_N))
-    square_SN = np.array([(a.late_N.astype(np.float64) - each.late_N) ** 2 for each in noise])
-    own_SN = np.array([own_variance(a, each) for each in noise])
-    everything = np.zeros(len(a.late_N), np.int64)
     variance_N = np.zeros(len(a.late_N))
+    if not len(noise):
+        return variance_N
+    square_SN = np.array([(a.late_N.astype(np.float64) - each.late_N) ** 2 for each in noise])
+    known_SN = np.array([known_variance(a, each, spread) for each in noise])
+    everything = np.zeros(len(a.late_N), np.int64)
     for level, group_N in enumerate((everything, *reversed(list(groups)))):
         prior = _PRIOR_TOKENS if level else 0
         order = np.argsort(group_N, kind="stable")
-        starts = np.flatnonzero(np.diff(group_N[order], prepend=-1))
-        for inside in np.split(order, starts[1:]):
-            if not len(inside):
-                continue
+        starts = np.flatnonzero(np.diff(group_N[order]))
+        for inside in np.split(order, starts + 1):
             robust = np.median(square_SN[:, inside]) / _MEDIAN_CHI2
-            found = max(float(robust - np.median(own_SN[:, inside])), 0.0)
+            found = max(float(robust - np.median(known_SN[:, inside])), 0.0)
             share = len(inside) / (len(inside) + prior)
             variance_N[inside] = share * found + (1 - share) * variance_N[inside]
     return variance_N
 
 
-def q_values(z_J: Floats, null_J: Floats, n_noise: int) -> Floats:
-    """Return the least false discovery rate at which each candidate is called.
+def q_values(z_J: Floats, null: Floats, n_noise: int) -> Floats:
+    """Return the least false discovery rate at which each candidate is called, (J,).
 
     The rate of the calls at a threshold is (1 + candidates of the noise runs beyond it) over the
     number of noise runs and over the candidates beyond it. It is the procedure of Benjamini and
@@ -153,16 +192,15 @@ def q_values(z_J: Floats, null_J: Floats, n_noise: int) -> Floats:
 
     Args:
         z_J: z of the candidates.
-        null_J: z of the candidates of all noise runs together.
+        null: z of the candidates of all noise runs together.
         n_noise: number of noise runs.
     """
     order = np.argsort(-z_J, kind="stable")
     sorted_J = z_J[order]
-    null_sorted = np.sort(null_J)
-    beyond_J = len(null_J) - np.searchsorted(null_sorted, sorted_J, side="left")
+    beyond_J = len(null) - np.searchsorted(np.sort(null), sorted_J, side="left")
     # Candidates with equal z are called together: count them all.
     called_J = len(z_J) - np.searchsorted(sorted_J[::-1], sorted_J, side="left")
     rate_J = np.minimum((1 + beyond_J) / n_noise / called_J, 1.0)
-    q_J = np.empty(len(z_J))
-    q_J[order] = np.minimum.accumulate(rate_J[::-1])[::-1]
-    return q_J
+    q_value_J = np.empty(len(z_J))
+    q_value_J[order] = np.minimum.accumulate(rate_J[::-1])[::-1]
+    return q_value_J

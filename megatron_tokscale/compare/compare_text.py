@@ -10,7 +10,7 @@ from megatron_tokscale.results.comparison import (
     Sooner,
     SpectraTest,
 )
-from megatron_tokscale.results.estimate import Estimate, Undefined, format_estimate
+from megatron_tokscale.results.estimate import Undefined, format_estimate
 
 _SHOWN: Final = 5
 """Tokens shown of each kind; compare.json has more."""
@@ -43,51 +43,47 @@ def _head(comparison: Comparison) -> list[str]:
 
 
 def _table(comparison: Comparison) -> list[str]:
-    """Return one line per group, and what the columns mean."""
-    head = (
-        f"  {'':<24}{'tokens':>9}{'learned by':>16}{'loss lower':>27}{'gained':>8}{'lost':>7}"
-        f"{'net beyond seeds':>28}{'sooner, tokens':>24}{'sooner, loss':>24}"
-    )
+    """Return one line per group, and the totals in words."""
     lines = [
-        head,
-        f"  {'':<24}{'':>9}{'A':>8}{'B':>8}{'by, nats':>27}{'':>8}{'':>7}",
+        f"  {'':<20}{'tokens':>9}{'learned by':>14}{'late loss':>25}{'gained':>8}{'lost':>7}"
+        f"{'net':>7}{'B sooner by the factor':>26}{'at the':>8}",
+        f"  {'':<20}{'':>9}{'A':>7}{'B':>7}{'of A less of B, nats':>25}{'':>15}"
+        f"{'gain':>7}{'learning times':>26}{'loss':>8}",
+        _row(comparison.overall),
     ]
-    lines.append(_row(comparison.overall))
     for name, rows in comparison.groups.items():
-        lines.append(f"  {name}")
-        lines += [_row(row, indent="  ") for row in rows]
+        lines += [f"  {name}", *(_row(row, indent="  ") for row in rows)]
     overall = comparison.overall
-    lines += [
+    return [
+        *lines,
         f"  gained: {_calls(overall.gained, 'B has learned and A has not', comparison)}",
         f"  lost: {_calls(overall.lost, 'A has learned and B has not', comparison)}",
-        f"  sooner by learning times: {_sooner(overall.learning_times)}",
-        f"  sooner at the late loss: {_sooner(overall.late_loss)}",
+        f"  learning times: {_sooner(overall.learning_times)}",
+        f"  at the late loss: {_sooner(overall.late_loss)}",
     ]
-    return lines
 
 
 def _row(row: GroupComparison, indent: str = "") -> str:
-    name = (indent + row.name)[:24]
-    net = "-"
-    if isinstance(row.gained.excess, Estimate) and isinstance(row.lost.excess, Estimate):
-        net = f"{_signed(row.gained.excess)} {_signed(row.lost.excess)}"
+    name = (indent + row.name)[:20]
+    at_loss = row.late_loss.factor
+    shown = "-" if isinstance(at_loss, Undefined) else f"{at_loss.value:.2f}"
     return (
-        f"  {name:<24}{row.tokens:>9,}{row.learned_a:>8.1%}{row.learned_b:>8.1%}"
-        f"{format_estimate(row.lower, '+.3f'):>27}{_count(row.gained):>8}{_count(row.lost):>7}"
-        f"{net:>28}{_factor(row.learning_times):>24}{_factor(row.late_loss):>24}"
+        f"  {name:<20}{row.tokens:>9,}{row.learned_a:>7.1%}{row.learned_b:>7.1%}"
+        f"{format_estimate(row.lower, '+.3f'):>25}{_count(row.gained):>8}{_count(row.lost):>7}"
+        f"{_net(row):>7}{format_estimate(row.learning_times.factor, '.2f'):>26}{shown:>8}"
     )
 
 
-def _signed(estimate: Estimate) -> str:
-    return f"{estimate.uncorrected:+.0f}"
+def _net(row: GroupComparison) -> str:
+    """Return the excess of the gained tokens less that of the lost ones; "-" without seeds."""
+    gained, lost = row.gained.excess, row.lost.excess
+    if isinstance(gained, Undefined) or isinstance(lost, Undefined):
+        return "-"
+    return f"{gained.uncorrected - lost.uncorrected:+,.0f}"
 
 
 def _count(change: Change) -> str:
     return "-" if isinstance(change.called, Undefined) else f"{change.called:,}"
-
-
-def _factor(sooner: Sooner) -> str:
-    return format_estimate(sooner.factor, ".2f")
 
 
 def _calls(change: Change, words: str, comparison: Comparison) -> str:

@@ -53,9 +53,7 @@ def window_weights(x_K: Floats, end: float, length: float = WINDOW) -> Floats:
     return weight_K
 
 
-def late_variance(
-    fits: SigmoidFits, loss_NK: Floats32, weight_K: Floats, n_fitted: int | None = None
-) -> Floats:
+def late_variance(fits: SigmoidFits, loss_NK: Floats32, weight_K: Floats) -> Floats:
     """Return the variance of the late loss of each token by its own noise, in nats^2, (N,).
 
     The noise at the probes is an autoregression of order one around the curve of the token's class.
@@ -64,11 +62,10 @@ def late_variance(
 
     Args:
         fits: fits of the tokens.
-        loss_NK: losses at all probes.
+        loss_NK: losses at all probes, those of the fits first.
         weight_K: weights of the late loss.
-        n_fitted: number of probes that are fitted; None for all.
     """
-    n_fitted = loss_NK.shape[1] if n_fitted is None else n_fitted
+    n_fitted = len(fits.x_K)
     x_K = np.where(np.isfinite(fits.x_K), fits.x_K, -1e6)
     residual_NK = loss_NK[:, :n_fitted] - fits.predict(x_K)
     squares_N = np.einsum("nk,nk->n", residual_NK, residual_NK)

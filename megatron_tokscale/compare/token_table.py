@@ -1,20 +1,24 @@
 """A row per token and run: state, late loss and its variance, learning time and drop.
 
-Shapes: N tokens, K probe steps.
+Shapes: N tokens, K probe steps, H shifts of the clock.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 
 from megatron_tokscale.compare.common_end import CutRun
-from megatron_tokscale.compare.late_loss import late_variance, window_weights
+from megatron_tokscale.compare.late_loss import WINDOW, late_variance, window_weights
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers8, Mask
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.fit.states import TokenState, states_at
 from megatron_tokscale.spectrum.events import events_of
+
+SHIFTS: Final = (-0.8, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.8)
+"""Shifts of the clock in x at which a token's curve is kept (our choice): to an octave and more,
+closer where most differences between seeds are."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class TokenTable:
         variance_N: variance of the late loss by the token's own noise, in nats^2.
         time_N: its learning time in x of the clock, also behind the common end; NaN without one.
         drop_N: its drop in nats; 0 without a learning time.
+        moved_NH: its fitted loss if the run were sooner by each of `SHIFTS`, less that without a
+            shift, at the middle of the window of the late loss, in nats.
     """
 
     complete_N: Mask
@@ -38,6 +44,7 @@ class TokenTable:
     variance_N: Floats32
     time_N: Floats32
     drop_N: Floats32
+    moved_NH: Floats32
 
     @classmethod
     def of_block(
@@ -60,6 +67,7 @@ class TokenTable:
         """
         late_N = loss_NK @ weight_K.astype(np.float32)
         events = events_of(fits, from_x=from_x)
+        curve_NH = fits.predict(end_x - WINDOW / 2 + np.array([0.0, *SHIFTS]))
         time_N = np.full(len(fits), np.nan, np.float32)
         drop_N = np.zeros(len(fits), np.float32)
         time_N[events.token_E] = events.midpoint_E
@@ -72,6 +80,7 @@ class TokenTable:
             variance_N=late_variance(fits, loss_NK, weight_K).astype(np.float32),
             time_N=time_N,
             drop_N=drop_N,
+            moved_NH=(curve_NH[:, 1:] - curve_NH[:, :1]).astype(np.float32),
         )
 
     @classmethod

@@ -120,6 +120,10 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
                 FITS,
             ),
         ),
+        "compare": (
+            "compare run other --out new --resamples 2",
+            (*RUN, FITS, LOSSES[1].replace("run/", "other/", 1), FITS.replace("run/", "other/", 1)),
+        ),
         "import": ("import exported --out new", EXPORTED),
         "import of a matrix": (
             f"import losses.npy --out new --axis T --values {','.join(map(str, STEPS))}",
