@@ -37,10 +37,7 @@ def describe_forecast(found: Forecast) -> str:
         *non_finite_line(found.non_finite),
         "",
         *_table("nats per token still to come", found, now.horizons),
-        f"    by the {Method.HAZARD}: {now.learned:.0%} of the tokens have fallen, "
-        f"{now.censored:.0%} wait; a factor of two in time brings "
-        f"{format_estimate(now.hazard_per_octave, '.2f')} of what is left; correction "
-        f"{now.correction:.2f}",
+        *_hazard(now),
         "",
         *(line for test in found.back_tests for line in _back_test(test, found)),
         "",
@@ -55,6 +52,19 @@ def describe_forecast(found: Forecast) -> str:
         *_classes(found),
     ]
     return "\n".join(lines)
+
+
+def _hazard(now: Origin) -> list[str]:
+    """Return the line on the hazard, or on why there is none."""
+    found = now.horizons[0].falls[Method.HAZARD]
+    if isinstance(found, Undefined):
+        return [f"    no {Method.HAZARD}: {found.undefined}"]
+    return [
+        f"    by the {Method.HAZARD}: {now.learned:.0%} of the tokens have fallen, "
+        f"{now.censored:.0%} wait; a factor of two in time brings "
+        f"{format_estimate(now.hazard_per_octave, '.2f')} of what is left; correction "
+        f"{now.correction:.2f}"
+    ]
 
 
 def _refutation(found: Forecast) -> list[str]:
@@ -112,6 +122,8 @@ def _classes(found: Forecast) -> list[str]:
     middle = len(found.now.horizons) // 2
     horizon = found.now.horizons[middle]
     total = horizon.falls[Method.HAZARD]
+    if not found.now.groups:
+        return []
     lines = [
         f"  in which tokens, by the {Method.HAZARD}, by {horizon.time:,.4g}: share of the tokens, "
         "their loss now, and share of the nats to come"

@@ -55,7 +55,7 @@ def forecast_run(
 
     Raises:
         TokscaleError: the run is not fitted, or was fitted on other losses, its columns are runs,
-            or there are too few probes or falls for a forecast.
+            or there are too few probes for a forecast.
     """
     progress = progress or NoProgress()
     if tokens < 1:
