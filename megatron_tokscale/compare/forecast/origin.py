@@ -55,6 +55,9 @@ _SPREAD: Final = 0.15
 """Standard deviation of a corrected forecast's log error at the distance of one octave, whose
 square grows with the distance in octaves. Our choice: the errors in planted worlds and in the demo
 (benchmarks/results/forecast.md)."""
+_UNCORRECTED: Final = 0.4
+"""The same in addition, of a forecast without a correction. Our choice: in planted worlds with a
+unigram phase the first octaves after it have log errors of 0.4 to 1."""
 
 
 @dataclass(frozen=True)
@@ -175,47 +178,47 @@ class Forecaster:
         if isinstance(taken, Undefined):
             return _Hazard(None, np.zeros((0, 0)), 1.0, taken.undefined)
         kappa_R = self._kappa(x, noise)
-        factor_R = kappa_R**_PERSISTS
-        factor_RH = factor_R[:, None] * self._spread(float(kappa_R[0]))
-        return _Hazard(taken, factor_RH, float(factor_R[0]))
+        factor_R = np.ones(len(self._watched.weight_RU)) if kappa_R is None else kappa_R**_PERSISTS
+        # From no correction to the full one are four standard deviations.
+        unsure = _UNCORRECTED if kappa_R is None else math.log(kappa_R[0]) * _PERSISTS / 2
+        return _Hazard(taken, factor_R[:, None] * self._spread(unsure), float(factor_R[0]))
 
     def _census(self, x: float) -> "_Taken | Undefined":
         if x not in self._taken:
             self._taken[x] = defined_or_reason(lambda: _Taken.at(self._watched, x))
         return self._taken[x]
 
-    def _kappa(self, x: float, noise: float) -> Floats:
+    def _kappa(self, x: float, noise: float) -> Floats | None:
         """Return what came in the octave before `x` over its forecast, of each resample, (R,).
 
-        It is shrunk to one by the error of the ratio, and is one where there is no such forecast.
+        It is shrunk to one by the error of the ratio; None where there is no such forecast.
         """
         watched = self._watched
-        none_R = np.ones(len(watched.weight_RU))
         before = defined_or_reason(lambda: watched.last_probe(math.exp(x - watched.to_x) / 2))
         taken = self._census(before) if isinstance(before, float) else before
         if isinstance(taken, Undefined) or isinstance(before, Undefined):
-            return none_R
+            return None
         weight_K = self._fall_weights(before, FACTORS[0], until=x)
         said_R = taken.falls(watched, watched.whole)[:, 0, 0]
+        if not said_R[0] > 0:
+            return None
         error = noise * float(np.sqrt((weight_K**2).sum()))
         rng = np.random.default_rng([watched.seed, 3])
-        drawn_R = np.concatenate([[0.0], error * rng.standard_normal(len(none_R) - 1)])
+        drawn_R = np.concatenate([[0.0], error * rng.standard_normal(len(said_R) - 1)])
         came_R = watched.mean_RK @ weight_K + drawn_R
-        if not said_R[0] > 0:
-            return none_R
         kept = _KAPPA_VARIANCE / (_KAPPA_VARIANCE + (error / said_R[0]) ** 2)
         ratio_R = came_R / np.where(said_R > 0, said_R, said_R[0])
         return np.asarray(np.clip(1 + (ratio_R - 1) * kept, *_KAPPA_BOUNDS))
 
-    def _spread(self, kappa: float) -> Floats:
+    def _spread(self, unsure: float) -> Floats:
         """Draw factors for the error of the forecast itself, (R, H); the first row is one.
 
         One draw counts for all horizons: a forecast that is too low by 2T is too low by 10T.
+
+        Args:
+            unsure: standard deviation of its log error that does not grow with the distance.
         """
-        octaves_H = np.log2(FACTORS)
-        # From no correction to the full one are four standard deviations.
-        unsure = math.log(kappa) * _PERSISTS / 2
-        sigma_H = np.sqrt(unsure**2 + _SPREAD**2 * octaves_H)
+        sigma_H = np.sqrt(unsure**2 + _SPREAD**2 * np.log2(FACTORS))
         rng = np.random.default_rng([self._watched.seed, 4])
         z_R = np.concatenate([[0.0], rng.standard_normal(len(self._watched.weight_RU) - 1)])
         return np.asarray(np.exp(sigma_H * z_R[:, None]))
