@@ -28,7 +28,7 @@ def describe_forecast(found: Forecast) -> str:
     """Return the forecast, its back-tests and what they say of it, as lines."""
     now, fit = found.now, found.fit
     lines = [
-        f"  forecast from {found.time} {now.time:,.4g}, mean loss {format_estimate(now.loss)} nats",
+        f"  forecast from {found.time} {_time(now.time)}, mean loss {format_estimate(now.loss)} nats",
         f"  {found.settings.tokens:,} tokens, {now.probes} probes; 95% intervals over "
         f"{found.n_units:,} {fit.unit_kind}, probes, and the error of the forecast",
         f"  scored range: {found.scored.describe(found.time)}",
@@ -84,7 +84,7 @@ def _refutation(found: Forecast) -> list[str]:
 def _table(title: str, found: Forecast, horizons: Iterable[Horizon]) -> list[str]:
     """Return a table of the falls, the method with the smallest error in back-tests first."""
     horizons = tuple(horizons)
-    heads = [f"by {each.time:,.4g} (x{each.factor:g})" for each in horizons]
+    heads = [f"by {_time(each.time)} (x{each.factor:g})" for each in horizons]
     rows = [f"  {title:<{_NAME}}" + "".join(f"{head:<{_CELL}}" for head in heads)]
     for judgement in found.judgements:
         if judgement.method is Method.NOTHING:
@@ -102,7 +102,7 @@ def _table(title: str, found: Forecast, horizons: Iterable[Horizon]) -> list[str
 def _back_test(test: Origin | Undefined, found: Forecast) -> list[str]:
     if isinstance(test, Undefined):
         return [f"  no back-test: {test.undefined}"]
-    title = f"back-test from {found.time} {test.time:,.4g} (T/{1 / test.share:g})"
+    title = f"back-test from {found.time} {_time(test.time)} (T/{1 / test.share:g})"
     lines = _table(title, found, test.horizons)
     errors = [
         f"{grouping} {each.hazard:.3f} / {each.slope:.3f} / {each.even:.3f}"
@@ -125,7 +125,7 @@ def _classes(found: Forecast) -> list[str]:
     if not found.now.groups:
         return []
     lines = [
-        f"  in which tokens, by the {Method.HAZARD}, by {horizon.time:,.4g}: share of the tokens, "
+        f"  in which tokens, by the {Method.HAZARD}, by {_time(horizon.time)}: share of the tokens, "
         "their loss now, and share of the nats to come"
     ]
     for grouping, groups in found.now.groups.items():
@@ -151,3 +151,8 @@ def _cell(estimate: Estimate | Undefined | None) -> str:
     if estimate is None or isinstance(estimate, Undefined):
         return "-"
     return format_estimate(estimate)
+
+
+def _time(time: float) -> str:
+    """Return a time in whole units up to a million, else in four digits."""
+    return f"{time:,.0f}" if 100 <= time < 1e6 else f"{time:.4g}"
