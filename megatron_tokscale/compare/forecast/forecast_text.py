@@ -28,7 +28,8 @@ def describe_forecast(found: Forecast) -> str:
     """Return the forecast, its back-tests and what they say of it, as lines."""
     now, fit = found.now, found.fit
     lines = [
-        f"  forecast from {found.time} {_time(now.time)}, mean loss {format_estimate(now.loss)} nats",
+        f"  forecast from {found.time} {_time(now.time)}, "
+        f"mean loss {format_estimate(now.loss)} nats",
         f"  {found.settings.tokens:,} tokens, {now.probes} probes; 95% intervals over "
         f"{found.n_units:,} {fit.unit_kind}, probes, and the error of the forecast",
         f"  scored range: {found.scored.describe(found.time)}",
@@ -125,8 +126,8 @@ def _classes(found: Forecast) -> list[str]:
     if not found.now.groups:
         return []
     lines = [
-        f"  in which tokens, by the {Method.HAZARD}, by {_time(horizon.time)}: share of the tokens, "
-        "their loss now, and share of the nats to come"
+        f"  in which tokens, by the {Method.HAZARD}, by {_time(horizon.time)}: share of the "
+        "tokens, their loss now, and share of the nats to come"
     ]
     for grouping, groups in found.now.groups.items():
         tokens = sum(each.tokens for each in groups)
