@@ -4,6 +4,7 @@ Shapes: N tokens, K probe steps.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -72,9 +73,7 @@ def forecast_run(
     watched = _watched(source, scored, tokens, n_resamples, seed)
     forecaster = Forecaster(watched)
     progress.stage("back-tests")
-    back_tests = tuple(
-        defined_or_reason(lambda share=share: forecaster.origin(share)) for share in ORIGINS
-    )
+    back_tests = tuple(defined_or_reason(partial(forecaster.origin, share)) for share in ORIGINS)
     progress.stage("forecast")
     try:
         now = forecaster.origin(1.0)
