@@ -12,8 +12,8 @@
 - Runs of the plugin, by --runs: the back-tests of `megatron-tokscale forecast` on 10,000 tokens.
 
 Every result is a line of FILE; a benchmark that was stopped resumes. A core of a machine at rest
-takes 4 s for a planted world, 3 s for a task of a model, and 5 s for a run: ten minutes for all of
-the defaults.
+takes 4 s for a planted world, 3 s for a task of a model, and 5 s for a run: about ten minutes
+for all of the defaults (reckoned from these).
 
 Shapes: N tokens, K probes, M models.
 """
