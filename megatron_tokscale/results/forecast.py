@@ -109,16 +109,17 @@ class Origin:
         time: its time.
         probes: number of probes that it is made from.
         loss: mean loss at the origin, by a line through the losses of the octave before it.
-        learned: share of the tokens learned by the origin.
-        censored: share of the tokens that have not fallen by the origin, and may.
+        learned: share of the tokens that have fallen in the scored range; NaN without a hazard.
+        censored: share of the tokens that have not fallen in it, and may; NaN without a hazard.
         hazard_per_octave: share of the drops to come that a factor of two in time brings at the
-            origin.
+            origin; NaN without a hazard.
         correction: factor on the falls by the hazard, from the fall of the octave before the origin
             over its forecast from half the origin's time; 1 where there is no such forecast.
         horizons: the falls by each horizon; of a back-test, those that end by the forecast's own
             origin.
         groups: the parts of the groups in them, by grouping: "dataset", "frequency decile",
-            "position decile", "label before" (the label occurred before in its context).
+            "position decile", "label before" (the label occurred before in its context). Empty
+            without a hazard.
         group_errors: for a back-test, the errors of the groups' falls by the last horizon, by
             grouping.
     """

@@ -7,6 +7,7 @@ from scipy.optimize import curve_fit, minimize
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws import fit_power_law
+from megatron_tokscale.laws.power_law.power_law import power_law_falls
 
 T_K = np.geomspace(200, 20_000, 30)
 
@@ -149,3 +150,24 @@ def test_the_same_seed_gives_the_same_intervals():
 def test_curves_without_a_falling_loss_are_refused(t, loss, message):
     with pytest.raises((TokscaleError, UndefinedError), match=message):
         fit_power_law(t, loss)
+
+
+def test_the_falls_of_a_law_without_noise_are_exact():
+    time_K, later_H = np.geomspace(10, 1000, 40), np.array([2000.0, 10_000.0])
+    falls = power_law_falls(time_K, law(time_K), later_H, from_=0, n_resamples=10)
+    expected_H = law(1000.0) - law(later_H)
+    assert [each.value for each in falls] == pytest.approx(expected_H, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_intervals_of_falls_cover_a_planted_law():
+    rng = np.random.default_rng(8)
+    later_H = T_K[-1] * np.array([2.0, 10.0])
+    expected_H, covered_H, n_runs = law(T_K[-1]) - law(later_H), np.zeros(2), 60
+    for _ in range(n_runs):
+        noise_K = 0.003 * rng.standard_normal(len(T_K))
+        falls = power_law_falls(T_K, law(T_K) * np.exp(noise_K), later_H, from_=0, n_resamples=40)
+        covered_H += [
+            each.low <= came <= each.high for each, came in zip(falls, expected_H, strict=True)
+        ]
+    assert (covered_H / n_runs > 0.8).all()

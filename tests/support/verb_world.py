@@ -143,6 +143,10 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             "laws run other --resamples 2",
             tuple(path.replace("run/", "other/", 1) for path in (*RUN[:2], LOSSES[1])),
         ),
+        "forecast": (
+            "forecast run --resamples 2 --tokens 200",
+            (LOSSES[1], "run/analysis/fit.json", FITS),
+        ),
         "laws --data-path": (f"laws run {_DATA} --resamples 2", DATA),
         "laws --curves": (
             "laws --curves curves.csv curves.parquet --manifest curves.json --out new "

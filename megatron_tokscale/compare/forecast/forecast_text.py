@@ -28,7 +28,8 @@ def describe_forecast(found: Forecast) -> str:
     """Return the forecast, its back-tests and what they say of it, as lines."""
     now, fit = found.now, found.fit
     lines = [
-        f"  forecast from {found.time} {now.time:,.4g}, mean loss {format_estimate(now.loss)} nats",
+        f"  forecast from {found.time} {_time(now.time)}, "
+        f"mean loss {format_estimate(now.loss)} nats",
         f"  {found.settings.tokens:,} tokens, {now.probes} probes; 95% intervals over "
         f"{found.n_units:,} {fit.unit_kind}, probes, and the error of the forecast",
         f"  scored range: {found.scored.describe(found.time)}",
@@ -37,10 +38,7 @@ def describe_forecast(found: Forecast) -> str:
         *non_finite_line(found.non_finite),
         "",
         *_table("nats per token still to come", found, now.horizons),
-        f"    by the {Method.HAZARD}: {now.learned:.0%} of the tokens have fallen, "
-        f"{now.censored:.0%} wait; a factor of two in time brings "
-        f"{format_estimate(now.hazard_per_octave, '.2f')} of what is left; correction "
-        f"{now.correction:.2f}",
+        *_hazard(now),
         "",
         *(line for test in found.back_tests for line in _back_test(test, found)),
         "",
@@ -55,6 +53,19 @@ def describe_forecast(found: Forecast) -> str:
         *_classes(found),
     ]
     return "\n".join(lines)
+
+
+def _hazard(now: Origin) -> list[str]:
+    """Return the line on the hazard, or on why there is none."""
+    found = now.horizons[0].falls[Method.HAZARD]
+    if isinstance(found, Undefined):
+        return [f"    no {Method.HAZARD}: {found.undefined}"]
+    return [
+        f"    by the {Method.HAZARD}: {now.learned:.0%} of the tokens have fallen, "
+        f"{now.censored:.0%} wait; a factor of two in time brings "
+        f"{format_estimate(now.hazard_per_octave, '.2f')} of what is left; correction "
+        f"{now.correction:.2f}"
+    ]
 
 
 def _refutation(found: Forecast) -> list[str]:
@@ -74,7 +85,7 @@ def _refutation(found: Forecast) -> list[str]:
 def _table(title: str, found: Forecast, horizons: Iterable[Horizon]) -> list[str]:
     """Return a table of the falls, the method with the smallest error in back-tests first."""
     horizons = tuple(horizons)
-    heads = [f"by {each.time:,.4g} (x{each.factor:g})" for each in horizons]
+    heads = [f"by {_time(each.time)} (x{each.factor:g})" for each in horizons]
     rows = [f"  {title:<{_NAME}}" + "".join(f"{head:<{_CELL}}" for head in heads)]
     for judgement in found.judgements:
         if judgement.method is Method.NOTHING:
@@ -92,7 +103,7 @@ def _table(title: str, found: Forecast, horizons: Iterable[Horizon]) -> list[str
 def _back_test(test: Origin | Undefined, found: Forecast) -> list[str]:
     if isinstance(test, Undefined):
         return [f"  no back-test: {test.undefined}"]
-    title = f"back-test from {found.time} {test.time:,.4g} (T/{1 / test.share:g})"
+    title = f"back-test from {found.time} {_time(test.time)} (T/{1 / test.share:g})"
     lines = _table(title, found, test.horizons)
     errors = [
         f"{grouping} {each.hazard:.3f} / {each.slope:.3f} / {each.even:.3f}"
@@ -112,9 +123,11 @@ def _classes(found: Forecast) -> list[str]:
     middle = len(found.now.horizons) // 2
     horizon = found.now.horizons[middle]
     total = horizon.falls[Method.HAZARD]
+    if not found.now.groups:
+        return []
     lines = [
-        f"  in which tokens, by the {Method.HAZARD}, by {horizon.time:,.4g}: share of the tokens, "
-        "their loss now, and share of the nats to come"
+        f"  in which tokens, by the {Method.HAZARD}, by {_time(horizon.time)}: share of the "
+        "tokens, their loss now, and share of the nats to come"
     ]
     for grouping, groups in found.now.groups.items():
         tokens = sum(each.tokens for each in groups)
@@ -139,3 +152,8 @@ def _cell(estimate: Estimate | Undefined | None) -> str:
     if estimate is None or isinstance(estimate, Undefined):
         return "-"
     return format_estimate(estimate)
+
+
+def _time(time: float) -> str:
+    """Return a time in whole units up to a million, else in four digits."""
+    return f"{time:,.0f}" if 100 <= time < 1e6 else f"{time:.4g}"

@@ -31,7 +31,7 @@ from typing import Final, Self
 import numpy as np
 from scipy.special import expit
 
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.fit.classes import KNOWN_BELOW
@@ -135,7 +135,7 @@ class Census:
             width_W=np.maximum(np.quantile(late.width_E, _WIDTHS), _NARROWEST),
         )
 
-    def rates(self, unit_N: Integers, weight_RU: Floats) -> Rates:
+    def rates(self, unit_N: Integers | Integers32, weight_RU: Floats) -> Rates:
         """Return the rates under each row of weights of the units."""
         n_groups, n_units = len(self.groups.names), weight_RU.shape[1]
         group_N, events = self.groups.group_N, self.events
@@ -161,7 +161,13 @@ class Census:
         )
         return Rates(hazard_RG, share_RG, pooled_R, self._fallen(hazard_RG))
 
-    def falls(self, classes: Groups, unit_N: Integers, weight_RU: Floats, rates: Rates) -> Floats:
+    def falls(
+        self,
+        classes: Groups,
+        unit_N: Integers | Integers32,
+        weight_RU: Floats,
+        rates: Rates,
+    ) -> Floats:
         """Return the falls of the classes by each horizon, in nats per token of the set, (R, C, H).
 
         Args:

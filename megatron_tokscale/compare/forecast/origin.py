@@ -50,10 +50,14 @@ _KAPPA_VARIANCE: Final = 0.25
 """Variance of kappa about 1 before it is measured (our choice): a ratio whose error is 0.5 counts
 half, so that noise of the probes is not taken for an error of the forecast."""
 _KAPPA_BOUNDS: Final = (0.1, 10.0)  # our choice: a larger error leaves no forecast to correct
+_LEAST_TOKENS: Final = 100  # of a hazard: fewer have no share of events to count (our choice)
 _SPREAD: Final = 0.15
 """Standard deviation of a corrected forecast's log error at the distance of one octave, whose
 square grows with the distance in octaves. Our choice: the errors in planted worlds and in the demo
 (benchmarks/results/forecast.md)."""
+_UNCORRECTED: Final = 0.4
+"""The same in addition, of a forecast without a correction. Our choice: in planted worlds with a
+unigram phase the first octaves after it have log errors of 0.4 to 1."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,11 @@ class Watched:
         total_UK = loss_sums(self.loss_NK, self.units.unit_N, n_units)
         return np.asarray(self.weight_RU @ total_UK / tokens_R[:, None])
 
+    @property
+    def whole(self) -> Groups:
+        """All tokens as one group."""
+        return Groups(np.zeros(len(self.loss_NK), np.int64), ("all",))
+
     def last_probe(self, share: float) -> float:
         """Return x of the last probe at or before a share of the time of the range's end.
 
@@ -122,89 +131,94 @@ class Forecaster:
     def origin(self, share: float) -> Origin:
         """Return the forecast from the last probe at or before a share of the end's time.
 
+        Where there is no hazard, the other methods remain.
+
         Raises:
-            UndefinedError: too few probes, or no hazard, before the origin.
+            UndefinedError: there are too few probes before the origin.
         """
         watched = self._watched
         x = watched.last_probe(share)
         until_K = watched.until(x)
-        taken = self._census(x)
-        if isinstance(taken, Undefined):
-            raise UndefinedError(taken.undefined)
         noise = probe_noise(watched.x_K[until_K], watched.mean_RK[0, until_K])
-        kappa_R = self._kappa(x, noise)
-        factor_R = kappa_R**_PERSISTS
-        spread_RH = self._spread(float(kappa_R[0]))
-        time = math.exp(x)
-        reached = tuple(
+        reached = [
             h
             for h, factor in enumerate(FACTORS)
             if share == 1 or x + math.log(factor) <= watched.to_x + ROUNDING
-        )
-        whole = Groups(np.zeros(len(watched.loss_NK), np.int64), ("all",))
-        fall_RH = taken.falls(watched, whole)[:, 0] * factor_R[:, None] * spread_RH
+        ]
+        hazard = self._hazard(x, noise)
         rivals = self._rivals(x, noise)
-        horizons = []
-        for h in reached:
-            falls: dict[str, Estimate | Undefined] = {Method.HAZARD: _estimate(fall_RH[:, h], 0.0)}
-            falls |= {method: found[h] for method, found in rivals.items()}
-            measured = None if share == 1 else self._measured(x, FACTORS[h])
-            horizons.append(Horizon(FACTORS[h], FACTORS[h] * time, falls, measured))
-        level_K = level_weights(watched.x_K, x, x)
-        octave_R = 1 - np.exp(-taken.rates.pooled_R * OCTAVE)
+        by_method = {Method.HAZARD: hazard.whole(watched)} | rivals
+        level_K, time = level_weights(watched.x_K, x, x), math.exp(x)
         found = Origin(
             share=share,
             time=time,
             probes=int(until_K.sum()),
             loss=_with_noise(watched.mean_RK @ level_K, noise, level_K),
-            learned=taken.census.learned,
-            censored=taken.census.censored,
-            hazard_per_octave=_estimate(octave_R, 0.0, 1.0),
-            correction=float(factor_R[0]),
-            horizons=tuple(horizons),
+            learned=hazard.learned,
+            censored=hazard.censored,
+            hazard_per_octave=hazard.per_octave,
+            correction=hazard.correction,
+            horizons=tuple(
+                Horizon(
+                    FACTORS[h],
+                    FACTORS[h] * time,
+                    {method: falls[h] for method, falls in by_method.items()},
+                    None if share == 1 else self._measured(x, FACTORS[h]),
+                )
+                for h in reached
+            ),
             groups={},
             group_errors={},
         )
-        return self._with_groups(found, taken, x, factor_R[:, None, None] * spread_RH[:, None])
+        return found if hazard.taken is None else self._with_groups(found, hazard, x)
+
+    def _hazard(self, x: float, noise: float) -> "_Hazard":
+        """Return the forecast by the hazard at `x`, or why there is none."""
+        taken = self._census(x)
+        if isinstance(taken, Undefined):
+            return _Hazard(None, np.zeros((0, 0)), 1.0, taken.undefined)
+        kappa_R = self._kappa(x, noise)
+        factor_R = np.ones(len(self._watched.weight_RU)) if kappa_R is None else kappa_R**_PERSISTS
+        # From no correction to the full one are four standard deviations.
+        unsure = _UNCORRECTED if kappa_R is None else math.log(kappa_R[0]) * _PERSISTS / 2
+        return _Hazard(taken, factor_R[:, None] * self._spread(unsure), float(factor_R[0]))
 
     def _census(self, x: float) -> "_Taken | Undefined":
         if x not in self._taken:
             self._taken[x] = defined_or_reason(lambda: _Taken.at(self._watched, x))
         return self._taken[x]
 
-    def _kappa(self, x: float, noise: float) -> Floats:
+    def _kappa(self, x: float, noise: float) -> Floats | None:
         """Return what came in the octave before `x` over its forecast, of each resample, (R,).
 
-        It is shrunk to one by the error of the ratio, and is one where there is no such forecast.
+        It is shrunk to one by the error of the ratio; None where there is no such forecast.
         """
         watched = self._watched
-        none_R = np.ones(len(watched.weight_RU))
         before = defined_or_reason(lambda: watched.last_probe(math.exp(x - watched.to_x) / 2))
         taken = self._census(before) if isinstance(before, float) else before
         if isinstance(taken, Undefined) or isinstance(before, Undefined):
-            return none_R
+            return None
         weight_K = self._fall_weights(before, FACTORS[0], until=x)
-        whole = Groups(np.zeros(len(watched.loss_NK), np.int64), ("all",))
-        said_R = taken.falls(watched, whole)[:, 0, 0]
+        said_R = taken.falls(watched, watched.whole)[:, 0, 0]
+        if not said_R[0] > 0:
+            return None
         error = noise * float(np.sqrt((weight_K**2).sum()))
         rng = np.random.default_rng([watched.seed, 3])
-        drawn_R = np.concatenate([[0.0], error * rng.standard_normal(len(none_R) - 1)])
+        drawn_R = np.concatenate([[0.0], error * rng.standard_normal(len(said_R) - 1)])
         came_R = watched.mean_RK @ weight_K + drawn_R
-        if not said_R[0] > 0:
-            return none_R
         kept = _KAPPA_VARIANCE / (_KAPPA_VARIANCE + (error / said_R[0]) ** 2)
         ratio_R = came_R / np.where(said_R > 0, said_R, said_R[0])
         return np.asarray(np.clip(1 + (ratio_R - 1) * kept, *_KAPPA_BOUNDS))
 
-    def _spread(self, kappa: float) -> Floats:
+    def _spread(self, unsure: float) -> Floats:
         """Draw factors for the error of the forecast itself, (R, H); the first row is one.
 
         One draw counts for all horizons: a forecast that is too low by 2T is too low by 10T.
+
+        Args:
+            unsure: standard deviation of its log error that does not grow with the distance.
         """
-        octaves_H = np.log2(FACTORS)
-        # From no correction to the full one are four standard deviations.
-        unsure = math.log(kappa) * _PERSISTS / 2
-        sigma_H = np.sqrt(unsure**2 + _SPREAD**2 * octaves_H)
+        sigma_H = np.sqrt(unsure**2 + _SPREAD**2 * np.log2(FACTORS))
         rng = np.random.default_rng([self._watched.seed, 4])
         z_R = np.concatenate([[0.0], rng.standard_normal(len(self._watched.weight_RU) - 1)])
         return np.asarray(np.exp(sigma_H * z_R[:, None]))
@@ -245,14 +259,14 @@ class Forecaster:
         noise = probe_noise(watched.x_K[until_K], watched.mean_RK[0, until_K])
         return _with_noise(watched.mean_RK[:1] @ weight_K, noise, weight_K)
 
-    def _with_groups(self, origin: Origin, taken: "_Taken", x: float, factor_R1H: Floats) -> Origin:
+    def _with_groups(self, origin: Origin, hazard: "_Hazard", x: float) -> Origin:
         """Return the origin with the falls of the classes, and their errors in a back-test."""
         watched, n_reached = self._watched, len(origin.horizons)
         level_K, slope_K = level_weights(watched.x_K, x, x), slope_weights(watched.x_K, x)
         found: dict[str, tuple[GroupFall, ...]] = {}
         errors: dict[str, GroupError] = {}
         for grouping, classes in watched.classes.items():
-            fall_RCH = taken.falls(watched, classes) * factor_R1H
+            fall_RCH = hazard.falls(watched, classes)
             n_classes = len(classes.names)
             tokens_C = np.bincount(classes.group_N, minlength=n_classes)
             mean_CK = loss_sums(watched.loss_NK, classes.group_N, n_classes)
@@ -288,6 +302,52 @@ class Forecaster:
 
 
 @dataclass(frozen=True)
+class _Hazard:
+    """The forecast by the hazard at an origin.
+
+    Attributes:
+        taken: the census and its rates; None where there is no hazard.
+        factor_RH: correction of the falls, times a draw of the forecast's own error.
+        correction: the correction.
+        reason: why there is no hazard.
+    """
+
+    taken: "_Taken | None"
+    factor_RH: Floats
+    correction: float
+    reason: str = ""
+
+    @property
+    def learned(self) -> float:
+        """Share of the tokens that have fallen; NaN without a hazard."""
+        return self.taken.census.learned if self.taken else math.nan
+
+    @property
+    def censored(self) -> float:
+        """Share of the tokens that wait; NaN without a hazard."""
+        return self.taken.census.censored if self.taken else math.nan
+
+    @property
+    def per_octave(self) -> Estimate:
+        """Share of what is left that a factor of two in time brings; NaN without a hazard."""
+        if self.taken is None:
+            return Estimate(math.nan)
+        return _estimate(1 - np.exp(-self.taken.rates.pooled_R * OCTAVE), 0.0, 1.0)
+
+    def falls(self, watched: Watched, classes: Groups) -> Floats:
+        """Return the corrected falls of the classes with a draw of their error, (R, C, H)."""
+        assert self.taken is not None
+        return self.taken.falls(watched, classes) * self.factor_RH[:, None]
+
+    def whole(self, watched: Watched) -> tuple[Estimate | Undefined, ...]:
+        """Return the fall of all tokens by each horizon."""
+        if self.taken is None:
+            return (Undefined(self.reason),) * len(FACTORS)
+        fall_RH = self.falls(watched, watched.whole)[:, 0]
+        return tuple(_estimate(fall_R, 0.0) for fall_R in fall_RH.T)
+
+
+@dataclass(frozen=True)
 class _Taken:
     """A census and its rates under the weights of the resamples."""
 
@@ -303,6 +363,10 @@ class _Taken:
         """
         until_K = watched.until(x)
         x_K, loss_NK = watched.x_K[until_K], watched.loss_NK[:, until_K]
+        if len(loss_NK) < _LEAST_TOKENS:
+            raise UndefinedError(
+                f"{len(loss_NK)} tokens are too few for a hazard; expected {_LEAST_TOKENS} or more"
+            )
         probe_noise(x_K, loss_NK.mean(axis=0, dtype=np.float64))  # refuses too few probes
         if watched.takes_shifts_out:
             shifts = shifts_of(x_K, [(loss_NK, watched.dataset_N)], watched.datasets)

@@ -4,6 +4,7 @@ Shapes: N tokens, K probe steps.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -55,7 +56,7 @@ def forecast_run(
 
     Raises:
         TokscaleError: the run is not fitted, or was fitted on other losses, its columns are runs,
-            or there are too few probes or falls for a forecast.
+            or there are too few probes for a forecast.
     """
     progress = progress or NoProgress()
     if tokens < 1:
@@ -72,9 +73,7 @@ def forecast_run(
     watched = _watched(source, scored, tokens, n_resamples, seed)
     forecaster = Forecaster(watched)
     progress.stage("back-tests")
-    back_tests = tuple(
-        defined_or_reason(lambda share=share: forecaster.origin(share)) for share in ORIGINS
-    )
+    back_tests = tuple(defined_or_reason(partial(forecaster.origin, share)) for share in ORIGINS)
     progress.stage("forecast")
     try:
         now = forecaster.origin(1.0)
