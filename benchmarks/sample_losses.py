@@ -1,14 +1,15 @@
 """Time per step with --tokscale-sample-losses, over that without it.
 
-    python benchmarks/sample_losses.py [--size cpu|gpu] [--jobs N] [--blocks N] [--out FILE]
+    python benchmarks/sample_losses.py [--size cpu|gpu] [--jobs N] [--blocks N] [--ledger FILE]
+        [--out FILE]
 
 Within one job recording is on and off in turns, for blocks of as many steps as the log interval, so
 both sides have the same machine and the same minutes. The recorder's wrapper of the loss function,
 its flush and its file are in the blocks that record; in the others the loss function is Megatron's
-own. The ratio is that of the median times of the two kinds of blocks in a job. A finished job is
-kept in FILE.jsonl, and a benchmark that was stopped resumes with the next job. The recorder's time
-on the host per step is the time of the loss function with recording less that without it, and the
-flush: the noise of the machine hides it less.
+own. The ratio is that of the median times of the two kinds of blocks in a job. With a ledger a
+benchmark that was stopped resumes with the next job. The recorder's time on the host per step is
+the time of the loss function with recording less that without it, and the flush: the noise of the
+machine hides it less.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def measured_job(size_name, number, n_blocks):
 
 
 def inside():
-    """Train on the last rank with recording on in every second block, and print the times."""
+    """Train with recording on in every second block, and print the times of a rank that records."""
     import torch
 
     from megatron_tokscale import pretrain
@@ -91,7 +92,7 @@ def inside():
     recorder.SampleRecorder._seen = switched_seen
     recorder.SampleRecorder.on_step = timed_on_step
     pretrain.main()
-    if torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
+    if recorder.has_losses():
         kept = blocks[_WARM_BLOCKS:]
         on, off = ([t for is_it, t in kept if is_it == kind] for kind in (True, False))
         n_on = _BLOCK * sum(is_it for is_it, _ in blocks)
@@ -105,20 +106,20 @@ def main() -> None:
     parser.add_argument("--size", choices=list(SIZES), default="cpu")
     parser.add_argument("--jobs", type=int, default=6)
     parser.add_argument("--blocks", type=int, default=21, help="blocks of 10 steps in a job")
-    parser.add_argument("--out", type=Path, default=_ROOT / "benchmarks/results/sample_losses.md")
+    parser.add_argument("--ledger", type=Path, help="finished jobs are kept here, and read again")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    lines = Lines(arguments.out.with_suffix(".jsonl"))
-    results = [
-        lines.once(
-            (arguments.size, arguments.blocks, number),
-            measured_job,
-            *(arguments.size, number, arguments.blocks),
-        )
-        for number in range(arguments.jobs)
-    ]
-    text = report(arguments.size, results)
+    size, n_blocks = arguments.size, arguments.blocks
+    with tempfile.TemporaryDirectory() as name:
+        lines = Lines(arguments.ledger or Path(name) / "jobs.jsonl")
+        results = [
+            lines.once((size, n_blocks, number), measured_job, size, number, n_blocks)
+            for number in range(arguments.jobs)
+        ]
+    text = report(size, results)
     print(text)
-    arguments.out.write_text(text + "\n")
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
 
 
 def report(size_name, results) -> str:
