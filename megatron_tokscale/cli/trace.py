@@ -46,6 +46,13 @@ def add_verb(verbs: Verbs) -> None:
         help="the documents of these samples (default: none)",
     )
     wanted.add_argument(
+        "--step",
+        nargs="+",
+        default=[],
+        metavar="N|A-B",
+        help="the samples that these optimizer steps consumed, and their documents (default: none)",
+    )
+    wanted.add_argument(
         "--document",
         metavar="NAME:ID",
         help="the samples that hold this document of the dataset NAME; NAME may be the whole "
@@ -58,22 +65,32 @@ def add_verb(verbs: Verbs) -> None:
         help="show only those samples of a document that come before N (default: all)",
     )
     add_tokenizer(parser, "samples")
+    parser.add_argument(
+        "--full", action="store_true", help="show all that a sample reads, not the beginning alone"
+    )
     parser.set_defaults(verb=_trace)
 
 
 def _trace(arguments: Arguments) -> None:
-    from megatron_tokscale.trace.text import describe_document, describe_sample
+    from megatron_tokscale.trace.steps import Steps, read_steps
+    from megatron_tokscale.trace.text import describe_document, describe_sample, describe_step
     from megatron_tokscale.trace.trace import Trace
 
     _check(arguments)
     document = None if arguments.document is None else _read_document(arguments.document)
+    steps = [read_steps(word) for word in arguments.step]
     text = _decoder(arguments.tokenizer) if arguments.tokenizer else None
     if arguments.run is None:
         trace = Trace.from_cache(arguments.data_cache_path, arguments.match)
     else:
         trace = Trace.open(arguments.run)
+    if steps:
+        of_run = Steps.open(arguments.run)
+        batches = [(step, of_run.samples(step)) for each in steps for step in each]
     for k in arguments.sample:
-        print(describe_sample(trace, k, text), end="")
+        print(describe_sample(trace, k, text, is_full=arguments.full), end="")
+    for step, samples in batches if steps else ():
+        print(describe_step(trace, step, samples, text, is_full=arguments.full), end="")
     if document:
         print(describe_document(trace, *document, arguments.until_sample), end="")
 
@@ -88,8 +105,15 @@ def _check(arguments: Arguments) -> None:
         raise TokscaleError(
             "--match chooses in --data-cache-path, and RUN is one job; leave out --match"
         )
-    if not arguments.sample and arguments.document is None:
-        raise TokscaleError("there is nothing to show; give --sample K or --document NAME:ID")
+    if run is None and arguments.step:
+        raise TokscaleError(
+            "--step needs the batch sizes of the job, which --data-cache-path does not hold; give "
+            "RUN, or --sample"
+        )
+    if not (arguments.sample or arguments.step) and arguments.document is None:
+        raise TokscaleError(
+            "there is nothing to show; give --step N, --sample K or --document NAME:ID"
+        )
 
 
 def _read_document(word: str) -> tuple[str, int]:

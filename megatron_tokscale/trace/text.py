@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
+from megatron_tokscale.data.samples import Piece
 from megatron_tokscale.trace.trace import Trace
 
 type ShowText = Callable[[Sequence[int]], str]
@@ -14,13 +15,16 @@ _SHOWN_IDS: Final = 8  # token ids that are shown without a tokenizer
 _SHOWN_TEXT: Final = 60  # characters of decoded text
 
 
-def describe_sample(trace: Trace, k: int, text: ShowText | None = None) -> str:
+def describe_sample(
+    trace: Trace, k: int, text: ShowText | None = None, *, is_full: bool = False
+) -> str:
     """Return a table of the documents that sample k reads, and the beginning of each.
 
     Args:
         trace: trace of the job.
         k: number of the sample.
         text: shows tokens; None shows their ids.
+        is_full: show all that the sample reads of each document, not its beginning alone.
 
     Raises:
         TokscaleError: as `Trace.sample`.
@@ -33,10 +37,19 @@ def describe_sample(trace: Trace, k: int, text: ShowText | None = None) -> str:
     lines = [head, f"  {'document':>10}  {'tokens':>15}  {'of':>8}"]
     for piece in found.pieces:
         span, length = f"{piece.start}-{piece.stop - 1}", int(tokens.lengths[piece.document])
-        ids = tokens.sequence(piece.document)[piece.start : piece.stop][:_SHOWN_TOKENS]
-        shown = _beginning(ids.tolist(), piece.stop - piece.start, text)
+        shown = show_piece(tokens, piece, text, is_full=is_full)
         lines.append(f"  {piece.document:>10}  {span:>15}  {length:>8}  {shown}")
     return "\n".join(lines) + "\n"
+
+
+def show_piece(
+    tokens: IndexedTokens, piece: Piece, text: ShowText | None, *, is_full: bool = False
+) -> str:
+    """Return a piece of a document as text or ids: its beginning, or all of it."""
+    ids = tokens.sequence(piece.document)[piece.start : piece.stop]
+    if is_full:
+        return " ".join(map(str, ids.tolist())) if text is None else text(ids.tolist())
+    return _beginning(ids[:_SHOWN_TOKENS].tolist(), len(ids), text)
 
 
 def _beginning(ids: list[int], n_tokens: int, text: ShowText | None) -> str:
@@ -46,6 +59,24 @@ def _beginning(ids: list[int], n_tokens: int, text: ShowText | None) -> str:
         return " ".join(map(str, ids[:_SHOWN_IDS])) + more
     words = text(ids)
     return words if len(words) <= _SHOWN_TEXT else words[:_SHOWN_TEXT] + "…"
+
+
+def describe_step(
+    trace: Trace, step: int, samples: range, text: ShowText | None = None, *, is_full: bool = False
+) -> str:
+    """Return the samples of a step as text: its numbers, and the documents of each.
+
+    Args:
+        trace: trace of the job.
+        step: number of the optimizer step.
+        samples: its samples, as `Steps.samples` returns them.
+        text: as in `describe_sample`; so is is_full.
+
+    Raises:
+        TokscaleError: as `Trace.sample`.
+    """
+    head = f"step {step}: samples {samples[0]} to {samples[-1]} ({len(samples)})\n"
+    return head + "".join(describe_sample(trace, k, text, is_full=is_full) for k in samples)
 
 
 def describe_document(trace: Trace, dataset: str, document: int, until: int | None = None) -> str:
