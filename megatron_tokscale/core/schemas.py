@@ -8,6 +8,7 @@ from typing import Final
 
 PROBE_SET_SCHEMA: Final = 2  # probe.safetensors
 LOSSES_SCHEMA: Final = 1  # losses/step_*.safetensors
+SAMPLES_SCHEMA: Final = 1  # samples/rank_*.bin
 RUN_SCHEMA: Final = 3  # run.json
 TOKENS_SCHEMA: Final = 1  # tokens.safetensors of an imported run
 PLAN_SCHEMA: Final = 6  # plan.json

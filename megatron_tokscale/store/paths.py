@@ -4,6 +4,7 @@ ROOT/tokscale/
   run.json                    what the run is, and the launches that trained it
   probe.safetensors           the probe set; an imported run has tokens.safetensors instead
   losses/step_*.safetensors   one file per probe; losses/abandoned/ of branches given up
+  samples/rank_*.bin          losses of the training samples; samples/abandoned/ as for losses
   journal.jsonl               one line per event
   data.json                   where the training samples come from
   plan.json, replans.json     the plan that the run follows, and the decisions made since
@@ -104,6 +105,11 @@ class RunPaths:
     def abandoned_losses(self) -> Path:
         """The folder of losses from branches that a job has left by resuming before them."""
         return self.losses / "abandoned"
+
+    @property
+    def samples(self) -> Path:
+        """The folder of the training samples' losses: for a further probe set, the job's folder."""
+        return self.of_training / "samples"
 
     @property
     def journal(self) -> Path:
