@@ -14,6 +14,7 @@ TOKENS_SCHEMA: Final = 1  # tokens.safetensors of an imported run
 PLAN_SCHEMA: Final = 6  # plan.json
 DECISIONS_SCHEMA: Final = 2  # replans.json
 DATA_SCHEMA: Final = 4  # data.json
+SPIKES_SCHEMA: Final = 1  # steps and samples that stand out, of `trace --spikes --out`
 SCORES_SCHEMA: Final = 3  # PREFIX.tokscale.safetensors
 FITS_SCHEMA: Final = 3  # fits.parquet
 FIT_SCHEMA: Final = 5  # fit.json

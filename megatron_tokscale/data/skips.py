@@ -70,14 +70,17 @@ class SkippedDraws:
         size: samples of the stratum.
         key: key of the stratum's epoch permutations.
         before: the draws under the skips before this one.
+
+    Attributes:
+        n_replaced: draws before the end that are replaced.
     """
 
     def __init__(
         self, skip: Skip, number_S: Integers, size: int, key: int, before: Draws | None = None
     ) -> None:
-        self._first, self._end = skip.first, skip.end
+        self.skip, self._first, self._end = skip, skip.first, skip.end
         self._number_S, self._size, self._key = number_S, size, key
-        self._before = before or AllDraws()
+        self.before = before or AllDraws()
         self._hit_H, self._known = np.empty(0, np.int64), 0
         self.n_replaced = int(np.searchsorted(self._hits(skip.end), skip.end))
 
@@ -89,7 +92,7 @@ class SkippedDraws:
             place = int(np.searchsorted(self._hit_H, j))
             if place < self.n_replaced and self._hit_H[place] == j:
                 j = int(self._free(np.array([place]))[0])
-        return self._before.draw(j)
+        return self.before.draw(j)
 
     def draws(self, j_N: Integers) -> Integers:
         """Return the draws that some draws are mapped to."""
@@ -99,11 +102,11 @@ class SkippedDraws:
         place_N = np.searchsorted(self._hit_H[:n], mapped_N[is_replaced_N])
         mapped_N[is_replaced_N] = self._free(place_N)
         mapped_N[is_behind_N] = self._free(mapped_N[is_behind_N] - self._end + n)
-        return self._before.draws(mapped_N)
+        return self.before.draws(mapped_N)
 
     def origins(self, draw_N: Integers) -> Integers:
         """Return the draws that are mapped to some draws; -1 where no draw is."""
-        draw_N = self._before.origins(draw_N).copy()
+        draw_N = self.before.origins(draw_N).copy()
         hit_H = self._hits(int(draw_N.max(initial=0)) + 1)
         is_behind_N = draw_N >= self._end
         n, behind_N = self.n_replaced, draw_N[is_behind_N]
@@ -119,7 +122,7 @@ class SkippedDraws:
         last = max(stop - self._end, 0) + self.n_replaced - 1
         if last >= 0:
             stop = max(stop, int(self._free(np.array([last]))[0]) + 1)
-        return self._before.reach(stop)
+        return self.before.reach(stop)
 
     def _free(self, place_N: Integers) -> Integers:
         """Return the draws at some places among those from the end on that are no hits."""
@@ -137,13 +140,13 @@ class SkippedDraws:
         """Return the hits, ascending: all those before `stop`, and maybe some behind it."""
         if stop > self._known:
             self._known = max(stop, 2 * self._known)
-            n_epochs = -(-self._before.reach(self._known) // self._size)
+            n_epochs = -(-self.before.reach(self._known) // self._size)
             permutations = [epoch_permutation(self._size, self._key, e) for e in range(n_epochs)]
             found = [
                 epoch * self._size + permutation.positions(self._number_S)
                 for epoch, permutation in enumerate(permutations)
             ]
-            hit_H = self._before.origins(np.concatenate([np.empty(0, np.int64), *found]))
+            hit_H = self.before.origins(np.concatenate([np.empty(0, np.int64), *found]))
             hit_H = hit_H[(hit_H >= self._first) & (hit_H < self._known)]
             self._hit_H = np.sort(hit_H)
         return self._hit_H
