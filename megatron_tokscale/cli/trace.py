@@ -72,12 +72,15 @@ def add_verb(verbs: Verbs) -> None:
 
 
 def _trace(arguments: Arguments) -> None:
+    from megatron_tokscale.trace.named import read_document
     from megatron_tokscale.trace.steps import Steps, read_steps
     from megatron_tokscale.trace.text import describe_document, describe_sample, describe_step
     from megatron_tokscale.trace.trace import Trace
 
     _check(arguments)
-    document = None if arguments.document is None else _read_document(arguments.document)
+    document = (
+        None if arguments.document is None else read_document(arguments.document, "--document")
+    )
     steps = [read_steps(word) for word in arguments.step]
     text = _decoder(arguments.tokenizer) if arguments.tokenizer else None
     if arguments.run is None:
@@ -114,15 +117,6 @@ def _check(arguments: Arguments) -> None:
         raise TokscaleError(
             "there is nothing to show; give --step N, --sample K or --document NAME:ID"
         )
-
-
-def _read_document(word: str) -> tuple[str, int]:
-    dataset, _, document = word.rpartition(":")
-    if not document.isdecimal() or not dataset:
-        raise TokscaleError(
-            f"--document {word} is not NAME:ID; give a dataset and a document, e.g. web_text:17"
-        )
-    return dataset, int(document)
 
 
 def _decoder(path: Path) -> Callable[[Sequence[int]], str]:

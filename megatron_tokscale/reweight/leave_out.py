@@ -68,6 +68,7 @@ def leave_out(
     _check_run(run, named)
     trace, followed = Trace.open(run), followed_plan(run)
     span, order = _planned_span(run, trace)
+    numbers_of = _by_stratum(order.strata, _numbers(trace, span, named))
     start = _start(named, start)
     changed = plan or followed
 
@@ -83,11 +84,10 @@ def leave_out(
         )
     index = load_or_compute_index(whole, n_samples, Path(span.record.order.cache_dir))
 
-    # The samples that are left out, by stratum, with the counts of draws that freeze the rule.
+    # The skips, with the counts of draws that freeze the rule.
     first_Z, end_Z = (
         count_strata(index.stratum_N[:stop], whole.n_strata) for stop in (start, None)
     )
-    numbers_of = _by_stratum(order.strata, _numbers(trace, span, named))
     added = []
     for stratum, numbers in sorted(_without_known(changed, numbers_of).items()):
         z = next((z for z, row in enumerate(whole.strata) if row.name == stratum), None)
