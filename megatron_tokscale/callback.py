@@ -138,6 +138,7 @@ class TokscaleCallback:
         A replay takes its probes here, and ends the job.
         """
         from megatron_tokscale.training.events import closing
+        from megatron_tokscale.training.plugin import with_forward_step_of
 
         name, given = self._loop.train.argument, call.arguments
         arguments = {**getattr(given.get("context"), "__dict__", {}), **given}
@@ -146,7 +147,7 @@ class TokscaleCallback:
             for part in self._parts:
                 part.on_setup(self._state())
             try:
-                return call.result()
+                return with_forward_step_of(self._parts, call, name).result()
             except SystemExit as ending:
                 if not ending.code and self._last_step > 0:
                     self._on_exit()

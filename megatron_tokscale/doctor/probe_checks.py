@@ -29,6 +29,7 @@ from megatron_tokscale.training.support import (
     probe_refusals,
     probe_set_misfits,
     repeated_probe_sets,
+    sample_refusals,
 )
 
 
@@ -49,6 +50,8 @@ def check_probe(
         findings: takes the findings.
     """
     _check_support(args, findings)
+    if probe.records_samples:
+        findings.refused += sample_refusals(args)
     schedule = findings.attempt(lambda: probe.schedule)
     if settings.replay:
         _check_checkpoints(settings.replay, schedule, findings)

@@ -88,7 +88,7 @@ class SamplesHeader:
     def to_bytes(self) -> bytes:
         """Return the header as it is on disk."""
         content = cast("dict[str, JSON]", to_json(self))
-        about = {
+        about: dict[str, JSON] = {
             "kind": "tokscale-samples",
             "schema_version": SAMPLES_SCHEMA,
             "record_bytes": RECORD.itemsize,
@@ -207,6 +207,9 @@ def abandon_samples(folder: Path, last: int) -> None:
             _move_whole(path)
         else:
             _cut(path, last)
+    for path in _replayed_files(folder).values():
+        if _checkpoint(path) > last:
+            _move_whole(path)
 
 
 def _move_whole(path: Path) -> None:
@@ -236,20 +239,37 @@ def _cut(path: Path, last: int) -> None:
         sync(file.fileno())
 
 
+def _checkpoint(path: Path) -> int:
+    """Return the step of the checkpoint that a replayed file is of; 0 if it cannot be read."""
+    try:
+        return _StoredSamples(path).header.checkpoint or 0
+    except TokscaleError:  # readers report it
+        return 0
+
+
 def _abandoned(path: Path) -> Path:
     """Return a free name for records of the file in the folder `abandoned`."""
     folder = path.parent / "abandoned"
-    names = [copy.name for copy in folder.iterdir()] if folder.is_dir() else []
-    count = sum(1 for name in names if name.startswith(path.name))
+    count = sum(1 for copy in _entries(folder) if copy.name.startswith(path.name))
     return folder / f"{path.name}.{count}"
 
 
 def _files(folder: Path) -> list[tuple[Path, int]]:
     """Return the files of the training's sample losses, with the steps at which they start."""
-    paths = folder.iterdir() if folder.is_dir() else ()
-    matches = [(_NAME.fullmatch(path.name), path) for path in paths]
+    matches = [(_NAME.fullmatch(path.name), path) for path in _entries(folder)]
     found = sorted((int(match[2]), int(match[1]), path) for match, path in matches if match)
     return [(path, first_step) for first_step, _, path in found]
+
+
+def _replayed_files(folder: Path) -> dict[int, Path]:
+    """Return the files of the replayed steps' batches, by step."""
+    inside = folder / "replayed"
+    matches = [(_REPLAYED.fullmatch(path.name), path) for path in _entries(inside)]
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 @dataclass(frozen=True)
@@ -320,10 +340,7 @@ class SampleLosses:
         Raises:
             TokscaleError: see `__init__`.
         """
-        inside = folder / "replayed"
-        paths = sorted(inside.iterdir()) if inside.is_dir() else []
-        matches = [(_REPLAYED.fullmatch(path.name), path) for path in paths]
-        return {int(match[1]): cls([path]) for match, path in matches if match}
+        return {step: cls([path]) for step, path in _replayed_files(folder).items()}
 
     @property
     def n_samples(self) -> int:

@@ -30,6 +30,7 @@ from megatron_tokscale.store.losses import (
     write_losses,
 )
 from megatron_tokscale.store.paths import RunPaths
+from megatron_tokscale.store.sample_losses import abandon_samples
 
 
 class RunWriter:
@@ -76,12 +77,12 @@ class RunWriter:
     ) -> Launch | None:
         """Take the run's lock, create the files of a new run, and tidy up after an earlier job.
 
-        A job that resumes from `resume_step` abandons the losses of later steps, and the launches
-        that had taken no step by then. If the launches in the directory differ from those that led
-        to the job's checkpoint, the losses after the first difference are abandoned too. A job that
-        starts at step 0 has fresh weights, and a job whose first launch is not the directory's
-        belongs to another run: both set aside all files of the run before. A replay of checkpoints
-        abandons nothing.
+        A job that resumes from `resume_step` abandons the losses of later steps, those of training
+        samples too, and the launches that had taken no step by then. If the launches in the
+        directory differ from those that led to the job's checkpoint, the losses after the first
+        difference are abandoned too. A job that starts at step 0 has fresh weights, and a job whose
+        first launch is not the directory's belongs to another run: both set aside all files of the
+        run before. A replay of checkpoints abandons nothing.
 
         Args:
             probe_set: the watched tokens.
@@ -146,7 +147,14 @@ class RunWriter:
         abandoned = [step for step in steps if step > (last or 0) or last == 0]
         for step in abandoned:
             self._abandon(step)
+        if last is not None and self._is_of_training:
+            abandon_samples(self.paths.samples, last)
         return abandoned
+
+    @property
+    def _is_of_training(self) -> bool:
+        """True in the job's run directory, which holds the files about the training."""
+        return self.paths.of_training == self.paths.folder
 
     def _write_identity(
         self,
@@ -182,8 +190,8 @@ class RunWriter:
         """
         paths, folder = self.paths, self.paths.abandoned(run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        about_training = (paths.data_record, paths.plan, paths.decisions)
-        own = about_training if paths.of_training == paths.folder else ()
+        about_training = (paths.data_record, paths.plan, paths.decisions, paths.samples)
+        own = about_training if self._is_of_training else ()
         for path in (paths.analysis, paths.further, *own, paths.identity):
             if path.exists():
                 os.replace(path, folder / path.name)
@@ -238,6 +246,14 @@ class RunWriter:
             return read_record(self.paths.losses_at(step))[0] if self.has(step) else None
         except TokscaleError:
             return None
+
+    def run_id(self) -> str:
+        """Return the id of the run in the directory.
+
+        Raises:
+            TokscaleError: its run.json cannot be read.
+        """
+        return Identity.load(self.paths.identity).run_id
 
     def launches(self) -> tuple[Launch, ...]:
         """Return the launches of the run in the directory; none if it holds no run.

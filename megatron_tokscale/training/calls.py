@@ -1,5 +1,6 @@
 """A call of one of Megatron's functions, before it is made: its arguments by their names."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,19 @@ class Call:
         place = self.names.index(name)
         args = (*self.args[:place], value, *self.args[place + 1 :])
         return Call(self.function, self.names, args, self.kwargs)
+
+    def with_forward_step(self, name: str, change: Callable[[Function], Function]) -> "Call":
+        """Return the call with its forward step changed, be it an argument or in a `context`.
+
+        Args:
+            name: name of the argument, or of the context's attribute.
+            change: returns the forward step to use, from that of the call.
+        """
+        if name in self.arguments:
+            return self.with_argument(name, change(self.arguments[name]))
+        context = self.arguments["context"]
+        setattr(context, name, change(getattr(context, name)))
+        return self
 
     def result(self) -> Any:
         """Make the call."""

@@ -53,9 +53,18 @@ class TokscaleConfig:
     """Hash parameters, buffers, optimizer state and generators before and after every probe, and
     stop the job on a difference. Slow: for trying a new setting, not for a long run."""
 
+    tokscale_sample_losses: bool = field(default=False, metadata=_PROBE | _NOT_IN_A_REPLAY)
+    """Record each training sample's mean and largest token loss, from the losses of the training
+    itself, for `megatron-tokscale trace --spikes`: 32 bytes a sample, in DIR/tokscale/samples.
+    Needs --dataloader-type single."""
+
     tokscale_replay: str | None = field(default=None, metadata=_PROBE)
     """Train nothing: probe the checkpoints saved in this directory, in any parallel layout that can
     load them. For a run that was trained without the plugin."""
+
+    tokscale_replay_step: int | None = field(default=None, metadata={"needs": ("replay",)})
+    """Compute the losses of the training samples of this step too, under the last checkpoint of
+    --tokscale-replay before it, for a run without --tokscale-sample-losses."""
 
     tokscale_plan: str | None = field(default=None, metadata=_NOT_IN_A_REPLAY)
     """Data plan to follow, made by `megatron-tokscale plan build`: it says from which part of the
@@ -142,6 +151,11 @@ def _check_values(config: TokscaleConfig) -> None:
             raise TokscaleError(
                 f"{flag_of(each.name)} is empty; expected a value; give one, or drop the flag"
             )
+    if config.tokscale_replay_step is not None and config.tokscale_replay_step < 1:
+        raise TokscaleError(
+            f"--tokscale-replay-step is {config.tokscale_replay_step}; expected the number of an "
+            "optimizer step, the first one being 1; give 1 or more"
+        )
     if not 0 <= config.tokscale_fall_threshold < math.inf:
         raise TokscaleError(
             f"--tokscale-fall-threshold is {config.tokscale_fall_threshold:g}; expected nats, 0 or "

@@ -12,6 +12,7 @@ a training loop, makes a `TrainingState` and calls the same methods.
 | `on_setup` | model is built, checkpoint loaded | after `setup_model_and_optimizer` | whole | all |
 | `on_data` | a chunk's datasets are built | in `pretrain`, after its provider | start | data |
 | `on_train_start` | no step is taken yet | before `train` | whole | all |
+| `on_forward` | no step is taken yet | before `train` | - | all |
 | `on_log` | a step is taken, its losses reduced | before `training_log` | - | all |
 | `on_step` | a step is taken and logged | after `post_training_step_callbacks` | whole | all |
 | `before_checkpoint` | a checkpoint is not saved yet | before `save_checkpoint` | whole | all |
@@ -22,8 +23,8 @@ a training loop, makes a `TrainingState` and calls the same methods.
 | `on_job_end` | the job returns or fails | after `pretrain` | - | alive |
 
 State: "start" is the `TrainingState` without model, optimizer and scheduler; "-" is no state.
-`on_load` gets the checkpoint's content in its place, `on_log` the losses, which the last pipeline
-stage has.
+`on_load` gets the checkpoint's content in its place, `on_forward` the user's forward step, `on_log`
+the losses, which the last pipeline stage has.
 Ranks: "data" are those that call the datasets provider: all, if it is distributed; "alive" are
 those whose process has not ended: `close` and `on_job_end` must not wait for another rank.
 """
@@ -110,6 +111,13 @@ class JobPart:
 
     def on_train_start(self, state: TrainingState) -> None:
         """Act before the job's first step."""
+
+    def on_forward(self, forward_step: Function) -> Function:
+        """Return the forward step that the training is to use: by default the user's.
+
+        Probes use the user's in any case.
+        """
+        return forward_step
 
     def on_log(self, losses: Mapping[str, torch.Tensor]) -> None:
         """Act on the losses of a step, by name, in nats. Reading them waits for the device."""

@@ -48,6 +48,7 @@ def _parts(settings: JobSettings, args: Namespace, load: "Load | None") -> list[
     from megatron_tokscale.training.data.replan import Replanner
     from megatron_tokscale.training.probe.prober import Prober
     from megatron_tokscale.training.replay import Replay
+    from megatron_tokscale.training.samples.recorder import SampleRecorder
 
     parts: list[JobPart] = []
     prober = follower = None
@@ -63,6 +64,9 @@ def _parts(settings: JobSettings, args: Namespace, load: "Load | None") -> list[
     if prober:  # behind the follower, whose dataset leaves out what its plan keeps out
         named = {each.name: each.probe_set for each in prober.sets}
         parts.append(HeldOutNote(named, replans=interval is not None))
+    if prober and settings.probe and settings.probe.records_samples:
+        stops = settings.probe.stops_on_write_error
+        parts.append(SampleRecorder(prober, args, stops_on_error=stops))
     if follower and prober and interval:
         parts.append(Replanner(interval, settings.run, follower, prober, args))
     if follower:

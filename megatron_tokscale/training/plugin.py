@@ -122,12 +122,12 @@ class Plugin:
         return result
 
     def around_training(self, call: Call) -> Any:
-        """Send `on_train_start` and `on_train_end`, and close the parts."""
+        """Send `on_train_start`, `on_forward` and `on_train_end`, and close the parts."""
         with exit_rank_with_one_line(), closing(self._parts), finishing_saves(finish_save):
             state = self._state(call.arguments)
             for part in self._parts:
                 part.on_train_start(state)
-            result = call.result()
+            result = with_forward_step_of(self._parts, call, "forward_step_func").result()
             last = {"iteration": result[0]} if isinstance(result, tuple) else {}
             state = self._state(call.arguments | last)
             for part in self._parts:
@@ -192,6 +192,20 @@ class Plugin:
             scheduler=arguments.get("opt_param_scheduler"),
             forward_step=arguments.get("forward_step_func", self._forward_step),
         )
+
+
+def with_forward_step_of(parts: Sequence[JobPart], call: Call, name: str) -> Call:
+    """Return the call of a training loop, whose forward step the parts may wrap.
+
+    Args:
+        parts: the parts of the job.
+        call: the call.
+        name: name of the argument with the forward step.
+    """
+    for part in parts:
+        if type(part).on_forward is not JobPart.on_forward:
+            call = call.with_forward_step(name, part.on_forward)
+    return call
 
 
 def planned(
@@ -322,7 +336,7 @@ HOOKS: Final = (
     Hook(
         _TRAINING,
         "train",
-        "on_train_start, on_train_end, close",
+        "on_train_start, on_forward, on_train_end, close",
         Plugin.around_training,
         "the probe before the first step",
         _OF_TRAIN,

@@ -47,7 +47,9 @@ class JobProbeSettings:
         takes_probe_at_exit: one more probe is taken when the job ends without an error.
         verifies_isolation: the training's state is hashed before and after each probe.
         stops_on_write_error: the job ends if losses cannot be written.
+        records_samples: the losses of the training samples are recorded.
         is_replay: the job probes saved checkpoints.
+        replayed_step: the step whose samples' losses a replay computes; None for none.
         saves_checkpoints: the job saves checkpoints.
     """
 
@@ -58,7 +60,9 @@ class JobProbeSettings:
     takes_probe_at_exit: bool
     verifies_isolation: bool
     stops_on_write_error: bool
+    records_samples: bool
     is_replay: bool
+    replayed_step: int | None
     saves_checkpoints: bool
 
     @cached_property
@@ -230,6 +234,8 @@ def _probe_settings(config: TokscaleConfig, args: Namespace) -> JobProbeSettings
         verifies_isolation=config.tokscale_verify_isolation and not is_replay,
         # A replay cannot continue without probes.
         stops_on_write_error=is_replay or config.tokscale_on_write_error == "abort",
+        records_samples=config.tokscale_sample_losses,
         is_replay=is_replay,
+        replayed_step=config.tokscale_replay_step,
         saves_checkpoints=bool(args.save),
     )

@@ -88,6 +88,10 @@ _REFUSED_FOR_PLAN: Final = (
     Refusal("--yaml-cfg", _YAML),
 )
 
+_REFUSED_FOR_SAMPLES: Final = (
+    Refusal("--sequence-packing-scheduler", "it moves samples between data-parallel ranks"),
+)
+
 
 SKIP_TRAIN: Final = (
     "--skip-train trains nothing, so no probe is taken and no plan is followed; --tokscale-replay "
@@ -171,6 +175,20 @@ def plan_refusals(args: Namespace) -> list[str]:
     return found
 
 
+def sample_refusals(args: Namespace) -> list[str]:
+    """Return a line for each setting under which it is not known which sample a loss is of.
+
+    The refusals of a probe hold too: the flag needs a probe set.
+    """
+    found = _refusals("--tokscale-sample-losses", _REFUSED_FOR_SAMPLES, args)
+    if args.dataloader_type not in (None, "single"):
+        found.append(
+            f"--tokscale-sample-losses needs --dataloader-type single, not {args.dataloader_type}: "
+            "only then is it known which sample a rank trains on"
+        )
+    return found
+
+
 def probe_set_misfits(
     probe_set: ProbeSet, path: str, seq_length: int | None, vocab_size: int | None
 ) -> list[str]:
@@ -235,6 +253,15 @@ def check_plan(args: Namespace) -> None:
         TokscaleError: naming the flag and the reason.
     """
     raise_first(plan_refusals(args))
+
+
+def check_samples(args: Namespace) -> None:
+    """Refuse settings under which it is not known which sample a loss is of.
+
+    Raises:
+        TokscaleError: naming the flag and the reason.
+    """
+    raise_first(sample_refusals(args))
 
 
 def raise_first(refusals: list[str]) -> None:

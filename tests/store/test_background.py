@@ -30,7 +30,7 @@ def writer(tmp_path, probe_set):
 
 
 def test_a_joined_probe_is_on_disk(tmp_path, writer, probe_set):
-    background = BackgroundWriter(writer)
+    background = BackgroundWriter(writer.write)
     for step in (0, 1, 2):
         background.submit(loss_of(step, probe_set), record(step, probe_set))
         assert background.join() is None
@@ -48,7 +48,7 @@ def test_writing_does_not_block_the_caller(monkeypatch, writer, probe_set):
         assert may_go_on.wait(60)
 
     monkeypatch.setattr(writer, "write", write)
-    background = BackgroundWriter(writer)
+    background = BackgroundWriter(writer.write)
     background.submit(loss_of(1, probe_set), record(1, probe_set))  # comes back, or hangs here
     may_go_on.set()
     assert background.join() is None
@@ -56,7 +56,7 @@ def test_writing_does_not_block_the_caller(monkeypatch, writer, probe_set):
 
 
 def test_join_returns_the_error_of_the_write(tmp_path, writer, probe_set):
-    background = BackgroundWriter(writer)
+    background = BackgroundWriter(writer.write)
     (tmp_path / "tokscale" / "run.json").unlink()
     background.submit(loss_of(1, probe_set), record(1, probe_set))
     background.wait()
@@ -73,7 +73,7 @@ def test_the_interpreter_writes_a_pending_probe_before_it_ends(tmp_path, writer,
         "from megatron_tokscale.store import BackgroundWriter, RunWriter\n"
         "writer = RunWriter(Path(sys.argv[1])); write = writer.write\n"
         "writer.write = lambda *args: (time.sleep(0.5), write(*args))\n"
-        "s = make_probe_set(); BackgroundWriter(writer).submit(loss_of(4, s), record(4, s))\n"
+        "s = make_probe_set(); BackgroundWriter(writer.write).submit(loss_of(4, s), record(4, s))\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     assert Run.open(tmp_path).step_K.tolist() == [4]

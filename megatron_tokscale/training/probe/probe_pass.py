@@ -22,10 +22,11 @@ from megatron_tokscale.training.probe.microbatches import Microbatches, deal_row
 
 def is_writer() -> bool:
     """Return whether the gathered losses arrive on this rank: the first that has losses."""
-    return _has_losses() and _gather_group().rank() == 0
+    return has_losses() and _gather_group().rank() == 0
 
 
-def _has_losses() -> bool:
+def has_losses() -> bool:
+    """Return whether this rank is the first tensor-parallel rank of the last pipeline stage."""
     is_last = mpu.is_pipeline_last_stage(ignore_virtual=True)
     return bool(is_last) and mpu.get_tensor_model_parallel_rank() == 0
 
@@ -74,7 +75,7 @@ def run(
         forward_only=True,
         collect_non_loss_data=True,
     )
-    if not _has_losses():
+    if not has_losses():
         return None
     message_RX = gather(losses.message(), _gather_group())
     return None if message_RX is None else place_losses(message_RX, rows_PMb, probe_set)

@@ -46,7 +46,7 @@ class ProbeStore:
         self._stops_on_error = stops_on_error
         self._writer = RunWriter(run)
         self._writer.check(probe_set, self._model)
-        self._background = BackgroundWriter(self._writer)
+        self._background = BackgroundWriter(self._writer.write)
         self.is_writer = is_writer()
         self.is_active = True
         self.is_open = False
@@ -56,6 +56,11 @@ class ProbeStore:
     def folder(self) -> Path:
         """The folder of the losses."""
         return self._writer.paths.folder
+
+    @property
+    def samples(self) -> Path:
+        """The folder of the training samples' losses."""
+        return self._writer.paths.samples
 
     def open(
         self, launches: Sequence[Launch], resume_step: int | None, size: Mapping[str, int]
@@ -128,6 +133,11 @@ class ProbeStore:
         self._writer.check_launches(launches, step)
 
     # Methods that all ranks call together.
+
+    def run_id(self) -> str:
+        """Return the id of the run in the directory; empty if it could not be opened."""
+        own = self._writer.run_id() if self.is_writer and self.is_active else None
+        return first_of_all_ranks(own) or ""
 
     def steps_on_disk(self) -> list[int]:
         """Return the steps whose losses are on disk, ascending; all ranks agree."""

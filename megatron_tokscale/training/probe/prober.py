@@ -88,6 +88,16 @@ class Prober(JobPart):
         return self.store.is_open
 
     @property
+    def is_active(self) -> bool:
+        """True while no write has failed: after a failure no set is probed any more."""
+        return all(each.store.is_active for each in self.sets)
+
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """The launches of the run, this job's as the last, once the training starts."""
+        return self._launches
+
+    @property
     def untraced_from(self) -> int | None:
         """First sample of another branch in the run directory; None without one."""
         return self.store.untraced_from
@@ -152,7 +162,7 @@ class Prober(JobPart):
         self._launches = past.launches
         self._counts = TrainingCounts(past, self._seq_length, state.scheduler, state.optimizer)
         self.open(state, self._launches, step)
-        if step and self._is_active and not self._has_note(state) and self.steps_on_disk():
+        if step and self.is_active and not self._has_note(state) and self.steps_on_disk():
             print_rank_0(
                 f"tokscale: a job without the plugin saved the checkpoint of step {step}, which "
                 f"does not name its run; the losses in {self.store.folder} are taken for this "
@@ -189,7 +199,7 @@ class Prober(JobPart):
         """Take the probe of a checkpoint outside the intervals, such as one before an exit."""
         if not self.is_open:  # the checkpoint after the training
             return
-        is_wanted = self._settings.schedule.checkpoints and self._is_active
+        is_wanted = self._settings.schedule.checkpoints and self.is_active
         if not is_wanted or state.step in (0, self.last_step):
             return
         if lacking := self._lacking(state.step):
@@ -197,7 +207,7 @@ class Prober(JobPart):
 
     def on_exit(self, state: TrainingState) -> None:
         """Take the probe of a job that ends after this step, if the flags request it."""
-        is_wanted = self._settings.takes_probe_at_exit and self._is_active
+        is_wanted = self._settings.takes_probe_at_exit and self.is_active
         if is_wanted and state.step != self.last_step:
             self._take_between_steps(state, self.sets)
 
@@ -302,7 +312,7 @@ class Prober(JobPart):
         return is_due
 
     def _is_due(self, step: int, tokens_before: int, *, is_checkpoint: bool) -> bool:
-        return self._is_active and self._due.is_due(
+        return self.is_active and self._due.is_due(
             step, self._tokens, tokens_before, is_checkpoint=is_checkpoint
         )
 
@@ -326,11 +336,6 @@ class Prober(JobPart):
         return [each for each in self.sets if step not in each.store.steps_on_disk()]
 
     @property
-    def _is_active(self) -> bool:
-        """True while no write has failed: after a failure no set is probed any more."""
-        return all(each.store.is_active for each in self.sets)
-
-    @property
     def _tokens(self) -> int:
         """The training tokens consumed; 0 if unknown, where no schedule counts them."""
         return self._counts.tokens or 0
@@ -350,7 +355,7 @@ class Prober(JobPart):
             step: step at which the job starts.
             tokens_before: training tokens consumed before the last step.
         """
-        if step == 0 or not self._is_active:
+        if step == 0 or not self.is_active:
             return step - 1, -1
         on_disk = [known for known in store.steps_on_disk() if known <= step]
         point = step - 1, tokens_before
