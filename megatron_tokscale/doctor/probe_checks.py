@@ -24,11 +24,13 @@ from megatron_tokscale.store import RunWriter
 from megatron_tokscale.training.data.held_out import TrainedPart, held_out, other_strata
 from megatron_tokscale.training.probe.size import model_info
 from megatron_tokscale.training.replay import saved_steps, wanted_steps
+from megatron_tokscale.training.samples.replayed import checkpoint_before
 from megatron_tokscale.training.settings import JobPlanSettings, JobProbeSettings, JobSettings
 from megatron_tokscale.training.support import (
     probe_refusals,
     probe_set_misfits,
     repeated_probe_sets,
+    replayed_step_refusals,
     sample_refusals,
 )
 
@@ -54,7 +56,9 @@ def check_probe(
         findings.refused += sample_refusals(args)
     schedule = findings.attempt(lambda: probe.schedule)
     if settings.replay:
-        _check_checkpoints(settings.replay, schedule, findings)
+        _check_checkpoints(settings.replay, schedule, probe.replayed_step, findings)
+    if probe.replayed_step is not None:
+        findings.refused += replayed_step_refusals(args)
     vocab_size, loaded = _vocab_size(args, findings), {}
     for file in findings.attempt(lambda: probe.probe_sets) or ():
         probe_set = findings.attempt(partial(ProbeSet.load, file.path))
@@ -81,9 +85,13 @@ def _check_support(args: Namespace, findings: Findings) -> None:
         findings.passed.append("the probe supports all of Megatron's settings")
 
 
-def _check_checkpoints(folder: Path, schedule: ProbeSchedule | None, findings: Findings) -> None:
-    """Look for the checkpoints that a replay is to probe."""
+def _check_checkpoints(
+    folder: Path, schedule: ProbeSchedule | None, replayed: int | None, findings: Findings
+) -> None:
+    """Look for the checkpoints that a replay is to probe, and for that of a replayed step."""
     saved = findings.attempt(lambda: saved_steps(folder))
+    if saved and replayed is not None:
+        findings.attempt(lambda: checkpoint_before(saved, replayed))
     if not saved or schedule is None:
         return
     findings.attempt(lambda: wanted_steps(folder, saved, schedule))

@@ -49,6 +49,7 @@ def _parts(settings: JobSettings, args: Namespace, load: "Load | None") -> list[
     from megatron_tokscale.training.probe.prober import Prober
     from megatron_tokscale.training.replay import Replay
     from megatron_tokscale.training.samples.recorder import SampleRecorder
+    from megatron_tokscale.training.samples.replayed import ReplayedStep
 
     parts: list[JobPart] = []
     prober = follower = None
@@ -72,5 +73,7 @@ def _parts(settings: JobSettings, args: Namespace, load: "Load | None") -> list[
     if follower:
         parts.append(PlanMonitor(follower, args))
     if prober and settings.probe and settings.replay:
-        parts.append(Replay(settings.replay, settings.probe.schedule, prober, args, load))
+        step = settings.probe.replayed_step
+        replayed = None if step is None else ReplayedStep(step, settings.run, prober, args)
+        parts.append(Replay(settings.replay, settings.probe.schedule, prober, args, load, replayed))
     return parts

@@ -29,6 +29,7 @@ from megatron_tokscale.training.ranks import (
     from_rank_0,
     while_others_wait,
 )
+from megatron_tokscale.training.samples.replayed import ReplayedStep, checkpoint_before
 from megatron_tokscale.training.scalars import flush_scalars
 from megatron_tokscale.training.upstream import forget_samples, samples_consumed
 
@@ -119,6 +120,7 @@ class Replay(JobPart):
         prober: Prober,
         args: Namespace,
         load: Load | None = None,
+        replayed: ReplayedStep | None = None,
     ) -> None:
         """Set Megatron's arguments for a job that trains nothing.
 
@@ -128,10 +130,14 @@ class Replay(JobPart):
             prober: takes the probes.
             args: Megatron's arguments.
             load: loads a checkpoint; None: as Megatron does.
+            replayed: the step whose samples' losses are computed; None for none.
 
         Raises:
-            TokscaleError: there is no checkpoint.
+            TokscaleError: there is no checkpoint, or none from before the replayed step.
         """
+        self._replayed = replayed
+        if replayed is not None:
+            checkpoint_before(saved_steps(folder), replayed.step)
         self._folder, self._schedule, self._prober = folder, schedule, prober
         self._load = load or load_by_megatron
         prepare_replay(folder, args)
@@ -153,12 +159,18 @@ class Replay(JobPart):
         pasts = while_others_wait(lambda: pasts_of(folder, saved), where=prober.is_writer) or {}
         launches = pasts[max(pasts)].launches if pasts else ()
         prober.check_launches(launches, max(pasts, default=0))
+        if self._replayed is not None:
+            self._replayed.read(launches)
         for step in todo:
             samples = _load(self._load, folder, step, state.model)
             if step == todo[0]:
                 prober.open(state, launches, None)
             past = pasts.get(step) or Past(step=step, samples=samples)
             prober.take_saved(past, replace(state, consumed_samples=samples))
+        if self._replayed is not None:
+            checkpoint = checkpoint_before(saved, self._replayed.step)
+            _load(self._load, folder, checkpoint, state.model)
+            self._replayed.take(state, checkpoint)
         flush_scalars()
         torch.distributed.barrier()
         raise SystemExit(0)

@@ -92,6 +92,12 @@ _REFUSED_FOR_SAMPLES: Final = (
     Refusal("--sequence-packing-scheduler", "it moves samples between data-parallel ranks"),
 )
 
+_REFUSED_FOR_REPLAYED_STEP: Final = (
+    Refusal("--fim-data", "its samples are made while they are read"),
+    Refusal("--reset-position-ids", "the probe's forward pass counts positions through a sample"),
+    Refusal("--reset-attention-mask", "the probe's forward pass sees a sample as one text"),
+)
+
 
 SKIP_TRAIN: Final = (
     "--skip-train trains nothing, so no probe is taken and no plan is followed; --tokscale-replay "
@@ -189,6 +195,11 @@ def sample_refusals(args: Namespace) -> list[str]:
     return found
 
 
+def replayed_step_refusals(args: Namespace) -> list[str]:
+    """Return a line for each setting under which a step's samples would not be the training's."""
+    return _refusals("--tokscale-replay-step", _REFUSED_FOR_REPLAYED_STEP, args)
+
+
 def probe_set_misfits(
     probe_set: ProbeSet, path: str, seq_length: int | None, vocab_size: int | None
 ) -> list[str]:
@@ -262,6 +273,15 @@ def check_samples(args: Namespace) -> None:
         TokscaleError: naming the flag and the reason.
     """
     raise_first(sample_refusals(args))
+
+
+def check_replayed_step(args: Namespace) -> None:
+    """Refuse settings under which a step's samples would not be those of the training.
+
+    Raises:
+        TokscaleError: naming the flag and the reason.
+    """
+    raise_first(replayed_step_refusals(args))
 
 
 def raise_first(refusals: list[str]) -> None:

@@ -20,7 +20,7 @@ from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store import BackgroundWriter, Launch, LossRecord, RunWriter
 from megatron_tokscale.training.probe.probe_pass import is_writer
 from megatron_tokscale.training.probe.size import model_info
-from megatron_tokscale.training.ranks import first_of_all_ranks, refuse_together
+from megatron_tokscale.training.ranks import first_of_all_ranks, refuse_together, together
 
 
 class ProbeStore:
@@ -135,9 +135,12 @@ class ProbeStore:
     # Methods that all ranks call together.
 
     def run_id(self) -> str:
-        """Return the id of the run in the directory; empty if it could not be opened."""
-        own = self._writer.run_id() if self.is_writer and self.is_active else None
-        return first_of_all_ranks(own) or ""
+        """Return the id of the run in the directory.
+
+        Raises:
+            AgreedError: its run.json cannot be read.
+        """
+        return first_of_all_ranks(together(self._writer.run_id, where=self.is_writer)) or ""
 
     def steps_on_disk(self) -> list[int]:
         """Return the steps whose losses are on disk, ascending; all ranks agree."""

@@ -56,7 +56,7 @@ class StepValues:
         step: the optimizer step, the first one being 1; 0 until it is known.
         start: training samples consumed before the step.
         value_MBV: values on the device; None before the first microbatch.
-        n_taken: microbatches so far.
+        n_taken: microbatches that have values.
     """
 
     step: int = 0
@@ -65,31 +65,27 @@ class StepValues:
     n_taken: int = 0
 
     def take(self, value_BV: torch.Tensor, n_microbatches: int) -> None:
-        """Take the next microbatch; a step that is run again replaces its values.
+        """Take the next microbatch, unless the step has all of them.
 
-        Megatron's rerun state machine runs the microbatches of a step a second time, to compare the
-        results. The last run's gradients are applied.
+        Megatron's rerun state machine runs a step again whose result it suspects. The values are
+        those of the first run, which have caused the suspicion.
         """
         if self.value_MBV is None:
             self.value_MBV = value_BV.new_empty(n_microbatches, *value_BV.shape)
-        self.value_MBV[self.n_taken % n_microbatches] = value_BV
-        self.n_taken += 1
-
-    @property
-    def n_microbatches(self) -> int:
-        """Microbatches that have values."""
-        return 0 if self.value_MBV is None else min(self.n_taken, len(self.value_MBV))
+        if self.n_taken < n_microbatches:
+            self.value_MBV[self.n_taken] = value_BV
+            self.n_taken += 1
 
     @property
     def n_samples(self) -> int:
         """Samples that have values."""
-        return 0 if self.value_MBV is None else self.n_microbatches * self.value_MBV.shape[1]
+        return 0 if self.value_MBV is None else self.n_taken * self.value_MBV.shape[1]
 
     @property
     def value_QV(self) -> torch.Tensor:
         """The values of the samples so far, on the device."""
         assert self.value_MBV is not None, "a microbatch was taken"
-        return self.value_MBV[: self.n_microbatches].flatten(0, 1)
+        return self.value_MBV[: self.n_taken].flatten(0, 1)
 
     def samples_Q(self) -> Integers:
         """Return the numbers of the samples, as Megatron's default sampler deals them.
@@ -99,7 +95,7 @@ class StepValues:
         """
         assert self.value_MBV is not None, "a microbatch was taken"
         size, ranks = self.value_MBV.shape[1], mpu.get_data_parallel_world_size()
-        first_M = (np.arange(self.n_microbatches) * ranks + mpu.get_data_parallel_rank()) * size
+        first_M = (np.arange(self.n_taken) * ranks + mpu.get_data_parallel_rank()) * size
         numbers_Q: Integers = (self.start + first_M[:, None] + np.arange(size)).flatten()
         return numbers_Q
 

@@ -71,10 +71,12 @@ class SampleRecorder(JobPart):
             AgreedError: a file cannot be made, and the job is to stop in that case.
         """
         self._step, self._consumed = state.step, state.consumed_samples
-        run_id, writes = self._prober.store.run_id(), self._writes and self._prober.is_active
+        if not self._prober.is_active:  # the run directory cannot be written, as has been said
+            return
+        run_id = self._prober.store.run_id()
         if self._stops_on_error:
-            together(lambda: self._open(run_id), where=writes)
-        elif writes:
+            together(lambda: self._open(run_id), where=self._writes)
+        elif self._writes:
             try:
                 self._open(run_id)
             except OSError as error:

@@ -17,7 +17,8 @@ from numpy.testing import assert_allclose
 from plain_gpt import plain_losses
 
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, RunPaths
+from megatron_tokscale.store.sample_losses import SampleLosses
 
 pytestmark = pytest.mark.megatron
 
@@ -152,8 +153,9 @@ class Jobs:
         return run
 
     def probed(self, layout: Layout) -> Path:
-        """The trained weights in `layout`, trained on for 4 steps with probes."""
-        return self._continue(layout, "with", *self._probe("list:0,1,2,4"))
+        """The trained weights in `layout`, trained on for 4 steps with probes and sample losses."""
+        probe = self._probe("list:0,1,2,4")
+        return self._continue(layout, "with", *probe, "--tokscale-sample-losses")
 
     def unprobed(self, layout: Layout) -> Path:
         return self._continue(layout, "without")
@@ -227,6 +229,19 @@ def test_probes_leave_no_trace_in_the_training(jobs, layout):
     run = jobs.probed(layout)
     assert Run.open(run).step_K.tolist() == [0, 1, 2, 4]
     assert checkpoint_differences(run, jobs.unprobed(layout)) == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_sample_losses_have_each_sample_once_and_sum_to_the_logged_loss(jobs, layout):
+    """The logged loss of a step is Megatron's own reduction; MTP and MoE log theirs apart."""
+    run = jobs.probed(layout)
+    losses = SampleLosses.of_training(RunPaths(run).samples)
+    assert losses.read(1, 4)["sample"].tolist() == list(range(4 * 8))
+    assert losses.missing_ranks == []
+    logged = {record.step: record.training_loss for record in Run.open(run).records[1:]}
+    sums = losses.step_sums()
+    assert sums.n_samples_T.tolist() == [8] * 4
+    assert_allclose(sums.mean_T[[0, 1, 3]], [logged[step] for step in (1, 2, 4)], rtol=2e-6)
 
 
 def test_sharded_parameters_are_current_when_probed(jobs):
