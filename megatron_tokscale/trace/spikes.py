@@ -12,8 +12,8 @@ Formulas (our choice; losses in nats per token):
   tokens x (its loss - its expected loss) / excess. The shares of the samples of a step sum to 1 but
   for the mixture of datasets: a step with more samples of a hard dataset has a higher loss.
 
-A replayed step has no steps around it: its level and those of its datasets are the medians of the
-losses of its own samples.
+A replayed step has no steps around it: the level of a dataset is the median of the losses of its
+own samples, and the level of the step the mean of their expected losses.
 
 Shapes: T steps, W steps around a step, Q samples, D datasets.
 """
@@ -296,7 +296,7 @@ def _replayed(
                 records_Q,
                 names,
                 dataset_Q,
-                float(_median(mean_Q[None])[0]),
+                None,
                 np.array(level_D),
                 math.nan,
                 replayed[step].headers[0].checkpoint,
@@ -339,22 +339,28 @@ def _explained(
     records_Q: Records,
     names: Sequence[str],
     dataset_Q: Integers,
-    level: float,
+    level: float | None,
     level_D: Floats,
     deviations: float,
     checkpoint: int | None = None,
 ) -> Spike:
-    """Return a spike with the shares of its samples and datasets in its excess."""
+    """Return a spike with the shares of its samples and datasets in its excess.
+
+    A level of None is the mean of the expected losses of its samples.
+    """
     n_tokens_Q, nats_Q = _nats(records_Q)
     n_tokens = n_tokens_Q.sum()
     loss = float(nats_Q.sum() / n_tokens) if n_tokens else math.nan
-    above_Q, excess = nats_Q - n_tokens_Q * level_D[dataset_Q], (loss - level) * n_tokens
+    expected_Q = n_tokens_Q * level_D[dataset_Q]
+    if level is None:
+        level = float(expected_Q.sum() / max(n_tokens, 1.0))
+    above_Q, excess = nats_Q - expected_Q, (loss - level) * n_tokens
     if not np.isfinite(nats_Q).all():
         # Losses that are not finite are the whole excess, in equal shares.
         above_Q = (~np.isfinite(nats_Q)).astype(float)
         excess = above_Q.sum()
-    share_Q = above_Q / excess if excess else np.zeros(len(above_Q))
-    order = np.argsort(-share_Q, kind="stable")
+    share_Q = above_Q / excess if excess > 0 else np.zeros(len(above_Q))
+    order = np.argsort(-above_Q, kind="stable")
     n_listed = int(np.searchsorted(np.cumsum(share_Q[order]), _EXPLAINED)) + 1
     samples = tuple(
         _sample(trace, records_Q[q], float(level_D[dataset_Q[q]]), float(share_Q[q]))

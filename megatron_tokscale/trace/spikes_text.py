@@ -39,7 +39,7 @@ def _step(spike: Spike) -> list[str]:
     if spike.checkpoint is None:
         return [f"{head} ({spike.deviations:.1f} robust standard deviations)"]
     return [
-        f"{head}, the median of its samples, under the weights of the checkpoint of step "
+        f"{head}, the median of its datasets, under the weights of the checkpoint of step "
         f"{spike.checkpoint}"
     ]
 
