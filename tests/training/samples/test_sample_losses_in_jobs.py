@@ -59,7 +59,7 @@ LAYOUTS = {
         (
             *(*PP2, "--num-layers-per-virtual-pipeline-stage", "1"),
             *("--step-batch-size-schedule", "0:4 256:12", "--train-samples", "44"),
-            *("--lr-decay-samples", "44"),
+            *("--lr-decay-samples", "44", "--eval-global-batch-size", "4"),
         ),
     ),
     "DP2 with workers": (2, ("--num-workers", "2", "--log-interval", "3")),
