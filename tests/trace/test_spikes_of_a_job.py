@@ -46,6 +46,7 @@ def test_a_poisoned_document_is_the_first_that_is_named(tmp_path, capsys):
         *("--data-path", prefix, "--train-iters", str(N_STEPS), "--lr-decay-iters", str(N_STEPS)),
         *("--tokscale-probe-set", str(corpus.probe_set), "--tokscale-probe-schedule", "list:1"),
         *("--tokscale-sample-losses", "--save", str(run), "--log-interval", "20"),
+        *("--save-interval", str(N_STEPS)),
     )
     first = find_spikes(run, 1).spikes[0]
     assert document in {piece.document for piece in first.samples[0].pieces}
