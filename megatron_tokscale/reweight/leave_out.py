@@ -14,7 +14,8 @@ import numpy as np
 import megatron_tokscale
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import is_there
-from megatron_tokscale.data import Plan, Skip, followed_plan
+from megatron_tokscale.data import Plan, Skip, followed_plan, with_decisions
+from megatron_tokscale.data.history import load_run_plan
 from megatron_tokscale.data.index import count_strata, load_or_compute_index
 from megatron_tokscale.data.record import PlanRecord
 from megatron_tokscale.data.skips import SkippedDraws
@@ -67,10 +68,13 @@ def leave_out(
     check_new_plan(out)
     _check_run(run, named)
     trace, followed = Trace.open(run), followed_plan(run)
+    given, decisions = load_run_plan(run)
     span, order = _planned_span(run, trace)
     numbers_of = _by_stratum(order.strata, _numbers(trace, span, named))
     start = _start(named, start)
-    changed = plan or followed
+    # A job that resumes before a later decision makes it again.
+    kept = [decision for decision in decisions if decision.start <= start]
+    changed = plan or with_decisions(given, kept)
 
     # The order that a job with the changed plan has, from the run's first sample to its last.
     is_continued = changed.fingerprint_until(start) == followed.fingerprint_until(start)

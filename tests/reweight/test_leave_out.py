@@ -9,9 +9,25 @@ import pytest
 from gpt_datasets import gpt_config, gpt_dataset, pieces_of, read_tokens, write_unique_tokens
 
 from megatron_tokscale.cli import main
-from megatron_tokscale.data import Cut, DatasetIdentity, Plan, Stage, Stratum, load_or_build_index
+from megatron_tokscale.data import (
+    Cut,
+    DatasetIdentity,
+    Decision,
+    Plan,
+    Stage,
+    Stratum,
+    load_or_build_index,
+    with_decisions,
+)
 from megatron_tokscale.data.dataset import PlannedDataset
-from megatron_tokscale.data.record import DataRecord, DatasetRecord, PlanRecord, record_path
+from megatron_tokscale.data.history import resume, save_run_plan
+from megatron_tokscale.data.record import (
+    DataRecord,
+    DatasetRecord,
+    PlanRecord,
+    load_records,
+    record_path,
+)
 from megatron_tokscale.data.strata import load_or_build_strata
 from megatron_tokscale.store import Identity, RunPaths
 from megatron_tokscale.trace.trace import Trace
@@ -134,6 +150,18 @@ def test_skips_follow_skips(world):
     assert first[: START + 9] == second[: START + 9]
     assert next(k for k in range(N) if first[k] != second[k]) == START + 9
     assert [skip.start for skip in two.skips] == [START, START + 9]
+
+
+def test_decisions_up_to_the_start_stay_and_later_ones_are_left_to_the_job(world, tmp_path):
+    early, late = Decision(1, START - 4, (1.0, 2.0)), Decision(9, START + 20, (2.0, 1.0))
+    save_run_plan(world.plan, [early, late], world.run)
+    followed = with_decisions(world.plan, [early, late])
+    record = load_records(record_path(world.run))[0]
+    order = replace(record.order, fingerprint=followed.fingerprint)
+    replace(record, order=order).save(record_path(world.run))
+    plan = world.keep(f"{START}\n")
+    assert plan.decisions == (early,)
+    assert resume(plan, world.run, START, 2, accept=False) == (plan, [])
 
 
 def test_samples_are_left_out_of_another_plan_that_takes_over(world):
