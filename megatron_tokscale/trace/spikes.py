@@ -20,7 +20,7 @@ Shapes: T steps, W steps around a step, Q samples, D datasets.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, cast
 
@@ -166,7 +166,7 @@ class Spikes:
         Raises:
             OSError: the file cannot be written.
         """
-        named: list[JSON] = sorted({k for spike in self.spikes for k in spike.named})
+        named = sorted({k for spike in self.spikes for k in spike.named})
         content = cast("dict[str, JSON]", to_json(self))
         about: dict[str, JSON] = {"kind": SPIKES_KIND, "schema_version": SPIKES_SCHEMA}
         write_json(path, sealed({**about, **content, "samples": named}))
@@ -393,26 +393,23 @@ def _dataset(
 
 
 def _sample(trace: Trace | None, record: np.void, expected: float, share: float) -> SpikeSample:
-    k = int(record["sample"])
-    known = {
-        "loss": float(record["mean"]),
-        "expected": expected,
-        "share": share,
-        "largest": float(record["largest"]),
-        "position": int(record["position"]),
-        "n_tokens": int(record["n_tokens"]),
-    }
+    found = SpikeSample(
+        sample=int(record["sample"]),
+        loss=float(record["mean"]),
+        expected=expected,
+        share=share,
+        largest=float(record["largest"]),
+        position=int(record["position"]),
+        n_tokens=int(record["n_tokens"]),
+    )
     if trace is None:
-        return SpikeSample(k, **known)
-    found = trace.sample(k)
-    pieces = tuple(PieceOf(*piece) for piece in found.pieces)
-    name = found.name or found.dataset.name
-    return SpikeSample(
-        k,
-        **known,
-        dataset=name,
-        number=found.number,
-        stratum=found.stratum,
-        epoch=found.epoch,
-        pieces=pieces,
+        return found
+    traced = trace.sample(found.sample)
+    return replace(
+        found,
+        dataset=traced.name or traced.dataset.name,
+        number=traced.number,
+        stratum=traced.stratum,
+        epoch=traced.epoch,
+        pieces=tuple(PieceOf(*piece) for piece in traced.pieces),
     )
