@@ -423,10 +423,10 @@ class _StoredSamples:
 
     @cached_property
     def n_records(self) -> int:
-        """The records up to the last whole one."""
-        end = len(self._records)
+        """The records up to the last whole one: of all but a file that a kill has torn, all."""
+        end, at_once = len(self._records), 1
         while end:
-            start = max(0, end - _RECORDS_AT_ONCE)
+            start, at_once = max(0, end - at_once), _RECORDS_AT_ONCE
             is_good_Q = _are_good(self._records[start:end])
             if is_good_Q.any():
                 return start + int(np.flatnonzero(is_good_Q)[-1]) + 1

@@ -140,6 +140,18 @@ def of_checkpoints_off_the_schedule(launch, plan, path):
     return [*words, "--tokscale-probe-schedule", "list:5", "--ckpt-format", "torch_dist"]
 
 
+def of_a_step_before_all_checkpoints(launch, plan, path):
+    words, folder = launch("plain")
+    words = [*words[: words.index("--load")], "--tokscale-replay", str(folder)]
+    return [*words, "--tokscale-replay-step", "1", "--ckpt-format", "torch_dist"]
+
+
+def of_samples_that_another_sampler_deals(launch, plan, path):
+    words = launch("plain")[0]
+    words = words[: words.index("--tokscale-plan")]
+    return [*words, "--tokscale-sample-losses", "--dataloader-type", "cyclic"]
+
+
 BAD = {
     of_another_plan: "orders them otherwise; resume with that plan, or let this one hold",
     of_a_run_without_a_plan: "no plan is known for the 32 samples that the job has consumed",
@@ -149,6 +161,8 @@ BAD = {
     of_a_damaged_data_record: "tokscale/data.json has schema version None; expected a whole number",
     of_a_model_of_experts: "is of a run with num_experts 8, this job has None",
     of_a_place_that_is_a_file: "losses cannot be written to",
+    of_a_step_before_all_checkpoints: "no checkpoint is from before that step",
+    of_samples_that_another_sampler_deals: "--dataloader-type single, not cyclic",
     of_checkpoints_off_the_schedule: "is on the schedule; drop --tokscale-probe-schedule for all",
 }
 

@@ -46,6 +46,8 @@ def test_metadata_names_flags():
 
 ALONE = {
     "--tokscale-probe-schedule linear:5": "--tokscale-probe-set",
+    "--tokscale-sample-losses": "--tokscale-probe-set",
+    "--tokscale-replay-step 9": "--tokscale-replay",
     "--tokscale-replan-interval 9": "--tokscale-probe-set",
     "--tokscale-replan-interval 9 --tokscale-probe-set p": "--tokscale-plan",
     "--tokscale-scores-dir folder": "--tokscale-plan",
@@ -69,6 +71,8 @@ IN_VAIN = {
     "--tokscale-replay r --tokscale-plan p": "trains nothing; drop --tokscale-plan",
     "--tokscale-replay r --tokscale-verify-isolation": "drop --tokscale-verify-isolation",
     "--tokscale-replay r --tokscale-probe-at-exit": "drop --tokscale-probe-at-exit",
+    "--tokscale-replay r --tokscale-sample-losses": "drop --tokscale-sample-losses",
+    "--tokscale-replay r --tokscale-replay-step 0": "--tokscale-replay-step is 0; expected the",
     "--tokscale-plan=": "--tokscale-plan is empty; expected a value",
     "--tokscale-dir=": "--tokscale-dir is empty; expected a value",
     "--tokscale-probe-schedule=": "--tokscale-probe-schedule is empty; expected a value",

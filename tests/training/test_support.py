@@ -12,8 +12,12 @@ from megatron_tokscale.training import support
 from megatron_tokscale.training.support import (
     check_plan,
     check_probe,
+    check_replayed_step,
+    check_samples,
     plan_refusals,
     probe_refusals,
+    replayed_step_refusals,
+    sample_refusals,
 )
 
 REFUSED_FOR_PROBE = [
@@ -155,6 +159,33 @@ def test_a_probe_is_not_refused_without_need(parser, words):
     args = parse(parser, words)
     assert probe_refusals(args) == []
     check_probe(args)
+
+
+@pytest.mark.parametrize("kind", ["cyclic", "external"])
+def test_sample_losses_are_refused_where_another_sampler_deals_the_samples(parser, kind):
+    args = parse(parser, f"--dataloader-type {kind}")
+    (refusal,) = sample_refusals(args)
+    assert f"needs --dataloader-type single, not {kind}" in refusal
+    with pytest.raises(TokscaleError, match=re.escape(refusal)):
+        check_samples(args)
+
+
+def test_sample_losses_are_refused_where_samples_move_between_ranks(parser):
+    args = parse(parser, "--dataloader-type single")
+    assert sample_refusals(args) == []
+    args.sequence_packing_scheduler = "dp_balanced"
+    (refusal,) = sample_refusals(args)
+    assert "--sequence-packing-scheduler" in refusal
+
+
+@pytest.mark.parametrize("words", ["--fim-data", "--reset-position-ids", "--reset-attention-mask"])
+def test_a_replayed_step_is_refused_where_its_samples_would_be_others(parser, words):
+    args = parse(parser, words)
+    (refusal,) = replayed_step_refusals(args)
+    assert refusal.startswith(f"--tokscale-replay-step does not support {words}")
+    with pytest.raises(TokscaleError, match=re.escape(refusal)):
+        check_replayed_step(args)
+    assert replayed_step_refusals(parse(parser, "--eod-mask-loss")) == []
 
 
 @pytest.mark.parametrize("words", REFUSED_FOR_PLAN)

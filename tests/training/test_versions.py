@@ -11,7 +11,8 @@ from jobs import Corpus, job_environment, job_flags, run_forked
 from megatrons import INSTALLED, OLD, python_path
 from numpy.testing import assert_allclose
 
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, RunPaths
+from megatron_tokscale.store.sample_losses import SampleLosses
 from megatron_tokscale.training.plugin import HOOKS
 
 pytestmark = pytest.mark.megatron
@@ -33,7 +34,17 @@ def probed(corpus: Corpus, run: Path) -> tuple[str, ...]:
     return (
         *("--tokscale-probe-set", str(corpus.probe_set), "--save", str(run)),
         *("--tokscale-probe-schedule", "linear:2+list:1", "--tokscale-verify-isolation"),
+        "--tokscale-sample-losses",
     )
+
+
+def check_samples(run: Path) -> None:
+    """Each step has its samples, skipped or not, and their sum is the loss that Megatron logs."""
+    losses = SampleLosses.of_training(RunPaths(run).samples)
+    assert losses.read(1, 6)["sample"].tolist() == list(range(6 * 8))
+    logged = {record.step: record.training_loss for record in Run.open(run).records[1:]}
+    mean = dict(zip(range(1, 7), losses.step_sums().mean_T, strict=True))
+    assert_allclose([mean[step] for step in logged], list(logged.values()), rtol=2e-6)
 
 
 def recorded_version(run: Path) -> str:
@@ -59,6 +70,7 @@ def test_probes_give_the_same_losses_and_leave_no_trace(corpus, tmp_path, losses
     assert recorded_version(with_probes) == version
     assert run.step_K.tolist() == STEPS
     assert checkpoint_differences(without, with_probes) == []
+    check_samples(with_probes)
     assert losses_NK[:, -1].mean() < losses_NK[:, 0].mean() - 0.1
     assert_allclose(run.read_losses(), losses_NK, rtol=0, atol=1e-5)
 
@@ -73,6 +85,7 @@ def test_parameters_are_gathered_whether_or_not_a_step_was_taken(corpus, tmp_pat
     assert run.step_K.tolist() == STEPS
     mean_K = run.read_losses().mean(axis=0)
     assert mean_K[1] == mean_K[0]
+    check_samples(tmp_path)
     assert mean_K[-1] < mean_K[0] - 0.01
 
 

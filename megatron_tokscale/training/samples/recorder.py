@@ -114,6 +114,14 @@ class SampleRecorder(JobPart):
         self._flush()
         self._check_writer()
 
+    def on_exit(self, state: TrainingState) -> None:
+        """Write the last records of a job that ends by an interval or a signal.
+
+        Raises:
+            TokscaleError: see `on_step`.
+        """
+        self.before_checkpoint(state)
+
     def on_train_end(self, state: TrainingState) -> None:
         """Write the last records.
 

@@ -25,7 +25,8 @@ from recorded_job import start
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.laws.multi_power.learning_rates import learning_rates
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, RunPaths
+from megatron_tokscale.store.sample_losses import SampleLosses
 from megatron_tokscale.training.history.past import NOTE
 from megatron_tokscale.training.history.saved import read_checkpoint
 
@@ -123,7 +124,8 @@ def test_a_replay_of_a_probed_run_repeats_its_record_and_keeps_its_launches(corp
 def test_a_ramp_up_of_an_older_megatron_is_counted_and_replayed(corpus, tmp_path):
     ramp = ("--rampup-batch-size", "4", "4", "48", "--global-batch-size", "16")
     flags = (*ramp, "--train-samples", "512", "--exit-interval", "8", *EVERY_4)
-    for name, words in (("a", probe(corpus)), ("b", ())):
+    recorded = (*probe(corpus), "--tokscale-sample-losses")
+    for name, words in (("a", recorded), ("b", ())):
         save = ("--save", str(tmp_path / name))
         by_samples(corpus, *flags, *save, *words, version=OLD[0])
     # 4 samples a step up to 16, 8 up to 32, 12 up to 48 and 16 from there on.
@@ -131,6 +133,9 @@ def test_a_ramp_up_of_an_older_megatron_is_counted_and_replayed(corpus, tmp_path
     run = Run.open(tmp_path / "a")
     assert sums(run) == constant_sums(0, 4, 8)
     assert tokens(run) == {step: samples[step] * SEQ_LENGTH for step in (0, 4, 8)}
+    losses = SampleLosses.of_training(RunPaths(tmp_path / "a").samples)
+    assert losses.step_sums().n_samples_T.tolist() == [4, 4, 4, 4, 8, 8, 12, 12]
+    assert losses.read(1, 8)["sample"].tolist() == list(range(56))
     found = replay(corpus, tmp_path / "b", tmp_path / "c", version=OLD[0])
     assert sums(found) == constant_sums(*found.step_K.tolist())
     assert tokens(found) == {step: samples[step] * SEQ_LENGTH for step in found.step_K.tolist()}
