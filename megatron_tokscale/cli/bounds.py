@@ -12,7 +12,7 @@ _ABOVE_ONE: Final = 1 + 1e-9
 _BELOW_INFINITY: Final = 1e300  # so that products with counts stay finite
 
 _BOUNDS: Final[dict[str, tuple[float, float]]] = {
-    **dict.fromkeys(("seed", "sample", "until_sample", "min_tokens"), (0, _LARGEST)),
+    **dict.fromkeys(("seed", "sample", "until_sample", "from_sample", "min_tokens"), (0, _LARGEST)),
     **dict.fromkeys(("seq_length", "vocab_size"), (1, _LARGEST_ID)),
     "eod": (0, _LARGEST_ID),
     **dict.fromkeys(("size", "training_tokens"), (1, _LARGEST)),

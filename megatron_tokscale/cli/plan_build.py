@@ -50,6 +50,7 @@ def add_policies(policies: Verbs) -> None:
     _add_frontier(policies)
     _add_dataset(policies)
     _add_manual(policies)
+    _add_keep(policies)
 
 
 def _add_fall(policies: Verbs) -> None:
@@ -185,6 +186,45 @@ def _add_manual(policies: Verbs) -> None:
     parser.set_defaults(verb=_build_manual)
 
 
+def _add_keep(policies: Verbs) -> None:
+    parser = policies.add_parser(
+        "keep",
+        help="keep the plan that a run follows, and leave samples or documents out of it",
+        description="Keep the plan that a run follows, and leave named samples or documents out "
+        "from a sample on. Their places get the next samples of their strata that the training "
+        "would not have drawn; all other places keep theirs. Resume the run with the new plan from "
+        "a checkpoint before that sample.",
+    )
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="run directory of a run that follows a plan"
+    )
+    parser.add_argument(
+        "--skip",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="names what to leave out: a line K for a sample, NAME:ID for a document with all "
+        "samples that hold it; or JSON, as `trace --spikes --out` writes it",
+    )
+    parser.add_argument(
+        "--from-sample",
+        type=int,
+        metavar="K",
+        help="leave them out from this sample of the job on (default: the first that is named)",
+    )
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="leave them out of this plan, which takes over from the run's at that sample "
+        "(default: the run's own)",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="new file for the plan"
+    )
+    parser.set_defaults(verb=_build_keep)
+
+
 def _add_control(parser: argparse.ArgumentParser) -> None:
     """Add --control of a policy that weighs datasets."""
     parser.add_argument(
@@ -281,6 +321,26 @@ def _build_manual(arguments: Arguments) -> None:
     job, guards = read_job(arguments), read_guards(arguments)
     plan = plan_by_hand(manual, job, arguments.out, guards=guards, control=arguments.control)
     print_plan(plan)
+
+
+def _build_keep(arguments: Arguments) -> None:
+    from megatron_tokscale.data import Plan
+    from megatron_tokscale.reweight.leave_out import leave_out
+    from megatron_tokscale.trace.named import Named
+
+    plan = None if arguments.plan is None else Plan.load(arguments.plan)
+    made = leave_out(
+        arguments.run,
+        Named.load(arguments.skip),
+        arguments.out,
+        plan=plan,
+        start=arguments.from_sample,
+    )
+    print_plan(made.plan)
+    print(
+        f"\nnewly left out from sample {made.start:,} on: {made.n_samples:,}; places of the "
+        f"training that get others: {made.n_replaced:,}"
+    )
 
 
 def _read_weights(words: list[str]) -> dict[int, list[float]]:

@@ -53,6 +53,15 @@ def add_verb(verbs: Verbs) -> None:
         help="the samples that these optimizer steps consumed, and their documents (default: none)",
     )
     wanted.add_argument(
+        "--spikes",
+        type=int,
+        nargs="?",
+        const=10,
+        metavar="N",
+        help="the N steps (default: 10) whose loss stands out most, and the samples that make it "
+        "stand out, of a run with --tokscale-sample-losses; and its replayed steps",
+    )
+    wanted.add_argument(
         "--document",
         metavar="NAME:ID",
         help="the samples that hold this document of the dataset NAME; NAME may be the whole "
@@ -64,6 +73,13 @@ def add_verb(verbs: Verbs) -> None:
         metavar="N",
         help="show only those samples of a document that come before N (default: all)",
     )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="new JSON file for what --spikes shows, which `plan build keep --skip` reads "
+        "(default: no file)",
+    )
     add_tokenizer(parser, "samples")
     parser.add_argument(
         "--full", action="store_true", help="show all that a sample reads, not the beginning alone"
@@ -72,14 +88,21 @@ def add_verb(verbs: Verbs) -> None:
 
 
 def _trace(arguments: Arguments) -> None:
+    from megatron_tokscale.trace.named import read_document
     from megatron_tokscale.trace.steps import Steps, read_steps
     from megatron_tokscale.trace.text import describe_document, describe_sample, describe_step
     from megatron_tokscale.trace.trace import Trace
 
     _check(arguments)
-    document = None if arguments.document is None else _read_document(arguments.document)
+    document = (
+        None if arguments.document is None else read_document(arguments.document, "--document")
+    )
     steps = [read_steps(word) for word in arguments.step]
     text = _decoder(arguments.tokenizer) if arguments.tokenizer else None
+    if arguments.spikes is not None:
+        _print_spikes(arguments, text)
+        if not (arguments.sample or steps or document):
+            return
     if arguments.run is None:
         trace = Trace.from_cache(arguments.data_cache_path, arguments.match)
     else:
@@ -93,6 +116,25 @@ def _trace(arguments: Arguments) -> None:
         print(describe_step(trace, step, samples, text, is_full=arguments.full), end="")
     if document:
         print(describe_document(trace, *document, arguments.until_sample), end="")
+
+
+def _print_spikes(arguments: Arguments, text: Callable[[Sequence[int]], str] | None) -> None:
+    from megatron_tokscale.core.files import is_there
+    from megatron_tokscale.core.writable import check_new_file
+    from megatron_tokscale.data.record import record_path
+    from megatron_tokscale.trace.spikes import find_spikes
+    from megatron_tokscale.trace.spikes_text import describe_spikes
+    from megatron_tokscale.trace.trace import Trace
+
+    run, out = arguments.run, arguments.out
+    if out is not None:
+        check_new_file(out, "it is not replaced")
+    found = find_spikes(run, arguments.spikes)
+    trace = Trace.open(run) if is_there(record_path(run)) else None
+    shown = describe_spikes(found, trace, text, is_full=arguments.full)
+    if out is not None:
+        found.save(out)
+    print(shown, end="")
 
 
 def _check(arguments: Arguments) -> None:
@@ -110,19 +152,17 @@ def _check(arguments: Arguments) -> None:
             "--step needs the batch sizes of the job, which --data-cache-path does not hold; give "
             "RUN, or --sample"
         )
-    if not (arguments.sample or arguments.step) and arguments.document is None:
+    if run is None and arguments.spikes is not None:
         raise TokscaleError(
-            "there is nothing to show; give --step N, --sample K or --document NAME:ID"
+            "--spikes needs losses of samples, which --data-cache-path does not hold; give RUN"
         )
-
-
-def _read_document(word: str) -> tuple[str, int]:
-    dataset, _, document = word.rpartition(":")
-    if not document.isdecimal() or not dataset:
+    if arguments.out is not None and arguments.spikes is None:
+        raise TokscaleError("--out is for what --spikes shows; give --spikes, or drop --out")
+    wanted = (arguments.sample, arguments.step, arguments.document, arguments.spikes)
+    if not any(wanted):
         raise TokscaleError(
-            f"--document {word} is not NAME:ID; give a dataset and a document, e.g. web_text:17"
+            "there is nothing to show; give --step N, --spikes, --sample K or --document NAME:ID"
         )
-    return dataset, int(document)
 
 
 def _decoder(path: Path) -> Callable[[Sequence[int]], str]:

@@ -68,7 +68,9 @@ class PlannedDataset(Dataset[dict[str, object]]):
         self.split = split
         self.index_split = index_split
         self.strata.check(plan, len(index), consumed)
-        epoch_permutation(1, 0, 0).image(0)  # compiled here, before loader workers are forked
+        # Compiled and made here, before loader workers are forked.
+        epoch_permutation(1, 0, 0).image(0)
+        self.strata.make_skips()
 
     def __len__(self) -> int:
         return len(self.index) - self.offset

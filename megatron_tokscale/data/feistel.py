@@ -34,6 +34,27 @@ def walk(
 
 
 @_compiled
+def walk_back(
+    size: int, round_keys: NDArray[np.uint64], left_bits: int, right_bits: int, image: int
+) -> int:
+    """Return the position in range(size) whose image is `image`: `walk`, round by round back."""
+    shift = np.uint64(right_bits)
+    mask = (np.uint64(1) << shift) - np.uint64(1)
+    left_shift, right_shift = np.uint64(64 - left_bits), np.uint64(64 - right_bits)
+    position = np.uint64(image)
+    while True:
+        left, right = position >> shift, position & mask
+        for i in range(round_keys.size - 2, -1, -2):
+            mixed = (left ^ round_keys[i + 1]) * _MULTIPLIER1
+            right ^= ((mixed ^ (mixed >> _HALF)) * _MULTIPLIER2) >> right_shift
+            mixed = (right ^ round_keys[i]) * _MULTIPLIER1
+            left ^= ((mixed ^ (mixed >> _HALF)) * _MULTIPLIER2) >> left_shift
+        position = left << shift | right
+        if position < np.uint64(size):
+            return int(position)
+
+
+@_compiled
 def walk_many(
     size: int,
     round_keys: NDArray[np.uint64],

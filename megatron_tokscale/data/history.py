@@ -31,7 +31,7 @@ from megatron_tokscale.core.schemas import DECISIONS_SCHEMA
 from megatron_tokscale.data.plan import Plan
 from megatron_tokscale.data.plan_parts import Decision, Stage
 from megatron_tokscale.data.record import load_records, record_path
-from megatron_tokscale.data.take_over import take_over
+from megatron_tokscale.data.take_over import skips_from, take_over
 from megatron_tokscale.store import RunPaths
 
 _KIND: Final = "tokscale-replans"
@@ -205,6 +205,7 @@ def resume(
     if past.fingerprint_until(consumed) == plan.fingerprint_until(consumed):
         return plan, []
 
+    skips_from(past, plan, consumed)  # a skip of the past has a message of its own
     if not accept:
         raise TokscaleError(
             f"the job has consumed {consumed} samples under plan {past.fingerprint} ({path}), and "

@@ -53,6 +53,28 @@ def match_datasets(
     return order
 
 
+def check_skipped_order(plan: Plan, orders_D: Sequence[str | None]) -> None:
+    """Refuse a job whose samples are numbered otherwise than those that the plan leaves out.
+
+    Args:
+        plan: the plan.
+        orders_D: for each dataset of the plan the flags of the job that determine the numbers of
+            its samples; None for a dataset that the job does not draw from.
+
+    Raises:
+        TokscaleError: naming the dataset and the two orders.
+    """
+    dataset_of = {stratum.name: stratum.dataset for stratum in plan.strata}
+    for skip in plan.skips:
+        found = orders_D[dataset_of[skip.stratum]]
+        if found is not None and found != skip.order:
+            raise TokscaleError(
+                f"the samples of {plan.datasets[dataset_of[skip.stratum]].name} that the plan "
+                f"leaves out are numbered by {skip.order}, this job's by {found}; expected the "
+                f"same; train with {skip.order}"
+            )
+
+
 def _same_content(
     datasets: Sequence[DatasetIdentity], found: Sequence[DatasetIdentity]
 ) -> list[int | None]:

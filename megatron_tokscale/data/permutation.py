@@ -84,3 +84,11 @@ class Permutation:
         from megatron_tokscale.data.feistel import walk
 
         return partial(walk, self.size, self._round_keys, *self._bits)
+
+    def positions(self, images: NDArray[np.integer]) -> Integers:
+        """Return the positions of an array of images: the inverse of `many`."""
+        from megatron_tokscale.data.feistel import walk_back
+
+        keys, bits = self._round_keys, self._bits
+        found = [walk_back(self.size, keys, *bits, image) for image in np.asarray(images).tolist()]
+        return np.array(found, np.int64)

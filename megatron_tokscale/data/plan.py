@@ -38,6 +38,7 @@ from megatron_tokscale.data.plan_parts import (
     PlanProvenance,
     Replanning,
     Segment,
+    Skip,
     Stage,
     Stratum,
 )
@@ -49,6 +50,9 @@ ORDER_VERSION: Final = 2
 
 _OF_THE_FILE: Final = {"kind", "schema_version", "checksum"}
 """Keys of plan.json that are no fields of a plan."""
+
+_OLDEST_READ: Final = 5
+"""Oldest schema of plan.json that is read: the next one added samples that are left out."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Plan:
         replanning: settings of a job that changes the weights while it trains.
         decisions: weights decided while a job trained, in order; the stages hold them already.
         accepted: plans that took over from others under a run, in order.
+        skips: samples that are left out from a sample on, by ascending start.
 
     Raises:
         TokscaleError: on construction, if the parts do not fit together.
@@ -87,6 +92,7 @@ class Plan:
     replanning: Replanning = field(default_factory=Replanning)
     decisions: tuple[Decision, ...] = ()
     accepted: tuple[Acceptance, ...] = ()
+    skips: tuple[Skip, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.cuts:
@@ -210,7 +216,7 @@ class Plan:
         """
         return _digest(
             [
-                *self._ordering_values(self.segments),
+                *self._ordering_values(self.segments, self.skips),
                 asdict(self.replanning),
                 [(decision.step, decision.start) for decision in self.decisions],
                 [asdict(acceptance) for acceptance in self.accepted],
@@ -223,9 +229,12 @@ class Plan:
         A job that resumes compares it to know whether its past still holds.
         """
         past = tuple(segment for segment in self.segments if segment.start < n_samples)
-        return _digest(self._ordering_values(past))
+        skips = tuple(skip for skip in self.skips if skip.start < n_samples)
+        return _digest(self._ordering_values(past, skips))
 
-    def _ordering_values(self, segments: tuple[Segment, ...]) -> list[object]:
+    def _ordering_values(
+        self, segments: tuple[Segment, ...], skips: tuple[Skip, ...]
+    ) -> list[object]:
         """Return the plain values that decide the order of the samples of some segments."""
         return [
             ORDER_VERSION,
@@ -236,6 +245,7 @@ class Plan:
             [cut and asdict(cut) for cut in self.cuts],
             [asdict(segment) for segment in segments],
             *([self.documents] if self.documents else []),
+            *([[asdict(skip) for skip in skips]] if skips else []),
         ]
 
     def save(self, path: Path) -> None:
@@ -257,7 +267,7 @@ class Plan:
             raise TokscaleError(f"{path} is not a plan; make one with `megatron-tokscale plan`")
         version = schema_version(path, content)
         check_schema(path, version, PLAN_SCHEMA)
-        if version < PLAN_SCHEMA:
+        if version < _OLDEST_READ:
             raise TokscaleError(
                 f"plan {path} is of an older version, {version}; expected {PLAN_SCHEMA}; build it "
                 "again with `megatron-tokscale plan build`"

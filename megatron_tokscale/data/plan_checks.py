@@ -37,6 +37,7 @@ def check_plan(plan: "Plan") -> None:
     _check_documents(plan)
     _check_stages(plan)
     _check_replanning(plan)
+    _check_skips(plan)
     if plan.seq_length < 1:
         raise _misfit(f"the plan's sequence length is {plan.seq_length}; expected 1 token or more")
     if plan.max_epochs is not None and not plan.max_epochs > 0:
@@ -190,6 +191,31 @@ def _check_replanning(plan: "Plan") -> None:
             f"the plan's replanning has a limit of {settings.share_limit:g} on shares; expected a "
             "factor of 1 or more"
         )
+
+
+def _check_skips(plan: "Plan") -> None:
+    names = {stratum.name for stratum in plan.strata}
+    starts = [skip.start for skip in plan.skips]
+    if starts != sorted(starts) or min(starts, default=0) < 0:
+        raise _misfit(
+            f"the plan leaves samples out from samples {starts} on; expected starts of 0 or more "
+            "that ascend"
+        )
+    for skip in plan.skips:
+        if skip.stratum not in names:
+            raise _misfit(
+                f"the plan leaves samples of {skip.stratum!r} out; expected one of its strata"
+            )
+        if not 0 <= skip.first <= skip.end:
+            raise _misfit(
+                f"the plan replaces draws {skip.first} to {skip.end} of {skip.stratum!r}; expected "
+                "numbers that ascend from 0 or more"
+            )
+        if not skip.samples or list(skip.samples) != sorted({*skip.samples}) or skip.samples[0] < 0:
+            raise _misfit(
+                f"the samples of {skip.stratum!r} that the plan leaves out are not numbers of 0 or "
+                "more that ascend; expected one or more"
+            )
 
 
 def _check_stages(plan: "Plan") -> None:

@@ -203,6 +203,31 @@ class Acceptance:
 
 
 @dataclass(frozen=True)
+class Skip:
+    """Samples of a stratum that are left out of the training from a sample on.
+
+    All counts are frozen when the plan is made, so the order of the samples stays a function of the
+    plan and k alone. `data/skips.py` has the rule.
+
+    Attributes:
+        start: consumed samples from which on they are left out.
+        stratum: name of the stratum.
+        samples: their numbers in the stratum's packing, ascending.
+        first: draws from the stratum before `start`; only draws from this one on are replaced.
+        end: draws from the stratum by the planned end of the training; the samples that take the
+            places of those left out are drawn from this one on.
+        order: the flags that, with the documents, determine which sample has which number.
+    """
+
+    start: int
+    stratum: str
+    samples: tuple[int, ...]
+    first: int
+    end: int
+    order: str
+
+
+@dataclass(frozen=True)
 class Replanning:
     """The settings by which a job with `--tokscale-replan-interval` decides new weights.
 

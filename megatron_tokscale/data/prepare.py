@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.dataset import MapDataset, PlannedDataset
-from megatron_tokscale.data.index import load_or_build_index
+from megatron_tokscale.data.index import PlanIndex, count_strata, load_or_build_index
 from megatron_tokscale.data.match import check_documents, match_datasets
 from megatron_tokscale.data.plan import Plan
 from megatron_tokscale.data.plan_parts import DatasetIdentity
@@ -83,6 +84,31 @@ def check_draws(plan: Plan, sizes_J: Sequence[int], n_samples: int, consumed: in
     Strata(plan, sizes_J, [None] * len(sizes_J)).check(plan, n_samples, consumed)
 
 
+def check_skips(plan: Plan, index: PlanIndex, consumed: int) -> None:
+    """Refuse skips that would replace draws that the job has made before their start.
+
+    Args:
+        plan: the plan.
+        index: its index.
+        consumed: samples that are drawn already.
+
+    Raises:
+        TokscaleError: naming the stratum.
+    """
+    ahead = [skip for skip in plan.skips if skip.start >= consumed]
+    if not ahead:
+        return
+    count_Z = count_strata(index.stratum_N[:consumed], plan.n_strata)
+    drawn = {stratum.name: count_Z[z] for z, stratum in enumerate(plan.strata)}
+    for skip in ahead:
+        if drawn[skip.stratum] > skip.first:
+            raise TokscaleError(
+                f"the plan leaves samples of stratum {skip.stratum!r} out from its draw "
+                f"{skip.first} on, the job has made {drawn[skip.stratum]} draws from it; expected "
+                "no more; build the plan again from what the run follows now"
+            )
+
+
 def prepare(
     plan: Plan,
     parts: Sequence[PlanPart | None],
@@ -129,6 +155,8 @@ def prepare(
             plan, sizes_J, keys, lambda j: _part(parts, j).scores(), cache, build=build
         )
         index = load_or_build_index(plan, offset + n_samples, cache, build=build)
+        if build:
+            check_skips(plan, index, consumed)
         if shares_index:
             index = index.shared()
     return PlannedDataset(

@@ -13,12 +13,13 @@ from typing import Final, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_tokscale.core.arrays import Integers, Integers32
+from megatron_tokscale.core.arrays import Floats, Integers, Integers32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.array_files import is_right, map_array, write_array
 from megatron_tokscale.data.permutation import epoch_permutation, stratum_key
 from megatron_tokscale.data.plan import ORDER_VERSION, Plan
 from megatron_tokscale.data.samples import SampleScores
+from megatron_tokscale.data.skips import AllDraws, Draws, SkippedDraws
 
 _ROUNDING: Final = 1.0
 """Samples by which a limit on epochs may be exceeded: two roundings of half a sample each."""
@@ -29,7 +30,8 @@ class Strata:
 
     Draw j of a stratum of n samples is in epoch e = j // n: position j % n of the permutation of
     range(n) keyed by (seed, stratum, e). Every sample of a stratum is seen once before any is seen
-    again, also across stages.
+    again, also across stages. Where the plan leaves samples out, draw j is first mapped to another
+    draw (`data/skips.py`).
 
     Args:
         plan: the plan; its stages are not used.
@@ -51,6 +53,7 @@ class Strata:
         self.ranked_J, self.files = tuple(ranked_J), files
         self.size_Z = plan.packed_sizes_Z(self.sizes_J)
         before_Z = np.cumsum(self.size_Z) - self.size_Z
+        self._skipping: dict[int, Draws] = {}
         self._rows = [
             (
                 j,
@@ -70,6 +73,8 @@ class Strata:
     def locate(self, stratum: int, draw: int) -> tuple[int, int, int]:
         """Return packing and epoch of a stratum's draw, and its sample's number in the packing."""
         packing, first, size, key = self._rows[stratum]
+        if self.plan.skips:
+            draw = self.drawn(stratum).draw(draw)
         epoch, position = divmod(draw, size)
         number = first + epoch_permutation(size, key, epoch).image(position)
         ranked = self.ranked_J[packing]
@@ -78,6 +83,8 @@ class Strata:
     def locate_many(self, stratum: int, draw_N: Integers) -> tuple[Integers, Integers]:
         """Return epochs and sample numbers of a stratum's draws: `locate` of each, vectorised."""
         packing, first, size, key = self._rows[stratum]
+        if self.plan.skips:
+            draw_N = self.drawn(stratum).draws(draw_N)
         epoch_N, position_N = np.divmod(draw_N, size)
         number_N = np.empty_like(position_N)
         for epoch in np.unique(epoch_N).tolist():
@@ -86,6 +93,44 @@ class Strata:
         ranked = self.ranked_J[packing]
         number_N += first
         return epoch_N, number_N if ranked is None else ranked[number_N].astype(np.int64)
+
+    def drawn(self, stratum: int) -> Draws:
+        """Return the map of a stratum's draws to those without the samples that are left out.
+
+        Raises:
+            TokscaleError: the stratum does not hold the samples, or holds no others.
+        """
+        if stratum not in self._skipping:
+            self._skipping[stratum] = self._skipped(stratum)
+        return self._skipping[stratum]
+
+    def make_skips(self) -> None:
+        """Make the maps of all strata of which the plan leaves samples out.
+
+        Raises:
+            TokscaleError: as `drawn`.
+        """
+        names = {skip.stratum for skip in self.plan.skips}
+        for z, stratum in enumerate(self.plan.strata):
+            if stratum.name in names:
+                self.drawn(z)
+
+    def _skipped(self, stratum: int) -> Draws:
+        _, _, size, key = self._rows[stratum]
+        name, left_out = self.plan.strata[stratum].name, np.zeros(size, np.bool_)
+        draws: Draws = AllDraws()
+        for skip in self.plan.skips:
+            if skip.stratum != name or not size:
+                continue
+            number_S = np.flatnonzero(np.isin(self.numbers(stratum), skip.samples))
+            left_out[number_S] = True
+            if len(number_S) < len(skip.samples) or left_out.all():
+                raise TokscaleError(
+                    f"the plan leaves {len(skip.samples)} samples of stratum {name!r} out; "
+                    f"expected some of its {size}, and not all; build the plan again"
+                )
+            draws = SkippedDraws(skip, number_S, size, key, draws)
+        return draws
 
     def numbers(self, stratum: int) -> NDArray[np.integer]:
         """Return a stratum's samples by their numbers in the packing."""
@@ -112,6 +157,7 @@ class Strata:
             raise _empty(plan, int(np.argmax(empty_Z)))
         if plan.max_epochs is None:
             return
+        draws_Z = self._with_skips(plan, draws_Z)
         surplus_Z = draws_Z - plan.max_epochs * self.size_Z
         too_often_Z = surplus_Z > _ROUNDING
         if too_often_Z.any():
@@ -122,6 +168,22 @@ class Strata:
                 f"{epochs_Z[worst]:.3g} epochs in {n_samples} samples; expected at most "
                 f"{plan.max_epochs:g}; lower its weight or make a plan with a higher limit"
             )
+
+    def _with_skips(self, plan: Plan, draws_Z: Floats) -> Floats:
+        """Return the draws that repeat a whole stratum as often as it is without skipped samples.
+
+        From the first draw of a skip on, an epoch is shorter by the samples that are left out.
+        """
+        if not plan.skips:
+            return draws_Z
+        number_of = {stratum.name: z for z, stratum in enumerate(plan.strata)}
+        draws_Z = draws_Z.copy()
+        for skip in plan.skips:
+            z = number_of[skip.stratum]
+            size, draws = self.size_Z[z], draws_Z[z]
+            left = max(size - len(skip.samples), 1)
+            draws_Z[z] += max(draws - skip.first, 0.0) * (size / left - 1)
+        return draws_Z
 
 
 def _empty(plan: Plan, z: int) -> TokscaleError:

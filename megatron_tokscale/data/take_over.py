@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data.plan import Plan
-from megatron_tokscale.data.plan_parts import Acceptance, Cut, DatasetIdentity, Stage, Stratum
+from megatron_tokscale.data.plan_parts import Acceptance, Cut, DatasetIdentity, Skip, Stage, Stratum
 
 
 def take_over(past: Plan, successor: Plan, consumed: int) -> Plan:
@@ -68,7 +68,30 @@ def take_over(past: Plan, successor: Plan, consumed: int) -> Plan:
             *past.accepted,
             Acceptance(consumed, past.fingerprint, successor.fingerprint),
         ),
+        skips=skips_from(past, successor, consumed),
     )
+
+
+def skips_from(past: Plan, successor: Plan, consumed: int) -> tuple[Skip, ...]:
+    """Return the skips of a plan that takes over: the past's until now, then the successor's.
+
+    Args:
+        past: the plan under which the run has trained so far.
+        successor: the plan that takes over.
+        consumed: samples consumed so far.
+
+    Raises:
+        TokscaleError: the successor leaves samples out that the run may have consumed by now.
+    """
+    kept = [skip for skip in past.skips if skip.start < consumed]
+    added = [skip for skip in successor.skips if skip not in kept]
+    if added and added[0].start < consumed:
+        raise TokscaleError(
+            f"the plan leaves samples out from sample {added[0].start} on, the run has consumed "
+            f"{consumed}; expected a later start; resume from an earlier checkpoint, or build the "
+            f"plan with --from-sample {consumed}"
+        )
+    return (*kept, *added)
 
 
 def _check_fit(past: Plan, successor: Plan) -> None:

@@ -23,7 +23,7 @@ from megatron_tokscale.data.document_strata import (
     packing_sizes,
 )
 from megatron_tokscale.data.history import resume
-from megatron_tokscale.data.match import check_documents
+from megatron_tokscale.data.match import check_documents, check_skipped_order
 from megatron_tokscale.data.plan_scores import scores_of_plan
 from megatron_tokscale.data.prepare import check_draws
 from megatron_tokscale.data.record import DatasetRecord, check_order, load_records, record_path
@@ -151,6 +151,10 @@ def _check_data(
     record = record_path(settings.run)
     if consumed and error_of(lambda: load_records(record)) is None:
         findings.attempt(lambda: check_order(record, _records(portions, args)))
+    if followed.plan.skips:
+        orders = [row.order for row in _records(portions, args)]
+        orders_D = [None if place is None else orders[place] for place in order]
+        findings.attempt(lambda: check_skipped_order(followed.plan, orders_D))
     # A plan that no job has followed yet must find every dataset that it draws from.
     chosen = [None if place is None else portions[place] for place in order]
     _check_scores(followed.plan, chosen, plan, settings, findings)

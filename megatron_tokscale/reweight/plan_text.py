@@ -108,6 +108,10 @@ def _title(plan: Plan, end: int | None) -> list[str]:
     if plan.accepted:
         at = ", ".join(f"{acceptance.at:,}" for acceptance in plan.accepted)
         lines.append(f"accepted by a job in place of another plan at sample {at}")
+    for start in sorted({skip.start for skip in plan.skips}):
+        skips = [skip for skip in plan.skips if skip.start == start]
+        count = sum(len(skip.samples) for skip in skips)
+        lines.append(f"samples left out from sample {start:,} on: {count:,}")
     return lines
 
 

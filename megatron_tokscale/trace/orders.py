@@ -54,6 +54,9 @@ class SampleOrder(Protocol):
     def numbers(self, dataset: int, start: int, stop: int) -> Integers:
         """Return the numbers in a dataset of those samples from `start` to `stop` that it gives."""
 
+    def datasets(self, i_N: Integers) -> Integers:
+        """Return the dataset of each of some samples, by its number in the job's record."""
+
 
 class SingleOrder:
     """A single dataset in its own order."""
@@ -75,6 +78,10 @@ class SingleOrder:
     def numbers(self, dataset: int, start: int, stop: int) -> Integers:
         """Return the samples from `start` to `stop` themselves."""
         return np.arange(start, stop)
+
+    def datasets(self, i_N: Integers) -> Integers:
+        """Return dataset 0 for every sample."""
+        return np.zeros(len(i_N), np.int64)
 
 
 class BlendOrder:
@@ -115,6 +122,10 @@ class BlendOrder:
         for block in blocks(start, stop):
             found.append(self.number_N[block][self.dataset_N[block] == dataset].astype(np.int64))
         return np.concatenate(found)
+
+    def datasets(self, i_N: Integers) -> Integers:
+        """Return the dataset of each of some samples."""
+        return np.asarray(self.dataset_N[i_N], np.int64)
 
 
 class PlanOrder:
@@ -164,6 +175,12 @@ class PlanOrder:
                 found.append(number_N)
         return np.concatenate(found)
 
+    def datasets(self, i_N: Integers) -> Integers:
+        """Return the packing of each of some samples."""
+        sizes = [len(packing.strata) for packing in self.plan.packings]
+        packing_Z = np.repeat(np.arange(len(sizes)), sizes)
+        return np.asarray(packing_Z[self.index.stratum_N[i_N]])
+
 
 class UntracedOrder:
     """An order that cannot be traced; it has no end.
@@ -190,6 +207,10 @@ class UntracedOrder:
     def numbers(self, dataset: int, start: int, stop: int) -> Integers:
         """Raise the error that says why nothing is known."""
         raise self.refusal("the documents that the samples read are not known")
+
+    def datasets(self, i_N: Integers) -> Integers:
+        """Raise the error that says why nothing is known."""
+        raise self.refusal("the datasets of the samples are not known")
 
     def refusal(self, what: str) -> TokscaleError:
         """Return the error with the message `what` and its reason."""

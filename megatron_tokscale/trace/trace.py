@@ -160,6 +160,22 @@ class Trace:
         """All datasets that the job has drawn from."""
         return list(dict.fromkeys(row for span in self.spans for row in span.record.datasets))
 
+    def names_of(self, k_N: Integers) -> list[str]:
+        """Return the name of the dataset of each of some samples.
+
+        Raises:
+            TokscaleError: there is no such sample, or its order is not known.
+        """
+        names = np.full(len(k_N), "", object)
+        for span in self.spans:
+            is_in_N = (k_N >= span.start) & (k_N < span.stop)
+            if is_in_N.any():
+                of_row = np.array([span.names[row.prefix] for row in span.record.datasets], object)
+                names[is_in_N] = of_row[span.order.datasets(k_N[is_in_N] - span.record.offset)]
+        if "" in names:
+            self.sample(int(k_N[names == ""][0]))  # raises the error that says why
+        return [str(name) for name in names]
+
     def sample(self, k: int) -> SampleTrace:
         """Return the origin of sample k and the documents that it reads.
 

@@ -1,12 +1,11 @@
-"""From steps to samples, against a loop over Megatron's own calculator of batch sizes.
+"""From steps to samples, against Megatron's own calculator of batch sizes."""
 
-Shapes: S steps.
-"""
-
+import importlib.util
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from megatrons import python_path
 from runs import launch
 
 from megatron_tokscale.cli import main
@@ -15,17 +14,26 @@ from megatron_tokscale.store import Batch, Identity, LossRecord, RunPaths
 from megatron_tokscale.store.losses import write_losses
 from megatron_tokscale.trace.steps import Steps, read_steps
 
+RAMPING = "0.17.1"  # a later Megatron takes the flag and ignores it
 RAMP = Batch(
     global_batch_size=16, micro_batch_size=2, rampup_batch_size=[4, 4, 100], train_iters=60
 )
 
 
-def megatron_0_17(consumed, start=4, increment=4, ramp=100, size=16):
-    """RampupBatchsizeNumMicroBatchesCalculator.update of megatron-core 0.17, line by line."""
-    rampup_samples_per_increment = ramp / ((size - start) // increment)
-    if consumed > ramp:
-        return size
-    return start + int(consumed / rampup_samples_per_increment) * increment
+def megatron_0_17():
+    """The calculator of megatron-core 0.17, which the ramp-up's flag still reached."""
+    folder = python_path(RAMPING).partition(":")[0]
+    file = f"{folder}/megatron/core/num_microbatches_calculator.py"
+    spec = importlib.util.spec_from_file_location("calculator_0_17", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made = module.RampupBatchsizeNumMicroBatchesCalculator(16, 2, 1, False, 1, 4, 4, 100)
+
+    def size(consumed):
+        made.update(consumed, consistency_check=False)
+        return made.get_current_running_global_batch_size()
+
+    return size
 
 
 def spans(n_steps, sizes, consumed=0):
@@ -47,11 +55,11 @@ def write_run(path, launches, records=()):
 
 def test_steps_of_a_ramp_up_have_the_samples_of_megatrons_calculator(tmp_path):
     steps = write_run(tmp_path, [launch(batch=RAMP)])
-    assert [steps.samples(step) for step in range(1, 61)] == spans(60, megatron_0_17)
+    assert [steps.samples(step) for step in range(1, 61)] == spans(60, megatron_0_17())
 
 
 def test_a_step_between_probes_in_a_ramp_up_is_counted_from_the_probe(tmp_path):
-    expected = spans(60, megatron_0_17)
+    expected = spans(60, megatron_0_17())
     records = [(step, expected[step - 1].stop) for step in (5, 9, 40)]
     steps = write_run(tmp_path, [launch(batch=RAMP)], records)
     assert [steps.samples(step) for step in range(1, 61)] == expected

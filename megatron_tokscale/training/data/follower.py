@@ -16,6 +16,7 @@ from megatron_tokscale.data import Decision, DocumentScores, Plan
 from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.data.history import resume, save_decisions, save_run_plan
 from megatron_tokscale.data.index import extend_index
+from megatron_tokscale.data.match import check_skipped_order
 from megatron_tokscale.data.plan_parts import Packing
 from megatron_tokscale.data.plan_scores import scores_of_plan
 from megatron_tokscale.data.prepare import PlanPart, check_draws, match_job, prepare
@@ -178,9 +179,14 @@ class Follower(JobPart):
         headers = [job_dataset(each) for each in found]
         order = match_job(self.plan, headers, int(state.args.seq_length), consumed)
         chosen = [None if place is None else found[place] for place in order]
-        # Refuse another order of the consumed samples, before any file is written.
-        if build and consumed:
-            check_order(record_path(self._run), [DatasetRecord.of_job(each) for each in found])
+        # Refuse another order of the samples, before any file is written.
+        if build:
+            orders = [DatasetRecord.of_job(each) for each in found]
+            if consumed:
+                check_order(record_path(self._run), orders)
+            check_skipped_order(
+                self.plan, [None if place is None else orders[place].order for place in order]
+            )
         # Find the documents of strata of documents; refuse a plan that draws too much from them.
         documents = packed_documents(
             self.plan, chosen, lambda d: self._scores(d, chosen[d]), self._cache, build=build
