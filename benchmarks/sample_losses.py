@@ -127,13 +127,13 @@ def report(size_name, results) -> str:
     import torch
 
     ratio = np.array([np.median(row["on"]) / np.median(row["off"]) for row in results])
-    error = ratio.std(ddof=1) / len(ratio) ** 0.5 if len(ratio) > 1 else np.nan
+    error = f"{ratio.std(ddof=1) / len(ratio) ** 0.5:.4f}" if len(ratio) > 1 else "one job"
     off = np.median(np.concatenate([row["off"] for row in results]))
     host = np.array([row["host"] for row in results])
     rows = [
         ["step without recording, median, ms", f"{1000 * off:.1f}"],
         ["**step with recording / without**, mean of the jobs", f"**{ratio.mean():.4f}**"],
-        ["its standard error over jobs", f"{error:.4f}"],
+        ["its standard error over jobs", error],
         ["the ratios of the jobs", ", ".join(f"{value:.4f}" for value in ratio)],
         ["the recorder's time on the host, ms a step", f"{1000 * np.median(host):.3f}"],
         ["the same as a share of a step", f"{100 * np.median(host) / off:.2f}%"],
