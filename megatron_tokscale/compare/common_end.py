@@ -10,6 +10,7 @@ from typing import Final, Self
 
 import numpy as np
 
+from megatron_tokscale.compare.late_loss import used_probes, window_weights
 from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import MIN_PROBES, SigmoidFits, fit_sigmoids
@@ -44,6 +45,11 @@ class CutRun:
     def n_kept(self) -> int:
         """The number of probes up to the common end."""
         return int(np.sum(self.x_K <= self.end + _SAME_END))
+
+    @cached_property
+    def n_used(self) -> int:
+        """The number of probes up to the last one that a late loss uses."""
+        return used_probes(window_weights(self.x_K, self.end))
 
     @property
     def goes_on(self) -> bool:

@@ -53,6 +53,15 @@ def window_weights(x_K: Floats, end: float, length: float = WINDOW) -> Floats:
     return weight_K
 
 
+def used_probes(weight_K: Floats) -> int:
+    """Return the number of probes up to the last one with a weight.
+
+    Later losses must not be read: a run may have diverged behind the common end, and 0 times NaN
+    is NaN.
+    """
+    return int(np.flatnonzero(weight_K)[-1]) + 1
+
+
 def late_variance(fits: SigmoidFits, loss_NK: Floats32, weight_K: Floats) -> Floats:
     """Return the variance of the late loss of each token by its own noise, in nats^2, (N,).
 

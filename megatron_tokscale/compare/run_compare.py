@@ -109,7 +109,7 @@ def compare_runs(
     known = {name: each.rows(token_N) for name, each in groupings(a.tokens).items()}
     by_name = groupings_of(known, tables)
     progress.stage("mean losses of groups")
-    curves = MeanCurves(by_name, units, [each.x_K for each in runs.every])
+    curves = MeanCurves(by_name, units, [each.x_K[: each.n_used] for each in runs.every])
     for number, each in enumerate(runs.every):
         _add_losses(curves, number, each, token_N)
     progress.stage("tokens gained and lost, and shifts")
@@ -155,7 +155,13 @@ def _check_out(path: Path, runs: RunsToCompare) -> None:
         )
     if not is_there(path):
         return
-    found = read_comparison(path)
+    try:
+        found = read_comparison(path)
+    except TokscaleError as error:
+        raise TokscaleError(
+            f"{path} is there, and is no comparison that this version reads; it is not replaced; "
+            "move it away, or give another --out"
+        ) from error
     before = (found.a.fit.run_id, found.b.fit.run_id)
     here = tuple(each.source.run.info.run_id for each in (runs.a, runs.b))
     if before != here:
@@ -181,14 +187,14 @@ def _tables(
 
 
 def _add_losses(curves: MeanCurves, number: int, run: CutRun, token_N: Integers) -> None:
-    """Add the losses of the compared tokens of a run, by blocks."""
+    """Add the losses of the compared tokens of a run up to the common end, by blocks."""
     n_tokens = run.source.run.n_tokens
     block = max(_VALUES_PER_READ // len(run.x_K), 1)
     for start in range(0, n_tokens, block):
         tokens = slice(start, min(start + block, n_tokens))
         first, last = np.searchsorted(token_N, (tokens.start, tokens.stop)).tolist()
         loss_NK = run.source.fitted_losses(tokens)[token_N[first:last] - start]
-        curves.add(number, slice(first, last), loss_NK)
+        curves.add(number, slice(first, last), loss_NK[:, : run.n_used])
 
 
 def _compared_run(run: CutRun) -> ComparedRun:

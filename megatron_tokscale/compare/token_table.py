@@ -10,7 +10,12 @@ from typing import Final, Self
 import numpy as np
 
 from megatron_tokscale.compare.common_end import CutRun
-from megatron_tokscale.compare.late_loss import WINDOW, late_variance, window_weights
+from megatron_tokscale.compare.late_loss import (
+    WINDOW,
+    late_variance,
+    used_probes,
+    window_weights,
+)
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers8, Mask
 from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.fit.states import TokenState, states_at
@@ -65,7 +70,8 @@ class TokenTable:
             end_x: x of the common end, in the time of the fits.
             from_x: start of the compared range, in the time of the fits.
         """
-        late_N = loss_NK @ weight_K.astype(np.float32)
+        used = used_probes(weight_K)
+        late_N = loss_NK[:, :used] @ weight_K[:used].astype(np.float32)
         events = events_of(fits, from_x=from_x)
         curve_NH = fits.predict(end_x - WINDOW / 2 + np.array([0.0, *SHIFTS]))
         time_N = np.full(len(fits), np.nan, np.float32)

@@ -140,6 +140,22 @@ def test_longer_run_is_compared_as_if_it_ended_at_the_common_end(runs, tmp_path)
     assert factors[0] == pytest.approx(factors[1], abs=0.01)
 
 
+def test_run_that_diverges_after_the_common_end_is_compared_up_to_it(runs, tmp_path):
+    whole = compare_runs(runs["a"], runs["short"], out=tmp_path / "whole", n_resamples=5)
+    loss_NK = losses(0)
+    loss_NK[:, -2:] = np.nan  # a job that goes on for two probes without a finite loss
+    loss_NK[::2, -1] = np.inf
+    loss_NK[0, -1] = 1.0
+    diverged = write_run(tmp_path / "diverged", STEPS, loss_NK)
+    fit_run(diverged)
+    found = compare_runs(Run.open(diverged.path), runs["short"], out=tmp_path, n_resamples=5)
+    assert found.compared == N_TOKENS
+    assert found.overall.gained.tokens == whole.overall.gained.tokens
+    assert found.overall.late_loss_a == pytest.approx(whole.overall.late_loss_a, abs=1e-4)
+    factors = [each.overall.late_loss.factor.value for each in (found, whole)]
+    assert factors[0] == pytest.approx(factors[1], abs=1e-3)
+
+
 def test_blocks_give_the_same_comparison(decided, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(run_compare, "_VALUES_PER_READ", 7 * len(STEPS))
     monkeypatch.setattr("megatron_tokscale.results.fitted._VALUES_PER_READ", 11 * len(STEPS))
@@ -210,6 +226,14 @@ def test_comparison_of_other_runs_is_not_replaced(runs, tmp_path):
     kept = (tmp_path / "compare.json").read_bytes()
     copied = shutil.copytree(runs["c"].path, tmp_path / "c")
     edit(copied / "tokscale" / "run.json", run_id="another")
-    with pytest.raises(TokscaleError):
+    fit_run(Run.open(copied))
+    with pytest.raises(TokscaleError, match="has the comparison of other runs"):
         compare_runs(runs["a"], Run.open(copied), out=tmp_path, n_resamples=5)
     assert (tmp_path / "compare.json").read_bytes() == kept
+
+
+def test_file_that_is_no_comparison_is_not_replaced(runs, tmp_path):
+    (tmp_path / "compare.json").write_text('{"mine": 1}')
+    with pytest.raises(TokscaleError, match="is no comparison that this version reads"):
+        compare_runs(runs["a"], runs["b"], out=tmp_path, n_resamples=5)
+    assert (tmp_path / "compare.json").read_text() == '{"mine": 1}'
