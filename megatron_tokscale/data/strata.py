@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from megatron_tokscale.core.arrays import Floats, Integers, Integers32
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.data.array_files import is_right, map_array, write_array
+from megatron_tokscale.data.array_files import blocks, is_right, map_array, write_array
 from megatron_tokscale.data.permutation import epoch_permutation, stratum_key
 from megatron_tokscale.data.plan import ORDER_VERSION, Plan
 from megatron_tokscale.data.samples import SampleScores
@@ -117,20 +117,32 @@ class Strata:
 
     def _skipped(self, stratum: int) -> Draws:
         _, _, size, key = self._rows[stratum]
-        name, left_out = self.plan.strata[stratum].name, np.zeros(size, np.bool_)
+        name, left_out = self.plan.strata[stratum].name, set[int]()
         draws: Draws = AllDraws()
         for skip in self.plan.skips:
             if skip.stratum != name or not size:
                 continue
-            number_S = np.flatnonzero(np.isin(self.numbers(stratum), skip.samples))
-            left_out[number_S] = True
-            if len(number_S) < len(skip.samples) or left_out.all():
+            number_S = self._places(stratum, np.array(skip.samples))
+            left_out.update(number_S.tolist())
+            if len(number_S) < len(skip.samples) or len(left_out) == size:
                 raise TokscaleError(
                     f"the plan leaves {len(skip.samples)} samples of stratum {name!r} out; "
                     f"expected some of its {size}, and not all; build the plan again"
                 )
             draws = SkippedDraws(skip, number_S, size, key, draws)
         return draws
+
+    def _places(self, stratum: int, sample_S: Integers) -> Integers:
+        """Return the numbers in a stratum, from 0, of some samples of its packing, ascending."""
+        packing, first, size, _ = self._rows[stratum]
+        ranked = self.ranked_J[packing]
+        if ranked is None:
+            return sample_S[(sample_S >= first) & (sample_S < first + size)] - first
+        found = [
+            block.start - first + np.flatnonzero(np.isin(ranked[block], sample_S))
+            for block in blocks(first, first + size)
+        ]
+        return np.concatenate(found)
 
     def numbers(self, stratum: int) -> NDArray[np.integer]:
         """Return a stratum's samples by their numbers in the packing."""
