@@ -14,6 +14,7 @@ from megatron_tokscale.report.html import (
     escape,
     number,
     paragraph,
+    passage,
     plural,
     section,
     swatch,
@@ -183,10 +184,9 @@ def _fell(view: RunView, fallen: list[FallenToken]) -> list[str]:
 
 
 def _card(view: RunView, token: FallenToken) -> str:
-    passage, names = token.passage, view.tokens.datasets
+    text, names = token.passage, view.tokens.datasets
     return (
-        f'<div class="card"><p class="text" dir="auto"><span>{escape(passage.before)}</span>'
-        f"<mark>{escape(passage.target)}</mark><span>{escape(passage.after)}</span></p>"
+        f'<div class="card">{passage(text.before, text.target, text.after)}'
         f'<p class="facts">{dataset(token.dataset, names[token.dataset])}, from '
         f"{number(token.before, ',.2f')} to <b>{number(token.now, ',.2f')} nats</b></p></div>"
     )
