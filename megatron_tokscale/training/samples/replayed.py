@@ -35,7 +35,7 @@ from megatron_tokscale.training.events import TrainingState
 from megatron_tokscale.training.probe import probe_pass
 from megatron_tokscale.training.probe.isolation import isolated
 from megatron_tokscale.training.probe.prober import Prober
-from megatron_tokscale.training.ranks import first_of_all_ranks, together
+from megatron_tokscale.training.ranks import first_of_all_ranks, refuse_together, together
 from megatron_tokscale.training.support import check_replayed_step
 
 
@@ -112,8 +112,13 @@ class ReplayedStep:
         """
         assert self._batch is not None and state.forward_step is not None
         batch = self._batch
+        loss_N, refusal = None, None
         with isolated(state.model, state.args):
-            loss_N = probe_pass.run(batch, state.forward_step, state.model, state.args)
+            try:
+                loss_N = probe_pass.run(batch, state.forward_step, state.model, state.args)
+            except TokscaleError as error:  # on the writer alone
+                refusal = str(error)
+        refuse_together(refusal)
         run_id = self._prober.store.run_id()
         where = self._prober.is_writer
 
