@@ -153,12 +153,15 @@ class Spikes:
         n_steps: steps with recorded losses.
         window: steps around a step.
         spikes: by descending deviations; replayed steps last.
+        missing_ranks: launches, by their first steps, and data-parallel ranks whose files are
+            missing: the losses of their steps lack the samples of these ranks.
     """
 
     run_id: str
     n_steps: int
     window: int
     spikes: tuple[Spike, ...]
+    missing_ranks: tuple[tuple[int, int], ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the spikes as JSON, whole or not at all, with the samples that they name.
@@ -201,9 +204,12 @@ def find_spikes(run: Path, n_spikes: int) -> Spikes:
     spikes = [_spike(trace, losses, sums, t, level_T[t], deviations_T[t]) for t in chosen]
     known = {*sums.step_T.tolist()}
     others = {step: each for step, each in replayed.items() if step not in known}
-    run_id = losses.headers[0].run_id
     return Spikes(
-        run_id, len(known), WINDOW, (*spikes, *_replayed(trace, others, n_spikes - len(spikes)))
+        losses.headers[0].run_id,
+        len(known),
+        WINDOW,
+        (*spikes, *_replayed(trace, others, n_spikes - len(spikes))),
+        tuple(losses.missing_ranks),
     )
 
 
@@ -361,7 +367,9 @@ def _explained(
         excess = above_Q.sum()
     share_Q = above_Q / excess if excess > 0 else np.zeros(len(above_Q))
     order = np.argsort(-above_Q, kind="stable")
-    n_listed = int(np.searchsorted(np.cumsum(share_Q[order]), _EXPLAINED)) + 1
+    # Samples below their levels have negative shares, which lower the sum again.
+    explained_Q = np.maximum.accumulate(np.cumsum(share_Q[order]))
+    n_listed = int(np.searchsorted(explained_Q, _EXPLAINED)) + 1
     samples = tuple(
         _sample(trace, records_Q[q], float(level_D[dataset_Q[q]]), float(share_Q[q]))
         for q in order[: min(n_listed, _MOST_SAMPLES)].tolist()

@@ -24,6 +24,11 @@ def describe_spikes(
             f"steps of {spikes.n_steps:,} whose loss stands out most from the median of the "
             f"{spikes.window} steps around"
         )
+    lines += [
+        f"the file of data-parallel rank {rank} of the launch at step {first_step} is missing: the "
+        "losses of its steps lack the samples of that rank"
+        for first_step, rank in spikes.missing_ranks
+    ]
     for spike in spikes.spikes:
         lines += ["", *_step(spike), *_datasets(spike)]
         for sample in spike.samples:

@@ -33,13 +33,13 @@ BATCH, N_STEPS, SEQ_LENGTH = 8, 120, 8
 LEVELS = {"easy": 2.0, "hard": 6.0}
 
 
-def header(checkpoint=None):
+def header(checkpoint=None, ranks=1):
     return SamplesHeader(
         run_id=RUN_ID,
         launch_id="f" * 16,
         first_step=0,
         rank=0,
-        ranks=1,
+        ranks=ranks,
         seq_length=SEQ_LENGTH,
         checkpoint=checkpoint,
     )
@@ -109,8 +109,8 @@ class World:
             steps, sample_Q, self.mean_Q, self.mean_Q + 1, sample_Q % SEQ_LENGTH, n_tokens_Q
         )
 
-    def write(self):
-        file = SamplesFile(RunPaths(self.run).samples / samples_name(0, 0), header())
+    def write(self, ranks=1):
+        file = SamplesFile(RunPaths(self.run).samples / samples_name(0, 0), header(ranks=ranks))
         file.create()
         file.append(self.records())
 
@@ -184,6 +184,24 @@ def test_a_spike_of_a_whole_batch_names_no_sample(world, capsys, monkeypatch):
     assert (spike.step, spike.named) == (81, [])
     trace(world, "--spikes", 1)
     assert "it is in the whole batch" in capsys.readouterr().out
+
+
+def test_samples_below_their_level_do_not_lengthen_the_list(world):
+    """One sample has most of the excess; the seven others of its step are below their levels."""
+    own = slice(40 * BATCH, 41 * BATCH)
+    world.mean_Q[own] -= 1.0
+    world.mean_Q[own.start + 2] += 20.0
+    world.write()
+    spike = find_spikes(world.run, 1).spikes[0]
+    assert spike.step == 41
+    assert [each.sample for each in spike.samples] == [own.start + 2]
+
+
+def test_a_missing_file_of_a_rank_is_told(world, capsys):
+    world.write(ranks=2)
+    trace(world, "--spikes", 1)
+    shown = capsys.readouterr().out
+    assert "the file of data-parallel rank 1 of the launch at step 0 is missing" in shown
 
 
 def test_a_loss_that_is_not_finite_stands_out_most(world):
