@@ -41,7 +41,7 @@ def values_of_samples(output: torch.Tensor, mask: Any) -> torch.Tensor:
     loss_Bs = output.detach().float()
     if not isinstance(mask, torch.Tensor) or mask.numel() != loss_Bs.numel() or loss_Bs.dim() != 2:
         raise TokscaleError(_NO_MASK)
-    mask_Bs = mask.detach().float().view_as(loss_Bs)
+    mask_Bs = mask.detach().float().reshape(loss_Bs.shape)
     is_in_Bs = mask_Bs > 0
     nats_B = torch.where(is_in_Bs, loss_Bs * mask_Bs, 0.0).sum(1)
     largest_B, place_B = torch.where(is_in_Bs, loss_Bs, -torch.inf).max(1)
