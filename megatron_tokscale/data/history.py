@@ -29,7 +29,7 @@ from megatron_tokscale.core.files import (
 from megatron_tokscale.core.records import JSON, read_as, to_json
 from megatron_tokscale.core.schemas import DECISIONS_SCHEMA
 from megatron_tokscale.data.plan import Plan
-from megatron_tokscale.data.plan_parts import Decision, Stage
+from megatron_tokscale.data.plan_parts import Decision, Skip, Stage
 from megatron_tokscale.data.record import load_records, record_path
 from megatron_tokscale.data.take_over import skips_from, take_over
 from megatron_tokscale.store import RunPaths
@@ -96,6 +96,16 @@ def save_decisions(plan: Plan, decisions: Sequence[Decision], run: Path) -> None
         "decisions": to_json(by_plan),
     }
     write_json(path, sealed(content))
+
+
+def skips_of_run(run: Path) -> tuple[Skip, ...]:
+    """Return the skips of the plan that the run has followed so far; none without a plan.
+
+    Raises:
+        TokscaleError: its plan is damaged.
+    """
+    path = RunPaths(run).plan
+    return Plan.load(path).skips if is_there(path) else ()
 
 
 def load_run_plan(run: Path) -> tuple[Plan, list[Decision]]:

@@ -16,7 +16,7 @@ from megatron_tokscale.data.dataset import MapDataset, PlannedDataset
 from megatron_tokscale.data.index import PlanIndex, count_strata, load_or_build_index
 from megatron_tokscale.data.match import check_documents, match_datasets
 from megatron_tokscale.data.plan import Plan
-from megatron_tokscale.data.plan_parts import DatasetIdentity
+from megatron_tokscale.data.plan_parts import DatasetIdentity, Skip
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.data.strata import Strata, load_or_build_strata
 
@@ -84,18 +84,20 @@ def check_draws(plan: Plan, sizes_J: Sequence[int], n_samples: int, consumed: in
     Strata(plan, sizes_J, [None] * len(sizes_J)).check(plan, n_samples, consumed)
 
 
-def check_skips(plan: Plan, index: PlanIndex, consumed: int) -> None:
-    """Refuse skips that would replace draws that the job has made before their start.
+def check_skips(plan: Plan, index: PlanIndex, consumed: int, followed: Sequence[Skip] = ()) -> None:
+    """Refuse skips that would replace draws that the run has made without them.
 
     Args:
         plan: the plan.
         index: its index.
         consumed: samples that are drawn already.
+        followed: skips that the run follows already: they hold from their first draw on, which
+            live weights may have moved before their start.
 
     Raises:
         TokscaleError: naming the stratum.
     """
-    ahead = [skip for skip in plan.skips if skip.start >= consumed]
+    ahead = [skip for skip in plan.skips if skip.start >= consumed and skip not in followed]
     if not ahead:
         return
     count_Z = count_strata(index.stratum_N[:consumed], plan.n_strata)
@@ -155,8 +157,6 @@ def prepare(
             plan, sizes_J, keys, lambda j: _part(parts, j).scores(), cache, build=build
         )
         index = load_or_build_index(plan, offset + n_samples, cache, build=build)
-        if build:
-            check_skips(plan, index, consumed)
         if shares_index:
             index = index.shared()
     return PlannedDataset(

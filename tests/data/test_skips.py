@@ -16,15 +16,17 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import (
     Cut,
     DatasetIdentity,
+    Decision,
     Plan,
     Skip,
     Stage,
     Stratum,
     build_index,
     epoch_permutation,
+    with_decisions,
 )
 from megatron_tokscale.data.dataset import PlannedDataset
-from megatron_tokscale.data.history import resume, save_run_plan
+from megatron_tokscale.data.history import resume, save_run_plan, skips_of_run
 from megatron_tokscale.data.index import count_strata
 from megatron_tokscale.data.match import check_skipped_order
 from megatron_tokscale.data.prepare import check_skips
@@ -313,6 +315,21 @@ def test_draws_that_the_job_has_made_are_not_replaced():
     early = replace(plan, skips=tuple(replace(skip, first=0) for skip in plan.skips))
     with pytest.raises(TokscaleError, match="from its draw 0 on"):
         check_skips(early, build_index(PLAN, N), START)
+
+
+def test_a_job_that_follows_the_skips_resumes_after_live_weights_have_moved_their_first_draws(
+    tmp_path,
+):
+    """A decision before the start draws more of a stratum than the skip had counted by then."""
+    plan = without(PLAN, bad_values())
+    save_run_plan(plan, [], tmp_path)
+    decision = Decision(2, START - 16, (9.0, 1.0))
+    decided = with_decisions(plan, [decision])
+    index = build_index(decided, N)
+    with pytest.raises(TokscaleError, match="the job has made"):
+        check_skips(decided, index, START)
+    check_skips(decided, index, START, skips_of_run(tmp_path))
+    assert skips_of_run(tmp_path / "new") == ()
 
 
 def test_a_job_that_numbers_the_samples_otherwise_is_refused():

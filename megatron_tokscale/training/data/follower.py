@@ -14,12 +14,18 @@ from megatron.training import print_rank_0
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.data import Decision, DocumentScores, Plan
 from megatron_tokscale.data.dataset import PlannedDataset
-from megatron_tokscale.data.history import resume, save_decisions, save_run_plan
+from megatron_tokscale.data.history import resume, save_decisions, save_run_plan, skips_of_run
 from megatron_tokscale.data.index import extend_index
 from megatron_tokscale.data.match import check_skipped_order
 from megatron_tokscale.data.plan_parts import Packing
 from megatron_tokscale.data.plan_scores import scores_of_plan
-from megatron_tokscale.data.prepare import PlanPart, check_draws, match_job, prepare
+from megatron_tokscale.data.prepare import (
+    PlanPart,
+    check_draws,
+    check_skips,
+    match_job,
+    prepare,
+)
 from megatron_tokscale.data.record import DatasetRecord, check_order, record_path
 from megatron_tokscale.data.samples import SampleScores
 from megatron_tokscale.store import RunPaths
@@ -219,6 +225,8 @@ class Follower(JobPart):
             split=getattr(train, "split", None),
             index_split=found[0].index_split,
         )
+        if build and self.plan.skips:
+            check_skips(self.plan, self.planned.index, consumed, skips_of_run(self._run))
         return self.planned
 
     def _record_of(self, packing: Packing, dataset: GPTDataset | None) -> DatasetRecord:
