@@ -20,6 +20,7 @@ Shapes: T steps, W steps around a step, Q samples, D datasets.
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, cast
@@ -277,7 +278,7 @@ def _spike(
     step = int(sums.step_T[t])
     records_Q = losses.read(int(sums.step_T[first]), int(sums.step_T[stop - 1]))
     is_own_Q = records_Q["step"] == step
-    names, dataset_Q = _datasets(trace, records_Q)
+    trace, names, dataset_Q = _datasets(trace, records_Q)
     others_Q = ~is_own_Q
     level_D = _dataset_levels(records_Q[others_Q], dataset_Q[others_Q], len(names))
     level_D = np.where(np.isnan(level_D), level, level_D)
@@ -293,12 +294,12 @@ def _replayed(
     spikes = []
     for step in sorted(replayed)[: max(n_spikes, 0)]:
         records_Q = replayed[step].read(step, step)
-        names, dataset_Q = _datasets(trace, records_Q)
+        known, names, dataset_Q = _datasets(trace, records_Q)
         mean_Q = np.where(np.isfinite(records_Q["mean"]), records_Q["mean"], np.nan).astype(float)
         level_D = [_median(mean_Q[None, dataset_Q == d])[0] for d in range(len(names))]
         spikes.append(
             _explained(
-                trace,
+                known,
                 records_Q,
                 names,
                 dataset_Q,
@@ -311,12 +312,17 @@ def _replayed(
     return tuple(spikes)
 
 
-def _datasets(trace: Trace | None, records_Q: Records) -> tuple[list[str], Integers]:
-    """Return the names of the datasets of some samples, and the dataset of each."""
-    if trace is None:
-        return [""], np.zeros(len(records_Q), np.int64)
-    names, dataset_Q = np.unique(trace.names_of(records_Q["sample"]), return_inverse=True)
-    return [str(name) for name in names], dataset_Q
+def _datasets(trace: Trace | None, records_Q: Records) -> tuple[Trace | None, list[str], Integers]:
+    """Return the trace, the names of the datasets of some samples, and the dataset of each.
+
+    The trace is None, and all samples are of one dataset, where the origin of one is not known, as
+    of samples that are not of Megatron's GPT datasets.
+    """
+    if trace is not None:
+        with suppress(TokscaleError):
+            names, dataset_Q = np.unique(trace.names_of(records_Q["sample"]), return_inverse=True)
+            return trace, [str(name) for name in names], dataset_Q
+    return None, [""], np.zeros(len(records_Q), np.int64)
 
 
 def _dataset_levels(records_Q: Records, dataset_Q: Integers, n_datasets: int) -> Floats:

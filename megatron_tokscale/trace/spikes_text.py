@@ -51,7 +51,7 @@ def _step(spike: Spike) -> list[str]:
 
 def _datasets(spike: Spike) -> list[str]:
     if not spike.datasets:
-        return ["  the run has no record of its data, so the samples have no documents"]
+        return ["  the origin of the samples is not known, so they have no datasets and documents"]
     width = max(len("dataset"), *(len(each.name) for each in spike.datasets))
     lines = [f"  {'dataset':<{width}}  samples     loss    level  share of the excess"]
     for each in spike.datasets:
@@ -69,7 +69,7 @@ def _sample(
         f"  sample {sample.sample}: {sample.share:.1%} of the excess; loss {sample.loss:.4f} "
         f"(expected {sample.expected:.4f}), largest {sample.largest:.4f} at token {sample.position}"
     )
-    if trace is None:
+    if trace is None or sample.dataset is None:
         return [head]
     stratum = "" if sample.stratum is None else f", stratum {sample.stratum}, epoch {sample.epoch}"
     lines = [head, f"    sample {sample.number} of {sample.dataset}{stratum}"]

@@ -6,6 +6,7 @@ Shapes: T steps, Q samples.
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ import pytest
 from gpt_datasets import gpt_config, gpt_dataset, write_unique_tokens
 
 from megatron_tokscale.cli import main
-from megatron_tokscale.data.record import BlendRecord, DataRecord, DatasetRecord, record_path
+from megatron_tokscale.data.record import (
+    BlendRecord,
+    DataRecord,
+    DatasetRecord,
+    UntracedRecord,
+    load_records,
+    record_path,
+)
 from megatron_tokscale.store import RunPaths
 from megatron_tokscale.store.sample_losses import (
     SamplesFile,
@@ -232,7 +240,18 @@ def test_without_a_record_of_the_data_samples_are_named_all_the_same(world, caps
     trace(world, "--spikes", 1)
     shown = capsys.readouterr().out
     assert "sample 300: " in shown
-    assert "no record of its data" in shown
+    assert "the origin of the samples is not known" in shown
+
+
+def test_samples_of_another_kind_of_dataset_are_named_all_the_same(world, capsys):
+    record = load_records(record_path(world.run))[0]
+    replace(record, order=UntracedRecord("--sft")).save(record_path(world.run))
+    world.mean_Q[300] += 50
+    world.write()
+    assert find_spikes(world.run, 1).spikes[0].samples[0].dataset is None
+    trace(world, "--spikes", 1)
+    shown = capsys.readouterr().out
+    assert "sample 300: " in shown and "the origin of the samples is not known" in shown
 
 
 @pytest.mark.parametrize(
