@@ -2,20 +2,21 @@
 
     python examples/demo_axes.py [--demo demo-run]
 
-after `make demo`. It trains 15 more runs of the demo (under an hour on two cores, with the
+after `make demo`. It trains 17 more runs of the demo (under an hour on two cores, with the
 analysis):
 
-- seed2: the same training with another seed, for the tests that need two runs, and for the shift
-  that a seed alone makes on the axis M;
+- seed2, seed3: the same training with other seeds, for the tests that need two runs, for the shift
+  that a seed alone makes on the axis M, and for the noise between seeds when two runs are compared;
 - hidden32 to hidden192: other widths of the model, for the axis M;
-- tokens100 to tokens1280: branches of the demo's run, for the axis D. The demo's run is the trunk:
+- tokens100 to tokens1300: branches of the demo's run, for the axis D. The demo's run is the trunk:
   its learning rate stays constant. A branch starts from one of its checkpoints, and its learning
   rate decays to zero over the last fifth of its steps.
 
 Then it fits them and runs the tests: do learning times carry over to another seed and another size,
-how far does the size of the model or the amount of data shift the clock, and which law explains the
-losses? The answers are printed, and are sections of DEMO/axes/report.html. A run that is trained or
-fitted is not trained or fitted again: a script that was stopped resumes.
+how far does the size of the model or the amount of data shift the clock, which law explains the
+losses, which tokens has a narrower model not learned, and what is still to come? The answers are
+printed, and most are sections of DEMO/axes/report.html. A run that is trained or fitted is not
+trained or fitted again: a script that was stopped resumes.
 """
 
 import argparse
@@ -32,7 +33,7 @@ SCHEDULE = "log:per-octave=8+last"
 WIDTHS = {32: 5.2e-3, 48: 3.9e-3, 64: 3.4e-3, 96: 2.6e-3, 192: 1.4e-3}
 """Learning rates by width: as far from the width's best rate as 2e-3 is at the demo's width of 128
 (benchmarks/results/demo_rates.md)."""
-BRANCHES = (80, 160, 240, 320, 480, 640, 800, 960)
+BRANCHES = (80, 160, 240, 320, 480, 640, 800, 960, 1040)
 """Steps of the trunk at which a branch starts: multiples of `Size.save_interval`. Its decay takes a
 quarter as many steps: a fifth of the branch."""
 
@@ -69,13 +70,14 @@ def branch(start: int) -> Job:
 
 JOBS = {
     "seed2": Job(FULL, ("--seed", "4321")),
+    "seed3": Job(FULL, ("--seed", "9876")),
     **{
         f"hidden{width}": Job(replace(FULL, hidden_size=width, learning_rate=rate))
         for width, rate in WIDTHS.items()
     },
     **{f"tokens{start * 5 // 4}": branch(start) for start in BRANCHES},
 }
-"""The trainings by name. The demo's own run is the last point of both axes."""
+"""The trainings by name. The demo's own run is a point of the axis M, and the trunk of D."""
 
 
 def train_all(demo: Path) -> None:
@@ -108,16 +110,20 @@ def analyse(demo: Path) -> None:
     baseline, axes = demo / "baseline", demo / "axes"
     models = [axes / name for name in JOBS if name.startswith("hidden")]
     data = [axes / name for name in JOBS if name.startswith("tokens")]
-    for run in (baseline, axes / "seed2", *models):
+    seeds = [axes / name for name in JOBS if name.startswith("seed")]
+    for run in (baseline, *seeds, *models):
         if not RunPaths(run).fits.is_file():
             tokscale("fit", run)
     tokscale("spectrum", axes / "seed2", "--source", baseline)
     tokscale("spectrum", baseline, "--source", axes / "seed2", axes / "hidden64")
-    for axis, runs in (("M", [*models, axes / "seed2"]), ("D", data)):
+    for axis, runs in (("M", [*models, *seeds]), ("D", data)):
         (axes / axis / "axis.json").unlink(missing_ok=True)  # of an earlier call of this script
         tokscale("spectrum", "--axis", axis, *runs, baseline, "--out", axes / axis)
     others = [axes / name for name in JOBS]
     tokscale("laws", baseline, *others, "--data-path", *data_path(demo), "--split", SPLIT)
+    for other, noise in (("seed2", ["seed3"]), ("hidden64", ["seed2", "seed3"])):
+        tokscale("compare", baseline, axes / other, "--noise", *(axes / name for name in noise))
+    tokscale("forecast", baseline)
     tokscale(
         *("report", baseline, "--axis-dir", axes / "M", axes / "D"),
         *("--tokenizer", demo / "tokenizer.json", "--out", axes / "report.html"),

@@ -23,6 +23,6 @@ TRANSFER_SCHEMA: Final = 6  # transfer.json
 LAWS_SCHEMA: Final = 7  # laws.json
 CURVE_LAWS_SCHEMA: Final = 1  # curve_laws.json
 MATRIX_SCHEMA: Final = 1  # matrix.json
-AXIS_SCHEMA: Final = 6  # axis.json
+AXIS_SCHEMA: Final = 7  # axis.json
 FORECAST_SCHEMA: Final = 1  # forecast.json
 COMPARISON_SCHEMA: Final = 1  # compare.json

@@ -56,12 +56,15 @@ class SizedRun:
         name: name of the run's directory.
         size: its size, in the unit of the axis.
         loss: its last mean loss, in nats.
+        fall: fall from the run before it, in nats; None for the first, and for a trunk whose
+            learning rate has not decayed beside branches whose rate has.
         probes: number of its probes that count in the shift model.
     """
 
     name: str
     size: float
     loss: float
+    fall: Estimate | None
     probes: int
 
 
@@ -271,7 +274,6 @@ class AxisSummary:
         n_units: number of documents, samples or blocks that the intervals are over.
         unit_kind: which of the three they are.
         fall: fall of the mean last loss from the smallest run to the largest, in nats.
-        falls: fall from each run to the next, in nats.
         group_falls: falls of the groups, by grouping.
         clock: name of the time of the clock.
         learning_times: name of the run whose learning times form deciles; None without one.
@@ -289,7 +291,6 @@ class AxisSummary:
     n_units: int
     unit_kind: UnitKind
     fall: Estimate
-    falls: tuple[Estimate, ...]
     group_falls: dict[str, tuple[GroupFall, ...]]
     clock: str
     learning_times: str | None

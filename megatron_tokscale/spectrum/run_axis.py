@@ -9,6 +9,7 @@ documents (the first is the data as they are).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -110,15 +111,15 @@ def axis_run(
     shift, fitted = _shift(ordered, probes, sums, weight_RU, mean_RP)
     checksum = write_npz(out / "axis.npz", _arrays(ordered, fitted))
     last_RI = np.stack([curve_RK[:, -1] for curve_RK in curve_IRK], axis=1)
+    ends_RI = last_RI[:, ordered.point_I]
     summary = AxisSummary(
         axis=axis,
         size="tokens" if axis == "D" else size,
         probe_fingerprint=tokens.fingerprint,
-        runs=_sized_runs(ordered, probes, last_RI[0]),
+        runs=_sized_runs(ordered, probes, last_RI),
         n_units=units.documents,
         unit_kind=units.kind,
-        fall=Estimate.from_resamples(last_RI[:, 0] - last_RI[:, -1]),
-        falls=tuple(map(Estimate.from_resamples, (last_RI[:, :-1] - last_RI[:, 1:]).T)),
+        fall=Estimate.from_resamples(ends_RI[:, 0] - ends_RI[:, -1]),
         group_falls={
             name: _group_falls(ordered, sums, name, weight_RU) for name in groups if name != ALL
         },
@@ -191,13 +192,18 @@ class _Probes:
         return cls(counted_IK, Top.BEFORE if used and before else None)
 
 
-def _sized_runs(runs: AxisRuns, probes: _Probes, last_I: Floats) -> tuple[SizedRun, ...]:
-    """Return name, size, last loss and number of counted probes of every run."""
+def _sized_runs(runs: AxisRuns, probes: _Probes, last_RI: Floats) -> tuple[SizedRun, ...]:
+    """Return name, size, last loss, fall and number of counted probes of every run."""
+    points = np.flatnonzero(runs.point_I).tolist()
+    fall_of = {
+        i: Estimate.from_resamples(last_RI[:, before] - last_RI[:, i])
+        for before, i in pairwise(points)
+    }
     return tuple(
-        SizedRun(name, float(size), float(loss), int(counted_K.sum()))
-        for name, size, loss, counted_K in zip(
-            runs.names, runs.size_I, last_I, probes.counted_IK, strict=True
+        SizedRun(
+            name, float(size), float(last_RI[0, i]), fall_of.get(i), int(probes.counted_IK[i].sum())
         )
+        for i, (name, size) in enumerate(zip(runs.names, runs.size_I, strict=True))
     )
 
 
@@ -263,9 +269,9 @@ def _group_falls(
 ) -> tuple[GroupFall, ...]:
     """Return the falls of the groups that have tokens, between the smallest and largest sizes."""
     loss_RCP, share_RC = sums.means(name, weight_RU)
-    last_I = np.cumsum([len(x_K) for x_K in runs.x_I]) - 1
-    smallest_I = runs.size_I == runs.size_I[0]
-    largest_I = runs.size_I == runs.size_I[-1]
+    last_I = (np.cumsum([len(x_K) for x_K in runs.x_I]) - 1)[runs.point_I]
+    size_I = runs.size_I[runs.point_I]
+    smallest_I, largest_I = size_I == size_I[0], size_I == size_I[-1]
     fall_RC = loss_RCP[..., last_I[smallest_I]].mean(-1) - loss_RCP[..., last_I[largest_I]].mean(-1)
     return tuple(
         GroupFall(group, float(share_RC[0, c]), Estimate.from_resamples(fall_RC[:, c]))
@@ -276,7 +282,7 @@ def _group_falls(
 
 def _last_losses(runs: AxisRuns, sums: AxisSums) -> LastLosses:
     """Return what the last losses alone tell of the tokens."""
-    at_N, fall_N = size_thresholds(runs.log_size_I, sums.last_NI)
+    at_N, fall_N = size_thresholds(runs.log_size_I[runs.point_I], sums.last_NI[:, runs.point_I])
     fallen_N = fall_N >= _LEAST_FALL
     if not fallen_N.any():
         raise UndefinedError(f"no token falls by {_LEAST_FALL:g} nat over the sizes")

@@ -22,7 +22,7 @@ from megatron_tokscale.store import Run
 
 LEAST_PROBES: Final = 8
 """Least number of probes in a scored range: twice the least of a slope (our choice)."""
-_DECAYED: Final = 0.5  # share of the peak rate below which probes lie in the decay (our choice)
+DECAYED: Final = 0.5  # share of the peak rate below which probes lie in the decay (our choice)
 
 
 def scored_range_of(run: Run, x_K: Floats, mean_loss_K: Floats) -> ScoredRange:
@@ -133,7 +133,7 @@ def _end(x_K: Floats, rate_K: Floats) -> tuple[float, RangeEnd]:
     if not known_K.any() or not np.nanmax(rate_K) > 0:
         return last, RangeEnd.NO_RATES
     peak = int(np.nanargmax(rate_K))
-    decayed_K = known_K & (rate_K < _DECAYED * rate_K[peak])
+    decayed_K = known_K & (rate_K < DECAYED * rate_K[peak])
     decayed_K[: peak + 1] = False
     if not decayed_K.any():
         return last, RangeEnd.LAST_PROBE

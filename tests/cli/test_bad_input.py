@@ -215,7 +215,7 @@ BAD_INPUT = {
     plan_without_scores: "tokscale score`, or name its folder",
     plan_without_run: "the following arguments are required: --run; see `megatron-tokscale plan bu",
     plan_without_policy: "the following arguments are required: POLICY; see",
-    plan_of_an_unknown_policy: "(choose from 'fall', 'target', 'frontier', 'dataset', 'manual')",
+    plan_of_an_unknown_policy: "(choose from 'fall', 'target', 'frontier', 'dataset', 'manual', ",
     run_of_a_policy_without_one: "unrecognized arguments: --run ",
     control_that_the_policy_lacks: "invalid choice: 'easy-first' (choose from 'uniform', ",
     control_of_a_plan_by_hand: "invalid choice: 'frequency' (choose from 'uniform', 'permuted')",

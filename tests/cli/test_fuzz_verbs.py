@@ -100,6 +100,7 @@ GOOD = {
     ("--training-seed", "0"),
     ("--sample", "0"),
     ("--until-sample", "0"),
+    ("--from-sample", "0"),
     ("--eod", "0"),
     ("--min-tokens", "0"),
     ("--strength", "0"),

@@ -13,6 +13,13 @@ from runs import log_time, probe_steps, write_run
 from scipy.special import expit
 
 from megatron_tokscale.cli import main
+from megatron_tokscale.store.paths import RunPaths
+from megatron_tokscale.store.sample_losses import (
+    SamplesFile,
+    SamplesHeader,
+    make_records,
+    samples_name,
+)
 from megatron_tokscale.training.gpt_flags import megatron_parser
 
 COMMANDS = [
@@ -85,6 +92,11 @@ def fitted_run(tmp_path_factory):
     loss_NK = 0.5 + drop_N[:, None] * curve_NK + rng.normal(0, 0.1, curve_NK.shape)
     path = write_run(folder / "checkpoints/my-run", steps, loss_NK).path
     main(["fit", str(path)])
+    header = SamplesHeader(run_id="r", launch_id="l", first_step=0, rank=0, ranks=1, seq_length=128)
+    file = SamplesFile(RunPaths(path).samples / samples_name(0, 0), header)
+    file.create()
+    sample_Q, mean_Q = np.arange(8), rng.uniform(2, 8, 8)
+    file.append(make_records(1, sample_Q, mean_Q, mean_Q + 1, sample_Q, sample_Q + 1))
     before = Path.cwd()
     os.chdir(folder)
     yield path

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import planted_axes
@@ -20,6 +21,7 @@ from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.verdict import Verdict
 from megatron_tokscale.spectrum import axis_run, groupings
 from megatron_tokscale.store import Run, WatchedTokens
+from megatron_tokscale.store.losses import write_losses
 
 N_TOKENS = 1600
 STEPS = np.array([0, 50, 100, 200, 400, 800, 1600])
@@ -70,9 +72,10 @@ def test_the_axis_is_ordered_and_measured(models, folder):
     stored = json.loads((folder / "M/axis.json").read_text())
     assert to_json(result).items() <= stored.items()
     assert result.fall.low < last[0] - last[-1] < result.fall.high
-    assert [each.uncorrected for each in result.falls] == pytest.approx(-np.diff(last), abs=1e-5)
-    for each, fall in zip(result.falls, -np.diff(last), strict=True):
-        assert each.low < fall < each.high
+    falls = [run.fall.uncorrected for run in result.runs[1:]]
+    assert falls == pytest.approx(-np.diff(last), abs=1e-5)
+    for each, fall in zip(result.runs[1:], -np.diff(last), strict=True):
+        assert each.fall.low < fall < each.fall.high
     assert isinstance(result.shift, Undefined)
     assert (
         "the number of runs with probes along T is 0; a shift of the clock needs"
@@ -292,6 +295,34 @@ def test_branches_are_found_and_their_decay_is_measured(trunk_and_branches, fold
     assert check.error_at_clock == pytest.approx(0.25, abs=1e-4)
     assert "the number of runs with probes along T is 1" in result.shift.undefined
     assert [run.probes for run in result.runs] == [0, 0, 5]
+
+
+def end_at_rate(run, path, rate):
+    """A copy of a run in which the last probe has another learning rate."""
+    shutil.copytree(run.path, path)
+    copied = Run.open(path)
+    record = dataclasses.replace(copied.records[-1], learning_rate=rate)
+    loss_N = copied.read_losses_at(record.step)
+    copied.paths.losses_at(record.step).unlink()
+    write_losses(copied.paths.losses_at(record.step), loss_N, record)
+    return Run.open(path)
+
+
+@pytest.mark.parametrize("trunk_decays", [False, True])
+def test_a_trunk_at_its_full_rate_is_not_compared_with_decayed_branches(
+    trunk_and_branches, tmp_path, trunk_decays
+):
+    trunk, *branches = trunk_and_branches
+    runs = [end_at_rate(run, tmp_path / run.path.name, 0.0) for run in branches]
+    runs.append(end_at_rate(trunk, tmp_path / "trunk", 0.0) if trunk_decays else trunk)
+    result = axis_run(runs, "D", tmp_path / "axis", n_resamples=10, seed=0)
+    loss = [curve(50) - 0.2, curve(100) - 0.3, curve(160)]
+    falls = [loss[0] - loss[1], loss[1] - loss[2]]
+    compared = falls if trunk_decays else falls[:1]
+    found = [run.fall.value for run in result.runs if run.fall is not None]
+    assert found == pytest.approx(compared, abs=1e-4)
+    assert result.fall.value == pytest.approx(sum(compared), abs=1e-4)
+    assert (result.runs[-1].fall is None) is not trunk_decays
 
 
 def test_a_branch_is_known_by_the_trunks_launches(folder):

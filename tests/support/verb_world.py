@@ -190,6 +190,10 @@ def commands(cache: tuple[str, ...], planned_cache: tuple[str, ...]) -> dict[str
             (RUN[0], LOSSES[1], *SPECTRUM[:2]),
         ),
         "plan build manual": (f"plan build manual {_DATA} {_PLAN} --weights 0:1,1", INDEX),
+        "plan build keep": (
+            "plan build keep planned --skip skip.txt --from-sample 2 --out new.json",
+            tuple(f"planned/tokscale/{name}.json" for name in ("data", "plan", "replans")),
+        ),
         "plan show": ("plan show plan.json", ("plan.json",)),
         "plan show RUN": (
             "plan show planned",
@@ -297,6 +301,7 @@ def make_world(folder: Path) -> dict[str, Command]:
         scores.save(folder / "scores" / scores_path(name).name)
     plan = _PLAN.replace("new", "plan")
     call(f"plan build frontier {_DATA} {plan} --scores scores --quantiles 2")
+    (folder / "skip.txt").write_text("3\nweb:1\n")
     _write_axis(folder, probe_set)
     _write_curves(folder)
     cache = _record_blend(folder)

@@ -62,15 +62,19 @@ def axis_sections(inputs: ReportInputs) -> list[Section]:
 def _section(anchor: str, found: AxisResult) -> Section:
     axis = found.summary
     size = _SIZES[axis.size]
-    falls = ["–", *(estimate(fall) for fall in axis.falls)]
     parts = [
         table(
             "The runs by size. From the smallest to the largest, the mean last loss falls by "
             f"{estimate(axis.fall)} nats.",
             ["run", size, "mean loss (nats)", "fall from the run before (nats)"],
             [
-                [escape(each.name), number(each.size, ",.0f"), number(each.loss), fall]
-                for each, fall in zip(axis.runs, falls, strict=True)
+                [
+                    escape(each.name),
+                    number(each.size, ",.0f"),
+                    number(each.loss),
+                    "–" if each.fall is None else estimate(each.fall),
+                ]
+                for each in axis.runs
             ],
         ),
         *(_falls(name, groups, axis.unit_kind) for name, groups in axis.group_falls.items()),

@@ -9,11 +9,12 @@ from typing import Final
 
 import numpy as np
 
-from megatron_tokscale.core.arrays import Floats
+from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.model_size import SIZE_KEYS, ModelSize
 from megatron_tokscale.results.axis import AxisOfRuns
 from megatron_tokscale.spectrum.common_clock import common_clock
+from megatron_tokscale.spectrum.scored_range import DECAYED, probe_rates
 from megatron_tokscale.store import Run, check_same_tokens
 from megatron_tokscale.store.reader import Time
 
@@ -90,9 +91,29 @@ class AxisRuns:
         return np.asarray(np.log(self.size_I))
 
     @property
+    def point_I(self) -> Mask:
+        """Return the mask of the runs whose last losses can be compared.
+
+        A trunk at a high learning rate is no point beside branches whose rate has decayed: the
+        decay alone lowers their losses.
+        """
+        mask_I = np.ones(len(self.runs), bool)
+        branches = [i for i, step in enumerate(self.branch_I) if step is not None]
+        if self.trunk is not None and branches:
+            decayed = all(_has_decayed(self.runs[i]) for i in branches)
+            mask_I[self.trunk] = not decayed or _has_decayed(self.runs[self.trunk])
+        return mask_I
+
+    @property
     def names(self) -> list[str]:
         """Return the names of the runs' directories."""
         return [run.path.name for run in self.runs]
+
+
+def _has_decayed(run: Run) -> bool:
+    """Return whether the learning rate has decayed by the last probe, as far as it is known."""
+    rate_K = probe_rates(run)
+    return bool(rate_K[-1] < DECAYED * np.nanmax(rate_K, initial=0.0))
 
 
 def size_of(run: Run, axis: AxisOfRuns, size: ModelSize) -> float:

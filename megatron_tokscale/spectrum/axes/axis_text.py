@@ -8,6 +8,7 @@ from megatron_tokscale.results.axis import (
     LastLosses,
     LeftOutErrors,
     Shift,
+    SizedRun,
     Spread,
     Top,
 )
@@ -19,14 +20,13 @@ _SHOWN = ("dataset", "learning-time decile")  # groupings whose falls are printe
 
 def describe_axis(summary: AxisSummary) -> str:
     """Return the runs, the check of the clock and the shift model as lines."""
-    falls = ["", *(f", a fall of {format_estimate(fall)}" for fall in summary.falls)]
     lines = [
         f"  axis {summary.axis} ({summary.size}), {len(summary.runs)} runs; 95% intervals "
         f"over {summary.n_units:,} {summary.unit_kind}; the mean loss falls by "
         f"{format_estimate(summary.fall)} nats",
         *(
-            f"    {run.name:<24}{run.size:>16,.0f}{run.loss:>9.3f} nats{fall}"
-            for run, fall in zip(summary.runs, falls, strict=True)
+            f"    {run.name:<24}{run.size:>16,.0f}{run.loss:>9.3f} nats{_fall(run, i)}"
+            for i, run in enumerate(summary.runs)
         ),
         _last_losses(summary.last_losses),
         *_group_falls(summary),
@@ -34,6 +34,12 @@ def describe_axis(summary: AxisSummary) -> str:
         *_shift(summary),
     ]
     return "\n".join(lines)
+
+
+def _fall(run: SizedRun, place: int) -> str:
+    if run.fall is not None:
+        return f", a fall of {format_estimate(run.fall)}"
+    return ", not compared: its learning rate has not decayed" if place else ""
 
 
 def _last_losses(found: LastLosses | Undefined) -> str:

@@ -65,6 +65,8 @@ def make_prober(monkeypatch, folder: Path, args: Namespace, schedule: str) -> Pr
         stops_on_write_error=False,
         is_replay=False,
         saves_checkpoints=True,
+        records_samples=False,
+        replayed_step=None,
     )
     return Prober(settings, folder / "run", args)
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from labelled_device import labelled_cuda
 from numpy.testing import assert_allclose, assert_array_equal
 
 from megatron_tokscale.core.errors import TokscaleError
@@ -34,6 +35,18 @@ def layout(monkeypatch):
 
 def losses(shape, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).gamma(2, 2, shape).astype(np.float32))
+
+
+def test_nothing_waits_for_the_device_before_the_records_are_made(layout):
+    layout(0, 1)
+    step = StepValues(step=1)
+    with labelled_cuda() as gpu:
+        loss_BS, mask_BS = torch.rand(2, 8, device="cuda"), torch.ones(2, 8, device="cuda")
+        for _ in range(3):
+            step.take(values_of_samples(loss_BS, mask_BS), 3)
+        assert not gpu.synchronisations
+        records(step.value_QV)
+        assert gpu.synchronisations
 
 
 def records(*parts):
