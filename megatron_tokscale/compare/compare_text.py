@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from megatron_tokscale.probe.text import marked
 from megatron_tokscale.results.comparison import (
     Change,
     ChangedToken,
@@ -138,9 +139,8 @@ def _tokens(kind: str, tokens: tuple[ChangedToken, ...], comparison: Comparison)
     for each in tokens[:_SHOWN]:
         text = f"{each.dataset}"
         if each.passage is not None:
-            before, after = each.passage.before[-_SIDE:], each.passage.after[: _SIDE // 3]
-            text += f": {before}[{each.passage.target}]{after}"
-        text = " ".join(text.split("\n"))
+            before, after = marked(each.passage.before), marked(each.passage.after)
+            text += f": {before[-_SIDE:]}[{each.passage.target}]{after[: _SIDE // 3]}"
         lines.append(
             f"    {each.late_loss_a:6.2f} {each.late_loss_b:6.2f}  "
             f"{each.state_a:>9} > {each.state_b:<9} {each.z:5.1f}  {text}"
