@@ -37,18 +37,6 @@ def losses(shape, seed=0):
     return torch.from_numpy(np.random.default_rng(seed).gamma(2, 2, shape).astype(np.float32))
 
 
-def test_nothing_waits_for_the_device_before_the_records_are_made(layout):
-    layout(0, 1)
-    step = StepValues(step=1)
-    with labelled_cuda() as gpu:
-        loss_BS, mask_BS = torch.rand(2, 8, device="cuda"), torch.ones(2, 8, device="cuda")
-        for _ in range(3):
-            step.take(values_of_samples(loss_BS, mask_BS), 3)
-        assert not gpu.synchronisations
-        records(step.value_QV)
-        assert gpu.synchronisations
-
-
 def records(*parts):
     """Return the records of samples from the values of each context-parallel rank."""
     count = len(parts[0])
@@ -201,6 +189,26 @@ def test_records_are_written_at_the_log_interval_and_before_a_checkpoint(make_re
         found.append(len(read(tmp_path)))
     part.before_checkpoint(state(3))
     assert [*found, len(read(tmp_path))] == [0, 8, 8, 12]
+
+
+def test_only_the_step_of_a_log_interval_waits_for_the_device(make_recorder, tmp_path):
+    part, waits = make_recorder(), []
+    with labelled_cuda() as gpu:
+        loss_BS, mask_BS = losses((2, 6)).to("cuda"), torch.ones(2, 6, device="cuda")
+
+        def forward_step(iterator, model):
+            return loss_BS, functools.partial(lambda mask, output: None, mask_BS)
+
+        for step in range(1, 6):
+            gpu.synchronisations.clear()
+            for _ in range(2):
+                output, loss_func = part.on_forward(forward_step)(iter(()), None)
+                loss_func(output)
+            part.on_step(state(step))
+            waits.append(dict(gpu.synchronisations))
+        part.on_train_end(state(5))
+    assert waits == [{}, {"device to host": 1}] * 2 + [{}]
+    assert read(tmp_path)["sample"].tolist() == list(range(5 * 4))
 
 
 def test_a_failed_step_is_written_when_the_job_closes(make_recorder, tmp_path):
