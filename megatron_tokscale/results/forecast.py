@@ -26,9 +26,10 @@ ORIGINS: Final = (0.25, 0.5)
 class Method(StrEnum):
     """The methods of a forecast; the last two are what it must beat."""
 
+    COMBINATION = "mean of hazard and power law"
     HAZARD = "hazard of falls"
     POWER_LAW = "power law of the mean"
-    SLOPE = "the last slope goes on"
+    SLOPE = "the slope stays"
     NOTHING = "nothing more falls"
 
 
@@ -66,21 +67,24 @@ class Horizon:
 
 @dataclass(frozen=True)
 class GroupFall:
-    """The part of a group of tokens in the forecast fall, by the hazard of falls.
+    """The forecast fall of a group of tokens, by the hazard of falls.
 
     Attributes:
         name: name of the group.
         tokens: number of its tokens.
         loss: their mean loss at the origin, in nats.
-        falls: the fall of their losses by each horizon, in nats per token of the whole set: the
-            groups of a grouping add up to the fall of all tokens.
-        measured: in a back-test, what came by each horizon; empty in a forecast.
+        falls: the fall of their mean loss by each horizon, in nats per token of the group.
+        shares: share of the fall of all tokens that is theirs, by each horizon; the shares of the
+            groups of a grouping add up to one.
+        measured: in a back-test, the fall of their mean loss that came by each horizon, in nats per
+            token of the group; empty in a forecast.
     """
 
     name: str
     tokens: int
     loss: float
     falls: tuple[Estimate, ...]
+    shares: tuple[Estimate, ...]
     measured: tuple[float, ...] = ()
 
 
@@ -91,7 +95,7 @@ class GroupError:
     Attributes:
         hazard: mean absolute error of the forecast falls, weighted by the groups' tokens, in nats
             per token of the group.
-        slope: the same if every group's last slope goes on.
+        slope: the same if every group keeps its slope.
         even: the same if the measured fall of all tokens is divided evenly over them.
     """
 
@@ -114,10 +118,11 @@ class Origin:
         hazard_per_octave: share of the drops to come that a factor of two in time brings at the
             origin; NaN without a hazard.
         correction: factor on the falls by the hazard, from the fall of the octave before the origin
-            over its forecast from half the origin's time; 1 where there is no such forecast.
+            over its forecast from half the origin's time; NaN where there is no such forecast: the
+            falls are then not corrected, and their intervals are wider.
         horizons: the falls by each horizon; of a back-test, those that end by the forecast's own
             origin.
-        groups: the parts of the groups in them, by grouping: "dataset", "frequency decile",
+        groups: the falls of groups of tokens, by grouping: "dataset", "frequency decile",
             "position decile", "label before" (the label occurred before in its context). Empty
             without a hazard.
         group_errors: for a back-test, the errors of the groups' falls by the last horizon, by

@@ -3,6 +3,7 @@
 The first screen has the answer in short; this section has the evidence for it.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -51,7 +52,7 @@ def forecast_section(inputs: ReportInputs) -> list[Section]:
         *(paragraph(f"Missing: {escape(each)}.", "soft") for each in found.missing),
         _falls(
             f"Forecast fall of the mean loss from now on, in nats per token, with 95% intervals "
-            f"over {inputs.units}, probes and the error of the forecast.",
+            f"over {inputs.units}, probes and the error of the forecast.{uncorrected(found.now)}",
             found,
             found.now.horizons,
             unit,
@@ -89,6 +90,16 @@ def fall(found: Estimate | Undefined | None) -> str:
     return "–" if found is None or isinstance(found, Undefined) else estimate(found)
 
 
+def uncorrected(origin: Origin) -> str:
+    """Return a sentence, after a space, if the hazard is not corrected."""
+    if not origin.groups or math.isfinite(origin.correction):
+        return ""
+    return (
+        f" The {Method.HAZARD} is not corrected, as half of this time lies too early for a "
+        "forecast: its falls may be wrong by a factor of two or more, which its intervals include."
+    )
+
+
 def _judgements(judgements: Sequence[Judgement]) -> str:
     return table(
         "What the back-tests say of each method: mean absolute error over their horizons, as a "
@@ -111,7 +122,10 @@ def _judgements(judgements: Sequence[Judgement]) -> str:
 def _back_test(test: Origin | Undefined, found: Forecast, unit: str) -> str:
     if isinstance(test, Undefined):
         return paragraph(f"No back-test: {escape(test.undefined)}.", "soft")
-    caption = f"Back-test: the forecast from the losses up to {time_text(test.time)} {unit}."
+    caption = (
+        f"Back-test: the forecast from the losses up to {time_text(test.time)} {unit}."
+        f"{uncorrected(test)}"
+    )
     return _falls(caption, found, test.horizons, unit)
 
 
@@ -120,7 +134,13 @@ def _groups(now: Origin, unit: str) -> list[str]:
     tables = [
         table(
             f"<b>{escape(_GROUPINGS.get(name, name))}</b>",
-            ["tokens of", "tokens", "loss now", *horizon_names(now.horizons, unit)],
+            [
+                "tokens of",
+                "tokens",
+                "loss now",
+                *horizon_names(now.horizons, unit),
+                "share of the fall",
+            ],
             [_group(each) for each in groups],
             "dense",
         )
@@ -132,8 +152,8 @@ def _groups(now: Origin, unit: str) -> list[str]:
     return [
         "<h3>In which tokens it is</h3>",
         paragraph(
-            f"Falls by the {escape(Method.HAZARD)}, in nats per token of all: those of a table add "
-            "up to the whole fall.",
+            f"Loss and its falls by the {escape(Method.HAZARD)}, in nats per token of the group, "
+            "and the group's share of the last of these falls, of all tokens.",
             "soft",
         ),
         *tables,
@@ -142,4 +162,5 @@ def _groups(now: Origin, unit: str) -> list[str]:
 
 def _group(found: GroupFall) -> list[str]:
     falls = (estimate(each) for each in found.falls)
-    return [escape(found.name), number(found.tokens, ","), number(found.loss), *falls]
+    share = estimate(found.shares[-1], ".0%")
+    return [escape(found.name), number(found.tokens, ","), number(found.loss), *falls, share]
