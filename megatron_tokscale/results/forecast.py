@@ -19,6 +19,13 @@ from megatron_tokscale.store import Run
 
 FACTORS: Final = (2.0, 4.0, 10.0)
 """Horizons of a forecast, as factors of the time of its origin."""
+GROUPINGS: Final = {
+    "dataset": "dataset",
+    "frequency decile": "frequency decile of the label (10: the most frequent)",
+    "position decile": "position decile (10: the longest contexts)",
+    "label before": "label occurred before in its context",
+}
+"""Groupings of the tokens by their names in `Origin.groups`, in words."""
 ORIGINS: Final = (0.25, 0.5)
 """Origins of the back-tests, as shares of the time of the forecast's own origin."""
 
@@ -112,7 +119,8 @@ class Origin:
         share: its time over the time of the forecast's own origin; 1 for the forecast itself.
         time: its time.
         probes: number of probes that it is made from.
-        loss: mean loss at the origin, by a line through the losses of the octave before it.
+        loss: mean loss at the origin, by a parabola through the losses of the octave before it (a
+            line below six probes).
         learned: share of the tokens that have fallen in the scored range; NaN without a hazard.
         censored: share of the tokens that have not fallen in it, and may; NaN without a hazard.
         hazard_per_octave: share of the drops to come that a factor of two in time brings at the
@@ -122,9 +130,7 @@ class Origin:
             falls are then not corrected, and their intervals are wider.
         horizons: the falls by each horizon; of a back-test, those that end by the forecast's own
             origin.
-        groups: the falls of groups of tokens, by grouping: "dataset", "frequency decile",
-            "position decile", "label before" (the label occurred before in its context). Empty
-            without a hazard.
+        groups: the falls of groups of tokens, by grouping, of `GROUPINGS`. Empty without a hazard.
         group_errors: for a back-test, the errors of the groups' falls by the last horizon, by
             grouping.
     """

@@ -207,7 +207,7 @@ def test_the_section_on_the_forecast_has_every_method_back_test_and_group(inputs
     assert page.row("forecast", Method.HAZARD) == expected
     assert page.row("forecast", "what came") == numbers_of(test.horizons[0].measured)
     for group in now.groups["dataset"]:
-        shares = [100 * each for each in numbers_of(group.shares[-1])]
+        shares = numbers_of(group.shares[-1])
         expected = [group.tokens, group.loss, *numbers_of(*group.falls), *shares]
         assert page.row("forecast", group.name) == expected
     words = page.words("forecast")

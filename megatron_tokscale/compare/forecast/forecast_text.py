@@ -7,6 +7,7 @@ from typing import Final
 from megatron_tokscale.results import non_finite_line
 from megatron_tokscale.results.estimate import Estimate, Undefined, format_estimate
 from megatron_tokscale.results.forecast import (
+    GROUPINGS,
     Forecast,
     Horizon,
     Method,
@@ -14,12 +15,6 @@ from megatron_tokscale.results.forecast import (
     Standing,
 )
 
-_CLASSES: Final = {
-    "dataset": "dataset",
-    "frequency decile": "frequency decile of the label (10: the most frequent)",
-    "position decile": "position decile (10: the longest contexts)",
-    "label before": "label occurred before in its context",
-}
 _NAME: Final = 34  # width of the first column
 _CELL: Final = 24  # width of a number with its interval
 
@@ -83,8 +78,8 @@ def _refutation(found: Forecast) -> list[str]:
     lines = []
     if standing[Method.HAZARD] is Standing.REFUTED:
         lines.append(
-            f"  the forecast by the {Method.HAZARD}, and its classes below, is refuted by its own "
-            "back-test"
+            f"  the forecast by the {Method.HAZARD} is refuted by its own back-test, and with it "
+            "its classes below"
         )
     if found.best is Method.NOTHING:
         lines.append("  no method does better here than to say that nothing more falls")
@@ -141,7 +136,7 @@ def _classes(found: Forecast) -> list[str]:
     ]
     for grouping, groups in found.now.groups.items():
         tokens = sum(each.tokens for each in groups)
-        lines.append(f"    {_CLASSES.get(grouping, grouping)}")
+        lines.append(f"    {GROUPINGS.get(grouping, grouping)}")
         lines += [
             f"      {each.name:<{_NAME - 4}}{each.tokens / tokens:>7.1%} {each.loss:>8.3f}  "
             f"{format_estimate(each.falls[middle]):<{_CELL}}{each.shares[middle].value:>6.1%}"

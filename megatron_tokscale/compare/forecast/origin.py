@@ -24,7 +24,7 @@ from typing import Final
 
 import numpy as np
 
-from megatron_tokscale.compare.forecast.hazard import OCTAVE, Census, Rates
+from megatron_tokscale.compare.forecast.hazard import Census, Rates
 from megatron_tokscale.compare.forecast.levels import (
     ROUNDING,
     level_weights,
@@ -47,6 +47,7 @@ from megatron_tokscale.results.forecast import (
     Origin,
 )
 from megatron_tokscale.spectrum.derivative import SlopeEstimator
+from megatron_tokscale.spectrum.evidence.falls import OCTAVE
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.sums import loss_sums, table_of
 
@@ -243,7 +244,7 @@ class Forecaster:
     def _falls(
         self, x: float, hazard: "_Hazard", slope: "_Slope | Undefined"
     ) -> dict[str, tuple[Estimate | Undefined, ...]]:
-        """Return the falls by every method, by its name and by horizon."""
+        """Return the falls by method, one per horizon."""
         by_hazard, by_law = hazard.whole(self._watched), defined_or_reason(lambda: self._law(x))
         found = {
             Method.COMBINATION: defined_or_reason(

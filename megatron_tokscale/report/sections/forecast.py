@@ -5,7 +5,6 @@ The first screen has the answer in short; this section has the evidence for it.
 
 import math
 from collections.abc import Sequence
-from typing import Final
 
 from megatron_tokscale.core.words import time_text
 from megatron_tokscale.report.charts import time_unit
@@ -20,6 +19,7 @@ from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.forecast import (
+    GROUPINGS,
     Forecast,
     GroupFall,
     Horizon,
@@ -28,13 +28,6 @@ from megatron_tokscale.results.forecast import (
     Origin,
     Standing,
 )
-
-_GROUPINGS: Final = {
-    "dataset": "Datasets",
-    "frequency decile": "Deciles of frequency of the token, from the rarest",
-    "position decile": "Deciles of length of the context, from the shortest",
-    "label before": "Tokens by whether they occurred before in their context",
-}
 
 
 def forecast_section(inputs: ReportInputs) -> list[Section]:
@@ -133,7 +126,7 @@ def _groups(now: Origin, unit: str) -> list[str]:
     """Return a table of each grouping: the falls of its groups by the hazard."""
     tables = [
         table(
-            f"<b>{escape(_GROUPINGS.get(name, name))}</b>",
+            f"By <b>{escape(GROUPINGS.get(name, name))}</b>",
             [
                 "tokens of",
                 "tokens",

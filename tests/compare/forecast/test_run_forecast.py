@@ -13,6 +13,7 @@ from scipy.stats import norm
 
 from megatron_tokscale.cli import main
 from megatron_tokscale.compare.forecast import describe_forecast, forecast_run
+from megatron_tokscale.compare.forecast.judge import judge
 from megatron_tokscale.compare.forecast.origin import Forecaster, _combined, _estimates
 from megatron_tokscale.compare.forecast.run_forecast import _watched, assumptions
 from megatron_tokscale.core.errors import TokscaleError
@@ -108,8 +109,6 @@ def test_a_loss_that_stops_to_fall_refutes_the_hazard(run):
     at = int(np.flatnonzero(np.exp(data.x_K) <= LAST / 4)[-1])
     stopped_NK = data.loss_NK.copy()
     stopped_NK[:, at + 1 :] = data.loss_NK[:, at - 3 : at + 1].mean(axis=1, keepdims=True)
-    from megatron_tokscale.compare.forecast.judge import judge
-
     forecaster = Forecaster(watched(run, loss_NK=stopped_NK))
     found = judge([forecaster.origin(share) for share in (0.25, 0.5)])
     standing = {each.method: each.standing for each in found}
