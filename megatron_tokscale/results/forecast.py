@@ -194,8 +194,8 @@ class Forecast:
         missing: sentences on what the run does not know, and what is left out therefore.
         now: the forecast.
         back_tests: the back-tests by ascending origin, or why there is none.
-        judgements: what the back-tests say of each method; the method with the smallest error
-            comes first.
+        judgements: what the back-tests say of each method: those that stand come first, and of
+            these the one with the smallest error.
         settings: settings of the forecast.
     """
 
@@ -217,7 +217,8 @@ class Forecast:
 
     @property
     def best(self) -> Method:
-        """The method with the smallest error in the back-tests; the power law without any."""
+        """The method that stands with the smallest error in the back-tests; if none stands, that
+        with the smallest error; without back-tests, the power law."""
         return self.judgements[0].method
 
 

@@ -87,7 +87,7 @@ def _refutation(found: Forecast) -> list[str]:
 
 
 def _table(title: str, found: Forecast, horizons: Iterable[Horizon]) -> list[str]:
-    """Return a table of the falls, the method with the smallest error in back-tests first."""
+    """Return a table of the falls, the methods in the order of their judgements."""
     horizons = tuple(horizons)
     heads = [f"by {_time(each.time)} (x{each.factor:g})" for each in horizons]
     rows = [f"  {title:<{_NAME}}" + "".join(f"{head:<{_CELL}}" for head in heads)]

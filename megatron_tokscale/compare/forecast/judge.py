@@ -18,7 +18,7 @@ MARGIN: Final = 0.25
 
 
 def judge(back_tests: Sequence[Origin | Undefined]) -> tuple[Judgement, ...]:
-    """Return a judgement of every method, by ascending error; untested methods come last.
+    """Return a judgement of every method: those that stand, refuted, untested; by ascending error.
 
     Without any back-test the power law comes first, as the one with fewest assumptions.
     """
@@ -32,11 +32,13 @@ def judge(back_tests: Sequence[Origin | Undefined]) -> tuple[Judgement, ...]:
         Method.SLOPE,
         Method.NOTHING,
     ]
-    return tuple(sorted(found, key=lambda each: (_or_inf(each.error), rank.index(each.method))))
+    order = [Standing.STANDS, Standing.REFUTED, Standing.UNTESTED]
 
+    def place(each: Judgement) -> tuple[int, float, int]:
+        error = each.error if math.isfinite(each.error) else math.inf
+        return order.index(each.standing), error, rank.index(each.method)
 
-def _or_inf(value: float) -> float:
-    return value if math.isfinite(value) else math.inf
+    return tuple(sorted(found, key=place))
 
 
 def _error(method: Method, horizons: Sequence[Horizon]) -> float:

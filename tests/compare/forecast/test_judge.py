@@ -43,6 +43,16 @@ def test_a_combination_comes_first_if_its_back_test_wins():
     assert [each.method for each in found[:2]] == [Method.COMBINATION, Method.POWER_LAW]
 
 
+def test_a_refuted_method_comes_behind_one_that_stands_with_a_larger_error():
+    """The slope's error is smaller, but the fall that came lies outside its interval."""
+    came, wide, narrow = estimate(0.4, 0.01), estimate(0.5, 0.15), estimate(0.44, 0.01)
+    falls = dict.fromkeys(Method, wide) | {Method.SLOPE: narrow}
+    test = blank(Origin, share=0.5, horizons=(Horizon(2.0, 2.0, falls, came),))
+    found = judge([test])
+    assert found[-1].method is Method.SLOPE and found[-1].error < found[0].error
+    assert standing(found)[Method.SLOPE] is Standing.REFUTED
+
+
 def test_a_fall_outside_of_the_interval_refutes():
     found = judge([back_test(0.4, HAZARD=0.33, POWER_LAW=0.35, SLOPE=0.4)])
     assert standing(found)[Method.HAZARD] is Standing.REFUTED
