@@ -9,7 +9,7 @@
 - Gemstone: items of four tasks in 22 models (`gemstone_items`); back-tests from a quarter and from
   half of 350 billion tokens.
 - The OLMo ladder: losses of 11 datasets without tokens, so without a hazard: the power law and the
-  last slope alone, from half of the time at which the learning rate is half its peak.
+  slope alone, from half of the time at which the learning rate is half its peak.
 - Runs of the plugin, by --runs: the back-tests of `megatron-tokscale forecast` on 10,000 tokens.
 
 Every result is a line of FILE; a benchmark that was stopped resumes. A core of a machine at rest
