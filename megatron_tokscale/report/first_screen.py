@@ -219,7 +219,7 @@ def _falls_table(inputs: ReportInputs, found: Forecast) -> str:
             )
             caption += f" Those of the datasets are {by}."
         rows += [
-            [_named(names, each.name), *(estimate(fall_) for fall_ in each.falls)]
+            [_named(names, each.name), *(estimate(nats) for nats in each.falls)]
             for each in datasets
         ]
     header = ["", *horizon_names(horizons, time_unit(inputs.time))]
