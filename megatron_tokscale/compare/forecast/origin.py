@@ -249,9 +249,7 @@ class Forecaster:
         found = {
             Method.COMBINATION: defined_or_reason(
                 lambda: _estimates(
-                    _combined(defined(by_hazard), defined(by_law))
-                    if math.isfinite(hazard.correction)
-                    else defined(by_law)
+                    _combined(defined(by_hazard), defined(by_law), math.isfinite(hazard.correction))
                 )
             ),
             Method.HAZARD: defined_or_reason(lambda: _estimates(defined(by_hazard), least=0.0)),
@@ -473,10 +471,18 @@ def _estimates(
     return tuple(_estimate(value_R, least, most) for value_R in value_RH.T)
 
 
-def _combined(one_RH: Floats, other_RH: Floats) -> Floats:
-    """Return the mean of two forecasts, then the resamples of both."""
-    value_H = (one_RH[:1] + other_RH[:1]) / 2
-    return np.concatenate([value_H, one_RH[1:], other_RH[1:]])
+def _combined(hazard_RH: Floats, law_RH: Floats, is_corrected: bool) -> Floats:
+    """Return the mean of two forecasts, then the resamples of both; without a correction the law's.
+
+    Args:
+        hazard_RH: falls by the hazard, of the data as they are and of each resample.
+        law_RH: the same by the power law.
+        is_corrected: whether the hazard is corrected.
+    """
+    if not is_corrected:
+        return law_RH
+    value_H = (hazard_RH[:1] + law_RH[:1]) / 2
+    return np.concatenate([value_H, hazard_RH[1:], law_RH[1:]])
 
 
 def _ratio(top: Floats, bottom: Floats) -> Floats:

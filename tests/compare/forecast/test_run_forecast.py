@@ -161,7 +161,7 @@ def test_the_pooled_interval_is_that_of_the_mixture():
     """Half of the draws about 1, half about 3: 2.5% of all are 5% of one half."""
     z_R = np.random.default_rng(0).standard_normal((200_000, 1))
     one_RH, other_RH = (np.concatenate([[[mean]], mean + 0.1 * z_R]) for mean in (1.0, 3.0))
-    (found,) = _estimates(_combined(one_RH, other_RH))
+    (found,) = _estimates(_combined(one_RH, other_RH, True))
     assert found.value == 2
     reach = 0.1 * norm.ppf(0.95)
     assert (found.low, found.high) == pytest.approx((1 - reach, 3 + reach), abs=2e-3)
@@ -251,7 +251,8 @@ def test_the_forecast_starts_where_the_learning_rate_has_half_decayed(run):
 
 def test_few_tokens_have_no_hazard_and_keep_the_power_law(run):
     origin = Forecaster(_watched_few(run)).origin(1.0)
-    assert isinstance(origin.horizons[0].falls[Method.HAZARD], Undefined)
+    for method in (Method.HAZARD, Method.COMBINATION):
+        assert isinstance(origin.horizons[0].falls[method], Undefined)
     assert origin.horizons[0].falls[Method.POWER_LAW].value > 0
     assert math.isnan(origin.learned) and origin.groups == {}
 
