@@ -102,7 +102,7 @@ class GroupError:
     Attributes:
         hazard: mean absolute error of the forecast falls, weighted by the groups' tokens, in nats
             per token of the group.
-        slope: the same if every group keeps its slope.
+        slope: the same if every group keeps the slope of its own mean loss.
         even: the same if the measured fall of all tokens is divided evenly over them.
     """
 

@@ -19,7 +19,7 @@ are), U units.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 
 import numpy as np
@@ -30,7 +30,7 @@ from megatron_tokscale.compare.forecast.levels import (
     level_weights,
     probe_noise,
 )
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers16, Mask
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers16, Mask
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import fit_sigmoids
@@ -160,8 +160,7 @@ class Forecaster:
             if share == 1 or x + math.log(factor) <= watched.to_x + ROUNDING
         ]
         hazard = self._hazard(x, noise)
-        slope = defined_or_reason(lambda: self._slope(x))
-        falls = self._falls(x, hazard, slope)
+        falls = self._falls(x, hazard)
         level_K, time = level_weights(watched.x_K, x, x), math.exp(x)
         found = Origin(
             share=share,
@@ -186,7 +185,7 @@ class Forecaster:
         )
         if hazard.taken is None:
             return found
-        return self._with_groups(found, hazard, x, slope)
+        return self._with_groups(found, hazard, x)
 
     def _hazard(self, x: float, noise: float) -> "_Hazard":
         """Return the forecast by the hazard at `x`, or why there is none."""
@@ -241,10 +240,9 @@ class Forecaster:
         z_R = np.concatenate([[0.0], rng.standard_normal(len(self._watched.weight_RU) - 1)])
         return np.asarray(np.exp(sigma_H * z_R[:, None]))
 
-    def _falls(
-        self, x: float, hazard: "_Hazard", slope: "_Slope | Undefined"
-    ) -> dict[str, tuple[Estimate | Undefined, ...]]:
+    def _falls(self, x: float, hazard: "_Hazard") -> dict[str, tuple[Estimate | Undefined, ...]]:
         """Return the falls by method, one per horizon."""
+        mean_K = self._watched.mean_RK[0]
         by_hazard, by_law = hazard.whole(self._watched), defined_or_reason(lambda: self._law(x))
         found = {
             Method.COMBINATION: defined_or_reason(
@@ -254,7 +252,7 @@ class Forecaster:
             ),
             Method.HAZARD: defined_or_reason(lambda: _estimates(defined(by_hazard), least=0.0)),
             Method.POWER_LAW: defined_or_reason(lambda: _estimates(defined(by_law))),
-            Method.SLOPE: slope if isinstance(slope, Undefined) else slope.falls(self._watched),
+            Method.SLOPE: defined_or_reason(lambda: _falls_of(self._slope(x, mean_K))),
             Method.NOTHING: (Estimate(0.0, 0.0, 0.0),) * len(FACTORS),
         }
         return {
@@ -279,17 +277,24 @@ class Forecaster:
             seed=watched.seed,
         )
 
-    def _slope(self, x: float) -> "_Slope":
-        """Return the slope of the mean loss at `x`, over the scored range until there.
+    def _slope(self, x: float, mean_K: Floats) -> Estimate:
+        """Return the slope -dL/dx of a mean loss at `x`, from the scored range until there.
 
         Raises:
             UndefinedError: there are too few probes in it.
         """
         watched = self._watched
-        estimator = SlopeEstimator.from_curve(
-            watched.x_K, watched.mean_RK[0], from_x=watched.from_x, to_x=x
-        )
-        return _Slope(estimator.weights([x])[0], float(estimator.error([x])[0]))
+        estimator = SlopeEstimator.from_curve(watched.x_K, mean_K, from_x=watched.from_x, to_x=x)
+        slope = float(estimator.slopes(mean_K[None], [x])[0, 0])
+        return symmetric_estimate(slope, _Z_95 * float(estimator.error([x])[0]))
+
+    def _slopes(self, x: float, mean_CK: Floats, tokens_C: Integers) -> Floats:
+        """Return the `_slope` of each class; 0 without tokens, NaN where it is undefined."""
+        slope_C = np.zeros(len(mean_CK))
+        for c in np.flatnonzero(tokens_C):
+            found = defined_or_reason(partial(self._slope, x, mean_CK[c]))
+            slope_C[c] = math.nan if isinstance(found, Undefined) else found.value
+        return slope_C
 
     def _fall_weights(self, x: float, factor: float, until: float) -> Floats:
         """Return weights of the probes whose sum is the fall from `x` to a later time, (K,)."""
@@ -304,9 +309,7 @@ class Forecaster:
         noise = probe_noise(watched.x_K[until_K], watched.mean_RK[0, until_K])
         return _with_noise(watched.mean_RK[:1] @ weight_K, noise, weight_K)
 
-    def _with_groups(
-        self, origin: Origin, hazard: "_Hazard", x: float, slope: "_Slope | Undefined"
-    ) -> Origin:
+    def _with_groups(self, origin: Origin, hazard: "_Hazard", x: float) -> Origin:
         """Return the origin with the falls of the classes, and their errors in a back-test."""
         watched, n_reached = self._watched, len(origin.horizons)
         level_K = level_weights(watched.x_K, x, x)
@@ -327,19 +330,14 @@ class Forecaster:
                     self._fall_weights(x, each.factor, watched.to_x) for each in origin.horizons
                 ]
                 came_CH = mean_CK @ np.transpose(weight_HK)
-                last = n_reached - 1
-                came_C = came_CH[:, last]
-                if isinstance(slope, Undefined):
-                    slope_C = np.full(n_classes, math.nan)
-                else:
-                    slope_C = mean_CK @ slope.weight_K * math.log(origin.horizons[last].factor)
+                reach = math.log(origin.horizons[-1].factor)
                 errors[grouping] = GroupError(
                     *(
-                        float(share_C @ np.abs(each_C - came_C))
-                        for each_C in (
-                            np.nan_to_num(own_RCH[0, :, last]),
-                            slope_C,
-                            share_C @ came_C,
+                        float(share_C @ np.abs(said_C - came_CH[:, -1]))
+                        for said_C in (
+                            np.nan_to_num(own_RCH[0, :, n_reached - 1]),
+                            self._slopes(x, mean_CK, tokens_C) * reach,
+                            share_C @ came_CH[:, -1],
                         )
                     )
                 )
@@ -404,26 +402,6 @@ class _Hazard:
 
 
 @dataclass(frozen=True)
-class _Slope:
-    """The slope of a mean loss curve at an origin, -dL/dx.
-
-    Attributes:
-        weight_K: weights of the probes whose sum is the slope.
-        error: its standard error in nats per unit of x, with the bias of the smoothing.
-    """
-
-    weight_K: Floats
-    error: float
-
-    def falls(self, watched: Watched) -> tuple[Estimate, ...]:
-        """Return the falls of all tokens by each horizon, if the slope stays."""
-        slope, reach = float(self.weight_K @ watched.mean_RK[0]), _Z_95 * self.error
-        return tuple(
-            symmetric_estimate(slope * octave, reach * octave) for octave in np.log(FACTORS)
-        )
-
-
-@dataclass(frozen=True)
 class _Taken:
     """A census and its rates under the weights of the resamples."""
 
@@ -469,6 +447,14 @@ def _estimates(
 ) -> tuple[Estimate, ...]:
     """Return the `_estimate` of each column."""
     return tuple(_estimate(value_R, least, most) for value_R in value_RH.T)
+
+
+def _falls_of(slope: Estimate) -> tuple[Estimate, ...]:
+    """Return the falls by each horizon, if the slope stays."""
+    return tuple(
+        Estimate(slope.value * reach, slope.low * reach, slope.high * reach)
+        for reach in np.log(FACTORS).tolist()
+    )
 
 
 def _combined(hazard_RH: Floats, law_RH: Floats, is_corrected: bool) -> Floats:

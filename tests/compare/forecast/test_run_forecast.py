@@ -144,6 +144,15 @@ def test_the_fall_of_a_dataset_is_per_token_of_its_own(run):
     assert known.falls[0].value == 0 and known.measured[0] == pytest.approx(0, abs=1e-6)
 
 
+def test_each_class_has_the_slope_of_its_own_mean_loss_and_an_empty_one_none(run):
+    data = watched(run)
+    x_K = np.where(np.isfinite(data.x_K), data.x_K, 0.0)
+    slope_C = np.array([0.2, 0.9, 0.0])
+    mean_CK = 9 - slope_C[:, None] * x_K
+    found_C = Forecaster(data)._slopes(data.to_x, mean_CK, np.array([5, 7, 0]))
+    assert found_C == pytest.approx(slope_C, abs=1e-6)
+
+
 def test_the_combination_is_the_mean_of_two_methods_and_its_interval_holds_what_they_dispute(
     result,
 ):
