@@ -68,8 +68,8 @@ used the back-tests of both and the forecasts from T of the worlds. By the back-
 uncorrected hazards in it, the mean of all three methods had errors of 14% (runs) and 9% (worlds),
 that of two 12% and 15%; from T on 22% and 13%. The hazard's own constants were chosen earlier, on
 other draws of the worlds A2, B1, B2, C and D and on `baseline`. Held out: the runs `seed2`,
-`hidden32`, `hidden48` and `hidden96`, even seeds, Gemstone's items and the ladder. The runs: the demo
-(`baseline`, hidden size 128), another seed, and other hidden sizes; 1,280 steps each."""
+`hidden32`, `hidden48` and `hidden96`, even seeds, Gemstone's items and the ladder. The runs: the
+demo (`baseline`, hidden size 128), another seed, and other hidden sizes; 1,280 steps each."""
 
 
 def watched_of(
