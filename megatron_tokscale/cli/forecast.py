@@ -11,8 +11,9 @@ def add_verb(verbs: Verbs) -> None:
         help="nats still to come by 2, 4 and 10 times the training, and in which tokens",
         description="Forecast how much the mean loss of a fitted run falls by 2, 4 and 10 times "
         "its training, if the learning rate stays as it is, and in which tokens: by the hazard of "
-        "falls, beside the power law of the mean loss. The same forecasts from a quarter and from "
-        "half of the training are compared with what came; a forecast that they refute says so.",
+        "falls, the power law of the mean loss, and the mean of both. The same forecasts from a "
+        "quarter and from half of the training are compared with what came; a forecast that they "
+        "refute says so.",
     )
     add_run(parser)
     parser.add_argument(

@@ -45,7 +45,12 @@ from megatron_tokscale.report.sections.examples import (
     passages_of,
     trajectory_of,
 )
-from megatron_tokscale.report.sections.forecast import fall, horizon_names, shown_judgements
+from megatron_tokscale.report.sections.forecast import (
+    fall,
+    horizon_names,
+    shown_judgements,
+    uncorrected,
+)
 from megatron_tokscale.report.sections.overview import warnings
 from megatron_tokscale.report.token_states import STATES, Shares, StateShares
 from megatron_tokscale.results.estimate import Estimate
@@ -196,18 +201,29 @@ def _verdict(found: Forecast) -> str:
 
 
 def _falls_table(inputs: ReportInputs, found: Forecast) -> str:
-    """Return the forecast falls by horizon: of all tokens, and by the hazard of each dataset."""
+    """Return the forecast falls by horizon: of all tokens, and of each dataset.
+
+    Those of the datasets are by the hazard; they are left out where it is refuted.
+    """
     horizons, best = found.now.horizons, shown_judgements(found.judgements)[0].method
     rows = [["all tokens", *(fall(each.falls.get(best)) for each in horizons)]]
-    names = inputs.run.tokens.datasets
-    groups = found.now.groups.get("dataset", ()) if best is Method.HAZARD else ()
-    rows += [
-        [_named(names, group.name), *(estimate(each) for each in group.falls)] for group in groups
-    ]
-    caption = "Fall of the mean loss from now on, in nats per token."
-    parts = " The falls of the datasets add up to that of all tokens." if groups else ""
+    names, datasets = inputs.run.tokens.datasets, found.now.groups.get("dataset", ())
+    standing = {each.method: each.standing for each in found.judgements}
+    refuted = standing.get(Method.HAZARD) is Standing.REFUTED
+    caption = "Fall of the mean loss from now on, in nats per token; of a dataset, per token of it."
+    if len(datasets) > 1 and (best is Method.HAZARD or not refuted):
+        if best is not Method.HAZARD:
+            by = f"by the {escape(Method.HAZARD)}"
+            rows.append(
+                [f"all tokens, {by}", *(fall(h.falls.get(Method.HAZARD)) for h in horizons)]
+            )
+            caption += f" Those of the datasets are {by}."
+        rows += [
+            [_named(names, each.name), *(estimate(nats) for nats in each.falls)]
+            for each in datasets
+        ]
     header = ["", *horizon_names(horizons, time_unit(inputs.time))]
-    return table(caption + parts, header, rows, "dense")
+    return table(caption + uncorrected(found.now), header, rows, "dense")
 
 
 def _named(names: Sequence[str], name: str) -> str:

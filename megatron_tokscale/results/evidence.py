@@ -154,7 +154,7 @@ class Locality:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class LastOctaveForecast:
     """One forecast of the mean loss over the last factor of two in time.
 
     Attributes:
@@ -189,9 +189,9 @@ class ForwardPrediction:
     to_x: float
     probes: int
     fall: Estimate
-    tokens: Forecast
-    power_law: Forecast
-    uniform: Forecast
+    tokens: LastOctaveForecast
+    power_law: LastOctaveForecast
+    uniform: LastOctaveForecast
     gain_over_best_rival: Estimate
     groups: dict[str, GroupSkill]
 

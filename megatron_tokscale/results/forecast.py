@@ -19,6 +19,13 @@ from megatron_tokscale.store import Run
 
 FACTORS: Final = (2.0, 4.0, 10.0)
 """Horizons of a forecast, as factors of the time of its origin."""
+GROUPINGS: Final = {
+    "dataset": "dataset",
+    "frequency decile": "frequency decile of the label (10: the most frequent)",
+    "position decile": "position decile (10: the longest contexts)",
+    "label before": "label occurred before in its context",
+}
+"""Groupings of the tokens by their names in `Origin.groups`, in words."""
 ORIGINS: Final = (0.25, 0.5)
 """Origins of the back-tests, as shares of the time of the forecast's own origin."""
 
@@ -26,9 +33,10 @@ ORIGINS: Final = (0.25, 0.5)
 class Method(StrEnum):
     """The methods of a forecast; the last two are what it must beat."""
 
+    COMBINATION = "mean of hazard and power law"
     HAZARD = "hazard of falls"
     POWER_LAW = "power law of the mean"
-    SLOPE = "the last slope goes on"
+    SLOPE = "the slope stays"
     NOTHING = "nothing more falls"
 
 
@@ -66,21 +74,24 @@ class Horizon:
 
 @dataclass(frozen=True)
 class GroupFall:
-    """The part of a group of tokens in the forecast fall, by the hazard of falls.
+    """The forecast fall of a group of tokens, by the hazard of falls.
 
     Attributes:
         name: name of the group.
         tokens: number of its tokens.
         loss: their mean loss at the origin, in nats.
-        falls: the fall of their losses by each horizon, in nats per token of the whole set: the
-            groups of a grouping add up to the fall of all tokens.
-        measured: in a back-test, what came by each horizon; empty in a forecast.
+        falls: the fall of their mean loss by each horizon, in nats per token of the group.
+        shares: share of the fall of all tokens that is theirs, by each horizon; the shares of the
+            groups of a grouping add up to one.
+        measured: in a back-test, the fall of their mean loss that came by each horizon, in nats per
+            token of the group; empty in a forecast.
     """
 
     name: str
     tokens: int
     loss: float
     falls: tuple[Estimate, ...]
+    shares: tuple[Estimate, ...]
     measured: tuple[float, ...] = ()
 
 
@@ -91,7 +102,7 @@ class GroupError:
     Attributes:
         hazard: mean absolute error of the forecast falls, weighted by the groups' tokens, in nats
             per token of the group.
-        slope: the same if every group's last slope goes on.
+        slope: the same if every group keeps the slope of its own mean loss.
         even: the same if the measured fall of all tokens is divided evenly over them.
     """
 
@@ -108,18 +119,18 @@ class Origin:
         share: its time over the time of the forecast's own origin; 1 for the forecast itself.
         time: its time.
         probes: number of probes that it is made from.
-        loss: mean loss at the origin, by a line through the losses of the octave before it.
+        loss: mean loss at the origin, by a parabola through the losses of the octave before it (a
+            line below six probes).
         learned: share of the tokens that have fallen in the scored range; NaN without a hazard.
         censored: share of the tokens that have not fallen in it, and may; NaN without a hazard.
         hazard_per_octave: share of the drops to come that a factor of two in time brings at the
             origin; NaN without a hazard.
         correction: factor on the falls by the hazard, from the fall of the octave before the origin
-            over its forecast from half the origin's time; 1 where there is no such forecast.
+            over its forecast from half the origin's time; NaN where there is no such forecast: the
+            falls are then not corrected, and their intervals are wider.
         horizons: the falls by each horizon; of a back-test, those that end by the forecast's own
             origin.
-        groups: the parts of the groups in them, by grouping: "dataset", "frequency decile",
-            "position decile", "label before" (the label occurred before in its context). Empty
-            without a hazard.
+        groups: the falls of groups of tokens, by grouping, of `GROUPINGS`. Empty without a hazard.
         group_errors: for a back-test, the errors of the groups' falls by the last horizon, by
             grouping.
     """
@@ -183,8 +194,8 @@ class Forecast:
         missing: sentences on what the run does not know, and what is left out therefore.
         now: the forecast.
         back_tests: the back-tests by ascending origin, or why there is none.
-        judgements: what the back-tests say of each method; the method with the smallest error
-            comes first.
+        judgements: what the back-tests say of each method: those that stand come first, and of
+            these the one with the smallest error.
         settings: settings of the forecast.
     """
 
@@ -206,7 +217,8 @@ class Forecast:
 
     @property
     def best(self) -> Method:
-        """The method with the smallest error in the back-tests; the power law without any."""
+        """The method that stands with the smallest error in the back-tests; if none stands, that
+        with the smallest error; without back-tests, the power law."""
         return self.judgements[0].method
 
 

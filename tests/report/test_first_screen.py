@@ -173,11 +173,21 @@ def test_a_refuted_forecast_says_so(inputs):
     assert warnings_in(screen) == 2
 
 
-def test_a_forecast_by_another_method_has_no_falls_of_datasets(inputs):
-    found = forecast_of(inputs, Standing.STANDS, Method.POWER_LAW)
+@pytest.mark.parametrize("hazard", [Standing.STANDS, Standing.REFUTED])
+def test_falls_of_datasets_are_named_as_the_hazards_and_left_out_if_it_is_refuted(inputs, hazard):
+    found = forecast_of(inputs, Standing.STANDS, Method.POWER_LAW, hazard=hazard)
     screen = screen_with(inputs, forecast=found)
     names = [name for section, name in screen.row_names() if section == "rest"]
-    assert names == ["all tokens"]
+    of_datasets = ["all tokens, by the hazard of falls", *inputs.run.tokens.datasets]
+    assert names == ["all tokens", *(of_datasets if hazard is Standing.STANDS else [])]
+
+
+def test_a_hazard_that_is_not_corrected_says_so(inputs):
+    for correction, said in ((math.nan, True), (0.8, False)):
+        found = forecast_of(inputs, Standing.STANDS, correction=correction)
+        page = Page(render(dataclasses.replace(inputs, forecast=found)))
+        for section in ("rest", "forecast"):
+            assert ("is not corrected" in page.words(section)) == said
 
 
 def test_a_forecast_worse_than_no_fall_says_so(inputs):
@@ -197,7 +207,8 @@ def test_the_section_on_the_forecast_has_every_method_back_test_and_group(inputs
     assert page.row("forecast", Method.HAZARD) == expected
     assert page.row("forecast", "what came") == numbers_of(test.horizons[0].measured)
     for group in now.groups["dataset"]:
-        expected = [group.tokens, group.loss, *numbers_of(*group.falls)]
+        shares = numbers_of(group.shares[-1])
+        expected = [group.tokens, group.loss, *numbers_of(*group.falls), *shares]
         assert page.row("forecast", group.name) == expected
     words = page.words("forecast")
     assert "No back-test: too <b>few probes." in words and "Assumed: training goes on." in words
@@ -212,7 +223,9 @@ def test_the_first_screen_stands_before_the_evidence_and_the_settings_last(input
     assert html.rindex("<h2 ") == html.index('<h2 id="run"')
 
 
-def forecast_of(inputs, standing, best=Method.HAZARD, judged_first=None):
+def forecast_of(
+    inputs, standing, best=Method.HAZARD, judged_first=None, hazard=Standing.STANDS, correction=1.0
+):
     """A made-up forecast by one method, with a back-test and with one that is undefined."""
     fit = inputs.spectrum.fit
 
@@ -222,7 +235,13 @@ def forecast_of(inputs, standing, best=Method.HAZARD, judged_first=None):
         return Horizon(factor, 160 * factor, falls, measured)
 
     groups = tuple(
-        GroupFall(name, 100, 3.0, tuple(Estimate(share * f, 0, f) for f in (0.1, 0.2, 0.5)))
+        GroupFall(
+            name,
+            100,
+            3.0,
+            falls=tuple(Estimate(share * f, 0, f) for f in (0.1, 0.2, 0.5)),
+            shares=(Estimate(share, 0, 1),) * 3,
+        )
         for name, share in zip(inputs.run.tokens.datasets, (0.3, 0.7), strict=True)
     )
     now = Origin(
@@ -233,7 +252,7 @@ def forecast_of(inputs, standing, best=Method.HAZARD, judged_first=None):
         learned=0.5,
         censored=0.2,
         hazard_per_octave=Estimate(0.1),
-        correction=1.0,
+        correction=correction,
         horizons=tuple(map(horizon, (2.0, 4.0, 10.0))),
         groups={"dataset": groups},
         group_errors={},
@@ -242,6 +261,8 @@ def forecast_of(inputs, standing, best=Method.HAZARD, judged_first=None):
         now, share=0.5, time=80.0, horizons=(horizon(1.0, Estimate(0.15)),), groups={}
     )
     judgements = [Judgement(best, standing, "it came <so>", 0.12)]
+    if best is not Method.HAZARD:
+        judgements.append(Judgement(Method.HAZARD, hazard, "so it is", 0.2))
     if judged_first is not None:
         judgements.insert(0, Judgement(judged_first, Standing.STANDS, "nothing fell", 0.1))
     return Forecast(

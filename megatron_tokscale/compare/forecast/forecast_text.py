@@ -1,25 +1,20 @@
 """A forecast as lines for a terminal."""
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
 from megatron_tokscale.results import non_finite_line
 from megatron_tokscale.results.estimate import Estimate, Undefined, format_estimate
 from megatron_tokscale.results.forecast import (
+    GROUPINGS,
     Forecast,
-    GroupFall,
     Horizon,
     Method,
     Origin,
     Standing,
 )
 
-_CLASSES: Final = {
-    "dataset": "dataset",
-    "frequency decile": "frequency decile of the label (10: the most frequent)",
-    "position decile": "position decile (10: the longest contexts)",
-    "label before": "label occurred before in its context",
-}
 _NAME: Final = 34  # width of the first column
 _CELL: Final = 24  # width of a number with its interval
 
@@ -63,9 +58,18 @@ def _hazard(now: Origin) -> list[str]:
     return [
         f"    by the {Method.HAZARD}: {now.learned:.0%} of the tokens have fallen, "
         f"{now.censored:.0%} wait; a factor of two in time brings "
-        f"{format_estimate(now.hazard_per_octave, '.2f')} of what is left; correction "
-        f"{now.correction:.2f}"
+        f"{format_estimate(now.hazard_per_octave, '.2f')} of what is left; {_correction(now)}"
     ]
+
+
+def _correction(origin: Origin) -> str:
+    """Return the correction of the hazard's falls in words."""
+    if math.isfinite(origin.correction):
+        return f"correction {origin.correction:.2f}"
+    return (
+        "not corrected, as half of this time lies too early for a forecast: its falls may be wrong "
+        "by a factor of two or more, which its intervals include"
+    )
 
 
 def _refutation(found: Forecast) -> list[str]:
@@ -74,8 +78,8 @@ def _refutation(found: Forecast) -> list[str]:
     lines = []
     if standing[Method.HAZARD] is Standing.REFUTED:
         lines.append(
-            f"  the forecast by the {Method.HAZARD}, and its classes below, is refuted by its own "
-            "back-test"
+            f"  the forecast by the {Method.HAZARD} is refuted by its own back-test, and with it "
+            "its classes below"
         )
     if found.best is Method.NOTHING:
         lines.append("  no method does better here than to say that nothing more falls")
@@ -83,7 +87,7 @@ def _refutation(found: Forecast) -> list[str]:
 
 
 def _table(title: str, found: Forecast, horizons: Iterable[Horizon]) -> list[str]:
-    """Return a table of the falls, the method with the smallest error in back-tests first."""
+    """Return a table of the falls, the methods in the order of their judgements."""
     horizons = tuple(horizons)
     heads = [f"by {_time(each.time)} (x{each.factor:g})" for each in horizons]
     rows = [f"  {title:<{_NAME}}" + "".join(f"{head:<{_CELL}}" for head in heads)]
@@ -105,6 +109,8 @@ def _back_test(test: Origin | Undefined, found: Forecast) -> list[str]:
         return [f"  no back-test: {test.undefined}"]
     title = f"back-test from {found.time} {_time(test.time)} (T/{1 / test.share:g})"
     lines = _table(title, found, test.horizons)
+    if test.groups and not math.isfinite(test.correction):
+        lines.append(f"    the {Method.HAZARD} is {_correction(test)}")
     errors = [
         f"{grouping} {each.hazard:.3f} / {each.slope:.3f} / {each.even:.3f}"
         for grouping, each in test.group_errors.items()
@@ -122,30 +128,21 @@ def _classes(found: Forecast) -> list[str]:
     """Return the tables of the classes of context, at the middle horizon."""
     middle = len(found.now.horizons) // 2
     horizon = found.now.horizons[middle]
-    total = horizon.falls[Method.HAZARD]
     if not found.now.groups:
         return []
     lines = [
         f"  in which tokens, by the {Method.HAZARD}, by {_time(horizon.time)}: share of the "
-        "tokens, their loss now, and share of the nats to come"
+        "tokens; their loss now and its fall, in nats per token of theirs; share of the fall of all"
     ]
     for grouping, groups in found.now.groups.items():
         tokens = sum(each.tokens for each in groups)
-        lines.append(f"    {_CLASSES.get(grouping, grouping)}")
+        lines.append(f"    {GROUPINGS.get(grouping, grouping)}")
         lines += [
             f"      {each.name:<{_NAME - 4}}{each.tokens / tokens:>7.1%} {each.loss:>8.3f}  "
-            f"{_share(each, middle, total)}"
+            f"{format_estimate(each.falls[middle]):<{_CELL}}{each.shares[middle].value:>6.1%}"
             for each in groups
         ]
     return lines
-
-
-def _share(group: GroupFall, h: int, total: Estimate | Undefined) -> str:
-    """Return a group's share of the nats to come, and its nats with their interval."""
-    nats = format_estimate(group.falls[h])
-    if isinstance(total, Undefined) or not total.value > 0:
-        return nats
-    return f"{group.falls[h].value / total.value:>6.1%}  {nats}"
 
 
 def _cell(estimate: Estimate | Undefined | None) -> str:

@@ -37,10 +37,10 @@ from megatron_tokscale.fit import SigmoidFits
 from megatron_tokscale.fit.classes import KNOWN_BELOW
 from megatron_tokscale.results.forecast import FACTORS
 from megatron_tokscale.spectrum.events import Events, events_of
+from megatron_tokscale.spectrum.evidence.falls import OCTAVE
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.sums import table_of
 
-OCTAVE: Final = math.log(2)
 _RECENT: Final = 2 * OCTAVE
 """Range of x before the origin over which the hazard is counted (our choice): one octave of a few
 thousand tokens has few events in a group, and over four the hazard changes."""
@@ -122,6 +122,8 @@ class Census:
         if not len(late.token_E):
             raise UndefinedError("no token has fallen in the scored range, so there is no hazard")
         now_N = loss_NK[:, -_LAST_PROBES:].mean(axis=1, dtype=np.float64)
+        until_EK = (fits.x_K[-_LAST_PROBES:] - late.midpoint_E[:, None]) / late.width_E[:, None]
+        done_E = late.drop_E * expit(until_EK).mean(axis=1)
         waits_N = now_N >= KNOWN_BELOW
         waits_N[late.token_E] = False
         return cls(
@@ -131,7 +133,7 @@ class Census:
             remainder_NH=_remainders(learned, origin, len(fits)),
             waiting_N=np.where(waits_N, now_N, 0.0),
             events=late,
-            before_E=np.maximum(now_N[late.token_E], 0.0) + late.drop_E,
+            before_E=np.maximum(now_N[late.token_E], 0.0) + done_E,
             width_W=np.maximum(np.quantile(late.width_E, _WIDTHS), _NARROWEST),
         )
 
@@ -150,15 +152,10 @@ class Census:
         waiting_RG = weight_RU @ table_of((n_units, n_groups), unit_N, group_N, self.waiting_N)
         count_RG = sums(np.ones(len(unit_E)))
         share_RG = _shrunk_ratio(sums(events.drop_E), sums(self.before_E), count_RG)
-        hazard_RG = _shrunk_ratio(
-            sums(events.drop_E * recent_E),
-            sums(events.drop_E * at_risk_E) + waiting_RG * share_RG * self.span,
-            sums(recent_E.astype(np.float64)),
-        )
-        pooled_R = _ratio(
-            sums(events.drop_E * recent_E).sum(axis=1),
-            (sums(events.drop_E * at_risk_E) + waiting_RG * share_RG * self.span).sum(axis=1),
-        )
+        came_RG = sums(events.drop_E * recent_E)
+        at_risk_RG = sums(events.drop_E * at_risk_E) + waiting_RG * share_RG * self.span
+        hazard_RG = _shrunk_ratio(came_RG, at_risk_RG, sums(recent_E.astype(np.float64)))
+        pooled_R = _ratio(came_RG.sum(axis=1), at_risk_RG.sum(axis=1))
         return Rates(hazard_RG, share_RG, pooled_R, self._fallen(hazard_RG))
 
     def falls(

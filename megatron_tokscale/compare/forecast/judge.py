@@ -18,19 +18,27 @@ MARGIN: Final = 0.25
 
 
 def judge(back_tests: Sequence[Origin | Undefined]) -> tuple[Judgement, ...]:
-    """Return a judgement of every method, by ascending error; untested methods come last.
+    """Return a judgement of every method: those that stand, refuted, untested; by ascending error.
 
-    Without any back-test the power law comes first, as the one with fewer assumptions.
+    Without any back-test the power law comes first, as the one with fewest assumptions.
     """
     horizons = [each for test in back_tests if isinstance(test, Origin) for each in test.horizons]
     error_of = {method: _error(method, horizons) for method in Method}
     found = [_judge(method, horizons, error_of) for method in Method]
-    rank = [Method.POWER_LAW, Method.HAZARD, Method.SLOPE, Method.NOTHING]
-    return tuple(sorted(found, key=lambda each: (_or_inf(each.error), rank.index(each.method))))
+    rank = [
+        Method.POWER_LAW,
+        Method.COMBINATION,
+        Method.HAZARD,
+        Method.SLOPE,
+        Method.NOTHING,
+    ]
+    order = [Standing.STANDS, Standing.REFUTED, Standing.UNTESTED]
 
+    def place(each: Judgement) -> tuple[int, float, int]:
+        error = each.error if math.isfinite(each.error) else math.inf
+        return order.index(each.standing), error, rank.index(each.method)
 
-def _or_inf(value: float) -> float:
-    return value if math.isfinite(value) else math.inf
+    return tuple(sorted(found, key=place))
 
 
 def _error(method: Method, horizons: Sequence[Horizon]) -> float:

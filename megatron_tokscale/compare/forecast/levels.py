@@ -30,30 +30,18 @@ def level_weights(x_K: Floats, at: float, until: float) -> Floats:
         at: x of the level.
         until: x of the last probe that may be used.
     """
-    return _weights(x_K, at, until, derivative=0)
-
-
-def slope_weights(x_K: Floats, until: float) -> Floats:
-    """Return weights whose sum is the slope of the line through the last octave, (K,)."""
-    return _weights(x_K, until, until, derivative=1)
-
-
-def _weights(x_K: Floats, at: float, until: float, derivative: int) -> Floats:
     used_K = np.isfinite(x_K) & (np.abs(x_K - at) <= _REACH + ROUNDING) & (x_K <= until + ROUNDING)
     if used_K.sum() < _LEAST_PROBES[1]:
         # Probes that are far apart in x: the nearest ones.
         allowed = np.flatnonzero(np.isfinite(x_K) & (x_K <= until + ROUNDING))
         nearest = allowed[np.argsort(np.abs(x_K[allowed] - at), kind="stable")]
         used_K[nearest[: _LEAST_PROBES[1]]] = True
-    if derivative:
-        degree = 1
-    else:
-        degree = max(
-            (each for each, least in _LEAST_PROBES.items() if used_K.sum() >= least), default=0
-        )
+    degree = max(
+        (each for each, least in _LEAST_PROBES.items() if used_K.sum() >= least), default=0
+    )
     powers = np.vander(x_K[used_K] - at, degree + 1, increasing=True)
     weight_K = np.zeros(len(x_K))
-    weight_K[used_K] = np.linalg.pinv(powers)[derivative]
+    weight_K[used_K] = np.linalg.pinv(powers)[0]
     return weight_K
 
 

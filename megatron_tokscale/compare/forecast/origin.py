@@ -6,6 +6,12 @@ what came to what it said is kappa. Half of that error, in logarithms, is taken 
 falls are multiplied by sqrt(kappa). In planted worlds the exponent that was needed lies between
 0.4 and 1; the interval spans 0 to 1 (our choice, benchmarks/results/forecast.md).
 
+The combination is the mean of the falls by the hazard and by the power law, with equal weights:
+their errors are often of opposite signs (Bates and Granger 1969, docs/references.md 12). Its
+interval is that of the resamples of both, pooled, so it holds what the two disagree about. Without
+a correction of the hazard the combination is the power law alone (our choice: such a hazard errs by
+30 to 60% in planted worlds, the power law by 10%).
+
 Shapes: N tokens, K probe steps, H horizons, C classes, R resamples (the first is the data as they
 are), U units.
 """
@@ -13,23 +19,23 @@ are), U units.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Final
 
 import numpy as np
 
-from megatron_tokscale.compare.forecast.hazard import OCTAVE, Census, Rates
+from megatron_tokscale.compare.forecast.hazard import Census, Rates
 from megatron_tokscale.compare.forecast.levels import (
     ROUNDING,
     level_weights,
     probe_noise,
-    slope_weights,
 )
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers16, Mask
+from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers16, Mask
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.fit.common_shifts import shift_table, shifts_of, without_shifts
+from megatron_tokscale.laws.estimates import defined, symmetric_estimate
 from megatron_tokscale.laws.power_law.power_law import FIRST_TIME_SHARE, power_law_falls
 from megatron_tokscale.results.estimate import Estimate, Undefined, defined_or_reason
 from megatron_tokscale.results.forecast import (
@@ -40,8 +46,10 @@ from megatron_tokscale.results.forecast import (
     Method,
     Origin,
 )
+from megatron_tokscale.spectrum.derivative import SlopeEstimator
+from megatron_tokscale.spectrum.evidence.falls import OCTAVE
 from megatron_tokscale.spectrum.groups import Groups
-from megatron_tokscale.spectrum.sums import loss_sums
+from megatron_tokscale.spectrum.sums import loss_sums, table_of
 
 _Z_95: Final = 1.96
 _PERSISTS: Final = 0.5
@@ -55,7 +63,7 @@ _SPREAD: Final = 0.15
 """Standard deviation of a corrected forecast's log error at the distance of one octave, whose
 square grows with the distance in octaves. Our choice: the errors in planted worlds and in the demo
 (benchmarks/results/forecast.md)."""
-_UNCORRECTED: Final = 0.4
+_UNCORRECTED: Final = 0.6
 """The same in addition, of a forecast without a correction. Our choice: in planted worlds with a
 unigram phase the first octaves after it have log errors of 0.4 to 1."""
 
@@ -99,6 +107,12 @@ class Watched:
         tokens_R = self.weight_RU @ np.bincount(self.units.unit_N, minlength=n_units)
         total_UK = loss_sums(self.loss_NK, self.units.unit_N, n_units)
         return np.asarray(self.weight_RU @ total_UK / tokens_R[:, None])
+
+    def token_shares(self, classes: Groups) -> Floats:
+        """Return the share of the tokens of each class, of each resample, (R, C)."""
+        shape = (len(self.units), len(classes.names))
+        tokens_RC = self.weight_RU @ table_of(shape, self.units.unit_N, classes.group_N)
+        return np.asarray(tokens_RC / tokens_RC.sum(axis=1, keepdims=True))
 
     @property
     def whole(self) -> Groups:
@@ -146,8 +160,7 @@ class Forecaster:
             if share == 1 or x + math.log(factor) <= watched.to_x + ROUNDING
         ]
         hazard = self._hazard(x, noise)
-        rivals = self._rivals(x, noise)
-        by_method = {Method.HAZARD: hazard.whole(watched)} | rivals
+        falls = self._falls(x, hazard)
         level_K, time = level_weights(watched.x_K, x, x), math.exp(x)
         found = Origin(
             share=share,
@@ -162,7 +175,7 @@ class Forecaster:
                 Horizon(
                     FACTORS[h],
                     FACTORS[h] * time,
-                    {method: falls[h] for method, falls in by_method.items()},
+                    {method: each[h] for method, each in falls.items()},
                     None if share == 1 else self._measured(x, FACTORS[h]),
                 )
                 for h in reached
@@ -170,17 +183,21 @@ class Forecaster:
             groups={},
             group_errors={},
         )
-        return found if hazard.taken is None else self._with_groups(found, hazard, x)
+        if hazard.taken is None:
+            return found
+        return self._with_groups(found, hazard, x)
 
     def _hazard(self, x: float, noise: float) -> "_Hazard":
         """Return the forecast by the hazard at `x`, or why there is none."""
         taken = self._census(x)
         if isinstance(taken, Undefined):
-            return _Hazard(None, np.zeros((0, 0)), 1.0, taken.undefined)
+            return _Hazard(None, np.zeros((0, 0)), math.nan, taken.undefined)
         kappa_R = self._kappa(x, noise)
-        factor_R = np.ones(len(self._watched.weight_RU)) if kappa_R is None else kappa_R**_PERSISTS
+        if kappa_R is None:
+            return _Hazard(taken, self._spread(_UNCORRECTED), math.nan)
+        factor_R = kappa_R**_PERSISTS
         # From no correction to the full one are four standard deviations.
-        unsure = _UNCORRECTED if kappa_R is None else math.log(kappa_R[0]) * _PERSISTS / 2
+        unsure = math.log(kappa_R[0]) * _PERSISTS / 2
         return _Hazard(taken, factor_R[:, None] * self._spread(unsure), float(factor_R[0]))
 
     def _census(self, x: float) -> "_Taken | Undefined":
@@ -223,28 +240,61 @@ class Forecaster:
         z_R = np.concatenate([[0.0], rng.standard_normal(len(self._watched.weight_RU) - 1)])
         return np.asarray(np.exp(sigma_H * z_R[:, None]))
 
-    def _rivals(self, x: float, noise: float) -> dict[str, tuple[Estimate | Undefined, ...]]:
-        """Return the falls by every other method, by its name and by horizon."""
-        watched = self._watched
-        until_K = watched.until(x) & np.isfinite(watched.x_K)
-        time_K = np.exp(watched.x_K[until_K])
-        law = defined_or_reason(
-            lambda: power_law_falls(
-                time_K,
-                watched.mean_RK[0, until_K],
-                math.exp(x) * np.array(FACTORS),
-                from_=max(math.exp(watched.from_x), FIRST_TIME_SHARE * math.exp(x)),
-                n_resamples=max(len(watched.weight_RU) - 1, 2),
-                seed=watched.seed,
-            )
-        )
-        slope_K = slope_weights(watched.x_K, x)
-        slope = _with_noise(-watched.mean_RK @ slope_K, noise, slope_K)
-        return {
-            Method.POWER_LAW: (law,) * len(FACTORS) if isinstance(law, Undefined) else law,
-            Method.SLOPE: tuple(_times(slope, math.log(factor)) for factor in FACTORS),
+    def _falls(self, x: float, hazard: "_Hazard") -> dict[str, tuple[Estimate | Undefined, ...]]:
+        """Return the falls by method, one per horizon."""
+        mean_K = self._watched.mean_RK[0]
+        by_hazard, by_law = hazard.whole(self._watched), defined_or_reason(lambda: self._law(x))
+        found = {
+            Method.COMBINATION: defined_or_reason(
+                lambda: _estimates(
+                    _combined(defined(by_hazard), defined(by_law), math.isfinite(hazard.correction))
+                )
+            ),
+            Method.HAZARD: defined_or_reason(lambda: _estimates(defined(by_hazard), least=0.0)),
+            Method.POWER_LAW: defined_or_reason(lambda: _estimates(defined(by_law))),
+            Method.SLOPE: defined_or_reason(lambda: _falls_of(self._slope(x, mean_K))),
             Method.NOTHING: (Estimate(0.0, 0.0, 0.0),) * len(FACTORS),
         }
+        return {
+            method: (each,) * len(FACTORS) if isinstance(each, Undefined) else each
+            for method, each in found.items()
+        }
+
+    def _law(self, x: float) -> Floats:
+        """Return the falls by the power law of the mean loss up to `x`, of each resample, (R, H).
+
+        Raises:
+            UndefinedError: there is no power law.
+        """
+        watched = self._watched
+        until_K = watched.until(x) & np.isfinite(watched.x_K)
+        return power_law_falls(
+            np.exp(watched.x_K[until_K]),
+            watched.mean_RK[0, until_K],
+            math.exp(x) * np.array(FACTORS),
+            from_=max(math.exp(watched.from_x), FIRST_TIME_SHARE * math.exp(x)),
+            n_resamples=max(len(watched.weight_RU) - 1, 2),
+            seed=watched.seed,
+        )
+
+    def _slope(self, x: float, mean_K: Floats) -> Estimate:
+        """Return the slope -dL/dx of a mean loss at `x`, from the scored range until there.
+
+        Raises:
+            UndefinedError: there are too few probes in it.
+        """
+        watched = self._watched
+        estimator = SlopeEstimator.from_curve(watched.x_K, mean_K, from_x=watched.from_x, to_x=x)
+        slope = float(estimator.slopes(mean_K[None], [x])[0, 0])
+        return symmetric_estimate(slope, _Z_95 * float(estimator.error([x])[0]))
+
+    def _slopes(self, x: float, mean_CK: Floats, tokens_C: Integers) -> Floats:
+        """Return the `_slope` of each class; 0 without tokens, NaN where it is undefined."""
+        slope_C = np.zeros(len(mean_CK))
+        for c in np.flatnonzero(tokens_C):
+            found = defined_or_reason(partial(self._slope, x, mean_CK[c]))
+            slope_C[c] = math.nan if isinstance(found, Undefined) else found.value
+        return slope_C
 
     def _fall_weights(self, x: float, factor: float, until: float) -> Floats:
         """Return weights of the probes whose sum is the fall from `x` to a later time, (K,)."""
@@ -262,12 +312,14 @@ class Forecaster:
     def _with_groups(self, origin: Origin, hazard: "_Hazard", x: float) -> Origin:
         """Return the origin with the falls of the classes, and their errors in a back-test."""
         watched, n_reached = self._watched, len(origin.horizons)
-        level_K, slope_K = level_weights(watched.x_K, x, x), slope_weights(watched.x_K, x)
+        level_K = level_weights(watched.x_K, x, x)
         found: dict[str, tuple[GroupFall, ...]] = {}
         errors: dict[str, GroupError] = {}
         for grouping, classes in watched.classes.items():
-            fall_RCH = hazard.falls(watched, classes)
+            part_RCH = hazard.falls(watched, classes)
             n_classes = len(classes.names)
+            own_RCH = _ratio(part_RCH, watched.token_shares(classes)[..., None])
+            share_RCH = _ratio(part_RCH, part_RCH.sum(axis=1, keepdims=True))
             tokens_C = np.bincount(classes.group_N, minlength=n_classes)
             mean_CK = loss_sums(watched.loss_NK, classes.group_N, n_classes)
             mean_CK /= np.maximum(tokens_C, 1)[:, None]
@@ -277,14 +329,16 @@ class Forecaster:
                 weight_HK = [
                     self._fall_weights(x, each.factor, watched.to_x) for each in origin.horizons
                 ]
-                came_CH = share_C[:, None] * (mean_CK @ np.transpose(weight_HK))
-                last = n_reached - 1
-                slope_C = -(mean_CK @ slope_K) * math.log(origin.horizons[last].factor)
-                even_C = share_C * came_CH[:, last].sum()
+                came_CH = mean_CK @ np.transpose(weight_HK)
+                reach = math.log(origin.horizons[-1].factor)
                 errors[grouping] = GroupError(
                     *(
-                        float(np.abs(each_C - came_CH[:, last]).sum())
-                        for each_C in (fall_RCH[0, :, last], share_C * slope_C, even_C)
+                        float(share_C @ np.abs(said_C - came_CH[:, -1]))
+                        for said_C in (
+                            np.nan_to_num(own_RCH[0, :, n_reached - 1]),
+                            self._slopes(x, mean_CK, tokens_C) * reach,
+                            share_C @ came_CH[:, -1],
+                        )
                     )
                 )
             found[grouping] = tuple(
@@ -292,7 +346,8 @@ class Forecaster:
                     name=name,
                     tokens=int(tokens_C[c]),
                     loss=float(mean_CK[c] @ level_K),
-                    falls=tuple(_estimate(fall_RCH[:, c, h]) for h in range(n_reached)),
+                    falls=_estimates(own_RCH[:, c, :n_reached], least=0.0),
+                    shares=_estimates(share_RCH[:, c, :n_reached], 0.0, 1.0),
                     measured=tuple(came_CH[c].tolist()),
                 )
                 for c, name in enumerate(classes.names)
@@ -308,7 +363,7 @@ class _Hazard:
     Attributes:
         taken: the census and its rates; None where there is no hazard.
         factor_RH: correction of the falls, times a draw of the forecast's own error.
-        correction: the correction.
+        correction: the correction; NaN where the falls are not corrected.
         reason: why there is no hazard.
     """
 
@@ -339,12 +394,11 @@ class _Hazard:
         assert self.taken is not None
         return self.taken.falls(watched, classes) * self.factor_RH[:, None]
 
-    def whole(self, watched: Watched) -> tuple[Estimate | Undefined, ...]:
-        """Return the fall of all tokens by each horizon."""
+    def whole(self, watched: Watched) -> Floats | Undefined:
+        """Return the fall of all tokens by each horizon, of each resample, (R, H)."""
         if self.taken is None:
-            return (Undefined(self.reason),) * len(FACTORS)
-        fall_RH = self.falls(watched, watched.whole)[:, 0]
-        return tuple(_estimate(fall_R, 0.0) for fall_R in fall_RH.T)
+            return Undefined(self.reason)
+        return self.falls(watched, watched.whole)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -382,10 +436,44 @@ class _Taken:
 def _estimate(value_R: Floats, least: float = -np.inf, most: float = np.inf) -> Estimate:
     """Return a number with the 95% percentiles of its resamples, which hold it."""
     value, drawn_R = float(value_R[0]), value_R[1:][np.isfinite(value_R[1:])]
-    if len(drawn_R) < 2:
+    if not math.isfinite(value) or len(drawn_R) < 2:
         return Estimate(value)
     low, high = np.clip(np.quantile(drawn_R, [0.025, 0.975]), least, most).tolist()
     return Estimate(value, min(low, value), max(high, value))
+
+
+def _estimates(
+    value_RH: Floats, least: float = -np.inf, most: float = np.inf
+) -> tuple[Estimate, ...]:
+    """Return the `_estimate` of each column."""
+    return tuple(_estimate(value_R, least, most) for value_R in value_RH.T)
+
+
+def _falls_of(slope: Estimate) -> tuple[Estimate, ...]:
+    """Return the falls by each horizon, if the slope stays."""
+    return tuple(
+        Estimate(slope.value * reach, slope.low * reach, slope.high * reach)
+        for reach in np.log(FACTORS).tolist()
+    )
+
+
+def _combined(hazard_RH: Floats, law_RH: Floats, is_corrected: bool) -> Floats:
+    """Return the mean of two forecasts, then the resamples of both; without a correction the law's.
+
+    Args:
+        hazard_RH: falls by the hazard, of the data as they are and of each resample.
+        law_RH: the same by the power law.
+        is_corrected: whether the hazard is corrected.
+    """
+    if not is_corrected:
+        return law_RH
+    value_H = (hazard_RH[:1] + law_RH[:1]) / 2
+    return np.concatenate([value_H, hazard_RH[1:], law_RH[1:]])
+
+
+def _ratio(top: Floats, bottom: Floats) -> Floats:
+    """Return top / bottom; NaN where the bottom is 0."""
+    return np.asarray(top / np.where(bottom == 0, np.nan, bottom))
 
 
 def _with_noise(value_R: Floats, noise: float, weight_K: Floats) -> Estimate:
@@ -393,7 +481,3 @@ def _with_noise(value_R: Floats, noise: float, weight_K: Floats) -> Estimate:
     reach = _Z_95 * noise * float(np.sqrt((weight_K**2).sum()))
     value = float(value_R[0])
     return Estimate(value, value - reach, value + reach)
-
-
-def _times(estimate: Estimate, factor: float) -> Estimate:
-    return Estimate(estimate.value * factor, estimate.low * factor, estimate.high * factor)

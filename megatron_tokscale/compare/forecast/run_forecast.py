@@ -29,7 +29,7 @@ from megatron_tokscale.store import Run
 
 MOST_TOKENS: Final = 40_000
 """Tokens that are drawn by default: they are fitted four times, which takes a minute (our
-choice)."""
+choice). `cli/forecast.py` repeats the number, so that the parser loads no analysis."""
 _FULL_RATE: Final = 0.95  # share of the peak rate above which a decay has hardly begun (our choice)
 
 

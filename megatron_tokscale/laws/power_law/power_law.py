@@ -96,11 +96,11 @@ def power_law_falls(
     from_: float | None = None,
     n_resamples: int = 200,
     seed: int = DEFAULT_SEED,
-) -> tuple[Estimate, ...]:
-    """Return the falls from the last time to each later time by the law of `fit_power_law`.
+) -> Floats:
+    """Return the falls from the last time to each later time by the law of `fit_power_law`, (R, H).
 
-    The intervals are percentiles of the same residual bootstrap. Args as there; `later_H` are the
-    later times (H of them). The falls are in nats.
+    The first row is of the law itself, the others of the same residual bootstrap. Args as there;
+    `later_H` are the later times (H of them). The falls are in nats.
 
     Raises:
         TokscaleError, UndefinedError: as in `fit_power_law`.
@@ -113,8 +113,7 @@ def power_law_falls(
             for law in (fit.best, *fit.resamples)
         ]
     )
-    fall_RH = law_RH[:, :1] - law_RH[:, 1:]
-    return tuple(percentile_estimate(float(fall[0]), fall[1:]) for fall in fall_RH.T)
+    return np.asarray(law_RH[:, :1] - law_RH[:, 1:])
 
 
 def measure_power_law(

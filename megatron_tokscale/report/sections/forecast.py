@@ -3,8 +3,8 @@
 The first screen has the answer in short; this section has the evidence for it.
 """
 
+import math
 from collections.abc import Sequence
-from typing import Final
 
 from megatron_tokscale.core.words import time_text
 from megatron_tokscale.report.charts import time_unit
@@ -19,6 +19,7 @@ from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.sections import Section
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.forecast import (
+    GROUPINGS,
     Forecast,
     GroupFall,
     Horizon,
@@ -27,13 +28,6 @@ from megatron_tokscale.results.forecast import (
     Origin,
     Standing,
 )
-
-_GROUPINGS: Final = {
-    "dataset": "Datasets",
-    "frequency decile": "Deciles of frequency of the token, from the rarest",
-    "position decile": "Deciles of length of the context, from the shortest",
-    "label before": "Tokens by whether they occurred before in their context",
-}
 
 
 def forecast_section(inputs: ReportInputs) -> list[Section]:
@@ -51,7 +45,7 @@ def forecast_section(inputs: ReportInputs) -> list[Section]:
         *(paragraph(f"Missing: {escape(each)}.", "soft") for each in found.missing),
         _falls(
             f"Forecast fall of the mean loss from now on, in nats per token, with 95% intervals "
-            f"over {inputs.units}, probes and the error of the forecast.",
+            f"over {inputs.units}, probes and the error of the forecast.{uncorrected(found.now)}",
             found,
             found.now.horizons,
             unit,
@@ -89,6 +83,16 @@ def fall(found: Estimate | Undefined | None) -> str:
     return "–" if found is None or isinstance(found, Undefined) else estimate(found)
 
 
+def uncorrected(origin: Origin) -> str:
+    """Return a sentence, after a space, if the hazard is not corrected."""
+    if not origin.groups or math.isfinite(origin.correction):
+        return ""
+    return (
+        f" The {Method.HAZARD} is not corrected, as half of this time lies too early for a "
+        "forecast: its falls may be wrong by a factor of two or more, which its intervals include."
+    )
+
+
 def _judgements(judgements: Sequence[Judgement]) -> str:
     return table(
         "What the back-tests say of each method: mean absolute error over their horizons, as a "
@@ -111,7 +115,10 @@ def _judgements(judgements: Sequence[Judgement]) -> str:
 def _back_test(test: Origin | Undefined, found: Forecast, unit: str) -> str:
     if isinstance(test, Undefined):
         return paragraph(f"No back-test: {escape(test.undefined)}.", "soft")
-    caption = f"Back-test: the forecast from the losses up to {time_text(test.time)} {unit}."
+    caption = (
+        f"Back-test: the forecast from the losses up to {time_text(test.time)} {unit}."
+        f"{uncorrected(test)}"
+    )
     return _falls(caption, found, test.horizons, unit)
 
 
@@ -119,8 +126,14 @@ def _groups(now: Origin, unit: str) -> list[str]:
     """Return a table of each grouping: the falls of its groups by the hazard."""
     tables = [
         table(
-            f"<b>{escape(_GROUPINGS.get(name, name))}</b>",
-            ["tokens of", "tokens", "loss now", *horizon_names(now.horizons, unit)],
+            f"By <b>{escape(GROUPINGS.get(name, name))}</b>",
+            [
+                "tokens of",
+                "tokens",
+                "loss now",
+                *horizon_names(now.horizons, unit),
+                "share of the fall",
+            ],
             [_group(each) for each in groups],
             "dense",
         )
@@ -132,8 +145,8 @@ def _groups(now: Origin, unit: str) -> list[str]:
     return [
         "<h3>In which tokens it is</h3>",
         paragraph(
-            f"Falls by the {escape(Method.HAZARD)}, in nats per token of all: those of a table add "
-            "up to the whole fall.",
+            f"Loss and its falls by the {escape(Method.HAZARD)}, in nats per token of the group, "
+            "and the group's share of the last of these falls, of all tokens.",
             "soft",
         ),
         *tables,
@@ -142,4 +155,5 @@ def _groups(now: Origin, unit: str) -> list[str]:
 
 def _group(found: GroupFall) -> list[str]:
     falls = (estimate(each) for each in found.falls)
-    return [escape(found.name), number(found.tokens, ","), number(found.loss), *falls]
+    share = estimate(found.shares[-1], ".0%")
+    return [escape(found.name), number(found.tokens, ","), number(found.loss), *falls, share]

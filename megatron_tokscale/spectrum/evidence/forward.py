@@ -22,7 +22,7 @@ from megatron_tokscale.fit import SigmoidFits, fit_sigmoids
 from megatron_tokscale.laws.power_law.huber import Curve
 from megatron_tokscale.laws.power_law.power_law import FIRST_TIME_SHARE
 from megatron_tokscale.results.estimate import Estimate
-from megatron_tokscale.results.evidence import Forecast, ForwardPrediction
+from megatron_tokscale.results.evidence import ForwardPrediction, LastOctaveForecast
 from megatron_tokscale.spectrum.evidence.transfer import Alignment, TransferSums
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.sums import loss_sums, model_sums
@@ -69,8 +69,8 @@ def predict_forward(
     mean_RK = share_RU @ loss_sums(loss_NK, units.unit_N, n_units)
     at_half_R, measured_RH = mean_RK[:, half.last], mean_RK[:, ~half.first_K]
 
-    def forecast(predicted_RH: Floats) -> Forecast:
-        return Forecast(
+    def forecast(predicted_RH: Floats) -> LastOctaveForecast:
+        return LastOctaveForecast(
             error=Estimate.from_resamples(_error(predicted_RH, measured_RH), least=0),
             fall=Estimate.from_resamples(at_half_R - predicted_RH[:, -1]),
         )

@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from scipy.special import expit
 from scipy.stats import CensoredData, ecdf, expon
 
-from megatron_tokscale.compare.forecast.hazard import _SHRUNK, Census
+from megatron_tokscale.compare.forecast.hazard import Census
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.results.forecast import FACTORS
@@ -97,16 +97,17 @@ def test_a_later_drop_takes_the_time_of_its_sigmoid(width):
 
 def test_small_groups_have_the_hazard_of_all_tokens_and_large_ones_their_own():
     rng = np.random.default_rng(4)
-    hazard_G, tokens_G = np.array([1.2, 0.3, 5.0]), np.array([6000, 6000, 3])
-    group_N = np.repeat(np.arange(3), tokens_G)
-    time_N = rng.exponential(1 / hazard_G[group_N])
+    hazard_G = np.array([1.2, 0.3])
+    group_N = np.repeat(np.arange(3), [6000, 6000, 3])
+    time_N = np.concatenate([rng.exponential(1 / hazard_G[group_N[:-3]]), [0.1, 0.2, 0.3]])
     found = census(1 + time_N, 1 + SPAN, group_N, ("a", "b", "c")).rates(units(12_003), ONE)
-    assert found.hazard_RG[0, :2] == pytest.approx(hazard_G[:2], rel=0.06)
-    pooled, three = found.pooled_R[0], found.hazard_RG[0, 2]
-    assert abs(three - pooled) < abs(5.0 - pooled) * 3 / (3 + _SHRUNK) + 0.5
+    assert found.hazard_RG[0, :2] == pytest.approx(hazard_G, rel=0.06)
+    own, pooled = 3 / 0.6, found.pooled_R[0]  # three events in a time at risk of 0.6
+    expected = (3 * own + 20 * pooled) / 23
+    assert found.hazard_RG[0, 2] == pytest.approx(expected)
 
 
-def test_a_resample_of_no_token_changes_nothing_and_a_group_without_events_is_pooled():
+def test_a_group_without_events_has_the_share_of_all_tokens_and_at_most_their_hazard():
     rng = np.random.default_rng(5)
     time_N = np.concatenate([rng.exponential(1 / HAZARD, 2000), np.full(50, 99.0)])
     group_N = np.repeat([0, 1], [2000, 50])
@@ -187,6 +188,16 @@ def test_a_token_waits_if_it_has_not_fallen_in_the_scored_range_and_is_not_known
     assert sorted(taken.events.token_E.tolist()) == [0, 4]
     assert taken.before_E == pytest.approx([3.2, 3.2], abs=0.05)
     assert (taken.learned, taken.censored) == (2 / 5, 2 / 5)
+
+
+def test_a_token_that_is_still_under_way_has_lost_the_share_of_a_fallen_one():
+    """Half of the drop is still in the loss at the origin: it must not count twice."""
+    midpoint_N = np.array([4.0, 6.6, 6.8])
+    loss_NK = losses(midpoint_N, np.full(3, 4.0), noise=1e-4)
+    groups = Groups(np.zeros(3, np.int64), ("all",))
+    taken = Census.of(fit_sigmoids(X_K, loss_NK), loss_NK, groups, 2.0)
+    assert taken.before_E == pytest.approx(np.full(3, 4.2), abs=0.03)
+    assert taken.rates(units(3), ONE).share_RG[0, 0] == pytest.approx(4 / 4.2, abs=0.005)
 
 
 def test_less_than_an_octave_or_no_fall_has_no_hazard():

@@ -1,9 +1,9 @@
-"""Levels and slopes of a mean curve as weights of its probes. K probes."""
+"""Levels of a mean curve as weights of its probes. K probes."""
 
 import numpy as np
 import pytest
 
-from megatron_tokscale.compare.forecast.levels import level_weights, probe_noise, slope_weights
+from megatron_tokscale.compare.forecast.levels import level_weights, probe_noise
 from megatron_tokscale.core.errors import UndefinedError
 
 X_K = np.concatenate([[-np.inf], np.linspace(0, 6, 49)])
@@ -16,21 +16,16 @@ def test_the_level_of_a_parabola_is_exact(at):
     assert level_weights(X_K, at, 6.0) @ curve_K == pytest.approx(3 - 0.7 * at + 0.05 * at**2)
 
 
-def test_the_slope_of_a_line_is_exact():
-    assert slope_weights(X_K, 5.0) @ (3 - 0.7 * FINITE_K) == pytest.approx(-0.7)
-
-
 def test_no_probe_behind_the_origin_and_no_step_0_has_a_weight():
-    for weight_K in (level_weights(X_K, 4.0, 4.0), slope_weights(X_K, 4.0)):
-        assert (weight_K[X_K > 4 + 1e-9] == 0).all()
-        assert weight_K[0] == 0
-        assert (weight_K != 0).sum() >= 5
+    weight_K = level_weights(X_K, 4.0, 4.0)
+    assert (weight_K[X_K > 4 + 1e-9] == 0).all()
+    assert weight_K[0] == 0
+    assert (weight_K != 0).sum() >= 5
 
 
-def test_probes_far_apart_give_a_level_and_a_slope():
+def test_probes_far_apart_give_a_level():
     x_K = np.array([0.0, 2.0, 4.0, 6.0])
     assert level_weights(x_K, 6.0, 6.0) @ (3 - 0.7 * x_K) == pytest.approx(3 - 0.7 * 6)
-    assert slope_weights(x_K, 6.0) @ (3 - 0.7 * x_K) == pytest.approx(-0.7)
 
 
 def test_the_noise_of_the_probes_is_found():

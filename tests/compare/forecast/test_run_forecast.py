@@ -9,10 +9,12 @@ import pytest
 from analyses import edit
 from runs import log_time, probe_steps, write_run
 from scipy.special import expit
+from scipy.stats import norm
 
 from megatron_tokscale.cli import main
 from megatron_tokscale.compare.forecast import describe_forecast, forecast_run
-from megatron_tokscale.compare.forecast.origin import Forecaster
+from megatron_tokscale.compare.forecast.judge import judge
+from megatron_tokscale.compare.forecast.origin import Forecaster, _combined, _estimates
 from megatron_tokscale.compare.forecast.run_forecast import _watched, assumptions
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.records import to_json
@@ -107,8 +109,6 @@ def test_a_loss_that_stops_to_fall_refutes_the_hazard(run):
     at = int(np.flatnonzero(np.exp(data.x_K) <= LAST / 4)[-1])
     stopped_NK = data.loss_NK.copy()
     stopped_NK[:, at + 1 :] = data.loss_NK[:, at - 3 : at + 1].mean(axis=1, keepdims=True)
-    from megatron_tokscale.compare.forecast.judge import judge
-
     forecaster = Forecaster(watched(run, loss_NK=stopped_NK))
     found = judge([forecaster.origin(share) for share in (0.25, 0.5)])
     standing = {each.method: each.standing for each in found}
@@ -116,15 +116,94 @@ def test_a_loss_that_stops_to_fall_refutes_the_hazard(run):
     assert found[0].method is Method.NOTHING
 
 
-def test_groups_add_up_to_the_fall_of_all_tokens(result):
+def test_shares_add_up_to_one_and_falls_to_that_of_all_tokens(result):
     for origin in (result.now, *result.back_tests):
         assert set(origin.groups) == {
             "dataset", "frequency decile", "position decile", "label before",
         }  # fmt: skip
         for groups in origin.groups.values():
             for h, horizon in enumerate(origin.horizons):
-                total = sum(each.falls[h].value for each in groups)
+                assert sum(each.shares[h].value for each in groups) == pytest.approx(1)
+                total = sum(each.tokens * each.falls[h].value for each in groups)
+                total /= sum(each.tokens for each in groups)
                 assert total == pytest.approx(horizon.falls[Method.HAZARD].value, rel=1e-9)
+
+
+def test_the_fall_of_a_dataset_is_per_token_of_its_own(run):
+    """Of two datasets of which one is known, the other falls by more than all tokens."""
+    data = watched(run)
+    known_N = data.dataset_N == 1
+    loss_NK = np.where(known_N[:, None], np.float32(0.1), data.loss_NK)
+    test = Forecaster(watched(run, loss_NK=loss_NK)).origin(0.5)
+    falling, known = test.groups["dataset"]
+    (whole,) = test.horizons
+    ratio = len(known_N) / (~known_N).sum()
+    assert falling.falls[0].value == pytest.approx(ratio * whole.falls[Method.HAZARD].value)
+    assert falling.measured[0] == pytest.approx(ratio * whole.measured.value)
+    assert (falling.shares[0].value, known.shares[0].value) == (1, 0)
+    assert known.falls[0].value == 0 and known.measured[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_each_class_has_the_slope_of_its_own_mean_loss_and_an_empty_one_none(run):
+    data = watched(run)
+    x_K = np.where(np.isfinite(data.x_K), data.x_K, 0.0)
+    slope_C = np.array([0.2, 0.9, 0.0])
+    mean_CK = 9 - slope_C[:, None] * x_K
+    found_C = Forecaster(data)._slopes(data.to_x, mean_CK, np.array([5, 7, 0]))
+    assert found_C == pytest.approx(slope_C, abs=1e-6)
+
+
+def test_the_combination_is_the_mean_of_two_methods_and_its_interval_holds_what_they_dispute(
+    result,
+):
+    for origin in (result.now, *result.back_tests):
+        assert math.isfinite(origin.correction)
+        for horizon in origin.horizons:
+            both = [horizon.falls[each] for each in (Method.HAZARD, Method.POWER_LAW)]
+            combined = horizon.falls[Method.COMBINATION]
+            assert combined.value == pytest.approx(np.mean([each.value for each in both]))
+            assert combined.low <= max(each.low for each in both)
+            assert combined.high >= min(each.high for each in both)
+
+
+def test_the_pooled_interval_is_that_of_the_mixture():
+    """Half of the draws about 1, half about 3: 2.5% of all are 5% of one half."""
+    z_R = np.random.default_rng(0).standard_normal((200_000, 1))
+    one_RH, other_RH = (np.concatenate([[[mean]], mean + 0.1 * z_R]) for mean in (1.0, 3.0))
+    (found,) = _estimates(_combined(one_RH, other_RH, True))
+    assert found.value == 2
+    reach = 0.1 * norm.ppf(0.95)
+    assert (found.low, found.high) == pytest.approx((1 - reach, 3 + reach), abs=2e-3)
+
+
+def test_a_hazard_without_an_earlier_forecast_is_not_corrected_and_its_interval_says_so(run):
+    """A scored range that starts less than a factor of four ago has no octave to correct by."""
+    late = watched(run, from_x=math.log(LAST / 3), weight_RU=watched(run).units.weights(100, 0))
+    origin = Forecaster(late).origin(1.0)
+    assert math.isnan(origin.correction)
+    falls = origin.horizons[0].falls
+    assert falls[Method.HAZARD].high > 2 * falls[Method.HAZARD].value
+    assert falls[Method.HAZARD].low < falls[Method.HAZARD].value / 2
+    law = falls[Method.POWER_LAW]
+    assert falls[Method.COMBINATION].value == law.value
+
+
+def test_the_text_says_where_a_hazard_is_not_corrected(result):
+    not_corrected = replace(result.back_tests[0], correction=math.nan)
+    altered = replace(result, back_tests=(not_corrected, result.back_tests[1]))
+    assert "not corrected" not in describe_forecast(result)
+    assert describe_forecast(altered).count("not corrected") == 1
+    now = replace(result.now, correction=math.nan)
+    assert describe_forecast(replace(altered, now=now)).count("not corrected") == 2
+
+
+def test_a_mean_loss_that_is_a_line_keeps_its_slope(run):
+    data = watched(run)
+    x_K = np.where(np.isfinite(data.x_K), data.x_K, 0.0)
+    line_NK = np.tile((9 - 0.7 * x_K).astype(np.float32), (len(data.loss_NK), 1))
+    origin = Forecaster(watched(run, loss_NK=line_NK)).origin(1.0)
+    found = [each.falls[Method.SLOPE].value for each in origin.horizons]
+    assert found == pytest.approx(0.7 * np.log(FACTORS), rel=1e-4)
 
 
 def test_the_file_is_read_as_it_was_written(run, result):
@@ -181,7 +260,8 @@ def test_the_forecast_starts_where_the_learning_rate_has_half_decayed(run):
 
 def test_few_tokens_have_no_hazard_and_keep_the_power_law(run):
     origin = Forecaster(_watched_few(run)).origin(1.0)
-    assert isinstance(origin.horizons[0].falls[Method.HAZARD], Undefined)
+    for method in (Method.HAZARD, Method.COMBINATION):
+        assert isinstance(origin.horizons[0].falls[method], Undefined)
     assert origin.horizons[0].falls[Method.POWER_LAW].value > 0
     assert math.isnan(origin.learned) and origin.groups == {}
 
