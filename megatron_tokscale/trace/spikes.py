@@ -19,6 +19,7 @@ Shapes: T steps, W steps around a step, Q samples, D datasets.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -153,12 +154,14 @@ class Spikes:
         n_steps: steps with recorded losses.
         window: steps around a step.
         spikes: by descending deviations; replayed steps last.
+        notes: sentences on samples and steps without records.
     """
 
     run_id: str
     n_steps: int
     window: int
     spikes: tuple[Spike, ...]
+    notes: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the spikes as JSON, whole or not at all, with the samples that they name.
@@ -202,9 +205,25 @@ def find_spikes(run: Path, n_spikes: int) -> Spikes:
     known = {*sums.step_T.tolist()}
     others = {step: each for step, each in replayed.items() if step not in known}
     run_id = losses.headers[0].run_id
-    return Spikes(
-        run_id, len(known), WINDOW, (*spikes, *_replayed(trace, others, n_spikes - len(spikes)))
-    )
+    shown = (*spikes, *_replayed(trace, others, n_spikes - len(spikes)))
+    return Spikes(run_id, len(known), WINDOW, shown, tuple(_notes(losses, sums.step_T)))
+
+
+def _notes(losses: SampleLosses, step_T: Integers) -> list[str]:
+    """Return sentences on files and steps that are missing among the recorded ones."""
+    ranks_of = {header.first_step: header.ranks for header in losses.headers}
+    missing = Counter(first_step for first_step, _ in losses.missing_ranks)
+    notes = [
+        f"{count} of {ranks_of[first_step]} data-parallel ranks of the launch at step {first_step} "
+        "have no file: the losses of its steps are those of the other ranks' samples"
+        for first_step, count in missing.items()
+    ]
+    absent = int(step_T[-1] - step_T[0]) + 1 - len(step_T) if len(step_T) else 0
+    if absent:
+        notes.append(
+            f"{absent:,} of the steps from {step_T[0]:,} to {step_T[-1]:,} have no records"
+        )
+    return notes
 
 
 def around(n_steps: int, t: int) -> tuple[int, int]:

@@ -24,6 +24,7 @@ def describe_spikes(
             f"steps of {spikes.n_steps:,} whose loss stands out most from the median of the "
             f"{spikes.window} steps around"
         )
+    lines += [f"  note: {note}" for note in spikes.notes]
     for spike in spikes.spikes:
         lines += ["", *_step(spike), *_datasets(spike)]
         for sample in spike.samples:

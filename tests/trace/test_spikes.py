@@ -6,6 +6,7 @@ Shapes: T steps, Q samples.
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,23 @@ def test_a_replayed_step_says_its_checkpoint(world, capsys):
     assert (spike.checkpoint, spike.samples[0].sample) == (7, k)
     trace(world, "--spikes")
     assert "under the weights of the checkpoint of step 7" in capsys.readouterr().out
+
+
+def test_missing_ranks_and_steps_are_said(world, capsys):
+    records_Q = world.records()
+    folder = RunPaths(world.run).samples
+    for first_step, last_step, ranks in ((0, 50, 1), (60, 120, 3)):
+        step_Q = records_Q["step"]
+        file = SamplesFile(
+            folder / samples_name(0, first_step),
+            replace(header(), first_step=first_step, ranks=ranks),
+        )
+        file.create()
+        file.append(records_Q[(step_Q > first_step) & (step_Q <= last_step)])
+    trace(world, "--spikes", 1)
+    shown = capsys.readouterr().out
+    assert "2 of 3 data-parallel ranks of the launch at step 60 have no file" in shown
+    assert "10 of the steps from 1 to 120 have no records" in shown
 
 
 def test_without_a_record_of_the_data_samples_are_named_all_the_same(world, capsys):
