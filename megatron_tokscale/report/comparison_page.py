@@ -78,8 +78,8 @@ def _changed(found: Comparison) -> list[str]:
             [found.overall, *found.groups.get("dataset", ())],
             "Gained: learned by B and not by A, beyond the noise between seeds; below it, all such "
             "tokens with the lower late loss in B, and as many of another seed of A. Lost: the "
-            "reverse. Sooner: the factor by which B needs less time for the tokens that both learn. "
-            "Lower: late loss of A less "
+            "reverse. Sooner: the factor by which B needs less time for the tokens that both "
+            "learn. Lower: late loss of A less "
             f"that of B, in nats. Intervals are 95%, over {found.unit_kind}.",
         ),
     ]

@@ -254,6 +254,14 @@ def _abandoned(path: Path) -> Path:
     return folder / f"{path.name}.{count}"
 
 
+def training_files(folder: Path) -> list[Path]:
+    """Return the files of the training's sample losses, ascending by launch and rank.
+
+    A file without a whole header, as a kill at the start of a launch leaves it, is none of them.
+    """
+    return [path for path, _ in _files(folder) if path.stat().st_size >= _HEADER_BYTES]
+
+
 def _files(folder: Path) -> list[tuple[Path, int]]:
     """Return the files of the training's sample losses, with the steps at which they start."""
     matches = [(_NAME.fullmatch(path.name), path) for path in _entries(folder)]
@@ -317,14 +325,11 @@ class SampleLosses:
     def of_training(cls, folder: Path) -> Self:
         """Return the losses that the training recorded, from a run's folder of sample losses.
 
-        A file without a whole header, as a kill at the start of a launch leaves it, has none.
-
         Raises:
             TokscaleError: there is no such file, one is of another run, rank or launch than its
                 name says, or see `__init__`.
         """
-        found = [path for path, _ in _files(folder) if path.stat().st_size >= _HEADER_BYTES]
-        if not found:
+        if not (found := training_files(folder)):
             raise TokscaleError(
                 f"{folder} holds no losses of samples; expected a run that was trained with "
                 "--tokscale-sample-losses; for one step, replay a checkpoint with "

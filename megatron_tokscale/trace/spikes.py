@@ -34,7 +34,12 @@ from megatron_tokscale.core.records import JSON, to_json
 from megatron_tokscale.core.schemas import SPIKES_SCHEMA
 from megatron_tokscale.data.record import record_path
 from megatron_tokscale.store import RunPaths
-from megatron_tokscale.store.sample_losses import Records, SampleLosses, StepSums
+from megatron_tokscale.store.sample_losses import (
+    Records,
+    SampleLosses,
+    StepSums,
+    training_files,
+)
 from megatron_tokscale.trace.named import SPIKES_KIND
 from megatron_tokscale.trace.trace import Trace
 
@@ -48,6 +53,9 @@ _LEAST_DEVIATION: Final = 1e-6  # nats: equal losses differ by float32 rounding
 _OF_NORMAL: Final = 1.4826  # standard deviation of a normal distribution over its MAD
 _EXPLAINED: Final = 0.8  # of the excess: more samples are not listed
 _MOST_SAMPLES: Final = 8  # of a step that are listed
+LEAST_DEVIATIONS: Final = 5.0
+"""Robust standard deviations below which a step does not stand out (our choice): of a million
+steps of normal noise few are further out."""
 _LEAST_SHARE: Final = 0.05
 """Of the excess: a sample with less is not named to be left out. Our choice: a spike of which
 no sample has a twentieth comes from the model, not from its data."""
@@ -185,18 +193,20 @@ def find_spikes(run: Path, n_spikes: int) -> Spikes:
         n_spikes: number of steps.
 
     Raises:
-        TokscaleError: the run has no losses of samples, or a file is damaged.
+        TokscaleError: there is no run, it has no losses of samples, or a file is damaged.
     """
-    folder = RunPaths(run).samples
+    paths = RunPaths(run)
+    if not paths.folder.is_dir():
+        raise TokscaleError(
+            f"no run in {run}: {paths.folder} is not there; name the directory of a run"
+        )
+    folder = paths.samples
     trace = Trace.open(run) if is_there(record_path(run)) else None
     replayed = SampleLosses.replayed(folder)
-    try:
-        losses = SampleLosses.of_training(folder)
-    except TokscaleError:
-        if not replayed:
-            raise
+    if replayed and not training_files(folder):
         header = next(iter(replayed.values())).headers[0]
         return Spikes(header.run_id, 0, WINDOW, _replayed(trace, replayed, n_spikes))
+    losses = SampleLosses.of_training(folder)
     sums = losses.step_sums()
     level_T, deviations_T = stand_out(sums.mean_T)
     order = np.argsort(-deviations_T, kind="stable")  # NaN last
