@@ -57,8 +57,8 @@ def _table(comparison: Comparison) -> list[str]:
     overall = comparison.overall
     return [
         *lines,
-        f"  gained: {_calls(overall.gained, 'B has learned and A has not', comparison)}",
-        f"  lost: {_calls(overall.lost, 'A has learned and B has not', comparison)}",
+        f"  gained: {_calls(overall.gained, 'B', 'A', comparison)}",
+        f"  lost: {_calls(overall.lost, 'A', 'B', comparison)}",
         f"  learning times: {_sooner(overall.learning_times)}",
         f"  at the late loss: {_sooner(overall.late_loss)}",
     ]
@@ -87,9 +87,12 @@ def _count(change: Change) -> str:
     return "-" if isinstance(change.called, Undefined) else f"{change.called:,}"
 
 
-def _calls(change: Change, words: str, comparison: Comparison) -> str:
+def _calls(change: Change, learner: str, other: str, comparison: Comparison) -> str:
     """Return the candidates, those of the noise runs, the excess and the calls in words."""
-    text = f"{change.tokens:,} tokens that {words}"
+    text = (
+        f"{change.tokens:,} tokens that {learner} has learned and {other} has not, with the lower "
+        f"late loss in {learner}"
+    )
     if isinstance(change.called, Undefined):
         return f"{text}; {change.called.undefined}"
     assert not isinstance(change.seed, Undefined)

@@ -47,6 +47,8 @@ FILE = "compare.json"
 _VALUES_PER_UNIT, _LEAST_UNITS = 2**16, 128
 """Bounds of the tables of units, groups and probes: many probes leave fewer units."""
 _VALUES_PER_READ = 2**24  # losses of a block: 64 MB
+_PROBES_DIFFER = 1.25
+"""Ratio of the numbers of probes in the compared range from which a note says so (our choice)."""
 _RATE_DIFFERS = 0.2
 """Difference of the shares of the peak learning rate from which a note says so (our choice)."""
 
@@ -218,6 +220,14 @@ def _notes(runs: RunsToCompare, tokens: WatchedTokens, compared: int) -> list[st
         notes.append(
             f"compared at the common end; {', '.join(longer)} goes on after it, and was cut there "
             "and fitted again"
+        )
+    probes = [int(np.sum(each.x_K[: each.n_kept] > runs.scored_from - 1e-6)) for each in runs.every]
+    if max(probes) > _PROBES_DIFFER * min(probes):
+        listed = ", ".join(f"{n} {each}" for n, each in zip(names, probes, strict=True))
+        notes.append(
+            f"the runs have different numbers of probes in the compared range ({listed}): the fits "
+            "of one training differ by that alone, and with them learned tokens, learning times "
+            "and spectra; late losses differ little; give the runs one probe schedule"
         )
     share = [each.rate_share for each in runs.every]
     if np.ptp([each for each in share if np.isfinite(each)] or [0.0]) > _RATE_DIFFERS:

@@ -77,8 +77,9 @@ def _changed(found: Comparison) -> list[str]:
         _change_table(
             [found.overall, *found.groups.get("dataset", ())],
             "Gained: learned by B and not by A, beyond the noise between seeds; below it, all such "
-            "tokens, and as many of another seed of A. Lost: the reverse. Sooner: the factor by "
-            "which B needs less time for the tokens that both learn. Lower: late loss of A less "
+            "tokens with the lower late loss in B, and as many of another seed of A. Lost: the "
+            "reverse. Sooner: the factor by which B needs less time for the tokens that both "
+            "learn. Lower: late loss of A less "
             f"that of B, in nats. Intervals are 95%, over {found.unit_kind}.",
         ),
     ]
@@ -101,8 +102,9 @@ def _headline(found: Comparison) -> str:
     if isinstance(gained, Undefined) or isinstance(lost, Undefined):
         return (
             f"{text}. B has learned {plural(overall.gained.tokens, 'token')} that A has not, and A "
-            f"{plural(overall.lost.tokens, 'token')} that B has not. How many of them another "
-            "seed would change is undecided without a second seed (<code>--noise</code>)."
+            f"{plural(overall.lost.tokens, 'token')} that B has not, with the lower late loss "
+            "there. How many of them another seed would change is undecided without a second seed "
+            "(<code>--noise</code>)."
         )
     return (
         f"{text}. Beyond the noise between seeds B gained <b>{plural(gained, 'token')}</b> and "

@@ -102,7 +102,7 @@ class GroupComparison:
         tokens: its tokens with finite losses at all compared probes of all runs.
         learned_a: share of them that A has learned by the common end.
         learned_b: share of them that B has learned.
-        gained: tokens that B has learned and A has not.
+        gained: tokens that B has learned and A has not, with the lower late loss in B.
         lost: tokens that A has learned and B has not.
         late_loss_a: mean late loss of A in nats.
         lower: late loss of A less that of B in nats, with its interval over documents.

@@ -254,6 +254,14 @@ def _abandoned(path: Path) -> Path:
     return folder / f"{path.name}.{count}"
 
 
+def training_files(folder: Path) -> list[Path]:
+    """Return the files of the training's sample losses, ascending by launch and rank.
+
+    A file without a whole header, as a kill at the start of a launch leaves it, is none of them.
+    """
+    return [path for path, _ in _files(folder) if path.stat().st_size >= _HEADER_BYTES]
+
+
 def _files(folder: Path) -> list[tuple[Path, int]]:
     """Return the files of the training's sample losses, with the steps at which they start."""
     matches = [(_NAME.fullmatch(path.name), path) for path in _entries(folder)]
@@ -317,19 +325,19 @@ class SampleLosses:
     def of_training(cls, folder: Path) -> Self:
         """Return the losses that the training recorded, from a run's folder of sample losses.
 
-        A file without a whole header, as a kill at the start of a launch leaves it, has none.
-
         Raises:
-            TokscaleError: there is no such file, or see `__init__`.
+            TokscaleError: there is no such file, one is of another run, rank or launch than its
+                name says, or see `__init__`.
         """
-        files = [path for path, _ in _files(folder) if path.stat().st_size >= _HEADER_BYTES]
-        if not files:
+        if not (found := training_files(folder)):
             raise TokscaleError(
                 f"{folder} holds no losses of samples; expected a run that was trained with "
                 "--tokscale-sample-losses; for one step, replay a checkpoint with "
                 "--tokscale-replay-step"
             )
-        return cls(files)
+        losses = cls(found)
+        losses._check_own()
+        return losses
 
     @classmethod
     def replayed(cls, folder: Path) -> dict[int, Self]:
@@ -341,6 +349,21 @@ class SampleLosses:
             TokscaleError: see `__init__`.
         """
         return {step: cls([path]) for step, path in _replayed_files(folder).items()}
+
+    def _check_own(self) -> None:
+        """Refuse a file of another run, or of another rank or launch than its name says."""
+        first = self._files[0]
+        for file in self._files:
+            header, path = file.header, file.path
+            if header.run_id != first.header.run_id:
+                raise TokscaleError(
+                    f"{path} is of run {header.run_id}, {first.path.name} of run "
+                    f"{first.header.run_id}; expected files of one run; move the other run's away"
+                )
+            if path.name != (name := samples_name(header.rank, header.first_step)):
+                raise TokscaleError(
+                    f"{path} has the losses of {name} under another name; move it away"
+                )
 
     @property
     def n_samples(self) -> int:
@@ -407,7 +430,7 @@ class _StoredSamples:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         try:
             with path.open("rb") as file:
                 self.header = SamplesHeader.from_bytes(path, file.read(_HEADER_BYTES))
@@ -455,7 +478,7 @@ class _StoredSamples:
             if not is_good_Q.all():
                 place = at + int(np.argmin(is_good_Q))
                 raise TokscaleError(
-                    f"{self._path} is damaged: record {place} has a wrong checksum; {_REMEDY}"
+                    f"{self.path} is damaged: record {place} has a wrong checksum; {_REMEDY}"
                 )
             yield records_Q
 

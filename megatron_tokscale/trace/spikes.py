@@ -19,6 +19,7 @@ Shapes: T steps, W steps around a step, Q samples, D datasets.
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -34,7 +35,12 @@ from megatron_tokscale.core.records import JSON, to_json
 from megatron_tokscale.core.schemas import SPIKES_SCHEMA
 from megatron_tokscale.data.record import record_path
 from megatron_tokscale.store import RunPaths
-from megatron_tokscale.store.sample_losses import Records, SampleLosses, StepSums
+from megatron_tokscale.store.sample_losses import (
+    Records,
+    SampleLosses,
+    StepSums,
+    training_files,
+)
 from megatron_tokscale.trace.named import SPIKES_KIND
 from megatron_tokscale.trace.trace import Trace
 
@@ -48,6 +54,9 @@ _LEAST_DEVIATION: Final = 1e-6  # nats: equal losses differ by float32 rounding
 _OF_NORMAL: Final = 1.4826  # standard deviation of a normal distribution over its MAD
 _EXPLAINED: Final = 0.8  # of the excess: more samples are not listed
 _MOST_SAMPLES: Final = 8  # of a step that are listed
+LEAST_DEVIATIONS: Final = 5.0
+"""Robust standard deviations below which a step does not stand out (our choice): of a million
+steps of normal noise few are further out."""
 _LEAST_SHARE: Final = 0.05
 """Of the excess: a sample with less is not named to be left out. Our choice: a spike of which
 no sample has a twentieth comes from the model, not from its data."""
@@ -154,15 +163,14 @@ class Spikes:
         n_steps: steps with recorded losses.
         window: steps around a step.
         spikes: by descending deviations; replayed steps last.
-        missing_ranks: launches, by their first steps, and data-parallel ranks whose files are
-            missing: the losses of their steps lack the samples of these ranks.
+        notes: sentences on samples and steps without records.
     """
 
     run_id: str
     n_steps: int
     window: int
     spikes: tuple[Spike, ...]
-    missing_ranks: tuple[tuple[int, int], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the spikes as JSON, whole or not at all, with the samples that they name.
@@ -186,18 +194,20 @@ def find_spikes(run: Path, n_spikes: int) -> Spikes:
         n_spikes: number of steps.
 
     Raises:
-        TokscaleError: the run has no losses of samples, or a file is damaged.
+        TokscaleError: there is no run, it has no losses of samples, or a file is damaged.
     """
-    folder = RunPaths(run).samples
+    paths = RunPaths(run)
+    if not paths.folder.is_dir():
+        raise TokscaleError(
+            f"no run in {run}: {paths.folder} is not there; name the directory of a run"
+        )
+    folder = paths.samples
     trace = Trace.open(run) if is_there(record_path(run)) else None
     replayed = SampleLosses.replayed(folder)
-    try:
-        losses = SampleLosses.of_training(folder)
-    except TokscaleError:
-        if not replayed:
-            raise
+    if replayed and not training_files(folder):
         header = next(iter(replayed.values())).headers[0]
         return Spikes(header.run_id, 0, WINDOW, _replayed(trace, replayed, n_spikes))
+    losses = SampleLosses.of_training(folder)
     sums = losses.step_sums()
     level_T, deviations_T = stand_out(sums.mean_T)
     order = np.argsort(-deviations_T, kind="stable")  # NaN last
@@ -205,13 +215,26 @@ def find_spikes(run: Path, n_spikes: int) -> Spikes:
     spikes = [_spike(trace, losses, sums, t, level_T[t], deviations_T[t]) for t in chosen]
     known = {*sums.step_T.tolist()}
     others = {step: each for step, each in replayed.items() if step not in known}
-    return Spikes(
-        losses.headers[0].run_id,
-        len(known),
-        WINDOW,
-        (*spikes, *_replayed(trace, others, n_spikes - len(spikes))),
-        tuple(losses.missing_ranks),
-    )
+    run_id = losses.headers[0].run_id
+    shown = (*spikes, *_replayed(trace, others, n_spikes - len(spikes)))
+    return Spikes(run_id, len(known), WINDOW, shown, tuple(_notes(losses, sums.step_T)))
+
+
+def _notes(losses: SampleLosses, step_T: Integers) -> list[str]:
+    """Return sentences on files and steps that are missing among the recorded ones."""
+    ranks_of = {header.first_step: header.ranks for header in losses.headers}
+    missing = Counter(first_step for first_step, _ in losses.missing_ranks)
+    notes = [
+        f"{count} of {ranks_of[first_step]} data-parallel ranks of the launch at step {first_step} "
+        "have no file: the losses of its steps are those of the other ranks' samples"
+        for first_step, count in missing.items()
+    ]
+    absent = int(step_T[-1] - step_T[0]) + 1 - len(step_T) if len(step_T) else 0
+    if absent:
+        notes.append(
+            f"{absent:,} of the steps from {step_T[0]:,} to {step_T[-1]:,} have no records"
+        )
+    return notes
 
 
 def around(n_steps: int, t: int) -> tuple[int, int]:

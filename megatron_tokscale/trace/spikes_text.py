@@ -2,7 +2,7 @@
 
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.data.samples import Piece
-from megatron_tokscale.trace.spikes import Spike, Spikes, SpikeSample
+from megatron_tokscale.trace.spikes import LEAST_DEVIATIONS, Spike, Spikes, SpikeSample
 from megatron_tokscale.trace.text import ShowText, show_piece
 from megatron_tokscale.trace.trace import Trace
 
@@ -24,11 +24,13 @@ def describe_spikes(
             f"steps of {spikes.n_steps:,} whose loss stands out most from the median of the "
             f"{spikes.window} steps around"
         )
-    lines += [
-        f"the file of data-parallel rank {rank} of the launch at step {first_step} is missing: the "
-        "losses of its steps lack the samples of that rank"
-        for first_step, rank in spikes.missing_ranks
-    ]
+    lines += [f"  note: {note}" for note in spikes.notes]
+    of_training = [each for each in spikes.spikes if each.checkpoint is None]
+    if spikes.n_steps and all(each.deviations < LEAST_DEVIATIONS for each in of_training):
+        lines.append(
+            f"  no step stands out by {LEAST_DEVIATIONS:g} robust standard deviations: these are "
+            "within the noise of the steps, and leaving out their samples does not help"
+        )
     for spike in spikes.spikes:
         lines += ["", *_step(spike), *_datasets(spike)]
         for sample in spike.samples:

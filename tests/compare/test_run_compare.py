@@ -3,6 +3,7 @@
 Shapes: N tokens, K probe steps.
 """
 
+import re
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.special import expit
 
 from megatron_tokscale.cli import main
 from megatron_tokscale.compare import run_compare
+from megatron_tokscale.compare.compare_text import describe_comparison
 from megatron_tokscale.compare.run_compare import compare_runs
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
@@ -90,6 +92,13 @@ def test_calls_of_the_groups_add_up(decided):
     assert [row.name for row in found.groups["dataset"]] == ["prose", "code"]
 
 
+def test_a_count_says_what_it_counts(decided):
+    found, _ = decided
+    shown = describe_comparison(found)
+    count = f"gained: {found.overall.gained.tokens:,} tokens that B has learned and A has not"
+    assert f"{count}, with the lower late loss in B" in shown
+
+
 def test_planted_shift_is_found_in_every_dataset(decided):
     found, _ = decided
     for row in (found.overall, *found.groups["dataset"]):
@@ -154,6 +163,17 @@ def test_run_that_diverges_after_the_common_end_is_compared_up_to_it(runs, tmp_p
     assert found.overall.late_loss_a == pytest.approx(whole.overall.late_loss_a, abs=1e-4)
     factors = [each.overall.late_loss.factor.value for each in (found, whole)]
     assert factors[0] == pytest.approx(factors[1], abs=1e-3)
+
+
+def test_other_probe_schedules_are_said(runs, tmp_path, decided):
+    sparse = write_run(tmp_path / "sparse", STEPS[::2], losses(3)[:, ::2])
+    fit_run(sparse)
+    found = compare_runs(runs["a"], sparse, out=tmp_path, n_resamples=4)
+    (note,) = [note for note in found.notes if "numbers of probes" in note]
+    in_a, in_sparse = map(int, re.findall(r"(?:a|sparse) (\d+)[,)]", note))
+    assert len(STEPS) - 6 <= in_a < len(STEPS)
+    assert in_sparse in (in_a // 2, in_a // 2 + 1)
+    assert not any("numbers of probes" in note for note in decided[0].notes)
 
 
 def test_blocks_give_the_same_comparison(decided, runs, tmp_path, monkeypatch):

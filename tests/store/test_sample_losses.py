@@ -4,6 +4,7 @@ Shapes: Q samples, T steps.
 """
 
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,22 @@ def test_a_missing_rank_is_named(tmp_path: Path) -> None:
     _write_launch(tmp_path, 0, 2)
     (tmp_path / samples_name(1, 0)).unlink()
     assert SampleLosses.of_training(tmp_path).missing_ranks == [(0, 1)]
+
+
+def test_a_file_of_another_run_is_refused(tmp_path: Path) -> None:
+    _write_launch(tmp_path, 0, 2)
+    other = replace(_header(first_step=2), run_id="another0another0")
+    SamplesFile(tmp_path / samples_name(0, 2), other).create()
+    with pytest.raises(TokscaleError, match="is of run another0another0"):
+        SampleLosses.of_training(tmp_path)
+
+
+def test_a_second_copy_of_a_file_is_refused(tmp_path: Path) -> None:
+    _write_launch(tmp_path, 0, 2)
+    copy = tmp_path / samples_name(2, 0)
+    copy.write_bytes((tmp_path / samples_name(1, 0)).read_bytes())
+    with pytest.raises(TokscaleError, match=f"{copy.name} has the losses of {samples_name(1, 0)}"):
+        SampleLosses.of_training(tmp_path)
 
 
 def test_a_cut_keeps_earlier_steps_and_moves_later_ones(tmp_path: Path) -> None:

@@ -233,6 +233,53 @@ def test_a_replayed_step_says_its_checkpoint(world, capsys):
     assert "under the weights of the checkpoint of step 7" in capsys.readouterr().out
 
 
+def test_missing_ranks_and_steps_are_said(world, capsys):
+    records_Q = world.records()
+    folder = RunPaths(world.run).samples
+    for first_step, last_step, ranks in ((0, 50, 1), (60, 120, 3)):
+        step_Q = records_Q["step"]
+        file = SamplesFile(
+            folder / samples_name(0, first_step),
+            replace(header(), first_step=first_step, ranks=ranks),
+        )
+        file.create()
+        file.append(records_Q[(step_Q > first_step) & (step_Q <= last_step)])
+    trace(world, "--spikes", 1)
+    shown = capsys.readouterr().out
+    assert "2 of 3 data-parallel ranks of the launch at step 60 have no file" in shown
+    assert "10 of the steps from 1 to 120 have no records" in shown
+
+
+def test_noise_alone_is_said_to_be_noise(world, capsys):
+    world.mean_Q[:] = 3 + np.random.default_rng(1).normal(size=len(world.mean_Q)) / 20
+    world.write()
+    trace(world, "--spikes", 2)
+    assert "no step stands out by 5 robust standard deviations" in capsys.readouterr().out
+
+
+def test_a_spike_is_not_said_to_be_noise(world, capsys):
+    world.mean_Q[700] += 50
+    world.write()
+    trace(world, "--spikes", 2)
+    assert "no step stands out" not in capsys.readouterr().out
+
+
+def test_damage_is_named_although_there_is_a_replayed_step(world, capsys):
+    world.write()
+    world.write_replayed(3, checkpoint=2)
+    path = RunPaths(world.run).samples / samples_name(0, 0)
+    path.write_bytes(b"x" + path.read_bytes()[1:])
+    with pytest.raises(SystemExit):
+        trace(world, "--spikes")
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["trace", str(tmp_path / "none"), "--spikes"])
+    assert "no run in" in capsys.readouterr().err
+
+
 def test_without_a_record_of_the_data_samples_are_named_all_the_same(world, capsys):
     record_path(world.run).unlink()
     world.mean_Q[300] += 50

@@ -33,6 +33,7 @@ def describe_forecast(found: Forecast) -> str:
         *non_finite_line(found.non_finite),
         "",
         *_table("nats per token still to come", found, now.horizons),
+        *_silent(now),
         *_hazard(now),
         "",
         *(line for test in found.back_tests for line in _back_test(test, found)),
@@ -50,11 +51,20 @@ def describe_forecast(found: Forecast) -> str:
     return "\n".join(lines)
 
 
+def _silent(now: Origin) -> list[str]:
+    """Return a line for each method that has no forecast: why."""
+    falls = now.horizons[0].falls
+    return [
+        f"    no {method}: {found.undefined}"
+        for method, found in falls.items()
+        if isinstance(found, Undefined)
+    ]
+
+
 def _hazard(now: Origin) -> list[str]:
-    """Return the line on the hazard, or on why there is none."""
-    found = now.horizons[0].falls[Method.HAZARD]
-    if isinstance(found, Undefined):
-        return [f"    no {Method.HAZARD}: {found.undefined}"]
+    """Return the line on the hazard; none without a hazard."""
+    if isinstance(now.horizons[0].falls[Method.HAZARD], Undefined):
+        return []
     return [
         f"    by the {Method.HAZARD}: {now.learned:.0%} of the tokens have fallen, "
         f"{now.censored:.0%} wait; a factor of two in time brings "
@@ -90,17 +100,18 @@ def _table(title: str, found: Forecast, horizons: Iterable[Horizon]) -> list[str
     """Return a table of the falls, the methods in the order of their judgements."""
     horizons = tuple(horizons)
     heads = [f"by {_time(each.time)} (x{each.factor:g})" for each in horizons]
-    rows = [f"  {title:<{_NAME}}" + "".join(f"{head:<{_CELL}}" for head in heads)]
+    width = max(_NAME, len(title) + 2)
+    rows = [f"  {title:<{width}}" + "".join(f"{head:<{_CELL}}" for head in heads)]
     for judgement in found.judgements:
         if judgement.method is Method.NOTHING:
             continue
         cells = [_cell(each.falls[judgement.method]) for each in horizons]
         rows.append(
-            f"    {judgement.method!s:<{_NAME - 2}}" + "".join(f"{cell:<{_CELL}}" for cell in cells)
+            f"    {judgement.method!s:<{width - 2}}" + "".join(f"{cell:<{_CELL}}" for cell in cells)
         )
     if all(each.measured for each in horizons):
         cells = [_cell(each.measured) for each in horizons]
-        rows.append(f"    {'came':<{_NAME - 2}}" + "".join(f"{cell:<{_CELL}}" for cell in cells))
+        rows.append(f"    {'came':<{width - 2}}" + "".join(f"{cell:<{_CELL}}" for cell in cells))
     return [row.rstrip() for row in rows]
 
 

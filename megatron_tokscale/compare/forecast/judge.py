@@ -7,7 +7,7 @@ the absolute errors over all horizons of all back-tests, as a share of the falls
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from megatron_tokscale.results.estimate import Estimate, Undefined
@@ -17,10 +17,16 @@ MARGIN: Final = 0.25
 """Share of the fall that came by which the best method's error may be smaller (our choice)."""
 
 
-def judge(back_tests: Sequence[Origin | Undefined]) -> tuple[Judgement, ...]:
+def judge(
+    back_tests: Sequence[Origin | Undefined], silent: Collection[Method] = ()
+) -> tuple[Judgement, ...]:
     """Return a judgement of every method: those that stand, refuted, untested; by ascending error.
 
     Without any back-test the power law comes first, as the one with fewest assumptions.
+
+    Args:
+        back_tests: the back-tests.
+        silent: methods that have no forecast from now on; they come behind all others.
     """
     horizons = [each for test in back_tests if isinstance(test, Origin) for each in test.horizons]
     error_of = {method: _error(method, horizons) for method in Method}
@@ -34,9 +40,9 @@ def judge(back_tests: Sequence[Origin | Undefined]) -> tuple[Judgement, ...]:
     ]
     order = [Standing.STANDS, Standing.REFUTED, Standing.UNTESTED]
 
-    def place(each: Judgement) -> tuple[int, float, int]:
+    def place(each: Judgement) -> tuple[bool, int, float, int]:
         error = each.error if math.isfinite(each.error) else math.inf
-        return order.index(each.standing), error, rank.index(each.method)
+        return each.method in silent, order.index(each.standing), error, rank.index(each.method)
 
     return tuple(sorted(found, key=place))
 
@@ -61,7 +67,7 @@ def _judge(method: Method, horizons: Sequence[Horizon], error_of: dict[Method, f
     if method is not Method.NOTHING and error > error_of[Method.NOTHING]:
         reason = f"{said}, more than if nothing had fallen"
     elif error > rivals[best] + MARGIN:
-        reason = f"{said}, that of the {best} is {rivals[best]:.0%}"
+        reason = f'{said}, that of "{best}" is {rivals[best]:.0%}'
     elif outside and method is not Method.NOTHING:
         missed = f"{len(outside)} of {len(horizons)}"
         reason = f"{said}, and {missed} falls that came lie outside its interval"

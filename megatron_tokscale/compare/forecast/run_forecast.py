@@ -19,8 +19,8 @@ from megatron_tokscale.core.progress import NoProgress, Progress
 from megatron_tokscale.core.schemas import FORECAST_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.results import FittedRun
-from megatron_tokscale.results.estimate import defined_or_reason
-from megatron_tokscale.results.forecast import ORIGINS, Forecast, ForecastSettings
+from megatron_tokscale.results.estimate import Undefined, defined_or_reason
+from megatron_tokscale.results.forecast import ORIGINS, Forecast, ForecastSettings, Method
 from megatron_tokscale.results.scored_range import RangeEnd, ScoredRange
 from megatron_tokscale.spectrum.evidence.token_groups import token_groups
 from megatron_tokscale.spectrum.run_spectrum import draw_tokens
@@ -79,6 +79,8 @@ def forecast_run(
         now = forecaster.origin(1.0)
     except UndefinedError as error:
         raise TokscaleError(f"{run.path} cannot be forecast: {error}") from error
+    falls = now.horizons[0].falls
+    silent = [method for method in Method if isinstance(falls[method], Undefined)]
     found = Forecast(
         fit=source.fit.identity,
         non_finite=source.fit.non_finite,
@@ -88,7 +90,7 @@ def forecast_run(
         missing=missing_columns(run.tokens),
         now=now,
         back_tests=back_tests,
-        judgements=judge(back_tests),
+        judgements=judge(back_tests, silent),
         settings=ForecastSettings(len(watched.loss_NK), n_resamples, seed),
     )
     write_typed_result(run.paths.forecast, FORECAST_SCHEMA, found)

@@ -90,3 +90,10 @@ def test_a_method_without_a_forecast_is_untested():
     found = judge([back_test(0.4, HAZARD=Undefined("no hazard"), POWER_LAW=0.4, SLOPE=0.4)])
     assert standing(found)[Method.HAZARD] is Standing.UNTESTED
     assert Method.HAZARD in [each.method for each in found[-2:]]
+
+
+def test_a_method_without_a_forecast_from_now_on_is_not_the_first():
+    silent = [Method.POWER_LAW, Method.COMBINATION]
+    assert judge([Undefined("too few probes")], silent)[0].method is Method.HAZARD
+    tested = [back_test(0.4, HAZARD=0.41, POWER_LAW=0.4, SLOPE=0.4)]
+    assert judge(tested, [Method.POWER_LAW, Method.SLOPE])[0].method is Method.HAZARD

@@ -232,6 +232,24 @@ def test_the_text_has_the_best_method_first_and_its_error(result):
     assert "label occurred before in its context" in text
 
 
+def test_the_heads_of_a_table_stand_apart_from_a_long_name_of_the_time(result):
+    long = replace(result, fit=replace(result.fit, time_name="T (unit unknown) of an import"))
+    heads = [
+        line for line in describe_forecast(long).splitlines() if "by " in line and "(x2)" in line
+    ]
+    assert len(heads) == 3
+    assert all("  by " in line for line in heads)
+
+
+def test_a_method_without_a_forecast_says_why(result):
+    first = result.now.horizons[0]
+    falls = {**first.falls, Method.POWER_LAW: Undefined("the curve is straight")}
+    now = replace(result.now, horizons=(replace(first, falls=falls), *result.now.horizons[1:]))
+    assert "no power law of the mean: the curve is straight" in describe_forecast(
+        replace(result, now=now)
+    )
+
+
 def test_a_refuted_hazard_says_so(result):
     refuted = tuple(
         replace(each, standing=Standing.REFUTED) if each.method is Method.HAZARD else each
