@@ -12,10 +12,10 @@ from megatron_tokscale.compare.calls import Calls
 from megatron_tokscale.compare.group_rows import Tables
 from megatron_tokscale.compare.token_table import TokenTable
 from megatron_tokscale.core.arrays import Floats32, Integers, Integers8, Integers32
-from megatron_tokscale.fit.states import TokenState
 from megatron_tokscale.probe.text import Tokenizer, load_tokenizer, passages
 from megatron_tokscale.results.comparison import NO_SECOND_SEED, ChangedToken, Passage
 from megatron_tokscale.store import WatchedTokens
+from megatron_tokscale.store.token_state import TokenState
 
 SHOWN: Final = 20
 """Tokens shown of each kind (our choice): a page."""

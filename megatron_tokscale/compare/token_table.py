@@ -18,8 +18,9 @@ from megatron_tokscale.compare.late_loss import (
 )
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers8, Mask
 from megatron_tokscale.fit import SigmoidFits
-from megatron_tokscale.fit.states import TokenState, states_at
+from megatron_tokscale.fit.states import states_at
 from megatron_tokscale.spectrum.events import events_of
+from megatron_tokscale.store.token_state import TokenState
 
 SHIFTS: Final = (-0.8, -0.4, -0.2, -0.1, 0.1, 0.2, 0.4, 0.8)
 """Shifts of the clock in x at which a token's curve is kept (our choice): to an octave and more,

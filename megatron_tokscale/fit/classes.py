@@ -25,8 +25,6 @@ K' small, and the criterion would call the smoothest falls flat.
 Shapes: N tokens, M models.
 """
 
-import math
-
 import numpy as np
 import torch
 from scipy import stats
@@ -39,9 +37,6 @@ MARGIN = 6.0
 """Decrease of BIC that each further change of a model must bring. Kass and Raftery (1995) call a
 decrease of 6 "strong evidence". At 60 probes it leaves 0.2% of the tokens of white noise in another
 class than flat, and 2% if the noise has an autocorrelation of 0.6."""
-KNOWN_BELOW = math.log(2)
-"""Mean loss in nats below which a flat token is flat-known: the model gives the token a probability
-above 1/2."""
 
 PARAMETERS = {"flat": 1, "sigmoid": 4, "ramp": 3, "two": 7}
 """Number of parameters of each model."""

@@ -37,6 +37,7 @@ from megatron_tokscale.fit.summary import (
 )
 from megatron_tokscale.fit.table import FitStatus, SigmoidFits
 from megatron_tokscale.store.losses import mark_checked
+from megatron_tokscale.store.token_state import KNOWN_BELOW
 
 if TYPE_CHECKING:
     import torch
@@ -184,7 +185,7 @@ def _settings() -> FitSettings:
         noise="autoregressive of order one, estimated for every token",
         margin=classes.MARGIN,
         parameters=classes.PARAMETERS,
-        known_below_nats=classes.KNOWN_BELOW,
+        known_below_nats=KNOWN_BELOW,
         precision=PRECISION,
     )
 

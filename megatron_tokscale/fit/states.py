@@ -16,7 +16,6 @@ the midpoint, and a token with one sigmoid is under way for 2.77 widths.
 Shapes: N tokens, S transitions of a token (2), P values after 0, 1 and 2 of them (3).
 """
 
-from enum import IntEnum
 from typing import Final
 
 import numpy as np
@@ -24,9 +23,8 @@ from scipy.special import expit
 
 from megatron_tokscale.core.arrays import Floats, Integers8
 from megatron_tokscale.fit.table import SigmoidFits, TokenClass
+from megatron_tokscale.store.token_state import BEGUN, TokenState
 
-BEGUN: Final = 0.2
-"""Share of the fitted drop from which on a token is under way."""
 DONE: Final = 0.8
 """Share of the fitted drop from which on a token is learned."""
 
@@ -38,27 +36,10 @@ _MOVING: Final = (
 )
 
 
-class TokenState(IntEnum):
-    """How far the learning of a token is at a time."""
-
-    UNFITTED = -1
-    KNOWN = 0
-    UNMOVED = 1
-    TO_COME = 2
-    UNDER_WAY = 3
-    LEARNED = 4
-    FORGOTTEN = 5
-
-    @property
-    def label(self) -> str:
-        """The name in JSON and in figures, e.g. "under-way"."""
-        return self.name.lower().replace("_", "-")
-
-
 def states_at(fits: SigmoidFits, x: float | None = None) -> Integers8:
     """Return the `TokenState` of every token at `x`, by default at the last probe.
 
-    A token that is not fitted, or misses a loss, is unfitted.
+    A token that is not fitted, or misses a loss, is unknown.
     """
     x = float(fits.x_K[-1]) if x is None else x
     fall_N, risen_N = net_fall(fits, x)
@@ -74,7 +55,7 @@ def states_at(fits: SigmoidFits, x: float | None = None) -> Integers8:
         (TokenState.FORGOTTEN, risen_N >= BEGUN * range_N),
         (TokenState.KNOWN, ~moving_N | (range_N == 0)),
         (TokenState.UNMOVED, fits.is_class(TokenClass.FLAT_UNLEARNED)),
-        (TokenState.UNFITTED, ~fits.complete_N),
+        (TokenState.UNKNOWN, ~fits.complete_N),
     ):
         state_N[mask_N] = state
     return state_N

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from html import escape
 
 from megatron_tokscale import __version__
-from megatron_tokscale.fit import TokenState
 from megatron_tokscale.results.estimate import Estimate, Undefined
+from megatron_tokscale.store.token_state import TokenState
 
 __all__ = [
     "CSS",
@@ -63,7 +63,7 @@ STATE_WORDS = {
     TokenState.UNMOVED: "never moved",
     TokenState.FORGOTTEN: "forgotten",
 }
-"""Colours and words of the states; a `MeasuredState` has the number of its `TokenState`."""
+"""Colours and words of the states."""
 
 
 def dataset_colour(index: int) -> str:

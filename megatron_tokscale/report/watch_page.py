@@ -21,7 +21,8 @@ from megatron_tokscale.report.html import (
     table,
     whole_page,
 )
-from megatron_tokscale.store.progress import BEGUN, BEYOND, LEAST_FALL, GroupProgress, MeasuredState
+from megatron_tokscale.store.progress import BEYOND, LEAST_FALL, GroupProgress
+from megatron_tokscale.store.token_state import BEGUN, TokenState
 from megatron_tokscale.store.watch_text import (
     SHOWN_STATES,
     FallenToken,
@@ -35,11 +36,11 @@ from megatron_tokscale.store.watching import RunView
 WATCH_TITLE: Final = "What it is learning now"
 """Title of every page of this kind; `watch --page` knows an earlier one by it."""
 _STACK: Final = (
-    MeasuredState.KNOWN,
-    MeasuredState.LEARNED,
-    MeasuredState.UNDER_WAY,
-    MeasuredState.TO_COME,
-    MeasuredState.FORGOTTEN,
+    TokenState.KNOWN,
+    TokenState.LEARNED,
+    TokenState.UNDER_WAY,
+    TokenState.TO_COME,
+    TokenState.FORGOTTEN,
 )
 """The states from the left of a dataset's bar to its right."""
 
@@ -126,14 +127,8 @@ def _sentence(text: str) -> str:
     return escape(text[0].upper() + text[1:])
 
 
-def _named(state: MeasuredState) -> str:
-    return swatch(_look(state)[0], state.label)
-
-
-def _look(state: MeasuredState) -> tuple[str, str]:
-    """Return the colour and the words of a state, which are those of the report."""
-    code = next(each for each in STATE_COLOURS if each == int(state))
-    return STATE_COLOURS[code], STATE_WORDS[code]
+def _named(state: TokenState) -> str:
+    return swatch(STATE_COLOURS[state], state.label)
 
 
 def _row(name: str, group: GroupProgress) -> list[str]:
@@ -154,13 +149,13 @@ def _stack(name: str, group: GroupProgress) -> str:
     left, parts = 0.0, []
     for state in _STACK:
         width = 100 * group.share[state]
-        colour, words = _look(state)
+        colour, words = STATE_COLOURS[state], STATE_WORDS[state]
         parts.append(
             f'<rect x="{left:.2f}" y="0" width="{width:.2f}" height="4" fill="{colour}">'
             f"<title>{words}: {width:.1f}%</title></rect>"
         )
         left += width
-    shares = ", ".join(f"{_look(state)[1]} {group.share[state]:.1%}" for state in _STACK)
+    shares = ", ".join(f"{STATE_WORDS[state]} {group.share[state]:.1%}" for state in _STACK)
     return (
         f'<p class="facts">{name}</p><svg class="stack" role="img" aria-label="{escape(shares)}" '
         f'viewBox="0 0 100 4" preserveAspectRatio="none">{"".join(parts)}</svg>'

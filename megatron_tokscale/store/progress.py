@@ -27,7 +27,6 @@ row, G groups of tokens, S numbers of states.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
@@ -36,16 +35,12 @@ import numpy as np
 from megatron_tokscale.core.arrays import Floats32, Integers, Integers8, Integers16, Mask
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.store.losses import read_losses
+from megatron_tokscale.store.token_state import BEGUN, KNOWN_BELOW, TokenState
 
-BEGUN: Final = 0.2
-"""Least share of its fall since the start by which a token has fallen since an octave ago, if it is
-under way; least share of its fall that a forgotten token has lost."""
 BEYOND: Final = 3.0
 """Standard errors that a fall or a rise must reach; our choice."""
 LEAST_FALL: Final = 0.2
 """Least fall or rise in nats; our choice: the default of --tokscale-fall-threshold."""
-KNOWN_BELOW: Final = math.log(2)
-"""Loss in nats below which a token that has not fallen is known, as in `fit.classes`."""
 
 _SPACING: Final = 1.07
 """Least ratio of the times of two probes that are held: a tenth of an octave, so that a schedule
@@ -67,22 +62,6 @@ _BLOCK: Final = 8
 _CHUNK: Final = 2**14  # tokens whose departures fit into a CPU's cache
 
 
-class MeasuredState(IntEnum):
-    """State of a token by its losses so far; numbers as in `fit.states.TokenState`."""
-
-    UNKNOWN = -1
-    KNOWN = 0
-    TO_COME = 2
-    UNDER_WAY = 3
-    LEARNED = 4
-    FORGOTTEN = 5
-
-    @property
-    def label(self) -> str:
-        """The name for people, e.g. "under way"."""
-        return self.name.lower().replace("_", " ")
-
-
 @dataclass(frozen=True)
 class Progress:
     """The states of N tokens at a probe, and the losses that they are taken from, in nats.
@@ -91,7 +70,7 @@ class Progress:
         start: time of the first probe; 0 where step 0 was probed.
         octave_ago: time of the last probe at or before half the time.
         time: time of the probe.
-        state_N: the `MeasuredState` of each token; unknown where a loss that it needs is not
+        state_N: the `TokenState` of each token; unknown where a loss that it needs is not
             finite, and of all tokens until there are enough probes to estimate the noise.
         start_N: losses at the first probe.
         before_N: losses an octave ago.
@@ -128,7 +107,7 @@ class GroupProgress:
     loss: float
     fall: float
     fall_since_start: float
-    share: dict[MeasuredState, float]
+    share: dict[TokenState, float]
 
     @property
     def fall_share(self) -> float:
@@ -204,7 +183,7 @@ class ProgressTracker:
                 level_N=level_N,
             )
             is_known_N = np.isfinite(noise_N + start_N + before_level_N + level_N)
-            state_N[~is_known_N] = MeasuredState.UNKNOWN
+            state_N[~is_known_N] = TokenState.UNKNOWN
         return Progress(
             start=start,
             octave_ago=self._times[before],
@@ -346,7 +325,7 @@ def by_group(
     totals = [
         np.bincount(group_N, np.where(finite_N, loss_N, 0), minlength=n_groups) for loss_N in losses
     ]
-    n_states = max(MeasuredState) + 1
+    n_states = max(TokenState) + 1
     known_N = progress.state_N >= 0
     cell_N = group_N[known_N].astype(np.int64) * n_states + progress.state_N[known_N]
     state_GS = np.bincount(cell_N, minlength=n_groups * n_states).reshape(n_groups, n_states)
@@ -363,10 +342,10 @@ def _group(
     """Return the progress of a group from its number of tokens and its sums."""
     count = n_tokens or math.nan
     known = int(state_S.sum())
-    share: dict[MeasuredState, float] = {
+    share: dict[TokenState, float] = {
         state: float(state_S[state] / known)
-        for state in MeasuredState
-        if known and state is not MeasuredState.UNKNOWN
+        for state in TokenState
+        if known and state is not TokenState.UNKNOWN
     }
     return GroupProgress(
         int(n_tokens),
@@ -405,16 +384,16 @@ def _states(
         rise_N: rise since the lowest level.
         level_N: present loss.
     """
-    conditions: list[tuple[Mask, MeasuredState]] = [  # the first that holds gives the state
-        ((fall_N > 0) & (fall_N >= BEGUN * since_start_N), MeasuredState.UNDER_WAY),
+    conditions: list[tuple[Mask, TokenState]] = [  # the first that holds gives the state
+        ((fall_N > 0) & (fall_N >= BEGUN * since_start_N), TokenState.UNDER_WAY),
         (
             (rise_N > 0) & (to_lowest_N > 0) & (rise_N >= BEGUN * to_lowest_N),
-            MeasuredState.FORGOTTEN,
+            TokenState.FORGOTTEN,
         ),
-        (since_start_N > 0, MeasuredState.LEARNED),
-        (level_N < KNOWN_BELOW, MeasuredState.KNOWN),
+        (since_start_N > 0, TokenState.LEARNED),
+        (level_N < KNOWN_BELOW, TokenState.KNOWN),
     ]
-    state_N = np.full(len(level_N), MeasuredState.TO_COME, np.int8)
+    state_N = np.full(len(level_N), TokenState.TO_COME, np.int8)
     for mask_N, state in reversed(conditions):
         state_N[mask_N] = state
     return state_N

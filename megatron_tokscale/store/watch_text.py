@@ -9,15 +9,16 @@ import numpy as np
 from megatron_tokscale.core.words import aligned, counted, time_text
 from megatron_tokscale.probe.probe_set_text import printable
 from megatron_tokscale.probe.text import Passage, Tokenizer, marked, passages
-from megatron_tokscale.store.progress import GroupProgress, MeasuredState, most_fallen
+from megatron_tokscale.store.progress import GroupProgress, most_fallen
+from megatron_tokscale.store.token_state import TokenState
 from megatron_tokscale.store.watching import RunView
 
 SHOWN_STATES: Final = (
-    MeasuredState.LEARNED,
-    MeasuredState.UNDER_WAY,
-    MeasuredState.TO_COME,
-    MeasuredState.FORGOTTEN,
-    MeasuredState.KNOWN,
+    TokenState.LEARNED,
+    TokenState.UNDER_WAY,
+    TokenState.TO_COME,
+    TokenState.FORGOTTEN,
+    TokenState.KNOWN,
 )
 """The states in the order of the table's columns."""
 N_FALLEN: Final = 12  # tokens that fell most that are shown; our choice

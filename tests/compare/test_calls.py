@@ -19,7 +19,7 @@ from megatron_tokscale.compare.calls import (
     standardized,
 )
 from megatron_tokscale.compare.token_table import SHIFTS
-from megatron_tokscale.fit.states import TokenState
+from megatron_tokscale.store.token_state import TokenState
 
 LEARNED, TO_COME = TokenState.LEARNED, TokenState.TO_COME
 

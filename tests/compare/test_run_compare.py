@@ -73,7 +73,7 @@ def test_planted_gains_are_called_and_nothing_is_lost(decided):
     assert lost.called == 0
     assert gained.excess.low <= gained.tokens - gained.seed <= gained.excess.high
     assert all(GAINS[each.token] for each in found.gained)
-    assert {each.state_a for each in found.gained} <= {"unmoved", "forgotten", "to-come"}
+    assert {each.state_a for each in found.gained} <= {"unmoved", "forgotten", "to come"}
     assert {each.state_b for each in found.gained} == {"learned"}
     first = found.gained[0]
     assert first.time_b == pytest.approx(100 * np.exp(-SHIFT) * 4 * 8, rel=0.3)  # in tokens

@@ -112,5 +112,5 @@ def test_nothing_has_fallen_before_training():
 def test_a_token_that_misses_a_loss_is_unfitted():
     loss_NK = np.stack([1 + 4 * expit((4 - X) / 0.5)] * 2).astype(np.float32)
     loss_NK[1, 7] = np.nan
-    expected = [TokenState.LEARNED, TokenState.UNFITTED]
+    expected = [TokenState.LEARNED, TokenState.UNKNOWN]
     assert states_at(fit_sigmoids(X_K, loss_NK)).tolist() == expected

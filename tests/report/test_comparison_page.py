@@ -100,7 +100,7 @@ def test_the_spectra_and_their_test_are_drawn(found, page):
 
 def test_examples_show_both_runs_in_context(found, page):
     words = page.words("gained")
-    assert "A: to-come, loss 5.25" in words and "B: learned, loss 1.12, learned at 640" in words
+    assert "A: to come, loss 5.25" in words and "B: learned, loss 1.12, learned at 640" in words
     assert "z = 8.5, q = 0.003" in words and "token 6" in words
     assert words.count("learned at") == sum(math.isfinite(t.time_b) for t in found.gained)
     assert "No token is lost." in page.words("lost")

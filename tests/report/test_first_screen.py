@@ -75,7 +75,7 @@ def test_shares_are_counts_of_the_states_of_fitted_tokens(inputs, page):
         ("all datasets", dataset_N >= 0),
         *((name, dataset_N == d) for d, name in enumerate(inputs.run.tokens.datasets)),
     ):
-        of_group = [TokenState(s) for s in state_N[inside_N].tolist() if s != TokenState.UNFITTED]
+        of_group = [TokenState(s) for s in state_N[inside_N].tolist() if s != TokenState.UNKNOWN]
         expected = [of_group.count(state) / len(of_group) for state in TABLE]
         shown = page.row("now", name)
         # Value, and ends of the interval in percent, for the three numbers; then three values.
@@ -95,7 +95,7 @@ def test_the_picture_ends_at_the_shares_of_now(inputs, shares):
 def test_the_share_of_learned_tokens_in_the_picture_is_that_of_the_time(inputs, shares):
     g = 40
     state_N = states_at(inputs.fits, float(shares.x_G[g]))
-    of_first_N = (inputs.run.tokens.dataset_N == 0) & (state_N != TokenState.UNFITTED)
+    of_first_N = (inputs.run.tokens.dataset_N == 0) & (state_N != TokenState.UNKNOWN)
     expected = (state_N[of_first_N] == TokenState.LEARNED).mean()
     np.testing.assert_allclose(shares.share_DSG[0, STATES.index(TokenState.LEARNED), g], expected)
 

@@ -10,7 +10,7 @@ from html_page import Page
 from runs import plain_probe_set, probe_steps, write_run
 
 from megatron_tokscale.report.watch_page import render_view
-from megatron_tokscale.store.progress import MeasuredState
+from megatron_tokscale.store.token_state import TokenState
 from megatron_tokscale.store.watch_text import SHOWN_STATES, fallen_tokens
 from megatron_tokscale.store.watching import RunWatcher
 
@@ -45,7 +45,7 @@ def test_the_numbers_of_the_page_are_those_of_the_run(view, fallen):
         expected = [group.n_tokens, group.loss, group.fall, group.fall_share, *shares]
         assert page.row("now", name) == [value for value in expected if math.isfinite(value)]
     assert sum(view.groups[0].share.values()) == pytest.approx(1)
-    assert view.groups[0].share[MeasuredState.LEARNED] > 0.1
+    assert view.groups[0].share[TokenState.LEARNED] > 0.1
 
 
 def test_the_bars_of_the_states_are_whole(view, fallen):

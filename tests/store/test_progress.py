@@ -11,12 +11,12 @@ import pytest
 from runs import probe_steps
 
 from megatron_tokscale.store.progress import (
-    MeasuredState,
     ProgressTracker,
     by_group,
     held_times,
     most_fallen,
 )
+from megatron_tokscale.store.token_state import TokenState
 
 STEPS = [0, *sorted({round(2 ** (k / 8)) for k in range(8 * 10 + 1)})]  # the default schedule
 LAST = STEPS[-1]
@@ -37,27 +37,27 @@ def falls(*stages):
 @pytest.mark.parametrize(
     ("stages", "state"),
     [
-        ([(0, 8.0), (100, 1.0)], MeasuredState.LEARNED),
-        ([(0, 8.0), (700, 1.0)], MeasuredState.UNDER_WAY),
-        ([(0, 8.0), (100, 3.0), (700, 1.5)], MeasuredState.UNDER_WAY),  # 1.5 of 6.5: 23%
-        ([(0, 8.0), (100, 3.0), (700, 1.8)], MeasuredState.LEARNED),  # 1.2 of 6.2: 19%
-        ([(0, 8.0)], MeasuredState.TO_COME),
-        ([(0, 8.0), (100, 7.9)], MeasuredState.TO_COME),  # less than 0.2 nats
-        ([(0, 0.6)], MeasuredState.KNOWN),  # more likely than not
-        ([(0, 0.8)], MeasuredState.TO_COME),
-        ([(0, 8.0), (50, 1.0), (300, 2.5)], MeasuredState.FORGOTTEN),  # 1.5 of 7: 21%
-        ([(0, 8.0), (50, 1.0), (300, 2.3)], MeasuredState.LEARNED),  # 1.3 of 7: 19%
-        ([(0, 8.0), (50, 9.5)], MeasuredState.TO_COME),  # a rare token, which rises at first
-        ([(0, 8.0), (50, 9.5), (700, 8.5)], MeasuredState.UNDER_WAY),
-        ([(0, 8.0), (50, 1.0), (300, 5.0), (700, 1.0)], MeasuredState.UNDER_WAY),
-        ([(0, 8.0), (700, math.nan)], MeasuredState.UNKNOWN),
-        ([(0, math.inf), (1, 3.0)], MeasuredState.UNKNOWN),
+        ([(0, 8.0), (100, 1.0)], TokenState.LEARNED),
+        ([(0, 8.0), (700, 1.0)], TokenState.UNDER_WAY),
+        ([(0, 8.0), (100, 3.0), (700, 1.5)], TokenState.UNDER_WAY),  # 1.5 of 6.5: 23%
+        ([(0, 8.0), (100, 3.0), (700, 1.8)], TokenState.LEARNED),  # 1.2 of 6.2: 19%
+        ([(0, 8.0)], TokenState.TO_COME),
+        ([(0, 8.0), (100, 7.9)], TokenState.TO_COME),  # less than 0.2 nats
+        ([(0, 0.6)], TokenState.KNOWN),  # more likely than not
+        ([(0, 0.8)], TokenState.TO_COME),
+        ([(0, 8.0), (50, 1.0), (300, 2.5)], TokenState.FORGOTTEN),  # 1.5 of 7: 21%
+        ([(0, 8.0), (50, 1.0), (300, 2.3)], TokenState.LEARNED),  # 1.3 of 7: 19%
+        ([(0, 8.0), (50, 9.5)], TokenState.TO_COME),  # a rare token, which rises at first
+        ([(0, 8.0), (50, 9.5), (700, 8.5)], TokenState.UNDER_WAY),
+        ([(0, 8.0), (50, 1.0), (300, 5.0), (700, 1.0)], TokenState.UNDER_WAY),
+        ([(0, 8.0), (700, math.nan)], TokenState.UNKNOWN),
+        ([(0, math.inf), (1, 3.0)], TokenState.UNKNOWN),
     ],
 )
 def test_a_token_without_noise_has_the_state_of_its_stages(stages, state):
     found = progress_of(STEPS, [falls(*stages), falls((0, 3.0))])
     assert (found.start, found.octave_ago, found.time) == (0, LAST / 2, LAST)
-    assert MeasuredState(found.state_N[0]) is state
+    assert TokenState(found.state_N[0]) is state
 
 
 def noisy_world(rng, steps, n_tokens=400):
@@ -124,15 +124,15 @@ class ByHand:
         has_fallen = counts(start - end, of_start + of_end)
         since = start - end if has_fallen else 0
         if counts(before - end, of_end + of_before) and before - end >= 0.2 * since:
-            return MeasuredState.UNDER_WAY
+            return TokenState.UNDER_WAY
         depth = math.sqrt(2 * math.log(max(len(blocks), 1)) / 8)
         is_lost = counts(end - lowest, 1 / 8 + of_end, depth)
         is_lost = is_lost and counts(start - lowest, of_start + 1 / 8)
         if is_lost and end - lowest >= 0.2 * (start - lowest):
-            return MeasuredState.FORGOTTEN
+            return TokenState.FORGOTTEN
         if has_fallen:
-            return MeasuredState.LEARNED
-        return MeasuredState.KNOWN if end < math.log(2) else MeasuredState.TO_COME
+            return TokenState.LEARNED
+        return TokenState.KNOWN if end < math.log(2) else TokenState.TO_COME
 
 
 def held_by_hand(steps):
@@ -161,7 +161,7 @@ def test_the_states_are_those_of_a_loop_over_single_tokens(schedule):
     loss_NK = noisy_world(np.random.default_rng(1), steps)
     found = progress_of(steps, loss_NK)
     expected = ByHand(steps, loss_NK).states()
-    assert [MeasuredState(state) for state in found.state_N] == expected
+    assert [TokenState(state) for state in found.state_N] == expected
     assert len(set(expected)) >= 4, "the world has tokens in most states"
 
 
@@ -194,8 +194,8 @@ def test_noise_alone_moves_few_tokens():
     loss_NK = 4 + 0.5 * rng.standard_normal((20_000, len(STEPS)))
     loss_NK[:, 0] = 4
     state_N = progress_of(STEPS, loss_NK).state_N
-    for state in MeasuredState:
-        if state is not MeasuredState.TO_COME:
+    for state in TokenState:
+        if state is not TokenState.TO_COME:
             assert (state_N == state).mean() <= 0.005, state.label
 
 
@@ -204,7 +204,7 @@ def test_a_fall_of_six_times_the_noise_is_seen():
     rng = np.random.default_rng(4)
     loss_NK = np.tile(falls((0, 4.0), (700, 2.2)), (2000, 1))
     loss_NK = loss_NK + 0.3 * rng.standard_normal(loss_NK.shape)
-    assert (progress_of(STEPS, loss_NK).state_N == MeasuredState.UNDER_WAY).mean() > 0.9
+    assert (progress_of(STEPS, loss_NK).state_N == TokenState.UNDER_WAY).mean() > 0.9
 
 
 def test_before_there_are_enough_probes_the_falls_are_told_and_no_state():
@@ -214,7 +214,7 @@ def test_before_there_are_enough_probes_the_falls_are_told_and_no_state():
     assert tracker.progress() is None
     tracker.add(1, np.array([7.0, 6.0], np.float32))
     found = tracker.progress()
-    assert set(found.state_N.tolist()) == {MeasuredState.UNKNOWN}
+    assert set(found.state_N.tolist()) == {TokenState.UNKNOWN}
     overall = by_group(found, np.zeros(2, np.int64), 1)[0]
     assert (overall.fall, overall.fall_since_start, overall.share) == (1.5, 1.5, {})
     late = ProgressTracker()
@@ -253,7 +253,7 @@ def test_the_progress_of_groups_is_that_of_their_tokens():
         assert group.fall_share == pytest.approx(
             (mean_K[ago] - mean_K[-1]) / (mean_K[0] - mean_K[-1])
         )
-        known_N = of_N & (found.state_N != MeasuredState.UNKNOWN)
+        known_N = of_N & (found.state_N != TokenState.UNKNOWN)
         for state, share in group.share.items():
             assert share == pytest.approx((found.state_N[known_N] == state).mean())
         assert sum(group.share.values()) == pytest.approx(1)

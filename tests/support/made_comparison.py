@@ -66,7 +66,7 @@ def made_token(token, *, seeds, passage=True):
         f"prose {HOSTILE}",
         3,
         17,
-        "to-come",
+        "to come",
         "learned",
         5.25,
         1.125,

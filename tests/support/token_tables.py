@@ -4,7 +4,7 @@ import numpy as np
 
 from megatron_tokscale.compare.token_table import SHIFTS, TokenTable
 from megatron_tokscale.fit import TokenClass
-from megatron_tokscale.fit.states import TokenState
+from megatron_tokscale.store.token_state import TokenState
 
 
 def table(n_tokens, **columns):

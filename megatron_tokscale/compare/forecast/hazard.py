@@ -34,12 +34,12 @@ from scipy.special import expit
 from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import SigmoidFits
-from megatron_tokscale.fit.classes import KNOWN_BELOW
 from megatron_tokscale.results.forecast import FACTORS
 from megatron_tokscale.spectrum.events import Events, events_of
 from megatron_tokscale.spectrum.evidence.falls import OCTAVE
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.sums import table_of
+from megatron_tokscale.store.token_state import KNOWN_BELOW
 
 _RECENT: Final = 2 * OCTAVE
 """Range of x before the origin over which the hazard is counted (our choice): one octave of a few

@@ -11,9 +11,10 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store.progress import MeasuredState, Progress, by_group
+from megatron_tokscale.store.progress import Progress, by_group
+from megatron_tokscale.store.token_state import TokenState
 
-_LOGGED_STATES: Final = (MeasuredState.UNDER_WAY, MeasuredState.FORGOTTEN)
+_LOGGED_STATES: Final = (TokenState.UNDER_WAY, TokenState.FORGOTTEN)
 
 
 class Detokenizer(Protocol):

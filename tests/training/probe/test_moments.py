@@ -10,7 +10,8 @@ import pytest
 from jobs import SEQ_LENGTH, TRAINING, Corpus, job_environment, job_flags, run_job, torchrun
 
 from megatron_tokscale.store import Run
-from megatron_tokscale.store.progress import MeasuredState, ProgressTracker
+from megatron_tokscale.store.progress import ProgressTracker
+from megatron_tokscale.store.token_state import TokenState
 
 pytestmark = pytest.mark.megatron
 
@@ -99,7 +100,7 @@ def test_metrics_in_tensorboard_are_those_of_the_losses(corpus: Corpus, tmp_path
     fallen_K = (loss_NK[:, :-1] - loss_NK[:, 1:] > 0.01).mean(axis=0)
     assert 0 < fallen_K[-1] < 1
     assert logged("share of tokens fallen by 0.01 nats") == expected(fallen_K, steps[1:])
-    for state in (MeasuredState.UNDER_WAY, MeasuredState.FORGOTTEN):
+    for state in (TokenState.UNDER_WAY, TokenState.FORGOTTEN):
         share_K = [(states_at(loss_NK, step) == state).mean() for step in steps[5:]]
         assert logged(f"share of tokens {state.label}") == expected(share_K, steps[5:])
     by_samples = logged("probe loss vs samples")
