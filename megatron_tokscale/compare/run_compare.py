@@ -123,7 +123,8 @@ def compare_runs(
     spectra = defined_or_reason(
         lambda: compare_spectra(tables.a, tables.b, tables.noise, span, units, weight_RU, seed)
     )
-    compared_a, compared_b, *compared_noise = map(_compared_run, runs.every)
+    named = zip(runs.every, _names(runs), strict=True)
+    compared_a, compared_b, *compared_noise = (_compared_run(each, name) for each, name in named)
     comparison = Comparison(
         a=compared_a,
         b=compared_b,
@@ -199,10 +200,20 @@ def _add_losses(curves: MeanCurves, number: int, run: CutRun, token_N: Integers)
         curves.add(number, slice(first, last), loss_NK[:, : run.n_used])
 
 
-def _compared_run(run: CutRun) -> ComparedRun:
+def _names(runs: RunsToCompare) -> list[str]:
+    """Return the names of the runs' folders, with as many folders above as tell them apart."""
+    parts = [each.source.run.path.resolve().parts for each in runs.every]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-depth:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _compared_run(run: CutRun, name: str) -> ComparedRun:
     source = run.source
     return ComparedRun(
-        name=source.run.path.resolve().name,
+        name=name,
         fit=source.fit.identity,
         last=float(np.exp(run.x_K[-1])),
         used=float(np.exp(run.x_K[run.n_kept - 1])),
@@ -214,8 +225,8 @@ def _compared_run(run: CutRun) -> ComparedRun:
 
 def _notes(runs: RunsToCompare, tokens: WatchedTokens, compared: int) -> list[str]:
     """Return sentences on what limits the comparison."""
-    names = [each.source.run.path.resolve().name for each in runs.every]
-    notes = []
+    names = _names(runs)
+    notes: list[str] = []
     if longer := [n for n, each in zip(names, runs.every, strict=True) if each.goes_on]:
         notes.append(
             f"compared at the common end; {', '.join(longer)} goes on after it, and was cut there "

@@ -33,7 +33,7 @@ class ComparedRun:
     """One of the runs.
 
     Attributes:
-        name: name of the run's directory.
+        name: name of the run's directory, with those above it that tell the runs apart.
         fit: identity of its fits.
         last: its last probe on the clock.
         used: its last probe that is compared: the last one at or before the common end.

@@ -176,6 +176,15 @@ def test_other_probe_schedules_are_said(runs, tmp_path, decided):
     assert not any("numbers of probes" in note for note in decided[0].notes)
 
 
+def test_folders_of_one_name_are_told_apart_by_those_above(runs, tmp_path):
+    for name in "abc":
+        shutil.copytree(runs[name].path, tmp_path / name / "checkpoints")
+    a, b, c = (Run.open(tmp_path / name / "checkpoints") for name in "abc")
+    found = compare_runs(a, b, [c], n_resamples=4)
+    names = [each.name for each in (found.a, found.b, *found.noise)]
+    assert names == ["a/checkpoints", "b/checkpoints", "c/checkpoints"]
+
+
 def test_blocks_give_the_same_comparison(decided, runs, tmp_path, monkeypatch):
     monkeypatch.setattr(run_compare, "_VALUES_PER_READ", 7 * len(STEPS))
     monkeypatch.setattr("megatron_tokscale.results.fitted._VALUES_PER_READ", 11 * len(STEPS))
