@@ -49,7 +49,7 @@ def add_verb(verbs: Verbs) -> None:
         "--page",
         type=Path,
         metavar="FILE",
-        help="write one self-contained HTML page too, a new file or an earlier report (default: "
+        help="write one self-contained HTML page too, a new file or an earlier such page (default: "
         "none)",
     )
     add_resampling(parser)
@@ -60,9 +60,10 @@ def _compare(arguments: Arguments) -> None:
     from megatron_tokscale.compare.compare_text import describe_comparison
     from megatron_tokscale.compare.run_compare import compare_runs
     from megatron_tokscale.report import check_page, report_comparison
+    from megatron_tokscale.report.html import COMPARISON_TITLE
 
     if arguments.page is not None:
-        check_page(arguments.page, flag="--page")
+        check_page(arguments.page, COMPARISON_TITLE, "--page")
     a, b, *noise = open_runs([arguments.a, arguments.b, *arguments.noise])
     comparison = compare_runs(
         a,

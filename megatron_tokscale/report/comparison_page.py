@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from megatron_tokscale.core.words import time_text
 from megatron_tokscale.report.charts import TimeScale, draw, time_axis, time_label, time_unit
 from megatron_tokscale.report.html import (
+    COMPARISON_TITLE,
     MEASURED,
     NULL,
-    TITLE,
     escape,
     estimate,
     facts,
@@ -55,7 +55,7 @@ _GROUPINGS: Final = {
 def render_comparison(found: Comparison) -> str:
     """Return the page of a comparison as HTML; equal results give equal text."""
     return whole_page(
-        f"{TITLE}: {found.b.name} (B) against {found.a.name} (A)",
+        f"{COMPARISON_TITLE}: {found.b.name} (B) against {found.a.name} (A)",
         '<div class="top">',
         *(paragraph(escape(note), "warning") for note in found.notes),
         section("changed", "What is different in B?", *_changed(found)),

@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 TITLE = "When tokens were learned"  # of every report page; `report --out` knows one by it
+COMPARISON_TITLE = "Two runs, token by token"  # the same for `compare --page`
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 MEASURED = "#111111"
 NULL = "#8a8a8a"

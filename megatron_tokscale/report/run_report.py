@@ -9,7 +9,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import is_there, write_text
 from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.core.writable import unwritable
-from megatron_tokscale.report.html import TITLE
+from megatron_tokscale.report.html import COMPARISON_TITLE, TITLE
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.results.comparison import Comparison
 from megatron_tokscale.store import Run
@@ -65,11 +65,11 @@ def report_comparison(found: Comparison, out: Path) -> Path:
     """Write the page of a comparison as one self-contained HTML file, and return its path.
 
     Raises:
-        TokscaleError: something other than a report is at `out`, or it cannot be written; a package
-            is missing.
+        TokscaleError: something other than such a page is at `out`, or it cannot be written; a
+            package is missing.
         OSError: the page cannot be written.
     """
-    check_page(out, flag="--page")
+    check_page(out, COMPARISON_TITLE, "--page")
 
     from megatron_tokscale.report.comparison_page import render_comparison  # imports matplotlib
 
@@ -89,7 +89,7 @@ def check_page(path: Path, title: str = TITLE, flag: str = "--out") -> None:
         TokscaleError: something other than an earlier page is at `path`, or no file can be made
             there, or the package that draws a report's figures is missing.
     """
-    if title == TITLE:
+    if title in (TITLE, COMPARISON_TITLE):
         _require("matplotlib")
     if reason := unwritable(path.parent, path.name):
         raise TokscaleError(

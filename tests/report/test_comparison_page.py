@@ -11,6 +11,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.report import report_comparison
 from megatron_tokscale.report.comparison_page import render_comparison
+from megatron_tokscale.report.html import TITLE
 from megatron_tokscale.results.comparison import read_comparison
 from megatron_tokscale.results.estimate import Undefined
 
@@ -125,12 +126,13 @@ def test_equal_results_give_equal_pages_in_their_place(found, html, tmp_path):
     assert report_comparison(found, out).read_text() == html
 
 
-def test_a_file_that_is_no_report_is_not_replaced(found, tmp_path):
-    taken = tmp_path / "notes.html"
-    taken.write_text("mine")
-    with pytest.raises(TokscaleError, match="is no report"):
+@pytest.mark.parametrize("mine", ["notes", f"<title>{TITLE}: my-run</title>"])
+def test_notes_and_reports_are_not_replaced(found, tmp_path, mine):
+    taken = tmp_path / "taken.html"
+    taken.write_text(mine)
+    with pytest.raises(TokscaleError, match="is no page of this verb"):
         report_comparison(found, taken)
-    assert taken.read_text() == "mine"
+    assert taken.read_text() == mine
 
 
 def test_the_verb_writes_the_page_of_its_comparison(planted, second_run, tmp_path, capsys):
@@ -153,5 +155,5 @@ def test_a_page_in_a_taken_place_stops_the_verb_before_it_writes(planted, tmp_pa
         main(["compare", run, run, "--out", str(out), "--page", str(taken)])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    assert "is no report" in error and "choose another --page" in error
+    assert "is no page of this verb" in error and "choose another --page" in error
     assert taken.read_text() == "mine" and not out.exists()

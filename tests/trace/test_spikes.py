@@ -205,13 +205,6 @@ def test_samples_below_their_level_do_not_lengthen_the_list(world):
     assert [each.sample for each in spike.samples] == [own.start + 2]
 
 
-def test_a_missing_file_of_a_rank_is_told(world, capsys):
-    world.write(ranks=2)
-    trace(world, "--spikes", 1)
-    shown = capsys.readouterr().out
-    assert "the file of data-parallel rank 1 of the launch at step 0 is missing" in shown
-
-
 def test_a_loss_that_is_not_finite_stands_out_most(world):
     world.mean_Q[700] = np.nan
     world.mean_Q[300] += 50
@@ -255,6 +248,12 @@ def test_noise_alone_is_said_to_be_noise(world, capsys):
     world.write()
     trace(world, "--spikes", 2)
     assert "no step stands out by 5 robust standard deviations" in capsys.readouterr().out
+    spikes, file = find_spikes(world.run, 2), world.run / "spikes.json"
+    spikes.save(file)
+    assert (
+        any(spike.named for spike in spikes.spikes)
+        and json.loads(file.read_text())["samples"] == []
+    )
 
 
 def test_a_spike_is_not_said_to_be_noise(world, capsys):
