@@ -239,7 +239,9 @@ def test_every_verb_of_the_demos_axes_is_parsed(monkeypatch, tmp_path):
     commands = []
     monkeypatch.setattr(example, "tokscale", lambda *words: commands.append([*map(str, words)]))
     example.analyse(tmp_path)
-    assert [words[0] for words in commands] == [*["fit"] * 7, *["spectrum"] * 4, "laws", "report"]
+    two_runs = ["compare", "compare", "forecast"]
+    expected = [*["fit"] * 8, *["spectrum"] * 4, "laws", *two_runs, "report"]
+    assert [words[0] for words in commands] == expected
     for words in commands:
         make_parser().parse_args(words)
     sys.modules.pop("demo_axes")
