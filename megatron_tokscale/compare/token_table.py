@@ -29,7 +29,7 @@ closer where most differences between seeds are."""
 
 @dataclass(frozen=True)
 class TokenTable:
-    """What a comparison needs of the tokens of one run, a row per token.
+    """The tokens of one run, as a comparison needs them: a row per token.
 
     Attributes:
         complete_N: true if the token is fitted and misses no loss up to the common end.

@@ -41,7 +41,7 @@ class Method(StrEnum):
 
 
 class Standing(StrEnum):
-    """What the back-tests of a run say of a method."""
+    """The verdict of a run's back-tests on a method."""
 
     STANDS = "stands"
     REFUTED = "refuted"
@@ -150,7 +150,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the back-tests say of a method.
+    """The verdict of the back-tests on a method.
 
     Attributes:
         method: the method.

@@ -16,7 +16,7 @@ KNOWN_BELOW: Final = math.log(2)
 
 
 class TokenState(IntEnum):
-    """How far the learning of a token is at a time."""
+    """The progress of a token's learning at a time."""
 
     UNKNOWN = -1
     KNOWN = 0

@@ -122,7 +122,7 @@ def test_a_step_that_is_run_again_keeps_its_first_values():
 
 
 class Prober(SimpleNamespace):
-    """What a recorder uses of the prober."""
+    """The part of the prober that a recorder uses."""
 
 
 @pytest.fixture
