@@ -44,6 +44,7 @@ def run_demo(out: Path, *, quick: bool = False) -> Path:
         ("plan the data by what is about to be learned", demo.make_plan),
         ("train again under the plan", demo.train_planned),
         ("fit and spectrum of the second run", lambda: demo.analyse(demo.planned)),
+        ("forecast of the first run", demo.forecast),
         ("report", demo.write_report),
     ]
     for number, (what, step) in enumerate(steps, 1):
@@ -184,6 +185,18 @@ class _Demo:
 
         size, data = self.size, DataSource(self.data_path, SPLIT)
         return job_of(data, size.train_samples, size.seq_length, _SEED)
+
+    def forecast(self) -> None:
+        """Forecast what the first run has still to learn, and print the forecast."""
+        from megatron_tokscale.compare.forecast import describe_forecast, forecast_run
+        from megatron_tokscale.results import SpectrumResult
+        from megatron_tokscale.results.forecast import read_forecast
+
+        run = Run.open(self.baseline)
+        found = read_forecast(run, SpectrumResult.open(run).fit)
+        if found is None:
+            found = forecast_run(run, seed=_ANALYSIS_SEED, progress=ProgressOnStderr())
+        print(describe_forecast(found), flush=True)
 
     def write_report(self) -> None:
         """Write one page about both runs."""
