@@ -36,7 +36,7 @@ class Method(StrEnum):
     COMBINATION = "mean of hazard and power law"
     HAZARD = "hazard of falls"
     POWER_LAW = "power law of the mean"
-    SLOPE = "the slope stays"
+    SLOPE = "slope that stays"
     NOTHING = "nothing more falls"
 
 
