@@ -149,11 +149,6 @@ class Spike:
     checkpoint: int | None = None
 
     @property
-    def stands_out(self) -> bool:
-        """True for a replayed step, which was chosen by hand, and from `LEAST_DEVIATIONS` on."""
-        return self.checkpoint is not None or self.deviations >= LEAST_DEVIATIONS
-
-    @property
     def named(self) -> list[int]:
         """Samples with at least a twentieth of the excess."""
         return [each.sample for each in self.samples if each.share >= _LEAST_SHARE]
@@ -180,12 +175,10 @@ class Spikes:
     def save(self, path: Path) -> None:
         """Write the spikes as JSON, whole or not at all, with the samples that they name.
 
-        Steps of the training that do not stand out name none.
-
         Raises:
             OSError: the file cannot be written.
         """
-        named = sorted({k for spike in self.spikes if spike.stands_out for k in spike.named})
+        named = sorted({k for spike in self.spikes for k in spike.named})
         content = cast("dict[str, JSON]", to_json(self))
         about: dict[str, JSON] = {"kind": SPIKES_KIND, "schema_version": SPIKES_SCHEMA}
         write_json(path, sealed({**about, **content, "samples": named}))

@@ -26,7 +26,7 @@ def describe_spikes(
         )
     lines += [f"  note: {note}" for note in spikes.notes]
     of_training = [each for each in spikes.spikes if each.checkpoint is None]
-    if spikes.n_steps and not any(each.stands_out for each in of_training):
+    if spikes.n_steps and all(each.deviations < LEAST_DEVIATIONS for each in of_training):
         lines.append(
             f"  no step stands out by {LEAST_DEVIATIONS:g} robust standard deviations: these are "
             "within the noise of the steps, and leaving out their samples does not help"
