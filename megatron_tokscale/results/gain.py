@@ -1,4 +1,4 @@
-"""What a plan by scores can gain, as `plan build` prints it and the plan's provenance keeps it."""
+"""The gain of a plan by scores, as `plan build` prints it and the plan's provenance keeps it."""
 
 import math
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What a plan can gain, in words: for the terminal and the report."""
+"""The gain of a plan in words, for the terminal and the report."""
 
 from megatron_tokscale.data import Plan
 from megatron_tokscale.results.gain import Gain, ScoreQuality, TargetShift, gain_in
