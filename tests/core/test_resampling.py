@@ -47,13 +47,25 @@ def test_the_seed_decides_the_units():
     assert (same != other).any()
 
 
-def test_weights_are_a_row_of_ones_and_then_poisson():
-    weight_RU = Units.from_documents(np.zeros(500), np.arange(500), seed=0).weights(400, seed=1)
+def test_weights_are_a_row_of_ones_and_then_negative_binomial():
+    """The 97.5% points of the normal distribution and of Student's t are those of any table."""
+    weight_RU = Units.from_documents(np.zeros(40), np.arange(40), seed=0).weights(5000, seed=1)
     assert (weight_RU[0] == 1).all()
     drawn = weight_RU[1:].ravel()
+    p = (1.95996 / 2.02269) ** 2
+    expected = stats.nbinom.pmf(np.arange(7), p / (1 - p), p) * len(drawn)
     observed = np.bincount(drawn.astype(int), minlength=7)[:7]
-    expected = stats.poisson.pmf(np.arange(7), 1) * len(drawn)
     assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("n_documents", [6, 12, 40, 400])
+def test_the_interval_of_a_mean_is_students(n_documents):
+    value_U = np.random.default_rng(3).standard_normal(n_documents)
+    units = Units.from_documents(np.zeros(n_documents), np.arange(n_documents), seed=0)
+    weight_RU = units.weights(20_000, seed=1)
+    mine = Estimate.from_resamples(weight_RU @ value_U / weight_RU.sum(axis=1))
+    low, high = stats.ttest_1samp(value_U, 0).confidence_interval()
+    assert mine.high - mine.low == pytest.approx(high - low, rel=0.05)
 
 
 def test_a_half_takes_half_of_every_dataset():
