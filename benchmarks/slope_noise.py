@@ -58,7 +58,7 @@ ABOUT = """# The noise of the measured slope
 The planted worlds: `tests/support/planted_worlds.py`; {tokens:,} tokens, from step {from_step} on.
 Noise: common to all tokens, as given, and the tokens' own {own:.2f} nats with an autocorrelation of
 {phi}. Found and covered: the shared noise and its 95% interval. Slope covered: share of 256 points
-at which the 95% interval of the slope holds the true one. Error: root mean square error of the
+at which the 95% interval of the slope holds the true one, over the measured runs. Error: root mean square error of the
 slope over the standard deviation of the true one. Measured: runs whose ceiling is at least {least}
 and whose mean loss differs from a straight line at the 5% level; ceiling and R^2 of the perfect
 model, the planted mean loss, are those of these runs.
@@ -134,7 +134,7 @@ def planted_row(found, common):
         f"{value.mean():.4f}",
         share(((low <= common) & (common <= high)).sum(), len(found)),
         f"{np.mean([each['correlation'] for each in found]):+.2f}",
-        f"{100 * np.mean([each['covered'] for each in found]):.1f}%",
+        f"{100 * np.mean([each['covered'] for each in measured]):.1f}%" if measured else "-",
         f"{np.mean([each['error'] for each in found]):.3f}",
         f"{len(measured)} of {len(found)}",
         f"{np.mean(ceiling):.3f}" if measured else "-",
