@@ -56,20 +56,22 @@ runs adds to it.
 
 The worlds: `tests/support/planted_worlds.py`; {tokens:,} tokens in documents of {length}, two runs
 with the same curves and other noise, with and without noise of {common} nats that all tokens of a
-dataset share at a probe; of it, the fitter takes out what it can tell (`fit/common_shifts.py`). In A1 to B3 every token has a step of its own; in C and D none has. The
-tests count the probes from step {after} in B, C and D, where the planted unigram phase is over, and
-from the first in A, which has none.
+dataset share at a probe; of it, the fitter takes out what it can tell (`fit/common_shifts.py`). In
+A1 to B3 every token has a step of its own; in C and D none has. The tests count the probes from
+step {after} in B, C and D, where the planted unigram phase is over, and from the first in A, which
+has none.
 
 """
-NOTES = """A claim must hold in A1 to B3 (upper bound of "holds" at least 95%) and never fail there;
-in C and D the lower bound of "holds" must be at most 5%. True: the mean of {large} pairs of runs of
-{large_tokens:,} tokens. The ratio of median widths is an exception: the curves of its null model are
-means of the sample's own groups, and their noise makes the null model's transitions a little
-narrower, so its true value is that of samples of this size (the mean of the repetitions). At 4,000
-tokens the ratio is up to 2% above that of 48,000, against a verdict of "holds". p: exact binomial
-test of 95% coverage; Holm's correction over the table rejects it in {few} rows with less and in
-{many} with more. More: where the misfit of a prediction is mostly noise, its square is, and the
-resamples of a square spread up to sqrt(3) times too wide. Intervals count wherever they are defined.
+NOTES = """A claim must hold in A1 to B3 (upper bound of "holds" at least 95%) and never fail
+there; in C and D the lower bound of "holds" must be at most 5%. True: the mean of {large} pairs
+of runs of {large_tokens:,} tokens. The ratio of median widths is an exception: the curves of its
+null model are means of the sample's own groups, and their noise makes the null model's
+transitions a little narrower, so its true value is that of samples of this size (the mean of the
+repetitions). At 4,000 tokens the ratio is up to 2% above that of 48,000, against a verdict of
+"holds". p: exact binomial test of 95% coverage; Holm's correction over the table rejects it in
+{few} rows with less and in {many} with more. More: where the misfit of a prediction is mostly
+noise, its square is, and the resamples of a square spread up to sqrt(3) times too wide. Intervals
+count wherever they are defined.
 """
 
 
