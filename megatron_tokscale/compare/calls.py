@@ -5,9 +5,9 @@ there. Its z is the difference of the late losses over the standard deviation th
 training would show. Its variance has three parts (our choice):
 
 - both runs' own noise (`late_loss.late_variance`);
-- what each run's fitted curve moves if its clock is shifted as the learning times of tokens differ
-  between seeds. A token that B has learned just before the end may be one that another seed of A
-  learns just after it; one that B has learned long before is not;
+- what a run's fitted curve moves if its clock is shifted as the learning times of tokens differ
+  between seeds, the mean over both runs. A token that B has learned just before the end may be one
+  that another seed of A learns just after it; one that B has learned long before is not;
 - the variance between seeds in the token's group beyond these two.
 
 No distribution is assumed for z, whose tails are heavy. Its null distribution is what the noise
@@ -129,11 +129,16 @@ def seed_spread(a: TokenTable, noise: Sequence[TokenTable]) -> float:
 def known_variance(a: TokenTable, b: TokenTable, spread: float) -> Floats:
     """Return the variance of the difference of late losses by noise and by shifts of the clock.
 
-    The second is the mean square of what the fitted curve moves under a normal shift of the clock,
-    summed over both runs, (N,) in nats^2.
+    The second is the mean square of what a fitted curve moves under a normal shift of the clock.
+    The spread is that of the difference of both clocks, so one run's curve moves by all of it if
+    the other's stays. It is therefore the mean over the curves of both runs, not their sum.
+
+    Returns:
+        (N,) in nats^2.
     """
-    curves_N = (a.moved_NH.astype(np.float64) ** 2 + b.moved_NH**2) @ shift_weights(spread)
-    return np.asarray(a.variance_N.astype(np.float64) + b.variance_N + curves_N)
+    squares_NH = (a.moved_NH.astype(np.float64) ** 2 + b.moved_NH.astype(np.float64) ** 2) / 2
+    noise_N = a.variance_N.astype(np.float64) + b.variance_N
+    return np.asarray(noise_N + squares_NH @ shift_weights(spread))
 
 
 def shift_weights(spread: float) -> Floats:

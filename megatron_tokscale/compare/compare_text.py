@@ -10,6 +10,7 @@ from megatron_tokscale.results.comparison import (
     GroupComparison,
     Sooner,
     SpectraTest,
+    undetermined,
 )
 from megatron_tokscale.results.estimate import Undefined, format_estimate
 
@@ -106,16 +107,17 @@ def _calls(change: Change, learner: str, other: str, comparison: Comparison) -> 
 def _sooner(sooner: Sooner) -> str:
     """Return the factor over documents, those of the seeds, and the factor over seeds in words."""
     if isinstance(sooner.factor, Undefined):
-        return f"undefined: {sooner.factor.undefined}"
+        return undetermined(sooner.factor)
     text = f"B {format_estimate(sooner.factor, '.3f')} times, over documents"
-    if isinstance(sooner.recipe, Undefined):
-        return f"{text}; over seeds {sooner.recipe.undefined}"
     seeds = ", ".join(f"{each:.3f}" for each in sooner.seeds)
+    seeds = f"; other seeds of A {seeds}" if seeds else ""
+    if isinstance(sooner.recipe, Undefined):
+        return f"{text}{seeds}; over documents and seeds {undetermined(sooner.recipe)}"
     verdict = "undecided"
     if sooner.recipe.has_interval and not sooner.recipe.low <= 1 <= sooner.recipe.high:
         verdict = "sooner" if sooner.recipe.low > 1 else "later"
     return (
-        f"{text}; other seeds of A {seeds}; over documents and seeds "
+        f"{text}{seeds}; over documents and seeds "
         f"{format_estimate(sooner.recipe, '.3f')}: {verdict}"
     )
 

@@ -31,6 +31,9 @@ learned behind the end in one of the runs there, and the drop and midpoint of ot
 Tokens are chosen by the mean of their two times, which does not depend on their difference."""
 LEAST_TOKENS: Final = 20
 """Fewest tokens of a median (our choice)."""
+WIDEST: Final = 100.0
+"""Largest ratio of the ends of a factor's interval (our choice); a wider interval, or one that is
+not known, leaves the factor undetermined."""
 _LOG_FACTOR_CHUNK: Final = 2**22  # weights of tokens that are sorted out at a time: 32 MB
 
 
@@ -171,7 +174,7 @@ def as_factors(
             continue
         factors = tuple(float(np.exp(each[0])) for each in seeds)
         recipe = _recipe(value_R, seeds, float(spread_G[g])) if seeds else NO_SECOND_SEED
-        found.append(Sooner(tokens, _exp(Estimate.from_resamples(value_R)), factors, recipe))
+        found.append(Sooner(tokens, _factor(Estimate.from_resamples(value_R)), factors, recipe))
     return found
 
 
@@ -201,10 +204,14 @@ def _recipe(value_R: Floats, seeds: Sequence[Floats], between: float) -> Estimat
     freedom = len(seeds) * (total / over_seeds) ** 2 if over_seeds > 0 else np.inf
     half = float(student.ppf(0.975, freedom)) * np.sqrt(total)
     value = float(against_R[0])
-    return _exp(Estimate(value, value - half, value + half, value))
+    return _factor(Estimate(value, value - half, value + half, value))
 
 
-def _exp(estimate: Estimate) -> Estimate:
-    ends = (estimate.value, estimate.low, estimate.high, estimate.uncorrected)
-    with np.errstate(over="ignore"):
-        return Estimate(*np.exp(ends).tolist())
+def _factor(sooner: Estimate) -> Estimate | Undefined:
+    """Return the factor of a difference of x, or why its interval does not determine it."""
+    if not sooner.has_interval:
+        return Undefined("its interval is not known")
+    if sooner.high - sooner.low > np.log(WIDEST):
+        return Undefined(f"its interval is wider than a factor of {WIDEST:g}")
+    ends = (sooner.value, sooner.low, sooner.high, sooner.uncorrected)
+    return Estimate(*np.exp(ends).tolist())

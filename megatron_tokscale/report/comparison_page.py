@@ -38,6 +38,7 @@ from megatron_tokscale.results.comparison import (
     Passage,
     Sooner,
     SpectraTest,
+    undetermined,
 )
 from megatron_tokscale.results.estimate import Estimate, Undefined
 
@@ -268,7 +269,13 @@ def _sooner_parts(found: Comparison) -> list[str]:
 
 def _sooner(found: Sooner) -> list[str]:
     seeds = ", ".join(number(each, ",.2f") for each in found.seeds) or "–"
-    return [number(found.tokens, ","), _factor(found.factor), seeds, _factor(found.recipe)]
+    factors = [
+        f'<span class="soft">{escape(undetermined(each))}</span>'
+        if isinstance(each, Undefined)
+        else _factor(each)
+        for each in (found.factor, found.recipe)
+    ]
+    return [number(found.tokens, ","), factors[0], seeds, factors[1]]
 
 
 def _examples(found: Comparison, tokens: Sequence[ChangedToken], what: str) -> list[str]:

@@ -21,6 +21,11 @@ NO_SECOND_SEED: Final = Undefined("undecided: no second seed; give --noise with 
 """Call on a token, a count or a test that needs the noise between seeds."""
 
 
+def undetermined(found: Undefined) -> str:
+    """Return why there is no factor: undecided without a second seed, else not determined."""
+    return found.undefined if found == NO_SECOND_SEED else f"not determined: {found.undefined}"
+
+
 class Difference(StrEnum):
     """Outcome of the test of two spectra."""
 

@@ -3,16 +3,20 @@
 Shapes: N tokens, J candidates.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 from scipy.integrate import quad
+from scipy.special import expit
 from token_tables import table
 
 from megatron_tokscale.compare.calls import (
     RATE,
     between_seeds,
     call_changes,
+    known_variance,
     q_values,
     seed_spread,
     shift_weights,
@@ -129,6 +133,24 @@ def test_token_learned_just_before_the_end_counts_for_less():
     z_N = standardized(a, table(2, late_N=np.float32([1, 1]), moved_NH=moved_NH), np.zeros(2), 0.3)
     assert z_N[1] == pytest.approx(3 / np.sqrt(0.02))
     assert z_N[0] < z_N[1] / 3
+
+
+@pytest.mark.parametrize("width", [0.05, 0.2, 0.5])
+def test_variance_by_the_clock_is_that_of_two_seeds_with_independent_clocks(width):
+    rng = np.random.default_rng(0)
+    n_tokens, spread = 100_000, 0.3
+    time_N = rng.uniform(-6, 6, n_tokens)  # the end is at 0
+
+    def seed_of():
+        own_N = time_N + spread / np.sqrt(2) * rng.standard_normal(n_tokens)
+        late_NH = 4 * expit((own_N[:, None] - np.array([0.0, *SHIFTS])) / width)
+        moved_NH = late_NH[:, 1:] - late_NH[:, :1]
+        run = table(n_tokens, late_N=late_NH[:, 0], moved_NH=moved_NH)
+        return replace(run, variance_N=np.zeros(n_tokens))
+
+    a, b = seed_of(), seed_of()
+    apart = np.mean((a.late_N - b.late_N) ** 2)
+    assert known_variance(a, b, spread).mean() == pytest.approx(apart, rel=0.1)
 
 
 def test_spread_between_seeds_is_robust():

@@ -11,6 +11,7 @@ from token_tables import table
 from megatron_tokscale.compare.shifts import (
     LEAST_TOKENS,
     MARGIN,
+    WIDEST,
     as_factors,
     comparable,
     median_sooner,
@@ -123,6 +124,22 @@ def test_group_takes_the_larger_spread_of_seeds_of_its_own_and_of_all_tokens():
     _, group = as_factors(np.array([100, 50]), np.full((3, 2), 0.2), seeds, "")
     half = stats.t.ppf(0.975, 1) * 0.1 / np.sqrt(2) * np.sqrt(1.5)
     assert np.log(group.recipe.high / group.recipe.value) == pytest.approx(half)
+
+
+@pytest.mark.parametrize(("apart", "determined"), [(0.1, True), (1.5, False)])
+def test_factor_over_seeds_that_differ_much_is_not_determined(apart, determined):
+    (found,) = as_factors(np.array([100]), np.full((3, 1), 0.2), [np.full((3, 1), apart)], "")
+    ratio = np.exp(2 * stats.t.ppf(0.975, 1) * apart / np.sqrt(2) * np.sqrt(1.5))
+    assert (ratio <= WIDEST) == determined
+    assert isinstance(found.recipe, Undefined) != determined
+    assert found.factor.value == pytest.approx(np.exp(0.2))  # of these two runs, it is known
+    assert found.seeds == pytest.approx([np.exp(apart)])
+
+
+def test_factor_over_documents_that_differ_much_is_not_determined():
+    value_R = np.array([0.0, *np.linspace(-1, 1, 100) * np.log(WIDEST)])
+    (found,) = as_factors(np.array([100]), value_R[:, None], [], "")
+    assert "wider than a factor of 100" in found.factor.undefined
 
 
 def test_without_noise_runs_the_interval_over_seeds_is_undecided():

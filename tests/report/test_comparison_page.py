@@ -1,6 +1,7 @@
 """The page of a comparison: its numbers are those of the result, and names and text stay text."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from html_page import Page, numbers_of
@@ -71,6 +72,16 @@ def test_the_headline_has_loss_factor_and_tokens(found, page):
     assert "B gained 40 tokens and lost 7 tokens, of 2,000" in words
     assert "lower by +0.010, −0.020 nats, 0.99, 1.02 times sooner" in words
     assert "Over documents and seeds, B is 1.25 [1.15, 1.35] times sooner." in words
+
+
+def test_a_factor_that_is_not_determined_says_why(found):
+    wide = Undefined("its interval is wider than a factor of 100")
+    late_loss = replace(found.overall.late_loss, recipe=wide)
+    page = Page(
+        render_comparison(replace(found, overall=replace(found.overall, late_loss=late_loss)))
+    )
+    assert f"not determined: {wide.undefined}" in page.cells("sooner", "all: late loss")
+    assert page.words("sooner").count("not determined") == 1
 
 
 def test_a_worse_run_is_called_later_and_not_sooner():
