@@ -81,7 +81,7 @@ def _net(row: GroupComparison) -> str:
     gained, lost = row.gained.excess, row.lost.excess
     if isinstance(gained, Undefined) or isinstance(lost, Undefined):
         return "-"
-    return f"{gained.uncorrected - lost.uncorrected:+,.0f}"
+    return f"{gained.value - lost.value:+,.0f}"
 
 
 def _count(change: Change) -> str:
@@ -97,9 +97,10 @@ def _calls(change: Change, learner: str, other: str, comparison: Comparison) -> 
     if isinstance(change.called, Undefined):
         return f"{text}; {change.called.undefined}"
     assert not isinstance(change.seed, Undefined)
+    digits = 0 if change.seed.is_integer() else 1  # a mean over several noise runs
     return (
-        f"{text}, with another seed of A in the place of B {change.seed:,.0f}: excess "
-        f"{format_estimate(change.excess, '+,.0f')}; beyond the noise between seeds at a false "
+        f"{text}, with another seed of A in the place of B {change.seed:,.{digits}f}: excess "
+        f"{format_estimate(change.excess, f'+,.{digits}f')}; beyond the noise between seeds at a false "
         f"discovery rate of {comparison.settings.rate:.0%}: {change.called:,}"
     )
 

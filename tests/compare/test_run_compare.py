@@ -71,7 +71,8 @@ def test_planted_gains_are_called_and_nothing_is_lost(decided):
     near = np.sum((planted_N > END - 0.4) & ~GAINS)
     assert GAINS.sum() - 5 <= gained.called <= GAINS.sum() + near
     assert lost.called == 0
-    assert gained.excess.low <= gained.tokens - gained.seed <= gained.excess.high
+    assert gained.excess.value == gained.tokens - gained.seed
+    assert gained.excess.low < gained.excess.value < gained.excess.high
     assert all(GAINS[each.token] for each in found.gained)
     assert {each.state_a for each in found.gained} <= {"unmoved", "forgotten", "to come"}
     assert {each.state_b for each in found.gained} == {"learned"}
@@ -97,6 +98,12 @@ def test_a_count_says_what_it_counts(decided):
     shown = describe_comparison(found)
     count = f"gained: {found.overall.gained.tokens:,} tokens that B has learned and A has not"
     assert f"{count}, with the lower late loss in B" in shown
+    for kind in ("gained", "lost"):
+        ((tokens, seed, excess),) = re.findall(
+            rf"^  {kind}: ([\d,]+) .* place of B ([\d,]+): excess ([+-][\d,]+) ", shown, re.M
+        )
+        plain = [int(each.replace(",", "")) for each in (tokens, seed, excess)]
+        assert plain[2] == plain[0] - plain[1]
 
 
 def test_planted_shift_is_found_in_every_dataset(decided):
