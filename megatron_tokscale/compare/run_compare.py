@@ -78,7 +78,7 @@ def compare_runs(
         clock: unit of the time in which the runs are compared; by default tokens, else steps, else
             the unit of imported runs.
         tokenizer: tokenizer.json to show tokens as text; None to show ids.
-        n_resamples: bootstrap resamples of the documents.
+        n_resamples: bootstrap resamples of the documents, or of what stands in for them.
         seed: seed of all draws.
         progress: receiver of the name of each stage; None for none.
 

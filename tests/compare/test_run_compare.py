@@ -5,6 +5,7 @@ Shapes: N tokens, K probe steps.
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,6 +105,14 @@ def test_a_count_says_what_it_counts(decided):
         )
         plain = [int(each.replace(",", "")) for each in (tokens, seed, excess)]
         assert plain[2] == plain[0] - plain[1]
+
+
+@pytest.mark.parametrize("kind", ["documents", "samples", "blocks"])
+def test_units_have_their_own_name_in_the_text(decided, kind):
+    shown = describe_comparison(replace(decided[0], unit_kind=kind))
+    named = re.findall(r"\b(documents?|samples|blocks)\b", shown)
+    assert set(named) == {kind}
+    assert len(named) == 6  # their number, two factors with two intervals each, the swaps
 
 
 def test_planted_shift_is_found_in_every_dataset(decided):
