@@ -199,6 +199,9 @@ def test_folders_of_one_name_are_told_apart_by_those_above(runs, tmp_path):
     found = compare_runs(a, b, [c], n_resamples=4)
     names = [each.name for each in (found.a, found.b, *found.noise)]
     assert names == ["a/checkpoints", "b/checkpoints", "c/checkpoints"]
+    compare_runs(a, c, n_resamples=4)
+    written = sorted(each.parent.name for each in (a.path / "analysis").rglob("compare.json"))
+    assert written == ["b-checkpoints", "c-checkpoints"]
 
 
 def test_blocks_give_the_same_comparison(decided, runs, tmp_path, monkeypatch):
