@@ -211,7 +211,10 @@ def test_the_section_on_the_forecast_has_every_method_back_test_and_group(inputs
         expected = [group.tokens, group.loss, *numbers_of(*group.falls), *shares]
         assert page.row("forecast", group.name) == expected
     words = page.words("forecast")
-    assert "No back-test: too <b>few probes." in words and "Assumed: training goes on." in words
+    assert (
+        "No back-test from T/4: too <b>few probes." in words
+        and "Assumed: training goes on." in words
+    )
     assert 'id="forecast"' not in render(inputs)
 
 
