@@ -43,7 +43,8 @@ def add_verb(verbs: Verbs) -> None:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="folder for compare.json (default: A/analysis/compare/NAME-OF-B)",
+        help="folder for compare.json (default: A/analysis/compare/NAME-OF-B, the name with the "
+        "folders above B that A is not in)",
     )
     parser.add_argument(
         "--page",

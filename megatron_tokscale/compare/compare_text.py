@@ -26,7 +26,7 @@ def describe_comparison(comparison: Comparison) -> str:
         [
             *_head(comparison),
             *_table(comparison),
-            *_spectra(comparison.spectra),
+            *_spectra(comparison.spectra, comparison),
             *_tokens("gained", comparison.gained, comparison),
             *_tokens("lost", comparison.lost, comparison),
         ]
@@ -60,8 +60,8 @@ def _table(comparison: Comparison) -> list[str]:
         *lines,
         f"  gained: {_calls(overall.gained, 'B', 'A', comparison)}",
         f"  lost: {_calls(overall.lost, 'A', 'B', comparison)}",
-        f"  learning times: {_sooner(overall.learning_times)}",
-        f"  at the late loss: {_sooner(overall.late_loss)}",
+        f"  learning times: {_sooner(overall.learning_times, comparison)}",
+        f"  at the late loss: {_sooner(overall.late_loss, comparison)}",
     ]
 
 
@@ -81,7 +81,7 @@ def _net(row: GroupComparison) -> str:
     gained, lost = row.gained.excess, row.lost.excess
     if isinstance(gained, Undefined) or isinstance(lost, Undefined):
         return "-"
-    return f"{gained.uncorrected - lost.uncorrected:+,.0f}"
+    return f"{gained.value - lost.value:+,.0f}"
 
 
 def _count(change: Change) -> str:
@@ -97,37 +97,39 @@ def _calls(change: Change, learner: str, other: str, comparison: Comparison) -> 
     if isinstance(change.called, Undefined):
         return f"{text}; {change.called.undefined}"
     assert not isinstance(change.seed, Undefined)
+    digits = 0 if change.seed.is_integer() else 1  # a mean over several noise runs
+    excess = format_estimate(change.excess, f"+,.{digits}f")
     return (
-        f"{text}, with another seed of A in the place of B {change.seed:,.0f}: excess "
-        f"{format_estimate(change.excess, '+,.0f')}; beyond the noise between seeds at a false "
+        f"{text}, with another seed of A in the place of B {change.seed:,.{digits}f}: excess "
+        f"{excess}; beyond the noise between seeds at a false "
         f"discovery rate of {comparison.settings.rate:.0%}: {change.called:,}"
     )
 
 
-def _sooner(sooner: Sooner) -> str:
-    """Return the factor over documents, those of the seeds, and the factor over seeds in words."""
+def _sooner(sooner: Sooner, comparison: Comparison) -> str:
+    """Return the factor over units, those of the seeds, and the factor over seeds in words."""
+    units = comparison.unit_kind
     if isinstance(sooner.factor, Undefined):
         return undetermined(sooner.factor)
-    text = f"B {format_estimate(sooner.factor, '.3f')} times, over documents"
+    text = f"B {format_estimate(sooner.factor, '.3f')} times, over {units}"
     seeds = ", ".join(f"{each:.3f}" for each in sooner.seeds)
     seeds = f"; other seeds of A {seeds}" if seeds else ""
     if isinstance(sooner.recipe, Undefined):
-        return f"{text}{seeds}; over documents and seeds {undetermined(sooner.recipe)}"
+        return f"{text}{seeds}; over {units} and seeds {undetermined(sooner.recipe)}"
     verdict = "undecided"
     if sooner.recipe.has_interval and not sooner.recipe.low <= 1 <= sooner.recipe.high:
         verdict = "sooner" if sooner.recipe.low > 1 else "later"
     return (
-        f"{text}{seeds}; over documents and seeds "
-        f"{format_estimate(sooner.recipe, '.3f')}: {verdict}"
+        f"{text}{seeds}; over {units} and seeds {format_estimate(sooner.recipe, '.3f')}: {verdict}"
     )
 
 
-def _spectra(test: SpectraTest | Undefined) -> list[str]:
+def _spectra(test: SpectraTest | Undefined, comparison: Comparison) -> list[str]:
     if isinstance(test, Undefined):
         return [f"  spectra: undefined: {test.undefined}"]
     text = (
-        f"  spectra: distance {format_estimate(test.distance)} nats per token; swapped document by "
-        f"document p = {test.p_documents:.3f}"
+        f"  spectra: distance {format_estimate(test.distance)} nats per token; swapped by "
+        f"{comparison.unit_kind} p = {test.p_documents:.3f}"
     )
     if isinstance(test.p_seeds, Undefined):
         return [f"{text}; {test.p_seeds.undefined}"]

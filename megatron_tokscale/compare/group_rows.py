@@ -251,7 +251,7 @@ def _changes(calls: Calls, groups: Groups, total_RG: Callable[[Floats], Floats])
         Change(
             tokens=int(count_RG[0, g]),
             seed=float(seed_RG[0, g]),
-            excess=Estimate.from_resamples(count_RG[:, g] - seed_RG[:, g]),
+            excess=Estimate.of_sum(count_RG[:, g] - seed_RG[:, g]),
             called=int(called_G[g]),
             false_calls=float(false_G[g]),
         )

@@ -3,6 +3,7 @@
 Shapes: N tokens, K probe steps.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,11 +75,11 @@ def compare_runs(
         a: the baseline, fitted.
         b: the other run, fitted, with the same probe set.
         noise: further seeds of the baseline, fitted; without any, calls are undecided.
-        out: folder of compare.json; by default A/analysis/compare/NAME-OF-B.
+        out: folder of compare.json; by default A/analysis/compare/NAME-OF-B (`_folder_name`).
         clock: unit of the time in which the runs are compared; by default tokens, else steps, else
             the unit of imported runs.
         tokenizer: tokenizer.json to show tokens as text; None to show ids.
-        n_resamples: bootstrap resamples of the documents.
+        n_resamples: bootstrap resamples of the documents, or of what stands in for them.
         seed: seed of all draws.
         progress: receiver of the name of each stage; None for none.
 
@@ -91,7 +92,7 @@ def compare_runs(
     """
     progress = progress or NoProgress()
     runs = RunsToCompare.open(a, b, noise, clock)
-    path = (out or a.paths.comparison(b.path.resolve().name)) / FILE
+    path = (out or a.paths.comparison(_folder_name(a.path, b.path))) / FILE
     _check_out(path, runs)
     decoder = tokenizer_of(tokenizer, a.tokens)
     progress.stage("states and late losses of tokens")
@@ -147,6 +148,15 @@ def compare_runs(
     )
     write_typed_result(path, COMPARISON_SCHEMA, comparison)
     return comparison
+
+
+def _folder_name(a: Path, b: Path) -> str:
+    """Return the path of B from the folder that A lies in, joined by "-".
+
+    A run beside A keeps its own name; runs of one name in other folders differ by these.
+    """
+    from_a = os.path.relpath(b.resolve(), a.resolve().parent)
+    return "-".join(each for each in Path(from_a).parts if each != "..") or b.resolve().name
 
 
 def _check_out(path: Path, runs: RunsToCompare) -> None:

@@ -52,12 +52,12 @@ from megatron_tokscale.report.sections.forecast import (
     uncorrected,
 )
 from megatron_tokscale.report.sections.overview import warnings
-from megatron_tokscale.report.token_states import STATES, Shares, StateShares
+from megatron_tokscale.report.token_states import Shares, StateShares
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.forecast import Forecast, Method, Standing
+from megatron_tokscale.store.token_state import STATE_ORDER
 
 _ASKED: Final = (TokenState.LEARNED, TokenState.UNDER_WAY, TokenState.TO_COME)
-_OTHERS: Final = (TokenState.KNOWN, TokenState.UNMOVED, TokenState.FORGOTTEN)
 N_SHOWN: Final = 6  # tokens in two rows
 _CONTEXT: Final = 90  # characters of text before a token: three lines of a card
 _LN_2: Final = math.log(2)
@@ -90,7 +90,7 @@ def _now(inputs: ReportInputs, shares: StateShares) -> list[str]:
     at = f"{escape(inputs.time)} {time_text(math.exp(inputs.fits.x_K[-1]))}"
     header = [
         "tokens of",
-        *(swatch(STATE_COLOURS[state], STATE_WORDS[state]) for state in (*_ASKED, *_OTHERS)),
+        *(swatch(STATE_COLOURS[state], STATE_WORDS[state]) for state in STATE_ORDER),
     ]
     rows = [_row("all datasets" if len(tokens.datasets) > 1 else "all", shares.overall)]
     if len(tokens.datasets) > 1:
@@ -122,9 +122,14 @@ def _now(inputs: ReportInputs, shares: StateShares) -> list[str]:
 
 def _row(name: str, shares: Shares | None) -> list[str]:
     if shares is None:
-        return [name, *("–" for _ in STATES)]
-    asked = (f"<b>{number(shares[s].value, '.1%')}</b>{_range(shares[s])}" for s in _ASKED)
-    return [name, *asked, *(number(shares[s].value, ".1%") for s in _OTHERS)]
+        return [name, *("–" for _ in STATE_ORDER)]
+    return [name, *(_share(shares[state], asked=state in _ASKED) for state in STATE_ORDER)]
+
+
+def _share(found: Estimate, *, asked: bool) -> str:
+    """Return a share of tokens; one that the first screen asks for has its interval."""
+    text = number(found.value, ".1%")
+    return f"<b>{text}</b>{_range(found)}" if asked else text
 
 
 def _range(found: Estimate) -> str:
@@ -147,7 +152,7 @@ def _picture(inputs: ReportInputs, shares: StateShares) -> str:
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         for panel, (d, name) in zip(panels, shown.items(), strict=False):
             below_G = np.zeros(len(time_G))
-            for share_G, state in zip(shares.share_DSG[d], STATES, strict=True):
+            for share_G, state in zip(shares.share_DSG[d], STATE_ORDER, strict=True):
                 colour, above_G = STATE_COLOURS[state], below_G + share_G
                 label = STATE_WORDS[state] if panel is panels[0] else None
                 panel.fill_between(time_G, below_G, above_G, color=colour, lw=0, label=label)
@@ -161,7 +166,7 @@ def _picture(inputs: ReportInputs, shares: StateShares) -> str:
         for panel in panels[len(shown) :]:
             panel.set_axis_off()
         panels[0].set_ylabel("share of the tokens")
-        figure.legend(loc="outside upper left", ncols=len(STATES), handlelength=1.0)
+        figure.legend(loc="outside upper left", ncols=len(STATE_ORDER), handlelength=1.0)
 
     alt = "Shares of the tokens that are learned, under way and to come, over time, by dataset"
     return draw("states", alt, 0.3 + 1.9 * rows, paint)

@@ -13,16 +13,8 @@ from megatron_tokscale.core.arrays import Floats, Integers8
 from megatron_tokscale.fit import SigmoidFits, TokenState, states_at
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.store import WatchedTokens
+from megatron_tokscale.store.token_state import STATE_ORDER
 
-STATES: Final = (
-    TokenState.KNOWN,
-    TokenState.LEARNED,
-    TokenState.UNDER_WAY,
-    TokenState.TO_COME,
-    TokenState.UNMOVED,
-    TokenState.FORGOTTEN,
-)
-"""The states of fitted tokens, from the bottom of the picture to its top."""
 _POINTS: Final = 60  # times in the picture: smooth at its size
 _RESAMPLES: Final = 200  # as many as those of the spectrum
 
@@ -39,7 +31,7 @@ class StateShares:
         overall: shares in all tokens at the last probe.
         by_dataset: shares in each dataset; None for a dataset without a fitted token.
         x_G: grid of x, from the first probe after step 0 to the last one.
-        share_DSG: shares over x in each dataset, in the order of `STATES`; NaN without a token.
+        share_DSG: shares over x in each dataset, states in `STATE_ORDER`; NaN without a token.
     """
 
     state_N: Integers8
@@ -79,11 +71,11 @@ class StateShares:
 
 
 def _counts(state_N: Integers8, group_N: np.ndarray, n_groups: int) -> Floats:
-    """Return the number of tokens of each group (rows) in each of `STATES`."""
+    """Return the number of tokens of each group (rows) in each of `STATE_ORDER`."""
     n_codes = len(TokenState)
     code_N = group_N.astype(np.int64) * n_codes + (state_N - min(TokenState))
     table = np.bincount(code_N, minlength=n_groups * n_codes).reshape(n_groups, n_codes)
-    return table[:, np.array(STATES) - min(TokenState)].astype(np.float64)
+    return table[:, np.array(STATE_ORDER) - min(TokenState)].astype(np.float64)
 
 
 def _shares(count_RS: Floats) -> Shares:
@@ -91,5 +83,5 @@ def _shares(count_RS: Floats) -> Shares:
         share_RS = count_RS / count_RS.sum(axis=1, keepdims=True)
     return {
         state: Estimate.from_resamples(share_RS[:, s], least=0.0, most=1.0)
-        for s, state in enumerate(STATES)
+        for s, state in enumerate(STATE_ORDER)
     }

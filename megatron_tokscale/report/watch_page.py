@@ -35,14 +35,6 @@ from megatron_tokscale.store.watching import RunView
 
 WATCH_TITLE: Final = "What it is learning now"
 """Title of every page of this kind; `watch --page` knows an earlier one by it."""
-_STACK: Final = (
-    TokenState.KNOWN,
-    TokenState.LEARNED,
-    TokenState.UNDER_WAY,
-    TokenState.TO_COME,
-    TokenState.FORGOTTEN,
-)
-"""The states from the left of a dataset's bar to its right."""
 
 
 def write_watch_page(
@@ -113,8 +105,8 @@ def _shares(overall: GroupProgress) -> str:
     """Return a sentence on the shares of all tokens in the states; nothing if none is known."""
     if not overall.share:
         return ""
-    learned, under_way, to_come, forgotten = (
-        f"<b>{number(overall.share[state], '.1%')}</b>" for state in SHOWN_STATES[:4]
+    _, learned, under_way, to_come, forgotten = (
+        f"<b>{number(overall.share[state], '.1%')}</b>" for state in SHOWN_STATES
     )
     return (
         f" {learned} of the tokens are learned, {under_way} under way, {to_come} to come and "
@@ -147,7 +139,7 @@ def _stack(name: str, group: GroupProgress) -> str:
     if not group.share:
         return ""
     left, parts = 0.0, []
-    for state in _STACK:
+    for state in SHOWN_STATES:
         width = 100 * group.share[state]
         colour, words = STATE_COLOURS[state], STATE_WORDS[state]
         parts.append(
@@ -155,7 +147,7 @@ def _stack(name: str, group: GroupProgress) -> str:
             f"<title>{words}: {width:.1f}%</title></rect>"
         )
         left += width
-    shares = ", ".join(f"{STATE_WORDS[state]} {group.share[state]:.1%}" for state in _STACK)
+    shares = ", ".join(f"{STATE_WORDS[state]} {group.share[state]:.1%}" for state in SHOWN_STATES)
     return (
         f'<p class="facts">{name}</p><svg class="stack" role="img" aria-label="{escape(shares)}" '
         f'viewBox="0 0 100 4" preserveAspectRatio="none">{"".join(parts)}</svg>'

@@ -2,7 +2,8 @@
 
 Run A is the baseline, run B the other run. The noise runs are further seeds of A's training.
 A token counts as learned by a run if its state at the common end is learned, or known before the
-first probe (`fit.states`).
+first probe (`fit.states`). Units are documents, or the samples or blocks that stand in for them
+(`unit_kind`); intervals are over them.
 """
 
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Change:
         tokens: tokens that the one run has learned and the other has not, and whose late loss is
             the lower one there.
         seed: the same count for a noise run in the place of B, the mean over the noise runs.
-        excess: the first count less the second, with its interval over documents.
+        excess: the first count less the second, with its interval over units.
         called: tokens beyond the noise between seeds at the false discovery rate of the
             comparison; they are the tokens gained, or lost.
         false_calls: tokens of a noise run at least as far out as the least of these, mean over
@@ -86,10 +87,10 @@ class Sooner:
 
     Attributes:
         tokens: tokens that the factor is measured on.
-        factor: the factor, with its interval over documents for these two runs.
+        factor: the factor, with its interval over units for these two runs.
         seeds: the factor of each noise run against A, in the order of the noise runs.
         recipe: the factor of B against the mean of A and its noise runs, with an interval over
-            documents and seeds: it holds for the two ways of training, not just for these runs.
+            units and seeds: it holds for the two ways of training, not just for these runs.
     """
 
     tokens: int
@@ -110,7 +111,7 @@ class GroupComparison:
         gained: tokens that B has learned and A has not, with the lower late loss in B.
         lost: tokens that A has learned and B has not.
         late_loss_a: mean late loss of A in nats.
-        lower: late loss of A less that of B in nats, with its interval over documents.
+        lower: late loss of A less that of B in nats, with its interval over units.
         seed_lower: the same for a noise run in the place of B, for each noise run.
         learning_times: the factor by which B learns the tokens that both learn sooner: the median
             over tokens, each counting by its drop.
@@ -143,9 +144,9 @@ class SpectraTest:
         a: spectrum of A in nats per token and unit of x, by bin.
         b: spectrum of B.
         noise: spectra of the noise runs.
-        distance: distance of A and B in nats per token, with its interval over documents.
+        distance: distance of A and B in nats per token, with its interval over units.
         seeds: distance of A and each noise run.
-        p_documents: p-value of the distance where A and B are swapped document by document.
+        p_documents: p-value of the distance where A and B are swapped unit by unit.
         p_seeds: p-value of B among the seeds of A, with one degree of freedom per noise run.
         outcome: "differ" if both p-values are at most the level; else undecided.
         level: level of the test.
@@ -220,8 +221,8 @@ class ComparisonSettings:
     Attributes:
         rate: false discovery rate of the calls.
         window: the late loss is the mean over this range of x before the common end.
-        n_resamples: bootstrap resamples of the documents.
-        swaps: draws of the test by swapping documents.
+        n_resamples: bootstrap resamples of the units.
+        swaps: draws of the test by swapping units.
         seed: seed of all draws.
     """
 

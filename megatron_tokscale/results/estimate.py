@@ -84,6 +84,25 @@ class Estimate:
         kept, low, high = np.clip(corrected, least, most).tolist()
         return cls(kept, low, high, float(value))
 
+    @classmethod
+    def of_sum(cls, value_R: ArrayLike, least: float = -np.inf, most: float = np.inf) -> Self:
+        """Return the number of the data as they are, and the percentiles of its resamples.
+
+        For sums and other numbers that resamples do not bias: sums of such estimates are those of
+        their numbers. The interval is widened to hold the number.
+
+        Args:
+            value_R: the value of the data as they are, then those of the resamples.
+            least: the smallest value that the number can have.
+            most: the largest value that it can have.
+        """
+        first, *drawn = np.asarray(value_R, dtype=np.float64)
+        value, drawn_R = float(first), np.array(drawn)[np.isfinite(drawn)]
+        if not math.isfinite(value) or len(drawn_R) < 2:
+            return cls(value, uncorrected=value)
+        low, high = np.clip(np.quantile(drawn_R, [0.025, 0.975]), least, most).tolist()
+        return cls(value, min(low, value), max(high, value), value)
+
 
 def defined_or_reason[T](compute: Callable[[], T]) -> T | Undefined:
     """Return the result of `compute`, or why it is undefined; a `TokscaleError` propagates."""

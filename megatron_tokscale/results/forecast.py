@@ -172,7 +172,7 @@ class ForecastSettings:
 
     Attributes:
         tokens: number of tokens that were drawn and fitted.
-        n_resamples: bootstrap resamples of the documents.
+        n_resamples: bootstrap resamples of the documents, or of what stands in for them.
         seed: seed of all draws.
     """
 

@@ -30,3 +30,14 @@ class TokenState(IntEnum):
     def label(self) -> str:
         """The name for people, e.g. "under way"."""
         return self.name.lower().replace("_", " ")
+
+
+STATE_ORDER: Final = (
+    TokenState.KNOWN,
+    TokenState.LEARNED,
+    TokenState.UNDER_WAY,
+    TokenState.TO_COME,
+    TokenState.UNMOVED,
+    TokenState.FORGOTTEN,
+)
+"""The states in the order of every table and picture, of a picture from its bottom."""

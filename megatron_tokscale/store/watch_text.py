@@ -10,17 +10,11 @@ from megatron_tokscale.core.words import aligned, counted, time_text
 from megatron_tokscale.probe.probe_set_text import printable
 from megatron_tokscale.probe.text import Passage, Tokenizer, marked, passages
 from megatron_tokscale.store.progress import GroupProgress, most_fallen
-from megatron_tokscale.store.token_state import TokenState
+from megatron_tokscale.store.token_state import STATE_ORDER, TokenState
 from megatron_tokscale.store.watching import RunView
 
-SHOWN_STATES: Final = (
-    TokenState.LEARNED,
-    TokenState.UNDER_WAY,
-    TokenState.TO_COME,
-    TokenState.FORGOTTEN,
-    TokenState.KNOWN,
-)
-"""The states in the order of the table's columns."""
+SHOWN_STATES: Final = tuple(each for each in STATE_ORDER if each is not TokenState.UNMOVED)
+"""The states that losses tell without a fit: a token that has not moved may be to come."""
 N_FALLEN: Final = 12  # tokens that fell most that are shown; our choice
 _CANDIDATES: Final = 64 * N_FALLEN  # tokens that fell most, of which one per document is shown
 _BEFORE, _AFTER = 48, 14  # characters of text before and after a token: a line of 100 in all

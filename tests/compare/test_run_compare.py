@@ -5,6 +5,7 @@ Shapes: N tokens, K probe steps.
 
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,7 +72,8 @@ def test_planted_gains_are_called_and_nothing_is_lost(decided):
     near = np.sum((planted_N > END - 0.4) & ~GAINS)
     assert GAINS.sum() - 5 <= gained.called <= GAINS.sum() + near
     assert lost.called == 0
-    assert gained.excess.low <= gained.tokens - gained.seed <= gained.excess.high
+    assert gained.excess.value == gained.tokens - gained.seed
+    assert gained.excess.low < gained.excess.value < gained.excess.high
     assert all(GAINS[each.token] for each in found.gained)
     assert {each.state_a for each in found.gained} <= {"unmoved", "forgotten", "to come"}
     assert {each.state_b for each in found.gained} == {"learned"}
@@ -97,6 +99,20 @@ def test_a_count_says_what_it_counts(decided):
     shown = describe_comparison(found)
     count = f"gained: {found.overall.gained.tokens:,} tokens that B has learned and A has not"
     assert f"{count}, with the lower late loss in B" in shown
+    for kind in ("gained", "lost"):
+        ((tokens, seed, excess),) = re.findall(
+            rf"^  {kind}: ([\d,]+) .* place of B ([\d,]+): excess ([+-][\d,]+) ", shown, re.M
+        )
+        plain = [int(each.replace(",", "")) for each in (tokens, seed, excess)]
+        assert plain[2] == plain[0] - plain[1]
+
+
+@pytest.mark.parametrize("kind", ["documents", "samples", "blocks"])
+def test_units_have_their_own_name_in_the_text(decided, kind):
+    shown = describe_comparison(replace(decided[0], unit_kind=kind))
+    named = re.findall(r"\b(documents?|samples|blocks)\b", shown)
+    assert set(named) == {kind}
+    assert len(named) == 6  # their number, two factors with two intervals each, the swaps
 
 
 def test_planted_shift_is_found_in_every_dataset(decided):
@@ -183,6 +199,9 @@ def test_folders_of_one_name_are_told_apart_by_those_above(runs, tmp_path):
     found = compare_runs(a, b, [c], n_resamples=4)
     names = [each.name for each in (found.a, found.b, *found.noise)]
     assert names == ["a/checkpoints", "b/checkpoints", "c/checkpoints"]
+    compare_runs(a, c, n_resamples=4)
+    written = sorted(each.parent.name for each in (a.path / "analysis").rglob("compare.json"))
+    assert written == ["b-checkpoints", "c-checkpoints"]
 
 
 def test_blocks_give_the_same_comparison(decided, runs, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from megatron_tokscale.report.first_screen import (
 )
 from megatron_tokscale.report.inputs import ReportInputs
 from megatron_tokscale.report.page import render
-from megatron_tokscale.report.token_states import STATES, StateShares
+from megatron_tokscale.report.token_states import StateShares
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.forecast import (
     Forecast,
@@ -33,13 +33,14 @@ from megatron_tokscale.results.forecast import (
     Origin,
     Standing,
 )
+from megatron_tokscale.store.token_state import STATE_ORDER
 
 HOSTILE = "<script>alert(1)</script>"
 TABLE = (
+    TokenState.KNOWN,
     TokenState.LEARNED,
     TokenState.UNDER_WAY,
     TokenState.TO_COME,
-    TokenState.KNOWN,
     TokenState.UNMOVED,
     TokenState.FORGOTTEN,
 )
@@ -78,17 +79,17 @@ def test_shares_are_counts_of_the_states_of_fitted_tokens(inputs, page):
         of_group = [TokenState(s) for s in state_N[inside_N].tolist() if s != TokenState.UNKNOWN]
         expected = [of_group.count(state) / len(of_group) for state in TABLE]
         shown = page.row("now", name)
-        # Value, and ends of the interval in percent, for the three numbers; then three values.
-        found = [*shown[0:9:3], *shown[9:]]
+        # One value; value and ends of the interval in percent, for three states; two values.
+        found = [shown[0], *shown[1:10:3], *shown[10:]]
         np.testing.assert_allclose(found, expected, atol=0.02)
-        for value, low, high in zip(shown[0:9:3], shown[1:9:3], shown[2:9:3], strict=True):
+        for value, low, high in zip(shown[1:10:3], shown[2:10:3], shown[3:10:3], strict=True):
             assert low <= 100 * value <= high < low + 30
 
 
 def test_the_picture_ends_at_the_shares_of_now(inputs, shares):
     np.testing.assert_allclose(shares.share_DSG.sum(axis=1), 1)
     for d, of_dataset in enumerate(shares.by_dataset):
-        now = [of_dataset[state].uncorrected for state in STATES]
+        now = [of_dataset[state].uncorrected for state in STATE_ORDER]
         np.testing.assert_allclose(shares.share_DSG[d, :, -1], now)
 
 
@@ -97,7 +98,9 @@ def test_the_share_of_learned_tokens_in_the_picture_is_that_of_the_time(inputs, 
     state_N = states_at(inputs.fits, float(shares.x_G[g]))
     of_first_N = (inputs.run.tokens.dataset_N == 0) & (state_N != TokenState.UNKNOWN)
     expected = (state_N[of_first_N] == TokenState.LEARNED).mean()
-    np.testing.assert_allclose(shares.share_DSG[0, STATES.index(TokenState.LEARNED), g], expected)
+    np.testing.assert_allclose(
+        shares.share_DSG[0, STATE_ORDER.index(TokenState.LEARNED), g], expected
+    )
 
 
 def test_tokens_shown_are_under_way_fell_most_and_are_of_different_documents(inputs, shares):
@@ -211,7 +214,10 @@ def test_the_section_on_the_forecast_has_every_method_back_test_and_group(inputs
         expected = [group.tokens, group.loss, *numbers_of(*group.falls), *shares]
         assert page.row("forecast", group.name) == expected
     words = page.words("forecast")
-    assert "No back-test: too <b>few probes." in words and "Assumed: training goes on." in words
+    assert (
+        "No back-test from T/4: too <b>few probes." in words
+        and "Assumed: training goes on." in words
+    )
     assert 'id="forecast"' not in render(inputs)
 
 

@@ -8,6 +8,7 @@ from megatron_tokscale.results import non_finite_line
 from megatron_tokscale.results.estimate import Estimate, Undefined, format_estimate
 from megatron_tokscale.results.forecast import (
     GROUPINGS,
+    ORIGINS,
     Forecast,
     Horizon,
     Method,
@@ -36,7 +37,11 @@ def describe_forecast(found: Forecast) -> str:
         *_silent(now),
         *_hazard(now),
         "",
-        *(line for test in found.back_tests for line in _back_test(test, found)),
+        *(
+            line
+            for share, test in zip(ORIGINS, found.back_tests, strict=True)
+            for line in _back_test(share, test, found)
+        ),
         "",
         "  by the back-tests",
         *(
@@ -115,10 +120,10 @@ def _table(title: str, found: Forecast, horizons: Iterable[Horizon]) -> list[str
     return [row.rstrip() for row in rows]
 
 
-def _back_test(test: Origin | Undefined, found: Forecast) -> list[str]:
+def _back_test(share: float, test: Origin | Undefined, found: Forecast) -> list[str]:
     if isinstance(test, Undefined):
-        return [f"  no back-test: {test.undefined}"]
-    title = f"back-test from {found.time} {_time(test.time)} (T/{1 / test.share:g})"
+        return [f"  no back-test from T/{1 / share:g}: {test.undefined}"]
+    title = f"back-test from {found.time} {_time(test.time)} (T/{1 / share:g})"
     lines = _table(title, found, test.horizons)
     if test.groups and not math.isfinite(test.correction):
         lines.append(f"    the {Method.HAZARD} is {_correction(test)}")

@@ -387,7 +387,7 @@ class _Hazard:
         """Share of what is left that a factor of two in time brings; NaN without a hazard."""
         if self.taken is None:
             return Estimate(math.nan)
-        return _estimate(1 - np.exp(-self.taken.rates.pooled_R * OCTAVE), 0.0, 1.0)
+        return Estimate.of_sum(1 - np.exp(-self.taken.rates.pooled_R * OCTAVE), 0.0, 1.0)
 
     def falls(self, watched: Watched, classes: Groups) -> Floats:
         """Return the corrected falls of the classes with a draw of their error, (R, C, H)."""
@@ -433,20 +433,11 @@ class _Taken:
         return self.census.falls(classes, watched.units.unit_N, watched.weight_RU, self.rates)
 
 
-def _estimate(value_R: Floats, least: float = -np.inf, most: float = np.inf) -> Estimate:
-    """Return a number with the 95% percentiles of its resamples, which hold it."""
-    value, drawn_R = float(value_R[0]), value_R[1:][np.isfinite(value_R[1:])]
-    if not math.isfinite(value) or len(drawn_R) < 2:
-        return Estimate(value)
-    low, high = np.clip(np.quantile(drawn_R, [0.025, 0.975]), least, most).tolist()
-    return Estimate(value, min(low, value), max(high, value))
-
-
 def _estimates(
     value_RH: Floats, least: float = -np.inf, most: float = np.inf
 ) -> tuple[Estimate, ...]:
-    """Return the `_estimate` of each column."""
-    return tuple(_estimate(value_R, least, most) for value_R in value_RH.T)
+    """Return the estimate of each column, with the percentiles of its resamples."""
+    return tuple(Estimate.of_sum(value_R, least, most) for value_R in value_RH.T)
 
 
 def _falls_of(slope: Estimate) -> tuple[Estimate, ...]:

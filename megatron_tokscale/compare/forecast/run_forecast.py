@@ -50,7 +50,7 @@ def forecast_run(
         run: an opened run, fitted.
         tokens: tokens that are drawn; each is fitted on the losses up to an eighth, a quarter, a
             half and the whole of the origin's time.
-        n_resamples: bootstrap resamples of the documents.
+        n_resamples: bootstrap resamples of the documents, or of what stands in for them.
         seed: seed of all draws.
         progress: receiver of the name of each stage; None for none.
 

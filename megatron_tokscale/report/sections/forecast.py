@@ -20,6 +20,7 @@ from megatron_tokscale.report.sections import Section
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.results.forecast import (
     GROUPINGS,
+    ORIGINS,
     Forecast,
     GroupFall,
     Horizon,
@@ -51,7 +52,10 @@ def forecast_section(inputs: ReportInputs) -> list[Section]:
             unit,
         ),
         _judgements(found.judgements),
-        *(_back_test(each, found, unit) for each in found.back_tests),
+        *(
+            _back_test(share, each, found, unit)
+            for share, each in zip(ORIGINS, found.back_tests, strict=True)
+        ),
         *_groups(found.now, unit),
     ]
     return [Section("forecast", "Forecast", "What is still to come", parts)]
@@ -112,9 +116,9 @@ def _judgements(judgements: Sequence[Judgement]) -> str:
     )
 
 
-def _back_test(test: Origin | Undefined, found: Forecast, unit: str) -> str:
+def _back_test(share: float, test: Origin | Undefined, found: Forecast, unit: str) -> str:
     if isinstance(test, Undefined):
-        return paragraph(f"No back-test: {escape(test.undefined)}.", "soft")
+        return paragraph(f"No back-test from T/{1 / share:g}: {escape(test.undefined)}.", "soft")
     caption = (
         f"Back-test: the forecast from the losses up to {time_text(test.time)} {unit}."
         f"{uncorrected(test)}"

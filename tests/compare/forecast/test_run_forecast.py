@@ -232,6 +232,14 @@ def test_the_text_has_the_best_method_first_and_its_error(result):
     assert "label occurred before in its context" in text
 
 
+def test_a_missing_back_test_says_from_where(result):
+    tests = [(Undefined("why"), result.back_tests[1]), (result.back_tests[0], Undefined("why"))]
+    for back_tests, origin in zip(tests, ("T/4", "T/2"), strict=True):
+        assert f"no back-test from {origin}: why" in describe_forecast(
+            replace(result, back_tests=back_tests)
+        )
+
+
 def test_the_heads_of_a_table_stand_apart_from_a_long_name_of_the_time(result):
     long = replace(result, fit=replace(result.fit, time_name="T (unit unknown) of an import"))
     heads = [
