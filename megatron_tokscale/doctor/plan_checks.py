@@ -36,6 +36,7 @@ from megatron_tokscale.training.support import (
     PARTS_UNKNOWN,
     plan_misfits,
     plan_refusals,
+    replan_misfits,
 )
 
 
@@ -61,6 +62,8 @@ def check_plan(
     given = findings.attempt(lambda: Plan.load(plan.path))
     if given is None:
         return
+    if plan.steps_between_decisions is not None:
+        findings.refused += replan_misfits(given, str(plan.path))
     misfits = _check_sequence_length(given, plan.path, args, findings)
     if run is None:
         return

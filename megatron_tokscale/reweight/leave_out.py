@@ -104,6 +104,7 @@ def leave_out(
     made = _with_skips(changed, added, named)
 
     # The checks of a job: strata that are not empty, and the limit on epochs.
+    _check_left(order.strata, made, named.file)
     final = made if is_continued else take_over(followed, made, start)
     of_run = replace(followed, skips=final.skips)
     strata = Strata(of_run, order.strata.sizes_J, order.strata.ranked_J)
@@ -244,6 +245,22 @@ def _with_skips(plan: Plan, added: Sequence[Skip], named: Named) -> Plan:
             plan.provenance, settings=settings, version=megatron_tokscale.__version__
         ),
     )
+
+
+def _check_left(strata: Strata, plan: Plan, file: str) -> None:
+    """Refuse a plan that leaves out every sample of a stratum.
+
+    Raises:
+        TokscaleError: naming the stratum and the file that names the samples.
+    """
+    for stratum, size in zip(strata.plan.strata, strata.size_Z.tolist(), strict=True):
+        skips = [skip for skip in plan.skips if skip.stratum == stratum.name]
+        if skips and len({number for skip in skips for number in skip.samples}) == size:
+            raise TokscaleError(
+                f"stratum {stratum.name!r} has none of its {size} samples left without those of "
+                f"{file}{' and of earlier skips' if len(skips) > 1 else ''}; expected one or more; "
+                "name fewer of its samples and documents"
+            )
 
 
 def _n_replaced(strata: Strata, added: Sequence[Skip]) -> int:

@@ -126,6 +126,12 @@ def notes(view: RunView) -> list[str]:
             f"the probes after {view.unit} {time_text(progress.time)} have no finite loss and are "
             "left out"
         )
+    if lost := _n_lost(view):
+        found.append(
+            f"{lost:,} of {counted(view.tokens.n_tokens, 'token')} "
+            f"{'has' if lost == 1 else 'have'} losses that are NaN or infinite: the numbers that "
+            "need these losses leave the tokens out"
+        )
     if progress.start > 0:
         found.append(
             f"the first probe is at {view.unit} {time_text(progress.start)}: falls since the start "
@@ -134,6 +140,19 @@ def notes(view: RunView) -> list[str]:
     if not view.groups[0].share:
         found.append("the states of tokens are told once their noise is known, after some probes")
     return found
+
+
+def _n_lost(view: RunView) -> int:
+    """Return the number of tokens with a NaN or an infinite loss at a probe that the table needs.
+
+    Once the states of the others are known, such a token's state is unknown.
+    """
+    assert view.progress is not None
+    start_N, before_N, loss_N = view.progress.start_N, view.progress.before_N, view.progress.loss_N
+    lost_N = ~(np.isfinite(start_N) & np.isfinite(before_N) & np.isfinite(loss_N))
+    if view.groups[0].share:
+        lost_N |= view.progress.state_N == TokenState.UNKNOWN
+    return int(np.count_nonzero(lost_N))
 
 
 def cost(view: RunView) -> str:

@@ -10,7 +10,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,11 +29,13 @@ class Named:
         samples: samples of the job, by k.
         documents: documents by dataset and number.
         run_id: id of the run that the samples are of; empty if the file does not say it.
+        file: the file, for messages.
     """
 
     samples: tuple[int, ...]
     documents: tuple[tuple[str, int], ...]
     run_id: str = ""
+    file: str = field(default="the file", compare=False)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -60,6 +62,7 @@ class Named:
             tuple(sorted({_sample(path, word) for word in samples})),
             tuple(dict.fromkeys(_document(path, word) for word in documents)),
             run_id,
+            str(path),
         )
         if not (found.samples or found.documents):
             raise TokscaleError(f"{path} names no sample and no document; expected one or more")

@@ -248,6 +248,19 @@ def plan_misfits(plan: Plan, path: str, seq_length: int) -> list[str]:
     ]
 
 
+def replan_misfits(plan: Plan, path: str) -> list[str]:
+    """Return the reason why a job may not change the weights of a plan by the falls of its losses.
+
+    A control of the policy is refused too: compared plans differ in nothing but their weights.
+    """
+    if plan.provenance.policy != "target":
+        return []
+    return [
+        f"plan {path} is of the policy target, and --tokscale-replan-interval would replace its "
+        "weights by others that follow falls; expected a plan of another policy; drop the flag"
+    ]
+
+
 def check_probe(args: Namespace) -> None:
     """Refuse settings under which a probe would disturb training or give wrong losses.
 

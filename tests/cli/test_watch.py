@@ -61,6 +61,28 @@ def test_the_table_has_the_shares_and_falls_of_the_datasets(run, capsys):
     assert "[4]" in shown and "[60]" in shown, "the ids of the tokens"
 
 
+def test_tokens_without_finite_losses_are_counted_in_the_terminal_and_on_the_page(tmp_path, capsys):
+    def said(*lost):
+        """Return the line and the page of a run with such losses, at (token, probe)."""
+        loss_NK, path = losses(), tmp_path / f"{len(lost)}"
+        for place, value in zip(lost, (np.nan, np.inf, np.nan), strict=False):
+            loss_NK[place] = value
+        run, page = write_run(path, STEPS, loss_NK), path / "page.html"
+        main(["watch", str(run.path), "--once", "--page", str(page)])
+        lines = [line for line in capsys.readouterr().out.splitlines() if "NaN" in line]
+        assert all(line.strip() in page.read_text() for line in lines)
+        assert lines or "NaN" not in page.read_text()
+        return lines
+
+    assert said() == []
+    rest = (
+        "losses that are NaN or infinite: the numbers that need these losses leave the tokens out"
+    )
+    assert said((3, -1)) == [f"  1 of 64 tokens has {rest}"]
+    # At the last probe, at the first, and at one between that only the state needs.
+    assert said((3, -1), (9, 0), (20, -3)) == [f"  3 of 64 tokens have {rest}"]
+
+
 def test_a_run_without_a_probe_says_so(run, capsys):
     for file in run.paths.losses.iterdir():
         file.unlink()

@@ -2,9 +2,11 @@
 
 import importlib.metadata
 import importlib.util
+import re
 import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 
 import numpy as np
@@ -21,11 +23,15 @@ from planned_jobs import (
 from runs import plain_probe_set, write_run
 
 from megatron_tokscale.cli import entry as cli
+from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.corpus.bin_idx import IndexedTokens
 from megatron_tokscale.corpus.source import DataSource
 from megatron_tokscale.data.document_strata import build_documents
 from megatron_tokscale.doctor import installed
+from megatron_tokscale.training.data import follower
+from megatron_tokscale.training.data.follower import Follower
 from megatron_tokscale.training.plugin import HOOKS
+from megatron_tokscale.training.settings import JobPlanSettings, JobSettings
 
 
 @pytest.fixture(autouse=True)
@@ -409,6 +415,39 @@ def test_data_given_by_parts_and_a_replan_interval_are_checked(examine, planned,
     assert found["REFUSED"] == [
         "--tokscale-replan-interval is 4; expected steps above 4, which a decision takes; give more"
     ]
+
+
+def test_live_weights_under_a_plan_by_target_scores_are_refused(
+    examine, planned, corpus, tmp_path, monkeypatch
+):
+    plan, _, flags = planned
+    path = tmp_path / "plan.json"
+    replace(plan, provenance=replace(plan.provenance, policy="target")).save(path)
+    watched = ["--tokscale-probe-set", str(corpus.probe_set)]
+    code, found = examine(*flags, *watched)
+    assert code == 0
+    code, found = examine(*flags, *watched, "--tokscale-replan-interval", "9")
+    assert code == 2
+    refusal = (
+        f"plan {path} is of the policy target, and --tokscale-replan-interval would replace its "
+        "weights by others that follow falls; expected a plan of another policy; drop the flag"
+    )
+    assert found["REFUSED"] == [refusal]
+
+    def follow(steps: int | None) -> Follower:
+        """The part of a job under this plan, as the job makes it at its start."""
+        settings = JobPlanSettings(
+            path=path, scores_dir=None, overrides=False, steps_between_decisions=steps
+        )
+        of_job = JobSettings(
+            probe=None, plan=settings, replay=None, run_dir=tmp_path, data_cache=None
+        )
+        return Follower(settings, of_job, Namespace(seq_length=SEQ_LENGTH))
+
+    monkeypatch.setattr(follower, "check_plan", lambda args: None)  # a job's flags
+    with pytest.raises(TokscaleError, match=f"^{re.escape(refusal)}$"):
+        follow(9)
+    assert follow(None).plan.provenance.policy == "target"
 
 
 def test_data_that_is_elsewhere_is_left_to_the_job(examine, planned):

@@ -206,8 +206,20 @@ def test_bad_names_are_refused_with_one_line(world, capsys):
 
 
 def test_a_stratum_of_which_all_is_left_out_is_refused(world, capsys):
-    text = "".join(f"code:{document}\n" for document in range(len(LENGTHS["code"])))
-    assert "and not all" in refused(world, capsys, text, "--from-sample", "3")
+    first, *others = (f"code:{document}\n" for document in range(len(LENGTHS["code"])))
+    file, size = world.run.parent / "skip.txt", world.sizes[1]
+    line = (
+        f"megatron-tokscale: stratum 'code' has none of its {size} samples left without those of "
+        f"{file}{{}}; expected one or more; name fewer of its samples and documents\n"
+    )
+    text = "".join([first, *others])
+    assert refused(world, capsys, text, "--from-sample", "3") == line.format("")
+    # The same in two steps, as when a run is resumed twice.
+    world.train(world.keep(first, "--from-sample", "3"), 3)
+    (world.run.parent / "new.json").unlink()
+    capsys.readouterr()
+    error = refused(world, capsys, "".join(others), "--from-sample", str(START))
+    assert error == line.format(" and of earlier skips")
 
 
 def test_what_is_left_out_already_is_refused(world, capsys):

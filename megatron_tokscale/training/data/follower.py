@@ -56,6 +56,7 @@ from megatron_tokscale.training.support import (
     check_plan,
     plan_misfits,
     raise_first,
+    replan_misfits,
 )
 
 _SHOWN_WITHIN_SECONDS: Final = 10
@@ -75,12 +76,15 @@ class Follower(JobPart):
         """Read the plan and make all checks that need no open data.
 
         Raises:
-            TokscaleError: the plan is damaged, for another sequence length, or cannot be followed.
+            TokscaleError: the plan is damaged, for another sequence length, or cannot be followed;
+                or its weights may not be changed in the job, which is to do so.
         """
         check_plan(args)
         self._settings = plan
         self._given = Plan.load(plan.path)
         raise_first(plan_misfits(self._given, str(plan.path), args.seq_length))
+        if plan.replan_interval is not None:
+            raise_first(replan_misfits(self._given, str(plan.path)))
         self._run = settings.run
         self._cache = settings.plan_cache
         self._data_cache = settings.data_cache

@@ -19,6 +19,7 @@ from megatron_tokscale.probe import ProbeSet
 from megatron_tokscale.store.progress import ProgressTracker, catch_up
 from megatron_tokscale.training.probe.metrics import Detokenizer, Metrics
 from megatron_tokscale.training.probe.probe_store import ProbeStore
+from megatron_tokscale.training.scalars import reported
 from megatron_tokscale.training.settings import JobProbeSettings, ProbeSetFile
 
 _TIMER: Final = "tokscale-probe"
@@ -80,19 +81,30 @@ class WatchedSet:
     def measure(self, step: int, loss_N: Floats32 | None) -> Floats:
         """Return the V values of the probe at `step`, and remember its losses.
 
-        They are zeros on a rank without losses. The states of tokens depend on losses of earlier
-        probes. Those that this job has not taken are read from disk, at its first probe.
+        They are zeros on a rank without losses. Only one rank has losses, and the others wait for
+        it: an error of any kind is printed there, and the values of that probe are unknown.
         """
         if loss_N is None:
             return np.zeros(self.n_values)
+        values_V = np.full(self.n_values, np.nan)
+        of_set = f"{self.name} " if self.name else ""
+        with reported(f"the metrics of the {of_set}probe at step {step} are not in the log"):
+            values_V = self._measured(step, loss_N)
+        self.previous_N = loss_N
+        return values_V
+
+    def _measured(self, step: int, loss_N: Floats32) -> Floats:
+        """Return the V values of the probe at `step`.
+
+        The states of tokens depend on losses of earlier probes. Those that this job has not taken
+        are read from disk, at its first probe.
+        """
         if self._tracker.time is not None and self._tracker.time >= step:  # a replay fills a gap
             self._tracker = ProgressTracker()
         catch_up(self._tracker, self.store.files_before(step))
         self._tracker.add(step, loss_N)
         progress = self._tracker.progress() if self._tracker.time == step else None
-        values_V = self._metrics.measure(loss_N, self.previous_N, progress)
-        self.previous_N = loss_N
-        return values_V
+        return self._metrics.measure(loss_N, self.previous_N, progress)
 
     def named(self, values_V: Floats) -> Mapping[str, float]:
         """Return the known values by their names in the log."""
