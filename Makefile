@@ -18,10 +18,10 @@ IN_PARALLEL := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 check: lint
 	$(IN_PARALLEL) -m "not megatron and not slow"
 
-# All tests that start no job, and then the jobs, one after the other: they share ports and a warm
-# launcher. The jobs run even if a test before them fails; the exit code is then 1.
+# All tests that start no job, and then the jobs, of two files at a time: the tests of a file share a
+# warm launcher and jobs. The jobs run even if a test before them fails; the exit code is then 1.
 test: env
-	$(IN_PARALLEL) -m "not megatron"; code=$$?; $(BIN)/python -m pytest -m megatron && exit $$code
+	$(IN_PARALLEL) -m "not megatron"; code=$$?; $(IN_PARALLEL) --dist loadfile -m megatron && exit $$code
 
 # On a machine with a GPU; PYTHON then has torch and the rest, and no .venv is made.
 gpu-check:

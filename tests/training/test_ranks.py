@@ -19,6 +19,7 @@ from megatron_tokscale.training.ranks import (
     together, while_others_wait,
 )
 torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=TIME_LIMIT))
+torch.distributed.barrier()  # no rank ends while another one still connects to it
 rank = torch.distributed.get_rank()
 """
 

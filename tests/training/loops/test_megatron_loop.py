@@ -11,7 +11,8 @@ from numpy.testing import assert_array_equal
 from planned_jobs import plan_of
 
 from megatron_tokscale.probe import ProbeSet
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, RunPaths
+from megatron_tokscale.store.sample_losses import SampleLosses
 
 pytestmark = pytest.mark.megatron
 
@@ -56,12 +57,13 @@ def test_the_callback_and_the_hooks_record_the_same(corpus, tmp_path, is_planned
     """In a run of two jobs: the second resumes from the first one's checkpoint at step 3."""
     sets = [str(corpus.probe_set), str(tmp_path / "half.safetensors")]
     half_of(corpus.probe_set).save(tmp_path / "half.safetensors")
-    settings, flags = {"tokscale_probe_set": sets}, []
+    settings: dict[str, object] = {"tokscale_probe_set": sets, "tokscale_sample_losses": True}
+    flags = ["--tokscale-sample-losses"]
     if is_planned:
         path = tmp_path / "plan.json"
         plan_of(corpus.prefixes, {0: (0.7, 0.3), 20: (0.1, 0.9)}).save(path)
         settings |= {"tokscale_plan": path}
-        flags = ["--tokscale-plan", str(path)]
+        flags += ["--tokscale-plan", str(path)]
     hooks = (
         *("--tokscale-probe-set", *sets),
         *("--tokscale-probe-schedule", "linear:2+list:1", *flags),
@@ -81,6 +83,12 @@ def test_the_callback_and_the_hooks_record_the_same(corpus, tmp_path, is_planned
         assert [launch.past for launch in by_callback.launches] == [
             launch.past for launch in by_hooks.launches
         ]
+    in_hooks, in_callback = (
+        SampleLosses.of_training(RunPaths(tmp_path / way).samples).read(1, 6)
+        for way in ("hooks", "callback")
+    )
+    assert in_callback["sample"].tolist() == list(range(6 * 8))
+    assert_array_equal(in_callback, in_hooks)
     assert checkpoint_differences(tmp_path / "hooks", tmp_path / "callback") == []
 
 
