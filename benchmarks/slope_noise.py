@@ -90,7 +90,9 @@ def repetition(name, axis_name, common, seed):
     shape = by_document_UK.shape
     own_UK = correlated_noise(rng, shape, AUTOCORRELATION) * OWN_NOISE / DOCUMENT_TOKENS**0.5
     shared_K = common * rng.standard_normal(len(x_K))
-    weight_RU = np.concatenate([np.ones((1, shape[0])), rng.poisson(1.0, (RESAMPLES, shape[0]))])
+    documents = np.arange(shape[0])
+    units = Units.from_documents(np.zeros_like(documents), documents, seed)
+    weight_RU = units.weights(RESAMPLES, seed)
     weight_RU /= weight_RU.sum(axis=1, keepdims=True)
     loss_RK = weight_RU @ (by_document_UK + own_UK) + shared_K
     found = compare(x_K, {"full": np.broadcast_to(mean_K, loss_RK.shape)}, loss_RK, x_G)

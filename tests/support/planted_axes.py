@@ -14,6 +14,7 @@ import numpy as np
 from correlated import correlated_noise
 from scipy.special import expit
 
+from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.results.axis import Top
 from megatron_tokscale.spectrum.axes.curves import Points
 from megatron_tokscale.spectrum.axes.groups import GroupCurves, corrected, predict_groups
@@ -138,14 +139,14 @@ class World:
             loss_NK = tokens.losses(x, u, rng, kappa=kappa, missing=missing, noise=noise)
             loss_NP.append(loss_NK[:, 1:])
             top_N += loss_NK[:, 0] / len(u_I)
-        drawn = rng.poisson(1, (resamples, documents))
-        weight = np.concatenate([np.ones((1, documents)), drawn])
+        document_N = np.arange(n_tokens) * documents // n_tokens
+        units = Units.from_documents(np.zeros(n_tokens, np.int16), document_N, seed)
         return cls(
             tokens,
             Points.of_runs([x[1:]] * len(u_I), u_I),
             np.concatenate(loss_NP, axis=1),
             top_N,
-            weight[:, np.arange(n_tokens) * documents // n_tokens],
+            units.weights(resamples, seed)[:, units.unit_N],
         )
 
     def means(self, group_N, groups):
