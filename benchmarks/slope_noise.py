@@ -58,10 +58,10 @@ ABOUT = """# The noise of the measured slope
 The planted worlds: `tests/support/planted_worlds.py`; {tokens:,} tokens, from step {from_step} on.
 Noise: common to all tokens, as given, and the tokens' own {own:.2f} nats with an autocorrelation of
 {phi}. Found and covered: the shared noise and its 95% interval. Slope covered: share of 256 points
-at which the 95% interval of the slope holds the true one, over the measured runs. Error: root mean square error of the
-slope over the standard deviation of the true one. Measured: runs whose ceiling is at least {least}
-and whose mean loss differs from a straight line at the 5% level; ceiling and R^2 of the perfect
-model, the planted mean loss, are those of these runs.
+at which the 95% interval of the slope holds the true one, over the measured runs. Error: root mean
+square error of the slope over the standard deviation of the true one. Measured: runs whose ceiling
+is at least {least} and whose mean loss differs from a straight line at the 5% level; ceiling and
+R^2 of the perfect model, the planted mean loss, are those of these runs.
 
 Common shifts: the estimated noise, the share of the losses' departures from the line between their
 neighbours that the shifts carried, and the variance of the common noise that is left after them.
