@@ -110,7 +110,7 @@ def add_gain(parser: argparse.ArgumentParser) -> None:
     add_parameters(parser).add_argument(
         "--seed-sd",
         type=float,
-        default=2.2,
+        default=2.5,
         metavar="POINTS",
         help="standard deviation over seeds of a paired difference, in percent of the training",
     )
