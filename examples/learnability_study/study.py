@@ -6,7 +6,7 @@ The pool is files of installed packages as they are (`corpora.py`). The whole ch
 verbs runs on it, with Megatron on the CPU. The phase `measure` comes before any arm is trained: it
 says how much the falls of documents differ, and what a plan can gain at most. The study ends there
 if that is too little, unless --anyway is given. `--until measure` takes a quarter of an hour, and
-30 runs of all arms 80 minutes on two cores.
+30 runs of all arms an hour on two cores.
 
 With --target the validation is not the pool but speeches, of which the pool has 6%: the reference
 is tuned on other speeches, and the policy `target` weighs documents by what the tuning gains there.
