@@ -135,7 +135,7 @@ def job_environment() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A free port below those that systems give to connections: no other job takes it meanwhile."""
+    """A free port at random, below those that systems give to connections."""
     while True:
         port = 10_000 + secrets.randbelow(20_000)
         with socket.socket() as listener, suppress(OSError):
