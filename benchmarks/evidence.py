@@ -21,13 +21,19 @@ from scipy import stats
 
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
-from megatron_tokscale.fit.common_shifts import shift_table, shifts_of, without_shifts
+from megatron_tokscale.fit.common_shifts import (
+    draw_left_over,
+    shift_table,
+    shifts_of,
+    without_shifts,
+)
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.primary import COVARIANCE, LOCALITY, ORDER
 from megatron_tokscale.results.verdict import Verdict
 from megatron_tokscale.spectrum import Units, Widths, learning_order, learning_times
 from megatron_tokscale.spectrum.evidence.fall_covariance import FallSums, octaves
 from megatron_tokscale.spectrum.evidence.falls import OCTAVE, fall_weights, intervals
+from megatron_tokscale.spectrum.evidence.locality import COMMON_DRAWS, CommonNoise
 from megatron_tokscale.spectrum.evidence.order import OTHER_RUN
 from megatron_tokscale.spectrum.evidence.surface import (
     Comparison,
@@ -84,7 +90,7 @@ def repetition(world, common, seed, tokens=4_000, resamples=RESAMPLES):
     """
     rng = np.random.default_rng([seed, tokens, list(WORLDS).index(world), COMMON.index(common)])
     text, x_K = planted_worlds.text_of(tokens, rng, DOCUMENT_TOKENS), planted_worlds.axis()
-    a_NK, b_NK = (
+    (a_NK, _), (b_NK, shifts) = (
         as_fitted(x_K, loss_NK, text.dataset_N)
         for loss_NK in planted_worlds.seeds(WORLDS[world], text, x_K, rng, common=common)
     )
@@ -93,8 +99,11 @@ def repetition(world, common, seed, tokens=4_000, resamples=RESAMPLES):
     from_x = x_K[1] if world.startswith("A") else np.log(AFTER_UNIGRAMS)
     groups = groups_by_frequency(text.dataset_N, text.log_share_N)
     scored = x_K >= from_x - 1e-9
+    means_DK = np.array([b_NK[text.dataset_N == d].mean(axis=0, dtype=float) for d in (0, 1)])
+    left_BDK = draw_left_over(x_K, means_DK, shifts, COMMON_DRAWS, np.random.default_rng(seed))
+    noise = CommonNoise(left_BDK[..., scored], text.dataset_N)
     widths = Widths.from_losses(
-        x_K[scored], b_NK[:, scored], groups.group_N, units.unit_N, seed
+        x_K[scored], b_NK[:, scored], groups.group_N, units.unit_N, seed, noise
     ).result(weight_RU)
     fits, own = fit_sigmoids(x_K, a_NK), fit_sigmoids(x_K, b_NK)
     baseline = {"unigram": text.log_share_N, "mean loss": fits.level_N.astype(float)}
@@ -136,9 +145,12 @@ def repetition(world, common, seed, tokens=4_000, resamples=RESAMPLES):
 
 
 def as_fitted(x_K, loss_NK, dataset_N):
-    """Return losses without the shifts that all tokens of a dataset share, as `fit` takes them."""
+    """Return losses without the shifts that all tokens of a dataset share, as `fit` takes them.
+
+    The shifts are returned too.
+    """
     shifts = shifts_of(x_K, [(loss_NK, dataset_N)], ("first", "second"))
-    return without_shifts(loss_NK, shift_table(shifts), dataset_N)
+    return without_shifts(loss_NK, shift_table(shifts), dataset_N), shifts
 
 
 def _job(key):

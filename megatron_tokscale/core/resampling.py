@@ -80,17 +80,11 @@ class Units:
     def weights(self, n_resamples: int, seed: int) -> Floats:
         """Return weight_RU: a row of ones, then `n_resamples` rows of random whole weights.
 
-        They are negative binomial with mean 1 and the variance of `weight_variance`. No row is all
-        zero. A single unit cannot be resampled: its rows are NaN, and so is every interval.
+        A single unit cannot be resampled: its rows are NaN, and so is every interval.
         """
         if len(self) < 2:
             return np.concatenate([np.ones((1, 1)), np.full((n_resamples, 1), np.nan)])
-        rng = np.random.default_rng(seed)
-        p = 1 / weight_variance(len(self))
-        n = p / (1 - p)
-        drawn_RU = rng.negative_binomial(n, p, (n_resamples, len(self)))
-        while (empty_R := ~drawn_RU.any(axis=1)).any():
-            drawn_RU[empty_R] = rng.negative_binomial(n, p, (int(empty_R.sum()), len(self)))
+        drawn_RU = random_weights(len(self), n_resamples, np.random.default_rng(seed))
         return np.concatenate([np.ones((1, len(self))), drawn_RU])
 
     def half(self, seed: int) -> Mask:
@@ -102,6 +96,20 @@ class Units:
             order = of_dataset[np.argsort(rank_U[of_dataset])]
             half_U[order[::2]] = True
         return half_U
+
+
+def random_weights(n_units: int, n_resamples: int, rng: np.random.Generator) -> Floats:
+    """Draw whole weights of two units or more, (R, U), without a row of ones.
+
+    They are negative binomial with mean 1 and the variance of `weight_variance`. No row is all
+    zero.
+    """
+    p = 1 / weight_variance(n_units)
+    n = p / (1 - p)
+    drawn_RU = rng.negative_binomial(n, p, (n_resamples, n_units))
+    while (empty_R := ~drawn_RU.any(axis=1)).any():
+        drawn_RU[empty_R] = rng.negative_binomial(n, p, (int(empty_R.sum()), n_units))
+    return drawn_RU.astype(np.float64)
 
 
 def weight_variance(n_units: int) -> float:

@@ -6,7 +6,7 @@ sharp change of the mean that stays (the unigram phase, a fast fall) is no shift
 through the means may have jumps and kinks, where the likelihood asks for them (`MeanCurve`), and
 only what is left beside curve, jumps and kinks is taken out of the losses.
 
-Shapes: N tokens, D datasets, K probe steps, T probes after step 0.
+Shapes: N tokens, D datasets, K probe steps, T probes after step 0, B draws.
 """
 
 from collections.abc import Iterable, Sequence
@@ -71,6 +71,53 @@ def without_shifts(loss_NK: Floats32, shift_DK: Floats, dataset_N: Integers16) -
     return loss_NK - shift_DK.astype(np.float32)[dataset_N]
 
 
+def draw_left_over(
+    x_K: Floats,
+    mean_DK: Floats,
+    shifts: Sequence[DatasetShifts],
+    n_draws: int,
+    rng: np.random.Generator,
+) -> Floats:
+    """Draw the part of the common noise that `without_shifts` leaves in the losses.
+
+    Noise of its estimated size is added to the mean curve of each dataset and taken out again. The
+    slow part of it stays, since it looks like the curve (parametric bootstrap).
+
+    Args:
+        x_K: natural logarithm of the time of the probes.
+        mean_DK: mean losses without the shifts, in nats.
+        shifts: the shifts of each dataset.
+        n_draws: number of draws B.
+        rng: source of the noise.
+
+    Returns:
+        left_BDK, in nats; 0 for a dataset without common noise, and at step 0.
+    """
+    timed_K = np.isfinite(x_K)
+    left_BDK = np.zeros((n_draws, *mean_DK.shape))
+    for d, each in enumerate(shifts):
+        if each.shared == 0:
+            continue
+        for b in range(n_draws):
+            noise_T = each.shared * rng.standard_normal(int(timed_K.sum()))
+            curve = MeanCurve.from_means(x_K[timed_K], mean_DK[d, timed_K] + noise_T)
+            left_BDK[b, d, timed_K] = noise_T - _shift(curve, each.own**2)[0]
+    return left_BDK
+
+
+def _shift(curve: MeanCurve, own: float) -> tuple[Floats, float]:
+    """Return the shift at each probe after step 0, and the variance of the noise that is shared.
+
+    The mean of the tokens' own noise stays in: it is no shift, but a sum of other errors.
+
+    Args:
+        curve: the curve through the means.
+        own: the variance that the tokens' own noise gives the means.
+    """
+    shared = max(curve.noise_variance - own, 0.0)
+    return curve.departure_T * (shared / max(curve.noise_variance, 1e-300)), shared
+
+
 @dataclass
 class _MeanSums:
     """Sums over the tokens of one dataset that miss no loss.
@@ -112,11 +159,11 @@ class _MeanSums:
         curve = MeanCurve.from_means(self.x_K[timed_K], mean_K[timed_K])
         own = self._own_variance()
         rounding = float(np.finfo(np.float32).eps * np.abs(mean_K).max()) ** 2
-        shared = max(curve.noise_variance - own, 0.0)
-        if shared <= rounding:
+        shift_T, shared = _shift(curve, own)
+        if shared > rounding:
+            shift_K[timed_K] = shift_T
+        else:
             shared = 0.0
-        # The mean of the tokens' own noise stays in: it is no shift, but a sum of other errors.
-        shift_K[timed_K] = curve.departure_T * (shared / max(curve.noise_variance, 1e-300))
         breaks = np.flatnonzero(timed_K)[list(curve.jumps)]
         return DatasetShifts(
             dataset=name,

@@ -1,7 +1,7 @@
 """`spectrum_run`: make spectrum.npz, spectrum.json and reconstruction.json from a run's fits.
 
-Shapes: N tokens, K probe steps, D datasets, U resampling units, R resamples (the first is the data
-as they are), J classes.
+Shapes: N tokens, K probe steps, D datasets, B draws of common noise, U resampling units, R
+resamples (the first is the data as they are), J classes.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.core.schemas import SPECTRUM_SCHEMA
 from megatron_tokscale.core.seed import DEFAULT_SEED
 from megatron_tokscale.fit import SigmoidFits
+from megatron_tokscale.fit.common_shifts import draw_left_over
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.results.estimate import Estimate, defined_or_reason
 from megatron_tokscale.results.evidence import (
@@ -30,7 +31,7 @@ from megatron_tokscale.results.npz import write_npz
 from megatron_tokscale.results.scored_range import ScoredRange
 from megatron_tokscale.spectrum.events import events_of
 from megatron_tokscale.spectrum.evidence.forward import predict_forward
-from megatron_tokscale.spectrum.evidence.locality import Widths
+from megatron_tokscale.spectrum.evidence.locality import COMMON_DRAWS, CommonNoise, Widths
 from megatron_tokscale.spectrum.evidence.token_groups import token_groups
 from megatron_tokscale.spectrum.frequency import FrequencySums
 from megatron_tokscale.spectrum.groups import groupings
@@ -97,7 +98,8 @@ def spectrum_run(
         lambda: sample.twins(curves.certain, weight_RU, seed, source.shift_DK)
     )
     progress.stage("widths and their null model")
-    widths = sample.widths(scored.holds(source.x_K), seed)
+    left_BDK = _left_over(source, pass_over.sums, units, seed)
+    widths = sample.widths(scored.holds(source.x_K), left_BDK, seed)
     progress.stage("forward in time")
     forward = defined_or_reason(lambda: _forward(source, sample, weight_RU, seed))
     frequency = pass_over.frequency.means(weight_RU)
@@ -164,10 +166,14 @@ class _DrawnTokens:
         )
         return make_twins(tokens, scored, weight_RU, seed, shift_DK)
 
-    def widths(self, scored_K: Mask, seed: int) -> Widths:
-        """Return the widths of these tokens and of their null model, fitted on the given probes."""
+    def widths(self, scored_K: Mask, left_BDK: Floats, seed: int) -> Widths:
+        """Return the widths of these tokens and of their null model, fitted on the given probes.
+
+        `left_BDK` are draws of the common noise that is left in the losses.
+        """
         x_K, loss_NK = self.fits.x_K[scored_K], self.loss_NK[:, scored_K]
-        return Widths.from_losses(x_K, loss_NK, self.group_N, self.units.unit_N, seed)
+        common = CommonNoise(left_BDK[..., scored_K], self.dataset_N)
+        return Widths.from_losses(x_K, loss_NK, self.group_N, self.units.unit_N, seed, common)
 
 
 @dataclass(frozen=True)
@@ -220,6 +226,19 @@ class _Pass:
         """
         loss_UK = self.sums.loss_UK + self.sums.tokens_U[:, None] * shift_UK
         return replace(self.sums, loss_UK=loss_UK)
+
+
+def _left_over(source: FittedRun, sums: DocumentSums, units: Units, seed: int) -> Floats:
+    """Draw the common noise that the fitter left in the losses, (B, D, K), in nats."""
+    datasets = source.run.tokens.datasets
+    shifts = source.fit.common_shifts
+    if shifts is None:
+        return np.zeros((0, len(datasets), len(source.x_K)))
+    of_dataset_DU = np.arange(len(datasets))[:, None] == units.dataset_U
+    tokens_D1 = np.maximum(of_dataset_DU @ sums.tokens_U, 1)[:, None]
+    mean_DK = of_dataset_DU @ sums.loss_UK / tokens_D1
+    rng = np.random.default_rng([seed, 5])
+    return draw_left_over(source.x_K, mean_DK, shifts, COMMON_DRAWS, rng)
 
 
 def _forward(

@@ -3,6 +3,8 @@
 Shapes: N tokens, D datasets, K probe steps.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
@@ -10,7 +12,12 @@ from planted_worlds import WORLDS, axis, noise, text_of
 from runs import log_time, probe_steps
 
 from megatron_tokscale.fit import SigmoidFits, fit_run, fit_sigmoids
-from megatron_tokscale.fit.common_shifts import shift_table, shifts_of, without_shifts
+from megatron_tokscale.fit.common_shifts import (
+    draw_left_over,
+    shift_table,
+    shifts_of,
+    without_shifts,
+)
 from megatron_tokscale.fit.fit_text import describe_fit
 from megatron_tokscale.results import FittedRun
 
@@ -50,6 +57,34 @@ def test_common_noise_is_found_by_dataset(name, common):
         assert_allclose(each.shared, truth_K[1:].std(), rtol=0.3)
         assert each.tokens == (dataset_N == d).sum()
         assert each.shift_K[0] == 0
+
+
+@pytest.mark.parametrize("name", ["A1", "B3"])
+def test_drawn_noise_is_as_large_as_the_noise_that_is_left(name):
+    """Means over four planted noises of each dataset; most of the noise that is left is slow."""
+    left, drawn = [], []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        text, x_K = text_of(2000, rng), axis()
+        own_NK = WORLDS[name].draw(text, x_K, rng) + noise(text, len(x_K), rng)
+        common_DK = 0.05 * rng.standard_normal((2, len(x_K)))
+        common_DK[:, 0] = 0
+        loss_NK = (own_NK + common_DK[text.dataset_N]).astype(np.float32)
+        shifts = shifts_of(x_K, [(loss_NK, text.dataset_N)], NAMES)
+        left.append(common_DK - shift_table(shifts))
+        mean_DK = np.array([loss_NK[text.dataset_N == d].mean(axis=0) for d in (0, 1)])
+        mean_DK -= shift_table(shifts)
+        drawn.append(draw_left_over(x_K, mean_DK, shifts, 4, rng))
+        assert_array_equal(drawn[-1][..., 0], 0)
+    assert_allclose(np.std(drawn), np.std(left), rtol=0.35)
+
+
+def test_nothing_is_drawn_without_common_noise():
+    x_K, own_NK, _, dataset_N = world("A1", 0.0)
+    shifts = [replace(each, shared=0.0) for each in shifts_of(x_K, [(own_NK, dataset_N)], NAMES)]
+    left_BDK = draw_left_over(x_K, np.zeros((2, len(x_K))), shifts, 3, np.random.default_rng(0))
+    assert left_BDK.shape == (3, 2, len(x_K))
+    assert not left_BDK.any()
 
 
 def test_the_share_is_what_the_departures_from_neighbours_lose():

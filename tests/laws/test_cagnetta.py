@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
 from megatron_tokscale.laws.language.cagnetta import compare_exponents, data_exponent
@@ -127,6 +128,23 @@ def test_resamples_spread_as_means_of_clusters_do():
     assert clusters_RS.mean(axis=0) == pytest.approx(bins.mean(loss_N), abs=0.03)
     assert clusters_RS.std(axis=0) == pytest.approx(loss_N.std() / 40**0.5, rel=0.15)
     assert tokens_RS.std(axis=0) == pytest.approx(loss_N.std() / 200**0.5, rel=0.15)
+
+
+def test_means_of_few_documents_have_intervals_as_long_as_students():
+    """Eight documents of one token: percentiles of a Poisson bootstrap are a quarter shorter."""
+    bins, ratios = ContextBins.from_contexts(np.full(8, 3)), []
+    for seed in range(20):
+        loss_N = np.random.default_rng(seed).standard_normal(8) + 3
+        mean_R = bins.resample(loss_N, n_resamples=2000, seed=seed)[:, 0]
+        low, high = stats.t.interval(0.95, 7, scale=loss_N.std(ddof=1) / 8**0.5)
+        ratios.append(np.diff(np.quantile(mean_R, [0.025, 0.975]))[0] / (high - low))
+    assert np.mean(ratios) == pytest.approx(1, abs=0.06)
+
+
+def test_a_single_document_has_no_resamples():
+    bins = ContextBins.from_contexts([1, 2, 3])
+    rows_RS = bins.resample([1.0, 2, 3], cluster_N=np.zeros(3, int), n_resamples=3, seed=0)
+    assert np.isnan(rows_RS).all()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 
 from megatron_tokscale.core.arrays import Floats, Integers, Mask
 from megatron_tokscale.core.errors import UndefinedError
+from megatron_tokscale.core.resampling import random_weights
 
 EDGES = tuple(np.unique(np.geomspace(1, 65, 16).round()).tolist())
 """Default edges of the bins, from 1 to 64 tokens evenly in logarithm; our choice: losses of longer
@@ -75,8 +76,9 @@ class ContextBins:
     ) -> Floats:
         """Return mean losses loss_RS of bootstrap resamples of clusters, by default of tokens.
 
-        Poisson weights with mean one replace drawing with replacement. If a resample has no token
-        in a bin, the mean loss of the bin is NaN.
+        Random weights with mean one replace drawing with replacement (`core.resampling`). If a
+        resample has no token in a bin, the mean loss of the bin is NaN; a single cluster cannot be
+        resampled, and all its means are NaN.
 
         Args:
             loss_N: losses in nats.
@@ -91,10 +93,12 @@ class ContextBins:
         shape = (len(names), len(self.context_S))
         total_CS = csr_array((loss_M, (cluster_M, bin_M)), shape=shape)
         count_CS = csr_array((np.ones(len(loss_M)), (cluster_M, bin_M)), shape=shape)
+        if len(names) < 2:
+            return np.full((n_resamples, len(self.context_S)), np.nan)
         rng = np.random.default_rng(seed)
         rows = []
         for _ in range(n_resamples):
-            weight_C = rng.poisson(1.0, len(names)).astype(np.float64)
+            weight_C = random_weights(len(names), 1, rng)[0]
             with np.errstate(invalid="ignore"):
                 rows.append((weight_C @ total_CS) / (weight_C @ count_CS))
         return np.stack(rows)

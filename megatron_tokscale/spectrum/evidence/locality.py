@@ -7,18 +7,30 @@ groups fall at different times, tokens without any step of their own are narrowe
 all. Observed and null tokens go through the same fit, on the probes after the unigram phase, which
 all tokens go through together (docs/architecture.md 6).
 
-Shapes: N tokens, K probe steps, W bins of widths, R resamples (the first is the data as they are),
-U units.
+Resamples of documents do not show two errors, which come from draws of their own: that of the null
+model's curves, and that of the common noise that the fitter leaves in the losses.
+
+Shapes: N tokens, K probe steps, D datasets, W bins of widths, B draws of common noise, R resamples
+(the first is the data as they are), U units.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
 import numpy as np
+from scipy.special import stdtrit
 
-from megatron_tokscale.core.arrays import Floats, Floats32, Integers, Integers32, Mask
+from megatron_tokscale.core.arrays import (
+    Floats,
+    Floats32,
+    Integers,
+    Integers16,
+    Integers32,
+    Mask,
+)
 from megatron_tokscale.fit import SigmoidFits, TokenClass, fit_sigmoids
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.evidence import Locality, WidthQuartiles, WidthSample
@@ -33,6 +45,28 @@ TEN_NINETY = 2 * math.log(9)
 WIDTH_BINS = 40  # bins of the histograms: enough to show a shape, with tokens in each (our choice)
 _HALVINGS = 2  # of the documents, for the null model's error: each costs a fit (our choice)
 _QUARTILES = {"p25": 0.25, "p50": 0.5, "p75": 0.75}
+_INSIDE, _RATIO = "fall in windows", "ratio of the medians"
+COMMON_DRAWS = 4
+"""Draws of the common noise that is left: each costs two fits (our choice). The error that they
+give is drawn from Student's distribution, so that intervals allow for their number."""
+_COMMON_TOKENS = 2_000  # fitted in each: common noise moves all tokens alike (our choice)
+
+
+@dataclass(frozen=True)
+class CommonNoise:
+    """Draws of the common noise that the fitter leaves in a sample's losses.
+
+    Attributes:
+        left_BDK: the draws for each dataset, in nats (`fit.common_shifts.draw_left_over`).
+        dataset_N: dataset of each token.
+    """
+
+    left_BDK: Floats
+    dataset_N: Integers16
+
+    def rows(self, kept_N: Mask | Integers) -> "CommonNoise":
+        """Return the draws with the given tokens."""
+        return CommonNoise(self.left_BDK, self.dataset_N[kept_N])
 
 
 @dataclass(frozen=True)
@@ -93,16 +127,31 @@ class FittedSample:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(weight_RU @ inside_U / (weight_RU @ fall_U))
 
-    def result(self, weight_RU: Floats) -> WidthSample:
-        """Return the sample's numbers with their intervals."""
+    def numbers(self, weight_RU: Floats) -> dict[str, Floats]:
+        """Return the quartiles of the widths, and the fall in windows, by name."""
+        return {**self.quartiles(weight_RU), _INSIDE: self.fall_in_windows(weight_RU)}
+
+    def result(self, weight_RU: Floats, error: Mapping[str, float] | None = None) -> WidthSample:
+        """Return the sample's numbers with their intervals.
+
+        Args:
+            weight_RU: weights of the resamples.
+            error: relative standard errors that common noise adds, by number; none by default.
+        """
         low, high = finite_range(self.fits.x_K)
-        quartiles = self.quartiles(weight_RU)
+        numbers = self.numbers(weight_RU)
+        if error is not None:
+            rng = np.random.default_rng(1)
+            numbers = {
+                name: _with_error(value_R, error[name] * _students(len(value_R), rng))
+                for name, value_R in numbers.items()
+            }
 
         def in_units_of(unit: float) -> WidthQuartiles:
             return WidthQuartiles(
                 **{
-                    name: Estimate.from_resamples(width_R / unit, least=0)
-                    for name, width_R in quartiles.items()
+                    name: Estimate.from_resamples(numbers[name] / unit, least=0)
+                    for name in _QUARTILES
                 }
             )
 
@@ -117,7 +166,7 @@ class FittedSample:
             width_x=in_units_of(1.0),
             width_decades=in_units_of(math.log(10)),
             width_of_range=in_units_of(high - low),
-            fall_in_windows=Estimate.from_resamples(self.fall_in_windows(weight_RU)),
+            fall_in_windows=Estimate.from_resamples(numbers[_INSIDE]),
         )
 
     def histogram(self, edges_W: Floats) -> Floats:
@@ -152,11 +201,14 @@ class Widths:
         null_error: relative standard error of the null model's median width. Resamples of documents
             do not show it, as they keep the groups' curves: it comes from halves of the documents
             with curves of their own.
+        common_error: relative standard errors that the common noise left in the losses gives the
+            numbers of the observed tokens and the ratio of the median widths, by name.
     """
 
     observed: FittedSample
     null: FittedSample
     null_error: float
+    common_error: Mapping[str, float]
 
     @classmethod
     def from_losses(
@@ -166,6 +218,7 @@ class Widths:
         group_N: Integers,
         unit_N: Integers32,
         seed: int,
+        common: CommonNoise | None = None,
     ) -> Self:
         """Fit the tokens that miss no loss; draw their null model, and fit it as well.
 
@@ -175,6 +228,7 @@ class Widths:
             group_N: group of each token, whose mean curve the null model follows.
             unit_N: resampling unit of each token.
             seed: seed of the null model's noise.
+            common: draws of the common noise at these probes; none by default.
         """
         whole_N = np.isfinite(loss_NK).all(axis=1)
         loss_NK, unit_N = np.ascontiguousarray(loss_NK[whole_N]), unit_N[whole_N]
@@ -182,7 +236,11 @@ class Widths:
         observed = FittedSample(fit_sigmoids(x_K, loss_NK), loss_NK, unit_N)
         model = GroupCurves.from_losses(observed.fits, loss_NK, group_N).with_scaled_noise(rng)
         null = _fitted(model, unit_N, rng)
-        return cls(observed, null, _null_error(observed, group_N, model, rng))
+        null_error = _null_error(observed, group_N, model, rng)
+        common_error = dict.fromkeys((*_QUARTILES, _INSIDE, _RATIO), 0.0)
+        if common is not None and common.left_BDK.any():
+            common_error = _common_error(observed, group_N, model, common.rows(whole_N), seed)
+        return cls(observed, null, null_error, common_error)
 
     def result(self, weight_RU: Floats) -> Locality:
         """Return the numbers of both samples, and the test of the ratio of their median widths.
@@ -190,14 +248,15 @@ class Widths:
         The numbers of the null model have no intervals.
         """
         medians = [each.quartiles(weight_RU)["p50"] for each in (self.observed, self.null)]
-        ratio_R = medians[0] / medians[1]
-        error_R = np.random.default_rng(0).standard_normal(len(ratio_R)) * self.null_error
-        ratio_R[1:] *= np.exp(error_R[1:])
+        rng = np.random.default_rng(0)
+        error_R = rng.standard_normal(len(weight_RU)) * self.null_error
+        error_R += _students(len(weight_RU), rng) * self.common_error[_RATIO]
+        ratio_R = _with_error(medians[0] / medians[1], error_R)
         low, high = finite_range(self.observed.fits.x_K)
         return Locality(
             from_x=low,
             to_x=high,
-            observed=self.observed.result(weight_RU),
+            observed=self.observed.result(weight_RU, self.common_error),
             group_null=self.null.result(weight_RU[:1]),
             test=ClaimTest.of(LOCALITY, Estimate.from_resamples(ratio_R, least=0)),
         )
@@ -245,6 +304,53 @@ def _null_error(
         squares.append((np.log(medians[0] / medians[1]) / 2) ** 2)
     error = math.sqrt(np.mean(squares))
     return error if math.isfinite(error) else 0.0
+
+
+def _common_error(
+    observed: FittedSample, group_N: Integers, model: GroupCurves, common: CommonNoise, seed: int
+) -> dict[str, float]:
+    """Return the relative standard errors that the common noise left in the losses gives.
+
+    They are root mean squares of the changes of the logarithms when the draws are added to the
+    losses. The null model has the same noise in all draws.
+    """
+    rng = np.random.default_rng([seed, 1])
+    chosen = np.sort(rng.permutation(len(group_N))[:_COMMON_TOKENS])
+    loss_NK, group_N = observed.loss_NK[chosen], np.unique(group_N[chosen], return_inverse=True)[1]
+    dataset_N, unit_N = common.dataset_N[chosen], np.zeros(len(chosen), np.int32)
+
+    def logarithms(left_DK: Floats) -> dict[str, float]:
+        moved_NK = loss_NK + left_DK.astype(np.float32)[dataset_N]
+        sample = FittedSample(fit_sigmoids(model.x_K, moved_NK), moved_NK, unit_N)
+        curves = GroupCurves.from_losses(sample.fits, moved_NK, group_N).with_noise_of(model)
+        null = _fitted(curves, unit_N, np.random.default_rng([seed, 2]))
+        numbers = sample.numbers(np.ones((1, 1)))
+        numbers[_RATIO] = numbers["p50"] / null.quartiles(np.ones((1, 1)))["p50"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {name: float(np.log(value_R[0])) for name, value_R in numbers.items()}
+
+    first = logarithms(np.zeros(common.left_BDK.shape[1:]))
+    drawn = [logarithms(left_DK) for left_DK in common.left_BDK]
+    error = {
+        name: math.sqrt(np.mean([(each[name] - value) ** 2 for each in drawn]))
+        for name, value in first.items()
+    }
+    return {name: value if math.isfinite(value) else 0.0 for name, value in error.items()}
+
+
+def _students(size: int, rng: np.random.Generator) -> Floats:
+    """Return quantiles of Student's distribution at even probabilities, in random order.
+
+    Draws would leave the percentiles of so heavy tails to chance.
+    """
+    return np.asarray(stdtrit(COMMON_DRAWS, (rng.permutation(size) + 0.5) / size))
+
+
+def _with_error(value_R: Floats, log_error_R: Floats) -> Floats:
+    """Return a number's resamples with an error of its logarithm; the first stays."""
+    factor_R = np.exp(log_error_R)
+    factor_R[0] = 1
+    return np.asarray(value_R * factor_R)
 
 
 def _crossing(below_RN: Floats, value_N: Floats, share: float) -> Floats:

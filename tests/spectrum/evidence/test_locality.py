@@ -14,7 +14,7 @@ from scipy.special import expit
 from megatron_tokscale.fit import TokenClass
 from megatron_tokscale.results.verdict import Verdict
 from megatron_tokscale.spectrum import Units, Widths
-from megatron_tokscale.spectrum.evidence.locality import width_edges
+from megatron_tokscale.spectrum.evidence.locality import CommonNoise, width_edges
 from megatron_tokscale.spectrum.evidence.token_groups import groups_by_frequency
 
 X_K = np.concatenate([[-np.inf], np.linspace(0, 8, 60)])
@@ -160,3 +160,31 @@ def test_the_null_models_error_is_the_spread_over_other_samples():
         errors.append(widths.null_error)
         medians.append(np.log(widths.null.quartiles(weight_RU[:1])["p50"][0]))
     assert 0.4 < np.sqrt(np.mean(np.square(errors))) / np.std(medians, ddof=1) < 2.5
+
+
+def test_the_error_by_common_noise_is_the_spread_under_other_noise():
+    """The same tokens with twelve other slow noises: their median widths differ by as much."""
+    loss_NK, rng = local(1000), np.random.default_rng(3)
+    left_BDK = np.cumsum(rng.normal(0, 0.03, (16, 1, len(X_K))), axis=2)
+    left_BDK[..., 0] = 0
+    group_N = unit_N = np.zeros(len(loss_NK), int)
+    medians = []
+    for left_DK in left_BDK[4:]:
+        sample = Widths.from_losses(X_K, loss_NK + left_DK, group_N, unit_N, seed=0).observed
+        medians.append(np.log(sample.quartiles(np.ones((1, 1)))["p50"][0]))
+    common = CommonNoise(left_BDK[:4], np.zeros(len(loss_NK), np.int16))
+    widths = Widths.from_losses(X_K, loss_NK, group_N, unit_N, seed=0, common=common)
+    assert 0.5 < widths.common_error["p50"] / np.std(medians) < 2
+
+
+def test_common_noise_that_is_left_makes_the_intervals_longer_and_keeps_the_values():
+    widths, weight_RU = widths_of(local(400))
+    moved = replace(widths, common_error=dict.fromkeys(widths.common_error, 0.05))
+    alone, wider = widths.result(weight_RU), moved.result(weight_RU)
+    assert set(widths.common_error.values()) == {0.0}
+    pairs = [(each.test.estimate, each.observed.width_x.p50) for each in (alone, wider)]
+    for before, after in zip(*pairs, strict=True):
+        # Student's 97.5% percentile with four degrees of freedom is 2.78.
+        error = np.hypot((before.high - before.low) / 2, 2.78 * 0.05 * before.value)
+        np.testing.assert_allclose((after.high - after.low) / 2, error, rtol=0.25)
+        assert after.uncorrected == before.uncorrected
