@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jobs import EOD, Corpus, job_flags, markov_documents, write_documents
+from megatrons import OLD, python_path
 from planned_jobs import dataset_of, document_plan, make_scores, stream_of, with_falls
 from recorded_job import read_samples, run_recorded
 
@@ -86,6 +87,16 @@ def test_both_chunks_of_a_virtual_pipeline_read_the_same_samples(corpus, plan, s
     flags = (*save(plan, scores, tmp_path), "--tokscale-dir", str(tmp_path / "run"))
     layout = ("--pipeline-model-parallel-size", "2", "--num-layers-per-virtual-pipeline-stage", "1")
     run_recorded(corpus, tmp_path / "seen", 2, *layout, *flags)
+    offline = dataset_of(plan, corpus.prefixes, 112, tmp_path / "offline", scores)
+    assert read_samples(tmp_path / "seen") == stream_of(offline)
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize("version", OLD)
+def test_strata_of_documents_in_older_megatrons(corpus, plan, scores, tmp_path, version):
+    flags = (*save(plan, scores, tmp_path), "--tokscale-dir", str(tmp_path / "run"))
+    path = python_path(version)
+    run_recorded(corpus, tmp_path / "seen", 1, *flags, "--num-workers", "2", python_path=path)
     offline = dataset_of(plan, corpus.prefixes, 112, tmp_path / "offline", scores)
     assert read_samples(tmp_path / "seen") == stream_of(offline)
 
