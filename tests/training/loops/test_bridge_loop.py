@@ -13,6 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from planned_jobs import plan_of
 
 from megatron_tokscale.store import Run
+from megatron_tokscale.store.sample_losses import SampleLosses
 
 pytestmark = [
     pytest.mark.megatron,
@@ -45,17 +46,22 @@ def counts(run: Run) -> list[tuple[object, ...]]:
 def test_the_same_weights_give_the_losses_of_megatrons_own_loop(corpus, tmp_path, is_planned):
     """Bridge loads Megatron's checkpoint of step 2 and trains on: the steps after it are the same.
 
-    The weights of the plan change amid the steps that Bridge takes.
+    So are the records of its training samples. The weights of the plan change amid the steps that
+    Bridge takes.
     """
     flags: dict[str, str] = {}
     if is_planned:
         plan_of(corpus.prefixes, {0: (0.7, 0.3), 20: (0.1, 0.9)}).save(tmp_path / "plan.json")
         flags["--tokscale-plan"] = str(tmp_path / "plan.json")
     words = [word for pair in flags.items() for word in pair]
+    words.append("--tokscale-sample-losses")
     in_megatron = train_megatron(corpus, tmp_path / "megatron", *words)
     shutil.copytree(tmp_path / "megatron", tmp_path / "bridge")
     settings = probed(
-        corpus, tokscale_dir=tmp_path / "bridge", tokscale_plan=flags.get("--tokscale-plan")
+        corpus,
+        tokscale_dir=tmp_path / "bridge",
+        tokscale_plan=flags.get("--tokscale-plan"),
+        tokscale_sample_losses=True,
     )
     load = {"load": tmp_path / "megatron", "ckpt_step": 2}
     run_bridge(corpus, 2, 6, **load, callback=settings)
@@ -66,6 +72,11 @@ def test_the_same_weights_give_the_losses_of_megatrons_own_loop(corpus, tmp_path
     assert counts(in_bridge) == counts(in_megatron)
     losses = [row.training_loss for row in in_bridge.records]
     assert losses[-2:] == [row.training_loss for row in in_megatron.records][-2:]
+    of_megatron, of_bridge = (
+        SampleLosses.of_training(run.paths.samples).read(1, 6) for run in (in_megatron, in_bridge)
+    )
+    assert of_bridge["sample"].tolist() == list(range(6 * 8))
+    assert_array_equal(of_bridge, of_megatron)
 
 
 def test_training_is_the_same_to_the_bit_with_and_without_the_callback(corpus, tmp_path):
