@@ -34,6 +34,7 @@ LEAST_TOKENS: Final = 20
 WIDEST: Final = 100.0
 """Largest ratio of the ends of a factor's interval (our choice); a wider interval, or one that is
 not known, leaves the factor undetermined."""
+_Z_95: Final = 1.96
 _LOG_FACTOR_CHUNK: Final = 2**22  # weights of tokens that are sorted out at a time: 32 MB
 
 
@@ -190,9 +191,11 @@ def _recipe(value_R: Floats, seeds: Sequence[Floats], between: float) -> Estimat
     """Return the factor of B against the mean of A and its noise runs, over documents and seeds.
 
     The variance is that over documents, and that of one seed about the mean of all seeds of A,
-    which has one degree of freedom per noise run. The degrees of freedom of the sum are
-    Satterthwaite's (1946). The seeds' variance has the documents' in it as well: the interval is
-    too wide rather than too narrow.
+    which has one degree of freedom per noise run. The half widths of both, by the normal and by
+    Student's distribution, are added in squares (Howe 1974, docs/references.md 11.3). An interval
+    with Satterthwaite's degrees of freedom is too short where A and its noise run agree by chance.
+    The seeds' variance has the documents' in it as well: the interval is too wide rather than too
+    narrow.
     """
     against_R = value_R - sum(seeds) / (len(seeds) + 1)
     drawn_R = against_R[1:][np.isfinite(against_R[1:])]
@@ -200,9 +203,8 @@ def _recipe(value_R: Floats, seeds: Sequence[Floats], between: float) -> Estimat
         return Undefined("a noise run has too few tokens")
     over_documents = float(drawn_R.var(ddof=1))
     over_seeds = between * (1 + 1 / (len(seeds) + 1))
-    total = over_documents + over_seeds
-    freedom = len(seeds) * (total / over_seeds) ** 2 if over_seeds > 0 else np.inf
-    half = float(student.ppf(0.975, freedom)) * np.sqrt(total)
+    squares = _Z_95**2 * over_documents + float(student.ppf(0.975, len(seeds))) ** 2 * over_seeds
+    half = float(np.sqrt(squares))
     value = float(against_R[0])
     return _factor(Estimate(value, value - half, value + half, value))
 
