@@ -240,6 +240,14 @@ def add_to_tally(tally, runs, lines):
         row["runs"] = max(runs, row["runs"])
 
 
+def pairs_of(tally):
+    """Return in words how many pairs of runs of each world the tally counts."""
+    counts = [tally["worlds"][name_of(next(iter(WORLDS)), common)]["runs"] for common in COMMON]
+    if len(set(counts)) == 1:
+        return f"{counts[0]} pairs of runs of each world"
+    return f"{counts[0]} pairs of runs of each world without common noise, {counts[1]} with it"
+
+
 def verdict_rows(tally):
     """Yield a row per world and primary test: shares of the three verdicts."""
     for world, common in CONFIGURATIONS:
@@ -311,12 +319,12 @@ def main():
     shares = [f'share of "{outcome}"' for outcome in Verdict]
     sections = [
         (
-            f"Verdicts of the primary tests, {runs} pairs of runs of each world",
+            f"Verdicts of the primary tests, {pairs_of(tally)}",
             ["world", "common noise", "test", "should", *shares],
             list(verdict_rows(tally)),
         ),
         (
-            f"Coverage of the 95% intervals over documents, {runs} pairs of runs of each world",
+            f"Coverage of the 95% intervals over documents, {pairs_of(tally)}",
             ["world", "common noise", "number", "true", "mean", "covered", "p"],
             coverage,
         ),

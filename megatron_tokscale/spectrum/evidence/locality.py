@@ -21,7 +21,6 @@ from functools import cached_property
 from typing import Self
 
 import numpy as np
-from scipy.special import stdtrit
 
 from megatron_tokscale.core.arrays import (
     Floats,
@@ -48,7 +47,7 @@ _QUARTILES = {"p25": 0.25, "p50": 0.5, "p75": 0.75}
 _INSIDE, _RATIO = "fall in windows", "ratio of the medians"
 COMMON_DRAWS = 4
 """Draws of the common noise that is left: each costs two fits (our choice). The error that they
-give is drawn from Student's distribution, so that intervals allow for their number."""
+give is a little too large (benchmarks/evidence.py), so their number needs no Student's t."""
 _COMMON_TOKENS = 2_000  # fitted in each: common noise moves all tokens alike (our choice)
 
 
@@ -143,7 +142,7 @@ class FittedSample:
         if error is not None:
             rng = np.random.default_rng(1)
             numbers = {
-                name: _with_error(value_R, error[name] * _students(len(value_R), rng))
+                name: _with_error(value_R, error[name] * rng.standard_normal(len(value_R)))
                 for name, value_R in numbers.items()
             }
 
@@ -248,9 +247,8 @@ class Widths:
         The numbers of the null model have no intervals.
         """
         medians = [each.quartiles(weight_RU)["p50"] for each in (self.observed, self.null)]
-        rng = np.random.default_rng(0)
-        error_R = rng.standard_normal(len(weight_RU)) * self.null_error
-        error_R += _students(len(weight_RU), rng) * self.common_error[_RATIO]
+        error = math.hypot(self.null_error, self.common_error[_RATIO])
+        error_R = np.random.default_rng(0).standard_normal(len(weight_RU)) * error
         ratio_R = _with_error(medians[0] / medians[1], error_R)
         low, high = finite_range(self.observed.fits.x_K)
         return Locality(
@@ -336,14 +334,6 @@ def _common_error(
         for name, value in first.items()
     }
     return {name: value if math.isfinite(value) else 0.0 for name, value in error.items()}
-
-
-def _students(size: int, rng: np.random.Generator) -> Floats:
-    """Return quantiles of Student's distribution at even probabilities, in random order.
-
-    Draws would leave the percentiles of so heavy tails to chance.
-    """
-    return np.asarray(stdtrit(COMMON_DRAWS, (rng.permutation(size) + 0.5) / size))
 
 
 def _with_error(value_R: Floats, log_error_R: Floats) -> Floats:

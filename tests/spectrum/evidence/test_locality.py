@@ -184,7 +184,6 @@ def test_common_noise_that_is_left_makes_the_intervals_longer_and_keeps_the_valu
     assert set(widths.common_error.values()) == {0.0}
     pairs = [(each.test.estimate, each.observed.width_x.p50) for each in (alone, wider)]
     for before, after in zip(*pairs, strict=True):
-        # Student's 97.5% percentile with four degrees of freedom is 2.78.
-        error = np.hypot((before.high - before.low) / 2, 2.78 * 0.05 * before.value)
+        error = np.hypot((before.high - before.low) / 2, 1.96 * 0.05 * before.value)
         np.testing.assert_allclose((after.high - after.low) / 2, error, rtol=0.25)
         assert after.uncorrected == before.uncorrected
