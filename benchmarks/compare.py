@@ -5,7 +5,7 @@
 
 Every finished pair is a line in FOLDER; an interrupted study resumes there. A pair of 4,000 tokens
 with one noise run takes 0.7 s of one core, with three 1.1 s: the whole study, 25 kinds of 200
-pairs, takes 25 minutes on two idle cores.
+pairs, takes about half an hour on two idle cores.
 """
 
 import argparse
