@@ -76,9 +76,10 @@ of runs of {large_tokens:,} tokens. The ratio of median widths is an exception: 
 null model are means of the sample's own groups, and their noise makes the null model's
 transitions a little narrower, so its true value is that of samples of this size (the mean of the
 repetitions). At 4,000 tokens the ratio is up to 2% above that of 48,000, against a verdict of
-"holds". p: exact binomial test of 95% coverage; Holm's correction over the table rejects it in
-{few} rows with less and in {many} with more. Rows with more are skills of the surface. Their
-misfit is a square; where it is mostly noise, its resamples spread up to sqrt(3) times too wide.
+"holds". p: exact binomial test of 95% coverage; Holm's correction over the table rejects it for
+too few covered in {few} of {rows} rows, and for too many in {many}. Most of the latter are skills
+of the surface. Their misfit is a square; where it is mostly noise, its resamples spread up to
+sqrt(3) times too wide.
 Intervals count wherever they are defined. Worlds without common noise were counted without
 the part of the widths' intervals that allows for it: it makes 12 such intervals longer by 0.5%
 on average.
@@ -341,7 +342,9 @@ def main():
             after=AFTER_UNIGRAMS,
         )
         few, many = rejected(tally)
-        notes = NOTES.format(large=LARGE, large_tokens=LARGE_TOKENS, few=few, many=many)
+        notes = NOTES.format(
+            large=LARGE, large_tokens=LARGE_TOKENS, few=few, many=many, rows=len(coverage)
+        )
         arguments.out.write_text(head + text + notes)
 
 
