@@ -80,9 +80,7 @@ repetitions). At 4,000 tokens the ratio is up to 2% above that of 48,000, agains
 too few covered in {few} of {rows} rows, and for too many in {many}. Most of the latter are skills
 of the surface. Their misfit is a square; where it is mostly noise, its resamples spread up to
 sqrt(3) times too wide.
-Intervals count wherever they are defined. Worlds without common noise were counted without
-the part of the widths' intervals that allows for it: it makes 12 such intervals longer by 0.5%
-on average.
+Intervals count wherever they are defined.
 """
 
 
@@ -194,7 +192,10 @@ def name_of(world, common):
 
 
 def first_tally(tokens):
-    """Return the counts of no repetition."""
+    """Return the counts of no repetition.
+
+    A tally may have a note: what its counts do not share with those of the present code.
+    """
     worlds = {name_of(*each): {"runs": 0, "verdicts": {}, "numbers": {}} for each in CONFIGURATIONS}
     return {"tokens": tokens, "worlds": worlds}
 
@@ -296,7 +297,9 @@ def main():
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("evidence-run"))
     parser.add_argument("--tally", type=Path, help="counts of earlier runs; these are added to it")
-    parser.add_argument("--recount", type=float, choices=COMMON, metavar="NOISE")
+    parser.add_argument(
+        "--recount", type=float, choices=COMMON, help="common noise of worlds to be counted anew"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -345,7 +348,7 @@ def main():
         notes = NOTES.format(
             large=LARGE, large_tokens=LARGE_TOKENS, few=few, many=many, rows=len(coverage)
         )
-        arguments.out.write_text(head + text + notes)
+        arguments.out.write_text(head + text + notes + tally.get("note", ""))
 
 
 if __name__ == "__main__":

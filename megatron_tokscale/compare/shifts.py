@@ -20,6 +20,7 @@ from megatron_tokscale.compare.late_loss import WINDOW, window_weights
 from megatron_tokscale.compare.token_table import TokenTable
 from megatron_tokscale.core.arrays import Floats, Integers, Integers32, Mask
 from megatron_tokscale.core.resampling import Units
+from megatron_tokscale.laws.estimates import Z_95
 from megatron_tokscale.results.comparison import NO_SECOND_SEED, Sooner
 from megatron_tokscale.results.estimate import Estimate, Undefined
 from megatron_tokscale.spectrum.evidence.falls import OCTAVE
@@ -34,7 +35,6 @@ LEAST_TOKENS: Final = 20
 WIDEST: Final = 100.0
 """Largest ratio of the ends of a factor's interval (our choice); a wider interval, or one that is
 not known, leaves the factor undetermined."""
-_Z_95: Final = 1.96
 _LOG_FACTOR_CHUNK: Final = 2**22  # weights of tokens that are sorted out at a time: 32 MB
 
 
@@ -203,7 +203,7 @@ def _recipe(value_R: Floats, seeds: Sequence[Floats], between: float) -> Estimat
         return Undefined("a noise run has too few tokens")
     over_documents = float(drawn_R.var(ddof=1))
     over_seeds = between * (1 + 1 / (len(seeds) + 1))
-    squares = _Z_95**2 * over_documents + float(student.ppf(0.975, len(seeds))) ** 2 * over_seeds
+    squares = Z_95**2 * over_documents + float(student.ppf(0.975, len(seeds))) ** 2 * over_seeds
     half = float(np.sqrt(squares))
     value = float(against_R[0])
     return _factor(Estimate(value, value - half, value + half, value))

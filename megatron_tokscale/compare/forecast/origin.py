@@ -35,7 +35,7 @@ from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import fit_sigmoids
 from megatron_tokscale.fit.common_shifts import shift_table, shifts_of, without_shifts
-from megatron_tokscale.laws.estimates import defined, symmetric_estimate
+from megatron_tokscale.laws.estimates import Z_95, defined, symmetric_estimate
 from megatron_tokscale.laws.power_law.power_law import FIRST_TIME_SHARE, power_law_falls
 from megatron_tokscale.results.estimate import Estimate, Undefined, defined_or_reason
 from megatron_tokscale.results.forecast import (
@@ -51,7 +51,6 @@ from megatron_tokscale.spectrum.evidence.falls import OCTAVE
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.sums import loss_sums, table_of
 
-_Z_95: Final = 1.96
 _PERSISTS: Final = 0.5
 """Share of the log error of the octave before that is taken to persist (our choice)."""
 _KAPPA_VARIANCE: Final = 0.25
@@ -286,7 +285,7 @@ class Forecaster:
         watched = self._watched
         estimator = SlopeEstimator.from_curve(watched.x_K, mean_K, from_x=watched.from_x, to_x=x)
         slope = float(estimator.slopes(mean_K[None], [x])[0, 0])
-        return symmetric_estimate(slope, _Z_95 * float(estimator.error([x])[0]))
+        return symmetric_estimate(slope, Z_95 * float(estimator.error([x])[0]))
 
     def _slopes(self, x: float, mean_CK: Floats, tokens_C: Integers) -> Floats:
         """Return the `_slope` of each class; 0 without tokens, NaN where it is undefined."""
@@ -469,6 +468,6 @@ def _ratio(top: Floats, bottom: Floats) -> Floats:
 
 def _with_noise(value_R: Floats, noise: float, weight_K: Floats) -> Estimate:
     """Return a weighted sum of mean losses, with an interval over the noise of the probes."""
-    reach = _Z_95 * noise * float(np.sqrt((weight_K**2).sum()))
+    reach = Z_95 * noise * float(np.sqrt((weight_K**2).sum()))
     value = float(value_R[0])
     return Estimate(value, value - reach, value + reach)

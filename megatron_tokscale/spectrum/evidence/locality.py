@@ -46,8 +46,8 @@ _HALVINGS = 2  # of the documents, for the null model's error: each costs a fit 
 _QUARTILES = {"p25": 0.25, "p50": 0.5, "p75": 0.75}
 _INSIDE, _RATIO = "fall in windows", "ratio of the medians"
 COMMON_DRAWS = 4
-"""Draws of the common noise that is left: each costs two fits (our choice). The error that they
-give is a little too large (benchmarks/evidence.py), so their number needs no Student's t."""
+"""Draws of the common noise that is left: each costs two fits (our choice). The intervals that they
+give cover 91 to 97% (benchmarks/results/evidence.md); with Student's t they would be too wide."""
 _COMMON_TOKENS = 2_000  # fitted in each: common noise moves all tokens alike (our choice)
 
 
