@@ -1,18 +1,19 @@
 """Verdicts of the evidence tests in planted worlds with and without steps, and their coverage.
 
     PYTHONPATH=tests/support python benchmarks/evidence.py [--runs 500] [--tokens 4000]
-        [--processes 2] [--folder FOLDER] [--tally FILE] [--recount NOISE] [--out FILE]
+        [--processes 2] [--folder FOLDER] [--tally FILE] [--recount-surface] [--out FILE]
 
 Every finished repetition is a line in FOLDER; an interrupted study resumes there. A repetition of
 4,000 tokens takes about a second of one core: the whole study takes an hour and a half on two.
---recount counts the worlds with this common noise anew, beside the tally's true values: for a
-change that moves their intervals alone.
+--recount-surface counts the surface anew, and nothing else, in as many runs as the tally holds: for
+a change of the surface. It takes a third of the time.
 """
 
 import argparse
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ AFTER_UNIGRAMS = 38  # step at which the planted unigram phase is over
 CONFIGURATIONS = [(world, common) for common in COMMON for world in WORLDS]
 PRIMARY = {"locality": LOCALITY, "order": ORDER, "covariance": COVARIANCE}
 LEVEL = 0.05
+SURFACE = "surface"
 ABOUT = """# What the evidence tests say in worlds with and without steps
 
 `python benchmarks/evidence.py --runs {runs} --tally benchmarks/results/evidence_tally.json --out
@@ -77,46 +79,56 @@ null model are means of the sample's own groups, and their noise makes the null 
 transitions a little narrower, so its true value is that of samples of this size (the mean of the
 repetitions). At 4,000 tokens the ratio is up to 2% above that of 48,000, against a verdict of
 "holds". p: exact binomial test of 95% coverage; Holm's correction over the table rejects it for
-too few covered in {few} of {rows} rows, and for too many in {many}. Most of the latter are skills
-of the surface. Their misfit is a square; where it is mostly noise, its resamples spread up to
-sqrt(3) times too wide.
+too few covered in {few} of {rows} rows, and for too many in {many}.
 Intervals count wherever they are defined.
 """
 
 
+@dataclass(frozen=True)
+class Pair:
+    """Two planted runs with the same curves, whose common shifts are taken out, and their text."""
+
+    x_K: np.ndarray
+    text: planted_worlds.Text
+    a_NK: np.ndarray
+    b_NK: np.ndarray
+    b_shifts: tuple
+    from_x: float
+
+    @classmethod
+    def of(cls, world, common, seed, tokens):
+        number = list(WORLDS).index(world)
+        rng = np.random.default_rng([seed, tokens, number, COMMON.index(common)])
+        text, x_K = planted_worlds.text_of(tokens, rng, DOCUMENT_TOKENS), planted_worlds.axis()
+        (a_NK, _), (b_NK, b_shifts) = (
+            as_fitted(x_K, loss_NK, text.dataset_N)
+            for loss_NK in planted_worlds.seeds(WORLDS[world], text, x_K, rng, common=common)
+        )
+        from_x = x_K[1] if world.startswith("A") else np.log(AFTER_UNIGRAMS)
+        return cls(x_K, text, a_NK, b_NK, b_shifts, from_x)
+
+    @property
+    def units(self):
+        return Units.from_documents(self.text.dataset_N, self.text.document_N, seed=0)
+
+    @property
+    def groups(self):
+        return groups_by_frequency(self.text.dataset_N, self.text.log_share_N)
+
+
 def repetition(world, common, seed, tokens=4_000, resamples=RESAMPLES):
-    """Return verdicts and intervals on one planted pair of runs, whose common shifts are taken out.
+    """Return verdicts and intervals on one planted pair of runs.
 
     Returns:
         verdicts: outcome of each primary test, by its name.
         intervals: value, low and high of every number, by its name.
     """
-    rng = np.random.default_rng([seed, tokens, list(WORLDS).index(world), COMMON.index(common)])
-    text, x_K = planted_worlds.text_of(tokens, rng, DOCUMENT_TOKENS), planted_worlds.axis()
-    (a_NK, _), (b_NK, shifts) = (
-        as_fitted(x_K, loss_NK, text.dataset_N)
-        for loss_NK in planted_worlds.seeds(WORLDS[world], text, x_K, rng, common=common)
-    )
-    units = Units.from_documents(text.dataset_N, text.document_N, seed=0)
-    weight_RU = units.weights(resamples, seed)
-    from_x = x_K[1] if world.startswith("A") else np.log(AFTER_UNIGRAMS)
-    groups = groups_by_frequency(text.dataset_N, text.log_share_N)
-    scored = x_K >= from_x - 1e-9
-    means_DK = np.array([b_NK[text.dataset_N == d].mean(axis=0, dtype=float) for d in (0, 1)])
-    left_BDK = draw_left_over(x_K, means_DK, shifts, COMMON_DRAWS, np.random.default_rng(seed))
-    noise = CommonNoise(left_BDK[..., scored], text.dataset_N)
-    widths = Widths.from_losses(
-        x_K[scored], b_NK[:, scored], groups.group_N, units.unit_N, seed, noise
-    ).result(weight_RU)
-    fits, own = fit_sigmoids(x_K, a_NK), fit_sigmoids(x_K, b_NK)
-    baseline = {"unigram": text.log_share_N, "mean loss": fits.level_N.astype(float)}
-    order = learning_order(
-        learning_times(fits), learning_times(own), baseline, units.unit_N, weight_RU
-    )
-    all_tokens, to_x = slice(0, len(text)), float(x_K[-1])
-    sums = FallSums(octaves(from_x, to_x), x_K, x_K, groups, units)
-    sums.add(all_tokens, a_NK, b_NK)
-    falls = sums.result(weight_RU)
+    pair = Pair.of(world, common, seed, tokens)
+    fits = fit_sigmoids(pair.x_K, pair.a_NK)
+    weight_RU = pair.units.weights(resamples, seed)
+    widths = widths_of(pair, weight_RU, seed)
+    order = order_of(pair, fits, weight_RU)
+    falls = falls_of(pair, weight_RU)
     found = {
         "ratio of median widths": widths.test.estimate,
         "median 10-90% width": widths.observed.width_x.p50,
@@ -125,26 +137,71 @@ def repetition(world, common, seed, tokens=4_000, resamples=RESAMPLES):
         "covariance of far octaves": falls.test.estimate,
         "covariance of neighbours": falls.profile[1],
         "reproducible share": falls.reproducible,
+        **surface_of(pair, fits),
     }
-    try:
-        compared = Comparison(x_K, x_K, fall_weights(x_K, intervals(from_x, to_x, OCTAVE / 2)))
-        surface = SurfaceSums(time_bins(moving_times(fits)), groups, compared, units)
-        surface.add(all_tokens, fits, a_NK, b_NK)
-        result = surface.result(weight_RU)
-        found |= {f"surface, {name}": test.estimate for name, test in result.tests.items()}
-    except UndefinedError:
-        pass
+    tests = (widths.test, order.test, falls.test)
     return {
-        "verdicts": {
-            name: str(test.verdict)
-            for name, test in zip(PRIMARY, (widths.test, order.test, falls.test), strict=True)
-        },
-        "intervals": {
-            name: [each.value, each.low, each.high]
-            for name, each in found.items()
-            if not isinstance(each, Undefined)
-        },
+        "verdicts": {name: str(test.verdict) for name, test in zip(PRIMARY, tests, strict=True)},
+        "intervals": as_lists(found),
     }
+
+
+def surface_repetition(world, common, seed, tokens):
+    """Return what `repetition` does, of the surface alone."""
+    pair = Pair.of(world, common, seed, tokens)
+    found = surface_of(pair, fit_sigmoids(pair.x_K, pair.a_NK))
+    return {"verdicts": {}, "intervals": as_lists(found)}
+
+
+def as_lists(found):
+    """Return value, low and high of the numbers that are defined."""
+    return {
+        name: [each.value, each.low, each.high]
+        for name, each in found.items()
+        if not isinstance(each, Undefined)
+    }
+
+
+def widths_of(pair, weight_RU, seed):
+    """Return the widths of run B beside those of their groups' curves."""
+    x_K, dataset_N = pair.x_K, pair.text.dataset_N
+    scored = x_K >= pair.from_x - 1e-9
+    means_DK = np.array([pair.b_NK[dataset_N == d].mean(axis=0, dtype=float) for d in (0, 1)])
+    rng = np.random.default_rng(seed)
+    left_BDK = draw_left_over(x_K, means_DK, pair.b_shifts, COMMON_DRAWS, rng)
+    noise = CommonNoise(left_BDK[..., scored], dataset_N)
+    return Widths.from_losses(
+        x_K[scored], pair.b_NK[:, scored], pair.groups.group_N, pair.units.unit_N, seed, noise
+    ).result(weight_RU)
+
+
+def order_of(pair, fits, weight_RU):
+    """Return the agreement of the learning times of both runs."""
+    times = [learning_times(each) for each in (fits, fit_sigmoids(pair.x_K, pair.b_NK))]
+    baseline = {"unigram": pair.text.log_share_N, "mean loss": fits.level_N.astype(float)}
+    return learning_order(*times, baseline, pair.units.unit_N, weight_RU)
+
+
+def falls_of(pair, weight_RU):
+    """Return the covariance of the tokens' falls by octave in both runs."""
+    edges = octaves(pair.from_x, float(pair.x_K[-1]))
+    sums = FallSums(edges, pair.x_K, pair.x_K, pair.groups, pair.units)
+    sums.add(slice(0, len(pair.text)), pair.a_NK, pair.b_NK)
+    return sums.result(weight_RU)
+
+
+def surface_of(pair, fits):
+    """Return the skills of the surface by name; none where it is undefined."""
+    try:
+        edges = intervals(pair.from_x, float(pair.x_K[-1]), OCTAVE / 2)
+        compared = Comparison(pair.x_K, pair.x_K, fall_weights(pair.x_K, edges))
+        bins = time_bins(moving_times(fits), pair.x_K)
+        sums = SurfaceSums(bins, pair.groups, compared, pair.units)
+        sums.add(slice(0, len(pair.text)), fits, pair.a_NK, pair.b_NK)
+        tests = sums.result().tests
+    except UndefinedError:
+        return {}
+    return {f"{SURFACE}, {name}": test.estimate for name, test in tests.items()}
 
 
 def as_fitted(x_K, loss_NK, dataset_N):
@@ -158,6 +215,8 @@ def as_fitted(x_K, loss_NK, dataset_N):
 
 def _job(key):
     kind, world, common, seed, tokens = key
+    if kind.startswith(SURFACE):
+        return key, surface_repetition(world, common, seed, tokens)
     resamples = TRUTH_RESAMPLES if kind == "truth" else RESAMPLES
     return key, repetition(world, common, seed, tokens, resamples)
 
@@ -180,6 +239,28 @@ def compute(tally, runs, lines, processes):
         for each in CONFIGURATIONS
         if seed >= rows[each]["runs"]
     ]
+    compute_lines(keys, lines, processes)
+
+
+def compute_surface(tally, lines, processes):
+    """Compute the surface of all repetitions that the tally counts, and of those of true values."""
+    keys = [
+        (f"{SURFACE} truth", *each, seed, LARGE_TOKENS)
+        for seed in range(LARGE)
+        for each in CONFIGURATIONS
+    ]
+    most = max(row["runs"] for row in tally["worlds"].values())
+    keys += [
+        (f"{SURFACE} run", *each, seed, tally["tokens"])
+        for seed in range(most)
+        for each in CONFIGURATIONS
+        if seed < tally["worlds"][name_of(*each)]["runs"]
+    ]
+    compute_lines(keys, lines, processes)
+
+
+def compute_lines(keys, lines, processes):
+    """Compute the repetitions that have no line yet."""
     missing = [key for key in keys if key not in lines.by_key]
     with ProcessPoolExecutor(processes) as pool:
         for key, result in pool.map(_job, missing):
@@ -200,46 +281,61 @@ def first_tally(tokens):
     return {"tokens": tokens, "worlds": worlds}
 
 
-def forget(tally, noise):
-    """Set the counts of the worlds with this common noise to zero; their true values stay."""
-    for world in WORLDS:
-        row = tally["worlds"][name_of(world, noise)]
-        numbers = {name: [true, 0, 0, 0.0] for name, (true, *_) in row["numbers"].items()}
-        row.update(runs=0, verdicts={}, numbers=numbers)
-
-
 def add_to_tally(tally, runs, lines):
     """Count the repetitions up to `runs` that the tally does not hold yet.
 
     Of every verdict it holds the count of each outcome; of every number the true value, how many
     repetitions define it, how many intervals cover the true value, and the sum of the values.
     """
-    for world, common in CONFIGURATIONS:
-        row = tally["worlds"][name_of(world, common)]
+    for each in CONFIGURATIONS:
+        row = tally["worlds"][name_of(*each)]
+        first = row["runs"]
         if not row["numbers"]:
-            large = [
-                lines.by_key["truth", world, common, seed, LARGE_TOKENS]["intervals"]
-                for seed in range(LARGE)
-            ]
-            first = [
-                lines.by_key["run", world, common, seed, tally["tokens"]]["intervals"]
-                for seed in range(runs)
-            ]
-            for name in large[0]:
-                true_of = first if name in AT_THIS_SIZE else large
-                true = float(np.mean([each[name][0] for each in true_of]))
-                row["numbers"][name] = [true, 0, 0, 0.0]
-        for seed in range(row["runs"], runs):
-            found = lines.by_key["run", world, common, seed, tally["tokens"]]
+            row["numbers"] = true_numbers("truth", "run", each, runs, tally, lines)
+        for seed in range(first, runs):
+            found = lines.by_key["run", *each, seed, tally["tokens"]]
             for test, outcome in found["verdicts"].items():
                 counts = row["verdicts"].setdefault(test, {})
                 counts[outcome] = counts.get(outcome, 0) + 1
-            for name, (value, low, high) in found["intervals"].items():
-                if name in row["numbers"] and np.isfinite(low):
-                    true, known, covered, total = row["numbers"][name]
-                    covers = int(low <= true <= high)
-                    row["numbers"][name] = [true, known + 1, covered + covers, total + value]
-        row["runs"] = max(runs, row["runs"])
+            count(row["numbers"], found["intervals"])
+        row["runs"] = max(runs, first)
+
+
+def recount_surface(tally, lines):
+    """Put new counts of the surface in the place of those of the tally."""
+    truth, run = f"{SURFACE} truth", f"{SURFACE} run"
+    for each in CONFIGURATIONS:
+        row = tally["worlds"][name_of(*each)]
+        numbers = true_numbers(truth, run, each, row["runs"], tally, lines)
+        for seed in range(row["runs"]):
+            count(numbers, lines.by_key[run, *each, seed, tally["tokens"]]["intervals"])
+        row["numbers"].update(numbers)
+
+
+def true_numbers(truth, run, configuration, runs, tally, lines):
+    """Return the true value of every number, with no repetition counted."""
+    large = [
+        lines.by_key[truth, *configuration, seed, LARGE_TOKENS]["intervals"]
+        for seed in range(LARGE)
+    ]
+    first = [
+        lines.by_key[run, *configuration, seed, tally["tokens"]]["intervals"]
+        for seed in range(runs)
+    ]
+    true_of = {name: first if name in AT_THIS_SIZE else large for name in large[0]}
+    return {
+        name: [float(np.mean([each[name][0] for each in found])), 0, 0, 0.0]
+        for name, found in true_of.items()
+    }
+
+
+def count(numbers, found):
+    """Add a repetition to the counts of the numbers."""
+    for name, (value, low, high) in found.items():
+        if name in numbers and np.isfinite(low):
+            true, known, covered, total = numbers[name]
+            covers = int(low <= true <= high)
+            numbers[name] = [true, known + 1, covered + covers, total + value]
 
 
 def pairs_of(tally):
@@ -298,7 +394,7 @@ def main():
     parser.add_argument("--folder", type=Path, default=Path("evidence-run"))
     parser.add_argument("--tally", type=Path, help="counts of earlier runs; these are added to it")
     parser.add_argument(
-        "--recount", type=float, choices=COMMON, help="common noise of worlds to be counted anew"
+        "--recount-surface", action="store_true", help="count the surface anew, and nothing else"
     )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -313,10 +409,12 @@ def main():
     tally = first_tally(tokens)
     if arguments.tally and arguments.tally.is_file():
         tally = json.loads(arguments.tally.read_text())
-    if arguments.recount is not None:
-        forget(tally, arguments.recount)
-    compute(tally, runs, lines, arguments.processes)
-    add_to_tally(tally, runs, lines)
+    if arguments.recount_surface:
+        compute_surface(tally, lines, arguments.processes)
+        recount_surface(tally, lines)
+    else:
+        compute(tally, runs, lines, arguments.processes)
+        add_to_tally(tally, runs, lines)
     if arguments.tally:
         arguments.tally.write_text(json.dumps(tally) + "\n")
     coverage = coverage_rows(tally)

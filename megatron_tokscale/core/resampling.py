@@ -87,6 +87,14 @@ class Units:
         drawn_RU = random_weights(len(self), n_resamples, np.random.default_rng(seed))
         return np.concatenate([np.ones((1, len(self))), drawn_RU])
 
+    def leave_one_out(self) -> Floats:
+        """Return weight_RU of a jackknife: a row of ones, then a row without each of the units.
+
+        A single unit cannot be left out: it has the first row alone.
+        """
+        ones = np.ones((1, len(self)))
+        return ones if len(self) < 2 else np.concatenate([ones, 1 - np.eye(len(self))])
+
     def half(self, seed: int) -> Mask:
         """Return a random half of the units of each dataset, as a mask over units."""
         rank_U = np.random.default_rng([seed, 1]).permutation(len(self))

@@ -1,6 +1,6 @@
 """A number with its 95% interval, or the reason why it is undefined; and its form in print.
 
-Shapes: R resamples (the first is the data as they are).
+Shapes: R resamples (the first is the data as they are), I items that a jackknife leaves out.
 """
 
 import math
@@ -10,7 +10,9 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import stdtrit
 
+from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import UndefinedError
 
 
@@ -83,6 +85,27 @@ class Estimate:
             return undefined
         kept, low, high = np.clip(corrected, least, most).tolist()
         return cls(kept, low, high, float(value))
+
+    @classmethod
+    def from_jackknife(cls, value: float, left_out_I: Floats, most: float = np.inf) -> Self:
+        """Return a number and its interval by the jackknife (Tukey 1958).
+
+        A bootstrap of a handful of runs often draws one size only; leaving one run out never does.
+        The half-length is Student's quantile with I - 1 degrees of freedom times the jackknife's
+        error. There is no interval if there are fewer than three items.
+
+        Args:
+            value: the number from all items: runs, or units of resampling.
+            left_out_I: the number without each item; NaN where it is not defined, and then there
+                is no interval.
+            most: the largest value that the number can have.
+        """
+        count = len(left_out_I)
+        if count < 3 or not np.isfinite(left_out_I).all():
+            return cls(value)
+        error = np.sqrt((count - 1) / count * ((left_out_I - left_out_I.mean()) ** 2).sum())
+        half = float(stdtrit(count - 1, 0.975) * error)
+        return cls(value, value - half, min(value + half, max(most, value)), value)
 
     @classmethod
     def of_sum(cls, value_R: ArrayLike, least: float = -np.inf, most: float = np.inf) -> Self:

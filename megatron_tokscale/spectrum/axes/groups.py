@@ -18,7 +18,7 @@ from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.results.axis import GroupGain, GroupPrediction, Spread
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.verdict import Claim, ClaimTest, holm
-from megatron_tokscale.spectrum.axes.left_out import both_spreads, over_runs
+from megatron_tokscale.spectrum.axes.left_out import both_spreads
 from megatron_tokscale.spectrum.axes.measured import Fitted
 from megatron_tokscale.spectrum.axes.parts import Parts
 from megatron_tokscale.spectrum.axes.shift import ShiftModel, fit_shift
@@ -62,7 +62,7 @@ def predict_groups(fitted: Fitted, curves: GroupCurves) -> GroupPrediction:
             for i in range(error_RI.shape[1])
         ]
     documents = Estimate.from_resamples(skill_R, most=1)
-    runs = over_runs(float(skill_R[0]), np.array(others), most=1)
+    runs = Estimate.from_jackknife(float(skill_R[0]), np.array(others), most=1)
     skill = Spread(documents, runs, both_spreads(documents, runs, most=1))
     return GroupPrediction(
         skill=skill,

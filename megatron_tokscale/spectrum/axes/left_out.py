@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize
-from scipy.stats import t as student
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import UndefinedError
@@ -61,7 +60,7 @@ class LeftOut:
         return float(self.error_I.mean())
 
     def r2(self) -> Estimate:
-        """Return R^2 of the last losses with its interval over runs (`over_runs`)."""
+        """Return R^2 of the last losses with its interval over runs."""
         squares_I = (self.last_I - self.measured_I) ** 2
         spread_I = (self.measured_I - self.measured_I.mean()) ** 2
         value_I = [
@@ -69,27 +68,7 @@ class LeftOut:
             for run in range(len(squares_I))
         ]
         value = float(1 - squares_I.sum() / spread_I.sum())
-        return over_runs(value, np.array(value_I), most=1)
-
-
-def over_runs(value: float, left_out_I: Floats, most: float = np.inf) -> Estimate:
-    """Return the 95% interval of a number over runs by the jackknife (Tukey 1958).
-
-    A bootstrap of a handful of runs often draws one size only; leaving one run out never does. The
-    half-length is Student's quantile with R - 1 degrees of freedom times the jackknife's error.
-
-    Args:
-        value: the number from all runs.
-        left_out_I: the number without each run; NaN where it is not defined.
-        most: the largest value that the number can have.
-    """
-    known_I = left_out_I[np.isfinite(left_out_I)]
-    count = len(known_I)
-    if count < max(len(left_out_I), 3):
-        return Estimate(value)
-    error = np.sqrt((count - 1) / count * ((known_I - known_I.mean()) ** 2).sum())
-    half = float(student.ppf(0.975, count - 1) * error)
-    return Estimate(value, value - half, min(value + half, max(most, value)), value)
+        return Estimate.from_jackknife(value, np.array(value_I), most=1)
 
 
 def both_spreads(

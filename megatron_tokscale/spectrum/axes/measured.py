@@ -28,7 +28,6 @@ from megatron_tokscale.spectrum.axes.left_out import (
     Predict,
     both_spreads,
     fit_additive,
-    over_runs,
 )
 from megatron_tokscale.spectrum.axes.parts import Parts
 from megatron_tokscale.spectrum.axes.shift import ShiftModel, fit_shift
@@ -129,7 +128,8 @@ class Fitted:
         """Return a number of the model with its intervals over documents, runs, and both."""
         value_R = [number(model) for model in self.model_R]
         documents = Estimate.from_resamples(value_R)
-        runs = over_runs(value_R[0], np.array([number(model) for model in self.without]))
+        without_I = np.array([number(model) for model in self.without])
+        runs = Estimate.from_jackknife(value_R[0], without_I)
         cells = Estimate.from_resamples([value_R[0], *map(number, self.mixed)])
         return Spread(documents, runs, both_spreads(documents, runs, cells))
 

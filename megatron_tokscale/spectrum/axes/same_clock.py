@@ -17,7 +17,7 @@ from megatron_tokscale.results.axis import ClockCheck, SameClock
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.verdict import Claim, ClaimTest
 from megatron_tokscale.spectrum.axes.axis_runs import AxisRuns
-from megatron_tokscale.spectrum.axes.left_out import both_spreads, over_runs
+from megatron_tokscale.spectrum.axes.left_out import both_spreads
 from megatron_tokscale.spectrum.interpolation import interpolated
 
 SAME_CLOCK = Claim(
@@ -84,7 +84,7 @@ def _check(
     count = excess_RI.shape[1]
     left_out = (excess_R[0] * count - excess_RI[0]) / max(count - 1, 1)
     documents = Estimate.from_resamples(excess_R)
-    both = both_spreads(documents, over_runs(float(excess_R[0]), left_out))
+    both = both_spreads(documents, Estimate.from_jackknife(float(excess_R[0]), left_out))
     return ClockCheck(
         reference=reference,
         runs=rows,

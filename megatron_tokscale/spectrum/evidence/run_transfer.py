@@ -172,7 +172,7 @@ def _falls_and_surface(
         return FallSums(edges, clock.source_x_K, clock.target_x_K, groups, units)
 
     def surface_sums() -> SurfaceSums:
-        bins = time_bins(curves.moving_time_N)
+        bins = time_bins(curves.moving_time_N, pair.source.x_K)
         operator_KJ = fall_weights(clock.target_x_K, intervals(from_x, to_x, OCTAVE / 2))
         compared = Comparison(pair.source.x_K, clock.place_K(), operator_KJ)
         return SurfaceSums(bins, groups, compared, units)
@@ -185,9 +185,7 @@ def _falls_and_surface(
             surface.add(at, fits, source_NK, loss_NK)
     return (
         falls if isinstance(falls, Undefined) else falls.result(weight_RU),
-        surface
-        if isinstance(surface, Undefined)
-        else defined_or_reason(lambda: surface.result(weight_RU)),
+        surface if isinstance(surface, Undefined) else defined_or_reason(surface.result),
     )
 
 

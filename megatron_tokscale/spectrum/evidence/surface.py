@@ -1,9 +1,10 @@
 """The surface of slopes: learning-time bins of run A, and how each of them falls in run B.
 
-The tokens are cut into 20 bins of equal size by their learning time in run A; the tokens that A did
-not learn are one bin more. The slope -dL/dx of each bin in run B, over x, is a surface, here as
-falls per half octave, each less the mean fall of the tokens' groups. It says more than the slope of
-all tokens, which has a single row.
+The learning times in run A are cut into 20 bins as wide as each other in x; the tokens that A did
+not learn are one bin more. (The edges of bins of as many tokens would depend on the documents, and
+an interval over documents would not know it.) The slope -dL/dx of each bin in run B, over x, is a
+surface, here as falls per half octave, each less the mean fall of the tokens' groups. It says more
+than the slope of all tokens, which has a single row.
 
 Run A predicts the surface in four ways: by its learning times alone, by drops and times, by its
 fits of all tokens, and by its own measured surface. The null model is made from run A too: every
@@ -19,7 +20,8 @@ loss does not fall, as in noise, no group has a shape to compare with, and the s
 
 Shapes: N tokens, A probe steps of run A, K probe steps of run B, J intervals, B bins of learning
 time, G groups, U resampling units, C cells (pairs of a unit and a bin, or of a unit and a group), X
-fine bins of x, V bins of widths, R resamples (the first is the data as they are).
+fine bins of x, V bins of widths, R estimates: that of the data as they are, then those without each
+of the units.
 """
 
 from dataclasses import dataclass
@@ -36,6 +38,7 @@ from megatron_tokscale.results.estimate import Estimate, format_estimate
 from megatron_tokscale.results.transfer import Surface
 from megatron_tokscale.results.verdict import Claim, ClaimTest, holm
 from megatron_tokscale.spectrum.density import finite_range
+from megatron_tokscale.spectrum.evidence.misfits import Misfit, skill
 from megatron_tokscale.spectrum.groups import Groups
 from megatron_tokscale.spectrum.interpolation import interpolated
 from megatron_tokscale.spectrum.sums import at_probes, loss_sums, model_sums, table_of
@@ -61,8 +64,12 @@ def moving_times(fits: SigmoidFits) -> Floats:
     return np.where(moving_N, inside_N, np.nan)
 
 
-def time_bins(time_N: Floats) -> Groups:
-    """Return 20 bins of about as many tokens by learning time, and one of those without.
+def time_bins(time_N: Floats, x_K: Floats) -> Groups:
+    """Return 20 bins of learning times, as wide as each other, and one of tokens without.
+
+    Args:
+        time_N: learning time of each token, in x; NaN without one (`moving_times`).
+        x_K: the probes of the run; the bins reach from the first after step 0 to the last.
 
     Raises:
         UndefinedError: fewer than 200 tokens have a learning time.
@@ -73,8 +80,8 @@ def time_bins(time_N: Floats) -> Groups:
             f"{known_N.sum()} tokens fall in the other run; expected at least {_LEAST_MOVING}; "
             "watch more tokens"
         )
-    edges = np.quantile(time_N[known_N], np.linspace(0, 1, BINS + 1)[1:-1])
-    bin_N = np.where(known_N, np.searchsorted(edges, time_N), BINS)
+    inner_edges = np.linspace(*finite_range(x_K), BINS + 1)[1:-1]
+    bin_N = np.where(known_N, np.searchsorted(inner_edges, time_N), BINS)
     return Groups(bin_N, (*(str(number + 1) for number in range(BINS)), "none"))
 
 
@@ -121,7 +128,7 @@ class SurfaceSums:
     """
 
     def __init__(self, bins: Groups, groups: Groups, compared: Comparison, units: Units):
-        self._compared, self._n_units = compared, len(units)
+        self._compared, self._units = compared, units
         self._margins = [_Margin(each, compared, units) for each in (bins, groups)]
         self._shape = (len(units), len(bins.names), len(groups.names))
         self._cell_N = (
@@ -129,7 +136,6 @@ class SurfaceSums:
         ) * self._shape[2] + groups.group_N
         self._tokens_UBG, self._fall_UBG = np.zeros((2, *self._shape))
         self._width_UV = np.zeros((len(units), _WIDTH_BINS))
-        self._unit_N = units.unit_N
 
     def add(
         self, at: slice, fits: SigmoidFits, source_NA: Floats32, loss_NK: Floats | Floats32
@@ -145,7 +151,7 @@ class SurfaceSums:
         whole_N = fits.complete_N & np.isfinite(loss_NK).all(axis=1)
         fits, source_NA, loss_NK = fits.rows(whole_N), source_NA[whole_N], loss_NK[whole_N]
         moves = _Moves.of(fits, self._compared)
-        unit_N = self._unit_N[at][whole_N][moves.moving]
+        unit_N = self._units.unit_N[at][whole_N][moves.moving]
         self._width_UV += table_of(self._width_UV.shape, unit_N, moves.width_N, moves.drop_N)
         for margin in self._margins:
             margin.add(at, whole_N, fits, moves, source_NA, loss_NK)
@@ -154,12 +160,13 @@ class SurfaceSums:
         self._tokens_UBG += np.bincount(cell_N, minlength=n_cells).reshape(self._shape)
         self._fall_UBG += np.bincount(cell_N, source_NA @ total_A, n_cells).reshape(self._shape)
 
-    def result(self, weight_RU: Floats) -> Surface:
-        """Return the skill of every prediction, and its test.
+    def result(self) -> Surface:
+        """Return the skill of every prediction, with its interval over documents, and its test.
 
         Raises:
             UndefinedError: the mean loss of one of the runs does not fall.
         """
+        weight_RU = self._units.leave_one_out()
         tokens_RBG, fall_RBG = (
             np.tensordot(weight_RU, each, axes=1) for each in (self._tokens_UBG, self._fall_UBG)
         )
@@ -287,13 +294,13 @@ class _Margin:
 
 
 def _check_fall(run: str, tokens_RG: Floats, fall_RGJ: Floats) -> None:
-    """Refuse groups of tokens whose mean loss does not fall with the whole 95% interval.
+    """Refuse tokens whose mean loss does not fall with the whole 95% interval.
 
     Raises:
         UndefinedError: see above.
     """
-    total_R = (tokens_RG * fall_RGJ.sum(axis=2)).sum(axis=1)
-    fall = Estimate.from_resamples(total_R / tokens_RG.sum(axis=1))
+    total_R = (tokens_RG * fall_RGJ.sum(axis=2)).sum(axis=1) / tokens_RG.sum(axis=1)
+    fall = Estimate.from_jackknife(float(total_R[0]), total_R[1:])
     if (fall.low if fall.has_interval else fall.value) <= 0:
         raise UndefinedError(
             f"the mean loss of {run} falls by {format_estimate(fall)} nats over the compared "
@@ -305,29 +312,17 @@ def _surface(tokens: int, beyond: dict[str, Floats], null_RBJ: Floats, share_RB:
     """Return the result from the falls of bins beyond their groups, of run B and predicted."""
     target_RBJ = beyond.pop(_TARGET)
 
-    def misfit(predicted_RBJ: Floats | float) -> Floats:
-        """Return the mean square without the part of the means' own errors.
+    def misfit(predicted_RBJ: Floats | float) -> Misfit:
+        away_RBJ = np.sqrt(share_RB)[..., None] * (target_RBJ - predicted_RBJ)
+        return Misfit.of(away_RBJ.reshape(len(away_RBJ), -1))
 
-        These raise the mean square of the data by as much as that of the resamples once more.
-        """
-        square_RB = ((target_RBJ - predicted_RBJ) ** 2).sum(axis=2)
-        square_R = (share_RB * square_RB).sum(axis=1)
-        if len(square_R) < 2:
-            return np.asarray(square_R)
-        raised = square_R[1:].mean() - square_R[0]
-        square_R[0] -= raised
-        square_R[1:] -= 2 * raised
-        return np.asarray(square_R)
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        skill_R = {name: _skill(misfit(each), misfit(null_RBJ)) for name, each in beyond.items()}
-        null_R = 1 - misfit(null_RBJ) / misfit(0.0)
+    null = misfit(null_RBJ)
     names = (TIMES, DROPS, FITS, MEASURED)
     tests = holm(
         [
             ClaimTest.of(
                 Claim(f"{name} say more than each token's group and total fall", least=0.0),
-                Estimate.from_resamples(skill_R[name], -1, 1),
+                skill(misfit(beyond[name]), null),
             )
             for name in names
         ]
@@ -336,13 +331,6 @@ def _surface(tokens: int, beyond: dict[str, Floats], null_RBJ: Floats, share_RB:
         tokens=tokens,
         bins=target_RBJ.shape[1],
         intervals=target_RBJ.shape[2],
-        null=float(null_R[0]),
+        null=1 - null.value / misfit(0.0).value,
         tests=dict(zip(names, tests, strict=True)),
     )
-
-
-def _skill(miss_R: Floats, null_R: Floats) -> Floats:
-    """Return 1 - miss/null, or null/miss - 1 where the null model misses less; from -1 to 1."""
-    miss_R, null_R = np.maximum(miss_R, 0), np.maximum(null_R, 0)
-    smaller_R = np.minimum(miss_R, null_R) / np.maximum(miss_R, null_R)
-    return np.asarray(np.where(miss_R <= null_R, 1 - smaller_R, smaller_R - 1))

@@ -6,7 +6,7 @@ from scipy import stats
 
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.spectrum.axes.curves import Points
-from megatron_tokscale.spectrum.axes.left_out import LeftOut, both_spreads, fit_additive, over_runs
+from megatron_tokscale.spectrum.axes.left_out import LeftOut, both_spreads, fit_additive
 
 U = np.array([-3.0, -2.0, -1.0, -0.5, 0.0])
 X = np.linspace(1, 6, 12)
@@ -23,12 +23,12 @@ def additive(x, u):
 def test_the_jackknife_of_a_mean_is_students_interval():
     value = np.array([1.0, 2.0, 4.0, 3.5, 0.2])
     others = [np.delete(value, i).mean() for i in range(len(value))]
-    found = over_runs(value.mean(), np.array(others))
+    found = Estimate.from_jackknife(value.mean(), np.array(others))
     low, high = stats.t.interval(0.95, len(value) - 1, value.mean(), stats.sem(value))
     assert (found.low, found.high) == pytest.approx((low, high))
-    assert not over_runs(1.0, np.array([1.0, np.nan, 1.0])).has_interval
-    assert not over_runs(1.0, np.array([])).has_interval
-    assert over_runs(0.9, np.array([0.5, 1.0, 0.7]), most=1).high == 1
+    assert not Estimate.from_jackknife(1.0, np.array([1.0, np.nan, 1.0])).has_interval
+    assert not Estimate.from_jackknife(1.0, np.array([])).has_interval
+    assert Estimate.from_jackknife(0.9, np.array([0.5, 1.0, 0.7]), most=1).high == 1
 
 
 def test_both_spreads_add_their_squares():
