@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_tokscale.compare.calls import Calls, call_changes
+from megatron_tokscale.compare.common_noise import LeftOver
+from megatron_tokscale.compare.late_loss import window_weights
 from megatron_tokscale.compare.shifts import (
     LEAST_TOKENS,
     as_factors,
@@ -123,13 +125,24 @@ def compare_groups(
     curves: MeanCurves,
     units: Units,
     weight_RU: Floats,
+    left: tuple[LeftOver, LeftOver],
 ) -> dict[str, tuple[GroupComparison, ...]]:
-    """Return the comparison of each group, by grouping; `ALL` is among the groupings."""
-    whole = _differences(tables, ALL, groupings[ALL], curves, units, weight_RU)
+    """Return the comparison of each group, by grouping; `ALL` is among the groupings.
+
+    Args:
+        tables: the tables of the runs.
+        calls: the calls of gained and of lost tokens.
+        groupings: the groupings, by name.
+        curves: the mean losses of the groups.
+        units: resampling units.
+        weight_RU: their weights.
+        left: the common noise that is left in the losses of A, and of B.
+    """
+    whole = _differences(tables, ALL, groupings[ALL], curves, units, weight_RU, left)
     return {
         name: _rows(tables, calls, groups, units, weight_RU, whole, of_groups)
         for name, groups in groupings.items()
-        for of_groups in [_differences(tables, name, groups, curves, units, weight_RU)]
+        for of_groups in [_differences(tables, name, groups, curves, units, weight_RU, left)]
     }
 
 
@@ -144,6 +157,8 @@ class _Differences:
         tokens_G: tokens.
         losses_RG: at the late loss.
         seed_losses: the same for each noise run.
+        common_losses_RG: at the late loss, with the common noise in the resamples too.
+        common_lower_RG: what the common noise adds to the late loss of A less that of B.
     """
 
     counted_G: Integers
@@ -152,6 +167,8 @@ class _Differences:
     tokens_G: Integers
     losses_RG: Floats
     seed_losses: list[Floats]
+    common_losses_RG: Floats
+    common_lower_RG: Floats
 
 
 def _differences(
@@ -161,6 +178,7 @@ def _differences(
     curves: MeanCurves,
     units: Units,
     weight_RU: Floats,
+    left: tuple[LeftOver, LeftOver],
 ) -> _Differences:
     """Return the differences of x of all runs against A."""
     times, counts = [], []
@@ -174,7 +192,25 @@ def _differences(
         sooner_at_loss(first_RGK, first_x_K, loss_RGK, x_K, tables.end) for loss_RGK, x_K in others
     ]
     tokens_G = np.bincount(groups.group_N, minlength=len(groups.names))
-    return _Differences(counts[0], times[0], times[1:], tokens_G, losses[0], losses[1:])
+    left_a_RGK, left_b_RGK = (each.of_groups(groups) for each in left)
+    (loss_b_RGK, x_b_K), *_ = others
+    common_losses_RG = sooner_at_loss(
+        first_RGK + left_a_RGK, first_x_K, loss_b_RGK + left_b_RGK, x_b_K, tables.end
+    )
+    late_a_RG, late_b_RG = (
+        left_RGK @ window_weights(x_K, tables.end)
+        for left_RGK, x_K in ((left_a_RGK, first_x_K), (left_b_RGK, x_b_K))
+    )
+    return _Differences(
+        counts[0],
+        times[0],
+        times[1:],
+        tokens_G,
+        losses[0],
+        losses[1:],
+        common_losses_RG,
+        late_a_RG - late_b_RG,
+    )
 
 
 def _rows(
@@ -214,7 +250,7 @@ def _rows(
             gained=gained[g],
             lost=lost[g],
             late_loss_a=float(late_a_G[g]),
-            lower=Estimate.from_resamples(lower_RG[:, g]),
+            lower=Estimate.from_resamples(lower_RG[:, g] + of_groups.common_lower_RG[:, g]),
             seed_lower=tuple(float(each[0, g]) for each in seed_lower),
             learning_times=by_times[g],
             late_loss=by_losses[g],
@@ -234,9 +270,10 @@ def _joined(whole: _Differences, of_groups: _Differences, kind: str) -> list[Soo
         tokens = [each.tokens_G for each in parts]
         values = [each.losses_RG for each in parts]
         seeds, why = [each.seed_losses for each in parts], _NEVER_ABOVE
+    common = values if kind == "times" else [each.common_losses_RG for each in parts]
     joined = [np.concatenate(pair, axis=1) for pair in zip(*seeds, strict=True)]
-    factors = as_factors(np.concatenate(tokens), np.concatenate(values, axis=1), joined, why)
-    return factors[1:]
+    value_RG, common_RG = (np.concatenate(each, axis=1) for each in (values, common))
+    return as_factors(np.concatenate(tokens), value_RG, joined, why, common_RG)[1:]
 
 
 def _changes(calls: Calls, groups: Groups, total_RG: Callable[[Floats], Floats]) -> list[Change]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from megatron_tokscale.compare.calls import RATE
 from megatron_tokscale.compare.common_end import CutRun, RunsToCompare
+from megatron_tokscale.compare.common_noise import LeftOver
 from megatron_tokscale.compare.examples import strongest, tokenizer_of
 from megatron_tokscale.compare.group_rows import (
     ALL,
@@ -23,7 +24,7 @@ from megatron_tokscale.compare.group_rows import (
 from megatron_tokscale.compare.late_loss import WINDOW
 from megatron_tokscale.compare.spectra import SWAPS, compare_spectra
 from megatron_tokscale.compare.token_table import TokenTable, read_table
-from megatron_tokscale.core.arrays import Integers
+from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.checked import write_typed_result
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.files import is_there
@@ -40,7 +41,7 @@ from megatron_tokscale.results.comparison import (
 )
 from megatron_tokscale.results.estimate import defined_or_reason
 from megatron_tokscale.spectrum.evidence.token_groups import token_groups
-from megatron_tokscale.spectrum.groups import groupings
+from megatron_tokscale.spectrum.groups import Groups, groupings
 from megatron_tokscale.store import Run, WatchedTokens
 from megatron_tokscale.store.reader import Time
 
@@ -48,6 +49,7 @@ FILE = "compare.json"
 _VALUES_PER_UNIT, _LEAST_UNITS = 2**16, 128
 """Bounds of the tables of units, groups and probes: many probes leave fewer units."""
 _VALUES_PER_READ = 2**24  # losses of a block: 64 MB
+_DATASETS = "datasets of the common noise"  # a grouping that is not shown
 _PROBES_DIFFER = 1.25
 """Ratio of the numbers of probes in the compared range from which a note says so (our choice)."""
 _RATE_DIFFERS = 0.2
@@ -112,12 +114,16 @@ def compare_runs(
     known = {name: each.rows(token_N) for name, each in groupings(a.tokens).items()}
     by_name = groupings_of(known, tables)
     progress.stage("mean losses of groups")
-    curves = MeanCurves(by_name, units, [each.x_K[: each.n_used] for each in runs.every])
+    datasets = Groups(a.tokens.dataset_N[token_N].astype(np.int64), tuple(a.tokens.datasets))
+    curves = MeanCurves(
+        {**by_name, _DATASETS: datasets}, units, [each.x_K[: each.n_used] for each in runs.every]
+    )
     for number, each in enumerate(runs.every):
         _add_losses(curves, number, each, token_N)
     progress.stage("tokens gained and lost, and shifts")
     calls = tables.calls()
-    rows = compare_groups(tables, calls, by_name, curves, units, weight_RU)
+    left = _left_over(runs, datasets, curves, weight_RU, seed)
+    rows = compare_groups(tables, calls, by_name, curves, units, weight_RU, left)
     gained, lost = (strongest(each, tables, token_N, a.tokens, decoder) for each in calls)
     progress.stage("spectra")
     span = (from_x, runs.end)
@@ -208,6 +214,26 @@ def _add_losses(curves: MeanCurves, number: int, run: CutRun, token_N: Integers)
         first, last = np.searchsorted(token_N, (tokens.start, tokens.stop)).tolist()
         loss_NK = run.source.fitted_losses(tokens)[token_N[first:last] - start]
         curves.add(number, slice(first, last), loss_NK[:, : run.n_used])
+
+
+def _left_over(
+    runs: RunsToCompare, datasets: Groups, curves: MeanCurves, weight_RU: Floats, seed: int
+) -> tuple[LeftOver, LeftOver]:
+    """Draw the common noise that the fits of A and B leave in the losses."""
+    first, second, *_ = (mean_RDK[0] for mean_RDK, _ in curves.means(_DATASETS, weight_RU[:1]))
+    rng = np.random.default_rng([seed, 3])
+    found = [
+        LeftOver.draw(
+            datasets,
+            run.source.x_K[: run.n_used],
+            mean_DK,
+            run.source.fit.common_shifts,
+            len(weight_RU) - 1,
+            rng,
+        )
+        for run, mean_DK in ((runs.a, first), (runs.b, second))
+    ]
+    return found[0], found[1]
 
 
 def _names(runs: RunsToCompare) -> list[str]:

@@ -152,7 +152,11 @@ def _last_crossing(x_J: Floats, curve_RGJ: Floats, level_RG: Floats) -> Floats:
 
 
 def as_factors(
-    tokens_G: Integers, sooner_RG: Floats, seed_SRG: Sequence[Floats], why: str
+    tokens_G: Integers,
+    sooner_RG: Floats,
+    seed_SRG: Sequence[Floats],
+    why: str,
+    common_RG: Floats | None = None,
 ) -> list[Sooner]:
     """Return the factors of groups from differences of x; the first group has all tokens.
 
@@ -161,7 +165,11 @@ def as_factors(
         sooner_RG: by how much B is sooner than A.
         seed_SRG: by how much each noise run is sooner than A.
         why: reason for a factor that is undefined.
+        common_RG: `sooner_RG` with the common noise of checkpoints in its resamples too, for the
+            interval of these two runs; by default there is none. Seeds differ by it as well, so the
+            interval over seeds has it already.
     """
+    common_RG = sooner_RG if common_RG is None else common_RG
     spread_G = _between_seeds(seed_SRG, len(tokens_G))
     if len(seed_SRG):
         spread_G = np.fmax(spread_G, spread_G[0])
@@ -175,7 +183,8 @@ def as_factors(
             continue
         factors = tuple(float(np.exp(each[0])) for each in seeds)
         recipe = _recipe(value_R, seeds, float(spread_G[g])) if seeds else NO_SECOND_SEED
-        found.append(Sooner(tokens, _factor(Estimate.from_resamples(value_R)), factors, recipe))
+        factor = _factor(Estimate.from_resamples(common_RG[:, g]))
+        found.append(Sooner(tokens, factor, factors, recipe))
     return found
 
 
