@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import planted_worlds
-from planted_worlds import WORLDS
+from planted_worlds import DATASETS, WORLDS, as_fitted
 from resumable import Lines, share
 from scipy import stats
 
@@ -33,7 +33,6 @@ from megatron_tokscale.compare.spectra import compare_spectra
 from megatron_tokscale.compare.token_table import TokenTable
 from megatron_tokscale.core.resampling import Units
 from megatron_tokscale.fit import fit_sigmoids
-from megatron_tokscale.fit.common_shifts import shift_table, shifts_of, without_shifts
 from megatron_tokscale.results.comparison import Difference
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.spectrum.evidence.token_groups import groups_by_frequency
@@ -46,7 +45,6 @@ SOONER = 2.0  # x by which the tokens of a planted gain are learned sooner
 AFTER_UNIGRAMS = 38  # step at which the planted unigram phase is over
 GRID = 8  # points of the noiseless curves between two probes
 LEVEL = 0.05
-DATASETS = ("first", "second")
 
 
 @dataclass(frozen=True)
@@ -111,12 +109,6 @@ def plant(pair, tokens, rng):
         noisy_NK = clean_NK + planted_worlds.noise(text, len(x_K), rng, pair.common)
         runs.append(noisy_NK.astype(np.float32))
     return text, x_K, runs, sooner_I, gain_N
-
-
-def as_fitted(x_K, loss_NK, dataset_N):
-    """Return losses without the shifts that all tokens of a dataset share, and the shifts."""
-    shifts = shifts_of(x_K, [(loss_NK, dataset_N)], DATASETS)
-    return without_shifts(loss_NK, shift_table(shifts), dataset_N), shifts
 
 
 def interval(estimate):

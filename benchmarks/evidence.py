@@ -18,18 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import planted_worlds
-from planted_worlds import WORLDS
+from planted_worlds import WORLDS, as_fitted
 from resumable import Lines, share
 from scipy import stats
 
 from megatron_tokscale.core.errors import UndefinedError
 from megatron_tokscale.fit import fit_sigmoids
-from megatron_tokscale.fit.common_shifts import (
-    draw_left_over,
-    shift_table,
-    shifts_of,
-    without_shifts,
-)
+from megatron_tokscale.fit.common_shifts import draw_left_over
 from megatron_tokscale.results.estimate import Undefined
 from megatron_tokscale.results.primary import COVARIANCE, LOCALITY, ORDER
 from megatron_tokscale.results.verdict import Verdict
@@ -202,15 +197,6 @@ def surface_of(pair, fits):
     except UndefinedError:
         return {}
     return {f"{SURFACE}, {name}": test.estimate for name, test in tests.items()}
-
-
-def as_fitted(x_K, loss_NK, dataset_N):
-    """Return losses without the shifts that all tokens of a dataset share, as `fit` takes them.
-
-    The shifts are returned too.
-    """
-    shifts = shifts_of(x_K, [(loss_NK, dataset_N)], ("first", "second"))
-    return without_shifts(loss_NK, shift_table(shifts), dataset_N), shifts
 
 
 def _job(key):

@@ -16,6 +16,9 @@ import numpy as np
 from correlated import correlated_noise
 from scipy.special import expit
 
+from megatron_tokscale.fit.common_shifts import shift_table, shifts_of, without_shifts
+
+DATASETS = ("first", "second")
 VOCABULARY = 2048
 DOCUMENT_TOKENS = 200
 AUTOCORRELATION = 0.5
@@ -87,6 +90,15 @@ def seeds(world, text, x_K, rng, *, common=0.0, runs=2):
     """The losses of several training seeds of one world: the same curves, other noise."""
     clean_NK = world.draw(text, x_K, rng)
     return [(clean_NK + noise(text, len(x_K), rng, common)).astype(np.float32) for _ in range(runs)]
+
+
+def as_fitted(x_K, loss_NK, dataset_N):
+    """Return losses without the shifts that all tokens of a dataset share, as `fit` takes them.
+
+    The shifts are returned too.
+    """
+    shifts = shifts_of(x_K, [(loss_NK, dataset_N)], DATASETS)
+    return without_shifts(loss_NK, shift_table(shifts), dataset_N), shifts
 
 
 def _finite(x_K):
