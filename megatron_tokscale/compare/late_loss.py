@@ -10,6 +10,7 @@ Shapes: N tokens, K probe steps, L lags.
 from typing import Final
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.fit import SigmoidFits, TokenClass
@@ -33,24 +34,51 @@ _LEAST_SD: Final = 1e-6
 """Least standard deviation in nats: the resolution of float32."""
 
 
-def window_weights(x_K: Floats, end: float, length: float = WINDOW) -> Floats:
-    """Return the weights (K,) of the losses in their mean from `end - length` to `end`.
+def window_weights(x_K: Floats, end: ArrayLike, length: float = WINDOW) -> Floats:
+    """Return the weights of the losses in their mean from `end - length` to `end`.
 
     The losses are joined by straight lines in x. A window that begins before the first finite x
     begins there; behind the last probe the last loss stays.
+
+    Args:
+        x_K: x of the probes, ascending; -inf at step 0, which has no weight.
+        end: x of the end, or of several ends.
+        length: length of the window in x.
+
+    Returns:
+        The weights, (..., K), with the shape of `end` in front.
     """
     finite = np.flatnonzero(np.isfinite(x_K))
     inner_K = x_K[finite]
-    start = min(max(end - length, inner_K[0]), end)
-    inside = inner_K[(inner_K > start) & (inner_K < end)]
-    point_J = np.concatenate([[start], inside, [end]])
-    value_JK = np.stack([np.interp(point_J, inner_K, row) for row in np.eye(len(inner_K))], axis=1)
-    weight_K = np.zeros(len(x_K))
-    if end > start:
-        weight_K[finite] = np.trapezoid(value_JK, point_J, axis=0) / (end - start)
-    else:
-        weight_K[finite] = value_JK[0]
+    ends = np.asarray(end, dtype=np.float64)
+    starts = np.minimum(np.maximum(ends - length, inner_K[0]), ends)
+    spans = (ends - starts)[..., None]
+    area = _areas(inner_K, ends) - _areas(inner_K, starts)
+    weight_K = np.zeros((*ends.shape, len(x_K)))
+    first_K = np.arange(len(inner_K)) == 0  # of an empty window: no probe is before its end
+    weight_K[..., finite] = np.where(spans > 0, area / np.where(spans > 0, spans, 1), first_K)
     return weight_K
+
+
+def _areas(x_K: Floats, to: Floats) -> Floats:
+    """Return the areas under the joined losses from the first probe to `to`, per nat, (..., K)."""
+    step_K = np.diff(x_K)
+    if not len(step_K):
+        return np.maximum(to - x_K[0], 0)[..., None]
+    # Each step between two probes adds half of its length to both.
+    halves_KK = (
+        step_K[:, None] / 2 * (np.eye(len(step_K), len(x_K)) + np.eye(len(step_K), len(x_K), 1))
+    )
+    whole_KK = np.concatenate([np.zeros((1, len(x_K))), np.cumsum(halves_KK, axis=0)])
+    left = np.clip(np.searchsorted(x_K, to, side="right") - 1, 0, len(step_K) - 1)
+    share = np.clip((to - x_K[left]) / step_K[left], 0, 1)
+    area = whole_KK[left]
+    of_right = step_K[left] * share**2 / 2
+    for k, part in ((left, step_K[left] * share - of_right), (left + 1, of_right)):
+        at = k[..., None]
+        np.put_along_axis(area, at, np.take_along_axis(area, at, -1) + part[..., None], -1)
+    area[..., -1] += np.maximum(to - x_K[-1], 0)
+    return area
 
 
 def used_probes(weight_K: Floats) -> int:

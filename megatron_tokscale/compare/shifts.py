@@ -131,8 +131,7 @@ def _trailing(loss_RGK: Floats, x_K: Floats, end: float) -> tuple[Floats, Floats
     finite_K = np.isfinite(x_K)
     inner_K = x_K[finite_K]
     at_J = np.append(inner_K[(inner_K >= inner_K[0] + WINDOW) & (inner_K < end - 1e-9)], end)
-    weight_KJ = np.stack([window_weights(inner_K, float(x)) for x in at_J], axis=1)
-    return at_J, loss_RGK[..., finite_K] @ weight_KJ
+    return at_J, loss_RGK[..., finite_K] @ window_weights(inner_K, at_J).T
 
 
 def _last_crossing(x_J: Floats, curve_RGJ: Floats, level_RG: Floats) -> Floats:

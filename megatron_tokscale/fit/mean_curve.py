@@ -105,35 +105,36 @@ class _Search:
         The deviance is minus twice the profile log-likelihood, at the best smoothing.
         """
         n, least = len(self.z_P), np.finfo(np.float64).tiny
-        alone, best_C = np.inf, np.full(self.n_candidates, np.inf)
-        for smoothing in self.smoothing_S:
-            weight_P = smoothing / (self.basis.gamma_P + smoothing)
-            z_P, z_PC = self._beyond(accepted, np.sqrt(weight_P))
-            square, square_C = z_P @ z_P, (z_PC**2).sum(axis=0)
-            usable_C = square_C > 1e-9 * (self.z_PC**2 * weight_P[:, None]).sum(axis=0)
-            explained_C = np.where(usable_C, (z_P @ z_PC) ** 2 / np.maximum(square_C, least), 0)
-            size = -np.log(weight_P).sum()
-            alone = min(alone, float(n * np.log(max(float(square), least)) + size))
-            left_C = np.maximum(square - explained_C, self._rounding)
-            best_C = np.minimum(best_C, n * np.log(left_C) + size)
+        weight_SP = self._weights()
+        root_SP = np.sqrt(weight_SP)
+        z_SP, q_SPA = self._beyond(accepted, root_SP)
+        # What is left of a candidate beside the accepted ones, by Pythagoras.
+        along_SAC = (q_SPA * root_SP[..., None]).swapaxes(1, 2) @ self.z_PC
+        whole_SC = weight_SP @ self.z_PC**2
+        square_SC = whole_SC - (along_SAC**2).sum(axis=1)
+        product_SC = (z_SP * root_SP) @ self.z_PC
+        usable_SC = square_SC > 1e-9 * whole_SC
+        explained_SC = np.where(usable_SC, product_SC**2 / np.maximum(square_SC, least), 0)
+        square_S1 = (z_SP**2).sum(axis=1, keepdims=True)
+        size_S1 = -np.log(weight_SP).sum(axis=1, keepdims=True)
+        alone = float((n * np.log(np.maximum(square_S1, least)) + size_S1).min())
+        left_SC = np.maximum(square_S1 - explained_SC, self._rounding)
+        best_C = (n * np.log(left_SC) + size_S1).min(axis=0)
         best = int(best_C.argmin())
         return alone, best, float(alone - best_C[best])
 
     def departures(self, accepted: list[int]) -> tuple[Floats, float]:
         """Return means minus curve, and the noise variance, at the smoothing of REML."""
         freedom = len(self.z_P) - len(accepted)
-        found: list[tuple[float, float, float]] = []
-        for smoothing in self.smoothing_S.tolist():
-            weight_P = smoothing / (self.basis.gamma_P + smoothing)
-            columns_PA = self.z_PC[:, accepted] * np.sqrt(weight_P)[:, None]
-            z_P, _ = self._beyond(accepted, np.sqrt(weight_P))
-            variance = max(float(z_P @ z_P), self._rounding) / max(freedom, 1)
-            logarithm = np.linalg.slogdet(columns_PA.T @ columns_PA)[1]
-            deviance = freedom * np.log(variance) - np.log(weight_P).sum() + logarithm
-            found.append((float(deviance), smoothing, variance))
-        _, smoothing, variance = min(found)
-        weight_P = smoothing / (self.basis.gamma_P + smoothing)
-        root_P = np.sqrt(weight_P)
+        weight_SP = self._weights()
+        root_SP = np.sqrt(weight_SP)
+        columns_SPA = self.z_PC[:, accepted] * root_SP[..., None]
+        z_SP, _ = self._beyond(accepted, root_SP)
+        variance_S = np.maximum((z_SP**2).sum(axis=1), self._rounding) / max(freedom, 1)
+        logarithm_S = np.linalg.slogdet(columns_SPA.swapaxes(1, 2) @ columns_SPA)[1]
+        deviance_S = freedom * np.log(variance_S) - np.log(weight_SP).sum(axis=1) + logarithm_S
+        best = int(deviance_S.argmin())
+        weight_P, root_P, variance = weight_SP[best], root_SP[best], float(variance_S[best])
         effect_A = np.linalg.lstsq(
             self.z_PC[:, accepted] * root_P[:, None], self.z_P * root_P, rcond=None
         )[0]
@@ -165,10 +166,16 @@ class _Search:
         n = len(self.mean_T)
         return np.searchsorted([n - 1, 2 * n - 3], accepted, side="right")
 
-    def _beyond(self, accepted: list[int], root_P: Floats) -> tuple[Floats, Floats]:
-        """Return weighted means and candidates, less their parts along the accepted ones."""
-        z_P, z_PC = self.z_P * root_P, self.z_PC * root_P[:, None]
-        if not accepted:
-            return z_P, z_PC
-        q_PA = np.linalg.qr(z_PC[:, accepted])[0]
-        return z_P - q_PA @ (q_PA.T @ z_P), z_PC - q_PA @ (q_PA.T @ z_PC)
+    def _weights(self) -> Floats:
+        """Return the weights of the coordinates at each smoothing parameter, (S, P)."""
+        smoothing_S1 = self.smoothing_S[:, None]
+        return np.asarray(smoothing_S1 / (self.basis.gamma_P + smoothing_S1))
+
+    def _beyond(self, accepted: list[int], root_SP: Floats) -> tuple[Floats, Floats]:
+        """Return the weighted means less their parts along the accepted candidates, (S, P).
+
+        Orthonormal columns along these are returned too, (S, P, A).
+        """
+        q_SPA = np.linalg.qr(self.z_PC[:, accepted] * root_SP[..., None])[0]
+        z_SP1 = (self.z_P * root_SP)[..., None]
+        return (z_SP1 - q_SPA @ (q_SPA.swapaxes(1, 2) @ z_SP1))[..., 0], q_SPA
