@@ -64,7 +64,7 @@ def _areas(x_K: Floats, to: Floats) -> Floats:
     """Return the areas under the joined losses from the first probe to `to`, per nat, (..., K)."""
     step_K = np.diff(x_K)
     if not len(step_K):
-        return np.maximum(to - x_K[0], 0)[..., None]
+        return np.asarray(np.maximum(to - x_K[0], 0))[..., None]
     # Each step between two probes adds half of its length to both.
     halves_KK = (
         step_K[:, None] / 2 * (np.eye(len(step_K), len(x_K)) + np.eye(len(step_K), len(x_K), 1))
@@ -72,7 +72,7 @@ def _areas(x_K: Floats, to: Floats) -> Floats:
     whole_KK = np.concatenate([np.zeros((1, len(x_K))), np.cumsum(halves_KK, axis=0)])
     left = np.clip(np.searchsorted(x_K, to, side="right") - 1, 0, len(step_K) - 1)
     share = np.clip((to - x_K[left]) / step_K[left], 0, 1)
-    area = whole_KK[left]
+    area = np.asarray(whole_KK[left])
     of_right = step_K[left] * share**2 / 2
     for k, part in ((left, step_K[left] * share - of_right), (left + 1, of_right)):
         at = k[..., None]
