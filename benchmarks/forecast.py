@@ -72,7 +72,7 @@ that of two 12% and 15%; from T on 22% and 13%. The hazard's own constants were 
 other draws of the worlds A2, B1, B2, C and D and on `baseline`. Held out: the runs `seed2`,
 `hidden32`, `hidden48` and `hidden96`, even seeds, Gemstone's items and the ladder. The runs: the
 demo (`baseline`, hidden size 128), another seed, and other hidden sizes; 1,280 steps each; and
-`quanta`, the run of `examples/quanta_corpus/study.py --until reference`, 600 steps, held out too."""
+`quanta`, of `examples/quanta_corpus/study.py --until reference`, 600 steps, held out too."""
 
 
 def watched_of(
