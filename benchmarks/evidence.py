@@ -14,6 +14,7 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -102,11 +103,11 @@ class Pair:
         from_x = x_K[1] if world.startswith("A") else np.log(AFTER_UNIGRAMS)
         return cls(x_K, text, a_NK, b_NK, b_shifts, from_x)
 
-    @property
+    @cached_property
     def units(self):
         return Units.from_documents(self.text.dataset_N, self.text.document_N, seed=0)
 
-    @property
+    @cached_property
     def groups(self):
         return groups_by_frequency(self.text.dataset_N, self.text.log_share_N)
 

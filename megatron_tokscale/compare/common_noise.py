@@ -26,7 +26,7 @@ random sum of them, and has their covariance."""
 
 @dataclass(frozen=True)
 class LeftOver:
-    """What is left of the common noise of one run.
+    """Common noise that is left in the losses of one run.
 
     Attributes:
         datasets: the compared tokens by dataset.

@@ -62,23 +62,19 @@ def window_weights(x_K: Floats, end: ArrayLike, length: float = WINDOW) -> Float
 
 def _areas(x_K: Floats, to: Floats) -> Floats:
     """Return the areas under the joined losses from the first probe to `to`, per nat, (..., K)."""
-    step_K = np.diff(x_K)
+    step_K, each_KK = np.diff(x_K), np.eye(len(x_K))
     if not len(step_K):
         return np.asarray(np.maximum(to - x_K[0], 0))[..., None]
     # Each step between two probes adds half of its length to both.
-    halves_KK = (
-        step_K[:, None] / 2 * (np.eye(len(step_K), len(x_K)) + np.eye(len(step_K), len(x_K), 1))
-    )
+    halves_KK = step_K[:, None] / 2 * (each_KK[:-1] + each_KK[1:])
     whole_KK = np.concatenate([np.zeros((1, len(x_K))), np.cumsum(halves_KK, axis=0)])
     left = np.clip(np.searchsorted(x_K, to, side="right") - 1, 0, len(step_K) - 1)
-    share = np.clip((to - x_K[left]) / step_K[left], 0, 1)
-    area = np.asarray(whole_KK[left])
-    of_right = step_K[left] * share**2 / 2
-    for k, part in ((left, step_K[left] * share - of_right), (left + 1, of_right)):
-        at = k[..., None]
-        np.put_along_axis(area, at, np.take_along_axis(area, at, -1) + part[..., None], -1)
-    area[..., -1] += np.maximum(to - x_K[-1], 0)
-    return area
+    share = np.clip((to - x_K[left]) / step_K[left], 0, 1)[..., None]
+    step = step_K[left][..., None]
+    of_left, of_right = step * (share - share**2 / 2), step * share**2 / 2
+    behind = np.maximum(to - x_K[-1], 0)[..., None]
+    area = whole_KK[left] + of_left * each_KK[left] + of_right * each_KK[left + 1]
+    return np.asarray(area + behind * each_KK[-1])
 
 
 def used_probes(weight_K: Floats) -> int:

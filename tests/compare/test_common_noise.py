@@ -77,10 +77,12 @@ def test_it_widens_what_is_said_of_these_two_runs_alone(tmp_path, monkeypatch):
     """Intervals over seeds have it from the seeds, and tokens are called without it."""
     a, b, c = (noisy_run(tmp_path / name, seed, 0.05) for seed, name in enumerate("abc"))
     found = compare_runs(a, b, [c], out=tmp_path / "with", n_resamples=100)
-    none = LeftOver.draw
-    monkeypatch.setattr(
-        run_compare.LeftOver, "draw", lambda *rest: none(*rest[:3], None, *rest[4:])
-    )
+    draw = LeftOver.draw
+
+    def draw_nothing(datasets, x_K, mean_DK, _, *rest):
+        return draw(datasets, x_K, mean_DK, None, *rest)
+
+    monkeypatch.setattr(run_compare.LeftOver, "draw", draw_nothing)
     bare = compare_runs(a, b, [c], out=tmp_path / "without", n_resamples=100)
     for with_it, without in zip(found.groups["dataset"], bare.groups["dataset"], strict=True):
         assert length(with_it.lower) > 1.5 * length(without.lower)

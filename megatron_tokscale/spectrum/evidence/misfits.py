@@ -1,4 +1,4 @@
-"""How much less a prediction misses than a null model, with an interval over documents.
+"""Skill of a prediction beside a null model, with its interval over documents.
 
 A misfit is |v|^2, and v are differences between means of the data and predicted means. The noise
 of the documents raises it. With e_u the part of unit u in the error of v,

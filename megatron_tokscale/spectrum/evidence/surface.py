@@ -316,7 +316,7 @@ def _surface(tokens: int, beyond: dict[str, Floats], null_RBJ: Floats, share_RB:
         away_RBJ = np.sqrt(share_RB)[..., None] * (target_RBJ - predicted_RBJ)
         return Misfit.of(away_RBJ.reshape(len(away_RBJ), -1))
 
-    null = misfit(null_RBJ)
+    null, whole = misfit(null_RBJ), misfit(0.0).value
     names = (TIMES, DROPS, FITS, MEASURED)
     tests = holm(
         [
@@ -331,6 +331,6 @@ def _surface(tokens: int, beyond: dict[str, Floats], null_RBJ: Floats, share_RB:
         tokens=tokens,
         bins=target_RBJ.shape[1],
         intervals=target_RBJ.shape[2],
-        null=1 - null.value / misfit(0.0).value,
+        null=1 - null.value / whole if whole > 0 else float("nan"),
         tests=dict(zip(names, tests, strict=True)),
     )

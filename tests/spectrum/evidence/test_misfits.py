@@ -37,7 +37,7 @@ def test_the_value_is_the_mean_product_of_two_units():
 
 @pytest.mark.parametrize("length", [0.0, 1.0, 4.0])
 def test_the_variance_is_that_of_many_draws(length):
-    """Where v is noise and where it is not; a bootstrap's is three times as large in noise."""
+    """Vary the length of the true v; in noise alone a bootstrap's variance is three times this."""
     found = [misfit_of(each) for each in draws(length, np.random.default_rng(1))]
     noise = np.mean([(each.product_UU**2).sum() for each in found])
     variance = np.mean([4 * each.slope_U @ each.slope_U for each in found]) - 2 * noise

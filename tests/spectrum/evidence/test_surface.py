@@ -70,40 +70,56 @@ def beyond_groups(fall_NJ, group_N):
     return fall_NJ - np.stack(means)[group_N]
 
 
-def test_the_skills_are_those_of_loops_over_tokens(stepwise):
-    """Every token of the null model has its group's mean curve, scaled to its own fall."""
-    pair = stepwise
-    source_NJ, target_NJ = (loss_NK.astype(float) @ pair.operator_KJ for loss_NK in pair.losses)
+def differences(pair, kept_N):
+    """Return the differences of the surface from each prediction, by loops over some tokens.
+
+    Every token of the null model has its group's mean curve, scaled to its own fall.
+    """
+    bin_N, group_N = pair.bin_N[kept_N], pair.group_N[kept_N]
+    losses = [loss_NK[kept_N].astype(float) for loss_NK in pair.losses]
+    source_NJ, target_NJ = (loss_NK @ pair.operator_KJ for loss_NK in losses)
     null_NJ = np.empty_like(source_NJ)
-    curves = [source_NJ[pair.group_N == g].mean(axis=0) for g in range(pair.group_N.max() + 1)]
-    for n, g in enumerate(pair.group_N):
+    curves = [source_NJ[group_N == g].mean(axis=0) for g in range(group_N.max() + 1)]
+    for n, g in enumerate(group_N):
         null_NJ[n] = source_NJ[n].sum() * curves[g] / curves[g].sum()
-    fitted_NJ = pair.fits.predict(np.maximum(pair.x_K, -1e6)) @ pair.operator_KJ
-    by_name = {"target": target_NJ, "null": null_NJ, MEASURED: source_NJ, FITS: fitted_NJ}
-    surface = {
-        name: [
-            beyond_NJ[pair.bin_N == b].mean(axis=0) if (pair.bin_N == b).any() else np.zeros(1)
-            for b in range(BINS + 1)
-        ]
-        for name, fall_NJ in by_name.items()
-        for beyond_NJ in [beyond_groups(fall_NJ, pair.group_N)]
+    fits = pair.fits.rows(kept_N)
+    fitted_NJ = fits.predict(np.maximum(pair.x_K, -1e6)) @ pair.operator_KJ
+    predictions = {
+        "null": null_NJ,
+        "nothing": target_NJ * 0,
+        MEASURED: source_NJ,
+        FITS: fitted_NJ,
     }
+    target_NJ = beyond_groups(target_NJ, group_N)
+    found = {name: [] for name in predictions}
+    for name, fall_NJ in predictions.items():
+        away_NJ = target_NJ - beyond_groups(fall_NJ, group_N)
+        for b in range(BINS + 1):
+            inside_N = bin_N == b
+            mean_J = away_NJ[inside_N].mean(axis=0) if inside_N.any() else away_NJ[0] * 0
+            found[name].append(np.sqrt(inside_N.mean()) * mean_J)
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
-    def misfit(name):
-        return sum(
-            (pair.bin_N == b).sum() * ((surface["target"][b] - surface[name][b]) ** 2).sum()
-            for b in range(BINS + 1)
-        )
 
+def test_the_skills_are_those_of_loops_over_tokens(stepwise):
+    """The noise of the squares is a jackknife over documents."""
+    pair = stepwise
+    whole = differences(pair, np.ones(len(pair.bin_N), bool))
+    unit_N = pair.units.unit_N
+    without = [differences(pair, unit_N != unit) for unit in range(len(pair.units))]
+    uncorrected = {name: each @ each for name, each in whole.items()}
+    corrected = {}
+    for name, square in uncorrected.items():
+        left_UC = np.stack([each[name] for each in without])
+        error = ((left_UC - left_UC.mean(axis=0)) ** 2).sum() * (1 - 1 / len(pair.units))
+        corrected[name] = square - error
     found = pair.sums.result()
     for name in (MEASURED, FITS):
-        expected = 1 - misfit(name) / misfit("null")
-        np.testing.assert_allclose(found.tests[name].estimate.uncorrected, expected, atol=1e-4)
-    total = sum(
-        (pair.bin_N == b).sum() * (surface["target"][b] ** 2).sum() for b in range(BINS + 1)
-    )
-    # The noise of the means is taken off both squares (`test_misfits.py`).
-    np.testing.assert_allclose(found.null, 1 - misfit("null") / total, atol=0.01)
+        estimate = found.tests[name].estimate
+        for squares, value in ((uncorrected, estimate.uncorrected), (corrected, estimate.value)):
+            np.testing.assert_allclose(value, 1 - squares[name] / squares["null"], atol=1e-4)
+    explained = 1 - corrected["null"] / corrected["nothing"]
+    np.testing.assert_allclose(found.null, explained, atol=1e-4)
 
 
 def test_bins_of_learning_time_are_as_wide_as_each_other():
