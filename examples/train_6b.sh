@@ -11,6 +11,7 @@
 #
 # To train under a data plan, with RUN, the weights and the prefixes as above (docs/guides/plan.md):
 #
+#   ACTION=build                                     $0 REF ...    any probe set, for the next line
 #   SIZE=reference                                   $0 REF ...    a small run on the same data
 #   ACTION=unseen REFERENCE=REF PROBE=unseen         $0 RUN ...    documents that it has not drawn
 #   SIZE=reference ACTION=replay PROBE=unseen        $0 REF ...    their losses at its checkpoints
