@@ -45,13 +45,15 @@ from megatron_tokscale.spectrum.evidence.token_groups import groups_by_frequency
 RESAMPLES, TRUTH_RESAMPLES = 200, 50  # the latter correct the bias alone
 COMMON = (0.0, 0.05)
 DOCUMENT_TOKENS = 100  # 40 documents to resample from 4,000 tokens, as the demo's probe set has 44
-LARGE, LARGE_TOKENS = 16, 16_000  # repetitions that give the true values, and tokens of each
+LARGE_TOKENS = 16_000
+LARGE, LARGE_SURFACE = 16, 64  # repetitions of so many tokens that give the true values
 AT_THIS_SIZE = {"ratio of median widths"}  # numbers whose true value is the mean of the first runs
 AFTER_UNIGRAMS = 38  # step at which the planted unigram phase is over
 CONFIGURATIONS = [(world, common) for common in COMMON for world in WORLDS]
 PRIMARY = {"locality": LOCALITY, "order": ORDER, "covariance": COVARIANCE}
 LEVEL = 0.05
-SURFACE = "surface"
+SURFACE, SURFACE_TRUTH = "surface", "surface truth"
+LARGE_KINDS = {"truth": LARGE, SURFACE_TRUTH: LARGE_SURFACE}
 ABOUT = """# What the evidence tests say in worlds with and without steps
 
 `python benchmarks/evidence.py --runs {runs} --tally benchmarks/results/evidence_tally.json --out
@@ -70,12 +72,12 @@ has none.
 """
 NOTES = """A claim must hold in A1 to B3 (upper bound of "holds" at least 95%) and never fail
 there; in C and D the lower bound of "holds" must be at most 5%. True: the mean of {large} pairs
-of runs of {large_tokens:,} tokens. The ratio of median widths is an exception: the curves of its
-null model are means of the sample's own groups, and their noise makes the null model's
-transitions a little narrower, so its true value is that of samples of this size (the mean of the
-repetitions). At 4,000 tokens the ratio is up to 2% above that of 48,000, against a verdict of
-"holds". p: exact binomial test of 95% coverage; Holm's correction over the table rejects it for
-too few covered in {few} of {rows} rows, and for too many in {many}.
+of runs of {large_tokens:,} tokens, of the surface of {surface}. The ratio of median widths is an
+exception: the curves of its null model are means of the sample's own groups, and their noise makes
+the null model's transitions a little narrower, so its true value is that of samples of this size
+(the mean of the repetitions). At 4,000 tokens the ratio is up to 2% above that of 48,000, against a
+verdict of "holds". p: exact binomial test of 95% coverage; Holm's correction over the table rejects
+it for too few covered in {few} of {rows} rows, and for too many in {many}.
 Intervals count wherever they are defined.
 """
 
@@ -214,12 +216,8 @@ def compute(tally, runs, lines, processes):
     A tally that holds the numbers of a world holds their true values too.
     """
     rows = {each: tally["worlds"][name_of(*each)] for each in CONFIGURATIONS}
-    keys = [
-        ("truth", *each, seed, LARGE_TOKENS)
-        for seed in range(LARGE)
-        for each in CONFIGURATIONS
-        if not rows[each]["numbers"]
-    ]
+    new = [each for each in CONFIGURATIONS if not rows[each]["numbers"]]
+    keys = [*large_keys("truth", LARGE, new), *large_keys(SURFACE_TRUTH, LARGE_SURFACE, new)]
     keys += [
         ("run", *each, seed, tally["tokens"])
         for seed in range(runs)
@@ -231,11 +229,7 @@ def compute(tally, runs, lines, processes):
 
 def compute_surface(tally, lines, processes):
     """Compute the surface of all repetitions that the tally counts, and of those of true values."""
-    keys = [
-        (f"{SURFACE} truth", *each, seed, LARGE_TOKENS)
-        for seed in range(LARGE)
-        for each in CONFIGURATIONS
-    ]
+    keys = large_keys(SURFACE_TRUTH, LARGE_SURFACE, CONFIGURATIONS)
     most = max(row["runs"] for row in tally["worlds"].values())
     keys += [
         (f"{SURFACE} run", *each, seed, tally["tokens"])
@@ -244,6 +238,13 @@ def compute_surface(tally, lines, processes):
         if seed < tally["worlds"][name_of(*each)]["runs"]
     ]
     compute_lines(keys, lines, processes)
+
+
+def large_keys(kind, repetitions, configurations):
+    """Return the keys of the repetitions that give true values."""
+    return [
+        (kind, *each, seed, LARGE_TOKENS) for seed in range(repetitions) for each in configurations
+    ]
 
 
 def compute_lines(keys, lines, processes):
@@ -278,7 +279,7 @@ def add_to_tally(tally, runs, lines):
         row = tally["worlds"][name_of(*each)]
         first = row["runs"]
         if not row["numbers"]:
-            row["numbers"] = true_numbers("truth", "run", each, runs, tally, lines)
+            row["numbers"] = true_numbers(LARGE_KINDS, "run", each, runs, tally, lines)
         for seed in range(first, runs):
             found = lines.by_key["run", *each, seed, tally["tokens"]]
             for test, outcome in found["verdicts"].items():
@@ -290,7 +291,7 @@ def add_to_tally(tally, runs, lines):
 
 def recount_surface(tally, lines):
     """Put new counts of the surface in the place of those of the tally."""
-    truth, run = f"{SURFACE} truth", f"{SURFACE} run"
+    truth, run = {SURFACE_TRUTH: LARGE_SURFACE}, f"{SURFACE} run"
     for each in CONFIGURATIONS:
         row = tally["worlds"][name_of(*each)]
         numbers = true_numbers(truth, run, each, row["runs"], tally, lines)
@@ -300,16 +301,20 @@ def recount_surface(tally, lines):
 
 
 def true_numbers(truth, run, configuration, runs, tally, lines):
-    """Return the true value of every number, with no repetition counted."""
-    large = [
-        lines.by_key[truth, *configuration, seed, LARGE_TOKENS]["intervals"]
-        for seed in range(LARGE)
-    ]
+    """Return the true value of every number, with no repetition counted.
+
+    `truth` has the repetitions of each kind of true values; a later kind counts.
+    """
+    large = {}
+    for kind, repetitions in truth.items():
+        keys = large_keys(kind, repetitions, [configuration])
+        of_kind = [lines.by_key[key]["intervals"] for key in keys]
+        large |= dict.fromkeys(of_kind[0], of_kind)
     first = [
         lines.by_key[run, *configuration, seed, tally["tokens"]]["intervals"]
         for seed in range(runs)
     ]
-    true_of = {name: first if name in AT_THIS_SIZE else large for name in large[0]}
+    true_of = {name: first if name in AT_THIS_SIZE else of_kind for name, of_kind in large.items()}
     return {
         name: [float(np.mean([each[name][0] for each in found])), 0, 0, 0.0]
         for name, found in true_of.items()
@@ -431,7 +436,12 @@ def main():
         )
         few, many = rejected(tally)
         notes = NOTES.format(
-            large=LARGE, large_tokens=LARGE_TOKENS, few=few, many=many, rows=len(coverage)
+            large=LARGE,
+            large_tokens=LARGE_TOKENS,
+            surface=LARGE_SURFACE,
+            few=few,
+            many=many,
+            rows=len(coverage),
         )
         arguments.out.write_text(head + text + notes + tally.get("note", ""))
 

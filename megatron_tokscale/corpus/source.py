@@ -224,8 +224,13 @@ def read_per_split_data_args(path: Path) -> dict[str, list[str]]:
     return words
 
 
+def is_in_storage(path: Path) -> bool:
+    """Return True for a path in object storage."""
+    return str(path).startswith(("s3:/", "msc:/"))  # Path makes one slash of two
+
+
 def _refuse_storage(path: Path, flag: str) -> None:
-    if str(path).startswith(("s3:/", "msc:/")):  # Path makes one slash of two
+    if is_in_storage(path):
         raise TokscaleError(f"{flag}: {path} is in object storage; only local files are read")
 
 

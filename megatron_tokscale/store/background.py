@@ -22,6 +22,11 @@ class BackgroundWriter[*Piece]:
         assert self._pending is None, "join the last piece first"
         self._pending = self._thread.submit(self._write, *piece)
 
+    @property
+    def is_busy(self) -> bool:
+        """True while a piece is being written."""
+        return self._pending is not None and not self._pending.done()
+
     def wait(self) -> None:
         """Wait until the last piece is on disk or has failed; `join` returns which."""
         if self._pending is not None:

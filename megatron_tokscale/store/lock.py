@@ -74,8 +74,9 @@ class RunLock:
     def _refusal(self, descriptor: int) -> TokscaleError:
         holder = _read_holder(descriptor)
         return TokscaleError(
-            f"{self._path.parent} is in use by another job ({holder}); wait for it to end, or "
-            "give this one another --tokscale-dir"
+            f"{self._path.parent} is in use by another job ({holder}); wait for it to end (if "
+            f"its host is gone, remove {self._path.name} there), or give this one another "
+            "--tokscale-dir"
         )
 
     def release(self) -> None:

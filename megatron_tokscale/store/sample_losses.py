@@ -193,7 +193,8 @@ def write_replayed(path: Path, header: SamplesHeader, records_Q: Records) -> Non
 def abandon_samples(folder: Path, last: int) -> None:
     """Move the records of steps after `last` to the folder `abandoned`; nobody may be writing.
 
-    A partial record at the end of a file, which a kill has left, moves with them.
+    A partial record at the end of a file, which a kill has left, moves with them. Only the files
+    of the latest launch are read: those of an earlier one were cut when the next one started.
 
     Args:
         folder: the folder of a run's sample losses, which need not exist.
@@ -202,10 +203,12 @@ def abandon_samples(folder: Path, last: int) -> None:
     Raises:
         OSError: a file cannot be written.
     """
-    for path, first_step in _files(folder):
+    files = _files(folder)
+    latest = max((first_step for _, first_step in files if first_step < last), default=None)
+    for path, first_step in files:
         if first_step >= last:
             _move_whole(path)
-        else:
+        elif first_step == latest:
             _cut(path, last)
     for path in _replayed_files(folder).values():
         if _checkpoint(path) > last:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple, Self
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.corpus.source import is_in_storage
 from megatron_tokscale.probe import DEFAULT_SCHEDULE, ProbeSchedule
 from megatron_tokscale.store import RunPaths
 from megatron_tokscale.training.config import TokscaleConfig, config_from_args
@@ -196,10 +197,15 @@ class JobSettings:
         """The run directory: --tokscale-dir, or else the directory of the checkpoints.
 
         Raises:
-            TokscaleError: neither is set.
+            TokscaleError: neither is set, or it is in object storage.
         """
         if self.run_dir is None:
             raise TokscaleError("there is no place for the losses; give --tokscale-dir or --save")
+        if is_in_storage(self.run_dir):
+            raise TokscaleError(
+                f"{self.run_dir} is in object storage, and the losses need a file system; give "
+                "--tokscale-dir on one that all nodes share"
+            )
         return self.run_dir
 
     @property

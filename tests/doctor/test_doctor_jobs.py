@@ -248,6 +248,7 @@ def test_the_arguments_of_a_checkpoint_are_read_without_torch(runs):
         assert start_of(Namespace(**flags | {"finetune": True})) == (0, 0)
     assert start_of(Namespace(finetune=False, load=str(runs), ckpt_step=None)) == (0, 0)
     assert start_of(Namespace(finetune=False, load=str(runs / "plain"), ckpt_step=3)) is None
+    assert start_of(Namespace(finetune=False, load="msc://bucket/run", ckpt_step=None)) is None
 
 
 def test_a_pickle_in_a_checkpoint_is_not_run(tmp_path):

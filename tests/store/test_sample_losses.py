@@ -194,6 +194,23 @@ def test_a_cut_keeps_earlier_steps_and_moves_later_ones(tmp_path: Path) -> None:
     np.testing.assert_array_equal(abandoned.read(1, 9), _expected(5, 9))
 
 
+def test_only_the_files_of_the_latest_launch_are_read_for_a_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run has as many files as ranks and restarts; each launch has cut those before it."""
+    for first, last in ((0, 6), (4, 9), (8, 12)):
+        abandon_samples(tmp_path, first)
+        _write_launch(tmp_path, first, last)
+    opened, stored = [], sample_losses._StoredSamples
+    monkeypatch.setattr(
+        sample_losses, "_StoredSamples", lambda path: opened.append(path.name) or stored(path)
+    )
+    abandon_samples(tmp_path, 10)
+    assert opened == [samples_name(rank, 8) for rank in range(_RANKS)]
+    monkeypatch.undo()
+    np.testing.assert_array_equal(SampleLosses.of_training(tmp_path).read(1, 12), _expected(1, 10))
+
+
 def test_a_launch_that_resumes_where_the_one_before_did_replaces_its_file(tmp_path: Path) -> None:
     _write_launch(tmp_path, 0, 4)
     _write_launch(tmp_path, 4, 8)

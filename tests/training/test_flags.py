@@ -131,6 +131,14 @@ def test_a_further_probe_set_has_a_run_directory_of_its_own():
     assert str(two.directory(settings.run)) == "run/probe-sets/two.v2"
 
 
+@pytest.mark.parametrize("where", ["msc://bucket/run", "s3://bucket/run"])
+def test_losses_are_not_written_to_a_local_folder_named_after_a_bucket(where):
+    words = ["--tokscale-probe-set", "p", "--save", where]
+    with pytest.raises(TokscaleError, match=r"in object storage.*give --tokscale-dir on one that"):
+        JobSettings.from_args(parse(words)).check()
+    JobSettings.from_args(parse([*words, "--tokscale-dir", "run"])).check()
+
+
 def test_a_replay_takes_no_schedule_of_tokens():
     words = ["--tokscale-probe-set", "p", "--tokscale-replay", "saved", "--tokscale-probe-schedule"]
     with pytest.raises(TokscaleError, match="counts tokens, and --tokscale-replay chooses"):

@@ -14,7 +14,9 @@ variance is three times as large, and more where v has more numbers than there a
 come from a jackknife: v with each unit left out.
 
 The interval of a ratio of two misfits is Fieller's: all ratios r at which miss - r null lies within
-Student's quantile of its error from 0. It exists where the null model misses nothing too.
+Student's quantile of its error from 0. It exists where the null model misses nothing too. The error
+is that at r: the first part of a misfit's variance grows with the misfit, so the smaller one counts
+with the size that r gives it, as in a score test (our choice).
 
 Shapes: U resampling units, C numbers of a misfit, S skills.
 """
@@ -85,17 +87,31 @@ def skill(miss: Misfit, null: Misfit) -> Estimate:
     # a miss - b null is 0 at each skill.
     a_S, b_S = 1 + np.minimum(_SKILLS, 0), 1 - np.maximum(_SKILLS, 0)
 
-    def at_skills(of_miss: float, of_both: float, of_null: float) -> Floats:
-        return np.asarray(a_S**2 * of_miss - 2 * a_S * b_S * of_both + b_S**2 * of_null)
-
     pairs = ((miss, miss), (miss, null), (null, null))
-    slope_S = at_skills(*(float(one.slope_U @ other.slope_U) for one, other in pairs))
-    noise_S = at_skills(*(float(np.vdot(one.product_UU, other.product_UU)) for one, other in pairs))
+    noise = [float(np.vdot(one.product_UU, other.product_UU)) for one, other in pairs]
     # The noise of v raises the slopes' squares by as much as that of the products.
-    variance_S = 4 * np.maximum(slope_S - noise_S, 0) + 2 * noise_S
+    slope = [float(one.slope_U @ other.slope_U) for one, other in pairs]
+    of_miss, of_both, of_null = np.subtract(slope, noise)
+    # The smaller misfit at each skill, over its estimate.
+    miss_S, null_S = np.ones((2, len(_SKILLS)))
+    if miss_value > 0:
+        miss_S[_SKILLS > 0] = (b_S * null_value / miss_value)[_SKILLS > 0]
+    if null_value > 0:
+        null_S[_SKILLS < 0] = (a_S * miss_value / null_value)[_SKILLS < 0]
+    slope_S = _of_difference(
+        a_S * np.sqrt(miss_S), b_S * np.sqrt(null_S), max(of_miss, 0), of_both, max(of_null, 0)
+    )
+    variance_S = 4 * np.maximum(slope_S, 0) + 2 * _of_difference(a_S, b_S, *noise)
     away_S = np.abs(a_S * miss_value - b_S * null_value)
     agrees = _SKILLS[away_S <= stdtrit(n_units - 1, 0.975) * np.sqrt(variance_S)].tolist()
     return Estimate(value, min([value, *agrees]), max([value, *agrees]), uncorrected)
+
+
+def _of_difference(
+    a_S: Floats, b_S: Floats, of_miss: float, of_both: float, of_null: float
+) -> Floats:
+    """Return the square of a miss - b null, from the squares of both and their product."""
+    return np.asarray(a_S**2 * of_miss - 2 * a_S * b_S * of_both + b_S**2 * of_null)
 
 
 def _skill(miss: float, null: float) -> float:

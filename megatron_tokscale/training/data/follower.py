@@ -46,6 +46,7 @@ from megatron_tokscale.training.data.packings import (
     open_packings,
     packed_documents,
     packed_sizes,
+    share_masks,
 )
 from megatron_tokscale.training.data.records import record_plan
 from megatron_tokscale.training.events import BuiltDatasets, JobPart, TrainingState
@@ -208,6 +209,7 @@ class Follower(JobPart):
         # Open the packings at one epoch. Megatron's indices of that epoch are in the cache too.
         moved = self._cache if self._is_moved else None
         packed = open_packings(self.plan, chosen, documents, self._cache, moved, build=build)
+        share_masks(packed)
         if build:
             self._records = [
                 self._record_of(packing, dataset)

@@ -3,7 +3,7 @@
 The check compares prefixes and document numbers, and reads no token. Text that occurs twice in the
 data is found by `megatron-tokscale probe build --report-duplicates`.
 
-Shapes: N watched tokens.
+Shapes: N watched tokens, M of them in the datasets of one prefix.
 """
 
 import os
@@ -55,6 +55,7 @@ class HeldOutNote(JobPart):
         """
         self._probe_sets, self._replans = probe_sets, replans
         self._train: Any = None
+        self._is_checked = False
 
     def on_data(self, state: TrainingState, built: BuiltDatasets) -> BuiltDatasets:
         """Remember the training dataset, which may follow a plan.
@@ -71,10 +72,15 @@ class HeldOutNote(JobPart):
         return built
 
     def _check_strata(self) -> None:
+        """Check this rank's data, once for all model chunks."""
         from megatron_tokscale.training.data.megatron_datasets import trained_parts
 
+        if self._is_checked:
+            return
+        self._is_checked = True
         parts = trained_parts(self._train)
-        for probe_set in self._probe_sets.values():
+        of_plans = [each for each in self._probe_sets.values() if each.origin and each.origin.plan]
+        for probe_set in of_plans:
             if refusal := other_strata(probe_set, held_out(probe_set, parts)):
                 raise TokscaleError(refusal)
 
@@ -117,18 +123,18 @@ def held_out(probe_set: ProbeSet, parts: Sequence[TrainedPart] | None) -> HeldOu
     trained: dict[str, None] = {}
     unclear: dict[str, None] = {}
     for prefix, datasets in watched.items():
-        is_watched_N = np.isin(probe_set.dataset_N, datasets)
+        watched_M = np.flatnonzero(np.isin(probe_set.dataset_N, datasets))
+        document_M = probe_set.document_N[watched_M]
         for trained_prefix, same in trained_parts.items():
             is_same = _is_same(prefix, trained_prefix)
             if is_same is False:
                 continue
-            is_in_N = np.zeros_like(is_watched_N)
+            is_in_M = np.zeros(len(watched_M), np.bool_)
             for part in same:
-                is_in_N |= is_watched_N & part.holds(probe_set.document_N)
-            if is_in_N.any():
+                is_in_M |= part.holds(document_M)
+            if is_in_M.any():
                 (trained if is_same else unclear)[trained_prefix] = None
-                target_N = is_trained_N if is_same else is_unclear_N
-                target_N |= is_in_N
+                (is_trained_N if is_same else is_unclear_N)[watched_M[is_in_M]] = True
     if is_trained_N.any():
         return HeldOutFinding("trained on", _trained_line(probe_set, is_trained_N, list(trained)))
     if is_unclear_N.any():

@@ -6,6 +6,7 @@ Shapes: D datasets of the plan, J packings of the plan.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from megatron.core.datasets.gpt_dataset import GPTDataset
 
 from megatron_tokscale.core.arrays import Integers32
@@ -100,3 +101,22 @@ def open_packings(
         else:
             opened.append(None)
     return opened
+
+
+def share_masks(datasets: Sequence[GPTDataset | None]) -> None:
+    """Let all datasets of a plan have one attention mask, which Megatron keeps once per dataset.
+
+    A mask has S^2 bytes, and a plan has many packings. It is made here, before loader workers are
+    forked, so that they share it too. Nothing is shared where the masks depend on the sample.
+    """
+    filled = [each for each in datasets if each is not None and len(each)]
+    if not filled or not filled[0].masks_and_position_ids_are_cacheable:
+        return
+    first, *others = filled
+    first[0]  # Megatron makes the masks with a dataset's first sample
+    first.cached_loss_mask = torch.ones_like(first.cached_loss_mask)  # without that sample's pads
+    for each in others:
+        each.cached_attention_mask = first.cached_attention_mask
+        each.cached_loss_mask = first.cached_loss_mask
+        each.cached_position_ids = first.cached_position_ids
+        each.masks_and_position_ids_are_cached = True

@@ -13,6 +13,8 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
+from megatron_tokscale.corpus.source import is_in_storage
+
 _TRACKER: Final = "latest_checkpointed_iteration.txt"
 _FILES_WITH_ARGUMENTS: Final = ("common.pt", "mp_rank_*/model_optim_rng.pt")
 
@@ -31,6 +33,8 @@ def start_of(args: Namespace) -> JobStart | None:
         args: Megatron's arguments, validated by it or not.
     """
     if getattr(args, "non_persistent_ckpt_type", None):
+        return None
+    if args.load and not args.finetune and is_in_storage(Path(args.load)):
         return None
     if args.finetune or not args.load or not (Path(args.load) / _TRACKER).is_file():
         return JobStart(0, 0)

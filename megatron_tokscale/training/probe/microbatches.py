@@ -1,7 +1,7 @@
 """The microbatches of a probe: which rank evaluates which sequences, and their tensors.
 
 Shapes: B sequences of the probe set, S sequence length, P data-parallel ranks, M microbatches of a
-rank, b sequences of a microbatch.
+rank, b sequences of a microbatch, X tokens of all sequences.
 """
 
 import math
@@ -76,7 +76,7 @@ class Microbatches:
         positions_S = torch.arange(self.probe_set.seq_length, device=self.device)
         for rows_b in self.rows_Mb % self.probe_set.n_sequences:
             microbatch = {
-                "tokens": self._moved(self.probe_set.tokens_BS[rows_b]),
+                "tokens": self._moved(self._filled_bS(rows_b)),
                 "labels": self._moved(self.probe_set.labels_BS[rows_b]),
                 "loss_mask": (positions_S + 1).float().repeat(len(rows_b), 1),
                 "position_ids": positions_S.repeat(len(rows_b), 1),
@@ -84,6 +84,37 @@ class Microbatches:
             if self.has_attention_mask:
                 microbatch["attention_mask"] = self._future_b1SS
             yield microbatch
+
+    def _filled_bS(self, rows_b: Integers) -> Integers32:
+        """Return the tokens of some rows, filled up with those of the rows after them.
+
+        What stands behind a row's last watched token changes no loss of it. Rows filled up with one
+        token would send it to the same experts S times, and fill their capacity.
+        """
+        tokens_bS = self.probe_set.tokens_BS[rows_b]
+        for row, tokens_S in zip(rows_b, tokens_bS, strict=True):
+            length = self._length_B[row]
+            places = np.arange(self._end_B[row], self._end_B[row] + len(tokens_S) - length)
+            tokens_S[length:] = self._token_X.take(places, mode="wrap")
+        return tokens_bS
+
+    @cached_property
+    def _length_B(self) -> Integers:
+        """Tokens of each row up to its last watched one."""
+        mask_BS = self.probe_set.mask_BS
+        length_B: Integers = mask_BS.shape[1] - mask_BS[:, ::-1].argmax(axis=1)
+        return length_B
+
+    @cached_property
+    def _end_B(self) -> Integers:
+        """Where each row ends in `_token_X`."""
+        return self._length_B.cumsum()
+
+    @cached_property
+    def _token_X(self) -> Integers32:
+        """The tokens of all rows without what fills them up, one row after the other."""
+        tokens_BS = self.probe_set.tokens_BS
+        return tokens_BS[np.arange(tokens_BS.shape[1]) < self._length_B[:, None]]
 
     def _moved(self, ids_bS: Integers32) -> torch.Tensor:
         """Return ids on the device; a copy from pinned memory does not wait for it."""

@@ -60,6 +60,7 @@ class SampleRecorder(JobPart):
         self._writer: BackgroundWriter[Records] | None = None
         self._current = StepValues()
         self._complete: list[StepValues] = []
+        self._waiting: list[Records] = []
         self._step, self._consumed = 0, 0
 
     # Events.
@@ -112,7 +113,7 @@ class SampleRecorder(JobPart):
             TokscaleError: see `on_step`.
         """
         self._flush()
-        self._check_writer()
+        self._finish()
 
     def on_exit(self, state: TrainingState) -> None:
         """Write the last records of a job that ends by an interval or a signal.
@@ -148,7 +149,7 @@ class SampleRecorder(JobPart):
                 self._flush()
             except RuntimeError as error:  # a device that has failed
                 say(f"the last losses of training samples are lost: {error}")
-        self._check_writer()
+        self._finish()
         self._records_here = False
 
     # The losses on their way.
@@ -179,7 +180,8 @@ class SampleRecorder(JobPart):
     def _flush(self) -> None:
         """Hand the records of the complete steps to the thread that writes them.
 
-        With context parallelism the ranks of a sequence act together.
+        Where it still writes the last ones they wait: no step waits for a disk. With context
+        parallelism the ranks of a sequence act together.
 
         Raises:
             TokscaleError: the records before could not be written, and the job is to stop in that
@@ -191,9 +193,26 @@ class SampleRecorder(JobPart):
             value_RQV = joined_over_context(value_QV, self._args.seq_length)
             sample_Q = np.concatenate([each.samples_Q() for each in steps])
             step_Q = np.repeat([s.step for s in steps], [s.n_samples for s in steps])
-            self._check_writer()
             if self._writer is not None:
-                self._writer.submit(records_of(value_RQV, step_Q, sample_Q))
+                self._waiting.append(records_of(value_RQV, step_Q, sample_Q))
+        if self._writer is not None and not self._writer.is_busy:
+            self._hand_over()
+
+    def _finish(self) -> None:
+        """Wait until all records are on disk.
+
+        Raises:
+            TokscaleError: see `_flush`.
+        """
+        self._hand_over()
+        self._check_writer()
+
+    def _hand_over(self) -> None:
+        """Hand over the records that wait, once the thread has written the last ones."""
+        self._check_writer()
+        waiting, self._waiting = self._waiting, []
+        if waiting and self._writer is not None:
+            self._writer.submit(np.concatenate(waiting))
 
     # The file.
 

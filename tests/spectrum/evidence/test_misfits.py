@@ -19,11 +19,22 @@ def misfit_of(value_UC):
     return Misfit.of(weight_RU @ value_UC / weight_RU.sum(axis=1, keepdims=True))
 
 
-def draws(length, rng, units=UNITS):
+def draws(length, rng, count=DRAWS):
     """Yield samples of units with noise of 1 around a vector of this length."""
     true_C = np.full(NUMBERS, length / np.sqrt(NUMBERS))
-    for _ in range(DRAWS):
-        yield true_C + rng.normal(size=(units, NUMBERS))
+    for _ in range(count):
+        yield true_C + rng.normal(size=(UNITS, NUMBERS))
+
+
+def skills(miss, null, count):
+    """Yield skills of a prediction and a null model that are this far from one noisy target."""
+    shift_C = np.eye(1, NUMBERS)[0]
+    for noise_UC in draws(0.0, np.random.default_rng(2), count):
+        yield skill(misfit_of(noise_UC + miss * shift_C), misfit_of(noise_UC + null * shift_C))
+
+
+def true_skill(miss, null):
+    return 1 - miss**2 / null**2 if miss <= null else null**2 / miss**2 - 1
 
 
 def test_the_value_is_the_mean_product_of_two_units():
@@ -50,19 +61,23 @@ def test_the_variance_is_that_of_many_draws(length):
 
 @pytest.mark.parametrize(("miss", "null"), [(0.0, 4.0), (1.0, 4.0), (3.0, 4.0), (4.0, 2.0)])
 def test_the_interval_of_a_skill_covers_it(miss, null):
-    """Both differ from one noisy target: their noise is the same."""
-    rng = np.random.default_rng(2)
-    true = 1 - miss**2 / null**2 if miss <= null else null**2 / miss**2 - 1
-    shift_C = np.zeros(NUMBERS)
-    shift_C[0] = 1
-    covered, widths = 0, []
-    for noise_UC in draws(0.0, rng):
-        found = skill(misfit_of(noise_UC + miss * shift_C), misfit_of(noise_UC + null * shift_C))
+    true, covered, widths = true_skill(miss, null), 0, []
+    for found in skills(miss, null, DRAWS):
         covered += found.low <= true <= found.high
         widths.append(found.high - found.low)
     # 0.95 with three standard errors of 400 draws; at the end of the range one side never fails.
     assert 0.917 <= covered / DRAWS <= (0.983 if miss else 1)
     assert np.median(widths) < 0.6
+
+
+def test_an_interval_is_missed_as_often_above_as_below():
+    """With the error of the estimate, in place of that at each skill, 3.9 and 1.8% of them are."""
+    true, count = true_skill(2.0, 4.0), 2000
+    found = [(each.low, each.high) for each in skills(2.0, 4.0, count)]
+    above, below = (sum(low > true for low, _ in found), sum(high < true for _, high in found))
+    # The difference of two counts of 2.5% has a standard deviation of 10.
+    assert abs(above - below) < 30
+    assert 0.03 * count < above + below < 0.07 * count
 
 
 def test_where_neither_misses_the_skill_is_not_determined():

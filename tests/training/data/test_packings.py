@@ -27,6 +27,7 @@ from document_plans import (
 )
 from gpt_datasets import gpt_config, gpt_dataset, read_tokens, write_unique_tokens
 from megatron.training.datasets.data_samplers import MegatronPretrainingSampler
+from numpy.testing import assert_array_equal
 from torch.utils.data import DataLoader
 
 from megatron_tokscale.core.errors import TokscaleError
@@ -43,7 +44,7 @@ from megatron_tokscale.data import (
 from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.data.document_strata import held_out_documents, packing_sizes
 from megatron_tokscale.data.index import extend_index
-from megatron_tokscale.training.data.packings import packed_documents, packed_sizes
+from megatron_tokscale.training.data.packings import packed_documents, packed_sizes, share_masks
 
 N = 150
 
@@ -358,3 +359,38 @@ def test_a_plan_takes_the_dataset_of_every_packing():
     plan = Plan((DatasetIdentity("a", 2, 99),), (Stratum("a", 0),), (Stage(0, (1,)),), 8, 1)
     with pytest.raises(TokscaleError, match="the plan is for 1 datasets, the job has 2"):
         PlannedDataset(plan, [range(3), range(3)], build_index(plan, 3))
+
+
+def test_all_packings_have_one_mask_and_the_samples_of_megatron(prefixes, tmp_path):
+    """Each packing beside Megatron's own, with a mask of its own; the first sample has a pad."""
+    plan = plan_of(prefixes)
+
+    def opened():
+        packed = packings_of(plan, prefixes, tmp_path, create_attention_mask=True)
+        for dataset in packed:
+            if len(dataset) > 1:
+                pad = int(dataset[0]["tokens"][3])
+                dataset._pad_token_id = pad
+                dataset.masks_and_position_ids_are_cached = False
+        return packed
+
+    shared, own = opened(), opened()
+    share_masks(shared)
+    masks = {dataset.cached_attention_mask.data_ptr() for dataset in shared}
+    assert len(masks) == 1 < len(shared)
+    for ours, theirs in zip(shared, own, strict=True):
+        for k in reversed(range(len(ours))):  # Megatron's masks keep the pads of the first sample
+            theirs.masks_and_position_ids_are_cached = False
+            ours_k, theirs_k = ours[k], theirs[k]
+            assert ours_k.keys() == theirs_k.keys()
+            for name, value in theirs_k.items():
+                assert_array_equal(ours_k[name], value)
+    assert len({d.cached_attention_mask.data_ptr() for d in own}) == len(own)
+
+
+def test_masks_that_depend_on_the_sample_are_not_shared(prefixes, tmp_path):
+    packed = packings_of(
+        plan_of(prefixes), prefixes, tmp_path, create_attention_mask=True, eod_mask_loss=True
+    )
+    share_masks(packed)
+    assert not any(dataset.masks_and_position_ids_are_cached for dataset in packed)

@@ -4,6 +4,7 @@ Shapes: P data-parallel ranks, M microbatches of a rank, b sequences of a microb
 """
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,25 @@ def test_microbatches_have_the_rows_that_were_dealt():
             assert row_S == list(range(SEQ_LENGTH))
         assert batch["loss_mask"].dtype == torch.float32
         assert_array_equal(batch["loss_mask"], batch["position_ids"] + 1)
+
+
+def test_rows_are_filled_up_with_the_tokens_of_the_rows_after_them():
+    """Against lists: an expert must not see one padding token S times."""
+    lengths = [SEQ_LENGTH, 7, 1, 20, 3]
+    numbered = numbered_probe_set(len(lengths))
+    mask_BS = numbered.mask_BS & (np.arange(SEQ_LENGTH) < np.array(lengths)[:, None])
+    mask_BS[np.arange(len(lengths)), np.array(lengths) - 1] = True
+    probe_set = replace(numbered, mask_BS=mask_BS)
+    rows_Mb = deal_rows(len(lengths), 2, 1, 1)[0]
+    before_BS = probe_set.tokens_BS.copy()
+    batches = list(Microbatches(probe_set, rows_Mb, False, torch.device("cpu")))
+    texts = [before_BS[row, :n].tolist() for row, n in enumerate(lengths)]
+    for rows_b, batch in zip(rows_Mb % len(lengths), batches, strict=True):
+        for row, tokens_S in zip(rows_b, batch["tokens"].tolist(), strict=True):
+            following = [*texts[row:], *texts, *texts[:row]]
+            assert tokens_S == [token for text in following for token in text][:SEQ_LENGTH]
+        assert_array_equal(batch["labels"], probe_set.labels_BS[rows_b])
+    assert_array_equal(probe_set.tokens_BS, before_BS)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3])

@@ -4,6 +4,7 @@ Shapes: B samples of a microbatch, S sequence length, Q samples, R context-paral
 """
 
 import functools
+import threading
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from labelled_device import labelled_cuda
 from numpy.testing import assert_allclose, assert_array_equal
 
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.store.sample_losses import SamplesFile
 from megatron_tokscale.training.calls import Call
 from megatron_tokscale.training.samples import measured, recorder
 from megatron_tokscale.training.samples.measured import StepValues, records_of, values_of_samples
@@ -189,6 +191,24 @@ def test_records_are_written_at_the_log_interval_and_before_a_checkpoint(make_re
         found.append(len(read(tmp_path)))
     part.before_checkpoint(state(3))
     assert [*found, len(read(tmp_path))] == [0, 8, 8, 12]
+
+
+def test_no_step_waits_for_a_disk_and_no_record_is_lost(make_recorder, tmp_path, monkeypatch):
+    may_go_on, append = threading.Event(), SamplesFile.append
+
+    def slow(file, records_Q):
+        assert may_go_on.wait(60)
+        append(file, records_Q)
+
+    monkeypatch.setattr(SamplesFile, "append", slow)
+    part = make_recorder()
+    for step in range(1, 8):  # comes back, or hangs here
+        run_microbatches(part)
+        part.on_step(state(step))
+    assert not len(read(tmp_path))
+    may_go_on.set()
+    part.before_checkpoint(state(7))
+    assert read(tmp_path)["sample"].tolist() == list(range(7 * 4))
 
 
 def test_only_the_step_of_a_log_interval_waits_for_the_device(make_recorder, tmp_path):
