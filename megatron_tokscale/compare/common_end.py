@@ -17,7 +17,7 @@ from megatron_tokscale.fit import MIN_PROBES, SigmoidFits, fit_sigmoids
 from megatron_tokscale.results import FittedRun
 from megatron_tokscale.spectrum.common_clock import common_clock
 from megatron_tokscale.spectrum.scored_range import probe_rates, scored_range_of
-from megatron_tokscale.store import Run, check_same_tokens
+from megatron_tokscale.store import Run, check_different_runs, check_same_tokens
 from megatron_tokscale.store.reader import Time
 
 CLOCKS: Final[tuple[Time, ...]] = ("tokens", "step", "axis")
@@ -122,7 +122,7 @@ class RunsToCompare:
                 common end.
         """
         runs = [a, b, *noise]
-        _check_different(runs)
+        check_different_runs(runs)
         for run in runs:
             if run.imported and run.imported.axis != "T":
                 raise TokscaleError(
@@ -158,19 +158,6 @@ class RunsToCompare:
         return max(each.scored_from for each in self.every)
 
 
-def _check_different(runs: Sequence[Run]) -> None:
-    """Refuse a run that is given twice, also as a copy under another name."""
-    seen: dict[tuple[str, ...], Run] = {}
-    for run in runs:
-        losses = tuple(run.checksums().values())
-        if losses in seen:
-            raise TokscaleError(
-                f"{run.path} has the losses of {seen[losses].path}; expected two runs, and noise "
-                "runs of other seeds; name each run once"
-            )
-        seen[losses] = run
-
-
 def _clock_of(runs: Sequence[Run], clock: Time | None) -> tuple[Time, list[Floats]]:
     """Return the clock of the runs, and x of each run's probes on it."""
     found = common_clock(runs, (clock,) if clock else CLOCKS)
@@ -179,11 +166,4 @@ def _clock_of(runs: Sequence[Run], clock: Time | None) -> tuple[Time, list[Float
             f"the runs have no record of a common clock ({clock or ', '.join(CLOCKS)}); give "
             "another --clock, or compare runs of one source"
         )
-    names = [run.time_name(found[0]) for run in runs]
-    for run, name in zip(runs, names, strict=True):
-        if name != names[0]:
-            raise TokscaleError(
-                f"{run.path} counts {name}, {runs[0].path} counts {names[0]}; expected one unit of "
-                "time; import the runs with the same one"
-            )
     return found

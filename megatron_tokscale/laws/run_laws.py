@@ -35,7 +35,7 @@ from megatron_tokscale.results.laws import (
     TailExponent,
     TailMinusLaw,
 )
-from megatron_tokscale.store import Run, check_same_tokens
+from megatron_tokscale.store import Run, check_different_runs, check_same_tokens
 
 _OTHER_STARTS = (0.01, 0.03, 0.3)
 """Other first times of the loss fit, as shares of the last time: they show whether the exponent
@@ -120,6 +120,7 @@ class _Sources:
                     f"{each.path} has one column per run along {each.imported.axis}; laws need "
                     "losses over time; import a matrix along T of each run"
                 )
+        check_different_runs([run, *others])
         check_same_tokens([run, *others])
         spectrum = SpectrumResult.open(run)
         inputs = Inputs.from_spectrum(spectrum)

@@ -48,7 +48,6 @@ class StateShares:
         n_datasets = len(tokens.datasets)
         weight_RU = units.weights(_RESAMPLES, seed)
         count_US = _counts(state_N, units.unit_N, len(units))
-        inside_DU = units.dataset_U == np.arange(n_datasets)[:, None]
         finite_K = fits.x_K[np.isfinite(fits.x_K)]
         x_G = np.linspace(finite_K[0], finite_K[-1], _POINTS)
         count_GDS = np.stack(
@@ -60,10 +59,10 @@ class StateShares:
             state_N,
             _shares(weight_RU @ count_US),
             tuple(
-                _shares(weight_RU[:, inside_U] @ count_US[inside_U])
-                if count_US[inside_U].any()
+                _shares(units.of_dataset(weight_RU, dataset) @ count_US)
+                if count_US[units.dataset_U == dataset].any()
                 else None
-                for inside_U in inside_DU
+                for dataset in range(n_datasets)
             ),
             x_G,
             share_GDS.transpose(1, 2, 0),

@@ -20,10 +20,30 @@ def common_clock(runs: Sequence[Run], clocks: Sequence[Time]) -> tuple[Time, lis
 
     Returns:
         The clock and x at the probes of each run; None if the runs have none of the clocks.
+
+    Raises:
+        TokscaleError: see `check_units`.
     """
     for clock in clocks:
         try:
-            return clock, [run.x_K(clock) for run in runs]
+            found = clock, [run.x_K(clock) for run in runs]
         except TokscaleError:  # a run without a record of it: the next clock
             continue
+        check_units(runs, clock)
+        return found
     return None
+
+
+def check_units(runs: Sequence[Run], clock: Time) -> None:
+    """Refuse imported runs whose axes have different units.
+
+    Raises:
+        TokscaleError: see above; the message names the first run that differs.
+    """
+    names = [run.time_name(clock) for run in runs]
+    for run, name in zip(runs, names, strict=True):
+        if name != names[0]:
+            raise TokscaleError(
+                f"{run.path} counts {name}, {runs[0].path} counts {names[0]}; expected one unit of "
+                "time; import the runs with the same one"
+            )

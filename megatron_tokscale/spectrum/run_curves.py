@@ -182,7 +182,7 @@ class RunCurves:
         whole_only = None if np.isfinite(target.loss_RK[0]).any() else overall.estimator
         held_out = compare_certain(model.curves(), target.loss_RK, estimator=whole_only)
         by_dataset = [
-            Part.from_sums(x_K, sums, outcomes, weight_RU * (units.dataset_U == d), scored)
+            Part.from_sums(x_K, sums, outcomes, units.of_dataset(weight_RU, d), scored)
             for d in range(len(source.run.tokens.datasets))
         ]
         return cls(scored, certain, whole, by_dataset, shown, overall, held_out)
@@ -230,6 +230,7 @@ class RunCurves:
         measured_DRG = np.stack(
             [slopes.slopes(np.nan_to_num(part.means.loss_RK), x_G) for part in parts]
         )
+        measured_DRG[~np.isfinite([part.means.loss_RK for part in parts]).any(axis=2)] = np.nan
         full, kernel, spectrum = (self.shown.by_name[name].derivative_G for name in NAMES)
         unlearned_RG = self.whole.unlearned(self.scored, x_G)
         bins = Bins.over(x_K)
@@ -272,6 +273,7 @@ class RunCurves:
 
 def _interval(value_RG: Floats) -> Floats:
     """Return the 2.5% and 97.5% percentiles of the resamples; NaN without resamples."""
-    if len(value_RG) < 2:
+    drawn_RG = value_RG[1:][~np.isnan(value_RG[1:]).any(axis=1)]
+    if not len(drawn_RG):
         return np.full((2, value_RG.shape[1]), np.nan)
-    return np.asarray(np.quantile(value_RG[1:], [0.025, 0.975], axis=0))
+    return np.asarray(np.quantile(drawn_RG, [0.025, 0.975], axis=0))

@@ -108,10 +108,9 @@ class OutcomeSums:
         mean_R = _ratio(drop_RG.sum(axis=1), learned_RG.sum(axis=1))
         mean_RG = np.where(learned_RG > 0, _ratio(drop_RG, learned_RG), mean_R[:, None])
         total_R = tokens_RO.sum(axis=1)
+        total_R[total_R == 0] = np.nan  # no token is drawn
         expected_R = (censored_RG * mean_RG).sum(axis=1)
-        return Outcomes(
-            tokens_RO, _ratio(drop_RG.sum(axis=1), total_R), _ratio(expected_R, total_R)
-        )
+        return Outcomes(tokens_RO, drop_RG.sum(axis=1) / total_R, expected_R / total_R)
 
 
 def _ratio(top: Floats, bottom: Floats) -> Floats:

@@ -5,7 +5,7 @@ from megatron_tokscale.store.identity import Identity
 from megatron_tokscale.store.launches import Batch, Launch, LearningRates
 from megatron_tokscale.store.losses import LossRecord
 from megatron_tokscale.store.paths import RunPaths
-from megatron_tokscale.store.reader import Run, check_same_tokens
+from megatron_tokscale.store.reader import Run, check_different_runs, check_same_tokens
 from megatron_tokscale.store.tokens import WatchedTokens
 from megatron_tokscale.store.writer import RunWriter
 
@@ -20,5 +20,6 @@ __all__ = [
     "RunPaths",
     "RunWriter",
     "WatchedTokens",
+    "check_different_runs",
     "check_same_tokens",
 ]

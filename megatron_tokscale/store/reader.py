@@ -321,6 +321,23 @@ def read_record_of(file: Path, info: Identity, tokens: WatchedTokens) -> LossRec
     return record
 
 
+def check_different_runs(runs: Sequence[Run]) -> None:
+    """Refuse a run that is given twice, also as a copy under another name.
+
+    Raises:
+        TokscaleError: two runs have the same losses; the message names them.
+    """
+    seen: dict[tuple[str, ...], Run] = {}
+    for run in runs:
+        losses = tuple(run.checksums().values())
+        if losses in seen:
+            raise TokscaleError(
+                f"{run.path} has the losses of {seen[losses].path}; expected other runs, such as "
+                "other seeds; name each run once"
+            )
+        seen[losses] = run
+
+
 def check_same_tokens(runs: Sequence[Run]) -> None:
     """Refuse runs with different probe sets.
 

@@ -107,8 +107,26 @@ def test_a_statistic_that_never_varies_has_an_interval_of_no_width():
 
 
 def test_every_resample_draws_a_unit():
-    units = Units.from_documents([0, 0, 0], [0, 1, 1], seed=0)
-    weight_RU = units.weights(500, seed=0)
+    units = Units.from_documents([0, 0, 0, 1, 1, 1], [0, 1, 1, 0, 1, 2], seed=0)
+    weight_RU = units.weights(5000, seed=0)
     assert (weight_RU[0] == 1).all()
     assert weight_RU.any(axis=1).all()
     assert (weight_RU == 0).any()
+
+
+@pytest.mark.parametrize("documents", [1, 2, 4])
+def test_few_units_have_no_resamples_and_no_interval(documents):
+    units = Units.from_documents(np.zeros(documents), np.arange(documents), seed=0)
+    weight_RU = units.weights(50, seed=0)
+    assert (weight_RU[0] == 1).all() and np.isnan(weight_RU[1:]).all()
+    estimate = Estimate.from_resamples(weight_RU @ np.arange(documents))
+    assert estimate.value == sum(range(documents)) and not estimate.has_interval
+
+
+def test_a_dataset_of_few_units_has_no_resamples_beside_one_of_many():
+    units = Units.from_documents([0] * 4 + [1] * 5, [0, 1, 2, 3, 0, 1, 2, 3, 4], seed=0)
+    weight_RU = units.weights(50, seed=0)
+    few_RU, many_RU = (units.of_dataset(weight_RU, dataset) for dataset in (0, 1))
+    np.testing.assert_array_equal(few_RU[0], [1] * 4 + [0] * 5)
+    assert np.isnan(few_RU[1:]).all()
+    np.testing.assert_array_equal(many_RU, weight_RU * ([0] * 4 + [1] * 5))

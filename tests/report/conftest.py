@@ -60,7 +60,7 @@ def make_probe_set(tokenizer_file: Path, n_sequences: int = 24) -> ProbeSet:
         for i, text in enumerate(documents):
             words = tokenizer.encode(text).ids
             for start in range(0, len(words) - SEQ_LENGTH, SEQ_LENGTH):
-                part = 100 * i + start // (4 * SEQ_LENGTH)
+                part = 100 * i + start // (2 * SEQ_LENGTH)
                 rows.append((words[start : start + SEQ_LENGTH + 1], part, start + 1, d))
         if d == 0:
             words = tokenizer.encode(documents[0] + documents[1]).ids

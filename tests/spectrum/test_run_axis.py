@@ -148,6 +148,8 @@ def test_bad_axes_are_refused_with_one_line(models, folder, tmp_path):
         axis_run(models, "D", folder / "x")
     with pytest.raises(TokscaleError, match="is not among the runs of the axis"):
         axis_run(models[:5], "M", folder / "x", trunk=models[6])
+    with pytest.raises(TokscaleError, match=r"has the losses of .*; expected other runs"):
+        axis_run([*models[:5], models[4]], "M", folder / "x")
     plain = write_run(tmp_path / "plain", [0, 9], np.ones((N_TOKENS, 2)))
     with pytest.raises(TokscaleError, match="does not say how large its model is"):
         axis_run([*models, plain], "M", folder / "x")

@@ -15,7 +15,7 @@ from megatron_tokscale.core.model_size import SIZE_KEYS, ModelSize
 from megatron_tokscale.results.axis import AxisOfRuns
 from megatron_tokscale.spectrum.common_clock import common_clock
 from megatron_tokscale.spectrum.scored_range import DECAYED, probe_rates
-from megatron_tokscale.store import Run, check_same_tokens
+from megatron_tokscale.store import Run, check_different_runs, check_same_tokens
 from megatron_tokscale.store.reader import Time
 
 LEAST_RUNS: Final = 3
@@ -55,13 +55,15 @@ class AxisRuns:
         """Order the runs, choose their clock, and find the branches.
 
         Raises:
-            TokscaleError: fewer than three runs, one size only, an unknown size, other probe sets,
-                no common unit of time, or a trunk that is not among the runs.
+            TokscaleError: fewer than three runs, a run that is given twice, one size only, an
+                unknown size, other probe sets, no common unit of time, or a trunk that is not among
+                the runs.
         """
         if len(runs) < LEAST_RUNS:
             raise TokscaleError(
                 f"{len(runs)} runs are too few for an axis; expected {LEAST_RUNS} or more"
             )
+        check_different_runs(runs)
         check_same_tokens(runs)
         sizes = [size_of(run, axis, size) for run in runs]
         if len(set(sizes)) == 1:

@@ -55,7 +55,7 @@ from megatron_tokscale.spectrum.groups import (
 from megatron_tokscale.spectrum.run_spectrum import draw_tokens
 from megatron_tokscale.spectrum.scored_range import scored_range_of
 from megatron_tokscale.spectrum.sums import loss_sums
-from megatron_tokscale.store import Run
+from megatron_tokscale.store import Run, check_different_runs
 
 _RANKED_TOKENS = 500_000  # tokens for the learning order: a table of a few hundred MB (our choice)
 _VALUES_PER_GROUP, _LEAST_UNITS = 2**16, 128  # bounds of the tables of units, groups and probes
@@ -207,10 +207,7 @@ class FittedPair:
         Raises:
             TokscaleError: see `transfer_run`.
         """
-        if source.path.resolve() == target.path.resolve():
-            raise TokscaleError(
-                f"{source.path} is its own source; test the times of another run on it"
-            )
+        check_different_runs((target, source))
         if source.tokens.fingerprint != target.tokens.fingerprint:
             raise TokscaleError(
                 f"{source.path} and {target.path} watch different tokens: their probe sets are "

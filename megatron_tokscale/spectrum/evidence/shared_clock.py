@@ -7,15 +7,17 @@ Shapes: K probe steps.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.results import FittedRun
-from megatron_tokscale.spectrum.common_clock import common_clock
+from megatron_tokscale.spectrum.common_clock import check_units, common_clock
 from megatron_tokscale.store.reader import Time
+
+_FIT_TIMES: Final[tuple[Time, ...]] = ("tokens", "step", "axis")
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,22 @@ class SharedClock:
         """Return the clock of two runs.
 
         Raises:
-            TokscaleError: the runs are fitted in different times, and one has no learning rates.
+            TokscaleError: one run has no learning rates, and the runs are fitted in different times
+                or count in different units.
         """
-        found = common_clock((source.run, target.run), ("lr-sum",))
+        runs = source.run, target.run
+        found = common_clock(runs, ("lr-sum",))
         if found is not None:
             clock, (source_x_K, target_x_K) = found
             return cls(clock, source_x_K, target_x_K, source.x_K)
         if source.time != target.time:
+            known = common_clock(runs, _FIT_TIMES)
+            remedy = f"fit both with --time {known[0]}" if known else "import them with one unit"
             raise TokscaleError(
                 f"{source.run.path} is fitted in {source.time}, {target.run.path} in "
-                f"{target.time}, and the learning rates of one are not known; run "
-                f"`megatron-tokscale fit {source.run.path} --time {target.time}`"
+                f"{target.time}, and the learning rates of one are not known; {remedy}"
             )
+        check_units(runs, source.time)
         return cls(source.time, source.x_K, target.x_K, source.x_K)
 
     def place_K(self) -> Floats:

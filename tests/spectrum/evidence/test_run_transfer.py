@@ -1,6 +1,7 @@
 """`transfer_run` on two runs on disk: the file, the text, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import planted_pairs
@@ -16,6 +17,7 @@ from megatron_tokscale.results.transfer import read_transfer
 from megatron_tokscale.results.verdict import Verdict
 from megatron_tokscale.spectrum.evidence.run_transfer import transfer_run
 from megatron_tokscale.spectrum.evidence_text import describe_transfer
+from megatron_tokscale.store import Run
 
 STEPS = probe_steps(40)
 
@@ -95,7 +97,7 @@ def test_runs_of_other_probe_sets_are_refused(genuine, tmp_path):
 
 def test_runs_without_a_fit_are_refused(genuine, tmp_path):
     _, target = genuine
-    bare = write_run(tmp_path / "bare", STEPS, target.read_losses(), target.probe_set)
+    bare = write_run(tmp_path / "bare", STEPS, target.read_losses() + 1, target.probe_set)
     for pair in ((bare, target), (target, bare)):
         with pytest.raises(TokscaleError, match=r"run `megatron-tokscale fit .*bare` first"):
             transfer_run(*pair)
@@ -142,5 +144,7 @@ def test_a_run_is_not_its_own_source(tmp_path, local_losses):
     steps, loss_NK = local_losses[:2]
     run = write_run(tmp_path / "run", steps, loss_NK[:160])
     fit_run(run)
-    with pytest.raises(TokscaleError, match="its own source"):
-        transfer_run(run, run)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    for source in (run, Run.open(tmp_path / "copy")):
+        with pytest.raises(TokscaleError, match=r"has the losses of .*run; expected other runs"):
+            transfer_run(source, run)

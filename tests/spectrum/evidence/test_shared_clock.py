@@ -13,7 +13,11 @@ from runs import write_run
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.results import FittedRun
+from megatron_tokscale.spectrum.common_clock import common_clock
 from megatron_tokscale.spectrum.evidence.shared_clock import SharedClock
+from megatron_tokscale.store import Run
+from megatron_tokscale.store.exchange.import_run import import_run
+from megatron_tokscale.store.exchange.sources import ImportSettings
 
 STEPS = np.array([0, 1, 2, 4, 8, 16, 32])
 
@@ -63,5 +67,26 @@ def test_without_learning_rates_the_clock_is_that_of_the_fits_or_there_is_none(f
     found = SharedClock.of(source, target)
     assert found.time == "step"
     np.testing.assert_allclose(found.target_x_K, target.x_K)
-    with pytest.raises(TokscaleError, match=r"learning rates .* not known; run .*--time tokens"):
+    with pytest.raises(
+        TokscaleError, match=r"learning rates .* not known; fit both with --time tokens"
+    ):
         SharedClock.of(source, fitted("c", time="tokens", lr_sums_known=False))
+
+
+def test_imported_runs_of_other_units_have_no_clock(tmp_path):
+    """An epoch is no token, and a number of tokens no number of billions of them."""
+    runs = []
+    for name, unit in (("a", "tokens"), ("b", "tokens"), ("c", "billion-tokens"), ("d", "epochs")):
+        loss_NK = np.random.default_rng(len(runs)).gamma(4, 1, (40, len(STEPS)))
+        np.savez(tmp_path / "losses.npz", loss_matrix=loss_NK, axis_values=STEPS, axis_name="T")
+        import_run(tmp_path / "losses.npz", tmp_path / name, ImportSettings(axis="T", unit=unit))
+        run = Run.open(tmp_path / name)
+        fit_run(run)
+        runs.append(FittedRun.open(run))
+    first, second, *others = runs
+    np.testing.assert_array_equal(SharedClock.of(first, second).target_x_K, second.x_K)
+    for other in others:
+        with pytest.raises(TokscaleError, match=r"counts .*tokens.*; expected one unit of time"):
+            SharedClock.of(other, first)
+        with pytest.raises(TokscaleError, match=r"counts .*tokens.*; expected one unit of time"):
+            common_clock([other.run, first.run], ("lr-sum", "axis"))
