@@ -49,7 +49,7 @@ def read_table(path: Path) -> Table:
     """Read a table whose first row names the columns; a file ends in .parquet or is CSV.
 
     A column in which a cell is neither a number nor empty is left out. Empty cells, and those that
-    say NaN, NA or null, are missing.
+    say NaN, NA or null, are missing. Integers above 2^53 are rounded to float64.
 
     Raises:
         TokscaleError: the file cannot be read, or has no rows.
@@ -82,4 +82,5 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:
-    return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
+    # A safe cast refuses integers above 2^53, which float64 rounds.
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)
