@@ -134,6 +134,14 @@ def test_integers_that_no_float_holds_are_rounded(tmp_path, end):
     assert read(path).curves[0].loss_K.tolist() == [4, 3, 2]
 
 
+def test_a_header_that_is_not_utf_8_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "latin.csv"
+    path.write_bytes("step,loss,durée\n10,5.5,1\n20,4.5,1\n".encode("latin-1"))
+    with pytest.raises(TokscaleError, match=r"cannot read the table .*latin\.csv") as caught:
+        read_table(path)
+    assert "expected CSV in UTF-8" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_steps_and_tokens_follow_from_each_other(tmp_path):
     of_tokens = read(
         write(tmp_path / "a.csv", {"tokens": [0, 4096, 8192], "loss": [3, 2, 1]}),

@@ -56,14 +56,16 @@ def read_table(path: Path) -> Table:
     """
     try:
         table = _read(path)
-    except (OSError, pa.ArrowException, ValueError) as error:  # a name with a NUL
+        names = table.column_names  # decoded only here
+    except (OSError, pa.ArrowException, ValueError) as error:  # a NUL in `path`, names not in UTF-8
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise TokscaleError(
-            f"cannot read the table {path}: {reason}; expected CSV with a row of names, or parquet"
+            f"cannot read the table {path}: {reason}; expected CSV in UTF-8 with a row of names, "
+            "or parquet"
         ) from error
     if not table.num_rows:
         raise TokscaleError(f"{path} has no rows; expected one for each logged step")
-    columns = zip(table.column_names, table.columns, strict=True)
+    columns = zip(names, table.columns, strict=True)
     numeric = [(name, column) for name, column in columns if _is_numeric(column.type)]
     values = tuple(_floats(column) for _, column in numeric)
     return Table(path, tuple(name for name, _ in numeric), values)
