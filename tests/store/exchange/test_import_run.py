@@ -49,6 +49,19 @@ def test_the_interchange_format_keeps_every_bit(tmp_path, dtype):
     run.verify()
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_negative_losses_are_kept_and_counted_unless_rounding_made_them(
+    tmp_path, dtype, monkeypatch
+):
+    monkeypatch.setattr(raw_arrays, "PIECE_VALUES", 9)
+    loss_NK = losses(dtype=dtype)
+    loss_NK[[0, 7, 39], [6, 0, 3]] = -0.25, -3, -0.002  # in three pieces and columns
+    loss_NK[[1, 2, 3], 1] = -0.0005, -np.inf, np.nan
+    run, summary = imported(write_interchange(tmp_path / "in", loss_NK), tmp_path / "run")
+    assert (summary.negative, summary.non_finite) == (3, 2)
+    assert stored(run).tobytes() == loss_NK.tobytes()
+
+
 def test_the_name_of_the_axis_may_have_no_dimensions(tmp_path):
     source = write_interchange(tmp_path / "in", axis_name="T")  # np.savez makes it so of a string
     run, _ = imported(source, tmp_path / "run")
