@@ -178,6 +178,15 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def why_unreadable(path: Path, error: OSError) -> str:
+    """Return the reason of an error from safetensors, which says "No such file" whatever it is."""
+    try:
+        path.open("rb").close()
+    except OSError as own:
+        error = own
+    return error.strerror or str(error)
+
+
 def read_json(path: Path) -> dict[str, JSON]:
     """Read the JSON object in `path`.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_tokscale.core.arrays import AnyArray
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.core.files import check_schema, schema_version
+from megatron_tokscale.core.files import check_schema, schema_version, why_unreadable
 
 
 def text_crc32(text: str) -> str:
@@ -89,7 +89,7 @@ class TensorFile:
                 return {name: file.get_tensor(name) for name in (*names, *present)}, metadata
         except OSError as error:
             raise TokscaleError(
-                f"cannot read {self.what} {path}: {error.strerror or error}"
+                f"cannot read {self.what} {path}: {why_unreadable(path, error)}"
             ) from error
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TokscaleError(

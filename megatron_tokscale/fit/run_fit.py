@@ -22,6 +22,7 @@ from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.progress import Meter, NoProgress, Progress
 from megatron_tokscale.core.records import JSON
 from megatron_tokscale.core.schemas import FIT_SCHEMA
+from megatron_tokscale.core.words import counted
 from megatron_tokscale.fit.common_shifts import common_shifts, shift_table, without_shifts
 from megatron_tokscale.fit.fits_file import FitsWriter
 from megatron_tokscale.fit.part_table import PartTotals, part_table
@@ -53,8 +54,8 @@ _BLOCK_TOKENS = 2**14, 2**18
 which a block of 2^14 tokens is read, and 20% at 2^15. A block of 2^18 tokens takes seconds to fit:
 larger blocks would make the reports of progress rare."""
 LEAST_RUNS_TO_FIT = 20
-"""Fewest runs along D or M to which a token's sigmoid is fitted; our choice: a sigmoid has four
-parameters, and each run brings noise of its own that all of its tokens share."""
+"""Fewest values along D or M, one run at each, to which a token's sigmoid is fitted; our choice: a
+sigmoid has four parameters, and each run brings noise of its own that all of its tokens share."""
 _BLOCKS = 64
 """Blocks of a run, within these bounds; our choice. A fit that is stopped loses at most a 64th of
 its work per process."""
@@ -101,8 +102,9 @@ def fit_run(
         The content of fit.json. Its seconds and tokens per second are of this call alone.
 
     Raises:
-        TokscaleError: too few probes, a damaged losses file, a time that the run has no record of,
-            no such device, another fit of the run under way, or a disk that cannot be written.
+        TokscaleError: too few probes, a matrix along D or M with tied values, a damaged losses
+            file, a time that the run has no record of, no such device, another fit of the run under
+            way, or a disk that cannot be written.
     """
     # All ranks agree on the device, on the key of the parts, and on the probes.
     ranks, time = ranks or Ranks(), time or run.default_time
@@ -163,17 +165,33 @@ def part_key(
 
 
 def check_columns(run: "Run") -> None:
-    """Refuse a matrix along D or M with too few columns for a fit.
+    """Refuse a matrix along D or M with too few values of the axis for a fit, or with tied values.
+
+    A spectrum is a density over the axis, and its slopes are differences between neighbours: two
+    columns at one value have none.
 
     Raises:
         TokscaleError: see above; it names the verb that needs no fit.
     """
     imported, n_columns = run.imported, len(run.records)
-    if imported and imported.axis != "T" and n_columns < LEAST_RUNS_TO_FIT:
+    if imported is None or imported.axis == "T":
+        return
+    n_values = len(set(run.time_K("axis").tolist()))
+    without_fit = (
+        f"run `megatron-tokscale spectrum {run.path}`, which needs no fit for learned or not, the "
+        "time to the threshold and falls by group; a report needs the fit"
+    )
+    if n_values < LEAST_RUNS_TO_FIT:
         raise TokscaleError(
-            f"{run.path} has one column per run along {imported.axis} and {n_columns} of them; "
-            f"expected at least {LEAST_RUNS_TO_FIT} for a sigmoid per token; run "
-            f"`megatron-tokscale spectrum {run.path}`, which needs no fit"
+            f"{run.path} has one column per run along {imported.axis}, {n_columns} columns at "
+            f"{counted(n_values, 'value')}; expected at least {LEAST_RUNS_TO_FIT} values for a "
+            f"sigmoid per token; {without_fit}"
+        )
+    if n_values < n_columns:
+        raise TokscaleError(
+            f"{run.path} has {n_columns} columns at {n_values} values of {imported.axis}; expected "
+            "one run of each value for a sigmoid per token; import one run of each value, or "
+            f"{without_fit}"
         )
 
 

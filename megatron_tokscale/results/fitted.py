@@ -44,13 +44,13 @@ def read_fit(run: Run) -> FitSummary:
     every verb refuses a damaged file before it writes a file.
 
     Raises:
-        TokscaleError: the run is not fitted, a losses file is damaged, or fit.json is damaged,
-            older or of other losses.
+        TokscaleError: the run is not fitted, or must not be (`check_columns`), a losses file is
+            damaged, or fit.json is damaged, older or of other losses.
     """
     path = run.paths.fit
     verb = f"run `megatron-tokscale fit {run.path}`"
+    check_columns(run)
     if not path.is_file():
-        check_columns(run)
         raise TokscaleError(f"{path} is not there; {verb} first")
     fit = read_typed_result(FitSummary, path, FIT_SCHEMA, f"{verb} again")
     here = replace(

@@ -16,7 +16,12 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import AnyFloats, Floats32
 from megatron_tokscale.core.errors import TokscaleError
-from megatron_tokscale.core.files import check_schema, schema_version, whole_or_absent
+from megatron_tokscale.core.files import (
+    check_schema,
+    schema_version,
+    whole_or_absent,
+    why_unreadable,
+)
 from megatron_tokscale.core.schemas import LOSSES_SCHEMA
 
 _CHECKED_AT_ONCE = 2**20  # losses of a file that are read at a time: 4 MB in float32
@@ -132,7 +137,7 @@ def _opened(path: Path) -> Iterator[_File]:
         with safe_open(path, framework="numpy") as file:
             yield file
     except OSError as error:
-        raise TokscaleError(f"cannot read losses {path}: {error.strerror or error}") from error
+        raise TokscaleError(f"cannot read losses {path}: {why_unreadable(path, error)}") from error
     except SafetensorError as error:
         raise _damaged(path, error) from error
 

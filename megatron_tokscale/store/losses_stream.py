@@ -19,6 +19,9 @@ from megatron_tokscale.store.losses import LossRecord, losses_metadata, losses_n
 
 _NAMES: Final = {"float16": "F16", "float32": "F32", "float64": "F64"}
 """Names of the types of numbers in a safetensors header."""
+_LEAST_LOSS: Final = -1e-3
+"""Least loss in nats that does not count as negative; our choice: rounding can put a loss of 0 a
+little below 0."""
 
 
 @dataclass
@@ -35,6 +38,7 @@ class LossesStream:
         dtype: type of the losses.
         n_tokens: number of losses.
         non_finite: losses so far that are NaN or infinite.
+        negative: finite losses so far that are below 0 by more than rounding.
     """
 
     folder: Path
@@ -42,6 +46,7 @@ class LossesStream:
     dtype: np.dtype[np.floating]
     n_tokens: int
     non_finite: int = field(default=0, init=False)
+    negative: int = field(default=0, init=False)
     _crc32: int = field(default=0, init=False)
     _written: int = field(default=0, init=False)
 
@@ -57,7 +62,9 @@ class LossesStream:
             OSError: the file cannot be written.
         """
         piece = np.ascontiguousarray(loss_n, dtype=self.dtype)
-        self.non_finite += piece.size - int(np.isfinite(piece).sum())
+        finite_n = np.isfinite(piece)
+        self.non_finite += piece.size - int(finite_n.sum())
+        self.negative += int((finite_n & (piece < _LEAST_LOSS)).sum())
         with self.path.open("ab") as file:
             if not self._written:
                 file.write(self._header())

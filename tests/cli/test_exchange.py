@@ -40,6 +40,17 @@ def test_what_is_there_and_what_is_not_is_said(tmp_path, capsys):
         assert words in said
 
 
+def test_log_probabilities_are_told_by_their_sign(tmp_path, capsys):
+    advice = "below 0: if the losses are log probabilities, import their negative"
+    one_NK = losses()
+    one_NK[3, 4] = -1
+    for name, loss_NK in (("all", -losses() - 1), ("one", one_NK), ("none", losses())):
+        path = write_interchange(tmp_path / name, loss_NK)
+        main(["import", str(path), "--out", str(tmp_path / f"run-{name}")])
+    found = [line.strip() for line in capsys.readouterr().out.splitlines() if advice in line]
+    assert found == [f"280 losses are {advice}", f"1 loss is {advice}"]  # 40 tokens, 7 columns
+
+
 def test_a_matrix_along_m_says_what_it_cannot_give(tmp_path, capsys):
     path = write_interchange(tmp_path / "in", value_K=np.array([1.0, 1, 2, 4]), name="M")
     main(["import", str(path), "--out", str(tmp_path / "run")])

@@ -121,6 +121,27 @@ def test_parquet_is_read_as_csv_is(tmp_path):
         assert table.curves[0].step_K.tolist() == [1, 3]
 
 
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+def test_integers_that_no_float_holds_are_rounded(tmp_path, end):
+    flops = [2**53 + 1, 2**60 + 300, 3]
+    columns = {"step": [1, 2, 3], "loss": [4.0, 3.0, 2.0], "total_flos": flops}
+    path = write(tmp_path / "a.csv", columns)
+    if end == "parquet":
+        path = tmp_path / "a.parquet"
+        pyarrow.parquet.write_table(pa.table(columns), path)
+    # IEEE 754 binary64: multiples of 2 above 2^53, ties to even; of 2^8 above 2^60.
+    assert read_table(path).column("total_flos").tolist() == [2.0**53, 2.0**60 + 256, 3]
+    assert read(path).curves[0].loss_K.tolist() == [4, 3, 2]
+
+
+def test_a_header_that_is_not_utf_8_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "latin.csv"
+    path.write_bytes("step,loss,durée\n10,5.5,1\n20,4.5,1\n".encode("latin-1"))
+    with pytest.raises(TokscaleError, match=r"cannot read the table .*latin\.csv") as caught:
+        read_table(path)
+    assert "expected CSV in UTF-8" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_steps_and_tokens_follow_from_each_other(tmp_path):
     of_tokens = read(
         write(tmp_path / "a.csv", {"tokens": [0, 4096, 8192], "loss": [3, 2, 1]}),

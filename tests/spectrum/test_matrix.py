@@ -1,12 +1,16 @@
 """A matrix along D or M without a fit: against planted falls."""
 
+import re
+
 import numpy as np
 import pytest
 from matrices import write_interchange
 
+from megatron_tokscale.cli.entry import main
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import fit_run
 from megatron_tokscale.results.matrix import read_matrix
+from megatron_tokscale.spectrum import spectrum_run
 from megatron_tokscale.spectrum.matrix import matrix_run
 from megatron_tokscale.spectrum.matrix_text import describe_matrix
 from megatron_tokscale.store import Run
@@ -83,17 +87,52 @@ def test_fewer_than_twenty_runs_are_not_fitted(run):
         fit_run(run)
 
 
-@pytest.mark.slow
-def test_twenty_runs_with_ties_are_fitted(tmp_path):
-    """Midpoints of planted sigmoids over pairs of runs of one size."""
-    value_K = np.repeat(np.geomspace(1, 1e4, 12), 2)
+def planted_sigmoids(folder, value_K):
+    """Return a run along D with 60 tokens that are planted sigmoids, and their midpoints."""
     generator = np.random.default_rng(0)
     midpoint_N = generator.uniform(3, 6, 60)
     loss_NK = 1 + 3 / (1 + np.exp((np.log(value_K) - midpoint_N[:, None]) / 0.8))
     loss_NK += generator.normal(0, 0.02, loss_NK.shape)
-    source = write_interchange(tmp_path / "in", loss_NK.astype(np.float32), value_K, name="D")
-    import_run(source, tmp_path / "run", ImportSettings())
-    run = Run.open(tmp_path / "run")
+    source = write_interchange(folder / "in", loss_NK.astype(np.float32), value_K, name="D")
+    import_run(source, folder / "run", ImportSettings())
+    return Run.open(folder / "run"), midpoint_N
+
+
+TIED = {
+    "11 pairs": (np.repeat(np.geomspace(1, 1e4, 11), 2), "22 columns at 11 values; expected .* 20"),
+    "a pair among 24": (
+        np.append(np.geomspace(1, 1e4, 23), 1e4),
+        "24 columns at 23 values of D; expected one run of each value .* import one run of each",
+    ),
+}
+
+
+@pytest.mark.parametrize(("value_K", "words"), TIED.values(), ids=TIED)
+def test_tied_values_are_not_fitted_and_the_matrix_is_measured(tmp_path, capsys, value_K, words):
+    run, _ = planted_sigmoids(tmp_path, value_K)
+    for verb in ("fit", "report"):
+        with pytest.raises(SystemExit) as caught:
+            main([verb, str(run.path)])
+        *notes, said = capsys.readouterr().err.splitlines()
+        assert all("intervals resample samples" in note for note in notes)
+        assert caught.value.code == 2 and re.search(words, said)
+        assert "`megatron-tokscale spectrum" in said and "learned or not" in said
+        assert not run.paths.analysis.exists()
+    main(["spectrum", str(run.path), "--threshold", "2", "--resamples", "20"])
+    assert f"{len(value_K)} runs along D" in capsys.readouterr().out
+
+
+def test_an_older_fit_of_tied_values_is_refused(tmp_path):
+    run, _ = planted_sigmoids(tmp_path, np.append(np.geomspace(1, 1e4, 23), 1e4))
+    run.paths.analysis.mkdir()
+    run.paths.fit.write_text("{}")
+    with pytest.raises(TokscaleError, match="expected one run of each value"):
+        spectrum_run(run, n_resamples=2)
+
+
+@pytest.mark.slow
+def test_a_run_at_each_of_24_values_is_fitted(tmp_path):
+    run, midpoint_N = planted_sigmoids(tmp_path, np.geomspace(1, 1e4, 24))
     summary = fit_run(run)
     assert summary.identity.time == "axis"
     from megatron_tokscale.fit import SigmoidFits

@@ -6,13 +6,14 @@ import os
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from privileges import plain_permissions
 from runs import launch, read_journal
 from small_probe_sets import loss_of, make_probe_set, record
 
 from megatron_tokscale.core import files
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.store import Run, RunWriter
-from megatron_tokscale.store.losses import list_losses, losses_name
+from megatron_tokscale.store.losses import list_losses, losses_name, read_record
 
 STEPS = [0, 1, 2, 4, 8]
 
@@ -127,6 +128,25 @@ def test_damage_is_named(run, probe_set):
     path.write_bytes(b"")
     with pytest.raises(TokscaleError, match="step_00000004"):
         Run.open(run)
+
+
+@pytest.mark.parametrize("name", ["losses/step_00000002.safetensors", "probe.safetensors"])
+def test_a_file_without_permission_is_not_said_to_be_missing(run, name):
+    path = run / "tokscale" / name
+    path.chmod(0)
+    with (
+        plain_permissions(),
+        pytest.raises(TokscaleError, match=rf"cannot read .*{name}: Permission denied$"),
+    ):
+        opened = Run.open(run)
+        opened.probe_set  # noqa: B018
+        opened.verify()
+
+
+def test_a_missing_losses_file_is_said_to_be_missing(tmp_path):
+    path = tmp_path / losses_name(2)
+    with pytest.raises(TokscaleError, match=r"cannot read losses .*: No such file or directory$"):
+        read_record(path)
 
 
 def test_losses_of_another_set_are_refused(run, probe_set):

@@ -49,21 +49,23 @@ def read_table(path: Path) -> Table:
     """Read a table whose first row names the columns; a file ends in .parquet or is CSV.
 
     A column in which a cell is neither a number nor empty is left out. Empty cells, and those that
-    say NaN, NA or null, are missing.
+    say NaN, NA or null, are missing. Integers above 2^53 are rounded to float64.
 
     Raises:
         TokscaleError: the file cannot be read, or has no rows.
     """
     try:
         table = _read(path)
-    except (OSError, pa.ArrowException, ValueError) as error:  # a name with a NUL
+        names = table.column_names  # decoded only here
+    except (OSError, pa.ArrowException, ValueError) as error:  # a NUL in `path`, names not in UTF-8
         reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise TokscaleError(
-            f"cannot read the table {path}: {reason}; expected CSV with a row of names, or parquet"
+            f"cannot read the table {path}: {reason}; expected CSV in UTF-8 with a row of names, "
+            "or parquet"
         ) from error
     if not table.num_rows:
         raise TokscaleError(f"{path} has no rows; expected one for each logged step")
-    columns = zip(table.column_names, table.columns, strict=True)
+    columns = zip(names, table.columns, strict=True)
     numeric = [(name, column) for name, column in columns if _is_numeric(column.type)]
     values = tuple(_floats(column) for _, column in numeric)
     return Table(path, tuple(name for name, _ in numeric), values)
@@ -82,4 +84,5 @@ def _is_numeric(kind: pa.DataType) -> bool:
 
 
 def _floats(column: pa.ChunkedArray) -> Floats:
-    return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)
+    # A safe cast refuses integers above 2^53, which float64 rounds.
+    return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), dtype=np.float64)

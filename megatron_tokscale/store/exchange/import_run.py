@@ -40,6 +40,7 @@ class ImportSummary:
         imported: source and axis.
         tokens: what is known of the tokens.
         non_finite: losses that are NaN or infinite.
+        negative: finite losses that are below 0 by more than rounding.
         manifest: a sentence on the manifest beside the file; None without one.
         unused: arrays of the file that were not imported.
     """
@@ -48,6 +49,7 @@ class ImportSummary:
     imported: Imported
     tokens: WatchedTokens
     non_finite: int
+    negative: int
     manifest: str | None
     unused: tuple[str, ...]
 
@@ -57,8 +59,8 @@ def import_run(
 ) -> ImportSummary:
     """Write the losses of a file as a new run directory, whole or not at all.
 
-    The losses are read once, a few megabytes at a time. They keep their type; losses that are NaN
-    or infinite are kept and counted.
+    The losses are read once, a few megabytes at a time. They keep their type; losses that are NaN,
+    infinite or negative are kept and counted.
 
     Args:
         source: an .npz, .npy, .safetensors or .parquet file, or a folder with losses.npz.
@@ -118,6 +120,7 @@ def write_run(source: MatrixSource, folder: Path, path: Path, progress: Progress
         imported=imported,
         tokens=WatchedTokens(tokens),
         non_finite=sum(stream.non_finite for stream in streams),
+        negative=sum(stream.negative for stream in streams),
         manifest=source.manifest,
         unused=source.unused,
     )

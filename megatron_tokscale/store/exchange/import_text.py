@@ -33,6 +33,12 @@ def _size_and_axis(summary: ImportSummary) -> list[str]:
     if summary.non_finite:
         bad = counted(summary.non_finite, "loss", "losses")
         lines.append(f"  {bad} {'is' if summary.non_finite == 1 else 'are'} NaN or infinite, kept")
+    if summary.negative:
+        below = counted(summary.negative, "loss", "losses")
+        lines.append(
+            f"  {below} {'is' if summary.negative == 1 else 'are'} below 0: if the losses are log "
+            "probabilities, import their negative"
+        )
     if summary.unused:
         lines.append(f"  not imported: the arrays {', '.join(summary.unused)}")
     if summary.manifest:

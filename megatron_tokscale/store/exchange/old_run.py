@@ -91,16 +91,18 @@ def import_old_run(source: Path, out: Path, progress: Progress | None = None) ->
         new.losses.mkdir(parents=True)
         progress = progress or NoProgress()
         meter = progress.meter("import", n_tokens * len(files), "losses")
-        non_finite = 0
+        non_finite = negative = 0
         for k, (path, (record, _)) in enumerate(zip(files.values(), records, strict=True)):
-            non_finite += _copy(path, new, record, n_tokens)
+            copied = _copy(path, new, record, n_tokens)
+            non_finite += copied.non_finite
+            negative += copied.negative
             meter((k + 1) * n_tokens)
         if tokens.probe_set is not None:
             tokens.probe_set.save(new.probe_set)
         elif isinstance(tokens.source, ImportedTokens):
             save_tokens(new.tokens, tokens.source)
         Identity(secrets.token_hex(8), fingerprint, imported=imported).save(new.identity)
-    return ImportSummary(out, imported, tokens, non_finite, None, ())
+    return ImportSummary(out, imported, tokens, non_finite, negative, None, ())
 
 
 def _refuse_readable(paths: RunPaths) -> None:
@@ -118,14 +120,14 @@ def _refuse_readable(paths: RunPaths) -> None:
         raise TokscaleError(f"{paths.identity} is damaged: its checksum is wrong; restore it")
 
 
-def _copy(path: Path, new: RunPaths, record: LossRecord, n_tokens: int) -> int:
-    """Copy one losses file in pieces; return the number of losses that are not finite."""
+def _copy(path: Path, new: RunPaths, record: LossRecord, n_tokens: int) -> LossesStream:
+    """Copy one losses file in pieces; return the finished stream, which has counted its losses."""
     dtype = read_stored_losses(path, 0, 1).dtype
     stream = LossesStream(new.losses, record, np.dtype(dtype), n_tokens)
     for start in range(0, n_tokens, PIECE_VALUES):
         stream.append(read_stored_losses(path, start, min(start + PIECE_VALUES, n_tokens)))
     stream.finish()
-    return stream.non_finite
+    return stream
 
 
 def _tokens(paths: RunPaths, n_tokens: int, fingerprint: str) -> ProbeSet | ImportedTokens:

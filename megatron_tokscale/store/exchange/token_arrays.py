@@ -3,6 +3,7 @@
 Shapes: N tokens, n tokens of a piece.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from megatron_tokscale.core.arrays import AnyArray, Integers16, Integers32
 from megatron_tokscale.core.errors import TokscaleError
+from megatron_tokscale.core.words import counted
 from megatron_tokscale.store.exchange.files import ArrayFile
 from megatron_tokscale.store.tokens import TokenColumns
 
@@ -57,8 +59,8 @@ def read_columns(
     which they come.
 
     Raises:
-        TokscaleError: an array is not there, has another length, or has values of another kind; a
-            label is no id of a vocabulary of `vocab_size` tokens.
+        TokscaleError: an array is not there, has another length, missing values, or values of
+            another kind; a label is no id of a vocabulary of `vocab_size` tokens.
     """
     for name in names.named:
         _check_length(file, name, n_tokens)
@@ -87,6 +89,34 @@ def _check_length(file: ArrayFile, name: str, n_tokens: int) -> None:
         )
 
 
+def _pieces(file: ArrayFile, name: str) -> Iterator[AnyArray]:
+    """Yield the pieces of an array with one value per token.
+
+    Raises:
+        TokscaleError: values are missing.
+    """
+    for _, piece in file.pieces(name):
+        if _missing(piece):
+            count = sum(_missing(each) for _, each in file.pieces(name))
+            raise TokscaleError(
+                f"array '{name}' of {file.path} has {counted(count, 'missing value')}; expected a "
+                "value for every token; leave out the tokens without one, or give them an id"
+            )
+        yield piece
+
+
+def _missing(piece: AnyArray) -> int:
+    """Return the number of missing values: NaN, NaT, and null of a parquet file."""
+    match piece.dtype.kind:
+        case "f" | "c":
+            return int(np.isnan(piece).sum())
+        case "m" | "M":
+            return int(np.isnat(piece).sum())
+        case "O":
+            return sum(value is None for value in piece.tolist())
+    return 0
+
+
 def _datasets(
     file: ArrayFile, name: str | None, n_tokens: int
 ) -> tuple[Integers16, tuple[str, ...]]:
@@ -112,7 +142,7 @@ def _groups(file: ArrayFile, name: str | None) -> Integers32 | None:
         return None
     if file.arrays[name].dtype.kind in "iu":
         pieces = [np.zeros(0, np.int32)]
-        for _, piece in file.pieces(name):
+        for piece in _pieces(file, name):
             value_n = piece.astype(np.int64)
             if value_n.min() < 0 or value_n.max() > _LARGEST:
                 break
@@ -126,11 +156,11 @@ def _numbered(file: ArrayFile, name: str, most: int) -> tuple[Integers32, list[o
     """Return the number of each value among the distinct values, in the order in which they come.
 
     Raises:
-        TokscaleError: there are more than `most` distinct values.
+        TokscaleError: there are more than `most` distinct values, or values are missing.
     """
     numbers: dict[object, int] = {}
     pieces = [np.zeros(0, np.int32)]
-    for _, piece in file.pieces(name):
+    for piece in _pieces(file, name):
         found, first, code_n = np.unique(_plain(piece), return_index=True, return_inverse=True)
         values = found.tolist()
         for i in np.argsort(first).tolist():
@@ -156,13 +186,13 @@ def _counts(file: ArrayFile, name: str | None, least: int = 0) -> Integers32 | N
     """Return whole numbers from `least`, one per token.
 
     Raises:
-        TokscaleError: the array has other values.
+        TokscaleError: the array has other values, or values are missing.
     """
     if name is None:
         return None
     is_number = file.arrays[name].dtype.kind in "iuf"
     pieces = [np.zeros(0, np.int32)]
-    for _, piece in file.pieces(name):
+    for piece in _pieces(file, name):
         value_n = piece.astype(np.float64) if is_number else np.full(len(piece), np.nan)
         is_count_n = (value_n >= least) & (value_n <= _LARGEST) & (value_n == value_n.round())
         if not is_count_n.all():

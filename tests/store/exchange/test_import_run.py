@@ -1,5 +1,6 @@
 """Losses of other people's files become runs that hold the same numbers."""
 
+import datetime
 import json
 import tracemalloc
 import zipfile
@@ -47,6 +48,19 @@ def test_the_interchange_format_keeps_every_bit(tmp_path, dtype):
     assert run.tokens.sample_N.tolist() == [n // 8 for n in range(N_TOKENS)]
     assert run.tokens.position_N.tolist() == [n % 8 for n in range(N_TOKENS)]
     run.verify()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_negative_losses_are_kept_and_counted_unless_rounding_made_them(
+    tmp_path, dtype, monkeypatch
+):
+    monkeypatch.setattr(raw_arrays, "PIECE_VALUES", 9)
+    loss_NK = losses(dtype=dtype)
+    loss_NK[[0, 7, 39], [6, 0, 3]] = -0.25, -3, -0.002  # in three pieces and columns
+    loss_NK[[1, 2, 3], 1] = -0.0005, -np.inf, np.nan
+    run, summary = imported(write_interchange(tmp_path / "in", loss_NK), tmp_path / "run")
+    assert (summary.negative, summary.non_finite) == (3, 2)
+    assert stored(run).tobytes() == loss_NK.tobytes()
 
 
 def test_the_name_of_the_axis_may_have_no_dimensions(tmp_path):
@@ -151,6 +165,49 @@ def test_ids_of_any_kind_are_numbered_in_their_order(tmp_path):
     large = np.arange(N_TOKENS) // 20 + 2**40
     run, _ = imported(write_interchange(tmp_path / "in", sample_id=large), tmp_path / "again")
     assert run.tokens.sample_N.tolist() == [n // 20 for n in range(N_TOKENS)]
+
+
+def _with_gaps(kind):
+    """Return ids of 40 tokens of which number 3 and the last two are missing."""
+    ids = {
+        "integers": [n // 10 for n in range(N_TOKENS)],
+        "numbers": [n // 10 + 0.5 for n in range(N_TOKENS)],
+        "words": [f"d{n // 10}" for n in range(N_TOKENS)],
+        "days": [datetime.date(2024, 1, 1 + n // 10) for n in range(N_TOKENS)],
+    }[kind]
+    return [None if n in (3, 38, 39) else value for n, value in enumerate(ids)]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("role", "kind", "end"),
+    [
+        ("documents", "integers", "parquet"),
+        ("documents", "numbers", "parquet"),
+        ("documents", "words", "parquet"),
+        ("documents", "days", "parquet"),
+        ("documents", "numbers", "npz"),
+        ("documents", "days", "npz"),
+        ("datasets", "words", "parquet"),
+        ("samples", "integers", "parquet"),
+        ("positions", "integers", "parquet"),
+        ("contexts", "numbers", "npz"),
+        ("labels", "integers", "parquet"),
+    ],
+)
+def test_missing_ids_are_counted_and_refused(tmp_path, role, kind, end):
+    source, ids = tmp_path / f"m.{end}", _with_gaps(kind)
+    if end == "parquet":
+        loss_NK = {str(k + 1): column_N for k, column_N in enumerate(losses().T)}
+        pq.write_table(pa.table(loss_NK | {"ids": ids}), source, row_group_size=7)
+    else:
+        array_N = np.array(ids, "M8[D]" if kind == "days" else np.float64)
+        np.savez(source, loss_matrix=losses(), axis_values=VALUES_T, ids=array_N)
+    words = r"array 'ids' of .* has 3 missing values; .* leave out the tokens .* give them an id$"
+    with pytest.raises(TokscaleError, match=words) as caught:
+        imported(source, tmp_path / "run", axis="T", arrays=TokenArrays(**{role: "ids"}))
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
 def test_what_runs_watch_is_told_by_positions_or_by_a_name(tmp_path):
