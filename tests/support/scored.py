@@ -114,6 +114,7 @@ def run_of(folder: Path, names, centres, width=0.3, steps=None, end=1000, tokens
         path=folder,
         paths=RunPaths(folder),
         analysis=analysis,
+        imported=None,
         info=SimpleNamespace(run_id="reference"),
         probe_set=probe_set,
         tokens=WatchedTokens(probe_set),
