@@ -101,7 +101,7 @@ def axis_run(
     groups = _groups(tokens, timed)
     units = tokens.units(seed, UNITS)
     weight_RU = units.weights(n_resamples, seed)
-    weight_RU = weight_RU[np.isfinite(weight_RU).all(axis=1)]  # one document has no resamples
+    weight_RU = weight_RU[np.isfinite(weight_RU).all(axis=1)]  # few documents have no resamples
     sums = AxisSums.read(ordered.runs, groups, units, progress)
     mean_RP = sums.means(ALL, weight_RU)[0][:, 0]
     ends = np.cumsum([len(x_K) for x_K in ordered.x_I])[:-1]

@@ -247,10 +247,11 @@ def test_a_spectrum_of_other_probes_or_of_an_older_version_is_refused(run, tmp_p
         laws_run(copy)
 
 
-def test_laws_of_one_document_have_no_intervals_over_documents(run, tmp_path):
+@pytest.mark.parametrize("documents", [1, 3])
+def test_laws_of_few_documents_have_no_intervals_over_documents(run, tmp_path, documents):
     probe_set = plain_probe_set(N_TOKENS)
-    for name in ("document_BS", "dataset_BS"):
-        getattr(probe_set, name)[:] = 0
+    probe_set.dataset_BS[:] = 0
+    probe_set.document_BS[:] = np.arange(len(probe_set.document_BS))[:, None] % documents
     one = write_run(tmp_path / "one", STEPS, run.read_losses(), probe_set)
     fit_run(one)
     spectrum_run(one, null_tokens=200, n_resamples=20, seed=0)
