@@ -15,14 +15,11 @@ from megatron_tokscale.core.arrays import Floats, Floats32
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.fit import MIN_PROBES, SigmoidFits, fit_sigmoids
 from megatron_tokscale.results import FittedRun
-from megatron_tokscale.spectrum.common_clock import common_clock
+from megatron_tokscale.spectrum.common_clock import CLOCKS, common_clock
 from megatron_tokscale.spectrum.scored_range import probe_rates, scored_range_of
 from megatron_tokscale.store import Run, check_different_runs, check_same_tokens
 from megatron_tokscale.store.reader import Time
 
-CLOCKS: Final[tuple[Time, ...]] = ("tokens", "step", "axis")
-"""Clocks by preference: time saved is data saved. On the summed learning rate, which explains the
-effect of a learning rate away, runs are compared only if the user says so."""
 _SAME_END: Final = 0.02
 """Largest difference of ln time at which two ends count as one (our choice)."""
 
@@ -114,7 +111,8 @@ class RunsToCompare:
             a: the baseline.
             b: the other run.
             noise: further seeds of the baseline.
-            clock: the clock to use; None for the first of `CLOCKS` that all runs know.
+            clock: the clock to use; None for the first of `CLOCKS` that all runs know. The summed
+                learning rate, which explains the effect of a learning rate away, is not among them.
 
         Raises:
             TokscaleError: two of the runs are the same, watch different tokens or have no common

@@ -29,7 +29,6 @@ DEFAULT_SPLIT: Final = "969, 30, 1"
 type DataPath = Sequence[str] | Mapping[str, Sequence[str]]
 """Megatron's --data-path words; with per-split arguments, the words of each part that has data."""
 
-_STORAGE = ("s3://", "msc://")
 _UNREAD: Final = {
     "mock_data": "it has no files",
     "object_storage_cache_path": "only local files are read",
@@ -224,7 +223,7 @@ def read_per_split_data_args(path: Path) -> dict[str, list[str]]:
     return words
 
 
-def is_in_storage(path: Path) -> bool:
+def is_in_storage(path: Path | str) -> bool:
     """Return True for a path in object storage."""
     return str(path).startswith(("s3:/", "msc:/"))  # Path makes one slash of two
 
@@ -271,7 +270,7 @@ def parse_data_path(
     for prefix in prefixes:
         if not prefix:
             raise TokscaleError(f"{flag} has an empty prefix; give the path without .bin/.idx")
-        if prefix.startswith(_STORAGE):
+        if is_in_storage(prefix):
             raise TokscaleError(
                 f"{flag}: {prefix} is in object storage (--object-storage-cache-path); only local "
                 "files are read; give a local copy"

@@ -78,7 +78,7 @@ def laws_run(
 
     Raises:
         TokscaleError: the run has no spectrum, or one of other probes; the others watch other
-            tokens; the corpus cannot be read.
+            tokens; a run is given twice; the corpus cannot be read.
     """
     progress = progress or NoProgress()
     sources = _Sources.open(run, others, corpus, split)

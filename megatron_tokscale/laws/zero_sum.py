@@ -25,7 +25,7 @@ from scipy.sparse import csr_array
 
 from megatron_tokscale.core.arrays import Floats, Integers
 from megatron_tokscale.core.errors import TokscaleError, UndefinedError
-from megatron_tokscale.core.resampling import LEAST_UNITS, percentile_interval
+from megatron_tokscale.core.resampling import percentile_interval
 from megatron_tokscale.results.estimate import Estimate
 from megatron_tokscale.results.laws import ZeroSumPair, ZeroSumResult
 from megatron_tokscale.store import Run
@@ -209,7 +209,7 @@ class ZeroSum:
 def measure_zero_sum(run: Run, n_resamples: int, seed: int) -> ZeroSumResult:
     """Return the metrics of a run's pairs of probes, with intervals over documents.
 
-    A run of few documents has no intervals (`LEAST_UNITS`).
+    A run of few documents has no resamples, and so no intervals (`Units.weights`).
 
     Raises:
         UndefinedError: no probe lies near twice the step of another, or no token has finite losses.
@@ -219,8 +219,9 @@ def measure_zero_sum(run: Run, n_resamples: int, seed: int) -> ZeroSumResult:
     for at_N, loss_NK in run.finite_blocks():
         sums.add(loss_NK, unit_N=units.unit_N[at_N])
     whole = sums.metrics()
-    if len(units) >= LEAST_UNITS:
-        intervals = sums.intervals(units.weights(n_resamples, seed)[1:])
+    weight_RU = units.weights(n_resamples, seed)[1:]
+    if np.isfinite(weight_RU).all():
+        intervals = sums.intervals(weight_RU)
     else:
         intervals = ZeroSumIntervals(*[np.full((2, len(sums.to_step_P)), np.nan)] * 3)
     pairs = zip(

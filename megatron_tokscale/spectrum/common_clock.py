@@ -4,11 +4,15 @@ Shapes: K probe steps.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.store import Run
 from megatron_tokscale.store.reader import Time
+
+CLOCKS: Final[tuple[Time, ...]] = ("tokens", "step", "axis")
+"""Clocks by preference: time saved is data saved. An imported run may have no time but its axis."""
 
 
 def common_clock(runs: Sequence[Run], clocks: Sequence[Time]) -> tuple[Time, list[Floats]] | None:

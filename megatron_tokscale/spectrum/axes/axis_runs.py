@@ -13,16 +13,15 @@ from megatron_tokscale.core.arrays import Floats, Mask
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.core.model_size import SIZE_KEYS, ModelSize
 from megatron_tokscale.results.axis import AxisOfRuns
-from megatron_tokscale.spectrum.common_clock import common_clock
+from megatron_tokscale.spectrum.common_clock import CLOCKS, common_clock
 from megatron_tokscale.spectrum.scored_range import DECAYED, probe_rates
 from megatron_tokscale.store import Run, check_different_runs, check_same_tokens
 from megatron_tokscale.store.reader import Time
 
 LEAST_RUNS: Final = 3
 """Fewest runs of an axis (our choice): two show no trend that could fail."""
-_CLOCKS: Final[tuple[Time, ...]] = ("lr-sum", "tokens", "step", "axis")
-"""Clocks by preference. Between runs with other learning rates, time is the summed rate; an
-imported run may have no time but that of its file."""
+_CLOCKS: Final[tuple[Time, ...]] = ("lr-sum", *CLOCKS)
+"""Clocks by preference. Between runs with other learning rates, time is the summed rate."""
 _LEAST_SHARED: Final = 0.5
 """Share of a branch's steps that are the trunk's: a warm-up alone makes no branch (our choice)."""
 

@@ -7,17 +7,15 @@ Shapes: K probe steps.
 """
 
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 
 from megatron_tokscale.core.arrays import Floats
 from megatron_tokscale.core.errors import TokscaleError
 from megatron_tokscale.results import FittedRun
-from megatron_tokscale.spectrum.common_clock import check_units, common_clock
+from megatron_tokscale.spectrum.common_clock import CLOCKS, check_units, common_clock
 from megatron_tokscale.store.reader import Time
-
-_FIT_TIMES: Final[tuple[Time, ...]] = ("tokens", "step", "axis")
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class SharedClock:
             clock, (source_x_K, target_x_K) = found
             return cls(clock, source_x_K, target_x_K, source.x_K)
         if source.time != target.time:
-            known = common_clock(runs, _FIT_TIMES)
+            known = common_clock(runs, CLOCKS)
             remedy = f"fit both with --time {known[0]}" if known else "import them with one unit"
             raise TokscaleError(
                 f"{source.run.path} is fitted in {source.time}, {target.run.path} in "

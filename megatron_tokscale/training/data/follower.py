@@ -119,12 +119,15 @@ class Follower(JobPart):
         train, n_samples = built.train, built.n_samples[0]
         is_first, has_data = torch.distributed.get_rank() == 0, train is not None
         made = while_others_wait(
-            lambda: self._build(state, train, n_samples) if has_data else None, where=is_first
+            lambda: _with_one_mask(self._build(state, train, n_samples)) if has_data else None,
+            where=is_first,
         )
         if from_rank_0(lambda: self._is_moved):
             self._move()
         mapped = together(
-            lambda: _once_shown(lambda: self._prepared(state, train, n_samples, build=False)),
+            lambda: _with_one_mask(
+                _once_shown(lambda: self._prepared(state, train, n_samples, build=False))
+            ),
             where=has_data and not is_first,
         )
         return built.with_train(mapped if made is None else made)
@@ -209,7 +212,6 @@ class Follower(JobPart):
         # Open the packings at one epoch. Megatron's indices of that epoch are in the cache too.
         moved = self._cache if self._is_moved else None
         packed = open_packings(self.plan, chosen, documents, self._cache, moved, build=build)
-        share_masks(packed)
         if build:
             self._records = [
                 self._record_of(packing, dataset)
@@ -337,6 +339,12 @@ class Follower(JobPart):
         except (TokscaleError, OSError) as error:
             return str(error)
         return None
+
+
+def _with_one_mask(planned: PlannedDataset) -> PlannedDataset:
+    """Return the dataset of a job, whose packings share their masks."""
+    share_masks(planned.datasets)
+    return planned
 
 
 def _once_shown(action: Callable[[], PlannedDataset]) -> PlannedDataset:

@@ -5,6 +5,7 @@ Shapes: D datasets of the plan, J packings of the plan.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core.datasets.gpt_dataset import GPTDataset
@@ -103,11 +104,14 @@ def open_packings(
     return opened
 
 
-def share_masks(datasets: Sequence[GPTDataset | None]) -> None:
-    """Let all datasets of a plan have one attention mask, which Megatron keeps once per dataset.
+def share_masks(datasets: Sequence[Any]) -> None:
+    """Let all packings of a plan have one attention mask, which Megatron keeps once per dataset.
 
     A mask has S^2 bytes, and a plan has many packings. It is made here, before loader workers are
     forked, so that they share it too. Nothing is shared where the masks depend on the sample.
+
+    Args:
+        datasets: what `open_packings` returns.
     """
     filled = [each for each in datasets if each is not None and len(each)]
     if not filled or not filled[0].masks_and_position_ids_are_cacheable:

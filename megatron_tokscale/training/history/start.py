@@ -34,9 +34,10 @@ def start_of(args: Namespace) -> JobStart | None:
     """
     if getattr(args, "non_persistent_ckpt_type", None):
         return None
-    if args.load and not args.finetune and is_in_storage(Path(args.load)):
+    is_new = args.finetune or not args.load
+    if not is_new and is_in_storage(args.load):
         return None
-    if args.finetune or not args.load or not (Path(args.load) / _TRACKER).is_file():
+    if is_new or not (Path(args.load) / _TRACKER).is_file():
         return JobStart(0, 0)
     try:
         step = int(args.ckpt_step or (Path(args.load) / _TRACKER).read_text())

@@ -88,8 +88,8 @@ class Microbatches:
     def _filled_bS(self, rows_b: Integers) -> Integers32:
         """Return the tokens of some rows, filled up with those of the rows after them.
 
-        What stands behind a row's last watched token changes no loss of it. Rows filled up with one
-        token would send it to the same experts S times, and fill their capacity.
+        Tokens behind a row's last watched one change none of its losses. If all of them were the
+        same, they would go to the same experts, and fill their capacity.
         """
         tokens_bS = self.probe_set.tokens_BS[rows_b]
         for row, tokens_S in zip(rows_b, tokens_bS, strict=True):
@@ -107,7 +107,7 @@ class Microbatches:
 
     @cached_property
     def _end_B(self) -> Integers:
-        """Where each row ends in `_token_X`."""
+        """End of each row in `_token_X`."""
         return self._length_B.cumsum()
 
     @cached_property

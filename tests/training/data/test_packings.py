@@ -4,6 +4,7 @@ import pickle
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,6 +45,8 @@ from megatron_tokscale.data import (
 from megatron_tokscale.data.dataset import PlannedDataset
 from megatron_tokscale.data.document_strata import held_out_documents, packing_sizes
 from megatron_tokscale.data.index import extend_index
+from megatron_tokscale.training.data import follower
+from megatron_tokscale.training.data.follower import Follower
 from megatron_tokscale.training.data.packings import packed_documents, packed_sizes, share_masks
 
 N = 150
@@ -394,3 +397,24 @@ def test_masks_that_depend_on_the_sample_are_not_shared(prefixes, tmp_path):
     )
     share_masks(packed)
     assert not any(dataset.masks_and_position_ids_are_cached for dataset in packed)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_dataset_that_a_rank_trains_on_has_one_mask(prefixes, tmp_path, monkeypatch, rank):
+    """Rank 0 makes the plan's files, the others map them."""
+    jobs = job_datasets(prefixes, tmp_path, create_attention_mask=True)
+    planned = follow(plan_of(prefixes), prefixes, tmp_path, N, jobs=jobs)
+    part = Follower.__new__(Follower)
+    part._is_moved = False
+    monkeypatch.setattr(Follower, "_settle", lambda *_: None)
+    monkeypatch.setattr(Follower, "_build" if rank == 0 else "_prepared", lambda *_, **__: planned)
+    monkeypatch.setattr(follower.torch.distributed, "get_rank", lambda: rank)
+    for name in ("while_others_wait", "together"):
+        monkeypatch.setattr(follower, name, lambda act, *, where: act() if where else None)
+    monkeypatch.setattr(follower, "from_rank_0", lambda act: act())
+    built = SimpleNamespace(
+        is_distributed=True, train="the job's own", n_samples=[N], with_train=lambda train: train
+    )
+    train = part.on_data(None, built)
+    assert train is planned
+    assert len({dataset.cached_attention_mask.data_ptr() for dataset in train.datasets}) == 1
